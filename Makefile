@@ -1,0 +1,57 @@
+# `make` alone lists the targets. Everything runs in .venv, made from requirements.lock when a target first needs it.
+.DEFAULT_GOAL := help
+.PHONY: help check test pure demo dev bench bench-quick chaos lint format docs lock clean
+BIN := .venv/bin
+READY := .venv/ready
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): requirements.lock pyproject.toml .ci/bootstrap
+	@sh .ci/bootstrap
+
+check: lint pure ## format, lint, types, import contracts and pure tests; needs no services, takes seconds
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+pure: $(READY)
+	$(BIN)/pytest -q tests/pure
+
+test: $(READY) ## every test except the long chaos campaigns, on real RabbitMQ and PostgreSQL; under ten minutes
+	$(BIN)/pytest -q -m "not chaos" tests
+
+demo: $(READY) ## run the whole thing on this machine for a minute and watch it
+	@$(BIN)/taskherd demo
+
+dev: $(READY) ## private RabbitMQ, PostgreSQL and a worker, up until Ctrl-C
+	@$(BIN)/taskherd dev
+
+bench: $(READY) ## reports/s end to end, beside an ack-only consumer
+	$(BIN)/python -m benchmarks
+
+bench-quick: $(READY) ## the same, smaller
+	$(BIN)/python -m benchmarks --quick
+
+chaos: $(READY) ## kill the worker, the broker and the database at every failpoint, many times
+	$(BIN)/pytest -q -m chaos --timeout 3600 tests/chaos
+
+format: $(READY) ## format and fix what can be fixed
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+docs: $(READY) ## write the generated documents again
+	$(BIN)/python -m taskherd.wire.asyncapi > docs/asyncapi.yaml
+	$(BIN)/python -m taskherd.core.diagram > docs/state-diagram.md
+	$(BIN)/python -m taskherd.settings > docs/settings.md
+	$(BIN)/python -m taskherd.observe.metrics > docs/metrics.md
+
+lock: $(READY) ## pin the newest dependencies, with hashes (needs uv)
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		--all-extras pyproject.toml -o requirements.lock --upgrade
+
+clean: ## remove the environment, caches and the private services' data
+	rm -rf .venv .taskherd .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

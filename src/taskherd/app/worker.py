@@ -1,0 +1,305 @@
+"""The worker process: what it is made of, how it comes up, and how it leaves.
+
+Started in the order in which things stand on each other, stopped in the reverse: intake first, then what is in hand,
+then what is still to be told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from contextlib import suppress
+from datetime import timedelta
+from functools import partial
+from secrets import token_hex
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import coolname
+import structlog
+import uvloop
+
+from taskherd.app.clock import Clock
+from taskherd.broker import lenient, topology
+from taskherd.broker.connection import Hooks, Link
+from taskherd.broker.consume import Intake, Source
+from taskherd.broker.publish import Publisher
+from taskherd.core import names as task_names
+from taskherd.core.builds import Backoff
+from taskherd.core.liveness import Patience
+from taskherd.errors import Misconfigured, Unavailable
+from taskherd.flow.ground import Ground, Schedule, Terms
+from taskherd.flow.ingest import Ingest
+from taskherd.flow.names import NameBook
+from taskherd.flow.orders import Orders
+from taskherd.flow.patience import persist
+from taskherd.flow.probe import Probe
+from taskherd.flow.relay import Relay
+from taskherd.flow.sweeper import Sweeper
+from taskherd.observe import failpoints, logs
+from taskherd.observe.metrics import Metrics
+from taskherd.observe.ops import OpsServer
+from taskherd.observe.readiness import Readiness
+from taskherd.store import migrate, timers
+from taskherd.store.engine import dispose, in_use, open_engine, transaction
+from taskherd.wire.tokens import agent_token
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aiormq.abc import AbstractChannel
+
+    from taskherd.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+NEEDED = ("database_url", "amqp_url", "secret_key")
+COMMANDS_PREFETCH = 200
+REPLIES_MOST = 1_000
+DELETE_FIRST = timedelta(seconds=5)
+
+
+def main(settings: Settings) -> None:
+    """Run a worker until SIGTERM or SIGINT. Raises Misconfigured before anything is begun."""
+    missing = [name for name in NEEDED if not getattr(settings, name)]
+    if missing:
+        raise Misconfigured(missing[0], "must be set for a worker")
+    logs.configure(settings.log_level, settings.log_format, secrets=settings.secrets)
+    uvloop.run(Worker(settings).run())
+
+
+class Worker:
+    """A worker process."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Build everything; nothing connects before ``run``."""
+        self._settings = settings
+        self._stopping = asyncio.Event()
+        self._clock = Clock()
+        self.metrics = Metrics()
+        self._readiness = Readiness("broker", "consumers")
+        self._readiness.check("database", self._check_database)
+        self._readiness.check("schema", self._check_schema)
+        self.metrics.failpoint_armed.set(bool(settings.failpoint))
+        self._id = f"{socket.gethostname()}-{uuid4().hex[:8]}"
+        self._names = topology.Names(settings.amqp_prefix)
+        self._engine = open_engine(
+            settings.database_url,
+            size=settings.database_pool,
+            application_name="taskherd-worker",
+        )
+        lenient.install()
+        hooks = Hooks(on_up=self._broker_up, on_down=self._broker_down, on_refused=self._broker_refused)
+        self._consume = Link(settings.amqp_url, "consume", hooks)
+        self._publish = Link(settings.amqp_url, "publish", hooks)
+        self._seen_up: set[str] = set()
+        self._publisher = Publisher(self._publish)
+        queues = self._names.report_queues(settings.report_partitions)
+        self._reports = Intake(
+            self._consume, partial(self._prepare, queues), prefetch=settings.prefetch, on_trouble=self._trouble
+        )
+        self._commands = Intake(
+            self._consume,
+            partial(self._prepare, (self._names.commands,)),
+            prefetch=COMMANDS_PREFETCH,
+            on_trouble=self._trouble,
+        )
+        self._answers = Intake(self._consume, self._own_queue, prefetch=REPLIES_MOST, on_trouble=self._trouble)
+        self._queues = queues
+        self._ground = self._make_ground()
+        self._relay = Relay(self._ground, settings.relay_every)
+        self.probe = Probe(self._publisher, self._names, self._answers, self.metrics, self._clock.now)
+        self._ingest = Ingest(self._reports, self._ground, self._relay, self.probe)
+        self._orders = Orders(self._commands, self._ground, self._relay)
+        self._sweeper = Sweeper(self._id, self._ground, self._relay, self.probe, self._clock.correct)
+        self._ops = OpsServer(self.metrics, self._readiness)
+
+    def _make_ground(self) -> Ground:
+        settings = self._settings
+        dice = task_names.Dice(partial(coolname.generate_slug, 2), partial(token_hex, 2))
+        return Ground(
+            engine=self._engine,
+            publisher=self._publisher,
+            names=self._names,
+            book=NameBook(self._engine),
+            metrics=self.metrics,
+            now=self._clock.now,
+            hit=failpoints.armed(settings.failpoint),
+            trouble=self._trouble,
+            stopping=self._stopping,
+            patience=_patience(settings),
+            delete_backoff=Backoff(DELETE_FIRST, timedelta(seconds=settings.delete_backoff_most)),
+            schedule=_schedule(settings),
+            terms=_terms(settings),
+            draw=partial(task_names.generate, dice=dice),
+            strict_send=settings.send_mode == "strict",
+        )
+
+    def stop(self) -> None:
+        """Leave, in order, as for SIGTERM."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Come up, work until told to stop, and leave in order."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        port = await self._ops.start(self._settings.ops_host, self._settings.ops_port)
+        log.info("worker starting", worker_id=self._id, ops_port=port)
+        try:
+            if await self._prepared():
+                await self._work()
+        finally:
+            await self._ops.close()
+            await asyncio.gather(self._consume.close(), self._publish.close())
+            await dispose(self._engine)
+            log.info("worker ended", worker_id=self._id)
+
+    async def _prepared(self) -> bool:
+        """Wait for the database, bring its schema up to date; whether to go on."""
+        upgrade = partial(migrate.upgrade_async, self._settings.database_url)
+        migrating = asyncio.create_task(persist(upgrade, self._stopping, self._database_away), name="migrate")
+        stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
+        await asyncio.wait({migrating, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not migrating.done():
+            migrating.cancel()
+            await asyncio.wait({migrating})
+            return False
+        stopping.cancel()
+        migrating.result()
+        return True
+
+    async def _work(self) -> None:
+        self._consume.start()
+        self._publish.start()
+        for intake in (self._answers, self._commands, self._reports):
+            intake.start()
+        settings = self._settings
+        doors = [
+            asyncio.create_task(self._ingest.run(settings.batch_most, settings.batch_wait), name="ingest"),
+            asyncio.create_task(self._orders.run(), name="orders"),
+        ]
+        telling = asyncio.create_task(self._relay.run(), name="relay")
+        around = [
+            asyncio.create_task(self._sweeper.run(settings.sweep_every), name="sweeper"),
+            asyncio.create_task(self.probe.answer(), name="probe answers"),
+            asyncio.create_task(self.probe.hear(), name="probe hears"),
+            asyncio.create_task(
+                self.probe.send(settings.probe_every, settings.probe_timeout, self._queues), name="probe sends"
+            ),
+            asyncio.create_task(self._watch(), name="watch"),
+        ]
+        stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
+        await asyncio.wait({stopping, telling, *doors, *around}, return_when=asyncio.FIRST_COMPLETED)
+        self._stopping.set()
+        await self._leave(doors, telling, around)
+
+    async def _leave(
+        self, doors: list[asyncio.Task[None]], telling: asyncio.Task[None], around: list[asyncio.Task[None]]
+    ) -> None:
+        """Stop the intake, finish the batch in hand, tell what is committed; all of it within the grace time."""
+        log.info("worker stopping")
+        self._readiness.clear("consumers", "stopping")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.grace):
+                await asyncio.gather(self._reports.stop(), self._commands.stop())
+                await asyncio.wait(doors)
+                await self._relay.stop()
+                await asyncio.wait({telling})
+                with suppress(Unavailable):
+                    await self._sweeper.leave()
+        tasks = [*doors, telling, *around]
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        for intake in (self._reports, self._commands, self._answers):
+            await intake.close()
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+
+    async def _watch(self) -> None:
+        """See every few seconds whether we are really consuming, and say so where others look."""
+        while True:
+            consuming = self._reports.consuming and self._commands.consuming
+            if consuming:
+                self._readiness.set("consumers")
+            else:
+                self._readiness.clear("consumers", "not consuming")
+                self.probe.gap()
+            self.metrics.in_flight.set(self._reports.buffered)
+            self.metrics.pool_in_use.set(in_use(self._engine))
+            await asyncio.sleep(0.5)
+
+    async def _prepare(self, queues: Sequence[str], channel: AbstractChannel) -> Sequence[Source]:
+        await topology.declare(channel, self._names, self._settings.report_partitions)
+        return [Source(queue) for queue in queues]
+
+    async def _own_queue(self, channel: AbstractChannel) -> Sequence[Source]:
+        self.probe.reply_queue = await topology.declare_own_queue(channel, length=REPLIES_MOST)
+        return [Source(self.probe.reply_queue)]
+
+    def _broker_up(self, name: str) -> None:
+        if name in self._seen_up:
+            self.metrics.reconnects.labels(name).inc()
+        self._seen_up.add(name)
+        self.metrics.broker_up.set(1)
+        self._readiness.set("broker")
+        log.info("broker connected", connection=name)
+
+    def _broker_down(self, name: str, reason: str) -> None:
+        self.probe.gap()
+        self.metrics.broker_up.set(0)
+        self._readiness.clear("broker", reason)
+        log.warning("broker lost", connection=name, reason=reason)
+
+    def _broker_refused(self, name: str, reason: str) -> None:
+        self._readiness.clear("broker", reason)
+        log.warning("broker away", connection=name, reason=reason)
+
+    def _database_away(self, reason: str) -> None:
+        self.metrics.database_up.set(0)
+        log.warning("database away", reason=reason)
+
+    async def _check_database(self) -> None:
+        async with transaction(self._engine) as connection:
+            await timers.clock(connection)
+
+    async def _check_schema(self) -> None:
+        async with transaction(self._engine) as connection:
+            await migrate.check(connection)
+
+    def _trouble(self, reason: str) -> None:
+        self.probe.gap()
+        log.warning("waiting", reason=reason)
+
+
+def _patience(settings: Settings) -> Patience:
+    return Patience(
+        agent_lost_after=timedelta(seconds=settings.agent_lost_after),
+        agent_connect_timeout=timedelta(seconds=settings.agent_connect_timeout),
+        build_timeout=timedelta(seconds=settings.build_timeout),
+        request_ttl=timedelta(seconds=settings.request_ttl),
+        mass_silence_hold=timedelta(seconds=settings.mass_silence_hold),
+    )
+
+
+def _schedule(settings: Settings) -> Schedule:
+    return Schedule(
+        first=timedelta(seconds=settings.request_backoff_first),
+        most=timedelta(seconds=settings.request_backoff_most),
+        ttl=timedelta(seconds=settings.request_ttl),
+        runner_answer=timedelta(seconds=settings.runner_answer_timeout),
+        token=partial(agent_token, settings.secret_keys[0]),
+    )
+
+
+def _terms(settings: Settings) -> Terms:
+    return Terms(
+        parked_ttl=timedelta(seconds=settings.parked_ttl),
+        parked_most=settings.parked_most,
+        command_memory=timedelta(seconds=settings.command_memory),
+        history_retention=timedelta(seconds=settings.history_retention),
+        log_retention=timedelta(seconds=settings.log_retention),
+    )

@@ -1,0 +1,1 @@
+"""RabbitMQ: connections that come back, topology, fast consuming, confirmed publishing, dead letters."""

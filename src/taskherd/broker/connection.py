@@ -1,0 +1,218 @@
+"""One supervised AMQP connection for one purpose: it comes up by itself, and comes back when it is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from aio_pika import Connection
+from aio_pika.connection import make_url
+from aiormq.channel import Channel
+from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
+from aiormq.exceptions import AMQPError, ChannelInvalidStateError
+
+from taskherd.broker import lenient
+from taskherd.errors import Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from yarl import URL
+
+TIMEOUT = 5.0
+"""Seconds that any one exchange with the broker may take."""
+HEARTBEAT = 10
+"""Seconds between AMQP heartbeats; a frozen broker is noticed within about three of them."""
+BACKOFF_FIRST, BACKOFF_MOST = 0.1, 5.0
+_CLOSE_TIMEOUT = 2.0
+
+_BROKEN = (AMQPError, ChannelInvalidStateError, OSError, TimeoutError)
+_BARE = (Exception, RuntimeError)
+
+
+def backoff(failures: int) -> float:
+    """Return the seconds to wait after so many `failures` in a row: exponential, capped, with full jitter."""
+    return random.uniform(0, min(BACKOFF_MOST, BACKOFF_FIRST * 2 ** min(failures, 10)))  # noqa: S311 - no secret
+
+
+@contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """Raise `Unavailable` for whatever aio-pika raises when the broker is away.
+
+    That includes two of aiormq's own making: a bare `Exception` or `RuntimeError` from what was waiting when a
+    connection ended, and `CancelledError` from a future that nobody cancelled (then `cancelling()` is 0).
+    """
+    try:
+        yield
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise Unavailable(f"{doing}: the connection was lost") from error
+    except TimeoutError as error:
+        raise Unavailable(f"{doing}: no answer in time") from error
+    except Exception as error:
+        if isinstance(error, _BROKEN) or type(error) in _BARE:
+            raise Unavailable(f"{doing}: {str(error) or type(error).__name__}") from error
+        raise
+
+
+def _ignore(*_: str) -> None:
+    """Do nothing, where nobody asked to be told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What to call when a link changes: each gets the link's name, the last two also the reason."""
+
+    on_up: Callable[[str], None] = _ignore
+    on_down: Callable[[str, str], None] = _ignore
+    on_refused: Callable[[str, str], None] = _ignore
+
+
+class _Socket(TransportFactory):
+    """Opens the socket as aiormq would and keeps hold of it, since only an abort ends a stuck connection for sure."""
+
+    def __init__(self) -> None:
+        self._writer: asyncio.StreamWriter | None = None
+
+    async def create(self, url: URL, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        factory = TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()
+        reader, self._writer = await factory.create(url, **options)
+        return reader, self._writer
+
+    def abort(self) -> None:
+        if self._writer is not None:
+            self._writer.transport.abort()
+
+
+class Link:
+    """A connection to the broker at `url`; `name` says what for, and shows in the broker's list of connections.
+
+    `start` returns at once. From then on the link connects and reconnects by itself, waiting a little longer after each
+    failure, until `close`. Consuming and publishing need a link each: a broker that blocks publishers stops reading
+    from their connections, acks included.
+    """
+
+    def __init__(self, url: str, name: str, hooks: Hooks | None = None) -> None:
+        lenient.install()
+        self.name = name
+        self._url = url
+        self._hooks = hooks or Hooks()
+        self._up = asyncio.Event()
+        self._connection: Connection | None = None
+        self._socket: _Socket | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+
+    @property
+    def is_up(self) -> bool:
+        """Whether there is a connection, as far as we know."""
+        return self._up.is_set()
+
+    def start(self) -> None:
+        """Begin to connect, in the background."""
+        if self._supervisor is None:
+            self._supervisor = asyncio.create_task(self._supervise(), name=f"amqp {self.name}")
+
+    async def wait_up(self, timeout: float = TIMEOUT) -> None:  # noqa: ASYNC109 - as a bound, not to be composed
+        """Return when there is a connection; raises `Unavailable` after `timeout` seconds without."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._up.wait()
+        except TimeoutError as error:
+            raise Unavailable(f"RabbitMQ can't be reached ({self.name})") from error
+
+    async def channel(self, *, confirms: bool = False) -> Channel:
+        """Return a new channel, aiormq's own; raises `Unavailable`.
+
+        With `confirms`, the broker confirms what is published on it, and a message returned raises.
+        """
+        await self.wait_up()
+        connection = self._connection
+        if connection is None:
+            raise Unavailable(f"RabbitMQ can't be reached ({self.name})")
+        with translated("opening a channel"):
+            async with asyncio.timeout(TIMEOUT):
+                channel = connection.channel(publisher_confirms=confirms, on_return_raises=confirms)
+                await channel.initialize()
+                underlay = await channel.get_underlay_channel()
+        assert isinstance(underlay, Channel)
+        return underlay
+
+    def drop(self) -> None:
+        """Cut the connection, at once and whatever state it is in, so that a new one is made."""
+        if self._socket is not None:
+            self._socket.abort()
+
+    async def close(self) -> None:
+        """Close the connection and stop reconnecting, within a few seconds."""
+        supervisor, self._supervisor = self._supervisor, None
+        if supervisor is not None:
+            supervisor.cancel()
+            await asyncio.wait({supervisor})
+        connection, socket = self._connection, self._socket
+        self._connection = self._socket = None
+        self._up.clear()
+        if connection is not None and socket is not None:
+            await _discard(connection, socket, gently=True)
+
+    async def _supervise(self) -> None:
+        failures = 0
+        while True:
+            began = asyncio.get_running_loop().time()
+            try:
+                self._connection, self._socket = await self._connect()
+            except Unavailable as error:
+                self._hooks.on_refused(self.name, str(error))
+            else:
+                self._up.set()
+                self._hooks.on_up(self.name)
+                reason = await _lost(self._connection)
+                await self._take_down(reason)
+            lived = asyncio.get_running_loop().time() - began
+            failures = 0 if lived > 2 * TIMEOUT else failures + 1
+            await asyncio.sleep(backoff(failures))
+
+    async def _take_down(self, reason: str) -> None:
+        connection, socket = self._connection, self._socket
+        self._up.clear()
+        self._connection = self._socket = None
+        self._hooks.on_down(self.name, reason)
+        if connection is not None and socket is not None:
+            await _discard(connection, socket)
+
+    async def _connect(self) -> tuple[Connection, _Socket]:
+        socket = _Socket()
+        connection = Connection(
+            make_url(self._url, heartbeat=HEARTBEAT), client_properties={"connection_name": f"taskherd {self.name}"}
+        )
+        connection.kwargs["transport_factory"] = socket
+        try:
+            with translated("connecting to RabbitMQ"):
+                async with asyncio.timeout(TIMEOUT):
+                    await connection.connect()
+        except BaseException:
+            await _discard(connection, socket)
+            raise
+        return connection, socket
+
+
+async def _lost(connection: Connection) -> str:
+    """Wait until `connection` is lost and return why."""
+    assert connection.transport is not None
+    closing = connection.transport.connection.closing
+    await asyncio.wait({closing})
+    error = None if closing.cancelled() else closing.exception()
+    return str(error) if error is not None and str(error) else "closed"
+
+
+async def _discard(connection: Connection, socket: _Socket, *, gently: bool = False) -> None:
+    if not gently:
+        socket.abort()
+    with suppress(Unavailable), translated("closing"):
+        async with asyncio.timeout(_CLOSE_TIMEOUT):
+            await connection.close()
+    socket.abort()

@@ -1,0 +1,25 @@
+"""`taskherd dev`: RabbitMQ, PostgreSQL and a worker on this machine until Ctrl-C."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from taskherd.errors import Misconfigured
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("dev")(dev)
+
+
+def dev(
+    services_only: Annotated[bool, typer.Option("--services-only", help="Start just RabbitMQ and PostgreSQL.")] = False,
+) -> None:
+    """Run private services and a worker in ./.taskherd until Ctrl-C; what they keep is found by the next start."""
+    try:
+        from taskherd.dev import dev as session  # noqa: PLC0415 - needs an extra that production does without
+    except ModuleNotFoundError as error:
+        raise Misconfigured("taskherd dev", f"{error.name} is missing: run `pip install 'taskherd[local]'`") from None
+    raise typer.Exit(session.run(services_only=services_only))

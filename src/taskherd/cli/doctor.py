@@ -1,0 +1,32 @@
+"""`taskherd doctor`: looks an installation over and says what is wrong and what to do about it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from taskherd.cli.checkup import State, examine
+
+_STYLES = {State.WELL: "green", State.NOTE: "yellow", State.WRONG: "bold red"}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("doctor")(doctor)
+
+
+def doctor() -> None:
+    """Check settings, database, broker and what they hold; exit 1 when something is wrong, saying what to do."""
+    findings = asyncio.run(examine())
+    table = Table(title="taskherd doctor", title_justify="left")
+    table.add_column("", no_wrap=True)
+    for heading in ("what", "found", "what to do"):
+        table.add_column(heading, overflow="fold")
+    for finding in findings:
+        table.add_row(finding.state, finding.what, finding.found, finding.advice, style=_STYLES[finding.state])
+    Console(markup=False, highlight=False).print(table)
+    if any(finding.state is State.WRONG for finding in findings):
+        raise typer.Exit(1)

@@ -1,0 +1,224 @@
+"""A task's turn in a batch: all its inputs folded in order, and everything that follows from them, as one value.
+
+Nothing is read or written here. The corridor fetches what a turn needs and saves what it says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from enum import StrEnum
+from typing import TYPE_CHECKING, assert_never
+
+from taskherd.core import builds, fold, inbox, liveness
+from taskherd.core.lease import plain
+from taskherd.core.obey import Accepted, Refused, obey
+from taskherd.core.reports import Outcome, TaskInput, TaskLog, WorkspaceBuild
+from taskherd.core.view import connected
+
+if TYPE_CHECKING:
+    from datetime import datetime
+    from uuid import UUID
+
+    from taskherd.core.builds import Backoff
+    from taskherd.core.commands import Command
+    from taskherd.core.liveness import Patience
+    from taskherd.core.obey import Surroundings
+    from taskherd.core.reports import Report
+    from taskherd.core.task import Memory, Task
+
+
+class Fate(StrEnum):
+    """What became of a report. The first five are outcomes in the metrics; the rest go to the dead letters too."""
+
+    APPLIED = "applied"
+    UNCHANGED = "unchanged"
+    STALE = "stale"
+    PARKED = "parked"
+    TOMBSTONE = "tombstone"
+    CONFLICT = "build_conflict"
+    UNKNOWN_INPUT = "unknown_input"
+    OVERFLOW = "parked_overflow"
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Why a task changed: a report, a command or a sweep; ``type`` is that of the message, or the sweep's finding."""
+
+    kind: str
+    type: str
+    id: UUID | None = None
+    actor_id: UUID | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewInput:
+    """An input that was accepted, for the end of the inbox."""
+
+    input_id: UUID
+    content: str
+    actor_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The sweeper's visit to a task. ``since``: the watermark; None: silence proves nothing now."""
+
+    since: datetime | None
+    mass_held: bool = False
+    expired_inputs: tuple[UUID, ...] = ()
+
+
+@dataclass(slots=True)
+class Turn:
+    """The task before and after, and what is to be written and sent besides. Mutable while its inputs are folded.
+
+    ``own`` is the text of the document's own part, as it was read and then as it is written.
+    """
+
+    before: Task | None
+    task: Task | None
+    fates: list[tuple[int, Fate]] = field(default_factory=list)
+    answer: Accepted | Refused | None = None
+    own: str = ""
+    sent: list[UUID] = field(default_factory=list)
+    asked: list[int] = field(default_factory=list)
+    settled: list[int] = field(default_factory=list)
+    logs: list[TaskLog] = field(default_factory=list)
+    inputs: list[NewInput] = field(default_factory=list)
+    decided: list[TaskInput] = field(default_factory=list)
+    inbox_failed: bool = False
+    gave_up: str | None = None
+    cause: Cause | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The timers and the surroundings that a turn is judged by."""
+
+    patience: Patience
+    delete_backoff: Backoff
+    around: Surroundings
+    open_inputs: frozenset[UUID] = frozenset()
+    known_inputs: frozenset[UUID] = frozenset()
+
+
+def take_report(turn: Turn, index: int, report: Report, now: datetime, rules: Rules) -> None:
+    """Fold one report into the turn's task, which exists."""
+    task = turn.task
+    if task is None:
+        raise AssertionError
+    if task.deleted_at is not None and not isinstance(report, WorkspaceBuild):
+        turn.fates.append((index, Fate.TOMBSTONE))
+        return
+    report = fold.numbered(report, task.memory)
+    memory = task.memory
+    if isinstance(report, TaskInput):
+        _take_outcome(turn, index, report, now, rules)
+        return
+    folded = fold.fold(memory, report, now)
+    match folded.verdict:
+        case fold.Verdict.CONFLICT:
+            turn.fates.append((index, Fate.CONFLICT))
+            return
+        case fold.Verdict.STALE:
+            turn.fates.append((index, Fate.STALE))
+        case fold.Verdict.FOLDED:
+            turn.fates.append((index, Fate.UNCHANGED))
+            turn.cause = Cause("report", report.type)
+        case _:
+            assert_never(folded.verdict)
+    if isinstance(report, TaskLog):
+        turn.logs.append(report)
+    if isinstance(report, WorkspaceBuild) and memory.unanswered == report.key[0]:
+        turn.settled.append(report.key[0])
+    if folded.memory is not memory:
+        turn.task = replace(task, memory=folded.memory)
+
+
+def _take_outcome(turn: Turn, index: int, report: TaskInput, now: datetime, rules: Rules) -> None:
+    if report.input_id not in rules.known_inputs:
+        turn.fates.append((index, Fate.UNKNOWN_INPUT))
+        return
+    first = report.input_id in rules.open_inputs and all(report.input_id != known.input_id for known in turn.decided)
+    turn.fates.append((index, Fate.UNCHANGED if first else Fate.STALE))
+    if first and turn.task is not None:
+        turn.decided.append(report)
+        delivered = report.outcome is Outcome.DELIVERED
+        memory = inbox.decided(turn.task.memory, report.input_id, now, delivered=delivered)
+        turn.task = replace(turn.task, memory=memory)
+
+
+def take_command(turn: Turn, command: Command, now: datetime, rules: Rules) -> None:
+    """Carry out one command on the turn's task, which may not exist."""
+    answer = obey(turn.task, command, now, rules.around)
+    if isinstance(answer, Accepted):
+        if answer.input is not None and answer.input_id is not None:
+            turn.inputs.append(NewInput(answer.input_id, answer.input, command.actor_id))
+        if answer.task.deleted_at is not None:
+            turn.inbox_failed = True
+        turn.task = answer.task
+        turn.cause = Cause("command", command.type, command.command_id, command.actor_id)
+    turn.answer = answer
+
+
+def take_look(turn: Turn, look: Look, now: datetime, rules: Rules) -> None:
+    """Notice what nobody reports: a silent agent, a build that nobody took up or that fell silent."""
+    task = turn.task
+    if task is None or look.since is None:
+        return
+    for input_id in look.expired_inputs:
+        _expire(turn, task, input_id, now, rules)
+    task = turn.task or task
+    memory = task.memory
+    after = liveness.give_up(memory, look.since, now, rules.patience)
+    if after is not memory:
+        turn.gave_up = after.build.report.transition.value
+        turn.settled.append(after.number)
+        turn.cause = Cause("sweep", "build.given_up")
+    if not look.mass_held and task.deleted_at is None:
+        judged = liveness.judge(after, look.since, now, rules.patience)
+        if judged is not after:
+            turn.cause = Cause("sweep", "agent.silent")
+        after = judged
+    turn.task = replace(task, memory=after)
+
+
+def _expire(turn: Turn, task: Task, input_id: UUID, now: datetime, rules: Rules) -> None:
+    report = TaskInput(
+        task_id=task.id,
+        build_number=task.memory.number,
+        seq=0,
+        input_id=input_id,
+        outcome=Outcome.FAILED,
+        detail="No runner took the input in time.",
+    )
+    if input_id in rules.open_inputs:
+        turn.decided.append(report)
+        turn.task = replace(task, memory=inbox.decided(task.memory, input_id, now, delivered=False))
+
+
+def conclude(turn: Turn, now: datetime, rules: Rules) -> None:
+    """After the last input: carry a delete on, and note which builds were newly asked for."""
+    task = turn.task
+    if task is None:
+        return
+    if task.memory.deletion is not None:
+        task = replace(task, memory=builds.pursue_delete(task.id, task.memory, now, rules.delete_backoff))
+        turn.task = task
+    before = turn.before.memory.asked if turn.before else {}
+    turn.asked.extend(number for number in task.memory.asked if number not in before)
+    turn.asked.sort()
+
+
+LOOK_AGAIN = timedelta(seconds=1)
+"""A task that is due and stays as it is, is looked at again no sooner."""
+
+
+def due_at(memory: Memory, since: datetime | None, now: datetime, patience: Patience) -> datetime | None:
+    """When the sweeper is to look at a task with this memory again; None: not before something is said of it."""
+    retry = memory.deletion.retry_at if memory.deletion else None
+    times = [at for at in (liveness.deadline(memory, patience, since), inbox.due(memory), retry) if at is not None]
+    if connected(memory) and not plain(memory):
+        times.append(memory.heard[memory.number] + patience.agent_lost_after)
+    return max(min(times), now + LOOK_AGAIN) if times else None

@@ -1,0 +1,1 @@
+"""Development on one machine: private RabbitMQ and PostgreSQL, `taskherd dev`, the demo."""

@@ -1,0 +1,155 @@
+"""Processes of a private node: starting them, finding those that a crash left behind, ending them.
+
+Every process is started with `PRIVATE_NODE_OF_TASKHERD` set to the folder of its node, and in that folder.
+Whatever still carries that mark when the node is started again is a leftover and is ended; nothing is killed by its pid
+alone.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import psutil
+from psutil import Process
+
+from taskherd.errors import Unavailable
+
+__all__ = [
+    "Process",
+    "await_ready",
+    "belonging_to",
+    "end",
+    "is_named",
+    "kill",
+    "marked",
+    "send",
+    "spawn",
+    "stop",
+    "tree",
+]
+
+MARK: Final = "PRIVATE_NODE_OF_TASKHERD"
+_POLL: Final = 0.05
+_GONE: Final = (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied)
+
+
+def spawn(argv: Sequence[str | Path], *, home: Path, env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a process of the node in `home`, out of reach of the terminal's Ctrl-C, its output appended to `log`."""
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [str(word) for word in argv],
+            cwd=home,
+            env=marked(env, home),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def marked(env: Mapping[str, str], home: Path) -> dict[str, str]:
+    """The environment of a process that belongs to the node in `home`."""
+    return {**env, MARK: str(home)}
+
+
+def belonging_to(home: Path) -> list[Process]:
+    """Every running process of the node in `home` with its descendants, except this one."""
+    found = [process for process in psutil.process_iter() if process.pid != os.getpid() and _belongs(process, home)]
+    return list({process.pid: process for root in found for process in (root, *tree(root.pid)[1:])}.values())
+
+
+def tree(pid: int) -> list[Process]:
+    """The process and all its descendants, parents first; empty when it is gone."""
+    with suppress(*_GONE):
+        root = Process(pid)
+        return [root, *root.children(recursive=True)]
+    return []
+
+
+def is_named(pid: int, name: str) -> bool:
+    """Tell whether a process with this number runs and its name begins with `name`."""
+    with suppress(*_GONE):
+        return Process(pid).name().startswith(name)
+    return False
+
+
+def send(processes: Sequence[Process], what: signal.Signals) -> None:
+    """Send a signal to those of the processes that still run."""
+    for process in processes:
+        with suppress(*_GONE):
+            process.send_signal(what)
+
+
+def end(processes: Sequence[Process], *, gently: signal.Signals, within: float) -> None:
+    """End processes: thaw them, ask with `gently`, and kill -9 what is left after `within` seconds."""
+    send(processes, signal.SIGCONT)
+    send(processes, gently)
+    _, left = psutil.wait_procs(processes, timeout=within)
+    send(left, signal.SIGKILL)
+    psutil.wait_procs(left, timeout=10)
+
+
+def stop(process: subprocess.Popen[bytes], *, gently: signal.Signals, within: float) -> None:
+    """End a process that we started, and reap it; descendants that outlive it are killed."""
+    family = tree(process.pid)
+    if process.poll() is None:
+        send(family, signal.SIGCONT)
+        process.send_signal(gently)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(within)
+    end(family[1:], gently=signal.SIGKILL, within=5)
+    kill(process)
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill -9 a process that we started with all its descendants, and reap it."""
+    family = tree(process.pid)
+    send(family, signal.SIGKILL)
+    process.wait(30)
+    psutil.wait_procs(family[1:], timeout=10)
+
+
+def await_ready(
+    process: subprocess.Popen[bytes], ready: Callable[[], bool], *, what: str, log: Path, within: float
+) -> None:
+    """Wait until `ready()` holds.
+
+    Raises:
+        Unavailable: when the process ended first or `within` seconds passed; it ends with the last lines of its log.
+    """
+    deadline = time.monotonic() + within
+    while not ready():
+        code = process.poll()
+        if code is not None:
+            raise Unavailable(f"{what} ended with code {code} while starting; {log} ends with:\n{_tail(log)}")
+        if time.monotonic() > deadline:
+            raise Unavailable(f"{what} was not ready within {within:.0f} s; {log} ends with:\n{_tail(log)}")
+        time.sleep(_POLL)
+
+
+def _belongs(process: Process, home: Path) -> bool:
+    with suppress(*_GONE):
+        if process.environ().get(MARK) == str(home):
+            return True
+    with suppress(*_GONE):
+        if not process.name().startswith("postgres"):
+            return False
+        # PostgreSQL's children write their titles over their environment. The environment and the folder of another
+        # user's process can't be read in a container, not even by root, but the command line can.
+        if any(word.startswith(f"{home}/") for word in process.cmdline()):
+            return True
+        return Path(process.cwd()).is_relative_to(home)
+    return False
+
+
+def _tail(log: Path, lines: int = 15) -> str:
+    with suppress(OSError):
+        return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+    return "(nothing)"

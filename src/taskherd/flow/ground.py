@@ -1,0 +1,74 @@
+"""What every loop of the worker stands on: connections, clock and rules, put together by the composition root."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from taskherd.flow.patience import persist
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Awaitable, Callable, Container
+    from datetime import datetime, timedelta
+    from uuid import UUID
+
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from taskherd.broker.publish import Publisher
+    from taskherd.broker.topology import Names
+    from taskherd.core.builds import Backoff
+    from taskherd.core.liveness import Patience
+    from taskherd.flow.names import NameBook
+    from taskherd.observe.failpoints import Failpoint
+    from taskherd.observe.metrics import Metrics
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """When work requests are repeated, and when they are over. ``token``: an agent's token for a task and build."""
+
+    first: timedelta
+    most: timedelta
+    ttl: timedelta
+    runner_answer: timedelta
+    token: Callable[[UUID, int], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How long things are kept, and how many reports are parked for one task."""
+
+    parked_ttl: timedelta
+    parked_most: int
+    command_memory: timedelta
+    history_retention: timedelta
+    log_retention: timedelta
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ground:
+    """The worker's surroundings: ``now`` is its clock, ``hit`` its failpoints, ``trouble`` hears what it waits for."""
+
+    engine: AsyncEngine
+    publisher: Publisher
+    names: Names
+    book: NameBook
+    metrics: Metrics
+    now: Callable[[], datetime]
+    hit: Callable[[Failpoint], None]
+    trouble: Callable[[str], None]
+    stopping: asyncio.Event
+    patience: Patience
+    delete_backoff: Backoff
+    schedule: Schedule
+    terms: Terms
+    draw: Callable[[str, Container[str]], str]
+    strict_send: bool
+
+    async def persist(self, work: Callable[[], Awaitable[T]]) -> T:
+        """The result of ``work``, outages waited out; see `patience.persist`."""
+        return await persist(work, self.stopping, self.trouble)

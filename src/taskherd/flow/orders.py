@@ -1,0 +1,104 @@
+"""The commands' door: one command, one transaction, one reply; its queue is its own, so no backlog stands before it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import orjson
+import structlog
+
+from taskherd.broker import dead
+from taskherd.broker.publish import Published
+from taskherd.errors import Unavailable
+from taskherd.flow.corridor import Batch, reconcile
+from taskherd.store.engine import DataError
+from taskherd.wire import replies
+from taskherd.wire.codec import Bad, decode_command
+from taskherd.wire.dead import Reason
+
+if TYPE_CHECKING:
+    from taskherd.broker.consume import Delivery, Intake
+    from taskherd.core.commands import Command
+    from taskherd.flow.ground import Ground
+    from taskherd.flow.relay import Relay
+
+log = structlog.get_logger(__name__)
+
+AT_ONCE = 100
+
+
+class Orders:
+    """Takes commands until its intake ends."""
+
+    def __init__(self, intake: Intake, ground: Ground, relay: Relay) -> None:
+        """Wire the door to what stands behind it."""
+        self._intake = intake
+        self._ground = ground
+        self._relay = relay
+
+    async def run(self) -> None:
+        """Take commands in order until the intake has stopped and is empty."""
+        while deliveries := await self._intake.batch(AT_ONCE, 0):
+            for delivery in deliveries:
+                try:
+                    await self.take(delivery)
+                except Unavailable as error:
+                    log.warning("command given back", reason=str(error))
+                    continue
+                await self._intake.ack([delivery])
+
+    async def take(self, delivery: Delivery) -> None:
+        """Carry a command out, answer it, and bury what nobody was told of."""
+        command = decode_command(delivery.body)
+        if isinstance(command, Bad):
+            self._ground.metrics.commands.labels("unknown", "invalid").inc()
+            await self._answer(delivery, replies.unreadable(command))
+            await self._bury(delivery, command)
+            return
+        try:
+            reply = await self._carry_out(command)
+        except DataError as error:
+            log.warning("command refused by the database", command_id=str(command.command_id), reason=str(error))
+            bad = Bad(None, Reason.DATA_ERROR, "The database can't take the values of this command.", delivery.body)
+            await self._answer(delivery, replies.unreadable(bad))
+            await self._bury(delivery, bad)
+            return
+        told = orjson.loads(reply)
+        outcome = "accepted" if told["ok"] else "refused"
+        self._ground.metrics.commands.labels(command.type, outcome).inc()
+        log.info("command", type=command.type, outcome=outcome, task_id=str(command.task_id))
+        if delivery.reply_to:
+            await self._answer(delivery, reply)
+        elif not told["ok"]:
+            detail = f"{told['error']['status']} {told['error']['message']}"
+            await self._bury(delivery, Bad(None, Reason.COMMAND_REFUSED, detail, delivery.body))
+
+    async def _carry_out(self, command: Command) -> bytes:
+        outcome = await self._ground.persist(
+            lambda: reconcile(self._ground, Batch(command=command), self._ground.now())
+        )
+        self._relay.offer(outcome.changes, requested=bool(outcome.requested))
+        if outcome.reply is None:
+            raise AssertionError
+        return outcome.reply
+
+    async def _answer(self, delivery: Delivery, reply: bytes) -> None:
+        """Reply, if somebody can be told; a reply that no queue takes is dropped."""
+        if not delivery.reply_to:
+            return
+        published = await self._ground.persist(
+            lambda: self._ground.publisher.publish(
+                "", delivery.reply_to or "", reply, correlation_id=delivery.correlation_id, mandatory=True
+            )
+        )
+        if published is Published.UNROUTED:
+            log.info("nobody took the reply", correlation_id=delivery.correlation_id)
+
+    async def _bury(self, delivery: Delivery, bad: Bad) -> None:
+        origin = dead.origin_of(delivery)
+        await self._ground.persist(
+            lambda: dead.bury(
+                self._ground.publisher, self._ground.names, bad.body, bad.reason.value, bad.detail, origin
+            )
+        )
+        self._ground.metrics.dead_lettered.labels(bad.reason.value).inc()

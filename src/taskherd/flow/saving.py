@@ -1,0 +1,341 @@
+"""The last third of the corridor: one statement for each table that a batch touches, then what is to be told.
+
+A task's document is compared as text with the one that its row holds: they differ, or nothing happened that a reader
+could see. Then the version rises by one, and the row, the event and its place in the outbox are written together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+from uuid import UUID, uuid5
+
+import orjson
+
+from taskherd.core import fold, inbox
+from taskherd.core import lease as leasing
+from taskherd.core.obey import Refused, status
+from taskherd.core.reports import canonical
+from taskherd.core.turn import Cause, Fate, due_at
+from taskherd.core.view import view
+from taskherd.flow.loading import digest
+from taskherd.store import commands as command_log
+from taskherd.store import directory, inputs, leases, logs, memory, parked, requests, tasks
+from taskherd.store.engine import Retry
+from taskherd.wire import document, events, replies
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from taskherd.core.commands import Command
+    from taskherd.core.task import Task
+    from taskherd.core.turn import Turn
+    from taskherd.flow.corridor import Outcome
+    from taskherd.flow.ground import Ground
+    from taskherd.flow.loading import Scene
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A change of a task's document, committed, to be told in an event. ``own``: the document's own part, as text."""
+
+    task: Task
+    kind: events.Kind
+    own: str
+    changes: tuple[str, ...]
+    cause: Cause
+
+
+CLASH = Refused(409, "command_id was used for another command.")
+
+
+async def save(connection: AsyncConnection, ground: Ground, scene: Scene, outcome: Outcome) -> None:
+    """Write what the turns came to, and note in the outcome what is to be told of it."""
+    batch, turns = scene.batch, scene.turns
+    now = outcome.now
+    await _save_inbox(connection, turns, now)
+    await _save_logs(connection, turns, now)
+    saved: list[tasks.SavedTask] = []
+    created: list[tasks.TaskRow] = []
+    changes: list[Change] = []
+    for task_id, turn in turns.items():
+        if turn.task is None:
+            continue
+        if turn.before is not None and turn.task is turn.before and task_id not in batch.looks:
+            continue
+        own, change = _change(turn, now)
+        if change:
+            turn.task = change.task
+            changes.append(change)
+        turn.own = own
+        look = batch.looks.get(task_id)
+        due = due_at(turn.task.memory, look.since if look else None, now, ground.patience)
+        if turn.before is None:
+            created.append(_new_row(turn.task, own, due))
+        else:
+            saved.append(_row(turn.task, own, due, moved=due != scene.rows[task_id].due_at))
+    if created and len(await tasks.insert_tasks(connection, created)) < len(created):
+        raise Retry("a task of that name or id was created meanwhile")
+    if saved or changes:
+        await tasks.save(connection, saved, [_event(change) for change in changes])
+    await _save_prompts(connection, changes)
+    await _save_leases(connection, scene)
+    await _save_requests(connection, turns, now, outcome)
+    await _park(connection, ground, scene, outcome)
+    if batch.command:
+        outcome.reply = await _reply(connection, scene, batch.command, turns.get(batch.command.task_id))
+    outcome.changes.extend(changes)
+    told = {change.task.id for change in changes}
+    for task_id, turn in turns.items():
+        _tell_fates(turn, outcome, changed=task_id in told)
+
+
+def _change(turn: Turn, now: datetime) -> tuple[str, Change | None]:
+    """The task's own part of its document as text, and the change if a reader can see one."""
+    task, before = _of(turn), turn.before
+    said = document.own(view(task.memory, task.name), task)
+    own = orjson.dumps(said).decode()
+    if before is None:
+        changed = tuple(sorted({*said, "initial_prompt"}))
+        return own, Change(task, events.Kind.CREATED, own, changed, _cause(turn))
+    if before.deleted_at is not None:
+        return own, None
+    gone = task.deleted_at is not None
+    if not gone and own == turn.own and task.prompt == before.prompt:
+        return own, None
+    changed = document.changes(orjson.loads(turn.own), said)
+    version = before.version + 1
+    prompt_version = task.prompt_version
+    if task.prompt != before.prompt:
+        changed, prompt_version = tuple(sorted({*changed, "initial_prompt"})), version
+    task = replace(task, version=version, updated_at=now, prompt_version=prompt_version)
+    return own, Change(task, events.Kind.DELETED if gone else events.Kind.UPDATED, own, changed, _cause(turn))
+
+
+def _of(turn: Turn) -> Task:
+    if turn.task is None:
+        raise AssertionError
+    return turn.task
+
+
+def _cause(turn: Turn) -> Cause:
+    return turn.cause or Cause("sweep", "task.looked_at")
+
+
+def _row(task: Task, own: str, due: datetime | None, *, moved: bool) -> tasks.SavedTask:
+    return tasks.SavedTask(
+        id=task.id,
+        version=task.version,
+        updated_at=task.updated_at,
+        deleted_at=task.deleted_at,
+        status=status(task.memory).value,
+        document=own,
+        memory=memory.dumps(task.memory),
+        due_at=due,
+        prompt_version=task.prompt_version,
+        due_moved=moved,
+    )
+
+
+def _new_row(task: Task, own: str, due: datetime | None) -> tasks.TaskRow:
+    return tasks.TaskRow(
+        id=task.id,
+        owner_id=task.owner_id,
+        organization_id=task.organization_id,
+        template_id=task.template_id,
+        template_version_id=task.template_version_id,
+        preset_id=task.preset_id,
+        name=task.name,
+        display_name=task.display_name,
+        created_at=task.created_at,
+        version=task.version,
+        updated_at=task.updated_at,
+        deleted_at=task.deleted_at,
+        status=status(task.memory).value,
+        document=own,
+        memory=memory.dumps(task.memory),
+        due_at=due,
+        prompt_version=task.prompt_version,
+        prompt=task.prompt,
+    )
+
+
+def _event(change: Change) -> tasks.EventRow:
+    cause = change.cause
+    return tasks.EventRow(
+        task_id=change.task.id,
+        version=change.task.version,
+        occurred_at=change.task.updated_at,
+        kind=change.kind.value,
+        document=change.own,
+        changes=change.changes,
+        cause=orjson.dumps(cause_out(cause)).decode(),
+        prompt_version=change.task.prompt_version,
+    )
+
+
+def cause_out(cause: Cause) -> dict[str, object]:
+    """A cause as events carry it; what is not known is left out."""
+    said = {"kind": cause.kind, "type": cause.type, "id": cause.id, "actor_id": cause.actor_id}
+    return {name: value if isinstance(value, str) else str(value) for name, value in said.items() if value is not None}
+
+
+async def _save_inbox(connection: AsyncConnection, turns: Mapping[UUID, Turn], now: datetime) -> None:
+    """Put new inputs at the end, note outcomes, fail what a deleted task still had, and let the next ones go."""
+    new = [(task_id, item) for task_id, turn in turns.items() for item in turn.inputs]
+    if new:
+        rows = [inputs.NewInput(item.input_id, task_id, item.content, now, item.actor_id) for task_id, item in new]
+        await inputs.append(connection, rows)
+    decided = [report for turn in turns.values() for report in turn.decided]
+    if decided:
+        outcomes = [inputs.Outcome(said.input_id, said.outcome.value, now, said.detail) for said in decided]
+        await inputs.decided(connection, outcomes)
+    gone = [task_id for task_id, turn in turns.items() if turn.inbox_failed]
+    if gone:
+        await inputs.fail_all(connection, gone, now, "The task was deleted.")
+    ready = [task_id for task_id, turn in turns.items() if _may_send(turn, now)]
+    if ready:
+        going = await inputs.next_queued(connection, ready)
+        await inputs.sent(connection, [row.input_id for row in going], now)
+        for row in going:
+            turn = turns[row.task_id]
+            task = _of(turn)
+            turn.task = replace(task, memory=inbox.sent(task.memory, row.input_id))
+            turn.sent.append(row.input_id)
+
+
+def _may_send(turn: Turn, now: datetime) -> bool:
+    task = turn.task
+    return (
+        task is not None and task.deleted_at is None and task.memory.inbox.queued > 0 and inbox.ready(task.memory, now)
+    )
+
+
+async def _save_prompts(connection: AsyncConnection, changes: Sequence[Change]) -> None:
+    new = [
+        tasks.Prompt(change.task.id, change.task.version, change.task.prompt)
+        for change in changes
+        if change.kind is not events.Kind.CREATED and change.task.prompt_version == change.task.version
+    ]
+    if new:
+        await tasks.add_prompts(connection, new)
+
+
+async def _save_leases(connection: AsyncConnection, scene: Scene) -> None:
+    """Give every task whose lease was looked up the lease that it now has, or none."""
+    now_leased = []
+    for task_id in sorted(scene.moved):
+        task = scene.turns[task_id].task
+        if task is not None and task.deleted_at is None:
+            lease = leasing.of(task_id, task.memory)
+            if lease is not None:
+                now_leased.append(lease)
+    if now_leased:
+        await leases.upsert(connection, now_leased)
+    ended = sorted(scene.leases - {lease.task_id for lease in now_leased})
+    if ended:
+        await leases.remove(connection, ended)
+
+
+async def _save_logs(connection: AsyncConnection, turns: Mapping[UUID, Turn], now: datetime) -> None:
+    entries = [
+        logs.LogEntry(report.task_id, report.key[0], entry.id, report.seq, entry.type.value, entry.content, entry.time)
+        for turn in turns.values()
+        for report in turn.logs
+        for entry in report.entries
+    ]
+    if entries:
+        await logs.append(connection, entries, now)
+
+
+async def _save_requests(
+    connection: AsyncConnection, turns: Mapping[UUID, Turn], now: datetime, outcome: Outcome
+) -> None:
+    """Ask for what was newly asked for, and stop asking for what was answered, given up or decided."""
+    settled = [(task_id, number) for task_id, turn in turns.items() for number in turn.settled]
+    if settled:
+        await requests.answered(connection, settled)
+    over = [(task_id, said.input_id) for task_id, turn in turns.items() for said in turn.decided]
+    if over:
+        await requests.answered_inputs(connection, over)
+    gone = [task_id for task_id, turn in turns.items() if turn.inbox_failed]
+    if gone:
+        open_ones = await requests.of_tasks(connection, gone)
+        await requests.remove(connection, [row.request_id for row in open_ones if row.input_id is not None])
+    new = [row for turn in turns.values() for row in _requests(turn, now)]
+    if new:
+        await requests.add(connection, new)
+    outcome.requested += len(new)
+    outcome.gave_up.extend(turn.gave_up for turn in turns.values() if turn.gave_up)
+    outcome.deletes_retried += sum(_retried_delete(turn) for turn in turns.values())
+
+
+def _retried_delete(turn: Turn) -> bool:
+    before, after = (task.memory.deletion if task else None for task in (turn.before, turn.task))
+    return after is not None and after.attempts > max(1, before.attempts if before else 1)
+
+
+def _requests(turn: Turn, now: datetime) -> list[requests.WorkRequest]:
+    task = turn.task
+    if task is None:
+        return []
+    runner = task.memory.runner.report.runner if task.memory.runner else None
+
+    def request(identity: UUID, number: int, kind: str, input_id: UUID | None) -> requests.WorkRequest:
+        return requests.WorkRequest(identity, task.id, number, kind, input_id, runner, 0, now, now, None)
+
+    builds = [
+        request(uuid5(task.id, f"request/{number}"), number, f"workspace.{task.memory.asked[number].value}", None)
+        for number in turn.asked
+    ]
+    return builds + [request(input_id, task.memory.number, "agent.input", input_id) for input_id in turn.sent]
+
+
+async def _park(connection: AsyncConnection, ground: Ground, scene: Scene, outcome: Outcome) -> None:
+    """Park what has no task yet, and take out what was folded with its create. What was refused stays, and expires."""
+    batch, turns = scene.batch, scene.turns
+    waiting = [index for turn in turns.values() for index, fate in turn.fates if fate is Fate.PARKED]
+    if waiting:
+        reports = [fold.numbered(batch.reports[index], None) for index in waiting]
+        rows = [parked.ToPark(report.task_id, outcome.now, canonical(report)) for report in reports]
+        overflowed = set(await parked.park(connection, rows, ground.terms.parked_most))
+        for place, index in enumerate(waiting):
+            outcome.fates[index] = Fate.OVERFLOW if place in overflowed else Fate.PARKED
+    if scene.parked and batch.command:
+        turn = turns[batch.command.task_id]
+        refused = {-1 - index for index, fate in turn.fates if index < 0 and fate in REFUSED}
+        if turn.task is not None:
+            await parked.remove(connection, [row for row, _ in scene.parked if row not in refused])
+
+
+REFUSED = frozenset({Fate.CONFLICT, Fate.UNKNOWN_INPUT, Fate.OVERFLOW})
+"""The fates that end in the dead letters."""
+
+
+async def _reply(connection: AsyncConnection, scene: Scene, command: Command, turn: Turn | None) -> bytes:
+    """The reply to the command: what the same command got before, or what is kept for it from now on."""
+    if scene.replied:
+        same = scene.replied.digest == digest(command)
+        return scene.replied.reply.encode() if same else replies.refused(CLASH)
+    if turn is None or turn.answer is None:
+        raise AssertionError
+    answer = turn.answer
+    if isinstance(answer, Refused):
+        reply = replies.refused(answer)
+    else:
+        task = _of(turn)
+        pair = (task.owner_id, task.template_version_id)
+        names = (await directory.names(connection, [pair]))[pair]
+        rendered = document.render(orjson.loads(turn.own), task.prompt, names, task.updated_at)
+        reply = replies.accepted(rendered, task.version, input_id=answer.input_id, queued=answer.queued)
+    await command_log.record(connection, [(command.command_id, reply.decode())])
+    return reply
+
+
+def _tell_fates(turn: Turn, outcome: Outcome, *, changed: bool) -> None:
+    for index, fate in turn.fates:
+        if index >= 0 and fate is not Fate.PARKED:
+            outcome.fates[index] = Fate.APPLIED if changed and fate is Fate.UNCHANGED else fate

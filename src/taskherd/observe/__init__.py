@@ -1,0 +1,1 @@
+"""What can be seen from outside: logs, metrics and the operations port, each declared once."""

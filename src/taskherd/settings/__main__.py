@@ -1,0 +1,22 @@
+"""Print the settings as the Markdown table that the documentation holds: `python -m taskherd.settings`."""
+
+from __future__ import annotations
+
+import sys
+
+from taskherd.settings.fields import Settings
+from taskherd.settings.loading import describe
+
+
+def table() -> str:
+    """Return a Markdown table of every setting, its default, what it may be and what it is for."""
+    rows = ["| variable | default | what it may be | what it is for |", "|---|---|---|---|"]
+    for each in describe(Settings.model_construct()):
+        default = f"`{each.default}`" if each.default else ""
+        cells = (f"`{each.variable}`", default, each.expected, each.meaning)
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(table() + "\n")

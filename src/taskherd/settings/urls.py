@@ -1,0 +1,73 @@
+"""The two URLs taskherd connects by: what is accepted, how SQLAlchemy wants it, and how to show it."""
+
+from __future__ import annotations
+
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+
+HIDDEN = "********"
+_POSTGRES = frozenset({"postgresql", "postgres", "postgresql+asyncpg"})
+_POSTGRES_OPTIONS = frozenset({"sslmode", "ssl", "host", "port", "passfile", "target_session_attrs"})
+
+
+def check_database(url: str) -> str:
+    """Return `url`; raises ValueError unless it is a PostgreSQL URL that asyncpg can use as it is written."""
+    parts = urlsplit(url)
+    options = {name for name, _ in parse_qsl(parts.query, keep_blank_values=True)}
+    if parts.scheme not in _POSTGRES:
+        problem = f"the scheme is {parts.scheme or 'missing'}"
+    elif not parts.hostname and "host" not in options:
+        problem = "there is no host"
+    elif len(parts.path) < len("/x"):
+        problem = "there is no database name"
+    elif unknown := sorted(options - _POSTGRES_OPTIONS):
+        problem = f"unknown option {unknown[0]} (known: {', '.join(sorted(_POSTGRES_OPTIONS))})"
+    else:
+        return _with_valid_port(url)
+    raise ValueError(problem)
+
+
+def check_amqp(url: str) -> str:
+    """Return `url`; raises ValueError unless it is an AMQP URL that does not switch certificate checks off.
+
+    aiormq honours `no_verify_ssl` in the URL (aiormq 7.2, `connection.py`), which would silently accept any server.
+    """
+    parts = urlsplit(url)
+    options = {name.lower() for name, _ in parse_qsl(parts.query, keep_blank_values=True)}
+    if parts.scheme not in {"amqp", "amqps"}:
+        problem = f"the scheme is {parts.scheme or 'missing'}"
+    elif not parts.hostname:
+        problem = "there is no host"
+    elif "no_verify_ssl" in options:
+        problem = "no_verify_ssl is not allowed: give the authority's certificate with cafile instead"
+    else:
+        return _with_valid_port(url)
+    raise ValueError(problem)
+
+
+def for_sqlalchemy(url: str) -> str:
+    """Return a checked database URL as SQLAlchemy's asyncpg dialect takes it (`ssl` in place of `sslmode`)."""
+    parts = urlsplit(url)
+    options = [("ssl" if name == "sslmode" else name, value) for name, value in parse_qsl(parts.query)]
+    query = f"?{urlencode(options)}" if options else ""
+    return f"postgresql+asyncpg://{parts.netloc}{parts.path}{query}"
+
+
+def without_password(url: str) -> str:
+    """Return `url` with its password, where it has one, replaced by asterisks."""
+    parts = urlsplit(url)
+    userinfo, at, host = parts.netloc.rpartition("@")
+    user, colon, _ = userinfo.partition(":")
+    netloc = f"{user}:{HIDDEN}@{host}" if at and colon else parts.netloc
+    rest = url.partition(parts.netloc)[2] if parts.netloc else parts.path
+    return f"{parts.scheme}://{netloc}{rest}"
+
+
+def password(url: str) -> str:
+    """Return the password in `url` as it is meant (percent signs resolved), or "" without one."""
+    return unquote(urlsplit(url).password or "")
+
+
+def _with_valid_port(url: str) -> str:
+    """Return `url`; urlsplit raises ValueError for a port that is no number up to 65535."""
+    _ = urlsplit(url).port
+    return url

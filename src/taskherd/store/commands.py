@@ -1,0 +1,81 @@
+"""Commands already done and what was replied, so that a repeat changes nothing and gets the same answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedCommand:
+    """A command done before: the digest of its body and its reply as JSON text."""
+
+    digest: bytes
+    reply: str
+
+
+CLAIM: Final = text("""
+INSERT INTO command_log (command_id, digest, created_at)
+SELECT command_id, digest, :now
+FROM unnest(CAST(:id AS uuid[]), CAST(:digest AS bytea[])) AS c(command_id, digest)
+ORDER BY command_id
+ON CONFLICT (command_id) DO NOTHING
+RETURNING command_id
+""")
+
+FIND: Final = text("""
+SELECT command_id, digest, CAST(reply AS text) FROM command_log WHERE command_id = ANY(CAST(:ids AS uuid[]))
+""")
+
+RECORD: Final = text("""
+UPDATE command_log AS c SET reply = CAST(r.reply AS json)
+FROM unnest(CAST(:id AS uuid[]), CAST(:reply AS text[])) AS r(command_id, reply)
+WHERE c.command_id = r.command_id
+""")
+
+PRUNE: Final = text("""
+DELETE FROM command_log WHERE command_id IN (
+    SELECT command_id FROM command_log WHERE created_at < :before ORDER BY created_at LIMIT :limit
+    FOR UPDATE SKIP LOCKED)
+""")
+
+
+async def claim(
+    conn: AsyncConnection, commands: Sequence[tuple[UUID, bytes]], now: datetime
+) -> dict[UUID, RecordedCommand]:
+    """Claim (command id, digest) pairs, ids unique, for this transaction; return those done before, with their replies.
+
+    Waits for another transaction that has claimed the same. Everything claimed here must get its reply by `record`
+    before commit.
+    """
+    values = {
+        "id": [command_id for command_id, _ in commands],
+        "digest": [digest for _, digest in commands],
+        "now": now,
+    }
+    claimed = {command_id for (command_id,) in await conn.execute(CLAIM, values)}
+    earlier = [command_id for command_id, _ in commands if command_id not in claimed]
+    return await find(conn, earlier) if earlier else {}
+
+
+async def find(conn: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, RecordedCommand]:
+    """Return what is recorded under these command ids."""
+    found = await conn.execute(FIND, {"ids": ids})
+    return {command_id: RecordedCommand(digest, reply) for command_id, digest, reply in found}
+
+
+async def record(conn: AsyncConnection, replies: Sequence[tuple[UUID, str]]) -> None:
+    """Store the replies, JSON text, of commands claimed in this transaction."""
+    values = {"id": [command_id for command_id, _ in replies], "reply": [reply for _, reply in replies]}
+    await conn.execute(RECORD, values)
+
+
+async def prune(conn: AsyncConnection, before: datetime, limit: int) -> int:
+    """Forget up to `limit` commands done before `before`; return how many."""
+    return (await conn.execute(PRUNE, {"before": before, "limit": limit})).rowcount

@@ -1,0 +1,117 @@
+"""The directory as tasks ask for it: names to render, and whether a create may use what it refers to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from taskherd.core.directory import Names
+from taskherd.store.directory_apply import AppliedChanges, apply
+from taskherd.store.directory_file import Directory, DirectoryRefused, parse
+
+__all__ = [
+    "AppliedChanges",
+    "Directory",
+    "DirectoryRefused",
+    "Names",
+    "Owner",
+    "TemplateVersion",
+    "apply",
+    "names",
+    "owner",
+    "parse",
+    "revision",
+    "template_version",
+]
+
+Pair: TypeAlias = tuple[UUID, UUID]
+"""An owner's id and a template version's id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """A user; `organizations` are the active ones it is an active member of."""
+
+    id: UUID
+    username: str
+    active: bool
+    organizations: frozenset[UUID]
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateVersion:
+    """A template version; `usable`: it, its template and its organization are active. `presets`: the active ones."""
+
+    id: UUID
+    template_id: UUID
+    organization_id: UUID
+    name: str
+    run: Mapping[str, Any]
+    usable: bool
+    presets: frozenset[UUID]
+
+
+NAMES: Final = text("""
+SELECT u.id, v.id, u.username, u.avatar_url, t.organization_id, t.id, t.name, t.display_name, t.icon
+FROM unnest(CAST(:owners AS uuid[]), CAST(:versions AS uuid[])) AS p(owner_id, version_id)
+JOIN users AS u ON u.id = p.owner_id
+JOIN template_versions AS v ON v.id = p.version_id
+JOIN templates AS t ON t.id = v.template_id
+""")
+
+OWNER: Final = text("""
+SELECT u.id, u.username, u.active,
+       array_agg(m.organization_id) FILTER (WHERE m.active AND o.active) AS organizations
+FROM users AS u
+LEFT JOIN memberships AS m ON m.user_id = u.id
+LEFT JOIN organizations AS o ON o.id = m.organization_id
+WHERE u.id = ANY(CAST(:ids AS uuid[]))
+GROUP BY u.id
+""")
+
+VERSION: Final = text("""
+SELECT v.id, v.template_id, t.organization_id, v.name, v.run, v.active AND t.active AND o.active,
+       (SELECT array_agg(p.id) FROM presets AS p WHERE p.template_version_id = v.id AND p.active)
+FROM template_versions AS v
+JOIN templates AS t ON t.id = v.template_id
+JOIN organizations AS o ON o.id = t.organization_id
+WHERE v.id = ANY(CAST(:ids AS uuid[]))
+""")
+
+REVISION: Final = text("SELECT revision FROM directory_revision")
+
+
+async def names(conn: AsyncConnection, pairs: Sequence[Pair]) -> dict[Pair, Names]:
+    """Return the names of these pairs, active or not; those that the directory never had are missing."""
+    values = {"owners": [owner_id for owner_id, _ in pairs], "versions": [version_id for _, version_id in pairs]}
+    found = await conn.execute(NAMES, values)
+    return {(owner_id, version_id): Names(*rest) for owner_id, version_id, *rest in found}
+
+
+async def owner(conn: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, Owner]:
+    """Return the users that exist among `ids`."""
+    return {
+        row[0]: Owner(row[0], row[1], row[2], frozenset(row[3] or ()))
+        for row in await conn.execute(OWNER, {"ids": ids})
+    }
+
+
+async def template_version(conn: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, TemplateVersion]:
+    """Return the template versions that exist among `ids`."""
+    found = await conn.execute(VERSION, {"ids": ids})
+    return {
+        version_id: TemplateVersion(
+            version_id, template_id, organization_id, name, run, usable, frozenset(presets or ())
+        )
+        for version_id, template_id, organization_id, name, run, usable, presets in found
+    }
+
+
+async def revision(conn: AsyncConnection) -> int:
+    """Return the directory's revision; another one means that something changed."""
+    return int((await conn.execute(REVISION)).scalar_one())

@@ -1,0 +1,159 @@
+"""The inbox: what people sent to an agent. The caller holds the lock of the task's row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, Literal, TypeAlias
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+State: TypeAlias = Literal["queued", "sent", "delivered", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class NewInput:
+    """An input to queue behind those its task already has."""
+
+    input_id: UUID
+    task_id: UUID
+    content: str
+    created_at: datetime
+    actor_id: UUID | None
+
+
+@dataclass(frozen=True, slots=True)
+class InputRow:
+    """An input and what became of it; ordinals count from 0 per task."""
+
+    input_id: UUID
+    task_id: UUID
+    ordinal: int
+    content: str
+    state: State
+    created_at: datetime
+    sent_at: datetime | None
+    decided_at: datetime | None
+    detail: str | None
+    actor_id: UUID | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of an input."""
+
+    input_id: UUID
+    state: Literal["delivered", "failed"]
+    decided_at: datetime
+    detail: str | None
+
+
+COLUMNS: Final = "input_id, task_id, ordinal, content, state, created_at, sent_at, decided_at, detail, actor_id"
+
+APPEND: Final = text("""
+INSERT INTO inputs (input_id, task_id, ordinal, content, state, created_at, actor_id)
+SELECT n.input_id, n.task_id,
+       COALESCE((SELECT max(i.ordinal) + 1 FROM inputs AS i WHERE i.task_id = n.task_id), 0)
+           + row_number() OVER (PARTITION BY n.task_id ORDER BY n.place) - 1,
+       n.content, 'queued', n.created_at, n.actor_id
+FROM unnest(
+    CAST(:input_id AS uuid[]), CAST(:task_id AS uuid[]), CAST(:content AS text[]), CAST(:created_at AS timestamptz[]),
+    CAST(:actor_id AS uuid[])
+) WITH ORDINALITY AS n(input_id, task_id, content, created_at, actor_id, place)
+""")
+
+LOAD: Final = text(f"SELECT {COLUMNS} FROM inputs WHERE input_id = ANY(CAST(:ids AS uuid[])) ORDER BY task_id, ordinal")
+
+IN_FLIGHT: Final = text(f"""
+SELECT {COLUMNS} FROM inputs
+WHERE task_id = ANY(CAST(:ids AS uuid[])) AND decided_at IS NULL AND state = 'sent'
+ORDER BY task_id, ordinal
+""")
+
+NEXT_QUEUED: Final = text(f"""
+SELECT DISTINCT ON (task_id) {COLUMNS} FROM inputs
+WHERE task_id = ANY(CAST(:ids AS uuid[])) AND decided_at IS NULL AND state = 'queued'
+ORDER BY task_id, ordinal
+""")
+
+OVERDUE: Final = text("""
+SELECT task_id, input_id FROM inputs WHERE decided_at IS NULL AND sent_at <= :before ORDER BY sent_at LIMIT :limit
+""")
+
+SENT: Final = text("""
+UPDATE inputs SET state = 'sent', sent_at = :at WHERE input_id = ANY(CAST(:ids AS uuid[])) AND state = 'queued'
+""")
+
+DECIDED: Final = text("""
+UPDATE inputs AS i SET state = o.state, decided_at = o.decided_at, detail = o.detail
+FROM unnest(
+    CAST(:input_id AS uuid[]), CAST(:state AS text[]), CAST(:decided_at AS timestamptz[]), CAST(:detail AS text[])
+) AS o(input_id, state, decided_at, detail)
+WHERE i.input_id = o.input_id AND i.decided_at IS NULL
+RETURNING i.input_id
+""")
+
+FAIL_ALL: Final = text("""
+UPDATE inputs SET state = 'failed', decided_at = :at, detail = :detail
+WHERE task_id = ANY(CAST(:ids AS uuid[])) AND decided_at IS NULL
+RETURNING input_id
+""")
+
+
+async def append(conn: AsyncConnection, new: Sequence[NewInput]) -> None:
+    """Queue inputs in the order given."""
+    values = {
+        "input_id": [row.input_id for row in new],
+        "task_id": [row.task_id for row in new],
+        "content": [row.content for row in new],
+        "created_at": [row.created_at for row in new],
+        "actor_id": [row.actor_id for row in new],
+    }
+    await conn.execute(APPEND, values)
+
+
+async def load(conn: AsyncConnection, ids: Sequence[UUID]) -> list[InputRow]:
+    """Return the inputs that exist among these input ids."""
+    return [InputRow(*row) for row in await conn.execute(LOAD, {"ids": ids})]
+
+
+async def in_flight(conn: AsyncConnection, task_ids: Sequence[UUID]) -> list[InputRow]:
+    """Return the inputs of these tasks that were sent and are undecided."""
+    return [InputRow(*row) for row in await conn.execute(IN_FLIGHT, {"ids": task_ids})]
+
+
+async def next_queued(conn: AsyncConnection, task_ids: Sequence[UUID]) -> list[InputRow]:
+    """Return for each of these tasks the input to send next, if it has one."""
+    return [InputRow(*row) for row in await conn.execute(NEXT_QUEUED, {"ids": task_ids})]
+
+
+async def overdue(conn: AsyncConnection, before: datetime, limit: int) -> list[tuple[UUID, UUID]]:
+    """Return (task id, input id) of up to `limit` undecided inputs sent at or before `before`, oldest first."""
+    return [
+        (task_id, input_id) for task_id, input_id in await conn.execute(OVERDUE, {"before": before, "limit": limit})
+    ]
+
+
+async def sent(conn: AsyncConnection, ids: Sequence[UUID], at: datetime) -> None:
+    """Mark queued inputs as sent."""
+    await conn.execute(SENT, {"ids": ids, "at": at})
+
+
+async def decided(conn: AsyncConnection, outcomes: Sequence[Outcome]) -> set[UUID]:
+    """Record outcomes, at most one for each input; return the inputs that had none yet: the first one stands."""
+    values = {
+        "input_id": [outcome.input_id for outcome in outcomes],
+        "state": [outcome.state for outcome in outcomes],
+        "decided_at": [outcome.decided_at for outcome in outcomes],
+        "detail": [outcome.detail for outcome in outcomes],
+    }
+    return {input_id for (input_id,) in await conn.execute(DECIDED, values)}
+
+
+async def fail_all(conn: AsyncConnection, task_ids: Sequence[UUID], at: datetime, detail: str) -> set[UUID]:
+    """Fail every undecided input of these tasks; return their ids."""
+    found = await conn.execute(FAIL_ALL, {"ids": task_ids, "at": at, "detail": detail})
+    return {input_id for (input_id,) in found}

@@ -1,0 +1,111 @@
+"""Leases: that an agent is alive, kept in a narrow table so that a heartbeat touches nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from taskherd.core.lease import Beat, Lease
+
+# A repeat (the same seq) is left to the corridor, which knows how to break the tie.
+TOUCH: Final = text("""
+WITH beats AS (
+    SELECT * FROM unnest(
+        CAST(:task_id AS uuid[]), CAST(:build_number AS integer[]), CAST(:agent_id AS uuid[]), CAST(:seq AS bigint[]),
+        CAST(:observed_at AS timestamptz[]), CAST(:heard_at AS timestamptz[])
+    ) AS b(task_id, build_number, agent_id, seq, observed_at, heard_at)
+), held AS (
+    SELECT l.task_id, b.seq, b.observed_at, b.heard_at
+    FROM leases AS l JOIN beats AS b ON b.task_id = l.task_id
+    WHERE (b.build_number IS NULL OR b.build_number = l.build_number)
+      AND b.agent_id IS NOT DISTINCT FROM l.agent_id
+      AND b.seq <> l.seq
+    ORDER BY l.task_id
+    FOR UPDATE OF l
+)
+UPDATE leases AS l
+SET heard_at = h.heard_at,
+    seq = GREATEST(l.seq, h.seq),
+    observed_at = CASE WHEN h.seq > l.seq THEN h.observed_at ELSE l.observed_at END
+FROM held AS h
+WHERE l.task_id = h.task_id
+RETURNING l.task_id
+""")
+
+LOAD: Final = text("""
+SELECT task_id, build_number, agent_id, seq, observed_at, heard_at
+FROM leases WHERE task_id = ANY(CAST(:ids AS uuid[])) ORDER BY task_id
+FOR UPDATE
+""")
+
+UPSERT: Final = text("""
+INSERT INTO leases (task_id, build_number, agent_id, seq, observed_at, heard_at)
+SELECT * FROM unnest(
+    CAST(:task_id AS uuid[]), CAST(:build_number AS integer[]), CAST(:agent_id AS uuid[]), CAST(:seq AS bigint[]),
+    CAST(:observed_at AS timestamptz[]), CAST(:heard_at AS timestamptz[])
+) AS u(task_id, build_number, agent_id, seq, observed_at, heard_at)
+ORDER BY task_id
+ON CONFLICT (task_id) DO UPDATE
+SET build_number = excluded.build_number, agent_id = excluded.agent_id, seq = excluded.seq,
+    observed_at = excluded.observed_at, heard_at = excluded.heard_at
+""")
+
+REMOVE: Final = text("""
+WITH gone AS (
+    SELECT task_id FROM leases WHERE task_id = ANY(CAST(:ids AS uuid[])) ORDER BY task_id FOR UPDATE
+)
+DELETE FROM leases USING gone WHERE leases.task_id = gone.task_id
+""")
+
+SILENT: Final = text("SELECT task_id FROM leases WHERE heard_at < :before ORDER BY heard_at LIMIT :limit")
+
+COUNT: Final = text("SELECT count(*) FROM leases")
+
+
+def _columns(rows: Sequence[Beat] | Sequence[Lease]) -> dict[str, list[object]]:
+    return {
+        "task_id": [row.task_id for row in rows],
+        "build_number": [row.build_number for row in rows],
+        "agent_id": [row.agent_id for row in rows],
+        "seq": [row.seq for row in rows],
+        "observed_at": [row.observed_at for row in rows],
+        "heard_at": [row.heard_at for row in rows],
+    }
+
+
+async def touch(conn: AsyncConnection, beats: Sequence[Beat]) -> set[UUID]:
+    """Renew leases that exist and are held by that very build and agent; return the tasks whose lease was renewed.
+
+    At most one beat for each task. The others need the corridor: no lease, another build or agent, or a repeat.
+    """
+    return {task_id for (task_id,) in await conn.execute(TOUCH, _columns(beats))}
+
+
+async def load(conn: AsyncConnection, ids: Sequence[UUID]) -> list[Lease]:
+    """Lock the leases that exist among `ids`, in id order, and return them so."""
+    return [Lease(*row) for row in await conn.execute(LOAD, {"ids": ids})]
+
+
+async def upsert(conn: AsyncConnection, leases: Sequence[Lease]) -> None:
+    """Put leases in place, whoever held them before; at most one for each task."""
+    await conn.execute(UPSERT, _columns(leases))
+
+
+async def remove(conn: AsyncConnection, ids: Sequence[UUID]) -> None:
+    """End the leases of these tasks."""
+    await conn.execute(REMOVE, {"ids": ids})
+
+
+async def silent(conn: AsyncConnection, before: datetime, limit: int) -> list[UUID]:
+    """Return up to `limit` tasks last heard before `before`, the longest silent first; nothing is locked."""
+    return [task_id for (task_id,) in await conn.execute(SILENT, {"before": before, "limit": limit})]
+
+
+async def count(conn: AsyncConnection) -> int:
+    """Return how many agents hold a lease: the whole of which a share may be silent."""
+    return int((await conn.execute(COUNT)).scalar_one())

@@ -1,0 +1,178 @@
+"""Brings the schema to the version this release needs: once, however many processes ask for it at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.util.exc import CommandError
+from sqlalchemy import Connection, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from taskherd.errors import Misconfigured
+from taskherd.store.engine import Retry, dispose, open_engine, transaction
+from taskherd.store.tables import SCHEMA_VERSION_TABLE
+
+ATTEMPTS: Final = 10
+STATEMENT_TIMEOUT: Final = 60.0
+QUEUE_TIMEOUT: Final = 120.0
+LOCK_TIMEOUT: Final = 2.0
+PAUSE_MOST: Final = 2.0
+
+HEAD: Final = "head"
+
+
+class Fit(StrEnum):
+    """How the schema found fits this release."""
+
+    CURRENT = "current"
+    MISSING = "missing"
+    OLD = "old"
+    NEW = "new"
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaState:
+    """The revision found in the database (None: no schema) beside the one this release needs."""
+
+    found: str | None
+    wanted: str
+    fit: Fit
+
+    @property
+    def advice(self) -> str:
+        """What to do, in one sentence; empty when nothing is to be done."""
+        match self.fit:
+            case Fit.CURRENT:
+                return ""
+            case Fit.MISSING:
+                return "The database has no taskherd schema: run `taskherd db upgrade`."
+            case Fit.OLD:
+                return f"The schema is at {self.found}, this release needs {self.wanted}: run `taskherd db upgrade`."
+            case Fit.NEW:
+                return (
+                    f"The schema is at {self.found}, which this release (needing {self.wanted}) does not know: "
+                    "install the taskherd release that made it, or a newer one."
+                )
+
+
+def scripts() -> Config:
+    """Return Alembic's configuration: the revisions inside this package, wherever it is installed."""
+    config = Config()
+    config.set_main_option("script_location", "taskherd.store:migrations")
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+async def state(conn: AsyncConnection) -> SchemaState:
+    """Return how the database's schema fits this release."""
+    return await conn.run_sync(_state)
+
+
+def _state(conn: Connection) -> SchemaState:
+    found = MigrationContext.configure(conn, opts={"version_table": SCHEMA_VERSION_TABLE}).get_current_revision()
+    directory = ScriptDirectory.from_config(scripts())
+    wanted = directory.get_current_head() or ""
+    if found is None:
+        return SchemaState(None, wanted, Fit.MISSING)
+    if found == wanted:
+        return SchemaState(found, wanted, Fit.CURRENT)
+    known = {script.revision for script in directory.walk_revisions()}
+    return SchemaState(found, wanted, Fit.OLD if found in known else Fit.NEW)
+
+
+def upgrade(database_url: str, revision: str = HEAD) -> SchemaState:
+    """Run `upgrade_async` to its end; a caller inside a running event loop is blocked meanwhile."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(upgrade_async(database_url, revision))
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, upgrade_async(database_url, revision)).result()
+
+
+async def upgrade_async(database_url: str, revision: str = HEAD) -> SchemaState:
+    """Migrate to `revision`, all steps in one transaction, and return the state then.
+
+    One process migrates, the others wait for it (at most two minutes) and find nothing to do. A step waits for a
+    table's lock at most two seconds, since all other statements queue up behind a waiting `ALTER TABLE`; then the
+    whole is tried again, ten times. https://www.postgresql.org/docs/current/explicit-locking.html
+
+    Raises:
+        Misconfigured: the schema is newer than this release, or no such revision exists.
+        Retry: no chance came up to lock the tables.
+        Unavailable: the database is away.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return await _upgrade_once(database_url, revision)
+        except Retry:
+            if attempt == ATTEMPTS:
+                raise
+            await asyncio.sleep(random.uniform(0, min(0.1 * 2**attempt, PAUSE_MOST)))  # noqa: S311 - jitter
+    raise AssertionError  # the last attempt returned or raised
+
+
+async def _upgrade_once(database_url: str, revision: str) -> SchemaState:
+    engine = open_engine(database_url, size=1, application_name="taskherd-db", command_timeout=QUEUE_TIMEOUT + 10)
+    try:
+        async with transaction(engine) as conn:
+            await _set_local(conn, lock_timeout=QUEUE_TIMEOUT, statement_timeout=QUEUE_TIMEOUT + 5)
+            await conn.execute(text("SELECT pg_advisory_xact_lock(hashtextextended('taskherd schema', 0))"))
+            await _set_local(conn, lock_timeout=LOCK_TIMEOUT, statement_timeout=STATEMENT_TIMEOUT)
+            return await conn.run_sync(_run, revision)
+    finally:
+        await dispose(engine)
+
+
+async def _set_local(conn: AsyncConnection, **timeouts: float) -> None:
+    for name, seconds in timeouts.items():
+        milliseconds = f"{int(seconds * 1000)}ms"
+        await conn.execute(text("SELECT set_config(:name, :value, true)"), {"name": name, "value": milliseconds})
+
+
+def _run(conn: Connection, revision: str) -> SchemaState:
+    before = _state(conn)
+    if before.fit is Fit.NEW:
+        raise Misconfigured("database_url", before.advice)
+    config = scripts()
+    config.attributes["connection"] = conn
+    try:
+        command.upgrade(config, revision)
+    except CommandError as error:
+        raise Misconfigured("revision", f"{error}; expected one that `taskherd db current` could name") from error
+    return _state(conn)
+
+
+async def current_async(database_url: str) -> SchemaState:
+    """Return how the database's schema fits this release."""
+    engine = open_engine(database_url, size=1, application_name="taskherd-db")
+    try:
+        async with transaction(engine) as conn:
+            return await state(conn)
+    finally:
+        await dispose(engine)
+
+
+def current(database_url: str) -> SchemaState:
+    """Run `current_async` outside an event loop."""
+    return asyncio.run(current_async(database_url))
+
+
+async def check(conn: AsyncConnection) -> None:
+    """Refuse a schema that this release can't work with, older or newer, saying what to run.
+
+    Raises:
+        Misconfigured: the schema is missing, too old or too new.
+    """
+    found = await state(conn)
+    if found.fit is not Fit.CURRENT:
+        raise Misconfigured("database_url", found.advice)

@@ -1,0 +1,110 @@
+"""Parked reports: those that came before their task's create, kept until it comes or their time is up.
+
+Whoever parks for a task or creates one first takes `advisory` for it, in this transaction and before looking whether
+the task exists; so no report is parked behind a create that has just taken what was parked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+CLASS: Final = 7_745_501
+BUCKETS: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class ToPark:
+    """A report to park, as JSON text."""
+
+    task_id: UUID
+    parked_at: datetime
+    report: str
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """A parked report, as JSON text; ids rise in the order of parking."""
+
+    id: int
+    task_id: UUID
+    parked_at: datetime
+    report: str
+
+
+# A lock for each bucket, not for each task: the server's table of locks holds only some thousands in all.
+ADVISORY: Final = text(f"""
+SELECT pg_advisory_xact_lock({CLASS}, bucket)
+FROM (
+    SELECT DISTINCT hashtext(CAST(id AS text)) & {BUCKETS - 1} AS bucket
+    FROM unnest(CAST(:ids AS uuid[])) AS id
+    ORDER BY bucket
+) AS buckets
+""")
+
+PARK: Final = text("""
+WITH incoming AS (
+    SELECT * FROM unnest(CAST(:task_id AS uuid[]), CAST(:parked_at AS timestamptz[]), CAST(:report AS text[]))
+    WITH ORDINALITY AS i(task_id, parked_at, report, place)
+), held AS (
+    SELECT task_id, count(*) AS held FROM parked WHERE task_id = ANY(CAST(:task_id AS uuid[])) GROUP BY task_id
+), ranked AS (
+    SELECT i.*, row_number() OVER (PARTITION BY i.task_id ORDER BY place) + COALESCE(held.held, 0) AS rank
+    FROM incoming AS i LEFT JOIN held USING (task_id)
+), kept AS (
+    INSERT INTO parked (task_id, parked_at, report)
+    SELECT task_id, parked_at, CAST(report AS json) FROM ranked WHERE rank <= :most ORDER BY place
+)
+SELECT place - 1 FROM ranked WHERE rank > :most ORDER BY place
+""")
+
+READ: Final = text("""
+SELECT id, task_id, parked_at, CAST(report AS text)
+FROM parked WHERE task_id = ANY(CAST(:ids AS uuid[])) ORDER BY id
+FOR UPDATE
+""")
+
+EXPIRED: Final = text("""
+SELECT id, task_id, parked_at, CAST(report AS text)
+FROM parked WHERE parked_at < :before ORDER BY parked_at, id LIMIT :limit
+FOR UPDATE SKIP LOCKED
+""")
+
+REMOVE: Final = text("DELETE FROM parked WHERE id = ANY(CAST(:ids AS bigint[]))")
+
+
+async def advisory(conn: AsyncConnection, ids: Sequence[UUID]) -> None:
+    """Keep parking and creating of these tasks to this transaction until it ends; one call for all of them."""
+    await conn.execute(ADVISORY, {"ids": ids})
+
+
+async def park(conn: AsyncConnection, reports: Sequence[ToPark], most_per_task: int) -> list[int]:
+    """Park reports, in order, up to `most_per_task` a task; return the indexes of those that found no room."""
+    values = {
+        "task_id": [report.task_id for report in reports],
+        "parked_at": [report.parked_at for report in reports],
+        "report": [report.report for report in reports],
+        "most": most_per_task,
+    }
+    return [place for (place,) in await conn.execute(PARK, values)]
+
+
+async def read(conn: AsyncConnection, ids: Sequence[UUID]) -> list[Parked]:
+    """Lock what is parked for these tasks, in the order of parking; `remove` what was folded."""
+    return [Parked(*row) for row in await conn.execute(READ, {"ids": ids})]
+
+
+async def expired(conn: AsyncConnection, before: datetime, limit: int) -> list[Parked]:
+    """Lock up to `limit` reports parked before `before`; `remove` them once their dead letters are confirmed."""
+    return [Parked(*row) for row in await conn.execute(EXPIRED, {"before": before, "limit": limit})]
+
+
+async def remove(conn: AsyncConnection, ids: Sequence[int]) -> None:
+    """Forget parked reports by their row ids."""
+    await conn.execute(REMOVE, {"ids": ids})

@@ -1,0 +1,50 @@
+"""What a work request tells a runner of its task, joined when it is sent: so that requests themselves stay narrow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+
+@dataclass(frozen=True, slots=True)
+class Particulars:
+    """A task as its runner is told of it; `run` and `preset_parameters` are decoded JSON."""
+
+    task_id: UUID
+    task_name: str
+    owner_id: UUID
+    owner_username: str
+    template_version_id: UUID
+    prompt: str
+    run: dict[str, Any]
+    preset_id: UUID | None
+    preset_name: str | None
+    preset_parameters: dict[str, Any] | None
+
+
+READ: Final = text("""
+SELECT t.id, t.name, t.owner_id, u.username, t.template_version_id, p.prompt, v.run, s.id, s.name, s.parameters
+FROM tasks AS t
+JOIN task_prompts AS p ON p.task_id = t.id AND p.version = t.prompt_version
+JOIN users AS u ON u.id = t.owner_id
+JOIN template_versions AS v ON v.id = t.template_version_id
+LEFT JOIN presets AS s ON s.id = t.preset_id
+WHERE t.id = ANY(CAST(:ids AS uuid[]))
+""")
+
+INPUTS: Final = text("SELECT input_id, content FROM inputs WHERE input_id = ANY(CAST(:ids AS uuid[]))")
+
+
+async def read(conn: AsyncConnection, task_ids: Sequence[UUID]) -> dict[UUID, Particulars]:
+    """The particulars of these tasks, by task id."""
+    return {row[0]: Particulars(*row) for row in await conn.execute(READ, {"ids": task_ids})}
+
+
+async def contents(conn: AsyncConnection, input_ids: Sequence[UUID]) -> dict[UUID, str]:
+    """What these inputs say, by input id."""
+    return {row[0]: row[1] for row in await conn.execute(INPUTS, {"ids": input_ids})}

@@ -1,0 +1,127 @@
+"""Work requests that no runner has taken up yet: sent at commit, then repeated with backoff until answered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+
+@dataclass(frozen=True, slots=True)
+class WorkRequest:
+    """One request; `attempt` counts how often it was handed out by `due`, `first_sent_at` is when it first was."""
+
+    request_id: UUID
+    task_id: UUID
+    build_number: int
+    type: str
+    input_id: UUID | None
+    target_runner: str | None
+    attempt: int
+    created_at: datetime
+    next_at: datetime
+    first_sent_at: datetime | None
+
+
+COLUMNS: Final = (
+    "request_id",
+    "task_id",
+    "build_number",
+    "type",
+    "input_id",
+    "target_runner",
+    "attempt",
+    "created_at",
+    "next_at",
+    "first_sent_at",
+)
+R_COLUMNS: Final = ", ".join(f"r.{name}" for name in COLUMNS)
+
+ADD: Final = text(f"""
+INSERT INTO work_requests ({", ".join(COLUMNS)})
+SELECT * FROM unnest(
+    CAST(:request_id AS uuid[]), CAST(:task_id AS uuid[]), CAST(:build_number AS integer[]), CAST(:type AS text[]),
+    CAST(:input_id AS uuid[]), CAST(:target_runner AS text[]), CAST(:attempt AS integer[]),
+    CAST(:created_at AS timestamptz[]), CAST(:next_at AS timestamptz[]), CAST(:first_sent_at AS timestamptz[])
+)
+ON CONFLICT (request_id) DO NOTHING
+""")
+
+ANSWERED: Final = text("""
+DELETE FROM work_requests AS r
+USING unnest(CAST(:task_id AS uuid[]), CAST(:build_number AS integer[])) AS a(task_id, build_number)
+WHERE r.task_id = a.task_id AND r.build_number = a.build_number AND r.input_id IS NULL
+RETURNING r.request_id
+""")
+
+ANSWERED_INPUTS: Final = text("""
+DELETE FROM work_requests AS r
+USING unnest(CAST(:task_id AS uuid[]), CAST(:input_id AS uuid[])) AS a(task_id, input_id)
+WHERE r.task_id = a.task_id AND r.input_id = a.input_id
+RETURNING r.request_id
+""")
+
+# The wait doubles with each attempt; a tenth more or less keeps requests of one outage from coming back together.
+DUE: Final = text(f"""
+WITH picked AS (
+    SELECT request_id FROM work_requests WHERE next_at <= :now ORDER BY next_at LIMIT :limit
+    FOR UPDATE SKIP LOCKED
+), sent AS (
+    UPDATE work_requests AS r
+    SET attempt = r.attempt + 1,
+        first_sent_at = COALESCE(r.first_sent_at, :now),
+        next_at = CAST(:now AS timestamptz) + make_interval(secs =>
+            LEAST(CAST(:first AS float8) * power(2, LEAST(r.attempt, 30)), CAST(:most AS float8))
+            * (0.9 + 0.2 * random()))
+    FROM picked WHERE r.request_id = picked.request_id
+    RETURNING {R_COLUMNS}
+)
+SELECT * FROM sent ORDER BY created_at, request_id
+""")
+
+OF_TASKS: Final = text(f"""
+SELECT {R_COLUMNS} FROM work_requests AS r WHERE r.task_id = ANY(CAST(:ids AS uuid[])) ORDER BY r.created_at
+""")
+
+REMOVE: Final = text("DELETE FROM work_requests WHERE request_id = ANY(CAST(:ids AS uuid[]))")
+
+
+async def add(conn: AsyncConnection, requests: Sequence[WorkRequest]) -> None:
+    """Store requests; one already stored stays as it is."""
+    await conn.execute(ADD, {name: [getattr(request, name) for request in requests] for name in COLUMNS})
+
+
+async def answered(conn: AsyncConnection, builds: Sequence[tuple[UUID, int]]) -> set[UUID]:
+    """Drop the workspace requests of these (task id, build number) pairs; return the ids of those dropped."""
+    values = {"task_id": [task_id for task_id, _ in builds], "build_number": [number for _, number in builds]}
+    return {request_id for (request_id,) in await conn.execute(ANSWERED, values)}
+
+
+async def answered_inputs(conn: AsyncConnection, inputs: Sequence[tuple[UUID, UUID]]) -> set[UUID]:
+    """Drop the input requests of these (task id, input id) pairs; return the ids of those dropped."""
+    values = {"task_id": [task_id for task_id, _ in inputs], "input_id": [input_id for _, input_id in inputs]}
+    return {request_id for (request_id,) in await conn.execute(ANSWERED_INPUTS, values)}
+
+
+async def due(conn: AsyncConnection, now: datetime, limit: int, *, first: float, most: float) -> list[WorkRequest]:
+    """Hand out up to `limit` requests to be sent now and set their next time; `first` and `most` bound the wait (s).
+
+    Those that another worker is handing out are skipped.
+    """
+    values = {"now": now, "limit": limit, "first": first, "most": most}
+    return [WorkRequest(*row) for row in await conn.execute(DUE, values)]
+
+
+async def of_tasks(conn: AsyncConnection, ids: Sequence[UUID]) -> list[WorkRequest]:
+    """Return the open requests of these tasks, oldest first."""
+    return [WorkRequest(*row) for row in await conn.execute(OF_TASKS, {"ids": ids})]
+
+
+async def remove(conn: AsyncConnection, ids: Sequence[UUID]) -> None:
+    """Drop requests that are given up or have become pointless."""
+    await conn.execute(REMOVE, {"ids": ids})

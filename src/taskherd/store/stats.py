@@ -1,0 +1,63 @@
+"""Counts for the metrics, at a cost that does not grow with the number of tasks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+SAMPLE: Final = 50_000
+"""Up to about so many tasks counts are exact; beyond, they are estimated from a sample of about that size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Live tasks by status; their agents by health (`healthy`, `none` or the reason); what waits, and how long."""
+
+    tasks: dict[str, int]
+    agents: dict[str, int]
+    parked: int
+    unpublished: int
+    oldest_unpublished_at: datetime | None
+    open_requests: int
+
+
+# Pages are sampled whole, which is fair enough here: a task's page says nothing about its status.
+TASKS: Final = text("""
+SELECT status,
+       CASE json_extract_path_text(document, 'workspace_agent_health', 'healthy')
+           WHEN 'true' THEN 'healthy'
+           WHEN 'false' THEN COALESCE(json_extract_path_text(document, 'workspace_agent_health', 'reason'), 'unhealthy')
+           ELSE 'none'
+       END AS health,
+       count(*)
+FROM tasks TABLESAMPLE SYSTEM (CAST(:percent AS real))
+WHERE deleted_at IS NULL
+GROUP BY status, health
+""")
+
+ESTIMATE: Final = text("SELECT CAST(reltuples AS float8) FROM pg_class WHERE oid = CAST('tasks' AS regclass)")
+
+WAITING: Final = text("""
+SELECT (SELECT count(*) FROM parked),
+       (SELECT count(*) FROM outbox),
+       (SELECT min(occurred_at) FROM outbox),
+       (SELECT count(*) FROM work_requests)
+""")
+
+
+async def counts(conn: AsyncConnection) -> Counts:
+    """Count once; for a scrape every few seconds by one worker."""
+    estimated = float((await conn.execute(ESTIMATE)).scalar_one())
+    share = min(1.0, SAMPLE / estimated) if estimated > 0 else 1.0
+    tasks: dict[str, int] = {}
+    agents: dict[str, int] = {}
+    for status, health, found in await conn.execute(TASKS, {"percent": 100 * share}):
+        many = round(found / share)
+        tasks[status] = tasks.get(status, 0) + many
+        agents[health] = agents.get(health, 0) + many
+    parked, unpublished, oldest, requests = (await conn.execute(WAITING)).one()
+    return Counts(tasks, agents, parked, unpublished, oldest, requests)

@@ -1,0 +1,363 @@
+"""Every table as SQLAlchemy Core metadata: what the migrations must add up to, kept equal by a test.
+
+Rows of tasks refer to the directory without foreign keys: what they refer to is checked when a task is created, and the
+directory never deletes. The columns that change with every report (`version` to `due_at`) carry no index, so that
+saving a task is a heap-only update. https://www.postgresql.org/docs/current/storage-hot.html
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    Sequence,
+    Table,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP
+
+SCHEMA_VERSION_TABLE: Final = "taskherd_schema"
+PARTITIONED: Final = ("task_events", "task_logs")
+
+METADATA: Final = MetaData(
+    naming_convention={"pk": "%(table_name)s_pkey", "fk": "%(table_name)s_%(column_0_name)s_fkey"},
+)
+
+Time: Final = TIMESTAMP(timezone=True)
+
+
+def _id(name: str = "id", **kwargs: Any) -> Column[Any]:
+    return Column(name, Uuid, primary_key=True, **kwargs)
+
+
+def _column(name: str, kind: Any, **kwargs: Any) -> Column[Any]:
+    return Column(name, kind, nullable=False, **kwargs)
+
+
+def _active() -> Column[Any]:
+    return _column("active", Boolean, server_default=text("true"), comment="false once the directory left it out")
+
+
+# The directory: who and what tasks refer to, as the last applied file says.
+
+organizations = Table(
+    "organizations",
+    METADATA,
+    _id(),
+    _column("name", Text),
+    _column("display_name", Text),
+    _active(),
+    Index("organizations_name_key", text("lower(name)"), unique=True),
+    comment="Directory: organizations",
+)
+
+users = Table(
+    "users",
+    METADATA,
+    _id(),
+    _column("username", Text),
+    _column("name", Text),
+    _column("email", Text),
+    _column("avatar_url", Text),
+    Column("github_com_user_id", BigInteger),
+    _active(),
+    Index("users_username_key", text("lower(username)"), unique=True),
+    Index("users_github_com_user_id_idx", "github_com_user_id"),
+    comment="Directory: who owns tasks",
+)
+
+memberships = Table(
+    "memberships",
+    METADATA,
+    Column("user_id", Uuid, ForeignKey("users.id"), nullable=False),
+    Column("organization_id", Uuid, ForeignKey("organizations.id"), nullable=False),
+    _column("role", Text),
+    _active(),
+    PrimaryKeyConstraint("user_id", "organization_id"),
+    CheckConstraint("role IN ('member', 'admin')", name="memberships_role_check"),
+    comment="Directory: who belongs where",
+)
+
+templates = Table(
+    "templates",
+    METADATA,
+    _id(),
+    Column("organization_id", Uuid, ForeignKey("organizations.id"), nullable=False),
+    _column("name", Text),
+    _column("display_name", Text),
+    _column("icon", Text),
+    _column("description", Text, server_default=text("''")),
+    _column("active_version_id", Uuid),
+    _active(),
+    Index("templates_name_key", "organization_id", text("lower(name)"), unique=True),
+    comment="Directory: what tasks can be made from",
+)
+
+template_versions = Table(
+    "template_versions",
+    METADATA,
+    _id(),
+    Column("template_id", Uuid, ForeignKey("templates.id"), nullable=False),
+    _column("name", Text),
+    _column("run", JSONB, comment="what the runner needs; run.pool names the pool of runners"),
+    _active(),
+    Index("template_versions_name_key", "template_id", text("lower(name)"), unique=True),
+    comment="Directory: versions of templates",
+)
+
+presets = Table(
+    "presets",
+    METADATA,
+    _id(),
+    Column("template_version_id", Uuid, ForeignKey("template_versions.id"), nullable=False),
+    _column("name", Text),
+    _column("is_default", Boolean),
+    _column("parameters", JSONB),
+    _active(),
+    Index("presets_name_key", "template_version_id", text("lower(name)"), unique=True),
+    comment="Directory: named sets of parameters",
+)
+
+directory_revision = Table(
+    "directory_revision",
+    METADATA,
+    Column("id", Boolean, primary_key=True, server_default=text("true")),
+    _column("revision", BigInteger),
+    CheckConstraint("id", name="directory_revision_id_check"),
+    comment="One row, raised by each apply that changed something",
+)
+
+# Tasks and what belongs to one.
+
+tasks = Table(
+    "tasks",
+    METADATA,
+    _id(),
+    _column("owner_id", Uuid),
+    _column("organization_id", Uuid),
+    _column("template_id", Uuid),
+    _column("template_version_id", Uuid),
+    Column("preset_id", Uuid),
+    _column("name", Text),
+    _column("display_name", Text),
+    _column("created_at", Time),
+    _column("version", BigInteger),
+    _column("updated_at", Time),
+    Column("deleted_at", Time, comment="set: a tombstone, which only folds build reports"),
+    _column("status", Text),
+    _column("document", JSON, comment="the task document, without prompt and directory names"),
+    _column("memory", JSON, comment="the facets that the document is derived from"),
+    Column("due_at", Time, comment="when the task is to be looked at although nothing came; see task_deadlines"),
+    _column("prompt_version", BigInteger, comment="the row of task_prompts that holds"),
+    Index(
+        "tasks_owner_name_key",
+        "owner_id",
+        text("lower(name)"),
+        unique=True,
+        postgresql_where=text("deleted_at IS NULL"),
+    ),
+    Index(
+        "tasks_owner_created_idx",
+        "owner_id",
+        text("created_at DESC"),
+        text("id DESC"),
+        postgresql_where=text("deleted_at IS NULL"),
+    ),
+    Index(
+        "tasks_organization_created_idx",
+        "organization_id",
+        text("created_at DESC"),
+        text("id DESC"),
+        postgresql_where=text("deleted_at IS NULL"),
+    ),
+    comment="The truth about every task; deleted ones stay as tombstones",
+)
+
+task_prompts = Table(
+    "task_prompts",
+    METADATA,
+    _column("task_id", Uuid),
+    _column("version", BigInteger, comment="the task's version from which on this prompt holds"),
+    _column("prompt", Text),
+    PrimaryKeyConstraint("task_id", "version"),
+    comment="Prompts, apart from tasks since they are long and seldom change; rows never change",
+)
+
+task_deadlines = Table(
+    "task_deadlines",
+    METADATA,
+    _id("task_id"),
+    _column("due_at", Time),
+    Index("task_deadlines_due_at_idx", "due_at"),
+    comment="tasks.due_at once more, indexed here so that saving a task stays a heap-only update",
+)
+
+leases = Table(
+    "leases",
+    METADATA,
+    _id("task_id"),
+    _column("build_number", Integer),
+    Column("agent_id", Uuid),
+    _column("seq", BigInteger),
+    Column("observed_at", Time),
+    _column("heard_at", Time, comment="when we took the latest heartbeat, by our clock"),
+    comment="Connected agents: all that a heartbeat touches",
+)
+
+inputs = Table(
+    "inputs",
+    METADATA,
+    _id("input_id"),
+    _column("task_id", Uuid),
+    _column("ordinal", BigInteger),
+    _column("content", Text),
+    _column("state", Text),
+    _column("created_at", Time),
+    Column("sent_at", Time),
+    Column("decided_at", Time),
+    Column("detail", Text),
+    Column("actor_id", Uuid),
+    UniqueConstraint("task_id", "ordinal", name="inputs_task_id_ordinal_key"),
+    Index("inputs_open_idx", "task_id", "ordinal", postgresql_where=text("decided_at IS NULL")),
+    Index("inputs_sent_at_idx", "sent_at", postgresql_where=text("decided_at IS NULL")),
+    CheckConstraint("state IN ('queued', 'sent', 'delivered', 'failed')", name="inputs_state_check"),
+    CheckConstraint("(decided_at IS NOT NULL) = (state IN ('delivered', 'failed'))", name="inputs_decided_check"),
+    comment="The inbox: what people sent to an agent, one at a time and in order",
+)
+
+work_requests = Table(
+    "work_requests",
+    METADATA,
+    _id("request_id"),
+    _column("task_id", Uuid),
+    _column("build_number", Integer),
+    _column("type", Text),
+    Column("input_id", Uuid),
+    Column("target_runner", Text),
+    _column("attempt", Integer, comment="how often it was handed out to be sent"),
+    _column("created_at", Time),
+    _column("next_at", Time),
+    Column("first_sent_at", Time),
+    Index("work_requests_task_id_idx", "task_id"),
+    Index("work_requests_next_at_idx", "next_at"),
+    comment="Requests to runners that nobody has taken up yet",
+)
+
+parked = Table(
+    "parked",
+    METADATA,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    _column("task_id", Uuid),
+    _column("parked_at", Time),
+    _column("report", JSON),
+    Index("parked_task_id_idx", "task_id"),
+    Index("parked_parked_at_idx", "parked_at"),
+    comment="Reports that came before their task's create",
+)
+
+task_logs = Table(
+    "task_logs",
+    METADATA,
+    _column("task_id", Uuid),
+    _column("log_id", BigInteger, comment="counts from 0 per task and never changes"),
+    _column("build_number", Integer),
+    _column("entry_id", BigInteger, comment="the id that the agent gave it, within its build"),
+    _column("seq", BigInteger),
+    _column("type", Text),
+    _column("content", Text),
+    _column("time", Time),
+    _column("logged_at", Time),
+    PrimaryKeyConstraint("task_id", "log_id", "logged_at"),
+    Index("task_logs_entry_idx", "task_id", "build_number", "entry_id"),
+    CheckConstraint("type IN ('input', 'output')", name="task_logs_type_check"),
+    postgresql_partition_by="RANGE (logged_at)",
+    comment="The conversations",
+)
+
+task_log_heads = Table(
+    "task_log_heads",
+    METADATA,
+    _id("task_id"),
+    _column("next_log_id", BigInteger),
+    comment="The next log id of a task; outlives the pruning of its logs",
+)
+
+# History and outbox.
+
+task_events = Table(
+    "task_events",
+    METADATA,
+    _column("task_id", Uuid),
+    _column("version", BigInteger),
+    _column("occurred_at", Time),
+    _column("kind", Text),
+    _column("document", JSON),
+    _column("changes", ARRAY(Text)),
+    _column("cause", JSON),
+    _column("prompt_version", BigInteger),
+    PrimaryKeyConstraint("task_id", "version", "occurred_at"),
+    CheckConstraint("kind IN ('created', 'updated', 'deleted')", name="task_events_kind_check"),
+    postgresql_partition_by="RANGE (occurred_at)",
+    comment="Every change of every task, append-only",
+)
+
+outbox = Table(
+    "outbox",
+    METADATA,
+    _column("task_id", Uuid),
+    _column("version", BigInteger),
+    _column("occurred_at", Time),
+    PrimaryKeyConstraint("task_id", "version"),
+    comment="Events that the broker has not confirmed yet",
+)
+
+task_feed_position = Sequence("task_feed_position", metadata=METADATA, data_type=BigInteger)
+
+task_feed = Table(
+    "task_feed",
+    METADATA,
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    _column("task_id", Uuid),
+    _column("version", BigInteger),
+    _column("occurred_at", Time),
+    Index("task_feed_task_idx", "task_id", "version"),
+    comment="Published events in the order in which readers resume; positions are given by one writer at a time",
+)
+
+# The worker's own books.
+
+command_log = Table(
+    "command_log",
+    METADATA,
+    _id("command_id"),
+    _column("digest", LargeBinary, comment="of the command's body: the same id with another body is refused"),
+    Column("reply", JSON, comment="null only while the command's own transaction runs"),
+    _column("created_at", Time),
+    Index("command_log_created_at_idx", "created_at"),
+    comment="Commands done and what was replied",
+)
+
+workers = Table(
+    "workers",
+    METADATA,
+    Column("worker_id", Text, primary_key=True),
+    _column("started_at", Time),
+    _column("seen_at", Time),
+    Column("drained_since", Time, comment="since when its queue was known to be drained; null while it is not"),
+    comment="Workers alive, and since when each has been listening",
+)

@@ -1,0 +1,62 @@
+"""Which workers are alive, and since when each has listened without a gap."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRow:
+    """A worker; `drained_since` is None while its queue is not known to be drained."""
+
+    worker_id: str
+    started_at: datetime
+    seen_at: datetime
+    drained_since: datetime | None
+
+
+SEEN: Final = text("""
+INSERT INTO workers (worker_id, started_at, seen_at, drained_since)
+VALUES (:worker_id, :started_at, :seen_at, :drained_since)
+ON CONFLICT (worker_id) DO UPDATE
+SET started_at = excluded.started_at, seen_at = excluded.seen_at, drained_since = excluded.drained_since
+""")
+
+LIVE: Final = text("""
+SELECT worker_id, started_at, seen_at, drained_since FROM workers WHERE seen_at >= :since ORDER BY worker_id
+""")
+
+GONE: Final = text("DELETE FROM workers WHERE worker_id = :worker_id")
+
+PRUNE: Final = text("DELETE FROM workers WHERE seen_at < :before")
+
+
+async def seen(conn: AsyncConnection, row: WorkerRow) -> None:
+    """Record that a worker is alive."""
+    values = {
+        "worker_id": row.worker_id,
+        "started_at": row.started_at,
+        "seen_at": row.seen_at,
+        "drained_since": row.drained_since,
+    }
+    await conn.execute(SEEN, values)
+
+
+async def live(conn: AsyncConnection, since: datetime) -> list[WorkerRow]:
+    """Return the workers seen at or after `since`."""
+    return [WorkerRow(*row) for row in await conn.execute(LIVE, {"since": since})]
+
+
+async def gone(conn: AsyncConnection, worker_id: str) -> None:
+    """Forget a worker that leaves of its own accord."""
+    await conn.execute(GONE, {"worker_id": worker_id})
+
+
+async def prune(conn: AsyncConnection, before: datetime) -> int:
+    """Forget workers last seen before `before`; return how many."""
+    return (await conn.execute(PRUNE, {"before": before})).rowcount

@@ -1,0 +1,252 @@
+"""The reports as they come in: one pydantic model for each type of the contract, and its core value.
+
+Unknown fields are ignored, since producers may be newer than we are; a null field counts as absent.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Literal, TypeAlias
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from taskherd.core import reports as core
+from taskherd.wire import texts
+from taskherd.wire.bounds import ELEMENTS, SEQ_MOST
+from taskherd.wire.fields import BuildNumber, EntryId, Instant, Name, RunnerName, Seq, Text
+from taskherd.wire.texts import Notes
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Part(BaseModel):
+    """The base of every incoming model."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Envelope(Part):
+    """What every report carries."""
+
+    task_id: UUID
+    build_number: BuildNumber | None = Field(None, description="Absent: the task's latest build when it is taken.")
+    seq: Seq | None = Field(None, description="Rises per task and facet. Absent: observed_at, or our clock if earlier.")
+    observed_at: Instant | None = None
+    agent_id: UUID | None = None
+
+    def seq_at(self, now: datetime) -> int:
+        """The report's seq, by default the earlier of its own time and ``now`` in microseconds since the epoch."""
+        if self.seq is not None:
+            return self.seq
+        moment = now if self.observed_at is None or self.observed_at > now else self.observed_at
+        since = moment - _EPOCH
+        return min(max((since.days * 86400 + since.seconds) * 1_000_000 + since.microseconds, 0), SEQ_MOST)
+
+
+class WorkspaceIn(Part):
+    """The workspace that a build made."""
+
+    id: UUID
+    name: Name
+
+
+class AppIn(Part):
+    """The task's app in the workspace."""
+
+    id: UUID
+    slug: Name
+    url: Text | None = None
+    health: core.Health | None = None
+
+    def to_core(self, notes: Notes) -> core.App:
+        """The app as the core knows it, its URL None where that was emptied."""
+        url = texts.address(self.url, notes) or None if self.url else None
+        return core.App(id=self.id, slug=texts.clean(self.slug, notes), url=url, health=self.health)
+
+
+class EntryIn(Part):
+    """One entry of the conversation; an earlier one of this build number and id is replaced."""
+
+    id: EntryId
+    type: core.Speaker
+    content: Text
+    time: Instant
+
+    def to_core(self, notes: Notes) -> core.LogEntry:
+        """The entry as the core knows it."""
+        return core.LogEntry(id=self.id, type=self.type, content=texts.content(self.content, notes), time=self.time)
+
+
+class WorkspaceBuildIn(Envelope):
+    """The provisioner says where a workspace build is."""
+
+    type: Literal["workspace.build"]
+    transition: core.Transition
+    job_status: core.JobStatus
+    workspace: WorkspaceIn | None = None
+    app: AppIn | None = None
+    runner: RunnerName | None = None
+    error: Text | None = None
+
+    def to_core(self, now: datetime, notes: Notes) -> core.WorkspaceBuild:
+        """The report as the core knows it."""
+        place = self.workspace
+        return core.WorkspaceBuild(
+            task_id=self.task_id,
+            build_number=self.build_number,
+            seq=self.seq_at(now),
+            observed_at=self.observed_at,
+            agent_id=self.agent_id,
+            transition=self.transition,
+            job_status=self.job_status,
+            workspace=None if place is None else core.Workspace(id=place.id, name=texts.clean(place.name, notes)),
+            app=None if self.app is None else self.app.to_core(notes),
+            runner=self.runner,
+            error=None if self.error is None else texts.message(self.error, notes),
+        )
+
+
+class AgentLifecycleIn(Envelope):
+    """The agent says where its start-up or shut-down is."""
+
+    type: Literal["agent.lifecycle"]
+    lifecycle: core.Lifecycle
+
+    def to_core(self, now: datetime, notes: Notes) -> core.AgentLifecycle:  # noqa: ARG002 - as its siblings
+        """The report as the core knows it."""
+        return core.AgentLifecycle(
+            task_id=self.task_id,
+            build_number=self.build_number,
+            seq=self.seq_at(now),
+            observed_at=self.observed_at,
+            agent_id=self.agent_id,
+            lifecycle=self.lifecycle,
+        )
+
+
+class AgentHeartbeatIn(Envelope):
+    """The agent is alive."""
+
+    type: Literal["agent.heartbeat"]
+
+    def to_core(self, now: datetime, notes: Notes) -> core.AgentHeartbeat:  # noqa: ARG002 - as its siblings
+        """The report as the core knows it."""
+        return core.AgentHeartbeat(
+            task_id=self.task_id,
+            build_number=self.build_number,
+            seq=self.seq_at(now),
+            observed_at=self.observed_at,
+            agent_id=self.agent_id,
+        )
+
+
+class AgentDisconnectedIn(Envelope):
+    """The agent said goodbye."""
+
+    type: Literal["agent.disconnected"]
+
+    def to_core(self, now: datetime, notes: Notes) -> core.AgentDisconnected:  # noqa: ARG002 - as its siblings
+        """The report as the core knows it."""
+        return core.AgentDisconnected(
+            task_id=self.task_id,
+            build_number=self.build_number,
+            seq=self.seq_at(now),
+            observed_at=self.observed_at,
+            agent_id=self.agent_id,
+        )
+
+
+class AppHealthIn(Envelope):
+    """The task app's health check gave a verdict."""
+
+    type: Literal["app.health"]
+    health: core.Health
+
+    def to_core(self, now: datetime, notes: Notes) -> core.AppHealth:  # noqa: ARG002 - as its siblings
+        """The report as the core knows it."""
+        return core.AppHealth(
+            task_id=self.task_id,
+            build_number=self.build_number,
+            seq=self.seq_at(now),
+            observed_at=self.observed_at,
+            agent_id=self.agent_id,
+            health=self.health,
+        )
+
+
+class AppStatusIn(Envelope):
+    """The agent says what it is doing."""
+
+    type: Literal["app.status"]
+    state: core.State
+    message: Text | None = None
+    uri: Text | None = None
+
+    def to_core(self, now: datetime, notes: Notes) -> core.AppStatus:
+        """The report as the core knows it."""
+        return core.AppStatus(
+            task_id=self.task_id,
+            build_number=self.build_number,
+            seq=self.seq_at(now),
+            observed_at=self.observed_at,
+            agent_id=self.agent_id,
+            state=self.state,
+            message=texts.message(self.message, notes) if self.message else "",
+            uri=texts.address(self.uri, notes) if self.uri else "",
+        )
+
+
+class TaskLogIn(Envelope):
+    """Entries of the conversation."""
+
+    type: Literal["task.log"]
+    entries: Annotated[list[EntryIn], Field(max_length=ELEMENTS)]
+
+    def to_core(self, now: datetime, notes: Notes) -> core.TaskLog:
+        """The report as the core knows it."""
+        return core.TaskLog(
+            task_id=self.task_id,
+            build_number=self.build_number,
+            seq=self.seq_at(now),
+            observed_at=self.observed_at,
+            agent_id=self.agent_id,
+            entries=tuple([entry.to_core(notes) for entry in self.entries]),
+        )
+
+
+class TaskInputIn(Envelope):
+    """What became of an input."""
+
+    type: Literal["task.input"]
+    input_id: UUID
+    outcome: core.Outcome
+    detail: Text | None = None
+
+    def to_core(self, now: datetime, notes: Notes) -> core.TaskInput:
+        """The report as the core knows it."""
+        return core.TaskInput(
+            task_id=self.task_id,
+            build_number=self.build_number,
+            seq=self.seq_at(now),
+            observed_at=self.observed_at,
+            agent_id=self.agent_id,
+            input_id=self.input_id,
+            outcome=self.outcome,
+            detail=None if self.detail is None else texts.message(self.detail, notes),
+        )
+
+
+ReportIn: TypeAlias = Annotated[
+    WorkspaceBuildIn
+    | AgentLifecycleIn
+    | AgentHeartbeatIn
+    | AgentDisconnectedIn
+    | AppHealthIn
+    | AppStatusIn
+    | TaskLogIn
+    | TaskInputIn,
+    Field(discriminator="type"),
+]
+
+REPORT: TypeAdapter[ReportIn] = TypeAdapter(ReportIn)

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from taskherd.broker.connection import BACKOFF_MOST, Hooks, Link, backoff
+from taskherd.errors import Unavailable
+from tests.broker.conftest import Relay
+
+
+async def test_a_link_waits_for_a_broker_that_is_not_there_yet(free_port: int) -> None:
+    """With no broker a link raises only to who asks for a channel, tells its hook why, and closes at once."""
+    refused: list[str] = []
+    told = asyncio.Event()
+
+    def on_refused(name: str, reason: str) -> None:
+        refused.append(f"{name}: {reason}")
+        told.set()
+
+    link = Link(f"amqp://guest:secret@127.0.0.1:{free_port}/", "test", Hooks(on_refused=on_refused))
+    link.start()
+    await asyncio.wait_for(told.wait(), 10)
+    with pytest.raises(Unavailable):
+        await link.wait_up(0.1)
+    assert not link.is_up
+    assert "secret" not in refused[0]
+    await asyncio.wait_for(link.close(), 5)
+
+
+async def test_a_link_comes_back_each_time_it_is_cut(relay: tuple[Relay, str]) -> None:
+    """The hooks see each loss and each return."""
+    wire, url = relay
+    ups, downs = 0, 0
+    changed = asyncio.Event()
+
+    def on_up(_: str) -> None:
+        nonlocal ups
+        ups += 1
+        changed.set()
+
+    def on_down(_: str, reason: str) -> None:
+        nonlocal downs
+        downs += 1
+        assert reason
+
+    link = Link(url, "test", Hooks(on_up=on_up, on_down=on_down))
+    link.start()
+    for expected in range(1, 4):
+        async with asyncio.timeout(20):
+            while ups < expected:
+                changed.clear()
+                await changed.wait()
+        assert downs == expected - 1
+        wire.cut()
+    await link.close()
+
+
+@pytest.mark.slow
+async def test_closing_a_frozen_link_takes_seconds(relay: tuple[Relay, str]) -> None:
+    """A frozen broker can't hold up a shutdown."""
+    wire, url = relay
+    link = Link(url, "test")
+    link.start()
+    await link.channel()
+    wire.freeze()
+    await asyncio.wait_for(link.close(), 6)
+    wire.thaw()
+
+
+def test_backoff_is_jittered_and_capped() -> None:
+    """The wait never exceeds the cap, and two clients seldom wait alike."""
+    assert all(0 <= backoff(n) <= BACKOFF_MOST for n in range(2000))
+    assert len({backoff(6) for _ in range(20)}) > 1

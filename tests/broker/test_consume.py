@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from aiormq.channel import Channel
+
+from taskherd.broker.consume import Delivery, Intake
+from taskherd.broker.publish import Outgoing, Publisher
+from taskherd.broker.topology import Names
+from tests.broker.conftest import IntakeOn, LinkTo, Relay, until
+
+
+async def _publish(publisher: Publisher, names: Names, count: int) -> None:
+    await publisher.publish_many([Outgoing(names.reports, "k", str(n).encode()) for n in range(count)])
+
+
+async def _unacked_and_ready(channel: Channel, queue: str) -> int:
+    """Return how many messages come back once every consumer is gone, by taking them all."""
+    count = 0
+    while (await channel.basic_get(queue, no_ack=True, timeout=5)).delivery.name == "Basic.GetOk":
+        count += 1
+    return count
+
+
+async def test_batches_keep_order_and_bounds(
+    names: Names, publisher: Publisher, amqp_url: str, link_to: LinkTo, intake_on: IntakeOn
+) -> None:
+    """A batch holds at most what was asked for, in order, and the buffer never more than the prefetch."""
+    await _publish(publisher, names, 250)
+    intake = intake_on(link_to(amqp_url, "consume"), prefetch=100)
+    bodies: list[bytes] = []
+    while len(bodies) < 250:
+        batch = await intake.batch(40, 0.02)
+        assert 1 <= len(batch) <= 40
+        assert intake.buffered <= 100
+        bodies += [each.body for each in batch]
+        assert await intake.ack(batch)
+    assert bodies == [str(n).encode() for n in range(250)]
+
+
+async def test_only_what_is_acked_stays_away(
+    names: Names, publisher: Publisher, amqp_url: str, link_to: LinkTo, intake_on: IntakeOn
+) -> None:
+    """Acks out of order settle just the deliveries they name; the rest goes back to the queue."""
+    await _publish(publisher, names, 10)
+    intake = intake_on(link_to(amqp_url, "consume"))
+    got: list[Delivery] = []
+    while len(got) < 10:
+        got += await intake.batch(10, 0)
+    assert await intake.ack([got[7], got[3]])
+    assert await intake.ack(got[:5])
+    assert await intake.ack([got[0], got[7]])  # again, which the broker must not see
+    await intake.close()
+    channel = await link_to(amqp_url, "look").channel()
+    assert await _unacked_and_ready(channel, names.reports) == 4
+
+
+async def test_stop_leaves_what_is_buffered(
+    names: Names, publisher: Publisher, amqp_url: str, link_to: LinkTo, intake_on: IntakeOn
+) -> None:
+    """After `stop` nothing new comes, what is buffered can be taken and acked, then batches are empty."""
+    await _publish(publisher, names, 5)
+    intake = intake_on(link_to(amqp_url, "consume"))
+    first = await intake.batch(1, 0)
+    await intake.stop()
+    await publisher.publish(names.reports, "k", b"late")
+    rest: list[Delivery] = []
+    while batch := await intake.batch(10, 0):
+        rest += batch
+    assert [each.body for each in first + rest] == [b"0", b"1", b"2", b"3", b"4"]
+    assert await intake.ack(first + rest)
+    await intake.close()
+    channel = await link_to(amqp_url, "look").channel()
+    assert await _unacked_and_ready(channel, names.reports) == 1
+
+
+async def test_a_waiting_batch_ends_with_stop(amqp_url: str, link_to: LinkTo, intake_on: IntakeOn) -> None:
+    """`stop` wakes who waits for a batch."""
+    intake = intake_on(link_to(amqp_url, "consume"))
+    waiting = asyncio.create_task(intake.batch(10, 1))
+    await asyncio.sleep(0)
+    await intake.stop()
+    assert await asyncio.wait_for(waiting, 5) == []
+
+
+async def test_a_cut_connection_is_made_again(
+    names: Names, publisher: Publisher, relay: tuple[Relay, str], link_to: LinkTo, intake_on: IntakeOn
+) -> None:
+    """After a reset the intake consumes again; old deliveries can't be acked, and come again."""
+    wire, url = relay
+    await _publish(publisher, names, 3)
+    intake = intake_on(link_to(url, "consume"))
+    old: list[Delivery] = []
+    while len(old) < 3:
+        old += await intake.batch(10, 0)
+    wire.cut()
+    again: list[Delivery] = []
+    while len(again) < 3:
+        again += await intake.batch(10, 0)
+    assert not await intake.ack(old)
+    assert [each.body for each in again] == [b"0", b"1", b"2"]
+    assert all(each.redelivered and each.delivery_count >= 1 for each in again)
+    assert await intake.ack(again)
+
+
+async def test_what_comes_back_thrice_is_suspect(
+    names: Names, publisher: Publisher, relay: tuple[Relay, str], link_to: LinkTo, intake_on: IntakeOn
+) -> None:
+    """A message that was delivered three times before is flagged."""
+    wire, url = relay
+    await _publish(publisher, names, 1)
+    intake = intake_on(link_to(url, "consume"))
+    seen = []
+    for _ in range(4):
+        [delivery] = await intake.batch(10, 0)
+        seen.append(delivery.suspect)
+        if len(seen) < 4:
+            wire.cut()
+            await until(_consuming(intake), lambda consuming: not consuming)
+    assert seen == [False, False, False, True]
+
+
+def _consuming(intake: Intake) -> Callable[[], Awaitable[bool]]:
+    async def look() -> bool:
+        return intake.consuming
+
+    return look
+
+
+async def test_a_deleted_queue_is_declared_and_consumed_again(
+    names: Names, publisher: Publisher, amqp_url: str, link_to: LinkTo, intake_on: IntakeOn
+) -> None:
+    """Deleting the queue under its consumer stops nothing for long."""
+    intake = intake_on(link_to(amqp_url, "consume"))
+    await publisher.publish(names.reports, "k", b"before")
+    [before] = await intake.batch(10, 0)
+    channel = await link_to(amqp_url, "delete").channel()
+    await channel.queue_delete(names.reports)
+    await until(_consuming(intake), lambda consuming: not consuming)
+    await until(_consuming(intake), bool)
+    await publisher.publish(names.reports, "k", b"after", mandatory=True)
+    [after] = await intake.batch(10, 0)
+    assert not await intake.ack([before])
+    assert after.body == b"after"
+    assert await intake.ack([after])
+
+
+async def test_a_closed_channel_is_opened_again(
+    names: Names, publisher: Publisher, amqp_url: str, link_to: LinkTo, intake_on: IntakeOn
+) -> None:
+    """A channel that the broker closes, as it does for `consumer_timeout`, is replaced on the same connection."""
+    link = link_to(amqp_url, "consume")
+    intake = intake_on(link)
+    await _publish(publisher, names, 1)
+    [old] = await intake.batch(10, 0)
+    assert intake._current is not None
+    await intake._current.channel.basic_ack(999)  # unknown: 406, the code of consumer_timeout
+    [again] = await intake.batch(10, 0)
+    assert link.is_up
+    assert again.body == old.body
+    assert again.epoch != old.epoch
+    assert await intake.ack([again])
+
+
+async def test_pause_stops_the_flow_and_resume_starts_it(
+    names: Names, publisher: Publisher, amqp_url: str, link_to: LinkTo, intake_on: IntakeOn
+) -> None:
+    """A paused intake is no consumer, a resumed one is; the broker's own count says so."""
+    intake = intake_on(link_to(amqp_url, "consume"))
+    await until(intake.consumers, lambda count: count == 1)
+    await intake.pause()
+    await until(intake.consumers, lambda count: count == 0)
+    await publisher.publish(names.reports, "k", b"x")
+    await intake.resume()
+    await until(intake.consumers, lambda count: count == 1)
+    [got] = await intake.batch(10, 0)
+    assert await intake.ack([got])

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import datetime as dt
+
+import pytest
+from pamqp.commands import Basic
+from pamqp.header import ContentHeader
+
+from taskherd.broker import lenient
+from taskherd.broker.consume import Delivery
+from taskherd.broker.publish import Publisher
+from taskherd.broker.topology import Names
+from tests.broker import raw
+from tests.broker.conftest import IntakeOn, LinkTo
+
+BAD = {
+    "timestamp in microseconds": raw.timestamp(1_760_000_000_000_000),
+    "timestamp before 1970": raw.timestamp(2**64 - 5),
+    "app_id in Latin-1": raw.app_id(b"caf\xe9"),
+    "table key in Latin-1": raw.headers(b"\x02\xe9\xe9t\x01"),
+    "timestamp in a table": raw.headers(b"\x01aT\xff\xff\xff\xff\xff\xff\xff\xff"),
+    "arrays 2,000 deep": raw.headers(raw.nested_arrays(2000)),
+}
+
+
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD.keys())
+async def test_a_bad_property_hurts_no_neighbour(
+    *,
+    bad: tuple[int, bytes],
+    names: Names,
+    publisher: Publisher,
+    amqp_url: str,
+    link_to: LinkTo,
+    intake_on: IntakeOn,
+) -> None:
+    """A message whose properties can't be decoded arrives as if it had none, and its neighbours as they are."""
+    link = link_to(amqp_url, "consume")
+    channel = await link_to(amqp_url, "raw").channel()
+    await publisher.publish(names.reports, "before", b"1", headers={"a": "b"}, correlation_id="c")
+    await raw.publish(channel, names.reports, b"bad", b"2", bad)
+    await channel.close()  # a clean close, so that the broker has taken it
+    await publisher.publish(names.reports, "after", b"3")
+    intake = intake_on(link)
+    got: list[Delivery] = []
+    while len(got) < 3:
+        got += await intake.batch(10, 0)
+    assert [each.body for each in got] == [b"1", b"2", b"3"]
+    assert not any(each.redelivered for each in got)
+    assert got[0].headers == {"a": "b"}
+    assert got[0].correlation_id == "c"
+    assert got[1].headers == {}
+    assert got[1].properties.app_id is None
+    assert await intake.ack(got)
+
+
+async def test_a_routing_key_that_is_not_utf8_arrives_escaped(
+    names: Names, amqp_url: str, link_to: LinkTo, intake_on: IntakeOn
+) -> None:
+    """A name in a method frame that is not UTF-8 costs nothing but its own legibility."""
+    channel = await link_to(amqp_url, "raw").channel()
+    await raw.publish(channel, names.reports, b"\xff\xfe", b"{}", (0, b""))
+    await channel.close()
+    intake = intake_on(link_to(amqp_url, "consume"))
+    [got] = await intake.batch(10, 0)
+    assert got.routing_key == r"\xff\xfe"
+    assert await intake.ack([got])
+
+
+def test_what_can_be_decoded_is_decoded_whole() -> None:
+    """Lenient decoding gives for good properties exactly what went in."""
+    lenient.install()
+    lenient.install()
+    properties = Basic.Properties(
+        content_type="application/json",
+        headers={"s": "ä", "n": 1, "t": {"a": [1, None, True]}},
+        delivery_mode=2,
+        priority=3,
+        correlation_id="c",
+        reply_to="r",
+        expiration="10",
+        message_id="m",
+        timestamp=dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC),
+        message_type="t",
+        user_id="u",
+        app_id="a",
+    )
+    header = ContentHeader()
+    header.unmarshal(ContentHeader(body_size=7, properties=properties).marshal())
+    assert header.body_size == 7
+    assert header.properties == properties
+
+
+def test_the_brokers_count_survives_a_bad_property() -> None:
+    """What the broker counts is kept beside an undecodable property, so that a suspect stays a suspect."""
+    lenient.install()
+    flag, encoded = raw.headers(b"\x10x-delivery-countl\x00\x00\x00\x00\x00\x00\x00\x04\x01at\x01")
+    bad_flag, bad = raw.app_id(b"\xff")
+    header = ContentHeader()
+    header.unmarshal(raw.header_payload(0, flag | bad_flag, encoded + bad))
+    assert header.properties.headers == {"x-delivery-count": 4}
+    assert header.properties.app_id is None

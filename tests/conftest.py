@@ -1,0 +1,96 @@
+"""Real RabbitMQ and PostgreSQL for every test that asks: started once, kept apart by database and AMQP prefix."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import aio_pika
+import asyncpg
+import pytest
+
+from taskherd.dev.services import Services, start
+
+EXCHANGES = ("reports", "commands", "events", "work", "dead")
+QUEUES = ("reports", "commands", "dead", "work.default")
+
+
+@pytest.fixture(scope="session")
+def announce(pytestconfig: pytest.Config) -> Callable[[str], None]:
+    """Print a line to the terminal even while pytest captures output."""
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+    reporter = pytestconfig.pluginmanager.getplugin("terminalreporter")
+
+    def say(line: str) -> None:
+        if capture is None or reporter is None:
+            return
+        with capture.global_and_fixture_disabled():
+            reporter.write_line(line)
+
+    return say
+
+
+@pytest.fixture(scope="session")
+def services(announce: Callable[[str], None]) -> Iterator[Services]:
+    """One RabbitMQ and one PostgreSQL for the whole run, gone with their data at its end."""
+    with (
+        tempfile.TemporaryDirectory(prefix="taskherd-tests-") as folder,
+        start(Path(folder), announce=announce, fast=True) as running,
+    ):
+        yield running
+
+
+@pytest.fixture(scope="session")
+async def template_database(services: Services) -> AsyncIterator[str]:
+    """The name of a migrated database that every test's own is copied from."""
+    from taskherd.store import migrate  # noqa: PLC0415 - only tests that use a database load the migrations
+
+    name = f"taskherd_template_{uuid.uuid4().hex[:8]}"
+    await _execute(services.database_url, f'CREATE DATABASE "{name}"')
+    await asyncio.to_thread(migrate.upgrade, _with_database(services.database_url, name))
+    yield name
+    await _execute(services.database_url, f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@pytest.fixture
+async def database_url(services: Services, template_database: str) -> AsyncIterator[str]:
+    """The URL of a migrated database of this test's own."""
+    name = f"taskherd_test_{uuid.uuid4().hex[:8]}"
+    await _execute(services.database_url, f'CREATE DATABASE "{name}" TEMPLATE "{template_database}"')
+    yield _with_database(services.database_url, name)
+    await _execute(services.database_url, f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@pytest.fixture
+def amqp_url(services: Services) -> str:
+    """The URL of the run's RabbitMQ."""
+    return services.amqp_url
+
+
+@pytest.fixture
+async def amqp_prefix(amqp_url: str) -> AsyncIterator[str]:
+    """A prefix for AMQP names of this test's own; its exchanges and shared queues are deleted afterwards."""
+    prefix = f"t{uuid.uuid4().hex[:8]}"
+    yield prefix
+    async with await aio_pika.connect(amqp_url, timeout=10) as connection:
+        channel = await connection.channel()
+        for queue in QUEUES:
+            await channel.queue_delete(f"{prefix}.{queue}", timeout=10)
+        for exchange in EXCHANGES:
+            await channel.exchange_delete(f"{prefix}.{exchange}", timeout=10)
+
+
+def _with_database(url: str, name: str) -> str:
+    return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
+
+
+async def _execute(url: str, statement: str) -> None:
+    connection = await asyncpg.connect(url, timeout=10, command_timeout=30)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close(timeout=5)

@@ -1,0 +1,180 @@
+"""A real worker in this process, and the outside world that speaks with it over a real RabbitMQ."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import aio_pika
+import asyncpg
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+
+from taskherd.app.worker import Worker
+from taskherd.settings import Settings
+
+ORGANIZATION = uuid.UUID("00000000-0000-4000-8000-000000000001")
+ALICE = uuid.UUID("00000000-0000-4000-8000-0000000000a1")
+TEMPLATE = uuid.UUID("00000000-0000-4000-8000-0000000000b1")
+VERSION = uuid.UUID("00000000-0000-4000-8000-0000000000c1")
+PRESET = uuid.UUID("00000000-0000-4000-8000-0000000000d1")
+SECRET = "0123456789abcdef" * 4
+PATIENCE = 20.0
+"""Seconds after which a condition that a test waits for is not going to come true."""
+
+DIRECTORY = f"""
+INSERT INTO organizations (id, name, display_name) VALUES ('{ORGANIZATION}', 'acme', 'Acme');
+INSERT INTO users (id, username, name, email, avatar_url) VALUES ('{ALICE}', 'alice', 'Alice', 'alice@example.com', '');
+INSERT INTO memberships (user_id, organization_id, role) VALUES ('{ALICE}', '{ORGANIZATION}', 'member');
+INSERT INTO templates (id, organization_id, name, display_name, icon, active_version_id)
+    VALUES ('{TEMPLATE}', '{ORGANIZATION}', 'claude', 'Claude Code', '/icon/claude.svg', '{VERSION}');
+INSERT INTO template_versions (id, template_id, name, run) VALUES ('{VERSION}', '{TEMPLATE}', 'v1', '{{}}');
+INSERT INTO presets (id, template_version_id, name, is_default, parameters)
+    VALUES ('{PRESET}', '{VERSION}', 'Default', true, '{{"size": "small"}}');
+"""
+
+
+@dataclass
+class Herd:
+    """What a test does to the worker and sees of it."""
+
+    channel: AbstractChannel
+    database: asyncpg.Connection
+    prefix: str
+    worker: Worker
+    replies: str = ""
+    events: list[dict[str, Any]] = field(default_factory=list)
+    letters: list[AbstractIncomingMessage] = field(default_factory=list)
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    answers: dict[str, asyncio.Future[dict[str, Any]]] = field(default_factory=dict)
+    noticed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def report(self, *reports: dict[str, Any], raw: bytes | None = None) -> None:
+        """Publish one report, or several as an array, or raw bytes."""
+        body = raw if raw is not None else json.dumps(reports[0] if len(reports) == 1 else reports).encode()
+        exchange = await self.channel.get_exchange(f"{self.prefix}.reports", ensure=False)
+        await exchange.publish(aio_pika.Message(body), "any", timeout=5)
+
+    async def command(self, kind: str, task_id: uuid.UUID, **fields: Any) -> dict[str, Any]:
+        """Give a command and return the reply."""
+        command = {"type": kind, "command_id": str(uuid.uuid4()), "task_id": str(task_id), "actor_id": str(ALICE)}
+        return await self.send({**command, **fields})
+
+    async def send(self, command: dict[str, Any]) -> dict[str, Any]:
+        """Send a command as it is and return the reply."""
+        correlation = uuid.uuid4().hex
+        self.answers[correlation] = asyncio.get_running_loop().create_future()
+        message = aio_pika.Message(json.dumps(command).encode(), reply_to=self.replies, correlation_id=correlation)
+        exchange = await self.channel.get_exchange(f"{self.prefix}.commands", ensure=False)
+        await exchange.publish(message, command["type"], timeout=5)
+        async with asyncio.timeout(PATIENCE):
+            return await self.answers[correlation]
+
+    async def create(self, task_id: uuid.UUID | None = None, **fields: Any) -> uuid.UUID:
+        """Create a task and return its id."""
+        task_id = task_id or uuid.uuid4()
+        wanted = {"owner_id": str(ALICE), "template_version_id": str(VERSION), "input": "Fix the flaky test"}
+        reply = await self.command("task.create", task_id, **{**wanted, **fields})
+        assert reply["ok"], reply
+        return task_id
+
+    async def active(self, task_id: uuid.UUID | None = None, number: int = 1) -> uuid.UUID:
+        """A task whose build, agent and app are up."""
+        task_id = task_id or await self.create()
+        build = {"transition": "start", "job_status": "succeeded", "agent_id": str(uuid.uuid4()), "runner": "r1"}
+        await self.report(
+            {"type": "workspace.build", "task_id": str(task_id), "build_number": number, **build},
+            {"type": "agent.lifecycle", "task_id": str(task_id), "build_number": number, "lifecycle": "ready"},
+            {"type": "agent.heartbeat", "task_id": str(task_id), "build_number": number},
+        )
+        await self.until(lambda: self.document(task_id).get("status") == "active")
+        return task_id
+
+    def document(self, task_id: uuid.UUID) -> dict[str, Any]:
+        """The task as the events tell it: of the highest version that came."""
+        own = [event["data"] for event in self.events if event["subject"] == str(task_id)]
+        found: dict[str, Any] = max(own, key=lambda data: data["version"], default={"task": {}})["task"]
+        return found
+
+    def versions(self, task_id: uuid.UUID) -> list[int]:
+        """The versions that were told of a task, in order of arrival."""
+        return [event["data"]["version"] for event in self.events if event["subject"] == str(task_id)]
+
+    async def until(self, condition: Callable[[], Any]) -> None:
+        """Wait until something that came makes the condition true."""
+        async with asyncio.timeout(PATIENCE):
+            while not condition():
+                self.noticed.clear()
+                await self.noticed.wait()
+
+    async def until_row(self, query: str, *values: Any, is_: Any = True) -> None:
+        """Wait until a query's single value is as wanted; looked at whenever PostgreSQL has answered."""
+        async with asyncio.timeout(PATIENCE):
+            while await self.database.fetchval(query, *values) != is_:  # noqa: ASYNC110 - a row tells nobody
+                await asyncio.sleep(0.02)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """A metric of the worker, 0 where it has not been counted."""
+        return self.worker.metrics.registry.get_sample_value(name, labels) or 0.0
+
+    async def _take_events(self, message: AbstractIncomingMessage) -> None:
+        self.events.extend(json.loads(message.body))
+        await self._note(message)
+
+    async def _take_letter(self, message: AbstractIncomingMessage) -> None:
+        self.letters.append(message)
+        await self._note(message)
+
+    async def _take_request(self, message: AbstractIncomingMessage) -> None:
+        self.requests.append(json.loads(message.body))
+        await self._note(message)
+
+    async def _take_answer(self, message: AbstractIncomingMessage) -> None:
+        self.answers[message.correlation_id or ""].set_result(json.loads(message.body))
+        await self._note(message)
+
+    async def _note(self, message: AbstractIncomingMessage) -> None:
+        await message.ack()
+        self.noticed.set()
+
+    async def listen(self) -> None:
+        """Consume everything that the worker sends out."""
+        queue = await self.channel.declare_queue(exclusive=True)
+        await queue.bind(f"{self.prefix}.events", "#")
+        await queue.consume(self._take_events)
+        work = await self.channel.declare_queue(exclusive=True)
+        await work.bind(f"{self.prefix}.work", "#")
+        await work.consume(self._take_request)
+        dead = await self.channel.get_queue(f"{self.prefix}.dead", ensure=False)
+        await dead.consume(self._take_letter)
+        replies = await self.channel.declare_queue(exclusive=True)
+        self.replies = replies.name
+        await replies.consume(self._take_answer)
+
+
+@asynccontextmanager
+async def herd(database_url: str, amqp_url: str, prefix: str, **settings: Any) -> AsyncIterator[Herd]:
+    """A worker on a database and a prefix of its own, with a directory, until the test is over."""
+    from taskherd.broker.topology import Names, declare  # noqa: PLC0415
+
+    database = await asyncpg.connect(database_url, timeout=5, command_timeout=10)
+    await database.execute(DIRECTORY)
+    connection = await aio_pika.connect(amqp_url, timeout=5)
+    channel = await connection.channel()
+    await declare(await channel.get_underlay_channel(), Names(prefix))
+    chosen = {"ops_port": 0, "amqp_prefix": prefix, "sweep_every": 0.1, "relay_every": 0.2, "probe_every": 0.1}
+    worker = Worker(Settings(database_url=database_url, amqp_url=amqp_url, secret_key=SECRET, **{**chosen, **settings}))
+    running = asyncio.create_task(worker.run())
+    own = Herd(channel, database, prefix, worker)
+    try:
+        await own.listen()
+        yield own
+    finally:
+        worker.stop()
+        await asyncio.wait_for(running, PATIENCE)
+        await connection.close()
+        await database.close(timeout=5)

@@ -1,0 +1,116 @@
+"""Logs are one line each, without secrets and control characters."""
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import structlog
+
+from taskherd.observe import logs
+
+SECRET = "hunter2-hunter2"
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        """Say so."""
+        return True
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()
+
+
+def logged(stream: io.StringIO) -> dict[str, Any]:
+    """The one JSON line in `stream`."""
+    (line,) = stream.getvalue().splitlines()
+    entry: dict[str, Any] = json.loads(line)
+    return entry
+
+
+def test_a_line_is_json_with_what_is_bound() -> None:
+    """Where no terminal is, each entry is one line of JSON with time, level, logger and what the context binds."""
+    stream = io.StringIO()
+    logs.configure("info", "auto", stream=stream)
+    with structlog.contextvars.bound_contextvars(task_id="t-1"):
+        structlog.get_logger("flow").info("batch applied", size=3)
+    entry = logged(stream)
+    assert entry.pop("timestamp").endswith("Z")
+    assert entry == {"event": "batch applied", "size": 3, "task_id": "t-1", "level": "info", "logger": "flow"}
+
+
+def test_the_standard_library_logs_the_same_way() -> None:
+    """What libraries log through `logging` comes out in the same form, cleaned of the same secrets."""
+    stream = io.StringIO()
+    logs.configure("info", "json", secrets=[SECRET], stream=stream)
+    logging.getLogger("aiormq").warning("no route to %s\n", f"amqp://u:{SECRET}@mq/")
+    entry = logged(stream)
+    assert (entry["event"], entry["logger"], entry["level"]) == (
+        "no route to amqp://u:********@mq/\\n",
+        "aiormq",
+        "warning",
+    )
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_secrets_are_hidden(form: str) -> None:
+    """A secret shows neither as a value, within one, in a URL, under a telling name, nor in a traceback."""
+    stream = io.StringIO()
+    logs.configure("info", form, secrets=[SECRET], stream=stream)
+    log = structlog.get_logger()
+    try:
+        int(f"bad key {SECRET}")
+    except ValueError:
+        log.exception("failed", url="postgresql://u:other-pass@db/x", nested={"agent_token": "tok-1", "list": [SECRET]})
+    shown = stream.getvalue()
+    assert "ValueError" in shown
+    assert all(secret not in shown for secret in (SECRET, "other-pass", "tok-1"))
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+@pytest.mark.parametrize("char", ["\x1b", "\x00", "\r", "\n", "\x9b", "\u2028", "\u202e", "\ud800"])
+def test_control_characters_are_escaped(form: str, char: str) -> None:
+    """Nothing a stranger wrote can move a terminal's cursor, begin a new line or turn the text around."""
+    stream = io.StringIO()
+    logs.configure("info", form, stream=stream)
+    structlog.get_logger().info("said", text=f"a{char}b")
+    line = stream.getvalue()
+    assert line.endswith("\n")
+    assert line[:-1].isprintable()
+
+
+def test_a_long_text_is_cut() -> None:
+    """However long a text from outside is, its log entry is bounded."""
+    stream = io.StringIO()
+    logs.configure("info", "json", stream=stream)
+    structlog.get_logger().info("said", text="x" * 1_000_000)
+    assert len(logged(stream)["text"]) == logs.TEXT_MOST
+
+
+def test_the_level_filters() -> None:
+    """What is below the level is not logged."""
+    stream = io.StringIO()
+    logs.configure("warning", "json", stream=stream)
+    structlog.get_logger().info("quiet")
+    assert not stream.getvalue()
+
+
+def test_a_terminal_gets_a_console() -> None:
+    """On a terminal, `auto` writes for people."""
+    stream = Terminal()
+    logs.configure("info", "auto", stream=stream)
+    structlog.get_logger().info("hello")
+    assert "hello" in stream.getvalue()
+    assert not stream.getvalue().startswith("{")

@@ -1,0 +1,55 @@
+"""The metrics follow Prometheus' conventions."""
+
+import re
+
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from taskherd.observe.metrics import Metrics, table
+
+
+def test_names_follow_the_convention() -> None:
+    """Names are in snake case with our prefix; counters alone end in _total; none is in milliseconds."""
+    for each in Metrics().declared:
+        assert re.fullmatch(r"taskherd_[a-z]+(_[a-z]+)*", each.name)
+        assert each.name.endswith("_total") == (each.kind == "counter")
+        assert not re.search(r"_(ms|millis|milliseconds|minutes|count|sum|bucket)\b", each.name)
+        assert each.meaning.endswith(".")
+
+
+def test_no_label_is_an_id() -> None:
+    """A label takes few, known values: none is the id or name of a task, agent or user."""
+    labels = {label for each in Metrics().declared for label in each.labels}
+    assert labels == {"type", "outcome", "reason", "what", "status", "health", "connection", "version"}
+
+
+def test_what_is_declared_is_what_is_exposed() -> None:
+    """A scrape holds exactly the declared metrics and the process's own, each once."""
+    metrics = Metrics()
+    families = [family.name for family in text_string_to_metric_families(generate_latest(metrics.registry).decode())]
+    ours = sorted(name for name in families if not name.startswith("process_"))
+    assert ours == sorted(each.name.removesuffix("_total") for each in metrics.declared)
+
+
+def test_two_processes_worth_of_metrics_do_not_meet() -> None:
+    """Each Metrics has its own registry, so that two workers in one process count apart."""
+    one, other = Metrics(), Metrics()
+    one.reports.labels("app.status", "applied").inc(3)
+    assert one.registry.get_sample_value("taskherd_reports_total", {"type": "app.status", "outcome": "applied"}) == 3
+    assert (
+        other.registry.get_sample_value("taskherd_reports_total", {"type": "app.status", "outcome": "applied"}) is None
+    )
+
+
+def test_a_count_that_is_gone_goes_to_zero() -> None:
+    """A status that no task has any more shows as 0, not as its last count."""
+    metrics = Metrics()
+    metrics.replace(metrics.tasks, {"active": 2, "error": 1})
+    metrics.replace(metrics.tasks, {"active": 5})
+    assert metrics.registry.get_sample_value("taskherd_tasks", {"status": "active"}) == 5
+    assert metrics.registry.get_sample_value("taskherd_tasks", {"status": "error"}) == 0
+
+
+def test_every_metric_is_documented() -> None:
+    """The table of the documentation has a line for every metric."""
+    assert len(table().splitlines()) == 2 + len(Metrics().declared)

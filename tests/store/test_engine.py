@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from taskherd.errors import Misconfigured, Unavailable
+from taskherd.store import tasks
+from taskherd.store.engine import DataError, ReadOnly, Retry, dispose, open_engine, sqlalchemy_url, transaction
+from tests.store.conftest import task_row
+
+
+@pytest.mark.parametrize(
+    ("statement", "values", "error"),
+    [
+        ("SELECT CAST(:a AS bigint)", {"a": 2**63}, DataError),
+        ("SELECT CAST(CAST(:a AS text) AS json)", {"a": "{"}, DataError),
+        ("SELECT CAST(:a AS text)", {"a": "nul \0 character"}, DataError),
+        ("SELECT CAST(:a AS text)", {"a": "lone \ud800 surrogate"}, DataError),
+        ("SELECT pg_sleep(30)", {}, Unavailable),
+        ("DO $$ BEGIN RAISE SQLSTATE '40P01'; END $$", {}, Retry),
+        ("DO $$ BEGIN RAISE SQLSTATE '25006'; END $$", {}, ReadOnly),
+        ("SELECT pg_terminate_backend(pg_backend_pid())", {}, Unavailable),
+    ],
+)
+async def test_errors_are_sorted_by_what_to_do(
+    database_url: str, statement: str, values: dict[str, object], error: type[Exception]
+) -> None:
+    """What a statement fails with says what to do next, and the engine works on afterwards."""
+    engine = open_engine(database_url, size=1, application_name="taskherd-tests", command_timeout=1)
+    try:
+        with pytest.raises(error):
+            async with transaction(engine) as conn:
+                await conn.execute(text(statement), values)
+        async with transaction(engine) as conn:
+            assert (await conn.execute(text("SELECT 1"))).scalar_one() == 1
+    finally:
+        await dispose(engine)
+
+
+async def test_a_plan_of_the_schema_before_is_retried(engine: AsyncEngine) -> None:
+    """A statement prepared before a migration fails once, asks to be run again, and then works."""
+    async with transaction(engine) as conn:
+        await conn.execute(text("CREATE TABLE changing (a integer)"))
+    async with engine.connect() as held:
+        await held.execute(text("SELECT * FROM changing"))
+        await held.rollback()
+        async with transaction(engine) as conn:
+            await conn.execute(text("ALTER TABLE changing ADD COLUMN b integer"))
+    outcomes = []
+    for _ in range(3):
+        try:
+            async with transaction(engine) as conn:
+                await conn.execute(text("SELECT * FROM changing"))
+            outcomes.append("done")
+        except Retry:
+            outcomes.append("retry")
+    assert outcomes in (["retry", "done", "done"], ["done", "done", "done"])
+
+
+async def test_a_server_that_is_not_there_is_unavailable() -> None:
+    """A refused connection is an outage, not a crash."""
+    engine = open_engine("postgresql://nobody@127.0.0.1:1/none", size=1, application_name="taskherd-tests")
+    with pytest.raises(Unavailable):
+        async with transaction(engine):
+            raise AssertionError
+    await dispose(engine)
+
+
+async def test_a_pool_that_is_used_up_is_unavailable(database_url: str) -> None:
+    """Who gets no connection within the time of a command waits no longer."""
+    engine = open_engine(database_url, size=1, application_name="taskherd-tests", command_timeout=0.5)
+    async with transaction(engine) as conn:
+        await conn.execute(text("SELECT 1"))
+        with pytest.raises(Unavailable):
+            async with transaction(engine):
+                raise AssertionError
+    await dispose(engine)
+
+
+async def test_a_mistake_of_ours_surfaces(engine: AsyncEngine) -> None:
+    """An error that is nobody's fault but ours is not taken for an outage."""
+    with pytest.raises(Exception, match="no_such_table"):
+        async with transaction(engine) as conn:
+            await conn.execute(text("SELECT * FROM no_such_table"))
+
+
+async def test_two_that_lock_in_opposite_order_end_in_a_retry(engine: AsyncEngine) -> None:
+    """A deadlock costs one of the two a retry and nothing else."""
+    one, other = task_row(), task_row()
+    async with transaction(engine) as conn:
+        await tasks.insert_tasks(conn, [one, other])
+    barrier = asyncio.Barrier(2)
+
+    async def lock(first: tasks.TaskRow, second: tasks.TaskRow) -> str:
+        try:
+            async with transaction(engine) as conn:
+                await tasks.lock(conn, [first.id])
+                await barrier.wait()
+                await tasks.lock(conn, [second.id])
+        except Retry:
+            return "retry"
+        return "done"
+
+    assert sorted(await asyncio.gather(lock(one, other), lock(other, one))) == ["done", "retry"]
+
+
+def test_urls_are_taken_as_people_write_them() -> None:
+    """The sslmode of libpq works, other databases are refused by name."""
+    url = sqlalchemy_url("postgresql://a:b@host/d?sslmode=verify-full")
+    assert url.drivername == "postgresql+asyncpg"
+    assert url.query == {"ssl": "verify-full"}
+    for wrong in ("mysql://host/d", "no url"):
+        with pytest.raises(Misconfigured):
+            sqlalchemy_url(wrong)

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Connection, text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from taskherd.errors import Misconfigured
+from taskherd.store import migrate
+from taskherd.store.engine import dispose, open_engine, transaction
+from taskherd.store.tables import METADATA, SCHEMA_VERSION_TABLE
+
+
+@pytest.fixture
+async def empty_url(database_url: str) -> AsyncIterator[str]:
+    """A database without a schema."""
+    name = f"taskherd_empty_{uuid.uuid4().hex[:8]}"
+    connection = await asyncpg.connect(database_url, timeout=10)
+    await connection.execute(f'CREATE DATABASE "{name}"')
+    yield urlunsplit(urlsplit(database_url)._replace(path=f"/{name}"))
+    await connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+    await connection.close(timeout=5)
+
+
+async def test_ten_workers_that_start_together_migrate_once(empty_url: str) -> None:
+    """However many ask for the schema at once, it is made once and all of them find it."""
+    states = await asyncio.gather(*(migrate.upgrade_async(empty_url) for _ in range(10)))
+    assert {state.fit for state in states} == {migrate.Fit.CURRENT}
+    engine = open_engine(empty_url, size=1, application_name="taskherd-tests")
+    async with transaction(engine) as conn:
+        count = (await conn.execute(text(f"SELECT count(*) FROM {SCHEMA_VERSION_TABLE}"))).scalar_one()
+    await dispose(engine)
+    assert count == 1
+
+
+async def test_upgrade_works_from_inside_a_running_loop(empty_url: str) -> None:
+    """The plain call works wherever it is made."""
+    assert migrate.upgrade(empty_url).fit is migrate.Fit.CURRENT
+
+
+async def test_migrations_add_up_to_the_tables(engine: AsyncEngine) -> None:
+    """The migrations make exactly the tables, columns, indexes and comments that `tables` declares."""
+
+    def compare(conn: Connection) -> list[object]:
+        def ours(_item: object, name: str | None, kind: str, _reflected: object, _compared: object) -> bool:
+            return kind != "table" or name is None or ("_p2" not in name and not name.endswith("_default"))
+
+        options = {"version_table": SCHEMA_VERSION_TABLE, "include_object": ours, "compare_server_default": True}
+        return list(compare_metadata(MigrationContext.configure(conn, opts=options), METADATA))
+
+    async with engine.connect() as conn:
+        assert await conn.run_sync(compare) == []
+
+
+async def test_check_says_what_to_run(engine: AsyncEngine, empty_url: str) -> None:
+    """A schema that is missing, or newer than this release, is refused with the way out."""
+    async with transaction(engine) as conn:
+        await migrate.check(conn)
+    empty = await migrate.current_async(empty_url)
+    assert (empty.fit, "taskherd db upgrade" in empty.advice) == (migrate.Fit.MISSING, True)
+    async with transaction(engine) as conn:
+        await conn.execute(text(f"UPDATE {SCHEMA_VERSION_TABLE} SET version_num = '9999'"))
+        with pytest.raises(Misconfigured, match="newer"):
+            await migrate.check(conn)
+
+
+async def test_upgrade_never_touches_a_newer_schema(database_url: str, engine: AsyncEngine) -> None:
+    """An old release that starts after a new one leaves the schema alone."""
+    async with transaction(engine) as conn:
+        await conn.execute(text(f"UPDATE {SCHEMA_VERSION_TABLE} SET version_num = '9999'"))
+    with pytest.raises(Misconfigured):
+        await migrate.upgrade_async(database_url)

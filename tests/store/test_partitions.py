@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from taskherd.store import outbox, partitions, tasks
+from taskherd.store.engine import transaction
+from tests.store.conftest import NOW, event, task_row
+
+FAR = datetime(2040, 1, 4, 12, tzinfo=UTC)  # a Wednesday
+
+
+async def _event_at(conn: AsyncConnection, at: datetime) -> str:
+    await conn.execute(
+        text(
+            "INSERT INTO task_events (task_id, version, occurred_at, kind, document, changes, cause, prompt_version) "
+            "VALUES (:id, 1, :at, 'created', '{}', '{}', '{}', 1)"
+        ),
+        {"id": uuid4(), "at": at},
+    )
+    return str((await conn.execute(text("SELECT CAST(max(tableoid) AS regclass) FROM task_events"))).scalar_one())
+
+
+async def test_a_new_schema_has_this_week_and_the_next_four(engine: AsyncEngine) -> None:
+    """Nothing that happens in the next weeks goes to the default partition."""
+    async with transaction(engine) as conn:
+        assert await partitions.ensure_ahead(conn, datetime.now(UTC)) == 0
+        where = await _event_at(conn, datetime.now(UTC) + timedelta(weeks=4))
+    assert where.startswith("task_events_p")
+
+
+async def test_partitions_are_made_once_however_many_ask(engine: AsyncEngine) -> None:
+    """Ten workers that look ahead at the same time make each partition once."""
+
+    async def ensure() -> int:
+        async with transaction(engine) as conn:
+            return await partitions.ensure_ahead(conn, FAR, weeks=2)
+
+    assert sum(await asyncio.gather(*(ensure() for _ in range(10)))) == 2 * 3
+
+
+async def test_rows_in_the_default_partition_move_to_their_own(engine: AsyncEngine) -> None:
+    """A week whose partition came too late is not lost in the default one."""
+    async with transaction(engine) as conn:
+        assert await _event_at(conn, FAR) == "task_events_default"
+    async with transaction(engine) as conn:
+        await partitions.ensure_ahead(conn, FAR, weeks=0)
+        found = await conn.execute(text("SELECT CAST(tableoid AS regclass), occurred_at FROM task_events"))
+        assert [tuple(row) for row in found] == [("task_events_p20400102", FAR)]
+
+
+async def test_prune_drops_whole_weeks_and_keeps_what_is_unpublished(engine: AsyncEngine) -> None:
+    """Old weeks go at once; one that still holds an unpublished event stays until it is published."""
+    row = task_row()
+    async with transaction(engine) as conn:
+        await partitions.ensure_ahead(conn, FAR, weeks=1)
+        await tasks.insert_tasks(conn, [row])
+        await tasks.save(conn, [], [event(row.id, 1)])
+        assert await partitions.prune(conn, "task_events", FAR) == []
+    async with transaction(engine) as conn:
+        await outbox.published(conn, [(row.id, 1)])
+        dropped = await partitions.prune(conn, "task_events", FAR)
+        assert len(dropped) == 5
+        assert all(name.startswith("task_events_p20") for name in dropped)
+        left = await conn.execute(
+            text("SELECT relid::text FROM pg_partition_tree('task_events') WHERE isleaf ORDER BY 1")
+        )
+        assert list(left.scalars()) == ["task_events_default", "task_events_p20400102", "task_events_p20400109"]
+        assert await partitions.prune_feed(conn, NOW + timedelta(seconds=1), 100) == 1
+        assert await partitions.prune_feed(conn, NOW + timedelta(seconds=1), 100) == 0
+
+
+async def test_only_our_own_tables_get_partitions(engine: AsyncEngine) -> None:
+    """The functions run with their owner's rights, so they do nothing but what they are for."""
+    async with engine.connect() as conn:
+        with pytest.raises(DBAPIError, match="no weekly partition"):
+            await conn.execute(text("SELECT taskherd_add_partition('users', '2040-01-02')"))

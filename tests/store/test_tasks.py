@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from datetime import timedelta
+from uuid import uuid4
+
+from sqlalchemy import event as sqlalchemy_event
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from taskherd.store import tasks
+from taskherd.store.engine import transaction
+from tests.store.conftest import NOW, event, saved, task_row
+
+
+async def test_what_is_inserted_is_what_is_locked(engine: AsyncEngine) -> None:
+    """A task comes back as it was stored, in id order, and unknown ids are left out."""
+    rows = sorted((task_row() for _ in range(5)), key=lambda row: row.id)
+    async with transaction(engine) as conn:
+        assert await tasks.insert_tasks(conn, rows) == {row.id for row in rows}
+        assert await tasks.lock(conn, [rows[3].id, uuid4(), rows[1].id]) == [rows[1], rows[3]]
+
+
+async def test_names_are_unique_among_an_owners_live_tasks(engine: AsyncEngine) -> None:
+    """A taken id or name, whatever its case, leaves that task out and no other; a deleted task frees its name."""
+    owner = uuid4()
+    first = task_row(owner_id=owner, name="Fix-It")
+    async with transaction(engine) as conn:
+        assert await tasks.insert_tasks(conn, [first]) == {first.id}
+        again = task_row(owner_id=owner, name="fix-it")
+        fine = task_row(owner_id=owner)
+        twin = replace(fine, id=uuid4())
+        inserted = await tasks.insert_tasks(conn, [first, again, fine, twin])
+        assert inserted in ({fine.id}, {twin.id})
+        assert await tasks.taken(conn, owner, ["fix-it", "free"]) == {"fix-it"}
+        await tasks.save(conn, [replace(saved(first, 2), deleted_at=NOW)], [])
+        assert await tasks.insert_tasks(conn, [again]) == {again.id}
+
+
+async def test_save_is_one_statement_and_heap_only(engine: AsyncEngine) -> None:
+    """Saving a batch with its history is one statement, and rows stay where their indexes already point."""
+    rows = [task_row() for _ in range(400)]
+    async with transaction(engine) as conn:
+        await tasks.insert_tasks(conn, rows)
+    statements: list[str] = []
+    sqlalchemy_event.listen(
+        engine.sync_engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2])
+    )
+    for version in range(2, 12):
+        batch = rows[version % 10 :: 10]
+        async with transaction(engine) as conn:
+            events = [event(row.id, version) for row in batch]
+            assert await tasks.save(conn, [saved(row, version) for row in batch], events) == 40
+    assert len(statements) == 10
+    async with transaction(engine) as conn:
+        counted = text("SELECT count(*), count(DISTINCT task_id), min(changes) FROM task_events")
+        assert tuple((await conn.execute(counted)).one()) == (400, 400, ["status", "current_state"])
+        assert (await conn.execute(text("SELECT count(*) FROM outbox"))).scalar_one() == 400
+        await conn.execute(text("SELECT pg_stat_force_next_flush()"))
+    async with transaction(engine) as conn:
+        found = await conn.execute(
+            text("SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'tasks'")
+        )
+        updated, hot = found.one()
+    assert updated == 400
+    assert hot >= 0.9 * updated
+
+
+async def test_due_follows_due_at(engine: AsyncEngine) -> None:
+    """A task is due when its `due_at` has come, not before, and no more when it has none."""
+    early, late, never = task_row(), task_row(), task_row()
+    async with transaction(engine) as conn:
+        await tasks.insert_tasks(conn, [early, late, replace(never, due_at=None)])
+        later = NOW + timedelta(minutes=1)
+        await tasks.save(conn, [saved(late, 1, due_at=later, due_moved=True)], [])
+        assert await tasks.due(conn, NOW, 10) == [early.id]
+        assert await tasks.due(conn, later, 10) == [early.id, late.id]
+        await tasks.save(conn, [saved(early, 1, due_at=None, due_moved=True)], [])
+        assert await tasks.due(conn, later, 10) == [late.id]
+
+
+async def test_who_waited_for_a_lock_sees_the_new_prompt(engine: AsyncEngine) -> None:
+    """A prompt replaced while another transaction waits for the task's lock is the one that it then reads."""
+    row = task_row()
+    async with transaction(engine) as conn:
+        await tasks.insert_tasks(conn, [row])
+
+    async def waiting() -> list[tasks.TaskRow]:
+        async with transaction(engine) as conn:
+            return await tasks.lock(conn, [row.id])
+
+    async with transaction(engine) as conn:
+        await tasks.lock(conn, [row.id])
+        waiter = asyncio.create_task(waiting())
+        blocked = text(
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        )
+        async with engine.connect() as watch:
+            while (await watch.execute(blocked)).scalar_one() == 0:
+                await watch.rollback()
+        await tasks.add_prompts(conn, [tasks.Prompt(row.id, 2, "Do it well.")])
+        await tasks.save(conn, [replace(saved(row, 2), prompt_version=2)], [])
+    (seen,) = await waiter
+    assert (seen.version, seen.prompt) == (2, "Do it well.")
