@@ -15,6 +15,7 @@ import asyncpg
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
 from taskherd.app.worker import Worker
+from taskherd.broker.topology import Names, declare
 from taskherd.settings import Settings
 
 ORGANIZATION = uuid.UUID("00000000-0000-4000-8000-000000000001")
@@ -45,11 +46,14 @@ class Herd:
     channel: AbstractChannel
     database: asyncpg.Connection
     prefix: str
-    worker: Worker
+    urls: tuple[str, str]
+    worker: Worker = field(init=False)
     replies: str = ""
     events: list[dict[str, Any]] = field(default_factory=list)
     letters: list[AbstractIncomingMessage] = field(default_factory=list)
+    messages: list[AbstractIncomingMessage] = field(default_factory=list)
     requests: list[dict[str, Any]] = field(default_factory=list)
+    targets: list[str] = field(default_factory=list)
     answers: dict[str, asyncio.Future[dict[str, Any]]] = field(default_factory=dict)
     noticed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -61,16 +65,28 @@ class Herd:
 
     async def command(self, kind: str, task_id: uuid.UUID, **fields: Any) -> dict[str, Any]:
         """Give a command and return the reply."""
-        command = {"type": kind, "command_id": str(uuid.uuid4()), "task_id": str(task_id), "actor_id": str(ALICE)}
-        return await self.send({**command, **fields})
+        return await self.send(order(kind, task_id, **fields))
 
-    async def send(self, command: dict[str, Any]) -> dict[str, Any]:
-        """Send a command as it is and return the reply."""
+    async def order(self, command: dict[str, Any]) -> None:
+        """Send a command that nobody waits for the answer of."""
+        exchange = await self.channel.get_exchange(f"{self.prefix}.commands", ensure=False)
+        await exchange.publish(aio_pika.Message(json.dumps(command).encode()), command["type"], timeout=5)
+
+    async def refused(self, kind: str, task_id: uuid.UUID, **fields: Any) -> dict[str, Any]:
+        """Give a command that is refused and return the error."""
+        reply = await self.command(kind, task_id, **fields)
+        assert reply["ok"] is False, reply
+        error: dict[str, Any] = reply["error"]
+        return error
+
+    async def send(self, command: dict[str, Any] | bytes) -> dict[str, Any]:
+        """Send a command, or any bytes, as it is and return the reply."""
         correlation = uuid.uuid4().hex
         self.answers[correlation] = asyncio.get_running_loop().create_future()
-        message = aio_pika.Message(json.dumps(command).encode(), reply_to=self.replies, correlation_id=correlation)
+        body = command if isinstance(command, bytes) else json.dumps(command).encode()
+        message = aio_pika.Message(body, reply_to=self.replies, correlation_id=correlation)
         exchange = await self.channel.get_exchange(f"{self.prefix}.commands", ensure=False)
-        await exchange.publish(message, command["type"], timeout=5)
+        await exchange.publish(message, "any", timeout=5)
         async with asyncio.timeout(PATIENCE):
             return await self.answers[correlation]
 
@@ -100,6 +116,25 @@ class Herd:
         found: dict[str, Any] = max(own, key=lambda data: data["version"], default={"task": {}})["task"]
         return found
 
+    def told(self, task_id: uuid.UUID) -> list[dict[str, Any]]:
+        """What the events said of a task, each version once, in order."""
+        own = {event["data"]["version"]: event["data"] for event in self.events if event["subject"] == str(task_id)}
+        return [own[version] for version in sorted(own)]
+
+    def asked(self, task_id: uuid.UUID, kind: str = "") -> list[dict[str, Any]]:
+        """The requests for a task that came, of one type or of any."""
+        return [each for each in self.requests if each["task_id"] == str(task_id) and each["type"].startswith(kind)]
+
+    def routes(self, task_id: uuid.UUID) -> set[str]:
+        """The routing keys under which requests for a task came."""
+        return {
+            key for key, each in zip(self.targets, self.requests, strict=True) if each["task_id"] == str(task_id)
+        }
+
+    def reasons(self) -> list[str]:
+        """The reasons of the dead letters that came."""
+        return [str(letter.headers["x-taskherd-reason"]) for letter in self.letters]
+
     def versions(self, task_id: uuid.UUID) -> list[int]:
         """The versions that were told of a task, in order of arrival."""
         return [event["data"]["version"] for event in self.events if event["subject"] == str(task_id)]
@@ -122,6 +157,7 @@ class Herd:
         return self.worker.metrics.registry.get_sample_value(name, labels) or 0.0
 
     async def _take_events(self, message: AbstractIncomingMessage) -> None:
+        self.messages.append(message)
         self.events.extend(json.loads(message.body))
         await self._note(message)
 
@@ -131,6 +167,7 @@ class Herd:
 
     async def _take_request(self, message: AbstractIncomingMessage) -> None:
         self.requests.append(json.loads(message.body))
+        self.targets.append(message.routing_key or "")
         await self._note(message)
 
     async def _take_answer(self, message: AbstractIncomingMessage) -> None:
@@ -156,25 +193,57 @@ class Herd:
         await replies.consume(self._take_answer)
 
 
-@asynccontextmanager
-async def herd(database_url: str, amqp_url: str, prefix: str, **settings: Any) -> AsyncIterator[Herd]:
-    """A worker on a database and a prefix of its own, with a directory, until the test is over."""
-    from taskherd.broker.topology import Names, declare  # noqa: PLC0415
+def order(kind: str, task_id: uuid.UUID, **fields: Any) -> dict[str, Any]:
+    """A command under an id of its own."""
+    command = {"type": kind, "command_id": str(uuid.uuid4()), "task_id": str(task_id), "actor_id": str(ALICE)}
+    return {**command, **fields}
 
+
+def said(kind: str, task_id: uuid.UUID, **fields: Any) -> dict[str, Any]:
+    """A report."""
+    return {"type": kind, "task_id": str(task_id), **fields}
+
+
+def build(task_id: uuid.UUID, number: int, transition: str, job_status: str, **fields: Any) -> dict[str, Any]:
+    """A report of a workspace build."""
+    named = {"build_number": number, "transition": transition, "job_status": job_status}
+    return said("workspace.build", task_id, **named, **fields)
+
+
+@asynccontextmanager
+async def outside(database_url: str, amqp_url: str, prefix: str) -> AsyncIterator[Herd]:
+    """Everything but a worker: the topology, a directory, and somebody who listens."""
     database = await asyncpg.connect(database_url, timeout=5, command_timeout=10)
     await database.execute(DIRECTORY)
     connection = await aio_pika.connect(amqp_url, timeout=5)
     channel = await connection.channel()
     await declare(await channel.get_underlay_channel(), Names(prefix))
-    chosen = {"ops_port": 0, "amqp_prefix": prefix, "sweep_every": 0.1, "relay_every": 0.2, "probe_every": 0.1}
-    worker = Worker(Settings(database_url=database_url, amqp_url=amqp_url, secret_key=SECRET, **{**chosen, **settings}))
-    running = asyncio.create_task(worker.run())
-    own = Herd(channel, database, prefix, worker)
+    own = Herd(channel, database, prefix, (database_url, amqp_url))
     try:
         await own.listen()
         yield own
     finally:
-        worker.stop()
-        await asyncio.wait_for(running, PATIENCE)
         await connection.close()
         await database.close(timeout=5)
+
+
+@asynccontextmanager
+async def working(own: Herd, **settings: Any) -> AsyncIterator[Worker]:
+    """A worker in this process, until the block is left."""
+    database_url, amqp_url = own.urls
+    chosen = {"ops_port": 0, "amqp_prefix": own.prefix, "sweep_every": 0.1, "relay_every": 0.2, "probe_every": 0.1}
+    worker = Worker(Settings(database_url=database_url, amqp_url=amqp_url, secret_key=SECRET, **{**chosen, **settings}))
+    own.worker = worker
+    running = asyncio.create_task(worker.run())
+    try:
+        yield worker
+    finally:
+        worker.stop()
+        await asyncio.wait_for(running, PATIENCE)
+
+
+@asynccontextmanager
+async def herd(database_url: str, amqp_url: str, prefix: str, **settings: Any) -> AsyncIterator[Herd]:
+    """A worker on a database and a prefix of its own, with a directory, until the test is over."""
+    async with outside(database_url, amqp_url, prefix) as own, working(own, **settings):
+        yield own

@@ -111,11 +111,9 @@ async def test_inputs_go_in_order_and_the_first_outcome_stands(engine: AsyncEngi
         (head,) = await inputs.next_queued(conn, [task_id, uuid4()])
         assert head.input_id == new[0].input_id
         await inputs.sent(conn, [head.input_id], NOW)
-        assert [row.input_id for row in await inputs.in_flight(conn, [task_id])] == [head.input_id]
-        assert await inputs.overdue(conn, NOW, 10) == [(task_id, head.input_id)]
+        assert [row.state for row in await inputs.load(conn, [head.input_id])] == ["sent"]
         assert await inputs.decided(conn, [inputs.Outcome(head.input_id, "delivered", NOW, None)]) == {head.input_id}
         assert await inputs.decided(conn, [inputs.Outcome(head.input_id, "failed", NOW, "late")]) == set()
-        assert await inputs.overdue(conn, NOW, 10) == []
         assert await inputs.fail_all(conn, [task_id], NOW, "The task was deleted.") == {row.input_id for row in new[1:]}
         assert await inputs.next_queued(conn, [task_id]) == []
 

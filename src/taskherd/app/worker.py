@@ -20,6 +20,7 @@ import coolname
 import structlog
 import uvloop
 
+from taskherd import __version__
 from taskherd.app.clock import Clock
 from taskherd.broker import lenient, topology
 from taskherd.broker.connection import Hooks, Link
@@ -82,6 +83,7 @@ class Worker:
         self._readiness.check("database", self._check_database)
         self._readiness.check("schema", self._check_schema)
         self.metrics.failpoint_armed.set(bool(settings.failpoint))
+        self.metrics.build_info.labels(__version__).set(1)
         self._id = f"{socket.gethostname()}-{uuid4().hex[:8]}"
         self._names = topology.Names(settings.amqp_prefix)
         self._engine = open_engine(
@@ -228,7 +230,7 @@ class Worker:
             else:
                 self._readiness.clear("consumers", "not consuming")
                 self.probe.gap()
-            self.metrics.in_flight.set(self._reports.buffered)
+            self.metrics.in_flight.set(self._reports.buffered + self._ingest.in_hand)
             self.metrics.pool_in_use.set(in_use(self._engine))
             await asyncio.sleep(0.5)
 
@@ -244,8 +246,9 @@ class Worker:
         if name in self._seen_up:
             self.metrics.reconnects.labels(name).inc()
         self._seen_up.add(name)
-        self.metrics.broker_up.set(1)
-        self._readiness.set("broker")
+        if self._consume.is_up and self._publish.is_up:
+            self.metrics.broker_up.set(1)
+            self._readiness.set("broker")
         log.info("broker connected", connection=name)
 
     def _broker_down(self, name: str, reason: str) -> None:

@@ -122,6 +122,15 @@ async def bury(  # noqa: PLR0917 - in the order in which a letter reads
         raise Unavailable(f"no queue takes dead letters; `taskherd topology apply` declares {names.dead}")
 
 
+async def bury_all(publisher: Publisher, letters: list[Outgoing]) -> None:
+    """Publish letters at once and take those that are safe off the list; raises `Unavailable` if any is left on it."""
+    outcomes = await publisher.publish_many(letters)
+    left = [each for each, outcome in zip(letters, outcomes, strict=True) if outcome is not Published.CONFIRMED]
+    letters[:] = left
+    if left:
+        raise Unavailable(f"{len(left)} dead letters are not safe yet")
+
+
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
     """One that waits in the queue; `id` is the same each time it is read."""

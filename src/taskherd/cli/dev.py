@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,10 +17,13 @@ def register(app: typer.Typer) -> None:
 
 def dev(
     services_only: Annotated[bool, typer.Option("--services-only", help="Start just RabbitMQ and PostgreSQL.")] = False,
+    data: Annotated[Path, typer.Option("--data", file_okay=False, help="Where they keep their data.")] = Path(
+        ".taskherd"
+    ),
 ) -> None:
-    """Run private services and a worker in ./.taskherd until Ctrl-C; what they keep is found by the next start."""
+    """Run private services and a worker until Ctrl-C; what they keep is found by the next start."""
     try:
         from taskherd.dev import dev as session  # noqa: PLC0415 - needs an extra that production does without
     except ModuleNotFoundError as error:
         raise Misconfigured("taskherd dev", f"{error.name} is missing: run `pip install 'taskherd[local]'`") from None
-    raise typer.Exit(session.run(services_only=services_only))
+    raise typer.Exit(session.run(services_only=services_only, data=data))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from taskherd.cli import config, db, dead, dev, directory, doctor, topology, worker
+from taskherd import __version__
+from taskherd.cli import config, db, dead, demo, dev, directory, doctor, topology, worker
 from taskherd.errors import Misconfigured, Unavailable
 from taskherd.observe import logs
 from taskherd.settings import Settings, unknown_variables, variable_of
@@ -47,10 +47,7 @@ app = typer.Typer(
 def _show_version(wanted: bool) -> None:
     if not wanted:
         return
-    try:
-        typer.echo(f"taskherd {version('taskherd')}")
-    except PackageNotFoundError:
-        typer.echo("taskherd (not installed: run from its source)")
+    typer.echo(f"taskherd {__version__}")
     raise typer.Exit
 
 
@@ -76,5 +73,5 @@ app.add_typer(db.app, name="db")
 app.add_typer(directory.app, name="directory")
 app.add_typer(topology.app, name="topology")
 app.add_typer(dead.app, name="dead")
-for command in (worker, dev, doctor, config):
+for command in (worker, dev, demo, doctor, config):
     command.register(app)

@@ -42,6 +42,8 @@ def due(memory: Memory) -> datetime | None:
     held = said(memory)
     if not inbox.queued or busy(memory) or inbox.delivered_at is None:
         return None
+    if status_of(memory, agent_of(memory), app_health_of(memory)) is not Status.ACTIVE:
+        return None
     silent = held is None or held.taken_at <= inbox.delivered_at
     return inbox.delivered_at + SETTLE if silent else None
 

@@ -111,12 +111,10 @@ def create(command: Create, now: datetime, around: Surroundings) -> Accepted | R
     preset = None if preset == NIL else preset
     if preset is not None and preset not in version.presets:
         return Refused(400, "Preset not found.")
-    name = _name(command, around)
+    name = _flaw(command) or _name(command, around)
     if isinstance(name, Refused):
         return name
-    display = command.display_name or names.display_name(command.input, name) or name
-    if len(display) > DISPLAY_NAME_MOST:
-        return Refused(400, "Display name must be 64 characters or less.")
+    display = (command.display_name or "").strip()
     task = Task(
         id=command.task_id,
         owner_id=command.owner_id,
@@ -125,7 +123,7 @@ def create(command: Create, now: datetime, around: Surroundings) -> Accepted | R
         template_version_id=command.template_version_id,
         preset_id=preset,
         name=name,
-        display_name=display,
+        display_name=display or names.display_name(command.input, name) or name,
         prompt=command.input,
         prompt_version=1,
         created_at=now,
@@ -137,13 +135,20 @@ def create(command: Create, now: datetime, around: Surroundings) -> Accepted | R
     return Accepted(task)
 
 
+def _flaw(command: Create) -> Refused | None:
+    """What is wrong with the names that the caller chose, whoever else bears them."""
+    flaw = names.flaw(command.name) if command.name else None
+    if flaw:
+        return Refused(400, "Unable to create a Task with the provided name.", flaw)
+    if len((command.display_name or "").strip()) > DISPLAY_NAME_MOST:
+        return Refused(400, "Display name must be 64 characters or less.")
+    return None
+
+
 def _name(command: Create, around: Surroundings) -> str | Refused:
     taken = around.taken.get(command.owner_id, frozenset())
     if not command.name:
         return around.draw(command.input, taken)
-    flaw = names.flaw(command.name)
-    if flaw:
-        return Refused(400, "Unable to create a Task with the provided name.", flaw)
     if command.name.lower() in taken:
         validation = ("name", "This value is already in use and should be unique.")
         return Refused(409, f'Workspace "{command.name}" already exists.', None, (validation,))

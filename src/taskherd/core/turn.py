@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, assert_never
 from taskherd.core import builds, fold, inbox, liveness
 from taskherd.core.lease import plain
 from taskherd.core.obey import Accepted, Refused, obey
-from taskherd.core.reports import Outcome, TaskInput, TaskLog, WorkspaceBuild
+from taskherd.core.reports import AgentHeartbeat, Outcome, TaskInput, TaskLog, WorkspaceBuild
 from taskherd.core.view import connected
 
 if TYPE_CHECKING:
@@ -125,15 +125,22 @@ def take_report(turn: Turn, index: int, report: Report, now: datetime, rules: Ru
             turn.fates.append((index, Fate.STALE))
         case fold.Verdict.FOLDED:
             turn.fates.append((index, Fate.UNCHANGED))
-            turn.cause = Cause("report", report.type)
+            if folded.memory is not memory and not (turn.cause and isinstance(report, AgentHeartbeat)):
+                turn.cause = Cause("report", report.type)
         case _:
             assert_never(folded.verdict)
     if isinstance(report, TaskLog):
         turn.logs.append(report)
-    if isinstance(report, WorkspaceBuild) and memory.unanswered == report.key[0]:
-        turn.settled.append(report.key[0])
     if folded.memory is not memory:
-        turn.task = replace(task, memory=folded.memory)
+        turn.task = replace(task, memory=_settle(turn, memory.unanswered, folded.memory))
+
+
+def _settle(turn: Turn, unanswered: int | None, after: Memory) -> Memory:
+    """Stop asking for a build that was answered, or that a later one, which nobody asked for, has displaced."""
+    if unanswered is None or (after.unanswered == unanswered and after.number == unanswered):
+        return after
+    turn.settled.append(unanswered)
+    return after if after.unanswered is None else replace(after, unanswered=None)
 
 
 def _take_outcome(turn: Turn, index: int, report: TaskInput, now: datetime, rules: Rules) -> None:
@@ -207,7 +214,7 @@ def conclude(turn: Turn, now: datetime, rules: Rules) -> None:
         task = replace(task, memory=builds.pursue_delete(task.id, task.memory, now, rules.delete_backoff))
         turn.task = task
     before = turn.before.memory.asked if turn.before else {}
-    turn.asked.extend(number for number in task.memory.asked if number not in before)
+    turn.asked.extend(n for n in task.memory.asked if n not in before and n not in turn.settled)
     turn.asked.sort()
 
 

@@ -9,51 +9,25 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from taskherd.core import lease as leasing
 from taskherd.core.reports import AgentHeartbeat
-from taskherd.core.turn import Fate, Look, Turn, conclude, take_command, take_look, take_report
+from taskherd.core.turn import Fate, Turn, conclude, take_command, take_look, take_report
 from taskherd.flow import loading, saving
+from taskherd.flow.batch import Batch, Outcome
 from taskherd.observe.failpoints import Failpoint
 from taskherd.store import leases
 from taskherd.store.engine import transaction
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from datetime import datetime
     from uuid import UUID
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-    from taskherd.core.commands import Command
-    from taskherd.core.reports import Report
     from taskherd.flow.ground import Ground
     from taskherd.flow.loading import Scene
-    from taskherd.flow.saving import Change
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Inputs in the order in which they came. The place in its list is what an outcome is told by."""
-
-    reports: Sequence[Report] = ()
-    command: Command | None = None
-    looks: dict[UUID, Look] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What a batch came to: a fate for each report, the reply to the command, and the changes to tell."""
-
-    now: datetime
-    fates: list[Fate]
-    reply: bytes | None = None
-    changes: list[Change] = field(default_factory=list)
-    requested: int = 0
-    gave_up: list[str] = field(default_factory=list)
-    deletes_retried: int = 0
 
 
 async def reconcile(ground: Ground, batch: Batch, now: datetime) -> Outcome:
@@ -114,9 +88,10 @@ async def _pass(ground: Ground, batch: Batch, indexes: list[int], now: datetime,
 def _fold(scene: Scene, indexes: list[int], now: datetime) -> None:
     """Every task's turn: the command, what was parked for it, the reports in order, the look, and what follows."""
     batch, turns = scene.batch, scene.turns
-    if batch.command and not scene.replied:
+    if batch.command:
         turn = turns.setdefault(batch.command.task_id, Turn(None, None))
-        take_command(turn, batch.command, now, scene.rules)
+        if not scene.replied:
+            take_command(turn, batch.command, now, scene.rules)
         if turn.before is None and turn.task is not None:
             for place, report in scene.parked:
                 take_report(turn, -1 - place, report, now, scene.rules)

@@ -69,6 +69,11 @@ class Ground:
     draw: Callable[[str, Container[str]], str]
     strict_send: bool
 
-    async def persist(self, work: Callable[[], Awaitable[T]]) -> T:
-        """The result of ``work``, outages waited out; see `patience.persist`."""
-        return await persist(work, self.stopping, self.trouble)
+    async def persist(self, work: Callable[[], Awaitable[T]], away: str) -> T:
+        """The result of ``work``, outages of what may be ``away`` (database, broker) counted and waited out."""
+
+        def trouble(reason: str) -> None:
+            self.metrics.batch_failures.labels(away).inc()
+            self.trouble(reason)
+
+        return await persist(work, self.stopping, trouble)

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from taskherd.broker import dead
-from taskherd.store import commands, directory, parked, partitions, stats, workers
+from taskherd.store import commands, parked, partitions, stats, workers
 from taskherd.store.engine import transaction
 from taskherd.wire.dead import Reason
 
@@ -50,7 +50,12 @@ class Housekeeping:
                 origin = dead.Origin(ground.names.reports, ground.names.reports, str(row.task_id))
                 body = row.report.encode()
                 await dead.bury(
-                    ground.publisher, ground.names, body, reason, "Its task was not created in time.", origin
+                    ground.publisher,
+                    ground.names,
+                    body,
+                    reason,
+                    "Its task was not created in time, or refused it.",
+                    origin,
                 )
                 ground.metrics.dead_lettered.labels(reason).inc()
             if rows:
@@ -70,7 +75,6 @@ class Housekeeping:
             await partitions.prune_feed(connection, now - terms.history_retention, AT_ONCE)
             await commands.prune(connection, now - terms.command_memory, AT_ONCE)
             await workers.prune(connection, now - WORKERS_KEPT)
-            ground.book.refresh(await directory.revision(connection))
 
     async def _count(self, now: datetime) -> None:
         metrics = self._ground.metrics

@@ -7,6 +7,7 @@ again. An outage is waited out with the batch in hand: handing deliveries back w
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -14,16 +15,18 @@ from typing import TYPE_CHECKING
 import structlog
 
 from taskherd.broker import dead
-from taskherd.core.reports import canonical
 from taskherd.core.turn import Fate
 from taskherd.errors import Unavailable
-from taskherd.flow.corridor import Batch, reconcile
+from taskherd.flow.batch import Batch
+from taskherd.flow.corridor import reconcile
+from taskherd.flow.patience import POISON
 from taskherd.flow.probe import is_probe
 from taskherd.flow.saving import REFUSED
 from taskherd.observe.failpoints import Failpoint
 from taskherd.store.engine import DataError
 from taskherd.wire.codec import Bad, decode_reports
 from taskherd.wire.dead import Reason
+from taskherd.wire.split import elements as elements_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,8 +39,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-POISON = (DataError, ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
-"""What one report can do to a whole batch: a value that PostgreSQL refuses, or a mistake of ours that it lays bare."""
+TICK = timedelta(microseconds=1)
 
 IDS_TOLD = 5
 """Task ids that a log line names at most."""
@@ -62,15 +64,19 @@ class Ingest:
         self._ground = ground
         self._relay = relay
         self._probe = probe
+        self.in_hand = 0
+        self._taken_until = ground.now()
 
     async def run(self, most: int, wait: float) -> None:
         """Take batches of up to ``most`` deliveries until the intake has stopped and is empty."""
         while deliveries := await self._intake.batch(most, wait):
             for part in _apart(deliveries):
+                self.in_hand = len(part)
                 try:
                     await self.take(part)
                 except Unavailable as error:
                     log.warning("batch given back", deliveries=len(part), reason=str(error))
+            self.in_hand = 0
 
     async def take(self, deliveries: Sequence[Delivery]) -> None:
         """Bring some deliveries through: decode, fold, commit, bury what is bad, ack; the relay tells the rest."""
@@ -91,7 +97,7 @@ class Ingest:
         log.debug("batch", deliveries=len(deliveries), reports=len(judged.reports), acked=acked, task_ids=tasks)
 
     def _judge(self, deliveries: Sequence[Delivery]) -> Judged:
-        now = self._ground.now()
+        now = max(self._ground.now(), self._taken_until)
         judged = Judged()
         for delivery in deliveries:
             if delivery.redelivered:
@@ -100,7 +106,8 @@ class Ingest:
                 judged.probes.append(delivery)
                 continue
             elements = decode_reports(delivery.body, now)
-            single = len(elements) == 1
+            now += len(elements) * TICK  # so that reports without a seq keep the order in which they came
+            single = len(elements) == 1 and not delivery.body.lstrip().startswith(b"[")
             for index, element in enumerate(elements):
                 if isinstance(element, Bad):
                     judged.bad.append((delivery, element))
@@ -109,59 +116,62 @@ class Ingest:
                     judged.origins.append((delivery, None if single else index))
                     for what, count in element.notes.items():
                         self._ground.metrics.texts_cleaned.labels(what).inc(count)
+        self._taken_until = now
         return judged
 
-    async def _fold(self, reports: Sequence[Report]) -> list[Fate | None]:
-        """The fates of the reports; None for one whose values the database can't take, found by halving."""
+    async def _fold(self, reports: Sequence[Report]) -> list[Fate | Reason]:
+        """The fates of the reports; a reason for one that can't be taken, found by halving."""
         if not reports:
             return []
         try:
-            outcome = await self._ground.persist(lambda: reconcile(self._ground, Batch(reports), self._ground.now()))
+            outcome = await self._ground.persist(
+                lambda: reconcile(self._ground, Batch(reports), self._ground.now()), "database"
+            )
         except POISON as error:
             if len(reports) == 1:
                 log.warning("report can't be taken", task_id=str(reports[0].task_id), reason=repr(error)[:200])
-                return [None]
+                return [Reason.DATA_ERROR if isinstance(error, DataError) else Reason.FAULT]
             self._ground.metrics.batch_failures.labels("bisected").inc()
             half = len(reports) // 2
             return [*await self._fold(reports[:half]), *await self._fold(reports[half:])]
         self._relay.offer(outcome.changes, requested=bool(outcome.requested))
         return list(outcome.fates)
 
-    async def _bury(self, judged: Judged, fates: Sequence[Fate | None]) -> None:
+    async def _bury(self, judged: Judged, fates: Sequence[Fate | Reason]) -> None:
         letters = list(judged.bad)
-        for report, (delivery, index), fate in zip(judged.reports, judged.origins, fates, strict=True):
-            if fate is None or fate in REFUSED:
-                reason = Reason.DATA_ERROR if fate is None else Reason(fate.value)
-                body = delivery.body if index is None else canonical(report).encode()
+        for (delivery, index), fate in zip(judged.origins, fates, strict=True):
+            if isinstance(fate, Reason) or fate in REFUSED:
+                reason = Reason(fate.value)
+                body = delivery.body if index is None else (elements_of(delivery.body) or [])[index]
                 letters.append((delivery, Bad(index, reason, DETAILS[reason], body)))
-        for delivery, bad in letters:
-            await self._ground.persist(partial(self._letter, delivery, bad))
+        if not letters:
+            return
+        waiting = [
+            dead.letter(
+                self._ground.names,
+                bad.body,
+                bad.reason.value,
+                bad.detail,
+                dead.origin_of(delivery),
+                index=bad.index,
+                length=bad.length,
+            )
+            for delivery, bad in letters
+        ]
+        await self._ground.persist(partial(dead.bury_all, self._ground.publisher, waiting), "broker")
+        for _, bad in letters:
             self._ground.metrics.dead_lettered.labels(bad.reason.value).inc()
-        if letters:
-            told = [(bad.reason.value, bad.detail[:100]) for _, bad in letters[:IDS_TOLD]]
-            log.warning("dead letters", count=len(letters), first=told)
+        told = [(bad.reason.value, bad.detail[:100]) for _, bad in letters[:IDS_TOLD]]
+        log.warning("dead letters", count=len(letters), first=told)
 
-    async def _letter(self, delivery: Delivery, bad: Bad) -> None:
-        origin = dead.origin_of(delivery)
-        await dead.bury(
-            self._ground.publisher,
-            self._ground.names,
-            bad.body,
-            bad.reason.value,
-            bad.detail,
-            origin,
-            index=bad.index,
-            length=bad.length,
-        )
-
-    def _count(self, judged: Judged, fates: Sequence[Fate | None]) -> None:
+    def _count(self, judged: Judged, fates: Sequence[Fate | Reason]) -> None:
         for report, fate in zip(judged.reports, fates, strict=True):
-            self._ground.metrics.reports.labels(report.type, OUTCOMES.get(fate, "invalid") if fate else "invalid").inc()
+            self._ground.metrics.reports.labels(report.type, OUTCOMES.get(fate, "invalid")).inc()
         for _ in judged.bad:
             self._ground.metrics.reports.labels("unknown", "invalid").inc()
 
 
-OUTCOMES = {
+OUTCOMES: dict[Fate | Reason, str] = {
     Fate.APPLIED: "applied",
     Fate.UNCHANGED: "unchanged",
     Fate.STALE: "stale",
@@ -175,6 +185,7 @@ DETAILS = {
     Reason.UNKNOWN_INPUT: "The task never had an input of this id.",
     Reason.PARKED_OVERFLOW: "Too many reports already wait for this task's create.",
     Reason.DATA_ERROR: "The database can't take the values of this report.",
+    Reason.FAULT: "taskherd failed on this report; see the worker's log of that time.",
 }
 
 

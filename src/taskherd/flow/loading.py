@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from taskherd.core.commands import Command
     from taskherd.core.reports import Report
     from taskherd.core.turn import Look
-    from taskherd.flow.corridor import Batch
+    from taskherd.flow.batch import Batch
     from taskherd.flow.ground import Ground
     from taskherd.store.commands import RecordedCommand
     from taskherd.store.tasks import TaskRow

@@ -33,15 +33,18 @@ class NameBook:
     async def look_up(self, pairs: Iterable[Pair]) -> Mapping[Pair, Names]:
         """The names of these pairs, from memory where they are known. Raises Unavailable."""
         wanted = set(pairs)
-        missing = sorted(wanted - self._known.keys())
-        if missing:
-            async with transaction(self._engine) as connection:
-                found = await directory.names(connection, missing)
+        known = {pair: self._known[pair] for pair in wanted if pair in self._known}
+        missing = sorted(wanted - known.keys())
+        if not missing:
+            return known
+        revision = self._revision
+        async with transaction(self._engine) as connection:
+            found = await directory.names(connection, missing)
+        if revision == self._revision:  # else what was just read may be what the directory said before
             if len(self._known) + len(found) > MOST:
                 self._known.clear()
             self._known.update(found)
-            return {**{pair: self._known[pair] for pair in wanted if pair in self._known}, **found}
-        return {pair: self._known[pair] for pair in wanted}
+        return known | found
 
     def refresh(self, revision: int) -> None:
         """Forget everything if the directory's revision is another one."""

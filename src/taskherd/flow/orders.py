@@ -10,7 +10,9 @@ import structlog
 from taskherd.broker import dead
 from taskherd.broker.publish import Published
 from taskherd.errors import Unavailable
-from taskherd.flow.corridor import Batch, reconcile
+from taskherd.flow.batch import Batch
+from taskherd.flow.corridor import reconcile
+from taskherd.flow.patience import POISON
 from taskherd.store.engine import DataError
 from taskherd.wire import replies
 from taskherd.wire.codec import Bad, decode_command
@@ -56,15 +58,16 @@ class Orders:
             await self._bury(delivery, command)
             return
         try:
-            reply = await self._carry_out(command)
-        except DataError as error:
-            log.warning("command refused by the database", command_id=str(command.command_id), reason=str(error))
-            bad = Bad(None, Reason.DATA_ERROR, "The database can't take the values of this command.", delivery.body)
+            reply, repeated = await self._carry_out(command)
+        except POISON as error:
+            log.warning("command can't be taken", command_id=str(command.command_id), reason=repr(error)[:200])
+            reason = Reason.DATA_ERROR if isinstance(error, DataError) else Reason.FAULT
+            bad = Bad(None, reason, "The values of this command can't be taken.", delivery.body)
             await self._answer(delivery, replies.unreadable(bad))
             await self._bury(delivery, bad)
             return
         told = orjson.loads(reply)
-        outcome = "accepted" if told["ok"] else "refused"
+        outcome = "repeated" if repeated else "accepted" if told["ok"] else "refused"
         self._ground.metrics.commands.labels(command.type, outcome).inc()
         log.info("command", type=command.type, outcome=outcome, task_id=str(command.task_id))
         if delivery.reply_to:
@@ -73,14 +76,15 @@ class Orders:
             detail = f"{told['error']['status']} {told['error']['message']}"
             await self._bury(delivery, Bad(None, Reason.COMMAND_REFUSED, detail, delivery.body))
 
-    async def _carry_out(self, command: Command) -> bytes:
+    async def _carry_out(self, command: Command) -> tuple[bytes, bool]:
+        """The reply, and whether it is one that was given before."""
         outcome = await self._ground.persist(
-            lambda: reconcile(self._ground, Batch(command=command), self._ground.now())
+            lambda: reconcile(self._ground, Batch(command=command), self._ground.now()), "database"
         )
         self._relay.offer(outcome.changes, requested=bool(outcome.requested))
         if outcome.reply is None:
             raise AssertionError
-        return outcome.reply
+        return outcome.reply, outcome.repeated
 
     async def _answer(self, delivery: Delivery, reply: bytes) -> None:
         """Reply, if somebody can be told; a reply that no queue takes is dropped."""
@@ -89,7 +93,8 @@ class Orders:
         published = await self._ground.persist(
             lambda: self._ground.publisher.publish(
                 "", delivery.reply_to or "", reply, correlation_id=delivery.correlation_id, mandatory=True
-            )
+            ),
+            "broker",
         )
         if published is Published.UNROUTED:
             log.info("nobody took the reply", correlation_id=delivery.correlation_id)
@@ -99,6 +104,7 @@ class Orders:
         await self._ground.persist(
             lambda: dead.bury(
                 self._ground.publisher, self._ground.names, bad.body, bad.reason.value, bad.detail, origin
-            )
+            ),
+            "broker",
         )
         self._ground.metrics.dead_lettered.labels(bad.reason.value).inc()

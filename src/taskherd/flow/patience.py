@@ -7,7 +7,7 @@ import random
 from typing import TYPE_CHECKING, TypeVar
 
 from taskherd.errors import Unavailable
-from taskherd.store.engine import Retry
+from taskherd.store.engine import DataError, Retry
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 FIRST, MOST = 0.05, 5.0
+POISON = (DataError, ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
+"""What one message can do to its batch: a value that PostgreSQL refuses, or a mistake of ours that it lays bare."""
+
 RETRIES_MOST = 50
 """Races lost in a row before a Retry is treated as an outage."""
 

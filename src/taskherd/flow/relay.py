@@ -10,6 +10,7 @@ import asyncio
 from collections import deque
 from contextlib import suppress
 from datetime import timedelta
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import orjson
@@ -27,8 +28,8 @@ from taskherd.wire import document, events
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from taskherd.flow.batch import Change
     from taskherd.flow.ground import Ground
-    from taskherd.flow.saving import Change
 
 BUFFER_MOST = 20_000
 """Changes held in memory to be told; beyond, they wait in the outbox alone."""
@@ -49,6 +50,7 @@ class Relay:
         self._every = every
         self._changes: deque[Change] = deque()
         self._bell = asyncio.Event()
+        self._looked_at = monotonic()
         self._stopping = False
 
     def offer(self, changes: Sequence[Change], *, requested: bool) -> None:
@@ -80,12 +82,12 @@ class Relay:
         with suppress(TimeoutError):
             async with asyncio.timeout(self._every):
                 await self._bell.wait()
-        rung = self._bell.is_set()
         self._bell.clear()
         await self._told()
         while await work.send_due(self._ground, self._ground.now()) == work.AT_ONCE:
             continue
-        if not rung:
+        if monotonic() - self._looked_at >= self._every:
+            self._looked_at = monotonic()
             while await tell_left_behind(self._ground, AT_ONCE) == AT_ONCE:
                 continue
 

@@ -6,7 +6,7 @@ could see. Then the version rises by one, and the row, the event and its place i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid5
 
@@ -18,6 +18,7 @@ from taskherd.core.obey import Refused, status
 from taskherd.core.reports import canonical
 from taskherd.core.turn import Cause, Fate, due_at
 from taskherd.core.view import view
+from taskherd.flow.batch import Change
 from taskherd.flow.loading import digest
 from taskherd.store import commands as command_log
 from taskherd.store import directory, inputs, leases, logs, memory, parked, requests, tasks
@@ -33,20 +34,9 @@ if TYPE_CHECKING:
     from taskherd.core.commands import Command
     from taskherd.core.task import Task
     from taskherd.core.turn import Turn
-    from taskherd.flow.corridor import Outcome
+    from taskherd.flow.batch import Outcome
     from taskherd.flow.ground import Ground
     from taskherd.flow.loading import Scene
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """A change of a task's document, committed, to be told in an event. ``own``: the document's own part, as text."""
-
-    task: Task
-    kind: events.Kind
-    own: str
-    changes: tuple[str, ...]
-    cause: Cause
 
 
 CLASH = Refused(409, "command_id was used for another command.")
@@ -76,7 +66,8 @@ async def save(connection: AsyncConnection, ground: Ground, scene: Scene, outcom
         if turn.before is None:
             created.append(_new_row(turn.task, own, due))
         else:
-            saved.append(_row(turn.task, own, due, moved=due != scene.rows[task_id].due_at))
+            moved = look is not None or due != scene.rows[task_id].due_at
+            saved.append(_row(turn.task, own, due, moved=moved))
     if created and len(await tasks.insert_tasks(connection, created)) < len(created):
         raise Retry("a task of that name or id was created meanwhile")
     if saved or changes:
@@ -86,7 +77,7 @@ async def save(connection: AsyncConnection, ground: Ground, scene: Scene, outcom
     await _save_requests(connection, turns, now, outcome)
     await _park(connection, ground, scene, outcome)
     if batch.command:
-        outcome.reply = await _reply(connection, scene, batch.command, turns.get(batch.command.task_id))
+        outcome.reply = await _reply(connection, scene, batch.command, outcome)
     outcome.changes.extend(changes)
     told = {change.task.id for change in changes}
     for task_id, turn in turns.items():
@@ -205,6 +196,9 @@ async def _save_inbox(connection: AsyncConnection, turns: Mapping[UUID, Turn], n
             task = _of(turn)
             turn.task = replace(task, memory=inbox.sent(task.memory, row.input_id))
             turn.sent.append(row.input_id)
+        for task_id in set(ready) - {row.task_id for row in going}:  # all that waited were decided unsent
+            task = _of(turns[task_id])
+            turns[task_id].task = replace(task, memory=inbox.emptied(task.memory))
 
 
 def _may_send(turn: Turn, now: datetime) -> bool:
@@ -315,14 +309,16 @@ REFUSED = frozenset({Fate.CONFLICT, Fate.UNKNOWN_INPUT, Fate.OVERFLOW})
 """The fates that end in the dead letters."""
 
 
-async def _reply(connection: AsyncConnection, scene: Scene, command: Command, turn: Turn | None) -> bytes:
+async def _reply(connection: AsyncConnection, scene: Scene, command: Command, outcome: Outcome) -> bytes:
     """The reply to the command: what the same command got before, or what is kept for it from now on."""
     if scene.replied:
+        outcome.repeated = True
         same = scene.replied.digest == digest(command)
         return scene.replied.reply.encode() if same else replies.refused(CLASH)
-    if turn is None or turn.answer is None:
-        raise AssertionError
+    turn = scene.turns[command.task_id]
     answer = turn.answer
+    if answer is None:
+        raise AssertionError
     if isinstance(answer, Refused):
         reply = replies.refused(answer)
     else:

@@ -15,9 +15,10 @@ import structlog
 from taskherd.core.liveness import Brake, Listening, brake, watermark
 from taskherd.core.turn import Look
 from taskherd.errors import Unavailable
-from taskherd.flow.corridor import Batch, reconcile
+from taskherd.flow.batch import Batch
+from taskherd.flow.corridor import reconcile
 from taskherd.flow.housekeeping import Housekeeping
-from taskherd.store import leases, tasks, timers, workers
+from taskherd.store import directory, leases, tasks, timers, workers
 from taskherd.store.engine import DataError, Retry, transaction
 
 if TYPE_CHECKING:
@@ -93,10 +94,11 @@ class Sweeper:
         if fresh and self._id != min(fresh):
             return 0
         self._ground.metrics.sweeps.inc()
-        looked = await self._look_at_due(since)
+        looked = 0
         if since is not None:
             looked += await self._look_at_silent(since)
             looked += await self._look_at_inputs(since)
+        looked += await self._look_at_due(since)
         await self._housekeeping.tend(now)
         return looked
 
@@ -112,6 +114,7 @@ class Sweeper:
                 await timers.calm(connection, told)
             row = workers.WorkerRow(self._id, self._started_at, self._ground.now(), self._probe.drained_since)
             await workers.seen(connection, row)
+            self._ground.book.refresh(await directory.revision(connection))
             return await workers.live(connection, self._ground.now() - FORGOTTEN)
 
     async def _look_at_due(self, since: datetime | None) -> int:
@@ -119,7 +122,7 @@ class Sweeper:
         for _ in range(ROUNDS_MOST):
             async with transaction(self._ground.engine) as connection:
                 due = await tasks.due(connection, self._ground.now(), AT_ONCE)
-            await self._look({task_id: Look(since) for task_id in due})
+            await self._look({task_id: Look(since, mass_held=self._held_since is not None) for task_id in due})
             looked += len(due)
             if len(due) < AT_ONCE:
                 break
@@ -133,10 +136,11 @@ class Sweeper:
             return 0
         async with transaction(self._ground.engine) as connection:
             connected = await leases.count(connection)
+            lost = await leases.count_silent(connection, now - lost_after)
             silent = await leases.silent(connection, now - lost_after, AT_ONCE * ROUNDS_MOST)
         held_for = now - max(self._held_since, since) if self._held_since else timedelta(0)
-        if brake(connected, len(silent), held_for, self._ground.patience) is Brake.HOLD:
-            self._hold(now, connected, len(silent))
+        if brake(connected, lost, held_for, self._ground.patience) is Brake.HOLD:
+            self._hold(now, connected, lost)
             return 0
         self._held_since = None
         self._ground.metrics.mass_silence_held.set(0)

@@ -68,7 +68,9 @@ class Metrics:
         self.batch_seconds = self._histogram(
             "batch_seconds", "Time from taking a batch in hand to its commit.", _SECONDS
         )
-        self.in_flight = self._gauge("in_flight_deliveries", "Deliveries taken from the broker and not acked yet.")
+        self.in_flight = self._gauge(
+            "in_flight_deliveries", "Report deliveries held: waiting here, or in the batch in hand."
+        )
         self.redeliveries = self._counter("redeliveries", "Deliveries the broker had handed out before.")
         self.dead_lettered = self._counter("dead_lettered", "Messages sent to the dead letters, by reason.", "reason")
         self.texts_cleaned = self._counter(
@@ -76,7 +78,7 @@ class Metrics:
         )
         self.batch_failures = self._counter(
             "batch_failures",
-            "Batches that failed and were tried again, by reason: database, broker or bisected.",
+            "Batches that failed and were tried again, by reason: database, broker, or bisected to find a bad one.",
             "reason",
         )
 
@@ -103,14 +105,18 @@ class Metrics:
         )
         self.mass_silence_held = self._gauge("mass_silence_held", "1 while the silence of most agents is not believed.")
         self.drained = self._gauge("drained", "1 while the report queues are known to be drained.")
-        self.probe_seconds = self._histogram("probe_seconds", "Time a probe took through a report queue.", _SECONDS)
+        self.probe_seconds = self._histogram(
+            "probe_seconds",
+            "Lag from publish to commit: the time of a probe through the report queue, behind all that was before it.",
+            _SECONDS,
+        )
 
     def _declare_surroundings(self) -> None:
         self.broker_up = self._gauge("broker_up", "1 while connected to RabbitMQ.")
         self.database_up = self._gauge("database_up", "1 while the last use of PostgreSQL succeeded.")
         self.reconnects = self._counter(
             "reconnects",
-            "Connections made again after a loss, by connection: consume, publish or database.",
+            "Connections made again after a loss, by connection: consume or publish.",
             "connection",
         )
         self.pool_in_use = self._gauge("database_connections_in_use", "Database connections taken from the pool.")

@@ -36,10 +36,10 @@ AWAY_CODES: Final = frozenset({READ_ONLY, "25P03", "3D000"})
 
 
 class DataError(TaskherdError):
-    """A value that PostgreSQL can't take; the same transaction fails for ever, so find the value and leave it out."""
+    """A value that PostgreSQL can't take, or not twice; the same transaction fails for ever, so leave the value out."""
 
 
-class Retry(TaskherdError):  # noqa: N818 - what to do, not what went wrong  # noqa: N818 - named for what to do, as in `errors`
+class Retry(TaskherdError):  # noqa: N818 - named for what to do, as in `errors`
     """The transaction lost a race or met a plan of the schema before a migration; run it again."""
 
 
@@ -81,6 +81,7 @@ def open_engine(
         "idle_in_transaction_session_timeout": f"{int(IDLE_IN_TRANSACTION * 1000)}ms",
         "timezone": "UTC",
         "jit": "off",
+        "plan_cache_mode": "force_generic_plan",
     }
     return create_async_engine(
         sqlalchemy_url(database_url),
@@ -127,7 +128,7 @@ def classify(error: BaseException) -> Unavailable | DataError | Retry | None:
         return ReadOnly(said)
     if code is not None and (code.startswith(AWAY) or code in AWAY_CODES):
         return Unavailable(said)
-    if code is not None and (code.startswith("22") or code == "54001"):
+    if code is not None and (code.startswith(("22", "23")) or code == "54001"):
         return DataError(said)
     if code is None and _is_lost_connection(error):
         return Unavailable(said)

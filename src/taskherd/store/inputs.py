@@ -67,20 +67,10 @@ FROM unnest(
 
 LOAD: Final = text(f"SELECT {COLUMNS} FROM inputs WHERE input_id = ANY(CAST(:ids AS uuid[])) ORDER BY task_id, ordinal")
 
-IN_FLIGHT: Final = text(f"""
-SELECT {COLUMNS} FROM inputs
-WHERE task_id = ANY(CAST(:ids AS uuid[])) AND decided_at IS NULL AND state = 'sent'
-ORDER BY task_id, ordinal
-""")
-
 NEXT_QUEUED: Final = text(f"""
 SELECT DISTINCT ON (task_id) {COLUMNS} FROM inputs
 WHERE task_id = ANY(CAST(:ids AS uuid[])) AND decided_at IS NULL AND state = 'queued'
 ORDER BY task_id, ordinal
-""")
-
-OVERDUE: Final = text("""
-SELECT task_id, input_id FROM inputs WHERE decided_at IS NULL AND sent_at <= :before ORDER BY sent_at LIMIT :limit
 """)
 
 SENT: Final = text("""
@@ -120,21 +110,9 @@ async def load(conn: AsyncConnection, ids: Sequence[UUID]) -> list[InputRow]:
     return [InputRow(*row) for row in await conn.execute(LOAD, {"ids": ids})]
 
 
-async def in_flight(conn: AsyncConnection, task_ids: Sequence[UUID]) -> list[InputRow]:
-    """Return the inputs of these tasks that were sent and are undecided."""
-    return [InputRow(*row) for row in await conn.execute(IN_FLIGHT, {"ids": task_ids})]
-
-
 async def next_queued(conn: AsyncConnection, task_ids: Sequence[UUID]) -> list[InputRow]:
     """Return for each of these tasks the input to send next, if it has one."""
     return [InputRow(*row) for row in await conn.execute(NEXT_QUEUED, {"ids": task_ids})]
-
-
-async def overdue(conn: AsyncConnection, before: datetime, limit: int) -> list[tuple[UUID, UUID]]:
-    """Return (task id, input id) of up to `limit` undecided inputs sent at or before `before`, oldest first."""
-    return [
-        (task_id, input_id) for task_id, input_id in await conn.execute(OVERDUE, {"before": before, "limit": limit})
-    ]
 
 
 async def sent(conn: AsyncConnection, ids: Sequence[UUID], at: datetime) -> None:

@@ -66,6 +66,8 @@ SILENT: Final = text("SELECT task_id FROM leases WHERE heard_at < :before ORDER 
 
 COUNT: Final = text("SELECT count(*) FROM leases")
 
+COUNT_SILENT: Final = text("SELECT count(*) FROM leases WHERE heard_at < :before")
+
 
 def _columns(rows: Sequence[Beat] | Sequence[Lease]) -> dict[str, list[object]]:
     return {
@@ -88,7 +90,9 @@ async def touch(conn: AsyncConnection, beats: Sequence[Beat]) -> set[UUID]:
 
 async def load(conn: AsyncConnection, ids: Sequence[UUID]) -> list[Lease]:
     """Lock the leases that exist among `ids`, in id order, and return them so."""
-    return [Lease(*row) for row in await conn.execute(LOAD, {"ids": ids})]
+    rows = await conn.execute(LOAD, {"ids": ids})
+    # asyncpg's own UUIDs are a subclass, which orjson refuses: the agent's goes into the task's memory as JSON.
+    return [Lease(row[0], row[1], row[2] and UUID(int=row[2].int), *row[3:]) for row in rows]
 
 
 async def upsert(conn: AsyncConnection, leases: Sequence[Lease]) -> None:
@@ -109,3 +113,8 @@ async def silent(conn: AsyncConnection, before: datetime, limit: int) -> list[UU
 async def count(conn: AsyncConnection) -> int:
     """Return how many agents hold a lease: the whole of which a share may be silent."""
     return int((await conn.execute(COUNT)).scalar_one())
+
+
+async def count_silent(conn: AsyncConnection, before: datetime) -> int:
+    """Return how many agents were last heard before `before`, however many they are."""
+    return int((await conn.execute(COUNT_SILENT, {"before": before})).scalar_one())

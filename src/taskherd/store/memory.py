@@ -61,7 +61,14 @@ def dumps(memory: Memory) -> str:
         goodbye = isinstance(memory.connection.report, AgentDisconnected)
         out["connection"] = _facet(memory.connection, goodbye)
     _dump_rest(memory, out)
-    return orjson.dumps(out).decode()
+    return orjson.dumps(out, default=_identifier).decode()
+
+
+def _identifier(value: object) -> str:
+    """An id that came out of the database: asyncpg's own kind of UUID, which orjson does not know."""
+    if isinstance(value, UUID):
+        return str(value)
+    raise TypeError(type(value).__name__)
 
 
 def _dump_rest(memory: Memory, out: dict[str, object]) -> None:

@@ -234,7 +234,6 @@ inputs = Table(
     Column("actor_id", Uuid),
     UniqueConstraint("task_id", "ordinal", name="inputs_task_id_ordinal_key"),
     Index("inputs_open_idx", "task_id", "ordinal", postgresql_where=text("decided_at IS NULL")),
-    Index("inputs_sent_at_idx", "sent_at", postgresql_where=text("decided_at IS NULL")),
     CheckConstraint("state IN ('queued', 'sent', 'delivered', 'failed')", name="inputs_state_check"),
     CheckConstraint("(decided_at IS NOT NULL) = (state IN ('delivered', 'failed'))", name="inputs_decided_check"),
     comment="The inbox: what people sent to an agent, one at a time and in order",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias
 
 import orjson
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _SPACE = b" \t\n\r"
 _LONE = re.compile("[\ud800-\udfff]")
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_TICK = timedelta(microseconds=1)
 _ERRORS_TOLD = 3
 _TAG_TOLD = 64
 
@@ -70,7 +72,10 @@ class _Unread(Exception):  # noqa: N818 - not an error, the way out of a parser;
 
 
 def decode_reports(body: bytes, now: datetime) -> list[Element]:
-    """The reports of a body, one or an array of them, each judged alone; ``now`` (UTC) is the default of a seq."""
+    """The reports of a body, one or an array of them, each judged alone.
+
+    ``now`` (UTC) is the default of a seq, a microsecond more for each element, so that they keep their order.
+    """
     if len(body) > BODY_BYTES:
         return [_too_large(body)]
     if body.lstrip(_SPACE).startswith(b"["):
@@ -117,7 +122,7 @@ def _array(body: bytes, now: datetime) -> list[Element]:
     for index, item in enumerate(items):
         notes: Notes = {}
         try:
-            found.append(Decoded(REPORT.validate_python(item).to_core(now, notes), notes))
+            found.append(Decoded(REPORT.validate_python(item).to_core(now + index * _TICK, notes), notes))
         except ValidationError as error:
             pieces = split.elements(body) or [] if pieces is None else pieces
             found.append(_invalid(index, pieces[index], error))
@@ -133,7 +138,7 @@ def _array_again(body: bytes, now: datetime) -> list[Element]:
         return [_too_many(len(pieces), body)]
     found: list[Element] = []
     for index, piece in enumerate(pieces):
-        element = _again(index, piece, now)
+        element = _again(index, piece, now + index * _TICK)
         if isinstance(element, Bad) and element.reason is Reason.NOT_JSON and element.detail != _TOO_DEEP:
             return [Bad(None, Reason.NOT_JSON, f"element {index}: {element.detail}", body)]
         found.append(element)

@@ -28,6 +28,7 @@ class Reason(StrEnum):
     COMMAND_REFUSED = "command_refused"
     REPLY_UNREADABLE = "reply_unreadable"
     DATA_ERROR = "data_error"
+    FAULT = "fault"
     BROKER_REJECTED = "broker_rejected"
     BROKER_EXPIRED = "broker_expired"
     BROKER_MAXLEN = "broker_maxlen"
@@ -48,6 +49,7 @@ MEANINGS: Mapping[Reason, str] = {
     Reason.COMMAND_REFUSED: "A command that was refused, with nobody to answer.",
     Reason.REPLY_UNREADABLE: "A command whose reply_to names no place that can be answered.",
     Reason.DATA_ERROR: "The database could not take the values.",
+    Reason.FAULT: "taskherd itself failed on it; replay it once that is mended.",
     Reason.BROKER_REJECTED: "The broker took it from a queue because a consumer rejected it.",
     Reason.BROKER_EXPIRED: "The broker took it from a queue because it had expired.",
     Reason.BROKER_MAXLEN: "The broker took it from a queue that was full.",

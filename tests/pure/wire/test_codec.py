@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import orjson
@@ -87,7 +88,8 @@ def test_each_element_is_judged_alone(said: list[dict[str, Any]], data: st.DataO
     element = found.pop(place)
     assert isinstance(element, Bad)
     assert (element.index, element.body) == (place, junk)
-    assert found == [alone for part in parts for alone in decode_reports(part, NOW)]
+    places = [NOW + index * timedelta(microseconds=1) for index in range(len(parts) + 1) if index != place]
+    assert found == [alone for part, now in zip(parts, places, strict=True) for alone in decode_reports(part, now)]
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,6 @@ CREATE TABLE inputs (
     CONSTRAINT inputs_decided_check CHECK ((decided_at IS NOT NULL) = (state IN ('delivered', 'failed')))
 );
 CREATE INDEX inputs_open_idx ON inputs (task_id, ordinal) WHERE decided_at IS NULL;
-CREATE INDEX inputs_sent_at_idx ON inputs (sent_at) WHERE decided_at IS NULL;
 
 CREATE TABLE work_requests (
     request_id uuid PRIMARY KEY,
