@@ -74,7 +74,7 @@ def test_an_interrupt_ends_everything(tmp_path: Path) -> None:
     """After Ctrl-C in the middle of the work: exit code 130, and nothing left running."""
     with started(tmp_path) as process:
         assert process.stdout is not None
-        assert any("task.delete of" in line for line in process.stdout)
+        assert any("working: 1/" in line for line in process.stdout)
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=60)
     assert process.returncode == 130, said

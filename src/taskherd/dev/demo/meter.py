@@ -1,0 +1,82 @@
+"""Reads the worker's own metrics and readiness, as Prometheus and a load balancer would."""
+
+from __future__ import annotations
+
+import asyncio
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Final
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from taskherd.dev import ports
+
+_TIMEOUT: Final = 3.0
+
+
+@dataclass(slots=True)
+class Reading:
+    """The sums of a worker's counters at one moment."""
+
+    at: float = field(default_factory=monotonic)
+    reports: float = 0
+    events: float = 0
+    dead_lettered: float = 0
+    by_outcome: dict[str, float] = field(default_factory=dict)
+
+
+class Meter:
+    """Watches one worker. `rate`: reports per second between the last two readings."""
+
+    def __init__(self, ops_port: int) -> None:
+        self._base = f"http://{ports.HOST}:{ops_port}"
+        self.first: Reading | None = None
+        self.last = Reading()
+        self.rate = 0.0
+
+    def is_ready(self) -> bool:
+        """Whether the worker says that it is ready; blocks for at most three seconds."""
+        try:
+            self._get("/readyz")
+        except (OSError, urllib.error.URLError):
+            return False
+        return True
+
+    async def read(self) -> Reading:
+        """Read the metrics; where the worker does not answer, what was read last."""
+        try:
+            text = await asyncio.to_thread(self._get, "/metrics")
+        except (OSError, urllib.error.URLError):
+            return self.last
+        reading = _reading(text)
+        passed = reading.at - self.last.at
+        if self.first is None:
+            self.first = reading
+        elif passed > 0:
+            self.rate = (reading.reports - self.last.reports) / passed
+        self.last = reading
+        return reading
+
+    def _get(self, path: str) -> str:
+        with urllib.request.urlopen(self._base + path, timeout=_TIMEOUT) as answer:  # noqa: S310 - our own, over http
+            return str(answer.read().decode())
+
+
+def _reading(text: str) -> Reading:
+    reading = Reading()
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            match sample.name:
+                case "taskherd_reports_total":
+                    reading.reports += sample.value
+                    outcome = sample.labels["outcome"]
+                    reading.by_outcome[outcome] = reading.by_outcome.get(outcome, 0) + sample.value
+                case "taskherd_events_published_total":
+                    reading.events += sample.value
+                case "taskherd_dead_lettered_total":
+                    reading.dead_lettered += sample.value
+                case _:
+                    continue
+    return reading
