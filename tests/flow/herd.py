@@ -116,6 +116,10 @@ class Herd:
         found: dict[str, Any] = max(own, key=lambda data: data["version"], default={"task": {}})["task"]
         return found
 
+    def state(self, task_id: uuid.UUID) -> dict[str, Any]:
+        """The task's current state, empty while it has none."""
+        return self.document(task_id).get("current_state") or {}
+
     def told(self, task_id: uuid.UUID) -> list[dict[str, Any]]:
         """What the events said of a task, each version once, in order."""
         own = {event["data"]["version"]: event["data"] for event in self.events if event["subject"] == str(task_id)}
@@ -127,9 +131,7 @@ class Herd:
 
     def routes(self, task_id: uuid.UUID) -> set[str]:
         """The routing keys under which requests for a task came."""
-        return {
-            key for key, each in zip(self.targets, self.requests, strict=True) if each["task_id"] == str(task_id)
-        }
+        return {key for key, each in zip(self.targets, self.requests, strict=True) if each["task_id"] == str(task_id)}
 
     def reasons(self) -> list[str]:
         """The reasons of the dead letters that came."""
@@ -151,6 +153,23 @@ class Herd:
         async with asyncio.timeout(PATIENCE):
             while await self.database.fetchval(query, *values) != is_:  # noqa: ASYNC110 - a row tells nobody
                 await asyncio.sleep(0.02)
+
+    async def until_metric(self, value: float, name: str, **labels: str) -> None:
+        """Wait until a metric has this value; the worker counts a little after it has committed."""
+        async with asyncio.timeout(PATIENCE):
+            while self.metric(name, **labels) != value:  # noqa: ASYNC110 - a counter tells nobody
+                await asyncio.sleep(0.02)
+
+    async def until_taken(self, count: int) -> None:
+        """Wait until the worker has taken so many reports, whatever became of them."""
+        async with asyncio.timeout(PATIENCE):
+            while self._taken() < count:  # noqa: ASYNC110 - a counter tells nobody
+                await asyncio.sleep(0.02)
+        assert self._taken() == count
+
+    def _taken(self) -> float:
+        families = self.worker.metrics.reports.collect()
+        return sum(sample.value for family in families for sample in family.samples)
 
     def metric(self, name: str, **labels: str) -> float:
         """A metric of the worker, 0 where it has not been counted."""

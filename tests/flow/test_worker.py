@@ -26,7 +26,7 @@ async def test_reports_make_a_task_active_and_its_agent_healthy(flock: Herd) -> 
     """A build, a lifecycle and a heartbeat take a task to active with a healthy agent; an app status is its state."""
     task_id = await flock.active()
     await flock.report({"type": "app.status", "task_id": str(task_id), "state": "working", "message": "Reading"})
-    await flock.until(lambda: (flock.document(task_id)["current_state"] or {}).get("message") == "Reading")
+    await flock.until(lambda: flock.state(task_id).get("message") == "Reading")
     document = flock.document(task_id)
     assert document["workspace_agent_health"] == {"healthy": True}
     assert document["workspace_agent_lifecycle"] == "ready"

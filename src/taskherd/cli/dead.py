@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import orjson
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from taskherd.broker import dead
 from taskherd.broker.connection import Link
@@ -37,7 +37,7 @@ def list_(most: Most = 100, reason: Reason = None, as_json: As_JSON = False) -> 
     if as_json:
         typer.echo(orjson.dumps([_described(each) for each in letters], option=orjson.OPT_INDENT_2))
         return
-    table = Table("id", "reason", "detail", "from", "routing key", "bytes", "body")
+    table = Table(Column("id", no_wrap=True), "reason", "detail", "from", "routing key", "bytes", "body")
     for each in letters:
         body = each.body[:_PREVIEW].decode("utf-8", "backslashreplace")
         cells = (each.id, each.reason, each.detail, each.origin.queue, each.origin.routing_key, str(each.length), body)

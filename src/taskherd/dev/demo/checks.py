@@ -178,4 +178,4 @@ def _imports(tree: ast.Module) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("taskherd"):
             _, _, inner = (node.module or "").partition(".")
-            yield from [inner.split(".")[0]] if inner else [alias.name for alias in node.names]
+            yield from [inner.split(".")[0]] if inner else [a.name for a in node.names if not a.name.startswith("__")]
