@@ -91,6 +91,13 @@ class Turn:
     gave_up: str | None = None
     cause: Cause | None = None
 
+    @property
+    def known(self) -> Task:
+        """The task, where there is one by now; asked only then."""
+        if self.task is None:
+            raise AssertionError
+        return self.task
+
 
 @dataclass(frozen=True, slots=True)
 class Rules:
@@ -105,9 +112,7 @@ class Rules:
 
 def take_report(turn: Turn, index: int, report: Report, now: datetime, rules: Rules) -> None:
     """Fold one report into the turn's task, which exists."""
-    task = turn.task
-    if task is None:
-        raise AssertionError
+    task = turn.known
     if task.deleted_at is not None and not isinstance(report, WorkspaceBuild):
         turn.fates.append((index, Fate.TOMBSTONE))
         return

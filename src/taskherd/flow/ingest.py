@@ -17,11 +17,11 @@ import structlog
 from taskherd.broker import dead
 from taskherd.core.turn import Fate
 from taskherd.errors import Unavailable
+from taskherd.flow.aside import REFUSED
 from taskherd.flow.batch import Batch
 from taskherd.flow.corridor import reconcile
 from taskherd.flow.patience import POISON
 from taskherd.flow.probe import is_probe
-from taskherd.flow.saving import REFUSED
 from taskherd.observe.failpoints import Failpoint
 from taskherd.store.engine import DataError
 from taskherd.wire.codec import Bad, decode_reports

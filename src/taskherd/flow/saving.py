@@ -8,25 +8,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
-from uuid import UUID, uuid5
 
 import orjson
 
-from taskherd.core import fold, inbox
 from taskherd.core import lease as leasing
 from taskherd.core.obey import Refused, status
-from taskherd.core.reports import canonical
 from taskherd.core.turn import Cause, Fate, due_at
 from taskherd.core.view import view
+from taskherd.flow import aside
 from taskherd.flow.batch import Change
 from taskherd.flow.loading import digest
 from taskherd.store import commands as command_log
-from taskherd.store import directory, inputs, leases, logs, memory, parked, requests, tasks
+from taskherd.store import directory, leases, memory, tasks
 from taskherd.store.engine import Retry
 from taskherd.wire import document, events, replies
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from datetime import datetime
 
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -46,8 +44,8 @@ async def save(connection: AsyncConnection, ground: Ground, scene: Scene, outcom
     """Write what the turns came to, and note in the outcome what is to be told of it."""
     batch, turns = scene.batch, scene.turns
     now = outcome.now
-    await _save_inbox(connection, turns, now)
-    await _save_logs(connection, turns, now)
+    await aside.save_inbox(connection, turns, now)
+    await aside.save_logs(connection, turns, now)
     saved: list[tasks.SavedTask] = []
     created: list[tasks.TaskRow] = []
     changes: list[Change] = []
@@ -74,8 +72,8 @@ async def save(connection: AsyncConnection, ground: Ground, scene: Scene, outcom
         await tasks.save(connection, saved, [_event(change) for change in changes])
     await _save_prompts(connection, changes)
     await _save_leases(connection, scene)
-    await _save_requests(connection, turns, now, outcome)
-    await _park(connection, ground, scene, outcome)
+    await aside.save_requests(connection, turns, now, outcome)
+    await aside.park(connection, ground, scene, outcome)
     if batch.command:
         outcome.reply = await _reply(connection, scene, batch.command, outcome)
     outcome.changes.extend(changes)
@@ -86,7 +84,7 @@ async def save(connection: AsyncConnection, ground: Ground, scene: Scene, outcom
 
 def _change(turn: Turn, now: datetime) -> tuple[str, Change | None]:
     """The task's own part of its document as text, and the change if a reader can see one."""
-    task, before = _of(turn), turn.before
+    task, before = turn.known, turn.before
     said = document.own(view(task.memory, task.name), task)
     own = orjson.dumps(said).decode()
     if before is None:
@@ -104,12 +102,6 @@ def _change(turn: Turn, now: datetime) -> tuple[str, Change | None]:
         changed, prompt_version = tuple(sorted({*changed, "initial_prompt"})), version
     task = replace(task, version=version, updated_at=now, prompt_version=prompt_version)
     return own, Change(task, events.Kind.DELETED if gone else events.Kind.UPDATED, own, changed, _cause(turn))
-
-
-def _of(turn: Turn) -> Task:
-    if turn.task is None:
-        raise AssertionError
-    return turn.task
 
 
 def _cause(turn: Turn) -> Cause:
@@ -174,40 +166,6 @@ def cause_out(cause: Cause) -> dict[str, object]:
     return {name: value if isinstance(value, str) else str(value) for name, value in said.items() if value is not None}
 
 
-async def _save_inbox(connection: AsyncConnection, turns: Mapping[UUID, Turn], now: datetime) -> None:
-    """Put new inputs at the end, note outcomes, fail what a deleted task still had, and let the next ones go."""
-    new = [(task_id, item) for task_id, turn in turns.items() for item in turn.inputs]
-    if new:
-        rows = [inputs.NewInput(item.input_id, task_id, item.content, now, item.actor_id) for task_id, item in new]
-        await inputs.append(connection, rows)
-    decided = [report for turn in turns.values() for report in turn.decided]
-    if decided:
-        outcomes = [inputs.Outcome(said.input_id, said.outcome.value, now, said.detail) for said in decided]
-        await inputs.decided(connection, outcomes)
-    gone = [task_id for task_id, turn in turns.items() if turn.inbox_failed]
-    if gone:
-        await inputs.fail_all(connection, gone, now, "The task was deleted.")
-    ready = [task_id for task_id, turn in turns.items() if _may_send(turn, now)]
-    if ready:
-        going = await inputs.next_queued(connection, ready)
-        await inputs.sent(connection, [row.input_id for row in going], now)
-        for row in going:
-            turn = turns[row.task_id]
-            task = _of(turn)
-            turn.task = replace(task, memory=inbox.sent(task.memory, row.input_id))
-            turn.sent.append(row.input_id)
-        for task_id in set(ready) - {row.task_id for row in going}:  # all that waited were decided unsent
-            task = _of(turns[task_id])
-            turns[task_id].task = replace(task, memory=inbox.emptied(task.memory))
-
-
-def _may_send(turn: Turn, now: datetime) -> bool:
-    task = turn.task
-    return (
-        task is not None and task.deleted_at is None and task.memory.inbox.queued > 0 and inbox.ready(task.memory, now)
-    )
-
-
 async def _save_prompts(connection: AsyncConnection, changes: Sequence[Change]) -> None:
     new = [
         tasks.Prompt(change.task.id, change.task.version, change.task.prompt)
@@ -234,81 +192,6 @@ async def _save_leases(connection: AsyncConnection, scene: Scene) -> None:
         await leases.remove(connection, ended)
 
 
-async def _save_logs(connection: AsyncConnection, turns: Mapping[UUID, Turn], now: datetime) -> None:
-    entries = [
-        logs.LogEntry(report.task_id, report.key[0], entry.id, report.seq, entry.type.value, entry.content, entry.time)
-        for turn in turns.values()
-        for report in turn.logs
-        for entry in report.entries
-    ]
-    if entries:
-        await logs.append(connection, entries, now)
-
-
-async def _save_requests(
-    connection: AsyncConnection, turns: Mapping[UUID, Turn], now: datetime, outcome: Outcome
-) -> None:
-    """Ask for what was newly asked for, and stop asking for what was answered, given up or decided."""
-    settled = [(task_id, number) for task_id, turn in turns.items() for number in turn.settled]
-    if settled:
-        await requests.answered(connection, settled)
-    over = [(task_id, said.input_id) for task_id, turn in turns.items() for said in turn.decided]
-    if over:
-        await requests.answered_inputs(connection, over)
-    gone = [task_id for task_id, turn in turns.items() if turn.inbox_failed]
-    if gone:
-        open_ones = await requests.of_tasks(connection, gone)
-        await requests.remove(connection, [row.request_id for row in open_ones if row.input_id is not None])
-    new = [row for turn in turns.values() for row in _requests(turn, now)]
-    if new:
-        await requests.add(connection, new)
-    outcome.requested += len(new)
-    outcome.gave_up.extend(turn.gave_up for turn in turns.values() if turn.gave_up)
-    outcome.deletes_retried += sum(_retried_delete(turn) for turn in turns.values())
-
-
-def _retried_delete(turn: Turn) -> bool:
-    before, after = (task.memory.deletion if task else None for task in (turn.before, turn.task))
-    return after is not None and after.attempts > max(1, before.attempts if before else 1)
-
-
-def _requests(turn: Turn, now: datetime) -> list[requests.WorkRequest]:
-    task = turn.task
-    if task is None:
-        return []
-    runner = task.memory.runner.report.runner if task.memory.runner else None
-
-    def request(identity: UUID, number: int, kind: str, input_id: UUID | None) -> requests.WorkRequest:
-        return requests.WorkRequest(identity, task.id, number, kind, input_id, runner, 0, now, now, None)
-
-    builds = [
-        request(uuid5(task.id, f"request/{number}"), number, f"workspace.{task.memory.asked[number].value}", None)
-        for number in turn.asked
-    ]
-    return builds + [request(input_id, task.memory.number, "agent.input", input_id) for input_id in turn.sent]
-
-
-async def _park(connection: AsyncConnection, ground: Ground, scene: Scene, outcome: Outcome) -> None:
-    """Park what has no task yet, and take out what was folded with its create. What was refused stays, and expires."""
-    batch, turns = scene.batch, scene.turns
-    waiting = [index for turn in turns.values() for index, fate in turn.fates if fate is Fate.PARKED]
-    if waiting:
-        reports = [fold.numbered(batch.reports[index], None) for index in waiting]
-        rows = [parked.ToPark(report.task_id, outcome.now, canonical(report)) for report in reports]
-        overflowed = set(await parked.park(connection, rows, ground.terms.parked_most))
-        for place, index in enumerate(waiting):
-            outcome.fates[index] = Fate.OVERFLOW if place in overflowed else Fate.PARKED
-    if scene.parked and batch.command:
-        turn = turns[batch.command.task_id]
-        refused = {-1 - index for index, fate in turn.fates if index < 0 and fate in REFUSED}
-        if turn.task is not None:
-            await parked.remove(connection, [row for row, _ in scene.parked if row not in refused])
-
-
-REFUSED = frozenset({Fate.CONFLICT, Fate.UNKNOWN_INPUT, Fate.OVERFLOW})
-"""The fates that end in the dead letters."""
-
-
 async def _reply(connection: AsyncConnection, scene: Scene, command: Command, outcome: Outcome) -> bytes:
     """The reply to the command: what the same command got before, or what is kept for it from now on."""
     if scene.replied:
@@ -322,7 +205,7 @@ async def _reply(connection: AsyncConnection, scene: Scene, command: Command, ou
     if isinstance(answer, Refused):
         reply = replies.refused(answer)
     else:
-        task = _of(turn)
+        task = turn.known
         pair = (task.owner_id, task.template_version_id)
         names = (await directory.names(connection, [pair]))[pair]
         rendered = document.render(orjson.loads(turn.own), task.prompt, names, task.updated_at)
