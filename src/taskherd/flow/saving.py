@@ -92,8 +92,10 @@ def _change(turn: Turn, now: datetime) -> tuple[str, Change | None]:
         return own, Change(task, events.Kind.CREATED, own, changed, _cause(turn))
     if before.deleted_at is not None:
         return own, None
-    gone = task.deleted_at is not None
-    if not gone and own == turn.own and task.prompt == before.prompt:
+    if task.deleted_at is not None:  # told with the last document: asking for the delete's build is not part of it
+        task = replace(task, version=before.version + 1, updated_at=now)
+        return turn.own, Change(task, events.Kind.DELETED, turn.own, (), _cause(turn))
+    if own == turn.own and task.prompt == before.prompt:
         return own, None
     changed = document.changes(orjson.loads(turn.own), said)
     version = before.version + 1
@@ -101,7 +103,7 @@ def _change(turn: Turn, now: datetime) -> tuple[str, Change | None]:
     if task.prompt != before.prompt:
         changed, prompt_version = tuple(sorted({*changed, "initial_prompt"})), version
     task = replace(task, version=version, updated_at=now, prompt_version=prompt_version)
-    return own, Change(task, events.Kind.DELETED if gone else events.Kind.UPDATED, own, changed, _cause(turn))
+    return own, Change(task, events.Kind.UPDATED, own, changed, _cause(turn))
 
 
 def _cause(turn: Turn) -> Cause:
