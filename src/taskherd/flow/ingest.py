@@ -6,6 +6,7 @@ again. An outage is waited out with the batch in hand: handing deliveries back w
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -93,7 +94,7 @@ class Ingest:
         for delivery in judged.probes:
             self._probe.back(delivery)
         self._count(judged, fates)
-        tasks = list(dict.fromkeys(str(report.task_id) for report in judged.reports))[:IDS_TOLD]
+        tasks = [str(report.task_id) for report in judged.reports[:IDS_TOLD]]
         log.debug("batch", deliveries=len(deliveries), reports=len(judged.reports), acked=acked, task_ids=tasks)
 
     def _judge(self, deliveries: Sequence[Delivery]) -> Judged:
@@ -165,10 +166,11 @@ class Ingest:
         log.warning("dead letters", count=len(letters), first=told)
 
     def _count(self, judged: Judged, fates: Sequence[Fate | Reason]) -> None:
-        for report, fate in zip(judged.reports, fates, strict=True):
-            self._ground.metrics.reports.labels(report.type, OUTCOMES.get(fate, "invalid")).inc()
-        for _ in judged.bad:
-            self._ground.metrics.reports.labels("unknown", "invalid").inc()
+        outcomes = (OUTCOMES.get(fate, "invalid") for fate in fates)
+        counts = Counter(zip((report.type for report in judged.reports), outcomes, strict=True))
+        counts["unknown", "invalid"] += len(judged.bad)
+        for (kind, outcome), count in counts.items():
+            self._ground.metrics.reports.labels(kind, outcome).inc(count)
 
 
 OUTCOMES: dict[Fate | Reason, str] = {

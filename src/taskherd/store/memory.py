@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
-from uuid import UUID
 
 import orjson
+from asyncpg.pgproto.pgproto import UUID  # a uuid.UUID that is made eight times as fast
 
 from taskherd.core.reports import (
     AgentDisconnected,
@@ -30,6 +30,7 @@ from taskherd.core.reports import (
 from taskherd.core.task import Deletion, Facet, GivenUp, Held, Inbox, Memory, Silence
 
 if TYPE_CHECKING:
+    import uuid
     from collections.abc import Callable, Mapping
 
     from taskherd.core.reports import BaseReport
@@ -37,6 +38,13 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound="Facet")
 
 NO_INBOX = Inbox()
+
+TRANSITIONS = {each.value: each for each in Transition}
+JOBS = {each.value: each for each in JobStatus}
+LIFECYCLES = {each.value: each for each in Lifecycle}
+HEALTHS = {each.value: each for each in Health}
+STATES = {each.value: each for each in State}
+"""Looking a value up costs a tenth of calling its enum."""
 
 BUILD_FACETS = ("build", "workspace", "runner", "agent", "app")
 
@@ -119,7 +127,7 @@ def _facet(held: Held[Any], value: object) -> tuple[object, ...]:
     return (report.build_number, report.seq, report.observed_at, report.agent_id, held.taken_at, value)
 
 
-def loads(task_id: UUID, text: str | bytes) -> Memory:
+def loads(task_id: uuid.UUID, text: str | bytes) -> Memory:
     """The memory that ``dumps`` wrote for this task."""
     said: dict[str, Any] = orjson.loads(text)
     builds = [_load_build(task_id, row) for row in said["builds"]]
@@ -140,7 +148,7 @@ def loads(task_id: UUID, text: str | bytes) -> Memory:
         connection=_load(said, "connection", task_id, _connection),
         heard=_instants(said, "heard"),
         appeared=_instants(said, "appeared"),
-        asked={number: Transition(value) for number, value in said.get("asked", ())},
+        asked={number: TRANSITIONS[value] for number, value in said.get("asked", ())},
         unanswered=said.get("unanswered"),
         silence=Silence(silence[0], silence[1]) if silence else None,
         given_up=GivenUp(given_up[0], given_up[1], given_up[2]) if given_up else None,
@@ -149,27 +157,27 @@ def loads(task_id: UUID, text: str | bytes) -> Memory:
     )
 
 
-def _load_build(task_id: UUID, row: list[Any]) -> WorkspaceBuild:
+def _load_build(task_id: uuid.UUID, row: list[Any]) -> WorkspaceBuild:
     workspace, app = row[6], row[7]
     return WorkspaceBuild(
         **_common(task_id, row),
-        transition=Transition(row[4]),
-        job_status=JobStatus(row[5]),
+        transition=TRANSITIONS[row[4]],
+        job_status=JOBS[row[5]],
         workspace=Workspace(UUID(workspace[0]), workspace[1]) if workspace else None,
-        app=App(UUID(app[0]), app[1], app[2], Health(app[3]) if app[3] else None) if app else None,
+        app=App(UUID(app[0]), app[1], app[2], HEALTHS[app[3]] if app[3] else None) if app else None,
         runner=row[8],
         error=row[9],
     )
 
 
 def _load(
-    said: dict[str, Any], name: str, task_id: UUID, make: Callable[[dict[str, Any], list[Any]], R]
+    said: dict[str, Any], name: str, task_id: uuid.UUID, make: Callable[[dict[str, Any], list[Any]], R]
 ) -> Held[R] | None:
     row = said.get(name)
     return None if row is None else Held(make(_common(task_id, row), row), datetime.fromisoformat(row[4]))
 
 
-def _common(task_id: UUID, row: list[Any]) -> dict[str, Any]:
+def _common(task_id: uuid.UUID, row: list[Any]) -> dict[str, Any]:
     return {
         "task_id": task_id,
         "build_number": row[0],
@@ -180,15 +188,15 @@ def _common(task_id: UUID, row: list[Any]) -> dict[str, Any]:
 
 
 def _lifecycle(common: dict[str, Any], row: list[Any]) -> AgentLifecycle:
-    return AgentLifecycle(**common, lifecycle=Lifecycle(row[5]))
+    return AgentLifecycle(**common, lifecycle=LIFECYCLES[row[5]])
 
 
 def _health(common: dict[str, Any], row: list[Any]) -> AppHealth:
-    return AppHealth(**common, health=Health(row[5]))
+    return AppHealth(**common, health=HEALTHS[row[5]])
 
 
 def _status(common: dict[str, Any], row: list[Any]) -> AppStatus:
-    return AppStatus(**common, state=State(row[5]), message=row[6], uri=row[7])
+    return AppStatus(**common, state=STATES[row[5]], message=row[6], uri=row[7])
 
 
 def _connection(common: dict[str, Any], row: list[Any]) -> AgentHeartbeat | AgentDisconnected:
@@ -203,5 +211,5 @@ def _at(text: str | None) -> datetime | None:
     return None if text is None else datetime.fromisoformat(text)
 
 
-def _id(text: str | None) -> UUID | None:
+def _id(text: str | None) -> uuid.UUID | None:
     return None if text is None else UUID(text)

@@ -1,0 +1,122 @@
+"""Fills a queue fast: publishes as ready-made AMQP frames on a bare socket, and waits until all are confirmed.
+
+A client library would take longer to fill the queue than the contenders to empty it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from pamqp import base, commands, frame
+from pamqp.body import ContentBody
+from pamqp.header import ContentHeader, ProtocolHeader
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+
+CHANNEL = 1
+CHUNK = 256 * 1024
+HEADER = 7
+"""Bytes of a frame before its payload: type, channel, length."""
+
+TIMEOUT = 600.0
+"""Seconds until all must be confirmed."""
+
+_PROPERTIES = commands.Basic.Properties(content_type="application/json", delivery_mode=2)
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """Messages, marshalled once and published as often as needed."""
+
+    count: int
+    frames: bytes
+
+
+def marshal(exchange: str, messages: Iterable[tuple[str, bytes]]) -> Backlog:
+    """The frames that publish these messages, each a routing key and a body, to the exchange."""
+    parts: list[bytes] = []
+    count = 0
+    for routing_key, body in messages:
+        count += 1
+        parts.append(frame.marshal(commands.Basic.Publish(exchange=exchange, routing_key=routing_key), CHANNEL))
+        parts.append(frame.marshal(ContentHeader(body_size=len(body), properties=_PROPERTIES), CHANNEL))
+        parts.append(frame.marshal(ContentBody(body), CHANNEL))
+    return Backlog(count, b"".join(parts))
+
+
+async def publish(amqp_url: str, backlog: Backlog) -> None:
+    """Publish all of it and return when the broker has confirmed the last."""
+    async with asyncio.timeout(TIMEOUT), _channel(amqp_url) as (reader, writer):
+        confirmed = asyncio.create_task(_confirmed(reader, backlog.count))
+        for start in range(0, len(backlog.frames), CHUNK):
+            writer.write(backlog.frames[start : start + CHUNK])
+            await writer.drain()
+        await confirmed
+
+
+async def _confirmed(reader: _Frames, count: int) -> None:
+    floor, above = 0, set[int]()
+    while floor + len(above) < count:
+        said = await reader.next()
+        if not isinstance(said, commands.Basic.Ack):
+            message = f"the broker did not confirm a backlog: {said!r}"
+            raise TypeError(message)
+        if said.multiple:
+            floor = max(floor, said.delivery_tag)
+            above = {tag for tag in above if tag > floor}
+        else:
+            above.add(said.delivery_tag)
+
+
+class _Frames:
+    """Reads frames from a socket."""
+
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        self._reader = reader
+        self._held = b""
+
+    async def next(self) -> object:
+        while True:
+            if len(self._held) >= HEADER:
+                size = int.from_bytes(self._held[3:7]) + HEADER + 1
+                if len(self._held) >= size:
+                    _, _, said = frame.unmarshal(self._held[:size])
+                    self._held = self._held[size:]
+                    return said
+            read = await self._reader.read(65536)
+            if not read:
+                message = "the broker closed the connection while a backlog was published"
+                raise ConnectionError(message)
+            self._held += read
+
+
+@asynccontextmanager
+async def _channel(amqp_url: str) -> AsyncIterator[tuple[_Frames, asyncio.StreamWriter]]:
+    url = urlsplit(amqp_url)
+    reader, writer = await asyncio.open_connection(url.hostname, url.port or 5672)
+    frames = _Frames(reader)
+    try:
+        writer.write(ProtocolHeader(0, 9, 1).marshal())
+        await frames.next()
+        response = f"\0{unquote(url.username or 'guest')}\0{unquote(url.password or 'guest')}"
+        _say(writer, commands.Connection.StartOk({}, "PLAIN", response, "en_US"), 0)
+        tune = await frames.next()
+        assert isinstance(tune, commands.Connection.Tune)
+        _say(writer, commands.Connection.TuneOk(tune.channel_max, tune.frame_max, 0), 0)
+        _say(writer, commands.Connection.Open(unquote(url.path[1:]) or "/"), 0)
+        await frames.next()
+        for opening in (commands.Channel.Open(), commands.Confirm.Select()):
+            _say(writer, opening, CHANNEL)
+            await frames.next()
+        yield frames, writer
+    finally:
+        writer.close()
+
+
+def _say(writer: asyncio.StreamWriter, said: base.Frame, channel: int) -> None:
+    writer.write(frame.marshal(said, channel))

@@ -1,0 +1,34 @@
+"""What every contender tells the benchmark while it works: a line on stdout for each change of its counts."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+EVERY = 0.005
+"""Seconds between two looks; a look costs some 20 microseconds."""
+
+
+def watch(read: Callable[[], tuple[int, int]]) -> None:
+    """Tell, from a thread of its own, how many reports are done with and how many events are confirmed, by ``read``.
+
+    The times are those of the monotonic clock, which all processes of a machine share.
+    """
+    threading.Thread(target=_watch, args=(read,), daemon=True, name="meter").start()
+
+
+def _watch(read: Callable[[], tuple[int, int]]) -> None:
+    before = (0, 0)
+    while True:
+        counts = read()
+        if counts != before:
+            before = counts
+            sys.stdout.write(json.dumps([time.monotonic(), *counts, time.process_time()]) + "\n")
+            sys.stdout.flush()
+        time.sleep(EVERY)

@@ -1,0 +1,34 @@
+"""aio-pika as its quick start has it: a callback, a prefetch of 100, ``message.process()`` acks each message."""
+
+import asyncio
+import os
+
+import aio_pika
+import uvloop
+
+from benchmarks import meter
+
+done = 0
+
+
+async def process_message(message: aio_pika.abc.AbstractIncomingMessage) -> None:
+    """Do nothing, and ack."""
+    global done  # noqa: PLW0603 - as the documentation's examples are written
+    async with message.process():
+        done += 1
+
+
+async def main() -> None:
+    """Consume until killed."""
+    connection = await aio_pika.connect_robust(os.environ["BENCH_AMQP_URL"])
+    async with connection:
+        channel = await connection.channel()
+        await channel.set_qos(prefetch_count=100)
+        queue = await channel.get_queue(os.environ["BENCH_QUEUE"])
+        await queue.consume(process_message)
+        await asyncio.Future()
+
+
+if __name__ == "__main__":
+    meter.watch(lambda: (done, 0))
+    uvloop.run(main())

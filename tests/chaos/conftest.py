@@ -1,0 +1,58 @@
+"""Stages for chaos tests: on the run's own services, or on private ones that a test may break."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from taskherd.dev.postgres import PostgresNode
+from taskherd.dev.rabbitmq import RabbitNode
+from taskherd.dev.services import Services, start
+from taskherd.store import migrate
+from tests.chaos.stage import Stage, create_database, opened
+
+
+@pytest.fixture
+async def stage(database_url: str, amqp_url: str, amqp_prefix: str, tmp_path: Path) -> AsyncIterator[Stage]:
+    """A stage on the run's RabbitMQ and PostgreSQL, which stay whole."""
+    async with opened(database_url, amqp_url, amqp_prefix, tmp_path) as stage:
+        yield stage
+
+
+@pytest.fixture(scope="module")
+def breakable(announce: Callable[[str], None]) -> Iterator[Services]:
+    """A RabbitMQ and a PostgreSQL of this module's own, for its tests to kill."""
+    with (
+        tempfile.TemporaryDirectory(prefix="taskherd-chaos-") as folder,
+        start(Path(folder), announce=announce, fast=True, environ={}) as running,
+    ):
+        yield running
+
+
+@pytest.fixture
+def rabbit(breakable: Services) -> RabbitNode:
+    """The RabbitMQ that may be killed."""
+    assert breakable.rabbit is not None, "a node that can be killed needs RabbitMQ's own binaries on this machine"
+    return breakable.rabbit
+
+
+@pytest.fixture
+def postgres(breakable: Services) -> PostgresNode:
+    """The PostgreSQL that may be killed."""
+    assert breakable.postgres is not None, "a server that can be killed needs PostgreSQL's own binaries"
+    return breakable.postgres
+
+
+@pytest.fixture
+async def breakable_stage(breakable: Services, tmp_path: Path) -> AsyncIterator[Stage]:
+    """A stage on services that may be killed."""
+    name = f"taskherd_{uuid.uuid4().hex[:8]}"
+    database_url = await create_database(breakable.database_url, name)
+    await asyncio.to_thread(migrate.upgrade, database_url)
+    async with opened(database_url, breakable.amqp_url, f"c{uuid.uuid4().hex[:8]}", tmp_path) as stage:
+        yield stage
