@@ -7,6 +7,7 @@ then what is still to be told.
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import socket
 from contextlib import suppress
@@ -173,6 +174,7 @@ class Worker:
         return True
 
     async def _work(self) -> None:
+        _calm_collector()
         self._consume.start()
         self._publish.start()
         for intake in (self._answers, self._commands, self._reports):
@@ -306,3 +308,14 @@ def _terms(settings: Settings) -> Terms:
         history_retention=timedelta(seconds=settings.history_retention),
         log_retention=timedelta(seconds=settings.log_retention),
     )
+
+
+def _calm_collector() -> None:
+    """Let the garbage collector look at a batch's objects seldom, and never again at what the imports made.
+
+    A batch makes tens of thousands of objects without a cycle among them; looking through them all the time cost 22 %
+    of the CPU of a report (`python -m benchmarks profile`, 137 µs before and 107 after).
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 50)
