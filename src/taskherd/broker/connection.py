@@ -14,7 +14,7 @@ from aiormq.channel import Channel
 from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
 from aiormq.exceptions import AMQPError, ChannelInvalidStateError
 
-from taskherd.broker import lenient
+from taskherd.broker import arrivals, lenient
 from taskherd.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ class Link:
 
     def __init__(self, url: str, name: str, hooks: Hooks | None = None) -> None:
         lenient.install()
+        arrivals.install()
         self.name = name
         self._url = url
         self._hooks = hooks or Hooks()

@@ -12,8 +12,10 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from taskherd.broker import topology
+from taskherd.broker.arrivals import Arrivals, Receive
 from taskherd.broker.connection import TIMEOUT, Link, backoff, translated
 from taskherd.broker.lenient import DELIVERY_COUNT
 from taskherd.broker.outstanding import Outstanding
@@ -87,12 +89,13 @@ class _Subscription:
         self.sources = sources
         self.outstanding = Outstanding()
         self.tags: list[str] = []
+        self._arrivals = Arrivals(channel)
         self.lost = asyncio.Event()
         self._changing = asyncio.Lock()
         channel.closing.add_done_callback(lambda _: self.lost.set())
         channel.on_consumer_cancel_callbacks.add(lambda _: self.lost.set())
 
-    async def consume(self, receive: Callable[[str], Callable[[DeliveredMessage], Any]], prefetch: int) -> None:
+    async def consume(self, receive: Callable[[str], Receive], prefetch: int) -> None:
         """Begin to consume; does nothing when it did already."""
         async with self._changing:
             if self.tags:
@@ -104,10 +107,10 @@ class _Subscription:
                         arguments: FieldTable | None = (
                             None if source.priority is None else {"x-priority": source.priority}
                         )
-                        consuming = await self.channel.basic_consume(
-                            source.queue, receive(source.queue), arguments=arguments
-                        )
-                        self.tags.append(str(consuming.consumer_tag))
+                        tag = f"taskherd.{self.epoch}.{uuid4().hex}"
+                        self._arrivals.receivers[tag] = receive(source.queue)
+                        await self.channel.basic_consume(source.queue, _unused, arguments=arguments, consumer_tag=tag)
+                        self.tags.append(tag)
 
     async def cancel(self) -> None:
         """Stop consuming."""
@@ -292,10 +295,10 @@ class Intake:
         self._buffer.clear()
         await _close(subscription.channel)
 
-    def _receiver(self, epoch: int, queue: str) -> Callable[[DeliveredMessage], Awaitable[None]]:
-        async def receive(message: DeliveredMessage) -> None:
+    def _receiver(self, epoch: int, queue: str) -> Receive:
+        def receive(deliver: Basic.Deliver, properties: Basic.Properties, body: bytes) -> None:
             if epoch == self._epoch:
-                self._buffer.append(_delivery(message, epoch, queue))
+                self._buffer.append(_delivery(deliver, properties, body, epoch, queue))
                 if len(self._buffer) >= self._wanted:
                     self._wake()
 
@@ -321,15 +324,18 @@ async def _close(channel: AbstractChannel) -> None:
             await channel.close()
 
 
-def _delivery(message: DeliveredMessage, epoch: int, queue: str) -> Delivery:
-    frame: Any = message.delivery
+async def _unused(_: DeliveredMessage) -> None:
+    """Stand where aiormq wants a callback; deliveries are taken from it before."""
+
+
+def _delivery(deliver: Any, properties: Basic.Properties, body: bytes, epoch: int, queue: str) -> Delivery:
     return Delivery(
-        message.body,
-        frame.delivery_tag,
+        body,
+        deliver.delivery_tag,
         epoch,
         queue,
-        frame.exchange,
-        frame.routing_key,
-        frame.redelivered,
-        message.header.properties,
+        deliver.exchange,
+        deliver.routing_key,
+        deliver.redelivered,
+        properties,
     )
