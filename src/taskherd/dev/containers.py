@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import secrets
 import shutil
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +24,8 @@ from taskherd.errors import Unavailable
 
 RABBITMQ_IMAGE: Final = "rabbitmq:4-management"
 POSTGRES_IMAGE: Final = "postgres:17"
+LOCAL: Final = "unix://"
+DEFAULT_SOCKET: Final = f"{LOCAL}/var/run/docker.sock"
 _RABBITMQ_READY: Final = re.compile(r"Server startup complete|completed with \d+ plugins")
 # The server that only prepares a new cluster says that it is ready too, but listens on no address.
 _POSTGRES_READY: Final = re.compile(r"listening on IPv4 address.*ready to accept connections", re.DOTALL)
@@ -52,16 +56,38 @@ class Container:
         self._container.stop(delete_volume=True)
 
 
+def _listening(host: str) -> bool:
+    """Whether somebody listens on a local socket; the client leaves one open where nobody does. True for any other."""
+    if not host.startswith(LOCAL):
+        return True
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as trial:
+        trial.settimeout(2)
+        try:
+            trial.connect(host.removeprefix(LOCAL))
+        except OSError:
+            return False
+    return True
+
+
 def engine() -> Missing | None:
     """None when a Docker engine answers, else why not."""
     with suppress(ImportError):
         from docker.client import DockerClient  # noqa: PLC0415 - an optional dependency, needed only here
         from docker.errors import DockerException  # noqa: PLC0415 - as above
 
+        away = Missing("a docker command, but no engine answers" if shutil.which("docker") else "no Docker")
+        if not _listening(os.environ.get("DOCKER_HOST") or DEFAULT_SOCKET):
+            return away
         try:
-            DockerClient.from_env(timeout=10).ping()
+            client = DockerClient.from_env(timeout=10)
         except DockerException:
-            return Missing("a docker command, but no engine answers" if shutil.which("docker") else "no Docker")
+            return away
+        try:
+            client.ping()
+        except DockerException:
+            return away
+        finally:
+            client.close()
         return None
     return Missing("no Docker client library (install taskherd[local])")
 
