@@ -166,20 +166,6 @@ def test_a_wrong_database_url_is_refused(environment: pytest.MonkeyPatch, url: s
 
 
 @pytest.mark.parametrize(
-    ("url", "becomes"),
-    [
-        (DATABASE, "postgresql+asyncpg://alice:s3cr3t-db@db.example:5432/herd"),
-        ("postgresql+asyncpg://db.example/herd", "postgresql+asyncpg://db.example/herd"),
-        ("postgresql:///herd?host=/run/pg", "postgresql+asyncpg:///herd?host=%2Frun%2Fpg"),
-        ("postgres://a@b/c?sslmode=verify-full", "postgresql+asyncpg://a@b/c?ssl=verify-full"),
-    ],
-)
-def test_the_database_url_is_turned_into_sqlalchemys(url: str, becomes: str) -> None:
-    """Any common way to write a PostgreSQL URL reaches SQLAlchemy in the way it takes it."""
-    assert Settings(database_url=url).sqlalchemy_url == becomes
-
-
-@pytest.mark.parametrize(
     ("lower", "upper"), [("BATCH_MOST", "PREFETCH"), ("REQUEST_BACKOFF_FIRST", "REQUEST_BACKOFF_MOST")]
 )
 def test_settings_that_do_not_fit_together_are_refused(environment: pytest.MonkeyPatch, lower: str, upper: str) -> None:

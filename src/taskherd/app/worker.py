@@ -165,9 +165,9 @@ class Worker:
         migrating = asyncio.create_task(persist(upgrade, self._stopping, self._database_away), name="migrate")
         stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
         await asyncio.wait({migrating, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if not migrating.done():
+        if self._stopping.is_set():
             migrating.cancel()
-            await asyncio.wait({migrating})
+            await asyncio.gather(migrating, return_exceptions=True)  # told to stop, nobody waits for the database
             return False
         stopping.cancel()
         migrating.result()

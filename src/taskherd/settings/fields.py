@@ -152,11 +152,6 @@ class Settings(BaseSettings):
         return self
 
     @property
-    def sqlalchemy_url(self) -> str:
-        """The database URL for SQLAlchemy's asyncpg dialect."""
-        return urls.for_sqlalchemy(self.database_url)
-
-    @property
     def secret_keys(self) -> tuple[str, ...]:
         """The keys in order: the first signs, all of them verify."""
         return tuple(key.strip() for key in self.secret_key.split(",") if key.strip())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 HIDDEN = "********"
 _POSTGRES = frozenset({"postgresql", "postgres", "postgresql+asyncpg"})
@@ -42,14 +42,6 @@ def check_amqp(url: str) -> str:
     else:
         return _with_valid_port(url)
     raise ValueError(problem)
-
-
-def for_sqlalchemy(url: str) -> str:
-    """Return a checked database URL as SQLAlchemy's asyncpg dialect takes it (`ssl` in place of `sslmode`)."""
-    parts = urlsplit(url)
-    options = [("ssl" if name == "sslmode" else name, value) for name, value in parse_qsl(parts.query)]
-    query = f"?{urlencode(options)}" if options else ""
-    return f"postgresql+asyncpg://{parts.netloc}{parts.path}{query}"
 
 
 def without_password(url: str) -> str:
