@@ -3,6 +3,7 @@
 .PHONY: help check test pure demo dev bench bench-quick chaos lint format docs lock clean
 BIN := .venv/bin
 READY := .venv/ready
+FIGURES := .taskherd/chaos.jsonl
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,8 +37,10 @@ bench: $(READY) ## reports/s end to end, beside an ack-only consumer
 bench-quick: $(READY) ## the same, smaller
 	$(BIN)/python -m benchmarks --quick
 
-chaos: $(READY) ## kill the worker, the broker and the database at every failpoint, many times
-	$(BIN)/pytest -q -m chaos --timeout 3600 tests/chaos
+chaos: $(READY) ## kill, freeze and starve worker, broker and database for about an hour; ROW=word for some of it
+	@mkdir -p $(dir $(FIGURES)) && : > $(FIGURES)
+	@CHAOS_FIGURES=$(FIGURES) $(BIN)/pytest -q --timeout 3600 $(if $(ROW),-k "$(ROW)") tests/chaos; ended=$$?; \
+	$(BIN)/python -m tests.chaos.figures $(FIGURES) $(if $(ROW),,docs/reliability.md); exit $$ended
 
 format: $(READY) ## format and fix what can be fixed
 	$(BIN)/ruff check --fix-only --quiet .

@@ -14,13 +14,45 @@ from taskherd.dev.postgres import PostgresNode
 from taskherd.dev.rabbitmq import RabbitNode
 from taskherd.dev.services import Services, start
 from taskherd.store import migrate
+from tests.chaos.figures import Figures
 from tests.chaos.stage import Stage, create_database, opened
+
+FIGURES = Figures.from_environment()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Have a test that fails in the table too."""
+    if report.failed:
+        FIGURES.failed(report.nodeid, report.longreprtext)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the short variants of what a campaign runs at full size."""
+    if not FIGURES.wanted:
+        return
+    full = {_test(item) for item in items if item.get_closest_marker("chaos")}
+    short = [item for item in items if not item.get_closest_marker("chaos") and _test(item) in full]
+    config.hook.pytest_deselected(items=short)
+    items[:] = [item for item in items if item not in short]
+
+
+def _test(item: pytest.Item) -> str:
+    return item.nodeid.partition("[")[0]
+
+
+@pytest.fixture(scope="session")
+def figures() -> Figures:
+    """Where a test notes its row of figures."""
+    return FIGURES
 
 
 @pytest.fixture
-async def stage(database_url: str, amqp_url: str, amqp_prefix: str, tmp_path: Path) -> AsyncIterator[Stage]:
+async def stage(
+    services: Services, database_url: str, amqp_url: str, amqp_prefix: str, tmp_path: Path
+) -> AsyncIterator[Stage]:
     """A stage on the run's RabbitMQ and PostgreSQL, which stay whole."""
     async with opened(database_url, amqp_url, amqp_prefix, tmp_path) as stage:
+        await _watched(stage, services)
         yield stage
 
 
@@ -55,4 +87,12 @@ async def breakable_stage(breakable: Services, tmp_path: Path) -> AsyncIterator[
     database_url = await create_database(breakable.database_url, name)
     await asyncio.to_thread(migrate.upgrade, database_url)
     async with opened(database_url, breakable.amqp_url, f"c{uuid.uuid4().hex[:8]}", tmp_path) as stage:
+        await _watched(stage, breakable)
         yield stage
+
+
+async def _watched(stage: Stage, services: Services) -> None:
+    """Have the broker's redeliveries counted from now on, if anybody wants the figure and the broker can be asked."""
+    if FIGURES.wanted and services.rabbit is not None:
+        stage.rabbit = services.rabbit
+        stage.redelivered_before = await stage.redelivered() or 0

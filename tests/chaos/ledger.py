@@ -5,7 +5,8 @@
 - I3: the final task is the pure fold of its inputs by (build_number, seq).
 - I4: every version was published; after dropping repeats exactly once, all repeats alike, in the feed in order.
 
-``violations`` looks at everything and says in words what does not hold; an empty list is the only good answer.
+``violations`` looks at everything and says in words what does not hold; an empty list is the only good answer. ``lost``
+and ``doubled`` count what of it is a loss, and what was done twice.
 """
 
 from __future__ import annotations
@@ -26,6 +27,15 @@ from tests.chaos.expectation import Expected, expected, facets, seen_by_readers
 from tests.chaos.rows import Rows, read
 
 MOST_TOLD = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Breach:
+    """Something that does not hold, in words, and how many inputs or changes it means were lost or doubled."""
+
+    told: str
+    lost: int = 0
+    doubled: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +70,13 @@ class Ledger:
 
     told: dict[tuple[UUID, int], Told] = field(default_factory=dict)
     letters: list[Letter] = field(default_factory=list)
-    _different: list[str] = field(default_factory=list)
+    lost: int = 0
+    """Of the last look: inputs that are nowhere reflected, and changes that were never told."""
+
+    doubled: int = 0
+    """Of the last look: changes and log entries that are there twice."""
+
+    _different: list[Breach] = field(default_factory=list)
     _expected: dict[UUID, tuple[int, Expected]] = field(default_factory=dict)
 
     @property
@@ -97,10 +113,13 @@ class Ledger:
         found = list(self._different)
         for task_id, reports in self.reports.items():
             found += self._task(rows, task_id, reports)
-        found += [f"I1: a task that nobody created: {task_id}" for task_id in rows.tasks.keys() - self.reports.keys()]
+        strangers = rows.tasks.keys() - self.reports.keys()
+        found += [Breach(f"I1: a task that nobody created: {task_id}") for task_id in strangers]
         found += self._letters(rows)
         found += self._events(rows)
-        return found[:MOST_TOLD]
+        self.lost = sum(breach.lost for breach in found)
+        self.doubled = sum(breach.doubled for breach in found)
+        return [breach.told for breach in found[:MOST_TOLD]]
 
     def expect(self, task_id: UUID) -> Expected:
         """The pure fold of what was sent about a task."""
@@ -115,28 +134,28 @@ class Ledger:
         """How many events came out more than once."""
         return sum(told.times - 1 for told in self.told.values())
 
-    def _task(self, rows: Rows, task_id: UUID, reports: list[Report]) -> Iterable[str]:
+    def _task(self, rows: Rows, task_id: UUID, reports: list[Report]) -> Iterable[Breach]:
         row = rows.tasks.get(task_id)
         if row is None:
-            yield f"I1: task {task_id} was not created"
+            yield Breach(f"I1: task {task_id} was not created", lost=1)
             return
         yield from _versions(rows, task_id)
         if (row.deleted_at is not None) != (task_id in self.deleted):
-            yield f"I1: task {task_id} deleted at {row.deleted_at}"
+            yield Breach(f"I1: task {task_id} deleted at {row.deleted_at}", lost=1)
         if row.deleted_at is not None:
             return
         memory = self.expect(task_id).memory
         held, wanted = facets(row.memory), facets(memory)
         for name in wanted:
             if held[name] != wanted[name]:
-                yield f"I3: {name} of {task_id} is {held[name]}, the fold says {wanted[name]}"
+                yield Breach(f"I3: {name} of {task_id} is {held[name]}, the fold says {wanted[name]}", lost=1)
         shown, right = seen_by_readers(row.document), seen_by_readers(self.expect(task_id).document(row))
         for name in sorted(shown.keys() | right.keys()):
             if shown.get(name) != right.get(name):
-                yield f"I3: {name} of {task_id} shows {shown.get(name)}, the fold says {right.get(name)}"
+                yield Breach(f"I3: {name} of {task_id} shows {shown.get(name)}, the fold says {right.get(name)}")
         yield from _logs(rows, task_id, reports)
 
-    def _letters(self, rows: Rows) -> Iterable[str]:
+    def _letters(self, rows: Rows) -> Iterable[Breach]:
         """Every bad input has its letter, and nothing else has one. A conflict that was parked may still be parked."""
         wanted = {(reason, _plain(body)) for reason, body in self.bad}
         waiting = {_plain(body.encode()) for body in rows.parked}
@@ -145,32 +164,27 @@ class Ledger:
         found = Counter((letter.reason, _plain(letter.body)) for letter in self.letters)
         for reason, body in wanted - found.keys():
             if body not in waiting:
-                yield f"I1: no dead letter {reason} for {body[:200]!r}"
+                yield Breach(f"I1: no dead letter {reason} for {body[:200]!r}", lost=1)
         for reason, body in found.keys() - wanted:
-            yield f"I1: an innocent in the dead letters, {reason}: {body[:200]!r}"
+            yield Breach(f"I1: an innocent in the dead letters, {reason}: {body[:200]!r}")
         for body in waiting - {body for _, body in wanted}:
-            yield f"I1: still parked: {body[:200]!r}"
+            yield Breach(f"I1: still parked: {body[:200]!r}", lost=1)
 
-    def _events(self, rows: Rows) -> Iterable[str]:
+    def _events(self, rows: Rows) -> Iterable[Breach]:
         for key in rows.events.keys() - self.told.keys():
-            yield f"I4: version {key[1]} of {key[0]} was never published"
+            yield Breach(f"I4: version {key[1]} of {key[0]} was never published", lost=1)
         for key in self.told.keys() - rows.events.keys():
-            yield f"I4: version {key[1]} of {key[0]} was published, and is not in the history"
+            yield Breach(f"I4: version {key[1]} of {key[0]} was published, and is not in the history")
         identities = Counter(told.event["id"] for told in self.told.values())
-        yield from (f"I4: id {identity} for {times} versions" for identity, times in identities.items() if times > 1)
+        for identity, times in identities.items():
+            if times > 1:
+                yield Breach(f"I4: id {identity} for {times} versions")
         for key, told in self.told.items():
             event = rows.events.get(key)
             document = told.event["data"]["task"]
             if event and any(document.get(name) != value for name, value in event.document.items()):
-                yield f"I4: version {key[1]} of {key[0]} was published otherwise than committed"
-        last: dict[UUID, int] = {}
-        for task_id, version in rows.feed:
-            if version != last.get(task_id, 0) + 1:
-                yield f"I4: the feed tells version {version} of {task_id} after {last.get(task_id, 0)}"
-            last[task_id] = version
-        for task_id, row in rows.tasks.items():
-            if last.get(task_id, 0) != row.version:
-                yield f"I4: the feed of {task_id} ends at {last.get(task_id, 0)}, its row says {row.version}"
+                yield Breach(f"I4: version {key[1]} of {key[0]} was published otherwise than committed")
+        yield from _feed(rows)
 
     async def _collect(self) -> None:
         """Take what came out since the last time off the queues."""
@@ -190,32 +204,43 @@ class Ledger:
             return
         known.times += 1
         if known.event != event:
-            self._different.append(f"I4: repeats of version {key[1]} of {key[0]} differ")
+            self._different.append(Breach(f"I4: repeats of version {key[1]} of {key[0]} differ"))
 
 
-def _versions(rows: Rows, task_id: UUID) -> Iterable[str]:
+def _versions(rows: Rows, task_id: UUID) -> Iterable[Breach]:
     row = rows.tasks[task_id]
     versions = sorted(version for of, version in rows.events if of == task_id)
     if rows.doubled:
-        yield f"I2: versions that are in the history twice: {rows.doubled}"
+        yield Breach(f"I2: versions that are in the history twice: {rows.doubled}", doubled=1)
     if versions != list(range(1, row.version + 1)):
-        yield f"I2: the row of {task_id} is at version {row.version}, its history is {versions}"
+        yield Breach(f"I2: the row of {task_id} is at version {row.version}, its history is {versions}")
         return
     for version in versions[1:]:
         before, after = rows.events[task_id, version - 1], rows.events[task_id, version]
         if after.kind != "deleted" and before.document == after.document:
-            yield f"I2: version {version} of {task_id} changed nothing"
+            yield Breach(f"I2: version {version} of {task_id} changed nothing", doubled=1)
     kinds = [rows.events[task_id, version].kind for version in versions]
     wanted = ["created"] + ["updated"] * (len(kinds) - 1)
     if row.deleted_at is not None:
         wanted[-1] = "deleted"
     if kinds != wanted:
-        yield f"I2: the history of {task_id} is {kinds}"
+        yield Breach(f"I2: the history of {task_id} is {kinds}")
     elif row.deleted_at is None and rows.events[task_id, row.version].document != row.document:
-        yield f"I2: the last event of {task_id} does not show what the row shows"
+        yield Breach(f"I2: the last event of {task_id} does not show what the row shows")
 
 
-def _logs(rows: Rows, task_id: UUID, reports: list[Report]) -> Iterable[str]:
+def _feed(rows: Rows) -> Iterable[Breach]:
+    last: dict[UUID, int] = {}
+    for task_id, version in rows.feed:
+        if version != last.get(task_id, 0) + 1:
+            yield Breach(f"I4: the feed tells version {version} of {task_id} after {last.get(task_id, 0)}")
+        last[task_id] = version
+    for task_id, row in rows.tasks.items():
+        if last.get(task_id, 0) != row.version:
+            yield Breach(f"I4: the feed of {task_id} ends at {last.get(task_id, 0)}, its row says {row.version}")
+
+
+def _logs(rows: Rows, task_id: UUID, reports: list[Report]) -> Iterable[Breach]:
     wanted: dict[tuple[int, int], tuple[int, str]] = {}
     for report in reports:
         if isinstance(report, TaskLog):
@@ -226,9 +251,13 @@ def _logs(rows: Rows, task_id: UUID, reports: list[Report]) -> Iterable[str]:
     found = {(entry.build_number, entry.entry_id): (entry.seq, entry.content) for entry in kept}
     if found != wanted or len(kept) != len(found):
         missing, twice = sorted(wanted.keys() - found.keys()), len(kept) - len(found)
-        yield f"I1: log entries of {task_id} missing: {missing}, twice: {twice}, others differ or are strange"
+        yield Breach(
+            f"I1: log entries of {task_id} missing: {missing}, twice: {twice}, others differ or are strange",
+            len(missing),
+            twice,
+        )
     if sorted(entry.log_id for entry in kept) != list(range(len(kept))):
-        yield f"I2: the log ids of {task_id} are not 0 to {len(kept) - 1}"
+        yield Breach(f"I2: the log ids of {task_id} are not 0 to {len(kept) - 1}")
 
 
 async def _empty(channel: aio_pika.abc.AbstractChannel, queue: str) -> list[tuple[bytes, dict[str, Any]]]:

@@ -23,6 +23,7 @@ from taskherd.broker import topology
 from taskherd.broker.connection import Link
 from taskherd.broker.publish import Outgoing, Published, Publisher
 from taskherd.broker.topology import Names
+from taskherd.dev.rabbitmq import RabbitNode
 from taskherd.store import directory
 from taskherd.store.engine import dispose, open_engine, transaction
 from tests.chaos import workload
@@ -41,6 +42,12 @@ SETTINGS = {
     "TASKHERD_AGENT_CONNECT_TIMEOUT": HOURS,
 }
 GRACE = 25.0
+SETTLES_WITHIN = 180.0
+"""Far more than it takes, since the machine may be busy with other things; nothing waits for longer than it must."""
+
+REDELIVERED = (
+    "lists:sum([maps:get(messages_redelivered_total, C, 0) || C <- maps:values(rabbit_global_counters:overview())])."
+)
 
 
 async def until(look: Callable[[], Awaitable[T]], holds: Callable[[T], bool], within: float = 30.0) -> T:
@@ -87,13 +94,17 @@ class WorkerProcess:
             self._process.kill()
         await self._process.wait()
 
-    async def ready(self, within: float = 20.0) -> None:
+    async def readiness(self) -> int:
+        """The status of its answer to whether it is ready; 0 without one."""
+        return (await self._ask("/readyz"))[0]
+
+    async def ready(self, within: float = 60.0) -> None:
         """Wait until it says that it is ready."""
+        await until(self.readiness, lambda code: code == 200, within)
 
-        async def status() -> int:
-            return (await self._ask("/readyz"))[0]
-
-        await until(status, lambda code: code == 200, within)
+    async def unready(self, within: float = 40.0) -> None:
+        """Wait until it says that it is not ready."""
+        await until(self.readiness, lambda code: code == 503, within)
 
     async def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples that carry these labels."""
@@ -139,6 +150,13 @@ class Stage:
     publisher: Publisher
     declared_at: float = field(default_factory=time.monotonic)
     workers: list[WorkerProcess] = field(default_factory=list)
+    sent: int = 0
+    """Messages that the broker has confirmed to this test."""
+
+    rabbit: RabbitNode | None = None
+    """The broker, where it is a private node."""
+
+    redelivered_before: int = 0
 
     async def start(self, **settings: str) -> WorkerProcess:
         """Start a worker; `settings` as in the environment, without the prefix and in lower case."""
@@ -154,7 +172,7 @@ class Stage:
         self.workers.append(worker)
         return worker
 
-    async def dies(self, failpoint: str, within: float = 25.0) -> None:
+    async def dies(self, failpoint: str, within: float = 60.0) -> None:
         """Start a worker that kills itself at this place, and see it die there."""
         worker = await self.start(failpoint=f"{failpoint}:kill")
         code = await worker.ended(within)
@@ -165,6 +183,8 @@ class Stage:
         worker.signal(signal.SIGTERM)
         code = await worker.ended(within)
         assert code == 0, f"ended with {code}: {self.tail(worker)}"
+        errors = [line for line in worker.lines() if line.get("level") in {"error", "critical"}]
+        assert errors == [], "a fault that is only waited out was logged as an error"
 
     async def send(self, messages: Sequence[Outgoing], within: float = 60.0) -> None:
         """Send messages until the broker has confirmed every one as queued, some twice if need be."""
@@ -175,6 +195,7 @@ class Stage:
                 left = [one for one, outcome in zip(left, outcomes, strict=True) if outcome is not Published.CONFIRMED]
                 if left:
                     await asyncio.sleep(0.1)
+        self.sent += len(messages)
 
     def enter(self, work: Workload) -> None:
         """Put what will be sent into the ledger."""
@@ -187,7 +208,7 @@ class Stage:
         await self.send([workload.command(self.names, "task.delete", task_id) for task_id in now])
         self.ledger.deleted.update(now)
 
-    async def settled(self, within: float = 40.0) -> None:
+    async def settled(self, within: float = SETTLES_WITHIN) -> None:
         """Wait until the ledger finds nothing wrong."""
         found: list[str] = []
         try:
@@ -200,7 +221,7 @@ class Stage:
 
     async def wound_up(self, work: Workload) -> None:
         """All is sent: delete the doomed, and wait until the ledger finds nothing wrong."""
-        await until(self.ledger.rows, lambda rows: set(work.doomed) <= rows.tasks.keys())
+        await until(self.ledger.rows, lambda rows: set(work.doomed) <= rows.tasks.keys(), SETTLES_WITHIN)
         await self.delete_existing(work)
         await self.settled()
 
@@ -225,7 +246,31 @@ class Stage:
 
     async def progress(self) -> int:
         """How many log entries are committed."""
-        return sum(len(entries) for entries in (await self.ledger.rows()).logs.values())
+        connection = await asyncpg.connect(self.ledger.database_url, timeout=5, command_timeout=10)
+        try:
+            return int(await connection.fetchval("SELECT count(*) FROM task_logs"))
+        finally:
+            await connection.close(timeout=5)
+
+    def wanted(self) -> int:
+        """How many log entries there will be when all is committed."""
+        return sum(report.type == "task.log" for told in self.ledger.reports.values() for report in told)
+
+    async def first_progress(self, before: int | None = None, within: float = SETTLES_WITHIN) -> float:
+        """Seconds until more log entries are committed than `before`, or than at the first look; or until all are."""
+        began = time.monotonic()
+        known, everything = await self.progress() if before is None else before, self.wanted()
+        async with asyncio.timeout(within):
+            while known >= await self.progress() < everything:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.05)
+        return time.monotonic() - began
+
+    async def redelivered(self) -> int | None:
+        """How often the broker has handed out a message again since the stage was set, over all queues."""
+        if self.rabbit is None:
+            return None
+        counted = await asyncio.to_thread(self.rabbit.ctl, "eval", REDELIVERED, within=SETTLES_WITHIN)
+        return int(counted) - self.redelivered_before
 
     async def survivable(self) -> None:
         """Wait until the quorum queues are old enough to outlive a crash of the broker: three seconds."""

@@ -15,6 +15,7 @@ from taskherd.wire.codec import Bad, decode_reports
 from tests import histories
 from tests.broker import raw
 from tests.chaos import workload
+from tests.chaos.figures import Figures
 from tests.chaos.stage import Stage, WorkerProcess, until
 from tests.chaos.workload import Workload
 
@@ -29,6 +30,10 @@ BODIES: list[tuple[str, bytes]] = [
     ("not_json", b"{"),
     ("not_json", b"\xff\xfe{}"),
     ("not_json", b'{"type":"agent.heartbeat","task_id":"\xc3\x28"}'),
+    (
+        "not_json",
+        b'{"type":"agent.heartbeat","task_id":"\xed\xa0\x80"}',
+    ),  # a lone surrogate, encoded as if it were none
     ("not_json", b'{"type":"agent.heartbeat","seq":NaN}'),
     ("not_json", b'{"type":"agent.heartbeat","x":' + b"[" * 20_000 + b"]" * 20_000 + b"}"),
     ("not_json", b"[" * 20_000),
@@ -45,7 +50,11 @@ BODIES: list[tuple[str, bytes]] = [
             ("invalid", {"task_id": None}),
             ("invalid", {"seq": -1}),
             ("invalid", {"seq": 2**53}),
+            ("invalid", {"seq": 2**63}),
             ("invalid", {"seq": 10**30}),
+            ("invalid", {"build_number": 2**63}),
+            ("invalid", {"task_id": "\ud800"}),
+            ("invalid", {"task_id": TASK + "\x00"}),
             ("invalid", {"seq": "1"}),
             ("invalid", {"seq": 1.5}),
             ("invalid", {"build_number": 0}),
@@ -204,25 +213,47 @@ async def test_bad_commands_are_answered_and_buried(stage: Stage) -> None:
     await unharmed(stage, work, worker)
 
 
-@pytest.mark.parametrize("many", [300, pytest.param(10_000, marks=[pytest.mark.chaos, pytest.mark.timeout(900)])])
-async def test_garbled_reports_are_buried_one_and_all(stage: Stage, many: int) -> None:
-    """Reports with bytes changed at random are told apart from good ones, and none of either kind is lost."""
+@pytest.mark.parametrize("many", [300, pytest.param(10_000, marks=[pytest.mark.chaos, pytest.mark.timeout(1800)])])
+async def test_malformed_inputs_are_buried_one_and_all(stage: Stage, figures: Figures, many: int) -> None:
+    """Garbled, oversized, deep and wrong bodies and undecodable properties: none hurts a neighbour, none is lost."""
     dice = Random(many)
     worker, work, good = await begun(stage)
-    garbled: list[Outgoing] = []
-    while len(garbled) < many:
-        body = _garbled(dice, workload.said([histories.report(dice)]))
-        judged = decode_reports(body, histories.NOON)
-        if len(judged) == 1 and isinstance(judged[0], Bad):
-            garbled.append(workload.message(stage.names, body))
-            stage.ledger.bad.append((judged[0].reason.value, judged[0].body))
-    await stage.send(mixed(dice, good, garbled), within=300)
+    bodies = BODIES * max(1, many // 1000)
+    strange = [("invalid", json.dumps({"rubbish": place}).encode()) for place in range(many // 10)]
+    garbled = [_garbage(dice) for _ in range(many - len(bodies) - len(strange))]
+    for reason, body in (*bodies, *strange, *garbled):
+        stage.ledger.bad.append((reason, body[:KEPT] if reason == "too_large" else body))
+    bad = [workload.message(stage.names, body) for _, body in (*bodies, *garbled)]
+    pieces = Workload(messages=mixed(dice, good, bad)).parts(len(strange))
+    link = Link(stage.ledger.amqp_url, "chaos sends raw frames")
+    link.start()
+    channel = await link.channel()
+    for piece, (_, body) in zip(pieces, strange, strict=True):
+        properties = dice.choice(list(PROPERTIES.values()))
+        await raw.publish(channel, stage.names.reports, b"\xff\xfe", body, properties)
+        await stage.send(piece, within=300)
+    stage.sent += len(strange)
 
     async def buried() -> float:
         return await worker.metric("taskherd_dead_lettered_total")
 
-    await until(buried, lambda count: count >= many, within=300)
+    assert await until(buried, lambda count: count >= many, within=300) == many
+    await channel.close()
+    await link.close()
     await unharmed(stage, work, worker)
+    told = (
+        "garbled, oversized, deep, of wrong types, with undecodable properties; all in the dead letters, no reconnect"
+    )
+    await figures.of(stage, "malformed inputs among good ones", faults=many, note=told)
+
+
+def _garbage(dice: Random) -> tuple[str, bytes]:
+    """A report with some bytes changed, so that it is none any more, and the reason that fits."""
+    while True:
+        body = _garbled(dice, workload.said([histories.report(dice)]))
+        judged = decode_reports(body, histories.NOON)
+        if len(judged) == 1 and isinstance(judged[0], Bad):
+            return judged[0].reason.value, judged[0].body
 
 
 def _garbled(dice: Random, body: bytes) -> bytes:

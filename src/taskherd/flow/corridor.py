@@ -39,6 +39,8 @@ async def reconcile(ground: Ground, batch: Batch, now: datetime) -> Outcome:
         await _pass(ground, batch, rest, now, outcome)
     finally:
         await asyncio.wait({touching})  # neither left behind nor cancelled, which would lose its connection
+        if not touching.cancelled():
+            touching.exception()  # else asyncio would tell of it as of one that nobody has seen, where both have failed
     touched = touching.result()
     left = [index for task_id, indexes in beats.items() if task_id not in touched for index in indexes]
     if left:
