@@ -160,9 +160,10 @@ class Worker:
             log.info("worker ended", worker_id=self._id)
 
     async def _prepared(self) -> bool:
-        """Wait for the database, bring its schema up to date; whether to go on."""
-        upgrade = partial(migrate.upgrade_async, self._settings.database_url)
-        migrating = asyncio.create_task(persist(upgrade, self._stopping, self._database_away), name="migrate")
+        """Wait for the database, bring its schema up to date and go by its clock; whether to go on."""
+        migrating = asyncio.create_task(
+            persist(self._prepare_database, self._stopping, self._database_away), name="migrate"
+        )
         stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
         await asyncio.wait({migrating, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if self._stopping.is_set():
@@ -172,6 +173,11 @@ class Worker:
         stopping.cancel()
         migrating.result()
         return True
+
+    async def _prepare_database(self) -> None:
+        await migrate.upgrade_async(self._settings.database_url)
+        async with transaction(self._engine) as connection:
+            self._clock.correct(await timers.clock(connection))
 
     async def _work(self) -> None:
         _calm_collector()

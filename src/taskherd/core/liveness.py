@@ -70,7 +70,12 @@ def silent_for(at: datetime | None, since: datetime, now: datetime) -> timedelta
     A word from a moment ahead of ``now`` was taken by another worker, or just before we looked. One from further ahead
     was taken by a clock that was wrong, and says nothing.
     """
-    return now - (max(at, since) if at is not None and at <= now + SKEW_MOST else since)
+    return now - (max(at, since) if at is not None and credible(at, now) else since)
+
+
+def credible(at: datetime, now: datetime) -> bool:
+    """Whether what happened ``at`` may have happened by ``now``, as far as clocks can tell."""
+    return at <= now + SKEW_MOST
 
 
 def judge(memory: Memory, since: datetime, now: datetime, patience: Patience) -> Memory:
@@ -108,7 +113,7 @@ def give_up(memory: Memory, since: datetime, now: datetime, patience: Patience) 
     return replace(memory, given_up=GivenUp(key[0], key[1], error), unanswered=None)
 
 
-def deadline(memory: Memory, patience: Patience, since: datetime | None = None) -> datetime | None:
+def deadline(memory: Memory, patience: Patience, now: datetime, since: datetime | None = None) -> datetime | None:
     """When this memory wants to be looked at for the silence of a connecting agent or a build; None: never.
 
     ``since``: the watermark, from which silence is counted at the earliest; None where it is not known.
@@ -116,15 +121,16 @@ def deadline(memory: Memory, patience: Patience, since: datetime | None = None) 
     times: list[datetime] = []
     if memory.active:
         wait = patience.request_ttl if memory.unanswered == memory.number else patience.build_timeout
-        times.append(_later(memory.build.taken_at, since) + wait)
+        times.append(_later(memory.build.taken_at, since, now) + wait)
     appeared = memory.appeared.get(memory.number)
     judged = memory.silence is not None and memory.silence.build_number == memory.number
     if appeared and not judged and agent_of(memory) and memory.number not in memory.heard:
-        times.append(_later(appeared, since) + patience.agent_connect_timeout)
+        times.append(_later(appeared, since, now) + patience.agent_connect_timeout)
     return min(times, default=None)
 
 
-def _later(at: datetime, since: datetime | None) -> datetime:
+def _later(at: datetime, since: datetime | None, now: datetime) -> datetime:
+    at = at if credible(at, now) else now  # by a clock that has been set back since; else it would be waited for
     return at if since is None else max(at, since)
 
 

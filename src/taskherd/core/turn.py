@@ -230,7 +230,8 @@ LOOK_AGAIN = timedelta(seconds=1)
 def due_at(memory: Memory, since: datetime | None, now: datetime, patience: Patience) -> datetime | None:
     """When the sweeper is to look at a task with this memory again; None: not before something is said of it."""
     retry = memory.deletion.retry_at if memory.deletion else None
-    times = [at for at in (liveness.deadline(memory, patience, since), inbox.due(memory), retry) if at is not None]
+    times = [at for at in (liveness.deadline(memory, patience, now, since), inbox.due(memory), retry) if at is not None]
     if connected(memory) and not plain(memory):
-        times.append(memory.heard[memory.number] + patience.agent_lost_after)
+        heard = memory.heard[memory.number]
+        times.append((heard if liveness.credible(heard, now) else now) + patience.agent_lost_after)
     return max(min(times), now + LOOK_AGAIN) if times else None

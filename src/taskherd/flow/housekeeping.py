@@ -29,11 +29,16 @@ class Housekeeping:
         self._ground = ground
         self._done_at: datetime | None = None
 
-    async def tend(self, now: datetime) -> None:
-        """Expire, prune and count, if it is time. Raises Unavailable; then all of it is done again."""
-        for _ in range(ROUNDS_MOST):
-            if await self.expire_parked_once(now) < AT_ONCE:
-                break
+    async def tend(self, now: datetime, since: datetime | None) -> None:
+        """Expire, prune and count, if it is time. Raises Unavailable; then all of it is done again.
+
+        Parked reports expire only when the whole of their time was listened to, ``since`` the watermark: while a worker
+        is down, or a clock jumps, no create can come.
+        """
+        if since is not None and now - since > self._ground.terms.parked_ttl:
+            for _ in range(ROUNDS_MOST):
+                if await self.expire_parked_once(now) < AT_ONCE:
+                    break
         if self._done_at is not None and now - self._done_at < EVERY:
             return
         await self._prune(now)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 TICK = timedelta(microseconds=1)
+LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 IDS_TOLD = 5
 """Task ids that a log line names at most."""
@@ -66,7 +67,7 @@ class Ingest:
         self._relay = relay
         self._probe = probe
         self.in_hand = 0
-        self._taken_until = ground.now()
+        self._taken_until = LONG_AGO
 
     async def run(self, most: int, wait: float) -> None:
         """Take batches of up to ``most`` deliveries until the intake has stopped and is empty."""

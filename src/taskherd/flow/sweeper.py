@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from taskherd.core.liveness import Brake, Listening, brake, watermark
+from taskherd.core.liveness import SKEW_MOST, Brake, Listening, brake, watermark
 from taskherd.core.turn import Look
 from taskherd.errors import Unavailable
 from taskherd.flow.batch import Batch
@@ -55,6 +55,7 @@ class Sweeper:
         self._correct = correct
         self._started_at = ground.now()
         self._gap_at = ground.now()
+        self._begun = False
         self._held_since: datetime | None = None
         self._housekeeping = Housekeeping(ground)
 
@@ -99,7 +100,7 @@ class Sweeper:
             looked += await self._look_at_silent(since)
             looked += await self._look_at_inputs(since)
         looked += await self._look_at_due(since)
-        await self._housekeeping.tend(now)
+        await self._housekeeping.tend(now, since)
         return looked
 
     async def _check_in(self) -> list[workers.WorkerRow]:
@@ -107,7 +108,11 @@ class Sweeper:
         async with transaction(self._ground.engine) as connection:
             before = self._ground.now()
             told = await timers.clock(connection)
-            if self._correct(told):
+            jumped = self._correct(told)
+            if not self._begun:  # before, the time was this machine's own, and nobody saw what the database's did
+                self._started_at = self._gap_at = told
+                jumped = jumped or await timers.set_back(connection, told + SKEW_MOST)
+            if jumped:
                 log.warning("the database's clock jumped", was=before.isoformat(), told=told.isoformat())
                 self._probe.gap()
                 self._gap_at = told
@@ -115,7 +120,9 @@ class Sweeper:
             row = workers.WorkerRow(self._id, self._started_at, self._ground.now(), self._probe.drained_since)
             await workers.seen(connection, row)
             self._ground.book.refresh(await directory.revision(connection))
-            return await workers.live(connection, self._ground.now() - FORGOTTEN)
+            live = await workers.live(connection, self._ground.now() - FORGOTTEN)
+        self._begun = True
+        return live
 
     async def _look_at_due(self, since: datetime | None) -> int:
         looked = 0

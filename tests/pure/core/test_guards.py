@@ -44,7 +44,8 @@ LIVENESS: list[Guard] = [
     ("max(at, since) if at", "at if at", liveness.test_an_agent_is_lost_after_drained_silence_only),
     ("max(at, since) if at", "since if at", liveness.test_an_agent_is_lost_after_drained_silence_only),
     ("at <= now + SKEW_MOST", "at <= now", liveness.test_clocks_that_lie_a_little_apart),
-    ("at is not None and at <= now + SKEW_MOST", "at is not None", liveness.test_a_clock_that_jumps_back),
+    ("at is not None and credible(at, now)", "at is not None", liveness.test_a_clock_that_jumps_back),
+    ("at if credible(at, now) else now", "at", liveness.test_deadlines),
     (" if now - worker.seen_at <= stale_after]", "]", liveness.test_the_watermark_is_the_youngest_of_all_live_workers),
     (
         "now - worker.seen_at <= stale_after",

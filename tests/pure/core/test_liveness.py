@@ -195,7 +195,7 @@ def test_deadlines(core: Core) -> None:
     """When a task is to be looked at: an active build's end of patience, a connecting agent's, or never."""
 
     def due(memory: Any, since: datetime | None = None) -> timedelta | None:
-        at = core.liveness.deadline(memory, patience(core), since)
+        at = core.liveness.deadline(memory, patience(core), NOON, since)
         return None if at is None else at - NOON
 
     assert due(core.builds.first(build().task_id, NOON)) == 10 * MINUTE
@@ -211,3 +211,5 @@ def test_deadlines(core: Core) -> None:
     assert due(folded(core, [build(2, job=UP), lifecycle(number=2)], silent)) == 120 * SECOND
     late = core.liveness.judge(folded(core, [build(job=UP), lifecycle()]), NOON, NOON + HOUR, patience(core))
     assert due(late) is None
+    yesterday = NOON - 24 * HOUR
+    assert core.liveness.deadline(folded(core, [build()]), patience(core), yesterday) == yesterday + 30 * MINUTE
