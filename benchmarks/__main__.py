@@ -1,4 +1,4 @@
-"""``python -m benchmarks`` measures; ``python -m benchmarks profile`` says where the worker's CPU goes."""
+"""``python -m benchmarks`` measures; ``profile`` says where the worker's CPU goes, ``sustained`` takes an hour."""
 
 from benchmarks.main import start
 

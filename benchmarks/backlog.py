@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
@@ -16,15 +17,18 @@ from pamqp.body import ContentBody
 from pamqp.header import ContentHeader, ProtocolHeader
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
 CHANNEL = 1
 CHUNK = 256 * 1024
 HEADER = 7
 """Bytes of a frame before its payload: type, channel, length."""
 
-TIMEOUT = 600.0
+TIMEOUT = 1800.0
 """Seconds until all must be confirmed."""
+
+TICK = 0.01
+"""Seconds between two handfuls of a steady stream."""
 
 _PROPERTIES = commands.Basic.Properties(content_type="application/json", delivery_mode=2)
 
@@ -49,6 +53,29 @@ def marshal(exchange: str, messages: Iterable[tuple[str, bytes]]) -> Backlog:
     return Backlog(count, b"".join(parts))
 
 
+async def publish_steadily(
+    amqp_url: str, exchange: str, messages: Iterator[tuple[str, bytes]], rate: int, departed: Callable[[int], None]
+) -> None:
+    """Publish ``rate`` messages a second until there are no more; ``departed`` is told how many have gone."""
+    async with _channel(amqp_url) as (reader, writer):
+        confirming = asyncio.create_task(_confirmed(reader, None))
+        loop = asyncio.get_running_loop()
+        began, sent = loop.time(), 0
+        try:
+            while True:
+                due = int((loop.time() - began) * rate) - sent
+                backlog = marshal(exchange, islice(messages, due))
+                sent += backlog.count
+                departed(sent)
+                writer.write(backlog.frames)
+                await writer.drain()
+                if backlog.count < due or confirming.done():
+                    break
+                await asyncio.sleep(TICK)
+        finally:
+            confirming.cancel()
+
+
 async def publish(amqp_url: str, backlog: Backlog) -> None:
     """Publish all of it and return when the broker has confirmed the last."""
     async with asyncio.timeout(TIMEOUT), _channel(amqp_url) as (reader, writer):
@@ -59,9 +86,9 @@ async def publish(amqp_url: str, backlog: Backlog) -> None:
         await confirmed
 
 
-async def _confirmed(reader: _Frames, count: int) -> None:
+async def _confirmed(reader: _Frames, count: int | None) -> None:
     floor, above = 0, set[int]()
-    while floor + len(above) < count:
+    while count is None or floor + len(above) < count:
         said = await reader.next()
         if not isinstance(said, commands.Basic.Ack):
             message = f"the broker did not confirm a backlog: {said!r}"

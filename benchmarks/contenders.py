@@ -54,15 +54,16 @@ async def measure(stage: Stage, contender: Contender, work: Workload, **extra: s
     await stage.wait(work)
     process = children(stage, contender.module, **extra)
     try:
-        return await _watched(stage, contender, work, process)
+        return await watched(stage, contender, work, process)
     finally:
         process.send_signal(signal.SIGTERM if contender.herd else signal.SIGKILL)
         await asyncio.to_thread(process.wait, 40)
 
 
-async def _watched(stage: Stage, contender: Contender, work: Workload, process: subprocess.Popen[bytes]) -> Measured:
+async def watched(stage: Stage, contender: Contender, work: Workload, process: subprocess.Popen[bytes]) -> Measured:
+    """Wait until the contender is through, and say what it did."""
     told: list[list[float]] = []
-    reading = asyncio.create_task(asyncio.to_thread(_read, process, told))
+    reading = asyncio.create_task(asyncio.to_thread(follow, process, told))
     most = work.reports // contender.part
     per_count = 1 if contender.herd else work.per_message
     before, since = 0, time.monotonic()
@@ -75,20 +76,21 @@ async def _watched(stage: Stage, contender: Contender, work: Workload, process: 
         await asyncio.sleep(0.02)
     resident = psutil.Process(process.pid).memory_info().rss
     if contender.herd:
-        await _all_told(stage)
+        await all_told(stage)
         await asyncio.sleep(0.05)
     result = _result(list(told), per_count, resident)
     reading.cancel()
     return result
 
 
-def _read(process: subprocess.Popen[bytes], told: list[list[float]]) -> None:
+def follow(process: subprocess.Popen[bytes], told: list[list[float]]) -> None:
+    """Read what a contender's meter says, as it says it."""
     assert process.stdout is not None
     for line in process.stdout:
         told.append(json.loads(line))  # noqa: PERF401 - others read along
 
 
-async def _all_told(stage: Stage) -> None:
+async def all_told(stage: Stage) -> None:
     """Wait until no event is left in the outbox: then all that was committed is confirmed too."""
     async with connected(stage.database_url) as connection, asyncio.timeout(PATIENCE):
         while await connection.fetchval("SELECT EXISTS (SELECT FROM outbox)"):  # noqa: ASYNC110 - of the database, which sends no event

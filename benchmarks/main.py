@@ -4,29 +4,47 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from benchmarks import machine, rows
+from benchmarks import bloat, growth, machine, plans, rows, sustained, workers
 from benchmarks.cpu import profile
 from benchmarks.stage import Stage, stage
 from benchmarks.workload import Workload
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 RESULTS = Path(__file__).parent / "results"
 ROWS = ("throughput", "latency", "scale", "memory")
-BIG = ("scale", "memory")
+QUICK = ("throughput", "latency")
+SECTIONS = {
+    "workers": ("More workers on one queue", workers.measure),
+    "growth": ("Cost as the work grows", growth.measure),
+    "bloat": ("What updates leave behind", bloat.measure),
+    "vacuums": ("Autovacuum", bloat.vacuums),
+    "plans": ("The hot statements' plans", plans.measure),
+}
+FULL = (*ROWS, "workers", "growth", "bloat")
+"""Of the sections those that fit into a full run: vacuums takes ten minutes, plans tells nothing of this machine."""
 MILLION = 1_000_000
+HOUR = 60
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "what", nargs="*", choices=(*ROWS, "profile", []), help="default: all rows, or those of --quick"
+        "what",
+        nargs="*",
+        choices=(*ROWS, *SECTIONS, "profile", "sustained", []),
+        help="default: all rows, or those of --quick",
     )
+    parser.add_argument("--minutes", type=float, default=60, help="how long sustained goes on")
+    parser.add_argument("--rate", type=int, default=1_000, help="reports a second of sustained")
     parser.add_argument("--quick", action="store_true", help="a small run within two minutes: throughput and latency")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each row, at least 3")
     parser.add_argument("--reports", type=int, help="reports waiting; default 100,000, 20,000 with --quick")
@@ -44,11 +62,25 @@ async def run(said: argparse.Namespace) -> None:
         if "profile" in said.what:
             print(await profile(ground, Workload(10_000, reports, rows=said.rows)))
             return
-        wanted = said.what or [row for row in ROWS if not (said.quick and row in BIG)]
+        if "sustained" in said.what:
+            await _sustained(ground, said)
+            return
+        wanted = said.what or (QUICK if said.quick else FULL)
         await _measured(ground, said, wanted, reports)
 
 
-async def _measured(ground: Stage, said: argparse.Namespace, wanted: list[str], reports: int) -> None:
+async def _sustained(ground: Stage, said: argparse.Namespace) -> None:
+    on = await machine.described(ground)
+    table, flat = await sustained.measure(ground, said.minutes, said.rate, _say)
+    print(f"\n{table}")
+    if said.write if said.write is not None else said.minutes >= HOUR:
+        title = f"{said.minutes:g} minutes at {said.rate:,} reports/s"
+        _keep(f"{_today()}-sustained", [f"# {title}, {_today()}", table, "## The machine", "\n".join(on)])
+    if not flat:
+        sys.exit(1)
+
+
+async def _measured(ground: Stage, said: argparse.Namespace, wanted: Sequence[str], reports: int) -> None:
     results, began = rows.Results(), time.monotonic()
     on = await machine.described(ground)
     if "throughput" in wanted:
@@ -59,19 +91,23 @@ async def _measured(ground: Stage, said: argparse.Namespace, wanted: list[str], 
         await rows.scale(ground, results, reports, said.rounds, _say)
     if "memory" in wanted:
         await rows.resident(ground, results, MILLION, _say)
+    for name in (name for name in SECTIONS if name in wanted):
+        title, measure = SECTIONS[name]
+        results.sections.append(f"## {title}\n\n{await measure(ground, reports, _say)}")
     table = "\n".join([rows.HEADER, *(row.line for row in results.rows)])
-    print(f"\n{table}\n\n{os.linesep.join(on)}\n\n{time.monotonic() - began:.0f} s")
+    took = f"{time.monotonic() - began:.0f} s"
+    print("\n" + "\n\n".join([table, *results.sections, "\n".join(on), took]))
     if said.write if said.write is not None else not said.quick:
         _write(table, on, results, reports)
 
 
 def _write(table: str, on: list[str], results: rows.Results, reports: int) -> None:
     work = [Workload(10_000, reports).described, Workload(10_000, reports, rows=True).described]
-    date = datetime.now(UTC).date().isoformat()
     parts = [
-        f"# Benchmark of {date}",
+        f"# Benchmark of {_today()}",
         "Medians; the contenders take turns. `make bench` measures it again.",
         table,
+        *results.sections,
         "## The work",
         "\n".join(f"- {line}" for line in work),
         "A rate counts from a contender's first ack to its last, or to its last confirmed event if that is later.",
@@ -80,10 +116,17 @@ def _write(table: str, on: list[str], results: rows.Results, reports: int) -> No
         "## Every measurement",
         "\n".join(f"- {line}" for line in results.single),
     ]
-    path = RESULTS / f"{date}.md"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("\n\n".join(parts) + "\n")
-    print(f"written to {path.parent.name}/{path.name}")
+    _keep(_today(), parts)
+
+
+def _keep(name: str, parts: Sequence[str]) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.md").write_text("\n\n".join(parts) + "\n")
+    print(f"written to {RESULTS.name}/{name}.md")
+
+
+def _today() -> str:
+    return datetime.now(UTC).date().isoformat()
 
 
 def _say(line: str) -> None:

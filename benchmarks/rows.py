@@ -58,9 +58,10 @@ HEADER = "| what | taskherd | against | that | ratio | target | met |\n|---|---:
 
 @dataclass(slots=True)
 class Results:
-    """The rows so far, and every single measurement behind them."""
+    """The rows so far, tables apart from them, and every single measurement behind the rows."""
 
     rows: list[Row] = field(default_factory=list)
+    sections: list[str] = field(default_factory=list)
     single: list[str] = field(default_factory=list)
 
 

@@ -30,6 +30,8 @@ AGENT = UUID("00000000-0000-4000-8000-0000000000f1")
 NAME = "benchmark-seed"
 WAIT = 30.0
 
+_INDEXES = "SELECT indexname, indexdef FROM pg_indexes WHERE tablename = 'tasks' AND indexname <> 'tasks_pkey'"
+
 _COPIES = """
 CREATE TEMPORARY TABLE copies AS
 SELECT md5(g::text)::uuid AS id, md5('agent' || g)::uuid AS agent_id, 'bench-' || g AS name
@@ -60,10 +62,15 @@ DROP TABLE copies;
 
 
 async def multiply(connection: asyncpg.Connection, tasks: int) -> None:
-    """Copy the seed's task so many times."""
+    """Copy the seed's task so many times; the indexes are made afterwards, which is faster."""
+    indexes = await connection.fetch(_INDEXES)
+    for name, _ in indexes:
+        await connection.execute(f"DROP INDEX {name}")
     await connection.execute(_COPIES.replace("$1", str(tasks)))
     await connection.execute(_TASKS, str(TASK), str(AGENT), NAME)
     await connection.execute(_REST.format(task=TASK))
+    for _, definition in indexes:
+        await connection.execute(definition)
 
 
 async def plant(database_url: str, amqp_url: str, names: Names, environment: Mapping[str, str]) -> None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from benchmarks.backlog import Backlog
     from benchmarks.workload import Workload
+    from taskherd.dev.postgres import PostgresNode
 
 NAMES = topology.Names(PREFIX)
 SECRET = "0" * 32
@@ -45,11 +46,12 @@ _RUN = "bench_run"
 
 @dataclass(slots=True)
 class Stage:
-    """Running services, and the databases and backlogs that were made so far."""
+    """Running services, and the databases and backlogs that were made so far; ``node`` is there when it is private."""
 
     amqp_url: str
     admin_url: str
     environ: Mapping[str, str]
+    node: PostgresNode | None = None
     made: set[str] = field(default_factory=set)
     backlogs: dict[Workload, Backlog] = field(default_factory=dict)
 
@@ -78,12 +80,16 @@ class Stage:
 
     async def set_up(self, work: Workload) -> None:
         """Put a fresh database with the workload's tasks and empty queues in place."""
-        template = f"bench_tasks_{work.tasks}"
-        if template not in self.made:
-            await self._make(template, work.tasks)
-            self.made.add(template)
-        await self._copy(template, _RUN)
+        await self.copy(await self.template(work.tasks), _RUN)
         await self._clear_queues()
+
+    async def template(self, tasks: int) -> str:
+        """The name of a database with so many tasks, to be copied."""
+        template = f"bench_tasks_{tasks}"
+        if template not in self.made:
+            await self._make(template, tasks)
+            self.made.add(template)
+        return template
 
     async def wait(self, work: Workload) -> None:
         """Have the workload's messages wait in the queue."""
@@ -100,7 +106,7 @@ class Stage:
             environment = {**self.environment(), "TASKHERD_DATABASE_URL": url}
             await seed.plant(url, self.amqp_url, NAMES, environment)
             self.made.add(_SEED)
-        await self._copy(_SEED, template)
+        await self.copy(_SEED, template)
         dialect = create_mock_engine("postgresql+asyncpg://", lambda *_: None).dialect
         async with connected(with_database(self.admin_url, template)) as connection:
             for table in (schema.tasks, schema.events):
@@ -111,9 +117,14 @@ class Stage:
             await connection.execute("VACUUM (ANALYZE, FREEZE)")
             await connection.execute("CHECKPOINT")
 
-    async def _copy(self, template: str, name: str) -> None:
-        await self._execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+    async def copy(self, template: str, name: str) -> None:
+        """Put a copy of a database in the place of another."""
+        await self.drop(name)
         await self._execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY file_copy')
+
+    async def drop(self, name: str) -> None:
+        """Drop a database if it is there."""
+        await self._execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
     async def _execute(self, statement: str) -> None:
         async with connected(self.admin_url) as connection:
@@ -154,7 +165,7 @@ async def stage() -> AsyncIterator[Stage]:
         starting = services.start(Path(folder), announce=lambda _: None)
         running = await asyncio.to_thread(starting.__enter__)
         try:
-            yield Stage(running.amqp_url, running.database_url, environ)
+            yield Stage(running.amqp_url, running.database_url, environ, running.postgres)
         finally:
             await asyncio.to_thread(starting.__exit__, None, None, None)
 

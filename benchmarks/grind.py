@@ -1,0 +1,106 @@
+"""The worker's own statements, without broker and decoding: tasks saved, told and heard as fast as the database can."""
+
+from __future__ import annotations
+
+import re
+import time
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from typing import TYPE_CHECKING
+
+from benchmarks.workload import MESSAGE_BYTES, agent_id, task_id
+from taskherd.core.lease import Beat
+from taskherd.store import leases, outbox, tasks
+from taskherd.store.engine import transaction
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from taskherd.store.tasks import TaskRow
+
+BATCH = 1_000
+CAUSE = '{"kind":"report","type":"app.status"}'
+_MESSAGE = re.compile(r"under way|step \d+\.*")
+
+
+class Grind:
+    """Goes round all tasks, a batch at a time, in an order that is none to the database."""
+
+    def __init__(self, engine: AsyncEngine, many: int) -> None:
+        self._engine = engine
+        self._steps = count(1)
+        self._places = _round(many)
+        self.spent = {"lock": 0.0, "save": 0.0, "mark": 0.0, "touch": 0.0}
+        self.done = 0
+
+    def _batch(self) -> list[int]:
+        return [next(self._places) for _ in range(BATCH)]
+
+    async def save(self) -> None:
+        """Lock, save with history and outbox, commit, and mark as told: as a batch of app.status does."""
+        ids = sorted(task_id(place) for place in self._batch())
+        now, step = datetime.now(UTC), f"step {next(self._steps)}".ljust(MESSAGE_BYTES, ".")
+        async with transaction(self._engine) as connection:
+            began = time.perf_counter()
+            rows = await tasks.lock(connection, ids)
+            locked = time.perf_counter()
+            saved = [saved_task(row, step, now) for row in rows]
+            events = [event(row) for row in saved]
+            ready = time.perf_counter()
+            await tasks.save(connection, saved, events)
+            self.spent["save"] += time.perf_counter() - ready
+            self.spent["lock"] += locked - began
+        async with transaction(self._engine) as connection:
+            began = time.perf_counter()
+            await outbox.published(connection, [(row.id, row.version) for row in saved])
+            self.spent["mark"] += time.perf_counter() - began
+        self.done += len(rows)
+
+    async def touch(self) -> None:
+        """Renew leases, as a batch of heartbeats does."""
+        seq = next(self._steps) + 10_000_000
+        now = datetime.now(UTC)
+        found = sorted((task_id(place), agent_id(place)) for place in self._batch())
+        beats = [Beat(task, 1, agent, seq, now - timedelta(seconds=1), now) for task, agent in found]
+        async with transaction(self._engine) as connection:
+            began = time.perf_counter()
+            await leases.touch(connection, beats)
+            self.spent["touch"] += time.perf_counter() - began
+        self.done += len(beats)
+
+
+def _round(many: int) -> Iterator[int]:
+    while True:
+        yield from range(many)
+
+
+def saved_task(row: TaskRow, step: str, now: datetime) -> tasks.SavedTask:
+    """The task as it is after an app.status with this message."""
+    return tasks.SavedTask(
+        id=row.id,
+        version=row.version + 1,
+        updated_at=now,
+        deleted_at=None,
+        status=row.status,
+        document=_MESSAGE.sub(step, row.document),
+        memory=_MESSAGE.sub(step, row.memory),
+        due_at=row.due_at,
+        prompt_version=row.prompt_version,
+        due_moved=False,
+    )
+
+
+def event(saved: tasks.SavedTask) -> tasks.EventRow:
+    """The event about that change."""
+    return tasks.EventRow(
+        task_id=saved.id,
+        version=saved.version,
+        occurred_at=saved.updated_at,
+        kind="updated",
+        document=saved.document,
+        changes=("current_state", "updated_at"),
+        cause=CAUSE,
+        prompt_version=saved.prompt_version,
+    )
