@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from taskherd.core.reports import JobStatus, Transition
 from taskherd.core.task import ASKED_KEPT, BUILD_MOST, Deletion, Memory, ask
+from taskherd.core.value import replace, value
 
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
@@ -16,7 +16,7 @@ DOUBLINGS = 16
 """After so many attempts a backoff has long reached its bound; keeps the power small."""
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Backoff:
     """Exponential backoff between two bounds."""
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 from uuid import UUID
+
+from taskherd.core.value import value
 
 if TYPE_CHECKING:
     from typing import Any
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class BaseCommand:
     """What every command carries. ``actor_id`` is recorded as the cause; who may do what is judged elsewhere."""
 
@@ -21,7 +23,7 @@ class BaseCommand:
     actor_id: UUID
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Create(BaseCommand):
     """Make a task under the id that the caller chose. A name or display name of None is generated."""
 
@@ -34,14 +36,14 @@ class Create(BaseCommand):
     display_name: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Delete(BaseCommand):
     """Hide the task and take its workspace down."""
 
     type: ClassVar[str] = "task.delete"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class UpdateInput(BaseCommand):
     """Replace the prompt of a paused task."""
 
@@ -49,7 +51,7 @@ class UpdateInput(BaseCommand):
     input: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Send(BaseCommand):
     """Put an input into the task's inbox."""
 
@@ -57,14 +59,14 @@ class Send(BaseCommand):
     input: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Pause(BaseCommand):
     """Stop the task's workspace."""
 
     type: ClassVar[str] = "task.pause"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Resume(BaseCommand):
     """Start the task's workspace again."""
 

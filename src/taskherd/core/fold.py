@@ -11,7 +11,6 @@ The rules, all of which the laws in ``tests/pure/core`` lean on:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, TypeVar, assert_never
 
@@ -27,6 +26,7 @@ from taskherd.core.reports import (
     canonical,
 )
 from taskherd.core.task import BUILDS_KEPT, Held, Memory
+from taskherd.core.value import replace, value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,7 +45,7 @@ class Verdict(StrEnum):
     CONFLICT = "conflict"
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Folded:
     """The memory after a report, and what became of it."""
 

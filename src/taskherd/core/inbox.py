@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from taskherd.core.reports import State
+from taskherd.core.value import replace
 from taskherd.core.view import Status, agent_of, app_health_of, said, status_of
 
 if TYPE_CHECKING:

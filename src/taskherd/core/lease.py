@@ -6,11 +6,11 @@ seq; so it may touch the lease alone, without the task being read or locked. A t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from taskherd.core.reports import AgentHeartbeat
 from taskherd.core.task import Held
+from taskherd.core.value import replace, value
 from taskherd.core.view import connected, counts
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from taskherd.core.task import Memory, Task
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Lease:
     """The latest heartbeat of a plain task: what the connection facet holds, and when we took the last one."""
 
@@ -69,7 +69,7 @@ def merged(memory: Memory, lease: Lease) -> Memory:
     return replace(memory, connection=Held(report, lease.heard_at), heard=heard)
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Beat:
     """The heartbeats of one task in a batch, as one; ``build_number`` None: of whatever build the lease is."""
 

@@ -7,13 +7,13 @@ mass of silences in one sweep is distrusted, and believed only when it has laste
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from taskherd.core.reports import Transition
 from taskherd.core.task import GivenUp, Silence
+from taskherd.core.value import replace, value
 from taskherd.core.view import agent_of, connected
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ SKEW_MOST = timedelta(seconds=30)
 """How far the clocks of workers may lie apart."""
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Listening:
     """Since when one worker has known its queue to be drained; None: it does not know it now."""
 
@@ -40,7 +40,7 @@ class Listening:
     drained_since: datetime | None
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Patience:
     """How long each silence may last."""
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from taskherd.core.value import value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container
@@ -36,7 +37,7 @@ _SUFFIXED = re.compile(r"(.+-.+)-[0-9a-f]{4}")
 _LAST_RESORT = "task"
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Dice:
     """Where the randomness of a generated name comes from: two words with a hyphen between them, four hex digits."""
 

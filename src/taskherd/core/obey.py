@@ -5,7 +5,6 @@ Codes and messages are those of Coder's Tasks API, which people's tools match on
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, assert_never
 from uuid import UUID
 
@@ -13,6 +12,7 @@ from taskherd.core import builds, inbox, names
 from taskherd.core.commands import Create, Delete, Pause, Resume, Send, UpdateInput
 from taskherd.core.reports import JobStatus, Transition
 from taskherd.core.task import Deletion, Task
+from taskherd.core.value import replace, value
 from taskherd.core.view import Status, agent_of, app_health_of, status_of
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ NAME_TRIES = 16
 DISPLAY_NAME_MOST = 64
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Refused:
     """A command that was understood and not carried out: an HTTP status and what to tell the person."""
 
@@ -37,7 +37,7 @@ class Refused:
     validations: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Accepted:
     """The task after a command. ``input``: what is to be put in the inbox; ``queued``: it does not go out at once."""
 
@@ -47,7 +47,7 @@ class Accepted:
     queued: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Version:
     """A template version as the directory has it, as far as a create needs it."""
 
@@ -57,7 +57,7 @@ class Version:
     usable: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Surroundings:
     """What a create is judged by: the directory's entries and the names that the owner's live tasks bear, lowercase."""
 

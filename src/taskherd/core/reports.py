@@ -7,9 +7,10 @@ A report that reaches this layer is well formed: texts are cleaned and cut, iden
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
+
+from taskherd.core.value import value
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -82,7 +83,7 @@ class Speaker(StrEnum):
     OUTPUT = "output"
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Workspace:
     """The workspace that a build made, as its provisioner names it."""
 
@@ -90,7 +91,7 @@ class Workspace:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class App:
     """The task's app in the workspace; ``health`` is its health when the build ended, if the build knew it."""
 
@@ -100,7 +101,7 @@ class App:
     health: Health | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class LogEntry:
     """One line of the conversation; ``id`` counts within its build."""
 
@@ -110,7 +111,7 @@ class LogEntry:
     time: datetime
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class BaseReport:
     """What every report carries. ``seq`` rises per task and facet, in [0, 2**53); -1 is the worker's own asking."""
 
@@ -127,7 +128,7 @@ class BaseReport:
         return (self.build_number or 1, self.seq)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class WorkspaceBuild(BaseReport):
     """The provisioner says where a workspace build is."""
 
@@ -140,7 +141,7 @@ class WorkspaceBuild(BaseReport):
     error: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class AgentLifecycle(BaseReport):
     """The agent says where its start-up or shut-down is."""
 
@@ -148,21 +149,21 @@ class AgentLifecycle(BaseReport):
     lifecycle: Lifecycle
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class AgentHeartbeat(BaseReport):
     """The agent is alive."""
 
     type: ClassVar[str] = "agent.heartbeat"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class AgentDisconnected(BaseReport):
     """The agent said goodbye."""
 
     type: ClassVar[str] = "agent.disconnected"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class AppHealth(BaseReport):
     """The task app's health check gave a verdict."""
 
@@ -170,7 +171,7 @@ class AppHealth(BaseReport):
     health: Health
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class AppStatus(BaseReport):
     """The agent says what it is doing."""
 
@@ -180,7 +181,7 @@ class AppStatus(BaseReport):
     uri: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class TaskLog(BaseReport):
     """Entries of the conversation, at most 1,000."""
 
@@ -188,7 +189,7 @@ class TaskLog(BaseReport):
     entries: tuple[LogEntry, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class TaskInput(BaseReport):
     """What became of an input."""
 

@@ -6,7 +6,7 @@ derived from this memory in ``view.py``; nothing derived is kept here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 from taskherd.core.reports import (
@@ -19,6 +19,7 @@ from taskherd.core.reports import (
     Transition,
     WorkspaceBuild,
 )
+from taskherd.core.value import value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,7 +41,7 @@ Facet: TypeAlias = WorkspaceBuild | AgentLifecycle | AgentHeartbeat | AgentDisco
 R_co = TypeVar("R_co", covariant=True, bound=Facet)
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Held(Generic[R_co]):
     """A report as a facet holds it: with the instant at which we took it."""
 
@@ -48,7 +49,7 @@ class Held(Generic[R_co]):
     taken_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Silence:
     """The sweeper's verdict that the agent of a build is silent; a heartbeat of that build ends it.
 
@@ -59,7 +60,7 @@ class Silence:
     lost: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class GivenUp:
     """A build that counts as failed because nothing was heard of it; it holds while the build facet has this key."""
 
@@ -68,7 +69,7 @@ class GivenUp:
     error: str
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Inbox:
     """Where the task's inputs stand: how many wait, which one is out, when the last one was delivered."""
 
@@ -77,7 +78,7 @@ class Inbox:
     delivered_at: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Deletion:
     """A delete that was accepted: how often its build was asked for, and when it is asked for again at the latest."""
 
@@ -86,7 +87,7 @@ class Deletion:
     done: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Memory:
     """All that is remembered of a task. The maps are keyed by build number."""
 
@@ -143,7 +144,7 @@ class Memory:
 ACTIVE_JOBS = frozenset({JobStatus.PENDING, JobStatus.RUNNING, JobStatus.CANCELING})
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Task:
     """A task as it stands: who and what it is for, its version, and what is remembered of it."""
 

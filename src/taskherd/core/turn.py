@@ -5,7 +5,7 @@ Nothing is read or written here. The corridor fetches what a turn needs and save
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, assert_never
@@ -14,6 +14,7 @@ from taskherd.core import builds, fold, inbox, liveness
 from taskherd.core.lease import plain
 from taskherd.core.obey import Accepted, Refused, obey
 from taskherd.core.reports import AgentHeartbeat, Outcome, TaskInput, TaskLog, WorkspaceBuild
+from taskherd.core.value import replace, value
 from taskherd.core.view import connected
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Fate(StrEnum):
     OVERFLOW = "parked_overflow"
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Cause:
     """Why a task changed: a report, a command or a sweep; ``type`` is that of the message, or the sweep's finding."""
 
@@ -51,7 +52,7 @@ class Cause:
     actor_id: UUID | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class NewInput:
     """An input that was accepted, for the end of the inbox."""
 
@@ -60,7 +61,7 @@ class NewInput:
     actor_id: UUID
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Look:
     """The sweeper's visit to a task. ``since``: the watermark; None: silence proves nothing now."""
 
@@ -99,7 +100,7 @@ class Turn:
         return self.task
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Rules:
     """The timers and the surroundings that a turn is judged by."""
 

@@ -6,11 +6,11 @@ missing in a table is ``unknown``. The state diagram in ``docs/`` is drawn from 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from taskherd.core.reports import AgentDisconnected, Health, JobStatus, Lifecycle, State, Transition
+from taskherd.core.value import value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -71,7 +71,7 @@ WORKSPACE_STATUS: Mapping[tuple[Transition, JobStatus], str] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class CurrentState:
     """What the task's agent is doing; ``timestamp`` is when we took the report."""
 
@@ -81,7 +81,7 @@ class CurrentState:
     uri: str
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class HealthVerdict:
     """Whether the agent is well, and if not, why."""
 
@@ -89,7 +89,7 @@ class HealthVerdict:
     reason: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class View:
     """The derived part of the task document."""
 
@@ -105,7 +105,7 @@ class View:
     current_state: CurrentState | None
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Agent:
     """The agent of the latest build, where a facet of that build names it."""
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid5
 
 from taskherd.core import fold, inbox
 from taskherd.core.reports import canonical
 from taskherd.core.turn import Fate
+from taskherd.core.value import replace
 from taskherd.store import inputs, logs, parked, requests
 
 if TYPE_CHECKING:

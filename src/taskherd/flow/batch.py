@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from taskherd.core.value import value
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from taskherd.wire.events import Kind
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Batch:
     """Inputs in the order in which they came. The place in its list is what an outcome is told by."""
 
@@ -26,7 +28,7 @@ class Batch:
     looks: Mapping[UUID, Look] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Change:
     """A change of a task's document, committed, to be told in an event. ``own``: the document's own part, as text."""
 

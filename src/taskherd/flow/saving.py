@@ -6,7 +6,6 @@ could see. Then the version rises by one, and the row, the event and its place i
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import orjson
@@ -14,6 +13,7 @@ import orjson
 from taskherd.core import lease as leasing
 from taskherd.core.obey import Refused, status
 from taskherd.core.turn import Cause, Fate, due_at
+from taskherd.core.value import replace
 from taskherd.core.view import view
 from taskherd.flow import aside
 from taskherd.flow.batch import Change

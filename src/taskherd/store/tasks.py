@@ -7,7 +7,7 @@ text, which PostgreSQL stores as it is.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields
 from datetime import datetime
 from typing import Final
 from uuid import UUID
@@ -15,8 +15,10 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from taskherd.core.value import replace, value
 
-@dataclass(frozen=True, slots=True)
+
+@value(frozen=True, slots=True)
 class TaskRow:
     """A task as it is stored, with the prompt that holds; `document` and `memory` are JSON text."""
 
@@ -40,7 +42,7 @@ class TaskRow:
     prompt: str
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class SavedTask:
     """What may change about a task; leave `due_moved` true unless `due_at` is what the row already has."""
 
@@ -56,7 +58,7 @@ class SavedTask:
     due_moved: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class EventRow:
     """One change of a task; `document` and `cause` are JSON text, `changes` names of fields, without commas."""
 
@@ -70,7 +72,7 @@ class EventRow:
     prompt_version: int
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Prompt:
     """The prompt that holds from the task's `version` on."""
 

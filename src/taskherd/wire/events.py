@@ -5,7 +5,6 @@ See https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-for
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +14,7 @@ import orjson
 from pydantic import BaseModel, Field
 
 from taskherd.core.reports import rfc3339
+from taskherd.core.value import value
 from taskherd.wire.bounds import MESSAGE_BYTES
 from taskherd.wire.document import TaskDocument
 
@@ -33,7 +33,7 @@ class Kind(StrEnum):
     DELETED = "deleted"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Event:
     """One change of one task; ``task`` is its rendered document, the last one for a delete."""
 
@@ -46,7 +46,7 @@ class Event:
     cause: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Batch:
     """One message: events of one kind, and the bytes that carry them."""
 
