@@ -215,7 +215,7 @@ class Worker:
             async with asyncio.timeout(self._settings.grace):
                 await asyncio.gather(self._reports.stop(), self._commands.stop())
                 await asyncio.wait(doors)
-                await self._relay.stop()
+                self._relay.stop()
                 await asyncio.wait({telling})
                 with suppress(Unavailable):
                     await self._sweeper.leave()

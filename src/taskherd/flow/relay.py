@@ -2,6 +2,9 @@
 
 Nothing here holds back an ack: an event is in the outbox before its report is acked, and leaves it after the broker has
 confirmed it. What is dropped from memory is found in the outbox a moment later.
+
+Three loops, so that no event waits for what others need: one publishes, one takes what was confirmed out of the outbox,
+one looks for requests that are due and for events left behind.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import asyncio
 from collections import deque
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -37,6 +41,9 @@ BUFFER_MOST = 20_000
 AT_ONCE = 1_000
 """Events told in one go."""
 
+PUBLISHING_MOST = 4
+"""Goes that wait for the broker's confirm at the same time; more events wait until one is confirmed."""
+
 LEFT_BEHIND = timedelta(seconds=3)
 """An event this old in the outbox was not told from memory, or not confirmed."""
 
@@ -49,52 +56,101 @@ class Relay:
         self._ground = ground
         self._every = every
         self._changes: deque[Change] = deque()
-        self._bell = asyncio.Event()
+        self._confirmed: list[events.Event] = []
+        self._slots = asyncio.Semaphore(PUBLISHING_MOST)
+        self._changed, self._marking, self._due = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._failures = 0
         self._looked_at = monotonic()
-        self._stopping = False
+        self._stopping = self._all_told = False
 
     def offer(self, changes: Sequence[Change], *, requested: bool) -> None:
         """Take committed changes to tell, and know that requests are due."""
         self._changes.extend(changes[: max(0, BUFFER_MOST - len(self._changes))])
-        if changes or requested:
-            self._bell.set()
+        if changes:
+            self._changed.set()
+        if requested:
+            self._due.set()
 
     async def run(self) -> None:
-        """Tell until stopped; an outage is waited out."""
+        """Tell until stopped, then what is in hand; an outage is waited out."""
+        async with asyncio.TaskGroup() as loops:
+            loops.create_task(self._keep_looking(), name="relay looks")
+            loops.create_task(self._keep_marking(), name="relay marks")
+            await self._keep_telling()
+
+    def stop(self) -> None:
+        """Have ``run`` tell what is in hand and end."""
+        self._stopping = True
+        for bell in (self._changed, self._due):
+            bell.set()
+
+    async def _keep_telling(self) -> None:
+        async with asyncio.TaskGroup() as going:
+            while self._changes or not self._stopping:
+                await self._changed.wait()
+                self._changed.clear()
+                while self._changes:
+                    changes = [self._changes.popleft() for _ in range(min(AT_ONCE, len(self._changes)))]
+                    try:
+                        told = await _events(self._ground, changes)
+                    except (Unavailable, Retry) as error:
+                        await self._trouble(error)
+                        continue
+                    await self._slots.acquire()
+                    going.create_task(self._tell(told), name="relay tells")
+        self._all_told = True
+        self._marking.set()
+
+    async def _tell(self, told: Sequence[events.Event]) -> None:
+        try:
+            confirmed, failed = await publish(self._ground, told)
+            self._confirmed += confirmed
+            self._marking.set()
+            if failed is None:
+                self._failures = 0
+            else:
+                await self._trouble(failed)  # with the slot in hand, so that an outage slows down the next ones too
+        finally:
+            self._slots.release()
+
+    async def _trouble(self, error: Unavailable | Retry) -> None:
+        """What could not be told is in the outbox; wait a little before the next."""
+        self._failures += 1
+        self._ground.trouble(str(error))
+        await asyncio.sleep(pause(self._failures))
+
+    async def _keep_marking(self) -> None:
+        while not self._all_told or self._confirmed:
+            await self._marking.wait()
+            self._marking.clear()
+            confirmed, self._confirmed = self._confirmed, []
+            if not confirmed:
+                continue
+            with suppress(Unavailable, Retry):  # stopping, or it was tried often enough: they will be told again
+                await self._ground.persist(partial(mark, self._ground, confirmed), "database")
+
+    async def _keep_looking(self) -> None:
         failures = 0
         while not self._stopping:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._every):
+                    await self._due.wait()
+            self._due.clear()
             try:
-                await self._round()
+                await self._look()
                 failures = 0
             except (Unavailable, Retry) as error:
                 failures += 1
                 self._ground.trouble(str(error))
                 await asyncio.sleep(pause(failures))
 
-    async def stop(self) -> None:
-        """Tell what is in hand once more, and end."""
-        self._stopping = True
-        self._bell.set()
-        with suppress(Unavailable, Retry):
-            await self._told()
-
-    async def _round(self) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._every):
-                await self._bell.wait()
-        self._bell.clear()
-        await self._told()
+    async def _look(self) -> None:
         while await work.send_due(self._ground, self._ground.now()) == work.AT_ONCE:
             continue
         if monotonic() - self._looked_at >= self._every:
             self._looked_at = monotonic()
             while await tell_left_behind(self._ground, AT_ONCE) == AT_ONCE:
                 continue
-
-    async def _told(self) -> None:
-        while self._changes:
-            changes = [self._changes.popleft() for _ in range(min(AT_ONCE, len(self._changes)))]
-            await tell(self._ground, await _events(self._ground, changes))
 
 
 async def _events(ground: Ground, changes: Sequence[Change]) -> list[events.Event]:
@@ -117,8 +173,8 @@ async def _events(ground: Ground, changes: Sequence[Change]) -> list[events.Even
     return rendered
 
 
-async def tell(ground: Ground, told: Sequence[events.Event]) -> int:
-    """Publish events and, of those that were confirmed, take them out of the outbox; how many. Raises Unavailable."""
+async def publish(ground: Ground, told: Sequence[events.Event]) -> tuple[list[events.Event], Unavailable | None]:
+    """Publish events; those that the broker confirmed, and why it did not confirm all."""
     messages = events.pack(told)
     ground.hit(Failpoint.RELAY_PUBLISH)
     outcomes = await ground.publisher.publish_many(
@@ -131,17 +187,18 @@ async def tell(ground: Ground, told: Sequence[events.Event]) -> int:
         if isinstance(outcome, Published)
         for event in message.events
     ]
-    async with transaction(ground.engine) as connection:
-        await outbox.published(connection, [(event.task_id, event.version) for event in confirmed])
-        ground.hit(Failpoint.RELAY_MARK)
     now = ground.now()
     for event in confirmed:
         ground.metrics.publish_lag_seconds.observe((now - event.occurred_at).total_seconds())
     ground.metrics.events_published.inc(len(confirmed))
-    failed = [outcome for outcome in outcomes if isinstance(outcome, Unavailable)]
-    if failed:
-        raise failed[0]
-    return len(confirmed)
+    return confirmed, next((outcome for outcome in outcomes if isinstance(outcome, Unavailable)), None)
+
+
+async def mark(ground: Ground, confirmed: Sequence[events.Event]) -> None:
+    """Take confirmed events out of the outbox. Raises Unavailable."""
+    async with transaction(ground.engine) as connection:
+        await outbox.published(connection, [(event.task_id, event.version) for event in confirmed])
+        ground.hit(Failpoint.RELAY_MARK)
 
 
 async def tell_left_behind(ground: Ground, limit: int) -> int:
@@ -166,5 +223,8 @@ async def tell_left_behind(ground: Ground, limit: int) -> int:
         )
         for row in rows
     ]
-    await tell(ground, told)
+    confirmed, failed = await publish(ground, told)
+    await mark(ground, confirmed)
+    if failed is not None:
+        raise failed
     return len(rows)

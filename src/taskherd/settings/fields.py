@@ -118,7 +118,7 @@ class Settings(BaseSettings):
     log_retention: Seconds = Field(2160 * _HOUR, ge=24 * _HOUR, description="How long the tasks' logs are kept.")
 
     batch_most: int = Field(1000, ge=1, le=10_000, description="Deliveries in one batch.")
-    batch_wait: Seconds = Field(0.005, ge=0, le=1, description="How long a batch waits to fill up.")
+    batch_wait: Seconds = Field(0.0, ge=0, le=1, description="How long a batch waits to fill up.")
     prefetch: int = Field(4000, ge=1, le=65_535, description="Unacknowledged report deliveries a worker holds.")
     report_partitions: int = Field(1, ge=1, le=256, description="Queues that reports are spread over.")
     sweep_every: Seconds = Field(1.0, ge=0.05, le=60, description="How often timers are looked at.")
