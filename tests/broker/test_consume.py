@@ -5,7 +5,8 @@ from collections.abc import Awaitable, Callable
 
 from aiormq.channel import Channel
 
-from taskherd.broker.consume import Delivery, Intake
+from taskherd.broker.consume import Intake
+from taskherd.broker.delivery import Delivery
 from taskherd.broker.publish import Outgoing, Publisher
 from taskherd.broker.topology import Names
 from tests.broker.conftest import IntakeOn, LinkTo, Relay, until

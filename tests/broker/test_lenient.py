@@ -7,7 +7,7 @@ from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
 from taskherd.broker import lenient
-from taskherd.broker.consume import Delivery
+from taskherd.broker.delivery import Delivery
 from taskherd.broker.publish import Publisher
 from taskherd.broker.topology import Names
 from tests.broker import raw

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from taskherd.broker import topology
-from taskherd.broker.consume import Delivery
+from taskherd.broker.delivery import Delivery
 from taskherd.broker.publish import Outgoing, Published, Publisher
 from taskherd.broker.topology import Names
 from taskherd.errors import Unavailable

@@ -4,7 +4,8 @@ import pytest
 from aiormq.abc import AbstractChannel
 
 from taskherd.broker import topology
-from taskherd.broker.consume import Delivery, Intake, Source
+from taskherd.broker.consume import Intake, Source
+from taskherd.broker.delivery import Delivery
 from taskherd.broker.publish import Outgoing, Published, Publisher
 from taskherd.broker.topology import Names
 from taskherd.errors import Misconfigured, Unavailable

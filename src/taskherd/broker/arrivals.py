@@ -3,10 +3,10 @@
 aiormq awaits its stream nine times for a message of three frames, hands each frame through a queue to another task, and
 starts a task for each message. That is more than half of what a message costs it, so two things are replaced:
 
-- `aiormq.connection.FrameReceiver`: reads what is there and cuts frames from it, and decodes the frames of a delivery,
-  of which there are as many as of messages, by hand. All other frames are decoded by pamqp.
-- the `put` of the queue that a channel's frames go through: deliveries are put together right there and handed on by a
-  plain call. All other frames take their way as before, in order.
+- `aiormq.connection.FrameReceiver`: reads what is there and cuts frames from it. The frames of a delivery to a consumer
+  tag of ours are put together right there, undecoded; all other frames are decoded by pamqp.
+- the `put` of the queue that a channel's frames go through: our deliveries are handed on by a plain call. All other
+  frames take their way as before, in order.
 """
 
 from __future__ import annotations
@@ -20,28 +20,41 @@ import pamqp.frame
 from aiormq.abc import AbstractChannel
 from aiormq.connection import FrameReceiver
 from aiormq.exceptions import AMQPConnectionError, InvalidFrameError, ProtocolSyntaxError
-from pamqp.body import ContentBody
 from pamqp.commands import Basic
 from pamqp.exceptions import PAMQPException
-from pamqp.header import ContentHeader
+
+from taskherd.broker.delivery import Delivery
 
 CHUNK = 128 * 1024
+TAG_PREFIX = "taskherd."
+"""What the consumer tags begin with whose deliveries are put together here."""
+
 _AROUND = 8
 """Bytes of a frame around its payload: type, channel and length before it, one that marks the end after it."""
 
 _START = Struct(">BHI")
-_METHOD, _BODY, _END = 1, 3, 0xCE
+_METHOD, _HEADER, _BODY, _END = 1, 2, 3, 0xCE
 _DELIVER = Basic.Deliver.index.to_bytes(4)
-_TAG = Struct(">QB")
+_OURS = TAG_PREFIX.encode()
+_SIZE = Struct(">Q")
+_SIZE_AT = 11
+"""Where a content header says how long the body is."""
 
-Receive = Callable[[Basic.Deliver, Basic.Properties, bytes], None]
+_MORE = object()
+"""Handed through aiormq for each frame of a body that goes on, so that it sees that the connection lives."""
+
+Receive = Callable[[Delivery], None]
 
 
 class Frames(FrameReceiver):
-    """Reads frames, each as soon as it is there whole."""
+    """Reads frames, each as soon as it is there whole, and deliveries of ours, each as one."""
 
     _held = b""
     _at = 0
+
+    def __init__(self, reader: Any) -> None:
+        super().__init__(reader)
+        self._begun: dict[int, _Begun] = {}
 
     async def get_frame(self) -> Any:
         """Return weight, channel and frame; raises as aiormq's own."""
@@ -55,7 +68,10 @@ class Frames(FrameReceiver):
                     self.started = True
                     start = self._at
                     self._at = end = start + length + _AROUND
-                    return _frame(kind, channel, self._held[start:end])
+                    frame = self._take(kind, channel, self._held[start:end])
+                    if frame is not None:
+                        return end - start, channel, frame
+                    continue
             await self._read()
 
     async def _read(self) -> None:
@@ -68,74 +84,68 @@ class Frames(FrameReceiver):
         self._held = self._held[self._at :] + chunk
         self._at = 0
 
+    def _take(self, kind: int, channel: int, frame: bytes) -> Any:
+        """The frame, or the delivery of ours that it is the last of; None where the rest is still to come."""
+        if frame[-1] != _END:
+            raise InvalidFrameError("Last byte error")
+        begun = self._begun.get(channel)
+        if begun is None:
+            if kind == _METHOD and frame.startswith(_OURS, 12) and frame[7:11] == _DELIVER:
+                self._begun[channel] = _Begun(frame)
+                return None
+            return _decoded(frame)
+        if kind == _HEADER:
+            begun.header = frame
+            (begun.missing,) = _SIZE.unpack_from(frame, _SIZE_AT)
+        elif kind == _BODY:
+            part = frame[7:-1]
+            begun.missing -= len(part)
+            begun.parts.append(part)
+            if begun.missing > 0:
+                return _MORE
+        else:  # a close, in the middle of a message that will not be whole any more
+            del self._begun[channel]
+            return _decoded(frame)
+        if begun.missing > 0:
+            return None
+        del self._begun[channel]
+        body = begun.parts[0] if len(begun.parts) == 1 else b"".join(begun.parts)
+        return Delivery(begun.deliver, begun.header, body)
 
-def _frame(kind: int, channel: int, frame: bytes) -> tuple[int, int, Any]:
-    if frame[-1] != _END:
-        raise InvalidFrameError("Last byte error")
-    if kind == _BODY:
-        return len(frame), channel, ContentBody(frame[7:-1])
+
+class _Begun:
+    """A delivery of which not all frames are there."""
+
+    __slots__ = ("deliver", "header", "missing", "parts")
+
+    def __init__(self, deliver: bytes) -> None:
+        self.deliver = deliver
+        self.header = b""
+        self.parts: list[bytes] = []
+        self.missing = 0
+
+
+def _decoded(frame: bytes) -> Any:
     try:
-        if kind == _METHOD and frame[7:11] == _DELIVER:
-            return len(frame), channel, _deliver(frame)
-        return pamqp.frame.unmarshal(frame)
+        return pamqp.frame.unmarshal(frame)[2]
     except (PAMQPException, IndexError) as error:
         raise InvalidFrameError(str(error)) from error
 
 
-def _deliver(frame: bytes) -> Basic.Deliver:
-    said = Basic.Deliver()
-    said.consumer_tag, at = _text(frame, 11)
-    said.delivery_tag, flags = _TAG.unpack_from(frame, at)
-    said.redelivered = bool(flags & 1)
-    said.exchange, at = _text(frame, at + _TAG.size)
-    said.routing_key, at = _text(frame, at)
-    return said
-
-
-def _text(frame: bytes, at: int) -> tuple[str, int]:
-    end = at + 1 + frame[at]
-    return frame[at + 1 : end].decode("utf-8", "backslashreplace"), end
-
-
 class Arrivals:
-    """Puts the deliveries of one channel together and hands each to the `receivers` entry of its consumer tag."""
+    """Hands each delivery of one channel to the `receivers` entry of its consumer tag."""
 
     def __init__(self, channel: AbstractChannel) -> None:
-        self.receivers: dict[str, Receive] = {}
+        self.receivers: dict[bytes, Receive] = {}
         self._queue_up = channel.frames.put
-        self._deliver: Basic.Deliver | None = None
-        self._header: ContentHeader | None = None
-        self._parts: list[bytes] = []
-        self._missing = 0
         channel.frames.put = self._put  # type: ignore[method-assign]
 
     async def _put(self, item: tuple[int, Any]) -> None:
         frame = item[1]
-        if self._deliver is None:
-            if type(frame) is Basic.Deliver and frame.consumer_tag in self.receivers:
-                self._deliver = frame
-            else:
-                await self._queue_up(item)
-            return
-        if type(frame) is ContentBody:
-            self._parts.append(frame.value)
-            self._missing -= len(frame.value)
-        elif type(frame) is ContentHeader:
-            self._header = frame
-            self._missing = frame.body_size
-        else:  # a close, in the middle of a message that will not be whole any more
-            self._deliver, self._header, self._parts = None, None, []
+        if type(frame) is Delivery:
+            self.receivers[frame.consumer_tag](frame)
+        elif frame is not _MORE:
             await self._queue_up(item)
-            return
-        if self._missing <= 0:
-            self._hand_on()
-
-    def _hand_on(self) -> None:
-        deliver, header, parts = self._deliver, self._header, self._parts
-        self._deliver, self._header, self._parts = None, None, []
-        if deliver is not None and header is not None:
-            body = parts[0] if len(parts) == 1 else b"".join(parts)
-            self.receivers[str(deliver.consumer_tag)](deliver, header.properties, body)
 
 
 def install() -> None:

@@ -10,26 +10,23 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from taskherd.broker import topology
-from taskherd.broker.arrivals import Arrivals, Receive
+from taskherd.broker.arrivals import TAG_PREFIX, Arrivals, Receive
 from taskherd.broker.connection import TIMEOUT, Link, backoff, translated
-from taskherd.broker.lenient import DELIVERY_COUNT
 from taskherd.broker.outstanding import Outstanding
 from taskherd.errors import Misconfigured, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from aiormq.abc import AbstractChannel, DeliveredMessage
-    from pamqp.commands import Basic
     from pamqp.common import FieldTable
 
-SUSPECT_FROM = 3
-"""Deliveries after which a message may be what kills its readers, and is to be handled alone."""
+    from taskherd.broker.delivery import Delivery
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,46 +35,6 @@ class Source:
 
     queue: str
     priority: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """One message as it came; `epoch` says on which channel, since a tag means nothing on another."""
-
-    body: bytes = field(repr=False)
-    delivery_tag: int
-    epoch: int
-    queue: str
-    exchange: str
-    routing_key: str
-    redelivered: bool
-    properties: Basic.Properties = field(repr=False)
-
-    @property
-    def headers(self) -> Mapping[str, Any]:
-        """The AMQP headers; none where they can't be decoded."""
-        return self.properties.headers or {}
-
-    @property
-    def reply_to(self) -> str | None:
-        """Where an answer is to go."""
-        return self.properties.reply_to or None
-
-    @property
-    def correlation_id(self) -> str | None:
-        """What the answer is to carry."""
-        return self.properties.correlation_id or None
-
-    @property
-    def delivery_count(self) -> int:
-        """How often this came back before, as the quorum queue counts it."""
-        count = self.headers.get(DELIVERY_COUNT, 0)
-        return count if isinstance(count, int) else 0
-
-    @property
-    def suspect(self) -> bool:
-        """Whether this came back so often that it is to be handled alone."""
-        return self.delivery_count >= SUSPECT_FROM
 
 
 class _Subscription:
@@ -107,8 +64,8 @@ class _Subscription:
                         arguments: FieldTable | None = (
                             None if source.priority is None else {"x-priority": source.priority}
                         )
-                        tag = f"taskherd.{self.epoch}.{uuid4().hex}"
-                        self._arrivals.receivers[tag] = receive(source.queue)
+                        tag = f"{TAG_PREFIX}{self.epoch}.{uuid4().hex}"
+                        self._arrivals.receivers[tag.encode()] = receive(source.queue)
                         await self.channel.basic_consume(source.queue, _unused, arguments=arguments, consumer_tag=tag)
                         self.tags.append(tag)
 
@@ -296,9 +253,10 @@ class Intake:
         await _close(subscription.channel)
 
     def _receiver(self, epoch: int, queue: str) -> Receive:
-        def receive(deliver: Basic.Deliver, properties: Basic.Properties, body: bytes) -> None:
+        def receive(delivery: Delivery) -> None:
             if epoch == self._epoch:
-                self._buffer.append(_delivery(deliver, properties, body, epoch, queue))
+                delivery.epoch, delivery.queue = epoch, queue
+                self._buffer.append(delivery)
                 if len(self._buffer) >= self._wanted:
                     self._wake()
 
@@ -326,16 +284,3 @@ async def _close(channel: AbstractChannel) -> None:
 
 async def _unused(_: DeliveredMessage) -> None:
     """Stand where aiormq wants a callback; deliveries are taken from it before."""
-
-
-def _delivery(deliver: Any, properties: Basic.Properties, body: bytes, epoch: int, queue: str) -> Delivery:
-    return Delivery(
-        body,
-        deliver.delivery_tag,
-        epoch,
-        queue,
-        deliver.exchange,
-        deliver.routing_key,
-        deliver.redelivered,
-        properties,
-    )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from aiormq.abc import AbstractChannel, DeliveredMessage
     from pamqp.common import FieldTable
 
-    from taskherd.broker.consume import Delivery
+    from taskherd.broker.delivery import Delivery
     from taskherd.broker.topology import Names
 
 BODY_MOST = 1024 * 1024

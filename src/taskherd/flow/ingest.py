@@ -32,7 +32,8 @@ from taskherd.wire.split import elements as elements_of
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from taskherd.broker.consume import Delivery, Intake
+    from taskherd.broker.consume import Intake
+    from taskherd.broker.delivery import Delivery
     from taskherd.core.reports import Report
     from taskherd.flow.ground import Ground
     from taskherd.flow.probe import Probe

@@ -19,7 +19,8 @@ from taskherd.wire.codec import Bad, decode_command
 from taskherd.wire.dead import Reason
 
 if TYPE_CHECKING:
-    from taskherd.broker.consume import Delivery, Intake
+    from taskherd.broker.consume import Intake
+    from taskherd.broker.delivery import Delivery
     from taskherd.core.commands import Command
     from taskherd.flow.ground import Ground
     from taskherd.flow.relay import Relay

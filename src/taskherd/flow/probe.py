@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from datetime import datetime
 
-    from taskherd.broker.consume import Delivery, Intake
+    from taskherd.broker.consume import Intake
+    from taskherd.broker.delivery import Delivery
     from taskherd.broker.publish import Publisher
     from taskherd.broker.topology import Names
     from taskherd.observe.metrics import Metrics

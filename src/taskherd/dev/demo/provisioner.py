@@ -11,7 +11,8 @@ from aiormq.abc import AbstractChannel
 
 from taskherd.broker import topology
 from taskherd.broker.connection import Link
-from taskherd.broker.consume import Delivery, Intake, Source
+from taskherd.broker.consume import Intake, Source
+from taskherd.broker.delivery import Delivery
 from taskherd.broker.publish import Publisher
 from taskherd.broker.topology import Names
 from taskherd.dev.demo import voice
