@@ -98,9 +98,8 @@ class Probe:
         try:
             async with asyncio.timeout(timeout):
                 for identity, queue in zip(ids, queues, strict=True):
-                    await self._publisher.publish(
-                        "", queue, BODY, reply_to=self.reply_queue, correlation_id=identity, expiration=timeout * 4
-                    )
+                    # Without an expiration: a report queue buries what expires, and a probe is nothing to look at.
+                    await self._publisher.publish("", queue, BODY, reply_to=self.reply_queue, correlation_id=identity)
                 await asyncio.gather(*backs)
         except (TimeoutError, Unavailable):
             return False
