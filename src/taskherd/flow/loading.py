@@ -61,7 +61,7 @@ async def load(
     visited = set(batch.looks) | ({batch.command.task_id} if batch.command else set())
     rows = await _lock(connection, {report.task_id for report in reports} | visited)
     moved = visited | {report.task_id for report in reports if report.type in MOVES_CONNECTION}
-    held = {lease.task_id: lease for lease in await leases.load(connection, sorted(moved & rows.keys()))}
+    held = {lease.task_id: lease for lease in await leases.load(connection, list(moved & rows.keys()))}
     waiting: list[tuple[int, Report]] = []
     if isinstance(batch.command, Create) and batch.command.task_id not in rows:
         waiting = await _parked(connection, batch.command.task_id, now)
@@ -88,7 +88,7 @@ def _turn(row: TaskRow, lease: leasing.Lease | None) -> Turn:
 
 
 async def _lock(connection: AsyncConnection, ids: set[UUID]) -> dict[UUID, TaskRow]:
-    rows = {row.id: row for row in await tasks.lock(connection, sorted(ids))}
+    rows = {row.id: row for row in await tasks.lock(connection, list(ids))}
     missing = sorted(ids - rows.keys())
     if missing:
         await parked.advisory(connection, missing)

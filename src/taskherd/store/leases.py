@@ -11,13 +11,14 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from taskherd.core.lease import Beat, Lease
+from taskherd.store.columns import column, instant, lines
 
 # A repeat (the same seq) is left to the corridor, which knows how to break the tie.
-TOUCH: Final = text("""
+TOUCH: Final = text(f"""
 WITH beats AS (
     SELECT * FROM unnest(
-        CAST(:task_id AS uuid[]), CAST(:build_number AS integer[]), CAST(:agent_id AS uuid[]), CAST(:seq AS bigint[]),
-        CAST(:observed_at AS timestamptz[]), CAST(:heard_at AS timestamptz[])
+        {column("task_id", "uuid")}, {column("build_number", "integer")}, {column("agent_id", "uuid")},
+        {column("seq", "bigint")}, {column("observed_at", "timestamptz")}, {column("heard_at", "timestamptz")}
     ) AS b(task_id, build_number, agent_id, seq, observed_at, heard_at)
 ), held AS (
     SELECT l.task_id, b.seq, b.observed_at, b.heard_at
@@ -37,17 +38,17 @@ WHERE l.task_id = h.task_id
 RETURNING l.task_id
 """)
 
-LOAD: Final = text("""
+LOAD: Final = text(f"""
 SELECT task_id, build_number, agent_id, seq, observed_at, heard_at
-FROM leases WHERE task_id = ANY(CAST(:ids AS uuid[])) ORDER BY task_id
+FROM leases WHERE task_id = ANY({column("ids", "uuid")}) ORDER BY task_id
 FOR UPDATE
 """)
 
-UPSERT: Final = text("""
+UPSERT: Final = text(f"""
 INSERT INTO leases (task_id, build_number, agent_id, seq, observed_at, heard_at)
 SELECT * FROM unnest(
-    CAST(:task_id AS uuid[]), CAST(:build_number AS integer[]), CAST(:agent_id AS uuid[]), CAST(:seq AS bigint[]),
-    CAST(:observed_at AS timestamptz[]), CAST(:heard_at AS timestamptz[])
+    {column("task_id", "uuid")}, {column("build_number", "integer")}, {column("agent_id", "uuid")},
+    {column("seq", "bigint")}, {column("observed_at", "timestamptz")}, {column("heard_at", "timestamptz")}
 ) AS u(task_id, build_number, agent_id, seq, observed_at, heard_at)
 ORDER BY task_id
 ON CONFLICT (task_id) DO UPDATE
@@ -55,9 +56,9 @@ SET build_number = excluded.build_number, agent_id = excluded.agent_id, seq = ex
     observed_at = excluded.observed_at, heard_at = excluded.heard_at
 """)
 
-REMOVE: Final = text("""
+REMOVE: Final = text(f"""
 WITH gone AS (
-    SELECT task_id FROM leases WHERE task_id = ANY(CAST(:ids AS uuid[])) ORDER BY task_id FOR UPDATE
+    SELECT task_id FROM leases WHERE task_id = ANY({column("ids", "uuid")}) ORDER BY task_id FOR UPDATE
 )
 DELETE FROM leases USING gone WHERE leases.task_id = gone.task_id
 """)
@@ -69,14 +70,14 @@ COUNT: Final = text("SELECT count(*) FROM leases")
 COUNT_SILENT: Final = text("SELECT count(*) FROM leases WHERE heard_at < :before")
 
 
-def _columns(rows: Sequence[Beat] | Sequence[Lease]) -> dict[str, list[object]]:
+def _columns(rows: Sequence[Beat] | Sequence[Lease]) -> dict[str, str]:
     return {
-        "task_id": [row.task_id for row in rows],
-        "build_number": [row.build_number for row in rows],
-        "agent_id": [row.agent_id for row in rows],
-        "seq": [row.seq for row in rows],
-        "observed_at": [row.observed_at for row in rows],
-        "heard_at": [row.heard_at for row in rows],
+        "task_id": lines([row.task_id for row in rows]),
+        "build_number": lines([row.build_number for row in rows]),
+        "agent_id": lines([row.agent_id for row in rows]),
+        "seq": lines([row.seq for row in rows]),
+        "observed_at": lines([row.observed_at for row in rows]),
+        "heard_at": lines([instant(row.heard_at) for row in rows]),
     }
 
 
@@ -90,9 +91,8 @@ async def touch(conn: AsyncConnection, beats: Sequence[Beat]) -> set[UUID]:
 
 async def load(conn: AsyncConnection, ids: Sequence[UUID]) -> list[Lease]:
     """Lock the leases that exist among `ids`, in id order, and return them so."""
-    rows = await conn.execute(LOAD, {"ids": ids})
-    # asyncpg's own UUIDs are a subclass, which orjson refuses: the agent's goes into the task's memory as JSON.
-    return [Lease(row[0], row[1], row[2] and UUID(int=row[2].int), *row[3:]) for row in rows]
+    rows = await conn.execute(LOAD, {"ids": lines(ids)})
+    return [Lease(*row) for row in rows]
 
 
 async def upsert(conn: AsyncConnection, leases: Sequence[Lease]) -> None:
@@ -102,7 +102,7 @@ async def upsert(conn: AsyncConnection, leases: Sequence[Lease]) -> None:
 
 async def remove(conn: AsyncConnection, ids: Sequence[UUID]) -> None:
     """End the leases of these tasks."""
-    await conn.execute(REMOVE, {"ids": ids})
+    await conn.execute(REMOVE, {"ids": lines(ids)})
 
 
 async def silent(conn: AsyncConnection, before: datetime, limit: int) -> list[UUID]:

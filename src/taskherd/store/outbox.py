@@ -15,6 +15,8 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from taskherd.store.columns import column, lines
+
 
 @dataclass(frozen=True, slots=True)
 class OutboxEvent:
@@ -45,13 +47,13 @@ ORDER BY o.occurred_at, o.task_id, o.version
 FEED_LOCK: Final = text("SELECT pg_advisory_xact_lock(hashtextextended('taskherd feed', 0))")
 
 # An event whose predecessor is unpublished stays, to be published once more after it.
-PUBLISHED: Final = text("""
+PUBLISHED: Final = text(f"""
 WITH told AS (
-    SELECT * FROM unnest(CAST(:task_id AS uuid[]), CAST(:version AS bigint[])) AS k(task_id, version)
+    SELECT * FROM unnest({column("task_id", "uuid")}, {column("version", "bigint")}) AS k(task_id, version)
 ), waiting AS (
     SELECT o.task_id, min(o.version) AS version
     FROM outbox AS o LEFT JOIN told AS k ON k.task_id = o.task_id AND k.version = o.version
-    WHERE o.task_id = ANY(CAST(:task_id AS uuid[])) AND k.task_id IS NULL
+    WHERE o.task_id = ANY({column("task_id", "uuid")}) AND k.task_id IS NULL
     GROUP BY o.task_id
 ), gone AS (
     DELETE FROM outbox AS o
@@ -86,5 +88,5 @@ async def published(conn: AsyncConnection, keys: Sequence[tuple[UUID, int]]) -> 
     if not keys:
         return 0
     await conn.execute(FEED_LOCK)
-    values = {"task_id": [task_id for task_id, _ in keys], "version": [version for _, version in keys]}
+    values = {"task_id": lines([task_id for task_id, _ in keys]), "version": lines([version for _, version in keys])}
     return int((await conn.execute(PUBLISHED, values)).scalar_one())
