@@ -39,11 +39,11 @@ def ready(memory: Memory, now: datetime) -> bool:
 def due(memory: Memory) -> datetime | None:
     """When the inbox wants to be looked at although nothing is reported; None: not by itself."""
     inbox = memory.inbox
-    held = said(memory)
     if not inbox.queued or busy(memory) or inbox.delivered_at is None:
         return None
     if status_of(memory, agent_of(memory), app_health_of(memory)) is not Status.ACTIVE:
         return None
+    held = said(memory)
     silent = held is None or held.taken_at <= inbox.delivered_at
     return inbox.delivered_at + SETTLE if silent else None
 

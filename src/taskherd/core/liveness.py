@@ -124,7 +124,7 @@ def deadline(memory: Memory, patience: Patience, now: datetime, since: datetime 
         times.append(_later(memory.build.taken_at, since, now) + wait)
     appeared = memory.appeared.get(memory.number)
     judged = memory.silence is not None and memory.silence.build_number == memory.number
-    if appeared and not judged and agent_of(memory) and memory.number not in memory.heard:
+    if appeared and not judged and memory.number not in memory.heard and agent_of(memory):
         times.append(_later(appeared, since, now) + patience.agent_connect_timeout)
     return min(times, default=None)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from enum import StrEnum
+from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from taskherd.core.value import value
@@ -204,8 +205,9 @@ Report: TypeAlias = (
 )
 
 
+@lru_cache(maxsize=16)
 def rfc3339(instant: datetime) -> str:
-    """An aware UTC instant as RFC 3339 with six fractional digits and ``Z``."""
+    """An aware UTC instant as RFC 3339 with six fractional digits and ``Z``; kept, as batches repeat it."""
     return instant.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 

@@ -112,7 +112,7 @@ class Memory:
     @property
     def number(self) -> int:
         """The number of the task's latest build."""
-        return self.build.report.key[0]
+        return self.build.report.build_number or 1
 
     @property
     def starting(self) -> bool:

@@ -232,7 +232,7 @@ def due_at(memory: Memory, since: datetime | None, now: datetime, patience: Pati
     """When the sweeper is to look at a task with this memory again; None: not before something is said of it."""
     retry = memory.deletion.retry_at if memory.deletion else None
     times = [at for at in (liveness.deadline(memory, patience, now, since), inbox.due(memory), retry) if at is not None]
-    if connected(memory) and not plain(memory):
+    if not plain(memory) and connected(memory):
         heard = memory.heard[memory.number]
         times.append((heard if liveness.credible(heard, now) else now) + patience.agent_lost_after)
     return max(min(times), now + LOOK_AGAIN) if times else None

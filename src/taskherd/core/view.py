@@ -136,7 +136,10 @@ def view(memory: Memory, task_name: str) -> View:
 
 def counts(memory: Memory, facet: Held[Facet] | None) -> bool:
     """Whether a facet that does not outlive its build counts: only for a start, and with the number of that build."""
-    return facet is not None and memory.starting and facet.report.build_number == memory.number
+    if facet is None:
+        return False
+    latest = memory.build.report
+    return latest.transition is Transition.START and facet.report.build_number == latest.build_number
 
 
 def agent_of(memory: Memory) -> Agent | None:

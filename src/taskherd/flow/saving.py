@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from taskherd.core import lease as leasing
-from taskherd.core.obey import Refused, status
+from taskherd.core.obey import Refused
 from taskherd.core.turn import Cause, Fate, due_at
 from taskherd.core.value import replace
 from taskherd.core.view import view
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from taskherd.core.commands import Command
     from taskherd.core.task import Task
     from taskherd.core.turn import Turn
+    from taskherd.core.view import Status, View
     from taskherd.flow.batch import Outcome
     from taskherd.flow.ground import Ground
     from taskherd.flow.loading import Scene
@@ -54,7 +55,8 @@ async def save(connection: AsyncConnection, ground: Ground, scene: Scene, outcom
             continue
         if turn.before is not None and turn.task is turn.before and task_id not in batch.looks:
             continue
-        own, change = _change(turn, now)
+        seen = view(turn.task.memory, turn.task.name)
+        own, change = _change(turn, seen, now)
         if change:
             turn.task = change.task
             changes.append(change)
@@ -62,10 +64,10 @@ async def save(connection: AsyncConnection, ground: Ground, scene: Scene, outcom
         look = batch.looks.get(task_id)
         due = due_at(turn.task.memory, look.since if look else None, now, ground.patience)
         if turn.before is None:
-            created.append(_new_row(turn.task, own, due))
+            created.append(_new_row(turn.task, seen.status, own, due))
         else:
             moved = look is not None or due != scene.rows[task_id].due_at
-            saved.append(_row(turn.task, own, due, moved=moved))
+            saved.append(_row(turn.task, seen.status, own, due, moved=moved))
     if created and len(await tasks.insert_tasks(connection, created)) < len(created):
         raise Retry("a task of that name or id was created meanwhile")
     if saved or changes:
@@ -82,10 +84,10 @@ async def save(connection: AsyncConnection, ground: Ground, scene: Scene, outcom
         _tell_fates(turn, outcome, changed=task_id in told)
 
 
-def _change(turn: Turn, now: datetime) -> tuple[str, Change | None]:
+def _change(turn: Turn, seen: View, now: datetime) -> tuple[str, Change | None]:
     """The task's own part of its document as text, and the change if a reader can see one."""
     task, before = turn.known, turn.before
-    said = document.own(view(task.memory, task.name), task)
+    said = document.own(seen, task)
     own = orjson.dumps(said).decode()
     if before is None:
         changed = tuple(sorted({*said, "initial_prompt"}))
@@ -110,13 +112,13 @@ def _cause(turn: Turn) -> Cause:
     return turn.cause or Cause("sweep", "task.looked_at")
 
 
-def _row(task: Task, own: str, due: datetime | None, *, moved: bool) -> tasks.SavedTask:
+def _row(task: Task, status: Status, own: str, due: datetime | None, *, moved: bool) -> tasks.SavedTask:
     return tasks.SavedTask(
         id=task.id,
         version=task.version,
         updated_at=task.updated_at,
         deleted_at=task.deleted_at,
-        status=status(task.memory).value,
+        status=status.value,
         document=own,
         memory=memory.dumps(task.memory),
         due_at=due,
@@ -125,7 +127,7 @@ def _row(task: Task, own: str, due: datetime | None, *, moved: bool) -> tasks.Sa
     )
 
 
-def _new_row(task: Task, own: str, due: datetime | None) -> tasks.TaskRow:
+def _new_row(task: Task, status: Status, own: str, due: datetime | None) -> tasks.TaskRow:
     return tasks.TaskRow(
         id=task.id,
         owner_id=task.owner_id,
@@ -139,7 +141,7 @@ def _new_row(task: Task, own: str, due: datetime | None) -> tasks.TaskRow:
         version=task.version,
         updated_at=task.updated_at,
         deleted_at=task.deleted_at,
-        status=status(task.memory).value,
+        status=status.value,
         document=own,
         memory=memory.dumps(task.memory),
         due_at=due,

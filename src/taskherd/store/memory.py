@@ -46,17 +46,20 @@ HEALTHS = {each.value: each for each in Health}
 STATES = {each.value: each for each in State}
 """Looking a value up costs a tenth of calling its enum."""
 
-BUILD_FACETS = ("build", "workspace", "runner", "agent", "app")
+_instant = datetime.fromisoformat
+
+NAMED_FACETS = ("workspace", "runner", "agent", "app")
 
 
 def dumps(memory: Memory) -> str:
     """The memory as JSON text; what is absent or at its default is left out."""
-    builds: list[WorkspaceBuild] = []
-    out: dict[str, object] = {"builds": builds}
-    for name in BUILD_FACETS:
+    builds = [memory.build.report]
+    first = (0, memory.build.taken_at)
+    out: dict[str, object] = {"builds": builds, "build": first}
+    for name in NAMED_FACETS:
         held: Held[WorkspaceBuild] | None = getattr(memory, name)
         if held is not None:
-            out[name] = (_index(builds, held.report), held.taken_at)
+            out[name] = first if held is memory.build else (_index(builds, held.report), held.taken_at)
     out["builds"] = [_build(report) for report in builds]
     if memory.lifecycle:
         out["lifecycle"] = _facet(memory.lifecycle, memory.lifecycle.report.lifecycle)
@@ -69,14 +72,7 @@ def dumps(memory: Memory) -> str:
         goodbye = isinstance(memory.connection.report, AgentDisconnected)
         out["connection"] = _facet(memory.connection, goodbye)
     _dump_rest(memory, out)
-    return orjson.dumps(out, default=_identifier).decode()
-
-
-def _identifier(value: object) -> str:
-    """An id that came out of the database: asyncpg's own kind of UUID, which orjson does not know."""
-    if isinstance(value, UUID):
-        return str(value)
-    raise TypeError(type(value).__name__)
+    return orjson.dumps(out).decode()
 
 
 def _dump_rest(memory: Memory, out: dict[str, object]) -> None:
@@ -91,8 +87,8 @@ def _dump_rest(memory: Memory, out: dict[str, object]) -> None:
     if memory.given_up:
         out["given_up"] = (memory.given_up.build_number, memory.given_up.seq, memory.given_up.error)
     inbox = memory.inbox
-    if inbox != NO_INBOX:
-        out["inbox"] = (inbox.queued, inbox.in_flight, inbox.delivered_at)
+    if inbox is not NO_INBOX and inbox != NO_INBOX:
+        out["inbox"] = (inbox.queued, _said(inbox.in_flight), inbox.delivered_at)
     if memory.deletion:
         out["deletion"] = (memory.deletion.attempts, memory.deletion.retry_at, memory.deletion.done)
 
@@ -112,44 +108,59 @@ def _build(report: WorkspaceBuild) -> tuple[object, ...]:
         report.build_number,
         report.seq,
         report.observed_at,
-        report.agent_id,
+        _said(report.agent_id),
         report.transition,
         report.job_status,
-        (workspace.id, workspace.name) if workspace else None,
-        (app.id, app.slug, app.url, app.health) if app else None,
+        (_said(workspace.id), workspace.name) if workspace else None,
+        (_said(app.id), app.slug, app.url, app.health) if app else None,
         report.runner,
         report.error,
     )
 
 
+def _said(identifier: uuid.UUID | None) -> object:
+    """An id for orjson, which does not know asyncpg's kind of UUID; that is a text at once, unlike Python's own."""
+    return str(identifier) if isinstance(identifier, UUID) else identifier
+
+
 def _facet(held: Held[Any], value: object) -> tuple[object, ...]:
     report: BaseReport = held.report
-    return (report.build_number, report.seq, report.observed_at, report.agent_id, held.taken_at, value)
+    return (report.build_number, report.seq, report.observed_at, _said(report.agent_id), held.taken_at, value)
 
 
 def loads(task_id: uuid.UUID, text: str | bytes) -> Memory:
     """The memory that ``dumps`` wrote for this task."""
     said: dict[str, Any] = orjson.loads(text)
+    get = said.get
     builds = [_load_build(task_id, row) for row in said["builds"]]
-    held = {
-        name: Held(builds[row[0]], datetime.fromisoformat(row[1]))
-        for name in BUILD_FACETS
-        if (row := said.get(name)) is not None
-    }
-    inbox = said.get("inbox")
-    silence = said.get("silence")
-    given_up = said.get("given_up")
-    deletion = said.get("deletion")
+    first = said["build"]
+    build = Held(builds[first[0]], _instant(first[1]))
+
+    def named(name: str) -> Held[WorkspaceBuild] | None:
+        """A facet that a build named, most often the latest one."""
+        row = get(name)
+        if row is None or row == first:
+            return row and build
+        return Held(builds[row[0]], _instant(row[1]))
+
+    inbox = get("inbox")
+    silence = get("silence")
+    given_up = get("given_up")
+    deletion = get("deletion")
     return Memory(
-        **held,
-        lifecycle=_load(said, "lifecycle", task_id, _lifecycle),
-        app_health=_load(said, "app_health", task_id, _health),
-        app_status=_load(said, "app_status", task_id, _status),
-        connection=_load(said, "connection", task_id, _connection),
-        heard=_instants(said, "heard"),
-        appeared=_instants(said, "appeared"),
-        asked={number: TRANSITIONS[value] for number, value in said.get("asked", ())},
-        unanswered=said.get("unanswered"),
+        build=build,
+        workspace=named("workspace"),
+        runner=named("runner"),
+        agent=named("agent"),
+        app=named("app"),
+        lifecycle=_load(get("lifecycle"), task_id, _lifecycle),
+        app_health=_load(get("app_health"), task_id, _health),
+        app_status=_load(get("app_status"), task_id, _status),
+        connection=_load(get("connection"), task_id, _connection),
+        heard=_instants(get("heard")),
+        appeared=_instants(get("appeared")),
+        asked={number: TRANSITIONS[name] for number, name in get("asked", ())},
+        unanswered=get("unanswered"),
         silence=Silence(silence[0], silence[1]) if silence else None,
         given_up=GivenUp(given_up[0], given_up[1], given_up[2]) if given_up else None,
         inbox=Inbox(inbox[0], _id(inbox[1]), _at(inbox[2])) if inbox else NO_INBOX,
@@ -158,57 +169,77 @@ def loads(task_id: uuid.UUID, text: str | bytes) -> Memory:
 
 
 def _load_build(task_id: uuid.UUID, row: list[Any]) -> WorkspaceBuild:
-    workspace, app = row[6], row[7]
+    number, seq, observed_at, agent_id, transition, job, workspace, app, runner, error = row
     return WorkspaceBuild(
-        **_common(task_id, row),
-        transition=TRANSITIONS[row[4]],
-        job_status=JOBS[row[5]],
+        task_id=task_id,
+        build_number=number,
+        seq=seq,
+        observed_at=_at(observed_at),
+        agent_id=_id(agent_id),
+        transition=TRANSITIONS[transition],
+        job_status=JOBS[job],
         workspace=Workspace(UUID(workspace[0]), workspace[1]) if workspace else None,
         app=App(UUID(app[0]), app[1], app[2], HEALTHS[app[3]] if app[3] else None) if app else None,
-        runner=row[8],
-        error=row[9],
+        runner=runner,
+        error=error,
     )
 
 
-def _load(
-    said: dict[str, Any], name: str, task_id: uuid.UUID, make: Callable[[dict[str, Any], list[Any]], R]
-) -> Held[R] | None:
-    row = said.get(name)
-    return None if row is None else Held(make(_common(task_id, row), row), datetime.fromisoformat(row[4]))
+def _load(row: list[Any] | None, task_id: uuid.UUID, make: Callable[[uuid.UUID, list[Any]], R]) -> Held[R] | None:
+    return None if row is None else Held(make(task_id, row), _instant(row[4]))
 
 
-def _common(task_id: uuid.UUID, row: list[Any]) -> dict[str, Any]:
-    return {
-        "task_id": task_id,
-        "build_number": row[0],
-        "seq": row[1],
-        "observed_at": _at(row[2]),
-        "agent_id": _id(row[3]),
-    }
+def _lifecycle(task_id: uuid.UUID, row: list[Any]) -> AgentLifecycle:
+    number, seq, observed_at, agent_id, _, said = row
+    return AgentLifecycle(
+        task_id=task_id,
+        build_number=number,
+        seq=seq,
+        observed_at=_at(observed_at),
+        agent_id=_id(agent_id),
+        lifecycle=LIFECYCLES[said],
+    )
 
 
-def _lifecycle(common: dict[str, Any], row: list[Any]) -> AgentLifecycle:
-    return AgentLifecycle(**common, lifecycle=LIFECYCLES[row[5]])
+def _health(task_id: uuid.UUID, row: list[Any]) -> AppHealth:
+    number, seq, observed_at, agent_id, _, said = row
+    return AppHealth(
+        task_id=task_id,
+        build_number=number,
+        seq=seq,
+        observed_at=_at(observed_at),
+        agent_id=_id(agent_id),
+        health=HEALTHS[said],
+    )
 
 
-def _health(common: dict[str, Any], row: list[Any]) -> AppHealth:
-    return AppHealth(**common, health=HEALTHS[row[5]])
+def _status(task_id: uuid.UUID, row: list[Any]) -> AppStatus:
+    number, seq, observed_at, agent_id, _, said, message, uri = row
+    return AppStatus(
+        task_id=task_id,
+        build_number=number,
+        seq=seq,
+        observed_at=_at(observed_at),
+        agent_id=_id(agent_id),
+        state=STATES[said],
+        message=message,
+        uri=uri,
+    )
 
 
-def _status(common: dict[str, Any], row: list[Any]) -> AppStatus:
-    return AppStatus(**common, state=STATES[row[5]], message=row[6], uri=row[7])
+def _connection(task_id: uuid.UUID, row: list[Any]) -> AgentHeartbeat | AgentDisconnected:
+    number, seq, observed_at, agent_id, _, goodbye = row
+    return (AgentDisconnected if goodbye else AgentHeartbeat)(
+        task_id=task_id, build_number=number, seq=seq, observed_at=_at(observed_at), agent_id=_id(agent_id)
+    )
 
 
-def _connection(common: dict[str, Any], row: list[Any]) -> AgentHeartbeat | AgentDisconnected:
-    return AgentDisconnected(**common) if row[5] else AgentHeartbeat(**common)
-
-
-def _instants(said: dict[str, Any], name: str) -> dict[int, datetime]:
-    return {number: datetime.fromisoformat(at) for number, at in said.get(name, ())}
+def _instants(rows: list[tuple[int, str]] | None) -> dict[int, datetime]:
+    return {number: _instant(at) for number, at in rows} if rows else {}
 
 
 def _at(text: str | None) -> datetime | None:
-    return None if text is None else datetime.fromisoformat(text)
+    return None if text is None else _instant(text)
 
 
 def _id(text: str | None) -> uuid.UUID | None:

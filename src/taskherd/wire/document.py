@@ -80,10 +80,10 @@ def own(view: View, task: Task) -> dict[str, Any]:
         "workspace_id": _id(view.workspace_id),
         "workspace_name": view.workspace_name,
         "workspace_agent_id": _id(view.agent_id),
-        "workspace_agent_lifecycle": None if view.lifecycle is None else str(view.lifecycle),
+        "workspace_agent_lifecycle": None if view.lifecycle is None else view.lifecycle.value,
         "workspace_agent_health": None,
         "workspace_app_id": _id(view.app_id),
-        "status": str(view.status),
+        "status": view.status.value,
         "current_state": None,
         "created_at": rfc3339(task.created_at),
     }
@@ -98,7 +98,7 @@ def own(view: View, task: Task) -> dict[str, Any]:
     if state is not None:
         said["current_state"] = {
             "timestamp": rfc3339(state.timestamp),
-            "state": str(state.state),
+            "state": state.state,
             "message": state.message,
             "uri": state.uri,
         }
@@ -125,7 +125,10 @@ def render(own: Mapping[str, Any], prompt: str, names: Names, updated_at: dateti
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:
     """The names of the fields that differ between two own parts, sorted; a field that came or went counts."""
-    return tuple(sorted(name for name in old.keys() | new.keys() if old.get(name, _ABSENT) != new.get(name, _ABSENT)))
+    differ = [name for name, content in new.items() if old.get(name, _ABSENT) != content]
+    differ += old.keys() - new.keys()
+    differ.sort()
+    return tuple(differ)
 
 
 _ABSENT = object()

@@ -94,8 +94,8 @@ FOLD: list[Guard] = [
 
 VIEW: list[Guard] = [
     # what counts
-    ("memory.starting and facet", "facet", view.test_no_agent_while_stopping),
-    ("and facet.report.build_number == memory.number", "", view.test_what_outlives_a_build),
+    ("latest.transition is Transition.START and facet", "facet", view.test_no_agent_while_stopping),
+    ("and facet.report.build_number == latest.build_number", "", view.test_what_outlives_a_build),
     (
         "memory.app_health and counts(memory, memory.app_health)",
         "memory.app_health",

@@ -111,7 +111,7 @@ LIVENESS: list[Guard] = [
         liveness.test_deadlines,
     ),
     ("if appeared and not judged and", "if appeared and", liveness.test_deadlines),
-    ("and memory.number not in memory.heard:", ":", liveness.test_deadlines),
+    ("and memory.number not in memory.heard and agent_of", "and agent_of", liveness.test_deadlines),
     ("at if since is None else max(at, since)", "at", liveness.test_deadlines),
     ("return min(times", "return max(times", liveness.test_deadlines),
     ("would_lose >= MASS_LEAST and", "", liveness.test_the_brake),
