@@ -6,6 +6,7 @@ again. An outage is waited out with the batch in hand: handing deliveries back w
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -21,6 +22,7 @@ from taskherd.errors import Unavailable
 from taskherd.flow.aside import REFUSED
 from taskherd.flow.batch import Batch
 from taskherd.flow.corridor import reconcile
+from taskherd.flow.lanes import Lanes, Load
 from taskherd.flow.patience import POISON
 from taskherd.flow.probe import is_probe
 from taskherd.observe.failpoints import Failpoint
@@ -52,10 +54,17 @@ IDS_TOLD = 5
 class Judged:
     """The reports of some deliveries, where each came from, and what can't be taken."""
 
+    deliveries: Sequence[Delivery]
     reports: list[Report] = field(default_factory=list)
     origins: list[tuple[Delivery, int | None]] = field(default_factory=list)
     bad: list[tuple[Delivery, Bad]] = field(default_factory=list)
     probes: list[Delivery] = field(default_factory=list)
+
+    @property
+    def load(self) -> Load:
+        """What these deliveries occupy a lane with."""
+        tasks = frozenset([report.task_id for report in self.reports])
+        return Load(tasks, len(self.deliveries), alone=any(each.suspect for each in self.deliveries))
 
 
 class Ingest:
@@ -67,41 +76,47 @@ class Ingest:
         self._ground = ground
         self._relay = relay
         self._probe = probe
-        self.in_hand = 0
+        self._lanes: Lanes | None = None
         self._taken_until = LONG_AGO
+
+    @property
+    def in_hand(self) -> int:
+        """How many deliveries are on their way."""
+        return self._lanes.in_hand if self._lanes else 0
 
     async def run(self, most: int, wait: float) -> None:
         """Take batches of up to ``most`` deliveries until the intake has stopped and is empty."""
-        while deliveries := await self._intake.batch(most, wait):
-            for part in _apart(deliveries):
-                self.in_hand = len(part)
-                try:
-                    await self.take(part)
-                except Unavailable as error:
-                    log.warning("batch given back", deliveries=len(part), reason=str(error))
-            self.in_hand = 0
+        async with asyncio.TaskGroup() as group:
+            self._lanes = lanes = Lanes(group)
+            while deliveries := await self._intake.batch(most, wait):
+                for part in _apart(deliveries):
+                    self._ground.hit(Failpoint.RECEIVE)
+                    judged = self._judge(part)
+                    await lanes.send(judged.load, partial(self._take, judged))
+                await lanes.free()
 
-    async def take(self, deliveries: Sequence[Delivery]) -> None:
-        """Bring some deliveries through: decode, fold, commit, bury what is bad, ack; the relay tells the rest."""
-        began = perf_counter()
-        self._ground.hit(Failpoint.RECEIVE)
-        judged = self._judge(deliveries)
-        fates = await self._fold(judged.reports)
-        self._ground.hit(Failpoint.POST_COMMIT)
-        self._ground.metrics.batch_size.observe(len(deliveries))
-        self._ground.metrics.batch_seconds.observe(perf_counter() - began)
-        await self._bury(judged, fates)
-        acked = await self._intake.ack(deliveries)
+    async def _take(self, judged: Judged, before: asyncio.Task[None] | None) -> None:
+        """Bring a batch through: fold, commit, bury what is bad, ack after ``before``; the relay tells the rest."""
+        try:
+            fates = await self._fold(judged.reports)
+            self._ground.hit(Failpoint.POST_COMMIT)
+            await self._bury(judged, fates)
+        except Unavailable as error:
+            log.warning("batch given back", deliveries=len(judged.deliveries), reason=str(error))
+            return
+        if before is not None:
+            await asyncio.wait({before})
+        acked = await self._intake.ack(judged.deliveries)
         self._ground.hit(Failpoint.POST_ACK)
         for delivery in judged.probes:
             self._probe.back(delivery)
         self._count(judged, fates)
         tasks = [str(report.task_id) for report in judged.reports[:IDS_TOLD]]
-        log.debug("batch", deliveries=len(deliveries), reports=len(judged.reports), acked=acked, task_ids=tasks)
+        log.debug("batch", deliveries=len(judged.deliveries), reports=len(judged.reports), acked=acked, task_ids=tasks)
 
     def _judge(self, deliveries: Sequence[Delivery]) -> Judged:
         now = max(self._ground.now(), self._taken_until)
-        judged = Judged()
+        judged = Judged(deliveries)
         for delivery in deliveries:
             if delivery.redelivered:
                 self._ground.metrics.redeliveries.inc()
@@ -126,6 +141,7 @@ class Ingest:
         """The fates of the reports; a reason for one that can't be taken, found by halving."""
         if not reports:
             return []
+        began = perf_counter()
         try:
             outcome = await self._ground.persist(
                 lambda: reconcile(self._ground, Batch(reports), self._ground.now()), "database"
@@ -137,6 +153,7 @@ class Ingest:
             self._ground.metrics.batch_failures.labels("bisected").inc()
             half = len(reports) // 2
             return [*await self._fold(reports[:half]), *await self._fold(reports[half:])]
+        self._ground.metrics.batch_seconds.observe(perf_counter() - began)
         self._relay.offer(outcome.changes, requested=bool(outcome.requested))
         return list(outcome.fates)
 
@@ -168,6 +185,7 @@ class Ingest:
         log.warning("dead letters", count=len(letters), first=told)
 
     def _count(self, judged: Judged, fates: Sequence[Fate | Reason]) -> None:
+        self._ground.metrics.batch_size.observe(len(judged.deliveries))
         outcomes = (OUTCOMES.get(fate, "invalid") for fate in fates)
         counts = Counter(zip((report.type for report in judged.reports), outcomes, strict=True))
         counts["unknown", "invalid"] += len(judged.bad)
