@@ -82,6 +82,7 @@ def open_engine(
         "timezone": "UTC",
         "jit": "off",
         "plan_cache_mode": "force_generic_plan",
+        "enable_seqscan": "off",  # a plan made while a table was empty reads all of it when it is not, until ANALYZE
     }
     return create_async_engine(
         sqlalchemy_url(database_url),

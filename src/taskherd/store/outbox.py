@@ -46,20 +46,29 @@ ORDER BY o.occurred_at, o.task_id, o.version
 
 FEED_LOCK: Final = text("SELECT pg_advisory_xact_lock(hashtextextended('taskherd feed', 0))")
 
-# An event whose predecessor is unpublished stays, to be published once more after it.
+# Versions of a task follow each other without a gap. A run of them goes unless an earlier one is unpublished: then
+# it stays, to be published once more after that one. The outbox is empty now and long the next moment, so PostgreSQL's
+# idea of its size is worth nothing: a join of 1,000 keys with 10,000 rows and 50,000 dead ones, planned for an empty
+# one, took 54 s. Hence nothing to choose: one look into the key for each run, then the rows by their place.
 PUBLISHED: Final = text(f"""
 WITH told AS (
-    SELECT * FROM unnest({column("task_id", "uuid")}, {column("version", "bigint")}) AS k(task_id, version)
-), waiting AS (
-    SELECT o.task_id, min(o.version) AS version
-    FROM outbox AS o LEFT JOIN told AS k ON k.task_id = o.task_id AND k.version = o.version
-    WHERE o.task_id = ANY({column("task_id", "uuid")}) AND k.task_id IS NULL
-    GROUP BY o.task_id
+    SELECT task_id, version, version - dense_rank() OVER (PARTITION BY task_id ORDER BY version) AS run
+    FROM unnest({column("task_id", "uuid")}, {column("version", "bigint")}) AS k(task_id, version)
+), runs AS (
+    SELECT task_id, min(version) AS first, max(version) AS last FROM told GROUP BY task_id, run
 ), gone AS (
-    DELETE FROM outbox AS o
-    USING told AS k LEFT JOIN waiting AS w ON w.task_id = k.task_id
-    WHERE o.task_id = k.task_id AND o.version = k.version AND (w.version IS NULL OR k.version < w.version)
-    RETURNING o.task_id, o.version, o.occurred_at
+    DELETE FROM outbox WHERE ctid = ANY(ARRAY(
+        SELECT unnest(lowest.places)
+        FROM runs AS r CROSS JOIN LATERAL (
+            SELECT array_agg(ctid) AS places, min(version) AS first
+            FROM (
+                SELECT ctid, version FROM outbox WHERE task_id = r.task_id AND version <= r.last
+                ORDER BY version LIMIT r.last - r.first + 1
+            ) AS o
+        ) AS lowest
+        WHERE lowest.first >= r.first
+    ))
+    RETURNING task_id, version, occurred_at
 ), fed AS (
     INSERT INTO task_feed (position, task_id, version, occurred_at)
     SELECT nextval('task_feed_position'), task_id, version, occurred_at
