@@ -1,7 +1,7 @@
 """Columns as lines: a column of many rows travels as one text, a line for each row, and becomes an array in PostgreSQL.
 
 asyncpg looks at each element of an array several times, to find out whether it is a list itself: saving a task with its
-event took the worker 12.5 µs as arrays and takes 8 as lines; PostgreSQL, which has more to parse, takes 30 instead of 28.
+event took the worker 12.5 µs as arrays and takes 8 as lines; PostgreSQL, which parses more, takes 30 instead of 28.
 One JSON text for all would save the worker as much, and cost PostgreSQL 15 more.
 """
 
