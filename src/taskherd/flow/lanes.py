@@ -1,4 +1,4 @@
-"""Two lanes through the corridor: while one batch waits for the database the next goes its way, if it is of other tasks.
+"""Two lanes through the corridor: while one batch waits for the database, the next goes on if it is of other tasks.
 
 The reports of a task thus keep their order, and no batch waits for the row locks of another.
 """
