@@ -11,14 +11,13 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from taskherd.core.lease import Beat, Lease
-from taskherd.store.columns import column, instant, lines
 
 # A repeat (the same seq) is left to the corridor, which knows how to break the tie.
-TOUCH: Final = text(f"""
+TOUCH: Final = text("""
 WITH beats AS (
     SELECT * FROM unnest(
-        {column("task_id", "uuid")}, {column("build_number", "integer")}, {column("agent_id", "uuid")},
-        {column("seq", "bigint")}, {column("observed_at", "timestamptz")}, {column("heard_at", "timestamptz")}
+        CAST(:task_id AS uuid[]), CAST(:build_number AS integer[]), CAST(:agent_id AS uuid[]),
+        CAST(:seq AS bigint[]), CAST(:observed_at AS timestamptz[]), CAST(:heard_at AS timestamptz[])
     ) AS b(task_id, build_number, agent_id, seq, observed_at, heard_at)
 ), held AS (
     SELECT l.task_id, b.seq, b.observed_at, b.heard_at
@@ -38,17 +37,17 @@ WHERE l.task_id = h.task_id
 RETURNING l.task_id
 """)
 
-LOAD: Final = text(f"""
+LOAD: Final = text("""
 SELECT task_id, build_number, agent_id, seq, observed_at, heard_at
-FROM leases WHERE task_id = ANY({column("ids", "uuid")}) ORDER BY task_id
+FROM leases WHERE task_id = ANY(CAST(:ids AS uuid[])) ORDER BY task_id
 FOR UPDATE
 """)
 
-UPSERT: Final = text(f"""
+UPSERT: Final = text("""
 INSERT INTO leases (task_id, build_number, agent_id, seq, observed_at, heard_at)
 SELECT * FROM unnest(
-    {column("task_id", "uuid")}, {column("build_number", "integer")}, {column("agent_id", "uuid")},
-    {column("seq", "bigint")}, {column("observed_at", "timestamptz")}, {column("heard_at", "timestamptz")}
+    CAST(:task_id AS uuid[]), CAST(:build_number AS integer[]), CAST(:agent_id AS uuid[]),
+    CAST(:seq AS bigint[]), CAST(:observed_at AS timestamptz[]), CAST(:heard_at AS timestamptz[])
 ) AS u(task_id, build_number, agent_id, seq, observed_at, heard_at)
 ORDER BY task_id
 ON CONFLICT (task_id) DO UPDATE
@@ -56,9 +55,9 @@ SET build_number = excluded.build_number, agent_id = excluded.agent_id, seq = ex
     observed_at = excluded.observed_at, heard_at = excluded.heard_at
 """)
 
-REMOVE: Final = text(f"""
+REMOVE: Final = text("""
 WITH gone AS (
-    SELECT task_id FROM leases WHERE task_id = ANY({column("ids", "uuid")}) ORDER BY task_id FOR UPDATE
+    SELECT task_id FROM leases WHERE task_id = ANY(CAST(:ids AS uuid[])) ORDER BY task_id FOR UPDATE
 )
 DELETE FROM leases USING gone WHERE leases.task_id = gone.task_id
 """)
@@ -70,14 +69,14 @@ COUNT: Final = text("SELECT count(*) FROM leases")
 COUNT_SILENT: Final = text("SELECT count(*) FROM leases WHERE heard_at < :before")
 
 
-def _columns(rows: Sequence[Beat] | Sequence[Lease]) -> dict[str, str]:
+def _columns(rows: Sequence[Beat] | Sequence[Lease]) -> dict[str, list[object]]:
     return {
-        "task_id": lines([row.task_id for row in rows]),
-        "build_number": lines([row.build_number for row in rows]),
-        "agent_id": lines([row.agent_id for row in rows]),
-        "seq": lines([row.seq for row in rows]),
-        "observed_at": lines([row.observed_at for row in rows]),
-        "heard_at": lines([instant(row.heard_at) for row in rows]),
+        "task_id": [row.task_id for row in rows],
+        "build_number": [row.build_number for row in rows],
+        "agent_id": [row.agent_id for row in rows],
+        "seq": [row.seq for row in rows],
+        "observed_at": [row.observed_at for row in rows],
+        "heard_at": [row.heard_at for row in rows],
     }
 
 
@@ -91,7 +90,7 @@ async def touch(conn: AsyncConnection, beats: Sequence[Beat]) -> set[UUID]:
 
 async def load(conn: AsyncConnection, ids: Sequence[UUID]) -> list[Lease]:
     """Lock the leases that exist among `ids`, in id order, and return them so."""
-    rows = await conn.execute(LOAD, {"ids": lines(ids)})
+    rows = await conn.execute(LOAD, {"ids": ids})
     return [Lease(*row) for row in rows]
 
 
@@ -102,7 +101,7 @@ async def upsert(conn: AsyncConnection, leases: Sequence[Lease]) -> None:
 
 async def remove(conn: AsyncConnection, ids: Sequence[UUID]) -> None:
     """End the leases of these tasks."""
-    await conn.execute(REMOVE, {"ids": lines(ids)})
+    await conn.execute(REMOVE, {"ids": ids})
 
 
 async def silent(conn: AsyncConnection, before: datetime, limit: int) -> list[UUID]:

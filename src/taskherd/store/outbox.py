@@ -15,8 +15,6 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from taskherd.store.columns import column, lines
-
 
 @dataclass(frozen=True, slots=True)
 class OutboxEvent:
@@ -50,10 +48,10 @@ FEED_LOCK: Final = text("SELECT pg_advisory_xact_lock(hashtextextended('taskherd
 # it stays, to be published once more after that one. The outbox is empty now and long the next moment, so PostgreSQL's
 # idea of its size is worth nothing: a join of 1,000 keys with 10,000 rows and 50,000 dead ones, planned for an empty
 # one, took 54 s. Hence nothing to choose: one look into the key for each run, then the rows by their place.
-PUBLISHED: Final = text(f"""
+PUBLISHED: Final = text("""
 WITH told AS (
     SELECT task_id, version, version - dense_rank() OVER (PARTITION BY task_id ORDER BY version) AS run
-    FROM unnest({column("task_id", "uuid")}, {column("version", "bigint")}) AS k(task_id, version)
+    FROM unnest(CAST(:task_id AS uuid[]), CAST(:version AS bigint[])) AS k(task_id, version)
 ), runs AS (
     SELECT task_id, min(version) AS first, max(version) AS last FROM told GROUP BY task_id, run
 ), gone AS (
@@ -97,5 +95,5 @@ async def published(conn: AsyncConnection, keys: Sequence[tuple[UUID, int]]) -> 
     if not keys:
         return 0
     await conn.execute(FEED_LOCK)
-    values = {"task_id": lines([task_id for task_id, _ in keys]), "version": lines([version for _, version in keys])}
+    values = {"task_id": [task_id for task_id, _ in keys], "version": [version for _, version in keys]}
     return int((await conn.execute(PUBLISHED, values)).scalar_one())

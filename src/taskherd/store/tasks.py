@@ -1,7 +1,7 @@
 """The rows of tasks on the hot path: locked in id order, saved with their history in one statement.
 
-A column of many rows travels as one parameter, so that a batch of any size is one statement with one plan. JSON travels
-as text, which PostgreSQL stores as it is; a document that its row and its event share travels once.
+Rows travel as arrays, one for each column, so that a batch of any size is one statement with one plan. JSON travels as
+text, which PostgreSQL stores as it is; a document that its row and its event share travels once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from taskherd.core.value import replace, value
-from taskherd.store.columns import column, instant, lines
 
 
 @value(frozen=True, slots=True)
@@ -82,12 +81,12 @@ class Prompt:
     prompt: str
 
 
-LOCK: Final = text(f"""
+LOCK: Final = text("""
 SELECT t.id, t.owner_id, t.organization_id, t.template_id, t.template_version_id, t.preset_id, t.name, t.display_name,
        t.created_at, t.version, t.updated_at, t.deleted_at, t.status, CAST(t.document AS text), CAST(t.memory AS text),
        t.due_at, t.prompt_version, p.prompt
 FROM tasks AS t LEFT JOIN task_prompts AS p ON p.task_id = t.id AND p.version = t.prompt_version
-WHERE t.id = ANY({column("ids", "uuid")})
+WHERE t.id = ANY(CAST(:ids AS uuid[]))
 ORDER BY t.id
 FOR UPDATE OF t
 """)
@@ -98,14 +97,14 @@ FROM tasks AS t JOIN task_prompts AS p ON p.task_id = t.id AND p.version = t.pro
 WHERE t.id = ANY(CAST(:ids AS uuid[]))
 """)
 
-SAVE: Final = text(f"""
+SAVE: Final = text("""
 WITH said AS MATERIALIZED (
     SELECT id, version, updated_at, deleted_at, status, CAST(document AS json) AS document,
            CAST(memory AS json) AS memory, due_at, prompt_version
     FROM unnest(
-        {column("id", "uuid")}, {column("version", "bigint")}, {column("updated_at", "timestamptz")},
-        {column("deleted_at", "timestamptz")}, {column("status", "text")}, {column("document", "text")},
-        {column("memory", "text")}, {column("due_at", "timestamptz")}, {column("prompt_version", "bigint")}
+        CAST(:id AS uuid[]), CAST(:version AS bigint[]), CAST(:updated_at AS timestamptz[]),
+        CAST(:deleted_at AS timestamptz[]), CAST(:status AS text[]), CAST(:document AS text[]),
+        CAST(:memory AS text[]), CAST(:due_at AS timestamptz[]), CAST(:prompt_version AS bigint[])
     ) AS s(id, version, updated_at, deleted_at, status, document, memory, due_at, prompt_version)
 ), saved AS (
     UPDATE tasks
@@ -115,22 +114,22 @@ WITH said AS MATERIALIZED (
     WHERE tasks.id = s.id
     RETURNING 1
 ), settled AS (
-    DELETE FROM task_deadlines WHERE task_id = ANY({column("settled", "uuid")})
+    DELETE FROM task_deadlines WHERE task_id = ANY(CAST(:settled AS uuid[]))
 ), due AS (
     INSERT INTO task_deadlines AS d (task_id, due_at)
-    SELECT * FROM unnest({column("moved", "uuid")}, {column("moved_to", "timestamptz")}) AS m(task_id, due_at)
+    SELECT * FROM unnest(CAST(:moved AS uuid[]), CAST(:moved_to AS timestamptz[])) AS m(task_id, due_at)
     ORDER BY task_id
     ON CONFLICT (task_id) DO UPDATE SET due_at = excluded.due_at WHERE d.due_at <> excluded.due_at
 ), events AS MATERIALIZED (
     SELECT * FROM unnest(
-        {column("e_task_id", "uuid")}, {column("e_version", "bigint")}, {column("e_occurred_at", "timestamptz")},
-        {column("e_kind", "text")}, {column("e_document", "text")}, {column("e_changes", "text")},
-        {column("e_cause", "text")}, {column("e_prompt_version", "bigint")}
+        CAST(:e_task_id AS uuid[]), CAST(:e_version AS bigint[]), CAST(:e_occurred_at AS timestamptz[]),
+        CAST(:e_kind AS text[]), CAST(:e_document AS text[]), CAST(:e_changes AS text[]),
+        CAST(:e_cause AS text[]), CAST(:e_prompt_version AS bigint[])
     ) AS e(task_id, version, occurred_at, kind, document, changes, cause, prompt_version)
 ), told AS (
     INSERT INTO task_events (task_id, version, occurred_at, kind, document, changes, cause, prompt_version)
     SELECT e.task_id, e.version, e.occurred_at, e.kind, COALESCE(CAST(e.document AS json), s.document),
-           COALESCE(string_to_array(e.changes, ','), CAST('{{}}' AS text[])), CAST(e.cause AS json), e.prompt_version
+           string_to_array(e.changes, ','), CAST(e.cause AS json), e.prompt_version
     FROM events AS e LEFT JOIN said AS s ON s.id = e.task_id
 ), unpublished AS (
     INSERT INTO outbox (task_id, version, occurred_at) SELECT task_id, version, occurred_at FROM events
@@ -191,7 +190,7 @@ async def lock(conn: AsyncConnection, ids: Sequence[UUID]) -> list[TaskRow]:
 
     Whoever locks more than one task must do it here, in one call.
     """
-    found = (await conn.execute(LOCK, {"ids": lines(ids)})).all()
+    found = (await conn.execute(LOCK, {"ids": ids})).all()
     late = await _late_prompts(conn, [row.id for row in found if row.prompt is None])
     rows = [TaskRow(*row) for row in found]
     return [replace(row, prompt=late.get(row.id, row.prompt)) for row in rows] if late else rows
@@ -215,10 +214,10 @@ async def save(conn: AsyncConnection, rows: Sequence[SavedTask], events: Sequenc
     """
     documents = {row.id: row.document for row in rows}
     moved = [row for row in rows if row.due_moved and row.due_at is not None]
-    values: dict[str, list[object]] = {
+    values = {
         "id": [row.id for row in rows],
         "version": [row.version for row in rows],
-        "updated_at": [instant(row.updated_at) for row in rows],
+        "updated_at": [row.updated_at for row in rows],
         "deleted_at": [row.deleted_at for row in rows],
         "status": [row.status for row in rows],
         "document": [row.document for row in rows],
@@ -230,15 +229,14 @@ async def save(conn: AsyncConnection, rows: Sequence[SavedTask], events: Sequenc
         "moved_to": [row.due_at for row in moved],
         "e_task_id": [event.task_id for event in events],
         "e_version": [event.version for event in events],
-        "e_occurred_at": [instant(event.occurred_at) for event in events],
+        "e_occurred_at": [event.occurred_at for event in events],
         "e_kind": [event.kind for event in events],
         "e_document": [None if event.document == documents.get(event.task_id) else event.document for event in events],
         "e_changes": [",".join(event.changes) for event in events],
         "e_cause": [event.cause for event in events],
         "e_prompt_version": [event.prompt_version for event in events],
     }
-    saved = await conn.execute(SAVE, {name: lines(values_of) for name, values_of in values.items()})
-    return int(saved.scalar_one())
+    return int((await conn.execute(SAVE, values)).scalar_one())
 
 
 async def insert_tasks(conn: AsyncConnection, new: Sequence[TaskRow]) -> set[UUID]:
