@@ -184,7 +184,7 @@ class Stage:
         code = await worker.ended(within)
         assert code == 0, f"ended with {code}: {self.tail(worker)}"
         errors = [line for line in worker.lines() if line.get("level") in {"error", "critical"}]
-        assert errors == [], "a fault that is only waited out was logged as an error"
+        assert errors == [], f"a fault that is only waited out was logged as an error: {errors[:3]}"
 
     async def send(self, messages: Sequence[Outgoing], within: float = 60.0) -> None:
         """Send messages until the broker has confirmed every one as queued, some twice if need be."""

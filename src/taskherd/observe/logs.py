@@ -25,6 +25,8 @@ _PASSWORD_IN_URL = re.compile(
     r"(?P<before>\b[a-z][a-z0-9+.-]{0,19}://[^\s:/@]{0,128}:)[^\s/]{0,512}(?P<after>@)", re.IGNORECASE
 )
 _NOISY = ("aio_pika", "aiormq", "alembic", "asyncio", "sqlalchemy")
+_TOLD_BY_US = ("aiormq.connection",)
+"""Logs each attempt to connect as an error, with a stack, and raises it too; our own line says what is waited for."""
 
 
 def configure(level: str, form: str, *, secrets: Iterable[str] = (), stream: TextIO | None = None) -> None:
@@ -57,6 +59,8 @@ def configure(level: str, form: str, *, secrets: Iterable[str] = (), stream: Tex
     root.setLevel(level.upper())
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
+    for name in _TOLD_BY_US:
+        logging.getLogger(name).setLevel(logging.DEBUG if level == "debug" else logging.CRITICAL)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
