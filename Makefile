@@ -45,6 +45,7 @@ format: $(READY) ## format and fix what can be fixed
 
 docs: $(READY) ## write the generated documents again
 	$(BIN)/python -m taskherd.wire.asyncapi > docs/asyncapi.yaml
+	$(BIN)/python -m taskherd.api.openapi > docs/openapi.json
 	$(BIN)/python -m taskherd.core.diagram > docs/state-diagram.md
 	$(BIN)/python -m taskherd.settings > docs/settings.md
 	$(BIN)/python -m taskherd.observe.metrics > docs/metrics.md

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from taskherd.flow.loading import Scene
 
 
-CLASH = Refused(409, "command_id was used for another command.")
+CLASH = Refused(409, replies.USED_BEFORE)
 
 
 async def save(connection: AsyncConnection, ground: Ground, scene: Scene, outcome: Outcome) -> None:

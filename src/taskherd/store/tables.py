@@ -338,6 +338,22 @@ task_feed = Table(
     comment="Published events in the order in which readers resume; positions are given by one writer at a time",
 )
 
+# Who may speak to the API.
+
+api_tokens = Table(
+    "api_tokens",
+    METADATA,
+    Column("id", Text, primary_key=True),
+    Column("user_id", Uuid, ForeignKey("users.id"), nullable=False),
+    _column("secret_hash", LargeBinary, comment="SHA-256 of the secret, which is kept nowhere"),
+    _column("created_at", Time, server_default=text("now()")),
+    Column("expires_at", Time),
+    Column("revoked_at", Time),
+    Column("last_used_at", Time, comment="within a minute or so: written seldom, many at once"),
+    Index("api_tokens_user_id_idx", "user_id"),
+    comment="Who may speak to the API, and until when",
+)
+
 # The worker's own books.
 
 command_log = Table(
