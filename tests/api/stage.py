@@ -142,4 +142,18 @@ async def stage(
         yield own
 
 
-__all__ = ["ALICE", "BOB", "CAROL", "MALLORY", "ORGANIZATION", "TEMPLATE", "VERSION", "Stage", "serving", "stage"]
+__all__ = [
+    "ALICE",
+    "BOB",
+    "CAROL",
+    "MALLORY",
+    "ORGANIZATION",
+    "OTHER",
+    "OTHER_VERSION",
+    "PATIENCE",
+    "TEMPLATE",
+    "VERSION",
+    "Stage",
+    "serving",
+    "stage",
+]
