@@ -97,10 +97,8 @@ def invalid(*wrong: tuple[str, str], message: str = "Validation failed.") -> Ref
 
 
 def too_large(most: int) -> Refusal:
-    """A body over the bound; the rest of it is not read."""
-    return Refusal(
-        413, "Request body is too large.", f"At most {most} bytes are accepted.", headers={"Connection": "close"}
-    )
+    """A body over the bound; the server throws away what comes of the rest."""
+    return Refusal(413, "Request body is too large.", f"At most {most} bytes are accepted.")
 
 
 def too_slow() -> Refusal:

@@ -27,10 +27,14 @@ if TYPE_CHECKING:
 
 HEAD_MOST: Final = 32 * 1024
 """Bytes of a request's head."""
+DISCARD_MOST: Final = 16 * 1024 * 1024
+"""Bytes of a refused body that are still taken, so that who sends it gets to read why it was refused."""
 KEEP_ALIVE: Final = 75.0
 BACKLOG: Final = 1024
 SOCKET_MESSAGE_MOST: Final = 64 * 1024
 _PING_EVERY: Final = 20.0
+_FIELD_EXTRA: Final = 4  # a colon, a space and the line's end
+_HEAD_TOO_LARGE: Final = (HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "Request header is too large.")
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -39,7 +43,9 @@ class BoundedProtocol(HttpToolsProtocol):
     head_within: float
     connections_most: int
     _in_head = True
-    _head_bytes = 0
+    _fields_bytes = 0
+    _unparsed_bytes = 0
+    _discarded_bytes = 0
     _refusal: tuple[HTTPStatus, str] | None = None
     _timer: asyncio.TimerHandle | None = None
 
@@ -58,26 +64,25 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser and bound what it keeps of a head."""
-        if self._in_head:
-            self._head_bytes += len(data)
         super().data_received(data)
         if self._in_head and not self.transport.is_closing():
-            if self._head_bytes > HEAD_MOST:
-                self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "Request header is too large.")
+            self._unparsed_bytes += len(data)
+            if self._unparsed_bytes > HEAD_MOST:
+                self._refuse(*_HEAD_TOO_LARGE)
             else:
                 self._watch()
 
     def on_message_begin(self) -> None:
         """A request begins."""
         self._in_head = True
-        self._head_bytes = 0
+        self._fields_bytes = self._unparsed_bytes = self._discarded_bytes = 0
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One more field of the head; uvicorn answers what is raised here by `send_400_response`."""
-        self._head_bytes += len(name) + len(value)
-        if self._head_bytes > 2 * HEAD_MOST:  # a field is counted once as bytes and once here
-            self._refusal = (HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "Request header is too large.")
+        self._fields_bytes += len(name) + len(value) + _FIELD_EXTRA
+        if self._fields_bytes > HEAD_MOST:
+            self._refusal = _HEAD_TOO_LARGE
             raise ValueError
         super().on_header(name, value)
 
@@ -86,6 +91,14 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_head = False
         self._calm()
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """More of the body came; of one that was answered already only so much is thrown away."""
+        if self.cycle.response_complete:
+            self._discarded_bytes += len(body)
+            if self._discarded_bytes > DISCARD_MOST:
+                self.transport.close()
+        super().on_body(body)
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP, or what a callback refused."""

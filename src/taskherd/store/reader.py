@@ -32,7 +32,7 @@ Row: TypeAlias = Any
 
 _NO_TABLE: Final = "42P01"
 _IDLE_MOST: Final = 300.0
-_FAILURES: Final = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+_FAILURES: Final = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
 class _Connection(asyncpg.Connection):  # type: ignore[misc] # asyncpg has no types
@@ -84,8 +84,10 @@ class Reader:
             connection = await pool.acquire(timeout=COMMAND_TIMEOUT)
             try:
                 rows: Sequence[Row] = await connection.fetch(statement, *values)
-            except TimeoutError:
-                connection.terminate()  # its answer never came: nobody is to wait for it again
+            except asyncpg.PostgresError:
+                raise  # the server answered
+            except BaseException:
+                connection.terminate()  # its answer never came, or not whole: nobody is to wait for it again
                 raise
             finally:
                 await pool.release(connection)
