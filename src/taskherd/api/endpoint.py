@@ -91,8 +91,10 @@ class Endpoint:
             return answers.crashed().answer
 
     def _tell(self, ask: Ask, method: str, status: int, took: float) -> None:
-        reads = method in {"GET", "HEAD"}
-        note = log.debug if reads or status in {401, 404, 405, 429} else log.info
+        quiet = method in {"GET", "HEAD"} or status in {401, 404, 405, 429}
+        if quiet and self._house.settings.log_level != "debug":
+            return  # saying it to nobody would cost more than rendering a task
+        note = log.debug if quiet else log.info
         note(
             "request",
             method=method,
