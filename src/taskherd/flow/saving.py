@@ -15,7 +15,7 @@ from taskherd.core import lease as leasing
 from taskherd.core.obey import Refused, status
 from taskherd.core.turn import Cause, Fate, due_at
 from taskherd.core.view import view
-from taskherd.flow import aside
+from taskherd.flow import aside, builds
 from taskherd.flow.batch import Change
 from taskherd.flow.loading import digest
 from taskherd.store import commands as command_log
@@ -73,6 +73,7 @@ async def save(connection: AsyncConnection, ground: Ground, scene: Scene, outcom
     await _save_prompts(connection, changes)
     await _save_leases(connection, scene)
     await aside.save_requests(connection, turns, now, outcome)
+    await builds.save(connection, turns, now)
     await aside.park(connection, ground, scene, outcome)
     if batch.command:
         outcome.reply = await _reply(connection, scene, batch.command, outcome)

@@ -1,4 +1,4 @@
-"""What the API keeps: the tokens that people and their tools sign in with."""
+"""What the API needs: the tokens that people and their tools sign in with, and the builds that they look up by id."""
 
 from __future__ import annotations
 
@@ -27,9 +27,31 @@ CREATE TABLE api_tokens (
     "COMMENT ON COLUMN api_tokens.last_used_at IS 'within a minute or so: written seldom, many at once'",
 )
 
+BUILDS = (
+    """
+CREATE TABLE task_builds (
+    build_id uuid PRIMARY KEY,
+    task_id uuid NOT NULL,
+    number integer NOT NULL,
+    transition text NOT NULL,
+    job_status text NOT NULL,
+    workspace_id uuid,
+    agent_id uuid,
+    error text,
+    created_at timestamptz NOT NULL,
+    updated_at timestamptz NOT NULL
+) WITH (fillfactor = 70)
+""",
+    "CREATE UNIQUE INDEX task_builds_task_id_idx ON task_builds (task_id, number)",
+    "CREATE INDEX task_builds_workspace_id_idx ON task_builds (workspace_id, number)",
+    "CREATE INDEX task_builds_agent_id_idx ON task_builds (agent_id, number)",
+    "COMMENT ON TABLE task_builds IS 'Each build that was the latest of its task, to be found by ids that clients know'",
+    "COMMENT ON COLUMN task_builds.job_status IS 'the last one known while it was the latest; given up counts as failed'",
+)
+
 
 def upgrade() -> None:
-    """Create the table."""
+    """Create the tables."""
     run = op.get_bind().exec_driver_sql
-    for statement in TOKENS:
+    for statement in (*TOKENS, *BUILDS):
         run(statement)
