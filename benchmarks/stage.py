@@ -78,9 +78,13 @@ class Stage:
 
     async def set_up(self, work: Workload) -> None:
         """Put a fresh database with the workload's tasks and empty queues in place."""
-        template = f"bench_tasks_{work.tasks}"
+        await self.set_up_for(work.tasks)
+
+    async def set_up_for(self, tasks: int, owners: int = 1) -> None:
+        """As `set_up`, with so many tasks of so many owners."""
+        template = f"bench_tasks_{tasks}_of_{owners}"
         if template not in self.made:
-            await self._make(template, work.tasks)
+            await self._make(template, tasks, owners)
             self.made.add(template)
         await self._copy(template, _RUN)
         await self._clear_queues()
@@ -91,7 +95,7 @@ class Stage:
             self.backlogs[work] = await asyncio.to_thread(backlog.marshal, NAMES.reports, work.messages())
         await backlog.publish(self.amqp_url, self.backlogs[work])
 
-    async def _make(self, template: str, tasks: int) -> None:
+    async def _make(self, template: str, tasks: int, owners: int) -> None:
         if _SEED not in self.made:
             await self._execute(f'CREATE DATABASE "{_SEED}"')
             url = with_database(self.admin_url, _SEED)
@@ -107,7 +111,7 @@ class Stage:
                 await connection.execute(str(CreateTable(table).compile(dialect=dialect)))
             await connection.execute("CREATE TABLE roundtrips (id bigint GENERATED ALWAYS AS IDENTITY, body text)")
             await connection.execute(schema.FILL % {"tasks": min(tasks, 100_000), "prompt": PROMPT_BYTES})
-            await seed.multiply(connection, tasks)
+            await seed.multiply(connection, tasks, owners)
             await connection.execute("VACUUM (ANALYZE, FREEZE)")
             await connection.execute("CHECKPOINT")
 
