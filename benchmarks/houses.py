@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import subprocess
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -13,12 +14,15 @@ from uuid import UUID
 from sqlalchemy import create_mock_engine
 from sqlalchemy.schema import CreateIndex, CreateTable
 
+from benchmarks.contenders import HERD
 from benchmarks.peers import fastapi_orm
 from benchmarks.stage import children, connected
 from taskherd.api import secrets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import asyncpg
 
     from benchmarks.stage import Stage
 
@@ -54,7 +58,7 @@ async def fill(stage: Stage, tasks: int) -> House:
     return House(tasks, token, [UUID(str(row["id"])) for row in rows])
 
 
-async def _fill_peer(connection: object) -> None:
+async def _fill_peer(connection: asyncpg.Connection) -> None:
     dialect = create_mock_engine("postgresql+asyncpg://", lambda *_: None).dialect
     tables = fastapi_orm.Base.metadata.sorted_tables
     for table in tables:
@@ -78,9 +82,18 @@ def serving(stage: Stage, module: str, **extra: str) -> Iterator[int]:
         process.wait(40)
 
 
-def _await(process: subprocess.Popen[bytes], port: int) -> None:
-    import time
+@contextmanager
+def working(stage: Stage) -> Iterator[None]:
+    """A worker, until the block is left."""
+    process = children(stage, HERD.module)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(40)
 
+
+def _await(process: subprocess.Popen[bytes], port: int) -> None:
     until = time.monotonic() + _UP_WITHIN
     while True:
         try:

@@ -1,7 +1,7 @@
 """A client of HTTP that costs little: keep-alive connections on bare sockets, each asking again once it is answered.
 
-Run as a process of its own, so that neither its CPU nor its collector disturbs whom it asks: `python -m benchmarks.load`
-reads what to ask as JSON on stdin and tells what it saw as JSON on stdout.
+Run as a process of its own, so that neither its CPU nor its collector disturbs whom it asks: it reads what to ask as
+JSON on stdin and tells what it saw as JSON on stdout.
 """
 
 from __future__ import annotations
@@ -40,6 +40,11 @@ class Load:
     rate: float
     p50: float
     p99: float
+
+    @property
+    def told(self) -> str:
+        """In words."""
+        return f"{self.rate:,.0f}/s, p50 {self.p50 * 1e3:.1f} ms, p99 {self.p99 * 1e3:.1f} ms"
 
 
 def ask(wanted: Wanted) -> Load:

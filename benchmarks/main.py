@@ -10,13 +10,13 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import machine, rows
+from benchmarks import api, machine, rows
 from benchmarks.cpu import profile
 from benchmarks.stage import Stage, stage
 from benchmarks.workload import Workload
 
 RESULTS = Path(__file__).parent / "results"
-ROWS = ("throughput", "latency", "scale", "memory")
+ROWS = ("throughput", "latency", "scale", "memory", "api")
 BIG = ("scale", "memory")
 MILLION = 1_000_000
 
@@ -27,7 +27,9 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "what", nargs="*", choices=(*ROWS, "profile", []), help="default: all rows, or those of --quick"
     )
-    parser.add_argument("--quick", action="store_true", help="a small run within two minutes: throughput and latency")
+    parser.add_argument(
+        "--quick", action="store_true", help="a small run within three minutes: throughput, latency and api"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each row, at least 3")
     parser.add_argument("--reports", type=int, help="reports waiting; default 100,000, 20,000 with --quick")
     parser.add_argument("--rows", action="store_true", help="profile with reports in arrays of 100")
@@ -59,6 +61,9 @@ async def _measured(ground: Stage, said: argparse.Namespace, wanted: list[str], 
         await rows.scale(ground, results, reports, said.rounds, _say)
     if "memory" in wanted:
         await rows.resident(ground, results, MILLION, _say)
+    if "api" in wanted:
+        sizes = (api.FEW,) if said.quick else (api.FEW, api.MANY)
+        await api.measure(ground, results, sizes, seconds=2 if said.quick else 5, rounds=said.rounds, say=_say)
     table = "\n".join([rows.HEADER, *(row.line for row in results.rows)])
     print(f"\n{table}\n\n{os.linesep.join(on)}\n\n{time.monotonic() - began:.0f} s")
     if said.write if said.write is not None else not said.quick:
