@@ -30,6 +30,8 @@ HEAD_MOST: Final = 32 * 1024
 DISCARD_MOST: Final = 16 * 1024 * 1024
 """Bytes of a refused body that are still taken, so that who sends it gets to read why it was refused."""
 KEEP_ALIVE: Final = 75.0
+STUCK_AFTER: Final = 60.0
+"""Seconds after which a connection is dropped whose other end takes nothing of what waits for it."""
 BACKLOG: Final = 1024
 SOCKET_MESSAGE_MOST: Final = 64 * 1024
 _PING_EVERY: Final = 20.0
@@ -48,6 +50,7 @@ class BoundedProtocol(HttpToolsProtocol):
     _discarded_bytes = 0
     _refusal: tuple[HTTPStatus, str] | None = None
     _timer: asyncio.TimerHandle | None = None
+    _stuck: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         """Take the connection, or drop it where there are too many."""
@@ -60,7 +63,19 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
         self._calm()
+        self._unstick()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The other end takes less than we have to send."""
+        super().pause_writing()
+        self._unstick()
+        self._stuck = self.loop.call_later(STUCK_AFTER, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It took most of it."""
+        self._unstick()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser and bound what it keeps of a head."""
@@ -112,6 +127,11 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _unstick(self) -> None:
+        if self._stuck is not None:
+            self._stuck.cancel()
+            self._stuck = None
 
     def _too_slow(self) -> None:
         self._timer = None

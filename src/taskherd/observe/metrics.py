@@ -109,6 +109,7 @@ class Metrics:
         )
         self.api_in_flight = self._gauge("api_requests_in_flight", "Requests that the API is answering.")
         self.api_commands_waiting = self._gauge("api_commands_waiting", "Writes that wait for the worker's reply.")
+        self.api_followers = self._gauge("api_followers", "Readers that follow tasks or wait for one.")
         self.api_crashes = self._counter("api_crashes", "Requests answered with 500 because of a mistake of ours.")
 
     def _declare_state(self) -> None:

@@ -157,6 +157,24 @@ async def logs(reader: Reader, caller: UUID, task_id: UUID, *, entries: int, con
     return await reader.fetch(LOGS, caller, task_id, entries, content_bytes)
 
 
+# Decided inputs are the timeline's; what is open is what explains.
+EXPLAINED: Final = """
+SELECT t.id, t.version, CAST(t.memory AS text) AS memory,
+       (SELECT json_agg(i) FROM (
+           SELECT input_id, state, left(content, 2000) AS input, created_at, sent_at FROM inputs
+           WHERE task_id = t.id AND decided_at IS NULL ORDER BY ordinal LIMIT 100) AS i)::text AS inbox,
+       (SELECT json_agg(r) FROM (
+           SELECT request_id, type, build_number, input_id, target_runner, attempt, created_at, first_sent_at, next_at
+           FROM work_requests WHERE task_id = t.id ORDER BY created_at, request_id LIMIT 100) AS r)::text AS requests
+FROM tasks AS t
+"""
+
+
+async def explained(reader: Reader, whose: Whose) -> Row | None:
+    """Return what a task's answers to "why" are made of: its memory, and what is open of its inbox and requests."""
+    return await _found(reader, EXPLAINED, whose)
+
+
 PERSON: Final = "SELECT id FROM users WHERE lower(username) = lower($1)"
 ORGANIZATION: Final = "SELECT id FROM organizations WHERE lower(name) = lower($1)"
 
