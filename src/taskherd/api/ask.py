@@ -14,9 +14,11 @@ from taskherd.store.visible import Whose
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+    from taskherd.api.agents.reports import Reports
     from taskherd.api.callers import Caller, Callers
     from taskherd.api.desk import Desk
     from taskherd.api.rates import Rates
+    from taskherd.api.tail import Tail
     from taskherd.observe.metrics import Metrics
     from taskherd.settings import Settings
     from taskherd.store.reader import Reader
@@ -35,6 +37,8 @@ class House:
     callers: Callers
     rates: Rates
     desk: Desk
+    reports: Reports
+    tail: Tail
     stopping: asyncio.Event
     """Set when the process is to end: streams and waiters return soon then."""
 

@@ -10,7 +10,6 @@ import orjson
 from pydantic import BaseModel, ValidationError
 
 from taskherd.api.answers import bad_json, invalid, too_large, too_slow
-from taskherd.wire.bounds import BODY_BYTES
 
 if TYPE_CHECKING:
     from starlette.types import Receive
@@ -23,15 +22,15 @@ class Gone(Exception):  # noqa: N818 - not an error
     """Whoever asked hung up before the request was whole; nobody is there to be answered."""
 
 
-def check_length(headers: Mapping[str, str]) -> None:
-    """Refuse a body that says itself that it is too large."""
+def check_length(headers: Mapping[str, str], most: int) -> None:
+    """Refuse a body that says itself that it is larger than so many bytes."""
     told = headers.get("content-length", "")
-    if told.isdigit() and int(told[:19]) > BODY_BYTES:
-        raise too_large(BODY_BYTES)
+    if told.isdigit() and int(told[:19]) > most:
+        raise too_large(most)
 
 
-async def read(receive: Receive, within: float) -> bytes:
-    """The whole body; at most 1 MiB, and within so many seconds."""
+async def read(receive: Receive, within: float, most: int) -> bytes:
+    """The whole body; at most so many bytes, and within so many seconds."""
     parts: list[bytes] = []
     size = 0
     try:
@@ -42,8 +41,8 @@ async def read(receive: Receive, within: float) -> bytes:
                     raise Gone
                 part = message.get("body", b"")
                 size += len(part)
-                if size > BODY_BYTES:
-                    raise too_large(BODY_BYTES)
+                if size > most:
+                    raise too_large(most)
                 parts.append(part)
                 if not message.get("more_body", False):
                     return b"".join(parts)

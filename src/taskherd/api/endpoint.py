@@ -71,9 +71,10 @@ class Endpoint:
             if route is None:
                 return answers.wrong_method(sorted(self._routes)).answer
             await admit(ask, route.auth, scope)
-            bodies.check_length(ask.headers)
+            bodies.check_length(ask.headers, route.body_most)
             if route.body is not None:
-                body = await bodies.read(receive, self._house.settings.api_read_timeout)
+                within = self._house.settings.api_read_timeout
+                body = await bodies.read(receive, within, route.body_most)
                 ask.body = bodies.parse(body, route.body)
             return await route.handler(ask)
         except Refusal as refusal:

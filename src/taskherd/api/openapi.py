@@ -35,7 +35,7 @@ _COMMON: Final[Mapping[int, Says]] = {
 _SIGNED_OUT: Final = Says("No token that holds.", headers={"WWW-Authenticate": 'Always `Bearer realm="coder"`.'})
 _BODY_ANSWERS: Final[Mapping[int, Says]] = {
     408: Says("The body did not arrive in time."),
-    413: Says("The body is larger than 1 MiB."),
+    413: Says("The body is too large: over 1 MiB, a log snapshot over 64 KiB."),
 }
 _NOT_FOUND: Final = Says("Not there, or not the caller's.")
 
@@ -70,7 +70,9 @@ def document(routes: Sequence[Route] = ROUTES, sockets: Sequence[SocketRoute] = 
         for prefix in (PREFIX, EXPERIMENTAL) if route.experimental else (PREFIX,):
             paths.setdefault(prefix + route.path, {})[route.method.lower()] = _operation(route, prefix, schemas)
     for socket in sockets:
-        paths.setdefault(PREFIX + socket.path, {})["get"] = _upgrade(socket)
+        upgrade = _upgrade(socket)
+        told = paths.setdefault(PREFIX + socket.path, {}).setdefault("get", upgrade)
+        told["responses"] = {**upgrade["responses"], **told["responses"]}
     return {
         "openapi": "3.1.0",
         "info": {"title": "taskherd", "version": "1.0.0", "description": _DESCRIPTION, "license": _LICENSE},
@@ -136,7 +138,9 @@ def _response(status: int, says: Says, schemas: _Schemas) -> dict[str, Any]:
             name: {"description": meaning, "schema": {"type": "string"}} for name, meaning in says.headers.items()
         }
     kind = says.body if says.body is not None else ErrorOut if status >= 400 else None  # noqa: PLR2004 - an error
-    if kind is not None:
+    if says.media:
+        told["content"] = {says.media: {"schema": {"type": "string"}}}
+    elif kind is not None:
         told["content"] = {_JSON: {"schema": schemas.of(kind, "serialization")}}
     return told
 
@@ -169,7 +173,7 @@ def _upgrade(socket: SocketRoute) -> dict[str, Any]:
         "tags": [socket.tag],
         "description": "A WebSocket.",
         "parameters": [*_path_parameters(socket.path), *map(_query, socket.query)],
-        "responses": {"101": {"description": "The WebSocket is open."}},
+        "responses": {"101": {"description": "With Upgrade: the WebSocket is open."}},
     }
 
 

@@ -7,6 +7,7 @@ from uuid import UUID, uuid4, uuid5
 
 from taskherd.api.answers import Refusal, away, invalid
 from taskherd.api.desk import Order, Reply
+from taskherd.api.route import Query
 from taskherd.errors import Unavailable
 from taskherd.wire.replies import USED_BEFORE
 
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
 
 KEY: Final = "Idempotency-Key"
 KEY_MOST: Final = 255
+KEY_HEADER: Final = Query(
+    KEY,
+    "A name for this very request: sent again, it changes nothing. Kept at least a day.",
+    {"type": "string", "minLength": 1, "maxLength": KEY_MOST, "pattern": "^[ -~]+$"},
+)
 
 
 def command_id_of(ask: Ask) -> UUID:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from pydantic import BaseModel
 
 from taskherd.api.answers import Answer
+from taskherd.wire.bounds import BODY_BYTES
 
 if TYPE_CHECKING:
     from starlette.responses import Response
@@ -43,11 +44,15 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Says:
-    """A response: what it means, its body (None: empty; a list type works too) and the headers it carries."""
+    """A response: what it means, its body (None: empty; a list type works too) and the headers it carries.
+
+    `media`: the content type of what is not JSON, whose form the description tells.
+    """
 
     description: str
     body: Any = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    media: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +70,7 @@ class Route:
     description: str = ""
     auth: Auth = Auth.USER
     body: type[BaseModel] | None = None
+    body_most: int = BODY_BYTES
     query: tuple[Query, ...] = ()
     headers: tuple[Query, ...] = ()
     experimental: bool = False

@@ -19,10 +19,12 @@ import uvloop
 
 from taskherd import __version__
 from taskherd.api import asgi, server
+from taskherd.api.agents.reports import Reports
 from taskherd.api.ask import House
 from taskherd.api.callers import NOTE_USE_EVERY, Callers
 from taskherd.api.desk import Desk
 from taskherd.api.rates import Rates
+from taskherd.api.tail import Tail
 from taskherd.broker import lenient, topology
 from taskherd.broker.connection import Hooks, Link
 from taskherd.broker.publish import Publisher
@@ -80,9 +82,13 @@ class Api:
         name = "taskherd-api"
         self._reader = Reader(settings.database_url, size=size, application_name=name)
         self._engine = open_engine(settings.database_url, size=WRITING_CONNECTIONS, application_name=name)
+        objects = settings.api_nullable_ids == "object"
+        self.tail = Tail(
+            self._consume, topology.Names(settings.amqp_prefix), self._reader, self.metrics, objects=objects
+        )
         self._ops = OpsServer(self.metrics, self._readiness)
 
-    def _house(self, desk: Desk) -> House:
+    def _house(self, desk: Desk, reports: Reports) -> House:
         settings = self._settings
         now = asyncio.get_running_loop().time
         return House(
@@ -93,6 +99,8 @@ class Api:
             callers=Callers(self._reader, now),
             rates=Rates(settings.api_rate_limit, settings.api_rate_burst, now),
             desk=desk,
+            tail=self.tail,
+            reports=reports,
             stopping=self._stopping,
         )
 
@@ -121,19 +129,21 @@ class Api:
     async def _serve(self, sock: socket.socket) -> None:
         settings = self._settings
         names = topology.Names(settings.amqp_prefix)
+        publisher = Publisher(self._publish)
         desk = Desk(
             self._consume,
-            Publisher(self._publish),
+            publisher,
             names,
             timeout=settings.api_command_timeout,
             waiting=self.metrics.api_commands_waiting,
         )
-        house = self._house(desk)
+        house = self._house(desk, Reports(publisher, names))
         self._consume.start()
         self._publish.start()
         serving = server.make(asgi.application(house), settings)
         answering = asyncio.create_task(serving.serve([sock]), name="http")
         replies = asyncio.create_task(desk.run(), name="replies")
+        following = asyncio.create_task(self.tail.run(), name="tail")
         around = [
             asyncio.create_task(_every(NOTE_USE_EVERY, lambda: house.callers.note_uses(self._engine)), name="uses"),
             asyncio.create_task(_every(0.5, self._look), name="watch"),
@@ -142,9 +152,10 @@ class Api:
         self._readiness.set("serving")
         self.listening.set()
         log.info("api serving", port=self.port, ops_port=self.ops_port)
-        await asyncio.wait({stopping, answering, replies, *around}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({stopping, answering, replies, following, *around}, return_when=asyncio.FIRST_COMPLETED)
         self._stopping.set()
-        await self._leave(serving, desk, answering, [stopping, replies, *around])
+        self.tail.stop()
+        await self._leave(serving, desk, answering, [stopping, replies, following, *around])
         with suppress(TaskherdError):
             await house.callers.note_uses(self._engine)
 

@@ -347,7 +347,7 @@ task_builds = Table(
     _column("task_id", Uuid),
     _column("number", Integer),
     _column("transition", Text),
-    _column("job_status", Text, comment="the last one known while it was the latest; given up counts as failed"),
+    _column("job_status", Text, comment="the last one known while it was the latest; one given up has failed"),
     Column("workspace_id", Uuid),
     Column("agent_id", Uuid),
     Column("error", Text),
@@ -356,7 +356,7 @@ task_builds = Table(
     Index("task_builds_task_id_idx", "task_id", "number", unique=True),
     Index("task_builds_workspace_id_idx", "workspace_id", "number"),
     Index("task_builds_agent_id_idx", "agent_id", "number"),
-    comment="Each build that was the latest of its task, to be found by ids that clients know",
+    comment="Each build that was the latest of its task, found by ids that clients know",
 )
 
 # Who may speak to the API.

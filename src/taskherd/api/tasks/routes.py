@@ -5,21 +5,17 @@ from __future__ import annotations
 from typing import Final
 
 from taskherd.api.builds import BuildAsked
-from taskherd.api.orders import KEY
+from taskherd.api.orders import KEY_HEADER
 from taskherd.api.route import Query, Route, Says
-from taskherd.api.tasks import reading, writing
+from taskherd.api.tasks import reading, waiting, writing
 from taskherd.api.tasks.bodies import CreateTask, TaskInput, TaskLogs, TasksList
 from taskherd.api.tasks.search import LIMIT_MOST
 from taskherd.wire.document import TaskDocument
 
 _ONE: Final = "/tasks/{user}/{task}"
 _ETAG: Final = {"ETag": "Changes with the document."}
+_WAITED: Final = {**_ETAG, waiting.TIMED_OUT: "true where the wait was in vain."}
 _IF_NONE_MATCH: Final = Query("If-None-Match", "An ETag of an earlier answer; 304 where nothing has changed since.")
-_KEY: Final = Query(
-    KEY,
-    "A name for this very request: sent again, it changes nothing. Kept at least a day.",
-    {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[ -~]+$"},
-)
 _UNCHANGED: Final = Says("Not changed since the ETag in If-None-Match.", headers=_ETAG)
 _CONFLICT: Final = "The task can't be changed so as it is now; the message says why."
 
@@ -48,7 +44,7 @@ ROUTES: Final = (
         handler=writing.create,
         summary="Create a new AI task",
         body=CreateTask,
-        headers=(_KEY,),
+        headers=(KEY_HEADER,),
         responses={
             200: Says("The task that was created with this Idempotency-Key before.", TaskDocument),
             201: Says("The task.", TaskDocument),
@@ -60,10 +56,15 @@ ROUTES: Final = (
     Route(
         method="GET",
         path=_ONE,
-        handler=reading.get,
+        handler=waiting.get,
         summary="Get AI task by ID or name",
+        description="With `wait`, once its status or state is one of `until`, or as it is when the time is up.",
+        query=waiting.QUERY,
         headers=(_IF_NONE_MATCH,),
-        responses={200: Says("The task.", TaskDocument, _ETAG), 304: _UNCHANGED},
+        responses={
+            200: Says("The task.", TaskDocument, _WAITED),
+            304: _UNCHANGED,
+        },
         experimental=True,
     ),
     Route(
@@ -71,7 +72,7 @@ ROUTES: Final = (
         path=_ONE,
         handler=writing.delete,
         summary="Delete AI task",
-        headers=(_KEY,),
+        headers=(KEY_HEADER,),
         responses={202: Says("Accepted; the task is gone from lists and look-ups.")},
         experimental=True,
     ),
@@ -81,7 +82,7 @@ ROUTES: Final = (
         handler=writing.update_input,
         summary="Update AI task input",
         body=TaskInput,
-        headers=(_KEY,),
+        headers=(KEY_HEADER,),
         responses={204: Says("The prompt was replaced."), 409: Says(_CONFLICT)},
         experimental=True,
     ),
@@ -91,7 +92,7 @@ ROUTES: Final = (
         handler=writing.send,
         summary="Send input to AI task",
         body=TaskInput,
-        headers=(_KEY,),
+        headers=(KEY_HEADER,),
         responses={
             204: Says("Taken.", None, {"X-Taskherd-Queued": "true where it waits until the agent is idle."}),
             409: Says(_CONFLICT),
@@ -111,7 +112,7 @@ ROUTES: Final = (
         path=f"{_ONE}/pause",
         handler=writing.pause,
         summary="Pause AI task",
-        headers=(_KEY,),
+        headers=(KEY_HEADER,),
         responses={202: Says("The build that stops the workspace.", BuildAsked), 409: Says(_CONFLICT)},
         experimental=True,
     ),
@@ -120,7 +121,7 @@ ROUTES: Final = (
         path=f"{_ONE}/resume",
         handler=writing.resume,
         summary="Resume AI task",
-        headers=(_KEY,),
+        headers=(KEY_HEADER,),
         responses={202: Says("The build that starts the workspace.", BuildAsked), 409: Says(_CONFLICT)},
         experimental=True,
     ),

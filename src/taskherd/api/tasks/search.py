@@ -47,7 +47,7 @@ async def wanted(ask: Ask) -> Wanted:
         caller=ask.caller.user_id,
         limit=_limit(ask) if paged(ask) else most,
         owner=await _owner(ask, said["owner"]) if "owner" in said else None,
-        organization=await _organization(ask, said["organization"]) if "organization" in said else None,
+        organization=await organization(ask, said["organization"], MESSAGE) if "organization" in said else None,
         status=status,
         after=_after(ask),
     )
@@ -71,7 +71,8 @@ async def _owner(ask: Ask, said: str) -> UUID:
     return found
 
 
-async def _organization(ask: Ask, said: str) -> UUID:
+async def organization(ask: Ask, said: str, message: str) -> UUID:
+    """The organization that a term names, or any id. Raises a 400 that begins with `message`."""
     found = uuid_of(said)
     if found is None and said == "default":
         found = await visible.default_organization(ask.house.reader, ask.caller.user_id)
@@ -79,7 +80,7 @@ async def _organization(ask: Ask, said: str) -> UUID:
         found = await visible.organization(ask.house.reader, said)
     if found is None:
         raise terms.bad_value(
-            MESSAGE, "organization", f'organization "{said}" either does not exist, or you are unauthorized to view it'
+            message, "organization", f'organization "{said}" either does not exist, or you are unauthorized to view it'
         )
     return found
 

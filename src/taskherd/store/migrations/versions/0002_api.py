@@ -45,8 +45,8 @@ CREATE TABLE task_builds (
     "CREATE UNIQUE INDEX task_builds_task_id_idx ON task_builds (task_id, number)",
     "CREATE INDEX task_builds_workspace_id_idx ON task_builds (workspace_id, number)",
     "CREATE INDEX task_builds_agent_id_idx ON task_builds (agent_id, number)",
-    "COMMENT ON TABLE task_builds IS 'Each build that was the latest of its task, to be found by ids that clients know'",
-    "COMMENT ON COLUMN task_builds.job_status IS 'the last one known while it was the latest; given up counts as failed'",
+    "COMMENT ON TABLE task_builds IS 'Each build that was the latest of its task, found by ids that clients know'",
+    "COMMENT ON COLUMN task_builds.job_status IS 'the last one known while it was the latest; one given up has failed'",
 )
 
 
