@@ -1,6 +1,6 @@
 # `make` alone lists the targets. Everything runs in .venv, made from requirements.lock when a target first needs it.
 .DEFAULT_GOAL := help
-.PHONY: help check test pure demo dev bench bench-quick chaos lint format docs lock clean
+.PHONY: help check test pure demo dev bench bench-quick chaos fuzz lint format docs lock clean
 BIN := .venv/bin
 READY := .venv/ready
 
@@ -38,6 +38,9 @@ bench-quick: $(READY) ## the same, smaller
 
 chaos: $(READY) ## kill the worker, the broker and the database at every failpoint, many times
 	$(BIN)/pytest -q -m chaos --timeout 3600 tests/chaos
+
+fuzz: $(READY) ## ask the API for ten minutes whatever its OpenAPI document allows, and more
+	FUZZ_SECONDS=600 $(BIN)/pytest -q tests/api/test_fuzz.py
 
 format: $(READY) ## format and fix what can be fixed
 	$(BIN)/ruff check --fix-only --quiet .

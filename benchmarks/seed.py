@@ -40,7 +40,9 @@ FROM generate_series(0, {tasks} - 1) AS g ORDER BY 1
 _OWNERS = """
 INSERT INTO users (id, username, name, email, avatar_url)
 SELECT md5('owner' || g)::uuid, 'owner-' || g, 'Owner ' || g, 'owner' || g || '@example.com', '/icon/owner.png'
-FROM generate_series(0, $1 - 1) AS g
+FROM generate_series(0, $1 - 1) AS g;
+INSERT INTO memberships (user_id, organization_id, role)
+SELECT md5('owner' || g)::uuid, o.id, 'member' FROM generate_series(0, $1 - 1) AS g, organizations AS o
 """
 
 _TASKS = """

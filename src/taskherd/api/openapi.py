@@ -15,6 +15,16 @@ from taskherd.api.routes import EXPERIMENTAL, PREFIX, ROUTES, SOCKETS
 from taskherd.api.tasks.bodies import ErrorOut
 
 _JSON: Final = "application/json"
+_EVENTS: Final = "text/event-stream"
+_EVENT: Final[Mapping[str, Any]] = {
+    "type": "object",
+    "description": "Each event of the stream.",
+    "properties": {
+        "id": {"type": "string", "pattern": "^[0-9]+$"},
+        "event": {"enum": ["task.snapshot", "task.created", "task.updated", "task.deleted", "reset", "resume"]},
+        "data": {"type": "string", "contentMediaType": _JSON},
+    },
+}
 _REF: Final = "#/components/schemas/{model}"
 _PARAMETER: Final = re.compile(r"\{(\w+)\}")
 _PATH_PARAMETERS: Final = {
@@ -139,7 +149,7 @@ def _response(status: int, says: Says, schemas: _Schemas) -> dict[str, Any]:
         }
     kind = says.body if says.body is not None else ErrorOut if status >= 400 else None  # noqa: PLR2004 - an error
     if says.media:
-        told["content"] = {says.media: {"schema": {"type": "string"}}}
+        told["content"] = {says.media: {"schema": _EVENT if says.media == _EVENTS else {"type": "string"}}}
     elif kind is not None:
         told["content"] = {_JSON: {"schema": schemas.of(kind, "serialization")}}
     return told

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from taskherd.wire.fields import EntryId, Instant
 
@@ -14,8 +14,11 @@ Strict = Annotated[str, Field(strict=True)]
 class AppStatusPatch(BaseModel):
     """What the agent is doing; `state` is working, idle, complete or failure."""
 
+    model_config = ConfigDict(json_schema_extra={"required": ["state"]})
     app_slug: Strict | None = None
-    state: Strict | None = None
+    state: Strict | None = Field(
+        None, json_schema_extra={"anyOf": [{"enum": ["working", "idle", "complete", "failure", "failed"]}]}
+    )
     message: Strict | None = Field(None, description="Cut at 2,000 characters.")
     uri: Strict | None = None
 
@@ -25,7 +28,7 @@ class SnapshotMessage(BaseModel):
 
     id: EntryId
     content: Strict
-    role: Strict = Field(description="user or agent")
+    role: Strict = Field(json_schema_extra={"enum": ["user", "agent"]})
     time: Instant | None = None
 
 

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from taskherd.core.view import Status
 from taskherd.wire.document import AgentHealthOut, CurrentStateOut, TaskDocument
@@ -32,8 +32,11 @@ class CreateTask(BaseModel):
 
 
 class TaskInput(BaseModel):
-    """A new prompt, or something to say to the agent; at most 256 KiB of UTF-8."""
+    """A new prompt, or something to say to the agent; at most 256 KiB of UTF-8. An empty one is refused in words."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"required": ["input"], "properties": {"input": {"type": "string", "minLength": 1}}}
+    )
     input: Input | None = None
 
 

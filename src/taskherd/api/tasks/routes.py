@@ -29,7 +29,11 @@ ROUTES: Final = (
         query=(
             Query("q", "Terms owner:<username, UUID or me>, organization:<name, UUID or default>, status:<status>."),
             Query("limit", "Tasks in one answer.", {"type": "integer", "minimum": 1, "maximum": LIMIT_MOST}),
-            Query("after", "What `next` of the answer before was.", {"type": "string", "pattern": "^[A-Za-z0-9_-]*$"}),
+            Query(
+                "after",
+                "What `next` of the answer before was.",
+                {"type": "string", "pattern": "^(A[A-Za-z0-3][A-Za-z0-9_-]{30})?$"},
+            ),
         ),
         headers=(_IF_NONE_MATCH,),
         responses={

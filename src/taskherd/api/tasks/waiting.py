@@ -31,18 +31,28 @@ WAIT_MOST: Final = 60.0
 TIMED_OUT: Final = "X-Taskherd-Timed-Out"
 _VALUES: Final = frozenset(Status) | frozenset(State) - {State.FAILURE}
 _UNTIL: Final = "idle,complete,failed"
+_DEFAULT: Final = frozenset(_UNTIL.split(","))
 
 QUERY: Final = (
-    Query("wait", "How long to wait, at most 60s.", {"type": "string", "pattern": r"^\d{1,5}(\.\d{1,3})?(ms|s)?$"}),
-    Query("until", f"Values of status or of current_state.state, separated by commas; else {_UNTIL}."),
+    Query(
+        "wait",
+        "How long to wait, at most 60s.",
+        {"type": "string", "pattern": r"^(([0-5]?[0-9](\.[0-9]{1,3})?|60)s?|([0-5]?[0-9]{1,4}|60000)ms)$"},
+    ),
+    Query(
+        "until",
+        f"Values of status or of current_state.state, separated by commas; else {_UNTIL}.",
+        {"type": "string", "pattern": "^({0})(,({0}))*$".format("|".join(sorted(_VALUES)))},
+    ),
 )
 
 
 async def get(ask: Ask) -> Answer:
     """One task, at once or when it is as it was waited for."""
+    until = _until(ask)
     if "wait" not in ask.query:
         return await reading.get(ask)
-    within, until = _within(ask), _until(ask)
+    within = _within(ask)
     deadline = asyncio.get_running_loop().time() + within
     row = await reading.found(ask)
     if until.isdisjoint(_values(row)):
@@ -90,7 +100,10 @@ def _within(ask: Ask) -> float:
 
 
 def _until(ask: Ask) -> AbstractSet[str]:
-    until = {each.strip().lower() for each in ask.query.get("until", _UNTIL).split(",")}
+    said = ask.query.get("until")
+    if said is None:
+        return _DEFAULT
+    until = {each.strip().lower() for each in said.split(",")}
     if not until <= _VALUES:
         raise invalid(("until", f"Some of these were expected, separated by commas: {', '.join(sorted(_VALUES))}."))
     return until
