@@ -55,6 +55,14 @@ class Ear:
         """Wait until everything that there was has been told, and the reader knows where it is."""
         await self.until(lambda: self.last)
 
+    async def moved_on(self, last: str) -> None:
+        """Wait until the reader is elsewhere than it was."""
+        await self.until(lambda: self.last not in {"", last})
+
+    async def status(self, status: str) -> None:
+        """Wait until the last that was heard is a task of this status."""
+        await self.until(lambda: self.heard and self.heard[-1].task["status"] == status)
+
     def names(self) -> list[str]:
         """The events' names, in order."""
         return [each.event for each in self.heard]

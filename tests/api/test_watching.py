@@ -144,7 +144,7 @@ async def test_a_position_that_is_gone(house: Stage) -> None:
     await house.herd.database.execute("DELETE FROM task_feed")
     for away in (last, "999999"):
         async with listening(house.alice, "/tasks/watch", away) as ear:
-            await ear.until(lambda ear=ear, away=away: ear.last and ear.last != away)
+            await ear.moved_on(away)
             assert ear.names() == ["reset", "task.snapshot"]
             assert ear.heard[1].task == await house.get(task["id"])
     async with listening(house.alice, f"/tasks/me/{task['id']}/watch", last) as ear:
@@ -281,7 +281,7 @@ async def test_many_readers(house: Stage) -> None:
             await ear.ready()
         task = await house.active()
         for ear in ears:
-            await ear.until(lambda ear=ear: ear.heard and ear.heard[-1].task["status"] == "active")
+            await ear.status("active")
             assert versions(ear, task["id"]) == versions(ears[0], task["id"])
 
 

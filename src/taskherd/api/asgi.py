@@ -9,7 +9,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute, Router, WebSocketRoute
 from starlette.routing import Route as StarletteRoute
 
-from taskherd.api import openapi
+from taskherd.api import openapi, page
 from taskherd.api.answers import Answer, route_not_found
 from taskherd.api.endpoint import Endpoint
 from taskherd.api.route import Auth, Route, Says, SocketRoute
@@ -43,6 +43,7 @@ def application(house: House, routes: Sequence[Route] = ROUTES, sockets: Sequenc
     made: list[BaseRoute] = [
         *_served(house, PREFIX, (*routes, document)),
         *_served(house, EXPERIMENTAL, both),
+        *_served(house, "", page.ROUTES),
         *(WebSocketRoute(PREFIX + each.path, Socket(house, each)) for each in sockets),
     ]
     app: ASGIApp = Router(made, redirect_slashes=False, default=_Nowhere(house))
