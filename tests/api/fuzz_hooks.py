@@ -32,7 +32,7 @@ def map_path_parameters(_context: schemathesis.HookContext, path_parameters: dic
 @schemathesis.hook
 def map_query(_context: schemathesis.HookContext, query: dict[str, Any] | None) -> Any:
     """A wait that ends soon, wherever the shape of one was made up."""
-    if query and isinstance(query.get("wait"), str) and re.fullmatch(r"[0-9]{1,2}s?", query["wait"]):
+    if query and isinstance(query.get("wait"), str) and re.fullmatch(r"[0-9.]+(ms|s)?", query["wait"]):
         return {**query, "wait": "5ms"}
     return query
 

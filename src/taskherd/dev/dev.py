@@ -102,22 +102,28 @@ def _process(data: Path, command: str, environment: Mapping[str, str]) -> Iterat
 def _serve(data: Path, environment: dict[str, str], ops_port: int) -> int:
     """Run a worker and the API until one of them ends by itself; its exit code, which is never 0 then."""
     api_port, api_ops_port = ports.claim([_API_PORT, _API_OPS_PORT])
-    token = first_steps.token({**os.environ, **environment}) if EXAMPLE_DIRECTORY.exists() else ""
     url = f"http://{ports.HOST}:{api_port}"
-    _written(data, {**environment, "TASKHERD_URL": url, **({"TASKHERD_TOKEN": token} if token else {})})
     of_api = {**environment, "TASKHERD_API_PORT": str(api_port), "TASKHERD_OPS_PORT": str(api_ops_port)}
-    with worker(data, environment, ops_port) as work, _process(data, "api", of_api) as api:
-        _await_port(api, api_port)
-        for line in first_steps.lines(url, token):
-            _say(line)
-        _say(f"worker {work.pid} and api {api.pid} started; Ctrl-C stops everything")
-        while all(process.poll() is None for process in (work, api)):
-            time.sleep(_LOOK_EVERY)
-        name, code = next(
-            (name, it.returncode) for name, it in (("worker", work), ("api", api)) if it.poll() is not None
-        )
-        _say(f"the {name} ended by itself with code {code}")
-        return code or 1
+    with worker(data, environment, ops_port) as work:
+        token = first_steps.token({**os.environ, **environment}) if EXAMPLE_DIRECTORY.exists() else ""
+        _written(data, {**environment, "TASKHERD_URL": url, **({"TASKHERD_TOKEN": token} if token else {})})
+        with _process(data, "api", of_api) as api:
+            _await_port(api, api_port)
+            for line in first_steps.lines(url, token):
+                _say(line)
+            _say(f"worker {work.pid} and api {api.pid} started; Ctrl-C stops everything")
+            return _outlived({"worker": work, "api": api})
+
+
+def _outlived(running: Mapping[str, subprocess.Popen[bytes]]) -> int:
+    """Wait until one of them ends by itself, and say so; its exit code, which is never 0."""
+    while True:
+        for name, process in running.items():
+            code = process.poll()
+            if code is not None:
+                _say(f"the {name} ended by itself with code {code}")
+                return code or 1
+        time.sleep(_LOOK_EVERY)
 
 
 def _await_port(process: subprocess.Popen[bytes], port: int) -> None:

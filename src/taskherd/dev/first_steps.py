@@ -37,7 +37,7 @@ def lines(url: str, secret: str) -> list[str]:
 
 def commands(url: str, secret: str) -> list[str]:
     """Command lines that create a task and look at it, whole as they stand."""
-    asked = f"curl -sS -H {shlex.quote(f'Coder-Session-Token: {secret}')}"
+    asked = f"curl -sS -w '\\n' -H {shlex.quote(f'Coder-Session-Token: {secret}')}"
     tasks = f"{url}/api/v2/tasks"
     return [
         f"{asked} -d {shlex.quote(json.dumps(CREATE))} {tasks}/me",
