@@ -44,7 +44,7 @@ PAGE: Final = 500
 BELLS_MOST: Final = 100
 LOOK_EVERY: Final = 5.0
 """Seconds between looks that nothing rang for."""
-LOOKS: Final = (0.0, 0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
+LOOKS: Final = (0.0, 0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56)
 """Seconds before each further look after a ring: positions are given right after publishing, in a transaction."""
 GAP: Final = 0.002
 """Seconds between two looks at least, so that what happens at once is read at once."""
