@@ -169,7 +169,8 @@ def _path_parameters(path: str) -> list[dict[str, Any]]:
 
 
 def _query(query: Query) -> dict[str, Any]:
-    return {"name": query.name, "in": "query", "description": query.description, "schema": dict(query.schema)}
+    told = {"name": query.name, "in": "query", "description": query.description, "schema": dict(query.schema)}
+    return {**told, "required": True} if query.required else told
 
 
 def _header(query: Query) -> dict[str, Any]:

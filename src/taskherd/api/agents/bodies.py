@@ -12,7 +12,7 @@ Strict = Annotated[str, Field(strict=True)]
 
 
 class AppStatusPatch(BaseModel):
-    """What the agent is doing; `state` is working, idle, complete or failure."""
+    """What the agent is doing."""
 
     model_config = ConfigDict(json_schema_extra={"required": ["state"]})
     app_slug: Strict | None = None

@@ -25,7 +25,7 @@ _SPEAKERS: Final = {"user": "input", "agent": "output"}
 async def app_status(ask: Ask) -> Answer:
     """Take what the agent says it is doing."""
     body: AppStatusPatch = ask.body
-    state = _STATES.get(body.state or "")
+    state = _STATES.get(body.state)
     if state is None:
         wrong = ("state", "State must be one of: complete, failure, working, idle.")
         raise invalid(wrong, message="Invalid state provided.")
@@ -94,7 +94,7 @@ ROUTES: Final = (
         auth=Auth.AGENT,
         body=LogSnapshot,
         body_most=SNAPSHOT_BYTES,
-        query=(Query("format", "What the body is.", {"type": "string", "enum": [FORMAT]}),),
+        query=(Query("format", "What the body is.", {"type": "string", "enum": [FORMAT]}, required=True),),
         responses={204: Says("Taken.")},
         tag="agents",
     ),
