@@ -25,7 +25,7 @@ _SPEAKERS: Final = {"user": "input", "agent": "output"}
 async def app_status(ask: Ask) -> Answer:
     """Take what the agent says it is doing."""
     body: AppStatusPatch = ask.body
-    state = _STATES.get(body.state)
+    state = _STATES.get(body.state or "")
     if state is None:
         wrong = ("state", "State must be one of: complete, failure, working, idle.")
         raise invalid(wrong, message="Invalid state provided.")
