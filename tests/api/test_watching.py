@@ -16,7 +16,7 @@ from taskherd.api.tasks import watching
 from tests.api.conftest import Staging
 from tests.api.hearing import Ear, listening
 from tests.api.stage import PATIENCE, Stage
-from tests.flow.herd import build, in_status, said
+from tests.flow.herd import ORGANIZATION, build, in_status, said
 
 
 def versions(ear: Ear, task_id: str) -> list[int]:
@@ -313,3 +313,15 @@ async def test_watching_one(house: Stage, status: str) -> None:
         await house.alice.delete(f"/tasks/me/{task_id}")
         await ear.until(lambda: ear.over)
         assert ear.names() == ["task.snapshot", "task.updated", "task.deleted"]
+
+
+async def test_somebody_may_be_called_watch(house: Stage) -> None:
+    """The path of the watch takes nothing from the user of that name."""
+    watch = uuid.uuid4()
+    await house.herd.database.execute(f"""
+        INSERT INTO users (id, username, name, email, avatar_url) VALUES ('{watch}', 'watch', '', 'w@example.com', '');
+        INSERT INTO memberships (user_id, organization_id, role) VALUES ('{watch}', '{ORGANIZATION}', 'member')""")
+    task = await house.create(house.carol, user="watch")
+    assert task["owner_id"] == str(watch)
+    refused = await house.carol.delete("/tasks/watch")
+    assert (refused.status_code, refused.json()["message"]) == (405, "Method not allowed.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -63,7 +64,17 @@ def _served(house: House, prefix: str, routes: Sequence[Route]) -> list[BaseRout
     """One route of Starlette's for each path, in the order in which paths first appear."""
     order = {path: place for place, path in enumerate(dict.fromkeys(each.path for each in routes))}
     by_path = groupby(sorted(routes, key=lambda each: order[each.path]), key=lambda each: each.path)
-    return [StarletteRoute(prefix + path, Endpoint(house, prefix + path, list(each))) for path, each in by_path]
+    return [
+        StarletteRoute(prefix + path, Endpoint(house, prefix + path, found := list(each)), methods=_own(found, routes))
+        for path, each in by_path
+    ]
+
+
+def _own(here: Sequence[Route], routes: Sequence[Route]) -> list[str] | None:
+    """The methods of a path of which a wider one has the others (`/tasks/watch` beside `/tasks/{user}`); else None."""
+    path, methods = here[0].path, [route.method for route in here]
+    wider = [each for each in routes if each.path != path and re.fullmatch(re.sub(r"{\w+}", "[^/]+", each.path), path)]
+    return methods if wider and not {each.method for each in wider} & set(methods) else None
 
 
 class _Nowhere:

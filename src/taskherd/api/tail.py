@@ -146,7 +146,8 @@ class Tail:
 
     async def position(self) -> int:
         """Return how far the history was told to everybody. Raises Unavailable where that can't be known in time."""
-        self._bell.set()
+        if not self._placed.is_set():
+            self._bell.set()
         try:
             async with asyncio.timeout(START_WITHIN):
                 await self._placed.wait()
