@@ -7,14 +7,13 @@ needs several statements to agree, uses `engine.transaction`.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any, Final, TypeAlias
 
 import asyncpg
 
 from taskherd.errors import Unavailable
+from taskherd.store.connections import Connections
 from taskherd.store.engine import (
     CLOSE_TIMEOUT,
     COMMAND_TIMEOUT,
@@ -31,7 +30,6 @@ Row: TypeAlias = Any
 """An `asyncpg.Record`: its values by place or by name."""
 
 _NO_TABLE: Final = "42P01"
-_IDLE_MOST: Final = 300.0
 _FAILURES: Final = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
@@ -51,7 +49,7 @@ class Reader:
         self._where = url.get_dialect()().create_connect_args(url)[1]
         self._size = size
         self._settings = session_settings(application_name)
-        self._pool: Any = None
+        self._connections: Connections | None = None
 
     async def fetch(self, statement: str, *values: Any) -> Sequence[Row]:
         """Return all rows. Raises `Unavailable`, or `DataError` for a value that PostgreSQL can't take."""
@@ -68,20 +66,18 @@ class Reader:
     @property
     def in_use(self) -> int:
         """How many connections are taken."""
-        return 0 if self._pool is None else int(self._pool.get_size() - self._pool.get_idle_size())
+        return 0 if self._connections is None else self._connections.in_use
 
     async def close(self) -> None:
         """Close the connections within a bounded time."""
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            with suppress(TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-                await asyncio.wait_for(pool.close(), CLOSE_TIMEOUT)
-            pool.terminate()
+        connections, self._connections = self._connections, None
+        if connections is not None:
+            await connections.close(CLOSE_TIMEOUT)
 
     async def _fetch(self, statement: str, values: Sequence[Any]) -> Sequence[Row]:
         try:
-            pool = self._pool or await self._open()
-            connection = await pool.acquire(timeout=COMMAND_TIMEOUT)
+            connections = self._connections or await self._open()
+            connection = await connections.take(COMMAND_TIMEOUT)
             try:
                 rows: Sequence[Row] = await connection.fetch(statement, *values)
             except asyncpg.PostgresError:
@@ -90,7 +86,7 @@ class Reader:
                 connection.terminate()  # its answer never came, or not whole: nobody is to wait for it again
                 raise
             finally:
-                await pool.release(connection)
+                await connections.give_back(connection)
         except _FAILURES as error:
             if sqlstate(error) == _NO_TABLE:
                 raise Unavailable("the database has no taskherd schema, or an older one") from error
@@ -102,16 +98,17 @@ class Reader:
             raise verdict from error
         return rows
 
-    async def _open(self) -> Any:
-        self._pool = pool = asyncpg.create_pool(
+    async def _open(self) -> Connections:
+        pool = asyncpg.create_pool(
             **self._where,
             min_size=0,
             max_size=self._size,
-            max_inactive_connection_lifetime=_IDLE_MOST,
+            max_inactive_connection_lifetime=0,
             connection_class=_Connection,
             timeout=CONNECT_TIMEOUT,
             command_timeout=COMMAND_TIMEOUT,
             server_settings=self._settings,
         )
-        await pool
-        return pool
+        self._connections = connections = Connections(pool, self._size)
+        await pool  # connects to nothing yet
+        return connections
