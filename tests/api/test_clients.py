@@ -124,9 +124,9 @@ async def test_the_command_line(house: Stage) -> None:
     assert [each["name"] for each in listed["tasks"]] == ["go"]
     status = told(await client.get("/tasks/me/go"))
     assert status["workspace_agent_health"] == {"healthy": True}
-    await watched(house, told(await client.post("/tasks/me/go/pause"), 202), "stop", 2)
+    await watched(house, uuid.UUID(task), told(await client.post("/tasks/me/go/pause"), 202), "stop", 2)
     resumed = told(await client.post(f"/tasks/me/{task}/resume"), 202)
-    await watched(house, resumed, "start", 3)
+    await watched(house, uuid.UUID(task), resumed, "start", 3)
     await up(house, task, 3)
     workspace = told(await client.get(f"/workspaces/{WORKSPACE}"))
     assert workspace["latest_build"]["id"] == resumed["workspace_build_id"]
@@ -135,9 +135,8 @@ async def test_the_command_line(house: Stage) -> None:
     assert (await client.delete(f"/tasks/me/{task}")).status_code == 202
 
 
-async def watched(house: Stage, asked: dict[str, Any], transition: str, number: int) -> None:
+async def watched(house: Stage, task_id: uuid.UUID, asked: dict[str, Any], transition: str, number: int) -> None:
     """A build watched as the command line does: the build, its log until it is closed, the build once more."""
-    task_id = uuid.UUID(house.herd.requests[-1]["task_id"])
     path = f"/workspacebuilds/{asked['workspace_build_id']}"
     before = shapes.parse(told(await house.alice.get(path)), shapes.BUILD)
     assert (before["job"]["status"], before["transition"], before["build_number"]) == ("pending", transition, number)
@@ -223,9 +222,9 @@ async def test_the_mcp_tools(house: Stage) -> None:
 
 async def test_an_agent(house: Stage) -> None:
     """With the token of its start request it says what it does and leaves its conversation, for its own task only."""
-    task = await house.create()
-    await up(house, task["id"])
-    task_id = uuid.UUID(task["id"])
+    task_id = uuid.UUID((await house.create())["id"])
+    await house.herd.until(lambda: house.herd.asked(task_id, "workspace.start"))
+    await up(house, str(task_id))
     token = house.herd.asked(task_id, "workspace.start")[0]["agent_token"]
     mine = {"Coder-Session-Token": token}
     body = {"app_slug": "claude", "state": "working", "message": "x" * 3000, "uri": "https://example.com/pr/1"}
