@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,9 @@ CONFIG = Path(__file__).with_name("schemathesis.toml")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(SECONDS + 240)]
 
 
-async def test_answers_are_as_the_document_says(staging: Staging, tmp_path: Path) -> None:
+async def test_answers_are_as_the_document_says(
+    staging: Staging, tmp_path: Path, announce: Callable[[str], None]
+) -> None:
     """With all checks on, no answer fails one; `make fuzz` looks for ten minutes instead of one."""
     async with staging() as house:
         names = [f"fuzz-{number}" for number in range(6)]
@@ -53,5 +56,7 @@ async def test_answers_are_as_the_document_says(staging: Staging, tmp_path: Path
         finally:
             if process.returncode is None:
                 process.kill()
-        assert process.returncode == 0, said.decode()[-20_000:]
+        told = said.decode()
+        announce(f"schemathesis:{told.partition('Test cases:')[2].partition('Seed:')[0].rstrip()} in {SECONDS} s")
+        assert process.returncode == 0, told[-20_000:]
         assert house.api.metrics.registry.get_sample_value("taskherd_api_crashes_total") == 0
