@@ -1,6 +1,6 @@
 # `make` alone lists the targets. Everything runs in .venv, made from requirements.lock when a target first needs it.
 .DEFAULT_GOAL := help
-.PHONY: help check test pure demo dev bench bench-quick chaos lint format docs lock clean
+.PHONY: help check test pure demo dev bench bench-quick chaos fuzz lint format docs lock clean
 BIN := .venv/bin
 READY := .venv/ready
 FIGURES := .taskherd/chaos.jsonl
@@ -28,7 +28,7 @@ test: $(READY) ## every test except the long chaos campaigns, on real RabbitMQ a
 demo: $(READY) ## run the whole thing on this machine for a minute and watch it
 	@$(BIN)/taskherd demo
 
-dev: $(READY) ## private RabbitMQ, PostgreSQL and a worker, up until Ctrl-C
+dev: $(READY) ## private RabbitMQ, PostgreSQL, a worker and the API, up until Ctrl-C
 	@$(BIN)/taskherd dev
 
 bench: $(READY) ## reports/s end to end, beside an ack-only consumer
@@ -42,12 +42,16 @@ chaos: $(READY) ## kill, freeze and starve worker, broker and database for about
 	@CHAOS_FIGURES=$(FIGURES) $(BIN)/pytest -q --timeout 3600 $(if $(ROW),-k "$(ROW)") tests/chaos; ended=$$?; \
 	$(BIN)/python -m tests.chaos.figures $(FIGURES) $(if $(ROW),,docs/reliability.md); exit $$ended
 
+fuzz: $(READY) ## ask the API for ten minutes whatever its OpenAPI document allows, and more
+	FUZZ_SECONDS=600 $(BIN)/pytest -q tests/api/test_fuzz.py
+
 format: $(READY) ## format and fix what can be fixed
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
 docs: $(READY) ## write the generated documents again
 	$(BIN)/python -m taskherd.wire.asyncapi > docs/asyncapi.yaml
+	$(BIN)/python -m taskherd.api.openapi > docs/openapi.json
 	$(BIN)/python -m taskherd.core.diagram > docs/state-diagram.md
 	$(BIN)/python -m taskherd.settings > docs/settings.md
 	$(BIN)/python -m taskherd.observe.metrics > docs/metrics.md

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from benchmarks.stage import Stage
 
 _LIBRARIES = (
-    "aio-pika", "aiormq", "pamqp", "asyncpg", "SQLAlchemy", "pydantic", "orjson", "uvloop", "faststream",
+    "aio-pika", "aiormq", "pamqp", "asyncpg", "SQLAlchemy", "pydantic", "orjson", "uvloop", "uvicorn", "starlette",
+    "faststream", "fastapi",
 )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks import bloat, growth, machine, plans, rows, sustained, workers
+from benchmarks import api, bloat, growth, machine, plans, rows, sustained, workers
 from benchmarks.cpu import profile
 from benchmarks.stage import Stage, stage
 from benchmarks.workload import Workload
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 RESULTS = Path(__file__).parent / "results"
-ROWS = ("throughput", "latency", "scale", "memory")
+ROWS = ("throughput", "latency", "scale", "memory", "api")
 QUICK = ("throughput", "latency")
 SECTIONS = {
     "workers": ("More workers on one queue", workers.measure),
@@ -94,6 +94,9 @@ async def _measured(ground: Stage, said: argparse.Namespace, wanted: Sequence[st
     for name in (name for name in SECTIONS if name in wanted):
         title, measure = SECTIONS[name]
         results.sections.append(f"## {title}\n\n{await measure(ground, reports, _say)}")
+    if "api" in wanted:
+        sizes = (api.FEW,) if said.quick else (api.FEW, api.MANY)
+        await api.measure(ground, results, sizes, seconds=2 if said.quick else 5, rounds=said.rounds, say=_say)
     table = "\n".join([rows.HEADER, *(row.line for row in results.rows)])
     took = f"{time.monotonic() - began:.0f} s"
     print("\n" + "\n\n".join([table, *results.sections, "\n".join(on), took]))

@@ -20,34 +20,37 @@ LEAST_ROUNDS = 3
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line of the table. ``bound``: the least that ``ratio`` should be, or the most where ``most`` is set."""
+    """A line of the table. ``bound``: the least ``ratio`` there should be, the most with ``most`` set, or no target."""
 
     what: str
     ours: str
     against: str
     theirs: str
     ratio: float
-    bound: float
+    bound: float | None
     most: bool = False
     unit: str = "times"
 
     @property
     def met(self) -> bool:
         """Whether the target is met."""
+        if self.bound is None:
+            return True
         return self.ratio <= self.bound if self.most else self.ratio >= self.bound
 
     @property
     def line(self) -> str:
         """The row in Markdown."""
         sign = "≤" if self.most else "≥"
-        verdict = "yes" if self.met else "**no**"
+        target = "" if self.bound is None else f"{sign} {self.bound:g} {self.unit}"
+        verdict = "" if self.bound is None else "yes" if self.met else "**no**"
         cells = (
             self.what,
             self.ours,
             self.against,
             self.theirs,
             f"{self.ratio:.2f} {self.unit}",
-            f"{sign} {self.bound:g} {self.unit}",
+            target,
             verdict,
         )
         return f"| {' | '.join(cells)} |"

@@ -34,17 +34,28 @@ _INDEXES = "SELECT indexname, indexdef FROM pg_indexes WHERE tablename = 'tasks'
 
 _COPIES = """
 CREATE TEMPORARY TABLE copies AS
-SELECT md5(g::text)::uuid AS id, md5('agent' || g)::uuid AS agent_id, 'bench-' || g AS name
-FROM generate_series(0, $1::bigint - 1) AS g ORDER BY 1
+SELECT md5(g::text)::uuid AS id, md5('agent' || g)::uuid AS agent_id, 'bench-' || g AS name, g,
+       CASE WHEN {owners} = 1 THEN '{owner}' ELSE md5('owner' || g % {owners})::uuid END AS owner_id
+FROM generate_series(0, {tasks} - 1) AS g ORDER BY 1
+"""
+
+_OWNERS = """
+INSERT INTO users (id, username, name, email, avatar_url)
+SELECT md5('owner' || g)::uuid, 'owner-' || g, 'Owner ' || g, 'owner' || g || '@example.com', '/icon/owner.png'
+FROM generate_series(0, $1 - 1) AS g;
+INSERT INTO memberships (user_id, organization_id, role)
+SELECT md5('owner' || g)::uuid, o.id, 'member' FROM generate_series(0, $1 - 1) AS g, organizations AS o
 """
 
 _TASKS = """
 INSERT INTO tasks (id, owner_id, organization_id, template_id, template_version_id, preset_id, name, display_name,
                    created_at, version, updated_at, deleted_at, status, document, memory, due_at, prompt_version)
-SELECT c.id, t.owner_id, t.organization_id, t.template_id, t.template_version_id, t.preset_id, c.name, t.display_name,
-       t.created_at, t.version, t.updated_at, t.deleted_at, t.status,
-       replace(replace(replace(t.document::text, $1, c.id::text), $2, c.agent_id::text), $3, c.name)::json,
-       replace(replace(t.memory::text, $1, c.id::text), $2, c.agent_id::text)::json, t.due_at, t.prompt_version
+SELECT c.id, c.owner_id, t.organization_id, t.template_id, t.template_version_id, t.preset_id, c.name, t.display_name,
+       t.created_at + c.g * interval '1 microsecond', t.version, t.updated_at, t.deleted_at, t.status,
+       replace(replace(replace(replace(t.document::text, $1, c.id::text), $2, c.agent_id::text), $3, c.name),
+               t.owner_id::text, c.owner_id::text)::json,
+       replace(replace(replace(t.memory::text, $1, c.id::text), $2, c.agent_id::text),
+               t.owner_id::text, c.owner_id::text)::json, t.due_at, t.prompt_version
 FROM tasks AS t, copies AS c
 WHERE t.id = $1::text::uuid
 """
@@ -61,12 +72,17 @@ DROP TABLE copies;
 """
 
 
-async def multiply(connection: asyncpg.Connection, tasks: int) -> None:
-    """Copy the seed's task so many times; the indexes are made afterwards, which is faster."""
+async def multiply(connection: asyncpg.Connection, tasks: int, owners: int = 1) -> None:
+    """Copy the seed's task so many times; with more than one owner, spread over new ones, evenly.
+
+    The indexes are made afterwards, which is faster.
+    """
     indexes = await connection.fetch(_INDEXES)
     for name, _ in indexes:
         await connection.execute(f"DROP INDEX {name}")
-    await connection.execute(_COPIES.replace("$1", str(tasks)))
+    if owners > 1:
+        await connection.execute(_OWNERS.replace("$1", str(owners)))
+    await connection.execute(_COPIES.format(tasks=tasks, owners=owners, owner=OWNER))
     await connection.execute(_TASKS, str(TASK), str(AGENT), NAME)
     await connection.execute(_REST.format(task=TASK))
     for _, definition in indexes:

@@ -80,14 +80,18 @@ class Stage:
 
     async def set_up(self, work: Workload) -> None:
         """Put a fresh database with the workload's tasks and empty queues in place."""
-        await self.copy(await self.template(work.tasks), _RUN)
+        await self.set_up_for(work.tasks)
+
+    async def set_up_for(self, tasks: int, owners: int = 1) -> None:
+        """As `set_up`, with so many tasks of so many owners."""
+        await self.copy(await self.template(tasks, owners), _RUN)
         await self._clear_queues()
 
-    async def template(self, tasks: int) -> str:
-        """The name of a database with so many tasks, to be copied."""
-        template = f"bench_tasks_{tasks}"
+    async def template(self, tasks: int, owners: int = 1) -> str:
+        """The name of a database with so many tasks of so many owners, to be copied."""
+        template = f"bench_tasks_{tasks}_of_{owners}"
         if template not in self.made:
-            await self._make(template, tasks)
+            await self._make(template, tasks, owners)
             self.made.add(template)
         return template
 
@@ -97,7 +101,7 @@ class Stage:
             self.backlogs[work] = await asyncio.to_thread(backlog.marshal, NAMES.reports, work.messages())
         await backlog.publish(self.amqp_url, self.backlogs[work])
 
-    async def _make(self, template: str, tasks: int) -> None:
+    async def _make(self, template: str, tasks: int, owners: int) -> None:
         if _SEED not in self.made:
             await self._execute(f'CREATE DATABASE "{_SEED}"')
             url = with_database(self.admin_url, _SEED)
@@ -113,7 +117,7 @@ class Stage:
                 await connection.execute(str(CreateTable(table).compile(dialect=dialect)))
             await connection.execute("CREATE TABLE roundtrips (id bigint GENERATED ALWAYS AS IDENTITY, body text)")
             await connection.execute(schema.FILL % {"tasks": min(tasks, 100_000), "prompt": PROMPT_BYTES})
-            await seed.multiply(connection, tasks)
+            await seed.multiply(connection, tasks, owners)
             await connection.execute("VACUUM (ANALYZE, FREEZE)")
             await connection.execute("CHECKPOINT")
 

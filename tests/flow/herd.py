@@ -27,6 +27,8 @@ SECRET = "0123456789abcdef" * 4
 PATIENCE = 20.0
 """Seconds after which a condition that a test waits for is not going to come true."""
 
+STATUSES = ("pending", "initializing", "active", "paused", "unknown", "error")
+
 DIRECTORY = f"""
 INSERT INTO organizations (id, name, display_name) VALUES ('{ORGANIZATION}', 'acme', 'Acme');
 INSERT INTO users (id, username, name, email, avatar_url) VALUES ('{ALICE}', 'alice', 'Alice', 'alice@example.com', '');
@@ -227,6 +229,26 @@ def build(task_id: uuid.UUID, number: int, transition: str, job_status: str, **f
     """A report of a workspace build."""
     named = {"build_number": number, "transition": transition, "job_status": job_status}
     return said("workspace.build", task_id, **named, **fields)
+
+
+async def in_status(flock: Herd, wanted: str, of: uuid.UUID | None = None) -> uuid.UUID:
+    """A task of this status, a new one unless its id is given."""
+    task_id = of or await flock.create()
+    if wanted in {"active", "unknown", "paused"}:
+        await flock.active(task_id)
+    match wanted:
+        case "initializing":
+            await flock.report(build(task_id, 1, "start", "running"))
+        case "error":
+            await flock.report(build(task_id, 1, "start", "failed", error="No space left"))
+        case "unknown" | "paused":
+            assert (await flock.command("task.pause", task_id))["ok"]
+            if wanted == "paused":
+                await flock.report(build(task_id, 2, "stop", "succeeded"))
+        case _:
+            pass
+    await flock.until(lambda: flock.document(task_id).get("status") == wanted)
+    return task_id
 
 
 @asynccontextmanager

@@ -11,7 +11,19 @@ import aio_pika
 import pytest
 
 from tests.flow.conftest import Herding
-from tests.flow.herd import ALICE, ORGANIZATION, PRESET, TEMPLATE, VERSION, Herd, build, order, said, working
+from tests.flow.herd import (
+    ALICE,
+    ORGANIZATION,
+    PRESET,
+    STATUSES,
+    TEMPLATE,
+    VERSION,
+    Herd,
+    in_status,
+    order,
+    said,
+    working,
+)
 
 WANTED: dict[str, Any] = {"owner_id": str(ALICE), "template_version_id": str(VERSION), "input": "Fix the flaky test"}
 IN_USE = {"field": "name", "detail": "This value is already in use and should be unique."}
@@ -161,30 +173,6 @@ async def test_what_cannot_be_read_is_answered_and_buried(flock: Herd, body: byt
     assert error["detail"].startswith(f"{reason}: ")
     await flock.until(lambda: flock.reasons() == [reason])
     assert flock.letters[0].body == body
-
-
-async def in_status(flock: Herd, wanted: str) -> uuid.UUID:
-    """A task of this status."""
-    if wanted in {"active", "unknown", "paused"}:
-        task_id = await flock.active()
-    else:
-        task_id = await flock.create()
-    match wanted:
-        case "initializing":
-            await flock.report(build(task_id, 1, "start", "running"))
-        case "error":
-            await flock.report(build(task_id, 1, "start", "failed", error="No space left"))
-        case "unknown" | "paused":
-            assert (await flock.command("task.pause", task_id))["ok"]
-            if wanted == "paused":
-                await flock.report(build(task_id, 2, "stop", "succeeded"))
-        case _:
-            pass
-    await flock.until(lambda: flock.document(task_id).get("status") == wanted)
-    return task_id
-
-
-STATUSES = ("pending", "initializing", "active", "paused", "unknown", "error")
 
 
 async def test_what_each_status_refuses(flock: Herd) -> None:

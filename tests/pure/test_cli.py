@@ -68,6 +68,14 @@ def test_the_version_is_shown() -> None:
     assert "doctor" in CliRunner().invoke(app, ["--help"]).stdout
 
 
+def test_the_shell_completes_commands() -> None:
+    """Completion needs no setting, and names of tasks are left out quietly where no API is set."""
+    for words, expected in (("taskherd task w", {"wait", "watch"}), ("taskherd task show ", set())):
+        env = {"_TASKHERD_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        result = CliRunner().invoke(app, [], prog_name="taskherd", env=env)
+        assert set(result.stdout.split()) == expected, result.output
+
+
 def test_doctor_names_what_is_missing() -> None:
     """With nothing set, doctor exits 1 and says for each needed setting what to give."""
     result = CliRunner().invoke(app, ["doctor"], env={"TASKHERD_OPS_PORT": "1"})

@@ -20,7 +20,18 @@ def test_names_follow_the_convention() -> None:
 def test_no_label_is_an_id() -> None:
     """A label takes few, known values: none is the id or name of a task, agent or user."""
     labels = {label for each in Metrics().declared for label in each.labels}
-    assert labels == {"type", "outcome", "reason", "what", "status", "health", "connection", "version"}
+    assert labels == {
+        "type",
+        "outcome",
+        "reason",
+        "what",
+        "status",
+        "health",
+        "connection",
+        "version",
+        "route",
+        "method",
+    }
 
 
 def test_what_is_declared_is_what_is_exposed() -> None:

@@ -74,7 +74,8 @@ class Look:
 class Turn:
     """The task before and after, and what is to be written and sent besides. Mutable while its inputs are folded.
 
-    ``own`` is the text of the document's own part, as it was read and then as it is written.
+    ``own`` is the text of the document's own part, as it was read and then as it is written; ``displaced`` are the
+    memories right before a later build became the latest.
     """
 
     before: Task | None
@@ -85,6 +86,7 @@ class Turn:
     sent: list[UUID] = field(default_factory=list)
     asked: list[int] = field(default_factory=list)
     settled: list[int] = field(default_factory=list)
+    displaced: list[Memory] = field(default_factory=list)
     logs: list[TaskLog] = field(default_factory=list)
     inputs: list[NewInput] = field(default_factory=list)
     decided: list[TaskInput] = field(default_factory=list)
@@ -138,6 +140,8 @@ def take_report(turn: Turn, index: int, report: Report, now: datetime, rules: Ru
     if isinstance(report, TaskLog):
         turn.logs.append(report)
     if folded.memory is not memory:
+        if isinstance(report, WorkspaceBuild) and folded.memory.number != memory.number:
+            turn.displaced.append(memory)
         turn.task = replace(task, memory=_settle(turn, memory.unanswered, folded.memory))
 
 
@@ -217,7 +221,10 @@ def conclude(turn: Turn, now: datetime, rules: Rules) -> None:
     if task is None:
         return
     if task.memory.deletion is not None:
-        task = replace(task, memory=builds.pursue_delete(task.id, task.memory, now, rules.delete_backoff))
+        pursued = builds.pursue_delete(task.id, task.memory, now, rules.delete_backoff)
+        if pursued.number != task.memory.number:
+            turn.displaced.append(task.memory)
+        task = replace(task, memory=pursued)
         turn.task = task
     before = turn.before.memory.asked if turn.before else {}
     turn.asked.extend(n for n in task.memory.asked if n not in before and n not in turn.settled)

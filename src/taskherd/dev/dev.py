@@ -1,4 +1,4 @@
-"""`taskherd dev`: private services and a worker on this machine, up until Ctrl-C."""
+"""`taskherd dev`: private services, a worker and the API on this machine, up until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -9,20 +9,25 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from taskherd.dev import ports, processes, services
+from taskherd.dev import first_steps, ports, processes, services
 from taskherd.errors import Unavailable
 from taskherd.store import migrate
 
 DATA: Final = Path(".taskherd")
 EXAMPLE_DIRECTORY: Final = Path("deploy/example-directory.yaml")
 _OPS_PORT: Final = 9590
-_WORKER_GRACE: Final = 30.0
+_API_PORT: Final = 7080
+_API_OPS_PORT: Final = 9591
+_GRACE: Final = 30.0
+_UP_WITHIN: Final = 60.0
+_LOOK_EVERY: Final = 0.2
 
 
 def run(*, services_only: bool, data: Path = DATA) -> int:
@@ -33,7 +38,7 @@ def run(*, services_only: bool, data: Path = DATA) -> int:
         Unavailable: when a service was found but does not start.
     """
     with suppress(KeyboardInterrupt), _one_interrupt():
-        processes.end(_workers_left(data), gently=signal.SIGTERM, within=_WORKER_GRACE)
+        processes.end(_left(data), gently=signal.SIGTERM, within=_GRACE)
         with services.start(data, announce=_say) as running:
             (ops_port,) = ports.claim([_OPS_PORT])
             environment = write_env(data, running, ops_port)
@@ -42,18 +47,24 @@ def run(*, services_only: bool, data: Path = DATA) -> int:
                 _say("up; Ctrl-C stops both")
                 threading.Event().wait()
             prepare(running.database_url, {**os.environ, **environment})
-            return _work(data, environment, ops_port)
+            return _serve(data, environment, ops_port)
     return 0
 
 
 def write_env(data: Path, running: services.Services, ops_port: int) -> dict[str, str]:
     """Write `env` into the folder, for a shell to source, and return what it sets."""
-    environment = {
-        services.DATABASE_URL: running.database_url,
-        services.AMQP_URL: running.amqp_url,
-        "TASKHERD_SECRET_KEY": os.environ.get("TASKHERD_SECRET_KEY") or _kept_secret(data / "secret_key"),
-        "TASKHERD_METRICS_URL": f"http://{ports.HOST}:{ops_port}/metrics",
-    }
+    return _written(
+        data,
+        {
+            services.DATABASE_URL: running.database_url,
+            services.AMQP_URL: running.amqp_url,
+            "TASKHERD_SECRET_KEY": os.environ.get("TASKHERD_SECRET_KEY") or _kept_secret(data / "secret_key"),
+            "TASKHERD_METRICS_URL": f"http://{ports.HOST}:{ops_port}/metrics",
+        },
+    )
+
+
+def _written(data: Path, environment: dict[str, str]) -> dict[str, str]:
     _write_private(data / "env", "".join(f"export {name}={shlex.quote(it)}\n" for name, it in environment.items()))
     return environment
 
@@ -70,32 +81,65 @@ def prepare(database_url: str, environ: Mapping[str, str]) -> None:
 @contextmanager
 def worker(data: Path, environment: Mapping[str, str], ops_port: int) -> Iterator[subprocess.Popen[bytes]]:
     """A worker process with these settings, its log on our terminal; stopped at the end, with its grace time."""
+    with _process(data, "worker", {**environment, "TASKHERD_OPS_PORT": str(ops_port)}) as process:
+        yield process
+
+
+@contextmanager
+def _process(data: Path, command: str, environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "taskherd", "worker"],
-        env=processes.marked({**os.environ, **environment, "TASKHERD_OPS_PORT": str(ops_port)}, _worker_home(data)),
+        [sys.executable, "-m", "taskherd", command],
+        env=processes.marked({**os.environ, **environment}, _home(data)),
         stdin=subprocess.DEVNULL,
         start_new_session=True,
     )
     try:
         yield process
     finally:
-        processes.stop(process, gently=signal.SIGTERM, within=_WORKER_GRACE)
+        processes.stop(process, gently=signal.SIGTERM, within=_GRACE)
 
 
-def _work(data: Path, environment: Mapping[str, str], ops_port: int) -> int:
-    with worker(data, environment, ops_port) as process:
-        _say(f"worker {process.pid} started; Ctrl-C stops everything")
-        code = process.wait()
-        _say(f"the worker ended by itself with code {code}")
-        return code or 1
+def _serve(data: Path, environment: dict[str, str], ops_port: int) -> int:
+    """Run a worker and the API until one of them ends by itself; its exit code, which is never 0 then."""
+    api_port, api_ops_port = ports.claim([_API_PORT, _API_OPS_PORT])
+    url = f"http://{ports.HOST}:{api_port}"
+    of_api = {**environment, "TASKHERD_API_PORT": str(api_port), "TASKHERD_OPS_PORT": str(api_ops_port)}
+    with worker(data, environment, ops_port) as work:
+        token = first_steps.token({**os.environ, **environment}) if EXAMPLE_DIRECTORY.exists() else ""
+        _written(data, {**environment, "TASKHERD_URL": url, **({"TASKHERD_TOKEN": token} if token else {})})
+        with _process(data, "api", of_api) as api:
+            _await_port(api, api_port)
+            for line in first_steps.lines(url, token):
+                _say(line)
+            _say(f"worker {work.pid} and api {api.pid} started; Ctrl-C stops everything")
+            return _outlived({"worker": work, "api": api})
 
 
-def _workers_left(data: Path) -> list[processes.Process]:
-    """Workers of this folder that outlived a `taskherd dev` that was killed."""
-    return processes.belonging_to(_worker_home(data))
+def _outlived(running: Mapping[str, subprocess.Popen[bytes]]) -> int:
+    """Wait until one of them ends by itself, and say so; its exit code, which is never 0."""
+    while True:
+        for name, process in running.items():
+            code = process.poll()
+            if code is not None:
+                _say(f"the {name} ended by itself with code {code}")
+                return code or 1
+        time.sleep(_LOOK_EVERY)
 
 
-def _worker_home(data: Path) -> Path:
+def _await_port(process: subprocess.Popen[bytes], port: int) -> None:
+    deadline = time.monotonic() + _UP_WITHIN
+    while not ports.is_open(port):
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise Unavailable(f"the api does not listen on port {port}; its log above says why")
+        time.sleep(_LOOK_EVERY)
+
+
+def _left(data: Path) -> list[processes.Process]:
+    """Processes of this folder that outlived a `taskherd dev` that was killed."""
+    return processes.belonging_to(_home(data))
+
+
+def _home(data: Path) -> Path:
     return data.absolute() / "worker"
 
 

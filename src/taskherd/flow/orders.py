@@ -72,7 +72,7 @@ class Orders:
         self._ground.metrics.commands.labels(command.type, outcome).inc()
         log.info("command", type=command.type, outcome=outcome, task_id=str(command.task_id))
         if delivery.reply_to:
-            await self._answer(delivery, reply)
+            await self._answer(delivery, reply, repeated=repeated)
         elif not told["ok"]:
             detail = f"{told['error']['status']} {told['error']['message']}"
             await self._bury(delivery, Bad(None, Reason.COMMAND_REFUSED, detail, delivery.body))
@@ -87,13 +87,18 @@ class Orders:
             raise AssertionError
         return outcome.reply, outcome.repeated
 
-    async def _answer(self, delivery: Delivery, reply: bytes) -> None:
-        """Reply, if somebody can be told; a reply that no queue takes is dropped."""
+    async def _answer(self, delivery: Delivery, reply: bytes, *, repeated: bool = False) -> None:
+        """Reply, if somebody can be told; a reply that no queue takes is dropped. A header marks a repeated one."""
         if not delivery.reply_to:
             return
         published = await self._ground.persist(
             lambda: self._ground.publisher.publish(
-                "", delivery.reply_to or "", reply, correlation_id=delivery.correlation_id, mandatory=True
+                "",
+                delivery.reply_to or "",
+                reply,
+                headers={replies.REPEATED: True} if repeated else None,
+                correlation_id=delivery.correlation_id,
+                mandatory=True,
             ),
             "broker",
         )

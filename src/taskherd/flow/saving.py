@@ -15,7 +15,7 @@ from taskherd.core.obey import Refused
 from taskherd.core.turn import Cause, Fate, due_at
 from taskherd.core.value import replace
 from taskherd.core.view import view
-from taskherd.flow import aside
+from taskherd.flow import aside, builds
 from taskherd.flow.batch import Change
 from taskherd.flow.loading import digest
 from taskherd.store import commands as command_log
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from taskherd.flow.loading import Scene
 
 
-CLASH = Refused(409, "command_id was used for another command.")
+CLASH = Refused(409, replies.USED_BEFORE)
 
 
 async def save(connection: AsyncConnection, ground: Ground, scene: Scene, outcome: Outcome) -> None:
@@ -75,6 +75,7 @@ async def save(connection: AsyncConnection, ground: Ground, scene: Scene, outcom
     await _save_prompts(connection, changes)
     await _save_leases(connection, scene)
     await aside.save_requests(connection, turns, now, outcome)
+    await builds.save(connection, turns, now)
     await aside.park(connection, ground, scene, outcome)
     if batch.command:
         outcome.reply = await _reply(connection, scene, batch.command, outcome)

@@ -24,7 +24,7 @@ _SECRET_NAME = re.compile(r"passw|secret|token|authorization|cookie|credential|a
 _PASSWORD_IN_URL = re.compile(
     r"(?P<before>\b[a-z][a-z0-9+.-]{0,19}://[^\s:/@]{0,128}:)[^\s/]{0,512}(?P<after>@)", re.IGNORECASE
 )
-_NOISY = ("aio_pika", "aiormq", "alembic", "asyncio", "sqlalchemy")
+_NOISY = ("aio_pika", "aiormq", "alembic", "asyncio", "sqlalchemy", "uvicorn")
 _TOLD_BY_US = ("aiormq.connection",)
 """Logs each attempt to connect as an error, with a stack, and raises it too; our own line says what is waited for."""
 

@@ -47,6 +47,7 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         self._declare_intake()
         self._declare_outlet()
+        self._declare_api()
         self._declare_state()
         self._declare_surroundings()
 
@@ -94,6 +95,22 @@ class Metrics:
             "requests_given_up", "Work requests and builds that nobody answered in time, by type.", "type"
         )
         self.deletes_retried = self._counter("deletes_retried", "Workspace deletes asked for again after a failure.")
+
+    def _declare_api(self) -> None:
+        self.api_requests = self._counter(
+            "api_requests",
+            "Requests answered by the API, by route (the path with its parameters unfilled), method and status.",
+            "route",
+            "method",
+            "status",
+        )
+        self.api_seconds = self._histogram(
+            "api_seconds", "Time from a request's head to its answer, streams left out.", _SECONDS
+        )
+        self.api_in_flight = self._gauge("api_requests_in_flight", "Requests that the API is answering.")
+        self.api_commands_waiting = self._gauge("api_commands_waiting", "Writes that wait for the worker's reply.")
+        self.api_followers = self._gauge("api_followers", "Readers that follow tasks or wait for one.")
+        self.api_crashes = self._counter("api_crashes", "Requests answered with 500 because of a mistake of ours.")
 
     def _declare_state(self) -> None:
         self.tasks = self._gauge("tasks", "Tasks that are not deleted, by status.", "status")

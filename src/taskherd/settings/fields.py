@@ -125,11 +125,40 @@ class Settings(BaseSettings):
     relay_every: Seconds = Field(1.0, ge=0.05, le=60, description="How often unpublished events are looked for.")
     grace: Seconds = Field(25.0, ge=1, le=600, description="Time a process has to end after SIGTERM.")
 
+    api_host: str = Field("127.0.0.1", min_length=1, description="Address that the API is served on.")
+    api_port: int = Field(7080, ge=0, le=65_535, description="Port that the API is served on; 0 takes a free one.")
+    api_nullable_ids: Literal["string", "object"] = Field(
+        "string",
+        description="Ids that may be absent: a string or null, as Coder's servers send them, or as on their page.",
+    )
+    api_cors_origins: str = Field(
+        "",
+        description="Origins whose pages may call the API, separated by commas; none: no other page may.",
+        json_schema_extra={"expected": "origins such as https://example.com, or * for any"},
+    )
+    api_rate_limit: float = Field(
+        100.0, ge=0, le=1_000_000, description="Requests a second that one user may make in the long run; 0: any."
+    )
+    api_rate_burst: int = Field(500, ge=1, le=1_000_000, description="Requests that one user may make at once.")
+    api_command_timeout: Seconds = Field(
+        10.0, ge=0.5, le=60, description="How long a write waits until the worker has committed it."
+    )
+    api_read_timeout: Seconds = Field(
+        10.0, ge=0.5, le=300, description="Time in which a request's head, and then its body, must have come."
+    )
+    api_connections: int = Field(4000, ge=1, le=100_000, description="Connections that one API process serves.")
+    api_list_most: int = Field(
+        5000, ge=500, le=100_000, description="Tasks in the answer to a list that asks for no limit; the newest ones."
+    )
+
     database_pool: int = Field(10, ge=2, le=200, description="Most database connections of one process.")
 
     ops_host: str = Field("127.0.0.1", min_length=1, description="Address of /livez, /readyz and /metrics.")
     ops_port: int = Field(
-        9590, ge=0, le=65_535, description="Port of /livez, /readyz and /metrics; 0 takes a free one."
+        9590,
+        ge=0,
+        le=65_535,
+        description="Port of /livez, /readyz and /metrics; 0 takes a free one. Unless set, 9591 for the API.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     log_format: Literal["auto", "json", "console"] = Field(
@@ -150,6 +179,15 @@ class Settings(BaseSettings):
                 message = f"{lower} {getattr(self, lower):g} > {upper} {getattr(self, upper):g}"
                 raise ValueError(message)
         return self
+
+    def ops_port_of(self, default: int) -> int:
+        """The operations port of a process whose own default this is."""
+        return self.ops_port if "ops_port" in self.model_fields_set else default
+
+    @property
+    def cors_origins(self) -> tuple[str, ...]:
+        """The origins whose pages may call the API."""
+        return tuple(origin.strip() for origin in self.api_cors_origins.split(",") if origin.strip())
 
     @property
     def secret_keys(self) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 NEEDED = ("database_url", "amqp_url", "secret_key")
 _SECRET = tuple(name for name, field in Settings.model_fields.items() if field.repr is False)
-_FOR_OTHERS = frozenset({"TASKHERD_METRICS_URL", "TASKHERD_NODE_HOME"})
+_FOR_OTHERS = frozenset({"TASKHERD_METRICS_URL", "TASKHERD_NODE_HOME", "TASKHERD_TOKEN", "TASKHERD_URL"})
 """Variables under our prefix that `taskherd dev` sets for other programs."""
 _FILE_MOST = 65_536
 

@@ -74,16 +74,7 @@ def open_engine(
     Timeouts are seconds. The server gives up a statement just before the client does, so that the connection is kept.
     A ping before use would not help against a frozen connection: only the timeout of the statement itself does.
     """
-    settings = {
-        "application_name": application_name,
-        "statement_timeout": f"{int(command_timeout * 900)}ms",
-        "lock_timeout": f"{int(lock_timeout * 1000)}ms",
-        "idle_in_transaction_session_timeout": f"{int(IDLE_IN_TRANSACTION * 1000)}ms",
-        "timezone": "UTC",
-        "jit": "off",
-        "plan_cache_mode": "force_generic_plan",
-        "enable_seqscan": "off",  # a plan made while a table was empty reads all of it when it is not, until ANALYZE
-    }
+    settings = session_settings(application_name, command_timeout, lock_timeout)
     return create_async_engine(
         sqlalchemy_url(database_url),
         pool_size=size,
@@ -95,6 +86,22 @@ def open_engine(
         json_deserializer=orjson.loads,
         connect_args={"timeout": CONNECT_TIMEOUT, "command_timeout": command_timeout, "server_settings": settings},
     )
+
+
+def session_settings(
+    application_name: str, command_timeout: float = COMMAND_TIMEOUT, lock_timeout: float = LOCK_TIMEOUT
+) -> dict[str, str]:
+    """Return what every session of ours sets in PostgreSQL; timeouts are seconds."""
+    return {
+        "application_name": application_name,
+        "statement_timeout": f"{int(command_timeout * 900)}ms",
+        "lock_timeout": f"{int(lock_timeout * 1000)}ms",
+        "idle_in_transaction_session_timeout": f"{int(IDLE_IN_TRANSACTION * 1000)}ms",
+        "timezone": "UTC",
+        "jit": "off",
+        "plan_cache_mode": "force_generic_plan",
+        "enable_seqscan": "off",  # a plan made while a table was empty reads all of it when it is not, until ANALYZE
+    }
 
 
 def _encode(value: Any) -> str:

@@ -338,6 +338,43 @@ task_feed = Table(
     comment="Published events in the order in which readers resume; positions are given by one writer at a time",
 )
 
+# What the API finds builds, workspaces and agents by; the worker writes it.
+
+task_builds = Table(
+    "task_builds",
+    METADATA,
+    _id("build_id"),
+    _column("task_id", Uuid),
+    _column("number", Integer),
+    _column("transition", Text),
+    _column("job_status", Text, comment="the last one known while it was the latest; one given up has failed"),
+    Column("workspace_id", Uuid),
+    Column("agent_id", Uuid),
+    Column("error", Text),
+    _column("created_at", Time),
+    _column("updated_at", Time),
+    Index("task_builds_task_id_idx", "task_id", "number", unique=True),
+    Index("task_builds_workspace_id_idx", "workspace_id", "number"),
+    Index("task_builds_agent_id_idx", "agent_id", "number"),
+    comment="Each build that was the latest of its task, found by ids that clients know",
+)
+
+# Who may speak to the API.
+
+api_tokens = Table(
+    "api_tokens",
+    METADATA,
+    Column("id", Text, primary_key=True),
+    Column("user_id", Uuid, ForeignKey("users.id"), nullable=False),
+    _column("secret_hash", LargeBinary, comment="SHA-256 of the secret, which is kept nowhere"),
+    _column("created_at", Time, server_default=text("now()")),
+    Column("expires_at", Time),
+    Column("revoked_at", Time),
+    Column("last_used_at", Time, comment="within a minute or so: written seldom, many at once"),
+    Index("api_tokens_user_id_idx", "user_id"),
+    comment="Who may speak to the API, and until when",
+)
+
 # The worker's own books.
 
 command_log = Table(

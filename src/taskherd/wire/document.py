@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+import orjson
 from pydantic import BaseModel
 
 from taskherd.core.reports import Lifecycle, rfc3339
@@ -107,8 +108,25 @@ def own(view: View, task: Task) -> dict[str, Any]:
 
 def render(own: Mapping[str, Any], prompt: str, names: Names, updated_at: datetime) -> dict[str, Any]:
     """The whole document from its own part, with what the directory says now; ``updated_at`` is in UTC."""
+    return {**own, **_added(prompt, names, updated_at)}
+
+
+def spliced(own: str, prompt: str, names: Names, updated_at: datetime) -> bytes:
+    """The same document as JSON, from its own part as the stored JSON text, which is not parsed for it."""
+    return own.rstrip()[:-1].encode() + b"," + orjson.dumps(_added(prompt, names, updated_at))[1:]
+
+
+def with_objects(document: dict[str, Any]) -> dict[str, Any]:
+    """The document with each id that may be absent as ``{"uuid", "valid"}``, as the published page shows them."""
+    for name in ("workspace_id", "workspace_agent_id", "workspace_app_id"):
+        value = document[name]
+        document[name] = {"uuid": value or _NIL, "valid": value is not None}
+    return document
+
+
+def _added(prompt: str, names: Names, updated_at: datetime) -> dict[str, Any]:
+    """The part of a document that is not kept with the task."""
     document = {
-        **own,
         "organization_id": str(names.organization_id),
         "owner_name": names.owner_name,
         "template_id": str(names.template_id),
@@ -132,6 +150,7 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 _ABSENT = object()
+_NIL = str(UUID(int=0))
 
 
 def _id(identifier: UUID | None) -> str | None:

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from taskherd.wire.codec import Bad
 
 
+REPEATED = "x-taskherd-repeated"
+"""The header of a reply that was given before: the command was done already, and nothing changed this time."""
+
+USED_BEFORE = "command_id was used for another command."
+
+
 class Validation(BaseModel):
     """What is wrong with one field of a request."""
 

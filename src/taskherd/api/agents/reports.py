@@ -1,0 +1,42 @@
+"""Reports on behalf of agents: published with a confirm, so that an agent that got its answer was heard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+import orjson
+
+from taskherd.broker.publish import Published
+from taskherd.errors import Unavailable
+
+if TYPE_CHECKING:
+    from taskherd.broker.publish import Publisher
+    from taskherd.broker.topology import Names
+
+WAITING_MOST: Final = 1_000
+"""Messages that may wait for the broker's confirm at once."""
+
+
+class Reports:
+    """Passes reports on to the worker's queue."""
+
+    def __init__(self, publisher: Publisher, names: Names) -> None:
+        self._publisher = publisher
+        self._names = names
+        self._waiting = 0
+
+    async def pass_on(self, task_id: UUID, reports: Sequence[dict[str, Any]]) -> None:
+        """Publish reports of one task as one message. Raises Unavailable: they may have arrived then, or not."""
+        if self._waiting >= WAITING_MOST:
+            raise Unavailable("too many reports wait for the broker")
+        self._waiting += 1
+        try:
+            published = await self._publisher.publish(
+                self._names.reports, str(task_id), orjson.dumps(reports, default=str), mandatory=True
+            )
+        finally:
+            self._waiting -= 1
+        if published is Published.UNROUTED:
+            raise Unavailable(f"no queue takes {self._names.reports}")

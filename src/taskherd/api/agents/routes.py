@@ -1,0 +1,101 @@
+"""The agents' own two routes."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from taskherd.api.agents.bodies import AppStatusPatch, LogSnapshot
+from taskherd.api.answers import Answer, Refusal, empty, invalid, json, not_found
+from taskherd.api.refer import uuid_of
+from taskherd.api.route import Auth, Query, Route, Says
+from taskherd.core.reports import rfc3339
+from taskherd.wire import texts
+from taskherd.wire.bounds import ELEMENTS
+
+if TYPE_CHECKING:
+    from taskherd.api.ask import Ask
+
+SNAPSHOT_BYTES: Final = 64 * 1024
+FORMAT: Final = "agentapi"
+_STATES: Final = {"working": "working", "idle": "idle", "complete": "complete", "failure": "failed", "failed": "failed"}
+_SPEAKERS: Final = {"user": "input", "agent": "output"}
+
+
+async def app_status(ask: Ask) -> Answer:
+    """Take what the agent says it is doing."""
+    body: AppStatusPatch = ask.body
+    state = _STATES.get(body.state or "")
+    if state is None:
+        wrong = ("state", "State must be one of: complete, failure, working, idle.")
+        raise invalid(wrong, message="Invalid state provided.")
+    said = {"state": state, "message": texts.message(body.message or "", {}), "uri": texts.address(body.uri or "", {})}
+    await _pass_on(ask, [{"type": "app.status", **said}])
+    return json(None)
+
+
+async def log_snapshot(ask: Ask) -> Answer:
+    """Take the end of the conversation, so that it can be read when the agent is gone."""
+    if ask.agent is None or uuid_of(ask.params["id"]) != ask.agent[0]:
+        raise not_found()
+    said = ask.query.get("format", "")
+    if said != FORMAT:
+        wrong = ("format", f'Query param "format" has invalid value: only {FORMAT} is known')
+        raise invalid(wrong, message="Query parameters have invalid values.")
+    body: LogSnapshot = ask.body
+    strange = [message.role for message in body.messages if message.role not in _SPEAKERS]
+    if strange:
+        raise Refusal(400, "Invalid agentapi payload structure.", "A message's role is user or agent.")
+    now = _now()
+    entries = [
+        {
+            "id": message.id,
+            "type": _SPEAKERS[message.role],
+            "content": texts.content(message.content, {}),
+            "time": rfc3339(message.time) if message.time else now,
+        }
+        for message in body.messages
+    ]
+    parts = [entries[start : start + ELEMENTS] for start in range(0, len(entries), ELEMENTS)]
+    if parts:
+        await _pass_on(ask, [{"type": "task.log", "entries": part} for part in parts])
+    return empty(204)
+
+
+async def _pass_on(ask: Ask, reports: list[dict[str, Any]]) -> None:
+    assert ask.agent is not None
+    task_id, build_number = ask.agent
+    ask.noted = {"task_id": str(task_id), "build_number": build_number}
+    common = {"task_id": task_id, "build_number": build_number, "observed_at": _now()}
+    await ask.house.reports.pass_on(task_id, [{**report, **common} for report in reports])
+
+
+def _now() -> str:
+    """This process's clock: two reports of an agent are told apart by it, and the worker bounds it by its own."""
+    return rfc3339(datetime.now(UTC))
+
+
+ROUTES: Final = (
+    Route(
+        method="PATCH",
+        path="/workspaceagents/me/app-status",
+        handler=app_status,
+        summary="Patch workspace agent app status",
+        auth=Auth.AGENT,
+        body=AppStatusPatch,
+        responses={200: Says("Taken; the body is null.", type(None))},
+        tag="agents",
+    ),
+    Route(
+        method="POST",
+        path="/workspaceagents/me/tasks/{id}/log-snapshot",
+        handler=log_snapshot,
+        summary="Upload task log snapshot",
+        auth=Auth.AGENT,
+        body=LogSnapshot,
+        body_most=SNAPSHOT_BYTES,
+        query=(Query("format", "What the body is.", {"type": "string", "enum": [FORMAT]}, required=True),),
+        responses={204: Says("Taken.")},
+        tag="agents",
+    ),
+)

@@ -1,0 +1,147 @@
+"""The directory's routes, and the two that clients ask before they have signed in."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from taskherd import __version__
+from taskherd.api.answers import Answer, json
+from taskherd.api.ask import Ask
+from taskherd.api.directory import people, templates
+from taskherd.api.directory.bodies import (
+    KeyOut,
+    OrganizationOut,
+    PresetOut,
+    TemplateOut,
+    TemplateVersionOut,
+    UserOut,
+    UsersList,
+)
+from taskherd.api.route import Auth, Query, Route, Says
+
+SPOKEN: Final = "v2.34.0"
+"""The version of Coder whose Tasks API this is; VS Code hides its panel for a later one."""
+_ORGANIZATION: Final = "/organizations/{organization}"
+_TEMPLATES_Q: Final = Query(
+    "q", "Terms organization:<name, UUID or default>, has-ai-task:<bool>, exact_name:<name>, name:<part of it>."
+)
+
+
+async def build_info(_ask: Ask) -> Answer:
+    """What this server is."""
+    return json({"version": f"{SPOKEN}+taskherd.{__version__}", "external_url": "", "dashboard_url": ""})
+
+
+ROUTES: Final = (
+    Route(
+        method="GET",
+        path="/buildinfo",
+        handler=build_info,
+        summary="Build info",
+        responses={200: Says("The version of Coder's API that this speaks, and our own.", dict[str, str])},
+        auth=Auth.NONE,
+        tag="general",
+    ),
+    Route(
+        method="GET",
+        path="/users/first",
+        handler=people.first,
+        summary="Check initial user created",
+        responses={200: Says("There is one.", dict[str, str])},
+        auth=Auth.NONE,
+        tag="users",
+    ),
+    Route(
+        method="GET",
+        path="/users",
+        handler=people.listed,
+        summary="Get users",
+        description="Those whom the caller shares an organization with.",
+        query=(Query("q", "Terms github_com_user_id:<number>, search:<part of a name or address>, status:<status>."),),
+        responses={200: Says("The people.", UsersList)},
+        tag="users",
+    ),
+    Route(
+        method="GET",
+        path="/users/{user}",
+        handler=people.get,
+        summary="Get user by name",
+        responses={200: Says("The person.", UserOut)},
+        tag="users",
+    ),
+    Route(
+        method="GET",
+        path="/users/{user}/organizations",
+        handler=people.organizations,
+        summary="Get organizations by user",
+        responses={200: Says("The organizations that the user and the caller share.", list[OrganizationOut])},
+        tag="users",
+    ),
+    Route(
+        method="POST",
+        path="/users/{user}/keys",
+        handler=people.key,
+        summary="Create new session key",
+        description="Gives the caller's own token again, so that revoking it ends all that was done with it.",
+        responses={201: Says("The token.", KeyOut)},
+        tag="users",
+    ),
+    Route(
+        method="GET",
+        path=_ORGANIZATION,
+        handler=templates.organization,
+        summary="Get organization by name, ID or as the default",
+        responses={200: Says("The organization.", OrganizationOut)},
+        tag="organizations",
+    ),
+    Route(
+        method="GET",
+        path=f"{_ORGANIZATION}/templates",
+        handler=templates.of_organization,
+        summary="Get templates by organization",
+        query=(_TEMPLATES_Q,),
+        responses={200: Says("The templates.", list[TemplateOut])},
+        tag="templates",
+    ),
+    Route(
+        method="GET",
+        path=f"{_ORGANIZATION}/templates/{{template}}",
+        handler=templates.get,
+        summary="Get templates by organization and template name",
+        responses={200: Says("The template.", TemplateOut)},
+        tag="templates",
+    ),
+    Route(
+        method="GET",
+        path=f"{_ORGANIZATION}/templates/{{template}}/versions/{{version}}",
+        handler=templates.version_by_name,
+        summary="Get template version by organization, template, and name",
+        responses={200: Says("The version.", TemplateVersionOut)},
+        tag="templates",
+    ),
+    Route(
+        method="GET",
+        path="/templates",
+        handler=templates.listed,
+        summary="Get all templates",
+        query=(_TEMPLATES_Q,),
+        responses={200: Says("The templates of the caller's organizations.", list[TemplateOut])},
+        tag="templates",
+    ),
+    Route(
+        method="GET",
+        path="/templateversions/{version}",
+        handler=templates.version,
+        summary="Get template version by ID",
+        responses={200: Says("The version.", TemplateVersionOut)},
+        tag="templates",
+    ),
+    Route(
+        method="GET",
+        path="/templateversions/{version}/presets",
+        handler=templates.presets,
+        summary="Get template version presets",
+        responses={200: Says("The presets, the default first.", list[PresetOut])},
+        tag="templates",
+    ),
+)

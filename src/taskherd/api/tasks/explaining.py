@@ -1,0 +1,158 @@
+"""Why a task is as it is, and what it has been through."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from taskherd.api.answers import Answer, invalid, json, not_found
+from taskherd.api.route import Query, Route, Says
+from taskherd.api.tasks import reading
+from taskherd.api.tasks.bodies import Explained, Timeline
+from taskherd.core.explain import explain
+from taskherd.core.liveness import Patience
+from taskherd.core.reports import rfc3339
+from taskherd.store import feed, memory, visible
+
+if TYPE_CHECKING:
+    from taskherd.api.ask import Ask
+    from taskherd.core.explain import Because
+    from taskherd.core.view import CurrentState, HealthVerdict
+    from taskherd.settings import Settings
+    from taskherd.store.reader import Row
+
+LIMIT_MOST: Final = 500
+LIMIT: Final = 100
+_POSITION_MOST: Final = 2**63 - 1
+
+
+async def timeline(ask: Ask) -> Answer:
+    """The changes of a task, oldest first, each with what was and what is."""
+    after = _number(ask, "after", 0, 0, _POSITION_MOST)
+    limit = _number(ask, "limit", LIMIT, 1, LIMIT_MOST)
+    task_id = await visible.target(ask.house.reader, reading.whose(ask))
+    rows = await feed.timeline(ask.house.reader, ask.caller.user_id, task_id, after, limit) if task_id else ()
+    if not rows:
+        raise not_found()
+    return json({"events": [_told(row) for row in rows if row["own"] is not None]})
+
+
+def _told(row: Row) -> dict[str, Any]:
+    after = {**orjson.loads(row["own"]), "initial_prompt": row["prompt"]}
+    before = orjson.loads(row["own_before"]) if row["own_before"] else {}
+    before["initial_prompt"] = row["prompt_before"]
+    return {
+        "position": row["position"],
+        "version": row["version"],
+        "time": rfc3339(row["occurred_at"]),
+        "changes": {name: {"from": before.get(name), "to": after.get(name)} for name in row["changes"]},
+        "cause": orjson.loads(row["cause"]),
+    }
+
+
+async def explained(ask: Ask) -> Answer:
+    """Why the task has its status, state and health, and what is still open of its inbox and requests."""
+    row = await visible.explained(ask.house.reader, reading.whose(ask))
+    if row is None:
+        raise not_found()
+    found = explain(memory.loads(row["id"], row["memory"]), _patience(ask.house.settings))
+    return json(
+        {
+            "status": _because(found.status, str(found.status.value)),
+            "current_state": _because(found.current_state, _state(found.current_state.value)),
+            "health": _because(found.health, _health(found.health.value)),
+            "inbox": _open(row["inbox"]),
+            "requests": _open(row["requests"]),
+        }
+    )
+
+
+def _because(found: Because[Any], value: Any) -> dict[str, Any]:
+    held = found.report
+    return {
+        "value": value,
+        "because": found.because,
+        "rule": found.rule,
+        "report": None
+        if held is None
+        else {
+            "type": held.report.type,
+            "seq": held.report.seq,
+            "build_number": held.report.build_number,
+            "received_at": rfc3339(held.taken_at),
+        },
+    }
+
+
+def _state(state: CurrentState | None) -> dict[str, Any] | None:
+    if state is None:
+        return None
+    return {
+        "timestamp": rfc3339(state.timestamp),
+        "state": state.state,
+        "message": state.message,
+        "uri": state.uri,
+    }
+
+
+def _health(health: HealthVerdict | None) -> dict[str, Any] | None:
+    if health is None:
+        return None
+    return {"healthy": health.healthy, **({} if health.reason is None else {"reason": health.reason})}
+
+
+def _open(text: str | None) -> list[dict[str, Any]]:
+    """Rows as PostgreSQL told them in JSON, with times as we tell them."""
+    rows: list[dict[str, Any]] = orjson.loads(text) if text else []
+    for row in rows:
+        for name, value in row.items():
+            if name.endswith("_at") and value is not None:
+                row[name] = rfc3339(datetime.fromisoformat(value))
+    return rows
+
+
+def _patience(settings: Settings) -> Patience:
+    return Patience(
+        agent_lost_after=timedelta(seconds=settings.agent_lost_after),
+        agent_connect_timeout=timedelta(seconds=settings.agent_connect_timeout),
+        build_timeout=timedelta(seconds=settings.build_timeout),
+        request_ttl=timedelta(seconds=settings.request_ttl),
+        mass_silence_hold=timedelta(seconds=settings.mass_silence_hold),
+    )
+
+
+def _number(ask: Ask, name: str, default: int, least: int, most: int) -> int:
+    said = ask.query.get(name)
+    if said is None:
+        return default
+    if not (said.isascii() and said.isdigit() and len(said) <= len(str(most)) and least <= int(said) <= most):
+        raise invalid((name, f"A whole number from {least} to {most} was expected."))
+    return int(said)
+
+
+_ONE: Final = "/tasks/{user}/{task}"
+
+ROUTES: Final = (
+    Route(
+        method="GET",
+        path=f"{_ONE}/events",
+        handler=timeline,
+        summary="Get AI task timeline",
+        description="The task's changes in order. For the next page, `after` is the last position of this one.",
+        query=(
+            Query("after", "A position; what came behind it is told.", {"type": "integer", "minimum": 0}),
+            Query("limit", "Changes in one answer.", {"type": "integer", "minimum": 1, "maximum": LIMIT_MOST}),
+        ),
+        responses={200: Says("The changes.", Timeline)},
+    ),
+    Route(
+        method="GET",
+        path=f"{_ONE}/explain",
+        handler=explained,
+        summary="Explain AI task",
+        description="Why the task is as it is, and what would change it.",
+        responses={200: Says("The reasons.", Explained)},
+    ),
+)

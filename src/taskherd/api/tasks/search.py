@@ -1,0 +1,103 @@
+"""Which tasks a list is asked for: `q`, `limit` and `after`, judged and looked up."""
+
+from __future__ import annotations
+
+import re
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Final
+from uuid import UUID
+
+from taskherd.api import terms
+from taskherd.api.answers import invalid
+from taskherd.api.ask import ME
+from taskherd.api.refer import findable, uuid_of
+from taskherd.core.view import Status
+from taskherd.store import visible
+from taskherd.store.visible import Wanted
+
+if TYPE_CHECKING:
+    from taskherd.api.ask import Ask
+    from taskherd.store.reader import Row
+
+MESSAGE: Final = "Invalid task search query."
+LIMIT_MOST: Final = 500
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+_CURSOR: Final = re.compile(r"[A-Za-z0-9_-]{32}", re.ASCII)
+_INSTANT_BYTES: Final = 8
+_LATEST: Final = 253_402_300_799_999_999
+"""The last microsecond of the year 9999, since the epoch."""
+
+
+def paged(ask: Ask) -> bool:
+    """Whether the list is asked for in pages."""
+    return "limit" in ask.query or "after" in ask.query
+
+
+async def wanted(ask: Ask) -> Wanted:
+    """What the request asks for. Raises a 400 that says what is wrong with it."""
+    said = terms.read(ask.query.get("q", ""), bare="owner", known=("owner", "organization", "status"), message=MESSAGE)
+    status = said.get("status")
+    if status is not None and status not in set(Status):
+        known = ", ".join(Status)
+        raise terms.bad_value(MESSAGE, "status", f'"{status}" is not a valid value. Valid values: {known}')
+    most = ask.house.settings.api_list_most
+    return Wanted(
+        caller=ask.caller.user_id,
+        limit=_limit(ask) if paged(ask) else most,
+        owner=await _owner(ask, said["owner"]) if "owner" in said else None,
+        organization=await organization(ask, said["organization"], MESSAGE) if "organization" in said else None,
+        status=status,
+        after=_after(ask),
+    )
+
+
+def cursor(row: Row) -> str:
+    """What `after` must be to go on behind this task."""
+    instant = (row["created_at"] - _EPOCH) // _MICROSECOND
+    return urlsafe_b64encode(instant.to_bytes(_INSTANT_BYTES, "big", signed=True) + row["id"].bytes).decode()
+
+
+async def _owner(ask: Ask, said: str) -> UUID:
+    caller = ask.caller
+    if said in {ME, caller.username.lower()}:
+        return caller.user_id
+    found = uuid_of(said) or (await visible.person(ask.house.reader, said) if findable(said) else None)
+    if found is None:
+        raise terms.bad_value(
+            MESSAGE, "owner", f'user "{said}" either does not exist, or you are unauthorized to view them'
+        )
+    return found
+
+
+async def organization(ask: Ask, said: str, message: str) -> UUID:
+    """The organization that a term names, or any id. Raises a 400 that begins with `message`."""
+    found = uuid_of(said)
+    if found is None and said == "default":
+        found = await visible.default_organization(ask.house.reader, ask.caller.user_id)
+    elif found is None and findable(said):
+        found = await visible.organization(ask.house.reader, said)
+    if found is None:
+        raise terms.bad_value(
+            message, "organization", f'organization "{said}" either does not exist, or you are unauthorized to view it'
+        )
+    return found
+
+
+def _limit(ask: Ask) -> int:
+    said = ask.query.get("limit", str(LIMIT_MOST))
+    if not (said.isascii() and said.isdigit() and len(said) <= len(str(LIMIT_MOST)) and 1 <= int(said) <= LIMIT_MOST):
+        raise invalid(("limit", f"A whole number from 1 to {LIMIT_MOST} was expected."))
+    return int(said)
+
+
+def _after(ask: Ask) -> tuple[datetime, UUID] | None:
+    said = ask.query.get("after")
+    if not said:
+        return None
+    raw = urlsafe_b64decode(said) if _CURSOR.fullmatch(said) else b""
+    instant = int.from_bytes(raw[:_INSTANT_BYTES], "big", signed=True)
+    if not raw or not 0 <= instant <= _LATEST:
+        raise invalid(("after", "What `next` of an earlier answer was, was expected."))
+    return _EPOCH + instant * _MICROSECOND, UUID(bytes=raw[_INSTANT_BYTES:])

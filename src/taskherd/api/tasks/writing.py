@@ -1,0 +1,103 @@
+"""Changing tasks: each request becomes a command, and is answered when the worker has committed it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+from uuid import UUID, uuid4, uuid5
+
+from taskherd.api import builds
+from taskherd.api.answers import Answer, Refusal, empty, json, not_found
+from taskherd.api.orders import command_id_of, give, key_of
+from taskherd.api.refer import findable
+from taskherd.api.tasks import documents
+from taskherd.api.tasks.reading import whose
+from taskherd.core.obey import NO_VERSION
+from taskherd.store import visible
+from taskherd.wire import texts
+
+if TYPE_CHECKING:
+    from taskherd.api.ask import Ask
+
+NIL: Final = UUID(int=0)
+_NAME_TOLD: Final = 1_000
+"""Characters of a name that the worker is told; one this long is refused either way."""
+
+
+async def create(ask: Ask) -> Answer:
+    """Create a task for the path's user; the same Idempotency-Key again gives the same task."""
+    body = ask.body
+    version = body.template_version_id or NIL
+    owner = await _owner(ask, version)
+    command_id = command_id_of(ask)
+    keyed = key_of(ask) is not None
+    reply = await give(
+        ask,
+        "task.create",
+        uuid5(command_id, "task") if keyed else uuid4(),
+        command_id=command_id,
+        owner_id=owner,
+        template_version_id=version,
+        template_version_preset_id=body.template_version_preset_id,
+        input=texts.clean(body.input or "", {}),
+        name=(body.name or "")[:_NAME_TOLD],
+        display_name=(body.display_name or "").strip()[:_NAME_TOLD],
+    )
+    objects = ask.house.settings.api_nullable_ids == "object"
+    status = 200 if keyed and reply.repeated else 201
+    return Answer(status, documents.replied(reply.told["task"], objects=objects))
+
+
+async def _owner(ask: Ask, version: UUID) -> UUID:
+    """Whom the task is for: the caller, or somebody whom they administer, with what that organization has."""
+    user = ask.user()
+    if user == ask.caller.user_id:
+        return ask.caller.user_id
+    if isinstance(user, str) and not findable(user):
+        raise not_found()
+    found = await visible.owner(ask.house.reader, ask.caller.user_id, user, version)
+    if found is None:
+        raise not_found()
+    owner, may = found
+    if not may:
+        raise Refusal(NO_VERSION.status, NO_VERSION.message)
+    return owner
+
+
+async def delete(ask: Ask) -> Answer:
+    """Delete a task: hidden at once, its workspace taken down when the build under way has ended."""
+    await give(ask, "task.delete", await _target(ask))
+    return empty(202)
+
+
+async def update_input(ask: Ask) -> Answer:
+    """Replace the prompt of a paused task."""
+    await give(ask, "task.update_input", await _target(ask), input=texts.clean(ask.body.input or "", {}))
+    return empty(204)
+
+
+async def send(ask: Ask) -> Answer:
+    """Say something to a task's agent; while it is busy that waits in its inbox."""
+    reply = await give(ask, "task.send", await _target(ask), input=texts.clean(ask.body.input or "", {}))
+    return empty(204, {"X-Taskherd-Queued": "true"} if reply.told.get("queued") else None)
+
+
+async def pause(ask: Ask) -> Answer:
+    """Stop a task's workspace."""
+    return await _build(ask, "task.pause", "stop")
+
+
+async def resume(ask: Ask) -> Answer:
+    """Start a task's workspace again."""
+    return await _build(ask, "task.resume", "start")
+
+
+async def _build(ask: Ask, kind: str, transition: str) -> Answer:
+    reply = await give(ask, kind, await _target(ask))
+    return json(builds.asked(reply.told["task"], transition, ask.caller.user_id, ask.caller.username), 202)
+
+
+async def _target(ask: Ask) -> UUID:
+    task_id = await visible.target(ask.house.reader, whose(ask))
+    if task_id is None:
+        raise not_found()
+    return task_id

@@ -1,0 +1,119 @@
+"""The logs of builds and agents: what the task's history tells of them, one entry for each step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from taskherd.api.answers import Answer, invalid, json
+from taskherd.api.builds import ENDED
+from taskherd.api.workspaces.reading import Look, found
+from taskherd.core.reports import rfc3339
+from taskherd.store import builds
+
+if TYPE_CHECKING:
+    from taskherd.api.ask import Ask
+    from taskherd.store.reader import Row
+
+Entries: TypeAlias = "Sequence[tuple[int, dict[str, Any]]]"
+ENTRIES_MOST: Final = 1_000
+"""Entries that are read at once; a build has a handful."""
+_AFTER_MOST: Final = 2**63 - 1
+_STAGES: Final[Mapping[str, tuple[str, str]]] = {
+    "pending": ("Waiting for a runner", "The build was asked for."),
+    "starting": ("Starting workspace", "The workspace is starting."),
+    "running": ("Starting workspace", "The workspace is running."),
+    "stopping": ("Stopping workspace", "The workspace is stopping."),
+    "stopped": ("Stopping workspace", "The workspace is stopped."),
+    "deleting": ("Deleting workspace", "The workspace is being deleted."),
+    "deleted": ("Deleting workspace", "The workspace is deleted."),
+    "canceling": ("Canceling", "The build is being canceled."),
+    "canceled": ("Canceling", "The build was canceled."),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """A kind of log: how its build is found, which changes make its entries, and when no more of them can come."""
+
+    look: Look
+    changes: tuple[str, ...]
+    entry: Callable[[Row, Row], dict[str, Any]]
+    over: Callable[[Row], bool]
+    arrays: bool
+    """Whether a frame holds an array of entries, or one."""
+
+
+async def built(ask: Ask) -> Answer:
+    """A build's log so far."""
+    return await _whole(ask, BUILD)
+
+
+async def lived(ask: Ask) -> Answer:
+    """An agent's log so far."""
+    return await _whole(ask, AGENT)
+
+
+async def _whole(ask: Ask, log: Log) -> Answer:
+    begin = after(ask)
+    row = await found(ask, log.look)
+    return json([told for _, told in await entries(ask, log, row, begin)])
+
+
+def after(ask: Ask) -> int:
+    """The id of the last entry that the caller has; raises a 400 where that is no number."""
+    said = ask.query.get("after", "0") or "0"
+    if not (said.isascii() and said.isdigit() and len(said) < 20 and int(said) <= _AFTER_MOST):  # noqa: PLR2004
+        raise invalid(("after", "The id of an entry was expected."))
+    return int(said)
+
+
+async def entries(ask: Ask, log: Log, row: Row, begin: int) -> Entries:
+    """The entries behind that id, each with its own."""
+    steps = await builds.steps(
+        ask.house.reader, row["task_id"], row["number"], log.changes, after=begin, limit=ENTRIES_MOST
+    )
+    return [(step["version"], log.entry(row, step)) for step in steps]
+
+
+def _build_entry(row: Row, step: Row) -> dict[str, Any]:
+    status = step["workspace_status"]
+    failed = status == "failed"
+    stage, output = ("Failed", row["error"] or "The build failed.") if failed else _STAGES.get(status, (status, status))
+    return {
+        "id": step["version"],
+        "created_at": rfc3339(step["occurred_at"]),
+        "log_source": "provisioner",
+        "log_level": "error" if failed else "info",
+        "stage": stage,
+        "output": output,
+    }
+
+
+def _agent_entry(row: Row, step: Row) -> dict[str, Any]:
+    lifecycle = (step["lifecycle"] or "not there yet").replace("_", " ")
+    reason = f" ({step['reason']})" if step["reason"] else ""
+    return {
+        "id": step["version"],
+        "created_at": rfc3339(step["occurred_at"]),
+        "output": f"Agent is {lifecycle}{reason}.",
+        "level": "info" if step["healthy"] is not False or lifecycle == "created" else "error",
+        "source_id": str(row["agent_id"]),
+    }
+
+
+BUILD: Final = Log(
+    look=builds.build,
+    changes=("workspace_status", "workspace_build_number"),
+    entry=_build_entry,
+    over=lambda row: row["job_status"] in ENDED,
+    arrays=False,
+)
+AGENT: Final = Log(
+    look=builds.of_agent,
+    changes=("workspace_agent_lifecycle", "workspace_agent_health", "workspace_agent_id"),
+    entry=_agent_entry,
+    over=lambda row: not row["last"] or row["job_status"] in {"failed", "canceled"},
+    arrays=True,
+)

@@ -1,0 +1,79 @@
+"""The routes of workspaces, builds and agents."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from taskherd.api.builds import BuildOut
+from taskherd.api.orders import KEY_HEADER
+from taskherd.api.route import Query, Route, Says, SocketRoute
+from taskherd.api.workspaces import following, logs, reading
+from taskherd.api.workspaces.bodies import AgentLogOut, BuildLogOut, NewBuild, WorkspaceOut
+
+_FOLLOW: Final = Query("follow", "Of the WebSocket: entries as they come; it follows in any case.")
+_AFTER: Final = Query("after", "The id of the last entry that is known.", {"type": "integer", "minimum": 0})
+
+ROUTES: Final = (
+    Route(
+        method="GET",
+        path="/workspaces/{id}",
+        handler=reading.workspace,
+        summary="Get workspace metadata by ID",
+        responses={200: Says("The workspace.", WorkspaceOut)},
+        tag="workspaces",
+    ),
+    Route(
+        method="POST",
+        path="/workspaces/{id}/builds",
+        handler=reading.ask_for_build,
+        summary="Create workspace build",
+        description="Pauses or resumes the task of the workspace.",
+        body=NewBuild,
+        headers=(KEY_HEADER,),
+        responses={
+            201: Says("The build.", BuildOut),
+            409: Says("The task can't be changed so as it is now; the message says why."),
+        },
+        tag="workspaces",
+    ),
+    Route(
+        method="GET",
+        path="/workspacebuilds/{id}",
+        handler=reading.build,
+        summary="Get workspace build",
+        responses={200: Says("The build.", BuildOut)},
+        tag="workspaces",
+    ),
+    Route(
+        method="GET",
+        path="/workspacebuilds/{id}/logs",
+        handler=logs.built,
+        summary="Get workspace build logs",
+        query=(_AFTER, _FOLLOW),
+        responses={200: Says("The log so far.", list[BuildLogOut])},
+        tag="logs",
+    ),
+    Route(
+        method="GET",
+        path="/workspaceagents/{id}/logs",
+        handler=logs.lived,
+        summary="Get logs by workspace agent",
+        query=(_AFTER, _FOLLOW),
+        responses={200: Says("The log so far.", list[AgentLogOut])},
+        tag="logs",
+    ),
+)
+SOCKETS: Final = (
+    SocketRoute(
+        path="/workspacebuilds/{id}/logs",
+        handler=following.build,
+        summary="Follow workspace build logs",
+        query=(_AFTER, _FOLLOW),
+    ),
+    SocketRoute(
+        path="/workspaceagents/{id}/logs",
+        handler=following.agent,
+        summary="Follow logs by workspace agent",
+        query=(_AFTER, _FOLLOW),
+    ),
+)

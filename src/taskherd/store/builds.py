@@ -1,0 +1,114 @@
+"""Builds by the ids that clients know: their own, their workspace's, their agent's. The worker writes, the API reads.
+
+The statements that read are for `Reader`; `$1` is always the caller, whose right to see the task is part of the WHERE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from taskherd.store.reader import Reader, Row
+from taskherd.store.visible import SEEN
+
+
+@dataclass(frozen=True, slots=True)
+class BuildRow:
+    """A build as it stands at the instant `at`; of a new one that is also when it was created."""
+
+    build_id: UUID
+    task_id: UUID
+    number: int
+    transition: str
+    job_status: str
+    workspace_id: UUID | None
+    agent_id: UUID | None
+    error: str | None
+    at: datetime
+
+
+SAVE: Final = text("""
+INSERT INTO task_builds AS b (
+    build_id, task_id, number, transition, job_status, workspace_id, agent_id, error, created_at, updated_at)
+SELECT build_id, task_id, number, transition, job_status, workspace_id, agent_id, error, at, at
+FROM unnest(
+    CAST(:build_id AS uuid[]), CAST(:task_id AS uuid[]), CAST(:number AS integer[]), CAST(:transition AS text[]),
+    CAST(:job_status AS text[]), CAST(:workspace_id AS uuid[]), CAST(:agent_id AS uuid[]), CAST(:error AS text[]),
+    CAST(:at AS timestamptz[])
+) AS n(build_id, task_id, number, transition, job_status, workspace_id, agent_id, error, at)
+ORDER BY build_id
+ON CONFLICT (build_id) DO UPDATE
+SET transition = excluded.transition, job_status = excluded.job_status, workspace_id = excluded.workspace_id,
+    agent_id = excluded.agent_id, error = excluded.error, updated_at = excluded.updated_at
+""")
+
+# A build that another displaced before it ended is never heard of again: its job's status is unknown from then on.
+_ONE: Final = """
+SELECT b.build_id, b.task_id, b.number, b.transition, b.workspace_id, b.agent_id, b.error, b.created_at, b.updated_at,
+       CASE WHEN l.last OR b.job_status IN ('succeeded', 'failed', 'canceled') THEN b.job_status
+            ELSE 'unknown' END AS job_status,
+       l.last, t.owner_id, o.username, o.avatar_url, t.organization_id, g.name AS organization_name, t.template_id,
+       m.name AS template_name, m.display_name AS template_display_name, m.icon AS template_icon,
+       m.active_version_id, t.template_version_id,
+       t.created_at AS task_created_at, t.updated_at AS task_updated_at,
+       t.document ->> 'workspace_name' AS workspace_name,
+       CAST(t.document -> 'workspace_agent_health' ->> 'healthy' AS boolean) AS healthy
+FROM task_builds AS b JOIN tasks AS t ON t.id = b.task_id
+CROSS JOIN LATERAL (
+    SELECT NOT EXISTS (SELECT 1 FROM task_builds WHERE task_id = b.task_id AND number > b.number) AS last) AS l
+CROSS JOIN LATERAL (SELECT username, avatar_url FROM users WHERE id = t.owner_id LIMIT 1) AS o
+CROSS JOIN LATERAL (SELECT name FROM organizations WHERE id = t.organization_id LIMIT 1) AS g
+CROSS JOIN LATERAL (
+    SELECT name, display_name, icon, active_version_id FROM templates WHERE id = t.template_id LIMIT 1) AS m
+"""
+_SEEN: Final = f"t.deleted_at IS NULL AND {SEEN} ORDER BY b.number DESC LIMIT 1"
+BUILD: Final = f"{_ONE} WHERE b.build_id = $2 AND {_SEEN}"
+WORKSPACE: Final = f"{_ONE} WHERE b.workspace_id = $2 AND {_SEEN}"
+AGENT: Final = f"{_ONE} WHERE b.agent_id = $2 AND {_SEEN}"
+
+# The steps of one build as the task's history tells them: `changes` names the fields of which one must have changed.
+STEPS: Final = """
+SELECT e.version, e.occurred_at, e.document ->> 'workspace_status' AS workspace_status,
+       e.document ->> 'workspace_agent_lifecycle' AS lifecycle,
+       CAST(e.document -> 'workspace_agent_health' ->> 'healthy' AS boolean) AS healthy,
+       e.document -> 'workspace_agent_health' ->> 'reason' AS reason
+FROM task_events AS e
+WHERE e.task_id = $1 AND e.version > $2 AND CAST(e.document ->> 'workspace_build_number' AS bigint) = $3
+  AND e.changes && $4::text[]
+ORDER BY e.version LIMIT $5
+"""
+
+
+async def save(conn: AsyncConnection, rows: Sequence[BuildRow]) -> None:
+    """Write builds of tasks that are locked in this transaction; of one that is given twice the last row counts."""
+    last = {row.build_id: row for row in rows}.values()
+    values = {name: [getattr(row, name) for row in last] for name in BuildRow.__slots__}
+    await conn.execute(SAVE, values)
+
+
+async def build(reader: Reader, caller: UUID, build_id: UUID) -> Row | None:
+    """Return a build with its task's names, None where there is none for the caller."""
+    return await reader.fetch_one(BUILD, caller, build_id)
+
+
+async def latest_of_workspace(reader: Reader, caller: UUID, workspace_id: UUID) -> Row | None:
+    """Return the latest build of a workspace, None where there is none for the caller."""
+    return await reader.fetch_one(WORKSPACE, caller, workspace_id)
+
+
+async def of_agent(reader: Reader, caller: UUID, agent_id: UUID) -> Row | None:
+    """Return the build whose agent this is, None where there is none for the caller."""
+    return await reader.fetch_one(AGENT, caller, agent_id)
+
+
+async def steps(
+    reader: Reader, task_id: UUID, number: int, changes: Sequence[str], *, after: int, limit: int
+) -> Sequence[Row]:
+    """Return what changed of a build after the task's version `after`, oldest first; pruned history is not there."""
+    return await reader.fetch(STEPS, task_id, after, number, list(changes), limit)

@@ -1,0 +1,163 @@
+"""The history as readers follow it: by position, in pages, with who may see each change as part of the statement.
+
+A position is known as long as its row is there: the feed is pruned from its oldest end. `SELECT`s for `Reader`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+from uuid import UUID
+
+from taskherd.store.reader import Reader, Row
+from taskherd.store.visible import SEEN
+
+LATEST: Final = "SELECT COALESCE(max(position), 0) AS position FROM task_feed"
+
+KNOWN: Final = """
+SELECT EXISTS (SELECT 1 FROM task_feed WHERE position = $1)
+    OR ($1 = 0 AND COALESCE((SELECT min(position) FROM task_feed), 1) = 1) AS known
+"""
+
+# `kind` is null where the event itself was pruned before its position was. `was`: the status before, where it changed.
+_CHANGE: Final = """
+SELECT f.position, f.task_id, f.version, f.occurred_at, e.kind, CAST(e.document AS text) AS own, e.changes,
+       CAST(e.cause AS text) AS cause, p.prompt, t.owner_id, t.organization_id, t.template_id, d.revision,
+       o.username, o.avatar_url, m.name, m.display_name, m.icon,
+       CASE WHEN 'status' = ANY(e.changes) THEN (
+           SELECT document ->> 'status' FROM task_events WHERE task_id = f.task_id AND version = f.version - 1 LIMIT 1
+       ) END AS was
+"""
+
+_TOLD: Final = """
+CROSS JOIN directory_revision AS d
+LEFT JOIN LATERAL (
+    SELECT * FROM task_events WHERE task_id = f.task_id AND version = f.version AND occurred_at = f.occurred_at LIMIT 1
+) AS e ON true
+LEFT JOIN LATERAL (
+    SELECT prompt FROM task_prompts WHERE task_id = f.task_id AND version = e.prompt_version LIMIT 1) AS p ON true
+CROSS JOIN LATERAL (SELECT * FROM tasks WHERE id = f.task_id LIMIT 1) AS t
+CROSS JOIN LATERAL (SELECT username, avatar_url FROM users WHERE id = t.owner_id LIMIT 1) AS o
+CROSS JOIN LATERAL (SELECT name, display_name, icon FROM templates WHERE id = t.template_id LIMIT 1) AS m
+"""
+
+# What everybody who follows is told from: with the admins of each task's organization, who may see it too.
+FOLLOW: Final = f"""
+WITH page AS MATERIALIZED (
+    SELECT f.*, t.organization_id
+    FROM (SELECT * FROM task_feed WHERE position > $1 ORDER BY position LIMIT $2) AS f
+    JOIN tasks AS t ON t.id = f.task_id
+), admins AS MATERIALIZED (
+    SELECT organization_id, array_agg(user_id) AS ids FROM memberships
+    WHERE role = 'admin' AND active AND organization_id IN (SELECT organization_id FROM page) GROUP BY organization_id
+)
+{_CHANGE}, a.ids AS admins
+FROM page AS f {_TOLD} LEFT JOIN admins AS a ON a.organization_id = f.organization_id
+ORDER BY f.position
+"""
+
+# One reader's own way through the history: `until` is how far the page reaches, also where nothing in it is theirs.
+CATCH_UP: Final = f"""
+WITH page AS MATERIALIZED (SELECT * FROM task_feed WHERE position > $2 ORDER BY position LIMIT $3),
+told AS (
+    {_CHANGE}
+    FROM page AS f {_TOLD}
+    WHERE {SEEN}
+      AND ($4::uuid IS NULL OR t.owner_id = $4) AND ($5::uuid IS NULL OR t.organization_id = $5)
+)
+SELECT u.until, told.* FROM (SELECT max(position) AS until FROM page) AS u LEFT JOIN told ON true
+ORDER BY told.position
+"""
+
+CATCH_UP_ONE: Final = f"""
+WITH page AS MATERIALIZED (
+    SELECT * FROM task_feed WHERE task_id = $4 AND position > $2 ORDER BY version LIMIT $3
+), told AS ({_CHANGE} FROM page AS f {_TOLD} WHERE {SEEN})
+SELECT u.until, told.* FROM (SELECT max(position) AS until FROM page) AS u LEFT JOIN told ON true
+ORDER BY told.position
+"""
+
+# A deleted task too: who followed it is to learn of its end.
+EVER: Final = f"SELECT t.id FROM tasks AS t WHERE t.id = $2 AND {SEEN}"
+
+# Of documents just read: those whose very version (or an earlier one) the history behind `$1` will tell again.
+AGAIN: Final = """
+SELECT k.task_id, k.version FROM unnest($2::uuid[], $3::bigint[]) AS k(task_id, version)
+WHERE EXISTS (SELECT 1 FROM outbox AS b WHERE b.task_id = k.task_id AND b.version <= k.version)
+   OR EXISTS (
+       SELECT 1 FROM task_feed AS f WHERE f.task_id = k.task_id AND f.version = k.version AND f.position > $1)
+"""
+
+# Versions and positions of one task rise together. `$3`: the position to go on behind.
+TIMELINE: Final = f"""
+SELECT s.id, f.position, f.version, f.occurred_at, e.changes, CAST(e.cause AS text) AS cause,
+       CAST(e.document AS text) AS own, p.prompt, CAST(b.document AS text) AS own_before, q.prompt AS prompt_before
+FROM (SELECT t.id FROM tasks AS t WHERE t.id = $2 AND t.deleted_at IS NULL AND {SEEN}) AS s
+LEFT JOIN LATERAL (
+    SELECT * FROM task_feed WHERE task_id = s.id AND position > $3 ORDER BY version LIMIT $4) AS f ON true
+LEFT JOIN LATERAL (
+    SELECT * FROM task_events WHERE task_id = f.task_id AND version = f.version AND occurred_at = f.occurred_at LIMIT 1
+) AS e ON true
+LEFT JOIN LATERAL (
+    SELECT * FROM task_events WHERE task_id = f.task_id AND version = f.version - 1 LIMIT 1) AS b ON true
+LEFT JOIN LATERAL (
+    SELECT prompt FROM task_prompts WHERE task_id = s.id AND version = e.prompt_version
+      AND 'initial_prompt' = ANY(e.changes)) AS p ON true
+LEFT JOIN LATERAL (
+    SELECT prompt FROM task_prompts WHERE task_id = s.id AND version = b.prompt_version
+      AND 'initial_prompt' = ANY(e.changes)) AS q ON true
+ORDER BY f.position
+"""
+
+
+async def latest(reader: Reader) -> int:
+    """Return the greatest position there is, 0 while there is none."""
+    row = await reader.fetch_one(LATEST)
+    return 0 if row is None else int(row["position"])
+
+
+async def known(reader: Reader, position: int) -> bool:
+    """Return whether a reader who has read up to `position` can go on from it: it was given, and is not pruned."""
+    row = await reader.fetch_one(KNOWN, position)
+    return row is not None and bool(row["known"])
+
+
+async def follow(reader: Reader, after: int, limit: int) -> Sequence[Row]:
+    """Return the next changes of all tasks."""
+    return await reader.fetch(FOLLOW, after, limit)
+
+
+async def catch_up(
+    reader: Reader, caller: UUID, after: int, limit: int, *, owner: UUID | None, organization: UUID | None
+) -> tuple[int, Sequence[Row]]:
+    """Return how far the next `limit` positions reach (`after` where there are none), and the caller's among them."""
+    return _page(await reader.fetch(CATCH_UP, caller, after, limit, owner, organization), after)
+
+
+async def catch_up_one(
+    reader: Reader, caller: UUID, after: int, limit: int, task_id: UUID
+) -> tuple[int, Sequence[Row]]:
+    """Return the same of one task alone."""
+    return _page(await reader.fetch(CATCH_UP_ONE, caller, after, limit, task_id), after)
+
+
+def _page(rows: Sequence[Row], after: int) -> tuple[int, Sequence[Row]]:
+    until = rows[0]["until"] if rows else None
+    return (after if until is None else int(until)), [row for row in rows if row["position"] is not None]
+
+
+async def ever(reader: Reader, caller: UUID, task_id: UUID) -> bool:
+    """Return whether the caller may see this task, or might if it were not deleted."""
+    return await reader.fetch_one(EVER, caller, task_id) is not None
+
+
+async def again(reader: Reader, after: int, versions: Sequence[tuple[UUID, int]]) -> dict[UUID, int]:
+    """Return those of these tasks, with the version that was read, that are told again behind `after`."""
+    ids, numbers = [task_id for task_id, _ in versions], [version for _, version in versions]
+    return {row["task_id"]: row["version"] for row in await reader.fetch(AGAIN, after, ids, numbers)}
+
+
+async def timeline(reader: Reader, caller: UUID, task_id: UUID, after: int, limit: int) -> Sequence[Row]:
+    """Return a task's changes with the state before each; one row without a position where there is none."""
+    values: tuple[Any, ...] = (caller, task_id, after, limit)
+    return await reader.fetch(TIMELINE, *values)

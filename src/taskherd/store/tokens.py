@@ -1,0 +1,82 @@
+"""The tokens that people and their tools sign in with: `id-secret`, of which only the secret's SHA-256 is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """A token as people are shown it; `state` is active, expired or revoked."""
+
+    id: str
+    username: str
+    created_at: datetime
+    expires_at: datetime | None
+    last_used_at: datetime | None
+    state: str
+
+
+# For `Reader`. How long it still holds is told in seconds of the database's clock, which wrote the expiry.
+HOLDER: Final = """
+SELECT k.secret_hash, u.id, u.username, extract(epoch FROM k.expires_at - now())::float8 AS holds
+FROM api_tokens AS k JOIN users AS u ON u.id = k.user_id
+WHERE k.id = $1 AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now()) AND u.active
+"""
+
+ADD: Final = text("""
+INSERT INTO api_tokens (id, user_id, secret_hash, expires_at)
+SELECT :id, u.id, :secret_hash, now() + CAST(:lifetime AS interval)
+FROM users AS u WHERE lower(u.username) = lower(:username) AND u.active
+RETURNING user_id
+""")
+
+LIST: Final = text("""
+SELECT k.id, u.username, k.created_at, k.expires_at, k.last_used_at,
+       CASE WHEN k.revoked_at IS NOT NULL OR NOT u.active THEN 'revoked'
+            WHEN k.expires_at <= now() THEN 'expired' ELSE 'active' END
+FROM api_tokens AS k JOIN users AS u ON u.id = k.user_id
+WHERE CAST(:username AS text) IS NULL OR lower(u.username) = lower(:username)
+ORDER BY k.created_at DESC, k.id
+LIMIT :limit
+""")
+
+REVOKE: Final = text("UPDATE api_tokens SET revoked_at = now() WHERE id = :id AND revoked_at IS NULL RETURNING id")
+
+USED: Final = text("""
+UPDATE api_tokens AS k SET last_used_at = now() - make_interval(secs => u.ago)
+FROM unnest(CAST(:ids AS text[]), CAST(:ago AS float8[])) AS u(id, ago)
+WHERE k.id = u.id
+""")
+
+
+async def add(
+    conn: AsyncConnection, token_id: str, secret_hash: bytes, username: str, lifetime: timedelta | None
+) -> UUID | None:
+    """Keep a new token of an active user, for ever without a `lifetime`; return the user, None if there is none."""
+    values = {"id": token_id, "secret_hash": secret_hash, "username": username, "lifetime": lifetime}
+    found: UUID | None = (await conn.execute(ADD, values)).scalar_one_or_none()
+    return found
+
+
+async def listed(conn: AsyncConnection, username: str | None, limit: int) -> list[TokenRow]:
+    """Return up to `limit` tokens, the newest first, of one user or of all."""
+    return [TokenRow(*row) for row in await conn.execute(LIST, {"username": username, "limit": limit})]
+
+
+async def revoke(conn: AsyncConnection, token_id: str) -> bool:
+    """End a token; return whether there was one to end."""
+    return (await conn.execute(REVOKE, {"id": token_id})).scalar_one_or_none() is not None
+
+
+async def used(conn: AsyncConnection, ago: Mapping[str, float]) -> None:
+    """Note when tokens were last used: so many seconds ago, by token id."""
+    ids = sorted(ago)
+    await conn.execute(USED, {"ids": ids, "ago": [ago[each] for each in ids]})

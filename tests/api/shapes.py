@@ -1,0 +1,108 @@
+"""How the real clients judge what they are sent: zod's schemas of the GitHub Action, and what Go's decoder fails on."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+Rule: TypeAlias = Callable[[Any], bool]
+
+EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
+STATUSES = ("pending", "initializing", "active", "paused", "unknown", "error")
+STATES = ("working", "idle", "complete", "failed")
+
+
+def text(value: Any) -> bool:
+    """z.string()."""
+    return isinstance(value, str)
+
+
+def identifier(value: Any) -> bool:
+    """z.string().uuid(), which is also what Go's uuid.UUID takes."""
+    return text(value) and str(uuid.UUID(value)) == value
+
+
+def identifiers(value: Any) -> bool:
+    """z.array(z.string().uuid())."""
+    return isinstance(value, list) and all(map(identifier, value))
+
+
+def email(value: Any) -> bool:
+    """z.string().email()."""
+    return text(value) and EMAIL.fullmatch(value) is not None
+
+
+def truth(value: Any) -> bool:
+    """z.boolean()."""
+    return isinstance(value, bool)
+
+
+def moment(value: Any) -> bool:
+    """A time as Go's decoder takes it, here as our own contract writes it."""
+    return text(value) and TIME.fullmatch(value) is not None
+
+
+def one_of(*values: str) -> Rule:
+    """z.enum()."""
+    return lambda value: value in values
+
+
+def state(value: Any) -> bool:
+    """The Action's current_state: null, or with a state that is one of four."""
+    return value is None or (value["state"] in STATES and text(value["message"]))
+
+
+USER: Mapping[str, Rule] = {
+    "id": identifier,
+    "username": text,
+    "email": email,
+    "organization_ids": identifiers,
+    "github_com_user_id?": lambda value: isinstance(value, int),
+}
+TEMPLATE: Mapping[str, Rule] = {
+    "id": identifier,
+    "name": text,
+    "description?": text,
+    "organization_id": identifier,
+    "active_version_id": identifier,
+}
+PRESET: Mapping[str, Rule] = {"ID": identifier, "Name": text, "Default": truth}
+TASK: Mapping[str, Rule] = {
+    "id": identifier,
+    "name": text,
+    "owner_id": identifier,
+    "template_id": identifier,
+    "created_at": text,
+    "updated_at": text,
+    "status": one_of(*STATUSES),
+    "current_state": state,
+}
+BUILD: Mapping[str, Rule] = {
+    "id": identifier,
+    "build_number": lambda value: isinstance(value, int),
+    "transition": one_of("start", "stop", "delete"),
+    "created_at": moment,
+    "updated_at": moment,
+    "job": lambda value: value["status"] in {"pending", "running", "succeeded", "canceling", "canceled", "failed"},
+}
+
+
+def parse(value: Any, schema: Mapping[str, Rule]) -> dict[str, Any]:
+    """The value if it is as the schema says; a field with `?` may be absent, but not null."""
+    assert isinstance(value, dict), value
+    for name, rule in schema.items():
+        key = name.removesuffix("?")
+        if key not in value:
+            assert name.endswith("?"), f"{key} is missing in {value}"
+            continue
+        assert rule(value[key]), f"{key} is {value[key]!r}"
+    return value
+
+
+def parse_all(value: Any, schema: Mapping[str, Rule]) -> list[dict[str, Any]]:
+    """A list of such; one bad element fails it whole, as in zod."""
+    assert isinstance(value, list), value
+    return [parse(each, schema) for each in value]

@@ -1,0 +1,62 @@
+"""The OpenAPI document holds: whatever schemathesis makes up from it is answered as the document says."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from taskherd.wire.tokens import agent_token
+from tests.api.conftest import Staging
+from tests.api.stage import VERSION
+from tests.flow.herd import SECRET
+
+SECONDS = int(os.environ.get("FUZZ_SECONDS", "60"))
+SEED = os.environ.get("FUZZ_SEED", "2026")
+CONFIG = Path(__file__).with_name("schemathesis.toml")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(SECONDS + 240)]
+
+
+async def test_answers_are_as_the_document_says(
+    staging: Staging, tmp_path: Path, announce: Callable[[str], None]
+) -> None:
+    """With all checks on, no answer fails one; `make fuzz` looks for ten minutes instead of one."""
+    async with staging() as house:
+        names = [f"fuzz-{number}" for number in range(6)]
+        task = await house.active(name=names[0])
+        for name in names[1:]:
+            await house.create(name=name)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            "from schemathesis.cli import schemathesis; schemathesis()",
+            *("--config-file", str(CONFIG)),
+            *("run", f"{house.base}/api/v2/openapi.json"),
+            *("--header", f"Coder-Session-Token: {house.tokens['alice']}"),
+            *("--max-time", str(SECONDS), "--seed", SEED, "--no-color"),
+            cwd=tmp_path,
+            env={
+                **os.environ,
+                "SCHEMATHESIS_HOOKS": "tests.api.fuzz_hooks",
+                "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]),
+                "FUZZ_TASKS": ",".join(names),
+                "FUZZ_VERSION": str(VERSION),
+                "FUZZ_AGENT_TOKEN": agent_token(SECRET, uuid.UUID(task["id"]), 1),
+            },
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        try:
+            said, _ = await asyncio.wait_for(process.communicate(), SECONDS + 180)
+        finally:
+            if process.returncode is None:
+                process.kill()
+        told = said.decode()
+        announce(f"schemathesis:{told.partition('Test cases:')[2].partition('Seed:')[0].rstrip()} in {SECONDS} s")
+        assert process.returncode == 0, told[-20_000:]
+        assert house.api.metrics.registry.get_sample_value("taskherd_api_crashes_total") == 0

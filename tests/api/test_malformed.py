@@ -1,0 +1,223 @@
+"""What is no proper request: each is answered with JSON, bounded in size and in time, and nothing falls over."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from random import Random
+from typing import Any
+
+import pytest
+
+from tests.api.conftest import Staging
+from tests.api.stage import PATIENCE, VERSION, Stage
+
+NOT_FOUND = {"message": "Route not found."}
+
+
+async def raw(house: Stage, sent: bytes, *, then: bytes = b"") -> tuple[int, dict[str, str], Any]:
+    """Send bytes on a connection of their own and return status, headers and JSON body of what comes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", house.api.port)
+    try:
+        writer.write(sent)
+        async with asyncio.timeout(PATIENCE):
+            head = await reader.readuntil(b"\r\n\r\n")
+            if then:
+                writer.write(then)
+            first, *lines = head.decode("latin-1").split("\r\n")
+            headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines if line)}
+            body = await reader.readexactly(int(headers.get("content-length", "0")))
+            return int(first.split()[1]), headers, json.loads(body) if body else None
+    finally:
+        writer.close()
+
+
+async def test_what_is_no_route(house: Stage) -> None:
+    """Any path that is no route is a JSON 404, signed in or not; a wrong method is a JSON 405 that names the right."""
+    for client in (house.alice, house.nobody):
+        for path in (
+            "/api/v2/nothing",
+            "/api/v2/tasks/",
+            "/api/v3/tasks",
+            "/",
+            "/api",
+            "/api/v2/tasks/a/b/c/d",
+            "/livez",
+        ):
+            response = await client.get(house.base + path)
+            assert (response.status_code, response.json()) == (404, NOT_FOUND), path
+            assert response.headers["content-type"] == "application/json"
+        wrong = await client.put(f"{house.base}/api/v2/tasks/me/x")
+        assert (wrong.status_code, wrong.headers["Allow"]) == (405, "DELETE, GET, HEAD")
+        assert wrong.json()["message"] == "Method not allowed."
+    head = await house.alice.head("/tasks")
+    assert (head.status_code, head.content) == (200, b"")
+
+
+async def test_nothing_tells_of_the_server(house: Stage) -> None:
+    """No answer carries the header that clients compare versions by, nor one that names the software."""
+    for path in ("/tasks", "/nothing"):
+        headers = (await house.alice.get(path)).headers
+        assert not {"x-coder-build-version", "server", "access-control-allow-origin"} & set(headers)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "Request body must be valid JSON."),
+        (b"{", "Request body must be valid JSON."),
+        (b"[]", "Request body must be valid JSON."),
+        (b"null", "Request body must be valid JSON."),
+        (b'"x"', "Request body must be valid JSON."),
+        (b"\xff\xfe", "Request body must be valid JSON."),
+        (b'{"input": "\\ud800"}', "Request body must be valid JSON."),
+        (b'{"input": NaN}', "Request body must be valid JSON."),
+        (b"[" * 100_000, "Request body must be valid JSON."),
+        (b'{"a":' * 5_000 + b"1" + b"}" * 5_000, "Request body must be valid JSON."),
+        (b'{"input": ["x"]}', "Validation failed."),
+    ],
+)
+async def test_bodies_that_are_not_what_they_should_be(house: Stage, body: bytes, message: str) -> None:
+    """Whatever a body is, the answer is a 400 that says so."""
+    response = await house.alice.post("/tasks/me", content=body)
+    assert (response.status_code, response.json()["message"]) == (400, message)
+
+
+async def test_a_body_over_the_bound(house: Stage) -> None:
+    """More than 1 MiB is refused before it is parsed or even read, whether its length is told or not."""
+    token = house.tokens["alice"]
+    head = f"POST /api/v2/tasks/me HTTP/1.1\r\nHost: x\r\nCoder-Session-Token: {token}\r\n".encode()
+    status, headers, told = await raw(house, head + b"Content-Length: 1048577\r\n\r\n")
+    assert (status, told["message"]) == (413, "Request body is too large.")
+    assert headers["content-type"] == "application/json"
+
+    async def endless() -> Any:
+        for _ in range(80):
+            yield b" " * 65_536
+
+    response = await house.alice.post("/tasks/me", content=endless())
+    assert response.status_code == 413
+    just = json.dumps({"template_version_id": str(VERSION), "input": "x" * 200_000, "more": "y" * 800_000})
+    assert (await house.alice.post("/tasks/me", content=just)).status_code == 201
+
+
+async def test_what_is_no_http(house: Stage) -> None:
+    """Bytes that are no HTTP, and a head over the bound, are answered with JSON and the connection is closed."""
+    for sent, expected in (
+        (b"\x16\x03\x01 nonsense\r\n\r\n", 400),
+        (b"GET /api/v2/tasks HTTP/1.1\r\nbad header\r\n\r\n", 400),
+        (b"GET /api/v2/tasks HTTP/1.1\r\nHost: x\r\n" + b"A: " + b"x" * 70_000 + b"\r\n\r\n", 431),
+        (b"GET /api/v2/tasks HTTP/1.1\r\nHost: x\r\n" + b"A: x\r\n" * 20_000 + b"\r\n", 431),
+        (b"GET /api/v2/tasks?" + b"x" * 70_000, 431),
+    ):
+        status, headers, told = await raw(house, sent)
+        assert (status, headers["content-type"], headers["connection"]) == (expected, "application/json", "close")
+        assert told["message"]
+    assert (await house.alice.get("/tasks")).status_code == 200
+
+
+async def test_who_is_too_slow(staging: Staging) -> None:
+    """A head or a body that does not come in time is answered with 408, so that no connection is held by dawdling."""
+    async with staging(api_read_timeout=0.5) as house:
+        status, _, told = await raw(house, b"GET /api/v2/tasks HTTP/1.1\r\nHost: x\r\nSlow: ")
+        assert (status, told["message"]) == (408, "Request header did not arrive in time.")
+        assert (await raw(house, b""))[0] == 408
+        head = f"POST /api/v2/tasks/me HTTP/1.1\r\nHost: x\r\nCoder-Session-Token: {house.tokens['alice']}\r\n"
+        status, _, told = await raw(house, head.encode() + b'Content-Length: 10\r\n\r\n{"a')
+        assert (status, told["message"]) == (408, "Request body did not arrive in time.")
+
+
+async def test_pages_of_others(staging: Staging) -> None:
+    """Pages of the origins that are set may call the API, others may not; without a setting none may."""
+    async with staging(api_cors_origins="https://a.example, https://b.example") as house:
+        for origin, allowed in (("https://b.example", True), ("https://evil.example", False)):
+            response = await house.alice.get("/tasks", headers={"Origin": origin})
+            assert (response.headers.get("access-control-allow-origin") == origin) is allowed
+            asks = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+            assert ((await house.nobody.options("/tasks/me", headers=asks)).status_code == 200) is allowed
+
+
+async def test_a_mistake_of_ours_tells_nothing(house: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    """A crash is a JSON 500 without a word of what happened, and is counted."""
+    await house.herd.database.execute("ALTER TABLE tasks RENAME COLUMN updated_at TO hidden_secret")
+    response = await house.alice.get("/tasks")
+    assert (response.status_code, response.json()) == (500, {"message": "An internal server error occurred."})
+    assert house.api.metrics.registry.get_sample_value("taskherd_api_crashes_total") == 1
+    await house.herd.database.execute("ALTER TABLE tasks RENAME COLUMN hidden_secret TO updated_at")
+    assert (await house.alice.get("/tasks")).status_code == 200
+    capsys.readouterr()
+
+
+def nonsense(dice: Random, token: str) -> bytes:
+    """One malformed request: mutated bytes of a proper one, wild paths and bodies, or noise."""
+    method = dice.choice(["GET", "POST", "PATCH", "DELETE", "PUT", "BREW", "OPTIONS", "get", ""])
+    parts = [
+        "me",
+        "alice",
+        "%00",
+        "%ff",
+        "..",
+        "%2e%2e",
+        "a b",
+        "\u00e9",
+        "x" * 3000,
+        "",
+        "{task}",
+        "'--",
+        "%",
+        "0" * 32,
+    ]
+    path = "/".join(
+        ["", "api", dice.choice(["v2", "experimental", "v9"]), "tasks", *dice.choices(parts, k=dice.randrange(4))]
+    )
+    query = dice.choice(
+        ["", "?q=", "?q=owner:", "?limit=-1", "?after=%00", "?" + "a&" * 300, "?q=%ff%fe", "?q=" + '"' * 99]
+    )
+    body = dice.choice([b"", b"{", b"null", b"[[[[", b'{"input": 1e999}', os.urandom(20), b'{"input":"\\u0000"}'])
+    length = dice.choice([len(body), len(body), len(body), 0, -1, 2**70])
+    fields = [
+        f"Content-Length: {length}",
+        f"Coder-Session-Token: {token}",
+        dice.choice(["", "X: \x00", "Expect: 100-continue"]),
+    ]
+    text = (
+        f"{method} {path}{query} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        + "\r\n".join(filter(None, fields))
+        + "\r\n\r\n"
+    )
+    sent = bytearray(text.encode("utf-8") + body)
+    if dice.random() < 0.3:
+        for _ in range(dice.randrange(1, 6)):
+            sent[dice.randrange(len(sent))] = dice.randrange(256)
+    return bytes(sent)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+async def test_ten_thousand_malformed_requests(staging: Staging) -> None:
+    """However strange what comes is, none is answered with 500, and the next proper request is served."""
+    async with staging(api_read_timeout=0.5, log_level="error") as house:
+        dice = Random(4)
+        seen: dict[bytes, int] = {}
+        lanes = asyncio.Semaphore(64)
+
+        async def one(sent: bytes) -> None:
+            async with lanes, asyncio.timeout(PATIENCE):
+                reader, writer = await asyncio.open_connection("127.0.0.1", house.api.port)
+                writer.write(sent)
+                try:
+                    answer = await reader.read(1 << 20)
+                except ConnectionError:
+                    answer = b""
+                writer.close()
+                status = answer[9:12]
+                seen[status] = seen.get(status, 0) + 1
+
+        for _ in range(10):
+            await asyncio.gather(*(one(nonsense(dice, house.tokens["alice"])) for _ in range(1000)))
+        assert sum(seen.values()) == 10_000
+        assert b"500" not in seen, seen
+        assert {b"400", b"404", b"405"} <= set(seen), seen
+        assert house.api.metrics.registry.get_sample_value("taskherd_api_crashes_total") == 0
+        assert (await house.alice.get("/tasks")).status_code == 200
