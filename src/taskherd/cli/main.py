@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from taskherd import __version__
-from taskherd.cli import config, db, dead, demo, dev, directory, doctor, topology, worker
+from taskherd.cli import config, db, dead, demo, dev, directory, doctor, runner, topology, worker
 from taskherd.errors import Misconfigured, Unavailable
 from taskherd.observe import logs
 from taskherd.settings import Settings, unknown_variables, variable_of
@@ -73,5 +73,5 @@ app.add_typer(db.app, name="db")
 app.add_typer(directory.app, name="directory")
 app.add_typer(topology.app, name="topology")
 app.add_typer(dead.app, name="dead")
-for command in (worker, dev, demo, doctor, config):
+for command in (worker, runner, dev, demo, doctor, config):
     command.register(app)

@@ -22,8 +22,15 @@ if TYPE_CHECKING:
 
 NEEDED = ("database_url", "amqp_url", "secret_key")
 _SECRET = tuple(name for name, field in Settings.model_fields.items() if field.repr is False)
-_FOR_OTHERS = frozenset({"TASKHERD_METRICS_URL", "TASKHERD_NODE_HOME"})
-"""Variables under our prefix that `taskherd dev` sets for other programs."""
+_FOR_OTHERS = frozenset(
+    {
+        "TASKHERD_METRICS_URL",
+        "TASKHERD_NODE_HOME",
+        *(f"TASKHERD_{name}" for name in ("TASK_ID", "TASK_NAME", "BUILD_NUMBER", "OWNER", "PROMPT", "PROMPT_FILE")),
+        *(f"TASKHERD_{name}" for name in ("AGENT_TOKEN", "API_URL", "AGENT_PORT", "RUN_FOLDER")),
+    }
+)
+"""Variables under our prefix that `taskherd dev` and the runner set for other programs."""
 _FILE_MOST = 65_536
 
 

@@ -1,0 +1,18 @@
+"""A worker, and somewhere to run runners, for each test."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.flow.herd import herd
+from tests.runner.ranch import Ranch, ranch
+
+
+@pytest.fixture
+async def own(database_url: str, amqp_url: str, amqp_prefix: str, tmp_path: Path) -> AsyncIterator[Ranch]:
+    """A worker on a database and queues of its own, and no runner yet."""
+    async with herd(database_url, amqp_url, amqp_prefix) as flock, ranch(flock, tmp_path) as made:
+        yield made
