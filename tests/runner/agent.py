@@ -45,6 +45,22 @@ def main(words: list[str]) -> None:
                 for _ in range(int(rest)):
                     subprocess.Popen(["sleep", "1000"], start_new_session=True)
                 say("forked")
+            case "hydra":
+                for _ in range(int(rest)):
+                    subprocess.Popen([sys.executable, __file__, "head"], start_new_session=True)
+            case "head":
+                while True:  # always somebody else: the parent ends, the child goes on in a session of its own
+                    if os.fork():
+                        os._exit(0)
+                    os.setsid()
+                    time.sleep(0.02)
+            case "count":
+                for number in range(int(rest)):
+                    say(f"line {number}")
+                    time.sleep(0.01)
+            case "await":
+                while not os.path.exists(rest):
+                    time.sleep(0.02)
             case "file":
                 with open(rest, "a") as file:
                     file.write("was here\n")

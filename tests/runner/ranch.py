@@ -131,6 +131,16 @@ class Ranch:
         """Wait until this came out."""
         await eventually_async(lambda: self.output(task_id), lambda said: any(text in one for one in said))
 
+    def marked(self, task_id: uuid.UUID) -> set[int]:
+        """Every living process of the task, its shims included."""
+        wanted = f"TASKHERD_RUN_FOLDER={self.state(task_id)}/".encode()
+        return {pid for pid in _processes() if lives(pid) and wanted in _environment(pid)}
+
+    def kill(self, pid: int) -> None:
+        """Kill -9."""
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
     def agent(self, task_id: uuid.UUID, build_number: int = 1) -> dict[str, Any]:
         """Which processes the shim says it has."""
         said: dict[str, Any] = json.loads((self.state(task_id) / f"run-{build_number}/started.json").read_text())
@@ -173,7 +183,18 @@ async def ranch(herd: Herd, folder: Path) -> AsyncIterator[Ranch]:
 
 
 def _end_all(folder: Path) -> None:
-    for path in Path("/proc").iterdir():
-        with suppress(OSError):
-            if path.name.isdigit() and f"TASKHERD_RUN_FOLDER={folder}/".encode() in (path / "environ").read_bytes():
-                os.kill(int(path.name), signal.SIGKILL)
+    while left := {pid for pid in _processes() if f"TASKHERD_RUN_FOLDER={folder}/".encode() in _environment(pid)}:
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _processes() -> list[int]:
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+
+
+def _environment(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return b""

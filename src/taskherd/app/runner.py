@@ -9,7 +9,6 @@ import re
 import signal
 import socket
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 

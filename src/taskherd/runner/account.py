@@ -53,6 +53,7 @@ class Account:
     def __init__(
         self,
         request: Request,
+        *,
         transition: reports.Transition,
         runner: str,
         outbox: Outbox,

@@ -1,4 +1,4 @@
-"""The command line and the environment of an agent: what the template says, filled in, and nothing of the runner's own."""
+"""The command line and environment of an agent: what the template says, filled in, and nothing of the runner's own."""
 
 from __future__ import annotations
 

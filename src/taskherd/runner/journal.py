@@ -49,8 +49,8 @@ class Journal(BaseModel):
     build_number: int = Field(0, description="The highest that was accepted; 0: none was.")
     transition: Transition = "stop"
     phase: Phase = Phase.DONE
-    ended: bool = Field(False, description="Whether the end of the agent of this build was told.")
-    ready: bool = Field(False, description="Whether the agent of this build was told to be ready.")
+    ended: bool = Field(default=False, description="Whether the end of the agent of this build was told.")
+    ready: bool = Field(default=False, description="Whether the agent of this build was told to be ready.")
     start: WorkspaceStart | None = Field(None, description="The latest request to start.")
     port: int | None = Field(None, description="Where the agent serves AgentAPI.")
     inputs: dict[UUID, Delivery] = Field(default_factory=dict)

@@ -55,8 +55,15 @@ class Keeper:
         self._saving = asyncio.Lock()
         self._soon: set[asyncio.Task[None]] = set()
         self._seqs = Seqs(journal, house.now, self._save_soon)
-        self._place = Place(house, folder, journal, self._outbox, self.account, self._save)
-        self._place.once = self._once
+        self._place = Place(
+            house,
+            folder,
+            journal,
+            outbox=self._outbox,
+            account=self.account,
+            save=self._save,
+            once=self._once,
+        )
         self._builds: asyncio.Queue[Handed] = asyncio.Queue()
         self._inputs: asyncio.Queue[tuple[AgentInput, Accepted]] = asyncio.Queue()
         self._at_hand: set[UUID] = set()
@@ -75,7 +82,14 @@ class Keeper:
         """What speaks for the build that a request is about."""
         kind = request.type.removeprefix("workspace.")
         transition = Transition.START if isinstance(request, AgentInput) else Transition(kind)
-        return Account(request, transition, self._house.name, self._outbox, self._seqs, self._house.now)
+        return Account(
+            request,
+            transition=transition,
+            runner=self._house.name,
+            outbox=self._outbox,
+            seqs=self._seqs,
+            now=self._house.now,
+        )
 
     def heartbeat(self) -> bytes | None:
         """A heartbeat, while the workspace is up."""

@@ -48,9 +48,11 @@ class Place:
         house: House,
         folder: TaskFolder,
         journal: Journal,
+        *,
         outbox: Outbox,
         account: Callable[[WorkspaceStart], Account],
         save: Callable[[], Awaitable[None]],
+        once: Callable[[UUID, str], Awaitable[str | None]],
     ) -> None:
         self._house = house
         self._folder = folder
@@ -58,9 +60,9 @@ class Place:
         self._outbox = outbox
         self._account = account
         self._save = save
+        self._once = once
         self._session: Session | None = None
         self._notices = 0
-        self.once: Callable[[UUID, str], Awaitable[str | None]]
         self.health: Health | None = None
         """The health of the agent's app when its build is done."""
 
@@ -215,7 +217,7 @@ class Place:
             outbox=self._outbox,
             metrics=self._house.metrics,
             save=self._save,
-            once=self.once,
+            once=self._once,
         )
         match run.agent:
             case "stdio":

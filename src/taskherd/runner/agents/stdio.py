@@ -1,4 +1,4 @@
-"""Agents that speak by their output: lines are log entries and activity, silence is idleness, the exit status the end."""
+"""Agents that speak by their output: lines are log entries and activity, silence is idleness, exit 0 is success."""
 
 from __future__ import annotations
 
