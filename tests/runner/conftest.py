@@ -14,5 +14,6 @@ from tests.runner.ranch import Ranch, ranch
 @pytest.fixture
 async def own(database_url: str, amqp_url: str, amqp_prefix: str, tmp_path: Path) -> AsyncIterator[Ranch]:
     """A worker on a database and queues of its own, and no runner yet."""
-    async with herd(database_url, amqp_url, amqp_prefix) as flock, ranch(flock, tmp_path) as made:
+    soon = {"request_backoff_first": 0.5, "request_backoff_most": 1, "log_level": "warning"}
+    async with herd(database_url, amqp_url, amqp_prefix, **soon) as flock, ranch(flock, tmp_path) as made:
         yield made

@@ -16,7 +16,8 @@ from typing import Any
 
 from tests.flow.herd import VERSION, Herd
 
-PATIENCE = 20.0
+PATIENCE = 60.0
+"""Seconds after which a condition that a test waits for is not going to come true; agents are whole processes."""
 AGENT = Path(__file__).parent / "agent.py"
 
 
@@ -38,6 +39,18 @@ class RunnerProcess:
         self.process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(PATIENCE):
             return await self.process.wait()
+
+    async def ready(self) -> bool:
+        """Whether it says that it is ready."""
+        port = next((line["ops_port"] for line in self.lines() if "ops_port" in line), None)
+        if port is None:
+            assert self.process.returncode is None, self.log.read_text()
+            return False
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /readyz HTTP/1.1\r\n\r\n")
+        answer = await reader.read()
+        writer.close()
+        return b"200 OK" in answer
 
     def lines(self) -> list[dict[str, Any]]:
         """What it logged."""
@@ -90,6 +103,7 @@ class Ranch:
             )
         runner = RunnerProcess(process, log)
         self.runners.append(runner)
+        await eventually_async(runner.ready, lambda ready: ready)
         return runner
 
     async def task(self, *words: str, prompt: str = "Do it", **run: Any) -> uuid.UUID:
@@ -103,15 +117,22 @@ class Ranch:
             "UPDATE template_versions SET run = $1 WHERE id = $2", json.dumps(run), VERSION
         )
 
+    async def until(self, condition: Callable[[], Any]) -> None:
+        """Wait until something that the worker said makes the condition true."""
+        async with asyncio.timeout(PATIENCE):
+            while not condition():
+                self.herd.noticed.clear()
+                await self.herd.noticed.wait()
+
     async def until_state(self, task_id: uuid.UUID, state: str, message: str = "") -> None:
         """Wait until the task says that."""
-        await self.herd.until(
+        await self.until(
             lambda: self.herd.state(task_id).get("state") == state and message in self.herd.state(task_id)["message"]
         )
 
     async def until_status(self, task_id: uuid.UUID, status: str) -> None:
         """Wait until the task has that status."""
-        await self.herd.until(lambda: self.herd.document(task_id).get("status") == status)
+        await self.until(lambda: self.herd.document(task_id).get("status") == status)
 
     async def output(self, task_id: uuid.UUID) -> list[str]:
         """The conversation as the worker keeps it: what came out."""
@@ -131,9 +152,9 @@ class Ranch:
         """Wait until this came out."""
         await eventually_async(lambda: self.output(task_id), lambda said: any(text in one for one in said))
 
-    def marked(self, task_id: uuid.UUID) -> set[int]:
+    def marked(self, task_id: uuid.UUID, root: Path | None = None) -> set[int]:
         """Every living process of the task, its shims included."""
-        wanted = f"TASKHERD_RUN_FOLDER={self.state(task_id)}/".encode()
+        wanted = f"TASKHERD_RUN_FOLDER={root or self.root}/{task_id}/".encode()
         return {pid for pid in _processes() if lives(pid) and wanted in _environment(pid)}
 
     def kill(self, pid: int) -> None:

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
-from tests.runner.ranch import Ranch, eventually, lives
+import pytest
+
+from tests.runner.ranch import Ranch
+
+pytestmark = pytest.mark.timeout(180)
 
 
 async def test_a_prompt_becomes_work_that_anyone_can_follow(own: Ranch) -> None:

@@ -5,8 +5,11 @@ import re
 import signal
 
 import aio_pika
+import pytest
 
 from tests.runner.ranch import Ranch, eventually, lives
+
+pytestmark = pytest.mark.timeout(180)
 
 
 async def test_the_next_runner_adopts_what_lives(own: Ranch) -> None:
@@ -106,7 +109,7 @@ async def test_what_was_accepted_is_done_by_the_next_runner(own: Ranch) -> None:
     await eventually(lambda: not lives(agent))
     await own.start()
     await eventually(lambda: (own.work(task_id) / "trace").read_text() == "was here\n" * 2)
-    await own.herd.until(lambda: own.herd.document(task_id).get("workspace_build_number") == 2)
+    await own.until(lambda: own.herd.document(task_id).get("workspace_build_number") == 2)
     await own.until_status(task_id, "active")
 
 

@@ -3,7 +3,11 @@ from __future__ import annotations
 import json
 import signal
 
+import pytest
+
 from tests.runner.ranch import Ranch, eventually, lives
+
+pytestmark = pytest.mark.timeout(180)
 
 
 async def test_pause_keeps_the_directory_and_resume_goes_on_there(own: Ranch) -> None:

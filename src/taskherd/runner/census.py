@@ -31,6 +31,8 @@ NOT_FOUND = 404
 REPLIES_MOST = 1_000
 ASK_AGAIN = 15.0
 """Seconds after which those are asked for again that were not answered."""
+LISTENING = 0.1
+"""Seconds between two looks whether answers could reach us: a question without an answer is not asked."""
 HOLD_FROM, HOLD_SHARE = 5, 0.55
 """So many unknown tasks, and such a share of all, are not believed: this may be the wrong worker, or an old backup."""
 
@@ -55,6 +57,8 @@ class Census:
         waiting = {str(task_id): task_id for task_id in tasks}
         gone: list[UUID] = []
         while waiting:
+            while not self.replies.consuming:
+                await asyncio.sleep(LISTENING)
             await self._ask(list(waiting.values())[:REPLIES_MOST])
             try:
                 async with asyncio.timeout(ASK_AGAIN):
@@ -79,7 +83,7 @@ class Census:
                     self._names.commands,
                     COMMAND,
                     orjson.dumps(command),
-                    reply_to=self._reply_queue or None,
+                    reply_to=self._reply_queue,
                     correlation_id=str(task_id),
                     expiration=ASK_AGAIN,
                 )
