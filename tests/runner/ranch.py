@@ -178,7 +178,7 @@ async def eventually(condition: Callable[[], Any], within: float = PATIENCE) -> 
 async def eventually_async(look: Callable[[], Any], wanted: Callable[[Any], bool], within: float = PATIENCE) -> None:
     """Wait until what `look` finds is as wanted."""
     async with asyncio.timeout(within):
-        while not wanted(await look()):
+        while not wanted(await look()):  # noqa: ASYNC110 - as above
             await asyncio.sleep(0.05)
 
 

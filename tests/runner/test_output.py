@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -90,9 +91,9 @@ async def test_a_full_disk_costs_output_and_nothing_else(own: Ranch) -> None:
         await own.until_state(task_id, "failed", "exit status 3")
         await own.until_output(task_id, "were not kept")
         filler = disk / "filler"
-        with pytest.raises(OSError, match="No space left"), filler.open("wb", buffering=0) as file:
-            while True:
-                file.write(bytes(4096))
+        with suppress(OSError), filler.open("wb", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
         other = await own.task("say:up", "sleep")
         await own.until_state(other, "failed", "No space left on device")
         filler.unlink()

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.timeout(180)
 
 
 async def test_pause_keeps_the_directory_and_resume_goes_on_there(own: Ranch) -> None:
-    """A paused task's process is gone and its files are there; resume starts the next build on them, with its prompt."""
+    """A paused task's process is gone, its files are there; resume starts the next build on them, with its prompt."""
     await own.start()
     task_id = await own.task("file:trace", "say:up", "env", "sleep", prompt="first")
     await own.until_output(task_id, "TASKHERD_PROMPT=first")

@@ -57,7 +57,7 @@ class Census:
         waiting = {str(task_id): task_id for task_id in tasks}
         gone: list[UUID] = []
         while waiting:
-            while not self.replies.consuming:
+            while not self.replies.consuming:  # noqa: ASYNC110 - it has no event for that
                 await asyncio.sleep(LISTENING)
             await self._ask(list(waiting.values())[:REPLIES_MOST])
             try:
