@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 
 def say(line: str) -> None:
@@ -14,7 +15,7 @@ def say(line: str) -> None:
 
 
 def main(words: list[str]) -> None:
-    """Do each word: `say:TEXT`, `sleep`, `read`, `echo`, `exit:N`, `crash`, `deaf`, `env`, `flood:MB`, `binary`, `fork:N`."""
+    """Do what each word says: a verb, and after a colon what it needs."""
     for word in words:
         verb, _, rest = word.partition(":")
         match verb:
@@ -59,10 +60,10 @@ def main(words: list[str]) -> None:
                     say(f"line {number}")
                     time.sleep(0.01)
             case "await":
-                while not os.path.exists(rest):
+                while not Path(rest).exists():
                     time.sleep(0.02)
             case "file":
-                with open(rest, "a") as file:
+                with Path(rest).open("a") as file:
                     file.write("was here\n")
             case _:
                 sys.exit(f"what is {word}?")

@@ -96,10 +96,8 @@ class AgentApi:
         """One request."""
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         method, path, _ = head.split(" ", 2)
-        length = next(
-            (int(line.split(":")[1]) for line in head.splitlines() if line.lower().startswith("content-length")), 0
-        )
-        body = await reader.readexactly(length)
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head.splitlines())}
+        body = await reader.readexactly(int(headers.get("content-length", "0")))
         if path == "/events":
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
             for message in self.messages:
@@ -114,10 +112,8 @@ class AgentApi:
                 code, said = 200, {"status": self.status, "agent_type": "custom", "transport": "pty"}
         answer = json.dumps(said).encode()
         kind = "application/json" if code == 200 else "application/problem+json"
-        writer.write(
-            f"HTTP/1.1 {code} X\r\nContent-Type: {kind}\r\nContent-Length: {len(answer)}\r\nConnection: close\r\n\r\n".encode()
-        )
-        writer.write(answer)
+        lines = (f"HTTP/1.1 {code} X", f"Content-Type: {kind}", f"Content-Length: {len(answer)}", "Connection: close")
+        writer.write("\r\n".join((*lines, "", "")).encode() + answer)
         await writer.drain()
         writer.close()
 

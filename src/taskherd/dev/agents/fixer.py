@@ -1,8 +1,8 @@
 """An agent that fixes a bug: where the tests of a git repository fail, it tries small changes until they pass.
 
-`python -m taskherd.dev.agents.fixer` runs in its working directory, and commits what it finds; if there is no repository
-it makes a small one, with a bug in it. It speaks as an agent of the kind `stdio`. It does what mutation testing does, backwards: one change of the
-source at a time, each tried by the repository's own tests.
+`python -m taskherd.dev.agents.fixer` runs in its working directory, and commits what it finds; if there is no
+repository it makes a small one, with a bug in it. It speaks as an agent of the kind `stdio`. It does what mutation
+testing does, backwards: one change of the source at a time, each tried by the repository's own tests.
 """
 
 from __future__ import annotations
