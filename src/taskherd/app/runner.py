@@ -151,11 +151,13 @@ class RunnerProcess:
         with suppress(TimeoutError, Unavailable):
             async with asyncio.timeout(self._settings.grace):
                 await self._intake.stop()
-                await self.runner.leave()
                 for task in tasks:
                     task.cancel()
                 await asyncio.wait(tasks)
                 await self._sender.flush()
+        for task in tasks:
+            task.cancel()
+        await self.runner.leave()
         results = await asyncio.gather(*tasks, return_exceptions=True)
         await self._census.replies.close()
         await self._intake.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import json
+import math
 import os
 import resource
 import selectors
@@ -222,7 +223,8 @@ class Shim:
             resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
         if cpu := self._spec.get("cpu"):
             usable = sorted(os.sched_getaffinity(0))
-            os.sched_setaffinity(0, usable[: max(1, round(cpu + 0.499))])
+            first = os.getpid() % len(usable)  # so that not all agents share the first ones
+            os.sched_setaffinity(0, (usable[first:] + usable[:first])[: math.ceil(cpu)])
 
     def _follow(self) -> None:
         """Keep the output until the agent has ended, is to be stopped, or has had its time."""

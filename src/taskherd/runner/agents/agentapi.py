@@ -92,15 +92,12 @@ class AgentApi:
         if not text:
             raise Undelivered("The input is empty.")
         async with self._speaking:
-            try:
-                async with asyncio.timeout(STABLE_WITHIN):
-                    await self._stable.wait()
-                    await begin()
-                    while not await self._post(text):
-                        await asyncio.sleep(1)
-                        await self._stable.wait()
-            except TimeoutError as error:
-                raise Undelivered("The agent was never ready to take it.") from error
+            deadline = asyncio.get_running_loop().time() + STABLE_WITHIN
+            await self._until_stable(deadline)
+            await begin()
+            while not await self._post(text):
+                await asyncio.sleep(1)
+                await self._until_stable(deadline)
 
     def conclude(self, ending: Ending) -> None:
         """Report the last messages, and how it ended."""
@@ -255,6 +252,15 @@ class AgentApi:
 
     def _mark(self) -> Mark:
         return {"build": self._scene.account.build_number, "state": str(self._state), "errors": self._errors}
+
+    async def _until_stable(self, deadline: float) -> None:
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._stable.wait()
+        except TimeoutError as error:
+            raise Undelivered("The agent was never ready to take it.") from error
+        if asyncio.get_running_loop().time() > deadline:
+            raise Undelivered("The agent said that it was ready, and that it was busy.")
 
     async def _post(self, text: str) -> bool:
         """Post a message; whether the agent took it. Not, where it says that it is busy. Raises as `deliver`."""
