@@ -136,12 +136,12 @@ class Metrics:
         self.runner_reports = self._counter("runner_reports", "Reports the broker confirmed to this runner.")
         self.runner_waiting_bytes = self._gauge("runner_waiting_bytes", "Bytes of reports that wait to be sent.")
         self.runner_endings = self._counter(
-            "runner_endings", "Agents that ended, by why: exited, stopped, timeout or lost.", "why"
+            "runner_endings", "Agents that ended, by reason: exited, stopped, timeout or lost.", "reason"
         )
         self.runner_adopted = self._counter(
             "runner_adopted",
-            "Agents of an earlier runner, by how they were found: running, ended or lost.",
-            "how",
+            "Agents of an earlier runner, by outcome: running, ended or lost.",
+            "outcome",
         )
         self.runner_orphans = self._counter(
             "runner_orphans", "Tasks found on this disk that no live task owned, and cleaned up."
