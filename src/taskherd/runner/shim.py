@@ -152,6 +152,7 @@ class Shim:
         self._stop = False
         self._why = "exited"
         self._status: int | None = None
+        self._childless = False
         self._agent = self._agent_start = 0
         self._wake, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._out, self._agent_out = os.pipe2(os.O_CLOEXEC)
@@ -255,17 +256,20 @@ class Shim:
         else:
             send(descendants(os.getpid()), signal.SIGTERM)
         deadline = time.monotonic() + self._spec["grace"]
-        while (left := descendants(os.getpid())) and time.monotonic() < deadline:
+        while not self._alone() and time.monotonic() < deadline:
             self._pause()
         give_up = time.monotonic() + KILLING_MOST
-        while left and time.monotonic() < give_up:
-            self._kill(left)
+        while not self._alone() and time.monotonic() < give_up:
+            self._kill(descendants(os.getpid()))
             self._pause()
-            left = descendants(os.getpid())
-        self._reap()
         while self._take():
             pass
-        return len(left)
+        return 0 if self._alone() else max(1, len(descendants(os.getpid())))
+
+    def _alone(self) -> bool:
+        """Whether nobody is left below us. Only wait(2) knows: a look at /proc may miss one who forks meanwhile."""
+        self._reap()
+        return self._childless
 
     def _kill(self, family: set[int]) -> None:
         """Kill all at once: frozen first, else those not seen yet go on making new ones."""
@@ -303,13 +307,13 @@ class Shim:
 
     def _reap(self) -> bool:
         """Take note of everybody who ended; whether the agent has."""
-        with suppress(ChildProcessError):
-            while True:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-                if pid == 0:
-                    break
-                if pid == self._agent:
-                    self._status = status
+        self._childless = False
+        try:
+            while (ended := os.waitpid(-1, os.WNOHANG))[0] != 0:
+                if ended[0] == self._agent:
+                    self._status = ended[1]
+        except ChildProcessError:
+            self._childless = True
         return self._status is not None
 
     def _say(self, exit_record: int, failure: str | None, left: int) -> None:
