@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 PIECE = 64 * 1024
 RATE = 256 * 1024
-"""Bytes a second of one agent's output that are followed for long; a burst of `BURST` goes at once."""
+"""Characters a second of one agent's output that become entries for long; a burst of `BURST` goes at once."""
 BURST = 1024 * 1024
 LAST_MOST = 1024 * 1024
 """Bytes that are still read of an agent that has ended; what is more, before these, is left out, and that is said."""
@@ -95,8 +95,7 @@ class Stdio:
             now = loop.time()
             self._allowed = min(BURST, self._allowed + (now - refilled) * RATE)
             refilled = now
-            if self._allowed > 0 and (taken := self._take(now)):
-                self._allowed -= taken
+            if self._allowed > 0 and self._take(now):
                 heard = now
                 await asyncio.sleep(0)
                 continue
@@ -181,6 +180,7 @@ class Stdio:
 
     def _write_down(self, lines: list[str], reports: list[Report]) -> None:
         texts = list(_joined(lines))
+        self._allowed -= sum(map(len, texts))
         while len(texts) > AT_ONCE:
             self._tell([self._entry(Speaker.OUTPUT, text) for text in texts[:AT_ONCE]], settled=False)
             texts = texts[AT_ONCE:]
