@@ -28,7 +28,7 @@ async def test_a_hundred_megabytes_without_a_newline_cost_no_memory(own: Ranch) 
     assert peak(own.agent(task_id)["pid"]) < 40_000_000
     said = await own.output(task_id)
     assert all(len(text.encode()) <= 65_536 for text in said)
-    assert any(text.startswith("xxx") and text.endswith("…") for text in said)
+    assert any(text.startswith("xxx") for text in said)
     assert any("bytes" in text and text.startswith("…") for text in said)
     assert sum(path.stat().st_size for path in (own.state(task_id) / "run-1/output").iterdir()) <= 17_000_000
 
