@@ -20,9 +20,10 @@ def peak(pid: int) -> int:
 async def test_a_hundred_megabytes_without_a_newline_cost_no_memory(own: Ranch) -> None:
     """Of a line of any size the beginning is kept and the rest counted; neither runner nor shim grow with it."""
     runner = await own.start()
-    task_id = await own.task("say:before", "flood:100", "say:", "say:after", "sleep")
+    task_id = await own.task("say:before", "await:go", "flood:100", "say:", "say:after", "sleep")
     await own.until_output(task_id, "before")
     before = peak(runner.process.pid)
+    (own.work(task_id) / "go").touch()
     await own.until_output(task_id, "after")
     assert peak(runner.process.pid) - before < 30_000_000
     assert peak(own.agent(task_id)["pid"]) < 40_000_000
