@@ -50,6 +50,7 @@ class Metrics:
         self._declare_api()
         self._declare_state()
         self._declare_surroundings()
+        self._declare_runner()
 
     def _declare_intake(self) -> None:
         self.reports = self._counter(
@@ -139,6 +140,35 @@ class Metrics:
         self.pool_in_use = self._gauge("database_connections_in_use", "Database connections taken from the pool.")
         self.failpoint_armed = self._gauge("failpoint_armed", "1 where a failpoint is set; never in production.")
         self.build_info = self._gauge("build_info", "1, with the version of taskherd as a label.", "version")
+
+    def _declare_runner(self) -> None:
+        self.runner_tasks = self._gauge("runner_tasks", "Tasks that have a place on this runner.")
+        self.runner_agents = self._gauge("runner_agents", "Agents that run here.")
+        self.runner_requests = self._counter(
+            "runner_requests",
+            "Work requests, by type and outcome: done, failed, repeated, ignored (an older build) or invalid.",
+            "type",
+            "outcome",
+        )
+        self.runner_reports = self._counter("runner_reports", "Reports the broker confirmed to this runner.")
+        self.runner_waiting_bytes = self._gauge("runner_waiting_bytes", "Bytes of reports that wait to be sent.")
+        self.runner_endings = self._counter(
+            "runner_endings", "Agents that ended, by reason: exited, stopped, timeout or lost.", "reason"
+        )
+        self.runner_adopted = self._counter(
+            "runner_adopted",
+            "Agents of an earlier runner, by outcome: running, ended or lost.",
+            "outcome",
+        )
+        self.runner_orphans = self._counter(
+            "runner_orphans", "Tasks found on this disk that no live task owned, and cleaned up."
+        )
+        self.runner_output_lost = self._counter(
+            "runner_output_lost_bytes", "Bytes of agents' output that were not kept."
+        )
+        self.runner_agent_events_bad = self._counter(
+            "runner_agent_events_bad", "Events of an AgentAPI that could not be read."
+        )
 
     def replace(self, gauge: Gauge, counts: Mapping[str, float]) -> None:
         """Set a gauge of one label to `counts`; a label value seen before and missing now goes to 0."""

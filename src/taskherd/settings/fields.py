@@ -153,6 +153,41 @@ class Settings(BaseSettings):
 
     database_pool: int = Field(10, ge=2, le=200, description="Most database connections of one process.")
 
+    runner_name: str = Field(
+        "",
+        pattern=r"^[a-z0-9-]{0,64}$",
+        description="Name of this runner, the same after every restart; empty: made from the host's name.",
+        json_schema_extra={"expected": "up to 64 of the characters a-z 0-9 -"},
+    )
+    runner_pool: str = Field(
+        "default",
+        pattern=r"^[a-z0-9-]{1,64}$",
+        description="Pool that this runner takes tasks from; no runner may bear its name.",
+        json_schema_extra={"expected": "1 to 64 of the characters a-z 0-9 -"},
+    )
+    runner_root: str = Field(
+        ".taskherd/runner", min_length=1, description="Folder in which a runner keeps its tasks, for itself alone."
+    )
+    runner_cgroup: str = Field(
+        "",
+        description="Delegated cgroup v2 in which each agent gets its own; empty: limits are set by process.",
+        json_schema_extra={"expected": "a path such as /sys/fs/cgroup/taskherd, or nothing"},
+    )
+    runner_heartbeat_every: Seconds = Field(
+        10.0, ge=0.1, le=_HOUR, description="How often a runner says that its agents are alive, a tenth more or less."
+    )
+    runner_buffer_most: int = Field(
+        64 * 1024 * 1024,
+        ge=1024 * 1024,
+        description="Bytes of reports that a runner holds while the broker is away, before it follows no more output.",
+    )
+    agent_api_url: str = Field(
+        "http://127.0.0.1:7080",
+        pattern=r"^https?://[^\s/]+",
+        description="Where agents find the API, as a runner tells them.",
+        json_schema_extra={"expected": "http://host:port or https://host"},
+    )
+
     ops_host: str = Field("127.0.0.1", min_length=1, description="Address of /livez, /readyz and /metrics.")
     ops_port: int = Field(
         9590,

@@ -22,8 +22,16 @@ if TYPE_CHECKING:
 
 NEEDED = ("database_url", "amqp_url", "secret_key")
 _SECRET = tuple(name for name, field in Settings.model_fields.items() if field.repr is False)
-_FOR_OTHERS = frozenset({"TASKHERD_METRICS_URL", "TASKHERD_NODE_HOME", "TASKHERD_TOKEN", "TASKHERD_URL"})
-"""Variables under our prefix that `taskherd dev` sets for other programs."""
+_FOR_OTHERS = frozenset(
+    {
+        *(f"TASKHERD_{name}" for name in ("METRICS_URL", "NODE_HOME", "TOKEN", "URL")),
+        *(f"TASKHERD_{name}" for name in ("TASK_ID", "TASK_NAME", "BUILD_NUMBER", "OWNER", "PROMPT", "PROMPT_FILE")),
+        *(f"TASKHERD_{name}" for name in ("AGENT_TOKEN", "API_URL", "AGENT_PORT", "RUN_FOLDER")),
+    }
+)
+"""Variables under our prefix that `taskherd dev` and the runner set for other programs."""
+_PARAMETERS = "TASKHERD_PARAMETER_"
+"""What the names begin with by which the runner tells an agent its preset's parameters."""
 _FILE_MOST = 65_536
 
 
@@ -74,7 +82,8 @@ def load(*needs: str) -> Settings:
 def unknown_variables(environ: Mapping[str, str]) -> tuple[Unknown, ...]:
     """Return the variables in `environ` that look like settings and are none, each with the nearest real name."""
     known = {variable_of(name) for name in Settings.model_fields} | {f"{variable_of(name)}_FILE" for name in _SECRET}
-    strangers = sorted(name for name in environ if name.startswith(PREFIX) and name not in known | _FOR_OTHERS)
+    ours = (name for name in environ if name.startswith(PREFIX) and not name.startswith(_PARAMETERS))
+    strangers = sorted(name for name in ours if name not in known | _FOR_OTHERS)
     return tuple(
         Unknown(name, next(iter(difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.75)), None))
         for name in strangers

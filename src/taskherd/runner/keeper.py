@@ -1,0 +1,269 @@
+"""Keeps one task: takes its requests one after the other, does each once, and says what became of it.
+
+A request for a build is accepted when it is in the journal; from then on it will be done, by this runner or by the next
+one that finds the journal. An input is accepted when its outcome is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+from uuid import UUID
+
+import structlog
+
+from taskherd.core.reports import JobStatus, Outcome, Transition
+from taskherd.runner import journal as journals
+from taskherd.runner.account import Account, Seqs
+from taskherd.runner.journal import Delivery, Journal, Phase
+from taskherd.runner.outbox import Outbox
+from taskherd.runner.place import Place
+from taskherd.wire.work import AgentInput, WorkspaceDelete, WorkspaceStart, WorkspaceStop
+
+if TYPE_CHECKING:
+    from taskherd.runner.folder import TaskFolder
+    from taskherd.runner.house import House
+    from taskherd.wire.work import WorkRequest
+
+log = structlog.get_logger(__name__)
+
+BuildRequest: TypeAlias = WorkspaceStart | WorkspaceStop | WorkspaceDelete
+Accepted: TypeAlias = Callable[[], None]
+"""Is called when a request may be acknowledged."""
+
+UNKNOWN = "The runner ended while it gave the input to the agent: whether the agent took it is unknown."
+
+
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """A request, and whom to tell that it was accepted."""
+
+    request: BuildRequest
+    accepted: Accepted
+
+
+class Keeper:
+    """The life of one task on this runner; `run` is all of it."""
+
+    def __init__(self, house: House, folder: TaskFolder, journal: Journal) -> None:
+        self._house = house
+        self._folder = folder
+        self._journal = journal
+        self._outbox = Outbox(folder.outbox, house.budget, house.due)
+        self._saving = asyncio.Lock()
+        self._soon: set[asyncio.Task[None]] = set()
+        self._seqs = Seqs(journal, house.now, self._save_soon)
+        self._place = Place(
+            house,
+            folder,
+            journal,
+            outbox=self._outbox,
+            account=self.account,
+            save=self._save,
+            once=self._once,
+        )
+        self._builds: asyncio.Queue[Handed] = asyncio.Queue()
+        self._inputs: asyncio.Queue[tuple[AgentInput, Accepted]] = asyncio.Queue()
+        self._at_hand: set[UUID] = set()
+
+    @property
+    def task_id(self) -> UUID:
+        """Which task this is."""
+        return self._journal.task_id
+
+    @property
+    def running(self) -> bool:
+        """Whether an agent runs."""
+        return self._place.running
+
+    def account(self, request: WorkRequest) -> Account:
+        """What speaks for the build that a request is about."""
+        kind = request.type.removeprefix("workspace.")
+        transition = Transition.START if isinstance(request, AgentInput) else Transition(kind)
+        return Account(
+            request,
+            transition=transition,
+            runner=self._house.name,
+            outbox=self._outbox,
+            seqs=self._seqs,
+            now=self._house.now,
+        )
+
+    def heartbeat(self) -> bytes | None:
+        """A heartbeat, while the workspace is up."""
+        start = self._journal.start
+        return self.account(start).heartbeat() if self._journal.live and start is not None else None
+
+    def give(self, request: BuildRequest | AgentInput, accepted: Accepted) -> None:
+        """Take a request, to be done in its turn."""
+        if not isinstance(request, AgentInput):
+            self._builds.put_nowait(Handed(request, accepted))
+        elif request.input_id in self._at_hand:
+            accepted()  # a repeat: the first of them is being worked on
+        else:
+            self._at_hand.add(request.input_id)
+            self._inputs.put_nowait((request, accepted))
+
+    def forget(self) -> None:
+        """Take everything down, silently: no live task owns it."""
+        self._outbox.mute()
+        self._builds.put_nowait(Handed(_delete_of(self._journal), lambda: None))
+
+    async def run(self) -> None:
+        """Finish what an earlier runner began, then take requests, until the task is gone from here."""
+        inputs = asyncio.create_task(self._take_inputs(), name=f"inputs of {self.task_id}")
+        try:
+            await self._recover()
+            while not (self._journal.transition == "delete" and self._journal.phase is Phase.DONE):
+                await self._take(await self._builds.get())
+            await self._outbox.emptied()
+            await asyncio.to_thread(self._folder.drop)
+            self._accept_what_is_left()
+        finally:
+            inputs.cancel()
+            await asyncio.gather(inputs, *self._soon, return_exceptions=True)
+            await self._place.leave()
+            self._house.forget(self._outbox)
+            self._outbox.close()
+
+    async def _recover(self) -> None:
+        await self._place.recover()
+        unclear = [known for known, how in self._journal.inputs.items() if how is Delivery.DELIVERING]
+        for input_id in unclear:
+            self._journal.note(input_id, Delivery.FAILED)
+            if self._journal.start is not None:
+                self.account(self._journal.start).input(input_id, Outcome.FAILED, UNKNOWN)
+        if unclear:
+            await self._save()
+        if self._journal.phase is Phase.ACCEPTED and self._journal.build_number:
+            await self._perform(_accepted(self._journal))
+
+    async def _take(self, handed: Handed) -> None:
+        """Do one request, unless it was done before."""
+        request, journal = handed.request, self._journal
+        if request.build_number <= journal.build_number:
+            same = request.build_number == journal.build_number
+            self._count(request.type, "repeated" if same and request.type.endswith(journal.transition) else "ignored")
+            handed.accepted()
+            return
+        journal.accept(request)
+        try:
+            self._folder.make()
+            await self._save()
+        except OSError as error:
+            await self._refuse(request, error)
+        handed.accepted()
+        if journal.phase is Phase.ACCEPTED:
+            await self._perform(request)
+
+    async def _refuse(self, request: BuildRequest, error: OSError) -> None:
+        """Say that a start can't be done without room to note it; a stop or delete is done nevertheless."""
+        log.warning("journal can't be written", task_id=str(request.task_id), reason=str(error))
+        if isinstance(request, WorkspaceStart):
+            self._journal.phase = Phase.FAILED
+            self.account(request).build(JobStatus.FAILED, error=f"The runner can't note what it does: {error}")
+            self._count(request.type, "failed")
+
+    async def _perform(self, request: BuildRequest) -> None:
+        account = self.account(request)
+        account.build(JobStatus.RUNNING)
+        error = await self._place.perform(request, account)
+        self._journal.phase = Phase.FAILED if error else Phase.DONE
+        if error:
+            log.warning("build failed", task_id=str(request.task_id), type=request.type, reason=error)
+            account.build(JobStatus.FAILED, error=error)
+        else:
+            account.build(JobStatus.SUCCEEDED, health=self._place.health)
+        self._count(request.type, "failed" if error else "done")
+        await self._save_if_possible()
+
+    async def _take_inputs(self) -> None:
+        while True:
+            request, accepted = await self._inputs.get()
+            if request.input_id not in self._journal.inputs:
+                failed = await self._once(request.input_id, request.input)
+                account = self.account(request)
+                account.input(request.input_id, Outcome.FAILED if failed else Outcome.DELIVERED, failed)
+                if failed:
+                    self._place.notice(account, f"an input was not delivered: {failed}")
+                self._count(request.type, "failed" if failed else "done")
+                await self._save_if_possible()
+            else:
+                self._count(request.type, "repeated")
+            self._at_hand.discard(request.input_id)
+            accepted()
+
+    async def _once(self, input_id: UUID, text: str) -> str | None:
+        """Give the agent an input, unless that was tried before; in words why it did not take it."""
+        if input_id in self._journal.inputs:
+            return None
+
+        async def begin() -> None:
+            self._journal.note(input_id, Delivery.DELIVERING)
+            await self._save()
+
+        failed = await self._place.deliver(text, begin)
+        self._journal.note(input_id, Delivery.FAILED if failed else Delivery.DELIVERED)
+        return failed
+
+    async def _save(self) -> None:
+        """Put the journal on disk; raises OSError."""
+        if not self._journal.build_number:
+            return  # nothing was accepted: it is not our task
+        async with self._saving:
+            content = self._journal.model_dump_json().encode()
+            await asyncio.to_thread(journals.write, self._folder.journal, content)
+
+    async def _save_if_possible(self) -> None:
+        """Put the journal on disk. Where that fails it is tried with the next change; a repeat does no harm."""
+        try:
+            await self._save()
+        except OSError as error:
+            log.warning("journal can't be written", task_id=str(self.task_id), reason=str(error))
+
+    def _save_soon(self) -> None:
+        task = asyncio.create_task(self._save_if_possible())
+        self._soon.add(task)
+        task.add_done_callback(self._soon.discard)
+
+    def _accept_what_is_left(self) -> None:
+        """Nothing can be done any more that was asked for after the delete."""
+        while not self._builds.empty():
+            self._builds.get_nowait().accepted()
+        while not self._inputs.empty():
+            self._inputs.get_nowait()[1]()
+
+    def _count(self, kind: str, outcome: str) -> None:
+        self._house.metrics.runner_requests.labels(kind, outcome).inc()
+
+
+def _accepted(journal: Journal) -> BuildRequest:
+    """The request that the journal says was accepted and not done."""
+    start = journal.start
+    if journal.transition == "start" and start is not None:
+        return start
+    common = _common(journal)
+    return WorkspaceDelete(**common) if journal.transition == "delete" else WorkspaceStop(**common)
+
+
+def _delete_of(journal: Journal) -> WorkspaceDelete:
+    """A delete that nobody asked for, after all that was."""
+    return WorkspaceDelete(**{**_common(journal), "build_number": journal.build_number + 1})
+
+
+def _common(journal: Journal) -> dict[str, Any]:
+    """What the journal knows of a request; what it does not know nobody looks at."""
+    nil = UUID(int=0)
+    return {
+        "request_id": nil,
+        "attempt": 1,
+        "task_id": journal.task_id,
+        "task_name": journal.task_name,
+        "owner": {"id": nil, "username": ""},
+        "build_number": journal.build_number,
+        "build_id": nil,
+        "template_version_id": nil,
+        "run": {},
+    }
