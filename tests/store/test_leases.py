@@ -71,4 +71,4 @@ async def test_silent_finds_the_longest_silent_first(engine: AsyncEngine) -> Non
         assert await leases.silent(conn, heard.heard_at, 10) == [first.task_id, second.task_id]
         await leases.remove(conn, [first.task_id])
         assert await leases.silent(conn, heard.heard_at, 10) == [second.task_id]
-        assert await leases.count(conn) == 2
+        assert await leases.census(conn, heard.heard_at) == (2, 1)

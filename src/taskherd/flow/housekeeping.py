@@ -11,7 +11,10 @@ from taskherd.store.engine import transaction
 from taskherd.wire.dead import Reason
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
     from datetime import datetime
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
     from taskherd.flow.ground import Ground
 
@@ -76,10 +79,19 @@ class Housekeeping:
             await partitions.prune(
                 connection, events_before=now - terms.history_retention, logs_before=now - terms.log_retention
             )
+        await self._prune_in_rounds(partitions.prune_feed, now - terms.history_retention)
+        await self._prune_in_rounds(commands.prune, now - terms.command_memory)
         async with transaction(ground.engine) as connection:
-            await partitions.prune_feed(connection, now - terms.history_retention, AT_ONCE)
-            await commands.prune(connection, now - terms.command_memory, AT_ONCE)
             await workers.prune(connection, now - WORKERS_KEPT)
+
+    async def _prune_in_rounds(
+        self, prune: Callable[[AsyncConnection, datetime, int], Awaitable[int]], before: datetime
+    ) -> None:
+        """Delete what is older, a little in each transaction; what is left after the last round waits its turn."""
+        for _ in range(ROUNDS_MOST):
+            async with transaction(self._ground.engine) as connection:
+                if await prune(connection, before, AT_ONCE) < AT_ONCE:
+                    return
 
     async def _count(self, now: datetime) -> None:
         metrics = self._ground.metrics

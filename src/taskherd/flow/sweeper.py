@@ -142,9 +142,8 @@ class Sweeper:
         if now - since <= lost_after:
             return 0
         async with transaction(self._ground.engine) as connection:
-            connected = await leases.count(connection)
-            lost = await leases.count_silent(connection, now - lost_after)
-            silent = await leases.silent(connection, now - lost_after, AT_ONCE * ROUNDS_MOST)
+            connected, lost = await leases.census(connection, now - lost_after)
+            silent = await leases.silent(connection, now - lost_after, AT_ONCE * ROUNDS_MOST) if lost else []
         held_for = now - max(self._held_since, since) if self._held_since else timedelta(0)
         if brake(connected, lost, held_for, self._ground.patience) is Brake.HOLD:
             self._hold(now, connected, lost)

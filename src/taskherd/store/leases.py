@@ -64,9 +64,7 @@ DELETE FROM leases USING gone WHERE leases.task_id = gone.task_id
 
 SILENT: Final = text("SELECT task_id FROM leases WHERE heard_at < :before ORDER BY heard_at LIMIT :limit")
 
-COUNT: Final = text("SELECT count(*) FROM leases")
-
-COUNT_SILENT: Final = text("SELECT count(*) FROM leases WHERE heard_at < :before")
+CENSUS: Final = text("SELECT count(*), count(*) FILTER (WHERE heard_at < :before) FROM leases")
 
 
 def _columns(rows: Sequence[Beat] | Sequence[Lease]) -> dict[str, list[object]]:
@@ -109,11 +107,10 @@ async def silent(conn: AsyncConnection, before: datetime, limit: int) -> list[UU
     return [task_id for (task_id,) in await conn.execute(SILENT, {"before": before, "limit": limit})]
 
 
-async def count(conn: AsyncConnection) -> int:
-    """Return how many agents hold a lease: the whole of which a share may be silent."""
-    return int((await conn.execute(COUNT)).scalar_one())
+async def census(conn: AsyncConnection, before: datetime) -> tuple[int, int]:
+    """Return how many agents hold a lease, and how many of them were last heard before `before`.
 
-
-async def count_silent(conn: AsyncConnection, before: datetime) -> int:
-    """Return how many agents were last heard before `before`, however many they are."""
-    return int((await conn.execute(COUNT_SILENT, {"before": before})).scalar_one())
+    Reads all leases, about 1 µs for each.
+    """
+    row = (await conn.execute(CENSUS, {"before": before})).one()
+    return int(row[0]), int(row[1])
