@@ -17,13 +17,10 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 
-import orjson
-
 from taskherd.broker.publish import Outgoing, Published
 from taskherd.errors import Unavailable
 from taskherd.flow import work
 from taskherd.flow.patience import pause
-from taskherd.flow.saving import cause_out
 from taskherd.observe.failpoints import Failpoint
 from taskherd.store import outbox
 from taskherd.store.engine import Retry, transaction
@@ -165,9 +162,9 @@ async def _events(ground: Ground, changes: Sequence[Change]) -> list[events.Even
                 version=task.version,
                 kind=change.kind,
                 occurred_at=task.updated_at,
-                task=document.render(orjson.loads(change.own), task.prompt, known, task.updated_at),
+                task=document.render_text(change.own, task.prompt, known, task.updated_at),
                 changes=change.changes,
-                cause=cause_out(change.cause),
+                cause=change.cause,
             )
         )
     return rendered
@@ -215,11 +212,11 @@ async def tell_left_behind(ground: Ground, limit: int) -> int:
             version=row.version,
             kind=events.Kind(row.kind),
             occurred_at=row.occurred_at,
-            task=document.render(
-                orjson.loads(row.document), row.prompt, names[row.owner_id, row.template_version_id], row.occurred_at
+            task=document.render_text(
+                row.document, row.prompt, names[row.owner_id, row.template_version_id], row.occurred_at
             ),
             changes=row.changes,
-            cause=orjson.loads(row.cause),
+            cause=row.cause,
         )
         for row in rows
     ]

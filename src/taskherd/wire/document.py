@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+import orjson
 from pydantic import BaseModel
 
 from taskherd.core.reports import Lifecycle, rfc3339
@@ -107,8 +108,16 @@ def own(view: View, task: Task) -> dict[str, Any]:
 
 def render(own: Mapping[str, Any], prompt: str, names: Names, updated_at: datetime) -> dict[str, Any]:
     """The whole document from its own part, with what the directory says now; ``updated_at`` is in UTC."""
-    document = {
-        **own,
+    return {**own, **_added(prompt, names, updated_at)}
+
+
+def render_text(own: str, prompt: str, names: Names, updated_at: datetime) -> bytes:
+    """What ``render`` says, as JSON; ``own`` is a JSON object, which is neither read nor written again."""
+    return own.rstrip()[:-1].encode() + b"," + orjson.dumps(_added(prompt, names, updated_at))[1:]
+
+
+def _added(prompt: str, names: Names, updated_at: datetime) -> dict[str, Any]:
+    added = {
         "organization_id": str(names.organization_id),
         "owner_name": names.owner_name,
         "template_id": str(names.template_id),
@@ -119,8 +128,8 @@ def render(own: Mapping[str, Any], prompt: str, names: Names, updated_at: dateti
         "updated_at": rfc3339(updated_at),
     }
     if names.owner_avatar_url:
-        document["owner_avatar_url"] = names.owner_avatar_url
-    return document
+        added["owner_avatar_url"] = names.owner_avatar_url
+    return added
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:
