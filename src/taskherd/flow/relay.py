@@ -41,6 +41,9 @@ AT_ONCE = 1_000
 PUBLISHING_MOST = 4
 """Goes that wait for the broker's confirm at the same time; more events wait until one is confirmed."""
 
+MARK_AFTER = 0.05
+"""Seconds in which confirmed events gather before they are marked, so that few reports at a time cost fewer commits."""
+
 LEFT_BEHIND = timedelta(seconds=3)
 """An event this old in the outbox was not told from memory, or not confirmed."""
 
@@ -119,6 +122,8 @@ class Relay:
     async def _keep_marking(self) -> None:
         while not self._all_told or self._confirmed:
             await self._marking.wait()
+            if not self._stopping:
+                await asyncio.sleep(MARK_AFTER)
             self._marking.clear()
             confirmed, self._confirmed = self._confirmed, []
             if not confirmed:
