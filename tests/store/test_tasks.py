@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from datetime import timedelta
 from uuid import uuid4
 
@@ -30,11 +29,11 @@ async def test_names_are_unique_among_an_owners_live_tasks(engine: AsyncEngine) 
         assert await tasks.insert_tasks(conn, [first]) == {first.id}
         again = task_row(owner_id=owner, name="fix-it")
         fine = task_row(owner_id=owner)
-        twin = replace(fine, id=uuid4())
+        twin = fine._replace(id=uuid4())
         inserted = await tasks.insert_tasks(conn, [first, again, fine, twin])
         assert inserted in ({fine.id}, {twin.id})
         assert await tasks.taken(conn, owner, ["fix-it", "free"]) == {"fix-it"}
-        await tasks.save(conn, [replace(saved(first, 2), deleted_at=NOW)], [])
+        await tasks.save(conn, [saved(first, 2)._replace(deleted_at=NOW)], [])
         assert await tasks.insert_tasks(conn, [again]) == {again.id}
 
 
@@ -71,7 +70,7 @@ async def test_due_follows_due_at(engine: AsyncEngine) -> None:
     """A task is due when its `due_at` has come, not before, and no more when it has none."""
     early, late, never = task_row(), task_row(), task_row()
     async with transaction(engine) as conn:
-        await tasks.insert_tasks(conn, [early, late, replace(never, due_at=None)])
+        await tasks.insert_tasks(conn, [early, late, never._replace(due_at=None)])
         later = NOW + timedelta(minutes=1)
         await tasks.save(conn, [saved(late, 1, due_at=later, due_moved=True)], [])
         assert await tasks.due(conn, NOW, 10) == [early.id]
@@ -100,6 +99,6 @@ async def test_who_waited_for_a_lock_sees_the_new_prompt(engine: AsyncEngine) ->
             while (await watch.execute(blocked)).scalar_one() == 0:
                 await watch.rollback()
         await tasks.add_prompts(conn, [tasks.Prompt(row.id, 2, "Do it well.")])
-        await tasks.save(conn, [replace(saved(row, 2), prompt_version=2)], [])
+        await tasks.save(conn, [saved(row, 2)._replace(prompt_version=2)], [])
     (seen,) = await waiter
     assert (seen.version, seen.prompt) == (2, "Do it well.")

@@ -89,9 +89,9 @@ class Change:
             version=self.version,
             kind=events.Kind(row["kind"]),
             occurred_at=row["occurred_at"],
-            task=self.document,
+            task=orjson.dumps(self.document),
             changes=row["changes"],
-            cause=orjson.loads(row["cause"]),
+            cause=row["cause"],
         )
         return frame(f"task.{row['kind']}", events.build(event), self.position)
 

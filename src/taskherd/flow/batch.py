@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from taskherd.core.commands import Command
     from taskherd.core.reports import Report
     from taskherd.core.task import Task
-    from taskherd.core.turn import Cause, Fate, Look
+    from taskherd.core.turn import Fate, Look
     from taskherd.wire.events import Kind
 
 
@@ -30,13 +30,13 @@ class Batch:
 
 @value(frozen=True, slots=True)
 class Change:
-    """A change of a task's document, committed, to be told in an event. ``own``: the document's own part, as text."""
+    """A committed change of a task's document, to tell. ``own``: the own part, as text; ``cause``: as JSON."""
 
     task: Task
     kind: Kind
     own: str
     changes: tuple[str, ...]
-    cause: Cause
+    cause: str
 
 
 @dataclass(slots=True)

@@ -109,8 +109,24 @@ def _change(turn: Turn, seen: View, now: datetime) -> tuple[str, Change | None]:
     return own, Change(task, events.Kind.UPDATED, own, changed, _cause(turn))
 
 
-def _cause(turn: Turn) -> Cause:
-    return turn.cause or Cause("sweep", "task.looked_at")
+def _cause(turn: Turn) -> str:
+    cause = turn.cause or Cause("sweep", "task.looked_at")
+    if cause.id is not None or cause.actor_id is not None:
+        return _cause_text(cause)
+    text = _CAUSES.get((cause.kind, cause.type))
+    if text is None:
+        text = _CAUSES[cause.kind, cause.type] = _cause_text(cause)
+    return text
+
+
+_CAUSES: dict[tuple[str, str], str] = {}
+"""The texts of causes that are only a kind and a type: one for each type of report, and what sweeps find."""
+
+
+def _cause_text(cause: Cause) -> str:
+    """A cause as events carry it; what is not known is left out."""
+    said = {"kind": cause.kind, "type": cause.type, "id": cause.id, "actor_id": cause.actor_id}
+    return orjson.dumps({name: str(value) for name, value in said.items() if value is not None}).decode()
 
 
 def _row(task: Task, status: Status, own: str, due: datetime | None, *, moved: bool) -> tasks.SavedTask:
@@ -152,7 +168,6 @@ def _new_row(task: Task, status: Status, own: str, due: datetime | None) -> task
 
 
 def _event(change: Change) -> tasks.EventRow:
-    cause = change.cause
     return tasks.EventRow(
         task_id=change.task.id,
         version=change.task.version,
@@ -160,15 +175,9 @@ def _event(change: Change) -> tasks.EventRow:
         kind=change.kind.value,
         document=change.own,
         changes=change.changes,
-        cause=orjson.dumps(cause_out(cause)).decode(),
+        cause=change.cause,
         prompt_version=change.task.prompt_version,
     )
-
-
-def cause_out(cause: Cause) -> dict[str, object]:
-    """A cause as events carry it; what is not known is left out."""
-    said = {"kind": cause.kind, "type": cause.type, "id": cause.id, "actor_id": cause.actor_id}
-    return {name: value if isinstance(value, str) else str(value) for name, value in said.items() if value is not None}
 
 
 async def _save_prompts(connection: AsyncConnection, changes: Sequence[Change]) -> None:

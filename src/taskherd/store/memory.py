@@ -31,7 +31,7 @@ from taskherd.core.task import Deletion, Facet, GivenUp, Held, Inbox, Memory, Si
 
 if TYPE_CHECKING:
     import uuid
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from taskherd.core.reports import BaseReport
 
@@ -48,18 +48,21 @@ STATES = {each.value: each for each in State}
 
 _instant = datetime.fromisoformat
 
-NAMED_FACETS = ("workspace", "runner", "agent", "app")
-
 
 def dumps(memory: Memory) -> str:
     """The memory as JSON text; what is absent or at its default is left out."""
-    builds = [memory.build.report]
-    first = (0, memory.build.taken_at)
-    out: dict[str, object] = {"builds": builds, "build": first}
-    for name in NAMED_FACETS:
-        held: Held[WorkspaceBuild] | None = getattr(memory, name)
+    latest = memory.build
+    builds = [latest.report]
+    out: dict[str, object] = {"builds": builds, "build": (0, latest.taken_at)}
+    for name, held in (
+        ("workspace", memory.workspace),
+        ("runner", memory.runner),
+        ("agent", memory.agent),
+        ("app", memory.app),
+    ):
         if held is not None:
-            out[name] = first if held is memory.build else (_index(builds, held.report), held.taken_at)
+            index = _index(builds, held.report)
+            out[name] = (index, held.taken_at) if index or held.taken_at != latest.taken_at else 0
     out["builds"] = [_build(report) for report in builds]
     if memory.lifecycle:
         out["lifecycle"] = _facet(memory.lifecycle, memory.lifecycle.report.lifecycle)
@@ -72,14 +75,16 @@ def dumps(memory: Memory) -> str:
         goodbye = isinstance(memory.connection.report, AgentDisconnected)
         out["connection"] = _facet(memory.connection, goodbye)
     _dump_rest(memory, out)
-    return orjson.dumps(out).decode()
+    return orjson.dumps(out, option=orjson.OPT_UTC_Z).decode()
 
 
 def _dump_rest(memory: Memory, out: dict[str, object]) -> None:
-    for name in ("heard", "appeared", "asked"):
-        kept: Mapping[int, object] = getattr(memory, name)
-        if kept:
-            out[name] = list(kept.items())
+    if memory.heard:
+        out["heard"] = [*memory.heard.items()]
+    if memory.appeared:
+        out["appeared"] = [*memory.appeared.items()]
+    if memory.asked:
+        out["asked"] = [*memory.asked.items()]
     if memory.unanswered is not None:
         out["unanswered"] = memory.unanswered
     if memory.silence:
@@ -137,11 +142,11 @@ def loads(task_id: uuid.UUID, text: str | bytes) -> Memory:
     build = Held(builds[first[0]], _instant(first[1]))
 
     def named(name: str) -> Held[WorkspaceBuild] | None:
-        """A facet that a build named, most often the latest one."""
+        """A facet that a build named: 0 where it is the latest one, as most often."""
         row = get(name)
-        if row is None or row == first:
-            return row and build
-        return Held(builds[row[0]], _instant(row[1]))
+        if row is None:
+            return None
+        return build if row == 0 else Held(builds[row[0]], _instant(row[1]))
 
     inbox = get("inbox")
     silence = get("silence")

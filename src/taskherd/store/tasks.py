@@ -7,19 +7,15 @@ text, which PostgreSQL stores as it is; a document that its row and its event sh
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from datetime import datetime
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from taskherd.core.value import replace, value
 
-
-@value(frozen=True, slots=True)
-class TaskRow:
+class TaskRow(NamedTuple):
     """A task as it is stored, with the prompt that holds; `document` and `memory` are JSON text."""
 
     id: UUID
@@ -42,8 +38,7 @@ class TaskRow:
     prompt: str
 
 
-@value(frozen=True, slots=True)
-class SavedTask:
+class SavedTask(NamedTuple):
     """What may change about a task; leave `due_moved` true unless `due_at` is what the row already has."""
 
     id: UUID
@@ -58,8 +53,7 @@ class SavedTask:
     due_moved: bool = True
 
 
-@value(frozen=True, slots=True)
-class EventRow:
+class EventRow(NamedTuple):
     """One change of a task; `document` and `cause` are JSON text, `changes` names of fields, without commas."""
 
     task_id: UUID
@@ -72,8 +66,7 @@ class EventRow:
     prompt_version: int
 
 
-@value(frozen=True, slots=True)
-class Prompt:
+class Prompt(NamedTuple):
     """The prompt that holds from the task's `version` on."""
 
     task_id: UUID
@@ -182,8 +175,6 @@ SELECT lower(name) FROM tasks
 WHERE owner_id = :owner_id AND deleted_at IS NULL AND lower(name) = ANY(CAST(:names AS text[]))
 """)
 
-COLUMNS: Final = tuple(field.name for field in fields(TaskRow))
-
 
 async def lock(conn: AsyncConnection, ids: Sequence[UUID]) -> list[TaskRow]:
     """Lock the tasks that exist among `ids` until the end of the transaction, in id order, and return them so.
@@ -192,8 +183,8 @@ async def lock(conn: AsyncConnection, ids: Sequence[UUID]) -> list[TaskRow]:
     """
     found = (await conn.execute(LOCK, {"ids": ids})).all()
     late = await _late_prompts(conn, [row.id for row in found if row.prompt is None])
-    rows = [TaskRow(*row) for row in found]
-    return [replace(row, prompt=late.get(row.id, row.prompt)) for row in rows] if late else rows
+    rows = [TaskRow._make(row) for row in found]
+    return [row._replace(prompt=late.get(row.id, row.prompt)) for row in rows] if late else rows
 
 
 async def _late_prompts(conn: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, str]:
@@ -245,7 +236,7 @@ async def insert_tasks(conn: AsyncConnection, new: Sequence[TaskRow]) -> set[UUI
     A task is left out when its id is taken, or its name by a live task of the same owner; of two in
     `new` that are of one name, one is inserted.
     """
-    values = {name: [getattr(row, name) for row in new] for name in COLUMNS}
+    values = {name: [getattr(row, name) for row in new] for name in TaskRow._fields}
     return {task_id for (task_id,) in await conn.execute(INSERT, values)}
 
 

@@ -126,7 +126,7 @@ def with_objects(document: dict[str, Any]) -> dict[str, Any]:
 
 def _added(prompt: str, names: Names, updated_at: datetime) -> dict[str, Any]:
     """The part of a document that is not kept with the task."""
-    document = {
+    added = {
         "organization_id": str(names.organization_id),
         "owner_name": names.owner_name,
         "template_id": str(names.template_id),
@@ -137,8 +137,8 @@ def _added(prompt: str, names: Names, updated_at: datetime) -> dict[str, Any]:
         "updated_at": rfc3339(updated_at),
     }
     if names.owner_avatar_url:
-        document["owner_avatar_url"] = names.owner_avatar_url
-    return document
+        added["owner_avatar_url"] = names.owner_avatar_url
+    return added
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:

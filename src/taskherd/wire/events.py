@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 from uuid import UUID, uuid5
 
 import orjson
@@ -19,7 +19,7 @@ from taskherd.wire.bounds import MESSAGE_BYTES
 from taskherd.wire.document import TaskDocument
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
 CONTENT_TYPE = "application/cloudevents-batch+json"
 SOURCE = "taskherd"
@@ -35,15 +35,15 @@ class Kind(StrEnum):
 
 @value(frozen=True, slots=True, kw_only=True)
 class Event:
-    """One change of one task; ``task`` is its rendered document, the last one for a delete."""
+    """One change of one task; ``task``: its rendered document, the last one for a delete; ``cause``: why; as JSON."""
 
     task_id: UUID
     version: int
     kind: Kind
     occurred_at: datetime
-    task: Mapping[str, Any]
+    task: bytes
     changes: Sequence[str]
-    cause: Mapping[str, Any]
+    cause: str
 
 
 @value(frozen=True, slots=True)
@@ -108,10 +108,10 @@ def build(event: Event) -> bytes:
             "time": rfc3339(event.occurred_at),
             "datacontenttype": "application/json",
             "data": {
-                "task": event.task,
+                "task": orjson.Fragment(event.task),
                 "version": event.version,
                 "changes": list(event.changes),
-                "cause": event.cause,
+                "cause": orjson.Fragment(event.cause),
             },
         }
     )

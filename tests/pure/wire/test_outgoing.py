@@ -109,8 +109,11 @@ LATER = NOW + timedelta(seconds=1.5)
 
 def rendered(view: View, names: Names = NAMES) -> dict[str, Any]:
     """The document as a reader gets it, through JSON."""
-    said = document.render(document.own(view, THE_TASK), THE_TASK.prompt, names, LATER)
-    return dict(orjson.loads(orjson.dumps(said)))
+    own = document.own(view, THE_TASK)
+    said: dict[str, Any] = orjson.loads(orjson.dumps(document.render(own, THE_TASK.prompt, names, LATER)))
+    text = document.spliced(orjson.dumps(own).decode(), THE_TASK.prompt, names, LATER)
+    assert orjson.loads(text) == said  # the two ways to render say the same
+    return said
 
 
 def test_a_full_document_is_the_golden_one() -> None:
@@ -176,9 +179,9 @@ def event(version: int, kind: events.Kind = events.Kind.UPDATED, prompt: str = "
         version=version,
         kind=kind,
         occurred_at=LATER,
-        task={**GOLDEN, "initial_prompt": prompt},
+        task=orjson.dumps({**GOLDEN, "initial_prompt": prompt}),
         changes=("status",),
-        cause={"kind": "report", "type": "app.status", "id": "1/7"},
+        cause='{"kind":"report","type":"app.status","id":"1/7"}',
     )
 
 
