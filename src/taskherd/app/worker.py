@@ -74,8 +74,8 @@ def main(settings: Settings) -> None:
 class Worker:
     """A worker process."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Build everything; nothing connects before ``run``."""
+    def __init__(self, settings: Settings, name: str | None = None) -> None:
+        """Build everything; nothing connects before ``run``. No other worker, past or present, may have this ``name``."""
         self._settings = settings
         self._stopping = asyncio.Event()
         self._clock = Clock()
@@ -85,7 +85,7 @@ class Worker:
         self._readiness.check("schema", self._check_schema)
         self.metrics.failpoint_armed.set(bool(settings.failpoint))
         self.metrics.build_info.labels(__version__).set(1)
-        self._id = f"{socket.gethostname()}-{uuid4().hex[:8]}"
+        self._id = name or f"{socket.gethostname()}-{uuid4().hex[:8]}"
         self._names = topology.Names(settings.amqp_prefix)
         self._engine = open_engine(
             settings.database_url,
@@ -100,7 +100,7 @@ class Worker:
         self._publisher = Publisher(self._publish)
         queues = self._names.report_queues(settings.report_partitions)
         self._reports = Intake(
-            self._consume, partial(self._prepare, queues), prefetch=settings.prefetch, on_trouble=self._trouble
+            self._consume, partial(self._share, queues), prefetch=settings.prefetch, on_trouble=self._trouble
         )
         self._commands = Intake(
             self._consume,
@@ -160,9 +160,10 @@ class Worker:
             log.info("worker ended", worker_id=self._id)
 
     async def _prepared(self) -> bool:
-        """Wait for the database, bring its schema up to date; whether to go on."""
-        upgrade = partial(migrate.upgrade_async, self._settings.database_url)
-        migrating = asyncio.create_task(persist(upgrade, self._stopping, self._database_away), name="migrate")
+        """Wait for the database and see that its schema fits; whether to go on. Raises Misconfigured if it does not."""
+        settings = self._settings
+        fit = partial(migrate.fit_async, settings.database_url, upgrading=settings.migrate == "auto")
+        migrating = asyncio.create_task(persist(fit, self._stopping, self._database_away), name="migrate")
         stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
         await asyncio.wait({migrating, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if self._stopping.is_set():
@@ -239,6 +240,11 @@ class Worker:
     async def _prepare(self, queues: Sequence[str], channel: AbstractChannel) -> Sequence[Source]:
         await topology.declare(channel, self._names, self._settings.report_partitions)
         return [Source(queue) for queue in queues]
+
+    async def _share(self, queues: Sequence[str], channel: AbstractChannel) -> Sequence[Source]:
+        """The plain queue of reports is everybody's; each partition goes to whoever asks with the highest priority."""
+        plain, *partitions = await self._prepare(queues, channel)
+        return [plain, *(Source(each.queue, topology.priority(self._id, each.queue)) for each in partitions)]
 
     async def _own_queue(self, channel: AbstractChannel) -> Sequence[Source]:
         self.probe.reply_queue = await topology.declare_own_queue(channel, length=REPLIES_MOST)
