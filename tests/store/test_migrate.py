@@ -77,3 +77,32 @@ async def test_upgrade_never_touches_a_newer_schema(database_url: str, engine: A
         await conn.execute(text(f"UPDATE {SCHEMA_VERSION_TABLE} SET version_num = '9999'"))
     with pytest.raises(Misconfigured):
         await migrate.upgrade_async(database_url)
+
+
+async def test_a_schema_that_fits_is_only_read(database_url: str, engine: AsyncEngine) -> None:
+    """A process without the right to change the schema works with one that fits, and says who must change another."""
+    role = f"reader_{uuid.uuid4().hex[:8]}"
+    url = urlunsplit(
+        urlsplit(database_url)._replace(netloc=f"{role}:x@{urlsplit(database_url).netloc.rpartition('@')[2]}")
+    )
+    async with transaction(engine) as conn:
+        await conn.execute(text(f"CREATE ROLE {role} LOGIN PASSWORD 'x'"))
+        await conn.execute(text(f"GRANT SELECT ON {SCHEMA_VERSION_TABLE} TO {role}"))
+    try:
+        assert (await migrate.fit_async(url, upgrading=True)).fit is migrate.Fit.CURRENT
+        async with transaction(engine) as conn:
+            await conn.execute(text(f"DELETE FROM {SCHEMA_VERSION_TABLE}"))
+        with pytest.raises(Misconfigured, match="owns the tables"):
+            await migrate.fit_async(url, upgrading=True)
+    finally:
+        async with transaction(engine) as conn:
+            await conn.execute(text(f"DROP OWNED BY {role}"))
+            await conn.execute(text(f"DROP ROLE {role}"))
+
+
+async def test_a_process_that_may_not_migrate_refuses_an_old_schema(empty_url: str) -> None:
+    """With TASKHERD_MIGRATE=never a schema that is missing or old is refused with the command to run, and untouched."""
+    with pytest.raises(Misconfigured, match="taskherd db upgrade"):
+        await migrate.fit_async(empty_url, upgrading=False)
+    assert (await migrate.current_async(empty_url)).fit is migrate.Fit.MISSING
+    assert (await migrate.fit_async(empty_url, upgrading=True)).fit is migrate.Fit.CURRENT

@@ -125,6 +125,9 @@ class Settings(BaseSettings):
     relay_every: Seconds = Field(1.0, ge=0.05, le=60, description="How often unpublished events are looked for.")
     grace: Seconds = Field(25.0, ge=1, le=600, description="Time a process has to end after SIGTERM.")
 
+    migrate: Literal["auto", "never"] = Field(
+        "auto", description="Whether a worker brings an old schema up to date when it starts, or refuses it."
+    )
     database_pool: int = Field(10, ge=2, le=200, description="Most database connections of one process.")
 
     ops_host: str = Field("127.0.0.1", min_length=1, description="Address of /livez, /readyz and /metrics.")
