@@ -75,7 +75,7 @@ class Worker:
     """A worker process."""
 
     def __init__(self, settings: Settings, name: str | None = None) -> None:
-        """Build everything; nothing connects before ``run``. No other worker, past or present, may have this ``name``."""
+        """Build everything; nothing connects before ``run``. No other worker ever has the same ``name``."""
         self._settings = settings
         self._stopping = asyncio.Event()
         self._clock = Clock()
