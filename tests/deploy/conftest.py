@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 
 import pytest
 
 from tests.deploy import docker
+from tests.flow.conftest import alone  # noqa: F401 - a fixture
 
 collect_ignore: list[str] = []
 _NOT_HERE: dict[str, str] = {}
@@ -17,6 +19,8 @@ if not docker.has_services():
     _NOT_HERE["test_compose.py"] = docker.missing() or "the images of RabbitMQ and PostgreSQL are not there"
 if importlib.util.find_spec("helm_python") is None:
     _NOT_HERE["test_helm.py"] = "Helm's library is made for Linux on x86-64"
+if shutil.which("promtool") is None and shutil.which("apt-get") is None:
+    _NOT_HERE["test_prometheus.py"] = "neither promtool nor apt-get, which could install it"
 collect_ignore.extend(_NOT_HERE)
 
 

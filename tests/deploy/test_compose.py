@@ -27,7 +27,8 @@ async def main():
     async with await aio_pika.connect(url, timeout=10) as connection:
         channel = await connection.channel()
         replies = await channel.declare_queue(exclusive=True)
-        create = {"type": "task.create", "command_id": str(uuid.uuid4()), "task_id": str(uuid.uuid4()), "actor_id": ALICE,
+        command, task = str(uuid.uuid4()), str(uuid.uuid4())
+        create = {"type": "task.create", "command_id": command, "task_id": task, "actor_id": ALICE,
                   "owner_id": ALICE, "template_version_id": CLAUDE, "input": "Say hello"}
         message = aio_pika.Message(json.dumps(create).encode(), reply_to=replies.name, correlation_id="1")
         commands = await channel.get_exchange("taskherd.commands", ensure=False)

@@ -45,6 +45,7 @@ from taskherd.observe.ops import OpsServer
 from taskherd.observe.readiness import Readiness
 from taskherd.store import migrate, timers
 from taskherd.store.engine import dispose, in_use, open_engine, transaction
+from taskherd.wire.dead import Reason
 from taskherd.wire.tokens import agent_token
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class Worker:
         self._readiness.check("schema", self._check_schema)
         self.metrics.failpoint_armed.set(bool(settings.failpoint))
         self.metrics.build_info.labels(__version__).set(1)
+        _count_from_zero(self.metrics)
         self._id = name or f"{socket.gethostname()}-{uuid4().hex[:8]}"
         self._names = topology.Names(settings.amqp_prefix)
         self._engine = open_engine(
@@ -314,6 +316,19 @@ def _terms(settings: Settings) -> Terms:
         history_retention=timedelta(seconds=settings.history_retention),
         log_retention=timedelta(seconds=settings.log_retention),
     )
+
+
+def _count_from_zero(metrics: Metrics) -> None:
+    """Show what has not happened yet as 0: Prometheus sees the first one only where there was a 0 before it."""
+    for reason in Reason:
+        metrics.dead_lettered.labels(reason.value)
+    for kind in ("workspace.start", "workspace.stop", "workspace.delete", "agent.input"):
+        metrics.requests_given_up.labels(kind)
+        metrics.requests_sent.labels(kind)
+    for failure in ("database", "broker", "bisected"):
+        metrics.batch_failures.labels(failure)
+    for connection in ("consume", "publish"):
+        metrics.reconnects.labels(connection)
 
 
 def _calm_collector() -> None:
