@@ -21,6 +21,8 @@ if importlib.util.find_spec("helm_python") is None:
     _NOT_HERE["test_helm.py"] = "Helm's library is made for Linux on x86-64"
 if shutil.which("promtool") is None and shutil.which("apt-get") is None:
     _NOT_HERE["test_prometheus.py"] = "neither promtool nor apt-get, which could install it"
+if shutil.which("systemd-analyze") is None:
+    _NOT_HERE["test_systemd.py"] = "no systemd"
 collect_ignore.extend(_NOT_HERE)
 
 
