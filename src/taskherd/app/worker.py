@@ -43,6 +43,7 @@ from taskherd.observe import failpoints, logs
 from taskherd.observe.metrics import Metrics
 from taskherd.observe.ops import OpsServer
 from taskherd.observe.readiness import Readiness
+from taskherd.observe.tracing import open_tracing
 from taskherd.store import migrate, timers
 from taskherd.store.engine import dispose, in_use, open_engine, transaction
 from taskherd.wire.dead import Reason
@@ -81,6 +82,7 @@ class Worker:
         self._stopping = asyncio.Event()
         self._clock = Clock()
         self.metrics = Metrics()
+        self._tracing = open_tracing(settings.tracing, "worker", __version__)
         self._readiness = Readiness("broker", "consumers")
         self._readiness.check("database", self._check_database)
         self._readiness.check("schema", self._check_schema)
@@ -139,6 +141,7 @@ class Worker:
             terms=_terms(settings),
             draw=partial(task_names.generate, dice=dice),
             strict_send=settings.send_mode == "strict",
+            tracing=self._tracing,
         )
 
     def stop(self) -> None:
@@ -159,6 +162,7 @@ class Worker:
             await self._ops.close()
             await asyncio.gather(self._consume.close(), self._publish.close())
             await dispose(self._engine)
+            await asyncio.to_thread(self._tracing.close)
             log.info("worker ended", worker_id=self._id)
 
     async def _prepared(self) -> bool:

@@ -24,6 +24,7 @@ from taskherd.flow.corridor import reconcile
 from taskherd.flow.patience import POISON
 from taskherd.flow.probe import is_probe
 from taskherd.observe.failpoints import Failpoint
+from taskherd.observe.tracing import LINKS_MOST, carried
 from taskherd.store.engine import DataError
 from taskherd.wire.codec import Bad, decode_reports
 from taskherd.wire.dead import Reason
@@ -73,8 +74,10 @@ class Ingest:
         while deliveries := await self._intake.batch(most, wait):
             for part in _apart(deliveries):
                 self.in_hand = len(part)
+                links = [carried(delivery.headers) for delivery in part[:LINKS_MOST]]
                 try:
-                    await self.take(part)
+                    with self._ground.tracing.span("batch", links=links, deliveries=len(part)):
+                        await self.take(part)
                 except Unavailable as error:
                     log.warning("batch given back", deliveries=len(part), reason=str(error))
             self.in_hand = 0

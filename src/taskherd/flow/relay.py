@@ -28,8 +28,11 @@ from taskherd.wire import document, events
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pamqp.common import FieldTable
+
     from taskherd.flow.batch import Change
     from taskherd.flow.ground import Ground
+    from taskherd.observe.tracing import Carrier
 
 BUFFER_MOST = 20_000
 """Changes held in memory to be told; beyond, they wait in the outbox alone."""
@@ -48,14 +51,15 @@ class Relay:
         """Look into the outbox ``every`` so many seconds."""
         self._ground = ground
         self._every = every
-        self._changes: deque[Change] = deque()
+        self._changes: deque[tuple[Change, Carrier]] = deque()
         self._bell = asyncio.Event()
         self._looked_at = monotonic()
         self._stopping = False
 
     def offer(self, changes: Sequence[Change], *, requested: bool) -> None:
         """Take committed changes to tell, and know that requests are due."""
-        self._changes.extend(changes[: max(0, BUFFER_MOST - len(self._changes))])
+        trace = self._ground.tracing.current()
+        self._changes.extend((change, trace) for change in changes[: max(0, BUFFER_MOST - len(self._changes))])
         if changes or requested:
             self._bell.set()
 
@@ -94,7 +98,8 @@ class Relay:
     async def _told(self) -> None:
         while self._changes:
             changes = [self._changes.popleft() for _ in range(min(AT_ONCE, len(self._changes)))]
-            await tell(self._ground, await _events(self._ground, changes))
+            told = await _events(self._ground, [change for change, _ in changes])
+            await tell(self._ground, told, [trace for _, trace in changes])
 
 
 async def _events(ground: Ground, changes: Sequence[Change]) -> list[events.Event]:
@@ -117,13 +122,21 @@ async def _events(ground: Ground, changes: Sequence[Change]) -> list[events.Even
     return rendered
 
 
-async def tell(ground: Ground, told: Sequence[events.Event]) -> int:
-    """Publish events and, of those that were confirmed, take them out of the outbox; how many. Raises Unavailable."""
+async def tell(ground: Ground, told: Sequence[events.Event], traces: Sequence[Carrier] = ()) -> int:
+    """Publish events and, of those that were confirmed, take them out of the outbox; how many. Raises Unavailable.
+
+    ``traces``: what the events come from.
+    """
     messages = events.pack(told)
     ground.hit(Failpoint.RELAY_PUBLISH)
-    outcomes = await ground.publisher.publish_many(
-        [Outgoing(ground.names.events, message.routing_key, message.body, events.CONTENT_TYPE) for message in messages]
-    )
+    with ground.tracing.span("publish", links=traces, events=len(told)):
+        headers: FieldTable = {**ground.tracing.current()}
+        outcomes = await ground.publisher.publish_many(
+            [
+                Outgoing(ground.names.events, message.routing_key, message.body, events.CONTENT_TYPE, headers or None)
+                for message in messages
+            ]
+        )
     ground.hit(Failpoint.RELAY_CONFIRM)
     confirmed = [
         event

@@ -138,6 +138,9 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "json", "console"] = Field(
         "auto", description="How logs are written; auto: console on a terminal, else JSON."
     )
+    tracing: Literal["off", "otlp"] = Field(
+        "off", description="Whether spans are sent to an OpenTelemetry collector, which OTEL_… variables name."
+    )
     failpoint: str = Field(
         "",
         pattern=r"^([a-z0-9_.-]+:(kill|stop))?$",
