@@ -1,8 +1,8 @@
 """The trace that a message belongs to, carried on as W3C Trace Context, and with OpenTelemetry spans of what we do.
 
 https://www.w3.org/TR/trace-context/. With `TASKHERD_TRACING=off` a trace is only passed on: what a command leads to
-carries the `traceparent` that the command came with. With otlp, which needs the extra `[otel]`, there is a span for each
-batch, commit, command and publish.
+carries the `traceparent` that the command came with. With otlp, which needs the extra `[otel]`, there is a span for
+each batch, commit, command and publish.
 """
 
 from __future__ import annotations
@@ -47,7 +47,12 @@ class Tracing:
 
     @contextmanager
     def span(
-        self, name: str, *, parent: Carrier | None = None, links: Iterable[Carrier] = (), **attributes: str | int
+        self,
+        name: str,  # noqa: ARG002 - for those who make spans, as the attributes are
+        *,
+        parent: Carrier | None = None,
+        links: Iterable[Carrier] = (),
+        **attributes: str | int,  # noqa: ARG002
     ) -> Iterator[None]:
         """Do the body as a part of the trace `parent`; or of the one that all `links` are of, if it is one."""
         if not parent:
