@@ -188,6 +188,7 @@ async def scraped(tools: Tools, alone: Herd, tmp_path: Path) -> AsyncIterator[Se
         server = Server(port)
         await until(server.ready, bool, 30)
         await WorkerProcess(started[0], tmp_path / "worker.log").ready(30)
+        await until(lambda: server.value('min_over_time(taskherd_drained{job="taskherd-worker"}[1m])'), bool, 30)
         await _something_happens(alone)
         yield server
     finally:
@@ -245,5 +246,5 @@ async def test_every_metric_that_rules_and_dashboard_name_is_scraped_from_the_re
         if shown and not expression.startswith(FINE_WHEN_EMPTY):
             series = await until(lambda asked=expression: scraped.value(asked), bool, 60)  # type: ignore[misc]
         assert series is not None, title
-    firing = {alert["labels"]["alertname"] for alert in (await scraped.ask("alerts"))["alerts"]}
-    assert "TaskherdDeadLetters" in firing
+    letters = 'ALERTS{alertname="TaskherdDeadLetters", alertstate="firing"}'
+    assert await until(lambda: scraped.value(letters), bool, 30)
