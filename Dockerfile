@@ -26,10 +26,10 @@ RUN groupadd --gid 10001 taskherd \
 COPY --from=build /opt/taskherd /opt/taskherd
 ENV PATH=/opt/taskherd/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
-    TASKHERD_OPS_HOST=0.0.0.0 TASKHERD_LOG_FORMAT=json
+    TASKHERD_OPS_HOST=0.0.0.0 TASKHERD_OPS_PORT=9590 TASKHERD_API_HOST=0.0.0.0 TASKHERD_LOG_FORMAT=json
 WORKDIR /var/lib/taskherd
 USER 10001:10001
-EXPOSE 9590
+EXPOSE 9590 7080
 STOPSIGNAL SIGTERM
 # Alive, not ready: a database that is away is no reason to start a worker again.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=10s --retries=3 \

@@ -1,7 +1,7 @@
 -- Narrows what roles.sql opens, table by table. Run it as taskherd_migrator after each `taskherd db upgrade`:
 --   psql "$MIGRATOR_URL" -f deploy/postgres/grants.sql
 GRANT EXECUTE ON FUNCTION taskherd_add_partition(text, date), taskherd_drop_partitions(text, date) TO taskherd_worker;
-GRANT SELECT ON ALL TABLES IN SCHEMA public TO taskherd_worker, taskherd_api, taskherd_runner;
+GRANT SELECT ON ALL TABLES IN SCHEMA public TO taskherd_worker, taskherd_api;
 -- Only `directory apply` writes the directory, and only `db upgrade` the version of the schema.
 DO $$
 DECLARE
@@ -11,8 +11,7 @@ BEGIN
                                  'directory_revision', 'taskherd_schema'] LOOP
         EXECUTE format('REVOKE INSERT, UPDATE, DELETE ON %I FROM taskherd_worker', named);
     END LOOP;
-    IF to_regclass('api_tokens') IS NOT NULL THEN
-        REVOKE ALL ON api_tokens FROM taskherd_worker, taskherd_runner;
-        GRANT UPDATE (last_used_at) ON api_tokens TO taskherd_api;
-    END IF;
 END $$;
+-- Tokens are made and revoked by `taskherd token`, run as the migrator.
+REVOKE ALL ON api_tokens FROM taskherd_worker;
+GRANT UPDATE (last_used_at) ON api_tokens TO taskherd_api;

@@ -5,12 +5,13 @@
 --   taskherd_migrator  owns the tables: `taskherd db upgrade`, `directory apply`, `token`
 --   taskherd_worker    reads and writes what tasks consist of; reads the directory
 --   taskherd_api       reads; writes when a token was last used
---   taskherd_runner    reads: what it finds on its disk it compares with what the worker knows
+--
+-- A runner has no role: it speaks with RabbitMQ only.
 DO $$
 DECLARE
     role text;
 BEGIN
-    FOREACH role IN ARRAY ARRAY['taskherd_migrator', 'taskherd_worker', 'taskherd_api', 'taskherd_runner'] LOOP
+    FOREACH role IN ARRAY ARRAY['taskherd_migrator', 'taskherd_worker', 'taskherd_api'] LOOP
         IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = role) THEN
             EXECUTE format('CREATE ROLE %I LOGIN', role);
         END IF;
@@ -21,18 +22,16 @@ END $$;
 
 REVOKE ALL ON SCHEMA public FROM PUBLIC;
 GRANT USAGE, CREATE ON SCHEMA public TO taskherd_migrator;
-GRANT USAGE ON SCHEMA public TO taskherd_worker, taskherd_api, taskherd_runner;
+GRANT USAGE ON SCHEMA public TO taskherd_worker, taskherd_api;
 
 -- A process that hangs, or a person who forgot a transaction, must not hold locks for ever.
 ALTER ROLE taskherd_worker SET idle_in_transaction_session_timeout = '60s';
 ALTER ROLE taskherd_api SET idle_in_transaction_session_timeout = '30s';
 ALTER ROLE taskherd_api SET statement_timeout = '30s';
-ALTER ROLE taskherd_runner SET statement_timeout = '30s';
 ALTER ROLE taskherd_api SET default_transaction_read_only = off;
 
 -- What the migrator makes, now and in later releases, is open to the others as far as they need it.
 ALTER DEFAULT PRIVILEGES FOR ROLE taskherd_migrator IN SCHEMA public
     GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO taskherd_worker;
 ALTER DEFAULT PRIVILEGES FOR ROLE taskherd_migrator IN SCHEMA public GRANT SELECT ON TABLES TO taskherd_api;
-ALTER DEFAULT PRIVILEGES FOR ROLE taskherd_migrator IN SCHEMA public GRANT SELECT ON TABLES TO taskherd_runner;
 ALTER DEFAULT PRIVILEGES FOR ROLE taskherd_migrator IN SCHEMA public GRANT USAGE ON SEQUENCES TO taskherd_worker;

@@ -1,4 +1,4 @@
-"""`docker compose up`: the whole system, from nothing to a task that is told of."""
+"""`docker compose up`: the whole system, from nothing to a task that an agent works on."""
 
 from __future__ import annotations
 
@@ -8,37 +8,25 @@ import shutil
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
+from tests.chaos.stage import until
 from tests.deploy.docker import BUILD_WITHIN, ROOT, docker
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(BUILD_WITHIN)]
-PROCESSES = ("worker",)
+CLAUDE = "7a2d9c11-58e4-4b6f-9f3a-2c8e6d4b1a31"
+PROCESSES = ("worker", "api", "runner")
 """What is started beside the services that it depends on."""
 
-TALK = """
-import asyncio, json, os, pathlib, uuid
-import aio_pika
-ALICE = "0b9e4a52-3f7d-4e0c-8a44-7d1f2c3b5a11"
-CLAUDE = "7a2d9c11-58e4-4b6f-9f3a-2c8e6d4b1a31"
-async def main():
-    url = pathlib.Path(os.environ["TASKHERD_AMQP_URL_FILE"]).read_text().strip()
-    async with await aio_pika.connect(url, timeout=10) as connection:
-        channel = await connection.channel()
-        replies = await channel.declare_queue(exclusive=True)
-        command, task = str(uuid.uuid4()), str(uuid.uuid4())
-        create = {"type": "task.create", "command_id": command, "task_id": task, "actor_id": ALICE,
-                  "owner_id": ALICE, "template_version_id": CLAUDE, "input": "Say hello"}
-        message = aio_pika.Message(json.dumps(create).encode(), reply_to=replies.name, correlation_id="1")
-        commands = await channel.get_exchange("taskherd.commands", ensure=False)
-        await commands.publish(message, "task.create", timeout=10)
-        async with replies.iterator(no_ack=True, timeout=20) as answers:
-            async for answer in answers:
-                print(answer.body.decode())
-                return
-asyncio.run(main())
+AGENT = """
+        run:
+          command: [sh, -c, 'echo "I was told: $TASKHERD_PROMPT"; exec sleep 600']
+          idle_after: 1s
 """
+"""What the example's template runs here: an agent that every image has."""
 
 
 class Project:
@@ -74,23 +62,40 @@ async def project(tmp_path: Path, image: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 async def test_the_whole_system_comes_up_and_takes_a_task(project: Project) -> None:
-    """From nothing: services, migration, processes, all healthy; a create is answered; secrets are only in files."""
+    """From nothing to an agent's words over HTTP: all are healthy, a task runs; secrets are only in files."""
     await project("up", "-d", "--no-build", "--wait", "--wait-timeout", "240", *PROCESSES, within=300)
     states = await project("ps", "-a", "--format", "{{.Service}} {{.State}} {{.Health}} {{.ExitCode}}")
     lines = dict(line.split(" ", 1) for line in states.splitlines())
     assert lines["migrate"].split() == ["exited", "0"]
     assert all(lines[service].startswith("running healthy") for service in ("rabbitmq", "postgres", *PROCESSES))
 
-    directory = (ROOT / "deploy" / "example-directory.yaml").read_text()
+    directory = (
+        (ROOT / "deploy" / "example-directory.yaml").read_text().replace("        run: {}\n", AGENT.lstrip("\n"))
+    )
     load = f"cat > /tmp/d.yaml <<'X'\n{directory}\nX\ntaskherd directory apply /tmp/d.yaml"
     await project("run", "--rm", "-T", "--no-deps", "-v", "/tmp", "--entrypoint", "sh", "worker", "-c", load)  # noqa: S108 - a volume of the container
-    said = await project("exec", "-T", "worker", "python", "-c", TALK)
-    assert '"ok":true' in said.replace(" ", "")
+    token = (await project("exec", "-T", "worker", "taskherd", "token", "create", "--user", "alice")).splitlines()[-1]
+    address = await project("port", "api", "7080")
+    async with httpx.AsyncClient(
+        base_url=f"http://{address}/api/v2", headers={"Coder-Session-Token": token}, timeout=30
+    ) as client:
+        made = (await client.post("/tasks/me", json={"template_version_id": CLAUDE, "input": "Say hello"})).json()
+        one = f"/tasks/me/{made['id']}"
+        task = await until(lambda: _json(client, one), lambda task: task["status"] == "active", 60)
+        assert [each["id"] for each in (await _json(client, "/tasks"))["tasks"]] == [task["id"]]
+        await until(lambda: client.get(f"{one}/logs"), lambda logs: "I was told: Say hello" in logs.text, 60)
+        assert (await client.delete(one)).status_code == 202
+        await until(lambda: client.get(one), lambda answer: answer.status_code == 404, 60)
 
     told = await project("exec", "-T", "worker", "taskherd", "doctor")
     config = await project("exec", "-T", "worker", "sh", "-c", "taskherd config; cat /proc/1/environ")
     for name in ("postgres_password", "rabbitmq_password", "secret_key"):
         assert project.secret(name) not in told + config
+
+
+async def _json(client: httpx.AsyncClient, path: str) -> dict[str, Any]:
+    answer: dict[str, Any] = (await client.get(path)).raise_for_status().json()
+    return answer
 
 
 async def test_the_file_is_valid_with_every_profile(project: Project) -> None:
@@ -100,3 +105,5 @@ async def test_the_file_is_valid_with_every_profile(project: Project) -> None:
     assert {"migrate", "worker", "api", "runner", "prometheus", "grafana"} <= services.keys()
     published = {name for name, service in services.items() if service.get("ports")}
     assert published <= {"api", "prometheus", "grafana"}
+    given = {secret["source"] for secret in services["runner"]["secrets"]}
+    assert given == {"amqp_url"}, "agents run as the runner's user and can read what it is given"

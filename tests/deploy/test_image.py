@@ -37,14 +37,18 @@ async def container() -> AsyncIterator[str]:
     name = f"taskherd-test-{uuid.uuid4().hex[:8]}"
     yield name
     with suppress(AssertionError):
-        await docker("rm", "-f", name)
+        await docker("rm", "-f", "-v", name)
 
 
-async def test_a_worker_in_a_container_gets_healthy_and_leaves_cleanly(
-    image: str, given: list[str], container: str
+@pytest.mark.parametrize("process", ["worker", "api", "runner"])
+async def test_a_process_in_a_container_gets_healthy_and_leaves_cleanly(
+    image: str, given: list[str], container: str, process: str
 ) -> None:
     """Read-only, without capabilities and root it gets healthy and ready, writes nothing, and ends with 0 on stop."""
-    await docker("run", "-d", "--name", container, *HARDENED, "--health-interval", "1s", *given, image)
+    await docker("run", "--rm", *HARDENED, *given, image, "topology", "apply")
+    if process == "runner":  # the folder of its tasks is the one place that it writes to
+        given = [*given, "-v", "/var/lib/taskherd", "--tmpfs", "/tmp", "-e", "TASKHERD_RUNNER_NAME=r1"]  # noqa: S108
+    await docker("run", "-d", "--name", container, *HARDENED, "--health-interval", "1s", *given, image, process)
 
     def healthy(seen: dict[str, Any]) -> bool:
         assert seen["State"]["Running"], seen["State"]
@@ -56,12 +60,12 @@ async def test_a_worker_in_a_container_gets_healthy_and_leaves_cleanly(
     await until(lambda: _answer(*ask), lambda said: '"ready": true' in said, 30)
     assert (await docker("exec", container, "cat", "/proc/1/cmdline")).split("\0")[1:3] == [
         "/opt/taskherd/bin/taskherd",
-        "worker",
+        process,
     ]
     assert await docker("diff", container) == ""
     await docker("stop", "-t", "30", container)
     assert (await inspect(container))["State"]["ExitCode"] == 0
-    assert "worker ended" in await docker("logs", container)
+    assert f"{process} ended" in await docker("logs", container)
 
 
 async def test_the_health_check_tells_a_process_that_does_not_answer(image: str, container: str) -> None:

@@ -1,4 +1,4 @@
-"""A worker with the rights that we tell people to give it, and no others, in PostgreSQL and RabbitMQ."""
+"""Each process with the rights that we tell people to give it, and no others, in PostgreSQL and RabbitMQ."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import aio_pika
 import asyncpg
+import httpx
 import pytest
 from aio_pika.exceptions import AMQPError
 
@@ -21,11 +22,14 @@ from taskherd.dev.rabbitmq import RabbitNode
 from taskherd.dev.services import Services
 from taskherd.settings import Settings
 from taskherd.store import migrate
-from tests.flow.herd import SECRET, Herd, outside, said, working
+from taskherd.wire.work import build_id
+from tests.api.stage import serving, token_for
+from tests.flow.herd import PATIENCE, SECRET, VERSION, Herd, outside, said, working
+from tests.runner.ranch import eventually, ranch
 
 ROOT = Path(__file__).parents[2]
 POSTGRES = ROOT / "deploy" / "postgres"
-ROLES = ("taskherd_migrator", "taskherd_worker", "taskherd_api", "taskherd_runner")
+ROLES = ("taskherd_migrator", "taskherd_worker", "taskherd_api")
 USERS = ("worker", "api", "runner", "provisioner")
 PASSWORD = "correct-horse-battery"
 
@@ -138,12 +142,74 @@ async def test_a_worker_with_its_own_rights_does_all_its_work(installation: Inst
     watched.urls = all_rights
 
 
+async def test_an_api_with_its_own_rights_does_all_its_work(installation: Installation, watched: Herd) -> None:
+    """Over HTTP: create, read, list, follow, send and delete, agents' reports, and a token's use, as an api's role."""
+    urls, watched.urls = watched.urls, (installation.database_as("taskherd_worker"), installation.amqp_as("worker"))
+    token = await token_for(installation.database_as("taskherd_migrator"), "alice")
+    rights = (installation.database_as("taskherd_api"), installation.amqp_as("api"))
+    headers = {"Coder-Session-Token": token}
+    async with (
+        working(watched, migrate="never"),
+        serving(*rights, watched.prefix, migrate="never") as api,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{api.port}/api/v2", headers=headers, timeout=PATIENCE) as client,
+    ):
+        asked = {"template_version_id": str(VERSION), "input": "Say hello"}
+        made = (await client.post("/tasks/me", json=asked)).raise_for_status().json()
+        await watched.active(uuid.UUID(made["id"]))
+        assert (await client.get(f"/tasks/me/{made['id']}")).json()["status"] == "active"
+        assert [task["id"] for task in (await client.get("/tasks")).json()["tasks"]] == [made["id"]]
+        assert (await client.get("/users/me")).json()["username"] == "alice"
+        assert (await client.get(f"/tasks/me/{made['id']}/logs")).status_code == 200
+        assert (await client.get(f"/workspacebuilds/{build_id(uuid.UUID(made['id']), 1)}")).status_code == 200
+        async with client.stream("GET", f"/tasks/me/{made['id']}/watch") as stream:
+            assert stream.status_code == 200
+            async for line in stream.aiter_lines():
+                if made["id"] in line:
+                    break
+        assert (await client.post(f"/tasks/me/{made['id']}/send", json={"input": "More"})).is_success
+        assert (await client.delete(f"/tasks/me/{made['id']}")).is_success
+    watched.urls = urls
+    await watched.until_row("SELECT count(*) FROM api_tokens WHERE last_used_at IS NOT NULL", is_=1)
+
+
+async def test_a_runner_with_its_own_rights_does_all_its_work(
+    installation: Installation, watched: Herd, tmp_path: Path
+) -> None:
+    """It takes requests and reports, and after a restart asks for its tasks, as its RabbitMQ user, without database."""
+    urls, watched.urls = watched.urls, (installation.database_as("taskherd_worker"), installation.amqp_as("worker"))
+    async with working(watched, migrate="never", request_backoff_first=0.5, request_backoff_most=1):
+        watched.urls = (urls[0], installation.amqp_as("runner"))
+        async with ranch(watched, tmp_path) as own:
+            first = await own.start()
+            task = await own.task("say:up", "sleep")
+            await own.until_output(task, "up")
+            await first.kill()
+            left = own.root / str(task)
+            assert left.exists()
+            await watched.database.execute("UPDATE tasks SET deleted_at = now() WHERE id = $1", task)
+            second = await own.start()
+            await eventually(lambda: not left.exists())
+            assert await second.leave() == 0
+    watched.urls = urls
+
+
 async def test_what_a_role_need_not_do_it_may_not(installation: Installation) -> None:
-    """A worker writes neither directory nor schema; the api and the runner write no task."""
+    """A worker writes neither directory nor schema and sees no token; the api writes no task and makes no token."""
     refused = {
-        "taskherd_worker": ("UPDATE users SET name = ''", "CREATE TABLE x ()", "DELETE FROM taskherd_schema"),
-        "taskherd_api": ("DELETE FROM tasks", "INSERT INTO outbox VALUES (gen_random_uuid(), 1, now())"),
-        "taskherd_runner": ("UPDATE tasks SET version = 1", "SELECT taskherd_drop_partitions('task_logs', 'today')"),
+        "taskherd_worker": (
+            "UPDATE users SET name = ''",
+            "CREATE TABLE x ()",
+            "DELETE FROM taskherd_schema",
+            "SELECT * FROM api_tokens",
+        ),
+        "taskherd_api": (
+            "DELETE FROM tasks",
+            "INSERT INTO outbox VALUES (gen_random_uuid(), 1, now())",
+            "UPDATE task_builds SET number = 1",
+            "INSERT INTO api_tokens (id, user_id, secret_hash) VALUES ('x', gen_random_uuid(), '')",
+            "UPDATE api_tokens SET revoked_at = NULL",
+            "SELECT taskherd_drop_partitions('task_logs', 'today')",
+        ),
     }
     for role, statements in refused.items():
         connection = await asyncpg.connect(installation.database_as(role), timeout=10)

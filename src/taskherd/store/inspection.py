@@ -48,6 +48,9 @@ ONLY_READ: Final = (
 )  # fmt: skip
 """The directory, which only `taskherd directory apply` writes."""
 
+NOT_FOR_WORKERS: Final = ("api_tokens",)
+"""What only the api reads and `taskherd token` writes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Server:
@@ -82,7 +85,7 @@ async def schema(conn: AsyncConnection) -> migrate.SchemaState:
 
 async def missing_privileges(conn: AsyncConnection) -> tuple[str, ...]:
     """Return the tables that are there and that this user may not use as a worker must, each with what is missing."""
-    tables = [table.name for table in METADATA.sorted_tables]
+    tables = [table.name for table in METADATA.sorted_tables if table.name not in NOT_FOR_WORKERS]
     return tuple((await conn.execute(_MISSING_PRIVILEGES, {"tables": tables, "only_read": ONLY_READ})).scalars())
 
 

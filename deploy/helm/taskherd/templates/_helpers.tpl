@@ -52,9 +52,14 @@ capabilities: {drop: [ALL]}
 - {name: TASKHERD_OPS_PORT, value: {{ .ops | quote }}}
 - {name: TASKHERD_GRACE, value: {{ printf "%ds" (int .root.Values.grace) }}}
 - {name: TASKHERD_MIGRATE, value: never}
-- {name: TASKHERD_DATABASE_URL_FILE, value: /run/secrets/taskherd/database-url}
 - {name: TASKHERD_AMQP_URL_FILE, value: /run/secrets/taskherd/amqp-url}
+{{- if ne .process "runner" }}
+- {name: TASKHERD_DATABASE_URL_FILE, value: /run/secrets/taskherd/database-url}
 - {name: TASKHERD_SECRET_KEY_FILE, value: /run/secrets/taskherd/secret-key}
+{{- else if not (hasKey ($values.settings | default dict) "AGENT_API_URL") }}
+- name: TASKHERD_AGENT_API_URL
+  value: http://{{ include "taskherd.name" .root }}-api:{{ .root.Values.api.service.port }}
+{{- end }}
 {{- include "taskherd.caEnvironment" .root }}
 {{- range $name, $value := merge (dict) ($values.settings | default dict) .root.Values.settings }}
 - {name: {{ printf "TASKHERD_%s" $name }}, value: {{ $value | quote }}}
@@ -68,7 +73,9 @@ capabilities: {drop: [ALL]}
     secretName: {{ $secret.name }}
     defaultMode: 0440
     items:
-      - {key: {{ $secret.databaseUrl }}, path: database-url}
+      {{- with $secret.databaseUrl }}
+      - {key: {{ . }}, path: database-url}
+      {{- end }}
       {{- with $secret.amqpUrl }}
       - {key: {{ . }}, path: amqp-url}
       {{- end }}
