@@ -12,7 +12,6 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from taskherd.cli.main import app
 from taskherd.settings import Settings, durations, unknown_variables
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +21,6 @@ VALUES = {"default": {}, "all": ALL}
 OLDEST, NEWEST = "1.27", kubernetes_validate.latest_version()
 CUSTOM = {"ServiceMonitor", "PrometheusRule", "ScaledObject", "TriggerAuthentication"}
 """Kinds that Kubernetes itself has no schema for."""
-COMMANDS = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
 
 Manifest = dict[str, Any]
 every_values = pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
@@ -109,14 +107,30 @@ def test_settings_of_the_chart_are_settings(values: Manifest) -> None:
     """Every variable that the chart sets is one, and its value one that taskherd takes."""
     for name, pod in pods(render(values)):
         given = environment(pod)
-        if name.rsplit("-", 1)[1] in {*COMMANDS, "migrate"}:
-            assert unknown_variables(given) == ()
-            chosen: dict[str, Any] = {
-                variable.removeprefix("TASKHERD_").lower(): value
-                for variable, value in given.items()
-                if variable.startswith("TASKHERD_") and not variable.endswith("_FILE")
-            }
-            Settings(**chosen)
+        assert unknown_variables(given) == (), name
+        chosen: dict[str, Any] = {
+            variable.removeprefix("TASKHERD_").lower(): value
+            for variable, value in given.items()
+            if variable.startswith("TASKHERD_") and not variable.endswith("_FILE")
+        }
+        Settings(**chosen)
+
+
+@every_values
+def test_a_runner_has_nothing_that_its_agents_must_not_see(values: Manifest) -> None:
+    """Of secrets it has RabbitMQ's URL alone, no policy lets it to the database, and it knows where the api is."""
+    manifests = render(values)
+    pod = next(pod for name, pod in pods(manifests) if name.endswith("-runner"))
+    given = environment(pod)
+    assert {name for name in given if name.endswith("_FILE")} == {"TASKHERD_AMQP_URL_FILE"}
+    secret = next(volume["secret"] for volume in pod["volumes"] if volume["name"] == "secrets")
+    assert [item["path"] for item in secret["items"]] == ["amqp-url"]
+    service = next(each for each in kinds(manifests, "Service") if each["metadata"]["name"].endswith("-api"))
+    assert (
+        given["TASKHERD_AGENT_API_URL"] == f"http://{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
+    )
+    policy = next(each for each in kinds(manifests, "NetworkPolicy") if each["metadata"]["name"].endswith("-runner"))
+    assert 5432 not in {port["port"] for rule in policy["spec"]["egress"] for port in rule.get("ports", ())}
 
 
 @every_values

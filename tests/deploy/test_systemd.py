@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from taskherd.settings import Settings, durations, unknown_variables
-from tests.deploy.test_prometheus import COMMANDS
 
 UNITS = sorted((Path(__file__).parents[2] / "deploy" / "systemd").glob("*.service"))
 INSTALLED = "/opt/taskherd/bin/taskherd"
@@ -52,8 +51,7 @@ def test_the_unit_gives_settings_that_there_are_and_time_to_end(unit: Path) -> N
     text = unit.read_text()
     named = dict(word.split("=", 1) for line in re.findall(r"(?m)^Environment=(.*)$", text) for word in line.split())
     process = unit.stem.removeprefix("taskherd-")
-    if process in {*COMMANDS, "migrate"}:
-        assert unknown_variables(named) == ()
+    assert unknown_variables(named) == ()
     assert all(value.startswith("%d/") for name, value in named.items() if name.endswith("_FILE"))
     if process != "migrate":
         stop = re.search(r"(?m)^TimeoutStopSec=(.*)$", text)

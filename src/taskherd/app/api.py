@@ -187,7 +187,7 @@ class Api:
 
     def _broker_up(self, name: str) -> None:
         if name in self._seen_up:
-            self.metrics.reconnects.labels(name).inc()
+            self.metrics.reconnects.labels(name.removeprefix("api ")).inc()
         self._seen_up.add(name)
         self.metrics.broker_up.set(self._consume.is_up and self._publish.is_up)
         log.info("broker connected", connection=name)
