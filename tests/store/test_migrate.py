@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
+from time import monotonic
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
@@ -124,6 +125,9 @@ WITH changed AS (
 )
 INSERT INTO outbox (task_id, version, occurred_at) SELECT id, version, updated_at FROM changed
 """
+READ_DIRECTORY = "SELECT count(*) FROM users LEFT JOIN memberships ON user_id = id"
+PAUSE_MOST = 5.0
+"""Seconds that a write may wait for the migration, which itself waits two for a lock and then steps back."""
 
 
 async def test_the_release_before_is_migrated_while_it_works(empty_url: str) -> None:
@@ -141,7 +145,10 @@ async def test_the_release_before_is_migrated_while_it_works(empty_url: str) -> 
     async def work(share: int) -> int:
         done = 0
         while not migrated.is_set() or done < 50:
+            began = monotonic()
             await pool.execute(CHANGE_TASK, tasks[(done * 4 + share) % len(tasks)])
+            await pool.fetch(READ_DIRECTORY)
+            assert monotonic() - began < PAUSE_MOST
             done += 1
         return done
 
