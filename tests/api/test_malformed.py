@@ -51,6 +51,8 @@ async def test_what_is_no_route(house: Stage) -> None:
         wrong = await client.put(f"{house.base}/api/v2/tasks/me/x")
         assert (wrong.status_code, wrong.headers["Allow"]) == (405, "DELETE, GET, HEAD")
         assert wrong.json()["message"] == "Method not allowed."
+        beside = await client.options(f"{house.base}/api/v2/tasks/watch")
+        assert (beside.status_code, beside.headers["Allow"]) == (405, "GET, HEAD")
     head = await house.alice.head("/tasks")
     assert (head.status_code, head.content) == (200, b"")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute, Router, WebSocketRoute
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
     from taskherd.api.ask import Ask, House
+
+
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"})
 
 
 def application(house: House, routes: Sequence[Route] = ROUTES, sockets: Sequence[SocketRoute] = SOCKETS) -> ASGIApp:
@@ -71,10 +74,14 @@ def _served(house: House, prefix: str, routes: Sequence[Route]) -> list[BaseRout
 
 
 def _own(here: Sequence[Route], routes: Sequence[Route]) -> list[str] | None:
-    """The methods of a path of which a wider one has the others (`/tasks/watch` beside `/tasks/{user}`); else None."""
-    path, methods = here[0].path, [route.method for route in here]
+    """What a path answers beside a wider one (`/tasks/watch`, `/tasks/{user}`): all methods but those of that one.
+
+    None where there is no such path, or where it is hidden whole.
+    """
+    path, methods = here[0].path, {route.method for route in here}
     wider = [each for each in routes if each.path != path and re.fullmatch(re.sub(r"{\w+}", "[^/]+", each.path), path)]
-    return methods if wider and not {each.method for each in wider} & set(methods) else None
+    others = {each.method for each in wider}
+    return sorted(_METHODS - others) if wider and not others & methods else None
 
 
 class _Nowhere:
