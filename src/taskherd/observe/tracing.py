@@ -1,8 +1,8 @@
 """The trace that a message belongs to, carried on as W3C Trace Context, and with OpenTelemetry spans of what we do.
 
-https://www.w3.org/TR/trace-context/. With `TASKHERD_TRACING=off` a trace is only passed on: what a command leads to
-carries the `traceparent` that the command came with. With otlp, which needs the extra `[otel]`, there is a span for
-each batch, commit, command and publish.
+https://www.w3.org/TR/trace-context/. With `TASKHERD_TRACING=off` a trace is only passed on: what a request or a command
+leads to carries the `traceparent` that it came with. With otlp, which needs the extra `[otel]`, there is a span for
+each request, command, batch, commit and publish.
 """
 
 from __future__ import annotations
