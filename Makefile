@@ -1,6 +1,6 @@
 # `make` alone lists the targets. Everything runs in .venv, made from requirements.lock when a target first needs it.
 .DEFAULT_GOAL := help
-.PHONY: help check test pure demo dev bench bench-quick chaos fuzz lint format docs lock clean
+.PHONY: help check test pure demo dev bench bench-quick chaos fuzz lint format docs lock lock-image audit image clean
 BIN := .venv/bin
 READY := .venv/ready
 FIGURES := .taskherd/chaos.jsonl
@@ -45,6 +45,12 @@ chaos: $(READY) ## kill, freeze and starve worker, broker and database for about
 fuzz: $(READY) ## ask the API for ten minutes whatever its OpenAPI document allows, and more
 	FUZZ_SECONDS=600 $(BIN)/pytest -q tests/api/test_fuzz.py
 
+image: ## the container image taskherd:dev (needs Docker)
+	docker build -t taskherd:dev .
+
+audit: $(READY) ## known vulnerabilities, risky code, and a CycloneDX list of what the image holds
+	@sh deploy/audit.sh
+
 format: $(READY) ## format and fix what can be fixed
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
@@ -56,9 +62,15 @@ docs: $(READY) ## write the generated documents again
 	$(BIN)/python -m taskherd.settings > docs/settings.md
 	$(BIN)/python -m taskherd.observe.metrics > docs/metrics.md
 
+PIN := uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate
 lock: $(READY) ## pin the newest dependencies, with hashes (needs uv)
-	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		--all-extras pyproject.toml -o requirements.lock --upgrade
+	$(MAKE) lock-image
+
+lock-image: # what the image holds and what builds it: parts of requirements.lock, at the same versions
+	$(PIN) --extra otel pyproject.toml -c requirements.lock -o deploy/image/requirements.lock
+	echo hatchling | $(PIN) - -c requirements.lock -o deploy/image/build.lock
 
 clean: ## remove the environment, caches and the private services' data
 	rm -rf .venv .taskherd .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

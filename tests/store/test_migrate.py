@@ -3,12 +3,14 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
+from time import monotonic
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -77,3 +79,84 @@ async def test_upgrade_never_touches_a_newer_schema(database_url: str, engine: A
         await conn.execute(text(f"UPDATE {SCHEMA_VERSION_TABLE} SET version_num = '9999'"))
     with pytest.raises(Misconfigured):
         await migrate.upgrade_async(database_url)
+
+
+async def test_a_schema_that_fits_is_only_read(database_url: str, engine: AsyncEngine) -> None:
+    """A process without the right to change the schema works with one that fits, and says who must change another."""
+    role = f"reader_{uuid.uuid4().hex[:8]}"
+    url = urlunsplit(
+        urlsplit(database_url)._replace(netloc=f"{role}:x@{urlsplit(database_url).netloc.rpartition('@')[2]}")
+    )
+    async with transaction(engine) as conn:
+        await conn.execute(text(f"CREATE ROLE {role} LOGIN PASSWORD 'x'"))
+        await conn.execute(text(f"GRANT SELECT ON {SCHEMA_VERSION_TABLE} TO {role}"))
+    try:
+        assert (await migrate.fit_async(url, upgrading=True)).fit is migrate.Fit.CURRENT
+        async with transaction(engine) as conn:
+            await conn.execute(text(f"DELETE FROM {SCHEMA_VERSION_TABLE}"))
+        with pytest.raises(Misconfigured, match="owns the tables"):
+            await migrate.fit_async(url, upgrading=True)
+    finally:
+        async with transaction(engine) as conn:
+            await conn.execute(text(f"DROP OWNED BY {role}"))
+            await conn.execute(text(f"DROP ROLE {role}"))
+
+
+async def test_a_process_that_may_not_migrate_refuses_an_old_schema(empty_url: str) -> None:
+    """With TASKHERD_MIGRATE=never a schema that is missing or old is refused with the command to run, and untouched."""
+    with pytest.raises(Misconfigured, match="taskherd db upgrade"):
+        await migrate.fit_async(empty_url, upgrading=False)
+    assert (await migrate.current_async(empty_url)).fit is migrate.Fit.MISSING
+    assert (await migrate.fit_async(empty_url, upgrading=True)).fit is migrate.Fit.CURRENT
+
+
+MAKE_TASK = """
+INSERT INTO tasks (id, owner_id, organization_id, template_id, template_version_id, name, display_name, created_at,
+                   version, updated_at, status, document, memory, prompt_version)
+VALUES ($1, $1, $1, $1, $1, $2, $2, now(), 1, now(), 'pending', '{}', '{}', 1)
+"""
+CHANGE_TASK = """
+WITH changed AS (
+    UPDATE tasks SET version = version + 1, updated_at = clock_timestamp() WHERE id = $1
+    RETURNING id, version, updated_at
+), told AS (
+    INSERT INTO task_events (task_id, version, occurred_at, kind, document, changes, cause, prompt_version)
+    SELECT id, version, updated_at, 'updated', '{}', '{}', '{}', 1 FROM changed
+)
+INSERT INTO outbox (task_id, version, occurred_at) SELECT id, version, updated_at FROM changed
+"""
+READ_DIRECTORY = "SELECT count(*) FROM users LEFT JOIN memberships ON user_id = id"
+PAUSE_MOST = 5.0
+"""Seconds that a write may wait for the migration, which itself waits two for a lock and then steps back."""
+
+
+async def test_the_release_before_is_migrated_while_it_works(empty_url: str) -> None:
+    """From the revision before the newest one, under writes as a worker makes them: none fails, and none is lost."""
+    directory = ScriptDirectory.from_config(migrate.scripts())
+    head = directory.get_revision("head")
+    before = head.down_revision if isinstance(head.down_revision, str) else head.revision
+    await migrate.upgrade_async(empty_url, before)
+    pool = await asyncpg.create_pool(empty_url, min_size=4, max_size=4, command_timeout=30)
+    tasks = [uuid.uuid4() for _ in range(20)]
+    for number, task in enumerate(tasks):
+        await pool.execute(MAKE_TASK, task, f"task-{number}")
+    migrated = asyncio.Event()
+
+    async def work(share: int) -> int:
+        done = 0
+        while not migrated.is_set() or done < 50:
+            began = monotonic()
+            await pool.execute(CHANGE_TASK, tasks[(done * 4 + share) % len(tasks)])
+            await pool.fetch(READ_DIRECTORY)
+            assert monotonic() - began < PAUSE_MOST
+            done += 1
+        return done
+
+    working = [asyncio.create_task(work(share)) for share in range(4)]
+    state = await migrate.upgrade_async(empty_url)
+    migrated.set()
+    changes = sum(await asyncio.gather(*working))
+    assert state.fit is migrate.Fit.CURRENT
+    assert await pool.fetchval("SELECT sum(version) - count(*) FROM tasks") == changes
+    assert await pool.fetchval("SELECT count(*) FROM task_events") == changes
+    await asyncio.wait_for(pool.close(), 10)

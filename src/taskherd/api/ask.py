@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from taskherd.api.rates import Rates
     from taskherd.api.tail import Tail
     from taskherd.observe.metrics import Metrics
+    from taskherd.observe.tracing import Tracing
     from taskherd.settings import Settings
     from taskherd.store.reader import Reader
 
@@ -39,6 +40,7 @@ class House:
     desk: Desk
     reports: Reports
     tail: Tail
+    tracing: Tracing
     stopping: asyncio.Event
     """Set when the process is to end: streams and waiters return soon then."""
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from taskherd.broker.delivery import Delivery
     from taskherd.broker.publish import Publisher
     from taskherd.broker.topology import Names
+    from taskherd.observe.tracing import Tracing
 
 log = structlog.get_logger(__name__)
 
@@ -67,7 +68,10 @@ class _AskAgain(Exception):  # noqa: N818 - not an error: the queue for replies 
 class Desk:
     """Gives commands and waits for the reply to each, at most `timeout` seconds."""
 
-    def __init__(self, consuming: Link, publisher: Publisher, names: Names, *, timeout: float, waiting: Gauge) -> None:
+    def __init__(
+        self, consuming: Link, publisher: Publisher, names: Names, tracing: Tracing, *, timeout: float, waiting: Gauge
+    ) -> None:
+        self._tracing = tracing
         self._publisher = publisher
         self._names = names
         self._timeout = timeout
@@ -127,6 +131,7 @@ class Desk:
                 self._names.commands,
                 order.type,
                 order.encode(),
+                headers={**self._tracing.current()} or None,
                 mandatory=True,
                 expiration=max(0.1, deadline - loop.time()),  # nobody waits for it any longer
                 reply_to=self._queue,

@@ -14,6 +14,7 @@ from taskherd.api.answers import Answer, Refusal
 from taskherd.api.ask import Ask, House
 from taskherd.api.route import Auth, Route
 from taskherd.errors import Unavailable
+from taskherd.observe.tracing import carried
 from taskherd.store.engine import DataError, Retry
 from taskherd.wire.tokens import spoken_for
 
@@ -76,7 +77,9 @@ class Endpoint:
                 within = self._house.settings.api_read_timeout
                 body = await bodies.read(receive, within, route.body_most)
                 ask.body = bodies.parse(body, route.body)
-            return await route.handler(ask)
+            tracing = self._house.tracing
+            with tracing.span("request", parent=carried(ask.headers), method=ask.method, route=self._path):
+                return await route.handler(ask)
         except Refusal as refusal:
             return refusal.answer
         except (Unavailable, Retry) as error:

@@ -33,6 +33,7 @@ from taskherd.observe import logs
 from taskherd.observe.metrics import Metrics
 from taskherd.observe.ops import OpsServer
 from taskherd.observe.readiness import Readiness
+from taskherd.observe.tracing import open_tracing
 from taskherd.store import migrate, timers
 from taskherd.store.engine import dispose, in_use, open_engine, transaction
 from taskherd.store.reader import Reader
@@ -70,6 +71,7 @@ class Api:
         self.listening = asyncio.Event()
         self.metrics = Metrics()
         self.metrics.build_info.labels(__version__).set(1)
+        self._tracing = open_tracing(settings.tracing, "api", __version__)
         self._readiness = Readiness("serving")
         self._readiness.check("database", self._check_database)
         self._readiness.check("schema", self._check_schema)
@@ -101,6 +103,7 @@ class Api:
             desk=desk,
             tail=self.tail,
             reports=reports,
+            tracing=self._tracing,
             stopping=self._stopping,
         )
 
@@ -124,6 +127,7 @@ class Api:
             await self._ops.close()
             await asyncio.gather(self._consume.close(), self._publish.close(), self._reader.close())
             await dispose(self._engine)
+            await asyncio.to_thread(self._tracing.close)
             log.info("api ended")
 
     async def _serve(self, sock: socket.socket) -> None:
@@ -134,10 +138,11 @@ class Api:
             self._consume,
             publisher,
             names,
+            self._tracing,
             timeout=settings.api_command_timeout,
             waiting=self.metrics.api_commands_waiting,
         )
-        house = self._house(desk, Reports(publisher, names))
+        house = self._house(desk, Reports(publisher, names, self._tracing))
         self._consume.start()
         self._publish.start()
         serving = server.make(asgi.application(house), settings)
@@ -187,7 +192,7 @@ class Api:
 
     def _broker_up(self, name: str) -> None:
         if name in self._seen_up:
-            self.metrics.reconnects.labels(name).inc()
+            self.metrics.reconnects.labels(name.removeprefix("api ")).inc()
         self._seen_up.add(name)
         self.metrics.broker_up.set(self._consume.is_up and self._publish.is_up)
         log.info("broker connected", connection=name)

@@ -43,8 +43,10 @@ from taskherd.observe import failpoints, logs
 from taskherd.observe.metrics import Metrics
 from taskherd.observe.ops import OpsServer
 from taskherd.observe.readiness import Readiness
+from taskherd.observe.tracing import open_tracing
 from taskherd.store import migrate, timers
 from taskherd.store.engine import dispose, in_use, open_engine, transaction
+from taskherd.wire.dead import Reason
 from taskherd.wire.tokens import agent_token
 
 if TYPE_CHECKING:
@@ -74,18 +76,20 @@ def main(settings: Settings) -> None:
 class Worker:
     """A worker process."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Build everything; nothing connects before ``run``."""
+    def __init__(self, settings: Settings, name: str | None = None) -> None:
+        """Build everything; nothing connects before ``run``. No other worker ever has the same ``name``."""
         self._settings = settings
         self._stopping = asyncio.Event()
         self._clock = Clock()
         self.metrics = Metrics()
+        self._tracing = open_tracing(settings.tracing, "worker", __version__)
         self._readiness = Readiness("broker", "consumers")
         self._readiness.check("database", self._check_database)
         self._readiness.check("schema", self._check_schema)
         self.metrics.failpoint_armed.set(bool(settings.failpoint))
         self.metrics.build_info.labels(__version__).set(1)
-        self._id = f"{socket.gethostname()}-{uuid4().hex[:8]}"
+        _count_from_zero(self.metrics)
+        self._id = name or f"{socket.gethostname()}-{uuid4().hex[:8]}"
         self._names = topology.Names(settings.amqp_prefix)
         self._engine = open_engine(
             settings.database_url,
@@ -100,7 +104,7 @@ class Worker:
         self._publisher = Publisher(self._publish)
         queues = self._names.report_queues(settings.report_partitions)
         self._reports = Intake(
-            self._consume, partial(self._prepare, queues), prefetch=settings.prefetch, on_trouble=self._trouble
+            self._consume, partial(self._share, queues), prefetch=settings.prefetch, on_trouble=self._trouble
         )
         self._commands = Intake(
             self._consume,
@@ -137,6 +141,7 @@ class Worker:
             terms=_terms(settings),
             draw=partial(task_names.generate, dice=dice),
             strict_send=settings.send_mode == "strict",
+            tracing=self._tracing,
         )
 
     def stop(self) -> None:
@@ -157,10 +162,11 @@ class Worker:
             await self._ops.close()
             await asyncio.gather(self._consume.close(), self._publish.close())
             await dispose(self._engine)
+            await asyncio.to_thread(self._tracing.close)
             log.info("worker ended", worker_id=self._id)
 
     async def _prepared(self) -> bool:
-        """Wait for the database, bring its schema up to date and go by its clock; whether to go on."""
+        """Wait for the database, see that its schema fits, go by its clock; whether to go on. Raises Misconfigured."""
         migrating = asyncio.create_task(
             persist(self._prepare_database, self._stopping, self._database_away), name="migrate"
         )
@@ -175,7 +181,7 @@ class Worker:
         return True
 
     async def _prepare_database(self) -> None:
-        await migrate.upgrade_async(self._settings.database_url)
+        await migrate.fit_async(self._settings.database_url, upgrading=self._settings.migrate == "auto")
         async with transaction(self._engine) as connection:
             self._clock.correct(await timers.clock(connection))
 
@@ -246,6 +252,11 @@ class Worker:
         await topology.declare(channel, self._names, self._settings.report_partitions)
         return [Source(queue) for queue in queues]
 
+    async def _share(self, queues: Sequence[str], channel: AbstractChannel) -> Sequence[Source]:
+        """The plain queue of reports is everybody's; each partition goes to whoever asks with the highest priority."""
+        plain, *partitions = await self._prepare(queues, channel)
+        return [plain, *(Source(each.queue, topology.priority(self._id, each.queue)) for each in partitions)]
+
     async def _own_queue(self, channel: AbstractChannel) -> Sequence[Source]:
         self.probe.reply_queue = await topology.declare_own_queue(channel, length=REPLIES_MOST)
         return [Source(self.probe.reply_queue)]
@@ -314,6 +325,19 @@ def _terms(settings: Settings) -> Terms:
         history_retention=timedelta(seconds=settings.history_retention),
         log_retention=timedelta(seconds=settings.log_retention),
     )
+
+
+def _count_from_zero(metrics: Metrics) -> None:
+    """Show what has not happened yet as 0: Prometheus sees the first one only where there was a 0 before it."""
+    for reason in Reason:
+        metrics.dead_lettered.labels(reason.value)
+    for kind in ("workspace.start", "workspace.stop", "workspace.delete", "agent.input"):
+        metrics.requests_given_up.labels(kind)
+        metrics.requests_sent.labels(kind)
+    for failure in ("database", "broker", "bisected"):
+        metrics.batch_failures.labels(failure)
+    for connection in ("consume", "publish"):
+        metrics.reconnects.labels(connection)
 
 
 def _calm_collector() -> None:

@@ -72,6 +72,11 @@ class Delivery:
         return self.properties.headers or {}
 
     @property
+    def traced(self) -> bool:
+        """Whether the headers may tell of a trace, without decoding them."""
+        return b"traceparent" in self._header
+
+    @property
     def reply_to(self) -> str | None:
         """Where an answer is to go."""
         return self.properties.reply_to or None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
@@ -21,6 +22,7 @@ DELIVERY_LIMIT = 200
 _UNLIMITED = -1
 _ANY = "#"
 _AN_EQUAL_SHARE = "1"
+_PRIORITY_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +165,19 @@ async def declare_own_queue(
         for routing_key in routing_keys:
             await channel.queue_bind(queue, exchange, routing_key, timeout=TIMEOUT)
     return queue
+
+
+def priority(worker: str, queue: str) -> int:
+    """Return the consumer priority that `worker` asks for on the partition `queue`: 31 bits, spread evenly.
+
+    This is rendezvous hashing (https://en.wikipedia.org/wiki/Rendezvous_hashing) with the broker as the judge: of the
+    workers there are, a different one has the highest number on each queue, so the queues are shared out, and one that
+    comes or goes moves no queue between the others. RabbitMQ >= 4.0 hands a queue with a single active consumer to the
+    consumer of the highest priority, also while another has it
+    (https://www.rabbitmq.com/docs/consumers#sac-behaviour).
+    """
+    digest = blake2b(f"{worker}/{queue}".encode(), digest_size=_PRIORITY_BYTES).digest()
+    return int.from_bytes(digest, "big") >> 1
 
 
 async def consumers(channel: AbstractChannel, queue: str) -> int:

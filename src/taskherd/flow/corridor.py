@@ -79,12 +79,13 @@ async def _pass(ground: Ground, batch: Batch, indexes: list[int], now: datetime,
     """One transaction: load, fold, save."""
     if not (indexes or batch.command or batch.looks):
         return
-    async with transaction(ground.engine) as connection:
-        scene = await loading.load(connection, ground, batch, indexes, now)
-        _fold(scene, indexes, now)
-        ground.hit(Failpoint.WRITE)
-        await saving.save(connection, ground, scene, outcome)
-        ground.hit(Failpoint.PRE_COMMIT)
+    with ground.tracing.span("commit", reports=len(indexes)):
+        async with transaction(ground.engine) as connection:
+            scene = await loading.load(connection, ground, batch, indexes, now)
+            _fold(scene, indexes, now)
+            ground.hit(Failpoint.WRITE)
+            await saving.save(connection, ground, scene, outcome)
+            ground.hit(Failpoint.PRE_COMMIT)
 
 
 def _fold(scene: Scene, indexes: list[int], now: datetime) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from taskherd.flow.names import NameBook
     from taskherd.observe.failpoints import Failpoint
     from taskherd.observe.metrics import Metrics
+    from taskherd.observe.tracing import Tracing
 
 
 T = TypeVar("T")
@@ -68,6 +69,7 @@ class Ground:
     terms: Terms
     draw: Callable[[str, Container[str]], str]
     strict_send: bool
+    tracing: Tracing
 
     async def persist(self, work: Callable[[], Awaitable[T]], away: str) -> T:
         """The result of ``work``, outages of what may be ``away`` (database, broker) counted and waited out."""

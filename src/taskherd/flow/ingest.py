@@ -26,6 +26,7 @@ from taskherd.flow.lanes import Lanes, Load
 from taskherd.flow.patience import POISON
 from taskherd.flow.probe import is_probe
 from taskherd.observe.failpoints import Failpoint
+from taskherd.observe.tracing import LINKS_MOST, carried
 from taskherd.store.engine import DataError
 from taskherd.wire.codec import Bad, decode_reports
 from taskherd.wire.dead import Reason
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from taskherd.flow.ground import Ground
     from taskherd.flow.probe import Probe
     from taskherd.flow.relay import Relay
+    from taskherd.observe.tracing import Carrier
 
 log = structlog.get_logger(__name__)
 
@@ -65,6 +67,11 @@ class Judged:
         """What these deliveries occupy a lane with."""
         tasks = frozenset([report.task_id for report in self.reports])
         return Load(tasks, len(self.deliveries), alone=any(each.suspect for each in self.deliveries))
+
+    @property
+    def traces(self) -> list[Carrier]:
+        """The traces that the first of these deliveries belong to; headers without one are not decoded."""
+        return [carried(each.headers) for each in self.deliveries[:LINKS_MOST] if each.traced]
 
 
 class Ingest:
@@ -98,9 +105,10 @@ class Ingest:
     async def _take(self, judged: Judged, before: asyncio.Task[None] | None) -> None:
         """Bring a batch through: fold, commit, bury what is bad, ack after ``before``; the relay tells the rest."""
         try:
-            fates = await self._fold(judged.reports)
-            self._ground.hit(Failpoint.POST_COMMIT)
-            await self._bury(judged, fates)
+            with self._ground.tracing.span("batch", links=judged.traces, deliveries=len(judged.deliveries)):
+                fates = await self._fold(judged.reports)
+                self._ground.hit(Failpoint.POST_COMMIT)
+                await self._bury(judged, fates)
         except Unavailable as error:
             log.warning("batch given back", deliveries=len(judged.deliveries), reason=str(error))
             return

@@ -13,6 +13,7 @@ from taskherd.errors import Unavailable
 from taskherd.flow.batch import Batch
 from taskherd.flow.corridor import reconcile
 from taskherd.flow.patience import POISON
+from taskherd.observe.tracing import carried
 from taskherd.store.engine import DataError
 from taskherd.wire import replies
 from taskherd.wire.codec import Bad, decode_command
@@ -44,7 +45,8 @@ class Orders:
         while deliveries := await self._intake.batch(AT_ONCE, 0):
             for delivery in deliveries:
                 try:
-                    await self.take(delivery)
+                    with self._ground.tracing.span("command", parent=carried(delivery.headers)):
+                        await self.take(delivery)
                 except Unavailable as error:
                     log.warning("command given back", reason=str(error))
                     continue

@@ -14,6 +14,7 @@ from collections import deque
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
+from itertools import repeat
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -29,8 +30,11 @@ from taskherd.wire import document, events
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pamqp.common import FieldTable
+
     from taskherd.flow.batch import Change
     from taskherd.flow.ground import Ground
+    from taskherd.observe.tracing import Carrier
 
 BUFFER_MOST = 20_000
 """Changes held in memory to be told; beyond, they wait in the outbox alone."""
@@ -55,7 +59,7 @@ class Relay:
         """Look into the outbox ``every`` so many seconds."""
         self._ground = ground
         self._every = every
-        self._changes: deque[Change] = deque()
+        self._changes: deque[tuple[Change, Carrier]] = deque()
         self._confirmed: list[events.Event] = []
         self._slots = asyncio.Semaphore(PUBLISHING_MOST)
         self._changed, self._marking, self._due = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -65,7 +69,8 @@ class Relay:
 
     def offer(self, changes: Sequence[Change], *, requested: bool) -> None:
         """Take committed changes to tell, and know that requests are due."""
-        self._changes.extend(changes[: max(0, BUFFER_MOST - len(self._changes))])
+        trace = self._ground.tracing.current()
+        self._changes.extend(zip(changes[: max(0, BUFFER_MOST - len(self._changes))], repeat(trace), strict=False))
         if changes:
             self._changed.set()
         if requested:
@@ -90,20 +95,21 @@ class Relay:
                 await self._changed.wait()
                 self._changed.clear()
                 while self._changes:
-                    changes = [self._changes.popleft() for _ in range(min(AT_ONCE, len(self._changes)))]
+                    taken = [self._changes.popleft() for _ in range(min(AT_ONCE, len(self._changes)))]
+                    changes, traces = zip(*taken, strict=True)
                     try:
                         told = await _events(self._ground, changes)
                     except (Unavailable, Retry) as error:
                         await self._trouble(error)
                         continue
                     await self._slots.acquire()
-                    going.create_task(self._tell(told), name="relay tells")
+                    going.create_task(self._tell(told, traces), name="relay tells")
         self._all_told = True
         self._marking.set()
 
-    async def _tell(self, told: Sequence[events.Event]) -> None:
+    async def _tell(self, told: Sequence[events.Event], traces: Sequence[Carrier]) -> None:
         try:
-            confirmed, failed = await publish(self._ground, told)
+            confirmed, failed = await publish(self._ground, told, traces)
             self._confirmed += confirmed
             self._marking.set()
             if failed is None:
@@ -175,13 +181,20 @@ async def _events(ground: Ground, changes: Sequence[Change]) -> list[events.Even
     return rendered
 
 
-async def publish(ground: Ground, told: Sequence[events.Event]) -> tuple[list[events.Event], Unavailable | None]:
-    """Publish events; those that the broker confirmed, and why it did not confirm all."""
+async def publish(
+    ground: Ground, told: Sequence[events.Event], traces: Sequence[Carrier] = ()
+) -> tuple[list[events.Event], Unavailable | None]:
+    """Publish events, which come from ``traces``; those that the broker confirmed, and why it did not confirm all."""
     messages = events.pack(told)
     ground.hit(Failpoint.RELAY_PUBLISH)
-    outcomes = await ground.publisher.publish_many(
-        [Outgoing(ground.names.events, message.routing_key, message.body, events.CONTENT_TYPE) for message in messages]
-    )
+    with ground.tracing.span("publish", links=traces, events=len(told)):
+        headers: FieldTable = {**ground.tracing.current()}
+        outcomes = await ground.publisher.publish_many(
+            [
+                Outgoing(ground.names.events, message.routing_key, message.body, events.CONTENT_TYPE, headers or None)
+                for message in messages
+            ]
+        )
     ground.hit(Failpoint.RELAY_CONFIRM)
     confirmed = [
         event

@@ -151,6 +151,9 @@ class Settings(BaseSettings):
         5000, ge=500, le=100_000, description="Tasks in the answer to a list that asks for no limit; the newest ones."
     )
 
+    migrate: Literal["auto", "never"] = Field(
+        "auto", description="Whether a worker brings an old schema up to date when it starts, or refuses it."
+    )
     database_pool: int = Field(10, ge=2, le=200, description="Most database connections of one process.")
 
     runner_name: str = Field(
@@ -198,6 +201,9 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     log_format: Literal["auto", "json", "console"] = Field(
         "auto", description="How logs are written; auto: console on a terminal, else JSON."
+    )
+    tracing: Literal["off", "otlp"] = Field(
+        "off", description="Whether spans are sent to an OpenTelemetry collector, which OTEL_… variables name."
     )
     failpoint: str = Field(
         "",

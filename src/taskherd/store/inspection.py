@@ -27,6 +27,7 @@ _MISSING_PRIVILEGES: Final = text(
       FROM unnest(CAST(:tables AS text[])) AS needed(name)
      CROSS JOIN unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS wanted(privilege)
      WHERE to_regclass(needed.name) IS NOT NULL
+       AND (privilege = 'SELECT' OR needed.name <> ALL (CAST(:only_read AS text[])))
        AND NOT has_table_privilege(to_regclass(needed.name), privilege)
      GROUP BY needed.name
      ORDER BY needed.name
@@ -41,6 +42,14 @@ _CONTENT: Final = text(
            (SELECT extract(epoch FROM clock_timestamp() - min(occurred_at)) FROM outbox) AS oldest
     """
 )
+
+ONLY_READ: Final = (
+    "organizations", "users", "memberships", "templates", "template_versions", "presets", "directory_revision",
+)  # fmt: skip
+"""The directory, which only `taskherd directory apply` writes."""
+
+NOT_FOR_WORKERS: Final = ("api_tokens",)
+"""What only the api reads and `taskherd token` writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +84,9 @@ async def schema(conn: AsyncConnection) -> migrate.SchemaState:
 
 
 async def missing_privileges(conn: AsyncConnection) -> tuple[str, ...]:
-    """Return the tables that are there and that this user may not fully use, each with what is missing."""
-    tables = [table.name for table in METADATA.sorted_tables]
-    return tuple((await conn.execute(_MISSING_PRIVILEGES, {"tables": tables})).scalars())
+    """Return the tables that are there and that this user may not use as a worker must, each with what is missing."""
+    tables = [table.name for table in METADATA.sorted_tables if table.name not in NOT_FOR_WORKERS]
+    return tuple((await conn.execute(_MISSING_PRIVILEGES, {"tables": tables, "only_read": ONLY_READ})).scalars())
 
 
 async def content(conn: AsyncConnection) -> Content:

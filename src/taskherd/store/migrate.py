@@ -15,10 +15,11 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from taskherd.errors import Misconfigured
-from taskherd.store.engine import Retry, dispose, open_engine, transaction
+from taskherd.store.engine import Retry, dispose, open_engine, sqlstate, transaction
 from taskherd.store.tables import SCHEMA_VERSION_TABLE
 
 ATTEMPTS: Final = 10
@@ -26,6 +27,8 @@ STATEMENT_TIMEOUT: Final = 60.0
 QUEUE_TIMEOUT: Final = 120.0
 LOCK_TIMEOUT: Final = 2.0
 PAUSE_MOST: Final = 2.0
+NOT_ALLOWED: Final = "42501"
+"""PostgreSQL's insufficient_privilege."""
 
 HEAD: Final = "head"
 
@@ -119,6 +122,29 @@ async def upgrade_async(database_url: str, revision: str = HEAD) -> SchemaState:
                 raise
             await asyncio.sleep(random.uniform(0, min(0.1 * 2**attempt, PAUSE_MOST)))  # noqa: S311 - jitter
     raise AssertionError  # the last attempt returned or raised
+
+
+async def fit_async(database_url: str, *, upgrading: bool) -> SchemaState:
+    """Return the state of a schema that this release can work with, after migrating an old one if `upgrading`.
+
+    One that fits already is only read, for which a process needs no right to change it.
+
+    Raises:
+        Misconfigured: the schema is newer; or missing or older, and may not be changed: it says what to run.
+        Retry, Unavailable: as `upgrade_async`.
+    """
+    found = await current_async(database_url)
+    if found.fit is Fit.CURRENT:
+        return found
+    if found.fit is Fit.NEW or not upgrading:
+        raise Misconfigured("database_url", found.advice)
+    try:
+        return await upgrade_async(database_url)
+    except SQLAlchemyError as error:
+        if sqlstate(error) == NOT_ALLOWED:
+            advice = f"{found.advice[:-1]} as the user who owns the tables; this one may not change them."
+            raise Misconfigured("database_url", advice) from error
+        raise
 
 
 async def _upgrade_once(database_url: str, revision: str) -> SchemaState:

@@ -14,6 +14,7 @@ from taskherd.errors import Unavailable
 if TYPE_CHECKING:
     from taskherd.broker.publish import Publisher
     from taskherd.broker.topology import Names
+    from taskherd.observe.tracing import Tracing
 
 WAITING_MOST: Final = 1_000
 """Messages that may wait for the broker's confirm at once."""
@@ -22,7 +23,8 @@ WAITING_MOST: Final = 1_000
 class Reports:
     """Passes reports on to the worker's queue."""
 
-    def __init__(self, publisher: Publisher, names: Names) -> None:
+    def __init__(self, publisher: Publisher, names: Names, tracing: Tracing) -> None:
+        self._tracing = tracing
         self._publisher = publisher
         self._names = names
         self._waiting = 0
@@ -34,7 +36,11 @@ class Reports:
         self._waiting += 1
         try:
             published = await self._publisher.publish(
-                self._names.reports, str(task_id), orjson.dumps(reports, default=str), mandatory=True
+                self._names.reports,
+                str(task_id),
+                orjson.dumps(reports, default=str),
+                headers={**self._tracing.current()} or None,
+                mandatory=True,
             )
         finally:
             self._waiting -= 1

@@ -1,0 +1,39 @@
+# One image for every process of taskherd: `docker run … taskherd worker`, `api`, `runner`, and `db upgrade` as the
+# migration job. Built with `make image`; deploy/compose.yaml and deploy/helm run it.
+ARG BASE=python:3.13-slim
+
+FROM ${BASE} AS build
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1
+WORKDIR /build
+RUN python -m venv /tools && python -m venv --without-pip /opt/taskherd
+# Dependencies first, since they change less often than the source.
+COPY deploy/image/build.lock deploy/image/requirements.lock ./
+RUN /tools/bin/python -m pip install --require-hashes -r build.lock \
+ && /tools/bin/python -m pip --python /opt/taskherd/bin/python install --require-hashes -r requirements.lock
+COPY pyproject.toml README.md LICENSE ./
+COPY src src
+RUN /tools/bin/python -m pip wheel --no-deps --no-build-isolation -w dist . \
+ && /tools/bin/python -m pip --python /opt/taskherd/bin/python install --no-deps dist/*.whl
+
+FROM ${BASE}
+LABEL org.opencontainers.image.title="taskherd" \
+      org.opencontainers.image.description="Keeps the truth about every AI agent task" \
+      org.opencontainers.image.licenses="Apache-2.0"
+# Nobody's home: the process owns nothing but /var/lib/taskherd, which only the runner writes to.
+RUN groupadd --gid 10001 taskherd \
+ && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /var/lib/taskherd --shell /usr/sbin/nologin taskherd \
+ && install -d -o 10001 -g 10001 -m 0750 /var/lib/taskherd
+COPY --from=build /opt/taskherd /opt/taskherd
+ENV PATH=/opt/taskherd/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
+    TASKHERD_OPS_HOST=0.0.0.0 TASKHERD_OPS_PORT=9590 TASKHERD_API_HOST=0.0.0.0 TASKHERD_LOG_FORMAT=json
+WORKDIR /var/lib/taskherd
+USER 10001:10001
+EXPOSE 9590 7080
+STOPSIGNAL SIGTERM
+# Alive, not ready: a database that is away is no reason to start a worker again.
+HEALTHCHECK --interval=30s --timeout=5s --start-period=10s --retries=3 \
+    CMD ["python", "-m", "taskherd.observe.health"]
+# Without a shell in between, so that signals reach the process itself.
+ENTRYPOINT ["taskherd"]
+CMD ["worker"]

@@ -1,0 +1,38 @@
+#!/bin/sh
+# `make audit`: what is known to be wrong with what we ship. Writes the list of parts to build/sbom.cdx.json (CycloneDX).
+# Known vulnerabilities are asked of PyPI, then of OSV; where neither answers it says so and fails at the end.
+set -u
+cd "$(dirname "$0")/.."
+bin=.venv/bin
+lock=deploy/image/requirements.lock
+mkdir -p build
+status=0
+
+echo "== bandit: risky code in src/ and deploy/"
+$bin/bandit -q -c pyproject.toml -r src deploy || status=1
+
+echo "== cyclonedx: what the image holds"
+$bin/cyclonedx-py requirements --pyproject pyproject.toml --mc-type application --output-reproducible \
+    --output-format JSON --output-file build/sbom.cdx.json "$lock" || status=1
+echo "build/sbom.cdx.json: $(grep -c '"purl"' build/sbom.cdx.json) parts"
+
+echo "== pip-audit: known vulnerabilities of $lock"
+answered=
+for service in pypi osv; do
+    $bin/pip-audit -r "$lock" --require-hashes --disable-pip --vulnerability-service "$service" \
+        --progress-spinner off --timeout 15 >build/audit.txt 2>&1
+    code=$?
+    if grep -q "could not be audited\|ConnectionError\|ServiceError\|ould not connect\|Traceback" build/audit.txt; then
+        echo "$service could not be asked: $(grep -m1 "audited\|Error\|connect" build/audit.txt | cut -c1-160)"
+        continue
+    fi
+    answered=$service
+    cat build/audit.txt
+    [ "$code" = 0 ] || status=1
+    break
+done
+if [ -z "$answered" ]; then
+    echo "No service answered: nothing is known about vulnerabilities. Run this where pypi.org or osv.dev can be reached."
+    status=1
+fi
+exit $status

@@ -1,0 +1,17 @@
+#!/bin/sh
+# Makes the secrets that deploy/compose.yaml mounts as files, each once: run it again and nothing changes.
+# The folder is closed to other people of this machine; the files in it are open, for the containers' own users.
+set -eu
+cd "$(dirname "$0")"
+mkdir -p secrets && chmod 700 secrets && cd secrets
+umask 022
+random() { od -An -N "$1" -tx1 /dev/urandom | tr -d ' \n'; }
+make() { [ -s "$1" ] || printf '%s\n' "$2" >"$1"; }
+make postgres_password "$(random 24)"
+make database_url "postgresql://taskherd:$(cat postgres_password)@postgres:5432/taskherd"
+make rabbitmq_password "$(random 24)"
+make rabbitmq.conf "default_user = taskherd
+default_pass = $(cat rabbitmq_password)"
+make amqp_url "amqp://taskherd:$(cat rabbitmq_password)@rabbitmq:5672/"
+make secret_key "$(random 32)"
+make grafana_password "$(random 16)"

@@ -1,0 +1,138 @@
+{{/* Names and the parts that every pod shares. */}}
+{{- define "taskherd.name" -}}
+{{- default .Release.Name .Values.nameOverride | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "taskherd.selector" -}}
+app.kubernetes.io/name: taskherd
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .process }}
+{{- end -}}
+
+{{- define "taskherd.labels" -}}
+{{ include "taskherd.selector" . }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
+{{- end -}}
+
+{{- define "taskherd.image" -}}
+{{- $image := .root.Values.image -}}
+{{- $own := (index .root.Values .process).image | default dict -}}
+{{- $repository := $own.repository | default $image.repository -}}
+{{- $digest := ternary $own.digest $image.digest (not (empty $own.repository)) -}}
+{{- $tag := ternary $own.tag $image.tag (not (empty $own.repository)) | default .root.Chart.AppVersion -}}
+{{- if $digest }}{{ $repository }}@{{ $digest }}{{ else }}{{ $repository }}:{{ $tag }}{{ end -}}
+{{- end -}}
+
+{{- define "taskherd.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 10001
+runAsGroup: 10001
+fsGroup: 10001
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+
+{{- define "taskherd.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end -}}
+
+{{- define "taskherd.caEnvironment" -}}
+{{- if or .Values.ca.secret .Values.ca.configMap }}
+- {name: PGSSLROOTCERT, value: /etc/taskherd/ca/ca.crt}
+{{- end }}
+{{- end -}}
+
+{{/* Secrets come as files, so that they are in no environment. */}}
+{{- define "taskherd.environment" -}}
+{{- $values := index .root.Values .process -}}
+- {name: TASKHERD_OPS_PORT, value: {{ .ops | quote }}}
+- {name: TASKHERD_GRACE, value: {{ printf "%ds" (int .root.Values.grace) }}}
+- {name: TASKHERD_MIGRATE, value: never}
+- {name: TASKHERD_AMQP_URL_FILE, value: /run/secrets/taskherd/amqp-url}
+{{- if ne .process "runner" }}
+- {name: TASKHERD_DATABASE_URL_FILE, value: /run/secrets/taskherd/database-url}
+- {name: TASKHERD_SECRET_KEY_FILE, value: /run/secrets/taskherd/secret-key}
+{{- else if not (hasKey ($values.settings | default dict) "AGENT_API_URL") }}
+- name: TASKHERD_AGENT_API_URL
+  value: http://{{ include "taskherd.name" .root }}-api:{{ .root.Values.api.service.port }}
+{{- end }}
+{{- include "taskherd.caEnvironment" .root }}
+{{- range $name, $value := merge (dict) ($values.settings | default dict) .root.Values.settings }}
+- {name: {{ printf "TASKHERD_%s" $name }}, value: {{ $value | quote }}}
+{{- end }}
+{{- end -}}
+
+{{- define "taskherd.secretVolume" -}}
+{{- $secret := index .root.Values.secrets .process -}}
+- name: secrets
+  secret:
+    secretName: {{ $secret.name }}
+    defaultMode: 0440
+    items:
+      {{- with $secret.databaseUrl }}
+      - {key: {{ . }}, path: database-url}
+      {{- end }}
+      {{- with $secret.amqpUrl }}
+      - {key: {{ . }}, path: amqp-url}
+      {{- end }}
+      {{- with $secret.secretKey }}
+      - {key: {{ . }}, path: secret-key}
+      {{- end }}
+{{- with .root.Values.ca.secret }}
+- {name: ca, secret: {secretName: {{ . }}}}
+{{- end }}
+{{- with .root.Values.ca.configMap }}
+- {name: ca, configMap: {name: {{ . }}}}
+{{- end }}
+{{- end -}}
+
+{{- define "taskherd.secretMounts" -}}
+- {name: secrets, mountPath: /run/secrets/taskherd, readOnly: true}
+{{- if or .root.Values.ca.secret .root.Values.ca.configMap }}
+- {name: ca, mountPath: /etc/taskherd/ca, readOnly: true}
+{{- end }}
+{{- end -}}
+
+{{/*
+Alive: the event loop turns, whatever is away outside. Ready: it does its work. A process that can't find its
+database is not started again for it.
+*/}}
+{{- define "taskherd.probes" -}}
+startupProbe:
+  httpGet: {path: /livez, port: ops}
+  periodSeconds: 2
+  failureThreshold: 30
+livenessProbe:
+  httpGet: {path: /livez, port: ops}
+  periodSeconds: 10
+  timeoutSeconds: 5
+  failureThreshold: 6
+readinessProbe:
+  httpGet: {path: /readyz, port: ops}
+  periodSeconds: 5
+  timeoutSeconds: 5
+  failureThreshold: 2
+{{- end -}}
+
+{{- define "taskherd.scheduling" -}}
+{{- $values := index .root.Values .process -}}
+{{- with $values.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $values.tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $values.affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
+topologySpreadConstraints:
+  - maxSkew: 1
+    topologyKey: kubernetes.io/hostname
+    whenUnsatisfiable: ScheduleAnyway
+    labelSelector:
+      matchLabels: {{- include "taskherd.selector" . | nindent 8 }}
+{{- end -}}

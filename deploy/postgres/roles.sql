@@ -1,0 +1,37 @@
+-- Who may do what in taskherd's database. Run it as a superuser, in that database, once; again changes nothing:
+--   psql -d taskherd -f deploy/postgres/roles.sql
+-- Then give each role that logs in its password: psql -d taskherd -c '\password taskherd_worker'
+--
+--   taskherd_migrator  owns the tables: `taskherd db upgrade`, `directory apply`, `token`
+--   taskherd_worker    reads and writes what tasks consist of; reads the directory
+--   taskherd_api       reads; writes when a token was last used
+--
+-- A runner has no role: it speaks with RabbitMQ only.
+DO $$
+DECLARE
+    role text;
+BEGIN
+    FOREACH role IN ARRAY ARRAY['taskherd_migrator', 'taskherd_worker', 'taskherd_api'] LOOP
+        IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = role) THEN
+            EXECUTE format('CREATE ROLE %I LOGIN', role);
+        END IF;
+        EXECUTE format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), role);
+    END LOOP;
+    EXECUTE format('REVOKE ALL ON DATABASE %I FROM PUBLIC', current_database());
+END $$;
+
+REVOKE ALL ON SCHEMA public FROM PUBLIC;
+GRANT USAGE, CREATE ON SCHEMA public TO taskherd_migrator;
+GRANT USAGE ON SCHEMA public TO taskherd_worker, taskherd_api;
+
+-- A process that hangs, or a person who forgot a transaction, must not hold locks for ever.
+ALTER ROLE taskherd_worker SET idle_in_transaction_session_timeout = '60s';
+ALTER ROLE taskherd_api SET idle_in_transaction_session_timeout = '30s';
+ALTER ROLE taskherd_api SET statement_timeout = '30s';
+ALTER ROLE taskherd_api SET default_transaction_read_only = off;
+
+-- What the migrator makes, now and in later releases, is open to the others as far as they need it.
+ALTER DEFAULT PRIVILEGES FOR ROLE taskherd_migrator IN SCHEMA public
+    GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO taskherd_worker;
+ALTER DEFAULT PRIVILEGES FOR ROLE taskherd_migrator IN SCHEMA public GRANT SELECT ON TABLES TO taskherd_api;
+ALTER DEFAULT PRIVILEGES FOR ROLE taskherd_migrator IN SCHEMA public GRANT USAGE ON SEQUENCES TO taskherd_worker;

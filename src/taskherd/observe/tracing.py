@@ -1,0 +1,138 @@
+"""The trace that a message belongs to, carried on as W3C Trace Context, and with OpenTelemetry spans of what we do.
+
+https://www.w3.org/TR/trace-context/. With `TASKHERD_TRACING=off` a trace is only passed on: what a request or a command
+leads to carries the `traceparent` that it came with. With otlp, which needs the extra `[otel]`, there is a span for
+each request, command, batch, commit and publish.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
+
+from taskherd.errors import Misconfigured
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+
+Carrier = dict[str, str]
+"""`traceparent`, and `tracestate` where there is one; empty: no trace."""
+
+PARENT, STATE = "traceparent", "tracestate"
+LINKS_MOST: Final = 32
+STATE_MOST: Final = 512
+EXPORT_TIMEOUT: Final = 5.0
+_WELL_FORMED: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+def carried(headers: Mapping[str, Any]) -> Carrier:
+    """Return the trace in the headers of a message or request; none where they are not as the standard says."""
+    parent, state = headers.get(PARENT), headers.get(STATE)
+    if not isinstance(parent, str) or not _WELL_FORMED.fullmatch(parent):
+        return {}
+    if isinstance(state, str) and state and len(state) <= STATE_MOST and state.isprintable():
+        return {PARENT: parent, STATE: state}
+    return {PARENT: parent}
+
+
+class Tracing:
+    """Passes traces on and makes no spans."""
+
+    def __init__(self) -> None:
+        self._current: ContextVar[Carrier] = ContextVar("trace")
+
+    @contextmanager
+    def span(
+        self,
+        name: str,  # noqa: ARG002 - for those who make spans, as the attributes are
+        *,
+        parent: Carrier | None = None,
+        links: Iterable[Carrier] = (),
+        **attributes: str | int,  # noqa: ARG002
+    ) -> Iterator[None]:
+        """Do the body as a part of the trace `parent`; or of the one that all `links` are of, if it is one."""
+        if not parent:
+            parents = {each[PARENT]: each for each in links if each}
+            parent = next(iter(parents.values())) if len(parents) == 1 else None
+        if not parent:
+            yield
+            return
+        token = self._current.set(parent)
+        try:
+            yield
+        finally:
+            self._current.reset(token)
+
+    def current(self) -> Carrier:
+        """Return what a message that is sent now is to carry in its headers."""
+        return self._current.get({})
+
+    def close(self) -> None:
+        """Send what is still to be sent, within seconds."""
+
+
+class OtelTracing(Tracing):
+    """Makes spans, sent to a collector from a thread of its own; one that is away costs spans, nothing else."""
+
+    def __init__(self, provider: TracerProvider) -> None:
+        super().__init__()
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415
+
+        self._provider = provider
+        self._tracer = provider.get_tracer("taskherd")
+        self._propagator = TraceContextTextMapPropagator()
+
+    @contextmanager
+    def span(
+        self, name: str, *, parent: Carrier | None = None, links: Iterable[Carrier] = (), **attributes: str | int
+    ) -> Iterator[None]:
+        """Do the body in a span, a child of `parent` or else of the span around it, linked to `links`."""
+        from opentelemetry import trace  # noqa: PLC0415 - an optional dependency
+
+        context = self._propagator.extract(parent) if parent else None
+        different = {each[PARENT]: each for each in links if each}.values()
+        contexts = (trace.get_current_span(self._propagator.extract(each)) for each in islice(different, LINKS_MOST))
+        linked = [trace.Link(span.get_span_context()) for span in contexts]
+        with self._tracer.start_as_current_span(
+            f"taskherd {name}",
+            context=context,
+            links=linked,
+            attributes={f"taskherd.{key}": value for key, value in attributes.items()},
+        ):
+            yield
+
+    def current(self) -> Carrier:
+        """Return what a message that is sent now is to carry in its headers."""
+        carrier: Carrier = {}
+        self._propagator.inject(carrier)
+        return carrier
+
+    def close(self) -> None:
+        """Send what is still to be sent, within seconds."""
+        self._provider.force_flush(int(EXPORT_TIMEOUT * 1000))
+        self._provider.shutdown()
+
+
+def open_tracing(mode: str, process: str, version: str) -> Tracing:
+    """Return the tracing that `mode` (off or otlp) asks for; raises Misconfigured where the extra is not installed.
+
+    Where the collector is, how much is sampled, and more, is said by OpenTelemetry's own variables, `OTEL_…`
+    (https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/).
+    """
+    if mode == "off":
+        return Tracing()
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - optional
+        from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
+        from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+    except ImportError as error:
+        raise Misconfigured("tracing", "otlp needs `pip install taskherd[otel]`; expected off without it") from error
+    resource = Resource.create({"service.name": f"taskherd-{process}", "service.version": version})
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(timeout=EXPORT_TIMEOUT)))
+    return OtelTracing(provider)

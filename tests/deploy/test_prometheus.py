@@ -1,0 +1,262 @@
+"""Rules and dashboard: they do what they say, name only what there is, and lead to a runbook that knows them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import urllib.parse
+import urllib.request
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from taskherd.dev import apt, ports
+from taskherd.dev.sources import Missing
+from tests.api.stage import token_for
+from tests.chaos.stage import WorkerProcess, until
+from tests.flow.herd import SECRET, VERSION, Herd, said
+
+ROOT = Path(__file__).parents[2]
+PROMETHEUS = ROOT / "deploy" / "prometheus"
+RULES = sorted((PROMETHEUS / "rules").glob("*.yml"))
+UNIT_TESTS = sorted((PROMETHEUS / "tests").glob("*.yml"))
+DASHBOARD = ROOT / "deploy" / "grafana" / "taskherd.json"
+PROCESSES = ("worker", "api", "runner")
+AGENT = json.dumps({"command": ["echo", "Done"], "idle_after": 0.5})
+NOWHERE = json.dumps({"pool": "nowhere"})
+"""What tells a runner to leave a task to the test."""
+SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
+NAME = re.compile(r"\b(?:taskherd[_:]|process_)[a-z0-9_:]*")
+FINE_WHEN_EMPTY = ("ALERTS",)
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """Debian's Prometheus."""
+
+    prometheus: str
+    promtool: str
+
+
+@pytest.fixture(scope="session")
+def tools(announce: Callable[[str], None]) -> Tools:
+    """Prometheus and promtool of this machine, installed where they are missing."""
+    if shutil.which("promtool") is None:
+        missing = apt.install("prometheus", announce)
+        assert not isinstance(missing, Missing), missing
+    return Tools(shutil.which("prometheus") or "", shutil.which("promtool") or "")
+
+
+def rules() -> Iterator[dict[str, Any]]:
+    """Every rule of every file."""
+    for path in RULES:
+        for group in yaml.safe_load(path.read_text())["groups"]:
+            yield from group["rules"]
+
+
+def alerts() -> dict[str, dict[str, Any]]:
+    """The alerts by name."""
+    return {rule["alert"]: rule for rule in rules() if "alert" in rule}
+
+
+def panels() -> Iterator[tuple[str, str]]:
+    """The title and each expression of every panel of the dashboard."""
+    for panel in json.loads(DASHBOARD.read_text())["panels"]:
+        for target in panel.get("targets", ()):
+            yield panel["title"], target["expr"]
+
+
+def test_promtool_accepts_the_rules_and_finds_that_they_do_what_they_say(tools: Tools) -> None:
+    """`promtool` checks the rules and the configuration, and runs every unit test of the rules."""
+    files = [str(path) for path in RULES]
+    for words in (["check", "rules", "--lint-fatal", *files], ["check", "config", str(PROMETHEUS / "prometheus.yml")]):
+        done = subprocess.run([tools.promtool, *words], capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    tests = [str(path) for path in UNIT_TESTS]
+    done = subprocess.run(
+        [tools.promtool, "test", "rules", *tests], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_alert_is_seen_to_fire_and_to_keep_quiet() -> None:
+    """There is a unit test of each alert in both directions."""
+    names = {each["name"] for path in UNIT_TESTS for each in yaml.safe_load(path.read_text())["tests"]}
+    assert names == {f"{alert} {word}" for alert in alerts() for word in ("fires", "keeps quiet")}
+
+
+def test_every_alert_leads_to_its_page_in_the_runbook() -> None:
+    """Each alert's link is a heading of the runbook, which has no other, and the operations page lists it."""
+    runbook = (ROOT / "docs" / "runbook.md").read_text()
+    operations = (ROOT / "docs" / "operations.md").read_text()
+    headings = re.findall(r"(?m)^## (Taskherd\w+)$", runbook)
+    assert sorted(headings) == sorted(alerts())
+    for name, rule in alerts().items():
+        assert rule["annotations"]["runbook_url"] == f"docs/runbook.md#{name.lower()}"
+        assert f"| [{name}](runbook.md#{name.lower()}) | {rule['annotations']['summary']} |" in operations
+        assert rule["labels"]["severity"] in {"critical", "warning"}
+
+
+def test_the_dashboard_asks_the_five_questions_in_order() -> None:
+    """From top to bottom: moving, keeping up, healthy, fast, broken."""
+    rows = [panel["title"] for panel in json.loads(DASHBOARD.read_text())["panels"] if panel["type"] == "row"]
+    assert rows == [
+        "Are tasks moving?",
+        "Is the worker keeping up?",
+        "Are agents healthy?",
+        "Is the api fast?",
+        "What is broken?",
+    ]
+
+
+class Server:
+    """A Prometheus that scrapes the processes of this test."""
+
+    def __init__(self, port: int) -> None:
+        self._base = f"http://127.0.0.1:{port}/api/v1/"
+
+    async def ask(self, path: str, **query: str) -> Any:
+        """The data of an answer; an error of the server is one here."""
+        url = f"{self._base}{path}?{urllib.parse.urlencode(query)}"
+
+        def fetch() -> Any:
+            with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310 - our own server
+                return json.load(answer)
+
+        answered = await asyncio.to_thread(fetch)
+        assert answered["status"] == "success", answered
+        return answered["data"]
+
+    async def value(self, expression: str) -> list[Any]:
+        """The series that an expression gives now."""
+        found: list[Any] = (await self.ask("query", query=expression))["result"]
+        return found
+
+    async def ready(self) -> bool:
+        """Whether it answers."""
+        try:
+            await self.ask("status/runtimeinfo")
+        except OSError:
+            return False
+        return True
+
+    async def names(self) -> set[str]:
+        """Every metric that the scraped processes declare, with or without a sample, as queries name it."""
+        told = await self.ask("targets/metadata")
+        return {
+            family["metric"].removesuffix("_total") + suffix
+            for family in told
+            for suffix in SUFFIXES.get(family["type"], ("",))
+        } | {family["metric"] for family in told}
+
+
+@pytest.fixture
+async def scraped(tools: Tools, alone: Herd, tmp_path: Path) -> AsyncIterator[Server]:
+    """Every process of taskherd that there is, a Prometheus with our rules that scrapes them, and something to see."""
+    database_url, amqp_url = alone.urls
+    own = {
+        "TASKHERD_DATABASE_URL": database_url,
+        "TASKHERD_AMQP_URL": amqp_url,
+        "TASKHERD_AMQP_PREFIX": alone.prefix,
+        "TASKHERD_SECRET_KEY": SECRET,
+        "TASKHERD_RUNNER_NAME": "r1",
+        "TASKHERD_RUNNER_ROOT": str(tmp_path / "runner"),
+    }
+    port, http, *ops = ports.claim([None] * (2 + len(PROCESSES)))
+    own["TASKHERD_API_PORT"] = str(http)
+    started: list[asyncio.subprocess.Process] = []
+    try:
+        for process, number in zip(PROCESSES, ops, strict=True):
+            environment = {**os.environ, **own, "TASKHERD_OPS_PORT": str(number)}
+            if process == "runner":  # as it is shipped: with neither database nor key
+                del environment["TASKHERD_DATABASE_URL"], environment["TASKHERD_SECRET_KEY"]
+            with (tmp_path / f"{process}.log").open("wb") as log:
+                started.append(
+                    await asyncio.create_subprocess_exec(
+                        sys.executable, "-m", "taskherd", process, env=environment, stdout=log, stderr=log
+                    )
+                )
+        targets = {f"taskherd-{process}": number for process, number in zip(PROCESSES, ops, strict=True)}
+        started.append(await _prometheus(tools, tmp_path, port, targets))
+        server = Server(port)
+        await until(server.ready, bool, 30)
+        await WorkerProcess(started[0], tmp_path / "worker.log").ready(30)
+        await until(lambda: server.value('min_over_time(taskherd_drained{job="taskherd-worker"}[1m])'), bool, 30)
+        await _something_happens(alone, f"http://127.0.0.1:{http}/api/v2")
+        yield server
+    finally:
+        for running in started:
+            running.terminate()
+        await asyncio.gather(*(running.wait() for running in started))
+
+
+async def _prometheus(tools: Tools, folder: Path, port: int, targets: dict[str, int]) -> asyncio.subprocess.Process:
+    config = {
+        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+        "rule_files": [str(path) for path in RULES],
+        "scrape_configs": [
+            {"job_name": job, "static_configs": [{"targets": [f"127.0.0.1:{number}"]}]}
+            for job, number in targets.items()
+        ],
+    }
+    path = folder / "prometheus.yml"
+    path.write_text(yaml.safe_dump(config))
+    words = (
+        f"--config.file={path}",
+        f"--storage.tsdb.path={folder / 'tsdb'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+    )
+    with (folder / "prometheus.log").open("wb") as log:
+        return await asyncio.create_subprocess_exec(tools.prometheus, *words, stdout=log, stderr=log)
+
+
+async def _something_happens(own: Herd, api: str) -> None:
+    """A task that a runner works on, asked for over HTTP; tasks of several states, a dead letter, a refused command."""
+    change = "UPDATE template_versions SET run = $1 WHERE id = $2"
+    await own.database.execute(change, AGENT, VERSION)
+    headers = {"Coder-Session-Token": await token_for(own.urls[0], "alice")}
+    async with httpx.AsyncClient(base_url=api, headers=headers, timeout=30) as client:
+        answer = await client.post("/tasks/me", json={"template_version_id": str(VERSION), "input": "Say so"})
+        task = uuid.UUID(answer.raise_for_status().json()["id"])
+        await own.until(lambda: own.state(task).get("state") == "complete")
+        assert (await client.get(f"/tasks/me/{task}")).is_success
+    await own.database.execute(change, NOWHERE, VERSION)
+    for _ in range(3):
+        await own.active()
+    task = await own.create()
+    await own.report(said("app.status", task, state="working", message="Reading"), {"type": "nonsense"})
+    await own.refused("task.pause", uuid.uuid4())
+
+
+async def test_every_metric_that_rules_and_dashboard_name_is_scraped_from_the_real_processes(scraped: Server) -> None:
+    """A real Prometheus has each metric, each rule is well, and each panel has something to show."""
+    recorded = {rule["record"] for rule in rules() if "record" in rule}
+    expressions = [(rule.get("record") or rule["alert"], rule["expr"]) for rule in rules()] + list(panels())
+    wanted = {name for _, expression in expressions for name in NAME.findall(expression)}
+    await until(scraped.names, lambda names: wanted <= names | recorded, 30)
+
+    groups = await until(lambda: scraped.ask("rules"), lambda told: all(
+        rule["health"] == "ok" for group in told["groups"] for rule in group["rules"]
+    ), 30)  # fmt: skip
+    assert {rule["name"] for group in groups["groups"] for rule in group["rules"]} == recorded | set(alerts())
+
+    for title, expression in panels():
+        series = await scraped.value(expression)
+        if not expression.startswith(FINE_WHEN_EMPTY):
+            series = await until(lambda asked=expression: scraped.value(asked), bool, 60)  # type: ignore[misc]
+        assert series is not None, title
+    letters = 'ALERTS{alertname="TaskherdDeadLetters", alertstate="firing"}'
+    assert await until(lambda: scraped.value(letters), bool, 30)
