@@ -64,12 +64,12 @@ def broker(tmp_path: Path) -> Iterator[rabbitmq.RabbitNode]:
     binaries = rabbitmq.find()
     assert isinstance(binaries, rabbitmq.Binaries), "a node that can be killed needs RabbitMQ's own binaries here"
     node = rabbitmq.RabbitNode(binaries, tmp_path / "rabbitmq")
-    node.home.mkdir()
     node.start()
     yield node
     node.stop()
 
 
+@pytest.mark.timeout(300)
 async def test_a_killed_broker_costs_nothing_but_time(
     broker: rabbitmq.RabbitNode, database_url: str, tmp_path: Path
 ) -> None:
