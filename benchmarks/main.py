@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks import api, bloat, growth, machine, plans, rows, sustained, workers
+from benchmarks import agents, api, bloat, growth, machine, plans, rows, sustained, workers
 from benchmarks.cpu import profile
 from benchmarks.stage import Stage, stage
 from benchmarks.workload import Workload
@@ -26,10 +26,12 @@ SECTIONS = {
     "growth": ("Cost as the work grows", growth.measure),
     "bloat": ("What updates leave behind", bloat.measure),
     "vacuums": ("Autovacuum", bloat.vacuums),
+    "agents": ("Agents on one runner", agents.measure),
     "plans": ("The hot statements' plans", plans.measure),
 }
 FULL = (*ROWS, "workers", "growth", "bloat")
-"""Of the sections those that fit into a full run: vacuums takes ten minutes, plans tells nothing of this machine."""
+"""Of the sections those that fit into a full run: vacuums takes ten minutes, plans tells nothing of this machine, and
+agents wants it for itself."""
 MILLION = 1_000_000
 HOUR = 60
 

@@ -56,27 +56,27 @@ def left(data: Path) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(300)
 def test_it_runs_to_its_end_and_finds_all_as_expected(tmp_path: Path) -> None:
     """Exit code 0, no cross, the dead letters with their reasons, and nothing left running."""
     with started(tmp_path) as process:
-        said, _ = process.communicate(timeout=140)
+        said, _ = process.communicate(timeout=290)
     assert process.returncode == 0, said
     assert "✗" not in said
-    for word in ("agent has lost connection", "not_json", "invalid", "SyntaxError", "p99", "everything is as expected"):
+    for word in ("SIGSEGV", "used up its time", "not_json", "SyntaxError", "p99", "everything is as expected"):
         assert word in said
     assert left(tmp_path) == []
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_an_interrupt_ends_everything(tmp_path: Path) -> None:
     """After Ctrl-C in the middle of the work: exit code 130, and nothing left running."""
     with started(tmp_path) as process:
         assert process.stdout is not None
         assert any("working: 1/" in line for line in process.stdout)
         process.send_signal(signal.SIGINT)
-        said, _ = process.communicate(timeout=60)
+        said, _ = process.communicate(timeout=120)
     assert process.returncode == 130, said
     assert "interrupted" in said
     assert left(tmp_path) == []
@@ -84,20 +84,21 @@ def test_an_interrupt_ends_everything(tmp_path: Path) -> None:
 
 def test_nothing_seen_is_nothing_as_expected() -> None:
     """Where no event came, every expectation fails: the demo can't succeed by not looking."""
-    rows = {part.task_id: Row(part) for part in parts()}
-    findings = judge(Evidence(rows, Facts(), dict.fromkeys(rows), []))
-    findings += farewell(rows.values(), {})
+    rows = {part.name: Row(part) for part in parts()}
+    findings = judge(Evidence(rows, Facts()))
+    findings += farewell(rows.values(), {}, {}, [])
     assert not any(finding.met for finding in findings)
 
 
 def test_every_part_has_a_job_of_at_least_three_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A dozen parts, each role played, each with real steps over this checkout."""
+    """A dozen parts, each role played; those without an agent of their own have real steps over this checkout."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     cast = parts()
     assert len(cast) == DOZEN
     assert {part.role for part in cast} == set(Role)
     for part in cast:
-        assert len(jobs.steps(part.job, ROOT)) >= 3
+        if part.role not in {Role.FIXES, Role.SENT}:
+            assert len(jobs.steps(part.job, ROOT)) >= 3
 
 
 def test_the_seeded_mistake_is_real(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

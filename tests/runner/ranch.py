@@ -68,6 +68,7 @@ class Ranch:
     herd: Herd
     folder: Path
     runners: list[RunnerProcess] = field(default_factory=list)
+    names: set[str] = field(default_factory=set)
 
     @property
     def root(self) -> Path:
@@ -102,6 +103,7 @@ class Ranch:
                 sys.executable, "-m", "taskherd", "runner", env=environment, stdout=output, stderr=output
             )
         runner = RunnerProcess(process, log)
+        self.names.add(name)
         self.runners.append(runner)
         await eventually_async(runner.ready, lambda ready: ready)
         return runner
@@ -200,7 +202,8 @@ async def ranch(herd: Herd, folder: Path) -> AsyncIterator[Ranch]:
         for runner in own.runners:
             await runner.kill()
         _end_all(folder)
-        await herd.channel.queue_delete(f"{herd.prefix}.work.r1", timeout=10)
+        for name in own.names:
+            await herd.channel.queue_delete(f"{herd.prefix}.work.{name}", timeout=10)
 
 
 def _end_all(folder: Path) -> None:

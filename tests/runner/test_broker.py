@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import Iterator
+from pathlib import Path
 
+import aio_pika
 import pytest
 
+from taskherd.dev import rabbitmq
 from tests.broker.conftest import Relay
-from tests.runner.ranch import Ranch, eventually
+from tests.flow.herd import herd
+from tests.runner.ranch import Ranch, eventually, ranch
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -50,3 +56,45 @@ async def test_it_is_kept_for_the_next_runner_too(own: Ranch) -> None:
     await own.start()
     await own.until_output(task_id, "meanwhile")
     assert await own.output(task_id) == ["before", "meanwhile"]
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[rabbitmq.RabbitNode]:
+    """A RabbitMQ of the test's own, to kill."""
+    binaries = rabbitmq.find()
+    assert isinstance(binaries, rabbitmq.Binaries), "a node that can be killed needs RabbitMQ's own binaries here"
+    node = rabbitmq.RabbitNode(binaries, tmp_path / "rabbitmq")
+    node.start()
+    yield node
+    node.stop()
+
+
+@pytest.mark.timeout(300)
+async def test_a_killed_broker_costs_nothing_but_time(
+    broker: rabbitmq.RabbitNode, database_url: str, tmp_path: Path
+) -> None:
+    """Kill -9 the broker: agent and runner go on, and when it is back everything is told, once, and work goes on."""
+    prefix = "killed"
+    async with herd(database_url, broker.url, prefix, log_level="warning") as flock, ranch(flock, tmp_path) as own:
+        runner = await own.start()
+        task_id = await own.task("count:10", "await:go", "count:50", "echo")
+        await own.until_output(task_id, "line 9")
+        await asyncio.to_thread(broker.settle)
+        agent = own.agent(task_id)["agent"]
+        broker.kill()
+        (own.work(task_id) / "go").touch()
+        await eventually(lambda: b"line 49" in (own.state(task_id) / "outbox.jsonl").read_bytes())
+        assert runner.process.returncode is None
+        await asyncio.to_thread(broker.restart)
+        await own.until_output(task_id, "line 49")
+        async with await aio_pika.connect(broker.url, timeout=10) as connection:
+            flock.channel = await connection.channel()
+            await flock.listen()
+            assert (await flock.command("task.send", task_id, input="are you there?"))["ok"]
+            await own.until_output(task_id, "got are you there?")
+            counted = [int(number) for text in await own.output(task_id) for number in re.findall(r"line (\d+)", text)]
+            assert counted == [*range(10), *range(50)]
+            assert own.agent(task_id)["agent"] == agent
+            await runner.kill()
+            await flock.channel.queue_delete(f"{prefix}.work.r1", timeout=10)
+            own.names.clear()

@@ -20,7 +20,7 @@ def demo(
         ".taskherd/demo"
     ),
 ) -> None:
-    """Run private services, a worker and a dozen agents that check this project's source; watch, and see it judged."""
+    """Run private services, a worker, the API and a runner with a dozen agents; watch, and see it judged."""
     try:
         from taskherd.dev.demo import demo as session  # noqa: PLC0415 - needs an extra that production does without
     except ModuleNotFoundError as error:

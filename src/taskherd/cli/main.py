@@ -9,7 +9,22 @@ import typer
 from typer.core import TyperGroup
 
 from taskherd import __version__
-from taskherd.cli import api, config, db, dead, demo, dev, directory, doctor, follow, runner, token, topology, worker
+from taskherd.cli import (
+    api,
+    config,
+    db,
+    dead,
+    demo,
+    dev,
+    directory,
+    doctor,
+    follow,
+    mcp,
+    runner,
+    token,
+    topology,
+    worker,
+)
 from taskherd.errors import Misconfigured, Unavailable
 from taskherd.observe import logs
 from taskherd.settings import Settings, unknown_variables, variable_of
@@ -75,5 +90,5 @@ app.add_typer(topology.app, name="topology")
 app.add_typer(dead.app, name="dead")
 app.add_typer(token.app, name="token")
 app.add_typer(follow.app, name="task")
-for command in (worker, api, runner, dev, demo, doctor, config):
+for command in (worker, api, runner, mcp, dev, demo, doctor, config):
     command.register(app)

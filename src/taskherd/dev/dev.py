@@ -69,13 +69,13 @@ def _written(data: Path, environment: dict[str, str]) -> dict[str, str]:
     return environment
 
 
-def prepare(database_url: str, environ: Mapping[str, str]) -> None:
-    """Migrate the database and, in a checkout, load the example directory; raises Unavailable if that fails."""
+def prepare(database_url: str, environ: Mapping[str, str], directory: Path = EXAMPLE_DIRECTORY) -> None:
+    """Migrate the database and load a directory file if it is there; raises Unavailable if that fails."""
     migrate.upgrade(database_url)
-    if EXAMPLE_DIRECTORY.exists():
-        command = [sys.executable, "-m", "taskherd", "directory", "apply", str(EXAMPLE_DIRECTORY)]
+    if directory.exists():
+        command = [sys.executable, "-m", "taskherd", "directory", "apply", str(directory)]
         if subprocess.run(command, env=environ, timeout=60, check=False).returncode != 0:
-            raise Unavailable(f"could not apply {EXAMPLE_DIRECTORY}")
+            raise Unavailable(f"could not apply {directory}")
 
 
 @contextmanager

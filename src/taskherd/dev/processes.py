@@ -25,6 +25,7 @@ __all__ = [
     "Process",
     "await_ready",
     "belonging_to",
+    "carrying",
     "end",
     "is_named",
     "kill",
@@ -63,6 +64,16 @@ def belonging_to(home: Path) -> list[Process]:
     """Every running process of the node in `home` with its descendants, except this one."""
     found = [process for process in psutil.process_iter() if process.pid != os.getpid() and _belongs(process, home)]
     return list({process.pid: process for root in found for process in (root, *tree(root.pid)[1:])}.values())
+
+
+def carrying(name: str, prefix: str) -> list[Process]:
+    """Every running process in whose environment the variable `name` has a value that begins with `prefix`."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(*_GONE):
+            if process.environ().get(name, "").startswith(prefix):
+                found.append(process)
+    return found
 
 
 def tree(pid: int) -> list[Process]:

@@ -1,119 +1,99 @@
-"""An agent of the demo, a process of its own: does its job step by step and reports each step as it takes it.
+"""An agent of the demo: does its job over a checkout step by step, says each step, and ends as its work ended.
 
-`python -m taskherd.dev.demo.agent --task … --agent … --build … --job … --prompt …`; it lives on, idle, until SIGTERM.
+`python -m taskherd.dev.demo.agent --root CHECKOUT --job NAME`. What is done is noted in its folder: started there
+again, it goes on where it was. It speaks as an agent of the kind `stdio`, or with `--over http` as one of `self`.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
+import ctypes
+import json
+import os
 import signal
-from collections.abc import Sequence
-from contextlib import suppress
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
-from uuid import UUID
+from typing import Final, TypeAlias
 
-from taskherd.broker.connection import Link
-from taskherd.broker.publish import Publisher
-from taskherd.broker.topology import Names
-from taskherd.dev.demo import jobs, voice
+from taskherd.dev.demo import jobs
 from taskherd.dev.demo.checks import Step
-from taskherd.dev.demo.voice import Voice
-from taskherd.settings import load
 
-HEARTBEAT_EVERY: Final = 2.0
-PACE: Final = 1.4
+PACE: Final = 1.2
 """Seconds between two steps, so that a person can follow."""
-VERDICT: Final = "verdict: "
-"""The line of an agent's own log that says how its work ended begins with this."""
-_LEFT: Final = "left"
-_NO_REPORT: Final = b"\x89PNG\r\n\x1a\n is what a picture begins with"
+DONE: Final = "done.txt"
+"""In its folder: the titles of the steps taken, one a line."""
+VERDICT: Final = "verdict"
+"""In its folder: how its work ended, in its own words."""
 _MESSAGE_MOST: Final = 160
+_TIMEOUT: Final = 10.0
+
+Say: TypeAlias = Callable[[str, str], None]
+"""Tells a state and a message."""
 
 
-class Agent:
-    """One agent; `live` is its whole life."""
-
-    def __init__(self, speaks: Voice, *, garbage: bool) -> None:
-        self._voice = speaks
-        self._garbage = garbage
-        self._leaving = asyncio.Event()
-        self._entries = 0
-
-    async def live(self, job: str, prompt: str) -> None:
-        """Start up, work, idle until told to leave, and say goodbye; raises Unavailable when the broker is lost."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, self._leaving.set)
-        await self._voice.say(voice.lifecycle("starting"))
-        beating = asyncio.create_task(self._beat(), name="heartbeat")
-        steps = await asyncio.to_thread(jobs.steps, job, Path.cwd())
-        await self._voice.say(voice.lifecycle("ready"), voice.health("healthy"), self._entry("input", prompt))
-        print(f"{VERDICT}{await self._work(steps)}", flush=True)
-        await self._pause(None)
-        beating.cancel()
-        await asyncio.wait({beating})
-        await self._voice.say(voice.lifecycle("shutting_down"))
-        await self._voice.say(voice.goodbye(), voice.lifecycle("off"))
-
-    async def _beat(self) -> None:
-        while True:
-            await self._voice.say(voice.heartbeat())
-            await asyncio.sleep(HEARTBEAT_EVERY)
-
-    async def _work(self, steps: Sequence[Step]) -> str:
-        """Take the steps one at a time; how it ended."""
-        last = ""
-        for number, step in enumerate(steps, 1):
-            if self._leaving.is_set():
-                return _LEFT
-            await self._voice.say(voice.status("working", _short(f"{number}/{len(steps)} {step.title}")))
-            done = await asyncio.to_thread(step.do)
-            print(f"{step.title}: {done.output}", flush=True)
-            said = self._entry("output", f"{step.title}\n{done.output}")
-            if not done.well:
-                await self._voice.say(said, voice.status("failed", _short(f"{step.title}: {_last_line(done.output)}")))
-                return "failed"
-            last = _last_line(done.output)
-            await self._voice.say(said)
-            if self._garbage:
-                await self._send_garbage(number)
-            await self._pause(PACE)
-        await self._voice.say(voice.status("complete", _short(f"{len(steps)} steps, the last: {last}")))
-        return "complete"
-
-    async def _send_garbage(self, number: int) -> None:
-        """After the second step bytes that are no JSON, after the third an array with one bad element in the middle."""
-        match number:
-            case 2:
-                await self._voice.say_raw(_NO_REPORT)
-            case 3:
-                good, bad = voice.heartbeat(), voice.status("dancing", "no such state")
-                await self._voice.say(good, bad, self._entry("output", "this one is good"))
-            case _:
-                return
-
-    async def _pause(self, seconds: float | None) -> None:
-        """Wait so long, or until told to leave."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._leaving.wait()
-
-    def _entry(self, speaker: str, content: str) -> dict[str, object]:
-        self._entries += 1
-        return voice.entry(self._entries - 1, speaker, content)
+def aloud(state: str, message: str) -> None:
+    """Say it in a line of the output, for a runner to read."""
+    print(f'::taskherd state={state} message="{_short(message)}"', flush=True)
 
 
-async def run(words: argparse.Namespace) -> None:
-    """Live as one agent, on a connection of its own."""
-    settings = load("amqp_url")
-    link = Link(settings.amqp_url, f"demo agent {words.job}")
-    link.start()
-    try:
-        speaks = Voice(Publisher(link), Names(settings.amqp_prefix), words.task, words.build, words.agent)
-        await Agent(speaks, garbage=words.garbage).live(words.job, words.prompt)
-    finally:
-        await link.close()
+def over_http(state: str, message: str) -> None:
+    """Tell it to the API, with the token that the runner gave us."""
+    said = {"state": "failure" if state == "failed" else state, "message": _short(message), "uri": "", "app_slug": ""}
+    request = urllib.request.Request(  # noqa: S310 - the runner's own API, over http
+        f"{os.environ['TASKHERD_API_URL'].rstrip('/')}/api/v2/workspaceagents/me/app-status",
+        data=json.dumps(said).encode(),
+        headers={"Coder-Session-Token": os.environ["TASKHERD_AGENT_TOKEN"], "Content-Type": "application/json"},
+        method="PATCH",
+    )
+    with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:  # noqa: S310 - as above
+        answer.read()
+
+
+def work(steps: Sequence[Step], folder: Path, say: Say, *, crash_after: int, hang_after: int) -> int:
+    """Take the steps that are not noted as done, one at a time; the exit status."""
+    noted = folder / DONE
+    done = set(noted.read_text().splitlines()) if noted.exists() else set()
+    last = ""
+    for number, step in enumerate(steps, 1):
+        if step.title in done:
+            continue
+        say("working", f"{number}/{len(steps)} {step.title}")
+        found = step.do()
+        print(f"{step.title}: {found.output}", flush=True)
+        last = _last_line(found.output)
+        if not found.well:
+            say("failed", f"{step.title}: {last}")
+            (folder / VERDICT).write_text("failed")
+            return 1
+        with noted.open("a") as file:
+            file.write(f"{step.title}\n")
+        if number == crash_after:
+            ctypes.string_at(0)  # what a mistake in a library written in C looks like
+        if number == hang_after:
+            signal.pause()
+        time.sleep(PACE)
+    say("complete", f"{len(steps)} steps, the last: {last}")
+    (folder / VERDICT).write_text("complete")
+    return 0
+
+
+def main() -> int:
+    """Do what the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--job", required=True)
+    parser.add_argument("--over", choices=("output", "http"), default="output")
+    parser.add_argument("--crash-after", type=int, default=0)
+    parser.add_argument("--hang-after", type=int, default=0)
+    words = parser.parse_args()
+    tempfile.tempdir = str(Path.cwd())
+    say = over_http if words.over == "http" else aloud
+    steps = jobs.steps(words.job, words.root)
+    return work(steps, Path.cwd(), say, crash_after=words.crash_after, hang_after=words.hang_after)
 
 
 def _short(text: str) -> str:
@@ -124,16 +104,5 @@ def _last_line(text: str) -> str:
     return text.strip().rpartition("\n")[2]
 
 
-def _words() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--task", type=UUID, required=True)
-    parser.add_argument("--agent", type=UUID, required=True)
-    parser.add_argument("--build", type=int, required=True)
-    parser.add_argument("--job", required=True)
-    parser.add_argument("--prompt", required=True)
-    parser.add_argument("--garbage", action="store_true")
-    return parser.parse_args()
-
-
 if __name__ == "__main__":
-    asyncio.run(run(_words()))
+    sys.exit(main())

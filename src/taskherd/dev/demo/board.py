@@ -27,15 +27,18 @@ class Row:
     """A task as its latest event shows it."""
 
     part: Part
-    name: str = ""
+    task_id: UUID | None = None
+    """None until its first event came."""
     version: int = 0
     status: str = ""
     state: str = ""
     message: str = ""
     health: str = ""
     deleted: bool = False
-    created_as: dict[str, Any] = field(default_factory=dict)
-    """The document that the task was created with."""
+    document: dict[str, Any] = field(default_factory=dict)
+    """The whole of it."""
+    statuses: set[str] = field(default_factory=set)
+    """Each status that was seen."""
     worked: int = 0
     """How many messages of a working agent were shown."""
 
@@ -43,29 +46,29 @@ class Row:
         """Become what an event says."""
         before = self.message
         state, health = task["current_state"] or {}, task["workspace_agent_health"]
-        self.version, self.name, self.status = version, task["name"], task["status"]
+        self.version, self.task_id, self.status = version, UUID(task["id"]), task["status"]
+        self.document = task
+        self.statuses.add(self.status)
         self.state, self.message = state.get("state", ""), state.get("message", "")
         self.health = "" if health is None else "healthy" if health["healthy"] else health["reason"]
         self.deleted = kind == "deleted"
         self.worked += self.status == "active" and self.state == "working" and self.message != before
-        if kind == "created":
-            self.created_as = task
 
 
 class Board:
-    """Reads the events, and the reports beside them for the time at which each was sent.
+    """Reads the events, and the reports beside them for the time at which each was made.
 
-    `lags` holds the seconds from an agent's `app.status` leaving it until the event that tells of it came here.
+    `lags` holds the seconds from a runner's `app.status` being made until the event that tells of it came here.
     """
 
     def __init__(self, consuming: Link, names: Names, parts: Sequence[Part], on_change: Callable[[Row], None]) -> None:
-        self.rows = {part.task_id: Row(part) for part in parts}
+        self.rows = {part.name: Row(part) for part in parts}
         self.events = 0
         self.repeats = 0
         self.lags: list[float] = []
         self._names = names
         self._on_change = on_change
-        self._sent: dict[tuple[UUID, str], datetime] = {}
+        self._sent: dict[tuple[UUID, str], datetime] = {}  # bounded: what a dozen agents say in a minute
         self._changed = asyncio.Event()
         self._listening = asyncio.Event()
         self._intake = Intake(consuming, self._prepare, prefetch=1000)
@@ -101,11 +104,11 @@ class Board:
 
     def of(self, part: Part) -> Row:
         """The row of a part's task."""
-        return self.rows[part.task_id]
+        return self.rows[part.name]
 
     def _take_events(self, body: bytes) -> None:
         for event in orjson.loads(body):
-            row = self.rows.get(UUID(event["subject"]))
+            row = self.rows.get(event["data"]["task"]["name"])
             version = event["data"]["version"]
             if row is None:
                 continue
@@ -114,11 +117,11 @@ class Board:
                 continue
             self.events += 1
             row.take(event["type"].split(".")[3], version, event["data"]["task"])
-            self._measure(row, event["data"]["cause"])
+            self._measure(UUID(event["subject"]), row, event["data"]["cause"])
             self._on_change(row)
 
-    def _measure(self, row: Row, cause: dict[str, Any]) -> None:
-        sent = self._sent.pop((row.part.task_id, row.message), None)
+    def _measure(self, task_id: UUID, row: Row, cause: dict[str, Any]) -> None:
+        sent = self._sent.pop((task_id, row.message), None)
         if sent is not None and cause["kind"] == "report" and cause["type"] == "app.status":
             self.lags.append((datetime.now(UTC) - sent).total_seconds())
 
@@ -136,7 +139,7 @@ class Board:
             channel, length=_LENGTH, exchange=self._names.events, routing_keys=("task.#",)
         )
         reports = await topology.declare_own_queue(
-            channel, length=_LENGTH, exchange=self._names.reports, routing_keys=tuple(map(str, self.rows))
+            channel, length=_LENGTH, exchange=self._names.reports, routing_keys=("#",)
         )
         self._listening.set()
         return [Source(reports), Source(events)]

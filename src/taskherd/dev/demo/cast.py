@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from uuid import UUID, uuid4
 
 
 class Role(StrEnum):
@@ -13,37 +13,42 @@ class Role(StrEnum):
 
     PLAIN = "does its work"
     FAILS = "checks a file with a mistake in it"
-    KILLED = "its agent is killed with -9"
+    FIXES = "mends a bug in a git repository"
+    SENT = "is driven by what is sent to it"
+    PAUSED = "is paused while it works, and resumed"
+    CRASHES = "crashes while it works"
+    HANGS = "hangs, and is timed out"
     DELETED = "is deleted while it works"
-    EARLY = "reports before its create"
-    GARBAGE = "sends garbage in between"
-    PAUSED = "is paused when it is done"
+    ITSELF = "reports for itself, over HTTP"
+    GARBAGE = "has somebody send garbage about it"
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One task of the demo: the job its agent does, the prompt it is created with, and its role."""
+    """One task of the demo: the job its agent does, the prompt it is created with, its role, and its own name."""
 
     job: str
     prompt: str
     role: Role = Role.PLAIN
-    task_id: UUID = field(default_factory=uuid4)
-    agent_id: UUID = field(default_factory=uuid4)
+    name: str = field(default="", init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", f"{self.job}-{secrets.token_hex(2)}")
 
 
 def parts() -> Sequence[Part]:
-    """The dozen of one demo, each with ids of its own."""
+    """The dozen of one demo, each with a name that no other demo gave."""
     return (
         Part("compile", "Compile the source"),
-        Part("tokens", "Tokenise every module", Role.KILLED),
-        Part("hashes", "Hash every file", Role.DELETED),
-        Part("seeded", "Compile three drafts", Role.FAILS),
-        Part("docstrings", "Look for docstrings", Role.GARBAGE),
+        Part("fixer", "Make the tests pass", Role.FIXES),
+        Part("answers", "Answer questions about the source", Role.SENT),
         Part("count", "Count the functions", Role.PAUSED),
-        Part("lint", "Lint each package"),
-        Part("migrations", "Parse the migrations"),
+        Part("seeded", "Compile three drafts", Role.FAILS),
+        Part("tokens", "Tokenise every module", Role.CRASHES),
+        Part("hashes", "Hash every file", Role.HANGS),
+        Part("lint", "Lint each package", Role.DELETED),
+        Part("lock", "Check the lock file", Role.ITSELF),
+        Part("docstrings", "Look for docstrings", Role.GARBAGE),
         Part("tests", "Run some pure tests"),
-        Part("lock", "Check the lock file"),
         Part("contract", "Check the AsyncAPI document"),
-        Part("layers", "Check the layers", Role.EARLY),
     )

@@ -1,28 +1,28 @@
-"""`taskherd demo`: private services, a worker and a dozen agents, all real processes, watched and checked."""
+"""`taskherd demo`: private services, a worker, an API, a runner and its agents, all real, watched and checked."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Final
 
+import yaml
 from rich.console import Console
 from rich.text import Text
 
 from taskherd.broker import inspection
 from taskherd.broker.topology import Names
-from taskherd.dev import dev, ports, processes, services
-from taskherd.dev.demo import show, stored, summary
-from taskherd.dev.demo.crew import Crew
-from taskherd.dev.demo.meter import Meter
+from taskherd.dev import dev, first_steps, ports, processes, services
+from taskherd.dev.demo import show, stored, summary, templates
+from taskherd.dev.demo.cast import Part, parts
+from taskherd.dev.demo.desk import Desk
+from taskherd.dev.demo.house import House
 from taskherd.dev.demo.verdict import Finding
 from taskherd.errors import Misconfigured, TaskherdError, Unavailable
 from taskherd.settings import load
@@ -31,15 +31,15 @@ from taskherd.store import directory
 DATA: Final = dev.DATA / "demo"
 INTERRUPTED: Final = 130
 _WIDE: Final = 150
-_READY_WITHIN: Final = 40.0
-_WORKER_GRACE: Final = 30.0
-_SHORT_TIMERS: Final = {
+_SETTINGS: Final = {
     "TASKHERD_AGENT_LOST_AFTER": "6s",
     "TASKHERD_MASS_SILENCE_HOLD": "5s",
     "TASKHERD_SWEEP_EVERY": "500ms",
+    "TASKHERD_RUNNER_HEARTBEAT_EVERY": "2s",
+    "TASKHERD_RUNNER_POOL": templates.POOL,
     "TASKHERD_LOG_FORMAT": "json",
 }
-"""So that a person need not wait; what silence means is the same as with the long ones."""
+"""Short timers, so that a person need not wait; what silence means is the same as with the long ones."""
 
 
 @dataclass(slots=True)
@@ -58,14 +58,15 @@ def run(data: Path = DATA) -> int:
         Unavailable: when something that was started does not come up, or dies.
     """
     console = _console()
-    who = _directory()
     try:
         with _one_interrupt(console):
-            told = _whole(data, who, console)
+            told = _whole(data, console)
     except KeyboardInterrupt:
         console.print("interrupted; everything is stopped")
         return INTERRUPTED
-    left = [process.pid for home in _homes(data) for process in processes.belonging_to(home)]
+    left = [
+        process.pid for home in ("rabbitmq", "postgres") for process in processes.belonging_to(data.absolute() / home)
+    ]
     ended = Finding("no process is left behind", not left, f"left: {left}" if left else "all have ended")
     summary.show(console, [ended])
     _say_where_to_look(console, data, private=told.private)
@@ -77,36 +78,36 @@ def run(data: Path = DATA) -> int:
     return 1 if failed else 0
 
 
-def _whole(data: Path, who: directory.Directory, console: Console) -> Told:
+def _whole(data: Path, console: Console) -> Told:
     """Start everything, play, judge, and end everything."""
 
     def announce(line: str) -> None:
         console.print(Text(line), soft_wrap=True)
 
-    for home in _homes(data)[:1]:  # a worker that outlived a demo that was killed
-        processes.end(processes.belonging_to(home), gently=signal.SIGTERM, within=_WORKER_GRACE)
+    cast = parts()
     with services.start(data, announce=announce) as running:
         (ops_port,) = ports.claim([None])
-        environment = {**dev.write_env(data, running, ops_port), **_SHORT_TIMERS}
+        environment = {**dev.write_env(data, running, ops_port), **_SETTINGS}
         if running.rabbit is None:
             asyncio.run(_reach(running.amqp_url))
+        file = _directory(data, cast)
         if running.postgres is None:
-            stored.refuse_a_directory_of_others(running.database_url, who)
-        dev.prepare(running.database_url, {**os.environ, **environment})
-        names = Names(load("amqp_prefix").amqp_prefix)
-        meter = Meter(ops_port)
-        with _worker(data, environment, ops_port) as process, Crew(data / "agents", environment) as crew:
-            processes.await_ready(
-                process, meter.is_ready, what="the worker", log=data / "worker.log", within=_READY_WITHIN
-            )
-            announce(
-                f"worker {process.pid} is ready, its metrics on {ports.HOST}:{ops_port}; its log: {data}/worker.log"
-            )
-            stage = show.Stage(running, names, who, meter, crew, process, console)
+            stored.refuse_a_directory_of_others(running.database_url, directory.parse(file.read_bytes()))
+        dev.prepare(running.database_url, {**os.environ, **environment}, file)
+        token = first_steps.token({**os.environ, **environment})
+        with House(data, environment) as house:
+            meter, *_ = house.start("worker", "api", "runner", worker_port=ops_port)
+            announce(f"a worker, the API at {house.url} and a runner are ready; their logs: {data}/*.log")
+            names = Names(load("amqp_prefix").amqp_prefix)
+            stage = show.Stage(running, names, cast, meter, house, Desk(house.url, token), console)
             findings = _sorted_out(stage)
-        left = Finding("the worker ends by itself on SIGTERM", process.returncode == 0, f"code {process.returncode}")
-        summary.show(console, [left])
-        return Told([*findings, left], private=running.rabbit is not None and running.postgres is not None)
+            codes = house.end()
+            left = house.left()
+        told = ", ".join(f"{command} {code}" for command, code in codes.items())
+        ended = Finding("runner, api and worker end by themselves on SIGTERM", not any(codes.values()), told)
+        gone = Finding("nothing of them is left", not left, f"left: {left}" if left else "all have ended")
+        summary.show(console, [ended, gone])
+        return Told([*findings, ended, gone], private=running.rabbit is not None and running.postgres is not None)
 
 
 async def _reach(amqp_url: str) -> None:
@@ -132,35 +133,14 @@ def _sorted_out(stage: show.Stage) -> list[Finding]:
         raise first from group
 
 
-@contextmanager
-def _worker(data: Path, environment: Mapping[str, str], ops_port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A worker process with its log in the folder; stopped at the end, with its grace time."""
-    home = _homes(data)[0]
-    with (data / "worker.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "taskherd", "worker"],
-            env=processes.marked({**os.environ, **environment, "TASKHERD_OPS_PORT": str(ops_port)}, home),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        yield process
-    finally:
-        processes.stop(process, gently=signal.SIGTERM, within=_WORKER_GRACE)
-
-
-def _homes(data: Path) -> list[Path]:
-    """What the demo's processes are marked with: the worker's, the agents' and the services'."""
-    return [data.absolute() / name for name in ("worker", "agents", "rabbitmq", "postgres")]
-
-
-def _directory() -> directory.Directory:
-    """The example directory; it is there in a checkout, whose source the agents check."""
+def _directory(data: Path, cast: Sequence[Part]) -> Path:
+    """Write the directory file. In a checkout the example is there, and the source that the agents look at."""
     if not (dev.EXAMPLE_DIRECTORY.exists() and Path("src/taskherd").is_dir()):
         raise Misconfigured("taskherd demo", "its agents check this project's source: run it in a checkout of taskherd")
-    return directory.parse(dev.EXAMPLE_DIRECTORY.read_bytes())
+    path = data / "directory.yaml"
+    example = yaml.safe_load(dev.EXAMPLE_DIRECTORY.read_bytes())
+    path.write_text(templates.directory(example, cast, Path.cwd()))
+    return path
 
 
 def _console() -> Console:

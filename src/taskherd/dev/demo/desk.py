@@ -1,96 +1,82 @@
-"""Where the demo gives its commands, and waits for the reply to each."""
+"""Where the demo creates and changes its tasks: the API, as a person's own tool would use it."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any, Final
-from uuid import UUID, uuid4
+from typing import Any
+from uuid import UUID
 
-import orjson
-from aiormq.abc import AbstractChannel
-
-from taskherd.broker import topology
-from taskherd.broker.connection import Link
-from taskherd.broker.consume import Intake, Source
-from taskherd.broker.publish import Publisher
-from taskherd.broker.topology import Names
+from taskherd.client import tasks
+from taskherd.client.errors import ClientError
+from taskherd.client.http import Client, Told
 from taskherd.dev.demo.cast import Part
+from taskherd.dev.demo.templates import template_id, version_id
 from taskherd.errors import Unavailable
-
-REPLY_WITHIN: Final = 15.0
-_REPLIES_MOST: Final = 100
 
 
 class Desk:
-    """Gives commands in the name of `user_id`, for a template version."""
+    """Speaks for one user; every method raises Unavailable when the API refuses or does not answer."""
 
-    def __init__(
-        self, consuming: Link, publisher: Publisher, names: Names, user_id: UUID, template_version_id: UUID
-    ) -> None:
-        self._publisher = publisher
-        self._names = names
-        self._user_id = user_id
-        self._template_version_id = template_version_id
-        self._replies = Intake(consuming, self._prepare, prefetch=_REPLIES_MOST)
-        self._queue = ""
-        self._open = asyncio.Event()
-        self._waiting: dict[str, asyncio.Future[dict[str, Any]]] = {}
-
-    async def run(self) -> None:
-        """Take replies until cancelled."""
-        self._replies.start()
-        try:
-            while deliveries := await self._replies.batch(_REPLIES_MOST, 0):
-                for delivery in deliveries:
-                    waiting = self._waiting.pop(delivery.correlation_id or "", None)
-                    if waiting is not None and not waiting.done():
-                        waiting.set_result(orjson.loads(delivery.body))
-                await self._replies.ack(deliveries)
-        finally:
-            await self._replies.close()
+    def __init__(self, url: str, token: str) -> None:
+        self._client = Client(url, token)
 
     async def create(self, part: Part) -> dict[str, Any]:
-        """Create the task of a part; the reply."""
-        return await self._ask(
-            "task.create",
-            part,
-            owner_id=str(self._user_id),
-            template_version_id=str(self._template_version_id),
-            input=part.prompt,
-        )
+        """Create the task of a part; its document."""
+        body = {"template_version_id": str(version_id(part.job)), "name": part.name, "input": part.prompt}
+        told = await self._change("POST", "tasks", "me", body=body)
+        created: dict[str, Any] = told.body
+        return created
 
-    async def delete(self, part: Part) -> dict[str, Any]:
-        """Delete the task of a part; the reply."""
-        return await self._ask("task.delete", part)
+    async def show(self, part: Part) -> dict[str, Any]:
+        """A task's document."""
+        told = await self._ask("GET", "tasks", "me", part.name)
+        document: dict[str, Any] = told.body
+        return document
 
-    async def pause(self, part: Part) -> dict[str, Any]:
-        """Pause the task of a part; the reply."""
-        return await self._ask("task.pause", part)
+    async def logs(self, part: Part) -> list[dict[str, Any]]:
+        """The conversation with a task's agent."""
+        told = await self._ask("GET", "tasks", "me", part.name, "logs")
+        found: list[dict[str, Any]] = told.body["logs"]
+        return found
 
-    async def _ask(self, command: str, part: Part, **more: str) -> dict[str, Any]:
-        """Give a command and return its reply; raises Unavailable when none comes within 15 seconds."""
-        command_id = str(uuid4())
-        said = {"type": command, "command_id": command_id, "task_id": str(part.task_id), "actor_id": str(self._user_id)}
-        reply: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+    async def send(self, part: Part, text: str) -> bool:
+        """Say something to a task's agent; whether it waits in the inbox."""
+        told = await self._change("POST", "tasks", "me", part.name, "send", body={"input": text})
+        return told.headers.get("x-taskherd-queued") == "true"
+
+    async def change_input(self, part: Part, text: str) -> None:
+        """Give a paused task another prompt."""
+        await self._change("PATCH", "tasks", "me", part.name, "input", body={"input": text})
+
+    async def pause(self, part: Part) -> None:
+        """Stop a task's workspace."""
+        await self._change("POST", "tasks", "me", part.name, "pause")
+
+    async def resume(self, part: Part) -> None:
+        """Start a task's workspace again."""
+        await self._change("POST", "tasks", "me", part.name, "resume")
+
+    async def delete(self, name: str) -> None:
+        """Delete a task and its workspace."""
+        await self._change("DELETE", "tasks", "me", name)
+
+    async def left_over(self, job: str) -> list[tuple[UUID, str]]:
+        """The id and name of the tasks that an earlier demo had with a job and that are not paused."""
+        told = await self._ask("GET", "tasks", query={"q": "owner:me"})
+        return [
+            (UUID(each["id"]), each["name"])
+            for each in told.body["tasks"]
+            if each["template_id"] == str(template_id(job)) and each["status"] != "paused"
+        ]
+
+    async def _ask(self, *words: str, **more: Any) -> Told:
         try:
-            async with asyncio.timeout(REPLY_WITHIN):
-                await self._open.wait()
-                self._waiting[command_id] = reply
-                await self._publisher.publish(
-                    self._names.commands,
-                    command,
-                    orjson.dumps({**said, **more}),
-                    reply_to=self._queue,
-                    correlation_id=command_id,
-                )
-                return await reply
-        except TimeoutError:
-            raise Unavailable(f"no reply to {command} within {REPLY_WITHIN:.0f} s") from None
-        finally:
-            self._waiting.pop(command_id, None)
+            return await asyncio.to_thread(self._client.ask, *words, **more)
+        except ClientError as error:
+            raise Unavailable(f"{' '.join(words)}: {error.message}") from None
 
-    async def _prepare(self, channel: AbstractChannel) -> Sequence[Source]:
-        self._queue = await topology.declare_own_queue(channel, length=_REPLIES_MOST)
-        self._open.set()
-        return [Source(self._queue)]
+    async def _change(self, method: str, *path: str, body: Any = None) -> Told:
+        try:
+            return await asyncio.to_thread(tasks.change, self._client, method, *path, body=body)
+        except ClientError as error:
+            raise Unavailable(f"{method} {'/'.join(path)}: {error.message}") from None

@@ -1,4 +1,4 @@
-"""Reads the worker's own metrics and readiness, as Prometheus and a load balancer would."""
+"""Reads a process's own metrics and readiness, as Prometheus and a load balancer would."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ _TIMEOUT: Final = 3.0
 
 @dataclass(slots=True)
 class Reading:
-    """The sums of a worker's counters at one moment."""
+    """The sums of a process's counters at one moment."""
 
     at: float = field(default_factory=monotonic)
     reports: float = 0
     events: float = 0
     dead_lettered: float = 0
+    adopted: float = 0
     by_outcome: dict[str, float] = field(default_factory=dict)
 
 
 class Meter:
-    """Watches one worker. `rate`: reports per second between the last two readings."""
+    """Watches one process. `rate`: reports per second between the last two readings."""
 
     def __init__(self, ops_port: int) -> None:
         self._base = f"http://{ports.HOST}:{ops_port}"
@@ -37,7 +38,7 @@ class Meter:
         self.rate = 0.0
 
     def is_ready(self) -> bool:
-        """Whether the worker says that it is ready; blocks for at most three seconds."""
+        """Whether it says that it is ready; blocks for at most three seconds."""
         try:
             self._get("/readyz")
         except (OSError, urllib.error.URLError):
@@ -45,7 +46,7 @@ class Meter:
         return True
 
     async def read(self) -> Reading:
-        """Read the metrics; where the worker does not answer, what was read last."""
+        """Read the metrics; where nobody answers, what was read last."""
         try:
             text = await asyncio.to_thread(self._get, "/metrics")
         except (OSError, urllib.error.URLError):
@@ -77,6 +78,8 @@ def _reading(text: str) -> Reading:
                     reading.events += sample.value
                 case "taskherd_dead_lettered_total":
                     reading.dead_lettered += sample.value
+                case "taskherd_runner_adopted_total" if sample.labels["outcome"] == "running":
+                    reading.adopted += sample.value
                 case _:
                     continue
     return reading

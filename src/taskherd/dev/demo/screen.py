@@ -56,7 +56,8 @@ class Screen:
         if self._live is None:
             said = f"{row.state}: {row.message}" if row.state else "-"
             status = "deleted" if row.deleted else row.status
-            line = f"{self._passed():5.1f}s  {row.name:<28} v{row.version:<3} {status:<12} {row.health or '-'} | {said}"
+            task = f"{row.part.name:<16} v{row.version:<3}"
+            line = f"{self._passed():5.1f}s  {task} {status:<12} {row.health or '-'} | {said}"
             self.console.print(Text(line), soft_wrap=True)
 
     async def run(self, board: Board, meter: Meter) -> None:
@@ -85,7 +86,11 @@ class Screen:
             status = "deleted" if row.deleted else row.status
             health = Text(row.health or "-", style=_STYLES.get(row.health, "yellow" if row.health else ""))
             cells = (_styled(status), _styled(row.state), Text(row.message), health, Text(str(row.version or "")))
-            table.add_row(Text(row.name or f"({row.part.prompt})"), *cells, style="dim" if row.deleted else "")
+            table.add_row(
+                Text(row.part.name if row.task_id else f"({row.part.prompt})"),
+                *cells,
+                style="dim" if row.deleted else "",
+            )
         return table
 
     def _passed(self) -> float:

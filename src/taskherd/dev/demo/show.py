@@ -1,12 +1,15 @@
-"""The demo while it is played: everybody on stage, the acts, then the verdict and the agents' farewell."""
+"""The demo while it is played: everybody on stage, the acts, then the verdict and the end of all agents."""
 
 from __future__ import annotations
 
 import asyncio
 import subprocess
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
+from uuid import UUID
 
 from rich.console import Console
 from rich.text import Text
@@ -16,23 +19,22 @@ from taskherd.broker.connection import Link
 from taskherd.broker.publish import Publisher
 from taskherd.broker.topology import Names
 from taskherd.dev.demo import stored, summary
-from taskherd.dev.demo.acts import Acts, Facts
-from taskherd.dev.demo.board import Board
-from taskherd.dev.demo.cast import parts
-from taskherd.dev.demo.crew import Crew
+from taskherd.dev.demo.acts import SHOWS_WITHIN, Acts, Facts
+from taskherd.dev.demo.agent import DONE, VERDICT
+from taskherd.dev.demo.board import Board, Row
+from taskherd.dev.demo.cast import Part, Role
 from taskherd.dev.demo.desk import Desk
+from taskherd.dev.demo.house import House
 from taskherd.dev.demo.meter import Meter
-from taskherd.dev.demo.provisioner import Provisioner
 from taskherd.dev.demo.screen import Screen
-from taskherd.dev.demo.verdict import Evidence, Finding, are_off, farewell, judge
+from taskherd.dev.demo.verdict import Evidence, Finding, farewell, judge
 from taskherd.dev.services import Services
-from taskherd.errors import Unavailable
-from taskherd.store.directory import Directory
 
 LISTENING_WITHIN: Final = 15.0
-FAREWELL_WITHIN: Final = 10.0
 AGREE_WITHIN: Final = 5.0
 LETTERS_MOST: Final = 1_000
+_TESTS_MOST: Final = 30.0
+_LOOK_EVERY: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +43,15 @@ class Stage:
 
     services: Services
     names: Names
-    directory: Directory
+    parts: Sequence[Part]
     meter: Meter
-    crew: Crew
-    worker: subprocess.Popen[bytes]
+    house: House
+    desk: Desk
     console: Console
 
 
 async def play(stage: Stage) -> list[Finding]:
-    """Play the demo and judge it. Raises Unavailable, alone or in a group, when the worker or the broker dies."""
+    """Play the demo and judge it. Raises Unavailable, alone or in a group, when a process or the broker dies."""
     consuming, publishing = (Link(stage.services.amqp_url, f"demo {what}") for what in ("consuming", "publishing"))
     consuming.start()
     publishing.start()
@@ -63,18 +65,10 @@ class _Play:
     def __init__(self, stage: Stage, consuming: Link, publisher: Publisher) -> None:
         self._stage = stage
         self._consuming = consuming
-        self._parts = parts()
         self._facts = Facts()
         self._screen = Screen(stage.console)
-        names = stage.names
-        self._board = Board(consuming, names, self._parts, self._screen.changed)
-        template = stage.directory.templates[0]
-        user_id, version_id = stage.directory.users[0].id, template.active_version
-        self._desk = Desk(consuming, publisher, names, user_id, version_id)
-        self._provisioner = Provisioner(consuming, publisher, names, stage.crew, self._parts)
-        self._acts = Acts(
-            self._desk, self._board, self._provisioner, stage.crew, stage.meter, self._screen, self._facts
-        )
+        self._board = Board(consuming, stage.names, stage.parts, self._screen.changed)
+        self._acts = Acts(stage.desk, self._board, stage.house, publisher, stage.names, self._screen, self._facts)
 
     async def run(self) -> list[Finding]:
         stage, board = self._stage, self._board
@@ -82,21 +76,14 @@ class _Play:
             async with asyncio.TaskGroup() as group:
                 around = [
                     group.create_task(work)
-                    for work in (
-                        board.run(),
-                        self._desk.run(),
-                        self._provisioner.run(),
-                        screen.run(board, stage.meter),
-                        _see_alive(stage.worker),
-                    )
+                    for work in (board.run(), screen.run(board, stage.meter), _see_alive(stage.house))
                 ]
                 await board.listening(LISTENING_WITHIN)
-                await self._acts.play(self._parts)
+                await self._clear_up()
+                await self._acts.play(stage.parts)
                 letters = await self._letters()
-                findings = judge(self._evidence(letters))
+                findings = judge(await self._evidence(letters))
                 table = screen.table(board, stage.meter)
-                screen.say("the agents leave")
-                await asyncio.to_thread(stage.crew.dismiss)
                 findings += await self._farewell()
                 await stage.meter.read()
                 for task in around:
@@ -105,23 +92,58 @@ class _Play:
         self._tell(findings, letters)
         return findings
 
-    def _evidence(self, letters: Sequence[dead.DeadLetter]) -> Evidence:
-        verdicts = {part.task_id: self._stage.crew.verdict(part) for part in self._parts}
-        return Evidence(self._board.rows, self._facts, verdicts, letters)
+    async def _clear_up(self) -> None:
+        """Delete the tasks of an earlier demo that was cut short: nothing of them is on the disk any more."""
+        left = [each for part in self._stage.parts for each in await self._stage.desk.left_over(part.job)]
+        for _, name in left:
+            self._screen.say(f"{name} is of a demo that was cut short: it is deleted")
+            await self._stage.desk.delete(name)
+
+    async def _evidence(self, letters: Sequence[dead.DeadLetter]) -> Evidence:
+        rows = self._board.rows
+        answering = next(part for part in self._stage.parts if part.role is Role.SENT)
+        fixing = next(row for row in rows.values() if row.part.role is Role.FIXES)
+        return Evidence(
+            rows,
+            self._facts,
+            letters,
+            verdicts={row.part.job: self._read(row, VERDICT) for row in rows.values()},
+            done={row.part.job: (self._read(row, DONE) or "").splitlines() for row in rows.values()},
+            conversation=await self._stage.desk.logs(answering),
+            repaired="" if fixing.task_id is None else await asyncio.to_thread(_tests_in, self._work(fixing.task_id)),
+        )
+
+    def _work(self, task_id: UUID) -> Path:
+        return self._stage.house.folder(task_id).work
+
+    def _read(self, row: Row, name: str) -> str | None:
+        """What an agent wrote in its folder."""
+        if row.task_id is None or not (path := self._work(row.task_id) / name).exists():
+            return None
+        return path.read_text()
 
     async def _letters(self) -> list[dead.DeadLetter]:
         """The dead letters that are about our tasks."""
         found = await dead.read(self._consuming, self._stage.names, LETTERS_MOST)
-        ours = {str(part.task_id) for part in self._parts}
+        ours = {str(row.task_id) for row in self._board.rows.values()}
         return [letter for letter in found if letter.origin.routing_key in ours]
 
     async def _farewell(self) -> list[Finding]:
-        """Wait until the worker has taken the agents' goodbyes, and compare the events with the database."""
-        rows = self._board.rows
-        await self._board.until(lambda: are_off(rows.values()), FAREWELL_WITHIN)
-        versions = await stored.versions(self._stage.services.database_url, [*rows])
-        await self._board.until(lambda: all(rows[each].version == at for each, at in versions.items()), AGREE_WITHIN)
-        return farewell(rows.values(), versions)
+        """Pause all that are left, and compare the events with the database and the API."""
+        rows = [*self._board.rows.values()]
+        self._screen.say("all tasks are paused")
+        up = [row for row in rows if not row.deleted and row.task_id is not None]
+        await asyncio.gather(*(self._stage.desk.pause(row.part) for row in up))
+        await self._board.until(lambda: all(row.status == "paused" for row in up), SHOWS_WITHIN)
+        versions = await stored.versions(
+            self._stage.services.database_url, [row.task_id for row in rows if row.task_id is not None]
+        )
+        await self._board.until(
+            lambda: all(row.task_id is None or row.version == versions[row.task_id] for row in rows), AGREE_WITHIN
+        )
+        told: Mapping[str, Mapping[str, Any]] = {row.part.name: await self._stage.desk.show(row.part) for row in up}
+        left = [pid for row in rows if row.task_id is not None for pid in self._stage.house.agents(row.task_id)]
+        return farewell(rows, versions, told, left)
 
     def _tell(self, findings: Sequence[Finding], letters: Sequence[dead.DeadLetter]) -> None:
         console = self._stage.console
@@ -132,8 +154,22 @@ class _Play:
             console.print(Text(line), soft_wrap=True)
 
 
-async def _see_alive(worker: subprocess.Popen[bytes]) -> None:
-    """Raise Unavailable when the worker ends, for then nothing more will come."""
-    while worker.poll() is None:  # noqa: ASYNC110 - a process rings no bell
-        await asyncio.sleep(0.5)
-    raise Unavailable(f"the worker ended by itself with code {worker.returncode}; its log says why")
+def _tests_in(folder: Path) -> str:
+    """Run the tests in a mended repository; their last word and the last commit, empty where they fail."""
+    words = ("-B", "-m", "unittest")
+    tests = subprocess.run(
+        [sys.executable, *words], cwd=folder, capture_output=True, text=True, timeout=_TESTS_MOST, check=False
+    )
+    if tests.returncode != 0:
+        return ""
+    git = ["git", "log", "-1", "--format=%h %s"]
+    commit = subprocess.run(git, cwd=folder, capture_output=True, text=True, timeout=_TESTS_MOST, check=False)
+    _, _, last = tests.stderr.strip().rpartition("\n")
+    return f"{last}; {commit.stdout.strip()}"
+
+
+async def _see_alive(house: House) -> None:
+    """Raise Unavailable when one of the processes ends, for then nothing more will come."""
+    while True:
+        house.see_alive()
+        await asyncio.sleep(_LOOK_EVERY)

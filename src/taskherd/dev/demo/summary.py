@@ -53,7 +53,7 @@ def numbers(first: Reading | None, last: Reading, board: Board) -> Iterator[str]
     yield f"{board.events} change events seen, {board.repeats} repeats"
     if board.lags:
         half, most = (_quantile(board.lags, share) * 1000 for share in (0.5, 0.99))
-        yield f"from an agent's report to its event: p50 {half:.0f} ms, p99 {most:.0f} ms ({len(board.lags)} measured)"
+        yield f"from a report's making to its event: p50 {half:.0f} ms, p99 {most:.0f} ms ({len(board.lags)} measured)"
 
 
 def further(folder: Path, *, private: bool) -> Iterator[str]:
@@ -61,14 +61,14 @@ def further(folder: Path, *, private: bool) -> Iterator[str]:
     taskherd = _taskherd()
     if private:
         yield f"{taskherd} dev --data {folder}"
-        yield "    starts the demo's RabbitMQ, PostgreSQL and a worker again; then, in another terminal:"
+        yield "    starts the demo's RabbitMQ, PostgreSQL, a worker and the API again; then, in another terminal:"
     yield f". {folder}/env"
     for words in ("dead list", "doctor", "config"):
         yield f"{taskherd} {words}"
     if (psql := _psql()) is not None:
         yield f'{psql} "$TASKHERD_DATABASE_URL" -c "{_QUERY}"'
-    yield f"less {folder}/worker.log; ls {folder}/agents"
-    yield "make dev    starts a RabbitMQ, a PostgreSQL and a worker for your own reports"
+    yield f"less {folder}/worker.log {folder}/api.log {folder}/runner.log; ls {folder}/agents/*/work"
+    yield "make dev    starts a RabbitMQ, a PostgreSQL, a worker and the API for yourself"
 
 
 def _quantile(values: Sequence[float], share: float) -> float:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import assert_never
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
 from uuid import UUID
 
 from taskherd.broker.dead import DeadLetter
-from taskherd.dev.demo.acts import ENDED, LOST, Facts
+from taskherd.dev.demo.acts import ENDED, NEW_PROMPT, QUESTIONS, Facts
 from taskherd.dev.demo.board import Row
 from taskherd.dev.demo.cast import Role
 
-OFF = "agent is not running"
-STAY = frozenset({Role.PLAIN, Role.FAILS, Role.EARLY, Role.GARBAGE})
-"""Whose agents live until the demo ends."""
 GARBAGE_REASONS = frozenset({"not_json", "invalid"})
 
 
@@ -31,117 +28,153 @@ class Finding:
 class Evidence:
     """Everything the verdict rests on."""
 
-    rows: Mapping[UUID, Row]
+    rows: Mapping[str, Row]
     facts: Facts
-    verdicts: Mapping[UUID, str | None]
-    """How each agent's own log says that its work ended."""
-    letters: Sequence[DeadLetter]
+    letters: Sequence[DeadLetter] = ()
+    verdicts: Mapping[str, str | None] = field(default_factory=dict)
+    """How each agent's work ended in its own words, by job: what it wrote in its folder."""
+    done: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """The steps that it noted there."""
+    conversation: Sequence[Mapping[str, Any]] = ()
+    """With the agent that was driven by what was sent to it, as the API tells it."""
+    repaired: str = ""
+    """What the tests in the mended repository say, run by us; empty unless they pass."""
 
 
 def judge(evidence: Evidence) -> list[Finding]:
     """What must be true when every act is over, in the order in which it is told."""
     rows = [*evidence.rows.values()]
-    return [_created(rows, evidence.facts), *_each_role(rows, evidence)]
+    return [_created(rows, evidence.facts), *_each_role(rows, evidence), _adopted(evidence.facts)]
 
 
-def are_off(rows: Iterable[Row]) -> bool:
-    """Whether all agents that were there to the end are known to have left."""
-    return all(row.health == OFF for row in rows if row.part.role in STAY)
-
-
-def farewell(rows: Iterable[Row], stored: Mapping[UUID, int]) -> list[Finding]:
-    """What must be true when the agents have left; `stored` is the version of each task in the database."""
+def farewell(
+    rows: Iterable[Row], stored: Mapping[UUID, int], told: Mapping[str, Mapping[str, Any]], left: Sequence[int]
+) -> list[Finding]:
+    """What must be true when all are paused: `stored` versions, the documents `told` by the API, processes `left`."""
     rows = [*rows]
-    late = [_seen(row) for row in rows if row.part.role in STAY and row.health != OFF]
-    left = Finding(f"agents that said goodbye show as “{OFF}”", not late, "; ".join(late) or "all of them")
-    return [left, _agree(rows, stored)]
+    late = [_seen(row) for row in rows if not row.deleted and row.status != "paused"]
+    gone = Finding("every task that is left is paused", not late, "; ".join(late) or "all of them")
+    looked = all(row.task_id is not None for row in rows)
+    agents = Finding("no agent's process is left", looked and not left, f"left: {left}" if left else "none")
+    return [gone, agents, _agree(rows, stored, told)]
 
 
 def _each_role(rows: Sequence[Row], evidence: Evidence) -> Iterator[Finding]:
     yield _worked([row for row in rows if row.part.role is Role.PLAIN], evidence)
-    for row in rows:
-        match row.part.role:
-            case Role.PLAIN:
-                continue
-            case Role.FAILS:
-                yield _failed(row)
-            case Role.KILLED:
-                yield _lost(row, evidence.facts)
-            case Role.DELETED:
-                yield _deleted(row, evidence.facts)
-            case Role.EARLY:
-                yield _early(row, evidence)
-            case Role.GARBAGE:
-                yield _buried(row, evidence)
-            case Role.PAUSED:
-                yield _paused(row, evidence.facts)
-            case _:
-                assert_never(row.part.role)
+    yield from (_OF_ROLE[row.part.role](row, evidence) for row in rows if row.part.role is not Role.PLAIN)
 
 
 def _created(rows: Sequence[Row], facts: Facts) -> Finding:
-    accepted = [row for row in rows if facts.replies.get(row.part.job, {}).get("ok")]
-    refusals = [str(reply["error"]["message"]) for reply in facts.replies.values() if not reply["ok"]]
-    seen = f"{len(accepted)} of {len(rows)}" + "".join(f"; {refusal}" for refusal in refusals[:3])
-    return Finding("every task.create is answered with the task", len(accepted) == len(rows), seen)
+    met = all(row.part.job in facts.created for row in rows)
+    return Finding("every task is created over HTTP", met, f"{len(facts.created)} of {len(rows)}")
 
 
 def _worked(rows: Sequence[Row], evidence: Evidence) -> Finding:
     """A check that found something in the source fails, and is shown so: what counts is that both say the same."""
-    wrong = [row for row in rows if not _ended_well(row, evidence.verdicts[row.part.task_id])]
+    wrong = [row for row in rows if not _ended_as_said(row, evidence)]
     ends = ", ".join(f"{row.part.job} {row.state}" for row in rows)
     seen = ends if not wrong else "; ".join(_seen(row) for row in wrong)
-    return Finding("agents that just work end as they say, alive and healthy", not wrong, seen)
+    return Finding("agents that just work end as they say", not wrong, seen)
 
 
-def _ended_well(row: Row, verdict: str | None) -> bool:
-    return row.state in ENDED and row.state == verdict and row.status == "active" and row.health == "healthy"
+def _ended_as_said(row: Row, evidence: Evidence) -> bool:
+    """An agent that failed leaves a task in error, one that did not an active one."""
+    status = "active" if row.state == "complete" else "error"
+    return row.state in ENDED and row.state == evidence.verdicts.get(row.part.job) and row.status == status
 
 
-def _failed(row: Row) -> Finding:
-    met = row.state == "failed" and "SyntaxError" in row.message and row.status == "active"
+def _failed(row: Row, evidence: Evidence) -> Finding:
+    met = _ended_as_said(row, evidence) and row.state == "failed" and "SyntaxError" in row.message
     return Finding("a check of a file with a mistake in it fails, with the compiler's words", met, _seen(row))
 
 
-def _lost(row: Row, facts: Facts) -> Finding:
-    after = "" if facts.lost_after is None else f", {facts.lost_after:.1f} s after the kill"
-    met = row.health == LOST and row.status == "active" and facts.lost_after is not None
-    return Finding(f"the agent killed with -9 shows as “{LOST}”", met, f"{row.health or 'nothing'}{after}")
+def _fixed(row: Row, evidence: Evidence) -> Finding:
+    met = row.state == "complete" and row.status == "active" and bool(evidence.repaired)
+    return Finding("the bug is mended and committed, and the tests pass", met, f"{row.message} | {evidence.repaired}")
 
 
-def _deleted(row: Row, facts: Facts) -> Finding:
-    accepted = bool(facts.delete_reply.get("ok"))
-    met = accepted and row.deleted and facts.gone_after_delete
-    agent = "its agent has ended" if facts.gone_after_delete else "its agent still runs"
-    return Finding("the task deleted while it worked is gone, and its agent too", met, f"v{row.version}, {agent}")
+def _answered(row: Row, evidence: Evidence) -> Finding:
+    """Each input is in the conversation once, in order, and each but the last is followed by its answer."""
+    said = [(each["type"], each["content"]) for each in evidence.conversation]
+    asked = [content for kind, content in said if kind == "input"][1:]  # the first is the prompt
+    answered = [content.partition(":")[0] for kind, content in said if kind == "output"]
+    met = asked == [*QUESTIONS] and answered == [*QUESTIONS[:-1]] and row.state == "complete"
+    seen = f"{evidence.facts.queued} waited in the inbox; {'; '.join(content for _, content in said[1:])}"
+    return Finding("what was sent is answered, in order, and ends the task", met, seen)
 
 
-def _early(row: Row, evidence: Evidence) -> Finding:
-    created = evidence.facts.replies.get(row.part.job, {}).get("task") or {}
-    state = (created.get("current_state") or {}).get("message", "")
-    met = evidence.facts.parked > 0 and created.get("status") == "active" and bool(state)
-    met = met and _ended_well(row, evidence.verdicts[row.part.task_id])
-    seen = f"{evidence.facts.parked} parked; created as {created.get('status')} with “{state}”"
-    return Finding("reports from before the create are in the task as it is created", met, seen)
+def _resumed(row: Row, evidence: Evidence) -> Finding:
+    before, done = evidence.facts.done_before_resume, evidence.done.get(row.part.job, ())
+    met = "paused" in row.statuses and evidence.facts.processes.get(row.part.job) == 0 and _ended_as_said(row, evidence)
+    met = met and 0 < len(before) < len(done) == len(set(done)) and [*done[: len(before)]] == before
+    met = met and row.document.get("initial_prompt") == NEW_PROMPT
+    seen = (
+        f"{len(before)} steps before, {len(done) - len(before)} after, none twice; {row.document.get('initial_prompt')}"
+    )
+    return Finding("the task that was paused has gone on where it was, with its new prompt", met, seen)
+
+
+def _crashed(row: Row, _evidence: Evidence) -> Finding:
+    met = row.state == "failed" and "SIGSEGV" in row.message and row.status == "error"
+    return Finding("the agent that crashed has failed, with its signal", met, _seen(row))
+
+
+def _timed_out(row: Row, evidence: Evidence) -> Finding:
+    met = (
+        row.state == "failed" and "used up its time" in row.message and evidence.facts.processes.get(row.part.job) == 0
+    )
+    return Finding("the agent that hung was stopped when its time was over", met and row.status == "error", _seen(row))
+
+
+def _deleted(row: Row, evidence: Evidence) -> Finding:
+    facts = evidence.facts
+    met = row.deleted and facts.folder_gone and facts.processes.get(row.part.job) == 0
+    agent = "neither folder nor process is left" if met else "something is left of it"
+    return Finding("the task deleted while it worked is gone, and all of its agent", met, f"v{row.version}, {agent}")
+
+
+def _by_itself(row: Row, evidence: Evidence) -> Finding:
+    met = _ended_as_said(row, evidence) and row.worked > 1
+    return Finding("the agent that reports for itself shows as it said", met, _seen(row))
 
 
 def _buried(row: Row, evidence: Evidence) -> Finding:
-    reasons = {letter.reason for letter in evidence.letters if letter.origin.routing_key == str(row.part.task_id)}
-    met = reasons == GARBAGE_REASONS and _ended_well(row, evidence.verdicts[row.part.task_id])
+    reasons = {letter.reason for letter in evidence.letters if letter.origin.routing_key == str(row.task_id)}
+    met = reasons == GARBAGE_REASONS and _ended_as_said(row, evidence)
     seen = f"{', '.join(sorted(reasons)) or 'no dead letter'}; the task is {row.state}"
-    return Finding("garbage is in the dead letters with its reason, and its sender's task goes on", met, seen)
+    return Finding("garbage is in the dead letters with its reason, and the task it was about goes on", met, seen)
 
 
-def _paused(row: Row, facts: Facts) -> Finding:
-    met = bool(facts.pause_reply.get("ok")) and row.status == "paused" and row.state == "complete"
-    return Finding("the task paused when it was done is paused, with what it said last", met, _seen(row))
+_OF_ROLE: Final[Mapping[Role, Callable[[Row, Evidence], Finding]]] = {
+    Role.FAILS: _failed,
+    Role.FIXES: _fixed,
+    Role.SENT: _answered,
+    Role.PAUSED: _resumed,
+    Role.CRASHES: _crashed,
+    Role.HANGS: _timed_out,
+    Role.DELETED: _deleted,
+    Role.ITSELF: _by_itself,
+    Role.GARBAGE: _buried,
+}
 
 
-def _agree(rows: Sequence[Row], stored: Mapping[UUID, int]) -> Finding:
-    """The events' reader must have seen each task's last version."""
-    apart = [row.name for row in rows if stored.get(row.part.task_id) != row.version]
-    seen = f"differ: {', '.join(apart)}" if apart else f"{len(rows)} tasks, the same versions"
-    return Finding("events and database agree on every task", not apart, seen)
+def _adopted(facts: Facts) -> Finding:
+    met = facts.adopted > 0 and bool(facts.alive_before) and facts.alive_before == facts.alive_after
+    seen = f"{facts.adopted} adopted; {len(facts.alive_after)} of {len(facts.alive_before)} processes lived on"
+    return Finding("the runner killed with -9 took no agent with it, and the next one went on with them", met, seen)
+
+
+def _agree(rows: Sequence[Row], stored: Mapping[UUID, int], told: Mapping[str, Mapping[str, Any]]) -> Finding:
+    """The events' reader must have seen each task's last version, and the API must say the same."""
+    apart = [row.part.name for row in rows if row.task_id is None or stored.get(row.task_id) != row.version]
+    apart += [row.part.name for row in rows if not row.deleted and not _same(row.document, told.get(row.part.name, {}))]
+    seen = f"differ: {', '.join(apart)}" if apart else f"{len(rows)} tasks, the same in all three"
+    return Finding("events, database and API agree on every task", bool(rows) and not apart, seen)
+
+
+def _same(event: Mapping[str, Any], told: Mapping[str, Any]) -> bool:
+    names = ("id", "status", "current_state", "workspace_build_number", "updated_at")
+    return bool(told) and all(event.get(name) == told.get(name) for name in names)
 
 
 def _seen(row: Row) -> str:

@@ -1,0 +1,101 @@
+"""`taskherd mcp` as a process of its own, spoken to by the SDK's own client, against a real API."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from mcp.client.client import Client
+from mcp.client.stdio import StdioServerParameters
+
+from taskherd.wire.tokens import agent_token
+from tests.api.stage import VERSION, Stage
+from tests.flow.herd import SECRET, said
+
+PERSON = {
+    "coder_create_task": {"input", "template_version_id", "template_version_preset_id", "user"},
+    "coder_delete_task": {"task_id"},
+    "coder_get_task_logs": {"task_id"},
+    "coder_get_task_status": {"task_id"},
+    "coder_list_tasks": {"status", "user"},
+    "coder_send_task_input": {"task_id", "input"},
+}
+AGENT = {"coder_report_task": {"summary", "link", "state"}}
+
+
+@asynccontextmanager
+async def speaking(**environ: str) -> AsyncIterator[Client]:
+    """A client of a `taskherd mcp` with these variables."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("TASKHERD_", "CODER_"))}
+    words = StdioServerParameters(command=sys.executable, args=["-m", "taskherd", "mcp"], env={**own, **environ})
+    async with Client(words) as client:
+        yield client
+
+
+async def told(client: Client, tool: str, **arguments: Any) -> Any:
+    """What a tool answers, as a model reads it."""
+    result = await client.call_tool(tool, arguments)
+    assert not result.is_error, result.content
+    return json.loads(result.content[0].text)  # type: ignore[union-attr]
+
+
+async def tools(client: Client) -> dict[str, set[str]]:
+    """The names of the tools, and of the arguments of each."""
+    return {tool.name: set(tool.input_schema["properties"]) for tool in (await client.list_tools()).tools}
+
+
+async def test_an_assistant_has_a_task_done(house: Stage) -> None:
+    """Every tool of a person, by Coder's names: created, listed, looked at, spoken to, read and deleted."""
+    async with speaking(TASKHERD_URL=house.base, TASKHERD_TOKEN=house.tokens["alice"]) as client:
+        assert await tools(client) == PERSON
+        made = await told(client, "coder_create_task", input="Fix it", template_version_id=str(VERSION))
+        task_id = uuid.UUID(made["id"])
+        await house.herd.active(task_id)
+        assert [each["id"] for each in (await told(client, "coder_list_tasks", status="active"))["tasks"]] == [
+            made["id"]
+        ]
+        assert (await told(client, "coder_list_tasks", user="bob"))["tasks"] == []
+        entry = {"id": 0, "type": "output", "content": "On it", "time": "2026-01-01T10:00:00Z"}
+        await house.herd.report(
+            said("task.log", task_id, entries=[entry]),
+            said("app.status", task_id, state="working", message="Looking", uri=""),
+        )
+        await house.herd.until(lambda: house.herd.state(task_id).get("message") == "Looking")
+        status = await told(client, "coder_get_task_status", task_id=f"alice/{made['name']}.main")
+        assert (status["status"], status["state"]["state"], status["state"]["message"]) == (
+            "active",
+            "working",
+            "Looking",
+        )
+        assert (await told(client, "coder_get_task_logs", task_id=made["id"]))["logs"][0]["content"] == "On it"
+        assert "waits" in (await told(client, "coder_send_task_input", task_id=made["name"], input="Hurry"))["message"]
+        await told(client, "coder_delete_task", task_id=made["id"])
+        gone = await client.call_tool("coder_get_task_status", {"task_id": made["id"]})
+        assert gone.is_error
+
+
+async def test_an_agent_reports_its_own_task(house: Stage) -> None:
+    """With the token that the runner gave it, an agent has one tool, and what it says is the task's state."""
+    task_id = uuid.UUID((await house.active())["id"])
+    token = agent_token(SECRET, task_id, 1)
+    async with speaking(CODER_AGENT_URL=house.base, CODER_AGENT_TOKEN=token) as client:
+        assert await tools(client) == AGENT
+        await told(client, "coder_report_task", summary="Done", link="https://example.com/pull/7", state="complete")
+        await house.herd.until(lambda: house.herd.state(task_id).get("state") == "complete")
+        assert house.herd.state(task_id)["uri"] == "https://example.com/pull/7"
+        refused = await client.call_tool("coder_report_task", {"summary": "?", "link": "", "state": "dancing"})
+        assert refused.is_error
+
+
+async def test_a_refusal_is_told_to_the_model(house: Stage) -> None:
+    """What the API refuses is the tool's error, in the API's own words; the server goes on."""
+    async with speaking(TASKHERD_URL=house.base, TASKHERD_TOKEN="wrong") as client:
+        refused = await client.call_tool("coder_list_tasks", {})
+        assert refused.is_error
+        assert "signed out" in str(refused.content)
+        assert set(await tools(client)) == set(PERSON)

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.api.stage import serving
+from tests.flow.herd import herd
+from tests.runner.ranch import Ranch, eventually_async, ranch
+
+pytestmark = pytest.mark.timeout(180)
+RUNNERS = ("r1", "r2")
+BUILDS = "SELECT count(*) FROM task_builds WHERE task_id = $1 AND number = $2 AND job_status = $3"
+
+
+@pytest.fixture
+async def hasty(database_url: str, amqp_url: str, amqp_prefix: str, tmp_path: Path) -> AsyncIterator[Ranch]:
+    """A worker that soon gives up waiting: for an agent's word, for a runner's answer, for a request."""
+    soon = {"agent_lost_after": 4, "runner_answer_timeout": 1, "request_ttl": 10, "request_backoff_first": 0.5}
+    settings = {**soon, "request_backoff_most": 1, "log_level": "warning"}
+    async with herd(database_url, amqp_url, amqp_prefix, **settings) as flock, ranch(flock, tmp_path) as made:
+        yield made
+
+
+def homes(own: Ranch, task_id: uuid.UUID) -> list[str]:
+    """The runners that have a folder for the task."""
+    return [name for name in RUNNERS if (own.folder / name / str(task_id)).exists()]
+
+
+async def run_again(own: Ranch, task_id: uuid.UUID) -> None:
+    """Pause and resume a task."""
+    assert (await own.herd.command("task.pause", task_id))["ok"]
+    await own.until_status(task_id, "paused")
+    assert (await own.herd.command("task.resume", task_id))["ok"]
+    await own.until_status(task_id, "active")
+
+
+async def test_runners_of_a_pool_share_its_tasks(own: Ranch) -> None:
+    """Each task is started once, by one of them, and what is asked of it later goes to that one."""
+    for name in RUNNERS:
+        await own.start(name)
+    tasks = [await own.task("file:trace", "say:up", "sleep") for _ in range(4)]
+    for task_id in tasks:
+        await own.until_output(task_id, "up")
+    places = {task_id: homes(own, task_id) for task_id in tasks}
+    assert sorted({name for place in places.values() for name in place}) == ["r1", "r2"]
+    assert all(len(place) == 1 for place in places.values())
+    for task_id in (next(task for task in tasks if places[task] == [name]) for name in RUNNERS):
+        await run_again(own, task_id)
+        assert homes(own, task_id) == places[task_id]
+        trace = own.folder / places[task_id][0] / str(task_id) / "work/trace"
+        await eventually_async(partial(_read, trace), "was here\nwas here\n".__eq__)
+    assert own.herd.reasons() == []
+
+
+async def test_of_a_runner_that_is_gone_for_good_the_tasks_go_to_another(hasty: Ranch) -> None:
+    """Its agents have lost connection, and say so; resuming starts them elsewhere, and deleting comes to an end."""
+    first = await hasty.start("r1")
+    kept, doomed = [await hasty.task("file:trace", "say:up", "sleep") for _ in range(2)]
+    for task_id in (kept, doomed):
+        await hasty.until_output(task_id, "up")
+    await hasty.start("r2")
+    await first.kill()
+    for pid in hasty.marked(kept) | hasty.marked(doomed):
+        hasty.kill(pid)
+    for task_id in (kept, doomed):
+        await hasty.until(partial(_is_lost, hasty, task_id))
+    assert (await hasty.herd.command("task.delete", doomed))["ok"]
+    assert (await hasty.herd.command("task.pause", kept))["ok"]
+    await hasty.herd.until_row(BUILDS, doomed, 2, "succeeded", is_=1)
+    await hasty.until(
+        lambda: hasty.herd.document(kept).get("workspace_status") == "failed"
+    )  # nobody was there to stop it
+    assert (await hasty.herd.command("task.resume", kept))["ok"]
+    await hasty.until(lambda: hasty.herd.document(kept).get("workspace_agent_health") == {"healthy": True})
+    assert homes(hasty, kept) == ["r1", "r2"]
+    assert (hasty.folder / "r2" / str(kept) / "work/trace").read_text() == "was here\n"
+
+
+async def test_an_agent_reports_for_itself(own: Ranch, database_url: str, amqp_url: str, amqp_prefix: str) -> None:
+    """Over HTTP, with the token it was given: its state is what it says, and when it dies the runner says that."""
+    async with serving(database_url, amqp_url, amqp_prefix) as api:
+        await own.start(agent_api_url=f"http://127.0.0.1:{api.port}")
+        words = ("report:working:Looking around", "await:go", "report:complete:Found it", "await:end", "exit:7")
+        task_id = await own.task(*words, agent="self")
+        await own.until_state(task_id, "working", "Looking around")
+        await own.until_status(task_id, "active")
+        (own.work(task_id) / "go").touch()
+        await own.until_state(task_id, "complete", "Found it")
+        (own.work(task_id) / "end").touch()
+        await own.until_state(task_id, "failed", "exit status 7")
+        await own.until_status(task_id, "error")
+    assert own.herd.reasons() == []
+
+
+def _is_lost(own: Ranch, task_id: uuid.UUID) -> bool:
+    health = own.herd.document(task_id).get("workspace_agent_health") or {}
+    return "lost connection" in health.get("reason", "")
+
+
+async def _read(path: Path) -> str:
+    return path.read_text()
