@@ -28,6 +28,10 @@ def report(state: str, message: str) -> None:
         answer.read()
 
 
+HYDRA_LIVES = 60.0
+"""Seconds after which a hydra dies by itself, so that a test that fails leaves no machine at its mercy."""
+
+
 def main(words: list[str]) -> None:
     """Do what each word says: a verb, and after a colon what it needs."""
     for word in words:
@@ -64,7 +68,10 @@ def main(words: list[str]) -> None:
                 for _ in range(int(rest)):
                     subprocess.Popen([sys.executable, __file__, "head"], start_new_session=True)
             case "head":
-                while True:  # always somebody else: the parent ends, the child goes on in a session of its own
+                end = time.monotonic() + HYDRA_LIVES
+                while (
+                    time.monotonic() < end
+                ):  # always somebody else: the parent ends, the child goes on in a session of its own
                     if os.fork():
                         os._exit(0)
                     os.setsid()

@@ -177,9 +177,12 @@ class Intake:
         await self._apply()
 
     async def stop(self) -> None:
-        """Consume no more, for good; what is buffered can still be taken and acknowledged."""
-        self._stopping = True
+        """Consume no more, for good; what is buffered can still be taken and acknowledged.
+
+        The end comes behind the broker's last delivery: what is still on its way until then is taken too.
+        """
         await self.pause()
+        self._stopping = True
         self._wake()
 
     async def close(self) -> None:
