@@ -91,7 +91,7 @@ async def test_a_repeated_request_is_done_once(own: Ranch) -> None:
     await _repeat(own, start)
     assert (await own.herd.command("task.resume", task_id))["ok"]
     await own.until_status(task_id, "active")
-    assert (own.work(task_id) / "trace").read_text() == "was here\n" * 2
+    await eventually(lambda: (own.work(task_id) / "trace").read_text() == "was here\n" * 2)
 
 
 async def test_what_was_accepted_is_done_by_the_next_runner(own: Ranch) -> None:

@@ -29,6 +29,12 @@ if TYPE_CHECKING:
     from taskherd.broker.delivery import Delivery
 
 
+QUIET = 0.1
+"""Seconds without a delivery after which none is on its way, since nothing is acknowledged."""
+
+QUIET_ROUNDS_MOST = 20
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """A queue to consume from; of a queue's consumers, those with the highest `priority` are served first."""
@@ -116,6 +122,9 @@ class Intake:
         self._keeper: asyncio.Task[None] | None = None
         self._paused = False
         self._stopping = False
+        self._arrived = 0
+        self._acking = asyncio.Event()
+        self._acking.set()
 
     @property
     def consuming(self) -> bool:
@@ -154,6 +163,7 @@ class Intake:
 
         Returns whether all were; false means that some came on a channel that is gone, and will come again.
         """
+        await self._acking.wait()
         current = self._current
         if current is None:
             return not deliveries
@@ -179,9 +189,15 @@ class Intake:
     async def stop(self) -> None:
         """Consume no more, for good; what is buffered can still be taken and acknowledged.
 
-        The end comes behind the broker's last delivery: what is still on its way until then is taken too.
+        A quorum queue hands out more as soon as something is acknowledged, and what it hands to a consumer that is
+        being cancelled never arrives and comes again later. So acks are held back meanwhile.
         """
-        await self.pause()
+        self._acking.clear()
+        try:
+            await self._quiet()
+            await self.pause()
+        finally:
+            self._acking.set()
         self._stopping = True
         self._wake()
 
@@ -206,6 +222,14 @@ class Intake:
             return min([await topology.consumers(channel, source.queue) for source in current.sources])
         finally:
             await _close(channel)
+
+    async def _quiet(self) -> None:
+        """Return when nothing has arrived for a moment, at the latest after a few."""
+        for _ in range(QUIET_ROUNDS_MOST):
+            before = self._arrived
+            await asyncio.sleep(QUIET)
+            if self._arrived == before:
+                return
 
     async def _keep_subscribed(self) -> None:
         failures = 0
@@ -259,6 +283,7 @@ class Intake:
         def receive(delivery: Delivery) -> None:
             if epoch == self._epoch:
                 delivery.epoch, delivery.queue = epoch, queue
+                self._arrived += 1
                 self._buffer.append(delivery)
                 if len(self._buffer) >= self._wanted:
                     self._wake()
