@@ -22,7 +22,7 @@ lint: $(READY)
 pure: $(READY)
 	$(BIN)/pytest -q tests/pure
 
-test: $(READY) ## every test except the long chaos campaigns, on real RabbitMQ and PostgreSQL; under ten minutes
+test: $(READY) ## every test except the long chaos campaigns, on real RabbitMQ and PostgreSQL; some fifteen minutes
 	$(BIN)/pytest -q -m "not chaos" tests
 
 demo: $(READY) ## run the whole thing on this machine for a minute and watch it
