@@ -10,7 +10,7 @@ from uuid import UUID
 
 import orjson
 
-from taskherd.core.directory import Names
+from taskherd.api.tasks.documents import names_of
 from taskherd.wire import document, events
 
 if TYPE_CHECKING:
@@ -68,16 +68,7 @@ class Change:
     def document(self) -> dict[str, Any]:
         """The task's document at this version, in the shape of ids that the installation serves."""
         row = self._row
-        names = Names(
-            row["username"],
-            row["avatar_url"],
-            row["organization_id"],
-            row["template_id"],
-            row["name"],
-            row["display_name"],
-            row["icon"],
-        )
-        whole = document.render(self.own, row["prompt"], names, row["occurred_at"])
+        whole = document.render(self.own, row["prompt"], names_of(row), row["occurred_at"])
         return document.with_objects(whole) if self._objects else whole
 
     @cached_property

@@ -25,8 +25,8 @@ from taskherd.api.callers import NOTE_USE_EVERY, Callers
 from taskherd.api.desk import Desk
 from taskherd.api.rates import Rates
 from taskherd.api.tail import Tail
-from taskherd.broker import lenient, topology
-from taskherd.broker.connection import Hooks, Link
+from taskherd.app.links import Links
+from taskherd.broker import topology
 from taskherd.broker.publish import Publisher
 from taskherd.errors import Misconfigured, TaskherdError
 from taskherd.observe import logs
@@ -75,18 +75,14 @@ class Api:
         self._readiness = Readiness("serving")
         self._readiness.check("database", self._check_database)
         self._readiness.check("schema", self._check_schema)
-        lenient.install()
-        hooks = Hooks(on_up=self._broker_up, on_down=self._broker_down, on_refused=self._broker_refused)
-        self._consume = Link(settings.amqp_url, "api consume", hooks)
-        self._publish = Link(settings.amqp_url, "api publish", hooks)
-        self._seen_up: set[str] = set()
+        self._links = Links(settings.amqp_url, "api", self.metrics)
         size = max(1, settings.database_pool - WRITING_CONNECTIONS)
         name = "taskherd-api"
         self._reader = Reader(settings.database_url, size=size, application_name=name)
         self._engine = open_engine(settings.database_url, size=WRITING_CONNECTIONS, application_name=name)
         objects = settings.api_nullable_ids == "object"
         self.tail = Tail(
-            self._consume, topology.Names(settings.amqp_prefix), self._reader, self.metrics, objects=objects
+            self._links.consume, topology.Names(settings.amqp_prefix), self._reader, self.metrics, objects=objects
         )
         self._ops = OpsServer(self.metrics, self._readiness)
 
@@ -125,7 +121,7 @@ class Api:
         finally:
             sock.close()
             await self._ops.close()
-            await asyncio.gather(self._consume.close(), self._publish.close(), self._reader.close())
+            await asyncio.gather(self._links.close(), self._reader.close())
             await dispose(self._engine)
             await asyncio.to_thread(self._tracing.close)
             log.info("api ended")
@@ -133,9 +129,9 @@ class Api:
     async def _serve(self, sock: socket.socket) -> None:
         settings = self._settings
         names = topology.Names(settings.amqp_prefix)
-        publisher = Publisher(self._publish)
+        publisher = Publisher(self._links.publish)
         desk = Desk(
-            self._consume,
+            self._links.consume,
             publisher,
             names,
             self._tracing,
@@ -143,8 +139,7 @@ class Api:
             waiting=self.metrics.api_commands_waiting,
         )
         house = self._house(desk, Reports(publisher, names, self._tracing))
-        self._consume.start()
-        self._publish.start()
+        self._links.start()
         serving = server.make(asgi.application(house), settings)
         answering = asyncio.create_task(serving.serve([sock]), name="http")
         replies = asyncio.create_task(desk.run(), name="replies")
@@ -189,20 +184,6 @@ class Api:
     async def _check_schema(self) -> None:
         async with transaction(self._engine) as connection:
             await migrate.check(connection)
-
-    def _broker_up(self, name: str) -> None:
-        if name in self._seen_up:
-            self.metrics.reconnects.labels(name.removeprefix("api ")).inc()
-        self._seen_up.add(name)
-        self.metrics.broker_up.set(self._consume.is_up and self._publish.is_up)
-        log.info("broker connected", connection=name)
-
-    def _broker_down(self, name: str, reason: str) -> None:
-        self.metrics.broker_up.set(0)
-        log.warning("broker lost", connection=name, reason=reason)
-
-    def _broker_refused(self, name: str, reason: str) -> None:
-        log.warning("broker away", connection=name, reason=reason)
 
 
 async def _every(seconds: float, once: Callable[[], Awaitable[None]]) -> None:

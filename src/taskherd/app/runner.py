@@ -17,8 +17,8 @@ import uvloop
 
 from taskherd import __version__
 from taskherd.app.clock import Clock
+from taskherd.app.links import Links
 from taskherd.broker import topology
-from taskherd.broker.connection import Hooks, Link
 from taskherd.broker.consume import Intake, Source
 from taskherd.broker.publish import Publisher
 from taskherd.errors import Misconfigured, Unavailable
@@ -73,15 +73,12 @@ class RunnerProcess:
         self.metrics.build_info.labels(__version__).set(1)
         self._readiness = Readiness("broker", "consumers")
         self._names = topology.Names(settings.amqp_prefix)
-        hooks = Hooks(on_up=self._broker_up, on_down=self._broker_down, on_refused=self._broker_refused)
-        self._consume = Link(settings.amqp_url, "runner consume", hooks)
-        self._publish = Link(settings.amqp_url, "runner publish", hooks)
-        self._seen_up: set[str] = set()
-        publisher = Publisher(self._publish)
-        self._intake = Intake(self._consume, self._prepare, prefetch=PREFETCH, on_trouble=self._trouble)
+        self._links = Links(settings.amqp_url, "runner", self.metrics, self._readiness)
+        publisher = Publisher(self._links.publish)
+        self._intake = Intake(self._links.consume, self._prepare, prefetch=PREFETCH, on_trouble=self._trouble)
         self._sender = Sender(publisher, self._names, self.metrics, self._trouble)
         self._census = Census(publisher, self._names, self._trouble)
-        self._census.replies = Intake(self._consume, self._census.prepare, prefetch=100, on_trouble=self._trouble)
+        self._census.replies = Intake(self._links.consume, self._census.prepare, prefetch=100, on_trouble=self._trouble)
         self.runner = Runner(self._make_house(), self._intake)
         self._ops = OpsServer(self.metrics, self._readiness)
 
@@ -110,21 +107,19 @@ class RunnerProcess:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
-        chosen = self._settings.ops_port if "ops_port" in self._settings.model_fields_set else OPS_PORT
-        port = await self._ops.start(self._settings.ops_host, chosen)
+        port = await self._ops.start(self._settings.ops_host, self._settings.ops_port_of(OPS_PORT))
         limits = "cgroup v2" if self._settings.runner_cgroup else "rlimit and CPU affinity, for each process"
         log.info("runner starting", runner=self._name, root=str(self._root), ops_port=port, limits=limits)
         try:
             await self._work()
         finally:
             await self._ops.close()
-            await asyncio.gather(self._consume.close(), self._publish.close())
+            await self._links.close()
             os.close(claim)
             log.info("runner ended", runner=self._name)
 
     async def _work(self) -> None:
-        self._consume.start()
-        self._publish.start()
+        self._links.start()
         adopted = self.runner.adopt()
         if adopted:
             log.info("tasks of an earlier runner taken up", tasks=adopted)
@@ -190,24 +185,6 @@ class RunnerProcess:
     async def _prepare(self, channel: AbstractChannel) -> Sequence[Source]:
         pool, name = self._settings.runner_pool, self._name
         return [Source(await topology.declare_work_queue(channel, self._names, target)) for target in (pool, name)]
-
-    def _broker_up(self, name: str) -> None:
-        if name in self._seen_up:
-            self.metrics.reconnects.labels(name.removeprefix("runner ")).inc()
-        self._seen_up.add(name)
-        if self._consume.is_up and self._publish.is_up:
-            self.metrics.broker_up.set(1)
-            self._readiness.set("broker")
-        log.info("broker connected", connection=name)
-
-    def _broker_down(self, name: str, reason: str) -> None:
-        self.metrics.broker_up.set(0)
-        self._readiness.clear("broker", reason)
-        log.warning("broker lost", connection=name, reason=reason)
-
-    def _broker_refused(self, name: str, reason: str) -> None:
-        self._readiness.clear("broker", reason)
-        log.warning("broker away", connection=name, reason=reason)
 
     def _trouble(self, reason: str) -> None:
         log.warning("waiting", reason=reason)

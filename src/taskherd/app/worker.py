@@ -23,15 +23,14 @@ import uvloop
 
 from taskherd import __version__
 from taskherd.app.clock import Clock
-from taskherd.broker import lenient, topology
-from taskherd.broker.connection import Hooks, Link
+from taskherd.app.links import Links
+from taskherd.broker import topology
 from taskherd.broker.consume import Intake, Source
 from taskherd.broker.publish import Publisher
 from taskherd.core import names as task_names
 from taskherd.core.builds import Backoff
-from taskherd.core.liveness import Patience
 from taskherd.errors import Misconfigured, Unavailable
-from taskherd.flow.ground import Ground, Schedule, Terms
+from taskherd.flow.ground import Ground, Schedule, Terms, patience_of
 from taskherd.flow.ingest import Ingest
 from taskherd.flow.names import NameBook
 from taskherd.flow.orders import Orders
@@ -96,23 +95,19 @@ class Worker:
             size=settings.database_pool,
             application_name="taskherd-worker",
         )
-        lenient.install()
-        hooks = Hooks(on_up=self._broker_up, on_down=self._broker_down, on_refused=self._broker_refused)
-        self._consume = Link(settings.amqp_url, "consume", hooks)
-        self._publish = Link(settings.amqp_url, "publish", hooks)
-        self._seen_up: set[str] = set()
-        self._publisher = Publisher(self._publish)
+        self._links = Links(settings.amqp_url, "worker", self.metrics, self._readiness, self._not_listening)
+        self._publisher = Publisher(self._links.publish)
         queues = self._names.report_queues(settings.report_partitions)
         self._reports = Intake(
-            self._consume, partial(self._share, queues), prefetch=settings.prefetch, on_trouble=self._trouble
+            self._links.consume, partial(self._share, queues), prefetch=settings.prefetch, on_trouble=self._trouble
         )
         self._commands = Intake(
-            self._consume,
+            self._links.consume,
             partial(self._prepare, (self._names.commands,)),
             prefetch=COMMANDS_PREFETCH,
             on_trouble=self._trouble,
         )
-        self._answers = Intake(self._consume, self._own_queue, prefetch=REPLIES_MOST, on_trouble=self._trouble)
+        self._answers = Intake(self._links.consume, self._own_queue, prefetch=REPLIES_MOST, on_trouble=self._trouble)
         self._queues = queues
         self._ground = self._make_ground()
         self._relay = Relay(self._ground, settings.relay_every)
@@ -135,7 +130,7 @@ class Worker:
             hit=failpoints.armed(settings.failpoint),
             trouble=self._trouble,
             stopping=self._stopping,
-            patience=_patience(settings),
+            patience=patience_of(settings),
             delete_backoff=Backoff(DELETE_FIRST, timedelta(seconds=settings.delete_backoff_most)),
             schedule=_schedule(settings),
             terms=_terms(settings),
@@ -160,7 +155,7 @@ class Worker:
                 await self._work()
         finally:
             await self._ops.close()
-            await asyncio.gather(self._consume.close(), self._publish.close())
+            await self._links.close()
             await dispose(self._engine)
             await asyncio.to_thread(self._tracing.close)
             log.info("worker ended", worker_id=self._id)
@@ -187,8 +182,7 @@ class Worker:
 
     async def _work(self) -> None:
         _calm_collector()
-        self._consume.start()
-        self._publish.start()
+        self._links.start()
         for intake in (self._answers, self._commands, self._reports):
             intake.start()
         settings = self._settings
@@ -261,25 +255,6 @@ class Worker:
         self.probe.reply_queue = await topology.declare_own_queue(channel, length=REPLIES_MOST)
         return [Source(self.probe.reply_queue)]
 
-    def _broker_up(self, name: str) -> None:
-        if name in self._seen_up:
-            self.metrics.reconnects.labels(name).inc()
-        self._seen_up.add(name)
-        if self._consume.is_up and self._publish.is_up:
-            self.metrics.broker_up.set(1)
-            self._readiness.set("broker")
-        log.info("broker connected", connection=name)
-
-    def _broker_down(self, name: str, reason: str) -> None:
-        self.probe.gap()
-        self.metrics.broker_up.set(0)
-        self._readiness.clear("broker", reason)
-        log.warning("broker lost", connection=name, reason=reason)
-
-    def _broker_refused(self, name: str, reason: str) -> None:
-        self._readiness.clear("broker", reason)
-        log.warning("broker away", connection=name, reason=reason)
-
     def _database_away(self, reason: str) -> None:
         self.metrics.database_up.set(0)
         log.warning("database away", reason=reason)
@@ -292,19 +267,12 @@ class Worker:
         async with transaction(self._engine) as connection:
             await migrate.check(connection)
 
-    def _trouble(self, reason: str) -> None:
+    def _not_listening(self) -> None:
         self.probe.gap()
+
+    def _trouble(self, reason: str) -> None:
+        self._not_listening()
         log.warning("waiting", reason=reason)
-
-
-def _patience(settings: Settings) -> Patience:
-    return Patience(
-        agent_lost_after=timedelta(seconds=settings.agent_lost_after),
-        agent_connect_timeout=timedelta(seconds=settings.agent_connect_timeout),
-        build_timeout=timedelta(seconds=settings.build_timeout),
-        request_ttl=timedelta(seconds=settings.request_ttl),
-        mass_silence_hold=timedelta(seconds=settings.mass_silence_hold),
-    )
 
 
 def _schedule(settings: Settings) -> Schedule:

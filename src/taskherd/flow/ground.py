@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
+from taskherd.core.liveness import Patience
 from taskherd.flow.patience import persist
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Awaitable, Callable, Container
-    from datetime import datetime, timedelta
+    from datetime import datetime
     from uuid import UUID
 
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -18,11 +20,11 @@ if TYPE_CHECKING:
     from taskherd.broker.publish import Publisher
     from taskherd.broker.topology import Names
     from taskherd.core.builds import Backoff
-    from taskherd.core.liveness import Patience
     from taskherd.flow.names import NameBook
     from taskherd.observe.failpoints import Failpoint
     from taskherd.observe.metrics import Metrics
     from taskherd.observe.tracing import Tracing
+    from taskherd.settings import Settings
 
 
 T = TypeVar("T")
@@ -79,3 +81,14 @@ class Ground:
             self.trouble(reason)
 
         return await persist(work, self.stopping, trouble)
+
+
+def patience_of(settings: Settings) -> Patience:
+    """How long silence is borne, as it was set."""
+    return Patience(
+        agent_lost_after=timedelta(seconds=settings.agent_lost_after),
+        agent_connect_timeout=timedelta(seconds=settings.agent_connect_timeout),
+        build_timeout=timedelta(seconds=settings.build_timeout),
+        request_ttl=timedelta(seconds=settings.request_ttl),
+        mass_silence_hold=timedelta(seconds=settings.mass_silence_hold),
+    )

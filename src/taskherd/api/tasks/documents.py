@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from taskherd.store.reader import Row
 
 
-def rendered(row: Row, *, objects: bool) -> bytes:
-    """The document as JSON; `objects`: ids that may be absent as the published page shows them."""
-    names = Names(
+def names_of(row: Row) -> Names:
+    """What the directory says of a task, from the row that it was read with."""
+    return Names(
         row["username"],
         row["avatar_url"],
         row["organization_id"],
@@ -24,7 +24,11 @@ def rendered(row: Row, *, objects: bool) -> bytes:
         row["display_name"],
         row["icon"],
     )
-    whole = document.spliced(row["own"], row["prompt"], names, row["updated_at"])
+
+
+def rendered(row: Row, *, objects: bool) -> bytes:
+    """The document as JSON; `objects`: ids that may be absent as the published page shows them."""
+    whole = document.spliced(row["own"], row["prompt"], names_of(row), row["updated_at"])
     return orjson.dumps(document.with_objects(orjson.loads(whole))) if objects else whole
 
 

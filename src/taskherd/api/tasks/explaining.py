@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -12,15 +12,14 @@ from taskherd.api.route import Query, Route, Says
 from taskherd.api.tasks import reading
 from taskherd.api.tasks.bodies import Explained, Timeline
 from taskherd.core.explain import explain
-from taskherd.core.liveness import Patience
 from taskherd.core.reports import rfc3339
+from taskherd.flow.ground import patience_of
 from taskherd.store import feed, memory, visible
 
 if TYPE_CHECKING:
     from taskherd.api.ask import Ask
     from taskherd.core.explain import Because
     from taskherd.core.view import CurrentState, HealthVerdict
-    from taskherd.settings import Settings
     from taskherd.store.reader import Row
 
 LIMIT_MOST: Final = 500
@@ -57,7 +56,7 @@ async def explained(ask: Ask) -> Answer:
     row = await visible.explained(ask.house.reader, reading.whose(ask))
     if row is None:
         raise not_found()
-    found = explain(memory.loads(row["id"], row["memory"]), _patience(ask.house.settings))
+    found = explain(memory.loads(row["id"], row["memory"]), patience_of(ask.house.settings))
     return json(
         {
             "status": _because(found.status, str(found.status.value)),
@@ -111,16 +110,6 @@ def _open(text: str | None) -> list[dict[str, Any]]:
             if name.endswith("_at") and value is not None:
                 row[name] = rfc3339(datetime.fromisoformat(value))
     return rows
-
-
-def _patience(settings: Settings) -> Patience:
-    return Patience(
-        agent_lost_after=timedelta(seconds=settings.agent_lost_after),
-        agent_connect_timeout=timedelta(seconds=settings.agent_connect_timeout),
-        build_timeout=timedelta(seconds=settings.build_timeout),
-        request_ttl=timedelta(seconds=settings.request_ttl),
-        mass_silence_hold=timedelta(seconds=settings.mass_silence_hold),
-    )
 
 
 def _number(ask: Ask, name: str, default: int, least: int, most: int) -> int:
