@@ -51,6 +51,16 @@ def test_a_line_is_json_with_what_is_bound() -> None:
     assert entry == {"event": "batch applied", "size": 3, "task_id": "t-1", "level": "info", "logger": "flow"}
 
 
+def test_a_password_of_one_letter_leaves_words_alone() -> None:
+    """A secret too short to be one does not garble what is logged; in a URL it is hidden all the same."""
+    stream = io.StringIO()
+    logs.configure("info", "json", secrets=["g"], stream=stream)
+    structlog.get_logger("app").info("connecting", url="amqp://g:g@127.0.0.1/")
+    entry = logged(stream)
+    assert entry["event"] == "connecting"
+    assert ":g@" not in entry["url"]
+
+
 def test_the_standard_library_logs_the_same_way() -> None:
     """What libraries log through `logging` comes out in the same form, cleaned of the same secrets."""
     stream = io.StringIO()

@@ -55,6 +55,25 @@ async def test_a_later_version_waits_for_an_earlier_one(engine: AsyncEngine) -> 
     assert [version for _, _, version in await _feed(engine)] == [1, 2, 3]
 
 
+async def test_positions_rise_with_time(engine: AsyncEngine) -> None:
+    """Of tasks told together the earlier change comes first, but never a later version before an earlier one."""
+    first, second, third = (task_row() for _ in range(3))
+    at = {(third.id, 1): 0, (first.id, 1): 1, (second.id, 1): 2, (third.id, 2): 5, (third.id, 3): 3, (first.id, 2): 4}
+    told = [event(*key)._replace(occurred_at=NOW + timedelta(seconds=when)) for key, when in at.items()]
+    async with transaction(engine) as conn:
+        await tasks.insert_tasks(conn, [first, second, third])
+        await tasks.save(conn, [], told)
+        assert await outbox.published(conn, list(at)) == len(at)
+    assert [(task_id, version) for _, task_id, version in await _feed(engine)] == [
+        (third.id, 1),
+        (first.id, 1),
+        (second.id, 1),
+        (first.id, 2),
+        (third.id, 2),
+        (third.id, 3),
+    ]
+
+
 async def test_positions_have_no_gap_and_none_appears_behind(engine: AsyncEngine) -> None:
     """However many mark at once, a reader that remembers its position sees every event once, each task's in order."""
     keys = await _events(engine, 40, 10)

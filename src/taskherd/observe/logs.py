@@ -20,6 +20,8 @@ HIDDEN = "********"
 TEXT_MOST = 8_000
 """Characters of one logged text; what is longer is cut, with `…` at the end."""
 _DEPTH_MOST = 6
+SECRET_LEAST = 4
+"""Characters of a secret that is hidden wherever it turns up; shorter ones are in half of all words. In a URL any is."""
 _SECRET_NAME = re.compile(r"passw|secret|token|authorization|cookie|credential|api_?key|private_?key", re.IGNORECASE)
 _PASSWORD_IN_URL = re.compile(
     r"(?P<before>\b[a-z][a-z0-9+.-]{0,19}://[^\s:/@]{0,128}:)[^\s/]{0,512}(?P<after>@)", re.IGNORECASE
@@ -77,7 +79,7 @@ class Cleaner:
     """A structlog processor that hides secrets, escapes control characters and cuts what is too long."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
-        longest_first = sorted({secret for secret in secrets if secret}, key=len, reverse=True)
+        longest_first = sorted({each for each in secrets if len(each) >= SECRET_LEAST}, key=len, reverse=True)
         self._secrets = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
     def __call__(self, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

@@ -70,7 +70,10 @@ WITH told AS (
 ), fed AS (
     INSERT INTO task_feed (position, task_id, version, occurred_at)
     SELECT nextval('task_feed_position'), task_id, version, occurred_at
-    FROM (SELECT * FROM gone ORDER BY task_id, version) AS ordered
+    FROM (
+        SELECT * FROM gone
+        ORDER BY max(occurred_at) OVER (PARTITION BY task_id ORDER BY version), task_id, version
+    ) AS ordered
     RETURNING 1
 )
 SELECT count(*) FROM fed
@@ -89,8 +92,8 @@ async def due(conn: AsyncConnection, older_than: datetime, limit: int) -> list[O
 async def published(conn: AsyncConnection, keys: Sequence[tuple[UUID, int]]) -> int:
     """Take (task id, version) pairs out of the outbox and give them the next positions; return how many.
 
-    Versions of a task get rising positions: one whose predecessor is still unpublished stays. Keep the transaction
-    short, since positions are given to one at a time.
+    They rise with time, and for each task with its versions, whatever a clock did: one whose predecessor is still
+    unpublished stays. Keep the transaction short, since positions are given to one at a time.
     """
     if not keys:
         return 0
