@@ -21,7 +21,7 @@ TEXT_MOST = 8_000
 """Characters of one logged text; what is longer is cut, with `…` at the end."""
 _DEPTH_MOST = 6
 SECRET_LEAST = 4
-"""Characters of a secret that is hidden wherever it turns up; shorter ones are in half of all words. In a URL any is."""
+"""Characters of a secret that is hidden wherever it turns up; shorter ones are in every word. In a URL any is."""
 _SECRET_NAME = re.compile(r"passw|secret|token|authorization|cookie|credential|api_?key|private_?key", re.IGNORECASE)
 _PASSWORD_IN_URL = re.compile(
     r"(?P<before>\b[a-z][a-z0-9+.-]{0,19}://[^\s:/@]{0,128}:)[^\s/]{0,512}(?P<after>@)", re.IGNORECASE
