@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runner.ranch import Ranch
+from tests.runner.ranch import Ranch, eventually
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -82,7 +82,10 @@ async def test_an_agent_knows_its_task_and_none_of_our_secrets(own: Ranch) -> No
 
 
 async def test_a_full_disk_costs_output_and_nothing_else(own: Ranch) -> None:
-    """Agents go on, their end is told as it was, and starting another one fails with a reason that names the disk."""
+    """Agents go on, their end is told as it was, and starting another one fails with a reason that names the disk.
+
+    Deleting a task makes room again.
+    """
     disk = own.folder / "disk"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], check=True)
@@ -98,6 +101,8 @@ async def test_a_full_disk_costs_output_and_nothing_else(own: Ranch) -> None:
         other = await own.task("say:up", "sleep")
         await own.until_state(other, "failed", "No space left on device")
         filler.unlink()
+        assert (await own.herd.command("task.delete", task_id))["ok"]  # what it flooded the disk with goes with it
+        await eventually(lambda: not (disk / str(task_id)).exists())
         third = await own.task("say:up", "sleep")
         await own.until_output(third, "up")
         for pid in own.marked(third, disk):
