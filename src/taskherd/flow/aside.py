@@ -95,13 +95,14 @@ async def save_requests(
 
 
 def _retried_delete(turn: Turn) -> bool:
-    before, after = (task.memory.deletion if task else None for task in (turn.before, turn.task))
+    after = turn.task.memory.deletion if turn.task else None
+    before = turn.before.memory.deletion if turn.before else None
     return after is not None and after.attempts > max(1, before.attempts if before else 1)
 
 
 def _requests(turn: Turn, now: datetime) -> list[requests.WorkRequest]:
     task = turn.task
-    if task is None:
+    if task is None or not (turn.asked or turn.sent):
         return []
     runner = task.memory.runner.report.runner if task.memory.runner else None
 

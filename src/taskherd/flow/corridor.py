@@ -100,7 +100,9 @@ def _fold(scene: Scene, indexes: list[int], now: datetime) -> None:
                 take_report(turn, -1 - place, report, now, scene.rules)
     for index in indexes:
         report = batch.reports[index]
-        turn = turns.setdefault(report.task_id, Turn(None, None))
+        if report.task_id not in turns:  # not setdefault, which would make a turn for each report
+            turns[report.task_id] = Turn(None, None)
+        turn = turns[report.task_id]
         if turn.task is None:
             turn.fates.append((index, Fate.PARKED))
         else:

@@ -250,3 +250,5 @@ ReportIn: TypeAlias = Annotated[
 ]
 
 REPORT: TypeAdapter[ReportIn] = TypeAdapter(ReportIn)
+
+REPORTS: TypeAdapter[list[ReportIn]] = TypeAdapter(Annotated[list[ReportIn], Field(max_length=ELEMENTS)])
