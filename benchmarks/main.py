@@ -10,8 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks import agents, api, bloat, growth, machine, plans, rows, sustained, workers
-from benchmarks.cpu import profile
+from benchmarks import agents, api, bloat, cpu, growth, machine, plans, rows, sustained, workers
 from benchmarks.stage import Stage, stage
 from benchmarks.workload import Workload
 
@@ -22,6 +21,7 @@ RESULTS = Path(__file__).parent / "results"
 ROWS = ("throughput", "latency", "scale", "memory", "api")
 QUICK = ("throughput", "latency")
 SECTIONS = {
+    "cpu": ("Where the worker's CPU goes", cpu.measure),
     "workers": ("More workers on one queue", workers.measure),
     "growth": ("Cost as the work grows", growth.measure),
     "bloat": ("What updates leave behind", bloat.measure),
@@ -29,7 +29,7 @@ SECTIONS = {
     "agents": ("Agents on one runner", agents.measure),
     "plans": ("The hot statements' plans", plans.measure),
 }
-FULL = (*ROWS, "workers", "growth", "bloat")
+FULL = (*ROWS, "cpu", "workers", "growth", "bloat")
 """Of the sections those that fit into a full run: vacuums takes ten minutes, plans tells nothing of this machine, and
 agents wants it for itself."""
 MILLION = 1_000_000
@@ -62,7 +62,7 @@ async def run(said: argparse.Namespace) -> None:
     reports = said.reports or (20_000 if said.quick else 100_000)
     async with stage() as ground:
         if "profile" in said.what:
-            print(await profile(ground, Workload(10_000, reports, rows=said.rows)))
+            print(await cpu.profile(ground, Workload(10_000, reports, rows=said.rows)))
             return
         if "sustained" in said.what:
             await _sustained(ground, said)
@@ -99,7 +99,7 @@ async def _measured(ground: Stage, said: argparse.Namespace, wanted: Sequence[st
     if "api" in wanted:
         sizes = (api.FEW,) if said.quick else (api.FEW, api.MANY)
         await api.measure(ground, results, sizes, seconds=2 if said.quick else 5, rounds=said.rounds, say=_say)
-    table = "\n".join([rows.HEADER, *(row.line for row in results.rows)])
+    table = "\n".join([rows.HEADER, *(row.line for row in results.rows)]) if results.rows else ""
     took = f"{time.monotonic() - began:.0f} s"
     print("\n" + "\n\n".join([table, *results.sections, "\n".join(on), took]))
     if said.write if said.write is not None else not said.quick:
