@@ -28,7 +28,7 @@ test: $(READY) ## every test except the long chaos campaigns, on real RabbitMQ a
 demo: $(READY) ## run the whole thing on this machine for a minute and watch it
 	@$(BIN)/taskherd demo
 
-dev: $(READY) ## private RabbitMQ, PostgreSQL, a worker and the API, up until Ctrl-C
+dev: $(READY) ## private RabbitMQ, PostgreSQL, a worker, the API and a runner, up until Ctrl-C
 	@$(BIN)/taskherd dev
 
 bench: $(READY) ## reports/s end to end, beside an ack-only consumer

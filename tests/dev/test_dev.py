@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from taskherd.dev import processes
+from taskherd.runner.processes import MARK
 
 ROOT = Path(__file__).parents[2]
 STORY = "## A task's life, in curl\n"
@@ -56,6 +57,7 @@ async def session(folder: Path, env: dict[str, str]) -> AsyncIterator[list[str]]
         await asyncio.wait_for(process.communicate(), PATIENCE)
     assert process.returncode == 0
     assert not processes.belonging_to(folder / ".taskherd" / "worker")
+    assert not processes.carrying(MARK, f"{folder}/")
 
 
 async def shell(script: str, folder: Path, env: dict[str, str]) -> str:
@@ -91,15 +93,18 @@ async def test_what_is_printed_and_what_the_readme_says_works(tmp_path: Path) ->
     async with session(tmp_path, env) as lines:
         curls = [line.partition(": ")[2].strip() for line in lines if "curl " in line]
         created, listed = [objects(await shell(line, tmp_path, env))[0] for line in curls]
-        assert created["initial_prompt"] == "Write the release notes"
+        assert created["initial_prompt"] == "How large is this program?"
         assert [each["id"] for each in listed["tasks"]] == [created["id"]]
 
         story = (ROOT / "README.md").read_text(encoding="utf-8").partition(STORY)[2].partition("\n## ")[0]
         said = await shell("\n".join(re.findall(r"```sh\n(.*?)```", story, re.DOTALL)), tmp_path, env)
         told = objects(said)
         assert "because" in said
-        assert any((each.get("current_state") or {}).get("state") == "idle" for each in told)
-        assert any(each.get("logs") and each["logs"][0]["content"] == "Since which release?" for each in told)
+        states = [each["current_state"] for each in told if "initial_prompt" in each and each["current_state"]]
+        assert any((each["state"], each["message"]) == ("idle", "Which package?") for each in states)
+        assert any((each["state"], each["message"]) == ("complete", "questions answered: 1") for each in states)
+        conversation = next(each["logs"] for each in told if "logs" in each)
+        assert any(entry["content"].startswith("core: ") for entry in conversation)
         assert {"204", "202"} <= set(said.split())
         events = re.findall(r"(?m)^event: (.*)$", said)
         assert (events[0], events[-1]) == ("task.snapshot", "task.deleted")

@@ -1,4 +1,4 @@
-"""`taskherd dev`: RabbitMQ, PostgreSQL, a worker and the API on this machine until Ctrl-C."""
+"""`taskherd dev`: RabbitMQ, PostgreSQL, a worker, the API and a runner on this machine until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def dev(
         ".taskherd"
     ),
 ) -> None:
-    """Run private services, a worker and the API until Ctrl-C; what they keep is found by the next start."""
+    """Run private services, a worker, the API and a runner until Ctrl-C; the next start finds what they keep."""
     try:
         from taskherd.dev import dev as session  # noqa: PLC0415 - needs an extra that production does without
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""`taskherd dev`: private services, a worker and the API on this machine, up until Ctrl-C."""
+"""`taskherd dev`: private services, a worker, the API and a runner on this machine, up until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from typing import Final
 
 from taskherd.dev import first_steps, ports, processes, services
 from taskherd.errors import Unavailable
+from taskherd.runner.processes import MARK
 from taskherd.store import migrate
 
 DATA: Final = Path(".taskherd")
@@ -25,6 +26,7 @@ EXAMPLE_DIRECTORY: Final = Path("deploy/example-directory.yaml")
 _OPS_PORT: Final = 9590
 _API_PORT: Final = 7080
 _API_OPS_PORT: Final = 9591
+_RUNNER_OPS_PORT: Final = 9592
 _GRACE: Final = 30.0
 _UP_WITHIN: Final = 60.0
 _LOOK_EVERY: Final = 0.2
@@ -38,7 +40,7 @@ def run(*, services_only: bool, data: Path = DATA) -> int:
         Unavailable: when a service was found but does not start.
     """
     with suppress(KeyboardInterrupt), _one_interrupt():
-        processes.end(_left(data), gently=signal.SIGTERM, within=_GRACE)
+        _end_left(data)
         with services.start(data, announce=_say) as running:
             (ops_port,) = ports.claim([_OPS_PORT])
             environment = write_env(data, running, ops_port)
@@ -100,19 +102,39 @@ def _process(data: Path, command: str, environment: Mapping[str, str]) -> Iterat
 
 
 def _serve(data: Path, environment: dict[str, str], ops_port: int) -> int:
-    """Run a worker and the API until one of them ends by itself; its exit code, which is never 0 then."""
-    api_port, api_ops_port = ports.claim([_API_PORT, _API_OPS_PORT])
+    """Run a worker, the API and a runner until one of them ends by itself; its exit code, which is never 0 then."""
+    api_port, api_ops_port, runner_ops_port = ports.claim([_API_PORT, _API_OPS_PORT, _RUNNER_OPS_PORT])
     url = f"http://{ports.HOST}:{api_port}"
     of_api = {**environment, "TASKHERD_API_PORT": str(api_port), "TASKHERD_OPS_PORT": str(api_ops_port)}
+    of_runner = {**environment, **_runner(data, url), "TASKHERD_OPS_PORT": str(runner_ops_port)}
     with worker(data, environment, ops_port) as work:
         token = first_steps.token({**os.environ, **environment}) if EXAMPLE_DIRECTORY.exists() else ""
         _written(data, {**environment, "TASKHERD_URL": url, **({"TASKHERD_TOKEN": token} if token else {})})
-        with _process(data, "api", of_api) as api:
+        with _process(data, "api", of_api) as api, _agents_ended(data), _process(data, "runner", of_runner) as runner:
             _await_port(api, api_port)
             for line in first_steps.lines(url, token):
                 _say(line)
-            _say(f"worker {work.pid} and api {api.pid} started; Ctrl-C stops everything")
-            return _outlived({"worker": work, "api": api})
+            _say(f"worker {work.pid}, api {api.pid} and runner {runner.pid} started; Ctrl-C stops everything")
+            return _outlived({"worker": work, "api": api, "runner": runner})
+
+
+def _runner(data: Path, url: str) -> dict[str, str]:
+    """The runner's settings. Its agents find the Python that we run with, whether or not that is on our path."""
+    return {
+        "TASKHERD_RUNNER_NAME": "dev",
+        "TASKHERD_RUNNER_ROOT": str(_agents(data)),
+        "TASKHERD_AGENT_API_URL": url,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+    }
+
+
+@contextmanager
+def _agents_ended(data: Path) -> Iterator[None]:
+    """In the end, end the agents, which outlive their runner as they should anywhere else."""
+    try:
+        yield
+    finally:
+        processes.end(processes.carrying(MARK, f"{_agents(data)}/"), gently=signal.SIGKILL, within=_GRACE)
 
 
 def _outlived(running: Mapping[str, subprocess.Popen[bytes]]) -> int:
@@ -134,13 +156,18 @@ def _await_port(process: subprocess.Popen[bytes], port: int) -> None:
         time.sleep(_LOOK_EVERY)
 
 
-def _left(data: Path) -> list[processes.Process]:
-    """Processes of this folder that outlived a `taskherd dev` that was killed."""
-    return processes.belonging_to(_home(data))
+def _end_left(data: Path) -> None:
+    """End the processes of this folder that outlived a `taskherd dev` that was killed."""
+    processes.end(processes.belonging_to(_home(data)), gently=signal.SIGTERM, within=_GRACE)
+    processes.end(processes.carrying(MARK, f"{_agents(data)}/"), gently=signal.SIGKILL, within=_GRACE)
 
 
 def _home(data: Path) -> Path:
     return data.absolute() / "worker"
+
+
+def _agents(data: Path) -> Path:
+    return data.absolute() / "runner"
 
 
 @contextmanager

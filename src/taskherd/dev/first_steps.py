@@ -13,10 +13,10 @@ from taskherd.errors import Unavailable
 
 USER: Final = "alice"
 """An admin in deploy/example-directory.yaml."""
-TEMPLATE_VERSION: Final = "7a2d9c11-58e4-4b6f-9f3a-2c8e6d4b1a31"
-"""Of the template there."""
+TEMPLATE_VERSION: Final = "7a2d9c11-58e4-4b6f-9f3a-2c8e6d4b1a32"
+"""Of the template there whose agent every installation has."""
 LIFETIME: Final = "30d"
-CREATE: Final = {"template_version_id": TEMPLATE_VERSION, "input": "Write the release notes"}
+CREATE: Final = {"template_version_id": TEMPLATE_VERSION, "input": "How large is this program?"}
 
 
 def token(environ: Mapping[str, str]) -> str:

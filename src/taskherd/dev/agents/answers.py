@@ -1,7 +1,7 @@
 """An agent that answers questions: each input names a package of a Python project, and it counts what is in there.
 
-`python -m taskherd.dev.agents.answers FOLDER`, where FOLDER holds the packages. It speaks as an agent of the kind
-`stdio`: idle until something is sent to it, and done when that is `that is all`.
+`python -m taskherd.dev.agents.answers [FOLDER]`, where FOLDER holds the packages; taskherd's own by default. It speaks
+as an agent of the kind `stdio`: idle until something is sent to it, and done when that is `that is all`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import ast
 import sys
 from pathlib import Path
 from typing import Final
+
+import taskherd
 
 ENOUGH: Final = "that is all"
 
@@ -50,9 +52,9 @@ def main(folder: Path) -> int:
         print(said, flush=True)
         answered += 1
         state("idle", said)
-    state("complete", f"{answered} questions answered")
+    state("complete", f"questions answered: {answered}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1] if len(sys.argv) > 1 else taskherd.__path__[0])))

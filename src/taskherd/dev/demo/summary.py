@@ -61,14 +61,14 @@ def further(folder: Path, *, private: bool) -> Iterator[str]:
     taskherd = _taskherd()
     if private:
         yield f"{taskherd} dev --data {folder}"
-        yield "    starts the demo's RabbitMQ, PostgreSQL, a worker and the API again; then, in another terminal:"
+        yield "    starts the demo's RabbitMQ and PostgreSQL, a worker and the API again; then, in another terminal:"
     yield f". {folder}/env"
     for words in ("dead list", "doctor", "config"):
         yield f"{taskherd} {words}"
     if (psql := _psql()) is not None:
         yield f'{psql} "$TASKHERD_DATABASE_URL" -c "{_QUERY}"'
     yield f"less {folder}/worker.log {folder}/api.log {folder}/runner.log; ls {folder}/agents/*/work"
-    yield "make dev    starts a RabbitMQ, a PostgreSQL, a worker and the API for yourself"
+    yield "make dev    starts a RabbitMQ, a PostgreSQL, a worker, the API and a runner for yourself"
 
 
 def _quantile(values: Sequence[float], share: float) -> float:
