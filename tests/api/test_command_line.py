@@ -14,8 +14,15 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from taskherd.cli.main import app
+from taskherd.observe import logs
 from tests.api.stage import Stage
 from tests.flow.herd import build, said
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> None:
+    """Keep the worker, which is in this process here, from logging into what a command prints."""
+    logs.configure("warning", "auto")
 
 
 class Shell:

@@ -1,6 +1,8 @@
 """The command line's own promises: exit codes, plain messages, hidden secrets. None of it needs a service."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -82,3 +84,20 @@ def test_doctor_names_what_is_missing() -> None:
     assert result.exit_code == 1
     for variable in ("TASKHERD_DATABASE_URL", "TASKHERD_AMQP_URL", "TASKHERD_SECRET_KEY"):
         assert variable in result.stdout
+
+
+def test_a_command_is_suggested_for_one_that_is_not_there() -> None:
+    """A mistyped command is answered with the nearest one."""
+    result = CliRunner().invoke(app, ["wroker"])
+    assert result.exit_code == 2
+    assert "Did you mean 'worker'?" in result.stderr
+
+
+def test_commands_over_the_api_load_neither_settings_nor_database() -> None:
+    """`taskherd task` starts quickly, since it imports only what it needs."""
+    told = "import sys; from taskherd.cli.main import app; app(['task', '--help'], standalone_mode=False)"
+    heavy = "print(sorted({'sqlalchemy', 'pydantic_settings', 'aio_pika', 'structlog'} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{told}; {heavy}"], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"

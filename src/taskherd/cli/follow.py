@@ -11,7 +11,6 @@ from taskherd.cli.shown import As, Output
 from taskherd.cli.task import CODES, Named, app
 from taskherd.client import events, http, tasks
 from taskherd.client.errors import ClientError, Exit
-from taskherd.settings import durations
 
 __all__ = ["app"]
 
@@ -19,6 +18,8 @@ UNTIL = "idle,complete"
 
 
 def _duration(written: str) -> float:
+    from taskherd.settings import durations  # noqa: PLC0415 - only waiting needs the settings, which take their time
+
     try:
         return durations.parse(written)
     except ValueError:
@@ -44,6 +45,8 @@ def wait(
     else:
         shown.tasks([told])
     if not in_time:
+        from taskherd.settings import durations  # noqa: PLC0415
+
         raise ClientError(
             Exit.TIMEOUT, f"not {until} within {durations.render(timeout)}", "`taskherd task explain` says why"
         )
