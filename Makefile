@@ -22,8 +22,8 @@ lint: $(READY)
 pure: $(READY)
 	$(BIN)/pytest -q tests/pure
 
-test: $(READY) ## every test except the long chaos campaigns, on real RabbitMQ and PostgreSQL; some fifteen minutes
-	$(BIN)/pytest -q -m "not chaos" tests
+test: $(READY) ## every test except the long chaos campaigns, on real RabbitMQ and PostgreSQL; less than ten minutes
+	$(BIN)/pytest -q -m "not chaos" -n 3 --dist loadfile --no-loadscope-reorder tests
 
 demo: $(READY) ## run the whole thing on this machine for a minute and watch it
 	@$(BIN)/taskherd demo
