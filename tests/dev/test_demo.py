@@ -13,12 +13,15 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
-from taskherd.dev.demo import jobs
+from taskherd.dev import dev
+from taskherd.dev.demo import jobs, templates
 from taskherd.dev.demo.acts import Facts
 from taskherd.dev.demo.board import Row
 from taskherd.dev.demo.cast import Role, parts
 from taskherd.dev.demo.verdict import Evidence, farewell, judge
+from taskherd.store import directory
 
 ROOT = Path(__file__).parents[2]
 DOZEN = 12
@@ -99,6 +102,13 @@ def test_every_part_has_a_job_of_at_least_three_steps(monkeypatch: pytest.Monkey
     for part in cast:
         if part.role not in {Role.FIXES, Role.SENT}:
             assert len(jobs.steps(part.job, ROOT)) >= 3
+
+
+def test_its_directory_has_room_beside_the_example() -> None:
+    """What the demo adds to the example contradicts nothing in it: one more template for each part."""
+    example = yaml.safe_load((ROOT / dev.EXAMPLE_DIRECTORY).read_bytes())
+    both = directory.parse(templates.directory(example, parts(), ROOT))
+    assert len(both.templates) == len(example["templates"]) + DOZEN
 
 
 def test_the_seeded_mistake_is_real(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

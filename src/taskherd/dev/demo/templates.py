@@ -39,7 +39,7 @@ def directory(example: Mapping[str, Any], parts: Sequence[Part], root: Path) -> 
         {
             "id": str(template_id(part.job)),
             "organization": organization,
-            "name": part.job,
+            "name": f"{POOL}-{part.job}",  # the example has names of its own
             "display_name": part.prompt,
             "active_version": str(version_id(part.job)),
             "versions": [{"id": str(version_id(part.job)), "name": "v1", "presets": [], "run": _run(part, root)}],
