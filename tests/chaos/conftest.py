@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from taskherd.dev.postgres import PostgresNode
-from taskherd.dev.rabbitmq import RabbitNode
 from taskherd.dev.services import Services, start
+from taskherd.dev.sources import Broker, Database
 from taskherd.store import migrate
 from tests.chaos.figures import Figures
 from tests.chaos.stage import Stage, create_database, opened
@@ -67,16 +66,16 @@ def breakable(announce: Callable[[str], None]) -> Iterator[Services]:
 
 
 @pytest.fixture
-def rabbit(breakable: Services) -> RabbitNode:
+def rabbit(breakable: Services) -> Broker:
     """The RabbitMQ that may be killed."""
-    assert breakable.rabbit is not None, "a node that can be killed needs RabbitMQ's own binaries on this machine"
+    assert breakable.rabbit is not None
     return breakable.rabbit
 
 
 @pytest.fixture
-def postgres(breakable: Services) -> PostgresNode:
+def postgres(breakable: Services) -> Database:
     """The PostgreSQL that may be killed."""
-    assert breakable.postgres is not None, "a server that can be killed needs PostgreSQL's own binaries"
+    assert breakable.postgres is not None
     return breakable.postgres
 
 

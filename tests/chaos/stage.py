@@ -23,7 +23,7 @@ from taskherd.broker import topology
 from taskherd.broker.connection import Link
 from taskherd.broker.publish import Outgoing, Published, Publisher
 from taskherd.broker.topology import Names
-from taskherd.dev.rabbitmq import RabbitNode
+from taskherd.dev.sources import Broker
 from taskherd.store import directory
 from taskherd.store.engine import dispose, open_engine, transaction
 from tests.chaos import workload
@@ -153,8 +153,8 @@ class Stage:
     sent: int = 0
     """Messages that the broker has confirmed to this test."""
 
-    rabbit: RabbitNode | None = None
-    """The broker, where it is a private node."""
+    rabbit: Broker | None = None
+    """The broker, where it is one of our own."""
 
     redelivered_before: int = 0
 

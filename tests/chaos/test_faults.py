@@ -10,9 +10,8 @@ from random import Random
 import aio_pika
 import pytest
 
-from taskherd.dev.postgres import PostgresNode
-from taskherd.dev.rabbitmq import RabbitNode
 from taskherd.dev.services import Services
+from taskherd.dev.sources import Broker, Database
 from tests.chaos.disturbance import disturbed, load, trickle
 from tests.chaos.figures import Figures
 from tests.chaos.proxy import cutting
@@ -26,7 +25,7 @@ RECOVERS_WITHIN = 40.0
 
 @pytest.mark.parametrize("times", [1, pytest.param(20, marks=OFTEN)])
 async def test_a_killed_broker_costs_nothing_but_time(
-    breakable_stage: Stage, rabbit: RabbitNode, figures: Figures, times: int
+    breakable_stage: Stage, rabbit: Broker, figures: Figures, times: int
 ) -> None:
     """The broker dies under load; the worker waits, comes back by itself, and everything is there, once."""
     stage = breakable_stage
@@ -50,7 +49,7 @@ async def test_a_killed_broker_costs_nothing_but_time(
     [(1, 0), pytest.param(20, 0, marks=OFTEN), pytest.param(1, 30, marks=OFTEN)],
 )
 async def test_a_database_away_costs_nothing_but_time(
-    breakable_stage: Stage, postgres: PostgresNode, figures: Figures, times: int, away: int
+    breakable_stage: Stage, postgres: Database, figures: Figures, times: int, away: int
 ) -> None:
     """PostgreSQL is shut down at once under load; deliveries are held, and none goes to the dead letters."""
     stage = breakable_stage
@@ -60,7 +59,7 @@ async def test_a_database_away_costs_nothing_but_time(
     seconds = []
     for number in range(times):
         async with disturbed(stage, "database", number):
-            await asyncio.to_thread(postgres.ctl, "stop", "-m", "immediate")
+            await asyncio.to_thread(postgres.abort)
             if away:
                 await worker.unready()
                 await asyncio.sleep(away)
@@ -77,7 +76,7 @@ async def test_a_database_away_costs_nothing_but_time(
 def frozen(services: Services, service: str) -> Iterator[None]:
     """Freeze a service while the body runs."""
     node = services.rabbit if service == "RabbitMQ" else services.postgres
-    assert node is not None, f"only a private {service} can be frozen"
+    assert node is not None, f"only a {service} of our own can be frozen"
     node.freeze()
     try:
         yield
@@ -113,7 +112,7 @@ async def test_a_frozen_service_is_noticed_and_its_return_too(
 
 @pytest.mark.parametrize("length", [0, pytest.param(60, marks=OFTEN)])
 async def test_a_memory_alarm_holds_up_what_is_told_but_not_what_is_taken(
-    breakable_stage: Stage, rabbit: RabbitNode, figures: Figures, length: int
+    breakable_stage: Stage, rabbit: Broker, figures: Figures, length: int
 ) -> None:
     """While the broker lets nobody publish, reports are committed and acked; the events follow when it is over."""
     stage = breakable_stage
@@ -141,13 +140,13 @@ async def test_a_memory_alarm_holds_up_what_is_told_but_not_what_is_taken(
     await figures.of(stage, row, faults=1, seconds=[taken], note=note)
 
 
-def ctl(rabbit: RabbitNode, *words: str) -> str:
+def ctl(rabbit: Broker, *words: str) -> str:
     """What `rabbitmqctl` prints for these words, however busy the machine is."""
     return rabbit.ctl(*words, within=SETTLES_WITHIN)
 
 
 @contextmanager
-def alarmed(rabbit: RabbitNode) -> Iterator[None]:
+def alarmed(rabbit: Broker) -> Iterator[None]:
     """Have the broker's memory alarm on while the body runs."""
     before = ctl(rabbit, "eval", "application:get_env(rabbit, vm_memory_high_watermark).").strip()
     ctl(rabbit, "set_vm_memory_high_watermark", "0.00001")
@@ -159,7 +158,7 @@ def alarmed(rabbit: RabbitNode) -> Iterator[None]:
     assert "memory" not in ctl(rabbit, "eval", "rabbit_alarm:get_alarms().")
 
 
-async def queued(stage: Stage, rabbit: RabbitNode) -> int:
+async def queued(stage: Stage, rabbit: Broker) -> int:
     """How many messages with reports the broker still has, be they handed out and not acked or not handed out."""
     said = await asyncio.to_thread(ctl, rabbit, "list_queues", "--no-table-headers", "name", "messages")
     counts = dict(line.split() for line in said.splitlines())

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from taskherd.dev import containers
+from taskherd.dev import containers, engine
 
 ROOT = Path(__file__).parents[2]
 BASE = "python:3.13-slim"
@@ -21,9 +21,9 @@ PULL_WITHIN = 300.0
 @cache
 def missing() -> str:
     """Why no image can be built here; empty where one can."""
-    engine = containers.engine()
-    if engine is not None:
-        return engine.reason
+    away = engine.missing()
+    if away is not None:
+        return away.reason
     if shutil.which("docker") is None:
         return "an engine, but no docker command"
     if not _has(BASE) and not _pulled(BASE):

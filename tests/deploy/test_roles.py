@@ -18,8 +18,8 @@ import pytest
 from aio_pika.exceptions import AMQPError
 
 from taskherd.cli.checkup import State, check_broker, check_database
-from taskherd.dev.rabbitmq import RabbitNode
 from taskherd.dev.services import Services
+from taskherd.dev.sources import Broker
 from taskherd.settings import Settings
 from taskherd.store import migrate
 from taskherd.wire.work import build_id
@@ -85,7 +85,7 @@ async def installation(services: Services) -> AsyncIterator[Installation]:
         )
 
 
-def _node(services: Services) -> RabbitNode:
+def _node(services: Services) -> Broker:
     assert services.rabbit is not None, "users can be made only on a RabbitMQ of the test's own"
     return services.rabbit
 
@@ -98,8 +98,7 @@ async def _users(services: Services, folder: Path, prefix: str) -> None:
     command = [sys.executable, str(script), str(folder), prefix]
     made = await asyncio.to_thread(subprocess.run, command, capture_output=True, timeout=30, check=True)
     assert PASSWORD.encode() not in made.stdout
-    (folder / "users.json").write_bytes(made.stdout)
-    await asyncio.to_thread(_node(services).ctl, "import_definitions", str(folder / "users.json"))
+    await asyncio.to_thread(_node(services).define, made.stdout)
 
 
 @pytest.fixture

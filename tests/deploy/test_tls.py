@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -19,13 +20,18 @@ import pytest
 import trustme
 
 from taskherd.cli.checkup import State, check_broker, check_database
-from taskherd.dev import ports, rabbitmq
+from taskherd.dev import engine, ports, rabbitmq
+from taskherd.dev.containers import RabbitContainer
+from taskherd.dev.sources import Broker
 from taskherd.settings import Settings
 from tests.api.stage import serving, token_for
 from tests.flow.herd import PATIENCE, SECRET, VERSION, Herd, outside, working
 from tests.runner.ranch import ranch
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+
+INSIDE = "/etc/rabbitmq"
+"""Where a container keeps what RabbitMQ reads at its start."""
 
 ROOT_CERTIFICATE = "PGSSLROOTCERT"
 SSL_REQUEST = b"\x00\x00\x00\x08\x04\xd2\x16\x2f"
@@ -54,26 +60,58 @@ async def encrypted(database_url: str, tmp_path: Path) -> AsyncIterator[Encrypte
 
 @contextmanager
 def _broker(folder: Path, authority: Path, certificate: trustme.LeafCert) -> Iterator[str]:
-    binaries = rabbitmq.find()
-    assert isinstance(binaries, rabbitmq.Binaries), binaries
-    node = rabbitmq.RabbitNode(binaries, folder / "rabbitmq")
     (port,) = ports.claim([None])
-    key, chain = folder / "rabbitmq/key.pem", folder / "rabbitmq/chain.pem"
-    certificate.private_key_pem.write_to_path(key)
-    certificate.cert_chain_pems[0].write_to_path(chain)
-    (node.home / "conf.d").mkdir()
-    (node.home / "conf.d/tls.conf").write_text(
-        f"listeners.ssl.local = {ports.HOST}:{port}\n"
-        f"ssl_options.cacertfile = {authority}\nssl_options.certfile = {chain}\nssl_options.keyfile = {key}\n"
-    )
+    files = {
+        "key.pem": certificate.private_key_pem.bytes(),
+        "chain.pem": certificate.cert_chain_pems[0].bytes(),
+        "ca.pem": authority.read_bytes(),
+    }
+    home = folder / "rabbitmq"
+    found = rabbitmq.find()
+    if isinstance(found, rabbitmq.Binaries):
+        node: Broker = _node(found, home, files, port)
+    else:
+        assert engine.missing() is None, found
+        node = _Container(home, files, port)
     try:
         node.start()
-        while not ports.is_open(port):  # its listeners come up one after the other
-            assert node.pid
+        node.ctl("await_startup")  # its listeners come up one after the other
         parts = urlsplit(node.url)
         yield parts._replace(scheme="amqps", netloc=f"{parts.netloc.rpartition(':')[0]}:{port}").geturl()
     finally:
         node.stop()
+
+
+def _conf(address: str, folder: str) -> str:
+    return (
+        f"listeners.ssl.local = {address}\nssl_options.cacertfile = {folder}/ca.pem\n"
+        f"ssl_options.certfile = {folder}/chain.pem\nssl_options.keyfile = {folder}/key.pem\n"
+    )
+
+
+def _node(binaries: rabbitmq.Binaries, home: Path, files: Mapping[str, bytes], port: int) -> rabbitmq.RabbitNode:
+    node = rabbitmq.RabbitNode(binaries, home)
+    (node.home / "conf.d").mkdir()
+    for name, content in files.items():
+        (node.home / name).write_bytes(content)
+    (node.home / "conf.d/tls.conf").write_text(_conf(f"{ports.HOST}:{port}", str(node.home)))
+    return node
+
+
+class _Container(RabbitContainer):
+    """A RabbitMQ in a container that speaks TLS on one more port."""
+
+    def __init__(self, home: Path, files: Mapping[str, bytes], port: int) -> None:
+        super().__init__(home, keep=False)
+        self._files = files
+        self._tls_port = port
+
+    def _configure(self, made: Any) -> dict[str, Any]:
+        for name, content in self._files.items():
+            made.with_copy_into_container(content, f"{INSIDE}/{name}")
+        made.with_copy_into_container(_conf("0.0.0.0:5671", INSIDE).encode(), f"{INSIDE}/conf.d/tls.conf")
+        made.ports["5671/tcp"] = (ports.HOST, self._tls_port)
+        return super()._configure(made)
 
 
 @asynccontextmanager

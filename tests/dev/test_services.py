@@ -1,7 +1,8 @@
-"""The laws of private services: data outlive them, a crash blocks nothing, no process is left."""
+"""The laws of our own services, nodes or containers: data outlive them, a crash blocks nothing, nothing is left."""
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,11 +12,11 @@ from pathlib import Path
 
 import aio_pika
 import asyncpg
-import psutil
 import pytest
 
-from taskherd.dev import processes, services
+from taskherd.dev import engine, processes, services
 from taskherd.errors import Misconfigured
+from tests.dev.conftest import HOMES
 
 NOTHING_GIVEN: dict[str, str] = {}
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -26,15 +27,29 @@ def quiet(_line: str) -> None:
 
 
 @contextmanager
-def private(data: Path) -> Iterator[services.Services]:
-    """Private services in `data`, whatever the environment names."""
-    with services.start(data, announce=quiet, fast=True, environ=NOTHING_GIVEN) as running:
+def private(data: Path, *, fast: bool = True) -> Iterator[services.Services]:
+    """Services of our own in `data`, whatever the environment names; not `fast` where their data are wanted back."""
+    with services.start(data, announce=quiet, fast=fast, environ=NOTHING_GIVEN) as running:
         yield running
 
 
-def leftovers(data: Path) -> list[psutil.Process]:
-    """The processes of both nodes in `data` that still run."""
-    return [process for name in ("rabbitmq", "postgres") for process in processes.belonging_to(data / name)]
+def leftovers(data: Path) -> set[tuple[str, str]]:
+    """What still runs of the services in `data`: the name of each program, and which process or container it is."""
+    found = set()
+    for home in HOMES:
+        found |= {(each.name(), f"process {each.pid}") for each in processes.belonging_to(data / home)}
+        with engine.holding(data / home) as containers:
+            for each in containers:
+                found |= {(row[-1], each.id) for row in each.top(ps_args="-eo pid,comm")["Processes"]}
+    return found
+
+
+def freeze_orphan(home: Path) -> None:
+    """Freeze what a killed owner left of one service."""
+    processes.send(processes.belonging_to(home), signal.SIGSTOP)
+    with engine.holding(home) as containers:
+        for each in containers:
+            each.pause()
 
 
 async def write_something(running: services.Services) -> None:
@@ -62,15 +77,26 @@ async def read_it_back(running: services.Services) -> tuple[int, bytes]:
 
 
 async def test_a_second_start_finds_what_the_first_one_left(tmp_path: Path) -> None:
-    """Names, passwords and data are kept over a stop; no process of the first start is left."""
-    with private(tmp_path) as first:
+    """Ports, passwords and data are kept over a stop; no process of the first start is left."""
+    with private(tmp_path, fast=False) as first:
         await write_something(first)
         urls = (first.amqp_url, first.database_url)
-    assert leftovers(tmp_path) == []
-    with private(tmp_path) as second:
+    assert leftovers(tmp_path) == set()
+    with private(tmp_path, fast=False) as second:
         assert (second.amqp_url, second.database_url) == urls
         assert await read_it_back(second) == (42, b"42")
-    assert leftovers(tmp_path) == []
+    assert leftovers(tmp_path) == set()
+
+
+async def test_a_removed_folder_takes_its_data_with_it(tmp_path: Path) -> None:
+    """Where somebody removed the folder, the next start begins anew."""
+    with private(tmp_path, fast=False) as first:
+        await write_something(first)
+    for home in HOMES:
+        shutil.rmtree(tmp_path / home)
+    with private(tmp_path, fast=False) as second:
+        assert second.database_url != first.database_url
+        await write_something(second)
 
 
 async def test_a_killed_owner_blocks_nothing(tmp_path: Path) -> None:
@@ -82,12 +108,12 @@ async def test_a_killed_owner_blocks_nothing(tmp_path: Path) -> None:
     owner.wait(10)
     owner.stdout.close()
     orphans = leftovers(tmp_path)
-    assert {"epmd", "beam.smp", "postgres"} <= {process.name() for process in orphans}
-    processes.send([process for process in orphans if process.name() == "postgres"], signal.SIGSTOP)
+    assert {"epmd", "beam.smp", "postgres"} <= {name for name, _ in orphans}
+    freeze_orphan(tmp_path / "postgres")
     with private(tmp_path) as running:
-        assert not any(process.is_running() for process in orphans)
+        assert not orphans & leftovers(tmp_path)
         await write_something(running)
-    assert leftovers(tmp_path) == []
+    assert leftovers(tmp_path) == set()
 
 
 async def test_a_node_that_was_killed_starts_again_with_its_data(tmp_path: Path) -> None:
@@ -104,7 +130,7 @@ async def test_a_node_that_was_killed_starts_again_with_its_data(tmp_path: Path)
             assert node.url in (running.amqp_url, running.database_url)
         assert await read_it_back(running) == (42, b"42")
         assert "kept" in running.rabbit.ctl("list_queues", "name")
-    assert leftovers(tmp_path) == []
+    assert leftovers(tmp_path) == set()
 
 
 async def test_a_frozen_server_answers_again_when_thawed(tmp_path: Path) -> None:
@@ -139,7 +165,7 @@ def test_given_urls_come_first(tmp_path: Path) -> None:
         assert (running.amqp_url, running.database_url) == tuple(given.values())
         assert (running.rabbit, running.postgres) == (None, None)
     assert sorted(said) == ["PostgreSQL from TASKHERD_DATABASE_URL", "RabbitMQ from TASKHERD_AMQP_URL"]
-    assert leftovers(tmp_path) == []
+    assert leftovers(tmp_path) == set()
 
 
 OWNER = """

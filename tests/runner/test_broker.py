@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import aio_pika
 import pytest
 
-from taskherd.dev import rabbitmq
+from taskherd.dev.services import start_broker
+from taskherd.dev.sources import Broker
 from tests.broker.conftest import Relay
 from tests.flow.herd import herd
 from tests.runner.ranch import Ranch, eventually, ranch
@@ -59,20 +60,15 @@ async def test_it_is_kept_for_the_next_runner_too(own: Ranch) -> None:
 
 
 @pytest.fixture
-def broker(tmp_path: Path) -> Iterator[rabbitmq.RabbitNode]:
+def broker(tmp_path: Path, announce: Callable[[str], None]) -> Iterator[Broker]:
     """A RabbitMQ of the test's own, to kill."""
-    binaries = rabbitmq.find()
-    assert isinstance(binaries, rabbitmq.Binaries), "a node that can be killed needs RabbitMQ's own binaries here"
-    node = rabbitmq.RabbitNode(binaries, tmp_path / "rabbitmq")
-    node.start()
+    node = start_broker(tmp_path / "rabbitmq", announce, fast=True)
     yield node
     node.stop()
 
 
 @pytest.mark.timeout(300)
-async def test_a_killed_broker_costs_nothing_but_time(
-    broker: rabbitmq.RabbitNode, database_url: str, tmp_path: Path
-) -> None:
+async def test_a_killed_broker_costs_nothing_but_time(broker: Broker, database_url: str, tmp_path: Path) -> None:
     """Kill -9 the broker: agent and runner go on, and when it is back everything is told, once, and work goes on."""
     prefix = "killed"
     async with herd(database_url, broker.url, prefix, log_level="warning") as flock, ranch(flock, tmp_path) as own:

