@@ -18,6 +18,7 @@ from tests.deploy.docker import BUILD_WITHIN, ROOT, docker
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(BUILD_WITHIN)]
 CLAUDE = "7a2d9c11-58e4-4b6f-9f3a-2c8e6d4b1a31"
+ANSWERS = "7a2d9c11-58e4-4b6f-9f3a-2c8e6d4b1a32"
 PROCESSES = ("worker", "api", "runner")
 """What is started beside the services that it depends on."""
 
@@ -62,7 +63,7 @@ async def project(tmp_path: Path, image: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 async def test_the_whole_system_comes_up_and_takes_a_task(project: Project) -> None:
-    """From nothing to an agent's words over HTTP: all are healthy, a task runs; secrets are only in files."""
+    """From nothing to agents' words over HTTP: all are healthy, tasks run and answer; secrets are only in files."""
     await project("up", "-d", "--no-build", "--wait", "--wait-timeout", "240", *PROCESSES, within=300)
     states = await project("ps", "-a", "--format", "{{.Service}} {{.State}} {{.Health}} {{.ExitCode}}")
     lines = dict(line.split(" ", 1) for line in states.splitlines())
@@ -86,6 +87,12 @@ async def test_the_whole_system_comes_up_and_takes_a_task(project: Project) -> N
         await until(lambda: client.get(f"{one}/logs"), lambda logs: "I was told: Say hello" in logs.text, 60)
         assert (await client.delete(one)).status_code == 202
         await until(lambda: client.get(one), lambda answer: answer.status_code == 404, 60)
+
+        made = (await client.post("/tasks/me", json={"template_version_id": ANSWERS, "input": "How large?"})).json()
+        one = f"/tasks/me/{made['id']}"
+        await until(lambda: _json(client, one), lambda task: (task["current_state"] or {}).get("state") == "idle", 60)
+        assert (await client.post(f"{one}/send", json={"input": "core"})).status_code == 204
+        await until(lambda: client.get(f"{one}/logs"), lambda logs: '"core: ' in logs.text, 60)
 
     told = await project("exec", "-T", "worker", "taskherd", "doctor")
     config = await project("exec", "-T", "worker", "sh", "-c", "taskherd config; cat /proc/1/environ")
