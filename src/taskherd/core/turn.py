@@ -63,10 +63,15 @@ class NewInput:
 
 @value(frozen=True, slots=True)
 class Look:
-    """The sweeper's visit to a task. ``since``: the watermark; None: silence proves nothing now."""
+    """The sweeper's visit to a task. ``since``: the watermark; None: silence proves nothing now.
+
+    ``counted_at``: when the silent agents were counted last, None for now. No agent may be found silent that had a
+    moment left then: it could be the first of a mass that nobody has counted.
+    """
 
     since: datetime | None
     mass_held: bool = False
+    counted_at: datetime | None = None
     expired_inputs: tuple[UUID, ...] = ()
 
 
@@ -194,7 +199,7 @@ def take_look(turn: Turn, look: Look, now: datetime, rules: Rules) -> None:
         turn.settled.append(after.number)
         turn.cause = Cause("sweep", "build.given_up")
     if not look.mass_held and task.deleted_at is None:
-        judged = liveness.judge(after, look.since, now, rules.patience)
+        judged = liveness.judge(after, look.since, look.counted_at or now, rules.patience)
         if judged is not after:
             turn.cause = Cause("sweep", "agent.silent")
         after = judged

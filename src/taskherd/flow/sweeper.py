@@ -14,6 +14,7 @@ import structlog
 
 from taskherd.core.liveness import SKEW_MOST, Brake, Listening, brake, watermark
 from taskherd.core.turn import Look
+from taskherd.core.value import replace
 from taskherd.errors import Unavailable
 from taskherd.flow.batch import Batch
 from taskherd.flow.corridor import reconcile
@@ -97,9 +98,11 @@ class Sweeper:
         self._ground.metrics.sweeps.inc()
         looked = 0
         if since is not None:
-            looked += await self._look_at_silent(since)
-            looked += await self._look_at_inputs(since)
-        looked += await self._look_at_due(since)
+            looked += await self._look_at_silent(since, now)
+        visit = Look(since, mass_held=self._held_since is not None, counted_at=now)
+        if since is not None:
+            looked += await self._look_at_inputs(since, visit)
+        looked += await self._look_at_due(visit)
         await self._housekeeping.tend(now, since)
         return looked
 
@@ -124,21 +127,20 @@ class Sweeper:
         self._begun = True
         return live
 
-    async def _look_at_due(self, since: datetime | None) -> int:
+    async def _look_at_due(self, visit: Look) -> int:
         looked = 0
         for _ in range(ROUNDS_MOST):
             async with transaction(self._ground.engine) as connection:
                 due = await tasks.due(connection, self._ground.now(), AT_ONCE)
-            await self._look({task_id: Look(since, mass_held=self._held_since is not None) for task_id in due})
+            await self._look(dict.fromkeys(due, visit))
             looked += len(due)
             if len(due) < AT_ONCE:
                 break
         return looked
 
-    async def _look_at_silent(self, since: datetime) -> int:
+    async def _look_at_silent(self, since: datetime, now: datetime) -> int:
         """Find agents silent for too long, all of it listened to; a mass of them is held back and looked at again."""
         lost_after = self._ground.patience.agent_lost_after
-        now = self._ground.now()
         if now - since <= lost_after:
             return 0
         async with transaction(self._ground.engine) as connection:
@@ -161,7 +163,7 @@ class Sweeper:
         self._ground.metrics.sweeps_held.inc()
         self._ground.metrics.mass_silence_held.set(1)
 
-    async def _look_at_inputs(self, since: datetime) -> int:
+    async def _look_at_inputs(self, since: datetime, visit: Look) -> int:
         ttl = self._ground.patience.request_ttl
         if self._ground.now() - since <= ttl:
             return 0
@@ -169,8 +171,8 @@ class Sweeper:
             found = await timers.expired_inputs(connection, self._ground.now() - ttl, AT_ONCE)
         looks: dict[UUID, Look] = {}
         for task_id, input_id in found:
-            known = looks.get(task_id, Look(since))
-            looks[task_id] = Look(since, expired_inputs=(*known.expired_inputs, input_id))
+            known = looks.get(task_id, visit)
+            looks[task_id] = replace(known, expired_inputs=(*known.expired_inputs, input_id))
         await self._look(looks)
         self._ground.metrics.requests_given_up.labels("agent.input").inc(len(found))
         return len(looks)

@@ -159,8 +159,9 @@ _OF_ROLE: Final[Mapping[Role, Callable[[Row, Evidence], Finding]]] = {
 
 
 def _adopted(facts: Facts) -> Finding:
-    met = facts.adopted > 0 and bool(facts.alive_before) and facts.alive_before == facts.alive_after
-    seen = f"{facts.adopted} adopted; {len(facts.alive_after)} of {len(facts.alive_before)} processes lived on"
+    lived_on = facts.alive_before & facts.alive_after  # others may have begun meanwhile
+    met = facts.adopted > 0 and bool(lived_on) and lived_on == facts.alive_before
+    seen = f"{facts.adopted} adopted; {len(lived_on)} of {len(facts.alive_before)} processes lived on"
     return Finding("the runner killed with -9 took no agent with it, and the next one went on with them", met, seen)
 
 
