@@ -37,7 +37,7 @@ bench: $(READY) ## reports/s end to end, beside an ack-only consumer
 bench-quick: $(READY) ## the same, smaller
 	$(BIN)/python -m benchmarks --quick
 
-chaos: $(READY) ## kill, freeze and starve worker, broker and database for about an hour; ROW=word for some of it
+chaos: $(READY) ## kill, freeze and starve worker, broker and database for half an hour; ROW=word for some of it
 	@mkdir -p $(dir $(FIGURES)) && : > $(FIGURES)
 	@CHAOS_FIGURES=$(FIGURES) $(BIN)/pytest -q --timeout 3600 $(if $(ROW),-k "$(ROW)") tests/chaos; ended=$$?; \
 	$(BIN)/python -m tests.chaos.figures $(FIGURES) $(if $(ROW),,docs/reliability.md); exit $$ended

@@ -31,7 +31,11 @@ SETTINGS = {"agent_lost_after": f"{LOST_AFTER}", "agent_connect_timeout": f"{LOS
 AT_ONCE = 100
 SILENT = "SELECT count(*) FROM task_events WHERE cause ->> 'type' = 'agent.silent'"
 HEALTHY = "SELECT count(*) FROM tasks WHERE document #>> '{workspace_agent_health,healthy}' = 'true'"
-LISTENING = "SELECT coalesce(extract(epoch FROM clock_timestamp() - min(drained_since)), 0)::float8 FROM workers"
+LISTENING = """
+SELECT coalesce(extract(epoch FROM clock_timestamp() - min(drained_since)), 0)::float8 FROM workers
+WHERE drained_since > $1
+"""
+"""For how many seconds the worker has listened, of the time since an instant; 0 while it has not begun again."""
 
 LOST = "SELECT task_id FROM task_events WHERE cause ->> 'type' = 'agent.silent'"
 
@@ -116,11 +120,12 @@ async def test_an_hour_of_backlog_makes_nobody_lost(
         if own_clocks:
             own_clocks.set(HOUR)
         await clock.move(HOUR)
+        woken_at = await own.database.fetchval("SELECT clock_timestamp()")
         worker.signal(signal.SIGCONT)
         began = time.monotonic()
         living = asyncio.create_task(own.live(LOST_AFTER / 4))
         try:
-            await until(lambda: own.database.fetchval(LISTENING), partial(le, LOST_AFTER + 1), 120)
+            await until(lambda: own.database.fetchval(LISTENING, woken_at), partial(le, LOST_AFTER + 1), 120)
             caught_up = time.monotonic() - began
             assert await own.database.fetchval(SILENT) == 0
             assert await own.database.fetchval(HEALTHY) == many

@@ -87,7 +87,9 @@ async def touch(conn: AsyncConnection, beats: Sequence[Beat]) -> set[UUID]:
 
 
 async def load(conn: AsyncConnection, ids: Sequence[UUID]) -> list[Lease]:
-    """Lock the leases that exist among `ids`, in id order, and return them so."""
+    """Lock the leases that exist among `ids`, in id order, and return them so; nothing is asked for none."""
+    if not ids:
+        return []
     rows = await conn.execute(LOAD, {"ids": ids})
     return [Lease(*row) for row in rows]
 
