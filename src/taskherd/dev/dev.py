@@ -134,7 +134,7 @@ def _agents_ended(data: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        processes.end(processes.carrying(MARK, f"{_agents(data)}/"), gently=signal.SIGKILL, within=_GRACE)
+        _end_agents(data)
 
 
 def _outlived(running: Mapping[str, subprocess.Popen[bytes]]) -> int:
@@ -159,6 +159,10 @@ def _await_port(process: subprocess.Popen[bytes], port: int) -> None:
 def _end_left(data: Path) -> None:
     """End the processes of this folder that outlived a `taskherd dev` that was killed."""
     processes.end(processes.belonging_to(_home(data)), gently=signal.SIGTERM, within=_GRACE)
+    _end_agents(data)
+
+
+def _end_agents(data: Path) -> None:
     processes.end(processes.carrying(MARK, f"{_agents(data)}/"), gently=signal.SIGKILL, within=_GRACE)
 
 
