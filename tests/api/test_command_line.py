@@ -115,6 +115,7 @@ async def test_waiting_ends_with_what_a_script_can_use(house: Stage) -> None:
     assert (await waiting)["current_state"]["state"] == "idle"
     assert (await shell.code("wait", "w", "--until", "active"))[0] == 0
     await house.herd.report(said("app.status", task, state="failure", message="No", uri=""))
+    await house.herd.until(lambda: house.herd.state(task).get("state") == "failed")
     assert (await shell.code("wait", "w", "--timeout", "20s"))[0] == 3
     assert (await shell.code("wait", "w", "--until", "failed"))[0] == 0
     assert (await shell.code("wait", "nothing"))[0] == 5

@@ -217,9 +217,9 @@ async def test_a_paused_task_takes_another_prompt(flock: Herd) -> None:
     assert (await flock.command("task.resume", task_id))["task"]["workspace_build_number"] == 3
     await flock.until(lambda: any(each["build_number"] == 3 for each in flock.asked(task_id)))
     assert flock.asked(task_id)[-1]["prompt"] == "Try again"
-    told = flock.told(task_id)
-    changed = next(each for each in told if each["changes"] == ["initial_prompt"])
-    assert changed["version"] == reply["version"]
+    await flock.until(lambda: reply["version"] in flock.versions(task_id))
+    changed = next(each for each in flock.told(task_id) if each["version"] == reply["version"])
+    assert changed["changes"] == ["initial_prompt"]
     rows = await flock.database.fetch("SELECT version, prompt FROM task_prompts WHERE task_id = $1 ORDER BY 1", task_id)
     assert [tuple(row) for row in rows] == [(1, "Fix the flaky test"), (reply["version"], "Try again")]
 

@@ -36,6 +36,7 @@ async def test_log_ids_count_from_zero_and_never_change(flock: Herd) -> None:
     await flock.until_taken(4)
     assert await lines(flock, task_id) == [(0, "a"), (1, "b"), (2, "c"), (3, "second build")]
     assert await lines(flock, other) == [(0, "x")]
+    await flock.until(lambda: flock.versions(task_id))
     assert flock.versions(task_id) == [1]
 
 

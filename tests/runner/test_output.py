@@ -69,6 +69,7 @@ async def test_an_agent_knows_its_task_and_none_of_our_secrets(own: Ranch) -> No
     await own.until_output(task_id, "that is all")
     said = "\n".join(await own.output(task_id))
     given = dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
+    await own.until(lambda: own.herd.document(task_id))
     name = own.herd.document(task_id)["name"]
     assert given["GREETING"] == f"hello {name}"
     assert given["TASKHERD_TASK_ID"] == given["CODER_TASK_ID"] == str(task_id)
