@@ -143,6 +143,11 @@ class Herd:
         """The versions that were told of a task, in order of arrival."""
         return [event["data"]["version"] for event in self.events if event["subject"] == str(task_id)]
 
+    async def queue(self, name: str) -> tuple[int, int]:
+        """How many messages wait in a queue, and how many consume it."""
+        held = (await self.channel.declare_queue(f"{self.prefix}.{name}", passive=True, timeout=5)).declaration_result
+        return held.message_count or 0, held.consumer_count or 0
+
     async def until(self, condition: Callable[[], Any]) -> None:
         """Wait until something that came makes the condition true."""
         async with asyncio.timeout(PATIENCE):

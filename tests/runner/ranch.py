@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import aio_pika
+
 from tests.flow.herd import VERSION, Herd
 
 PATIENCE = 60.0
@@ -42,15 +44,22 @@ class RunnerProcess:
 
     async def ready(self) -> bool:
         """Whether it says that it is ready."""
+        return "200 OK" in await self._get("/readyz")
+
+    async def metrics(self) -> str:
+        """What it has counted."""
+        return await self._get("/metrics")
+
+    async def _get(self, path: str) -> str:
         port = next((line["ops_port"] for line in self.lines() if "ops_port" in line), None)
         if port is None:
             assert self.process.returncode is None, self.log.read_text()
-            return False
+            return ""
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(b"GET /readyz HTTP/1.1\r\n\r\n")
+        writer.write(f"GET {path} HTTP/1.1\r\n\r\n".encode())
         answer = await reader.read()
         writer.close()
-        return b"200 OK" in answer
+        return answer.decode()
 
     def lines(self) -> list[dict[str, Any]]:
         """What it logged."""
@@ -112,6 +121,12 @@ class Ranch:
         """Create a task whose agent is the tests' own program, told to do `words`."""
         await self.template({"command": [sys.executable, str(AGENT), *words], "idle_after": 0.5, "grace": 1, **run})
         return await self.herd.create(input=prompt)
+
+    async def ask_again(self, start: dict[str, Any], **changed: Any) -> None:
+        """Put another copy of a request to start into the pool's queue."""
+        body = json.dumps({**start, **changed}).encode()
+        exchange = await self.herd.channel.get_exchange(f"{self.herd.prefix}.work", ensure=False)
+        await exchange.publish(aio_pika.Message(body), "workspace.start.default", timeout=5)
 
     async def template(self, run: dict[str, Any]) -> None:
         """Let the template say this."""

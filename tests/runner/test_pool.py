@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+import re
 import uuid
 from collections.abc import AsyncIterator
 from functools import partial
@@ -9,10 +11,11 @@ import pytest
 
 from tests.api.stage import serving
 from tests.flow.herd import herd
-from tests.runner.ranch import Ranch, eventually_async, ranch
+from tests.runner.ranch import Ranch, RunnerProcess, eventually_async, ranch
 
 pytestmark = pytest.mark.timeout(180)
 RUNNERS = ("r1", "r2")
+TAKEN = re.compile(r'^taskherd_runner_requests_total\{.*type="workspace.start".*\} (\d+)', re.MULTILINE)
 BUILDS = "SELECT count(*) FROM task_builds WHERE task_id = $1 AND number = $2 AND job_status = $3"
 
 
@@ -54,6 +57,52 @@ async def test_runners_of_a_pool_share_its_tasks(own: Ranch) -> None:
         trace = own.folder / places[task_id][0] / str(task_id) / "work/trace"
         await eventually_async(partial(_read, trace), "was here\nwas here\n".__eq__)
     assert own.herd.reasons() == []
+
+
+async def test_copies_of_a_request_that_reach_two_runners_are_begun_by_one(own: Ranch) -> None:
+    """Requests are repeated, and the pool's queue hands each copy to whoever is free: only one may begin the build."""
+    runners = [await own.start(name) for name in RUNNERS]
+    task_id = await own.task("file:trace", "say:up", "sleep")
+    await own.until_output(task_id, "up")
+    start = own.herd.asked(task_id, "workspace.start")[0]
+    for attempt in range(1, 9):
+        await own.ask_again(start, attempt=attempt)
+    for runner in runners:
+        await eventually_async(partial(_taken, runner), (4).__le__)
+    (home,) = homes(own, task_id)
+    assert (own.folder / home / str(task_id) / "work/trace").read_text() == "was here\n"
+    await run_again(own, task_id)
+    assert homes(own, task_id) == [home]
+
+
+async def test_copies_that_waited_for_a_runner_are_begun_by_one(own: Ranch) -> None:
+    """While no runner was up the copies gathered; those that come up together do not both begin."""
+    seen = await own.start("r1")
+    assert await seen.leave() == 0
+    tasks = [await own.task("file:trace", "say:up", "sleep") for _ in range(3)]
+    for task_id in tasks:
+        await own.until(lambda task_id=task_id: len(own.herd.asked(task_id)) > 1)  # type: ignore[misc]
+    await asyncio.gather(*(own.start(name) for name in RUNNERS))
+    for task_id in tasks:
+        await own.until_output(task_id, "up")
+        assert len(homes(own, task_id)) == 1
+
+
+async def test_without_a_worker_only_a_copy_that_is_the_only_one_is_begun(own: Ranch) -> None:
+    """A claim that nobody answers holds up what was asked for once, and leaves the rest to the next repeat."""
+    runner = await own.start("r1")
+    sole = await own.task("say:up", "sleep")
+    await own.until_output(sole, "up")
+    start = own.herd.asked(sole, "workspace.start")[0]
+    own.herd.worker.stop()
+    await eventually_async(partial(own.herd.queue, "commands"), (0, 0).__eq__)
+    other, third = uuid.uuid4(), uuid.uuid4()
+    await own.ask_again(start, task_id=str(other), attempt=1)
+    await own.ask_again(start, task_id=str(third), attempt=2)
+    await eventually_async(partial(_taken, runner), (2).__eq__)
+    assert own.marked(other)
+    assert not (own.root / str(third)).exists()
+    assert await own.herd.queue("commands") == (2, 0)  # the claims, for the worker to find
 
 
 async def test_of_a_runner_that_is_gone_for_good_the_tasks_go_to_another(hasty: Ranch) -> None:
@@ -99,6 +148,11 @@ async def test_an_agent_reports_for_itself(own: Ranch, database_url: str, amqp_u
 def _is_lost(own: Ranch, task_id: uuid.UUID) -> bool:
     health = own.herd.document(task_id).get("workspace_agent_health") or {}
     return "lost connection" in health.get("reason", "")
+
+
+async def _taken(runner: RunnerProcess) -> int:
+    """How many requests to start a runner has taken."""
+    return sum(int(value) for value in re.findall(TAKEN, await runner.metrics()))
 
 
 async def _read(path: Path) -> str:

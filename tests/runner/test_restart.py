@@ -81,14 +81,14 @@ async def test_a_repeated_request_is_done_once(own: Ranch) -> None:
     task_id = await own.task("file:trace", "say:up", "sleep")
     await own.until_output(task_id, "up")
     start = own.herd.asked(task_id, "workspace.start")[0]
-    await _repeat(own, start)
+    await own.ask_again(start)
     await first.kill()
     second = await own.start()
-    await _repeat(own, start)
+    await own.ask_again(start)
     await eventually(lambda: any(line["event"] == "broker connected" for line in second.lines()))
     assert (await own.herd.command("task.pause", task_id))["ok"]
     await own.until_status(task_id, "paused")
-    await _repeat(own, start)
+    await own.ask_again(start)
     assert (await own.herd.command("task.resume", task_id))["ok"]
     await own.until_status(task_id, "active")
     await eventually(lambda: (own.work(task_id) / "trace").read_text() == "was here\n" * 2)
@@ -135,8 +135,3 @@ async def test_a_request_that_nobody_can_read_stops_nothing(own: Ranch) -> None:
     await exchange.publish(aio_pika.Message(b"\x89PNG"), "workspace.start.default", timeout=5)
     task_id = await own.task("say:up", "sleep")
     await own.until_output(task_id, "up")
-
-
-async def _repeat(own: Ranch, request: dict[str, object]) -> None:
-    exchange = await own.herd.channel.get_exchange(f"{own.herd.prefix}.work", ensure=False)
-    await exchange.publish(aio_pika.Message(json.dumps(request).encode()), "workspace.start.default", timeout=5)

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from taskherd.api.agents.reports import Reports
     from taskherd.api.callers import Caller, Callers
-    from taskherd.api.desk import Desk
     from taskherd.api.rates import Rates
     from taskherd.api.tail import Tail
+    from taskherd.broker.desk import Desk
     from taskherd.observe.metrics import Metrics
     from taskherd.observe.tracing import Tracing
     from taskherd.settings import Settings

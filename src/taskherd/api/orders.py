@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID, uuid4, uuid5
 
 from taskherd.api.answers import Refusal, away, invalid
-from taskherd.api.desk import Order, Reply
 from taskherd.api.route import Query
+from taskherd.broker.desk import Order, Reply
 from taskherd.errors import Unavailable
 from taskherd.wire.replies import USED_BEFORE
 

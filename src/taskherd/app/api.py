@@ -22,11 +22,11 @@ from taskherd.api import asgi, server
 from taskherd.api.agents.reports import Reports
 from taskherd.api.ask import House
 from taskherd.api.callers import NOTE_USE_EVERY, Callers
-from taskherd.api.desk import Desk
 from taskherd.api.rates import Rates
 from taskherd.api.tail import Tail
 from taskherd.app.links import Links
 from taskherd.broker import topology
+from taskherd.broker.desk import Desk
 from taskherd.broker.publish import Publisher
 from taskherd.errors import Misconfigured, TaskherdError
 from taskherd.observe import logs
@@ -134,9 +134,9 @@ class Api:
             self._links.consume,
             publisher,
             names,
-            self._tracing,
             timeout=settings.api_command_timeout,
-            waiting=self.metrics.api_commands_waiting,
+            trace=self._tracing.current,
+            waiting=self.metrics.api_commands_waiting.set,
         )
         house = self._house(desk, Reports(publisher, names, self._tracing))
         self._links.start()

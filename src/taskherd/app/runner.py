@@ -20,15 +20,16 @@ from taskherd.app.clock import Clock
 from taskherd.app.links import Links
 from taskherd.broker import topology
 from taskherd.broker.consume import Intake, Source
+from taskherd.broker.desk import Desk
 from taskherd.broker.publish import Publisher
 from taskherd.errors import Misconfigured, Unavailable
 from taskherd.observe import logs
 from taskherd.observe.metrics import Metrics
 from taskherd.observe.ops import OpsServer
 from taskherd.observe.readiness import Readiness
-from taskherd.runner import shim
-from taskherd.runner.census import Census
+from taskherd.runner import census, shim
 from taskherd.runner.cgroups import Cgroups
+from taskherd.runner.claims import Claims
 from taskherd.runner.house import House
 from taskherd.runner.outbox import Budget
 from taskherd.runner.runner import Runner
@@ -46,6 +47,8 @@ log = structlog.get_logger(__name__)
 OPS_PORT = 9592
 PREFETCH = 8_000
 """Requests held unacknowledged: an input is, until its outcome is known, and each task may have one."""
+ANSWER_WITHIN = 5.0
+"""Seconds in which the worker is expected to answer what a runner asks."""
 PR_SET_DUMPABLE = 4
 _NO_NAME = re.compile(r"[^a-z0-9-]+")
 
@@ -77,8 +80,7 @@ class RunnerProcess:
         publisher = Publisher(self._links.publish)
         self._intake = Intake(self._links.consume, self._prepare, prefetch=PREFETCH, on_trouble=self._trouble)
         self._sender = Sender(publisher, self._names, self.metrics, self._trouble)
-        self._census = Census(publisher, self._names, self._trouble)
-        self._census.replies = Intake(self._links.consume, self._census.prepare, prefetch=100, on_trouble=self._trouble)
+        self._desk = Desk(self._links.consume, publisher, self._names, timeout=ANSWER_WITHIN)
         self.runner = Runner(self._make_house(), self._intake)
         self._ops = OpsServer(self.metrics, self._readiness)
 
@@ -90,6 +92,7 @@ class RunnerProcess:
             api_url=settings.agent_api_url,
             environ=os.environ,
             metrics=self.metrics,
+            claims=Claims(self._desk, self._name),
             budget=Budget(settings.runner_buffer_most),
             now=Clock().now,
             due=self._sender.due,
@@ -127,6 +130,7 @@ class RunnerProcess:
         tasks = [
             asyncio.create_task(self.runner.run(), name="requests"),
             asyncio.create_task(self._sender.run(), name="reports"),
+            asyncio.create_task(self._desk.run(), name="replies"),
             asyncio.create_task(
                 self._sender.beat(self._settings.runner_heartbeat_every, self.runner.heartbeats), name="heartbeats"
             ),
@@ -154,7 +158,6 @@ class RunnerProcess:
             task.cancel()
         await self.runner.leave()
         results = await asyncio.gather(*tasks, return_exceptions=True)
-        await self._census.replies.close()
         await self._intake.close()
         for result in results:
             if isinstance(result, Exception):
@@ -165,13 +168,10 @@ class RunnerProcess:
         tasks = self.runner.tasks
         if not tasks:
             return
-        self._census.replies.start()
-        gone = await self._census.unknown(tasks)
-        for task_id in gone:
+        for task_id in await census.unknown(self._desk, tasks, self._trouble):
             log.info("no live task owns this: cleaning up", task_id=str(task_id))
             self.metrics.runner_orphans.inc()
             self.runner.forget(task_id)
-        await self._census.replies.close()
 
     async def _watch(self) -> None:
         """See whether we are really consuming, and say so where others look."""

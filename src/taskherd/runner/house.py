@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from taskherd.observe.metrics import Metrics
     from taskherd.runner.cgroups import Cgroups
+    from taskherd.runner.claims import Claims
     from taskherd.runner.outbox import Budget, Outbox
 
 
@@ -23,6 +24,7 @@ class House:
     api_url: str
     environ: Mapping[str, str]
     metrics: Metrics
+    claims: Claims
     budget: Budget
     now: Callable[[], datetime]
     due: Callable[[Outbox], None]

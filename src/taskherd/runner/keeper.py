@@ -38,10 +38,11 @@ UNKNOWN = "The runner ended while it gave the input to the agent: whether the ag
 
 @dataclass(frozen=True, slots=True)
 class Handed:
-    """A request, and whom to tell that it was accepted."""
+    """A request, whom to tell that it was accepted, and whether this is for certain its only copy."""
 
-    request: BuildRequest
+    request: WorkRequest
     accepted: Accepted
+    sole: bool = False
 
 
 class Keeper:
@@ -65,8 +66,9 @@ class Keeper:
             once=self._once,
         )
         self._builds: asyncio.Queue[Handed] = asyncio.Queue()
-        self._inputs: asyncio.Queue[tuple[AgentInput, Accepted]] = asyncio.Queue()
+        self._inputs: asyncio.Queue[Handed] = asyncio.Queue()
         self._at_hand: set[UUID] = set()
+        self._elsewhere = False
 
     @property
     def task_id(self) -> UUID:
@@ -96,15 +98,21 @@ class Keeper:
         start = self._journal.start
         return self.account(start).heartbeat() if self._journal.live and start is not None else None
 
-    def give(self, request: BuildRequest | AgentInput, accepted: Accepted) -> None:
+    def give(self, handed: Handed) -> None:
         """Take a request, to be done in its turn."""
+        request = handed.request
         if not isinstance(request, AgentInput):
-            self._builds.put_nowait(Handed(request, accepted))
+            self._builds.put_nowait(handed)
         elif request.input_id in self._at_hand:
-            accepted()  # a repeat: the first of them is being worked on
+            handed.accepted()  # a repeat: the first of them is being worked on
         else:
             self._at_hand.add(request.input_id)
-            self._inputs.put_nowait((request, accepted))
+            self._inputs.put_nowait(handed)
+
+    def left(self) -> list[Handed]:
+        """Take back what was given and not begun."""
+        queues = (self._builds, self._inputs)
+        return [queue.get_nowait() for queue in queues for _ in range(queue.qsize())]
 
     def forget(self) -> None:
         """Take everything down, silently: no live task owns it."""
@@ -116,11 +124,13 @@ class Keeper:
         inputs = asyncio.create_task(self._take_inputs(), name=f"inputs of {self.task_id}")
         try:
             await self._recover()
-            while not (self._journal.transition == "delete" and self._journal.phase is Phase.DONE):
+            while not self._over():
                 await self._take(await self._builds.get())
-            await self._outbox.emptied()
-            await asyncio.to_thread(self._folder.drop)
-            self._accept_what_is_left()
+            if self._journal.build_number:
+                await self._outbox.emptied()
+                await asyncio.to_thread(self._folder.drop)
+                for handed in self.left():  # nothing can be done any more that was asked for after the delete
+                    handed.accepted()
         finally:
             inputs.cancel()
             await asyncio.gather(inputs, *self._soon, return_exceptions=True)
@@ -140,12 +150,25 @@ class Keeper:
         if self._journal.phase is Phase.ACCEPTED and self._journal.build_number:
             await self._perform(_accepted(self._journal))
 
+    def _over(self) -> bool:
+        """Whether the task was deleted, or was never ours: then nothing is kept of it."""
+        journal = self._journal
+        if not journal.build_number:
+            return self._elsewhere and self._builds.empty() and not self._at_hand
+        return journal.transition == "delete" and journal.phase is Phase.DONE
+
     async def _take(self, handed: Handed) -> None:
-        """Do one request, unless it was done before."""
+        """Do one request, unless it was done before, or is another runner's."""
         request, journal = handed.request, self._journal
+        assert not isinstance(request, AgentInput)
         if request.build_number <= journal.build_number:
             same = request.build_number == journal.build_number
             self._count(request.type, "repeated" if same and request.type.endswith(journal.transition) else "ignored")
+            handed.accepted()
+            return
+        if isinstance(request, WorkspaceStart) and not await self._house.claims.won(request, sole=handed.sole):
+            self._elsewhere = True
+            self._count(request.type, "elsewhere")
             handed.accepted()
             return
         journal.accept(request)
@@ -181,7 +204,9 @@ class Keeper:
 
     async def _take_inputs(self) -> None:
         while True:
-            request, accepted = await self._inputs.get()
+            handed = await self._inputs.get()
+            request = handed.request
+            assert isinstance(request, AgentInput)
             if request.input_id not in self._journal.inputs:
                 failed = await self._once(request.input_id, request.input)
                 account = self.account(request)
@@ -193,7 +218,7 @@ class Keeper:
             else:
                 self._count(request.type, "repeated")
             self._at_hand.discard(request.input_id)
-            accepted()
+            handed.accepted()
 
     async def _once(self, input_id: UUID, text: str) -> str | None:
         """Give the agent an input, unless that was tried before; in words why it did not take it."""
@@ -227,13 +252,6 @@ class Keeper:
         task = asyncio.create_task(self._save_if_possible())
         self._soon.add(task)
         task.add_done_callback(self._soon.discard)
-
-    def _accept_what_is_left(self) -> None:
-        """Nothing can be done any more that was asked for after the delete."""
-        while not self._builds.empty():
-            self._builds.get_nowait().accepted()
-        while not self._inputs.empty():
-            self._inputs.get_nowait()[1]()
 
     def _count(self, kind: str, outcome: str) -> None:
         self._house.metrics.runner_requests.labels(kind, outcome).inc()

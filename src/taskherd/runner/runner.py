@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from taskherd.runner import folder, journal
 from taskherd.runner.folder import TaskFolder
 from taskherd.runner.journal import Journal
-from taskherd.runner.keeper import Keeper
+from taskherd.runner.keeper import Handed, Keeper
 from taskherd.wire.work import WORK
 
 if TYPE_CHECKING:
@@ -101,8 +101,8 @@ class Runner:
             log.warning("a request can't be read", routing_key=delivery.routing_key, detail=told)
             self._house.metrics.runner_requests.labels("unknown", "invalid").inc()
             return False
-        keeper = self._keeper(request)
-        keeper.give(request, partial(self._accepted, delivery))
+        sole = request.attempt == 1 and not delivery.redelivered
+        self._keeper(request).give(Handed(request, partial(self._accepted, delivery), sole))
         return True
 
     def _accepted(self, delivery: Delivery) -> None:
@@ -127,11 +127,16 @@ class Runner:
         return keeper
 
     def _gone(self, task_id: UUID, life: asyncio.Task[None]) -> None:
-        del self._keepers[task_id]
+        keeper = self._keepers.pop(task_id)
         del self._lives[task_id]
-        if not life.cancelled() and (error := life.exception()) is not None:
+        if life.cancelled():
+            return
+        if (error := life.exception()) is not None:
             log.error("keeping a task failed, it is taken up again", task_id=str(task_id), exc_info=error)
             asyncio.get_running_loop().call_later(AGAIN_AFTER, self._again, task_id)
+            return
+        for handed in keeper.left():  # came while it was ending
+            self._keeper(handed.request).give(handed)
 
     def _again(self, task_id: UUID) -> None:
         place = TaskFolder(self._house.root, task_id)

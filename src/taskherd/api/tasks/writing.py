@@ -14,6 +14,7 @@ from taskherd.api.tasks.reading import whose
 from taskherd.core.obey import NO_VERSION
 from taskherd.store import visible
 from taskherd.wire import texts
+from taskherd.wire.replies import REPEATED
 
 if TYPE_CHECKING:
     from taskherd.api.ask import Ask
@@ -43,7 +44,7 @@ async def create(ask: Ask) -> Answer:
         display_name=(body.display_name or "").strip()[:_NAME_TOLD],
     )
     objects = ask.house.settings.api_nullable_ids == "object"
-    status = 200 if keyed and reply.repeated else 201
+    status = 200 if keyed and REPEATED in reply.headers else 201
     return Answer(status, documents.replied(reply.told["task"], objects=objects))
 
 

@@ -1,4 +1,4 @@
-"""Where writes become commands: published with a confirm, answered on this process's own queue, matched by correlation.
+"""Where commands are given: published with a confirm, answered on this process's own queue, matched by correlation.
 
 A command that is published again is done once, by its `command_id`. So one whose reply queue was lost is given again,
 and one that was not answered in time may be given again by whoever asked for it.
@@ -7,9 +7,9 @@ and one that was not answered in time may be given again by whoever asked for it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from uuid import UUID, uuid4
 
 import orjson
@@ -19,33 +19,34 @@ from taskherd.broker import topology
 from taskherd.broker.consume import Intake, Source
 from taskherd.broker.publish import Published
 from taskherd.errors import Unavailable
-from taskherd.wire.replies import REPEATED
 
 if TYPE_CHECKING:
     from aiormq.abc import AbstractChannel
-    from prometheus_client import Gauge
 
     from taskherd.broker.connection import Link
     from taskherd.broker.delivery import Delivery
     from taskherd.broker.publish import Publisher
     from taskherd.broker.topology import Names
-    from taskherd.observe.tracing import Tracing
 
 log = structlog.get_logger(__name__)
 
 WAITING_MOST: Final = 1_000
-"""Writes that may wait for their replies at once, and replies that the queue holds."""
+"""Commands that may wait for their replies at once, and replies that the queue holds."""
+
+Trace: TypeAlias = Callable[[], dict[str, str]]
+"""What tells the headers of the trace that a command belongs to."""
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A command to give, in the fields of its message."""
+    """A command to give, in the fields of its message; a `lasting` one is kept when nobody waits for its reply."""
 
     type: str
     command_id: UUID
     task_id: UUID
     actor_id: UUID
     fields: dict[str, Any]
+    lasting: bool = False
 
     def encode(self) -> bytes:
         """The message's body."""
@@ -55,10 +56,10 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the worker replied; `repeated`: the command had been done before, and this is what was replied then."""
+    """What the worker replied, and the headers of its message."""
 
     told: dict[str, Any]
-    repeated: bool
+    headers: Mapping[str, Any]
 
 
 class _AskAgain(Exception):  # noqa: N818 - not an error: the queue for replies is a new one; never leaves this module
@@ -66,16 +67,23 @@ class _AskAgain(Exception):  # noqa: N818 - not an error: the queue for replies 
 
 
 class Desk:
-    """Gives commands and waits for the reply to each, at most `timeout` seconds."""
+    """Gives commands and waits for the reply to each, at most `timeout` seconds; tells `waiting` how many do."""
 
     def __init__(
-        self, consuming: Link, publisher: Publisher, names: Names, tracing: Tracing, *, timeout: float, waiting: Gauge
+        self,
+        consuming: Link,
+        publisher: Publisher,
+        names: Names,
+        *,
+        timeout: float,
+        trace: Trace = dict,
+        waiting: Callable[[int], None] = lambda _: None,
     ) -> None:
-        self._tracing = tracing
+        self._trace = trace
         self._publisher = publisher
         self._names = names
         self._timeout = timeout
-        self._gauge = waiting
+        self._told_waiting = waiting
         self._intake = Intake(consuming, self._prepare, prefetch=WAITING_MOST, on_trouble=self._trouble)
         self._queue = ""
         self._open = asyncio.Event()
@@ -125,15 +133,15 @@ class Desk:
         correlation = uuid4().hex
         reply: asyncio.Future[Reply] = loop.create_future()
         self._waiting[correlation] = reply
-        self._gauge.set(len(self._waiting))
+        self._told_waiting(len(self._waiting))
         try:
             published = await self._publisher.publish(
                 self._names.commands,
                 order.type,
                 order.encode(),
-                headers={**self._tracing.current()} or None,
+                headers={**self._trace()} or None,
                 mandatory=True,
-                expiration=max(0.1, deadline - loop.time()),  # nobody waits for it any longer
+                expiration=None if order.lasting else max(0.1, deadline - loop.time()),
                 reply_to=self._queue,
                 correlation_id=correlation,
             )
@@ -144,12 +152,12 @@ class Desk:
             del self._waiting[correlation]
             if reply.done() and not reply.cancelled():
                 reply.exception()  # seen, also where nobody got to wait for it
-            self._gauge.set(len(self._waiting))
+            self._told_waiting(len(self._waiting))
 
     def _hand_over(self, delivery: Delivery) -> None:
         waiting = self._waiting.get(delivery.correlation_id or "")
         if waiting is not None and not waiting.done():
-            waiting.set_result(Reply(orjson.loads(delivery.body), bool(delivery.headers.get(REPEATED))))
+            waiting.set_result(Reply(orjson.loads(delivery.body), delivery.headers))
 
     async def _prepare(self, channel: AbstractChannel) -> Sequence[Source]:
         await topology.check(channel, self._names)

@@ -1,0 +1,46 @@
+"""Of the runners of a pool one begins a build: the first whose claim the worker has committed.
+
+A request is there more than once when it was repeated: because nobody of the pool was up, because the first report was
+long in coming, because a queue was long. Each copy may reach another runner. So whoever is to begin a build first asks
+about its task under a command id that the build determines, in a name that the runner determines.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from uuid import NAMESPACE_DNS, uuid5
+
+import structlog
+
+from taskherd.errors import Unavailable
+from taskherd.runner.asking import Said, ask
+
+if TYPE_CHECKING:
+    from taskherd.broker.desk import Desk
+    from taskherd.wire.work import WorkspaceStart
+
+log = structlog.get_logger(__name__)
+
+NAMES = uuid5(NAMESPACE_DNS, "runners.taskherd.dev")
+
+
+class Claims:
+    """Claims builds in the name of one runner."""
+
+    def __init__(self, desk: Desk, runner: str) -> None:
+        self._desk = desk
+        self._name = uuid5(NAMES, runner)
+
+    async def won(self, request: WorkspaceStart, *, sole: bool) -> bool:
+        """Whether this runner is to begin that build; asking again gives the same answer.
+
+        Where the worker does not answer in time, the `sole` copy of a request is begun nevertheless: the claim waits
+        for the worker, before that of any later copy. A copy that is not the only one is left to the next repeat.
+        """
+        command_id = uuid5(request.task_id, f"claim/{request.build_number}")
+        try:
+            said = await ask(self._desk, request.task_id, command_id, name=self._name, lasting=True)
+        except Unavailable as error:
+            log.warning("claim unanswered", task_id=str(request.task_id), begun=sole, reason=str(error))
+            return sole
+        return said is Said.THERE
