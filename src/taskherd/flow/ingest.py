@@ -100,7 +100,7 @@ class Ingest:
                     self._ground.hit(Failpoint.RECEIVE)
                     judged = self._judge(part)
                     await lanes.send(judged.load, partial(self._take, judged))
-                await lanes.free()
+                await lanes.free(lambda: self._intake.buffered >= most)
 
     async def _take(self, judged: Judged, before: asyncio.Task[None] | None) -> None:
         """Bring a batch through: fold, commit, bury what is bad, ack after ``before``; the relay tells the rest."""
