@@ -32,8 +32,9 @@ class Contender:
     part: int = 1
 
 
-ACK_500 = Contender("aio-pika, acks 500 at a time, does nothing else", "benchmarks.peers.ack_500")
-ACK_EACH = Contender("aio-pika, acks each message, does nothing else", "benchmarks.peers.ack_each")
+ACK_500 = Contender("aio-pika, acks 500 at a time, by callbacks with a prefetch of 4,000", "benchmarks.peers.ack_500")
+ACK_EACH = Contender("aio-pika, acks each, by callbacks with a prefetch of 100", "benchmarks.peers.ack_each")
+ITERATOR = Contender("aio-pika, acks each, by an iterator with a prefetch of 10", "benchmarks.peers.ack_iterator")
 FASTSTREAM = Contender("FastStream + SQLAlchemy, the same job", "benchmarks.peers.faststream_handler", part=20)
 HERD = Contender("taskherd worker", "benchmarks.herd", herd=True)
 

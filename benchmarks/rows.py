@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from benchmarks import latency, memory
-from benchmarks.contenders import ACK_500, ACK_EACH, FASTSTREAM, HERD, Contender, Measured, measure
+from benchmarks.contenders import ACK_500, ACK_EACH, FASTSTREAM, HERD, ITERATOR, Contender, Measured, measure
 from benchmarks.workload import Workload
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ async def throughput(stage: Stage, results: Results, reports: int, rounds: int, 
         (ACK_500, plain),
         (HERD, plain),
         (ACK_EACH, plain),
+        (ITERATOR, plain),
         (FASTSTREAM, plain),
         (HERD, arrays),
     )
@@ -94,7 +95,7 @@ async def throughput(stage: Stage, results: Results, reports: int, rounds: int, 
             say(note)
     rate = {entry: statistics.median(one.rate for one in all_) for entry, all_ in found.items()}
     ours = rate[HERD, plain]
-    for peer, bound in ((FASTSTREAM, 15), (ACK_EACH, 1.5), (ACK_500, 0.85)):
+    for peer, bound in ((FASTSTREAM, 15), (ITERATOR, 1.5), (ACK_EACH, 1.5), (ACK_500, 0.85)):
         theirs = rate[peer, plain]
         results.rows.append(
             Row("reports/s, one worker", f"{ours:,.0f}", peer.name, f"{theirs:,.0f}", ours / theirs, bound)

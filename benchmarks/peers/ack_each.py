@@ -1,4 +1,4 @@
-"""aio-pika as its quick start has it: a callback, a prefetch of 100, ``message.process()`` acks each message."""
+"""aio-pika as its quick start has it for many messages at once: callbacks, a prefetch of 100, each acked."""
 
 import asyncio
 import os
