@@ -11,7 +11,7 @@ import pytest
 
 from tests.api.stage import serving
 from tests.flow.herd import herd
-from tests.runner.ranch import Ranch, RunnerProcess, eventually_async, ranch
+from tests.runner.ranch import Ranch, RunnerProcess, eventually, eventually_async, ranch
 
 pytestmark = pytest.mark.timeout(180)
 RUNNERS = ("r1", "r2")
@@ -103,6 +103,26 @@ async def test_without_a_worker_only_a_copy_that_is_the_only_one_is_begun(own: R
     assert own.marked(other)
     assert not (own.root / str(third)).exists()
     assert await own.herd.queue("commands") == (2, 0)  # the claims, for the worker to find
+
+
+async def test_a_runner_that_comes_back_ends_what_another_has_taken_over(hasty: Ranch) -> None:
+    """It was away for so long that its task was started elsewhere: it finds its agent alive, and ends it."""
+    first = await hasty.start("r1")
+    task_id = await hasty.task("say:up", "sleep")
+    await hasty.until_output(task_id, "up")
+    await first.kill()
+    assert (await hasty.herd.command("task.pause", task_id))["ok"]
+    await hasty.until(lambda: hasty.herd.document(task_id).get("workspace_status") == "failed")
+    own_queue = await hasty.herd.channel.get_queue(f"{hasty.herd.prefix}.work.r1", ensure=False)
+    await own_queue.purge(timeout=5)  # as if what asked it to stop had expired by now
+    await hasty.start("r2")
+    assert (await hasty.herd.command("task.resume", task_id))["ok"]
+    await hasty.until(lambda: hasty.herd.document(task_id).get("workspace_agent_health") == {"healthy": True})
+    assert hasty.marked(task_id)
+    await hasty.start("r1")
+    await eventually(lambda: not hasty.marked(task_id))
+    assert hasty.marked(task_id, hasty.folder / "r2")
+    assert hasty.herd.document(task_id)["workspace_build_number"] == 3
 
 
 async def test_of_a_runner_that_is_gone_for_good_the_tasks_go_to_another(hasty: Ranch) -> None:

@@ -7,7 +7,8 @@ about its task under a command id that the build determines, in a name that the 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from enum import Enum
+from typing import TYPE_CHECKING, assert_never
 from uuid import NAMESPACE_DNS, uuid5
 
 import structlog
@@ -24,6 +25,16 @@ log = structlog.get_logger(__name__)
 NAMES = uuid5(NAMESPACE_DNS, "runners.taskherd.dev")
 
 
+class Claim(Enum):
+    """What became of a claim."""
+
+    WON = "won"
+    LOST = "lost"
+    """Another runner has begun that build, or is to."""
+    LEFT = "left"
+    """The task is gone, or nobody can say: nothing is to be done."""
+
+
 class Claims:
     """Claims builds in the name of one runner."""
 
@@ -31,8 +42,8 @@ class Claims:
         self._desk = desk
         self._name = uuid5(NAMES, runner)
 
-    async def won(self, request: WorkspaceStart, *, sole: bool) -> bool:
-        """Whether this runner is to begin that build; asking again gives the same answer.
+    async def claim(self, request: WorkspaceStart, *, sole: bool) -> Claim:
+        """Claim a build; claiming it again gives the same answer.
 
         Where the worker does not answer in time, the `sole` copy of a request is begun nevertheless: the claim waits
         for the worker, before that of any later copy. A copy that is not the only one is left to the next repeat.
@@ -42,5 +53,13 @@ class Claims:
             said = await ask(self._desk, request.task_id, command_id, name=self._name, lasting=True)
         except Unavailable as error:
             log.warning("claim unanswered", task_id=str(request.task_id), begun=sole, reason=str(error))
-            return sole
-        return said is Said.THERE
+            return Claim.WON if sole else Claim.LEFT
+        match said:
+            case Said.THERE:
+                return Claim.WON
+            case Said.ANOTHERS:
+                return Claim.LOST
+            case Said.GONE:
+                return Claim.LEFT
+            case _:
+                assert_never(said)

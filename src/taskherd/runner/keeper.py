@@ -17,6 +17,7 @@ import structlog
 from taskherd.core.reports import JobStatus, Outcome, Transition
 from taskherd.runner import journal as journals
 from taskherd.runner.account import Account, Seqs
+from taskherd.runner.claims import Claim
 from taskherd.runner.journal import Delivery, Journal, Phase
 from taskherd.runner.outbox import Outbox
 from taskherd.runner.place import Place
@@ -166,11 +167,12 @@ class Keeper:
             self._count(request.type, "repeated" if same and request.type.endswith(journal.transition) else "ignored")
             handed.accepted()
             return
-        if isinstance(request, WorkspaceStart) and not await self._house.claims.won(request, sole=handed.sole):
-            self._elsewhere = True
-            self._count(request.type, "elsewhere")
-            handed.accepted()
-            return
+        if isinstance(request, WorkspaceStart):
+            claim = await self._house.claims.claim(request, sole=handed.sole)
+            if claim is not Claim.WON:
+                await self._step_back(request, claim)
+                handed.accepted()
+                return
         journal.accept(request)
         try:
             self._folder.make()
@@ -180,6 +182,19 @@ class Keeper:
         handed.accepted()
         if journal.phase is Phase.ACCEPTED:
             await self._perform(request)
+
+    async def _step_back(self, request: WorkspaceStart, claim: Claim) -> None:
+        """Leave a build to another runner; an agent of ours of an earlier one is ended, since nobody hears it now."""
+        self._count(request.type, "elsewhere")
+        if not self._journal.build_number:
+            self._elsewhere = True
+        elif claim is Claim.LOST:
+            log.warning("another runner has taken the task over", task_id=str(self.task_id))
+            stop = WorkspaceStop(**{**_common(self._journal), "build_number": request.build_number})
+            await self._place.perform(stop, self.account(stop))
+            self._journal.accept(stop)
+            self._journal.phase = Phase.DONE
+            await self._save_if_possible()
 
     async def _refuse(self, request: BuildRequest, error: OSError) -> None:
         """Say that a start can't be done without room to note it; a stop or delete is done nevertheless."""
