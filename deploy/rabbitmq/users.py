@@ -29,7 +29,7 @@ def permissions(prefix: str) -> dict[str, tuple[str, str, str]]:
         "worker": (f"{p}.*|{OWN}", f"{p}.*|{OWN}|{DEFAULT}", f"{p}.*|{OWN}"),
         # Gives commands, and reports for agents; reads events and its own replies.
         "api": (OWN, f"{p}(commands|reports)|{OWN}", f"{p}events|{OWN}"),
-        # Declares, binds and reads work queues; reports; asks by a command whether a task is still there.
+        # Declares, binds and reads work queues; reports; asks by a command for tasks and builds.
         "runner": (f"{p}work\\..+|{OWN}", f"{p}(commands|reports)|{p}work\\..+|{OWN}", f"{p}work(\\..+)?|{OWN}"),
         # One of yours that reports builds, and nothing else.
         "provisioner": ("", f"{p}reports", ""),

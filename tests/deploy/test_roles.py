@@ -182,6 +182,7 @@ async def test_a_runner_with_its_own_rights_does_all_its_work(
             first = await own.start()
             task = await own.task("say:up", "sleep")
             await own.until_output(task, "up")
+            assert not any(line["event"] == "claim unanswered" for line in first.lines())
             await first.kill()
             left = own.root / str(task)
             assert left.exists()
