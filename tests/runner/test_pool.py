@@ -28,6 +28,13 @@ async def hasty(database_url: str, amqp_url: str, amqp_prefix: str, tmp_path: Pa
         yield made
 
 
+@pytest.fixture
+async def calm(database_url: str, amqp_url: str, amqp_prefix: str, tmp_path: Path) -> AsyncIterator[Ranch]:
+    """A worker that repeats nothing before five seconds have passed, so that the queue hands out each request once."""
+    async with herd(database_url, amqp_url, amqp_prefix, log_level="warning") as flock, ranch(flock, tmp_path) as made:
+        yield made
+
+
 def homes(own: Ranch, task_id: uuid.UUID) -> list[str]:
     """The runners that have a folder for the task."""
     return [name for name in RUNNERS if (own.folder / name / str(task_id)).exists()]
@@ -41,22 +48,22 @@ async def run_again(own: Ranch, task_id: uuid.UUID) -> None:
     await own.until_status(task_id, "active")
 
 
-async def test_runners_of_a_pool_share_its_tasks(own: Ranch) -> None:
+async def test_runners_of_a_pool_share_its_tasks(calm: Ranch) -> None:
     """Each task is started once, by one of them, and what is asked of it later goes to that one."""
     for name in RUNNERS:
-        await own.start(name)
-    tasks = [await own.task("file:trace", "say:up", "sleep") for _ in range(4)]
+        await calm.start(name)
+    tasks = [await calm.task("file:trace", "say:up", "sleep") for _ in range(4)]
     for task_id in tasks:
-        await own.until_output(task_id, "up")
-    places = {task_id: homes(own, task_id) for task_id in tasks}
+        await calm.until_output(task_id, "up")
+    places = {task_id: homes(calm, task_id) for task_id in tasks}
     assert sorted({name for place in places.values() for name in place}) == ["r1", "r2"]
     assert all(len(place) == 1 for place in places.values())
     for task_id in (next(task for task in tasks if places[task] == [name]) for name in RUNNERS):
-        await run_again(own, task_id)
-        assert homes(own, task_id) == places[task_id]
-        trace = own.folder / places[task_id][0] / str(task_id) / "work/trace"
+        await run_again(calm, task_id)
+        assert homes(calm, task_id) == places[task_id]
+        trace = calm.folder / places[task_id][0] / str(task_id) / "work/trace"
         await eventually_async(partial(_read, trace), "was here\nwas here\n".__eq__)
-    assert own.herd.reasons() == []
+    assert calm.herd.reasons() == []
 
 
 async def test_copies_of_a_request_that_reach_two_runners_are_begun_by_one(own: Ranch) -> None:
