@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import sys
 import time
 from datetime import UTC, datetime
@@ -58,7 +59,10 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 
 async def run(said: argparse.Namespace) -> None:
-    """Measure what was asked for."""
+    """Measure what was asked for; SIGTERM ends it as Ctrl-C does, with all that it started."""
+    measuring = asyncio.current_task()
+    assert measuring is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, measuring.cancel)
     reports = said.reports or (20_000 if said.quick else 100_000)
     async with stage() as ground:
         if "profile" in said.what:
@@ -144,3 +148,5 @@ def start() -> None:
         asyncio.run(run(parse()))
     except KeyboardInterrupt:
         sys.exit(130)
+    except asyncio.CancelledError:
+        sys.exit(128 + signal.SIGTERM)
