@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import re
 import uuid
 from collections.abc import AsyncIterator
@@ -80,19 +79,6 @@ async def test_copies_of_a_request_that_reach_two_runners_are_begun_by_one(own: 
     assert (own.folder / home / str(task_id) / "work/trace").read_text() == "was here\n"
     await run_again(own, task_id)
     assert homes(own, task_id) == [home]
-
-
-async def test_copies_that_waited_for_a_runner_are_begun_by_one(own: Ranch) -> None:
-    """While no runner was up the copies gathered; those that come up together do not both begin."""
-    seen = await own.start("r1")
-    assert await seen.leave() == 0
-    tasks = [await own.task("file:trace", "say:up", "sleep") for _ in range(3)]
-    for task_id in tasks:
-        await own.until(lambda task_id=task_id: len(own.herd.asked(task_id)) > 1)  # type: ignore[misc]
-    await asyncio.gather(*(own.start(name) for name in RUNNERS))
-    for task_id in tasks:
-        await own.until_output(task_id, "up")
-        assert len(homes(own, task_id)) == 1
 
 
 async def test_without_a_worker_only_a_copy_that_is_the_only_one_is_begun(own: Ranch) -> None:

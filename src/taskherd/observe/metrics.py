@@ -146,8 +146,8 @@ class Metrics:
         self.runner_agents = self._gauge("runner_agents", "Agents that run here.")
         self.runner_requests = self._counter(
             "runner_requests",
-            "Work requests, by type and outcome: done, failed, repeated, ignored (an older build), elsewhere (another "
-            "runner's) or invalid.",
+            "Work requests, by type and outcome: done, failed, repeated, ignored (an older build), lost (another "
+            "runner has claimed it), left (its task is gone, or no worker answered the claim of a copy) or invalid.",
             "type",
             "outcome",
         )

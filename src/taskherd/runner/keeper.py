@@ -69,7 +69,7 @@ class Keeper:
         self._builds: asyncio.Queue[Handed] = asyncio.Queue()
         self._inputs: asyncio.Queue[Handed] = asyncio.Queue()
         self._at_hand: set[UUID] = set()
-        self._elsewhere = False
+        self._never_ours = False
 
     @property
     def task_id(self) -> UUID:
@@ -110,7 +110,7 @@ class Keeper:
             self._at_hand.add(request.input_id)
             self._inputs.put_nowait(handed)
 
-    def left(self) -> list[Handed]:
+    def not_begun(self) -> list[Handed]:
         """Take back what was given and not begun."""
         queues = (self._builds, self._inputs)
         return [queue.get_nowait() for queue in queues for _ in range(queue.qsize())]
@@ -130,7 +130,7 @@ class Keeper:
             if self._journal.build_number:
                 await self._outbox.emptied()
                 await asyncio.to_thread(self._folder.drop)
-                for handed in self.left():  # nothing can be done any more that was asked for after the delete
+                for handed in self.not_begun():  # nothing can be done any more that was asked for after the delete
                     handed.accepted()
         finally:
             inputs.cancel()
@@ -155,7 +155,7 @@ class Keeper:
         """Whether the task was deleted, or was never ours: then nothing is kept of it."""
         journal = self._journal
         if not journal.build_number:
-            return self._elsewhere and self._builds.empty() and not self._at_hand
+            return self._never_ours and self._builds.empty() and not self._at_hand
         return journal.transition == "delete" and journal.phase is Phase.DONE
 
     async def _take(self, handed: Handed) -> None:
@@ -185,13 +185,13 @@ class Keeper:
 
     async def _step_back(self, request: WorkspaceStart, claim: Claim) -> None:
         """Leave a build to another runner; an agent of ours of an earlier one is ended, since nobody hears it now."""
-        self._count(request.type, "elsewhere")
+        self._count(request.type, claim.value)
         if not self._journal.build_number:
-            self._elsewhere = True
+            self._never_ours = True
         elif claim is Claim.LOST:
-            log.warning("another runner has taken the task over", task_id=str(self.task_id))
             stop = WorkspaceStop(**{**_common(self._journal), "build_number": request.build_number})
-            await self._place.perform(stop, self.account(stop))
+            error = await self._place.perform(stop, self.account(stop))
+            log.warning("another runner has taken the task over", task_id=str(self.task_id), trouble=error)
             self._journal.accept(stop)
             self._journal.phase = Phase.DONE
             await self._save_if_possible()

@@ -135,7 +135,7 @@ class Runner:
             log.error("keeping a task failed, it is taken up again", task_id=str(task_id), exc_info=error)
             asyncio.get_running_loop().call_later(AGAIN_AFTER, self._again, task_id)
             return
-        for handed in keeper.left():  # came while it was ending
+        for handed in keeper.not_begun():  # came while it was ending
             self._keeper(handed.request).give(handed)
 
     def _again(self, task_id: UUID) -> None:
