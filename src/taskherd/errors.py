@@ -3,6 +3,7 @@
 TaskherdError
 ├── Malformed      the input is at fault     -> dead-letter it, with its reason; go on with the rest
 ├── Unavailable    something outside is away -> hold what is in hand, wait with backoff, try again
+├── Retry          a transaction lost a race -> run it again at once
 └── Misconfigured  the installation is wrong -> refuse to start, naming the setting and what was expected
 
 A command that is understood and refused is none of these: that is a verdict, hence a value (`core`).
@@ -33,6 +34,10 @@ class Malformed(TaskherdError):
 
 class Unavailable(TaskherdError):
     """The database, the broker or the network did not do its part; the same may well succeed later."""
+
+
+class Retry(TaskherdError):
+    """A transaction lost a race, or met a plan from before a migration of the schema; run it again."""
 
 
 class Misconfigured(TaskherdError):

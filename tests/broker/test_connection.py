@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from taskherd.broker.connection import BACKOFF_MOST, Hooks, Link, backoff
+from taskherd.broker.connection import Hooks, Link
 from taskherd.errors import Unavailable
 from tests.broker.conftest import Relay
 
@@ -66,9 +66,3 @@ async def test_closing_a_frozen_link_takes_seconds(relay: tuple[Relay, str]) -> 
     wire.freeze()
     await asyncio.wait_for(link.close(), 6)
     wire.thaw()
-
-
-def test_backoff_is_jittered_and_capped() -> None:
-    """The wait never exceeds the cap, and two clients seldom wait alike."""
-    assert all(0 <= backoff(n) <= BACKOFF_MOST for n in range(2000))
-    assert len({backoff(6) for _ in range(20)}) > 1

@@ -6,9 +6,9 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from taskherd.errors import Misconfigured, Unavailable
+from taskherd.errors import Misconfigured, Retry, Unavailable
 from taskherd.store import tasks
-from taskherd.store.engine import DataError, ReadOnly, Retry, dispose, open_engine, sqlalchemy_url, transaction
+from taskherd.store.engine import DataError, ReadOnly, dispose, open_engine, sqlalchemy_url, transaction
 from tests.store.conftest import task_row
 
 

@@ -13,9 +13,9 @@ from taskherd.api import answers, bodies, secrets
 from taskherd.api.answers import Answer, Refusal
 from taskherd.api.ask import Ask, House
 from taskherd.api.route import Auth, Route
-from taskherd.errors import Unavailable
+from taskherd.errors import Retry, Unavailable
 from taskherd.observe.tracing import carried
-from taskherd.store.engine import DataError, Retry
+from taskherd.store.engine import DataError
 from taskherd.wire.tokens import spoken_for
 
 if TYPE_CHECKING:

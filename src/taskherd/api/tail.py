@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from taskherd import retry
 from taskherd.api.changes import Change, Wanted
 from taskherd.broker import topology
-from taskherd.broker.connection import backoff
 from taskherd.broker.consume import Intake, Source
-from taskherd.errors import Unavailable
+from taskherd.errors import Retry, Unavailable
 from taskherd.store import feed
-from taskherd.store.engine import Retry
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -205,7 +204,7 @@ class Tail:
             except (Unavailable, Retry) as error:
                 failures += 1
                 log.warning("can't follow", reason=str(error))
-                await asyncio.sleep(backoff(failures))
+                await asyncio.sleep(retry.delay(failures))
             else:
                 failures = 0
                 looks += 1

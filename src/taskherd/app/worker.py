@@ -24,17 +24,16 @@ import uvloop
 from taskherd import __version__
 from taskherd.app.clock import Clock
 from taskherd.app.links import Links
+from taskherd.backoff import Backoff
 from taskherd.broker import topology
 from taskherd.broker.consume import Intake, Source
 from taskherd.broker.publish import Publisher
 from taskherd.core import names as task_names
-from taskherd.core.builds import Backoff
 from taskherd.errors import Misconfigured, Unavailable
 from taskherd.flow.ground import Ground, Schedule, Terms, patience_of
 from taskherd.flow.ingest import Ingest
 from taskherd.flow.names import NameBook
 from taskherd.flow.orders import Orders
-from taskherd.flow.patience import persist
 from taskherd.flow.probe import Probe
 from taskherd.flow.relay import Relay
 from taskherd.flow.sweeper import Sweeper
@@ -43,6 +42,7 @@ from taskherd.observe.metrics import Metrics
 from taskherd.observe.ops import OpsServer
 from taskherd.observe.readiness import Readiness
 from taskherd.observe.tracing import open_tracing
+from taskherd.retry import until_stopped
 from taskherd.store import migrate, timers
 from taskherd.store.engine import dispose, in_use, open_engine, transaction
 from taskherd.wire.dead import Reason
@@ -60,7 +60,8 @@ log = structlog.get_logger(__name__)
 NEEDED = ("database_url", "amqp_url", "secret_key")
 COMMANDS_PREFETCH = 200
 REPLIES_MOST = 1_000
-DELETE_FIRST = timedelta(seconds=5)
+DELETE_FIRST = 5.0
+"""Seconds before a failed delete is asked for again the first time."""
 
 
 def main(settings: Settings) -> None:
@@ -131,7 +132,7 @@ class Worker:
             trouble=self._trouble,
             stopping=self._stopping,
             patience=patience_of(settings),
-            delete_backoff=Backoff(DELETE_FIRST, timedelta(seconds=settings.delete_backoff_most)),
+            delete_backoff=Backoff(DELETE_FIRST, settings.delete_backoff_most),
             schedule=_schedule(settings),
             terms=_terms(settings),
             draw=partial(task_names.generate, dice=dice),
@@ -163,7 +164,7 @@ class Worker:
     async def _prepared(self) -> bool:
         """Wait for the database, see that its schema fits, go by its clock; whether to go on. Raises Misconfigured."""
         migrating = asyncio.create_task(
-            persist(self._prepare_database, self._stopping, self._database_away), name="migrate"
+            until_stopped(self._prepare_database, self._stopping, self._database_away), name="migrate"
         )
         stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
         await asyncio.wait({migrating, stopping}, return_when=asyncio.FIRST_COMPLETED)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from aiormq.channel import Channel
 from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
 from aiormq.exceptions import AMQPError, ChannelInvalidStateError
 
+from taskherd import retry
 from taskherd.broker import arrivals, lenient
 from taskherd.errors import Unavailable
 
@@ -26,16 +26,10 @@ TIMEOUT = 5.0
 """Seconds that any one exchange with the broker may take."""
 HEARTBEAT = 10
 """Seconds between AMQP heartbeats; a frozen broker is noticed within about three of them."""
-BACKOFF_FIRST, BACKOFF_MOST = 0.1, 5.0
 _CLOSE_TIMEOUT = 2.0
 
 _BROKEN = (AMQPError, ChannelInvalidStateError, OSError, TimeoutError)
 _BARE = (Exception, RuntimeError)
-
-
-def backoff(failures: int) -> float:
-    """Return the seconds to wait after so many `failures` in a row: exponential, capped, with full jitter."""
-    return random.uniform(0, min(BACKOFF_MOST, BACKOFF_FIRST * 2 ** min(failures, 10)))  # noqa: S311 - no secret
 
 
 @contextmanager
@@ -175,7 +169,7 @@ class Link:
                 await self._take_down(reason)
             lived = asyncio.get_running_loop().time() - began
             failures = 0 if lived > 2 * TIMEOUT else failures + 1
-            await asyncio.sleep(backoff(failures))
+            await asyncio.sleep(retry.delay(failures))
 
     async def _take_down(self, reason: str) -> None:
         connection, socket = self._connection, self._socket

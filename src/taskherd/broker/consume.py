@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
+from taskherd import retry
 from taskherd.broker import topology
 from taskherd.broker.arrivals import TAG_PREFIX, Arrivals, Receive
-from taskherd.broker.connection import TIMEOUT, Link, backoff, translated
+from taskherd.broker.connection import TIMEOUT, Link, translated
 from taskherd.broker.outstanding import Outstanding
 from taskherd.errors import Misconfigured, Unavailable
 
@@ -244,7 +245,7 @@ class Intake:
                 await self._let_go(subscription)
             lived = asyncio.get_running_loop().time() - began
             failures = 0 if lived > 2 * TIMEOUT else failures + 1
-            await asyncio.sleep(backoff(failures))
+            await asyncio.sleep(retry.delay(failures))
 
     async def _subscribe(self) -> _Subscription:
         channel = await self._link.channel()

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
+from taskherd.errors import Retry
 from taskherd.settings import load
 from taskherd.store import migrate
-from taskherd.store.engine import Retry
 
 app = typer.Typer(help="The schema in PostgreSQL.", no_args_is_help=True)
 

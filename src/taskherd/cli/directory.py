@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
+from taskherd.errors import Retry
 from taskherd.settings import load
 from taskherd.store import directory, migrate
-from taskherd.store.engine import Retry, dispose, open_engine, transaction
+from taskherd.store.engine import dispose, open_engine, transaction
 
 app = typer.Typer(help="Organizations, users and templates.", no_args_is_help=True)
 

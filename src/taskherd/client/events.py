@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
 
+from taskherd.backoff import Backoff
 from taskherd.client.errors import ClientError, Exit, Refused, Unreachable
 from taskherd.client.http import Client
 
@@ -16,7 +17,7 @@ SILENCE_MOST: Final = 45.0
 """Seconds without a word, three of the server's comments, after which a stream is given up and asked for again."""
 TRIES: Final = 8
 """Attempts in a row to come back, with longer and longer waits between them."""
-_WAIT_MOST: Final = 15.0
+_BACKOFF: Final = Backoff(first=1.0, maximum=15.0, jitter=0.2)
 LINE_MOST: Final = 4 * 1024 * 1024
 
 
@@ -84,4 +85,4 @@ def followed(
         if tries > TRIES:
             raise ClientError(Exit.ERROR, "the stream was lost and did not come back", "is the server up?")
         if tries > 1:
-            sleep(min(_WAIT_MOST, 0.25 * 2**tries))
+            sleep(_BACKOFF.delay(tries - 1))

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from taskherd.core.reports import JobStatus, Transition
 from taskherd.core.task import ASKED_KEPT, BUILD_MOST, Deletion, Memory, ask
-from taskherd.core.value import replace, value
+from taskherd.core.value import replace
 
 if TYPE_CHECKING:
-    from datetime import datetime, timedelta
+    from datetime import datetime
     from uuid import UUID
 
-DOUBLINGS = 16
-"""After so many attempts a backoff has long reached its bound; keeps the power small."""
-
-
-@value(frozen=True, slots=True)
-class Backoff:
-    """Exponential backoff between two bounds."""
-
-    first: timedelta
-    most: timedelta
-
-    def after(self, attempts: int) -> timedelta:
-        """How long to wait after so many attempts, at least one."""
-        doubled: timedelta = self.first * 2 ** min(max(attempts, 1) - 1, DOUBLINGS)
-        return min(doubled, self.most)
+    from taskherd.backoff import Backoff
 
 
 def first(task_id: UUID, now: datetime) -> Memory:
@@ -67,5 +54,7 @@ def pursue_delete(task_id: UUID, memory: Memory, now: datetime, backoff: Backoff
         after = request(task_id, memory, Transition.DELETE, now)
         return replace(after, deletion=Deletion(deletion.attempts + 1))
     if deletion.retry_at is None:
-        return replace(memory, deletion=replace(deletion, retry_at=now + backoff.after(deletion.attempts)))
+        return replace(
+            memory, deletion=replace(deletion, retry_at=now + timedelta(seconds=backoff.longest(deletion.attempts)))
+        )
     return memory

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from taskherd.core.builds import Backoff
+    from taskherd.backoff import Backoff
     from taskherd.core.commands import Command
     from taskherd.core.liveness import Patience
     from taskherd.core.obey import Surroundings

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from taskherd.core.value import value
+from taskherd.store.engine import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from taskherd.core.task import Task
     from taskherd.core.turn import Fate, Look
     from taskherd.wire.events import Kind
+
+
+POISON = (DataError, ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
+"""What one message can raise in its batch: PostgreSQL rejects a value, or the message exposes a bug of ours."""
 
 
 @value(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 from taskherd.core.liveness import Patience
-from taskherd.flow.patience import persist
+from taskherd.retry import until_stopped
 
 if TYPE_CHECKING:
     import asyncio
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+    from taskherd.backoff import Backoff
     from taskherd.broker.publish import Publisher
     from taskherd.broker.topology import Names
-    from taskherd.core.builds import Backoff
     from taskherd.flow.names import NameBook
     from taskherd.observe.failpoints import Failpoint
     from taskherd.observe.metrics import Metrics
@@ -80,7 +80,7 @@ class Ground:
             self.metrics.batch_failures.labels(away).inc()
             self.trouble(reason)
 
-        return await persist(work, self.stopping, trouble)
+        return await until_stopped(work, self.stopping, trouble)
 
 
 def patience_of(settings: Settings) -> Patience:

@@ -20,10 +20,9 @@ from taskherd.broker import dead
 from taskherd.core.turn import Fate
 from taskherd.errors import Unavailable
 from taskherd.flow.aside import REFUSED
-from taskherd.flow.batch import Batch
+from taskherd.flow.batch import POISON, Batch
 from taskherd.flow.corridor import reconcile
 from taskherd.flow.lanes import Lanes, Load
-from taskherd.flow.patience import POISON
 from taskherd.flow.probe import is_probe
 from taskherd.observe.failpoints import Failpoint
 from taskherd.observe.tracing import LINKS_MOST, carried

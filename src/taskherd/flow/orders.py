@@ -10,9 +10,8 @@ import structlog
 from taskherd.broker import dead
 from taskherd.broker.publish import Published
 from taskherd.errors import Unavailable
-from taskherd.flow.batch import Batch
+from taskherd.flow.batch import POISON, Batch
 from taskherd.flow.corridor import reconcile
-from taskherd.flow.patience import POISON
 from taskherd.observe.tracing import carried
 from taskherd.store.engine import DataError
 from taskherd.wire import replies

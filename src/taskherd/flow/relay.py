@@ -18,13 +18,13 @@ from itertools import repeat
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from taskherd import retry
 from taskherd.broker.publish import Outgoing, Published
-from taskherd.errors import Unavailable
+from taskherd.errors import Retry, Unavailable
 from taskherd.flow import work
-from taskherd.flow.patience import pause
 from taskherd.observe.failpoints import Failpoint
 from taskherd.store import outbox
-from taskherd.store.engine import Retry, transaction
+from taskherd.store.engine import transaction
 from taskherd.wire import document, events
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class Relay:
         """What could not be told is in the outbox; wait a little before the next."""
         self._failures += 1
         self._ground.trouble(str(error))
-        await asyncio.sleep(pause(self._failures))
+        await asyncio.sleep(retry.delay(self._failures))
 
     async def _keep_marking(self) -> None:
         while not self._all_told or self._confirmed:
@@ -150,7 +150,7 @@ class Relay:
             except (Unavailable, Retry) as error:
                 failures += 1
                 self._ground.trouble(str(error))
-                await asyncio.sleep(pause(failures))
+                await asyncio.sleep(retry.delay(failures))
 
     async def _look(self) -> None:
         while await work.send_due(self._ground, self._ground.now()) == work.AT_ONCE:

@@ -15,12 +15,12 @@ from taskherd.core.obey import Refused
 from taskherd.core.turn import Cause, Fate, due_at
 from taskherd.core.value import replace
 from taskherd.core.view import view
+from taskherd.errors import Retry
 from taskherd.flow import aside, builds
 from taskherd.flow.batch import Change
 from taskherd.flow.loading import digest
 from taskherd.store import commands as command_log
 from taskherd.store import directory, leases, memory, tasks
-from taskherd.store.engine import Retry
 from taskherd.wire import document, events, replies
 
 if TYPE_CHECKING:

@@ -15,12 +15,12 @@ import structlog
 from taskherd.core.liveness import SKEW_MOST, Brake, Listening, brake, watermark
 from taskherd.core.turn import Look
 from taskherd.core.value import replace
-from taskherd.errors import Unavailable
+from taskherd.errors import Retry, Unavailable
 from taskherd.flow.batch import Batch
 from taskherd.flow.corridor import reconcile
 from taskherd.flow.housekeeping import Housekeeping
 from taskherd.store import directory, leases, tasks, timers, workers
-from taskherd.store.engine import DataError, Retry, transaction
+from taskherd.store.engine import DataError, transaction
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,7 +7,7 @@ import random
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from taskherd.broker.connection import backoff
+from taskherd import retry
 from taskherd.broker.publish import Published
 from taskherd.errors import Unavailable
 from taskherd.wire.bounds import MESSAGE_BYTES
@@ -58,7 +58,7 @@ class Sender:
             except Unavailable as error:
                 failures += 1
                 self._trouble(str(error))
-                await asyncio.sleep(backoff(failures))
+                await asyncio.sleep(retry.delay(failures))
 
     async def flush(self) -> None:
         """Send until nothing is left; raises Unavailable."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from taskherd.broker.connection import backoff
+from taskherd import retry
 from taskherd.runner.agents.scene import Undelivered
 
 if TYPE_CHECKING:
@@ -86,5 +86,5 @@ class Session:
             except Exception:
                 log.exception("following an agent failed")
             failures += 1
-            await asyncio.sleep(backoff(failures))
+            await asyncio.sleep(retry.delay(failures))
             self.follower = self._make_follower()

@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from taskherd.errors import Misconfigured, TaskherdError, Unavailable
+from taskherd.errors import Misconfigured, Retry, TaskherdError, Unavailable
 
 CONNECT_TIMEOUT: Final = 3.0
 COMMAND_TIMEOUT: Final = 5.0
@@ -37,10 +37,6 @@ AWAY_CODES: Final = frozenset({READ_ONLY, "25P03", "3D000"})
 
 class DataError(TaskherdError):
     """A value that PostgreSQL can't take, or not twice; the same transaction fails for ever, so leave the value out."""
-
-
-class Retry(TaskherdError):  # noqa: N818 - named for what to do, as in `errors`
-    """The transaction lost a race or met a plan of the schema before a migration; run it again."""
 
 
 class ReadOnly(Unavailable):

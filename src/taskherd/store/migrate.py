@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,15 +17,16 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from taskherd.errors import Misconfigured
-from taskherd.store.engine import Retry, dispose, open_engine, sqlstate, transaction
+from taskherd.backoff import Backoff
+from taskherd.errors import Misconfigured, Retry
+from taskherd.store.engine import dispose, open_engine, sqlstate, transaction
 from taskherd.store.tables import SCHEMA_VERSION_TABLE
 
 ATTEMPTS: Final = 10
 STATEMENT_TIMEOUT: Final = 60.0
 QUEUE_TIMEOUT: Final = 120.0
 LOCK_TIMEOUT: Final = 2.0
-PAUSE_MOST: Final = 2.0
+BACKOFF: Final = Backoff(first=0.2, maximum=2.0)
 NOT_ALLOWED: Final = "42501"
 """PostgreSQL's insufficient_privilege."""
 
@@ -120,7 +120,7 @@ async def upgrade_async(database_url: str, revision: str = HEAD) -> SchemaState:
         except Retry:
             if attempt == ATTEMPTS:
                 raise
-            await asyncio.sleep(random.uniform(0, min(0.1 * 2**attempt, PAUSE_MOST)))  # noqa: S311 - jitter
+            await asyncio.sleep(BACKOFF.delay(attempt))
     raise AssertionError  # the last attempt returned or raised
 
 

@@ -12,14 +12,13 @@ from typing import Any, Final, TypeAlias
 
 import asyncpg
 
-from taskherd.errors import Unavailable
+from taskherd.errors import Retry, Unavailable
 from taskherd.store.connections import Connections
 from taskherd.store.engine import (
     CLOSE_TIMEOUT,
     COMMAND_TIMEOUT,
     CONNECT_TIMEOUT,
     ReadOnly,
-    Retry,
     classify,
     session_settings,
     sqlalchemy_url,

@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from taskherd.backoff import Backoff
 from taskherd.core.reports import JobStatus, Transition
 from tests.histories import NOON, TASK
 from tests.pure.core.test_fold import build, folded
@@ -23,20 +24,13 @@ def deleted(core: Core, memory: Any) -> Any:
 
 def pursued(core: Core, memory: Any, after: timedelta = timedelta()) -> Any:
     """The memory one step on, so long after noon."""
-    backoff = core.builds.Backoff(5 * SECOND, 60 * SECOND)
+    backoff = Backoff(5, 60)
     return core.builds.pursue_delete(TASK, memory, NOON + after, backoff)
 
 
 def gone(number: int, job: JobStatus, seq: int = 0) -> Any:
     """A report about a delete."""
     return build(number, seq, job, transition=Transition.DELETE)
-
-
-def test_backoff(core: Core) -> None:
-    """It doubles from the first to the most, however many attempts there were."""
-    backoff = core.builds.Backoff(5 * SECOND, 60 * SECOND)
-    waits = [backoff.after(attempts) // SECOND for attempts in (0, 1, 2, 3, 4, 5, 100, 10**9)]
-    assert waits == [5, 5, 10, 20, 40, 60, 60, 60]
 
 
 def test_asking_is_a_build_that_any_report_outdoes(core: Core) -> None:

@@ -122,9 +122,6 @@ LIVENESS: list[Guard] = [
 ]
 
 BUILDS: list[Guard] = [
-    ("min(doubled, self.most)", "doubled", builds.test_backoff),
-    ("min(max(attempts, 1) - 1, DOUBLINGS)", "(max(attempts, 1) - 1)", builds.test_backoff),
-    ("max(attempts, 1)", "attempts", builds.test_backoff),
     ("memory.number >= BUILD_MOST", "memory.number > BUILD_MOST", builds.test_no_number_past_the_last),
     ("    if exhausted(memory):\n", "    if False:\n", builds.test_no_number_past_the_last),
     ("len(asked) > ASKED_KEPT", "False", builds.test_what_was_asked_is_remembered_within_bounds),

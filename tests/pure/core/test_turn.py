@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from uuid import uuid4
 
-from taskherd.core.builds import Backoff
+from taskherd.backoff import Backoff
 from taskherd.core.obey import Surroundings
 from taskherd.core.task import Task
 from taskherd.core.turn import Look, Rules, Turn, take_look
@@ -25,7 +25,7 @@ def found_silent(now: datetime, look: Look) -> bool:
     task = Task(a, b, c, d, e, None, "name", "", "prompt", 1, NOON, NOON, 1, None, running(core))
     turn = Turn(task, task)
     around = Surroundings({}, {}, {}, lambda prompt, _taken: prompt)
-    take_look(turn, look, now, Rules(patience(core), Backoff(SECOND, SECOND), around))
+    take_look(turn, look, now, Rules(patience(core), Backoff(1, 1), around))
     return turn.known.memory.silence is not None
 
 

@@ -21,9 +21,8 @@ from taskherd.api.route import Query, Route, Says
 from taskherd.api.streams import EventStream
 from taskherd.api.tail import FOLLOWERS_MOST
 from taskherd.api.tasks import documents, reading, search
-from taskherd.errors import Unavailable
+from taskherd.errors import Retry, Unavailable
 from taskherd.store import feed, visible
-from taskherd.store.engine import Retry
 from taskherd.store.visible import Whose
 
 if TYPE_CHECKING:

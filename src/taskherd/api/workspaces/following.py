@@ -17,8 +17,7 @@ from taskherd.api.changes import Wanted
 from taskherd.api.endpoint import token_of
 from taskherd.api.workspaces import logs
 from taskherd.api.workspaces.reading import found
-from taskherd.errors import Unavailable
-from taskherd.store.engine import Retry
+from taskherd.errors import Retry, Unavailable
 
 if TYPE_CHECKING:
     from starlette.websockets import WebSocket

@@ -14,7 +14,7 @@ from uuid import uuid5
 import httpx
 import orjson
 
-from taskherd.broker.connection import backoff
+from taskherd import retry
 from taskherd.core.reports import Health, Lifecycle, Speaker, State
 from taskherd.runner.agents.scene import Unclear, Undelivered, said_last, short
 from taskherd.runner.agents.sse import Events
@@ -134,7 +134,7 @@ class AgentApi:
             await self._ask()
             if self._failures == UNREACHABLE_AFTER and self._scene.journal.ready and not self._turns:
                 self._scene.account.health(Health.UNHEALTHY)
-            await asyncio.sleep(backoff(self._failures))
+            await asyncio.sleep(retry.delay(self._failures))
 
     async def _stream(self) -> None:
         """Take events until the stream breaks; raises httpx.HTTPError."""
