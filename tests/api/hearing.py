@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -11,7 +12,11 @@ from typing import Any
 
 import httpx
 
+from taskherd import sse
 from tests.api.stage import PATIENCE
+
+WRITTEN = re.compile(rb"$|:|(event|data|id): ")
+"""The lines that the server writes: nothing that a parser would ignore."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class Ear:
     """All that was heard so far; `last` is what a reader sends as Last-Event-ID."""
 
     heard: list[Heard] = field(default_factory=list)
+    raw: bytes = b""
     comments: int = 0
     last: str = ""
     over: bool = False
@@ -68,25 +74,14 @@ class Ear:
         return [each.event for each in self.heard]
 
     async def listen(self, response: httpx.Response) -> None:
-        """Read until the stream ends (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
-        event, data = "", ""
-        async for line in response.aiter_lines():
-            name, _, value = line.partition(": ")
-            match name:
-                case "":
-                    self.comments += 1
-                    if data:
-                        self.heard.append(Heard(event, json.loads(data), self.last))
-                        event = data = ""
-                case "event":
-                    event = value
-                case "data":
-                    data = value
-                case "id":
-                    self.last = value
-                case _:
-                    raise AssertionError(line)
+        """Read until the stream ends."""
+        parser = sse.Parser()
+        async for chunk in response.aiter_bytes():
+            self.raw += chunk
+            self.heard += [Heard(event.type, json.loads(event.data), event.id) for event in parser.feed(chunk)]
+            self.comments, self.last = parser.comments, parser.last_event_id
             self.noticed.set()
+        assert parser.dropped == 0
         self.over = True
         self.noticed.set()
 
@@ -105,5 +100,6 @@ async def listening(client: httpx.AsyncClient, path: str, last: str = "", **quer
         finally:
             reading.cancel()
             await asyncio.wait({reading})
+            assert all(WRITTEN.match(line) for line in ear.raw.split(b"\n")[:-1])
             if not reading.cancelled() and (error := reading.exception()) is not None:
                 raise error

@@ -14,10 +14,9 @@ from uuid import uuid5
 import httpx
 import orjson
 
-from taskherd import retry
+from taskherd import retry, sse
 from taskherd.core.reports import Health, Lifecycle, Speaker, State
 from taskherd.runner.agents.scene import Unclear, Undelivered, said_last, short
-from taskherd.runner.agents.sse import Events
 from taskherd.wire.fields import instant
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
     from taskherd.core.reports import LogEntry, Report
     from taskherd.runner.agents.scene import Begin, Scene
-    from taskherd.runner.agents.sse import Event
     from taskherd.runner.outbox import Mark
     from taskherd.runner.processes import Ending
 
@@ -138,14 +136,14 @@ class AgentApi:
 
     async def _stream(self) -> None:
         """Take events until the stream breaks; raises httpx.HTTPError."""
-        events = Events()
+        parser = sse.Parser()
         timeout = httpx.Timeout(TIMEOUT, read=SILENT_STREAM)
         headers = {"Accept": "text/event-stream", "Accept-Encoding": "identity"}
         async with self._client.stream("GET", "/events", headers=headers, timeout=timeout) as response:
             response.raise_for_status()
             self._is_there()
             async for chunk in response.aiter_raw():
-                for event in events.feed(chunk):
+                for event in parser.feed(chunk):
                     await self._take(event)
 
     async def _ask(self) -> None:
@@ -162,10 +160,10 @@ class AgentApi:
         self._failures = 0
         self._reached.set()
 
-    async def _take(self, event: Event) -> None:
+    async def _take(self, event: sse.Event) -> None:
         try:
-            said = orjson.loads(event.content)
-            match event.name:
+            said = orjson.loads(event.data)
+            match event.type:
                 case "message_update":
                     self._take_message(said)
                 case "status_change":
