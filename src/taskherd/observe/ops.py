@@ -1,20 +1,27 @@
-"""The operations port: /livez (the loop turns), /readyz (and why not), /metrics; small, bounded, HTTP/1.1."""
+"""The operations port: /livez (the loop turns), /readyz (and why not), /metrics; bounded."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
-from dataclasses import dataclass
-from http import HTTPStatus
-from typing import TYPE_CHECKING
+import logging
+from typing import TYPE_CHECKING, Any
 
 import orjson
+import uvicorn
 from prometheus_client.exposition import choose_encoder
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route, Router
+from uvicorn.server import ServerState
 
 from taskherd.errors import Misconfigured
+from taskherd.http_protocol import BoundedProtocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
     from taskherd.observe.metrics import Metrics
     from taskherd.observe.readiness import Readiness
@@ -23,40 +30,31 @@ HEADER_MOST = 8_192
 """Bytes of a request's head; a longer one is refused."""
 CONNECTIONS_MOST = 64
 READ_TIMEOUT = 5.0
-_HEAD_END = b"\r\n\r\n"
-
-
-@dataclass(frozen=True, slots=True)
-class Response:
-    """What is sent back."""
-
-    status: HTTPStatus
-    body: bytes
-    content_type: str = "text/plain; charset=utf-8"
-
-    def encode(self, *, with_body: bool) -> bytes:
-        """Return the bytes of this response; the connection ends with it (RFC 9112, section 9.6)."""
-        head = (
-            f"HTTP/1.1 {self.status.value} {self.status.phrase}\r\nContent-Type: {self.content_type}\r\n"
-            f"Content-Length: {len(self.body)}\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n"
-        )
-        return head.encode("latin-1") + (self.body if with_body else b"")
+_HEADERS = [("Cache-Control", "no-store"), ("Connection", "close")]
+"""Of every response: the connection ends with it (RFC 9112, section 9.6)."""
 
 
 class OpsServer:
-    """Serves the operations port of one process until it is closed."""
+    """Serves the operations port of one process until it is closed.
+
+    uvicorn's protocol does it without ``uvicorn.Server``, which wakes up ten times a second and notices within two of
+    these that it is to end.
+    """
 
     def __init__(self, metrics: Metrics, readiness: Readiness, *, read_timeout: float = READ_TIMEOUT) -> None:
         self._metrics = metrics
         self._readiness = readiness
-        self._read_timeout = read_timeout
+        paths = {"/livez": _live, "/readyz": self._ready, "/metrics": self._scrape}
+        self._router = Router([Route(path, answer) for path, answer in paths.items()], redirect_slashes=False)
+        self._config = self._configured(read_timeout)
+        self._state = ServerState()
+        self._state.default_headers = self._config.encoded_headers
         self._server: asyncio.Server | None = None
-        self._open: set[asyncio.StreamWriter] = set()
 
     async def start(self, host: str, port: int) -> int:
         """Listen on `host` and `port` (0: a free one); return the port. Raises Misconfigured where that can't be."""
         try:
-            self._server = await asyncio.start_server(self._serve, host, port, limit=HEADER_MOST)
+            self._server = await asyncio.get_running_loop().create_server(self._connection, host, port)
         except OSError as error:
             why = error.strerror or type(error).__name__
             if error.errno in {errno.EADDRINUSE, errno.EACCES}:
@@ -68,67 +66,67 @@ class OpsServer:
 
     async def close(self) -> None:
         """Stop listening and drop whoever is still connected."""
-        if self._server is not None:
-            self._server.close()
-            for writer in tuple(self._open):
-                writer.transport.abort()
-            await self._server.wait_closed()
-            self._server = None
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._open) >= CONNECTIONS_MOST:
-            writer.transport.abort()
+        if self._server is None:
             return
-        self._open.add(writer)
-        try:
-            async with asyncio.timeout(self._read_timeout):
-                head = await reader.readuntil(_HEAD_END)
-            await self._reply(head, writer)
-        except asyncio.LimitOverrunError:
-            await self._send(writer, _plain(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE))
-        except (OSError, TimeoutError, asyncio.IncompleteReadError):
-            writer.transport.abort()
-        finally:
-            self._open.discard(writer)
-            writer.close()
+        self._server.close()
+        for connection in tuple(self._state.connections):
+            connection.transport.abort()
+        answering = tuple(self._state.tasks)
+        for task in answering:
+            task.cancel()
+        await asyncio.gather(*answering, return_exceptions=True)
+        await self._server.wait_closed()
+        self._server = None
 
-    async def _reply(self, head: bytes, writer: asyncio.StreamWriter) -> None:
-        request, *lines = head.decode("latin-1").split("\r\n")
-        headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-        method, _, target = request.partition(" ")
-        path, _, version = target.rpartition(" ")
-        if not version.startswith("HTTP/1."):
-            response = _plain(HTTPStatus.BAD_REQUEST)
-        elif method not in {"GET", "HEAD"}:
-            response = _plain(HTTPStatus.METHOD_NOT_ALLOWED)
-        else:
-            response = await self._answer(path.partition("?")[0], headers)
-        await self._send(writer, response, with_body=method != "HEAD")
+    def _configured(self, read_timeout: float) -> uvicorn.Config:
+        bounds = {
+            "head_within": read_timeout,
+            "head_most": HEADER_MOST,
+            "stuck_after": read_timeout,
+            "connections_most": CONNECTIONS_MOST,
+        }
+        protocol: Any = type("OpsProtocol", (BoundedProtocol,), bounds)
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a stranger's bad request is no warning to us
+        config = uvicorn.Config(
+            self._answer,
+            http=protocol,
+            interface="asgi3",
+            ws="none",
+            loop="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            headers=_HEADERS,
+        )
+        config.load()
+        return config
 
-    async def _send(self, writer: asyncio.StreamWriter, response: Response, *, with_body: bool = True) -> None:
-        writer.write(response.encode(with_body=with_body))
-        async with asyncio.timeout(self._read_timeout):
-            await writer.drain()
+    def _connection(self) -> asyncio.Protocol:
+        make: Any = self._config.http_protocol_class
+        connection: asyncio.Protocol = make(config=self._config, server_state=self._state, app_state={})
+        return connection
 
-    async def _answer(self, path: str, headers: Mapping[str, str]) -> Response:
-        match path:
-            case "/livez":
-                return _plain(HTTPStatus.OK)
-            case "/readyz":
-                return _ready(await self._readiness.reasons())
-            case "/metrics":
-                encode, content_type = choose_encoder(headers.get("accept", ""))
-                return Response(HTTPStatus.OK, encode(self._metrics.registry), content_type)
-            case _:
-                return _plain(HTTPStatus.NOT_FOUND)
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        modern = scope["http_version"].startswith("1.")  # the parser takes HTTP/0.9 too
+        answer: ASGIApp = self._router if modern else PlainTextResponse("bad request\n", 400)
+        await answer(scope, receive, send)
 
+    async def _ready(self, _request: Request) -> Response:
+        reasons = await self._readiness.reasons()
+        return Response(_checks(reasons), 503 if any(reasons.values()) else 200, media_type="application/json")
 
-def _plain(status: HTTPStatus) -> Response:
-    return Response(status, f"{status.phrase.lower()}\n".encode())
+    async def _scrape(self, request: Request) -> Response:
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(self._metrics.registry), headers={"Content-Type": content_type})
 
 
-def _ready(reasons: Mapping[str, str | None]) -> Response:
-    ready = not any(reasons.values())
+async def _live(_request: Request) -> Response:
+    return PlainTextResponse("ok\n")
+
+
+def _checks(reasons: Mapping[str, str | None]) -> bytes:
     checks = {name: {"ok": not reason, **({"reason": reason} if reason else {})} for name, reason in reasons.items()}
-    body = orjson.dumps({"ready": ready, "checks": checks}, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-    return Response(HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE, body, "application/json")
+    ready = not any(reasons.values())
+    return orjson.dumps({"ready": ready, "checks": checks}, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
