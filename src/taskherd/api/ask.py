@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from taskherd.api.query import Model, NoQuery, QueryModel, parse
 from taskherd.api.refer import uuid_of
 from taskherd.store.visible import Whose
 
@@ -56,11 +57,18 @@ class Ask:
     headers: Mapping[str, str]
     body: Any = None
     """The validated body: an instance of the route's model."""
+    query_model: type[QueryModel] = NoQuery
+    """The route's query parameters."""
     _caller: Caller | None = None
     agent: tuple[UUID, int] | None = None
     """The task and build that an agent's token speaks for."""
     noted: dict[str, Any] = field(default_factory=dict)
     """What is told in the log beside method, route and status."""
+
+    def parameters(self, model: type[Model]) -> Model:
+        """Return the validated query parameters; `model` is the route's. Raises a 400 that names an invalid one."""
+        assert model is self.query_model
+        return parse(model, self.query)
 
     @property
     def caller(self) -> Caller:

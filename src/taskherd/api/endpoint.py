@@ -71,6 +71,7 @@ class Endpoint:
             route = self._routes.get(ask.method)
             if route is None:
                 return answers.wrong_method(sorted(self._routes)).answer
+            ask.query_model = route.query
             await admit(ask, route.auth, scope)
             bodies.check_length(ask.headers, route.body_most)
             if route.body is not None:

@@ -10,7 +10,8 @@ from typing import Any, Final, Literal
 import orjson
 from pydantic import TypeAdapter
 
-from taskherd.api.route import Auth, Query, Route, Says, SocketRoute
+from taskherd.api.query import declared
+from taskherd.api.route import Auth, Header, Route, Says, SocketRoute
 from taskherd.api.routes import EXPERIMENTAL, PREFIX, ROUTES, SOCKETS
 from taskherd.api.tasks.bodies import ErrorOut
 
@@ -117,7 +118,7 @@ def _operation(route: Route, prefix: str, schemas: _Schemas) -> dict[str, Any]:
         told["description"] = route.description
     if route.auth is Auth.NONE:
         told["security"] = []
-    parameters = [*_path_parameters(route.path), *map(_query, route.query), *map(_header, route.headers)]
+    parameters = [*_path_parameters(route.path), *declared(route.query), *map(_header, route.headers)]
     if parameters:
         told["parameters"] = parameters
     if route.body is not None:
@@ -168,13 +169,13 @@ def _path_parameters(path: str) -> list[dict[str, Any]]:
     ]
 
 
-def _query(query: Query) -> dict[str, Any]:
-    told = {"name": query.name, "in": "query", "description": query.description, "schema": dict(query.schema)}
-    return {**told, "required": True} if query.required else told
-
-
-def _header(query: Query) -> dict[str, Any]:
-    return {**_query(query), "in": "header"}
+def _header(header: Header) -> dict[str, Any]:
+    return {
+        "name": header.name,
+        "in": "header",
+        "description": header.description,
+        "schema": dict(header.schema),
+    }
 
 
 def _upgrade(socket: SocketRoute) -> dict[str, Any]:
@@ -183,7 +184,7 @@ def _upgrade(socket: SocketRoute) -> dict[str, Any]:
         "summary": socket.summary,
         "tags": [socket.tag],
         "description": "A WebSocket.",
-        "parameters": [*_path_parameters(socket.path), *map(_query, socket.query)],
+        "parameters": [*_path_parameters(socket.path), *declared(socket.query)],
         "responses": {"101": {"description": "With Upgrade: the WebSocket is open."}},
     }
 

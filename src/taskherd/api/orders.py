@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID, uuid4, uuid5
 
 from taskherd.api.answers import Refusal, away, invalid
-from taskherd.api.route import Query
+from taskherd.api.route import Header
 from taskherd.broker.desk import Order, Reply
 from taskherd.errors import Unavailable
 from taskherd.wire.replies import USED_BEFORE
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 KEY: Final = "Idempotency-Key"
 KEY_MOST: Final = 255
-KEY_HEADER: Final = Query(
+KEY_HEADER: Final = Header(
     KEY,
     "A name for this very request: sent again, it changes nothing. Kept at least a day.",
     {"type": "string", "minLength": 1, "maxLength": KEY_MOST, "pattern": "^[ -~]+$"},

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from pydantic import BaseModel
 
 from taskherd.api.answers import Answer
+from taskherd.api.query import NoQuery, QueryModel
 from taskherd.wire.bounds import BODY_BYTES
 
 if TYPE_CHECKING:
@@ -34,13 +35,12 @@ class Auth(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Query:
-    """A query parameter; `schema` is its JSON schema."""
+class Header:
+    """A header that a route reads; `schema` is its JSON schema."""
 
     name: str
     description: str
     schema: Mapping[str, Any] = field(default_factory=lambda: {"type": "string"})
-    required: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +72,8 @@ class Route:
     auth: Auth = Auth.USER
     body: type[BaseModel] | None = None
     body_most: int = BODY_BYTES
-    query: tuple[Query, ...] = ()
-    headers: tuple[Query, ...] = ()
+    query: type[QueryModel] = NoQuery
+    headers: tuple[Header, ...] = ()
     experimental: bool = False
     tag: str = "tasks"
 
@@ -85,5 +85,5 @@ class SocketRoute:
     path: str
     handler: SocketHandler
     summary: str
-    query: tuple[Query, ...] = ()
+    query: type[QueryModel] = NoQuery
     tag: str = "logs"

@@ -33,6 +33,7 @@ class Socket:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Admit the caller, then hand the socket to the route's handler, which accepts it; or refuse it as JSON."""
         ask = ask_of(self._house, scope)
+        ask.query_model = self._route.query
         socket = WebSocket(scope, receive, send)
         status = 101
         try:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final
+
+from pydantic import Field
 
 from taskherd.api.agents.bodies import AppStatusPatch, LogSnapshot
 from taskherd.api.answers import Answer, Refusal, empty, invalid, json, not_found
+from taskherd.api.query import QueryModel, Text
 from taskherd.api.refer import uuid_of
-from taskherd.api.route import Auth, Query, Route, Says
+from taskherd.api.route import Auth, Route, Says
 from taskherd.core.reports import rfc3339
 from taskherd.wire import texts
 from taskherd.wire.bounds import ELEMENTS
@@ -20,6 +23,20 @@ SNAPSHOT_BYTES: Final = 64 * 1024
 FORMAT: Final = "agentapi"
 _STATES: Final = {"working": "working", "idle": "idle", "complete": "complete", "failure": "failed", "failed": "failed"}
 _SPEAKERS: Final = {"user": "input", "agent": "output"}
+
+
+def _format(text: str) -> str:
+    if text != FORMAT:
+        message = f'Query param "format" has invalid value: only {FORMAT} is known'
+        raise ValueError(message)
+    return text
+
+
+class SnapshotQuery(QueryModel):
+    """The parameters of a log's snapshot."""
+
+    refusal: ClassVar[str] = "Query parameters have invalid values."
+    format: Annotated[str, Text(_format, {"type": "string", "enum": [FORMAT]})] = Field(description="What the body is.")
 
 
 async def app_status(ask: Ask) -> Answer:
@@ -38,10 +55,7 @@ async def log_snapshot(ask: Ask) -> Answer:
     """Take the end of the conversation, so that it can be read when the agent is gone."""
     if ask.agent is None or uuid_of(ask.params["id"]) != ask.agent[0]:
         raise not_found()
-    said = ask.query.get("format", "")
-    if said != FORMAT:
-        wrong = ("format", f'Query param "format" has invalid value: only {FORMAT} is known')
-        raise invalid(wrong, message="Query parameters have invalid values.")
+    ask.parameters(SnapshotQuery)
     body: LogSnapshot = ask.body
     strange = [message.role for message in body.messages if message.role not in _SPEAKERS]
     if strange:
@@ -94,7 +108,7 @@ ROUTES: Final = (
         auth=Auth.AGENT,
         body=LogSnapshot,
         body_most=SNAPSHOT_BYTES,
-        query=(Query("format", "What the body is.", {"type": "string", "enum": [FORMAT]}, required=True),),
+        query=SnapshotQuery,
         responses={204: Says("Taken.")},
         tag="agents",
     ),

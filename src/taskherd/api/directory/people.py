@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from pydantic import Field
+
 from taskherd.api import terms
 from taskherd.api.answers import Answer, json, not_found
 from taskherd.api.endpoint import token_of
+from taskherd.api.query import QueryModel
 from taskherd.api.refer import findable
 from taskherd.store import known
 
@@ -18,10 +21,18 @@ MESSAGE: Final = "Invalid user search query."
 _GITHUB_ID_MOST: Final = 2**63 - 1
 
 
+class UsersQuery(QueryModel):
+    """The parameters of the list of users."""
+
+    q: str = Field(
+        "", description="Terms github_com_user_id:<number>, search:<part of a name or address>, status:<status>."
+    )
+
+
 async def listed(ask: Ask) -> Answer:
     """The people that the query names; the GitHub Action looks one up by their GitHub account."""
     said = terms.read(
-        ask.query.get("q", ""), bare="search", known=("search", "status", "github_com_user_id"), message=MESSAGE
+        ask.parameters(UsersQuery).q, bare="search", known=("search", "status", "github_com_user_id"), message=MESSAGE
     )
     rows = []
     if said.get("status", "active") == "active":

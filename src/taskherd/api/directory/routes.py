@@ -17,14 +17,11 @@ from taskherd.api.directory.bodies import (
     UserOut,
     UsersList,
 )
-from taskherd.api.route import Auth, Query, Route, Says
+from taskherd.api.route import Auth, Route, Says
 
 SPOKEN: Final = "v2.34.0"
 """The version of Coder whose Tasks API this is; VS Code hides its panel for a later one."""
 _ORGANIZATION: Final = "/organizations/{organization}"
-_TEMPLATES_Q: Final = Query(
-    "q", "Terms organization:<name, UUID or default>, has-ai-task:<bool>, exact_name:<name>, name:<part of it>."
-)
 
 
 async def build_info(_ask: Ask) -> Answer:
@@ -57,7 +54,7 @@ ROUTES: Final = (
         handler=people.listed,
         summary="Get users",
         description="Those whom the caller shares an organization with.",
-        query=(Query("q", "Terms github_com_user_id:<number>, search:<part of a name or address>, status:<status>."),),
+        query=people.UsersQuery,
         responses={200: Says("The people.", UsersList)},
         tag="users",
     ),
@@ -99,7 +96,7 @@ ROUTES: Final = (
         path=f"{_ORGANIZATION}/templates",
         handler=templates.of_organization,
         summary="Get templates by organization",
-        query=(_TEMPLATES_Q,),
+        query=templates.TemplatesQuery,
         responses={200: Says("The templates.", list[TemplateOut])},
         tag="templates",
     ),
@@ -124,7 +121,7 @@ ROUTES: Final = (
         path="/templates",
         handler=templates.listed,
         summary="Get all templates",
-        query=(_TEMPLATES_Q,),
+        query=templates.TemplatesQuery,
         responses={200: Says("The templates of the caller's organizations.", list[TemplateOut])},
         tag="templates",
     ),

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 import orjson
+from pydantic import Field
 
 from taskherd.api import terms
 from taskherd.api.answers import Answer, json, not_found
 from taskherd.api.directory import people
+from taskherd.api.query import QueryModel
 from taskherd.api.refer import findable, uuid_of
 from taskherd.api.tasks import search
 from taskherd.store import known, visible
@@ -24,6 +26,16 @@ MESSAGE: Final = "Invalid template search query."
 DEFAULT: Final = "default"
 _TERMS: Final = ("name", "exact_name", "organization", "has-ai-task", "deprecated")
 _TRUTHS: Final[Mapping[str, bool]] = {"true": True, "1": True, "t": True, "false": False, "0": False, "f": False}
+
+
+class TemplatesQuery(QueryModel):
+    """The parameters of a list of templates."""
+
+    q: str = Field(
+        "",
+        description="Terms organization:<name, UUID or default>, has-ai-task:<bool>, exact_name:<name>,"
+        " name:<part of it>.",
+    )
 
 
 async def organization(ask: Ask) -> Answer:
@@ -105,7 +117,7 @@ async def _found(ask: Ask) -> Row:
 
 
 async def _listed(ask: Ask, organization_id: UUID | None) -> Answer:
-    said = terms.read(ask.query.get("q", ""), bare="name", known=_TERMS, message=MESSAGE)
+    said = terms.read(ask.parameters(TemplatesQuery).q, bare="name", known=_TERMS, message=MESSAGE)
     for name in ("name", "exact_name"):
         if name in said and not findable(said[name]):
             raise terms.bad_value(MESSAGE, name, "printable characters were expected")

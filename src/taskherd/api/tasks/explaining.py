@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import orjson
+from pydantic import Field
 
-from taskherd.api.answers import Answer, invalid, json, not_found
-from taskherd.api.route import Query, Route, Says
+from taskherd.api.answers import Answer, json, not_found
+from taskherd.api.query import MAX_POSITION, QueryModel, whole_number
+from taskherd.api.route import Route, Says
 from taskherd.api.tasks import reading
 from taskherd.api.tasks.bodies import Explained, Timeline
 from taskherd.core.explain import explain
@@ -24,15 +26,24 @@ if TYPE_CHECKING:
 
 LIMIT_MOST: Final = 500
 LIMIT: Final = 100
-_POSITION_MOST: Final = 2**63 - 1
+
+
+class TimelineQuery(QueryModel):
+    """The parameters of a timeline."""
+
+    after: Annotated[int, whole_number(0, MAX_POSITION)] = Field(
+        0, description="A position; what came behind it is told."
+    )
+    limit: Annotated[int, whole_number(1, LIMIT_MOST)] = Field(LIMIT, description="Changes in one answer.")
 
 
 async def timeline(ask: Ask) -> Answer:
     """The changes of a task, oldest first, each with what was and what is."""
-    after = _number(ask, "after", 0, 0, _POSITION_MOST)
-    limit = _number(ask, "limit", LIMIT, 1, LIMIT_MOST)
+    query = ask.parameters(TimelineQuery)
     task_id = await visible.target(ask.house.reader, reading.whose(ask))
-    rows = await feed.timeline(ask.house.reader, ask.caller.user_id, task_id, after, limit) if task_id else ()
+    rows = (
+        await feed.timeline(ask.house.reader, ask.caller.user_id, task_id, query.after, query.limit) if task_id else ()
+    )
     if not rows:
         raise not_found()
     return json({"events": [_told(row) for row in rows if row["own"] is not None]})
@@ -112,15 +123,6 @@ def _open(text: str | None) -> list[dict[str, Any]]:
     return rows
 
 
-def _number(ask: Ask, name: str, default: int, least: int, most: int) -> int:
-    said = ask.query.get(name)
-    if said is None:
-        return default
-    if not (said.isascii() and said.isdigit() and len(said) <= len(str(most)) and least <= int(said) <= most):
-        raise invalid((name, f"A whole number from {least} to {most} was expected."))
-    return int(said)
-
-
 _ONE: Final = "/tasks/{user}/{task}"
 
 ROUTES: Final = (
@@ -130,10 +132,7 @@ ROUTES: Final = (
         handler=timeline,
         summary="Get AI task timeline",
         description="The task's changes in order. For the next page, `after` is the last position of this one.",
-        query=(
-            Query("after", "A position; what came behind it is told.", {"type": "integer", "minimum": 0}),
-            Query("limit", "Changes in one answer.", {"type": "integer", "minimum": 1, "maximum": LIMIT_MOST}),
-        ),
+        query=TimelineQuery,
         responses={200: Says("The changes.", Timeline)},
     ),
     Route(

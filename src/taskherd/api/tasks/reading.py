@@ -60,7 +60,8 @@ def shown(ask: Ask, row: Row) -> Answer:
 
 async def listed(ask: Ask) -> Answer:
     """The tasks that the caller may read, newest first."""
-    wanted = await search.wanted(ask)
+    query = ask.parameters(search.ListQuery)
+    wanted = await search.wanted(ask, query)
     rows = await visible.tasks(ask.house.reader, wanted)
     more, rows = len(rows) > wanted.limit, rows[: wanted.limit]
     headers = {"ETag": etags.of_list(_marks(rows, more=more))}
@@ -69,7 +70,7 @@ async def listed(ask: Ask) -> Answer:
         return same
     objects = ask.house.settings.api_nullable_ids == "object"
     tail: dict[str, Any] = {"count": len(rows)}
-    if search.paged(ask):
+    if query.paged:
         tail["next"] = search.cursor(rows[-1]) if more else None
     elif more:
         headers["X-Taskherd-Truncated"] = "true"

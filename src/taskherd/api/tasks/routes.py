@@ -6,16 +6,15 @@ from typing import Final
 
 from taskherd.api.builds import BuildAsked
 from taskherd.api.orders import KEY_HEADER
-from taskherd.api.route import Query, Route, Says
-from taskherd.api.tasks import reading, waiting, writing
+from taskherd.api.route import Header, Route, Says
+from taskherd.api.tasks import reading, search, waiting, writing
 from taskherd.api.tasks.bodies import CreateTask, TaskInput, TaskLogs, TasksList
-from taskherd.api.tasks.search import LIMIT_MOST
 from taskherd.wire.document import TaskDocument
 
 _ONE: Final = "/tasks/{user}/{task}"
 _ETAG: Final = {"ETag": "Changes with the document."}
 _WAITED: Final = {**_ETAG, waiting.TIMED_OUT: "true where the wait was in vain."}
-_IF_NONE_MATCH: Final = Query("If-None-Match", "An ETag of an earlier answer; 304 where nothing has changed since.")
+_IF_NONE_MATCH: Final = Header("If-None-Match", "An ETag of an earlier answer; 304 where nothing has changed since.")
 _UNCHANGED: Final = Says("Not changed since the ETag in If-None-Match.", headers=_ETAG)
 _CONFLICT: Final = "The task can't be changed so as it is now; the message says why."
 
@@ -26,15 +25,7 @@ ROUTES: Final = (
         handler=reading.listed,
         summary="List AI tasks",
         description="All that the caller may read, newest first. With `limit` or `after` in pages.",
-        query=(
-            Query("q", "Terms owner:<username, UUID or me>, organization:<name, UUID or default>, status:<status>."),
-            Query("limit", "Tasks in one answer.", {"type": "integer", "minimum": 1, "maximum": LIMIT_MOST}),
-            Query(
-                "after",
-                "What `next` of the answer before was.",
-                {"type": "string", "pattern": "^(A[A-Za-z0-3][A-Za-z0-9_-]{30})?$"},
-            ),
-        ),
+        query=search.ListQuery,
         headers=(_IF_NONE_MATCH,),
         responses={
             200: Says("The tasks.", TasksList, {**_ETAG, "X-Taskherd-Truncated": "true where a list had to be cut."}),
@@ -63,7 +54,7 @@ ROUTES: Final = (
         handler=waiting.get,
         summary="Get AI task by ID or name",
         description="With `wait`, once its status or state is one of `until`, or as it is when the time is up.",
-        query=waiting.QUERY,
+        query=waiting.TaskQuery,
         headers=(_IF_NONE_MATCH,),
         responses={
             200: Says("The task.", TaskDocument, _WAITED),

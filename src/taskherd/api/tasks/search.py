@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
 from uuid import UUID
 
+from pydantic import Field
+
 from taskherd.api import terms
-from taskherd.api.answers import invalid
 from taskherd.api.ask import ME
+from taskherd.api.query import QueryModel, Text, whole_number
 from taskherd.api.refer import findable, uuid_of
 from taskherd.core.view import Status
 from taskherd.store import visible
@@ -30,26 +32,57 @@ _LATEST: Final = 253_402_300_799_999_999
 """The last microsecond of the year 9999, since the epoch."""
 
 
-def paged(ask: Ask) -> bool:
-    """Whether the list is asked for in pages."""
-    return "limit" in ask.query or "after" in ask.query
+def _cursor(text: str) -> tuple[datetime, UUID] | None:
+    if not text:
+        return None
+    raw = urlsafe_b64decode(text) if _CURSOR.fullmatch(text) else b""
+    instant = int.from_bytes(raw[:_INSTANT_BYTES], "big", signed=True)
+    if not raw or not 0 <= instant <= _LATEST:
+        message = "What `next` of an earlier answer was, was expected."
+        raise ValueError(message)
+    return _EPOCH + instant * _MICROSECOND, UUID(bytes=raw[_INSTANT_BYTES:])
 
 
-async def wanted(ask: Ask) -> Wanted:
+class WatchQuery(QueryModel):
+    """The parameters of the stream of all tasks."""
+
+    q: str = Field("", description="As for the list.")
+
+
+class ListQuery(QueryModel):
+    """The parameters of the list of tasks."""
+
+    q: str = Field(
+        "", description="Terms owner:<username, UUID or me>, organization:<name, UUID or default>, status:<status>."
+    )
+    limit: Annotated[int, whole_number(1, LIMIT_MOST)] = Field(LIMIT_MOST, description="Tasks in one answer.")
+    after: Annotated[
+        tuple[datetime, UUID] | None,
+        Text(_cursor, {"type": "string", "pattern": "^(A[A-Za-z0-3][A-Za-z0-9_-]{30})?$"}),
+    ] = Field(None, description="What `next` of the answer before was.")
+
+    @property
+    def paged(self) -> bool:
+        """Whether the list is requested in pages."""
+        return not self.model_fields_set.isdisjoint({"limit", "after"})
+
+
+async def wanted(ask: Ask, query: ListQuery | WatchQuery) -> Wanted:
     """What the request asks for. Raises a 400 that says what is wrong with it."""
-    said = terms.read(ask.query.get("q", ""), bare="owner", known=("owner", "organization", "status"), message=MESSAGE)
+    said = terms.read(query.q, bare="owner", known=("owner", "organization", "status"), message=MESSAGE)
     status = said.get("status")
     if status is not None and status not in set(Status):
         known = ", ".join(Status)
         raise terms.bad_value(MESSAGE, "status", f'"{status}" is not a valid value. Valid values: {known}')
     most = ask.house.settings.api_list_most
+    page = query if isinstance(query, ListQuery) else ListQuery()
     return Wanted(
         caller=ask.caller.user_id,
-        limit=_limit(ask) if paged(ask) else most,
+        limit=page.limit if page.paged else most,
         owner=await _owner(ask, said["owner"]) if "owner" in said else None,
         organization=await organization(ask, said["organization"], MESSAGE) if "organization" in said else None,
         status=status,
-        after=_after(ask),
+        after=page.after,
     )
 
 
@@ -83,21 +116,3 @@ async def organization(ask: Ask, said: str, message: str) -> UUID:
             message, "organization", f'organization "{said}" either does not exist, or you are unauthorized to view it'
         )
     return found
-
-
-def _limit(ask: Ask) -> int:
-    said = ask.query.get("limit", str(LIMIT_MOST))
-    if not (said.isascii() and said.isdigit() and len(said) <= len(str(LIMIT_MOST)) and 1 <= int(said) <= LIMIT_MOST):
-        raise invalid(("limit", f"A whole number from 1 to {LIMIT_MOST} was expected."))
-    return int(said)
-
-
-def _after(ask: Ask) -> tuple[datetime, UUID] | None:
-    said = ask.query.get("after")
-    if not said:
-        return None
-    raw = urlsafe_b64decode(said) if _CURSOR.fullmatch(said) else b""
-    instant = int.from_bytes(raw[:_INSTANT_BYTES], "big", signed=True)
-    if not raw or not 0 <= instant <= _LATEST:
-        raise invalid(("after", "What `next` of an earlier answer was, was expected."))
-    return _EPOCH + instant * _MICROSECOND, UUID(bytes=raw[_INSTANT_BYTES:])

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import orjson
+from pydantic import Field
 
 from taskherd.api import etags
-from taskherd.api.answers import Answer, invalid, not_found
+from taskherd.api.answers import Answer, not_found
 from taskherd.api.changes import Wanted
-from taskherd.api.route import Query
+from taskherd.api.query import QueryModel, Text
 from taskherd.api.tasks import reading
 from taskherd.core.reports import State
 from taskherd.core.view import Status
@@ -33,27 +34,46 @@ _VALUES: Final = frozenset(Status) | frozenset(State) - {State.FAILURE}
 _UNTIL: Final = "idle,complete,failed"
 _DEFAULT: Final = frozenset(_UNTIL.split(","))
 
-QUERY: Final = (
-    Query(
-        "wait",
-        "How long to wait, at most 60s.",
-        {"type": "string", "pattern": r"^(([0-5]?[0-9](\.[0-9]{1,3})?|60)s?|([0-5]?[0-9]{1,4}|60000)ms)$"},
-    ),
-    Query(
-        "until",
-        f"Values of status or of current_state.state, separated by commas; else {_UNTIL}.",
-        {"type": "string", "pattern": "^({0})(,({0}))*$".format("|".join(sorted(_VALUES)))},
-    ),
-)
+
+def _until(text: str) -> frozenset[str]:
+    until = frozenset(each.strip().lower() for each in text.split(","))
+    if not until <= _VALUES:
+        message = f"Some of these were expected, separated by commas: {', '.join(sorted(_VALUES))}."
+        raise ValueError(message)
+    return until
+
+
+def _wait(text: str) -> float:
+    message = f"A duration such as 30s was expected, at most {WAIT_MOST:g}s."
+    try:
+        wait = durations.parse(text)
+    except ValueError:
+        raise ValueError(message) from None
+    if not 0 <= wait <= WAIT_MOST:
+        raise ValueError(message)
+    return wait
+
+
+class TaskQuery(QueryModel):
+    """The parameters of one task."""
+
+    until: Annotated[
+        frozenset[str],
+        Text(_until, {"type": "string", "pattern": "^({0})(,({0}))*$".format("|".join(sorted(_VALUES)))}),
+    ] = Field(_DEFAULT, description=f"Values of status or of current_state.state, separated by commas; else {_UNTIL}.")
+    wait: Annotated[
+        float | None,
+        Text(_wait, {"type": "string", "pattern": r"^(([0-5]?[0-9](\.[0-9]{1,3})?|60)s?|([0-5]?[0-9]{1,4}|60000)ms)$"}),
+    ] = Field(None, description="How long to wait, at most 60s.")
 
 
 async def get(ask: Ask) -> Answer:
     """One task, at once or when it is as it was waited for."""
-    until = _until(ask)
-    if "wait" not in ask.query:
+    query = ask.parameters(TaskQuery)
+    if query.wait is None:
         return await reading.get(ask)
-    within = _within(ask)
-    deadline = asyncio.get_running_loop().time() + within
+    until = query.until
+    deadline = asyncio.get_running_loop().time() + query.wait
     row = await reading.found(ask)
     if until.isdisjoint(_values(row)):
         tail = ask.house.tail
@@ -87,23 +107,3 @@ def _values(row: Row) -> set[str]:
     own = orjson.loads(row["own"])
     state = own["current_state"]
     return {own["status"], "" if state is None else state["state"]}
-
-
-def _within(ask: Ask) -> float:
-    try:
-        within = durations.parse(ask.query["wait"])
-    except ValueError:
-        within = -1.0
-    if not 0 <= within <= WAIT_MOST:
-        raise invalid(("wait", f"A duration such as 30s was expected, at most {WAIT_MOST:g}s."))
-    return within
-
-
-def _until(ask: Ask) -> AbstractSet[str]:
-    said = ask.query.get("until")
-    if said is None:
-        return _DEFAULT
-    until = {each.strip().lower() for each in said.split(",")}
-    if not until <= _VALUES:
-        raise invalid(("until", f"Some of these were expected, separated by commas: {', '.join(sorted(_VALUES))}."))
-    return until

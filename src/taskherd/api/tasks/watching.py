@@ -17,7 +17,7 @@ from taskherd.api import changes, secrets
 from taskherd.api.answers import away, invalid, not_found
 from taskherd.api.changes import Change, Wanted
 from taskherd.api.endpoint import token_of
-from taskherd.api.route import Query, Route, Says
+from taskherd.api.route import Header, Route, Says
 from taskherd.api.streams import EventStream
 from taskherd.api.tail import FOLLOWERS_MOST
 from taskherd.api.tasks import documents, reading, search
@@ -43,7 +43,7 @@ _LAST: Final = "last-event-id"
 
 async def watch_all(ask: Ask) -> EventStream:
     """Follow all tasks that the caller may see and that `q` finds."""
-    said = await search.wanted(ask)
+    said = await search.wanted(ask, ask.parameters(search.WatchQuery))
     wanted = Wanted(ask.caller.user_id, said.owner, said.organization, said.status)
     return _stream(ask, wanted, _last(ask))
 
@@ -215,7 +215,7 @@ class _Watching:
             return True
 
 
-_LAST_EVENT_ID: Final = Query(
+_LAST_EVENT_ID: Final = Header(
     "Last-Event-ID", "The id of the last event that was read: what came since is told first.", {"type": "string"}
 )
 _STREAM: Final = Says(
@@ -235,7 +235,7 @@ ROUTES: Final = (
             "All that the caller may see and `q` finds. With a status, a task that leaves it is told once more, by a"
             " `task.updated` whose document shows another status."
         ),
-        query=(Query("q", "As for the list."),),
+        query=search.WatchQuery,
         headers=(_LAST_EVENT_ID,),
         responses={200: _STREAM},
     ),

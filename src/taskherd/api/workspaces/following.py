@@ -106,7 +106,7 @@ class _Following:
 
 
 async def _follow(ask: Ask, socket: WebSocket, kind: Log) -> None:
-    begin = logs.after(ask)
+    begin = ask.parameters(logs.LogQuery).after
     row = await found(ask, kind.look)
     tail = ask.house.tail
     async with tail.joined():

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 
-from taskherd.api.answers import Answer, invalid, json
+from pydantic import Field
+
+from taskherd.api.answers import Answer, json
 from taskherd.api.builds import ENDED
+from taskherd.api.query import MAX_POSITION, QueryModel, whole_number
 from taskherd.api.workspaces.reading import Look, found
 from taskherd.core.reports import rfc3339
 from taskherd.store import builds
@@ -19,7 +22,6 @@ if TYPE_CHECKING:
 Entries: TypeAlias = "Sequence[tuple[int, dict[str, Any]]]"
 ENTRIES_MOST: Final = 1_000
 """Entries that are read at once; a build has a handful."""
-_AFTER_MOST: Final = 2**63 - 1
 _STAGES: Final[Mapping[str, tuple[str, str]]] = {
     "pending": ("Waiting for a runner", "The build was asked for."),
     "starting": ("Starting workspace", "The workspace is starting."),
@@ -31,6 +33,15 @@ _STAGES: Final[Mapping[str, tuple[str, str]]] = {
     "canceling": ("Canceling", "The build is being canceled."),
     "canceled": ("Canceling", "The build was canceled."),
 }
+
+
+class LogQuery(QueryModel):
+    """The parameters of a log, and of the WebSocket that follows it."""
+
+    after: Annotated[int, whole_number(0, MAX_POSITION, expected="The id of an entry was expected.", empty=0)] = Field(
+        0, description="The id of the last entry that is known."
+    )
+    follow: str = Field("", description="Of the WebSocket: entries as they come; it follows in any case.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +67,9 @@ async def lived(ask: Ask) -> Answer:
 
 
 async def _whole(ask: Ask, log: Log) -> Answer:
-    begin = after(ask)
+    begin = ask.parameters(LogQuery).after
     row = await found(ask, log.look)
     return json([told for _, told in await entries(ask, log, row, begin)])
-
-
-def after(ask: Ask) -> int:
-    """The id of the last entry that the caller has; raises a 400 where that is no number."""
-    said = ask.query.get("after", "0") or "0"
-    if not (said.isascii() and said.isdigit() and len(said) < 20 and int(said) <= _AFTER_MOST):  # noqa: PLR2004
-        raise invalid(("after", "The id of an entry was expected."))
-    return int(said)
 
 
 async def entries(ask: Ask, log: Log, row: Row, begin: int) -> Entries:

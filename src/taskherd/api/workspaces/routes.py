@@ -6,12 +6,9 @@ from typing import Final
 
 from taskherd.api.builds import BuildOut
 from taskherd.api.orders import KEY_HEADER
-from taskherd.api.route import Query, Route, Says, SocketRoute
+from taskherd.api.route import Route, Says, SocketRoute
 from taskherd.api.workspaces import following, logs, reading
 from taskherd.api.workspaces.bodies import AgentLogOut, BuildLogOut, NewBuild, WorkspaceOut
-
-_FOLLOW: Final = Query("follow", "Of the WebSocket: entries as they come; it follows in any case.")
-_AFTER: Final = Query("after", "The id of the last entry that is known.", {"type": "integer", "minimum": 0})
 
 ROUTES: Final = (
     Route(
@@ -49,7 +46,7 @@ ROUTES: Final = (
         path="/workspacebuilds/{id}/logs",
         handler=logs.built,
         summary="Get workspace build logs",
-        query=(_AFTER, _FOLLOW),
+        query=logs.LogQuery,
         responses={200: Says("The log so far.", list[BuildLogOut])},
         tag="logs",
     ),
@@ -58,7 +55,7 @@ ROUTES: Final = (
         path="/workspaceagents/{id}/logs",
         handler=logs.lived,
         summary="Get logs by workspace agent",
-        query=(_AFTER, _FOLLOW),
+        query=logs.LogQuery,
         responses={200: Says("The log so far.", list[AgentLogOut])},
         tag="logs",
     ),
@@ -68,12 +65,12 @@ SOCKETS: Final = (
         path="/workspacebuilds/{id}/logs",
         handler=following.build,
         summary="Follow workspace build logs",
-        query=(_AFTER, _FOLLOW),
+        query=logs.LogQuery,
     ),
     SocketRoute(
         path="/workspaceagents/{id}/logs",
         handler=following.agent,
         summary="Follow logs by workspace agent",
-        query=(_AFTER, _FOLLOW),
+        query=logs.LogQuery,
     ),
 )
