@@ -107,7 +107,7 @@ class Bench:
         self._many = many
         self._turn = 0
         self.places: list[int] = []
-        self.saved: list[list[tasks.SavedTask]] = []
+        self.saved: list[list[tasks.StoredTask]] = []
         self.next()
 
     def next(self) -> None:
@@ -142,7 +142,7 @@ class Bench:
 
     async def mark(self) -> None:
         """Take a batch that was saved out of the outbox, the latest first."""
-        await outbox.published(self.connection, [(row.id, row.version) for row in self.saved.pop()])
+        await outbox.published(self.connection, [(row.task.id, row.task.version) for row in self.saved.pop()])
 
 
 async def _unpublished(bench: Bench) -> None:

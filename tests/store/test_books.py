@@ -186,13 +186,13 @@ async def test_counts_are_exact_while_tasks_are_few(engine: AsyncEngine, analyze
     rows = [task_row() for _ in range(3)]
     async with transaction(engine) as conn:
         await tasks.insert_tasks(conn, rows)
-        await tasks.save(conn, [], [event(rows[0].id, 1)])
+        await tasks.save(conn, [], [event(rows[0].task.id, 1)])
         unhealthy = '{"workspace_agent_health":{"healthy":false,"reason":"agent has lost connection"}}'
         await conn.execute(
             text("UPDATE tasks SET document = CAST(CAST(:d AS text) AS json) WHERE id = :id"),
-            {"d": unhealthy, "id": rows[0].id},
+            {"d": unhealthy, "id": rows[0].task.id},
         )
-        await conn.execute(text("UPDATE tasks SET deleted_at = now() WHERE id = :id"), {"id": rows[1].id})
+        await conn.execute(text("UPDATE tasks SET deleted_at = now() WHERE id = :id"), {"id": rows[1].task.id})
     if analyzed:
         async with transaction(engine) as conn:
             await conn.execute(text("ANALYZE tasks"))

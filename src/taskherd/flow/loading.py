@@ -14,10 +14,9 @@ from taskherd.core import lease as leasing
 from taskherd.core.commands import Create, digest_text
 from taskherd.core.obey import Surroundings, Version
 from taskherd.core.reports import AgentDisconnected, AgentHeartbeat, AgentLifecycle, TaskInput, WorkspaceBuild
-from taskherd.core.task import Task
 from taskherd.core.turn import Rules, Turn
 from taskherd.store import commands as command_log
-from taskherd.store import directory, inputs, leases, memory, parked, tasks
+from taskherd.store import directory, inputs, leases, parked, tasks
 from taskherd.wire.reports import REPORT
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from taskherd.flow.batch import Batch
     from taskherd.flow.ground import Ground
     from taskherd.store.commands import RecordedCommand
-    from taskherd.store.tasks import TaskRow
+    from taskherd.store.tasks import StoredTask
 
 MOVES_CONNECTION = frozenset(kind.type for kind in (WorkspaceBuild, AgentLifecycle, AgentHeartbeat, AgentDisconnected))
 """The reports that may change whether another heartbeat is news, so that a task's lease has to be at hand."""
@@ -44,7 +43,7 @@ class Scene:
     """A batch and what it found: its tasks' rows, a turn for each task, and what the rules need to know."""
 
     batch: Batch
-    rows: dict[UUID, TaskRow]
+    rows: dict[UUID, StoredTask]
     turns: dict[UUID, Turn]
     rules: Rules
     leases: frozenset[UUID]
@@ -80,40 +79,20 @@ async def load(
     )
 
 
-def _turn(row: TaskRow, lease: leasing.Lease | None) -> Turn:
-    task = _task(row)
+def _turn(row: StoredTask, lease: leasing.Lease | None) -> Turn:
+    task = row.task
     if lease is not None:
         task = leasing.with_lease(task, lease)
     return Turn(task, task, own=row.document)
 
 
-async def _lock(connection: AsyncConnection, ids: set[UUID]) -> dict[UUID, TaskRow]:
-    rows = {row.id: row for row in await tasks.lock(connection, list(ids))}
+async def _lock(connection: AsyncConnection, ids: set[UUID]) -> dict[UUID, StoredTask]:
+    rows = {row.task.id: row for row in await tasks.lock(connection, list(ids))}
     missing = sorted(ids - rows.keys())
     if missing:
         await parked.advisory(connection, missing)
-        rows.update((row.id, row) for row in await tasks.lock(connection, missing))
+        rows.update((row.task.id, row) for row in await tasks.lock(connection, missing))
     return rows
-
-
-def _task(row: TaskRow) -> Task:
-    return Task(
-        id=row.id,
-        owner_id=row.owner_id,
-        organization_id=row.organization_id,
-        template_id=row.template_id,
-        template_version_id=row.template_version_id,
-        preset_id=row.preset_id,
-        name=row.name,
-        display_name=row.display_name,
-        prompt=row.prompt,
-        prompt_version=row.prompt_version,
-        created_at=row.created_at,
-        updated_at=row.updated_at,
-        version=row.version,
-        deleted_at=row.deleted_at,
-        memory=memory.loads(row.id, row.memory),
-    )
 
 
 async def _parked(connection: AsyncConnection, task_id: UUID, now: datetime) -> list[tuple[int, Report]]:

@@ -19,7 +19,7 @@ from taskherd.flow import aside, builds
 from taskherd.flow.batch import Change
 from taskherd.flow.loading import digest
 from taskherd.store import commands as command_log
-from taskherd.store import directory, leases, memory, tasks
+from taskherd.store import directory, leases, tasks
 from taskherd.store.engine import Retry
 from taskherd.wire import document, events, replies
 
@@ -30,9 +30,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from taskherd.core.commands import Command
-    from taskherd.core.task import Task
     from taskherd.core.turn import Turn
-    from taskherd.core.view import Status, View
+    from taskherd.core.view import View
     from taskherd.flow.batch import Outcome
     from taskherd.flow.ground import Ground
     from taskherd.flow.loading import Scene
@@ -47,8 +46,8 @@ async def save(connection: AsyncConnection, ground: Ground, scene: Scene, outcom
     now = outcome.now
     await aside.save_inbox(connection, turns, now)
     await aside.save_logs(connection, turns, now)
-    saved: list[tasks.SavedTask] = []
-    created: list[tasks.TaskRow] = []
+    saved: list[tasks.StoredTask] = []
+    created: list[tasks.StoredTask] = []
     changes: list[Change] = []
     for task_id, turn in turns.items():
         if turn.task is None:
@@ -64,10 +63,10 @@ async def save(connection: AsyncConnection, ground: Ground, scene: Scene, outcom
         look = batch.looks.get(task_id)
         due = due_at(turn.task.memory, look.since if look else None, now, ground.patience)
         if turn.before is None:
-            created.append(_new_row(turn.task, seen.status, own, due))
+            created.append(tasks.StoredTask(turn.task, seen.status.value, own, due))
         else:
             moved = look is not None or due != scene.rows[task_id].due_at
-            saved.append(_row(turn.task, seen.status, own, due, moved=moved))
+            saved.append(tasks.StoredTask(turn.task, seen.status.value, own, due, moved))
     if created and len(await tasks.insert_tasks(connection, created)) < len(created):
         raise Retry("a task of that name or id was created meanwhile")
     if saved or changes:
@@ -129,60 +128,13 @@ def _cause_text(cause: Cause) -> str:
     return orjson.dumps({name: str(value) for name, value in said.items() if value is not None}).decode()
 
 
-def _row(task: Task, status: Status, own: str, due: datetime | None, *, moved: bool) -> tasks.SavedTask:
-    return tasks.SavedTask(
-        id=task.id,
-        version=task.version,
-        updated_at=task.updated_at,
-        deleted_at=task.deleted_at,
-        status=status.value,
-        document=own,
-        memory=memory.dumps(task.memory),
-        due_at=due,
-        prompt_version=task.prompt_version,
-        due_moved=moved,
-    )
-
-
-def _new_row(task: Task, status: Status, own: str, due: datetime | None) -> tasks.TaskRow:
-    return tasks.TaskRow(
-        id=task.id,
-        owner_id=task.owner_id,
-        organization_id=task.organization_id,
-        template_id=task.template_id,
-        template_version_id=task.template_version_id,
-        preset_id=task.preset_id,
-        name=task.name,
-        display_name=task.display_name,
-        created_at=task.created_at,
-        version=task.version,
-        updated_at=task.updated_at,
-        deleted_at=task.deleted_at,
-        status=status.value,
-        document=own,
-        memory=memory.dumps(task.memory),
-        due_at=due,
-        prompt_version=task.prompt_version,
-        prompt=task.prompt,
-    )
-
-
-def _event(change: Change) -> tasks.EventRow:
-    return tasks.EventRow(
-        task_id=change.task.id,
-        version=change.task.version,
-        occurred_at=change.task.updated_at,
-        kind=change.kind.value,
-        document=change.own,
-        changes=change.changes,
-        cause=change.cause,
-        prompt_version=change.task.prompt_version,
-    )
+def _event(change: Change) -> tasks.TaskEvent:
+    return tasks.TaskEvent(change.task, change.kind.value, change.own, change.changes, change.cause)
 
 
 async def _save_prompts(connection: AsyncConnection, changes: Sequence[Change]) -> None:
     new = [
-        tasks.Prompt(change.task.id, change.task.version, change.task.prompt)
+        change.task
         for change in changes
         if change.kind is not events.Kind.CREATED and change.task.prompt_version == change.task.version
     ]

@@ -40,6 +40,9 @@ METADATA: Final = MetaData(
 
 Time: Final = TIMESTAMP(timezone=True)
 
+SET_ONCE: Final = {"set_once": True}
+"""The `info` of a column of `tasks` that a new task sets and that never changes."""
+
 
 def _id(name: str = "id", **kwargs: Any) -> Column[Any]:
     return Column(name, Uuid, primary_key=True, **kwargs)
@@ -148,14 +151,14 @@ tasks = Table(
     "tasks",
     METADATA,
     _id(),
-    _column("owner_id", Uuid),
-    _column("organization_id", Uuid),
-    _column("template_id", Uuid),
-    _column("template_version_id", Uuid),
-    Column("preset_id", Uuid),
-    _column("name", Text),
-    _column("display_name", Text),
-    _column("created_at", Time),
+    _column("owner_id", Uuid, info=SET_ONCE),
+    _column("organization_id", Uuid, info=SET_ONCE),
+    _column("template_id", Uuid, info=SET_ONCE),
+    _column("template_version_id", Uuid, info=SET_ONCE),
+    Column("preset_id", Uuid, info=SET_ONCE),
+    _column("name", Text, info=SET_ONCE),
+    _column("display_name", Text, info=SET_ONCE),
+    _column("created_at", Time, info=SET_ONCE),
     _column("version", BigInteger),
     _column("updated_at", Time),
     Column("deleted_at", Time, comment="set: a tombstone, which only folds build reports"),
