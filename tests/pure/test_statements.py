@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import pytest
 from sqlalchemy import JSON, BigInteger, Column, MetaData, Table, Text
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from taskherd.store import statements, tables, tasks
+from taskherd.core.lease import Beat, Lease
+from taskherd.store import inputs, parked, requests, statements, tables, tasks
 
 THINGS = Table(
     "things",
@@ -42,9 +44,24 @@ def test_every_column_of_a_task_has_one_source() -> None:
 
 def test_what_a_new_task_sets_once_is_never_saved_again() -> None:
     """A column is part of an UPDATE unless it identifies the task or is marked as set once."""
-    set_once = {column.name for column in tables.tasks.c if column.info is tables.SET_ONCE}
+    set_once = {column.name for column in tables.tasks.c if column.info is statements.SET_ONCE}
     _, _, rest = str(tasks.SAVE).partition("SET ")
     assignments, _, _ = rest.partition("FROM")
     saved = {assignment.split(" = ")[0].strip() for assignment in assignments.split(",")}
     assert saved == set(tables.tasks.c.keys()) - set_once - {"id"}
     assert {"owner_id", "name", "created_at"} <= set_once
+
+
+@pytest.mark.parametrize(
+    ("row", "table"),
+    [
+        (Beat, tables.leases),
+        (Lease, tables.leases),
+        (requests.WorkRequest, tables.work_requests),
+        (inputs.InputRow, tables.inputs),
+        (parked.Parked, tables.parked),
+    ],
+)
+def test_rows_have_the_columns_of_their_table_in_order(row: type[Lease], table: Table) -> None:
+    """A row that is made from all columns of a table has the same fields, in the same order."""
+    assert list(row.__match_args__) == table.c.keys()

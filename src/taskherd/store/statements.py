@@ -11,11 +11,19 @@ from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, Final
 
-from sqlalchemy import ARRAY, JSON, Column
+from sqlalchemy import ARRAY, JSON, Column, Table
 from sqlalchemy.dialects import postgresql
 
 DIALECT: Final = postgresql.dialect()  # type: ignore[no-untyped-call]
+SET_ONCE: Final = {"set_once": True}
+"""The `info` of a column that a new row sets and that never changes."""
+
 NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+def changing(table: Table) -> list[Column[Any]]:
+    """Return the columns that may change: neither part of the key nor `SET_ONCE`."""
+    return [column for column in table.c if not column.primary_key and column.info is not SET_ONCE]
 
 
 def column_names(columns: Iterable[Column[Any]], alias: str = "") -> str:

@@ -31,17 +31,15 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP
 
+from taskherd.store.statements import SET_ONCE
+
 SCHEMA_VERSION_TABLE: Final = "taskherd_schema"
 PARTITIONED: Final = ("task_events", "task_logs")
-
 METADATA: Final = MetaData(
     naming_convention={"pk": "%(table_name)s_pkey", "fk": "%(table_name)s_%(column_0_name)s_fkey"},
 )
 
 Time: Final = TIMESTAMP(timezone=True)
-
-SET_ONCE: Final = {"set_once": True}
-"""The `info` of a column of `tasks` that a new task sets and that never changes."""
 
 
 def _id(name: str = "id", **kwargs: Any) -> Column[Any]:
@@ -347,14 +345,14 @@ task_builds = Table(
     "task_builds",
     METADATA,
     _id("build_id"),
-    _column("task_id", Uuid),
-    _column("number", Integer),
+    _column("task_id", Uuid, info=SET_ONCE),
+    _column("number", Integer, info=SET_ONCE),
     _column("transition", Text),
     _column("job_status", Text, comment="the last one known while it was the latest; one given up has failed"),
     Column("workspace_id", Uuid),
     Column("agent_id", Uuid),
     Column("error", Text),
-    _column("created_at", Time),
+    _column("created_at", Time, info=SET_ONCE),
     _column("updated_at", Time),
     Index("task_builds_task_id_idx", "task_id", "number", unique=True),
     Index("task_builds_workspace_id_idx", "workspace_id", "number"),

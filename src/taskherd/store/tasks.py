@@ -16,8 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from taskherd.core.task import Task
 from taskherd.store import memory
-from taskherd.store.statements import ColumnArrays, assignments, column_names, selected, stored
-from taskherd.store.tables import SET_ONCE, outbox, task_events, task_prompts, tasks
+from taskherd.store.statements import ColumnArrays, assignments, changing, column_names, selected, stored
+from taskherd.store.tables import outbox, task_events, task_prompts, tasks
 
 
 class StoredTask(NamedTuple):
@@ -63,8 +63,7 @@ _EVENT_ATTRIBUTES: Final = {
     "occurred_at": "task.updated_at",
     "prompt_version": "task.prompt_version",
 }
-_CHANGING: Final = [column for column in tasks.c if not column.primary_key and column.info is not SET_ONCE]
-_SAVED: Final = [tasks.c.id, *_CHANGING]
+_SAVED: Final = [tasks.c.id, *changing(tasks)]
 
 _NEW_ROWS: Final = ColumnArrays([*tasks.c, task_prompts.c.prompt], attributes=_TASK_ATTRIBUTES)
 _SAVED_ROWS: Final = ColumnArrays(_SAVED, attributes=_TASK_ATTRIBUTES)
@@ -95,7 +94,7 @@ WITH incoming AS MATERIALIZED (
     FROM {_SAVED_ROWS.unnest("s")}
 ), saved AS (
     UPDATE tasks
-    SET {assignments(_CHANGING, "s")}
+    SET {assignments(changing(tasks), "s")}
     FROM incoming AS s
     WHERE tasks.id = s.id
     RETURNING 1
