@@ -6,6 +6,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 
 from taskherd.core.lease import Beat, Lease
 from taskherd.store import inputs, parked, requests, statements, tables, tasks
+from taskherd.store.__main__ import main
 
 THINGS = Table(
     "things",
@@ -65,3 +66,14 @@ def test_what_a_new_task_sets_once_is_never_saved_again() -> None:
 def test_rows_have_the_columns_of_their_table_in_order(row: type[Lease], table: Table) -> None:
     """A row that is made from all columns of a table has the same fields, in the same order."""
     assert list(row.__match_args__) == table.c.keys()
+
+
+def test_statements_can_be_read(capsys: pytest.CaptureFixture[str]) -> None:
+    """Statements are printed by name or by module, with the lists of columns filled in."""
+    main(["tasks.SAVE", "leases"])
+    printed = capsys.readouterr().out
+    assert "SET version = s.version, updated_at = s.updated_at" in printed
+    assert [line for line in printed.splitlines() if line.startswith("-- ")][0::6] == [
+        "-- leases.TOUCH",
+        "-- tasks.SAVE",
+    ]

@@ -51,7 +51,7 @@ class TaskEvent(NamedTuple):
 TASK_FIELDS: Final[tuple[str, ...]] = Task.__match_args__
 """The fields of a task in the order of its constructor; each is a column of `tasks`, the prompt of `task_prompts`."""
 
-DERIVED: Final = ("status", "document", "due_at")
+DERIVED: Final = tuple(name for name in StoredTask._fields if name not in ("task", "due_moved"))
 """The columns that are fields of `StoredTask`, in the order of its constructor."""
 
 _ID, _PROMPT, _MEMORY = (TASK_FIELDS.index(name) for name in ("id", "prompt", "memory"))
