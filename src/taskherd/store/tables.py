@@ -35,6 +35,7 @@ from taskherd.store.statements import SET_ONCE
 
 SCHEMA_VERSION_TABLE: Final = "taskherd_schema"
 PARTITIONED: Final = ("task_events", "task_logs")
+
 METADATA: Final = MetaData(
     naming_convention={"pk": "%(table_name)s_pkey", "fk": "%(table_name)s_%(column_0_name)s_fkey"},
 )
@@ -52,6 +53,13 @@ def _column(name: str, kind: Any, **kwargs: Any) -> Column[Any]:
 
 def _active() -> Column[Any]:
     return _column("active", Boolean, server_default=text("true"), comment="false once the directory left it out")
+
+
+LIVE: Final = text("deleted_at IS NULL")
+
+
+def _newest_live(name: str, column: str) -> Index:
+    return Index(name, column, text("created_at DESC"), text("id DESC"), postgresql_where=LIVE)
 
 
 # The directory: who and what tasks refer to, as the last applied file says.
@@ -165,27 +173,9 @@ tasks = Table(
     _column("memory", JSON, comment="the facets that the document is derived from"),
     Column("due_at", Time, comment="when the task is to be looked at although nothing came; see task_deadlines"),
     _column("prompt_version", BigInteger, comment="the row of task_prompts that holds"),
-    Index(
-        "tasks_owner_name_key",
-        "owner_id",
-        text("lower(name)"),
-        unique=True,
-        postgresql_where=text("deleted_at IS NULL"),
-    ),
-    Index(
-        "tasks_owner_created_idx",
-        "owner_id",
-        text("created_at DESC"),
-        text("id DESC"),
-        postgresql_where=text("deleted_at IS NULL"),
-    ),
-    Index(
-        "tasks_organization_created_idx",
-        "organization_id",
-        text("created_at DESC"),
-        text("id DESC"),
-        postgresql_where=text("deleted_at IS NULL"),
-    ),
+    Index("tasks_owner_name_key", "owner_id", text("lower(name)"), unique=True, postgresql_where=LIVE),
+    _newest_live("tasks_owner_created_idx", "owner_id"),
+    _newest_live("tasks_organization_created_idx", "organization_id"),
     comment="The truth about every task; deleted ones stay as tombstones",
 )
 
