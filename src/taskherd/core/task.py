@@ -163,6 +163,7 @@ class Task:
     version: int
     deleted_at: datetime | None
     memory: Memory
+    created_by: UUID | None = None
 
 
 def ask(
