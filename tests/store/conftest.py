@@ -46,7 +46,6 @@ def task_row(task_id: UUID | None = None, owner_id: UUID | None = None, name: st
         version=1,
         deleted_at=None,
         memory=builds.first(task_id, NOW),
-        created_by=uuid4(),
     )
     return StoredTask(task, status="pending", document='{"status":"pending"}', due_at=NOW)
 

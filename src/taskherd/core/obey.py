@@ -131,7 +131,6 @@ def create(command: Create, now: datetime, around: Surroundings) -> Accepted | R
         version=1,
         deleted_at=None,
         memory=builds.first(command.task_id, now),
-        created_by=command.actor_id,
     )
     return Accepted(task)
 

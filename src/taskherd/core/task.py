@@ -163,7 +163,6 @@ class Task:
     version: int
     deleted_at: datetime | None
     memory: Memory
-    created_by: UUID | None = None
 
 
 def ask(

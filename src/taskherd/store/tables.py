@@ -173,7 +173,6 @@ tasks = Table(
     _column("memory", JSON, comment="the facets that the document is derived from"),
     Column("due_at", Time, comment="when the task is to be looked at although nothing came; see task_deadlines"),
     _column("prompt_version", BigInteger, comment="the row of task_prompts that holds"),
-    Column("created_by", Uuid, info=SET_ONCE),
     Index("tasks_owner_name_key", "owner_id", text("lower(name)"), unique=True, postgresql_where=LIVE),
     _newest_live("tasks_owner_created_idx", "owner_id"),
     _newest_live("tasks_organization_created_idx", "organization_id"),
