@@ -8,6 +8,7 @@ from sqlalchemy import event as sqlalchemy_event
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from taskherd.core import builds
 from taskherd.core.value import replace
 from taskherd.store import tasks
 from taskherd.store.engine import transaction
@@ -20,6 +21,22 @@ async def test_what_is_inserted_is_what_is_locked(engine: AsyncEngine) -> None:
     async with transaction(engine) as conn:
         assert await tasks.insert_tasks(conn, rows) == {row.task.id for row in rows}
         assert await tasks.lock(conn, [rows[3].task.id, uuid4(), rows[1].task.id]) == [rows[1], rows[3]]
+
+
+async def test_what_is_saved_is_what_is_locked(engine: AsyncEngine) -> None:
+    """Saving replaces what may change about a task, and what only a new task sets stays as it was."""
+    row = task_row()
+    changed = saved(
+        row,
+        2,
+        updated_at=NOW + timedelta(seconds=1),
+        deleted_at=NOW,
+        memory=builds.first(row.task.id, NOW + timedelta(1)),
+    )
+    async with transaction(engine) as conn:
+        await tasks.insert_tasks(conn, [row])
+        await tasks.save(conn, [changed._replace(task=replace(changed.task, name="other", owner_id=uuid4()))], [])
+        assert await tasks.lock(conn, [row.task.id]) == [changed._replace(due_moved=True)]
 
 
 async def test_names_are_unique_among_an_owners_live_tasks(engine: AsyncEngine) -> None:
