@@ -16,9 +16,9 @@ import secrets
 import sys
 from pathlib import Path
 
-OWN = r"amq\.gen-.*"
+EXCLUSIVE = r"amq\.gen-.*"
 """Server-named queues, which are exclusive to one connection."""
-DEFAULT = r"amq\.default"
+DEFAULT_EXCHANGE = r"amq\.default"
 
 
 def permissions(prefix: str) -> dict[str, tuple[str, str, str]]:
@@ -27,17 +27,21 @@ def permissions(prefix: str) -> dict[str, tuple[str, str, str]]:
     return {
         # Declares everything; consumes reports and commands; publishes events, work requests, dead letters, replies and
         # probes.
-        "worker": (f"{p}.*|{OWN}", f"{p}.*|{OWN}|{DEFAULT}", f"{p}.*|{OWN}"),
+        "worker": (f"{p}.*|{EXCLUSIVE}", f"{p}.*|{EXCLUSIVE}|{DEFAULT_EXCHANGE}", f"{p}.*|{EXCLUSIVE}"),
         # Publishes commands, and reports for agents; consumes events and the replies to its commands.
-        "api": (OWN, f"{p}(commands|reports)|{OWN}", f"{p}events|{OWN}"),
+        "api": (EXCLUSIVE, f"{p}(commands|reports)|{EXCLUSIVE}", f"{p}events|{EXCLUSIVE}"),
         # Declares, binds and consumes work queues; publishes reports, and commands to claim builds and look up tasks.
-        "runner": (f"{p}work\\..+|{OWN}", f"{p}(commands|reports)|{p}work\\..+|{OWN}", f"{p}work(\\..+)?|{OWN}"),
+        "runner": (
+            f"{p}work\\..+|{EXCLUSIVE}",
+            f"{p}(commands|reports)|{p}work\\..+|{EXCLUSIVE}",
+            f"{p}work(\\..+)?|{EXCLUSIVE}",
+        ),
         # Your own provisioner: publishes build reports and nothing else.
         "provisioner": ("", f"{p}reports", ""),
     }
 
 
-def hashed(password: str) -> str:
+def password_hash(password: str) -> str:
     """Return RabbitMQ's password hash: a salt of four bytes, then the SHA-256 of salt and password."""
     salt = secrets.token_bytes(4)
     return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()
@@ -50,20 +54,24 @@ def definitions(passwords: Path, prefix: str) -> dict[str, object]:
         "users": [
             {
                 "name": f"taskherd-{name}",
-                "password_hash": hashed((passwords / name).read_text().strip()),
+                "password_hash": password_hash((passwords / name).read_text().strip()),
                 "hashing_algorithm": "rabbit_password_hashing_sha256",
                 "tags": [],
             }
             for name in wanted
         ],
         "permissions": [
-            {"user": f"taskherd-{name}", "vhost": "/", **dict(zip(("configure", "write", "read"), map(whole, rights)))}
+            {
+                "user": f"taskherd-{name}",
+                "vhost": "/",
+                **dict(zip(("configure", "write", "read"), map(anchored, rights))),
+            }
             for name, rights in wanted.items()
         ],
     }
 
 
-def whole(pattern: str) -> str:
+def anchored(pattern: str) -> str:
     """Return the pattern anchored, so that it matches whole names only."""
     return f"^({pattern})$"
 
