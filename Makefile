@@ -11,13 +11,16 @@ help: ## list the targets
 $(READY): requirements.lock pyproject.toml .ci/bootstrap
 	@sh .ci/bootstrap
 
-check: lint pure ## check format, lint, types and import contracts, and run the pure tests; needs no services, takes seconds
+check: lint pure ## check format, lint, types, imports, dead code, dependencies, and run the pure tests; no services, half a minute
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/vulture
+	$(BIN)/deptry . --no-ansi
+	$(BIN)/deptry src --no-ansi --optional-dependencies-dev-groups dev
 
 pure: $(READY)
 	$(BIN)/pytest -q tests/pure
