@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, assert_never
 from taskherd.core import builds, fold, inbox, liveness
 from taskherd.core.lease import plain
 from taskherd.core.obey import Accepted, Refused, obey
-from taskherd.core.reports import AgentHeartbeat, Outcome, TaskInput, TaskLog, WorkspaceBuild
+from taskherd.core.reports import AgentHeartbeat, InputOutcome, TaskInput, TaskLog, WorkspaceBuild
 from taskherd.core.value import replace, value
 from taskherd.core.view import connected
 
@@ -166,7 +166,7 @@ def _take_outcome(turn: Turn, index: int, report: TaskInput, now: datetime, rule
     turn.fates.append((index, Fate.UNCHANGED if first else Fate.STALE))
     if first and turn.task is not None:
         turn.decided.append(report)
-        delivered = report.outcome is Outcome.DELIVERED
+        delivered = report.outcome is InputOutcome.DELIVERED
         memory = inbox.decided(turn.task.memory, report.input_id, now, delivered=delivered)
         turn.task = replace(turn.task, memory=memory)
 
@@ -212,7 +212,7 @@ def _expire(turn: Turn, task: Task, input_id: UUID, now: datetime, rules: Rules)
         build_number=task.memory.number,
         seq=0,
         input_id=input_id,
-        outcome=Outcome.FAILED,
+        outcome=InputOutcome.FAILED,
         detail="No runner took the input in time.",
     )
     if input_id in rules.open_inputs:

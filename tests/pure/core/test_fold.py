@@ -20,10 +20,10 @@ from taskherd.core.reports import (
     AppHealth,
     AppStatus,
     Health,
+    InputOutcome,
     JobStatus,
     Lifecycle,
     LogEntry,
-    Outcome,
     Speaker,
     State,
     TaskInput,
@@ -262,7 +262,7 @@ def test_logs_and_outcomes_leave_the_memory_alone(core: Core) -> None:
     memory = core.builds.first(TASK, NOON)
     entry = LogEntry(0, Speaker.INPUT, "hello", NOON)
     log = TaskLog(task_id=TASK, build_number=1, seq=0, entries=(entry,))
-    outcome = TaskInput(task_id=TASK, build_number=1, seq=0, input_id=TASK, outcome=Outcome.DELIVERED)
+    outcome = TaskInput(task_id=TASK, build_number=1, seq=0, input_id=TASK, outcome=InputOutcome.DELIVERED)
     for report in (log, outcome):
         assert core.fold.fold(memory, report, NOON) == core.fold.Folded(memory, core.fold.Verdict.FOLDED)
 
