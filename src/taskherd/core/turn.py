@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import timedelta
-from enum import StrEnum
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING
 
 from taskherd.core import builds, fold, inbox, liveness
 from taskherd.core.lease import plain
 from taskherd.core.obey import Accepted, Refused, obey
+from taskherd.core.outcome import ReportOutcome
 from taskherd.core.reports import AgentHeartbeat, InputOutcome, TaskInput, TaskLog, WorkspaceBuild
 from taskherd.core.value import replace, value
 from taskherd.core.view import connected
@@ -27,19 +27,6 @@ if TYPE_CHECKING:
     from taskherd.core.obey import Surroundings
     from taskherd.core.reports import Report
     from taskherd.core.task import Memory, Task
-
-
-class Fate(StrEnum):
-    """What became of a report. The first five are outcomes in the metrics; the rest go to the dead letters too."""
-
-    APPLIED = "applied"
-    UNCHANGED = "unchanged"
-    STALE = "stale"
-    PARKED = "parked"
-    TOMBSTONE = "tombstone"
-    CONFLICT = "build_conflict"
-    UNKNOWN_INPUT = "unknown_input"
-    OVERFLOW = "parked_overflow"
 
 
 @value(frozen=True, slots=True)
@@ -85,7 +72,7 @@ class Turn:
 
     before: Task | None
     task: Task | None
-    fates: list[tuple[int, Fate]] = field(default_factory=list)
+    outcomes: list[tuple[int, ReportOutcome]] = field(default_factory=list)
     answer: Accepted | Refused | None = None
     own: str = ""
     sent: list[UUID] = field(default_factory=list)
@@ -122,7 +109,7 @@ def take_report(turn: Turn, index: int, report: Report, now: datetime, rules: Ru
     """Fold one report into the turn's task, which exists."""
     task = turn.known
     if task.deleted_at is not None and not isinstance(report, WorkspaceBuild):
-        turn.fates.append((index, Fate.TOMBSTONE))
+        turn.outcomes.append((index, ReportOutcome.TOMBSTONE))
         return
     report = fold.numbered(report, task.memory)
     memory = task.memory
@@ -130,18 +117,9 @@ def take_report(turn: Turn, index: int, report: Report, now: datetime, rules: Ru
         _take_outcome(turn, index, report, now, rules)
         return
     folded = fold.fold(memory, report, now)
-    match folded.verdict:
-        case fold.Verdict.CONFLICT:
-            turn.fates.append((index, Fate.CONFLICT))
-            return
-        case fold.Verdict.STALE:
-            turn.fates.append((index, Fate.STALE))
-        case fold.Verdict.FOLDED:
-            turn.fates.append((index, Fate.UNCHANGED))
-            if folded.memory is not memory and not (turn.cause and isinstance(report, AgentHeartbeat)):
-                turn.cause = Cause("report", report.type)
-        case _:
-            assert_never(folded.verdict)
+    turn.outcomes.append((index, folded.outcome))
+    if folded.memory is not memory and not (turn.cause and isinstance(report, AgentHeartbeat)):
+        turn.cause = Cause("report", report.type)
     if isinstance(report, TaskLog):
         turn.logs.append(report)
     if folded.memory is not memory:
@@ -160,10 +138,10 @@ def _settle(turn: Turn, unanswered: int | None, after: Memory) -> Memory:
 
 def _take_outcome(turn: Turn, index: int, report: TaskInput, now: datetime, rules: Rules) -> None:
     if report.input_id not in rules.known_inputs:
-        turn.fates.append((index, Fate.UNKNOWN_INPUT))
+        turn.outcomes.append((index, ReportOutcome.UNKNOWN_INPUT))
         return
     first = report.input_id in rules.open_inputs and all(report.input_id != known.input_id for known in turn.decided)
-    turn.fates.append((index, Fate.UNCHANGED if first else Fate.STALE))
+    turn.outcomes.append((index, ReportOutcome.APPLIED if first else ReportOutcome.STALE))
     if first and turn.task is not None:
         turn.decided.append(report)
         delivered = report.outcome is InputOutcome.DELIVERED

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from uuid import UUID, uuid5
 
 from taskherd.core import fold, inbox
+from taskherd.core.outcome import ReportOutcome
 from taskherd.core.reports import canonical
-from taskherd.core.turn import Fate
 from taskherd.core.value import replace
 from taskherd.store import inputs, logs, parked, requests
 
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from taskherd.flow.batch import Outcome
     from taskherd.flow.ground import Ground
     from taskherd.flow.loading import Scene
-
-REFUSED = frozenset({Fate.CONFLICT, Fate.UNKNOWN_INPUT, Fate.OVERFLOW})
-"""The fates that end in the dead letters."""
 
 
 async def save_inbox(connection: AsyncConnection, turns: Mapping[UUID, Turn], now: datetime) -> None:
@@ -119,15 +116,15 @@ def _requests(turn: Turn, now: datetime) -> list[requests.WorkRequest]:
 async def park(connection: AsyncConnection, ground: Ground, scene: Scene, outcome: Outcome) -> None:
     """Park what has no task yet, and take out what was folded with its create. What was refused stays, and expires."""
     batch, turns = scene.batch, scene.turns
-    waiting = [index for turn in turns.values() for index, fate in turn.fates if fate is Fate.PARKED]
+    waiting = [index for turn in turns.values() for index, became in turn.outcomes if became is ReportOutcome.PARKED]
     if waiting:
         reports = [fold.numbered(batch.reports[index], None) for index in waiting]
         rows = [parked.ToPark(report.task_id, outcome.now, canonical(report)) for report in reports]
         overflowed = set(await parked.park(connection, rows, ground.terms.parked_most))
         for place, index in enumerate(waiting):
-            outcome.fates[index] = Fate.OVERFLOW if place in overflowed else Fate.PARKED
+            outcome.outcomes[index] = ReportOutcome.PARKED_OVERFLOW if place in overflowed else ReportOutcome.PARKED
     if scene.parked and batch.command:
         turn = turns[batch.command.task_id]
-        refused = {-1 - index for index, fate in turn.fates if index < 0 and fate in REFUSED}
+        refused = {-1 - index for index, became in turn.outcomes if index < 0 and became.dead_letter_reason}
         if turn.task is not None:
             await parked.remove(connection, [row for row, _ in scene.parked if row not in refused])

@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from taskherd.core.commands import Command
+    from taskherd.core.outcome import ReportOutcome
     from taskherd.core.reports import Report
     from taskherd.core.task import Task
-    from taskherd.core.turn import Fate, Look
+    from taskherd.core.turn import Look
     from taskherd.wire.events import Kind
 
 
@@ -41,10 +42,10 @@ class Change:
 
 @dataclass(slots=True)
 class Outcome:
-    """What a batch came to: a fate for each report, the reply to the command, and the changes to tell."""
+    """What a batch came to: an outcome for each report, the reply to the command, and the changes to tell."""
 
     now: datetime
-    fates: list[Fate]
+    outcomes: list[ReportOutcome]
     reply: bytes | None = None
     repeated: bool = False
     changes: list[Change] = field(default_factory=list)

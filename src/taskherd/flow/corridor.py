@@ -12,8 +12,9 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from taskherd.core import lease as leasing
+from taskherd.core.outcome import ReportOutcome
 from taskherd.core.reports import AgentHeartbeat
-from taskherd.core.turn import Fate, Turn, conclude, take_command, take_look, take_report
+from taskherd.core.turn import Turn, conclude, take_command, take_look, take_report
 from taskherd.flow import loading, saving
 from taskherd.flow.batch import Batch, Outcome
 from taskherd.observe.failpoints import Failpoint
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 async def reconcile(ground: Ground, batch: Batch, now: datetime) -> Outcome:
     """Take a batch through the corridor. Raises Unavailable when the database is away; nothing is committed then."""
-    outcome = Outcome(now, [Fate.UNCHANGED] * len(batch.reports))
+    outcome = Outcome(now, [ReportOutcome.UNCHANGED] * len(batch.reports))
     beats, rest = _apart(batch)
     touching = asyncio.create_task(_touch(ground.engine, batch, beats, now), name="touch leases")
     try:
@@ -104,7 +105,7 @@ def _fold(scene: Scene, indexes: list[int], now: datetime) -> None:
             turns[report.task_id] = Turn(None, None)
         turn = turns[report.task_id]
         if turn.task is None:
-            turn.fates.append((index, Fate.PARKED))
+            turn.outcomes.append((index, ReportOutcome.PARKED))
         else:
             take_report(turn, index, report, now, scene.rules)
     for task_id, look in batch.looks.items():

@@ -12,7 +12,8 @@ import orjson
 
 from taskherd.core import lease as leasing
 from taskherd.core.obey import Refused
-from taskherd.core.turn import Cause, Fate, due_at
+from taskherd.core.outcome import ReportOutcome
+from taskherd.core.turn import Cause, due_at
 from taskherd.core.value import replace
 from taskherd.core.view import view
 from taskherd.flow import aside, builds
@@ -81,7 +82,7 @@ async def save(connection: AsyncConnection, ground: Ground, scene: Scene, outcom
     outcome.changes.extend(changes)
     told = {change.task.id for change in changes}
     for task_id, turn in turns.items():
-        _tell_fates(turn, outcome, changed=task_id in told)
+        _tell_outcomes(turn, outcome, changed=task_id in told)
 
 
 def _change(turn: Turn, seen: View, now: datetime) -> tuple[str, Change | None]:
@@ -180,7 +181,9 @@ async def _reply(connection: AsyncConnection, scene: Scene, command: Command, ou
     return reply
 
 
-def _tell_fates(turn: Turn, outcome: Outcome, *, changed: bool) -> None:
-    for index, fate in turn.fates:
-        if index >= 0 and fate is not Fate.PARKED:
-            outcome.fates[index] = Fate.APPLIED if changed and fate is Fate.UNCHANGED else fate
+def _tell_outcomes(turn: Turn, outcome: Outcome, *, changed: bool) -> None:
+    """A report that was applied and changed nothing that a reader could see is unchanged."""
+    for index, became in turn.outcomes:
+        if index >= 0 and became is not ReportOutcome.PARKED:
+            applied = became is ReportOutcome.APPLIED
+            outcome.outcomes[index] = ReportOutcome.UNCHANGED if applied and not changed else became
