@@ -162,7 +162,7 @@ class Ingest:
             half = len(reports) // 2
             return [*await self._reconcile(reports[:half]), *await self._reconcile(reports[half:])]
         self._ground.metrics.batch_seconds.observe(perf_counter() - began)
-        self._relay.offer(result.changes, requested=bool(result.requested))
+        self._relay.offer(result.changes, requested=result.requested)
         return result.outcomes
 
     async def _send_dead_letters(self, decoded: DecodedBatch, outcomes: Sequence[ReportOutcome]) -> None:

@@ -84,7 +84,7 @@ class Orders:
         result = await self._ground.persist(
             lambda: reconcile(self._ground, Batch(command=command), self._ground.now()), "database"
         )
-        self._relay.offer(result.changes, requested=bool(result.requested))
+        self._relay.offer(result.changes, requested=result.requested)
         if result.reply is None:
             raise AssertionError
         return result.reply, result.repeated
@@ -105,7 +105,7 @@ class Orders:
             "broker",
         )
         if published is Published.UNROUTED:
-            log.info("nobody took the reply", correlation_id=delivery.correlation_id)
+            log.info("no queue took the reply", correlation_id=delivery.correlation_id)
 
     async def _bury(self, delivery: Delivery, bad: Bad) -> None:
         origin = dead.origin_of(delivery)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal, TypeAlias
@@ -70,10 +70,16 @@ LOAD: Final = text(f"""
 SELECT {column_names(inputs.c)} FROM inputs WHERE input_id = ANY(CAST(:ids AS uuid[])) ORDER BY task_id, ordinal
 """)
 
-NEXT_QUEUED: Final = text(f"""
-SELECT DISTINCT ON (task_id) {column_names(inputs.c)} FROM inputs
-WHERE task_id = ANY(CAST(:ids AS uuid[])) AND decided_at IS NULL AND state = 'queued'
-ORDER BY task_id, ordinal
+FIRST_QUEUED: Final = text("""
+SELECT wanted.task_id, queued.input_id
+FROM unnest(CAST(:task_id AS uuid[]), CAST(:most AS integer[])) AS wanted(task_id, most)
+CROSS JOIN LATERAL (
+    SELECT i.input_id, i.ordinal FROM inputs AS i
+    WHERE i.task_id = wanted.task_id AND i.decided_at IS NULL AND i.state = 'queued'
+    ORDER BY i.ordinal
+    LIMIT wanted.most
+) AS queued
+ORDER BY wanted.task_id, queued.ordinal
 """)
 
 SENT: Final = text("""
@@ -104,9 +110,13 @@ async def load(conn: AsyncConnection, ids: Sequence[UUID]) -> list[InputRow]:
     return [InputRow(*row) for row in await conn.execute(LOAD, {"ids": ids})]
 
 
-async def next_queued(conn: AsyncConnection, task_ids: Sequence[UUID]) -> list[InputRow]:
-    """Return for each of these tasks the input to send next, if it has one."""
-    return [InputRow(*row) for row in await conn.execute(NEXT_QUEUED, {"ids": task_ids})]
+async def first_queued(conn: AsyncConnection, most: Mapping[UUID, int]) -> dict[UUID, list[UUID]]:
+    """Return the ids of the first queued inputs of these tasks, in order, up to as many as `most` says for each."""
+    queues: dict[UUID, list[UUID]] = {}
+    values = {"task_id": list(most), "most": list(most.values())}
+    for task_id, input_id in await conn.execute(FIRST_QUEUED, values):
+        queues.setdefault(task_id, []).append(input_id)
+    return queues
 
 
 async def sent(conn: AsyncConnection, ids: Sequence[UUID], at: datetime) -> None:
