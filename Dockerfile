@@ -1,12 +1,12 @@
-# One image for every process of taskherd: `docker run … taskherd worker`, `api`, `runner`, and `db upgrade` as the
-# migration job. Built with `make image`; deploy/compose.yaml and deploy/helm run it.
+# One image for all processes: `docker run … taskherd worker`, `api`, `runner`, and `db upgrade` as the migration job.
+# `make image` builds it; deploy/compose.yaml and deploy/helm run it.
 ARG BASE=python:3.13-slim
 
 FROM ${BASE} AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1
 WORKDIR /build
 RUN python -m venv /tools && python -m venv --without-pip /opt/taskherd
-# Dependencies first, since they change less often than the source.
+# Install dependencies first, because they change less often than the source.
 COPY deploy/image/build.lock deploy/image/requirements.lock ./
 RUN /tools/bin/python -m pip install --require-hashes -r build.lock \
  && /tools/bin/python -m pip --python /opt/taskherd/bin/python install --require-hashes -r requirements.lock
@@ -17,9 +17,9 @@ RUN /tools/bin/python -m pip wheel --no-deps --no-build-isolation -w dist . \
 
 FROM ${BASE}
 LABEL org.opencontainers.image.title="taskherd" \
-      org.opencontainers.image.description="Keeps the truth about every AI agent task" \
+      org.opencontainers.image.description="Runs and tracks fleets of AI coding agents" \
       org.opencontainers.image.licenses="Apache-2.0"
-# Nobody's home: the process owns nothing but /var/lib/taskherd, which only the runner writes to.
+# An unprivileged user, who owns nothing but /var/lib/taskherd. Only the runner writes there.
 RUN groupadd --gid 10001 taskherd \
  && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /var/lib/taskherd --shell /usr/sbin/nologin taskherd \
  && install -d -o 10001 -g 10001 -m 0750 /var/lib/taskherd
@@ -31,9 +31,9 @@ WORKDIR /var/lib/taskherd
 USER 10001:10001
 EXPOSE 9590 7080
 STOPSIGNAL SIGTERM
-# Alive, not ready: a database that is away is no reason to start a worker again.
+# Checks liveness, not readiness: a process is not restarted because its database is unavailable.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=10s --retries=3 \
     CMD ["python", "-m", "taskherd.observe.health"]
-# Without a shell in between, so that signals reach the process itself.
+# Exec form, without a shell, so that signals reach the process itself.
 ENTRYPOINT ["taskherd"]
 CMD ["worker"]

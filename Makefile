@@ -1,4 +1,4 @@
-# `make` alone lists the targets. Everything runs in .venv, made from requirements.lock when a target first needs it.
+# `make` lists the targets. They run in .venv, which is created from requirements.lock when a target first needs it.
 .DEFAULT_GOAL := help
 .PHONY: help check test pure demo dev bench bench-quick chaos fuzz lint format docs lock lock-image audit image clean
 BIN := .venv/bin
@@ -11,51 +11,54 @@ help: ## list the targets
 $(READY): requirements.lock pyproject.toml .ci/bootstrap
 	@sh .ci/bootstrap
 
-check: lint pure ## format, lint, types, import contracts and pure tests; needs no services, takes seconds
+check: lint pure ## check format, lint, types, imports, dead code, dependencies, and run the pure tests; no services, half a minute
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/vulture
+	$(BIN)/deptry . --no-ansi
+	$(BIN)/deptry src --no-ansi --optional-dependencies-dev-groups dev
 
 pure: $(READY)
 	$(BIN)/pytest -q tests/pure
 
-test: $(READY) ## every test except the long chaos campaigns, on real RabbitMQ and PostgreSQL; less than ten minutes
+test: $(READY) ## run all tests except the long chaos campaigns, on real RabbitMQ and PostgreSQL; less than ten minutes
 	$(BIN)/pytest -q -m "not chaos" -n 3 --dist loadfile --no-loadscope-reorder tests
 
-demo: $(READY) ## run the whole thing on this machine for a minute and watch it
+demo: $(READY) ## run the whole system on this machine for a minute
 	@$(BIN)/taskherd demo
 
-dev: $(READY) ## private RabbitMQ, PostgreSQL, a worker, the API and a runner, up until Ctrl-C
+dev: $(READY) ## run private RabbitMQ and PostgreSQL, a worker, the API and a runner until Ctrl-C
 	@$(BIN)/taskherd dev
 
-bench: $(READY) ## reports/s end to end, beside an ack-only consumer
+bench: $(READY) ## measure reports/s end to end, compared with an ack-only consumer
 	$(BIN)/python -m benchmarks
 
-bench-quick: $(READY) ## the same, smaller
+bench-quick: $(READY) ## the same with smaller runs
 	$(BIN)/python -m benchmarks --quick
 
-chaos: $(READY) ## kill, freeze and starve worker, broker and database for half an hour; ROW=word for some of it
+chaos: $(READY) ## kill, freeze and starve worker, broker and database for half an hour; ROW=word selects tests
 	@mkdir -p $(dir $(FIGURES)) && : > $(FIGURES)
 	@CHAOS_FIGURES=$(FIGURES) $(BIN)/pytest -q --timeout 3600 $(if $(ROW),-k "$(ROW)") tests/chaos; ended=$$?; \
 	$(BIN)/python -m tests.chaos.figures $(FIGURES) $(if $(ROW),,docs/reliability.md); exit $$ended
 
-fuzz: $(READY) ## ask the API for ten minutes whatever its OpenAPI document allows, and more
+fuzz: $(READY) ## fuzz the API for ten minutes with requests made from its OpenAPI document
 	FUZZ_SECONDS=600 $(BIN)/pytest -q tests/api/test_fuzz.py
 
-image: ## the container image taskherd:dev (needs Docker)
+image: ## build the container image taskherd:dev (needs Docker)
 	docker build -t taskherd:dev .
 
-audit: $(READY) ## known vulnerabilities, risky code, and a CycloneDX list of what the image holds
+audit: $(READY) ## look for known vulnerabilities and risky code, and write an SBOM of the image
 	@sh deploy/audit.sh
 
-format: $(READY) ## format and fix what can be fixed
+format: $(READY) ## format the code and apply automatic fixes
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
-docs: $(READY) ## write the generated documents again
+docs: $(READY) ## regenerate the generated documents
 	$(BIN)/python -m taskherd.wire.asyncapi > docs/asyncapi.yaml
 	$(BIN)/python -m taskherd.api.openapi > docs/openapi.json
 	$(BIN)/python -m taskherd.core.diagram > docs/state-diagram.md
@@ -63,14 +66,14 @@ docs: $(READY) ## write the generated documents again
 	$(BIN)/python -m taskherd.observe.metrics > docs/metrics.md
 
 PIN := uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate
-lock: $(READY) ## pin the newest dependencies, with hashes (needs uv)
+lock: $(READY) ## pin the newest dependencies with hashes (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		--all-extras pyproject.toml -o requirements.lock --upgrade
 	$(MAKE) lock-image
 
-lock-image: # what the image holds and what builds it: parts of requirements.lock, at the same versions
+lock-image: # the image's runtime and build dependencies: subsets of requirements.lock, at the same versions
 	$(PIN) --extra otel pyproject.toml -c requirements.lock -o deploy/image/requirements.lock
 	echo hatchling | $(PIN) - -c requirements.lock -o deploy/image/build.lock
 
-clean: ## remove the environment, caches and the private services' data
+clean: ## remove the virtual environment, caches and the private services' data
 	rm -rf .venv .taskherd .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

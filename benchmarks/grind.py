@@ -1,4 +1,4 @@
-"""The worker's own statements, without broker and decoding: tasks saved, told and heard as fast as the database can."""
+"""The worker's own calls to the store, without broker and messages: as fast as database and conversions of rows are."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING
 
 from benchmarks.workload import MESSAGE_BYTES, agent_id, task_id
 from taskherd.core.lease import Beat
+from taskherd.core.value import replace
 from taskherd.store import leases, outbox, tasks
 from taskherd.store.engine import transaction
+from taskherd.store.tasks import StoredTask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-    from taskherd.store.tasks import TaskRow
 
 BATCH = 1_000
 CAUSE = '{"kind":"report","type":"app.status"}'
@@ -39,7 +40,7 @@ class Grind:
         return [next(self._places) for _ in range(BATCH)]
 
     async def save(self) -> None:
-        """Lock, save with history and outbox, commit, and mark as told: as a batch of app.status does."""
+        """Lock, save with history and outbox, commit, and mark as published: as a batch of app.status does."""
         ids = sorted(task_id(place) for place in self._batch())
         now, step = datetime.now(UTC), f"step {next(self._steps)}".ljust(MESSAGE_BYTES, ".")
         async with transaction(self._engine) as connection:
@@ -54,7 +55,7 @@ class Grind:
             self.spent["lock"] += locked - began
         async with transaction(self._engine) as connection:
             began = time.perf_counter()
-            await outbox.published(connection, [(row.id, row.version) for row in saved])
+            await outbox.published(connection, [(row.task.id, row.task.version) for row in saved])
             self.spent["mark"] += time.perf_counter() - began
         self.done += len(rows)
 
@@ -76,31 +77,16 @@ def _round(many: int) -> Iterator[int]:
         yield from range(many)
 
 
-def saved_task(row: TaskRow, step: str, now: datetime) -> tasks.SavedTask:
+def saved_task(row: StoredTask, step: str, now: datetime) -> StoredTask:
     """The task as it is after an app.status with this message."""
-    return tasks.SavedTask(
-        id=row.id,
-        version=row.version + 1,
-        updated_at=now,
-        deleted_at=None,
-        status=row.status,
-        document=_MESSAGE.sub(step, row.document),
-        memory=_MESSAGE.sub(step, row.memory),
-        due_at=row.due_at,
-        prompt_version=row.prompt_version,
-        due_moved=False,
-    )
+    held = row.task.memory.app_status
+    assert held is not None
+    status = replace(held, report=replace(held.report, message=step))
+    memory = replace(row.task.memory, app_status=status)
+    task = replace(row.task, version=row.task.version + 1, updated_at=now, memory=memory)
+    return StoredTask(task, row.status, _MESSAGE.sub(step, row.document), row.due_at, due_moved=False)
 
 
-def event(saved: tasks.SavedTask) -> tasks.EventRow:
+def event(saved: StoredTask) -> tasks.TaskEvent:
     """The event about that change."""
-    return tasks.EventRow(
-        task_id=saved.id,
-        version=saved.version,
-        occurred_at=saved.updated_at,
-        kind="updated",
-        document=saved.document,
-        changes=("current_state", "updated_at"),
-        cause=CAUSE,
-        prompt_version=saved.prompt_version,
-    )
+    return tasks.TaskEvent(saved.task, "updated", saved.document, ("current_state", "updated_at"), CAUSE)

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks import agents, api, bloat, cpu, growth, machine, plans, rows, sustained, workers
+from benchmarks import agents, api, bloat, cpu, growth, machine, patches, plans, rows, sustained, workers
 from benchmarks.stage import Stage, stage
 from benchmarks.workload import Workload
 
@@ -29,10 +29,11 @@ SECTIONS = {
     "vacuums": ("Autovacuum", bloat.vacuums),
     "agents": ("Agents on one runner", agents.measure),
     "plans": ("The hot statements' plans", plans.measure),
+    "patches": ("What the patches of libraries earn", patches.measure),
 }
 FULL = (*ROWS, "cpu", "workers", "growth", "bloat")
-"""Of the sections those that fit into a full run: vacuums takes ten minutes, plans tells nothing of this machine, and
-agents wants it for itself."""
+"""Of the sections those that fit into a full run: vacuums takes ten minutes, plans tells nothing of this machine,
+agents wants it for itself, and patches is for after an upgrade of a library."""
 MILLION = 1_000_000
 HOUR = 60
 

@@ -107,7 +107,7 @@ class Bench:
         self._many = many
         self._turn = 0
         self.places: list[int] = []
-        self.saved: list[list[tasks.SavedTask]] = []
+        self.saved: list[list[tasks.StoredTask]] = []
         self.next()
 
     def next(self) -> None:
@@ -142,7 +142,7 @@ class Bench:
 
     async def mark(self) -> None:
         """Take a batch that was saved out of the outbox, the latest first."""
-        await outbox.published(self.connection, [(row.id, row.version) for row in self.saved.pop()])
+        await outbox.published(self.connection, [(row.task.id, row.task.version) for row in self.saved.pop()])
 
 
 async def _unpublished(bench: Bench) -> None:
@@ -161,7 +161,7 @@ CALLS: dict[str, Call] = {
     "leases.silent": lambda b: leases.silent(b.connection, b.now - timedelta(days=1), 20_000),
     "requests.due": lambda b: requests.due(b.connection, b.now, 200, first=5, most=60),
     "requests.answered": lambda b: requests.answered(b.connection, [(each, 1) for each in b.ids]),
-    "inputs.next_queued": lambda b: inputs.next_queued(b.connection, b.ids),
+    "inputs.first_queued": lambda b: inputs.first_queued(b.connection, dict.fromkeys(b.ids, 2)),
     "commands.claim": lambda b: commands.claim(b.connection, [(uuid4(), b"0")], b.now),
     "parked.read": lambda b: parked.read(b.connection, b.ids),
     "stats.counts": lambda b: stats.counts(b.connection),

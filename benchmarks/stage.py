@@ -85,7 +85,7 @@ class Stage:
     async def set_up_for(self, tasks: int, owners: int = 1) -> None:
         """As `set_up`, with so many tasks of so many owners."""
         await self.copy(await self.template(tasks, owners), _RUN)
-        await self._clear_queues()
+        await self.clear_queues()
 
     async def template(self, tasks: int, owners: int = 1) -> str:
         """The name of a database with so many tasks of so many owners, to be copied."""
@@ -106,7 +106,7 @@ class Stage:
             await self._execute(f'CREATE DATABASE "{_SEED}"')
             url = with_database(self.admin_url, _SEED)
             await asyncio.to_thread(migrate.upgrade, url)
-            await self._clear_queues()
+            await self.clear_queues()
             environment = {**self.environment(), "TASKHERD_DATABASE_URL": url}
             await seed.plant(url, self.amqp_url, NAMES, environment)
             self.made.add(_SEED)
@@ -134,7 +134,8 @@ class Stage:
         async with connected(self.admin_url) as connection:
             await connection.execute(statement)
 
-    async def _clear_queues(self) -> None:
+    async def clear_queues(self) -> None:
+        """Make the topology and the reader's queue anew, without messages."""
         async with await aio_pika.connect(self.amqp_url, timeout=10) as connection:
             channel = await connection.channel()
             for queue in (*NAMES.queues, EVENTS_READER):

@@ -1,6 +1,6 @@
 #!/bin/sh
-# `make audit`: what is known to be wrong with what we ship. Writes the list of parts to build/sbom.cdx.json (CycloneDX).
-# Known vulnerabilities are asked of PyPI, then of OSV; where neither answers it says so and fails at the end.
+# `make audit`: scans for risky code and known vulnerabilities, and writes an SBOM to build/sbom.cdx.json (CycloneDX).
+# Looks up vulnerabilities at PyPI, then at OSV. If neither can be reached, it says so and fails at the end.
 set -u
 cd "$(dirname "$0")/.."
 bin=.venv/bin
@@ -11,10 +11,10 @@ status=0
 echo "== bandit: risky code in src/ and deploy/"
 $bin/bandit -q -c pyproject.toml -r src deploy || status=1
 
-echo "== cyclonedx: what the image holds"
+echo "== cyclonedx: SBOM of the image"
 $bin/cyclonedx-py requirements --pyproject pyproject.toml --mc-type application --output-reproducible \
     --output-format JSON --output-file build/sbom.cdx.json "$lock" || status=1
-echo "build/sbom.cdx.json: $(grep -c '"purl"' build/sbom.cdx.json) parts"
+echo "build/sbom.cdx.json: $(grep -c '"purl"' build/sbom.cdx.json) components"
 
 echo "== pip-audit: known vulnerabilities of $lock"
 answered=
@@ -23,7 +23,7 @@ for service in pypi osv; do
         --progress-spinner off --timeout 15 >build/audit.txt 2>&1
     code=$?
     if grep -q "could not be audited\|ConnectionError\|ServiceError\|ould not connect\|Traceback" build/audit.txt; then
-        echo "$service could not be asked: $(grep -m1 "audited\|Error\|connect" build/audit.txt | cut -c1-160)"
+        echo "$service could not be reached: $(grep -m1 "audited\|Error\|connect" build/audit.txt | cut -c1-160)"
         continue
     fi
     answered=$service
@@ -32,7 +32,7 @@ for service in pypi osv; do
     break
 done
 if [ -z "$answered" ]; then
-    echo "No service answered: nothing is known about vulnerabilities. Run this where pypi.org or osv.dev can be reached."
+    echo "No service was reachable: vulnerabilities were not checked. Run this where pypi.org or osv.dev can be reached."
     status=1
 fi
 exit $status

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes the secrets that deploy/compose.yaml mounts as files, each once: run it again and nothing changes.
-# The folder is closed to other people of this machine; the files in it are open, for the containers' own users.
+# Creates the secrets that deploy/compose.yaml mounts as files. Existing ones are kept, so it can be run again.
+# Other users of this machine cannot open the folder. The files in it are readable, for the containers' users.
 set -eu
 cd "$(dirname "$0")"
 mkdir -p secrets && chmod 700 secrets && cd secrets

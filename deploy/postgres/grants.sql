@@ -1,8 +1,8 @@
--- Narrows what roles.sql opens, table by table. Run it as taskherd_migrator after each `taskherd db upgrade`:
+-- Narrows the default privileges of roles.sql, table by table. Run it as the migrator after each `taskherd db upgrade`:
 --   psql "$MIGRATOR_URL" -f deploy/postgres/grants.sql
 GRANT EXECUTE ON FUNCTION taskherd_add_partition(text, date), taskherd_drop_partitions(text, date) TO taskherd_worker;
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO taskherd_worker, taskherd_api;
--- Only `directory apply` writes the directory, and only `db upgrade` the version of the schema.
+-- Only `directory apply` writes the directory, and only `db upgrade` writes the schema version.
 DO $$
 DECLARE
     named text;
@@ -12,6 +12,6 @@ BEGIN
         EXECUTE format('REVOKE INSERT, UPDATE, DELETE ON %I FROM taskherd_worker', named);
     END LOOP;
 END $$;
--- Tokens are made and revoked by `taskherd token`, run as the migrator.
+-- `taskherd token`, run as the migrator, creates and revokes API tokens.
 REVOKE ALL ON api_tokens FROM taskherd_worker;
 GRANT UPDATE (last_used_at) ON api_tokens TO taskherd_api;

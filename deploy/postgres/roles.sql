@@ -1,12 +1,12 @@
--- Who may do what in taskherd's database. Run it as a superuser, in that database, once; again changes nothing:
+-- Creates the roles of taskherd's processes. Run it as a superuser in taskherd's database; running it again is harmless:
 --   psql -d taskherd -f deploy/postgres/roles.sql
--- Then give each role that logs in its password: psql -d taskherd -c '\password taskherd_worker'
+-- Then set each role's password: psql -d taskherd -c '\password taskherd_worker'
 --
---   taskherd_migrator  owns the tables: `taskherd db upgrade`, `directory apply`, `token`
---   taskherd_worker    reads and writes what tasks consist of; reads the directory
---   taskherd_api       reads; writes when a token was last used
+--   taskherd_migrator  owns the tables; for `taskherd db upgrade`, `directory apply` and `token`
+--   taskherd_worker    reads and writes tasks; reads the directory
+--   taskherd_api       reads; updates only the time when a token was last used
 --
--- A runner has no role: it speaks with RabbitMQ only.
+-- A runner has no role, because it only uses RabbitMQ.
 DO $$
 DECLARE
     role text;
@@ -24,13 +24,13 @@ REVOKE ALL ON SCHEMA public FROM PUBLIC;
 GRANT USAGE, CREATE ON SCHEMA public TO taskherd_migrator;
 GRANT USAGE ON SCHEMA public TO taskherd_worker, taskherd_api;
 
--- A process that hangs, or a person who forgot a transaction, must not hold locks for ever.
+-- A hung process or a forgotten transaction must not hold locks forever.
 ALTER ROLE taskherd_worker SET idle_in_transaction_session_timeout = '60s';
 ALTER ROLE taskherd_api SET idle_in_transaction_session_timeout = '30s';
 ALTER ROLE taskherd_api SET statement_timeout = '30s';
 ALTER ROLE taskherd_api SET default_transaction_read_only = off;
 
--- What the migrator makes, now and in later releases, is open to the others as far as they need it.
+-- Privileges of the other roles on everything that the migrator creates, now and in later releases.
 ALTER DEFAULT PRIVILEGES FOR ROLE taskherd_migrator IN SCHEMA public
     GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO taskherd_worker;
 ALTER DEFAULT PRIVILEGES FOR ROLE taskherd_migrator IN SCHEMA public GRANT SELECT ON TABLES TO taskherd_api;

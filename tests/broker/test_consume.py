@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import nullcontext
 
+import pytest
 from aiormq.channel import Channel
 
 from taskherd.broker.consume import Intake
@@ -10,6 +12,14 @@ from taskherd.broker.delivery import Delivery
 from taskherd.broker.publish import Outgoing, Publisher
 from taskherd.broker.topology import Names
 from tests.broker.conftest import IntakeOn, LinkTo, Relay, until
+from tests.library_versions import unsupported
+
+
+@pytest.fixture(autouse=True, params=[None, "aiormq", "pamqp"], ids=["patched", "unpatched aiormq", "unpatched pamqp"])
+def _libraries(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each law of consuming holds with our patches, and with a library whose version they do not support."""
+    with nullcontext() if request.param is None else unsupported(request.param):
+        yield
 
 
 async def _publish(publisher: Publisher, names: Names, count: int) -> None:

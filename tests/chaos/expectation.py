@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from taskherd.core import builds, fold
-from taskherd.core.fold import Verdict
+from taskherd.core.outcome import ReportOutcome
 from taskherd.core.reports import Report, canonical
 from taskherd.core.task import Memory, Task
 from taskherd.core.view import view
@@ -57,7 +57,7 @@ def expected(task_id: UUID, reports: Sequence[Report]) -> Expected:
     for report in sorted(reports, key=lambda one: (one.key, canonical(one))):
         folded = fold.fold(memory, report, NOON)
         memory = folded.memory
-        if folded.verdict is Verdict.CONFLICT:
+        if folded.outcome is ReportOutcome.CONFLICT:
             conflicts.add(canonical(report).encode())
     return Expected(memory, frozenset(conflicts))
 

@@ -40,7 +40,6 @@ QUICK = {
     "relay_every": "0.2",
     "probe_every": "0.2",
 }
-ALIVE = {"healthy": True}
 SILENT = "SELECT count(*) FROM task_events WHERE cause ->> 'type' = 'agent.silent'"
 GIVEN_UP = "SELECT count(*) FROM task_events WHERE cause ->> 'type' = 'build.given_up'"
 HEALTHY = "SELECT count(*) FROM tasks WHERE document #>> '{workspace_agent_health,healthy}' = 'true'"

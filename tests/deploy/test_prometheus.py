@@ -117,7 +117,7 @@ def test_the_dashboard_asks_the_five_questions_in_order() -> None:
         "Are tasks moving?",
         "Is the worker keeping up?",
         "Are agents healthy?",
-        "Is the api fast?",
+        "Is the API fast?",
         "What is broken?",
     ]
 

@@ -117,6 +117,19 @@ async def test_an_outcome_of_an_input_that_was_never_sent(flock: Herd) -> None:
     assert (await send(flock, task_id, "four"))["queued"] is False
 
 
+async def test_outcomes_of_sent_and_queued_inputs_in_one_batch(flock: Herd) -> None:
+    """Several at once, the sent input's and those of some that still wait, let the first of the others go."""
+    task_id = await flock.active()
+    replies = [await send(flock, task_id, text) for text in ("one", "two", "three", "four", "five")]
+    await flock.report(
+        *(said("task.input", task_id, input_id=replies[n]["input_id"], outcome="failed") for n in (2, 0, 1))
+    )
+    await until_state(flock, replies[3], "sent")
+    await decide(flock, task_id, replies[3], "failed")
+    await until_state(flock, replies[4], "sent")
+    await flock.until(lambda: inputs(flock, task_id) == ["one", "four", "five"])
+
+
 async def test_an_unknown_input_is_buried(flock: Herd) -> None:
     """The outcome of an input that its task never had goes to the dead letters, another task's included."""
     task_id, other = await flock.active(), await flock.active()

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,6 +30,7 @@ def _restored() -> Iterator[None]:
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
+    logging.captureWarnings(capture=False)
     structlog.reset_defaults()
     structlog.contextvars.clear_contextvars()
 
@@ -124,3 +126,16 @@ def test_a_terminal_gets_a_console() -> None:
     structlog.get_logger().info("hello")
     assert "hello" in stream.getvalue()
     assert not stream.getvalue().startswith("{")
+
+
+def test_a_warning_of_python_is_a_log_line() -> None:
+    """What `warnings.warn` says, such as that a library's version is not supported, comes in the same form."""
+    stream = io.StringIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        logs.configure("info", "json", stream=stream)
+        warnings.warn("aiormq 8 is outside aiormq>=7.2.4,<7.3", RuntimeWarning, stacklevel=1)
+        logging.captureWarnings(capture=False)
+    entry = logged(stream)
+    assert (entry["level"], entry["logger"]) == ("warning", "py.warnings")
+    assert "aiormq 8 is outside" in entry["event"]

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from taskherd.core import builds
+from taskherd.core.task import Task
+from taskherd.core.value import replace
 from taskherd.store.engine import dispose, open_engine
-from taskherd.store.tasks import EventRow, SavedTask, TaskRow
+from taskherd.store.tasks import StoredTask, TaskEvent
 
 NOW = datetime.now(UTC).replace(microsecond=123456)
 
@@ -23,10 +27,11 @@ async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
     await dispose(opened)
 
 
-def task_row(task_id: UUID | None = None, owner_id: UUID | None = None, name: str | None = None) -> TaskRow:
+def task_row(task_id: UUID | None = None, owner_id: UUID | None = None, name: str | None = None) -> StoredTask:
     """A new task at version 1."""
-    return TaskRow(
-        id=task_id or uuid4(),
+    task_id = task_id or uuid4()
+    task = Task(
+        id=task_id,
         owner_id=owner_id or uuid4(),
         organization_id=uuid4(),
         template_id=uuid4(),
@@ -34,45 +39,31 @@ def task_row(task_id: UUID | None = None, owner_id: UUID | None = None, name: st
         preset_id=None,
         name=name or f"task-{uuid4().hex[:12]}",
         display_name="A task",
-        created_at=NOW,
-        version=1,
-        updated_at=NOW,
-        deleted_at=None,
-        status="pending",
-        document='{"status":"pending"}',
-        memory='{"builds":[]}',
-        due_at=NOW,
-        prompt_version=1,
         prompt="Do it.",
-    )
-
-
-def saved(row: TaskRow, version: int, *, due_at: datetime | None = NOW, due_moved: bool = False) -> SavedTask:
-    """The task at another version."""
-    document = f'{{"status":"active","version":{version}}}'
-    return SavedTask(
-        id=row.id,
-        version=version,
+        prompt_version=1,
+        created_at=NOW,
         updated_at=NOW,
+        version=1,
         deleted_at=None,
-        status="active",
-        document=document,
-        memory=row.memory,
-        due_at=due_at,
-        prompt_version=row.prompt_version,
-        due_moved=due_moved,
+        memory=builds.first(task_id, NOW),
     )
+    return StoredTask(task, status="pending", document='{"status":"pending"}', due_at=NOW)
 
 
-def event(task_id: UUID, version: int) -> EventRow:
+def saved(
+    row: StoredTask, version: int, *, due_at: datetime | None = NOW, due_moved: bool = False, **changes: Any
+) -> StoredTask:
+    """The task at another version, with other changes to its fields."""
+    document = f'{{"status":"active","version":{version}}}'
+    return StoredTask(replace(row.task, version=version, **changes), "active", document, due_at, due_moved)
+
+
+def event(task_id: UUID, version: int, at: datetime = NOW) -> TaskEvent:
     """The change that made this version."""
-    return EventRow(
-        task_id=task_id,
-        version=version,
-        occurred_at=NOW,
+    return TaskEvent(
+        task=replace(task_row(task_id).task, version=version, updated_at=at),
         kind="created" if version == 1 else "updated",
         document='{"status":"active"}',
         changes=("status", "current_state"),
         cause='{"kind":"report","type":"app.status"}',
-        prompt_version=1,
     )

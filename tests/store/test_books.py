@@ -108,14 +108,15 @@ async def test_inputs_go_in_order_and_the_first_outcome_stands(engine: AsyncEngi
         await inputs.append(conn, new[:2])
         await inputs.append(conn, new[2:])
         assert [row.ordinal for row in await inputs.load(conn, [row.input_id for row in new])] == [0, 1, 2]
-        (head,) = await inputs.next_queued(conn, [task_id, uuid4()])
-        assert head.input_id == new[0].input_id
-        await inputs.sent(conn, [head.input_id], NOW)
-        assert [row.state for row in await inputs.load(conn, [head.input_id])] == ["sent"]
-        assert await inputs.decided(conn, [inputs.Outcome(head.input_id, "delivered", NOW, None)]) == {head.input_id}
-        assert await inputs.decided(conn, [inputs.Outcome(head.input_id, "failed", NOW, "late")]) == set()
+        ids = [row.input_id for row in new]
+        assert await inputs.first_queued(conn, {task_id: 2, uuid4(): 1}) == {task_id: ids[:2]}
+        await inputs.sent(conn, ids[:1], NOW)
+        assert [row.state for row in await inputs.load(conn, ids[:1])] == ["sent"]
+        assert await inputs.first_queued(conn, {task_id: 5}) == {task_id: ids[1:]}
+        assert await inputs.decided(conn, [inputs.Outcome(ids[0], "delivered", NOW, None)]) == {ids[0]}
+        assert await inputs.decided(conn, [inputs.Outcome(ids[0], "failed", NOW, "late")]) == set()
         assert await inputs.fail_all(conn, [task_id], NOW, "The task was deleted.") == {row.input_id for row in new[1:]}
-        assert await inputs.next_queued(conn, [task_id]) == []
+        assert await inputs.first_queued(conn, {task_id: 1}) == {}
 
 
 def entry(task_id: UUID, entry_id: int, seq: int, content: str, build: int = 1) -> LogEntry:
@@ -186,13 +187,13 @@ async def test_counts_are_exact_while_tasks_are_few(engine: AsyncEngine, analyze
     rows = [task_row() for _ in range(3)]
     async with transaction(engine) as conn:
         await tasks.insert_tasks(conn, rows)
-        await tasks.save(conn, [], [event(rows[0].id, 1)])
+        await tasks.save(conn, [], [event(rows[0].task.id, 1)])
         unhealthy = '{"workspace_agent_health":{"healthy":false,"reason":"agent has lost connection"}}'
         await conn.execute(
             text("UPDATE tasks SET document = CAST(CAST(:d AS text) AS json) WHERE id = :id"),
-            {"d": unhealthy, "id": rows[0].id},
+            {"d": unhealthy, "id": rows[0].task.id},
         )
-        await conn.execute(text("UPDATE tasks SET deleted_at = now() WHERE id = :id"), {"id": rows[1].id})
+        await conn.execute(text("UPDATE tasks SET deleted_at = now() WHERE id = :id"), {"id": rows[1].task.id})
     if analyzed:
         async with transaction(engine) as conn:
             await conn.execute(text("ANALYZE tasks"))

@@ -94,12 +94,12 @@ async def test_two_that_lock_in_opposite_order_end_in_a_retry(engine: AsyncEngin
         await tasks.insert_tasks(conn, [one, other])
     barrier = asyncio.Barrier(2)
 
-    async def lock(first: tasks.TaskRow, second: tasks.TaskRow) -> str:
+    async def lock(first: tasks.StoredTask, second: tasks.StoredTask) -> str:
         try:
             async with transaction(engine) as conn:
-                await tasks.lock(conn, [first.id])
+                await tasks.lock(conn, [first.task.id])
                 await barrier.wait()
-                await tasks.lock(conn, [second.id])
+                await tasks.lock(conn, [second.task.id])
         except Retry:
             return "retry"
         return "done"

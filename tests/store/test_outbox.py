@@ -16,7 +16,7 @@ from tests.store.conftest import NOW, event, task_row
 
 async def _events(engine: AsyncEngine, many: int, versions: int) -> list[tuple[UUID, int]]:
     rows = [task_row() for _ in range(many)]
-    keys = [(row.id, version) for row in rows for version in range(1, versions + 1)]
+    keys = [(row.task.id, version) for row in rows for version in range(1, versions + 1)]
     async with transaction(engine) as conn:
         await tasks.insert_tasks(conn, rows)
         await tasks.save(conn, [], [event(task_id, version) for task_id, version in keys])
@@ -58,19 +58,26 @@ async def test_a_later_version_waits_for_an_earlier_one(engine: AsyncEngine) -> 
 async def test_positions_rise_with_time(engine: AsyncEngine) -> None:
     """Of tasks told together the earlier change comes first, but never a later version before an earlier one."""
     first, second, third = (task_row() for _ in range(3))
-    at = {(third.id, 1): 0, (first.id, 1): 1, (second.id, 1): 2, (third.id, 2): 5, (third.id, 3): 3, (first.id, 2): 4}
-    told = [event(*key)._replace(occurred_at=NOW + timedelta(seconds=when)) for key, when in at.items()]
+    at = {
+        (third.task.id, 1): 0,
+        (first.task.id, 1): 1,
+        (second.task.id, 1): 2,
+        (third.task.id, 2): 5,
+        (third.task.id, 3): 3,
+        (first.task.id, 2): 4,
+    }
+    told = [event(*key, NOW + timedelta(seconds=when)) for key, when in at.items()]
     async with transaction(engine) as conn:
         await tasks.insert_tasks(conn, [first, second, third])
         await tasks.save(conn, [], told)
         assert await outbox.published(conn, list(at)) == len(at)
     assert [(task_id, version) for _, task_id, version in await _feed(engine)] == [
-        (third.id, 1),
-        (first.id, 1),
-        (second.id, 1),
-        (first.id, 2),
-        (third.id, 2),
-        (third.id, 3),
+        (third.task.id, 1),
+        (first.task.id, 1),
+        (second.task.id, 1),
+        (first.task.id, 2),
+        (third.task.id, 2),
+        (third.task.id, 3),
     ]
 
 

@@ -61,10 +61,10 @@ async def test_prune_drops_whole_weeks_and_keeps_what_is_unpublished(engine: Asy
     async with transaction(engine) as conn:
         await partitions.ensure_ahead(conn, FAR, weeks=1)
         await tasks.insert_tasks(conn, [row])
-        await tasks.save(conn, [], [event(row.id, 1)])
+        await tasks.save(conn, [], [event(row.task.id, 1)])
         assert await partitions.prune(conn, events_before=FAR, logs_before=NOW) == []
     async with transaction(engine) as conn:
-        await outbox.published(conn, [(row.id, 1)])
+        await outbox.published(conn, [(row.task.id, 1)])
         dropped = await partitions.prune(conn, events_before=FAR, logs_before=NOW)
         assert len(dropped) == 5
         assert all(name.startswith("task_events_p20") for name in dropped)

@@ -8,6 +8,8 @@ from sqlalchemy import event as sqlalchemy_event
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from taskherd.core import builds
+from taskherd.core.value import replace
 from taskherd.store import tasks
 from taskherd.store.engine import transaction
 from tests.store.conftest import NOW, event, saved, task_row
@@ -15,10 +17,26 @@ from tests.store.conftest import NOW, event, saved, task_row
 
 async def test_what_is_inserted_is_what_is_locked(engine: AsyncEngine) -> None:
     """A task comes back as it was stored, in id order, and unknown ids are left out."""
-    rows = sorted((task_row() for _ in range(5)), key=lambda row: row.id)
+    rows = sorted((task_row() for _ in range(5)), key=lambda row: row.task.id)
     async with transaction(engine) as conn:
-        assert await tasks.insert_tasks(conn, rows) == {row.id for row in rows}
-        assert await tasks.lock(conn, [rows[3].id, uuid4(), rows[1].id]) == [rows[1], rows[3]]
+        assert await tasks.insert_tasks(conn, rows) == {row.task.id for row in rows}
+        assert await tasks.lock(conn, [rows[3].task.id, uuid4(), rows[1].task.id]) == [rows[1], rows[3]]
+
+
+async def test_what_is_saved_is_what_is_locked(engine: AsyncEngine) -> None:
+    """Saving replaces what may change about a task, and what only a new task sets stays as it was."""
+    row = task_row()
+    changed = saved(
+        row,
+        2,
+        updated_at=NOW + timedelta(seconds=1),
+        deleted_at=NOW,
+        memory=builds.first(row.task.id, NOW + timedelta(1)),
+    )
+    async with transaction(engine) as conn:
+        await tasks.insert_tasks(conn, [row])
+        await tasks.save(conn, [changed._replace(task=replace(changed.task, name="other", owner_id=uuid4()))], [])
+        assert await tasks.lock(conn, [row.task.id]) == [changed._replace(due_moved=True)]
 
 
 async def test_names_are_unique_among_an_owners_live_tasks(engine: AsyncEngine) -> None:
@@ -26,15 +44,15 @@ async def test_names_are_unique_among_an_owners_live_tasks(engine: AsyncEngine) 
     owner = uuid4()
     first = task_row(owner_id=owner, name="Fix-It")
     async with transaction(engine) as conn:
-        assert await tasks.insert_tasks(conn, [first]) == {first.id}
+        assert await tasks.insert_tasks(conn, [first]) == {first.task.id}
         again = task_row(owner_id=owner, name="fix-it")
         fine = task_row(owner_id=owner)
-        twin = fine._replace(id=uuid4())
+        twin = fine._replace(task=replace(fine.task, id=uuid4()))
         inserted = await tasks.insert_tasks(conn, [first, again, fine, twin])
-        assert inserted in ({fine.id}, {twin.id})
+        assert inserted in ({fine.task.id}, {twin.task.id})
         assert await tasks.taken(conn, owner, ["fix-it", "free"]) == {"fix-it"}
-        await tasks.save(conn, [saved(first, 2)._replace(deleted_at=NOW)], [])
-        assert await tasks.insert_tasks(conn, [again]) == {again.id}
+        await tasks.save(conn, [saved(first, 2, deleted_at=NOW)], [])
+        assert await tasks.insert_tasks(conn, [again]) == {again.task.id}
 
 
 async def test_save_is_one_statement_and_heap_only(engine: AsyncEngine) -> None:
@@ -49,7 +67,7 @@ async def test_save_is_one_statement_and_heap_only(engine: AsyncEngine) -> None:
     for version in range(2, 12):
         batch = rows[version % 10 :: 10]
         async with transaction(engine) as conn:
-            events = [event(row.id, version) for row in batch]
+            events = [event(row.task.id, version) for row in batch]
             assert await tasks.save(conn, [saved(row, version) for row in batch], events) == 40
     assert len(statements) == 10
     async with transaction(engine) as conn:
@@ -73,10 +91,10 @@ async def test_due_follows_due_at(engine: AsyncEngine) -> None:
         await tasks.insert_tasks(conn, [early, late, never._replace(due_at=None)])
         later = NOW + timedelta(minutes=1)
         await tasks.save(conn, [saved(late, 1, due_at=later, due_moved=True)], [])
-        assert await tasks.due(conn, NOW, 10) == [early.id]
-        assert await tasks.due(conn, later, 10) == [early.id, late.id]
+        assert await tasks.due(conn, NOW, 10) == [early.task.id]
+        assert await tasks.due(conn, later, 10) == [early.task.id, late.task.id]
         await tasks.save(conn, [saved(early, 1, due_at=None, due_moved=True)], [])
-        assert await tasks.due(conn, later, 10) == [late.id]
+        assert await tasks.due(conn, later, 10) == [late.task.id]
 
 
 async def test_who_waited_for_a_lock_sees_the_new_prompt(engine: AsyncEngine) -> None:
@@ -85,12 +103,12 @@ async def test_who_waited_for_a_lock_sees_the_new_prompt(engine: AsyncEngine) ->
     async with transaction(engine) as conn:
         await tasks.insert_tasks(conn, [row])
 
-    async def waiting() -> list[tasks.TaskRow]:
+    async def waiting() -> list[tasks.StoredTask]:
         async with transaction(engine) as conn:
-            return await tasks.lock(conn, [row.id])
+            return await tasks.lock(conn, [row.task.id])
 
     async with transaction(engine) as conn:
-        await tasks.lock(conn, [row.id])
+        await tasks.lock(conn, [row.task.id])
         waiter = asyncio.create_task(waiting())
         blocked = text(
             "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
@@ -98,7 +116,8 @@ async def test_who_waited_for_a_lock_sees_the_new_prompt(engine: AsyncEngine) ->
         async with engine.connect() as watch:
             while (await watch.execute(blocked)).scalar_one() == 0:
                 await watch.rollback()
-        await tasks.add_prompts(conn, [tasks.Prompt(row.id, 2, "Do it well.")])
-        await tasks.save(conn, [saved(row, 2)._replace(prompt_version=2)], [])
+        changed = saved(row, 2, prompt="Do it well.", prompt_version=2)
+        await tasks.add_prompts(conn, [changed.task])
+        await tasks.save(conn, [changed], [])
     (seen,) = await waiter
-    assert (seen.version, seen.prompt) == (2, "Do it well.")
+    assert (seen.task.version, seen.task.prompt) == (2, "Do it well.")

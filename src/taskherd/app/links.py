@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from taskherd.broker import lenient
 from taskherd.broker.connection import Hooks, Link
 
 if TYPE_CHECKING:
@@ -35,7 +34,6 @@ class Links:
         on_down: Callable[[], None] = _nothing,
     ) -> None:
         """``process`` is how the broker lists them; ``readiness``: where "broker" is kept, if it matters there."""
-        lenient.install()
         hooks = Hooks(on_up=self._up, on_down=self._down, on_refused=self._refused)
         self.consume = Link(amqp_url, f"{process} consume", hooks)
         self.publish = Link(amqp_url, f"{process} publish", hooks)

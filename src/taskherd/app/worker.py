@@ -29,6 +29,7 @@ from taskherd.broker import topology
 from taskherd.broker.consume import Intake, Source
 from taskherd.broker.publish import Publisher
 from taskherd.core import names as task_names
+from taskherd.core.outcome import FOREIGN_REASONS, DeadLetterReason
 from taskherd.errors import Misconfigured, Unavailable
 from taskherd.flow.ground import Ground, Schedule, Terms, patience_of
 from taskherd.flow.ingest import Ingest
@@ -45,7 +46,6 @@ from taskherd.observe.tracing import open_tracing
 from taskherd.retry import until_stopped
 from taskherd.store import migrate, timers
 from taskherd.store.engine import dispose, in_use, open_engine, transaction
-from taskherd.wire.dead import Reason
 from taskherd.wire.tokens import agent_token
 
 if TYPE_CHECKING:
@@ -298,8 +298,9 @@ def _terms(settings: Settings) -> Terms:
 
 def _count_from_zero(metrics: Metrics) -> None:
     """Show what has not happened yet as 0: Prometheus sees the first one only where there was a 0 before it."""
-    for reason in Reason:
-        metrics.dead_lettered.labels(reason.value)
+    for reason in DeadLetterReason:
+        if reason not in FOREIGN_REASONS:
+            metrics.dead_lettered.labels(reason.value)
     for kind in ("workspace.start", "workspace.stop", "workspace.delete", "agent.input"):
         metrics.requests_given_up.labels(kind)
         metrics.requests_sent.labels(kind)

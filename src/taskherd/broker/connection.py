@@ -14,7 +14,7 @@ from aiormq.connection import TCPTransportFactory, TLSTransportFactory, Transpor
 from aiormq.exceptions import AMQPError, ChannelInvalidStateError
 
 from taskherd import retry
-from taskherd.broker import arrivals, lenient
+from taskherd.broker.patches import frame_reader, pamqp_patches
 from taskherd.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -92,8 +92,8 @@ class Link:
     """
 
     def __init__(self, url: str, name: str, hooks: Hooks | None = None) -> None:
-        lenient.install()
-        arrivals.install()
+        pamqp_patches.install()
+        frame_reader.install()
         self.name = name
         self._url = url
         self._hooks = hooks or Hooks()

@@ -16,15 +16,16 @@ from uuid import uuid4
 
 from taskherd import retry
 from taskherd.broker import topology
-from taskherd.broker.arrivals import TAG_PREFIX, Arrivals, Receive
 from taskherd.broker.connection import TIMEOUT, Link, translated
 from taskherd.broker.outstanding import Outstanding
+from taskherd.broker.patches.delivery_dispatcher import DeliveryDispatcher, Receive
+from taskherd.broker.patches.frame_reader import TAG_PREFIX
 from taskherd.errors import Misconfigured, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-    from aiormq.abc import AbstractChannel, DeliveredMessage
+    from aiormq.abc import AbstractChannel
     from pamqp.common import FieldTable
 
     from taskherd.broker.delivery import Delivery
@@ -53,7 +54,7 @@ class _Subscription:
         self.sources = sources
         self.outstanding = Outstanding()
         self.tags: list[str] = []
-        self._arrivals = Arrivals(channel)
+        self._dispatcher = DeliveryDispatcher(channel)
         self.lost = asyncio.Event()
         self._changing = asyncio.Lock()
         channel.closing.add_done_callback(lambda _: self.lost.set())
@@ -72,8 +73,8 @@ class _Subscription:
                             None if source.priority is None else {"x-priority": source.priority}
                         )
                         tag = f"{TAG_PREFIX}{self.epoch}.{uuid4().hex}"
-                        self._arrivals.receivers[tag.encode()] = receive(source.queue)
-                        await self.channel.basic_consume(source.queue, _unused, arguments=arguments, consumer_tag=tag)
+                        callback = self._dispatcher.register(tag, receive(source.queue))
+                        await self.channel.basic_consume(source.queue, callback, arguments=arguments, consumer_tag=tag)
                         self.tags.append(tag)
 
     async def cancel(self) -> None:
@@ -309,7 +310,3 @@ async def _close(channel: AbstractChannel) -> None:
     with suppress(Unavailable), translated("closing a channel"):
         async with asyncio.timeout(TIMEOUT):
             await channel.close()
-
-
-async def _unused(_: DeliveredMessage) -> None:
-    """Stand where aiormq wants a callback; deliveries are taken from it before."""

@@ -12,7 +12,7 @@ from pamqp import encode
 from pamqp.commands import Basic
 
 from taskherd.broker.connection import TIMEOUT, Link, translated
-from taskherd.broker.lenient import DELIVERY_COUNT
+from taskherd.broker.patches.pamqp_patches import DELIVERY_COUNT
 from taskherd.broker.publish import JSON, Outgoing, Published, Publisher
 from taskherd.errors import Unavailable
 

@@ -11,9 +11,9 @@ The rules, all of which the laws in ``tests/pure/core`` lean on:
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import TYPE_CHECKING, TypeVar, assert_never
 
+from taskherd.core.outcome import ReportOutcome
 from taskherd.core.reports import (
     AgentDisconnected,
     AgentHeartbeat,
@@ -37,20 +37,12 @@ if TYPE_CHECKING:
 F = TypeVar("F", WorkspaceBuild, AgentLifecycle, AgentHeartbeat | AgentDisconnected, AppHealth, AppStatus)
 
 
-class Verdict(StrEnum):
-    """What became of a report. ``folded``: it is part of the memory now, or of the log or the inbox."""
-
-    FOLDED = "folded"
-    STALE = "stale"
-    CONFLICT = "conflict"
-
-
 @value(frozen=True, slots=True)
 class Folded:
-    """The memory after a report, and what became of it."""
+    """The memory after a report, and what became of the report: applied, stale or a conflict."""
 
     memory: Memory
-    verdict: Verdict
+    outcome: ReportOutcome
 
 
 def numbered(report: Report, memory: Memory | None) -> Report:
@@ -63,7 +55,7 @@ def numbered(report: Report, memory: Memory | None) -> Report:
 def fold(memory: Memory, report: Report, now: datetime) -> Folded:  # noqa: PLR0911 - one return for each facet
     """Fold a report whose build number is known, taken at ``now``, into the memory.
 
-    Log entries and input outcomes live beside the memory; of them only the place in the corridor is taken here.
+    Log entries and input outcomes are not part of the memory, so they leave it as it is.
     """
     match report:
         case WorkspaceBuild():
@@ -73,7 +65,7 @@ def fold(memory: Memory, report: Report, now: datetime) -> Folded:  # noqa: PLR0
             held = _greater(memory.lifecycle, report, now)
             return _folded(memory, replace(appeared, lifecycle=held) if held is not memory.lifecycle else appeared)
         case AgentHeartbeat():
-            return Folded(_heartbeat(memory, report, now), Verdict.FOLDED)
+            return Folded(_heartbeat(memory, report, now), ReportOutcome.APPLIED)
         case AgentDisconnected():
             return _folded(memory, _connection(_appear(memory, report, now), report, now))
         case AppHealth():
@@ -83,19 +75,19 @@ def fold(memory: Memory, report: Report, now: datetime) -> Folded:  # noqa: PLR0
             status = _greater(memory.app_status, report, now)
             return _folded(memory, memory if status is memory.app_status else replace(memory, app_status=status))
         case TaskLog() | TaskInput():
-            return Folded(memory, Verdict.FOLDED)
+            return Folded(memory, ReportOutcome.APPLIED)
         case _:
             assert_never(report)
 
 
 def _folded(before: Memory, after: Memory) -> Folded:
-    return Folded(after, Verdict.STALE if after is before else Verdict.FOLDED)
+    return Folded(after, ReportOutcome.STALE if after is before else ReportOutcome.APPLIED)
 
 
 def _build(memory: Memory, report: WorkspaceBuild, now: datetime) -> Folded:
     number = report.key[0]
     if memory.asked.get(number, report.transition) is not report.transition:
-        return Folded(memory, Verdict.CONFLICT)
+        return Folded(memory, ReportOutcome.CONFLICT)
     after = _appear(memory, report, now) if report.agent_id else memory
     build = _greater(memory.build, report, now)
     workspace = _greater(memory.workspace, report, now) if report.workspace else memory.workspace

@@ -10,6 +10,7 @@ from taskherd.core.value import replace
 from taskherd.core.view import Status, agent_of, app_health_of, said, status_of
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
     from datetime import datetime
     from uuid import UUID
 
@@ -46,6 +47,25 @@ def due(memory: Memory) -> datetime | None:
     held = said(memory)
     silent = held is None or held.taken_at <= inbox.delivered_at
     return inbox.delivered_at + SETTLE if silent else None
+
+
+def send_next(
+    memory: Memory, queued: Iterable[UUID], decided: Collection[UUID], now: datetime
+) -> tuple[Memory, UUID | None]:
+    """Return the memory after the next input went out, and that input; None where none may go or none is left.
+
+    Args:
+        memory: the memory after all reports of the batch.
+        queued: the first inputs of the queue in order, at least one more than there are ``decided`` ones.
+        decided: inputs whose outcome is known by now, whether they were sent before or not.
+        now: the instant at which the input goes out.
+    """
+    if not memory.inbox.queued or not ready(memory, now):
+        return memory, None
+    for input_id in queued:
+        if input_id not in decided:
+            return sent(memory, input_id), input_id
+    return emptied(memory), None  # everything that was still counted as queued had been decided without being sent
 
 
 def accepted(memory: Memory) -> Memory:

@@ -58,11 +58,6 @@ def flaw(name: str) -> str | None:
     return None
 
 
-def valid(name: str) -> bool:
-    """Whether a task may bear this name."""
-    return flaw(name) is None
-
-
 def generate(prompt: str, taken: Container[str], dice: Dice) -> str:
     """A name for a task with this prompt, outside ``taken`` (lowercase names).
 

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from taskherd.core.task import Memory
 
 NIL = UUID(int=0)
-NAME_TRIES = 16
 DISPLAY_NAME_MOST = 64
 
 

@@ -70,7 +70,7 @@ class State(StrEnum):
     FAILURE = "failure"
 
 
-class Outcome(StrEnum):
+class InputOutcome(StrEnum):
     """What became of an input that was sent to an agent."""
 
     DELIVERED = "delivered"
@@ -196,7 +196,7 @@ class TaskInput(BaseReport):
 
     type: ClassVar[str] = "task.input"
     input_id: UUID
-    outcome: Outcome
+    outcome: InputOutcome
     detail: str | None = None
 
 

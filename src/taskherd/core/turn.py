@@ -1,23 +1,24 @@
-"""A task's turn in a batch: all its inputs folded in order, and everything that follows from them, as one value.
+"""What a batch does to one task: its inputs are applied in order, then what follows from them is decided.
 
-Nothing is read or written here. The corridor fetches what a turn needs and saves what it says.
+Nothing is read or written here. The corridor loads what an update needs, and saves what the update holds.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import timedelta
-from enum import StrEnum
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING
 
 from taskherd.core import builds, fold, inbox, liveness
 from taskherd.core.lease import plain
 from taskherd.core.obey import Accepted, Refused, obey
-from taskherd.core.reports import AgentHeartbeat, Outcome, TaskInput, TaskLog, WorkspaceBuild
+from taskherd.core.outcome import ReportOutcome
+from taskherd.core.reports import AgentHeartbeat, InputOutcome, TaskInput, TaskLog, WorkspaceBuild
 from taskherd.core.value import replace, value
 from taskherd.core.view import connected
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -27,19 +28,6 @@ if TYPE_CHECKING:
     from taskherd.core.obey import Surroundings
     from taskherd.core.reports import Report
     from taskherd.core.task import Memory, Task
-
-
-class Fate(StrEnum):
-    """What became of a report. The first five are outcomes in the metrics; the rest go to the dead letters too."""
-
-    APPLIED = "applied"
-    UNCHANGED = "unchanged"
-    STALE = "stale"
-    PARKED = "parked"
-    TOMBSTONE = "tombstone"
-    CONFLICT = "build_conflict"
-    UNKNOWN_INPUT = "unknown_input"
-    OVERFLOW = "parked_overflow"
 
 
 @value(frozen=True, slots=True)
@@ -62,11 +50,11 @@ class NewInput:
 
 
 @value(frozen=True, slots=True)
-class Look:
-    """The sweeper's visit to a task. ``since``: the watermark; None: silence proves nothing now.
+class TimerCheck:
+    """The sweeper's check of a task's timers. ``since``: the watermark; None: silence proves nothing now.
 
     ``counted_at``: when the silent agents were counted last, None for now. No agent may be found silent that had a
-    moment left then: it could be the first of a mass that nobody has counted.
+    moment left then: it could be the first of a mass that has not been counted.
     """
 
     since: datetime | None
@@ -76,40 +64,52 @@ class Look:
 
 
 @dataclass(slots=True)
-class Turn:
-    """The task before and after, and what is to be written and sent besides. Mutable while its inputs are folded.
+class TaskUpdate:
+    """The task before and after a batch, and what else is to be saved and sent. Mutable while inputs are applied.
 
-    ``own`` is the text of the document's own part, as it was read and then as it is written; ``displaced`` are the
-    memories right before a later build became the latest.
+    Attributes:
+        own: the text of the document's own part, first as it was loaded and later as it is saved.
+        queue: the first inputs of the task's queue as they were loaded, in order, see `inbox.send_next`.
+        sent_input: the input that goes to the agent now.
+        requested_builds: the numbers of builds to send work requests for.
+        answered_builds: the numbers of builds whose work requests are no longer open.
+        superseded: the memories right before a later build became the latest.
+        inputs_failed: whether all inputs that are not decided yet fail with the task's delete.
+        timed_out: the transition of the build that was given up.
     """
 
     before: Task | None
     task: Task | None
-    fates: list[tuple[int, Fate]] = field(default_factory=list)
-    answer: Accepted | Refused | None = None
     own: str = ""
-    sent: list[UUID] = field(default_factory=list)
-    asked: list[int] = field(default_factory=list)
-    settled: list[int] = field(default_factory=list)
-    displaced: list[Memory] = field(default_factory=list)
+    queue: Sequence[UUID] = ()
+    answer: Accepted | Refused | None = None
+    sent_input: UUID | None = None
+    requested_builds: list[int] = field(default_factory=list)
+    answered_builds: list[int] = field(default_factory=list)
+    superseded: list[Memory] = field(default_factory=list)
     logs: list[TaskLog] = field(default_factory=list)
-    inputs: list[NewInput] = field(default_factory=list)
-    decided: list[TaskInput] = field(default_factory=list)
-    inbox_failed: bool = False
-    gave_up: str | None = None
+    new_inputs: list[NewInput] = field(default_factory=list)
+    input_outcomes: list[TaskInput] = field(default_factory=list)
+    inputs_failed: bool = False
+    timed_out: str | None = None
+    delete_retried: bool = False
     cause: Cause | None = None
 
     @property
     def known(self) -> Task:
-        """The task, where there is one by now; asked only then."""
+        """The task, for callers that know that there is one."""
         if self.task is None:
             raise AssertionError
         return self.task
 
 
 @value(frozen=True, slots=True)
-class Rules:
-    """The timers and the surroundings that a turn is judged by."""
+class Policies:
+    """The timers and the surroundings by which updates are decided, and the inputs that the batch refers to.
+
+    Of those inputs, ``known_inputs`` belong to the task they were reported for; ``open_inputs`` are the known ones that
+    are not decided yet.
+    """
 
     patience: Patience
     delete_backoff: Backoff
@@ -118,122 +118,125 @@ class Rules:
     known_inputs: frozenset[UUID] = frozenset()
 
 
-def take_report(turn: Turn, index: int, report: Report, now: datetime, rules: Rules) -> None:
-    """Fold one report into the turn's task, which exists."""
-    task = turn.known
+def apply_report(update: TaskUpdate, report: Report, now: datetime, policies: Policies) -> ReportOutcome:
+    """Fold one report into the update's task, which exists, and return what became of it."""
+    task = update.known
     if task.deleted_at is not None and not isinstance(report, WorkspaceBuild):
-        turn.fates.append((index, Fate.TOMBSTONE))
-        return
-    report = fold.numbered(report, task.memory)
+        return ReportOutcome.TOMBSTONE
     memory = task.memory
+    report = fold.numbered(report, memory)
     if isinstance(report, TaskInput):
-        _take_outcome(turn, index, report, now, rules)
-        return
+        return _apply_input_outcome(update, report, now, policies)
     folded = fold.fold(memory, report, now)
-    match folded.verdict:
-        case fold.Verdict.CONFLICT:
-            turn.fates.append((index, Fate.CONFLICT))
-            return
-        case fold.Verdict.STALE:
-            turn.fates.append((index, Fate.STALE))
-        case fold.Verdict.FOLDED:
-            turn.fates.append((index, Fate.UNCHANGED))
-            if folded.memory is not memory and not (turn.cause and isinstance(report, AgentHeartbeat)):
-                turn.cause = Cause("report", report.type)
-        case _:
-            assert_never(folded.verdict)
     if isinstance(report, TaskLog):
-        turn.logs.append(report)
+        update.logs.append(report)
     if folded.memory is not memory:
+        if not (update.cause and isinstance(report, AgentHeartbeat)):
+            update.cause = Cause("report", report.type)
         if isinstance(report, WorkspaceBuild) and folded.memory.number != memory.number:
-            turn.displaced.append(memory)
-        turn.task = replace(task, memory=_settle(turn, memory.unanswered, folded.memory))
+            update.superseded.append(memory)
+        update.task = replace(task, memory=_answer(update, memory.unanswered, folded.memory))
+    return folded.outcome
 
 
-def _settle(turn: Turn, unanswered: int | None, after: Memory) -> Memory:
-    """Stop asking for a build that was answered, or that a later one, which nobody asked for, has displaced."""
+def _answer(update: TaskUpdate, unanswered: int | None, after: Memory) -> Memory:
+    """Close the request of a build that was answered, or superseded by a later build that was not requested."""
     if unanswered is None or (after.unanswered == unanswered and after.number == unanswered):
         return after
-    turn.settled.append(unanswered)
+    update.answered_builds.append(unanswered)
     return after if after.unanswered is None else replace(after, unanswered=None)
 
 
-def _take_outcome(turn: Turn, index: int, report: TaskInput, now: datetime, rules: Rules) -> None:
-    if report.input_id not in rules.known_inputs:
-        turn.fates.append((index, Fate.UNKNOWN_INPUT))
-        return
-    first = report.input_id in rules.open_inputs and all(report.input_id != known.input_id for known in turn.decided)
-    turn.fates.append((index, Fate.UNCHANGED if first else Fate.STALE))
-    if first and turn.task is not None:
-        turn.decided.append(report)
-        delivered = report.outcome is Outcome.DELIVERED
-        memory = inbox.decided(turn.task.memory, report.input_id, now, delivered=delivered)
-        turn.task = replace(turn.task, memory=memory)
+def _apply_input_outcome(update: TaskUpdate, report: TaskInput, now: datetime, policies: Policies) -> ReportOutcome:
+    if report.input_id not in policies.known_inputs:
+        return ReportOutcome.UNKNOWN_INPUT
+    decided = any(report.input_id == earlier.input_id for earlier in update.input_outcomes)
+    if decided or report.input_id not in policies.open_inputs:
+        return ReportOutcome.STALE
+    task = update.known
+    update.input_outcomes.append(report)
+    delivered = report.outcome is InputOutcome.DELIVERED
+    memory = inbox.decided(task.memory, report.input_id, now, delivered=delivered)
+    update.task = replace(task, memory=memory)
+    return ReportOutcome.APPLIED
 
 
-def take_command(turn: Turn, command: Command, now: datetime, rules: Rules) -> None:
-    """Carry out one command on the turn's task, which may not exist."""
-    answer = obey(turn.task, command, now, rules.around)
+def apply_command(update: TaskUpdate, command: Command, now: datetime, policies: Policies) -> None:
+    """Carry out one command on the update's task, which may not exist."""
+    answer = obey(update.task, command, now, policies.around)
     if isinstance(answer, Accepted):
         if answer.input is not None and answer.input_id is not None:
-            turn.inputs.append(NewInput(answer.input_id, answer.input, command.actor_id))
+            update.new_inputs.append(NewInput(answer.input_id, answer.input, command.actor_id))
         if answer.task.deleted_at is not None:
-            turn.inbox_failed = True
-        turn.task = answer.task
-        turn.cause = Cause("command", command.type, command.command_id, command.actor_id)
-    turn.answer = answer
+            update.inputs_failed = True
+        update.task = answer.task
+        update.cause = Cause("command", command.type, command.command_id, command.actor_id)
+    update.answer = answer
 
 
-def take_look(turn: Turn, look: Look, now: datetime, rules: Rules) -> None:
-    """Notice what nobody reports: a silent agent, a build that nobody took up or that fell silent."""
-    task = turn.task
-    if task is None or look.since is None:
+def apply_timer_check(update: TaskUpdate, check: TimerCheck, now: datetime, policies: Policies) -> None:
+    """Notice what no report tells: a silent agent, a build that no runner took up or that fell silent."""
+    task = update.task
+    if task is None or check.since is None:
         return
-    for input_id in look.expired_inputs:
-        _expire(turn, task, input_id, now, rules)
-    task = turn.task or task
+    for input_id in check.expired_inputs:
+        _expire(update, task, input_id, now, policies)
+    task = update.task or task
     memory = task.memory
-    after = liveness.give_up(memory, look.since, now, rules.patience)
+    after = liveness.give_up(memory, check.since, now, policies.patience)
     if after is not memory:
-        turn.gave_up = after.build.report.transition.value
-        turn.settled.append(after.number)
-        turn.cause = Cause("sweep", "build.given_up")
-    if not look.mass_held and task.deleted_at is None:
-        judged = liveness.judge(after, look.since, look.counted_at or now, rules.patience)
+        update.timed_out = after.build.report.transition.value
+        update.answered_builds.append(after.number)
+        update.cause = Cause("sweep", "build.given_up")
+    if not check.mass_held and task.deleted_at is None:
+        judged = liveness.judge(after, check.since, check.counted_at or now, policies.patience)
         if judged is not after:
-            turn.cause = Cause("sweep", "agent.silent")
+            update.cause = Cause("sweep", "agent.silent")
         after = judged
-    turn.task = replace(task, memory=after)
+    update.task = replace(task, memory=after)
 
 
-def _expire(turn: Turn, task: Task, input_id: UUID, now: datetime, rules: Rules) -> None:
+def _expire(update: TaskUpdate, task: Task, input_id: UUID, now: datetime, policies: Policies) -> None:
     report = TaskInput(
         task_id=task.id,
         build_number=task.memory.number,
         seq=0,
         input_id=input_id,
-        outcome=Outcome.FAILED,
+        outcome=InputOutcome.FAILED,
         detail="No runner took the input in time.",
     )
-    if input_id in rules.open_inputs:
-        turn.decided.append(report)
-        turn.task = replace(task, memory=inbox.decided(task.memory, input_id, now, delivered=False))
+    if input_id in policies.open_inputs:
+        update.input_outcomes.append(report)
+        update.task = replace(task, memory=inbox.decided(task.memory, input_id, now, delivered=False))
 
 
-def conclude(turn: Turn, now: datetime, rules: Rules) -> None:
-    """After the last input: carry a delete on, and note which builds were newly asked for."""
-    task = turn.task
+def finalize(update: TaskUpdate, now: datetime, policies: Policies) -> None:
+    """Decide what follows when all inputs are applied: the delete's next step, the next input, new requests."""
+    task = update.task
     if task is None:
         return
     if task.memory.deletion is not None:
-        pursued = builds.pursue_delete(task.id, task.memory, now, rules.delete_backoff)
-        if pursued.number != task.memory.number:
-            turn.displaced.append(task.memory)
-        task = replace(task, memory=pursued)
-        turn.task = task
-    before = turn.before.memory.asked if turn.before else {}
-    turn.asked.extend(n for n in task.memory.asked if n not in before and n not in turn.settled)
-    turn.asked.sort()
+        task = update.task = _advance_delete(update, task, now, policies)
+    if task.memory.inbox.queued and task.deleted_at is None:
+        task = update.task = _send_next_input(update, task, now)
+    before = update.before.memory.asked if update.before else {}
+    answered = update.answered_builds
+    update.requested_builds.extend(sorted(n for n in task.memory.asked if n not in before and n not in answered))
+
+
+def _advance_delete(update: TaskUpdate, task: Task, now: datetime, policies: Policies) -> Task:
+    memory = builds.pursue_delete(task.id, task.memory, now, policies.delete_backoff)
+    if memory.number != task.memory.number:
+        update.superseded.append(task.memory)
+        update.delete_retried = memory.deletion is not None and memory.deletion.attempts > 1
+    return replace(task, memory=memory)
+
+
+def _send_next_input(update: TaskUpdate, task: Task, now: datetime) -> Task:
+    queue = [*update.queue, *(new.input_id for new in update.new_inputs)]
+    decided = {report.input_id for report in update.input_outcomes}
+    memory, update.sent_input = inbox.send_next(task.memory, queue, decided, now)
+    return task if memory is task.memory else replace(task, memory=memory)
 
 
 LOOK_AGAIN = timedelta(seconds=1)
@@ -241,7 +244,7 @@ LOOK_AGAIN = timedelta(seconds=1)
 
 
 def due_at(memory: Memory, since: datetime | None, now: datetime, patience: Patience) -> datetime | None:
-    """When the sweeper is to look at a task with this memory again; None: not before something is said of it."""
+    """Return when the sweeper must check a task with this memory again; None: not before its next report or command."""
     retry = memory.deletion.retry_at if memory.deletion else None
     times = [at for at in (liveness.deadline(memory, patience, now, since), inbox.due(memory), retry) if at is not None]
     if not plain(memory) and connected(memory):

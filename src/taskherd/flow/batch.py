@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from taskherd.core.commands import Command
+    from taskherd.core.outcome import ReportOutcome
     from taskherd.core.reports import Report
     from taskherd.core.task import Task
-    from taskherd.core.turn import Fate, Look
+    from taskherd.core.turn import TimerCheck
     from taskherd.wire.events import Kind
 
 
@@ -26,16 +27,16 @@ POISON = (DataError, ArithmeticError, AssertionError, AttributeError, LookupErro
 
 @value(frozen=True, slots=True)
 class Batch:
-    """Inputs in the order in which they came. The place in its list is what an outcome is told by."""
+    """Inputs in the order in which they came; ``timer_checks`` by task id."""
 
     reports: Sequence[Report] = ()
     command: Command | None = None
-    looks: Mapping[UUID, Look] = field(default_factory=dict)
+    timer_checks: Mapping[UUID, TimerCheck] = field(default_factory=dict)
 
 
 @value(frozen=True, slots=True)
 class Change:
-    """A committed change of a task's document, to tell. ``own``: the own part, as text; ``cause``: as JSON."""
+    """A change of a task's document, to publish once committed. ``own``: the own part, as text; ``cause``: as JSON."""
 
     task: Task
     kind: Kind
@@ -45,14 +46,32 @@ class Change:
 
 
 @dataclass(slots=True)
-class Outcome:
-    """What a batch came to: a fate for each report, the reply to the command, and the changes to tell."""
+class Parking:
+    """What a batch changes about parked reports: ``new`` ones by index, and the row ids of those that were folded."""
+
+    new: dict[int, Report] = field(default_factory=dict)
+    folded: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class BatchResult:
+    """What became of a batch.
+
+    Attributes:
+        outcomes: one for each report, by the report's index in the batch.
+        reply: the reply to the command.
+        repeated: whether the reply was given before.
+        changes: what to publish.
+        requested: whether there are new work requests to send.
+        timed_out: the transitions of builds that were given up.
+        deletes_retried: how many deletes were requested again after a failure.
+    """
 
     now: datetime
-    fates: list[Fate]
+    outcomes: list[ReportOutcome]
     reply: bytes | None = None
     repeated: bool = False
     changes: list[Change] = field(default_factory=list)
-    requested: int = 0
-    gave_up: list[str] = field(default_factory=list)
+    requested: bool = False
+    timed_out: list[str] = field(default_factory=list)
     deletes_retried: int = 0

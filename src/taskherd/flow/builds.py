@@ -17,24 +17,24 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from taskherd.core.task import Memory
-    from taskherd.core.turn import Turn
+    from taskherd.core.turn import TaskUpdate
 
 
-async def save(connection: AsyncConnection, turns: Mapping[UUID, Turn], now: datetime) -> None:
-    """Write the builds that these turns changed; nothing is asked of the database where they changed none."""
-    rows = [row for turn in turns.values() for row in _rows(turn, now)]
+async def save(connection: AsyncConnection, updates: Mapping[UUID, TaskUpdate], now: datetime) -> None:
+    """Write the builds that these updates changed; without any there is no statement."""
+    rows = [row for update in updates.values() for row in _rows(update, now)]
     if rows:
         await builds.save(connection, rows)
 
 
-def _rows(turn: Turn, now: datetime) -> Iterator[BuildRow]:
-    """The builds that were the latest one during the turn, as they stand since; one that is as it was is left out."""
-    task, before = turn.task, turn.before
+def _rows(update: TaskUpdate, now: datetime) -> Iterator[BuildRow]:
+    """The builds that were the latest one during the batch, as they stand since; one that is as it was is left out."""
+    task, before = update.task, update.before
     if task is None or task is before:
         return
     held = before.memory if before else None
     known = None
-    for memory in (*turn.displaced, task.memory):
+    for memory in (*update.superseded, task.memory):
         if held is None or _moved(held, memory):
             known = known or (_row(task.id, held, now) if held else None)
             row = _row(task.id, memory, now)

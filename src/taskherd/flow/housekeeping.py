@@ -6,9 +6,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from taskherd.broker import dead
+from taskherd.core.outcome import DeadLetterReason
 from taskherd.store import commands, parked, partitions, stats, workers
 from taskherd.store.engine import transaction
-from taskherd.wire.dead import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -51,7 +51,7 @@ class Housekeeping:
     async def expire_parked_once(self, now: datetime) -> int:
         """Bury reports whose task never came; how many. A letter is confirmed before its row is gone."""
         ground = self._ground
-        reason = Reason.PARKED_EXPIRED.value
+        reason = DeadLetterReason.PARKED_EXPIRED.value
         async with transaction(ground.engine) as connection:
             rows = await parked.expired(connection, now - ground.terms.parked_ttl, AT_ONCE)
             for row in rows:

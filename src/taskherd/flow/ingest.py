@@ -1,7 +1,7 @@
-"""The reports' door: deliveries in batches through the corridor, what is bad to the dead letters, then the ack.
+"""Consume reports: decode deliveries in batches, reconcile them, send invalid messages to the dead letters, then ack.
 
-A delivery is acked when all that it said is committed or buried, and not before; so whatever dies in between, it comes
-again. An outage is waited out with the batch in hand: handing deliveries back would only wear them out.
+A delivery is acked only when all its reports are committed or are dead letters; after a crash in between it is
+delivered again. An outage is waited out with the batch in hand: handing deliveries back would only use up their limit.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING
 import structlog
 
 from taskherd.broker import dead
-from taskherd.core.turn import Fate
+from taskherd.core.outcome import ReportOutcome
 from taskherd.errors import Unavailable
-from taskherd.flow.aside import REFUSED
 from taskherd.flow.batch import POISON, Batch
 from taskherd.flow.corridor import reconcile
 from taskherd.flow.lanes import Lanes, Load
@@ -28,7 +27,6 @@ from taskherd.observe.failpoints import Failpoint
 from taskherd.observe.tracing import LINKS_MOST, carried
 from taskherd.store.engine import DataError
 from taskherd.wire.codec import Bad, decode_reports
-from taskherd.wire.dead import Reason
 from taskherd.wire.split import elements as elements_of
 
 if TYPE_CHECKING:
@@ -47,13 +45,13 @@ log = structlog.get_logger(__name__)
 TICK = timedelta(microseconds=1)
 LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
-IDS_TOLD = 5
-"""Task ids that a log line names at most."""
+MAX_LOGGED = 5
+"""How many task ids or dead letters a log line names at most."""
 
 
 @dataclass(slots=True)
-class Judged:
-    """The reports of some deliveries, where each came from, and what can't be taken."""
+class DecodedBatch:
+    """The reports of some deliveries, the delivery and array index that each came from, and what was not valid."""
 
     deliveries: Sequence[Delivery]
     reports: list[Report] = field(default_factory=list)
@@ -63,21 +61,21 @@ class Judged:
 
     @property
     def load(self) -> Load:
-        """What these deliveries occupy a lane with."""
+        """The tasks and the number of deliveries that this batch occupies."""
         tasks = frozenset([report.task_id for report in self.reports])
         return Load(tasks, len(self.deliveries), alone=any(each.suspect for each in self.deliveries))
 
     @property
     def traces(self) -> list[Carrier]:
-        """The traces that the first of these deliveries belong to; headers without one are not decoded."""
+        """The traces of the first of these deliveries; headers without one are not decoded."""
         return [carried(each.headers) for each in self.deliveries[:LINKS_MOST] if each.traced]
 
 
 class Ingest:
-    """Takes report deliveries until its intake ends."""
+    """Consume report deliveries until the intake ends."""
 
     def __init__(self, intake: Intake, ground: Ground, relay: Relay, probe: Probe) -> None:
-        """Wire the door to what stands behind it."""
+        """Begin with nothing in hand."""
         self._intake = intake
         self._ground = ground
         self._relay = relay
@@ -87,7 +85,7 @@ class Ingest:
 
     @property
     def in_hand(self) -> int:
-        """How many deliveries are on their way."""
+        """How many deliveries are being processed."""
         return self._lanes.in_hand if self._lanes else 0
 
     async def run(self, most: int, wait: float) -> None:
@@ -95,82 +93,84 @@ class Ingest:
         async with asyncio.TaskGroup() as group:
             self._lanes = lanes = Lanes(group)
             while deliveries := await self._intake.batch(most, wait):
-                for part in _apart(deliveries):
+                for part in _isolate_suspects(deliveries):
                     self._ground.hit(Failpoint.RECEIVE)
-                    judged = self._judge(part)
-                    await lanes.send(judged.load, partial(self._take, judged))
+                    decoded = self._decode(part)
+                    await lanes.send(decoded.load, partial(self._process, decoded))
                 await lanes.free(lambda: self._intake.buffered >= most)
 
-    async def _take(self, judged: Judged, before: asyncio.Task[None] | None) -> None:
-        """Bring a batch through: fold, commit, bury what is bad, ack after ``before``; the relay tells the rest."""
+    async def _process(self, decoded: DecodedBatch, before: asyncio.Task[None] | None) -> None:
+        """Reconcile a batch, send its dead letters, and ack it after ``before``."""
         try:
-            with self._ground.tracing.span("batch", links=judged.traces, deliveries=len(judged.deliveries)):
-                fates = await self._fold(judged.reports)
+            with self._ground.tracing.span("batch", links=decoded.traces, deliveries=len(decoded.deliveries)):
+                outcomes = await self._reconcile(decoded.reports)
                 self._ground.hit(Failpoint.POST_COMMIT)
-                await self._bury(judged, fates)
+                await self._send_dead_letters(decoded, outcomes)
         except Unavailable as error:
-            log.warning("batch given back", deliveries=len(judged.deliveries), reason=str(error))
+            log.warning("batch given back", deliveries=len(decoded.deliveries), reason=str(error))
             return
         if before is not None:
             await asyncio.wait({before})
-        acked = await self._intake.ack(judged.deliveries)
+        acked = await self._intake.ack(decoded.deliveries)
         self._ground.hit(Failpoint.POST_ACK)
-        for delivery in judged.probes:
+        for delivery in decoded.probes:
             self._probe.back(delivery)
-        self._count(judged, fates)
-        tasks = [str(report.task_id) for report in judged.reports[:IDS_TOLD]]
-        log.debug("batch", deliveries=len(judged.deliveries), reports=len(judged.reports), acked=acked, task_ids=tasks)
+        self._count(decoded, outcomes)
+        tasks = [str(report.task_id) for report in decoded.reports[:MAX_LOGGED]]
+        log.debug(
+            "batch", deliveries=len(decoded.deliveries), reports=len(decoded.reports), acked=acked, task_ids=tasks
+        )
 
-    def _judge(self, deliveries: Sequence[Delivery]) -> Judged:
+    def _decode(self, deliveries: Sequence[Delivery]) -> DecodedBatch:
         now = max(self._ground.now(), self._taken_until)
-        judged = Judged(deliveries)
+        decoded = DecodedBatch(deliveries)
         for delivery in deliveries:
             if delivery.redelivered:
                 self._ground.metrics.redeliveries.inc()
             if is_probe(delivery):
-                judged.probes.append(delivery)
+                decoded.probes.append(delivery)
                 continue
             elements = decode_reports(delivery.body, now)
             now += len(elements) * TICK  # so that reports without a seq keep the order in which they came
             single = len(elements) == 1 and not delivery.body.lstrip().startswith(b"[")
             for index, element in enumerate(elements):
                 if isinstance(element, Bad):
-                    judged.bad.append((delivery, element))
+                    decoded.bad.append((delivery, element))
                 else:
-                    judged.reports.append(element.report)
-                    judged.origins.append((delivery, None if single else index))
+                    decoded.reports.append(element.report)
+                    decoded.origins.append((delivery, None if single else index))
                     for what, count in element.notes.items():
                         self._ground.metrics.texts_cleaned.labels(what).inc(count)
         self._taken_until = now
-        return judged
+        return decoded
 
-    async def _fold(self, reports: Sequence[Report]) -> list[Fate | Reason]:
-        """The fates of the reports; a reason for one that can't be taken, found by halving."""
+    async def _reconcile(self, reports: Sequence[Report]) -> list[ReportOutcome]:
+        """Return the outcome of each report; one that makes its batch fail is found by bisection."""
         if not reports:
             return []
         began = perf_counter()
         try:
-            outcome = await self._ground.persist(
+            result = await self._ground.persist(
                 lambda: reconcile(self._ground, Batch(reports), self._ground.now()), "database"
             )
         except POISON as error:
             if len(reports) == 1:
                 log.warning("report can't be taken", task_id=str(reports[0].task_id), reason=repr(error)[:200])
-                return [Reason.DATA_ERROR if isinstance(error, DataError) else Reason.FAULT]
+                return [ReportOutcome.DATA_ERROR if isinstance(error, DataError) else ReportOutcome.FAULT]
             self._ground.metrics.batch_failures.labels("bisected").inc()
             half = len(reports) // 2
-            return [*await self._fold(reports[:half]), *await self._fold(reports[half:])]
+            return [*await self._reconcile(reports[:half]), *await self._reconcile(reports[half:])]
         self._ground.metrics.batch_seconds.observe(perf_counter() - began)
-        self._relay.offer(outcome.changes, requested=bool(outcome.requested))
-        return list(outcome.fates)
+        self._relay.offer(result.changes, requested=result.requested)
+        return result.outcomes
 
-    async def _bury(self, judged: Judged, fates: Sequence[Fate | Reason]) -> None:
-        letters = list(judged.bad)
-        for (delivery, index), fate in zip(judged.origins, fates, strict=True):
-            if isinstance(fate, Reason) or fate in REFUSED:
-                reason = Reason(fate.value)
+    async def _send_dead_letters(self, decoded: DecodedBatch, outcomes: Sequence[ReportOutcome]) -> None:
+        """Publish what was not valid and the reports that were refused, and wait until the broker confirms it."""
+        letters = list(decoded.bad)
+        for (delivery, index), outcome in zip(decoded.origins, outcomes, strict=True):
+            if outcome.dead_letter_reason is not None:
                 body = delivery.body if index is None else (elements_of(delivery.body) or [])[index]
-                letters.append((delivery, Bad(index, reason, DETAILS[reason], body)))
+                letters.append((delivery, Bad(index, outcome.dead_letter_reason, outcome.detail, body)))
         if not letters:
             return
         waiting = [
@@ -188,38 +188,20 @@ class Ingest:
         await self._ground.persist(partial(dead.bury_all, self._ground.publisher, waiting), "broker")
         for _, bad in letters:
             self._ground.metrics.dead_lettered.labels(bad.reason.value).inc()
-        told = [(bad.reason.value, bad.detail[:100]) for _, bad in letters[:IDS_TOLD]]
-        log.warning("dead letters", count=len(letters), first=told)
+        first = [(bad.reason.value, bad.detail[:100]) for _, bad in letters[:MAX_LOGGED]]
+        log.warning("dead letters", count=len(letters), first=first)
 
-    def _count(self, judged: Judged, fates: Sequence[Fate | Reason]) -> None:
-        self._ground.metrics.batch_size.observe(len(judged.deliveries))
-        outcomes = (OUTCOMES.get(fate, "invalid") for fate in fates)
-        counts = Counter(zip((report.type for report in judged.reports), outcomes, strict=True))
-        counts["unknown", "invalid"] += len(judged.bad)
-        for (kind, outcome), count in counts.items():
-            self._ground.metrics.reports.labels(kind, outcome).inc(count)
-
-
-OUTCOMES: dict[Fate | Reason, str] = {
-    Fate.APPLIED: "applied",
-    Fate.UNCHANGED: "unchanged",
-    Fate.STALE: "stale",
-    Fate.PARKED: "parked",
-    Fate.TOMBSTONE: "tombstone",
-    Fate.CONFLICT: "conflict",
-}
-
-DETAILS = {
-    Reason.BUILD_CONFLICT: "The transition is not the one that was asked for under this build number.",
-    Reason.UNKNOWN_INPUT: "The task never had an input of this id.",
-    Reason.PARKED_OVERFLOW: "Too many reports already wait for this task's create.",
-    Reason.DATA_ERROR: "The database can't take the values of this report.",
-    Reason.FAULT: "taskherd failed on this report; see the worker's log of that time.",
-}
+    def _count(self, decoded: DecodedBatch, outcomes: Sequence[ReportOutcome]) -> None:
+        self._ground.metrics.batch_size.observe(len(decoded.deliveries))
+        labels = (outcome.metric for outcome in outcomes)
+        counts = Counter(zip((report.type for report in decoded.reports), labels, strict=True))
+        counts["unknown", "invalid"] += len(decoded.bad)
+        for (kind, label), count in counts.items():
+            self._ground.metrics.reports.labels(kind, label).inc(count)
 
 
-def _apart(deliveries: Sequence[Delivery]) -> Iterator[Sequence[Delivery]]:
-    """The deliveries in order, each that may have killed its readers before by itself."""
+def _isolate_suspects(deliveries: Sequence[Delivery]) -> Iterator[Sequence[Delivery]]:
+    """Yield the deliveries in order, each one that may have crashed workers before by itself."""
     run: list[Delivery] = []
     for delivery in deliveries:
         if delivery.suspect:

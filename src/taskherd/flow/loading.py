@@ -1,11 +1,12 @@
-"""The first third of the corridor: the tasks of a batch, locked in id order, and all that folding them needs to know.
+"""Load a batch: lock its tasks in id order, and read everything that folding them needs.
 
-A task that is not there is looked for a second time under an advisory lock on its id, which a create of that id takes
-too; so a report is either parked before the create looks for parked ones, or it finds the task.
+A task that is not found is looked up again under an advisory lock on its id, which a create of that id takes too; so a
+report is either parked before the create reads the parked ones, or it finds the task.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING
@@ -14,10 +15,9 @@ from taskherd.core import lease as leasing
 from taskherd.core.commands import Create, digest_text
 from taskherd.core.obey import Surroundings, Version
 from taskherd.core.reports import AgentDisconnected, AgentHeartbeat, AgentLifecycle, TaskInput, WorkspaceBuild
-from taskherd.core.task import Task
-from taskherd.core.turn import Rules, Turn
+from taskherd.core.turn import Policies, TaskUpdate
 from taskherd.store import commands as command_log
-from taskherd.store import directory, inputs, leases, memory, parked, tasks
+from taskherd.store import directory, inputs, leases, parked, tasks
 from taskherd.wire.reports import REPORT
 
 if TYPE_CHECKING:
@@ -29,126 +29,124 @@ if TYPE_CHECKING:
 
     from taskherd.core.commands import Command
     from taskherd.core.reports import Report
-    from taskherd.core.turn import Look
     from taskherd.flow.batch import Batch
     from taskherd.flow.ground import Ground
     from taskherd.store.commands import RecordedCommand
-    from taskherd.store.tasks import TaskRow
+    from taskherd.store.tasks import StoredTask
 
 MOVES_CONNECTION = frozenset(kind.type for kind in (WorkspaceBuild, AgentLifecycle, AgentHeartbeat, AgentDisconnected))
-"""The reports that may change whether another heartbeat is news, so that a task's lease has to be at hand."""
+"""The types of reports that may change whether another heartbeat is news, so that their tasks' leases are loaded."""
 
 
 @dataclass(slots=True)
-class Scene:
-    """A batch and what it found: its tasks' rows, a turn for each task, and what the rules need to know."""
+class LoadedBatch:
+    """A batch with the rows of its tasks, an update for each task, and what the policies need to know.
+
+    ``lease_checked`` are the tasks whose leases were looked up, ``leased`` those of them that have one; ``parked`` are
+    the reports that waited for the command's create, with their row ids; ``replied`` is an earlier reply to the same
+    command.
+    """
 
     batch: Batch
-    rows: dict[UUID, TaskRow]
-    turns: dict[UUID, Turn]
-    rules: Rules
-    leases: frozenset[UUID]
-    moved: frozenset[UUID]
+    rows: dict[UUID, StoredTask]
+    updates: dict[UUID, TaskUpdate]
+    policies: Policies
+    lease_checked: frozenset[UUID]
+    leased: frozenset[UUID]
     parked: list[tuple[int, Report]]
     replied: RecordedCommand | None
 
 
 async def load(
     connection: AsyncConnection, ground: Ground, batch: Batch, indexes: Sequence[int], now: datetime
-) -> Scene:
-    """Lock the batch's tasks and read what their turns need."""
+) -> LoadedBatch:
+    """Lock the tasks of the batch's command, timer checks and reports at ``indexes``, and read what they need."""
     reports = [batch.reports[index] for index in indexes]
-    visited = set(batch.looks) | ({batch.command.task_id} if batch.command else set())
+    visited = set(batch.timer_checks) | ({batch.command.task_id} if batch.command else set())
     rows = await _lock(connection, {report.task_id for report in reports} | visited)
-    moved = visited | {report.task_id for report in reports if report.type in MOVES_CONNECTION}
-    held = {lease.task_id: lease for lease in await leases.load(connection, list(moved & rows.keys()))}
+    lease_checked = visited | {report.task_id for report in reports if report.type in MOVES_CONNECTION}
+    held = {lease.task_id: lease for lease in await leases.load(connection, list(lease_checked & rows.keys()))}
+    updates = {task_id: _update(row, held.get(task_id)) for task_id, row in rows.items()}
     waiting: list[tuple[int, Report]] = []
     if isinstance(batch.command, Create) and batch.command.task_id not in rows:
         waiting = await _parked(connection, batch.command.task_id, now)
-    told = [report for report in (*reports, *(report for _, report in waiting)) if isinstance(report, TaskInput)]
-    known, still_open = await _inputs(connection, told, batch.looks)
+    named = {(report.task_id, report.input_id) for report in reports if isinstance(report, TaskInput)}
+    named |= {(task_id, each) for task_id, check in batch.timer_checks.items() for each in check.expired_inputs}
+    known_inputs, open_inputs = await _inputs(connection, named)
+    await _load_queues(connection, updates, named)
     around = await _surroundings(connection, ground, batch.command)
-    return Scene(
+    return LoadedBatch(
         batch=batch,
         rows=rows,
-        turns={task_id: _turn(row, held.get(task_id)) for task_id, row in rows.items()},
-        rules=Rules(ground.patience, ground.delete_backoff, around, still_open, known),
-        leases=frozenset(held),
-        moved=frozenset(moved),
+        updates=updates,
+        policies=Policies(ground.patience, ground.delete_backoff, around, open_inputs, known_inputs),
+        lease_checked=frozenset(lease_checked),
+        leased=frozenset(held),
         parked=waiting,
         replied=await _replied(connection, batch.command, now),
     )
 
 
-def _turn(row: TaskRow, lease: leasing.Lease | None) -> Turn:
-    task = _task(row)
+def _update(row: StoredTask, lease: leasing.Lease | None) -> TaskUpdate:
+    task = row.task
     if lease is not None:
         task = leasing.with_lease(task, lease)
-    return Turn(task, task, own=row.document)
+    return TaskUpdate(task, task, own=row.document)
 
 
-async def _lock(connection: AsyncConnection, ids: set[UUID]) -> dict[UUID, TaskRow]:
-    rows = {row.id: row for row in await tasks.lock(connection, list(ids))}
+async def _lock(connection: AsyncConnection, ids: set[UUID]) -> dict[UUID, StoredTask]:
+    rows = {row.task.id: row for row in await tasks.lock(connection, list(ids))}
     missing = sorted(ids - rows.keys())
     if missing:
         await parked.advisory(connection, missing)
-        rows.update((row.id, row) for row in await tasks.lock(connection, missing))
+        rows.update((row.task.id, row) for row in await tasks.lock(connection, missing))
     return rows
 
 
-def _task(row: TaskRow) -> Task:
-    return Task(
-        id=row.id,
-        owner_id=row.owner_id,
-        organization_id=row.organization_id,
-        template_id=row.template_id,
-        template_version_id=row.template_version_id,
-        preset_id=row.preset_id,
-        name=row.name,
-        display_name=row.display_name,
-        prompt=row.prompt,
-        prompt_version=row.prompt_version,
-        created_at=row.created_at,
-        updated_at=row.updated_at,
-        version=row.version,
-        deleted_at=row.deleted_at,
-        memory=memory.loads(row.id, row.memory),
-    )
-
-
 async def _parked(connection: AsyncConnection, task_id: UUID, now: datetime) -> list[tuple[int, Report]]:
-    """What is parked for a task, with the row of each; it was well formed when it was parked."""
+    """Return the reports parked for a task, with their row ids; each was well formed when it was parked."""
     return [
         (row.id, REPORT.validate_json(row.report).to_core(now, {})) for row in await parked.read(connection, [task_id])
     ]
 
 
 async def _replied(connection: AsyncConnection, command: Command | None, now: datetime) -> RecordedCommand | None:
-    """What was replied to this command before; else it is claimed, and its reply is to be recorded."""
+    """Return the earlier reply to this command; if there is none, claim the command, to record its reply later."""
     if command is None:
         return None
     return (await command_log.claim(connection, [(command.command_id, digest(command))], now)).get(command.command_id)
 
 
 def digest(command: Command) -> bytes:
-    """What tells a command that comes again from another one under the same id."""
+    """Return a digest by which a repeated command differs from another one under the same id."""
     return sha256(digest_text(command).encode()).digest()
 
 
 async def _inputs(
-    connection: AsyncConnection, told: Sequence[TaskInput], looks: Mapping[UUID, Look]
+    connection: AsyncConnection, named: set[tuple[UUID, UUID]]
 ) -> tuple[frozenset[UUID], frozenset[UUID]]:
-    """Of the inputs that reports and looks speak of: those that their task really had, and those still undecided."""
-    spoken = {(report.task_id, report.input_id) for report in told}
-    spoken |= {(task_id, input_id) for task_id, look in looks.items() for input_id in look.expired_inputs}
-    if not spoken:
+    """Return which of these inputs, named with their tasks, exist, and which of those are not decided yet."""
+    if not named:
         return frozenset(), frozenset()
-    found = await inputs.load(connection, sorted({input_id for _, input_id in spoken}))
-    real = [row for row in found if (row.task_id, row.input_id) in spoken]
+    found = await inputs.load(connection, sorted({input_id for _, input_id in named}))
+    known = [row for row in found if (row.task_id, row.input_id) in named]
     return (
-        frozenset(row.input_id for row in real),
-        frozenset(row.input_id for row in real if row.decided_at is None),
+        frozenset(row.input_id for row in known),
+        frozenset(row.input_id for row in known if row.decided_at is None),
     )
+
+
+async def _load_queues(
+    connection: AsyncConnection, updates: Mapping[UUID, TaskUpdate], named: set[tuple[UUID, UUID]]
+) -> None:
+    """Give each update the first inputs of its queue, so many that one is left whichever of them the batch decides."""
+    counted = [task_id for task_id, update in updates.items() if update.known.memory.inbox.queued]
+    if not counted:
+        return
+    decisions = Counter(task_id for task_id, _ in named)
+    queues = await inputs.first_queued(connection, {task_id: 1 + decisions[task_id] for task_id in counted})
+    for task_id, queue in queues.items():
+        updates[task_id].queue = queue
 
 
 async def _surroundings(connection: AsyncConnection, ground: Ground, command: Command | None) -> Surroundings:

@@ -1,4 +1,4 @@
-"""The commands' door: one command, one transaction, one reply; its queue is its own, so no backlog stands before it."""
+"""Consume commands: one command, one transaction, one reply. They have a queue of their own, without a backlog."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import structlog
 
 from taskherd.broker import dead
 from taskherd.broker.publish import Published
+from taskherd.core.outcome import DeadLetterReason
 from taskherd.errors import Unavailable
 from taskherd.flow.batch import POISON, Batch
 from taskherd.flow.corridor import reconcile
@@ -16,7 +17,6 @@ from taskherd.observe.tracing import carried
 from taskherd.store.engine import DataError
 from taskherd.wire import replies
 from taskherd.wire.codec import Bad, decode_command
-from taskherd.wire.dead import Reason
 
 if TYPE_CHECKING:
     from taskherd.broker.consume import Intake
@@ -31,10 +31,10 @@ AT_ONCE = 100
 
 
 class Orders:
-    """Takes commands until its intake ends."""
+    """Consume commands until the intake ends."""
 
     def __init__(self, intake: Intake, ground: Ground, relay: Relay) -> None:
-        """Wire the door to what stands behind it."""
+        """Begin with nothing in hand."""
         self._intake = intake
         self._ground = ground
         self._relay = relay
@@ -52,7 +52,7 @@ class Orders:
                 await self._intake.ack([delivery])
 
     async def take(self, delivery: Delivery) -> None:
-        """Carry a command out, answer it, and bury what nobody was told of."""
+        """Carry out a command and reply; an invalid one, or one refused without a reply_to, becomes a dead letter."""
         command = decode_command(delivery.body)
         if isinstance(command, Bad):
             self._ground.metrics.commands.labels("unknown", "invalid").inc()
@@ -63,33 +63,33 @@ class Orders:
             reply, repeated = await self._carry_out(command)
         except POISON as error:
             log.warning("command can't be taken", command_id=str(command.command_id), reason=repr(error)[:200])
-            reason = Reason.DATA_ERROR if isinstance(error, DataError) else Reason.FAULT
+            reason = DeadLetterReason.DATA_ERROR if isinstance(error, DataError) else DeadLetterReason.FAULT
             bad = Bad(None, reason, "The values of this command can't be taken.", delivery.body)
             await self._answer(delivery, replies.unreadable(bad))
             await self._bury(delivery, bad)
             return
-        told = orjson.loads(reply)
-        outcome = "repeated" if repeated else "accepted" if told["ok"] else "refused"
+        fields = orjson.loads(reply)
+        outcome = "repeated" if repeated else "accepted" if fields["ok"] else "refused"
         self._ground.metrics.commands.labels(command.type, outcome).inc()
         log.info("command", type=command.type, outcome=outcome, task_id=str(command.task_id))
         if delivery.reply_to:
             await self._answer(delivery, reply, repeated=repeated)
-        elif not told["ok"]:
-            detail = f"{told['error']['status']} {told['error']['message']}"
-            await self._bury(delivery, Bad(None, Reason.COMMAND_REFUSED, detail, delivery.body))
+        elif not fields["ok"]:
+            detail = f"{fields['error']['status']} {fields['error']['message']}"
+            await self._bury(delivery, Bad(None, DeadLetterReason.COMMAND_REFUSED, detail, delivery.body))
 
     async def _carry_out(self, command: Command) -> tuple[bytes, bool]:
-        """The reply, and whether it is one that was given before."""
-        outcome = await self._ground.persist(
+        """Return the reply, and whether it was given before."""
+        result = await self._ground.persist(
             lambda: reconcile(self._ground, Batch(command=command), self._ground.now()), "database"
         )
-        self._relay.offer(outcome.changes, requested=bool(outcome.requested))
-        if outcome.reply is None:
+        self._relay.offer(result.changes, requested=result.requested)
+        if result.reply is None:
             raise AssertionError
-        return outcome.reply, outcome.repeated
+        return result.reply, result.repeated
 
     async def _answer(self, delivery: Delivery, reply: bytes, *, repeated: bool = False) -> None:
-        """Reply, if somebody can be told; a reply that no queue takes is dropped. A header marks a repeated one."""
+        """Send the reply if the command has a reply_to; it is dropped if no queue takes it, and marked if repeated."""
         if not delivery.reply_to:
             return
         published = await self._ground.persist(
@@ -104,7 +104,7 @@ class Orders:
             "broker",
         )
         if published is Published.UNROUTED:
-            log.info("nobody took the reply", correlation_id=delivery.correlation_id)
+            log.info("no queue took the reply", correlation_id=delivery.correlation_id)
 
     async def _bury(self, delivery: Delivery, bad: Bad) -> None:
         origin = dead.origin_of(delivery)

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from taskherd.observe.metrics import Metrics
 
 BODY = b'{"type":"taskherd.probe"}'
-ROUTING_KEY = "taskherd-probe"
 ANSWERS_MOST = 64
 
 

@@ -1,116 +1,146 @@
-"""The last third of the corridor: one statement for each table that a batch touches, then what is to be told.
+"""Save a batch: derive what changed for readers, then write it with one statement for each table.
 
-A task's document is compared as text with the one that its row holds: they differ, or nothing happened that a reader
-could see. Then the version rises by one, and the row, the event and its place in the outbox are written together.
+A task's document is compared as text with the one in its row; only where they differ did something happen that a
+reader can see. Then the version rises by one, and the row, the event and its entry in the outbox are written together.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import orjson
 
 from taskherd.core import lease as leasing
 from taskherd.core.obey import Refused
-from taskherd.core.turn import Cause, Fate, due_at
+from taskherd.core.turn import Cause, due_at
 from taskherd.core.value import replace
 from taskherd.core.view import view
 from taskherd.errors import Retry
-from taskherd.flow import aside, builds
+from taskherd.flow import builds, related_rows
 from taskherd.flow.batch import Change
 from taskherd.flow.loading import digest
 from taskherd.store import commands as command_log
-from taskherd.store import directory, leases, memory, tasks
+from taskherd.store import directory, leases, tasks
 from taskherd.wire import document, events, replies
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
+    from uuid import UUID
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from taskherd.core.commands import Command
-    from taskherd.core.task import Task
-    from taskherd.core.turn import Turn
-    from taskherd.core.view import Status, View
-    from taskherd.flow.batch import Outcome
-    from taskherd.flow.ground import Ground
-    from taskherd.flow.loading import Scene
+    from taskherd.core.lease import Lease
+    from taskherd.core.liveness import Patience
+    from taskherd.core.turn import TaskUpdate
+    from taskherd.core.view import View
+    from taskherd.flow.batch import BatchResult
+    from taskherd.flow.loading import LoadedBatch
 
 
 CLASH = Refused(409, replies.USED_BEFORE)
 
 
-async def save(connection: AsyncConnection, ground: Ground, scene: Scene, outcome: Outcome) -> None:
-    """Write what the turns came to, and note in the outcome what is to be told of it."""
-    batch, turns = scene.batch, scene.turns
-    now = outcome.now
-    await aside.save_inbox(connection, turns, now)
-    await aside.save_logs(connection, turns, now)
-    saved: list[tasks.SavedTask] = []
-    created: list[tasks.TaskRow] = []
-    changes: list[Change] = []
-    for task_id, turn in turns.items():
-        if turn.task is None:
+@dataclass(slots=True)
+class Writes:
+    """What a folded batch writes to tasks and leases, and the changes to publish."""
+
+    created: list[tasks.StoredTask] = field(default_factory=list)
+    saved: list[tasks.StoredTask] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
+    leases: list[Lease] = field(default_factory=list)
+    ended_leases: list[UUID] = field(default_factory=list)
+
+
+def derive(loaded: LoadedBatch, patience: Patience, now: datetime) -> Writes:
+    """Return what the updates of a folded batch come to; each update then holds its task's new version and document."""
+    checks = loaded.batch.timer_checks
+    writes = Writes()
+    for task_id, update in loaded.updates.items():
+        if update.task is None:
             continue
-        if turn.before is not None and turn.task is turn.before and task_id not in batch.looks:
+        if update.before is not None and update.task is update.before and task_id not in checks:
             continue
-        seen = view(turn.task.memory, turn.task.name)
-        own, change = _change(turn, seen, now)
+        seen = view(update.task.memory, update.task.name)
+        own, change = _change(update, seen, now)
         if change:
-            turn.task = change.task
-            changes.append(change)
-        turn.own = own
-        look = batch.looks.get(task_id)
-        due = due_at(turn.task.memory, look.since if look else None, now, ground.patience)
-        if turn.before is None:
-            created.append(_new_row(turn.task, seen.status, own, due))
+            update.task = change.task
+            writes.changes.append(change)
+        update.own = own
+        check = checks.get(task_id)
+        due = due_at(update.task.memory, check.since if check else None, now, patience)
+        if update.before is None:
+            writes.created.append(tasks.StoredTask(update.task, seen.status.value, own, due))
         else:
-            moved = look is not None or due != scene.rows[task_id].due_at
-            saved.append(_row(turn.task, seen.status, own, due, moved=moved))
-    if created and len(await tasks.insert_tasks(connection, created)) < len(created):
+            moved = check is not None or due != loaded.rows[task_id].due_at
+            writes.saved.append(tasks.StoredTask(update.task, seen.status.value, own, due, moved))
+    _derive_leases(loaded, writes)
+    return writes
+
+
+def _derive_leases(loaded: LoadedBatch, writes: Writes) -> None:
+    """Give every task whose lease was looked up the lease that it has now, or none."""
+    for task_id in sorted(loaded.lease_checked & loaded.updates.keys()):
+        task = loaded.updates[task_id].task
+        if task is not None and task.deleted_at is None:
+            lease = leasing.of(task_id, task.memory)
+            if lease is not None:
+                writes.leases.append(lease)
+    writes.ended_leases = sorted(loaded.leased - {lease.task_id for lease in writes.leases})
+
+
+async def save(connection: AsyncConnection, loaded: LoadedBatch, writes: Writes, result: BatchResult) -> None:
+    """Write what was decided for a batch, and put the command's reply into the result.
+
+    Raises:
+        Retry: a task of that name or id was created meanwhile.
+    """
+    updates, now = loaded.updates, result.now
+    await related_rows.save_inbox(connection, updates, now)
+    await related_rows.save_logs(connection, updates, now)
+    if writes.created and len(await tasks.insert_tasks(connection, writes.created)) < len(writes.created):
         raise Retry("a task of that name or id was created meanwhile")
-    if saved or changes:
-        await tasks.save(connection, saved, [_event(change) for change in changes])
-    await _save_prompts(connection, changes)
-    await _save_leases(connection, scene)
-    await aside.save_requests(connection, turns, now, outcome)
-    await builds.save(connection, turns, now)
-    await aside.park(connection, ground, scene, outcome)
-    if batch.command:
-        outcome.reply = await _reply(connection, scene, batch.command, outcome)
-    outcome.changes.extend(changes)
-    told = {change.task.id for change in changes}
-    for task_id, turn in turns.items():
-        _tell_fates(turn, outcome, changed=task_id in told)
+    if writes.saved or writes.changes:
+        await tasks.save(connection, writes.saved, [_event(change) for change in writes.changes])
+    await _save_prompts(connection, writes.changes)
+    if writes.leases:
+        await leases.upsert(connection, writes.leases)
+    if writes.ended_leases:
+        await leases.remove(connection, writes.ended_leases)
+    await related_rows.save_requests(connection, updates, now)
+    await builds.save(connection, updates, now)
+    if loaded.batch.command:
+        result.reply = await _reply(connection, loaded, loaded.batch.command, result)
 
 
-def _change(turn: Turn, seen: View, now: datetime) -> tuple[str, Change | None]:
+def _change(update: TaskUpdate, seen: View, now: datetime) -> tuple[str, Change | None]:
     """The task's own part of its document as text, and the change if a reader can see one."""
-    task, before = turn.known, turn.before
-    said = document.own(seen, task)
-    own = orjson.dumps(said).decode()
+    task, before = update.known, update.before
+    fields = document.own(seen, task)
+    own = orjson.dumps(fields).decode()
     if before is None:
-        changed = tuple(sorted({*said, "initial_prompt"}))
-        return own, Change(task, events.Kind.CREATED, own, changed, _cause(turn))
+        changed = tuple(sorted({*fields, "initial_prompt"}))
+        return own, Change(task, events.Kind.CREATED, own, changed, _cause(update))
     if before.deleted_at is not None:
         return own, None
-    if task.deleted_at is not None:  # told with the last document: asking for the delete's build is not part of it
+    if task.deleted_at is not None:  # with its last document, which the request for the delete's build is not part of
         task = replace(task, version=before.version + 1, updated_at=now)
-        return turn.own, Change(task, events.Kind.DELETED, turn.own, (), _cause(turn))
-    if own == turn.own and task.prompt == before.prompt:
+        return update.own, Change(task, events.Kind.DELETED, update.own, (), _cause(update))
+    if own == update.own and task.prompt == before.prompt:
         return own, None
-    changed = document.changes(orjson.loads(turn.own), said)
+    changed = document.changes(orjson.loads(update.own), fields)
     version = before.version + 1
     prompt_version = task.prompt_version
     if task.prompt != before.prompt:
         changed, prompt_version = tuple(sorted({*changed, "initial_prompt"})), version
     task = replace(task, version=version, updated_at=now, prompt_version=prompt_version)
-    return own, Change(task, events.Kind.UPDATED, own, changed, _cause(turn))
+    return own, Change(task, events.Kind.UPDATED, own, changed, _cause(update))
 
 
-def _cause(turn: Turn) -> str:
-    cause = turn.cause or Cause("sweep", "task.looked_at")
+def _cause(update: TaskUpdate) -> str:
+    cause = update.cause or Cause("sweep", "task.looked_at")
     if cause.id is not None or cause.actor_id is not None:
         return _cause_text(cause)
     text = _CAUSES.get((cause.kind, cause.type))
@@ -120,69 +150,22 @@ def _cause(turn: Turn) -> str:
 
 
 _CAUSES: dict[tuple[str, str], str] = {}
-"""The texts of causes that are only a kind and a type: one for each type of report, and what sweeps find."""
+"""Cached texts of causes that are only a kind and a type: one for each type of report, and those of sweeps."""
 
 
 def _cause_text(cause: Cause) -> str:
-    """A cause as events carry it; what is not known is left out."""
-    said = {"kind": cause.kind, "type": cause.type, "id": cause.id, "actor_id": cause.actor_id}
-    return orjson.dumps({name: str(value) for name, value in said.items() if value is not None}).decode()
+    """Return a cause as events carry it, without the fields that are not known."""
+    fields = {"kind": cause.kind, "type": cause.type, "id": cause.id, "actor_id": cause.actor_id}
+    return orjson.dumps({name: str(value) for name, value in fields.items() if value is not None}).decode()
 
 
-def _row(task: Task, status: Status, own: str, due: datetime | None, *, moved: bool) -> tasks.SavedTask:
-    return tasks.SavedTask(
-        id=task.id,
-        version=task.version,
-        updated_at=task.updated_at,
-        deleted_at=task.deleted_at,
-        status=status.value,
-        document=own,
-        memory=memory.dumps(task.memory),
-        due_at=due,
-        prompt_version=task.prompt_version,
-        due_moved=moved,
-    )
-
-
-def _new_row(task: Task, status: Status, own: str, due: datetime | None) -> tasks.TaskRow:
-    return tasks.TaskRow(
-        id=task.id,
-        owner_id=task.owner_id,
-        organization_id=task.organization_id,
-        template_id=task.template_id,
-        template_version_id=task.template_version_id,
-        preset_id=task.preset_id,
-        name=task.name,
-        display_name=task.display_name,
-        created_at=task.created_at,
-        version=task.version,
-        updated_at=task.updated_at,
-        deleted_at=task.deleted_at,
-        status=status.value,
-        document=own,
-        memory=memory.dumps(task.memory),
-        due_at=due,
-        prompt_version=task.prompt_version,
-        prompt=task.prompt,
-    )
-
-
-def _event(change: Change) -> tasks.EventRow:
-    return tasks.EventRow(
-        task_id=change.task.id,
-        version=change.task.version,
-        occurred_at=change.task.updated_at,
-        kind=change.kind.value,
-        document=change.own,
-        changes=change.changes,
-        cause=change.cause,
-        prompt_version=change.task.prompt_version,
-    )
+def _event(change: Change) -> tasks.TaskEvent:
+    return tasks.TaskEvent(change.task, change.kind.value, change.own, change.changes, change.cause)
 
 
 async def _save_prompts(connection: AsyncConnection, changes: Sequence[Change]) -> None:
     new = [
-        tasks.Prompt(change.task.id, change.task.version, change.task.prompt)
+        change.task
         for change in changes
         if change.kind is not events.Kind.CREATED and change.task.prompt_version == change.task.version
     ]
@@ -190,45 +173,23 @@ async def _save_prompts(connection: AsyncConnection, changes: Sequence[Change]) 
         await tasks.add_prompts(connection, new)
 
 
-async def _save_leases(connection: AsyncConnection, scene: Scene) -> None:
-    """Give every task whose lease was looked up the lease that it now has, or none."""
-    now_leased = []
-    for task_id in sorted(scene.moved):
-        task = scene.turns[task_id].task
-        if task is not None and task.deleted_at is None:
-            lease = leasing.of(task_id, task.memory)
-            if lease is not None:
-                now_leased.append(lease)
-    if now_leased:
-        await leases.upsert(connection, now_leased)
-    ended = sorted(scene.leases - {lease.task_id for lease in now_leased})
-    if ended:
-        await leases.remove(connection, ended)
-
-
-async def _reply(connection: AsyncConnection, scene: Scene, command: Command, outcome: Outcome) -> bytes:
-    """The reply to the command: what the same command got before, or what is kept for it from now on."""
-    if scene.replied:
-        outcome.repeated = True
-        same = scene.replied.digest == digest(command)
-        return scene.replied.reply.encode() if same else replies.refused(CLASH)
-    turn = scene.turns[command.task_id]
-    answer = turn.answer
+async def _reply(connection: AsyncConnection, loaded: LoadedBatch, command: Command, result: BatchResult) -> bytes:
+    """Return the reply to the command: the one that it got before, or a new one, which is recorded."""
+    if loaded.replied:
+        result.repeated = True
+        same = loaded.replied.digest == digest(command)
+        return loaded.replied.reply.encode() if same else replies.refused(CLASH)
+    update = loaded.updates[command.task_id]
+    answer = update.answer
     if answer is None:
         raise AssertionError
     if isinstance(answer, Refused):
         reply = replies.refused(answer)
     else:
-        task = turn.known
+        task = update.known
         pair = (task.owner_id, task.template_version_id)
         names = (await directory.names(connection, [pair]))[pair]
-        rendered = document.render(orjson.loads(turn.own), task.prompt, names, task.updated_at)
+        rendered = document.render(orjson.loads(update.own), task.prompt, names, task.updated_at)
         reply = replies.accepted(rendered, task.version, input_id=answer.input_id, queued=answer.queued)
     await command_log.record(connection, [(command.command_id, reply.decode())])
     return reply
-
-
-def _tell_fates(turn: Turn, outcome: Outcome, *, changed: bool) -> None:
-    for index, fate in turn.fates:
-        if index >= 0 and fate is not Fate.PARKED:
-            outcome.fates[index] = Fate.APPLIED if changed and fate is Fate.UNCHANGED else fate

@@ -1,7 +1,7 @@
-"""The sweeper: notices what nobody reports, and closes the distance between what was asked for and what is.
+"""The sweeper: notices what no report tells, and retries until what was requested is there.
 
-Of the live workers the first by id sweeps. It judges silence only since the watermark, which any gap in any worker's
-listening moves; what it finds goes through the corridor like everything else.
+Of the live workers, the one with the lowest id sweeps. It counts silence only from the watermark, which every gap in a
+worker's consuming moves; what it finds goes through the corridor like everything else.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from taskherd.core.liveness import SKEW_MOST, Brake, Listening, brake, watermark
-from taskherd.core.turn import Look
+from taskherd.core.turn import TimerCheck
 from taskherd.core.value import replace
 from taskherd.errors import Retry, Unavailable
 from taskherd.flow.batch import Batch
@@ -43,12 +43,12 @@ FORGOTTEN = timedelta(seconds=60)
 
 
 class Sweeper:
-    """Looks at the timers, again and again."""
+    """Check the timers, again and again."""
 
     def __init__(
         self, worker_id: str, ground: Ground, relay: Relay, probe: Probe, correct: Callable[[datetime], bool]
     ) -> None:
-        """Begin with no watermark: nothing was listened to before. ``correct`` sets the clock; whether it jumped."""
+        """Begin without a watermark. ``correct`` sets the clock and returns whether it jumped."""
         self._id = worker_id
         self._ground = ground
         self._relay = relay
@@ -61,7 +61,7 @@ class Sweeper:
         self._housekeeping = Housekeeping(ground)
 
     async def run(self, every: float) -> None:
-        """Sweep ``every`` so many seconds until stopping; trouble is told and waited out."""
+        """Sweep ``every`` so many seconds until stopping; outages are reported and waited out."""
         stopping = self._ground.stopping
         while not stopping.is_set():
             try:
@@ -78,12 +78,12 @@ class Sweeper:
                 continue
 
     async def leave(self) -> None:
-        """Say that this worker ends of its own accord, so that the others need not wait for it."""
+        """Remove this worker from the live ones as it stops, so that the others need not wait for it."""
         async with transaction(self._ground.engine) as connection:
             await workers.gone(connection, self._id)
 
     async def sweep_once(self) -> int:
-        """One look at all the timers; how many tasks were looked at. Raises Unavailable."""
+        """Check all timers once, and return how many tasks were checked. Raises Unavailable."""
         rows = await self._check_in()
         now = self._ground.now()
         live = [Listening(row.seen_at, row.drained_since if now - row.seen_at <= FRESH else None) for row in rows]
@@ -96,30 +96,30 @@ class Sweeper:
         if fresh and self._id != min(fresh):
             return 0
         self._ground.metrics.sweeps.inc()
-        looked = 0
+        checked = 0
         if since is not None:
-            looked += await self._look_at_silent(since, now)
-        visit = Look(since, mass_held=self._held_since is not None, counted_at=now)
+            checked += await self._check_silent(since, now)
+        check = TimerCheck(since, mass_held=self._held_since is not None, counted_at=now)
         if since is not None:
-            looked += await self._look_at_inputs(since, visit)
-        looked += await self._look_at_due(visit)
+            checked += await self._check_expired_inputs(since, check)
+        checked += await self._check_due(check)
         await self._housekeeping.tend(now, since)
-        return looked
+        return checked
 
     async def _check_in(self) -> list[workers.WorkerRow]:
-        """Set the clock by the database's, say that we live and since when we listen, and see who else does."""
+        """Set the clock by the database's, record that this worker is live, and return the live workers."""
         async with transaction(self._ground.engine) as connection:
             before = self._ground.now()
-            told = await timers.clock(connection)
-            jumped = self._correct(told)
-            if not self._begun:  # before, the time was this machine's own, and nobody saw what the database's did
-                self._started_at = self._gap_at = told
-                jumped = jumped or await timers.set_back(connection, told + SKEW_MOST)
+            clock = await timers.clock(connection)
+            jumped = self._correct(clock)
+            if not self._begun:  # before, we had this machine's own time, and did not see a jump of the database's
+                self._started_at = self._gap_at = clock
+                jumped = jumped or await timers.set_back(connection, clock + SKEW_MOST)
             if jumped:
-                log.warning("the database's clock jumped", was=before.isoformat(), told=told.isoformat())
+                log.warning("the database's clock jumped", was=before.isoformat(), is_now=clock.isoformat())
                 self._probe.gap()
-                self._gap_at = told
-                await timers.calm(connection, told)
+                self._gap_at = clock
+                await timers.calm(connection, clock)
             row = workers.WorkerRow(self._id, self._started_at, self._ground.now(), self._probe.drained_since)
             await workers.seen(connection, row)
             self._ground.book.refresh(await directory.revision(connection))
@@ -127,19 +127,19 @@ class Sweeper:
         self._begun = True
         return live
 
-    async def _look_at_due(self, visit: Look) -> int:
-        looked = 0
+    async def _check_due(self, check: TimerCheck) -> int:
+        checked = 0
         for _ in range(ROUNDS_MOST):
             async with transaction(self._ground.engine) as connection:
                 due = await tasks.due(connection, self._ground.now(), AT_ONCE)
-            await self._look(dict.fromkeys(due, visit))
-            looked += len(due)
+            await self._check(dict.fromkeys(due, check))
+            checked += len(due)
             if len(due) < AT_ONCE:
                 break
-        return looked
+        return checked
 
-    async def _look_at_silent(self, since: datetime, now: datetime) -> int:
-        """Find agents silent for too long, all of it listened to; a mass of them is held back and looked at again."""
+    async def _check_silent(self, since: datetime, now: datetime) -> int:
+        """Find agents that were silent for too long while we consumed; hold back if there is a mass of them."""
         lost_after = self._ground.patience.agent_lost_after
         if now - since <= lost_after:
             return 0
@@ -153,7 +153,7 @@ class Sweeper:
         self._held_since = None
         self._ground.metrics.mass_silence_held.set(0)
         for start in range(0, len(silent), AT_ONCE):
-            await self._look({task_id: Look(since) for task_id in silent[start : start + AT_ONCE]})
+            await self._check({task_id: TimerCheck(since) for task_id in silent[start : start + AT_ONCE]})
         return len(silent)
 
     def _hold(self, now: datetime, connected: int, silent: int) -> None:
@@ -163,25 +163,25 @@ class Sweeper:
         self._ground.metrics.sweeps_held.inc()
         self._ground.metrics.mass_silence_held.set(1)
 
-    async def _look_at_inputs(self, since: datetime, visit: Look) -> int:
+    async def _check_expired_inputs(self, since: datetime, check: TimerCheck) -> int:
         ttl = self._ground.patience.request_ttl
         if self._ground.now() - since <= ttl:
             return 0
         async with transaction(self._ground.engine) as connection:
             found = await timers.expired_inputs(connection, self._ground.now() - ttl, AT_ONCE)
-        looks: dict[UUID, Look] = {}
+        checks: dict[UUID, TimerCheck] = {}
         for task_id, input_id in found:
-            known = looks.get(task_id, visit)
-            looks[task_id] = replace(known, expired_inputs=(*known.expired_inputs, input_id))
-        await self._look(looks)
+            earlier = checks.get(task_id, check)
+            checks[task_id] = replace(earlier, expired_inputs=(*earlier.expired_inputs, input_id))
+        await self._check(checks)
         self._ground.metrics.requests_given_up.labels("agent.input").inc(len(found))
-        return len(looks)
+        return len(checks)
 
-    async def _look(self, looks: dict[UUID, Look]) -> None:
-        if not looks:
+    async def _check(self, checks: dict[UUID, TimerCheck]) -> None:
+        if not checks:
             return
-        outcome = await reconcile(self._ground, Batch(looks=looks), self._ground.now())
-        for kind in outcome.gave_up:
+        result = await reconcile(self._ground, Batch(timer_checks=checks), self._ground.now())
+        for kind in result.timed_out:
             self._ground.metrics.requests_given_up.labels(f"workspace.{kind}").inc()
-        self._ground.metrics.deletes_retried.inc(outcome.deletes_retried)
-        self._relay.offer(outcome.changes, requested=bool(outcome.requested))
+        self._ground.metrics.deletes_retried.inc(result.deletes_retried)
+        self._relay.offer(result.changes, requested=result.requested)

@@ -32,7 +32,7 @@ _TOLD_BY_US = ("aiormq.connection",)
 
 
 def configure(level: str, form: str, *, secrets: Iterable[str] = (), stream: TextIO | None = None) -> None:
-    """Send the logs of structlog and of the standard library to `stream` (default: stderr), in one form.
+    """Send the logs of structlog and of the standard library, and warnings, to `stream` (default: stderr), in one form.
 
     `level` is debug, info, warning or error; `form` is json, console, or auto: console when `stream` is a terminal.
     `secrets` are texts that are hidden wherever they turn up.
@@ -59,6 +59,7 @@ def configure(level: str, form: str, *, secrets: Iterable[str] = (), stream: Tex
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    logging.captureWarnings(capture=True)
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
     for name in _TOLD_BY_US:

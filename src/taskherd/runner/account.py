@@ -13,7 +13,7 @@ from taskherd.wire import texts
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from taskherd.core.reports import Health, JobStatus, Lifecycle, LogEntry, Outcome, Report, State
+    from taskherd.core.reports import Health, InputOutcome, JobStatus, Lifecycle, LogEntry, Report, State
     from taskherd.runner.journal import Journal
     from taskherd.runner.outbox import Mark, Outbox
     from taskherd.wire.work import Request
@@ -143,7 +143,7 @@ class Account:
             )
         self._say(*said, mark=mark)
 
-    def input(self, input_id: UUID, outcome: Outcome, detail: str | None = None) -> None:
+    def input(self, input_id: UUID, outcome: InputOutcome, detail: str | None = None) -> None:
         """What became of an input."""
         self._say(
             reports.TaskInput(

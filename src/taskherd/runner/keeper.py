@@ -14,7 +14,7 @@ from uuid import UUID
 
 import structlog
 
-from taskherd.core.reports import JobStatus, Outcome, Transition
+from taskherd.core.reports import InputOutcome, JobStatus, Transition
 from taskherd.runner import journal as journals
 from taskherd.runner.account import Account, Seqs
 from taskherd.runner.claims import Claim
@@ -145,7 +145,7 @@ class Keeper:
         for input_id in unclear:
             self._journal.note(input_id, Delivery.FAILED)
             if self._journal.start is not None:
-                self.account(self._journal.start).input(input_id, Outcome.FAILED, UNKNOWN)
+                self.account(self._journal.start).input(input_id, InputOutcome.FAILED, UNKNOWN)
         if unclear:
             await self._save()
         if self._journal.phase is Phase.ACCEPTED and self._journal.build_number:
@@ -225,7 +225,7 @@ class Keeper:
             if request.input_id not in self._journal.inputs:
                 failed = await self._once(request.input_id, request.input)
                 account = self.account(request)
-                account.input(request.input_id, Outcome.FAILED if failed else Outcome.DELIVERED, failed)
+                account.input(request.input_id, InputOutcome.FAILED if failed else InputOutcome.DELIVERED, failed)
                 if failed:
                     self._place.notice(account, f"an input was not delivered: {failed}")
                 self._count(request.type, "failed" if failed else "done")

@@ -15,6 +15,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from taskherd.store.reader import Reader, Row
+from taskherd.store.statements import ColumnArrays, assignments, changing, column_names, stored
+from taskherd.store.tables import task_builds
 from taskherd.store.visible import SEEN
 
 
@@ -33,19 +35,17 @@ class BuildRow:
     at: datetime
 
 
-SAVE: Final = text("""
-INSERT INTO task_builds AS b (
-    build_id, task_id, number, transition, job_status, workspace_id, agent_id, error, created_at, updated_at)
-SELECT build_id, task_id, number, transition, job_status, workspace_id, agent_id, error, at, at
-FROM unnest(
-    CAST(:build_id AS uuid[]), CAST(:task_id AS uuid[]), CAST(:number AS integer[]), CAST(:transition AS text[]),
-    CAST(:job_status AS text[]), CAST(:workspace_id AS uuid[]), CAST(:agent_id AS uuid[]), CAST(:error AS text[]),
-    CAST(:at AS timestamptz[])
-) AS n(build_id, task_id, number, transition, job_status, workspace_id, agent_id, error, at)
+ROWS: Final = ColumnArrays(
+    [column for column in task_builds.c if column.name != "created_at"], attributes={"updated_at": "at"}
+)
+
+SAVE: Final = text(f"""
+INSERT INTO task_builds AS b ({column_names(task_builds.c)})
+SELECT {stored(task_builds.c, instead={"created_at": "updated_at"})}
+FROM {ROWS.unnest("n")}
 ORDER BY build_id
 ON CONFLICT (build_id) DO UPDATE
-SET transition = excluded.transition, job_status = excluded.job_status, workspace_id = excluded.workspace_id,
-    agent_id = excluded.agent_id, error = excluded.error, updated_at = excluded.updated_at
+SET {assignments(changing(task_builds), "excluded")}
 """)
 
 # A build that another displaced before it ended is never heard of again: its job's status is unknown from then on.
@@ -88,8 +88,7 @@ ORDER BY e.version LIMIT $5
 async def save(conn: AsyncConnection, rows: Sequence[BuildRow]) -> None:
     """Write builds of tasks that are locked in this transaction; of one that is given twice the last row counts."""
     last = {row.build_id: row for row in rows}.values()
-    values = {name: [getattr(row, name) for row in last] for name in BuildRow.__slots__}
-    await conn.execute(SAVE, values)
+    await conn.execute(SAVE, ROWS.parameters(last))
 
 
 async def build(reader: Reader, caller: UUID, build_id: UUID) -> Row | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal, TypeAlias
@@ -10,6 +10,9 @@ from uuid import UUID
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
+
+from taskherd.store.statements import ColumnArrays, column_names
+from taskherd.store.tables import inputs
 
 State: TypeAlias = Literal["queued", "sent", "delivered", "failed"]
 
@@ -51,37 +54,41 @@ class Outcome:
     detail: str | None
 
 
-COLUMNS: Final = "input_id, task_id, ordinal, content, state, created_at, sent_at, decided_at, detail, actor_id"
+NEW: Final = [inputs.c[name] for name in ("input_id", "task_id", "content", "created_at", "actor_id")]
+NEW_ROWS: Final = ColumnArrays(NEW)
+OUTCOMES: Final = ColumnArrays([inputs.c[name] for name in ("input_id", "state", "decided_at", "detail")])
 
-APPEND: Final = text("""
-INSERT INTO inputs (input_id, task_id, ordinal, content, state, created_at, actor_id)
-SELECT n.input_id, n.task_id,
+APPEND: Final = text(f"""
+INSERT INTO inputs ({column_names(NEW)}, state, ordinal)
+SELECT {column_names(NEW, "n")}, 'queued',
        COALESCE((SELECT max(i.ordinal) + 1 FROM inputs AS i WHERE i.task_id = n.task_id), 0)
-           + row_number() OVER (PARTITION BY n.task_id ORDER BY n.place) - 1,
-       n.content, 'queued', n.created_at, n.actor_id
-FROM unnest(
-    CAST(:input_id AS uuid[]), CAST(:task_id AS uuid[]), CAST(:content AS text[]), CAST(:created_at AS timestamptz[]),
-    CAST(:actor_id AS uuid[])
-) WITH ORDINALITY AS n(input_id, task_id, content, created_at, actor_id, place)
+           + row_number() OVER (PARTITION BY n.task_id ORDER BY n.place) - 1
+FROM {NEW_ROWS.unnest("n", ordinality="place")}
 """)
 
-LOAD: Final = text(f"SELECT {COLUMNS} FROM inputs WHERE input_id = ANY(CAST(:ids AS uuid[])) ORDER BY task_id, ordinal")
+LOAD: Final = text(f"""
+SELECT {column_names(inputs.c)} FROM inputs WHERE input_id = ANY(CAST(:ids AS uuid[])) ORDER BY task_id, ordinal
+""")
 
-NEXT_QUEUED: Final = text(f"""
-SELECT DISTINCT ON (task_id) {COLUMNS} FROM inputs
-WHERE task_id = ANY(CAST(:ids AS uuid[])) AND decided_at IS NULL AND state = 'queued'
-ORDER BY task_id, ordinal
+FIRST_QUEUED: Final = text("""
+SELECT wanted.task_id, queued.input_id
+FROM unnest(CAST(:task_id AS uuid[]), CAST(:most AS integer[])) AS wanted(task_id, most)
+CROSS JOIN LATERAL (
+    SELECT i.input_id, i.ordinal FROM inputs AS i
+    WHERE i.task_id = wanted.task_id AND i.decided_at IS NULL AND i.state = 'queued'
+    ORDER BY i.ordinal
+    LIMIT wanted.most
+) AS queued
+ORDER BY wanted.task_id, queued.ordinal
 """)
 
 SENT: Final = text("""
 UPDATE inputs SET state = 'sent', sent_at = :at WHERE input_id = ANY(CAST(:ids AS uuid[])) AND state = 'queued'
 """)
 
-DECIDED: Final = text("""
+DECIDED: Final = text(f"""
 UPDATE inputs AS i SET state = o.state, decided_at = o.decided_at, detail = o.detail
-FROM unnest(
-    CAST(:input_id AS uuid[]), CAST(:state AS text[]), CAST(:decided_at AS timestamptz[]), CAST(:detail AS text[])
-) AS o(input_id, state, decided_at, detail)
+FROM {OUTCOMES.unnest("o")}
 WHERE i.input_id = o.input_id AND i.decided_at IS NULL
 RETURNING i.input_id
 """)
@@ -95,14 +102,7 @@ RETURNING input_id
 
 async def append(conn: AsyncConnection, new: Sequence[NewInput]) -> None:
     """Queue inputs in the order given."""
-    values = {
-        "input_id": [row.input_id for row in new],
-        "task_id": [row.task_id for row in new],
-        "content": [row.content for row in new],
-        "created_at": [row.created_at for row in new],
-        "actor_id": [row.actor_id for row in new],
-    }
-    await conn.execute(APPEND, values)
+    await conn.execute(APPEND, NEW_ROWS.parameters(new))
 
 
 async def load(conn: AsyncConnection, ids: Sequence[UUID]) -> list[InputRow]:
@@ -110,9 +110,13 @@ async def load(conn: AsyncConnection, ids: Sequence[UUID]) -> list[InputRow]:
     return [InputRow(*row) for row in await conn.execute(LOAD, {"ids": ids})]
 
 
-async def next_queued(conn: AsyncConnection, task_ids: Sequence[UUID]) -> list[InputRow]:
-    """Return for each of these tasks the input to send next, if it has one."""
-    return [InputRow(*row) for row in await conn.execute(NEXT_QUEUED, {"ids": task_ids})]
+async def first_queued(conn: AsyncConnection, most: Mapping[UUID, int]) -> dict[UUID, list[UUID]]:
+    """Return the ids of the first queued inputs of these tasks, in order, up to as many as `most` says for each."""
+    queues: dict[UUID, list[UUID]] = {}
+    values = {"task_id": list(most), "most": list(most.values())}
+    for task_id, input_id in await conn.execute(FIRST_QUEUED, values):
+        queues.setdefault(task_id, []).append(input_id)
+    return queues
 
 
 async def sent(conn: AsyncConnection, ids: Sequence[UUID], at: datetime) -> None:
@@ -122,13 +126,7 @@ async def sent(conn: AsyncConnection, ids: Sequence[UUID], at: datetime) -> None
 
 async def decided(conn: AsyncConnection, outcomes: Sequence[Outcome]) -> set[UUID]:
     """Record outcomes, at most one for each input; return the inputs that had none yet: the first one stands."""
-    values = {
-        "input_id": [outcome.input_id for outcome in outcomes],
-        "state": [outcome.state for outcome in outcomes],
-        "decided_at": [outcome.decided_at for outcome in outcomes],
-        "detail": [outcome.detail for outcome in outcomes],
-    }
-    return {input_id for (input_id,) in await conn.execute(DECIDED, values)}
+    return {input_id for (input_id,) in await conn.execute(DECIDED, OUTCOMES.parameters(outcomes))}
 
 
 async def fail_all(conn: AsyncConnection, task_ids: Sequence[UUID], at: datetime, detail: str) -> set[UUID]:

@@ -11,14 +11,16 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from taskherd.core.lease import Beat, Lease
+from taskherd.store.statements import ColumnArrays, assignments, changing, column_names
+from taskherd.store.tables import leases
+
+ROWS: Final = ColumnArrays(leases.c)
+"""Both leases and heartbeats: they have the same fields."""
 
 # A repeat (the same seq) is left to the corridor, which knows how to break the tie.
-TOUCH: Final = text("""
+TOUCH: Final = text(f"""
 WITH beats AS (
-    SELECT * FROM unnest(
-        CAST(:task_id AS uuid[]), CAST(:build_number AS integer[]), CAST(:agent_id AS uuid[]),
-        CAST(:seq AS bigint[]), CAST(:observed_at AS timestamptz[]), CAST(:heard_at AS timestamptz[])
-    ) AS b(task_id, build_number, agent_id, seq, observed_at, heard_at)
+    SELECT * FROM {ROWS.unnest("b")}
 ), held AS (
     SELECT l.task_id, b.seq, b.observed_at, b.heard_at
     FROM leases AS l JOIN beats AS b ON b.task_id = l.task_id
@@ -37,22 +39,18 @@ WHERE l.task_id = h.task_id
 RETURNING l.task_id
 """)
 
-LOAD: Final = text("""
-SELECT task_id, build_number, agent_id, seq, observed_at, heard_at
+LOAD: Final = text(f"""
+SELECT {column_names(leases.c)}
 FROM leases WHERE task_id = ANY(CAST(:ids AS uuid[])) ORDER BY task_id
 FOR UPDATE
 """)
 
-UPSERT: Final = text("""
-INSERT INTO leases (task_id, build_number, agent_id, seq, observed_at, heard_at)
-SELECT * FROM unnest(
-    CAST(:task_id AS uuid[]), CAST(:build_number AS integer[]), CAST(:agent_id AS uuid[]),
-    CAST(:seq AS bigint[]), CAST(:observed_at AS timestamptz[]), CAST(:heard_at AS timestamptz[])
-) AS u(task_id, build_number, agent_id, seq, observed_at, heard_at)
+UPSERT: Final = text(f"""
+INSERT INTO leases ({column_names(leases.c)})
+SELECT * FROM {ROWS.unnest("u")}
 ORDER BY task_id
 ON CONFLICT (task_id) DO UPDATE
-SET build_number = excluded.build_number, agent_id = excluded.agent_id, seq = excluded.seq,
-    observed_at = excluded.observed_at, heard_at = excluded.heard_at
+SET {assignments(changing(leases), "excluded")}
 """)
 
 REMOVE: Final = text("""
@@ -67,23 +65,12 @@ SILENT: Final = text("SELECT task_id FROM leases WHERE heard_at < :before ORDER 
 CENSUS: Final = text("SELECT count(*), count(*) FILTER (WHERE heard_at < :before) FROM leases")
 
 
-def _columns(rows: Sequence[Beat] | Sequence[Lease]) -> dict[str, list[object]]:
-    return {
-        "task_id": [row.task_id for row in rows],
-        "build_number": [row.build_number for row in rows],
-        "agent_id": [row.agent_id for row in rows],
-        "seq": [row.seq for row in rows],
-        "observed_at": [row.observed_at for row in rows],
-        "heard_at": [row.heard_at for row in rows],
-    }
-
-
 async def touch(conn: AsyncConnection, beats: Sequence[Beat]) -> set[UUID]:
     """Renew leases that exist and are held by that very build and agent; return the tasks whose lease was renewed.
 
     At most one beat for each task. The others need the corridor: no lease, another build or agent, or a repeat.
     """
-    return {task_id for (task_id,) in await conn.execute(TOUCH, _columns(beats))}
+    return {task_id for (task_id,) in await conn.execute(TOUCH, ROWS.parameters(beats))}
 
 
 async def load(conn: AsyncConnection, ids: Sequence[UUID]) -> list[Lease]:
@@ -94,9 +81,9 @@ async def load(conn: AsyncConnection, ids: Sequence[UUID]) -> list[Lease]:
     return [Lease(*row) for row in rows]
 
 
-async def upsert(conn: AsyncConnection, leases: Sequence[Lease]) -> None:
+async def upsert(conn: AsyncConnection, held: Sequence[Lease]) -> None:
     """Put leases in place, whoever held them before; at most one for each task."""
-    await conn.execute(UPSERT, _columns(leases))
+    await conn.execute(UPSERT, ROWS.parameters(held))
 
 
 async def remove(conn: AsyncConnection, ids: Sequence[UUID]) -> None:

@@ -11,6 +11,9 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from taskherd.store.statements import ColumnArrays, column_names
+from taskherd.store.tables import task_logs
+
 
 @dataclass(frozen=True, slots=True)
 class LogEntry:
@@ -25,13 +28,13 @@ class LogEntry:
     time: datetime
 
 
-# No unique index can span partitions, hence the lookup; the head outlives entries whose partition was dropped.
-APPEND: Final = text("""
+ENTRY: Final = [task_logs.c[name] for name in ("task_id", "build_number", "entry_id", "seq", "type", "content", "time")]
+ENTRIES: Final = ColumnArrays(ENTRY)
+
+# No unique index can span partitions, so entries are looked up; the head outlives those whose partition was dropped.
+APPEND: Final = text(f"""
 WITH incoming AS (
-    SELECT * FROM unnest(
-        CAST(:task_id AS uuid[]), CAST(:build_number AS integer[]), CAST(:entry_id AS bigint[]), CAST(:seq AS bigint[]),
-        CAST(:type AS text[]), CAST(:content AS text[]), CAST(:time AS timestamptz[])
-    ) WITH ORDINALITY AS i(task_id, build_number, entry_id, seq, type, content, time, place)
+    SELECT * FROM {ENTRIES.unnest("i", ordinality="place")}
 ), replaced AS (
     UPDATE task_logs AS l SET seq = i.seq, type = i.type, content = i.content, time = i.time
     FROM incoming AS i
@@ -50,9 +53,8 @@ WITH incoming AS (
     ON CONFLICT (task_id) DO UPDATE SET next_log_id = h.next_log_id + excluded.next_log_id
     RETURNING task_id, next_log_id
 ), added AS (
-    INSERT INTO task_logs (task_id, log_id, build_number, entry_id, seq, type, content, time, logged_at)
-    SELECT f.task_id, h.next_log_id - f.many + f.rank - 1, f.build_number, f.entry_id, f.seq, f.type, f.content, f.time,
-           :logged_at
+    INSERT INTO task_logs ({column_names(ENTRY)}, log_id, logged_at)
+    SELECT {column_names(ENTRY, "f")}, h.next_log_id - f.many + f.rank - 1, :logged_at
     FROM fresh AS f JOIN heads AS h USING (task_id)
 )
 SELECT count(*) FROM fresh
@@ -66,16 +68,7 @@ async def append(conn: AsyncConnection, entries: Sequence[LogEntry], logged_at: 
     when an entry is first committed, stays.
     """
     newest = list(_newest(entries))
-    values = {
-        "task_id": [entry.task_id for entry in newest],
-        "build_number": [entry.build_number for entry in newest],
-        "entry_id": [entry.entry_id for entry in newest],
-        "seq": [entry.seq for entry in newest],
-        "type": [entry.type for entry in newest],
-        "content": [entry.content for entry in newest],
-        "time": [entry.time for entry in newest],
-        "logged_at": logged_at,
-    }
+    values = {**ENTRIES.parameters(newest), "logged_at": logged_at}
     return int((await conn.execute(APPEND, values)).scalar_one())
 
 

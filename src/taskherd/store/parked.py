@@ -15,6 +15,9 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from taskherd.store.statements import ColumnArrays, column_names, selected, stored
+from taskherd.store.tables import parked
+
 CLASS: Final = 7_745_501
 BUCKETS: Final = 256
 
@@ -48,30 +51,32 @@ FROM (
 ) AS buckets
 """)
 
-PARK: Final = text("""
+NEW: Final = [parked.c.task_id, parked.c.parked_at, parked.c.report]
+NEW_ROWS: Final = ColumnArrays(NEW)
+
+PARK: Final = text(f"""
 WITH incoming AS (
-    SELECT * FROM unnest(CAST(:task_id AS uuid[]), CAST(:parked_at AS timestamptz[]), CAST(:report AS text[]))
-    WITH ORDINALITY AS i(task_id, parked_at, report, place)
+    SELECT * FROM {NEW_ROWS.unnest("i", ordinality="place")}
 ), held AS (
     SELECT task_id, count(*) AS held FROM parked WHERE task_id = ANY(CAST(:task_id AS uuid[])) GROUP BY task_id
 ), ranked AS (
     SELECT i.*, row_number() OVER (PARTITION BY i.task_id ORDER BY place) + COALESCE(held.held, 0) AS rank
     FROM incoming AS i LEFT JOIN held USING (task_id)
 ), kept AS (
-    INSERT INTO parked (task_id, parked_at, report)
-    SELECT task_id, parked_at, CAST(report AS json) FROM ranked WHERE rank <= :most ORDER BY place
+    INSERT INTO parked ({column_names(NEW)})
+    SELECT {stored(NEW)} FROM ranked WHERE rank <= :most ORDER BY place
 )
 SELECT place - 1 FROM ranked WHERE rank > :most ORDER BY place
 """)
 
-READ: Final = text("""
-SELECT id, task_id, parked_at, CAST(report AS text)
+READ: Final = text(f"""
+SELECT {selected(parked.c)}
 FROM parked WHERE task_id = ANY(CAST(:ids AS uuid[])) ORDER BY id
 FOR UPDATE
 """)
 
-EXPIRED: Final = text("""
-SELECT id, task_id, parked_at, CAST(report AS text)
+EXPIRED: Final = text(f"""
+SELECT {selected(parked.c)}
 FROM parked WHERE parked_at < :before ORDER BY parked_at, id LIMIT :limit
 FOR UPDATE SKIP LOCKED
 """)
@@ -86,12 +91,7 @@ async def advisory(conn: AsyncConnection, ids: Sequence[UUID]) -> None:
 
 async def park(conn: AsyncConnection, reports: Sequence[ToPark], most_per_task: int) -> list[int]:
     """Park reports, in order, up to `most_per_task` a task; return the indexes of those that found no room."""
-    values = {
-        "task_id": [report.task_id for report in reports],
-        "parked_at": [report.parked_at for report in reports],
-        "report": [report.report for report in reports],
-        "most": most_per_task,
-    }
+    values = {**NEW_ROWS.parameters(reports), "most": most_per_task}
     return [place for (place,) in await conn.execute(PARK, values)]
 
 

@@ -11,6 +11,9 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from taskherd.store.statements import ColumnArrays, column_names
+from taskherd.store.tables import work_requests
+
 
 @dataclass(frozen=True, slots=True)
 class WorkRequest:
@@ -28,27 +31,11 @@ class WorkRequest:
     first_sent_at: datetime | None
 
 
-COLUMNS: Final = (
-    "request_id",
-    "task_id",
-    "build_number",
-    "type",
-    "input_id",
-    "target_runner",
-    "attempt",
-    "created_at",
-    "next_at",
-    "first_sent_at",
-)
-R_COLUMNS: Final = ", ".join(f"r.{name}" for name in COLUMNS)
+ROWS: Final = ColumnArrays(work_requests.c)
 
 ADD: Final = text(f"""
-INSERT INTO work_requests ({", ".join(COLUMNS)})
-SELECT * FROM unnest(
-    CAST(:request_id AS uuid[]), CAST(:task_id AS uuid[]), CAST(:build_number AS integer[]), CAST(:type AS text[]),
-    CAST(:input_id AS uuid[]), CAST(:target_runner AS text[]), CAST(:attempt AS integer[]),
-    CAST(:created_at AS timestamptz[]), CAST(:next_at AS timestamptz[]), CAST(:first_sent_at AS timestamptz[])
-)
+INSERT INTO work_requests ({column_names(work_requests.c)})
+SELECT * FROM {ROWS.unnest("n")}
 ON CONFLICT (request_id) DO NOTHING
 """)
 
@@ -79,13 +66,14 @@ WITH picked AS (
             LEAST(CAST(:first AS float8) * power(2, LEAST(r.attempt, 30)), CAST(:most AS float8))
             * (0.9 + 0.2 * random()))
     FROM picked WHERE r.request_id = picked.request_id
-    RETURNING {R_COLUMNS}
+    RETURNING {column_names(work_requests.c, "r")}
 )
 SELECT * FROM sent ORDER BY created_at, request_id
 """)
 
 OF_TASKS: Final = text(f"""
-SELECT {R_COLUMNS} FROM work_requests AS r WHERE r.task_id = ANY(CAST(:ids AS uuid[])) ORDER BY r.created_at
+SELECT {column_names(work_requests.c, "r")}
+FROM work_requests AS r WHERE r.task_id = ANY(CAST(:ids AS uuid[])) ORDER BY r.created_at
 """)
 
 REMOVE: Final = text("DELETE FROM work_requests WHERE request_id = ANY(CAST(:ids AS uuid[]))")
@@ -93,7 +81,7 @@ REMOVE: Final = text("DELETE FROM work_requests WHERE request_id = ANY(CAST(:ids
 
 async def add(conn: AsyncConnection, requests: Sequence[WorkRequest]) -> None:
     """Store requests; one already stored stays as it is."""
-    await conn.execute(ADD, {name: [getattr(request, name) for request in requests] for name in COLUMNS})
+    await conn.execute(ADD, ROWS.parameters(requests))
 
 
 async def answered(conn: AsyncConnection, builds: Sequence[tuple[UUID, int]]) -> set[UUID]:

@@ -22,7 +22,6 @@ class Counts:
     parked: int
     unpublished: int
     oldest_unpublished_at: datetime | None
-    open_requests: int
 
 
 # Pages are sampled whole, which is fair enough here: a task's page says nothing about its status.
@@ -44,8 +43,7 @@ ESTIMATE: Final = text("SELECT CAST(reltuples AS float8) FROM pg_class WHERE oid
 WAITING: Final = text("""
 SELECT (SELECT count(*) FROM parked),
        (SELECT count(*) FROM outbox),
-       (SELECT min(occurred_at) FROM outbox),
-       (SELECT count(*) FROM work_requests)
+       (SELECT min(occurred_at) FROM outbox)
 """)
 
 
@@ -59,5 +57,5 @@ async def counts(conn: AsyncConnection) -> Counts:
         many = round(found / share)
         tasks[status] = tasks.get(status, 0) + many
         agents[health] = agents.get(health, 0) + many
-    parked, unpublished, oldest, requests = (await conn.execute(WAITING)).one()
-    return Counts(tasks, agents, parked, unpublished, oldest, requests)
+    parked, unpublished, oldest = (await conn.execute(WAITING)).one()
+    return Counts(tasks, agents, parked, unpublished, oldest)

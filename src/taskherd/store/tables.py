@@ -31,6 +31,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP
 
+from taskherd.store.statements import SET_ONCE
+
 SCHEMA_VERSION_TABLE: Final = "taskherd_schema"
 PARTITIONED: Final = ("task_events", "task_logs")
 
@@ -51,6 +53,13 @@ def _column(name: str, kind: Any, **kwargs: Any) -> Column[Any]:
 
 def _active() -> Column[Any]:
     return _column("active", Boolean, server_default=text("true"), comment="false once the directory left it out")
+
+
+LIVE: Final = text("deleted_at IS NULL")
+
+
+def _newest_live(name: str, column: str) -> Index:
+    return Index(name, column, text("created_at DESC"), text("id DESC"), postgresql_where=LIVE)
 
 
 # The directory: who and what tasks refer to, as the last applied file says.
@@ -148,14 +157,14 @@ tasks = Table(
     "tasks",
     METADATA,
     _id(),
-    _column("owner_id", Uuid),
-    _column("organization_id", Uuid),
-    _column("template_id", Uuid),
-    _column("template_version_id", Uuid),
-    Column("preset_id", Uuid),
-    _column("name", Text),
-    _column("display_name", Text),
-    _column("created_at", Time),
+    _column("owner_id", Uuid, info=SET_ONCE),
+    _column("organization_id", Uuid, info=SET_ONCE),
+    _column("template_id", Uuid, info=SET_ONCE),
+    _column("template_version_id", Uuid, info=SET_ONCE),
+    Column("preset_id", Uuid, info=SET_ONCE),
+    _column("name", Text, info=SET_ONCE),
+    _column("display_name", Text, info=SET_ONCE),
+    _column("created_at", Time, info=SET_ONCE),
     _column("version", BigInteger),
     _column("updated_at", Time),
     Column("deleted_at", Time, comment="set: a tombstone, which only folds build reports"),
@@ -164,27 +173,9 @@ tasks = Table(
     _column("memory", JSON, comment="the facets that the document is derived from"),
     Column("due_at", Time, comment="when the task is to be looked at although nothing came; see task_deadlines"),
     _column("prompt_version", BigInteger, comment="the row of task_prompts that holds"),
-    Index(
-        "tasks_owner_name_key",
-        "owner_id",
-        text("lower(name)"),
-        unique=True,
-        postgresql_where=text("deleted_at IS NULL"),
-    ),
-    Index(
-        "tasks_owner_created_idx",
-        "owner_id",
-        text("created_at DESC"),
-        text("id DESC"),
-        postgresql_where=text("deleted_at IS NULL"),
-    ),
-    Index(
-        "tasks_organization_created_idx",
-        "organization_id",
-        text("created_at DESC"),
-        text("id DESC"),
-        postgresql_where=text("deleted_at IS NULL"),
-    ),
+    Index("tasks_owner_name_key", "owner_id", text("lower(name)"), unique=True, postgresql_where=LIVE),
+    _newest_live("tasks_owner_created_idx", "owner_id"),
+    _newest_live("tasks_organization_created_idx", "organization_id"),
     comment="The truth about every task; deleted ones stay as tombstones",
 )
 
@@ -344,14 +335,14 @@ task_builds = Table(
     "task_builds",
     METADATA,
     _id("build_id"),
-    _column("task_id", Uuid),
-    _column("number", Integer),
+    _column("task_id", Uuid, info=SET_ONCE),
+    _column("number", Integer, info=SET_ONCE),
     _column("transition", Text),
     _column("job_status", Text, comment="the last one known while it was the latest; one given up has failed"),
     Column("workspace_id", Uuid),
     Column("agent_id", Uuid),
     Column("error", Text),
-    _column("created_at", Time),
+    _column("created_at", Time, info=SET_ONCE),
     _column("updated_at", Time),
     Index("task_builds_task_id_idx", "task_id", "number", unique=True),
     Index("task_builds_workspace_id_idx", "workspace_id", "number"),

@@ -1,83 +1,81 @@
 """The rows of tasks on the hot path: locked in id order, saved with their history in one statement.
 
-Rows travel as arrays, one for each column, so that a batch of any size is one statement with one plan. JSON travels as
-text, which PostgreSQL stores as it is; a document that its row and its event share travels once.
+The lists of columns come from the table, from `Task` and from `StoredTask`, so a column is added in those. A document
+that a task and its event share travels once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import text
+from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from taskherd.core.task import Task
+from taskherd.store import memory
+from taskherd.store.statements import ColumnArrays, assignments, changing, column_names, selected, stored
+from taskherd.store.tables import outbox, task_events, task_prompts, tasks
 
-class TaskRow(NamedTuple):
-    """A task as it is stored, with the prompt that holds; `document` and `memory` are JSON text."""
 
-    id: UUID
-    owner_id: UUID
-    organization_id: UUID
-    template_id: UUID
-    template_version_id: UUID
-    preset_id: UUID | None
-    name: str
-    display_name: str
-    created_at: datetime
-    version: int
-    updated_at: datetime
-    deleted_at: datetime | None
+class StoredTask(NamedTuple):
+    """A task and the columns derived from it; `document` is JSON text.
+
+    Leave `due_moved` true when saving unless `due_at` is what the row already has.
+    """
+
+    task: Task
     status: str
     document: str
-    memory: str
     due_at: datetime | None
-    prompt_version: int
-    prompt: str
-
-
-class SavedTask(NamedTuple):
-    """What may change about a task; leave `due_moved` true unless `due_at` is what the row already has."""
-
-    id: UUID
-    version: int
-    updated_at: datetime
-    deleted_at: datetime | None
-    status: str
-    document: str
-    memory: str
-    due_at: datetime | None
-    prompt_version: int
     due_moved: bool = True
 
+    @property
+    def memory(self) -> str:
+        """The task's memory as JSON text."""
+        return memory.dumps(self.task.memory)
 
-class EventRow(NamedTuple):
-    """One change of a task; `document` and `cause` are JSON text, `changes` names of fields, without commas."""
 
-    task_id: UUID
-    version: int
-    occurred_at: datetime
+class TaskEvent(NamedTuple):
+    """The change that made a task what it now is; `document` and `cause` are JSON text, `changes` names of fields."""
+
+    task: Task
     kind: str  # created, updated or deleted
     document: str
     changes: Sequence[str]
     cause: str
-    prompt_version: int
 
 
-class Prompt(NamedTuple):
-    """The prompt that holds from the task's `version` on."""
+TASK_FIELDS: Final[tuple[str, ...]] = Task.__match_args__
+"""The fields of a task in the order of its constructor; each is a column of `tasks`, the prompt of `task_prompts`."""
 
-    task_id: UUID
-    version: int
-    prompt: str
+DERIVED: Final = tuple(name for name in StoredTask._fields if name not in ("task", "due_moved"))
+"""The columns that are fields of `StoredTask`, in the order of its constructor."""
 
+_ID, _PROMPT, _MEMORY = (TASK_FIELDS.index(name) for name in ("id", "prompt", "memory"))
 
-LOCK: Final = text("""
-SELECT t.id, t.owner_id, t.organization_id, t.template_id, t.template_version_id, t.preset_id, t.name, t.display_name,
-       t.created_at, t.version, t.updated_at, t.deleted_at, t.status, CAST(t.document AS text), CAST(t.memory AS text),
-       t.due_at, t.prompt_version, p.prompt
+_TASK_ATTRIBUTES: Final = {name: f"task.{name}" for name in TASK_FIELDS if name != "memory"}
+_EVENT_ATTRIBUTES: Final = {
+    "task_id": "task.id",
+    "version": "task.version",
+    "occurred_at": "task.updated_at",
+    "prompt_version": "task.prompt_version",
+}
+_SAVED: Final = [tasks.c.id, *changing(tasks)]
+
+_NEW_ROWS: Final = ColumnArrays([*tasks.c, task_prompts.c.prompt], attributes=_TASK_ATTRIBUTES)
+_SAVED_ROWS: Final = ColumnArrays(_SAVED, attributes=_TASK_ATTRIBUTES)
+_EVENT_ROWS: Final = ColumnArrays(task_events.c, prefix="e_", attributes=_EVENT_ATTRIBUTES)
+_PROMPT_ROWS: Final = ColumnArrays(task_prompts.c, attributes={"task_id": "id", "version": "prompt_version"})
+
+_LOCKED: Final = ", ".join(
+    selected([tasks.c[name]], "t") if name in tasks.c else f"p.{name}" for name in (*TASK_FIELDS, *DERIVED)
+)
+
+LOCK: Final = text(f"""
+SELECT {_LOCKED}
 FROM tasks AS t LEFT JOIN task_prompts AS p ON p.task_id = t.id AND p.version = t.prompt_version
 WHERE t.id = ANY(CAST(:ids AS uuid[]))
 ORDER BY t.id
@@ -90,63 +88,41 @@ FROM tasks AS t JOIN task_prompts AS p ON p.task_id = t.id AND p.version = t.pro
 WHERE t.id = ANY(CAST(:ids AS uuid[]))
 """)
 
-SAVE: Final = text("""
-WITH said AS MATERIALIZED (
-    SELECT id, version, updated_at, deleted_at, status, CAST(document AS json) AS document,
-           CAST(memory AS json) AS memory, due_at, prompt_version
-    FROM unnest(
-        CAST(:id AS uuid[]), CAST(:version AS bigint[]), CAST(:updated_at AS timestamptz[]),
-        CAST(:deleted_at AS timestamptz[]), CAST(:status AS text[]), CAST(:document AS text[]),
-        CAST(:memory AS text[]), CAST(:due_at AS timestamptz[]), CAST(:prompt_version AS bigint[])
-    ) AS s(id, version, updated_at, deleted_at, status, document, memory, due_at, prompt_version)
+SAVE: Final = text(f"""
+WITH incoming AS MATERIALIZED (
+    SELECT {stored(_SAVED)}
+    FROM {_SAVED_ROWS.unnest("s")}
 ), saved AS (
     UPDATE tasks
-    SET version = s.version, updated_at = s.updated_at, deleted_at = s.deleted_at, status = s.status,
-        document = s.document, memory = s.memory, due_at = s.due_at, prompt_version = s.prompt_version
-    FROM said AS s
+    SET {assignments(changing(tasks), "s")}
+    FROM incoming AS s
     WHERE tasks.id = s.id
     RETURNING 1
-), settled AS (
-    DELETE FROM task_deadlines WHERE task_id = ANY(CAST(:settled AS uuid[]))
+), no_longer_due AS (
+    DELETE FROM task_deadlines WHERE task_id = ANY(CAST(:no_longer_due AS uuid[]))
 ), due AS (
     INSERT INTO task_deadlines AS d (task_id, due_at)
     SELECT * FROM unnest(CAST(:moved AS uuid[]), CAST(:moved_to AS timestamptz[])) AS m(task_id, due_at)
     ORDER BY task_id
     ON CONFLICT (task_id) DO UPDATE SET due_at = excluded.due_at WHERE d.due_at <> excluded.due_at
 ), events AS MATERIALIZED (
-    SELECT * FROM unnest(
-        CAST(:e_task_id AS uuid[]), CAST(:e_version AS bigint[]), CAST(:e_occurred_at AS timestamptz[]),
-        CAST(:e_kind AS text[]), CAST(:e_document AS text[]), CAST(:e_changes AS text[]),
-        CAST(:e_cause AS text[]), CAST(:e_prompt_version AS bigint[])
-    ) AS e(task_id, version, occurred_at, kind, document, changes, cause, prompt_version)
-), told AS (
-    INSERT INTO task_events (task_id, version, occurred_at, kind, document, changes, cause, prompt_version)
-    SELECT e.task_id, e.version, e.occurred_at, e.kind, COALESCE(CAST(e.document AS json), s.document),
-           string_to_array(e.changes, ','), CAST(e.cause AS json), e.prompt_version
-    FROM events AS e LEFT JOIN said AS s ON s.id = e.task_id
+    SELECT * FROM {_EVENT_ROWS.unnest("e")}
+), history AS (
+    INSERT INTO task_events ({column_names(task_events.c)})
+    SELECT {stored(task_events.c, "e", instead={"document": "COALESCE(CAST(e.document AS json), s.document)"})}
+    FROM events AS e LEFT JOIN incoming AS s ON s.id = e.task_id
 ), unpublished AS (
-    INSERT INTO outbox (task_id, version, occurred_at) SELECT task_id, version, occurred_at FROM events
+    INSERT INTO outbox ({column_names(outbox.c)}) SELECT {column_names(outbox.c)} FROM events
 )
 SELECT count(*) FROM saved
 """)
 
-INSERT: Final = text("""
+INSERT: Final = text(f"""
 WITH new AS (
-    SELECT * FROM unnest(
-        CAST(:id AS uuid[]), CAST(:owner_id AS uuid[]), CAST(:organization_id AS uuid[]), CAST(:template_id AS uuid[]),
-        CAST(:template_version_id AS uuid[]), CAST(:preset_id AS uuid[]), CAST(:name AS text[]),
-        CAST(:display_name AS text[]), CAST(:created_at AS timestamptz[]), CAST(:version AS bigint[]),
-        CAST(:updated_at AS timestamptz[]), CAST(:deleted_at AS timestamptz[]), CAST(:status AS text[]),
-        CAST(:document AS text[]), CAST(:memory AS text[]), CAST(:due_at AS timestamptz[]),
-        CAST(:prompt_version AS bigint[]), CAST(:prompt AS text[])
-    ) AS n(id, owner_id, organization_id, template_id, template_version_id, preset_id, name, display_name, created_at,
-           version, updated_at, deleted_at, status, document, memory, due_at, prompt_version, prompt)
+    SELECT * FROM {_NEW_ROWS.unnest("n")}
 ), made AS (
-    INSERT INTO tasks (
-        id, owner_id, organization_id, template_id, template_version_id, preset_id, name, display_name, created_at,
-        version, updated_at, deleted_at, status, document, memory, due_at, prompt_version)
-    SELECT id, owner_id, organization_id, template_id, template_version_id, preset_id, name, display_name, created_at,
-           version, updated_at, deleted_at, status, CAST(document AS json), CAST(memory AS json), due_at, prompt_version
+    INSERT INTO tasks ({column_names(tasks.c)})
+    SELECT {stored(tasks.c)}
     FROM new
     ORDER BY id
     ON CONFLICT DO NOTHING
@@ -161,9 +137,9 @@ WITH new AS (
 SELECT id FROM made
 """)
 
-ADD_PROMPTS: Final = text("""
-INSERT INTO task_prompts (task_id, version, prompt)
-SELECT * FROM unnest(CAST(:task_id AS uuid[]), CAST(:version AS bigint[]), CAST(:prompt AS text[]))
+ADD_PROMPTS: Final = text(f"""
+INSERT INTO task_prompts ({column_names(task_prompts.c)})
+SELECT * FROM {_PROMPT_ROWS.unnest("p")}
 """)
 
 DUE: Final = text("""
@@ -176,15 +152,23 @@ WHERE owner_id = :owner_id AND deleted_at IS NULL AND lower(name) = ANY(CAST(:na
 """)
 
 
-async def lock(conn: AsyncConnection, ids: Sequence[UUID]) -> list[TaskRow]:
-    """Lock the tasks that exist among `ids` until the end of the transaction, in id order, and return them so.
+async def lock(conn: AsyncConnection, ids: Sequence[UUID]) -> list[StoredTask]:
+    """Lock the tasks that exist among `ids` until the end of the transaction and return them, both in id order.
 
-    Whoever locks more than one task must do it here, in one call.
+    To lock more than one task, lock all of them in one call.
     """
-    found = (await conn.execute(LOCK, {"ids": ids})).all()
-    late = await _late_prompts(conn, [row.id for row in found if row.prompt is None])
-    rows = [TaskRow._make(row) for row in found]
-    return [row._replace(prompt=late.get(row.id, row.prompt)) for row in rows] if late else rows
+    rows = (await conn.execute(LOCK, {"ids": ids})).all()
+    late = await _late_prompts(conn, [row.id for row in rows if row.prompt is None])
+    return [_from_row(row, late) for row in rows]
+
+
+def _from_row(row: Row[Any], prompts: dict[UUID, str]) -> StoredTask:
+    values = list(row)
+    task_id = values[_ID]
+    values[_MEMORY] = memory.loads(task_id, values[_MEMORY])
+    if prompts:
+        values[_PROMPT] = prompts.get(task_id, values[_PROMPT])
+    return StoredTask(Task(*values[: len(TASK_FIELDS)]), *values[len(TASK_FIELDS) :])
 
 
 async def _late_prompts(conn: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, str]:
@@ -198,56 +182,41 @@ async def _late_prompts(conn: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID
     return {row.task_id: row.prompt for row in await conn.execute(PROMPTS, {"ids": ids})}
 
 
-async def save(conn: AsyncConnection, rows: Sequence[SavedTask], events: Sequence[EventRow]) -> int:
+async def save(conn: AsyncConnection, rows: Sequence[StoredTask], events: Sequence[TaskEvent]) -> int:
     """Save tasks locked in this transaction and append events to history and outbox, all in one statement.
 
     Returns how many tasks were saved. At most one row for each task; an event needs no row, nor a row an event.
     """
-    documents = {row.id: row.document for row in rows}
+    return int((await conn.execute(SAVE, save_parameters(rows, events))).scalar_one())
+
+
+def save_parameters(rows: Sequence[StoredTask], events: Sequence[TaskEvent]) -> dict[str, Any]:
+    """Return the parameters of `SAVE`."""
+    documents = {row.task.id: row.document for row in rows}
     moved = [row for row in rows if row.due_moved and row.due_at is not None]
-    values = {
-        "id": [row.id for row in rows],
-        "version": [row.version for row in rows],
-        "updated_at": [row.updated_at for row in rows],
-        "deleted_at": [row.deleted_at for row in rows],
-        "status": [row.status for row in rows],
-        "document": [row.document for row in rows],
-        "memory": [row.memory for row in rows],
-        "due_at": [row.due_at for row in rows],
-        "prompt_version": [row.prompt_version for row in rows],
-        "settled": [row.id for row in rows if row.due_moved and row.due_at is None],
-        "moved": [row.id for row in moved],
+    return {
+        **_SAVED_ROWS.parameters(rows),
+        "no_longer_due": [row.task.id for row in rows if row.due_moved and row.due_at is None],
+        "moved": [row.task.id for row in moved],
         "moved_to": [row.due_at for row in moved],
-        "e_task_id": [event.task_id for event in events],
-        "e_version": [event.version for event in events],
-        "e_occurred_at": [event.occurred_at for event in events],
-        "e_kind": [event.kind for event in events],
-        "e_document": [None if event.document == documents.get(event.task_id) else event.document for event in events],
+        **_EVENT_ROWS.parameters(events),
+        "e_document": [None if event.document == documents.get(event.task.id) else event.document for event in events],
         "e_changes": [",".join(event.changes) for event in events],
-        "e_cause": [event.cause for event in events],
-        "e_prompt_version": [event.prompt_version for event in events],
     }
-    return int((await conn.execute(SAVE, values)).scalar_one())
 
 
-async def insert_tasks(conn: AsyncConnection, new: Sequence[TaskRow]) -> set[UUID]:
+async def insert_tasks(conn: AsyncConnection, new: Sequence[StoredTask]) -> set[UUID]:
     """Insert tasks with their prompts and return the ids of those inserted.
 
     A task is left out when its id is taken, or its name by a live task of the same owner; of two in
     `new` that are of one name, one is inserted.
     """
-    values = {name: [getattr(row, name) for row in new] for name in TaskRow._fields}
-    return {task_id for (task_id,) in await conn.execute(INSERT, values)}
+    return {task_id for (task_id,) in await conn.execute(INSERT, _NEW_ROWS.parameters(new))}
 
 
-async def add_prompts(conn: AsyncConnection, prompts: Sequence[Prompt]) -> None:
-    """Store new prompts; each holds while its task has that `prompt_version`."""
-    values = {
-        "task_id": [prompt.task_id for prompt in prompts],
-        "version": [prompt.version for prompt in prompts],
-        "prompt": [prompt.prompt for prompt in prompts],
-    }
-    await conn.execute(ADD_PROMPTS, values)
+async def add_prompts(conn: AsyncConnection, changed: Sequence[Task]) -> None:
+    """Store the prompts of tasks whose `prompt_version` is new."""
+    await conn.execute(ADD_PROMPTS, _PROMPT_ROWS.parameters(changed))
 
 
 async def taken(conn: AsyncConnection, owner_id: UUID, names: Sequence[str]) -> frozenset[str]:

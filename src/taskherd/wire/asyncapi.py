@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
+from taskherd.core.outcome import DeadLetterReason
 from taskherd.wire import commands, events, reports, work
 from taskherd.wire.bounds import ELEMENTS
 from taskherd.wire.dead import MEANINGS, DeadLetterHeaders
@@ -183,7 +184,7 @@ def _schemas() -> dict[str, Any]:
     schemas: dict[str, Any] = found["$defs"]
     schemas.pop(DeadLetterHeaders.__name__)
     lines = [f"{reason.value}: {meaning}" for reason, meaning in MEANINGS.items()]
-    schemas["Reason"]["description"] = "\n".join(lines)
+    schemas[DeadLetterReason.__name__]["description"] = "\n".join(lines)
     return schemas
 
 

@@ -220,7 +220,7 @@ class TaskInputIn(Envelope):
 
     type: Literal["task.input"]
     input_id: UUID
-    outcome: core.Outcome
+    outcome: core.InputOutcome
     detail: Text | None = None
 
     def to_core(self, now: datetime, notes: Notes) -> core.TaskInput:

@@ -12,6 +12,7 @@ from uuid import UUID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from taskherd.core.outcome import ReportOutcome
 from taskherd.core.reports import (
     AgentDisconnected,
     AgentHeartbeat,
@@ -20,10 +21,10 @@ from taskherd.core.reports import (
     AppHealth,
     AppStatus,
     Health,
+    InputOutcome,
     JobStatus,
     Lifecycle,
     LogEntry,
-    Outcome,
     Speaker,
     State,
     TaskInput,
@@ -142,9 +143,9 @@ def test_a_repeat_is_stale(core: Core) -> None:
     for report in (build(seq=3, agent_id=AGENTS[0]), lifecycle(seq=3), goodbye(seq=3), health, status(seq=3)):
         memory = folded(core, [report])
         again = core.fold.fold(memory, report, NOON + SECOND)
-        assert again.verdict == "stale"
+        assert again.outcome is ReportOutcome.STALE
         assert again.memory is memory
-        assert core.fold.fold(core.builds.first(TASK, NOON), report, NOON).verdict == "folded"
+        assert core.fold.fold(core.builds.first(TASK, NOON), report, NOON).outcome is ReportOutcome.APPLIED
 
 
 def test_the_greater_canonical_json_wins_a_tie(core: Core) -> None:
@@ -158,10 +159,10 @@ def test_conflict(core: Core) -> None:
     """A build report that contradicts what the worker asked for changes nothing; one it never asked for is taken."""
     memory = core.builds.first(TASK, NOON)
     refused = core.fold.fold(memory, build(1, 5, transition=Transition.STOP, agent_id=AGENTS[0]), NOON)
-    assert refused.verdict == "conflict"
+    assert refused.outcome is ReportOutcome.CONFLICT
     assert refused.memory is memory
     taken = core.fold.fold(memory, build(2, 5, transition=Transition.STOP), NOON)
-    assert taken.verdict == "folded"
+    assert taken.outcome is ReportOutcome.APPLIED
     assert taken.memory.number == 2
 
 
@@ -262,9 +263,9 @@ def test_logs_and_outcomes_leave_the_memory_alone(core: Core) -> None:
     memory = core.builds.first(TASK, NOON)
     entry = LogEntry(0, Speaker.INPUT, "hello", NOON)
     log = TaskLog(task_id=TASK, build_number=1, seq=0, entries=(entry,))
-    outcome = TaskInput(task_id=TASK, build_number=1, seq=0, input_id=TASK, outcome=Outcome.DELIVERED)
+    outcome = TaskInput(task_id=TASK, build_number=1, seq=0, input_id=TASK, outcome=InputOutcome.DELIVERED)
     for report in (log, outcome):
-        assert core.fold.fold(memory, report, NOON) == core.fold.Folded(memory, core.fold.Verdict.FOLDED)
+        assert core.fold.fold(memory, report, NOON) == core.fold.Folded(memory, ReportOutcome.APPLIED)
 
 
 def test_canonical_json() -> None:

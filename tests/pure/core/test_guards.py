@@ -185,6 +185,18 @@ INBOX: list[Guard] = [
     ("not inbox.queued or busy(memory)", "busy(memory)", inbox.test_when_the_inbox_wants_to_be_looked_at),
     ("not inbox.queued or busy(memory) or", "not inbox.queued or", inbox.test_when_the_inbox_wants_to_be_looked_at),
     ("if silent else None", "", inbox.test_when_the_inbox_wants_to_be_looked_at),
+    (
+        "not memory.inbox.queued or not ready(memory, now)",
+        "not ready(memory, now)",
+        inbox.test_nothing_goes_from_an_empty_queue_or_to_a_busy_agent,
+    ),
+    (
+        "not memory.inbox.queued or not ready(memory, now)",
+        "not memory.inbox.queued",
+        inbox.test_nothing_goes_from_an_empty_queue_or_to_a_busy_agent,
+    ),
+    ("if input_id not in decided:", "if True:", inbox.test_the_first_undecided_input_goes_next),
+    ("return emptied(memory), None", "return memory, None", inbox.test_a_queue_of_decided_inputs_is_empty),
     ("inbox.in_flight != input_id", "False", inbox.test_one_at_a_time),
     ("now if delivered else inbox.delivered_at", "now", inbox.test_one_at_a_time),
     ("queued=0, in_flight=None", "queued=0", inbox.test_the_count),

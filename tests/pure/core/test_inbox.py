@@ -84,3 +84,35 @@ def test_the_count(core: Core) -> None:
     paused = folded(core, [build(2, job=JobStatus.SUCCEEDED, transition=Transition.STOP)], memory)
     assert paused.inbox == memory.inbox
     assert not core.inbox.ready(paused, NOON + 60 * SECOND)
+
+
+def test_the_first_undecided_input_goes_next(core: Core) -> None:
+    """One goes out, the first in order; those that were decided while they waited are passed over."""
+    memory = core.inbox.accepted(core.inbox.accepted(active(core)))
+    later = NOON + SECOND
+    assert core.inbox.send_next(memory, [ONE, TWO], (), later) == (core.inbox.sent(memory, ONE), ONE)
+    assert core.inbox.send_next(memory, [ONE, TWO], {ONE}, later) == (core.inbox.sent(memory, TWO), TWO)
+    out, _ = core.inbox.send_next(memory, [ONE, TWO], (), later)
+    assert core.inbox.send_next(out, [TWO], (), later) == (out, None)
+    freed = core.inbox.decided(out, ONE, later, delivered=False)
+    assert core.inbox.send_next(freed, [TWO], {ONE}, later) == (core.inbox.sent(freed, TWO), TWO)
+
+
+def test_a_queue_of_decided_inputs_is_empty(core: Core) -> None:
+    """Where everything that was counted was decided before it went out, nothing is queued any more."""
+    memory = core.inbox.accepted(core.inbox.accepted(active(core)))
+    empty = core.inbox.emptied(memory)
+    assert core.inbox.send_next(memory, [ONE], {ONE}, NOON) == (empty, None)
+    assert core.inbox.send_next(memory, [], (), NOON) == (empty, None)
+
+
+def test_nothing_goes_from_an_empty_queue_or_to_a_busy_agent(core: Core) -> None:
+    """Without a queued input, or while none may go, the memory stays as it is."""
+    memory = active(core)
+    after, sent = core.inbox.send_next(memory, [ONE], (), NOON)
+    assert after is memory
+    assert sent is None
+    busy = core.inbox.accepted(active(core, status(State.WORKING)))
+    after, sent = core.inbox.send_next(busy, [ONE], (), NOON)
+    assert after is busy
+    assert sent is None

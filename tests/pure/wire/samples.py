@@ -104,7 +104,9 @@ any_report: st.SearchStrategy[dict[str, Any]] = st.one_of(
     _report("app.health", {"health": st.sampled_from([*core.Health]).map(str)}),
     _report("app.status", {"state": st.sampled_from([*core.State]).map(str)}, message=_TEXTS, uri=_URIS),
     _report("task.log", {"entries": st.lists(_ENTRIES, max_size=3)}),
-    _report("task.input", {"input_id": _UUIDS, "outcome": st.sampled_from([*core.Outcome]).map(str)}, detail=_TEXTS),
+    _report(
+        "task.input", {"input_id": _UUIDS, "outcome": st.sampled_from([*core.InputOutcome]).map(str)}, detail=_TEXTS
+    ),
 )
 
 json_values: st.SearchStrategy[Any] = st.recursive(

@@ -13,11 +13,12 @@ from pydantic import ValidationError
 
 from taskherd.core import builds
 from taskherd.core.directory import Names
+from taskherd.core.outcome import DeadLetterReason
 from taskherd.core.reports import Lifecycle
 from taskherd.core.task import Task
 from taskherd.core.view import CurrentState, HealthVerdict, Status, View
 from taskherd.wire import document, events, tokens, work
-from taskherd.wire.dead import MEANINGS, DeadLetterHeaders, Reason, why
+from taskherd.wire.dead import DeadLetterHeaders
 from taskherd.wire.document import TaskDocument
 from tests.pure.wire.samples import AGENT, NOW, OTHER, TASK
 
@@ -274,31 +275,9 @@ def test_no_other_text_is_a_token(token: str) -> None:
     assert tokens.spoken_for(["key"], token) is None
 
 
-def test_every_reason_has_a_meaning() -> None:
-    """The list of reasons is closed and explained."""
-    assert set(MEANINGS) == set(Reason)
-
-
-@pytest.mark.parametrize(
-    ("headers", "reason"),
-    [
-        ({"x-taskherd-reason": "invalid", "x-taskherd-detail": "seq: no"}, Reason.INVALID),
-        ({"x-taskherd-reason": "invented"}, Reason.UNKNOWN),
-        ({"x-death": [{"reason": "delivery_limit", "queue": "q", "count": 2}]}, Reason.BROKER_DELIVERY_LIMIT),
-        ({"x-death": [{"reason": "expired"}]}, Reason.BROKER_EXPIRED),
-        ({"x-death": [{}]}, Reason.UNKNOWN),
-        ({"x-death": "odd"}, Reason.UNKNOWN),
-        ({}, Reason.UNKNOWN),
-    ],
-)
-def test_a_dead_letter_says_why(headers: dict[str, object], reason: Reason) -> None:
-    """Our header comes first, then the broker's word; without either the reason is unknown."""
-    assert why(headers)[0] is reason
-
-
 def test_dead_letter_headers_are_read_by_their_names() -> None:
     """The header names are the contract; a reason outside the list is refused."""
     read = DeadLetterHeaders.model_validate({"x-taskherd-reason": "too_many", "x-taskherd-index": 3, "other": 1})
-    assert (read.reason, read.index) == (Reason.TOO_MANY, 3)
+    assert (read.reason, read.index) == (DeadLetterReason.TOO_MANY, 3)
     with pytest.raises(ValidationError):
         DeadLetterHeaders.model_validate({"x-taskherd-reason": "whatever"})

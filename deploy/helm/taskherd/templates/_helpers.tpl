@@ -1,4 +1,4 @@
-{{/* Names and the parts that every pod shares. */}}
+{{/* Names, and the parts that all pods have in common. */}}
 {{- define "taskherd.name" -}}
 {{- default .Release.Name .Values.nameOverride | trunc 40 | trimSuffix "-" -}}
 {{- end -}}
@@ -46,7 +46,7 @@ capabilities: {drop: [ALL]}
 {{- end }}
 {{- end -}}
 
-{{/* Secrets come as files, so that they are in no environment. */}}
+{{/* Secrets are mounted as files, so that no environment contains them. */}}
 {{- define "taskherd.environment" -}}
 {{- $values := index .root.Values .process -}}
 - {name: TASKHERD_OPS_PORT, value: {{ .ops | quote }}}
@@ -98,8 +98,8 @@ capabilities: {drop: [ALL]}
 {{- end -}}
 
 {{/*
-Alive: the event loop turns, whatever is away outside. Ready: it does its work. A process that can't find its
-database is not started again for it.
+Liveness: the event loop responds, even if a dependency is unavailable. Readiness: the process can work. A process
+whose database is unavailable is not restarted.
 */}}
 {{- define "taskherd.probes" -}}
 startupProbe:

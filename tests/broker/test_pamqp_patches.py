@@ -6,8 +6,8 @@ import pytest
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
-from taskherd.broker import lenient
 from taskherd.broker.delivery import Delivery
+from taskherd.broker.patches import pamqp_patches
 from taskherd.broker.publish import Publisher
 from taskherd.broker.topology import Names
 from tests.broker import raw
@@ -68,8 +68,8 @@ async def test_a_routing_key_that_is_not_utf8_arrives_escaped(
 
 def test_what_can_be_decoded_is_decoded_whole() -> None:
     """Lenient decoding gives for good properties exactly what went in."""
-    lenient.install()
-    lenient.install()
+    pamqp_patches.install()
+    pamqp_patches.install()
     properties = Basic.Properties(
         content_type="application/json",
         headers={"s": "ä", "n": 1, "t": {"a": [1, None, True]}},
@@ -92,7 +92,7 @@ def test_what_can_be_decoded_is_decoded_whole() -> None:
 
 def test_the_brokers_count_survives_a_bad_property() -> None:
     """What the broker counts is kept beside an undecodable property, so that a suspect stays a suspect."""
-    lenient.install()
+    pamqp_patches.install()
     flag, encoded = raw.headers(b"\x10x-delivery-countl\x00\x00\x00\x00\x00\x00\x00\x04\x01at\x01")
     bad_flag, bad = raw.app_id(b"\xff")
     header = ContentHeader()

@@ -1,0 +1,108 @@
+"""The parts of SQL statements that come from a table's columns, and rows as the arrays that such statements take.
+
+Rows travel as arrays, one for each column, so that a batch of any size is one statement with one plan. JSON travels as
+text, which PostgreSQL stores as it is. A list travels as text joined by commas: `unnest` would flatten lists of lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from operator import attrgetter
+from types import MappingProxyType
+from typing import Any, Final
+
+from sqlalchemy import ARRAY, JSON, Column, Table
+from sqlalchemy.dialects import postgresql
+
+DIALECT: Final = postgresql.dialect()  # type: ignore[no-untyped-call]
+SET_ONCE: Final = {"set_once": True}
+"""The `info` of a column that a new row sets and that never changes."""
+
+NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+def changing(table: Table) -> list[Column[Any]]:
+    """Return the columns that may change: neither part of the key nor `SET_ONCE`."""
+    return [column for column in table.c if not column.primary_key and column.info is not SET_ONCE]
+
+
+def column_names(columns: Iterable[Column[Any]], alias: str = "") -> str:
+    """Return the columns' names, each after the alias of its table if there is one: `t.id, t.name`."""
+    return ", ".join(_name(column, alias) for column in columns)
+
+
+def selected(columns: Iterable[Column[Any]], alias: str = "") -> str:
+    """Return the columns as a SELECT reads them: JSON as text."""
+    return ", ".join(
+        f"CAST({_name(column, alias)} AS text) AS {column.name}"
+        if isinstance(column.type, JSON)
+        else _name(column, alias)
+        for column in columns
+    )
+
+
+def stored(columns: Iterable[Column[Any]], alias: str = "", instead: Mapping[str, str] = NOTHING) -> str:
+    """Return the columns of rows that travelled as arrays, converted to the types of the table.
+
+    Args:
+        columns: those of the table.
+        alias: that of the rows.
+        instead: SQL to put in the place of some columns, by name.
+    """
+    return ", ".join(instead.get(column.name) or _stored(column, alias) for column in columns)
+
+
+def assignments(columns: Iterable[Column[Any]], source: str) -> str:
+    """Return what an UPDATE sets the columns to: those of the same name in `source`."""
+    return ", ".join(f"{column.name} = {source}.{column.name}" for column in columns)
+
+
+class ColumnArrays:
+    """The parameters that carry rows to a statement: an array for each column, named `prefix` and the column's name.
+
+    A row has an attribute of each column's name. Where it is found elsewhere `attributes` says where: `task.id`.
+    """
+
+    def __init__(
+        self, columns: Iterable[Column[Any]], *, prefix: str = "", attributes: Mapping[str, str] = NOTHING
+    ) -> None:
+        self._parameters = {f"{prefix}{column.name}": column for column in columns}
+        self._getters = {
+            parameter: attrgetter(attributes.get(column.name, column.name))
+            for parameter, column in self._parameters.items()
+        }
+
+    def unnest(self, alias: str, *, ordinality: str = "") -> str:
+        """Return the arrays as rows to select from; a column `ordinality`, if named, numbers them from 1."""
+        arrays = ",\n        ".join(
+            f"CAST(:{parameter} AS {_array_type(column)}[])" for parameter, column in self._parameters.items()
+        )
+        columns = column_names(self._parameters.values())
+        if ordinality:
+            return f"unnest(\n        {arrays}\n    ) WITH ORDINALITY AS {alias}({columns}, {ordinality})"
+        return f"unnest(\n        {arrays}\n    ) AS {alias}({columns})"
+
+    def parameters(self, rows: Iterable[object]) -> dict[str, Any]:
+        """Return the values to execute the statement with."""
+        return {parameter: list(map(get, rows)) for parameter, get in self._getters.items()}
+
+
+def _name(column: Column[Any], alias: str) -> str:
+    return f"{alias}.{column.name}" if alias else column.name
+
+
+def _stored(column: Column[Any], alias: str) -> str:
+    name = _name(column, alias)
+    if isinstance(column.type, JSON):
+        return f"CAST({name} AS {_type(column)}) AS {column.name}"
+    if isinstance(column.type, ARRAY):
+        return f"string_to_array({name}, ',') AS {column.name}"
+    return name
+
+
+def _array_type(column: Column[Any]) -> str:
+    return "text" if isinstance(column.type, JSON | ARRAY) else _type(column)
+
+
+def _type(column: Column[Any]) -> str:
+    return column.type.compile(DIALECT).lower()

@@ -1,0 +1,97 @@
+"""Outside the range of a patch, the library's own code does the work."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+
+import aiormq.connection
+import pytest
+from pamqp.header import ContentHeader
+
+from taskherd.broker.connection import Link
+from taskherd.broker.delivery import DecodedDelivery, Delivery, RawDelivery
+from taskherd.broker.patches import frame_reader, pamqp_patches
+from taskherd.broker.publish import Published, Publisher
+from taskherd.broker.topology import Names
+from tests.broker import raw
+from tests.broker.conftest import IntakeOn, LinkTo
+from tests.library_versions import pretended, unsupported
+
+
+@pytest.mark.parametrize(
+    ("library", "version", "loss"),
+    [
+        ("aiormq", "7.2.3", frame_reader.LOSS),
+        ("aiormq", "7.3.0rc1", frame_reader.LOSS),
+        ("aiormq", "8", frame_reader.LOSS),
+        ("pamqp", "4.0.0", pamqp_patches.LOSS),
+        ("pamqp", "4.1.0", pamqp_patches.LOSS),
+        ("pamqp", "not a number", pamqp_patches.LOSS),
+    ],
+)
+def test_a_version_outside_the_range_warns_once(library: str, version: str, loss: str) -> None:
+    """One warning a process names the library, its version, the range and the loss; the other patch still applies."""
+    with pretended(library, version):
+        with pytest.warns(RuntimeWarning) as warned:
+            Link("amqp://unused", "first")
+        [warning] = warned
+        assert str(warning.message).startswith(f"{library} {version} is outside {library}>=")
+        assert str(warning.message).endswith(loss)
+        Link("amqp://unused", "second")
+        assert _patched() == {"aiormq", "pamqp"} - {library}
+
+
+@pytest.mark.parametrize(("library", "version"), [("aiormq", "7.2.4"), ("aiormq", "7.2.99"), ("pamqp", "4.0.1")])
+def test_a_version_in_the_range_is_patched_silently(library: str, version: str) -> None:
+    """From the first version to the last before the end of the range, both patches apply without a warning."""
+    with pretended(library, version), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Link("amqp://unused", "patched")
+        assert _patched() == {"aiormq", "pamqp"}
+
+
+def _patched() -> set[str]:
+    replaced = {"aiormq": aiormq.connection.FrameReceiver, "pamqp": ContentHeader.unmarshal}
+    return {library for library, part in replaced.items() if part.__module__.startswith("taskherd.")}
+
+
+async def test_aiormqs_own_deliveries_hold_what_ours_hold(
+    names: Names, publisher: Publisher, amqp_url: str, link_to: LinkTo, intake_on: IntakeOn
+) -> None:
+    """A delivery that aiormq decoded has the same attributes as one assembled by our reader, and is acknowledged."""
+    traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+    async def delivered() -> Delivery:
+        published = await publisher.publish(
+            names.reports, "a key", b"x" * 200_000, headers={"traceparent": traceparent}, reply_to="r", mandatory=True
+        )
+        assert published is Published.CONFIRMED
+        intake = intake_on(link_to(amqp_url, "consume"))
+        [delivery] = await intake.batch(10, 0)
+        assert await intake.ack([delivery])
+        await intake.close()
+        return delivery
+
+    ours = await delivered()
+    with unsupported("aiormq"):
+        theirs = await delivered()
+    assert isinstance(ours, RawDelivery)
+    assert isinstance(theirs, DecodedDelivery)
+    for name, _ in inspect.getmembers(Delivery, inspect.isdatadescriptor):
+        if name not in {"epoch", "properties", "__weakref__"}:
+            assert getattr(theirs, name) == getattr(ours, name), name
+    assert ours.traced
+    assert theirs.properties.delivery_mode == ours.properties.delivery_mode
+
+
+def test_a_property_that_pamqp_cannot_decode_reads_as_none_without_our_decoder() -> None:
+    """Where pamqp's own decoder runs, a bad property costs the message its properties; reading them raises nothing."""
+    with unsupported("pamqp"):
+        flag, encoded = raw.app_id(b"caf\xe9")
+        payload = raw.header_payload(0, flag, encoded)
+        deliver = b"\x01\x00\x01" + bytes(4) + bytes(4) + b"\x01t" + (7).to_bytes(8) + b"\x00\x00\x01k\xce"
+        delivery = RawDelivery(deliver, bytes(7) + payload + b"\xce", b"")
+        assert (delivery.delivery_tag, delivery.routing_key) == (7, "k")
+        assert delivery.headers == {}
+        assert delivery.properties.app_id is None

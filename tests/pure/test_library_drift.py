@@ -1,0 +1,139 @@
+"""The parts of libraries that we replace or build on are still the ones that our code was written for.
+
+A digest stands for the source text of a class, function or table of a library. After an upgrade that changes one, the
+failing test names the module of ours to compare with it.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from hashlib import sha256
+from importlib import import_module
+from importlib.metadata import version
+
+import pytest
+
+from taskherd.broker.patches import frame_reader, pamqp_patches
+from taskherd.broker.patches.versions import VersionRange
+
+REPLACED = {
+    "broker/patches/frame_reader.py": {
+        "aiormq.connection:FrameReceiver": "82bf1a29e9c135a3",
+        "aiormq.connection:Connection.connect": "d6ec61e5b540b182",
+        "aiormq.connection:Connection._rpc": "50b8a25d41c7ee32",
+        "aiormq.connection:Connection.__reader": "5e23bd412f07c28e",
+        "pamqp.frame:unmarshal": "a806373358614d8b",
+        "pamqp.frame:frame_parts": "c5b9a3e2708db48e",
+        "pamqp.commands:Basic.Deliver": "d6371e95963eba19",
+    },
+    "broker/patches/delivery_dispatcher.py": {
+        "aiormq.channel:Channel._get_frame": "4f38e4d6cf651f47",
+        "aiormq.channel:Channel._reader": "669c45f27d25b86f",
+        "aiormq.channel:Channel._on_deliver_frame": "56c1cd65f330697f",
+        "aiormq.channel:Channel._read_content": "ec52c7fc67b12be4",
+        "aiormq.channel:Channel.basic_consume": "14f0c24e5a60340b",
+        "aiormq.abc:DeliveredMessage": "a562db4964a4c2b8",
+    },
+    "broker/patches/pamqp_patches.py": {
+        "pamqp.header:ContentHeader": "fcd9c0aa6378d8b1",
+        "pamqp.base:BasicProperties": "0994266517ca0ccc",
+        "pamqp.base:Frame.unmarshal": "b26869d44bb6fe71",
+        "pamqp.commands:Basic.Properties": "74d58a49f884f41e",
+        "pamqp.decode:by_type": "42d10fe0770a5301",
+        "pamqp.decode:short_str": "921ad4bf74d93075",
+        "pamqp.decode:METHODS": "add2385fdc422f29",
+    },
+}
+"""By patch: what it replaces, and what it relies on in doing so."""
+
+EXTENDED = {
+    "api/server.py": {
+        "uvicorn.protocols.http.httptools_impl:HttpToolsProtocol": "ae3ad6c5410895e2",
+        "uvicorn.server:Server.serve": "ed2360112e98e654",
+        "uvicorn.server:Server.capture_signals": "7c7db736319e43e7",
+    },
+    "broker/connection.py": {
+        "aio_pika.connection:Connection.__init__": "5896f90a527a328b",
+        "aio_pika.connection:Connection.connect": "51eea36955499e45",
+        "aiormq.connection:TCPTransportFactory": "1d193f4fe5f11ed8",
+        "aiormq.connection:TLSTransportFactory": "b950a3c449f82d59",
+        "aiormq.connection:Connection._on_close": "657b9049d8a1e177",
+    },
+    "broker/consume.py": {
+        "aiormq.channel:Channel.basic_ack": "43e43480733f7227",
+        "aiormq.channel:Channel._on_cancel_frame": "05ee42683dca1e6c",
+    },
+    "broker/publish.py": {
+        "aiormq.channel:Channel.basic_publish": "9e3725b65ec9067c",
+        "aiormq.channel:Channel._on_return_frame": "2adac7182c806274",
+        "aiormq.channel:Channel._on_confirm_frame": "370e05804aa96f92",
+    },
+    "store/reader.py": {
+        "asyncpg.connection:Connection.get_reset_query": "79d0f10a393e2eab",
+        "asyncpg.connection:Connection.reset": "9196161dea665d3f",
+    },
+}
+"""By module: the parts that it overrides in a subclass, or whose undocumented behaviour it relies on."""
+
+PARTS = [
+    (module, part, digest)
+    for parts in (REPLACED, EXTENDED)
+    for module in parts
+    for part, digest in parts[module].items()
+]
+
+
+@pytest.mark.parametrize(("module", "part", "digest"), PARTS, ids=[f"{module}<-{part}" for module, part, _ in PARTS])
+def test_a_part_of_a_library_is_unchanged(module: str, part: str, digest: str) -> None:
+    """The source text of each part has the digest recorded for it."""
+    source, _, path = part.partition(":")
+    actual = _digest(inspect.getsource(import_module(source)), path)
+    if actual != digest:
+        library = part.partition(".")[0]
+        steps = f"Read what changed in {part} and adapt src/taskherd/{module}; then run tests/broker and tests/api"
+        if module in REPLACED:
+            steps = (
+                f"Read what changed in {part} and adapt src/taskherd/{module}; run tests/broker and "
+                "`python -m benchmarks patches`; then move the end of SUPPORTED beyond this version"
+            )
+        pytest.fail(f"{library} {version(library)} changed {part}. {steps}. Then record the digest {actual!r} here.")
+
+
+@pytest.mark.parametrize("supported", [frame_reader.SUPPORTED, pamqp_patches.SUPPORTED], ids=str)
+def test_the_locked_version_is_in_the_range_of_its_patch(supported: VersionRange) -> None:
+    """The environment of the tests and of the image runs the patches, not what stands in for them."""
+    assert supported.includes(version(supported.library)), (
+        f"{supported.library} {version(supported.library)} is outside {supported}: verify the patch with it as the "
+        "tests of this module say, and widen SUPPORTED"
+    )
+
+
+def test_the_digest_is_of_the_part_alone() -> None:
+    """A change inside the part changes the digest, a change elsewhere in its module does not, a removal shows."""
+    module = "x = %d\nclass A:\n    def f(self):\n        return %d\n"
+    before, inside, elsewhere = module % (1, 1), module % (1, 2), module % (2, 1)
+    assert _digest(before, "A.f") != _digest(inside, "A.f")
+    assert _digest(before, "A.f") == _digest(elsewhere, "A.f")
+    assert _digest(before, "x") != _digest(elsewhere, "x")
+    assert _digest(before, "A.g") == "removed"
+
+
+def _digest(source: str, path: str) -> str:
+    node: ast.AST = ast.parse(source)
+    for name in path.split("."):
+        found = next((each for each in ast.iter_child_nodes(node) if _name(each) == name), None)
+        if found is None:
+            return "removed"
+        node = found
+    return sha256((ast.get_source_segment(source, node) or "").encode()).hexdigest()[:16]
+
+
+def _name(node: ast.AST) -> str | None:
+    match node:
+        case ast.ClassDef(name=name) | ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+            return name
+        case ast.AnnAssign(target=ast.Name(id=name)) | ast.Assign(targets=[ast.Name(id=name)]):
+            return name
+        case _:
+            return None
