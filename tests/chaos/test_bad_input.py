@@ -11,7 +11,8 @@ import pytest
 from taskherd.broker.connection import Link
 from taskherd.broker.publish import Outgoing
 from taskherd.core.reports import AppStatus, JobStatus, State, Transition, WorkspaceBuild
-from taskherd.wire.codec import Bad, decode_reports
+from taskherd.wire.decoding import Bad
+from taskherd.wire.reports import decode_reports
 from tests import histories
 from tests.broker import raw
 from tests.chaos import workload

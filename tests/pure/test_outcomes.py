@@ -44,9 +44,9 @@ def shown(headers: dict[str, Any]) -> str:
     return dead.parse(message).reason
 
 
-EMITTED = {
-    DeadLetterReason[name] for name in used("DeadLetterReason", "Reason") & set(DeadLetterReason.__members__)
-} | {outcome.dead_letter_reason for outcome in ReportOutcome if outcome.dead_letter_reason}
+EMITTED = {DeadLetterReason[name] for name in used("DeadLetterReason") & set(DeadLetterReason.__members__)} | {
+    outcome.dead_letter_reason for outcome in ReportOutcome if outcome.dead_letter_reason
+}
 
 
 def test_every_reason_is_emitted_or_the_brokers() -> None:

@@ -26,7 +26,8 @@ from taskherd.flow.probe import is_probe
 from taskherd.observe.failpoints import Failpoint
 from taskherd.observe.tracing import LINKS_MOST, carried
 from taskherd.store.engine import DataError
-from taskherd.wire.codec import Bad, decode_reports
+from taskherd.wire.decoding import Bad
+from taskherd.wire.reports import decode_reports
 from taskherd.wire.split import elements as elements_of
 
 if TYPE_CHECKING:

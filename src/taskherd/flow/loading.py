@@ -18,7 +18,7 @@ from taskherd.core.reports import AgentDisconnected, AgentHeartbeat, AgentLifecy
 from taskherd.core.turn import Policies, TaskUpdate
 from taskherd.store import commands as command_log
 from taskherd.store import directory, inputs, leases, parked, tasks
-from taskherd.wire.reports import REPORT
+from taskherd.wire.reports import decode_stored
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -105,9 +105,7 @@ async def _lock(connection: AsyncConnection, ids: set[UUID]) -> dict[UUID, Store
 
 async def _parked(connection: AsyncConnection, task_id: UUID, now: datetime) -> list[tuple[int, Report]]:
     """Return the reports parked for a task, with their row ids; each was well formed when it was parked."""
-    return [
-        (row.id, REPORT.validate_json(row.report).to_core(now, {})) for row in await parked.read(connection, [task_id])
-    ]
+    return [(row.id, decode_stored(row.report, now)) for row in await parked.read(connection, [task_id])]
 
 
 async def _replied(connection: AsyncConnection, command: Command | None, now: datetime) -> RecordedCommand | None:

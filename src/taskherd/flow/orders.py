@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import orjson
 import structlog
 
 from taskherd.broker import dead
 from taskherd.broker.publish import Published
+from taskherd.core.obey import Refused
 from taskherd.core.outcome import DeadLetterReason
 from taskherd.errors import Unavailable
 from taskherd.flow.batch import POISON, Batch
@@ -16,7 +16,8 @@ from taskherd.flow.corridor import reconcile
 from taskherd.observe.tracing import carried
 from taskherd.store.engine import DataError
 from taskherd.wire import replies
-from taskherd.wire.codec import Bad, decode_command
+from taskherd.wire.commands import decode_command
+from taskherd.wire.decoding import Bad
 
 if TYPE_CHECKING:
     from taskherd.broker.consume import Intake
@@ -68,14 +69,14 @@ class Orders:
             await self._answer(delivery, replies.unreadable(bad))
             await self._bury(delivery, bad)
             return
-        fields = orjson.loads(reply)
-        outcome = "repeated" if repeated else "accepted" if fields["ok"] else "refused"
+        answer = replies.decode_reply(reply)
+        outcome = "repeated" if repeated else "refused" if isinstance(answer, Refused) else "accepted"
         self._ground.metrics.commands.labels(command.type, outcome).inc()
         log.info("command", type=command.type, outcome=outcome, task_id=str(command.task_id))
         if delivery.reply_to:
             await self._answer(delivery, reply, repeated=repeated)
-        elif not fields["ok"]:
-            detail = f"{fields['error']['status']} {fields['error']['message']}"
+        elif isinstance(answer, Refused):
+            detail = f"{answer.status} {answer.message}"
             await self._bury(delivery, Bad(None, DeadLetterReason.COMMAND_REFUSED, detail, delivery.body))
 
     async def _carry_out(self, command: Command) -> tuple[bytes, bool]:

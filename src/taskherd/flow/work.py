@@ -72,28 +72,32 @@ def _messages(
 
 
 def _request(ground: Ground, row: WorkRequest, task: Particulars, said: Mapping[UUID, str]) -> work.WorkRequest:
-    message: dict[str, Any] = {
-        "type": row.type,
+    common: dict[str, Any] = {
         "request_id": row.request_id,
         "attempt": row.attempt,
         "task_id": row.task_id,
         "task_name": task.task_name,
-        "owner": {"id": task.owner_id, "username": task.owner_username},
+        "owner": work.Owner(id=task.owner_id, username=task.owner_username),
         "build_number": row.build_number,
         "build_id": work.build_id(row.task_id, row.build_number),
         "template_version_id": task.template_version_id,
         "run": task.run,
     }
-    if row.type == "workspace.start":
-        message["prompt"] = task.prompt
-        message["preset"] = _preset(task)
-        message["agent_token"] = ground.schedule.token(row.task_id, row.build_number)
-    if row.input_id is not None:
-        message |= {"input_id": row.input_id, "input": said.get(row.input_id, "")}
-    return work.WORK.validate_python(message)
+    match row.type:
+        case "workspace.start":
+            token = ground.schedule.token(row.task_id, row.build_number)
+            return work.WorkspaceStart(**common, prompt=task.prompt, preset=_preset(task), agent_token=token)
+        case "workspace.stop":
+            return work.WorkspaceStop(**common)
+        case "workspace.delete":
+            return work.WorkspaceDelete(**common)
+        case "agent.input" if row.input_id is not None:
+            return work.AgentInput(**common, input_id=row.input_id, input=said.get(row.input_id, ""))
+        case _:
+            raise AssertionError(row.type)
 
 
-def _preset(task: Particulars) -> dict[str, Any] | None:
+def _preset(task: Particulars) -> work.Preset | None:
     if task.preset_id is None:
         return None
-    return {"id": task.preset_id, "name": task.preset_name, "parameters": task.preset_parameters or {}}
+    return work.Preset(id=task.preset_id, name=task.preset_name or "", parameters=task.preset_parameters or {})

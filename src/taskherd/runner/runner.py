@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 import structlog
-from pydantic import ValidationError
 
 from taskherd.runner import folder, journal
 from taskherd.runner.folder import TaskFolder
 from taskherd.runner.journal import Journal
 from taskherd.runner.keeper import Handed, Keeper
-from taskherd.wire.work import WORK
+from taskherd.wire.decoding import Bad
+from taskherd.wire.work import decode_request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 AT_ONCE = 100
-DETAIL_MOST = 500
 AGAIN_AFTER = 5.0
 """Seconds after which a task is taken up again that something unforeseen happened to."""
 
@@ -94,11 +93,9 @@ class Runner:
 
     def _take(self, delivery: Delivery) -> bool:
         """Hand a request on; whether it will be acknowledged later. One that can't be read nobody can ever do."""
-        try:
-            request = WORK.validate_json(delivery.body)
-        except ValidationError as error:
-            told = str(error.errors(include_url=False, include_input=False, include_context=False))[:DETAIL_MOST]
-            log.warning("a request can't be read", routing_key=delivery.routing_key, detail=told)
+        request = decode_request(delivery.body)
+        if isinstance(request, Bad):
+            log.warning("a request can't be read", routing_key=delivery.routing_key, detail=request.detail)
             self._house.metrics.runner_requests.labels("unknown", "invalid").inc()
             return False
         sole = request.attempt == 1 and not delivery.redelivered

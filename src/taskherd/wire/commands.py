@@ -1,4 +1,4 @@
-"""The commands as they come in: one pydantic model for each type of the contract, and its core value.
+"""Commands: a pydantic model for each type of the contract, bytes as values of ``core.commands``, and values as bytes.
 
 Names are taken as they are: the answers to bad ones are part of the API that people's tools match on, so they are
 judged where those answers are kept.
@@ -12,7 +12,9 @@ from uuid import UUID
 from pydantic import Field, StringConstraints, TypeAdapter
 
 from taskherd.core import commands as core
+from taskherd.core.commands import Command, digest_text
 from taskherd.wire import texts
+from taskherd.wire.decoding import Bad, Unread, decode, too_large
 from taskherd.wire.fields import Input
 from taskherd.wire.reports import Part
 from taskherd.wire.texts import Notes
@@ -114,4 +116,19 @@ AnyCommandIn: TypeAlias = Annotated[
     CreateIn | DeleteIn | UpdateInputIn | SendIn | PauseIn | ResumeIn, Field(discriminator="type")
 ]
 
-COMMAND: TypeAdapter[AnyCommandIn] = TypeAdapter(AnyCommandIn)
+_COMMAND: TypeAdapter[AnyCommandIn] = TypeAdapter(AnyCommandIn)
+
+
+def encode(command: Command) -> bytes:
+    """Return a command as JSON, in its canonical form: absent fields are left out."""
+    return digest_text(command).encode()
+
+
+def decode_command(body: bytes) -> Command | Bad:
+    """Return the command of a body, its texts without control characters; whatever comes, nothing is raised."""
+    if (large := too_large(body)) is not None:
+        return large
+    try:
+        return decode(_COMMAND, body, {}).to_core({})
+    except Unread as why:
+        return why.bad(body)

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 MOST_DETAIL = 500
 
 
-Reason = DeadLetterReason
-
 MEANINGS: Mapping[DeadLetterReason, str] = {
     DeadLetterReason.NOT_JSON: "The body is not JSON in UTF-8, or nested too deeply to read.",
     DeadLetterReason.TOO_LARGE: "The body is over 1 MiB; its first 64 KiB are kept.",
@@ -38,11 +36,14 @@ MEANINGS: Mapping[DeadLetterReason, str] = {
 
 
 class DeadLetterHeaders(BaseModel):
-    """The headers of a dead letter; its body is the message as it came, or the element of an array by itself."""
+    """The headers of a dead letter; its body is the message as it came, or the element of an array by itself.
+
+    A message that the broker itself took from a queue has none of these, but RabbitMQ's ``x-death``.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
 
-    reason: Reason = Field(alias="x-taskherd-reason")
+    reason: DeadLetterReason = Field(alias="x-taskherd-reason")
     detail: str = Field("", alias="x-taskherd-detail", max_length=MOST_DETAIL)
     index: int | None = Field(None, alias="x-taskherd-index", ge=0, description="Its place in the array it came in.")
     length: int | None = Field(None, alias="x-taskherd-length", description="Bytes of the body where it was cut.")

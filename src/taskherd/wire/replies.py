@@ -1,4 +1,4 @@
-"""The answers to commands, as JSON bytes for the queue that the asker named."""
+"""The answers to commands, as JSON for the queue that the caller named, and what a caller reads from them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from uuid import UUID
 import orjson
 from pydantic import BaseModel, Field
 
+from taskherd.core.obey import Refused
+from taskherd.core.value import value
+from taskherd.errors import Malformed
 from taskherd.wire.document import TaskDocument
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from taskherd.core.obey import Refused
-    from taskherd.wire.codec import Bad
+    from taskherd.wire.decoding import Bad
 
 
 REPEATED = "x-taskherd-repeated"
@@ -78,3 +80,27 @@ def unreadable(bad: Bad) -> bytes:
     """The reply to a command that could not be decoded."""
     error = {"status": 400, "message": "Command could not be read.", "detail": f"{bad.reason.value}: {bad.detail}"}
     return orjson.dumps({"ok": False, "error": error})
+
+
+@value(frozen=True, slots=True)
+class Accepted:
+    """A command was carried out; ``task`` is the document right after it, ``queued`` belongs to a send."""
+
+    task: dict[str, Any]
+    version: int
+    queued: bool = False
+
+
+def decode_reply(body: bytes) -> Accepted | Refused:
+    """Return what the worker replied. Raises Malformed for what is no reply."""
+    try:
+        match orjson.loads(body):
+            case {"ok": True, "task": dict() as task, "version": int() as version, **more}:
+                return Accepted(task, version, queued=more.get("queued") is True)
+            case {"ok": False, "error": {"status": int() as status, "message": str() as message} as error}:
+                validations = [(each["field"], each["detail"]) for each in error.get("validations", ())]
+                return Refused(status, message, error.get("detail"), tuple(validations))
+            case _:
+                raise Malformed("not_a_reply")
+    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        raise Malformed("not_a_reply", str(error)) from None

@@ -1,4 +1,4 @@
-"""Work requests to runners: their models, where they go, and the token that an agent of a build is given."""
+"""Work requests to runners: what each says, as bytes and back, and where they go."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from uuid import UUID, uuid5
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from taskherd.wire.bounds import BUILD_MOST
+from taskherd.wire.decoding import Bad, Unread, decode
 
 
-class OwnerOut(BaseModel):
+class Owner(BaseModel):
     """Whose task it is."""
 
     id: UUID
     username: str
 
 
-class PresetOut(BaseModel):
+class Preset(BaseModel):
     """The preset that the task was created with."""
 
     id: UUID
@@ -34,7 +35,7 @@ class Request(BaseModel):
     attempt: int = Field(ge=1)
     task_id: UUID
     task_name: str
-    owner: OwnerOut
+    owner: Owner
     build_number: int = Field(ge=1, le=BUILD_MOST)
     build_id: UUID
     template_version_id: UUID
@@ -46,7 +47,7 @@ class WorkspaceStart(Request):
 
     type: Literal["workspace.start"] = "workspace.start"
     prompt: str
-    preset: PresetOut | None
+    preset: Preset | None
     agent_token: str = Field(description="The agent's credential for this task and build, a secret.", repr=False)
 
 
@@ -74,12 +75,20 @@ WorkRequest: TypeAlias = Annotated[
     WorkspaceStart | WorkspaceStop | WorkspaceDelete | AgentInput, Field(discriminator="type")
 ]
 
-WORK: TypeAdapter[WorkRequest] = TypeAdapter(WorkRequest)
+_WORK: TypeAdapter[WorkRequest] = TypeAdapter(WorkRequest)
 
 
 def encode(request: WorkRequest) -> bytes:
-    """A request as JSON."""
-    return WORK.dump_json(request)
+    """Return a request as JSON."""
+    return _WORK.dump_json(request)
+
+
+def decode_request(body: bytes) -> WorkRequest | Bad:
+    """Return the request of a body; whatever comes, nothing is raised."""
+    try:
+        return decode(_WORK, body, {})
+    except Unread as why:
+        return why.bad(body)
 
 
 def routing_key(request_type: str, target: str) -> str:

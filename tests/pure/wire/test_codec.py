@@ -1,16 +1,20 @@
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from taskherd.core.outcome import DeadLetterReason
 from taskherd.core.reports import AppStatus
-from taskherd.wire.codec import Bad, Decoded, decode_command, decode_reports
-from taskherd.wire.dead import Reason
+from taskherd.core.value import replace
+from taskherd.wire.commands import decode_command
+from taskherd.wire.decoding import Bad
+from taskherd.wire.reports import Decoded, Element, decode_reports, encode, join
 from taskherd.wire.split import elements
 from tests.pure.wire.samples import NOW, REPORTS, TASK, any_report, json_values
 
@@ -45,7 +49,7 @@ HOSTILE = {
 def test_what_is_not_json_is_bad_as_a_whole(body: bytes) -> None:
     """A body that is not JSON, or too deep to read, gets one verdict for all of it, and its bytes are kept."""
     assert [(each.reason, each.index, each.body) for each in decode_reports(body, NOW) if isinstance(each, Bad)] == [
-        (Reason.NOT_JSON, None, body)
+        (DeadLetterReason.NOT_JSON, None, body)
     ]
     assert len(decode_reports(body, NOW)) == 1
 
@@ -95,15 +99,21 @@ def test_each_element_is_judged_alone(said: list[dict[str, Any]], data: st.DataO
 @pytest.mark.parametrize(
     ("junk", "reason"),
     [
-        (b'{"a":' * DEEP + b"1" + b"}" * DEEP, Reason.NOT_JSON),
-        (b"[" * DEEP + b"]" * DEEP, Reason.NOT_JSON),
-        (b'{"type":"agent.heartbeat","task_id":"' + TASK.encode() + b'","seq":' + b"9" * 5000 + b"}", Reason.INVALID),
-        (b'{"type":"agent.heartbeat","task_id":"' + TASK.encode() + b'","seq":' + b"9" * 30 + b"}", Reason.INVALID),
-        (b'{"type":"\\ud800"}', Reason.UNKNOWN_TYPE),
+        (b'{"a":' * DEEP + b"1" + b"}" * DEEP, DeadLetterReason.NOT_JSON),
+        (b"[" * DEEP + b"]" * DEEP, DeadLetterReason.NOT_JSON),
+        (
+            b'{"type":"agent.heartbeat","task_id":"' + TASK.encode() + b'","seq":' + b"9" * 5000 + b"}",
+            DeadLetterReason.INVALID,
+        ),
+        (
+            b'{"type":"agent.heartbeat","task_id":"' + TASK.encode() + b'","seq":' + b"9" * 30 + b"}",
+            DeadLetterReason.INVALID,
+        ),
+        (b'{"type":"\\ud800"}', DeadLetterReason.UNKNOWN_TYPE),
     ],
     ids=["deep objects", "deep arrays", "a number of 5,000 digits", "a number of 30 digits", "a lone surrogate"],
 )
-def test_what_the_fast_parser_cannot_read_spoils_no_neighbour(junk: bytes, reason: Reason) -> None:
+def test_what_the_fast_parser_cannot_read_spoils_no_neighbour(junk: bytes, reason: DeadLetterReason) -> None:
     """Depth, endless numbers and lone surrogates in one element leave the others alone."""
     first, middle, last = decode_reports(b"[" + BEAT + b"," + junk + b"," + BEAT + b"]", NOW)
     assert isinstance(first, Decoded)
@@ -135,11 +145,11 @@ def test_the_bound_of_a_body() -> None:
     assert isinstance(decode_reports(most, NOW)[0], Decoded)
     (element,) = decode_reports(most + b" ", NOW)
     assert isinstance(element, Bad)
-    assert (element.reason, element.index, element.length) == (Reason.TOO_LARGE, None, 2**20 + 1)
+    assert (element.reason, element.index, element.length) == (DeadLetterReason.TOO_LARGE, None, 2**20 + 1)
     assert element.body == most[: 64 * 1024]
     refused = decode_command(most + b" ")
     assert isinstance(refused, Bad)
-    assert refused.reason is Reason.TOO_LARGE
+    assert refused.reason is DeadLetterReason.TOO_LARGE
 
 
 def test_the_bound_of_an_array() -> None:
@@ -150,7 +160,7 @@ def test_the_bound_of_an_array() -> None:
         body = b"[" + b",".join([*beats, more]) + b"]"
         (element,) = decode_reports(body, NOW)
         assert isinstance(element, Bad)
-        assert (element.reason, element.index, element.body) == (Reason.TOO_MANY, None, body)
+        assert (element.reason, element.index, element.body) == (DeadLetterReason.TOO_MANY, None, body)
 
 
 @pytest.mark.parametrize("body", [b"[]", b" [ \n] "])
@@ -178,3 +188,116 @@ def test_escapes_in_a_type_are_json(said: dict[str, Any]) -> None:
     """How a producer writes its strings makes no difference."""
     body = orjson.dumps(said)
     assert decode_reports(body.replace(b'"type":"', b'"\\u0074ype":"', 1), NOW) == decode_reports(body, NOW)
+
+
+def one(body: bytes) -> Element:
+    """The verdict on a body that is one report."""
+    (element,) = decode_reports(body, NOW)
+    return element
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        b'"x":"\xff"',
+        b'"\xff":1',
+        b'"x":NaN',
+        b'"x":[-Infinity]',
+        b'"x":"\x01"',
+        b'"x":01',
+        b'"x":tru',
+        b'"x":{"y":1,}',
+        b'"x":"\\q"',
+    ],
+)
+def test_a_field_that_is_ignored_is_json_nevertheless(more: bytes) -> None:
+    """What is not JSON in UTF-8 is refused also where nobody looks at it."""
+    element = one(BEAT[:-1] + b"," + more + b"}")
+    assert isinstance(element, Bad)
+    assert element.reason is DeadLetterReason.NOT_JSON
+
+
+@pytest.mark.parametrize(
+    ("said", "observed_at"),
+    [
+        ("2026-03-01T12:00:00Z", NOW),
+        ("2026-03-01t12:00:00z", NOW),
+        ("2026-03-01 12:00:00-00:00", NOW),
+        ("2026-03-01T14:00:00+02:00", NOW),
+        ("2026-03-01T12:00:00.0000009Z", NOW),
+        ("2026-03-01T11:59:59.999999999+00:00", NOW - timedelta(microseconds=1)),
+        ("9999-12-31T23:59:59.9999999Z", datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)),
+        ("2026-03-01T12:00:00+0000", None),
+        ("2026-03-01T14:00:00+0200", None),
+        ("2026-03-01T24:00:00Z", None),
+        ("2026-03-01T23:59:60Z", None),
+        ("2026-W09-7T12:00:00Z", None),
+        ("2026-03-01T12:00Z", None),
+        ("2026-03-01T12:00:00,5Z", None),
+        ("2026-03-01T12:00:00." + "0" * 50 + "Z", None),
+    ],
+)
+def test_which_times_are_read(said: str, observed_at: datetime | None) -> None:
+    """RFC 3339 with an offset, as UTC to the microsecond, and nothing else that ISO 8601 knows."""
+    element = one(BEAT[:-1] + b',"observed_at":"' + said.encode() + b'"}')
+    if observed_at is None:
+        assert isinstance(element, Bad)
+        assert element.detail == "observed_at: A time as in RFC 3339, with an offset, was expected"
+    else:
+        assert isinstance(element, Decoded)
+        assert element.report.observed_at == observed_at
+        assert element.report.observed_at.tzinfo is UTC
+
+
+@pytest.mark.parametrize(
+    ("said", "good"),
+    [
+        (TASK.upper(), True),
+        (TASK.replace("-", ""), True),
+        ("{" + TASK + "}", True),
+        ("urn:uuid:" + TASK, True),
+        (TASK.replace("-", "", 1), False),
+        (" " + TASK, False),
+        ("uuid:" + TASK, False),
+        ("urn:uuid:" + TASK.replace("-", ""), False),
+    ],
+)
+def test_which_notations_of_a_uuid_are_read(said: str, good: bool) -> None:  # noqa: FBT001 - a parameter
+    """With hyphens, without any, in braces or as a URN, whatever the case of its digits."""
+    element = one(BEAT.replace(TASK.encode(), said.encode()))
+    assert isinstance(element, Decoded) is good
+    if isinstance(element, Decoded):
+        assert element.report.task_id == UUID(TASK)
+
+
+@pytest.mark.parametrize(("twice", "seq"), [(b'"seq":5', 5), (b'"seq":"x","seq":7', 7)])
+def test_the_last_of_a_repeated_field_counts(twice: bytes, seq: int) -> None:
+    """Of a name that stands twice in an object the last one counts, as in most parsers of JSON."""
+    element = one(BEAT[:-1] + b"," + twice + b"}")
+    assert isinstance(element, Decoded)
+    assert element.report.seq == seq
+
+
+def test_up_to_three_faults_are_named() -> None:
+    """A detail names the first three fields that are wrong, and how many more there are."""
+    wrong = {"task_id": 1, "seq": "1", "build_number": 0, "agent_id": "x", "observed_at": 5}
+    element = one(orjson.dumps({"type": "app.status", "state": "dancing", **wrong}))
+    assert isinstance(element, Bad)
+    assert [part.split(":")[0] for part in element.detail.split("; ")] == [
+        "task_id",
+        "build_number",
+        "seq",
+        "and 3 more",
+    ]
+
+
+@given(any_report)
+def test_a_report_comes_back_as_it_was_sent(said: dict[str, Any]) -> None:
+    """Encoding a report and decoding it gives the same value; without its seq the worker gives it one."""
+    element = one(orjson.dumps(said))
+    assert isinstance(element, Decoded)
+    again, unnumbered = decode_reports(join([encode(element.report), encode(element.report, with_seq=False)]), NOW)
+    assert isinstance(again, Decoded)
+    assert isinstance(unnumbered, Decoded)
+    assert again.report == element.report
+    assert replace(unnumbered.report, seq=element.report.seq) == element.report

@@ -9,10 +9,11 @@ import pytest
 
 from taskherd.core.commands import Create, Send, digest_text
 from taskherd.core.obey import Refused
+from taskherd.core.outcome import DeadLetterReason
+from taskherd.errors import Malformed
 from taskherd.wire import replies
-from taskherd.wire.codec import Bad, decode_command
-from taskherd.wire.dead import Reason
-from taskherd.wire.texts import Notes
+from taskherd.wire.commands import decode_command, encode
+from taskherd.wire.decoding import Bad
 from tests.pure.wire.samples import COMMANDS
 
 NIL = str(UUID(int=0))
@@ -52,13 +53,32 @@ def test_an_empty_input_is_read() -> None:
     assert command.input == ""
 
 
-def test_inputs_are_cleaned_and_counted() -> None:
+def test_inputs_are_cleaned() -> None:
     """Control characters are taken out of an input; newlines and tabs stay."""
-    notes: Notes = {}
-    command = decode_command(orjson.dumps({**COMMANDS[3], "input": "a\x00\n\tb\x1b"}), notes)
+    command = decode_command(orjson.dumps({**COMMANDS[3], "input": "a\x00\n\tb\x1b"}))
     assert isinstance(command, Send)
     assert command.input == "a\n\tb"
-    assert notes == {"control": 2}
+
+
+@pytest.mark.parametrize("said", COMMANDS, ids=lambda said: str(said["type"]))
+def test_a_command_comes_back_as_it_was_sent(said: dict[str, Any]) -> None:
+    """Encoding a command and decoding it gives the same value, and nothing is sent for what is absent."""
+    command = decode_command(orjson.dumps(said))
+    assert not isinstance(command, Bad)
+    assert orjson.loads(encode(command)) == said
+    assert decode_command(encode(command)) == command
+
+
+def test_a_reply_is_read_as_a_value() -> None:
+    """What the worker replies comes out as it went in; anything else is malformed."""
+    assert replies.decode_reply(replies.accepted({"id": "x"}, 3)) == replies.Accepted({"id": "x"}, 3)
+    sent = replies.accepted({}, 4, input_id=UUID(int=1), queued=True)
+    assert replies.decode_reply(sent) == replies.Accepted({}, 4, queued=True)
+    for refusal in (Refused(404, "Not there."), Refused(409, "Taken.", "Really.", (("name", "in use"),))):
+        assert replies.decode_reply(replies.refused(refusal)) == refusal
+    for body in (b"", b"\xff", b"[]", b'{"ok":true}', b'{"ok":false,"error":{}}', b'{"ok":1,"task":{},"version":"1"}'):
+        with pytest.raises(Malformed):
+            replies.decode_reply(body)
 
 
 @pytest.mark.parametrize("letter", ["a", "é", "😀"])
@@ -68,24 +88,24 @@ def test_the_bound_of_an_input(letter: str) -> None:
     assert isinstance(decode_command(json.dumps({**COMMANDS[3], "input": fits}, ensure_ascii=False).encode()), Send)
     refused = decode_command(json.dumps({**COMMANDS[3], "input": fits + "."}, ensure_ascii=False).encode())
     assert isinstance(refused, Bad)
-    assert refused.reason is Reason.INVALID
+    assert refused.reason is DeadLetterReason.INVALID
     assert refused.detail == "input: at most 262144 bytes of UTF-8 were expected"
 
 
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        (b"", Reason.NOT_JSON),
-        (b"[]", Reason.INVALID),
-        (b'{"x":NaN}', Reason.NOT_JSON),
-        (b'{"a":' * 20_000, Reason.NOT_JSON),
-        (orjson.dumps({**COMMANDS[1], "type": "task.explode"}), Reason.UNKNOWN_TYPE),
-        (orjson.dumps({**COMMANDS[1], "command_id": None}), Reason.INVALID),
-        (orjson.dumps({**COMMANDS[1], "actor_id": 1}), Reason.INVALID),
-        (orjson.dumps([COMMANDS[1]]), Reason.INVALID),
+        (b"", DeadLetterReason.NOT_JSON),
+        (b"[]", DeadLetterReason.INVALID),
+        (b'{"x":NaN}', DeadLetterReason.NOT_JSON),
+        (b'{"a":' * 20_000, DeadLetterReason.NOT_JSON),
+        (orjson.dumps({**COMMANDS[1], "type": "task.explode"}), DeadLetterReason.UNKNOWN_TYPE),
+        (orjson.dumps({**COMMANDS[1], "command_id": None}), DeadLetterReason.INVALID),
+        (orjson.dumps({**COMMANDS[1], "actor_id": 1}), DeadLetterReason.INVALID),
+        (orjson.dumps([COMMANDS[1]]), DeadLetterReason.INVALID),
     ],
 )
-def test_bad_commands_are_told_apart(body: bytes, reason: Reason) -> None:
+def test_bad_commands_are_told_apart(body: bytes, reason: DeadLetterReason) -> None:
     """A command that can't be read gets a reason and a reply that its sender can act on."""
     bad = decode_command(body)
     assert isinstance(bad, Bad)

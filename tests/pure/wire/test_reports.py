@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskherd.core import reports as core
-from taskherd.wire.codec import Bad, Decoded, Element, decode_reports
-from taskherd.wire.dead import Reason
+from taskherd.core.outcome import DeadLetterReason
+from taskherd.wire.decoding import Bad
+from taskherd.wire.reports import Decoded, Element, decode_reports
 from tests.pure.wire.samples import NOW, REPORTS, TASK, any_report, json_values
 
 BEAT = {"type": "agent.heartbeat", "task_id": TASK}
@@ -110,7 +111,7 @@ def test_seq_defaults_to_the_earlier_clock(observed: datetime) -> None:
 def test_bounds_of_the_common_fields(more: dict[str, Any], field: str) -> None:
     """A number, time or id outside the contract is refused, and the detail names the field."""
     verdict = bad({**BEAT, **more})
-    assert verdict.reason is Reason.INVALID
+    assert verdict.reason is DeadLetterReason.INVALID
     assert verdict.detail.startswith(f"{field}: ")
 
 
@@ -147,20 +148,20 @@ def test_a_year_9999_is_kept_for_show_only() -> None:
 def test_bounds_of_the_other_fields(said: dict[str, Any], field: str) -> None:
     """A field outside the contract is refused by name."""
     verdict = bad(said)
-    assert verdict.reason is Reason.INVALID
+    assert verdict.reason is DeadLetterReason.INVALID
     assert f"{field}: " in verdict.detail
 
 
 @pytest.mark.parametrize("said", [5, "text", None, True, {}, {"type": 7}, {"type": None}])
 def test_what_is_no_report_is_invalid(said: object) -> None:
     """A body that is JSON but no object with a type is refused as invalid."""
-    assert bad(said).reason in {Reason.INVALID, Reason.UNKNOWN_TYPE}
+    assert bad(said).reason in {DeadLetterReason.INVALID, DeadLetterReason.UNKNOWN_TYPE}
 
 
 def test_an_unknown_type_has_its_own_reason() -> None:
     """The type is told, but not at any length and with nothing that a terminal would obey."""
     verdict = bad({"type": "agent.\x1b[31mdance" + "x" * 10_000})
-    assert verdict.reason is Reason.UNKNOWN_TYPE
+    assert verdict.reason is DeadLetterReason.UNKNOWN_TYPE
     assert "agent.[31mdance" in verdict.detail
     assert len(verdict.detail) < 100
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from taskherd.core.reports import AppStatus, TaskLog
 from taskherd.wire import texts
 from taskherd.wire.bounds import CONTENT_BYTES
-from taskherd.wire.codec import Decoded, decode_reports
+from taskherd.wire.reports import Decoded, decode_reports
 from taskherd.wire.texts import Notes
 from tests.pure.wire.samples import NOW, TASK
 
