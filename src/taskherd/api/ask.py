@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from taskherd.api.callers import Caller, Callers
     from taskherd.api.rates import Rates
     from taskherd.api.tail import Tail
-    from taskherd.broker.desk import Desk
+    from taskherd.broker.rpc import CommandClient
     from taskherd.observe.metrics import Metrics
     from taskherd.observe.tracing import Tracing
     from taskherd.settings import Settings
@@ -38,7 +38,7 @@ class House:
     engine: AsyncEngine
     callers: Callers
     rates: Rates
-    desk: Desk
+    commands: CommandClient
     reports: Reports
     tail: Tail
     tracing: Tracing

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID, uuid4, uuid5
 
 from taskherd.api.answers import Refusal, away, invalid
 from taskherd.api.route import Header
-from taskherd.broker.desk import Order, Reply
-from taskherd.errors import Unavailable
-from taskherd.wire.replies import USED_BEFORE
+from taskherd.core.obey import Refused
+from taskherd.errors import Malformed, Unavailable
+from taskherd.wire.commands import encode
+from taskherd.wire.replies import REPEATED, USED_BEFORE, decode_reply
 
 if TYPE_CHECKING:
     from taskherd.api.ask import Ask
+    from taskherd.core.commands import Command
 
 KEY: Final = "Idempotency-Key"
 KEY_MOST: Final = 255
@@ -39,23 +42,31 @@ def key_of(ask: Ask) -> str | None:
     return key
 
 
-async def give(ask: Ask, kind: str, task_id: UUID, *, command_id: UUID | None = None, **fields: Any) -> Reply:
-    """Give a command in the caller's name; its refusal is raised as the answer."""
-    command_id = command_id or command_id_of(ask)
-    ask.noted = {"command_id": str(command_id), "task_id": str(task_id)}
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A command that was carried out; `repeated`: by an earlier request, nothing changed this time."""
+
+    task: dict[str, Any]
+    queued: bool
+    repeated: bool
+
+
+async def give(ask: Ask, command: Command) -> Done:
+    """Send a command in the caller's name and return what it came to; a refusal is raised as the answer."""
+    ask.noted = {"command_id": str(command.command_id), "task_id": str(command.task_id)}
     try:
-        reply = await ask.house.desk.give(Order(kind, command_id, task_id, ask.caller.user_id, fields))
-    except Unavailable as error:
+        reply = await ask.house.commands.call(command.type, encode(command))
+        answer = decode_reply(reply.body)
+    except (Unavailable, Malformed) as error:
         ask.noted["reason"] = str(error)
         raise away("The task could not be changed in time.") from None
-    if not reply.told["ok"]:
-        raise _refusal(reply.told["error"], keyed=key_of(ask) is not None)
-    return reply
+    if isinstance(answer, Refused):
+        raise _refusal(answer, keyed=key_of(ask) is not None)
+    return Done(answer.task, answer.queued, REPEATED in reply.headers)
 
 
-def _refusal(error: dict[str, Any], *, keyed: bool) -> Refusal:
-    message = error["message"]
+def _refusal(refused: Refused, *, keyed: bool) -> Refusal:
+    message = refused.message
     if keyed and message == USED_BEFORE:
         message = f"{KEY} was used for another request."
-    validations = [(each["field"], each["detail"]) for each in error.get("validations") or ()]
-    return Refusal(error["status"], message, error.get("detail"), validations)
+    return Refusal(refused.status, message, refused.detail, refused.validations)

@@ -26,8 +26,8 @@ from taskherd.api.rates import Rates
 from taskherd.api.tail import Tail
 from taskherd.app.links import Links
 from taskherd.broker import topology
-from taskherd.broker.desk import Desk
 from taskherd.broker.publish import Publisher
+from taskherd.broker.rpc import CommandClient
 from taskherd.errors import Misconfigured, TaskherdError
 from taskherd.observe import logs
 from taskherd.observe.metrics import Metrics
@@ -86,7 +86,7 @@ class Api:
         )
         self._ops = OpsServer(self.metrics, self._readiness)
 
-    def _house(self, desk: Desk, reports: Reports) -> House:
+    def _house(self, commands: CommandClient, reports: Reports) -> House:
         settings = self._settings
         now = asyncio.get_running_loop().time
         return House(
@@ -96,7 +96,7 @@ class Api:
             engine=self._engine,
             callers=Callers(self._reader, now),
             rates=Rates(settings.api_rate_limit, settings.api_rate_burst, now),
-            desk=desk,
+            commands=commands,
             tail=self.tail,
             reports=reports,
             tracing=self._tracing,
@@ -130,7 +130,7 @@ class Api:
         settings = self._settings
         names = topology.Names(settings.amqp_prefix)
         publisher = Publisher(self._links.publish)
-        desk = Desk(
+        commands = CommandClient(
             self._links.consume,
             publisher,
             names,
@@ -138,11 +138,11 @@ class Api:
             trace=self._tracing.current,
             waiting=self.metrics.api_commands_waiting.set,
         )
-        house = self._house(desk, Reports(publisher, names, self._tracing))
+        house = self._house(commands, Reports(publisher, names, self._tracing))
         self._links.start()
         serving = server.make(asgi.application(house), settings)
         answering = asyncio.create_task(serving.serve([sock]), name="http")
-        replies = asyncio.create_task(desk.run(), name="replies")
+        replies = asyncio.create_task(commands.run(), name="replies")
         following = asyncio.create_task(self.tail.run(), name="tail")
         around = [
             asyncio.create_task(_every(NOTE_USE_EVERY, lambda: house.callers.note_uses(self._engine)), name="uses"),
@@ -155,19 +155,23 @@ class Api:
         await asyncio.wait({stopping, answering, replies, following, *around}, return_when=asyncio.FIRST_COMPLETED)
         self._stopping.set()
         self.tail.stop()
-        await self._leave(serving, desk, answering, [stopping, replies, following, *around])
+        await self._leave(serving, commands, answering, [stopping, replies, following, *around])
         with suppress(TaskherdError):
             await house.callers.note_uses(self._engine)
 
     async def _leave(
-        self, serving: server.HttpServer, desk: Desk, answering: asyncio.Task[None], tasks: list[asyncio.Task[object]]
+        self,
+        serving: server.HttpServer,
+        commands: CommandClient,
+        answering: asyncio.Task[None],
+        tasks: list[asyncio.Task[object]],
     ) -> None:
         """Take no more connections, answer what is in hand within the grace time, then stop what served it."""
         log.info("api stopping")
         self._readiness.clear("serving", "stopping")
         serving.should_exit = True
         await asyncio.wait({answering}, timeout=self._settings.grace)
-        await desk.stop()
+        await commands.stop()
         for task in (answering, *tasks):
             task.cancel()
         for result in await asyncio.gather(answering, *tasks, return_exceptions=True):

@@ -20,8 +20,8 @@ from taskherd.app.clock import Clock
 from taskherd.app.links import Links
 from taskherd.broker import topology
 from taskherd.broker.consume import Intake, Source
-from taskherd.broker.desk import Desk
 from taskherd.broker.publish import Publisher
+from taskherd.broker.rpc import CommandClient
 from taskherd.errors import Misconfigured, Unavailable
 from taskherd.observe import logs
 from taskherd.observe.metrics import Metrics
@@ -80,7 +80,7 @@ class RunnerProcess:
         publisher = Publisher(self._links.publish)
         self._intake = Intake(self._links.consume, self._prepare, prefetch=PREFETCH, on_trouble=self._trouble)
         self._sender = Sender(publisher, self._names, self.metrics, self._trouble)
-        self._desk = Desk(self._links.consume, publisher, self._names, timeout=ANSWER_WITHIN)
+        self._commands = CommandClient(self._links.consume, publisher, self._names, timeout=ANSWER_WITHIN)
         self.runner = Runner(self._make_house(), self._intake)
         self._ops = OpsServer(self.metrics, self._readiness)
 
@@ -92,7 +92,7 @@ class RunnerProcess:
             api_url=settings.agent_api_url,
             environ=os.environ,
             metrics=self.metrics,
-            claims=Claims(self._desk, self._name),
+            claims=Claims(self._commands, self._name),
             budget=Budget(settings.runner_buffer_most),
             now=Clock().now,
             due=self._sender.due,
@@ -130,7 +130,7 @@ class RunnerProcess:
         tasks = [
             asyncio.create_task(self.runner.run(), name="requests"),
             asyncio.create_task(self._sender.run(), name="reports"),
-            asyncio.create_task(self._desk.run(), name="replies"),
+            asyncio.create_task(self._commands.run(), name="replies"),
             asyncio.create_task(
                 self._sender.beat(self._settings.runner_heartbeat_every, self.runner.heartbeats), name="heartbeats"
             ),
@@ -168,7 +168,7 @@ class RunnerProcess:
         tasks = self.runner.tasks
         if not tasks:
             return
-        for task_id in await census.unknown(self._desk, tasks, self._trouble):
+        for task_id in await census.unknown(self._commands, tasks, self._trouble):
             log.info("no live task owns this: cleaning up", task_id=str(task_id))
             self.metrics.runner_orphans.inc()
             self.runner.forget(task_id)

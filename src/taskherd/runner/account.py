@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from uuid import UUID, uuid5
 
 from taskherd.core import reports
-from taskherd.core.reports import canonical
 from taskherd.wire import texts
+from taskherd.wire.reports import encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -158,18 +158,18 @@ class Account:
 
     def heartbeat(self) -> bytes:
         """That the agent is alive now; this is sent at once or never."""
-        return canonical(
+        return encode(
             reports.AgentHeartbeat(
                 task_id=self._task_id,
                 build_number=self.build_number,
                 seq=self._seqs.take(),
                 agent_id=self.agent_id,
             )
-        ).encode()
+        )
 
     def entry(self, number: int, speaker: reports.Speaker, content: str, at: datetime | None = None) -> LogEntry:
         """One entry of the conversation, now unless `at` says when."""
         return reports.LogEntry(number, speaker, texts.content(content, {}), at or self._now())
 
     def _say(self, *said: Report, mark: Mark | None = None) -> None:
-        self._outbox.append([canonical(report) for report in said], mark)
+        self._outbox.append([encode(report).decode() for report in said], mark)

@@ -11,13 +11,15 @@ from enum import Enum
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from taskherd.broker.desk import Order
-from taskherd.errors import Unavailable
+from taskherd.core.commands import UpdateInput
+from taskherd.core.obey import Refused
+from taskherd.errors import Malformed, Unavailable
+from taskherd.wire.commands import encode
+from taskherd.wire.replies import decode_reply
 
 if TYPE_CHECKING:
-    from taskherd.broker.desk import Desk
+    from taskherd.broker.rpc import CommandClient
 
-COMMAND = "task.update_input"
 NOBODY = UUID(int=0)
 
 
@@ -29,14 +31,20 @@ class Said(Enum):
     ANOTHERS = 409
 
 
-async def ask(desk: Desk, task_id: UUID, command_id: UUID, *, name: UUID = NOBODY, lasting: bool = False) -> Said:
+async def ask(
+    commands: CommandClient, task_id: UUID, command_id: UUID, *, name: UUID = NOBODY, lasting: bool = False
+) -> Said:
     """Ask about a task, under this command id in this name.
 
     Raises Unavailable where no reply came in time, or one that says nothing of the kind. A `lasting` question counts
     even then, as soon as the worker comes to it.
     """
-    reply = await desk.give(Order(COMMAND, command_id, task_id, name, {"input": ""}, lasting))
+    question = UpdateInput(command_id=command_id, task_id=task_id, actor_id=name, input="")
+    reply = await commands.call(question.type, encode(question), no_expiry=lasting)
     try:
-        return Said(reply.told["error"]["status"])
-    except (KeyError, TypeError, ValueError):
-        raise Unavailable(f"the reply to {COMMAND} says nothing: {str(reply.told)[:200]}") from None
+        answer = decode_reply(reply.body)
+        if isinstance(answer, Refused):
+            return Said(answer.status)
+    except (Malformed, ValueError):
+        pass
+    raise Unavailable(f"the reply to {question.type} says nothing: {reply.body[:200]!r}")

@@ -12,7 +12,7 @@ from taskherd.runner.asking import Said, ask
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from taskherd.broker.desk import Desk
+    from taskherd.broker.rpc import CommandClient
 
 AT_ONCE = 100
 ASK_AGAIN = 10.0
@@ -21,13 +21,13 @@ HOLD_FROM, HOLD_SHARE = 5, 0.55
 """So many unknown tasks, and such a share of all, are not believed: this may be the wrong worker, or an old backup."""
 
 
-async def unknown(desk: Desk, tasks: Sequence[UUID], trouble: Callable[[str], None]) -> list[UUID]:
+async def unknown(commands: CommandClient, tasks: Sequence[UUID], trouble: Callable[[str], None]) -> list[UUID]:
     """Return the tasks that are no more, once the worker has answered for all of them; none if nearly all are."""
     waiting = list(tasks)
     gone: list[UUID] = []
     while waiting:
         asked, waiting = waiting[:AT_ONCE], waiting[AT_ONCE:]
-        said = await asyncio.gather(*(_said(desk, task_id) for task_id in asked))
+        said = await asyncio.gather(*(_said(commands, task_id) for task_id in asked))
         gone += [task_id for task_id, one in zip(asked, said, strict=True) if one is Said.GONE]
         unanswered = [task_id for task_id, one in zip(asked, said, strict=True) if one is None]
         if unanswered:
@@ -40,8 +40,8 @@ async def unknown(desk: Desk, tasks: Sequence[UUID], trouble: Callable[[str], No
     return gone
 
 
-async def _said(desk: Desk, task_id: UUID) -> Said | None:
+async def _said(commands: CommandClient, task_id: UUID) -> Said | None:
     try:
-        return await ask(desk, task_id, uuid4())
+        return await ask(commands, task_id, uuid4())
     except Unavailable:
         return None

@@ -17,7 +17,7 @@ from taskherd.errors import Unavailable
 from taskherd.runner.asking import Said, ask
 
 if TYPE_CHECKING:
-    from taskherd.broker.desk import Desk
+    from taskherd.broker.rpc import CommandClient
     from taskherd.wire.work import WorkspaceStart
 
 log = structlog.get_logger(__name__)
@@ -38,8 +38,8 @@ class Claim(Enum):
 class Claims:
     """Claims builds in the name of one runner."""
 
-    def __init__(self, desk: Desk, runner: str) -> None:
-        self._desk = desk
+    def __init__(self, commands: CommandClient, runner: str) -> None:
+        self._commands = commands
         self._name = uuid5(NAMES, runner)
 
     async def claim(self, request: WorkspaceStart, *, sole: bool) -> Claim:
@@ -50,7 +50,7 @@ class Claims:
         """
         command_id = uuid5(request.task_id, f"claim/{request.build_number}")
         try:
-            said = await ask(self._desk, request.task_id, command_id, name=self._name, lasting=True)
+            said = await ask(self._commands, request.task_id, command_id, name=self._name, lasting=True)
         except Unavailable as error:
             log.warning("claim unanswered", task_id=str(request.task_id), begun=sole, reason=str(error))
             return Claim.WON if sole else Claim.LEFT

@@ -11,6 +11,7 @@ from taskherd import retry
 from taskherd.broker.publish import Published
 from taskherd.errors import Unavailable
 from taskherd.wire.bounds import MESSAGE_BYTES
+from taskherd.wire.reports import join
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -108,7 +109,7 @@ class Sender:
         return chosen
 
     async def _publish(self, reports: list[bytes]) -> None:
-        body = b"[" + b",".join(reports) + b"]" if len(reports) > 1 else reports[0]
+        body = join(reports) if len(reports) > 1 else reports[0]
         published = await self._publisher.publish(self._exchange, ROUTING_KEY, body, mandatory=True)
         if published is Published.UNROUTED:
             raise Unavailable(f"no queue takes what is published to {self._exchange}")

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 from uuid import UUID
-
-import orjson
 
 from taskherd.broker.publish import Published
 from taskherd.errors import Unavailable
+from taskherd.wire.reports import encode, join
 
 if TYPE_CHECKING:
     from taskherd.broker.publish import Publisher
     from taskherd.broker.topology import Names
+    from taskherd.core.reports import Report
     from taskherd.observe.tracing import Tracing
 
 WAITING_MOST: Final = 1_000
@@ -29,8 +29,11 @@ class Reports:
         self._names = names
         self._waiting = 0
 
-    async def pass_on(self, task_id: UUID, reports: Sequence[dict[str, Any]]) -> None:
-        """Publish reports of one task as one message. Raises Unavailable: they may have arrived then, or not."""
+    async def pass_on(self, task_id: UUID, reports: Sequence[Report]) -> None:
+        """Publish reports of one task as one message; the worker gives each its seq.
+
+        Raises Unavailable: they may have arrived then, or not.
+        """
         if self._waiting >= WAITING_MOST:
             raise Unavailable("too many reports wait for the broker")
         self._waiting += 1
@@ -38,7 +41,7 @@ class Reports:
             published = await self._publisher.publish(
                 self._names.reports,
                 str(task_id),
-                orjson.dumps(reports, default=str),
+                join(encode(report, with_seq=False) for report in reports),
                 headers={**self._tracing.current()} or None,
                 mandatory=True,
             )

@@ -12,17 +12,26 @@ from taskherd.api.answers import Answer, Refusal, empty, invalid, json, not_foun
 from taskherd.api.query import QueryModel, Text
 from taskherd.api.refer import uuid_of
 from taskherd.api.route import Auth, Route, Says
-from taskherd.core.reports import rfc3339
+from taskherd.core.reports import AppStatus, LogEntry, Speaker, State, TaskLog
 from taskherd.wire import texts
 from taskherd.wire.bounds import ELEMENTS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from taskherd.api.ask import Ask
+    from taskherd.core.reports import Report
 
 SNAPSHOT_BYTES: Final = 64 * 1024
 FORMAT: Final = "agentapi"
-_STATES: Final = {"working": "working", "idle": "idle", "complete": "complete", "failure": "failed", "failed": "failed"}
-_SPEAKERS: Final = {"user": "input", "agent": "output"}
+_STATES: Final = {
+    "working": State.WORKING,
+    "idle": State.IDLE,
+    "complete": State.COMPLETE,
+    "failure": State.FAILED,
+    "failed": State.FAILED,
+}
+_SPEAKERS: Final = {"user": Speaker.INPUT, "agent": Speaker.OUTPUT}
 
 
 def _format(text: str) -> str:
@@ -46,8 +55,13 @@ async def app_status(ask: Ask) -> Answer:
     if state is None:
         wrong = ("state", "State must be one of: complete, failure, working, idle.")
         raise invalid(wrong, message="Invalid state provided.")
-    said = {"state": state, "message": texts.message(body.message or "", {}), "uri": texts.address(body.uri or "", {})}
-    await _pass_on(ask, [{"type": "app.status", **said}])
+    report = AppStatus(
+        **_common(ask),
+        state=state,
+        message=texts.message(body.message or "", {}),
+        uri=texts.address(body.uri or "", {}),
+    )
+    await _pass_on(ask, [report])
     return json(None)
 
 
@@ -60,33 +74,33 @@ async def log_snapshot(ask: Ask) -> Answer:
     strange = [message.role for message in body.messages if message.role not in _SPEAKERS]
     if strange:
         raise Refusal(400, "Invalid agentapi payload structure.", "A message's role is user or agent.")
-    now = _now()
-    entries = [
-        {
-            "id": message.id,
-            "type": _SPEAKERS[message.role],
-            "content": texts.content(message.content, {}),
-            "time": rfc3339(message.time) if message.time else now,
-        }
+    common = _common(ask)
+    now: datetime = common["observed_at"]
+    entries = tuple(
+        LogEntry(message.id, _SPEAKERS[message.role], texts.content(message.content, {}), message.time or now)
         for message in body.messages
-    ]
+    )
     parts = [entries[start : start + ELEMENTS] for start in range(0, len(entries), ELEMENTS)]
     if parts:
-        await _pass_on(ask, [{"type": "task.log", "entries": part} for part in parts])
+        await _pass_on(ask, [TaskLog(**common, entries=part) for part in parts])
     return empty(204)
 
 
-async def _pass_on(ask: Ask, reports: list[dict[str, Any]]) -> None:
+def _common(ask: Ask) -> dict[str, Any]:
+    """The fields that every report of the agent has; its seq is left to the worker, see `Reports.pass_on`.
+
+    Two reports of an agent are told apart by this process's clock, which the worker bounds by its own.
+    """
+    assert ask.agent is not None
+    task_id, build_number = ask.agent
+    return {"task_id": task_id, "build_number": build_number, "seq": 0, "observed_at": datetime.now(UTC)}
+
+
+async def _pass_on(ask: Ask, reports: Sequence[Report]) -> None:
     assert ask.agent is not None
     task_id, build_number = ask.agent
     ask.noted = {"task_id": str(task_id), "build_number": build_number}
-    common = {"task_id": task_id, "build_number": build_number, "observed_at": _now()}
-    await ask.house.reports.pass_on(task_id, [{**report, **common} for report in reports])
-
-
-def _now() -> str:
-    """This process's clock: two reports of an agent are told apart by it, and the worker bounds it by its own."""
-    return rfc3339(datetime.now(UTC))
+    await ask.house.reports.pass_on(task_id, reports)
 
 
 ROUTES: Final = (

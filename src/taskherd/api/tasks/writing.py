@@ -11,10 +11,10 @@ from taskherd.api.orders import command_id_of, give, key_of
 from taskherd.api.refer import findable
 from taskherd.api.tasks import documents
 from taskherd.api.tasks.reading import whose
+from taskherd.core.commands import Create, Delete, Pause, Resume, Send, UpdateInput
 from taskherd.core.obey import NO_VERSION
 from taskherd.store import visible
 from taskherd.wire import texts
-from taskherd.wire.replies import REPEATED
 
 if TYPE_CHECKING:
     from taskherd.api.ask import Ask
@@ -31,21 +31,22 @@ async def create(ask: Ask) -> Answer:
     owner = await _owner(ask, version)
     command_id = command_id_of(ask)
     keyed = key_of(ask) is not None
-    reply = await give(
+    done = await give(
         ask,
-        "task.create",
-        uuid5(command_id, "task") if keyed else uuid4(),
-        command_id=command_id,
-        owner_id=owner,
-        template_version_id=version,
-        template_version_preset_id=body.template_version_preset_id,
-        input=texts.clean(body.input or "", {}),
-        name=(body.name or "")[:_NAME_TOLD],
-        display_name=(body.display_name or "").strip()[:_NAME_TOLD],
+        Create(
+            command_id=command_id,
+            task_id=uuid5(command_id, "task") if keyed else uuid4(),
+            actor_id=ask.caller.user_id,
+            owner_id=owner,
+            template_version_id=version,
+            template_version_preset_id=body.template_version_preset_id,
+            input=texts.clean(body.input or "", {}),
+            name=(body.name or "")[:_NAME_TOLD],
+            display_name=(body.display_name or "").strip()[:_NAME_TOLD],
+        ),
     )
     objects = ask.house.settings.api_nullable_ids == "object"
-    status = 200 if keyed and REPEATED in reply.headers else 201
-    return Answer(status, documents.replied(reply.told["task"], objects=objects))
+    return Answer(200 if keyed and done.repeated else 201, documents.replied(done.task, objects=objects))
 
 
 async def _owner(ask: Ask, version: UUID) -> UUID:
@@ -66,39 +67,40 @@ async def _owner(ask: Ask, version: UUID) -> UUID:
 
 async def delete(ask: Ask) -> Answer:
     """Delete a task: hidden at once, its workspace taken down when the build under way has ended."""
-    await give(ask, "task.delete", await _target(ask))
+    await give(ask, Delete(**await _common(ask)))
     return empty(202)
 
 
 async def update_input(ask: Ask) -> Answer:
     """Replace the prompt of a paused task."""
-    await give(ask, "task.update_input", await _target(ask), input=texts.clean(ask.body.input or "", {}))
+    await give(ask, UpdateInput(**await _common(ask), input=texts.clean(ask.body.input or "", {})))
     return empty(204)
 
 
 async def send(ask: Ask) -> Answer:
     """Say something to a task's agent; while it is busy that waits in its inbox."""
-    reply = await give(ask, "task.send", await _target(ask), input=texts.clean(ask.body.input or "", {}))
-    return empty(204, {"X-Taskherd-Queued": "true"} if reply.told.get("queued") else None)
+    done = await give(ask, Send(**await _common(ask), input=texts.clean(ask.body.input or "", {})))
+    return empty(204, {"X-Taskherd-Queued": "true"} if done.queued else None)
 
 
 async def pause(ask: Ask) -> Answer:
     """Stop a task's workspace."""
-    return await _build(ask, "task.pause", "stop")
+    return await _build(ask, Pause(**await _common(ask)), "stop")
 
 
 async def resume(ask: Ask) -> Answer:
     """Start a task's workspace again."""
-    return await _build(ask, "task.resume", "start")
+    return await _build(ask, Resume(**await _common(ask)), "start")
 
 
-async def _build(ask: Ask, kind: str, transition: str) -> Answer:
-    reply = await give(ask, kind, await _target(ask))
-    return json(builds.asked(reply.told["task"], transition, ask.caller.user_id, ask.caller.username), 202)
+async def _build(ask: Ask, command: Pause | Resume, transition: str) -> Answer:
+    done = await give(ask, command)
+    return json(builds.asked(done.task, transition, ask.caller.user_id, ask.caller.username), 202)
 
 
-async def _target(ask: Ask) -> UUID:
+async def _common(ask: Ask) -> dict[str, UUID]:
+    """The fields that every command for the path's task has; raises the 404 where there is none for the caller."""
     task_id = await visible.target(ask.house.reader, whose(ask))
     if task_id is None:
         raise not_found()
-    return task_id
+    return {"command_id": command_id_of(ask), "task_id": task_id, "actor_id": ask.caller.user_id}

@@ -8,8 +8,9 @@ from uuid import UUID
 
 from taskherd.api import builds as rendering
 from taskherd.api.answers import Answer, json, not_found
-from taskherd.api.orders import give
+from taskherd.api.orders import command_id_of, give
 from taskherd.api.refer import uuid_of
+from taskherd.core.commands import Pause, Resume
 from taskherd.core.reports import rfc3339
 from taskherd.store import builds
 
@@ -43,15 +44,15 @@ async def workspace(ask: Ask) -> Answer:
 async def ask_for_build(ask: Ask) -> Answer:
     """Start or stop the workspace of a task: its resume or pause under the name that it had before tasks had any."""
     row = await found(ask, builds.latest_of_workspace)
+    common = {"command_id": command_id_of(ask), "task_id": row["task_id"], "actor_id": ask.caller.user_id}
     match ask.body.transition:
         case "start":
-            kind = "task.resume"
+            done = await give(ask, Resume(**common))
         case "stop":
-            kind = "task.pause"
+            done = await give(ask, Pause(**common))
         case _:
             assert_never(ask.body.transition)
-    reply = await give(ask, kind, row["task_id"])
-    told = rendering.asked(reply.told["task"], ask.body.transition, ask.caller.user_id, ask.caller.username)
+    told = rendering.asked(done.task, ask.body.transition, ask.caller.user_id, ask.caller.username)
     return json(told["workspace_build"], 201)
 
 

@@ -6,18 +6,18 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any, Final, assert_never
-
-import orjson
+from typing import Final, assert_never
 
 from taskherd.broker.publish import Publisher
 from taskherd.broker.topology import Names
+from taskherd.core.reports import AgentHeartbeat, AppStatus, State
 from taskherd.dev.agents import answers
 from taskherd.dev.demo.board import Board, Row
 from taskherd.dev.demo.cast import Part, Role
 from taskherd.dev.demo.desk import Desk
 from taskherd.dev.demo.house import House
 from taskherd.dev.demo.screen import Screen
+from taskherd.wire.reports import encode, join
 
 WORK_WITHIN: Final = 60.0
 SHOWS_WITHIN: Final = 30.0
@@ -159,9 +159,11 @@ class Acts:
         row = self.board.of(part)
         await self._at_work(row)
         self.screen.say(f"somebody sends garbage about {part.name}")
-        beat: dict[str, Any] = {"type": "agent.heartbeat", "task_id": str(row.task_id), "build_number": 1}
-        bad = {**beat, "type": "app.status", "state": "dancing", "message": "no such state", "uri": ""}
-        for body in (GARBAGE, orjson.dumps([beat, bad, beat])):
+        assert row.task_id is not None
+        beat = encode(AgentHeartbeat(task_id=row.task_id, build_number=1, seq=0), with_seq=False)
+        status = encode(AppStatus(task_id=row.task_id, build_number=1, seq=0, state=State.WORKING), with_seq=False)
+        bad = status.replace(b'"working"', b'"dancing"')
+        for body in (GARBAGE, join([beat, bad, beat])):
             await self.publisher.publish(self.names.reports, str(row.task_id), body)
         await self._ends(part)
 

@@ -1,7 +1,6 @@
-"""Where commands are given: published with a confirm, answered on this process's own queue, matched by correlation.
+"""Request and reply over RabbitMQ: a request is published with a confirm and answered on this process's own queue.
 
-A command that is published again is done once, by its `command_id`. So one whose reply queue was lost is given again,
-and one that was not answered in time may be given again by whoever asked for it.
+A call whose reply queue was lost is published again, so whatever answers must do a repeated request only once.
 """
 
 from __future__ import annotations
@@ -10,9 +9,8 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
-from uuid import UUID, uuid4
+from uuid import uuid4
 
-import orjson
 import structlog
 
 from taskherd.broker import topology
@@ -30,44 +28,30 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-WAITING_MOST: Final = 1_000
-"""Commands that may wait for their replies at once, and replies that the queue holds."""
+MAX_WAITING: Final = 1_000
+"""Calls that may wait for their replies at once, and replies that the queue holds."""
 
 Trace: TypeAlias = Callable[[], dict[str, str]]
-"""What tells the headers of the trace that a command belongs to."""
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """A command to give, in the fields of its message; a `lasting` one is kept when nobody waits for its reply."""
-
-    type: str
-    command_id: UUID
-    task_id: UUID
-    actor_id: UUID
-    fields: dict[str, Any]
-    lasting: bool = False
-
-    def encode(self) -> bytes:
-        """The message's body."""
-        common = {"command_id": self.command_id, "task_id": self.task_id, "actor_id": self.actor_id}
-        return orjson.dumps({"type": self.type, **common, **self.fields}, default=str)  # asyncpg's UUIDs are its own
+"""Returns the headers of the trace that a call belongs to."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the worker replied, and the headers of its message."""
+    """The body and headers of a reply."""
 
-    told: dict[str, Any]
+    body: bytes
     headers: Mapping[str, Any]
 
 
-class _AskAgain(Exception):  # noqa: N818 - not an error: the queue for replies is a new one; never leaves this module
+class _ReplyQueueLost(Exception):  # noqa: N818 - handled by publishing again; never leaves this module
     pass
 
 
-class Desk:
-    """Gives commands and waits for the reply to each, at most `timeout` seconds; tells `waiting` how many do."""
+class CommandClient:
+    """Publishes requests and waits for the reply to each, at most `timeout` seconds.
+
+    `waiting` is called with the number of calls that wait, whenever it changes.
+    """
 
     def __init__(
         self,
@@ -83,8 +67,8 @@ class Desk:
         self._publisher = publisher
         self._names = names
         self._timeout = timeout
-        self._told_waiting = waiting
-        self._intake = Intake(consuming, self._prepare, prefetch=WAITING_MOST, on_trouble=self._trouble)
+        self._on_waiting = waiting
+        self._intake = Intake(consuming, self._prepare, prefetch=MAX_WAITING, on_trouble=self._trouble)
         self._queue = ""
         self._open = asyncio.Event()
         self._waiting: dict[str, asyncio.Future[Reply]] = {}
@@ -98,9 +82,9 @@ class Desk:
         """Take replies until stopped."""
         self._intake.start()
         try:
-            while deliveries := await self._intake.batch(WAITING_MOST, 0):
+            while deliveries := await self._intake.batch(MAX_WAITING, 0):
                 for delivery in deliveries:
-                    self._hand_over(delivery)
+                    self._resolve(delivery)
                 await self._intake.ack(deliveries)
         finally:
             await self._intake.close()
@@ -109,39 +93,40 @@ class Desk:
         """Take no more replies once those at hand are handed over."""
         await self._intake.stop()
 
-    async def give(self, order: Order) -> Reply:
-        """Give a command and return its reply.
+    async def call(self, routing_key: str, body: bytes, *, no_expiry: bool = False) -> Reply:
+        """Publish a request to the commands exchange and return the reply to it.
 
-        Raises Unavailable when none came in time: whether it was, or will be, carried out is unknown then.
+        With `no_expiry` the request stays in its queue even when no caller waits any longer.
+        Raises Unavailable when no reply came in time: the request may have been carried out, or may be later.
         """
-        if len(self._waiting) >= WAITING_MOST:
-            raise Unavailable("too many commands wait for the worker")
+        if len(self._waiting) >= MAX_WAITING:
+            raise Unavailable("too many calls wait for a reply")
         deadline = asyncio.get_running_loop().time() + self._timeout
         try:
             async with asyncio.timeout_at(deadline):
                 while True:
                     await self._open.wait()
                     try:
-                        return await self._give_once(order, deadline)
-                    except _AskAgain:
+                        return await self._call_once(routing_key, body, None if no_expiry else deadline)
+                    except _ReplyQueueLost:
                         continue
         except TimeoutError:
-            raise Unavailable(f"no reply to {order.type} within {self._timeout:g} s") from None
+            raise Unavailable(f"no reply to {routing_key} within {self._timeout:g} s") from None
 
-    async def _give_once(self, order: Order, deadline: float) -> Reply:
+    async def _call_once(self, routing_key: str, body: bytes, deadline: float | None) -> Reply:
         loop = asyncio.get_running_loop()
         correlation = uuid4().hex
         reply: asyncio.Future[Reply] = loop.create_future()
         self._waiting[correlation] = reply
-        self._told_waiting(len(self._waiting))
+        self._on_waiting(len(self._waiting))
         try:
             published = await self._publisher.publish(
                 self._names.commands,
-                order.type,
-                order.encode(),
+                routing_key,
+                body,
                 headers={**self._trace()} or None,
                 mandatory=True,
-                expiration=None if order.lasting else max(0.1, deadline - loop.time()),
+                expiration=None if deadline is None else max(0.1, deadline - loop.time()),
                 reply_to=self._queue,
                 correlation_id=correlation,
             )
@@ -151,21 +136,21 @@ class Desk:
         finally:
             del self._waiting[correlation]
             if reply.done() and not reply.cancelled():
-                reply.exception()  # seen, also where nobody got to wait for it
-            self._told_waiting(len(self._waiting))
+                reply.exception()  # retrieve it, or asyncio warns that it was never retrieved
+            self._on_waiting(len(self._waiting))
 
-    def _hand_over(self, delivery: Delivery) -> None:
+    def _resolve(self, delivery: Delivery) -> None:
         waiting = self._waiting.get(delivery.correlation_id or "")
         if waiting is not None and not waiting.done():
-            waiting.set_result(Reply(orjson.loads(delivery.body), delivery.headers))
+            waiting.set_result(Reply(delivery.body, delivery.headers))
 
     async def _prepare(self, channel: AbstractChannel) -> Sequence[Source]:
         await topology.check(channel, self._names)
-        self._queue = await topology.declare_own_queue(channel, length=WAITING_MOST)
+        self._queue = await topology.declare_own_queue(channel, length=MAX_WAITING)
         self._open.set()
-        for waiting in self._waiting.values():  # their replies went to the queue before, which is gone
+        for waiting in self._waiting.values():  # their replies went to the queue before this one, which is gone
             if not waiting.done():
-                waiting.set_exception(_AskAgain())
+                waiting.set_exception(_ReplyQueueLost())
         return [Source(self._queue)]
 
     def _trouble(self, reason: str) -> None:
