@@ -14,6 +14,7 @@ from pydantic import Field, StringConstraints, TypeAdapter
 from taskherd.core import commands as core
 from taskherd.core.commands import Command, digest_text
 from taskherd.wire import texts
+from taskherd.wire.bounds import BODY_BYTES
 from taskherd.wire.decoding import Bad, Unread, decode, too_large
 from taskherd.wire.fields import Input
 from taskherd.wire.reports import Part
@@ -126,8 +127,8 @@ def encode(command: Command) -> bytes:
 
 def decode_command(body: bytes) -> Command | Bad:
     """Return the command of a body, its texts without control characters; whatever comes, nothing is raised."""
-    if (large := too_large(body)) is not None:
-        return large
+    if len(body) > BODY_BYTES:
+        return too_large(body)
     try:
         return decode(_COMMAND, body, {}).to_core({})
     except Unread as why:

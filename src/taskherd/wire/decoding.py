@@ -75,10 +75,8 @@ def decode(adapter: TypeAdapter[T], body: bytes, notes: Notes) -> T:
         raise Unread(*_verdict(error)) from None
 
 
-def too_large(body: bytes) -> Bad | None:
-    """Return what is kept of a body over the bound, None for one within it."""
-    if len(body) <= BODY_BYTES:
-        return None
+def too_large(body: bytes) -> Bad:
+    """Return what is kept of a body that is longer than ``BODY_BYTES``."""
     detail = f"{len(body)} bytes, at most {BODY_BYTES} are read"
     return Bad(None, DeadLetterReason.TOO_LARGE, detail, body[:KEPT_BYTES], len(body))
 

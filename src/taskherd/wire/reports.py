@@ -18,7 +18,7 @@ from taskherd.core import reports as core
 from taskherd.core.outcome import DeadLetterReason
 from taskherd.core.reports import Report, canonical
 from taskherd.wire import split, texts
-from taskherd.wire.bounds import ELEMENTS, SEQ_MOST
+from taskherd.wire.bounds import BODY_BYTES, ELEMENTS, SEQ_MOST
 from taskherd.wire.decoding import TOO_DEEP, Bad, Unread, decode, may_hold_nan, parse, too_large
 from taskherd.wire.fields import BuildNumber, EntryId, Instant, Name, RunnerName, Seq, Text
 from taskherd.wire.texts import Notes
@@ -297,8 +297,8 @@ def decode_reports(body: bytes, now: datetime) -> list[Element]:
 
     ``now`` (UTC) is the default of a seq, a microsecond more for each element, so that they keep their order.
     """
-    if (large := too_large(body)) is not None:
-        return [large]
+    if len(body) > BODY_BYTES:
+        return [too_large(body)]
     if body.lstrip(_SPACE).startswith(b"["):
         return _array(body, now)
     return [_alone(None, body, now)]
