@@ -33,7 +33,7 @@ EXPOSE 9590 7080
 STOPSIGNAL SIGTERM
 # Checks liveness, not readiness: a process is not restarted because its database is unavailable.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=10s --retries=3 \
-    CMD ["python", "-m", "taskherd.observe.health"]
+    CMD ["python", "-m", "taskherd.observability.health"]
 # Exec form, without a shell, so that signals reach the process itself.
 ENTRYPOINT ["taskherd"]
 CMD ["worker"]

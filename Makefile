@@ -29,7 +29,7 @@ test: $(READY) ## run all tests except the long chaos campaigns, on real RabbitM
 	$(BIN)/pytest -q -m "not chaos" -n 3 --dist loadfile --no-loadscope-reorder tests
 
 demo: $(READY) ## run the whole system on this machine for a minute
-	@$(BIN)/taskherd demo
+	@$(BIN)/python -m examples.demo
 
 dev: $(READY) ## run private RabbitMQ and PostgreSQL, a worker, the API and a runner until Ctrl-C
 	@$(BIN)/taskherd dev
@@ -59,11 +59,11 @@ format: $(READY) ## format the code and apply automatic fixes
 	$(BIN)/ruff format .
 
 docs: $(READY) ## regenerate the generated documents
-	$(BIN)/python -m taskherd.wire.asyncapi > docs/asyncapi.yaml
-	$(BIN)/python -m taskherd.api.openapi > docs/openapi.json
-	$(BIN)/python -m taskherd.core.diagram > docs/state-diagram.md
+	$(BIN)/python -m taskherd.messages.asyncapi > docs/asyncapi.yaml
+	$(BIN)/python -m taskherd.api.http.openapi > docs/openapi.json
+	$(BIN)/python -m taskherd.domain.diagram > docs/state-diagram.md
 	$(BIN)/python -m taskherd.settings > docs/settings.md
-	$(BIN)/python -m taskherd.observe.metrics > docs/metrics.md
+	$(BIN)/python -m taskherd.observability.metrics > docs/metrics.md
 
 PIN := uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate
 lock: $(READY) ## pin the newest dependencies with hashes (needs uv)

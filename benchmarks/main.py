@@ -11,9 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks import agents, api, bloat, cpu, growth, machine, patches, plans, rows, sustained, workers
-from benchmarks.stage import Stage, stage
-from benchmarks.workload import Workload
+from benchmarks import patches
+from benchmarks.cases import agents, api, bloat, cpu, growth, plans, rows, sustained, workers
+from benchmarks.harness import machine
+from benchmarks.harness.services import Stage, stage
+from benchmarks.harness.workload import Workload
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -22,8 +22,8 @@ import uvloop
 from prometheus_client import generate_latest
 
 from taskherd.dev import ports
-from taskherd.observe.metrics import Metrics
-from taskherd.observe.readiness import Readiness
+from taskherd.observability.metrics import Metrics
+from taskherd.observability.readiness import Readiness
 from taskherd.settings import Settings
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ class Cost:
 
 async def serve_ops(port: int) -> None:
     """Serve as a worker does."""
-    import taskherd.app.worker  # noqa: F401, PLC0415 - each process imports only what it serves with
-    from taskherd.observe.ops import OpsServer  # noqa: PLC0415
+    import taskherd.worker.app  # noqa: F401, PLC0415 - each process imports only what it serves with
+    from taskherd.observability.ops import OpsServer  # noqa: PLC0415
 
     await OpsServer(Metrics(), Readiness("consumers")).start("127.0.0.1", port)
     await asyncio.Event().wait()
@@ -59,10 +59,10 @@ async def serve_ops(port: int) -> None:
 
 async def serve_bare(port: int) -> None:
     """Serve without uvicorn and Starlette, and without any check or bound: no server of our own could cost less."""
-    stub: Any = ModuleType("taskherd.observe.ops")
+    stub: Any = ModuleType("taskherd.observability.ops")
     stub.OpsServer = object
     sys.modules[stub.__name__] = stub
-    import taskherd.app.worker  # noqa: F401, PLC0415 - as above
+    import taskherd.worker.app  # noqa: F401, PLC0415 - as above
 
     assert not {"uvicorn", "starlette", "httptools"} & sys.modules.keys()
     registry = Metrics().registry

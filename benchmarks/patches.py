@@ -9,15 +9,15 @@ import sys
 from statistics import median
 from typing import TYPE_CHECKING
 
-from benchmarks import contenders
-from benchmarks.contenders import Contender
+from benchmarks.harness import contenders
+from benchmarks.harness.contenders import Contender
+from benchmarks.harness.workload import Workload
 from benchmarks.peers import patched
-from benchmarks.workload import Workload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from benchmarks.stage import Stage
+    from benchmarks.harness.services import Stage
 
 CONSUMING = Contender("taskherd's consuming alone", "benchmarks.peers.patched")
 PAIRS = 3

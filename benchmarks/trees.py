@@ -9,13 +9,13 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.contenders import HERD, measure
-from benchmarks.stage import stage
-from benchmarks.workload import Workload
+from benchmarks.harness.contenders import HERD, measure
+from benchmarks.harness.services import stage
+from benchmarks.harness.workload import Workload
 
 if TYPE_CHECKING:
-    from benchmarks.contenders import Measured
-    from benchmarks.stage import Stage
+    from benchmarks.harness.contenders import Measured
+    from benchmarks.harness.services import Stage
 
 HERE = Path(__file__).parents[1]
 

@@ -6,7 +6,7 @@ import os
 import aio_pika
 import uvloop
 
-from benchmarks import meter
+from benchmarks.harness import meter
 
 done = 0
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 
-from benchmarks import meter
+from benchmarks.harness import meter
 from benchmarks.peers.schema import events, tasks
 
 CONCURRENCY = 20

@@ -16,10 +16,10 @@ from pamqp import commands, frame
 from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
-from benchmarks import backlog, meter
-from benchmarks.backlog import Backlog
-from benchmarks.workload import PREFIX
-from taskherd.broker import dead
+from benchmarks.harness import backlog, meter
+from benchmarks.harness.backlog import Backlog
+from benchmarks.harness.workload import PREFIX
+from taskherd.broker import dead_letters
 from taskherd.broker.connection import Link
 from taskherd.broker.consume import Intake, Source
 from taskherd.broker.topology import Names
@@ -125,7 +125,7 @@ async def _read(link: Link, url: str) -> int:
     await (await link.channel()).queue_purge(names.dead)
     await backlog.publish(url, _messages(names.dead))
     try:
-        return len(await dead.read(link, names, MESSAGES))
+        return len(await dead_letters.read(link, names, MESSAGES))
     except Unavailable:
         return 0
     finally:

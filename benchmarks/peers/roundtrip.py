@@ -7,7 +7,7 @@ import aio_pika
 import asyncpg
 import uvloop
 
-from benchmarks import meter
+from benchmarks.harness import meter
 
 CONCURRENCY = 20
 done = 0

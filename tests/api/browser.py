@@ -16,7 +16,7 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection, connect
 
 from taskherd.dev import apt
-from tests.api.stage import PATIENCE
+from tests.harness.api import PATIENCE
 
 START_WITHIN = 60.0
 _ADDRESS = re.compile(rb"DevTools listening on (ws://\S+)")

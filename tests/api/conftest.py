@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import pytest
 
-from tests.api.stage import Stage, stage
+from tests.harness.api import Stage, stage
 
 Staging: TypeAlias = Callable[..., AbstractAsyncContextManager[Stage]]
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import httpx
 
-from taskherd.api.route import Auth
+from taskherd.api.http.route import Auth
 from taskherd.api.routes import EXPERIMENTAL, PREFIX, ROUTES
-from taskherd.wire.tokens import agent_token
+from taskherd.messages.agent_tokens import agent_token
 from tests.api.conftest import Staging
-from tests.api.stage import OTHER_VERSION, PATIENCE, VERSION, Stage
-from tests.flow.herd import SECRET
+from tests.harness.api import OTHER_VERSION, PATIENCE, VERSION, Stage
+from tests.harness.worker import SECRET
 
 SIGNED_OUT = {"message": "You are signed out or your session has expired. Please sign in again to continue."}
 

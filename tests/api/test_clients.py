@@ -14,8 +14,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosedError
 
 from tests.api import shapes
-from tests.api.stage import ALICE, ORGANIZATION, PATIENCE, TEMPLATE, VERSION, Stage
-from tests.flow.herd import PRESET, build, said
+from tests.harness.api import ALICE, ORGANIZATION, PATIENCE, TEMPLATE, VERSION, Stage
+from tests.harness.worker import PRESET, build, said
 
 NIL = str(uuid.UUID(int=0))
 AGENT, WORKSPACE, APP = (str(uuid.UUID(int=number)) for number in (0xA9E, 0x305, 0xA99))

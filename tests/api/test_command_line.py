@@ -14,9 +14,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from taskherd.cli.main import app
-from taskherd.observe import logs
-from tests.api.stage import Stage
-from tests.flow.herd import build, said
+from taskherd.observability import logs
+from tests.harness.api import Stage
+from tests.harness.worker import build, said
 
 
 @pytest.fixture(autouse=True)

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from taskherd.wire.tokens import agent_token
+from taskherd.messages.agent_tokens import agent_token
 from tests.api.conftest import Staging
-from tests.api.stage import VERSION
-from tests.flow.herd import SECRET
+from tests.harness.api import VERSION
+from tests.harness.worker import SECRET
 
 SECONDS = int(os.environ.get("FUZZ_SECONDS", "60"))
 SEED = os.environ.get("FUZZ_SEED", "2026")

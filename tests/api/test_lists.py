@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tests.api.conftest import Staging
-from tests.api.stage import ALICE, BOB, OTHER, Stage
-from tests.flow.herd import ORGANIZATION, in_status
+from tests.harness.api import ALICE, BOB, OTHER, Stage
+from tests.harness.worker import ORGANIZATION, in_status
 
 MESSAGE = "Invalid task search query."
 

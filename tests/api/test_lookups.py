@@ -12,9 +12,10 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from taskherd.api.routes import PREFIX, SOCKETS
-from taskherd.wire.tokens import agent_token
+from taskherd.messages.agent_tokens import agent_token
 from tests.api.conftest import Staging
-from tests.api.stage import (
+from tests.api.test_clients import WORKSPACE, frames, house_build, socket, up
+from tests.harness.api import (
     ALICE,
     MALLORY,
     ORGANIZATION,
@@ -26,8 +27,7 @@ from tests.api.stage import (
     Stage,
     serving,
 )
-from tests.api.test_clients import WORKSPACE, frames, house_build, socket, up
-from tests.flow.herd import PRESET, SECRET, build, said
+from tests.harness.worker import PRESET, SECRET, build, said
 
 NOT_FOUND = b'{"message":"Resource not found or you do not have access to this resource"}'
 SIGNED_OUT = "You are signed out or your session has expired. Please sign in again to continue."

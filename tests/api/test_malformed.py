@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.api.conftest import Staging
-from tests.api.stage import PATIENCE, VERSION, Stage
+from tests.harness.api import PATIENCE, VERSION, Stage
 
 NOT_FOUND = {"message": "Route not found."}
 

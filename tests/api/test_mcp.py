@@ -13,9 +13,9 @@ from typing import Any
 from mcp.client.client import Client
 from mcp.client.stdio import StdioServerParameters
 
-from taskherd.wire.tokens import agent_token
-from tests.api.stage import VERSION, Stage
-from tests.flow.herd import SECRET, said
+from taskherd.messages.agent_tokens import agent_token
+from tests.harness.api import VERSION, Stage
+from tests.harness.worker import SECRET, said
 
 PERSON = {
     "coder_create_task": {"input", "template_version_id", "template_version_preset_id", "user"},

@@ -12,8 +12,8 @@ import httpx
 
 from taskherd.dev.services import Services
 from tests.api.conftest import Staging
-from tests.api.stage import PATIENCE, VERSION, Stage, serving
-from tests.flow.herd import working
+from tests.harness.api import PATIENCE, VERSION, Stage, serving
+from tests.harness.worker import working
 
 BODY: dict[str, Any] = {"template_version_id": str(VERSION), "input": "Once"}
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from tests.api.browser import browsing, chromium
-from tests.api.stage import Stage
-from tests.flow.herd import build, said
+from tests.harness.api import Stage
+from tests.harness.worker import build, said
 
 POLICY = "default-src 'none'"
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.api.conftest import Staging
-from tests.api.stage import VERSION, Stage
-from tests.flow.herd import ALICE, PRESET, STATUSES, build, in_status, said
+from tests.harness.api import VERSION, Stage
+from tests.harness.worker import ALICE, PRESET, STATUSES, build, in_status, said
 
 GOLDEN = Path(__file__).parent / "golden"
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")

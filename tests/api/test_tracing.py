@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from tests.api.conftest import Staging
-from tests.api.stage import VERSION, Stage
-from tests.flow.test_tracing import PARENT, TRACE, Collector, collector  # noqa: F401 - a fixture
+from tests.harness.api import VERSION, Stage
+from tests.worker.test_tracing import PARENT, TRACE, Collector, collector  # noqa: F401 - a fixture
 
 ASKED = {"template_version_id": str(VERSION), "input": "Fix the flaky test"}
 

@@ -14,7 +14,7 @@ from taskherd.dev.services import Services, start
 from taskherd.dev.sources import Broker, Database
 from taskherd.store import migrate
 from tests.chaos.figures import Figures
-from tests.chaos.stage import Stage, create_database, opened
+from tests.harness.chaos import Stage, create_database, opened
 
 FIGURES = Figures.from_environment()
 

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 from random import Random
 
 from tests.chaos import workload
-from tests.chaos.stage import SETTLES_WITHIN, Stage, until
 from tests.chaos.workload import Workload
+from tests.harness.chaos import SETTLES_WITHIN, Stage, until
 
 PIECES = 120
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from taskherd.core import builds, fold
-from taskherd.core.outcome import ReportOutcome
-from taskherd.core.reports import Report, canonical
-from taskherd.core.task import Memory, Task
-from taskherd.core.view import view
-from taskherd.wire import document
-from tests.histories import NOON
+from taskherd.domain import builds, fold
+from taskherd.domain.outcome import ReportOutcome
+from taskherd.domain.reports import Report, canonical
+from taskherd.domain.task import Memory, Task
+from taskherd.domain.view import view
+from taskherd.messages import document
+from tests.harness.histories import NOON
 
 if TYPE_CHECKING:
     from tests.chaos.rows import TaskRow

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psutil
 
 if TYPE_CHECKING:
-    from tests.chaos.stage import Stage
+    from tests.harness.chaos import Stage
 
 WHERE: Final = "CHAOS_FIGURES"
 WHY_MOST = 500

@@ -22,7 +22,7 @@ import aio_pika
 import asyncpg
 
 from taskherd.broker.topology import Names
-from taskherd.core.reports import Report, TaskLog
+from taskherd.domain.reports import Report, TaskLog
 from tests.chaos.expectation import Expected, expected, facets, seen_by_readers
 from tests.chaos.rows import Rows, read
 

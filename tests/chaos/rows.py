@@ -11,9 +11,9 @@ from uuid import UUID
 
 import asyncpg
 
-from taskherd.core.lease import Lease, merged
-from taskherd.core.task import Memory
-from taskherd.store import memory as memory_column
+from taskherd.domain.lease import Lease, merged
+from taskherd.domain.task import Memory
+from taskherd.store import task_state_codec
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +102,6 @@ async def read(connection: asyncpg.Connection) -> Rows:
 
 def _task(row: asyncpg.Record, lease: Lease | None) -> TaskRow:
     columns = dict(row)
-    kept = memory_column.loads(row["id"], columns.pop("memory"))
+    kept = task_state_codec.loads(row["id"], columns.pop("memory"))
     document = json.loads(columns.pop("document"))
     return TaskRow(**columns, document=document, memory=merged(kept, lease) if lease else kept)

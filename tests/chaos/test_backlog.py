@@ -19,8 +19,8 @@ from taskherd.broker.publish import Outgoing
 from tests.chaos import clocks, workload
 from tests.chaos.clocks import DatabaseClock
 from tests.chaos.figures import Figures
-from tests.chaos.stage import Stage, until
 from tests.chaos.test_clocks import jumps
+from tests.harness.chaos import Stage, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

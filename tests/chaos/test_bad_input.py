@@ -10,15 +10,15 @@ import pytest
 
 from taskherd.broker.connection import Link
 from taskherd.broker.publish import Outgoing
-from taskherd.core.reports import AppStatus, JobStatus, State, Transition, WorkspaceBuild
-from taskherd.wire.decoding import Bad
-from taskherd.wire.reports import decode_reports
-from tests import histories
+from taskherd.domain.reports import AppStatus, JobStatus, State, Transition, WorkspaceBuild
+from taskherd.messages.decoding import Bad
+from taskherd.messages.reports import decode_reports
 from tests.broker import raw
 from tests.chaos import workload
 from tests.chaos.figures import Figures
-from tests.chaos.stage import Stage, WorkerProcess, until
 from tests.chaos.workload import Workload
+from tests.harness import histories
+from tests.harness.chaos import Stage, WorkerProcess, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
 

@@ -21,7 +21,7 @@ from taskherd.store import migrate
 from tests.chaos import clocks, workload
 from tests.chaos.clocks import DatabaseClock, ProcessClocks
 from tests.chaos.figures import Figures
-from tests.chaos.stage import Stage, WorkerProcess, opened, until
+from tests.harness.chaos import Stage, WorkerProcess, opened, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

@@ -15,7 +15,7 @@ from taskherd.dev.sources import Broker, Database
 from tests.chaos.disturbance import disturbed, load, trickle
 from tests.chaos.figures import Figures
 from tests.chaos.proxy import cutting
-from tests.chaos.stage import SETTLES_WITHIN, Stage, until
+from tests.harness.chaos import SETTLES_WITHIN, Stage, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 

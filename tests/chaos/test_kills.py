@@ -7,12 +7,12 @@ from random import Random
 
 import pytest
 
-from taskherd.observe.failpoints import Failpoint
+from taskherd.observability.failpoints import Failpoint
 from tests.chaos import workload
 from tests.chaos.disturbance import load, under_way
 from tests.chaos.figures import Figures
-from tests.chaos.stage import Stage
 from tests.chaos.workload import Workload
+from tests.harness.chaos import Stage
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 

@@ -11,14 +11,14 @@ import asyncpg
 import pytest
 
 from taskherd.broker.publish import Outgoing
-from tests import histories
 from tests.chaos import workload
 from tests.chaos.figures import Figures
-from tests.chaos.stage import Stage, WorkerProcess, until
 from tests.chaos.workload import Workload
+from tests.harness import histories
+from tests.harness.chaos import Stage, WorkerProcess, until
 
 if TYPE_CHECKING:
-    from taskherd.core.reports import Report
+    from taskherd.domain.reports import Report
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

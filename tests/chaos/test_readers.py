@@ -16,8 +16,8 @@ from pamqp.common import FieldTable
 
 from tests.chaos import workload
 from tests.chaos.figures import Figures
-from tests.chaos.stage import Stage, until
 from tests.chaos.workload import Workload
+from tests.harness.chaos import Stage, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 
 from taskherd.broker.publish import Outgoing
 from taskherd.broker.topology import Names
-from taskherd.core.reports import (
+from taskherd.domain.reports import (
     AgentHeartbeat,
     AgentLifecycle,
     App,
@@ -32,7 +32,7 @@ from taskherd.core.reports import (
     Workspace,
     WorkspaceBuild,
 )
-from tests import histories
+from tests.harness import histories
 
 OWNER = UUID("0b9e4a52-3f7d-4e0c-8a44-7d1f2c3b5a91")
 VERSION = UUID("7a2d9c11-58e4-4b6f-9f3a-2c8e6d4b1a91")

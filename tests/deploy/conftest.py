@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from tests.deploy import docker
-from tests.flow.conftest import alone  # noqa: F401 - a fixture
+from tests.worker.conftest import alone  # noqa: F401 - a fixture
 
 collect_ignore: list[str] = []
 _NOT_HERE: dict[str, str] = {}

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from taskherd.dev import containers, engine
+from taskherd.dev import containers, docker_engine
 
 ROOT = Path(__file__).parents[2]
 BASE = "python:3.13-slim"
@@ -21,7 +21,7 @@ PULL_WITHIN = 300.0
 @cache
 def missing() -> str:
     """Why no image can be built here; empty where one can."""
-    away = engine.missing()
+    away = docker_engine.missing()
     if away is not None:
         return away.reason
     if shutil.which("docker") is None:

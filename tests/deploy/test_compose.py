@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.chaos.stage import until
 from tests.deploy.docker import BUILD_WITHIN, ROOT, docker
+from tests.harness.chaos import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(BUILD_WITHIN)]
 CLAUDE = "7a2d9c11-58e4-4b6f-9f3a-2c8e6d4b1a31"
@@ -91,8 +91,8 @@ async def test_the_whole_system_comes_up_and_takes_a_task(project: Project) -> N
         made = (await client.post("/tasks/me", json={"template_version_id": ANSWERS, "input": "How large?"})).json()
         one = f"/tasks/me/{made['id']}"
         await until(lambda: _json(client, one), lambda task: (task["current_state"] or {}).get("state") == "idle", 60)
-        assert (await client.post(f"{one}/send", json={"input": "core"})).status_code == 204
-        await until(lambda: client.get(f"{one}/logs"), lambda logs: '"core: ' in logs.text, 60)
+        assert (await client.post(f"{one}/send", json={"input": "domain"})).status_code == 204
+        await until(lambda: client.get(f"{one}/logs"), lambda logs: '"domain: ' in logs.text, 60)
 
     told = await project("exec", "-T", "worker", "taskherd", "doctor")
     config = await project("exec", "-T", "worker", "sh", "-c", "taskherd config; cat /proc/1/environ")

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from taskherd.dev import ports
-from tests.chaos.stage import until
 from tests.deploy.docker import BUILD_WITHIN, docker, inspect
-from tests.flow.herd import SECRET
+from tests.harness.chaos import until
+from tests.harness.worker import SECRET
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(BUILD_WITHIN)]
 HARDENED = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--network", "host")
@@ -56,7 +56,7 @@ async def test_a_process_in_a_container_gets_healthy_and_leaves_cleanly(
 
     seen = await until(lambda: inspect(container), healthy, 60)
     assert seen["Config"]["User"] == "10001:10001"
-    ask = ("exec", container, "python", "-m", "taskherd.observe.health", "--ready")
+    ask = ("exec", container, "python", "-m", "taskherd.observability.health", "--ready")
     await until(lambda: _answer(*ask), lambda said: '"ready": true' in said, 30)
     assert (await docker("exec", container, "cat", "/proc/1/cmdline")).split("\0")[1:3] == [
         "/opt/taskherd/bin/taskherd",
@@ -72,7 +72,7 @@ async def test_the_health_check_tells_a_process_that_does_not_answer(image: str,
     """Where nothing listens the check fails and says so."""
     said = await docker(
         "run", "--name", container, *HARDENED, "-e", f"TASKHERD_OPS_PORT={ports.claim([None])[0]}",
-        "--entrypoint", "python", image, "-m", "taskherd.observe.health",
+        "--entrypoint", "python", image, "-m", "taskherd.observability.health",
         fails=True,
     )  # fmt: skip
     assert "no answer on port" in said

@@ -23,9 +23,9 @@ import yaml
 
 from taskherd.dev import apt, ports
 from taskherd.dev.sources import Missing
-from tests.api.stage import token_for
-from tests.chaos.stage import WorkerProcess, until
-from tests.flow.herd import SECRET, VERSION, Herd, said
+from tests.harness.api import token_for
+from tests.harness.chaos import WorkerProcess, until
+from tests.harness.worker import SECRET, VERSION, Herd, said
 
 ROOT = Path(__file__).parents[2]
 PROMETHEUS = ROOT / "deploy" / "prometheus"

@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 
 from taskherd.dev.services import Services
-from tests.flow.herd import Herd, said, working
+from tests.harness.worker import Herd, said, working
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 

@@ -17,15 +17,15 @@ import httpx
 import pytest
 from aio_pika.exceptions import AMQPError
 
-from taskherd.cli.checkup import State, check_broker, check_database
+from taskherd.cli.diagnostics import State, check_broker, check_database
 from taskherd.dev.services import Services
 from taskherd.dev.sources import Broker
+from taskherd.messages.work import build_id
 from taskherd.settings import Settings
 from taskherd.store import migrate
-from taskherd.wire.work import build_id
-from tests.api.stage import serving, token_for
-from tests.flow.herd import PATIENCE, SECRET, VERSION, Herd, outside, said, working
-from tests.runner.ranch import eventually, ranch
+from tests.harness.api import serving, token_for
+from tests.harness.runner import eventually, ranch
+from tests.harness.worker import PATIENCE, SECRET, VERSION, Herd, outside, said, working
 
 ROOT = Path(__file__).parents[2]
 POSTGRES = ROOT / "deploy" / "postgres"

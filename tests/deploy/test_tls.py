@@ -19,14 +19,14 @@ import httpx
 import pytest
 import trustme
 
-from taskherd.cli.checkup import State, check_broker, check_database
-from taskherd.dev import engine, ports, rabbitmq
+from taskherd.cli.diagnostics import State, check_broker, check_database
+from taskherd.dev import docker_engine, ports, rabbitmq
 from taskherd.dev.containers import RabbitContainer
 from taskherd.dev.sources import Broker
 from taskherd.settings import Settings
-from tests.api.stage import serving, token_for
-from tests.flow.herd import PATIENCE, SECRET, VERSION, Herd, outside, working
-from tests.runner.ranch import ranch
+from tests.harness.api import serving, token_for
+from tests.harness.runner import ranch
+from tests.harness.worker import PATIENCE, SECRET, VERSION, Herd, outside, working
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -71,7 +71,7 @@ def _broker(folder: Path, authority: Path, certificate: trustme.LeafCert) -> Ite
     if isinstance(found, rabbitmq.Binaries):
         node: Broker = _node(found, home, files, port)
     else:
-        assert engine.missing() is None, found
+        assert docker_engine.missing() is None, found
         node = _Container(home, files, port)
     try:
         node.start()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from taskherd.dev import engine
+from taskherd.dev import docker_engine
 
 HOMES = ("rabbitmq", "postgres")
 """The folders of the two services in a data folder."""
@@ -19,4 +19,4 @@ def no_volume_is_left(tmp_path: Path) -> Iterator[None]:
     yield
     for data in (tmp_path, tmp_path / ".taskherd"):
         for home in HOMES:
-            engine.forget(data / home)
+            docker_engine.forget(data / home)

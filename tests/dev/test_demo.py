@@ -15,12 +15,12 @@ import psutil
 import pytest
 import yaml
 
+from examples.demo import jobs, templates
+from examples.demo.checks import Evidence, farewell, judge
+from examples.demo.runner import Facts
+from examples.demo.scenarios import Role, parts
+from examples.demo.task_table import Row
 from taskherd.dev import dev
-from taskherd.dev.demo import jobs, templates
-from taskherd.dev.demo.acts import Facts
-from taskherd.dev.demo.board import Row
-from taskherd.dev.demo.cast import Role, parts
-from taskherd.dev.demo.verdict import Evidence, farewell, judge
 from taskherd.store import directory
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +31,7 @@ DOZEN = 12
 def started(data: Path) -> Iterator[subprocess.Popen[str]]:
     """A demo without a terminal, in this checkout; killed if it outlives the test."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "taskherd", "demo", "--data", str(data)],
+        [sys.executable, "-m", "examples.demo", "--data", str(data)],
         cwd=ROOT,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from taskherd.dev import processes
-from taskherd.runner.processes import MARK
+from taskherd.runner.workspaces.processes import MARK
 
 ROOT = Path(__file__).parents[2]
 STORY = "## A task's life, in curl\n"
@@ -104,7 +104,7 @@ async def test_what_is_printed_and_what_the_readme_says_works(tmp_path: Path) ->
         assert any((each["state"], each["message"]) == ("idle", "Which package?") for each in states)
         assert any((each["state"], each["message"]) == ("complete", "questions answered: 1") for each in states)
         conversation = next(each["logs"] for each in told if "logs" in each)
-        assert any(entry["content"].startswith("core: ") for entry in conversation)
+        assert any(entry["content"].startswith("domain: ") for entry in conversation)
         assert {"204", "202"} <= set(said.split())
         events = re.findall(r"(?m)^event: (.*)$", said)
         assert (events[0], events[-1]) == ("task.snapshot", "task.deleted")

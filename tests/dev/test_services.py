@@ -14,7 +14,7 @@ import aio_pika
 import asyncpg
 import pytest
 
-from taskherd.dev import engine, processes, services
+from taskherd.dev import docker_engine, processes, services
 from taskherd.errors import Misconfigured
 from tests.dev.conftest import HOMES
 
@@ -38,7 +38,7 @@ def leftovers(data: Path) -> set[tuple[str, str]]:
     found = set()
     for home in HOMES:
         found |= {(each.name(), f"process {each.pid}") for each in processes.belonging_to(data / home)}
-        with engine.holding(data / home) as containers:
+        with docker_engine.holding(data / home) as containers:
             for each in containers:
                 found |= {(row[-1], each.id) for row in each.top(ps_args="-eo pid,comm")["Processes"]}
     return found
@@ -47,7 +47,7 @@ def leftovers(data: Path) -> set[tuple[str, str]]:
 def freeze_orphan(home: Path) -> None:
     """Freeze what a killed owner left of one service."""
     processes.send(processes.belonging_to(home), signal.SIGSTOP)
-    with engine.holding(home) as containers:
+    with docker_engine.holding(home) as containers:
         for each in containers:
             each.pause()
 

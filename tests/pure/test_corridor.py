@@ -5,20 +5,20 @@ from __future__ import annotations
 from uuid import UUID, uuid4
 
 from taskherd.backoff import Backoff
-from taskherd.core.commands import Create
-from taskherd.core.obey import Surroundings, Version
-from taskherd.core.outcome import ReportOutcome
-from taskherd.core.reports import AppStatus, JobStatus, State, Transition
-from taskherd.core.turn import Policies
-from taskherd.flow.batch import Batch, BatchResult
-from taskherd.flow.corridor import fold_batch, summarize
-from taskherd.flow.loading import LoadedBatch
-from taskherd.flow.saving import Writes
+from taskherd.domain.commands import Create
+from taskherd.domain.handle_command import Surroundings, Version
+from taskherd.domain.outcome import ReportOutcome
+from taskherd.domain.reports import AppStatus, JobStatus, State, Transition
+from taskherd.domain.task_update import Policies
 from taskherd.store.commands import RecordedCommand
-from tests.histories import NOON, TASK
-from tests.pure.core.organs import whole
-from tests.pure.core.test_fold import build, patience, status
-from tests.pure.core.test_turn import updated
+from taskherd.worker.batch import Batch, BatchResult
+from taskherd.worker.load import LoadedBatch
+from taskherd.worker.reconcile import fold_batch, summarize
+from taskherd.worker.save import Writes
+from tests.harness.histories import NOON, TASK
+from tests.pure.domain.mutated_core import whole
+from tests.pure.domain.test_fold import build, patience, status
+from tests.pure.domain.test_task_update import updated
 
 ACTOR, ORGANIZATION, VERSION = UUID(int=7), UUID(int=8), UUID(int=9)
 CREATE = Create(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from taskherd.observe import metrics
+from taskherd.observability import metrics
 from taskherd.settings import __main__ as settings
 from taskherd.settings import unknown_variables
 

@@ -48,7 +48,7 @@ REPLACED = {
 """By patch: what it replaces, and what it relies on in doing so."""
 
 EXTENDED = {
-    "api/server.py": {
+    "api/http/server.py": {
         "uvicorn.protocols.http.httptools_impl:HttpToolsProtocol": "ae3ad6c5410895e2",
         "uvicorn.server:Server.serve": "ed2360112e98e654",
         "uvicorn.server:Server.capture_signals": "7c7db736319e43e7",

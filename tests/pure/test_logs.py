@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import structlog
 
-from taskherd.observe import logs
+from taskherd.observability import logs
 
 SECRET = "hunter2-hunter2"
 

@@ -5,7 +5,7 @@ import re
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from taskherd.observe.metrics import Metrics, table
+from taskherd.observability.metrics import Metrics, table
 
 
 def test_names_follow_the_convention() -> None:

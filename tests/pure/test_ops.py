@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import pytest
 
 from taskherd.errors import Misconfigured, Unavailable
-from taskherd.observe.metrics import Metrics
-from taskherd.observe.ops import CONNECTIONS_MOST, HEADER_MOST, OpsServer
-from taskherd.observe.readiness import Readiness
+from taskherd.observability.metrics import Metrics
+from taskherd.observability.ops import CONNECTIONS_MOST, HEADER_MOST, OpsServer
+from taskherd.observability.readiness import Readiness
 
 HOST = "127.0.0.1"
 

@@ -11,14 +11,14 @@ import pytest
 import yaml
 
 import taskherd
-from taskherd.broker import dead
-from taskherd.core.outcome import FOREIGN_REASONS, DeadLetterReason, ReportOutcome
-from taskherd.observe.metrics import Metrics
-from taskherd.wire.dead import MEANINGS
+from taskherd.broker import dead_letters
+from taskherd.domain.outcome import FOREIGN_REASONS, DeadLetterReason, ReportOutcome
+from taskherd.messages.dead_letters import MEANINGS
+from taskherd.observability.metrics import Metrics
 
 SOURCES = Path(taskherd.__file__).parent
 ASYNCAPI = SOURCES.parents[1] / "docs" / "asyncapi.yaml"
-LISTS = {SOURCES / "core" / "outcome.py", SOURCES / "wire" / "dead.py"}
+LISTS = {SOURCES / "domain" / "outcome.py", SOURCES / "messages" / "dead_letters.py"}
 """Where reasons and outcomes are listed, which is no use of them."""
 
 
@@ -41,7 +41,7 @@ def shown(headers: dict[str, Any]) -> str:
     message: Any = SimpleNamespace(
         header=SimpleNamespace(properties=properties), exchange="e", routing_key="k", body=b""
     )
-    return dead.parse(message).reason
+    return dead_letters.parse(message).reason
 
 
 EMITTED = {DeadLetterReason[name] for name in used("DeadLetterReason") & set(DeadLetterReason.__members__)} | {

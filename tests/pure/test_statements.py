@@ -4,7 +4,7 @@ import pytest
 from sqlalchemy import JSON, BigInteger, Column, MetaData, Table, Text
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from taskherd.core.lease import Beat, Lease
+from taskherd.domain.lease import Beat, Lease
 from taskherd.store import inputs, parked, requests, statements, tables, tasks
 from taskherd.store.__main__ import main
 

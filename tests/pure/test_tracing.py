@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from taskherd.observe.tracing import Tracing, carried
+from taskherd.observability.tracing import Tracing, carried
 
 GOOD = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 OTHER = "00-0af7651916cd43dd8448eb211c80319d-b7ad6b7169203331-01"

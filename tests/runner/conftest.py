@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.flow.herd import herd
-from tests.runner.ranch import Ranch, ranch
+from tests.harness.runner import Ranch, ranch
+from tests.harness.worker import herd
 
 
 @pytest.fixture

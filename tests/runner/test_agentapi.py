@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.runner.ranch import Ranch, eventually_async
+from tests.harness.runner import Ranch, eventually_async
 from tests.runner.test_input import outcome
 
 pytestmark = pytest.mark.timeout(180)

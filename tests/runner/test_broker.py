@@ -11,8 +11,8 @@ import pytest
 from taskherd.dev.services import start_broker
 from taskherd.dev.sources import Broker
 from tests.broker.conftest import Relay
-from tests.flow.herd import herd
-from tests.runner.ranch import Ranch, eventually, ranch
+from tests.harness.runner import Ranch, eventually, ranch
+from tests.harness.worker import herd
 
 pytestmark = pytest.mark.timeout(180)
 

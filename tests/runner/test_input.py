@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.runner.ranch import Ranch, eventually_async
+from tests.harness.runner import Ranch, eventually_async
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.runner.ranch import Ranch
+from tests.harness.runner import Ranch
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runner.ranch import Ranch, eventually
+from tests.harness.runner import Ranch, eventually
 
 pytestmark = pytest.mark.timeout(180)
 

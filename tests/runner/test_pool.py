@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.api.stage import serving
-from tests.flow.herd import herd
-from tests.runner.ranch import Ranch, RunnerProcess, eventually, eventually_async, ranch
+from tests.harness.api import serving
+from tests.harness.runner import Ranch, RunnerProcess, eventually, eventually_async, ranch
+from tests.harness.worker import herd
 
 pytestmark = pytest.mark.timeout(180)
 RUNNERS = ("r1", "r2")

@@ -7,7 +7,7 @@ import signal
 import aio_pika
 import pytest
 
-from tests.runner.ranch import Ranch, eventually, lives
+from tests.harness.runner import Ranch, eventually, lives
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from tests.runner.ranch import Ranch, eventually, lives
+from tests.harness.runner import Ranch, eventually, lives
 
 pytestmark = pytest.mark.timeout(180)
 

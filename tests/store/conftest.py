@@ -10,9 +10,9 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from taskherd.core import builds
-from taskherd.core.task import Task
-from taskherd.core.value import replace
+from taskherd.domain import builds
+from taskherd.domain.task import Task
+from taskherd.domain.value import replace
 from taskherd.store.engine import dispose, open_engine
 from taskherd.store.tasks import StoredTask, TaskEvent
 

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from taskherd.core.lease import Beat, Lease
+from taskherd.domain.lease import Beat, Lease
 from taskherd.store import leases
 from taskherd.store.engine import transaction
 from tests.store.conftest import NOW

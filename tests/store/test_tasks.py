@@ -8,8 +8,8 @@ from sqlalchemy import event as sqlalchemy_event
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from taskherd.core import builds
-from taskherd.core.value import replace
+from taskherd.domain import builds
+from taskherd.domain.value import replace
 from taskherd.store import tasks
 from taskherd.store.engine import transaction
 from tests.store.conftest import NOW, event, saved, task_row

@@ -11,7 +11,7 @@ from uuid import UUID
 import orjson
 
 from taskherd.api.tasks.documents import names_of
-from taskherd.wire import document, events
+from taskherd.messages import document, events
 
 if TYPE_CHECKING:
     from taskherd.store.reader import Row

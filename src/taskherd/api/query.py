@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Final, TypeVar
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, core_schema
 
-from taskherd.api.answers import invalid
+from taskherd.api.http.responses import invalid
 
 MAX_POSITION: Final = 2**63 - 1
 _MAX_JSON_INTEGER: Final = 2**53 - 1

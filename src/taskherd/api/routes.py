@@ -10,10 +10,10 @@ from typing import Final
 
 from taskherd.api.agents.routes import ROUTES as AGENTS
 from taskherd.api.directory.routes import ROUTES as DIRECTORY
-from taskherd.api.route import Route, SocketRoute
-from taskherd.api.tasks.explaining import ROUTES as EXPLAINING
+from taskherd.api.http.route import Route, SocketRoute
+from taskherd.api.tasks.explain import ROUTES as EXPLAINING
 from taskherd.api.tasks.routes import ROUTES as TASKS
-from taskherd.api.tasks.watching import ROUTES as WATCHING
+from taskherd.api.tasks.sse import ROUTES as WATCHING
 from taskherd.api.workspaces.routes import ROUTES as WORKSPACES
 from taskherd.api.workspaces.routes import SOCKETS as WORKSPACE_SOCKETS
 

@@ -16,8 +16,8 @@ from uuid import uuid4
 
 from taskherd import retry
 from taskherd.broker import topology
+from taskherd.broker.ack_tracker import Outstanding
 from taskherd.broker.connection import TIMEOUT, Link, translated
-from taskherd.broker.outstanding import Outstanding
 from taskherd.broker.patches.delivery_dispatcher import DeliveryDispatcher, Receive
 from taskherd.broker.patches.frame_reader import TAG_PREFIX
 from taskherd.errors import Misconfigured, Unavailable

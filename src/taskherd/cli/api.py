@@ -14,7 +14,7 @@ def register(app: typer.Typer) -> None:
     @app.command()
     def api() -> None:
         """Serve the API: read what the worker keeps, turn writes into commands. Set up by TASKHERD_… variables."""
-        from taskherd.app.api import main  # noqa: PLC0415 - the other commands start faster without it
+        from taskherd.api.app import main  # noqa: PLC0415 - the other commands start faster without it
         from taskherd.settings import load  # noqa: PLC0415
 
         main(load())

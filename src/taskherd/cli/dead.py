@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from taskherd.broker import dead
+from taskherd.broker import dead_letters
 from taskherd.broker.connection import Link
 from taskherd.broker.publish import Publisher
 from taskherd.broker.topology import Names
@@ -103,26 +103,26 @@ async def _broker() -> AsyncIterator[tuple[Link, Names]]:
         await link.close()
 
 
-async def _read(most: int) -> list[dead.DeadLetter]:
+async def _read(most: int) -> list[dead_letters.DeadLetter]:
     async with _broker() as (link, names):
-        return await dead.read(link, names, most)
+        return await dead_letters.read(link, names, most)
 
 
-async def _replay(ids: list[str], reason: str | None, most: int) -> dead.Replayed:
+async def _replay(ids: list[str], reason: str | None, most: int) -> dead_letters.Replayed:
     async with _broker() as (link, names):
         publisher = Publisher(link)
         try:
-            return await dead.replay(link, publisher, names, ids, reason=reason, most=most)
+            return await dead_letters.replay(link, publisher, names, ids, reason=reason, most=most)
         finally:
             await publisher.close()
 
 
 async def _purge(ids: list[str], most: int) -> int:
     async with _broker() as (link, names):
-        return await dead.purge(link, names, ids, most=most)
+        return await dead_letters.purge(link, names, ids, most=most)
 
 
-def _described(letter: dead.DeadLetter) -> dict[str, Any]:
+def _described(letter: dead_letters.DeadLetter) -> dict[str, Any]:
     return {
         "id": letter.id,
         "reason": letter.reason,

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from taskherd.cli.checkup import State, examine
+from taskherd.cli.diagnostics import State, examine
 
 _STYLES = {State.WELL: "green", State.NOTE: "yellow", State.WRONG: "bold red"}
 

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from taskherd.cli import shown
-from taskherd.cli.shown import As, Output
+from taskherd.cli import output as task_output
+from taskherd.cli.output import As, Output
 from taskherd.cli.task import CODES, Named, app
 from taskherd.client import events, http, tasks
 from taskherd.client.errors import ClientError, Exit
@@ -41,9 +41,9 @@ def wait(
     wanted = {each.strip().lower() for each in until.split(",") if each.strip()}
     told, in_time = tasks.wait(http.configured(), task, sorted(wanted), timeout)
     if output is Output.JSON:
-        shown.document(told)
+        task_output.document(told)
     else:
-        shown.tasks([told])
+        task_output.tasks([told])
     if not in_time:
         from taskherd.settings import durations  # noqa: PLC0415
 
@@ -70,14 +70,14 @@ def watch(
     query = None if task or everybody else {"q": f'owner:"{owner}"'}
     for event in events.followed(client, *path, query=query, notice=_notice):
         if output is Output.JSON:
-            shown.line({"event": event.type, "id": event.id, "data": event.data})
+            task_output.line({"event": event.type, "id": event.id, "data": event.data})
         else:
             snapshot = event.type == "task.snapshot"
             told = event.data if snapshot else event.data["data"]["task"]
-            shown.change(event.type, told, told["updated_at"] if snapshot else event.data["time"])
+            task_output.change(event.type, told, told["updated_at"] if snapshot else event.data["time"])
         if task and event.type == "task.deleted":
             return
 
 
 def _notice(what: str) -> None:
-    typer.echo(f"taskherd: {shown.printable(what)}; asking again", err=True)
+    typer.echo(f"taskherd: {task_output.printable(what)}; asking again", err=True)

@@ -28,7 +28,7 @@ GROUPS: Final = {
 }
 """The names of commands that have commands of their own, and the module of each."""
 
-ALONE: Final = ("worker", "api", "runner", "mcp", "dev", "demo", "doctor", "config")
+ALONE: Final = ("worker", "api", "runner", "mcp", "dev", "doctor", "config")
 """The names of the others, each in a module of that name."""
 
 
@@ -103,7 +103,7 @@ def main(
 
 def _prepare() -> None:
     """Set up logs, and warn of variables that look like settings and are none."""
-    from taskherd.observe import logs  # noqa: PLC0415
+    from taskherd.observability import logs  # noqa: PLC0415
     from taskherd.settings import unknown_variables  # noqa: PLC0415
 
     logs.configure("warning", "auto")  # a process that stays configures them again, by its settings

@@ -18,11 +18,11 @@ def register(app: typer.Typer) -> None:
 def mcp() -> None:
     """Serve MCP on stdin and stdout: report_task with an agent's token, the tools of tasks with a person's."""
     try:
-        from taskherd.client import tools  # noqa: PLC0415 - needs an extra that production does without
+        from taskherd.client import mcp_tools  # noqa: PLC0415 - needs an extra that production does without
     except ModuleNotFoundError as error:
         raise Misconfigured("taskherd mcp", f"{error.name} is missing: run `pip install 'taskherd[mcp]'`") from None
     try:
-        server = tools.server(os.environ)
+        server = mcp_tools.server(os.environ)
     except ClientError as error:
         typer.echo(f"{error.message}; {error.advice}", err=True)
         raise typer.Exit(error.code) from None

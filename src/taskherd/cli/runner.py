@@ -14,7 +14,7 @@ def register(app: typer.Typer) -> None:
     @app.command()
     def runner() -> None:
         """Start, follow and stop the agents of tasks, as the worker asks. Set up by TASKHERD_… variables."""
-        from taskherd.app.runner import main  # noqa: PLC0415 - the other commands start faster without it
+        from taskherd.runner.app import main  # noqa: PLC0415 - the other commands start faster without it
         from taskherd.settings import load  # noqa: PLC0415
 
         main(load("amqp_url"))

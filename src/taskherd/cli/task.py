@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from taskherd.cli import shown
-from taskherd.cli.shown import As, Output
+from taskherd.cli import output as task_output
+from taskherd.cli.output import As, Output
 from taskherd.client import http, tasks
 from taskherd.client.errors import ClientError, Exit
 
@@ -27,9 +27,9 @@ class Plain(TyperGroup):
         try:
             return super().invoke(ctx)
         except ClientError as error:
-            typer.echo(f"taskherd: {shown.printable(error.message)}", err=True)
+            typer.echo(f"taskherd: {task_output.printable(error.message)}", err=True)
             if error.advice:
-                typer.echo(f"  {shown.printable(error.advice)}", err=True)
+                typer.echo(f"  {task_output.printable(error.advice)}", err=True)
             raise typer.Exit(error.code) from None
         except KeyboardInterrupt:
             typer.echo(err=True)
@@ -107,9 +107,9 @@ def list_(
     terms = {"owner": None if everybody else owner, "status": status, "organization": organization}
     found = list(tasks.listed(http.configured(), {key: it for key, it in terms.items() if it}, most))
     if output is Output.JSON:
-        shown.document(found)
+        task_output.document(found)
     else:
-        shown.tasks(found)
+        task_output.tasks(found)
 
 
 @app.command(epilog=CODES)
@@ -123,10 +123,10 @@ def logs(task: Named, output: As = Output.TABLE) -> None:
     """Show the conversation with a task's agent."""
     told = http.configured().ask("GET", *tasks.path_of(task), "logs").body
     if output is Output.JSON:
-        shown.document(told)
+        task_output.document(told)
         return
     for entry in told["logs"]:
-        lines = [shown.printable(line) for line in entry["content"].splitlines()]
+        lines = [task_output.printable(line) for line in entry["content"].splitlines()]
         typer.echo(f"{entry['time'][11:19]} {'>' if entry['type'] == 'input' else ' '} " + "\n           ".join(lines))
 
 
@@ -136,7 +136,7 @@ def send(task: Named, text: Text, output: As = Output.TABLE) -> None:
     told = tasks.change(http.configured(), "POST", *tasks.path_of(task), "send", body={"input": read(text)})
     queued = told.headers.get("x-taskherd-queued") == "true"
     if output is Output.JSON:
-        shown.document({"queued": queued})
+        task_output.document({"queued": queued})
     else:
         typer.echo("Queued until the agent is idle." if queued else "Sent.")
 
@@ -164,19 +164,19 @@ def explain(task: Named, output: As = Output.TABLE) -> None:
     """Say why a task is as it is, and what would change it."""
     told = http.configured().ask("GET", *tasks.path_of(task), "explain").body
     if output is Output.JSON:
-        shown.document(told)
+        task_output.document(told)
         return
     names = (("status", "status"), ("current_state", "state"), ("health", "agent"))
-    shown.fields(*((title, told[name]["because"]) for name, title in names))
+    task_output.fields(*((title, told[name]["because"]) for name, title in names))
     for title, waiting in (("inbox", told["inbox"]), ("requests", told["requests"])):
         for each in waiting:
-            shown.fields((title, ", ".join(f"{name} {it}" for name, it in each.items() if it is not None)))
+            task_output.fields((title, ", ".join(f"{name} {it}" for name, it in each.items() if it is not None)))
 
 
 def _build(task: str, what: str, output: Output) -> None:
     told = tasks.change(http.configured(), "POST", *tasks.path_of(task), what).body
     if output is Output.JSON:
-        shown.document(told)
+        task_output.document(told)
     else:
         build = told["workspace_build"]
         typer.echo(f"Build {build['build_number']} ({build['transition']}) was asked for; its id is {build['id']}.")
@@ -184,6 +184,6 @@ def _build(task: str, what: str, output: Output) -> None:
 
 def _show(task: tasks.Task, output: Output) -> None:
     if output is Output.JSON:
-        shown.document(task)
+        task_output.document(task)
     else:
-        shown.task(task)
+        task_output.task(task)

@@ -45,9 +45,9 @@ def create(
     ] = None,
 ) -> None:
     """Print a new token, once: only its hash is kept."""
-    from taskherd.api import secrets  # noqa: PLC0415 - the other commands start faster without it
+    from taskherd.api.http import user_tokens  # noqa: PLC0415 - the other commands start faster without it
 
-    token, kept = secrets.make()
+    token, kept = user_tokens.make()
     owner = _run(lambda conn: tokens.add(conn, kept.id, kept.secret_hash, user, expires))
     if owner is None:
         typer.echo(f"There is no active user {user!r} in the directory; `taskherd directory apply` loads it.", err=True)

@@ -14,7 +14,7 @@ def register(app: typer.Typer) -> None:
     @app.command()
     def worker() -> None:
         """Consume reports and commands, keep the truth, publish the changes. Set up by TASKHERD_… variables."""
-        from taskherd.app.worker import main  # noqa: PLC0415 - the other commands start faster without it
         from taskherd.settings import load  # noqa: PLC0415
+        from taskherd.worker.app import main  # noqa: PLC0415 - the other commands start faster without it
 
         main(load())

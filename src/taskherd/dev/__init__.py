@@ -1,1 +1,1 @@
-"""Development on one machine: private RabbitMQ and PostgreSQL, `taskherd dev`, the demo."""
+"""Development on one machine: private RabbitMQ and PostgreSQL and `taskherd dev`."""

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from taskherd.dev import engine, ports, postgres, rabbitmq
+from taskherd.dev import docker_engine, ports, postgres, rabbitmq
 from taskherd.errors import Unavailable
 
 RABBITMQ_IMAGE: Final = "rabbitmq:4-management"
@@ -128,19 +128,19 @@ class Container(ABC):
         from testcontainers.core.container import DockerContainer  # noqa: PLC0415 - as above
 
         testcontainers_config.ryuk_disabled = True
-        with engine.holding(self.home) as leftovers:
+        with docker_engine.holding(self.home) as leftovers:
             for leftover in leftovers:
                 leftover.remove(force=True, v=True)
         if not _kept(self.home).exists():  # a volume outlives its folder, but then nobody knows its password
-            engine.forget(self.home)
+            docker_engine.forget(self.home)
         (self._identity.port,) = ports.claim([self._identity.port])
         _keep(self.home, self._identity)
         made: Any = DockerContainer(self.image, docker_client_kw={"timeout": _ANSWERS_WITHIN})
-        made.with_name(engine.name(self.home)).with_kwargs(**self._configure(made))
+        made.with_name(docker_engine.name(self.home)).with_kwargs(**self._configure(made))
         # A port of our own choice, since the engine would choose another one at each start.
         made.ports[f"{self.port}/tcp"] = (ports.HOST, self._identity.port)
         if self._keep:
-            made.with_volume_mapping(engine.name(self.home), self.data, "rw")
+            made.with_volume_mapping(docker_engine.name(self.home), self.data, "rw")
         self._made = made
         made.start()
 

@@ -18,7 +18,7 @@ from typing import Final
 
 from taskherd.dev import first_steps, ports, processes, services
 from taskherd.errors import Unavailable
-from taskherd.runner.processes import MARK
+from taskherd.runner.workspaces.processes import MARK
 from taskherd.store import migrate
 
 DATA: Final = Path(".taskherd")

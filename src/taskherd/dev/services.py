@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from taskherd.dev import apt, containers, engine, postgres, rabbitmq
+from taskherd.dev import apt, containers, docker_engine, postgres, rabbitmq
 from taskherd.dev.postgres import PostgresNode
 from taskherd.dev.rabbitmq import RabbitNode
 from taskherd.dev.sources import Broker, Database, Given, Missing
@@ -92,7 +92,7 @@ def _broker(home: Path, announce: Announce, *, fast: bool) -> Broker:
     reasons = []
     if isinstance(found, Missing):
         reasons.append(found.reason)
-        without_docker = engine.missing()
+        without_docker = docker_engine.missing()
         if without_docker is None:
             return containers.RabbitContainer(home, keep=not fast)
         reasons.append(without_docker.reason)
@@ -121,7 +121,7 @@ def _database(home: Path, *, fast: bool) -> Database:
     found = postgres.find()
     if not isinstance(found, Missing):
         return PostgresNode(found, home, fast=fast)
-    without_docker = engine.missing()
+    without_docker = docker_engine.missing()
     if without_docker is None:
         return containers.PostgresContainer(home, keep=not fast)
     raise Misconfigured(

@@ -14,11 +14,11 @@ from uuid import NAMESPACE_DNS, uuid5
 import structlog
 
 from taskherd.errors import Unavailable
-from taskherd.runner.asking import Said, ask
+from taskherd.runner.ownership import Said, ask
 
 if TYPE_CHECKING:
     from taskherd.broker.rpc import CommandClient
-    from taskherd.wire.work import WorkspaceStart
+    from taskherd.messages.work import WorkspaceStart
 
 log = structlog.get_logger(__name__)
 

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from taskherd.wire.work import WorkspaceDelete, WorkspaceStart, WorkspaceStop
+from taskherd.messages.work import WorkspaceDelete, WorkspaceStart, WorkspaceStop
 
 INPUTS_KEPT = 500
 """How many inputs are remembered, the latest; the worker sends one at a time, and repeats none that has an outcome."""

@@ -1,7 +1,7 @@
 """The shim: starts one agent, keeps its output and its exit status on disk, and outlives the runner.
 
 Run as a file (`python -I -S shim.py RUN_FOLDER`), so that it imports nothing but the standard library: one of these
-stays beside every agent. Its environment is the agent's. What it keeps in the run folder is described in `folder.py`.
+stays beside every agent. Its environment is the agent's. What it keeps in the run folder is described in `folders.py`.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from taskherd.store.reader import Reader, Row
 from taskherd.store.statements import ColumnArrays, assignments, changing, column_names, stored
 from taskherd.store.tables import task_builds
-from taskherd.store.visible import SEEN
+from taskherd.store.task_queries import SEEN
 
 
 @dataclass(frozen=True, slots=True)

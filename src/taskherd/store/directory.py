@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from taskherd.core.directory import Names
+from taskherd.domain.directory import Names
 from taskherd.store.directory_apply import AppliedChanges, apply
 from taskherd.store.directory_file import Directory, DirectoryRefused, parse
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from taskherd.store.reader import Reader, Row
-from taskherd.store.visible import SEEN
+from taskherd.store.task_queries import SEEN
 
 LATEST: Final = "SELECT COALESCE(max(position), 0) AS position FROM task_feed"
 

@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from taskherd.core.lease import Beat, Lease
+from taskherd.domain.lease import Beat, Lease
 from taskherd.store.statements import ColumnArrays, assignments, changing, column_names
 from taskherd.store.tables import leases
 

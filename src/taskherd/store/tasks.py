@@ -14,8 +14,8 @@ from uuid import UUID
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from taskherd.core.task import Task
-from taskherd.store import memory
+from taskherd.domain.task import Task
+from taskherd.store import task_state_codec
 from taskherd.store.statements import ColumnArrays, assignments, changing, column_names, selected, stored
 from taskherd.store.tables import outbox, task_events, task_prompts, tasks
 
@@ -35,7 +35,7 @@ class StoredTask(NamedTuple):
     @property
     def memory(self) -> str:
         """The task's memory as JSON text."""
-        return memory.dumps(self.task.memory)
+        return task_state_codec.dumps(self.task.memory)
 
 
 class TaskEvent(NamedTuple):
@@ -165,7 +165,7 @@ async def lock(conn: AsyncConnection, ids: Sequence[UUID]) -> list[StoredTask]:
 def _from_row(row: Row[Any], prompts: dict[UUID, str]) -> StoredTask:
     values = list(row)
     task_id = values[_ID]
-    values[_MEMORY] = memory.loads(task_id, values[_MEMORY])
+    values[_MEMORY] = task_state_codec.loads(task_id, values[_MEMORY])
     if prompts:
         values[_PROMPT] = prompts.get(task_id, values[_PROMPT])
     return StoredTask(Task(*values[: len(TASK_FIELDS)]), *values[len(TASK_FIELDS) :])

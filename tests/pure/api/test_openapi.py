@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from taskherd.api import openapi
+from taskherd.api.http import openapi
 from taskherd.api.routes import ROUTES
 
 ROOT = Path(__file__).parents[3]

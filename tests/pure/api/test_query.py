@@ -10,12 +10,12 @@ from pydantic import Field
 
 from taskherd.api import query
 from taskherd.api.agents.routes import SnapshotQuery
-from taskherd.api.answers import Refusal
+from taskherd.api.http.responses import Refusal
 from taskherd.api.query import MAX_POSITION, NoQuery, QueryModel, whole_number
 from taskherd.api.routes import ROUTES, SOCKETS
-from taskherd.api.tasks.explaining import TimelineQuery
+from taskherd.api.tasks.explain import TimelineQuery
+from taskherd.api.tasks.long_poll import TaskQuery
 from taskherd.api.tasks.search import ListQuery
-from taskherd.api.tasks.waiting import TaskQuery
 from taskherd.api.workspaces.logs import LogQuery
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskherd.runner import output
+from taskherd.runner.agents import output
 from taskherd.runner.shim import Output
 
 TEXTS = st.lists(st.text(st.characters(min_codepoint=32, exclude_categories=["Cs", "Cc"])), max_size=20)

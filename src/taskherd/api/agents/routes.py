@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final
 
 from pydantic import Field
 
-from taskherd.api.agents.bodies import AppStatusPatch, LogSnapshot
-from taskherd.api.answers import Answer, Refusal, empty, invalid, json, not_found
+from taskherd.api.agents.schemas import AppStatusPatch, LogSnapshot
+from taskherd.api.http.ids import uuid_of
+from taskherd.api.http.responses import Answer, Refusal, empty, invalid, json, not_found
+from taskherd.api.http.route import Auth, Route, Says
 from taskherd.api.query import QueryModel, Text
-from taskherd.api.refer import uuid_of
-from taskherd.api.route import Auth, Route, Says
-from taskherd.core.reports import AppStatus, LogEntry, Speaker, State, TaskLog
-from taskherd.wire import texts
-from taskherd.wire.bounds import ELEMENTS
+from taskherd.domain.reports import AppStatus, LogEntry, Speaker, State, TaskLog
+from taskherd.messages import texts
+from taskherd.messages.limits import ELEMENTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from taskherd.api.ask import Ask
-    from taskherd.core.reports import Report
+    from taskherd.api.context import Ask
+    from taskherd.domain.reports import Report
 
 SNAPSHOT_BYTES: Final = 64 * 1024
 FORMAT: Final = "agentapi"

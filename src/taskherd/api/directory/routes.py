@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from taskherd import __version__
-from taskherd.api.answers import Answer, json
-from taskherd.api.ask import Ask
-from taskherd.api.directory import people, templates
-from taskherd.api.directory.bodies import (
+from taskherd.api.context import Ask
+from taskherd.api.directory import templates, users
+from taskherd.api.directory.schemas import (
     KeyOut,
     OrganizationOut,
     PresetOut,
@@ -17,7 +16,8 @@ from taskherd.api.directory.bodies import (
     UserOut,
     UsersList,
 )
-from taskherd.api.route import Auth, Route, Says
+from taskherd.api.http.responses import Answer, json
+from taskherd.api.http.route import Auth, Route, Says
 
 SPOKEN: Final = "v2.34.0"
 """The version of Coder whose Tasks API this is; VS Code hides its panel for a later one."""
@@ -42,7 +42,7 @@ ROUTES: Final = (
     Route(
         method="GET",
         path="/users/first",
-        handler=people.first,
+        handler=users.first,
         summary="Check initial user created",
         responses={200: Says("There is one.", dict[str, str])},
         auth=Auth.NONE,
@@ -51,17 +51,17 @@ ROUTES: Final = (
     Route(
         method="GET",
         path="/users",
-        handler=people.listed,
+        handler=users.listed,
         summary="Get users",
         description="Those whom the caller shares an organization with.",
-        query=people.UsersQuery,
+        query=users.UsersQuery,
         responses={200: Says("The people.", UsersList)},
         tag="users",
     ),
     Route(
         method="GET",
         path="/users/{user}",
-        handler=people.get,
+        handler=users.get,
         summary="Get user by name",
         responses={200: Says("The person.", UserOut)},
         tag="users",
@@ -69,7 +69,7 @@ ROUTES: Final = (
     Route(
         method="GET",
         path="/users/{user}/organizations",
-        handler=people.organizations,
+        handler=users.organizations,
         summary="Get organizations by user",
         responses={200: Says("The organizations that the user and the caller share.", list[OrganizationOut])},
         tag="users",
@@ -77,7 +77,7 @@ ROUTES: Final = (
     Route(
         method="POST",
         path="/users/{user}/keys",
-        handler=people.key,
+        handler=users.key,
         summary="Create new session key",
         description="Gives the caller's own token again, so that revoking it ends all that was done with it.",
         responses={201: Says("The token.", KeyOut)},

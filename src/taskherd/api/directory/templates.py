@@ -8,18 +8,18 @@ from uuid import UUID
 import orjson
 from pydantic import Field
 
-from taskherd.api import terms
-from taskherd.api.answers import Answer, json, not_found
-from taskherd.api.directory import people
+from taskherd.api.directory import users
+from taskherd.api.http import search_query
+from taskherd.api.http.ids import findable, uuid_of
+from taskherd.api.http.responses import Answer, json, not_found
 from taskherd.api.query import QueryModel
-from taskherd.api.refer import findable, uuid_of
 from taskherd.api.tasks import search
-from taskherd.store import known, visible
+from taskherd.store import directory_queries, task_queries
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from taskherd.api.ask import Ask
+    from taskherd.api.context import Ask
     from taskherd.store.reader import Row
 
 MESSAGE: Final = "Invalid template search query."
@@ -41,7 +41,7 @@ class TemplatesQuery(QueryModel):
 async def organization(ask: Ask) -> Answer:
     """One organization: by name, id, or as the default one."""
     row, default = await _organization(ask)
-    return json(people.organization(row, default=default))
+    return json(users.organization(row, default=default))
 
 
 async def of_organization(ask: Ask) -> Answer:
@@ -66,7 +66,7 @@ async def version_by_name(ask: Ask) -> Answer:
     name = ask.params["version"]
     row = None
     if findable(name):
-        row = await known.version_of(ask.house.reader, ask.caller.user_id, template["id"], name)
+        row = await directory_queries.version_of(ask.house.reader, ask.caller.user_id, template["id"], name)
     return json(_version(row))
 
 
@@ -75,7 +75,7 @@ async def version(ask: Ask) -> Answer:
     version_id = uuid_of(ask.params["version"])
     row = None
     if version_id is not None:
-        row = await known.version(ask.house.reader, ask.caller.user_id, version_id)
+        row = await directory_queries.version(ask.house.reader, ask.caller.user_id, version_id)
     return json(_version(row))
 
 
@@ -84,7 +84,7 @@ async def presets(ask: Ask) -> Answer:
     version_id = uuid_of(ask.params["version"])
     rows = None
     if version_id is not None:
-        rows = await known.presets(ask.house.reader, ask.caller.user_id, version_id)
+        rows = await directory_queries.presets(ask.house.reader, ask.caller.user_id, version_id)
     if rows is None:
         raise not_found()
     return json([_preset(row) for row in rows])
@@ -94,11 +94,11 @@ async def _organization(ask: Ask) -> tuple[Row, bool]:
     """The organization that the path names, and whether it is the caller's default one."""
     said = ask.params["organization"]
     caller = ask.caller.user_id
-    default = await visible.default_organization(ask.house.reader, caller)
+    default = await task_queries.default_organization(ask.house.reader, caller)
     which = default if said.lower() == DEFAULT else uuid_of(said) or said
     row = None
     if isinstance(which, UUID) or (which and findable(which)):
-        row = await known.organization(ask.house.reader, caller, which)
+        row = await directory_queries.organization(ask.house.reader, caller, which)
     if row is None:
         raise not_found()
     return row, row["id"] == default
@@ -110,17 +110,17 @@ async def _found(ask: Ask) -> Row:
     which = uuid_of(said) or said
     row = None
     if isinstance(which, UUID) or findable(which):
-        row = await known.template(ask.house.reader, ask.caller.user_id, organization_row["id"], which)
+        row = await directory_queries.template(ask.house.reader, ask.caller.user_id, organization_row["id"], which)
     if row is None:
         raise not_found()
     return row
 
 
 async def _listed(ask: Ask, organization_id: UUID | None) -> Answer:
-    said = terms.read(ask.parameters(TemplatesQuery).q, bare="name", known=_TERMS, message=MESSAGE)
+    said = search_query.read(ask.parameters(TemplatesQuery).q, bare="name", known=_TERMS, message=MESSAGE)
     for name in ("name", "exact_name"):
         if name in said and not findable(said[name]):
-            raise terms.bad_value(MESSAGE, name, "printable characters were expected")
+            raise search_query.bad_value(MESSAGE, name, "printable characters were expected")
     wanted_here = True
     if "organization" in said:
         asked = await search.organization(ask, said["organization"], MESSAGE)
@@ -131,8 +131,8 @@ async def _listed(ask: Ask, organization_id: UUID | None) -> Answer:
     rows: Any = ()
     if wanted_here and tasks and not deprecated:
         most = ask.house.settings.api_list_most
-        wanted = known.Templates(most, organization_id, said.get("exact_name"), said.get("name"))
-        rows = await known.templates(ask.house.reader, ask.caller.user_id, wanted)
+        wanted = directory_queries.Templates(most, organization_id, said.get("exact_name"), said.get("name"))
+        rows = await directory_queries.templates(ask.house.reader, ask.caller.user_id, wanted)
     return json([_template(row) for row in rows])
 
 
@@ -141,7 +141,7 @@ def _truth(said: Mapping[str, str], name: str, *, otherwise: bool) -> bool:
     if name not in said:
         return otherwise
     if said[name] not in _TRUTHS:
-        raise terms.bad_value(MESSAGE, name, f'"{said[name]}" is neither true nor false')
+        raise search_query.bad_value(MESSAGE, name, f'"{said[name]}" is neither true nor false')
     return _TRUTHS[said[name]]
 
 

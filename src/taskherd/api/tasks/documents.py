@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from taskherd.core.directory import Names
-from taskherd.wire import document
+from taskherd.domain.directory import Names
+from taskherd.messages import document
 
 if TYPE_CHECKING:
     from taskherd.store.reader import Row

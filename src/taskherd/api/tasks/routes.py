@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Final
 
-from taskherd.api.builds import BuildAsked
-from taskherd.api.orders import KEY_HEADER
-from taskherd.api.route import Header, Route, Says
-from taskherd.api.tasks import reading, search, waiting, writing
-from taskherd.api.tasks.bodies import CreateTask, TaskInput, TaskLogs, TasksList
-from taskherd.wire.document import TaskDocument
+from taskherd.api.commands import KEY_HEADER
+from taskherd.api.http.route import Header, Route, Says
+from taskherd.api.tasks import commands, long_poll, queries, search
+from taskherd.api.tasks.schemas import CreateTask, TaskInput, TaskLogs, TasksList
+from taskherd.api.workspaces.builds import BuildAsked
+from taskherd.messages.document import TaskDocument
 
 _ONE: Final = "/tasks/{user}/{task}"
 _ETAG: Final = {"ETag": "Changes with the document."}
-_WAITED: Final = {**_ETAG, waiting.TIMED_OUT: "true where the wait was in vain."}
+_WAITED: Final = {**_ETAG, long_poll.TIMED_OUT: "true where the wait was in vain."}
 _IF_NONE_MATCH: Final = Header("If-None-Match", "An ETag of an earlier answer; 304 where nothing has changed since.")
 _UNCHANGED: Final = Says("Not changed since the ETag in If-None-Match.", headers=_ETAG)
 _CONFLICT: Final = "The task can't be changed so as it is now; the message says why."
@@ -22,7 +22,7 @@ ROUTES: Final = (
     Route(
         method="GET",
         path="/tasks",
-        handler=reading.listed,
+        handler=queries.listed,
         summary="List AI tasks",
         description="All that the caller may read, newest first. With `limit` or `after` in pages.",
         query=search.ListQuery,
@@ -36,7 +36,7 @@ ROUTES: Final = (
     Route(
         method="POST",
         path="/tasks/{user}",
-        handler=writing.create,
+        handler=commands.create,
         summary="Create a new AI task",
         body=CreateTask,
         headers=(KEY_HEADER,),
@@ -51,10 +51,10 @@ ROUTES: Final = (
     Route(
         method="GET",
         path=_ONE,
-        handler=waiting.get,
+        handler=long_poll.get,
         summary="Get AI task by ID or name",
         description="With `wait`, once its status or state is one of `until`, or as it is when the time is up.",
-        query=waiting.TaskQuery,
+        query=long_poll.TaskQuery,
         headers=(_IF_NONE_MATCH,),
         responses={
             200: Says("The task.", TaskDocument, _WAITED),
@@ -65,7 +65,7 @@ ROUTES: Final = (
     Route(
         method="DELETE",
         path=_ONE,
-        handler=writing.delete,
+        handler=commands.delete,
         summary="Delete AI task",
         headers=(KEY_HEADER,),
         responses={202: Says("Accepted; the task is gone from lists and look-ups.")},
@@ -74,7 +74,7 @@ ROUTES: Final = (
     Route(
         method="PATCH",
         path=f"{_ONE}/input",
-        handler=writing.update_input,
+        handler=commands.update_input,
         summary="Update AI task input",
         body=TaskInput,
         headers=(KEY_HEADER,),
@@ -84,7 +84,7 @@ ROUTES: Final = (
     Route(
         method="POST",
         path=f"{_ONE}/send",
-        handler=writing.send,
+        handler=commands.send,
         summary="Send input to AI task",
         body=TaskInput,
         headers=(KEY_HEADER,),
@@ -97,7 +97,7 @@ ROUTES: Final = (
     Route(
         method="GET",
         path=f"{_ONE}/logs",
-        handler=reading.logs,
+        handler=queries.logs,
         summary="Get AI task logs",
         responses={200: Says("The conversation.", TaskLogs)},
         experimental=True,
@@ -105,7 +105,7 @@ ROUTES: Final = (
     Route(
         method="POST",
         path=f"{_ONE}/pause",
-        handler=writing.pause,
+        handler=commands.pause,
         summary="Pause AI task",
         headers=(KEY_HEADER,),
         responses={202: Says("The build that stops the workspace.", BuildAsked), 409: Says(_CONFLICT)},
@@ -114,7 +114,7 @@ ROUTES: Final = (
     Route(
         method="POST",
         path=f"{_ONE}/resume",
-        handler=writing.resume,
+        handler=commands.resume,
         summary="Resume AI task",
         headers=(KEY_HEADER,),
         responses={202: Says("The build that starts the workspace.", BuildAsked), 409: Says(_CONFLICT)},

@@ -10,16 +10,16 @@ from uuid import UUID
 
 from pydantic import Field
 
-from taskherd.api import terms
-from taskherd.api.ask import ME
+from taskherd.api.context import ME
+from taskherd.api.http import search_query
+from taskherd.api.http.ids import findable, uuid_of
 from taskherd.api.query import QueryModel, Text, whole_number
-from taskherd.api.refer import findable, uuid_of
-from taskherd.core.view import Status
-from taskherd.store import visible
-from taskherd.store.visible import Wanted
+from taskherd.domain.view import Status
+from taskherd.store import task_queries
+from taskherd.store.task_queries import Wanted
 
 if TYPE_CHECKING:
-    from taskherd.api.ask import Ask
+    from taskherd.api.context import Ask
     from taskherd.store.reader import Row
 
 MESSAGE: Final = "Invalid task search query."
@@ -69,11 +69,11 @@ class ListQuery(QueryModel):
 
 async def wanted(ask: Ask, query: ListQuery | WatchQuery) -> Wanted:
     """What the request asks for. Raises a 400 that says what is wrong with it."""
-    said = terms.read(query.q, bare="owner", known=("owner", "organization", "status"), message=MESSAGE)
+    said = search_query.read(query.q, bare="owner", known=("owner", "organization", "status"), message=MESSAGE)
     status = said.get("status")
     if status is not None and status not in set(Status):
         known = ", ".join(Status)
-        raise terms.bad_value(MESSAGE, "status", f'"{status}" is not a valid value. Valid values: {known}')
+        raise search_query.bad_value(MESSAGE, "status", f'"{status}" is not a valid value. Valid values: {known}')
     most = ask.house.settings.api_list_most
     page = query if isinstance(query, ListQuery) else ListQuery()
     return Wanted(
@@ -96,9 +96,9 @@ async def _owner(ask: Ask, said: str) -> UUID:
     caller = ask.caller
     if said in {ME, caller.username.lower()}:
         return caller.user_id
-    found = uuid_of(said) or (await visible.person(ask.house.reader, said) if findable(said) else None)
+    found = uuid_of(said) or (await task_queries.person(ask.house.reader, said) if findable(said) else None)
     if found is None:
-        raise terms.bad_value(
+        raise search_query.bad_value(
             MESSAGE, "owner", f'user "{said}" either does not exist, or you are unauthorized to view them'
         )
     return found
@@ -108,11 +108,11 @@ async def organization(ask: Ask, said: str, message: str) -> UUID:
     """The organization that a term names, or any id. Raises a 400 that begins with `message`."""
     found = uuid_of(said)
     if found is None and said == "default":
-        found = await visible.default_organization(ask.house.reader, ask.caller.user_id)
+        found = await task_queries.default_organization(ask.house.reader, ask.caller.user_id)
     elif found is None and findable(said):
-        found = await visible.organization(ask.house.reader, said)
+        found = await task_queries.organization(ask.house.reader, said)
     if found is None:
-        raise terms.bad_value(
+        raise search_query.bad_value(
             message, "organization", f'organization "{said}" either does not exist, or you are unauthorized to view it'
         )
     return found

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 
 from pydantic import Field
 
-from taskherd.api.answers import Answer, json
-from taskherd.api.builds import ENDED
+from taskherd.api.http.responses import Answer, json
 from taskherd.api.query import MAX_POSITION, QueryModel, whole_number
-from taskherd.api.workspaces.reading import Look, found
-from taskherd.core.reports import rfc3339
+from taskherd.api.workspaces.builds import ENDED
+from taskherd.api.workspaces.queries import Look, found
+from taskherd.domain.reports import rfc3339
 from taskherd.store import builds
 
 if TYPE_CHECKING:
-    from taskherd.api.ask import Ask
+    from taskherd.api.context import Ask
     from taskherd.store.reader import Row
 
 Entries: TypeAlias = "Sequence[tuple[int, dict[str, Any]]]"

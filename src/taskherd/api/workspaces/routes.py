@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Final
 
-from taskherd.api.builds import BuildOut
-from taskherd.api.orders import KEY_HEADER
-from taskherd.api.route import Route, Says, SocketRoute
-from taskherd.api.workspaces import following, logs, reading
-from taskherd.api.workspaces.bodies import AgentLogOut, BuildLogOut, NewBuild, WorkspaceOut
+from taskherd.api.commands import KEY_HEADER
+from taskherd.api.http.route import Route, Says, SocketRoute
+from taskherd.api.workspaces import log_stream, logs, queries
+from taskherd.api.workspaces.builds import BuildOut
+from taskherd.api.workspaces.schemas import AgentLogOut, BuildLogOut, NewBuild, WorkspaceOut
 
 ROUTES: Final = (
     Route(
         method="GET",
         path="/workspaces/{id}",
-        handler=reading.workspace,
+        handler=queries.workspace,
         summary="Get workspace metadata by ID",
         responses={200: Says("The workspace.", WorkspaceOut)},
         tag="workspaces",
@@ -22,7 +22,7 @@ ROUTES: Final = (
     Route(
         method="POST",
         path="/workspaces/{id}/builds",
-        handler=reading.ask_for_build,
+        handler=queries.ask_for_build,
         summary="Create workspace build",
         description="Pauses or resumes the task of the workspace.",
         body=NewBuild,
@@ -36,7 +36,7 @@ ROUTES: Final = (
     Route(
         method="GET",
         path="/workspacebuilds/{id}",
-        handler=reading.build,
+        handler=queries.build,
         summary="Get workspace build",
         responses={200: Says("The build.", BuildOut)},
         tag="workspaces",
@@ -63,13 +63,13 @@ ROUTES: Final = (
 SOCKETS: Final = (
     SocketRoute(
         path="/workspacebuilds/{id}/logs",
-        handler=following.build,
+        handler=log_stream.build,
         summary="Follow workspace build logs",
         query=logs.LogQuery,
     ),
     SocketRoute(
         path="/workspaceagents/{id}/logs",
-        handler=following.agent,
+        handler=log_stream.agent,
         summary="Follow logs by workspace agent",
         query=logs.LogQuery,
     ),

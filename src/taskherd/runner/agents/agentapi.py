@@ -15,17 +15,17 @@ import httpx
 import orjson
 
 from taskherd import retry, sse
-from taskherd.core.reports import Health, Lifecycle, Speaker, State
-from taskherd.runner.agents.scene import Unclear, Undelivered, said_last, short
-from taskherd.wire.fields import instant
+from taskherd.domain.reports import Health, Lifecycle, Speaker, State
+from taskherd.messages.fields import instant
+from taskherd.runner.agents.context import Unclear, Undelivered, said_last, short
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from taskherd.core.reports import LogEntry, Report
-    from taskherd.runner.agents.scene import Begin, Scene
+    from taskherd.domain.reports import LogEntry, Report
+    from taskherd.runner.agents.context import Begin, Scene
     from taskherd.runner.outbox import Mark
-    from taskherd.runner.processes import Ending
+    from taskherd.runner.workspaces.processes import Ending
 
 TIMEOUT = 5.0
 SILENT_STREAM = 60.0

@@ -7,19 +7,18 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from taskherd.core.reports import Lifecycle, Speaker, State
-from taskherd.runner import output
-from taskherd.runner.agents import pipe
-from taskherd.runner.agents.scene import said_last, short
-from taskherd.wire.bounds import CONTENT_BYTES
+from taskherd.domain.reports import Lifecycle, Speaker, State
+from taskherd.messages.limits import CONTENT_BYTES
+from taskherd.runner.agents import output, stdin
+from taskherd.runner.agents.context import said_last, short
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from taskherd.core.reports import LogEntry, Report
-    from taskherd.runner.agents.scene import Begin, Scene
+    from taskherd.domain.reports import LogEntry, Report
+    from taskherd.runner.agents.context import Begin, Scene
     from taskherd.runner.outbox import Mark
-    from taskherd.runner.processes import Ending
+    from taskherd.runner.workspaces.processes import Ending
 
 PIECE = 64 * 1024
 RATE = 256 * 1024
@@ -105,7 +104,7 @@ class Stdio:
 
     async def deliver(self, text: str, begin: Begin) -> None:
         """Write it to the agent's stdin; raises `Undelivered` or `Unclear`."""
-        await pipe.write(self._scene.folder.input, text, begin)
+        await stdin.write(self._scene.folder.input, text, begin)
         self._tell([self._entry(Speaker.INPUT, text)])
 
     def conclude(self, ending: Ending) -> None:

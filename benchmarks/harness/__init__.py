@@ -1,0 +1,1 @@
+"""What every measurement uses: services, workloads, contenders and meters."""

@@ -1,0 +1,33 @@
+"""The worker as it is, in its own process, with a meter on its metrics; and, if asked for, a sampler on its stacks."""
+
+from __future__ import annotations
+
+import os
+
+import uvloop
+
+from benchmarks.harness import meter, sampler
+from taskherd.observability import logs
+from taskherd.settings import load
+from taskherd.worker.app import Worker
+
+
+def main() -> None:
+    """Run a worker until SIGTERM."""
+    settings = load()
+    logs.configure("warning", "json", secrets=settings.secrets)
+    worker = Worker(settings)
+    metrics = worker.metrics
+
+    def read() -> tuple[int, int]:
+        samples = (sample for family in metrics.reports.collect() for sample in family.samples)
+        published = next(iter(metrics.events_published.collect())).samples[0].value
+        return int(sum(sample.value for sample in samples)), int(published)
+
+    meter.watch(read)
+    with sampler.sampling(os.environ.get("BENCH_SAMPLES", "")):
+        uvloop.run(worker.run())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Examples that run on a checkout; none of them is part of the wheel."""

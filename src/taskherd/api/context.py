@@ -1,0 +1,98 @@
+"""A request as a handler sees it, and the house: what all handlers work with."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from taskherd.api.http.ids import uuid_of
+from taskherd.api.query import Model, NoQuery, QueryModel, parse
+from taskherd.store.task_queries import Whose
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from taskherd.api.agents.report_publisher import Reports
+    from taskherd.api.change_feed import Tail
+    from taskherd.api.http.auth import Caller, Callers
+    from taskherd.api.http.rate_limit import Rates
+    from taskherd.broker.rpc import CommandClient
+    from taskherd.observability.metrics import Metrics
+    from taskherd.observability.tracing import Tracing
+    from taskherd.settings import Settings
+    from taskherd.store.reader import Reader
+
+ME = "me"
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """What handlers work with: one for each process."""
+
+    settings: Settings
+    metrics: Metrics
+    reader: Reader
+    engine: AsyncEngine
+    callers: Callers
+    rates: Rates
+    commands: CommandClient
+    reports: Reports
+    tail: Tail
+    tracing: Tracing
+    stopping: asyncio.Event
+    """Set when the process is to end: streams and waiters return soon then."""
+
+
+@dataclass(slots=True)
+class Ask:
+    """One request. `params` are the path's, `query` holds the first value of each parameter."""
+
+    house: House
+    method: str
+    params: Mapping[str, str]
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    body: Any = None
+    """The validated body: an instance of the route's model."""
+    query_model: type[QueryModel] = NoQuery
+    """The route's query parameters."""
+    _caller: Caller | None = None
+    agent: tuple[UUID, int] | None = None
+    """The task and build that an agent's token speaks for."""
+    noted: dict[str, Any] = field(default_factory=dict)
+    """What is told in the log beside method, route and status."""
+
+    def parameters(self, model: type[Model]) -> Model:
+        """Return the validated query parameters; `model` is the route's. Raises a 400 that names an invalid one."""
+        assert model is self.query_model
+        return parse(model, self.query)
+
+    @property
+    def caller(self) -> Caller:
+        """Who asks, on routes that want a user's token."""
+        assert self._caller is not None
+        return self._caller
+
+    @property
+    def username(self) -> str | None:
+        """The caller's name, for the log; None while nobody is known to ask."""
+        return None if self._caller is None else self._caller.username
+
+    def admit(self, caller: Caller) -> None:
+        """Note who asks."""
+        self._caller = caller
+
+    def user(self) -> UUID | str:
+        """The path's `{user}`: an id or a username; `me` is the caller."""
+        said = self.params["user"]
+        if said == ME or said.lower() == self.caller.username.lower():
+            return self.caller.user_id
+        return uuid_of(said) or said
+
+    def whose(self) -> Whose:
+        """The task that the path's `{user}` and `{task}` name."""
+        task = self.params["task"]
+        return Whose(self.caller.user_id, self.user(), uuid_of(task) or task)

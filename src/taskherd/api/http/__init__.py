@@ -1,0 +1,1 @@
+"""The HTTP layer: server, endpoints, authentication, rate limit, responses, OpenAPI, SSE and WebSockets."""

@@ -1,1 +1,0 @@
-"""The composition roots: each builds a process out of its parts, starts it, and stops it in order."""

@@ -1,0 +1,76 @@
+"""A process's two connections to the broker, one to consume and one to publish, and what is told of them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import structlog
+
+from taskherd.broker.connection import Hooks, Link
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from taskherd.observability.metrics import Metrics
+    from taskherd.observability.readiness import Readiness
+
+log = structlog.get_logger(__name__)
+
+
+def _nothing() -> None:
+    pass
+
+
+class Links:
+    """Both connections, in the logs, in the metrics, and in the readiness of a process that is nothing without them."""
+
+    def __init__(
+        self,
+        amqp_url: str,
+        process: str,
+        metrics: Metrics,
+        readiness: Readiness | None = None,
+        on_down: Callable[[], None] = _nothing,
+    ) -> None:
+        """``process`` is how the broker lists them; ``readiness``: where "broker" is kept, if it matters there."""
+        hooks = Hooks(on_up=self._up, on_down=self._down, on_refused=self._refused)
+        self.consume = Link(amqp_url, f"{process} consume", hooks)
+        self.publish = Link(amqp_url, f"{process} publish", hooks)
+        self._metrics = metrics
+        self._readiness = readiness
+        self._on_down = on_down
+        self._seen_up: set[str] = set()
+
+    def start(self) -> None:
+        """Connect, in the background, again and again."""
+        self.consume.start()
+        self.publish.start()
+
+    async def close(self) -> None:
+        """Close both."""
+        await asyncio.gather(self.consume.close(), self.publish.close())
+
+    def _up(self, name: str) -> None:
+        if name in self._seen_up:
+            self._metrics.reconnects.labels(name.rpartition(" ")[2]).inc()
+        self._seen_up.add(name)
+        if self.consume.is_up and self.publish.is_up:
+            self._metrics.broker_up.set(1)
+            if self._readiness is not None:
+                self._readiness.set("broker")
+        log.info("broker connected", connection=name)
+
+    def _down(self, name: str, reason: str) -> None:
+        self._on_down()
+        self._metrics.broker_up.set(0)
+        self._unready(reason)
+        log.warning("broker lost", connection=name, reason=reason)
+
+    def _refused(self, name: str, reason: str) -> None:
+        self._unready(reason)
+        log.warning("broker away", connection=name, reason=reason)
+
+    def _unready(self, reason: str) -> None:
+        if self._readiness is not None:
+            self._readiness.clear("broker", reason)

@@ -1,0 +1,193 @@
+"""The checks of `taskherd doctor`, each giving findings as values; every wait in them is bounded."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+
+from taskherd.broker import diagnostics as broker
+from taskherd.broker.topology import Names
+from taskherd.errors import Misconfigured, TaskherdError
+from taskherd.settings import Settings, load
+from taskherd.store import diagnostics as database
+from taskherd.store.engine import dispose, open_engine, transaction
+from taskherd.store.migrate import Fit
+
+POSTGRES_LEAST = 15
+RABBITMQ_LEAST = (4, 0)
+SKEW_MOST = 2.0
+UNPUBLISHED_MOST = 60.0
+PORT_TIMEOUT = 2.0
+
+
+class State(StrEnum):
+    """How it stands: well, worth knowing, or wrong."""
+
+    WELL = "ok"
+    NOTE = "note"
+    WRONG = "wrong"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at; `advice` says what to do where it is not well."""
+
+    what: str
+    state: State
+    found: str
+    advice: str = ""
+
+
+async def examine() -> list[Finding]:
+    """Return everything there is to say about this installation, in the order in which it would be mended."""
+    settings, findings = check_settings()
+    if settings is None:
+        return findings
+    if settings.database_url:
+        findings += [finding async for finding in check_database(settings)]
+    if settings.amqp_url:
+        findings += [finding async for finding in check_broker(settings)]
+    findings.append(await check_port(settings))
+    return findings
+
+
+def check_settings() -> tuple[Settings | None, list[Finding]]:
+    """Return the settings, as far as they can be used, and what is wrong with them."""
+    try:
+        settings = load()
+    except Misconfigured as error:
+        findings = [
+            Finding(variable, State.WRONG, *_halves(problem, f"set {variable}")) for variable, problem in error.wrong
+        ]
+    else:
+        keys = len(settings.secret_keys)
+        shortest = min(len(key) for key in settings.secret_keys)
+        found = f"{keys} of at least {shortest} characters"
+        return settings, [Finding("settings", State.WELL, "all valid"), Finding("secret keys", State.WELL, found)]
+    try:
+        return load("amqp_prefix"), findings
+    except Misconfigured:
+        return None, findings
+
+
+async def check_database(settings: Settings) -> AsyncIterator[Finding]:
+    """Look at the server, the schema and what it holds."""
+    engine = open_engine(settings.database_url, size=1, application_name="taskherd-doctor")
+    try:
+        before = datetime.now(UTC)
+        async with transaction(engine) as conn:
+            server = await database.server(conn)
+            after = datetime.now(UTC)
+            for finding in (_server(server), _skew(server.now, before, after)):
+                yield finding
+            schema = await database.schema(conn)
+            well = schema.fit is Fit.CURRENT
+            state = State.WELL if well else State.WRONG
+            yield Finding("database schema", state, schema.found or "none", schema.advice)
+            missing = await database.missing_privileges(conn)
+            yield _judge("database privileges", missing, "enough", "grant them to this user, or use the tables' owner")
+            if well and not missing:
+                for finding in _content(await database.content(conn)):
+                    yield finding
+    except TaskherdError as error:
+        yield Finding("database", State.WRONG, str(error), "start PostgreSQL, or correct TASKHERD_DATABASE_URL")
+    finally:
+        await dispose(engine)
+
+
+async def check_broker(settings: Settings) -> AsyncIterator[Finding]:
+    """Look at the broker, the topology and what waits in it."""
+    try:
+        async with broker.connected(settings.amqp_url) as connection:
+            version = broker.version(connection)
+            state = State.WELL if version >= RABBITMQ_LEAST else State.WRONG
+            found = f"RabbitMQ {'.'.join(map(str, version)) or 'of an unknown version'}"
+            yield Finding("broker", state, found, "" if state is State.WELL else "install RabbitMQ 4.0 or newer")
+            names = Names(settings.amqp_prefix)
+            topology = await broker.topology(connection, names, settings.report_partitions)
+            yield _judge("topology", topology.missing, "all there", "run `taskherd topology apply`, or start a worker")
+            advice = "delete it while it is empty, then run `taskherd topology apply`; or set TASKHERD_AMQP_PREFIX"
+            yield _judge("topology's arguments", topology.different, "as expected", advice)
+            advice = "run `rabbitmqctl set_permissions` for this user on this vhost"
+            yield _judge("broker permissions", topology.forbidden, "enough", advice)
+            for queue in topology.queues:
+                yield _queue(queue, names)
+    except TaskherdError as error:
+        yield Finding("broker", State.WRONG, str(error), "start RabbitMQ, or correct TASKHERD_AMQP_URL")
+
+
+async def check_port(settings: Settings) -> Finding:
+    """Look whether the operations port is free, or held by a taskherd process that is alive."""
+    what = f"operations port {settings.ops_port}"
+    try:
+        async with asyncio.timeout(PORT_TIMEOUT):
+            reader, writer = await asyncio.open_connection(settings.ops_host, settings.ops_port)
+            try:
+                writer.write(b"GET /livez HTTP/1.1\r\nHost: taskherd\r\nConnection: close\r\n\r\n")
+                answer = await reader.read(1024)
+            finally:
+                writer.close()
+    except ConnectionRefusedError:
+        return Finding(what, State.WELL, "free")
+    except (OSError, TimeoutError) as error:
+        return Finding(what, State.WRONG, f"no answer ({type(error).__name__})", "set TASKHERD_OPS_HOST and _PORT")
+    if answer.startswith(b"HTTP/1.1 200") and answer.endswith(b"ok\n"):
+        return Finding(what, State.WELL, "a taskherd process answers")
+    return Finding(what, State.WRONG, "taken by another program", "set TASKHERD_OPS_PORT to a free port")
+
+
+def _server(server: database.Server) -> Finding:
+    found = f"PostgreSQL {server.version}"
+    if server.major < POSTGRES_LEAST:
+        return Finding("database", State.WRONG, found, "install PostgreSQL 15 or newer")
+    if server.read_only:
+        return Finding("database", State.WRONG, f"{found}, read only", "let TASKHERD_DATABASE_URL name the primary")
+    return Finding("database", State.WELL, found)
+
+
+def _skew(now: datetime, before: datetime, after: datetime) -> Finding:
+    """Judge the database's clock, which was read some time between two looks at ours."""
+    ahead = (now - after).total_seconds() if now > after else -max((before - now).total_seconds(), 0.0)
+    if abs(ahead) <= SKEW_MOST:
+        return Finding("clocks", State.WELL, f"within {SKEW_MOST:g} s of the database's")
+    found = f"the database is {abs(ahead):.1f} s {'ahead' if ahead > 0 else 'behind'}"
+    return Finding("clocks", State.WRONG, found, "let both machines keep time with NTP")
+
+
+def _content(content: database.Content) -> list[Finding]:
+    loaded = bool(content.users and content.templates)
+    found = f"{content.users} users, {content.templates} templates"
+    late = content.oldest > UNPUBLISHED_MOST
+    waiting = f"{content.unpublished}, the oldest for {content.oldest:.0f} s" if content.unpublished else "none"
+    return [
+        Finding("directory", State.WELL, found)
+        if loaded
+        else Finding("directory", State.WRONG, found, "run `taskherd directory apply FILE.yaml`"),
+        Finding("unpublished events", State.WRONG, waiting, "see that a worker runs and reaches the broker")
+        if late
+        else Finding("unpublished events", State.WELL, waiting),
+    ]
+
+
+def _queue(queue: broker.Queue, names: Names) -> Finding:
+    what = f"queue {queue.name}"
+    found = f"{queue.messages} messages, {queue.consumers} consumers"
+    if queue.name == names.dead:
+        state = State.NOTE if queue.messages else State.WELL
+        return Finding(what, state, found, "look at them with `taskherd dead list`" if queue.messages else "")
+    if queue.consumers:
+        return Finding(what, State.WELL, found)
+    return Finding(what, State.WRONG if queue.messages else State.NOTE, found, "start a worker: `taskherd worker`")
+
+
+def _judge(what: str, problems: tuple[str, ...], well: str, advice: str) -> Finding:
+    return Finding(what, State.WRONG, "\n".join(problems), advice) if problems else Finding(what, State.WELL, well)
+
+
+def _halves(problem: str, otherwise: str) -> tuple[str, str]:
+    """Part a setting's problem into what was found and what was expected."""
+    found, _, expected = problem.partition("; expected ")
+    return found, f"expected {expected}" if expected else otherwise

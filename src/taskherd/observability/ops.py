@@ -1,0 +1,132 @@
+"""The operations port: /livez (the loop turns), /readyz (and why not), /metrics; bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import uvicorn
+from prometheus_client.exposition import choose_encoder
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route, Router
+from uvicorn.server import ServerState
+
+from taskherd.errors import Misconfigured
+from taskherd.http_protocol import BoundedProtocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from taskherd.observability.metrics import Metrics
+    from taskherd.observability.readiness import Readiness
+
+HEADER_MOST = 8_192
+"""Bytes of a request's head; a longer one is refused."""
+CONNECTIONS_MOST = 64
+READ_TIMEOUT = 5.0
+_HEADERS = [("Cache-Control", "no-store"), ("Connection", "close")]
+"""Of every response: the connection ends with it (RFC 9112, section 9.6)."""
+
+
+class OpsServer:
+    """Serves the operations port of one process until it is closed.
+
+    uvicorn's protocol does it without ``uvicorn.Server``, which wakes up ten times a second and notices within two of
+    these that it is to end.
+    """
+
+    def __init__(self, metrics: Metrics, readiness: Readiness, *, read_timeout: float = READ_TIMEOUT) -> None:
+        self._metrics = metrics
+        self._readiness = readiness
+        paths = {"/livez": _live, "/readyz": self._ready, "/metrics": self._scrape}
+        self._router = Router([Route(path, answer) for path, answer in paths.items()], redirect_slashes=False)
+        self._config = self._configured(read_timeout)
+        self._state = ServerState()
+        self._state.default_headers = self._config.encoded_headers
+        self._server: asyncio.Server | None = None
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen on `host` and `port` (0: a free one); return the port. Raises Misconfigured where that can't be."""
+        try:
+            self._server = await asyncio.get_running_loop().create_server(self._connection, host, port)
+        except OSError as error:
+            why = error.strerror or type(error).__name__
+            if error.errno in {errno.EADDRINUSE, errno.EACCES}:
+                message = f"can't listen on port {port} of {host} ({why}); expected a free port, or 0 for any"
+                raise Misconfigured("TASKHERD_OPS_PORT", message) from error
+            message = f"can't listen on {host} ({why}); expected an address of this machine"
+            raise Misconfigured("TASKHERD_OPS_HOST", message) from error
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def close(self) -> None:
+        """Stop listening and drop whoever is still connected."""
+        if self._server is None:
+            return
+        self._server.close()
+        for connection in tuple(self._state.connections):
+            connection.transport.abort()
+        answering = tuple(self._state.tasks)
+        for task in answering:
+            task.cancel()
+        await asyncio.gather(*answering, return_exceptions=True)
+        await self._server.wait_closed()
+        self._server = None
+
+    def _configured(self, read_timeout: float) -> uvicorn.Config:
+        bounds = {
+            "head_within": read_timeout,
+            "head_most": HEADER_MOST,
+            "stuck_after": read_timeout,
+            "connections_most": CONNECTIONS_MOST,
+        }
+        protocol: Any = type("OpsProtocol", (BoundedProtocol,), bounds)
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a stranger's bad request is no warning to us
+        config = uvicorn.Config(
+            self._answer,
+            http=protocol,
+            interface="asgi3",
+            ws="none",
+            loop="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            headers=_HEADERS,
+        )
+        config.load()
+        return config
+
+    def _connection(self) -> asyncio.Protocol:
+        make: Any = self._config.http_protocol_class
+        connection: asyncio.Protocol = make(config=self._config, server_state=self._state, app_state={})
+        return connection
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        modern = scope["http_version"].startswith("1.")  # the parser takes HTTP/0.9 too
+        answer: ASGIApp = self._router if modern else PlainTextResponse("bad request\n", 400)
+        await answer(scope, receive, send)
+
+    async def _ready(self, _request: Request) -> Response:
+        reasons = await self._readiness.reasons()
+        return Response(_checks(reasons), 503 if any(reasons.values()) else 200, media_type="application/json")
+
+    async def _scrape(self, request: Request) -> Response:
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(self._metrics.registry), headers={"Content-Type": content_type})
+
+
+async def _live(_request: Request) -> Response:
+    return PlainTextResponse("ok\n")
+
+
+def _checks(reasons: Mapping[str, str | None]) -> bytes:
+    checks = {name: {"ok": not reason, **({"reason": reason} if reason else {})} for name, reason in reasons.items()}
+    ready = not any(reasons.values())
+    return orjson.dumps({"ready": ready, "checks": checks}, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)

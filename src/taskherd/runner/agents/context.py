@@ -1,0 +1,86 @@
+"""What every kind of agent has in common: what it works with, and how an input can fail."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+from uuid import UUID
+
+from taskherd.domain.reports import Health, State
+from taskherd.errors import TaskherdError
+from taskherd.observability.metrics import Metrics
+from taskherd.runner.journal import Journal
+from taskherd.runner.outbox import Mark, Outbox
+from taskherd.runner.reporter import Account
+from taskherd.runner.template import Run
+from taskherd.runner.workspaces.folders import RunFolder
+from taskherd.runner.workspaces.processes import Ending
+
+SHORT = 160
+"""Characters of a status message that is made from what an agent wrote."""
+
+
+Begin: TypeAlias = Callable[[], Awaitable[None]]
+"""Puts on disk that an input may have reached the agent from now on."""
+
+
+class Undelivered(TaskherdError):  # noqa: N818 - named for what it says, as those of `errors`
+    """An input that the agent did not take."""
+
+
+class Unclear(TaskherdError):  # noqa: N818 - as above
+    """An input of which nobody knows whether the agent took it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What a follower of an agent works with."""
+
+    run: Run
+    journal: Journal
+    folder: RunFolder
+    account: Account
+    outbox: Outbox
+    metrics: Metrics
+    save: Callable[[], Awaitable[None]]
+    once: Callable[[UUID, str], Awaitable[str | None]]
+    """Give an input to the agent, unless that was tried before; in words why not, where it did not take it."""
+
+    @property
+    def mark(self) -> Mark:
+        """How far the follower had come with the run at hand; empty at its beginning."""
+        mark = self.outbox.mark
+        return mark if mark.get("build") == self.account.build_number else {}
+
+
+class Follower(Protocol):
+    """Follows one agent while it runs."""
+
+    async def follow(self) -> None:
+        """Report what it does, until cancelled."""
+
+    async def deliver(self, text: str, begin: Begin) -> None:
+        """Give it an input, after `begin` was awaited; raises `Undelivered` or `Unclear`."""
+
+    def conclude(self, ending: Ending) -> None:
+        """Report what is left to be told when it has ended."""
+
+
+def said_last(scene: Scene, ending: Ending, state: str, words: str) -> None:
+    """Report the state in which an agent ended that did not say it itself, in its last `words` or in ours."""
+    if ending.why == "stopped":
+        return
+    if ending.well:
+        if state not in {State.COMPLETE, State.FAILED}:
+            scene.account.status(State.COMPLETE, words or "The agent has completed its task.")
+        scene.account.health(Health.DISABLED)
+        return
+    told = ending.told()
+    scene.account.status(State.FAILED, f"{told} Its last words: {words}" if words else told)
+    scene.account.health(Health.UNHEALTHY)
+
+
+def short(text: str) -> str:
+    """The text cut to what fits a status."""
+    return text if len(text) <= SHORT else f"{text[: SHORT - 1]}…"

@@ -1,0 +1,210 @@
+"""The runner process: what it is made of, how it comes up, and how it leaves its agents to the next one."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import re
+import signal
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+import uvloop
+
+from taskherd import __version__
+from taskherd.broker import topology
+from taskherd.broker.connections import Links
+from taskherd.broker.consume import Intake, Source
+from taskherd.broker.publish import Publisher
+from taskherd.broker.rpc import CommandClient
+from taskherd.clock import Clock
+from taskherd.errors import Misconfigured, Unavailable
+from taskherd.observability import logs
+from taskherd.observability.metrics import Metrics
+from taskherd.observability.ops import OpsServer
+from taskherd.observability.readiness import Readiness
+from taskherd.runner import orphans, shim
+from taskherd.runner.claims import Claims
+from taskherd.runner.context import House
+from taskherd.runner.dispatcher import Runner
+from taskherd.runner.outbox import Budget
+from taskherd.runner.report_sender import Sender
+from taskherd.runner.workspaces.cgroups import Cgroups
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aiormq.abc import AbstractChannel
+
+    from taskherd.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+OPS_PORT = 9592
+PREFETCH = 8_000
+"""Requests held unacknowledged: an input is, until its outcome is known, and each task may have one."""
+ANSWER_WITHIN = 5.0
+"""Seconds in which the worker is expected to answer what a runner asks."""
+PR_SET_DUMPABLE = 4
+_NO_NAME = re.compile(r"[^a-z0-9-]+")
+
+
+def main(settings: Settings) -> None:
+    """Run a runner until SIGTERM or SIGINT. Raises Misconfigured before anything is begun."""
+    logs.configure(settings.log_level, settings.log_format, secrets=settings.secrets)
+    # Agents of our own user can't look into our memory or environment then, see proc(5) and ptrace(2); root's can.
+    shim.prctl(PR_SET_DUMPABLE, 0)
+    uvloop.run(RunnerProcess(settings).run())
+
+
+class RunnerProcess:
+    """A runner process."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Build everything; nothing connects before ``run``."""
+        self._settings = settings
+        self._name = settings.runner_name or name_of(socket.gethostname())
+        if self._name == settings.runner_pool:
+            raise Misconfigured("runner_name", f"{self._name} is the pool's name; expected one of its own")
+        self._root = Path(settings.runner_root).resolve()
+        self._stopping = asyncio.Event()
+        self.metrics = Metrics()
+        self.metrics.build_info.labels(__version__).set(1)
+        self._readiness = Readiness("broker", "consumers")
+        self._names = topology.Names(settings.amqp_prefix)
+        self._links = Links(settings.amqp_url, "runner", self.metrics, self._readiness)
+        publisher = Publisher(self._links.publish)
+        self._intake = Intake(self._links.consume, self._prepare, prefetch=PREFETCH, on_trouble=self._trouble)
+        self._sender = Sender(publisher, self._names, self.metrics, self._trouble)
+        self._commands = CommandClient(self._links.consume, publisher, self._names, timeout=ANSWER_WITHIN)
+        self.runner = Runner(self._make_house(), self._intake)
+        self._ops = OpsServer(self.metrics, self._readiness)
+
+    def _make_house(self) -> House:
+        settings = self._settings
+        return House(
+            name=self._name,
+            root=self._root,
+            api_url=settings.agent_api_url,
+            environ=os.environ,
+            metrics=self.metrics,
+            claims=Claims(self._commands, self._name),
+            budget=Budget(settings.runner_buffer_most),
+            now=Clock().now,
+            due=self._sender.due,
+            forget=self._sender.forget,
+            cgroups=Cgroups(Path(settings.runner_cgroup)) if settings.runner_cgroup else None,
+        )
+
+    def stop(self) -> None:
+        """Leave, in order, as for SIGTERM."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Come up, work until told to stop, and leave in order."""
+        claim = _claimed(self._root)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        port = await self._ops.start(self._settings.ops_host, self._settings.ops_port_of(OPS_PORT))
+        limits = "cgroup v2" if self._settings.runner_cgroup else "rlimit and CPU affinity, for each process"
+        log.info("runner starting", runner=self._name, root=str(self._root), ops_port=port, limits=limits)
+        try:
+            await self._work()
+        finally:
+            await self._ops.close()
+            await self._links.close()
+            os.close(claim)
+            log.info("runner ended", runner=self._name)
+
+    async def _work(self) -> None:
+        self._links.start()
+        adopted = self.runner.adopt()
+        if adopted:
+            log.info("tasks of an earlier runner taken up", tasks=adopted)
+        self._intake.start()
+        tasks = [
+            asyncio.create_task(self.runner.run(), name="requests"),
+            asyncio.create_task(self._sender.run(), name="reports"),
+            asyncio.create_task(self._commands.run(), name="replies"),
+            asyncio.create_task(
+                self._sender.beat(self._settings.runner_heartbeat_every, self.runner.heartbeats), name="heartbeats"
+            ),
+            asyncio.create_task(self.runner.watch(), name="numbers"),
+            asyncio.create_task(self._watch(), name="watch"),
+        ]
+        count = asyncio.create_task(self._reconcile(), name="census")
+        stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
+        await asyncio.wait({stopping, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+        self._stopping.set()
+        await self._leave([*tasks, count])
+
+    async def _leave(self, tasks: list[asyncio.Task[None]]) -> None:
+        """Take no more, send what is still to be told, within the grace time; the agents go on."""
+        log.info("runner stopping")
+        self._readiness.clear("consumers", "stopping")
+        with suppress(TimeoutError, Unavailable):
+            async with asyncio.timeout(self._settings.grace):
+                await self._intake.stop()
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
+                await self._sender.flush()
+        for task in tasks:
+            task.cancel()
+        await self.runner.leave()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        await self._intake.close()
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+
+    async def _reconcile(self) -> None:
+        """Clean up after those tasks on this disk that are no more."""
+        tasks = self.runner.tasks
+        if not tasks:
+            return
+        for task_id in await orphans.unknown(self._commands, tasks, self._trouble):
+            log.info("no live task owns this: cleaning up", task_id=str(task_id))
+            self.metrics.runner_orphans.inc()
+            self.runner.forget(task_id)
+
+    async def _watch(self) -> None:
+        """See whether we are really consuming, and say so where others look."""
+        while True:
+            if self._intake.consuming:
+                self._readiness.set("consumers")
+            else:
+                self._readiness.clear("consumers", "not consuming")
+            await asyncio.sleep(0.5)
+
+    async def _prepare(self, channel: AbstractChannel) -> Sequence[Source]:
+        pool, name = self._settings.runner_pool, self._name
+        return [Source(await topology.declare_work_queue(channel, self._names, target)) for target in (pool, name)]
+
+    def _trouble(self, reason: str) -> None:
+        log.warning("waiting", reason=reason)
+
+
+def name_of(host: str) -> str:
+    """The name of a runner on this host."""
+    return _NO_NAME.sub("-", host.lower()).strip("-")[:64] or "runner"
+
+
+def _claimed(root: Path) -> int:
+    """Hold the folder for this process; the kernel lets go of it however the process ends. Raises Misconfigured."""
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Misconfigured(
+            "runner_root", f"{root} is another runner's; expected a folder for this one alone"
+        ) from None
+    except OSError as error:
+        raise Misconfigured("runner_root", f"{root} can't be used ({error.strerror}); expected a folder") from error
+    return descriptor

@@ -1,0 +1,32 @@
+"""What all the tasks of one runner share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from taskherd.observability.metrics import Metrics
+    from taskherd.runner.claims import Claims
+    from taskherd.runner.outbox import Budget, Outbox
+    from taskherd.runner.workspaces.cgroups import Cgroups
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """The runner, as a task sees it."""
+
+    name: str
+    root: Path
+    api_url: str
+    environ: Mapping[str, str]
+    metrics: Metrics
+    claims: Claims
+    budget: Budget
+    now: Callable[[], datetime]
+    due: Callable[[Outbox], None]
+    forget: Callable[[Outbox], None]
+    cgroups: Cgroups | None = None

@@ -1,0 +1,118 @@
+"""Consume commands: one command, one transaction, one reply. They have a queue of their own, without a backlog."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import structlog
+
+from taskherd.broker import dead_letters
+from taskherd.broker.publish import Published
+from taskherd.domain.handle_command import Refused
+from taskherd.domain.outcome import DeadLetterReason
+from taskherd.errors import Unavailable
+from taskherd.messages import replies
+from taskherd.messages.commands import decode_command
+from taskherd.messages.decoding import Bad
+from taskherd.observability.tracing import carried
+from taskherd.store.engine import DataError
+from taskherd.worker.batch import POISON, Batch
+from taskherd.worker.reconcile import reconcile
+
+if TYPE_CHECKING:
+    from taskherd.broker.consume import Intake
+    from taskherd.broker.delivery import Delivery
+    from taskherd.domain.commands import Command
+    from taskherd.worker.context import Ground
+    from taskherd.worker.relay import Relay
+
+log = structlog.get_logger(__name__)
+
+AT_ONCE = 100
+
+
+class Orders:
+    """Consume commands until the intake ends."""
+
+    def __init__(self, intake: Intake, ground: Ground, relay: Relay) -> None:
+        """Begin with nothing in hand."""
+        self._intake = intake
+        self._ground = ground
+        self._relay = relay
+
+    async def run(self) -> None:
+        """Take commands in order until the intake has stopped and is empty."""
+        while deliveries := await self._intake.batch(AT_ONCE, 0):
+            for delivery in deliveries:
+                try:
+                    with self._ground.tracing.span("command", parent=carried(delivery.headers)):
+                        await self.take(delivery)
+                except Unavailable as error:
+                    log.warning("command given back", reason=str(error))
+                    continue
+                await self._intake.ack([delivery])
+
+    async def take(self, delivery: Delivery) -> None:
+        """Carry out a command and reply; an invalid one, or one refused without a reply_to, becomes a dead letter."""
+        command = decode_command(delivery.body)
+        if isinstance(command, Bad):
+            self._ground.metrics.commands.labels("unknown", "invalid").inc()
+            await self._answer(delivery, replies.unreadable(command))
+            await self._bury(delivery, command)
+            return
+        try:
+            reply, repeated = await self._carry_out(command)
+        except POISON as error:
+            log.warning("command can't be taken", command_id=str(command.command_id), reason=repr(error)[:200])
+            reason = DeadLetterReason.DATA_ERROR if isinstance(error, DataError) else DeadLetterReason.FAULT
+            bad = Bad(None, reason, "The values of this command can't be taken.", delivery.body)
+            await self._answer(delivery, replies.unreadable(bad))
+            await self._bury(delivery, bad)
+            return
+        answer = replies.decode_reply(reply)
+        outcome = "repeated" if repeated else "refused" if isinstance(answer, Refused) else "accepted"
+        self._ground.metrics.commands.labels(command.type, outcome).inc()
+        log.info("command", type=command.type, outcome=outcome, task_id=str(command.task_id))
+        if delivery.reply_to:
+            await self._answer(delivery, reply, repeated=repeated)
+        elif isinstance(answer, Refused):
+            detail = f"{answer.status} {answer.message}"
+            await self._bury(delivery, Bad(None, DeadLetterReason.COMMAND_REFUSED, detail, delivery.body))
+
+    async def _carry_out(self, command: Command) -> tuple[bytes, bool]:
+        """Return the reply, and whether it was given before."""
+        result = await self._ground.persist(
+            lambda: reconcile(self._ground, Batch(command=command), self._ground.now()), "database"
+        )
+        self._relay.offer(result.changes, requested=result.requested)
+        if result.reply is None:
+            raise AssertionError
+        return result.reply, result.repeated
+
+    async def _answer(self, delivery: Delivery, reply: bytes, *, repeated: bool = False) -> None:
+        """Send the reply if the command has a reply_to; it is dropped if no queue takes it, and marked if repeated."""
+        if not delivery.reply_to:
+            return
+        published = await self._ground.persist(
+            lambda: self._ground.publisher.publish(
+                "",
+                delivery.reply_to or "",
+                reply,
+                headers={replies.REPEATED: True} if repeated else None,
+                correlation_id=delivery.correlation_id,
+                mandatory=True,
+            ),
+            "broker",
+        )
+        if published is Published.UNROUTED:
+            log.info("no queue took the reply", correlation_id=delivery.correlation_id)
+
+    async def _bury(self, delivery: Delivery, bad: Bad) -> None:
+        origin = dead_letters.origin_of(delivery)
+        await self._ground.persist(
+            lambda: dead_letters.bury(
+                self._ground.publisher, self._ground.names, bad.body, bad.reason.value, bad.detail, origin
+            ),
+            "broker",
+        )
+        self._ground.metrics.dead_lettered.labels(bad.reason.value).inc()

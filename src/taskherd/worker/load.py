@@ -1,0 +1,166 @@
+"""Load a batch: lock its tasks in id order, and read everything that folding them needs.
+
+A task that is not found is looked up again under an advisory lock on its id, which a create of that id takes too; so a
+report is either parked before the create reads the parked ones, or it finds the task.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+from taskherd.domain import lease as lease_module
+from taskherd.domain.commands import Create, digest_text
+from taskherd.domain.handle_command import Surroundings, Version
+from taskherd.domain.reports import AgentDisconnected, AgentHeartbeat, AgentLifecycle, TaskInput, WorkspaceBuild
+from taskherd.domain.task_update import Policies, TaskUpdate
+from taskherd.messages.reports import decode_stored
+from taskherd.store import commands as command_log
+from taskherd.store import directory, inputs, leases, parked, tasks
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from taskherd.domain.commands import Command
+    from taskherd.domain.reports import Report
+    from taskherd.store.commands import RecordedCommand
+    from taskherd.store.tasks import StoredTask
+    from taskherd.worker.batch import Batch
+    from taskherd.worker.context import Ground
+
+MOVES_CONNECTION = frozenset(kind.type for kind in (WorkspaceBuild, AgentLifecycle, AgentHeartbeat, AgentDisconnected))
+"""The types of reports that may change whether another heartbeat is news, so that their tasks' leases are loaded."""
+
+
+@dataclass(slots=True)
+class LoadedBatch:
+    """A batch with the rows of its tasks, an update for each task, and what the policies need to know.
+
+    ``lease_checked`` are the tasks whose leases were looked up, ``leased`` those of them that have one; ``parked`` are
+    the reports that waited for the command's create, with their row ids; ``replied`` is an earlier reply to the same
+    command.
+    """
+
+    batch: Batch
+    rows: dict[UUID, StoredTask]
+    updates: dict[UUID, TaskUpdate]
+    policies: Policies
+    lease_checked: frozenset[UUID]
+    leased: frozenset[UUID]
+    parked: list[tuple[int, Report]]
+    replied: RecordedCommand | None
+
+
+async def load(
+    connection: AsyncConnection, ground: Ground, batch: Batch, indexes: Sequence[int], now: datetime
+) -> LoadedBatch:
+    """Lock the tasks of the batch's command, timer checks and reports at ``indexes``, and read what they need."""
+    reports = [batch.reports[index] for index in indexes]
+    visited = set(batch.timer_checks) | ({batch.command.task_id} if batch.command else set())
+    rows = await _lock(connection, {report.task_id for report in reports} | visited)
+    lease_checked = visited | {report.task_id for report in reports if report.type in MOVES_CONNECTION}
+    held = {lease.task_id: lease for lease in await leases.load(connection, list(lease_checked & rows.keys()))}
+    updates = {task_id: _update(row, held.get(task_id)) for task_id, row in rows.items()}
+    waiting: list[tuple[int, Report]] = []
+    if isinstance(batch.command, Create) and batch.command.task_id not in rows:
+        waiting = await _parked(connection, batch.command.task_id, now)
+    named = {(report.task_id, report.input_id) for report in reports if isinstance(report, TaskInput)}
+    named |= {(task_id, each) for task_id, check in batch.timer_checks.items() for each in check.expired_inputs}
+    known_inputs, open_inputs = await _inputs(connection, named)
+    await _load_queues(connection, updates, named)
+    around = await _surroundings(connection, ground, batch.command)
+    return LoadedBatch(
+        batch=batch,
+        rows=rows,
+        updates=updates,
+        policies=Policies(ground.patience, ground.delete_backoff, around, open_inputs, known_inputs),
+        lease_checked=frozenset(lease_checked),
+        leased=frozenset(held),
+        parked=waiting,
+        replied=await _replied(connection, batch.command, now),
+    )
+
+
+def _update(row: StoredTask, lease: lease_module.Lease | None) -> TaskUpdate:
+    task = row.task
+    if lease is not None:
+        task = lease_module.with_lease(task, lease)
+    return TaskUpdate(task, task, own=row.document)
+
+
+async def _lock(connection: AsyncConnection, ids: set[UUID]) -> dict[UUID, StoredTask]:
+    rows = {row.task.id: row for row in await tasks.lock(connection, list(ids))}
+    missing = sorted(ids - rows.keys())
+    if missing:
+        await parked.advisory(connection, missing)
+        rows.update((row.task.id, row) for row in await tasks.lock(connection, missing))
+    return rows
+
+
+async def _parked(connection: AsyncConnection, task_id: UUID, now: datetime) -> list[tuple[int, Report]]:
+    """Return the reports parked for a task, with their row ids; each was well formed when it was parked."""
+    return [(row.id, decode_stored(row.report, now)) for row in await parked.read(connection, [task_id])]
+
+
+async def _replied(connection: AsyncConnection, command: Command | None, now: datetime) -> RecordedCommand | None:
+    """Return the earlier reply to this command; if there is none, claim the command, to record its reply later."""
+    if command is None:
+        return None
+    return (await command_log.claim(connection, [(command.command_id, digest(command))], now)).get(command.command_id)
+
+
+def digest(command: Command) -> bytes:
+    """Return a digest by which a repeated command differs from another one under the same id."""
+    return sha256(digest_text(command).encode()).digest()
+
+
+async def _inputs(
+    connection: AsyncConnection, named: set[tuple[UUID, UUID]]
+) -> tuple[frozenset[UUID], frozenset[UUID]]:
+    """Return which of these inputs, named with their tasks, exist, and which of those are not decided yet."""
+    if not named:
+        return frozenset(), frozenset()
+    found = await inputs.load(connection, sorted({input_id for _, input_id in named}))
+    known = [row for row in found if (row.task_id, row.input_id) in named]
+    return (
+        frozenset(row.input_id for row in known),
+        frozenset(row.input_id for row in known if row.decided_at is None),
+    )
+
+
+async def _load_queues(
+    connection: AsyncConnection, updates: Mapping[UUID, TaskUpdate], named: set[tuple[UUID, UUID]]
+) -> None:
+    """Give each update the first inputs of its queue, so many that one is left whichever of them the batch decides."""
+    counted = [task_id for task_id, update in updates.items() if update.known.memory.inbox.queued]
+    if not counted:
+        return
+    decisions = Counter(task_id for task_id, _ in named)
+    queues = await inputs.first_queued(connection, {task_id: 1 + decisions[task_id] for task_id in counted})
+    for task_id, queue in queues.items():
+        updates[task_id].queue = queue
+
+
+async def _surroundings(connection: AsyncConnection, ground: Ground, command: Command | None) -> Surroundings:
+    if not isinstance(command, Create):
+        return Surroundings({}, {}, {}, ground.draw, strict_send=ground.strict_send)
+    owners = await directory.owner(connection, [command.owner_id])
+    versions = await directory.template_version(connection, [command.template_version_id])
+    taken = frozenset[str]()
+    if command.name:
+        taken = await tasks.taken(connection, command.owner_id, [command.name.lower()])
+    return Surroundings(
+        owners={owner.id: owner.organizations for owner in owners.values() if owner.active},
+        versions={
+            version.id: Version(version.organization_id, version.template_id, version.presets, version.usable)
+            for version in versions.values()
+        },
+        taken={command.owner_id: taken},
+        draw=ground.draw,
+    )

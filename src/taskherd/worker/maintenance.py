@@ -1,0 +1,105 @@
+"""What need not be done at every sweep: what is over is buried or dropped, and what is there is counted."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from taskherd.broker import dead_letters
+from taskherd.domain.outcome import DeadLetterReason
+from taskherd.store import commands, parked, partitions, stats, workers
+from taskherd.store.engine import transaction
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from datetime import datetime
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from taskherd.worker.context import Ground
+
+EVERY = timedelta(seconds=15)
+WORKERS_KEPT = timedelta(minutes=10)
+AT_ONCE = 500
+ROUNDS_MOST = 200
+
+
+class Housekeeping:
+    """Tends to the tables now and then; the first time at once."""
+
+    def __init__(self, ground: Ground) -> None:
+        """Begin without having done anything yet."""
+        self._ground = ground
+        self._done_at: datetime | None = None
+
+    async def tend(self, now: datetime, since: datetime | None) -> None:
+        """Expire, prune and count, if it is time. Raises Unavailable; then all of it is done again.
+
+        Parked reports expire only when the whole of their time was listened to, ``since`` the watermark: while a worker
+        is down, or a clock jumps, no create can come.
+        """
+        if since is not None and now - since > self._ground.terms.parked_ttl:
+            for _ in range(ROUNDS_MOST):
+                if await self.expire_parked_once(now) < AT_ONCE:
+                    break
+        if self._done_at is not None and now - self._done_at < EVERY:
+            return
+        await self._prune(now)
+        await self._count(now)
+        self._done_at = now
+
+    async def expire_parked_once(self, now: datetime) -> int:
+        """Bury reports whose task never came; how many. A letter is confirmed before its row is gone."""
+        ground = self._ground
+        reason = DeadLetterReason.PARKED_EXPIRED.value
+        async with transaction(ground.engine) as connection:
+            rows = await parked.expired(connection, now - ground.terms.parked_ttl, AT_ONCE)
+            for row in rows:
+                origin = dead_letters.Origin(ground.names.reports, ground.names.reports, str(row.task_id))
+                body = row.report.encode()
+                await dead_letters.bury(
+                    ground.publisher,
+                    ground.names,
+                    body,
+                    reason,
+                    "Its task was not created in time, or refused it.",
+                    origin,
+                )
+                ground.metrics.dead_lettered.labels(reason).inc()
+            if rows:
+                await parked.remove(connection, [row.id for row in rows])
+        return len(rows)
+
+    async def _prune(self, now: datetime) -> None:
+        ground = self._ground
+        terms = ground.terms
+        async with transaction(ground.engine) as connection:
+            await partitions.ensure_ahead(connection, now)
+        async with transaction(ground.engine) as connection:
+            await partitions.prune(
+                connection, events_before=now - terms.history_retention, logs_before=now - terms.log_retention
+            )
+        await self._prune_in_rounds(partitions.prune_feed, now - terms.history_retention)
+        await self._prune_in_rounds(commands.prune, now - terms.command_memory)
+        async with transaction(ground.engine) as connection:
+            await workers.prune(connection, now - WORKERS_KEPT)
+
+    async def _prune_in_rounds(
+        self, prune: Callable[[AsyncConnection, datetime, int], Awaitable[int]], before: datetime
+    ) -> None:
+        """Delete what is older, a little in each transaction; what is left after the last round waits its turn."""
+        for _ in range(ROUNDS_MOST):
+            async with transaction(self._ground.engine) as connection:
+                if await prune(connection, before, AT_ONCE) < AT_ONCE:
+                    return
+
+    async def _count(self, now: datetime) -> None:
+        metrics = self._ground.metrics
+        async with transaction(self._ground.engine) as connection:
+            counts = await stats.counts(connection)
+        metrics.replace(metrics.tasks, counts.tasks)
+        metrics.replace(metrics.agents, counts.agents)
+        metrics.parked.set(counts.parked)
+        metrics.outbox_events.set(counts.unpublished)
+        oldest = counts.oldest_unpublished_at
+        metrics.outbox_oldest_seconds.set((now - oldest).total_seconds() if oldest else 0)

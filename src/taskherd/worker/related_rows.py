@@ -1,0 +1,99 @@
+"""Write the rows that belong to tasks: the inbox, the log, work requests, and reports parked until their create."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from uuid import UUID, uuid5
+
+from taskherd.domain import fold
+from taskherd.domain.reports import canonical
+from taskherd.store import inputs, logs, parked, requests
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from taskherd.domain.task_update import TaskUpdate
+    from taskherd.worker.batch import Parking
+
+
+async def save_inbox(connection: AsyncConnection, updates: Mapping[UUID, TaskUpdate], now: datetime) -> None:
+    """Append new inputs, record outcomes, fail what a deleted task still had, and mark the inputs that go out."""
+    new = [(task_id, item) for task_id, update in updates.items() for item in update.new_inputs]
+    if new:
+        rows = [inputs.NewInput(item.input_id, task_id, item.content, now, item.actor_id) for task_id, item in new]
+        await inputs.append(connection, rows)
+    decided = [report for update in updates.values() for report in update.input_outcomes]
+    if decided:
+        outcomes = [inputs.Outcome(report.input_id, report.outcome.value, now, report.detail) for report in decided]
+        await inputs.decided(connection, outcomes)
+    failed = [task_id for task_id, update in updates.items() if update.inputs_failed]
+    if failed:
+        await inputs.fail_all(connection, failed, now, "The task was deleted.")
+    sent = [update.sent_input for update in updates.values() if update.sent_input]
+    if sent:
+        await inputs.sent(connection, sent, now)
+
+
+async def save_logs(connection: AsyncConnection, updates: Mapping[UUID, TaskUpdate], now: datetime) -> None:
+    """Append the reported log entries, in order."""
+    entries = [
+        logs.LogEntry(report.task_id, report.key[0], entry.id, report.seq, entry.type.value, entry.content, entry.time)
+        for update in updates.values()
+        for report in update.logs
+        for entry in report.entries
+    ]
+    if entries:
+        await logs.append(connection, entries, now)
+
+
+async def save_requests(connection: AsyncConnection, updates: Mapping[UUID, TaskUpdate], now: datetime) -> None:
+    """Remove the work requests that were answered, timed out or became pointless, and add the new ones."""
+    answered = [(task_id, number) for task_id, update in updates.items() for number in update.answered_builds]
+    if answered:
+        await requests.answered(connection, answered)
+    decided = [(task_id, report.input_id) for task_id, update in updates.items() for report in update.input_outcomes]
+    if decided:
+        await requests.answered_inputs(connection, decided)
+    failed = [task_id for task_id, update in updates.items() if update.inputs_failed]
+    if failed:
+        open_requests = await requests.of_tasks(connection, failed)
+        await requests.remove(connection, [row.request_id for row in open_requests if row.input_id is not None])
+    new = [
+        row
+        for update in updates.values()
+        if update.requested_builds or update.sent_input
+        for row in _new_requests(update, now)
+    ]
+    if new:
+        await requests.add(connection, new)
+
+
+def _new_requests(update: TaskUpdate, now: datetime) -> list[requests.WorkRequest]:
+    task = update.known
+    runner = task.memory.runner.report.runner if task.memory.runner else None
+
+    def request(identity: UUID, number: int, kind: str, input_id: UUID | None) -> requests.WorkRequest:
+        return requests.WorkRequest(identity, task.id, number, kind, input_id, runner, 0, now, now, None)
+
+    rows = [
+        request(uuid5(task.id, f"request/{number}"), number, f"workspace.{task.memory.asked[number].value}", None)
+        for number in update.requested_builds
+    ]
+    if update.sent_input:
+        rows.append(request(update.sent_input, task.memory.number, "agent.input", update.sent_input))
+    return rows
+
+
+async def save_parking(connection: AsyncConnection, parking: Parking, now: datetime, most_per_task: int) -> list[int]:
+    """Park new reports and remove the folded ones; return the indexes of those for which there was no room."""
+    if parking.folded:
+        await parked.remove(connection, parking.folded)
+    if not parking.new:
+        return []
+    reports = [fold.numbered(report, None) for report in parking.new.values()]
+    rows = [parked.ToPark(report.task_id, now, canonical(report)) for report in reports]
+    overflow = set(await parked.park(connection, rows, most_per_task))
+    return [index for place, index in enumerate(parking.new) if place in overflow]

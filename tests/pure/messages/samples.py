@@ -1,0 +1,116 @@
+"""Messages as producers write them, and strategies that draw more of them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from hypothesis import strategies as st
+
+from taskherd.domain import reports as domain
+
+TASK = "497f6eca-6276-4993-bfeb-53cbbbba6f08"
+AGENT = "8826ee2e-7933-4665-aef2-2393f84a0d05"
+OTHER = "c6d67e98-83ea-49f0-8812-e4abae2b68bc"
+NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+
+REPORTS: list[dict[str, Any]] = [
+    {
+        "type": "workspace.build",
+        "task_id": TASK,
+        "build_number": 1,
+        "seq": 5,
+        "observed_at": "2026-03-01T13:00:00+01:00",
+        "agent_id": AGENT,
+        "transition": "start",
+        "job_status": "succeeded",
+        "workspace": {"id": OTHER, "name": "fix-login"},
+        "app": {"id": OTHER, "slug": "claude", "url": "https://example.com/app", "health": "healthy"},
+        "runner": "runner-1",
+        "error": "none to speak of",
+    },
+    {"type": "agent.lifecycle", "task_id": TASK, "lifecycle": "ready"},
+    {"type": "agent.heartbeat", "task_id": TASK, "build_number": 2, "seq": 0, "agent_id": AGENT},
+    {"type": "agent.disconnected", "task_id": TASK, "observed_at": "2026-03-01T11:59:59.5Z"},
+    {"type": "app.health", "task_id": TASK, "health": "unhealthy"},
+    {"type": "app.status", "task_id": TASK, "state": "failure", "message": "all\nof it", "uri": "file:///tmp/x"},
+    {
+        "type": "task.log",
+        "task_id": TASK,
+        "entries": [{"id": 0, "type": "input", "content": "hello", "time": "2026-03-01T11:59:59Z"}],
+    },
+    {"type": "task.input", "task_id": TASK, "input_id": OTHER, "outcome": "failed", "detail": "the agent is gone"},
+]
+
+COMMANDS: list[dict[str, Any]] = [
+    {
+        "type": "task.create",
+        "command_id": OTHER,
+        "task_id": TASK,
+        "actor_id": AGENT,
+        "owner_id": AGENT,
+        "template_version_id": OTHER,
+        "template_version_preset_id": OTHER,
+        "input": "Fix the login",
+        "name": "fix-login",
+        "display_name": "Fix the login",
+    },
+    {"type": "task.delete", "command_id": OTHER, "task_id": TASK, "actor_id": AGENT},
+    {"type": "task.update_input", "command_id": OTHER, "task_id": TASK, "actor_id": AGENT, "input": "again"},
+    {"type": "task.send", "command_id": OTHER, "task_id": TASK, "actor_id": AGENT, "input": "go on"},
+    {"type": "task.pause", "command_id": OTHER, "task_id": TASK, "actor_id": AGENT},
+    {"type": "task.resume", "command_id": OTHER, "task_id": TASK, "actor_id": AGENT},
+]
+
+_TEXTS = st.text(max_size=30) | st.text("a\x00\x1b\x85\n\té…", max_size=30)
+_TIMES = st.datetimes(timezones=st.just(UTC)).map(domain.rfc3339)
+_UUIDS = st.uuids().map(str)
+_BUILDS = st.integers(1, 2**31 - 1)
+_SEQS = st.integers(0, 2**53 - 1)
+_NAMES = st.text("abcé-\x07", min_size=1, max_size=63).map(lambda name: "n" + name)
+_COMMON = {"build_number": st.none() | _BUILDS, "seq": _SEQS, "observed_at": _TIMES, "agent_id": _UUIDS}
+_URIS = st.sampled_from(["", "https://example.com/", "HTTP://x", "javascript:alert(1)", "file:/x", "ht\x00tps://x"])
+
+
+def _report(kind: str, needs: dict[str, st.SearchStrategy[Any]], **may: st.SearchStrategy[Any]) -> Any:
+    fixed: dict[str, st.SearchStrategy[Any]] = {"type": st.just(kind), "task_id": _UUIDS, **needs}
+    return st.fixed_dictionaries(fixed, optional={**_COMMON, **may})
+
+
+_ENTRIES = st.fixed_dictionaries(
+    {
+        "id": st.integers(0, 2**63 - 1),
+        "type": st.sampled_from([*domain.Speaker]).map(str),
+        "content": _TEXTS,
+        "time": _TIMES,
+    }
+)
+
+any_report: st.SearchStrategy[dict[str, Any]] = st.one_of(
+    _report(
+        "workspace.build",
+        {
+            "transition": st.sampled_from([*domain.Transition]).map(str),
+            "job_status": st.sampled_from([*domain.JobStatus]).map(str),
+        },
+        workspace=st.none() | st.fixed_dictionaries({"id": _UUIDS, "name": _NAMES}),
+        app=st.fixed_dictionaries({"id": _UUIDS, "slug": _NAMES}, optional={"url": _URIS}),
+        runner=st.just("runner-1"),
+        error=_TEXTS,
+    ),
+    _report("agent.lifecycle", {"lifecycle": st.sampled_from([*domain.Lifecycle]).map(str)}),
+    _report("agent.heartbeat", {}),
+    _report("agent.disconnected", {}),
+    _report("app.health", {"health": st.sampled_from([*domain.Health]).map(str)}),
+    _report("app.status", {"state": st.sampled_from([*domain.State]).map(str)}, message=_TEXTS, uri=_URIS),
+    _report("task.log", {"entries": st.lists(_ENTRIES, max_size=3)}),
+    _report(
+        "task.input", {"input_id": _UUIDS, "outcome": st.sampled_from([*domain.InputOutcome]).map(str)}, detail=_TEXTS
+    ),
+)
+
+json_values: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)

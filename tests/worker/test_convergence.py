@@ -1,0 +1,116 @@
+"""Law 1 through a real queue and database: the same reports end in the same document, however they come."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import aio_pika
+
+from taskherd.domain import builds, fold
+from taskherd.domain.view import view
+from taskherd.messages.document import own
+from tests.harness.histories import NOON, body, delivered, history
+from tests.harness.worker import ALICE, ORGANIZATION, TEMPLATE, VERSION, Herd
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from taskherd.domain.reports import Report
+
+from taskherd.domain.task import Task
+
+HISTORIES = 70
+TWINS = 3
+"""Tasks that are told the same history, each in its own way."""
+
+
+def expected(task: Task, told: Sequence[Report]) -> dict[str, Any]:
+    """What the pure fold makes of a history, one report after the other."""
+    memory = task.memory
+    for report in told:
+        memory = fold.fold(memory, report, NOON).memory
+    return timeless(own(view(memory, task.name), task))
+
+
+def timeless(document: dict[str, Any]) -> dict[str, Any]:
+    """The document without the instant at which its state was taken."""
+    state = document["current_state"]
+    return {**document, "current_state": state and {**state, "timestamp": None}}
+
+
+def blank(task_id: uuid.UUID, row: Any) -> Task:
+    """The task as its create left it."""
+    return Task(
+        id=task_id,
+        owner_id=ALICE,
+        organization_id=ORGANIZATION,
+        template_id=TEMPLATE,
+        template_version_id=VERSION,
+        preset_id=None,
+        name=row["name"],
+        display_name=row["display_name"],
+        prompt="",
+        prompt_version=1,
+        created_at=row["created_at"],
+        updated_at=row["created_at"],
+        version=1,
+        deleted_at=None,
+        memory=builds.first(task_id, NOON),
+    )
+
+
+def messages(dice: Random, histories: dict[uuid.UUID, list[Report]]) -> list[list[Report]]:
+    """All histories as a broker may hand them over: permuted, repeated, in arrays that tasks share."""
+    pieces = [batch for told in histories.values() for batch in delivered(dice, told)]
+    dice.shuffle(pieces)
+    joined: list[list[Report]] = []
+    for piece in pieces:
+        if joined and dice.random() < 0.4 and len(joined[-1]) + len(piece) <= 1000:
+            joined[-1] += piece
+        else:
+            joined.append([*piece])
+    return joined
+
+
+async def publish(flock: Herd, batches: list[list[Report]]) -> None:
+    """Each batch in one message, of one report as it is, all at the same time."""
+    exchange = await flock.channel.get_exchange(f"{flock.prefix}.reports", ensure=False)
+    bodies = [[body(report) for report in batch] for batch in batches]
+    texts = [json.dumps(each[0] if len(each) == 1 else each).encode() for each in bodies]
+    await asyncio.gather(*(exchange.publish(aio_pika.Message(text), "any", timeout=10) for text in texts))
+
+
+async def test_any_delivery_ends_in_the_document_of_the_pure_fold(flock: Herd) -> None:
+    """Many tasks at once, some created after their reports came: each document is the fold's, byte for byte.
+
+    Everything but `updated_at`, `version` and the state's timestamp, which say when and in how many steps.
+    """
+    dice = Random(8)
+    histories: dict[uuid.UUID, list[Report]] = {}
+    for seed in range(HISTORIES):
+        for _ in range(TWINS):
+            task_id = uuid.uuid4()
+            histories[task_id] = history(Random(seed), task_id)
+    ids = list(histories)
+    dice.shuffle(ids)
+    early, late = ids[: len(ids) // 2], ids[len(ids) // 2 :]
+    await asyncio.gather(*map(flock.create, early))
+    batches = messages(dice, histories)
+    half = len(batches) // 2
+    await asyncio.gather(publish(flock, batches[:half]), *map(flock.create, late[: len(late) // 2]))
+    await publish(flock, batches[half:])
+    await flock.until_taken(sum(map(len, batches)))
+    await asyncio.gather(*map(flock.create, late[len(late) // 2 :]))
+    await flock.until_row("SELECT count(*) FROM outbox", is_=0)
+    rows = await flock.database.fetch("SELECT id, name, display_name, created_at, document::text FROM tasks")
+    assert len(rows) == len(ids)
+    for row in rows:
+        task_id = uuid.UUID(str(row["id"]))
+        wanted = expected(blank(task_id, row), histories[task_id])
+        found = timeless(json.loads(row["document"]))
+        assert json.dumps(found) == json.dumps(wanted)
+        assert timeless({**found, **flock.document(task_id)}) == timeless(flock.document(task_id))
