@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from benchmarks import patches
 from benchmarks.cases import agents, api, bloat, cpu, growth, plans, rows, sustained, workers
 from benchmarks.harness import machine
-from benchmarks.harness.services import Stage, stage
+from benchmarks.harness.services import BenchmarkServices, benchmark_services
 from benchmarks.harness.workload import Workload
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ async def run(said: argparse.Namespace) -> None:
     assert measuring is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, measuring.cancel)
     reports = said.reports or (20_000 if said.quick else 100_000)
-    async with stage() as ground:
+    async with benchmark_services() as ground:
         if "profile" in said.what:
             print(await cpu.profile(ground, Workload(10_000, reports, rows=said.rows)))
             return
@@ -78,7 +78,7 @@ async def run(said: argparse.Namespace) -> None:
         await _measured(ground, said, wanted, reports)
 
 
-async def _sustained(ground: Stage, said: argparse.Namespace) -> None:
+async def _sustained(ground: BenchmarkServices, said: argparse.Namespace) -> None:
     on = await machine.described(ground)
     table, flat = await sustained.measure(ground, said.minutes, said.rate, _say)
     print(f"\n{table}")
@@ -89,7 +89,7 @@ async def _sustained(ground: Stage, said: argparse.Namespace) -> None:
         sys.exit(1)
 
 
-async def _measured(ground: Stage, said: argparse.Namespace, wanted: Sequence[str], reports: int) -> None:
+async def _measured(ground: BenchmarkServices, said: argparse.Namespace, wanted: Sequence[str], reports: int) -> None:
     results, began = rows.Results(), time.monotonic()
     on = await machine.described(ground)
     if "throughput" in wanted:

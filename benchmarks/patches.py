@@ -17,14 +17,14 @@ from benchmarks.peers import patched
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from benchmarks.harness.services import Stage
+    from benchmarks.harness.services import BenchmarkServices
 
 CONSUMING = Contender("taskherd's consuming alone", "benchmarks.peers.patched")
 PAIRS = 3
 MESSAGES = 40_000
 
 
-async def measure(stage: Stage, _: int, say: Callable[[str], None]) -> str:
+async def measure(stage: BenchmarkServices, _: int, say: Callable[[str], None]) -> str:
     """The table of both patches."""
     with_patch, without = [], []
     for _pair in range(PAIRS):
@@ -65,7 +65,7 @@ def _table(rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join([*header, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
-async def _cpu(stage: Stage, unpatched: str) -> float:
+async def _cpu(stage: BenchmarkServices, unpatched: str) -> float:
     work = Workload(1_000, MESSAGES)
     await stage.clear_queues()
     await stage.wait(work)
@@ -77,7 +77,7 @@ async def _cpu(stage: Stage, unpatched: str) -> float:
         await asyncio.to_thread(process.wait, 40)
 
 
-async def _survived(stage: Stage, unpatched: str) -> dict[str, int]:
+async def _survived(stage: BenchmarkServices, unpatched: str) -> dict[str, int]:
     await stage.clear_queues()
     process = await asyncio.to_thread(
         subprocess.run,

@@ -9,20 +9,20 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.harness.contenders import HERD, measure
-from benchmarks.harness.services import stage
+from benchmarks.harness.contenders import WORKER, measure
+from benchmarks.harness.services import benchmark_services
 from benchmarks.harness.workload import Workload
 
 if TYPE_CHECKING:
     from benchmarks.harness.contenders import Measured
-    from benchmarks.harness.services import Stage
+    from benchmarks.harness.services import BenchmarkServices
 
 HERE = Path(__file__).parents[1]
 
 
 async def run(other: Path, pairs: int, reports: int) -> None:
     """Measure both trees on the same services, first with one report a message, then in arrays."""
-    async with stage() as ground:
+    async with benchmark_services() as ground:
         for work in (Workload(10_000, reports), Workload(10_000, 2 * reports, rows=True)):
             print(work.described)
             found = [await _pair(ground, work, other, swapped=bool(number % 2)) for number in range(pairs)]
@@ -30,11 +30,11 @@ async def run(other: Path, pairs: int, reports: int) -> None:
             print(f"rate: {_compared([(old.rate, new.rate) for old, new in found])} reports/s", flush=True)
 
 
-async def _pair(ground: Stage, work: Workload, other: Path, *, swapped: bool) -> tuple[Measured, Measured]:
+async def _pair(ground: BenchmarkServices, work: Workload, other: Path, *, swapped: bool) -> tuple[Measured, Measured]:
     """Measure the other tree and this one, in this order or swapped."""
     measured: dict[Path, Measured] = {}
     for tree in (HERE, other) if swapped else (other, HERE):
-        measured[tree] = await measure(ground, HERD, work, PYTHONPATH=f"{tree / 'src'}{os.pathsep}{tree}")
+        measured[tree] = await measure(ground, WORKER, work, PYTHONPATH=f"{tree / 'src'}{os.pathsep}{tree}")
     return measured[other], measured[HERE]
 
 

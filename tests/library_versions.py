@@ -11,7 +11,7 @@ import pytest
 from pamqp import decode
 from pamqp.header import ContentHeader
 
-from taskherd.broker.connection import Link
+from taskherd.broker.connection import SupervisedConnection
 from taskherd.broker.patches import versions
 
 UNSUPPORTED = {"aiormq": "7.3.0", "pamqp": "4.1.0"}
@@ -42,5 +42,5 @@ def unsupported(library: str) -> Iterator[None]:
     """Run with a version of ``library`` beyond the range of its patches, after the warning about it."""
     with pretended(library, UNSUPPORTED[library]):
         with pytest.warns(RuntimeWarning, match=f"{library} {UNSUPPORTED[library]} is outside {library}>="):
-            Link("amqp://unused", "installs the patches")
+            SupervisedConnection("amqp://unused", "installs the patches")
         yield

@@ -26,21 +26,21 @@ from benchmarks.harness.seed import OWNER, VERSION
 from benchmarks.harness.services import NAMES, connected
 from taskherd.api.http import user_tokens
 from taskherd.dev import ports, processes
-from taskherd.runner.workspaces.processes import MARK
+from taskherd.runner.workspaces.processes import MARKER_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from aio_pika.abc import AbstractIncomingMessage
 
-    from benchmarks.harness.services import Stage
+    from benchmarks.harness.services import BenchmarkServices
 
 AGENTS: Final = 200
 SECONDS: Final = 60.0
 """How long it is measured, once all agents are up."""
-BEAT: Final = 10.0
+HEARTBEAT_EVERY: Final = 10.0
 """Seconds between two heartbeats of an agent, a tenth more or less: the default."""
-LATE: Final = 1.5 * BEAT
+LATE: Final = 1.5 * HEARTBEAT_EVERY
 """A gap longer than this, as seen at the broker, is a missed heartbeat."""
 AT_ONCE: Final = 8
 UP_WITHIN: Final = 600.0
@@ -49,7 +49,7 @@ SCRIPT: Final = 'i=0; while :; do i=$((i+1)); echo "step $i"; sleep 2; done'
 
 
 @dataclass(slots=True)
-class Beats:
+class HeartbeatGaps:
     """The heartbeats as they reach the broker: when each agent was last heard, and the longest gap of each."""
 
     last: dict[str, float] = field(default_factory=dict)
@@ -93,7 +93,7 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
-class House:
+class Processes:
     """The processes that are measured, where the API is, and the folder that all of it is in."""
 
     running: dict[str, psutil.Process]
@@ -101,10 +101,10 @@ class House:
     folder: Path
 
 
-async def measure(stage: Stage, _reports: int, say: Callable[[str], None]) -> str:
+async def measure(stage: BenchmarkServices, _reports: int, say: Callable[[str], None]) -> str:
     """The table: CPU and memory of each process while the agents work, and the heartbeats."""
     await stage.set_up_for(1)
-    token, kept = user_tokens.make()
+    token, kept = user_tokens.generate()
     run = {"pool": "default", "command": ["sh", "-c", SCRIPT], "idle_after": "30s", "grace": "1s"}
     async with connected(stage.database_url) as connection:
         await connection.execute(
@@ -115,13 +115,13 @@ async def measure(stage: Stage, _reports: int, say: Callable[[str], None]) -> st
         )
     with (
         tempfile.TemporaryDirectory(prefix="taskherd-bench-agents-") as folder,
-        _house(stage, Path(folder)) as house,
+        _processes(stage, Path(folder)) as house,
     ):
         return await _measured(stage, house, token, say)
 
 
-async def _measured(stage: Stage, house: House, token: str, say: Callable[[str], None]) -> str:
-    beats = Beats()
+async def _measured(stage: BenchmarkServices, house: Processes, token: str, say: Callable[[str], None]) -> str:
+    beats = HeartbeatGaps()
     async with (
         await aio_pika.connect(stage.amqp_url, timeout=10) as connection,
         httpx.AsyncClient(base_url=f"{house.url}/api/v2", headers={"Coder-Session-Token": token}, timeout=60) as client,
@@ -161,7 +161,7 @@ async def _create(client: httpx.AsyncClient) -> list[UUID]:
     return tasks
 
 
-async def _healthy(stage: Stage, tasks: list[UUID]) -> int:
+async def _healthy(stage: BenchmarkServices, tasks: list[UUID]) -> int:
     """How many of the tasks are active with a healthy agent."""
     async with connected(stage.database_url) as connection:
         found = await connection.fetchval(
@@ -173,7 +173,7 @@ async def _healthy(stage: Stage, tasks: list[UUID]) -> int:
 
 
 @contextmanager
-def _house(stage: Stage, folder: Path) -> Iterator[House]:
+def _processes(stage: BenchmarkServices, folder: Path) -> Iterator[Processes]:
     """A worker, an API and a runner; all that they started is ended with them."""
     api_port, *ops = ports.claim([None] * 4)
     environment = {
@@ -182,7 +182,7 @@ def _house(stage: Stage, folder: Path) -> Iterator[House]:
         "TASKHERD_API_RATE_LIMIT": "0",
         "TASKHERD_RUNNER_NAME": "bench-runner",
         "TASKHERD_RUNNER_ROOT": str(folder / "root"),
-        "TASKHERD_RUNNER_HEARTBEAT_EVERY": f"{BEAT:g}",
+        "TASKHERD_RUNNER_HEARTBEAT_EVERY": f"{HEARTBEAT_EVERY:g}",
         "TASKHERD_LOG_LEVEL": "warning",
     }
     started: dict[str, subprocess.Popen[bytes]] = {}
@@ -206,20 +206,24 @@ def _house(stage: Stage, folder: Path) -> Iterator[House]:
                 within=120,
             )
         running = {name: psutil.Process(process.pid) for name, process in started.items()}
-        yield House(running, f"http://{ports.HOST}:{api_port}", folder)
+        yield Processes(running, f"http://{ports.HOST}:{api_port}", folder)
     finally:
         if "runner" in started:
             started["runner"].send_signal(signal.SIGTERM)
             started["runner"].wait(60)
-        processes.end(processes.carrying(MARK, f"{folder}/"), gently=signal.SIGKILL, within=10)
+        processes.end(processes.carrying(MARKER_VARIABLE, f"{folder}/"), gently=signal.SIGKILL, within=10)
         for process in started.values():
             processes.stop(process, gently=signal.SIGTERM, within=60)
 
 
-def _costs(house: House) -> dict[str, Cost]:
+def _costs(house: Processes) -> dict[str, Cost]:
     """What each process used so far, and all shims together."""
     found = {name: _cost([process]) for name, process in house.running.items()}
-    shims = [process for process in processes.carrying(MARK, "/") if any("shim.py" in word for word in _words(process))]
+    shims = [
+        process
+        for process in processes.carrying(MARKER_VARIABLE, "/")
+        if any("shim.py" in word for word in _words(process))
+    ]
     return {**found, f"{len(shims)} shims": _cost(shims)}
 
 
@@ -240,7 +244,7 @@ def _cost(found: list[psutil.Process]) -> Cost:
     return Cost(cpu, resident)
 
 
-def _table(before: dict[str, Cost], after: dict[str, Cost], passed: float, beats: Beats, healthy: int) -> str:
+def _table(before: dict[str, Cost], after: dict[str, Cost], passed: float, beats: HeartbeatGaps, healthy: int) -> str:
     lines = ["| process | CPU, of one core | memory (PSS) |", "|---|---|---|"]
     for (name, cost), earlier in zip(after.items(), before.values(), strict=True):
         lines.append(f"| {name} | {(cost.cpu - earlier.cpu) / passed:.1%} | {cost.resident / 2**20:.0f} MiB |")

@@ -12,7 +12,7 @@ from benchmarks.cases import watching
 from benchmarks.cases.rows import LEAST_ROUNDS, Row
 from benchmarks.harness import http_load
 from benchmarks.harness.api_databases import OF_ONE, OURS, THEIRS, fill, serving, working
-from benchmarks.harness.http_load import Load, Wanted, request
+from benchmarks.harness.http_load import LoadPlan, LoadResult, request
 from benchmarks.harness.seed import VERSION
 from benchmarks.harness.services import connected
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from benchmarks.cases.rows import Results
-    from benchmarks.harness.api_databases import House
-    from benchmarks.harness.services import Stage
+    from benchmarks.harness.api_databases import ApiDatabase
+    from benchmarks.harness.services import BenchmarkServices
 
 CONNECTIONS: Final = 16
 WRITERS: Final = 4
@@ -36,7 +36,13 @@ WHERE t.owner_id = $1 AND t.deleted_at IS NULL ORDER BY t.created_at DESC, t.id 
 
 
 async def measure(
-    stage: Stage, results: Results, sizes: tuple[int, ...], *, seconds: float, rounds: int, say: Callable[[str], None]
+    stage: BenchmarkServices,
+    results: Results,
+    sizes: tuple[int, ...],
+    *,
+    seconds: float,
+    rounds: int,
+    say: Callable[[str], None],
 ) -> None:
     """All rows of the API; reads among each number of tasks."""
 
@@ -69,26 +75,26 @@ async def measure(
 
 
 async def _taken_in_turn(
-    house: House,
+    house: ApiDatabase,
     ports: dict[str, int],
     tags: dict[str, str],
     *,
     seconds: float,
     rounds: int,
     note: Callable[[str], None],
-) -> dict[tuple[str, str], list[Load]]:
-    found: dict[tuple[str, str], list[Load]] = {}
+) -> dict[tuple[str, str], list[LoadResult]]:
+    found: dict[tuple[str, str], list[LoadResult]] = {}
     turns = [(what, name) for what in (_GET, _LIST, _SAME) for name in ports if (what, name) != (_SAME, _PEER)]
     for number in range(max(rounds, LEAST_ROUNDS)):
         for what, name in turns:
             wanted = _wanted(ports[name], house, what, seconds, tags)
-            one = await asyncio.to_thread(http_load.ask, wanted)
+            one = await asyncio.to_thread(http_load.run, wanted)
             found.setdefault((what, name), []).append(one)
-            note(f"round {number + 1}: {name}: {what}, {house.tasks:,} tasks: {one.told}")
+            note(f"round {number + 1}: {name}: {what}, {house.tasks:,} tasks: {one.describe}")
     return found
 
 
-def _rows(results: Results, tasks: int, found: dict[tuple[str, str], list[Load]]) -> dict[str, float]:
+def _rows(results: Results, tasks: int, found: dict[tuple[str, str], list[LoadResult]]) -> dict[str, float]:
     """Add the rows of reads; our rates, by what was asked."""
     rate = {key: statistics.median(one.rate for one in all_) for key, all_ in found.items()}
     late = {key: statistics.median(one.p99 for one in all_) for key, all_ in found.items()}
@@ -101,7 +107,7 @@ def _rows(results: Results, tasks: int, found: dict[tuple[str, str], list[Load]]
     return {what: rate[what, _US] for what in (_GET, _LIST)}
 
 
-def _wanted(port: int, house: House, what: str, seconds: float, tags: dict[str, str]) -> Wanted:
+def _wanted(port: int, house: ApiDatabase, what: str, seconds: float, tags: dict[str, str]) -> LoadPlan:
     if what == _LIST:
         requests = [request("GET", f"/api/v2/tasks?limit={OF_ONE}", house.token)]
     else:
@@ -110,10 +116,10 @@ def _wanted(port: int, house: House, what: str, seconds: float, tags: dict[str, 
             request("GET", f"/api/v2/tasks/me/{task}", house.token, f"If-None-Match: {held[task]}\r\n" if held else "")
             for task in map(str, house.mine)
         ]
-    return Wanted(port, requests, CONNECTIONS, seconds, 304 if what == _SAME else 200)
+    return LoadPlan(port, requests, CONNECTIONS, seconds, 304 if what == _SAME else 200)
 
 
-def _tags(port: int, house: House) -> dict[str, str]:
+def _tags(port: int, house: ApiDatabase) -> dict[str, str]:
     """The ETag of each task."""
     connection = HTTPConnection("127.0.0.1", port, timeout=10)
     found: dict[str, str] = {}
@@ -126,7 +132,7 @@ def _tags(port: int, house: House) -> dict[str, str]:
     return found
 
 
-async def _plan(stage: Stage, house: House) -> str:
+async def _plan(stage: BenchmarkServices, house: ApiDatabase) -> str:
     """How PostgreSQL finds the list of one owner."""
     async with connected(stage.database_url) as connection:
         owner = await connection.fetchval("SELECT owner_id FROM tasks WHERE id = $1", house.mine[0])
@@ -135,13 +141,13 @@ async def _plan(stage: Stage, house: House) -> str:
 
 
 async def _writes_and_watchers(
-    stage: Stage, results: Results, house: House, seconds: float, note: Callable[[str], None]
+    stage: BenchmarkServices, results: Results, house: ApiDatabase, seconds: float, note: Callable[[str], None]
 ) -> None:
     with serving(stage, OURS) as port, working(stage):
         body = json.dumps({"template_version_id": str(VERSION), "input": "Find out why"})
         create = request("POST", "/api/v2/tasks/me", house.token, body=body)
-        told = await asyncio.to_thread(http_load.ask, Wanted(port, [create], WRITERS, seconds, 201))
-        note(f"POST of a task, {WRITERS} at a time: {told.told}")
+        told = await asyncio.to_thread(http_load.run, LoadPlan(port, [create], WRITERS, seconds, 201))
+        note(f"POST of a task, {WRITERS} at a time: {told.describe}")
         results.rows.append(
             Row(
                 f"POST of a task, {WRITERS} at a time, p99",

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from benchmarks.harness import table_sizes
-from benchmarks.harness.services import Stage, connected, with_database
-from benchmarks.harness.sql_loop import Grind
+from benchmarks.harness.services import BenchmarkServices, connected, with_database
+from benchmarks.harness.sql_loop import SqlLoop
 from taskherd.store.engine import open_engine
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ class Trial:
 
     setting: Setting
     url: str
-    grind: Grind
-    before: table_sizes.Body | None = None
+    grind: SqlLoop
+    before: table_sizes.TableSize | None = None
     wal: int = 0
     seconds: list[float] = field(default_factory=list)
 
@@ -89,7 +89,7 @@ VACUUMS = (
 )
 
 
-async def measure(stage: Stage, _reports: int, say: Callable[[str], None]) -> str:
+async def measure(stage: BenchmarkServices, _reports: int, say: Callable[[str], None]) -> str:
     """Both tables of fill factors: tasks in batches of a tenth of them, and of all of them."""
     parts = []
     for tasks in (10_000, 1_000):
@@ -99,13 +99,13 @@ async def measure(stage: Stage, _reports: int, say: Callable[[str], None]) -> st
     return "\n\n".join(parts)
 
 
-async def vacuums(stage: Stage, _reports: int, say: Callable[[str], None]) -> str:
+async def vacuums(stage: BenchmarkServices, _reports: int, say: Callable[[str], None]) -> str:
     """Our autovacuum settings beside the defaults."""
     return await _compared(stage, VACUUMS, 100_000, VACUUM_TURNS, say)
 
 
 async def _compared(
-    stage: Stage, settings: Sequence[Setting], tasks: int, turns: int, say: Callable[[str], None]
+    stage: BenchmarkServices, settings: Sequence[Setting], tasks: int, turns: int, say: Callable[[str], None]
 ) -> str:
     template = await stage.template(tasks)
     lines = [
@@ -130,7 +130,7 @@ async def _compared(
     return "\n".join(lines)
 
 
-async def _ready(stage: Stage, setting: Setting, name: str, tasks: int, stack: AsyncExitStack) -> Trial:
+async def _ready(stage: BenchmarkServices, setting: Setting, name: str, tasks: int, stack: AsyncExitStack) -> Trial:
     url = with_database(stage.admin_url, name)
     async with connected(url) as connection:
         for statement in setting.statements:
@@ -138,7 +138,7 @@ async def _ready(stage: Stage, setting: Setting, name: str, tasks: int, stack: A
         body = (await table_sizes.read(connection))[setting.table]
     engine = open_engine(url, size=1, application_name="bench", command_timeout=60)
     stack.push_async_callback(engine.dispose)
-    return Trial(setting, url, Grind(engine, tasks), body)
+    return Trial(setting, url, SqlLoop(engine, tasks), body)
 
 
 async def _turn(trial: Trial) -> None:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from benchmarks.cases import rows
 from benchmarks.harness import contenders
-from benchmarks.harness.contenders import HERD
+from benchmarks.harness.contenders import WORKER
 from benchmarks.harness.workload import Workload
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from benchmarks.harness.contenders import Measured
-    from benchmarks.harness.services import Stage
+    from benchmarks.harness.services import BenchmarkServices
 
 Stacks: TypeAlias = "list[tuple[list[str], int]]"
 """Stacks of a sampler, innermost function first, each with how often it was seen."""
@@ -44,7 +44,7 @@ _PACKAGES = (
 _TOP = 45
 
 
-async def profile(stage: Stage, work: Workload) -> str:
+async def profile(stage: BenchmarkServices, work: Workload) -> str:
     """Run the worker through the work with the sampler on, and say where its CPU went, down to functions."""
     measured, stacks = await _sampled(stage, work)
     each = measured.cpu
@@ -64,7 +64,7 @@ async def profile(stage: Stage, work: Workload) -> str:
     return "\n".join(lines)
 
 
-async def measure(stage: Stage, reports: int, say: Callable[[str], None]) -> str:
+async def measure(stage: BenchmarkServices, reports: int, say: Callable[[str], None]) -> str:
     """The table of packages, for a report alone in its message and for one in an array."""
     parts = []
     for work in (Workload(10_000, reports), Workload(10_000, rows.IN_ARRAYS * reports, rows=True)):
@@ -79,10 +79,10 @@ async def measure(stage: Stage, reports: int, say: Callable[[str], None]) -> str
     return "\n".join(parts).rstrip()
 
 
-async def _sampled(stage: Stage, work: Workload) -> tuple[Measured, Stacks]:
+async def _sampled(stage: BenchmarkServices, work: Workload) -> tuple[Measured, Stacks]:
     with tempfile.TemporaryDirectory(prefix="taskherd-bench-") as folder:
         path = Path(folder) / "samples.json"
-        measured = await contenders.measure(stage, HERD, work, BENCH_SAMPLES=str(path))
+        measured = await contenders.measure(stage, WORKER, work, BENCH_SAMPLES=str(path))
         return measured, [(stack, count) for stack, count in json.loads(path.read_text()) if not _outside(stack)]
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import asyncpg
 import psutil
 
-from benchmarks.harness.contenders import HERD, Measured, watched
-from benchmarks.harness.services import Stage, children, connected
+from benchmarks.harness.contenders import WORKER, Measured, watched
+from benchmarks.harness.services import BenchmarkServices, children, connected
 from benchmarks.harness.workload import Workload
 from taskherd.dev import ports
 
@@ -73,7 +73,7 @@ HEADER = (
 )
 
 
-async def measure(stage: Stage, reports: int, say: Callable[[str], None]) -> str:
+async def measure(stage: BenchmarkServices, reports: int, say: Callable[[str], None]) -> str:
     """The table; each size once, since costs are counted and not timed, but for the rate."""
     lines = [HEADER]
     async with _counting(stage):
@@ -85,7 +85,7 @@ async def measure(stage: Stage, reports: int, say: Callable[[str], None]) -> str
 
 
 @asynccontextmanager
-async def _counting(stage: Stage) -> AsyncIterator[None]:
+async def _counting(stage: BenchmarkServices) -> AsyncIterator[None]:
     """Have the server count statements meanwhile; one that is not ours must do so already."""
     await _preload(stage, "SET shared_preload_libraries = 'pg_stat_statements'")
     try:
@@ -96,14 +96,14 @@ async def _counting(stage: Stage) -> AsyncIterator[None]:
         await _preload(stage, "RESET shared_preload_libraries")
 
 
-async def _preload(stage: Stage, setting: str) -> None:
+async def _preload(stage: BenchmarkServices, setting: str) -> None:
     if stage.node is not None:
         async with connected(stage.admin_url) as admin:
             await admin.execute(f"ALTER SYSTEM {setting}")
         await asyncio.to_thread(stage.node.restart)
 
 
-async def _cost(stage: Stage, work: Workload) -> Cost:
+async def _cost(stage: BenchmarkServices, work: Workload) -> Cost:
     await stage.set_up(work)
     await stage.wait(work)
     async with connected(stage.admin_url) as admin, connected(stage.database_url) as connection:
@@ -113,10 +113,10 @@ async def _cost(stage: Stage, work: Workload) -> Cost:
         server = psutil.Process(pid).parent()
         assert server is not None
         (port,) = ports.claim([None])
-        process = children(stage, HERD.module, TASKHERD_OPS_PORT=str(port))
+        process = children(stage, WORKER.module, TASKHERD_OPS_PORT=str(port))
         try:
             before = _cpu(server)
-            measured = await watched(stage, HERD, work, process)
+            measured = await watched(stage, WORKER, work, process)
             used = _cpu(server) - before
             batches = await asyncio.to_thread(_batches, port)
         finally:

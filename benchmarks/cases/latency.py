@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import aio_pika
 import orjson
 
-from benchmarks.harness.services import NAMES, Stage, children
+from benchmarks.harness.services import NAMES, BenchmarkServices, children
 from benchmarks.harness.workload import Workload, task_id
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Latency:
     lost: int
 
 
-async def measure(stage: Stage, module: str, seconds: float) -> Latency:
+async def measure(stage: BenchmarkServices, module: str, seconds: float) -> Latency:
     """Publish at ``RATE`` for so long, after a warm-up that does not count, and see when each event arrives."""
     work = Workload(10_000, int(RATE * (seconds + WARM_UP)), first=1_000)
     await stage.set_up(work)

@@ -7,8 +7,8 @@ import signal
 
 import psutil
 
-from benchmarks.harness.contenders import HERD
-from benchmarks.harness.services import Stage, children
+from benchmarks.harness.contenders import WORKER
+from benchmarks.harness.services import BenchmarkServices, children
 from benchmarks.harness.workload import Workload
 
 WATCHED = 20.0
@@ -16,12 +16,12 @@ WATCHED = 20.0
 LITTLE = 2_000
 
 
-async def measure(stage: Stage, waiting: int) -> int:
+async def measure(stage: BenchmarkServices, waiting: int) -> int:
     """The most bytes that a worker holds: at work on this many waiting messages, or after a few when it is none."""
     work = Workload(10_000, waiting or LITTLE)
     await stage.set_up(work)
     await stage.wait(work)
-    process = children(stage, HERD.module)
+    process = children(stage, WORKER.module)
     try:
         highest, loop = 0, asyncio.get_running_loop()
         until = loop.time() + WATCHED

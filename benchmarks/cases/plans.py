@@ -14,10 +14,10 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import UUID, uuid4
 
-from benchmarks.harness.services import Stage, connected, with_database
+from benchmarks.harness.services import BenchmarkServices, connected, with_database
 from benchmarks.harness.sql_loop import BATCH, event, saved_task
 from benchmarks.harness.workload import agent_id, task_id
-from taskherd.domain.lease import Beat, Lease
+from taskherd.domain.lease import HeartbeatSummary, Lease
 from taskherd.store import commands, inputs, leases, outbox, parked, partitions, requests, stats, tasks
 from taskherd.store.engine import open_engine
 
@@ -122,10 +122,10 @@ class Bench:
         """Their ids, sorted."""
         return sorted(task_id(place) for place in self.places)
 
-    def beats(self) -> list[Beat]:
+    def beats(self) -> list[HeartbeatSummary]:
         """A heartbeat of each."""
         held = sorted((task_id(place), agent_id(place)) for place in self.places)
-        return [Beat(task, 1, agent, 10_000_000 + self._turn, self.now, self.now) for task, agent in held]
+        return [HeartbeatSummary(task, 1, agent, 10_000_000 + self._turn, self.now, self.now) for task, agent in held]
 
     def leases(self) -> list[Lease]:
         """A lease of each."""
@@ -142,7 +142,7 @@ class Bench:
 
     async def mark(self) -> None:
         """Take a batch that was saved out of the outbox, the latest first."""
-        await outbox.published(self.connection, [(row.task.id, row.task.version) for row in self.saved.pop()])
+        await outbox.mark_published(self.connection, [(row.task.id, row.task.version) for row in self.saved.pop()])
 
 
 async def _unpublished(bench: Bench) -> None:
@@ -157,10 +157,10 @@ CALLS: dict[str, Call] = {
     "leases.upsert": lambda b: leases.upsert(b.connection, b.leases()),
     "outbox.due": lambda b: outbox.due(b.connection, b.now, BATCH),
     "tasks.due": lambda b: tasks.due(b.connection, b.now, 500),
-    "leases.census": lambda b: leases.census(b.connection, b.now - timedelta(days=1)),
+    "leases.census": lambda b: leases.count(b.connection, b.now - timedelta(days=1)),
     "leases.silent": lambda b: leases.silent(b.connection, b.now - timedelta(days=1), 20_000),
     "requests.due": lambda b: requests.due(b.connection, b.now, 200, first=5, most=60),
-    "requests.answered": lambda b: requests.answered(b.connection, [(each, 1) for each in b.ids]),
+    "requests.answered": lambda b: requests.delete_answered(b.connection, [(each, 1) for each in b.ids]),
     "inputs.first_queued": lambda b: inputs.first_queued(b.connection, dict.fromkeys(b.ids, 2)),
     "commands.claim": lambda b: commands.claim(b.connection, [(uuid4(), b"0")], b.now),
     "parked.read": lambda b: parked.read(b.connection, b.ids),
@@ -172,7 +172,7 @@ CALLS: dict[str, Call] = {
 BACKLOG: dict[str, Call] = {f"outbox.due, {WAITING:,} waiting": CALLS["outbox.due"]}
 
 
-async def measure(stage: Stage, _reports: int, say: Callable[[str], None]) -> str:
+async def measure(stage: BenchmarkServices, _reports: int, say: Callable[[str], None]) -> str:
     """Both tables."""
     parts = []
     for title, tasks_, empty in (
@@ -195,7 +195,7 @@ def _table(found: list[Explained]) -> str:
     return "\n".join(lines)
 
 
-async def _explained(stage: Stage, many: int, *, empty: bool) -> list[Explained]:
+async def _explained(stage: BenchmarkServices, many: int, *, empty: bool) -> list[Explained]:
     await stage.copy(await stage.template(many), NAME)
     url = with_database(stage.admin_url, NAME)
     try:

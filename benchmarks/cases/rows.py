@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from benchmarks.cases import latency, memory
-from benchmarks.harness.contenders import ACK_500, ACK_EACH, FASTSTREAM, HERD, ITERATOR, Contender, Measured, measure
+from benchmarks.harness.contenders import ACK_500, ACK_EACH, FASTSTREAM, ITERATOR, WORKER, Contender, Measured, measure
 from benchmarks.harness.workload import Workload
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from benchmarks.harness.services import Stage
+    from benchmarks.harness.services import BenchmarkServices
 
 LEAST_ROUNDS = 3
 
@@ -71,17 +71,19 @@ class Results:
     single: list[str] = field(default_factory=list)
 
 
-async def throughput(stage: Stage, results: Results, reports: int, rounds: int, say: Callable[[str], None]) -> None:
+async def throughput(
+    stage: BenchmarkServices, results: Results, reports: int, rounds: int, say: Callable[[str], None]
+) -> None:
     """Reports/s beside the peers, one after the other, again and again, so that the machine's moods hit all alike."""
     plain = Workload(10_000, reports)
     arrays = Workload(10_000, IN_ARRAYS * reports, rows=True)
     entries: tuple[tuple[Contender, Workload], ...] = (
         (ACK_500, plain),
-        (HERD, plain),
+        (WORKER, plain),
         (ACK_EACH, plain),
         (ITERATOR, plain),
         (FASTSTREAM, plain),
-        (HERD, arrays),
+        (WORKER, arrays),
     )
     say(plain.described)
     say(arrays.described)
@@ -94,13 +96,13 @@ async def throughput(stage: Stage, results: Results, reports: int, rounds: int, 
             results.single.append(note)
             say(note)
     rate = {entry: statistics.median(one.rate for one in all_) for entry, all_ in found.items()}
-    ours = rate[HERD, plain]
+    ours = rate[WORKER, plain]
     for peer, bound in ((FASTSTREAM, 15), (ITERATOR, 1.5), (ACK_EACH, 1.5), (ACK_500, 0.85)):
         theirs = rate[peer, plain]
         results.rows.append(
             Row("reports/s, one worker", f"{ours:,.0f}", peer.name, f"{theirs:,.0f}", ours / theirs, bound)
         )
-    inside = rate[HERD, arrays]
+    inside = rate[WORKER, arrays]
     results.rows.append(
         Row("reports/s in arrays of 100", f"{inside:,.0f}", "one a message", f"{ours:,.0f}", inside / ours, 3)
     )
@@ -111,14 +113,16 @@ def _name(entry: tuple[Contender, Workload]) -> str:
     return f"{contender.name}, in arrays of {work.per_message}" if work.rows else contender.name
 
 
-async def delivery(stage: Stage, results: Results, seconds: float, rounds: int, say: Callable[[str], None]) -> None:
+async def delivery(
+    stage: BenchmarkServices, results: Results, seconds: float, rounds: int, say: Callable[[str], None]
+) -> None:
     """Report to event, at 500 reports/s, beside a bare round trip."""
     say(f"latency: {latency.RATE} app.status a second over 10,000 tasks for {seconds:g} s, from publish to delivery")
     ours: list[latency.Latency] = []
     theirs: list[latency.Latency] = []
     for number in range(max(rounds, LEAST_ROUNDS)):
         for name, module, kept in (
-            ("taskherd worker", HERD.module, ours),
+            ("taskherd worker", WORKER.module, ours),
             ("bare publish, commit, publish", "benchmarks.peers.roundtrip", theirs),
         ):
             one = await latency.measure(stage, module, seconds)
@@ -142,13 +146,15 @@ async def delivery(stage: Stage, results: Results, seconds: float, rounds: int, 
     )
 
 
-async def scale(stage: Stage, results: Results, reports: int, rounds: int, say: Callable[[str], None]) -> None:
+async def scale(
+    stage: BenchmarkServices, results: Results, reports: int, rounds: int, say: Callable[[str], None]
+) -> None:
     """Throughput with a million tasks in the table beside a thousand."""
     few, many = Workload(1_000, reports), Workload(1_000_000, reports)
     found: dict[Workload, list[float]] = {few: [], many: []}
     for number in range(max(rounds, LEAST_ROUNDS)):
         for work, rates in found.items():
-            one = await measure(stage, HERD, work)
+            one = await measure(stage, WORKER, work)
             rates.append(one.rate)
             note = f"round {number + 1}: {work.tasks:,} tasks: {one.rate:,.0f} reports/s, {one.cpu:.0f} µs of CPU each"
             results.single.append(note)
@@ -159,7 +165,7 @@ async def scale(stage: Stage, results: Results, reports: int, rounds: int, say: 
     )
 
 
-async def resident(stage: Stage, results: Results, waiting: int, say: Callable[[str], None]) -> None:
+async def resident(stage: BenchmarkServices, results: Results, waiting: int, say: Callable[[str], None]) -> None:
     """Memory with many messages waiting beside none."""
     none, many = await memory.measure(stage, 0), await memory.measure(stage, waiting)
     note = f"resident memory: {none / 2**20:.0f} MiB with nothing waiting, {many / 2**20:.0f} MiB with {waiting:,}"

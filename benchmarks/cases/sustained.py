@@ -14,8 +14,8 @@ import aio_pika
 import psutil
 
 from benchmarks.harness import backlog, table_sizes
-from benchmarks.harness.contenders import HERD
-from benchmarks.harness.services import EVENTS_READER, NAMES, Stage, children, connected
+from benchmarks.harness.contenders import WORKER
+from benchmarks.harness.services import EVENTS_READER, NAMES, BenchmarkServices, children, connected
 from benchmarks.harness.workload import Workload
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Sample:
     reported: int
     told: int
     p99: float
-    tables: dict[str, table_sizes.Body]
+    tables: dict[str, table_sizes.TableSize]
 
 
 class Reader:
@@ -88,12 +88,12 @@ class Reader:
         return statistics.quantiles(took, n=100)[98] if len(took) > 1 else 0.0
 
 
-async def measure(stage: Stage, minutes: float, rate: int, say: Callable[[str], None]) -> tuple[str, bool]:
+async def measure(stage: BenchmarkServices, minutes: float, rate: int, say: Callable[[str], None]) -> tuple[str, bool]:
     """Stream for so many minutes; the table, and whether memory, descriptors and transactions stayed flat."""
     work = Workload(TASKS, int(rate * minutes * 60))
     say(f"{rate:,} reports/s for {minutes:g} min: {work.described}")
     await stage.set_up(work)
-    process = children(stage, HERD.module)
+    process = children(stage, WORKER.module)
     reader = Reader(rate)
     drained = asyncio.create_task(asyncio.to_thread(_drain, process))
     try:
@@ -123,7 +123,7 @@ def _drain(process: subprocess.Popen[bytes]) -> None:
 
 
 async def _sampled(
-    stage: Stage,
+    stage: BenchmarkServices,
     process: subprocess.Popen[bytes],
     reader: Reader,
     publishing: asyncio.Task[None],

@@ -19,30 +19,30 @@ from benchmarks.harness.http_load import request
 from benchmarks.harness.services import NAMES
 
 if TYPE_CHECKING:
-    from benchmarks.harness.api_databases import House
-    from benchmarks.harness.services import Stage
+    from benchmarks.harness.api_databases import ApiDatabase
+    from benchmarks.harness.services import BenchmarkServices
 
 WATCHERS: Final = 1_000
 REPORTS: Final = 20
 EVERY: Final = 0.5
 """Seconds between two reports, each of which is told to every watcher."""
 _WITHIN: Final = 60.0
-_SAID: Final = b'"message":"at '
+_MESSAGE: Final = b'"message":"at '
 _READY: Final = "watching"
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class WatchPlan:
     """Whom to watch, from how many connections, and how many events each is to get."""
 
     port: int
-    asked: str
+    request: str
     watchers: int
     events: int
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class Delays:
     """Seconds from publishing a report until a watcher has its event."""
 
     p50: float
@@ -50,10 +50,10 @@ class Told:
     worst: float
 
 
-async def measure(stage: Stage, house: House, port: int) -> Told:
+async def measure(stage: BenchmarkServices, house: ApiDatabase, port: int) -> Delays:
     """Have a process of its own watch, and report about one of the watched tasks meanwhile."""
     asked = request("GET", "/api/v2/tasks/watch?q=owner:me", house.token)
-    wanted = Wanted(port, asked, WATCHERS, REPORTS)
+    wanted = WatchPlan(port, asked, WATCHERS, REPORTS)
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "benchmarks.cases.watching", stdin=subprocess.PIPE, stdout=subprocess.PIPE, limit=1 << 20
     )
@@ -66,12 +66,12 @@ async def measure(stage: Stage, house: House, port: int) -> Told:
             message = f"the watchers did not come up: {ready.decode()}"
             raise RuntimeError(message)
         await _report(stage, str(house.mine[0]))
-        told = Told(**json.loads(await process.stdout.readline()))
+        told = Delays(**json.loads(await process.stdout.readline()))
         await process.wait()
     return told
 
 
-async def _report(stage: Stage, task: str) -> None:
+async def _report(stage: BenchmarkServices, task: str) -> None:
     async with await aio_pika.connect(stage.amqp_url, timeout=10) as connection:
         exchange = await (await connection.channel()).get_exchange(NAMES.reports, ensure=False)
         for number in range(REPORTS):
@@ -91,7 +91,7 @@ async def _report(stage: Stage, task: str) -> None:
 class _Watcher(asyncio.Protocol):
     """One reader; it notes when which event came, by the time that the event carries."""
 
-    def __init__(self, wanted: Wanted, took: list[float], heard: asyncio.Event, ready: asyncio.Semaphore) -> None:
+    def __init__(self, wanted: WatchPlan, took: list[float], heard: asyncio.Event, ready: asyncio.Semaphore) -> None:
         self._wanted = wanted
         self._took = took
         self._heard = heard
@@ -100,7 +100,7 @@ class _Watcher(asyncio.Protocol):
         self._live = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # what sockets give
-        transport.write(self._wanted.asked.encode())
+        transport.write(self._wanted.request.encode())
 
     def data_received(self, data: bytes) -> None:
         now = time.monotonic()
@@ -110,14 +110,14 @@ class _Watcher(asyncio.Protocol):
             if not self._live and b"up to date" in frame:
                 self._live = True
                 self._ready.release()
-            at = frame.find(_SAID)
+            at = frame.find(_MESSAGE)
             if at >= 0 and b"task.updated" in frame:
-                self._took.append(now - float(frame[at + len(_SAID) : frame.index(b'"', at + len(_SAID))]))
+                self._took.append(now - float(frame[at + len(_MESSAGE) : frame.index(b'"', at + len(_MESSAGE))]))
         if len(self._took) >= self._wanted.watchers * self._wanted.events:
             self._heard.set()
 
 
-async def _watch(wanted: Wanted) -> None:
+async def _watch(wanted: WatchPlan) -> None:
     loop = asyncio.get_running_loop()
     took: list[float] = []
     heard, ready = asyncio.Event(), asyncio.Semaphore(0)
@@ -130,8 +130,8 @@ async def _watch(wanted: Wanted) -> None:
     async with asyncio.timeout(_WITHIN):
         await heard.wait()
     cuts = statistics.quantiles(took, n=100)
-    print(json.dumps(asdict(Told(cuts[49], cuts[98], max(took)))), flush=True)
+    print(json.dumps(asdict(Delays(cuts[49], cuts[98], max(took)))), flush=True)
 
 
 if __name__ == "__main__":
-    uvloop.run(_watch(Wanted(**json.loads(sys.stdin.readline()))))
+    uvloop.run(_watch(WatchPlan(**json.loads(sys.stdin.readline()))))

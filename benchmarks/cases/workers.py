@@ -9,8 +9,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from benchmarks.harness.contenders import HERD, PATIENCE, all_told, follow
-from benchmarks.harness.services import Stage, children
+from benchmarks.harness.contenders import TIMEOUT, WORKER, follow, wait_published
+from benchmarks.harness.services import BenchmarkServices, children
 from benchmarks.harness.workload import Workload
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Team:
     shares: tuple[float, ...]
 
 
-async def measure(stage: Stage, reports: int, say: Callable[[str], None]) -> str:
+async def measure(stage: BenchmarkServices, reports: int, say: Callable[[str], None]) -> str:
     """The table: medians of rounds in which one, two and three workers take turns."""
     work = Workload(TASKS, reports)
     say(work.described)
@@ -53,10 +53,10 @@ async def measure(stage: Stage, reports: int, say: Callable[[str], None]) -> str
     return "\n".join(lines)
 
 
-async def _one(stage: Stage, number: int, work: Workload) -> Team:
+async def _one(stage: BenchmarkServices, number: int, work: Workload) -> Team:
     await stage.set_up(work)
     await stage.wait(work)
-    processes = [children(stage, HERD.module) for _ in range(number)]
+    processes = [children(stage, WORKER.module) for _ in range(number)]
     told: list[list[list[float]]] = [[] for _ in processes]
     reading = [
         asyncio.create_task(asyncio.to_thread(follow, process, lines))
@@ -64,7 +64,7 @@ async def _one(stage: Stage, number: int, work: Workload) -> Team:
     ]
     try:
         await _emptied(processes, told, work.reports)
-        await all_told(stage)
+        await wait_published(stage)
     finally:
         for process in processes:
             process.send_signal(signal.SIGTERM)
@@ -81,7 +81,7 @@ async def _emptied(processes: Sequence[subprocess.Popen[bytes]], told: list[list
         now = sum(int(lines[-1][1]) for lines in told if lines)
         if now != done:
             done, since = now, time.monotonic()
-        if any(process.poll() is not None for process in processes) or time.monotonic() - since > PATIENCE:
+        if any(process.poll() is not None for process in processes) or time.monotonic() - since > TIMEOUT:
             raise RuntimeError(f"the workers stopped at {done} of {reports}")
 
 

@@ -14,7 +14,7 @@ from uuid import UUID
 from sqlalchemy import create_mock_engine
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from benchmarks.harness.contenders import HERD
+from benchmarks.harness.contenders import WORKER
 from benchmarks.harness.services import children, connected
 from benchmarks.peers import fastapi_orm
 from taskherd.api.http import user_tokens
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     import asyncpg
 
-    from benchmarks.harness.services import Stage
+    from benchmarks.harness.services import BenchmarkServices
 
 OURS: Final = "benchmarks.harness.api_process"
 THEIRS: Final = "benchmarks.peers.fastapi_orm"
@@ -34,7 +34,7 @@ _UP_WITHIN: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class House:
+class ApiDatabase:
     """A database with tasks, one of whose owners asks: their token and the ids of their tasks."""
 
     tasks: int
@@ -42,10 +42,10 @@ class House:
     mine: list[UUID]
 
 
-async def fill(stage: Stage, tasks: int) -> House:
+async def fill(stage: BenchmarkServices, tasks: int) -> ApiDatabase:
     """Make a database with so many tasks, 50 for each owner, in our tables and in the peer's."""
     await stage.set_up_for(tasks, owners=max(1, tasks // OF_ONE))
-    token, kept = user_tokens.make()
+    token, kept = user_tokens.generate()
     async with connected(stage.database_url) as connection:
         owner = await connection.fetchval("SELECT id FROM users WHERE username = 'owner-0'")
         await connection.execute(
@@ -55,7 +55,7 @@ async def fill(stage: Stage, tasks: int) -> House:
         rows = await connection.fetch("SELECT id FROM tasks WHERE owner_id = $1", owner)
         await connection.execute("VACUUM (ANALYZE, FREEZE)")
         await connection.execute("CHECKPOINT")
-    return House(tasks, token, [UUID(str(row["id"])) for row in rows])
+    return ApiDatabase(tasks, token, [UUID(str(row["id"])) for row in rows])
 
 
 async def _fill_peer(connection: asyncpg.Connection) -> None:
@@ -69,7 +69,7 @@ async def _fill_peer(connection: asyncpg.Connection) -> None:
 
 
 @contextmanager
-def serving(stage: Stage, module: str, **extra: str) -> Iterator[int]:
+def serving(stage: BenchmarkServices, module: str, **extra: str) -> Iterator[int]:
     """The port of an API process of ours or of the peer, up until the block is left."""
     port = _free_port()
     own = {"TASKHERD_API_PORT": str(port), "TASKHERD_API_RATE_LIMIT": "0", "BENCH_PORT": str(port)}
@@ -83,9 +83,9 @@ def serving(stage: Stage, module: str, **extra: str) -> Iterator[int]:
 
 
 @contextmanager
-def working(stage: Stage) -> Iterator[None]:
+def working(stage: BenchmarkServices) -> Iterator[None]:
     """A worker, until the block is left."""
-    process = children(stage, HERD.module)
+    process = children(stage, WORKER.module)
     try:
         yield
     finally:

@@ -7,7 +7,7 @@ import os
 import uvloop
 
 from benchmarks.harness import sampler
-from taskherd.api.app import Api
+from taskherd.api.app import ApiProcess
 from taskherd.observability import logs
 from taskherd.settings import load
 
@@ -17,7 +17,7 @@ def main() -> None:
     settings = load()
     logs.configure("warning", "json", secrets=settings.secrets)
     with sampler.sampling(os.environ.get("BENCH_SAMPLES", "")):
-        uvloop.run(Api(settings).run())
+        uvloop.run(ApiProcess(settings).run())
 
 
 if __name__ == "__main__":

@@ -15,10 +15,10 @@ import psutil
 from benchmarks.harness.services import children, connected
 
 if TYPE_CHECKING:
-    from benchmarks.harness.services import Stage
+    from benchmarks.harness.services import BenchmarkServices
     from benchmarks.harness.workload import Workload
 
-PATIENCE = 120.0
+TIMEOUT = 120.0
 """Seconds without any progress after which a contender has failed."""
 
 
@@ -28,7 +28,7 @@ class Contender:
 
     name: str
     module: str
-    herd: bool = False
+    is_worker: bool = False
     part: int = 1
 
 
@@ -36,7 +36,7 @@ ACK_500 = Contender("aio-pika, acks 500 at a time, by callbacks with a prefetch 
 ACK_EACH = Contender("aio-pika, acks each, by callbacks with a prefetch of 100", "benchmarks.peers.ack_each")
 ITERATOR = Contender("aio-pika, acks each, by an iterator with a prefetch of 10", "benchmarks.peers.ack_iterator")
 FASTSTREAM = Contender("FastStream + SQLAlchemy, the same job", "benchmarks.peers.faststream_handler", part=20)
-HERD = Contender("taskherd worker", "benchmarks.harness.worker_process", herd=True)
+WORKER = Contender("taskherd worker", "benchmarks.harness.worker_process", is_worker=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Measured:
     resident: int
 
 
-async def measure(stage: Stage, contender: Contender, work: Workload, **extra: str) -> Measured:
+async def measure(stage: BenchmarkServices, contender: Contender, work: Workload, **extra: str) -> Measured:
     """Set the stage and let a contender at it. The time before its first ack is not counted, for anybody."""
     await stage.set_up(work)
     await stage.wait(work)
@@ -57,27 +57,29 @@ async def measure(stage: Stage, contender: Contender, work: Workload, **extra: s
     try:
         return await watched(stage, contender, work, process)
     finally:
-        process.send_signal(signal.SIGTERM if contender.herd else signal.SIGKILL)
+        process.send_signal(signal.SIGTERM if contender.is_worker else signal.SIGKILL)
         await asyncio.to_thread(process.wait, 40)
 
 
-async def watched(stage: Stage, contender: Contender, work: Workload, process: subprocess.Popen[bytes]) -> Measured:
+async def watched(
+    stage: BenchmarkServices, contender: Contender, work: Workload, process: subprocess.Popen[bytes]
+) -> Measured:
     """Wait until the contender is through, and say what it did."""
     told: list[list[float]] = []
     reading = asyncio.create_task(asyncio.to_thread(follow, process, told))
     most = work.reports // contender.part
-    per_count = 1 if contender.herd else work.per_message
+    per_count = 1 if contender.is_worker else work.per_message
     before, since = 0, time.monotonic()
     while not told or told[-1][1] * per_count < most:
         if len(told) != before:
             before, since = len(told), time.monotonic()
-        if process.poll() is not None or time.monotonic() - since > PATIENCE:
+        if process.poll() is not None or time.monotonic() - since > TIMEOUT:
             message = f"{contender.name} stopped at {told[-1][1] if told else 0} of {most}"
             raise RuntimeError(message)
         await asyncio.sleep(0.02)
     resident = psutil.Process(process.pid).memory_info().rss
-    if contender.herd:
-        await all_told(stage)
+    if contender.is_worker:
+        await wait_published(stage)
         await asyncio.sleep(0.05)
     result = _result(list(told), per_count, resident)
     reading.cancel()
@@ -91,9 +93,9 @@ def follow(process: subprocess.Popen[bytes], told: list[list[float]]) -> None:
         told.append(json.loads(line))  # noqa: PERF401 - others read along
 
 
-async def all_told(stage: Stage) -> None:
+async def wait_published(stage: BenchmarkServices) -> None:
     """Wait until no event is left in the outbox: then all that was committed is confirmed too."""
-    async with connected(stage.database_url) as connection, asyncio.timeout(PATIENCE):
+    async with connected(stage.database_url) as connection, asyncio.timeout(TIMEOUT):
         while await connection.fetchval("SELECT EXISTS (SELECT FROM outbox)"):  # noqa: ASYNC110 - of the database, which sends no event
             await asyncio.sleep(0.01)
 

@@ -23,7 +23,7 @@ _LENGTH = b"content-length: "
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class LoadPlan:
     """What to ask: each connection goes round the requests, beginning at another one; all must get `status`."""
 
     port: int
@@ -34,7 +34,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class LoadResult:
     """Answers a second, and seconds from asking to the last byte."""
 
     rate: float
@@ -42,12 +42,12 @@ class Load:
     p99: float
 
     @property
-    def told(self) -> str:
+    def describe(self) -> str:
         """In words."""
         return f"{self.rate:,.0f}/s, p50 {self.p50 * 1e3:.1f} ms, p99 {self.p99 * 1e3:.1f} ms"
 
 
-def ask(wanted: Wanted) -> Load:
+def run(wanted: LoadPlan) -> LoadResult:
     """Ask from a process of its own. Raises where an answer is not as wanted."""
     run = [sys.executable, "-m", "benchmarks.harness.http_load"]
     done = subprocess.run(
@@ -56,7 +56,7 @@ def ask(wanted: Wanted) -> Load:
     if done.returncode != 0:
         message = f"the load failed: {done.stderr.strip()[-500:]}"
         raise RuntimeError(message)
-    return Load(**json.loads(done.stdout))
+    return LoadResult(**json.loads(done.stdout))
 
 
 def request(method: str, path: str, token: str, headers: str = "", body: str = "") -> str:
@@ -69,7 +69,7 @@ def request(method: str, path: str, token: str, headers: str = "", body: str = "
 class _Client(asyncio.Protocol):
     """One connection."""
 
-    def __init__(self, wanted: Wanted, first: int, took: list[tuple[float, float]]) -> None:
+    def __init__(self, wanted: LoadPlan, first: int, took: list[tuple[float, float]]) -> None:
         self._requests = [each.encode() for each in wanted.requests]
         self._next = first
         self._status = f"HTTP/1.1 {wanted.status} ".encode()
@@ -116,7 +116,7 @@ class _Client(asyncio.Protocol):
         self._transport.abort()
 
 
-async def _load(wanted: Wanted) -> Load:
+async def _load(wanted: LoadPlan) -> LoadResult:
     loop = asyncio.get_running_loop()
     took: list[tuple[float, float]] = []
     clients: list[_Client] = []
@@ -132,8 +132,8 @@ async def _load(wanted: Wanted) -> Load:
         client.stop()
     counted = [seconds for at, seconds in took if at >= began]
     cuts = statistics.quantiles(counted, n=100)
-    return Load(len(counted) / wanted.seconds, cuts[49], cuts[98])
+    return LoadResult(len(counted) / wanted.seconds, cuts[49], cuts[98])
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(uvloop.run(_load(Wanted(**json.load(sys.stdin)))))))
+    print(json.dumps(asdict(uvloop.run(_load(LoadPlan(**json.load(sys.stdin)))))))

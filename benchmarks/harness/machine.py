@@ -13,7 +13,7 @@ import psutil
 from benchmarks.harness.services import connected
 
 if TYPE_CHECKING:
-    from benchmarks.harness.services import Stage
+    from benchmarks.harness.services import BenchmarkServices
 
 _LIBRARIES = (
     "aio-pika", "aiormq", "pamqp", "asyncpg", "SQLAlchemy", "pydantic", "orjson", "uvloop", "uvicorn", "starlette",
@@ -21,7 +21,7 @@ _LIBRARIES = (
 )  # fmt: skip
 
 
-async def described(stage: Stage) -> list[str]:
+async def described(stage: BenchmarkServices) -> list[str]:
     """Lines about the processor, the memory, the services and the libraries."""
     async with connected(stage.admin_url) as connection:
         settings = [
@@ -46,7 +46,7 @@ def _processor() -> str:
     return platform.machine()
 
 
-async def _rabbitmq(stage: Stage) -> str:
+async def _rabbitmq(stage: BenchmarkServices) -> str:
     import aiormq  # noqa: PLC0415 - only for the one question
 
     connection = await aiormq.connect(stage.amqp_url)

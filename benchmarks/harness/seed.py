@@ -20,7 +20,7 @@ from benchmarks.harness.workload import PROMPT_BYTES
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from taskherd.broker.topology import Names
+    from taskherd.broker.topology import TopologyNames
 
 DIRECTORY = Path(__file__).parent / "directory.yaml"
 OWNER = UUID("00000000-0000-4000-8000-0000000000a1")
@@ -89,7 +89,7 @@ async def multiply(connection: asyncpg.Connection, tasks: int, owners: int = 1) 
         await connection.execute(definition)
 
 
-async def plant(database_url: str, amqp_url: str, names: Names, environment: Mapping[str, str]) -> None:
+async def plant(database_url: str, amqp_url: str, names: TopologyNames, environment: Mapping[str, str]) -> None:
     """Have a real worker create one task and bring it up: started, ready, heard and at work."""
     run = [sys.executable, "-m", "taskherd", "directory", "apply", str(DIRECTORY)]
     await asyncio.to_thread(subprocess.run, run, env=environment, check=True, timeout=60, stdout=subprocess.DEVNULL)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from benchmarks.harness.workload import Workload
     from taskherd.dev.postgres import PostgresNode
 
-NAMES = topology.Names(PREFIX)
+NAMES = topology.TopologyNames(PREFIX)
 SECRET = "0" * 32
 EVENTS_READER = f"{PREFIX}.events.reader"
 READER_LENGTH = 10_000
@@ -45,7 +45,7 @@ _RUN = "bench_run"
 
 
 @dataclass(slots=True)
-class Stage:
+class BenchmarkServices:
     """Running services, and the databases and backlogs that were made so far; ``node`` is there when it is private."""
 
     amqp_url: str
@@ -163,19 +163,19 @@ async def connected(url: str) -> AsyncIterator[asyncpg.Connection]:
 
 
 @asynccontextmanager
-async def stage() -> AsyncIterator[Stage]:
+async def benchmark_services() -> AsyncIterator[BenchmarkServices]:
     """Start private services with data on disk and fsync on, and stop and forget them at the end."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("TASKHERD_")}
     with tempfile.TemporaryDirectory(prefix="taskherd-bench-", ignore_cleanup_errors=True) as folder:
         starting = services.start(Path(folder), announce=lambda _: None)
         running = await asyncio.to_thread(starting.__enter__)
         try:
-            yield Stage(running.amqp_url, running.database_url, environ, running.postgres)
+            yield BenchmarkServices(running.amqp_url, running.database_url, environ, running.postgres)
         finally:
             await asyncio.to_thread(starting.__exit__, None, None, None)
 
 
-def children(stage: Stage, module: str, **extra: str) -> subprocess.Popen[bytes]:
+def children(stage: BenchmarkServices, module: str, **extra: str) -> subprocess.Popen[bytes]:
     """Start a contender: a module in a Python of its own, its counts on a pipe."""
     return subprocess.Popen(
         [sys.executable, "-m", module],

@@ -9,7 +9,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from benchmarks.harness.workload import MESSAGE_BYTES, agent_id, task_id
-from taskherd.domain.lease import Beat
+from taskherd.domain.lease import HeartbeatSummary
 from taskherd.domain.value import replace
 from taskherd.store import leases, outbox, tasks
 from taskherd.store.engine import transaction
@@ -26,7 +26,7 @@ CAUSE = '{"kind":"report","type":"app.status"}'
 _MESSAGE = re.compile(r"under way|step \d+\.*")
 
 
-class Grind:
+class SqlLoop:
     """Goes round all tasks, a batch at a time, in an order that is none to the database."""
 
     def __init__(self, engine: AsyncEngine, many: int) -> None:
@@ -55,7 +55,7 @@ class Grind:
             self.spent["lock"] += locked - began
         async with transaction(self._engine) as connection:
             began = time.perf_counter()
-            await outbox.published(connection, [(row.task.id, row.task.version) for row in saved])
+            await outbox.mark_published(connection, [(row.task.id, row.task.version) for row in saved])
             self.spent["mark"] += time.perf_counter() - began
         self.done += len(rows)
 
@@ -64,7 +64,7 @@ class Grind:
         seq = next(self._steps) + 10_000_000
         now = datetime.now(UTC)
         found = sorted((task_id(place), agent_id(place)) for place in self._batch())
-        beats = [Beat(task, 1, agent, seq, now - timedelta(seconds=1), now) for task, agent in found]
+        beats = [HeartbeatSummary(task, 1, agent, seq, now - timedelta(seconds=1), now) for task, agent in found]
         async with transaction(self._engine) as connection:
             began = time.perf_counter()
             await leases.touch(connection, beats)
@@ -79,11 +79,11 @@ def _round(many: int) -> Iterator[int]:
 
 def saved_task(row: StoredTask, step: str, now: datetime) -> StoredTask:
     """The task as it is after an app.status with this message."""
-    held = row.task.memory.app_status
+    held = row.task.state.app_status
     assert held is not None
     status = replace(held, report=replace(held.report, message=step))
-    memory = replace(row.task.memory, app_status=status)
-    task = replace(row.task, version=row.task.version + 1, updated_at=now, memory=memory)
+    memory = replace(row.task.state, app_status=status)
+    task = replace(row.task, version=row.task.version + 1, updated_at=now, state=memory)
     return StoredTask(task, row.status, _MESSAGE.sub(step, row.document), row.due_at, due_moved=False)
 
 

@@ -25,7 +25,7 @@ GROUP BY p.parent
 
 
 @dataclass(frozen=True, slots=True)
-class Body:
+class TableSize:
     """A table at one time: bytes of it and of its indexes, rows living and dead, updates and vacuums until then.
 
     ``moved``: updates that had to go to another page. An update that is neither heap-only nor moved changed an index.
@@ -46,12 +46,12 @@ class Body:
         return self.hot / self.updates if self.updates else 1.0
 
 
-async def read(connection: asyncpg.Connection) -> dict[str, Body]:
+async def read(connection: asyncpg.Connection) -> dict[str, TableSize]:
     """The tables that change with every report."""
-    return {row[0]: Body(*row[1:]) for row in await connection.fetch(_READ, list(TABLES))}
+    return {row[0]: TableSize(*row[1:]) for row in await connection.fetch(_READ, list(TABLES))}
 
 
-def table(early: Mapping[str, Body], last: Mapping[str, Body], hours: float, first: str, end: str) -> str:
+def table(early: Mapping[str, TableSize], last: Mapping[str, TableSize], hours: float, first: str, end: str) -> str:
     """Both times side by side; ``hours`` lie between them."""
     lines = [
         f"| table | MiB {first} | {end} | an hour | indexes {first} | {end} | an hour | HOT updates | dead | vacuums |",

@@ -20,9 +20,9 @@ from benchmarks.harness import backlog, meter
 from benchmarks.harness.backlog import Backlog
 from benchmarks.harness.workload import PREFIX
 from taskherd.broker import dead_letters
-from taskherd.broker.connection import Link
-from taskherd.broker.consume import Intake, Source
-from taskherd.broker.topology import Names
+from taskherd.broker.connection import SupervisedConnection
+from taskherd.broker.consume import Consumer, Source
+from taskherd.broker.topology import TopologyNames
 from taskherd.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -62,14 +62,14 @@ async def drain(url: str) -> None:
     async def prepare(_: AbstractChannel) -> Sequence[Source]:
         return [Source(os.environ["BENCH_QUEUE"])]
 
-    link = Link(url, "bench")
-    intake = Intake(link, prepare, prefetch=int(os.environ["BENCH_PREFETCH"]))
+    link = SupervisedConnection(url, "bench")
+    intake = Consumer(link, prepare, prefetch=int(os.environ["BENCH_PREFETCH"]))
     link.start()
     intake.start()
     while True:
         batch = await intake.batch(500, 0)
         for delivery in batch:
-            if delivery.suspect or delivery.traced:
+            if delivery.possible_poison or delivery.traced:
                 message = "a message of the benchmark is neither"
                 raise AssertionError(message)
         await intake.ack(batch)
@@ -79,14 +79,14 @@ async def drain(url: str) -> None:
 async def survive(url: str) -> dict[str, int]:
     """Return how many of some messages, one of them bad, were handled, dead-lettered, and read as dead letters."""
     async with asyncio.timeout(TIMEOUT):
-        link = Link(url, "bench")
+        link = SupervisedConnection(url, "bench")
         link.start()
         outcome = {**await _consumed(link, url), "read": await _read(link, url)}
         await link.close()
         return outcome
 
 
-async def _consumed(link: Link, url: str) -> dict[str, int]:
+async def _consumed(link: SupervisedConnection, url: str) -> dict[str, int]:
     async def prepare(channel: AbstractChannel) -> Sequence[Source]:
         limits: FieldTable = {
             "x-queue-type": "quorum",
@@ -101,9 +101,9 @@ async def _consumed(link: Link, url: str) -> dict[str, int]:
     await prepare(await link.channel())
     await backlog.publish(url, _messages(_GUARDED))
     handled = rejected = 0
-    intake = Intake(link, prepare, prefetch=PREFETCH)
+    intake = Consumer(link, prepare, prefetch=PREFETCH)
     intake.start()
-    counting = Link(url, "bench counts")  # not cut by the bad message
+    counting = SupervisedConnection(url, "bench counts")  # not cut by the bad message
     counting.start()
     channel = await counting.channel()
     while handled + rejected < MESSAGES:
@@ -120,8 +120,8 @@ async def _consumed(link: Link, url: str) -> dict[str, int]:
     return {"handled": handled, "rejected": rejected}
 
 
-async def _read(link: Link, url: str) -> int:
-    names = Names(PREFIX)
+async def _read(link: SupervisedConnection, url: str) -> int:
+    names = TopologyNames(PREFIX)
     await (await link.channel()).queue_purge(names.dead)
     await backlog.publish(url, _messages(names.dead))
     try:

@@ -28,7 +28,7 @@ DONE: Final = "done.txt"
 """In its folder: the titles of the steps taken, one a line."""
 VERDICT: Final = "verdict"
 """In its folder: how its work ended, in its own words."""
-_MESSAGE_MOST: Final = 160
+_MAX_MESSAGE: Final = 160
 _TIMEOUT: Final = 10.0
 
 Say: TypeAlias = Callable[[str, str], None]
@@ -65,7 +65,7 @@ def work(steps: Sequence[Step], folder: Path, say: Say, *, crash_after: int, han
         found = step.do()
         print(f"{step.title}: {found.output}", flush=True)
         last = _last_line(found.output)
-        if not found.well:
+        if not found.succeeded:
             say("failed", f"{step.title}: {last}")
             (folder / VERDICT).write_text("failed")
             return 1
@@ -97,7 +97,7 @@ def main() -> int:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= _MESSAGE_MOST else f"{text[: _MESSAGE_MOST - 1]}…"
+    return text if len(text) <= _MAX_MESSAGE else f"{text[: _MAX_MESSAGE - 1]}…"
 
 
 def _last_line(text: str) -> str:

@@ -52,7 +52,7 @@ if __name__ == "__main__":
 GIT: Final = ("git", "-c", "user.name=fixer", "-c", "user.email=fixer@example.com", "-c", "init.defaultBranch=main")
 TEST: Final = (sys.executable, "-B", "-m", "unittest", "-q")
 TEST_TIMEOUT: Final = 30.0
-FIXES_MOST: Final = 200
+MAX_FIXES: Final = 200
 _OPERATORS: Final = (ast.Add(), ast.Sub(), ast.Mult(), ast.FloorDiv())
 _COMPARISONS: Final = (ast.Lt(), ast.LtE(), ast.Gt(), ast.GtE(), ast.Eq(), ast.NotEq())
 
@@ -101,7 +101,7 @@ def _fix(folder: Path, path: Path) -> str | None:
     """Try one change after the other; what the one was that makes the tests pass, which stays."""
     source = path.read_text()
     for number, (told, changed) in enumerate(changes(source), 1):
-        if number > FIXES_MOST:
+        if number > MAX_FIXES:
             break
         path.write_text(changed)
         failed = _test(folder)

@@ -17,7 +17,7 @@ from typing import Any, Final
 import yaml
 
 from examples.demo import steps as step_kinds
-from examples.demo.steps import Done, Step
+from examples.demo.steps import Step, StepResult
 
 _FEW: Final = 12
 _QUICK_TESTS: Final = ("domain/test_names.py", "domain/test_inbox.py", "test_errors.py", "messages/test_texts.py")
@@ -40,11 +40,11 @@ def packages(root: Path) -> list[Path]:
     return sorted(folder.parent for folder in source(root).glob("*/__init__.py"))
 
 
-def _each_package(verb: str, check: Callable[[Sequence[Path]], Done], root: Path) -> list[Step]:
+def _each_package(verb: str, check: Callable[[Sequence[Path]], StepResult], root: Path) -> list[Step]:
     return [Step(f"{verb} {each.name}", partial(check, step_kinds.modules(each))) for each in packages(root)]
 
 
-def _each_module(verb: str, check: Callable[[Path], Done], root: Path) -> list[Step]:
+def _each_module(verb: str, check: Callable[[Path], StepResult], root: Path) -> list[Step]:
     found = step_kinds.modules(source(root))
     return [Step(f"{verb} {path.relative_to(source(root))}", partial(check, path)) for path in found]
 
@@ -94,17 +94,17 @@ def _direct(root: Path) -> list[str]:
     return [re.split(r"[\[<>=~!; ]", each, maxsplit=1)[0] for each in wanted]
 
 
-def _hashes(path: Path) -> Done:
+def _hashes(path: Path) -> StepResult:
     blocks = re.split(r"\n(?=[A-Za-z0-9])", path.read_text())
     pinned = [block for block in blocks if _PIN.match(block)]
     bare = [block.split()[0] for block in pinned if "--hash=sha256:" not in block]
-    return Done(not bare, f"no hash: {', '.join(bare[:5])}" if bare else f"{len(pinned)} pins, all with hashes")
+    return StepResult(not bare, f"no hash: {', '.join(bare[:5])}" if bare else f"{len(pinned)} pins, all with hashes")
 
 
-def _installed(name: str, pin: str) -> Done:
+def _installed(name: str, pin: str) -> StepResult:
     found = metadata.version(name)
     note = "as locked" if found == pin else f"the lock says {pin}"
-    return Done(well=True, output=f"{name} {found}, {note}")
+    return StepResult(succeeded=True, output=f"{name} {found}, {note}")
 
 
 def _contract(root: Path) -> list[Step]:
@@ -119,17 +119,17 @@ def _contract(root: Path) -> list[Step]:
     ]
 
 
-def _resolved(document: Any, part: Any) -> Done:
+def _resolved(document: Any, part: Any) -> StepResult:
     lost = step_kinds.unresolved(document, part)
-    return Done(
+    return StepResult(
         not lost, f"lead nowhere: {', '.join(lost[:5])}" if lost else f"{len(part)} entries, every $ref resolves"
     )
 
 
-def _as_generated(root: Path, path: Path) -> Done:
+def _as_generated(root: Path, path: Path) -> StepResult:
     told = step_kinds.python("", root, "-c", _GENERATED).do()
     same = hashlib.sha256(path.read_bytes()).hexdigest() == told.output
-    return Done(same, "the same, byte for byte" if same else "differs: run `make docs`")
+    return StepResult(same, "the same, byte for byte" if same else "differs: run `make docs`")
 
 
 _GENERATED: Final = (

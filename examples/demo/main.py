@@ -17,12 +17,12 @@ from rich.console import Console
 from rich.text import Text
 
 from examples.demo import database, session, summary, templates
-from examples.demo.checks import Finding
-from examples.demo.client import Desk
-from examples.demo.processes import House
-from examples.demo.scenarios import Part, parts
+from examples.demo.checks import Expectation
+from examples.demo.client import DemoClient
+from examples.demo.processes import DemoProcesses
+from examples.demo.scenarios import Scenario, scenarios
 from taskherd.broker import diagnostics
-from taskherd.broker.topology import Names
+from taskherd.broker.topology import TopologyNames
 from taskherd.dev import dev, first_steps, ports, processes, services
 from taskherd.errors import Misconfigured, TaskherdError, Unavailable
 from taskherd.settings import load
@@ -43,10 +43,10 @@ _SETTINGS: Final = {
 
 
 @dataclass(slots=True)
-class Told:
+class DemoResult:
     """What the demo has to say in the end."""
 
-    findings: list[Finding]
+    findings: list[Expectation]
     private: bool = True
 
 
@@ -67,7 +67,7 @@ def run(data: Path = DATA) -> int:
     left = [
         process.pid for home in ("rabbitmq", "postgres") for process in processes.belonging_to(data.absolute() / home)
     ]
-    ended = Finding("no process is left behind", not left, f"left: {left}" if left else "all have ended")
+    ended = Expectation("no process is left behind", not left, f"left: {left}" if left else "all have ended")
     summary.show(console, [ended])
     _say_where_to_look(console, data, private=told.private)
     failed = [finding for finding in [*told.findings, ended] if not finding.met]
@@ -78,13 +78,13 @@ def run(data: Path = DATA) -> int:
     return 1 if failed else 0
 
 
-def _whole(data: Path, console: Console) -> Told:
+def _whole(data: Path, console: Console) -> DemoResult:
     """Start everything, play, judge, and end everything."""
 
     def announce(line: str) -> None:
         console.print(Text(line), soft_wrap=True)
 
-    cast = parts()
+    cast = scenarios()
     with services.start(data, announce=announce) as running:
         (ops_port,) = ports.claim([None])
         environment = {**dev.write_env(data, running, ops_port), **_SETTINGS}
@@ -95,19 +95,19 @@ def _whole(data: Path, console: Console) -> Told:
             database.refuse_a_directory_of_others(running.database_url, directory.parse(file.read_bytes()))
         dev.prepare(running.database_url, {**os.environ, **environment}, file)
         token = first_steps.token({**os.environ, **environment})
-        with House(data, environment) as house:
+        with DemoProcesses(data, environment) as house:
             meter, *_ = house.start("worker", "api", "runner", worker_port=ops_port)
             announce(f"a worker, the API at {house.url} and a runner are ready; their logs: {data}/*.log")
-            names = Names(load("amqp_prefix").amqp_prefix)
-            stage = session.Stage(running, names, cast, meter, house, Desk(house.url, token), console)
-            findings = _sorted_out(stage)
+            names = TopologyNames(load("amqp_prefix").amqp_prefix)
+            stage = session.SessionContext(running, names, cast, meter, house, DemoClient(house.url, token), console)
+            findings = _run_session(stage)
             codes = house.end()
             left = house.left()
         told = ", ".join(f"{command} {code}" for command, code in codes.items())
-        ended = Finding("runner, api and worker end by themselves on SIGTERM", not any(codes.values()), told)
-        gone = Finding("nothing of them is left", not left, f"left: {left}" if left else "all have ended")
+        ended = Expectation("runner, api and worker end by themselves on SIGTERM", not any(codes.values()), told)
+        gone = Expectation("nothing of them is left", not left, f"left: {left}" if left else "all have ended")
         summary.show(console, [ended, gone])
-        return Told([*findings, ended, gone], private=running.rabbit is not None and running.postgres is not None)
+        return DemoResult([*findings, ended, gone], private=running.rabbit is not None and running.postgres is not None)
 
 
 async def _reach(amqp_url: str) -> None:
@@ -119,10 +119,10 @@ async def _reach(amqp_url: str) -> None:
         raise Misconfigured(services.AMQP_URL, f"{error}: start it, or unset this to have a private one") from None
 
 
-def _sorted_out(stage: session.Stage) -> list[Finding]:
+def _run_session(stage: session.SessionContext) -> list[Expectation]:
     """Play; of several things that went wrong at once the first of ours is raised, since it says what to do."""
     try:
-        return asyncio.run(session.play(stage))
+        return asyncio.run(session.run_session(stage))
     except BaseExceptionGroup as group:
         known = group.subgroup(TaskherdError)
         first: BaseException | None = known
@@ -133,7 +133,7 @@ def _sorted_out(stage: session.Stage) -> list[Finding]:
         raise first from group
 
 
-def _directory(data: Path, cast: Sequence[Part]) -> Path:
+def _directory(data: Path, cast: Sequence[Scenario]) -> Path:
     """Write the directory file. In a checkout the example is there, and the source that the agents look at."""
     if not (dev.EXAMPLE_DIRECTORY.exists() and Path("src/taskherd").is_dir()):
         raise Misconfigured("taskherd demo", "its agents check this project's source: run it in a checkout of taskherd")

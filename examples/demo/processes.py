@@ -19,7 +19,7 @@ from examples.demo.metrics import Meter
 from taskherd.dev import ports, processes
 from taskherd.errors import Unavailable
 from taskherd.runner.workspaces.folders import TaskFolder
-from taskherd.runner.workspaces.processes import MARK
+from taskherd.runner.workspaces.processes import MARKER_VARIABLE
 
 ORDER: Final = ("runner", "api", "worker")
 """The order in which they are ended: who speaks first, who listens last."""
@@ -28,7 +28,7 @@ _READY_WITHIN: Final = 60.0
 _GRACE: Final = 30.0
 
 
-class House:
+class DemoProcesses:
     """Starts them with one environment, each marked with its folder and with its log beside that.
 
     As a context manager it ends what a killed demo left behind, and all of its own in the end.
@@ -112,11 +112,11 @@ class House:
     def left(self) -> list[int]:
         """The processes of this demo that still run, agents included."""
         found = [process for command in ORDER for process in processes.belonging_to(self.data / command)]
-        return sorted({process.pid for process in [*found, *processes.carrying(MARK, f"{self.root}/")]})
+        return sorted({process.pid for process in [*found, *processes.carrying(MARKER_VARIABLE, f"{self.root}/")]})
 
     def agents(self, task_id: UUID) -> list[int]:
         """The processes of a task's agent, its shim included."""
-        return [process.pid for process in processes.carrying(MARK, f"{self.folder(task_id).path}/")]
+        return [process.pid for process in processes.carrying(MARKER_VARIABLE, f"{self.folder(task_id).path}/")]
 
     def agent(self, task_id: UUID) -> int | None:
         """The process of the agent that a task's first build started; None where it does not run."""
@@ -137,4 +137,4 @@ class House:
     def _end_leftovers(self) -> None:
         for command in ORDER:
             processes.end(processes.belonging_to(self.data / command), gently=signal.SIGTERM, within=_GRACE)
-        processes.end(processes.carrying(MARK, f"{self.root}/"), gently=signal.SIGKILL, within=5)
+        processes.end(processes.carrying(MARKER_VARIABLE, f"{self.root}/"), gently=signal.SIGKILL, within=5)

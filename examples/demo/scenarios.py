@@ -19,12 +19,12 @@ class Role(StrEnum):
     CRASHES = "crashes while it works"
     HANGS = "hangs, and is timed out"
     DELETED = "is deleted while it works"
-    ITSELF = "reports for itself, over HTTP"
+    SELF_REPORTING = "reports for itself, over HTTP"
     GARBAGE = "has somebody send garbage about it"
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Scenario:
     """One task of the demo: the job its agent does, the prompt it is created with, its role, and its own name."""
 
     job: str
@@ -36,19 +36,19 @@ class Part:
         object.__setattr__(self, "name", f"{self.job}-{secrets.token_hex(2)}")
 
 
-def parts() -> Sequence[Part]:
+def scenarios() -> Sequence[Scenario]:
     """The dozen of one demo, each with a name that no other demo gave."""
     return (
-        Part("compile", "Compile the source"),
-        Part("fixer", "Make the tests pass", Role.FIXES),
-        Part("answers", "Answer questions about the source", Role.SENT),
-        Part("count", "Count the functions", Role.PAUSED),
-        Part("seeded", "Compile three drafts", Role.FAILS),
-        Part("tokens", "Tokenise every module", Role.CRASHES),
-        Part("hashes", "Hash every file", Role.HANGS),
-        Part("lint", "Lint each package", Role.DELETED),
-        Part("lock", "Check the lock file", Role.ITSELF),
-        Part("docstrings", "Look for docstrings", Role.GARBAGE),
-        Part("tests", "Run some pure tests"),
-        Part("contract", "Check the AsyncAPI document"),
+        Scenario("compile", "Compile the source"),
+        Scenario("fixer", "Make the tests pass", Role.FIXES),
+        Scenario("answers", "Answer questions about the source", Role.SENT),
+        Scenario("count", "Count the functions", Role.PAUSED),
+        Scenario("seeded", "Compile three drafts", Role.FAILS),
+        Scenario("tokens", "Tokenise every module", Role.CRASHES),
+        Scenario("hashes", "Hash every file", Role.HANGS),
+        Scenario("lint", "Lint each package", Role.DELETED),
+        Scenario("lock", "Check the lock file", Role.SELF_REPORTING),
+        Scenario("docstrings", "Look for docstrings", Role.GARBAGE),
+        Scenario("tests", "Run some pure tests"),
+        Scenario("contract", "Check the AsyncAPI document"),
     )

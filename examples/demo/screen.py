@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from examples.demo.metrics import Meter
-from examples.demo.task_table import Board, Row
+from examples.demo.task_table import DemoTask, TaskTable
 
 _EVERY: Final = 0.25
 _STYLES: Final = {
@@ -51,16 +51,16 @@ class Screen:
         """Tell what the demo does now."""
         self.console.print(Text(f"{self._passed():5.1f}s  {line}", style="bold"), soft_wrap=True)
 
-    def changed(self, row: Row) -> None:
+    def changed(self, row: DemoTask) -> None:
         """Show that a task changed."""
         if self._live is None:
             said = f"{row.state}: {row.message}" if row.state else "-"
             status = "deleted" if row.deleted else row.status
-            task = f"{row.part.name:<16} v{row.version:<3}"
+            task = f"{row.scenario.name:<16} v{row.version:<3}"
             line = f"{self._passed():5.1f}s  {task} {status:<12} {row.health or '-'} | {said}"
             self.console.print(Text(line), soft_wrap=True)
 
-    async def run(self, board: Board, meter: Meter) -> None:
+    async def run(self, board: TaskTable, meter: Meter) -> None:
         """Read the metrics and draw, until cancelled."""
         read_at = 0.0
         while True:
@@ -71,7 +71,7 @@ class Screen:
                 self._live.update(self.table(board, meter), refresh=True)
             await asyncio.sleep(_EVERY)
 
-    def table(self, board: Board, meter: Meter) -> Table:
+    def table(self, board: TaskTable, meter: Meter) -> Table:
         """All tasks as they stand."""
         seen = meter.last
         counts = f"{seen.reports:.0f} reports, {seen.events:.0f} events, {seen.dead_lettered:.0f} dead letters"
@@ -87,7 +87,7 @@ class Screen:
             health = Text(row.health or "-", style=_STYLES.get(row.health, "yellow" if row.health else ""))
             cells = (_styled(status), _styled(row.state), Text(row.message), health, Text(str(row.version or "")))
             table.add_row(
-                Text(row.part.name if row.task_id else f"({row.part.prompt})"),
+                Text(row.scenario.name if row.task_id else f"({row.scenario.prompt})"),
                 *cells,
                 style="dim" if row.deleted else "",
             )

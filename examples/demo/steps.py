@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-PROGRAM_MOST: Final = 60.0
+MAX_PROGRAM: Final = 60.0
 """Seconds that a program run as a step may take."""
-_OUTPUT_MOST: Final = 4_000
+_MAX_OUTPUT: Final = 4_000
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class StepResult:
     """What came of a step."""
 
-    well: bool
+    succeeded: bool
     output: str
 
 
@@ -32,20 +32,20 @@ class Step:
     """One step of a job; `do` blocks until it is done."""
 
     title: str
-    do: Callable[[], Done]
+    do: Callable[[], StepResult]
 
 
 def python(title: str, root: Path, *words: str) -> Step:
     """A step that runs `python …` in the checkout, and goes well when that ends with 0."""
 
-    def do() -> Done:
+    def do() -> StepResult:
         command = [sys.executable, *words]
         try:
-            done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=PROGRAM_MOST, check=False)
+            done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=MAX_PROGRAM, check=False)
         except subprocess.TimeoutExpired:
-            return Done(well=False, output=f"took longer than {PROGRAM_MOST:.0f} s")
-        said = (done.stdout + done.stderr).strip()[-_OUTPUT_MOST:]
-        return Done(done.returncode == 0, said or f"ended with {done.returncode}")
+            return StepResult(succeeded=False, output=f"took longer than {MAX_PROGRAM:.0f} s")
+        said = (done.stdout + done.stderr).strip()[-_MAX_OUTPUT:]
+        return StepResult(done.returncode == 0, said or f"ended with {done.returncode}")
 
     return Step(title, do)
 
@@ -55,32 +55,34 @@ def modules(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*.py"))
 
 
-def compiled(paths: Sequence[Path]) -> Done:
+def compiled(paths: Sequence[Path]) -> StepResult:
     """Compile each file, in memory."""
     size = 0
     for path in paths:
         try:
             code = compile(path.read_bytes(), path.name, "exec")
         except SyntaxError as error:
-            return Done(well=False, output=f"SyntaxError: {error.msg} ({path.name}, line {error.lineno})")
+            return StepResult(succeeded=False, output=f"SyntaxError: {error.msg} ({path.name}, line {error.lineno})")
         size += _size(code)
-    return Done(well=True, output=f"{len(paths)} modules compile to {size:,} bytes of bytecode")
+    return StepResult(succeeded=True, output=f"{len(paths)} modules compile to {size:,} bytes of bytecode")
 
 
-def tokenised(path: Path) -> Done:
+def tokenised(path: Path) -> StepResult:
     """Count the tokens of a file by kind."""
     kinds = Counter(
         tokenize.tok_name[token.type] for token in tokenize.tokenize(io.BytesIO(path.read_bytes()).readline)
     )
-    return Done(well=True, output=", ".join(f"{count} {kind.lower()}" for kind, count in kinds.most_common(4)))
+    return StepResult(
+        succeeded=True, output=", ".join(f"{count} {kind.lower()}" for kind, count in kinds.most_common(4))
+    )
 
 
-def hashed(path: Path) -> Done:
+def hashed(path: Path) -> StepResult:
     """The SHA-256 of a file."""
-    return Done(well=True, output=f"sha256 {hashlib.sha256(path.read_bytes()).hexdigest()} of {path.name}")
+    return StepResult(succeeded=True, output=f"sha256 {hashlib.sha256(path.read_bytes()).hexdigest()} of {path.name}")
 
 
-def counted(paths: Sequence[Path]) -> Done:
+def counted(paths: Sequence[Path]) -> StepResult:
     """Count functions and lines, and find the longest function."""
     lines, found = 0, []
     for path in paths:
@@ -92,10 +94,12 @@ def counted(paths: Sequence[Path]) -> Done:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         ]
     length, name = max(found, default=(0, "none"))
-    return Done(well=True, output=f"{len(found)} functions in {lines:,} lines; the longest is {name}, {length} lines")
+    return StepResult(
+        succeeded=True, output=f"{len(found)} functions in {lines:,} lines; the longest is {name}, {length} lines"
+    )
 
 
-def documented(paths: Sequence[Path]) -> Done:
+def documented(paths: Sequence[Path]) -> StepResult:
     """See that every module opens with a docstring, and every public class and function has one."""
     missing, seen = [], 0
     for path in paths:
@@ -105,22 +109,24 @@ def documented(paths: Sequence[Path]) -> Done:
             if ast.get_docstring(node) is None:
                 missing.append(f"{path.name}:{getattr(node, 'name', 'module')}")
     if missing:
-        return Done(well=False, output=f"no docstring: {', '.join(missing[:10])}")
-    return Done(well=True, output=f"{seen} docstrings in {len(paths)} modules")
+        return StepResult(succeeded=False, output=f"no docstring: {', '.join(missing[:10])}")
+    return StepResult(succeeded=True, output=f"{seen} docstrings in {len(paths)} modules")
 
 
-def imported(paths: Sequence[Path], allowed: frozenset[str]) -> Done:
+def imported(paths: Sequence[Path], allowed: frozenset[str]) -> StepResult:
     """See that modules import only from the packages of ours that are allowed to them."""
     seen: Counter[str] = Counter()
     for path in paths:
         for name in _imports(ast.parse(path.read_text())):
             if name not in allowed:
-                return Done(well=False, output=f"{path.name} imports from {name}, which lies above")
+                return StepResult(succeeded=False, output=f"{path.name} imports from {name}, which lies above")
             seen[name] += 1
-    return Done(well=True, output=", ".join(f"{name} {count}" for name, count in seen.most_common()) or "imports none")
+    return StepResult(
+        succeeded=True, output=", ".join(f"{name} {count}" for name, count in seen.most_common()) or "imports none"
+    )
 
 
-def migration(path: Path) -> Done:
+def migration(path: Path) -> StepResult:
     """See that a migration has an upgrade and names what it builds on."""
     tree = ast.parse(path.read_text())
     functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
@@ -133,9 +139,9 @@ def migration(path: Path) -> Done:
     }
     missing = ({"upgrade"} - functions) | ({"revision", "down_revision"} - assigned)
     if missing:
-        return Done(well=False, output=f"{path.name} has no {', '.join(sorted(missing))}")
+        return StepResult(succeeded=False, output=f"{path.name} has no {', '.join(sorted(missing))}")
     tables = path.read_text().upper().count("CREATE TABLE") + path.read_text().count("create_table(")
-    return Done(well=True, output=f"{path.name} is whole and creates {tables} tables and partitions")
+    return StepResult(succeeded=True, output=f"{path.name} is whole and creates {tables} tables and partitions")
 
 
 def unresolved(document: Any, part: Any) -> list[str]:

@@ -12,9 +12,9 @@ from typing import Final
 from rich.console import Console
 from rich.text import Text
 
-from examples.demo.checks import Finding
+from examples.demo.checks import Expectation
 from examples.demo.metrics import Reading
-from examples.demo.task_table import Board
+from examples.demo.task_table import TaskTable
 from taskherd.broker.dead_letters import DeadLetter
 from taskherd.dev import postgres
 
@@ -22,27 +22,27 @@ _QUERY: Final = (
     "SELECT version, status, document->'current_state'->>'message' AS said, name"
     " FROM tasks ORDER BY created_at DESC LIMIT 12"
 )
-_BODY_MOST: Final = 40
-_DETAIL_MOST: Final = 90
+_MAX_BODY: Final = 40
+_MAX_DETAIL: Final = 90
 
 
-def show(console: Console, findings: Sequence[Finding]) -> None:
+def show(console: Console, findings: Sequence[Expectation]) -> None:
     """Print a tick or a cross for each expectation."""
     console.print()
     for finding in findings:
         mark = Text("✓ ", style="bold green") if finding.met else Text("✗ ", style="bold red")
-        console.print(mark + Text(finding.expected, style="bold") + Text(f"\n    {finding.seen}"), soft_wrap=True)
+        console.print(mark + Text(finding.expected, style="bold") + Text(f"\n    {finding.actual}"), soft_wrap=True)
 
 
 def letters(found: Sequence[DeadLetter]) -> Iterator[str]:
     """A line for each dead letter."""
     for letter in found:
-        body = letter.body[:_BODY_MOST].decode("utf-8", "backslashreplace")
+        body = letter.body[:_MAX_BODY].decode("utf-8", "backslashreplace")
         printable = "".join(each if each.isprintable() else "·" for each in body)
-        yield f"dead letter {letter.id}: {letter.reason}, {letter.detail[:_DETAIL_MOST]} | {printable}"
+        yield f"dead letter {letter.id}: {letter.reason}, {letter.detail[:_MAX_DETAIL]} | {printable}"
 
 
-def numbers(first: Reading | None, last: Reading, board: Board) -> Iterator[str]:
+def numbers(first: Reading | None, last: Reading, board: TaskTable) -> Iterator[str]:
     """What went through the worker, and how long it took."""
     before = first or Reading()
     outcomes = sorted(
@@ -87,7 +87,7 @@ def _psql() -> str | None:
     if found is not None:
         return "psql"
     binaries = postgres.find()
-    if isinstance(binaries, postgres.Binaries) and (path := binaries.folder / "psql").exists():
+    if isinstance(binaries, postgres.PostgresBinaries) and (path := binaries.folder / "psql").exists():
         return _short(path)
     return None
 

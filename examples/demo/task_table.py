@@ -13,20 +13,20 @@ from uuid import UUID
 import orjson
 from aiormq.abc import AbstractChannel
 
-from examples.demo.scenarios import Part
+from examples.demo.scenarios import Scenario
 from taskherd.broker import topology
-from taskherd.broker.connection import Link
-from taskherd.broker.consume import Intake, Source
-from taskherd.broker.topology import Names
+from taskherd.broker.connection import SupervisedConnection
+from taskherd.broker.consume import Consumer, Source
+from taskherd.broker.topology import TopologyNames
 
 _LENGTH: Final = 50_000
 
 
 @dataclass(slots=True)
-class Row:
+class DemoTask:
     """A task as its latest event shows it."""
 
-    part: Part
+    scenario: Scenario
     task_id: UUID | None = None
     """None until its first event came."""
     version: int = 0
@@ -42,7 +42,7 @@ class Row:
     worked: int = 0
     """How many messages of a working agent were shown."""
 
-    def take(self, kind: str, version: int, task: dict[str, Any]) -> None:
+    def apply(self, kind: str, version: int, task: dict[str, Any]) -> None:
         """Become what an event says."""
         before = self.message
         state, health = task["current_state"] or {}, task["workspace_agent_health"]
@@ -55,14 +55,20 @@ class Row:
         self.worked += self.status == "active" and self.state == "working" and self.message != before
 
 
-class Board:
+class TaskTable:
     """Reads the events, and the reports beside them for the time at which each was made.
 
     `lags` holds the seconds from a runner's `app.status` being made until the event that tells of it came here.
     """
 
-    def __init__(self, consuming: Link, names: Names, parts: Sequence[Part], on_change: Callable[[Row], None]) -> None:
-        self.rows = {part.name: Row(part) for part in parts}
+    def __init__(
+        self,
+        consuming: SupervisedConnection,
+        names: TopologyNames,
+        parts: Sequence[Scenario],
+        on_change: Callable[[DemoTask], None],
+    ) -> None:
+        self.rows = {part.name: DemoTask(part) for part in parts}
         self.events = 0
         self.repeats = 0
         self.lags: list[float] = []
@@ -71,7 +77,7 @@ class Board:
         self._sent: dict[tuple[UUID, str], datetime] = {}  # bounded: what a dozen agents say in a minute
         self._changed = asyncio.Event()
         self._listening = asyncio.Event()
-        self._intake = Intake(consuming, self._prepare, prefetch=1000)
+        self._intake = Consumer(consuming, self._prepare, prefetch=1000)
 
     async def run(self) -> None:
         """Take events until cancelled."""
@@ -102,7 +108,7 @@ class Board:
                     await self._changed.wait()
         return holds()
 
-    def of(self, part: Part) -> Row:
+    def of(self, part: Scenario) -> DemoTask:
         """The row of a part's task."""
         return self.rows[part.name]
 
@@ -116,11 +122,11 @@ class Board:
                 self.repeats += 1
                 continue
             self.events += 1
-            row.take(event["type"].split(".")[3], version, event["data"]["task"])
+            row.apply(event["type"].split(".")[3], version, event["data"]["task"])
             self._measure(UUID(event["subject"]), row, event["data"]["cause"])
             self._on_change(row)
 
-    def _measure(self, task_id: UUID, row: Row, cause: dict[str, Any]) -> None:
+    def _measure(self, task_id: UUID, row: DemoTask, cause: dict[str, Any]) -> None:
         sent = self._sent.pop((task_id, row.message), None)
         if sent is not None and cause["kind"] == "report" and cause["type"] == "app.status":
             self.lags.append((datetime.now(UTC) - sent).total_seconds())
@@ -135,10 +141,10 @@ class Board:
                     self._sent[key] = datetime.fromisoformat(report["observed_at"])
 
     async def _prepare(self, channel: AbstractChannel) -> Sequence[Source]:
-        events = await topology.declare_own_queue(
+        events = await topology.declare_exclusive_queue(
             channel, length=_LENGTH, exchange=self._names.events, routing_keys=("task.#",)
         )
-        reports = await topology.declare_own_queue(
+        reports = await topology.declare_exclusive_queue(
             channel, length=_LENGTH, exchange=self._names.reports, routing_keys=("#",)
         )
         self._listening.set()

@@ -12,7 +12,7 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 import yaml
 
 from examples.demo import agent, fixer
-from examples.demo.scenarios import Part, Role
+from examples.demo.scenarios import Role, Scenario
 from taskherd.dev.agents import answers
 
 POOL: Final = "demo"
@@ -33,7 +33,7 @@ def version_id(job: str) -> UUID:
     return uuid5(template_id(job), "v1")
 
 
-def directory(example: Mapping[str, Any], parts: Sequence[Part], root: Path) -> str:
+def directory(example: Mapping[str, Any], parts: Sequence[Scenario], root: Path) -> str:
     """The directory file, as YAML; `root` is the checkout that the agents look at."""
     organization = example["organizations"][0]["name"]
     own = [
@@ -50,13 +50,13 @@ def directory(example: Mapping[str, Any], parts: Sequence[Part], root: Path) -> 
     return yaml.safe_dump({**example, "templates": [*example["templates"], *own]}, sort_keys=False)
 
 
-def _run(part: Part, root: Path) -> dict[str, Any]:
+def _run(part: Scenario, root: Path) -> dict[str, Any]:
     """How the agent of a part is run."""
     limits = {"timeout": TIMEOUT} if part.role is Role.HANGS else {}
     return {
         "pool": POOL,
         "command": [sys.executable, "-m", *_words(part, root)],
-        "agent": "self" if part.role is Role.ITSELF else "stdio",
+        "agent": "self" if part.role is Role.SELF_REPORTING else "stdio",
         "env": {"inherit": list(_INHERIT), "set": {"PYTHONPATH": _python_path(root)}},
         "limits": limits,
         "grace": "3s",
@@ -68,14 +68,14 @@ def _python_path(root: Path) -> str:
     return os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
-def _words(part: Part, root: Path) -> list[str]:
+def _words(part: Scenario, root: Path) -> list[str]:
     checking = [agent.__name__, "--root", str(root), "--job", part.job]
     match part.role:
         case Role.FIXES:
             return [fixer.__name__]
         case Role.SENT:
             return [answers.__name__, str(root / "src" / "taskherd")]
-        case Role.ITSELF:
+        case Role.SELF_REPORTING:
             return [*checking, "--over", "http"]
         case Role.CRASHES:
             return [*checking, "--crash-after", str(_CRASH_AFTER)]

@@ -13,9 +13,9 @@ from typing import Final
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-HEAD_MOST: Final = 32 * 1024
+MAX_HEAD: Final = 32 * 1024
 """Bytes of a request's head."""
-DISCARD_MOST: Final = 16 * 1024 * 1024
+MAX_DISCARD: Final = 16 * 1024 * 1024
 """Bytes of a refused body that are still taken, so that who sends it gets to read why it was refused."""
 STUCK_AFTER: Final = 60.0
 """Seconds after which a connection is dropped whose other end takes nothing of what waits for it."""
@@ -29,7 +29,7 @@ class BoundedProtocol(HttpToolsProtocol):
     head_within: float
     """Seconds that a request's head may take."""
     connections_most: int
-    head_most = HEAD_MOST
+    head_most = MAX_HEAD
     stuck_after = STUCK_AFTER
     _in_head = True
     _fields_bytes = 0
@@ -98,7 +98,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """More of the body came; of one that was answered already only so much is thrown away."""
         if self.cycle.response_complete:
             self._discarded_bytes += len(body)
-            if self._discarded_bytes > DISCARD_MOST:
+            if self._discarded_bytes > MAX_DISCARD:
                 self.transport.close()
         super().on_body(body)
 

@@ -16,7 +16,7 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection, connect
 
 from taskherd.dev import apt
-from tests.harness.api import PATIENCE
+from tests.harness.api import TIMEOUT
 
 START_WITHIN = 60.0
 _ADDRESS = re.compile(rb"DevTools listening on (ws://\S+)")
@@ -49,7 +49,7 @@ class Tab:
         self._answers[self._count] = answer = asyncio.get_running_loop().create_future()
         session = {"sessionId": self.session} if self.session else {}
         await self.socket.send(json.dumps({"id": self._count, "method": method, "params": params, **session}))
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             told = await answer
         assert "error" not in told, (method, told)
         result: dict[str, Any] = told["result"]
@@ -75,7 +75,7 @@ class Tab:
         """Go to an address and wait until it is loaded."""
         await self.call("Page.navigate", url=url)
         loaded = "new Promise((d) => document.readyState === 'complete' ? d() : addEventListener('load', () => d()))"
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while await self.evaluate("location.href") != url:
                 continue
         await self.evaluate(loaded)
@@ -119,7 +119,7 @@ async def browsing(program: str) -> AsyncIterator[Tab]:
                 while (found := _ADDRESS.search(line := await process.stderr.readline())) is None:
                     assert line, "chromium ended"
             draining = asyncio.create_task(_drain(process.stderr))
-            async with connect(found[1].decode(), max_size=None, open_timeout=PATIENCE) as socket:
+            async with connect(found[1].decode(), max_size=None, open_timeout=TIMEOUT) as socket:
                 tab = Tab(socket)
                 listening = asyncio.create_task(tab.listen())
                 try:
@@ -133,7 +133,7 @@ async def browsing(program: str) -> AsyncIterator[Tab]:
             with suppress(ProcessLookupError):
                 process.terminate()
             try:
-                await asyncio.wait_for(process.wait(), PATIENCE)
+                await asyncio.wait_for(process.wait(), TIMEOUT)
             except TimeoutError:
                 process.kill()
                 await process.wait()

@@ -9,19 +9,19 @@ from typing import TypeAlias
 
 import pytest
 
-from tests.harness.api import Stage, stage
+from tests.harness.api import ApiHarness, open_api_harness
 
-Staging: TypeAlias = Callable[..., AbstractAsyncContextManager[Stage]]
+StartApi: TypeAlias = Callable[..., AbstractAsyncContextManager[ApiHarness]]
 
 
 @pytest.fixture
-def staging(database_url: str, amqp_url: str, amqp_prefix: str) -> Staging:
+def start_api(database_url: str, amqp_url: str, amqp_prefix: str) -> StartApi:
     """What starts one with settings of the test's choice."""
-    return partial(stage, database_url, amqp_url, amqp_prefix)
+    return partial(open_api_harness, database_url, amqp_url, amqp_prefix)
 
 
 @pytest.fixture
-async def house(staging: Staging) -> AsyncIterator[Stage]:
+async def api_harness(start_api: StartApi) -> AsyncIterator[ApiHarness]:
     """A worker and an API on a database and queues of their own."""
-    async with staging() as own:
+    async with start_api() as own:
         yield own

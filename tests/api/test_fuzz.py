@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from taskherd.messages.agent_tokens import agent_token
-from tests.api.conftest import Staging
+from tests.api.conftest import StartApi
 from tests.harness.api import VERSION
 from tests.harness.worker import SECRET
 
@@ -23,21 +23,21 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(SECONDS + 240)]
 
 
 async def test_answers_are_as_the_document_says(
-    staging: Staging, tmp_path: Path, announce: Callable[[str], None]
+    start_api: StartApi, tmp_path: Path, announce: Callable[[str], None]
 ) -> None:
     """With all checks on, no answer fails one; `make fuzz` looks for ten minutes instead of one."""
-    async with staging() as house:
+    async with start_api() as api_harness:
         names = [f"fuzz-{number}" for number in range(6)]
-        task = await house.active(name=names[0])
+        task = await api_harness.active(name=names[0])
         for name in names[1:]:
-            await house.create(name=name)
+            await api_harness.create(name=name)
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-c",
             "from schemathesis.cli import schemathesis; schemathesis()",
             *("--config-file", str(CONFIG)),
-            *("run", f"{house.base}/api/v2/openapi.json"),
-            *("--header", f"Coder-Session-Token: {house.tokens['alice']}"),
+            *("run", f"{api_harness.base}/api/v2/openapi.json"),
+            *("--header", f"Coder-Session-Token: {api_harness.tokens['alice']}"),
             *("--max-time", str(SECONDS), "--seed", SEED, "--no-color"),
             cwd=tmp_path,
             env={
@@ -59,4 +59,4 @@ async def test_answers_are_as_the_document_says(
         told = said.decode()
         announce(f"schemathesis:{told.partition('Test cases:')[2].partition('Seed:')[0].rstrip()} in {SECONDS} s")
         assert process.returncode == 0, told[-20_000:]
-        assert house.api.metrics.registry.get_sample_value("taskherd_api_crashes_total") == 0
+        assert api_harness.api.metrics.registry.get_sample_value("taskherd_api_crashes_total") == 0

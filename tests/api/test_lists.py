@@ -7,47 +7,47 @@ from typing import Any
 
 import pytest
 
-from tests.api.conftest import Staging
-from tests.harness.api import ALICE, BOB, OTHER, Stage
+from tests.api.conftest import StartApi
+from tests.harness.api import ALICE, BOB, OTHER, ApiHarness
 from tests.harness.worker import ORGANIZATION, in_status
 
 MESSAGE = "Invalid task search query."
 
 
-async def names(house: Stage, query: str, who: str = "alice") -> list[str]:
+async def names(api_harness: ApiHarness, query: str, who: str = "alice") -> list[str]:
     """The names of the tasks that a query finds for somebody, in order."""
-    response = await house.clients[who].get("/tasks", params={"q": query})
+    response = await api_harness.clients[who].get("/tasks", params={"q": query})
     assert response.status_code == 200, response.text
     told = response.json()
     assert told["count"] == len(told["tasks"])
     return [task["name"] for task in told["tasks"]]
 
 
-async def test_what_a_query_finds(house: Stage) -> None:
+async def test_what_a_query_finds(api_harness: ApiHarness) -> None:
     """Owner, organization and status narrow the list; without an owner it is all that the caller may read."""
     for who, name in (("alice", "a1"), ("bob", "b1"), ("alice", "a2"), ("carol", "c1")):
-        await house.create(house.clients[who], name=name)
-    a3 = await house.active(name="a3")
+        await api_harness.create(api_harness.clients[who], name=name)
+    a3 = await api_harness.active(name="a3")
     everything = ["a3", "c1", "a2", "b1", "a1"]
     for query in ("", "owner:me", "me", 'owner:"me" status:"pending"', "organization:acme", "organization:default"):
         expected = ["a2", "a1"] if "pending" in query else ["a3", "a2", "a1"]
-        assert await names(house, query) == expected, query
+        assert await names(api_harness, query) == expected, query
     for query in (
         f"owner:{ALICE}",
         "owner:ALICE",
         "owner:alice organization:acme",
         f"organization:{ORGANIZATION} alice",
     ):
-        assert await names(house, query) == ["a3", "a2", "a1"], query
-    assert await names(house, "", "carol") == everything
-    assert await names(house, "organization:acme", "carol") == everything
-    assert await names(house, f"owner:{BOB}", "carol") == ["b1"]
-    assert await names(house, "status:active", "carol") == ["a3"]
+        assert await names(api_harness, query) == ["a3", "a2", "a1"], query
+    assert await names(api_harness, "", "carol") == everything
+    assert await names(api_harness, "organization:acme", "carol") == everything
+    assert await names(api_harness, f"owner:{BOB}", "carol") == ["b1"]
+    assert await names(api_harness, "status:active", "carol") == ["a3"]
     for query in ("owner:bob", f"owner:{uuid.uuid4()}", f"organization:{OTHER}", "status:paused", "organization:other"):
-        assert await names(house, query) == [], query
-    assert await names(house, "", "mallory") == []
-    await house.alice.delete(f"/tasks/me/{a3['id']}")
-    assert await names(house, "") == ["a2", "a1"]
+        assert await names(api_harness, query) == [], query
+    assert await names(api_harness, "", "mallory") == []
+    await api_harness.alice.delete(f"/tasks/me/{a3['id']}")
+    assert await names(api_harness, "") == ["a2", "a1"]
 
 
 @pytest.mark.parametrize(
@@ -64,24 +64,24 @@ async def test_what_a_query_finds(house: Stage) -> None:
         ("owner:a\0b", "owner", ""),
     ],
 )
-async def test_what_a_query_is_refused_for(house: Stage, query: str, field: str, detail: str) -> None:
+async def test_what_a_query_is_refused_for(api_harness: ApiHarness, query: str, field: str, detail: str) -> None:
     """A query that can't be is a 400 with the message that clients match on, and says which part."""
-    response = await house.alice.get("/tasks", params={"q": query})
+    response = await api_harness.alice.get("/tasks", params={"q": query})
     told: dict[str, Any] = response.json()
     assert (response.status_code, told["message"]) == (400, MESSAGE)
     assert told["validations"][0]["field"] == field
     assert told["validations"][0]["detail"].startswith(detail)
 
 
-async def test_pages(house: Stage) -> None:
+async def test_pages(api_harness: ApiHarness) -> None:
     """With a limit the list comes in pages that hold each task once, newest first; `next` is null at the end."""
-    made = [(await house.create(name=f"t{number}"))["name"] for number in range(5)]
-    await house.create(house.bob, name="bobs")
+    made = [(await api_harness.create(name=f"t{number}"))["name"] for number in range(5)]
+    await api_harness.create(api_harness.bob, name="bobs")
     for who, expected in (("alice", made[::-1]), ("carol", ["bobs", *made[::-1]])):
         found: list[str] = []
         after = ""
         while True:
-            response = await house.clients[who].get(
+            response = await api_harness.clients[who].get(
                 "/tasks", params={"limit": 2, **({"after": after} if after else {})}
             )
             told = response.json()
@@ -92,24 +92,24 @@ async def test_pages(house: Stage) -> None:
             after = told["next"]
         assert found == expected
     for wrong in ({"limit": "0"}, {"limit": "501"}, {"limit": "x"}, {"limit": ""}, {"after": "x"}, {"after": "_" * 32}):
-        assert (await house.alice.get("/tasks", params=wrong)).status_code == 400, wrong
+        assert (await api_harness.alice.get("/tasks", params=wrong)).status_code == 400, wrong
 
 
-async def test_a_list_without_a_limit_is_bounded(staging: Staging) -> None:
+async def test_a_list_without_a_limit_is_bounded(start_api: StartApi) -> None:
     """Of more tasks than are told at once the newest are told, and that it is not all of them."""
-    async with staging(api_list_most=500) as house:
-        await in_status(house.herd, "pending")
-        await house.herd.database.execute("""
+    async with start_api(api_list_most=500) as api_harness:
+        await in_status(api_harness.worker, "pending")
+        await api_harness.worker.database.execute("""
             INSERT INTO tasks (id, owner_id, organization_id, template_id, template_version_id, name, display_name,
                                created_at, version, updated_at, status, document, memory, prompt_version)
             SELECT gen_random_uuid(), owner_id, organization_id, template_id, template_version_id, 'n' || number,
                    display_name, created_at, version, updated_at, status, document, memory, prompt_version
             FROM tasks, generate_series(1, 500) AS number""")
-        await house.herd.database.execute("""
+        await api_harness.worker.database.execute("""
             INSERT INTO task_prompts SELECT id, 1, '' FROM tasks ON CONFLICT DO NOTHING""")
-        response = await house.alice.get("/tasks")
+        response = await api_harness.alice.get("/tasks")
         assert (response.json()["count"], response.headers["X-Taskherd-Truncated"]) == (500, "true")
         assert "next" not in response.json()
-        paged = await house.alice.get("/tasks", params={"limit": 500})
-        rest = await house.alice.get("/tasks", params={"after": paged.json()["next"]})
+        paged = await api_harness.alice.get("/tasks", params={"limit": 500})
+        rest = await api_harness.alice.get("/tasks", params={"after": paged.json()["next"]})
         assert (paged.json()["count"], rest.json()["count"], rest.json()["next"]) == (500, 1, None)

@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 
-from tests.api.conftest import Staging
-from tests.harness.api import PATIENCE, VERSION, Stage
+from tests.api.conftest import StartApi
+from tests.harness.api import TIMEOUT, VERSION, ApiHarness
 
 NOT_FOUND = {"message": "Route not found."}
 
 
-async def raw(house: Stage, sent: bytes, *, then: bytes = b"") -> tuple[int, dict[str, str], Any]:
+async def raw(api_harness: ApiHarness, sent: bytes, *, then: bytes = b"") -> tuple[int, dict[str, str], Any]:
     """Send bytes on a connection of their own and return status, headers and JSON body of what comes."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", house.api.port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", api_harness.api.port)
     try:
         writer.write(sent)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             head = await reader.readuntil(b"\r\n\r\n")
             if then:
                 writer.write(then)
@@ -33,9 +33,9 @@ async def raw(house: Stage, sent: bytes, *, then: bytes = b"") -> tuple[int, dic
         writer.close()
 
 
-async def test_what_is_no_route(house: Stage) -> None:
+async def test_what_is_no_route(api_harness: ApiHarness) -> None:
     """Any path that is no route is a JSON 404, signed in or not; a wrong method is a JSON 405 that names the right."""
-    for client in (house.alice, house.nobody):
+    for client in (api_harness.alice, api_harness.anonymous):
         for path in (
             "/api/v2/nothing",
             "/api/v2/tasks/",
@@ -45,22 +45,22 @@ async def test_what_is_no_route(house: Stage) -> None:
             "/api/v2/tasks/a/b/c/d",
             "/livez",
         ):
-            response = await client.get(house.base + path)
+            response = await client.get(api_harness.base + path)
             assert (response.status_code, response.json()) == (404, NOT_FOUND), path
             assert response.headers["content-type"] == "application/json"
-        wrong = await client.put(f"{house.base}/api/v2/tasks/me/x")
+        wrong = await client.put(f"{api_harness.base}/api/v2/tasks/me/x")
         assert (wrong.status_code, wrong.headers["Allow"]) == (405, "DELETE, GET, HEAD")
         assert wrong.json()["message"] == "Method not allowed."
-        beside = await client.options(f"{house.base}/api/v2/tasks/watch")
+        beside = await client.options(f"{api_harness.base}/api/v2/tasks/watch")
         assert (beside.status_code, beside.headers["Allow"]) == (405, "GET, HEAD")
-    head = await house.alice.head("/tasks")
+    head = await api_harness.alice.head("/tasks")
     assert (head.status_code, head.content) == (200, b"")
 
 
-async def test_nothing_tells_of_the_server(house: Stage) -> None:
+async def test_nothing_tells_of_the_server(api_harness: ApiHarness) -> None:
     """No answer carries the header that clients compare versions by, nor one that names the software."""
     for path in ("/tasks", "/nothing"):
-        headers = (await house.alice.get(path)).headers
+        headers = (await api_harness.alice.get(path)).headers
         assert not {"x-coder-build-version", "server", "access-control-allow-origin"} & set(headers)
 
 
@@ -80,17 +80,17 @@ async def test_nothing_tells_of_the_server(house: Stage) -> None:
         (b'{"input": ["x"]}', "Validation failed."),
     ],
 )
-async def test_bodies_that_are_not_what_they_should_be(house: Stage, body: bytes, message: str) -> None:
+async def test_bodies_that_are_not_what_they_should_be(api_harness: ApiHarness, body: bytes, message: str) -> None:
     """Whatever a body is, the answer is a 400 that says so."""
-    response = await house.alice.post("/tasks/me", content=body)
+    response = await api_harness.alice.post("/tasks/me", content=body)
     assert (response.status_code, response.json()["message"]) == (400, message)
 
 
-async def test_a_body_over_the_bound(house: Stage) -> None:
+async def test_a_body_over_the_bound(api_harness: ApiHarness) -> None:
     """More than 1 MiB is refused before it is parsed or even read, whether its length is told or not."""
-    token = house.tokens["alice"]
+    token = api_harness.tokens["alice"]
     head = f"POST /api/v2/tasks/me HTTP/1.1\r\nHost: x\r\nCoder-Session-Token: {token}\r\n".encode()
-    status, headers, told = await raw(house, head + b"Content-Length: 1048577\r\n\r\n")
+    status, headers, told = await raw(api_harness, head + b"Content-Length: 1048577\r\n\r\n")
     assert (status, told["message"]) == (413, "Request body is too large.")
     assert headers["content-type"] == "application/json"
 
@@ -98,13 +98,13 @@ async def test_a_body_over_the_bound(house: Stage) -> None:
         for _ in range(80):
             yield b" " * 65_536
 
-    response = await house.alice.post("/tasks/me", content=endless())
+    response = await api_harness.alice.post("/tasks/me", content=endless())
     assert response.status_code == 413
     just = json.dumps({"template_version_id": str(VERSION), "input": "x" * 200_000, "more": "y" * 800_000})
-    assert (await house.alice.post("/tasks/me", content=just)).status_code == 201
+    assert (await api_harness.alice.post("/tasks/me", content=just)).status_code == 201
 
 
-async def test_what_is_no_http(house: Stage) -> None:
+async def test_what_is_no_http(api_harness: ApiHarness) -> None:
     """Bytes that are no HTTP, and a head over the bound, are answered with JSON and the connection is closed."""
     for sent, expected in (
         (b"\x16\x03\x01 nonsense\r\n\r\n", 400),
@@ -113,41 +113,41 @@ async def test_what_is_no_http(house: Stage) -> None:
         (b"GET /api/v2/tasks HTTP/1.1\r\nHost: x\r\n" + b"A: x\r\n" * 20_000 + b"\r\n", 431),
         (b"GET /api/v2/tasks?" + b"x" * 70_000, 431),
     ):
-        status, headers, told = await raw(house, sent)
+        status, headers, told = await raw(api_harness, sent)
         assert (status, headers["content-type"], headers["connection"]) == (expected, "application/json", "close")
         assert told["message"]
-    assert (await house.alice.get("/tasks")).status_code == 200
+    assert (await api_harness.alice.get("/tasks")).status_code == 200
 
 
-async def test_who_is_too_slow(staging: Staging) -> None:
+async def test_who_is_too_slow(start_api: StartApi) -> None:
     """A head or a body that does not come in time is answered with 408, so that no connection is held by dawdling."""
-    async with staging(api_read_timeout=0.5) as house:
-        status, _, told = await raw(house, b"GET /api/v2/tasks HTTP/1.1\r\nHost: x\r\nSlow: ")
+    async with start_api(api_read_timeout=0.5) as api_harness:
+        status, _, told = await raw(api_harness, b"GET /api/v2/tasks HTTP/1.1\r\nHost: x\r\nSlow: ")
         assert (status, told["message"]) == (408, "Request header did not arrive in time.")
-        assert (await raw(house, b""))[0] == 408
-        head = f"POST /api/v2/tasks/me HTTP/1.1\r\nHost: x\r\nCoder-Session-Token: {house.tokens['alice']}\r\n"
-        status, _, told = await raw(house, head.encode() + b'Content-Length: 10\r\n\r\n{"a')
+        assert (await raw(api_harness, b""))[0] == 408
+        head = f"POST /api/v2/tasks/me HTTP/1.1\r\nHost: x\r\nCoder-Session-Token: {api_harness.tokens['alice']}\r\n"
+        status, _, told = await raw(api_harness, head.encode() + b'Content-Length: 10\r\n\r\n{"a')
         assert (status, told["message"]) == (408, "Request body did not arrive in time.")
 
 
-async def test_pages_of_others(staging: Staging) -> None:
+async def test_pages_of_others(start_api: StartApi) -> None:
     """Pages of the origins that are set may call the API, others may not; without a setting none may."""
-    async with staging(api_cors_origins="https://a.example, https://b.example") as house:
+    async with start_api(api_cors_origins="https://a.example, https://b.example") as api_harness:
         for origin, allowed in (("https://b.example", True), ("https://evil.example", False)):
-            response = await house.alice.get("/tasks", headers={"Origin": origin})
+            response = await api_harness.alice.get("/tasks", headers={"Origin": origin})
             assert (response.headers.get("access-control-allow-origin") == origin) is allowed
             asks = {"Origin": origin, "Access-Control-Request-Method": "POST"}
-            assert ((await house.nobody.options("/tasks/me", headers=asks)).status_code == 200) is allowed
+            assert ((await api_harness.anonymous.options("/tasks/me", headers=asks)).status_code == 200) is allowed
 
 
-async def test_a_mistake_of_ours_tells_nothing(house: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_mistake_of_ours_tells_nothing(api_harness: ApiHarness, capsys: pytest.CaptureFixture[str]) -> None:
     """A crash is a JSON 500 without a word of what happened, and is counted."""
-    await house.herd.database.execute("ALTER TABLE tasks RENAME COLUMN updated_at TO hidden_secret")
-    response = await house.alice.get("/tasks")
+    await api_harness.worker.database.execute("ALTER TABLE tasks RENAME COLUMN updated_at TO hidden_secret")
+    response = await api_harness.alice.get("/tasks")
     assert (response.status_code, response.json()) == (500, {"message": "An internal server error occurred."})
-    assert house.api.metrics.registry.get_sample_value("taskherd_api_crashes_total") == 1
-    await house.herd.database.execute("ALTER TABLE tasks RENAME COLUMN hidden_secret TO updated_at")
-    assert (await house.alice.get("/tasks")).status_code == 200
+    assert api_harness.api.metrics.registry.get_sample_value("taskherd_api_crashes_total") == 1
+    await api_harness.worker.database.execute("ALTER TABLE tasks RENAME COLUMN hidden_secret TO updated_at")
+    assert (await api_harness.alice.get("/tasks")).status_code == 200
     capsys.readouterr()
 
 
@@ -197,16 +197,16 @@ def nonsense(dice: Random, token: str) -> bytes:
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-async def test_ten_thousand_malformed_requests(staging: Staging) -> None:
+async def test_ten_thousand_malformed_requests(start_api: StartApi) -> None:
     """However strange what comes is, none is answered with 500, and the next proper request is served."""
-    async with staging(api_read_timeout=0.5, log_level="error") as house:
+    async with start_api(api_read_timeout=0.5, log_level="error") as api_harness:
         dice = Random(4)
         seen: dict[bytes, int] = {}
         lanes = asyncio.Semaphore(64)
 
         async def one(sent: bytes) -> None:
-            async with lanes, asyncio.timeout(PATIENCE):
-                reader, writer = await asyncio.open_connection("127.0.0.1", house.api.port)
+            async with lanes, asyncio.timeout(TIMEOUT):
+                reader, writer = await asyncio.open_connection("127.0.0.1", api_harness.api.port)
                 writer.write(sent)
                 try:
                     answer = await reader.read(1 << 20)
@@ -217,9 +217,9 @@ async def test_ten_thousand_malformed_requests(staging: Staging) -> None:
                 seen[status] = seen.get(status, 0) + 1
 
         for _ in range(10):
-            await asyncio.gather(*(one(nonsense(dice, house.tokens["alice"])) for _ in range(1000)))
+            await asyncio.gather(*(one(nonsense(dice, api_harness.tokens["alice"])) for _ in range(1000)))
         assert sum(seen.values()) == 10_000
         assert b"500" not in seen, seen
         assert {b"400", b"404", b"405"} <= set(seen), seen
-        assert house.api.metrics.registry.get_sample_value("taskherd_api_crashes_total") == 0
-        assert (await house.alice.get("/tasks")).status_code == 200
+        assert api_harness.api.metrics.registry.get_sample_value("taskherd_api_crashes_total") == 0
+        assert (await api_harness.alice.get("/tasks")).status_code == 200

@@ -14,8 +14,8 @@ from mcp.client.client import Client
 from mcp.client.stdio import StdioServerParameters
 
 from taskherd.messages.agent_tokens import agent_token
-from tests.harness.api import VERSION, Stage
-from tests.harness.worker import SECRET, said
+from tests.harness.api import VERSION, ApiHarness
+from tests.harness.worker import SECRET, make_report
 
 PERSON = {
     "coder_create_task": {"input", "template_version_id", "template_version_preset_id", "user"},
@@ -49,23 +49,23 @@ async def tools(client: Client) -> dict[str, set[str]]:
     return {tool.name: set(tool.input_schema["properties"]) for tool in (await client.list_tools()).tools}
 
 
-async def test_an_assistant_has_a_task_done(house: Stage) -> None:
+async def test_an_assistant_has_a_task_done(api_harness: ApiHarness) -> None:
     """Every tool of a person, by Coder's names: created, listed, looked at, spoken to, read and deleted."""
-    async with speaking(TASKHERD_URL=house.base, TASKHERD_TOKEN=house.tokens["alice"]) as client:
+    async with speaking(TASKHERD_URL=api_harness.base, TASKHERD_TOKEN=api_harness.tokens["alice"]) as client:
         assert await tools(client) == PERSON
         made = await told(client, "coder_create_task", input="Fix it", template_version_id=str(VERSION))
         task_id = uuid.UUID(made["id"])
-        await house.herd.active(task_id)
+        await api_harness.worker.active(task_id)
         assert [each["id"] for each in (await told(client, "coder_list_tasks", status="active"))["tasks"]] == [
             made["id"]
         ]
         assert (await told(client, "coder_list_tasks", user="bob"))["tasks"] == []
         entry = {"id": 0, "type": "output", "content": "On it", "time": "2026-01-01T10:00:00Z"}
-        await house.herd.report(
-            said("task.log", task_id, entries=[entry]),
-            said("app.status", task_id, state="working", message="Looking", uri=""),
+        await api_harness.worker.report(
+            make_report("task.log", task_id, entries=[entry]),
+            make_report("app.status", task_id, state="working", message="Looking", uri=""),
         )
-        await house.herd.until(lambda: house.herd.state(task_id).get("message") == "Looking")
+        await api_harness.worker.until(lambda: api_harness.worker.state(task_id).get("message") == "Looking")
         status = await told(client, "coder_get_task_status", task_id=f"alice/{made['name']}.main")
         assert (status["status"], status["state"]["state"], status["state"]["message"]) == (
             "active",
@@ -79,22 +79,22 @@ async def test_an_assistant_has_a_task_done(house: Stage) -> None:
         assert gone.is_error
 
 
-async def test_an_agent_reports_its_own_task(house: Stage) -> None:
+async def test_an_agent_reports_its_own_task(api_harness: ApiHarness) -> None:
     """With the token that the runner gave it, an agent has one tool, and what it says is the task's state."""
-    task_id = uuid.UUID((await house.active())["id"])
+    task_id = uuid.UUID((await api_harness.active())["id"])
     token = agent_token(SECRET, task_id, 1)
-    async with speaking(CODER_AGENT_URL=house.base, CODER_AGENT_TOKEN=token) as client:
+    async with speaking(CODER_AGENT_URL=api_harness.base, CODER_AGENT_TOKEN=token) as client:
         assert await tools(client) == AGENT
         await told(client, "coder_report_task", summary="Done", link="https://example.com/pull/7", state="complete")
-        await house.herd.until(lambda: house.herd.state(task_id).get("state") == "complete")
-        assert house.herd.state(task_id)["uri"] == "https://example.com/pull/7"
+        await api_harness.worker.until(lambda: api_harness.worker.state(task_id).get("state") == "complete")
+        assert api_harness.worker.state(task_id)["uri"] == "https://example.com/pull/7"
         refused = await client.call_tool("coder_report_task", {"summary": "?", "link": "", "state": "dancing"})
         assert refused.is_error
 
 
-async def test_a_refusal_is_told_to_the_model(house: Stage) -> None:
+async def test_a_refusal_is_told_to_the_model(api_harness: ApiHarness) -> None:
     """What the API refuses is the tool's error, in the API's own words; the server goes on."""
-    async with speaking(TASKHERD_URL=house.base, TASKHERD_TOKEN="wrong") as client:
+    async with speaking(TASKHERD_URL=api_harness.base, TASKHERD_TOKEN="wrong") as client:
         refused = await client.call_tool("coder_list_tasks", {})
         assert refused.is_error
         assert "signed out" in str(refused.content)

@@ -14,10 +14,10 @@ import pytest
 
 from taskherd.api.tasks import sse
 from taskherd.dev.services import Services
-from tests.api.conftest import Staging
+from tests.api.conftest import StartApi
 from tests.api.test_outages import BODY, renamed
-from tests.harness.api import PATIENCE, Stage, serving
-from tests.harness.sse import listening
+from tests.harness.api import TIMEOUT, ApiHarness, running_api
+from tests.harness.sse import sse_client
 
 
 class Cable:
@@ -82,57 +82,57 @@ async def cabled(url: str) -> AsyncIterator[tuple[Cable, str]]:
         await cable.remove()
 
 
-async def test_without_the_broker(house: Stage, database_url: str, amqp_url: str, amqp_prefix: str) -> None:
+async def test_without_the_broker(api_harness: ApiHarness, database_url: str, amqp_url: str, amqp_prefix: str) -> None:
     """Readers keep their connection and go on by looking; writes are 503 in time; all comes back by itself."""
     async with (
         cabled(amqp_url) as (cable, url),
-        serving(database_url, url, amqp_prefix, api_command_timeout=1) as api,
+        running_api(database_url, url, amqp_prefix, api_command_timeout=1) as api,
         httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{api.port}/api/v2", headers=house.alice.headers, timeout=PATIENCE
+            base_url=f"http://127.0.0.1:{api.port}/api/v2", headers=api_harness.alice.headers, timeout=TIMEOUT
         ) as client,
     ):
-        task = await house.create(client)
+        task = await api_harness.create(client)
         task_id = uuid.UUID(task["id"])
-        api.tail._every = 0.2
-        async with listening(client, "/tasks/watch") as ear:
+        api.change_feed._every = 0.2
+        async with sse_client(client, "/tasks/watch") as ear:
             await ear.ready()
             cable.cut()
             refused = await client.post("/tasks/me", json=BODY)
             assert (refused.status_code, refused.headers["Retry-After"]) == (503, "2")
             assert (await client.get("/tasks")).json()["count"] == 1
-            await house.herd.active(task_id)
+            await api_harness.worker.active(task_id)
             await ear.status("active")
             waited = await client.get(f"/tasks/me/{task_id}", params={"wait": "10s", "until": "active"})
             assert waited.json()["status"] == "active"
             cable.mend()
-            api.tail._every = 600.0  # from now on only the bell can tell
-            async with asyncio.timeout(PATIENCE):
+            api.change_feed._every = 600.0  # from now on only the bell can tell
+            async with asyncio.timeout(TIMEOUT):
                 while (await client.post("/tasks/me", json={**BODY, "name": "back"})).status_code == 503:
                     continue
-            await ear.until(lambda: ear.heard[-1].task["name"] == "back")
+            await ear.until(lambda: ear.events[-1].task["name"] == "back")
             assert not ear.over
 
 
-async def test_without_the_database(staging: Staging, services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_the_database(start_api: StartApi, services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     """Readers keep their connection while the database is not there, and hear what came after, nothing twice."""
     monkeypatch.setattr(sse, "COMMENT_EVERY", 0.2)
-    async with staging() as house:
-        task = await house.active()
-        await house.herd.until_row("SELECT count(*) FROM outbox", is_=0)
-        async with listening(house.alice, "/tasks/watch") as ear:
+    async with start_api() as api_harness:
+        task = await api_harness.active()
+        await api_harness.worker.until_row("SELECT count(*) FROM outbox", is_=0)
+        async with sse_client(api_harness.alice, "/tasks/watch") as ear:
             await ear.ready()
-            name = await house.herd.database.fetchval("SELECT current_database()")
+            name = await api_harness.worker.database.fetchval("SELECT current_database()")
             server = await asyncpg.connect(services.database_url, timeout=5, command_timeout=10)
             await renamed(server, name, f"{name}_away")
-            assert (await house.alice.get("/tasks")).status_code == 503
+            assert (await api_harness.alice.get("/tasks")).status_code == 503
             comments = ear.comments
             await ear.until(lambda: ear.comments > comments + 3)
             await renamed(server, f"{name}_away", name)
             await server.close()
             for seq, state in enumerate(("working", "idle"), 1):
                 fields = {"state": state, "message": "", "seq": seq, "build_number": 1}
-                await house.herd.report({"type": "app.status", "task_id": task["id"], **fields})
-            await ear.until(lambda: (ear.heard[-1].task["current_state"] or {}).get("state") == "idle")
-            told = [each.version for each in ear.heard[1:]]
+                await api_harness.worker.report({"type": "app.status", "task_id": task["id"], **fields})
+            await ear.until(lambda: (ear.events[-1].task["current_state"] or {}).get("state") == "idle")
+            told = [each.version for each in ear.events[1:]]
             assert told == list(range(told[0], told[0] + len(told)))
             assert not ear.over

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.api.conftest import Staging
-from tests.harness.api import VERSION, Stage
-from tests.harness.worker import ALICE, PRESET, STATUSES, build, in_status, said
+from tests.api.conftest import StartApi
+from tests.harness.api import VERSION, ApiHarness
+from tests.harness.worker import ALICE, PRESET, STATUSES, build_report, in_status, make_report
 
 GOLDEN = Path(__file__).parent / "golden"
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
@@ -26,75 +26,79 @@ def plain(document: dict[str, Any]) -> dict[str, Any]:
     return told
 
 
-async def brought_to(house: Stage, status: str) -> dict[str, Any]:
+async def brought_to(api_harness: ApiHarness, status: str) -> dict[str, Any]:
     """A task with everything reported that a provisioner reports, in this status."""
-    task = await house.create(name="golden", display_name="Golden task", input="Fix the flaky test")
+    task = await api_harness.create(name="golden", display_name="Golden task", input="Fix the flaky test")
     task_id = uuid.UUID(task["id"])
     if status in {"active", "paused", "unknown"}:
         whole = {"workspace": {"id": WORKSPACE, "name": "golden-ws"}, "app": {"id": APP, "slug": "agent"}}
-        await house.herd.report(
-            build(task_id, 1, "start", "succeeded", agent_id=AGENT, **whole),
-            said("agent.lifecycle", task_id, build_number=1, lifecycle="ready"),
-            said("agent.heartbeat", task_id, build_number=1),
-            said("app.status", task_id, build_number=1, state="idle", message="Done", uri="https://example.com/pr/1"),
+        await api_harness.worker.report(
+            build_report(task_id, 1, "start", "succeeded", agent_id=AGENT, **whole),
+            make_report("agent.lifecycle", task_id, build_number=1, lifecycle="ready"),
+            make_report("agent.heartbeat", task_id, build_number=1),
+            make_report(
+                "app.status", task_id, build_number=1, state="idle", message="Done", uri="https://example.com/pr/1"
+            ),
         )
-        await house.herd.until(lambda: house.herd.document(task_id).get("status") == "active")
-        await house.herd.until(lambda: house.herd.state(task_id).get("state") == "idle")
+        await api_harness.worker.until(lambda: api_harness.worker.document(task_id).get("status") == "active")
+        await api_harness.worker.until(lambda: api_harness.worker.state(task_id).get("state") == "idle")
         if status != "active":
-            assert (await house.alice.post(f"/tasks/me/{task_id}/pause")).status_code == 202
+            assert (await api_harness.alice.post(f"/tasks/me/{task_id}/pause")).status_code == 202
         if status == "paused":
-            await house.herd.report(build(task_id, 2, "stop", "succeeded"))
+            await api_harness.worker.report(build_report(task_id, 2, "stop", "succeeded"))
     elif status != "pending":
-        await in_status(house.herd, status, task_id)
-    await house.herd.until(lambda: house.herd.document(task_id).get("status") == status)
-    return await house.get(task["id"])
+        await in_status(api_harness.worker, status, task_id)
+    await api_harness.worker.until(lambda: api_harness.worker.document(task_id).get("status") == status)
+    return await api_harness.get(task["id"])
 
 
 @pytest.mark.parametrize("status", STATUSES)
-async def test_the_document_in_each_status(house: Stage, status: str) -> None:
+async def test_the_document_in_each_status(api_harness: ApiHarness, status: str) -> None:
     """The JSON of a task in each status, reached by real reports, is field for field what is written down."""
-    document = await brought_to(house, status)
+    document = await brought_to(api_harness, status)
     assert plain(document) == json.loads((GOLDEN / f"{status}.json").read_text())
 
 
-async def test_a_task_is_created_found_and_listed(house: Stage) -> None:
+async def test_a_task_is_created_found_and_listed(api_harness: ApiHarness) -> None:
     """What a create answers is what get and list answer, by id and by name, under both prefixes."""
-    task = await house.create(name="My-Task")
+    task = await api_harness.create(name="My-Task")
     for path in (f"/tasks/me/{task['id']}", "/tasks/me/my-task", "/tasks/ALICE/My-Task", f"/tasks/bob/{task['id']}"):
-        response = await house.alice.get(path)
+        response = await api_harness.alice.get(path)
         assert (response.status_code, response.json()) == (200, task), path
-    listed = (await house.alice.get("/tasks")).json()
+    listed = (await api_harness.alice.get("/tasks")).json()
     assert listed == {"tasks": [task], "count": 1}
-    experimental = await house.alice.get(f"{house.base}/api/experimental/tasks?q=owner:alice")
+    experimental = await api_harness.alice.get(f"{api_harness.base}/api/experimental/tasks?q=owner:alice")
     assert experimental.json() == listed
 
 
-async def test_a_name_that_looks_like_an_id(house: Stage) -> None:
+async def test_a_name_that_looks_like_an_id(api_harness: ApiHarness) -> None:
     """32 hex digits are looked up as an id first, then as a name."""
     name = uuid.uuid4().hex
-    task = await house.create(name=name)
-    assert (await house.get(name))["id"] == task["id"]
-    assert (await house.get(uuid.UUID(task["id"]).hex))["id"] == task["id"]
+    task = await api_harness.create(name=name)
+    assert (await api_harness.get(name))["id"] == task["id"]
+    assert (await api_harness.get(uuid.UUID(task["id"]).hex))["id"] == task["id"]
 
 
-async def test_what_a_create_takes(house: Stage) -> None:
+async def test_what_a_create_takes(api_harness: ApiHarness) -> None:
     """Go's nil preset is none, null stands for an absent field, an empty input is taken, names are made."""
     body: dict[str, Any] = {"template_version_id": str(VERSION), "template_version_preset_id": str(uuid.UUID(int=0))}
     for fields in ({"input": ""}, {"input": None, "name": None, "display_name": None}, {"name": "", "unknown": [1]}):
-        response = await house.alice.post("/tasks/me", json={**body, **fields})
+        response = await api_harness.alice.post("/tasks/me", json={**body, **fields})
         assert response.status_code == 201, response.text
         assert response.json()["initial_prompt"] == ""
         assert response.json()["name"]
         assert response.json()["display_name"]
-    task = await house.create(template_version_preset_id=str(PRESET), input="Fix it\x00\x01 now\n")
+    task = await api_harness.create(template_version_preset_id=str(PRESET), input="Fix it\x00\x01 now\n")
     assert task["initial_prompt"] == "Fix it now\n"
-    rows = await house.herd.database.fetchval("SELECT preset_id FROM tasks WHERE id = $1", uuid.UUID(task["id"]))
+    rows = await api_harness.worker.database.fetchval(
+        "SELECT preset_id FROM tasks WHERE id = $1", uuid.UUID(task["id"])
+    )
     assert rows == PRESET
 
 
-async def test_what_a_create_is_refused_for(house: Stage) -> None:
+async def test_what_a_create_is_refused_for(api_harness: ApiHarness) -> None:
     """Template version, preset, name and display name: each with the answer that clients match on."""
-    await house.create(name="taken")
+    await api_harness.create(name="taken")
     good: dict[str, Any] = {"template_version_id": str(VERSION), "input": "x"}
     no_version = "Template version not found or you do not have access to this resource"
     bad_name = "Unable to create a Task with the provided name."
@@ -115,16 +119,16 @@ async def test_what_a_create_is_refused_for(house: Stage) -> None:
         ({"template_version_id": ""}, 400, "Validation failed."),
     ]
     for fields, status, message in cases:
-        response = await house.alice.post("/tasks/me", json={**good, **fields})
+        response = await api_harness.alice.post("/tasks/me", json={**good, **fields})
         assert (response.status_code, response.json()["message"]) == (status, message), fields
         assert response.headers["content-type"] == "application/json"
         assert "detail" not in response.json() or response.json()["detail"]
     validations = [{"field": "name", "detail": "This value is already in use and should be unique."}]
-    response = await house.alice.post("/tasks/me", json={**good, "name": "taken"})
+    response = await api_harness.alice.post("/tasks/me", json={**good, "name": "taken"})
     assert response.json()["validations"] == validations
 
 
-async def test_what_each_status_refuses(house: Stage) -> None:
+async def test_what_each_status_refuses(api_harness: ApiHarness) -> None:
     """Send, new prompt, pause and resume in each status: the codes and messages of Coder's servers, or ours."""
     active = (409, "A workspace build is already active.")
     not_paused = (409, "Unable to update task input, task must be paused.")
@@ -146,144 +150,146 @@ async def test_what_each_status_refuses(house: Stage) -> None:
             ("PATCH", "/input", {"input": "Other"}, (204, "") if status == "paused" else not_paused),
             ("POST", "/resume", None, resume.get(status, (202, ""))),
         ):
-            task = str(await in_status(house.herd, status))
-            response = await house.alice.request(method, f"/tasks/me/{task}{path}", json=body)
+            task = str(await in_status(api_harness.worker, status))
+            response = await api_harness.alice.request(method, f"/tasks/me/{task}{path}", json=body)
             message = "" if response.status_code < 300 else response.json()["message"]
             assert (response.status_code, message) == refusal, (status, method, path, body)
-    paused = str(await in_status(house.herd, "paused"))
-    detail = (await house.alice.post(f"/tasks/me/{paused}/send", json={"input": "x"})).json()["detail"]
+    paused = str(await in_status(api_harness.worker, "paused"))
+    detail = (await api_harness.alice.post(f"/tasks/me/{paused}/send", json={"input": "x"})).json()["detail"]
     assert detail == "Resume the task to send messages."
 
 
-async def test_pause_and_resume(house: Stage) -> None:
+async def test_pause_and_resume(api_harness: ApiHarness) -> None:
     """Both answer 202 with the build that was asked for; a paused task can be paused again; posts need no body."""
-    task = await house.active()
+    task = await api_harness.active()
     task_id = uuid.UUID(task["id"])
-    paused = await house.alice.post(f"/tasks/me/{task_id}/pause", content=b"", headers={"Content-Type": "text/plain"})
+    paused = await api_harness.alice.post(
+        f"/tasks/me/{task_id}/pause", content=b"", headers={"Content-Type": "text/plain"}
+    )
     assert paused.status_code == 202
     told = paused.json()
     assert told["workspace_build_id"] == told["workspace_build"]["id"] == str(uuid.uuid5(task_id, "2"))
     assert (told["workspace_build"]["transition"], told["workspace_build"]["build_number"]) == ("stop", 2)
     assert told["workspace_build"]["job"]["status"] == "pending"
-    after = await house.get(task["id"])
+    after = await api_harness.get(task["id"])
     assert (after["status"], after["workspace_build_number"], after["workspace_status"]) == ("unknown", 2, "pending")
     assert (after["workspace_agent_id"], after["workspace_agent_lifecycle"], after["workspace_agent_health"]) == (
         None,
         None,
         None,
     )
-    again = await house.alice.post(f"/tasks/me/{task_id}/pause")
+    again = await api_harness.alice.post(f"/tasks/me/{task_id}/pause")
     assert (again.status_code, again.json()) == (409, {"message": "A workspace build is already active."})
-    await house.herd.report(build(task_id, 2, "stop", "succeeded"))
-    await house.herd.until(lambda: house.herd.document(task_id).get("status") == "paused")
-    assert (await house.alice.post(f"/tasks/me/{task_id}/pause")).status_code == 202
-    await house.herd.report(build(task_id, 3, "stop", "succeeded"))
-    await house.herd.until(lambda: house.herd.document(task_id).get("workspace_status") == "stopped")
-    changed = await house.alice.patch(f"/tasks/me/{task_id}/input", json={"input": "Another prompt"})
+    await api_harness.worker.report(build_report(task_id, 2, "stop", "succeeded"))
+    await api_harness.worker.until(lambda: api_harness.worker.document(task_id).get("status") == "paused")
+    assert (await api_harness.alice.post(f"/tasks/me/{task_id}/pause")).status_code == 202
+    await api_harness.worker.report(build_report(task_id, 3, "stop", "succeeded"))
+    await api_harness.worker.until(lambda: api_harness.worker.document(task_id).get("workspace_status") == "stopped")
+    changed = await api_harness.alice.patch(f"/tasks/me/{task_id}/input", json={"input": "Another prompt"})
     assert (changed.status_code, changed.content) == (204, b"")
-    assert (await house.get(task["id"]))["initial_prompt"] == "Another prompt"
-    resumed = await house.alice.post(f"/tasks/me/{task_id}/resume")
+    assert (await api_harness.get(task["id"]))["initial_prompt"] == "Another prompt"
+    resumed = await api_harness.alice.post(f"/tasks/me/{task_id}/resume")
     assert (resumed.status_code, resumed.json()["workspace_build"]["transition"]) == (202, "start")
 
 
-async def test_sending_to_a_busy_agent(staging: Staging) -> None:
+async def test_sending_to_a_busy_agent(start_api: StartApi) -> None:
     """An input for a busy agent waits and says so; in strict mode it is refused as Coder does."""
-    async with staging() as house:
-        task = (await house.active())["id"]
-        first = await house.alice.post(f"/tasks/me/{task}/send", json={"input": "One"})
+    async with start_api() as api_harness:
+        task = (await api_harness.active())["id"]
+        first = await api_harness.alice.post(f"/tasks/me/{task}/send", json={"input": "One"})
         assert (first.status_code, first.content, "X-Taskherd-Queued" in first.headers) == (204, b"", False)
-        second = await house.alice.post(f"/tasks/me/{task}/send", json={"input": "Two"})
+        second = await api_harness.alice.post(f"/tasks/me/{task}/send", json={"input": "Two"})
         assert (second.status_code, second.headers["X-Taskherd-Queued"]) == (204, "true")
 
 
-async def test_sending_to_a_busy_agent_strictly(staging: Staging) -> None:
+async def test_sending_to_a_busy_agent_strictly(start_api: StartApi) -> None:
     """In strict mode an input for a busy agent is refused as Coder's servers refuse it."""
-    async with staging(send_mode="strict") as house:
-        task = (await house.active())["id"]
-        assert (await house.alice.post(f"/tasks/me/{task}/send", json={"input": "One"})).status_code == 204
-        refused = await house.alice.post(f"/tasks/me/{task}/send", json={"input": "Two"})
+    async with start_api(send_mode="strict") as api_harness:
+        task = (await api_harness.active())["id"]
+        assert (await api_harness.alice.post(f"/tasks/me/{task}/send", json={"input": "One"})).status_code == 204
+        refused = await api_harness.alice.post(f"/tasks/me/{task}/send", json={"input": "Two"})
         assert (refused.status_code, refused.json()) == (409, {"message": "Task app is not ready to accept input."})
 
 
-async def test_a_delete_hides_at_once(house: Stage) -> None:
+async def test_a_delete_hides_at_once(api_harness: ApiHarness) -> None:
     """A delete is an empty 202 with a length, also while a build is active; the task is gone, its name is free."""
-    task = await house.create(name="gone")
-    response = await house.alice.delete("/tasks/me/gone")
+    task = await api_harness.create(name="gone")
+    response = await api_harness.alice.delete("/tasks/me/gone")
     assert (response.status_code, response.content, response.headers["content-length"]) == (202, b"", "0")
-    assert (await house.alice.get(f"/tasks/me/{task['id']}")).status_code == 404
-    assert (await house.alice.get("/tasks")).json() == {"tasks": [], "count": 0}
-    assert (await house.alice.delete(f"/tasks/me/{task['id']}")).status_code == 404
-    await house.create(name="Gone")
+    assert (await api_harness.alice.get(f"/tasks/me/{task['id']}")).status_code == 404
+    assert (await api_harness.alice.get("/tasks")).json() == {"tasks": [], "count": 0}
+    assert (await api_harness.alice.delete(f"/tasks/me/{task['id']}")).status_code == 404
+    await api_harness.create(name="Gone")
 
 
-async def test_logs(house: Stage) -> None:
+async def test_logs(api_harness: ApiHarness) -> None:
     """Ids count from 0, times are UTC; while no agent can be asked it is a snapshot, empty or not."""
-    task_id = uuid.UUID((await house.create())["id"])
-    empty = (await house.alice.get(f"/tasks/me/{task_id}/logs")).json()
+    task_id = uuid.UUID((await api_harness.create())["id"])
+    empty = (await api_harness.alice.get(f"/tasks/me/{task_id}/logs")).json()
     assert empty == {"logs": [], "snapshot": True}
-    await house.herd.active(task_id)
+    await api_harness.worker.active(task_id)
     entries = [
         {"id": 7, "type": "input", "content": "Hello", "time": "2026-01-02T03:04:05+01:00"},
         {"id": 8, "type": "output", "content": "Hi", "time": "2026-01-02T03:04:06Z"},
     ]
-    await house.herd.report(said("task.log", task_id, build_number=1, entries=entries))
-    await house.herd.until_row("SELECT count(*) FROM task_logs", is_=2)
-    logs = (await house.alice.get(f"/tasks/alice/{task_id}/logs")).json()
+    await api_harness.worker.report(make_report("task.log", task_id, build_number=1, entries=entries))
+    await api_harness.worker.until_row("SELECT count(*) FROM task_logs", is_=2)
+    logs = (await api_harness.alice.get(f"/tasks/alice/{task_id}/logs")).json()
     assert logs == {
         "logs": [
             {"id": 0, "content": "Hello", "type": "input", "time": "2026-01-02T02:04:05.000000Z"},
             {"id": 1, "content": "Hi", "type": "output", "time": "2026-01-02T03:04:06.000000Z"},
         ]
     }
-    await house.alice.post(f"/tasks/me/{task_id}/pause")
-    await house.herd.report(build(task_id, 2, "stop", "succeeded"))
-    await house.herd.until(lambda: house.herd.document(task_id).get("status") == "paused")
-    paused = (await house.alice.get(f"/tasks/me/{task_id}/logs")).json()
+    await api_harness.alice.post(f"/tasks/me/{task_id}/pause")
+    await api_harness.worker.report(build_report(task_id, 2, "stop", "succeeded"))
+    await api_harness.worker.until(lambda: api_harness.worker.document(task_id).get("status") == "paused")
+    paused = (await api_harness.alice.get(f"/tasks/me/{task_id}/logs")).json()
     assert (paused["snapshot"], paused["logs"]) == (True, logs["logs"])
     assert TIME.fullmatch(paused["snapshot_at"])
 
 
-async def test_a_create_with_a_key_is_done_once(house: Stage) -> None:
+async def test_a_create_with_a_key_is_done_once(api_harness: ApiHarness) -> None:
     """The same Idempotency-Key gives 200 with the same task; another body 409; another user's key is another key."""
     body = {"template_version_id": str(VERSION), "input": "Once"}
     key = {"Idempotency-Key": "deploy-42"}
-    first = await house.alice.post("/tasks/me", json=body, headers=key)
-    again = await house.alice.post("/tasks/me", json=body, headers=key)
+    first = await api_harness.alice.post("/tasks/me", json=body, headers=key)
+    again = await api_harness.alice.post("/tasks/me", json=body, headers=key)
     assert (first.status_code, again.status_code) == (201, 200)
     assert first.json() == again.json()
-    other = await house.alice.post("/tasks/me", json={**body, "input": "Twice"}, headers=key)
+    other = await api_harness.alice.post("/tasks/me", json={**body, "input": "Twice"}, headers=key)
     assert (other.status_code, other.json()["message"]) == (409, "Idempotency-Key was used for another request.")
-    bobs = await house.bob.post("/tasks/me", json=body, headers=key)
+    bobs = await api_harness.bob.post("/tasks/me", json=body, headers=key)
     assert (bobs.status_code, bobs.json()["id"] != first.json()["id"]) == (201, True)
     for bad in ("", "x" * 256, "a\tb"):
-        refused = await house.alice.post("/tasks/me", json=body, headers={"Idempotency-Key": bad})
+        refused = await api_harness.alice.post("/tasks/me", json=body, headers={"Idempotency-Key": bad})
         assert refused.status_code == 400, bad
-    assert await house.herd.database.fetchval("SELECT count(*) FROM tasks") == 2
+    assert await api_harness.worker.database.fetchval("SELECT count(*) FROM tasks") == 2
 
 
-async def test_an_etag_saves_the_document(house: Stage) -> None:
+async def test_an_etag_saves_the_document(api_harness: ApiHarness) -> None:
     """If-None-Match gives 304 until the task or the directory changes, for one task and for a list."""
-    task = await house.create()
+    task = await api_harness.create()
     path, held = "", {"If-None-Match": ""}
     for path in (f"/tasks/me/{task['id']}", "/tasks?q=owner:me"):
-        first = await house.alice.get(path)
+        first = await api_harness.alice.get(path)
         held = {"If-None-Match": first.headers["ETag"]}
-        same = await house.alice.get(path, headers=held)
+        same = await api_harness.alice.get(path, headers=held)
         assert (same.status_code, same.content, same.headers["ETag"]) == (304, b"", first.headers["ETag"])
         assert "content-length" not in same.headers
-    await house.herd.database.execute("UPDATE directory_revision SET revision = revision + 1")
-    assert (await house.alice.get(path, headers=held)).status_code == 200
-    held = {"If-None-Match": (await house.alice.get(path)).headers["ETag"]}
-    await house.herd.active(uuid.UUID(task["id"]))
-    assert (await house.alice.get(path, headers=held)).status_code == 200
+    await api_harness.worker.database.execute("UPDATE directory_revision SET revision = revision + 1")
+    assert (await api_harness.alice.get(path, headers=held)).status_code == 200
+    held = {"If-None-Match": (await api_harness.alice.get(path)).headers["ETag"]}
+    await api_harness.worker.active(uuid.UUID(task["id"]))
+    assert (await api_harness.alice.get(path, headers=held)).status_code == 200
 
 
-async def test_ids_as_the_published_page_has_them(staging: Staging) -> None:
+async def test_ids_as_the_published_page_has_them(start_api: StartApi) -> None:
     """Where it is set so, ids that may be absent are objects in every document."""
-    async with staging(api_nullable_ids="object") as house:
-        task = await house.create()
+    async with start_api(api_nullable_ids="object") as api_harness:
+        task = await api_harness.create()
         nil = {"uuid": str(uuid.UUID(int=0)), "valid": False}
         assert [task[name] for name in ("workspace_id", "workspace_agent_id", "workspace_app_id")] == [nil] * 3
-        assert await house.get(task["id"]) == task
-        assert (await house.alice.get("/tasks")).json()["tasks"] == [task]
+        assert await api_harness.get(task["id"]) == task
+        assert (await api_harness.alice.get("/tasks")).json()["tasks"] == [task]
         assert task["owner_id"] == str(ALICE)

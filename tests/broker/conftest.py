@@ -13,13 +13,13 @@ import pytest
 from aiormq.abc import AbstractChannel
 
 from taskherd.broker import topology
-from taskherd.broker.connection import Link
-from taskherd.broker.consume import Intake, Source
+from taskherd.broker.connection import SupervisedConnection
+from taskherd.broker.consume import Consumer, Source
 from taskherd.broker.publish import Publisher
-from taskherd.broker.topology import Names
+from taskherd.broker.topology import TopologyNames
 
 
-class Relay:
+class TcpRelay:
     """Passes bytes between clients and the broker, until told otherwise."""
 
     def __init__(self, host: str, port: int) -> None:
@@ -78,26 +78,26 @@ class Relay:
 
 
 @pytest.fixture
-async def relay(amqp_url: str) -> AsyncIterator[tuple[Relay, str]]:
+async def relay(amqp_url: str) -> AsyncIterator[tuple[TcpRelay, str]]:
     """A relay in front of the broker, and the URL that goes through it."""
     parts = urlsplit(amqp_url)
-    relay = Relay(parts.hostname or "127.0.0.1", parts.port or 5672)
+    relay = TcpRelay(parts.hostname or "127.0.0.1", parts.port or 5672)
     port = await relay.start()
     credentials = parts.netloc.rpartition("@")[0]
     yield relay, urlunsplit(parts._replace(netloc=f"{credentials}@127.0.0.1:{port}"))
     await relay.stop()
 
 
-LinkTo = Callable[[str, str], Link]
+LinkTo = Callable[[str, str], SupervisedConnection]
 
 
 @pytest.fixture
 async def link_to() -> AsyncIterator[LinkTo]:
     """Make started links; all are closed in the end."""
-    links: list[Link] = []
+    links: list[SupervisedConnection] = []
 
-    def make(url: str, name: str) -> Link:
-        link = Link(url, name)
+    def make(url: str, name: str) -> SupervisedConnection:
+        link = SupervisedConnection(url, name)
         link.start()
         links.append(link)
         return link
@@ -108,11 +108,11 @@ async def link_to() -> AsyncIterator[LinkTo]:
 
 
 @pytest.fixture
-async def names(amqp_url: str, amqp_prefix: str) -> AsyncIterator[Names]:
+async def names(amqp_url: str, amqp_prefix: str) -> AsyncIterator[TopologyNames]:
     """A declared topology of this test's own."""
-    link = Link(amqp_url, "topology of a test")
+    link = SupervisedConnection(amqp_url, "topology of a test")
     link.start()
-    names = Names(amqp_prefix)
+    names = TopologyNames(amqp_prefix)
     await topology.declare(await link.channel(), names)
     yield names
     await link.close()
@@ -124,20 +124,20 @@ async def publisher(amqp_url: str, link_to: LinkTo) -> Publisher:
     return Publisher(link_to(amqp_url, "test publishes"))
 
 
-IntakeOn = Callable[..., Intake]
+IntakeOn = Callable[..., Consumer]
 
 
 @pytest.fixture
-async def intake_on(names: Names) -> AsyncIterator[IntakeOn]:
+async def intake_on(names: TopologyNames) -> AsyncIterator[IntakeOn]:
     """Make started intakes of the reports; all are closed in the end."""
-    intakes: list[Intake] = []
+    intakes: list[Consumer] = []
 
-    def make(link: Link, prefetch: int = 100) -> Intake:
+    def make(link: SupervisedConnection, prefetch: int = 100) -> Consumer:
         async def prepare(channel: AbstractChannel) -> list[Source]:
             await topology.declare(channel, names)
             return [Source(names.reports)]
 
-        intake = Intake(link, prepare, prefetch=prefetch)
+        intake = Consumer(link, prepare, prefetch=prefetch)
         intake.start()
         intakes.append(intake)
         return intake

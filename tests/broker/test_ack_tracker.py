@@ -3,10 +3,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskherd.broker.ack_tracker import Acks, Outstanding
+from taskherd.broker.ack_tracker import Acks, AckTracker
 
 
-class Broker:
+class FakeBroker:
     """What RabbitMQ does with acks: an unknown tag closes the channel."""
 
     def __init__(self, delivered: int) -> None:
@@ -24,7 +24,7 @@ class Broker:
 @given(st.lists(st.lists(st.integers(1, 30), max_size=12), max_size=12))
 def test_exactly_what_is_settled_is_acknowledged(batches: list[list[int]]) -> None:
     """Whatever the order and repetition, the broker is left with exactly the tags that nobody settled."""
-    broker, outstanding = Broker(30), Outstanding()
+    broker, outstanding = FakeBroker(30), AckTracker()
     settled: set[int] = set()
     for batch in batches:
         broker.take(outstanding.settle(batch))
@@ -34,4 +34,4 @@ def test_exactly_what_is_settled_is_acknowledged(batches: list[list[int]]) -> No
 
 def test_a_covered_prefix_takes_one_frame() -> None:
     """A thousand deliveries taken in order are acknowledged with one frame."""
-    assert Outstanding().settle(range(1, 1001)) == Acks(1000, ())
+    assert AckTracker().settle(range(1, 1001)) == Acks(1000, ())

@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from taskherd.broker.connection import Hooks, Link
+from taskherd.broker.connection import Hooks, SupervisedConnection
 from taskherd.errors import Unavailable
-from tests.broker.conftest import Relay
+from tests.broker.conftest import TcpRelay
 
 
 async def test_a_link_waits_for_a_broker_that_is_not_there_yet(free_port: int) -> None:
@@ -18,7 +18,7 @@ async def test_a_link_waits_for_a_broker_that_is_not_there_yet(free_port: int) -
         refused.append(f"{name}: {reason}")
         told.set()
 
-    link = Link(f"amqp://guest:secret@127.0.0.1:{free_port}/", "test", Hooks(on_refused=on_refused))
+    link = SupervisedConnection(f"amqp://guest:secret@127.0.0.1:{free_port}/", "test", Hooks(on_refused=on_refused))
     link.start()
     await asyncio.wait_for(told.wait(), 10)
     with pytest.raises(Unavailable):
@@ -28,7 +28,7 @@ async def test_a_link_waits_for_a_broker_that_is_not_there_yet(free_port: int) -
     await asyncio.wait_for(link.close(), 5)
 
 
-async def test_a_link_comes_back_each_time_it_is_cut(relay: tuple[Relay, str]) -> None:
+async def test_a_link_comes_back_each_time_it_is_cut(relay: tuple[TcpRelay, str]) -> None:
     """The hooks see each loss and each return."""
     wire, url = relay
     ups, downs = 0, 0
@@ -44,7 +44,7 @@ async def test_a_link_comes_back_each_time_it_is_cut(relay: tuple[Relay, str]) -
         downs += 1
         assert reason
 
-    link = Link(url, "test", Hooks(on_up=on_up, on_down=on_down))
+    link = SupervisedConnection(url, "test", Hooks(on_up=on_up, on_down=on_down))
     link.start()
     for expected in range(1, 4):
         async with asyncio.timeout(20):
@@ -57,10 +57,10 @@ async def test_a_link_comes_back_each_time_it_is_cut(relay: tuple[Relay, str]) -
 
 
 @pytest.mark.slow
-async def test_closing_a_frozen_link_takes_seconds(relay: tuple[Relay, str]) -> None:
+async def test_closing_a_frozen_link_takes_seconds(relay: tuple[TcpRelay, str]) -> None:
     """A frozen broker can't hold up a shutdown."""
     wire, url = relay
-    link = Link(url, "test")
+    link = SupervisedConnection(url, "test")
     link.start()
     await link.channel()
     wire.freeze()

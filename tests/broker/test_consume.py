@@ -7,11 +7,11 @@ from contextlib import nullcontext
 import pytest
 from aiormq.channel import Channel
 
-from taskherd.broker.consume import Intake
+from taskherd.broker.consume import Consumer
 from taskherd.broker.delivery import Delivery
-from taskherd.broker.publish import Outgoing, Publisher
-from taskherd.broker.topology import Names
-from tests.broker.conftest import IntakeOn, LinkTo, Relay, until
+from taskherd.broker.publish import OutgoingMessage, Publisher
+from taskherd.broker.topology import TopologyNames
+from tests.broker.conftest import IntakeOn, LinkTo, TcpRelay, until
 from tests.library_versions import unsupported
 
 
@@ -22,8 +22,8 @@ def _libraries(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-async def _publish(publisher: Publisher, names: Names, count: int) -> None:
-    await publisher.publish_many([Outgoing(names.reports, "k", str(n).encode()) for n in range(count)])
+async def _publish(publisher: Publisher, names: TopologyNames, count: int) -> None:
+    await publisher.publish_many([OutgoingMessage(names.reports, "k", str(n).encode()) for n in range(count)])
 
 
 async def _unacked_and_ready(channel: Channel, queue: str) -> int:
@@ -35,7 +35,7 @@ async def _unacked_and_ready(channel: Channel, queue: str) -> int:
 
 
 async def test_batches_keep_order_and_bounds(
-    names: Names, publisher: Publisher, amqp_url: str, link_to: LinkTo, intake_on: IntakeOn
+    names: TopologyNames, publisher: Publisher, amqp_url: str, link_to: LinkTo, intake_on: IntakeOn
 ) -> None:
     """A batch holds at most what was asked for, in order, and the buffer never more than the prefetch."""
     await _publish(publisher, names, 250)
@@ -51,7 +51,7 @@ async def test_batches_keep_order_and_bounds(
 
 
 async def test_only_what_is_acked_stays_away(
-    names: Names, publisher: Publisher, amqp_url: str, link_to: LinkTo, intake_on: IntakeOn
+    names: TopologyNames, publisher: Publisher, amqp_url: str, link_to: LinkTo, intake_on: IntakeOn
 ) -> None:
     """Acks out of order settle just the deliveries they name; the rest goes back to the queue."""
     await _publish(publisher, names, 10)
@@ -68,7 +68,7 @@ async def test_only_what_is_acked_stays_away(
 
 
 async def test_stop_leaves_what_is_buffered(
-    names: Names, publisher: Publisher, amqp_url: str, link_to: LinkTo, intake_on: IntakeOn
+    names: TopologyNames, publisher: Publisher, amqp_url: str, link_to: LinkTo, intake_on: IntakeOn
 ) -> None:
     """After `stop` nothing new comes, what is buffered can be taken and acked, then batches are empty."""
     await _publish(publisher, names, 5)
@@ -96,7 +96,7 @@ async def test_a_waiting_batch_ends_with_stop(amqp_url: str, link_to: LinkTo, in
 
 
 async def test_a_cut_connection_is_made_again(
-    names: Names, publisher: Publisher, relay: tuple[Relay, str], link_to: LinkTo, intake_on: IntakeOn
+    names: TopologyNames, publisher: Publisher, relay: tuple[TcpRelay, str], link_to: LinkTo, intake_on: IntakeOn
 ) -> None:
     """After a reset the intake consumes again; old deliveries can't be acked, and come again."""
     wire, url = relay
@@ -116,7 +116,7 @@ async def test_a_cut_connection_is_made_again(
 
 
 async def test_what_comes_back_thrice_is_suspect(
-    names: Names, publisher: Publisher, relay: tuple[Relay, str], link_to: LinkTo, intake_on: IntakeOn
+    names: TopologyNames, publisher: Publisher, relay: tuple[TcpRelay, str], link_to: LinkTo, intake_on: IntakeOn
 ) -> None:
     """A message that was delivered three times before is flagged."""
     wire, url = relay
@@ -125,14 +125,14 @@ async def test_what_comes_back_thrice_is_suspect(
     seen = []
     for _ in range(4):
         [delivery] = await intake.batch(10, 0)
-        seen.append(delivery.suspect)
+        seen.append(delivery.possible_poison)
         if len(seen) < 4:
             wire.cut()
             await until(_consuming(intake), lambda consuming: not consuming)
     assert seen == [False, False, False, True]
 
 
-def _consuming(intake: Intake) -> Callable[[], Awaitable[bool]]:
+def _consuming(intake: Consumer) -> Callable[[], Awaitable[bool]]:
     async def look() -> bool:
         return intake.consuming
 
@@ -140,7 +140,7 @@ def _consuming(intake: Intake) -> Callable[[], Awaitable[bool]]:
 
 
 async def test_a_deleted_queue_is_declared_and_consumed_again(
-    names: Names, publisher: Publisher, amqp_url: str, link_to: LinkTo, intake_on: IntakeOn
+    names: TopologyNames, publisher: Publisher, amqp_url: str, link_to: LinkTo, intake_on: IntakeOn
 ) -> None:
     """Deleting the queue under its consumer stops nothing for long."""
     intake = intake_on(link_to(amqp_url, "consume"))
@@ -158,7 +158,7 @@ async def test_a_deleted_queue_is_declared_and_consumed_again(
 
 
 async def test_a_closed_channel_is_opened_again(
-    names: Names, publisher: Publisher, amqp_url: str, link_to: LinkTo, intake_on: IntakeOn
+    names: TopologyNames, publisher: Publisher, amqp_url: str, link_to: LinkTo, intake_on: IntakeOn
 ) -> None:
     """A channel that the broker closes, as it does for `consumer_timeout`, is replaced on the same connection."""
     link = link_to(amqp_url, "consume")
@@ -175,7 +175,7 @@ async def test_a_closed_channel_is_opened_again(
 
 
 async def test_pause_stops_the_flow_and_resume_starts_it(
-    names: Names, publisher: Publisher, amqp_url: str, link_to: LinkTo, intake_on: IntakeOn
+    names: TopologyNames, publisher: Publisher, amqp_url: str, link_to: LinkTo, intake_on: IntakeOn
 ) -> None:
     """A paused intake is no consumer, a resumed one is; the broker's own count says so."""
     intake = intake_on(link_to(amqp_url, "consume"))

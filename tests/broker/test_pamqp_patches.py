@@ -9,7 +9,7 @@ from pamqp.header import ContentHeader
 from taskherd.broker.delivery import Delivery
 from taskherd.broker.patches import pamqp_patches
 from taskherd.broker.publish import Publisher
-from taskherd.broker.topology import Names
+from taskherd.broker.topology import TopologyNames
 from tests.broker import raw
 from tests.broker.conftest import IntakeOn, LinkTo
 
@@ -27,7 +27,7 @@ BAD = {
 async def test_a_bad_property_hurts_no_neighbour(
     *,
     bad: tuple[int, bytes],
-    names: Names,
+    names: TopologyNames,
     publisher: Publisher,
     amqp_url: str,
     link_to: LinkTo,
@@ -54,7 +54,7 @@ async def test_a_bad_property_hurts_no_neighbour(
 
 
 async def test_a_routing_key_that_is_not_utf8_arrives_escaped(
-    names: Names, amqp_url: str, link_to: LinkTo, intake_on: IntakeOn
+    names: TopologyNames, amqp_url: str, link_to: LinkTo, intake_on: IntakeOn
 ) -> None:
     """A name in a method frame that is not UTF-8 costs nothing but its own legibility."""
     channel = await link_to(amqp_url, "raw").channel()

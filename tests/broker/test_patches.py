@@ -9,11 +9,11 @@ import aiormq.connection
 import pytest
 from pamqp.header import ContentHeader
 
-from taskherd.broker.connection import Link
+from taskherd.broker.connection import SupervisedConnection
 from taskherd.broker.delivery import DecodedDelivery, Delivery, RawDelivery
 from taskherd.broker.patches import frame_reader, pamqp_patches
-from taskherd.broker.publish import Published, Publisher
-from taskherd.broker.topology import Names
+from taskherd.broker.publish import Publisher, PublishOutcome
+from taskherd.broker.topology import TopologyNames
 from tests.broker import raw
 from tests.broker.conftest import IntakeOn, LinkTo
 from tests.library_versions import pretended, unsupported
@@ -34,11 +34,11 @@ def test_a_version_outside_the_range_warns_once(library: str, version: str, loss
     """One warning a process names the library, its version, the range and the loss; the other patch still applies."""
     with pretended(library, version):
         with pytest.warns(RuntimeWarning) as warned:
-            Link("amqp://unused", "first")
+            SupervisedConnection("amqp://unused", "first")
         [warning] = warned
         assert str(warning.message).startswith(f"{library} {version} is outside {library}>=")
         assert str(warning.message).endswith(loss)
-        Link("amqp://unused", "second")
+        SupervisedConnection("amqp://unused", "second")
         assert _patched() == {"aiormq", "pamqp"} - {library}
 
 
@@ -47,7 +47,7 @@ def test_a_version_in_the_range_is_patched_silently(library: str, version: str) 
     """From the first version to the last before the end of the range, both patches apply without a warning."""
     with pretended(library, version), warnings.catch_warnings():
         warnings.simplefilter("error")
-        Link("amqp://unused", "patched")
+        SupervisedConnection("amqp://unused", "patched")
         assert _patched() == {"aiormq", "pamqp"}
 
 
@@ -57,7 +57,7 @@ def _patched() -> set[str]:
 
 
 async def test_aiormqs_own_deliveries_hold_what_ours_hold(
-    names: Names, publisher: Publisher, amqp_url: str, link_to: LinkTo, intake_on: IntakeOn
+    names: TopologyNames, publisher: Publisher, amqp_url: str, link_to: LinkTo, intake_on: IntakeOn
 ) -> None:
     """A delivery that aiormq decoded has the same attributes as one assembled by our reader, and is acknowledged."""
     traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -66,7 +66,7 @@ async def test_aiormqs_own_deliveries_hold_what_ours_hold(
         published = await publisher.publish(
             names.reports, "a key", b"x" * 200_000, headers={"traceparent": traceparent}, reply_to="r", mandatory=True
         )
-        assert published is Published.CONFIRMED
+        assert published is PublishOutcome.CONFIRMED
         intake = intake_on(link_to(amqp_url, "consume"))
         [delivery] = await intake.batch(10, 0)
         assert await intake.ack([delivery])

@@ -6,28 +6,29 @@ import pytest
 
 from taskherd.broker import topology
 from taskherd.broker.delivery import Delivery
-from taskherd.broker.publish import Outgoing, Published, Publisher
-from taskherd.broker.topology import Names
+from taskherd.broker.publish import OutgoingMessage, Publisher, PublishOutcome
+from taskherd.broker.topology import TopologyNames
 from taskherd.errors import Unavailable
-from tests.broker.conftest import IntakeOn, LinkTo, Relay, until
+from tests.broker.conftest import IntakeOn, LinkTo, TcpRelay, until
 
 
-async def test_a_message_is_confirmed_or_returned(names: Names, publisher: Publisher) -> None:
+async def test_a_message_is_confirmed_or_returned(names: TopologyNames, publisher: Publisher) -> None:
     """The outcome says whether a queue took a mandatory message; without `mandatory` none need."""
-    assert await publisher.publish(names.reports, "k", b"{}", mandatory=True) is Published.CONFIRMED
-    assert await publisher.publish(names.events, "nobody", b"{}", mandatory=True) is Published.UNROUTED
-    assert await publisher.publish(names.events, "nobody", b"{}") is Published.CONFIRMED
+    assert await publisher.publish(names.reports, "k", b"{}", mandatory=True) is PublishOutcome.CONFIRMED
+    assert await publisher.publish(names.events, "nobody", b"{}", mandatory=True) is PublishOutcome.UNROUTED
+    assert await publisher.publish(names.events, "nobody", b"{}") is PublishOutcome.CONFIRMED
 
 
 async def test_many_keep_order_and_outcomes(
-    names: Names, publisher: Publisher, amqp_url: str, link_to: LinkTo, intake_on: IntakeOn
+    names: TopologyNames, publisher: Publisher, amqp_url: str, link_to: LinkTo, intake_on: IntakeOn
 ) -> None:
     """Many at once arrive in order, and each outcome stands at its message's place."""
     messages = [
-        Outgoing(names.reports if n % 10 else names.events, "k", str(n).encode(), mandatory=True) for n in range(1000)
+        OutgoingMessage(names.reports if n % 10 else names.events, "k", str(n).encode(), mandatory=True)
+        for n in range(1000)
     ]
     outcomes = await publisher.publish_many(messages)
-    assert outcomes == [Published.CONFIRMED if n % 10 else Published.UNROUTED for n in range(1000)]
+    assert outcomes == [PublishOutcome.CONFIRMED if n % 10 else PublishOutcome.UNROUTED for n in range(1000)]
     intake = intake_on(link_to(amqp_url, "consume"), prefetch=2000)
     got: list[Delivery] = []
     while len(got) < 900:
@@ -38,18 +39,20 @@ async def test_many_keep_order_and_outcomes(
 
 
 async def test_an_unknown_exchange_is_unavailable_and_the_next_message_passes(
-    names: Names, publisher: Publisher
+    names: TopologyNames, publisher: Publisher
 ) -> None:
     """A publish that costs the channel raises; the publisher opens another one."""
     with pytest.raises(Unavailable, match="NOT_FOUND"):
         await publisher.publish(f"{names.prefix}.nowhere", "k", b"{}")
-    assert await publisher.publish(names.reports, "k", b"{}") is Published.CONFIRMED
+    assert await publisher.publish(names.reports, "k", b"{}") is PublishOutcome.CONFIRMED
 
 
-async def test_an_expired_message_is_gone(names: Names, publisher: Publisher, amqp_url: str, link_to: LinkTo) -> None:
+async def test_an_expired_message_is_gone(
+    names: TopologyNames, publisher: Publisher, amqp_url: str, link_to: LinkTo
+) -> None:
     """`expiration` is in seconds."""
     channel = await link_to(amqp_url, "look").channel()
-    queue = await topology.declare_own_queue(channel, length=10, exchange=names.events, routing_keys=("#",))
+    queue = await topology.declare_exclusive_queue(channel, length=10, exchange=names.events, routing_keys=("#",))
     await publisher.publish(names.events, "k", b"short", expiration=0.05)
     await publisher.publish(names.events, "k", b"long", expiration=60)
 
@@ -61,7 +64,9 @@ async def test_an_expired_message_is_gone(names: Names, publisher: Publisher, am
     await until(first, lambda body: body == b"long")
 
 
-async def test_a_cut_connection_raises_and_comes_back(names: Names, relay: tuple[Relay, str], link_to: LinkTo) -> None:
+async def test_a_cut_connection_raises_and_comes_back(
+    names: TopologyNames, relay: tuple[TcpRelay, str], link_to: LinkTo
+) -> None:
     """Whoever publishes while the connection dies gets `Unavailable`, not `CancelledError`; soon it works again."""
     wire, url = relay
     publisher = Publisher(link_to(url, "publish"))
@@ -73,10 +78,10 @@ async def test_a_cut_connection_raises_and_comes_back(names: Names, relay: tuple
     wire.thaw()
     outcomes = await asyncio.gather(*stuck, return_exceptions=True)
     assert all(isinstance(outcome, Unavailable) for outcome in outcomes), outcomes
-    await until(lambda: _try(publisher, names), lambda outcome: outcome is Published.CONFIRMED)
+    await until(lambda: _try(publisher, names), lambda outcome: outcome is PublishOutcome.CONFIRMED)
 
 
-async def _try(publisher: Publisher, names: Names) -> Published | None:
+async def _try(publisher: Publisher, names: TopologyNames) -> PublishOutcome | None:
     try:
         return await publisher.publish(names.reports, "k", b"{}")
     except Unavailable:
@@ -84,7 +89,9 @@ async def _try(publisher: Publisher, names: Names) -> Published | None:
 
 
 @pytest.mark.slow
-async def test_a_frozen_connection_is_given_up(names: Names, relay: tuple[Relay, str], link_to: LinkTo) -> None:
+async def test_a_frozen_connection_is_given_up(
+    names: TopologyNames, relay: tuple[TcpRelay, str], link_to: LinkTo
+) -> None:
     """With the broker frozen, publishing raises within seconds, and works once the broker answers again."""
     wire, url = relay
     link = link_to(url, "publish")
@@ -93,14 +100,16 @@ async def test_a_frozen_connection_is_given_up(names: Names, relay: tuple[Relay,
     wire.freeze()
     loop = asyncio.get_running_loop()
     began = loop.time()
-    outcomes = await publisher.publish_many([Outgoing(names.reports, "k", b"{}")] * 20)
+    outcomes = await publisher.publish_many([OutgoingMessage(names.reports, "k", b"{}")] * 20)
     assert all(isinstance(outcome, Unavailable) for outcome in outcomes)
     assert loop.time() - began < 8
     wire.thaw()
-    await until(lambda: _try(publisher, names), lambda outcome: outcome is Published.CONFIRMED)
+    await until(lambda: _try(publisher, names), lambda outcome: outcome is PublishOutcome.CONFIRMED)
 
 
-async def test_own_cancellation_is_not_swallowed(names: Names, relay: tuple[Relay, str], link_to: LinkTo) -> None:
+async def test_own_cancellation_is_not_swallowed(
+    names: TopologyNames, relay: tuple[TcpRelay, str], link_to: LinkTo
+) -> None:
     """Cancelling a task that publishes cancels it."""
     wire, url = relay
     publisher = Publisher(link_to(url, "publish"))

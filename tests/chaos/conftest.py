@@ -14,7 +14,7 @@ from taskherd.dev.services import Services, start
 from taskherd.dev.sources import Broker, Database
 from taskherd.store import migrate
 from tests.chaos.figures import Figures
-from tests.harness.chaos import Stage, create_database, opened
+from tests.harness.chaos import ChaosHarness, chaos_harness, create_database
 
 FIGURES = Figures.from_environment()
 
@@ -48,9 +48,9 @@ def figures() -> Figures:
 @pytest.fixture
 async def stage(
     services: Services, database_url: str, amqp_url: str, amqp_prefix: str, tmp_path: Path
-) -> AsyncIterator[Stage]:
+) -> AsyncIterator[ChaosHarness]:
     """A stage on the run's RabbitMQ and PostgreSQL, which stay whole."""
-    async with opened(database_url, amqp_url, amqp_prefix, tmp_path) as stage:
+    async with chaos_harness(database_url, amqp_url, amqp_prefix, tmp_path) as stage:
         await _watched(stage, services)
         yield stage
 
@@ -80,17 +80,17 @@ def postgres(breakable: Services) -> Database:
 
 
 @pytest.fixture
-async def breakable_stage(breakable: Services, tmp_path: Path) -> AsyncIterator[Stage]:
+async def breakable_stage(breakable: Services, tmp_path: Path) -> AsyncIterator[ChaosHarness]:
     """A stage on services that may be killed."""
     name = f"taskherd_{uuid.uuid4().hex[:8]}"
     database_url = await create_database(breakable.database_url, name)
     await asyncio.to_thread(migrate.upgrade, database_url)
-    async with opened(database_url, breakable.amqp_url, f"c{uuid.uuid4().hex[:8]}", tmp_path) as stage:
+    async with chaos_harness(database_url, breakable.amqp_url, f"c{uuid.uuid4().hex[:8]}", tmp_path) as stage:
         await _watched(stage, breakable)
         yield stage
 
 
-async def _watched(stage: Stage, services: Services) -> None:
+async def _watched(stage: ChaosHarness, services: Services) -> None:
     """Have the broker's redeliveries counted from now on, if anybody wants the figure and the broker can be asked."""
     if FIGURES.wanted and services.rabbit is not None:
         stage.rabbit = services.rabbit

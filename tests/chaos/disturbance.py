@@ -10,19 +10,19 @@ from random import Random
 
 from tests.chaos import workload
 from tests.chaos.workload import Workload
-from tests.harness.chaos import SETTLES_WITHIN, Stage, until
+from tests.harness.chaos import SETTLES_WITHIN, ChaosHarness, until
 
 PIECES = 120
 
 
-def load(stage: Stage, seed: str, *, tasks: int = 40, nasty: bool = True) -> Workload:
+def load(stage: ChaosHarness, seed: str, *, tasks: int = 40, nasty: bool = True) -> Workload:
     """A workload that takes the worker a moment, already in the ledger."""
     work = workload.build(stage.names, Random(seed), tasks=tasks, statuses=20, nasty=nasty)
     stage.enter(work)
     return work
 
 
-async def trickle(stage: Stage, work: Workload, rest: asyncio.Event | None = None) -> None:
+async def trickle(stage: ChaosHarness, work: Workload, rest: asyncio.Event | None = None) -> None:
     """Send it piece after piece, so that there is always something under way; the last third not before `rest`."""
     for number, piece in enumerate(work.parts(PIECES)):
         if rest is not None and number == PIECES * 2 // 3:
@@ -31,14 +31,14 @@ async def trickle(stage: Stage, work: Workload, rest: asyncio.Event | None = Non
         await asyncio.sleep(0.02)
 
 
-async def under_way(stage: Stage, share: float) -> None:
+async def under_way(stage: ChaosHarness, share: float) -> None:
     """Wait until more of the log is committed, by such a share of the latest workload, than there was before it."""
-    part = round(stage.wanted() * share / math.ceil(share))
+    part = round(stage.expected_entries() * share / math.ceil(share))
     await until(stage.progress, lambda entries: entries >= part, SETTLES_WITHIN)
 
 
 @asynccontextmanager
-async def disturbed(stage: Stage, seed: str, number: int) -> AsyncIterator[None]:
+async def disturbed(stage: ChaosHarness, seed: str, number: int) -> AsyncIterator[None]:
     """Send a workload, have the body break something in the middle of it, and find in the end that nothing is wrong."""
     work = load(stage, f"{seed} {number}")
     breaking = asyncio.Event()
@@ -51,4 +51,4 @@ async def disturbed(stage: Stage, seed: str, number: int) -> AsyncIterator[None]
         sending.cancel()
         raise
     await sending
-    await stage.wound_up(work)
+    await stage.delete_and_settle(work)

@@ -9,9 +9,9 @@ from uuid import UUID
 
 from taskherd.domain import builds, fold
 from taskherd.domain.outcome import ReportOutcome
-from taskherd.domain.reports import Report, canonical
-from taskherd.domain.task import Memory, Task
-from taskherd.domain.view import view
+from taskherd.domain.reports import Report, canonical_json
+from taskherd.domain.task import Task, TaskState
+from taskherd.domain.view import derive_view
 from taskherd.messages import document
 from tests.harness.histories import NOON
 
@@ -25,7 +25,7 @@ FACETS = ("build", "workspace", "runner", "agent", "app", "lifecycle", "app_heal
 class Expected:
     """The memory that the fold comes to, and the bodies of what it refuses."""
 
-    memory: Memory
+    memory: TaskState
     conflicts: frozenset[bytes]
 
     def document(self, row: TaskRow) -> dict[str, Any]:
@@ -45,34 +45,34 @@ class Expected:
             updated_at=row.created_at,
             version=row.version,
             deleted_at=None,
-            memory=self.memory,
+            state=self.memory,
         )
-        return document.own(view(self.memory, row.name), task)
+        return document.core_document(derive_view(self.memory, row.name), task)
 
 
 def expected(task_id: UUID, reports: Sequence[Report]) -> Expected:
     """Fold all of it, greatest last."""
-    memory = builds.first(task_id, NOON)
+    state = builds.initial_state(task_id, NOON)
     conflicts: set[bytes] = set()
-    for report in sorted(reports, key=lambda one: (one.key, canonical(one))):
-        folded = fold.fold(memory, report, NOON)
-        memory = folded.memory
+    for report in sorted(reports, key=lambda one: (one.key, canonical_json(one))):
+        folded = fold.fold(state, report, NOON)
+        state = folded.state
         if folded.outcome is ReportOutcome.CONFLICT:
-            conflicts.add(canonical(report).encode())
-    return Expected(memory, frozenset(conflicts))
+            conflicts.add(canonical_json(report).encode())
+    return Expected(state, frozenset(conflicts))
 
 
-def facets(memory: Memory) -> dict[str, object]:
+def facets(state: TaskState) -> dict[str, object]:
     """What of a memory does not depend on when anything was taken."""
-    held = {name: getattr(memory, name) for name in FACETS}
-    kept: dict[str, object] = {name: canonical(facet.report) if facet else None for name, facet in held.items()}
+    held = {name: getattr(state, name) for name in FACETS}
+    kept: dict[str, object] = {name: canonical_json(facet.report) if facet else None for name, facet in held.items()}
     return kept | {
-        "heard": sorted(memory.heard),
-        "appeared": sorted(memory.appeared),
-        "silence": memory.silence,
-        "given_up": memory.given_up,
-        "asked": dict(memory.asked),
-        "unanswered": memory.unanswered == memory.number,
+        "heard": sorted(state.last_heartbeat),
+        "appeared": sorted(state.first_seen),
+        "silence": state.silence,
+        "given_up": state.timed_out,
+        "asked": dict(state.requested_builds),
+        "unanswered": state.pending_build == state.number,
     }
 
 

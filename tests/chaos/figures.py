@@ -32,10 +32,10 @@ from typing import TYPE_CHECKING, Any, Final
 import psutil
 
 if TYPE_CHECKING:
-    from tests.harness.chaos import Stage
+    from tests.harness.chaos import ChaosHarness
 
 WHERE: Final = "CHAOS_FIGURES"
-WHY_MOST = 500
+MAX_WHY = 500
 BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
 COLUMNS = (
     "what happens", "times", "inputs sent", "lost", "doubled", "redelivered", "told again",
@@ -100,7 +100,7 @@ class Figures:
 
     async def of(
         self,
-        stage: Stage,
+        stage: ChaosHarness,
         row: str,
         *,
         faults: int,
@@ -128,7 +128,7 @@ class Figures:
     def failed(self, test: str, told: str) -> None:
         """Note that a test has failed, so that no table is without it; of what pytest told, the errors' lines."""
         why = [line.removeprefix("E").strip() for line in told.splitlines() if line.startswith("E  ")]
-        self._keep({"failed": test, "why": " ".join(why)[:WHY_MOST]})
+        self._keep({"failed": test, "why": " ".join(why)[:MAX_WHY]})
 
     def _keep(self, line: dict[str, Any]) -> None:
         if self._path is not None:
@@ -155,10 +155,10 @@ def table(lines: Iterable[dict[str, Any]]) -> str:
 
 def machine() -> str:
     """What the figures were measured on, without anything that names the machine."""
-    cores, memory = len(os.sched_getaffinity(0)), psutil.virtual_memory().total / 2**30
+    cores, state = len(os.sched_getaffinity(0)), psutil.virtual_memory().total / 2**30
     models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     model = models[0].partition(":")[2].strip() if models else platform.machine()
-    return f"{cores} shared cores of {model}, {memory:.0f} GiB of memory, Python {platform.python_version()}"
+    return f"{cores} shared cores of {model}, {state:.0f} GiB of memory, Python {platform.python_version()}"
 
 
 def written(document: str, figures: str, day: str) -> str:

@@ -21,7 +21,7 @@ from uuid import UUID
 import aio_pika
 import asyncpg
 
-from taskherd.broker.topology import Names
+from taskherd.broker.topology import TopologyNames
 from taskherd.domain.reports import Report, TaskLog
 from tests.chaos.expectation import Expected, expected, facets, seen_by_readers
 from tests.chaos.rows import Rows, read
@@ -30,7 +30,7 @@ MOST_TOLD = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Breach:
+class Violation:
     """Something that does not hold, in words, and how many inputs or changes it means were lost or doubled."""
 
     told: str
@@ -49,7 +49,7 @@ class Letter:
 
 
 @dataclass(slots=True)
-class Told:
+class CollectedEvent:
     """An event as it came out, and how often."""
 
     event: dict[str, Any]
@@ -62,13 +62,13 @@ class Ledger:
 
     database_url: str
     amqp_url: str
-    names: Names
+    names: TopologyNames
     reports: dict[UUID, list[Report]] = field(default_factory=dict)
     deleted: set[UUID] = field(default_factory=set)
     bad: list[tuple[str, bytes]] = field(default_factory=list)
     """Reason and body of each dead letter that must be there, besides the build conflicts among the reports."""
 
-    told: dict[tuple[UUID, int], Told] = field(default_factory=dict)
+    told: dict[tuple[UUID, int], CollectedEvent] = field(default_factory=dict)
     letters: list[Letter] = field(default_factory=list)
     lost: int = 0
     """Of the last look: inputs that are nowhere reflected, and changes that were never told."""
@@ -76,7 +76,7 @@ class Ledger:
     doubled: int = 0
     """Of the last look: changes and log entries that are there twice."""
 
-    _different: list[Breach] = field(default_factory=list)
+    _different: list[Violation] = field(default_factory=list)
     _expected: dict[UUID, tuple[int, Expected]] = field(default_factory=dict)
 
     @property
@@ -114,7 +114,7 @@ class Ledger:
         for task_id, reports in self.reports.items():
             found += self._task(rows, task_id, reports)
         strangers = rows.tasks.keys() - self.reports.keys()
-        found += [Breach(f"I1: a task that nobody created: {task_id}") for task_id in strangers]
+        found += [Violation(f"I1: a task that nobody created: {task_id}") for task_id in strangers]
         found += self._letters(rows)
         found += self._events(rows)
         self.lost = sum(breach.lost for breach in found)
@@ -134,28 +134,28 @@ class Ledger:
         """How many events came out more than once."""
         return sum(told.times - 1 for told in self.told.values())
 
-    def _task(self, rows: Rows, task_id: UUID, reports: list[Report]) -> Iterable[Breach]:
+    def _task(self, rows: Rows, task_id: UUID, reports: list[Report]) -> Iterable[Violation]:
         row = rows.tasks.get(task_id)
         if row is None:
-            yield Breach(f"I1: task {task_id} was not created", lost=1)
+            yield Violation(f"I1: task {task_id} was not created", lost=1)
             return
         yield from _versions(rows, task_id)
         if (row.deleted_at is not None) != (task_id in self.deleted):
-            yield Breach(f"I1: task {task_id} deleted at {row.deleted_at}", lost=1)
+            yield Violation(f"I1: task {task_id} deleted at {row.deleted_at}", lost=1)
         if row.deleted_at is not None:
             return
-        memory = self.expect(task_id).memory
-        held, wanted = facets(row.memory), facets(memory)
+        state = self.expect(task_id).memory
+        held, wanted = facets(row.memory), facets(state)
         for name in wanted:
             if held[name] != wanted[name]:
-                yield Breach(f"I3: {name} of {task_id} is {held[name]}, the fold says {wanted[name]}", lost=1)
+                yield Violation(f"I3: {name} of {task_id} is {held[name]}, the fold says {wanted[name]}", lost=1)
         shown, right = seen_by_readers(row.document), seen_by_readers(self.expect(task_id).document(row))
         for name in sorted(shown.keys() | right.keys()):
             if shown.get(name) != right.get(name):
-                yield Breach(f"I3: {name} of {task_id} shows {shown.get(name)}, the fold says {right.get(name)}")
+                yield Violation(f"I3: {name} of {task_id} shows {shown.get(name)}, the fold says {right.get(name)}")
         yield from _logs(rows, task_id, reports)
 
-    def _letters(self, rows: Rows) -> Iterable[Breach]:
+    def _letters(self, rows: Rows) -> Iterable[Violation]:
         """Every bad input has its letter, and nothing else has one. A conflict that was parked may still be parked."""
         wanted = {(reason, _plain(body)) for reason, body in self.bad}
         waiting = {_plain(body.encode()) for body in rows.parked}
@@ -164,26 +164,26 @@ class Ledger:
         found = Counter((letter.reason, _plain(letter.body)) for letter in self.letters)
         for reason, body in wanted - found.keys():
             if body not in waiting:
-                yield Breach(f"I1: no dead letter {reason} for {body[:200]!r}", lost=1)
+                yield Violation(f"I1: no dead letter {reason} for {body[:200]!r}", lost=1)
         for reason, body in found.keys() - wanted:
-            yield Breach(f"I1: an innocent in the dead letters, {reason}: {body[:200]!r}")
+            yield Violation(f"I1: an innocent in the dead letters, {reason}: {body[:200]!r}")
         for body in waiting - {body for _, body in wanted}:
-            yield Breach(f"I1: still parked: {body[:200]!r}", lost=1)
+            yield Violation(f"I1: still parked: {body[:200]!r}", lost=1)
 
-    def _events(self, rows: Rows) -> Iterable[Breach]:
+    def _events(self, rows: Rows) -> Iterable[Violation]:
         for key in rows.events.keys() - self.told.keys():
-            yield Breach(f"I4: version {key[1]} of {key[0]} was never published", lost=1)
+            yield Violation(f"I4: version {key[1]} of {key[0]} was never published", lost=1)
         for key in self.told.keys() - rows.events.keys():
-            yield Breach(f"I4: version {key[1]} of {key[0]} was published, and is not in the history")
+            yield Violation(f"I4: version {key[1]} of {key[0]} was published, and is not in the history")
         identities = Counter(told.event["id"] for told in self.told.values())
         for identity, times in identities.items():
             if times > 1:
-                yield Breach(f"I4: id {identity} for {times} versions")
+                yield Violation(f"I4: id {identity} for {times} versions")
         for key, told in self.told.items():
             event = rows.events.get(key)
             document = told.event["data"]["task"]
             if event and any(document.get(name) != value for name, value in event.document.items()):
-                yield Breach(f"I4: version {key[1]} of {key[0]} was published otherwise than committed")
+                yield Violation(f"I4: version {key[1]} of {key[0]} was published otherwise than committed")
         yield from _feed(rows)
 
     async def _collect(self) -> None:
@@ -200,47 +200,47 @@ class Ledger:
         key = (UUID(event["subject"]), event["data"]["version"])
         known = self.told.get(key)
         if known is None:
-            self.told[key] = Told(event)
+            self.told[key] = CollectedEvent(event)
             return
         known.times += 1
         if known.event != event:
-            self._different.append(Breach(f"I4: repeats of version {key[1]} of {key[0]} differ"))
+            self._different.append(Violation(f"I4: repeats of version {key[1]} of {key[0]} differ"))
 
 
-def _versions(rows: Rows, task_id: UUID) -> Iterable[Breach]:
+def _versions(rows: Rows, task_id: UUID) -> Iterable[Violation]:
     row = rows.tasks[task_id]
     versions = sorted(version for of, version in rows.events if of == task_id)
     if rows.doubled:
-        yield Breach(f"I2: versions that are in the history twice: {rows.doubled}", doubled=1)
+        yield Violation(f"I2: versions that are in the history twice: {rows.doubled}", doubled=1)
     if versions != list(range(1, row.version + 1)):
-        yield Breach(f"I2: the row of {task_id} is at version {row.version}, its history is {versions}")
+        yield Violation(f"I2: the row of {task_id} is at version {row.version}, its history is {versions}")
         return
     for version in versions[1:]:
         before, after = rows.events[task_id, version - 1], rows.events[task_id, version]
         if after.kind != "deleted" and before.document == after.document:
-            yield Breach(f"I2: version {version} of {task_id} changed nothing", doubled=1)
+            yield Violation(f"I2: version {version} of {task_id} changed nothing", doubled=1)
     kinds = [rows.events[task_id, version].kind for version in versions]
     wanted = ["created"] + ["updated"] * (len(kinds) - 1)
     if row.deleted_at is not None:
         wanted[-1] = "deleted"
     if kinds != wanted:
-        yield Breach(f"I2: the history of {task_id} is {kinds}")
+        yield Violation(f"I2: the history of {task_id} is {kinds}")
     elif row.deleted_at is None and rows.events[task_id, row.version].document != row.document:
-        yield Breach(f"I2: the last event of {task_id} does not show what the row shows")
+        yield Violation(f"I2: the last event of {task_id} does not show what the row shows")
 
 
-def _feed(rows: Rows) -> Iterable[Breach]:
+def _feed(rows: Rows) -> Iterable[Violation]:
     last: dict[UUID, int] = {}
     for task_id, version in rows.feed:
         if version != last.get(task_id, 0) + 1:
-            yield Breach(f"I4: the feed tells version {version} of {task_id} after {last.get(task_id, 0)}")
+            yield Violation(f"I4: the feed tells version {version} of {task_id} after {last.get(task_id, 0)}")
         last[task_id] = version
     for task_id, row in rows.tasks.items():
         if last.get(task_id, 0) != row.version:
-            yield Breach(f"I4: the feed of {task_id} ends at {last.get(task_id, 0)}, its row says {row.version}")
+            yield Violation(f"I4: the feed of {task_id} ends at {last.get(task_id, 0)}, its row says {row.version}")
 
 
-def _logs(rows: Rows, task_id: UUID, reports: list[Report]) -> Iterable[Breach]:
+def _logs(rows: Rows, task_id: UUID, reports: list[Report]) -> Iterable[Violation]:
     wanted: dict[tuple[int, int], tuple[int, str]] = {}
     for report in reports:
         if isinstance(report, TaskLog):
@@ -251,13 +251,13 @@ def _logs(rows: Rows, task_id: UUID, reports: list[Report]) -> Iterable[Breach]:
     found = {(entry.build_number, entry.entry_id): (entry.seq, entry.content) for entry in kept}
     if found != wanted or len(kept) != len(found):
         missing, twice = sorted(wanted.keys() - found.keys()), len(kept) - len(found)
-        yield Breach(
+        yield Violation(
             f"I1: log entries of {task_id} missing: {missing}, twice: {twice}, others differ or are strange",
             len(missing),
             twice,
         )
     if sorted(entry.log_id for entry in kept) != list(range(len(kept))):
-        yield Breach(f"I2: the log ids of {task_id} are not 0 to {len(kept) - 1}")
+        yield Violation(f"I2: the log ids of {task_id} are not 0 to {len(kept) - 1}")
 
 
 async def _empty(channel: aio_pika.abc.AbstractChannel, queue: str) -> list[tuple[bytes, dict[str, Any]]]:

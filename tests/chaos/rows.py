@@ -11,8 +11,8 @@ from uuid import UUID
 
 import asyncpg
 
-from taskherd.domain.lease import Lease, merged
-from taskherd.domain.task import Memory
+from taskherd.domain.lease import Lease, merge_lease
+from taskherd.domain.task import TaskState
 from taskherd.store import task_state_codec
 
 
@@ -31,7 +31,7 @@ class TaskRow:
     version: int
     deleted_at: datetime | None
     document: dict[str, Any]
-    memory: Memory
+    memory: TaskState
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,4 +104,4 @@ def _task(row: asyncpg.Record, lease: Lease | None) -> TaskRow:
     columns = dict(row)
     kept = task_state_codec.loads(row["id"], columns.pop("memory"))
     document = json.loads(columns.pop("document"))
-    return TaskRow(**columns, document=document, memory=merged(kept, lease) if lease else kept)
+    return TaskRow(**columns, document=document, memory=merge_lease(kept, lease) if lease else kept)

@@ -15,12 +15,12 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from taskherd.broker.publish import Outgoing
+from taskherd.broker.publish import OutgoingMessage
 from tests.chaos import clocks, workload
 from tests.chaos.clocks import DatabaseClock
 from tests.chaos.figures import Figures
 from tests.chaos.test_clocks import jumps
-from tests.harness.chaos import Stage, until
+from tests.harness.chaos import ChaosHarness, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -43,14 +43,14 @@ LOST = "SELECT task_id FROM task_events WHERE cause ->> 'type' = 'agent.silent'"
 class Fleet:
     """Many agents, each of a task of its own; their heartbeats come in arrays, with rising seqs."""
 
-    def __init__(self, stage: Stage, database: asyncpg.Connection, many: int) -> None:
+    def __init__(self, stage: ChaosHarness, database: asyncpg.Connection, many: int) -> None:
         self.stage = stage
         self.database = database
         self.tasks = [uuid4() for _ in range(many)]
         self.silent: set[UUID] = set()
         self._seq = 10
 
-    def said(self, **report: object) -> list[Outgoing]:
+    def said(self, **report: object) -> list[OutgoingMessage]:
         """Messages that say the same of every task whose agent is not silent."""
         common = {"build_number": 1, **report}
         tasks = [str(task_id) for task_id in self.tasks if task_id not in self.silent]
@@ -58,7 +58,7 @@ class Fleet:
         bodies = [json.dumps([{**common, "task_id": task_id} for task_id in part]).encode() for part in parts]
         return [workload.message(self.stage.names, body) for body in bodies]
 
-    def beat(self) -> list[Outgoing]:
+    def beat(self) -> list[OutgoingMessage]:
         """One more heartbeat of every agent that is not silent."""
         self._seq += 1
         return self.said(type="agent.heartbeat", seq=self._seq)
@@ -85,7 +85,7 @@ class Fleet:
 
 
 @asynccontextmanager
-async def fleet(stage: Stage, many: int) -> AsyncIterator[Fleet]:
+async def fleet(stage: ChaosHarness, many: int) -> AsyncIterator[Fleet]:
     """A fleet, seen through a session of its own."""
     database = await asyncpg.connect(stage.ledger.database_url, timeout=5, command_timeout=20)
     try:
@@ -96,7 +96,7 @@ async def fleet(stage: Stage, many: int) -> AsyncIterator[Fleet]:
 
 @pytest.mark.parametrize("scale", [(200, 20, False), pytest.param((1_000, 120, True), marks=OFTEN)])
 async def test_an_hour_of_backlog_makes_nobody_lost(
-    stage: Stage, figures: Figures, tmp_path: Path, announce: Callable[[str], None], scale: tuple[int, int, bool]
+    stage: ChaosHarness, figures: Figures, tmp_path: Path, announce: Callable[[str], None], scale: tuple[int, int, bool]
 ) -> None:
     """A worker stands still for an hour while heartbeats pile up: none of the agents is lost, but one really silent is.
 
@@ -138,7 +138,7 @@ async def test_an_hour_of_backlog_makes_nobody_lost(
             living.cancel()
             await asyncio.gather(living, return_exceptions=True)
     assert jumps(worker) == (0 if all_clocks else 1)
-    await stage.leaves(worker)
+    await stage.stop_worker(worker)
     note = f"{many:,} agents, {many * beats:,} heartbeats waited, 0 lost; listening {caught_up - LOST_AFTER - 1:.0f} s"
     await figures.of(
         stage,

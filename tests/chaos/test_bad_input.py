@@ -8,17 +8,17 @@ from uuid import UUID, uuid4
 import aio_pika
 import pytest
 
-from taskherd.broker.connection import Link
-from taskherd.broker.publish import Outgoing
-from taskherd.domain.reports import AppStatus, JobStatus, State, Transition, WorkspaceBuild
-from taskherd.messages.decoding import Bad
+from taskherd.broker.connection import SupervisedConnection
+from taskherd.broker.publish import OutgoingMessage
+from taskherd.domain.reports import AgentState, AppStatus, JobStatus, Transition, WorkspaceBuild
+from taskherd.messages.decoding import InvalidMessage
 from taskherd.messages.reports import decode_reports
 from tests.broker import raw
 from tests.chaos import workload
 from tests.chaos.figures import Figures
 from tests.chaos.workload import Workload
 from tests.harness import histories
-from tests.harness.chaos import Stage, WorkerProcess, until
+from tests.harness.chaos import ChaosHarness, WorkerProcess, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
 
@@ -81,7 +81,7 @@ PROPERTIES = {
 }
 
 
-async def begun(stage: Stage, tasks: int = 8) -> tuple[WorkerProcess, Workload, list[Outgoing]]:
+async def begun(stage: ChaosHarness, tasks: int = 8) -> tuple[WorkerProcess, Workload, list[OutgoingMessage]]:
     """A ready worker whose tasks exist, and the reports that are still to be sent."""
     work = workload.build(stage.names, Random(3), tasks=tasks, nasty=False)
     work.doomed.clear()
@@ -93,7 +93,7 @@ async def begun(stage: Stage, tasks: int = 8) -> tuple[WorkerProcess, Workload, 
     return worker, work, [one for one in work.messages if one not in creates]
 
 
-async def unharmed(stage: Stage, work: Workload, worker: WorkerProcess) -> None:
+async def unharmed(stage: ChaosHarness, work: Workload, worker: WorkerProcess) -> None:
     """Every good report is applied, every bad one dead-lettered, on the same connections in the same process."""
     await stage.settled()
     assert worker.running
@@ -102,14 +102,14 @@ async def unharmed(stage: Stage, work: Workload, worker: WorkerProcess) -> None:
     await stage.finished(work, worker)
 
 
-def mixed(dice: Random, good: list[Outgoing], bad: list[Outgoing]) -> list[Outgoing]:
+def mixed(dice: Random, good: list[OutgoingMessage], bad: list[OutgoingMessage]) -> list[OutgoingMessage]:
     """Both, in any order."""
     both = [*good, *bad]
     dice.shuffle(both)
     return both
 
 
-async def test_bad_bodies_are_buried_and_their_neighbours_applied(stage: Stage) -> None:
+async def test_bad_bodies_are_buried_and_their_neighbours_applied(stage: ChaosHarness) -> None:
     """Whatever the body, the rest of its batch is applied, and it is dead-lettered with the reason that fits."""
     worker, work, good = await begun(stage)
     bad = [workload.message(stage.names, body) for _, body in BODIES]
@@ -120,11 +120,11 @@ async def test_bad_bodies_are_buried_and_their_neighbours_applied(stage: Stage) 
     assert lengths == sorted(len(body) for reason, body in BODIES if reason == "too_large")
 
 
-async def test_bad_elements_are_cut_out_of_their_array(stage: Stage) -> None:
+async def test_bad_elements_are_cut_out_of_their_array(stage: ChaosHarness) -> None:
     """Of an array the bad elements are buried, each with its place, and the others applied; an empty one is no harm."""
     worker, work, good = await begun(stage)
     task_id = next(iter(work.reports))
-    told = [AppStatus(task_id=task_id, build_number=1, seq=500 + n, state=State.WORKING) for n in range(3)]
+    told = [AppStatus(task_id=task_id, build_number=1, seq=500 + n, state=AgentState.WORKING) for n in range(3)]
     refused = WorkspaceBuild(
         task_id=task_id, build_number=1, seq=900, transition=Transition.STOP, job_status=JobStatus.PENDING
     )
@@ -140,13 +140,13 @@ async def test_bad_elements_are_cut_out_of_their_array(stage: Stage) -> None:
     assert places == {"unknown_type": 1, "unknown_input": 3, "invalid": 4, "build_conflict": 5}
 
 
-async def test_texts_that_a_database_cannot_hold_are_cleaned(stage: Stage) -> None:
+async def test_texts_that_a_database_cannot_hold_are_cleaned(stage: ChaosHarness) -> None:
     """NUL, lone surrogates and control characters are taken out of a text, and the report is applied."""
     worker, work, good = await begun(stage)
     dirty = r'"a\u0000b\ud800c\u0007d\ne"'
     messages = []
     for place, task_id in enumerate(work.reports):
-        report = AppStatus(task_id=task_id, build_number=1, seq=900, state=State.IDLE, message=f"{place}abcd\ne")
+        report = AppStatus(task_id=task_id, build_number=1, seq=900, state=AgentState.IDLE, message=f"{place}abcd\ne")
         work.reports[task_id].append(report)
         body = json.dumps({**histories.body(report), "message": "?"}).replace('"?"', dirty.replace('"a', f'"{place}a'))
         messages.append(workload.message(stage.names, body.encode()))
@@ -154,17 +154,17 @@ async def test_texts_that_a_database_cannot_hold_are_cleaned(stage: Stage) -> No
     await unharmed(stage, work, worker)
 
 
-async def test_properties_that_no_library_decodes_hurt_nobody(stage: Stage) -> None:
+async def test_properties_that_no_library_decodes_hurt_nobody(stage: ChaosHarness) -> None:
     """A message with undecodable AMQP properties is judged by its body: a good one is applied, a bad one buried."""
     worker, work, good = await begun(stage)
     task_id = next(iter(work.reports))
-    link = Link(stage.ledger.amqp_url, "chaos sends raw frames")
+    link = SupervisedConnection(stage.ledger.amqp_url, "chaos sends raw frames")
     link.start()
     channel = await link.channel()
     half = len(good) // 2
     await stage.send(good[:half])
     for place, properties in enumerate(PROPERTIES.values()):
-        report = AppStatus(task_id=task_id, build_number=1, seq=900 + place, state=State.WORKING)
+        report = AppStatus(task_id=task_id, build_number=1, seq=900 + place, state=AgentState.WORKING)
         work.reports[task_id].append(report)
         await raw.publish(channel, stage.names.reports, b"raw", workload.said([report]), properties)
         rubbish = json.dumps({"rubbish": place}).encode()
@@ -176,7 +176,7 @@ async def test_properties_that_no_library_decodes_hurt_nobody(stage: Stage) -> N
     await link.close()
 
 
-async def test_a_time_far_ahead_freezes_nothing(stage: Stage) -> None:
+async def test_a_time_far_ahead_freezes_nothing(stage: ChaosHarness) -> None:
     """A report dated in the year 9999 is outdone by the next one of now: the agent's clock orders nothing by itself."""
     worker, work, _ = await begun(stage, tasks=1)
     (task_id,) = work.reports
@@ -188,10 +188,10 @@ async def test_a_time_far_ahead_freezes_nothing(stage: Stage) -> None:
         return ((await stage.ledger.rows()).tasks[task_id].document["current_state"] or {}).get("state")
 
     await until(state, lambda shown: shown == "idle")
-    await stage.leaves(worker)
+    await stage.stop_worker(worker)
 
 
-async def test_bad_commands_are_answered_and_buried(stage: Stage) -> None:
+async def test_bad_commands_are_answered_and_buried(stage: ChaosHarness) -> None:
     """A command that can't be read is answered where it says how, and buried, as is one refused with nobody to tell."""
     worker, work, good = await begun(stage, tasks=1)
     names = stage.names
@@ -202,7 +202,7 @@ async def test_bad_commands_are_answered_and_buried(stage: Stage) -> None:
     async with await aio_pika.connect(stage.ledger.amqp_url, timeout=10) as connection:
         replies = await (await connection.channel()).declare_queue(exclusive=True)
         asking = [
-            Outgoing(names.commands, "?", body, mandatory=True, reply_to=replies.name, correlation_id=str(place))
+            OutgoingMessage(names.commands, "?", body, mandatory=True, reply_to=replies.name, correlation_id=str(place))
             for place, body in enumerate(unreadable)
         ]
         await stage.send([stranger, *asking, *good])
@@ -215,7 +215,7 @@ async def test_bad_commands_are_answered_and_buried(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("many", [300, pytest.param(10_000, marks=[pytest.mark.chaos, pytest.mark.timeout(1800)])])
-async def test_malformed_inputs_are_buried_one_and_all(stage: Stage, figures: Figures, many: int) -> None:
+async def test_malformed_inputs_are_buried_one_and_all(stage: ChaosHarness, figures: Figures, many: int) -> None:
     """Garbled, oversized, deep and wrong bodies and undecodable properties: none hurts a neighbour, none is lost."""
     dice = Random(many)
     worker, work, good = await begun(stage)
@@ -226,7 +226,7 @@ async def test_malformed_inputs_are_buried_one_and_all(stage: Stage, figures: Fi
         stage.ledger.bad.append((reason, body[:KEPT] if reason == "too_large" else body))
     bad = [workload.message(stage.names, body) for _, body in (*bodies, *garbled)]
     pieces = Workload(messages=mixed(dice, good, bad)).parts(len(strange))
-    link = Link(stage.ledger.amqp_url, "chaos sends raw frames")
+    link = SupervisedConnection(stage.ledger.amqp_url, "chaos sends raw frames")
     link.start()
     channel = await link.channel()
     for piece, (_, body) in zip(pieces, strange, strict=True):
@@ -253,7 +253,7 @@ def _garbage(dice: Random) -> tuple[str, bytes]:
     while True:
         body = _garbled(dice, workload.said([histories.report(dice)]))
         judged = decode_reports(body, histories.NOON)
-        if len(judged) == 1 and isinstance(judged[0], Bad):
+        if len(judged) == 1 and isinstance(judged[0], InvalidMessage):
             return judged[0].reason.value, judged[0].body
 
 

@@ -21,7 +21,7 @@ from taskherd.store import migrate
 from tests.chaos import clocks, workload
 from tests.chaos.clocks import DatabaseClock, ProcessClocks
 from tests.chaos.figures import Figures
-from tests.harness.chaos import Stage, WorkerProcess, opened, until
+from tests.harness.chaos import ChaosHarness, WorkerProcess, chaos_harness, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -64,10 +64,12 @@ def wall(announce: Callable[[str], None]) -> Iterator[ProcessClocks]:
 @pytest.fixture
 async def own_server_stage(
     wall: ProcessClocks, amqp_url: str, amqp_prefix: str, tmp_path: Path
-) -> AsyncIterator[Stage]:
+) -> AsyncIterator[ChaosHarness]:
     """A stage on a PostgreSQL server that goes by the wall clock of `wall`."""
     found = postgres.find()
-    assert isinstance(found, postgres.Binaries), "a server whose clock can be moved needs PostgreSQL's own binaries"
+    assert isinstance(found, postgres.PostgresBinaries), (
+        "a server whose clock can be moved needs PostgreSQL's own binaries"
+    )
     usual = postgres._env()
     node = postgres.PostgresNode(found, wall.file.parent / "postgres", fast=True)
     with pytest.MonkeyPatch.context() as patched:
@@ -75,16 +77,16 @@ async def own_server_stage(
         try:
             await asyncio.to_thread(node.start)
             await asyncio.to_thread(migrate.upgrade, node.url)
-            async with opened(node.url, amqp_url, amqp_prefix, tmp_path) as stage:
+            async with chaos_harness(node.url, amqp_url, amqp_prefix, tmp_path) as stage:
                 yield stage
         finally:
             await asyncio.to_thread(node.stop)
 
 
-class Flock:
+class LiveTasks:
     """Tasks with agents that are heard all the time, each word without a seq, so ordered by the worker's clock."""
 
-    def __init__(self, stage: Stage, database: asyncpg.Connection) -> None:
+    def __init__(self, stage: ChaosHarness, database: asyncpg.Connection) -> None:
         self.stage = stage
         self.database = database
         self.tasks = [uuid4() for _ in range(12)]
@@ -143,10 +145,10 @@ class Flock:
 
 
 @asynccontextmanager
-async def flock(stage: Stage) -> AsyncIterator[Flock]:
+async def flock(stage: ChaosHarness) -> AsyncIterator[LiveTasks]:
     """Connected agents, heard until the block is left."""
     database = await asyncpg.connect(stage.ledger.database_url, timeout=5, command_timeout=20)
-    own = Flock(stage, database)
+    own = LiveTasks(stage, database)
     living: asyncio.Task[None] | None = None
     try:
         await own.created()
@@ -161,7 +163,7 @@ async def flock(stage: Stage) -> AsyncIterator[Flock]:
         await database.close(timeout=5)
 
 
-async def request_goes_on(own: Flock, jump: Callable[[], Awaitable[object]]) -> None:
+async def request_goes_on(own: LiveTasks, jump: Callable[[], Awaitable[object]]) -> None:
     """A request nobody answers is repeated after the jump as before it, and given up after its time, not sooner."""
     began = time.monotonic()
     await own.stage.send([workload.create(own.stage.names, own.forgotten, "Wait for a runner")])
@@ -173,7 +175,7 @@ async def request_goes_on(own: Flock, jump: Callable[[], Awaitable[object]]) -> 
     assert time.monotonic() - began >= TTL - 0.5
 
 
-async def unharmed(stage: Stage, worker: WorkerProcess, jump: Callable[[], Awaitable[object]]) -> float:
+async def unharmed(stage: ChaosHarness, worker: WorkerProcess, jump: Callable[[], Awaitable[object]]) -> float:
     """Let a clock jump while agents live and a request waits: nobody is lost, nothing waits for the clock to come back.
 
     Returns the seconds in which an agent that then fell silent was found.
@@ -192,12 +194,14 @@ async def unharmed(stage: Stage, worker: WorkerProcess, jump: Callable[[], Await
         await own.until(STATES, 1, "early")
         found = await own.silence_is_found(3)
         await own.consistent()
-    await stage.leaves(worker)
+    await stage.stop_worker(worker)
     return found
 
 
 @pytest.mark.parametrize("days", [1, -1])
-async def test_a_database_clock_that_jumps_a_day_makes_nobody_lost(stage: Stage, figures: Figures, days: int) -> None:
+async def test_a_database_clock_that_jumps_a_day_makes_nobody_lost(
+    stage: ChaosHarness, figures: Figures, days: int
+) -> None:
     """The database's clock jumps a day: no agent is lost, nothing waits a day, and a silent one is found in time."""
     clock = DatabaseClock(stage.ledger.database_url)
     await clock.install()
@@ -211,7 +215,7 @@ async def test_a_database_clock_that_jumps_a_day_makes_nobody_lost(stage: Stage,
 @pytest.mark.chaos
 @pytest.mark.parametrize("days", [1, -1])
 async def test_a_workers_clock_that_jumps_a_day_is_not_even_noticed(
-    stage: Stage, figures: Figures, wall: ProcessClocks, days: int
+    stage: ChaosHarness, figures: Figures, wall: ProcessClocks, days: int
 ) -> None:
     """A worker comes up with a clock that is a day wrong, then this is set right: it goes by the database's."""
     wall.set(days * DAY)
@@ -234,7 +238,7 @@ async def test_a_workers_clock_that_jumps_a_day_is_not_even_noticed(
 @pytest.mark.chaos
 @pytest.mark.parametrize("days", [1, -1])
 async def test_a_server_of_postgresql_whose_clock_jumps_a_day_makes_nobody_lost(
-    own_server_stage: Stage, figures: Figures, wall: ProcessClocks, days: int
+    own_server_stage: ChaosHarness, figures: Figures, wall: ProcessClocks, days: int
 ) -> None:
     """The clock of a whole PostgreSQL server jumps a day, by libfaketime, with the same outcome."""
     stage = own_server_stage
@@ -250,7 +254,7 @@ async def test_a_server_of_postgresql_whose_clock_jumps_a_day_makes_nobody_lost(
 
 
 @pytest.mark.chaos
-async def test_a_clock_set_back_while_no_worker_looked_holds_up_nothing(stage: Stage, figures: Figures) -> None:
+async def test_a_clock_set_back_while_no_worker_looked_holds_up_nothing(stage: ChaosHarness, figures: Figures) -> None:
     """A worker is killed, the database's clock is set back a day: the next one still finds silence and asks again.
 
     It waits a minute longer, since the killed one might be only frozen, with heartbeats in hand.
@@ -270,7 +274,7 @@ async def test_a_clock_set_back_while_no_worker_looked_holds_up_nothing(stage: S
         found = await own.silence_is_found(3, within=60 + LOST_AFTER + 2 * SLACK)
         await own.consistent()
     assert jumps(worker) == 1
-    await stage.leaves(worker)
+    await stage.stop_worker(worker)
     note = f"a silent agent found after {found:.0f} s, of which 60 wait for the killed worker"
     await figures.of(stage, "the clock set back a day behind a killed worker", faults=1, note=note)
 

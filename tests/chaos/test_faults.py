@@ -15,7 +15,7 @@ from taskherd.dev.sources import Broker, Database
 from tests.chaos.disturbance import disturbed, load, trickle
 from tests.chaos.figures import Figures
 from tests.chaos.proxy import cutting
-from tests.harness.chaos import SETTLES_WITHIN, Stage, until
+from tests.harness.chaos import SETTLES_WITHIN, ChaosHarness, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -25,7 +25,7 @@ RECOVERS_WITHIN = 40.0
 
 @pytest.mark.parametrize("times", [1, pytest.param(20, marks=OFTEN)])
 async def test_a_killed_broker_costs_nothing_but_time(
-    breakable_stage: Stage, rabbit: Broker, figures: Figures, times: int
+    breakable_stage: ChaosHarness, rabbit: Broker, figures: Figures, times: int
 ) -> None:
     """The broker dies under load; the worker waits, comes back by itself, and everything is there, once."""
     stage = breakable_stage
@@ -39,7 +39,7 @@ async def test_a_killed_broker_costs_nothing_but_time(
             await asyncio.to_thread(rabbit.restart)
             seconds.append(await stage.first_progress())
     redelivered = await worker.metric("taskherd_redeliveries_total")
-    await stage.leaves(worker)
+    await stage.stop_worker(worker)
     assert await stage.ledger.violations() == []
     await figures.of(stage, "RabbitMQ kill -9 and restart", faults=times, redelivered=redelivered, seconds=seconds)
 
@@ -49,7 +49,7 @@ async def test_a_killed_broker_costs_nothing_but_time(
     [(1, 0), pytest.param(20, 0, marks=OFTEN), pytest.param(1, 30, marks=OFTEN)],
 )
 async def test_a_database_away_costs_nothing_but_time(
-    breakable_stage: Stage, postgres: Database, figures: Figures, times: int, away: int
+    breakable_stage: ChaosHarness, postgres: Database, figures: Figures, times: int, away: int
 ) -> None:
     """PostgreSQL is shut down at once under load; deliveries are held, and none goes to the dead letters."""
     stage = breakable_stage
@@ -66,7 +66,7 @@ async def test_a_database_away_costs_nothing_but_time(
             await asyncio.to_thread(postgres.restart)
             seconds.append(await stage.first_progress())
             await worker.ready(RECOVERS_WITHIN)
-    await stage.leaves(worker)
+    await stage.stop_worker(worker)
     assert await stage.ledger.violations() == []
     row = f"PostgreSQL away for {away} s" if away else "PostgreSQL stopped at once and restarted"
     await figures.of(stage, row, faults=times, seconds=seconds, note="no dead letter")
@@ -87,7 +87,7 @@ def frozen(services: Services, service: str) -> Iterator[None]:
 @pytest.mark.parametrize("service", ["RabbitMQ", "PostgreSQL"])
 @pytest.mark.parametrize("length", [0, pytest.param(60, marks=OFTEN)])
 async def test_a_frozen_service_is_noticed_and_its_return_too(
-    breakable_stage: Stage, breakable: Services, figures: Figures, service: str, length: int
+    breakable_stage: ChaosHarness, breakable: Services, figures: Figures, service: str, length: int
 ) -> None:
     """A service that answers nothing makes the worker unready; once it answers again, the worker goes on by itself."""
     stage = breakable_stage
@@ -103,7 +103,7 @@ async def test_a_frozen_service_is_noticed_and_its_return_too(
         seconds = await stage.first_progress()
         await worker.ready(RECOVERS_WITHIN)
     assert seconds <= RECOVERS_WITHIN
-    await stage.leaves(worker)
+    await stage.stop_worker(worker)
     assert await stage.ledger.violations() == []
     told = f"unready after {noticed:.1f} s, ready again by itself"
     row = f"{service} SIGSTOP for {length} s" if length else f"{service} SIGSTOP until unready"
@@ -112,7 +112,7 @@ async def test_a_frozen_service_is_noticed_and_its_return_too(
 
 @pytest.mark.parametrize("length", [0, pytest.param(60, marks=OFTEN)])
 async def test_a_memory_alarm_holds_up_what_is_told_but_not_what_is_taken(
-    breakable_stage: Stage, rabbit: Broker, figures: Figures, length: int
+    breakable_stage: ChaosHarness, rabbit: Broker, figures: Figures, length: int
 ) -> None:
     """While the broker lets nobody publish, reports are committed and acked; the events follow when it is over."""
     stage = breakable_stage
@@ -125,7 +125,7 @@ async def test_a_memory_alarm_holds_up_what_is_told_but_not_what_is_taken(
         worker.signal(signal.SIGCONT)
         began = time.monotonic()
         taken = await stage.first_progress(0)
-        await until(stage.progress, lambda entries: entries == stage.wanted(), SETTLES_WITHIN)
+        await until(stage.progress, lambda entries: entries == stage.expected_entries(), SETTLES_WITHIN)
         await until(lambda: queued(stage, rabbit), lambda messages: messages == 0, SETTLES_WITHIN)
         drained = time.monotonic() - began
         await asyncio.sleep(max(0.0, length - drained))
@@ -158,7 +158,7 @@ def alarmed(rabbit: Broker) -> Iterator[None]:
     assert "memory" not in ctl(rabbit, "eval", "rabbit_alarm:get_alarms().")
 
 
-async def queued(stage: Stage, rabbit: Broker) -> int:
+async def queued(stage: ChaosHarness, rabbit: Broker) -> int:
     """How many messages with reports the broker still has, be they handed out and not acked or not handed out."""
     said = await asyncio.to_thread(ctl, rabbit, "list_queues", "--no-table-headers", "name", "messages")
     counts = dict(line.split() for line in said.splitlines())
@@ -167,7 +167,7 @@ async def queued(stage: Stage, rabbit: Broker) -> int:
 
 @pytest.mark.parametrize("cuts", [20, pytest.param(200, marks=OFTEN)])
 async def test_a_commit_without_an_answer_is_neither_lost_nor_done_twice(
-    stage: Stage, figures: Figures, cuts: int
+    stage: ChaosHarness, figures: Figures, cuts: int
 ) -> None:
     """A connection cut at COMMIT leaves the outcome unknown; doing it again is right whether it took effect or not."""
     number = 0
@@ -178,24 +178,26 @@ async def test_a_commit_without_an_answer_is_neither_lost_nor_done_twice(
         while cutter.cuts < cuts:
             work = load(stage, f"commit {number}", tasks=24)
             await trickle(stage, work)
-            await stage.wound_up(work)
+            await stage.delete_and_settle(work)
             number += 1
         cutter.armed = False
-        await stage.leaves(worker)
+        await stage.stop_worker(worker)
     assert await stage.ledger.violations() == []
     told = f"{cutter.took_effect} took effect unseen, {cutter.never_arrived} never arrived"
     await figures.of(stage, "connection cut at COMMIT", faults=cutter.cuts, note=told)
 
 
 @pytest.mark.parametrize("times", [1, pytest.param(20, marks=OFTEN)])
-async def test_a_worker_whose_queue_is_deleted_makes_it_again(stage: Stage, figures: Figures, times: int) -> None:
+async def test_a_worker_whose_queue_is_deleted_makes_it_again(
+    stage: ChaosHarness, figures: Figures, times: int
+) -> None:
     """The queue of the reports is deleted under the worker; it makes it again, and does what is sent from then on."""
     worker = await stage.start()
     work = load(stage, "before", tasks=12)
     await stage.send(work.messages)
     seconds = []
     for number in range(times):
-        await stage.wound_up(work)
+        await stage.delete_and_settle(work)
         before = await stage.progress()
         async with await aio_pika.connect(stage.ledger.amqp_url, timeout=10) as connection:
             await (await connection.channel()).queue_delete(stage.names.reports, timeout=10)

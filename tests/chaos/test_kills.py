@@ -12,7 +12,7 @@ from tests.chaos import workload
 from tests.chaos.disturbance import load, under_way
 from tests.chaos.figures import Figures
 from tests.chaos.workload import Workload
-from tests.harness.chaos import Stage
+from tests.harness.chaos import ChaosHarness
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -22,7 +22,9 @@ LEAVES_WITHIN = 30.0
 OFTEN = [pytest.mark.chaos, pytest.mark.timeout(3600)]
 
 
-async def test_workers_killed_at_every_place_in_turn_lose_and_double_nothing(stage: Stage, figures: Figures) -> None:
+async def test_workers_killed_at_every_place_in_turn_lose_and_double_nothing(
+    stage: ChaosHarness, figures: Figures
+) -> None:
     """One worker after the other dies, each at another place; the last one ends at the fold of all inputs."""
     places = list(Failpoint) * ROUNDS
     work = workload.build(stage.names, Random(1), tasks=48)
@@ -44,7 +46,7 @@ async def test_workers_killed_at_every_place_in_turn_lose_and_double_nothing(sta
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("place", list(Failpoint))
 async def test_workers_killed_again_and_again_at_one_place_lose_and_double_nothing(
-    stage: Stage, figures: Figures, place: Failpoint
+    stage: ChaosHarness, figures: Figures, place: Failpoint
 ) -> None:
     """Wherever a worker dies, and however often, the next one ends at the fold of all inputs, each change told."""
     work = workload.build(stage.names, Random(str(place)), tasks=64)
@@ -64,7 +66,7 @@ async def test_workers_killed_again_and_again_at_one_place_lose_and_double_nothi
 
 @pytest.mark.parametrize("times", [1, pytest.param(100, marks=OFTEN)])
 async def test_a_worker_asked_to_leave_under_load_hands_nothing_back(
-    stage: Stage, figures: Figures, times: int
+    stage: ChaosHarness, figures: Figures, times: int
 ) -> None:
     """SIGTERM ends the worker with 0 within the grace time, all it was handed is done, and the next does the rest."""
     everything = Workload()
@@ -79,10 +81,10 @@ async def test_a_worker_asked_to_leave_under_load_hands_nothing_back(
         await stage.first_progress(before)
         redelivered += await worker.metric("taskherd_redeliveries_total")
         asked = time.monotonic()
-        await stage.leaves(worker, LEAVES_WITHIN)
+        await stage.stop_worker(worker, LEAVES_WITHIN)
         exits.append(time.monotonic() - asked)
     asked_broker = await stage.redelivered()
-    left = await stage.left()
+    left = await stage.remaining_messages()
     assert left, "the worker was done with everything before it was asked to leave"
     assert not any(left), "what was handed to the worker came back"
     assert redelivered == 0
@@ -93,7 +95,9 @@ async def test_a_worker_asked_to_leave_under_load_hands_nothing_back(
 
 
 @pytest.mark.parametrize("times", [5, pytest.param(60, marks=OFTEN)])
-async def test_crash_loops_over_a_backlog_bury_no_healthy_message(stage: Stage, figures: Figures, times: int) -> None:
+async def test_crash_loops_over_a_backlog_bury_no_healthy_message(
+    stage: ChaosHarness, figures: Figures, times: int
+) -> None:
     """However often workers die over the same messages, before and after commit, none of these is dead-lettered."""
     work = load(stage, "crash loop", tasks=16)
     await stage.send(work.messages)
@@ -106,7 +110,7 @@ async def test_crash_loops_over_a_backlog_bury_no_healthy_message(stage: Stage, 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(300)
-async def test_a_worker_frozen_for_a_minute_comes_back(stage: Stage, figures: Figures) -> None:
+async def test_a_worker_frozen_for_a_minute_comes_back(stage: ChaosHarness, figures: Figures) -> None:
     """A worker that is stopped under load for a minute, and then goes on, is as if nothing had been."""
     work = load(stage, "frozen worker")
     worker = await stage.start()

@@ -10,12 +10,12 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from taskherd.broker.publish import Outgoing
+from taskherd.broker.publish import OutgoingMessage
 from tests.chaos import workload
 from tests.chaos.figures import Figures
 from tests.chaos.workload import Workload
 from tests.harness import histories
-from tests.harness.chaos import Stage, WorkerProcess, until
+from tests.harness.chaos import ChaosHarness, WorkerProcess, until
 
 if TYPE_CHECKING:
     from taskherd.domain.reports import Report
@@ -27,7 +27,7 @@ WINDOW = 150
 """How far a report of a hot task may overtake others."""
 
 
-def strewn(stage: Stage, dice: Random, many: int) -> Workload:
+def strewn(stage: ChaosHarness, dice: Random, many: int) -> Workload:
     """So many histories, each of a task of its own, permuted, repeated, and cut into arrays that tasks share."""
     work = Workload()
     pieces: list[list[Report]] = []
@@ -48,7 +48,7 @@ def strewn(stage: Stage, dice: Random, many: int) -> Workload:
     return work
 
 
-def hot(stage: Stage, dice: Random, tasks: int, statuses: int) -> Workload:
+def hot(stage: ChaosHarness, dice: Random, tasks: int, statuses: int) -> Workload:
     """Reports of few tasks, many of each and almost in order, so that nearly every batch changes nearly every task."""
     work = Workload()
     reports: list[Report] = []
@@ -63,7 +63,7 @@ def hot(stage: Stage, dice: Random, tasks: int, statuses: int) -> Workload:
     return work
 
 
-async def shared(stage: Stage, many: int) -> list[WorkerProcess]:
+async def shared(stage: ChaosHarness, many: int) -> list[WorkerProcess]:
     """So many ready workers, each taking little at a time, so that all of them get their part."""
     workers = [await stage.start(prefetch="120", batch_most="60") for _ in range(many)]
     for worker in workers:
@@ -78,7 +78,7 @@ async def all_busy(workers: list[WorkerProcess]) -> None:
 
 @pytest.mark.parametrize(("many", "workers"), [(60, 2), pytest.param(1_000, 3, marks=OFTEN)])
 async def test_histories_in_any_order_end_as_the_pure_fold(
-    stage: Stage, figures: Figures, many: int, workers: int
+    stage: ChaosHarness, figures: Figures, many: int, workers: int
 ) -> None:
     """Shuffled, doubled, in arrays and singly, before and after the create: workers side by side end at the fold."""
     work = strewn(stage, Random(many), many)
@@ -88,7 +88,7 @@ async def test_histories_in_any_order_end_as_the_pure_fold(
     await stage.settled(within=40 + many)
     await all_busy(running)
     for worker in running[1:]:
-        await stage.leaves(worker)
+        await stage.stop_worker(worker)
     await stage.finished(work, running[0])
     told = sum(map(len, work.reports.values()))
     note = f"{told:,} reports, doubled and shuffled, {workers} workers"
@@ -97,7 +97,7 @@ async def test_histories_in_any_order_end_as_the_pure_fold(
 
 @pytest.mark.parametrize(("statuses", "deadlocks"), [(25, 2), pytest.param(700, 25, marks=OFTEN)])
 async def test_two_workers_on_hot_tasks_lose_no_update(
-    stage: Stage, figures: Figures, statuses: int, deadlocks: int
+    stage: ChaosHarness, figures: Figures, statuses: int, deadlocks: int
 ) -> None:
     """Two workers take turns on the same 50 tasks, and lose races on purpose; every report counts, each change once."""
     work = hot(stage, Random(statuses), tasks=50, statuses=statuses)
@@ -118,14 +118,16 @@ async def test_two_workers_on_hot_tasks_lose_no_update(
     await stage.settled(within=40 + statuses)
     assert lost >= deadlocks, f"the workers lost only {lost} of {deadlocks} races before all was sent"
     await all_busy(running)
-    await stage.leaves(running[1])
+    await stage.stop_worker(running[1])
     await stage.finished(work, running[0])
     events = len((await stage.ledger.rows()).events)
     note = f"{len(rest):,} reports, {events:,} versions; times: deadlocks that a worker lost"
     await figures.of(stage, "two workers on 50 hot tasks", faults=lost, note=note)
 
 
-async def _in_parts(stage: Stage, running: list[WorkerProcess], messages: list[Outgoing], parts: int) -> None:
+async def _in_parts(
+    stage: ChaosHarness, running: list[WorkerProcess], messages: list[OutgoingMessage], parts: int
+) -> None:
     """Send the messages part after part, each once all before it are taken."""
     size = 1 + len(messages) // parts
 

@@ -17,7 +17,7 @@ from pamqp.common import FieldTable
 from tests.chaos import workload
 from tests.chaos.figures import Figures
 from tests.chaos.workload import Workload
-from tests.harness.chaos import Stage, until
+from tests.harness.chaos import ChaosHarness, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -36,7 +36,7 @@ GROWTH = 60 * 1024 * 1024
 
 
 @dataclass(slots=True)
-class Reader:
+class EventReader:
     """A reader of events, with a bounded queue of its own, that resumes from the history by position."""
 
     channel: AbstractChannel
@@ -79,7 +79,7 @@ class Reader:
 
 
 @asynccontextmanager
-async def reading(stage: Stage) -> AsyncIterator[Reader]:
+async def reading(stage: ChaosHarness) -> AsyncIterator[EventReader]:
     """A reader that is bound to all events, and takes none by itself."""
     database = await asyncpg.connect(stage.ledger.database_url, timeout=5, command_timeout=20)
     try:
@@ -88,12 +88,12 @@ async def reading(stage: Stage) -> AsyncIterator[Reader]:
             bounded: FieldTable = {"x-max-length": BOUND, "x-overflow": "drop-head"}
             queue = await channel.declare_queue(exclusive=True, arguments=bounded)
             await queue.bind(stage.names.events, "#")
-            yield Reader(channel, database, queue.name)
+            yield EventReader(channel, database, queue.name)
     finally:
         await database.close(timeout=5)
 
 
-async def told(stage: Stage, work: Workload) -> None:
+async def told(stage: ChaosHarness, work: Workload) -> None:
     """Send the creates, and when the tasks exist all the rest, so that most of it is told of and not parked."""
     creates = [one for one in work.messages if one.exchange == stage.names.commands]
     await stage.send(creates)
@@ -103,7 +103,7 @@ async def told(stage: Stage, work: Workload) -> None:
 
 @pytest.mark.parametrize(("tasks", "statuses"), [(48, 12), pytest.param(400, 60, marks=OFTEN)])
 async def test_a_reader_that_stands_still_holds_up_nobody_and_misses_nothing(
-    stage: Stage, figures: Figures, tasks: int, statuses: int
+    stage: ChaosHarness, figures: Figures, tasks: int, statuses: int
 ) -> None:
     """Nobody takes from a reader's bounded queue: the worker goes on, and the reader has all of it from the history."""
     work = workload.build(stage.names, Random(tasks), tasks=tasks, statuses=statuses)
@@ -134,7 +134,7 @@ async def test_a_reader_that_stands_still_holds_up_nobody_and_misses_nothing(
 
 @pytest.mark.parametrize(("tasks", "statuses"), [(48, 12), pytest.param(400, 60, marks=OFTEN)])
 async def test_a_reader_that_follows_the_history_is_never_overtaken(
-    stage: Stage, figures: Figures, tasks: int, statuses: int
+    stage: ChaosHarness, figures: Figures, tasks: int, statuses: int
 ) -> None:
     """Two workers write the history while a reader follows by position: nothing appears behind what it has read."""
     work = workload.build(stage.names, Random(tasks + 1), tasks=tasks, statuses=statuses)
@@ -161,7 +161,7 @@ async def test_a_reader_that_follows_the_history_is_never_overtaken(
         final = {task_id: json.loads(document) for task_id, document in reader.documents.items()}
         living = {task_id: row.document for task_id, row in rows.tasks.items() if row.deleted_at is None}
         assert living.items() <= final.items()
-    await stage.leaves(workers[1])
+    await stage.stop_worker(workers[1])
     await stage.finished(work, workers[0])
     await figures.of(
         stage, "a reader follows the history of two workers", faults=1, note=f"{len(rows.events):,} events"

@@ -12,11 +12,12 @@ from random import Random
 from typing import Any
 from uuid import UUID, uuid4
 
-from taskherd.broker.publish import Outgoing
-from taskherd.broker.topology import Names
+from taskherd.broker.publish import OutgoingMessage
+from taskherd.broker.topology import TopologyNames
 from taskherd.domain.reports import (
     AgentHeartbeat,
     AgentLifecycle,
+    AgentState,
     App,
     AppHealth,
     AppStatus,
@@ -24,9 +25,8 @@ from taskherd.domain.reports import (
     JobStatus,
     Lifecycle,
     LogEntry,
+    LogSource,
     Report,
-    Speaker,
-    State,
     TaskLog,
     Transition,
     Workspace,
@@ -48,7 +48,7 @@ templates:
     active_version: {VERSION}
     versions: [{{id: {VERSION}, name: v1, presets: [], run: {{}}}}]
 """
-IN_ARRAY_MOST = 8
+MAX_IN_ARRAY = 8
 
 
 @dataclass(slots=True)
@@ -59,19 +59,19 @@ class Workload:
     doomed: list[UUID] = field(default_factory=list)
     """Tasks of which nothing is reported, for the test to delete once they exist."""
 
-    messages: list[Outgoing] = field(default_factory=list)
+    messages: list[OutgoingMessage] = field(default_factory=list)
 
-    def parts(self, many: int) -> list[list[Outgoing]]:
+    def parts(self, many: int) -> list[list[OutgoingMessage]]:
         """The messages in so many parts of about the same size; at least one in each."""
         size = len(self.messages) / many
         return [self.messages[round(size * part) : round(size * (part + 1))] for part in range(many)]
 
 
-def build(names: Names, dice: Random, *, tasks: int = 16, statuses: int = 6, nasty: bool = True) -> Workload:
+def build(names: TopologyNames, dice: Random, *, tasks: int = 16, statuses: int = 6, nasty: bool = True) -> Workload:
     """The workload for so many tasks; ``statuses``: how many app statuses and log entries an orderly life has."""
     work = Workload()
     reports: list[Report] = []
-    creates: list[Outgoing] = []
+    creates: list[OutgoingMessage] = []
     for place in range(tasks):
         task_id = UUID(int=dice.getrandbits(128), version=4)
         creates.append(create(names, task_id, f"Mend thing {place}"))
@@ -91,20 +91,20 @@ def build(names: Names, dice: Random, *, tasks: int = 16, statuses: int = 6, nas
     return work
 
 
-def create(names: Names, task_id: UUID, prompt: str) -> Outgoing:
+def create(names: TopologyNames, task_id: UUID, prompt: str) -> OutgoingMessage:
     """A create of this task, with nobody to answer."""
     return command(names, "task.create", task_id, owner_id=str(OWNER), template_version_id=str(VERSION), input=prompt)
 
 
-def command(names: Names, kind: str, task_id: UUID, **fields: Any) -> Outgoing:
+def command(names: TopologyNames, kind: str, task_id: UUID, **fields: Any) -> OutgoingMessage:
     """A command about this task."""
     said = {"type": kind, "command_id": str(uuid4()), "task_id": str(task_id), "actor_id": str(OWNER), **fields}
-    return Outgoing(names.commands, kind, json.dumps(said).encode(), mandatory=True)
+    return OutgoingMessage(names.commands, kind, json.dumps(said).encode(), mandatory=True)
 
 
-def message(names: Names, body: bytes, routing_key: str = "any") -> Outgoing:
+def message(names: TopologyNames, body: bytes, routing_key: str = "any") -> OutgoingMessage:
     """A message to the reports' exchange."""
-    return Outgoing(names.reports, routing_key, body, mandatory=True)
+    return OutgoingMessage(names.reports, routing_key, body, mandatory=True)
 
 
 def said(reports: list[Report]) -> bytes:
@@ -128,7 +128,7 @@ def orderly(task_id: UUID, statuses: int) -> list[Report]:
         AppHealth(**common, seq=5, health=Health.HEALTHY),
     ]
     for step in range(statuses):
-        state = State.IDLE if step == statuses - 1 else State.WORKING
+        state = AgentState.IDLE if step == statuses - 1 else AgentState.WORKING
         told.append(AppStatus(**common, seq=10 + step, state=state, message=f"step {step}"))
         told.append(AgentHeartbeat(**common, seq=10 + step))
     return told + log(task_id, statuses)
@@ -141,23 +141,23 @@ def log(task_id: UUID, entries: int) -> list[Report]:
             task_id=task_id,
             build_number=1,
             seq=100 + number,
-            entries=(LogEntry(number, Speaker.OUTPUT, f"line {number}", histories.NOON),),
+            entries=(LogEntry(number, LogSource.OUTPUT, f"line {number}", histories.NOON),),
         )
         for number in range(entries)
     ]
 
 
-def _messages(names: Names, dice: Random, reports: list[Report]) -> list[Outgoing]:
+def _messages(names: TopologyNames, dice: Random, reports: list[Report]) -> list[OutgoingMessage]:
     """The reports in their order, singly or a few together."""
-    messages: list[Outgoing] = []
+    messages: list[OutgoingMessage] = []
     while reports:
-        size = dice.choice((1, 1, 1, dice.randrange(2, IN_ARRAY_MOST)))
+        size = dice.choice((1, 1, 1, dice.randrange(2, MAX_IN_ARRAY)))
         messages.append(message(names, said(reports[:size]), str(reports[0].task_id)))
         reports = reports[size:]
     return messages
 
 
-def _mixed(dice: Random, creates: list[Outgoing], messages: list[Outgoing]) -> list[Outgoing]:
+def _mixed(dice: Random, creates: list[OutgoingMessage], messages: list[OutgoingMessage]) -> list[OutgoingMessage]:
     """The creates spread over the first half of the messages."""
     mixed = list(messages)
     for one in creates:

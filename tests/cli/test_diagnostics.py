@@ -10,8 +10,8 @@ import asyncpg
 import pytest
 
 from taskherd.broker import topology
-from taskherd.broker.topology import Names
-from taskherd.cli.diagnostics import Finding, State, check_broker, check_database, check_port
+from taskherd.broker.topology import TopologyNames
+from taskherd.cli.diagnostics import Finding, FindingState, check_broker, check_database, check_port
 from taskherd.observability.metrics import Metrics
 from taskherd.observability.ops import OpsServer
 from taskherd.observability.readiness import Readiness
@@ -27,8 +27,8 @@ async def gather(findings: AsyncIterator[Finding]) -> Found:
 
 def wrong(found: Found) -> set[str]:
     """What is wrong, each with advice."""
-    assert all(finding.advice for finding in found.values() if finding.state is State.WRONG)
-    return {what for what, finding in found.items() if finding.state is State.WRONG}
+    assert all(finding.advice for finding in found.values() if finding.state is FindingState.ERROR)
+    return {what for what, finding in found.items() if finding.state is FindingState.ERROR}
 
 
 @pytest.mark.parametrize("partitions", [1, 2])
@@ -37,7 +37,7 @@ async def test_what_the_worker_declares_is_what_doctor_expects(
 ) -> None:
     """A topology as the worker declares it has nothing missing, different or forbidden; only consumers are missed."""
     settings = Settings(amqp_url=amqp_url, amqp_prefix=amqp_prefix, report_partitions=partitions)
-    names = Names(amqp_prefix)
+    names = TopologyNames(amqp_prefix)
     async with await aiormq.connect(amqp_url) as connection:
         await topology.declare(await connection.channel(), names, partitions)
         found = await gather(check_broker(settings))
@@ -47,7 +47,7 @@ async def test_what_the_worker_declares_is_what_doctor_expects(
         if partitions > 1:
             await channel.exchange_delete(names.report_hash)
     assert not wrong(found)
-    assert {what for what, finding in found.items() if finding.state is State.NOTE} == {
+    assert {what for what, finding in found.items() if finding.state is FindingState.NOTE} == {
         f"queue {queue}" for queue in (*names.report_queues(partitions), names.commands)
     }
 
@@ -63,7 +63,7 @@ async def test_a_topology_that_is_not_there_is_not_made(amqp_url: str, amqp_pref
 
 async def test_a_queue_made_otherwise_is_named(amqp_url: str, amqp_prefix: str) -> None:
     """A queue that somebody declared with other arguments is named."""
-    names = Names(amqp_prefix)
+    names = TopologyNames(amqp_prefix)
     async with await aiormq.connect(amqp_url) as connection:
         channel = await connection.channel()
         await channel.queue_declare(names.commands, durable=True, arguments={"x-queue-type": "quorum"})
@@ -85,7 +85,7 @@ async def test_a_migrated_database_lacks_only_its_directory(database_url: str) -
     """A fresh, migrated database is well but for the directory that nobody has loaded yet."""
     found = await gather(check_database(Settings(database_url=database_url)))
     assert wrong(found) == {"directory"}
-    assert found["unpublished events"].state is State.WELL
+    assert found["unpublished events"].state is FindingState.OK
 
 
 async def test_an_event_long_unpublished_is_wrong(database_url: str) -> None:
@@ -133,4 +133,4 @@ async def test_the_operations_port() -> None:
     assert (await check_port(Settings(ops_port=port))).found == "free"
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         found = await check_port(Settings(ops_port=stranger.getsockname()[1]))
-    assert found.state is State.WRONG
+    assert found.state is FindingState.ERROR

@@ -25,7 +25,7 @@ from taskherd.dev import apt, ports
 from taskherd.dev.sources import Missing
 from tests.harness.api import token_for
 from tests.harness.chaos import WorkerProcess, until
-from tests.harness.worker import SECRET, VERSION, Herd, said
+from tests.harness.worker import SECRET, VERSION, WorkerHarness, make_report
 
 ROOT = Path(__file__).parents[2]
 PROMETHEUS = ROOT / "deploy" / "prometheus"
@@ -164,7 +164,7 @@ class Server:
 
 
 @pytest.fixture
-async def scraped(tools: Tools, alone: Herd, tmp_path: Path) -> AsyncIterator[Server]:
+async def scraped(tools: Tools, alone: WorkerHarness, tmp_path: Path) -> AsyncIterator[Server]:
     """Every process of taskherd that there is, a Prometheus with our rules that scrapes them, and something to see."""
     database_url, amqp_url = alone.urls
     own = {
@@ -223,7 +223,7 @@ async def _prometheus(tools: Tools, folder: Path, port: int, targets: dict[str, 
         return await asyncio.create_subprocess_exec(tools.prometheus, *words, stdout=log, stderr=log)
 
 
-async def _something_happens(own: Herd, api: str) -> None:
+async def _something_happens(own: WorkerHarness, api: str) -> None:
     """A task that a runner works on, asked for over HTTP; tasks of several states, a dead letter, a refused command."""
     change = "UPDATE template_versions SET run = $1 WHERE id = $2"
     await own.database.execute(change, AGENT, VERSION)
@@ -237,7 +237,7 @@ async def _something_happens(own: Herd, api: str) -> None:
     for _ in range(3):
         await own.active()
     task = await own.create()
-    await own.report(said("app.status", task, state="working", message="Reading"), {"type": "nonsense"})
+    await own.report(make_report("app.status", task, state="working", message="Reading"), {"type": "nonsense"})
     await own.refused("task.pause", uuid.uuid4())
 
 

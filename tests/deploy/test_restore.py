@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 
 from taskherd.dev.services import Services
-from tests.harness.worker import Herd, said, working
+from tests.harness.worker import WorkerHarness, make_report, running_worker
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -26,16 +26,16 @@ async def _database(services: Services, *statements: str) -> None:
         await connection.close(timeout=5)
 
 
-async def _status(herd: Herd, task: uuid.UUID, seq: int, message: str) -> None:
-    await herd.report(said("app.status", task, build_number=1, seq=seq, state="working", message=message))
+async def _status(herd: WorkerHarness, task: uuid.UUID, seq: int, message: str) -> None:
+    await herd.report(make_report("app.status", task, build_number=1, seq=seq, state="working", message=message))
 
 
-async def test_reports_put_right_what_a_restore_took_back(alone: Herd, services: Services) -> None:
+async def test_reports_put_right_what_a_restore_took_back(alone: WorkerHarness, services: Services) -> None:
     """Going back in time costs what was acknowledged since; what waited is taken, and the next report puts it right."""
     url = alone.urls[0]
     name = urlsplit(url).path[1:]
     backup = f"{name}_backup"
-    async with working(alone):
+    async with running_worker(alone):
         task = await alone.active()
         await _status(alone, task, 10, "before the backup")
         await alone.until(lambda: alone.state(task).get("message") == "before the backup")
@@ -43,7 +43,7 @@ async def test_reports_put_right_what_a_restore_took_back(alone: Herd, services:
     await _database(services, f'CREATE DATABASE "{backup}" TEMPLATE "{name}"')
 
     alone.database = await asyncpg.connect(url, timeout=5, command_timeout=10)
-    async with working(alone):
+    async with running_worker(alone):
         await _status(alone, task, 20, "after the backup")
         lost = await alone.create()
         await alone.until(lambda: alone.state(task).get("message") == "after the backup")
@@ -58,10 +58,10 @@ async def test_reports_put_right_what_a_restore_took_back(alone: Herd, services:
     )
     alone.database = await asyncpg.connect(url, timeout=5, command_timeout=10)
     alone.events.clear()
-    async with working(alone):
+    async with running_worker(alone):
         await alone.until(lambda: alone.state(task).get("message", "").startswith("waited"))
         assert max(alone.versions(task)) <= seen, "versions go back, which is why readers must forget what they have"
         await _status(alone, task, 30, "since then")
         await alone.until(lambda: alone.state(task).get("message") == "since then")
         assert (await alone.refused("task.send", lost, input="x"))["status"] == 404
-        assert alone.letters == []
+        assert alone.dead_letters == []

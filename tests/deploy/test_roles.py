@@ -17,15 +17,15 @@ import httpx
 import pytest
 from aio_pika.exceptions import AMQPError
 
-from taskherd.cli.diagnostics import State, check_broker, check_database
+from taskherd.cli.diagnostics import FindingState, check_broker, check_database
 from taskherd.dev.services import Services
 from taskherd.dev.sources import Broker
 from taskherd.messages.work import build_id
 from taskherd.settings import Settings
 from taskherd.store import migrate
-from tests.harness.api import serving, token_for
-from tests.harness.runner import eventually, ranch
-from tests.harness.worker import PATIENCE, SECRET, VERSION, Herd, outside, said, working
+from tests.harness.api import running_api, token_for
+from tests.harness.runner import eventually, runner_harness
+from tests.harness.worker import SECRET, TIMEOUT, VERSION, WorkerHarness, external_harness, make_report, running_worker
 
 ROOT = Path(__file__).parents[2]
 POSTGRES = ROOT / "deploy" / "postgres"
@@ -104,22 +104,26 @@ async def _users(services: Services, folder: Path, prefix: str) -> None:
 @pytest.fixture
 async def watched(
     installation: Installation, services: Services, amqp_prefix: str, tmp_path: Path
-) -> AsyncIterator[Herd]:
+) -> AsyncIterator[WorkerHarness]:
     """Users for this prefix, and somebody with all rights who listens."""
     await _users(services, tmp_path, amqp_prefix)
-    async with outside(installation.database, installation.amqp, amqp_prefix) as own:
+    async with external_harness(installation.database, installation.amqp, amqp_prefix) as own:
         yield own
 
 
-async def test_a_worker_with_its_own_rights_does_all_its_work(installation: Installation, watched: Herd) -> None:
+async def test_a_worker_with_its_own_rights_does_all_its_work(
+    installation: Installation, watched: WorkerHarness
+) -> None:
     """Create, reports, logs, send, dead letters and delete, with the role and the user that are a worker's."""
     rights = (installation.database_as("taskherd_worker"), installation.amqp_as("worker"))
     all_rights, watched.urls = watched.urls, rights
-    async with working(watched, migrate="never", report_partitions=2):
+    async with running_worker(watched, migrate="never", report_partitions=2):
         task = await watched.active()
         await watched.report(
-            said("task.log", task, build_number=1, entries=[{"id": 0, "type": "output", "content": "hi", "time": NOW}]),
-            said("app.status", task, state="idle", message="Done"),
+            make_report(
+                "task.log", task, build_number=1, entries=[{"id": 0, "type": "output", "content": "hi", "time": NOW}]
+            ),
+            make_report("app.status", task, state="idle", message="Done"),
             {"type": "nonsense"},
         )
         await watched.until(lambda: watched.reasons() == ["unknown_type"])
@@ -137,20 +141,20 @@ async def test_a_worker_with_its_own_rights_does_all_its_work(installation: Inst
                 )
             )
         ]  # fmt: skip
-        assert [finding for finding in findings if finding.state is State.WRONG] == []
+        assert [finding for finding in findings if finding.state is FindingState.ERROR] == []
     watched.urls = all_rights
 
 
-async def test_an_api_with_its_own_rights_does_all_its_work(installation: Installation, watched: Herd) -> None:
+async def test_an_api_with_its_own_rights_does_all_its_work(installation: Installation, watched: WorkerHarness) -> None:
     """Over HTTP: create, read, list, follow, send and delete, agents' reports, and a token's use, as an api's role."""
     urls, watched.urls = watched.urls, (installation.database_as("taskherd_worker"), installation.amqp_as("worker"))
     token = await token_for(installation.database_as("taskherd_migrator"), "alice")
     rights = (installation.database_as("taskherd_api"), installation.amqp_as("api"))
     headers = {"Coder-Session-Token": token}
     async with (
-        working(watched, migrate="never"),
-        serving(*rights, watched.prefix, migrate="never") as api,
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{api.port}/api/v2", headers=headers, timeout=PATIENCE) as client,
+        running_worker(watched, migrate="never"),
+        running_api(*rights, watched.prefix, migrate="never") as api,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{api.port}/api/v2", headers=headers, timeout=TIMEOUT) as client,
     ):
         asked = {"template_version_id": str(VERSION), "input": "Say hello"}
         made = (await client.post("/tasks/me", json=asked)).raise_for_status().json()
@@ -172,13 +176,13 @@ async def test_an_api_with_its_own_rights_does_all_its_work(installation: Instal
 
 
 async def test_a_runner_with_its_own_rights_does_all_its_work(
-    installation: Installation, watched: Herd, tmp_path: Path
+    installation: Installation, watched: WorkerHarness, tmp_path: Path
 ) -> None:
     """It takes requests and reports, and after a restart asks for its tasks, as its RabbitMQ user, without database."""
     urls, watched.urls = watched.urls, (installation.database_as("taskherd_worker"), installation.amqp_as("worker"))
-    async with working(watched, migrate="never", request_backoff_first=0.5, request_backoff_most=1):
+    async with running_worker(watched, migrate="never", request_backoff_first=0.5, request_backoff_most=1):
         watched.urls = (urls[0], installation.amqp_as("runner"))
-        async with ranch(watched, tmp_path) as own:
+        async with runner_harness(watched, tmp_path) as own:
             first = await own.start()
             task = await own.task("say:up", "sleep")
             await own.until_output(task, "up")
@@ -220,7 +224,7 @@ async def test_what_a_role_need_not_do_it_may_not(installation: Installation) ->
         await connection.close()
 
 
-async def test_a_provisioner_reports_and_does_nothing_else(installation: Installation, watched: Herd) -> None:
+async def test_a_provisioner_reports_and_does_nothing_else(installation: Installation, watched: WorkerHarness) -> None:
     """It may publish reports; commands, reading reports and declaring are refused."""
     prefix = watched.prefix
     async with await aio_pika.connect(installation.amqp_as("provisioner"), timeout=10) as connection:

@@ -19,14 +19,14 @@ import httpx
 import pytest
 import trustme
 
-from taskherd.cli.diagnostics import State, check_broker, check_database
+from taskherd.cli.diagnostics import FindingState, check_broker, check_database
 from taskherd.dev import docker_engine, ports, rabbitmq
 from taskherd.dev.containers import RabbitContainer
 from taskherd.dev.sources import Broker
 from taskherd.settings import Settings
-from tests.harness.api import serving, token_for
-from tests.harness.runner import ranch
-from tests.harness.worker import PATIENCE, SECRET, VERSION, Herd, outside, working
+from tests.harness.api import running_api, token_for
+from tests.harness.runner import runner_harness
+from tests.harness.worker import SECRET, TIMEOUT, VERSION, WorkerHarness, external_harness, running_worker
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -68,7 +68,7 @@ def _broker(folder: Path, authority: Path, certificate: trustme.LeafCert) -> Ite
     }
     home = folder / "rabbitmq"
     found = rabbitmq.find()
-    if isinstance(found, rabbitmq.Binaries):
+    if isinstance(found, rabbitmq.RabbitBinaries):
         node: Broker = _node(found, home, files, port)
     else:
         assert docker_engine.missing() is None, found
@@ -89,7 +89,7 @@ def _conf(address: str, folder: str) -> str:
     )
 
 
-def _node(binaries: rabbitmq.Binaries, home: Path, files: Mapping[str, bytes], port: int) -> rabbitmq.RabbitNode:
+def _node(binaries: rabbitmq.RabbitBinaries, home: Path, files: Mapping[str, bytes], port: int) -> rabbitmq.RabbitNode:
     node = rabbitmq.RabbitNode(binaries, home)
     (node.home / "conf.d").mkdir()
     for name, content in files.items():
@@ -160,22 +160,22 @@ async def _hand_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 
 
 @pytest.fixture
-async def safe(encrypted: Encrypted, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Herd]:
+async def safe(encrypted: Encrypted, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[WorkerHarness]:
     """Everything but a worker, over TLS."""
     monkeypatch.setenv(ROOT_CERTIFICATE, str(encrypted.authority))
-    async with outside(encrypted.database, encrypted.amqp, "safe") as own:
+    async with external_harness(encrypted.database, encrypted.amqp, "safe") as own:
         yield own
 
 
-async def test_worker_api_and_runner_work_over_tls(encrypted: Encrypted, safe: Herd, tmp_path: Path) -> None:
+async def test_worker_api_and_runner_work_over_tls(encrypted: Encrypted, safe: WorkerHarness, tmp_path: Path) -> None:
     """A task is created over HTTP, its agent runs and speaks, the API reads it, watches it and deletes it."""
     token = await token_for(encrypted.database, "alice")
     headers = {"Coder-Session-Token": token}
     async with (
-        working(safe),
-        serving(*safe.urls, safe.prefix) as api,
-        ranch(safe, tmp_path) as runners,
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{api.port}/api/v2", headers=headers, timeout=PATIENCE) as client,
+        running_worker(safe),
+        running_api(*safe.urls, safe.prefix) as api,
+        runner_harness(safe, tmp_path) as runners,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{api.port}/api/v2", headers=headers, timeout=TIMEOUT) as client,
     ):
         await runners.start()
         task = await runners.task("say:up", "sleep")
@@ -212,5 +212,5 @@ async def _wrong(database_url: str, amqp_url: str, prefix: str) -> list[str]:
         finding.found
         for look in (check_database, check_broker)
         async for finding in look(settings)
-        if finding.state is State.WRONG
+        if finding.state is FindingState.ERROR
     ]

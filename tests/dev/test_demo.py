@@ -16,10 +16,10 @@ import pytest
 import yaml
 
 from examples.demo import jobs, templates
-from examples.demo.checks import Evidence, farewell, judge
-from examples.demo.runner import Facts
-from examples.demo.scenarios import Role, parts
-from examples.demo.task_table import Row
+from examples.demo.checks import Evidence, check, check_shutdown
+from examples.demo.runner import Observations
+from examples.demo.scenarios import Role, scenarios
+from examples.demo.task_table import DemoTask
 from taskherd.dev import dev
 from taskherd.store import directory
 
@@ -87,16 +87,16 @@ def test_an_interrupt_ends_everything(tmp_path: Path) -> None:
 
 def test_nothing_seen_is_nothing_as_expected() -> None:
     """Where no event came, every expectation fails: the demo can't succeed by not looking."""
-    rows = {part.name: Row(part) for part in parts()}
-    findings = judge(Evidence(rows, Facts()))
-    findings += farewell(rows.values(), {}, {}, [])
+    rows = {part.name: DemoTask(part) for part in scenarios()}
+    findings = check(Evidence(rows, Observations()))
+    findings += check_shutdown(rows.values(), {}, {}, [])
     assert not any(finding.met for finding in findings)
 
 
 def test_every_part_has_a_job_of_at_least_three_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A dozen parts, each role played; those without an agent of their own have real steps over this checkout."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    cast = parts()
+    cast = scenarios()
     assert len(cast) == DOZEN
     assert {part.role for part in cast} == set(Role)
     for part in cast:
@@ -107,7 +107,7 @@ def test_every_part_has_a_job_of_at_least_three_steps(monkeypatch: pytest.Monkey
 def test_its_directory_has_room_beside_the_example() -> None:
     """What the demo adds to the example contradicts nothing in it: one more template for each part."""
     example = yaml.safe_load((ROOT / dev.EXAMPLE_DIRECTORY).read_bytes())
-    both = directory.parse(templates.directory(example, parts(), ROOT))
+    both = directory.parse(templates.directory(example, scenarios(), ROOT))
     assert len(both.templates) == len(example["templates"]) + DOZEN
 
 
@@ -115,5 +115,5 @@ def test_the_seeded_mistake_is_real(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     """The compiler refuses the last draft, and only that."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     done = [step.do() for step in jobs.steps("seeded", ROOT)]
-    assert [each.well for each in done] == [True, True, False]
+    assert [each.succeeded for each in done] == [True, True, False]
     assert "SyntaxError" in done[-1].output

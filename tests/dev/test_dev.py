@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from taskherd.dev import processes
-from taskherd.runner.workspaces.processes import MARK
+from taskherd.runner.workspaces.processes import MARKER_VARIABLE
 
 ROOT = Path(__file__).parents[2]
 STORY = "## A task's life, in curl\n"
@@ -57,7 +57,7 @@ async def session(folder: Path, env: dict[str, str]) -> AsyncIterator[list[str]]
         await asyncio.wait_for(process.communicate(), PATIENCE)
     assert process.returncode == 0
     assert not processes.belonging_to(folder / ".taskherd" / "worker")
-    assert not processes.carrying(MARK, f"{folder}/")
+    assert not processes.carrying(MARKER_VARIABLE, f"{folder}/")
 
 
 async def shell(script: str, folder: Path, env: dict[str, str]) -> str:

@@ -11,12 +11,22 @@ from typing import Any
 
 import httpx
 
-from taskherd.api.app import Api
+from taskherd.api.app import ApiProcess
 from taskherd.api.http import user_tokens
 from taskherd.settings import Settings
 from taskherd.store import tokens
 from taskherd.store.engine import dispose, open_engine, transaction
-from tests.harness.worker import ALICE, ORGANIZATION, PATIENCE, SECRET, TEMPLATE, VERSION, Herd, outside, working
+from tests.harness.worker import (
+    ALICE,
+    ORGANIZATION,
+    SECRET,
+    TEMPLATE,
+    TIMEOUT,
+    VERSION,
+    WorkerHarness,
+    external_harness,
+    running_worker,
+)
 
 BOB, CAROL, MALLORY = (uuid.UUID(f"00000000-0000-4000-8000-0000000000a{number}") for number in (2, 3, 4))
 OTHER = uuid.UUID("00000000-0000-4000-8000-000000000002")
@@ -37,11 +47,11 @@ INSERT INTO template_versions (id, template_id, name, run) VALUES ('{OTHER_VERSI
 
 
 @dataclass
-class Stage:
+class ApiHarness:
     """Everything that a test of the API stands on: `alice` and `bob` are members, `carol` is their admin."""
 
-    herd: Herd
-    api: Api
+    worker: WorkerHarness
+    api: ApiProcess
     base: str
     clients: dict[str, httpx.AsyncClient] = field(default_factory=dict)
     tokens: dict[str, str] = field(default_factory=dict)
@@ -67,7 +77,7 @@ class Stage:
         return self.clients["mallory"]
 
     @property
-    def nobody(self) -> httpx.AsyncClient:
+    def anonymous(self) -> httpx.AsyncClient:
         """Somebody without a token."""
         return self.clients[""]
 
@@ -82,7 +92,7 @@ class Stage:
     async def active(self, **fields: Any) -> dict[str, Any]:
         """Create a task and bring it up with the reports of a real one; its document."""
         task = await self.create(**fields)
-        await self.herd.active(uuid.UUID(task["id"]))
+        await self.worker.active(uuid.UUID(task["id"]))
         return await self.get(task["id"])
 
     async def get(self, task: str, client: httpx.AsyncClient | None = None) -> dict[str, Any]:
@@ -95,7 +105,7 @@ class Stage:
 
 async def token_for(database_url: str, username: str) -> str:
     """A token of this user, made as `taskherd token create` makes it."""
-    token, kept = user_tokens.make()
+    token, kept = user_tokens.generate()
     engine = open_engine(database_url, size=1, application_name="tests")
     async with transaction(engine) as connection:
         assert await tokens.add(connection, kept.id, kept.secret_hash, username, None)
@@ -104,40 +114,40 @@ async def token_for(database_url: str, username: str) -> str:
 
 
 @asynccontextmanager
-async def serving(database_url: str, amqp_url: str, prefix: str, **settings: Any) -> AsyncIterator[Api]:
+async def running_api(database_url: str, amqp_url: str, prefix: str, **settings: Any) -> AsyncIterator[ApiProcess]:
     """An API process's inside, listening on a free port, until the block is left."""
     chosen = {"api_port": 0, "ops_port": 0, "amqp_prefix": prefix, "database_pool": 4, "api_rate_limit": 0}
     urls: dict[str, Any] = {"database_url": database_url, "amqp_url": amqp_url, "secret_key": SECRET}
-    api = Api(Settings(**urls, **{**chosen, **settings}))
+    api = ApiProcess(Settings(**urls, **{**chosen, **settings}))
     running = asyncio.create_task(api.run())
     listening = asyncio.create_task(api.listening.wait())
-    await asyncio.wait({running, listening}, timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({running, listening}, timeout=TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
     assert not running.done(), running.exception()
     try:
         yield api
     finally:
         api.stop()
-        await asyncio.wait_for(running, PATIENCE)
+        await asyncio.wait_for(running, TIMEOUT)
 
 
 @asynccontextmanager
-async def stage(
+async def open_api_harness(
     database_url: str, amqp_url: str, prefix: str, *, worker: bool = True, **settings: Any
-) -> AsyncIterator[Stage]:
+) -> AsyncIterator[ApiHarness]:
     """A directory with people, an API with `settings`, a worker unless a test starts one itself, and clients."""
     shared = {name: value for name, value in settings.items() if not name.startswith("api_")}
     async with AsyncExitStack() as stack:
-        herd = await stack.enter_async_context(outside(database_url, amqp_url, prefix))
+        herd = await stack.enter_async_context(external_harness(database_url, amqp_url, prefix))
         await herd.database.execute(PEOPLE)
         if worker:
-            await stack.enter_async_context(working(herd, **shared))
-        api = await stack.enter_async_context(serving(database_url, amqp_url, prefix, **settings))
-        own = Stage(herd, api, f"http://127.0.0.1:{api.port}")
+            await stack.enter_async_context(running_worker(herd, **shared))
+        api = await stack.enter_async_context(running_api(database_url, amqp_url, prefix, **settings))
+        own = ApiHarness(herd, api, f"http://127.0.0.1:{api.port}")
         for username in ("alice", "bob", "carol", "mallory", ""):
             token = await token_for(database_url, username) if username else ""
             own.tokens[username] = token
             headers = {"Coder-Session-Token": token} if token else {}
-            client = httpx.AsyncClient(base_url=f"{own.base}/api/v2", headers=headers, timeout=PATIENCE)
+            client = httpx.AsyncClient(base_url=f"{own.base}/api/v2", headers=headers, timeout=TIMEOUT)
             own.clients[username] = await stack.enter_async_context(client)
         yield own
 
@@ -150,10 +160,10 @@ __all__ = [
     "ORGANIZATION",
     "OTHER",
     "OTHER_VERSION",
-    "PATIENCE",
     "TEMPLATE",
+    "TIMEOUT",
     "VERSION",
-    "Stage",
-    "serving",
-    "stage",
+    "ApiHarness",
+    "open_api_harness",
+    "running_api",
 ]

@@ -20,9 +20,9 @@ import asyncpg
 from prometheus_client.parser import text_string_to_metric_families
 
 from taskherd.broker import topology
-from taskherd.broker.connection import Link
-from taskherd.broker.publish import Outgoing, Published, Publisher
-from taskherd.broker.topology import Names
+from taskherd.broker.connection import SupervisedConnection
+from taskherd.broker.publish import OutgoingMessage, Publisher, PublishOutcome
+from taskherd.broker.topology import TopologyNames
 from taskherd.dev.sources import Broker
 from taskherd.store import directory
 from taskherd.store.engine import dispose, open_engine, transaction
@@ -141,10 +141,10 @@ class WorkerProcess:
 
 
 @dataclass(slots=True)
-class Stage:
+class ChaosHarness:
     """Everything that one test works with."""
 
-    names: Names
+    names: TopologyNames
     ledger: Ledger
     folder: Path
     publisher: Publisher
@@ -176,23 +176,25 @@ class Stage:
         """Start a worker that kills itself at this place, and see it die there."""
         worker = await self.start(failpoint=f"{failpoint}:kill")
         code = await worker.ended(within)
-        assert code == -signal.SIGKILL, f"ended with {code}: {self.tail(worker)}"
+        assert code == -signal.SIGKILL, f"ended with {code}: {self.log_tail(worker)}"
 
-    async def leaves(self, worker: WorkerProcess, within: float = GRACE) -> None:
+    async def stop_worker(self, worker: WorkerProcess, within: float = GRACE) -> None:
         """Ask a worker to leave, and see it do so in order."""
         worker.signal(signal.SIGTERM)
         code = await worker.ended(within)
-        assert code == 0, f"ended with {code}: {self.tail(worker)}"
+        assert code == 0, f"ended with {code}: {self.log_tail(worker)}"
         errors = [line for line in worker.lines() if line.get("level") in {"error", "critical"}]
         assert errors == [], f"a fault that is only waited out was logged as an error: {errors[:3]}"
 
-    async def send(self, messages: Sequence[Outgoing], within: float = 60.0) -> None:
+    async def send(self, messages: Sequence[OutgoingMessage], within: float = 60.0) -> None:
         """Send messages until the broker has confirmed every one as queued, some twice if need be."""
         async with asyncio.timeout(within):
             left = list(messages)
             while left:
                 outcomes = await self.publisher.publish_many(left)
-                left = [one for one, outcome in zip(left, outcomes, strict=True) if outcome is not Published.CONFIRMED]
+                left = [
+                    one for one, outcome in zip(left, outcomes, strict=True) if outcome is not PublishOutcome.CONFIRMED
+                ]
                 if left:
                     await asyncio.sleep(0.1)
         self.sent += len(messages)
@@ -216,10 +218,10 @@ class Stage:
                 while found := await self.ledger.violations():  # noqa: ASYNC110 - as above
                     await asyncio.sleep(0.2)
         except TimeoutError:
-            told = "\n".join([*found, *(self.tail(worker) for worker in self.workers[-1:])])
+            told = "\n".join([*found, *(self.log_tail(worker) for worker in self.workers[-1:])])
             raise AssertionError(f"not settled within {within:g} s:\n{told}") from None
 
-    async def wound_up(self, work: Workload) -> None:
+    async def delete_and_settle(self, work: Workload) -> None:
         """All is sent: delete the doomed, and wait until the ledger finds nothing wrong."""
         await until(self.ledger.rows, lambda rows: set(work.doomed) <= rows.tasks.keys(), SETTLES_WITHIN)
         await self.delete_existing(work)
@@ -227,12 +229,12 @@ class Stage:
 
     async def finished(self, work: Workload, worker: WorkerProcess) -> None:
         """All is sent: wind up, let the worker leave, and find everything right and nothing left after it."""
-        await self.wound_up(work)
-        await self.leaves(worker)
-        assert await self.left() == []
+        await self.delete_and_settle(work)
+        await self.stop_worker(worker)
+        assert await self.remaining_messages() == []
         assert await self.ledger.violations() == []
 
-    async def left(self) -> list[bool]:
+    async def remaining_messages(self) -> list[bool]:
         """What waits in the queues of reports and commands, by whether it was handed out before; it stays there."""
         async with await aio_pika.connect(self.ledger.amqp_url, timeout=10) as connection:
             channel = await connection.channel()
@@ -252,14 +254,14 @@ class Stage:
         finally:
             await connection.close(timeout=5)
 
-    def wanted(self) -> int:
+    def expected_entries(self) -> int:
         """How many log entries there will be when all is committed."""
         return sum(report.type == "task.log" for told in self.ledger.reports.values() for report in told)
 
     async def first_progress(self, before: int | None = None, within: float = SETTLES_WITHIN) -> float:
         """Seconds until more log entries are committed than `before`, or than at the first look; or until all are."""
         began = time.monotonic()
-        known, everything = await self.progress() if before is None else before, self.wanted()
+        known, everything = await self.progress() if before is None else before, self.expected_entries()
         async with asyncio.timeout(within):
             while known >= await self.progress() < everything:  # noqa: ASYNC110 - as above
                 await asyncio.sleep(0.05)
@@ -276,22 +278,22 @@ class Stage:
         """Wait until the quorum queues are old enough to outlive a crash of the broker: three seconds."""
         await asyncio.sleep(max(0.0, self.declared_at + 3.5 - time.monotonic()))
 
-    def tail(self, worker: WorkerProcess, lines: int = 25) -> str:
+    def log_tail(self, worker: WorkerProcess, lines: int = 25) -> str:
         """The end of a worker's log."""
         return "\n".join(worker.log.read_text(errors="replace").splitlines()[-lines:])
 
 
 @asynccontextmanager
-async def opened(database_url: str, amqp_url: str, prefix: str, folder: Path) -> AsyncIterator[Stage]:
+async def chaos_harness(database_url: str, amqp_url: str, prefix: str, folder: Path) -> AsyncIterator[ChaosHarness]:
     """A stage on a migrated database and a prefix, both of the test's own; no worker outlives it."""
     await _fill_directory(database_url)
-    names = Names(prefix)
-    link = Link(amqp_url, "chaos sends")
+    names = TopologyNames(prefix)
+    link = SupervisedConnection(amqp_url, "chaos sends")
     link.start()
     await topology.declare(await link.channel(), names)
     ledger = Ledger(database_url, amqp_url, names)
     await ledger.open()
-    stage = Stage(names, ledger, folder, Publisher(link))
+    stage = ChaosHarness(names, ledger, folder, Publisher(link))
     try:
         yield stage
     finally:

@@ -18,17 +18,17 @@ from taskherd.domain.reports import (
     AgentDisconnected,
     AgentHeartbeat,
     AgentLifecycle,
+    AgentState,
     App,
     AppHealth,
     AppStatus,
     Health,
     JobStatus,
     Lifecycle,
-    State,
     Transition,
     Workspace,
     WorkspaceBuild,
-    canonical,
+    canonical_json,
 )
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ TASK = UUID(int=7)
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 AGENTS = (UUID(int=0xA1), UUID(int=0xA2), UUID(int=0xA3))
 BUILDS = (1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 4, 18)
-FLOOD_MOST = 24
+MAX_FLOOD = 24
 """The highest build number of a flood, past the 16 that a task remembers."""
 
 JOBS = (*JobStatus, *[JobStatus.RUNNING] * 2, *[JobStatus.SUCCEEDED] * 5)
@@ -70,7 +70,7 @@ def report(dice: Random, task_id: UUID = TASK, build_number: int | None = None) 
             return AppHealth(**common, health=dice.choice((*Health, Health.HEALTHY)))
         case _:
             message, uri = dice.choice(("", "a", "é", "Z")), dice.choice(("", "https://example.com/1"))
-            return AppStatus(**common, state=dice.choice(tuple(State)), message=message, uri=uri)
+            return AppStatus(**common, state=dice.choice(tuple(AgentState)), message=message, uri=uri)
 
 
 def _build(dice: Random, common: dict[str, Any]) -> WorkspaceBuild:
@@ -94,7 +94,7 @@ def _build(dice: Random, common: dict[str, Any]) -> WorkspaceBuild:
 def flood(dice: Random, task_id: UUID = TASK) -> list[Report]:
     """Agents of more builds than a task remembers, each heard or at least seen."""
     told: list[Report] = []
-    for number in range(1, FLOOD_MOST):
+    for number in range(1, MAX_FLOOD):
         common: dict[str, Any] = {"task_id": task_id, "build_number": number, "seq": dice.choice((0, 1))}
         if dice.random() < 0.9:
             told.append(AgentHeartbeat(**common))
@@ -150,5 +150,5 @@ def histories(task_id: UUID = TASK, most: int = 30) -> st.SearchStrategy[list[Re
 
 def body(told: Report) -> dict[str, Any]:
     """The report as a producer sends it, a JSON object of the contract."""
-    said: dict[str, Any] = json.loads(canonical(told))
+    said: dict[str, Any] = json.loads(canonical_json(told))
     return said

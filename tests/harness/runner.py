@@ -16,15 +16,15 @@ from typing import Any
 
 import aio_pika
 
-from tests.harness.worker import VERSION, Herd
+from tests.harness.worker import VERSION, WorkerHarness
 
-PATIENCE = 60.0
+TIMEOUT = 60.0
 """Seconds after which a condition that a test waits for is not going to come true; agents are whole processes."""
 AGENT = Path(__file__).parent / "agent.py"
 
 
 @dataclass
-class RunnerProcess:
+class RunnerSubprocess:
     """`taskherd runner` as a process of its own."""
 
     process: asyncio.subprocess.Process
@@ -39,7 +39,7 @@ class RunnerProcess:
     async def leave(self) -> int:
         """Ask it to leave; its exit code."""
         self.process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             return await self.process.wait()
 
     async def ready(self) -> bool:
@@ -71,12 +71,12 @@ class RunnerProcess:
 
 
 @dataclass
-class Ranch:
+class RunnerHarness:
     """What a test does to runners and sees of them."""
 
-    herd: Herd
+    worker: WorkerHarness
     folder: Path
-    runners: list[RunnerProcess] = field(default_factory=list)
+    runners: list[RunnerSubprocess] = field(default_factory=list)
     names: set[str] = field(default_factory=set)
 
     @property
@@ -92,12 +92,12 @@ class Ranch:
         """Where the agent works."""
         return self.root / str(task_id) / "work"
 
-    async def start(self, name: str = "r1", **settings: str) -> RunnerProcess:
+    async def start(self, name: str = "r1", **settings: str) -> RunnerSubprocess:
         """Start a runner of that name."""
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("TASKHERD_")}
         own = {
-            "amqp_url": self.herd.urls[1],
-            "amqp_prefix": self.herd.prefix,
+            "amqp_url": self.worker.urls[1],
+            "amqp_prefix": self.worker.prefix,
             "runner_name": name,
             "runner_root": str(self.folder / name),
             "runner_heartbeat_every": "500ms",
@@ -111,7 +111,7 @@ class Ranch:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "taskherd", "runner", env=environment, stdout=output, stderr=output
             )
-        runner = RunnerProcess(process, log)
+        runner = RunnerSubprocess(process, log)
         self.names.add(name)
         self.runners.append(runner)
         await eventually_async(runner.ready, lambda ready: ready)
@@ -120,36 +120,38 @@ class Ranch:
     async def task(self, *words: str, prompt: str = "Do it", **run: Any) -> uuid.UUID:
         """Create a task whose agent is the tests' own program, told to do `words`."""
         await self.template({"command": [sys.executable, str(AGENT), *words], "idle_after": 0.5, "grace": 1, **run})
-        return await self.herd.create(input=prompt)
+        return await self.worker.create(input=prompt)
 
-    async def ask_again(self, start: dict[str, Any], **changed: Any) -> None:
+    async def repeat_request(self, start: dict[str, Any], **changed: Any) -> None:
         """Put another copy of a request to start into the pool's queue."""
         body = json.dumps({**start, **changed}).encode()
-        exchange = await self.herd.channel.get_exchange(f"{self.herd.prefix}.work", ensure=False)
+        exchange = await self.worker.channel.get_exchange(f"{self.worker.prefix}.work", ensure=False)
         await exchange.publish(aio_pika.Message(body), "workspace.start.default", timeout=5)
 
     async def template(self, run: dict[str, Any]) -> None:
         """Let the template say this."""
-        await self.herd.database.execute(
+        await self.worker.database.execute(
             "UPDATE template_versions SET run = $1 WHERE id = $2", json.dumps(run), VERSION
         )
 
     async def until(self, condition: Callable[[], Any]) -> None:
         """Wait until something that the worker said makes the condition true."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while not condition():
-                self.herd.noticed.clear()
-                await self.herd.noticed.wait()
+                self.worker.noticed.clear()
+                await self.worker.noticed.wait()
 
     async def until_state(self, task_id: uuid.UUID, state: str, message: str = "") -> None:
         """Wait until the task says that."""
         await self.until(
-            lambda: self.herd.state(task_id).get("state") == state and message in self.herd.state(task_id)["message"]
+            lambda: (
+                self.worker.state(task_id).get("state") == state and message in self.worker.state(task_id)["message"]
+            )
         )
 
     async def until_status(self, task_id: uuid.UUID, status: str) -> None:
         """Wait until the task has that status."""
-        await self.until(lambda: self.herd.document(task_id).get("status") == status)
+        await self.until(lambda: self.worker.document(task_id).get("status") == status)
 
     async def output(self, task_id: uuid.UUID) -> list[str]:
         """The conversation as the worker keeps it: what came out."""
@@ -160,7 +162,7 @@ class Ranch:
         return await self._logs(task_id, "input")
 
     async def _logs(self, task_id: uuid.UUID, kind: str) -> list[str]:
-        rows = await self.herd.database.fetch(
+        rows = await self.worker.database.fetch(
             "SELECT content FROM task_logs WHERE task_id = $1 AND type = $2 ORDER BY log_id", task_id, kind
         )
         return [row["content"] for row in rows]
@@ -172,7 +174,7 @@ class Ranch:
     def marked(self, task_id: uuid.UUID, root: Path | None = None) -> set[int]:
         """Every living process of the task, its shims included."""
         wanted = f"TASKHERD_RUN_FOLDER={root or self.root}/{task_id}/".encode()
-        return {pid for pid in _processes() if lives(pid) and wanted in _environment(pid)}
+        return {pid for pid in _processes() if is_alive(pid) and wanted in _environment(pid)}
 
     def kill(self, pid: int) -> None:
         """Kill -9."""
@@ -185,21 +187,21 @@ class Ranch:
         return said
 
 
-async def eventually(condition: Callable[[], Any], within: float = PATIENCE) -> None:
+async def eventually(condition: Callable[[], Any], within: float = TIMEOUT) -> None:
     """Wait until something on this machine is as wanted, which nobody tells us."""
     async with asyncio.timeout(within):
         while not condition():  # noqa: ASYNC110 - files and processes tell nobody
             await asyncio.sleep(0.02)
 
 
-async def eventually_async(look: Callable[[], Any], wanted: Callable[[Any], bool], within: float = PATIENCE) -> None:
+async def eventually_async(look: Callable[[], Any], wanted: Callable[[Any], bool], within: float = TIMEOUT) -> None:
     """Wait until what `look` finds is as wanted."""
     async with asyncio.timeout(within):
         while not wanted(await look()):  # noqa: ASYNC110 - as above
             await asyncio.sleep(0.05)
 
 
-def lives(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     """Whether a process runs, zombies left aside."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -208,9 +210,9 @@ def lives(pid: int) -> bool:
 
 
 @asynccontextmanager
-async def ranch(herd: Herd, folder: Path) -> AsyncIterator[Ranch]:
+async def runner_harness(herd: WorkerHarness, folder: Path) -> AsyncIterator[RunnerHarness]:
     """Somewhere to run runners; what they leave behind is ended."""
-    own = Ranch(herd, folder)
+    own = RunnerHarness(herd, folder)
     try:
         yield own
     finally:

@@ -13,14 +13,14 @@ from typing import Any
 import httpx
 
 from taskherd import sse
-from tests.harness.api import PATIENCE
+from tests.harness.api import TIMEOUT
 
 WRITTEN = re.compile(rb"$|:|(event|data|id): ")
 """The lines that the server writes: nothing that a parser would ignore."""
 
 
 @dataclass(frozen=True)
-class Heard:
+class ReceivedEvent:
     """One event, with the id that held when it came."""
 
     event: str
@@ -40,10 +40,10 @@ class Heard:
 
 
 @dataclass
-class Ear:
+class SseClient:
     """All that was heard so far; `last` is what a reader sends as Last-Event-ID."""
 
-    heard: list[Heard] = field(default_factory=list)
+    events: list[ReceivedEvent] = field(default_factory=list)
     raw: bytes = b""
     comments: int = 0
     last: str = ""
@@ -52,7 +52,7 @@ class Ear:
 
     async def until(self, condition: Callable[[], Any]) -> None:
         """Wait until what was heard makes the condition true."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while not condition():
                 self.noticed.clear()
                 await self.noticed.wait()
@@ -67,18 +67,18 @@ class Ear:
 
     async def status(self, status: str) -> None:
         """Wait until the last that was heard is a task of this status."""
-        await self.until(lambda: self.heard and self.heard[-1].task["status"] == status)
+        await self.until(lambda: self.events and self.events[-1].task["status"] == status)
 
     def names(self) -> list[str]:
         """The events' names, in order."""
-        return [each.event for each in self.heard]
+        return [each.event for each in self.events]
 
     async def listen(self, response: httpx.Response) -> None:
         """Read until the stream ends."""
         parser = sse.Parser()
         async for chunk in response.aiter_bytes():
             self.raw += chunk
-            self.heard += [Heard(event.type, json.loads(event.data), event.id) for event in parser.feed(chunk)]
+            self.events += [ReceivedEvent(event.type, json.loads(event.data), event.id) for event in parser.feed(chunk)]
             self.comments, self.last = parser.comments, parser.last_event_id
             self.noticed.set()
         assert parser.dropped == 0
@@ -87,9 +87,9 @@ class Ear:
 
 
 @asynccontextmanager
-async def listening(client: httpx.AsyncClient, path: str, last: str = "", **query: str) -> AsyncIterator[Ear]:
+async def sse_client(client: httpx.AsyncClient, path: str, last: str = "", **query: str) -> AsyncIterator[SseClient]:
     """Follow until the block is left."""
-    ear = Ear()
+    ear = SseClient()
     headers = {"Last-Event-ID": last} if last else {}
     async with client.stream("GET", path, params=query, headers=headers, timeout=None) as response:
         assert response.status_code == 200, await response.aread()

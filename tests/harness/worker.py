@@ -14,7 +14,7 @@ import aio_pika
 import asyncpg
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
-from taskherd.broker.topology import Names, declare
+from taskherd.broker.topology import TopologyNames, declare
 from taskherd.settings import Settings
 from taskherd.worker.app import Worker
 
@@ -24,7 +24,7 @@ TEMPLATE = uuid.UUID("00000000-0000-4000-8000-0000000000b1")
 VERSION = uuid.UUID("00000000-0000-4000-8000-0000000000c1")
 PRESET = uuid.UUID("00000000-0000-4000-8000-0000000000d1")
 SECRET = "0123456789abcdef" * 4
-PATIENCE = 20.0
+TIMEOUT = 20.0
 """Seconds after which a condition that a test waits for is not going to come true."""
 
 STATUSES = ("pending", "initializing", "active", "paused", "unknown", "error")
@@ -42,7 +42,7 @@ INSERT INTO presets (id, template_version_id, name, is_default, parameters)
 
 
 @dataclass
-class Herd:
+class WorkerHarness:
     """What a test does to the worker and sees of it."""
 
     channel: AbstractChannel
@@ -52,7 +52,7 @@ class Herd:
     worker: Worker = field(init=False)
     replies: str = ""
     events: list[dict[str, Any]] = field(default_factory=list)
-    letters: list[AbstractIncomingMessage] = field(default_factory=list)
+    dead_letters: list[AbstractIncomingMessage] = field(default_factory=list)
     messages: list[AbstractIncomingMessage] = field(default_factory=list)
     requests: list[dict[str, Any]] = field(default_factory=list)
     targets: list[str] = field(default_factory=list)
@@ -67,9 +67,9 @@ class Herd:
 
     async def command(self, kind: str, task_id: uuid.UUID, **fields: Any) -> dict[str, Any]:
         """Give a command and return the reply."""
-        return await self.send(order(kind, task_id, **fields))
+        return await self.send(make_command(kind, task_id, **fields))
 
-    async def order(self, command: dict[str, Any]) -> None:
+    async def post_command(self, command: dict[str, Any]) -> None:
         """Send a command that nobody waits for the answer of."""
         exchange = await self.channel.get_exchange(f"{self.prefix}.commands", ensure=False)
         await exchange.publish(aio_pika.Message(json.dumps(command).encode()), command["type"], timeout=5)
@@ -89,7 +89,7 @@ class Herd:
         message = aio_pika.Message(body, reply_to=self.replies, correlation_id=correlation)
         exchange = await self.channel.get_exchange(f"{self.prefix}.commands", ensure=False)
         await exchange.publish(message, "any", timeout=5)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             return await self.answers[correlation]
 
     async def create(self, task_id: uuid.UUID | None = None, **fields: Any) -> uuid.UUID:
@@ -122,12 +122,12 @@ class Herd:
         """The task's current state, empty while it has none."""
         return self.document(task_id).get("current_state") or {}
 
-    def told(self, task_id: uuid.UUID) -> list[dict[str, Any]]:
+    def events_of(self, task_id: uuid.UUID) -> list[dict[str, Any]]:
         """What the events said of a task, each version once, in order."""
         own = {event["data"]["version"]: event["data"] for event in self.events if event["subject"] == str(task_id)}
         return [own[version] for version in sorted(own)]
 
-    def asked(self, task_id: uuid.UUID, kind: str = "") -> list[dict[str, Any]]:
+    def requests_of(self, task_id: uuid.UUID, kind: str = "") -> list[dict[str, Any]]:
         """The requests for a task that came, of one type or of any."""
         return [each for each in self.requests if each["task_id"] == str(task_id) and each["type"].startswith(kind)]
 
@@ -137,7 +137,7 @@ class Herd:
 
     def reasons(self) -> list[str]:
         """The reasons of the dead letters that came."""
-        return [str(letter.headers["x-taskherd-reason"]) for letter in self.letters]
+        return [str(letter.headers["x-taskherd-reason"]) for letter in self.dead_letters]
 
     def versions(self, task_id: uuid.UUID) -> list[int]:
         """The versions that were told of a task, in order of arrival."""
@@ -150,31 +150,31 @@ class Herd:
 
     async def until(self, condition: Callable[[], Any]) -> None:
         """Wait until something that came makes the condition true."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while not condition():
                 self.noticed.clear()
                 await self.noticed.wait()
 
     async def until_row(self, query: str, *values: Any, is_: Any = True) -> None:
         """Wait until a query's single value is as wanted; looked at whenever PostgreSQL has answered."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while await self.database.fetchval(query, *values) != is_:  # noqa: ASYNC110 - a row tells nobody
                 await asyncio.sleep(0.02)
 
     async def until_metric(self, value: float, name: str, **labels: str) -> None:
         """Wait until a metric has this value; the worker counts a little after it has committed."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while self.metric(name, **labels) != value:  # noqa: ASYNC110 - a counter tells nobody
                 await asyncio.sleep(0.02)
 
-    async def until_taken(self, count: int) -> None:
+    async def until_processed(self, count: int) -> None:
         """Wait until the worker has taken so many reports, whatever became of them."""
-        async with asyncio.timeout(PATIENCE):
-            while self._taken() < count:  # noqa: ASYNC110 - a counter tells nobody
+        async with asyncio.timeout(TIMEOUT):
+            while self._processed_count() < count:  # noqa: ASYNC110 - a counter tells nobody
                 await asyncio.sleep(0.02)
-        assert self._taken() == count
+        assert self._processed_count() == count
 
-    def _taken(self) -> float:
+    def _processed_count(self) -> float:
         families = self.worker.metrics.reports.collect()
         return sum(sample.value for family in families for sample in family.samples)
 
@@ -182,21 +182,21 @@ class Herd:
         """A metric of the worker, 0 where it has not been counted."""
         return self.worker.metrics.registry.get_sample_value(name, labels) or 0.0
 
-    async def _take_events(self, message: AbstractIncomingMessage) -> None:
+    async def _on_events(self, message: AbstractIncomingMessage) -> None:
         self.messages.append(message)
         self.events.extend(json.loads(message.body))
         await self._note(message)
 
-    async def _take_letter(self, message: AbstractIncomingMessage) -> None:
-        self.letters.append(message)
+    async def _on_dead_letter(self, message: AbstractIncomingMessage) -> None:
+        self.dead_letters.append(message)
         await self._note(message)
 
-    async def _take_request(self, message: AbstractIncomingMessage) -> None:
+    async def _on_request(self, message: AbstractIncomingMessage) -> None:
         self.requests.append(json.loads(message.body))
         self.targets.append(message.routing_key or "")
         await self._note(message)
 
-    async def _take_answer(self, message: AbstractIncomingMessage) -> None:
+    async def _on_reply(self, message: AbstractIncomingMessage) -> None:
         self.answers[message.correlation_id or ""].set_result(json.loads(message.body))
         await self._note(message)
 
@@ -208,48 +208,48 @@ class Herd:
         """Consume everything that the worker sends out."""
         queue = await self.channel.declare_queue(exclusive=True)
         await queue.bind(f"{self.prefix}.events", "#")
-        await queue.consume(self._take_events)
+        await queue.consume(self._on_events)
         work = await self.channel.declare_queue(exclusive=True)
         await work.bind(f"{self.prefix}.work", "#")
-        await work.consume(self._take_request)
+        await work.consume(self._on_request)
         dead = await self.channel.get_queue(f"{self.prefix}.dead", ensure=False)
-        await dead.consume(self._take_letter)
+        await dead.consume(self._on_dead_letter)
         replies = await self.channel.declare_queue(exclusive=True)
         self.replies = replies.name
-        await replies.consume(self._take_answer)
+        await replies.consume(self._on_reply)
 
 
-def order(kind: str, task_id: uuid.UUID, **fields: Any) -> dict[str, Any]:
+def make_command(kind: str, task_id: uuid.UUID, **fields: Any) -> dict[str, Any]:
     """A command under an id of its own."""
     command = {"type": kind, "command_id": str(uuid.uuid4()), "task_id": str(task_id), "actor_id": str(ALICE)}
     return {**command, **fields}
 
 
-def said(kind: str, task_id: uuid.UUID, **fields: Any) -> dict[str, Any]:
+def make_report(kind: str, task_id: uuid.UUID, **fields: Any) -> dict[str, Any]:
     """A report."""
     return {"type": kind, "task_id": str(task_id), **fields}
 
 
-def build(task_id: uuid.UUID, number: int, transition: str, job_status: str, **fields: Any) -> dict[str, Any]:
+def build_report(task_id: uuid.UUID, number: int, transition: str, job_status: str, **fields: Any) -> dict[str, Any]:
     """A report of a workspace build."""
     named = {"build_number": number, "transition": transition, "job_status": job_status}
-    return said("workspace.build", task_id, **named, **fields)
+    return make_report("workspace.build", task_id, **named, **fields)
 
 
-async def in_status(flock: Herd, wanted: str, of: uuid.UUID | None = None) -> uuid.UUID:
+async def in_status(flock: WorkerHarness, wanted: str, of: uuid.UUID | None = None) -> uuid.UUID:
     """A task of this status, a new one unless its id is given."""
     task_id = of or await flock.create()
     if wanted in {"active", "unknown", "paused"}:
         await flock.active(task_id)
     match wanted:
         case "initializing":
-            await flock.report(build(task_id, 1, "start", "running"))
+            await flock.report(build_report(task_id, 1, "start", "running"))
         case "error":
-            await flock.report(build(task_id, 1, "start", "failed", error="No space left"))
+            await flock.report(build_report(task_id, 1, "start", "failed", error="No space left"))
         case "unknown" | "paused":
             assert (await flock.command("task.pause", task_id))["ok"]
             if wanted == "paused":
-                await flock.report(build(task_id, 2, "stop", "succeeded"))
+                await flock.report(build_report(task_id, 2, "stop", "succeeded"))
         case _:
             pass
     await flock.until(lambda: flock.document(task_id).get("status") == wanted)
@@ -257,14 +257,14 @@ async def in_status(flock: Herd, wanted: str, of: uuid.UUID | None = None) -> uu
 
 
 @asynccontextmanager
-async def outside(database_url: str, amqp_url: str, prefix: str) -> AsyncIterator[Herd]:
+async def external_harness(database_url: str, amqp_url: str, prefix: str) -> AsyncIterator[WorkerHarness]:
     """Everything but a worker: the topology, a directory, and somebody who listens."""
     database = await asyncpg.connect(database_url, timeout=5, command_timeout=10)
     await database.execute(DIRECTORY)
     connection = await aio_pika.connect(amqp_url, timeout=5)
     channel = await connection.channel()
-    await declare(await channel.get_underlay_channel(), Names(prefix))
-    own = Herd(channel, database, prefix, (database_url, amqp_url))
+    await declare(await channel.get_underlay_channel(), TopologyNames(prefix))
+    own = WorkerHarness(channel, database, prefix, (database_url, amqp_url))
     try:
         await own.listen()
         yield own
@@ -274,7 +274,7 @@ async def outside(database_url: str, amqp_url: str, prefix: str) -> AsyncIterato
 
 
 @asynccontextmanager
-async def working(own: Herd, **settings: Any) -> AsyncIterator[Worker]:
+async def running_worker(own: WorkerHarness, **settings: Any) -> AsyncIterator[Worker]:
     """A worker in this process, until the block is left."""
     database_url, amqp_url = own.urls
     chosen = {"ops_port": 0, "amqp_prefix": own.prefix, "sweep_every": 0.1, "relay_every": 0.2, "probe_every": 0.1}
@@ -285,11 +285,13 @@ async def working(own: Herd, **settings: Any) -> AsyncIterator[Worker]:
         yield worker
     finally:
         worker.stop()
-        await asyncio.wait_for(running, PATIENCE)
+        await asyncio.wait_for(running, TIMEOUT)
 
 
 @asynccontextmanager
-async def herd(database_url: str, amqp_url: str, prefix: str, **settings: Any) -> AsyncIterator[Herd]:
+async def worker_harness(
+    database_url: str, amqp_url: str, prefix: str, **settings: Any
+) -> AsyncIterator[WorkerHarness]:
     """A worker on a database and a prefix of its own, with a directory, until the test is over."""
-    async with outside(database_url, amqp_url, prefix) as own, working(own, **settings):
+    async with external_harness(database_url, amqp_url, prefix) as own, running_worker(own, **settings):
         yield own

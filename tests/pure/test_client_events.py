@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from taskherd.client.errors import ClientError, Exit, Refused, Unreachable
-from taskherd.client.events import TRIES, TaskEvent, followed
+from taskherd.client.errors import ApiError, ClientError, ExitCode, Unreachable
+from taskherd.client.events import TRIES, TaskEvent, stream_events
 from taskherd.client.http import Client
 
 
@@ -25,7 +25,7 @@ class Server(Client):
         self.notices: list[str] = []
 
     @contextmanager
-    def opened(self, *_: str, headers: Mapping[str, str] | None = None, **__: Any) -> Iterator[Any]:
+    def stream(self, *_: str, headers: Mapping[str, str] | None = None, **__: Any) -> Iterator[Any]:
         """Give the next answer."""
         self.positions.append((headers or {}).get("Last-Event-ID"))
         answer = next(self._answers, Unreachable("away"))
@@ -35,7 +35,7 @@ class Server(Client):
 
     def follow(self) -> Iterator[TaskEvent]:
         """Follow without waiting."""
-        return followed(self, "tasks", "watch", notice=self.notices.append, sleep=self.slept.append)
+        return stream_events(self, "tasks", "watch", notice=self.notices.append, sleep=self.slept.append)
 
 
 def test_a_stream_that_ends_goes_on_where_it_was() -> None:
@@ -78,8 +78,8 @@ def test_the_server_may_ask_for_a_longer_wait() -> None:
 
 def test_a_refusal_ends_it() -> None:
     """What won't be better the next time is raised; a server that is overloaded is asked again."""
-    busy, denied = (Refused(status, Exit.ERROR, "no", "", 1) for status in (503, 403))
+    busy, denied = (ApiError(status, ExitCode.ERROR, "no", "", 1) for status in (503, 403))
     server = Server(busy, denied)
-    with pytest.raises(Refused):
+    with pytest.raises(ApiError):
         list(server.follow())
     assert server.notices == ["no"]

@@ -6,9 +6,9 @@ from uuid import UUID, uuid4
 
 from taskherd.backoff import Backoff
 from taskherd.domain.commands import Create
-from taskherd.domain.handle_command import Surroundings, Version
+from taskherd.domain.handle_command import CreateContext, TemplateVersionInfo
 from taskherd.domain.outcome import ReportOutcome
-from taskherd.domain.reports import AppStatus, JobStatus, State, Transition
+from taskherd.domain.reports import AgentState, AppStatus, JobStatus, Transition
 from taskherd.domain.task_update import Policies
 from taskherd.store.commands import RecordedCommand
 from taskherd.worker.batch import Batch, BatchResult
@@ -34,8 +34,8 @@ OTHER = UUID(int=10)
 
 def loaded(batch: Batch, replied: RecordedCommand | None = None, *, owner: UUID = ACTOR) -> LoadedBatch:
     """A batch for which no task was found, with two parked reports, the first of which no create can take."""
-    version = Version(ORGANIZATION, uuid4(), frozenset(), usable=True)
-    around = Surroundings({owner: frozenset({ORGANIZATION})}, {VERSION: version}, {}, lambda _prompt, _taken: "name")
+    version = TemplateVersionInfo(ORGANIZATION, uuid4(), frozenset(), usable=True)
+    around = CreateContext({owner: frozenset({ORGANIZATION})}, {VERSION: version}, {}, lambda _prompt, _taken: "name")
     wrong = build(seq=9, transition=Transition.DELETE, job=JobStatus.SUCCEEDED)
     return LoadedBatch(
         batch=batch,
@@ -44,8 +44,8 @@ def loaded(batch: Batch, replied: RecordedCommand | None = None, *, owner: UUID 
         policies=Policies(patience(whole()), Backoff(1, 1), around),
         lease_checked=frozenset({TASK}),
         leased=frozenset(),
-        parked=[(5, wrong), (6, status(State.WORKING))],
-        replied=replied,
+        parked=[(5, wrong), (6, status(AgentState.WORKING))],
+        recorded_reply=replied,
     )
 
 
@@ -59,9 +59,9 @@ def test_a_create_takes_what_was_parked_except_what_it_refuses() -> None:
     batch = Batch(command=CREATE)
     scene, after = loaded(batch), result(batch)
     assert fold_batch(scene, [], after).folded == [6]
-    task = scene.updates[TASK].known
-    assert task.memory.app_status
-    assert task.memory.build.report.transition is Transition.START
+    task = scene.updates[TASK].existing_task
+    assert task.state.app_status
+    assert task.state.build.report.transition is Transition.START
 
 
 def test_what_was_parked_stays_without_a_create() -> None:
@@ -73,10 +73,10 @@ def test_what_was_parked_stays_without_a_create() -> None:
 
 def test_a_report_without_a_task_is_parked_under_its_index() -> None:
     """The others of the batch are folded, and are unchanged where no document changed; no task is made up."""
-    missing = AppStatus(task_id=OTHER, build_number=None, seq=1, state=State.IDLE)
-    batch = Batch([status(State.IDLE), missing])
+    missing = AppStatus(task_id=OTHER, build_number=None, seq=1, state=AgentState.IDLE)
+    batch = Batch([status(AgentState.IDLE), missing])
     scene, after = loaded(batch), result(batch)
-    scene.updates[TASK] = updated(whole().builds.first(TASK, NOON))
+    scene.updates[TASK] = updated(whole().builds.initial_state(TASK, NOON))
     parking = fold_batch(scene, [0, 1], after)
     assert parking.new == {1: missing}
     assert after.outcomes == [ReportOutcome.APPLIED, ReportOutcome.PARKED]

@@ -108,7 +108,7 @@ def test_a_long_text_is_cut() -> None:
     stream = io.StringIO()
     logs.configure("info", "json", stream=stream)
     structlog.get_logger().info("said", text="x" * 1_000_000)
-    assert len(logged(stream)["text"]) == logs.TEXT_MOST
+    assert len(logged(stream)["text"]) == logs.MAX_TEXT
 
 
 def test_the_level_filters() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from taskherd.errors import Misconfigured, Unavailable
 from taskherd.observability.metrics import Metrics
-from taskherd.observability.ops import CONNECTIONS_MOST, HEADER_MOST, OpsServer
+from taskherd.observability.ops import MAX_CONNECTIONS, MAX_HEADER, OpsServer
 from taskherd.observability.readiness import Readiness
 
 HOST = "127.0.0.1"
@@ -153,7 +153,7 @@ async def test_head_has_no_body(ops: Ops) -> None:
 @pytest.mark.parametrize(
     ("raw", "answer"),
     [
-        (b"GET / HTTP/1.1\r\nX: " + b"a" * 3 * HEADER_MOST + b"\r\n\r\n", b"HTTP/1.1 431"),
+        (b"GET / HTTP/1.1\r\nX: " + b"a" * 3 * MAX_HEADER + b"\r\n\r\n", b"HTTP/1.1 431"),
         (b"\x16\x03\x01\x00\x00\r\n\r\n", b"HTTP/1.1 400"),
         (b"GET /livez\r\n\r\n", b"HTTP/1.1 400"),
         (b"GET /livez HTTP/1.1\r\n", b""),
@@ -168,7 +168,7 @@ async def test_a_stranger_can_not_hold_the_port(ops: Ops, raw: bytes, answer: by
 
 async def test_connections_are_bounded(ops: Ops) -> None:
     """Connections above the bound are dropped, and those that say nothing make room again."""
-    opened = [await asyncio.open_connection(HOST, ops.port) for _ in range(CONNECTIONS_MOST)]
+    opened = [await asyncio.open_connection(HOST, ops.port) for _ in range(MAX_CONNECTIONS)]
     assert await ops.send(b"GET /livez HTTP/1.1\r\n\r\n") == b""
     for reader, writer in opened:
         with pytest.raises(ConnectionError):  # noqa: PT012 - the reset may come at either call

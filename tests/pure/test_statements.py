@@ -4,7 +4,7 @@ import pytest
 from sqlalchemy import JSON, BigInteger, Column, MetaData, Table, Text
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from taskherd.domain.lease import Beat, Lease
+from taskherd.domain.lease import HeartbeatSummary, Lease
 from taskherd.store import inputs, parked, requests, statements, tables, tasks
 from taskherd.store.__main__ import main
 
@@ -56,11 +56,11 @@ def test_what_a_new_task_sets_once_is_never_saved_again() -> None:
 @pytest.mark.parametrize(
     ("row", "table"),
     [
-        (Beat, tables.leases),
+        (HeartbeatSummary, tables.leases),
         (Lease, tables.leases),
         (requests.WorkRequest, tables.work_requests),
         (inputs.InputRow, tables.inputs),
-        (parked.Parked, tables.parked),
+        (parked.ParkedReport, tables.parked),
     ],
 )
 def test_rows_have_the_columns_of_their_table_in_order(row: type[Lease], table: Table) -> None:

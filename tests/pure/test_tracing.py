@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from taskherd.observability.tracing import Tracing, carried
+from taskherd.observability.tracing import Tracing, extract
 
 GOOD = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 OTHER = "00-0af7651916cd43dd8448eb211c80319d-b7ad6b7169203331-01"
@@ -29,7 +29,7 @@ OTHER = "00-0af7651916cd43dd8448eb211c80319d-b7ad6b7169203331-01"
 )
 def test_only_a_well_formed_trace_is_taken(headers: dict[str, Any], taken: dict[str, str]) -> None:
     """As the standard says (https://www.w3.org/TR/trace-context/#traceparent-header), and bounded."""
-    assert carried(headers) == taken
+    assert extract(headers) == taken
 
 
 def test_what_comes_from_one_trace_goes_on_in_it() -> None:

@@ -5,12 +5,12 @@ import uuid
 
 import pytest
 
-from tests.harness.runner import Ranch, eventually, lives
+from tests.harness.runner import RunnerHarness, eventually, is_alive
 
 pytestmark = pytest.mark.timeout(180)
 
 
-async def test_what_no_live_task_owns_is_cleaned_up(own: Ranch) -> None:
+async def test_what_no_live_task_owns_is_cleaned_up(own: RunnerHarness) -> None:
     """A task that was taken away while the runner was not there leaves neither process nor directory behind."""
     first = await own.start()
     kept = await own.task("say:up", "sleep")
@@ -26,7 +26,7 @@ async def test_what_no_live_task_owns_is_cleaned_up(own: Ranch) -> None:
     journal.write_text(json.dumps({**said, "task_id": str(stranger)}))
     await own.start()
     await eventually(lambda: not (own.root / str(stranger)).exists())
-    await eventually(lambda: not lives(agent))
-    assert lives(other)
+    await eventually(lambda: not is_alive(agent))
+    assert is_alive(other)
     await own.until_status(kept, "active")
-    assert own.herd.reasons() == []
+    assert own.worker.reasons() == []

@@ -45,7 +45,7 @@ def task_row(task_id: UUID | None = None, owner_id: UUID | None = None, name: st
         updated_at=NOW,
         version=1,
         deleted_at=None,
-        memory=builds.first(task_id, NOW),
+        state=builds.initial_state(task_id, NOW),
     )
     return StoredTask(task, status="pending", document='{"status":"pending"}', due_at=NOW)
 

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from taskherd.store import commands, inputs, logs, parked, requests, stats, tasks, workers
 from taskherd.store.engine import transaction
-from taskherd.store.logs import LogEntry
+from taskherd.store.logs import LogEntryRow
 from tests.store.conftest import NOW, event, task_row
 
 
@@ -18,8 +18,8 @@ async def test_parking_is_bounded_per_task_and_keeps_the_order(engine: AsyncEngi
     """Each task has room for so many reports; those without room are named, those kept come back in order."""
     one, other = uuid4(), uuid4()
     async with transaction(engine) as conn:
-        await parked.advisory(conn, [one, other])
-        batch = [parked.ToPark(task_id, NOW, f'{{"n":{n}}}') for n, task_id in enumerate([one, other, one, one])]
+        await parked.lock_task_ids(conn, [one, other])
+        batch = [parked.ReportToPark(task_id, NOW, f'{{"n":{n}}}') for n, task_id in enumerate([one, other, one, one])]
         assert await parked.park(conn, batch, 2) == [3]
         assert await parked.park(conn, batch[:2], 2) == [0]
         rows = await parked.read(conn, [one])
@@ -37,11 +37,11 @@ async def test_advisory_keeps_parking_and_creating_apart(engine: AsyncEngine) ->
 
     async def second() -> None:
         async with transaction(engine) as conn:
-            await parked.advisory(conn, ids[::-1])
+            await parked.lock_task_ids(conn, ids[::-1])
             order.append("second")
 
     async with transaction(engine) as conn:
-        await parked.advisory(conn, ids)
+        await parked.lock_task_ids(conn, ids)
         waiter = asyncio.create_task(second())
         blocked = text(
             "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'advisory' AND datname = current_database()"
@@ -82,8 +82,8 @@ async def test_an_answer_ends_the_requests_of_that_build_or_input_alone(engine: 
     start, stop, send = request(task_id, 1), request(task_id, 2), request(task_id, 1, input_id)
     async with transaction(engine) as conn:
         await requests.add(conn, [start, stop, send])
-        assert await requests.answered(conn, [(task_id, 1), (uuid4(), 2)]) == {start.request_id}
-        assert await requests.answered_inputs(conn, [(task_id, input_id)]) == {send.request_id}
+        assert await requests.delete_answered(conn, [(task_id, 1), (uuid4(), 2)]) == {start.request_id}
+        assert await requests.delete_answered_inputs(conn, [(task_id, input_id)]) == {send.request_id}
         assert [row.request_id for row in await requests.of_tasks(conn, [task_id])] == [stop.request_id]
         await requests.remove(conn, [stop.request_id])
         assert await requests.due(conn, NOW, 10, first=5, most=60) == []
@@ -110,18 +110,18 @@ async def test_inputs_go_in_order_and_the_first_outcome_stands(engine: AsyncEngi
         assert [row.ordinal for row in await inputs.load(conn, [row.input_id for row in new])] == [0, 1, 2]
         ids = [row.input_id for row in new]
         assert await inputs.first_queued(conn, {task_id: 2, uuid4(): 1}) == {task_id: ids[:2]}
-        await inputs.sent(conn, ids[:1], NOW)
+        await inputs.mark_sent(conn, ids[:1], NOW)
         assert [row.state for row in await inputs.load(conn, ids[:1])] == ["sent"]
         assert await inputs.first_queued(conn, {task_id: 5}) == {task_id: ids[1:]}
-        assert await inputs.decided(conn, [inputs.Outcome(ids[0], "delivered", NOW, None)]) == {ids[0]}
-        assert await inputs.decided(conn, [inputs.Outcome(ids[0], "failed", NOW, "late")]) == set()
+        assert await inputs.record_outcomes(conn, [inputs.InputOutcomeRow(ids[0], "delivered", NOW, None)]) == {ids[0]}
+        assert await inputs.record_outcomes(conn, [inputs.InputOutcomeRow(ids[0], "failed", NOW, "late")]) == set()
         assert await inputs.fail_all(conn, [task_id], NOW, "The task was deleted.") == {row.input_id for row in new[1:]}
         assert await inputs.first_queued(conn, {task_id: 1}) == {}
 
 
-def entry(task_id: UUID, entry_id: int, seq: int, content: str, build: int = 1) -> LogEntry:
+def entry(task_id: UUID, entry_id: int, seq: int, content: str, build: int = 1) -> LogEntryRow:
     """An entry of the agent's output."""
-    return LogEntry(task_id, build, entry_id, seq, "output", content, NOW)
+    return LogEntryRow(task_id, build, entry_id, seq, "output", content, NOW)
 
 
 async def test_log_ids_count_per_task_and_never_change(engine: AsyncEngine) -> None:
@@ -174,10 +174,10 @@ async def test_workers_are_live_while_they_are_seen(engine: AsyncEngine) -> None
     new = workers.WorkerRow("new", NOW, NOW + timedelta(minutes=1), NOW)
     async with transaction(engine) as conn:
         for row in (old, new, new):
-            await workers.seen(conn, row)
+            await workers.record_seen(conn, row)
         assert await workers.live(conn, NOW + timedelta(seconds=1)) == [new]
         assert await workers.prune(conn, NOW + timedelta(seconds=1)) == 1
-        await workers.gone(conn, "new")
+        await workers.delete(conn, "new")
         assert await workers.live(conn, NOW) == []
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from taskherd.store import directory
-from taskherd.store.directory import DirectoryRefused
+from taskherd.store.directory import InvalidDirectory
 from taskherd.store.engine import transaction
 
 
@@ -149,7 +149,7 @@ def test_a_wrong_file_is_refused_with_the_place(path: str, value: object, said: 
     """The message names the path in the file and what is wrong there."""
     content = file()
     _set(content, path, value)
-    with pytest.raises(DirectoryRefused) as refused:
+    with pytest.raises(InvalidDirectory) as refused:
         directory.parse(yaml.safe_dump(content))
     assert said in str(refused.value)
 
@@ -157,7 +157,7 @@ def test_a_wrong_file_is_refused_with_the_place(path: str, value: object, said: 
 @pytest.mark.parametrize("content", ["a: [", "- 1", "users: 3", "users: []\nusers: []", "a: &a [*a]", "? [1]\n: 2"])
 def test_what_is_no_directory_is_refused(content: str) -> None:
     """Broken YAML, another shape and a key given twice are refused, not guessed at."""
-    with pytest.raises(DirectoryRefused):
+    with pytest.raises(InvalidDirectory):
         directory.parse(content)
 
 
@@ -167,7 +167,7 @@ async def test_nothing_moves_to_another_parent(engine: AsyncEngine) -> None:
     content = file()
     content["templates"][0]["organization"] = "other"
     content["users"][0]["name"] = "Someone"
-    with pytest.raises(DirectoryRefused, match="can't move"):
+    with pytest.raises(InvalidDirectory, match="can't move"):
         await apply(engine, content)
     assert not (await apply(engine, file())).changed
 
@@ -177,7 +177,7 @@ async def test_a_name_stays_with_its_id(engine: AsyncEngine) -> None:
     await apply(engine, file())
     content = file()
     content["users"][1]["id"] = identity(13)
-    with pytest.raises(DirectoryRefused, match="leaves out"):
+    with pytest.raises(InvalidDirectory, match="leaves out"):
         await apply(engine, content)
 
 
@@ -189,5 +189,7 @@ async def test_names_are_those_of_the_pairs(engine: AsyncEngine, tmp_path: Path)
         pair = (UUID(int=11), UUID(int=32))
         found = await directory.names(conn, [pair, (UUID(int=98), UUID(int=99))])
     assert found == {
-        pair: directory.Names("alice", "", UUID(int=1), UUID(int=21), "claude", "Claude Code", "/icon/claude.svg")
+        pair: directory.DirectoryNames(
+            "alice", "", UUID(int=1), UUID(int=21), "claude", "Claude Code", "/icon/claude.svg"
+        )
     }

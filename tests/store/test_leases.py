@@ -7,7 +7,7 @@ from uuid import uuid4
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from taskherd.domain.lease import Beat, Lease
+from taskherd.domain.lease import HeartbeatSummary, Lease
 from taskherd.store import leases
 from taskherd.store.engine import transaction
 from tests.store.conftest import NOW
@@ -20,9 +20,9 @@ def lease() -> Lease:
     return Lease(uuid4(), 3, uuid4(), 100, NOW, NOW)
 
 
-def beat(held: Lease, seq: int) -> Beat:
+def beat(held: Lease, seq: int) -> HeartbeatSummary:
     """A heartbeat of the lease's own build and agent."""
-    return Beat(held.task_id, held.build_number, held.agent_id, seq, LATER, LATER)
+    return HeartbeatSummary(held.task_id, held.build_number, held.agent_id, seq, LATER, LATER)
 
 
 async def test_touch_renews_only_the_lease_of_that_build_and_agent(engine: AsyncEngine) -> None:
@@ -71,4 +71,4 @@ async def test_silent_finds_the_longest_silent_first(engine: AsyncEngine) -> Non
         assert await leases.silent(conn, heard.heard_at, 10) == [first.task_id, second.task_id]
         await leases.remove(conn, [first.task_id])
         assert await leases.silent(conn, heard.heard_at, 10) == [second.task_id]
-        assert await leases.census(conn, heard.heard_at) == (2, 1)
+        assert await leases.count(conn, heard.heard_at) == (2, 1)

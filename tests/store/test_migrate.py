@@ -34,7 +34,7 @@ async def empty_url(database_url: str) -> AsyncIterator[str]:
 async def test_ten_workers_that_start_together_migrate_once(empty_url: str) -> None:
     """However many ask for the schema at once, it is made once and all of them find it."""
     states = await asyncio.gather(*(migrate.upgrade_async(empty_url) for _ in range(10)))
-    assert {state.fit for state in states} == {migrate.Fit.CURRENT}
+    assert {state.status for state in states} == {migrate.SchemaStatus.CURRENT}
     engine = open_engine(empty_url, size=1, application_name="taskherd-tests")
     async with transaction(engine) as conn:
         count = (await conn.execute(text(f"SELECT count(*) FROM {SCHEMA_VERSION_TABLE}"))).scalar_one()
@@ -44,7 +44,7 @@ async def test_ten_workers_that_start_together_migrate_once(empty_url: str) -> N
 
 async def test_upgrade_works_from_inside_a_running_loop(empty_url: str) -> None:
     """The plain call works wherever it is made."""
-    assert migrate.upgrade(empty_url).fit is migrate.Fit.CURRENT
+    assert migrate.upgrade(empty_url).status is migrate.SchemaStatus.CURRENT
 
 
 async def test_migrations_add_up_to_the_tables(engine: AsyncEngine) -> None:
@@ -66,7 +66,7 @@ async def test_check_says_what_to_run(engine: AsyncEngine, empty_url: str) -> No
     async with transaction(engine) as conn:
         await migrate.check(conn)
     empty = await migrate.current_async(empty_url)
-    assert (empty.fit, "taskherd db upgrade" in empty.advice) == (migrate.Fit.MISSING, True)
+    assert (empty.status, "taskherd db upgrade" in empty.advice) == (migrate.SchemaStatus.MISSING, True)
     async with transaction(engine) as conn:
         await conn.execute(text(f"UPDATE {SCHEMA_VERSION_TABLE} SET version_num = '9999'"))
         with pytest.raises(Misconfigured, match="newer"):
@@ -91,11 +91,11 @@ async def test_a_schema_that_fits_is_only_read(database_url: str, engine: AsyncE
         await conn.execute(text(f"CREATE ROLE {role} LOGIN PASSWORD 'x'"))
         await conn.execute(text(f"GRANT SELECT ON {SCHEMA_VERSION_TABLE} TO {role}"))
     try:
-        assert (await migrate.fit_async(url, upgrading=True)).fit is migrate.Fit.CURRENT
+        assert (await migrate.ensure_async(url, upgrading=True)).status is migrate.SchemaStatus.CURRENT
         async with transaction(engine) as conn:
             await conn.execute(text(f"DELETE FROM {SCHEMA_VERSION_TABLE}"))
         with pytest.raises(Misconfigured, match="owns the tables"):
-            await migrate.fit_async(url, upgrading=True)
+            await migrate.ensure_async(url, upgrading=True)
     finally:
         async with transaction(engine) as conn:
             await conn.execute(text(f"DROP OWNED BY {role}"))
@@ -105,9 +105,9 @@ async def test_a_schema_that_fits_is_only_read(database_url: str, engine: AsyncE
 async def test_a_process_that_may_not_migrate_refuses_an_old_schema(empty_url: str) -> None:
     """With TASKHERD_MIGRATE=never a schema that is missing or old is refused with the command to run, and untouched."""
     with pytest.raises(Misconfigured, match="taskherd db upgrade"):
-        await migrate.fit_async(empty_url, upgrading=False)
-    assert (await migrate.current_async(empty_url)).fit is migrate.Fit.MISSING
-    assert (await migrate.fit_async(empty_url, upgrading=True)).fit is migrate.Fit.CURRENT
+        await migrate.ensure_async(empty_url, upgrading=False)
+    assert (await migrate.current_async(empty_url)).status is migrate.SchemaStatus.MISSING
+    assert (await migrate.ensure_async(empty_url, upgrading=True)).status is migrate.SchemaStatus.CURRENT
 
 
 MAKE_TASK = """
@@ -126,7 +126,7 @@ WITH changed AS (
 INSERT INTO outbox (task_id, version, occurred_at) SELECT id, version, updated_at FROM changed
 """
 READ_DIRECTORY = "SELECT count(*) FROM users LEFT JOIN memberships ON user_id = id"
-PAUSE_MOST = 5.0
+MAX_PAUSE = 5.0
 """Seconds that a write may wait for the migration, which itself waits two for a lock and then steps back."""
 
 
@@ -148,7 +148,7 @@ async def test_the_release_before_is_migrated_while_it_works(empty_url: str) -> 
             began = monotonic()
             await pool.execute(CHANGE_TASK, tasks[(done * 4 + share) % len(tasks)])
             await pool.fetch(READ_DIRECTORY)
-            assert monotonic() - began < PAUSE_MOST
+            assert monotonic() - began < MAX_PAUSE
             done += 1
         return done
 
@@ -156,7 +156,7 @@ async def test_the_release_before_is_migrated_while_it_works(empty_url: str) -> 
     state = await migrate.upgrade_async(empty_url)
     migrated.set()
     changes = sum(await asyncio.gather(*working))
-    assert state.fit is migrate.Fit.CURRENT
+    assert state.status is migrate.SchemaStatus.CURRENT
     assert await pool.fetchval("SELECT sum(version) - count(*) FROM tasks") == changes
     assert await pool.fetchval("SELECT count(*) FROM task_events") == changes
     await asyncio.wait_for(pool.close(), 10)

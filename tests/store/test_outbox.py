@@ -38,8 +38,8 @@ async def test_due_events_carry_all_that_is_published(engine: AsyncEngine) -> No
         assert (found.task_id, found.version, found.kind, found.prompt) == (task_id, 1, "created", "Do it.")
         assert found.changes == ["status", "current_state"]
         assert orjson.loads(found.cause) == {"kind": "report", "type": "app.status"}
-        assert await outbox.published(conn, [(task_id, 1)]) == 1
-        assert await outbox.published(conn, [(task_id, 1)]) == 0
+        assert await outbox.mark_published(conn, [(task_id, 1)]) == 1
+        assert await outbox.mark_published(conn, [(task_id, 1)]) == 0
         assert await outbox.due(conn, NOW, 10) == []
 
 
@@ -47,11 +47,11 @@ async def test_a_later_version_waits_for_an_earlier_one(engine: AsyncEngine) -> 
     """Positions of one task rise with its versions even when the confirms come the other way round."""
     ((task_id, _), *_) = await _events(engine, 1, 3)
     async with transaction(engine) as conn:
-        assert await outbox.published(conn, [(task_id, 2), (task_id, 3)]) == 0
+        assert await outbox.mark_published(conn, [(task_id, 2), (task_id, 3)]) == 0
     async with transaction(engine) as conn:
-        assert await outbox.published(conn, [(task_id, 1), (task_id, 3)]) == 1
+        assert await outbox.mark_published(conn, [(task_id, 1), (task_id, 3)]) == 1
     async with transaction(engine) as conn:
-        assert await outbox.published(conn, [(task_id, 3), (task_id, 2)]) == 2
+        assert await outbox.mark_published(conn, [(task_id, 3), (task_id, 2)]) == 2
     assert [version for _, _, version in await _feed(engine)] == [1, 2, 3]
 
 
@@ -70,7 +70,7 @@ async def test_positions_rise_with_time(engine: AsyncEngine) -> None:
     async with transaction(engine) as conn:
         await tasks.insert_tasks(conn, [first, second, third])
         await tasks.save(conn, [], told)
-        assert await outbox.published(conn, list(at)) == len(at)
+        assert await outbox.mark_published(conn, list(at)) == len(at)
     assert [(task_id, version) for _, task_id, version in await _feed(engine)] == [
         (third.task.id, 1),
         (first.task.id, 1),
@@ -101,7 +101,7 @@ async def test_positions_have_no_gap_and_none_appears_behind(engine: AsyncEngine
 
     async def mark(batch: list[tuple[UUID, int]]) -> None:
         async with transaction(engine) as conn:
-            await outbox.published(conn, batch)
+            await outbox.mark_published(conn, batch)
 
     reader = asyncio.create_task(read_on())
     for _ in range(10):

@@ -64,7 +64,7 @@ async def test_prune_drops_whole_weeks_and_keeps_what_is_unpublished(engine: Asy
         await tasks.save(conn, [], [event(row.task.id, 1)])
         assert await partitions.prune(conn, events_before=FAR, logs_before=NOW) == []
     async with transaction(engine) as conn:
-        await outbox.published(conn, [(row.task.id, 1)])
+        await outbox.mark_published(conn, [(row.task.id, 1)])
         dropped = await partitions.prune(conn, events_before=FAR, logs_before=NOW)
         assert len(dropped) == 5
         assert all(name.startswith("task_events_p20") for name in dropped)

@@ -31,7 +31,7 @@ async def test_what_is_saved_is_what_is_locked(engine: AsyncEngine) -> None:
         2,
         updated_at=NOW + timedelta(seconds=1),
         deleted_at=NOW,
-        memory=builds.first(row.task.id, NOW + timedelta(1)),
+        state=builds.initial_state(row.task.id, NOW + timedelta(1)),
     )
     async with transaction(engine) as conn:
         await tasks.insert_tasks(conn, [row])
@@ -50,7 +50,7 @@ async def test_names_are_unique_among_an_owners_live_tasks(engine: AsyncEngine) 
         twin = fine._replace(task=replace(fine.task, id=uuid4()))
         inserted = await tasks.insert_tasks(conn, [first, again, fine, twin])
         assert inserted in ({fine.task.id}, {twin.task.id})
-        assert await tasks.taken(conn, owner, ["fix-it", "free"]) == {"fix-it"}
+        assert await tasks.names_in_use(conn, owner, ["fix-it", "free"]) == {"fix-it"}
         await tasks.save(conn, [saved(first, 2, deleted_at=NOW)], [])
         assert await tasks.insert_tasks(conn, [again]) == {again.task.id}
 

@@ -9,26 +9,26 @@ from typing import TypeAlias
 
 import pytest
 
-from tests.harness.worker import Herd, herd, outside
+from tests.harness.worker import WorkerHarness, external_harness, worker_harness
 
-Herding: TypeAlias = Callable[..., AbstractAsyncContextManager[Herd]]
+StartWorker: TypeAlias = Callable[..., AbstractAsyncContextManager[WorkerHarness]]
 
 
 @pytest.fixture
-async def flock(herding: Herding) -> AsyncIterator[Herd]:
+async def harness(start_worker: StartWorker) -> AsyncIterator[WorkerHarness]:
     """A worker on a database and queues of its own."""
-    async with herding() as own:
+    async with start_worker() as own:
         yield own
 
 
 @pytest.fixture
-def herding(database_url: str, amqp_url: str, amqp_prefix: str) -> Herding:
+def start_worker(database_url: str, amqp_url: str, amqp_prefix: str) -> StartWorker:
     """What starts such a worker with settings of the test's choice."""
-    return partial(herd, database_url, amqp_url, amqp_prefix)
+    return partial(worker_harness, database_url, amqp_url, amqp_prefix)
 
 
 @pytest.fixture
-async def alone(database_url: str, amqp_url: str, amqp_prefix: str) -> AsyncIterator[Herd]:
+async def alone(database_url: str, amqp_url: str, amqp_prefix: str) -> AsyncIterator[WorkerHarness]:
     """Everything but a worker; the test starts those."""
-    async with outside(database_url, amqp_url, amqp_prefix) as own:
+    async with external_harness(database_url, amqp_url, amqp_prefix) as own:
         yield own

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import aio_pika
 
 from taskherd.domain import builds, fold
-from taskherd.domain.view import view
-from taskherd.messages.document import own
+from taskherd.domain.view import derive_view
+from taskherd.messages.document import core_document
 from tests.harness.histories import NOON, body, delivered, history
-from tests.harness.worker import ALICE, ORGANIZATION, TEMPLATE, VERSION, Herd
+from tests.harness.worker import ALICE, ORGANIZATION, TEMPLATE, VERSION, WorkerHarness
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,10 +30,10 @@ TWINS = 3
 
 def expected(task: Task, told: Sequence[Report]) -> dict[str, Any]:
     """What the pure fold makes of a history, one report after the other."""
-    memory = task.memory
+    state = task.state
     for report in told:
-        memory = fold.fold(memory, report, NOON).memory
-    return timeless(own(view(memory, task.name), task))
+        state = fold.fold(state, report, NOON).state
+    return timeless(core_document(derive_view(state, task.name), task))
 
 
 def timeless(document: dict[str, Any]) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def blank(task_id: uuid.UUID, row: Any) -> Task:
         updated_at=row["created_at"],
         version=1,
         deleted_at=None,
-        memory=builds.first(task_id, NOON),
+        state=builds.initial_state(task_id, NOON),
     )
 
 
@@ -76,15 +76,15 @@ def messages(dice: Random, histories: dict[uuid.UUID, list[Report]]) -> list[lis
     return joined
 
 
-async def publish(flock: Herd, batches: list[list[Report]]) -> None:
+async def publish(harness: WorkerHarness, batches: list[list[Report]]) -> None:
     """Each batch in one message, of one report as it is, all at the same time."""
-    exchange = await flock.channel.get_exchange(f"{flock.prefix}.reports", ensure=False)
+    exchange = await harness.channel.get_exchange(f"{harness.prefix}.reports", ensure=False)
     bodies = [[body(report) for report in batch] for batch in batches]
     texts = [json.dumps(each[0] if len(each) == 1 else each).encode() for each in bodies]
     await asyncio.gather(*(exchange.publish(aio_pika.Message(text), "any", timeout=10) for text in texts))
 
 
-async def test_any_delivery_ends_in_the_document_of_the_pure_fold(flock: Herd) -> None:
+async def test_any_delivery_ends_in_the_document_of_the_pure_fold(harness: WorkerHarness) -> None:
     """Many tasks at once, some created after their reports came: each document is the fold's, byte for byte.
 
     Everything but `updated_at`, `version` and the state's timestamp, which say when and in how many steps.
@@ -98,19 +98,19 @@ async def test_any_delivery_ends_in_the_document_of_the_pure_fold(flock: Herd) -
     ids = list(histories)
     dice.shuffle(ids)
     early, late = ids[: len(ids) // 2], ids[len(ids) // 2 :]
-    await asyncio.gather(*map(flock.create, early))
+    await asyncio.gather(*map(harness.create, early))
     batches = messages(dice, histories)
     half = len(batches) // 2
-    await asyncio.gather(publish(flock, batches[:half]), *map(flock.create, late[: len(late) // 2]))
-    await publish(flock, batches[half:])
-    await flock.until_taken(sum(map(len, batches)))
-    await asyncio.gather(*map(flock.create, late[len(late) // 2 :]))
-    await flock.until_row("SELECT count(*) FROM outbox", is_=0)
-    rows = await flock.database.fetch("SELECT id, name, display_name, created_at, document::text FROM tasks")
+    await asyncio.gather(publish(harness, batches[:half]), *map(harness.create, late[: len(late) // 2]))
+    await publish(harness, batches[half:])
+    await harness.until_processed(sum(map(len, batches)))
+    await asyncio.gather(*map(harness.create, late[len(late) // 2 :]))
+    await harness.until_row("SELECT count(*) FROM outbox", is_=0)
+    rows = await harness.database.fetch("SELECT id, name, display_name, created_at, document::text FROM tasks")
     assert len(rows) == len(ids)
     for row in rows:
         task_id = uuid.UUID(str(row["id"]))
         wanted = expected(blank(task_id, row), histories[task_id])
         found = timeless(json.loads(row["document"]))
         assert json.dumps(found) == json.dumps(wanted)
-        assert timeless({**found, **flock.document(task_id)}) == timeless(flock.document(task_id))
+        assert timeless({**found, **harness.document(task_id)}) == timeless(harness.document(task_id))

@@ -8,7 +8,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-from tests.harness.worker import ALICE, Herd, build, said
+from tests.harness.worker import ALICE, WorkerHarness, build_report, make_report
 
 CREATED = [
     "created_at", "current_state", "display_name", "id", "initial_prompt", "name", "owner_id", "status",
@@ -17,45 +17,45 @@ CREATED = [
 ]  # fmt: skip
 
 
-async def life(flock: Herd) -> uuid.UUID:
+async def life(harness: WorkerHarness) -> uuid.UUID:
     """A task through all that can happen to it, one change after the other."""
-    task_id = await flock.create(name="one")
+    task_id = await harness.create(name="one")
 
     async def then(*reports: dict[str, Any]) -> None:
-        version = len(flock.told(task_id)) + 1
-        await flock.report(*reports)
-        await flock.until(lambda: len(flock.told(task_id)) == version)
+        version = len(harness.events_of(task_id)) + 1
+        await harness.report(*reports)
+        await harness.until(lambda: len(harness.events_of(task_id)) == version)
 
-    await flock.until(lambda: flock.told(task_id))
+    await harness.until(lambda: harness.events_of(task_id))
     agent, space, app = (str(uuid.uuid4()) for _ in range(3))
-    await then(build(task_id, 1, "start", "running"))
+    await then(build_report(task_id, 1, "start", "running"))
     await then(
-        build(task_id, 1, "start", "succeeded", agent_id=agent, workspace={"id": space, "name": "alice-one"},
+        build_report(task_id, 1, "start", "succeeded", agent_id=agent, workspace={"id": space, "name": "alice-one"},
               app={"id": app, "slug": "web", "health": "initializing"})
     )  # fmt: skip
-    await then(said("agent.lifecycle", task_id, lifecycle="ready"))
-    await then(said("agent.heartbeat", task_id, agent_id=agent))
-    await then(said("app.health", task_id, health="healthy"))
+    await then(make_report("agent.lifecycle", task_id, lifecycle="ready"))
+    await then(make_report("agent.heartbeat", task_id, agent_id=agent))
+    await then(make_report("app.health", task_id, health="healthy"))
     await then(
-        said("app.status", task_id, state="working", message="Reading"),
-        said("task.log", task_id, entries=[]),
-        said("agent.heartbeat", task_id, agent_id=agent),
+        make_report("app.status", task_id, state="working", message="Reading"),
+        make_report("task.log", task_id, entries=[]),
+        make_report("agent.heartbeat", task_id, agent_id=agent),
     )
-    await then(said("agent.disconnected", task_id, agent_id=agent))
-    assert (await flock.command("task.pause", task_id))["ok"]
-    await flock.until(lambda: len(flock.told(task_id)) == 9)
-    await then(build(task_id, 2, "stop", "succeeded"))
-    assert (await flock.command("task.update_input", task_id, input="Again"))["ok"]
-    await flock.until(lambda: len(flock.told(task_id)) == 11)
-    assert (await flock.command("task.delete", task_id))["ok"]
-    await flock.until(lambda: len(flock.told(task_id)) == 12)
+    await then(make_report("agent.disconnected", task_id, agent_id=agent))
+    assert (await harness.command("task.pause", task_id))["ok"]
+    await harness.until(lambda: len(harness.events_of(task_id)) == 9)
+    await then(build_report(task_id, 2, "stop", "succeeded"))
+    assert (await harness.command("task.update_input", task_id, input="Again"))["ok"]
+    await harness.until(lambda: len(harness.events_of(task_id)) == 11)
+    assert (await harness.command("task.delete", task_id))["ok"]
+    await harness.until(lambda: len(harness.events_of(task_id)) == 12)
     return task_id
 
 
-async def test_every_change_is_told_with_its_fields_and_its_cause(flock: Herd) -> None:
+async def test_every_change_is_told_with_its_fields_and_its_cause(harness: WorkerHarness) -> None:
     """Each step raises the version by one and names exactly the fields that it changed, and what changed them."""
-    task_id = await life(flock)
-    told = flock.told(task_id)
+    task_id = await life(harness)
+    told = harness.events_of(task_id)
     assert [each["version"] for each in told] == list(range(1, 13))
     agent = ["workspace_agent_health", "workspace_agent_id", "workspace_agent_lifecycle"]
     stopped = ["status", *agent, "workspace_app_id", "workspace_build_number", "workspace_status"]
@@ -96,11 +96,11 @@ async def test_every_change_is_told_with_its_fields_and_its_cause(flock: Herd) -
         assert moved - {"updated_at"} == set(after["changes"])
 
 
-async def test_events_are_cloud_events_by_kind(flock: Herd) -> None:
+async def test_events_are_cloud_events_by_kind(harness: WorkerHarness) -> None:
     """CloudEvents 1.0 in JSON batches, the routing key by the kind, an id made of task and version, a stable time."""
-    task_id = await life(flock)
+    task_id = await life(harness)
     keys = {"created": "task.created", "updated": "task.updated", "deleted": "task.deleted"}
-    for message in flock.messages:
+    for message in harness.messages:
         assert message.content_type == "application/cloudevents-batch+json"
         for event in json.loads(message.body):
             version = event["data"]["version"]
@@ -115,13 +115,13 @@ async def test_events_are_cloud_events_by_kind(flock: Herd) -> None:
             assert event["data"].keys() == {"task", "version", "changes", "cause"}
 
 
-async def test_the_table_has_what_was_told(flock: Herd) -> None:
+async def test_the_table_has_what_was_told(harness: WorkerHarness) -> None:
     """Every version is in the history with cause and changes, the outbox empties, positions rise with the versions."""
-    ids = [await life(flock), await flock.active(), await flock.create()]
-    await flock.until_row("SELECT count(*) FROM outbox", is_=0)
+    ids = [await life(harness), await harness.active(), await harness.create()]
+    await harness.until_row("SELECT count(*) FROM outbox", is_=0)
     for task_id in ids:
-        told = flock.told(task_id)
-        rows = await flock.database.fetch(
+        told = harness.events_of(task_id)
+        rows = await harness.database.fetch(
             "SELECT e.version, e.kind, e.changes, e.cause::text, e.document::text, p.prompt, f.position"
             " FROM task_events e JOIN task_prompts p ON p.task_id = e.task_id AND p.version = e.prompt_version"
             " JOIN task_feed f ON f.task_id = e.task_id AND f.version = e.version"
@@ -135,46 +135,46 @@ async def test_the_table_has_what_was_told(flock: Herd) -> None:
             assert (row["changes"], json.loads(row["cause"])) == (each["changes"], each["cause"])
             assert {**each["task"], **json.loads(row["document"])} == each["task"]
             assert row["prompt"] == each["task"]["initial_prompt"]
-    version, updated = await flock.database.fetchrow("SELECT version, updated_at FROM tasks WHERE id = $1", ids[1])
-    assert version == flock.told(ids[1])[-1]["version"]
-    assert updated == await flock.database.fetchval(
+    version, updated = await harness.database.fetchrow("SELECT version, updated_at FROM tasks WHERE id = $1", ids[1])
+    assert version == harness.events_of(ids[1])[-1]["version"]
+    assert updated == await harness.database.fetchval(
         "SELECT max(occurred_at) FROM task_events WHERE task_id = $1", ids[1]
     )
-    total = await flock.database.fetchrow("SELECT count(*), count(DISTINCT (task_id, version)) FROM task_feed")
-    assert total[0] == total[1] == await flock.database.fetchval("SELECT count(*) FROM task_events")
+    total = await harness.database.fetchrow("SELECT count(*), count(DISTINCT (task_id, version)) FROM task_feed")
+    assert total[0] == total[1] == await harness.database.fetchval("SELECT count(*) FROM task_events")
 
 
-async def test_what_is_told_again_is_the_same(flock: Herd) -> None:
+async def test_what_is_told_again_is_the_same(harness: WorkerHarness) -> None:
     """An event that was not confirmed comes from the outbox once more, equal in every field."""
-    await life(flock)
-    await flock.until_row("SELECT count(*) FROM outbox", is_=0)
-    first = {event["id"]: event for event in flock.events}
-    flock.events.clear()
-    await flock.database.execute("DELETE FROM task_feed")
-    await flock.database.execute("INSERT INTO outbox SELECT task_id, version, occurred_at FROM task_events")
-    await flock.until_row("SELECT count(*) FROM outbox", is_=0)
-    await flock.until(lambda: len(flock.events) == len(first))
-    assert {event["id"]: event for event in flock.events} == first
+    await life(harness)
+    await harness.until_row("SELECT count(*) FROM outbox", is_=0)
+    first = {event["id"]: event for event in harness.events}
+    harness.events.clear()
+    await harness.database.execute("DELETE FROM task_feed")
+    await harness.database.execute("INSERT INTO outbox SELECT task_id, version, occurred_at FROM task_events")
+    await harness.until_row("SELECT count(*) FROM outbox", is_=0)
+    await harness.until(lambda: len(harness.events) == len(first))
+    assert {event["id"]: event for event in harness.events} == first
 
 
-def longer(flock: Herd, task_id: uuid.UUID, count: int) -> bool:
+def longer(harness: WorkerHarness, task_id: uuid.UUID, count: int) -> bool:
     """Whether more than so many changes of the task were told."""
-    return len(flock.told(task_id)) > count
+    return len(harness.events_of(task_id)) > count
 
 
-async def test_traffic_does_not_starve_what_was_left_behind(flock: Herd) -> None:
+async def test_traffic_does_not_starve_what_was_left_behind(harness: WorkerHarness) -> None:
     """An event left in the outbox is told while other tasks change without a pause."""
-    task_id, other = await flock.active(), await flock.active()
-    await flock.until_row("SELECT count(*) FROM outbox", is_=0)
-    flock.events.clear()
-    await flock.database.execute("DELETE FROM task_feed WHERE task_id = $1", task_id)
-    await flock.database.execute(
+    task_id, other = await harness.active(), await harness.active()
+    await harness.until_row("SELECT count(*) FROM outbox", is_=0)
+    harness.events.clear()
+    await harness.database.execute("DELETE FROM task_feed WHERE task_id = $1", task_id)
+    await harness.database.execute(
         "INSERT INTO outbox SELECT task_id, version, occurred_at FROM task_events WHERE task_id = $1", task_id
     )
     steps = 0
-    while 1 not in flock.versions(task_id):
+    while 1 not in harness.versions(task_id):
         steps += 1
-        count = len(flock.told(other))
-        await flock.report(said("app.status", other, state="working", message=f"step {steps}"))
-        await flock.until(partial(longer, flock, other, count))
+        count = len(harness.events_of(other))
+        await harness.report(make_report("app.status", other, state="working", message=f"step {steps}"))
+        await harness.until(partial(longer, harness, other, count))
         assert steps < 2_000

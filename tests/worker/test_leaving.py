@@ -11,7 +11,7 @@ import pytest
 
 from taskherd.dev import ports
 from taskherd.store.tables import SCHEMA_VERSION_TABLE
-from tests.harness.worker import PATIENCE, SECRET
+from tests.harness.worker import SECRET, TIMEOUT
 
 
 async def test_a_worker_that_waits_for_its_database_ends_with_0_on_sigterm(amqp_url: str) -> None:
@@ -25,7 +25,7 @@ async def test_a_worker_that_waits_for_its_database_ends_with_0_on_sigterm(amqp_
     command = (sys.executable, "-m", "taskherd", "worker")
     worker = await asyncio.create_subprocess_exec(*command, env={**os.environ, **own}, stderr=asyncio.subprocess.PIPE)
     assert worker.stderr is not None
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while b"database away" not in await worker.stderr.readline():
             continue
         worker.terminate()
@@ -57,7 +57,7 @@ async def test_a_worker_refuses_a_schema_that_does_not_fit(
     }
     command = (sys.executable, "-m", "taskherd", "worker")
     worker = await asyncio.create_subprocess_exec(*command, env={**os.environ, **own}, stderr=asyncio.subprocess.PIPE)
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         _, errors = await worker.communicate()
     assert worker.returncode == 2
     assert "TASKHERD_DATABASE_URL" in errors.decode()

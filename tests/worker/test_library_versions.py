@@ -8,14 +8,14 @@ import pytest
 
 from tests.harness.worker import ALICE, VERSION
 from tests.library_versions import UNSUPPORTED, unsupported
-from tests.worker.conftest import Herding
+from tests.worker.conftest import StartWorker
 
 
 @pytest.mark.parametrize("library", UNSUPPORTED)
-async def test_a_worker_works_without_a_patch(herding: Herding, library: str) -> None:
+async def test_a_worker_works_without_a_patch(start_worker: StartWorker, library: str) -> None:
     """Commands are answered, reports are applied, events and requests go out."""
     with unsupported(library):
-        async with herding() as herd:
+        async with start_worker() as herd:
             task_id = uuid.uuid4()
             reply = await herd.command(
                 "task.create", task_id, owner_id=str(ALICE), template_version_id=str(VERSION), input="Fix the build"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from tests.harness.worker import Herd, build, said
-from tests.worker.conftest import Herding
+from tests.harness.worker import WorkerHarness, build_report, make_report
+from tests.worker.conftest import StartWorker
 
 TIME = "2026-03-01T12:00:00Z"
 
@@ -18,82 +18,84 @@ def entry(number: int, content: str) -> dict[str, Any]:
 
 def log(task_id: uuid.UUID, seq: int, *entries: tuple[int, str], number: int = 1) -> dict[str, Any]:
     """A report of entries."""
-    return said("task.log", task_id, seq=seq, build_number=number, entries=[entry(*each) for each in entries])
+    return make_report("task.log", task_id, seq=seq, build_number=number, entries=[entry(*each) for each in entries])
 
 
-async def lines(flock: Herd, task_id: uuid.UUID) -> list[tuple[int, str]]:
+async def lines(harness: WorkerHarness, task_id: uuid.UUID) -> list[tuple[int, str]]:
     """The task's log: ids and contents, in order."""
     query = "SELECT log_id, content FROM task_logs WHERE task_id = $1 ORDER BY log_id"
-    return [(row[0], row[1]) for row in await flock.database.fetch(query, task_id)]
+    return [(row[0], row[1]) for row in await harness.database.fetch(query, task_id)]
 
 
-async def test_log_ids_count_from_zero_and_never_change(flock: Herd) -> None:
+async def test_log_ids_count_from_zero_and_never_change(harness: WorkerHarness) -> None:
     """Ids are given by task in the order of commit; the agent's own ids and builds do not show in them."""
-    task_id, other = await flock.create(), await flock.create()
-    await flock.report(log(task_id, 1, (7, "a"), (3, "b")), log(other, 1, (0, "x")))
-    await flock.report(log(task_id, 2, (9, "c")))
-    await flock.report(log(task_id, 1, (7, "second build"), number=2))
-    await flock.until_taken(4)
-    assert await lines(flock, task_id) == [(0, "a"), (1, "b"), (2, "c"), (3, "second build")]
-    assert await lines(flock, other) == [(0, "x")]
-    await flock.until(lambda: flock.versions(task_id))
-    assert flock.versions(task_id) == [1]
+    task_id, other = await harness.create(), await harness.create()
+    await harness.report(log(task_id, 1, (7, "a"), (3, "b")), log(other, 1, (0, "x")))
+    await harness.report(log(task_id, 2, (9, "c")))
+    await harness.report(log(task_id, 1, (7, "second build"), number=2))
+    await harness.until_processed(4)
+    assert await lines(harness, task_id) == [(0, "a"), (1, "b"), (2, "c"), (3, "second build")]
+    assert await lines(harness, other) == [(0, "x")]
+    await harness.until(lambda: harness.versions(task_id))
+    assert harness.versions(task_id) == [1]
 
 
-async def test_an_entry_is_replaced_only_by_a_greater_seq(flock: Herd) -> None:
+async def test_an_entry_is_replaced_only_by_a_greater_seq(harness: WorkerHarness) -> None:
     """The same id of the same build again: a greater seq replaces it in place, an equal or lesser one does not."""
-    task_id = await flock.create()
-    await flock.report(log(task_id, 5, (0, "first"), (1, "other")))
-    await flock.report(log(task_id, 5, (0, "equal")), log(task_id, 4, (0, "lesser"), (2, "new")))
-    await flock.until_taken(3)
-    assert await lines(flock, task_id) == [(0, "first"), (1, "other"), (2, "new")]
-    await flock.report(log(task_id, 7, (0, "greatest")), log(task_id, 6, (0, "greater"), (1, "changed")))
-    await flock.until_taken(5)
-    assert await lines(flock, task_id) == [(0, "greatest"), (1, "changed"), (2, "new")]
+    task_id = await harness.create()
+    await harness.report(log(task_id, 5, (0, "first"), (1, "other")))
+    await harness.report(log(task_id, 5, (0, "equal")), log(task_id, 4, (0, "lesser"), (2, "new")))
+    await harness.until_processed(3)
+    assert await lines(harness, task_id) == [(0, "first"), (1, "other"), (2, "new")]
+    await harness.report(log(task_id, 7, (0, "greatest")), log(task_id, 6, (0, "greater"), (1, "changed")))
+    await harness.until_processed(5)
+    assert await lines(harness, task_id) == [(0, "greatest"), (1, "changed"), (2, "new")]
 
 
-async def test_a_heartbeat_touches_the_lease_alone(flock: Herd) -> None:
+async def test_a_heartbeat_touches_the_lease_alone(harness: WorkerHarness) -> None:
     """Of a task that is well: the row stays the very same, the lease moves, and nothing is told."""
     agent = str(uuid.uuid4())
-    task_id = await flock.create()
-    await flock.report(
-        build(task_id, 1, "start", "succeeded", agent_id=agent),
-        said("agent.lifecycle", task_id, lifecycle="ready", agent_id=agent),
-        said("agent.heartbeat", task_id, agent_id=agent),
+    task_id = await harness.create()
+    await harness.report(
+        build_report(task_id, 1, "start", "succeeded", agent_id=agent),
+        make_report("agent.lifecycle", task_id, lifecycle="ready", agent_id=agent),
+        make_report("agent.heartbeat", task_id, agent_id=agent),
     )
-    await flock.until(lambda: flock.document(task_id).get("status") == "active")
+    await harness.until(lambda: harness.document(task_id).get("status") == "active")
     row = "SELECT xmin::text || ctid::text FROM tasks WHERE id = $1"
-    before = await flock.database.fetchval(row, task_id)
-    heard = await flock.database.fetchval("SELECT heard_at FROM leases")
+    before = await harness.database.fetchval(row, task_id)
+    heard = await harness.database.fetchval("SELECT heard_at FROM leases")
     for number in range(5):
-        await flock.report(said("agent.heartbeat", task_id, agent_id=agent))
-        await flock.until_taken(4 + number)
-    assert await flock.database.fetchval(row, task_id) == before
-    assert await flock.database.fetchval("SELECT heard_at > $1 FROM leases", heard)
-    count = len(flock.told(task_id))
-    await flock.report(said("agent.lifecycle", task_id, lifecycle="shutting_down", agent_id=agent))
-    await flock.until(lambda: len(flock.told(task_id)) == count + 1)
-    assert await flock.database.fetchval(row, task_id) != before
-    kept = await flock.database.fetchval("SELECT (memory #>> '{heard,0,1}')::timestamptz > $1 FROM tasks", heard)
+        await harness.report(make_report("agent.heartbeat", task_id, agent_id=agent))
+        await harness.until_processed(4 + number)
+    assert await harness.database.fetchval(row, task_id) == before
+    assert await harness.database.fetchval("SELECT heard_at > $1 FROM leases", heard)
+    count = len(harness.events_of(task_id))
+    await harness.report(make_report("agent.lifecycle", task_id, lifecycle="shutting_down", agent_id=agent))
+    await harness.until(lambda: len(harness.events_of(task_id)) == count + 1)
+    assert await harness.database.fetchval(row, task_id) != before
+    kept = await harness.database.fetchval("SELECT (memory #>> '{heard,0,1}')::timestamptz > $1 FROM tasks", heard)
     assert kept is True
-    assert flock.letters == []
+    assert harness.dead_letters == []
 
 
-async def test_what_may_be_news_takes_the_long_way(herding: Herding) -> None:
+async def test_what_may_be_news_takes_the_long_way(start_worker: StartWorker) -> None:
     """A heartbeat of another agent or build goes through the task, even beside those of the lease in one batch."""
-    async with herding() as flock:
-        task_id = await flock.create()
+    async with start_worker() as harness:
+        task_id = await harness.create()
         one, two = str(uuid.uuid4()), str(uuid.uuid4())
-        await flock.report(
-            build(task_id, 1, "start", "succeeded", seq=1), said("agent.heartbeat", task_id, agent_id=one, seq=1)
+        await harness.report(
+            build_report(task_id, 1, "start", "succeeded", seq=1),
+            make_report("agent.heartbeat", task_id, agent_id=one, seq=1),
         )
-        await flock.until(lambda: flock.document(task_id).get("workspace_agent_id") == one)
-        await flock.report(
-            said("agent.heartbeat", task_id, agent_id=one, seq=2), said("agent.heartbeat", task_id, agent_id=two, seq=3)
+        await harness.until(lambda: harness.document(task_id).get("workspace_agent_id") == one)
+        await harness.report(
+            make_report("agent.heartbeat", task_id, agent_id=one, seq=2),
+            make_report("agent.heartbeat", task_id, agent_id=two, seq=3),
         )
-        await flock.until(lambda: flock.document(task_id)["workspace_agent_id"] == two)
-        await flock.report(said("agent.heartbeat", task_id, agent_id=one, build_number=2, seq=9))
-        await flock.report(build(task_id, 2, "start", "succeeded"))
-        await flock.until(lambda: flock.document(task_id)["workspace_build_number"] == 2)
-        document = flock.document(task_id)
+        await harness.until(lambda: harness.document(task_id)["workspace_agent_id"] == two)
+        await harness.report(make_report("agent.heartbeat", task_id, agent_id=one, build_number=2, seq=9))
+        await harness.report(build_report(task_id, 2, "start", "succeeded"))
+        await harness.until(lambda: harness.document(task_id)["workspace_build_number"] == 2)
+        document = harness.document(task_id)
         assert (document["workspace_agent_id"], document["workspace_agent_health"]) == (one, {"healthy": True})

@@ -17,9 +17,9 @@ import aiormq
 import pytest
 
 from taskherd.broker import topology
-from taskherd.broker.topology import Names
+from taskherd.broker.topology import TopologyNames
 from tests.harness.chaos import WorkerProcess, until
-from tests.harness.worker import SECRET, Herd
+from tests.harness.worker import SECRET, WorkerHarness
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -41,7 +41,7 @@ uvloop.run(Worker(settings, sys.argv[1]).run())
 class Crew:
     """Worker processes under names of the test's choice."""
 
-    def __init__(self, own: Herd, folder: Path) -> None:
+    def __init__(self, own: WorkerHarness, folder: Path) -> None:
         self.own = own
         self.folder = folder
         self.workers: dict[str, WorkerProcess] = {}
@@ -80,7 +80,7 @@ class Crew:
         before = await self.taken()
         for index in range(PARTITIONS):
             body = json.dumps({"type": "agent.heartbeat", "task_id": str(task_id), "build_number": 1}).encode()
-            queue = Names(self.own.prefix).partition(index)
+            queue = TopologyNames(self.own.prefix).partition(index)
             await self.own.channel.default_exchange.publish(aio_pika.Message(body), queue, timeout=5)
         after = await until(self.taken, lambda counts: (counts - before).total() >= PARTITIONS)
         return after - before
@@ -93,7 +93,7 @@ class Crew:
 
 def winners(prefix: str, workers: Sequence[str]) -> list[str]:
     """Who should hold each partition."""
-    queues = [Names(prefix).partition(index) for index in range(PARTITIONS)]
+    queues = [TopologyNames(prefix).partition(index) for index in range(PARTITIONS)]
     return [max(workers, key=lambda worker: topology.priority(worker, queue)) for queue in queues]
 
 
@@ -107,13 +107,13 @@ def four_names(prefix: str) -> Sequence[str]:
 
 
 @pytest.fixture
-async def crew(alone: Herd, tmp_path: Path) -> AsyncIterator[Crew]:
+async def crew(alone: WorkerHarness, tmp_path: Path) -> AsyncIterator[Crew]:
     """Nobody yet; whoever is started does not outlive the test, nor do the partitions."""
     own = Crew(alone, tmp_path)
     yield own
     for name in list(own.workers):
         await own.kill(name)
-    names = Names(alone.prefix)
+    names = TopologyNames(alone.prefix)
     async with await aiormq.connect(alone.urls[1]) as connection:
         channel = await connection.channel()
         for index in range(PARTITIONS):
@@ -140,7 +140,7 @@ async def test_partitions_are_shared_and_lose_neither_order_nor_reports(crew: Cr
     held = await crew.shared_by(tasks[0])
     assert set(held) == set(names[:3])
 
-    reports = await crew.own.channel.get_exchange(Names(crew.own.prefix).reports, ensure=False)
+    reports = await crew.own.channel.get_exchange(TopologyNames(crew.own.prefix).reports, ensure=False)
     joining = None
     for number in range(ENTRIES):
         if number == ENTRIES // 3:

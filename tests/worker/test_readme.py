@@ -8,12 +8,12 @@ import re
 import sys
 from pathlib import Path
 
-from tests.harness.worker import ALICE, VERSION, Herd
+from tests.harness.worker import ALICE, VERSION, WorkerHarness
 
 README = Path(__file__).parents[2] / "README.md"
 
 
-async def test_the_example_sends_a_report_and_sees_its_event(flock: Herd, amqp_url: str) -> None:
+async def test_the_example_sends_a_report_and_sees_its_event(harness: WorkerHarness, amqp_url: str) -> None:
     """The README's Python, with the ids and the prefix of this test put in, prints the create and then the report."""
     (example,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     for name, identity in (("ALICE", ALICE), ("CLAUDE", VERSION)):
@@ -22,7 +22,7 @@ async def test_the_example_sends_a_report_and_sees_its_event(flock: Herd, amqp_u
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
-        example.replace('"taskherd.', f'"{flock.prefix}.'),
+        example.replace('"taskherd.', f'"{harness.prefix}.'),
         env={**os.environ, "TASKHERD_AMQP_URL": amqp_url},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

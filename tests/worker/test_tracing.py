@@ -16,8 +16,8 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from tests.harness.worker import ALICE, VERSION, Herd, order, said
-from tests.worker.conftest import Herding
+from tests.harness.worker import ALICE, VERSION, WorkerHarness, make_command, make_report
+from tests.worker.conftest import StartWorker
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = f"00-{TRACE}-b7ad6b7169203331-01"
@@ -66,7 +66,7 @@ def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
     thread.join()
 
 
-async def publish(own: Herd, kind: str, key: str, body: dict[str, Any]) -> None:
+async def publish(own: WorkerHarness, kind: str, key: str, body: dict[str, Any]) -> None:
     """Publish something that is a part of the trace."""
     exchange = await own.channel.get_exchange(f"{own.prefix}.{kind}", ensure=False)
     message = aio_pika.Message(json.dumps(body).encode(), headers={"traceparent": PARENT})
@@ -76,26 +76,30 @@ async def publish(own: Herd, kind: str, key: str, body: dict[str, Any]) -> None:
 def create(task_id: uuid.UUID) -> dict[str, Any]:
     """A create that nobody waits for the answer of."""
     wanted = {"owner_id": str(ALICE), "template_version_id": str(VERSION), "input": "Fix the flaky test"}
-    return order("task.create", task_id, **wanted)
+    return make_command("task.create", task_id, **wanted)
 
 
-async def test_a_trace_is_passed_on_without_opentelemetry(flock: Herd) -> None:
+async def test_a_trace_is_passed_on_without_opentelemetry(harness: WorkerHarness) -> None:
     """The event that a command leads to carries the trace that the command came with; one without has none."""
-    await flock.create()
-    await flock.until(lambda: len(flock.messages) == 1)
-    assert "traceparent" not in (flock.messages[0].headers or {})
-    await publish(flock, "commands", "task.create", create(uuid.uuid4()))
-    await flock.until(lambda: len(flock.messages) == 2)
-    assert flock.messages[1].headers["traceparent"] == PARENT
+    await harness.create()
+    await harness.until(lambda: len(harness.messages) == 1)
+    assert "traceparent" not in (harness.messages[0].headers or {})
+    await publish(harness, "commands", "task.create", create(uuid.uuid4()))
+    await harness.until(lambda: len(harness.messages) == 2)
+    assert harness.messages[1].headers["traceparent"] == PARENT
 
 
-async def test_spans_tell_what_became_of_a_command_and_of_a_report(herding: Herding, collector: Collector) -> None:
+async def test_spans_tell_what_became_of_a_command_and_of_a_report(
+    start_worker: StartWorker, collector: Collector
+) -> None:
     """Command, commit and publish are spans of the caller's trace; a batch is linked to the reports' traces."""
     task_id = uuid.uuid4()
-    async with herding(tracing="otlp") as own:
+    async with start_worker(tracing="otlp") as own:
         await publish(own, "commands", "task.create", create(task_id))
         await own.until(lambda: own.document(task_id))
-        await publish(own, "reports", str(task_id), said("app.status", task_id, state="working", message="Reading"))
+        await publish(
+            own, "reports", str(task_id), make_report("app.status", task_id, state="working", message="Reading")
+        )
         await own.until(lambda: own.state(task_id).get("message") == "Reading")
         told = [str((message.headers or {})["traceparent"]) for message in own.messages]
     async with asyncio.timeout(10):
@@ -116,9 +120,9 @@ async def test_spans_tell_what_became_of_a_command_and_of_a_report(herding: Herd
 
 
 async def test_a_collector_that_is_away_costs_spans_and_nothing_else(
-    herding: Herding, monkeypatch: pytest.MonkeyPatch
+    start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody listens where the spans go: the worker works, and leaves in time."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
-    async with herding(tracing="otlp") as own:
+    async with start_worker(tracing="otlp") as own:
         await own.active()

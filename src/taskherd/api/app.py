@@ -18,14 +18,14 @@ import structlog
 import uvloop
 
 from taskherd import __version__
-from taskherd.api.agents.report_publisher import Reports
-from taskherd.api.change_feed import Tail
-from taskherd.api.context import House
+from taskherd.api.agents.report_publisher import ReportPublisher
+from taskherd.api.change_feed import ChangeFeed
+from taskherd.api.context import ApiContext
 from taskherd.api.http import asgi, server
-from taskherd.api.http.auth import NOTE_USE_EVERY, Callers
-from taskherd.api.http.rate_limit import Rates
+from taskherd.api.http.auth import NOTE_USE_EVERY, Authenticator
+from taskherd.api.http.rate_limit import RateLimiter
 from taskherd.broker import topology
-from taskherd.broker.connections import Links
+from taskherd.broker.connections import BrokerConnections
 from taskherd.broker.publish import Publisher
 from taskherd.broker.rpc import CommandClient
 from taskherd.errors import Misconfigured, TaskherdError
@@ -55,10 +55,10 @@ def main(settings: Settings) -> None:
     if missing:
         raise Misconfigured(missing[0], "must be set for the api")
     logs.configure(settings.log_level, settings.log_format, secrets=settings.secrets)
-    uvloop.run(Api(settings).run())
+    uvloop.run(ApiProcess(settings).run())
 
 
-class Api:
+class ApiProcess:
     """An API process."""
 
     def __init__(self, settings: Settings) -> None:
@@ -75,29 +75,33 @@ class Api:
         self._readiness = Readiness("serving")
         self._readiness.check("database", self._check_database)
         self._readiness.check("schema", self._check_schema)
-        self._links = Links(settings.amqp_url, "api", self.metrics)
+        self._connections = BrokerConnections(settings.amqp_url, "api", self.metrics)
         size = max(1, settings.database_pool - WRITING_CONNECTIONS)
         name = "taskherd-api"
         self._reader = Reader(settings.database_url, size=size, application_name=name)
         self._engine = open_engine(settings.database_url, size=WRITING_CONNECTIONS, application_name=name)
         objects = settings.api_nullable_ids == "object"
-        self.tail = Tail(
-            self._links.consume, topology.Names(settings.amqp_prefix), self._reader, self.metrics, objects=objects
+        self.change_feed = ChangeFeed(
+            self._connections.consume,
+            topology.TopologyNames(settings.amqp_prefix),
+            self._reader,
+            self.metrics,
+            objects=objects,
         )
         self._ops = OpsServer(self.metrics, self._readiness)
 
-    def _house(self, commands: CommandClient, reports: Reports) -> House:
+    def _make_context(self, commands: CommandClient, reports: ReportPublisher) -> ApiContext:
         settings = self._settings
         now = asyncio.get_running_loop().time
-        return House(
+        return ApiContext(
             settings=settings,
             metrics=self.metrics,
             reader=self._reader,
             engine=self._engine,
-            callers=Callers(self._reader, now),
-            rates=Rates(settings.api_rate_limit, settings.api_rate_burst, now),
+            authenticator=Authenticator(self._reader, now),
+            rate_limiter=RateLimiter(settings.api_rate_limit, settings.api_rate_burst, now),
             commands=commands,
-            tail=self.tail,
+            change_feed=self.change_feed,
             reports=reports,
             tracing=self._tracing,
             stopping=self._stopping,
@@ -121,32 +125,32 @@ class Api:
         finally:
             sock.close()
             await self._ops.close()
-            await asyncio.gather(self._links.close(), self._reader.close())
+            await asyncio.gather(self._connections.close(), self._reader.close())
             await dispose(self._engine)
             await asyncio.to_thread(self._tracing.close)
             log.info("api ended")
 
     async def _serve(self, sock: socket.socket) -> None:
         settings = self._settings
-        names = topology.Names(settings.amqp_prefix)
-        publisher = Publisher(self._links.publish)
+        names = topology.TopologyNames(settings.amqp_prefix)
+        publisher = Publisher(self._connections.publish)
         commands = CommandClient(
-            self._links.consume,
+            self._connections.consume,
             publisher,
             names,
             timeout=settings.api_command_timeout,
             trace=self._tracing.current,
             waiting=self.metrics.api_commands_waiting.set,
         )
-        house = self._house(commands, Reports(publisher, names, self._tracing))
-        self._links.start()
-        serving = server.make(asgi.application(house), settings)
+        api = self._make_context(commands, ReportPublisher(publisher, names, self._tracing))
+        self._connections.start()
+        serving = server.make(asgi.application(api), settings)
         answering = asyncio.create_task(serving.serve([sock]), name="http")
         replies = asyncio.create_task(commands.run(), name="replies")
-        following = asyncio.create_task(self.tail.run(), name="tail")
+        following = asyncio.create_task(self.change_feed.run(), name="tail")
         around = [
-            asyncio.create_task(_every(NOTE_USE_EVERY, lambda: house.callers.note_uses(self._engine)), name="uses"),
-            asyncio.create_task(_every(0.5, self._look), name="watch"),
+            asyncio.create_task(_every(NOTE_USE_EVERY, lambda: api.authenticator.note_uses(self._engine)), name="uses"),
+            asyncio.create_task(_every(0.5, self._poll), name="watch"),
         ]
         stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
         self._readiness.set("serving")
@@ -154,12 +158,12 @@ class Api:
         log.info("api serving", port=self.port, ops_port=self.ops_port)
         await asyncio.wait({stopping, answering, replies, following, *around}, return_when=asyncio.FIRST_COMPLETED)
         self._stopping.set()
-        self.tail.stop()
-        await self._leave(serving, commands, answering, [stopping, replies, following, *around])
+        self.change_feed.stop()
+        await self._shut_down(serving, commands, answering, [stopping, replies, following, *around])
         with suppress(TaskherdError):
-            await house.callers.note_uses(self._engine)
+            await api.authenticator.note_uses(self._engine)
 
-    async def _leave(
+    async def _shut_down(
         self,
         serving: server.HttpServer,
         commands: CommandClient,
@@ -178,7 +182,7 @@ class Api:
             if isinstance(result, Exception):
                 raise result
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         self.metrics.pool_in_use.set(self._reader.in_use + in_use(self._engine))
 
     async def _check_database(self) -> None:

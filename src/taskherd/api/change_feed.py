@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from taskherd import retry
-from taskherd.api.changes import Change, Wanted
+from taskherd.api.changes import Change, FollowFilter
 from taskherd.broker import topology
-from taskherd.broker.consume import Intake, Source
+from taskherd.broker.consume import Consumer, Source
 from taskherd.errors import Retry, Unavailable
 from taskherd.store import feed
 
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
 
     from aiormq.abc import AbstractChannel
 
-    from taskherd.broker.connection import Link
-    from taskherd.broker.topology import Names
+    from taskherd.broker.connection import SupervisedConnection
+    from taskherd.broker.topology import TopologyNames
     from taskherd.observability.metrics import Metrics
     from taskherd.store.reader import Reader, Row
 
 log = structlog.get_logger(__name__)
 
-FOLLOWERS_MOST: Final = 4_000
+MAX_SUBSCRIBERS: Final = 4_000
 """Followers of one process, waiters among them."""
-BACKLOG_MOST: Final = 500
-BACKLOG_BYTES_MOST: Final = 8 * 1024 * 1024
+MAX_BACKLOG: Final = 500
+MAX_BACKLOG_BYTES: Final = 8 * 1024 * 1024
 """What may wait for one follower: changes, and the bytes of them, which all followers share."""
 PAGE: Final = 500
-BELLS_MOST: Final = 100
-LOOK_EVERY: Final = 5.0
+MAX_WAKEUPS: Final = 100
+POLL_INTERVAL: Final = 5.0
 """Seconds between looks that nothing rang for."""
 LOOKS: Final = (0.0, 0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56)
 """Seconds before each further look after a ring: positions are given right after publishing, in a transaction."""
@@ -50,11 +50,11 @@ GAP: Final = 0.002
 START_WITHIN: Final = 5.0
 
 
-class Follower:
+class Subscriber:
     """Who follows: the changes that wait for it, at most so many. Ended, it gets no more and holds nothing."""
 
-    def __init__(self, wanted: Wanted, after: int) -> None:
-        self.wanted = wanted
+    def __init__(self, wanted: FollowFilter, after: int) -> None:
+        self.filter = wanted
         self.after = after
         self.ended = False
         self._waiting: deque[Change] = deque()
@@ -63,10 +63,10 @@ class Follower:
 
     def offer(self, change: Change) -> None:
         """Keep a change for it; beyond the bound it is ended, to come back and read the history."""
-        if self.ended or change.position <= self.after or not change.wanted(self.wanted):
+        if self.ended or change.position <= self.after or not change.matches(self.filter):
             return
         self._bytes += len(change.frame)
-        if len(self._waiting) >= BACKLOG_MOST or self._bytes > BACKLOG_BYTES_MOST:
+        if len(self._waiting) >= MAX_BACKLOG or self._bytes > MAX_BACKLOG_BYTES:
             self.end()
             return
         self._waiting.append(change)
@@ -91,62 +91,62 @@ class Follower:
         return taken
 
 
-class Tail:
+class ChangeFeed:
     """Reads the history for everybody; `run` until `stop`."""
 
     def __init__(
         self,
-        consuming: Link,
-        names: Names,
+        consuming: SupervisedConnection,
+        names: TopologyNames,
         reader: Reader,
         metrics: Metrics,
         *,
         objects: bool,
-        every: float = LOOK_EVERY,
+        every: float = POLL_INTERVAL,
     ) -> None:
         self._names = names
         self._reader = reader
         self._metrics = metrics
         self._objects = objects
         self._every = every
-        self._bells = Intake(consuming, self._prepare, prefetch=BELLS_MOST, on_trouble=self._trouble)
+        self._wakeups = Consumer(consuming, self._prepare, prefetch=MAX_WAKEUPS, on_trouble=self._on_error)
         self._position: int | None = None
         self._placed = asyncio.Event()
-        self._bell = asyncio.Event()
-        self._followers: defaultdict[UUID, set[Follower]] = defaultdict(set)
+        self._wakeup = asyncio.Event()
+        self._subscribers: defaultdict[UUID, set[Subscriber]] = defaultdict(set)
         self._count = 0
         self._stopping = False
 
     @property
-    def followers(self) -> int:
+    def subscriber_count(self) -> int:
         """How many follow."""
         return self._count
 
     def start(self) -> None:
         """Begin to hear the bell, as soon as the broker is there."""
-        self._bells.start()
+        self._wakeups.start()
 
     async def run(self) -> None:
         """Hear and read until stopped; an outage is waited out."""
         self.start()
-        hearing = asyncio.create_task(self._hear(), name="tail bell")
+        hearing = asyncio.create_task(self._listen(), name="tail bell")
         try:
             await self._read()
         finally:
             hearing.cancel()
             await asyncio.wait({hearing})
-            await self._bells.close()
+            await self._wakeups.close()
 
     def stop(self) -> None:
         """End every follower, and read no more."""
         self._stopping = True
         self._end_all()
-        self._bell.set()
+        self._wakeup.set()
 
     async def position(self) -> int:
         """Return how far the history was told to everybody. Raises Unavailable where that can't be known in time."""
         if not self._placed.is_set():
-            self._bell.set()
+            self._wakeup.set()
         try:
             async with asyncio.timeout(START_WITHIN):
                 await self._placed.wait()
@@ -156,9 +156,9 @@ class Tail:
         return self._position
 
     @asynccontextmanager
-    async def joined(self) -> AsyncIterator[None]:
+    async def subscription(self) -> AsyncIterator[None]:
         """Keep the tail reading within the block. Raises Unavailable beyond the bound."""
-        if self._count >= FOLLOWERS_MOST or self._stopping:
+        if self._count >= MAX_SUBSCRIBERS or self._stopping:
             raise Unavailable("too many follow already")
         self._count += 1
         self._metrics.api_followers.set(self._count)
@@ -171,24 +171,24 @@ class Tail:
                 self._position = None
                 self._placed.clear()
 
-    def follow(self, wanted: Wanted, after: int) -> Follower | None:
+    def subscribe(self, wanted: FollowFilter, after: int) -> Subscriber | None:
         """Hand over changes behind `after` from now on; None for who is not yet where the tail is."""
         if self._position is None or after < self._position:
             return None
-        follower = Follower(wanted, after)
-        self._followers[wanted.caller].add(follower)
+        follower = Subscriber(wanted, after)
+        self._subscribers[wanted.caller].add(follower)
         if self._stopping:
             follower.end()
         return follower
 
-    def leave(self, follower: Follower) -> None:
+    def unsubscribe(self, follower: Subscriber) -> None:
         """Forget a follower and what waits for it."""
         follower.end()
-        kin = self._followers.get(follower.wanted.caller)
+        kin = self._subscribers.get(follower.filter.caller)
         if kin is not None:
             kin.discard(follower)
             if not kin:
-                del self._followers[follower.wanted.caller]
+                del self._subscribers[follower.filter.caller]
 
     def take(self, rows: Sequence[Row]) -> list[Change]:
         """Changes from rows of the history, without who else may see them."""
@@ -197,10 +197,10 @@ class Tail:
     async def _read(self) -> None:
         failures = looks = 0
         while not self._stopping:
-            if await self._rang(LOOKS[looks] if looks < len(LOOKS) else self._every):
+            if await self._woken(LOOKS[looks] if looks < len(LOOKS) else self._every):
                 looks = 0
             try:
-                await self.look()
+                await self.poll()
             except (Unavailable, Retry) as error:
                 failures += 1
                 log.warning("can't follow", reason=str(error))
@@ -210,16 +210,16 @@ class Tail:
                 looks += 1
                 await asyncio.sleep(GAP)
 
-    async def _rang(self, within: float) -> bool:
+    async def _woken(self, within: float) -> bool:
         try:
             async with asyncio.timeout(within):
-                await self._bell.wait()
+                await self._wakeup.wait()
         except TimeoutError:
             return False
-        self._bell.clear()
+        self._wakeup.clear()
         return True
 
-    async def look(self) -> None:
+    async def poll(self) -> None:
         """Read what is new, if anybody follows, and hand it over. Raises Unavailable."""
         if not self._count or self._stopping:
             return
@@ -244,26 +244,26 @@ class Tail:
             self._end_all()
             return
         for who in change.admins | {change.owner_id}:
-            for follower in self._followers.get(who, ()):
+            for follower in self._subscribers.get(who, ()):
                 follower.offer(change)
 
     def _end_all(self) -> None:
-        for kin in self._followers.values():
+        for kin in self._subscribers.values():
             for follower in kin:
                 follower.end()
 
-    async def _hear(self) -> None:
-        while deliveries := await self._bells.batch(BELLS_MOST, 0):
-            self._bell.set()
-            await self._bells.ack(deliveries)
+    async def _listen(self) -> None:
+        while deliveries := await self._wakeups.batch(MAX_WAKEUPS, 0):
+            self._wakeup.set()
+            await self._wakeups.ack(deliveries)
 
     async def _prepare(self, channel: AbstractChannel) -> Sequence[Source]:
         await topology.check(channel, self._names)
-        queue = await topology.declare_own_queue(
-            channel, length=BELLS_MOST, exchange=self._names.events, routing_keys=("#",)
+        queue = await topology.declare_exclusive_queue(
+            channel, length=MAX_WAKEUPS, exchange=self._names.events, routing_keys=("#",)
         )
-        self._bell.set()  # for what was published while no queue of ours was there
+        self._wakeup.set()  # for what was published while no queue of ours was there
         return [Source(queue)]
 
-    def _trouble(self, reason: str) -> None:
+    def _on_error(self, reason: str) -> None:
         log.warning("no bell", reason=reason)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class FollowFilter:
     """Which changes a reader follows: all that it may see, or those of one owner, organization, status or task."""
 
     caller: UUID
@@ -50,10 +50,10 @@ class Change:
     @property
     def deleted(self) -> bool:
         """Whether this is a task's end."""
-        return bool(self._row["kind"] == events.Kind.DELETED.value)
+        return bool(self._row["kind"] == events.EventKind.DELETED.value)
 
     @cached_property
-    def own(self) -> dict[str, Any]:
+    def core_document(self) -> dict[str, Any]:
         """The part of the document that is kept with the task."""
         own: dict[str, Any] = orjson.loads(self._row["own"])
         return own
@@ -61,32 +61,32 @@ class Change:
     @property
     def values(self) -> tuple[str, str]:
         """The task's status and the state of its agent, "" without one."""
-        state = self.own["current_state"]
-        return self.own["status"], "" if state is None else state["state"]
+        state = self.core_document["current_state"]
+        return self.core_document["status"], "" if state is None else state["state"]
 
     @cached_property
     def document(self) -> dict[str, Any]:
         """The task's document at this version, in the shape of ids that the installation serves."""
         row = self._row
-        whole = document.render(self.own, row["prompt"], names_of(row), row["occurred_at"])
-        return document.with_objects(whole) if self._objects else whole
+        whole = document.render(self.core_document, row["prompt"], names_of(row), row["occurred_at"])
+        return document.with_nullable_ids(whole) if self._objects else whole
 
     @cached_property
     def frame(self) -> bytes:
         """The change as a server-sent event."""
         row = self._row
-        event = events.Event(
+        event = events.ChangeEvent(
             task_id=self.task_id,
             version=self.version,
-            kind=events.Kind(row["kind"]),
+            kind=events.EventKind(row["kind"]),
             occurred_at=row["occurred_at"],
             task=orjson.dumps(self.document),
             changes=row["changes"],
             cause=row["cause"],
         )
-        return frame(f"task.{row['kind']}", events.build(event), self.position)
+        return frame(f"task.{row['kind']}", events.encode_event(event), self.position)
 
-    def wanted(self, wanted: Wanted) -> bool:
+    def matches(self, wanted: FollowFilter) -> bool:
         """Whether a reader who may see it asked for it.
 
         With a status that is: the task has it, or had it until this very change. So who keeps a list learns that a task
@@ -101,10 +101,10 @@ class Change:
         return wanted.status is None or self._touches(wanted.status)
 
     def _touches(self, status: str) -> bool:
-        if self.own["status"] == status:
+        if self.core_document["status"] == status:
             return True
         before: str | None = self._row["was"]
-        left = "status" in self._row["changes"] and self._row["kind"] != events.Kind.CREATED.value
+        left = "status" in self._row["changes"] and self._row["kind"] != events.EventKind.CREATED.value
         return left and (before is None or before == status)  # None: what was before is pruned, so it may have been
 
 
@@ -122,6 +122,6 @@ RESUME: Final = frame("resume", b"{}")
 RESET: Final = frame("reset", b"{}")
 
 
-def at(position: int) -> bytes:
+def position_frame(position: int) -> bytes:
     """What says only how far a reader is, which a reader keeps for `Last-Event-ID` and is told nothing else by."""
     return b": up to date\nid: %d\n\n" % position

@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from taskherd.api.http.ids import uuid_of
+from taskherd.api.http.ids import parse_uuid
 from taskherd.api.query import Model, NoQuery, QueryModel, parse
-from taskherd.store.task_queries import Whose
+from taskherd.store.task_queries import TaskRef
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-    from taskherd.api.agents.report_publisher import Reports
-    from taskherd.api.change_feed import Tail
-    from taskherd.api.http.auth import Caller, Callers
-    from taskherd.api.http.rate_limit import Rates
+    from taskherd.api.agents.report_publisher import ReportPublisher
+    from taskherd.api.change_feed import ChangeFeed
+    from taskherd.api.http.auth import Authenticator, Caller
+    from taskherd.api.http.rate_limit import RateLimiter
     from taskherd.broker.rpc import CommandClient
     from taskherd.observability.metrics import Metrics
     from taskherd.observability.tracing import Tracing
@@ -29,28 +29,28 @@ ME = "me"
 
 
 @dataclass(frozen=True, slots=True)
-class House:
+class ApiContext:
     """What handlers work with: one for each process."""
 
     settings: Settings
     metrics: Metrics
     reader: Reader
     engine: AsyncEngine
-    callers: Callers
-    rates: Rates
+    authenticator: Authenticator
+    rate_limiter: RateLimiter
     commands: CommandClient
-    reports: Reports
-    tail: Tail
+    reports: ReportPublisher
+    change_feed: ChangeFeed
     tracing: Tracing
     stopping: asyncio.Event
     """Set when the process is to end: streams and waiters return soon then."""
 
 
 @dataclass(slots=True)
-class Ask:
+class RequestContext:
     """One request. `params` are the path's, `query` holds the first value of each parameter."""
 
-    house: House
+    api: ApiContext
     method: str
     params: Mapping[str, str]
     query: Mapping[str, str]
@@ -62,7 +62,7 @@ class Ask:
     _caller: Caller | None = None
     agent: tuple[UUID, int] | None = None
     """The task and build that an agent's token speaks for."""
-    noted: dict[str, Any] = field(default_factory=dict)
+    log_fields: dict[str, Any] = field(default_factory=dict)
     """What is told in the log beside method, route and status."""
 
     def parameters(self, model: type[Model]) -> Model:
@@ -81,18 +81,18 @@ class Ask:
         """The caller's name, for the log; None while nobody is known to ask."""
         return None if self._caller is None else self._caller.username
 
-    def admit(self, caller: Caller) -> None:
+    def set_caller(self, caller: Caller) -> None:
         """Note who asks."""
         self._caller = caller
 
     def user(self) -> UUID | str:
         """The path's `{user}`: an id or a username; `me` is the caller."""
-        said = self.params["user"]
-        if said == ME or said.lower() == self.caller.username.lower():
+        text = self.params["user"]
+        if text == ME or text.lower() == self.caller.username.lower():
             return self.caller.user_id
-        return uuid_of(said) or said
+        return parse_uuid(text) or text
 
-    def whose(self) -> Whose:
+    def task_ref(self) -> TaskRef:
         """The task that the path's `{user}` and `{task}` name."""
         task = self.params["task"]
-        return Whose(self.caller.user_id, self.user(), uuid_of(task) or task)
+        return TaskRef(self.caller.user_id, self.user(), parse_uuid(task) or task)

@@ -79,16 +79,16 @@ class Text:
         return dict(self.schema)
 
 
-def whole_number(least: int, most: int, *, expected: str = "", empty: int | None = None) -> Text:
+def whole_number(least: int, limit: int, *, expected: str = "", empty: int | None = None) -> Text:
     """Annotate a whole number in decimal digits; ``empty`` is the value of an empty text, which else is invalid."""
-    message = expected or f"A whole number from {least} to {most} was expected."
+    message = expected or f"A whole number from {least} to {limit} was expected."
 
     def read(text: str) -> int:
         if not text and empty is not None:
             return empty
-        if not (text.isascii() and text.isdigit() and len(text) <= len(str(most)) and least <= int(text) <= most):
+        if not (text.isascii() and text.isdigit() and len(text) <= len(str(limit)) and least <= int(text) <= limit):
             raise ValueError(message)
         return int(text)
 
-    bounds = {"minimum": least, **({"maximum": most} if most <= _MAX_JSON_INTEGER else {})}
+    bounds = {"minimum": least, **({"maximum": limit} if limit <= _MAX_JSON_INTEGER else {})}
     return Text(read, {"type": "integer", **bounds})

@@ -17,7 +17,7 @@ class Acks:
     single: tuple[int, ...]
 
 
-class Outstanding:
+class AckTracker:
     """The tags of one channel that have been acknowledged. A channel's tags run from 1, without a gap."""
 
     def __init__(self) -> None:

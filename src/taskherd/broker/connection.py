@@ -33,7 +33,7 @@ _BARE = (Exception, RuntimeError)
 
 
 @contextmanager
-def translated(doing: str) -> Iterator[None]:
+def map_errors(doing: str) -> Iterator[None]:
     """Raise `Unavailable` for whatever aio-pika raises when the broker is away.
 
     That includes two of aiormq's own making: a bare `Exception` or `RuntimeError` from what was waiting when a
@@ -83,7 +83,7 @@ class _Socket(TransportFactory):
             self._writer.transport.abort()
 
 
-class Link:
+class SupervisedConnection:
     """A connection to the broker at `url`; `name` says what for, and shows in the broker's list of connections.
 
     `start` returns at once. From then on the link connects and reconnects by itself, waiting a little longer after each
@@ -129,7 +129,7 @@ class Link:
         connection = self._connection
         if connection is None:
             raise Unavailable(f"RabbitMQ can't be reached ({self.name})")
-        with translated("opening a channel"):
+        with map_errors("opening a channel"):
             async with asyncio.timeout(TIMEOUT):
                 channel = connection.channel(publisher_confirms=confirms, on_return_raises=confirms)
                 await channel.initialize()
@@ -165,13 +165,13 @@ class Link:
             else:
                 self._up.set()
                 self._hooks.on_up(self.name)
-                reason = await _lost(self._connection)
-                await self._take_down(reason)
+                reason = await _wait_lost(self._connection)
+                await self._mark_down(reason)
             lived = asyncio.get_running_loop().time() - began
             failures = 0 if lived > 2 * TIMEOUT else failures + 1
             await asyncio.sleep(retry.delay(failures))
 
-    async def _take_down(self, reason: str) -> None:
+    async def _mark_down(self, reason: str) -> None:
         connection, socket = self._connection, self._socket
         self._up.clear()
         self._connection = self._socket = None
@@ -186,7 +186,7 @@ class Link:
         )
         connection.kwargs["transport_factory"] = socket
         try:
-            with translated("connecting to RabbitMQ"):
+            with map_errors("connecting to RabbitMQ"):
                 async with asyncio.timeout(TIMEOUT):
                     await connection.connect()
         except BaseException:
@@ -195,7 +195,7 @@ class Link:
         return connection, socket
 
 
-async def _lost(connection: Connection) -> str:
+async def _wait_lost(connection: Connection) -> str:
     """Wait until `connection` is lost and return why."""
     assert connection.transport is not None
     closing = connection.transport.connection.closing
@@ -207,7 +207,7 @@ async def _lost(connection: Connection) -> str:
 async def _discard(connection: Connection, socket: _Socket, *, gently: bool = False) -> None:
     if not gently:
         socket.abort()
-    with suppress(Unavailable), translated("closing"):
+    with suppress(Unavailable), map_errors("closing"):
         async with asyncio.timeout(_CLOSE_TIMEOUT):
             await connection.close()
     socket.abort()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from taskherd.broker.connection import Hooks, Link
+from taskherd.broker.connection import Hooks, SupervisedConnection
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +22,7 @@ def _nothing() -> None:
     pass
 
 
-class Links:
+class BrokerConnections:
     """Both connections, in the logs, in the metrics, and in the readiness of a process that is nothing without them."""
 
     def __init__(
@@ -35,8 +35,8 @@ class Links:
     ) -> None:
         """``process`` is how the broker lists them; ``readiness``: where "broker" is kept, if it matters there."""
         hooks = Hooks(on_up=self._up, on_down=self._down, on_refused=self._refused)
-        self.consume = Link(amqp_url, f"{process} consume", hooks)
-        self.publish = Link(amqp_url, f"{process} publish", hooks)
+        self.consume = SupervisedConnection(amqp_url, f"{process} consume", hooks)
+        self.publish = SupervisedConnection(amqp_url, f"{process} publish", hooks)
         self._metrics = metrics
         self._readiness = readiness
         self._on_down = on_down

@@ -16,8 +16,8 @@ from uuid import uuid4
 
 from taskherd import retry
 from taskherd.broker import topology
-from taskherd.broker.ack_tracker import Outstanding
-from taskherd.broker.connection import TIMEOUT, Link, translated
+from taskherd.broker.ack_tracker import AckTracker
+from taskherd.broker.connection import TIMEOUT, SupervisedConnection, map_errors
 from taskherd.broker.patches.delivery_dispatcher import DeliveryDispatcher, Receive
 from taskherd.broker.patches.frame_reader import TAG_PREFIX
 from taskherd.errors import Misconfigured, Unavailable
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 QUIET = 0.1
 """Seconds without a delivery after which none is on its way, since nothing is acknowledged."""
 
-QUIET_ROUNDS_MOST = 20
+MAX_QUIET_ROUNDS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class _Subscription:
         self.channel = channel
         self.epoch = epoch
         self.sources = sources
-        self.outstanding = Outstanding()
+        self.outstanding = AckTracker()
         self.tags: list[str] = []
         self._dispatcher = DeliveryDispatcher(channel)
         self.lost = asyncio.Event()
@@ -65,7 +65,7 @@ class _Subscription:
         async with self._changing:
             if self.tags:
                 return
-            with translated("consuming"):
+            with map_errors("consuming"):
                 async with asyncio.timeout(TIMEOUT):
                     await self.channel.basic_qos(prefetch_count=max(1, prefetch // len(self.sources)))
                     for source in self.sources:
@@ -80,7 +80,7 @@ class _Subscription:
     async def cancel(self) -> None:
         """Stop consuming."""
         async with self._changing:
-            with translated("cancelling a consumer"):
+            with map_errors("cancelling a consumer"):
                 async with asyncio.timeout(TIMEOUT):
                     while self.tags:
                         await self.channel.basic_cancel(self.tags.pop())
@@ -90,14 +90,14 @@ class _Subscription:
         frames = [(tag, False) for tag in acks.single]
         if acks.up_to is not None:
             frames.append((acks.up_to, True))
-        with translated("acknowledging"):
+        with map_errors("acknowledging"):
             async with asyncio.timeout(TIMEOUT):
                 for tag, multiple in frames:
                     # Frames leave in order, so it is enough to see the last one off.
                     await self.channel.basic_ack(tag, multiple=multiple, wait=tag == frames[-1][0])
 
 
-class Intake:
+class Consumer:
     """Deliveries from the sources that `prepare` returns, subscribed to again whenever the channel was lost.
 
     `prepare` gets each new channel and declares what must be there; a server-named queue is thus no special case.
@@ -106,13 +106,13 @@ class Intake:
 
     def __init__(
         self,
-        link: Link,
+        connection: SupervisedConnection,
         prepare: Callable[[AbstractChannel], Awaitable[Sequence[Source]]],
         *,
         prefetch: int = 4000,
         on_trouble: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._link = link
+        self._link = connection
         self._prepare = prepare
         self._prefetch = prefetch
         self._on_trouble = on_trouble
@@ -121,7 +121,7 @@ class Intake:
         self._wanted = 1
         self._epoch = 0
         self._current: _Subscription | None = None
-        self._keeper: asyncio.Task[None] | None = None
+        self._supervisor: asyncio.Task[None] | None = None
         self._paused = False
         self._stopping = False
         self._arrived = 0
@@ -140,11 +140,11 @@ class Intake:
 
     def start(self) -> None:
         """Begin to consume, in the background, as soon as the link is up."""
-        if self._keeper is None:
-            self._keeper = asyncio.create_task(self._keep_subscribed(), name=f"intake {self._link.name}")
+        if self._supervisor is None:
+            self._supervisor = asyncio.create_task(self._keep_subscribed(), name=f"intake {self._link.name}")
 
-    async def batch(self, most: int, wait: float) -> list[Delivery]:
-        """Return 1 to `most` deliveries, in order: at least one, then what comes within `wait` seconds.
+    async def batch(self, limit: int, wait: float) -> list[Delivery]:
+        """Return 1 to `limit` deliveries, in order: at least one, then what comes within `wait` seconds.
 
         Returns none only after `stop`, when the buffer is empty.
         """
@@ -153,12 +153,12 @@ class Intake:
                 if self._stopping:
                     return []
                 await self._arrival(1)
-            if len(self._buffer) < most and wait > 0 and not self._stopping:
+            if len(self._buffer) < limit and wait > 0 and not self._stopping:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(wait):
-                        await self._arrival(most)
+                        await self._arrival(limit)
             if self._buffer:  # a lost channel may have emptied it meanwhile
-                return [self._buffer.popleft() for _ in range(min(most, len(self._buffer)))]
+                return [self._buffer.popleft() for _ in range(min(limit, len(self._buffer)))]
 
     async def ack(self, deliveries: Sequence[Delivery]) -> bool:
         """Acknowledge `deliveries`, all they came before included in one frame where possible.
@@ -206,12 +206,12 @@ class Intake:
     async def close(self) -> None:
         """Close the channel; what is not acknowledged goes back to its queue."""
         self._stopping = True
-        keeper, self._keeper = self._keeper, None
+        keeper, self._supervisor = self._supervisor, None
         if keeper is not None:
             keeper.cancel()
             await asyncio.wait({keeper})
         if self._current is not None:
-            await self._let_go(self._current)
+            await self._drop(self._current)
         self._wake()
 
     async def consumers(self) -> int:
@@ -227,7 +227,7 @@ class Intake:
 
     async def _quiet(self) -> None:
         """Return when nothing has arrived for a moment, at the latest after a few."""
-        for _ in range(QUIET_ROUNDS_MOST):
+        for _ in range(MAX_QUIET_ROUNDS):
             before = self._arrived
             await asyncio.sleep(QUIET)
             if self._arrived == before:
@@ -243,7 +243,7 @@ class Intake:
                 self._on_trouble(str(error))
             else:
                 await subscription.lost.wait()
-                await self._let_go(subscription)
+                await self._drop(subscription)
             lived = asyncio.get_running_loop().time() - began
             failures = 0 if lived > 2 * TIMEOUT else failures + 1
             await asyncio.sleep(retry.delay(failures))
@@ -274,7 +274,7 @@ class Intake:
             self._on_trouble(str(error))
             current.lost.set()
 
-    async def _let_go(self, subscription: _Subscription) -> None:
+    async def _drop(self, subscription: _Subscription) -> None:
         """Forget what came on a channel that is gone; it comes again."""
         self._current = None
         self._epoch += 1
@@ -307,6 +307,6 @@ class Intake:
 
 
 async def _close(channel: AbstractChannel) -> None:
-    with suppress(Unavailable), translated("closing a channel"):
+    with suppress(Unavailable), map_errors("closing a channel"):
         async with asyncio.timeout(TIMEOUT):
             await channel.close()

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from pamqp import encode
 from pamqp.commands import Basic
 
-from taskherd.broker.connection import TIMEOUT, Link, translated
+from taskherd.broker.connection import TIMEOUT, SupervisedConnection, map_errors
 from taskherd.broker.patches.pamqp_patches import DELIVERY_COUNT
-from taskherd.broker.publish import JSON, Outgoing, Published, Publisher
+from taskherd.broker.publish import JSON, OutgoingMessage, Publisher, PublishOutcome
 from taskherd.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from pamqp.common import FieldTable
 
     from taskherd.broker.delivery import Delivery
-    from taskherd.broker.topology import Names
+    from taskherd.broker.topology import TopologyNames
 
-BODY_MOST = 1024 * 1024
+MAX_BODY = 1024 * 1024
 """Bytes of a body that are kept whole."""
-BODY_KEPT = 64 * 1024
+TRUNCATED_BODY = 64 * 1024
 """Bytes that are kept of a longer one."""
-DETAIL_MOST = 2000
+MAX_DETAIL = 2000
 OWN = "x-taskherd-"
 REASON, DETAIL = f"{OWN}reason", f"{OWN}detail"
 QUEUE, EXCHANGE, ROUTING_KEY = f"{OWN}queue", f"{OWN}exchange", f"{OWN}routing-key"
 INDEX, LENGTH = f"{OWN}index", f"{OWN}length"
-_HEADERS_MOST = 32 * 1024
+_MAX_HEADERS = 32 * 1024
 _BROKERS = ("x-death", "x-first-death-", "x-last-death-", DELIVERY_COUNT, "x-acquired-count", "x-opt-")
 
 
@@ -64,8 +64,8 @@ def origin_of(delivery: Delivery) -> Origin:
     )
 
 
-def letter(
-    names: Names,
+def build_dead_letter(
+    names: TopologyNames,
     body: bytes,
     reason: str,
     detail: str,
@@ -73,14 +73,14 @@ def letter(
     *,
     index: int | None = None,
     length: int | None = None,
-) -> Outgoing:
+) -> OutgoingMessage:
     """Return the dead letter for `body`, unchanged up to 1 MiB; of a longer one the first 64 KiB and its length.
 
     `reason` is a short stable code, `detail` for people. `index` is the place of an element in the array that it came
     in; `length` the true length where `body` is only the beginning.
     """
-    if len(body) > BODY_MOST:
-        body, length = body[:BODY_KEPT], len(body) if length is None else length
+    if len(body) > MAX_BODY:
+        body, length = body[:TRUNCATED_BODY], len(body) if length is None else length
     headers: FieldTable = {
         **_producers(origin.headers),
         REASON: reason,
@@ -93,9 +93,9 @@ def letter(
         headers[INDEX] = index
     if length is not None:
         headers[LENGTH] = length
-    return Outgoing(
+    return OutgoingMessage(
         names.dead,
-        _fitting(origin.routing_key),
+        _fits(origin.routing_key),
         body,
         content_type=origin.content_type,
         headers=headers,
@@ -105,9 +105,9 @@ def letter(
     )
 
 
-async def bury(  # noqa: PLR0917 - in the order in which a letter reads
+async def publish_dead_letter(  # noqa: PLR0917 - in the order in which a letter reads
     publisher: Publisher,
-    names: Names,
+    names: TopologyNames,
     body: bytes,
     reason: str,
     detail: str,
@@ -116,16 +116,19 @@ async def bury(  # noqa: PLR0917 - in the order in which a letter reads
     index: int | None = None,
     length: int | None = None,
 ) -> None:
-    """Publish the dead letter for `body`, as `letter` makes it; raises `Unavailable` unless it is safe in the queue."""
-    dead_letter = letter(names, body, reason, detail, origin, index=index, length=length)
-    if await publisher.send(dead_letter) is Published.UNROUTED:
+    """Publish the dead letter for `body`, as `build_dead_letter` makes it.
+
+    Raises `Unavailable` unless it is safe in the queue.
+    """
+    dead_letter = build_dead_letter(names, body, reason, detail, origin, index=index, length=length)
+    if await publisher.send(dead_letter) is PublishOutcome.UNROUTED:
         raise Unavailable(f"no queue takes dead letters; `taskherd topology apply` declares {names.dead}")
 
 
-async def bury_all(publisher: Publisher, letters: list[Outgoing]) -> None:
+async def publish_dead_letters(publisher: Publisher, letters: list[OutgoingMessage]) -> None:
     """Publish letters at once and take those that are safe off the list; raises `Unavailable` if any is left on it."""
     outcomes = await publisher.publish_many(letters)
-    left = [each for each, outcome in zip(letters, outcomes, strict=True) if outcome is not Published.CONFIRMED]
+    left = [each for each, outcome in zip(letters, outcomes, strict=True) if outcome is not PublishOutcome.CONFIRMED]
     letters[:] = left
     if left:
         raise Unavailable(f"{len(left)} dead letters are not safe yet")
@@ -149,20 +152,22 @@ class DeadLetter:
         return self.length > len(self.body)
 
 
-async def read(link: Link, names: Names, most: int) -> list[DeadLetter]:
-    """Return up to `most` dead letters, oldest first, and leave them in the queue; raises `Unavailable`."""
-    async with _visit(link) as channel:
-        return [parse(message) for message in [each async for each in _get(channel, names.dead, most)]]
+async def read(connection: SupervisedConnection, names: TopologyNames, limit: int) -> list[DeadLetter]:
+    """Return up to `limit` dead letters, oldest first, and leave them in the queue; raises `Unavailable`."""
+    async with _temporary_channel(connection) as channel:
+        return [parse(message) for message in [each async for each in _get(channel, names.dead, limit)]]
 
 
-async def purge(link: Link, names: Names, ids: Collection[str] = (), *, most: int) -> int:
-    """Remove those with `ids` among the first `most`, or with none given all there are; return how many."""
-    async with _visit(link) as channel:
+async def purge(
+    connection: SupervisedConnection, names: TopologyNames, ids: Collection[str] = (), *, limit: int
+) -> int:
+    """Remove those with `ids` among the first `limit`, or with none given all there are; return how many."""
+    async with _temporary_channel(connection) as channel:
         if not ids:
-            with translated("purging"):
+            with map_errors("purging"):
                 return (await channel.queue_purge(names.dead)).message_count or 0
         removed = 0
-        async for message in _get(channel, names.dead, most):
+        async for message in _get(channel, names.dead, limit):
             if parse(message).id in ids:
                 await _ack(channel, message)
                 removed += 1
@@ -178,15 +183,21 @@ class Replayed:
 
 
 async def replay(
-    link: Link, publisher: Publisher, names: Names, ids: Collection[str] = (), *, reason: str | None = None, most: int
+    connection: SupervisedConnection,
+    publisher: Publisher,
+    names: TopologyNames,
+    ids: Collection[str] = (),
+    *,
+    reason: str | None = None,
+    limit: int,
 ) -> Replayed:
     """Publish dead letters to where they came from, and remove each when that is confirmed; raises `Unavailable`.
 
-    Of the first `most` those with `ids` and `reason`, where given. What dies in between is replayed twice, never lost.
+    Of the first `limit` those with `ids` and `reason`, where given. What dies in between is replayed twice, never lost.
     """
     count, stayed = 0, {}
-    async with _visit(link) as channel:
-        async for message in _get(channel, names.dead, most):
+    async with _temporary_channel(connection) as channel:
+        async for message in _get(channel, names.dead, limit):
             dead_letter = parse(message)
             if (ids and dead_letter.id not in ids) or (reason is not None and dead_letter.reason != reason):
                 continue
@@ -206,7 +217,7 @@ async def _send_back(publisher: Publisher, dead_letter: DeadLetter) -> str | Non
         return "only its beginning was kept"
     if not origin.exchange and not origin.routing_key:
         return "it does not say where it came from"
-    if _fitting(origin.routing_key) != origin.routing_key:
+    if _fits(origin.routing_key) != origin.routing_key:
         return "its routing key can't be sent again"
     published = await publisher.publish(
         origin.exchange,
@@ -218,7 +229,7 @@ async def _send_back(publisher: Publisher, dead_letter: DeadLetter) -> str | Non
         reply_to=origin.reply_to,
         correlation_id=origin.correlation_id,
     )
-    return None if published is Published.CONFIRMED else "no queue takes it where it came from"
+    return None if published is PublishOutcome.CONFIRMED else "no queue takes it where it came from"
 
 
 def parse(message: DeliveredMessage) -> DeadLetter:
@@ -237,7 +248,7 @@ def parse(message: DeliveredMessage) -> DeadLetter:
         correlation_id=properties.correlation_id or None,
     )
     reason = str(headers[REASON] if ours else death.get("reason", "unknown"))
-    detail = str(headers.get(DETAIL, "")) if ours else _told_by_broker(death)
+    detail = str(headers.get(DETAIL, "")) if ours else _broker_reason(death)
     index, length = headers.get(INDEX), headers.get(LENGTH)
     return DeadLetter(
         id=_id(message, reason, origin),
@@ -258,7 +269,7 @@ def _first_death(headers: Mapping[str, Any]) -> Mapping[str, Any]:
     return {}
 
 
-def _told_by_broker(death: Mapping[str, Any]) -> str:
+def _broker_reason(death: Mapping[str, Any]) -> str:
     return f"dead-lettered by the broker, {death.get('count', 1)} time(s)" if death else "no reason was given"
 
 
@@ -286,33 +297,33 @@ def _producers(headers: Mapping[str, Any]) -> FieldTable:
         size = len(encode.field_table(kept))
     except (TypeError, ValueError, OverflowError, ArithmeticError):
         return {}
-    return kept if size <= _HEADERS_MOST else {}
+    return kept if size <= _MAX_HEADERS else {}
 
 
 def _cut(detail: str) -> str:
     clean = detail.encode("utf-8", "replace").decode()
-    return clean if len(clean) <= DETAIL_MOST else clean[: DETAIL_MOST - 1] + "…"
+    return clean if len(clean) <= MAX_DETAIL else clean[: MAX_DETAIL - 1] + "…"
 
 
-def _fitting(routing_key: str) -> str:
+def _fits(routing_key: str) -> str:
     return routing_key if len(routing_key.encode("utf-8", "replace")) <= 255 else ""  # noqa: PLR2004 - AMQP's bound
 
 
 @asynccontextmanager
-async def _visit(link: Link) -> AsyncIterator[AbstractChannel]:
+async def _temporary_channel(connection: SupervisedConnection) -> AsyncIterator[AbstractChannel]:
     """Give a channel, and close it in the end: what was got on it and not acked then goes back to its place."""
-    channel = await link.channel()
+    channel = await connection.channel()
     try:
         yield channel
     finally:
-        with translated("closing a channel"):
+        with map_errors("closing a channel"):
             async with asyncio.timeout(TIMEOUT):
                 await channel.close()
 
 
-async def _get(channel: AbstractChannel, queue: str, most: int) -> AsyncIterator[DeliveredMessage]:
-    for _ in range(most):
-        with translated(f"reading {queue}"):
+async def _get(channel: AbstractChannel, queue: str, limit: int) -> AsyncIterator[DeliveredMessage]:
+    for _ in range(limit):
+        with map_errors(f"reading {queue}"):
             message = await channel.basic_get(queue, timeout=TIMEOUT)
         if isinstance(message.delivery, Basic.GetEmpty):
             return
@@ -321,6 +332,6 @@ async def _get(channel: AbstractChannel, queue: str, most: int) -> AsyncIterator
 
 async def _ack(channel: AbstractChannel, message: DeliveredMessage) -> None:
     assert message.delivery_tag is not None
-    with translated("acknowledging"):
+    with map_errors("acknowledging"):
         async with asyncio.timeout(TIMEOUT):
             await channel.basic_ack(message.delivery_tag)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from aiormq.abc import DeliveredMessage
 
-SUSPECT_FROM = 3
+POISON_FROM = 3
 """Deliveries after which a message may be what kills its readers, and is to be handled alone."""
 
 _TAG_AT = 11
@@ -82,9 +82,9 @@ class Delivery(ABC):
         return count if isinstance(count, int) else 0
 
     @property
-    def suspect(self) -> bool:
+    def possible_poison(self) -> bool:
         """Whether this came back so often that it is to be handled alone."""
-        return self.redelivered and self.delivery_count >= SUSPECT_FROM
+        return self.redelivered and self.delivery_count >= POISON_FROM
 
 
 class RawDelivery(Delivery):

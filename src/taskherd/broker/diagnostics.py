@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import aiormq
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
 
-from taskherd.broker.connection import TIMEOUT, translated
-from taskherd.broker.topology import DELIVERY_LIMIT, Names
+from taskherd.broker.connection import TIMEOUT, map_errors
+from taskherd.broker.topology import DELIVERY_LIMIT, TopologyNames
 from taskherd.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _NO_SUCH_KEY = "taskherd.doctor.binds.nothing"
 
 
 @dataclass(frozen=True, slots=True)
-class Queue:
+class QueueInfo:
     """A queue that is there."""
 
     name: str
@@ -33,10 +33,10 @@ class Queue:
 
 
 @dataclass(frozen=True, slots=True)
-class Topology:
+class TopologyReport:
     """The shared queues that are there, and in words what is wrong with what else should be."""
 
-    queues: tuple[Queue, ...]
+    queues: tuple[QueueInfo, ...]
     missing: tuple[str, ...]
     different: tuple[str, ...]
     forbidden: tuple[str, ...]
@@ -47,12 +47,12 @@ async def connected(url: str) -> AsyncIterator[AbstractConnection]:
     """Connect for as long as the body takes; raises `Unavailable`."""
     connection = aiormq.Connection(url)
     try:
-        with translated("connecting to RabbitMQ"):
+        with map_errors("connecting to RabbitMQ"):
             async with asyncio.timeout(TIMEOUT):
                 await connection.connect()
         yield connection
     finally:
-        with translated("closing"):
+        with map_errors("closing"):
             async with asyncio.timeout(TIMEOUT):
                 await connection.close()
 
@@ -65,9 +65,9 @@ def version(connection: AbstractConnection) -> tuple[int, ...]:
     return tuple(int(number) for number in numbers) if all(number.isdecimal() for number in numbers) else ()
 
 
-async def topology(connection: AbstractConnection, names: Names, partitions: int) -> Topology:
+async def topology(connection: AbstractConnection, names: TopologyNames, partitions: int) -> TopologyReport:
     """Return how the exchanges and shared queues stand; raises `Unavailable` where the broker goes away."""
-    found: list[Queue] = []
+    found: list[QueueInfo] = []
     missing: list[str] = []
     different: list[str] = []
     forbidden: list[str] = []
@@ -75,19 +75,19 @@ async def topology(connection: AbstractConnection, names: Names, partitions: int
     for name, kind in [*((each, "exchange") for each in names.exchanges), *((each, "queue") for each in queues)]:
         try:
             if kind == "exchange":
-                await _look_at_exchange(connection, names, name)
+                await _check_exchange(connection, names, name)
             else:
-                found.append(await _look_at_queue(connection, names, name))
+                found.append(await _check_queue(connection, names, name))
         except ChannelNotFoundEntity:
             missing.append(f"{kind} {name}")
         except ChannelPreconditionFailed as error:
             different.append(f"{kind} {name} ({error})")
         except ChannelAccessRefused as error:
             forbidden.append(f"{kind} {name} ({error})")
-    return Topology(tuple(found), tuple(missing), tuple(different), tuple(forbidden))
+    return TopologyReport(tuple(found), tuple(missing), tuple(different), tuple(forbidden))
 
 
-async def _look_at_exchange(connection: AbstractConnection, names: Names, name: str) -> None:
+async def _check_exchange(connection: AbstractConnection, names: TopologyNames, name: str) -> None:
     """Look for it, declare it as it should be, and unbind what is not bound: that needs all three rights."""
     async with _channel(connection) as channel:
         await channel.exchange_declare(name, passive=True, timeout=TIMEOUT)
@@ -96,14 +96,14 @@ async def _look_at_exchange(connection: AbstractConnection, names: Names, name: 
         await channel.exchange_unbind(name, other, _NO_SUCH_KEY, timeout=TIMEOUT)
 
 
-async def _look_at_queue(connection: AbstractConnection, names: Names, name: str) -> Queue:
+async def _check_queue(connection: AbstractConnection, names: TopologyNames, name: str) -> QueueInfo:
     async with _channel(connection) as channel:
         declared = await channel.queue_declare(name, passive=True, timeout=TIMEOUT)
         await channel.queue_declare(name, durable=True, arguments=_arguments(names, name), timeout=TIMEOUT)
-    return Queue(name, declared.message_count or 0, declared.consumer_count or 0)
+    return QueueInfo(name, declared.message_count or 0, declared.consumer_count or 0)
 
 
-def _arguments(names: Names, queue: str) -> FieldTable:
+def _arguments(names: TopologyNames, queue: str) -> FieldTable:
     """What `topology.declare` gives a queue; a test keeps the two the same."""
     if queue == names.dead:
         return {"x-queue-type": "quorum", "x-delivery-limit": -1}
@@ -120,7 +120,7 @@ def _arguments(names: Names, queue: str) -> FieldTable:
 @asynccontextmanager
 async def _channel(connection: AbstractConnection) -> AsyncIterator[AbstractChannel]:
     """Open a channel of its own for the body, since each refusal closes the one it happens on."""
-    with translated("opening a channel"):
+    with map_errors("opening a channel"):
         async with asyncio.timeout(TIMEOUT):
             channel = await connection.channel()
     try:
@@ -131,6 +131,6 @@ async def _channel(connection: AbstractConnection) -> AsyncIterator[AbstractChan
         raise Unavailable(f"looking at the topology: {str(error) or type(error).__name__}") from error
     finally:
         if not channel.is_closed:
-            with translated("closing a channel"):
+            with map_errors("closing a channel"):
                 async with asyncio.timeout(TIMEOUT):
                     await channel.close()

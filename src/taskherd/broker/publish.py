@@ -12,7 +12,7 @@ from uuid import uuid4
 from aiormq.exceptions import DeliveryError, PublishError
 from pamqp.commands import Basic
 
-from taskherd.broker.connection import TIMEOUT, Link, translated
+from taskherd.broker.connection import TIMEOUT, SupervisedConnection, map_errors
 from taskherd.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 JSON = "application/json"
 PERSISTENT = 2
-IN_FLIGHT_MOST = 256
-BYTES_IN_FLIGHT_MOST = 8 * 1024 * 1024
-_UNANSWERED_MOST = 100
+MAX_IN_FLIGHT = 256
+MAX_BYTES_IN_FLIGHT = 8 * 1024 * 1024
+_MAX_UNANSWERED = 100
 
 
-class Published(Enum):
+class PublishOutcome(Enum):
     """What became of a message that the broker confirmed."""
 
     CONFIRMED = "confirmed"
@@ -37,7 +37,7 @@ class Published(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Outgoing:
+class OutgoingMessage:
     """A message to publish; with `expiration`, in seconds, the broker drops it when it was not taken by then."""
 
     exchange: str
@@ -59,11 +59,11 @@ class Publisher:
     belongs in the body or a header.
     """
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
+    def __init__(self, connection: SupervisedConnection) -> None:
+        self._link = connection
         self._channel: Channel | None = None
         self._opening = asyncio.Lock()
-        self._slots = asyncio.Semaphore(IN_FLIGHT_MOST)
+        self._slots = asyncio.Semaphore(MAX_IN_FLIGHT)
         self._answered_at = 0.0
         self._unanswered = 0
 
@@ -79,21 +79,21 @@ class Publisher:
         expiration: float | None = None,
         reply_to: str | None = None,
         correlation_id: str | None = None,
-    ) -> Published:
+    ) -> PublishOutcome:
         """Publish one message, as `send`."""
         return await self.send(
-            Outgoing(
+            OutgoingMessage(
                 exchange, routing_key, body, content_type, headers, mandatory, expiration, reply_to, correlation_id
             )
         )
 
-    async def send(self, message: Outgoing) -> Published:
+    async def send(self, message: OutgoingMessage) -> PublishOutcome:
         """Publish `message` and return when the broker has confirmed it; raises `Unavailable` within seconds."""
         async with self._slots:
             began = asyncio.get_running_loop().time()
             channel = await self._open_channel()
             try:
-                with translated("publishing"):
+                with map_errors("publishing"):
                     async with asyncio.timeout(TIMEOUT):
                         published = await _publish(channel, message)
             except Unavailable as error:
@@ -103,12 +103,12 @@ class Publisher:
             self._answered_at = asyncio.get_running_loop().time()
             return published
 
-    async def publish_many(self, messages: Sequence[Outgoing]) -> list[Published | Unavailable]:
+    async def publish_many(self, messages: Sequence[OutgoingMessage]) -> list[PublishOutcome | Unavailable]:
         """Publish `messages` at once, in order, and return the outcome of each, in the same order."""
-        outcomes: list[Published | Unavailable] = []
+        outcomes: list[PublishOutcome | Unavailable] = []
         for chunk in _chunks(messages):
             for outcome in await asyncio.gather(*map(self.send, chunk), return_exceptions=True):
-                if not isinstance(outcome, (Published, Unavailable)):
+                if not isinstance(outcome, (PublishOutcome, Unavailable)):
                     raise outcome
                 outcomes.append(outcome)
         return outcomes
@@ -117,7 +117,7 @@ class Publisher:
         """Close the channel, within seconds; the link stays."""
         channel, self._channel = self._channel, None
         if channel is not None:
-            with suppress(Unavailable), translated("closing a channel"):
+            with suppress(Unavailable), map_errors("closing a channel"):
                 async with asyncio.timeout(TIMEOUT):
                     await channel.close()
 
@@ -136,15 +136,15 @@ class Publisher:
         One that still confirms other messages lives on, until too many were never answered.
         """
         self._unanswered += 1
-        if self._answered_at < began or self._unanswered >= _UNANSWERED_MOST:
+        if self._answered_at < began or self._unanswered >= _MAX_UNANSWERED:
             self._link.drop()
 
 
-def _chunks(messages: Sequence[Outgoing]) -> Iterator[Sequence[Outgoing]]:
+def _chunks(messages: Sequence[OutgoingMessage]) -> Iterator[Sequence[OutgoingMessage]]:
     """Cut `messages` into runs that may be in flight together."""
     start = size = 0
     for end, message in enumerate(messages):
-        if end > start and (end - start >= IN_FLIGHT_MOST or size + len(message.body) > BYTES_IN_FLIGHT_MOST):
+        if end > start and (end - start >= MAX_IN_FLIGHT or size + len(message.body) > MAX_BYTES_IN_FLIGHT):
             yield messages[start:end]
             start, size = end, 0
         size += len(message.body)
@@ -152,7 +152,7 @@ def _chunks(messages: Sequence[Outgoing]) -> Iterator[Sequence[Outgoing]]:
         yield messages[start:]
 
 
-async def _publish(channel: Channel, message: Outgoing) -> Published:
+async def _publish(channel: Channel, message: OutgoingMessage) -> PublishOutcome:
     try:
         await channel.basic_publish(
             message.body,
@@ -163,13 +163,13 @@ async def _publish(channel: Channel, message: Outgoing) -> Published:
             wait=False,
         )
     except PublishError:
-        return Published.UNROUTED
+        return PublishOutcome.UNROUTED
     except DeliveryError as error:
         raise Unavailable("publishing: the broker refused the message") from error
-    return Published.CONFIRMED
+    return PublishOutcome.CONFIRMED
 
 
-def _properties(message: Outgoing) -> Basic.Properties:
+def _properties(message: OutgoingMessage) -> Basic.Properties:
     return Basic.Properties(
         content_type=message.content_type,
         headers=message.headers,

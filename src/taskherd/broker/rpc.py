@@ -14,17 +14,17 @@ from uuid import uuid4
 import structlog
 
 from taskherd.broker import topology
-from taskherd.broker.consume import Intake, Source
-from taskherd.broker.publish import Published
+from taskherd.broker.consume import Consumer, Source
+from taskherd.broker.publish import PublishOutcome
 from taskherd.errors import Unavailable
 
 if TYPE_CHECKING:
     from aiormq.abc import AbstractChannel
 
-    from taskherd.broker.connection import Link
+    from taskherd.broker.connection import SupervisedConnection
     from taskherd.broker.delivery import Delivery
     from taskherd.broker.publish import Publisher
-    from taskherd.broker.topology import Names
+    from taskherd.broker.topology import TopologyNames
 
 log = structlog.get_logger(__name__)
 
@@ -55,9 +55,9 @@ class CommandClient:
 
     def __init__(
         self,
-        consuming: Link,
+        consuming: SupervisedConnection,
         publisher: Publisher,
-        names: Names,
+        names: TopologyNames,
         *,
         timeout: float,
         trace: Trace = dict,
@@ -68,7 +68,7 @@ class CommandClient:
         self._names = names
         self._timeout = timeout
         self._on_waiting = waiting
-        self._intake = Intake(consuming, self._prepare, prefetch=MAX_WAITING, on_trouble=self._trouble)
+        self._intake = Consumer(consuming, self._prepare, prefetch=MAX_WAITING, on_trouble=self._on_error)
         self._queue = ""
         self._open = asyncio.Event()
         self._waiting: dict[str, asyncio.Future[Reply]] = {}
@@ -130,7 +130,7 @@ class CommandClient:
                 reply_to=self._queue,
                 correlation_id=correlation,
             )
-            if published is Published.UNROUTED:
+            if published is PublishOutcome.UNROUTED:
                 raise Unavailable(f"no queue takes {self._names.commands}")
             return await reply
         finally:
@@ -146,13 +146,13 @@ class CommandClient:
 
     async def _prepare(self, channel: AbstractChannel) -> Sequence[Source]:
         await topology.check(channel, self._names)
-        self._queue = await topology.declare_own_queue(channel, length=MAX_WAITING)
+        self._queue = await topology.declare_exclusive_queue(channel, length=MAX_WAITING)
         self._open.set()
         for waiting in self._waiting.values():  # their replies went to the queue before this one, which is gone
             if not waiting.done():
                 waiting.set_exception(_ReplyQueueLost())
         return [Source(self._queue)]
 
-    def _trouble(self, reason: str) -> None:
+    def _on_error(self, reason: str) -> None:
         self._open.clear()
         log.warning("waiting for replies", reason=reason)

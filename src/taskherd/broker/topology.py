@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
 
-from taskherd.broker.connection import TIMEOUT, translated
+from taskherd.broker.connection import TIMEOUT, map_errors
 from taskherd.errors import Misconfigured, Unavailable
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _PRIORITY_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Names:
+class TopologyNames:
     """What everything is called under one `prefix`; an exchange and its queue share a name."""
 
     prefix: str = "taskherd"
@@ -89,14 +89,14 @@ class Names:
         return f"{self.work}.{target}"
 
 
-async def declare(channel: AbstractChannel, names: Names, partitions: int = 1) -> None:
+async def declare(channel: AbstractChannel, names: TopologyNames, partitions: int = 1) -> None:
     """Declare every exchange and the shared queues; doing it again changes nothing.
 
     Raises `Unavailable`, or `Misconfigured` where something of that name is already there but made differently.
     Before lowering the number of partitions, let their queues run empty: those beyond the new number are kept, and
     take no more reports, but nobody reads them.
     """
-    with _explained("declaring the topology"):
+    with _explain_mismatch("declaring the topology"):
         for exchange in names.exchanges:
             await channel.exchange_declare(exchange, exchange_type="topic", durable=True, timeout=TIMEOUT)
         # A queue that dead letters wait in has no limit: reading through it counts as a delivery too, and with no
@@ -113,9 +113,9 @@ async def declare(channel: AbstractChannel, names: Names, partitions: int = 1) -
         await _declare_partitions(channel, names, partitions)
 
 
-async def _declare_partitions(channel: AbstractChannel, names: Names, partitions: int) -> None:
+async def _declare_partitions(channel: AbstractChannel, names: TopologyNames, partitions: int) -> None:
     """Spread the reports over `partitions` queues, each with a single active consumer."""
-    with _explained(
+    with _explain_mismatch(
         "declaring the partitions", "TASKHERD_REPORT_PARTITIONS", "1, or the plugin rabbitmq_consistent_hash_exchange"
     ):
         await channel.exchange_declare(
@@ -130,28 +130,28 @@ async def _declare_partitions(channel: AbstractChannel, names: Names, partitions
         await channel.queue_unbind(names.reports, names.reports, _ANY, timeout=TIMEOUT)
 
 
-async def check(channel: AbstractChannel, names: Names) -> None:
+async def check(channel: AbstractChannel, names: TopologyNames) -> None:
     """Look whether the exchanges and shared queues are there; raises `Unavailable` naming the first that is not."""
-    with _explained("looking for the topology"):
+    with _explain_mismatch("looking for the topology"):
         for exchange in names.exchanges:
             await channel.exchange_declare(exchange, passive=True, timeout=TIMEOUT)
         for queue in names.queues:
             await channel.queue_declare(queue, passive=True, timeout=TIMEOUT)
 
 
-async def declare_work_queue(channel: AbstractChannel, names: Names, target: str) -> str:
+async def declare_work_queue(channel: AbstractChannel, names: TopologyNames, target: str) -> str:
     """Declare and bind the queue of the pool or runner `target` and return its name; raises as `declare`.
 
     It has no dead-letter exchange: a request that nobody can take is repeated, and given up, by the worker.
     """
     queue = names.work_queue(target)
-    with _explained(f"declaring {queue}"):
+    with _explain_mismatch(f"declaring {queue}"):
         await _declare_quorum(channel, queue, {"x-delivery-limit": DELIVERY_LIMIT})
         await channel.queue_bind(queue, names.work, f"*.*.{target}", timeout=TIMEOUT)
     return queue
 
 
-async def declare_own_queue(
+async def declare_exclusive_queue(
     channel: AbstractChannel, *, length: int, exchange: str = "", routing_keys: tuple[str, ...] = ()
 ) -> str:
     """Declare a queue for this connection alone, bound to `exchange`, and return the name that the broker gave it.
@@ -159,7 +159,7 @@ async def declare_own_queue(
     It holds `length` messages and drops the oldest beyond, so that a slow reader never blocks the broker.
     """
     limits: FieldTable = {"x-queue-type": "classic", "x-max-length": length, "x-overflow": "drop-head"}
-    with _explained("declaring an own queue"):
+    with _explain_mismatch("declaring an own queue"):
         declared = await channel.queue_declare(exclusive=True, arguments=limits, timeout=TIMEOUT)
         queue = str(declared.queue)
         for routing_key in routing_keys:
@@ -182,12 +182,12 @@ def priority(worker: str, queue: str) -> int:
 
 async def consumers(channel: AbstractChannel, queue: str) -> int:
     """Return how many consumers `queue` has; raises `Unavailable`, also where there is no such queue."""
-    with _explained(f"looking at {queue}"):
+    with _explain_mismatch(f"looking at {queue}"):
         declared = await channel.queue_declare(queue, passive=True, timeout=TIMEOUT)
     return declared.consumer_count or 0
 
 
-def _guarded(names: Names) -> FieldTable:
+def _guarded(names: TopologyNames) -> FieldTable:
     return {"x-delivery-limit": DELIVERY_LIMIT, "x-dead-letter-exchange": names.dead}
 
 
@@ -196,13 +196,13 @@ async def _declare_quorum(channel: AbstractChannel, queue: str, arguments: Field
 
 
 @contextmanager
-def _explained(
+def _explain_mismatch(
     doing: str,
     setting: str = "TASKHERD_AMQP_PREFIX",
     expected: str = "a prefix under which nothing was declared by others",
 ) -> Iterator[None]:
     try:
-        with translated(doing):
+        with map_errors(doing):
             yield
     except Unavailable as error:
         cause = error.__cause__

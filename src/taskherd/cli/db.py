@@ -24,14 +24,14 @@ def upgrade(
     except Retry as error:
         typer.echo(f"The tables are busy ({error}): nothing was changed, run it again when less goes on.", err=True)
         raise typer.Exit(1) from None
-    typer.echo(f"The schema is at {state.found}.")
+    typer.echo(f"The schema is at {state.actual}.")
 
 
 @app.command()
 def current() -> None:
     """Show which revision the database is at and which one this release needs."""
     state = migrate.current(load("database_url").database_url)
-    typer.echo(f"found {state.found or 'none'}, needed {state.wanted}: {state.fit.value}")
+    typer.echo(f"found {state.actual or 'none'}, needed {state.expected}: {state.status.value}")
 
 
 @app.command()
@@ -41,4 +41,4 @@ def check() -> None:
     if state.advice:
         typer.echo(state.advice, err=True)
         raise typer.Exit(1)
-    typer.echo(f"The schema is at {state.found}, as this release needs it.")
+    typer.echo(f"The schema is at {state.actual}, as this release needs it.")

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from taskherd.broker import dead_letters
-from taskherd.broker.connection import Link
+from taskherd.broker.connection import SupervisedConnection
 from taskherd.broker.publish import Publisher
-from taskherd.broker.topology import Names
+from taskherd.broker.topology import TopologyNames
 from taskherd.settings import load
 
 if TYPE_CHECKING:
@@ -93,12 +93,12 @@ def _check_choice(ids: list[str] | None, reason: str | None, *, everything: bool
 
 
 @asynccontextmanager
-async def _broker() -> AsyncIterator[tuple[Link, Names]]:
+async def _broker() -> AsyncIterator[tuple[SupervisedConnection, TopologyNames]]:
     settings = load("amqp_url")
-    link = Link(settings.amqp_url, "dead letters")
+    link = SupervisedConnection(settings.amqp_url, "dead letters")
     link.start()
     try:
-        yield link, Names(settings.amqp_prefix)
+        yield link, TopologyNames(settings.amqp_prefix)
     finally:
         await link.close()
 
@@ -112,14 +112,14 @@ async def _replay(ids: list[str], reason: str | None, most: int) -> dead_letters
     async with _broker() as (link, names):
         publisher = Publisher(link)
         try:
-            return await dead_letters.replay(link, publisher, names, ids, reason=reason, most=most)
+            return await dead_letters.replay(link, publisher, names, ids, reason=reason, limit=most)
         finally:
             await publisher.close()
 
 
 async def _purge(ids: list[str], most: int) -> int:
     async with _broker() as (link, names):
-        return await dead_letters.purge(link, names, ids, most=most)
+        return await dead_letters.purge(link, names, ids, limit=most)
 
 
 def _described(letter: dead_letters.DeadLetter) -> dict[str, Any]:

@@ -9,26 +9,26 @@ from datetime import UTC, datetime
 from enum import StrEnum
 
 from taskherd.broker import diagnostics as broker
-from taskherd.broker.topology import Names
+from taskherd.broker.topology import TopologyNames
 from taskherd.errors import Misconfigured, TaskherdError
 from taskherd.settings import Settings, load
 from taskherd.store import diagnostics as database
 from taskherd.store.engine import dispose, open_engine, transaction
-from taskherd.store.migrate import Fit
+from taskherd.store.migrate import SchemaStatus
 
-POSTGRES_LEAST = 15
-RABBITMQ_LEAST = (4, 0)
-SKEW_MOST = 2.0
-UNPUBLISHED_MOST = 60.0
+MIN_POSTGRES = 15
+MIN_RABBITMQ = (4, 0)
+MAX_SKEW = 2.0
+MAX_UNPUBLISHED = 60.0
 PORT_TIMEOUT = 2.0
 
 
-class State(StrEnum):
+class FindingState(StrEnum):
     """How it stands: well, worth knowing, or wrong."""
 
-    WELL = "ok"
+    OK = "ok"
     NOTE = "note"
-    WRONG = "wrong"
+    ERROR = "wrong"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +36,12 @@ class Finding:
     """One thing that was looked at; `advice` says what to do where it is not well."""
 
     what: str
-    state: State
+    state: FindingState
     found: str
     advice: str = ""
 
 
-async def examine() -> list[Finding]:
+async def run_checks() -> list[Finding]:
     """Return everything there is to say about this installation, in the order in which it would be mended."""
     settings, findings = check_settings()
     if settings is None:
@@ -60,13 +60,17 @@ def check_settings() -> tuple[Settings | None, list[Finding]]:
         settings = load()
     except Misconfigured as error:
         findings = [
-            Finding(variable, State.WRONG, *_halves(problem, f"set {variable}")) for variable, problem in error.wrong
+            Finding(variable, FindingState.ERROR, *_halves(problem, f"set {variable}"))
+            for variable, problem in error.wrong
         ]
     else:
         keys = len(settings.secret_keys)
         shortest = min(len(key) for key in settings.secret_keys)
         found = f"{keys} of at least {shortest} characters"
-        return settings, [Finding("settings", State.WELL, "all valid"), Finding("secret keys", State.WELL, found)]
+        return settings, [
+            Finding("settings", FindingState.OK, "all valid"),
+            Finding("secret keys", FindingState.OK, found),
+        ]
     try:
         return load("amqp_prefix"), findings
     except Misconfigured:
@@ -84,16 +88,16 @@ async def check_database(settings: Settings) -> AsyncIterator[Finding]:
             for finding in (_server(server), _skew(server.now, before, after)):
                 yield finding
             schema = await database.schema(conn)
-            well = schema.fit is Fit.CURRENT
-            state = State.WELL if well else State.WRONG
-            yield Finding("database schema", state, schema.found or "none", schema.advice)
+            well = schema.status is SchemaStatus.CURRENT
+            state = FindingState.OK if well else FindingState.ERROR
+            yield Finding("database schema", state, schema.actual or "none", schema.advice)
             missing = await database.missing_privileges(conn)
             yield _judge("database privileges", missing, "enough", "grant them to this user, or use the tables' owner")
             if well and not missing:
                 for finding in _content(await database.content(conn)):
                     yield finding
     except TaskherdError as error:
-        yield Finding("database", State.WRONG, str(error), "start PostgreSQL, or correct TASKHERD_DATABASE_URL")
+        yield Finding("database", FindingState.ERROR, str(error), "start PostgreSQL, or correct TASKHERD_DATABASE_URL")
     finally:
         await dispose(engine)
 
@@ -103,10 +107,10 @@ async def check_broker(settings: Settings) -> AsyncIterator[Finding]:
     try:
         async with broker.connected(settings.amqp_url) as connection:
             version = broker.version(connection)
-            state = State.WELL if version >= RABBITMQ_LEAST else State.WRONG
+            state = FindingState.OK if version >= MIN_RABBITMQ else FindingState.ERROR
             found = f"RabbitMQ {'.'.join(map(str, version)) or 'of an unknown version'}"
-            yield Finding("broker", state, found, "" if state is State.WELL else "install RabbitMQ 4.0 or newer")
-            names = Names(settings.amqp_prefix)
+            yield Finding("broker", state, found, "" if state is FindingState.OK else "install RabbitMQ 4.0 or newer")
+            names = TopologyNames(settings.amqp_prefix)
             topology = await broker.topology(connection, names, settings.report_partitions)
             yield _judge("topology", topology.missing, "all there", "run `taskherd topology apply`, or start a worker")
             advice = "delete it while it is empty, then run `taskherd topology apply`; or set TASKHERD_AMQP_PREFIX"
@@ -116,7 +120,7 @@ async def check_broker(settings: Settings) -> AsyncIterator[Finding]:
             for queue in topology.queues:
                 yield _queue(queue, names)
     except TaskherdError as error:
-        yield Finding("broker", State.WRONG, str(error), "start RabbitMQ, or correct TASKHERD_AMQP_URL")
+        yield Finding("broker", FindingState.ERROR, str(error), "start RabbitMQ, or correct TASKHERD_AMQP_URL")
 
 
 async def check_port(settings: Settings) -> Finding:
@@ -131,60 +135,70 @@ async def check_port(settings: Settings) -> Finding:
             finally:
                 writer.close()
     except ConnectionRefusedError:
-        return Finding(what, State.WELL, "free")
+        return Finding(what, FindingState.OK, "free")
     except (OSError, TimeoutError) as error:
-        return Finding(what, State.WRONG, f"no answer ({type(error).__name__})", "set TASKHERD_OPS_HOST and _PORT")
+        return Finding(
+            what, FindingState.ERROR, f"no answer ({type(error).__name__})", "set TASKHERD_OPS_HOST and _PORT"
+        )
     if answer.startswith(b"HTTP/1.1 200") and answer.endswith(b"ok\n"):
-        return Finding(what, State.WELL, "a taskherd process answers")
-    return Finding(what, State.WRONG, "taken by another program", "set TASKHERD_OPS_PORT to a free port")
+        return Finding(what, FindingState.OK, "a taskherd process answers")
+    return Finding(what, FindingState.ERROR, "taken by another program", "set TASKHERD_OPS_PORT to a free port")
 
 
-def _server(server: database.Server) -> Finding:
+def _server(server: database.ServerInfo) -> Finding:
     found = f"PostgreSQL {server.version}"
-    if server.major < POSTGRES_LEAST:
-        return Finding("database", State.WRONG, found, "install PostgreSQL 15 or newer")
+    if server.major < MIN_POSTGRES:
+        return Finding("database", FindingState.ERROR, found, "install PostgreSQL 15 or newer")
     if server.read_only:
-        return Finding("database", State.WRONG, f"{found}, read only", "let TASKHERD_DATABASE_URL name the primary")
-    return Finding("database", State.WELL, found)
+        return Finding(
+            "database", FindingState.ERROR, f"{found}, read only", "let TASKHERD_DATABASE_URL name the primary"
+        )
+    return Finding("database", FindingState.OK, found)
 
 
 def _skew(now: datetime, before: datetime, after: datetime) -> Finding:
     """Judge the database's clock, which was read some time between two looks at ours."""
     ahead = (now - after).total_seconds() if now > after else -max((before - now).total_seconds(), 0.0)
-    if abs(ahead) <= SKEW_MOST:
-        return Finding("clocks", State.WELL, f"within {SKEW_MOST:g} s of the database's")
+    if abs(ahead) <= MAX_SKEW:
+        return Finding("clocks", FindingState.OK, f"within {MAX_SKEW:g} s of the database's")
     found = f"the database is {abs(ahead):.1f} s {'ahead' if ahead > 0 else 'behind'}"
-    return Finding("clocks", State.WRONG, found, "let both machines keep time with NTP")
+    return Finding("clocks", FindingState.ERROR, found, "let both machines keep time with NTP")
 
 
-def _content(content: database.Content) -> list[Finding]:
+def _content(content: database.ContentCounts) -> list[Finding]:
     loaded = bool(content.users and content.templates)
     found = f"{content.users} users, {content.templates} templates"
-    late = content.oldest > UNPUBLISHED_MOST
+    late = content.oldest > MAX_UNPUBLISHED
     waiting = f"{content.unpublished}, the oldest for {content.oldest:.0f} s" if content.unpublished else "none"
     return [
-        Finding("directory", State.WELL, found)
+        Finding("directory", FindingState.OK, found)
         if loaded
-        else Finding("directory", State.WRONG, found, "run `taskherd directory apply FILE.yaml`"),
-        Finding("unpublished events", State.WRONG, waiting, "see that a worker runs and reaches the broker")
+        else Finding("directory", FindingState.ERROR, found, "run `taskherd directory apply FILE.yaml`"),
+        Finding("unpublished events", FindingState.ERROR, waiting, "see that a worker runs and reaches the broker")
         if late
-        else Finding("unpublished events", State.WELL, waiting),
+        else Finding("unpublished events", FindingState.OK, waiting),
     ]
 
 
-def _queue(queue: broker.Queue, names: Names) -> Finding:
+def _queue(queue: broker.QueueInfo, names: TopologyNames) -> Finding:
     what = f"queue {queue.name}"
     found = f"{queue.messages} messages, {queue.consumers} consumers"
     if queue.name == names.dead:
-        state = State.NOTE if queue.messages else State.WELL
+        state = FindingState.NOTE if queue.messages else FindingState.OK
         return Finding(what, state, found, "look at them with `taskherd dead list`" if queue.messages else "")
     if queue.consumers:
-        return Finding(what, State.WELL, found)
-    return Finding(what, State.WRONG if queue.messages else State.NOTE, found, "start a worker: `taskherd worker`")
+        return Finding(what, FindingState.OK, found)
+    return Finding(
+        what, FindingState.ERROR if queue.messages else FindingState.NOTE, found, "start a worker: `taskherd worker`"
+    )
 
 
 def _judge(what: str, problems: tuple[str, ...], well: str, advice: str) -> Finding:
-    return Finding(what, State.WRONG, "\n".join(problems), advice) if problems else Finding(what, State.WELL, well)
+    return (
+        Finding(what, FindingState.ERROR, "\n".join(problems), advice)
+        if problems
+        else Finding(what, FindingState.OK, well)
+    )
 
 
 def _halves(problem: str, otherwise: str) -> tuple[str, str]:

@@ -29,7 +29,7 @@ def apply(
     settings = load("database_url")
     try:
         changes = asyncio.run(_apply(settings.database_url, directory.parse(file.read_bytes())))
-    except directory.DirectoryRefused as error:
+    except directory.InvalidDirectory as error:
         typer.echo(f"{file} was not applied:\n{error}", err=True)
         raise typer.Exit(1) from None
     except Retry as error:

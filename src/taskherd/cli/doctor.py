@@ -8,9 +8,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from taskherd.cli.diagnostics import State, examine
+from taskherd.cli.diagnostics import FindingState, run_checks
 
-_STYLES = {State.WELL: "green", State.NOTE: "yellow", State.WRONG: "bold red"}
+_STYLES = {FindingState.OK: "green", FindingState.NOTE: "yellow", FindingState.ERROR: "bold red"}
 
 
 def register(app: typer.Typer) -> None:
@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
 
 def doctor() -> None:
     """Check settings, database, broker and what they hold; exit 1 when something is wrong, saying what to do."""
-    findings = asyncio.run(examine())
+    findings = asyncio.run(run_checks())
     table = Table(title="taskherd doctor", title_justify="left")
     table.add_column("", no_wrap=True)
     for heading in ("what", "found", "what to do"):
@@ -28,5 +28,5 @@ def doctor() -> None:
     for finding in findings:
         table.add_row(finding.state, finding.what, finding.found, finding.advice, style=_STYLES[finding.state])
     Console(markup=False, highlight=False).print(table)
-    if any(finding.state is State.WRONG for finding in findings):
+    if any(finding.state is FindingState.ERROR for finding in findings):
         raise typer.Exit(1)

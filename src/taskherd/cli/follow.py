@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 from taskherd.cli import output as task_output
-from taskherd.cli.output import As, Output
+from taskherd.cli.output import OutputFormat, OutputOption
 from taskherd.cli.task import CODES, Named, app
 from taskherd.client import events, http, tasks
-from taskherd.client.errors import ClientError, Exit
+from taskherd.client.errors import ClientError, ExitCode
 
 __all__ = ["app"]
 
@@ -35,12 +35,12 @@ def wait(
     timeout: Annotated[
         float, typer.Option("--timeout", metavar="10m", parser=_duration, help="How long to wait: 30s, 10m, 2h.")
     ] = "1h",  # type: ignore[assignment] # read by the parser
-    output: As = Output.TABLE,
+    output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Wait until a task is idle or complete, or as --until says; 3: it failed instead, 124: not in time."""
     wanted = {each.strip().lower() for each in until.split(",") if each.strip()}
-    told, in_time = tasks.wait(http.configured(), task, sorted(wanted), timeout)
-    if output is Output.JSON:
+    told, in_time = tasks.wait(http.from_environment(), task, sorted(wanted), timeout)
+    if output is OutputFormat.JSON:
         task_output.document(told)
     else:
         task_output.tasks([told])
@@ -48,11 +48,11 @@ def wait(
         from taskherd.settings import durations  # noqa: PLC0415
 
         raise ClientError(
-            Exit.TIMEOUT, f"not {until} within {durations.render(timeout)}", "`taskherd task explain` says why"
+            ExitCode.TIMEOUT, f"not {until} within {durations.render(timeout)}", "`taskherd task explain` says why"
         )
-    now = set(tasks.standing(told))
+    now = set(tasks.status_and_state(told))
     if not now & wanted and now & set(tasks.FAILURES):
-        raise ClientError(Exit.FAILED, "the task failed", "`taskherd task explain` says why")
+        raise ClientError(ExitCode.FAILED, "the task failed", "`taskherd task explain` says why")
 
 
 @app.command(epilog=CODES)
@@ -62,14 +62,14 @@ def watch(
     ] = None,
     owner: Annotated[str, typer.Option("--owner", help="Without TASK: only those of this user.")] = "me",
     everybody: Annotated[bool, typer.Option("--all", help="Without TASK: all that you may see.")] = False,
-    output: As = Output.TABLE,
+    output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Show tasks and each change of them, a line each, until Ctrl-C or the end of the one task."""
-    client = http.configured()
+    client = http.from_environment()
     path = (*tasks.path_of(task), "watch") if task else ("tasks", "watch")
     query = None if task or everybody else {"q": f'owner:"{owner}"'}
-    for event in events.followed(client, *path, query=query, notice=_notice):
-        if output is Output.JSON:
+    for event in events.stream_events(client, *path, query=query, notice=_notice):
+        if output is OutputFormat.JSON:
             task_output.line({"event": event.type, "id": event.id, "data": event.data})
         else:
             snapshot = event.type == "task.snapshot"

@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from taskherd.client.tasks import Task
 
 
-class Output(StrEnum):
+class OutputFormat(StrEnum):
     """How to show what was found."""
 
     TABLE = "table"
     JSON = "json"
 
 
-As = Annotated[Output, typer.Option("--output", "-o", help="For people, or for programs.")]
-_MESSAGE_MOST = 80
+OutputOption = Annotated[OutputFormat, typer.Option("--output", "-o", help="For people, or for programs.")]
+_MAX_MESSAGE = 80
 
 
 def printable(said: object) -> str:
@@ -51,7 +51,7 @@ def tasks(found: Iterable[Task]) -> None:
             printable(f"{task['owner_name']}/{task['name']}"),
             task["status"],
             state.get("state", ""),
-            printable(state.get("message", ""))[:_MESSAGE_MOST],
+            printable(state.get("message", ""))[:_MAX_MESSAGE],
             task["updated_at"][:19].replace("T", " "),
         )
     Console(markup=False, highlight=False).print(table)
@@ -92,6 +92,6 @@ def fields(*pairs: tuple[str, str]) -> None:
 def change(event_type: str, told: Task, time: str) -> None:
     """One line for a change of a task."""
     state = told["current_state"] or {}
-    said = " ".join(filter(None, (state.get("state", ""), printable(state.get("message", "")))))
+    text = " ".join(filter(None, (state.get("state", ""), printable(state.get("message", "")))))
     what = "deleted" if event_type == "task.deleted" else told["status"]
-    typer.echo(f"{time[11:19]}  {printable(told['owner_name'])}/{printable(told['name'])}  {what}  {said}".rstrip())
+    typer.echo(f"{time[11:19]}  {printable(told['owner_name'])}/{printable(told['name'])}  {what}  {text}".rstrip())

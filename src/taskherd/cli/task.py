@@ -9,9 +9,9 @@ import typer
 from typer.core import TyperGroup
 
 from taskherd.cli import output as task_output
-from taskherd.cli.output import As, Output
+from taskherd.cli.output import OutputFormat, OutputOption
 from taskherd.client import http, tasks
-from taskherd.client.errors import ClientError, Exit
+from taskherd.client.errors import ClientError, ExitCode
 
 CODES = (
     "Exit codes: 0 done, 1 the server is away or at fault, 2 wrong command line or environment, 3 the task failed, "
@@ -19,7 +19,7 @@ CODES = (
 )
 
 
-class Plain(TyperGroup):
+class ErrorHandlingGroup(TyperGroup):
     """Turns what went wrong into a message, what to do, and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
@@ -33,11 +33,11 @@ class Plain(TyperGroup):
             raise typer.Exit(error.code) from None
         except KeyboardInterrupt:
             typer.echo(err=True)
-            raise typer.Exit(Exit.INTERRUPTED) from None
+            raise typer.Exit(ExitCode.INTERRUPTED) from None
 
 
 app = typer.Typer(
-    cls=Plain,
+    cls=ErrorHandlingGroup,
     help="Create tasks, look at them, speak to their agents, wait for them; over the API.",
     epilog=CODES,
     no_args_is_help=True,
@@ -47,7 +47,7 @@ app = typer.Typer(
 def _names(_ctx: typer.Context, incomplete: str) -> list[str]:
     """Names of the caller's tasks, for the shell's completion; none where the API can't be asked quickly."""
     try:
-        found = http.configured().ask("GET", "tasks", query={"q": "owner:me", "limit": "100"}, timeout=2).body
+        found = http.from_environment().request("GET", "tasks", query={"q": "owner:me", "limit": "100"}, timeout=2).body
     except ClientError:
         return []
     return [each["name"] for each in found["tasks"] if each["name"].startswith(incomplete)]
@@ -76,10 +76,10 @@ def create(
     title: Annotated[str | None, typer.Option("--title", help="What people see; else made from the text.")] = None,
     owner: Annotated[str, typer.Option("--owner", help="Whose task it is.")] = "me",
     key: Annotated[str | None, typer.Option("--idempotency-key", help="The same again gives the same task.")] = None,
-    output: As = Output.TABLE,
+    output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Create a task."""
-    client = http.configured()
+    client = http.from_environment()
     version = tasks.template_version(client, template)
     body: dict[str, Any] = {"template_version_id": version, "input": read(text)}
     if preset:
@@ -101,28 +101,28 @@ def list_(
     ] = None,
     organization: Annotated[str | None, typer.Option("--organization", help="Only those of this one.")] = None,
     most: Annotated[int, typer.Option("--limit", min=1, help="At most so many, the newest.")] = 100,
-    output: As = Output.TABLE,
+    output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """List tasks, newest first."""
     terms = {"owner": None if everybody else owner, "status": status, "organization": organization}
-    found = list(tasks.listed(http.configured(), {key: it for key, it in terms.items() if it}, most))
-    if output is Output.JSON:
+    found = list(tasks.list_tasks(http.from_environment(), {key: it for key, it in terms.items() if it}, most))
+    if output is OutputFormat.JSON:
         task_output.document(found)
     else:
         task_output.tasks(found)
 
 
 @app.command(epilog=CODES)
-def show(task: Named, output: As = Output.TABLE) -> None:
+def show(task: Named, output: OutputOption = OutputFormat.TABLE) -> None:
     """Show a task."""
-    _show(tasks.show(http.configured(), task), output)
+    _show(tasks.show(http.from_environment(), task), output)
 
 
 @app.command(epilog=CODES)
-def logs(task: Named, output: As = Output.TABLE) -> None:
+def logs(task: Named, output: OutputOption = OutputFormat.TABLE) -> None:
     """Show the conversation with a task's agent."""
-    told = http.configured().ask("GET", *tasks.path_of(task), "logs").body
-    if output is Output.JSON:
+    told = http.from_environment().request("GET", *tasks.path_of(task), "logs").body
+    if output is OutputFormat.JSON:
         task_output.document(told)
         return
     for entry in told["logs"]:
@@ -131,24 +131,24 @@ def logs(task: Named, output: As = Output.TABLE) -> None:
 
 
 @app.command(epilog=CODES)
-def send(task: Named, text: Text, output: As = Output.TABLE) -> None:
+def send(task: Named, text: Text, output: OutputOption = OutputFormat.TABLE) -> None:
     """Say something to a task's agent; while it is busy, that waits in the task's inbox."""
-    told = tasks.change(http.configured(), "POST", *tasks.path_of(task), "send", body={"input": read(text)})
+    told = tasks.change(http.from_environment(), "POST", *tasks.path_of(task), "send", body={"input": read(text)})
     queued = told.headers.get("x-taskherd-queued") == "true"
-    if output is Output.JSON:
+    if output is OutputFormat.JSON:
         task_output.document({"queued": queued})
     else:
         typer.echo("Queued until the agent is idle." if queued else "Sent.")
 
 
 @app.command(epilog=CODES)
-def pause(task: Named, output: As = Output.TABLE) -> None:
+def pause(task: Named, output: OutputOption = OutputFormat.TABLE) -> None:
     """Stop a task's workspace."""
     _build(task, "pause", output)
 
 
 @app.command(epilog=CODES)
-def resume(task: Named, output: As = Output.TABLE) -> None:
+def resume(task: Named, output: OutputOption = OutputFormat.TABLE) -> None:
     """Start a task's workspace again."""
     _build(task, "resume", output)
 
@@ -156,14 +156,14 @@ def resume(task: Named, output: As = Output.TABLE) -> None:
 @app.command(epilog=CODES)
 def delete(task: Named) -> None:
     """Delete a task and its workspace."""
-    tasks.change(http.configured(), "DELETE", *tasks.path_of(task))
+    tasks.change(http.from_environment(), "DELETE", *tasks.path_of(task))
 
 
 @app.command(epilog=CODES)
-def explain(task: Named, output: As = Output.TABLE) -> None:
+def explain(task: Named, output: OutputOption = OutputFormat.TABLE) -> None:
     """Say why a task is as it is, and what would change it."""
-    told = http.configured().ask("GET", *tasks.path_of(task), "explain").body
-    if output is Output.JSON:
+    told = http.from_environment().request("GET", *tasks.path_of(task), "explain").body
+    if output is OutputFormat.JSON:
         task_output.document(told)
         return
     names = (("status", "status"), ("current_state", "state"), ("health", "agent"))
@@ -173,17 +173,17 @@ def explain(task: Named, output: As = Output.TABLE) -> None:
             task_output.fields((title, ", ".join(f"{name} {it}" for name, it in each.items() if it is not None)))
 
 
-def _build(task: str, what: str, output: Output) -> None:
-    told = tasks.change(http.configured(), "POST", *tasks.path_of(task), what).body
-    if output is Output.JSON:
+def _build(task: str, what: str, output: OutputFormat) -> None:
+    told = tasks.change(http.from_environment(), "POST", *tasks.path_of(task), what).body
+    if output is OutputFormat.JSON:
         task_output.document(told)
     else:
         build = told["workspace_build"]
         typer.echo(f"Build {build['build_number']} ({build['transition']}) was asked for; its id is {build['id']}.")
 
 
-def _show(task: tasks.Task, output: Output) -> None:
-    if output is Output.JSON:
+def _show(task: tasks.Task, output: OutputFormat) -> None:
+    if output is OutputFormat.JSON:
         task_output.document(task)
     else:
         task_output.task(task)

@@ -18,7 +18,7 @@ from taskherd.store.engine import dispose, open_engine, transaction
 
 app = typer.Typer(help="The tokens that people and their tools sign in with.", no_args_is_help=True)
 
-LISTED_MOST = 10_000
+MAX_LISTED = 10_000
 _DAYS = {"d": 86_400.0, "w": 7 * 86_400.0}
 _LONGEST = 100 * 366 * _DAYS["d"]
 T = TypeVar("T")
@@ -47,7 +47,7 @@ def create(
     """Print a new token, once: only its hash is kept."""
     from taskherd.api.http import user_tokens  # noqa: PLC0415 - the other commands start faster without it
 
-    token, kept = user_tokens.make()
+    token, kept = user_tokens.generate()
     owner = _run(lambda conn: tokens.add(conn, kept.id, kept.secret_hash, user, expires))
     if owner is None:
         typer.echo(f"There is no active user {user!r} in the directory; `taskherd directory apply` loads it.", err=True)
@@ -60,7 +60,7 @@ def list_(
     user: Annotated[str | None, typer.Option("--user", metavar="NAME", help="Only those of this user.")] = None,
 ) -> None:
     """Show every token: its id, whose it is, until when it holds and when it was last used."""
-    found = _run(lambda conn: tokens.listed(conn, user, LISTED_MOST))
+    found = _run(lambda conn: tokens.list_tokens(conn, user, MAX_LISTED))
     table = Table("id", "user", "state", "created", "expires", "last used")
     for each in found:
         times = (_shown(moment) for moment in (each.created_at, each.expires_at, each.last_used_at))

@@ -7,7 +7,7 @@ import asyncio
 import typer
 
 from taskherd.broker import topology
-from taskherd.broker.connection import Link
+from taskherd.broker.connection import SupervisedConnection
 from taskherd.settings import Settings, load
 
 app = typer.Typer(help="The exchanges and queues in RabbitMQ.", no_args_is_help=True)
@@ -22,15 +22,15 @@ def group() -> None:
 def apply() -> None:
     """Declare every exchange and the shared queues; doing it again changes nothing."""
     settings = load("amqp_url")
-    names = topology.Names(settings.amqp_prefix)
+    names = topology.TopologyNames(settings.amqp_prefix)
     asyncio.run(_apply(settings, names))
     queues = dict.fromkeys((*names.queues, *names.report_queues(settings.report_partitions)))
     typer.echo(f"exchanges: {', '.join(names.exchanges)}")
     typer.echo(f"queues: {', '.join(queues)}")
 
 
-async def _apply(settings: Settings, names: topology.Names) -> None:
-    link = Link(settings.amqp_url, "topology")
+async def _apply(settings: Settings, names: topology.TopologyNames) -> None:
+    link = SupervisedConnection(settings.amqp_url, "topology")
     link.start()
     try:
         await topology.declare(await link.channel(), names, settings.report_partitions)

@@ -9,7 +9,7 @@ from http import HTTPStatus
 from typing import Any, Final, Self
 
 
-class Exit(IntEnum):
+class ExitCode(IntEnum):
     """Exit codes of `taskherd task`."""
 
     OK = 0
@@ -31,10 +31,10 @@ class Exit(IntEnum):
     """Ctrl-C."""
 
 
-_BY_STATUS: Final[dict[int, Exit]] = {
-    HTTPStatus.UNAUTHORIZED: Exit.SIGNED_OUT,
-    HTTPStatus.FORBIDDEN: Exit.SIGNED_OUT,
-    HTTPStatus.NOT_FOUND: Exit.NOT_FOUND,
+_BY_STATUS: Final[dict[int, ExitCode]] = {
+    HTTPStatus.UNAUTHORIZED: ExitCode.SIGNED_OUT,
+    HTTPStatus.FORBIDDEN: ExitCode.SIGNED_OUT,
+    HTTPStatus.NOT_FOUND: ExitCode.NOT_FOUND,
 }
 _ADVICE: Final[dict[int, str]] = {
     HTTPStatus.UNAUTHORIZED: "set TASKHERD_TOKEN to one that `taskherd token create --user NAME` printed",
@@ -47,31 +47,31 @@ _ADVICE: Final[dict[int, str]] = {
 class ClientError(Exception):
     """Something that a person can understand; `advice` says what to do about it, if anything is known to help."""
 
-    def __init__(self, code: Exit, message: str, advice: str = "") -> None:
+    def __init__(self, code: ExitCode, message: str, advice: str = "") -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.advice = advice
 
 
-class Refused(ClientError):
+class ApiError(ClientError):
     """An answer of the server that is an error; `status` is HTTP's."""
 
-    def __init__(self, status: int, code: Exit, message: str, advice: str, retry_after: float) -> None:
+    def __init__(self, status: int, code: ExitCode, message: str, advice: str, retry_after: float) -> None:
         super().__init__(code, message, advice)
         self.status = status
         self.retry_after = retry_after
         """Seconds after which to try again, where that may help."""
 
     @classmethod
-    def told(cls, status: int, said: Any, retry_after: str | None) -> Self:
+    def from_response(cls, status: int, said: Any, retry_after: str | None) -> Self:
         """What the server said, as one line."""
         parts: list[str] = []
         if isinstance(said, dict):
             parts += [str(said[name]) for name in ("message", "detail") if said.get(name)]
             parts += [f"{each.get('field')}: {each.get('detail')}" for each in said.get("validations") or ()]
         server = status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.TOO_MANY_REQUESTS
-        code = _BY_STATUS.get(status, Exit.ERROR if server else Exit.REFUSED)
+        code = _BY_STATUS.get(status, ExitCode.ERROR if server else ExitCode.REFUSED)
         message = " ".join(parts) or f"the server answered {status}"
         seconds = float(retry_after) if retry_after and retry_after.isdigit() else 1.0
         return cls(status, code, message, _ADVICE.get(status, ""), seconds)
@@ -81,4 +81,4 @@ class Unreachable(ClientError):
     """Nobody answered, or not as an API does."""
 
     def __init__(self, message: str, advice: str = "does `taskherd api` run there? TASKHERD_URL says where") -> None:
-        super().__init__(Exit.ERROR, message, advice)
+        super().__init__(ExitCode.ERROR, message, advice)

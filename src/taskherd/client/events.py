@@ -11,14 +11,14 @@ from typing import Any, Final
 
 from taskherd import sse
 from taskherd.backoff import Backoff
-from taskherd.client.errors import ClientError, Exit, Refused, Unreachable
+from taskherd.client.errors import ApiError, ClientError, ExitCode, Unreachable
 from taskherd.client.http import Client
 
-SILENCE_MOST: Final = 45.0
+MAX_SILENCE: Final = 45.0
 """Seconds without a byte, three of the server's comments, after which a stream is given up and requested again."""
 TRIES: Final = 8
 """Attempts in a row to reconnect, with longer and longer waits between them."""
-EVENT_MOST: Final = 4 * 1024 * 1024
+MAX_EVENT: Final = 4 * 1024 * 1024
 """Bytes of one event; a larger one is dropped."""
 _BACKOFF: Final = Backoff(first=1.0, maximum=15.0, jitter=0.2)
 _CHUNK: Final = 64 * 1024
@@ -33,7 +33,7 @@ class TaskEvent:
     data: Any
 
 
-def followed(
+def stream_events(
     client: Client,
     *path: str,
     query: dict[str, str] | None = None,
@@ -47,14 +47,14 @@ def followed(
     """
     position, failures = "", 0
     while True:
-        parser = sse.Parser(max_event_bytes=EVENT_MOST, last_event_id=position)
+        parser = sse.Parser(max_event_bytes=MAX_EVENT, last_event_id=position)
         try:
             headers = {"Last-Event-ID": position} if position else {}
-            with client.opened("GET", *path, query=query, headers=headers, timeout=SILENCE_MOST) as response:
+            with client.stream("GET", *path, query=query, headers=headers, timeout=MAX_SILENCE) as response:
                 for chunk in iter(lambda: response.read1(_CHUNK), b""):
                     failures = 0
                     yield from _task_events(parser, chunk)
-        except Refused as error:
+        except ApiError as error:
             if error.status not in {HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS}:
                 raise
             notice(error.message)
@@ -63,7 +63,7 @@ def followed(
         position = parser.last_event_id
         failures += 1
         if failures > TRIES:
-            raise ClientError(Exit.ERROR, "the stream was lost and did not come back", "is the server up?")
+            raise ClientError(ExitCode.ERROR, "the stream was lost and did not come back", "is the server up?")
         requested = min((parser.retry_ms or 0) / 1000, _BACKOFF.maximum)
         sleep(max(requested, _BACKOFF.delay(failures - 1) if failures > 1 else 0))
 

@@ -13,16 +13,16 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlencode, urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from taskherd.client.errors import ClientError, Exit, Refused, Unreachable
+from taskherd.client.errors import ApiError, ClientError, ExitCode, Unreachable
 
 URL: Final = "TASKHERD_URL"
 TOKEN: Final = "TASKHERD_TOKEN"  # noqa: S105 - a variable's name
 TIMEOUT: Final = 30.0
 """Seconds that a request may take, beyond what it asks the server to wait."""
-BODY_MOST: Final = 64 * 1024 * 1024
+MAX_BODY: Final = 64 * 1024 * 1024
 
 
-class _Stay(HTTPRedirectHandler):
+class _NoRedirect(HTTPRedirectHandler):
     """Follows no redirect: the token is for the server that was named."""
 
     def redirect_request(self, *_: Any, **__: Any) -> None:
@@ -30,7 +30,7 @@ class _Stay(HTTPRedirectHandler):
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class ApiResponse:
     """An answer: its status, headers by lowercase name, and its JSON, None where it had no body."""
 
     status: int
@@ -44,9 +44,9 @@ class Client:
     def __init__(self, url: str, token: str) -> None:
         self._base = url.rstrip("/") + "/api/v2"
         self._token = token
-        self._opener = build_opener(_Stay())
+        self._opener = build_opener(_NoRedirect())
 
-    def ask(
+    def request(
         self,
         method: str,
         *path: str,
@@ -54,14 +54,14 @@ class Client:
         body: Any = None,
         headers: Mapping[str, str] | None = None,
         timeout: float = TIMEOUT,
-    ) -> Told:
+    ) -> ApiResponse:
         """Send a request and return the answer whole; `path` are its parts, each quoted here."""
-        with self.opened(method, *path, query=query, body=body, headers=headers, timeout=timeout) as response:
-            raw = response.read(BODY_MOST)
-            return Told(response.status, _headers(response), _parsed(raw) if raw else None)
+        with self.stream(method, *path, query=query, body=body, headers=headers, timeout=timeout) as response:
+            raw = response.read(MAX_BODY)
+            return ApiResponse(response.status, _headers(response), _parsed(raw) if raw else None)
 
     @contextmanager
-    def opened(
+    def stream(
         self,
         method: str,
         *path: str,
@@ -78,14 +78,14 @@ class Client:
         told = {"Coder-Session-Token": self._token, "Accept": "application/json, text/event-stream", **(headers or {})}
         if content is not None:
             told["Content-Type"] = "application/json"
-        request = Request(url, data=content, headers=told, method=method)  # noqa: S310 - `configured` allows http and https only
+        request = Request(url, data=content, headers=told, method=method)  # noqa: S310 - `from_environment` allows http and https only
         try:
             with self._opener.open(request, timeout=timeout) as response:
                 yield response
         except HTTPError as error:
             with error:
-                raise Refused.told(
-                    error.code, _parsed(error.read(BODY_MOST)), error.headers.get("Retry-After")
+                raise ApiError.from_response(
+                    error.code, _parsed(error.read(MAX_BODY)), error.headers.get("Retry-After")
                 ) from None
         except URLError as error:
             raise Unreachable(f"{self._base}: {error.reason}") from None
@@ -93,20 +93,20 @@ class Client:
             raise Unreachable(f"{self._base}: {str(error) or type(error).__name__}") from None
 
 
-def configured(environ: Mapping[str, str] = os.environ) -> Client:
+def from_environment(environ: Mapping[str, str] = os.environ) -> Client:
     """A client as TASKHERD_URL and TASKHERD_TOKEN say; raises ClientError where they are not set, or wrong."""
     for name, example in ((URL, "http://127.0.0.1:7080"), (TOKEN, "what `taskherd token create --user NAME` prints")):
         if not environ.get(name):
             advice = f"set it to {example}; beside `make dev`, run: . .taskherd/env"
-            raise ClientError(Exit.USAGE, f"{name} is not set", advice)
+            raise ClientError(ExitCode.USAGE, f"{name} is not set", advice)
     url, token = environ[URL], environ[TOKEN].strip()
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ClientError(
-            Exit.USAGE, f"{URL}: {url!r} is no URL of a server", "expected one such as http://127.0.0.1:7080"
+            ExitCode.USAGE, f"{URL}: {url!r} is no URL of a server", "expected one such as http://127.0.0.1:7080"
         )
     if not (token.isascii() and token.isprintable()):
-        raise ClientError(Exit.USAGE, f"{TOKEN} holds characters that no token has", "set it again")
+        raise ClientError(ExitCode.USAGE, f"{TOKEN} holds characters that no token has", "set it again")
     return Client(url, token)
 
 

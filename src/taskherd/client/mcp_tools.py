@@ -16,12 +16,12 @@ from pydantic import Field
 
 from taskherd import __version__
 from taskherd.client import tasks
-from taskherd.client.errors import ClientError, Exit
+from taskherd.client.errors import ClientError, ExitCode
 from taskherd.client.http import TOKEN, URL, Client
 from taskherd.messages.limits import TEXT_CHARACTERS
 
 NAME: Final = "taskherd"
-LISTED_MOST: Final = 100
+MAX_LISTED: Final = 100
 AGENT_TOKEN: Final = ("TASKHERD_AGENT_TOKEN", "CODER_AGENT_TOKEN")
 AGENT_URL: Final = ("TASKHERD_API_URL", "CODER_AGENT_URL", "CODER_URL")
 PERSON_TOKEN: Final = (TOKEN, "CODER_SESSION_TOKEN")
@@ -53,7 +53,7 @@ class AgentTools:
     ) -> Document:
         """Say how far you are with your task. Call it when you begin, when that changes, and when you are done."""
         said = {"app_slug": self._app_slug, "state": state, "message": summary[:TEXT_CHARACTERS], "uri": link}
-        await _asked(self._client.ask, "PATCH", "workspaceagents", "me", "app-status", body=said)
+        await _call(self._client.request, "PATCH", "workspaceagents", "me", "app-status", body=said)
         return {"message": "Thanks for reporting!"}
 
 
@@ -76,7 +76,7 @@ class PersonTools:
         body = {"input": input, "template_version_id": template_version_id}
         if template_version_preset_id:
             body["template_version_preset_id"] = template_version_preset_id
-        told = await _asked(tasks.change, self._client, "POST", "tasks", user or "me", body=body)
+        told = await _call(tasks.change, self._client, "POST", "tasks", user or "me", body=body)
         created: Document = told.body
         return created
 
@@ -87,17 +87,17 @@ class PersonTools:
     ) -> Document:
         """List tasks, the newest first, at most a hundred."""
         terms = {"owner": user or "me", **({"status": status} if status else {})}
-        found = await _asked(lambda: list(tasks.listed(self._client, terms, LISTED_MOST)))
+        found = await _call(lambda: list(tasks.list_tasks(self._client, terms, MAX_LISTED)))
         return {"tasks": found}
 
     async def get_task_status(self, task_id: TaskId) -> Document:
         """Say how a task is, and what its agent says that it is doing."""
-        document = await _asked(tasks.show, self._client, _named(task_id))
+        document = await _call(tasks.show, self._client, _named(task_id))
         return {"status": document["status"], "state": document["current_state"]}
 
     async def get_task_logs(self, task_id: TaskId) -> Document:
         """Give the conversation with a task's agent."""
-        told = await _asked(lambda: self._client.ask("GET", *tasks.path_of(_named(task_id)), "logs"))
+        told = await _call(lambda: self._client.request("GET", *tasks.path_of(_named(task_id)), "logs"))
         logs: Document = told.body
         return logs
 
@@ -108,7 +108,7 @@ class PersonTools:
     ) -> Document:
         """Say something to a task's agent; while it is busy, that waits until it can be heard."""
         said = {"input": input}
-        told = await _asked(
+        told = await _call(
             lambda: tasks.change(self._client, "POST", *tasks.path_of(_named(task_id)), "send", body=said)
         )
         queued = told.headers.get("x-taskherd-queued") == "true"
@@ -116,7 +116,7 @@ class PersonTools:
 
     async def delete_task(self, task_id: TaskId) -> Document:
         """Delete a task, its agent and what the agent made."""
-        await _asked(lambda: tasks.change(self._client, "DELETE", *tasks.path_of(_named(task_id))))
+        await _call(lambda: tasks.change(self._client, "DELETE", *tasks.path_of(_named(task_id))))
         return {"message": "Task deleted successfully"}
 
 
@@ -137,11 +137,11 @@ def server(environ: Mapping[str, str]) -> MCPServer[Any]:
         made.add_tool(own.delete_task, name="coder_delete_task")
     if not (agent or person):
         advice = f"an agent is given {AGENT_TOKEN[0]} by its runner; a person sets {TOKEN} and {URL}"
-        raise ClientError(Exit.USAGE, "there is no token, so there is nothing to do", advice)
+        raise ClientError(ExitCode.USAGE, "there is no token, so there is nothing to do", advice)
     return made
 
 
-async def _asked(call: Callable[..., T], *words: Any, **more: Any) -> T:
+async def _call(call: Callable[..., T], *words: Any, **more: Any) -> T:
     """Ask the API, off the event loop; a refusal is the tool's error, for the model to read."""
     try:
         return await asyncio.to_thread(call, *words, **more)
@@ -161,5 +161,5 @@ def _first(environ: Mapping[str, str], names: tuple[str, ...]) -> str:
 def _client(environ: Mapping[str, str], names: tuple[str, ...], token: str) -> Client:
     url = _first(environ, names)
     if urlsplit(url).scheme not in {"http", "https"}:
-        raise ClientError(Exit.USAGE, f"{names[0]}: {url!r} is no URL of a server", "such as http://127.0.0.1:7080")
+        raise ClientError(ExitCode.USAGE, f"{names[0]}: {url!r} is no URL of a server", "such as http://127.0.0.1:7080")
     return Client(url, token)

@@ -8,8 +8,8 @@ from http import HTTPStatus
 from typing import Any, Final
 from uuid import UUID, uuid4
 
-from taskherd.client.errors import ClientError, Exit, Refused
-from taskherd.client.http import Client, Told
+from taskherd.client.errors import ApiError, ClientError, ExitCode
+from taskherd.client.http import ApiResponse, Client
 
 Task = Mapping[str, Any]
 """A task's document, as the API gives it."""
@@ -17,7 +17,7 @@ Task = Mapping[str, Any]
 PAGE: Final = 100
 TRIES: Final = 3
 """How often a write is sent that nobody answered for; its Idempotency-Key makes that safe."""
-WAIT_MOST: Final = 60.0
+MAX_WAIT: Final = 60.0
 """Seconds that the server waits at most within one request."""
 FAILURES: Final = ("failed", "error")
 TIMED_OUT: Final = "x-taskherd-timed-out"
@@ -29,63 +29,63 @@ def path_of(task: str) -> tuple[str, str, str]:
     owner, slash, name = task.partition("/")
     named = (owner, name) if slash else ("me", task)
     if not all(named) or "/" in name or "." in named or ".." in named:
-        raise ClientError(Exit.USAGE, f"{task!r} names no task", "expected an id, a name, or owner/name")
+        raise ClientError(ExitCode.USAGE, f"{task!r} names no task", "expected an id, a name, or owner/name")
     return ("tasks", *named)
 
 
 def show(client: Client, task: str) -> Task:
     """The task's document."""
-    body: Task = client.ask("GET", *path_of(task)).body
+    body: Task = client.request("GET", *path_of(task)).body
     return body
 
 
-def listed(client: Client, terms: Mapping[str, str], most: int) -> Iterator[Task]:
+def list_tasks(client: Client, terms: Mapping[str, str], limit: int) -> Iterator[Task]:
     """The newest tasks, at most so many, page by page."""
     query = {"q": " ".join(f'{key}:"{value}"' for key, value in terms.items())}
     after: str | None = ""
-    while most > 0 and after is not None:
-        page = client.ask(
-            "GET", "tasks", query={**query, "limit": str(min(PAGE, most)), **({"after": after} if after else {})}
+    while limit > 0 and after is not None:
+        page = client.request(
+            "GET", "tasks", query={**query, "limit": str(min(PAGE, limit)), **({"after": after} if after else {})}
         ).body
         yield from page["tasks"]
-        most -= len(page["tasks"])
+        limit -= len(page["tasks"])
         after = page.get("next")
 
 
-def change(client: Client, method: str, *path: str, body: Any = None, key: str | None = None) -> Told:
+def change(client: Client, method: str, *path: str, body: Any = None, key: str | None = None) -> ApiResponse:
     """Send a write, again where the server could not answer for it; done once by its Idempotency-Key."""
     headers = {"Idempotency-Key": key or str(uuid4())}
     for last in (*[False] * (TRIES - 1), True):
         try:
-            return client.ask(method, *path, body=body, headers=headers)
-        except Refused as error:
+            return client.request(method, *path, body=body, headers=headers)
+        except ApiError as error:
             if last or error.status not in _AWAY:
                 raise
-            time.sleep(min(error.retry_after, WAIT_MOST))
+            time.sleep(min(error.retry_after, MAX_WAIT))
     raise AssertionError  # the last try returns or raises
 
 
 def template_version(client: Client, name: str | None) -> str:
     """The active version of the template of this name or id; without one, of the only one there is."""
-    found = client.ask("GET", "templates", query={"q": "has-ai-task:true"}).body
+    found = client.request("GET", "templates", query={"q": "has-ai-task:true"}).body
     names = sorted(each["name"] for each in found)
     wanted = [each for each in found if name is None or name.lower() in (each["name"].lower(), each["id"])]
     if len(wanted) == 1:
         return str(wanted[0]["active_version_id"])
     if name is None or wanted:
         advice = f"name one with --template: {', '.join(names)}" if names else "`taskherd directory apply` loads some"
-        raise ClientError(Exit.USAGE, f"there are {len(wanted)} templates to choose from", advice)
-    raise ClientError(Exit.NOT_FOUND, f"there is no template {name!r}", f"there are: {', '.join(names) or 'none'}")
+        raise ClientError(ExitCode.USAGE, f"there are {len(wanted)} templates to choose from", advice)
+    raise ClientError(ExitCode.NOT_FOUND, f"there is no template {name!r}", f"there are: {', '.join(names) or 'none'}")
 
 
 def preset(client: Client, version: str, name: str) -> str:
     """The id of a version's preset of this name or id."""
-    found = client.ask("GET", "templateversions", version, "presets").body
+    found = client.request("GET", "templateversions", version, "presets").body
     for each in found:
         if name.lower() in (each["Name"].lower(), each["ID"]):
             return str(each["ID"])
     names = ", ".join(each["Name"] for each in found) or "none"
-    raise ClientError(Exit.NOT_FOUND, f"there is no preset {name!r}", f"there are: {names}")
+    raise ClientError(ExitCode.NOT_FOUND, f"there is no preset {name!r}", f"there are: {names}")
 
 
 def wait(
@@ -101,15 +101,15 @@ def wait(
     wanted = ",".join(dict.fromkeys((*until, *FAILURES)))
     deadline = now() + within
     while True:
-        left = max(0.0, min(WAIT_MOST, deadline - now()))
+        left = max(0.0, min(MAX_WAIT, deadline - now()))
         query = {"wait": f"{left * 1000:.0f}ms", "until": wanted}
-        told = client.ask("GET", *path, query=query, timeout=left + 30)
+        told = client.request("GET", *path, query=query, timeout=left + 30)
         if TIMED_OUT not in told.headers:
             return told.body, True
         if now() >= deadline:
             return told.body, False
 
 
-def standing(task: Task) -> tuple[str, str]:
+def status_and_state(task: Task) -> tuple[str, str]:
     """A task's status, and what its agent says it is in, "" while that is nothing."""
     return task["status"], (task["current_state"] or {}).get("state", "")

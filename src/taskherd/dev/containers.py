@@ -34,7 +34,7 @@ _POLL: Final = 0.1
 
 
 @dataclass(slots=True)
-class Identity:
+class ContainerIdentity:
     """What a container keeps over restarts, beside where a private node's data would be."""
 
     password: str
@@ -246,13 +246,15 @@ class PostgresContainer(Container):
         return False
 
 
-def _identity(home: Path) -> Identity:
+def _identity(home: Path) -> ContainerIdentity:
     """The one that the volume was made with, if there is one."""
     kept = _kept(home)
-    return Identity(**json.loads(kept.read_text())) if kept.exists() else Identity(secrets.token_hex(16))
+    return (
+        ContainerIdentity(**json.loads(kept.read_text())) if kept.exists() else ContainerIdentity(secrets.token_hex(16))
+    )
 
 
-def _keep(home: Path, identity: Identity) -> None:
+def _keep(home: Path, identity: ContainerIdentity) -> None:
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     kept = _kept(home)
     kept.touch(mode=0o600)

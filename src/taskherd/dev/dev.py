@@ -18,7 +18,7 @@ from typing import Final
 
 from taskherd.dev import first_steps, ports, processes, services
 from taskherd.errors import Unavailable
-from taskherd.runner.workspaces.processes import MARK
+from taskherd.runner.workspaces.processes import MARKER_VARIABLE
 from taskherd.store import migrate
 
 DATA: Final = Path(".taskherd")
@@ -29,7 +29,7 @@ _API_OPS_PORT: Final = 9591
 _RUNNER_OPS_PORT: Final = 9592
 _GRACE: Final = 30.0
 _UP_WITHIN: Final = 60.0
-_LOOK_EVERY: Final = 0.2
+_POLL_INTERVAL: Final = 0.2
 
 
 def run(*, services_only: bool, data: Path = DATA) -> int:
@@ -145,7 +145,7 @@ def _outlived(running: Mapping[str, subprocess.Popen[bytes]]) -> int:
             if code is not None:
                 _say(f"the {name} ended by itself with code {code}")
                 return code or 1
-        time.sleep(_LOOK_EVERY)
+        time.sleep(_POLL_INTERVAL)
 
 
 def _await_port(process: subprocess.Popen[bytes], port: int) -> None:
@@ -153,7 +153,7 @@ def _await_port(process: subprocess.Popen[bytes], port: int) -> None:
     while not ports.is_open(port):
         if process.poll() is not None or time.monotonic() > deadline:
             raise Unavailable(f"the api does not listen on port {port}; its log above says why")
-        time.sleep(_LOOK_EVERY)
+        time.sleep(_POLL_INTERVAL)
 
 
 def _end_left(data: Path) -> None:
@@ -163,7 +163,7 @@ def _end_left(data: Path) -> None:
 
 
 def _end_agents(data: Path) -> None:
-    processes.end(processes.carrying(MARK, f"{_agents(data)}/"), gently=signal.SIGKILL, within=_GRACE)
+    processes.end(processes.carrying(MARKER_VARIABLE, f"{_agents(data)}/"), gently=signal.SIGKILL, within=_GRACE)
 
 
 def _home(data: Path) -> Path:

@@ -43,7 +43,7 @@ _FAST: Final = {"fsync": "off", "full_page_writes": "off"}
 
 
 @dataclass(frozen=True, slots=True)
-class Binaries:
+class PostgresBinaries:
     """PostgreSQL's programs on this machine: their folder, where they come from and the version."""
 
     folder: Path
@@ -52,7 +52,7 @@ class Binaries:
 
 
 @dataclass(slots=True)
-class Identity:
+class PostgresIdentity:
     """What a server keeps over restarts."""
 
     password: str
@@ -60,7 +60,7 @@ class Identity:
     port: int | None = None
 
 
-def find() -> Binaries | Missing:
+def find() -> PostgresBinaries | Missing:
     """Look for PostgreSQL >= 15: the wheel's first, then the machine's newest, then the path's."""
     too_old = ""
     for folder, origin in _places():
@@ -68,7 +68,7 @@ def find() -> Binaries | Missing:
         if version is None:
             continue
         if int(version.split(".")[0]) >= OLDEST:
-            return Binaries(folder, origin, version)
+            return PostgresBinaries(folder, origin, version)
         too_old = f"PostgreSQL {version} in {folder} is older than 15"
     return Missing(too_old or f"neither the {WHEEL} wheel nor a PostgreSQL server on this machine")
 
@@ -82,12 +82,12 @@ def options(*, fast: bool, **own: str) -> list[str]:
 class PostgresNode:
     """One private server in the folder `home`; a second one on the same folder finds the first one's data."""
 
-    def __init__(self, binaries: Binaries, home: Path, *, fast: bool = False) -> None:
+    def __init__(self, binaries: PostgresBinaries, home: Path, *, fast: bool = False) -> None:
         self.binaries = binaries
         self.home = home.absolute()
         self._cluster = self.home / "cluster"
         self._fast = fast
-        self._identity = Identity(secrets.token_hex(16), binaries.version)
+        self._identity = PostgresIdentity(secrets.token_hex(16), binaries.version)
         self._server: subprocess.Popen[bytes] | None = None
 
     @property
@@ -169,7 +169,7 @@ class PostgresNode:
         self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
         kept = self.home / "node.json"
         if kept.exists() and (self._cluster / "PG_VERSION").exists():
-            self._identity = Identity(**json.loads(kept.read_text()))
+            self._identity = PostgresIdentity(**json.loads(kept.read_text()))
             self._expect_same_major()
             return
         shutil.rmtree(self._cluster, ignore_errors=True)  # of a first start that did not come to its end

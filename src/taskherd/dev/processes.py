@@ -36,7 +36,7 @@ __all__ = [
     "tree",
 ]
 
-MARK: Final = "PRIVATE_NODE_OF_TASKHERD"
+MARKER_VARIABLE: Final = "PRIVATE_NODE_OF_TASKHERD"
 _POLL: Final = 0.05
 _GONE: Final = (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied)
 
@@ -57,7 +57,7 @@ def spawn(argv: Sequence[str | Path], *, home: Path, env: Mapping[str, str], log
 
 def marked(env: Mapping[str, str], home: Path) -> dict[str, str]:
     """The environment of a process that belongs to the node in `home`."""
-    return {**env, MARK: str(home)}
+    return {**env, MARKER_VARIABLE: str(home)}
 
 
 def belonging_to(home: Path) -> list[Process]:
@@ -147,7 +147,7 @@ def await_ready(
 
 def _belongs(process: Process, home: Path) -> bool:
     with suppress(*_GONE):
-        if process.environ().get(MARK) == str(home):
+        if process.environ().get(MARKER_VARIABLE) == str(home):
             return True
     with suppress(*_GONE):
         if not process.name().startswith("postgres"):

@@ -32,7 +32,7 @@ SETTLE: Final = "mnesia:sync_log()."
 
 
 @dataclass(frozen=True, slots=True)
-class Binaries:
+class RabbitBinaries:
     """RabbitMQ's scripts on this machine: the folder that holds them and the version."""
 
     folder: Path
@@ -40,7 +40,7 @@ class Binaries:
 
 
 @dataclass(slots=True)
-class Identity:
+class RabbitIdentity:
     """What a node keeps over restarts; its data are found by its name."""
 
     name: str
@@ -50,7 +50,7 @@ class Identity:
     epmd_port: int | None = None
 
 
-def find() -> Binaries | Missing:
+def find() -> RabbitBinaries | Missing:
     """Look for RabbitMQ >= 4.0 where distributions put its scripts, then in the path."""
     found = shutil.which("rabbitmq-server")
     places = [Path(place) for place in _PLACES] + ([Path(found).resolve().parent] if found else [])
@@ -60,7 +60,7 @@ def find() -> Binaries | Missing:
         if version is None:
             continue
         if tuple(int(part) for part in version.split(".")[:2]) >= OLDEST:
-            return Binaries(place, version)
+            return RabbitBinaries(place, version)
         too_old = f"RabbitMQ {version} in {place} is older than 4.0"
     return Missing(too_old or "no rabbitmq-server on this machine")
 
@@ -78,7 +78,7 @@ def speaks_amqp(port: int | None) -> bool:
 class RabbitNode:
     """One private node in the folder `home`; a second one on the same folder finds the first one's data."""
 
-    def __init__(self, binaries: Binaries, home: Path) -> None:
+    def __init__(self, binaries: RabbitBinaries, home: Path) -> None:
         self.binaries = binaries
         self.home = home.absolute()
         self._identity = _identity(self.home)
@@ -238,12 +238,12 @@ class RabbitNode:
         return {**ours, **({"LANG": os.environ["LANG"]} if "LANG" in os.environ else {})}
 
 
-def _identity(home: Path) -> Identity:
+def _identity(home: Path) -> RabbitIdentity:
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     kept = home / "node.json"
     if kept.exists():
-        return Identity(**json.loads(kept.read_text()))
-    return Identity(name=f"taskherd-{secrets.token_hex(4)}@localhost", password=secrets.token_hex(16))
+        return RabbitIdentity(**json.loads(kept.read_text()))
+    return RabbitIdentity(name=f"taskherd-{secrets.token_hex(4)}@localhost", password=secrets.token_hex(16))
 
 
 def _version(folder: Path) -> str | None:

@@ -18,7 +18,7 @@ from typing import Final
 from taskherd.dev import apt, containers, docker_engine, postgres, rabbitmq
 from taskherd.dev.postgres import PostgresNode
 from taskherd.dev.rabbitmq import RabbitNode
-from taskherd.dev.sources import Broker, Database, Given, Missing
+from taskherd.dev.sources import Broker, Database, ExternalService, Missing
 from taskherd.errors import Misconfigured
 
 AMQP_URL: Final = "TASKHERD_AMQP_URL"
@@ -59,15 +59,15 @@ def start(
                 amqp_url=amqp.url,
                 database_url=pg.url,
                 described=[amqp.described, pg.described],
-                rabbit=None if isinstance(amqp, Given) else amqp,
-                postgres=None if isinstance(pg, Given) else pg,
+                rabbit=None if isinstance(amqp, ExternalService) else amqp,
+                postgres=None if isinstance(pg, ExternalService) else pg,
             )
         finally:
             for stopped in [pool.submit(_stop, started) for started in (broker, database)]:
                 stopped.result()
 
 
-def _stop(started: Future[Given | Broker] | Future[Given | Database]) -> None:
+def _stop(started: Future[ExternalService | Broker] | Future[ExternalService | Database]) -> None:
     """Stop what came up, also when it does so only after the other one has failed."""
     if started.exception() is None:
         started.result().stop()
@@ -81,9 +81,9 @@ def start_broker(home: Path, announce: Announce, *, fast: bool) -> Broker:
     return node
 
 
-def _rabbitmq(home: Path, environ: Mapping[str, str], announce: Announce, fast: bool) -> Given | Broker:  # noqa: FBT001
+def _rabbitmq(home: Path, environ: Mapping[str, str], announce: Announce, fast: bool) -> ExternalService | Broker:  # noqa: FBT001
     if url := environ.get(AMQP_URL):
-        return _given(url, f"RabbitMQ from {AMQP_URL}", announce)
+        return _external(url, f"RabbitMQ from {AMQP_URL}", announce)
     return start_broker(home, announce, fast=fast)
 
 
@@ -108,9 +108,9 @@ def _broker(home: Path, announce: Announce, *, fast: bool) -> Broker:
     return RabbitNode(found, home)
 
 
-def _postgres(home: Path, environ: Mapping[str, str], announce: Announce, fast: bool) -> Given | Database:  # noqa: FBT001
+def _postgres(home: Path, environ: Mapping[str, str], announce: Announce, fast: bool) -> ExternalService | Database:  # noqa: FBT001
     if url := environ.get(DATABASE_URL):
-        return _given(url, f"PostgreSQL from {DATABASE_URL}", announce)
+        return _external(url, f"PostgreSQL from {DATABASE_URL}", announce)
     node = _database(home, fast=fast)
     node.start()
     announce(node.described)
@@ -132,9 +132,9 @@ def _database(home: Path, *, fast: bool) -> Database:
     )
 
 
-def _given(url: str, described: str, announce: Announce) -> Given:
+def _external(url: str, described: str, announce: Announce) -> ExternalService:
     announce(described)
-    return Given(url, described)
+    return ExternalService(url, described)
 
 
 @contextmanager

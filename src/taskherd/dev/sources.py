@@ -85,7 +85,7 @@ class Database(Node, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class ExternalService:
     """A service that somebody else runs, named by a setting."""
 
     url: str

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from taskherd.domain.reports import JobStatus, Transition
-from taskherd.domain.task import ASKED_KEPT, BUILD_MOST, Deletion, Memory, ask
+from taskherd.domain.task import MAX_BUILD_NUMBER, MAX_REQUESTED_BUILDS, Deletion, TaskState, request_build
 from taskherd.domain.value import replace
 
 if TYPE_CHECKING:
@@ -16,45 +16,45 @@ if TYPE_CHECKING:
     from taskherd.backoff import Backoff
 
 
-def first(task_id: UUID, now: datetime) -> Memory:
+def initial_state(task_id: UUID, now: datetime) -> TaskState:
     """The memory of a task that was just created: its first build, a start, is asked for."""
-    held, number = ask(task_id, None, Transition.START, now)
-    return Memory(build=held, asked={number: Transition.START}, unanswered=number)
+    stamped, number = request_build(task_id, None, Transition.START, now)
+    return TaskState(build=stamped, requested_builds={number: Transition.START}, pending_build=number)
 
 
-def exhausted(memory: Memory) -> bool:
+def is_exhausted(state: TaskState) -> bool:
     """Whether no build number is left to ask under."""
-    return memory.number >= BUILD_MOST
+    return state.number >= MAX_BUILD_NUMBER
 
 
-def request(task_id: UUID, memory: Memory, transition: Transition, now: datetime) -> Memory:
+def request_next_build(task_id: UUID, state: TaskState, transition: Transition, now: datetime) -> TaskState:
     """The memory after asking for the next build."""
-    held, number = ask(task_id, memory, transition, now)
-    asked = {**memory.asked, number: transition}
-    if len(asked) > ASKED_KEPT:
+    stamped, number = request_build(task_id, state, transition, now)
+    asked = {**state.requested_builds, number: transition}
+    if len(asked) > MAX_REQUESTED_BUILDS:
         del asked[min(asked)]
-    return replace(memory, build=held, asked=asked, unanswered=number)
+    return replace(state, build=stamped, requested_builds=asked, pending_build=number)
 
 
-def pursue_delete(task_id: UUID, memory: Memory, now: datetime, backoff: Backoff) -> Memory:
+def advance_delete(task_id: UUID, state: TaskState, now: datetime, backoff: Backoff) -> TaskState:
     """The memory of a deleted task one step on: its delete asked for, waited for, retried or done.
 
     A delete begins when no other build is active. One that failed or was given up is asked for again, after a backoff,
     under the next number.
     """
-    deletion = memory.deletion
-    if deletion is None or deletion.done or memory.active:
-        return memory
-    deleting = memory.build.report.transition is Transition.DELETE
-    if deleting and memory.job is JobStatus.SUCCEEDED:
-        return replace(memory, deletion=Deletion(deletion.attempts, None, done=True))
-    if exhausted(memory):
-        return memory
+    deletion = state.deletion
+    if deletion is None or deletion.done or state.active:
+        return state
+    deleting = state.build.report.transition is Transition.DELETE
+    if deleting and state.job is JobStatus.SUCCEEDED:
+        return replace(state, deletion=Deletion(deletion.attempts, None, done=True))
+    if is_exhausted(state):
+        return state
     if deletion.attempts == 0 or (deletion.retry_at is not None and now >= deletion.retry_at):
-        after = request(task_id, memory, Transition.DELETE, now)
+        after = request_next_build(task_id, state, Transition.DELETE, now)
         return replace(after, deletion=Deletion(deletion.attempts + 1))
     if deletion.retry_at is None:
         return replace(
-            memory, deletion=replace(deletion, retry_at=now + timedelta(seconds=backoff.longest(deletion.attempts)))
+            state, deletion=replace(deletion, retry_at=now + timedelta(seconds=backoff.longest(deletion.attempts)))
         )
-    return memory
+    return state

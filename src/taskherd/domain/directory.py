@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 @value(frozen=True, slots=True)
-class Names:
+class DirectoryNames:
     """The names, icon and avatar that a document is rendered with; read anew whenever the directory has changed."""
 
     owner_name: str

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from taskherd.domain import explanations
-from taskherd.domain.reports import Health, State
+from taskherd.domain.reports import AgentState, Health
 from taskherd.domain.view import (
     AGENT_STATUS,
     APP_STATUS,
@@ -17,16 +17,16 @@ from taskherd.domain.view import (
     Status,
     agent_of,
     app_health_of,
-    counts,
+    current_app_status,
     health_of,
-    said,
+    is_current,
     state_of,
 )
 
 if TYPE_CHECKING:
-    from taskherd.domain.liveness import Patience
-    from taskherd.domain.task import Facet, Held, Memory
-    from taskherd.domain.view import CurrentState, HealthVerdict
+    from taskherd.domain.liveness import Timeouts
+    from taskherd.domain.task import Facet, Stamped, TaskState
+    from taskherd.domain.view import AgentHealth, CurrentState
 
 V = TypeVar("V")
 
@@ -37,77 +37,77 @@ _OF_LIFECYCLE = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Because(Generic[V]):
+class Reason(Generic[V]):
     """A value, the rule that gave it, a sentence for people, and the report that decided (None: no report did)."""
 
     value: V
     rule: str
-    because: str
-    report: Held[Facet] | None = None
+    explanation: str
+    report: Stamped[Facet] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
     """Why a task has its status, its state and its agent's health."""
 
-    status: Because[Status]
-    current_state: Because[CurrentState | None]
-    health: Because[HealthVerdict | None]
+    status: Reason[Status]
+    current_state: Reason[CurrentState | None]
+    health: Reason[AgentHealth | None]
 
 
-def explain(memory: Memory, patience: Patience) -> Explanation:
+def explain(state: TaskState, timeouts: Timeouts) -> Explanation:
     """Everything that is derived from this memory, each with its reason."""
-    status = _status(memory, patience)
-    return Explanation(status, _state(memory, status.value), _health(memory, patience))
+    status = _status(state, timeouts)
+    return Explanation(status, _state(state, status.value), _health(state, timeouts))
 
 
-def _status(memory: Memory, patience: Patience) -> Because[Status]:
-    transition = memory.build.report.transition
-    build = BUILD_STATUS.get((transition, memory.job), Status.UNKNOWN)
+def _status(state: TaskState, timeouts: Timeouts) -> Reason[Status]:
+    transition = state.build.report.transition
+    build = BUILD_STATUS.get((transition, state.job), Status.UNKNOWN)
     if build is not Status.ACTIVE:
-        rule = "build.given_up" if memory.gave_up else f"build.{transition}.{memory.job}"
-        return Because(build, rule, explanations.build(memory, patience), _reported(memory))
-    agent = agent_of(memory)
+        rule = "build.given_up" if state.build_timed_out else f"build.{transition}.{state.job}"
+        return Reason(build, rule, explanations.build(state, timeouts), _reported(state))
+    agent = agent_of(state)
     if agent is None:
-        return Because(Status.INITIALIZING, "agent.none", explanations.no_agent(memory), _reported(memory))
-    lifecycle = _lifecycle(memory)
+        return Reason(Status.INITIALIZING, "agent.none", explanations.no_agent(state), _reported(state))
+    lifecycle = _lifecycle(state)
     running = AGENT_STATUS.get(agent.lifecycle, Status.UNKNOWN)
     if running is not Status.ACTIVE:
-        return Because(running, f"agent.{agent.lifecycle}", explanations.agent(agent.lifecycle), lifecycle)
-    health = app_health_of(memory)
-    named: Held[Facet] | None = memory.app if counts(memory, memory.app) else None
-    checked: Held[Facet] | None = memory.app_health if counts(memory, memory.app_health) else None
+        return Reason(running, f"agent.{agent.lifecycle}", explanations.agent(agent.lifecycle), lifecycle)
+    health = app_health_of(state)
+    named: Stamped[Facet] | None = state.app if is_current(state, state.app) else None
+    checked: Stamped[Facet] | None = state.app_health if is_current(state, state.app_health) else None
     report = checked or (lifecycle if health is Health.DISABLED else named)
-    return Because(APP_STATUS[health], f"app.{health}", explanations.APP[health], report)
+    return Reason(APP_STATUS[health], f"app.{health}", explanations.APP[health], report)
 
 
-def _reported(memory: Memory) -> Held[Facet] | None:
+def _reported(state: TaskState) -> Stamped[Facet] | None:
     """The build's report, unless the worker's own asking, or its giving up, is what decides."""
-    return memory.build if memory.build.report.seq >= 0 and not memory.gave_up else None
+    return state.build if state.build.report.seq >= 0 and not state.build_timed_out else None
 
 
-def _lifecycle(memory: Memory) -> Held[Facet] | None:
-    return memory.lifecycle if counts(memory, memory.lifecycle) else None
+def _lifecycle(state: TaskState) -> Stamped[Facet] | None:
+    return state.lifecycle if is_current(state, state.lifecycle) else None
 
 
-def _state(memory: Memory, status: Status) -> Because[CurrentState | None]:
-    value = state_of(memory, status, agent_of(memory))
-    held = said(memory)
+def _state(state: TaskState, status: Status) -> Reason[CurrentState | None]:
+    value = state_of(state, status, agent_of(state))
+    stamped = current_app_status(state)
     if value is None:
-        return Because(None, "app_status.none", explanations.NOTHING_SAID)
-    if held is not None:
-        return Because(value, f"app_status.{value.state}", explanations.said(held.report.key[0]), held)
-    if value.state == State.FAILED:
-        return Because(value, "build.failed", explanations.failed(memory), _reported(memory))
-    return Because(value, "start_up", explanations.COMING_UP, _reported(memory))
+        return Reason(None, "app_status.none", explanations.NOTHING_REPORTED)
+    if stamped is not None:
+        return Reason(value, f"app_status.{value.state}", explanations.reported_state(stamped.report.key[0]), stamped)
+    if value.state == AgentState.FAILED:
+        return Reason(value, "build.failed", explanations.failed_build(state), _reported(state))
+    return Reason(value, "start_up", explanations.COMING_UP, _reported(state))
 
 
-def _health(memory: Memory, patience: Patience) -> Because[HealthVerdict | None]:
-    value = health_of(memory, agent_of(memory))
+def _health(state: TaskState, timeouts: Timeouts) -> Reason[AgentHealth | None]:
+    value = health_of(state, agent_of(state))
     if value is None:
-        return Because(None, "agent.none", explanations.NO_AGENT)
-    connection: Held[Facet] | None = memory.connection if counts(memory, memory.connection) else None
+        return Reason(None, "agent.none", explanations.NO_AGENT)
+    connection: Stamped[Facet] | None = state.connection if is_current(state, state.connection) else None
     if value.reason is None:
-        return Because(value, "healthy", explanations.healthy(patience), connection)
-    report = _lifecycle(memory) if value.reason in _OF_LIFECYCLE else connection
-    return Because(value, value.reason.replace(" ", "_"), explanations.unwell(value.reason, patience), report)
+        return Reason(value, "healthy", explanations.healthy(timeouts), connection)
+    report = _lifecycle(state) if value.reason in _OF_LIFECYCLE else connection
+    return Reason(value, value.reason.replace(" ", "_"), explanations.unhealthy(value.reason, timeouts), report)

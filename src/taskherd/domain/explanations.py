@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import timedelta
 
-    from taskherd.domain.liveness import Patience
-    from taskherd.domain.task import Memory
+    from taskherd.domain.liveness import Timeouts
+    from taskherd.domain.task import TaskState
 
-_WHAT: Final[Mapping[Transition, str]] = {
+_TRANSITION_NAMES: Final[Mapping[Transition, str]] = {
     Transition.START: "starts the workspace",
     Transition.STOP: "stops the workspace",
     Transition.DELETE: "deletes the workspace",
@@ -36,7 +36,7 @@ APP: Final[Mapping[Health, str]] = {
     ),
 }
 
-NOTHING_SAID: Final = (
+NOTHING_REPORTED: Final = (
     "The agent has said nothing about what it does since its build began. Its first status report changes this."
 )
 COMING_UP: Final = (
@@ -47,7 +47,7 @@ NO_AGENT: Final = (
     " reports changes this."
 )
 
-_UNWELL: Final[Mapping[str, str]] = {
+_UNHEALTHY: Final[Mapping[str, str]] = {
     "agent is not running": "The agent said that it is off. The next start of the workspace changes this.",
     "agent has not yet connected": (
         "No heartbeat of the agent has come yet. Its first one makes it healthy; after {connect} without any it counts"
@@ -68,51 +68,52 @@ _UNWELL: Final[Mapping[str, str]] = {
 }
 
 
-def build(memory: Memory, patience: Patience) -> str:
+def build(state: TaskState, timeouts: Timeouts) -> str:
     """Why the latest build keeps the task from being active."""
-    what = f"Build {memory.number}, which {_WHAT[memory.build.report.transition]},"
-    if memory.gave_up:
-        return f"{what} was given up: {memory.error} {_again(memory)} A late report of the build would count too."
-    if memory.unanswered == memory.number:
+    what = f"Build {state.number}, which {_TRANSITION_NAMES[state.build.report.transition]},"
+    if state.build_timed_out:
+        return f"{what} was given up: {state.error} {_again(state)} A late report of the build would count too."
+    if state.pending_build == state.number:
         return (
             f"{what} was asked for, and no runner has taken it up yet. The first report about it changes this;"
-            f" after {long(patience.request_ttl)} without any it counts as failed."
+            f" after {format_duration(timeouts.request_ttl)} without any it counts as failed."
         )
-    return f"{what} {_job(memory, patience)}"
+    return f"{what} {_job(state, timeouts)}"
 
 
-def _job(memory: Memory, patience: Patience) -> str:
-    match memory.job:
+def _job(state: TaskState, timeouts: Timeouts) -> str:
+    match state.job:
         case JobStatus.FAILED:
-            error = f": {memory.error}" if memory.error else ""
+            error = f": {state.error}" if state.error else ""
             told = f"failed{error}".rstrip(".")
-            return f"{told}. {_again(memory)}"
+            return f"{told}. {_again(state)}"
         case JobStatus.CANCELING:
             return "is being canceled. When it is reported as canceled, the task can be resumed."
         case JobStatus.CANCELED:
-            return f"was canceled. {_again(memory)}"
+            return f"was canceled. {_again(state)}"
         case JobStatus.PENDING | JobStatus.RUNNING:
-            under = "waits for its turn" if memory.job is JobStatus.PENDING else "is under way"
-            then = "the agent comes up" if memory.starting else "the task is paused"
+            under = "waits for its turn" if state.job is JobStatus.PENDING else "is under way"
+            then = "the agent comes up" if state.starting else "the task is paused"
             return (
-                f"{under}. When it is reported as done, {then}; after {long(patience.build_timeout)} without a word"
+                f"{under}. When it is reported as done, {then}; after {format_duration(timeouts.build_timeout)} "
+                f"without a word"
                 " about it, it counts as failed."
             )
         case JobStatus.SUCCEEDED:
             return "is done. Resume the task to start the workspace again."
 
 
-def _again(memory: Memory) -> str:
-    deleting = memory.build.report.transition is Transition.DELETE
+def _again(state: TaskState) -> str:
+    deleting = state.build.report.transition is Transition.DELETE
     return "It is asked for again by itself." if deleting else "Resume the task to try again."
 
 
-def no_agent(memory: Memory) -> str:
+def no_agent(state: TaskState) -> str:
     """Why a task whose build is well has no agent."""
-    if memory.job is JobStatus.RUNNING:
-        return f"Build {memory.number} is starting the workspace. Its agent is expected to report when that is done."
+    if state.job is JobStatus.RUNNING:
+        return f"Build {state.number} is starting the workspace. Its agent is expected to report when that is done."
     return (
-        f"Build {memory.number} has started the workspace, but no agent has been heard of in it. The agent's first"
+        f"Build {state.number} has started the workspace, but no agent has been heard of in it. The agent's first"
         " report changes this."
     )
 
@@ -129,27 +130,31 @@ def agent(lifecycle: Lifecycle) -> str:
     )
 
 
-def said(number: int) -> str:
+def reported_state(number: int) -> str:
     """Why a state that the agent reported stands."""
     return f"The agent said so itself, in build {number}. Its next status report replaces it."
 
 
-def failed(memory: Memory) -> str:
+def failed_build(state: TaskState) -> str:
     """Why a failed build shows as the agent's state."""
-    return f"Build {memory.number} failed, so its agent can't say anything. {_again(memory)}"
+    return f"Build {state.number} failed, so its agent can't say anything. {_again(state)}"
 
 
-def healthy(patience: Patience) -> str:
+def healthy(timeouts: Timeouts) -> str:
     """Why an agent is well."""
-    return f"The agent's heartbeats come. Silent for {long(patience.agent_lost_after)}, it would count as lost."
+    return (
+        f"The agent's heartbeats come. Silent for {format_duration(timeouts.agent_lost_after)}, it would count as lost."
+    )
 
 
-def unwell(reason: str, patience: Patience) -> str:
+def unhealthy(reason: str, timeouts: Timeouts) -> str:
     """Why an agent is not well."""
-    return _UNWELL[reason].format(lost=long(patience.agent_lost_after), connect=long(patience.agent_connect_timeout))
+    return _UNHEALTHY[reason].format(
+        lost=format_duration(timeouts.agent_lost_after), connect=format_duration(timeouts.agent_connect_timeout)
+    )
 
 
-def long(time: timedelta) -> str:
+def format_duration(time: timedelta) -> str:
     """A length of time in words."""
     seconds = time.total_seconds()
     return f"{seconds / 60:g} minutes" if seconds >= 120 else f"{seconds:g} seconds"  # noqa: PLR2004 - two minutes

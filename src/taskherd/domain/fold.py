@@ -23,9 +23,9 @@ from taskherd.domain.reports import (
     TaskInput,
     TaskLog,
     WorkspaceBuild,
-    canonical,
+    canonical_json,
 )
-from taskherd.domain.task import BUILDS_KEPT, Held, Memory
+from taskherd.domain.task import MAX_TRACKED_BUILDS, Stamped, TaskState
 from taskherd.domain.value import replace, value
 
 if TYPE_CHECKING:
@@ -38,107 +38,109 @@ F = TypeVar("F", WorkspaceBuild, AgentLifecycle, AgentHeartbeat | AgentDisconnec
 
 
 @value(frozen=True, slots=True)
-class Folded:
+class FoldResult:
     """The memory after a report, and what became of the report: applied, stale or a conflict."""
 
-    memory: Memory
+    state: TaskState
     outcome: ReportOutcome
 
 
-def numbered(report: Report, memory: Memory | None) -> Report:
+def with_build_number(report: Report, state: TaskState | None) -> Report:
     """The report with its build number known: the task's latest build when we take it, 1 while there is none."""
     if report.build_number is not None:
         return report
-    return replace(report, build_number=memory.number if memory else 1)
+    return replace(report, build_number=state.number if state else 1)
 
 
-def fold(memory: Memory, report: Report, now: datetime) -> Folded:  # noqa: PLR0911 - one return for each facet
+def fold(state: TaskState, report: Report, now: datetime) -> FoldResult:  # noqa: PLR0911 - one return for each facet
     """Fold a report whose build number is known, taken at ``now``, into the memory.
 
     Log entries and input outcomes are not part of the memory, so they leave it as it is.
     """
     match report:
         case WorkspaceBuild():
-            return _build(memory, report, now)
+            return _build(state, report, now)
         case AgentLifecycle():
-            appeared = _appear(memory, report, now)
-            held = _greater(memory.lifecycle, report, now)
-            return _folded(memory, replace(appeared, lifecycle=held) if held is not memory.lifecycle else appeared)
+            first_seen = _record_first_seen(state, report, now)
+            stamped = _greater(state.lifecycle, report, now)
+            return _fold_result(
+                state, replace(first_seen, lifecycle=stamped) if stamped is not state.lifecycle else first_seen
+            )
         case AgentHeartbeat():
-            return Folded(_heartbeat(memory, report, now), ReportOutcome.APPLIED)
+            return FoldResult(_heartbeat(state, report, now), ReportOutcome.APPLIED)
         case AgentDisconnected():
-            return _folded(memory, _connection(_appear(memory, report, now), report, now))
+            return _fold_result(state, _connection(_record_first_seen(state, report, now), report, now))
         case AppHealth():
-            health = _greater(memory.app_health, report, now)
-            return _folded(memory, memory if health is memory.app_health else replace(memory, app_health=health))
+            health = _greater(state.app_health, report, now)
+            return _fold_result(state, state if health is state.app_health else replace(state, app_health=health))
         case AppStatus():
-            status = _greater(memory.app_status, report, now)
-            return _folded(memory, memory if status is memory.app_status else replace(memory, app_status=status))
+            status = _greater(state.app_status, report, now)
+            return _fold_result(state, state if status is state.app_status else replace(state, app_status=status))
         case TaskLog() | TaskInput():
-            return Folded(memory, ReportOutcome.APPLIED)
+            return FoldResult(state, ReportOutcome.APPLIED)
         case _:
             assert_never(report)
 
 
-def _folded(before: Memory, after: Memory) -> Folded:
-    return Folded(after, ReportOutcome.STALE if after is before else ReportOutcome.APPLIED)
+def _fold_result(before: TaskState, after: TaskState) -> FoldResult:
+    return FoldResult(after, ReportOutcome.STALE if after is before else ReportOutcome.APPLIED)
 
 
-def _build(memory: Memory, report: WorkspaceBuild, now: datetime) -> Folded:
+def _build(state: TaskState, report: WorkspaceBuild, now: datetime) -> FoldResult:
     number = report.key[0]
-    if memory.asked.get(number, report.transition) is not report.transition:
-        return Folded(memory, ReportOutcome.CONFLICT)
-    after = _appear(memory, report, now) if report.agent_id else memory
-    build = _greater(memory.build, report, now)
-    workspace = _greater(memory.workspace, report, now) if report.workspace else memory.workspace
-    runner = _greater(memory.runner, report, now) if report.runner else memory.runner
-    agent = _greater(memory.agent, report, now) if report.agent_id else memory.agent
-    app = _greater(memory.app, report, now) if report.app else memory.app
-    before = (memory.build, memory.workspace, memory.runner, memory.agent, memory.app)
+    if state.requested_builds.get(number, report.transition) is not report.transition:
+        return FoldResult(state, ReportOutcome.CONFLICT)
+    after = _record_first_seen(state, report, now) if report.agent_id else state
+    build = _greater(state.build, report, now)
+    workspace = _greater(state.workspace, report, now) if report.workspace else state.workspace
+    runner = _greater(state.runner, report, now) if report.runner else state.runner
+    agent = _greater(state.agent, report, now) if report.agent_id else state.agent
+    app = _greater(state.app, report, now) if report.app else state.app
+    before = (state.build, state.workspace, state.runner, state.agent, state.app)
     named = (build, workspace, runner, agent, app)
     if any(new is not old for new, old in zip(named, before, strict=True)):
         after = replace(after, build=build, workspace=workspace, runner=runner, agent=agent, app=app)
-    if build is not memory.build:
-        after = replace(after, given_up=None)
-    if memory.unanswered == number:
-        after = replace(after, unanswered=None)
-    return _folded(memory, after)
+    if build is not state.build:
+        after = replace(after, timed_out=None)
+    if state.pending_build == number:
+        after = replace(after, pending_build=None)
+    return _fold_result(state, after)
 
 
-def _heartbeat(memory: Memory, report: AgentHeartbeat, now: datetime) -> Memory:
+def _heartbeat(state: TaskState, report: AgentHeartbeat, now: datetime) -> TaskState:
     number = report.key[0]
-    after = _connection(_appear(memory, report, now), report, now)
+    after = _connection(_record_first_seen(state, report, now), report, now)
     silence = after.silence
     if silence is not None and silence.build_number == number:
         silence = None
-    return replace(after, heard=_keep(after.heard, number, now), silence=silence)
+    return replace(after, last_heartbeat=_keep_latest_builds(after.last_heartbeat, number, now), silence=silence)
 
 
-def _connection(memory: Memory, report: AgentHeartbeat | AgentDisconnected, now: datetime) -> Memory:
-    held = _greater(memory.connection, report, now)
-    return memory if held is memory.connection else replace(memory, connection=held)
+def _connection(state: TaskState, report: AgentHeartbeat | AgentDisconnected, now: datetime) -> TaskState:
+    stamped = _greater(state.connection, report, now)
+    return state if stamped is state.connection else replace(state, connection=stamped)
 
 
-def _appear(memory: Memory, report: Report, now: datetime) -> Memory:
+def _record_first_seen(state: TaskState, report: Report, now: datetime) -> TaskState:
     number = report.key[0]
-    if number in memory.appeared:
-        return memory
-    appeared = _keep(memory.appeared, number, now)
-    return replace(memory, appeared=appeared) if number in appeared else memory
+    if number in state.first_seen:
+        return state
+    first_seen = _keep_latest_builds(state.first_seen, number, now)
+    return replace(state, first_seen=first_seen) if number in first_seen else state
 
 
-def _keep(kept: Mapping[int, datetime], number: int, at: datetime) -> Mapping[int, datetime]:
+def _keep_latest_builds(kept: Mapping[int, datetime], number: int, at: datetime) -> Mapping[int, datetime]:
     """The map with this build's instant, cut to the highest builds."""
     after = {**kept, number: at}
-    if len(after) > BUILDS_KEPT:
+    if len(after) > MAX_TRACKED_BUILDS:
         del after[min(after)]
     return after
 
 
-def _greater(held: Held[F] | None, report: F, now: datetime) -> Held[F]:
+def _greater(stamped: Stamped[F] | None, report: F, now: datetime) -> Stamped[F]:
     """The facet after the report: what was held, or the report if it is greater."""
-    if held is None or report.key > held.report.key:
-        return Held(report, now)
-    if report.key == held.report.key and canonical(report) > canonical(held.report):
-        return Held(report, now)
-    return held
+    if stamped is None or report.key > stamped.report.key:
+        return Stamped(report, now)
+    if report.key == stamped.report.key and canonical_json(report) > canonical_json(stamped.report):
+        return Stamped(report, now)
+    return stamped

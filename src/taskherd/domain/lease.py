@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from taskherd.domain.reports import AgentHeartbeat
-from taskherd.domain.task import Held
+from taskherd.domain.task import Stamped
 from taskherd.domain.value import replace, value
-from taskherd.domain.view import connected, counts
+from taskherd.domain.view import is_connected, is_current
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from taskherd.domain.reports import Report
-    from taskherd.domain.task import Memory, Task
+    from taskherd.domain.task import Task, TaskState
 
 
 @value(frozen=True, slots=True)
@@ -34,29 +34,36 @@ class Lease:
     heard_at: datetime
 
 
-def plain(memory: Memory) -> bool:
+def is_steady(state: TaskState) -> bool:
     """Whether another heartbeat of this build and agent, with any other seq, changes nothing that a reader sees."""
-    held = memory.connection
-    if held is None or not counts(memory, held) or not isinstance(held.report, AgentHeartbeat) or not connected(memory):
+    stamped = state.connection
+    if (
+        stamped is None
+        or not is_current(state, stamped)
+        or not isinstance(stamped.report, AgentHeartbeat)
+        or not is_connected(state)
+    ):
         return False
-    lifecycle = memory.lifecycle
-    if (memory.agent and counts(memory, memory.agent)) or held.report.agent_id is None:
+    lifecycle = state.lifecycle
+    if (state.agent and is_current(state, state.agent)) or stamped.report.agent_id is None:
         return True
-    if lifecycle is None or not counts(memory, lifecycle) or lifecycle.report.agent_id is None:
+    if lifecycle is None or not is_current(state, lifecycle) or lifecycle.report.agent_id is None:
         return True
-    return lifecycle.report.agent_id == held.report.agent_id or held.report.seq > lifecycle.report.seq
+    return lifecycle.report.agent_id == stamped.report.agent_id or stamped.report.seq > lifecycle.report.seq
 
 
-def of(task_id: UUID, memory: Memory) -> Lease | None:
+def lease_of(task_id: UUID, state: TaskState) -> Lease | None:
     """The lease of a task with this memory; None unless it is plain."""
-    held = memory.connection
-    if held is None or not plain(memory):
+    stamped = state.connection
+    if stamped is None or not is_steady(state):
         return None
-    report = held.report
-    return Lease(task_id, memory.number, report.agent_id, report.seq, report.observed_at, memory.heard[memory.number])
+    report = stamped.report
+    return Lease(
+        task_id, state.number, report.agent_id, report.seq, report.observed_at, state.last_heartbeat[state.number]
+    )
 
 
-def merged(memory: Memory, lease: Lease) -> Memory:
+def merge_lease(state: TaskState, lease: Lease) -> TaskState:
     """The memory with what the lease has seen since the task was last written."""
     report = AgentHeartbeat(
         task_id=lease.task_id,
@@ -65,12 +72,12 @@ def merged(memory: Memory, lease: Lease) -> Memory:
         observed_at=lease.observed_at,
         agent_id=lease.agent_id,
     )
-    heard = {**memory.heard, lease.build_number: lease.heard_at}
-    return replace(memory, connection=Held(report, lease.heard_at), heard=heard)
+    last_heartbeat = {**state.last_heartbeat, lease.build_number: lease.heard_at}
+    return replace(state, connection=Stamped(report, lease.heard_at), last_heartbeat=last_heartbeat)
 
 
 @value(frozen=True, slots=True)
-class Beat:
+class HeartbeatSummary:
     """The heartbeats of one task in a batch, as one; ``build_number`` None: of whatever build the lease is."""
 
     task_id: UUID
@@ -81,9 +88,9 @@ class Beat:
     heard_at: datetime
 
 
-def latest(heartbeats: Mapping[UUID, Sequence[Report]], now: datetime) -> list[Beat]:
+def summarize_heartbeats(heartbeats: Mapping[UUID, Sequence[Report]], now: datetime) -> list[HeartbeatSummary]:
     """One beat for each task, in id order; a task whose heartbeats differ in build or agent is left out."""
-    beats: list[Beat] = []
+    summaries: list[HeartbeatSummary] = []
     for task_id in sorted(heartbeats):
         reports = heartbeats[task_id]
         greatest = max(reports, key=_seq) if len(reports) > 1 else reports[0]
@@ -91,9 +98,11 @@ def latest(heartbeats: Mapping[UUID, Sequence[Report]], now: datetime) -> list[B
             report.build_number == greatest.build_number and report.agent_id == greatest.agent_id for report in reports
         )
         if same:
-            beat = Beat(task_id, greatest.build_number, greatest.agent_id, greatest.seq, greatest.observed_at, now)
-            beats.append(beat)
-    return beats
+            summary = HeartbeatSummary(
+                task_id, greatest.build_number, greatest.agent_id, greatest.seq, greatest.observed_at, now
+            )
+            summaries.append(summary)
+    return summaries
 
 
 def _seq(report: Report) -> int:
@@ -102,4 +111,4 @@ def _seq(report: Report) -> int:
 
 def with_lease(task: Task, lease: Lease) -> Task:
     """The task with what its lease has seen since it was last written."""
-    return replace(task, memory=merged(task.memory, lease))
+    return replace(task, state=merge_lease(task.state, lease))

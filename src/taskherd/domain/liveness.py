@@ -12,28 +12,28 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from taskherd.domain.reports import Transition
-from taskherd.domain.task import GivenUp, Silence
+from taskherd.domain.task import Silence, TimedOut
 from taskherd.domain.value import replace, value
-from taskherd.domain.view import agent_of, connected
+from taskherd.domain.view import agent_of, is_connected
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from taskherd.domain.task import Memory
+    from taskherd.domain.task import TaskState
 
 MASS_PERCENT = 55
 """The share of connected agents that must not be lost in one sweep without a second look."""
 
-MASS_LEAST = 5
+MIN_MASS = 5
 """Below this many lost agents there is no mass."""
 
-SKEW_MOST = timedelta(seconds=30)
+MAX_SKEW = timedelta(seconds=30)
 """How far the clocks of workers may lie apart."""
 
 
 @value(frozen=True, slots=True)
-class Listening:
+class WorkerWatermark:
     """Since when one worker has known its queue to be drained; None: it does not know it now."""
 
     seen_at: datetime
@@ -41,7 +41,7 @@ class Listening:
 
 
 @value(frozen=True, slots=True)
-class Patience:
+class Timeouts:
     """How long each silence may last."""
 
     agent_lost_after: timedelta
@@ -51,7 +51,7 @@ class Patience:
     mass_silence_hold: timedelta
 
 
-def watermark(workers: Sequence[Listening], now: datetime, stale_after: timedelta) -> datetime | None:
+def watermark(workers: Sequence[WorkerWatermark], now: datetime, stale_after: timedelta) -> datetime | None:
     """Since when all live workers have been drained; None if one is not, or has been silent for a moment itself.
 
     A worker that takes from the queue and stands still may hold heartbeats that nobody else has seen; so it counts
@@ -64,84 +64,86 @@ def watermark(workers: Sequence[Listening], now: datetime, stale_after: timedelt
     return max(at for at in since if at is not None)
 
 
-def silent_for(at: datetime | None, since: datetime, now: datetime) -> timedelta:
+def silence_duration(at: datetime | None, since: datetime, now: datetime) -> timedelta:
     """How long it has been silent, of the time since the watermark.
 
     A word from a moment ahead of ``now`` was taken by another worker, or just before we looked. One from further ahead
     was taken by a clock that was wrong, and says nothing.
     """
-    return now - (max(at, since) if at is not None and credible(at, now) else since)
+    return now - (max(at, since) if at is not None and is_plausible(at, now) else since)
 
 
-def credible(at: datetime, now: datetime) -> bool:
+def is_plausible(at: datetime, now: datetime) -> bool:
     """Whether what happened ``at`` may have happened by ``now``, as far as clocks can tell."""
-    return at <= now + SKEW_MOST
+    return at <= now + MAX_SKEW
 
 
-def judge(memory: Memory, since: datetime, now: datetime, patience: Patience) -> Memory:
+def detect_loss(state: TaskState, since: datetime, now: datetime, timeouts: Timeouts) -> TaskState:
     """The memory with the verdict on its agent's silence, by the time drained since the watermark."""
-    agent = agent_of(memory)
-    number = memory.number
-    if agent is None or (memory.silence and memory.silence.build_number == number):
-        return memory
-    if connected(memory):
-        if silent_for(memory.heard[number], since, now) > patience.agent_lost_after:
-            return replace(memory, silence=Silence(number, lost=True))
+    agent = agent_of(state)
+    number = state.number
+    if agent is None or (state.silence and state.silence.build_number == number):
+        return state
+    if is_connected(state):
+        if silence_duration(state.last_heartbeat[number], since, now) > timeouts.agent_lost_after:
+            return replace(state, silence=Silence(number, lost=True))
     elif (
-        number not in memory.heard
-        and silent_for(memory.appeared.get(number), since, now) > patience.agent_connect_timeout
+        number not in state.last_heartbeat
+        and silence_duration(state.first_seen.get(number), since, now) > timeouts.agent_connect_timeout
     ):
-        return replace(memory, silence=Silence(number, lost=False))
-    return memory
+        return replace(state, silence=Silence(number, lost=False))
+    return state
 
 
-def give_up(memory: Memory, since: datetime, now: datetime, patience: Patience) -> Memory:
+def time_out_build(state: TaskState, since: datetime, now: datetime, timeouts: Timeouts) -> TaskState:
     """The memory with the latest build given up, if nobody took up its request or it fell silent."""
-    if not memory.active:
-        return memory
-    key = memory.build.report.key
-    silent = silent_for(memory.build.taken_at, since, now)
+    if not state.active:
+        return state
+    key = state.build.report.key
+    silent = silence_duration(state.build.received_at, since, now)
     what = {Transition.START: "start", Transition.STOP: "stop", Transition.DELETE: "deletion"}
-    if memory.unanswered == key[0]:
-        if silent <= patience.request_ttl:
-            return memory
-        error = f"No runner took up the workspace {what[memory.build.report.transition]} in time."
+    if state.pending_build == key[0]:
+        if silent <= timeouts.request_ttl:
+            return state
+        error = f"No runner took up the workspace {what[state.build.report.transition]} in time."
     else:
-        if silent <= patience.build_timeout:
-            return memory
-        error = f"Nothing was heard of the workspace {what[memory.build.report.transition]} for too long."
-    return replace(memory, given_up=GivenUp(key[0], key[1], error), unanswered=None)
+        if silent <= timeouts.build_timeout:
+            return state
+        error = f"Nothing was heard of the workspace {what[state.build.report.transition]} for too long."
+    return replace(state, timed_out=TimedOut(key[0], key[1], error), pending_build=None)
 
 
-def deadline(memory: Memory, patience: Patience, now: datetime, since: datetime | None = None) -> datetime | None:
+def next_deadline(
+    state: TaskState, timeouts: Timeouts, now: datetime, since: datetime | None = None
+) -> datetime | None:
     """When this memory wants to be looked at for the silence of a connecting agent or a build; None: never.
 
     ``since``: the watermark, from which silence is counted at the earliest; None where it is not known.
     """
     times: list[datetime] = []
-    if memory.active:
-        wait = patience.request_ttl if memory.unanswered == memory.number else patience.build_timeout
-        times.append(_later(memory.build.taken_at, since, now) + wait)
-    appeared = memory.appeared.get(memory.number)
-    judged = memory.silence is not None and memory.silence.build_number == memory.number
-    if appeared and not judged and memory.number not in memory.heard and agent_of(memory):
-        times.append(_later(appeared, since, now) + patience.agent_connect_timeout)
+    if state.active:
+        wait = timeouts.request_ttl if state.pending_build == state.number else timeouts.build_timeout
+        times.append(_later(state.build.received_at, since, now) + wait)
+    first_seen = state.first_seen.get(state.number)
+    judged = state.silence is not None and state.silence.build_number == state.number
+    if first_seen and not judged and state.number not in state.last_heartbeat and agent_of(state):
+        times.append(_later(first_seen, since, now) + timeouts.agent_connect_timeout)
     return min(times, default=None)
 
 
 def _later(at: datetime, since: datetime | None, now: datetime) -> datetime:
-    at = at if credible(at, now) else now  # by a clock that has been set back since; else it would be waited for
+    at = at if is_plausible(at, now) else now  # by a clock that has been set back since; else it would be waited for
     return at if since is None else max(at, since)
 
 
-class Brake(StrEnum):
+class MassLossGuard(StrEnum):
     """What to do with the agents that would be lost in one sweep."""
 
-    BELIEVE = "believe"
+    ACCEPT = "believe"
     HOLD = "hold"
 
 
-def brake(connected_agents: int, would_lose: int, held_for: timedelta, patience: Patience) -> Brake:
+def guard_mass_loss(connected_agents: int, would_lose: int, held_for: timedelta, timeouts: Timeouts) -> MassLossGuard:
     """Whether to believe that so many agents are lost at once. ``held_for``: drained time since the first hold."""
-    mass = would_lose >= MASS_LEAST and 100 * would_lose >= MASS_PERCENT * connected_agents
-    return Brake.HOLD if mass and held_for < patience.mass_silence_hold else Brake.BELIEVE
+    mass = would_lose >= MIN_MASS and 100 * would_lose >= MASS_PERCENT * connected_agents
+    return MassLossGuard.HOLD if mass and held_for < timeouts.mass_silence_hold else MassLossGuard.ACCEPT

@@ -60,7 +60,7 @@ class Health(StrEnum):
     UNHEALTHY = "unhealthy"
 
 
-class State(StrEnum):
+class AgentState(StrEnum):
     """What an agent says it is doing. ``failure`` is kept as it was said and shown as ``failed``."""
 
     WORKING = "working"
@@ -77,7 +77,7 @@ class InputOutcome(StrEnum):
     FAILED = "failed"
 
 
-class Speaker(StrEnum):
+class LogSource(StrEnum):
     """Who wrote a log entry: the person (input) or the agent (output)."""
 
     INPUT = "input"
@@ -107,7 +107,7 @@ class LogEntry:
     """One line of the conversation; ``id`` counts within its build."""
 
     id: int
-    type: Speaker
+    type: LogSource
     content: str
     time: datetime
 
@@ -177,7 +177,7 @@ class AppStatus(BaseReport):
     """The agent says what it is doing."""
 
     type: ClassVar[str] = "app.status"
-    state: State
+    state: AgentState
     message: str = ""
     uri: str = ""
 
@@ -211,7 +211,7 @@ def rfc3339(instant: datetime) -> str:
     return instant.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-def canonical(report: Report) -> str:
+def canonical_json(report: Report) -> str:
     """The canonical JSON of a report: keys sorted at every level, known fields only, absent ones left out.
 
     It decides which of two clashing reports with one ``(build_number, seq)`` is kept, so it depends on nothing but
@@ -231,11 +231,11 @@ def _plain(report: Report) -> dict[str, object]:
         said["observed_at"] = rfc3339(report.observed_at)
     if report.agent_id is not None:
         said["agent_id"] = str(report.agent_id)
-    said.update((name, value) for name, value in _own(report).items() if value is not None)
+    said.update((name, value) for name, value in _own_fields(report).items() if value is not None)
     return said
 
 
-def _own(report: Report) -> dict[str, object]:  # noqa: PLR0911 - one return for each report type
+def _own_fields(report: Report) -> dict[str, object]:  # noqa: PLR0911 - one return for each report type
     match report:
         case WorkspaceBuild():
             return {

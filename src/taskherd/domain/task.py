@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-BUILD_MOST = 2**31 - 1
+MAX_BUILD_NUMBER = 2**31 - 1
 """The greatest build number of the contract."""
 
-BUILDS_KEPT = 16
+MAX_TRACKED_BUILDS = 16
 """How many builds' last-heard and appearance are kept, the highest."""
 
-ASKED_KEPT = 256
+MAX_REQUESTED_BUILDS = 256
 """How many of the worker's own builds are kept to judge conflicts by, the latest."""
 
 Facet: TypeAlias = WorkspaceBuild | AgentLifecycle | AgentHeartbeat | AgentDisconnected | AppHealth | AppStatus
@@ -42,11 +42,11 @@ R_co = TypeVar("R_co", covariant=True, bound=Facet)
 
 
 @value(frozen=True, slots=True)
-class Held(Generic[R_co]):
+class Stamped(Generic[R_co]):
     """A report as a facet holds it: with the instant at which we took it."""
 
     report: R_co
-    taken_at: datetime
+    received_at: datetime
 
 
 @value(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Silence:
 
 
 @value(frozen=True, slots=True)
-class GivenUp:
+class TimedOut:
     """A build that counts as failed because nothing was heard of it; it holds while the build facet has this key."""
 
     build_number: int
@@ -88,24 +88,24 @@ class Deletion:
 
 
 @value(frozen=True, slots=True)
-class Memory:
+class TaskState:
     """All that is remembered of a task. The maps are keyed by build number."""
 
-    build: Held[WorkspaceBuild]
-    workspace: Held[WorkspaceBuild] | None = None
-    runner: Held[WorkspaceBuild] | None = None
-    agent: Held[WorkspaceBuild] | None = None
-    app: Held[WorkspaceBuild] | None = None
-    lifecycle: Held[AgentLifecycle] | None = None
-    app_health: Held[AppHealth] | None = None
-    app_status: Held[AppStatus] | None = None
-    connection: Held[AgentHeartbeat | AgentDisconnected] | None = None
-    heard: Mapping[int, datetime] = field(default_factory=dict)
-    appeared: Mapping[int, datetime] = field(default_factory=dict)
-    asked: Mapping[int, Transition] = field(default_factory=dict)
-    unanswered: int | None = None
+    build: Stamped[WorkspaceBuild]
+    workspace: Stamped[WorkspaceBuild] | None = None
+    runner: Stamped[WorkspaceBuild] | None = None
+    agent: Stamped[WorkspaceBuild] | None = None
+    app: Stamped[WorkspaceBuild] | None = None
+    lifecycle: Stamped[AgentLifecycle] | None = None
+    app_health: Stamped[AppHealth] | None = None
+    app_status: Stamped[AppStatus] | None = None
+    connection: Stamped[AgentHeartbeat | AgentDisconnected] | None = None
+    last_heartbeat: Mapping[int, datetime] = field(default_factory=dict)
+    first_seen: Mapping[int, datetime] = field(default_factory=dict)
+    requested_builds: Mapping[int, Transition] = field(default_factory=dict)
+    pending_build: int | None = None
     silence: Silence | None = None
-    given_up: GivenUp | None = None
+    timed_out: TimedOut | None = None
     inbox: Inbox = field(default_factory=Inbox)
     deletion: Deletion | None = None
 
@@ -122,18 +122,18 @@ class Memory:
     @property
     def job(self) -> JobStatus:
         """The latest build's job status; one that was given up counts as failed."""
-        return JobStatus.FAILED if self.gave_up else self.build.report.job_status
+        return JobStatus.FAILED if self.build_timed_out else self.build.report.job_status
 
     @property
-    def gave_up(self) -> bool:
+    def build_timed_out(self) -> bool:
         """Whether the latest build was given up and nothing was heard of it since."""
-        mark = self.given_up
+        mark = self.timed_out
         return mark is not None and (mark.build_number, mark.seq) == self.build.report.key
 
     @property
     def error(self) -> str | None:
         """The error of the latest build, the worker's own where the build was given up."""
-        return self.given_up.error if self.gave_up and self.given_up else self.build.report.error
+        return self.timed_out.error if self.build_timed_out and self.timed_out else self.build.report.error
 
     @property
     def active(self) -> bool:
@@ -162,18 +162,18 @@ class Task:
     updated_at: datetime
     version: int
     deleted_at: datetime | None
-    memory: Memory
+    state: TaskState
 
 
-def ask(
-    task_id: UUID, memory: Memory | None, transition: Transition, now: datetime
-) -> tuple[Held[WorkspaceBuild], int]:
+def request_build(
+    task_id: UUID, state: TaskState | None, transition: Transition, now: datetime
+) -> tuple[Stamped[WorkspaceBuild], int]:
     """The build facet that asking for the next build makes, and its number.
 
     Asking is the facet at seq -1, so that any report about the build counts for more.
     """
-    number = 1 if memory is None else memory.number + 1
+    number = 1 if state is None else state.number + 1
     report = WorkspaceBuild(
         task_id=task_id, build_number=number, seq=-1, transition=transition, job_status=JobStatus.PENDING
     )
-    return Held(report, now), number
+    return Stamped(report, now), number

@@ -10,12 +10,12 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from taskherd.domain import builds, fold, inbox, liveness
-from taskherd.domain.handle_command import Accepted, Refused, obey
-from taskherd.domain.lease import plain
+from taskherd.domain.handle_command import CommandAccepted, CommandRefused, handle_command
+from taskherd.domain.lease import is_steady
 from taskherd.domain.outcome import ReportOutcome
 from taskherd.domain.reports import AgentHeartbeat, InputOutcome, TaskInput, TaskLog, WorkspaceBuild
 from taskherd.domain.value import replace, value
-from taskherd.domain.view import connected
+from taskherd.domain.view import is_connected
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
     from taskherd.backoff import Backoff
     from taskherd.domain.commands import Command
-    from taskherd.domain.handle_command import Surroundings
-    from taskherd.domain.liveness import Patience
+    from taskherd.domain.handle_command import CreateContext
+    from taskherd.domain.liveness import Timeouts
     from taskherd.domain.reports import Report
-    from taskherd.domain.task import Memory, Task
+    from taskherd.domain.task import Task, TaskState
 
 
 @value(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Cause:
 
 
 @value(frozen=True, slots=True)
-class NewInput:
+class AcceptedInput:
     """An input that was accepted, for the end of the inbox."""
 
     input_id: UUID
@@ -51,13 +51,13 @@ class NewInput:
 
 @value(frozen=True, slots=True)
 class TimerCheck:
-    """The sweeper's check of a task's timers. ``since``: the watermark; None: silence proves nothing now.
+    """The sweeper's check of a task's timers. ``watermark``: the watermark; None: silence proves nothing now.
 
     ``counted_at``: when the silent agents were counted last, None for now. No agent may be found silent that had a
     moment left then: it could be the first of a mass that has not been counted.
     """
 
-    since: datetime | None
+    watermark: datetime | None
     mass_held: bool = False
     counted_at: datetime | None = None
     expired_inputs: tuple[UUID, ...] = ()
@@ -68,7 +68,7 @@ class TaskUpdate:
     """The task before and after a batch, and what else is to be saved and sent. Mutable while inputs are applied.
 
     Attributes:
-        own: the text of the document's own part, first as it was loaded and later as it is saved.
+        core_document: the text of the document's own part, first as it was loaded and later as it is saved.
         queue: the first inputs of the task's queue as they were loaded, in order, see `inbox.send_next`.
         sent_input: the input that goes to the agent now.
         requested_builds: the numbers of builds to send work requests for.
@@ -80,15 +80,15 @@ class TaskUpdate:
 
     before: Task | None
     task: Task | None
-    own: str = ""
+    core_document: str = ""
     queue: Sequence[UUID] = ()
-    answer: Accepted | Refused | None = None
+    command_result: CommandAccepted | CommandRefused | None = None
     sent_input: UUID | None = None
     requested_builds: list[int] = field(default_factory=list)
     answered_builds: list[int] = field(default_factory=list)
-    superseded: list[Memory] = field(default_factory=list)
+    superseded: list[TaskState] = field(default_factory=list)
     logs: list[TaskLog] = field(default_factory=list)
-    new_inputs: list[NewInput] = field(default_factory=list)
+    new_inputs: list[AcceptedInput] = field(default_factory=list)
     input_outcomes: list[TaskInput] = field(default_factory=list)
     inputs_failed: bool = False
     timed_out: str | None = None
@@ -96,7 +96,7 @@ class TaskUpdate:
     cause: Cause | None = None
 
     @property
-    def known(self) -> Task:
+    def existing_task(self) -> Task:
         """The task, for callers that know that there is one."""
         if self.task is None:
             raise AssertionError
@@ -111,40 +111,40 @@ class Policies:
     are not decided yet.
     """
 
-    patience: Patience
+    timeouts: Timeouts
     delete_backoff: Backoff
-    around: Surroundings
+    create_context: CreateContext
     open_inputs: frozenset[UUID] = frozenset()
     known_inputs: frozenset[UUID] = frozenset()
 
 
 def apply_report(update: TaskUpdate, report: Report, now: datetime, policies: Policies) -> ReportOutcome:
     """Fold one report into the update's task, which exists, and return what became of it."""
-    task = update.known
+    task = update.existing_task
     if task.deleted_at is not None and not isinstance(report, WorkspaceBuild):
         return ReportOutcome.TOMBSTONE
-    memory = task.memory
-    report = fold.numbered(report, memory)
+    state = task.state
+    report = fold.with_build_number(report, state)
     if isinstance(report, TaskInput):
         return _apply_input_outcome(update, report, now, policies)
-    folded = fold.fold(memory, report, now)
+    folded = fold.fold(state, report, now)
     if isinstance(report, TaskLog):
         update.logs.append(report)
-    if folded.memory is not memory:
+    if folded.state is not state:
         if not (update.cause and isinstance(report, AgentHeartbeat)):
             update.cause = Cause("report", report.type)
-        if isinstance(report, WorkspaceBuild) and folded.memory.number != memory.number:
-            update.superseded.append(memory)
-        update.task = replace(task, memory=_answer(update, memory.unanswered, folded.memory))
+        if isinstance(report, WorkspaceBuild) and folded.state.number != state.number:
+            update.superseded.append(state)
+        update.task = replace(task, state=_answer(update, state.pending_build, folded.state))
     return folded.outcome
 
 
-def _answer(update: TaskUpdate, unanswered: int | None, after: Memory) -> Memory:
+def _answer(update: TaskUpdate, unanswered: int | None, after: TaskState) -> TaskState:
     """Close the request of a build that was answered, or superseded by a later build that was not requested."""
-    if unanswered is None or (after.unanswered == unanswered and after.number == unanswered):
+    if unanswered is None or (after.pending_build == unanswered and after.number == unanswered):
         return after
     update.answered_builds.append(unanswered)
-    return after if after.unanswered is None else replace(after, unanswered=None)
+    return after if after.pending_build is None else replace(after, pending_build=None)
 
 
 def _apply_input_outcome(update: TaskUpdate, report: TaskInput, now: datetime, policies: Policies) -> ReportOutcome:
@@ -153,53 +153,53 @@ def _apply_input_outcome(update: TaskUpdate, report: TaskInput, now: datetime, p
     decided = any(report.input_id == earlier.input_id for earlier in update.input_outcomes)
     if decided or report.input_id not in policies.open_inputs:
         return ReportOutcome.STALE
-    task = update.known
+    task = update.existing_task
     update.input_outcomes.append(report)
     delivered = report.outcome is InputOutcome.DELIVERED
-    memory = inbox.decided(task.memory, report.input_id, now, delivered=delivered)
-    update.task = replace(task, memory=memory)
+    state = inbox.record_outcome(task.state, report.input_id, now, delivered=delivered)
+    update.task = replace(task, state=state)
     return ReportOutcome.APPLIED
 
 
 def apply_command(update: TaskUpdate, command: Command, now: datetime, policies: Policies) -> None:
     """Carry out one command on the update's task, which may not exist."""
-    answer = obey(update.task, command, now, policies.around)
-    if isinstance(answer, Accepted):
+    answer = handle_command(update.task, command, now, policies.create_context)
+    if isinstance(answer, CommandAccepted):
         if answer.input is not None and answer.input_id is not None:
-            update.new_inputs.append(NewInput(answer.input_id, answer.input, command.actor_id))
+            update.new_inputs.append(AcceptedInput(answer.input_id, answer.input, command.actor_id))
         if answer.task.deleted_at is not None:
             update.inputs_failed = True
         update.task = answer.task
         update.cause = Cause("command", command.type, command.command_id, command.actor_id)
-    update.answer = answer
+    update.command_result = answer
 
 
 def apply_timer_check(update: TaskUpdate, check: TimerCheck, now: datetime, policies: Policies) -> None:
     """Notice what no report tells: a silent agent, a build that no runner took up or that fell silent."""
     task = update.task
-    if task is None or check.since is None:
+    if task is None or check.watermark is None:
         return
     for input_id in check.expired_inputs:
         _expire(update, task, input_id, now, policies)
     task = update.task or task
-    memory = task.memory
-    after = liveness.give_up(memory, check.since, now, policies.patience)
-    if after is not memory:
+    state = task.state
+    after = liveness.time_out_build(state, check.watermark, now, policies.timeouts)
+    if after is not state:
         update.timed_out = after.build.report.transition.value
         update.answered_builds.append(after.number)
         update.cause = Cause("sweep", "build.given_up")
     if not check.mass_held and task.deleted_at is None:
-        judged = liveness.judge(after, check.since, check.counted_at or now, policies.patience)
+        judged = liveness.detect_loss(after, check.watermark, check.counted_at or now, policies.timeouts)
         if judged is not after:
             update.cause = Cause("sweep", "agent.silent")
         after = judged
-    update.task = replace(task, memory=after)
+    update.task = replace(task, state=after)
 
 
 def _expire(update: TaskUpdate, task: Task, input_id: UUID, now: datetime, policies: Policies) -> None:
     report = TaskInput(
         task_id=task.id,
-        build_number=task.memory.number,
+        build_number=task.state.number,
         seq=0,
         input_id=input_id,
         outcome=InputOutcome.FAILED,
@@ -207,7 +207,7 @@ def _expire(update: TaskUpdate, task: Task, input_id: UUID, now: datetime, polic
     )
     if input_id in policies.open_inputs:
         update.input_outcomes.append(report)
-        update.task = replace(task, memory=inbox.decided(task.memory, input_id, now, delivered=False))
+        update.task = replace(task, state=inbox.record_outcome(task.state, input_id, now, delivered=False))
 
 
 def finalize(update: TaskUpdate, now: datetime, policies: Policies) -> None:
@@ -215,39 +215,47 @@ def finalize(update: TaskUpdate, now: datetime, policies: Policies) -> None:
     task = update.task
     if task is None:
         return
-    if task.memory.deletion is not None:
+    if task.state.deletion is not None:
         task = update.task = _advance_delete(update, task, now, policies)
-    if task.memory.inbox.queued and task.deleted_at is None:
+    if task.state.inbox.queued and task.deleted_at is None:
         task = update.task = _send_next_input(update, task, now)
-    before = update.before.memory.asked if update.before else {}
+    before = update.before.state.requested_builds if update.before else {}
     answered = update.answered_builds
-    update.requested_builds.extend(sorted(n for n in task.memory.asked if n not in before and n not in answered))
+    update.requested_builds.extend(
+        sorted(n for n in task.state.requested_builds if n not in before and n not in answered)
+    )
 
 
 def _advance_delete(update: TaskUpdate, task: Task, now: datetime, policies: Policies) -> Task:
-    memory = builds.pursue_delete(task.id, task.memory, now, policies.delete_backoff)
-    if memory.number != task.memory.number:
-        update.superseded.append(task.memory)
-        update.delete_retried = memory.deletion is not None and memory.deletion.attempts > 1
-    return replace(task, memory=memory)
+    state = builds.advance_delete(task.id, task.state, now, policies.delete_backoff)
+    if state.number != task.state.number:
+        update.superseded.append(task.state)
+        update.delete_retried = state.deletion is not None and state.deletion.attempts > 1
+    return replace(task, state=state)
 
 
 def _send_next_input(update: TaskUpdate, task: Task, now: datetime) -> Task:
     queue = [*update.queue, *(new.input_id for new in update.new_inputs)]
     decided = {report.input_id for report in update.input_outcomes}
-    memory, update.sent_input = inbox.send_next(task.memory, queue, decided, now)
-    return task if memory is task.memory else replace(task, memory=memory)
+    state, update.sent_input = inbox.send_next(task.state, queue, decided, now)
+    return task if state is task.state else replace(task, state=state)
 
 
-LOOK_AGAIN = timedelta(seconds=1)
+RECHECK_AFTER = timedelta(seconds=1)
 """A task that is due and stays as it is, is looked at again no sooner."""
 
 
-def due_at(memory: Memory, since: datetime | None, now: datetime, patience: Patience) -> datetime | None:
+def due_at(state: TaskState, since: datetime | None, now: datetime, timeouts: Timeouts) -> datetime | None:
     """Return when the sweeper must check a task with this memory again; None: not before its next report or command."""
-    retry = memory.deletion.retry_at if memory.deletion else None
-    times = [at for at in (liveness.deadline(memory, patience, now, since), inbox.due(memory), retry) if at is not None]
-    if not plain(memory) and connected(memory):
-        heard = memory.heard[memory.number]
-        times.append((heard if liveness.credible(heard, now) else now) + patience.agent_lost_after)
-    return max(min(times), now + LOOK_AGAIN) if times else None
+    retry = state.deletion.retry_at if state.deletion else None
+    times = [
+        at
+        for at in (liveness.next_deadline(state, timeouts, now, since), inbox.next_check_at(state), retry)
+        if at is not None
+    ]
+    if not is_steady(state) and is_connected(state):
+        last_heartbeat = state.last_heartbeat[state.number]
+        times.append(
+            (last_heartbeat if liveness.is_plausible(last_heartbeat, now) else now) + timeouts.agent_lost_after
+        )
+    return max(min(times), now + RECHECK_AFTER) if times else None

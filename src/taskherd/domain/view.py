@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from taskherd.domain.reports import AgentDisconnected, Health, JobStatus, Lifecycle, State, Transition
+from taskherd.domain.reports import AgentDisconnected, AgentState, Health, JobStatus, Lifecycle, Transition
 from taskherd.domain.value import value
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from taskherd.domain.reports import App, AppStatus
-    from taskherd.domain.task import Facet, Held, Memory
+    from taskherd.domain.task import Facet, Stamped, TaskState
 
 
 class Status(StrEnum):
@@ -82,7 +82,7 @@ class CurrentState:
 
 
 @value(frozen=True, slots=True)
-class HealthVerdict:
+class AgentHealth:
     """Whether the agent is well, and if not, why."""
 
     healthy: bool
@@ -90,7 +90,7 @@ class HealthVerdict:
 
 
 @value(frozen=True, slots=True)
-class View:
+class TaskView:
     """The derived part of the task document."""
 
     status: Status
@@ -100,7 +100,7 @@ class View:
     workspace_build_number: int
     agent_id: UUID | None
     lifecycle: Lifecycle | None
-    health: HealthVerdict | None
+    health: AgentHealth | None
     app_id: UUID | None
     current_state: CurrentState | None
 
@@ -113,40 +113,40 @@ class Agent:
     lifecycle: Lifecycle
 
 
-def view(memory: Memory, task_name: str) -> View:
+def derive_view(state: TaskState, task_name: str) -> TaskView:
     """Everything a reader sees of a task with this memory. Its workspace bears ``task_name`` until one is reported."""
-    agent = agent_of(memory)
-    app = app_of(memory)
-    health = app_health_of(memory)
-    status = status_of(memory, agent, health)
-    workspace = memory.workspace.report.workspace if memory.workspace else None
-    return View(
+    agent = agent_of(state)
+    app = app_of(state)
+    health = app_health_of(state)
+    status = status_of(state, agent, health)
+    workspace = state.workspace.report.workspace if state.workspace else None
+    return TaskView(
         status=status,
         workspace_id=workspace.id if workspace else None,
         workspace_name=workspace.name if workspace else task_name,
-        workspace_status=WORKSPACE_STATUS.get((memory.build.report.transition, memory.job), memory.job),
-        workspace_build_number=memory.number,
+        workspace_status=WORKSPACE_STATUS.get((state.build.report.transition, state.job), state.job),
+        workspace_build_number=state.number,
         agent_id=agent.id if agent else None,
         lifecycle=agent.lifecycle if agent else None,
-        health=health_of(memory, agent),
+        health=health_of(state, agent),
         app_id=app.id if app else None,
-        current_state=state_of(memory, status, agent),
+        current_state=state_of(state, status, agent),
     )
 
 
-def counts(memory: Memory, facet: Held[Facet] | None) -> bool:
+def is_current(state: TaskState, facet: Stamped[Facet] | None) -> bool:
     """Whether a facet that does not outlive its build counts: only for a start, and with the number of that build."""
     if facet is None:
         return False
-    latest = memory.build.report
+    latest = state.build.report
     return latest.transition is Transition.START and facet.report.build_number == latest.build_number
 
 
-def agent_of(memory: Memory) -> Agent | None:
+def agent_of(state: TaskState) -> Agent | None:
     """The agent, or None while no facet of the latest build names it."""
-    build = memory.agent if counts(memory, memory.agent) else None
-    lifecycle = memory.lifecycle if counts(memory, memory.lifecycle) else None
-    connection = memory.connection if counts(memory, memory.connection) else None
+    build = state.agent if is_current(state, state.agent) else None
+    lifecycle = state.lifecycle if is_current(state, state.lifecycle) else None
+    connection = state.connection if is_current(state, state.connection) else None
     if build is None and lifecycle is None and connection is None:
         return None
     named: list[tuple[int, int, UUID]] = []
@@ -158,22 +158,22 @@ def agent_of(memory: Memory) -> Agent | None:
     return Agent(agent_id, lifecycle.report.lifecycle if lifecycle else Lifecycle.CREATED)
 
 
-def app_of(memory: Memory) -> App | None:
+def app_of(state: TaskState) -> App | None:
     """The task's app, as the latest build named it."""
-    return memory.app.report.app if memory.app and counts(memory, memory.app) else None
+    return state.app.report.app if state.app and is_current(state, state.app) else None
 
 
-def app_health_of(memory: Memory) -> Health:
+def app_health_of(state: TaskState) -> Health:
     """The app's health: the latest reported, else the one its build gave it, else ``disabled`` (no check)."""
-    if memory.app_health and counts(memory, memory.app_health):
-        return memory.app_health.report.health
-    app = app_of(memory)
+    if state.app_health and is_current(state, state.app_health):
+        return state.app_health.report.health
+    app = app_of(state)
     return app.health if app and app.health else Health.DISABLED
 
 
-def status_of(memory: Memory, agent: Agent | None, app: Health) -> Status:
+def status_of(state: TaskState, agent: Agent | None, app: Health) -> Status:
     """The first that is not active of build, agent and app."""
-    build = BUILD_STATUS.get((memory.build.report.transition, memory.job), Status.UNKNOWN)
+    build = BUILD_STATUS.get((state.build.report.transition, state.job), Status.UNKNOWN)
     if build is not Status.ACTIVE:
         return build
     if agent is None:
@@ -182,61 +182,61 @@ def status_of(memory: Memory, agent: Agent | None, app: Health) -> Status:
     return APP_STATUS[app] if running is Status.ACTIVE else running
 
 
-def connected(memory: Memory) -> bool:
+def is_connected(state: TaskState) -> bool:
     """Whether the agent of the latest build was heard, did not say goodbye and was not found silent."""
-    silence = memory.silence
-    found_silent = silence is not None and silence.build_number == memory.number
-    return memory.number in memory.heard and not _said_goodbye(memory) and not found_silent
+    silence = state.silence
+    found_silent = silence is not None and silence.build_number == state.number
+    return state.number in state.last_heartbeat and not _has_disconnected(state) and not found_silent
 
 
-def health_of(memory: Memory, agent: Agent | None) -> HealthVerdict | None:  # noqa: PLR0911 - the reasons, in order
+def health_of(state: TaskState, agent: Agent | None) -> AgentHealth | None:  # noqa: PLR0911 - the reasons, in order
     """The agent's health: None without an agent; the first reason that holds, or healthy."""
     if agent is None:
         return None
-    alive = connected(memory)
+    alive = is_connected(state)
     if not alive and agent.lifecycle is Lifecycle.OFF:
-        return HealthVerdict(healthy=False, reason="agent is not running")
-    if memory.number not in memory.heard and not _said_goodbye(memory):
-        silence = memory.silence
-        late = silence is not None and silence.build_number == memory.number
+        return AgentHealth(healthy=False, reason="agent is not running")
+    if state.number not in state.last_heartbeat and not _has_disconnected(state):
+        silence = state.silence
+        late = silence is not None and silence.build_number == state.number
         reason = "agent is taking too long to connect" if late else "agent has not yet connected"
-        return HealthVerdict(healthy=False, reason=reason)
+        return AgentHealth(healthy=False, reason=reason)
     if not alive:
-        return HealthVerdict(healthy=False, reason="agent has lost connection")
+        return AgentHealth(healthy=False, reason="agent has lost connection")
     if agent.lifecycle is Lifecycle.START_ERROR:
-        return HealthVerdict(healthy=False, reason="agent startup script exited with an error")
+        return AgentHealth(healthy=False, reason="agent startup script exited with an error")
     if agent.lifecycle in SHUTTING_DOWN:
-        return HealthVerdict(healthy=False, reason="agent is shutting down")
-    return HealthVerdict(healthy=True)
+        return AgentHealth(healthy=False, reason="agent is shutting down")
+    return AgentHealth(healthy=True)
 
 
 SHUTTING_DOWN = frozenset({Lifecycle.SHUTTING_DOWN, Lifecycle.SHUTDOWN_TIMEOUT, Lifecycle.SHUTDOWN_ERROR})
 
 
-def said(memory: Memory) -> Held[AppStatus] | None:
+def current_app_status(state: TaskState) -> Stamped[AppStatus] | None:
     """The latest app status that counts; while the latest build is a start, only one of that very build."""
-    held = memory.app_status
-    if held and memory.starting and held.report.build_number != memory.number:
+    stamped = state.app_status
+    if stamped and state.starting and stamped.report.build_number != state.number:
         return None
-    return held
+    return stamped
 
 
-def state_of(memory: Memory, status: Status, agent: Agent | None) -> CurrentState | None:
+def state_of(memory: TaskState, status: Status, agent: Agent | None) -> CurrentState | None:
     """What the agent says it is doing, or what the start-up says for it."""
-    held = said(memory)
-    if held:
-        report = held.report
-        state = State.FAILED if report.state is State.FAILURE else report.state
-        return CurrentState(held.taken_at, state.value, report.message, report.uri)
+    stamped = current_app_status(memory)
+    if stamped:
+        report = stamped.report
+        state = AgentState.FAILED if report.state is AgentState.FAILURE else report.state
+        return CurrentState(stamped.received_at, state.value, report.message, report.uri)
     if status is Status.INITIALIZING:
-        return CurrentState(memory.build.taken_at, State.WORKING.value, _starting_message(memory, agent), "")
+        return CurrentState(memory.build.received_at, AgentState.WORKING.value, _starting_message(memory, agent), "")
     if memory.job is JobStatus.FAILED:
-        return CurrentState(memory.build.taken_at, State.FAILED.value, memory.error or "", "")
+        return CurrentState(memory.build.received_at, AgentState.FAILED.value, memory.error or "", "")
     return None
 
 
-def _starting_message(memory: Memory, agent: Agent | None) -> str:
-    if memory.job is JobStatus.RUNNING:
+def _starting_message(state: TaskState, agent: Agent | None) -> str:
+    if state.job is JobStatus.RUNNING:
         return "Workspace is starting"
     if agent is None:
         return "Initializing workspace"
@@ -245,6 +245,6 @@ def _starting_message(memory: Memory, agent: Agent | None) -> str:
     return "Agent is starting" if agent.lifecycle is Lifecycle.STARTING else "App is initializing"
 
 
-def _said_goodbye(memory: Memory) -> bool:
-    held = memory.connection
-    return held is not None and counts(memory, held) and isinstance(held.report, AgentDisconnected)
+def _has_disconnected(state: TaskState) -> bool:
+    stamped = state.connection
+    return stamped is not None and is_current(state, stamped) and isinstance(stamped.report, AgentDisconnected)

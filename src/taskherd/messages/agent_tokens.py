@@ -22,7 +22,7 @@ def agent_token(key: str, task_id: UUID, build_number: int) -> str:
     return f"{said}.{urlsafe_b64encode(mac).rstrip(b'=').decode()}"
 
 
-def spoken_for(keys: Iterable[str], token: str) -> tuple[UUID, int] | None:
+def verify_agent_token(keys: Iterable[str], token: str) -> tuple[UUID, int] | None:
     """The task and build that a token speaks for; None when it was made with none of ``keys``."""
     shape = _SHAPE.fullmatch(token)
     if shape is None:

@@ -97,7 +97,7 @@ def _channels() -> dict[str, Any]:
             "description": "The asker's own queue, named in reply_to, through the default exchange.",
             "messages": _refs(REPLIES),
         },
-        "events": _exchange(f"{PREFIX}.events", "task.{kind}", ["events"], {"kind": {"enum": list(events.Kind)}}),
+        "events": _exchange(f"{PREFIX}.events", "task.{kind}", ["events"], {"kind": {"enum": list(events.EventKind)}}),
         "work": _exchange(f"{PREFIX}.work", "{type}.{target}", [*WORK], target),
         "workQueue": _queue(
             f"{PREFIX}.work.{{target}}",

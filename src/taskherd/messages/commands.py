@@ -16,17 +16,17 @@ from pydantic import Field, StringConstraints, TypeAdapter
 from taskherd.domain import commands as domain
 from taskherd.domain.commands import Command, digest_text
 from taskherd.messages import texts
-from taskherd.messages.decoding import Bad, Unread, decode, too_large
+from taskherd.messages.decoding import InvalidMessage, Unread, decode, too_large
 from taskherd.messages.fields import Input
 from taskherd.messages.limits import BODY_BYTES
-from taskherd.messages.reports import Part
-from taskherd.messages.texts import Notes
+from taskherd.messages.reports import IncomingModel
+from taskherd.messages.texts import SanitizeCounts
 
 _NIL = UUID(int=0)
 _Named = Annotated[str, StringConstraints(strict=True, max_length=1024)]
 
 
-class CommandIn(Part):
+class CommandIn(IncomingModel):
     """What every command carries."""
 
     command_id: UUID
@@ -45,7 +45,7 @@ class CreateIn(CommandIn):
     name: _Named | None = Field(None, description="Absent: generated from the input.")
     display_name: _Named | None = Field(None, description="Absent: generated from the input.")
 
-    def to_core(self, notes: Notes) -> domain.Create:
+    def to_domain(self, notes: SanitizeCounts) -> domain.Create:
         """The command as the core knows it."""
         preset = self.template_version_preset_id
         return domain.Create(
@@ -55,9 +55,9 @@ class CreateIn(CommandIn):
             owner_id=self.owner_id,
             template_version_id=self.template_version_id,
             template_version_preset_id=None if preset == _NIL else preset,
-            input=texts.clean(self.input, notes),
+            input=texts.sanitize(self.input, notes),
             name=self.name,
-            display_name=None if self.display_name is None else texts.clean(self.display_name, notes),
+            display_name=None if self.display_name is None else texts.sanitize(self.display_name, notes),
         )
 
 
@@ -66,7 +66,7 @@ class DeleteIn(CommandIn):
 
     type: Literal["task.delete"]
 
-    def to_core(self, notes: Notes) -> domain.Delete:  # noqa: ARG002 - as its siblings
+    def to_domain(self, notes: SanitizeCounts) -> domain.Delete:  # noqa: ARG002 - as its siblings
         """The command as the core knows it."""
         return domain.Delete(command_id=self.command_id, task_id=self.task_id, actor_id=self.actor_id)
 
@@ -77,9 +77,9 @@ class UpdateInputIn(CommandIn):
     type: Literal["task.update_input"]
     input: Input
 
-    def to_core(self, notes: Notes) -> domain.UpdateInput:
+    def to_domain(self, notes: SanitizeCounts) -> domain.UpdateInput:
         """The command as the core knows it."""
-        said = texts.clean(self.input, notes)
+        said = texts.sanitize(self.input, notes)
         return domain.UpdateInput(command_id=self.command_id, task_id=self.task_id, actor_id=self.actor_id, input=said)
 
 
@@ -89,9 +89,9 @@ class SendIn(CommandIn):
     type: Literal["task.send"]
     input: Input
 
-    def to_core(self, notes: Notes) -> domain.Send:
+    def to_domain(self, notes: SanitizeCounts) -> domain.Send:
         """The command as the core knows it."""
-        said = texts.clean(self.input, notes)
+        said = texts.sanitize(self.input, notes)
         return domain.Send(command_id=self.command_id, task_id=self.task_id, actor_id=self.actor_id, input=said)
 
 
@@ -100,7 +100,7 @@ class PauseIn(CommandIn):
 
     type: Literal["task.pause"]
 
-    def to_core(self, notes: Notes) -> domain.Pause:  # noqa: ARG002 - as its siblings
+    def to_domain(self, notes: SanitizeCounts) -> domain.Pause:  # noqa: ARG002 - as its siblings
         """The command as the core knows it."""
         return domain.Pause(command_id=self.command_id, task_id=self.task_id, actor_id=self.actor_id)
 
@@ -110,7 +110,7 @@ class ResumeIn(CommandIn):
 
     type: Literal["task.resume"]
 
-    def to_core(self, notes: Notes) -> domain.Resume:  # noqa: ARG002 - as its siblings
+    def to_domain(self, notes: SanitizeCounts) -> domain.Resume:  # noqa: ARG002 - as its siblings
         """The command as the core knows it."""
         return domain.Resume(command_id=self.command_id, task_id=self.task_id, actor_id=self.actor_id)
 
@@ -127,11 +127,11 @@ def encode(command: Command) -> bytes:
     return digest_text(command).encode()
 
 
-def decode_command(body: bytes) -> Command | Bad:
+def decode_command(body: bytes) -> Command | InvalidMessage:
     """Return the command of a body, its texts without control characters; whatever comes, nothing is raised."""
     if len(body) > BODY_BYTES:
         return too_large(body)
     try:
-        return decode(_COMMAND, body, {}).to_core({})
+        return decode(_COMMAND, body, {}).to_domain({})
     except Unread as why:
         return why.bad(body)

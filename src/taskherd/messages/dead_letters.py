@@ -11,7 +11,7 @@ from taskherd.domain.outcome import DeadLetterReason
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-MOST_DETAIL = 500
+MAX_DETAIL = 500
 
 
 MEANINGS: Mapping[DeadLetterReason, str] = {
@@ -44,7 +44,7 @@ class DeadLetterHeaders(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
 
     reason: DeadLetterReason = Field(alias="x-taskherd-reason")
-    detail: str = Field("", alias="x-taskherd-detail", max_length=MOST_DETAIL)
+    detail: str = Field("", alias="x-taskherd-detail", max_length=MAX_DETAIL)
     index: int | None = Field(None, alias="x-taskherd-index", ge=0, description="Its place in the array it came in.")
     length: int | None = Field(None, alias="x-taskherd-length", description="Bytes of the body where it was cut.")
     exchange: str | None = Field(None, alias="x-taskherd-exchange", description="Where it was published to.")

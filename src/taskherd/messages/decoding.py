@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from pydantic import ValidationError
 
 from taskherd.domain.outcome import DeadLetterReason
-from taskherd.messages.dead_letters import MOST_DETAIL
-from taskherd.messages.limits import BODY_BYTES, KEPT_BYTES
-from taskherd.messages.texts import CONTROL, note
+from taskherd.messages.dead_letters import MAX_DETAIL
+from taskherd.messages.limits import BODY_BYTES, TRUNCATED_BYTES
+from taskherd.messages.texts import CONTROL, add_count
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
-    from taskherd.messages.texts import Notes
+    from taskherd.messages.texts import SanitizeCounts
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ _TAG_TOLD = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Bad:
+class InvalidMessage:
     """What goes to the dead letters, and why.
 
     ``index`` is the place in the array, None for a whole body; ``body`` its bytes as they came; ``length`` is set when
@@ -55,12 +55,12 @@ class Unread(Exception):  # noqa: N818 - not an error, the way out of a parser; 
         self.reason = reason
         self.detail = detail
 
-    def bad(self, body: bytes, index: int | None = None) -> Bad:
+    def bad(self, body: bytes, index: int | None = None) -> InvalidMessage:
         """Return the message as what goes to the dead letters."""
-        return Bad(index, self.reason, self.detail, body)
+        return InvalidMessage(index, self.reason, self.detail, body)
 
 
-def decode(adapter: TypeAdapter[T], body: bytes, notes: Notes) -> T:
+def decode(adapter: TypeAdapter[T], body: bytes, notes: SanitizeCounts) -> T:
     """Return the message of a body; what is removed from its texts is added to ``notes``. Raises Unread."""
     if not may_hold_nan(body):
         try:
@@ -75,10 +75,10 @@ def decode(adapter: TypeAdapter[T], body: bytes, notes: Notes) -> T:
         raise Unread(*_verdict(error)) from None
 
 
-def too_large(body: bytes) -> Bad:
+def too_large(body: bytes) -> InvalidMessage:
     """Return what is kept of a body that is longer than ``BODY_BYTES``."""
     detail = f"{len(body)} bytes, at most {BODY_BYTES} are read"
-    return Bad(None, DeadLetterReason.TOO_LARGE, detail, body[:KEPT_BYTES], len(body))
+    return InvalidMessage(None, DeadLetterReason.TOO_LARGE, detail, body[:TRUNCATED_BYTES], len(body))
 
 
 def may_hold_nan(body: bytes) -> bool:
@@ -86,7 +86,7 @@ def may_hold_nan(body: bytes) -> bool:
     return b"NaN" in body or b"Infinity" in body
 
 
-def parse(body: bytes, notes: Notes) -> Any:
+def parse(body: bytes, notes: SanitizeCounts) -> Any:
     """Return what Python's own parser reads: it takes lone surrogates, which are removed here, and nests more deeply.
 
     Raises Unread.
@@ -98,7 +98,7 @@ def parse(body: bytes, notes: Notes) -> Any:
             return parsed
         fit, removed = _LONE.subn("", json.dumps(parsed, ensure_ascii=False))
         if removed:
-            note(notes, CONTROL, removed)
+            add_count(notes, CONTROL, removed)
         return json.loads(fit)
     except UnicodeDecodeError as error:
         raise Unread(DeadLetterReason.NOT_JSON, f"not UTF-8 at byte {error.start}") from None
@@ -135,4 +135,4 @@ def _verdict(error: ValidationError) -> tuple[DeadLetterReason, str]:
     ]
     if len(errors) > _ERRORS_TOLD:
         told.append(f"and {len(errors) - _ERRORS_TOLD} more")
-    return DeadLetterReason.INVALID, "; ".join(told)[:MOST_DETAIL]
+    return DeadLetterReason.INVALID, "; ".join(told)[:MAX_DETAIL]

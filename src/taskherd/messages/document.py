@@ -1,7 +1,7 @@
 """The task document, the JSON that the API, the events and the replies all carry; the one place that renders it.
 
-It has two parts. What comes from the task itself (``own``) is kept with the task, and a change of it makes a new
-version. What comes from the directory, the prompt and ``updated_at`` is added when the document is rendered.
+It has two parts. What comes from the task itself (``core_document``) is kept with the task, and a change of it makes a
+new version. What comes from the directory, the prompt and ``updated_at`` is added when the document is rendered.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from taskherd.domain.view import Status
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from taskherd.domain.directory import Names
+    from taskherd.domain.directory import DirectoryNames
     from taskherd.domain.task import Task
-    from taskherd.domain.view import View
+    from taskherd.domain.view import TaskView
 
 
 class CurrentStateOut(BaseModel):
@@ -70,7 +70,7 @@ class TaskDocument(BaseModel):
     updated_at: datetime
 
 
-def own(view: View, task: Task) -> dict[str, Any]:
+def core_document(view: TaskView, task: Task) -> dict[str, Any]:
     """The part that is kept with the task, in JSON's own types. Two that are equal are one version of the document."""
     said: dict[str, Any] = {
         "id": str(task.id),
@@ -106,17 +106,17 @@ def own(view: View, task: Task) -> dict[str, Any]:
     return said
 
 
-def render(own: Mapping[str, Any], prompt: str, names: Names, updated_at: datetime) -> dict[str, Any]:
+def render(core: Mapping[str, Any], prompt: str, names: DirectoryNames, updated_at: datetime) -> dict[str, Any]:
     """The whole document from its own part, with what the directory says now; ``updated_at`` is in UTC."""
-    return {**own, **_added(prompt, names, updated_at)}
+    return {**core, **_added(prompt, names, updated_at)}
 
 
-def spliced(own: str, prompt: str, names: Names, updated_at: datetime) -> bytes:
+def render_json(core: str, prompt: str, names: DirectoryNames, updated_at: datetime) -> bytes:
     """The same document as JSON, from its own part as the stored JSON text, which is not parsed for it."""
-    return own.rstrip()[:-1].encode() + b"," + orjson.dumps(_added(prompt, names, updated_at))[1:]
+    return core.rstrip()[:-1].encode() + b"," + orjson.dumps(_added(prompt, names, updated_at))[1:]
 
 
-def with_objects(document: dict[str, Any]) -> dict[str, Any]:
+def with_nullable_ids(document: dict[str, Any]) -> dict[str, Any]:
     """The document with each id that may be absent as ``{"uuid", "valid"}``, as the published page shows them."""
     for name in ("workspace_id", "workspace_agent_id", "workspace_app_id"):
         value = document[name]
@@ -124,7 +124,7 @@ def with_objects(document: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
-def _added(prompt: str, names: Names, updated_at: datetime) -> dict[str, Any]:
+def _added(prompt: str, names: DirectoryNames, updated_at: datetime) -> dict[str, Any]:
     """The part of a document that is not kept with the task."""
     added = {
         "organization_id": str(names.organization_id),
@@ -141,7 +141,7 @@ def _added(prompt: str, names: Names, updated_at: datetime) -> dict[str, Any]:
     return added
 
 
-def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:
+def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:
     """The names of the fields that differ between two own parts, sorted; a field that came or went counts."""
     differ = [name for name, content in new.items() if old.get(name, _ABSENT) != content]
     differ += old.keys() - new.keys()

@@ -25,7 +25,7 @@ CONTENT_TYPE = "application/cloudevents-batch+json"
 SOURCE = "taskherd"
 
 
-class Kind(StrEnum):
+class EventKind(StrEnum):
     """What happened to a task."""
 
     CREATED = "created"
@@ -34,12 +34,12 @@ class Kind(StrEnum):
 
 
 @value(frozen=True, slots=True, kw_only=True)
-class Event:
+class ChangeEvent:
     """One change of one task; ``task``: its rendered document, the last one for a delete; ``cause``: why; as JSON."""
 
     task_id: UUID
     version: int
-    kind: Kind
+    kind: EventKind
     occurred_at: datetime
     task: bytes
     changes: Sequence[str]
@@ -47,11 +47,11 @@ class Event:
 
 
 @value(frozen=True, slots=True)
-class Batch:
+class EventBatch:
     """One message: events of one kind, and the bytes that carry them."""
 
-    kind: Kind
-    events: tuple[Event, ...]
+    kind: EventKind
+    events: tuple[ChangeEvent, ...]
     body: bytes
 
     @property
@@ -96,7 +96,7 @@ def event_id(task_id: UUID, version: int) -> UUID:
     return uuid5(task_id, str(version))
 
 
-def build(event: Event) -> bytes:
+def encode_event(event: ChangeEvent) -> bytes:
     """One event as a JSON object."""
     return orjson.dumps(
         {
@@ -117,25 +117,25 @@ def build(event: Event) -> bytes:
     )
 
 
-def pack(events: Iterable[Event], most_bytes: int = MESSAGE_BYTES) -> list[Batch]:
+def pack_events(events: Iterable[ChangeEvent], most_bytes: int = MESSAGE_BYTES) -> list[EventBatch]:
     """The messages that carry these events: each of one kind, at most ``most_bytes`` or one event, in order."""
-    kinds: dict[Kind, list[Event]] = {}
+    kinds: dict[EventKind, list[ChangeEvent]] = {}
     for event in events:
         kinds.setdefault(event.kind, []).append(event)
     return [batch for kind, alike in kinds.items() for batch in _batches(kind, alike, most_bytes)]
 
 
-def _batches(kind: Kind, events: list[Event], most_bytes: int) -> Iterable[Batch]:
-    held: list[Event] = []
+def _batches(kind: EventKind, events: list[ChangeEvent], most_bytes: int) -> Iterable[EventBatch]:
+    held: list[ChangeEvent] = []
     parts: list[bytes] = []
     size = 1  # the brackets, less the comma that the first part does not need
     for event in events:
-        part = build(event)
+        part = encode_event(event)
         if parts and size + len(part) + 1 > most_bytes:
-            yield Batch(kind, tuple(held), b"[" + b",".join(parts) + b"]")
+            yield EventBatch(kind, tuple(held), b"[" + b",".join(parts) + b"]")
             held, parts, size = [], [], 1
         held.append(event)
         parts.append(part)
         size += len(part) + 1
     if parts:
-        yield Batch(kind, tuple(held), b"[" + b",".join(parts) + b"]")
+        yield EventBatch(kind, tuple(held), b"[" + b",".join(parts) + b"]")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, GetPydanticSchema, StringConstraints, WithJsonSchema
 from pydantic_core import CoreSchema, core_schema
 
-from taskherd.messages.limits import BUILD_MOST, INPUT_BYTES, NAME_CHARACTERS, SEQ_MOST
+from taskherd.messages.limits import INPUT_BYTES, MAX_BUILD, MAX_SEQ, NAME_CHARACTERS
 
 _RFC3339 = r"^\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.\d+)?(?:[Zz]|[+-]\d\d:\d\d)$"
 _LONGEST_TIME = 64
@@ -46,8 +46,8 @@ def _small(text: str) -> str:
 Instant = Annotated[
     datetime, GetPydanticSchema(_instant_schema), WithJsonSchema({"type": "string", "format": "date-time"})
 ]
-BuildNumber = Annotated[int, Field(strict=True, ge=1, le=BUILD_MOST)]
-Seq = Annotated[int, Field(strict=True, ge=0, le=SEQ_MOST)]
+BuildNumber = Annotated[int, Field(strict=True, ge=1, le=MAX_BUILD)]
+Seq = Annotated[int, Field(strict=True, ge=0, le=MAX_SEQ)]
 EntryId = Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)]
 Text = Annotated[str, Field(strict=True)]
 

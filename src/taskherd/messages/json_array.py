@@ -8,7 +8,7 @@ _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[{]+|[\]}]+|,', re.DOTALL)
 _SPACE = b" \t\n\r"
 
 
-def elements(body: bytes) -> list[bytes] | None:
+def split_json_array(body: bytes) -> list[bytes] | None:
     """The bytes of each element of an array, however deeply nested; None when this is not the shape of an array.
 
     Only brackets, commas and strings are looked at: whether an element is JSON is for a parser to say.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 BODY_BYTES: Final = 1024 * 1024
-"""The largest body that is read; of a larger one the dead letter keeps the first ``KEPT_BYTES``."""
+"""The largest body that is read; of a larger one the dead letter keeps the first ``TRUNCATED_BYTES``."""
 
-KEPT_BYTES: Final = 64 * 1024
+TRUNCATED_BYTES: Final = 64 * 1024
 MESSAGE_BYTES: Final = 512 * 1024
 """The largest message that is published, unless one element alone is larger."""
 
@@ -19,5 +19,5 @@ CONTENT_BYTES: Final = 64 * 1024
 TEXT_CHARACTERS: Final = 2000
 URL_CHARACTERS: Final = 2048
 NAME_CHARACTERS: Final = 64
-BUILD_MOST: Final = 2**31 - 1
-SEQ_MOST: Final = 2**53 - 1
+MAX_BUILD: Final = 2**31 - 1
+MAX_SEQ: Final = 2**53 - 1

@@ -8,7 +8,7 @@ from uuid import UUID
 import orjson
 from pydantic import BaseModel, Field
 
-from taskherd.domain.handle_command import Refused
+from taskherd.domain.handle_command import CommandRefused
 from taskherd.domain.value import value
 from taskherd.errors import Malformed
 from taskherd.messages.document import TaskDocument
@@ -16,7 +16,7 @@ from taskherd.messages.document import TaskDocument
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from taskherd.messages.decoding import Bad
+    from taskherd.messages.decoding import InvalidMessage
 
 
 REPEATED = "x-taskherd-repeated"
@@ -58,7 +58,9 @@ class RefusedReply(BaseModel):
     error: ErrorOut
 
 
-def accepted(task: Mapping[str, Any], version: int, *, input_id: UUID | None = None, queued: bool = False) -> bytes:
+def accepted_reply(
+    task: Mapping[str, Any], version: int, *, input_id: UUID | None = None, queued: bool = False
+) -> bytes:
     """The reply to a command that was carried out; ``queued`` is told where there is an ``input_id``."""
     said: dict[str, Any] = {"ok": True, "task": task, "version": version}
     if input_id is not None:
@@ -66,7 +68,7 @@ def accepted(task: Mapping[str, Any], version: int, *, input_id: UUID | None = N
     return orjson.dumps(said)
 
 
-def refused(refusal: Refused) -> bytes:
+def refused_reply(refusal: CommandRefused) -> bytes:
     """The reply to a command that was understood and not carried out."""
     error: dict[str, Any] = {"status": refusal.status, "message": refusal.message}
     if refusal.detail is not None:
@@ -76,7 +78,7 @@ def refused(refusal: Refused) -> bytes:
     return orjson.dumps({"ok": False, "error": error})
 
 
-def unreadable(bad: Bad) -> bytes:
+def invalid_message_reply(bad: InvalidMessage) -> bytes:
     """The reply to a command that could not be decoded."""
     error = {"status": 400, "message": "Command could not be read.", "detail": f"{bad.reason.value}: {bad.detail}"}
     return orjson.dumps({"ok": False, "error": error})
@@ -91,7 +93,7 @@ class Accepted:
     queued: bool = False
 
 
-def decode_reply(body: bytes) -> Accepted | Refused:
+def decode_reply(body: bytes) -> Accepted | CommandRefused:
     """Return what the worker replied. Raises Malformed for what is no reply."""
     try:
         match orjson.loads(body):
@@ -99,7 +101,7 @@ def decode_reply(body: bytes) -> Accepted | Refused:
                 return Accepted(task, version, queued=more.get("queued") is True)
             case {"ok": False, "error": {"status": int() as status, "message": str() as message} as error}:
                 validations = [(each["field"], each["detail"]) for each in error.get("validations", ())]
-                return Refused(status, message, error.get("detail"), tuple(validations))
+                return CommandRefused(status, message, error.get("detail"), tuple(validations))
             case _:
                 raise Malformed("not_a_reply")
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:

@@ -18,25 +18,25 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from taskherd.domain import reports as domain
 from taskherd.domain.outcome import DeadLetterReason
-from taskherd.domain.reports import Report, canonical
+from taskherd.domain.reports import Report, canonical_json
 from taskherd.messages import json_array, texts
-from taskherd.messages.decoding import TOO_DEEP, Bad, Unread, decode, may_hold_nan, parse, too_large
+from taskherd.messages.decoding import TOO_DEEP, InvalidMessage, Unread, decode, may_hold_nan, parse, too_large
 from taskherd.messages.fields import BuildNumber, EntryId, Instant, Name, RunnerName, Seq, Text
-from taskherd.messages.limits import BODY_BYTES, ELEMENTS, SEQ_MOST
-from taskherd.messages.texts import Notes
+from taskherd.messages.limits import BODY_BYTES, ELEMENTS, MAX_SEQ
+from taskherd.messages.texts import SanitizeCounts
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SPACE = b" \t\n\r"
 _TICK = timedelta(microseconds=1)
 
 
-class Part(BaseModel):
+class IncomingModel(BaseModel):
     """The base of every incoming model."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-class Envelope(Part):
+class Envelope(IncomingModel):
     """What every report carries."""
 
     task_id: UUID
@@ -51,17 +51,17 @@ class Envelope(Part):
             return self.seq
         moment = now if self.observed_at is None or self.observed_at > now else self.observed_at
         since = moment - _EPOCH
-        return min(max((since.days * 86400 + since.seconds) * 1_000_000 + since.microseconds, 0), SEQ_MOST)
+        return min(max((since.days * 86400 + since.seconds) * 1_000_000 + since.microseconds, 0), MAX_SEQ)
 
 
-class WorkspaceIn(Part):
+class WorkspaceIn(IncomingModel):
     """The workspace that a build made."""
 
     id: UUID
     name: Name
 
 
-class AppIn(Part):
+class AppIn(IncomingModel):
     """The task's app in the workspace."""
 
     id: UUID
@@ -69,21 +69,21 @@ class AppIn(Part):
     url: Text | None = None
     health: domain.Health | None = None
 
-    def to_core(self, notes: Notes) -> domain.App:
+    def to_domain(self, notes: SanitizeCounts) -> domain.App:
         """The app as the core knows it, its URL None where that was emptied."""
         url = texts.address(self.url, notes) or None if self.url else None
-        return domain.App(id=self.id, slug=texts.clean(self.slug, notes), url=url, health=self.health)
+        return domain.App(id=self.id, slug=texts.sanitize(self.slug, notes), url=url, health=self.health)
 
 
-class EntryIn(Part):
+class EntryIn(IncomingModel):
     """One entry of the conversation; an earlier one of this build number and id is replaced."""
 
     id: EntryId
-    type: domain.Speaker
+    type: domain.LogSource
     content: Text
     time: Instant
 
-    def to_core(self, notes: Notes) -> domain.LogEntry:
+    def to_domain(self, notes: SanitizeCounts) -> domain.LogEntry:
         """The entry as the core knows it."""
         return domain.LogEntry(id=self.id, type=self.type, content=texts.content(self.content, notes), time=self.time)
 
@@ -99,7 +99,7 @@ class WorkspaceBuildIn(Envelope):
     runner: RunnerName | None = None
     error: Text | None = None
 
-    def to_core(self, now: datetime, notes: Notes) -> domain.WorkspaceBuild:
+    def to_domain(self, now: datetime, notes: SanitizeCounts) -> domain.WorkspaceBuild:
         """The report as the core knows it."""
         place = self.workspace
         return domain.WorkspaceBuild(
@@ -110,8 +110,8 @@ class WorkspaceBuildIn(Envelope):
             agent_id=self.agent_id,
             transition=self.transition,
             job_status=self.job_status,
-            workspace=None if place is None else domain.Workspace(id=place.id, name=texts.clean(place.name, notes)),
-            app=None if self.app is None else self.app.to_core(notes),
+            workspace=None if place is None else domain.Workspace(id=place.id, name=texts.sanitize(place.name, notes)),
+            app=None if self.app is None else self.app.to_domain(notes),
             runner=self.runner,
             error=None if self.error is None else texts.message(self.error, notes),
         )
@@ -123,7 +123,7 @@ class AgentLifecycleIn(Envelope):
     type: Literal["agent.lifecycle"]
     lifecycle: domain.Lifecycle
 
-    def to_core(self, now: datetime, notes: Notes) -> domain.AgentLifecycle:  # noqa: ARG002 - as its siblings
+    def to_domain(self, now: datetime, notes: SanitizeCounts) -> domain.AgentLifecycle:  # noqa: ARG002 - as its siblings
         """The report as the core knows it."""
         return domain.AgentLifecycle(
             task_id=self.task_id,
@@ -140,7 +140,7 @@ class AgentHeartbeatIn(Envelope):
 
     type: Literal["agent.heartbeat"]
 
-    def to_core(self, now: datetime, notes: Notes) -> domain.AgentHeartbeat:  # noqa: ARG002 - as its siblings
+    def to_domain(self, now: datetime, notes: SanitizeCounts) -> domain.AgentHeartbeat:  # noqa: ARG002 - as its siblings
         """The report as the core knows it."""
         return domain.AgentHeartbeat(
             task_id=self.task_id,
@@ -156,7 +156,7 @@ class AgentDisconnectedIn(Envelope):
 
     type: Literal["agent.disconnected"]
 
-    def to_core(self, now: datetime, notes: Notes) -> domain.AgentDisconnected:  # noqa: ARG002 - as its siblings
+    def to_domain(self, now: datetime, notes: SanitizeCounts) -> domain.AgentDisconnected:  # noqa: ARG002 - as its siblings
         """The report as the core knows it."""
         return domain.AgentDisconnected(
             task_id=self.task_id,
@@ -173,7 +173,7 @@ class AppHealthIn(Envelope):
     type: Literal["app.health"]
     health: domain.Health
 
-    def to_core(self, now: datetime, notes: Notes) -> domain.AppHealth:  # noqa: ARG002 - as its siblings
+    def to_domain(self, now: datetime, notes: SanitizeCounts) -> domain.AppHealth:  # noqa: ARG002 - as its siblings
         """The report as the core knows it."""
         return domain.AppHealth(
             task_id=self.task_id,
@@ -189,11 +189,11 @@ class AppStatusIn(Envelope):
     """The agent says what it is doing."""
 
     type: Literal["app.status"]
-    state: domain.State
+    state: domain.AgentState
     message: Text | None = None
     uri: Text | None = None
 
-    def to_core(self, now: datetime, notes: Notes) -> domain.AppStatus:
+    def to_domain(self, now: datetime, notes: SanitizeCounts) -> domain.AppStatus:
         """The report as the core knows it."""
         return domain.AppStatus(
             task_id=self.task_id,
@@ -213,7 +213,7 @@ class TaskLogIn(Envelope):
     type: Literal["task.log"]
     entries: Annotated[list[EntryIn], Field(max_length=ELEMENTS)]
 
-    def to_core(self, now: datetime, notes: Notes) -> domain.TaskLog:
+    def to_domain(self, now: datetime, notes: SanitizeCounts) -> domain.TaskLog:
         """The report as the core knows it."""
         return domain.TaskLog(
             task_id=self.task_id,
@@ -221,7 +221,7 @@ class TaskLogIn(Envelope):
             seq=self.seq_at(now),
             observed_at=self.observed_at,
             agent_id=self.agent_id,
-            entries=tuple([entry.to_core(notes) for entry in self.entries]),
+            entries=tuple([entry.to_domain(notes) for entry in self.entries]),
         )
 
 
@@ -233,7 +233,7 @@ class TaskInputIn(Envelope):
     outcome: domain.InputOutcome
     detail: Text | None = None
 
-    def to_core(self, now: datetime, notes: Notes) -> domain.TaskInput:
+    def to_domain(self, now: datetime, notes: SanitizeCounts) -> domain.TaskInput:
         """The report as the core knows it."""
         return domain.TaskInput(
             task_id=self.task_id,
@@ -268,15 +268,15 @@ class Decoded(NamedTuple):
     """A report that can be folded, and what was done to its texts."""
 
     report: Report
-    notes: Notes
+    notes: SanitizeCounts
 
 
-Element: TypeAlias = Decoded | Bad
+Element: TypeAlias = Decoded | InvalidMessage
 
 
 def encode(report: Report, *, with_seq: bool = True) -> bytes:
     """Return a report as JSON, in its canonical form; without its seq the worker derives one from ``observed_at``."""
-    text = canonical(report)
+    text = canonical_json(report)
     if with_seq:
         return text.encode()
     fields = orjson.loads(text)
@@ -291,7 +291,7 @@ def join(reports: Iterable[bytes]) -> bytes:
 
 def decode_stored(text: str, now: datetime) -> Report:
     """Return a report from its canonical text; ``now`` is the default of its seq. Raises ValueError for other texts."""
-    return _REPORT.validate_json(text).to_core(now, {})
+    return _REPORT.validate_json(text).to_domain(now, {})
 
 
 def decode_reports(body: bytes, now: datetime) -> list[Element]:
@@ -308,9 +308,9 @@ def decode_reports(body: bytes, now: datetime) -> list[Element]:
 
 def _alone(index: int | None, body: bytes, now: datetime) -> Element:
     """One report by itself."""
-    notes: Notes = {}
+    notes: SanitizeCounts = {}
     try:
-        return Decoded(decode(_REPORT, body, notes).to_core(now, notes), notes)
+        return Decoded(decode(_REPORT, body, notes).to_domain(now, notes), notes)
     except Unread as why:
         return why.bad(body, index)
 
@@ -323,25 +323,31 @@ def _array(body: bytes, now: datetime) -> list[Element]:
                 _decoded(read, now if read.seq is not None else now + index * _TICK)
                 for index, read in enumerate(_REPORTS.validate_json(body))
             ]
-    pieces = json_array.elements(body)
+    pieces = json_array.split_json_array(body)
     if pieces is None:
-        return [Bad(None, DeadLetterReason.NOT_JSON, _parser_says(body), body)]
+        return [InvalidMessage(None, DeadLetterReason.NOT_JSON, _parser_says(body), body)]
     if len(pieces) > ELEMENTS:
         return [
-            Bad(None, DeadLetterReason.TOO_MANY, f"{len(pieces)} reports, at most {ELEMENTS} are read at once", body)
+            InvalidMessage(
+                None, DeadLetterReason.TOO_MANY, f"{len(pieces)} reports, at most {ELEMENTS} are read at once", body
+            )
         ]
     found: list[Element] = []
     for index, piece in enumerate(pieces):
         element = _alone(index, piece, now + index * _TICK)
-        if isinstance(element, Bad) and element.reason is DeadLetterReason.NOT_JSON and element.detail != TOO_DEEP:
-            return [Bad(None, DeadLetterReason.NOT_JSON, f"element {index}: {element.detail}", body)]
+        if (
+            isinstance(element, InvalidMessage)
+            and element.reason is DeadLetterReason.NOT_JSON
+            and element.detail != TOO_DEEP
+        ):
+            return [InvalidMessage(None, DeadLetterReason.NOT_JSON, f"element {index}: {element.detail}", body)]
         found.append(element)
     return found
 
 
 def _decoded(read: ReportIn, now: datetime) -> Decoded:
-    notes: Notes = {}
-    return Decoded(read.to_core(now, notes), notes)
+    notes: SanitizeCounts = {}
+    return Decoded(read.to_domain(now, notes), notes)
 
 
 def _parser_says(body: bytes) -> str:

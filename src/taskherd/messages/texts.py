@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from taskherd.messages.limits import CONTENT_BYTES, TEXT_CHARACTERS, URL_CHARACTERS
 
-Notes: TypeAlias = dict[str, int]
+SanitizeCounts: TypeAlias = dict[str, int]
 """How often what was done to the texts of a message: ``control`` (characters removed), ``cut``, ``uri`` (emptied)."""
 
 CONTROL = "control"
@@ -22,50 +22,50 @@ _SCHEME = re.compile(r"(?:https?|file):", re.IGNORECASE)
 _WIDEST = 4  # bytes of one character in UTF-8
 
 
-def note(notes: Notes, what: str, times: int = 1) -> None:
+def add_count(notes: SanitizeCounts, what: str, times: int = 1) -> None:
     """Add to the count of something done to a text."""
     notes[what] = notes.get(what, 0) + times
 
 
-def clean(text: str, notes: Notes) -> str:
+def sanitize(text: str, notes: SanitizeCounts) -> str:
     """The text without control characters other than newline and tab, and without lone surrogates."""
     if text.isprintable():
         return text
     cleaned, removed = _UNFIT.subn("", text)
     if removed:
-        note(notes, CONTROL, removed)
+        add_count(notes, CONTROL, removed)
     return cleaned
 
 
-def message(text: str, notes: Notes) -> str:
+def message(text: str, notes: SanitizeCounts) -> str:
     """A status message, error or detail: cleaned, and cut to 2,000 characters, the last one then being ``…``."""
     if not text.isprintable():
-        text = clean(text, notes)
+        text = sanitize(text, notes)
     if len(text) <= TEXT_CHARACTERS:
         return text
-    note(notes, CUT)
+    add_count(notes, CUT)
     return text[: TEXT_CHARACTERS - 1] + "…"
 
 
-def content(text: str, notes: Notes) -> str:
+def content(text: str, notes: SanitizeCounts) -> str:
     """A log entry's content: cleaned, and cut to 64 KiB of UTF-8, ending in ``…`` then."""
-    text = clean(text, notes)
+    text = sanitize(text, notes)
     if len(text) * _WIDEST <= CONTENT_BYTES:
         return text
     encoded = text.encode()
     if len(encoded) <= CONTENT_BYTES:
         return text
-    note(notes, CUT)
+    add_count(notes, CUT)
     return encoded[: CONTENT_BYTES - len("…".encode())].decode(errors="ignore") + "…"
 
 
-def address(text: str, notes: Notes) -> str:
+def address(text: str, notes: SanitizeCounts) -> str:
     """A URI or URL; "" when its scheme is not http, https or file, or when it is longer than 2,048 characters."""
     if not text:
         return text
     if not text.isprintable():
-        text = clean(text, notes)
+        text = sanitize(text, notes)
     if len(text) <= URL_CHARACTERS and _SCHEME.match(text):
         return text
-    note(notes, URI)
+    add_count(notes, URI)
     return ""

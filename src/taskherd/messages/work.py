@@ -7,8 +7,8 @@ from uuid import UUID, uuid5
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from taskherd.messages.decoding import Bad, Unread, decode
-from taskherd.messages.limits import BUILD_MOST
+from taskherd.messages.decoding import InvalidMessage, Unread, decode
+from taskherd.messages.limits import MAX_BUILD
 
 
 class Owner(BaseModel):
@@ -26,7 +26,7 @@ class Preset(BaseModel):
     parameters: dict[str, Any]
 
 
-class Request(BaseModel):
+class BaseWorkRequest(BaseModel):
     """What every request carries. ``(task_id, build_number, type)`` is to be done once, whatever is repeated."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -36,13 +36,13 @@ class Request(BaseModel):
     task_id: UUID
     task_name: str
     owner: Owner
-    build_number: int = Field(ge=1, le=BUILD_MOST)
+    build_number: int = Field(ge=1, le=MAX_BUILD)
     build_id: UUID
     template_version_id: UUID
     run: dict[str, Any] = Field(description="What the template version says to the runner.")
 
 
-class WorkspaceStart(Request):
+class WorkspaceStart(BaseWorkRequest):
     """Start the workspace and the agent in it."""
 
     type: Literal["workspace.start"] = "workspace.start"
@@ -51,19 +51,19 @@ class WorkspaceStart(Request):
     agent_token: str = Field(description="The agent's credential for this task and build, a secret.", repr=False)
 
 
-class WorkspaceStop(Request):
+class WorkspaceStop(BaseWorkRequest):
     """Stop the workspace and keep what is in it."""
 
     type: Literal["workspace.stop"] = "workspace.stop"
 
 
-class WorkspaceDelete(Request):
+class WorkspaceDelete(BaseWorkRequest):
     """Take the workspace down for good."""
 
     type: Literal["workspace.delete"] = "workspace.delete"
 
 
-class AgentInput(Request):
+class AgentInput(BaseWorkRequest):
     """Give an input to the agent; ``input_id`` is to be done once."""
 
     type: Literal["agent.input"] = "agent.input"
@@ -83,7 +83,7 @@ def encode(request: WorkRequest) -> bytes:
     return _WORK.dump_json(request)
 
 
-def decode_request(body: bytes) -> WorkRequest | Bad:
+def decode_request(body: bytes) -> WorkRequest | InvalidMessage:
     """Return the request of a body; whatever comes, nothing is raised."""
     try:
         return decode(_WORK, body, {})

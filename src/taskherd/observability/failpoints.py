@@ -30,7 +30,7 @@ class Failpoint(StrEnum):
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 
 
-def armed(setting: str) -> Callable[[Failpoint], None]:
+def arm(setting: str) -> Callable[[Failpoint], None]:
     """What to call at each place: it sends this process the signal at the one that the setting names."""
     if not setting:
         return lambda _place: None

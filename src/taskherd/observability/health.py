@@ -13,7 +13,7 @@ DEFAULT_PORT = 9590
 TIMEOUT = 3.0
 
 
-def ask(port: int, path: str) -> tuple[bool, str]:
+def request(port: int, path: str) -> tuple[bool, str]:
     """Return whether `path` on the operations port of this machine answers 200, and the answer or what went wrong."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)
     try:
@@ -29,7 +29,7 @@ def ask(port: int, path: str) -> tuple[bool, str]:
 def main(words: list[str]) -> int:
     """Return 0 when the process is alive, or ready with `--ready`; else 1. Says on stdout what was answered."""
     port = int(os.environ.get("TASKHERD_OPS_PORT") or DEFAULT_PORT)
-    well, said = ask(port, "/readyz" if "--ready" in words else "/livez")
+    well, said = request(port, "/readyz" if "--ready" in words else "/livez")
     sys.stdout.write(said + "\n")
     return 0 if well else 1
 

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from structlog.typing import EventDict, Processor, WrappedLogger
 
 HIDDEN = "********"
-TEXT_MOST = 8_000
+MAX_TEXT = 8_000
 """Characters of one logged text; what is longer is cut, with `…` at the end."""
-_DEPTH_MOST = 6
-SECRET_LEAST = 4
+_MAX_DEPTH = 6
+MIN_SECRET = 4
 """Characters of a secret that is hidden wherever it turns up; shorter ones are in every word. In a URL any is."""
 _SECRET_NAME = re.compile(r"passw|secret|token|authorization|cookie|credential|api_?key|private_?key", re.IGNORECASE)
 _PASSWORD_IN_URL = re.compile(
@@ -80,7 +80,7 @@ class Cleaner:
     """A structlog processor that hides secrets, escapes control characters and cuts what is too long."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
-        longest_first = sorted({each for each in secrets if len(each) >= SECRET_LEAST}, key=len, reverse=True)
+        longest_first = sorted({each for each in secrets if len(each) >= MIN_SECRET}, key=len, reverse=True)
         self._secrets = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
     def __call__(self, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
@@ -92,12 +92,12 @@ class Cleaner:
 
     def text(self, text: str, *, lines: bool = False) -> str:
         """Return `text` without secrets, on one line unless `lines`, in characters that a terminal only prints."""
-        text = text[: 2 * TEXT_MOST]  # so that no text takes long; cut again below, far from a secret cut in two
+        text = text[: 2 * MAX_TEXT]  # so that no text takes long; cut again below, far from a secret cut in two
         if self._secrets:
             text = self._secrets.sub(HIDDEN, text)
         text = _PASSWORD_IN_URL.sub(rf"\g<before>{HIDDEN}\g<after>", text)
-        if len(text) > TEXT_MOST:
-            text = text[: TEXT_MOST - 1] + "…"
+        if len(text) > MAX_TEXT:
+            text = text[: MAX_TEXT - 1] + "…"
         if text.isprintable():
             return text
         return "".join(char if char.isprintable() or (lines and char == "\n") else _escape(char) for char in text)
@@ -109,9 +109,9 @@ class Cleaner:
             return self.text(value, lines=key == "exception")
         if value is None or isinstance(value, (bool, int, float)):
             return value
-        if depth < _DEPTH_MOST and isinstance(value, (list, tuple, set, frozenset)):
+        if depth < _MAX_DEPTH and isinstance(value, (list, tuple, set, frozenset)):
             return [self._value("", each, depth + 1) for each in value]
-        if depth < _DEPTH_MOST and isinstance(value, dict):
+        if depth < _MAX_DEPTH and isinstance(value, dict):
             return {self.text(str(name)): self._value(str(name), each, depth + 1) for name, each in value.items()}
         return self.text(str(value))
 

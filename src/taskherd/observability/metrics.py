@@ -27,7 +27,7 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 
 
 @dataclass(frozen=True, slots=True)
-class Declared:
+class MetricInfo:
     """One metric as it is exposed."""
 
     name: str
@@ -43,7 +43,7 @@ class Metrics:
         without_start_times: Callable[[], None] = disable_created_metrics  # which would double the series for no reader
         without_start_times()
         self.registry = CollectorRegistry()
-        self.declared: list[Declared] = []
+        self.declared: list[MetricInfo] = []
         ProcessCollector(registry=self.registry)
         self._declare_intake()
         self._declare_outlet()
@@ -193,7 +193,7 @@ class Metrics:
         return Histogram(name, meaning, namespace=NAMESPACE, registry=self.registry, buckets=buckets)
 
     def _note(self, name: str, kind: str, labels: tuple[str, ...], meaning: str) -> None:
-        self.declared.append(Declared(f"{NAMESPACE}_{name}", kind, labels, meaning))
+        self.declared.append(MetricInfo(f"{NAMESPACE}_{name}", kind, labels, meaning))
 
 
 def table() -> str:

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from taskherd.observability.metrics import Metrics
     from taskherd.observability.readiness import Readiness
 
-HEADER_MOST = 8_192
+MAX_HEADER = 8_192
 """Bytes of a request's head; a longer one is refused."""
-CONNECTIONS_MOST = 64
+MAX_CONNECTIONS = 64
 READ_TIMEOUT = 5.0
 _HEADERS = [("Cache-Control", "no-store"), ("Connection", "close")]
 """Of every response: the connection ends with it (RFC 9112, section 9.6)."""
@@ -81,9 +81,9 @@ class OpsServer:
     def _configured(self, read_timeout: float) -> uvicorn.Config:
         bounds = {
             "head_within": read_timeout,
-            "head_most": HEADER_MOST,
+            "head_most": MAX_HEADER,
             "stuck_after": read_timeout,
-            "connections_most": CONNECTIONS_MOST,
+            "connections_most": MAX_CONNECTIONS,
         }
         protocol: Any = type("OpsProtocol", (BoundedProtocol,), bounds)
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a stranger's bad request is no warning to us

@@ -41,10 +41,10 @@ class Readiness:
     async def reasons(self) -> dict[str, str | None]:
         """Return for every condition and check None or the reason why it is not well."""
         names = list(self._checks)
-        answers = await asyncio.gather(*(self._ask(name) for name in names))
+        answers = await asyncio.gather(*(self._run_check(name) for name in names))
         return {**self._reasons, **dict(zip(names, answers, strict=True))}
 
-    async def _ask(self, name: str) -> str | None:
+    async def _run_check(self, name: str) -> str | None:
         """Ask one check, which is never cancelled (a cancelled query may leak its connection) nor run twice at once."""
         running = self._running.get(name)
         if running is None:

@@ -23,18 +23,18 @@ Carrier = dict[str, str]
 """`traceparent`, and `tracestate` where there is one; empty: no trace."""
 
 PARENT, STATE = "traceparent", "tracestate"
-LINKS_MOST: Final = 32
-STATE_MOST: Final = 512
+MAX_LINKS: Final = 32
+MAX_STATE: Final = 512
 EXPORT_TIMEOUT: Final = 5.0
 _WELL_FORMED: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
-def carried(headers: Mapping[str, Any]) -> Carrier:
+def extract(headers: Mapping[str, Any]) -> Carrier:
     """Return the trace in the headers of a message or request; none where they are not as the standard says."""
     parent, state = headers.get(PARENT), headers.get(STATE)
     if not isinstance(parent, str) or not _WELL_FORMED.fullmatch(parent):
         return {}
-    if isinstance(state, str) and state and len(state) <= STATE_MOST and state.isprintable():
+    if isinstance(state, str) and state and len(state) <= MAX_STATE and state.isprintable():
         return {PARENT: parent, STATE: state}
     return {PARENT: parent}
 
@@ -95,7 +95,7 @@ class OtelTracing(Tracing):
 
         context = self._propagator.extract(parent) if parent else None
         different = {each[PARENT]: each for each in links if each}.values()
-        contexts = (trace.get_current_span(self._propagator.extract(each)) for each in islice(different, LINKS_MOST))
+        contexts = (trace.get_current_span(self._propagator.extract(each)) for each in islice(different, MAX_LINKS))
         linked = [trace.Link(span.get_span_context()) for span in contexts]
         with self._tracer.start_as_current_span(
             f"taskherd {name}",

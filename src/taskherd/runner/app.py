@@ -17,8 +17,8 @@ import uvloop
 
 from taskherd import __version__
 from taskherd.broker import topology
-from taskherd.broker.connections import Links
-from taskherd.broker.consume import Intake, Source
+from taskherd.broker.connections import BrokerConnections
+from taskherd.broker.consume import Consumer, Source
 from taskherd.broker.publish import Publisher
 from taskherd.broker.rpc import CommandClient
 from taskherd.clock import Clock
@@ -29,10 +29,10 @@ from taskherd.observability.ops import OpsServer
 from taskherd.observability.readiness import Readiness
 from taskherd.runner import orphans, shim
 from taskherd.runner.claims import Claims
-from taskherd.runner.context import House
-from taskherd.runner.dispatcher import Runner
+from taskherd.runner.context import RunnerContext
+from taskherd.runner.dispatcher import Dispatcher
 from taskherd.runner.outbox import Budget
-from taskherd.runner.report_sender import Sender
+from taskherd.runner.report_sender import ReportSender
 from taskherd.runner.workspaces.cgroups import Cgroups
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ log = structlog.get_logger(__name__)
 OPS_PORT = 9592
 PREFETCH = 8_000
 """Requests held unacknowledged: an input is, until its outcome is known, and each task may have one."""
-ANSWER_WITHIN = 5.0
+REPLY_TIMEOUT = 5.0
 """Seconds in which the worker is expected to answer what a runner asks."""
 PR_SET_DUMPABLE = 4
 _NO_NAME = re.compile(r"[^a-z0-9-]+")
@@ -75,18 +75,20 @@ class RunnerProcess:
         self.metrics = Metrics()
         self.metrics.build_info.labels(__version__).set(1)
         self._readiness = Readiness("broker", "consumers")
-        self._names = topology.Names(settings.amqp_prefix)
-        self._links = Links(settings.amqp_url, "runner", self.metrics, self._readiness)
-        publisher = Publisher(self._links.publish)
-        self._intake = Intake(self._links.consume, self._prepare, prefetch=PREFETCH, on_trouble=self._trouble)
-        self._sender = Sender(publisher, self._names, self.metrics, self._trouble)
-        self._commands = CommandClient(self._links.consume, publisher, self._names, timeout=ANSWER_WITHIN)
-        self.runner = Runner(self._make_house(), self._intake)
+        self._names = topology.TopologyNames(settings.amqp_prefix)
+        self._connections = BrokerConnections(settings.amqp_url, "runner", self.metrics, self._readiness)
+        publisher = Publisher(self._connections.publish)
+        self._consumer = Consumer(
+            self._connections.consume, self._prepare, prefetch=PREFETCH, on_trouble=self._on_error
+        )
+        self._sender = ReportSender(publisher, self._names, self.metrics, self._on_error)
+        self._commands = CommandClient(self._connections.consume, publisher, self._names, timeout=REPLY_TIMEOUT)
+        self.runner = Dispatcher(self._make_context(), self._consumer)
         self._ops = OpsServer(self.metrics, self._readiness)
 
-    def _make_house(self) -> House:
+    def _make_context(self) -> RunnerContext:
         settings = self._settings
-        return House(
+        return RunnerContext(
             name=self._name,
             root=self._root,
             api_url=settings.agent_api_url,
@@ -117,22 +119,23 @@ class RunnerProcess:
             await self._work()
         finally:
             await self._ops.close()
-            await self._links.close()
+            await self._connections.close()
             os.close(claim)
             log.info("runner ended", runner=self._name)
 
     async def _work(self) -> None:
-        self._links.start()
+        self._connections.start()
         adopted = self.runner.adopt()
         if adopted:
             log.info("tasks of an earlier runner taken up", tasks=adopted)
-        self._intake.start()
+        self._consumer.start()
         tasks = [
             asyncio.create_task(self.runner.run(), name="requests"),
             asyncio.create_task(self._sender.run(), name="reports"),
             asyncio.create_task(self._commands.run(), name="replies"),
             asyncio.create_task(
-                self._sender.beat(self._settings.runner_heartbeat_every, self.runner.heartbeats), name="heartbeats"
+                self._sender.send_heartbeats(self._settings.runner_heartbeat_every, self.runner.heartbeats),
+                name="heartbeats",
             ),
             asyncio.create_task(self.runner.watch(), name="numbers"),
             asyncio.create_task(self._watch(), name="watch"),
@@ -141,24 +144,24 @@ class RunnerProcess:
         stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
         await asyncio.wait({stopping, *tasks}, return_when=asyncio.FIRST_COMPLETED)
         self._stopping.set()
-        await self._leave([*tasks, count])
+        await self._shut_down([*tasks, count])
 
-    async def _leave(self, tasks: list[asyncio.Task[None]]) -> None:
+    async def _shut_down(self, tasks: list[asyncio.Task[None]]) -> None:
         """Take no more, send what is still to be told, within the grace time; the agents go on."""
         log.info("runner stopping")
         self._readiness.clear("consumers", "stopping")
         with suppress(TimeoutError, Unavailable):
             async with asyncio.timeout(self._settings.grace):
-                await self._intake.stop()
+                await self._consumer.stop()
                 for task in tasks:
                     task.cancel()
                 await asyncio.wait(tasks)
                 await self._sender.flush()
         for task in tasks:
             task.cancel()
-        await self.runner.leave()
+        await self.runner.detach()
         results = await asyncio.gather(*tasks, return_exceptions=True)
-        await self._intake.close()
+        await self._consumer.close()
         for result in results:
             if isinstance(result, Exception):
                 raise result
@@ -168,7 +171,7 @@ class RunnerProcess:
         tasks = self.runner.tasks
         if not tasks:
             return
-        for task_id in await orphans.unknown(self._commands, tasks, self._trouble):
+        for task_id in await orphans.find_orphans(self._commands, tasks, self._on_error):
             log.info("no live task owns this: cleaning up", task_id=str(task_id))
             self.metrics.runner_orphans.inc()
             self.runner.forget(task_id)
@@ -176,7 +179,7 @@ class RunnerProcess:
     async def _watch(self) -> None:
         """See whether we are really consuming, and say so where others look."""
         while True:
-            if self._intake.consuming:
+            if self._consumer.consuming:
                 self._readiness.set("consumers")
             else:
                 self._readiness.clear("consumers", "not consuming")
@@ -186,7 +189,7 @@ class RunnerProcess:
         pool, name = self._settings.runner_pool, self._name
         return [Source(await topology.declare_work_queue(channel, self._names, target)) for target in (pool, name)]
 
-    def _trouble(self, reason: str) -> None:
+    def _on_error(self, reason: str) -> None:
         log.warning("waiting", reason=reason)
 
 

@@ -14,7 +14,7 @@ from uuid import NAMESPACE_DNS, uuid5
 import structlog
 
 from taskherd.errors import Unavailable
-from taskherd.runner.ownership import Said, ask
+from taskherd.runner.ownership import Ownership, query_ownership
 
 if TYPE_CHECKING:
     from taskherd.broker.rpc import CommandClient
@@ -50,16 +50,16 @@ class Claims:
         """
         command_id = uuid5(request.task_id, f"claim/{request.build_number}")
         try:
-            said = await ask(self._commands, request.task_id, command_id, name=self._name, lasting=True)
+            said = await query_ownership(self._commands, request.task_id, command_id, name=self._name, lasting=True)
         except Unavailable as error:
             log.warning("claim unanswered", task_id=str(request.task_id), begun=sole, reason=str(error))
             return Claim.WON if sole else Claim.LEFT
         match said:
-            case Said.THERE:
+            case Ownership.EXISTS:
                 return Claim.WON
-            case Said.ANOTHERS:
+            case Ownership.OTHER_RUNNER:
                 return Claim.LOST
-            case Said.GONE:
+            case Ownership.GONE:
                 return Claim.LEFT
             case _:
                 assert_never(said)

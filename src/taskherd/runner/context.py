@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class House:
+class RunnerContext:
     """The runner, as a task sees it."""
 
     name: str

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from taskherd.messages.work import WorkspaceDelete, WorkspaceStart, WorkspaceStop
 
-INPUTS_KEPT = 500
+MAX_INPUTS = 500
 """How many inputs are remembered, the latest; the worker sends one at a time, and repeats none that has an outcome."""
 
 Transition: TypeAlias = Literal["start", "stop", "delete"]
@@ -30,7 +30,7 @@ class Phase(StrEnum):
     FAILED = "failed"
 
 
-class Delivery(StrEnum):
+class InputDelivery(StrEnum):
     """How far an input is."""
 
     DELIVERING = "delivering"
@@ -53,7 +53,7 @@ class Journal(BaseModel):
     ready: bool = Field(default=False, description="Whether the agent of this build was told to be ready.")
     start: WorkspaceStart | None = Field(None, description="The latest request to start.")
     port: int | None = Field(None, description="Where the agent serves AgentAPI.")
-    inputs: dict[UUID, Delivery] = Field(default_factory=dict)
+    inputs: dict[UUID, InputDelivery] = Field(default_factory=dict)
     seq_ceiling: int = Field(0, description="No report had a seq above this.")
 
     def accept(self, request: WorkspaceStart | WorkspaceStop | WorkspaceDelete) -> None:
@@ -77,10 +77,10 @@ class Journal(BaseModel):
         """Whether there is a workspace that is up."""
         return self.transition == "start" and self.phase is Phase.DONE
 
-    def note(self, input_id: UUID, how: Delivery) -> None:
+    def note(self, input_id: UUID, how: InputDelivery) -> None:
         """Remember how far an input is, and forget the oldest of too many."""
         self.inputs[input_id] = how
-        while len(self.inputs) > INPUTS_KEPT:
+        while len(self.inputs) > MAX_INPUTS:
             del self.inputs[next(iter(self.inputs))]
 
 

@@ -18,26 +18,26 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-OWN_MOST = 1024 * 1024
+MAX_OWN_BYTES = 1024 * 1024
 """Bytes that wait for one task, beyond which its output is not followed further for now."""
-TOLD_MOST = 64 * 1024
+MAX_SENT_BYTES = 64 * 1024
 """Bytes of sent reports in the file, beyond which it is written anew."""
 
-Mark: TypeAlias = dict[str, Any]
+Checkpoint: TypeAlias = dict[str, Any]
 
 
 @dataclass(slots=True)
 class Budget:
     """What the outboxes of all tasks may hold together, in bytes."""
 
-    most: int
+    maximum: int
     used: int = 0
     room: asyncio.Event = field(default_factory=asyncio.Event)
 
     def add(self, size: int) -> None:
         """Take so many bytes more, or give them back."""
         self.used += size
-        if self.used < self.most:
+        if self.used < self.maximum:
             self.room.set()
         else:
             self.room.clear()
@@ -60,7 +60,7 @@ class Outbox:
         self._emptied = asyncio.Event()
         self._emptied.set()
         self._muted = False
-        self.mark: Mark = {}
+        self.checkpoint: Checkpoint = {}
         self._file: int | None = None
         self._load()
 
@@ -71,43 +71,43 @@ class Outbox:
     @property
     def full(self) -> bool:
         """Whether no more should be made for now; what must be said is taken nevertheless."""
-        return self._size >= OWN_MOST or self._budget.used >= self._budget.most
+        return self._size >= MAX_OWN_BYTES or self._budget.used >= self._budget.maximum
 
-    async def room(self) -> None:
+    async def wait_room(self) -> None:
         """Wait until there is room."""
         while self.full:
             await self._room.wait()
             await self._budget.room.wait()
 
-    async def emptied(self) -> None:
+    async def wait_empty(self) -> None:
         """Wait until all is sent."""
         await self._emptied.wait()
 
-    def append(self, reports: Sequence[str], mark: Mark | None = None) -> None:
+    def append(self, reports: Sequence[str], mark: Checkpoint | None = None) -> None:
         """Take reports, as JSON, to be sent; where the disk is full they are kept in memory alone, for now."""
-        self.mark = mark or self.mark
+        self.checkpoint = mark or self.checkpoint
         if not self._muted:
             self._write(reports, mark)
-            self._keep(reports)
+            self._store(reports)
 
-    def mute(self) -> None:
+    def discard(self) -> None:
         """Take no more, and drop what waits: nobody wants to know."""
         self._muted = True
         self._waiting.clear()
         self._resize(-self._size)
         self._emptied.set()
 
-    def first(self, most: int, size: int) -> list[bytes]:
-        """The first reports, up to `most`, and up to `size` bytes unless the first alone is larger."""
+    def peek(self, limit: int, size: int) -> list[bytes]:
+        """The first reports, up to `limit`, and up to `size` bytes unless the first alone is larger."""
         chosen: list[bytes] = []
         for report in self._waiting:
             size -= len(report)
-            if len(chosen) >= most or (chosen and size < 0):
+            if len(chosen) >= limit or (chosen and size < 0):
                 break
             chosen.append(report)
         return chosen
 
-    def sent(self, count: int) -> None:
+    def confirm(self, count: int) -> None:
         """The first so many were confirmed."""
         if self._muted:
             return
@@ -116,7 +116,7 @@ class Outbox:
         self._told += size
         if not self._waiting:
             self._emptied.set()
-        if self._told > TOLD_MOST or (self._torn and not self._waiting):
+        if self._told > MAX_SENT_BYTES or (self._torn and not self._waiting):
             self._rewrite()
 
     def close(self) -> None:
@@ -127,7 +127,7 @@ class Outbox:
             os.close(self._file)
             self._file = None
 
-    def _keep(self, reports: Sequence[str]) -> None:
+    def _store(self, reports: Sequence[str]) -> None:
         if reports:
             encoded = [report.encode() for report in reports]
             self._waiting.extend(encoded)
@@ -138,12 +138,12 @@ class Outbox:
     def _resize(self, change: int) -> None:
         self._size += change
         self._budget.add(change)
-        if self._size < OWN_MOST:
+        if self._size < MAX_OWN_BYTES:
             self._room.set()
         else:
             self._room.clear()
 
-    def _write(self, reports: Sequence[str], mark: Mark | None) -> None:
+    def _write(self, reports: Sequence[str], mark: Checkpoint | None) -> None:
         line = b"\n" if self._torn else b""
         try:
             if self._file is None:
@@ -162,14 +162,14 @@ class Outbox:
             for line in content.splitlines():
                 with suppress(ValueError, TypeError):  # the end of a line that was not written to its end
                     mark, reports = json.loads(line)
-                    self.mark = mark or self.mark
-                    self._keep([str(report) for report in reports])
+                    self.checkpoint = mark or self.checkpoint
+                    self._store([str(report) for report in reports])
 
     def _rewrite(self) -> None:
         """Write the file anew with what still waits."""
         beside = self._path.with_suffix(".new")
         with suppress(OSError):
-            record = json.dumps([self.mark, [report.decode() for report in self._waiting]]) + "\n"
+            record = json.dumps([self.checkpoint, [report.decode() for report in self._waiting]]) + "\n"
             descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             with open(descriptor, "w") as file:  # noqa: PTH123 - opened with its mode
                 file.write(record)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from taskherd.domain.commands import UpdateInput
-from taskherd.domain.handle_command import Refused
+from taskherd.domain.handle_command import CommandRefused
 from taskherd.errors import Malformed, Unavailable
 from taskherd.messages.commands import encode
 from taskherd.messages.replies import decode_reply
@@ -20,20 +20,20 @@ from taskherd.messages.replies import decode_reply
 if TYPE_CHECKING:
     from taskherd.broker.rpc import CommandClient
 
-NOBODY = UUID(int=0)
+NO_ACTOR = UUID(int=0)
 
 
-class Said(Enum):
+class Ownership(Enum):
     """What a reply says, by the status of its error."""
 
-    THERE = 400
+    EXISTS = 400
     GONE = 404
-    ANOTHERS = 409
+    OTHER_RUNNER = 409
 
 
-async def ask(
-    commands: CommandClient, task_id: UUID, command_id: UUID, *, name: UUID = NOBODY, lasting: bool = False
-) -> Said:
+async def query_ownership(
+    commands: CommandClient, task_id: UUID, command_id: UUID, *, name: UUID = NO_ACTOR, lasting: bool = False
+) -> Ownership:
     """Ask about a task, under this command id in this name.
 
     Raises Unavailable where no reply came in time, or one that says nothing of the kind. A `lasting` question counts
@@ -43,8 +43,8 @@ async def ask(
     reply = await commands.call(question.type, encode(question), no_expiry=lasting)
     try:
         answer = decode_reply(reply.body)
-        if isinstance(answer, Refused):
-            return Said(answer.status)
+        if isinstance(answer, CommandRefused):
+            return Ownership(answer.status)
     except (Malformed, ValueError):
         pass
     raise Unavailable(f"the reply to {question.type} says nothing: {reply.body[:200]!r}")

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from taskherd import retry
-from taskherd.broker.publish import Published
+from taskherd.broker.publish import PublishOutcome
 from taskherd.errors import Unavailable
 from taskherd.messages.limits import MESSAGE_BYTES
 from taskherd.messages.reports import join
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from taskherd.broker.publish import Publisher
-    from taskherd.broker.topology import Names
+    from taskherd.broker.topology import TopologyNames
     from taskherd.observability.metrics import Metrics
     from taskherd.runner.outbox import Outbox
 
@@ -28,14 +28,16 @@ OF_ONE = 20
 ROUTING_KEY = "runner"
 
 
-class Sender:
+class ReportSender:
     """The way of all reports of this runner."""
 
-    def __init__(self, publisher: Publisher, names: Names, metrics: Metrics, trouble: Callable[[str], None]) -> None:
+    def __init__(
+        self, publisher: Publisher, names: TopologyNames, metrics: Metrics, trouble: Callable[[str], None]
+    ) -> None:
         self._publisher = publisher
         self._exchange = names.reports
         self._metrics = metrics
-        self._trouble = trouble
+        self._on_error = trouble
         self._due: OrderedDict[int, Outbox] = OrderedDict()
         self._more = asyncio.Event()
 
@@ -58,7 +60,7 @@ class Sender:
                 failures = 0
             except Unavailable as error:
                 failures += 1
-                self._trouble(str(error))
+                self._on_error(str(error))
                 await asyncio.sleep(retry.delay(failures))
 
     async def flush(self) -> None:
@@ -73,7 +75,7 @@ class Sender:
         if reports:
             await self._publish(reports)
         for outbox, own in chosen:
-            outbox.sent(len(own))
+            outbox.confirm(len(own))
             if len(outbox):
                 self._due.move_to_end(id(outbox)) if id(outbox) in self._due else None
             else:
@@ -82,7 +84,7 @@ class Sender:
             self._more.clear()
         return len(reports)
 
-    async def beat(self, every: float, beats: Callable[[], Iterable[bytes]]) -> None:
+    async def send_heartbeats(self, every: float, beats: Callable[[], Iterable[bytes]]) -> None:
         """Send the heartbeats of all that live now, about every so many seconds; one that can't be sent is dropped."""
         while True:
             await asyncio.sleep(every * random.uniform(0.9, 1.1))  # noqa: S311 - no secret
@@ -91,26 +93,26 @@ class Sender:
                 for start in range(0, len(alive), REPORTS):
                     await self._publish(alive[start : start + REPORTS])
             except Unavailable as error:
-                self._trouble(str(error))
+                self._on_error(str(error))
 
     def _choose(self) -> list[tuple[Outbox, list[bytes]]]:
         chosen: list[tuple[Outbox, list[bytes]]] = []
-        most, size = REPORTS, MESSAGE_BYTES
+        limit, size = REPORTS, MESSAGE_BYTES
         for outbox in list(self._due.values()):
-            own = outbox.first(min(most, OF_ONE), size)
+            own = outbox.peek(min(limit, OF_ONE), size)
             needed = sum(map(len, own)) + len(own)
             if chosen and needed > size:
                 break
             chosen.append((outbox, own))
-            most -= len(own)
+            limit -= len(own)
             size -= needed
-            if most <= 0 or size <= 0:
+            if limit <= 0 or size <= 0:
                 break
         return chosen
 
     async def _publish(self, reports: list[bytes]) -> None:
         body = join(reports) if len(reports) > 1 else reports[0]
         published = await self._publisher.publish(self._exchange, ROUTING_KEY, body, mandatory=True)
-        if published is Published.UNROUTED:
+        if published is PublishOutcome.UNROUTED:
             raise Unavailable(f"no queue takes what is published to {self._exchange}")
         self._metrics.runner_reports.inc(len(reports))

@@ -13,10 +13,10 @@ from taskherd.messages.reports import encode
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from taskherd.domain.reports import Health, InputOutcome, JobStatus, Lifecycle, LogEntry, Report, State
-    from taskherd.messages.work import Request
+    from taskherd.domain.reports import AgentState, Health, InputOutcome, JobStatus, Lifecycle, LogEntry, Report
+    from taskherd.messages.work import BaseWorkRequest
     from taskherd.runner.journal import Journal
-    from taskherd.runner.outbox import Mark, Outbox
+    from taskherd.runner.outbox import Checkpoint, Outbox
 
 APP_SLUG = "agent"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -25,7 +25,7 @@ _AHEAD = 600_000_000
 """How far ahead, in microseconds, the journal's ceiling is set: it is written about every ten minutes."""
 
 
-class Seqs:
+class SequenceGenerator:
     """The seqs of one task: microseconds since the epoch, but always more than the last, whatever became of the clock.
 
     None is ever above the journal's ceiling, so the next runner goes on above it.
@@ -38,7 +38,7 @@ class Seqs:
         self._save = save
         self._last = journal.seq_ceiling
 
-    def take(self) -> int:
+    def next(self) -> int:
         """The next one."""
         self._last = max((self._now() - _EPOCH) // _MICROSECOND, self._last + 1)
         if self._last >= self._journal.seq_ceiling:
@@ -47,17 +47,17 @@ class Seqs:
         return self._last
 
 
-class Account:
+class Reporter:
     """Speaks for one build of one task."""
 
     def __init__(
         self,
-        request: Request,
+        request: BaseWorkRequest,
         *,
         transition: reports.Transition,
         runner: str,
         outbox: Outbox,
-        seqs: Seqs,
+        seqs: SequenceGenerator,
         now: Callable[[], datetime],
     ) -> None:
         self.build_number = request.build_number
@@ -77,7 +77,7 @@ class Account:
         report = reports.WorkspaceBuild(
             task_id=task_id,
             build_number=self.build_number,
-            seq=self._seqs.take(),
+            seq=self._seqs.next(),
             agent_id=self.agent_id if starts else None,
             transition=self._transition,
             job_status=job_status,
@@ -86,49 +86,49 @@ class Account:
             runner=self._runner,
             error=texts.message(error, {}) if error else None,
         )
-        self._say(report)
+        self._report(report)
 
     def lifecycle(self, lifecycle: Lifecycle) -> None:
         """Where the agent's start-up or shut-down is."""
-        self._say(
+        self._report(
             reports.AgentLifecycle(
-                task_id=self._task_id, build_number=self.build_number, seq=self._seqs.take(), lifecycle=lifecycle
+                task_id=self._task_id, build_number=self.build_number, seq=self._seqs.next(), lifecycle=lifecycle
             )
         )
 
-    def goodbye(self) -> None:
+    def disconnected(self) -> None:
         """The agent is not there any more."""
-        self._say(
-            reports.AgentDisconnected(task_id=self._task_id, build_number=self.build_number, seq=self._seqs.take())
+        self._report(
+            reports.AgentDisconnected(task_id=self._task_id, build_number=self.build_number, seq=self._seqs.next())
         )
 
     def health(self, health: Health) -> None:
         """What the agent's health check says."""
-        self._say(
+        self._report(
             reports.AppHealth(
                 task_id=self._task_id,
                 build_number=self.build_number,
-                seq=self._seqs.take(),
+                seq=self._seqs.next(),
                 health=health,
             )
         )
 
-    def status(self, state: State, message: str = "", uri: str = "") -> None:
+    def status(self, state: AgentState, message: str = "", uri: str = "") -> None:
         """What the agent is doing."""
-        self._say(self.status_report(state, message, uri))
+        self._report(self.status_report(state, message, uri))
 
-    def status_report(self, state: State, message: str = "", uri: str = "") -> Report:
+    def status_report(self, state: AgentState, message: str = "", uri: str = "") -> Report:
         """What the agent is doing, to be said together with something else."""
         return reports.AppStatus(
             task_id=self._task_id,
             build_number=self.build_number,
-            seq=self._seqs.take(),
+            seq=self._seqs.next(),
             state=state,
             message=texts.message(message, {}),
             uri=texts.address(uri, {}),
         )
 
-    def log(self, entries: Sequence[LogEntry], *more: Report, mark: Mark | None = None) -> None:
+    def log(self, entries: Sequence[LogEntry], *more: Report, mark: Checkpoint | None = None) -> None:
         """Entries of the conversation, `more` that belongs to them, and how far the follower has come with them."""
         said = list(more)
         if entries:
@@ -137,19 +137,19 @@ class Account:
                 reports.TaskLog(
                     task_id=self._task_id,
                     build_number=self.build_number,
-                    seq=self._seqs.take(),
+                    seq=self._seqs.next(),
                     entries=tuple(entries),
                 ),
             )
-        self._say(*said, mark=mark)
+        self._report(*said, mark=mark)
 
     def input(self, input_id: UUID, outcome: InputOutcome, detail: str | None = None) -> None:
         """What became of an input."""
-        self._say(
+        self._report(
             reports.TaskInput(
                 task_id=self._task_id,
                 build_number=self.build_number,
-                seq=self._seqs.take(),
+                seq=self._seqs.next(),
                 input_id=input_id,
                 outcome=outcome,
                 detail=texts.message(detail, {}) if detail else None,
@@ -162,14 +162,14 @@ class Account:
             reports.AgentHeartbeat(
                 task_id=self._task_id,
                 build_number=self.build_number,
-                seq=self._seqs.take(),
+                seq=self._seqs.next(),
                 agent_id=self.agent_id,
             )
         )
 
-    def entry(self, number: int, speaker: reports.Speaker, content: str, at: datetime | None = None) -> LogEntry:
+    def entry(self, number: int, speaker: reports.LogSource, content: str, at: datetime | None = None) -> LogEntry:
         """One entry of the conversation, now unless `at` says when."""
         return reports.LogEntry(number, speaker, texts.content(content, {}), at or self._now())
 
-    def _say(self, *said: Report, mark: Mark | None = None) -> None:
+    def _report(self, *said: Report, mark: Checkpoint | None = None) -> None:
         self._outbox.append([encode(report).decode() for report in said], mark)

@@ -25,7 +25,7 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # see prctl(2)
 CHUNK = 65_536
 RESERVED = 4_096
 """Bytes that the exit record is given at the start, so that a full disk can't keep it from being written."""
-KILLING_MOST = 30.0
+MAX_KILLING = 30.0
 """Seconds after which processes that survive SIGKILL (in uninterruptible sleep) are left, and that is said."""
 AGENT_OOM_SCORE = "500"
 _POLL = 0.02
@@ -177,11 +177,11 @@ class Shim:
     def _listen(self) -> None:
         signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.signal(signal.SIGTERM, self._told_to_stop)
+        signal.signal(signal.SIGTERM, self._on_stop_signal)
         for number in (signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
 
-    def _told_to_stop(self, *_: object) -> None:
+    def _on_stop_signal(self, *_: object) -> None:
         self._stop = True
 
     def _start(self) -> str | None:
@@ -245,7 +245,7 @@ class Shim:
                 for key, _ in waiting.select(left):
                     if key.fd == self._wake:
                         self._drain_wake()
-                    elif not self._take():
+                    elif not self._read_chunk():
                         waiting.unregister(self._out)
 
     def _end(self) -> int:
@@ -258,11 +258,11 @@ class Shim:
         deadline = time.monotonic() + self._spec["grace"]
         while not self._alone() and time.monotonic() < deadline:
             self._pause()
-        give_up = time.monotonic() + KILLING_MOST
+        give_up = time.monotonic() + MAX_KILLING
         while not self._alone() and time.monotonic() < give_up:
             self._kill(descendants(os.getpid()))
             self._pause()
-        while self._take():
+        while self._read_chunk():
             pass
         return 0 if self._alone() else max(1, len(descendants(os.getpid())))
 
@@ -287,11 +287,11 @@ class Shim:
             waiting.register(self._wake, selectors.EVENT_READ)
             waiting.select(_POLL)
         self._drain_wake()
-        while self._take():
+        while self._read_chunk():
             pass
         self._reap()
 
-    def _take(self) -> bool:
+    def _read_chunk(self) -> bool:
         """Keep one chunk; whether there was one."""
         try:
             chunk = os.read(self._out, CHUNK)

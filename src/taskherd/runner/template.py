@@ -13,7 +13,7 @@ from taskherd.settings.durations import Seconds
 _SIZE = re.compile(r"\s*(\d{1,12})\s*([KMGT]i?)?B?\s*", re.ASCII)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 _DAY = 86_400.0
-_ERRORS_TOLD = 3
+_MAX_ERRORS = 3
 OURS = ("TASKHERD_", "CODER_")
 """What the names begin with that only the runner gives to an agent."""
 
@@ -39,20 +39,20 @@ Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
 Word = Annotated[str, StringConstraints(strict=True, pattern=r"^[^\x00]*$")]
 
 
-class Part(BaseModel):
+class TemplateModel(BaseModel):
     """A part of what a template says; a field nobody knows is a mistake, and said to be one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Environment(Part):
+class Environment(TemplateModel):
     """The agent's variables: those of the runner's own that are passed on, and those with a fixed value."""
 
     inherit: tuple[Variable, ...] = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "USER", "SHELL")
     set: dict[Variable, Word] = Field(default_factory=dict)
 
 
-class Limits(Part):
+class Limits(TemplateModel):
     """What an agent with all that it starts may use."""
 
     cpu: float | None = Field(None, gt=0, le=1024, description="Cores.")
@@ -60,7 +60,7 @@ class Limits(Part):
     timeout: Seconds | None = Field(None, gt=0, le=30 * _DAY, description="From its start, by the clock on the wall.")
 
 
-class Run(Part):
+class Run(TemplateModel):
     """How the agent of a template version is run."""
 
     pool: str = Field("default", pattern=r"^[a-z0-9-]{1,64}$")
@@ -82,4 +82,4 @@ def parse(run: object) -> Run:
     except ValidationError as error:
         errors = error.errors(include_url=False, include_input=False)
         told = [f"{'.'.join(map(str, each['loc']))}: {each['msg'].removeprefix('Value error, ')}" for each in errors]
-        raise Malformed("invalid_run", "; ".join(told[:_ERRORS_TOLD])) from None
+        raise Malformed("invalid_run", "; ".join(told[:_MAX_ERRORS])) from None

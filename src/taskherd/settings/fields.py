@@ -11,7 +11,7 @@ from taskherd.settings import urls
 from taskherd.settings.durations import Seconds
 
 PREFIX = "TASKHERD_"
-SECRET_KEY_LEAST = 32
+MIN_SECRET_KEY = 32
 """Characters of a secret key: 32 hexadecimal digits are 128 bits."""
 _HOUR = 3600.0
 _YEAR = 8784 * _HOUR
@@ -19,7 +19,7 @@ _YEAR = 8784 * _HOUR
 
 def _check_keys(keys: str) -> str:
     shortest = min((len(key.strip()) for key in keys.split(",")), default=0)
-    if keys and shortest < SECRET_KEY_LEAST:
+    if keys and shortest < MIN_SECRET_KEY:
         message = f"a key has only {shortest} characters"
         raise ValueError(message)
     return keys
@@ -58,7 +58,7 @@ class Settings(BaseSettings):
         description="Keys that agent tokens are derived from, separated by commas: the first signs, all are accepted.",
         json_schema_extra={
             "secret": True,
-            "expected": f"keys of at least {SECRET_KEY_LEAST} characters, as `openssl rand -hex 32` prints one",
+            "expected": f"keys of at least {MIN_SECRET_KEY} characters, as `openssl rand -hex 32` prints one",
         },
     )
     amqp_prefix: str = Field(

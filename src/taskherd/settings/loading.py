@@ -32,11 +32,11 @@ _FOR_OTHERS = frozenset(
 """Variables under our prefix that `taskherd dev` and the runner set for other programs."""
 _PARAMETERS = "TASKHERD_PARAMETER_"
 """What the names begin with by which the runner tells an agent its preset's parameters."""
-_FILE_MOST = 65_536
+_MAX_FILE = 65_536
 
 
 @dataclass(frozen=True, slots=True)
-class Described:
+class SettingInfo:
     """A setting for people: secrets and passwords are hidden in `value`."""
 
     variable: str
@@ -48,7 +48,7 @@ class Described:
 
 
 @dataclass(frozen=True, slots=True)
-class Unknown:
+class UnknownVariable:
     """A variable under our prefix that is no setting, and the setting it was perhaps meant to be."""
 
     variable: str
@@ -79,21 +79,21 @@ def load(*needs: str) -> Settings:
     raise Misconfigured.several(wrong) from None
 
 
-def unknown_variables(environ: Mapping[str, str]) -> tuple[Unknown, ...]:
+def unknown_variables(environ: Mapping[str, str]) -> tuple[UnknownVariable, ...]:
     """Return the variables in `environ` that look like settings and are none, each with the nearest real name."""
     known = {variable_of(name) for name in Settings.model_fields} | {f"{variable_of(name)}_FILE" for name in _SECRET}
     ours = (name for name in environ if name.startswith(PREFIX) and not name.startswith(_PARAMETERS))
     strangers = sorted(name for name in ours if name not in known | _FOR_OTHERS)
     return tuple(
-        Unknown(name, next(iter(difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.75)), None))
+        UnknownVariable(name, next(iter(difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.75)), None))
         for name in strangers
     )
 
 
-def describe(settings: Settings) -> tuple[Described, ...]:
+def describe(settings: Settings) -> tuple[SettingInfo, ...]:
     """Return every setting as `taskherd config` shows it, in the order in which they are declared."""
     return tuple(
-        Described(
+        SettingInfo(
             variable=variable_of(name),
             value=_show(name, getattr(settings, name)),
             default=_show(name, field.default),
@@ -164,7 +164,7 @@ def _read_files(environ: Mapping[str, str]) -> tuple[dict[str, str], list[tuple[
             continue
         try:
             with Path(path).open(encoding="utf-8") as file:
-                read[name] = file.read(_FILE_MOST).strip()
+                read[name] = file.read(_MAX_FILE).strip()
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) and error.strerror else "not text in UTF-8"
             wrong.append((variable, f"can't read {path} ({why}); expected a file that holds {expected_of(name)}"))

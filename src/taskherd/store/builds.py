@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from taskherd.store.reader import Reader, Row
 from taskherd.store.statements import ColumnArrays, assignments, changing, column_names, stored
 from taskherd.store.tables import task_builds
-from taskherd.store.task_queries import SEEN
+from taskherd.store.task_queries import CAN_SEE
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +67,10 @@ CROSS JOIN LATERAL (SELECT name FROM organizations WHERE id = t.organization_id 
 CROSS JOIN LATERAL (
     SELECT name, display_name, icon, active_version_id FROM templates WHERE id = t.template_id LIMIT 1) AS m
 """
-_SEEN: Final = f"t.deleted_at IS NULL AND {SEEN} ORDER BY b.number DESC LIMIT 1"
-BUILD: Final = f"{_ONE} WHERE b.build_id = $2 AND {_SEEN}"
-WORKSPACE: Final = f"{_ONE} WHERE b.workspace_id = $2 AND {_SEEN}"
-AGENT: Final = f"{_ONE} WHERE b.agent_id = $2 AND {_SEEN}"
+_CAN_SEE: Final = f"t.deleted_at IS NULL AND {CAN_SEE} ORDER BY b.number DESC LIMIT 1"
+BUILD: Final = f"{_ONE} WHERE b.build_id = $2 AND {_CAN_SEE}"
+WORKSPACE: Final = f"{_ONE} WHERE b.workspace_id = $2 AND {_CAN_SEE}"
+AGENT: Final = f"{_ONE} WHERE b.agent_id = $2 AND {_CAN_SEE}"
 
 # The steps of one build as the task's history tells them: `changes` names the fields of which one must have changed.
 STEPS: Final = """

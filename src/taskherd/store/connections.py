@@ -13,7 +13,7 @@ from typing import Any
 import asyncpg
 
 
-class Connections:
+class ConnectionPool:
     """Up to `size` connections of an asyncpg pool of that size, which nobody else takes any of."""
 
     def __init__(self, pool: Any, size: int) -> None:
@@ -29,7 +29,7 @@ class Connections:
         """How many are taken."""
         return self._out - len(self._free)
 
-    async def take(self, within: float) -> Any:
+    async def acquire(self, within: float) -> Any:
         """A connection: the one used last, a new one, or the next that is given back.
 
         Raises TimeoutError when there is none within so many seconds, InterfaceError once they are closed, or what
@@ -48,7 +48,7 @@ class Connections:
                 return connection
         raise asyncpg.InterfaceError("the connections are closed")
 
-    async def give_back(self, connection: Any) -> None:
+    async def release(self, connection: Any) -> None:
         """Hand it to whoever has waited for longest, or keep it; one that is no longer any good is forgotten."""
         if self._closed or _is_closed(connection):
             await self._drop(connection)
@@ -94,7 +94,7 @@ class Connections:
                 if connection is None:
                     self._hand(None)
                 else:
-                    await self.give_back(connection)
+                    await self.release(connection)
             raise
 
     def _hand(self, connection: Any) -> bool:

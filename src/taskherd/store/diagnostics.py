@@ -53,7 +53,7 @@ NOT_FOR_WORKERS: Final = ("api_tokens",)
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
+class ServerInfo:
     """The server found; `now` is its clock."""
 
     major: int
@@ -63,7 +63,7 @@ class Server:
 
 
 @dataclass(frozen=True, slots=True)
-class Content:
+class ContentCounts:
     """How much the tables hold; `oldest` is the age in seconds of the oldest unpublished event."""
 
     users: int
@@ -72,10 +72,10 @@ class Content:
     oldest: float
 
 
-async def server(conn: AsyncConnection) -> Server:
+async def server(conn: AsyncConnection) -> ServerInfo:
     """Return which server this is and what its clock says."""
     row = (await conn.execute(_SERVER)).one()
-    return Server(row.major, row.version, row.now, row.read_only)
+    return ServerInfo(row.major, row.version, row.now, row.read_only)
 
 
 async def schema(conn: AsyncConnection) -> migrate.SchemaState:
@@ -89,7 +89,7 @@ async def missing_privileges(conn: AsyncConnection) -> tuple[str, ...]:
     return tuple((await conn.execute(_MISSING_PRIVILEGES, {"tables": tables, "only_read": ONLY_READ})).scalars())
 
 
-async def content(conn: AsyncConnection) -> Content:
+async def content(conn: AsyncConnection) -> ContentCounts:
     """Return how much the tables hold; the schema must be there."""
     row = (await conn.execute(_CONTENT)).one()
-    return Content(row.users, row.templates, row.unpublished, float(row.oldest or 0))
+    return ContentCounts(row.users, row.templates, row.unpublished, float(row.oldest or 0))

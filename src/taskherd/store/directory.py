@@ -10,15 +10,15 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from taskherd.domain.directory import Names
+from taskherd.domain.directory import DirectoryNames
 from taskherd.store.directory_apply import AppliedChanges, apply
-from taskherd.store.directory_file import Directory, DirectoryRefused, parse
+from taskherd.store.directory_file import Directory, InvalidDirectory, parse
 
 __all__ = [
     "AppliedChanges",
     "Directory",
-    "DirectoryRefused",
-    "Names",
+    "DirectoryNames",
+    "InvalidDirectory",
     "Owner",
     "TemplateVersion",
     "apply",
@@ -86,11 +86,11 @@ WHERE v.id = ANY(CAST(:ids AS uuid[]))
 REVISION: Final = text("SELECT revision FROM directory_revision")
 
 
-async def names(conn: AsyncConnection, pairs: Sequence[Pair]) -> dict[Pair, Names]:
+async def names(conn: AsyncConnection, pairs: Sequence[Pair]) -> dict[Pair, DirectoryNames]:
     """Return the names of these pairs, active or not; those that the directory never had are missing."""
     values = {"owners": [owner_id for owner_id, _ in pairs], "versions": [version_id for _, version_id in pairs]}
     found = await conn.execute(NAMES, values)
-    return {(owner_id, version_id): Names(*rest) for owner_id, version_id, *rest in found}
+    return {(owner_id, version_id): DirectoryNames(*rest) for owner_id, version_id, *rest in found}
 
 
 async def owner(conn: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, Owner]:

@@ -10,7 +10,7 @@ from sqlalchemy import Table, bindparam, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from taskherd.store import tables
-from taskherd.store.directory_file import Directory, DirectoryRefused
+from taskherd.store.directory_file import Directory, InvalidDirectory
 
 Key: TypeAlias = tuple[Any, ...]
 Rows: TypeAlias = Mapping[Key, Mapping[str, Any]]
@@ -32,7 +32,7 @@ class AppliedChanges:
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class TableSpec:
     """What apply must know of a table: which columns never change, and which name is unique within which scope."""
 
     table: Table
@@ -47,13 +47,13 @@ class Shape:
 
 
 # In the order of their references: an entry's parent comes before it.
-SHAPES: Final = (
-    Shape(tables.organizations, name="name"),
-    Shape(tables.users, name="username"),
-    Shape(tables.memberships),
-    Shape(tables.templates, fixed=("organization_id",), name="name", scope=("organization_id",)),
-    Shape(tables.template_versions, fixed=("template_id",), name="name", scope=("template_id",)),
-    Shape(tables.presets, fixed=("template_version_id",), name="name", scope=("template_version_id",)),
+TABLE_SPECS: Final = (
+    TableSpec(tables.organizations, name="name"),
+    TableSpec(tables.users, name="username"),
+    TableSpec(tables.memberships),
+    TableSpec(tables.templates, fixed=("organization_id",), name="name", scope=("organization_id",)),
+    TableSpec(tables.template_versions, fixed=("template_id",), name="name", scope=("template_id",)),
+    TableSpec(tables.presets, fixed=("template_version_id",), name="name", scope=("template_version_id",)),
 )
 
 LOCK: Final = text("SELECT pg_advisory_xact_lock(hashtextextended('taskherd directory', 0))")
@@ -68,11 +68,11 @@ async def apply(conn: AsyncConnection, directory: Directory) -> AppliedChanges:
     """
     await conn.execute(LOCK)
     created = updated = deactivated = 0
-    for shape, wanted in zip(SHAPES, _wanted(directory), strict=True):
+    for shape, wanted in zip(TABLE_SPECS, _wanted_rows(directory), strict=True):
         existing = await _existing(conn, shape)
         problems = [*_moves(shape, wanted, existing), *_clashes(shape, wanted, existing)]
         if problems:
-            raise DirectoryRefused(problems)
+            raise InvalidDirectory(problems)
         new = [row for key, row in wanted.items() if key not in existing]
         different = [key for key, row in wanted.items() if key in existing and existing[key] != row]
         left_out = [key for key, row in existing.items() if key not in wanted and row["active"]]
@@ -87,12 +87,12 @@ async def apply(conn: AsyncConnection, directory: Directory) -> AppliedChanges:
     return AppliedChanges(created, updated, deactivated, revision)
 
 
-async def _existing(conn: AsyncConnection, shape: Shape) -> Rows:
+async def _existing(conn: AsyncConnection, shape: TableSpec) -> Rows:
     found = (await conn.execute(select(shape.table))).mappings()
     return {tuple(row[column] for column in shape.key): dict(row) for row in found}
 
 
-def _moves(shape: Shape, wanted: Rows, existing: Rows) -> Iterator[str]:
+def _moves(shape: TableSpec, wanted: Rows, existing: Rows) -> Iterator[str]:
     for key, row in wanted.items():
         for column in shape.fixed:
             if key in existing and existing[key][column] != row[column]:
@@ -102,13 +102,13 @@ def _moves(shape: Shape, wanted: Rows, existing: Rows) -> Iterator[str]:
                 )
 
 
-def _clashes(shape: Shape, wanted: Rows, existing: Rows) -> Iterator[str]:
+def _clashes(shape: TableSpec, wanted: Rows, existing: Rows) -> Iterator[str]:
     """Names that the file gives to one entry while an entry it leaves out still bears them."""
     if shape.name is None:
         return
-    held = {_name(shape, row): row["id"] for key, row in existing.items() if key not in wanted}
+    stamped = {_name(shape, row): row["id"] for key, row in existing.items() if key not in wanted}
     for row in wanted.values():
-        holder = held.get(_name(shape, row))
+        holder = stamped.get(_name(shape, row))
         if holder is not None:
             yield (
                 f"{shape.table.name} {row['id']}: the name {row[shape.name]!r} belongs to {holder}, which the file "
@@ -116,22 +116,22 @@ def _clashes(shape: Shape, wanted: Rows, existing: Rows) -> Iterator[str]:
             )
 
 
-def _name(shape: Shape, row: Mapping[str, Any]) -> Key:
+def _name(shape: TableSpec, row: Mapping[str, Any]) -> Key:
     return (*(row[column] for column in shape.scope), str(row[shape.name or "id"]).lower())
 
 
-def _renamed(shape: Shape, wanted: Mapping[str, Any], existing: Mapping[str, Any]) -> bool:
+def _renamed(shape: TableSpec, wanted: Mapping[str, Any], existing: Mapping[str, Any]) -> bool:
     return shape.name is not None and _name(shape, wanted) != _name(shape, existing)
 
 
-async def _free_names(conn: AsyncConnection, shape: Shape, keys: Sequence[Key]) -> None:
+async def _free_names(conn: AsyncConnection, shape: TableSpec, keys: Sequence[Key]) -> None:
     """Give entries that are renamed their id as name for a moment, so that two can swap names."""
     if keys and shape.name is not None:
         rows = [{"key_id": key[0], shape.name: str(key[0])} for key in keys]
         await conn.execute(update(shape.table).where(shape.table.c.id == bindparam("key_id")), rows)
 
 
-async def _update(conn: AsyncConnection, shape: Shape, rows: Sequence[dict[str, Any]]) -> None:
+async def _update(conn: AsyncConnection, shape: TableSpec, rows: Sequence[dict[str, Any]]) -> None:
     if not rows:
         return
     statement = update(shape.table)
@@ -141,8 +141,8 @@ async def _update(conn: AsyncConnection, shape: Shape, rows: Sequence[dict[str, 
     await conn.execute(statement, keyed)
 
 
-def _wanted(directory: Directory) -> Iterator[Rows]:
-    """The rows of each table, in the order of `SHAPES`."""
+def _wanted_rows(directory: Directory) -> Iterator[Rows]:
+    """The rows of each table, in the order of `TABLE_SPECS`."""
     by_name = {organization.name.lower(): organization.id for organization in directory.organizations}
     yield {
         (part.id,): {"id": part.id, "name": part.name, "display_name": part.display_name or part.name, "active": True}

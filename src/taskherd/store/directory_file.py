@@ -11,11 +11,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, Va
 
 from taskherd.errors import TaskherdError
 
-PROBLEMS_MOST: Final = 20
-POOL_MOST: Final = 64
+MAX_PROBLEMS: Final = 20
+MAX_POOL: Final = 64
 
 
-class DirectoryRefused(TaskherdError):  # noqa: N818 - named for what it says, as in `errors`
+class InvalidDirectory(TaskherdError):  # noqa: N818 - named for what it says, as in `errors`
     """The file can't be applied; `problems` says where in the file and why, one line each."""
 
     def __init__(self, problems: Iterable[str]) -> None:
@@ -32,7 +32,7 @@ def _real(identity: UUID) -> UUID:
 def _run(run: dict[str, Any]) -> dict[str, Any]:
     pool = run.get("pool", "default")
     allowed = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
-    if not isinstance(pool, str) or not 0 < len(pool) <= POOL_MOST or not allowed.issuperset(pool):
+    if not isinstance(pool, str) or not 0 < len(pool) <= MAX_POOL or not allowed.issuperset(pool):
         raise ValueError("pool must be 1 to 64 of the characters a-z 0-9 -")
     return run
 
@@ -43,13 +43,13 @@ Title: TypeAlias = Annotated[str, Field(max_length=64)]
 Link: TypeAlias = Annotated[str, Field(max_length=2048)]
 
 
-class Part(BaseModel):
+class DirectoryPart(BaseModel):
     """What all parts of the file share: unknown fields are refused, since they are probably misspelt."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class OrganizationPart(Part):
+class OrganizationPart(DirectoryPart):
     """An organization."""
 
     id: Id
@@ -57,7 +57,7 @@ class OrganizationPart(Part):
     display_name: Title = ""
 
 
-class UserPart(Part):
+class UserPart(DirectoryPart):
     """A user and the organizations it belongs to."""
 
     id: Id
@@ -69,7 +69,7 @@ class UserPart(Part):
     organizations: dict[Slug, Literal["member", "admin"]] = {}
 
 
-class PresetPart(Part):
+class PresetPart(DirectoryPart):
     """A named set of parameters."""
 
     id: Id
@@ -78,7 +78,7 @@ class PresetPart(Part):
     parameters: dict[str, JsonValue] = {}
 
 
-class VersionPart(Part):
+class VersionPart(DirectoryPart):
     """A version of a template; `run` is for the runner."""
 
     id: Id
@@ -87,7 +87,7 @@ class VersionPart(Part):
     run: Annotated[dict[str, JsonValue], AfterValidator(_run)] = {}
 
 
-class TemplatePart(Part):
+class TemplatePart(DirectoryPart):
     """A template of an organization, with the version that new tasks get."""
 
     id: Id
@@ -100,7 +100,7 @@ class TemplatePart(Part):
     versions: Annotated[list[VersionPart], Field(min_length=1)]
 
 
-class Directory(Part):
+class Directory(DirectoryPart):
     """The whole file."""
 
     organizations: list[OrganizationPart] = []
@@ -117,15 +117,15 @@ def parse(content: str | bytes) -> Directory:
     try:
         found = yaml.load(content, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader that also refuses repeated keys
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise DirectoryRefused([f"not valid YAML: {' '.join(str(error).split())}"]) from error
+        raise InvalidDirectory([f"not valid YAML: {' '.join(str(error).split())}"]) from error
     try:
         directory = Directory.model_validate({} if found is None else found)
     except ValidationError as error:
         problems = [f"{_path(one['loc'])}: {one['msg']}" for one in error.errors(include_url=False)]
-        raise DirectoryRefused(problems[:PROBLEMS_MOST]) from error
+        raise InvalidDirectory(problems[:MAX_PROBLEMS]) from error
     contradictions = [*_repeated(directory), *_dangling(directory)]
     if contradictions:
-        raise DirectoryRefused(contradictions[:PROBLEMS_MOST])
+        raise InvalidDirectory(contradictions[:MAX_PROBLEMS])
     return directory
 
 

@@ -71,7 +71,7 @@ ORDER BY NOT p.is_default, lower(p.name)
 
 
 @dataclass(frozen=True, slots=True)
-class People:
+class UserFilter:
     """Which people are asked for: those with this GitHub account, or with this in their name or address, lowercase."""
 
     limit: int
@@ -80,7 +80,7 @@ class People:
 
 
 @dataclass(frozen=True, slots=True)
-class Templates:
+class TemplateFilter:
     """Which templates are asked for; both names lowercase, `part` of one or of a display name."""
 
     limit: int
@@ -89,7 +89,7 @@ class Templates:
     part: str | None = None
 
 
-async def people(reader: Reader, caller: UUID, wanted: People) -> Sequence[Row]:
+async def people(reader: Reader, caller: UUID, wanted: UserFilter) -> Sequence[Row]:
     """Return the people whom the caller shares an organization with, and the caller, by name."""
     return await reader.fetch(PEOPLE, caller, wanted.github_com_user_id, wanted.search, wanted.limit)
 
@@ -109,7 +109,7 @@ async def organizations_of(reader: Reader, caller: UUID, user_id: UUID) -> Seque
     return await reader.fetch(ORGANIZATIONS_OF, caller, user_id)
 
 
-async def templates(reader: Reader, caller: UUID, wanted: Templates) -> Sequence[Row]:
+async def templates(reader: Reader, caller: UUID, wanted: TemplateFilter) -> Sequence[Row]:
     """Return templates of the caller's organizations, by name."""
     return await reader.fetch(TEMPLATES, caller, wanted.organization, wanted.name, wanted.part, wanted.limit)
 

@@ -28,10 +28,10 @@ READ_ONLY: Final = "25006"
 RETRYABLE: Final = frozenset({"40P01", "40001", "55P03"})
 """Deadlock, serialisation failure, lock not available: the same transaction may well succeed at once."""
 
-AWAY: Final = ("08", "28", "53", "57", "58")
+UNAVAILABLE_ERRORS: Final = ("08", "28", "53", "57", "58")
 """Classes: connection, authorisation (a rotated password), resources, operator intervention, system error."""
 
-AWAY_CODES: Final = frozenset({READ_ONLY, "25P03", "3D000"})
+UNAVAILABLE_CODES: Final = frozenset({READ_ONLY, "25P03", "3D000"})
 """A server that became a standby, a transaction idle too long, a database not yet there."""
 
 
@@ -130,7 +130,7 @@ def classify(error: BaseException) -> Unavailable | DataError | Retry | None:
         return Retry(said)
     if code == READ_ONLY:
         return ReadOnly(said)
-    if code is not None and (code.startswith(AWAY) or code in AWAY_CODES):
+    if code is not None and (code.startswith(UNAVAILABLE_ERRORS) or code in UNAVAILABLE_CODES):
         return Unavailable(said)
     if code is not None and (code.startswith(("22", "23")) or code == "54001"):
         return DataError(said)

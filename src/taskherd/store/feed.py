@@ -10,11 +10,11 @@ from typing import Any, Final
 from uuid import UUID
 
 from taskherd.store.reader import Reader, Row
-from taskherd.store.task_queries import SEEN
+from taskherd.store.task_queries import CAN_SEE
 
 LATEST: Final = "SELECT COALESCE(max(position), 0) AS position FROM task_feed"
 
-KNOWN: Final = """
+POSITION_EXISTS: Final = """
 SELECT EXISTS (SELECT 1 FROM task_feed WHERE position = $1)
     OR ($1 = 0 AND COALESCE((SELECT min(position) FROM task_feed), 1) = 1) AS known
 """
@@ -62,7 +62,7 @@ WITH page AS MATERIALIZED (SELECT * FROM task_feed WHERE position > $2 ORDER BY 
 told AS (
     {_CHANGE}
     FROM page AS f {_TOLD}
-    WHERE {SEEN}
+    WHERE {CAN_SEE}
       AND ($4::uuid IS NULL OR t.owner_id = $4) AND ($5::uuid IS NULL OR t.organization_id = $5)
 )
 SELECT u.until, told.* FROM (SELECT max(position) AS until FROM page) AS u LEFT JOIN told ON true
@@ -72,16 +72,16 @@ ORDER BY told.position
 CATCH_UP_ONE: Final = f"""
 WITH page AS MATERIALIZED (
     SELECT * FROM task_feed WHERE task_id = $4 AND position > $2 ORDER BY version LIMIT $3
-), told AS ({_CHANGE} FROM page AS f {_TOLD} WHERE {SEEN})
+), told AS ({_CHANGE} FROM page AS f {_TOLD} WHERE {CAN_SEE})
 SELECT u.until, told.* FROM (SELECT max(position) AS until FROM page) AS u LEFT JOIN told ON true
 ORDER BY told.position
 """
 
 # A deleted task too: who followed it is to learn of its end.
-EVER: Final = f"SELECT t.id FROM tasks AS t WHERE t.id = $2 AND {SEEN}"
+VISIBLE_EVEN_DELETED: Final = f"SELECT t.id FROM tasks AS t WHERE t.id = $2 AND {CAN_SEE}"
 
 # Of documents just read: those whose very version (or an earlier one) the history behind `$1` will tell again.
-AGAIN: Final = """
+WILL_REPLAY: Final = """
 SELECT k.task_id, k.version FROM unnest($2::uuid[], $3::bigint[]) AS k(task_id, version)
 WHERE EXISTS (SELECT 1 FROM outbox AS b WHERE b.task_id = k.task_id AND b.version <= k.version)
    OR EXISTS (
@@ -92,7 +92,7 @@ WHERE EXISTS (SELECT 1 FROM outbox AS b WHERE b.task_id = k.task_id AND b.versio
 TIMELINE: Final = f"""
 SELECT s.id, f.position, f.version, f.occurred_at, e.changes, CAST(e.cause AS text) AS cause,
        CAST(e.document AS text) AS own, p.prompt, CAST(b.document AS text) AS own_before, q.prompt AS prompt_before
-FROM (SELECT t.id FROM tasks AS t WHERE t.id = $2 AND t.deleted_at IS NULL AND {SEEN}) AS s
+FROM (SELECT t.id FROM tasks AS t WHERE t.id = $2 AND t.deleted_at IS NULL AND {CAN_SEE}) AS s
 LEFT JOIN LATERAL (
     SELECT * FROM task_feed WHERE task_id = s.id AND position > $3 ORDER BY version LIMIT $4) AS f ON true
 LEFT JOIN LATERAL (
@@ -116,9 +116,9 @@ async def latest(reader: Reader) -> int:
     return 0 if row is None else int(row["position"])
 
 
-async def known(reader: Reader, position: int) -> bool:
+async def position_exists(reader: Reader, position: int) -> bool:
     """Return whether a reader who has read up to `position` can go on from it: it was given, and is not pruned."""
-    row = await reader.fetch_one(KNOWN, position)
+    row = await reader.fetch_one(POSITION_EXISTS, position)
     return row is not None and bool(row["known"])
 
 
@@ -146,15 +146,15 @@ def _page(rows: Sequence[Row], after: int) -> tuple[int, Sequence[Row]]:
     return (after if until is None else int(until)), [row for row in rows if row["position"] is not None]
 
 
-async def ever(reader: Reader, caller: UUID, task_id: UUID) -> bool:
+async def visible_even_deleted(reader: Reader, caller: UUID, task_id: UUID) -> bool:
     """Return whether the caller may see this task, or might if it were not deleted."""
-    return await reader.fetch_one(EVER, caller, task_id) is not None
+    return await reader.fetch_one(VISIBLE_EVEN_DELETED, caller, task_id) is not None
 
 
-async def again(reader: Reader, after: int, versions: Sequence[tuple[UUID, int]]) -> dict[UUID, int]:
+async def will_replay(reader: Reader, after: int, versions: Sequence[tuple[UUID, int]]) -> dict[UUID, int]:
     """Return those of these tasks, with the version that was read, that are told again behind `after`."""
     ids, numbers = [task_id for task_id, _ in versions], [version for _, version in versions]
-    return {row["task_id"]: row["version"] for row in await reader.fetch(AGAIN, after, ids, numbers)}
+    return {row["task_id"]: row["version"] for row in await reader.fetch(WILL_REPLAY, after, ids, numbers)}
 
 
 async def timeline(reader: Reader, caller: UUID, task_id: UUID, after: int, limit: int) -> Sequence[Row]:

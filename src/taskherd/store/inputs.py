@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from taskherd.store.statements import ColumnArrays, column_names
 from taskherd.store.tables import inputs
 
-State: TypeAlias = Literal["queued", "sent", "delivered", "failed"]
+InputState: TypeAlias = Literal["queued", "sent", "delivered", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class InputRow:
     task_id: UUID
     ordinal: int
     content: str
-    state: State
+    state: InputState
     created_at: datetime
     sent_at: datetime | None
     decided_at: datetime | None
@@ -45,7 +45,7 @@ class InputRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class InputOutcomeRow:
     """What became of an input."""
 
     input_id: UUID
@@ -82,11 +82,11 @@ CROSS JOIN LATERAL (
 ORDER BY wanted.task_id, queued.ordinal
 """)
 
-SENT: Final = text("""
+MARK_SENT: Final = text("""
 UPDATE inputs SET state = 'sent', sent_at = :at WHERE input_id = ANY(CAST(:ids AS uuid[])) AND state = 'queued'
 """)
 
-DECIDED: Final = text(f"""
+RECORD_OUTCOMES: Final = text(f"""
 UPDATE inputs AS i SET state = o.state, decided_at = o.decided_at, detail = o.detail
 FROM {OUTCOMES.unnest("o")}
 WHERE i.input_id = o.input_id AND i.decided_at IS NULL
@@ -110,23 +110,23 @@ async def load(conn: AsyncConnection, ids: Sequence[UUID]) -> list[InputRow]:
     return [InputRow(*row) for row in await conn.execute(LOAD, {"ids": ids})]
 
 
-async def first_queued(conn: AsyncConnection, most: Mapping[UUID, int]) -> dict[UUID, list[UUID]]:
-    """Return the ids of the first queued inputs of these tasks, in order, up to as many as `most` says for each."""
+async def first_queued(conn: AsyncConnection, limit: Mapping[UUID, int]) -> dict[UUID, list[UUID]]:
+    """Return the ids of the first queued inputs of these tasks, in order, up to as many as `limit` says for each."""
     queues: dict[UUID, list[UUID]] = {}
-    values = {"task_id": list(most), "most": list(most.values())}
+    values = {"task_id": list(limit), "most": list(limit.values())}
     for task_id, input_id in await conn.execute(FIRST_QUEUED, values):
         queues.setdefault(task_id, []).append(input_id)
     return queues
 
 
-async def sent(conn: AsyncConnection, ids: Sequence[UUID], at: datetime) -> None:
+async def mark_sent(conn: AsyncConnection, ids: Sequence[UUID], at: datetime) -> None:
     """Mark queued inputs as sent."""
-    await conn.execute(SENT, {"ids": ids, "at": at})
+    await conn.execute(MARK_SENT, {"ids": ids, "at": at})
 
 
-async def decided(conn: AsyncConnection, outcomes: Sequence[Outcome]) -> set[UUID]:
+async def record_outcomes(conn: AsyncConnection, outcomes: Sequence[InputOutcomeRow]) -> set[UUID]:
     """Record outcomes, at most one for each input; return the inputs that had none yet: the first one stands."""
-    return {input_id for (input_id,) in await conn.execute(DECIDED, OUTCOMES.parameters(outcomes))}
+    return {input_id for (input_id,) in await conn.execute(RECORD_OUTCOMES, OUTCOMES.parameters(outcomes))}
 
 
 async def fail_all(conn: AsyncConnection, task_ids: Sequence[UUID], at: datetime, detail: str) -> set[UUID]:

@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from taskherd.domain.lease import Beat, Lease
+from taskherd.domain.lease import HeartbeatSummary, Lease
 from taskherd.store.statements import ColumnArrays, assignments, changing, column_names
 from taskherd.store.tables import leases
 
@@ -62,15 +62,15 @@ DELETE FROM leases USING gone WHERE leases.task_id = gone.task_id
 
 SILENT: Final = text("SELECT task_id FROM leases WHERE heard_at < :before ORDER BY heard_at LIMIT :limit")
 
-CENSUS: Final = text("SELECT count(*), count(*) FILTER (WHERE heard_at < :before) FROM leases")
+COUNT: Final = text("SELECT count(*), count(*) FILTER (WHERE heard_at < :before) FROM leases")
 
 
-async def touch(conn: AsyncConnection, beats: Sequence[Beat]) -> set[UUID]:
+async def touch(conn: AsyncConnection, summaries: Sequence[HeartbeatSummary]) -> set[UUID]:
     """Renew leases that exist and are held by that very build and agent; return the tasks whose lease was renewed.
 
     At most one beat for each task. The others need the corridor: no lease, another build or agent, or a repeat.
     """
-    return {task_id for (task_id,) in await conn.execute(TOUCH, ROWS.parameters(beats))}
+    return {task_id for (task_id,) in await conn.execute(TOUCH, ROWS.parameters(summaries))}
 
 
 async def load(conn: AsyncConnection, ids: Sequence[UUID]) -> list[Lease]:
@@ -81,9 +81,9 @@ async def load(conn: AsyncConnection, ids: Sequence[UUID]) -> list[Lease]:
     return [Lease(*row) for row in rows]
 
 
-async def upsert(conn: AsyncConnection, held: Sequence[Lease]) -> None:
+async def upsert(conn: AsyncConnection, stamped: Sequence[Lease]) -> None:
     """Put leases in place, whoever held them before; at most one for each task."""
-    await conn.execute(UPSERT, ROWS.parameters(held))
+    await conn.execute(UPSERT, ROWS.parameters(stamped))
 
 
 async def remove(conn: AsyncConnection, ids: Sequence[UUID]) -> None:
@@ -96,10 +96,10 @@ async def silent(conn: AsyncConnection, before: datetime, limit: int) -> list[UU
     return [task_id for (task_id,) in await conn.execute(SILENT, {"before": before, "limit": limit})]
 
 
-async def census(conn: AsyncConnection, before: datetime) -> tuple[int, int]:
+async def count(conn: AsyncConnection, before: datetime) -> tuple[int, int]:
     """Return how many agents hold a lease, and how many of them were last heard before `before`.
 
     Reads all leases, about 1 µs for each.
     """
-    row = (await conn.execute(CENSUS, {"before": before})).one()
+    row = (await conn.execute(COUNT, {"before": before})).one()
     return int(row[0]), int(row[1])

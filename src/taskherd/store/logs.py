@@ -16,7 +16,7 @@ from taskherd.store.tables import task_logs
 
 
 @dataclass(frozen=True, slots=True)
-class LogEntry:
+class LogEntryRow:
     """One entry as reported; `entry_id` is the agent's own id, unique within its build."""
 
     task_id: UUID
@@ -61,7 +61,7 @@ SELECT count(*) FROM fresh
 """)
 
 
-async def append(conn: AsyncConnection, entries: Sequence[LogEntry], logged_at: datetime) -> int:
+async def append(conn: AsyncConnection, entries: Sequence[LogEntryRow], logged_at: datetime) -> int:
     """Add entries in the order given and return how many are new.
 
     One with the build number and id of an earlier entry replaces its text if its `seq` is greater; the log id, given
@@ -72,12 +72,12 @@ async def append(conn: AsyncConnection, entries: Sequence[LogEntry], logged_at: 
     return int((await conn.execute(APPEND, values)).scalar_one())
 
 
-def _newest(entries: Sequence[LogEntry]) -> Iterable[LogEntry]:
+def _newest(entries: Sequence[LogEntryRow]) -> Iterable[LogEntryRow]:
     """One entry for each id, of the greatest `seq`, at the place where the id first appeared."""
-    found: dict[tuple[UUID, int, int], LogEntry] = {}
+    found: dict[tuple[UUID, int, int], LogEntryRow] = {}
     for entry in entries:
         key = (entry.task_id, entry.build_number, entry.entry_id)
-        held = found.get(key)
-        if held is None or entry.seq > held.seq:
+        stamped = found.get(key)
+        if stamped is None or entry.seq > stamped.seq:
             found[key] = entry
     return found.values()

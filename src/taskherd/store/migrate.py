@@ -33,7 +33,7 @@ NOT_ALLOWED: Final = "42501"
 HEAD: Final = "head"
 
 
-class Fit(StrEnum):
+class SchemaStatus(StrEnum):
     """How the schema found fits this release."""
 
     CURRENT = "current"
@@ -46,23 +46,23 @@ class Fit(StrEnum):
 class SchemaState:
     """The revision found in the database (None: no schema) beside the one this release needs."""
 
-    found: str | None
-    wanted: str
-    fit: Fit
+    actual: str | None
+    expected: str
+    status: SchemaStatus
 
     @property
     def advice(self) -> str:
         """What to do, in one sentence; empty when nothing is to be done."""
-        match self.fit:
-            case Fit.CURRENT:
+        match self.status:
+            case SchemaStatus.CURRENT:
                 return ""
-            case Fit.MISSING:
+            case SchemaStatus.MISSING:
                 return "The database has no taskherd schema: run `taskherd db upgrade`."
-            case Fit.OLD:
-                return f"The schema is at {self.found}, this release needs {self.wanted}: run `taskherd db upgrade`."
-            case Fit.NEW:
+            case SchemaStatus.OLD:
+                return f"The schema is at {self.actual}, this release needs {self.expected}: run `taskherd db upgrade`."
+            case SchemaStatus.NEW:
                 return (
-                    f"The schema is at {self.found}, which this release (needing {self.wanted}) does not know: "
+                    f"The schema is at {self.actual}, which this release (needing {self.expected}) does not know: "
                     "install the taskherd release that made it, or a newer one."
                 )
 
@@ -85,11 +85,11 @@ def _state(conn: Connection) -> SchemaState:
     directory = ScriptDirectory.from_config(scripts())
     wanted = directory.get_current_head() or ""
     if found is None:
-        return SchemaState(None, wanted, Fit.MISSING)
+        return SchemaState(None, wanted, SchemaStatus.MISSING)
     if found == wanted:
-        return SchemaState(found, wanted, Fit.CURRENT)
+        return SchemaState(found, wanted, SchemaStatus.CURRENT)
     known = {script.revision for script in directory.walk_revisions()}
-    return SchemaState(found, wanted, Fit.OLD if found in known else Fit.NEW)
+    return SchemaState(found, wanted, SchemaStatus.OLD if found in known else SchemaStatus.NEW)
 
 
 def upgrade(database_url: str, revision: str = HEAD) -> SchemaState:
@@ -124,7 +124,7 @@ async def upgrade_async(database_url: str, revision: str = HEAD) -> SchemaState:
     raise AssertionError  # the last attempt returned or raised
 
 
-async def fit_async(database_url: str, *, upgrading: bool) -> SchemaState:
+async def ensure_async(database_url: str, *, upgrading: bool) -> SchemaState:
     """Return the state of a schema that this release can work with, after migrating an old one if `upgrading`.
 
     One that fits already is only read, for which a process needs no right to change it.
@@ -134,9 +134,9 @@ async def fit_async(database_url: str, *, upgrading: bool) -> SchemaState:
         Retry, Unavailable: as `upgrade_async`.
     """
     found = await current_async(database_url)
-    if found.fit is Fit.CURRENT:
+    if found.status is SchemaStatus.CURRENT:
         return found
-    if found.fit is Fit.NEW or not upgrading:
+    if found.status is SchemaStatus.NEW or not upgrading:
         raise Misconfigured("database_url", found.advice)
     try:
         return await upgrade_async(database_url)
@@ -167,7 +167,7 @@ async def _set_local(conn: AsyncConnection, **timeouts: float) -> None:
 
 def _run(conn: Connection, revision: str) -> SchemaState:
     before = _state(conn)
-    if before.fit is Fit.NEW:
+    if before.status is SchemaStatus.NEW:
         raise Misconfigured("database_url", before.advice)
     config = scripts()
     config.attributes["connection"] = conn
@@ -200,5 +200,5 @@ async def check(conn: AsyncConnection) -> None:
         Misconfigured: the schema is missing, too old or too new.
     """
     found = await state(conn)
-    if found.fit is not Fit.CURRENT:
+    if found.status is not SchemaStatus.CURRENT:
         raise Misconfigured("database_url", found.advice)

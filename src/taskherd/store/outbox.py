@@ -48,7 +48,7 @@ FEED_LOCK: Final = text("SELECT pg_advisory_xact_lock(hashtextextended('taskherd
 # it stays, to be published once more after that one. The outbox is empty now and long the next moment, so PostgreSQL's
 # idea of its size is worth nothing: a join of 1,000 keys with 10,000 rows and 50,000 dead ones, planned for an empty
 # one, took 54 s. Hence nothing to choose: one look into the key for each run, then the rows by their place.
-PUBLISHED: Final = text("""
+MARK_PUBLISHED: Final = text("""
 WITH told AS (
     SELECT task_id, version, version - dense_rank() OVER (PARTITION BY task_id ORDER BY version) AS run
     FROM unnest(CAST(:task_id AS uuid[]), CAST(:version AS bigint[])) AS k(task_id, version)
@@ -89,7 +89,7 @@ async def due(conn: AsyncConnection, older_than: datetime, limit: int) -> list[O
     return [OutboxEvent(*row) for row in found]
 
 
-async def published(conn: AsyncConnection, keys: Sequence[tuple[UUID, int]]) -> int:
+async def mark_published(conn: AsyncConnection, keys: Sequence[tuple[UUID, int]]) -> int:
     """Take (task id, version) pairs out of the outbox and give them the next positions; return how many.
 
     They rise with time, and for each task with its versions, whatever a clock did: one whose predecessor is still
@@ -99,4 +99,4 @@ async def published(conn: AsyncConnection, keys: Sequence[tuple[UUID, int]]) -> 
         return 0
     await conn.execute(FEED_LOCK)
     values = {"task_id": [task_id for task_id, _ in keys], "version": [version for _, version in keys]}
-    return int((await conn.execute(PUBLISHED, values)).scalar_one())
+    return int((await conn.execute(MARK_PUBLISHED, values)).scalar_one())

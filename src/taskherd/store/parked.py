@@ -1,7 +1,7 @@
 """Parked reports: those that came before their task's create, kept until it comes or their time is up.
 
-Whoever parks for a task or creates one first takes `advisory` for it, in this transaction and before looking whether
-the task exists; so no report is parked behind a create that has just taken what was parked.
+Whoever parks for a task or creates one first takes `lock_task_ids` for it, in this transaction and before looking
+whether the task exists; so no report is parked behind a create that has just taken what was parked.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BUCKETS: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
-class ToPark:
+class ReportToPark:
     """A report to park, as JSON text."""
 
     task_id: UUID
@@ -32,7 +32,7 @@ class ToPark:
 
 
 @dataclass(frozen=True, slots=True)
-class Parked:
+class ParkedReport:
     """A parked report, as JSON text; ids rise in the order of parking."""
 
     id: int
@@ -42,7 +42,7 @@ class Parked:
 
 
 # A lock for each bucket, not for each task: the server's table of locks holds only some thousands in all.
-ADVISORY: Final = text(f"""
+LOCK_TASK_IDS: Final = text(f"""
 SELECT pg_advisory_xact_lock({CLASS}, bucket)
 FROM (
     SELECT DISTINCT hashtext(CAST(id AS text)) & {BUCKETS - 1} AS bucket
@@ -84,25 +84,25 @@ FOR UPDATE SKIP LOCKED
 REMOVE: Final = text("DELETE FROM parked WHERE id = ANY(CAST(:ids AS bigint[]))")
 
 
-async def advisory(conn: AsyncConnection, ids: Sequence[UUID]) -> None:
+async def lock_task_ids(conn: AsyncConnection, ids: Sequence[UUID]) -> None:
     """Keep parking and creating of these tasks to this transaction until it ends; one call for all of them."""
-    await conn.execute(ADVISORY, {"ids": ids})
+    await conn.execute(LOCK_TASK_IDS, {"ids": ids})
 
 
-async def park(conn: AsyncConnection, reports: Sequence[ToPark], most_per_task: int) -> list[int]:
+async def park(conn: AsyncConnection, reports: Sequence[ReportToPark], most_per_task: int) -> list[int]:
     """Park reports, in order, up to `most_per_task` a task; return the indexes of those that found no room."""
     values = {**NEW_ROWS.parameters(reports), "most": most_per_task}
     return [place for (place,) in await conn.execute(PARK, values)]
 
 
-async def read(conn: AsyncConnection, ids: Sequence[UUID]) -> list[Parked]:
+async def read(conn: AsyncConnection, ids: Sequence[UUID]) -> list[ParkedReport]:
     """Lock what is parked for these tasks, in the order of parking; `remove` what was folded."""
-    return [Parked(*row) for row in await conn.execute(READ, {"ids": ids})]
+    return [ParkedReport(*row) for row in await conn.execute(READ, {"ids": ids})]
 
 
-async def expired(conn: AsyncConnection, before: datetime, limit: int) -> list[Parked]:
+async def expired(conn: AsyncConnection, before: datetime, limit: int) -> list[ParkedReport]:
     """Lock up to `limit` reports parked before `before`; `remove` them once their dead letters are confirmed."""
-    return [Parked(*row) for row in await conn.execute(EXPIRED, {"before": before, "limit": limit})]
+    return [ParkedReport(*row) for row in await conn.execute(EXPIRED, {"before": before, "limit": limit})]
 
 
 async def remove(conn: AsyncConnection, ids: Sequence[int]) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias
 import asyncpg
 
 from taskherd.errors import Retry, Unavailable
-from taskherd.store.connections import Connections
+from taskherd.store.connections import ConnectionPool
 from taskherd.store.engine import (
     CLOSE_TIMEOUT,
     COMMAND_TIMEOUT,
@@ -48,7 +48,7 @@ class Reader:
         self._where = url.get_dialect()().create_connect_args(url)[1]
         self._size = size
         self._settings = session_settings(application_name)
-        self._connections: Connections | None = None
+        self._connections: ConnectionPool | None = None
 
     async def fetch(self, statement: str, *values: Any) -> Sequence[Row]:
         """Return all rows. Raises `Unavailable`, or `DataError` for a value that PostgreSQL can't take."""
@@ -76,7 +76,7 @@ class Reader:
     async def _fetch(self, statement: str, values: Sequence[Any]) -> Sequence[Row]:
         try:
             connections = self._connections or await self._open()
-            connection = await connections.take(COMMAND_TIMEOUT)
+            connection = await connections.acquire(COMMAND_TIMEOUT)
             try:
                 rows: Sequence[Row] = await connection.fetch(statement, *values)
             except asyncpg.PostgresError:
@@ -85,7 +85,7 @@ class Reader:
                 connection.terminate()  # its answer never came, or not whole: nobody is to wait for it again
                 raise
             finally:
-                await connections.give_back(connection)
+                await connections.release(connection)
         except _FAILURES as error:
             if sqlstate(error) == _NO_TABLE:
                 raise Unavailable("the database has no taskherd schema, or an older one") from error
@@ -97,7 +97,7 @@ class Reader:
             raise verdict from error
         return rows
 
-    async def _open(self) -> Connections:
+    async def _open(self) -> ConnectionPool:
         pool = asyncpg.create_pool(
             **self._where,
             min_size=0,
@@ -108,6 +108,6 @@ class Reader:
             command_timeout=COMMAND_TIMEOUT,
             server_settings=self._settings,
         )
-        self._connections = connections = Connections(pool, self._size)
+        self._connections = connections = ConnectionPool(pool, self._size)
         await pool  # connects to nothing yet
         return connections

@@ -39,14 +39,14 @@ SELECT * FROM {ROWS.unnest("n")}
 ON CONFLICT (request_id) DO NOTHING
 """)
 
-ANSWERED: Final = text("""
+DELETE_ANSWERED: Final = text("""
 DELETE FROM work_requests AS r
 USING unnest(CAST(:task_id AS uuid[]), CAST(:build_number AS integer[])) AS a(task_id, build_number)
 WHERE r.task_id = a.task_id AND r.build_number = a.build_number AND r.input_id IS NULL
 RETURNING r.request_id
 """)
 
-ANSWERED_INPUTS: Final = text("""
+DELETE_ANSWERED_INPUTS: Final = text("""
 DELETE FROM work_requests AS r
 USING unnest(CAST(:task_id AS uuid[]), CAST(:input_id AS uuid[])) AS a(task_id, input_id)
 WHERE r.task_id = a.task_id AND r.input_id = a.input_id
@@ -84,16 +84,16 @@ async def add(conn: AsyncConnection, requests: Sequence[WorkRequest]) -> None:
     await conn.execute(ADD, ROWS.parameters(requests))
 
 
-async def answered(conn: AsyncConnection, builds: Sequence[tuple[UUID, int]]) -> set[UUID]:
+async def delete_answered(conn: AsyncConnection, builds: Sequence[tuple[UUID, int]]) -> set[UUID]:
     """Drop the workspace requests of these (task id, build number) pairs; return the ids of those dropped."""
     values = {"task_id": [task_id for task_id, _ in builds], "build_number": [number for _, number in builds]}
-    return {request_id for (request_id,) in await conn.execute(ANSWERED, values)}
+    return {request_id for (request_id,) in await conn.execute(DELETE_ANSWERED, values)}
 
 
-async def answered_inputs(conn: AsyncConnection, inputs: Sequence[tuple[UUID, UUID]]) -> set[UUID]:
+async def delete_answered_inputs(conn: AsyncConnection, inputs: Sequence[tuple[UUID, UUID]]) -> set[UUID]:
     """Drop the input requests of these (task id, input id) pairs; return the ids of those dropped."""
     values = {"task_id": [task_id for task_id, _ in inputs], "input_id": [input_id for _, input_id in inputs]}
-    return {request_id for (request_id,) in await conn.execute(ANSWERED_INPUTS, values)}
+    return {request_id for (request_id,) in await conn.execute(DELETE_ANSWERED_INPUTS, values)}
 
 
 async def due(conn: AsyncConnection, now: datetime, limit: int, *, first: float, most: float) -> list[WorkRequest]:

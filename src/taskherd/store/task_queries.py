@@ -15,7 +15,7 @@ from uuid import UUID
 
 from taskherd.store.reader import Reader, Row
 
-SEEN: Final = """(t.owner_id = $1 OR EXISTS (
+CAN_SEE: Final = """(t.owner_id = $1 OR EXISTS (
     SELECT 1 FROM memberships AS a
     WHERE a.user_id = $1 AND a.organization_id = t.organization_id AND a.role = 'admin' AND a.active))"""
 
@@ -32,7 +32,7 @@ CROSS JOIN LATERAL (SELECT name, display_name, icon FROM templates WHERE id = t.
 
 
 @dataclass(frozen=True, slots=True)
-class Whose:
+class TaskRef:
     """The task that a path names: `user` is an id or a username, `task` an id or a name; `caller` asks."""
 
     caller: UUID
@@ -41,7 +41,7 @@ class Whose:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class TaskFilter:
     """Which tasks a list is to hold: at most `limit`, those after the task `after`, newest first."""
 
     caller: UUID
@@ -64,18 +64,18 @@ class _Statement:
         return f"${len(self.values)}"
 
 
-async def task(reader: Reader, whose: Whose) -> Row | None:
+async def task(reader: Reader, whose: TaskRef) -> Row | None:
     """Return a task with all that its document needs (`DOCUMENT`), None where there is none for the caller."""
     return await _found(reader, f"SELECT {DOCUMENT} FROM tasks AS t {JOINED}", whose)
 
 
-async def target(reader: Reader, whose: Whose) -> UUID | None:
+async def find_id(reader: Reader, whose: TaskRef) -> UUID | None:
     """Return the id of the task that the caller wants to change, None where there is none for the caller."""
     row = await _found(reader, "SELECT t.id FROM tasks AS t", whose)
     return None if row is None else row["id"]
 
 
-async def _found(reader: Reader, select: str, whose: Whose) -> Row | None:
+async def _found(reader: Reader, select: str, whose: TaskRef) -> Row | None:
     """An id is looked up among all tasks first, the user only has to exist; then as the name of a task of the user."""
     row = None
     if isinstance(whose.task, UUID):
@@ -83,13 +83,15 @@ async def _found(reader: Reader, select: str, whose: Whose) -> Row | None:
         exists = (
             "" if whose.user == whose.caller else f"AND EXISTS (SELECT 1 FROM users AS w WHERE {_is(whose, statement)})"
         )
-        text = f"{select} WHERE t.id = $2 AND t.deleted_at IS NULL AND {SEEN} {exists}"
+        text = f"{select} WHERE t.id = $2 AND t.deleted_at IS NULL AND {CAN_SEE} {exists}"
         row = await reader.fetch_one(text, *statement.values)
     name = named(whose.task)
     if row is None and name:
         statement = _Statement([whose.caller, name])
         owner = f"(SELECT w.id FROM users AS w WHERE {_is(whose, statement)})"
-        text = f"{select} WHERE t.owner_id = {owner} AND lower(t.name) = lower($2) AND t.deleted_at IS NULL AND {SEEN}"
+        text = (
+            f"{select} WHERE t.owner_id = {owner} AND lower(t.name) = lower($2) AND t.deleted_at IS NULL AND {CAN_SEE}"
+        )
         row = await reader.fetch_one(text, *statement.values)
     return row
 
@@ -99,12 +101,12 @@ def named(task: UUID | str) -> str:
     return task.hex if isinstance(task, UUID) else task
 
 
-def _is(whose: Whose, statement: _Statement) -> str:
+def _is(whose: TaskRef, statement: _Statement) -> str:
     place = statement.bind(whose.user)
     return f"w.id = {place}" if isinstance(whose.user, UUID) else f"lower(w.username) = lower({place})"
 
 
-async def tasks(reader: Reader, wanted: Wanted) -> Sequence[Row]:
+async def tasks(reader: Reader, wanted: TaskFilter) -> Sequence[Row]:
     """Return tasks with all that their documents need (`DOCUMENT`), newest first, one more than `limit` if there is."""
     statement = _Statement([wanted.caller])
     narrow = ""
@@ -115,8 +117,8 @@ async def tasks(reader: Reader, wanted: Wanted) -> Sequence[Row]:
     if wanted.after is not None:
         created_at, task_id = wanted.after
         narrow += f" AND (t.created_at, t.id) < ({statement.bind(created_at)}, {statement.bind(task_id)})"
-    most = statement.bind(wanted.limit + 1)
-    ordered = f"ORDER BY t.created_at DESC, t.id DESC LIMIT {most}"
+    limit = statement.bind(wanted.limit + 1)
+    ordered = f"ORDER BY t.created_at DESC, t.id DESC LIMIT {limit}"
     own = f"SELECT t.* FROM tasks AS t WHERE t.owner_id = $1 AND t.deleted_at IS NULL {narrow} {ordered}"
     if wanted.owner == wanted.caller:
         picked = own
@@ -124,7 +126,7 @@ async def tasks(reader: Reader, wanted: Wanted) -> Sequence[Row]:
         owner = statement.bind(wanted.owner)
         picked = f"""
         SELECT t.* FROM tasks AS t
-        WHERE t.owner_id = {owner} AND t.deleted_at IS NULL AND {SEEN} {narrow} {ordered}"""
+        WHERE t.owner_id = {owner} AND t.deleted_at IS NULL AND {CAN_SEE} {narrow} {ordered}"""
     else:
         picked = f"""
         SELECT t.* FROM (
@@ -141,7 +143,7 @@ async def tasks(reader: Reader, wanted: Wanted) -> Sequence[Row]:
 
 # The newest entries that fit, told oldest first. A task without any gives one row that has only the status.
 LOGS: Final = f"""
-WITH seen AS (SELECT t.id, t.status FROM tasks AS t WHERE t.id = $2 AND t.deleted_at IS NULL AND {SEEN}), newest AS (
+WITH seen AS (SELECT t.id, t.status FROM tasks AS t WHERE t.id = $2 AND t.deleted_at IS NULL AND {CAN_SEE}), newest AS (
     SELECT log_id, type, content, time, logged_at,
            sum(octet_length(content)) OVER (ORDER BY log_id DESC ROWS UNBOUNDED PRECEDING) AS bytes
     FROM (SELECT * FROM task_logs WHERE task_id = $2 ORDER BY log_id DESC LIMIT $3) AS few
@@ -158,7 +160,7 @@ async def logs(reader: Reader, caller: UUID, task_id: UUID, *, entries: int, con
 
 
 # Decided inputs are the timeline's; what is open is what explains.
-EXPLAINED: Final = """
+EXPLAIN_INPUTS: Final = """
 SELECT t.id, t.version, CAST(t.memory AS text) AS memory,
        (SELECT json_agg(i) FROM (
            SELECT input_id, state, left(content, 2000) AS input, created_at, sent_at FROM inputs
@@ -170,9 +172,9 @@ FROM tasks AS t
 """
 
 
-async def explained(reader: Reader, whose: Whose) -> Row | None:
+async def explain_inputs(reader: Reader, whose: TaskRef) -> Row | None:
     """Return what a task's answers to "why" are made of: its memory, and what is open of its inbox and requests."""
-    return await _found(reader, EXPLAINED, whose)
+    return await _found(reader, EXPLAIN_INPUTS, whose)
 
 
 PERSON: Final = "SELECT id FROM users WHERE lower(username) = lower($1)"

@@ -16,18 +16,18 @@ from taskherd.domain.reports import (
     AgentDisconnected,
     AgentHeartbeat,
     AgentLifecycle,
+    AgentState,
     App,
     AppHealth,
     AppStatus,
     Health,
     JobStatus,
     Lifecycle,
-    State,
     Transition,
     Workspace,
     WorkspaceBuild,
 )
-from taskherd.domain.task import Deletion, Facet, GivenUp, Held, Inbox, Memory, Silence
+from taskherd.domain.task import Deletion, Facet, Inbox, Silence, Stamped, TaskState, TimedOut
 
 if TYPE_CHECKING:
     import uuid
@@ -43,59 +43,59 @@ TRANSITIONS = {each.value: each for each in Transition}
 JOBS = {each.value: each for each in JobStatus}
 LIFECYCLES = {each.value: each for each in Lifecycle}
 HEALTHS = {each.value: each for each in Health}
-STATES = {each.value: each for each in State}
+STATES = {each.value: each for each in AgentState}
 """Looking a value up costs a tenth of calling its enum."""
 
 _instant = datetime.fromisoformat
 
 
-def dumps(memory: Memory) -> str:
+def dumps(state: TaskState) -> str:
     """The memory as JSON text; what is absent or at its default is left out."""
-    latest = memory.build
+    latest = state.build
     builds = [latest.report]
-    out: dict[str, object] = {"builds": builds, "build": (0, latest.taken_at)}
-    for name, held in (
-        ("workspace", memory.workspace),
-        ("runner", memory.runner),
-        ("agent", memory.agent),
-        ("app", memory.app),
+    out: dict[str, object] = {"builds": builds, "build": (0, latest.received_at)}
+    for name, stamped in (
+        ("workspace", state.workspace),
+        ("runner", state.runner),
+        ("agent", state.agent),
+        ("app", state.app),
     ):
-        if held is not None:
-            index = _index(builds, held.report)
-            out[name] = (index, held.taken_at) if index or held.taken_at != latest.taken_at else 0
+        if stamped is not None:
+            index = _index(builds, stamped.report)
+            out[name] = (index, stamped.received_at) if index or stamped.received_at != latest.received_at else 0
     out["builds"] = [_build(report) for report in builds]
-    if memory.lifecycle:
-        out["lifecycle"] = _facet(memory.lifecycle, memory.lifecycle.report.lifecycle)
-    if memory.app_health:
-        out["app_health"] = _facet(memory.app_health, memory.app_health.report.health)
-    if memory.app_status:
-        report = memory.app_status.report
-        out["app_status"] = (*_facet(memory.app_status, report.state), report.message, report.uri)
-    if memory.connection:
-        goodbye = isinstance(memory.connection.report, AgentDisconnected)
-        out["connection"] = _facet(memory.connection, goodbye)
-    _dump_rest(memory, out)
+    if state.lifecycle:
+        out["lifecycle"] = _facet(state.lifecycle, state.lifecycle.report.lifecycle)
+    if state.app_health:
+        out["app_health"] = _facet(state.app_health, state.app_health.report.health)
+    if state.app_status:
+        report = state.app_status.report
+        out["app_status"] = (*_facet(state.app_status, report.state), report.message, report.uri)
+    if state.connection:
+        goodbye = isinstance(state.connection.report, AgentDisconnected)
+        out["connection"] = _facet(state.connection, goodbye)
+    _dump_rest(state, out)
     return orjson.dumps(out, option=orjson.OPT_UTC_Z).decode()
 
 
-def _dump_rest(memory: Memory, out: dict[str, object]) -> None:
-    if memory.heard:
-        out["heard"] = [*memory.heard.items()]
-    if memory.appeared:
-        out["appeared"] = [*memory.appeared.items()]
-    if memory.asked:
-        out["asked"] = [*memory.asked.items()]
-    if memory.unanswered is not None:
-        out["unanswered"] = memory.unanswered
-    if memory.silence:
-        out["silence"] = (memory.silence.build_number, memory.silence.lost)
-    if memory.given_up:
-        out["given_up"] = (memory.given_up.build_number, memory.given_up.seq, memory.given_up.error)
-    inbox = memory.inbox
+def _dump_rest(state: TaskState, out: dict[str, object]) -> None:
+    if state.last_heartbeat:
+        out["heard"] = [*state.last_heartbeat.items()]
+    if state.first_seen:
+        out["appeared"] = [*state.first_seen.items()]
+    if state.requested_builds:
+        out["asked"] = [*state.requested_builds.items()]
+    if state.pending_build is not None:
+        out["unanswered"] = state.pending_build
+    if state.silence:
+        out["silence"] = (state.silence.build_number, state.silence.lost)
+    if state.timed_out:
+        out["given_up"] = (state.timed_out.build_number, state.timed_out.seq, state.timed_out.error)
+    inbox = state.inbox
     if inbox is not NO_INBOX and inbox != NO_INBOX:
-        out["inbox"] = (inbox.queued, _said(inbox.in_flight), inbox.delivered_at)
-    if memory.deletion:
-        out["deletion"] = (memory.deletion.attempts, memory.deletion.retry_at, memory.deletion.done)
+        out["inbox"] = (inbox.queued, _plain_uuid(inbox.in_flight), inbox.delivered_at)
+    if state.deletion:
+        out["deletion"] = (state.deletion.attempts, state.deletion.retry_at, state.deletion.done)
 
 
 def _index(builds: list[WorkspaceBuild], report: WorkspaceBuild) -> int:
@@ -113,46 +113,53 @@ def _build(report: WorkspaceBuild) -> tuple[object, ...]:
         report.build_number,
         report.seq,
         report.observed_at,
-        _said(report.agent_id),
+        _plain_uuid(report.agent_id),
         report.transition,
         report.job_status,
-        (_said(workspace.id), workspace.name) if workspace else None,
-        (_said(app.id), app.slug, app.url, app.health) if app else None,
+        (_plain_uuid(workspace.id), workspace.name) if workspace else None,
+        (_plain_uuid(app.id), app.slug, app.url, app.health) if app else None,
         report.runner,
         report.error,
     )
 
 
-def _said(identifier: uuid.UUID | None) -> object:
+def _plain_uuid(identifier: uuid.UUID | None) -> object:
     """An id for orjson, which does not know asyncpg's kind of UUID; that is a text at once, unlike Python's own."""
     return str(identifier) if isinstance(identifier, UUID) else identifier
 
 
-def _facet(held: Held[Any], value: object) -> tuple[object, ...]:
-    report: BaseReport = held.report
-    return (report.build_number, report.seq, report.observed_at, _said(report.agent_id), held.taken_at, value)
+def _facet(stamped: Stamped[Any], value: object) -> tuple[object, ...]:
+    report: BaseReport = stamped.report
+    return (
+        report.build_number,
+        report.seq,
+        report.observed_at,
+        _plain_uuid(report.agent_id),
+        stamped.received_at,
+        value,
+    )
 
 
-def loads(task_id: uuid.UUID, text: str | bytes) -> Memory:
+def loads(task_id: uuid.UUID, text: str | bytes) -> TaskState:
     """The memory that ``dumps`` wrote for this task."""
     said: dict[str, Any] = orjson.loads(text)
     get = said.get
     builds = [_load_build(task_id, row) for row in said["builds"]]
     first = said["build"]
-    build = Held(builds[first[0]], _instant(first[1]))
+    build = Stamped(builds[first[0]], _instant(first[1]))
 
-    def named(name: str) -> Held[WorkspaceBuild] | None:
+    def named(name: str) -> Stamped[WorkspaceBuild] | None:
         """A facet that a build named: 0 where it is the latest one, as most often."""
         row = get(name)
         if row is None:
             return None
-        return build if row == 0 else Held(builds[row[0]], _instant(row[1]))
+        return build if row == 0 else Stamped(builds[row[0]], _instant(row[1]))
 
     inbox = get("inbox")
     silence = get("silence")
     given_up = get("given_up")
     deletion = get("deletion")
-    return Memory(
+    return TaskState(
         build=build,
         workspace=named("workspace"),
         runner=named("runner"),
@@ -162,12 +169,12 @@ def loads(task_id: uuid.UUID, text: str | bytes) -> Memory:
         app_health=_load(get("app_health"), task_id, _health),
         app_status=_load(get("app_status"), task_id, _status),
         connection=_load(get("connection"), task_id, _connection),
-        heard=_instants(get("heard")),
-        appeared=_instants(get("appeared")),
-        asked={number: TRANSITIONS[name] for number, name in get("asked", ())},
-        unanswered=get("unanswered"),
+        last_heartbeat=_instants(get("heard")),
+        first_seen=_instants(get("appeared")),
+        requested_builds={number: TRANSITIONS[name] for number, name in get("asked", ())},
+        pending_build=get("unanswered"),
         silence=Silence(silence[0], silence[1]) if silence else None,
-        given_up=GivenUp(given_up[0], given_up[1], given_up[2]) if given_up else None,
+        timed_out=TimedOut(given_up[0], given_up[1], given_up[2]) if given_up else None,
         inbox=Inbox(inbox[0], _id(inbox[1]), _at(inbox[2])) if inbox else NO_INBOX,
         deletion=Deletion(deletion[0], _at(deletion[1]), deletion[2]) if deletion else None,
     )
@@ -190,8 +197,8 @@ def _load_build(task_id: uuid.UUID, row: list[Any]) -> WorkspaceBuild:
     )
 
 
-def _load(row: list[Any] | None, task_id: uuid.UUID, make: Callable[[uuid.UUID, list[Any]], R]) -> Held[R] | None:
-    return None if row is None else Held(make(task_id, row), _instant(row[4]))
+def _load(row: list[Any] | None, task_id: uuid.UUID, make: Callable[[uuid.UUID, list[Any]], R]) -> Stamped[R] | None:
+    return None if row is None else Stamped(make(task_id, row), _instant(row[4]))
 
 
 def _lifecycle(task_id: uuid.UUID, row: list[Any]) -> AgentLifecycle:

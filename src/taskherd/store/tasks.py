@@ -35,7 +35,7 @@ class StoredTask(NamedTuple):
     @property
     def memory(self) -> str:
         """The task's memory as JSON text."""
-        return task_state_codec.dumps(self.task.memory)
+        return task_state_codec.dumps(self.task.state)
 
 
 class TaskEvent(NamedTuple):
@@ -48,7 +48,7 @@ class TaskEvent(NamedTuple):
     cause: str
 
 
-TASK_FIELDS: Final[tuple[str, ...]] = Task.__match_args__
+TASK_FIELDS: Final[tuple[str, ...]] = tuple("memory" if name == "state" else name for name in Task.__match_args__)
 """The fields of a task in the order of its constructor; each is a column of `tasks`, the prompt of `task_prompts`."""
 
 DERIVED: Final = tuple(name for name in StoredTask._fields if name not in ("task", "due_moved"))
@@ -146,7 +146,7 @@ DUE: Final = text("""
 SELECT task_id FROM task_deadlines WHERE due_at <= :now ORDER BY due_at LIMIT :limit
 """)
 
-TAKEN: Final = text("""
+NAMES_IN_USE: Final = text("""
 SELECT lower(name) FROM tasks
 WHERE owner_id = :owner_id AND deleted_at IS NULL AND lower(name) = ANY(CAST(:names AS text[]))
 """)
@@ -219,9 +219,9 @@ async def add_prompts(conn: AsyncConnection, changed: Sequence[Task]) -> None:
     await conn.execute(ADD_PROMPTS, _PROMPT_ROWS.parameters(changed))
 
 
-async def taken(conn: AsyncConnection, owner_id: UUID, names: Sequence[str]) -> frozenset[str]:
+async def names_in_use(conn: AsyncConnection, owner_id: UUID, names: Sequence[str]) -> frozenset[str]:
     """Return which of these names, lowercase, live tasks of the owner bear."""
-    found = await conn.execute(TAKEN, {"owner_id": owner_id, "names": names})
+    found = await conn.execute(NAMES_IN_USE, {"owner_id": owner_id, "names": names})
     return frozenset(name for (name,) in found)
 
 

@@ -19,23 +19,23 @@ ORDER BY first_sent_at LIMIT :limit
 """)
 
 # The latest change that was told, or the latest heartbeat or life sign of a worker, lies in the future.
-SET_BACK: Final = text("""
+CLOCK_MOVED_BACK: Final = text("""
 SELECT COALESCE((SELECT occurred_at FROM task_feed ORDER BY position DESC LIMIT 1) > :now, false)
     OR EXISTS (SELECT FROM workers WHERE seen_at > :now)
     OR EXISTS (SELECT FROM leases WHERE heard_at > :now)
 """)
 
-CALM_LEASES: Final = text("UPDATE leases SET heard_at = :now WHERE heard_at > :now")
-CALM_DEADLINES: Final = text("UPDATE task_deadlines SET due_at = :now WHERE due_at > :now")
-CALM_PARKED: Final = text("UPDATE parked SET parked_at = :now WHERE parked_at > :now")
-CALM_REQUESTS: Final = text("""
+CLAMP_LEASES: Final = text("UPDATE leases SET heard_at = :now WHERE heard_at > :now")
+CLAMP_DEADLINES: Final = text("UPDATE task_deadlines SET due_at = :now WHERE due_at > :now")
+CLAMP_PARKED: Final = text("UPDATE parked SET parked_at = :now WHERE parked_at > :now")
+CLAMP_REQUESTS: Final = text("""
 UPDATE work_requests SET next_at = LEAST(next_at, :now), first_sent_at = LEAST(first_sent_at, :now)
 WHERE next_at > :now OR first_sent_at > :now
 """)
-CALM_WORKERS: Final = text("""
+CLAMP_WORKERS: Final = text("""
 UPDATE workers SET seen_at = :now, drained_since = LEAST(drained_since, :now) WHERE seen_at > :now
 """)
-CALMING: Final = (CALM_LEASES, CALM_DEADLINES, CALM_PARKED, CALM_REQUESTS, CALM_WORKERS)
+CLAMP_STATEMENTS: Final = (CLAMP_LEASES, CLAMP_DEADLINES, CLAMP_PARKED, CLAMP_REQUESTS, CLAMP_WORKERS)
 
 
 async def clock(conn: AsyncConnection) -> datetime:
@@ -49,13 +49,13 @@ async def expired_inputs(conn: AsyncConnection, before: datetime, limit: int) ->
     return [(row[0], row[1]) for row in await conn.execute(EXPIRED_INPUTS, {"before": before, "limit": limit})]
 
 
-async def set_back(conn: AsyncConnection, now: datetime) -> bool:
+async def clock_moved_back(conn: AsyncConnection, now: datetime) -> bool:
     """Whether the clock was set back while no worker looked: it has shown later times than `now` before."""
-    told: bool = (await conn.execute(SET_BACK, {"now": now})).scalar_one()
+    told: bool = (await conn.execute(CLOCK_MOVED_BACK, {"now": now})).scalar_one()
     return told
 
 
-async def calm(conn: AsyncConnection, now: datetime) -> None:
+async def clamp_future_times(conn: AsyncConnection, now: datetime) -> None:
     """After the clock was set back: let nothing have happened in the future, and look at whatever is to come."""
-    for statement in CALMING:
+    for statement in CLAMP_STATEMENTS:
         await conn.execute(statement, {"now": now})

@@ -50,7 +50,7 @@ LIMIT :limit
 
 REVOKE: Final = text("UPDATE api_tokens SET revoked_at = now() WHERE id = :id AND revoked_at IS NULL RETURNING id")
 
-USED: Final = text("""
+RECORD_USE: Final = text("""
 UPDATE api_tokens AS k SET last_used_at = now() - make_interval(secs => u.ago)
 FROM unnest(CAST(:ids AS text[]), CAST(:ago AS float8[])) AS u(id, ago)
 WHERE k.id = u.id
@@ -66,7 +66,7 @@ async def add(
     return found
 
 
-async def listed(conn: AsyncConnection, username: str | None, limit: int) -> list[TokenRow]:
+async def list_tokens(conn: AsyncConnection, username: str | None, limit: int) -> list[TokenRow]:
     """Return up to `limit` tokens, the newest first, of one user or of all."""
     return [TokenRow(*row) for row in await conn.execute(LIST, {"username": username, "limit": limit})]
 
@@ -76,7 +76,7 @@ async def revoke(conn: AsyncConnection, token_id: str) -> bool:
     return (await conn.execute(REVOKE, {"id": token_id})).scalar_one_or_none() is not None
 
 
-async def used(conn: AsyncConnection, ago: Mapping[str, float]) -> None:
+async def record_use(conn: AsyncConnection, ago: Mapping[str, float]) -> None:
     """Note when tokens were last used: so many seconds ago, by token id."""
     ids = sorted(ago)
-    await conn.execute(USED, {"ids": ids, "ago": [ago[each] for each in ids]})
+    await conn.execute(RECORD_USE, {"ids": ids, "ago": [ago[each] for each in ids]})

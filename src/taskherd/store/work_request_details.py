@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 
 @dataclass(frozen=True, slots=True)
-class Particulars:
+class WorkRequestDetails:
     """A task as its runner is told of it; `run` and `preset_parameters` are decoded JSON."""
 
     task_id: UUID
@@ -40,11 +40,11 @@ WHERE t.id = ANY(CAST(:ids AS uuid[]))
 INPUTS: Final = text("SELECT input_id, content FROM inputs WHERE input_id = ANY(CAST(:ids AS uuid[]))")
 
 
-async def read(conn: AsyncConnection, task_ids: Sequence[UUID]) -> dict[UUID, Particulars]:
+async def read(conn: AsyncConnection, task_ids: Sequence[UUID]) -> dict[UUID, WorkRequestDetails]:
     """The particulars of these tasks, by task id."""
-    return {row[0]: Particulars(*row) for row in await conn.execute(READ, {"ids": task_ids})}
+    return {row[0]: WorkRequestDetails(*row) for row in await conn.execute(READ, {"ids": task_ids})}
 
 
-async def contents(conn: AsyncConnection, input_ids: Sequence[UUID]) -> dict[UUID, str]:
+async def input_contents(conn: AsyncConnection, input_ids: Sequence[UUID]) -> dict[UUID, str]:
     """What these inputs say, by input id."""
     return {row[0]: row[1] for row in await conn.execute(INPUTS, {"ids": input_ids})}

@@ -20,7 +20,7 @@ class WorkerRow:
     drained_since: datetime | None
 
 
-SEEN: Final = text("""
+RECORD_SEEN: Final = text("""
 INSERT INTO workers (worker_id, started_at, seen_at, drained_since)
 VALUES (:worker_id, :started_at, :seen_at, :drained_since)
 ON CONFLICT (worker_id) DO UPDATE
@@ -31,12 +31,12 @@ LIVE: Final = text("""
 SELECT worker_id, started_at, seen_at, drained_since FROM workers WHERE seen_at >= :since ORDER BY worker_id
 """)
 
-GONE: Final = text("DELETE FROM workers WHERE worker_id = :worker_id")
+DELETE: Final = text("DELETE FROM workers WHERE worker_id = :worker_id")
 
 PRUNE: Final = text("DELETE FROM workers WHERE seen_at < :before")
 
 
-async def seen(conn: AsyncConnection, row: WorkerRow) -> None:
+async def record_seen(conn: AsyncConnection, row: WorkerRow) -> None:
     """Record that a worker is alive."""
     values = {
         "worker_id": row.worker_id,
@@ -44,7 +44,7 @@ async def seen(conn: AsyncConnection, row: WorkerRow) -> None:
         "seen_at": row.seen_at,
         "drained_since": row.drained_since,
     }
-    await conn.execute(SEEN, values)
+    await conn.execute(RECORD_SEEN, values)
 
 
 async def live(conn: AsyncConnection, since: datetime) -> list[WorkerRow]:
@@ -52,9 +52,9 @@ async def live(conn: AsyncConnection, since: datetime) -> list[WorkerRow]:
     return [WorkerRow(*row) for row in await conn.execute(LIVE, {"since": since})]
 
 
-async def gone(conn: AsyncConnection, worker_id: str) -> None:
+async def delete(conn: AsyncConnection, worker_id: str) -> None:
     """Forget a worker that leaves of its own accord."""
-    await conn.execute(GONE, {"worker_id": worker_id})
+    await conn.execute(DELETE, {"worker_id": worker_id})
 
 
 async def prune(conn: AsyncConnection, before: datetime) -> int:

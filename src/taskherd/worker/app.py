@@ -24,8 +24,8 @@ import uvloop
 from taskherd import __version__
 from taskherd.backoff import Backoff
 from taskherd.broker import topology
-from taskherd.broker.connections import Links
-from taskherd.broker.consume import Intake, Source
+from taskherd.broker.connections import BrokerConnections
+from taskherd.broker.consume import Consumer, Source
 from taskherd.broker.publish import Publisher
 from taskherd.clock import Clock
 from taskherd.domain import names as task_names
@@ -40,12 +40,12 @@ from taskherd.observability.tracing import open_tracing
 from taskherd.retry import until_stopped
 from taskherd.store import migrate, timers
 from taskherd.store.engine import dispose, in_use, open_engine, transaction
-from taskherd.worker.command_consumer import Orders
-from taskherd.worker.context import Ground, Schedule, Terms, patience_of
-from taskherd.worker.directory_cache import NameBook
+from taskherd.worker.command_consumer import CommandConsumer
+from taskherd.worker.context import RequestRetryPolicy, Retention, WorkerContext, timeouts_of
+from taskherd.worker.directory_cache import DirectoryCache
 from taskherd.worker.probe import Probe
 from taskherd.worker.relay import Relay
-from taskherd.worker.report_consumer import Ingest
+from taskherd.worker.report_consumer import ReportConsumer
 from taskherd.worker.sweeper import Sweeper
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ log = structlog.get_logger(__name__)
 
 NEEDED = ("database_url", "amqp_url", "secret_key")
 COMMANDS_PREFETCH = 200
-REPLIES_MOST = 1_000
+MAX_REPLIES = 1_000
 DELETE_FIRST = 5.0
 """Seconds before a failed delete is asked for again the first time."""
 
@@ -90,52 +90,59 @@ class Worker:
         self.metrics.build_info.labels(__version__).set(1)
         _count_from_zero(self.metrics)
         self._id = name or f"{socket.gethostname()}-{uuid4().hex[:8]}"
-        self._names = topology.Names(settings.amqp_prefix)
+        self._names = topology.TopologyNames(settings.amqp_prefix)
         self._engine = open_engine(
             settings.database_url,
             size=settings.database_pool,
             application_name="taskherd-worker",
         )
-        self._links = Links(settings.amqp_url, "worker", self.metrics, self._readiness, self._not_listening)
-        self._publisher = Publisher(self._links.publish)
-        queues = self._names.report_queues(settings.report_partitions)
-        self._reports = Intake(
-            self._links.consume, partial(self._share, queues), prefetch=settings.prefetch, on_trouble=self._trouble
+        self._connections = BrokerConnections(
+            settings.amqp_url, "worker", self.metrics, self._readiness, self._not_listening
         )
-        self._commands = Intake(
-            self._links.consume,
+        self._publisher = Publisher(self._connections.publish)
+        queues = self._names.report_queues(settings.report_partitions)
+        self._reports = Consumer(
+            self._connections.consume,
+            partial(self._share, queues),
+            prefetch=settings.prefetch,
+            on_trouble=self._on_error,
+        )
+        self._commands = Consumer(
+            self._connections.consume,
             partial(self._prepare, (self._names.commands,)),
             prefetch=COMMANDS_PREFETCH,
-            on_trouble=self._trouble,
+            on_trouble=self._on_error,
         )
-        self._answers = Intake(self._links.consume, self._own_queue, prefetch=REPLIES_MOST, on_trouble=self._trouble)
+        self._answers = Consumer(
+            self._connections.consume, self._exclusive_queue, prefetch=MAX_REPLIES, on_trouble=self._on_error
+        )
         self._queues = queues
-        self._ground = self._make_ground()
-        self._relay = Relay(self._ground, settings.relay_every)
+        self._context = self._make_context()
+        self._relay = Relay(self._context, settings.relay_every)
         self.probe = Probe(self._publisher, self._names, self._answers, self.metrics, self._clock.now)
-        self._ingest = Ingest(self._reports, self._ground, self._relay, self.probe)
-        self._orders = Orders(self._commands, self._ground, self._relay)
-        self._sweeper = Sweeper(self._id, self._ground, self._relay, self.probe, self._clock.correct)
+        self._report_consumer = ReportConsumer(self._reports, self._context, self._relay, self.probe)
+        self._command_consumer = CommandConsumer(self._commands, self._context, self._relay)
+        self._sweeper = Sweeper(self._id, self._context, self._relay, self.probe, self._clock.correct)
         self._ops = OpsServer(self.metrics, self._readiness)
 
-    def _make_ground(self) -> Ground:
+    def _make_context(self) -> WorkerContext:
         settings = self._settings
-        dice = task_names.Dice(partial(coolname.generate_slug, 2), partial(token_hex, 2))
-        return Ground(
+        dice = task_names.NameRandomness(partial(coolname.generate_slug, 2), partial(token_hex, 2))
+        return WorkerContext(
             engine=self._engine,
             publisher=self._publisher,
             names=self._names,
-            book=NameBook(self._engine),
+            directory_cache=DirectoryCache(self._engine),
             metrics=self.metrics,
             now=self._clock.now,
-            hit=failpoints.armed(settings.failpoint),
-            trouble=self._trouble,
+            failpoint=failpoints.arm(settings.failpoint),
+            on_error=self._on_error,
             stopping=self._stopping,
-            patience=patience_of(settings),
+            timeouts=timeouts_of(settings),
             delete_backoff=Backoff(DELETE_FIRST, settings.delete_backoff_most),
-            schedule=_schedule(settings),
-            terms=_terms(settings),
-            draw=partial(task_names.generate, dice=dice),
+            request_retry=_request_retry(settings),
+            retention=_retention(settings),
+            generate_name=partial(task_names.generate, randomness=dice),
             strict_send=settings.send_mode == "strict",
             tracing=self._tracing,
         )
@@ -156,7 +163,7 @@ class Worker:
                 await self._work()
         finally:
             await self._ops.close()
-            await self._links.close()
+            await self._connections.close()
             await dispose(self._engine)
             await asyncio.to_thread(self._tracing.close)
             log.info("worker ended", worker_id=self._id)
@@ -164,7 +171,7 @@ class Worker:
     async def _prepared(self) -> bool:
         """Wait for the database, see that its schema fits, go by its clock; whether to go on. Raises Misconfigured."""
         migrating = asyncio.create_task(
-            until_stopped(self._prepare_database, self._stopping, self._database_away), name="migrate"
+            until_stopped(self._prepare_database, self._stopping, self._on_database_down), name="migrate"
         )
         stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
         await asyncio.wait({migrating, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -177,25 +184,25 @@ class Worker:
         return True
 
     async def _prepare_database(self) -> None:
-        await migrate.fit_async(self._settings.database_url, upgrading=self._settings.migrate == "auto")
+        await migrate.ensure_async(self._settings.database_url, upgrading=self._settings.migrate == "auto")
         async with transaction(self._engine) as connection:
             self._clock.correct(await timers.clock(connection))
 
     async def _work(self) -> None:
-        _calm_collector()
-        self._links.start()
-        for intake in (self._answers, self._commands, self._reports):
-            intake.start()
+        _tune_gc()
+        self._connections.start()
+        for consumer in (self._answers, self._commands, self._reports):
+            consumer.start()
         settings = self._settings
         doors = [
-            asyncio.create_task(self._ingest.run(settings.batch_most, settings.batch_wait), name="ingest"),
-            asyncio.create_task(self._orders.run(), name="orders"),
+            asyncio.create_task(self._report_consumer.run(settings.batch_most, settings.batch_wait), name="ingest"),
+            asyncio.create_task(self._command_consumer.run(), name="orders"),
         ]
         telling = asyncio.create_task(self._relay.run(), name="relay")
         around = [
             asyncio.create_task(self._sweeper.run(settings.sweep_every), name="sweeper"),
             asyncio.create_task(self.probe.answer(), name="probe answers"),
-            asyncio.create_task(self.probe.hear(), name="probe hears"),
+            asyncio.create_task(self.probe.receive(), name="probe hears"),
             asyncio.create_task(
                 self.probe.send(settings.probe_every, settings.probe_timeout, self._queues), name="probe sends"
             ),
@@ -204,9 +211,9 @@ class Worker:
         stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
         await asyncio.wait({stopping, telling, *doors, *around}, return_when=asyncio.FIRST_COMPLETED)
         self._stopping.set()
-        await self._leave(doors, telling, around)
+        await self._shut_down(doors, telling, around)
 
-    async def _leave(
+    async def _shut_down(
         self, doors: list[asyncio.Task[None]], telling: asyncio.Task[None], around: list[asyncio.Task[None]]
     ) -> None:
         """Stop the intake, finish the batch in hand, tell what is committed; all of it within the grace time."""
@@ -219,13 +226,13 @@ class Worker:
                 self._relay.stop()
                 await asyncio.wait({telling})
                 with suppress(Unavailable):
-                    await self._sweeper.leave()
+                    await self._sweeper.deregister()
         tasks = [*doors, telling, *around]
         for task in tasks:
             task.cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
-        for intake in (self._reports, self._commands, self._answers):
-            await intake.close()
+        for consumer in (self._reports, self._commands, self._answers):
+            await consumer.close()
         for result in results:
             if isinstance(result, Exception):
                 raise result
@@ -238,8 +245,8 @@ class Worker:
                 self._readiness.set("consumers")
             else:
                 self._readiness.clear("consumers", "not consuming")
-                self.probe.gap()
-            self.metrics.in_flight.set(self._reports.buffered + self._ingest.in_hand)
+                self.probe.reset()
+            self.metrics.in_flight.set(self._reports.buffered + self._report_consumer.in_flight)
             self.metrics.pool_in_use.set(in_use(self._engine))
             await asyncio.sleep(0.5)
 
@@ -252,11 +259,11 @@ class Worker:
         plain, *partitions = await self._prepare(queues, channel)
         return [plain, *(Source(each.queue, topology.priority(self._id, each.queue)) for each in partitions)]
 
-    async def _own_queue(self, channel: AbstractChannel) -> Sequence[Source]:
-        self.probe.reply_queue = await topology.declare_own_queue(channel, length=REPLIES_MOST)
+    async def _exclusive_queue(self, channel: AbstractChannel) -> Sequence[Source]:
+        self.probe.reply_queue = await topology.declare_exclusive_queue(channel, length=MAX_REPLIES)
         return [Source(self.probe.reply_queue)]
 
-    def _database_away(self, reason: str) -> None:
+    def _on_database_down(self, reason: str) -> None:
         self.metrics.database_up.set(0)
         log.warning("database away", reason=reason)
 
@@ -269,27 +276,27 @@ class Worker:
             await migrate.check(connection)
 
     def _not_listening(self) -> None:
-        self.probe.gap()
+        self.probe.reset()
 
-    def _trouble(self, reason: str) -> None:
+    def _on_error(self, reason: str) -> None:
         self._not_listening()
         log.warning("waiting", reason=reason)
 
 
-def _schedule(settings: Settings) -> Schedule:
-    return Schedule(
-        first=timedelta(seconds=settings.request_backoff_first),
-        most=timedelta(seconds=settings.request_backoff_most),
+def _request_retry(settings: Settings) -> RequestRetryPolicy:
+    return RequestRetryPolicy(
+        first_delay=timedelta(seconds=settings.request_backoff_first),
+        max_delay=timedelta(seconds=settings.request_backoff_most),
         ttl=timedelta(seconds=settings.request_ttl),
         runner_answer=timedelta(seconds=settings.runner_answer_timeout),
         token=partial(agent_token, settings.secret_keys[0]),
     )
 
 
-def _terms(settings: Settings) -> Terms:
-    return Terms(
+def _retention(settings: Settings) -> Retention:
+    return Retention(
         parked_ttl=timedelta(seconds=settings.parked_ttl),
-        parked_most=settings.parked_most,
+        max_parked=settings.parked_most,
         command_memory=timedelta(seconds=settings.command_memory),
         history_retention=timedelta(seconds=settings.history_retention),
         log_retention=timedelta(seconds=settings.log_retention),
@@ -310,7 +317,7 @@ def _count_from_zero(metrics: Metrics) -> None:
         metrics.reconnects.labels(connection)
 
 
-def _calm_collector() -> None:
+def _tune_gc() -> None:
     """Let the garbage collector look at a batch's objects seldom, and never again at what the imports made.
 
     A batch makes tens of thousands of objects without a cycle among them; looking through them all the time cost 22 %

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from taskherd.domain.reports import Report
     from taskherd.domain.task import Task
     from taskherd.domain.task_update import TimerCheck
-    from taskherd.messages.events import Kind
+    from taskherd.messages.events import EventKind
 
 
 POISON = (DataError, ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
@@ -35,12 +35,15 @@ class Batch:
 
 
 @value(frozen=True, slots=True)
-class Change:
-    """A change of a task's document, to publish once committed. ``own``: the own part, as text; ``cause``: as JSON."""
+class CommittedChange:
+    """A change of a task's document, to publish once committed. ``core_document``: the own part, as text; ``cause``.
+
+    As JSON.
+    """
 
     task: Task
-    kind: Kind
-    own: str
+    kind: EventKind
+    core_document: str
     changes: tuple[str, ...]
     cause: str
 
@@ -71,7 +74,7 @@ class BatchResult:
     outcomes: list[ReportOutcome]
     reply: bytes | None = None
     repeated: bool = False
-    changes: list[Change] = field(default_factory=list)
+    changes: list[CommittedChange] = field(default_factory=list)
     requested: bool = False
     timed_out: list[str] = field(default_factory=list)
     deletes_retried: int = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from taskherd.domain.view import agent_of, counts
+from taskherd.domain.view import agent_of, is_current
 from taskherd.messages.work import build_id
 from taskherd.store import builds
 from taskherd.store.builds import BuildRow
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-    from taskherd.domain.task import Memory
+    from taskherd.domain.task import TaskState
     from taskherd.domain.task_update import TaskUpdate
 
 
@@ -32,45 +32,45 @@ def _rows(update: TaskUpdate, now: datetime) -> Iterator[BuildRow]:
     task, before = update.task, update.before
     if task is None or task is before:
         return
-    held = before.memory if before else None
+    stamped = before.state if before else None
     known = None
-    for memory in (*update.superseded, task.memory):
-        if held is None or _moved(held, memory):
-            known = known or (_row(task.id, held, now) if held else None)
-            row = _row(task.id, memory, now)
+    for state in (*update.superseded, task.state):
+        if stamped is None or _moved(stamped, state):
+            known = known or (_row(task.id, stamped, now) if stamped else None)
+            row = _row(task.id, state, now)
             if row != known:
                 yield row
 
 
-def _moved(before: Memory, after: Memory) -> bool:
+def _moved(before: TaskState, after: TaskState) -> bool:
     """Whether a build's row may differ: told by identity, since facets that did not change are the same objects."""
     if (
         before.build is not after.build
-        or before.given_up is not after.given_up
+        or before.timed_out is not after.timed_out
         or before.workspace is not after.workspace
         or before.agent is not after.agent
     ):
         return True
-    if counts(after, after.agent):
+    if is_current(after, after.agent):
         return False
     return before.lifecycle is not after.lifecycle or _said_by(before) != _said_by(after)
 
 
-def _said_by(memory: Memory) -> UUID | None:
-    return memory.connection.report.agent_id if memory.connection else None
+def _said_by(state: TaskState) -> UUID | None:
+    return state.connection.report.agent_id if state.connection else None
 
 
-def _row(task_id: UUID, memory: Memory, now: datetime) -> BuildRow:
-    agent = agent_of(memory)
-    place = memory.workspace.report.workspace if memory.workspace else None
+def _row(task_id: UUID, state: TaskState, now: datetime) -> BuildRow:
+    agent = agent_of(state)
+    place = state.workspace.report.workspace if state.workspace else None
     return BuildRow(
-        build_id=build_id(task_id, memory.number),
+        build_id=build_id(task_id, state.number),
         task_id=task_id,
-        number=memory.number,
-        transition=memory.build.report.transition.value,
-        job_status=memory.job.value,
+        number=state.number,
+        transition=state.build.report.transition.value,
+        job_status=state.job.value,
         workspace_id=place.id if place else None,
         agent_id=agent.id if agent else None,
-        error=memory.error,
+        error=state.error,
         at=now,
     )

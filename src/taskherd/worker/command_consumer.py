@@ -7,23 +7,23 @@ from typing import TYPE_CHECKING
 import structlog
 
 from taskherd.broker import dead_letters
-from taskherd.broker.publish import Published
-from taskherd.domain.handle_command import Refused
+from taskherd.broker.publish import PublishOutcome
+from taskherd.domain.handle_command import CommandRefused
 from taskherd.domain.outcome import DeadLetterReason
 from taskherd.errors import Unavailable
 from taskherd.messages import replies
 from taskherd.messages.commands import decode_command
-from taskherd.messages.decoding import Bad
-from taskherd.observability.tracing import carried
+from taskherd.messages.decoding import InvalidMessage
+from taskherd.observability.tracing import extract
 from taskherd.store.engine import DataError
 from taskherd.worker.batch import POISON, Batch
 from taskherd.worker.reconcile import reconcile
 
 if TYPE_CHECKING:
-    from taskherd.broker.consume import Intake
+    from taskherd.broker.consume import Consumer
     from taskherd.broker.delivery import Delivery
     from taskherd.domain.commands import Command
-    from taskherd.worker.context import Ground
+    from taskherd.worker.context import WorkerContext
     from taskherd.worker.relay import Relay
 
 log = structlog.get_logger(__name__)
@@ -31,13 +31,13 @@ log = structlog.get_logger(__name__)
 AT_ONCE = 100
 
 
-class Orders:
+class CommandConsumer:
     """Consume commands until the intake ends."""
 
-    def __init__(self, intake: Intake, ground: Ground, relay: Relay) -> None:
+    def __init__(self, consumer: Consumer, context: WorkerContext, relay: Relay) -> None:
         """Begin with nothing in hand."""
-        self._intake = intake
-        self._ground = ground
+        self._intake = consumer
+        self._context = context
         self._relay = relay
 
     async def run(self) -> None:
@@ -45,56 +45,58 @@ class Orders:
         while deliveries := await self._intake.batch(AT_ONCE, 0):
             for delivery in deliveries:
                 try:
-                    with self._ground.tracing.span("command", parent=carried(delivery.headers)):
-                        await self.take(delivery)
+                    with self._context.tracing.span("command", parent=extract(delivery.headers)):
+                        await self.handle(delivery)
                 except Unavailable as error:
                     log.warning("command given back", reason=str(error))
                     continue
                 await self._intake.ack([delivery])
 
-    async def take(self, delivery: Delivery) -> None:
+    async def handle(self, delivery: Delivery) -> None:
         """Carry out a command and reply; an invalid one, or one refused without a reply_to, becomes a dead letter."""
         command = decode_command(delivery.body)
-        if isinstance(command, Bad):
-            self._ground.metrics.commands.labels("unknown", "invalid").inc()
-            await self._answer(delivery, replies.unreadable(command))
-            await self._bury(delivery, command)
+        if isinstance(command, InvalidMessage):
+            self._context.metrics.commands.labels("unknown", "invalid").inc()
+            await self._reply(delivery, replies.invalid_message_reply(command))
+            await self._publish_dead_letter(delivery, command)
             return
         try:
-            reply, repeated = await self._carry_out(command)
+            reply, repeated = await self._execute(command)
         except POISON as error:
             log.warning("command can't be taken", command_id=str(command.command_id), reason=repr(error)[:200])
             reason = DeadLetterReason.DATA_ERROR if isinstance(error, DataError) else DeadLetterReason.FAULT
-            bad = Bad(None, reason, "The values of this command can't be taken.", delivery.body)
-            await self._answer(delivery, replies.unreadable(bad))
-            await self._bury(delivery, bad)
+            bad = InvalidMessage(None, reason, "The values of this command can't be taken.", delivery.body)
+            await self._reply(delivery, replies.invalid_message_reply(bad))
+            await self._publish_dead_letter(delivery, bad)
             return
         answer = replies.decode_reply(reply)
-        outcome = "repeated" if repeated else "refused" if isinstance(answer, Refused) else "accepted"
-        self._ground.metrics.commands.labels(command.type, outcome).inc()
+        outcome = "repeated" if repeated else "refused" if isinstance(answer, CommandRefused) else "accepted"
+        self._context.metrics.commands.labels(command.type, outcome).inc()
         log.info("command", type=command.type, outcome=outcome, task_id=str(command.task_id))
         if delivery.reply_to:
-            await self._answer(delivery, reply, repeated=repeated)
-        elif isinstance(answer, Refused):
+            await self._reply(delivery, reply, repeated=repeated)
+        elif isinstance(answer, CommandRefused):
             detail = f"{answer.status} {answer.message}"
-            await self._bury(delivery, Bad(None, DeadLetterReason.COMMAND_REFUSED, detail, delivery.body))
+            await self._publish_dead_letter(
+                delivery, InvalidMessage(None, DeadLetterReason.COMMAND_REFUSED, detail, delivery.body)
+            )
 
-    async def _carry_out(self, command: Command) -> tuple[bytes, bool]:
+    async def _execute(self, command: Command) -> tuple[bytes, bool]:
         """Return the reply, and whether it was given before."""
-        result = await self._ground.persist(
-            lambda: reconcile(self._ground, Batch(command=command), self._ground.now()), "database"
+        result = await self._context.until_stopped(
+            lambda: reconcile(self._context, Batch(command=command), self._context.now()), "database"
         )
         self._relay.offer(result.changes, requested=result.requested)
         if result.reply is None:
             raise AssertionError
         return result.reply, result.repeated
 
-    async def _answer(self, delivery: Delivery, reply: bytes, *, repeated: bool = False) -> None:
+    async def _reply(self, delivery: Delivery, reply: bytes, *, repeated: bool = False) -> None:
         """Send the reply if the command has a reply_to; it is dropped if no queue takes it, and marked if repeated."""
         if not delivery.reply_to:
             return
-        published = await self._ground.persist(
-            lambda: self._ground.publisher.publish(
+        published = await self._context.until_stopped(
+            lambda: self._context.publisher.publish(
                 "",
                 delivery.reply_to or "",
                 reply,
@@ -104,15 +106,15 @@ class Orders:
             ),
             "broker",
         )
-        if published is Published.UNROUTED:
+        if published is PublishOutcome.UNROUTED:
             log.info("no queue took the reply", correlation_id=delivery.correlation_id)
 
-    async def _bury(self, delivery: Delivery, bad: Bad) -> None:
+    async def _publish_dead_letter(self, delivery: Delivery, bad: InvalidMessage) -> None:
         origin = dead_letters.origin_of(delivery)
-        await self._ground.persist(
-            lambda: dead_letters.bury(
-                self._ground.publisher, self._ground.names, bad.body, bad.reason.value, bad.detail, origin
+        await self._context.until_stopped(
+            lambda: dead_letters.publish_dead_letter(
+                self._context.publisher, self._context.names, bad.body, bad.reason.value, bad.detail, origin
             ),
             "broker",
         )
-        self._ground.metrics.dead_lettered.labels(bad.reason.value).inc()
+        self._context.metrics.dead_lettered.labels(bad.reason.value).inc()

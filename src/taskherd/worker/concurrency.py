@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from typing import Any
     from uuid import UUID
 
-LANES = 2
+MAX_CONCURRENT_BATCHES = 2
 """Batches on their way at once."""
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class BatchFootprint:
     """What a batch occupies a lane with: its tasks, how many deliveries it is of, and whether it must go alone."""
 
     tasks: frozenset[UUID]
@@ -29,27 +29,31 @@ class Load:
     alone: bool
 
 
-class Lanes:
+class BatchScheduler:
     """Starts batches in ``group``, a few at once."""
 
     def __init__(self, group: asyncio.TaskGroup) -> None:
         self._group = group
-        self._loads: dict[asyncio.Task[None], Load] = {}
+        self._loads: dict[asyncio.Task[None], BatchFootprint] = {}
         self._latest: asyncio.Task[None] | None = None
 
     @property
-    def in_hand(self) -> int:
+    def in_flight(self) -> int:
         """How many deliveries are on their way."""
         return sum(load.size for load in self._loads.values())
 
-    async def free(self, full: Callable[[], bool]) -> None:
+    async def wait_idle(self, full: Callable[[], bool]) -> None:
         """Return when nothing is on its way, or when a lane is free and the next batch would be ``full``."""
-        while self._loads and not (len(self._loads) < LANES and full()):
+        while self._loads and not (len(self._loads) < MAX_CONCURRENT_BATCHES and full()):
             await self._one_done()
 
-    async def send(self, load: Load, batch: Callable[[asyncio.Task[None] | None], Coroutine[Any, Any, None]]) -> None:
+    async def submit(
+        self, load: BatchFootprint, batch: Callable[[asyncio.Task[None] | None], Coroutine[Any, Any, None]]
+    ) -> None:
         """Start a batch as soon as nothing is in its way. It gets the one before it, to end after."""
-        while len(self._loads) >= LANES or any(_in_the_way(other, load) for other in self._loads.values()):
+        while len(self._loads) >= MAX_CONCURRENT_BATCHES or any(
+            _conflicts(other, load) for other in self._loads.values()
+        ):
             await self._one_done()
         self._latest = self._group.create_task(batch(self._latest), name="batch")
         self._loads[self._latest] = load
@@ -59,5 +63,5 @@ class Lanes:
         await asyncio.wait(self._loads, return_when=asyncio.FIRST_COMPLETED)
 
 
-def _in_the_way(other: Load, load: Load) -> bool:
+def _conflicts(other: BatchFootprint, load: BatchFootprint) -> bool:
     return load.alone or other.alone or not other.tasks.isdisjoint(load.tasks)

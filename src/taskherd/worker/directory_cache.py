@@ -13,24 +13,24 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-    from taskherd.domain.directory import Names
+    from taskherd.domain.directory import DirectoryNames
 
     Pair = tuple[UUID, UUID]
 
-MOST = 50_000
+MAX_ENTRIES = 50_000
 """Pairs of owner and template version that are remembered."""
 
 
-class NameBook:
+class DirectoryCache:
     """The names that documents are rendered with, by owner and template version."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         """Begin empty."""
         self._engine = engine
-        self._known: dict[Pair, Names] = {}
+        self._known: dict[Pair, DirectoryNames] = {}
         self._revision = -1
 
-    async def look_up(self, pairs: Iterable[Pair]) -> Mapping[Pair, Names]:
+    async def look_up(self, pairs: Iterable[Pair]) -> Mapping[Pair, DirectoryNames]:
         """The names of these pairs, from memory where they are known. Raises Unavailable."""
         wanted = set(pairs)
         known = {pair: self._known[pair] for pair in wanted if pair in self._known}
@@ -41,7 +41,7 @@ class NameBook:
         async with transaction(self._engine) as connection:
             found = await directory.names(connection, missing)
         if revision == self._revision:  # else what was just read may be what the directory said before
-            if len(self._known) + len(found) > MOST:
+            if len(self._known) + len(found) > MAX_ENTRIES:
                 self._known.clear()
             self._known.update(found)
         return known | found

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from taskherd.domain import lease as lease_module
 from taskherd.domain.commands import Create, digest_text
-from taskherd.domain.handle_command import Surroundings, Version
+from taskherd.domain.handle_command import CreateContext, TemplateVersionInfo
 from taskherd.domain.reports import AgentDisconnected, AgentHeartbeat, AgentLifecycle, TaskInput, WorkspaceBuild
 from taskherd.domain.task_update import Policies, TaskUpdate
 from taskherd.messages.reports import decode_stored
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from taskherd.store.commands import RecordedCommand
     from taskherd.store.tasks import StoredTask
     from taskherd.worker.batch import Batch
-    from taskherd.worker.context import Ground
+    from taskherd.worker.context import WorkerContext
 
 MOVES_CONNECTION = frozenset(kind.type for kind in (WorkspaceBuild, AgentLifecycle, AgentHeartbeat, AgentDisconnected))
 """The types of reports that may change whether another heartbeat is news, so that their tasks' leases are loaded."""
@@ -43,8 +43,8 @@ class LoadedBatch:
     """A batch with the rows of its tasks, an update for each task, and what the policies need to know.
 
     ``lease_checked`` are the tasks whose leases were looked up, ``leased`` those of them that have one; ``parked`` are
-    the reports that waited for the command's create, with their row ids; ``replied`` is an earlier reply to the same
-    command.
+    the reports that waited for the command's create, with their row ids; ``recorded_reply`` is an earlier reply to the
+    same command.
     """
 
     batch: Batch
@@ -54,19 +54,19 @@ class LoadedBatch:
     lease_checked: frozenset[UUID]
     leased: frozenset[UUID]
     parked: list[tuple[int, Report]]
-    replied: RecordedCommand | None
+    recorded_reply: RecordedCommand | None
 
 
 async def load(
-    connection: AsyncConnection, ground: Ground, batch: Batch, indexes: Sequence[int], now: datetime
+    connection: AsyncConnection, context: WorkerContext, batch: Batch, indexes: Sequence[int], now: datetime
 ) -> LoadedBatch:
     """Lock the tasks of the batch's command, timer checks and reports at ``indexes``, and read what they need."""
     reports = [batch.reports[index] for index in indexes]
     visited = set(batch.timer_checks) | ({batch.command.task_id} if batch.command else set())
     rows = await _lock(connection, {report.task_id for report in reports} | visited)
     lease_checked = visited | {report.task_id for report in reports if report.type in MOVES_CONNECTION}
-    held = {lease.task_id: lease for lease in await leases.load(connection, list(lease_checked & rows.keys()))}
-    updates = {task_id: _update(row, held.get(task_id)) for task_id, row in rows.items()}
+    stamped = {lease.task_id: lease for lease in await leases.load(connection, list(lease_checked & rows.keys()))}
+    updates = {task_id: _update(row, stamped.get(task_id)) for task_id, row in rows.items()}
     waiting: list[tuple[int, Report]] = []
     if isinstance(batch.command, Create) and batch.command.task_id not in rows:
         waiting = await _parked(connection, batch.command.task_id, now)
@@ -74,16 +74,16 @@ async def load(
     named |= {(task_id, each) for task_id, check in batch.timer_checks.items() for each in check.expired_inputs}
     known_inputs, open_inputs = await _inputs(connection, named)
     await _load_queues(connection, updates, named)
-    around = await _surroundings(connection, ground, batch.command)
+    around = await _create_context(connection, context, batch.command)
     return LoadedBatch(
         batch=batch,
         rows=rows,
         updates=updates,
-        policies=Policies(ground.patience, ground.delete_backoff, around, open_inputs, known_inputs),
+        policies=Policies(context.timeouts, context.delete_backoff, around, open_inputs, known_inputs),
         lease_checked=frozenset(lease_checked),
-        leased=frozenset(held),
+        leased=frozenset(stamped),
         parked=waiting,
-        replied=await _replied(connection, batch.command, now),
+        recorded_reply=await _recorded_reply(connection, batch.command, now),
     )
 
 
@@ -91,14 +91,14 @@ def _update(row: StoredTask, lease: lease_module.Lease | None) -> TaskUpdate:
     task = row.task
     if lease is not None:
         task = lease_module.with_lease(task, lease)
-    return TaskUpdate(task, task, own=row.document)
+    return TaskUpdate(task, task, core_document=row.document)
 
 
 async def _lock(connection: AsyncConnection, ids: set[UUID]) -> dict[UUID, StoredTask]:
     rows = {row.task.id: row for row in await tasks.lock(connection, list(ids))}
     missing = sorted(ids - rows.keys())
     if missing:
-        await parked.advisory(connection, missing)
+        await parked.lock_task_ids(connection, missing)
         rows.update((row.task.id, row) for row in await tasks.lock(connection, missing))
     return rows
 
@@ -108,7 +108,9 @@ async def _parked(connection: AsyncConnection, task_id: UUID, now: datetime) -> 
     return [(row.id, decode_stored(row.report, now)) for row in await parked.read(connection, [task_id])]
 
 
-async def _replied(connection: AsyncConnection, command: Command | None, now: datetime) -> RecordedCommand | None:
+async def _recorded_reply(
+    connection: AsyncConnection, command: Command | None, now: datetime
+) -> RecordedCommand | None:
     """Return the earlier reply to this command; if there is none, claim the command, to record its reply later."""
     if command is None:
         return None
@@ -138,7 +140,7 @@ async def _load_queues(
     connection: AsyncConnection, updates: Mapping[UUID, TaskUpdate], named: set[tuple[UUID, UUID]]
 ) -> None:
     """Give each update the first inputs of its queue, so many that one is left whichever of them the batch decides."""
-    counted = [task_id for task_id, update in updates.items() if update.known.memory.inbox.queued]
+    counted = [task_id for task_id, update in updates.items() if update.existing_task.state.inbox.queued]
     if not counted:
         return
     decisions = Counter(task_id for task_id, _ in named)
@@ -147,20 +149,24 @@ async def _load_queues(
         updates[task_id].queue = queue
 
 
-async def _surroundings(connection: AsyncConnection, ground: Ground, command: Command | None) -> Surroundings:
+async def _create_context(
+    connection: AsyncConnection, context: WorkerContext, command: Command | None
+) -> CreateContext:
     if not isinstance(command, Create):
-        return Surroundings({}, {}, {}, ground.draw, strict_send=ground.strict_send)
+        return CreateContext({}, {}, {}, context.generate_name, strict_send=context.strict_send)
     owners = await directory.owner(connection, [command.owner_id])
     versions = await directory.template_version(connection, [command.template_version_id])
     taken = frozenset[str]()
     if command.name:
-        taken = await tasks.taken(connection, command.owner_id, [command.name.lower()])
-    return Surroundings(
+        taken = await tasks.names_in_use(connection, command.owner_id, [command.name.lower()])
+    return CreateContext(
         owners={owner.id: owner.organizations for owner in owners.values() if owner.active},
         versions={
-            version.id: Version(version.organization_id, version.template_id, version.presets, version.usable)
+            version.id: TemplateVersionInfo(
+                version.organization_id, version.template_id, version.presets, version.usable
+            )
             for version in versions.values()
         },
-        taken={command.owner_id: taken},
-        draw=ground.draw,
+        names_in_use={command.owner_id: taken},
+        generate_name=context.generate_name,
     )

@@ -16,30 +16,30 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-    from taskherd.worker.context import Ground
+    from taskherd.worker.context import WorkerContext
 
 EVERY = timedelta(seconds=15)
-WORKERS_KEPT = timedelta(minutes=10)
+WORKER_RETENTION = timedelta(minutes=10)
 AT_ONCE = 500
-ROUNDS_MOST = 200
+MAX_ROUNDS = 200
 
 
-class Housekeeping:
+class Maintenance:
     """Tends to the tables now and then; the first time at once."""
 
-    def __init__(self, ground: Ground) -> None:
+    def __init__(self, context: WorkerContext) -> None:
         """Begin without having done anything yet."""
-        self._ground = ground
+        self._context = context
         self._done_at: datetime | None = None
 
-    async def tend(self, now: datetime, since: datetime | None) -> None:
+    async def run_maintenance(self, now: datetime, since: datetime | None) -> None:
         """Expire, prune and count, if it is time. Raises Unavailable; then all of it is done again.
 
         Parked reports expire only when the whole of their time was listened to, ``since`` the watermark: while a worker
         is down, or a clock jumps, no create can come.
         """
-        if since is not None and now - since > self._ground.terms.parked_ttl:
-            for _ in range(ROUNDS_MOST):
+        if since is not None and now - since > self._context.retention.parked_ttl:
+            for _ in range(MAX_ROUNDS):
                 if await self.expire_parked_once(now) < AT_ONCE:
                     break
         if self._done_at is not None and now - self._done_at < EVERY:
@@ -50,52 +50,52 @@ class Housekeeping:
 
     async def expire_parked_once(self, now: datetime) -> int:
         """Bury reports whose task never came; how many. A letter is confirmed before its row is gone."""
-        ground = self._ground
+        context = self._context
         reason = DeadLetterReason.PARKED_EXPIRED.value
-        async with transaction(ground.engine) as connection:
-            rows = await parked.expired(connection, now - ground.terms.parked_ttl, AT_ONCE)
+        async with transaction(context.engine) as connection:
+            rows = await parked.expired(connection, now - context.retention.parked_ttl, AT_ONCE)
             for row in rows:
-                origin = dead_letters.Origin(ground.names.reports, ground.names.reports, str(row.task_id))
+                origin = dead_letters.Origin(context.names.reports, context.names.reports, str(row.task_id))
                 body = row.report.encode()
-                await dead_letters.bury(
-                    ground.publisher,
-                    ground.names,
+                await dead_letters.publish_dead_letter(
+                    context.publisher,
+                    context.names,
                     body,
                     reason,
                     "Its task was not created in time, or refused it.",
                     origin,
                 )
-                ground.metrics.dead_lettered.labels(reason).inc()
+                context.metrics.dead_lettered.labels(reason).inc()
             if rows:
                 await parked.remove(connection, [row.id for row in rows])
         return len(rows)
 
     async def _prune(self, now: datetime) -> None:
-        ground = self._ground
-        terms = ground.terms
-        async with transaction(ground.engine) as connection:
+        context = self._context
+        terms = context.retention
+        async with transaction(context.engine) as connection:
             await partitions.ensure_ahead(connection, now)
-        async with transaction(ground.engine) as connection:
+        async with transaction(context.engine) as connection:
             await partitions.prune(
                 connection, events_before=now - terms.history_retention, logs_before=now - terms.log_retention
             )
         await self._prune_in_rounds(partitions.prune_feed, now - terms.history_retention)
         await self._prune_in_rounds(commands.prune, now - terms.command_memory)
-        async with transaction(ground.engine) as connection:
-            await workers.prune(connection, now - WORKERS_KEPT)
+        async with transaction(context.engine) as connection:
+            await workers.prune(connection, now - WORKER_RETENTION)
 
     async def _prune_in_rounds(
         self, prune: Callable[[AsyncConnection, datetime, int], Awaitable[int]], before: datetime
     ) -> None:
         """Delete what is older, a little in each transaction; what is left after the last round waits its turn."""
-        for _ in range(ROUNDS_MOST):
-            async with transaction(self._ground.engine) as connection:
+        for _ in range(MAX_ROUNDS):
+            async with transaction(self._context.engine) as connection:
                 if await prune(connection, before, AT_ONCE) < AT_ONCE:
                     return
 
     async def _count(self, now: datetime) -> None:
-        metrics = self._ground.metrics
-        async with transaction(self._ground.engine) as connection:
+        metrics = self._context.metrics
+        async with transaction(self._context.engine) as connection:
             counts = await stats.counts(connection)
         metrics.replace(metrics.tasks, counts.tasks)
         metrics.replace(metrics.agents, counts.agents)

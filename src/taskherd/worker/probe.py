@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from datetime import datetime
 
-    from taskherd.broker.consume import Intake
+    from taskherd.broker.consume import Consumer
     from taskherd.broker.delivery import Delivery
     from taskherd.broker.publish import Publisher
-    from taskherd.broker.topology import Names
+    from taskherd.broker.topology import TopologyNames
     from taskherd.observability.metrics import Metrics
 
 BODY = b'{"type":"taskherd.probe"}'
-ANSWERS_MOST = 64
+MAX_ANSWERS = 64
 
 
 def is_probe(delivery: Delivery) -> bool:
@@ -37,7 +37,12 @@ class Probe:
     """Sends probes, answers those it is shown, and knows since when the queue has been drained."""
 
     def __init__(
-        self, publisher: Publisher, names: Names, replies: Intake, metrics: Metrics, now: Callable[[], datetime]
+        self,
+        publisher: Publisher,
+        names: TopologyNames,
+        replies: Consumer,
+        metrics: Metrics,
+        now: Callable[[], datetime],
     ) -> None:
         """``replies`` takes from this worker's own queue, whose name ``reply_queue`` is set to."""
         self._publisher = publisher
@@ -46,16 +51,16 @@ class Probe:
         self._metrics = metrics
         self._now = now
         self._waiting: dict[str, asyncio.Future[None]] = {}
-        self._answers: asyncio.Queue[Delivery] = asyncio.Queue(ANSWERS_MOST)
+        self._answers: asyncio.Queue[Delivery] = asyncio.Queue(MAX_ANSWERS)
         self.reply_queue = ""
         self.drained_since: datetime | None = None
 
-    def back(self, delivery: Delivery) -> None:
+    def acknowledge(self, delivery: Delivery) -> None:
         """Answer a probe that was taken from the report queue; one too many is dropped, and its sender sees a gap."""
         with suppress(asyncio.QueueFull):
             self._answers.put_nowait(delivery)
 
-    def gap(self) -> None:
+    def reset(self) -> None:
         """Listening was interrupted: begin anew."""
         self.drained_since = None
         self._metrics.drained.set(0)
@@ -69,7 +74,7 @@ class Probe:
                     "", delivery.reply_to or "", BODY, correlation_id=delivery.correlation_id, expiration=60
                 )
 
-    async def hear(self) -> None:
+    async def receive(self) -> None:
         """Take the answers to our own probes."""
         while deliveries := await self._replies.batch(100, 0):
             for delivery in deliveries:
@@ -87,7 +92,7 @@ class Probe:
                 self.drained_since = self.drained_since or self._now()
                 self._metrics.drained.set(1)
             else:
-                self.gap()
+                self.reset()
             await asyncio.sleep(max(0.0, every - (monotonic() - began)))
 
     async def _through(self, queues: Sequence[str], timeout: float) -> bool:  # noqa: ASYNC109 - the bound

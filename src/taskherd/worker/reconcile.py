@@ -28,17 +28,17 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from taskherd.domain.commands import Command
-    from taskherd.worker.context import Ground
+    from taskherd.worker.context import WorkerContext
     from taskherd.worker.load import LoadedBatch
 
 
-async def reconcile(ground: Ground, batch: Batch, now: datetime) -> BatchResult:
+async def reconcile(context: WorkerContext, batch: Batch, now: datetime) -> BatchResult:
     """Take a batch through the corridor. Raises Unavailable when the database is away; nothing is committed then."""
     result = BatchResult(now, [ReportOutcome.UNCHANGED] * len(batch.reports))
     heartbeats, rest = split_heartbeats(batch)
-    renewing = asyncio.create_task(renew_leases(ground.engine, batch, heartbeats, now), name="renew leases")
+    renewing = asyncio.create_task(renew_leases(context.engine, batch, heartbeats, now), name="renew leases")
     try:
-        await run_transaction(ground, batch, rest, result)
+        await run_transaction(context, batch, rest, result)
     finally:
         await asyncio.wait({renewing})  # neither left behind nor cancelled, which would lose its connection
         if not renewing.cancelled():
@@ -46,7 +46,7 @@ async def reconcile(ground: Ground, batch: Batch, now: datetime) -> BatchResult:
     renewed = renewing.result()
     left = [index for task_id, indexes in heartbeats.items() if task_id not in renewed for index in indexes]
     if left:
-        await run_transaction(ground, Batch(batch.reports), left, result)
+        await run_transaction(context, Batch(batch.reports), left, result)
     return result
 
 
@@ -78,29 +78,29 @@ async def renew_leases(
     """Renew the leases of plain tasks, in a transaction of its own, and return the ids of those tasks."""
     if not heartbeats:
         return set()
-    latest = lease_module.latest(
+    latest = lease_module.summarize_heartbeats(
         {task_id: [batch.reports[i] for i in indexes] for task_id, indexes in heartbeats.items()}, now
     )
     async with transaction(engine) as connection:
         return await leases.touch(connection, latest)
 
 
-async def run_transaction(ground: Ground, batch: Batch, indexes: list[int], result: BatchResult) -> None:
+async def run_transaction(context: WorkerContext, batch: Batch, indexes: list[int], result: BatchResult) -> None:
     """Load, fold and save the reports at ``indexes``, the command and the timer checks, in one transaction."""
     if not (indexes or batch.command or batch.timer_checks):
         return
     now = result.now
-    with ground.tracing.span("commit", reports=len(indexes)):
-        async with transaction(ground.engine) as connection:
-            loaded = await load.load(connection, ground, batch, indexes, now)
+    with context.tracing.span("commit", reports=len(indexes)):
+        async with transaction(context.engine) as connection:
+            loaded = await load.load(connection, context, batch, indexes, now)
             parking = fold_batch(loaded, indexes, result)
-            writes = save.derive(loaded, ground.patience, now)
+            writes = save.derive(loaded, context.timeouts, now)
             summarize(loaded, indexes, writes, result)
-            ground.hit(Failpoint.WRITE)
+            context.failpoint(Failpoint.WRITE)
             await save.save(connection, loaded, writes, result)
-            for index in await related_rows.save_parking(connection, parking, now, ground.terms.parked_most):
+            for index in await related_rows.save_parking(connection, parking, now, context.retention.max_parked):
                 result.outcomes[index] = ReportOutcome.PARKED_OVERFLOW
-            ground.hit(Failpoint.PRE_COMMIT)
+            context.failpoint(Failpoint.PRE_COMMIT)
 
 
 def fold_batch(loaded: LoadedBatch, indexes: list[int], result: BatchResult) -> Parking:
@@ -128,7 +128,7 @@ def fold_batch(loaded: LoadedBatch, indexes: list[int], result: BatchResult) -> 
 def _fold_command(loaded: LoadedBatch, command: Command, parking: Parking, now: datetime) -> None:
     """Apply the command unless it was replied to before, and to the task that it creates the reports parked for it."""
     update = loaded.updates.setdefault(command.task_id, TaskUpdate(None, None))
-    if loaded.replied:
+    if loaded.recorded_reply:
         return
     apply_command(update, command, now, loaded.policies)
     if update.before is None and update.task is not None:

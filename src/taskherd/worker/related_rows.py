@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID, uuid5
 
 from taskherd.domain import fold
-from taskherd.domain.reports import canonical
+from taskherd.domain.reports import canonical_json
 from taskherd.store import inputs, logs, parked, requests
 
 if TYPE_CHECKING:
@@ -27,20 +27,24 @@ async def save_inbox(connection: AsyncConnection, updates: Mapping[UUID, TaskUpd
         await inputs.append(connection, rows)
     decided = [report for update in updates.values() for report in update.input_outcomes]
     if decided:
-        outcomes = [inputs.Outcome(report.input_id, report.outcome.value, now, report.detail) for report in decided]
-        await inputs.decided(connection, outcomes)
+        outcomes = [
+            inputs.InputOutcomeRow(report.input_id, report.outcome.value, now, report.detail) for report in decided
+        ]
+        await inputs.record_outcomes(connection, outcomes)
     failed = [task_id for task_id, update in updates.items() if update.inputs_failed]
     if failed:
         await inputs.fail_all(connection, failed, now, "The task was deleted.")
     sent = [update.sent_input for update in updates.values() if update.sent_input]
     if sent:
-        await inputs.sent(connection, sent, now)
+        await inputs.mark_sent(connection, sent, now)
 
 
 async def save_logs(connection: AsyncConnection, updates: Mapping[UUID, TaskUpdate], now: datetime) -> None:
     """Append the reported log entries, in order."""
     entries = [
-        logs.LogEntry(report.task_id, report.key[0], entry.id, report.seq, entry.type.value, entry.content, entry.time)
+        logs.LogEntryRow(
+            report.task_id, report.key[0], entry.id, report.seq, entry.type.value, entry.content, entry.time
+        )
         for update in updates.values()
         for report in update.logs
         for entry in report.entries
@@ -53,10 +57,10 @@ async def save_requests(connection: AsyncConnection, updates: Mapping[UUID, Task
     """Remove the work requests that were answered, timed out or became pointless, and add the new ones."""
     answered = [(task_id, number) for task_id, update in updates.items() for number in update.answered_builds]
     if answered:
-        await requests.answered(connection, answered)
+        await requests.delete_answered(connection, answered)
     decided = [(task_id, report.input_id) for task_id, update in updates.items() for report in update.input_outcomes]
     if decided:
-        await requests.answered_inputs(connection, decided)
+        await requests.delete_answered_inputs(connection, decided)
     failed = [task_id for task_id, update in updates.items() if update.inputs_failed]
     if failed:
         open_requests = await requests.of_tasks(connection, failed)
@@ -72,18 +76,20 @@ async def save_requests(connection: AsyncConnection, updates: Mapping[UUID, Task
 
 
 def _new_requests(update: TaskUpdate, now: datetime) -> list[requests.WorkRequest]:
-    task = update.known
-    runner = task.memory.runner.report.runner if task.memory.runner else None
+    task = update.existing_task
+    runner = task.state.runner.report.runner if task.state.runner else None
 
     def request(identity: UUID, number: int, kind: str, input_id: UUID | None) -> requests.WorkRequest:
         return requests.WorkRequest(identity, task.id, number, kind, input_id, runner, 0, now, now, None)
 
     rows = [
-        request(uuid5(task.id, f"request/{number}"), number, f"workspace.{task.memory.asked[number].value}", None)
+        request(
+            uuid5(task.id, f"request/{number}"), number, f"workspace.{task.state.requested_builds[number].value}", None
+        )
         for number in update.requested_builds
     ]
     if update.sent_input:
-        rows.append(request(update.sent_input, task.memory.number, "agent.input", update.sent_input))
+        rows.append(request(update.sent_input, task.state.number, "agent.input", update.sent_input))
     return rows
 
 
@@ -93,7 +99,7 @@ async def save_parking(connection: AsyncConnection, parking: Parking, now: datet
         await parked.remove(connection, parking.folded)
     if not parking.new:
         return []
-    reports = [fold.numbered(report, None) for report in parking.new.values()]
-    rows = [parked.ToPark(report.task_id, now, canonical(report)) for report in reports]
+    reports = [fold.with_build_number(report, None) for report in parking.new.values()]
+    rows = [parked.ReportToPark(report.task_id, now, canonical_json(report)) for report in reports]
     overflow = set(await parked.park(connection, rows, most_per_task))
     return [index for place, index in enumerate(parking.new) if place in overflow]

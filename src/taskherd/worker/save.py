@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING
 import orjson
 
 from taskherd.domain import lease as lease_module
-from taskherd.domain.handle_command import Refused
+from taskherd.domain.handle_command import CommandRefused
 from taskherd.domain.task_update import Cause, due_at
 from taskherd.domain.value import replace
-from taskherd.domain.view import view
+from taskherd.domain.view import derive_view
 from taskherd.errors import Retry
 from taskherd.messages import document, events, replies
 from taskherd.store import commands as command_log
 from taskherd.store import directory, leases, tasks
 from taskherd.worker import builds, related_rows
-from taskherd.worker.batch import Change
+from taskherd.worker.batch import CommittedChange
 from taskherd.worker.load import digest
 
 if TYPE_CHECKING:
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 
     from taskherd.domain.commands import Command
     from taskherd.domain.lease import Lease
-    from taskherd.domain.liveness import Patience
+    from taskherd.domain.liveness import Timeouts
     from taskherd.domain.task_update import TaskUpdate
-    from taskherd.domain.view import View
+    from taskherd.domain.view import TaskView
     from taskherd.worker.batch import BatchResult
     from taskherd.worker.load import LoadedBatch
 
 
-CLASH = Refused(409, replies.USED_BEFORE)
+CLASH = CommandRefused(409, replies.USED_BEFORE)
 
 
 @dataclass(slots=True)
@@ -49,12 +49,12 @@ class Writes:
 
     created: list[tasks.StoredTask] = field(default_factory=list)
     saved: list[tasks.StoredTask] = field(default_factory=list)
-    changes: list[Change] = field(default_factory=list)
+    changes: list[CommittedChange] = field(default_factory=list)
     leases: list[Lease] = field(default_factory=list)
     ended_leases: list[UUID] = field(default_factory=list)
 
 
-def derive(loaded: LoadedBatch, patience: Patience, now: datetime) -> Writes:
+def derive(loaded: LoadedBatch, timeouts: Timeouts, now: datetime) -> Writes:
     """Return what the updates of a folded batch come to; each update then holds its task's new version and document."""
     checks = loaded.batch.timer_checks
     writes = Writes()
@@ -63,14 +63,14 @@ def derive(loaded: LoadedBatch, patience: Patience, now: datetime) -> Writes:
             continue
         if update.before is not None and update.task is update.before and task_id not in checks:
             continue
-        seen = view(update.task.memory, update.task.name)
+        seen = derive_view(update.task.state, update.task.name)
         own, change = _change(update, seen, now)
         if change:
             update.task = change.task
             writes.changes.append(change)
-        update.own = own
+        update.core_document = own
         check = checks.get(task_id)
-        due = due_at(update.task.memory, check.since if check else None, now, patience)
+        due = due_at(update.task.state, check.watermark if check else None, now, timeouts)
         if update.before is None:
             writes.created.append(tasks.StoredTask(update.task, seen.status.value, own, due))
         else:
@@ -85,7 +85,7 @@ def _derive_leases(loaded: LoadedBatch, writes: Writes) -> None:
     for task_id in sorted(loaded.lease_checked & loaded.updates.keys()):
         task = loaded.updates[task_id].task
         if task is not None and task.deleted_at is None:
-            lease = lease_module.of(task_id, task.memory)
+            lease = lease_module.lease_of(task_id, task.state)
             if lease is not None:
                 writes.leases.append(lease)
     writes.ended_leases = sorted(loaded.leased - {lease.task_id for lease in writes.leases})
@@ -115,28 +115,30 @@ async def save(connection: AsyncConnection, loaded: LoadedBatch, writes: Writes,
         result.reply = await _reply(connection, loaded, loaded.batch.command, result)
 
 
-def _change(update: TaskUpdate, seen: View, now: datetime) -> tuple[str, Change | None]:
+def _change(update: TaskUpdate, seen: TaskView, now: datetime) -> tuple[str, CommittedChange | None]:
     """The task's own part of its document as text, and the change if a reader can see one."""
-    task, before = update.known, update.before
-    fields = document.own(seen, task)
+    task, before = update.existing_task, update.before
+    fields = document.core_document(seen, task)
     own = orjson.dumps(fields).decode()
     if before is None:
         changed = tuple(sorted({*fields, "initial_prompt"}))
-        return own, Change(task, events.Kind.CREATED, own, changed, _cause(update))
+        return own, CommittedChange(task, events.EventKind.CREATED, own, changed, _cause(update))
     if before.deleted_at is not None:
         return own, None
     if task.deleted_at is not None:  # with its last document, which the request for the delete's build is not part of
         task = replace(task, version=before.version + 1, updated_at=now)
-        return update.own, Change(task, events.Kind.DELETED, update.own, (), _cause(update))
-    if own == update.own and task.prompt == before.prompt:
+        return update.core_document, CommittedChange(
+            task, events.EventKind.DELETED, update.core_document, (), _cause(update)
+        )
+    if own == update.core_document and task.prompt == before.prompt:
         return own, None
-    changed = document.changes(orjson.loads(update.own), fields)
+    changed = document.changed_fields(orjson.loads(update.core_document), fields)
     version = before.version + 1
     prompt_version = task.prompt_version
     if task.prompt != before.prompt:
         changed, prompt_version = tuple(sorted({*changed, "initial_prompt"})), version
     task = replace(task, version=version, updated_at=now, prompt_version=prompt_version)
-    return own, Change(task, events.Kind.UPDATED, own, changed, _cause(update))
+    return own, CommittedChange(task, events.EventKind.UPDATED, own, changed, _cause(update))
 
 
 def _cause(update: TaskUpdate) -> str:
@@ -159,15 +161,15 @@ def _cause_text(cause: Cause) -> str:
     return orjson.dumps({name: str(value) for name, value in fields.items() if value is not None}).decode()
 
 
-def _event(change: Change) -> tasks.TaskEvent:
-    return tasks.TaskEvent(change.task, change.kind.value, change.own, change.changes, change.cause)
+def _event(change: CommittedChange) -> tasks.TaskEvent:
+    return tasks.TaskEvent(change.task, change.kind.value, change.core_document, change.changes, change.cause)
 
 
-async def _save_prompts(connection: AsyncConnection, changes: Sequence[Change]) -> None:
+async def _save_prompts(connection: AsyncConnection, changes: Sequence[CommittedChange]) -> None:
     new = [
         change.task
         for change in changes
-        if change.kind is not events.Kind.CREATED and change.task.prompt_version == change.task.version
+        if change.kind is not events.EventKind.CREATED and change.task.prompt_version == change.task.version
     ]
     if new:
         await tasks.add_prompts(connection, new)
@@ -175,21 +177,21 @@ async def _save_prompts(connection: AsyncConnection, changes: Sequence[Change]) 
 
 async def _reply(connection: AsyncConnection, loaded: LoadedBatch, command: Command, result: BatchResult) -> bytes:
     """Return the reply to the command: the one that it got before, or a new one, which is recorded."""
-    if loaded.replied:
+    if loaded.recorded_reply:
         result.repeated = True
-        same = loaded.replied.digest == digest(command)
-        return loaded.replied.reply.encode() if same else replies.refused(CLASH)
+        same = loaded.recorded_reply.digest == digest(command)
+        return loaded.recorded_reply.reply.encode() if same else replies.refused_reply(CLASH)
     update = loaded.updates[command.task_id]
-    answer = update.answer
+    answer = update.command_result
     if answer is None:
         raise AssertionError
-    if isinstance(answer, Refused):
-        reply = replies.refused(answer)
+    if isinstance(answer, CommandRefused):
+        reply = replies.refused_reply(answer)
     else:
-        task = update.known
+        task = update.existing_task
         pair = (task.owner_id, task.template_version_id)
         names = (await directory.names(connection, [pair]))[pair]
-        rendered = document.render(orjson.loads(update.own), task.prompt, names, task.updated_at)
-        reply = replies.accepted(rendered, task.version, input_id=answer.input_id, queued=answer.queued)
+        rendered = document.render(orjson.loads(update.core_document), task.prompt, names, task.updated_at)
+        reply = replies.accepted_reply(rendered, task.version, input_id=answer.input_id, queued=answer.queued)
     await command_log.record(connection, [(command.command_id, reply.decode())])
     return reply

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from taskherd.broker.publish import Outgoing
+from taskherd.broker.publish import OutgoingMessage
 from taskherd.errors import Unavailable
 from taskherd.messages import work
 from taskherd.store import requests, work_request_details
@@ -16,34 +16,38 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from taskherd.store.requests import WorkRequest
-    from taskherd.store.work_request_details import Particulars
-    from taskherd.worker.context import Ground
+    from taskherd.store.work_request_details import WorkRequestDetails
+    from taskherd.worker.context import WorkerContext
 
 DEFAULT_POOL = "default"
 AT_ONCE = 500
 TO_POOL_TOO = frozenset({"workspace.start", "workspace.delete"})
 
 
-async def send_due(ground: Ground, now: datetime) -> int:
+async def send_due(context: WorkerContext, now: datetime) -> int:
     """Send the requests that are due; how many. Each one's next time is committed first. Raises Unavailable."""
-    schedule = ground.schedule
-    async with transaction(ground.engine) as connection:
+    schedule = context.request_retry
+    async with transaction(context.engine) as connection:
         due = await requests.due(
-            connection, now, AT_ONCE, first=schedule.first.total_seconds(), most=schedule.most.total_seconds()
+            connection,
+            now,
+            AT_ONCE,
+            first=schedule.first_delay.total_seconds(),
+            most=schedule.max_delay.total_seconds(),
         )
         if not due:
             return 0
         known = await work_request_details.read(connection, [row.task_id for row in due])
-        said = await work_request_details.contents(connection, [row.input_id for row in due if row.input_id])
+        said = await work_request_details.input_contents(connection, [row.input_id for row in due if row.input_id])
     messages = [
         message
         for row in due
         if row.task_id in known
-        for message in _messages(ground, row, known[row.task_id], said, now)
+        for message in _messages(context, row, known[row.task_id], said, now)
     ]
-    outcomes = await ground.publisher.publish_many(messages)
+    outcomes = await context.publisher.publish_many(messages)
     for row in due:
-        ground.metrics.requests_sent.labels(row.type).inc()
+        context.metrics.requests_sent.labels(row.type).inc()
     failed = [outcome for outcome in outcomes if isinstance(outcome, Unavailable)]
     if failed:
         raise failed[0]
@@ -61,17 +65,19 @@ def targets(row: WorkRequest, run: Mapping[str, Any], now: datetime, runner_answ
 
 
 def _messages(
-    ground: Ground, row: WorkRequest, task: Particulars, said: Mapping[UUID, str], now: datetime
-) -> list[Outgoing]:
-    body = work.encode(_request(ground, row, task, said))
-    ttl = ground.schedule.ttl.total_seconds()
+    context: WorkerContext, row: WorkRequest, task: WorkRequestDetails, said: Mapping[UUID, str], now: datetime
+) -> list[OutgoingMessage]:
+    body = work.encode(_request(context, row, task, said))
+    ttl = context.request_retry.ttl.total_seconds()
     return [
-        Outgoing(ground.names.work, work.routing_key(row.type, target), body, mandatory=True, expiration=ttl)
-        for target in targets(row, task.run, now, ground.schedule.runner_answer)
+        OutgoingMessage(context.names.work, work.routing_key(row.type, target), body, mandatory=True, expiration=ttl)
+        for target in targets(row, task.run, now, context.request_retry.runner_answer)
     ]
 
 
-def _request(ground: Ground, row: WorkRequest, task: Particulars, said: Mapping[UUID, str]) -> work.WorkRequest:
+def _request(
+    context: WorkerContext, row: WorkRequest, task: WorkRequestDetails, said: Mapping[UUID, str]
+) -> work.WorkRequest:
     common: dict[str, Any] = {
         "request_id": row.request_id,
         "attempt": row.attempt,
@@ -85,7 +91,7 @@ def _request(ground: Ground, row: WorkRequest, task: Particulars, said: Mapping[
     }
     match row.type:
         case "workspace.start":
-            token = ground.schedule.token(row.task_id, row.build_number)
+            token = context.request_retry.token(row.task_id, row.build_number)
             return work.WorkspaceStart(**common, prompt=task.prompt, preset=_preset(task), agent_token=token)
         case "workspace.stop":
             return work.WorkspaceStop(**common)
@@ -97,7 +103,7 @@ def _request(ground: Ground, row: WorkRequest, task: Particulars, said: Mapping[
             raise AssertionError(row.type)
 
 
-def _preset(task: Particulars) -> work.Preset | None:
+def _preset(task: WorkRequestDetails) -> work.Preset | None:
     if task.preset_id is None:
         return None
     return work.Preset(id=task.preset_id, name=task.preset_name or "", parameters=task.preset_parameters or {})

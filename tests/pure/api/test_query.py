@@ -10,7 +10,7 @@ from pydantic import Field
 
 from taskherd.api import query
 from taskherd.api.agents.routes import SnapshotQuery
-from taskherd.api.http.responses import Refusal
+from taskherd.api.http.responses import HTTPError
 from taskherd.api.query import MAX_POSITION, NoQuery, QueryModel, whole_number
 from taskherd.api.routes import ROUTES, SOCKETS
 from taskherd.api.tasks.explain import TimelineQuery
@@ -29,11 +29,11 @@ class Page(QueryModel):
 
 def refused(model: type[QueryModel], **given: str) -> tuple[str, str, str]:
     """Message, field and detail of the refusal of these parameters."""
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(HTTPError) as caught:
         query.parse(model, given)
-    body = orjson.loads(caught.value.answer.body)
+    body = orjson.loads(caught.value.response.body)
     [validation] = body["validations"]
-    assert caught.value.answer.status == 400
+    assert caught.value.response.status == 400
     return body["message"], validation["field"], validation["detail"]
 
 

@@ -10,23 +10,23 @@ import orjson
 import pytest
 
 from taskherd.api.http import etags, responses, user_tokens
-from taskherd.api.http.ids import findable, uuid_of
-from taskherd.domain.directory import Names
+from taskherd.api.http.ids import is_searchable, parse_uuid
+from taskherd.domain.directory import DirectoryNames
 from taskherd.messages import document
 
-NAMES = Names("alice", "/a.png", uuid.UUID(int=1), uuid.UUID(int=2), "claude", 'Claude "C"', "/i.svg")
+NAMES = DirectoryNames("alice", "/a.png", uuid.UUID(int=1), uuid.UUID(int=2), "claude", 'Claude "C"', "/i.svg")
 NOW = datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=UTC)
 
 
 def test_a_token_is_random_and_kept_as_a_hash() -> None:
     """A token is an id of 10 characters and a secret of more than 128 bits; what is kept has no part of the secret."""
-    token, kept = user_tokens.make()
+    token, kept = user_tokens.generate()
     identifier, _, secret = token.partition("-")
     assert (len(identifier), len(secret) >= 22) == (10, True)
-    assert user_tokens.presented(token) == kept
+    assert user_tokens.parse(token) == kept
     assert secret.encode() not in kept.secret_hash
     assert secret not in repr(kept)
-    assert token != user_tokens.make()[0]
+    assert token != user_tokens.generate()[0]
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_a_token_is_random_and_kept_as_a_hash() -> None:
 )
 def test_what_is_no_token(text: str) -> None:
     """What can't be a token is not even looked up."""
-    assert user_tokens.presented(text) is None
+    assert user_tokens.parse(text) is None
 
 
 @pytest.mark.parametrize("same", ['"1.2"', 'W/"1.2"', '"0.0", "1.2"', "*"])
@@ -49,24 +49,24 @@ def test_who_has_it_is_not_sent_it_again(same: str) -> None:
 def test_ids_with_hyphens_or_without() -> None:
     """An id is taken in the two forms that Go's clients send; anything else is a name."""
     identifier = uuid.uuid4()
-    assert uuid_of(str(identifier).upper()) == uuid_of(identifier.hex) == identifier
-    assert uuid_of(f"{{{identifier}}}") is uuid_of("me") is None
-    assert findable("alice")
-    assert not any(findable(text) for text in ("", "a\0b", "x" * 300, "a\nb"))
+    assert parse_uuid(str(identifier).upper()) == parse_uuid(identifier.hex) == identifier
+    assert parse_uuid(f"{{{identifier}}}") is parse_uuid("me") is None
+    assert is_searchable("alice")
+    assert not any(is_searchable(text) for text in ("", "a\0b", "x" * 300, "a\nb"))
 
 
 def test_a_spliced_document_is_the_rendered_one() -> None:
     """Whatever is in it, the document made from text is the one made from values."""
     own = {"id": "x", "name": "n", "current_state": None, "status": "active", "message": 'é"\\\n}'}
     for text in (json.dumps(own), orjson.dumps(own).decode(), json.dumps(own, indent=2) + "\n"):
-        spliced = document.spliced(text, 'Fix "it"\n', NAMES, NOW)
+        spliced = document.render_json(text, 'Fix "it"\n', NAMES, NOW)
         assert orjson.loads(spliced) == document.render(own, 'Fix "it"\n', NAMES, NOW)
 
 
 def test_ids_as_the_published_page_has_them() -> None:
     """Where it is asked for, ids that may be absent are objects."""
     some = str(uuid.uuid4())
-    shown = document.with_objects({"workspace_id": some, "workspace_agent_id": None, "workspace_app_id": None})
+    shown = document.with_nullable_ids({"workspace_id": some, "workspace_agent_id": None, "workspace_app_id": None})
     nil = {"uuid": str(uuid.UUID(int=0)), "valid": False}
     assert shown == {
         "workspace_id": {"uuid": some, "valid": True},

@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from taskherd.api.http import search_query
-from taskherd.api.http.responses import Refusal
+from taskherd.api.http.responses import HTTPError
 
 KNOWN = ("owner", "organization", "status")
 
@@ -53,8 +53,8 @@ def test_what_a_query_says(query: str, said: dict[str, str]) -> None:
 )
 def test_what_a_query_is_refused_for(query: str, field: str, detail: str) -> None:
     """A query that can't be read is a 400 that names the part."""
-    with pytest.raises(Refusal) as refusal:
+    with pytest.raises(HTTPError) as refusal:
         read(query)
-    assert refusal.value.answer.status == 400
-    told: dict[str, Any] = orjson.loads(refusal.value.answer.body)
+    assert refusal.value.response.status == 400
+    told: dict[str, Any] = orjson.loads(refusal.value.response.body)
     assert told == {"message": "Invalid task search query.", "validations": [{"field": field, "detail": detail}]}

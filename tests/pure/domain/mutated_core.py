@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 PACKAGE = "taskherd.domain"
-ORGANS = ("task", "fold", "view", "liveness", "builds", "inbox")
+MODULES = ("task", "fold", "view", "liveness", "builds", "inbox")
 """In the order in which they import each other."""
 
 
@@ -27,7 +27,7 @@ class Core:
 
 def whole() -> Core:
     """The core as it is."""
-    return Core(**{organ: import_module(f"{PACKAGE}.{organ}") for organ in ORGANS})
+    return Core(**{organ: import_module(f"{PACKAGE}.{organ}") for organ in MODULES})
 
 
 def without(organ: str, guard: str, instead: str) -> Core:
@@ -35,10 +35,10 @@ def without(organ: str, guard: str, instead: str) -> Core:
 
     The modules that import ``organ`` are compiled anew too, so that they see the changed one.
     """
-    core = {name: import_module(f"{PACKAGE}.{name}") for name in ORGANS}
+    core = {name: import_module(f"{PACKAGE}.{name}") for name in MODULES}
     kept = dict(sys.modules)
     try:
-        for name in ORGANS[ORGANS.index(organ) :]:
+        for name in MODULES[MODULES.index(organ) :]:
             path = Path(core[name].__file__ or "")
             source = path.read_text(encoding="utf-8")
             if name == organ:

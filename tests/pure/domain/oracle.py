@@ -10,7 +10,7 @@ import json
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from taskherd.domain.reports import canonical
+from taskherd.domain.reports import canonical_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -33,7 +33,7 @@ ASKED: Said = {
 
 def expected(told: Sequence[Report], quiet: timedelta) -> Said:
     """The view of a task that was created and then told all this, after ``quiet`` of drained silence."""
-    said = [json.loads(canonical(report)) for report in told]
+    said = [json.loads(canonical_json(report)) for report in told]
     return _Reading(said, quiet).view()
 
 

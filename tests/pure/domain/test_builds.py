@@ -25,7 +25,7 @@ def deleted(core: Core, memory: Any) -> Any:
 def pursued(core: Core, memory: Any, after: timedelta = timedelta()) -> Any:
     """The memory one step on, so long after noon."""
     backoff = Backoff(5, 60)
-    return core.builds.pursue_delete(TASK, memory, NOON + after, backoff)
+    return core.builds.advance_delete(TASK, memory, NOON + after, backoff)
 
 
 def gone(number: int, job: JobStatus, seq: int = 0) -> Any:
@@ -35,28 +35,28 @@ def gone(number: int, job: JobStatus, seq: int = 0) -> Any:
 
 def test_asking_is_a_build_that_any_report_outdoes(core: Core) -> None:
     """Asking is the next number's build facet at seq -1, pending and unanswered; a report of it at seq 0 wins."""
-    memory = core.builds.first(TASK, NOON)
-    assert (memory.number, memory.build.report.seq, memory.job, memory.unanswered) == (1, -1, "pending", 1)
-    own = folded(core, [build(4, job=JobStatus.SUCCEEDED)], memory)
-    stopped = core.builds.request(TASK, own, Transition.STOP, NOON)
-    assert (stopped.number, stopped.job, stopped.unanswered) == (5, "pending", 5)
-    assert stopped.asked == {1: Transition.START, 5: Transition.STOP}
+    state = core.builds.initial_state(TASK, NOON)
+    assert (state.number, state.build.report.seq, state.job, state.pending_build) == (1, -1, "pending", 1)
+    own = folded(core, [build(4, job=JobStatus.SUCCEEDED)], state)
+    stopped = core.builds.request_next_build(TASK, own, Transition.STOP, NOON)
+    assert (stopped.number, stopped.job, stopped.pending_build) == (5, "pending", 5)
+    assert stopped.requested_builds == {1: Transition.START, 5: Transition.STOP}
     assert folded(core, [build(5, 0, transition=Transition.STOP)], stopped).job == "running"
 
 
 def test_what_was_asked_is_remembered_within_bounds(core: Core) -> None:
     """The latest 256 of the worker's own builds are kept to judge conflicts by."""
-    memory = core.builds.first(TASK, NOON)
+    state = core.builds.initial_state(TASK, NOON)
     for _ in range(300):
-        memory = core.builds.request(TASK, memory, Transition.STOP, NOON)
-    assert sorted(memory.asked) == list(range(46, 302))
+        state = core.builds.request_next_build(TASK, state, Transition.STOP, NOON)
+    assert sorted(state.requested_builds) == list(range(46, 302))
 
 
 def test_no_number_past_the_last(core: Core) -> None:
     """At the greatest build number of the contract nothing can be asked for any more, a delete neither."""
     last = folded(core, [build(2**31 - 1, job=JobStatus.SUCCEEDED)])
-    assert core.builds.exhausted(last)
-    assert not core.builds.exhausted(folded(core, [build(2**31 - 2)]))
+    assert core.builds.is_exhausted(last)
+    assert not core.builds.is_exhausted(folded(core, [build(2**31 - 2)]))
     waiting = deleted(core, last)
     assert pursued(core, waiting) is waiting
     assert pursued(core, deleted(core, folded(core, [gone(2**31 - 1, JobStatus.SUCCEEDED)]))).deletion.done
@@ -64,16 +64,16 @@ def test_no_number_past_the_last(core: Core) -> None:
 
 def test_a_delete_waits_for_the_active_build(core: Core) -> None:
     """A delete is numbered and asked for when no build is active any more, by its end or by being given up."""
-    waiting = deleted(core, core.builds.first(TASK, NOON))
+    waiting = deleted(core, core.builds.initial_state(TASK, NOON))
     assert pursued(core, waiting) is waiting
     for job in (JobStatus.RUNNING, JobStatus.CANCELING):
         busy = folded(core, [build(job=job)], waiting)
         assert pursued(core, busy) is busy
     for job in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELED):
         after = pursued(core, folded(core, [build(job=job)], waiting))
-        assert (after.number, after.build.report.transition, after.unanswered) == (2, "delete", 2)
+        assert (after.number, after.build.report.transition, after.pending_build) == (2, "delete", 2)
         assert after.deletion.attempts == 1
-    given_up = replace(waiting, given_up=core.task.GivenUp(1, -1, "nobody came"))
+    given_up = replace(waiting, timed_out=core.task.TimedOut(1, -1, "nobody came"))
     assert pursued(core, given_up).number == 2
 
 
@@ -103,7 +103,7 @@ def test_a_failed_delete_is_asked_for_again(core: Core) -> None:
     failures = [
         folded(core, [gone(2, JobStatus.FAILED)], asked),
         folded(core, [gone(2, JobStatus.CANCELED)], asked),
-        replace(asked, given_up=core.task.GivenUp(2, -1, "nobody came"), unanswered=None),
+        replace(asked, timed_out=core.task.TimedOut(2, -1, "nobody came"), pending_build=None),
     ]
     for failed in failures:
         noted = pursued(core, failed)

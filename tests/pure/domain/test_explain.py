@@ -7,14 +7,14 @@ from datetime import timedelta
 from hypothesis import given, settings
 
 from taskherd.domain import fold
-from taskherd.domain.builds import first
+from taskherd.domain.builds import initial_state
 from taskherd.domain.explain import explain
-from taskherd.domain.liveness import Patience, give_up, judge
+from taskherd.domain.liveness import Timeouts, detect_loss, time_out_build
 from taskherd.domain.reports import Report
-from taskherd.domain.view import Status, view
+from taskherd.domain.view import Status, derive_view
 from tests.harness.histories import NOON, TASK, corpus, histories
 
-PATIENCE = Patience(
+PATIENCE = Timeouts(
     agent_lost_after=timedelta(seconds=30),
     agent_connect_timeout=timedelta(seconds=120),
     build_timeout=timedelta(minutes=30),
@@ -25,20 +25,20 @@ PATIENCE = Patience(
 
 def explained(told: list[Report], quiet: timedelta) -> str:
     """Check every value of the explanation against the view; the status's rule."""
-    memory = first(TASK, NOON)
+    state = initial_state(TASK, NOON)
     for report in told:
-        memory = fold.fold(memory, fold.numbered(report, memory), NOON).memory
+        state = fold.fold(state, fold.with_build_number(report, state), NOON).state
     now = NOON + quiet
-    memory = judge(give_up(memory, NOON, now, PATIENCE), NOON, now, PATIENCE)
-    seen = view(memory, "task")
-    why = explain(memory, PATIENCE)
+    state = detect_loss(time_out_build(state, NOON, now, PATIENCE), NOON, now, PATIENCE)
+    seen = derive_view(state, "task")
+    why = explain(state, PATIENCE)
     assert why.status.value is seen.status
     assert why.current_state.value == seen.current_state
     assert why.health.value == seen.health
     for part in (why.status, why.current_state, why.health):
-        assert part.because.endswith(".")
-        assert ".." not in part.because
-        assert part.because[0].isupper()
+        assert part.explanation.endswith(".")
+        assert ".." not in part.explanation
+        assert part.explanation[0].isupper()
         assert part.rule
     return f"{why.status.value} {why.status.rule}"
 

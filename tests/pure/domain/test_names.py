@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 
 from taskherd.domain import names
 
-DICE = names.Dice(lambda: "curious-cuscus", lambda: "1a2b")
+DICE = names.NameRandomness(lambda: "curious-cuscus", lambda: "1a2b")
 
 
 def test_valid() -> None:
     """Letters and digits with single hyphens between them, 1 to 32 bytes, not ``new`` or ``create``."""
     for good in ("a", "A", "0", "a-b", "Fix-the-Bug-2", "x" * 32, "newer", "create-1"):
-        assert names.flaw(good) is None
+        assert names.name_error(good) is None
     for bad in ("", "-a", "a-", "a--b", "a_b", "a b", "é", "a\n", "new", "create", "x" * 33):
-        assert names.flaw(bad)
+        assert names.name_error(bad)
 
 
 def test_generated_names() -> None:
@@ -36,13 +36,13 @@ def test_generated_names() -> None:
     }
     for prompt, name in rows.items():
         assert names.generate(prompt, frozenset(), DICE) == name
-    assert names.generate("", frozenset(), names.Dice(lambda: "", lambda: "1a2b")) == "task-1a2b"
+    assert names.generate("", frozenset(), names.NameRandomness(lambda: "", lambda: "1a2b")) == "task-1a2b"
 
 
 def test_a_taken_name_is_drawn_again() -> None:
     """Another suffix first, then random words; the draws are bounded."""
     counter = count()
-    dice = names.Dice(lambda: "curious-cuscus", lambda: f"{next(counter):04x}")
+    dice = names.NameRandomness(lambda: "curious-cuscus", lambda: f"{next(counter):04x}")
     assert names.generate("fix", {"fix-0000", "fix-0001"}, dice) == "fix-0002"
     taken = {"fix-1a2b"}
     assert names.generate("fix", taken, DICE) == "curious-cuscus-1a2b"
@@ -54,7 +54,7 @@ def test_a_taken_name_is_drawn_again() -> None:
 def test_any_prompt_gives_a_valid_name(prompt: str) -> None:
     """Whatever the prompt, the name is valid, in lower case, and ends in four hex digits."""
     name = names.generate(prompt, frozenset(), DICE)
-    assert names.flaw(name) is None
+    assert names.name_error(name) is None
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*-[0-9a-f]{4}", name)
 
 

@@ -8,9 +8,9 @@ from uuid import UUID, uuid4
 
 from taskherd.backoff import Backoff
 from taskherd.domain.commands import Delete, Send
-from taskherd.domain.handle_command import Surroundings
+from taskherd.domain.handle_command import CreateContext
 from taskherd.domain.outcome import ReportOutcome
-from taskherd.domain.reports import InputOutcome, JobStatus, State, TaskInput, Transition
+from taskherd.domain.reports import AgentState, InputOutcome, JobStatus, TaskInput, Transition
 from taskherd.domain.task import Inbox, Task
 from taskherd.domain.task_update import (
     Policies,
@@ -36,7 +36,7 @@ ONE, TWO, THREE = UUID(int=1), UUID(int=2), UUID(int=3)
 
 def policies(*known: UUID, decided: tuple[UUID, ...] = ()) -> Policies:
     """The policies of the contract, where the task has these inputs."""
-    around = Surroundings({}, {}, {}, lambda prompt, _taken: prompt)
+    around = CreateContext({}, {}, {}, lambda prompt, _taken: prompt)
     open_inputs = frozenset(known) - set(decided)
     return Policies(patience(whole()), Backoff(1, 1), around, open_inputs, frozenset(known))
 
@@ -60,7 +60,7 @@ def outcome(input_id: UUID, what: InputOutcome = InputOutcome.FAILED) -> TaskInp
 
 def inbox(update: TaskUpdate) -> tuple[UUID | None, int, UUID | None]:
     """The input that goes out with the update, and then how many are queued and which one is in flight."""
-    held = update.known.memory.inbox
+    held = update.existing_task.state.inbox
     return update.sent_input, held.queued, held.in_flight
 
 
@@ -68,7 +68,7 @@ def found_silent(now: datetime, check: TimerCheck) -> bool:
     """Whether a timer check finds the agent silent that was heard at noon."""
     update = updated(running(whole()))
     apply_timer_check(update, check, now, policies())
-    return update.known.memory.silence is not None
+    return update.existing_task.state.silence is not None
 
 
 def test_nobody_is_found_silent_whom_the_count_of_the_silent_left_out() -> None:
@@ -89,7 +89,7 @@ def test_each_report_has_an_outcome() -> None:
     wrong = build(seq=9, transition=Transition.STOP)
     assert apply_report(update, wrong, LATER, policies()) is ReportOutcome.CONFLICT
     assert update.task is start
-    assert apply_report(update, status(State.WORKING), LATER, policies()) is ReportOutcome.APPLIED
+    assert apply_report(update, status(AgentState.WORKING), LATER, policies()) is ReportOutcome.APPLIED
     apply_command(update, Delete(command_id=ONE, task_id=TASK, actor_id=TWO), LATER, policies())
     assert apply_report(update, heartbeat(), LATER, policies()) is ReportOutcome.TOMBSTONE
 
@@ -164,11 +164,11 @@ def test_an_expired_input_lets_the_next_go() -> None:
 
 def test_a_busy_agent_gets_nothing() -> None:
     """While the agent works or an input is in flight, the queue stays as it is."""
-    for memory in (waiting(1, None, status(State.WORKING)), waiting(1, ONE)):
-        update = updated(memory, (TWO,))
+    for state in (waiting(1, None, status(AgentState.WORKING)), waiting(1, ONE)):
+        update = updated(state, (TWO,))
         finalize(update, LATER, policies())
         assert update.task is update.before
-        assert inbox(update) == (None, 1, memory.inbox.in_flight)
+        assert inbox(update) == (None, 1, state.inbox.in_flight)
 
 
 def test_a_build_is_requested_once() -> None:

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from taskherd.domain.reports import App, AppHealth, Health, JobStatus, Lifecycle, State, Transition, Workspace
+from taskherd.domain.reports import AgentState, App, AppHealth, Health, JobStatus, Lifecycle, Transition, Workspace
 from tests.harness.histories import AGENTS, NOON, TASK
 from tests.pure.domain.test_fold import build, folded, goodbye, heartbeat, lifecycle, seen, status
 
@@ -141,8 +141,8 @@ def test_start_up_messages_in_order(core: Core) -> None:
     ]
     for message, reports in cases:
         assert look(core, *reports)["current_state"] == {"state": "working", "message": message, "uri": ""}
-    memory = core.fold.fold(folded(core, []), up, NOON + timedelta(seconds=7)).memory
-    assert core.view.view(memory, "t").current_state.timestamp == NOON + timedelta(seconds=7)
+    state = core.fold.fold(folded(core, []), up, NOON + timedelta(seconds=7)).state
+    assert core.view.derive_view(state, "t").current_state.timestamp == NOON + timedelta(seconds=7)
 
 
 def test_state_without_a_word(core: Core) -> None:
@@ -160,7 +160,7 @@ def test_state_without_a_word(core: Core) -> None:
 
 def test_state_that_was_said(core: Core) -> None:
     """The latest app status stands in every status; on a new start only one of that very build; a stop keeps it."""
-    said = status(State.FAILURE, message="m", uri="https://example.com")
+    said = status(AgentState.FAILURE, message="m", uri="https://example.com")
     shown = {"state": "failed", "message": "m", "uri": "https://example.com"}
     assert look(core, said)["current_state"] == shown
     assert look(core, build(job=JobStatus.FAILED), said)["current_state"] == shown
@@ -169,10 +169,10 @@ def test_state_that_was_said(core: Core) -> None:
     early = status(number=3)
     assert look(core, build(2, job=UP), lifecycle(number=2), early)["current_state"] is None
     assert look(core, build(3, job=UP), lifecycle(number=3), early)["current_state"]["state"] == "idle"
-    for state in (State.WORKING, State.IDLE, State.COMPLETE, State.FAILED):
+    for state in (AgentState.WORKING, AgentState.IDLE, AgentState.COMPLETE, AgentState.FAILED):
         assert look(core, status(state))["current_state"]["state"] == state
-    memory = core.fold.fold(folded(core, []), said, NOON + timedelta(seconds=7)).memory
-    assert core.view.view(memory, "t").current_state.timestamp == NOON + timedelta(seconds=7)
+    memory = core.fold.fold(folded(core, []), said, NOON + timedelta(seconds=7)).state
+    assert core.view.derive_view(memory, "t").current_state.timestamp == NOON + timedelta(seconds=7)
 
 
 def test_which_agent(core: Core) -> None:
@@ -218,8 +218,8 @@ def test_no_agent_while_stopping(core: Core) -> None:
 
 def test_a_build_given_up_shows_as_failed(core: Core) -> None:
     """A build that was given up counts as failed, with an error that says so."""
-    memory = replace(folded(core, []), given_up=core.task.GivenUp(1, -1, "nobody came"))
-    shown = seen(core, memory)
+    state = replace(folded(core, []), timed_out=core.task.TimedOut(1, -1, "nobody came"))
+    shown = seen(core, state)
     assert (shown["status"], shown["workspace_status"]) == ("error", "failed")
     assert shown["current_state"] == {"state": "failed", "message": "nobody came", "uri": ""}
-    assert seen(core, replace(memory, given_up=core.task.GivenUp(1, -2, "other")))["status"] == "pending"
+    assert seen(core, replace(state, timed_out=core.task.TimedOut(1, -2, "other")))["status"] == "pending"

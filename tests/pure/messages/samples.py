@@ -80,7 +80,7 @@ def _report(kind: str, needs: dict[str, st.SearchStrategy[Any]], **may: st.Searc
 _ENTRIES = st.fixed_dictionaries(
     {
         "id": st.integers(0, 2**63 - 1),
-        "type": st.sampled_from([*domain.Speaker]).map(str),
+        "type": st.sampled_from([*domain.LogSource]).map(str),
         "content": _TEXTS,
         "time": _TIMES,
     }
@@ -102,7 +102,7 @@ any_report: st.SearchStrategy[dict[str, Any]] = st.one_of(
     _report("agent.heartbeat", {}),
     _report("agent.disconnected", {}),
     _report("app.health", {"health": st.sampled_from([*domain.Health]).map(str)}),
-    _report("app.status", {"state": st.sampled_from([*domain.State]).map(str)}, message=_TEXTS, uri=_URIS),
+    _report("app.status", {"state": st.sampled_from([*domain.AgentState]).map(str)}, message=_TEXTS, uri=_URIS),
     _report("task.log", {"entries": st.lists(_ENTRIES, max_size=3)}),
     _report(
         "task.input", {"input_id": _UUIDS, "outcome": st.sampled_from([*domain.InputOutcome]).map(str)}, detail=_TEXTS

@@ -11,7 +11,7 @@ import yaml
 from taskherd.domain.outcome import DeadLetterReason
 from taskherd.messages import asyncapi, events, replies, work
 from taskherd.messages.commands import decode_command
-from taskherd.messages.decoding import Bad
+from taskherd.messages.decoding import InvalidMessage
 from taskherd.messages.reports import decode_reports
 from tests.pure.messages.samples import COMMANDS, NOW, REPORTS
 from tests.pure.messages.test_outgoing import GOLDEN, event
@@ -54,7 +54,7 @@ def test_reports_that_are_read_fit_their_schema(said: dict[str, Any]) -> None:
     """The samples of the reports are good by the document and by the codec alike."""
     check(said["type"], said)
     check("reports", [said])
-    assert not any(isinstance(each, Bad) for each in decode_reports(orjson.dumps([said]), NOW))
+    assert not any(isinstance(each, InvalidMessage) for each in decode_reports(orjson.dumps([said]), NOW))
 
 
 @pytest.mark.parametrize("more", [{"seq": -1}, {"build_number": 0}, {"seq": "1"}, {"seq": 2**53}, {"task_id": 1}])
@@ -64,7 +64,7 @@ def test_reports_that_are_refused_do_not(more: dict[str, Any]) -> None:
     with pytest.raises(jsonschema.ValidationError):
         check(said["type"], said)
     (element,) = decode_reports(orjson.dumps(said), NOW)
-    assert isinstance(element, Bad)
+    assert isinstance(element, InvalidMessage)
     assert element.reason is DeadLetterReason.INVALID
 
 
@@ -72,17 +72,17 @@ def test_reports_that_are_refused_do_not(more: dict[str, Any]) -> None:
 def test_commands_fit_their_schema(said: dict[str, Any]) -> None:
     """The samples of the commands are good by the document and by the codec alike."""
     check(said["type"], said)
-    assert not isinstance(decode_command(orjson.dumps(said)), Bad)
+    assert not isinstance(decode_command(orjson.dumps(said)), InvalidMessage)
 
 
 def test_what_goes_out_fits_its_schema() -> None:
     """Events and replies, as they are built, are what the document promises."""
-    (batch,) = events.pack([event(1), event(2)])
+    (batch,) = events.pack_events([event(1), event(2)])
     check("events", orjson.loads(batch.body))
-    check("accepted", orjson.loads(replies.accepted(GOLDEN, 1)))
+    check("accepted", orjson.loads(replies.accepted_reply(GOLDEN, 1)))
     bad = decode_command(b"{}")
-    assert isinstance(bad, Bad)
-    check("refused", orjson.loads(replies.unreadable(bad)))
+    assert isinstance(bad, InvalidMessage)
+    check("refused", orjson.loads(replies.invalid_message_reply(bad)))
 
 
 def test_the_document_knows_every_type() -> None:

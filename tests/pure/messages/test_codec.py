@@ -13,8 +13,8 @@ from taskherd.domain.outcome import DeadLetterReason
 from taskherd.domain.reports import AppStatus
 from taskherd.domain.value import replace
 from taskherd.messages.commands import decode_command
-from taskherd.messages.decoding import Bad
-from taskherd.messages.json_array import elements
+from taskherd.messages.decoding import InvalidMessage
+from taskherd.messages.json_array import split_json_array
 from taskherd.messages.reports import Decoded, Element, decode_reports, encode, join
 from tests.pure.messages.samples import NOW, REPORTS, TASK, any_report, json_values
 
@@ -48,9 +48,9 @@ HOSTILE = {
 @pytest.mark.parametrize("body", HOSTILE.values(), ids=HOSTILE.keys())
 def test_what_is_not_json_is_bad_as_a_whole(body: bytes) -> None:
     """A body that is not JSON, or too deep to read, gets one verdict for all of it, and its bytes are kept."""
-    assert [(each.reason, each.index, each.body) for each in decode_reports(body, NOW) if isinstance(each, Bad)] == [
-        (DeadLetterReason.NOT_JSON, None, body)
-    ]
+    assert [
+        (each.reason, each.index, each.body) for each in decode_reports(body, NOW) if isinstance(each, InvalidMessage)
+    ] == [(DeadLetterReason.NOT_JSON, None, body)]
     assert len(decode_reports(body, NOW)) == 1
 
 
@@ -90,7 +90,7 @@ def test_each_element_is_judged_alone(said: list[dict[str, Any]], data: st.DataO
     body = b" [ " + b" , ".join([*parts[:place], junk, *parts[place:]]) + b" ] "
     found = decode_reports(body, NOW)
     element = found.pop(place)
-    assert isinstance(element, Bad)
+    assert isinstance(element, InvalidMessage)
     assert (element.index, element.body) == (place, junk)
     places = [NOW + index * timedelta(microseconds=1) for index in range(len(parts) + 1) if index != place]
     assert found == [alone for part, now in zip(parts, places, strict=True) for alone in decode_reports(part, now)]
@@ -118,10 +118,10 @@ def test_what_the_fast_parser_cannot_read_spoils_no_neighbour(junk: bytes, reaso
     first, middle, last = decode_reports(b"[" + BEAT + b"," + junk + b"," + BEAT + b"]", NOW)
     assert isinstance(first, Decoded)
     assert isinstance(last, Decoded)
-    assert isinstance(middle, Bad)
+    assert isinstance(middle, InvalidMessage)
     assert (middle.index, middle.reason, middle.body) == (1, reason, junk)
     alone = decode_reports(junk, NOW)
-    assert all(isinstance(each, Bad) for each in alone)
+    assert all(isinstance(each, InvalidMessage) for each in alone)
 
 
 @pytest.mark.parametrize("wrap", [b"%s", b"[%s]"], ids=["alone", "in an array"])
@@ -144,11 +144,11 @@ def test_the_bound_of_a_body() -> None:
     assert len(most) == 2**20
     assert isinstance(decode_reports(most, NOW)[0], Decoded)
     (element,) = decode_reports(most + b" ", NOW)
-    assert isinstance(element, Bad)
+    assert isinstance(element, InvalidMessage)
     assert (element.reason, element.index, element.length) == (DeadLetterReason.TOO_LARGE, None, 2**20 + 1)
     assert element.body == most[: 64 * 1024]
     refused = decode_command(most + b" ")
-    assert isinstance(refused, Bad)
+    assert isinstance(refused, InvalidMessage)
     assert refused.reason is DeadLetterReason.TOO_LARGE
 
 
@@ -159,7 +159,7 @@ def test_the_bound_of_an_array() -> None:
     for more in (BEAT, b'"\\ud800"'):
         body = b"[" + b",".join([*beats, more]) + b"]"
         (element,) = decode_reports(body, NOW)
-        assert isinstance(element, Bad)
+        assert isinstance(element, InvalidMessage)
         assert (element.reason, element.index, element.body) == (DeadLetterReason.TOO_MANY, None, body)
 
 
@@ -178,7 +178,7 @@ def test_space_around_a_report_is_json() -> None:
 def test_split_finds_every_element(values: list[Any], wide: bool) -> None:  # noqa: FBT001 - drawn
     """The pieces of an array are its elements, whatever brackets and commas their strings hold."""
     fitting = [value for value in values if fits(value)]
-    pieces = elements(orjson.dumps(fitting, option=orjson.OPT_INDENT_2 if wide else 0))
+    pieces = split_json_array(orjson.dumps(fitting, option=orjson.OPT_INDENT_2 if wide else 0))
     assert pieces is not None
     assert [orjson.loads(piece) for piece in pieces] == fitting
 
@@ -213,7 +213,7 @@ def one(body: bytes) -> Element:
 def test_a_field_that_is_ignored_is_json_nevertheless(more: bytes) -> None:
     """What is not JSON in UTF-8 is refused also where nobody looks at it."""
     element = one(BEAT[:-1] + b"," + more + b"}")
-    assert isinstance(element, Bad)
+    assert isinstance(element, InvalidMessage)
     assert element.reason is DeadLetterReason.NOT_JSON
 
 
@@ -241,7 +241,7 @@ def test_which_times_are_read(said: str, observed_at: datetime | None) -> None:
     """RFC 3339 with an offset, as UTC to the microsecond, and nothing else that ISO 8601 knows."""
     element = one(BEAT[:-1] + b',"observed_at":"' + said.encode() + b'"}')
     if observed_at is None:
-        assert isinstance(element, Bad)
+        assert isinstance(element, InvalidMessage)
         assert element.detail == "observed_at: A time as in RFC 3339, with an offset, was expected"
     else:
         assert isinstance(element, Decoded)
@@ -282,7 +282,7 @@ def test_up_to_three_faults_are_named() -> None:
     """A detail names the first three fields that are wrong, and how many more there are."""
     wrong = {"task_id": 1, "seq": "1", "build_number": 0, "agent_id": "x", "observed_at": 5}
     element = one(orjson.dumps({"type": "app.status", "state": "dancing", **wrong}))
-    assert isinstance(element, Bad)
+    assert isinstance(element, InvalidMessage)
     assert [part.split(":")[0] for part in element.detail.split("; ")] == [
         "task_id",
         "build_number",

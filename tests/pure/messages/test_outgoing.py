@@ -12,19 +12,19 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from taskherd.domain import builds
-from taskherd.domain.directory import Names
+from taskherd.domain.directory import DirectoryNames
 from taskherd.domain.outcome import DeadLetterReason
 from taskherd.domain.reports import Lifecycle
 from taskherd.domain.task import Task
-from taskherd.domain.view import CurrentState, HealthVerdict, Status, View
+from taskherd.domain.view import AgentHealth, CurrentState, Status, TaskView
 from taskherd.messages import agent_tokens, document, events, work
 from taskherd.messages.dead_letters import DeadLetterHeaders
-from taskherd.messages.decoding import Bad
+from taskherd.messages.decoding import InvalidMessage
 from taskherd.messages.document import TaskDocument
 from tests.pure.messages.samples import AGENT, NOW, OTHER, TASK
 
 ID = UUID(TASK)
-VIEW = View(
+VIEW = TaskView(
     status=Status.ACTIVE,
     workspace_id=UUID(OTHER),
     workspace_name="fix-login",
@@ -32,11 +32,11 @@ VIEW = View(
     workspace_build_number=1,
     agent_id=UUID(AGENT),
     lifecycle=Lifecycle.READY,
-    health=HealthVerdict(healthy=True),
+    health=AgentHealth(healthy=True),
     app_id=UUID(OTHER),
     current_state=CurrentState(NOW, "working", "Running the tests", "https://example.com/pr/1"),
 )
-BARE = View(
+BARE = TaskView(
     status=Status.PENDING,
     workspace_id=None,
     workspace_name="fix-login",
@@ -63,9 +63,9 @@ THE_TASK = Task(
     updated_at=NOW,
     version=1,
     deleted_at=None,
-    memory=builds.first(ID, NOW),
+    state=builds.initial_state(ID, NOW),
 )
-NAMES = Names(
+NAMES = DirectoryNames(
     owner_name="alice",
     owner_avatar_url="https://example.com/alice.png",
     organization_id=UUID(OTHER),
@@ -109,11 +109,11 @@ GOLDEN: dict[str, Any] = {
 LATER = NOW + timedelta(seconds=1.5)
 
 
-def rendered(view: View, names: Names = NAMES) -> dict[str, Any]:
+def rendered(view: TaskView, names: DirectoryNames = NAMES) -> dict[str, Any]:
     """The document as a reader gets it, through JSON."""
-    own = document.own(view, THE_TASK)
+    own = document.core_document(view, THE_TASK)
     said: dict[str, Any] = orjson.loads(orjson.dumps(document.render(own, THE_TASK.prompt, names, LATER)))
-    text = document.spliced(orjson.dumps(own).decode(), THE_TASK.prompt, names, LATER)
+    text = document.render_json(orjson.dumps(own).decode(), THE_TASK.prompt, names, LATER)
     assert orjson.loads(text) == said  # the two ways to render say the same
     return said
 
@@ -143,15 +143,15 @@ def test_an_empty_document_has_nulls_and_leaves_three_fields_out() -> None:
 
 def test_an_ill_agent_has_a_reason() -> None:
     """``reason`` is there exactly when the agent is not healthy."""
-    said = rendered(replace(VIEW, health=HealthVerdict(healthy=False, reason="agent has lost connection")))
+    said = rendered(replace(VIEW, health=AgentHealth(healthy=False, reason="agent has lost connection")))
     assert said["workspace_agent_health"] == {"healthy": False, "reason": "agent has lost connection"}
 
 
 def test_the_own_part_survives_json_and_holds_nothing_of_the_directory() -> None:
     """What is kept with the task equals what is read back, so an equal one is no change; names are added on reading."""
-    own = document.own(VIEW, THE_TASK)
+    own = document.core_document(VIEW, THE_TASK)
     assert orjson.loads(orjson.dumps(own)) == own
-    assert document.changes(orjson.loads(orjson.dumps(own)), own) == ()
+    assert document.changed_fields(orjson.loads(orjson.dumps(own)), own) == ()
     assert GOLDEN.keys() - own.keys() == {
         "organization_id",
         "owner_name",
@@ -167,16 +167,21 @@ def test_the_own_part_survives_json_and_holds_nothing_of_the_directory() -> None
 
 def test_changes_name_what_differs() -> None:
     """A field that came, went or has another value is named, in order; nothing else is."""
-    before, after = document.own(BARE, THE_TASK), document.own(replace(BARE, workspace_status="starting"), THE_TASK)
-    assert document.changes(before, after) == ("workspace_status",)
-    assert document.changes(after, before) == ("workspace_status",)
-    assert document.changes({}, after) == tuple(sorted(after))
-    assert document.changes(before, document.own(replace(BARE, status=Status.ERROR), THE_TASK)) == ("status",)
+    before, after = (
+        document.core_document(BARE, THE_TASK),
+        document.core_document(replace(BARE, workspace_status="starting"), THE_TASK),
+    )
+    assert document.changed_fields(before, after) == ("workspace_status",)
+    assert document.changed_fields(after, before) == ("workspace_status",)
+    assert document.changed_fields({}, after) == tuple(sorted(after))
+    assert document.changed_fields(before, document.core_document(replace(BARE, status=Status.ERROR), THE_TASK)) == (
+        "status",
+    )
 
 
-def event(version: int, kind: events.Kind = events.Kind.UPDATED, prompt: str = "") -> events.Event:
+def event(version: int, kind: events.EventKind = events.EventKind.UPDATED, prompt: str = "") -> events.ChangeEvent:
     """An event of the golden task."""
-    return events.Event(
+    return events.ChangeEvent(
         task_id=ID,
         version=version,
         kind=kind,
@@ -189,7 +194,7 @@ def event(version: int, kind: events.Kind = events.Kind.UPDATED, prompt: str = "
 
 def test_an_event_is_a_cloud_event() -> None:
     """The attributes of CloudEvents 1.0, an id that stays the same over repeats, and the change as its data."""
-    said = orjson.loads(events.build(event(7)))
+    said = orjson.loads(events.encode_event(event(7)))
     events.CloudEvent.model_validate_json(orjson.dumps(said))
     assert {name: said[name] for name in said if name != "data"} == {
         "specversion": "1.0",
@@ -205,14 +210,14 @@ def test_an_event_is_a_cloud_event() -> None:
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from([*events.Kind]), st.integers(0, 3000)), max_size=12),
+    st.lists(st.tuples(st.sampled_from([*events.EventKind]), st.integers(0, 3000)), max_size=12),
     st.integers(1, 9000),
 )
-def test_packing_keeps_every_event_within_the_bound(drawn: list[tuple[events.Kind, int]], most: int) -> None:
+def test_packing_keeps_every_event_within_the_bound(drawn: list[tuple[events.EventKind, int]], most: int) -> None:
     """Every event is in exactly one message, of its kind and in order; a message is within the bound or one event."""
     several = [event(version, kind, "x" * size) for version, (kind, size) in enumerate(drawn, 1)]
-    batches = events.pack(several, most)
-    for kind in events.Kind:
+    batches = events.pack_events(several, most)
+    for kind in events.EventKind:
         assert [each for batch in batches if batch.kind is kind for each in batch.events] == [
             each for each in several if each.kind is kind
         ]
@@ -225,9 +230,9 @@ def test_packing_keeps_every_event_within_the_bound(drawn: list[tuple[events.Kin
 def test_packing_fills_a_message_to_the_last_byte() -> None:
     """Two events that fit exactly travel together; with one byte less they do not."""
     pair = [event(1), event(2)]
-    size = sum(len(events.build(each)) for each in pair) + 3
-    assert [len(batch.body) for batch in events.pack(pair, size)] == [size]
-    assert len(events.pack(pair, size - 1)) == 2
+    size = sum(len(events.encode_event(each)) for each in pair) + 3
+    assert [len(batch.body) for batch in events.pack_events(pair, size)] == [size]
+    assert len(events.pack_events(pair, size - 1)) == 2
 
 
 @pytest.mark.parametrize("request_type", ["workspace.start", "workspace.stop", "workspace.delete", "agent.input"])
@@ -251,7 +256,7 @@ def test_work_requests_come_back_as_they_went(request_type: str) -> None:
     }
     said |= more.get(request_type, {})
     request = work.decode_request(orjson.dumps(said))
-    assert not isinstance(request, Bad)
+    assert not isinstance(request, InvalidMessage)
     assert orjson.loads(work.encode(request)) == said
     assert work.decode_request(work.encode(request)) == request
     assert "secret-token" not in repr(request)
@@ -263,10 +268,10 @@ def test_an_agent_token_speaks_for_its_task_and_build(task_id: UUID, number: int
     """A token is the same whenever it is derived, is accepted under an old key that is still listed, and no other."""
     token = agent_tokens.agent_token(key, task_id, number)
     assert token == agent_tokens.agent_token(key, task_id, number)
-    assert agent_tokens.spoken_for(["new", key], token) == (task_id, number)
-    assert agent_tokens.spoken_for([key + "x"], token) is None
+    assert agent_tokens.verify_agent_token(["new", key], token) == (task_id, number)
+    assert agent_tokens.verify_agent_token([key + "x"], token) is None
     head, build, mac = token.split(".")
-    assert agent_tokens.spoken_for([key], f"{head}.{int(build) + 1}.{mac}") is None
+    assert agent_tokens.verify_agent_token([key], f"{head}.{int(build) + 1}.{mac}") is None
 
 
 @pytest.mark.parametrize(
@@ -274,7 +279,7 @@ def test_an_agent_token_speaks_for_its_task_and_build(task_id: UUID, number: int
 )
 def test_no_other_text_is_a_token(token: str) -> None:
     """What no key made speaks for nobody."""
-    assert agent_tokens.spoken_for(["key"], token) is None
+    assert agent_tokens.verify_agent_token(["key"], token) is None
 
 
 def test_dead_letter_headers_are_read_by_their_names() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from taskherd.domain import reports as domain
 from taskherd.domain.outcome import DeadLetterReason
-from taskherd.messages.decoding import Bad
+from taskherd.messages.decoding import InvalidMessage
 from taskherd.messages.reports import Decoded, Element, decode_reports
 from tests.pure.messages.samples import NOW, REPORTS, TASK, any_report, json_values
 
@@ -33,17 +33,17 @@ def good(said: object) -> Any:
     return element.report
 
 
-def bad(said: object) -> Bad:
+def bad(said: object) -> InvalidMessage:
     """The verdict on a body that must be bad."""
     element = one(said)
-    assert isinstance(element, Bad), element
+    assert isinstance(element, InvalidMessage), element
     return element
 
 
 @pytest.mark.parametrize("said", REPORTS, ids=lambda said: str(said["type"]))
 def test_every_type_is_read(said: dict[str, Any]) -> None:
     """Each report type of the contract comes out as its core value, with every field that was said."""
-    plain = json.loads(domain.canonical(good(said)))
+    plain = json.loads(domain.canonical_json(good(said)))
     assert plain["type"] == said["type"]
     assert set(said) <= set(plain)
 
@@ -52,9 +52,9 @@ def test_every_type_is_read(said: dict[str, Any]) -> None:
 def test_canonical_text_survives_a_round_trip(said: dict[str, Any]) -> None:
     """What was decoded once and is said again in its canonical form is the same report, with nothing to clean."""
     report = good(said)
-    again = one(json.loads(domain.canonical(report)))
+    again = one(json.loads(domain.canonical_json(report)))
     assert isinstance(again, Decoded)
-    assert domain.canonical(again.report) == domain.canonical(report)
+    assert domain.canonical_json(again.report) == domain.canonical_json(report)
     assert again.report == report
     assert again.notes == {}
 

@@ -11,7 +11,7 @@ from taskherd.domain.reports import AppStatus, TaskLog
 from taskherd.messages import texts
 from taskherd.messages.limits import CONTENT_BYTES
 from taskherd.messages.reports import Decoded, decode_reports
-from taskherd.messages.texts import Notes
+from taskherd.messages.texts import SanitizeCounts
 from tests.pure.messages.samples import NOW, TASK
 
 any_text = st.text(st.characters(), max_size=50) | st.text("\x00\n\t\x7f\x9f\ud800\udfffa", max_size=50)
@@ -20,18 +20,18 @@ any_text = st.text(st.characters(), max_size=50) | st.text("\x00\n\t\x7f\x9f\ud8
 @given(any_text)
 def test_clean_takes_out_control_characters_and_nothing_else(text: str) -> None:
     """Newline and tab stay, other control characters and lone surrogates go, and are counted; once is enough."""
-    notes: Notes = {}
-    cleaned = texts.clean(text, notes)
+    notes: SanitizeCounts = {}
+    cleaned = texts.sanitize(text, notes)
     keeps = [letter for letter in text if letter in "\n\t" or unicodedata.category(letter) not in {"Cc", "Cs"}]
     assert cleaned == "".join(keeps)
     assert notes.get("control", 0) == len(text) - len(cleaned)
-    assert texts.clean(cleaned, {}) == cleaned
+    assert texts.sanitize(cleaned, {}) == cleaned
 
 
 @given(st.integers(1990, 2010), st.sampled_from("aé…😀"))
 def test_messages_are_cut_at_2000_characters(length: int, letter: str) -> None:
     """A message of 2,000 characters is kept, a longer one gets an ellipsis as its 2,000th; once is enough."""
-    notes: Notes = {}
+    notes: SanitizeCounts = {}
     cut = texts.message(letter * length, notes)
     assert len(cut) == min(length, 2000)
     assert cut.endswith("…" if length > 2000 else letter)
@@ -43,7 +43,7 @@ def test_messages_are_cut_at_2000_characters(length: int, letter: str) -> None:
 def test_contents_are_cut_at_64_kib(more: int, letter: str) -> None:
     """A log entry's content has at most 64 KiB of UTF-8 with its ellipsis, and no half character."""
     text = letter * (CONTENT_BYTES // len(letter.encode()) + more)
-    notes: Notes = {}
+    notes: SanitizeCounts = {}
     cut = texts.content(text, notes)
     assert len(cut.encode()) <= CONTENT_BYTES
     assert (cut == text) is (notes == {}) is (len(text.encode()) <= CONTENT_BYTES)
@@ -69,7 +69,7 @@ def test_contents_are_cut_at_64_kib(more: int, letter: str) -> None:
 )
 def test_addresses_are_of_known_schemes_and_short(uri: str, kept: bool) -> None:  # noqa: FBT001 - a parameter
     """A URI of another scheme, or over 2,048 characters, is emptied and counted."""
-    notes: Notes = {}
+    notes: SanitizeCounts = {}
     assert texts.address(uri, notes) == (uri if kept else "")
     assert notes.get("uri", 0) == (0 if kept else 1)
 

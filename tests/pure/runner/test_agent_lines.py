@@ -2,17 +2,20 @@ from __future__ import annotations
 
 import pytest
 
-from taskherd.domain.reports import State
-from taskherd.runner.agents.stdio import Said, said
+from taskherd.domain.reports import AgentState
+from taskherd.runner.agents.stdio import StatusLine, parse_status_line
 
 
 @pytest.mark.parametrize(
     ("line", "found"),
     [
-        ("::taskherd state=idle", Said(State.IDLE, "", "")),
-        ("::taskherd state=working message=On it, uri soon", Said(State.WORKING, "On it, uri soon", "")),
-        ('::taskherd state=complete message="a = b" uri=https://x.y/z', Said(State.COMPLETE, "a = b", "https://x.y/z")),
-        ("::taskherd uri=file:///a message='x' state=failure", Said(State.FAILED, "x", "file:///a")),
+        ("::taskherd state=idle", StatusLine(AgentState.IDLE, "", "")),
+        ("::taskherd state=working message=On it, uri soon", StatusLine(AgentState.WORKING, "On it, uri soon", "")),
+        (
+            '::taskherd state=complete message="a = b" uri=https://x.y/z',
+            StatusLine(AgentState.COMPLETE, "a = b", "https://x.y/z"),
+        ),
+        ("::taskherd uri=file:///a message='x' state=failure", StatusLine(AgentState.FAILED, "x", "file:///a")),
         ("::taskherd state=dancing", None),
         ("::taskherd", None),
         ("::taskherds state=idle", None),
@@ -20,6 +23,6 @@ from taskherd.runner.agents.stdio import Said, said
         ("working", None),
     ],
 )
-def test_a_line_may_set_the_state(line: str, found: Said | None) -> None:
+def test_a_line_may_set_the_state(line: str, found: StatusLine | None) -> None:
     """In any order, quoted or not; anything else is a line as any other."""
-    assert said(line) == found
+    assert parse_status_line(line) == found

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from taskherd.runner.outbox import TOLD_MOST, Budget, Outbox
+from taskherd.runner.outbox import MAX_SENT_BYTES, Budget, Outbox
 
 
 def opened(path: Path, budget: Budget | None = None) -> Outbox:
@@ -17,8 +17,8 @@ async def test_what_was_not_sent_is_there_after_a_restart(tmp_path: Path) -> Non
     first.append(["1", "2"], {"offset": 7})
     first.append(["3"])
     second = opened(path)
-    assert second.first(10, 10**6) == [b"1", b"2", b"3"]
-    assert second.mark == {"offset": 7}
+    assert second.peek(10, 10**6) == [b"1", b"2", b"3"]
+    assert second.checkpoint == {"offset": 7}
 
 
 async def test_a_record_that_was_not_written_to_its_end_does_not_count(tmp_path: Path) -> None:
@@ -28,10 +28,10 @@ async def test_a_record_that_was_not_written_to_its_end_does_not_count(tmp_path:
     whole = path.read_bytes()
     path.write_bytes(whole + b'[{"offset": 2}, ["2"')
     torn = opened(path)
-    assert (torn.first(9, 99), torn.mark) == ([b"1"], {"offset": 1})
+    assert (torn.peek(9, 99), torn.checkpoint) == ([b"1"], {"offset": 1})
     torn.append(["3"], {"offset": 3})
     again = opened(path)
-    assert (again.first(9, 99), again.mark) == ([b"1", b"3"], {"offset": 3})
+    assert (again.peek(9, 99), again.checkpoint) == ([b"1", b"3"], {"offset": 3})
 
 
 async def test_the_file_does_not_grow_with_what_was_sent(tmp_path: Path) -> None:
@@ -40,9 +40,9 @@ async def test_the_file_does_not_grow_with_what_was_sent(tmp_path: Path) -> None
     outbox = opened(path)
     for number in range(1000):
         outbox.append([f"{number:01000}"], {"offset": number})
-        outbox.sent(1)
-        assert path.stat().st_size < 2 * TOLD_MOST
-    assert opened(path).mark == {"offset": 999}
+        outbox.confirm(1)
+        assert path.stat().st_size < 2 * MAX_SENT_BYTES
+    assert opened(path).checkpoint == {"offset": 999}
 
 
 async def test_more_than_its_bounds_is_not_asked_for(tmp_path: Path) -> None:
@@ -54,5 +54,5 @@ async def test_more_than_its_bounds_is_not_asked_for(tmp_path: Path) -> None:
     assert other.full
     other.append(["y"])
     assert len(other) == 1
-    outbox.sent(1)
-    await other.room()
+    outbox.confirm(1)
+    await other.wait_room()

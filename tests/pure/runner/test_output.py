@@ -14,9 +14,9 @@ TEXTS = st.lists(st.text(st.characters(min_codepoint=32, exclude_categories=["Cs
 
 def lines(chunks: list[bytes]) -> list[str]:
     """All lines of these chunks."""
-    cutter = output.Lines()
+    cutter = output.LineSplitter()
     found = [line for chunk in chunks for line in cutter.feed(chunk)]
-    return [*found, cutter.flush()] if cutter.held or cutter.skipped else found
+    return [*found, cutter.flush()] if cutter.pending or cutter.skipped else found
 
 
 @given(TEXTS, st.lists(st.integers(0, 200)))
@@ -29,29 +29,29 @@ def test_lines_do_not_depend_on_how_they_came(texts: list[str], cuts: list[int])
 
 def test_a_line_of_any_size_is_cut_and_counted() -> None:
     """Its beginning is kept, and how much more there was is said; no more than one bound is ever held."""
-    cutter = output.Lines()
+    cutter = output.LineSplitter()
     found = []
     for _ in range(1000):
         found += list(cutter.feed(b"x" * 10_000))
-        assert cutter.held <= output.LINE_MOST
+        assert cutter.pending <= output.MAX_LINE
     found += list(cutter.feed(b"\nshort\n"))
     assert [len(found[0]), *found[1:]] == [
-        output.LINE_MOST + 1,
-        f"… ({10_000_000 - output.LINE_MOST} more bytes in that line)",
+        output.MAX_LINE + 1,
+        f"… ({10_000_000 - output.MAX_LINE} more bytes in that line)",
         "short",
     ]
 
 
 def test_a_line_that_was_cut_before_a_restart_goes_on_being_skipped() -> None:
     """The next reader knows that it stands in the middle of a line that is too long."""
-    cutter = output.Lines(skipped=5)
+    cutter = output.LineSplitter(skipped=5)
     assert list(cutter.feed(b"yyy\nnext\n")) == ["… (8 more bytes in that line)", "next"]
 
 
 def test_a_line_is_shown_as_a_terminal_would_leave_it() -> None:
     """Colours and cursor moves are gone, and so is what a carriage return has overwritten."""
-    assert output.shown("\x1b[1;31mred\x1b[0m \x1b]0;title\x07text\r") == "red text"
-    assert output.shown("10%\r50%\r100%") == "100%"
+    assert output.rendered_line("\x1b[1;31mred\x1b[0m \x1b]0;title\x07text\r") == "red text"
+    assert output.rendered_line("10%\r50%\r100%") == "100%"
 
 
 @given(st.lists(st.binary(max_size=50), max_size=30), st.integers(1, 40), st.integers(1, 5))

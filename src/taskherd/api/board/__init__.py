@@ -10,11 +10,11 @@ from html import escape
 from importlib.resources import files
 from typing import TYPE_CHECKING, Final
 
-from taskherd.api.http.responses import Answer
-from taskherd.api.http.route import Auth, Route, Says
+from taskherd.api.http.responses import BufferedResponse
+from taskherd.api.http.route import Auth, ResponseSpec, Route
 
 if TYPE_CHECKING:
-    from taskherd.api.context import Ask
+    from taskherd.api.context import RequestContext
 
 _HERE: Final = files(__name__)
 _HTML: Final = (_HERE / "task.html").read_text("utf-8")
@@ -35,29 +35,29 @@ _HEADERS: Final = {
 }
 
 
-async def page(ask: Ask) -> Answer:
+async def page(request: RequestContext) -> BufferedResponse:
     """The page of the task that the address names."""
-    title = f"{ask.params['task']} · {ask.params['user']}"
-    html = _HTML.replace("{{title}}", escape(title)).replace("{{task}}", escape(ask.params["task"]))
-    return Answer(200, html.encode("utf-8", "replace"), _HEADERS, "text/html; charset=utf-8")
+    title = f"{request.params['task']} · {request.params['user']}"
+    html = _HTML.replace("{{title}}", escape(title)).replace("{{task}}", escape(request.params["task"]))
+    return BufferedResponse(200, html.encode("utf-8", "replace"), _HEADERS, "text/html; charset=utf-8")
 
 
-async def script(_ask: Ask) -> Answer:
+async def script(_ask: RequestContext) -> BufferedResponse:
     """What makes the page live."""
     return _asset("task.js")
 
 
-async def style(_ask: Ask) -> Answer:
+async def style(_ask: RequestContext) -> BufferedResponse:
     """What makes the page readable."""
     return _asset("task.css")
 
 
-def _asset(name: str) -> Answer:
+def _asset(name: str) -> BufferedResponse:
     body, kind = _ASSETS[name]
-    return Answer(200, body, _HEADERS, kind)
+    return BufferedResponse(200, body, _HEADERS, kind)
 
 
-_SHOWN: Final = {200: Says("A part of the page.")}
+_PAGE_RESPONSE: Final = {200: ResponseSpec("A part of the page.")}
 
 ROUTES: Final = (
     Route(
@@ -66,9 +66,13 @@ ROUTES: Final = (
         handler=page,
         summary="A task's page",
         auth=Auth.NONE,
-        responses=_SHOWN,
+        responses=_PAGE_RESPONSE,
     ),
-    Route(method="GET", path="/assets/task.js", handler=script, summary="Script", auth=Auth.NONE, responses=_SHOWN),
-    Route(method="GET", path="/assets/task.css", handler=style, summary="Style", auth=Auth.NONE, responses=_SHOWN),
+    Route(
+        method="GET", path="/assets/task.js", handler=script, summary="Script", auth=Auth.NONE, responses=_PAGE_RESPONSE
+    ),
+    Route(
+        method="GET", path="/assets/task.css", handler=style, summary="Style", auth=Auth.NONE, responses=_PAGE_RESPONSE
+    ),
 )
 """Outside /api, and not part of its document."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from taskherd import __version__
-from taskherd.api.context import Ask
+from taskherd.api.context import RequestContext
 from taskherd.api.directory import templates, users
 from taskherd.api.directory.schemas import (
     KeyOut,
@@ -16,15 +16,15 @@ from taskherd.api.directory.schemas import (
     UserOut,
     UsersList,
 )
-from taskherd.api.http.responses import Answer, json
-from taskherd.api.http.route import Auth, Route, Says
+from taskherd.api.http.responses import BufferedResponse, json
+from taskherd.api.http.route import Auth, ResponseSpec, Route
 
 SPOKEN: Final = "v2.34.0"
 """The version of Coder whose Tasks API this is; VS Code hides its panel for a later one."""
 _ORGANIZATION: Final = "/organizations/{organization}"
 
 
-async def build_info(_ask: Ask) -> Answer:
+async def build_info(_ask: RequestContext) -> BufferedResponse:
     """What this server is."""
     return json({"version": f"{SPOKEN}+taskherd.{__version__}", "external_url": "", "dashboard_url": ""})
 
@@ -35,7 +35,7 @@ ROUTES: Final = (
         path="/buildinfo",
         handler=build_info,
         summary="Build info",
-        responses={200: Says("The version of Coder's API that this speaks, and our own.", dict[str, str])},
+        responses={200: ResponseSpec("The version of Coder's API that this speaks, and our own.", dict[str, str])},
         auth=Auth.NONE,
         tag="general",
     ),
@@ -44,18 +44,18 @@ ROUTES: Final = (
         path="/users/first",
         handler=users.first,
         summary="Check initial user created",
-        responses={200: Says("There is one.", dict[str, str])},
+        responses={200: ResponseSpec("There is one.", dict[str, str])},
         auth=Auth.NONE,
         tag="users",
     ),
     Route(
         method="GET",
         path="/users",
-        handler=users.listed,
+        handler=users.list_users,
         summary="Get users",
         description="Those whom the caller shares an organization with.",
         query=users.UsersQuery,
-        responses={200: Says("The people.", UsersList)},
+        responses={200: ResponseSpec("The people.", UsersList)},
         tag="users",
     ),
     Route(
@@ -63,7 +63,7 @@ ROUTES: Final = (
         path="/users/{user}",
         handler=users.get,
         summary="Get user by name",
-        responses={200: Says("The person.", UserOut)},
+        responses={200: ResponseSpec("The person.", UserOut)},
         tag="users",
     ),
     Route(
@@ -71,7 +71,7 @@ ROUTES: Final = (
         path="/users/{user}/organizations",
         handler=users.organizations,
         summary="Get organizations by user",
-        responses={200: Says("The organizations that the user and the caller share.", list[OrganizationOut])},
+        responses={200: ResponseSpec("The organizations that the user and the caller share.", list[OrganizationOut])},
         tag="users",
     ),
     Route(
@@ -80,7 +80,7 @@ ROUTES: Final = (
         handler=users.key,
         summary="Create new session key",
         description="Gives the caller's own token again, so that revoking it ends all that was done with it.",
-        responses={201: Says("The token.", KeyOut)},
+        responses={201: ResponseSpec("The token.", KeyOut)},
         tag="users",
     ),
     Route(
@@ -88,16 +88,16 @@ ROUTES: Final = (
         path=_ORGANIZATION,
         handler=templates.organization,
         summary="Get organization by name, ID or as the default",
-        responses={200: Says("The organization.", OrganizationOut)},
+        responses={200: ResponseSpec("The organization.", OrganizationOut)},
         tag="organizations",
     ),
     Route(
         method="GET",
         path=f"{_ORGANIZATION}/templates",
-        handler=templates.of_organization,
+        handler=templates.list_of_organization,
         summary="Get templates by organization",
         query=templates.TemplatesQuery,
-        responses={200: Says("The templates.", list[TemplateOut])},
+        responses={200: ResponseSpec("The templates.", list[TemplateOut])},
         tag="templates",
     ),
     Route(
@@ -105,7 +105,7 @@ ROUTES: Final = (
         path=f"{_ORGANIZATION}/templates/{{template}}",
         handler=templates.get,
         summary="Get templates by organization and template name",
-        responses={200: Says("The template.", TemplateOut)},
+        responses={200: ResponseSpec("The template.", TemplateOut)},
         tag="templates",
     ),
     Route(
@@ -113,16 +113,16 @@ ROUTES: Final = (
         path=f"{_ORGANIZATION}/templates/{{template}}/versions/{{version}}",
         handler=templates.version_by_name,
         summary="Get template version by organization, template, and name",
-        responses={200: Says("The version.", TemplateVersionOut)},
+        responses={200: ResponseSpec("The version.", TemplateVersionOut)},
         tag="templates",
     ),
     Route(
         method="GET",
         path="/templates",
-        handler=templates.listed,
+        handler=templates.list_templates,
         summary="Get all templates",
         query=templates.TemplatesQuery,
-        responses={200: Says("The templates of the caller's organizations.", list[TemplateOut])},
+        responses={200: ResponseSpec("The templates of the caller's organizations.", list[TemplateOut])},
         tag="templates",
     ),
     Route(
@@ -130,7 +130,7 @@ ROUTES: Final = (
         path="/templateversions/{version}",
         handler=templates.version,
         summary="Get template version by ID",
-        responses={200: Says("The version.", TemplateVersionOut)},
+        responses={200: ResponseSpec("The version.", TemplateVersionOut)},
         tag="templates",
     ),
     Route(
@@ -138,7 +138,7 @@ ROUTES: Final = (
         path="/templateversions/{version}/presets",
         handler=templates.presets,
         summary="Get template version presets",
-        responses={200: Says("The presets, the default first.", list[PresetOut])},
+        responses={200: ResponseSpec("The presets, the default first.", list[PresetOut])},
         tag="templates",
     ),
 )

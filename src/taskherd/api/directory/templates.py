@@ -10,8 +10,8 @@ from pydantic import Field
 
 from taskherd.api.directory import users
 from taskherd.api.http import search_query
-from taskherd.api.http.ids import findable, uuid_of
-from taskherd.api.http.responses import Answer, json, not_found
+from taskherd.api.http.ids import is_searchable, parse_uuid
+from taskherd.api.http.responses import BufferedResponse, json, not_found
 from taskherd.api.query import QueryModel
 from taskherd.api.tasks import search
 from taskherd.store import directory_queries, task_queries
@@ -19,7 +19,7 @@ from taskherd.store import directory_queries, task_queries
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from taskherd.api.context import Ask
+    from taskherd.api.context import RequestContext
     from taskherd.store.reader import Row
 
 MESSAGE: Final = "Invalid template search query."
@@ -38,111 +38,113 @@ class TemplatesQuery(QueryModel):
     )
 
 
-async def organization(ask: Ask) -> Answer:
+async def organization(request: RequestContext) -> BufferedResponse:
     """One organization: by name, id, or as the default one."""
-    row, default = await _organization(ask)
-    return json(users.organization(row, default=default))
+    row, default = await _organization(request)
+    return json(users.organization_json(row, default=default))
 
 
-async def of_organization(ask: Ask) -> Answer:
+async def list_of_organization(request: RequestContext) -> BufferedResponse:
     """The templates of an organization."""
-    row, _ = await _organization(ask)
-    return await _listed(ask, row["id"])
+    row, _ = await _organization(request)
+    return await _list(request, row["id"])
 
 
-async def listed(ask: Ask) -> Answer:
+async def list_templates(request: RequestContext) -> BufferedResponse:
     """The templates of all the caller's organizations."""
-    return await _listed(ask, None)
+    return await _list(request, None)
 
 
-async def get(ask: Ask) -> Answer:
+async def get(request: RequestContext) -> BufferedResponse:
     """One template of an organization."""
-    return json(_template(await _found(ask)))
+    return json(_template(await _get_or_404(request)))
 
 
-async def version_by_name(ask: Ask) -> Answer:
+async def version_by_name(request: RequestContext) -> BufferedResponse:
     """A version of a template, by name."""
-    template = await _found(ask)
-    name = ask.params["version"]
+    template = await _get_or_404(request)
+    name = request.params["version"]
     row = None
-    if findable(name):
-        row = await directory_queries.version_of(ask.house.reader, ask.caller.user_id, template["id"], name)
+    if is_searchable(name):
+        row = await directory_queries.version_of(request.api.reader, request.caller.user_id, template["id"], name)
     return json(_version(row))
 
 
-async def version(ask: Ask) -> Answer:
+async def version(request: RequestContext) -> BufferedResponse:
     """A version, by id."""
-    version_id = uuid_of(ask.params["version"])
+    version_id = parse_uuid(request.params["version"])
     row = None
     if version_id is not None:
-        row = await directory_queries.version(ask.house.reader, ask.caller.user_id, version_id)
+        row = await directory_queries.version(request.api.reader, request.caller.user_id, version_id)
     return json(_version(row))
 
 
-async def presets(ask: Ask) -> Answer:
+async def presets(request: RequestContext) -> BufferedResponse:
     """The presets of a version, the default first."""
-    version_id = uuid_of(ask.params["version"])
+    version_id = parse_uuid(request.params["version"])
     rows = None
     if version_id is not None:
-        rows = await directory_queries.presets(ask.house.reader, ask.caller.user_id, version_id)
+        rows = await directory_queries.presets(request.api.reader, request.caller.user_id, version_id)
     if rows is None:
         raise not_found()
     return json([_preset(row) for row in rows])
 
 
-async def _organization(ask: Ask) -> tuple[Row, bool]:
+async def _organization(request: RequestContext) -> tuple[Row, bool]:
     """The organization that the path names, and whether it is the caller's default one."""
-    said = ask.params["organization"]
-    caller = ask.caller.user_id
-    default = await task_queries.default_organization(ask.house.reader, caller)
-    which = default if said.lower() == DEFAULT else uuid_of(said) or said
+    text = request.params["organization"]
+    caller = request.caller.user_id
+    default = await task_queries.default_organization(request.api.reader, caller)
+    which = default if text.lower() == DEFAULT else parse_uuid(text) or text
     row = None
-    if isinstance(which, UUID) or (which and findable(which)):
-        row = await directory_queries.organization(ask.house.reader, caller, which)
+    if isinstance(which, UUID) or (which and is_searchable(which)):
+        row = await directory_queries.organization(request.api.reader, caller, which)
     if row is None:
         raise not_found()
     return row, row["id"] == default
 
 
-async def _found(ask: Ask) -> Row:
-    organization_row, _ = await _organization(ask)
-    said = ask.params["template"]
-    which = uuid_of(said) or said
+async def _get_or_404(request: RequestContext) -> Row:
+    organization_row, _ = await _organization(request)
+    text = request.params["template"]
+    which = parse_uuid(text) or text
     row = None
-    if isinstance(which, UUID) or findable(which):
-        row = await directory_queries.template(ask.house.reader, ask.caller.user_id, organization_row["id"], which)
+    if isinstance(which, UUID) or is_searchable(which):
+        row = await directory_queries.template(
+            request.api.reader, request.caller.user_id, organization_row["id"], which
+        )
     if row is None:
         raise not_found()
     return row
 
 
-async def _listed(ask: Ask, organization_id: UUID | None) -> Answer:
-    said = search_query.read(ask.parameters(TemplatesQuery).q, bare="name", known=_TERMS, message=MESSAGE)
+async def _list(request: RequestContext, organization_id: UUID | None) -> BufferedResponse:
+    text = search_query.read(request.parameters(TemplatesQuery).q, bare="name", known=_TERMS, message=MESSAGE)
     for name in ("name", "exact_name"):
-        if name in said and not findable(said[name]):
+        if name in text and not is_searchable(text[name]):
             raise search_query.bad_value(MESSAGE, name, "printable characters were expected")
     wanted_here = True
-    if "organization" in said:
-        asked = await search.organization(ask, said["organization"], MESSAGE)
+    if "organization" in text:
+        asked = await search.organization(request, text["organization"], MESSAGE)
         wanted_here = organization_id in {None, asked}
         organization_id = asked
-    tasks = _truth(said, "has-ai-task", otherwise=True)
-    deprecated = _truth(said, "deprecated", otherwise=False)
+    tasks = _truth(text, "has-ai-task", otherwise=True)
+    deprecated = _truth(text, "deprecated", otherwise=False)
     rows: Any = ()
     if wanted_here and tasks and not deprecated:
-        most = ask.house.settings.api_list_most
-        wanted = directory_queries.Templates(most, organization_id, said.get("exact_name"), said.get("name"))
-        rows = await directory_queries.templates(ask.house.reader, ask.caller.user_id, wanted)
+        limit = request.api.settings.api_list_most
+        wanted = directory_queries.TemplateFilter(limit, organization_id, text.get("exact_name"), text.get("name"))
+        rows = await directory_queries.templates(request.api.reader, request.caller.user_id, wanted)
     return json([_template(row) for row in rows])
 
 
-def _truth(said: Mapping[str, str], name: str, *, otherwise: bool) -> bool:
+def _truth(text: Mapping[str, str], name: str, *, otherwise: bool) -> bool:
     """A term that is true or false, in the forms that Go's strconv.ParseBool takes."""
-    if name not in said:
+    if name not in text:
         return otherwise
-    if said[name] not in _TRUTHS:
-        raise search_query.bad_value(MESSAGE, name, f'"{said[name]}" is neither true nor false')
-    return _TRUTHS[said[name]]
+    if text[name] not in _TRUTHS:
+        raise search_query.bad_value(MESSAGE, name, f'"{text[name]}" is neither true nor false')
+    return _TRUTHS[text[name]]
 
 
 def _template(row: Row) -> dict[str, Any]:

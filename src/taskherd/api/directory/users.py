@@ -8,17 +8,17 @@ from pydantic import Field
 
 from taskherd.api.http import search_query
 from taskherd.api.http.endpoint import token_of
-from taskherd.api.http.ids import findable
-from taskherd.api.http.responses import Answer, json, not_found
+from taskherd.api.http.ids import is_searchable
+from taskherd.api.http.responses import BufferedResponse, json, not_found
 from taskherd.api.query import QueryModel
 from taskherd.store import directory_queries
 
 if TYPE_CHECKING:
-    from taskherd.api.context import Ask
+    from taskherd.api.context import RequestContext
     from taskherd.store.reader import Row
 
 MESSAGE: Final = "Invalid user search query."
-_GITHUB_ID_MOST: Final = 2**63 - 1
+_MAX_GITHUB_ID: Final = 2**63 - 1
 
 
 class UsersQuery(QueryModel):
@@ -29,56 +29,61 @@ class UsersQuery(QueryModel):
     )
 
 
-async def listed(ask: Ask) -> Answer:
+async def list_users(request: RequestContext) -> BufferedResponse:
     """The people that the query names; the GitHub Action looks one up by their GitHub account."""
-    said = search_query.read(
-        ask.parameters(UsersQuery).q, bare="search", known=("search", "status", "github_com_user_id"), message=MESSAGE
+    text = search_query.read(
+        request.parameters(UsersQuery).q,
+        bare="search",
+        known=("search", "status", "github_com_user_id"),
+        message=MESSAGE,
     )
     rows = []
-    if said.get("status", "active") == "active":
-        wanted = directory_queries.People(
-            ask.house.settings.api_list_most, _github_id(said.get("github_com_user_id")), _part(said)
+    if text.get("status", "active") == "active":
+        wanted = directory_queries.UserFilter(
+            request.api.settings.api_list_most, _github_id(text.get("github_com_user_id")), _part(text)
         )
-        rows = [shown(row) for row in await directory_queries.people(ask.house.reader, ask.caller.user_id, wanted)]
+        rows = [
+            user_json(row) for row in await directory_queries.people(request.api.reader, request.caller.user_id, wanted)
+        ]
     return json({"users": rows, "count": len(rows)})
 
 
-async def get(ask: Ask) -> Answer:
+async def get(request: RequestContext) -> BufferedResponse:
     """One of them."""
-    return json(shown(await found(ask)))
+    return json(user_json(await get_or_404(request)))
 
 
-async def organizations(ask: Ask) -> Answer:
+async def organizations(request: RequestContext) -> BufferedResponse:
     """The organizations of a person."""
-    row = await found(ask)
-    rows = await directory_queries.organizations_of(ask.house.reader, ask.caller.user_id, row["id"])
-    return json([organization(each, default=place == 0) for place, each in enumerate(rows)])
+    row = await get_or_404(request)
+    rows = await directory_queries.organizations_of(request.api.reader, request.caller.user_id, row["id"])
+    return json([organization_json(each, default=place == 0) for place, each in enumerate(rows)])
 
 
-async def key(ask: Ask) -> Answer:
+async def key(request: RequestContext) -> BufferedResponse:
     """The token that was presented, once more: signing in begets no second one that would outlive its revocation."""
-    if ask.user() != ask.caller.user_id:
+    if request.user() != request.caller.user_id:
         raise not_found()
-    return json({"key": token_of(ask.headers)}, 201)
+    return json({"key": token_of(request.headers)}, 201)
 
 
-async def first(_ask: Ask) -> Answer:
+async def first(_ask: RequestContext) -> BufferedResponse:
     """There is a first user: clients ask before they sign somebody in."""
     return json({"message": "The initial user has already been created!"})
 
 
-async def found(ask: Ask) -> Row:
+async def get_or_404(request: RequestContext) -> Row:
     """The person that the path names; raises the 404 where there is none for the caller."""
-    user = ask.user()
+    user = request.user()
     row = None
-    if not isinstance(user, str) or findable(user):
-        row = await directory_queries.person(ask.house.reader, ask.caller.user_id, user)
+    if not isinstance(user, str) or is_searchable(user):
+        row = await directory_queries.person(request.api.reader, request.caller.user_id, user)
     if row is None:
         raise not_found()
     return row
 
 
-def shown(row: Row) -> dict[str, Any]:
+def user_json(row: Row) -> dict[str, Any]:
     """A person as clients are told of them."""
     return {
         "id": row["id"],
@@ -93,7 +98,7 @@ def shown(row: Row) -> dict[str, Any]:
     }
 
 
-def organization(row: Row, *, default: bool) -> dict[str, Any]:
+def organization_json(row: Row, *, default: bool) -> dict[str, Any]:
     """An organization as clients are told of it."""
     told = {"id": row["id"], "name": row["name"], "display_name": row["display_name"]}
     return {**told, "description": "", "icon": "", "is_default": default}
@@ -101,14 +106,14 @@ def organization(row: Row, *, default: bool) -> dict[str, Any]:
 
 def _part(said: Any) -> str | None:
     part: str | None = said.get("search")
-    if part is not None and not findable(part):
+    if part is not None and not is_searchable(part):
         raise search_query.bad_value(MESSAGE, "search", "printable characters were expected")
     return part
 
 
-def _github_id(said: str | None) -> int | None:
-    if said is None:
+def _github_id(text: str | None) -> int | None:
+    if text is None:
         return None
-    if not (said.isascii() and said.isdigit() and int(said[:20]) <= _GITHUB_ID_MOST and len(said) <= 20):  # noqa: PLR2004
+    if not (text.isascii() and text.isdigit() and int(text[:20]) <= _MAX_GITHUB_ID and len(text) <= 20):  # noqa: PLR2004
         raise search_query.bad_value(MESSAGE, "github_com_user_id", "a whole number was expected")
-    return int(said)
+    return int(text)

@@ -13,9 +13,9 @@ from starlette.routing import Route as StarletteRoute
 from taskherd.api import board
 from taskherd.api.http import openapi
 from taskherd.api.http.endpoint import Endpoint
-from taskherd.api.http.responses import Answer, route_not_found
-from taskherd.api.http.route import Auth, Route, Says, SocketRoute
-from taskherd.api.http.websocket import Socket, refuse
+from taskherd.api.http.responses import BufferedResponse, route_not_found
+from taskherd.api.http.route import Auth, ResponseSpec, Route, SocketRoute
+from taskherd.api.http.websocket import SocketEndpoint, refuse
 from taskherd.api.routes import EXPERIMENTAL, PREFIX, ROUTES, SOCKETS
 
 if TYPE_CHECKING:
@@ -23,36 +23,36 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-    from taskherd.api.context import Ask, House
+    from taskherd.api.context import ApiContext, RequestContext
 
 
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"})
 
 
-def application(house: House, routes: Sequence[Route] = ROUTES, sockets: Sequence[SocketRoute] = SOCKETS) -> ASGIApp:
+def application(api: ApiContext, routes: Sequence[Route] = ROUTES, sockets: Sequence[SocketRoute] = SOCKETS) -> ASGIApp:
     """Serve these routes, and the document that tells of them."""
     described = openapi.encoded(routes, sockets)
 
-    async def describe(_ask: Ask) -> Answer:
-        return Answer(200, described)
+    async def describe(_ask: RequestContext) -> BufferedResponse:
+        return BufferedResponse(200, described)
 
     document = Route(
         method="GET",
         path="/openapi.json",
         handler=describe,
         summary="This document",
-        responses={200: Says("OpenAPI 3.1.")},
+        responses={200: ResponseSpec("OpenAPI 3.1.")},
         auth=Auth.NONE,
     )
     both = [each for each in routes if each.experimental]
     made: list[BaseRoute] = [
-        *_served(house, PREFIX, (*routes, document)),
-        *_served(house, EXPERIMENTAL, both),
-        *_served(house, "", board.ROUTES),
-        *(WebSocketRoute(PREFIX + each.path, Socket(house, each)) for each in sockets),
+        *_served(api, PREFIX, (*routes, document)),
+        *_served(api, EXPERIMENTAL, both),
+        *_served(api, "", board.ROUTES),
+        *(WebSocketRoute(PREFIX + each.path, SocketEndpoint(api, each)) for each in sockets),
     ]
-    app: ASGIApp = Router(made, redirect_slashes=False, default=_Nowhere(house))
-    origins = house.settings.cors_origins
+    app: ASGIApp = Router(made, redirect_slashes=False, default=_Nowhere(api))
+    origins = api.settings.cors_origins
     if origins:
         app = CORSMiddleware(
             app,
@@ -64,12 +64,12 @@ def application(house: House, routes: Sequence[Route] = ROUTES, sockets: Sequenc
     return app
 
 
-def _served(house: House, prefix: str, routes: Sequence[Route]) -> list[BaseRoute]:
+def _served(api: ApiContext, prefix: str, routes: Sequence[Route]) -> list[BaseRoute]:
     """One route of Starlette's for each path, in the order in which paths first appear."""
     order = {path: place for place, path in enumerate(dict.fromkeys(each.path for each in routes))}
     by_path = groupby(sorted(routes, key=lambda each: order[each.path]), key=lambda each: each.path)
     return [
-        StarletteRoute(prefix + path, Endpoint(house, prefix + path, found := list(each)), methods=_own(found, routes))
+        StarletteRoute(prefix + path, Endpoint(api, prefix + path, found := list(each)), methods=_own(found, routes))
         for path, each in by_path
     ]
 
@@ -88,9 +88,9 @@ def _own(here: Sequence[Route], routes: Sequence[Route]) -> list[str] | None:
 class _Nowhere:
     """Answers for every path that is no route."""
 
-    def __init__(self, house: House) -> None:
-        self._answer = route_not_found().answer
-        self._count = house.metrics.api_requests
+    def __init__(self, api: ApiContext) -> None:
+        self._answer = route_not_found().response
+        self._count = api.metrics.api_requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":

@@ -20,12 +20,12 @@ from taskherd.store.engine import transaction
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-    from taskherd.api.http.user_tokens import Presented
+    from taskherd.api.http.user_tokens import ParsedToken
     from taskherd.store.reader import Reader
 
-BELIEVED_FOR: Final = 1.0
+CACHE_TTL: Final = 1.0
 """Seconds for which what the database said of a token is believed."""
-REMEMBERED_MOST: Final = 10_000
+MAX_CACHED: Final = 10_000
 NOTE_USE_EVERY: Final = 30.0
 
 
@@ -45,26 +45,26 @@ class _Holder:
     until: float
 
 
-class Callers:
+class Authenticator:
     """Finds out who asks; `now` is a monotonic clock in seconds."""
 
     def __init__(self, reader: Reader, now: Callable[[], float]) -> None:
         self._reader = reader
         self._now = now
-        self._known: OrderedDict[str, _Holder] = OrderedDict()
+        self._cache: OrderedDict[str, _Holder] = OrderedDict()
         self._asked: dict[str, asyncio.Task[_Holder | None]] = {}
         self._used: dict[str, float] = {}
 
-    def remembered(self, presented: Presented) -> Caller | None:
+    def cached(self, presented: ParsedToken) -> Caller | None:
         """Who presents this token, if that was looked up within the last second."""
-        holder = self._known.get(presented.id)
+        holder = self._cache.get(presented.id)
         if holder is None or self._now() >= holder.until:
             return None
         return self._checked(holder, presented)
 
-    async def who(self, presented: Presented) -> Caller | None:
+    async def authenticate(self, presented: ParsedToken) -> Caller | None:
         """Who presents this token; None if it doesn't hold. Raises Unavailable."""
-        caller = self.remembered(presented)
+        caller = self.cached(presented)
         if caller is not None:
             return caller
         holder = await self._look_up(presented.id)
@@ -75,12 +75,12 @@ class Callers:
         used, self._used = self._used, {}
         if used:
             async with transaction(engine) as connection:
-                await tokens.used(connection, {each: self._now() - at for each, at in used.items()})
+                await tokens.record_use(connection, {each: self._now() - at for each, at in used.items()})
 
-    def _checked(self, holder: _Holder, presented: Presented) -> Caller | None:
+    def _checked(self, holder: _Holder, presented: ParsedToken) -> Caller | None:
         if not hmac.compare_digest(holder.secret_hash, presented.secret_hash):
             return None
-        if len(self._used) < REMEMBERED_MOST or presented.id in self._used:
+        if len(self._used) < MAX_CACHED or presented.id in self._used:
             self._used[presented.id] = self._now()
         return holder.caller
 
@@ -96,12 +96,12 @@ class Callers:
         began = self._now()
         row = await self._reader.fetch_one(tokens.HOLDER, token_id)
         if row is None:
-            self._known.pop(token_id, None)
+            self._cache.pop(token_id, None)
             return None
         secret_hash, user_id, username, holds = row
-        until = began + (BELIEVED_FOR if holds is None else min(BELIEVED_FOR, holds))
+        until = began + (CACHE_TTL if holds is None else min(CACHE_TTL, holds))
         holder = _Holder(Caller(user_id, username, token_id), secret_hash, until)
-        while len(self._known) >= REMEMBERED_MOST:
-            self._known.popitem(last=False)
-        self._known[token_id] = holder
+        while len(self._cache) >= MAX_CACHED:
+            self._cache.popitem(last=False)
+        self._cache[token_id] = holder
         return holder

@@ -9,27 +9,27 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import orjson
 from pydantic import BaseModel, ValidationError
 
-from taskherd.api.http.responses import bad_json, invalid, too_large, too_slow
+from taskherd.api.http.responses import invalid, invalid_json, too_large, too_slow
 
 if TYPE_CHECKING:
     from starlette.types import Receive
 
 Model = TypeVar("Model", bound=BaseModel)
-VALIDATIONS_MOST = 20
+MAX_VALIDATIONS = 20
 
 
-class Gone(Exception):  # noqa: N818 - not an error
+class ClientDisconnected(Exception):  # noqa: N818 - not an error
     """Whoever asked hung up before the request was whole; nobody is there to be answered."""
 
 
-def check_length(headers: Mapping[str, str], most: int) -> None:
+def check_length(headers: Mapping[str, str], limit: int) -> None:
     """Refuse a body that says itself that it is larger than so many bytes."""
     told = headers.get("content-length", "")
-    if told.isdigit() and int(told[:19]) > most:
-        raise too_large(most)
+    if told.isdigit() and int(told[:19]) > limit:
+        raise too_large(limit)
 
 
-async def read(receive: Receive, within: float, most: int) -> bytes:
+async def read(receive: Receive, within: float, limit: int) -> bytes:
     """The whole body; at most so many bytes, and within so many seconds."""
     parts: list[bytes] = []
     size = 0
@@ -38,11 +38,11 @@ async def read(receive: Receive, within: float, most: int) -> bytes:
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
-                    raise Gone
+                    raise ClientDisconnected
                 part = message.get("body", b"")
                 size += len(part)
-                if size > most:
-                    raise too_large(most)
+                if size > limit:
+                    raise too_large(limit)
                 parts.append(part)
                 if not message.get("more_body", False):
                     return b"".join(parts)
@@ -55,9 +55,9 @@ def parse(body: bytes, model: type[Model]) -> Model:
     try:
         value: Any = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise bad_json(str(error)) from None
+        raise invalid_json(str(error)) from None
     if not isinstance(value, dict):
-        raise bad_json("An object was expected.")
+        raise invalid_json("An object was expected.")
     try:
         return model.model_validate(value)
     except ValidationError as error:
@@ -68,5 +68,5 @@ def _wrong(error: ValidationError) -> list[tuple[str, str]]:
     found = error.errors(include_url=False, include_context=False, include_input=False)
     return [
         (".".join(str(part) for part in each["loc"]) or "body", each["msg"].removeprefix("Value error, "))
-        for each in found[:VALIDATIONS_MOST]
+        for each in found[:MAX_VALIDATIONS]
     ]

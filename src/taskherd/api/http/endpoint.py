@@ -9,13 +9,13 @@ from urllib.parse import parse_qsl
 
 import structlog
 
-from taskherd.api.context import Ask, House
+from taskherd.api.context import ApiContext, RequestContext
 from taskherd.api.http import bodies, responses, user_tokens
-from taskherd.api.http.responses import Answer, Refusal
+from taskherd.api.http.responses import BufferedResponse, HTTPError
 from taskherd.api.http.route import Auth, Route
 from taskherd.errors import Retry, Unavailable
-from taskherd.messages.agent_tokens import spoken_for
-from taskherd.observability.tracing import carried
+from taskherd.messages.agent_tokens import verify_agent_token
+from taskherd.observability.tracing import extract
 from taskherd.store.engine import DataError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 SESSION_TOKEN = "coder-session-token"  # noqa: S105 - a header's name
-QUERY_MOST = 100
+MAX_QUERY = 100
 """Parameters in one query string."""
 _BEARER = "bearer "
 
@@ -33,8 +33,8 @@ _BEARER = "bearer "
 class Endpoint:
     """All methods of one path, as an ASGI application."""
 
-    def __init__(self, house: House, path: str, routes: Sequence[Route]) -> None:
-        self._house = house
+    def __init__(self, api: ApiContext, path: str, routes: Sequence[Route]) -> None:
+        self._api = api
         self._path = path
         self._routes = {route.method: route for route in routes}
         if "GET" in self._routes:
@@ -43,61 +43,61 @@ class Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         began = time.perf_counter()
-        metrics = self._house.metrics
+        metrics = self._api.metrics
         metrics.api_in_flight.inc()
         method: str = scope["method"]
-        ask = ask_of(self._house, scope)
+        request = request_context(self._api, scope)
         status = 499
         try:
-            answer = await self._answer(ask, scope, receive)
-            if isinstance(answer, Answer):
-                status = answer.status
-                await _send(answer, send)
+            response = await self._respond(request, scope, receive)
+            if isinstance(response, BufferedResponse):
+                status = response.status
+                await _send(response, send)
                 metrics.api_seconds.observe(time.perf_counter() - began)
             else:
-                status = answer.status_code
-                await answer(scope, receive, send)
-        except bodies.Gone:
+                status = response.status_code
+                await response(scope, receive, send)
+        except bodies.ClientDisconnected:
             log.debug("hung up", method=method, route=self._path)
         finally:
             metrics.api_in_flight.dec()
             known = method if method in self._routes else "other"
             metrics.api_requests.labels(self._path, known, str(status)).inc()
-            self._tell(ask, method, status, time.perf_counter() - began)
+            self._log(request, method, status, time.perf_counter() - began)
 
-    async def _answer(self, ask: Ask, scope: Scope, receive: Receive) -> Answer | Response:
+    async def _respond(self, request: RequestContext, scope: Scope, receive: Receive) -> BufferedResponse | Response:
         """What to send back, whatever happens."""
         try:
-            route = self._routes.get(ask.method)
+            route = self._routes.get(request.method)
             if route is None:
-                return responses.wrong_method(sorted(self._routes)).answer
-            ask.query_model = route.query
-            await admit(ask, route.auth, scope)
-            bodies.check_length(ask.headers, route.body_most)
+                return responses.method_not_allowed(sorted(self._routes)).response
+            request.query_model = route.query
+            await authenticate(request, route.auth, scope)
+            bodies.check_length(request.headers, route.max_body)
             if route.body is not None:
-                within = self._house.settings.api_read_timeout
-                body = await bodies.read(receive, within, route.body_most)
-                ask.body = bodies.parse(body, route.body)
-            tracing = self._house.tracing
-            with tracing.span("request", parent=carried(ask.headers), method=ask.method, route=self._path):
-                return await route.handler(ask)
-        except Refusal as refusal:
-            return refusal.answer
+                within = self._api.settings.api_read_timeout
+                body = await bodies.read(receive, within, route.max_body)
+                request.body = bodies.parse(body, route.body)
+            tracing = self._api.tracing
+            with tracing.span("request", parent=extract(request.headers), method=request.method, route=self._path):
+                return await route.handler(request)
+        except HTTPError as refusal:
+            return refusal.response
         except (Unavailable, Retry) as error:
             log.warning("away", route=self._path, reason=str(error))
-            return responses.away("The service is not available at the moment.").answer
+            return responses.unavailable("The service is not available at the moment.").response
         except DataError:
-            return Refusal(400, "The request holds a value that can't be taken.").answer
-        except bodies.Gone:
+            return HTTPError(400, "The request holds a value that can't be taken.").response
+        except bodies.ClientDisconnected:
             raise
         except Exception:
-            self._house.metrics.api_crashes.inc()
-            log.exception("crash", method=ask.method, route=self._path)
-            return responses.crashed().answer
+            self._api.metrics.api_crashes.inc()
+            log.exception("crash", method=request.method, route=self._path)
+            return responses.internal_error().response
 
-    def _tell(self, ask: Ask, method: str, status: int, took: float) -> None:
+    def _log(self, request: RequestContext, method: str, status: int, took: float) -> None:
         quiet = method in {"GET", "HEAD"} or status in {401, 404, 405, 429}
-        if quiet and self._house.settings.log_level != "debug":
+        if quiet and self._api.settings.log_level != "debug":
             return  # saying it to nobody would cost more than rendering a task
         note = log.debug if quiet else log.info
         note(
@@ -106,18 +106,18 @@ class Endpoint:
             route=self._path,
             status=status,
             ms=round(took * 1000, 1),
-            user=ask.username,
-            **ask.noted,
+            user=request.username,
+            **request.log_fields,
         )
 
 
-def ask_of(house: House, scope: Scope) -> Ask:
+def request_context(api: ApiContext, scope: Scope) -> RequestContext:
     """The request as handlers see it; of several headers or parameters of one name the first counts."""
     headers: dict[str, str] = {}
     for name, value in scope["headers"]:
         headers.setdefault(name.decode("latin-1"), value.decode("latin-1"))
-    return Ask(
-        house,
+    return RequestContext(
+        api,
         scope.get("method", "GET"),
         scope.get("path_params", {}),
         _query(scope["query_string"]) if scope["query_string"] else {},
@@ -128,7 +128,7 @@ def ask_of(house: House, scope: Scope) -> Ask:
 def _query(raw: bytes) -> Mapping[str, str]:
     """The parameters of a query string; of too many of them none is taken."""
     try:
-        pairs = parse_qsl(raw.decode("latin-1"), keep_blank_values=True, max_num_fields=QUERY_MOST)
+        pairs = parse_qsl(raw.decode("latin-1"), keep_blank_values=True, max_num_fields=MAX_QUERY)
     except ValueError:
         return {}
     told: dict[str, str] = {}
@@ -137,53 +137,53 @@ def _query(raw: bytes) -> Mapping[str, str]:
     return told
 
 
-async def admit(ask: Ask, auth: Auth, scope: Scope) -> None:
+async def authenticate(request: RequestContext, auth: Auth, scope: Scope) -> None:
     """Find out who asks and let them in, or raise what to tell them.
 
     A token that must be looked up is paid for by its address when it doesn't hold, so that guessing costs the database
     no more than a bucket allows.
     """
-    house = ask.house
+    api = request.api
     if auth is Auth.NONE:
         return
-    token = token_of(ask.headers)
+    token = token_of(request.headers)
     address = ("address", (scope.get("client") or ("", 0))[0])
     if auth is Auth.AGENT:
-        ask.agent = spoken_for(house.settings.secret_keys, token)
-        if ask.agent is None:
-            raise responses.signed_out()
-        _pay(house, ask.agent)
+        request.agent = verify_agent_token(api.settings.secret_keys, token)
+        if request.agent is None:
+            raise responses.unauthorized()
+        _charge(api, request.agent)
         return
-    presented = user_tokens.presented(token)
-    caller = house.callers.remembered(presented) if presented else None
+    presented = user_tokens.parse(token)
+    caller = api.authenticator.cached(presented) if presented else None
     if caller is None:
-        wait = house.rates.wait(address)
+        wait = api.rate_limiter.retry_after(address)
         if wait > 0:
-            raise responses.too_many(wait)
-        caller = await house.callers.who(presented) if presented else None
+            raise responses.rate_limited(wait)
+        caller = await api.authenticator.authenticate(presented) if presented else None
     if caller is None:
-        house.rates.take(address)
-        raise responses.signed_out()
-    _pay(house, caller.user_id)
-    ask.admit(caller)
+        api.rate_limiter.acquire(address)
+        raise responses.unauthorized()
+    _charge(api, caller.user_id)
+    request.set_caller(caller)
 
 
-def _pay(house: House, who: object) -> None:
-    wait = house.rates.take(who)
+def _charge(api: ApiContext, who: object) -> None:
+    wait = api.rate_limiter.acquire(who)
     if wait > 0:
-        raise responses.too_many(wait)
+        raise responses.rate_limited(wait)
 
 
 def token_of(headers: Mapping[str, str]) -> str:
     """The token of a request, "" without one."""
     token = headers.get(SESSION_TOKEN, "")
     if not token:
-        said = headers.get("authorization", "")
-        if said[: len(_BEARER)].lower() == _BEARER:
-            token = said[len(_BEARER) :]
+        text = headers.get("authorization", "")
+        if text[: len(_BEARER)].lower() == _BEARER:
+            token = text[len(_BEARER) :]
     return token.strip()
 
 
-async def _send(answer: Answer, send: Send) -> None:
-    await send({"type": "http.response.start", "status": answer.status, "headers": answer.raw_headers()})
-    await send({"type": "http.response.body", "body": answer.body})
+async def _send(response: BufferedResponse, send: Send) -> None:
+    await send({"type": "http.response.start", "status": response.status, "headers": response.raw_headers()})
+    await send({"type": "http.response.body", "body": response.body})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 
-from taskherd.api.http.responses import Answer, empty
+from taskherd.api.http.responses import BufferedResponse, empty
 
 
 def of_document(version: int, revision: int) -> str:
@@ -18,7 +18,7 @@ def of_list(parts: Iterable[object]) -> str:
     return f'"{blake2b(" ".join(map(str, parts)).encode(), digest_size=12).hexdigest()}"'
 
 
-def unchanged(headers: Mapping[str, str], tag: str) -> Answer | None:
+def unchanged(headers: Mapping[str, str], tag: str) -> BufferedResponse | None:
     """The 304 for who has this very document, compared weakly as If-None-Match asks; else None."""
     wanted = headers.get("if-none-match")
     if wanted is None:

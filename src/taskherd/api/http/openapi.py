@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 import orjson
 from pydantic import TypeAdapter
 
-from taskherd.api.http.route import Auth, Header, Route, Says, SocketRoute
+from taskherd.api.http.route import Auth, Header, ResponseSpec, Route, SocketRoute
 from taskherd.api.query import declared
 from taskherd.api.routes import EXPERIMENTAL, PREFIX, ROUTES, SOCKETS
 from taskherd.api.tasks.schemas import ErrorOut
@@ -37,18 +37,20 @@ _DESCRIPTION: Final = (
     " be absent are left out when empty, unless they are told as null."
 )
 _RETRY: Final = {"Retry-After": "Seconds after which to try again."}
-_COMMON: Final[Mapping[int, Says]] = {
-    400: Says("The request is wrong; the message says how."),
-    429: Says("The caller asks too often.", headers=_RETRY),
-    500: Says("A mistake of ours."),
-    503: Says("Something that the API stands on is away.", headers=_RETRY),
+_COMMON: Final[Mapping[int, ResponseSpec]] = {
+    400: ResponseSpec("The request is wrong; the message says how."),
+    429: ResponseSpec("The caller asks too often.", headers=_RETRY),
+    500: ResponseSpec("A mistake of ours."),
+    503: ResponseSpec("Something that the API stands on is away.", headers=_RETRY),
 }
-_SIGNED_OUT: Final = Says("No token that holds.", headers={"WWW-Authenticate": 'Always `Bearer realm="coder"`.'})
-_BODY_ANSWERS: Final[Mapping[int, Says]] = {
-    408: Says("The body did not arrive in time."),
-    413: Says("The body is too large: over 1 MiB, a log snapshot over 64 KiB."),
+_SIGNED_OUT: Final = ResponseSpec(
+    "No token that holds.", headers={"WWW-Authenticate": 'Always `Bearer realm="coder"`.'}
+)
+_BODY_RESPONSES: Final[Mapping[int, ResponseSpec]] = {
+    408: ResponseSpec("The body did not arrive in time."),
+    413: ResponseSpec("The body is too large: over 1 MiB, a log snapshot over 64 KiB."),
 }
-_NOT_FOUND: Final = Says("Not there, or not the caller's.")
+_NOT_FOUND: Final = ResponseSpec("Not there, or not the caller's.")
 
 
 class _Schemas:
@@ -125,12 +127,12 @@ def _operation(route: Route, prefix: str, schemas: _Schemas) -> dict[str, Any]:
         schema = schemas.of(route.body, "validation")
         told["requestBody"] = {"required": True, "content": {_JSON: {"schema": schema}}}
     told["responses"] = {
-        str(status): _response(status, says, schemas) for status, says in sorted(_answers(route).items())
+        str(status): _response(status, says, schemas) for status, says in sorted(_responses(route).items())
     }
     return told
 
 
-def _answers(route: Route) -> Mapping[int, Says]:
+def _responses(route: Route) -> Mapping[int, ResponseSpec]:
     """All that a route may answer, in its own words where it has some."""
     common = dict(_COMMON)
     if route.auth is not Auth.NONE:
@@ -138,11 +140,11 @@ def _answers(route: Route) -> Mapping[int, Says]:
     if "{" in route.path:
         common[404] = _NOT_FOUND
     if route.body is not None:
-        common |= _BODY_ANSWERS
+        common |= _BODY_RESPONSES
     return common | dict(route.responses)
 
 
-def _response(status: int, says: Says, schemas: _Schemas) -> dict[str, Any]:
+def _response(status: int, says: ResponseSpec, schemas: _Schemas) -> dict[str, Any]:
     told: dict[str, Any] = {"description": says.description}
     if says.headers:
         told["headers"] = {

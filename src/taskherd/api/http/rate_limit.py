@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Final
 
-BUCKETS_MOST: Final = 10_000
+MAX_BUCKETS: Final = 10_000
 
 
 @dataclass(slots=True)
@@ -16,7 +16,7 @@ class _Bucket:
     at: float
 
 
-class Rates:
+class RateLimiter:
     """Buckets of `burst` requests that fill by `per_second`; 0 a second: no limit at all.
 
     Beyond 10,000 the bucket unused for longest is forgotten; whoever comes back to it finds it full.
@@ -28,7 +28,7 @@ class Rates:
         self._now = now
         self._buckets: OrderedDict[Hashable, _Bucket] = OrderedDict()
 
-    def take(self, who: Hashable) -> float:
+    def acquire(self, who: Hashable) -> float:
         """Take one request from the bucket of `who`; 0 if it was there, else the seconds until it will be."""
         if not self._per_second:
             return 0.0
@@ -38,7 +38,7 @@ class Rates:
             return 0.0
         return (1 - bucket.left) / self._per_second
 
-    def wait(self, who: Hashable) -> float:
+    def retry_after(self, who: Hashable) -> float:
         """The seconds until `who` may ask again, without taking anything."""
         if not self._per_second or who not in self._buckets:
             return 0.0
@@ -52,7 +52,7 @@ class Rates:
         now = self._now()
         bucket = self._buckets.get(who)
         if bucket is None:
-            if len(self._buckets) >= BUCKETS_MOST:
+            if len(self._buckets) >= MAX_BUCKETS:
                 self._buckets.popitem(last=False)
             bucket = self._buckets[who] = _Bucket(self._burst, now)
             return bucket

@@ -14,7 +14,7 @@ RETRY_AFTER: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class BufferedResponse:
     """A response that is whole in memory; without a body it has no content type."""
 
     status: int
@@ -32,17 +32,17 @@ class Answer:
         return told
 
 
-def json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Answer:
+def json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> BufferedResponse:
     """Any value of JSON's own types, with UUIDs among them."""
-    return Answer(status, orjson.dumps(value, default=str), headers or {})
+    return BufferedResponse(status, orjson.dumps(value, default=str), headers or {})
 
 
-def empty(status: int, headers: Mapping[str, str] | None = None) -> Answer:
+def empty(status: int, headers: Mapping[str, str] | None = None) -> BufferedResponse:
     """No body."""
-    return Answer(status, b"", headers or {})
+    return BufferedResponse(status, b"", headers or {})
 
 
-class Refusal(Exception):  # noqa: N818 - the way out of a handler, answered as it says
+class HTTPError(Exception):
     """A request that is not carried out; `validations` are (field, what is wrong with it) pairs."""
 
     def __init__(
@@ -54,69 +54,71 @@ class Refusal(Exception):  # noqa: N818 - the way out of a handler, answered as 
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        said: dict[str, Any] = {"message": message}
+        text: dict[str, Any] = {"message": message}
         if detail:
-            said["detail"] = detail
+            text["detail"] = detail
         if validations:
-            said["validations"] = [{"field": name, "detail": wrong} for name, wrong in validations]
-        self.answer = json(said, status, headers)
+            text["validations"] = [{"field": name, "detail": wrong} for name, wrong in validations]
+        self.response = json(text, status, headers)
 
 
-def not_found() -> Refusal:
+def not_found() -> HTTPError:
     """Not there, or not the caller's: one answer, so that nothing can be probed."""
-    return Refusal(404, "Resource not found or you do not have access to this resource")
+    return HTTPError(404, "Resource not found or you do not have access to this resource")
 
 
-def route_not_found() -> Refusal:
+def route_not_found() -> HTTPError:
     """No such route."""
-    return Refusal(404, "Route not found.")
+    return HTTPError(404, "Route not found.")
 
 
-def wrong_method(allowed: Sequence[str]) -> Refusal:
+def method_not_allowed(allowed: Sequence[str]) -> HTTPError:
     """A route that has other methods."""
-    return Refusal(405, "Method not allowed.", f"Allowed: {', '.join(allowed)}.", headers={"Allow": ", ".join(allowed)})
+    return HTTPError(
+        405, "Method not allowed.", f"Allowed: {', '.join(allowed)}.", headers={"Allow": ", ".join(allowed)}
+    )
 
 
-def signed_out() -> Refusal:
+def unauthorized() -> HTTPError:
     """No token, or none that holds; which of the two is not told."""
-    return Refusal(
+    return HTTPError(
         401,
         "You are signed out or your session has expired. Please sign in again to continue.",
         headers={"WWW-Authenticate": 'Bearer realm="coder"'},
     )
 
 
-def bad_json(detail: str) -> Refusal:
+def invalid_json(detail: str) -> HTTPError:
     """A body that is not what it should be already as JSON."""
-    return Refusal(400, "Request body must be valid JSON.", detail)
+    return HTTPError(400, "Request body must be valid JSON.", detail)
 
 
-def invalid(*wrong: tuple[str, str], message: str = "Validation failed.") -> Refusal:
+def invalid(*wrong: tuple[str, str], message: str = "Validation failed.") -> HTTPError:
     """Fields or parameters that are wrong, each with what is wrong with it."""
-    return Refusal(400, message, validations=wrong)
+    return HTTPError(400, message, validations=wrong)
 
 
-def too_large(most: int) -> Refusal:
+def too_large(limit: int) -> HTTPError:
     """A body over the bound; the server throws away what comes of the rest."""
-    return Refusal(413, "Request body is too large.", f"At most {most} bytes are accepted.")
+    return HTTPError(413, "Request body is too large.", f"At most {limit} bytes are accepted.")
 
 
-def too_slow() -> Refusal:
+def too_slow() -> HTTPError:
     """A body that did not come in time."""
-    return Refusal(408, "Request body did not arrive in time.", headers={"Connection": "close"})
+    return HTTPError(408, "Request body did not arrive in time.", headers={"Connection": "close"})
 
 
-def too_many(seconds: float) -> Refusal:
+def rate_limited(seconds: float) -> HTTPError:
     """A caller who asks too often; `seconds` until the next request is answered."""
     wait = max(1, -int(-seconds // 1))
-    return Refusal(429, "You have made too many requests. Please wait.", headers={"Retry-After": str(wait)})
+    return HTTPError(429, "You have made too many requests. Please wait.", headers={"Retry-After": str(wait)})
 
 
-def away(what: str) -> Refusal:
+def unavailable(what: str) -> HTTPError:
     """Something that we stand on is away; the same request may well succeed later."""
-    return Refusal(503, what, "Please try again in a moment.", headers={"Retry-After": str(RETRY_AFTER)})
+    return HTTPError(503, what, "Please try again in a moment.", headers={"Retry-After": str(RETRY_AFTER)})
 
 
-def crashed() -> Refusal:
+def internal_error() -> HTTPError:
     """A mistake of ours, of which nothing is told but that it was one."""
-    return Refusal(500, "An internal server error occurred.")
+    return HTTPError(500, "An internal server error occurred.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pydantic import BaseModel
 
-from taskherd.api.http.responses import Answer
+from taskherd.api.http.responses import BufferedResponse
 from taskherd.api.query import NoQuery, QueryModel
 from taskherd.messages.limits import BODY_BYTES
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from starlette.responses import Response
     from starlette.websockets import WebSocket
 
-    from taskherd.api.context import Ask
+    from taskherd.api.context import RequestContext
 
-Handler: TypeAlias = "Callable[[Ask], Awaitable[Answer | Response]]"
-"""Answers a request; raises `Refusal`. A Starlette response is for streams, all else is an `Answer`."""
+Handler: TypeAlias = "Callable[[RequestContext], Awaitable[BufferedResponse | Response]]"
+"""Answers a request; raises `Refusal`. A Starlette response is for streams, all else is an `BufferedResponse`."""
 
-SocketHandler: TypeAlias = "Callable[[Ask, WebSocket], Awaitable[None]]"
+SocketHandler: TypeAlias = "Callable[[RequestContext, WebSocket], Awaitable[None]]"
 """Serves a WebSocket that is not accepted yet, until it returns."""
 
 
@@ -44,7 +44,7 @@ class Header:
 
 
 @dataclass(frozen=True, slots=True)
-class Says:
+class ResponseSpec:
     """A response: what it means, its body (None: empty; a list type works too) and the headers it carries.
 
     `media`: the content type of what is not JSON, whose form the description tells.
@@ -67,11 +67,11 @@ class Route:
     path: str
     handler: Handler
     summary: str
-    responses: Mapping[int, Says]
+    responses: Mapping[int, ResponseSpec]
     description: str = ""
     auth: Auth = Auth.USER
     body: type[BaseModel] | None = None
-    body_most: int = BODY_BYTES
+    max_body: int = BODY_BYTES
     query: type[QueryModel] = NoQuery
     headers: tuple[Header, ...] = ()
     experimental: bool = False

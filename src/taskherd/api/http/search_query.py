@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from taskherd.api.http.responses import Refusal, invalid
+from taskherd.api.http.responses import HTTPError, invalid
 
-QUERY_MOST = 4_096
+MAX_QUERY = 4_096
 """Characters of a query that are read; a longer one is refused."""
 
 
 def read(query: str, *, bare: str, known: Iterable[str], message: str) -> Mapping[str, str]:
     """The terms of a query by key; words without a colon count as `bare`. Raises a 400 that begins with `message`."""
-    if len(query) > QUERY_MOST:
-        raise _wrong(message, "q", f"A query has at most {QUERY_MOST} characters.")
+    if len(query) > MAX_QUERY:
+        raise _wrong(message, "q", f"A query has at most {MAX_QUERY} characters.")
     tokens = _split(query.lower(), " ", keep_quotes=True)
     words = [token for token in tokens if ":" not in token]
     found: dict[str, list[str]] = {}
@@ -33,7 +33,7 @@ def read(query: str, *, bare: str, known: Iterable[str], message: str) -> Mappin
     return {key: values[0] for key, values in found.items()}
 
 
-def bad_value(message: str, key: str, why: str) -> Refusal:
+def bad_value(message: str, key: str, why: str) -> HTTPError:
     """A value that can't be: it names nothing, or nothing that the caller may see."""
     return _wrong(message, key, f'Query param "{key}" has invalid value: {why}')
 
@@ -64,5 +64,5 @@ def _split(text: str, delimiter: str, *, keep_quotes: bool) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-def _wrong(message: str, field: str, detail: str) -> Refusal:
+def _wrong(message: str, field: str, detail: str) -> HTTPError:
     return invalid((field, detail), message=message)

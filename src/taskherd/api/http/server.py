@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 KEEP_ALIVE: Final = 75.0
 BACKLOG: Final = 1024
-SOCKET_MESSAGE_MOST: Final = 64 * 1024
+MAX_SOCKET_MESSAGE: Final = 64 * 1024
 _PING_EVERY: Final = 20.0
 
 
@@ -60,7 +60,7 @@ def make(app: ASGIApp, settings: Settings) -> HttpServer:
             app,
             http=protocol,
             ws="websockets-sansio",
-            ws_max_size=SOCKET_MESSAGE_MOST,
+            ws_max_size=MAX_SOCKET_MESSAGE,
             ws_ping_interval=_PING_EVERY,
             ws_ping_timeout=_PING_EVERY,
             loop="none",

@@ -31,7 +31,7 @@ class EventStream(Response):
         """Send until the frames end or the reader has gone."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         pumping = asyncio.create_task(self._pump(send, bodiless=scope["method"] == "HEAD"))
-        leaving = asyncio.create_task(_gone(receive))
+        leaving = asyncio.create_task(_wait_disconnect(receive))
         try:
             await asyncio.wait({pumping, leaving}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -49,6 +49,6 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b""})
 
 
-async def _gone(receive: Receive) -> None:
+async def _wait_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         continue

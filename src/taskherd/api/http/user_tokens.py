@@ -20,21 +20,21 @@ _SHAPE: Final = re.compile(r"([0-9A-Za-z]{10})-([0-9A-Za-z]{22,64})", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
-class Presented:
+class ParsedToken:
     """A token as somebody presents it, its secret hashed already."""
 
     id: str
     secret_hash: bytes = field(repr=False)
 
 
-def make() -> tuple[str, Presented]:
+def generate() -> tuple[str, ParsedToken]:
     """A new token: the text to hand out once, and what is to be kept of it."""
     token_id = "".join(secrets.choice(_LETTERS) for _ in range(ID_LENGTH))
     secret = "".join(secrets.choice(_LETTERS) for _ in range(SECRET_LENGTH))
-    return f"{token_id}-{secret}", Presented(token_id, sha256(secret.encode()).digest())
+    return f"{token_id}-{secret}", ParsedToken(token_id, sha256(secret.encode()).digest())
 
 
-def presented(token: str) -> Presented | None:
+def parse(token: str) -> ParsedToken | None:
     """What a text presents, None if it can't be a token."""
     shape = _SHAPE.fullmatch(token)
-    return None if shape is None else Presented(shape[1], sha256(shape[2].encode()).digest())
+    return None if shape is None else ParsedToken(shape[1], sha256(shape[2].encode()).digest())

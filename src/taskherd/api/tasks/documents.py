@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from taskherd.domain.directory import Names
+from taskherd.domain.directory import DirectoryNames
 from taskherd.messages import document
 
 if TYPE_CHECKING:
     from taskherd.store.reader import Row
 
 
-def names_of(row: Row) -> Names:
+def names_of(row: Row) -> DirectoryNames:
     """What the directory says of a task, from the row that it was read with."""
-    return Names(
+    return DirectoryNames(
         row["username"],
         row["avatar_url"],
         row["organization_id"],
@@ -26,12 +26,12 @@ def names_of(row: Row) -> Names:
     )
 
 
-def rendered(row: Row, *, objects: bool) -> bytes:
+def render_row(row: Row, *, objects: bool) -> bytes:
     """The document as JSON; `objects`: ids that may be absent as the published page shows them."""
-    whole = document.spliced(row["own"], row["prompt"], names_of(row), row["updated_at"])
-    return orjson.dumps(document.with_objects(orjson.loads(whole))) if objects else whole
+    whole = document.render_json(row["own"], row["prompt"], names_of(row), row["updated_at"])
+    return orjson.dumps(document.with_nullable_ids(orjson.loads(whole))) if objects else whole
 
 
-def replied(task: dict[str, Any], *, objects: bool) -> bytes:
+def render_reply(task: dict[str, Any], *, objects: bool) -> bytes:
     """The document that a reply of the worker carries, as JSON."""
-    return orjson.dumps(document.with_objects(task) if objects else task)
+    return orjson.dumps(document.with_nullable_ids(task) if objects else task)

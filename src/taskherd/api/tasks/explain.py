@@ -8,23 +8,23 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import orjson
 from pydantic import Field
 
-from taskherd.api.http.responses import Answer, json, not_found
-from taskherd.api.http.route import Route, Says
+from taskherd.api.http.responses import BufferedResponse, json, not_found
+from taskherd.api.http.route import ResponseSpec, Route
 from taskherd.api.query import MAX_POSITION, QueryModel, whole_number
 from taskherd.api.tasks import queries
 from taskherd.api.tasks.schemas import Explained, Timeline
 from taskherd.domain.explain import explain
 from taskherd.domain.reports import rfc3339
 from taskherd.store import feed, task_queries, task_state_codec
-from taskherd.worker.context import patience_of
+from taskherd.worker.context import timeouts_of
 
 if TYPE_CHECKING:
-    from taskherd.api.context import Ask
-    from taskherd.domain.explain import Because
-    from taskherd.domain.view import CurrentState, HealthVerdict
+    from taskherd.api.context import RequestContext
+    from taskherd.domain.explain import Reason
+    from taskherd.domain.view import AgentHealth, CurrentState
     from taskherd.store.reader import Row
 
-LIMIT_MOST: Final = 500
+MAX_LIMIT: Final = 500
 LIMIT: Final = 100
 
 
@@ -34,22 +34,24 @@ class TimelineQuery(QueryModel):
     after: Annotated[int, whole_number(0, MAX_POSITION)] = Field(
         0, description="A position; what came behind it is told."
     )
-    limit: Annotated[int, whole_number(1, LIMIT_MOST)] = Field(LIMIT, description="Changes in one answer.")
+    limit: Annotated[int, whole_number(1, MAX_LIMIT)] = Field(LIMIT, description="Changes in one answer.")
 
 
-async def timeline(ask: Ask) -> Answer:
+async def timeline(request: RequestContext) -> BufferedResponse:
     """The changes of a task, oldest first, each with what was and what is."""
-    query = ask.parameters(TimelineQuery)
-    task_id = await task_queries.target(ask.house.reader, queries.whose(ask))
+    query = request.parameters(TimelineQuery)
+    task_id = await task_queries.find_id(request.api.reader, queries.task_ref_of(request))
     rows = (
-        await feed.timeline(ask.house.reader, ask.caller.user_id, task_id, query.after, query.limit) if task_id else ()
+        await feed.timeline(request.api.reader, request.caller.user_id, task_id, query.after, query.limit)
+        if task_id
+        else ()
     )
     if not rows:
         raise not_found()
-    return json({"events": [_told(row) for row in rows if row["own"] is not None]})
+    return json({"events": [_event_json(row) for row in rows if row["own"] is not None]})
 
 
-def _told(row: Row) -> dict[str, Any]:
+def _event_json(row: Row) -> dict[str, Any]:
     after = {**orjson.loads(row["own"]), "initial_prompt": row["prompt"]}
     before = orjson.loads(row["own_before"]) if row["own_before"] else {}
     before["initial_prompt"] = row["prompt_before"]
@@ -62,28 +64,28 @@ def _told(row: Row) -> dict[str, Any]:
     }
 
 
-async def explained(ask: Ask) -> Answer:
+async def explain_task(request: RequestContext) -> BufferedResponse:
     """Why the task has its status, state and health, and what is still open of its inbox and requests."""
-    row = await task_queries.explained(ask.house.reader, queries.whose(ask))
+    row = await task_queries.explain_inputs(request.api.reader, queries.task_ref_of(request))
     if row is None:
         raise not_found()
-    found = explain(task_state_codec.loads(row["id"], row["memory"]), patience_of(ask.house.settings))
+    found = explain(task_state_codec.loads(row["id"], row["memory"]), timeouts_of(request.api.settings))
     return json(
         {
-            "status": _because(found.status, str(found.status.value)),
-            "current_state": _because(found.current_state, _state(found.current_state.value)),
-            "health": _because(found.health, _health(found.health.value)),
+            "status": _reason_json(found.status, str(found.status.value)),
+            "current_state": _reason_json(found.current_state, _state(found.current_state.value)),
+            "health": _reason_json(found.health, _health(found.health.value)),
             "inbox": _open(row["inbox"]),
             "requests": _open(row["requests"]),
         }
     )
 
 
-def _because(found: Because[Any], value: Any) -> dict[str, Any]:
+def _reason_json(found: Reason[Any], value: Any) -> dict[str, Any]:
     held = found.report
     return {
         "value": value,
-        "because": found.because,
+        "because": found.explanation,
         "rule": found.rule,
         "report": None
         if held is None
@@ -91,7 +93,7 @@ def _because(found: Because[Any], value: Any) -> dict[str, Any]:
             "type": held.report.type,
             "seq": held.report.seq,
             "build_number": held.report.build_number,
-            "received_at": rfc3339(held.taken_at),
+            "received_at": rfc3339(held.received_at),
         },
     }
 
@@ -107,7 +109,7 @@ def _state(state: CurrentState | None) -> dict[str, Any] | None:
     }
 
 
-def _health(health: HealthVerdict | None) -> dict[str, Any] | None:
+def _health(health: AgentHealth | None) -> dict[str, Any] | None:
     if health is None:
         return None
     return {"healthy": health.healthy, **({} if health.reason is None else {"reason": health.reason})}
@@ -133,14 +135,14 @@ ROUTES: Final = (
         summary="Get AI task timeline",
         description="The task's changes in order. For the next page, `after` is the last position of this one.",
         query=TimelineQuery,
-        responses={200: Says("The changes.", Timeline)},
+        responses={200: ResponseSpec("The changes.", Timeline)},
     ),
     Route(
         method="GET",
         path=f"{_ONE}/explain",
-        handler=explained,
+        handler=explain_task,
         summary="Explain AI task",
         description="Why the task is as it is, and what would change it.",
-        responses={200: Says("The reasons.", Explained)},
+        responses={200: ResponseSpec("The reasons.", Explained)},
     ),
 )

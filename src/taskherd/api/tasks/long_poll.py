@@ -12,25 +12,25 @@ from typing import TYPE_CHECKING, Annotated, Final
 import orjson
 from pydantic import Field
 
-from taskherd.api.changes import Wanted
+from taskherd.api.changes import FollowFilter
 from taskherd.api.http import etags
-from taskherd.api.http.responses import Answer, not_found
+from taskherd.api.http.responses import BufferedResponse, not_found
 from taskherd.api.query import QueryModel, Text
 from taskherd.api.tasks import queries
-from taskherd.domain.reports import State
+from taskherd.domain.reports import AgentState
 from taskherd.domain.view import Status
 from taskherd.settings import durations
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
-    from taskherd.api.change_feed import Follower
-    from taskherd.api.context import Ask
+    from taskherd.api.change_feed import Subscriber
+    from taskherd.api.context import RequestContext
     from taskherd.store.reader import Row
 
-WAIT_MOST: Final = 60.0
+MAX_WAIT: Final = 60.0
 TIMED_OUT: Final = "X-Taskherd-Timed-Out"
-_VALUES: Final = frozenset(Status) | frozenset(State) - {State.FAILURE}
+_VALUES: Final = frozenset(Status) | frozenset(AgentState) - {AgentState.FAILURE}
 _UNTIL: Final = "idle,complete,failed"
 _DEFAULT: Final = frozenset(_UNTIL.split(","))
 
@@ -44,12 +44,12 @@ def _until(text: str) -> frozenset[str]:
 
 
 def _wait(text: str) -> float:
-    message = f"A duration such as 30s was expected, at most {WAIT_MOST:g}s."
+    message = f"A duration such as 30s was expected, at most {MAX_WAIT:g}s."
     try:
         wait = durations.parse(text)
     except ValueError:
         raise ValueError(message) from None
-    if not 0 <= wait <= WAIT_MOST:
+    if not 0 <= wait <= MAX_WAIT:
         raise ValueError(message)
     return wait
 
@@ -67,30 +67,32 @@ class TaskQuery(QueryModel):
     ] = Field(None, description="How long to wait, at most 60s.")
 
 
-async def get(ask: Ask) -> Answer:
+async def get(request: RequestContext) -> BufferedResponse:
     """One task, at once or when it is as it was waited for."""
-    query = ask.parameters(TaskQuery)
+    query = request.parameters(TaskQuery)
     if query.wait is None:
-        return await queries.get(ask)
+        return await queries.get(request)
     until = query.until
     deadline = asyncio.get_running_loop().time() + query.wait
-    row = await queries.found(ask)
+    row = await queries.get_or_404(request)
     if until.isdisjoint(_values(row)):
-        tail = ask.house.tail
-        async with tail.joined():
-            follower = tail.follow(Wanted(ask.caller.user_id, task=row["id"]), await tail.position())
+        tail = request.api.change_feed
+        async with tail.subscription():
+            follower = tail.subscribe(FollowFilter(request.caller.user_id, task=row["id"]), await tail.position())
             assert follower is not None  # nothing came between the position and this
             try:
-                return await _waited(ask, follower, until, deadline)
+                return await _waited(request, follower, until, deadline)
             finally:
-                tail.leave(follower)
-    return queries.shown(ask, row)
+                tail.unsubscribe(follower)
+    return queries.task_response(request, row)
 
 
-async def _waited(ask: Ask, follower: Follower, until: AbstractSet[str], deadline: float) -> Answer:
-    row = await queries.found(ask)  # what changed before the tail was joined
+async def _waited(
+    request: RequestContext, follower: Subscriber, until: AbstractSet[str], deadline: float
+) -> BufferedResponse:
+    row = await queries.get_or_404(request)  # what changed before the tail was joined
     if not until.isdisjoint(_values(row)):
-        return queries.shown(ask, row)
+        return queries.task_response(request, row)
     loop = asyncio.get_running_loop()
     while not follower.ended and (left := deadline - loop.time()) > 0:
         for change in await follower.next(left):
@@ -98,9 +100,9 @@ async def _waited(ask: Ask, follower: Follower, until: AbstractSet[str], deadlin
                 raise not_found()
             if change.version > row["version"] and not until.isdisjoint(change.values):
                 tag = {"ETag": etags.of_document(change.version, change.revision)}
-                return Answer(200, orjson.dumps(change.document), tag)
-    answer = queries.shown(ask, await queries.found(ask))
-    return replace(answer, headers={**answer.headers, TIMED_OUT: "true"})
+                return BufferedResponse(200, orjson.dumps(change.document), tag)
+    response = queries.task_response(request, await queries.get_or_404(request))
+    return replace(response, headers={**response.headers, TIMED_OUT: "true"})
 
 
 def _values(row: Row) -> set[str]:

@@ -8,8 +8,8 @@ from uuid import UUID
 import orjson
 
 from taskherd.api.http import etags
-from taskherd.api.http.ids import findable
-from taskherd.api.http.responses import Answer, json, not_found
+from taskherd.api.http.ids import is_searchable
+from taskherd.api.http.responses import BufferedResponse, json, not_found
 from taskherd.api.tasks import documents, search
 from taskherd.domain.reports import rfc3339
 from taskherd.domain.view import Status
@@ -18,64 +18,64 @@ from taskherd.store import task_queries
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from taskherd.api.context import Ask
+    from taskherd.api.context import RequestContext
     from taskherd.store.reader import Row
-    from taskherd.store.task_queries import Whose
+    from taskherd.store.task_queries import TaskRef
 
-LOG_ENTRIES_MOST: Final = 10_000
-LOG_BYTES_MOST: Final = 8 * 1024 * 1024
-_AWAY: Final = frozenset({Status.PAUSED, Status.PENDING, Status.INITIALIZING})
+MAX_LOG_ENTRIES: Final = 10_000
+MAX_LOG_BYTES: Final = 8 * 1024 * 1024
+_SNAPSHOT_STATUSES: Final = frozenset({Status.PAUSED, Status.PENDING, Status.INITIALIZING})
 """With one of these no agent can be asked: the log is what it was."""
 
 
-def whose(ask: Ask) -> Whose:
+def task_ref_of(request: RequestContext) -> TaskRef:
     """The task that the path names; raises the 404 where it can't name any."""
-    named = ask.whose()
+    named = request.task_ref()
     for each in (named.user, named.task):
-        if isinstance(each, str) and not findable(each):
+        if isinstance(each, str) and not is_searchable(each):
             raise not_found()
     return named
 
 
-async def found(ask: Ask) -> Row:
+async def get_or_404(request: RequestContext) -> Row:
     """The row of the task that the path names; raises the 404 where there is none for the caller."""
-    row = await task_queries.task(ask.house.reader, whose(ask))
+    row = await task_queries.task(request.api.reader, task_ref_of(request))
     if row is None:
         raise not_found()
     return row
 
 
-async def get(ask: Ask) -> Answer:
+async def get(request: RequestContext) -> BufferedResponse:
     """One task."""
-    return shown(ask, await found(ask))
+    return task_response(request, await get_or_404(request))
 
 
-def shown(ask: Ask, row: Row) -> Answer:
+def task_response(request: RequestContext, row: Row) -> BufferedResponse:
     """A task's document, or that it has not changed since the caller last saw it."""
     tag = etags.of_document(row["version"], row["revision"])
-    return etags.unchanged(ask.headers, tag) or Answer(
-        200, documents.rendered(row, objects=ask.house.settings.api_nullable_ids == "object"), {"ETag": tag}
+    return etags.unchanged(request.headers, tag) or BufferedResponse(
+        200, documents.render_row(row, objects=request.api.settings.api_nullable_ids == "object"), {"ETag": tag}
     )
 
 
-async def listed(ask: Ask) -> Answer:
+async def list_tasks(request: RequestContext) -> BufferedResponse:
     """The tasks that the caller may read, newest first."""
-    query = ask.parameters(search.ListQuery)
-    wanted = await search.wanted(ask, query)
-    rows = await task_queries.tasks(ask.house.reader, wanted)
+    query = request.parameters(search.ListQuery)
+    wanted = await search.task_filter(request, query)
+    rows = await task_queries.tasks(request.api.reader, wanted)
     more, rows = len(rows) > wanted.limit, rows[: wanted.limit]
     headers = {"ETag": etags.of_list(_marks(rows, more=more))}
-    same = etags.unchanged(ask.headers, headers["ETag"])
+    same = etags.unchanged(request.headers, headers["ETag"])
     if same is not None:
         return same
-    objects = ask.house.settings.api_nullable_ids == "object"
+    objects = request.api.settings.api_nullable_ids == "object"
     tail: dict[str, Any] = {"count": len(rows)}
     if query.paged:
         tail["next"] = search.cursor(rows[-1]) if more else None
     elif more:
         headers["X-Taskherd-Truncated"] = "true"
-    documents_ = b",".join([documents.rendered(row, objects=objects) for row in rows])
-    return Answer(200, b'{"tasks":[' + documents_ + b"]," + orjson.dumps(tail)[1:], headers)
+    documents_ = b",".join([documents.render_row(row, objects=objects) for row in rows])
+    return BufferedResponse(200, b'{"tasks":[' + documents_ + b"]," + orjson.dumps(tail)[1:], headers)
 
 
 def _marks(rows: Sequence[Row], *, more: bool) -> list[object]:
@@ -85,15 +85,15 @@ def _marks(rows: Sequence[Row], *, more: bool) -> list[object]:
     return marks
 
 
-async def logs(ask: Ask) -> Answer:
+async def logs(request: RequestContext) -> BufferedResponse:
     """The conversation of a task, in every state; of a very long one the newest part."""
-    named = whose(ask)
-    caller = ask.caller.user_id
+    named = task_ref_of(request)
+    caller = request.caller.user_id
     direct = named.task if isinstance(named.task, UUID) and named.user == caller else None
-    rows = await _logs(ask, direct) if direct else ()
+    rows = await _logs(request, direct) if direct else ()
     if not rows:
-        task_id = await task_queries.target(ask.house.reader, named)
-        rows = await _logs(ask, task_id) if task_id else ()
+        task_id = await task_queries.find_id(request.api.reader, named)
+        rows = await _logs(request, task_id) if task_id else ()
     if not rows:
         raise not_found()
     told: dict[str, Any] = {
@@ -103,14 +103,14 @@ async def logs(ask: Ask) -> Answer:
             if row["log_id"] is not None
         ]
     }
-    if rows[0]["status"] in _AWAY:
+    if rows[0]["status"] in _SNAPSHOT_STATUSES:
         told["snapshot"] = True
         if told["logs"]:
             told["snapshot_at"] = rfc3339(max(row["logged_at"] for row in rows))
     return json(told)
 
 
-async def _logs(ask: Ask, task_id: UUID) -> Sequence[Row]:
+async def _logs(request: RequestContext, task_id: UUID) -> Sequence[Row]:
     return await task_queries.logs(
-        ask.house.reader, ask.caller.user_id, task_id, entries=LOG_ENTRIES_MOST, content_bytes=LOG_BYTES_MOST
+        request.api.reader, request.caller.user_id, task_id, entries=MAX_LOG_ENTRIES, content_bytes=MAX_LOG_BYTES
     )

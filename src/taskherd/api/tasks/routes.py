@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from taskherd.api.commands import KEY_HEADER
-from taskherd.api.http.route import Header, Route, Says
+from taskherd.api.http.route import Header, ResponseSpec, Route
 from taskherd.api.tasks import commands, long_poll, queries, search
 from taskherd.api.tasks.schemas import CreateTask, TaskInput, TaskLogs, TasksList
 from taskherd.api.workspaces.builds import BuildAsked
@@ -15,20 +15,22 @@ _ONE: Final = "/tasks/{user}/{task}"
 _ETAG: Final = {"ETag": "Changes with the document."}
 _WAITED: Final = {**_ETAG, long_poll.TIMED_OUT: "true where the wait was in vain."}
 _IF_NONE_MATCH: Final = Header("If-None-Match", "An ETag of an earlier answer; 304 where nothing has changed since.")
-_UNCHANGED: Final = Says("Not changed since the ETag in If-None-Match.", headers=_ETAG)
+_UNCHANGED: Final = ResponseSpec("Not changed since the ETag in If-None-Match.", headers=_ETAG)
 _CONFLICT: Final = "The task can't be changed so as it is now; the message says why."
 
 ROUTES: Final = (
     Route(
         method="GET",
         path="/tasks",
-        handler=queries.listed,
+        handler=queries.list_tasks,
         summary="List AI tasks",
         description="All that the caller may read, newest first. With `limit` or `after` in pages.",
         query=search.ListQuery,
         headers=(_IF_NONE_MATCH,),
         responses={
-            200: Says("The tasks.", TasksList, {**_ETAG, "X-Taskherd-Truncated": "true where a list had to be cut."}),
+            200: ResponseSpec(
+                "The tasks.", TasksList, {**_ETAG, "X-Taskherd-Truncated": "true where a list had to be cut."}
+            ),
             304: _UNCHANGED,
         },
         experimental=True,
@@ -41,10 +43,10 @@ ROUTES: Final = (
         body=CreateTask,
         headers=(KEY_HEADER,),
         responses={
-            200: Says("The task that was created with this Idempotency-Key before.", TaskDocument),
-            201: Says("The task.", TaskDocument),
-            404: Says("No such user, or none that the caller may create tasks for."),
-            409: Says("The name is taken, or the Idempotency-Key was used for another request."),
+            200: ResponseSpec("The task that was created with this Idempotency-Key before.", TaskDocument),
+            201: ResponseSpec("The task.", TaskDocument),
+            404: ResponseSpec("No such user, or none that the caller may create tasks for."),
+            409: ResponseSpec("The name is taken, or the Idempotency-Key was used for another request."),
         },
         experimental=True,
     ),
@@ -57,7 +59,7 @@ ROUTES: Final = (
         query=long_poll.TaskQuery,
         headers=(_IF_NONE_MATCH,),
         responses={
-            200: Says("The task.", TaskDocument, _WAITED),
+            200: ResponseSpec("The task.", TaskDocument, _WAITED),
             304: _UNCHANGED,
         },
         experimental=True,
@@ -68,7 +70,7 @@ ROUTES: Final = (
         handler=commands.delete,
         summary="Delete AI task",
         headers=(KEY_HEADER,),
-        responses={202: Says("Accepted; the task is gone from lists and look-ups.")},
+        responses={202: ResponseSpec("Accepted; the task is gone from lists and look-ups.")},
         experimental=True,
     ),
     Route(
@@ -78,7 +80,7 @@ ROUTES: Final = (
         summary="Update AI task input",
         body=TaskInput,
         headers=(KEY_HEADER,),
-        responses={204: Says("The prompt was replaced."), 409: Says(_CONFLICT)},
+        responses={204: ResponseSpec("The prompt was replaced."), 409: ResponseSpec(_CONFLICT)},
         experimental=True,
     ),
     Route(
@@ -89,8 +91,8 @@ ROUTES: Final = (
         body=TaskInput,
         headers=(KEY_HEADER,),
         responses={
-            204: Says("Taken.", None, {"X-Taskherd-Queued": "true where it waits until the agent is idle."}),
-            409: Says(_CONFLICT),
+            204: ResponseSpec("Taken.", None, {"X-Taskherd-Queued": "true where it waits until the agent is idle."}),
+            409: ResponseSpec(_CONFLICT),
         },
         experimental=True,
     ),
@@ -99,7 +101,7 @@ ROUTES: Final = (
         path=f"{_ONE}/logs",
         handler=queries.logs,
         summary="Get AI task logs",
-        responses={200: Says("The conversation.", TaskLogs)},
+        responses={200: ResponseSpec("The conversation.", TaskLogs)},
         experimental=True,
     ),
     Route(
@@ -108,7 +110,7 @@ ROUTES: Final = (
         handler=commands.pause,
         summary="Pause AI task",
         headers=(KEY_HEADER,),
-        responses={202: Says("The build that stops the workspace.", BuildAsked), 409: Says(_CONFLICT)},
+        responses={202: ResponseSpec("The build that stops the workspace.", BuildAsked), 409: ResponseSpec(_CONFLICT)},
         experimental=True,
     ),
     Route(
@@ -117,7 +119,7 @@ ROUTES: Final = (
         handler=commands.resume,
         summary="Resume AI task",
         headers=(KEY_HEADER,),
-        responses={202: Says("The build that starts the workspace.", BuildAsked), 409: Says(_CONFLICT)},
+        responses={202: ResponseSpec("The build that starts the workspace.", BuildAsked), 409: ResponseSpec(_CONFLICT)},
         experimental=True,
     ),
 )

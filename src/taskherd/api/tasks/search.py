@@ -12,18 +12,18 @@ from pydantic import Field
 
 from taskherd.api.context import ME
 from taskherd.api.http import search_query
-from taskherd.api.http.ids import findable, uuid_of
+from taskherd.api.http.ids import is_searchable, parse_uuid
 from taskherd.api.query import QueryModel, Text, whole_number
 from taskherd.domain.view import Status
 from taskherd.store import task_queries
-from taskherd.store.task_queries import Wanted
+from taskherd.store.task_queries import TaskFilter
 
 if TYPE_CHECKING:
-    from taskherd.api.context import Ask
+    from taskherd.api.context import RequestContext
     from taskherd.store.reader import Row
 
 MESSAGE: Final = "Invalid task search query."
-LIMIT_MOST: Final = 500
+MAX_LIMIT: Final = 500
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 _CURSOR: Final = re.compile(r"[A-Za-z0-9_-]{32}", re.ASCII)
@@ -55,7 +55,7 @@ class ListQuery(QueryModel):
     q: str = Field(
         "", description="Terms owner:<username, UUID or me>, organization:<name, UUID or default>, status:<status>."
     )
-    limit: Annotated[int, whole_number(1, LIMIT_MOST)] = Field(LIMIT_MOST, description="Tasks in one answer.")
+    limit: Annotated[int, whole_number(1, MAX_LIMIT)] = Field(MAX_LIMIT, description="Tasks in one answer.")
     after: Annotated[
         tuple[datetime, UUID] | None,
         Text(_cursor, {"type": "string", "pattern": "^(A[A-Za-z0-3][A-Za-z0-9_-]{30})?$"}),
@@ -67,20 +67,20 @@ class ListQuery(QueryModel):
         return not self.model_fields_set.isdisjoint({"limit", "after"})
 
 
-async def wanted(ask: Ask, query: ListQuery | WatchQuery) -> Wanted:
+async def task_filter(request: RequestContext, query: ListQuery | WatchQuery) -> TaskFilter:
     """What the request asks for. Raises a 400 that says what is wrong with it."""
-    said = search_query.read(query.q, bare="owner", known=("owner", "organization", "status"), message=MESSAGE)
-    status = said.get("status")
+    text = search_query.read(query.q, bare="owner", known=("owner", "organization", "status"), message=MESSAGE)
+    status = text.get("status")
     if status is not None and status not in set(Status):
         known = ", ".join(Status)
         raise search_query.bad_value(MESSAGE, "status", f'"{status}" is not a valid value. Valid values: {known}')
-    most = ask.house.settings.api_list_most
+    limit = request.api.settings.api_list_most
     page = query if isinstance(query, ListQuery) else ListQuery()
-    return Wanted(
-        caller=ask.caller.user_id,
-        limit=page.limit if page.paged else most,
-        owner=await _owner(ask, said["owner"]) if "owner" in said else None,
-        organization=await organization(ask, said["organization"], MESSAGE) if "organization" in said else None,
+    return TaskFilter(
+        caller=request.caller.user_id,
+        limit=page.limit if page.paged else limit,
+        owner=await _owner(request, text["owner"]) if "owner" in text else None,
+        organization=await organization(request, text["organization"], MESSAGE) if "organization" in text else None,
         status=status,
         after=page.after,
     )
@@ -92,27 +92,27 @@ def cursor(row: Row) -> str:
     return urlsafe_b64encode(instant.to_bytes(_INSTANT_BYTES, "big", signed=True) + row["id"].bytes).decode()
 
 
-async def _owner(ask: Ask, said: str) -> UUID:
-    caller = ask.caller
-    if said in {ME, caller.username.lower()}:
+async def _owner(request: RequestContext, text: str) -> UUID:
+    caller = request.caller
+    if text in {ME, caller.username.lower()}:
         return caller.user_id
-    found = uuid_of(said) or (await task_queries.person(ask.house.reader, said) if findable(said) else None)
+    found = parse_uuid(text) or (await task_queries.person(request.api.reader, text) if is_searchable(text) else None)
     if found is None:
         raise search_query.bad_value(
-            MESSAGE, "owner", f'user "{said}" either does not exist, or you are unauthorized to view them'
+            MESSAGE, "owner", f'user "{text}" either does not exist, or you are unauthorized to view them'
         )
     return found
 
 
-async def organization(ask: Ask, said: str, message: str) -> UUID:
+async def organization(request: RequestContext, text: str, message: str) -> UUID:
     """The organization that a term names, or any id. Raises a 400 that begins with `message`."""
-    found = uuid_of(said)
-    if found is None and said == "default":
-        found = await task_queries.default_organization(ask.house.reader, ask.caller.user_id)
-    elif found is None and findable(said):
-        found = await task_queries.organization(ask.house.reader, said)
+    found = parse_uuid(text)
+    if found is None and text == "default":
+        found = await task_queries.default_organization(request.api.reader, request.caller.user_id)
+    elif found is None and is_searchable(text):
+        found = await task_queries.organization(request.api.reader, text)
     if found is None:
         raise search_query.bad_value(
-            message, "organization", f'organization "{said}" either does not exist, or you are unauthorized to view it'
+            message, "organization", f'organization "{text}" either does not exist, or you are unauthorized to view it'
         )
     return found

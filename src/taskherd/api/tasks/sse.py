@@ -14,23 +14,23 @@ from uuid import UUID
 import structlog
 
 from taskherd.api import changes
-from taskherd.api.change_feed import FOLLOWERS_MOST
-from taskherd.api.changes import Change, Wanted
+from taskherd.api.change_feed import MAX_SUBSCRIBERS
+from taskherd.api.changes import Change, FollowFilter
 from taskherd.api.http import user_tokens
 from taskherd.api.http.endpoint import token_of
-from taskherd.api.http.responses import away, invalid, not_found
-from taskherd.api.http.route import Header, Route, Says
+from taskherd.api.http.responses import invalid, not_found, unavailable
+from taskherd.api.http.route import Header, ResponseSpec, Route
 from taskherd.api.http.sse import EventStream
 from taskherd.api.tasks import documents, queries, search
 from taskherd.errors import Retry, Unavailable
 from taskherd.store import feed, task_queries
-from taskherd.store.task_queries import Whose
+from taskherd.store.task_queries import TaskRef
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from taskherd.api.change_feed import Follower
-    from taskherd.api.context import Ask
+    from taskherd.api.change_feed import Subscriber
+    from taskherd.api.context import RequestContext
     from taskherd.store.reader import Row
 
 log = structlog.get_logger(__name__)
@@ -38,65 +38,63 @@ log = structlog.get_logger(__name__)
 COMMENT_EVERY = 15.0
 """Seconds without an event after which a comment is sent, and the token looked at again."""
 PAGE: Final = 200
-_POSITION_MOST: Final = 2**63 - 1
+_MAX_POSITION: Final = 2**63 - 1
 _LAST: Final = "last-event-id"
 
 
-async def watch_all(ask: Ask) -> EventStream:
+async def watch_all(request: RequestContext) -> EventStream:
     """Follow all tasks that the caller may see and that `q` finds."""
-    said = await search.wanted(ask, ask.parameters(search.WatchQuery))
-    wanted = Wanted(ask.caller.user_id, said.owner, said.organization, said.status)
-    return _stream(ask, wanted, _last(ask))
+    text = await search.task_filter(request, request.parameters(search.WatchQuery))
+    wanted = FollowFilter(request.caller.user_id, text.owner, text.organization, text.status)
+    return _stream(request, wanted, _last(request))
 
 
-async def watch_one(ask: Ask) -> EventStream:
+async def watch_one(request: RequestContext) -> EventStream:
     """Follow one task, to its end; who was away learns also of a task that was deleted meanwhile."""
-    last = _last(ask)
-    named = queries.whose(ask)
-    task_id = await task_queries.target(ask.house.reader, named)
+    last = _last(request)
+    named = queries.task_ref_of(request)
+    task_id = await task_queries.find_id(request.api.reader, named)
     if task_id is None and last is not None and isinstance(named.task, UUID):
-        task_id = named.task if await feed.ever(ask.house.reader, named.caller, named.task) else None
+        task_id = named.task if await feed.visible_even_deleted(request.api.reader, named.caller, named.task) else None
     if task_id is None:
         raise not_found()
-    return _stream(ask, Wanted(ask.caller.user_id, task=task_id), last)
+    return _stream(request, FollowFilter(request.caller.user_id, task=task_id), last)
 
 
-def _last(ask: Ask) -> int | None:
-    said = ask.headers.get(_LAST, "")
-    if not said:
+def _last(request: RequestContext) -> int | None:
+    text = request.headers.get(_LAST, "")
+    if not text:
         return None
-    if not (
-        said.isascii() and said.isdigit() and len(said) <= len(str(_POSITION_MOST)) and int(said) <= _POSITION_MOST
-    ):
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(_MAX_POSITION)) and int(text) <= _MAX_POSITION):
         raise invalid(("Last-Event-ID", "The id of an event was expected."))
-    return int(said)
+    return int(text)
 
 
-def _stream(ask: Ask, wanted: Wanted, last: int | None) -> EventStream:
-    if ask.house.tail.followers >= FOLLOWERS_MOST:
-        raise away("Too many follow already.")
-    return EventStream(_Watching(ask, wanted, last).frames())
+def _stream(request: RequestContext, wanted: FollowFilter, last: int | None) -> EventStream:
+    if request.api.change_feed.subscriber_count >= MAX_SUBSCRIBERS:
+        raise unavailable("Too many follow already.")
+    return EventStream(_EventFeed(request, wanted, last).frames())
 
 
-class _Watching:
+class _EventFeed:
     """One reader's way."""
 
-    def __init__(self, ask: Ask, wanted: Wanted, last: int | None) -> None:
-        self._ask = ask
-        self._house = ask.house
-        self._reader = ask.house.reader
-        self._tail = ask.house.tail
+    def __init__(self, request: RequestContext, wanted: FollowFilter, last: int | None) -> None:
+        self._ask = request
+        self._api = request.api
+        self._reader = request.api.reader
+        self._tail = request.api.change_feed
         self._wanted = wanted
         self._last = last
-        self._follower: Follower | None = None
+        self._follower: Subscriber | None = None
         self._over = False
-        self._told: dict[UUID, int] = {}
+        self._sent_versions: dict[UUID, int] = {}
         """Versions of the snapshot that the history behind it holds once more."""
 
     async def frames(self) -> AsyncGenerator[bytes, None]:
         """Everything that is sent, each time as much as there is."""
         try:
-            async with self._tail.joined():
+            async with self._tail.subscription():
                 for stretch in (self._until_met, self._live):
                     async with aclosing(stretch()) as parts:
                         async for part in parts:
@@ -105,7 +103,7 @@ class _Watching:
             log.info("told to resume", reason=str(error))
         finally:
             if self._follower is not None:
-                self._tail.leave(self._follower)
+                self._tail.unsubscribe(self._follower)
         if not self._over:
             yield changes.RESUME
 
@@ -113,21 +111,21 @@ class _Watching:
         """What there is until the reader is where the tail is, and hangs on it."""
         after = self._last
         while self._follower is None and not self._over:
-            if after is None or not await feed.known(self._reader, after):
+            if after is None or not await feed.position_exists(self._reader, after):
                 if self._last is not None:
                     yield changes.RESET
                 after = await self._tail.position()
                 async with aclosing(self._documents(after)) as pages:
                     async for page in pages:
                         yield page
-                yield changes.at(after)
-            self._follower = self._tail.follow(self._wanted, after)
+                yield changes.position_frame(after)
+            self._follower = self._tail.subscribe(self._wanted, after)
             while self._follower is None and after is not None and not self._over:
                 after, caught = await self._catch_up(after)
                 if caught:
-                    yield self._told_as(caught)
+                    yield self._encoded(caught)
                 if after is not None:
-                    self._follower = self._tail.follow(self._wanted, after)
+                    self._follower = self._tail.subscribe(self._wanted, after)
 
     async def _live(self) -> AsyncGenerator[bytes, None]:
         """What the tail hands over, for as long as it does and the reader may see it."""
@@ -136,7 +134,7 @@ class _Watching:
             fresh = await follower.next(COMMENT_EVERY)
             told = [change for change in fresh if self._is_new(change)]
             if told:
-                yield self._told_as(told)
+                yield self._encoded(told)
             elif not follower.ended:
                 yield changes.COMMENT
             if not fresh and not await self._may_still():
@@ -144,16 +142,18 @@ class _Watching:
 
     async def _documents(self, after: int) -> AsyncGenerator[bytes, None]:
         """The current documents, page by page, and note which of them are told again behind `after`."""
-        self._told.clear()
+        self._sent_versions.clear()
         place: tuple[datetime, UUID] | None = None
         while True:
             rows = await self._page(place)
             if not rows:
                 return
-            self._told |= await feed.again(self._reader, after, [(row["id"], row["version"]) for row in rows])
-            objects = self._house.settings.api_nullable_ids == "object"
+            self._sent_versions |= await feed.will_replay(
+                self._reader, after, [(row["id"], row["version"]) for row in rows]
+            )
+            objects = self._api.settings.api_nullable_ids == "object"
             yield b"".join(
-                changes.frame("task.snapshot", documents.rendered(row, objects=objects)) for row in rows[:PAGE]
+                changes.frame("task.snapshot", documents.render_row(row, objects=objects)) for row in rows[:PAGE]
             )
             if len(rows) <= PAGE:
                 return
@@ -162,11 +162,11 @@ class _Watching:
     async def _page(self, place: tuple[datetime, UUID] | None) -> Sequence[Row]:
         wanted = self._wanted
         if wanted.task is not None:
-            row = await task_queries.task(self._reader, Whose(wanted.caller, wanted.caller, wanted.task))
+            row = await task_queries.task(self._reader, TaskRef(wanted.caller, wanted.caller, wanted.task))
             return [] if row is None else [row]
         return await task_queries.tasks(
             self._reader,
-            task_queries.Wanted(
+            task_queries.TaskFilter(
                 caller=wanted.caller,
                 limit=PAGE,
                 owner=wanted.owner,
@@ -191,27 +191,27 @@ class _Watching:
         found = self._tail.take(rows)
         if any(change.pruned for change in found):
             return None, []
-        told = [change for change in found if change.wanted(wanted) and self._is_new(change)]
+        told = [change for change in found if change.matches(wanted) and self._is_new(change)]
         return (max(until, told_to_all) if whole else until), told
 
     def _is_new(self, change: Change) -> bool:
-        known = self._told.get(change.task_id)
+        known = self._sent_versions.get(change.task_id)
         if known is None:
             return True
         if change.version >= known:
-            del self._told[change.task_id]
+            del self._sent_versions[change.task_id]
         return change.version > known
 
-    def _told_as(self, told: Sequence[Change]) -> bytes:
+    def _encoded(self, told: Sequence[Change]) -> bytes:
         """The bytes of some changes, of which the end of the one task that is followed is the last."""
         self._over = self._wanted.task is not None and any(change.deleted for change in told)
         return b"".join(change.frame for change in told)
 
     async def _may_still(self) -> bool:
         """Whether the token still holds; while that can't be known, it does."""
-        presented = user_tokens.presented(token_of(self._ask.headers))
+        presented = user_tokens.parse(token_of(self._ask.headers))
         try:
-            return presented is not None and await self._house.callers.who(presented) is not None
+            return presented is not None and await self._api.authenticator.authenticate(presented) is not None
         except (Unavailable, Retry):
             return True
 
@@ -219,7 +219,7 @@ class _Watching:
 _LAST_EVENT_ID: Final = Header(
     "Last-Event-ID", "The id of the last event that was read: what came since is told first.", {"type": "string"}
 )
-_STREAM: Final = Says(
+_STREAM: Final = ResponseSpec(
     "Server-sent events. `task.snapshot` (a task's document) for each task there is, then `task.created`,"
     " `task.updated` and `task.deleted` (a CloudEvent), with the position as id; `reset`: the history since"
     " Last-Event-ID is gone, the documents follow; `resume`: connect again with the last id. A comment every 15 s.",

@@ -59,7 +59,7 @@ class BuildAsked(BaseModel):
     workspace_build_id: UUID
 
 
-def shown(row: Row) -> dict[str, Any]:
+def build_json(row: Row) -> dict[str, Any]:
     """A build from a row of `store.builds`."""
     status = row["job_status"]
     job = {"id": str(row["build_id"]), "status": status, "created_at": rfc3339(row["created_at"])}
@@ -83,7 +83,9 @@ def shown(row: Row) -> dict[str, Any]:
     )
 
 
-def asked(task: Mapping[str, Any], transition: str, initiator_id: UUID, initiator_name: str) -> dict[str, Any]:
+def requested_build_json(
+    task: Mapping[str, Any], transition: str, initiator_id: UUID, initiator_name: str
+) -> dict[str, Any]:
     """What a pause or resume answers: `task` is the document right after it."""
     number = task["workspace_build_number"]
     identifier = str(build_id(UUID(task["id"]), number))

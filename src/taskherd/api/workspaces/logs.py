@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 
 from pydantic import Field
 
-from taskherd.api.http.responses import Answer, json
+from taskherd.api.http.responses import BufferedResponse, json
 from taskherd.api.query import MAX_POSITION, QueryModel, whole_number
 from taskherd.api.workspaces.builds import ENDED
-from taskherd.api.workspaces.queries import Look, found
+from taskherd.api.workspaces.queries import BuildLookup, get_or_404
 from taskherd.domain.reports import rfc3339
 from taskherd.store import builds
 
 if TYPE_CHECKING:
-    from taskherd.api.context import Ask
+    from taskherd.api.context import RequestContext
     from taskherd.store.reader import Row
 
 Entries: TypeAlias = "Sequence[tuple[int, dict[str, Any]]]"
-ENTRIES_MOST: Final = 1_000
+MAX_ENTRIES: Final = 1_000
 """Entries that are read at once; a build has a handful."""
 _STAGES: Final[Mapping[str, tuple[str, str]]] = {
     "pending": ("Waiting for a runner", "The build was asked for."),
@@ -45,10 +45,10 @@ class LogQuery(QueryModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Log:
+class LogKind:
     """A kind of log: how its build is found, which changes make its entries, and when no more of them can come."""
 
-    look: Look
+    lookup: BuildLookup
     changes: tuple[str, ...]
     entry: Callable[[Row, Row], dict[str, Any]]
     over: Callable[[Row], bool]
@@ -56,26 +56,26 @@ class Log:
     """Whether a frame holds an array of entries, or one."""
 
 
-async def built(ask: Ask) -> Answer:
+async def build_logs(request: RequestContext) -> BufferedResponse:
     """A build's log so far."""
-    return await _whole(ask, BUILD)
+    return await _whole(request, BUILD)
 
 
-async def lived(ask: Ask) -> Answer:
+async def agent_logs(request: RequestContext) -> BufferedResponse:
     """An agent's log so far."""
-    return await _whole(ask, AGENT)
+    return await _whole(request, AGENT)
 
 
-async def _whole(ask: Ask, log: Log) -> Answer:
-    begin = ask.parameters(LogQuery).after
-    row = await found(ask, log.look)
-    return json([told for _, told in await entries(ask, log, row, begin)])
+async def _whole(request: RequestContext, log: LogKind) -> BufferedResponse:
+    begin = request.parameters(LogQuery).after
+    row = await get_or_404(request, log.lookup)
+    return json([told for _, told in await entries(request, log, row, begin)])
 
 
-async def entries(ask: Ask, log: Log, row: Row, begin: int) -> Entries:
+async def entries(request: RequestContext, log: LogKind, row: Row, begin: int) -> Entries:
     """The entries behind that id, each with its own."""
     steps = await builds.steps(
-        ask.house.reader, row["task_id"], row["number"], log.changes, after=begin, limit=ENTRIES_MOST
+        request.api.reader, row["task_id"], row["number"], log.changes, after=begin, limit=MAX_ENTRIES
     )
     return [(step["version"], log.entry(row, step)) for step in steps]
 
@@ -106,15 +106,15 @@ def _agent_entry(row: Row, step: Row) -> dict[str, Any]:
     }
 
 
-BUILD: Final = Log(
-    look=builds.build,
+BUILD: Final = LogKind(
+    lookup=builds.build,
     changes=("workspace_status", "workspace_build_number"),
     entry=_build_entry,
     over=lambda row: row["job_status"] in ENDED,
     arrays=False,
 )
-AGENT: Final = Log(
-    look=builds.of_agent,
+AGENT: Final = LogKind(
+    lookup=builds.of_agent,
     changes=("workspace_agent_lifecycle", "workspace_agent_health", "workspace_agent_id"),
     entry=_agent_entry,
     over=lambda row: not row["last"] or row["job_status"] in {"failed", "canceled"},

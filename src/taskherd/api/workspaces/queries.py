@@ -6,53 +6,55 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeAlias, assert_never
 from uuid import UUID
 
-from taskherd.api.commands import command_id_of, give
-from taskherd.api.http.ids import uuid_of
-from taskherd.api.http.responses import Answer, json, not_found
+from taskherd.api.commands import command_id_of, send_command
+from taskherd.api.http.ids import parse_uuid
+from taskherd.api.http.responses import BufferedResponse, json, not_found
 from taskherd.api.workspaces import builds as rendering
 from taskherd.domain.commands import Pause, Resume
 from taskherd.domain.reports import rfc3339
 from taskherd.store import builds
 
 if TYPE_CHECKING:
-    from taskherd.api.context import Ask
+    from taskherd.api.context import RequestContext
     from taskherd.store.reader import Reader, Row
 
-Look: TypeAlias = "Callable[[Reader, UUID, UUID], Awaitable[Row | None]]"
+BuildLookup: TypeAlias = "Callable[[Reader, UUID, UUID], Awaitable[Row | None]]"
 """One of the look-ups of `store.builds`."""
 
 
-async def found(ask: Ask, look: Look) -> Row:
+async def get_or_404(request: RequestContext, look: BuildLookup) -> Row:
     """The build that the path's `{id}` leads to; raises the 404 where there is none for the caller."""
-    identifier = uuid_of(ask.params["id"])
-    row = None if identifier is None else await look(ask.house.reader, ask.caller.user_id, identifier)
+    identifier = parse_uuid(request.params["id"])
+    row = None if identifier is None else await look(request.api.reader, request.caller.user_id, identifier)
     if row is None:
         raise not_found()
     return row
 
 
-async def build(ask: Ask) -> Answer:
+async def build(request: RequestContext) -> BufferedResponse:
     """One build."""
-    return json(rendering.shown(await found(ask, builds.build)))
+    return json(rendering.build_json(await get_or_404(request, builds.build)))
 
 
-async def workspace(ask: Ask) -> Answer:
+async def workspace(request: RequestContext) -> BufferedResponse:
     """One workspace."""
-    return json(_workspace(await found(ask, builds.latest_of_workspace)))
+    return json(_workspace(await get_or_404(request, builds.latest_of_workspace)))
 
 
-async def ask_for_build(ask: Ask) -> Answer:
+async def request_build(request: RequestContext) -> BufferedResponse:
     """Start or stop the workspace of a task: its resume or pause under the name that it had before tasks had any."""
-    row = await found(ask, builds.latest_of_workspace)
-    common = {"command_id": command_id_of(ask), "task_id": row["task_id"], "actor_id": ask.caller.user_id}
-    match ask.body.transition:
+    row = await get_or_404(request, builds.latest_of_workspace)
+    common = {"command_id": command_id_of(request), "task_id": row["task_id"], "actor_id": request.caller.user_id}
+    match request.body.transition:
         case "start":
-            done = await give(ask, Resume(**common))
+            done = await send_command(request, Resume(**common))
         case "stop":
-            done = await give(ask, Pause(**common))
+            done = await send_command(request, Pause(**common))
         case _:
-            assert_never(ask.body.transition)
-    told = rendering.asked(done.task, ask.body.transition, ask.caller.user_id, ask.caller.username)
+            assert_never(request.body.transition)
+    told = rendering.requested_build_json(
+        done.task, request.body.transition, request.caller.user_id, request.caller.username
+    )
     return json(told["workspace_build"], 201)
 
 
@@ -74,7 +76,7 @@ def _workspace(row: Row) -> dict[str, Any]:
         "template_icon": row["template_icon"],
         "template_active_version_id": row["active_version_id"],
         "task_id": row["task_id"],
-        "latest_build": rendering.shown(row),
+        "latest_build": rendering.build_json(row),
         "outdated": row["active_version_id"] != row["template_version_id"],
         "health": {"healthy": healthy, "failing_agents": [] if healthy else [agent]},
         "created_at": rfc3339(row["task_created_at"]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from taskherd.api.commands import KEY_HEADER
-from taskherd.api.http.route import Route, Says, SocketRoute
+from taskherd.api.http.route import ResponseSpec, Route, SocketRoute
 from taskherd.api.workspaces import log_stream, logs, queries
 from taskherd.api.workspaces.builds import BuildOut
 from taskherd.api.workspaces.schemas import AgentLogOut, BuildLogOut, NewBuild, WorkspaceOut
@@ -16,20 +16,20 @@ ROUTES: Final = (
         path="/workspaces/{id}",
         handler=queries.workspace,
         summary="Get workspace metadata by ID",
-        responses={200: Says("The workspace.", WorkspaceOut)},
+        responses={200: ResponseSpec("The workspace.", WorkspaceOut)},
         tag="workspaces",
     ),
     Route(
         method="POST",
         path="/workspaces/{id}/builds",
-        handler=queries.ask_for_build,
+        handler=queries.request_build,
         summary="Create workspace build",
         description="Pauses or resumes the task of the workspace.",
         body=NewBuild,
         headers=(KEY_HEADER,),
         responses={
-            201: Says("The build.", BuildOut),
-            409: Says("The task can't be changed so as it is now; the message says why."),
+            201: ResponseSpec("The build.", BuildOut),
+            409: ResponseSpec("The task can't be changed so as it is now; the message says why."),
         },
         tag="workspaces",
     ),
@@ -38,25 +38,25 @@ ROUTES: Final = (
         path="/workspacebuilds/{id}",
         handler=queries.build,
         summary="Get workspace build",
-        responses={200: Says("The build.", BuildOut)},
+        responses={200: ResponseSpec("The build.", BuildOut)},
         tag="workspaces",
     ),
     Route(
         method="GET",
         path="/workspacebuilds/{id}/logs",
-        handler=logs.built,
+        handler=logs.build_logs,
         summary="Get workspace build logs",
         query=logs.LogQuery,
-        responses={200: Says("The log so far.", list[BuildLogOut])},
+        responses={200: ResponseSpec("The log so far.", list[BuildLogOut])},
         tag="logs",
     ),
     Route(
         method="GET",
         path="/workspaceagents/{id}/logs",
-        handler=logs.lived,
+        handler=logs.agent_logs,
         summary="Get logs by workspace agent",
         query=logs.LogQuery,
-        responses={200: Says("The log so far.", list[AgentLogOut])},
+        responses={200: ResponseSpec("The log so far.", list[AgentLogOut])},
         tag="logs",
     ),
 )

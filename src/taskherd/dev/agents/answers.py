@@ -13,7 +13,7 @@ from typing import Final
 
 import taskherd
 
-ENOUGH: Final = "that is all"
+MAX_QUESTIONS: Final = "that is all"
 
 
 def state(name: str, message: str) -> None:
@@ -45,7 +45,7 @@ def main(folder: Path) -> int:
     state("idle", "Which package?")
     while question := sys.stdin.readline():
         question = question.strip()
-        if question == ENOUGH:
+        if question == MAX_QUESTIONS:
             break
         state("working", f"Looking at {question}")
         said = answer(folder, question)

@@ -13,13 +13,13 @@ from taskherd.messages.limits import CONTENT_BYTES
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-LINE_MOST = CONTENT_BYTES - 64
+MAX_LINE = CONTENT_BYTES - 64
 """Bytes of a line that are kept: so many fit a log entry, with a word on what is missing."""
 _ESCAPE = re.compile(r"\x1b(?:\[[0-9:;<=>?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")
 """Control sequences of terminals, as ECMA-48 section 5.4 and xterm have them."""
 
 
-class Lines:
+class LineSplitter:
     """Cuts bytes into lines. It never holds more than one line's bound; what is longer is counted and let go."""
 
     def __init__(self, skipped: int = 0) -> None:
@@ -28,7 +28,7 @@ class Lines:
         self.skipped = skipped
 
     @property
-    def held(self) -> int:
+    def pending(self) -> int:
         """Bytes of a line that has begun and not ended."""
         return len(self._held)
 
@@ -47,27 +47,27 @@ class Lines:
         text = more if self.skipped else self._held.decode(errors="replace")
         self._held.clear()
         self.skipped = 0
-        return shown(text)
+        return rendered_line(text)
 
     def _hold(self, piece: bytes) -> Iterator[str]:
         if self.skipped:
             self.skipped += len(piece)
             return
-        kept = piece[: LINE_MOST - len(self._held)]
+        kept = piece[: MAX_LINE - len(self._held)]
         self._held += kept
         if len(kept) < len(piece):
-            yield shown(self._held.decode(errors="replace")) + "…"
+            yield rendered_line(self._held.decode(errors="replace")) + "…"
             self._held.clear()
             self.skipped = len(piece) - len(kept)
 
 
-def shown(text: str) -> str:
+def rendered_line(text: str) -> str:
     """A line as a terminal shows it in the end: without colours and cursor moves, and what was overwritten is gone."""
     return _ESCAPE.sub("", text).removesuffix("\r").rpartition("\r")[2]
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class OutputChunk:
     """Bytes of the output; before them `missing` were lost, `end` is the offset after them."""
 
     data: bytes
@@ -75,20 +75,20 @@ class Piece:
     end: int
 
 
-def read(folder: Path, offset: int, most: int) -> Piece:
-    """What follows `offset` in the segments of `folder`, up to `most` bytes; nothing if there is no more yet."""
+def read(folder: Path, offset: int, limit: int) -> OutputChunk:
+    """What follows `offset` in the segments of `folder`, up to `limit` bytes; nothing if there is no more yet."""
     starts = sorted(int(name) for name in _names(folder))
     for place, start in enumerate(starts):
         after = starts[place + 1] if place + 1 < len(starts) else None
         if after is not None and after <= offset:
             continue
         begin = max(offset, start)
-        data = _read(folder / f"{start:020d}", begin - start, most)
+        data = _read(folder / f"{start:020d}", begin - start, limit)
         if data or after is None:
-            return Piece(data, begin - offset if data else 0, begin + len(data) if data else offset)
+            return OutputChunk(data, begin - offset if data else 0, begin + len(data) if data else offset)
         if begin < after:  # the rest of this segment could not be written
-            return Piece(b"", after - offset, after)
-    return Piece(b"", 0, offset)
+            return OutputChunk(b"", after - offset, after)
+    return OutputChunk(b"", 0, offset)
 
 
 def size(folder: Path) -> int:
@@ -109,10 +109,10 @@ def _names(folder: Path) -> list[str]:
         return []
 
 
-def _read(path: Path, at: int, most: int) -> bytes:
+def _read(path: Path, at: int, limit: int) -> bytes:
     try:
         with path.open("rb") as file:
             file.seek(at)
-            return file.read(most)
+            return file.read(limit)
     except OSError:
         return b""

@@ -7,34 +7,34 @@ from typing import TYPE_CHECKING
 
 from taskherd.domain.reports import Health, Lifecycle
 from taskherd.runner.agents import stdin
-from taskherd.runner.agents.context import said_last
+from taskherd.runner.agents.context import report_exit
 
 if TYPE_CHECKING:
-    from taskherd.runner.agents.context import Begin, Scene
-    from taskherd.runner.workspaces.processes import Ending
+    from taskherd.runner.agents.context import AgentContext, Begin
+    from taskherd.runner.workspaces.processes import AgentExit
 
 
-class Itself:
+class SelfReporting:
     """The follower of an agent that needs none."""
 
-    def __init__(self, scene: Scene) -> None:
-        self._scene = scene
+    def __init__(self, context: AgentContext) -> None:
+        self._context = context
 
     async def follow(self) -> None:
         """Say that it is there, and no more."""
-        if not self._scene.journal.ready:
-            self._scene.account.lifecycle(Lifecycle.READY)
-            self._scene.journal.ready = True
-            await self._scene.save()
+        if not self._context.journal.ready:
+            self._context.reporter.lifecycle(Lifecycle.READY)
+            self._context.journal.ready = True
+            await self._context.save()
         await asyncio.Event().wait()
 
     async def deliver(self, text: str, begin: Begin) -> None:
         """Write it to the agent's stdin; raises `Undelivered` or `Unclear`."""
-        await stdin.write(self._scene.folder.input, text, begin)
+        await stdin.write(self._context.folder.input, text, begin)
 
-    def conclude(self, ending: Ending) -> None:
+    def conclude(self, exit_: AgentExit) -> None:
         """Say that it failed, where it did: then it can't do so itself any more."""
-        if ending.well:
-            self._scene.account.health(Health.DISABLED)
+        if exit_.succeeded:
+            self._context.reporter.health(Health.DISABLED)
         else:
-            said_last(self._scene, ending, "", "")
+            report_exit(self._context, exit_, "", "")

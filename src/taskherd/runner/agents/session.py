@@ -8,30 +8,30 @@ from typing import TYPE_CHECKING
 import structlog
 
 from taskherd import retry
-from taskherd.runner.agents.context import Undelivered
+from taskherd.runner.agents.context import NotDelivered
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
     from taskherd.runner.agents.context import Follower
-    from taskherd.runner.reporter import Account
-    from taskherd.runner.workspaces.processes import Ending, Shim
+    from taskherd.runner.reporter import Reporter
+    from taskherd.runner.workspaces.processes import AgentExit, ShimHandle
 
 log = structlog.get_logger(__name__)
 
 
-class Session:
+class AgentSession:
     """From the start or the adoption of an agent to its end."""
 
     def __init__(
         self,
-        shim: Shim,
+        shim: ShimHandle,
         make_follower: Callable[[], Follower],
-        account: Account,
-        on_end: Callable[[Ending], Awaitable[None]],
+        reporter: Reporter,
+        on_end: Callable[[AgentExit], Awaitable[None]],
     ) -> None:
         """Begin to follow."""
-        self.account = account
+        self.reporter = reporter
         self.follower = make_follower()
         self._shim = shim
         self._make_follower = make_follower
@@ -39,19 +39,19 @@ class Session:
         self._over = asyncio.Event()
         self._life = asyncio.create_task(self._live(), name="session")
 
-    async def stop(self) -> Ending:
+    async def stop(self) -> AgentExit:
         """End the agent with all that it started: SIGTERM, grace, SIGKILL. How it ended."""
         self._shim.stop()
         return await asyncio.shield(self._life)
 
-    async def leave(self) -> None:
+    async def detach(self) -> None:
         """Follow no more; the agent goes on."""
         self._life.cancel()
         await asyncio.gather(self._life, return_exceptions=True)
         self._shim.close()
 
-    async def while_it_runs(self, work: Coroutine[None, None, None]) -> None:
-        """Do this unless the agent ends first; raises what it raises, or `Undelivered`."""
+    async def run_while_alive(self, work: Coroutine[None, None, None]) -> None:
+        """Do this unless the agent ends first; raises what it raises, or `NotDelivered`."""
         doing = asyncio.create_task(work)
         over = asyncio.create_task(self._over.wait())
         try:
@@ -61,21 +61,21 @@ class Session:
             doing.cancel()
         await asyncio.wait({doing})
         if doing.cancelled():
-            raise Undelivered("The agent ended before it took the input.")
+            raise NotDelivered("The agent ended before it took the input.")
         doing.result()
 
-    async def _live(self) -> Ending:
+    async def _live(self) -> AgentExit:
         following = asyncio.create_task(self._follow(), name="follower")
         try:
-            ending = await self._shim.ended()
+            exit_ = await self._shim.ended()
         finally:
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
         self._over.set()
-        self.follower.conclude(ending)
-        await self._on_end(ending)
+        self.follower.conclude(exit_)
+        await self._on_end(exit_)
         self._shim.close()
-        return ending
+        return exit_
 
     async def _follow(self) -> None:
         """Follow, and begin anew from what was noted last if something unforeseen goes wrong."""

@@ -6,24 +6,24 @@ import asyncio
 import os
 from typing import TYPE_CHECKING
 
-from taskherd.runner.agents.context import Unclear, Undelivered
+from taskherd.runner.agents.context import DeliveryUnknown, NotDelivered
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from taskherd.runner.agents.context import Begin
 
-PATIENCE = 30.0
+TIMEOUT = 30.0
 """Seconds that an agent may take until it reads so much that an input fits in."""
 _POLL = 0.1
 
 
 async def write(fifo: Path, text: str, begin: Begin) -> None:
-    """Write an input and the end of a line; raises `Undelivered` or `Unclear`."""
+    """Write an input and the end of a line; raises `NotDelivered` or `DeliveryUnknown`."""
     try:
         descriptor = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:  # ENXIO: nobody has it open for reading; ENOENT: nobody ever had
-        raise Undelivered("The agent is not running.") from error
+        raise NotDelivered("The agent is not running.") from error
     try:
         await begin()
         await _write(descriptor, text.encode() + b"\n")
@@ -33,7 +33,7 @@ async def write(fifo: Path, text: str, begin: Begin) -> None:
 
 async def _write(descriptor: int, content: bytes) -> None:
     left = memoryview(content)
-    deadline = asyncio.get_running_loop().time() + PATIENCE
+    deadline = asyncio.get_running_loop().time() + TIMEOUT
     while left:
         try:
             left = left[os.write(descriptor, left) :]
@@ -44,6 +44,8 @@ async def _write(descriptor: int, content: bytes) -> None:
         except OSError:
             break
     if len(left) == len(content):
-        raise Undelivered("The agent did not read its input.")
+        raise NotDelivered("The agent did not read its input.")
     if left:
-        raise Unclear(f"The agent took only a part of the input: {len(content) - len(left)} of {len(content)} bytes.")
+        raise DeliveryUnknown(
+            f"The agent took only a part of the input: {len(content) - len(left)} of {len(content)} bytes."
+        )

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from taskherd.messages.work import WorkspaceStart
     from taskherd.runner.template import Run
 
-WORD_MOST = 128 * 1024 - 1
+MAX_WORD = 128 * 1024 - 1
 """Bytes of one word of a command line or environment; Linux takes no more (MAX_ARG_STRLEN, execve(2))."""
 _BLANK = re.compile(r"\{(prompt|prompt_file|port|task_id|task_name|parameter\.[A-Za-z0-9_.-]+)\}")
 _NO_VARIABLE = re.compile(r"[^A-Za-z0-9_]")
 
 
 @dataclass(frozen=True, slots=True)
-class Where:
+class LaunchPaths:
     """Where the agent will be, as it is told."""
 
     work: Path
@@ -32,33 +32,33 @@ class Where:
     port: int | None
 
 
-def command(run: Run, request: WorkspaceStart, place: Where) -> list[str]:
+def command(run: Run, request: WorkspaceStart, paths: LaunchPaths) -> list[str]:
     """The words to run, with `{prompt}`, `{port}` and the like filled in; raises `Malformed` for what can't be."""
-    blanks = _blanks(request, place)
+    blanks = _blanks(request, paths)
     words = [_filled(word, blanks) for word in run.command]
     for word in words:
-        if len(word.encode()) > WORD_MOST:
+        if len(word.encode()) > MAX_WORD:
             raise Malformed(
-                "invalid_run", f"a word of the command is longer than {WORD_MOST} bytes: use {{prompt_file}}"
+                "invalid_run", f"a word of the command is longer than {MAX_WORD} bytes: use {{prompt_file}}"
             )
     return words
 
 
-def workdir(run: Run, place: Where) -> Path:
+def workdir(run: Run, paths: LaunchPaths) -> Path:
     """Where it is run, inside the task's own folder unless the template gives another as an absolute path."""
-    return place.work / run.workdir
+    return paths.work / run.workdir
 
 
-def variables(run: Run, request: WorkspaceStart, place: Where, own: Mapping[str, str]) -> dict[str, str]:
+def variables(run: Run, request: WorkspaceStart, paths: LaunchPaths, own: Mapping[str, str]) -> dict[str, str]:
     """The agent's environment; `own` is the runner's, of which only what the template lists is passed on."""
-    blanks = _blanks(request, place)
+    blanks = _blanks(request, paths)
     chosen = {name: own[name] for name in run.env.inherit if name in own}
     chosen |= {name: _filled(value, blanks) for name, value in run.env.set.items()}
-    chosen |= _given(request, place)
-    return {name: value.replace("\0", "") for name, value in chosen.items() if len(value.encode()) <= WORD_MOST}
+    chosen |= _task_variables(request, paths)
+    return {name: value.replace("\0", "") for name, value in chosen.items() if len(value.encode()) <= MAX_WORD}
 
 
-def _given(request: WorkspaceStart, place: Where) -> dict[str, str]:
+def _task_variables(request: WorkspaceStart, paths: LaunchPaths) -> dict[str, str]:
     """What every agent is told, under our names and under those that Coder's own agents look for."""
     given = {
         "TASKHERD_TASK_ID": str(request.task_id),
@@ -66,12 +66,12 @@ def _given(request: WorkspaceStart, place: Where) -> dict[str, str]:
         "TASKHERD_BUILD_NUMBER": str(request.build_number),
         "TASKHERD_OWNER": request.owner.username,
         "TASKHERD_PROMPT": request.prompt,
-        "TASKHERD_PROMPT_FILE": str(place.prompt_file),
+        "TASKHERD_PROMPT_FILE": str(paths.prompt_file),
         "TASKHERD_AGENT_TOKEN": request.agent_token,
-        "TASKHERD_API_URL": place.api_url,
+        "TASKHERD_API_URL": paths.api_url,
         "CODER": "true",
-        "CODER_URL": place.api_url,
-        "CODER_AGENT_URL": place.api_url,
+        "CODER_URL": paths.api_url,
+        "CODER_AGENT_URL": paths.api_url,
         "CODER_AGENT_TOKEN": request.agent_token,
         "CODER_TASK_ID": str(request.task_id),
         "CODER_TASK_PROMPT": request.prompt,
@@ -79,22 +79,22 @@ def _given(request: WorkspaceStart, place: Where) -> dict[str, str]:
         "CODER_WORKSPACE_OWNER_NAME": request.owner.username,
         "CODER_MCP_APP_STATUS_SLUG": APP_SLUG,
     }
-    if place.port is not None:
+    if paths.port is not None:
         given |= {
-            "TASKHERD_AGENT_PORT": str(place.port),
-            "AGENTAPI_PORT": str(place.port),
-            "CODER_MCP_AI_AGENTAPI_URL": f"http://127.0.0.1:{place.port}",
+            "TASKHERD_AGENT_PORT": str(paths.port),
+            "AGENTAPI_PORT": str(paths.port),
+            "CODER_MCP_AI_AGENTAPI_URL": f"http://127.0.0.1:{paths.port}",
         }
     parameters = request.preset.parameters if request.preset else {}
     return given | {f"TASKHERD_PARAMETER_{_variable(name)}": str(value) for name, value in parameters.items()}
 
 
-def _blanks(request: WorkspaceStart, place: Where) -> dict[str, str]:
+def _blanks(request: WorkspaceStart, paths: LaunchPaths) -> dict[str, str]:
     parameters = request.preset.parameters if request.preset else {}
     return {
         "prompt": request.prompt.replace("\0", ""),
-        "prompt_file": str(place.prompt_file),
-        "port": str(place.port or ""),
+        "prompt_file": str(paths.prompt_file),
+        "port": str(paths.port or ""),
         "task_id": str(request.task_id),
         "task_name": request.task_name,
         **{f"parameter.{name}": str(value).replace("\0", "") for name, value in parameters.items()},

@@ -133,7 +133,7 @@ class TaskFolder:
             shutil.rmtree(self.path)
 
 
-def found(root: Path) -> list[TaskFolder]:
+def list_tasks(root: Path) -> list[TaskFolder]:
     """The tasks that have a folder under `root`."""
     folders = []
     for path in sorted(root.iterdir()):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from taskherd.runner.workspaces.folders import RunFolder
 
-MARK = "TASKHERD_RUN_FOLDER"
+MARKER_VARIABLE = "TASKHERD_RUN_FOLDER"
 """The variable that marks every process of a run, so that none outlives it whose shim was killed."""
 SEGMENT_BYTES, SEGMENTS = 1024 * 1024, 16
 INPUT_PIPE_BYTES = 1024 * 1024
@@ -32,22 +32,22 @@ _SWEEPS = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class AgentExit:
     """How a run ended: `why` is exited, stopped, timeout, not started, or lost (nobody was there to see it)."""
 
     why: str
     code: int | None = None
     signal: int | None = None
     detail: str | None = None
-    left: int = 0
+    leftover: int = 0
     dropped: int = 0
 
     @property
-    def well(self) -> bool:
+    def succeeded(self) -> bool:
         """Whether the agent ended by itself, with success."""
         return self.why == "exited" and self.code == 0
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """In words, for people."""
         match self.why:
             case "not started":
@@ -63,7 +63,7 @@ class Ending:
 
 
 @dataclass(frozen=True, slots=True)
-class Spec:
+class RunSpec:
     """What a shim is to run."""
 
     argv: Sequence[str]
@@ -76,7 +76,7 @@ class Spec:
     cgroup: Path | None
 
 
-class Shim:
+class ShimHandle:
     """A shim that lives, or did when it was found; `pid` is known to be its own."""
 
     def __init__(self, folder: RunFolder, pid: int) -> None:
@@ -89,7 +89,7 @@ class Shim:
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._descriptor, signal.SIGTERM)
 
-    async def ended(self) -> Ending:
+    async def ended(self) -> AgentExit:
         """Wait until the run is over, and see to it that nothing of it is left."""
         loop = asyncio.get_running_loop()
         over = asyncio.Event()
@@ -100,24 +100,24 @@ class Shim:
             loop.remove_reader(self._descriptor)
         return await asyncio.to_thread(self._reap)
 
-    def _reap(self) -> Ending:
+    def _reap(self) -> AgentExit:
         with suppress(ChildProcessError):  # an adopted one is no child of ours, unless we are its container's init
             os.waitpid(self._pid, os.WNOHANG)
-        return ending(self._folder)
+        return read_exit(self._folder)
 
     def close(self) -> None:
         """Let go of it; it lives on."""
         os.close(self._descriptor)
 
 
-async def start(folder: RunFolder, spec: Spec) -> Shim:
+async def start(folder: RunFolder, spec: RunSpec) -> ShimHandle:
     """Start a shim in a cleared folder, and return when its agent runs.
 
     Raises OSError, and Unavailable when the agent can't be started, or the shim does not begin in time.
     """
     folder.clear()
     folder.spec.write_text(json.dumps(_spec(spec)))
-    begun = Shim(folder, _spawn(folder, spec.env))
+    begun = ShimHandle(folder, _spawn(folder, spec.env))
     over = asyncio.create_task(begun.ended())
     try:
         async with asyncio.timeout(START_TIMEOUT):
@@ -146,12 +146,14 @@ def _spawn(folder: RunFolder, env: Mapping[str, str]) -> int:
             (os.POSIX_SPAWN_DUP2, log, 1),
             (os.POSIX_SPAWN_DUP2, log, 2),
         ]
-        return os.posix_spawn(sys.executable, argv, {**env, MARK: str(folder.path)}, file_actions=actions, setsid=True)
+        return os.posix_spawn(
+            sys.executable, argv, {**env, MARKER_VARIABLE: str(folder.path)}, file_actions=actions, setsid=True
+        )
     finally:
         os.close(log)
 
 
-def _spec(spec: Spec) -> dict[str, Any]:
+def _spec(spec: RunSpec) -> dict[str, Any]:
     return {
         "argv": list(spec.argv),
         "cwd": str(spec.cwd),
@@ -181,23 +183,23 @@ def alive(folder: RunFolder) -> bool:
     return False
 
 
-async def adopt(folder: RunFolder) -> Shim | None:
+async def adopt(folder: RunFolder) -> ShimHandle | None:
     """The living shim of a run that an earlier runner started; None where it is over."""
     with suppress(TimeoutError):
         async with asyncio.timeout(START_TIMEOUT):
             while alive(folder):
-                shim_of = _known(folder)
+                shim_of = _verified_shim(folder)
                 if shim_of is not None:
                     return shim_of
                 await asyncio.sleep(_POLL)  # it was just born, and has not said yet who it is
     return None
 
 
-def _known(folder: RunFolder) -> Shim | None:
+def _verified_shim(folder: RunFolder) -> ShimHandle | None:
     """The shim that says it is of this run, if the process of that pid began when it says."""
     try:
         said = json.loads(folder.started.read_text())
-        found = Shim(folder, said["pid"])
+        found = ShimHandle(folder, said["pid"])
         if shim.started(said["pid"]) == said["start"]:
             return found
         found.close()
@@ -206,15 +208,15 @@ def _known(folder: RunFolder) -> Shim | None:
     return None
 
 
-def ending(folder: RunFolder) -> Ending:
+def read_exit(folder: RunFolder) -> AgentExit:
     """How a run that is over ended; what its shim left behind, because it was killed itself, is killed."""
     try:
         said = json.loads(folder.exit.read_text())
     except (OSError, ValueError):
         said = {"why": "lost", "left": clean_up(folder)}
         if not folder.started.exists():
-            said = {"why": "not started", "detail": _last_words(folder)}
-    return Ending(
+            said = {"why": "not started", "detail": _startup_error(folder)}
+    return AgentExit(
         said["why"],
         said.get("code"),
         said.get("signal"),
@@ -237,7 +239,7 @@ def clean_up(folder: RunFolder) -> int:
 
 
 def _marked(folder: RunFolder) -> list[int]:
-    wanted = f"{MARK}={folder.path}".encode()
+    wanted = f"{MARKER_VARIABLE}={folder.path}".encode()
     found = []
     for pid in shim.parents():
         with suppress(OSError):
@@ -246,7 +248,7 @@ def _marked(folder: RunFolder) -> list[int]:
     return found
 
 
-def _last_words(folder: RunFolder) -> str:
+def _startup_error(folder: RunFolder) -> str:
     """What a shim said that failed before it began, or that it said nothing."""
     with suppress(OSError):
         lines = (folder.path / "shim.log").read_text(errors="replace").strip().splitlines()
