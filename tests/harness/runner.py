@@ -1,4 +1,4 @@
-"""A real worker, real runner processes, and agents that are real processes: one small program told what to do."""
+"""Run real runner processes against a real worker; their agents are processes of ``tests/harness/agent.py``."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ import aio_pika
 from tests.harness.worker import VERSION, WorkerHarness
 
 TIMEOUT = 60.0
-"""Seconds after which a condition that a test waits for is not going to come true; agents are whole processes."""
+"""Seconds after which waiting for a condition fails the test; agents are processes, which take time to start."""
 AGENT = Path(__file__).parent / "agent.py"
 
 
 @dataclass
 class RunnerSubprocess:
-    """`taskherd runner` as a process of its own."""
+    """A running ``taskherd runner`` process."""
 
     process: asyncio.subprocess.Process
     log: Path
 
     async def kill(self) -> None:
-        """Kill -9; its agents are not told."""
+        """Kill the process with SIGKILL; its agents keep running."""
         with suppress(ProcessLookupError):
             self.process.kill()
         await self.process.wait()
 
     async def leave(self) -> int:
-        """Ask it to leave; its exit code."""
+        """Stop the process with SIGTERM and return its exit status."""
         self.process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(TIMEOUT):
             return await self.process.wait()
 
     async def ready(self) -> bool:
-        """Whether it says that it is ready."""
+        """Return whether ``/readyz`` reports ready."""
         return "200 OK" in await self._get("/readyz")
 
     async def metrics(self) -> str:
-        """What it has counted."""
+        """Return the text of ``/metrics``."""
         return await self._get("/metrics")
 
     async def _get(self, path: str) -> str:
@@ -57,22 +57,22 @@ class RunnerSubprocess:
             return ""
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(f"GET {path} HTTP/1.1\r\n\r\n".encode())
-        answer = await reader.read()
+        response = await reader.read()
         writer.close()
-        return answer.decode()
+        return response.decode()
 
     def lines(self) -> list[dict[str, Any]]:
-        """What it logged."""
-        said = []
+        """Return its log records."""
+        records = []
         for line in self.log.read_text(errors="replace").splitlines():
             with suppress(ValueError):
-                said.append(json.loads(line))
-        return said
+                records.append(json.loads(line))
+        return records
 
 
 @dataclass
 class RunnerHarness:
-    """What a test does to runners and sees of them."""
+    """Starts runners and reads the state of their tasks."""
 
     worker: WorkerHarness
     folder: Path
@@ -81,21 +81,21 @@ class RunnerHarness:
 
     @property
     def root(self) -> Path:
-        """Where the runner of that name keeps its tasks."""
+        """The root folder of runner ``r1``."""
         return self.folder / "r1"
 
     def state(self, task_id: uuid.UUID) -> Path:
-        """What the runner and its shims keep of a task."""
+        """Return the ``state`` folder of a task."""
         return self.root / str(task_id) / "state"
 
     def work(self, task_id: uuid.UUID) -> Path:
-        """Where the agent works."""
+        """Return the ``work`` folder of a task."""
         return self.root / str(task_id) / "work"
 
     async def start(self, name: str = "r1", **settings: str) -> RunnerSubprocess:
-        """Start a runner of that name."""
+        """Start a runner and wait until it is ready."""
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("TASKHERD_")}
-        own = {
+        defaults = {
             "amqp_url": self.worker.urls[1],
             "amqp_prefix": self.worker.prefix,
             "runner_name": name,
@@ -105,7 +105,7 @@ class RunnerHarness:
             "log_format": "json",
             **settings,
         }
-        environment = {**inherited, **{f"TASKHERD_{key.upper()}": value for key, value in own.items()}}
+        environment = {**inherited, **{f"TASKHERD_{key.upper()}": value for key, value in defaults.items()}}
         log = self.folder / f"runner-{len(self.runners)}.log"
         with log.open("wb") as output:
             process = await asyncio.create_subprocess_exec(
@@ -117,32 +117,32 @@ class RunnerHarness:
         await eventually_async(runner.ready, lambda ready: ready)
         return runner
 
-    async def task(self, *words: str, prompt: str = "Do it", **run: Any) -> uuid.UUID:
-        """Create a task whose agent is the tests' own program, told to do `words`."""
-        await self.template({"command": [sys.executable, str(AGENT), *words], "idle_after": 0.5, "grace": 1, **run})
+    async def task(self, *steps: str, prompt: str = "Do it", **run: Any) -> uuid.UUID:
+        """Create a task whose agent executes these steps of ``tests/harness/agent.py``."""
+        await self.template({"command": [sys.executable, str(AGENT), *steps], "idle_after": 0.5, "grace": 1, **run})
         return await self.worker.create(input=prompt)
 
     async def repeat_request(self, start: dict[str, Any], **changed: Any) -> None:
-        """Put another copy of a request to start into the pool's queue."""
+        """Publish another copy of a start request to the pool's queue."""
         body = json.dumps({**start, **changed}).encode()
         exchange = await self.worker.channel.get_exchange(f"{self.worker.prefix}.work", ensure=False)
         await exchange.publish(aio_pika.Message(body), "workspace.start.default", timeout=5)
 
     async def template(self, run: dict[str, Any]) -> None:
-        """Let the template say this."""
+        """Replace the ``run`` of the template version."""
         await self.worker.database.execute(
             "UPDATE template_versions SET run = $1 WHERE id = $2", json.dumps(run), VERSION
         )
 
     async def until(self, condition: Callable[[], Any]) -> None:
-        """Wait until something that the worker said makes the condition true."""
+        """Wait until messages from the worker make the condition true."""
         async with asyncio.timeout(TIMEOUT):
             while not condition():
                 self.worker.noticed.clear()
                 await self.worker.noticed.wait()
 
     async def until_state(self, task_id: uuid.UUID, state: str, message: str = "") -> None:
-        """Wait until the task says that."""
+        """Wait until the task has this current state."""
         await self.until(
             lambda: (
                 self.worker.state(task_id).get("state") == state and message in self.worker.state(task_id)["message"]
@@ -150,15 +150,15 @@ class RunnerHarness:
         )
 
     async def until_status(self, task_id: uuid.UUID, status: str) -> None:
-        """Wait until the task has that status."""
+        """Wait until the task has this status."""
         await self.until(lambda: self.worker.document(task_id).get("status") == status)
 
     async def output(self, task_id: uuid.UUID) -> list[str]:
-        """The conversation as the worker keeps it: what came out."""
+        """Return the contents of the task's output log entries."""
         return await self._logs(task_id, "output")
 
     async def inputs(self, task_id: uuid.UUID) -> list[str]:
-        """What went in."""
+        """Return the contents of the task's input log entries."""
         return await self._logs(task_id, "input")
 
     async def _logs(self, task_id: uuid.UUID, kind: str) -> list[str]:
@@ -168,41 +168,41 @@ class RunnerHarness:
         return [row["content"] for row in rows]
 
     async def until_output(self, task_id: uuid.UUID, text: str) -> None:
-        """Wait until this came out."""
-        await eventually_async(lambda: self.output(task_id), lambda said: any(text in one for one in said))
+        """Wait until an output log entry contains the text."""
+        await eventually_async(lambda: self.output(task_id), lambda entries: any(text in entry for entry in entries))
 
     def marked(self, task_id: uuid.UUID, root: Path | None = None) -> set[int]:
-        """Every living process of the task, its shims included."""
-        wanted = f"TASKHERD_RUN_FOLDER={root or self.root}/{task_id}/".encode()
-        return {pid for pid in _processes() if is_alive(pid) and wanted in _environment(pid)}
+        """Return the pids of all living processes of the task, including its shims."""
+        marker = f"TASKHERD_RUN_FOLDER={root or self.root}/{task_id}/".encode()
+        return {pid for pid in _processes() if is_alive(pid) and marker in _environment(pid)}
 
     def kill(self, pid: int) -> None:
-        """Kill -9."""
+        """Kill a process with SIGKILL."""
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
     def agent(self, task_id: uuid.UUID, build_number: int = 1) -> dict[str, Any]:
-        """Which processes the shim says it has."""
-        said: dict[str, Any] = json.loads((self.state(task_id) / f"run-{build_number}/started.json").read_text())
-        return said
+        """Return ``started.json`` of a run: pids and start times of shim and agent."""
+        record: dict[str, Any] = json.loads((self.state(task_id) / f"run-{build_number}/started.json").read_text())
+        return record
 
 
-async def eventually(condition: Callable[[], Any], within: float = TIMEOUT) -> None:
-    """Wait until something on this machine is as wanted, which nobody tells us."""
-    async with asyncio.timeout(within):
-        while not condition():  # noqa: ASYNC110 - files and processes tell nobody
+async def eventually(condition: Callable[[], Any], seconds: float = TIMEOUT) -> None:
+    """Poll until a condition on this machine holds."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - files and processes send no notification
             await asyncio.sleep(0.02)
 
 
-async def eventually_async(look: Callable[[], Any], wanted: Callable[[Any], bool], within: float = TIMEOUT) -> None:
-    """Wait until what `look` finds is as wanted."""
-    async with asyncio.timeout(within):
-        while not wanted(await look()):  # noqa: ASYNC110 - as above
+async def eventually_async(read: Callable[[], Any], is_met: Callable[[Any], bool], seconds: float = TIMEOUT) -> None:
+    """Poll until the result of ``read`` meets the condition."""
+    async with asyncio.timeout(seconds):
+        while not is_met(await read()):  # noqa: ASYNC110 - as above
             await asyncio.sleep(0.05)
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs, zombies left aside."""
+    """Return whether a process is running; a zombie is not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -210,22 +210,22 @@ def is_alive(pid: int) -> bool:
 
 
 @asynccontextmanager
-async def runner_harness(herd: WorkerHarness, folder: Path) -> AsyncIterator[RunnerHarness]:
-    """Somewhere to run runners; what they leave behind is ended."""
-    own = RunnerHarness(herd, folder)
+async def runner_harness(worker: WorkerHarness, folder: Path) -> AsyncIterator[RunnerHarness]:
+    """Open a harness; on exit, kill all runners, shims and agents, and delete the runners' queues."""
+    harness = RunnerHarness(worker, folder)
     try:
-        yield own
+        yield harness
     finally:
-        for runner in own.runners:
+        for runner in harness.runners:
             await runner.kill()
-        _end_all(folder)
-        for name in own.names:
-            await herd.channel.queue_delete(f"{herd.prefix}.work.{name}", timeout=10)
+        _kill_all(folder)
+        for name in harness.names:
+            await worker.channel.queue_delete(f"{worker.prefix}.work.{name}", timeout=10)
 
 
-def _end_all(folder: Path) -> None:
-    while left := {pid for pid in _processes() if f"TASKHERD_RUN_FOLDER={folder}/".encode() in _environment(pid)}:
-        for pid in left:
+def _kill_all(folder: Path) -> None:
+    while pids := {pid for pid in _processes() if f"TASKHERD_RUN_FOLDER={folder}/".encode() in _environment(pid)}:
+        for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 

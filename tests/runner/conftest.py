@@ -1,4 +1,4 @@
-"""A worker, and somewhere to run runners, for each test."""
+"""A worker and a runner harness for each test."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tests.harness.worker import worker_harness
 
 
 @pytest.fixture
-async def own(database_url: str, amqp_url: str, amqp_prefix: str, tmp_path: Path) -> AsyncIterator[RunnerHarness]:
-    """A worker on a database and queues of its own, and no runner yet."""
-    soon = {"request_backoff_first": 0.5, "request_backoff_most": 1, "log_level": "warning"}
+async def harness(database_url: str, amqp_url: str, amqp_prefix: str, tmp_path: Path) -> AsyncIterator[RunnerHarness]:
+    """A worker with its own database and queues, and no runner yet."""
+    settings = {"request_backoff_first": 0.5, "request_backoff_most": 1, "log_level": "warning"}
     async with (
-        worker_harness(database_url, amqp_url, amqp_prefix, **soon) as harness,
-        runner_harness(harness, tmp_path) as made,
+        worker_harness(database_url, amqp_url, amqp_prefix, **settings) as worker,
+        runner_harness(worker, tmp_path) as harness,
     ):
-        yield made
+        yield harness

@@ -7,16 +7,16 @@ from tests.harness.runner import RunnerHarness
 pytestmark = pytest.mark.timeout(180)
 
 
-async def test_a_prompt_becomes_work_that_anyone_can_follow(own: RunnerHarness) -> None:
-    """A task is started, its lines are its log and its activity, silence is idleness, and exit 0 is the end of it."""
-    await own.start()
-    task_id = await own.task("say:hello", "sleep:1.5", "say:done", prompt="Say hello")
-    await own.until_state(task_id, "working")
-    await own.until_status(task_id, "active")
-    await own.until_state(task_id, "idle", "hello")
-    await own.until_state(task_id, "complete", "done")
-    await own.until_output(task_id, "done")
-    assert await own.inputs(task_id) == ["Say hello"]
-    assert await own.output(task_id) == ["hello", "done"]
-    assert own.worker.document(task_id)["workspace_agent_health"] == {"healthy": True}
-    assert own.worker.reasons() == []
+async def test_agent_runs_from_prompt_to_completion(harness: RunnerHarness) -> None:
+    """An agent is started; its lines become log entries and activity, silence means idle, exit status 0 complete."""
+    await harness.start()
+    task_id = await harness.task("say:hello", "sleep:1.5", "say:done", prompt="Say hello")
+    await harness.until_state(task_id, "working")
+    await harness.until_status(task_id, "active")
+    await harness.until_state(task_id, "idle", "hello")
+    await harness.until_state(task_id, "complete", "done")
+    await harness.until_output(task_id, "done")
+    assert await harness.inputs(task_id) == ["Say hello"]
+    assert await harness.output(task_id) == ["hello", "done"]
+    assert harness.worker.document(task_id)["workspace_agent_health"] == {"healthy": True}
+    assert harness.worker.reasons() == []

@@ -10,99 +10,99 @@ from tests.harness.runner import RunnerHarness, eventually, is_alive
 pytestmark = pytest.mark.timeout(180)
 
 
-async def test_pause_keeps_the_directory_and_resume_goes_on_there(own: RunnerHarness) -> None:
-    """A paused task's process is gone, its files are there; resume starts the next build on them, with its prompt."""
-    await own.start()
-    task_id = await own.task("file:trace", "say:up", "env", "sleep", prompt="first")
-    await own.until_output(task_id, "TASKHERD_PROMPT=first")
-    agent = own.agent(task_id)["agent"]
-    assert (await own.worker.command("task.pause", task_id))["ok"]
-    await own.until_status(task_id, "paused")
+async def test_resume_continues_in_the_same_directory(harness: RunnerHarness) -> None:
+    """Pausing stops the agent and keeps its files; resuming starts it there again, with the updated prompt."""
+    await harness.start()
+    task_id = await harness.task("file:trace", "say:up", "env", "sleep", prompt="first")
+    await harness.until_output(task_id, "TASKHERD_PROMPT=first")
+    agent = harness.agent(task_id)["agent"]
+    assert (await harness.worker.command("task.pause", task_id))["ok"]
+    await harness.until_status(task_id, "paused")
     assert not is_alive(agent)
-    assert (own.work(task_id) / "trace").read_text() == "was here\n"
-    assert (await own.worker.command("task.update_input", task_id, input="second"))["ok"]
-    assert (await own.worker.command("task.resume", task_id))["ok"]
-    await own.until_output(task_id, "TASKHERD_PROMPT=second")
-    await own.until_status(task_id, "active")
-    assert own.worker.document(task_id)["workspace_build_number"] == 3
-    assert (own.work(task_id) / "trace").read_text() == "was here\n" * 2
-    assert own.worker.reasons() == []
+    assert (harness.work(task_id) / "trace").read_text() == "was here\n"
+    assert (await harness.worker.command("task.update_input", task_id, input="second"))["ok"]
+    assert (await harness.worker.command("task.resume", task_id))["ok"]
+    await harness.until_output(task_id, "TASKHERD_PROMPT=second")
+    await harness.until_status(task_id, "active")
+    assert harness.worker.document(task_id)["workspace_build_number"] == 3
+    assert (harness.work(task_id) / "trace").read_text() == "was here\n" * 2
+    assert harness.worker.reasons() == []
 
 
-async def test_an_agent_that_ignores_sigterm_is_killed_after_its_grace(own: RunnerHarness) -> None:
-    """SIGTERM first, so that it can tidy up; SIGKILL when it did not."""
-    await own.start()
-    task_id = await own.task("deaf", "say:deaf", "sleep", grace=0.5)
-    await own.until_output(task_id, "deaf")
-    agent = own.agent(task_id)["agent"]
-    assert (await own.worker.command("task.pause", task_id))["ok"]
-    await own.until_status(task_id, "paused")
+async def test_an_agent_that_ignores_sigterm_is_killed_after_the_grace_time(harness: RunnerHarness) -> None:
+    """Stopping sends SIGTERM first and SIGKILL after the grace time."""
+    await harness.start()
+    task_id = await harness.task("ignore-sigterm", "say:ready", "sleep", grace=0.5)
+    await harness.until_output(task_id, "ready")
+    agent = harness.agent(task_id)["agent"]
+    assert (await harness.worker.command("task.pause", task_id))["ok"]
+    await harness.until_status(task_id, "paused")
     assert not is_alive(agent)
-    said = json.loads((own.state(task_id) / "run-1/exit.json").read_text())
-    assert (said["why"], said["signal"]) == ("stopped", signal.SIGKILL)
+    record = json.loads((harness.state(task_id) / "run-1/exit.json").read_text())
+    assert (record["reason"], record["signal"]) == ("stopped", signal.SIGKILL)
 
 
-async def test_nothing_that_an_agent_started_outlives_its_stop(own: RunnerHarness) -> None:
-    """Grandchildren in sessions of their own, and a process that forks and exits for ever, are gone after stop."""
-    await own.start()
-    task_id = await own.task("fork:5", "hydra:5", "say:all up", "sleep", grace=0.2)
-    await own.until_output(task_id, "all up")
-    before = own.marked(task_id)
+async def test_stopping_ends_all_descendants(harness: RunnerHarness) -> None:
+    """Grandchildren in their own sessions, and processes that keep forking and exiting, are gone after a stop."""
+    await harness.start()
+    task_id = await harness.task("fork:5", "respawn:5", "say:all up", "sleep", grace=0.2)
+    await harness.until_output(task_id, "all up")
+    before = harness.marked(task_id)
     assert len(before) >= 7
-    assert (await own.worker.command("task.pause", task_id))["ok"]
-    await own.until_status(task_id, "paused")
-    assert own.marked(task_id) == set()
+    assert (await harness.worker.command("task.pause", task_id))["ok"]
+    await harness.until_status(task_id, "paused")
+    assert harness.marked(task_id) == set()
 
 
-async def test_delete_removes_the_directory(own: RunnerHarness) -> None:
-    """After delete nothing of the task is left on the runner: no process, no file."""
-    await own.start()
-    task_id = await own.task("file:trace", "say:up", "sleep")
-    await own.until_output(task_id, "up")
-    agent = own.agent(task_id)["agent"]
-    assert (await own.worker.command("task.delete", task_id))["ok"]
-    await eventually(lambda: not (own.root / str(task_id)).exists())
+async def test_delete_removes_the_directory(harness: RunnerHarness) -> None:
+    """After a delete the runner has no process and no file of the task."""
+    await harness.start()
+    task_id = await harness.task("file:trace", "say:up", "sleep")
+    await harness.until_output(task_id, "up")
+    agent = harness.agent(task_id)["agent"]
+    assert (await harness.worker.command("task.delete", task_id))["ok"]
+    await eventually(lambda: not (harness.root / str(task_id)).exists())
     assert not is_alive(agent)
-    await own.worker.until_row(
+    await harness.worker.until_row(
         "SELECT (memory::json->'deletion'->>2)::boolean FROM tasks WHERE id = $1", task_id, is_=True
     )
 
 
-async def test_an_agent_that_used_up_its_time_has_failed(own: RunnerHarness) -> None:
-    """A timeout is told as what it is, and leaves nothing running."""
-    await own.start()
-    task_id = await own.task("fork:1", "sleep", limits={"timeout": "1s"})
-    await own.until_state(task_id, "failed", "used up its time")
-    await own.until_status(task_id, "error")
-    assert own.marked(task_id) == set()
+async def test_an_agent_that_exceeds_its_time_limit_has_failed(harness: RunnerHarness) -> None:
+    """A timeout is reported as such, and no process keeps running."""
+    await harness.start()
+    task_id = await harness.task("fork:1", "sleep", limits={"timeout": "1s"})
+    await harness.until_state(task_id, "failed", "used up its time")
+    await harness.until_status(task_id, "error")
+    assert harness.marked(task_id) == set()
 
 
-async def test_an_agent_that_crashes_has_failed(own: RunnerHarness) -> None:
-    """A signal is told by its name, together with the agent's last words."""
-    await own.start()
-    task_id = await own.task("say:all is well", "crash")
-    await own.until_state(task_id, "failed", "signal 11 (SIGSEGV)")
-    assert "all is well" in own.worker.state(task_id)["message"]
-    await own.until_status(task_id, "error")
+async def test_an_agent_that_crashes_has_failed(harness: RunnerHarness) -> None:
+    """The state's message contains the signal's name and the agent's last output."""
+    await harness.start()
+    task_id = await harness.task("say:all is well", "crash")
+    await harness.until_state(task_id, "failed", "signal 11 (SIGSEGV)")
+    assert "all is well" in harness.worker.state(task_id)["message"]
+    await harness.until_status(task_id, "error")
 
 
-async def test_a_killed_shim_leaves_nothing_behind(own: RunnerHarness) -> None:
-    """Where the shim itself is killed, its agent and all that came from it is cleaned up, and the loss is told."""
-    await own.start()
-    task_id = await own.task("fork:3", "sleep")
-    await own.until_output(task_id, "forked")
-    own.kill(own.agent(task_id)["pid"])
-    await own.until_state(task_id, "failed", "lost")
-    await eventually(lambda: own.marked(task_id) == set())
+async def test_killing_the_shim_ends_all_processes_of_the_agent(harness: RunnerHarness) -> None:
+    """If the shim is killed, the agent and its descendants are killed too, and the loss is reported."""
+    await harness.start()
+    task_id = await harness.task("fork:3", "sleep")
+    await harness.until_output(task_id, "forked")
+    harness.kill(harness.agent(task_id)["pid"])
+    await harness.until_state(task_id, "failed", "lost")
+    await eventually(lambda: harness.marked(task_id) == set())
 
 
-async def test_a_command_that_can_not_be_started_fails_the_build(own: RunnerHarness) -> None:
-    """What is wrong with a template is told where its author looks: in the task."""
-    await own.start()
-    await own.template({"command": ["/no/such/program"]})
-    task_id = await own.worker.create()
-    await own.until_state(task_id, "failed", "No such file or directory: '/no/such/program'")
-    await own.template({"command": "sh -c true", "colour": "red"})
-    task_id = await own.worker.create()
-    await own.until_state(task_id, "failed", "command: ")
-    assert "colour: Extra inputs are not permitted" in own.worker.state(task_id)["message"]
+async def test_a_command_that_cannot_be_started_fails_the_build(harness: RunnerHarness) -> None:
+    """The task's state contains the error of the command or of the template."""
+    await harness.start()
+    await harness.template({"command": ["/no/such/program"]})
+    task_id = await harness.worker.create()
+    await harness.until_state(task_id, "failed", "No such file or directory: '/no/such/program'")
+    await harness.template({"command": "sh -c true", "colour": "red"})
+    task_id = await harness.worker.create()
+    await harness.until_state(task_id, "failed", "The template's `run` is invalid: command: ")
+    assert "colour: Extra inputs are not permitted" in harness.worker.state(task_id)["message"]

@@ -1,4 +1,4 @@
-"""The runner process: what it is made of, how it comes up, and how it leaves its agents to the next one."""
+"""The runner process: build its parts, start and stop them in order, and leave running agents to the next runner."""
 
 from __future__ import annotations
 
@@ -46,30 +46,31 @@ log = structlog.get_logger(__name__)
 
 OPS_PORT = 9592
 PREFETCH = 8_000
-"""Requests held unacknowledged: an input is, until its outcome is known, and each task may have one."""
+"""Maximum number of unacknowledged requests; each task may have one input whose outcome is not known yet."""
 REPLY_TIMEOUT = 5.0
-"""Seconds in which the worker is expected to answer what a runner asks."""
+"""Seconds to wait for the worker's reply to a query or claim."""
 PR_SET_DUMPABLE = 4
-_NO_NAME = re.compile(r"[^a-z0-9-]+")
+_NOT_IN_NAMES = re.compile(r"[^a-z0-9-]+")
 
 
 def main(settings: Settings) -> None:
-    """Run a runner until SIGTERM or SIGINT. Raises Misconfigured before anything is begun."""
+    """Run a runner until SIGTERM or SIGINT. Raise ``Misconfigured`` before anything is started."""
     logs.configure(settings.log_level, settings.log_format, secrets=settings.secrets)
-    # Agents of our own user can't look into our memory or environment then, see proc(5) and ptrace(2); root's can.
+    # Agents of the same user then cannot read this process's memory or environment, unless that user is root;
+    # see proc(5) and ptrace(2).
     shim.prctl(PR_SET_DUMPABLE, 0)
     uvloop.run(RunnerProcess(settings).run())
 
 
 class RunnerProcess:
-    """A runner process."""
+    """A runner process and its parts."""
 
     def __init__(self, settings: Settings) -> None:
         """Build everything; nothing connects before ``run``."""
         self._settings = settings
         self._name = settings.runner_name or name_of(socket.gethostname())
         if self._name == settings.runner_pool:
-            raise Misconfigured("runner_name", f"{self._name} is the pool's name; expected one of its own")
+            raise Misconfigured("runner_name", f"{self._name} is also the name of the pool; expected another name")
         self._root = Path(settings.runner_root).resolve()
         self._stopping = asyncio.Event()
         self.metrics = Metrics()
@@ -83,7 +84,7 @@ class RunnerProcess:
         )
         self._sender = ReportSender(publisher, self._names, self.metrics, self._on_error)
         self._commands = CommandClient(self._connections.consume, publisher, self._names, timeout=REPLY_TIMEOUT)
-        self.runner = Dispatcher(self._make_context(), self._consumer)
+        self._dispatcher = Dispatcher(self._make_context(), self._consumer)
         self._ops = OpsServer(self.metrics, self._readiness)
 
     def _make_context(self) -> RunnerContext:
@@ -97,18 +98,18 @@ class RunnerProcess:
             claims=Claims(self._commands, self._name),
             budget=Budget(settings.runner_buffer_most),
             now=Clock().now,
-            due=self._sender.due,
-            forget=self._sender.forget,
+            schedule_outbox=self._sender.schedule,
+            drop_outbox=self._sender.drop,
             cgroups=Cgroups(Path(settings.runner_cgroup)) if settings.runner_cgroup else None,
         )
 
     def stop(self) -> None:
-        """Leave, in order, as for SIGTERM."""
+        """Begin an orderly shutdown, as on SIGTERM."""
         self._stopping.set()
 
     async def run(self) -> None:
-        """Come up, work until told to stop, and leave in order."""
-        claim = _claimed(self._root)
+        """Start, work until ``stop`` is called, and shut down in order."""
+        lock = _lock_root(self._root)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
@@ -120,34 +121,34 @@ class RunnerProcess:
         finally:
             await self._ops.close()
             await self._connections.close()
-            os.close(claim)
-            log.info("runner ended", runner=self._name)
+            os.close(lock)
+            log.info("runner stopped", runner=self._name)
 
     async def _work(self) -> None:
         self._connections.start()
-        adopted = self.runner.adopt()
+        adopted = self._dispatcher.adopt_tasks()
         if adopted:
-            log.info("tasks of an earlier runner taken up", tasks=adopted)
+            log.info("tasks of an earlier runner adopted", tasks=adopted)
         self._consumer.start()
         tasks = [
-            asyncio.create_task(self.runner.run(), name="requests"),
+            asyncio.create_task(self._dispatcher.run(), name="requests"),
             asyncio.create_task(self._sender.run(), name="reports"),
             asyncio.create_task(self._commands.run(), name="replies"),
             asyncio.create_task(
-                self._sender.send_heartbeats(self._settings.runner_heartbeat_every, self.runner.heartbeats),
+                self._sender.send_heartbeats(self._settings.runner_heartbeat_every, self._dispatcher.heartbeats),
                 name="heartbeats",
             ),
-            asyncio.create_task(self.runner.watch(), name="numbers"),
-            asyncio.create_task(self._watch(), name="watch"),
+            asyncio.create_task(self._dispatcher.update_gauges(), name="gauges"),
+            asyncio.create_task(self._update_readiness(), name="readiness"),
         ]
-        count = asyncio.create_task(self._reconcile(), name="census")
+        orphans_task = asyncio.create_task(self._remove_orphans(), name="orphans")
         stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
         await asyncio.wait({stopping, *tasks}, return_when=asyncio.FIRST_COMPLETED)
         self._stopping.set()
-        await self._shut_down([*tasks, count])
+        await self._shut_down([*tasks, orphans_task])
 
     async def _shut_down(self, tasks: list[asyncio.Task[None]]) -> None:
-        """Take no more, send what is still to be told, within the grace time; the agents go on."""
+        """Stop consuming and send the remaining reports within the grace time. Agents keep running."""
         log.info("runner stopping")
         self._readiness.clear("consumers", "stopping")
         with suppress(TimeoutError, Unavailable):
@@ -159,25 +160,25 @@ class RunnerProcess:
                 await self._sender.flush()
         for task in tasks:
             task.cancel()
-        await self.runner.detach()
+        await self._dispatcher.detach()
         results = await asyncio.gather(*tasks, return_exceptions=True)
         await self._consumer.close()
         for result in results:
             if isinstance(result, Exception):
                 raise result
 
-    async def _reconcile(self) -> None:
-        """Clean up after those tasks on this disk that are no more."""
-        tasks = self.runner.tasks
+    async def _remove_orphans(self) -> None:
+        """Remove tasks on this disk that no longer exist."""
+        tasks = self._dispatcher.tasks
         if not tasks:
             return
         for task_id in await orphans.find_orphans(self._commands, tasks, self._on_error):
-            log.info("no live task owns this: cleaning up", task_id=str(task_id))
+            log.info("task no longer exists, removing its files", task_id=str(task_id))
             self.metrics.runner_orphans.inc()
-            self.runner.forget(task_id)
+            self._dispatcher.discard(task_id)
 
-    async def _watch(self) -> None:
-        """See whether we are really consuming, and say so where others look."""
+    async def _update_readiness(self) -> None:
+        """Keep the readiness of ``consumers`` up to date."""
         while True:
             if self._consumer.consuming:
                 self._readiness.set("consumers")
@@ -194,20 +195,26 @@ class RunnerProcess:
 
 
 def name_of(host: str) -> str:
-    """The name of a runner on this host."""
-    return _NO_NAME.sub("-", host.lower()).strip("-")[:64] or "runner"
+    """Return the default name of a runner on this host."""
+    return _NOT_IN_NAMES.sub("-", host.lower()).strip("-")[:64] or "runner"
 
 
-def _claimed(root: Path) -> int:
-    """Hold the folder for this process; the kernel lets go of it however the process ends. Raises Misconfigured."""
+def _lock_root(root: Path) -> int:
+    """Lock the folder for this process and return the descriptor; the kernel releases the lock when the process ends.
+
+    Raises:
+        Misconfigured: another runner holds the lock, or the folder cannot be used.
+    """
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise Misconfigured(
-            "runner_root", f"{root} is another runner's; expected a folder for this one alone"
+            "runner_root", f"{root} is in use by another runner; expected a folder of its own"
         ) from None
     except OSError as error:
-        raise Misconfigured("runner_root", f"{root} can't be used ({error.strerror}); expected a folder") from error
+        raise Misconfigured(
+            "runner_root", f"{root} cannot be used ({error.strerror}); expected a writable folder"
+        ) from error
     return descriptor

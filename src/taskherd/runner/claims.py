@@ -1,8 +1,8 @@
-"""Of the runners of a pool one begins a build: the first whose claim the worker has committed.
+"""Claim a build before starting it: the first claim that the worker commits wins.
 
-A request is there more than once when it was repeated: because nobody of the pool was up, because the first report was
-long in coming, because a queue was long. Each copy may reach another runner. So whoever is to begin a build first asks
-about its task under a command id that the build determines, in a name that the runner determines.
+Several copies of a request exist if it was repeated: no runner of the pool was up, the first report was delayed, or a
+queue was long. Each copy may reach another runner. A claim is an ownership query whose command id is derived from the
+build and whose actor is derived from the runner's name.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from uuid import NAMESPACE_DNS, uuid5
 import structlog
 
 from taskherd.errors import Unavailable
-from taskherd.runner.ownership import Ownership, query_ownership
+from taskherd.runner.ownership_query import Ownership, query_ownership
 
 if TYPE_CHECKING:
     from taskherd.broker.rpc import CommandClient
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-NAMES = uuid5(NAMESPACE_DNS, "runners.taskherd.dev")
+RUNNER_NAMESPACE = uuid5(NAMESPACE_DNS, "runners.taskherd.dev")
 
 
 class Claim(Enum):
-    """What became of a claim."""
+    """The result of a claim; the value is the outcome in ``taskherd_runner_requests_total``."""
 
     WON = "won"
     LOST = "lost"
-    """Another runner has begun that build, or is to."""
+    """Another runner claimed the build."""
     LEFT = "left"
-    """The task is gone, or nobody can say: nothing is to be done."""
+    """The task does not exist, or no worker answered: do not start the build."""
 
 
 class Claims:
@@ -40,21 +40,23 @@ class Claims:
 
     def __init__(self, commands: CommandClient, runner: str) -> None:
         self._commands = commands
-        self._name = uuid5(NAMES, runner)
+        self._actor_id = uuid5(RUNNER_NAMESPACE, runner)
 
-    async def claim(self, request: WorkspaceStart, *, sole: bool) -> Claim:
-        """Claim a build; claiming it again gives the same answer.
+    async def claim(self, request: WorkspaceStart, *, only_copy: bool) -> Claim:
+        """Claim a build. Idempotent.
 
-        Where the worker does not answer in time, the `sole` copy of a request is begun nevertheless: the claim waits
-        for the worker, before that of any later copy. A copy that is not the only one is left to the next repeat.
+        If the worker does not answer in time, a request that is certainly the ``only_copy`` still counts as won: its
+        claim is in the worker's queue, ahead of the claim of any later copy. Any other copy is left to the next repeat.
         """
         command_id = uuid5(request.task_id, f"claim/{request.build_number}")
         try:
-            said = await query_ownership(self._commands, request.task_id, command_id, name=self._name, lasting=True)
+            ownership = await query_ownership(
+                self._commands, request.task_id, command_id, actor_id=self._actor_id, no_expiry=True
+            )
         except Unavailable as error:
-            log.warning("claim unanswered", task_id=str(request.task_id), begun=sole, reason=str(error))
-            return Claim.WON if sole else Claim.LEFT
-        match said:
+            log.warning("claim unanswered", task_id=str(request.task_id), started=only_copy, reason=str(error))
+            return Claim.WON if only_copy else Claim.LEFT
+        match ownership:
             case Ownership.EXISTS:
                 return Claim.WON
             case Ownership.OTHER_RUNNER:
@@ -62,4 +64,4 @@ class Claims:
             case Ownership.GONE:
                 return Claim.LEFT
             case _:
-                assert_never(said)
+                assert_never(ownership)

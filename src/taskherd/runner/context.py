@@ -1,4 +1,4 @@
-"""What all the tasks of one runner share."""
+"""The context that all tasks of a runner share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RunnerContext:
-    """The runner, as a task sees it."""
+    """The runner's name, settings and shared parts.
+
+    ``schedule_outbox`` registers an outbox that has reports to send, ``drop_outbox`` removes one that is to be closed.
+    """
 
     name: str
     root: Path
@@ -27,6 +30,6 @@ class RunnerContext:
     claims: Claims
     budget: Budget
     now: Callable[[], datetime]
-    due: Callable[[Outbox], None]
-    forget: Callable[[Outbox], None]
+    schedule_outbox: Callable[[Outbox], None]
+    drop_outbox: Callable[[Outbox], None]
     cgroups: Cgroups | None = None

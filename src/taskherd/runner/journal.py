@@ -1,6 +1,7 @@
-"""What was asked for one task and how far it is: a small file that is replaced whole, so that a crash finds it whole.
+"""The journal of a task: its accepted requests and their progress, in a small file that is replaced atomically.
 
-What is in it was done at most once, and what it says is to be done will be done, by this runner or the next.
+Accepted builds are executed even if this runner dies: the next one continues, and may repeat a part of the execution,
+which is harmless. An input is delivered at most once.
 """
 
 from __future__ import annotations
@@ -16,55 +17,55 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from taskherd.messages.work import WorkspaceDelete, WorkspaceStart, WorkspaceStop
 
 MAX_INPUTS = 500
-"""How many inputs are remembered, the latest; the worker sends one at a time, and repeats none that has an outcome."""
+"""Maximum number of recorded inputs, the latest; the worker sends one at a time and repeats none with an outcome."""
 
 Transition: TypeAlias = Literal["start", "stop", "delete"]
 
 
 class Phase(StrEnum):
-    """How far a build is."""
+    """Progress of the latest accepted build."""
 
     ACCEPTED = "accepted"
-    """It is to be done; perhaps it was begun."""
+    """To be executed; the execution may have started."""
     DONE = "done"
     FAILED = "failed"
 
 
 class InputDelivery(StrEnum):
-    """How far an input is."""
+    """Progress of an input."""
 
     DELIVERING = "delivering"
-    """It may have reached the agent."""
+    """The agent may have received it."""
     DELIVERED = "delivered"
     FAILED = "failed"
 
 
 class Journal(BaseModel):
-    """All that is remembered of one task, beside its reports."""
+    """The state of one task that survives the runner, except its reports (see ``outbox``)."""
 
     model_config = ConfigDict(extra="ignore")
 
     task_id: UUID
     task_name: str
-    build_number: int = Field(0, description="The highest that was accepted; 0: none was.")
+    build_number: int = Field(0, description="The highest accepted build number; 0 if none was.")
     transition: Transition = "stop"
     phase: Phase = Phase.DONE
-    ended: bool = Field(default=False, description="Whether the end of the agent of this build was told.")
-    ready: bool = Field(default=False, description="Whether the agent of this build was told to be ready.")
-    start: WorkspaceStart | None = Field(None, description="The latest request to start.")
-    port: int | None = Field(None, description="Where the agent serves AgentAPI.")
+    exit_reported: bool = Field(default=False, description="Whether the exit of this build's agent was reported.")
+    ready_reported: bool = Field(default=False, description="Whether this build's agent was reported as ready.")
+    start: WorkspaceStart | None = Field(None, description="The latest start request.")
+    port: int | None = Field(None, description="The port on which the agent serves AgentAPI.")
     inputs: dict[UUID, InputDelivery] = Field(default_factory=dict)
-    seq_ceiling: int = Field(0, description="No report had a seq above this.")
+    seq_ceiling: int = Field(0, description="Upper bound of the seq of all reports so far.")
 
     def accept(self, request: WorkspaceStart | WorkspaceStop | WorkspaceDelete) -> None:
-        """Remember that this is to be done."""
+        """Record a request that is to be executed."""
         self.task_name = request.task_name
         self.build_number = request.build_number
         self.phase = Phase.ACCEPTED
         match request:
             case WorkspaceStart():
                 self.transition = "start"
-                self.start, self.port, self.ended, self.ready = request, None, False, False
+                self.start, self.port, self.exit_reported, self.ready_reported = request, None, False, False
             case WorkspaceStop():
                 self.transition = "stop"
             case WorkspaceDelete():
@@ -73,31 +74,31 @@ class Journal(BaseModel):
                 assert_never(request)
 
     @property
-    def live(self) -> bool:
-        """Whether there is a workspace that is up."""
+    def workspace_is_up(self) -> bool:
+        """True while the workspace is up."""
         return self.transition == "start" and self.phase is Phase.DONE
 
-    def note(self, input_id: UUID, how: InputDelivery) -> None:
-        """Remember how far an input is, and forget the oldest of too many."""
-        self.inputs[input_id] = how
+    def record_input(self, input_id: UUID, delivery: InputDelivery) -> None:
+        """Record the progress of an input, and drop the oldest one above ``MAX_INPUTS``."""
+        self.inputs[input_id] = delivery
         while len(self.inputs) > MAX_INPUTS:
             del self.inputs[next(iter(self.inputs))]
 
 
 def write(path: Path, content: bytes) -> None:
-    """Put a journal on disk: when this returns it survives whatever comes. Raises OSError."""
-    beside = path.with_suffix(".new")
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "wb") as file:  # noqa: PTH123 - the agent's token is in it, so its mode comes first
+    """Replace the journal on disk atomically and durably. Raise ``OSError`` if that fails."""
+    temporary = path.with_suffix(".new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "wb") as file:  # noqa: PTH123 - it contains the agent's token, so it is created with its mode
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    beside.replace(path)
+    temporary.replace(path)
     _sync(path.parent)
 
 
 def load(path: Path) -> Journal | None:
-    """The journal at `path`; None where there is none that can be read."""
+    """Return the journal at ``path``, or None if it does not exist or cannot be read."""
     try:
         return Journal.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):

@@ -1,4 +1,4 @@
-"""Asks the worker which of the tasks on this disk are no more."""
+"""Find tasks on this disk that no longer exist."""
 
 from __future__ import annotations
 
@@ -7,37 +7,40 @@ from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 from taskherd.errors import Unavailable
-from taskherd.runner.ownership import Ownership, query_ownership
+from taskherd.runner.ownership_query import Ownership, query_ownership
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from taskherd.broker.rpc import CommandClient
 
-AT_ONCE = 100
+CONCURRENT_QUERIES = 100
 RETRY_AFTER = 10.0
-"""Seconds after which those are asked for again that were not answered."""
+"""Seconds before unanswered queries are repeated."""
 HOLD_FROM, HOLD_SHARE = 5, 0.55
-"""So many unknown tasks, and such a share of all, are not believed: this may be the wrong worker, or an old backup."""
+"""Number and share of unknown tasks from which all are kept: this may be the wrong worker, or one on an old backup."""
 
 
-async def find_orphans(commands: CommandClient, tasks: Sequence[UUID], trouble: Callable[[str], None]) -> list[UUID]:
-    """Return the tasks that are no more, once the worker has answered for all of them; none if nearly all are."""
-    waiting = list(tasks)
-    gone: list[UUID] = []
-    while waiting:
-        asked, waiting = waiting[:AT_ONCE], waiting[AT_ONCE:]
-        said = await asyncio.gather(*(_ownership(commands, task_id) for task_id in asked))
-        gone += [task_id for task_id, one in zip(asked, said, strict=True) if one is Ownership.GONE]
-        unanswered = [task_id for task_id, one in zip(asked, said, strict=True) if one is None]
+async def find_orphans(commands: CommandClient, tasks: Sequence[UUID], on_error: Callable[[str], None]) -> list[UUID]:
+    """Return the tasks that no longer exist, once the worker has answered for all; none if nearly all are unknown."""
+    unchecked = list(tasks)
+    orphans: list[UUID] = []
+    while unchecked:
+        batch, unchecked = unchecked[:CONCURRENT_QUERIES], unchecked[CONCURRENT_QUERIES:]
+        answers = await asyncio.gather(*(_ownership(commands, task_id) for task_id in batch))
+        orphans += [task_id for task_id, answer in zip(batch, answers, strict=True) if answer is Ownership.GONE]
+        unanswered = [task_id for task_id, answer in zip(batch, answers, strict=True) if answer is None]
         if unanswered:
-            waiting += unanswered
-            trouble(f"{len(unanswered)} tasks on this disk were asked for, and nobody answered")
+            unchecked += unanswered
+            on_error(f"no worker answered whether {len(unanswered)} tasks on this disk still exist")
             await asyncio.sleep(RETRY_AFTER)
-    if len(gone) >= HOLD_FROM and len(gone) >= HOLD_SHARE * len(tasks):
-        trouble(f"{len(gone)} of {len(tasks)} tasks on this disk are unknown to the worker; they are kept")
+    if len(orphans) >= HOLD_FROM and len(orphans) >= HOLD_SHARE * len(tasks):
+        on_error(
+            f"the worker does not know {len(orphans)} of {len(tasks)} tasks on this disk; they are kept, "
+            "check that this runner uses the right broker and TASKHERD_AMQP_PREFIX"
+        )
         return []
-    return gone
+    return orphans
 
 
 async def _ownership(commands: CommandClient, task_id: UUID) -> Ownership | None:

@@ -1,7 +1,7 @@
-"""The reports of one task that are still to be sent: in memory to send from, and on disk for the next runner.
+"""The unconfirmed reports of one task: in memory for sending, and on disk for the next runner.
 
-Each keeps the seq it was given, so sending one again changes nothing. A record on disk may carry a *mark*: how far its
-follower had come when it made these reports. So after a crash no output is told twice under different ids.
+Each report keeps its seq, so sending it again has no effect. A record on disk may carry a *checkpoint*: how far the
+follower had read when it made these reports, so that after a crash no output is reported again under a different id.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-MAX_OWN_BYTES = 1024 * 1024
-"""Bytes that wait for one task, beyond which its output is not followed further for now."""
-MAX_SENT_BYTES = 64 * 1024
-"""Bytes of sent reports in the file, beyond which it is written anew."""
+MAX_TASK_BYTES = 1024 * 1024
+"""Bytes of unconfirmed reports of one task from which its follower stops reading."""
+MAX_CONFIRMED_BYTES = 64 * 1024
+"""Bytes of confirmed reports in the file above which it is rewritten without them."""
 
 Checkpoint: TypeAlias = dict[str, Any]
 
 
 @dataclass(slots=True)
 class Budget:
-    """What the outboxes of all tasks may hold together, in bytes."""
+    """Number of bytes that the outboxes of all tasks may hold together."""
 
     maximum: int
     used: int = 0
     room: asyncio.Event = field(default_factory=asyncio.Event)
 
     def add(self, size: int) -> None:
-        """Take so many bytes more, or give them back."""
+        """Add ``size`` bytes to those in use; a negative size releases them."""
         self.used += size
         if self.used < self.maximum:
             self.room.set()
@@ -44,61 +44,61 @@ class Budget:
 
 
 class Outbox:
-    """The reports of one task, in order."""
+    """The unconfirmed reports of one task, in order."""
 
-    def __init__(self, path: Path, budget: Budget, on_more: Callable[[Outbox], None]) -> None:
-        """Read what an earlier runner left; it is all to be sent again."""
+    def __init__(self, path: Path, budget: Budget, on_append: Callable[[Outbox], None]) -> None:
+        """Read the reports that an earlier runner left; all of them are sent again."""
         self._path = path
         self._budget = budget
-        self._on_more = on_more
+        self._on_append = on_append
         self._waiting: deque[bytes] = deque()
         self._size = 0
-        self._told = 0
+        self._confirmed = 0
         self._room = asyncio.Event()
         self._room.set()
         self._torn = False
-        self._emptied = asyncio.Event()
-        self._emptied.set()
-        self._muted = False
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._discarding = False
         self.checkpoint: Checkpoint = {}
         self._file: int | None = None
         self._load()
 
     def __len__(self) -> int:
-        """How many reports wait."""
+        """Return the number of unconfirmed reports."""
         return len(self._waiting)
 
     @property
     def full(self) -> bool:
-        """Whether no more should be made for now; what must be said is taken nevertheless."""
-        return self._size >= MAX_OWN_BYTES or self._budget.used >= self._budget.maximum
+        """True while followers should not produce reports; ``append`` accepts them nevertheless."""
+        return self._size >= MAX_TASK_BYTES or self._budget.used >= self._budget.maximum
 
     async def wait_room(self) -> None:
-        """Wait until there is room."""
+        """Wait until the outbox is no longer full."""
         while self.full:
             await self._room.wait()
             await self._budget.room.wait()
 
     async def wait_empty(self) -> None:
-        """Wait until all is sent."""
-        await self._emptied.wait()
+        """Wait until the outbox is empty."""
+        await self._empty.wait()
 
-    def append(self, reports: Sequence[str], mark: Checkpoint | None = None) -> None:
-        """Take reports, as JSON, to be sent; where the disk is full they are kept in memory alone, for now."""
-        self.checkpoint = mark or self.checkpoint
-        if not self._muted:
-            self._write(reports, mark)
+    def append(self, reports: Sequence[str], checkpoint: Checkpoint | None = None) -> None:
+        """Append JSON reports to be sent; if the disk is full they are kept only in memory until it has room again."""
+        self.checkpoint = checkpoint or self.checkpoint
+        if not self._discarding:
+            self._write(reports, checkpoint)
             self._store(reports)
 
     def discard(self) -> None:
-        """Take no more, and drop what waits: nobody wants to know."""
-        self._muted = True
+        """Discard all pending reports and accept no more."""
+        self._discarding = True
         self._waiting.clear()
         self._resize(-self._size)
-        self._emptied.set()
+        self._empty.set()
 
     def peek(self, limit: int, size: int) -> list[bytes]:
-        """The first reports, up to `limit`, and up to `size` bytes unless the first alone is larger."""
+        """Return the first reports: up to ``limit``, and up to ``size`` bytes unless the first alone is larger."""
         chosen: list[bytes] = []
         for report in self._waiting:
             size -= len(report)
@@ -108,19 +108,19 @@ class Outbox:
         return chosen
 
     def confirm(self, count: int) -> None:
-        """The first so many were confirmed."""
-        if self._muted:
+        """Remove the first ``count`` reports after the broker confirmed them."""
+        if self._discarding:
             return
         size = sum(len(self._waiting.popleft()) for _ in range(count))
         self._resize(-size)
-        self._told += size
+        self._confirmed += size
         if not self._waiting:
-            self._emptied.set()
-        if self._told > MAX_SENT_BYTES or (self._torn and not self._waiting):
+            self._empty.set()
+        if self._confirmed > MAX_CONFIRMED_BYTES or (self._torn and not self._waiting):
             self._rewrite()
 
     def close(self) -> None:
-        """Let go of the file, and of the budget."""
+        """Close the file and release the budget."""
         self._budget.add(-self._size)
         self._size = 0
         if self._file is not None:
@@ -132,24 +132,24 @@ class Outbox:
             encoded = [report.encode() for report in reports]
             self._waiting.extend(encoded)
             self._resize(sum(map(len, encoded)))
-            self._emptied.clear()
-            self._on_more(self)
+            self._empty.clear()
+            self._on_append(self)
 
     def _resize(self, change: int) -> None:
         self._size += change
         self._budget.add(change)
-        if self._size < MAX_OWN_BYTES:
+        if self._size < MAX_TASK_BYTES:
             self._room.set()
         else:
             self._room.clear()
 
-    def _write(self, reports: Sequence[str], mark: Checkpoint | None) -> None:
+    def _write(self, reports: Sequence[str], checkpoint: Checkpoint | None) -> None:
         line = b"\n" if self._torn else b""
         try:
             if self._file is None:
                 flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
                 self._file = os.open(self._path, flags, 0o600)
-            line += json.dumps([mark, list(reports)]).encode() + b"\n"
+            line += json.dumps([checkpoint, list(reports)]).encode() + b"\n"
             if os.write(self._file, line) < len(line):
                 self._torn = True
         except OSError:
@@ -160,22 +160,22 @@ class Outbox:
             content = self._path.read_bytes()
             self._torn = not content.endswith(b"\n") and bool(content)
             for line in content.splitlines():
-                with suppress(ValueError, TypeError):  # the end of a line that was not written to its end
-                    mark, reports = json.loads(line)
-                    self.checkpoint = mark or self.checkpoint
+                with suppress(ValueError, TypeError):  # a line that was not completely written
+                    checkpoint, reports = json.loads(line)
+                    self.checkpoint = checkpoint or self.checkpoint
                     self._store([str(report) for report in reports])
 
     def _rewrite(self) -> None:
-        """Write the file anew with what still waits."""
-        beside = self._path.with_suffix(".new")
+        """Replace the file by one with only the unconfirmed reports."""
+        temporary = self._path.with_suffix(".new")
         with suppress(OSError):
             record = json.dumps([self.checkpoint, [report.decode() for report in self._waiting]]) + "\n"
-            descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             with open(descriptor, "w") as file:  # noqa: PTH123 - opened with its mode
                 file.write(record)
-            beside.replace(self._path)
+            temporary.replace(self._path)
             if self._file is not None:
                 os.close(self._file)
                 self._file = None
-            self._told = 0
+            self._confirmed = 0
             self._torn = False

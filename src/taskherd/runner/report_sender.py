@@ -1,4 +1,4 @@
-"""Sends what the tasks' outboxes hold, in order and in batches, and goes on until the broker has confirmed it."""
+"""Send the reports of all outboxes, in order and in batches, each until the broker has confirmed it."""
 
 from __future__ import annotations
 
@@ -21,40 +21,40 @@ if TYPE_CHECKING:
     from taskherd.observability.metrics import Metrics
     from taskherd.runner.outbox import Outbox
 
-REPORTS = 100
-"""Reports in one message."""
-OF_ONE = 20
-"""Of these from one task, so that a talkative one does not keep the others waiting."""
+MAX_REPORTS = 100
+"""Maximum number of reports in one message."""
+MAX_REPORTS_OF_TASK = 20
+"""Maximum number of reports of one task in a message, so that one task does not delay the others."""
 ROUTING_KEY = "runner"
 
 
 class ReportSender:
-    """The way of all reports of this runner."""
+    """Publishes all reports of this runner."""
 
     def __init__(
-        self, publisher: Publisher, names: TopologyNames, metrics: Metrics, trouble: Callable[[str], None]
+        self, publisher: Publisher, names: TopologyNames, metrics: Metrics, on_error: Callable[[str], None]
     ) -> None:
         self._publisher = publisher
         self._exchange = names.reports
         self._metrics = metrics
-        self._on_error = trouble
+        self._on_error = on_error
         self._due: OrderedDict[int, Outbox] = OrderedDict()
-        self._more = asyncio.Event()
+        self._wakeup = asyncio.Event()
 
-    def due(self, outbox: Outbox) -> None:
-        """There is something to send in this outbox."""
+    def schedule(self, outbox: Outbox) -> None:
+        """Schedule an outbox that has reports to send."""
         self._due[id(outbox)] = outbox
-        self._more.set()
+        self._wakeup.set()
 
-    def forget(self, outbox: Outbox) -> None:
-        """This outbox is not to be sent from any more."""
+    def drop(self, outbox: Outbox) -> None:
+        """Send nothing more from an outbox."""
         self._due.pop(id(outbox), None)
 
     async def run(self) -> None:
         """Send until cancelled."""
         failures = 0
         while True:
-            await self._more.wait()
+            await self._wakeup.wait()
             try:
                 await self.send_once()
                 failures = 0
@@ -64,47 +64,52 @@ class ReportSender:
                 await asyncio.sleep(retry.delay(failures))
 
     async def flush(self) -> None:
-        """Send until nothing is left; raises Unavailable."""
+        """Send all reports. Raise ``Unavailable`` if the broker cannot be reached."""
         while self._due:
             await self.send_once()
 
     async def send_once(self) -> int:
-        """Send one message of what is due; how many reports that were. Raises Unavailable, and then nothing is lost."""
+        """Send one message and return the number of reports in it.
+
+        Raises:
+            Unavailable: the broker did not confirm it; the reports stay in their outboxes.
+        """
         chosen = self._choose()
-        reports = [report for _, own in chosen for report in own]
+        reports = [report for _, batch in chosen for report in batch]
         if reports:
             await self._publish(reports)
-        for outbox, own in chosen:
-            outbox.confirm(len(own))
+        for outbox, batch in chosen:
+            outbox.confirm(len(batch))
             if len(outbox):
                 self._due.move_to_end(id(outbox)) if id(outbox) in self._due else None
             else:
                 self._due.pop(id(outbox), None)
         if not self._due:
-            self._more.clear()
+            self._wakeup.clear()
         return len(reports)
 
-    async def send_heartbeats(self, every: float, beats: Callable[[], Iterable[bytes]]) -> None:
-        """Send the heartbeats of all that live now, about every so many seconds; one that can't be sent is dropped."""
+    async def send_heartbeats(self, every: float, heartbeats: Callable[[], Iterable[bytes]]) -> None:
+        """Send the current heartbeats about every ``every`` seconds; those that cannot be sent are dropped."""
         while True:
             await asyncio.sleep(every * random.uniform(0.9, 1.1))  # noqa: S311 - no secret
-            alive = list(beats())
+            current = list(heartbeats())
             try:
-                for start in range(0, len(alive), REPORTS):
-                    await self._publish(alive[start : start + REPORTS])
+                for start in range(0, len(current), MAX_REPORTS):
+                    await self._publish(current[start : start + MAX_REPORTS])
             except Unavailable as error:
                 self._on_error(str(error))
 
     def _choose(self) -> list[tuple[Outbox, list[bytes]]]:
+        """Return the outboxes that the next message is filled from, each with its reports."""
         chosen: list[tuple[Outbox, list[bytes]]] = []
-        limit, size = REPORTS, MESSAGE_BYTES
+        limit, size = MAX_REPORTS, MESSAGE_BYTES
         for outbox in list(self._due.values()):
-            own = outbox.peek(min(limit, OF_ONE), size)
-            needed = sum(map(len, own)) + len(own)
+            batch = outbox.peek(min(limit, MAX_REPORTS_OF_TASK), size)
+            needed = sum(map(len, batch)) + len(batch)
             if chosen and needed > size:
                 break
-            chosen.append((outbox, own))
-            limit -= len(own)
+            chosen.append((outbox, batch))
+            limit -= len(batch)
             size -= needed
             if limit <= 0 or size <= 0:
                 break
@@ -114,5 +119,5 @@ class ReportSender:
         body = join(reports) if len(reports) > 1 else reports[0]
         published = await self._publisher.publish(self._exchange, ROUTING_KEY, body, mandatory=True)
         if published is PublishOutcome.UNROUTED:
-            raise Unavailable(f"no queue takes what is published to {self._exchange}")
+            raise Unavailable(f"no queue is bound to exchange {self._exchange}; run `taskherd topology apply`")
         self._metrics.runner_reports.inc(len(reports))

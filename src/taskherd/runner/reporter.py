@@ -1,4 +1,4 @@
-"""What is said of a task: reports with a seq that rises whatever the clock does, put into the task's outbox."""
+"""Create the reports of a task, with rising sequence numbers, and append them to its outbox."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ APP_SLUG = "agent"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _AHEAD = 600_000_000
-"""How far ahead, in microseconds, the journal's ceiling is set: it is written about every ten minutes."""
+"""Microseconds by which the ceiling in the journal is ahead, so that it is written only about every ten minutes."""
 
 
 class SequenceGenerator:
-    """The seqs of one task: microseconds since the epoch, but always more than the last, whatever became of the clock.
+    """The sequence numbers of one task: microseconds since the epoch, but always greater than the previous one.
 
-    None is ever above the journal's ceiling, so the next runner goes on above it.
+    None exceeds the ceiling in the journal, so the next runner continues above the ceiling even if the clock went back.
     """
 
     def __init__(self, journal: Journal, now: Callable[[], datetime], save: Callable[[], None]) -> None:
-        """`save` puts the journal on disk, now or soon."""
+        """``save`` writes the journal to disk, now or in the background."""
         self._journal = journal
         self._now = now
         self._save = save
         self._last = journal.seq_ceiling
 
     def next(self) -> int:
-        """The next one."""
+        """Return the next sequence number."""
         self._last = max((self._now() - _EPOCH) // _MICROSECOND, self._last + 1)
         if self._last >= self._journal.seq_ceiling:
             self._journal.seq_ceiling = self._last + _AHEAD
@@ -48,7 +48,7 @@ class SequenceGenerator:
 
 
 class Reporter:
-    """Speaks for one build of one task."""
+    """Reports on one build of one task."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Reporter:
         transition: reports.Transition,
         runner: str,
         outbox: Outbox,
-        seqs: SequenceGenerator,
+        sequence: SequenceGenerator,
         now: Callable[[], datetime],
     ) -> None:
         self.build_number = request.build_number
@@ -66,18 +66,18 @@ class Reporter:
         self._transition = transition
         self._runner = runner
         self._outbox = outbox
-        self._seqs = seqs
+        self._sequence = sequence
         self._now = now
         self.agent_id = uuid5(request.task_id, f"agent/{request.build_number}")
 
     def build(self, job_status: JobStatus, *, error: str | None = None, health: Health | None = None) -> None:
-        """Where the build at hand is."""
+        """Report the job status of the build."""
         task_id = self._task_id
         starts = self._transition is reports.Transition.START
         report = reports.WorkspaceBuild(
             task_id=task_id,
             build_number=self.build_number,
-            seq=self._seqs.next(),
+            seq=self._sequence.next(),
             agent_id=self.agent_id if starts else None,
             transition=self._transition,
             job_status=job_status,
@@ -89,67 +89,67 @@ class Reporter:
         self._report(report)
 
     def lifecycle(self, lifecycle: Lifecycle) -> None:
-        """Where the agent's start-up or shut-down is."""
+        """Report the lifecycle state of the agent."""
         self._report(
             reports.AgentLifecycle(
-                task_id=self._task_id, build_number=self.build_number, seq=self._seqs.next(), lifecycle=lifecycle
+                task_id=self._task_id, build_number=self.build_number, seq=self._sequence.next(), lifecycle=lifecycle
             )
         )
 
     def disconnected(self) -> None:
-        """The agent is not there any more."""
+        """Report that the agent disconnected."""
         self._report(
-            reports.AgentDisconnected(task_id=self._task_id, build_number=self.build_number, seq=self._seqs.next())
+            reports.AgentDisconnected(task_id=self._task_id, build_number=self.build_number, seq=self._sequence.next())
         )
 
     def health(self, health: Health) -> None:
-        """What the agent's health check says."""
+        """Report the health of the app."""
         self._report(
             reports.AppHealth(
                 task_id=self._task_id,
                 build_number=self.build_number,
-                seq=self._seqs.next(),
+                seq=self._sequence.next(),
                 health=health,
             )
         )
 
     def status(self, state: AgentState, message: str = "", uri: str = "") -> None:
-        """What the agent is doing."""
+        """Report what the agent is doing."""
         self._report(self.status_report(state, message, uri))
 
     def status_report(self, state: AgentState, message: str = "", uri: str = "") -> Report:
-        """What the agent is doing, to be said together with something else."""
+        """Return a report of what the agent is doing, to be passed to ``log``."""
         return reports.AppStatus(
             task_id=self._task_id,
             build_number=self.build_number,
-            seq=self._seqs.next(),
+            seq=self._sequence.next(),
             state=state,
             message=texts.message(message, {}),
             uri=texts.address(uri, {}),
         )
 
-    def log(self, entries: Sequence[LogEntry], *more: Report, mark: Checkpoint | None = None) -> None:
-        """Entries of the conversation, `more` that belongs to them, and how far the follower has come with them."""
-        said = list(more)
+    def log(self, entries: Sequence[LogEntry], *others: Report, checkpoint: Checkpoint | None = None) -> None:
+        """Report log entries and other reports in one record, with the follower's checkpoint after them."""
+        batch = list(others)
         if entries:
-            said.insert(
+            batch.insert(
                 0,
                 reports.TaskLog(
                     task_id=self._task_id,
                     build_number=self.build_number,
-                    seq=self._seqs.next(),
+                    seq=self._sequence.next(),
                     entries=tuple(entries),
                 ),
             )
-        self._report(*said, mark=mark)
+        self._report(*batch, checkpoint=checkpoint)
 
     def input(self, input_id: UUID, outcome: InputOutcome, detail: str | None = None) -> None:
-        """What became of an input."""
+        """Report the outcome of an input."""
         self._report(
             reports.TaskInput(
                 task_id=self._task_id,
                 build_number=self.build_number,
-                seq=self._seqs.next(),
+                seq=self._sequence.next(),
                 input_id=input_id,
                 outcome=outcome,
                 detail=texts.message(detail, {}) if detail else None,
@@ -157,19 +157,19 @@ class Reporter:
         )
 
     def heartbeat(self) -> bytes:
-        """That the agent is alive now; this is sent at once or never."""
+        """Return an encoded heartbeat; it is sent at once or never, so it does not go to the outbox."""
         return encode(
             reports.AgentHeartbeat(
                 task_id=self._task_id,
                 build_number=self.build_number,
-                seq=self._seqs.next(),
+                seq=self._sequence.next(),
                 agent_id=self.agent_id,
             )
         )
 
-    def entry(self, number: int, speaker: reports.LogSource, content: str, at: datetime | None = None) -> LogEntry:
-        """One entry of the conversation, now unless `at` says when."""
-        return reports.LogEntry(number, speaker, texts.content(content, {}), at or self._now())
+    def entry(self, entry_id: int, source: reports.LogSource, content: str, at: datetime | None = None) -> LogEntry:
+        """Return a log entry with the time ``at``, by default now."""
+        return reports.LogEntry(entry_id, source, texts.content(content, {}), at or self._now())
 
-    def _report(self, *said: Report, mark: Checkpoint | None = None) -> None:
-        self._outbox.append([encode(report).decode() for report in said], mark)
+    def _report(self, *batch: Report, checkpoint: Checkpoint | None = None) -> None:
+        self._outbox.append([encode(report).decode() for report in batch], checkpoint)

@@ -1,7 +1,7 @@
-"""The shim: starts one agent, keeps its output and its exit status on disk, and outlives the runner.
+"""The shim: run one agent, record its output and exit status on disk, and survive the runner.
 
-Run as a file (`python -I -S shim.py RUN_FOLDER`), so that it imports nothing but the standard library: one of these
-stays beside every agent. Its environment is the agent's. What it keeps in the run folder is described in `folders.py`.
+It runs as a file (``python -I -S shim.py RUN_FOLDER``) and imports only the standard library, because one shim process
+stays in memory for each agent. Its environment is the agent's. ``workspaces/folders.py`` lists the files that it uses.
 """
 
 from __future__ import annotations
@@ -24,115 +24,115 @@ from typing import Any
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # see prctl(2)
 CHUNK = 65_536
 RESERVED = 4_096
-"""Bytes that the exit record is given at the start, so that a full disk can't keep it from being written."""
+"""Bytes of disk space reserved for the exit record at start, so that it can be written even if the disk is full."""
 MAX_KILLING = 30.0
-"""Seconds after which processes that survive SIGKILL (in uninterruptible sleep) are left, and that is said."""
+"""Seconds after which processes that survive SIGKILL (in uninterruptible sleep) are left and counted as leftover."""
 AGENT_OOM_SCORE = "500"
 _POLL = 0.02
 _FREEZE_ROUNDS = 50
 
 
 def prctl(option: int, value: int) -> None:
-    """Set a property of this process, as the manual has it."""
+    """Set an attribute of this process with the system call of that name."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(option, value, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl")
 
 
 def parents() -> dict[int, int]:
-    """Every process of this machine, as far as /proc shows it, with its parent; zombies are left out."""
-    found = {}
+    """Return the parent of every process that /proc shows, except zombies."""
+    parent_of = {}
     for entry in os.listdir("/proc"):  # noqa: PTH208 - as below
         if entry.isdigit():
             with suppress(OSError):
                 state, parent = _stat(int(entry))[:2]
                 if state != "Z":
-                    found[int(entry)] = int(parent)
-    return found
+                    parent_of[int(entry)] = int(parent)
+    return parent_of
 
 
-def started(pid: int) -> int:
-    """When a process began, in clock ticks since boot; with the pid this tells it from every other process."""
+def start_ticks(pid: int) -> int:
+    """Return the start time of a process, in clock ticks since boot; pid and start time identify a process."""
     return int(_stat(pid)[19])
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat from the third on: the second may hold anything, so it is cut at its last ``)``."""
+    """Return the fields of /proc/PID/stat from the third on, after the last ``)``: the second may contain anything."""
     with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123 - hundreds of times a second while killing
         return file.read().rpartition(b")")[2].decode().split()
 
 
 def descendants(root: int) -> set[int]:
-    """The living processes below `root`: as it is a subreaper, none of them can leave."""
+    """Return the living descendants of ``root``, a subreaper, so that orphaned descendants remain below it."""
     children: dict[int, list[int]] = {}
     for pid, parent in parents().items():
         children.setdefault(parent, []).append(pid)
     found: set[int] = set()
-    waiting = [root]
-    while waiting:
-        below = [pid for pid in children.get(waiting.pop(), ()) if pid not in found]
+    unvisited = [root]
+    while unvisited:
+        below = [pid for pid in children.get(unvisited.pop(), ()) if pid not in found]
         found.update(below)
-        waiting += below
+        unvisited += below
     return found
 
 
-def send(pids: set[int], what: int) -> None:
-    """Send a signal to those that still live."""
+def send_signal(pids: set[int], number: int) -> None:
+    """Send a signal to those of the processes that still exist."""
     for pid in pids:
         with suppress(OSError):
-            os.kill(pid, what)
+            os.kill(pid, number)
 
 
-def write_whole(path: Path, said: dict[str, Any]) -> None:
-    """Put a record in place at once: written beside it, synced, renamed."""
-    beside = path.with_suffix(".new")
-    with beside.open("w") as file:
-        json.dump(said, file)
+def write_atomically(path: Path, record: dict[str, Any]) -> None:
+    """Write a JSON record to a temporary file, sync it, and rename it to ``path``."""
+    temporary = path.with_suffix(".new")
+    with temporary.open("w") as file:
+        json.dump(record, file)
         file.flush()
         os.fsync(file.fileno())
-    beside.replace(path)
+    temporary.replace(path)
 
 
-class Output:
-    """What the agent writes, in segments named by the offset at which they begin; the oldest make room for new ones.
+class SegmentWriter:
+    """The agent's output in segment files named by their start offset; the oldest is deleted to make room.
 
-    What can't be written (the disk is full) is dropped, and shows as a gap between two segments.
+    Bytes that cannot be written (the disk is full) are dropped and show as a gap between two segments.
     """
 
-    def __init__(self, folder: Path, segment: int, keep: int) -> None:
+    def __init__(self, folder: Path, segment_bytes: int, max_segments: int) -> None:
         self._folder = folder
-        self._segment = segment
-        self._keep = keep
-        self._names: list[Path] = []
+        self._segment_bytes = segment_bytes
+        self._max_segments = max_segments
+        self._paths: list[Path] = []
         self._file: int | None = None
         self._size = 0
         self.total = 0
         self.dropped = 0
 
     def write(self, chunk: bytes) -> None:
-        """Keep a chunk."""
-        left = memoryview(chunk)
+        """Append a chunk, or count what cannot be written as dropped."""
+        remaining = memoryview(chunk)
         try:
-            while left:
-                if self._file is None or self._size >= self._segment:
-                    self._next()
+            while remaining:
+                if self._file is None or self._size >= self._segment_bytes:
+                    self._open_next()
                 assert self._file is not None
-                written = os.write(self._file, left)
+                written = os.write(self._file, remaining)
                 self._size += written
                 self.total += written
-                left = left[written:]
+                remaining = remaining[written:]
         except OSError:
-            self.total += len(left)
-            self.dropped += len(left)
+            self.total += len(remaining)
+            self.dropped += len(remaining)
             self._close()
 
-    def _next(self) -> None:
+    def _open_next(self) -> None:
         self._close()
-        while len(self._names) >= self._keep:
-            self._names.pop(0).unlink(missing_ok=True)
+        while len(self._paths) >= self._max_segments:
+            self._paths.pop(0).unlink(missing_ok=True)
         path = self._folder / f"{self.total:020d}"
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        self._names.append(path)
+        self._paths.append(path)
         self._size = 0
 
     def _close(self) -> None:
@@ -143,39 +143,40 @@ class Output:
 
 
 class Shim:
-    """The life of one agent."""
+    """One run of an agent, from its start to its exit record."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._spec: dict[str, Any] = json.loads((folder / "spec.json").read_text())
-        self._output = Output(folder / "output", self._spec["segment_bytes"], self._spec["segments"])
+        self._output = SegmentWriter(folder / "output", self._spec["segment_bytes"], self._spec["max_segments"])
         self._stop = False
-        self._why = "exited"
+        self._reason = "exited"
         self._status: int | None = None
         self._childless = False
         self._agent = self._agent_start = 0
-        self._wake, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._out, self._agent_out = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(self._out, False)
+        self._wakeup_read, self._wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._output_read, self._output_write = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._output_read, False)
 
     def run(self) -> None:
-        """Start the agent, keep what it says, end whatever it leaves, and say how it went."""
+        """Start the agent, record its output, end all of its processes, and record how it ended."""
         exit_record = os.open(self._folder / "exit.new", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         os.pwrite(exit_record, b" " * RESERVED, 0)
         (self._folder / "output").mkdir(mode=0o700)
         os.mkfifo(self._folder / "input", 0o600)
-        self._listen()
-        failure = self._start()
-        left = 0
-        if not failure:
-            own = {"pid": os.getpid(), "start": started(os.getpid()), "at": time.time()}
-            write_whole(self._folder / "started.json", {**own, "agent": self._agent, "agent_start": self._agent_start})
+        self._handle_signals()
+        error = self._start()
+        leftover = 0
+        if not error:
+            shim = {"pid": os.getpid(), "start": start_ticks(os.getpid()), "at": time.time()}
+            agent = {"agent": self._agent, "agent_start": self._agent_start}
+            write_atomically(self._folder / "started.json", {**shim, **agent})
             self._follow()
-            left = self._end()
-        self._say(exit_record, failure, left)
+            leftover = self._end()
+        self._record_exit(exit_record, error, leftover)
 
-    def _listen(self) -> None:
-        signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
+    def _handle_signals(self) -> None:
+        signal.set_wakeup_fd(self._wakeup_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGTERM, self._on_stop_signal)
         for number in (signal.SIGINT, signal.SIGHUP):
@@ -185,33 +186,34 @@ class Shim:
         self._stop = True
 
     def _start(self) -> str | None:
-        """Start the agent; what went wrong, in words, where that failed."""
-        # Opened for reading and writing, a FIFO has no end: whoever writes to it may come and go.
+        """Start the agent. Return an error message, or None on success."""
+        # Opened for reading and writing, a FIFO never reaches end-of-file, however often its writers come and go.
         stdin = os.open(self._folder / "input", os.O_RDWR | os.O_CLOEXEC)
-        with suppress(OSError):  # so that one whole input fits, whenever the agent comes to read it
-            fcntl.fcntl(stdin, fcntl.F_SETPIPE_SZ, self._spec["input_bytes"])
+        with suppress(OSError):  # so that a complete input fits, even before the agent reads any of it
+            fcntl.fcntl(stdin, fcntl.F_SETPIPE_SZ, self._spec["stdin_pipe_bytes"])
         try:
             # This process has one thread, so running Python between fork and exec is safe.
             agent = subprocess.Popen(  # noqa: S603 - running the template's command is what this is for
                 self._spec["argv"],
                 cwd=self._spec["cwd"],
                 stdin=stdin,
-                stdout=self._agent_out,
-                stderr=self._agent_out,
+                stdout=self._output_write,
+                stderr=self._output_write,
                 start_new_session=True,
-                preexec_fn=self._limit,  # noqa: PLW1509
+                preexec_fn=self._apply_limits,  # noqa: PLW1509
             )
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             return str(error)
         finally:
-            os.close(self._agent_out)
+            os.close(self._output_write)
         self._agent = agent.pid
-        with suppress(OSError, IndexError):  # it may have ended already
-            self._agent_start = started(agent.pid)
-        agent.returncode = 0  # it is reaped here, with everybody else who comes back to us
+        with suppress(OSError, IndexError):  # it may have exited already
+            self._agent_start = start_ticks(agent.pid)
+        agent.returncode = 0  # Popen must not wait for it: ``_reap`` does, for all children and adopted orphans
         return None
 
-    def _limit(self) -> None:
+    def _apply_limits(self) -> None:
+        """Prepare the agent's process between fork and exec: signals, OOM score, cgroup or rlimits."""
         for number in (signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -224,118 +226,121 @@ class Shim:
             resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
         if cpu := self._spec.get("cpu"):
             usable = sorted(os.sched_getaffinity(0))
-            first = os.getpid() % len(usable)  # so that not all agents share the first ones
+            first = os.getpid() % len(usable)  # so that not all agents share the first cores
             os.sched_setaffinity(0, (usable[first:] + usable[:first])[: math.ceil(cpu)])
 
     def _follow(self) -> None:
-        """Keep the output until the agent has ended, is to be stopped, or has had its time."""
+        """Record output until the agent exits, is to be stopped, or exceeds its time limit."""
         timeout = self._spec.get("timeout")
         deadline = time.monotonic() + timeout if timeout else None
-        with selectors.DefaultSelector() as waiting:
-            waiting.register(self._wake, selectors.EVENT_READ)
-            waiting.register(self._out, selectors.EVENT_READ)
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._wakeup_read, selectors.EVENT_READ)
+            selector.register(self._output_read, selectors.EVENT_READ)
             while not self._reap():
                 if self._stop:
-                    self._why = "stopped"
+                    self._reason = "stopped"
                     return
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
-                    self._why = "timeout"
+                remaining = None if deadline is None else deadline - time.monotonic()
+                if remaining is not None and remaining <= 0:
+                    self._reason = "timeout"
                     return
-                for key, _ in waiting.select(left):
-                    if key.fd == self._wake:
-                        self._drain_wake()
+                for key, _ in selector.select(remaining):
+                    if key.fd == self._wakeup_read:
+                        self._drain_wakeups()
                     elif not self._read_chunk():
-                        waiting.unregister(self._out)
+                        selector.unregister(self._output_read)
 
     def _end(self) -> int:
-        """End what is left: SIGTERM, grace, SIGKILL for all that ever came from the agent. How many survived it."""
-        if self._why != "exited":
+        """End all descendants: SIGTERM, grace time, SIGKILL. Return the number of processes that survived it."""
+        if self._reason != "exited":
             with suppress(OSError):
                 os.killpg(self._agent, signal.SIGTERM)
         else:
-            send(descendants(os.getpid()), signal.SIGTERM)
+            send_signal(descendants(os.getpid()), signal.SIGTERM)
         deadline = time.monotonic() + self._spec["grace"]
-        while not self._alone() and time.monotonic() < deadline:
+        while not self._is_alone() and time.monotonic() < deadline:
             self._pause()
         give_up = time.monotonic() + MAX_KILLING
-        while not self._alone() and time.monotonic() < give_up:
+        while not self._is_alone() and time.monotonic() < give_up:
             self._kill(descendants(os.getpid()))
             self._pause()
         while self._read_chunk():
             pass
-        return 0 if self._alone() else max(1, len(descendants(os.getpid())))
+        return 0 if self._is_alone() else max(1, len(descendants(os.getpid())))
 
-    def _alone(self) -> bool:
-        """Whether nobody is left below us. Only wait(2) knows: a look at /proc may miss one who forks meanwhile."""
+    def _is_alone(self) -> bool:
+        """Return whether no descendant is left.
+
+        Only wait(2) can tell: a scan of /proc may miss a process that forks during the scan.
+        """
         self._reap()
         return self._childless
 
-    def _kill(self, family: set[int]) -> None:
-        """Kill all at once: frozen first, else those not seen yet go on making new ones."""
+    def _kill(self, pids: set[int]) -> None:
+        """Freeze all descendants before killing them, so that none can fork in the meantime."""
         for _ in range(_FREEZE_ROUNDS):
-            send(family, signal.SIGSTOP)
+            send_signal(pids, signal.SIGSTOP)
             now = descendants(os.getpid())
-            if now <= family:
+            if now <= pids:
                 break
-            family = family | now
-        send(family, signal.SIGKILL)
+            pids = pids | now
+        send_signal(pids, signal.SIGKILL)
 
     def _pause(self) -> None:
-        """Wait a moment for somebody to end, and go on keeping what is said."""
-        with selectors.DefaultSelector() as waiting:
-            waiting.register(self._wake, selectors.EVENT_READ)
-            waiting.select(_POLL)
-        self._drain_wake()
+        """Wait briefly for processes to exit, and keep recording output."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._wakeup_read, selectors.EVENT_READ)
+            selector.select(_POLL)
+        self._drain_wakeups()
         while self._read_chunk():
             pass
         self._reap()
 
     def _read_chunk(self) -> bool:
-        """Keep one chunk; whether there was one."""
+        """Record one chunk of output and return whether there was one."""
         try:
-            chunk = os.read(self._out, CHUNK)
+            chunk = os.read(self._output_read, CHUNK)
         except BlockingIOError:
             return False
         self._output.write(chunk)
         return bool(chunk)
 
-    def _drain_wake(self) -> None:
+    def _drain_wakeups(self) -> None:
         with suppress(BlockingIOError):
-            while os.read(self._wake, CHUNK):
+            while os.read(self._wakeup_read, CHUNK):
                 pass
 
     def _reap(self) -> bool:
-        """Take note of everybody who ended; whether the agent has."""
+        """Reap all children that have exited and return whether the agent is among those reaped so far."""
         self._childless = False
         try:
-            while (ended := os.waitpid(-1, os.WNOHANG))[0] != 0:
-                if ended[0] == self._agent:
-                    self._status = ended[1]
+            while (reaped := os.waitpid(-1, os.WNOHANG))[0] != 0:
+                if reaped[0] == self._agent:
+                    self._status = reaped[1]
         except ChildProcessError:
             self._childless = True
         return self._status is not None
 
-    def _say(self, exit_record: int, failure: str | None, left: int) -> None:
+    def _record_exit(self, exit_record: int, error: str | None, leftover: int) -> None:
         status = self._status
         code = os.waitstatus_to_exitcode(status) if status is not None else None
-        said = {
-            "why": "not started" if failure else self._why,
+        record = {
+            "reason": "not started" if error else self._reason,
             "code": code if code is not None and code >= 0 else None,
             "signal": -code if code is not None and code < 0 else None,
-            "detail": failure[:1_000] if failure else None,
-            "left": left,
+            "detail": error[:1_000] if error else None,
+            "leftover": leftover,
             "output": self._output.total,
             "dropped": self._output.dropped,
             "at": time.time(),
         }
-        os.pwrite(exit_record, json.dumps(said).encode()[:RESERVED], 0)  # what was reserved around it is white space
+        os.pwrite(exit_record, json.dumps(record).encode()[:RESERVED], 0)  # the reserved spaces after it are valid JSON
         os.fsync(exit_record)
         (self._folder / "exit.new").replace(self._folder / "exit.json")
 
 
 def main() -> None:
-    """Be the shim of the run folder that the first argument names; do nothing if it has one or had one."""
+    """Run the shim of the run folder in ``argv[1]``; do nothing if the folder has or had one already."""
     folder = Path(sys.argv[1])
     lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

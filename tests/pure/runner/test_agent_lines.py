@@ -7,7 +7,7 @@ from taskherd.runner.agents.stdio import StatusLine, parse_status_line
 
 
 @pytest.mark.parametrize(
-    ("line", "found"),
+    ("line", "status"),
     [
         ("::taskherd state=idle", StatusLine(AgentState.IDLE, "", "")),
         ("::taskherd state=working message=On it, uri soon", StatusLine(AgentState.WORKING, "On it, uri soon", "")),
@@ -23,6 +23,6 @@ from taskherd.runner.agents.stdio import StatusLine, parse_status_line
         ("working", None),
     ],
 )
-def test_a_line_may_set_the_state(line: str, found: StatusLine | None) -> None:
-    """In any order, quoted or not; anything else is a line as any other."""
-    assert parse_status_line(line) == found
+def test_status_lines_are_parsed(line: str, status: StatusLine | None) -> None:
+    """Fields may come in any order, quoted or not; any other line is not a status line."""
+    assert parse_status_line(line) == status

@@ -2,53 +2,53 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from taskherd.runner.outbox import MAX_SENT_BYTES, Budget, Outbox
+from taskherd.runner.outbox import MAX_CONFIRMED_BYTES, Budget, Outbox
 
 
-def opened(path: Path, budget: Budget | None = None) -> Outbox:
-    """An outbox that nobody sends from."""
+def open_outbox(path: Path, budget: Budget | None = None) -> Outbox:
+    """Open an outbox without a sender."""
     return Outbox(path, budget or Budget(10**9), lambda _: None)
 
 
-async def test_what_was_not_sent_is_there_after_a_restart(tmp_path: Path) -> None:
-    """In order, with the mark of the last that had one."""
+async def test_unconfirmed_reports_survive_a_restart(tmp_path: Path) -> None:
+    """They keep their order, and the last checkpoint is restored."""
     path = tmp_path / "outbox.jsonl"
-    first = opened(path)
+    first = open_outbox(path)
     first.append(["1", "2"], {"offset": 7})
     first.append(["3"])
-    second = opened(path)
+    second = open_outbox(path)
     assert second.peek(10, 10**6) == [b"1", b"2", b"3"]
     assert second.checkpoint == {"offset": 7}
 
 
-async def test_a_record_that_was_not_written_to_its_end_does_not_count(tmp_path: Path) -> None:
-    """Neither its reports nor its mark, and what is written after it does."""
+async def test_an_incomplete_record_is_ignored(tmp_path: Path) -> None:
+    """Neither its reports nor its checkpoint count; records written after it do."""
     path = tmp_path / "outbox.jsonl"
-    opened(path).append(["1"], {"offset": 1})
-    whole = path.read_bytes()
-    path.write_bytes(whole + b'[{"offset": 2}, ["2"')
-    torn = opened(path)
+    open_outbox(path).append(["1"], {"offset": 1})
+    complete = path.read_bytes()
+    path.write_bytes(complete + b'[{"offset": 2}, ["2"')
+    torn = open_outbox(path)
     assert (torn.peek(9, 99), torn.checkpoint) == ([b"1"], {"offset": 1})
     torn.append(["3"], {"offset": 3})
-    again = opened(path)
+    again = open_outbox(path)
     assert (again.peek(9, 99), again.checkpoint) == ([b"1", b"3"], {"offset": 3})
 
 
-async def test_the_file_does_not_grow_with_what_was_sent(tmp_path: Path) -> None:
-    """What was sent is written out of it now and then; the mark stays."""
+async def test_confirmed_reports_are_removed_from_the_file(tmp_path: Path) -> None:
+    """The file is rewritten from time to time without confirmed reports; the checkpoint stays."""
     path = tmp_path / "outbox.jsonl"
-    outbox = opened(path)
+    outbox = open_outbox(path)
     for number in range(1000):
         outbox.append([f"{number:01000}"], {"offset": number})
         outbox.confirm(1)
-        assert path.stat().st_size < 2 * MAX_SENT_BYTES
-    assert opened(path).checkpoint == {"offset": 999}
+        assert path.stat().st_size < 2 * MAX_CONFIRMED_BYTES
+    assert open_outbox(path).checkpoint == {"offset": 999}
 
 
-async def test_more_than_its_bounds_is_not_asked_for(tmp_path: Path) -> None:
-    """When one outbox, or all together, hold too much, followers wait; what must be said is taken still."""
+async def test_an_outbox_is_full_at_its_own_limit_or_at_the_common_one(tmp_path: Path) -> None:
+    """If one outbox or all together reach their limit, followers wait, but further reports are still accepted."""
     budget = Budget(3000)
-    outbox, other = opened(tmp_path / "a", budget), opened(tmp_path / "b", budget)
+    outbox, other = open_outbox(tmp_path / "a", budget), open_outbox(tmp_path / "b", budget)
     outbox.append(["x" * 4000])
     assert outbox.full
     assert other.full

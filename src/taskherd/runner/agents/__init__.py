@@ -1,1 +1,1 @@
-"""The three kinds of agents: how each is followed, spoken to, and what its end means."""
+"""The three kinds of agents: how output is followed, input delivered and the exit interpreted."""

@@ -1,7 +1,7 @@
-"""Agents behind AgentAPI (github.com/coder/agentapi): followed by their events, spoken to by their messages.
+"""Agents behind AgentAPI (github.com/coder/agentapi): follow their event stream, and post inputs as messages.
 
-The event stream is the only source while a message is posted: `GET /status` hangs then. So the status is asked for only
-when the stream has broken.
+While a message is being posted, only the event stream works: ``GET /status`` blocks. Therefore the status is requested
+only after the stream has broken.
 """
 
 from __future__ import annotations
@@ -23,90 +23,92 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from taskherd.domain.reports import LogEntry, Report
-    from taskherd.runner.agents.context import AgentContext, Begin
+    from taskherd.runner.agents.context import AgentContext, RecordAttempt
     from taskherd.runner.outbox import Checkpoint
     from taskherd.runner.workspaces.processes import AgentExit
 
 TIMEOUT = 5.0
-SILENT_STREAM = 60.0
-"""Seconds without a word after which the stream is made anew: a connection that was lost says nothing either."""
-STABLE_WITHIN = 300.0
-"""Seconds that an input waits until the agent is stable."""
+STREAM_TIMEOUT = 60.0
+"""Seconds without data after which the stream is reopened: a lost connection may look like a silent agent."""
+STABLE_TIMEOUT = 300.0
+"""Seconds for which an input waits until the agent is stable."""
 ACCEPT_TIMEOUT = 120.0
-"""Seconds after posting in which the agent must show that it took the input, or answer."""
+"""Seconds after posting within which AgentAPI must echo the message or respond."""
 MAX_TURN = 86_400.0
+"""Maximum duration of a turn of the agent, in seconds."""
 UNREACHABLE_AFTER = 3
-"""Failures in a row after which the agent's app is called unhealthy."""
-WRITE_EVERY = 0.5
-"""Seconds in which the updates of a message are put together: AgentAPI sends one for each change of the screen."""
+"""Consecutive failures after which the agent's app is reported as unhealthy."""
+FLUSH_EVERY = 0.5
+"""Seconds for which updates of a message are collected: AgentAPI sends one for each change of the screen."""
 BUSY = "waiting for user input"
-"""AgentAPI's words for a message that comes while it is not stable (lib/screentracker/conversation.go); with those that
-say what a message "must" be, they are all of its refusals by which nothing was typed."""
-REMEMBERED = 2_000
-ENTRIES_AT_ONCE = 4
-ERROR_ENTRIES = 2**40
-"""Where the ids of entries begin that are no messages of the agent's."""
+"""Part of AgentAPI's error for a message that arrives while it is not stable (lib/screentracker/conversation.go). Only
+after this error and those about what a message "must" be is it certain that nothing was typed into the terminal."""
+MAX_MESSAGES = 2_000
+"""Maximum number of changed messages that are collected, and of reported ones whose hash is kept."""
+ENTRIES_PER_REPORT = 4
+FIRST_ERROR_ID = 2**40
+"""First id of log entries for errors of AgentAPI, above all ids of messages."""
 
 
 class AgentApiFollower:
-    """The follower of one such agent."""
+    """The follower of an agent behind AgentAPI."""
 
     def __init__(self, context: AgentContext, client: httpx.AsyncClient | None = None) -> None:
         self._context = context
         base = f"http://127.0.0.1:{context.journal.port}"
         self._client = client or httpx.AsyncClient(base_url=base, timeout=TIMEOUT, trust_env=False)
-        mark = context.checkpoint
-        self._state: str = mark.get("state", "")
-        self._errors: int = mark.get("errors", 0)
+        checkpoint = context.checkpoint
+        self._state: str = checkpoint.get("state", "")
+        self._errors: int = checkpoint.get("errors", 0)
         self._stable = asyncio.Event()
         self._stable_since = 0.0
         self._failures = 0
         self._reached = asyncio.Event()
         self._changed: dict[int, LogEntry] = {}
-        self._written: dict[int, int] = {}
+        self._reported: dict[int, int] = {}
         self._latest = ""
-        self._speaking = asyncio.Lock()
-        self._highest = -1
+        self._delivery_lock = asyncio.Lock()
+        self._highest_id = -1
         self._posted: tuple[str, int, asyncio.Event] | None = None
-        """What is being posted, the highest message id before it, and what to set when it is shown."""
-        self._turns: set[asyncio.Task[httpx.Response]] = set()
+        """The text being posted, the highest message id before it, and the event to set when the message is echoed."""
+        self._posts: set[asyncio.Task[httpx.Response]] = set()
 
     async def follow(self) -> None:
-        """Report what it does, until cancelled."""
+        """Report what the agent does, until cancelled."""
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._listen())
-                group.create_task(self._write_down())
-                group.create_task(self._begin())
+                group.create_task(self._flush_regularly())
+                group.create_task(self._report_start())
         finally:
-            for turn in self._turns:
-                turn.cancel()
-            await asyncio.gather(*self._turns, return_exceptions=True)
+            for post in self._posts:
+                post.cancel()
+            await asyncio.gather(*self._posts, return_exceptions=True)
             await self._client.aclose()
 
-    async def deliver(self, text: str, begin: Begin) -> None:
-        """Post it as a message once the agent is stable; raises `NotDelivered` or `DeliveryUnknown`."""
-        text = text.strip()  # AgentAPI takes no other
+    async def deliver(self, text: str, record_attempt: RecordAttempt) -> None:
+        """Post an input as a message once the agent is stable. Raise ``NotDelivered`` or ``DeliveryUnknown``."""
+        text = text.strip()  # AgentAPI rejects any other text
         if not text:
             raise NotDelivered("The input is empty.")
-        async with self._speaking:
-            deadline = asyncio.get_running_loop().time() + STABLE_WITHIN
-            await self._until_stable(deadline)
-            await begin()
+        async with self._delivery_lock:
+            deadline = asyncio.get_running_loop().time() + STABLE_TIMEOUT
+            await self._wait_stable(deadline)
+            await record_attempt()
             while not await self._post(text):
                 await asyncio.sleep(1)
-                await self._until_stable(deadline)
+                await self._wait_stable(deadline)
 
-    def conclude(self, exit_: AgentExit) -> None:
-        """Report the last messages, and how it ended."""
+    def conclude(self, agent_exit: AgentExit) -> None:
+        """Report the last messages and the exit."""
         self._report(list(self._changed.values()))
         self._changed.clear()
-        report_exit(self._context, exit_, self._state, shorten(self._latest))
+        report_exit(self._context, agent_exit, self._state, shorten(self._latest))
 
-    async def _begin(self) -> None:
-        """Say when it is up, or that it takes too long; then give it the prompt."""
+    async def _report_start(self) -> None:
+        """Report when the agent is ready or exceeds its start timeout, then post the prompt."""
         context = self._context
-        if not context.journal.ready:
+        if not context.journal.ready_reported:
             try:
                 async with asyncio.timeout(context.run.start_timeout):
                     await self._reached.wait()
@@ -116,13 +118,13 @@ class AgentApiFollower:
                 await self._reached.wait()
             context.reporter.lifecycle(Lifecycle.READY)
             context.reporter.health(Health.HEALTHY)
-            context.journal.ready = True
+            context.journal.ready_reported = True
             await context.save()
         start = context.journal.start
         if context.run.post_prompt and start is not None and start.prompt:
-            failed = await context.once(uuid5(start.build_id, "prompt"), start.prompt)
-            if failed:
-                self._handle_error(failed, "prompt")
+            error = await context.deliver_once(uuid5(start.build_id, "prompt"), start.prompt)
+            if error:
+                self._report_error(f"Prompt delivery failed: {error}")
 
     async def _listen(self) -> None:
         while True:
@@ -130,77 +132,79 @@ class AgentApiFollower:
                 await self._stream()
             self._failures += 1
             await self._poll_status()
-            if self._failures == UNREACHABLE_AFTER and self._context.journal.ready and not self._turns:
+            if self._failures == UNREACHABLE_AFTER and self._context.journal.ready_reported and not self._posts:
                 self._context.reporter.health(Health.UNHEALTHY)
             await asyncio.sleep(retry.delay(self._failures))
 
     async def _stream(self) -> None:
-        """Take events until the stream breaks; raises httpx.HTTPError."""
+        """Process events until the stream breaks. Raise ``httpx.HTTPError`` then."""
         parser = sse.Parser()
-        timeout = httpx.Timeout(TIMEOUT, read=SILENT_STREAM)
+        timeout = httpx.Timeout(TIMEOUT, read=STREAM_TIMEOUT)
         headers = {"Accept": "text/event-stream", "Accept-Encoding": "identity"}
         async with self._client.stream("GET", "/events", headers=headers, timeout=timeout) as response:
             response.raise_for_status()
-            self._is_there()
+            self._mark_reachable()
             async for chunk in response.aiter_raw():
                 for event in parser.feed(chunk):
                     await self._handle_event(event)
 
     async def _poll_status(self) -> None:
-        """Ask for the status, which the stream does not tell now."""
+        """Request the status, because no stream reports it now."""
         with suppress(httpx.HTTPError, ValueError, AttributeError):
             response = await self._client.get("/status")
             response.raise_for_status()
-            self._is_there()
+            self._mark_reachable()
             self._set_status(str(response.json().get("status")))
 
-    def _is_there(self) -> None:
-        if self._failures >= UNREACHABLE_AFTER and self._context.journal.ready:
+    def _mark_reachable(self) -> None:
+        """Reset the count of failures, and report the app as healthy if it was unhealthy."""
+        if self._failures >= UNREACHABLE_AFTER and self._context.journal.ready_reported:
             self._context.reporter.health(Health.HEALTHY)
         self._failures = 0
         self._reached.set()
 
     async def _handle_event(self, event: sse.Event) -> None:
         try:
-            said = orjson.loads(event.data)
+            fields = orjson.loads(event.data)
             match event.type:
                 case "message_update":
-                    self._handle_message(said)
+                    self._handle_message(fields)
                 case "status_change":
-                    self._set_status(str(said["status"]))
+                    self._set_status(str(fields["status"]))
                 case "agent_error":
-                    self._handle_error(str(said["message"]), str(said.get("level", "error")))
+                    self._report_error(f"AgentAPI {fields.get('level', 'error')}: {fields['message']}")
                 case _:
-                    return  # a newer AgentAPI may say more
+                    return  # a newer AgentAPI may send other types
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError):
             self._context.metrics.runner_agent_events_bad.inc()
             return
-        if len(self._changed) >= REMEMBERED:
+        if len(self._changed) >= MAX_MESSAGES:
             await self._context.outbox.wait_room()
             self._flush()
 
-    def _handle_message(self, said: dict[str, Any]) -> None:
-        number, text, role = int(said["id"]), str(said["message"]), str(said["role"])
-        speaker = LogSource.INPUT if role == "user" else LogSource.OUTPUT
-        if not 0 <= number < ERROR_ENTRIES:
-            raise ValueError(number)
-        self._changed[number] = self._context.reporter.entry(number, speaker, text.rstrip(), _time(said.get("time")))
-        if speaker is LogSource.OUTPUT:
+    def _handle_message(self, fields: dict[str, Any]) -> None:
+        message_id, text, role = int(fields["id"]), str(fields["message"]), str(fields["role"])
+        source = LogSource.INPUT if role == "user" else LogSource.OUTPUT
+        if not 0 <= message_id < FIRST_ERROR_ID:
+            raise ValueError(message_id)
+        at = _parse_time(fields.get("time"))
+        self._changed[message_id] = self._context.reporter.entry(message_id, source, text.rstrip(), at)
+        if source is LogSource.OUTPUT:
             self._latest = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), self._latest)
-        elif self._posted and number > self._posted[1] and _same(self._posted[0], text):
+        elif self._posted and message_id > self._posted[1] and _is_echo(self._posted[0], text):
             self._posted[2].set()
-        self._highest = max(self._highest, number)
+        self._highest_id = max(self._highest_id, message_id)
 
-    def _handle_error(self, message: str, level: str) -> None:
-        """Show what went wrong in the conversation, and beside the state."""
-        number = ERROR_ENTRIES + self._errors
+    def _report_error(self, message: str) -> None:
+        """Report an error as a log entry and in the message of the current state."""
+        entry_id = FIRST_ERROR_ID + self._errors
         self._errors += 1
-        entry = self._context.reporter.entry(number, LogSource.OUTPUT, f"AgentAPI {level}: {message}")
+        entry = self._context.reporter.entry(entry_id, LogSource.OUTPUT, message)
         state = AgentState(self._state) if self._state else AgentState.WORKING
-        self._report([entry], self._context.reporter.status_report(state, f"AgentAPI {level}: {message}"))
+        self._report([entry], self._context.reporter.status_report(state, message))
 
     def _set_status(self, status: str) -> None:
-        """Working is believed at once, stability only when it has lasted."""
+        """Report ``working`` at once; note since when the agent is ``stable``, for ``_flush_regularly``."""
         match status:
             case "running":
                 self._stable.clear()
@@ -213,12 +217,12 @@ class AgentApiFollower:
                     self._stable_since = asyncio.get_running_loop().time()
                     self._stable.set()
             case _:
-                return  # a newer AgentAPI may say more
+                return  # a newer AgentAPI may send other statuses
 
-    async def _write_down(self) -> None:
-        """Every now and then: write down what the messages have become, and see whether the agent is idle."""
+    async def _flush_regularly(self) -> None:
+        """Report changed messages at regular intervals, and whether the agent has become idle."""
         while True:
-            await asyncio.sleep(WRITE_EVERY)
+            await asyncio.sleep(FLUSH_EVERY)
             await self._context.outbox.wait_room()
             self._flush()
             since = self._stable_since
@@ -228,101 +232,108 @@ class AgentApiFollower:
                 self._report([], self._context.reporter.status_report(AgentState.IDLE, shorten(self._latest)))
 
     def _flush(self) -> None:
-        """Report the messages that have changed; after a break of the stream they all come again, most as they were."""
+        """Report changed messages; after a reconnect AgentAPI sends all messages again, most of them unchanged."""
         entries = []
-        for number, entry in self._changed.items():
-            print_of = hash((entry.type, entry.content))
-            if self._written.get(number) != print_of:
-                self._written.pop(number, None)
-                self._written[number] = print_of
+        for message_id, entry in self._changed.items():
+            digest = hash((entry.type, entry.content))
+            if self._reported.get(message_id) != digest:
+                self._reported.pop(message_id, None)
+                self._reported[message_id] = digest
                 entries.append(entry)
-        while len(self._written) > REMEMBERED:
-            del self._written[next(iter(self._written))]
+        while len(self._reported) > MAX_MESSAGES:
+            del self._reported[next(iter(self._reported))]
         self._changed.clear()
         self._report(entries)
 
     def _report(self, entries: list[LogEntry], *reports: Report) -> None:
-        while len(entries) > ENTRIES_AT_ONCE:
-            self._context.reporter.log(entries[:ENTRIES_AT_ONCE])
-            entries = entries[ENTRIES_AT_ONCE:]
+        while len(entries) > ENTRIES_PER_REPORT:
+            self._context.reporter.log(entries[:ENTRIES_PER_REPORT])
+            entries = entries[ENTRIES_PER_REPORT:]
         if entries or reports:
-            self._context.reporter.log(entries, *reports, mark=self._checkpoint())
+            self._context.reporter.log(entries, *reports, checkpoint=self._checkpoint())
 
     def _checkpoint(self) -> Checkpoint:
         return {"build": self._context.reporter.build_number, "state": str(self._state), "errors": self._errors}
 
-    async def _until_stable(self, deadline: float) -> None:
+    async def _wait_stable(self, deadline: float) -> None:
+        """Wait until the agent is stable. Raise ``NotDelivered`` after ``deadline``."""
         try:
             async with asyncio.timeout_at(deadline):
                 await self._stable.wait()
         except TimeoutError as error:
-            raise NotDelivered("The agent was never ready to take it.") from error
+            raise NotDelivered(f"The agent did not become ready for the input within {STABLE_TIMEOUT:g} s.") from error
         if asyncio.get_running_loop().time() > deadline:
-            raise NotDelivered("The agent said that it was ready, and that it was busy.")
+            raise NotDelivered("The agent reported that it was ready, but rejected the input as busy.")
 
     async def _post(self, text: str) -> bool:
-        """Post a message; whether the agent took it. Not, where it says that it is busy. Raises as `deliver`."""
-        shown = asyncio.Event()
-        self._posted = (text, self._highest, shown)
-        timeout = httpx.Timeout(TIMEOUT, read=MAX_TURN)  # with the transport `acp` the answer comes after the turn
-        post = self._client.post("/message", json={"content": text, "type": "user"}, timeout=timeout)
-        turn = asyncio.create_task(post)
-        self._turns.add(turn)
-        turn.add_done_callback(self._turns.discard)
+        """Post a message and return whether the agent accepted it; False if it is busy. Raises like ``deliver``."""
+        echoed = asyncio.Event()
+        self._posted = (text, self._highest_id, echoed)
+        timeout = httpx.Timeout(TIMEOUT, read=MAX_TURN)  # with the transport ``acp`` the response comes after the turn
+        request = self._client.post("/message", json={"content": text, "type": "user"}, timeout=timeout)
+        post = asyncio.create_task(request)
+        self._posts.add(post)
+        post.add_done_callback(self._posts.discard)
         try:
-            await _either(turn, shown, ACCEPT_TIMEOUT)
+            await _wait_either(post, echoed, ACCEPT_TIMEOUT)
         finally:
             self._posted = None
-        if shown.is_set():
-            turn.add_done_callback(_retrieve)
+        if echoed.is_set():
+            post.add_done_callback(_retrieve)
             return True
-        if not turn.done():
-            turn.add_done_callback(_retrieve)
-            raise DeliveryUnknown("The agent did not say in time whether it took the input.")
-        return _judge(turn)
+        if not post.done():
+            post.add_done_callback(_retrieve)
+            raise DeliveryUnknown(
+                f"It is unknown whether the agent received the input: AgentAPI did not respond in {ACCEPT_TIMEOUT:g} s."
+            )
+        return _is_accepted(post)
 
 
-async def _either(turn: asyncio.Task[httpx.Response], shown: asyncio.Event, within: float) -> None:
-    """Wait until the post is answered, or the message is shown, or the time is over."""
-    showing = asyncio.create_task(shown.wait())
+async def _wait_either(post: asyncio.Task[httpx.Response], echoed: asyncio.Event, seconds: float) -> None:
+    """Wait until the response arrives, the message is echoed, or the time is over."""
+    echo_wait = asyncio.create_task(echoed.wait())
     try:
-        await asyncio.wait({turn, showing}, timeout=within, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({post, echo_wait}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        showing.cancel()
+        echo_wait.cancel()
 
 
-def _judge(turn: asyncio.Task[httpx.Response]) -> bool:
-    """What the answer to a post says, if it has come; raises as `deliver`."""
+def _is_accepted(post: asyncio.Task[httpx.Response]) -> bool:
+    """Return whether the response accepts the message; False if the agent is busy. Raises like ``deliver``."""
     try:
-        response = turn.result()
+        response = post.result()
     except (httpx.ConnectError, httpx.ConnectTimeout):
         return False
     except httpx.HTTPError as error:
         raise DeliveryUnknown(
-            f"The agent broke off while the input was given to it ({type(error).__name__})."
+            f"It is unknown whether the agent received the input: the connection broke ({type(error).__name__})."
         ) from error
     if response.is_success:
         return True
     if BUSY in response.text:
         return False
     if response.status_code >= httpx.codes.INTERNAL_SERVER_ERROR and "must" not in response.text:
-        raise DeliveryUnknown(f"The agent failed over the input: {response.status_code} {response.text[:200]}")
-    raise NotDelivered(f"The agent refused the input: {response.status_code} {response.text[:200]}")
+        raise DeliveryUnknown(f"It is unknown whether the agent received the input: {_describe(response)}")
+    raise NotDelivered(f"The agent rejected the input: {_describe(response)}")
 
 
-def _retrieve(turn: asyncio.Task[httpx.Response]) -> None:
-    """Take the outcome of a post that nobody waits for any more."""
-    if not turn.cancelled():
-        turn.exception()
+def _describe(response: httpx.Response) -> str:
+    return f"AgentAPI responded with {response.status_code} {response.text[:200]}"
 
 
-def _same(posted: str, shown: str) -> bool:
-    """Whether a message that is shown is the one that was posted; terminals trim it and break its lines."""
-    return "".join(posted.split()) == "".join(shown.split())
+def _retrieve(post: asyncio.Task[httpx.Response]) -> None:
+    """Retrieve the outcome of a post that is not awaited any more, or asyncio warns that it was never retrieved."""
+    if not post.cancelled():
+        post.exception()
 
 
-def _time(written: object) -> datetime | None:
-    """When it was said; None where that can't be read."""
+def _is_echo(posted: str, message: str) -> bool:
+    """Return whether a message is the posted one; terminals trim it and break its lines."""
+    return "".join(posted.split()) == "".join(message.split())
+
+
+def _parse_time(value: object) -> datetime | None:
+    """Return the time of a message, or None if it cannot be parsed."""
     with suppress(ValueError):
-        return instant(str(written))
+        return instant(str(value))
     return None

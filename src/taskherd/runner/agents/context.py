@@ -1,4 +1,4 @@
-"""What every kind of agent has in common: what it works with, and how an input can fail."""
+"""What all followers share: their context and protocol, the errors of inputs, and the report of an exit."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ from taskherd.runner.template import Run
 from taskherd.runner.workspaces.folders import RunFolder
 from taskherd.runner.workspaces.processes import AgentExit
 
-SHORT = 160
-"""Characters of a status message that is made from what an agent wrote."""
+MAX_STATUS = 160
+"""Maximum length, in characters, of a status message that is made from an agent's output."""
+NOT_RUNNING = "The agent is not running."
+"""The error of an input for an agent that has exited."""
+
+RecordAttempt: TypeAlias = Callable[[], Awaitable[None]]
+"""Records on disk that the agent may have received an input from now on."""
 
 
-Begin: TypeAlias = Callable[[], Awaitable[None]]
-"""Puts on disk that an input may have reached the agent from now on."""
-
-
-class NotDelivered(TaskherdError):  # noqa: N818 - named for what it says, as those of `errors`
-    """An input that the agent did not take."""
+class NotDelivered(TaskherdError):  # noqa: N818 - named for its meaning, as the errors in ``errors``
+    """The agent did not receive the input."""
 
 
 class DeliveryUnknown(TaskherdError):  # noqa: N818 - as above
-    """An input of which nobody knows whether the agent took it."""
+    """It is unknown whether the agent received the input."""
 
 
 @dataclass(frozen=True, slots=True)
 class AgentContext:
-    """What a follower of an agent works with."""
+    """Everything that a follower of an agent uses."""
 
     run: Run
     journal: Journal
@@ -44,43 +45,47 @@ class AgentContext:
     outbox: Outbox
     metrics: Metrics
     save: Callable[[], Awaitable[None]]
-    once: Callable[[UUID, str], Awaitable[str | None]]
-    """Give an input to the agent, unless that was tried before; in words why not, where it did not take it."""
+    deliver_once: Callable[[UUID, str], Awaitable[str | None]]
+    """Deliver an input at most once; return an error message, or None if it was delivered or attempted before."""
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """How far the follower had come with the run at hand; empty at its beginning."""
-        mark = self.outbox.checkpoint
-        return mark if mark.get("build") == self.reporter.build_number else {}
+        """The last checkpoint of this run's follower; empty if there is none yet."""
+        checkpoint = self.outbox.checkpoint
+        return checkpoint if checkpoint.get("build") == self.reporter.build_number else {}
 
 
 class Follower(Protocol):
     """Follows one agent while it runs."""
 
     async def follow(self) -> None:
-        """Report what it does, until cancelled."""
+        """Report what the agent does, until cancelled."""
 
-    async def deliver(self, text: str, begin: Begin) -> None:
-        """Give it an input, after `begin` was awaited; raises `NotDelivered` or `DeliveryUnknown`."""
+    async def deliver(self, text: str, record_attempt: RecordAttempt) -> None:
+        """Deliver an input, after awaiting ``record_attempt``. Raise ``NotDelivered`` or ``DeliveryUnknown``."""
 
-    def conclude(self, exit_: AgentExit) -> None:
-        """Report what is left to be told when it has ended."""
+    def conclude(self, agent_exit: AgentExit) -> None:
+        """Report the remaining output and the exit, after the agent has exited."""
 
 
-def report_exit(context: AgentContext, exit_: AgentExit, state: str, words: str) -> None:
-    """Report the state in which an agent ended that did not say it itself, in its last `words` or in ours."""
-    if exit_.why == "stopped":
+def report_exit(context: AgentContext, agent_exit: AgentExit, state: str, last_output: str) -> None:
+    """Report the final state of an agent that exited without reporting it, with its last output if there is any.
+
+    ``state`` is the state that the agent reported last, or "" if it reports none.
+    """
+    if agent_exit.reason == "stopped":
         return
-    if exit_.succeeded:
+    if agent_exit.succeeded:
         if state not in {AgentState.COMPLETE, AgentState.FAILED}:
-            context.reporter.status(AgentState.COMPLETE, words or "The agent has completed its task.")
+            context.reporter.status(AgentState.COMPLETE, last_output or "The agent has completed its task.")
         context.reporter.health(Health.DISABLED)
         return
-    told = exit_.describe()
-    context.reporter.status(AgentState.FAILED, f"{told} Its last words: {words}" if words else told)
+    description = agent_exit.describe()
+    message = f"{description} Last output: {last_output}" if last_output else description
+    context.reporter.status(AgentState.FAILED, message)
     context.reporter.health(Health.UNHEALTHY)
 
 
 def shorten(text: str) -> str:
-    """The text cut to what fits a status."""
-    return text if len(text) <= SHORT else f"{text[: SHORT - 1]}…"
+    """Return the text, cut to ``MAX_STATUS`` characters."""
+    return text if len(text) <= MAX_STATUS else f"{text[: MAX_STATUS - 1]}…"

@@ -1,4 +1,4 @@
-"""From what an agent wrote to lines: read from the shim's segments, however large, in a bounded piece of memory."""
+"""Read an agent's output from the shim's segments and split it into lines, in a limited amount of memory."""
 
 from __future__ import annotations
 
@@ -14,61 +14,61 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MAX_LINE = CONTENT_BYTES - 64
-"""Bytes of a line that are kept: so many fit a log entry, with a word on what is missing."""
+"""Maximum number of bytes kept of a line; they fit a log entry together with the note about the rest."""
 _ESCAPE = re.compile(r"\x1b(?:\[[0-9:;<=>?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")
-"""Control sequences of terminals, as ECMA-48 section 5.4 and xterm have them."""
+"""Terminal control sequences, see ECMA-48 section 5.4 and xterm's documentation."""
 
 
 class LineSplitter:
-    """Cuts bytes into lines. It never holds more than one line's bound; what is longer is counted and let go."""
+    """Splits bytes into lines. Of a longer line than ``MAX_LINE`` bytes the rest is dropped and counted."""
 
     def __init__(self, skipped: int = 0) -> None:
-        """`skipped`: so many bytes of a line that is too long were let go before, and it goes on; 0: none is."""
-        self._held = bytearray()
+        """``skipped``: bytes already dropped of the line that the next chunk continues, or 0."""
+        self._buffer = bytearray()
         self.skipped = skipped
 
     @property
     def pending(self) -> int:
-        """Bytes of a line that has begun and not ended."""
-        return len(self._held)
+        """Number of buffered bytes of an incomplete line."""
+        return len(self._buffer)
 
     def feed(self, chunk: bytes) -> Iterator[str]:
-        """The lines that end in this chunk, and the beginning of one that is too long."""
+        """Yield the lines that end in this chunk, and the kept part of one that is too long."""
         start = 0
         while (end := chunk.find(b"\n", start)) >= 0:
-            yield from self._hold(chunk[start:end])
+            yield from self._append(chunk[start:end])
             yield self.flush()
             start = end + 1
-        yield from self._hold(chunk[start:])
+        yield from self._append(chunk[start:])
 
     def flush(self) -> str:
-        """The line that has begun, as if it ended here."""
-        more = f"… ({self.skipped} more bytes in that line)"
-        text = more if self.skipped else self._held.decode(errors="replace")
-        self._held.clear()
+        """Return the incomplete line as if it ended here."""
+        note = f"… ({self.skipped} more bytes of this line were dropped)"
+        text = note if self.skipped else self._buffer.decode(errors="replace")
+        self._buffer.clear()
         self.skipped = 0
         return rendered_line(text)
 
-    def _hold(self, piece: bytes) -> Iterator[str]:
+    def _append(self, piece: bytes) -> Iterator[str]:
         if self.skipped:
             self.skipped += len(piece)
             return
-        kept = piece[: MAX_LINE - len(self._held)]
-        self._held += kept
+        kept = piece[: MAX_LINE - len(self._buffer)]
+        self._buffer += kept
         if len(kept) < len(piece):
-            yield rendered_line(self._held.decode(errors="replace")) + "…"
-            self._held.clear()
+            yield rendered_line(self._buffer.decode(errors="replace")) + "…"
+            self._buffer.clear()
             self.skipped = len(piece) - len(kept)
 
 
 def rendered_line(text: str) -> str:
-    """A line as a terminal shows it in the end: without colours and cursor moves, and what was overwritten is gone."""
+    """Return a line as a terminal would finally display it: without colours, cursor moves and overwritten text."""
     return _ESCAPE.sub("", text).removesuffix("\r").rpartition("\r")[2]
 
 
 @dataclass(frozen=True, slots=True)
 class OutputChunk:
-    """Bytes of the output; before them `missing` were lost, `end` is the offset after them."""
+    """Bytes of the output, the number of ``missing`` bytes before them, and the offset of their end."""
 
     data: bytes
     missing: int
@@ -76,23 +76,23 @@ class OutputChunk:
 
 
 def read(folder: Path, offset: int, limit: int) -> OutputChunk:
-    """What follows `offset` in the segments of `folder`, up to `limit` bytes; nothing if there is no more yet."""
+    """Return up to ``limit`` bytes after ``offset`` from the segments in ``folder``; none if there are no more yet."""
     starts = sorted(int(name) for name in _names(folder))
-    for place, start in enumerate(starts):
-        after = starts[place + 1] if place + 1 < len(starts) else None
-        if after is not None and after <= offset:
+    for index, start in enumerate(starts):
+        next_start = starts[index + 1] if index + 1 < len(starts) else None
+        if next_start is not None and next_start <= offset:
             continue
         begin = max(offset, start)
         data = _read(folder / f"{start:020d}", begin - start, limit)
-        if data or after is None:
+        if data or next_start is None:
             return OutputChunk(data, begin - offset if data else 0, begin + len(data) if data else offset)
-        if begin < after:  # the rest of this segment could not be written
-            return OutputChunk(b"", after - offset, after)
+        if begin < next_start:  # the rest of this segment could not be written
+            return OutputChunk(b"", next_start - offset, next_start)
     return OutputChunk(b"", 0, offset)
 
 
 def size(folder: Path) -> int:
-    """The offset at which the output ends for now."""
+    """Return the offset at which the output ends for now."""
     names = sorted(_names(folder))
     if not names:
         return 0
@@ -109,10 +109,10 @@ def _names(folder: Path) -> list[str]:
         return []
 
 
-def _read(path: Path, at: int, limit: int) -> bytes:
+def _read(path: Path, position: int, limit: int) -> bytes:
     try:
         with path.open("rb") as file:
-            file.seek(at)
+            file.seek(position)
             return file.read(limit)
     except OSError:
         return b""

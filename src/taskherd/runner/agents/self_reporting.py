@@ -1,4 +1,4 @@
-"""Agents that report for themselves, over HTTP or MCP: the runner keeps them alive and says when they are gone."""
+"""Agents that report their own status, over HTTP or MCP; the runner sends heartbeats and reports their exit."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from taskherd.runner.agents import stdin
 from taskherd.runner.agents.context import report_exit
 
 if TYPE_CHECKING:
-    from taskherd.runner.agents.context import AgentContext, Begin
+    from taskherd.runner.agents.context import AgentContext, RecordAttempt
     from taskherd.runner.workspaces.processes import AgentExit
 
 
 class SelfReporting:
-    """The follower of an agent that needs none."""
+    """The follower of a self-reporting agent: it follows nothing."""
 
     def __init__(self, context: AgentContext) -> None:
         self._context = context
 
     async def follow(self) -> None:
-        """Say that it is there, and no more."""
-        if not self._context.journal.ready:
+        """Report that the agent is ready, then wait until cancelled."""
+        if not self._context.journal.ready_reported:
             self._context.reporter.lifecycle(Lifecycle.READY)
-            self._context.journal.ready = True
+            self._context.journal.ready_reported = True
             await self._context.save()
         await asyncio.Event().wait()
 
-    async def deliver(self, text: str, begin: Begin) -> None:
-        """Write it to the agent's stdin; raises `Undelivered` or `Unclear`."""
-        await stdin.write(self._context.folder.input, text, begin)
+    async def deliver(self, text: str, record_attempt: RecordAttempt) -> None:
+        """Write an input to the agent's stdin. Raise ``NotDelivered`` or ``DeliveryUnknown``."""
+        await stdin.write(self._context.folder.input, text, record_attempt)
 
-    def conclude(self, exit_: AgentExit) -> None:
-        """Say that it failed, where it did: then it can't do so itself any more."""
-        if exit_.succeeded:
+    def conclude(self, agent_exit: AgentExit) -> None:
+        """Report a failure, which the agent can no longer report itself; after success only the health changes."""
+        if agent_exit.succeeded:
             self._context.reporter.health(Health.DISABLED)
         else:
-            report_exit(self._context, exit_, "", "")
+            report_exit(self._context, agent_exit, "", "")

@@ -1,4 +1,4 @@
-"""One agent that runs: followed until it ends, and then its end is told."""
+"""The session of a running agent: follow it until it exits, then report the exit."""
 
 from __future__ import annotations
 
@@ -21,70 +21,70 @@ log = structlog.get_logger(__name__)
 
 
 class AgentSession:
-    """From the start or the adoption of an agent to its end."""
+    """A running agent, from its start or adoption to its exit."""
 
     def __init__(
         self,
         shim: ShimHandle,
         make_follower: Callable[[], Follower],
         reporter: Reporter,
-        on_end: Callable[[AgentExit], Awaitable[None]],
+        on_exit: Callable[[AgentExit], Awaitable[None]],
     ) -> None:
-        """Begin to follow."""
+        """Start following the agent."""
         self.reporter = reporter
         self.follower = make_follower()
         self._shim = shim
         self._make_follower = make_follower
-        self._on_end = on_end
-        self._over = asyncio.Event()
-        self._life = asyncio.create_task(self._live(), name="session")
+        self._on_exit = on_exit
+        self._exited = asyncio.Event()
+        self._loop = asyncio.create_task(self._run(), name="session")
 
     async def stop(self) -> AgentExit:
-        """End the agent with all that it started: SIGTERM, grace, SIGKILL. How it ended."""
+        """End the agent and its descendants (SIGTERM, grace time, SIGKILL), and return how it ended."""
         self._shim.stop()
-        return await asyncio.shield(self._life)
+        return await asyncio.shield(self._loop)
 
     async def detach(self) -> None:
-        """Follow no more; the agent goes on."""
-        self._life.cancel()
-        await asyncio.gather(self._life, return_exceptions=True)
+        """Stop following; the agent keeps running."""
+        self._loop.cancel()
+        await asyncio.gather(self._loop, return_exceptions=True)
         self._shim.close()
 
     async def run_while_alive(self, work: Coroutine[None, None, None]) -> None:
-        """Do this unless the agent ends first; raises what it raises, or `NotDelivered`."""
-        doing = asyncio.create_task(work)
-        over = asyncio.create_task(self._over.wait())
+        """Await ``work``; raise ``NotDelivered`` if the agent exits first."""
+        work_task = asyncio.create_task(work)
+        exit_wait = asyncio.create_task(self._exited.wait())
         try:
-            await asyncio.wait({doing, over}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({work_task, exit_wait}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            over.cancel()
-            doing.cancel()
-        await asyncio.wait({doing})
-        if doing.cancelled():
-            raise NotDelivered("The agent ended before it took the input.")
-        doing.result()
+            exit_wait.cancel()
+            work_task.cancel()
+        await asyncio.wait({work_task})
+        if work_task.cancelled():
+            raise NotDelivered("The agent exited before it received the input.")
+        work_task.result()
 
-    async def _live(self) -> AgentExit:
-        following = asyncio.create_task(self._follow(), name="follower")
+    async def _run(self) -> AgentExit:
+        follow_task = asyncio.create_task(self._follow(), name="follower")
         try:
-            exit_ = await self._shim.ended()
+            agent_exit = await self._shim.wait()
         finally:
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
-        self._over.set()
-        self.follower.conclude(exit_)
-        await self._on_end(exit_)
+            follow_task.cancel()
+            await asyncio.gather(follow_task, return_exceptions=True)
+        self._exited.set()
+        self.follower.conclude(agent_exit)
+        await self._on_exit(agent_exit)
         self._shim.close()
-        return exit_
+        return agent_exit
 
     async def _follow(self) -> None:
-        """Follow, and begin anew from what was noted last if something unforeseen goes wrong."""
+        """Follow the agent; after an unexpected error, continue with a new follower from the last checkpoint."""
         failures = 0
         while True:
             try:
                 await self.follower.follow()
             except Exception:
-                log.exception("following an agent failed")
+                log.exception("follower failed, restarting it")
             failures += 1
             await asyncio.sleep(retry.delay(failures))
             self.follower = self._make_follower()

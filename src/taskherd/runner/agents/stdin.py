@@ -1,4 +1,4 @@
-"""Writing to an agent's stdin, through the FIFO that its shim keeps open."""
+"""Write to an agent's stdin, through the FIFO that its shim keeps open."""
 
 from __future__ import annotations
 
@@ -6,46 +6,46 @@ import asyncio
 import os
 from typing import TYPE_CHECKING
 
-from taskherd.runner.agents.context import DeliveryUnknown, NotDelivered
+from taskherd.runner.agents.context import NOT_RUNNING, DeliveryUnknown, NotDelivered
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from taskherd.runner.agents.context import Begin
+    from taskherd.runner.agents.context import RecordAttempt
 
 TIMEOUT = 30.0
-"""Seconds that an agent may take until it reads so much that an input fits in."""
+"""Seconds to wait for space in the agent's stdin pipe."""
 _POLL = 0.1
 
 
-async def write(fifo: Path, text: str, begin: Begin) -> None:
-    """Write an input and the end of a line; raises `NotDelivered` or `DeliveryUnknown`."""
+async def write(fifo: Path, text: str, record_attempt: RecordAttempt) -> None:
+    """Write an input and a newline. Raise ``NotDelivered`` or ``DeliveryUnknown``."""
     try:
         descriptor = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:  # ENXIO: nobody has it open for reading; ENOENT: nobody ever had
-        raise NotDelivered("The agent is not running.") from error
+    except OSError as error:  # ENXIO: no process has it open for reading; ENOENT: it was never created
+        raise NotDelivered(NOT_RUNNING) from error
     try:
-        await begin()
+        await record_attempt()
         await _write(descriptor, text.encode() + b"\n")
     finally:
         os.close(descriptor)
 
 
 async def _write(descriptor: int, content: bytes) -> None:
-    left = memoryview(content)
+    remaining = memoryview(content)
     deadline = asyncio.get_running_loop().time() + TIMEOUT
-    while left:
+    while remaining:
         try:
-            left = left[os.write(descriptor, left) :]
+            remaining = remaining[os.write(descriptor, remaining) :]
         except BlockingIOError:
             if asyncio.get_running_loop().time() > deadline:
                 break
             await asyncio.sleep(_POLL)
         except OSError:
             break
-    if len(left) == len(content):
-        raise NotDelivered("The agent did not read its input.")
-    if left:
+    if len(remaining) == len(content):
+        raise NotDelivered("The agent did not read the input from its stdin.")
+    if remaining:
         raise DeliveryUnknown(
-            f"The agent took only a part of the input: {len(content) - len(left)} of {len(content)} bytes."
+            f"The agent received only a part of the input: {len(content) - len(remaining)} of {len(content)} bytes."
         )

@@ -1,4 +1,7 @@
-"""Agents that speak by their output: lines are log entries and activity, silence is idleness, exit 0 is success."""
+"""Agents that report through their output.
+
+Lines become log entries and mean activity, silence means idle, and exit status 0 means success.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +19,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from taskherd.domain.reports import LogEntry, Report
-    from taskherd.runner.agents.context import AgentContext, Begin
+    from taskherd.runner.agents.context import AgentContext, RecordAttempt
     from taskherd.runner.outbox import Checkpoint
     from taskherd.runner.workspaces.processes import AgentExit
 
-PIECE = 64 * 1024
+READ_BYTES = 64 * 1024
 RATE = 256 * 1024
-"""Characters a second of one agent's output that become entries for long; a burst of `BURST` goes at once."""
+"""Characters of one agent's output that become log entries per second, after a burst of ``BURST``."""
 BURST = 1024 * 1024
-MAX_LAST = 1024 * 1024
-"""Bytes that are still read of an agent that has ended; what is more, before these, is left out, and that is said."""
-AT_ONCE = 4
-"""Entries in one report: so few that it fits a message."""
+MAX_FINAL_BYTES = 1024 * 1024
+"""Maximum number of unread bytes that are read after an agent has exited: the last ones; the log marks the gap."""
+ENTRIES_PER_REPORT = 4
+"""Maximum number of entries in one report, so that it fits a message."""
 STATUS_EVERY = 2.0
-"""Seconds between two statuses that differ in nothing but the latest line."""
+"""Minimum number of seconds between two statuses that differ only in the latest line."""
 _POLL = 0.2
 _KEYS = re.compile(r"(?:^|\s)(state|message|uri)=")
 STATUS_PREFIX = "::taskherd "
@@ -37,7 +40,7 @@ STATUS_PREFIX = "::taskherd "
 
 @dataclass(frozen=True, slots=True)
 class StatusLine:
-    """What an agent says of itself in a line of its output."""
+    """The status that an agent reports in a line of its output."""
 
     state: AgentState
     message: str
@@ -45,7 +48,7 @@ class StatusLine:
 
 
 def parse_status_line(line: str) -> StatusLine | None:
-    """What the line `::taskherd state=… message=… uri=…` says; None for any other line. Values may be quoted."""
+    """Parse a line ``::taskherd state=… message=… uri=…``, values quoted or not. Return None for any other line."""
     if not line.startswith(STATUS_PREFIX):
         return None
     _, *parts = _KEYS.split(line.removeprefix(STATUS_PREFIX.rstrip()))
@@ -65,135 +68,137 @@ def _unquoted(value: str) -> str:
 
 
 class StdioFollower:
-    """The follower of one such agent. Its mark says how far its output was read, and what came of that."""
+    """The follower of an agent's output; its checkpoint contains the offset read so far and the derived state."""
 
     def __init__(self, context: AgentContext) -> None:
         self._context = context
-        mark = context.checkpoint
-        self._fresh = not mark
-        self._offset: int = mark.get("offset", 0)
-        self._lines = output.LineSplitter(mark.get("skipped", 0))
-        self._entries: int = mark.get("entries", 0)
-        self._state: str = mark.get("state", "")
-        self._own: bool = mark.get("own", False)
-        """Whether the agent tells its state itself; then its lines and its silence say nothing."""
-        self._last_line: str = mark.get("last", "")
+        checkpoint = context.checkpoint
+        self._is_new = not checkpoint
+        self._offset: int = checkpoint.get("offset", 0)
+        self._lines = output.LineSplitter(checkpoint.get("skipped", 0))
+        self._entries: int = checkpoint.get("entries", 0)
+        self._state: str = checkpoint.get("state", "")
+        self._self_reported: bool = checkpoint.get("self_reported", False)
+        """True once the agent has reported its state; other lines and silence then no longer change the state."""
+        self._last_line: str = checkpoint.get("last", "")
         self._status_at = 0.0
         self._allowed = float(BURST)
 
     async def follow(self) -> None:
-        """Report what it writes, until cancelled."""
+        """Report what the agent writes, until cancelled."""
         loop = asyncio.get_running_loop()
-        if self._fresh:
-            self._begin()
-        if not self._context.journal.ready:
+        if self._is_new:
+            self._report_start()
+        if not self._context.journal.ready_reported:
             self._context.reporter.lifecycle(Lifecycle.READY)
-            self._context.journal.ready = True
+            self._context.journal.ready_reported = True
             await self._context.save()
-        heard = refilled = loop.time()
+        last_output_at = refilled_at = loop.time()
         while True:
             await self._context.outbox.wait_room()
             now = loop.time()
-            self._allowed = min(BURST, self._allowed + (now - refilled) * RATE)
-            refilled = now
+            self._allowed = min(BURST, self._allowed + (now - refilled_at) * RATE)
+            refilled_at = now
             if self._allowed > 0 and self._read_chunk(now):
-                heard = now
+                last_output_at = now
                 await asyncio.sleep(0)
                 continue
-            if now - heard >= self._context.run.idle_after:
-                self._fall_silent()
+            if now - last_output_at >= self._context.run.idle_after:
+                self._handle_silence()
             await asyncio.sleep(_POLL)
 
-    async def deliver(self, text: str, begin: Begin) -> None:
-        """Write it to the agent's stdin; raises `Undelivered` or `Unclear`."""
-        await stdin.write(self._context.folder.input, text, begin)
+    async def deliver(self, text: str, record_attempt: RecordAttempt) -> None:
+        """Write an input to the agent's stdin. Raise ``NotDelivered`` or ``DeliveryUnknown``."""
+        await stdin.write(self._context.folder.input, text, record_attempt)
         self._report([self._entry(LogSource.INPUT, text)])
 
-    def conclude(self, exit_: AgentExit) -> None:
-        """Report the last of what it wrote, and how it ended."""
-        left = output.size(self._context.folder.output) - self._offset
-        if left > MAX_LAST:
+    def conclude(self, agent_exit: AgentExit) -> None:
+        """Report the remaining output and the exit."""
+        unread = output.size(self._context.folder.output) - self._offset
+        if unread > MAX_FINAL_BYTES:
             self._lines = output.LineSplitter()
-            self._offset += left - MAX_LAST
-            self._miss(left - MAX_LAST)
+            self._offset += unread - MAX_FINAL_BYTES
+            self._report_gap(unread - MAX_FINAL_BYTES)
         while self._read_chunk(self._status_at):
             pass
         if self._lines.pending or self._lines.skipped:
-            self._write_down([self._lines.flush()], [])
-        if exit_.dropped:
-            self._context.metrics.runner_output_lost.inc(exit_.dropped)
-        report_exit(self._context, exit_, self._state if self._own else "", shorten(self._last_line))
+            self._report_lines([self._lines.flush()], [])
+        if agent_exit.dropped:
+            self._context.metrics.runner_output_lost.inc(agent_exit.dropped)
+        report_exit(self._context, agent_exit, self._state if self._self_reported else "", shorten(self._last_line))
 
-    def _begin(self) -> None:
-        """The conversation begins with the prompt, and the agent with its work."""
+    def _report_start(self) -> None:
+        """Log the prompt and report ``working``."""
         prompt = self._context.journal.start.prompt if self._context.journal.start else ""
         self._state = AgentState.WORKING
         entries = [self._entry(LogSource.INPUT, prompt)] if prompt else []
         self._report(entries, self._context.reporter.status_report(AgentState.WORKING, "The agent has started."))
 
     def _read_chunk(self, now: float) -> int:
-        """Take one piece of what it wrote; how many bytes that moved us on."""
-        piece = output.read(self._context.folder.output, self._offset, PIECE)
-        if piece.end == self._offset:
+        """Read and report one chunk of output, and return the number of bytes that it advanced the offset."""
+        chunk = output.read(self._context.folder.output, self._offset, READ_BYTES)
+        if chunk.end == self._offset:
             return 0
-        if piece.missing:
+        if chunk.missing:
             if self._lines.pending:
-                self._write_down([self._lines.flush()], [])
-            self._offset += piece.missing
-            self._miss(piece.missing)
-        moved = piece.missing + piece.end - self._offset
-        self._offset = piece.end
+                self._report_lines([self._lines.flush()], [])
+            self._offset += chunk.missing
+            self._report_gap(chunk.missing)
+        advanced = chunk.missing + chunk.end - self._offset
+        self._offset = chunk.end
         lines: list[str] = []
         reports: list[Report] = []
-        for line in self._lines.feed(piece.data):
-            of_itself = parse_status_line(line)
-            if of_itself is None:
+        for line in self._lines.feed(chunk.data):
+            status = parse_status_line(line)
+            if status is None:
                 lines.append(line)
                 continue
-            self._own, self._state = True, of_itself.state
-            reports = [self._context.reporter.status_report(of_itself.state, of_itself.message, of_itself.uri)]
+            self._self_reported, self._state = True, status.state
+            reports = [self._context.reporter.status_report(status.state, status.message, status.uri)]
         self._last_line = next((line.strip() for line in reversed(lines) if line.strip()), self._last_line)
-        if piece.data and not self._own:
-            reports = self._active(now)
-        self._write_down(lines, reports)
-        return moved
+        if chunk.data and not self._self_reported:
+            reports = self._activity_status(now)
+        self._report_lines(lines, reports)
+        return advanced
 
-    def _active(self, now: float) -> list[Report]:
-        """What its activity says of its state."""
+    def _activity_status(self, now: float) -> list[Report]:
+        """Return the status report that new output causes; none if one was made less than ``STATUS_EVERY`` ago."""
         if self._state == AgentState.WORKING and now - self._status_at < STATUS_EVERY:
             return []
         self._state, self._status_at = AgentState.WORKING, now
         return [self._context.reporter.status_report(AgentState.WORKING, shorten(self._last_line))]
 
-    def _fall_silent(self) -> None:
-        lines = [self._lines.flush()] if self._lines.pending else []  # a prompt, perhaps, that waits for an answer
+    def _handle_silence(self) -> None:
+        """Report ``idle``, and an incomplete line as an entry."""
+        lines = [self._lines.flush()] if self._lines.pending else []  # perhaps a prompt that waits for an answer
         self._last_line = next((line.strip() for line in lines if line.strip()), self._last_line)
         reports = []
-        if not self._own and self._state == AgentState.WORKING:
+        if not self._self_reported and self._state == AgentState.WORKING:
             self._state = AgentState.IDLE
             reports = [self._context.reporter.status_report(AgentState.IDLE, shorten(self._last_line))]
         if lines or reports:
-            self._write_down(lines, reports)
+            self._report_lines(lines, reports)
 
-    def _miss(self, count: int) -> None:
+    def _report_gap(self, count: int) -> None:
         self._context.metrics.runner_output_lost.inc(count)
-        self._report([self._entry(LogSource.OUTPUT, f"… ({count} bytes of output were not kept)")])
+        self._report([self._entry(LogSource.OUTPUT, f"… ({count} bytes of output were dropped)")])
 
-    def _write_down(self, lines: list[str], reports: list[Report]) -> None:
+    def _report_lines(self, lines: list[str], reports: list[Report]) -> None:
+        """Report lines as log entries, followed by other reports."""
         texts = list(_joined(lines))
         self._allowed -= sum(map(len, texts))
-        while len(texts) > AT_ONCE:
-            self._report([self._entry(LogSource.OUTPUT, text) for text in texts[:AT_ONCE]], settled=False)
-            texts = texts[AT_ONCE:]
+        while len(texts) > ENTRIES_PER_REPORT:
+            self._report([self._entry(LogSource.OUTPUT, text) for text in texts[:ENTRIES_PER_REPORT]], complete=False)
+            texts = texts[ENTRIES_PER_REPORT:]
         self._report([self._entry(LogSource.OUTPUT, text) for text in texts], *reports)
 
-    def _report(self, entries: list[LogEntry], *reports: Report, settled: bool = True) -> None:
-        """Report, together with how far we are; not `settled`: more of the same piece follows."""
-        self._context.reporter.log(entries, *reports, mark=self._checkpoint() if settled else None)
+    def _report(self, entries: list[LogEntry], *reports: Report, complete: bool = True) -> None:
+        """Append reports to the outbox with a checkpoint, unless more reports from the same chunk follow."""
+        self._context.reporter.log(entries, *reports, checkpoint=self._checkpoint() if complete else None)
 
-    def _entry(self, speaker: LogSource, text: str) -> LogEntry:
+    def _entry(self, source: LogSource, text: str) -> LogEntry:
         self._entries += 1
-        return self._context.reporter.entry(self._entries - 1, speaker, text)
+        return self._context.reporter.entry(self._entries - 1, source, text)
 
     def _checkpoint(self) -> Checkpoint:
         return {
@@ -202,21 +207,21 @@ class StdioFollower:
             "skipped": self._lines.skipped,
             "entries": self._entries,
             "state": str(self._state),
-            "own": self._own,
+            "self_reported": self._self_reported,
             "last": shorten(self._last_line),
         }
 
 
 def _joined(lines: list[str]) -> Iterator[str]:
-    """Lines that came together, joined as long as they fit one entry."""
-    together: list[str] = []
+    """Join lines that arrived together, up to the size of one entry."""
+    group: list[str] = []
     size = 0
     for line in lines:
         length = len(line.encode(errors="replace")) + 1
-        if together and size + length > CONTENT_BYTES:
-            yield "\n".join(together)
-            together, size = [], 0
-        together.append(line)
+        if group and size + length > CONTENT_BYTES:
+            yield "\n".join(group)
+            group, size = [], 0
+        group.append(line)
         size += length
-    if any(together):
-        yield "\n".join(together)
+    if any(group):
+        yield "\n".join(group)

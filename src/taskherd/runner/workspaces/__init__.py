@@ -1,1 +1,1 @@
-"""The workspace of a task on the runner: its folder, environment, processes and cgroup."""
+"""The workspace of a task: its folder, environment, processes and cgroup."""

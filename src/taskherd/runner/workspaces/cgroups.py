@@ -1,4 +1,4 @@
-"""A cgroup for each run, where the runner was given a delegated cgroup v2: the only limits that hold for a whole tree.
+"""A cgroup for each run, if the runner has a delegated cgroup v2: the only limits that apply to a whole process tree.
 
 See https://docs.kernel.org/admin-guide/cgroup-v2.html.
 """
@@ -16,30 +16,29 @@ if TYPE_CHECKING:
 
     from taskherd.runner.template import Limits
 
-NEEDED = frozenset({"cpu", "memory"})
+CONTROLLERS = frozenset({"cpu", "memory"})
 PERIOD = 100_000
-"""Microseconds over which the CPU time of a run is counted."""
+"""Period of the CPU quota, in microseconds."""
 
 
 class Cgroups:
-    """The runs' cgroups, all of them children of one."""
+    """The cgroups of all runs, children of one delegated cgroup."""
 
     def __init__(self, root: Path) -> None:
-        """Raises Misconfigured unless `root` is one that we may make children of, with the controllers that we need."""
+        """Enable the controllers for children of ``root``. Raise ``Misconfigured`` if it cannot be used for that."""
         self._root = root
         try:
-            there = set((root / "cgroup.controllers").read_text().split())
-            if not there >= NEEDED:
-                raise Misconfigured("runner_cgroup", f"{root} lacks {', '.join(sorted(NEEDED - there))}; expected both")
-            (root / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in sorted(NEEDED)))
+            available = set((root / "cgroup.controllers").read_text().split())
+            if not available >= CONTROLLERS:
+                missing = ", ".join(sorted(CONTROLLERS - available))
+                raise Misconfigured("runner_cgroup", f"{root} lacks {missing}; expected the controllers cpu and memory")
+            (root / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in sorted(CONTROLLERS)))
         except OSError as error:
-            why = (
-                f"{root} can't be used ({error.strerror}); expected a cgroup v2 that is delegated and has no processes"
-            )
-            raise Misconfigured("runner_cgroup", why) from error
+            problem = f"{root} cannot be used ({error.strerror}); expected a delegated cgroup v2 without processes"
+            raise Misconfigured("runner_cgroup", problem) from error
 
-    def make(self, task_id: UUID, build_number: int, limits: Limits) -> Path:
-        """Make the cgroup of a run, and set its limits; raises OSError."""
+    def create(self, task_id: UUID, build_number: int, limits: Limits) -> Path:
+        """Create the cgroup of a run and set its limits. Raise ``OSError`` if that fails."""
         path = self._root / f"{task_id}-{build_number}"
         path.mkdir(exist_ok=True)
         if limits.memory:
@@ -48,9 +47,9 @@ class Cgroups:
             (path / "cpu.max").write_text(f"{round(limits.cpu * PERIOD)} {PERIOD}")
         return path
 
-    def drop(self, task_id: UUID, build_number: int) -> None:
-        """Kill whatever is in the cgroup of a run that is over, and remove it."""
+    def remove(self, task_id: UUID, build_number: int) -> None:
+        """Kill all processes in the cgroup of a finished run, and remove it."""
         path = self._root / f"{task_id}-{build_number}"
-        with suppress(OSError):  # it may be gone, or still be emptying; the next start of this build's task tries again
+        with suppress(OSError):  # it may be removed already, or not be empty yet; an empty cgroup costs little
             (path / "cgroup.kill").write_text("1")
             path.rmdir()

@@ -1,4 +1,4 @@
-"""The command line and environment of an agent: what the template says, filled in, and nothing of the runner's own."""
+"""The command line and environment of an agent, from the template and the request; nothing else of the runner's."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from taskherd.errors import Malformed
 from taskherd.runner.reporter import APP_SLUG
+from taskherd.runner.template import invalid_run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from taskherd.messages.work import WorkspaceStart
     from taskherd.runner.template import Run
 
-MAX_WORD = 128 * 1024 - 1
-"""Bytes of one word of a command line or environment; Linux takes no more (MAX_ARG_STRLEN, execve(2))."""
-_BLANK = re.compile(r"\{(prompt|prompt_file|port|task_id|task_name|parameter\.[A-Za-z0-9_.-]+)\}")
-_NO_VARIABLE = re.compile(r"[^A-Za-z0-9_]")
+MAX_ARGUMENT = 128 * 1024 - 1
+"""Maximum size in bytes of one argument or environment string on Linux (MAX_ARG_STRLEN, execve(2))."""
+_PLACEHOLDER = re.compile(r"\{(prompt|prompt_file|port|task_id|task_name|parameter\.[A-Za-z0-9_.-]+)\}")
+_NOT_IN_VARIABLES = re.compile(r"[^A-Za-z0-9_]")
 
 
 @dataclass(frozen=True, slots=True)
 class LaunchPaths:
-    """Where the agent will be, as it is told."""
+    """The paths, API address and port that are passed to an agent."""
 
     work: Path
     prompt_file: Path
@@ -33,34 +33,33 @@ class LaunchPaths:
 
 
 def command(run: Run, request: WorkspaceStart, paths: LaunchPaths) -> list[str]:
-    """The words to run, with `{prompt}`, `{port}` and the like filled in; raises `Malformed` for what can't be."""
-    blanks = _blanks(request, paths)
-    words = [_filled(word, blanks) for word in run.command]
-    for word in words:
-        if len(word.encode()) > MAX_WORD:
-            raise Malformed(
-                "invalid_run", f"a word of the command is longer than {MAX_WORD} bytes: use {{prompt_file}}"
-            )
-    return words
+    """Return the command with its placeholders substituted. Raise ``Malformed`` if that is not possible."""
+    values = _placeholders(request, paths)
+    arguments = [_substitute(text, values) for text in run.command]
+    if any(len(argument.encode()) > MAX_ARGUMENT for argument in arguments):
+        raise invalid_run(
+            f"command: an argument is longer than {MAX_ARGUMENT} bytes; use {{prompt_file}} instead of {{prompt}}"
+        )
+    return arguments
 
 
 def workdir(run: Run, paths: LaunchPaths) -> Path:
-    """Where it is run, inside the task's own folder unless the template gives another as an absolute path."""
+    """Return the working directory, relative to the task's ``work`` folder unless the template's path is absolute."""
     return paths.work / run.workdir
 
 
-def variables(run: Run, request: WorkspaceStart, paths: LaunchPaths, own: Mapping[str, str]) -> dict[str, str]:
-    """The agent's environment; `own` is the runner's, of which only what the template lists is passed on."""
-    blanks = _blanks(request, paths)
-    chosen = {name: own[name] for name in run.env.inherit if name in own}
-    chosen |= {name: _filled(value, blanks) for name, value in run.env.set.items()}
-    chosen |= _task_variables(request, paths)
-    return {name: value.replace("\0", "") for name, value in chosen.items() if len(value.encode()) <= MAX_WORD}
+def variables(run: Run, request: WorkspaceStart, paths: LaunchPaths, inherited: Mapping[str, str]) -> dict[str, str]:
+    """Return the agent's environment; of the runner's (``inherited``) only the variables that the template lists."""
+    values = _placeholders(request, paths)
+    environ = {name: inherited[name] for name in run.env.inherit if name in inherited}
+    environ |= {name: _substitute(value, values) for name, value in run.env.set.items()}
+    environ |= _task_variables(request, paths)
+    return {name: value.replace("\0", "") for name, value in environ.items() if len(value.encode()) <= MAX_ARGUMENT}
 
 
 def _task_variables(request: WorkspaceStart, paths: LaunchPaths) -> dict[str, str]:
-    """What every agent is told, under our names and under those that Coder's own agents look for."""
-    given = {
+    """Return the variables that every agent gets, under taskherd's names and under those of Coder."""
+    task_variables = {
         "TASKHERD_TASK_ID": str(request.task_id),
         "TASKHERD_TASK_NAME": request.task_name,
         "TASKHERD_BUILD_NUMBER": str(request.build_number),
@@ -80,16 +79,18 @@ def _task_variables(request: WorkspaceStart, paths: LaunchPaths) -> dict[str, st
         "CODER_MCP_APP_STATUS_SLUG": APP_SLUG,
     }
     if paths.port is not None:
-        given |= {
+        task_variables |= {
             "TASKHERD_AGENT_PORT": str(paths.port),
             "AGENTAPI_PORT": str(paths.port),
             "CODER_MCP_AI_AGENTAPI_URL": f"http://127.0.0.1:{paths.port}",
         }
     parameters = request.preset.parameters if request.preset else {}
-    return given | {f"TASKHERD_PARAMETER_{_variable(name)}": str(value) for name, value in parameters.items()}
+    return task_variables | {
+        f"TASKHERD_PARAMETER_{_variable_name(name)}": str(value) for name, value in parameters.items()
+    }
 
 
-def _blanks(request: WorkspaceStart, paths: LaunchPaths) -> dict[str, str]:
+def _placeholders(request: WorkspaceStart, paths: LaunchPaths) -> dict[str, str]:
     parameters = request.preset.parameters if request.preset else {}
     return {
         "prompt": request.prompt.replace("\0", ""),
@@ -101,16 +102,17 @@ def _blanks(request: WorkspaceStart, paths: LaunchPaths) -> dict[str, str]:
     }
 
 
-def _filled(word: str, blanks: Mapping[str, str]) -> str:
-    """The word with its blanks filled, in one pass: what is filled in is not looked at again."""
+def _substitute(text: str, values: Mapping[str, str]) -> str:
+    """Return the text with its placeholders substituted once; placeholders in the values are left as they are."""
 
-    def fill(blank: re.Match[str]) -> str:
-        if blank[1] not in blanks:
-            raise Malformed("invalid_run", f"{{{blank[1]}}} is used, and the task's preset has no such parameter")
-        return blanks[blank[1]]
+    def value_of(placeholder: re.Match[str]) -> str:
+        name = placeholder[1]
+        if name not in values:
+            raise invalid_run(f"it uses {{{name}}}, but the task's preset has no such parameter")
+        return values[name]
 
-    return _BLANK.sub(fill, word)
+    return _PLACEHOLDER.sub(value_of, text)
 
 
-def _variable(name: str) -> str:
-    return _NO_VARIABLE.sub("_", name).upper()
+def _variable_name(name: str) -> str:
+    return _NOT_IN_VARIABLES.sub("_", name).upper()

@@ -1,21 +1,22 @@
-"""Where a task's things are on the runner's disk.
+"""Layout of the runner's folder and of a task's folder in it.
 
 ```
 ROOT/
-  lock                  held by the runner that lives
+  lock                  locked by the running runner
   TASK_ID/
-    work/               the agent's; it starts here
+    work/               the agent's working directory
     state/
-      journal.json      what was asked for and how far it is (journal.py)
-      outbox.jsonl      reports that may not have been sent yet (outbox.py)
-      prompt.txt        the prompt, for an agent that would rather read a file
-      run-BUILD/        one run of the agent, the shim's
-        spec.json       what to run, and within which limits
-        lock            held by the shim while it lives
+      journal.json      accepted requests and their progress (journal.py)
+      outbox.jsonl      unconfirmed reports (outbox.py)
+      prompt.txt        the prompt, for agents that read it from a file
+      run-BUILD/        one run of the agent; written by its shim (shim.py)
+        spec.json       command and limits; written by the runner
+        lock            locked by the shim while it runs
+        shim.log        stderr of the shim, normally empty
         started.json    pid and start time of shim and agent
         input           a FIFO: the agent's stdin
-        output/         what the agent wrote, in segments named by the offset at which they begin
-        exit.json       how it ended
+        output/         output of the agent, in segments named by their start offset
+        exit.json       how the agent ended
 ```
 """
 
@@ -35,36 +36,41 @@ class RunFolder:
 
     @property
     def spec(self) -> Path:
-        """What to run."""
+        """Command and limits of the run."""
         return self.path / "spec.json"
 
     @property
     def lock(self) -> Path:
-        """Held by the shim."""
+        """Lock file, locked by the shim while it runs."""
         return self.path / "lock"
 
     @property
     def started(self) -> Path:
-        """Which processes these are."""
+        """Pids and start times of shim and agent."""
         return self.path / "started.json"
 
     @property
     def input(self) -> Path:
-        """The agent's stdin."""
+        """FIFO that is the agent's stdin."""
         return self.path / "input"
 
     @property
     def output(self) -> Path:
-        """What the agent wrote."""
+        """Folder with the segments of the agent's output."""
         return self.path / "output"
 
     @property
     def exit(self) -> Path:
-        """How it ended."""
+        """The exit record."""
         return self.path / "exit.json"
 
-    def clear(self) -> None:
-        """Make it a new, empty folder."""
+    @property
+    def shim_log(self) -> Path:
+        """Stderr of the shim."""
+        return self.path / "shim.log"
+
+    def recreate(self) -> None:
+        """Replace the folder by a new, empty one."""
         shutil.rmtree(self.path, ignore_errors=True)
         self.path.mkdir(mode=0o700)
 
@@ -78,63 +84,62 @@ class TaskFolder:
 
     @property
     def path(self) -> Path:
-        """The whole of it."""
+        """The folder itself."""
         return self.root / str(self.task_id)
 
     @property
     def work(self) -> Path:
-        """Where the agent works."""
+        """The agent's working directory."""
         return self.path / "work"
 
     @property
     def state(self) -> Path:
-        """What the runner and the shim keep."""
+        """Folder for the files of runner and shim."""
         return self.path / "state"
 
     @property
     def journal(self) -> Path:
-        """What was asked for and how far it is."""
+        """The journal: accepted requests and their progress."""
         return self.state / "journal.json"
 
     @property
     def outbox(self) -> Path:
-        """Reports that may not have been sent yet."""
+        """The outbox: unconfirmed reports."""
         return self.state / "outbox.jsonl"
 
     @property
     def prompt(self) -> Path:
-        """The prompt as a file."""
+        """File with the prompt."""
         return self.state / "prompt.txt"
 
     def run(self, build_number: int) -> RunFolder:
-        """The folder of the run that this build started."""
+        """Return the folder of the run that this build started."""
         return RunFolder(self.state / f"run-{build_number}")
 
-    def make(self) -> None:
-        """Make it, for nobody but our own user to read; raises OSError."""
+    def create(self) -> None:
+        """Create the folder, readable only by the runner's user. Raise ``OSError`` if that fails."""
         self.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.work.mkdir(mode=0o700, exist_ok=True)
 
-    def drop_runs(self, but: int | None = None) -> None:
-        """Remove the folders of all runs but one."""
+    def remove_runs(self) -> None:
+        """Remove the folders of all runs."""
         for path in self.state.glob("run-*"):
-            if but is None or path.name != f"run-{but}":
-                shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(path, ignore_errors=True)
 
-    def drop_work(self) -> None:
-        """Remove what the agent made, and the runs; raises OSError when something can't be removed."""
+    def remove_work(self) -> None:
+        """Remove the agent's files and the runs. Raise ``OSError`` if a file cannot be removed."""
         if self.work.exists():
             shutil.rmtree(self.work)
-        self.drop_runs()
+        self.remove_runs()
 
-    def drop(self) -> None:
-        """Remove everything; raises OSError when something can't be removed."""
+    def remove(self) -> None:
+        """Remove the whole folder. Raise ``OSError`` if a file cannot be removed."""
         if self.path.exists():
             shutil.rmtree(self.path)
 
 
 def list_tasks(root: Path) -> list[TaskFolder]:
-    """The tasks that have a folder under `root`."""
+    """Return the folders of all tasks under ``root``."""
     folders = []
     for path in sorted(root.iterdir()):
         try:

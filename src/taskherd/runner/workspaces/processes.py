@@ -1,4 +1,4 @@
-"""The processes of a run: started under a shim, found again by the next runner, waited for, cleaned up after."""
+"""The processes of a run: start a shim, find it again after a restart, wait for its exit, and clean up after it."""
 
 from __future__ import annotations
 
@@ -22,20 +22,28 @@ if TYPE_CHECKING:
     from taskherd.runner.workspaces.folders import RunFolder
 
 MARKER_VARIABLE = "TASKHERD_RUN_FOLDER"
-"""The variable that marks every process of a run, so that none outlives it whose shim was killed."""
-SEGMENT_BYTES, SEGMENTS = 1024 * 1024, 16
-INPUT_PIPE_BYTES = 1024 * 1024
+"""Environment variable that marks all processes of a run, so that they can be killed if the shim was killed."""
+SEGMENT_BYTES, MAX_SEGMENTS = 1024 * 1024, 16
+STDIN_PIPE_BYTES = 1024 * 1024
 START_TIMEOUT = 30.0
-LOST = "The agent and its exit status are lost: it ended with the machine or container it ran in, or with its shim."
+"""Seconds to wait until a shim has started its agent."""
+LOST = (
+    "The agent ended and its exit status is lost: its machine or container stopped, or its shim was killed. "
+    "To start it again, pause and resume the task."
+)
 _POLL = 0.01
-_SWEEPS = 20
+_KILL_ROUNDS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class AgentExit:
-    """How a run ended: `why` is exited, stopped, timeout, not started, or lost (nobody was there to see it)."""
+    """How a run ended.
 
-    why: str
+    ``reason`` is exited, stopped, timeout, not started, or lost (no shim was there to record it). ``leftover`` is the
+    number of processes that could not be killed, ``dropped`` the number of output bytes that could not be written.
+    """
+
+    reason: str
     code: int | None = None
     signal: int | None = None
     detail: str | None = None
@@ -44,27 +52,27 @@ class AgentExit:
 
     @property
     def succeeded(self) -> bool:
-        """Whether the agent ended by itself, with success."""
-        return self.why == "exited" and self.code == 0
+        """True if the agent exited on its own, with exit status 0."""
+        return self.reason == "exited" and self.code == 0
 
     def describe(self) -> str:
-        """In words, for people."""
-        match self.why:
+        """Describe the exit in a sentence, for users."""
+        match self.reason:
             case "not started":
                 return f"The agent could not be started: {self.detail}"
             case "timeout":
-                return "The agent was stopped: it had used up its time."
+                return "The agent was stopped because it used up its time (`limits.timeout` in the template)."
             case "lost":
                 return LOST
             case _ if self.signal is not None:
-                return f"The agent was ended by signal {self.signal} ({_name(self.signal)})."
+                return f"The agent was killed by signal {self.signal} ({_signal_name(self.signal)})."
             case _:
                 return f"The agent ended with exit status {self.code}."
 
 
 @dataclass(frozen=True, slots=True)
 class RunSpec:
-    """What a shim is to run."""
+    """The command, environment and limits of a run."""
 
     argv: Sequence[str]
     cwd: Path
@@ -77,7 +85,7 @@ class RunSpec:
 
 
 class ShimHandle:
-    """A shim that lives, or did when it was found; `pid` is known to be its own."""
+    """A shim process, referred to by a pidfd, so that no signal can reach another process with its pid."""
 
     def __init__(self, folder: RunFolder, pid: int) -> None:
         self._folder = folder
@@ -85,61 +93,65 @@ class ShimHandle:
         self._descriptor = os.pidfd_open(pid)
 
     def stop(self) -> None:
-        """Ask it to end the agent: SIGTERM, grace, SIGKILL."""
+        """Request that the shim ends the agent: SIGTERM, grace time, SIGKILL."""
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._descriptor, signal.SIGTERM)
 
-    async def ended(self) -> AgentExit:
-        """Wait until the run is over, and see to it that nothing of it is left."""
+    async def wait(self) -> AgentExit:
+        """Wait until the shim has exited, kill processes that it left, and return how the run ended."""
         loop = asyncio.get_running_loop()
-        over = asyncio.Event()
-        loop.add_reader(self._descriptor, over.set)
+        exited = asyncio.Event()
+        loop.add_reader(self._descriptor, exited.set)
         try:
-            await over.wait()
+            await exited.wait()
         finally:
             loop.remove_reader(self._descriptor)
         return await asyncio.to_thread(self._reap)
 
     def _reap(self) -> AgentExit:
-        with suppress(ChildProcessError):  # an adopted one is no child of ours, unless we are its container's init
+        with suppress(ChildProcessError):  # an adopted shim is not a child of this process, unless it is init
             os.waitpid(self._pid, os.WNOHANG)
         return read_exit(self._folder)
 
     def close(self) -> None:
-        """Let go of it; it lives on."""
+        """Close the pidfd; the shim keeps running."""
         os.close(self._descriptor)
 
 
 async def start(folder: RunFolder, spec: RunSpec) -> ShimHandle:
-    """Start a shim in a cleared folder, and return when its agent runs.
+    """Start a shim in a new run folder, and return when its agent is running.
 
-    Raises OSError, and Unavailable when the agent can't be started, or the shim does not begin in time.
+    Raises:
+        OSError: a file could not be written or the shim could not be spawned.
+        Unavailable: the agent could not be started, or the shim did not start it in time.
     """
-    folder.clear()
-    folder.spec.write_text(json.dumps(_spec(spec)))
-    begun = ShimHandle(folder, _spawn(folder, spec.env))
-    over = asyncio.create_task(begun.ended())
+    folder.recreate()
+    folder.spec.write_text(json.dumps(_spec_record(spec)))
+    handle = ShimHandle(folder, _spawn(folder, spec.env))
+    exit_wait = asyncio.create_task(handle.wait())
     try:
         async with asyncio.timeout(START_TIMEOUT):
             while not folder.started.exists():
-                if over.done():
-                    begun.close()
-                    raise Unavailable(str(over.result().detail))
+                if exit_wait.done():
+                    handle.close()
+                    raise Unavailable(str(exit_wait.result().detail))
                 await asyncio.sleep(_POLL)
     except TimeoutError:
-        begun.stop()
-        begun.close()
-        raise Unavailable(f"the shim did not begin within {START_TIMEOUT:g} s") from None
+        handle.stop()
+        handle.close()
+        raise Unavailable(
+            f"its shim did not start it within {START_TIMEOUT:g} s; the machine may be overloaded"
+        ) from None
     finally:
-        over.cancel()
-        await asyncio.wait({over})
-    return begun
+        exit_wait.cancel()
+        await asyncio.wait({exit_wait})
+    return handle
 
 
 def _spawn(folder: RunFolder, env: Mapping[str, str]) -> int:
-    """Start the shim in a session of its own, out of reach of our terminal and of what ends us; its pid."""
+    """Start the shim in its own session, so that signals to the runner's session do not reach it. Return its pid."""
     argv = [sys.executable, "-I", "-S", shim.__file__, str(folder.path)]
-    log = os.open(folder.path / "shim.log", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    log = os.open(folder.shim_log, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         actions = [
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
@@ -153,7 +165,7 @@ def _spawn(folder: RunFolder, env: Mapping[str, str]) -> int:
         os.close(log)
 
 
-def _spec(spec: RunSpec) -> dict[str, Any]:
+def _spec_record(spec: RunSpec) -> dict[str, Any]:
     return {
         "argv": list(spec.argv),
         "cwd": str(spec.cwd),
@@ -163,13 +175,13 @@ def _spec(spec: RunSpec) -> dict[str, Any]:
         "cpu": spec.cpu,
         "cgroup": str(spec.cgroup) if spec.cgroup else None,
         "segment_bytes": SEGMENT_BYTES,
-        "segments": SEGMENTS,
-        "input_bytes": INPUT_PIPE_BYTES,
+        "max_segments": MAX_SEGMENTS,
+        "stdin_pipe_bytes": STDIN_PIPE_BYTES,
     }
 
 
-def alive(folder: RunFolder) -> bool:
-    """Whether the shim of this run lives: it holds the lock as long as it does."""
+def has_shim(folder: RunFolder) -> bool:
+    """Return whether the shim of this run is running: it holds the lock until it exits."""
     try:
         descriptor = os.open(folder.lock, os.O_RDWR | os.O_CLOEXEC)
     except OSError:
@@ -184,79 +196,79 @@ def alive(folder: RunFolder) -> bool:
 
 
 async def adopt(folder: RunFolder) -> ShimHandle | None:
-    """The living shim of a run that an earlier runner started; None where it is over."""
+    """Return the running shim of a run that an earlier runner started, or None if it has exited."""
     with suppress(TimeoutError):
         async with asyncio.timeout(START_TIMEOUT):
-            while alive(folder):
-                shim_of = _verified_shim(folder)
-                if shim_of is not None:
-                    return shim_of
-                await asyncio.sleep(_POLL)  # it was just born, and has not said yet who it is
+            while has_shim(folder):
+                handle = _open_verified(folder)
+                if handle is not None:
+                    return handle
+                await asyncio.sleep(_POLL)  # it has just been started, and has not written ``started.json`` yet
     return None
 
 
-def _verified_shim(folder: RunFolder) -> ShimHandle | None:
-    """The shim that says it is of this run, if the process of that pid began when it says."""
+def _open_verified(folder: RunFolder) -> ShimHandle | None:
+    """Return a handle of the recorded shim if the process with its pid has the recorded start time, else None."""
     try:
-        said = json.loads(folder.started.read_text())
-        found = ShimHandle(folder, said["pid"])
-        if shim.started(said["pid"]) == said["start"]:
-            return found
-        found.close()
+        record = json.loads(folder.started.read_text())
+        handle = ShimHandle(folder, record["pid"])
+        if shim.start_ticks(record["pid"]) == record["start"]:
+            return handle
+        handle.close()
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return None
 
 
 def read_exit(folder: RunFolder) -> AgentExit:
-    """How a run that is over ended; what its shim left behind, because it was killed itself, is killed."""
+    """Return how a finished run ended. If its shim was killed, kill the processes that it left."""
     try:
-        said = json.loads(folder.exit.read_text())
+        record = json.loads(folder.exit.read_text())
     except (OSError, ValueError):
-        said = {"why": "lost", "left": clean_up(folder)}
+        record = {"reason": "lost", "leftover": kill_marked(folder)}
         if not folder.started.exists():
-            said = {"why": "not started", "detail": _startup_error(folder)}
+            record = {"reason": "not started", "detail": _startup_error(folder)}
     return AgentExit(
-        said["why"],
-        said.get("code"),
-        said.get("signal"),
-        said.get("detail"),
-        said.get("left", 0),
-        said.get("dropped", 0),
+        record["reason"],
+        record.get("code"),
+        record.get("signal"),
+        record.get("detail"),
+        record.get("leftover", 0),
+        record.get("dropped", 0),
     )
 
 
-def clean_up(folder: RunFolder) -> int:
-    """Kill every process that carries the mark of this run; how many are left that could not be killed."""
-    left: list[int] = []
-    for _ in range(_SWEEPS):
-        left = _marked(folder)
-        if not left:
+def kill_marked(folder: RunFolder) -> int:
+    """Kill every process that carries the marker of this run, and return the number of those that survived."""
+    pids: list[int] = []
+    for _ in range(_KILL_ROUNDS):
+        pids = _marked(folder)
+        if not pids:
             break
-        shim.send(set(left), signal.SIGSTOP)
-        shim.send(set(_marked(folder)), signal.SIGKILL)
-    return len(left)
+        shim.send_signal(set(pids), signal.SIGSTOP)
+        shim.send_signal(set(_marked(folder)), signal.SIGKILL)
+    return len(pids)
 
 
 def _marked(folder: RunFolder) -> list[int]:
-    wanted = f"{MARKER_VARIABLE}={folder.path}".encode()
-    found = []
+    marker = f"{MARKER_VARIABLE}={folder.path}".encode()
+    marked = []
     for pid in shim.parents():
         with suppress(OSError):
-            if wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-                found.append(pid)
-    return found
+            if marker in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                marked.append(pid)
+    return marked
 
 
 def _startup_error(folder: RunFolder) -> str:
-    """What a shim said that failed before it began, or that it said nothing."""
+    """Return the last line of the log of a shim that exited before it started the agent."""
     with suppress(OSError):
-        lines = (folder.path / "shim.log").read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "the shim ended without a word"
-    return "nothing was begun"
+        lines = folder.shim_log.read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "its shim exited without an error message; it may have been killed"
+    return "its shim was never started"
 
 
-def _name(number: int) -> str:
+def _signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name
     except ValueError:

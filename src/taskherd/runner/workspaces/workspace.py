@@ -1,4 +1,4 @@
-"""The workspace of one task: brought up with an agent in it, taken down, removed, and found again after a crash."""
+"""The workspace of one task: start, stop and remove it, and recover it after a crash."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from taskherd.errors import Malformed, Unavailable
 from taskherd.messages.work import WorkspaceDelete, WorkspaceStart, WorkspaceStop
 from taskherd.runner import template
 from taskherd.runner.agents.agentapi import AgentApiFollower
-from taskherd.runner.agents.context import AgentContext, DeliveryUnknown, NotDelivered
+from taskherd.runner.agents.context import NOT_RUNNING, AgentContext, DeliveryUnknown, NotDelivered
 from taskherd.runner.agents.self_reporting import SelfReporting
 from taskherd.runner.agents.session import AgentSession
 from taskherd.runner.agents.stdio import StdioFollower
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from uuid import UUID
 
-    from taskherd.runner.agents.context import Begin, Follower
+    from taskherd.runner.agents.context import Follower, RecordAttempt
     from taskherd.runner.context import RunnerContext
     from taskherd.runner.journal import Journal
     from taskherd.runner.outbox import Outbox
@@ -36,9 +36,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-NOTICES = 2**41
-"""Where the ids of log entries begin that the runner writes itself; milliseconds since the epoch are added."""
-GONE = "The agent is not running."
+FIRST_NOTICE_ID = 2**41
+"""Added to milliseconds since the epoch to get the ids of log entries that the runner itself writes."""
 
 
 class TaskWorkspace:
@@ -51,31 +50,31 @@ class TaskWorkspace:
         journal: Journal,
         *,
         outbox: Outbox,
-        reporter: Callable[[WorkspaceStart], Reporter],
+        reporter_for: Callable[[WorkspaceStart], Reporter],
         save: Callable[[], Awaitable[None]],
-        once: Callable[[UUID, str], Awaitable[str | None]],
+        deliver_once: Callable[[UUID, str], Awaitable[str | None]],
     ) -> None:
         self._context = context
         self._folder = folder
         self._journal = journal
         self._outbox = outbox
-        self._reporter_for = reporter
+        self._reporter_for = reporter_for
         self._save = save
-        self._once = once
+        self._deliver_once = deliver_once
         self._session: AgentSession | None = None
-        self._notices = 0
+        self._last_notice = 0
         self.health: Health | None = None
-        """The health of the agent's app when its build is done."""
+        """The app's health to report when the start build succeeds."""
 
     @property
     def running(self) -> bool:
-        """Whether an agent runs."""
+        """True while an agent is running."""
         return self._session is not None
 
-    async def perform(
+    async def execute(
         self, request: WorkspaceStart | WorkspaceStop | WorkspaceDelete, reporter: Reporter
     ) -> str | None:
-        """Do what is asked for; doing it again does no harm. In words what went wrong, None when nothing did."""
+        """Execute a request; idempotent. Return an error message, or None on success."""
         match request:
             case WorkspaceStart():
                 return await self._start(request, reporter)
@@ -87,49 +86,49 @@ class TaskWorkspace:
                 assert_never(request)
 
     async def recover(self) -> None:
-        """Take up the agent that an earlier runner started; where it has ended meanwhile, say how."""
+        """Adopt the agent that an earlier runner started, or report how it has ended."""
         start = self._journal.start
-        if start is None or self._journal.ended or self._is_over(start):
+        if start is None or self._journal.exit_reported or self._has_no_run(start):
             return
         folder = self._folder.run(start.build_number)
         shim = await processes.adopt(folder)
-        ran = folder.started.exists()
+        agent_ran = folder.started.exists()
         if shim is not None:
             self._context.metrics.runner_adopted.labels("running").inc()
-            self._begin(shim, start)
-        elif ran and self._journal.transition == "start":
-            exit_ = await asyncio.to_thread(processes.read_exit, folder)
-            self._context.metrics.runner_adopted.labels("lost" if exit_.why == "lost" else "ended").inc()
-            self._follower(template.parse(start.run), self._reporter_for(start))().conclude(exit_)
-            await self._record_exit(exit_)
+            self._open_session(shim, start)
+        elif agent_ran and self._journal.transition == "start":
+            agent_exit = await asyncio.to_thread(processes.read_exit, folder)
+            self._context.metrics.runner_adopted.labels("lost" if agent_exit.reason == "lost" else "ended").inc()
+            self._follower_factory(template.parse(start.run), self._reporter_for(start))().conclude(agent_exit)
+            await self._record_exit(agent_exit)
 
-    async def deliver(self, text: str, begin: Begin) -> str | None:
-        """Give the agent an input; in words why it did not take it, or that this is unknown."""
+    async def deliver(self, text: str, record_attempt: RecordAttempt) -> str | None:
+        """Deliver an input to the agent. Return an error message, or None if it was delivered."""
         session = self._session
         if session is None:
-            return GONE
+            return NOT_RUNNING
         try:
-            await session.run_while_alive(session.follower.deliver(text, begin))
+            await session.run_while_alive(session.follower.deliver(text, record_attempt))
         except (NotDelivered, DeliveryUnknown) as error:
             return str(error)
         except OSError as error:
-            return f"The runner could not note that it gives the input: {error}"
+            return f"The input was not delivered: the runner cannot write its journal ({error})."
         return None
 
     def append_notice(self, reporter: Reporter, text: str) -> None:
-        """Write something into the conversation that neither side said."""
-        self._notices = max(self._notices + 1, round(self._context.now().timestamp() * 1_000))
-        number = NOTICES + self._notices
-        reporter.log([reporter.entry(number, LogSource.OUTPUT, f"taskherd: {text}")])
+        """Append a notice by the runner to the task's log."""
+        self._last_notice = max(self._last_notice + 1, round(self._context.now().timestamp() * 1_000))
+        entry_id = FIRST_NOTICE_ID + self._last_notice
+        reporter.log([reporter.entry(entry_id, LogSource.OUTPUT, f"taskherd: {text}")])
 
     async def detach(self) -> None:
-        """Let the agent be: its shim keeps it, for the next runner to find."""
+        """Stop following the agent without stopping it."""
         session, self._session = self._session, None
         if session is not None:
             await session.detach()
 
-    def _is_over(self, start: WorkspaceStart) -> bool:
-        """Whether nothing of that build is to be found any more."""
+    def _has_no_run(self, start: WorkspaceStart) -> bool:
+        """Return whether no run of that start can be left: it failed, or a later build has completed."""
         if self._journal.build_number == start.build_number:
             return self._journal.phase is Phase.FAILED
         return self._journal.phase is Phase.DONE
@@ -140,7 +139,7 @@ class TaskWorkspace:
             await self._stop()
         try:
             run = template.parse(request.run)
-            if self._session is None and not self._journal.ended:
+            if self._session is None and not self._journal.exit_reported:
                 await self._launch(run, request, reporter)
         except (Malformed, OSError, ValueError, Unavailable) as error:
             return error.detail if isinstance(error, Malformed) else f"The agent could not be started: {error}"
@@ -151,69 +150,74 @@ class TaskWorkspace:
     async def _launch(self, run: Run, request: WorkspaceStart, reporter: Reporter) -> None:
         if request.build_number > 1 and not any(self._folder.state.glob("run-*")):
             self.append_notice(
-                reporter, "the workspace begins with an empty directory: this runner did not have it before."
+                reporter,
+                "the workspace starts with an empty directory: this runner has no files of its earlier builds.",
             )
-        self._folder.drop_runs()
+        self._folder.remove_runs()
         self._folder.prompt.write_text(request.prompt, encoding="utf-8", errors="replace")
         self._journal.port = _free_port() if run.agent == "agentapi" else None
         await self._save()
         shim = await processes.start(self._folder.run(request.build_number), self._spec(run, request))
-        self._begin(shim, request)
+        self._open_session(shim, request)
 
     async def _stop(self) -> str | None:
         session = self._session
         if session is None:
             return None
         session.reporter.lifecycle(Lifecycle.SHUTTING_DOWN)
-        exit_ = await session.stop()
+        agent_exit = await session.stop()
         session.reporter.disconnected()
         session.reporter.lifecycle(Lifecycle.OFF)
-        return f"{exit_.leftover} processes of the agent could not be killed." if exit_.leftover else None
+        return (
+            f"{agent_exit.leftover} processes of the agent could not be killed; check the runner's machine."
+            if agent_exit.leftover
+            else None
+        )
 
     async def _remove(self) -> str | None:
         try:
-            await asyncio.to_thread(self._folder.drop_work)
+            await asyncio.to_thread(self._folder.remove_work)
         except OSError as error:
-            return f"The workspace could not be removed: {error}"
+            return f"The workspace could not be removed: {error}. The runner's user must be able to delete its files."
         return None
 
-    def _begin(self, shim: ShimHandle, start: WorkspaceStart) -> None:
+    def _open_session(self, shim: ShimHandle, start: WorkspaceStart) -> None:
         reporter = self._reporter_for(start)
-        follower = self._follower(template.parse(start.run), reporter)
-        self._session = AgentSession(shim, follower, reporter, self._record_exit)
+        make_follower = self._follower_factory(template.parse(start.run), reporter)
+        self._session = AgentSession(shim, make_follower, reporter, self._record_exit)
 
-    async def _record_exit(self, exit_: AgentExit) -> None:
-        """Note that the end of an agent was told."""
+    async def _record_exit(self, agent_exit: AgentExit) -> None:
+        """Record that the exit of the agent was reported, and clean up after it."""
         start = self._journal.start
         self._session = None
-        self._journal.ended = True
-        self._context.metrics.runner_endings.labels(exit_.why).inc()
+        self._journal.exit_reported = True
+        self._context.metrics.runner_endings.labels(agent_exit.reason).inc()
         if self._context.cgroups and start is not None:
-            self._context.cgroups.drop(start.task_id, start.build_number)
+            self._context.cgroups.remove(start.task_id, start.build_number)
         try:
             await self._save()
         except OSError as error:
-            log.warning("journal can't be written", reason=str(error))
+            log.warning("cannot write journal", task_id=str(self._journal.task_id), reason=str(error))
 
     def _spec(self, run: Run, request: WorkspaceStart) -> processes.RunSpec:
         context = self._context
-        where = environment.LaunchPaths(self._folder.work, self._folder.prompt, context.api_url, self._journal.port)
-        cwd = environment.workdir(run, where)
+        paths = environment.LaunchPaths(self._folder.work, self._folder.prompt, context.api_url, self._journal.port)
+        cwd = environment.workdir(run, paths)
         cwd.mkdir(parents=True, exist_ok=True)
         limits = run.limits
         return processes.RunSpec(
-            argv=environment.command(run, request, where),
+            argv=environment.command(run, request, paths),
             cwd=cwd,
-            env=environment.variables(run, request, where, context.environ),
+            env=environment.variables(run, request, paths, context.environ),
             grace=run.grace,
             timeout=limits.timeout,
             memory=limits.memory,
             cpu=limits.cpu,
-            cgroup=context.cgroups.make(request.task_id, request.build_number, limits) if context.cgroups else None,
+            cgroup=context.cgroups.create(request.task_id, request.build_number, limits) if context.cgroups else None,
         )
 
-    def _follower(self, run: Run, reporter: Reporter) -> Callable[[], Follower]:
-        """What makes a follower of the agent of that build, anew each time it is called."""
+    def _follower_factory(self, run: Run, reporter: Reporter) -> Callable[[], Follower]:
+        """Return a function that creates a follower for the agent of the reporter's build."""
         context = AgentContext(
             run=run,
             journal=self._journal,
@@ -222,7 +226,7 @@ class TaskWorkspace:
             outbox=self._outbox,
             metrics=self._context.metrics,
             save=self._save,
-            once=self._once,
+            deliver_once=self._deliver_once,
         )
         match run.agent:
             case "stdio":
@@ -236,7 +240,7 @@ class TaskWorkspace:
 
 
 def _free_port() -> int:
-    """A port that is free now; should somebody take it before the agent does, the agent fails and says so."""
+    """Return a port that is free now; if another process takes it before the agent does, the agent fails to start."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
