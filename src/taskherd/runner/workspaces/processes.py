@@ -211,12 +211,14 @@ def _open_verified(folder: RunFolder) -> ShimHandle | None:
     """Return a handle of the recorded shim if the process with its pid has the recorded start time, else None."""
     try:
         record = json.loads(folder.started.read_text())
-        handle = ShimHandle(folder, record["pid"])
-        if shim.start_ticks(record["pid"]) == record["start"]:
-            return handle
-        handle.close()
+        pid, start = record["pid"], record["start"]
+        handle = ShimHandle(folder, pid)
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    with suppress(OSError, IndexError):  # it may have exited
+        if shim.start_ticks(pid) == start:
+            return handle
+    handle.close()
     return None
 
 
