@@ -1,4 +1,4 @@
-"""The settings are validated at start, and all that is wrong is named at once."""
+"""Settings are validated at start, and all errors are reported together."""
 
 import os
 from pathlib import Path
@@ -18,7 +18,7 @@ AMQP = "amqp://alice:s3cr3t-mq@mq.example:5672/"
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """An environment with the three needed settings and no other of ours."""
+    """An environment with the three required settings and no other ``TASKHERD_…`` variable."""
     for name in [name for name in os.environ if name.startswith("TASKHERD_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("TASKHERD_DATABASE_URL", DATABASE)
@@ -27,10 +27,10 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def wrong(*needs: str) -> dict[str, str]:
-    """What `load` says is wrong, by variable."""
+def problems(*required: str) -> dict[str, str]:
+    """Return the problems that ``load`` reports, by variable."""
     with pytest.raises(Misconfigured) as caught:
-        load(*needs)
+        load(*required)
     return dict(caught.value.wrong)
 
 
@@ -38,7 +38,7 @@ def wrong(*needs: str) -> dict[str, str]:
     ("written", "seconds"),
     [("500ms", 0.5), ("30s", 30), ("10m", 600), ("24h", 86_400), ("1.5h", 5400), ("7", 7), (" 2 s ", 2), (0.25, 0.25)],
 )
-def test_a_duration_is_read_as_people_write_it(written: object, seconds: float) -> None:
+def test_a_duration_is_parsed(written: object, seconds: float) -> None:
     """A duration has a unit of ms, s, m or h, or is plain seconds."""
     assert durations.parse(written) == pytest.approx(seconds)
 
@@ -47,20 +47,20 @@ def test_a_duration_is_read_as_people_write_it(written: object, seconds: float) 
     "written",
     ["", "s", "-1s", "1d", "1e3", "inf", "nan", "\u0661s", "10 m 3 s", None, True, -1, float("nan"), float("inf")],
 )
-def test_what_is_no_duration_is_refused(written: object) -> None:
-    """What is negative, without end, of another unit or no number is no duration."""
+def test_an_invalid_duration_is_rejected(written: object) -> None:
+    """A value that is negative, infinite, in another unit or not a number is not a duration."""
     with pytest.raises(ValueError, match="not a duration"):
         durations.parse(written)
 
 
 @given(st.integers(min_value=0, max_value=10**9))
-def test_a_duration_shown_is_read_back_as_itself(milliseconds: int) -> None:
-    """Whatever duration we show can be pasted back into the environment."""
+def test_a_formatted_duration_can_be_parsed_again(milliseconds: int) -> None:
+    """Every duration that is shown can be copied into an environment variable."""
     assert durations.parse(durations.render(milliseconds / 1000)) == pytest.approx(milliseconds / 1000, rel=1e-5)
 
 
-def test_the_environment_is_read(environment: pytest.MonkeyPatch) -> None:
-    """A setting comes from the variable of its name in capitals; one that is empty is as if not set."""
+def test_settings_come_from_environment_variables(environment: pytest.MonkeyPatch) -> None:
+    """A setting is read from the variable with its name in capitals; an empty variable counts as not set."""
     environment.setenv("TASKHERD_AGENT_LOST_AFTER", "1500ms")
     environment.setenv("TASKHERD_OPS_PORT", "0")
     environment.setenv("TASKHERD_GRACE", "")
@@ -68,14 +68,14 @@ def test_the_environment_is_read(environment: pytest.MonkeyPatch) -> None:
     assert (settings.agent_lost_after, settings.ops_port, settings.grace) == (1.5, 0, 25.0)
 
 
-def test_all_that_is_wrong_is_named_at_once(environment: pytest.MonkeyPatch) -> None:
-    """One start names every wrong setting, its problem and what was expected; a secret value is never repeated."""
+def test_all_problems_are_reported_at_once(environment: pytest.MonkeyPatch) -> None:
+    """The error names every wrong setting, its problem and what was expected, and never quotes a secret."""
     environment.setenv("TASKHERD_DATABASE_URL", "mysql://alice:s3cr3t-db@db.example/herd")
     environment.setenv("TASKHERD_SECRET_KEY", "s3cr3t-key")
     environment.setenv("TASKHERD_GRACE", "soon")
     environment.setenv("TASKHERD_LOG_LEVEL", "loud")
     environment.setenv("TASKHERD_BATCH_MOST", "0")
-    found = wrong()
+    found = problems()
     assert found.keys() == {
         "TASKHERD_DATABASE_URL",
         "TASKHERD_SECRET_KEY",
@@ -90,17 +90,17 @@ def test_all_that_is_wrong_is_named_at_once(environment: pytest.MonkeyPatch) -> 
     assert "s3cr3t" not in str(found)
 
 
-def test_what_is_needed_and_missing_is_named(environment: pytest.MonkeyPatch) -> None:
-    """A command names what it needs; what it does not need may be missing."""
+def test_a_missing_required_setting_is_named(environment: pytest.MonkeyPatch) -> None:
+    """A caller names the settings that it requires; all others may be missing."""
     environment.delenv("TASKHERD_AMQP_URL")
     environment.delenv("TASKHERD_SECRET_KEY")
-    assert wrong().keys() == {"TASKHERD_AMQP_URL", "TASKHERD_SECRET_KEY"}
-    assert wrong("amqp_url").keys() == {"TASKHERD_AMQP_URL"}
+    assert problems().keys() == {"TASKHERD_AMQP_URL", "TASKHERD_SECRET_KEY"}
+    assert problems("amqp_url").keys() == {"TASKHERD_AMQP_URL"}
     assert load("database_url").database_url == DATABASE
 
 
-def test_a_secret_may_come_from_a_file(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A `_FILE` variable gives the path of the secret, whose surrounding space does not count."""
+def test_a_secret_can_be_read_from_a_file(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A ``_FILE`` variable names a file with the secret; surrounding whitespace is stripped."""
     path = tmp_path / "key"
     path.write_text(f"{KEY}\n")
     environment.delenv("TASKHERD_SECRET_KEY")
@@ -113,24 +113,24 @@ def test_a_secret_may_come_from_a_file(environment: pytest.MonkeyPatch, tmp_path
 @pytest.mark.parametrize(
     ("content", "problem"), [(None, "No such file"), (b"", "is empty"), (b"short", "5 characters"), (b"\xff", "UTF-8")]
 )
-def test_a_secret_file_that_can_not_be_used_is_named(
+def test_an_unusable_secret_file_is_named(
     environment: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None, problem: str
 ) -> None:
-    """A secret file that is missing, empty, no text or holds a wrong value is named by its own variable."""
+    """If a secret file is missing, empty, not text or wrong, the error names the ``_FILE`` variable."""
     path = tmp_path / "key"
     if content is not None:
         path.write_bytes(content)
     environment.delenv("TASKHERD_SECRET_KEY")
     environment.setenv("TASKHERD_SECRET_KEY_FILE", str(path))
-    found = wrong()
+    found = problems()
     assert found.keys() == {"TASKHERD_SECRET_KEY_FILE"}
     assert problem in found["TASKHERD_SECRET_KEY_FILE"]
 
 
-def test_a_secret_comes_from_one_place(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A secret given as a value and as a file is refused: nobody could say which holds."""
+def test_a_secret_given_twice_is_rejected(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A secret given both as a value and as a file is rejected as ambiguous."""
     environment.setenv("TASKHERD_AMQP_URL_FILE", str(tmp_path / "url"))
-    assert "expected only one of the two" in wrong()["TASKHERD_AMQP_URL_FILE"]
+    assert "expected only one of the two" in problems()["TASKHERD_AMQP_URL_FILE"]
 
 
 @pytest.mark.parametrize(
@@ -144,10 +144,10 @@ def test_a_secret_comes_from_one_place(environment: pytest.MonkeyPatch, tmp_path
         ("mq.example", "the scheme is missing"),
     ],
 )
-def test_a_wrong_broker_url_is_refused(environment: pytest.MonkeyPatch, url: str, problem: str) -> None:
-    """A broker URL must have a host, and must not switch the check of the server's certificate off."""
+def test_a_wrong_broker_url_is_rejected(environment: pytest.MonkeyPatch, url: str, problem: str) -> None:
+    """A broker URL must have a host and must not disable the check of the server's certificate."""
     environment.setenv("TASKHERD_AMQP_URL", url)
-    assert problem in wrong()["TASKHERD_AMQP_URL"]
+    assert problem in problems()["TASKHERD_AMQP_URL"]
 
 
 @pytest.mark.parametrize(
@@ -159,28 +159,28 @@ def test_a_wrong_broker_url_is_refused(environment: pytest.MonkeyPatch, url: str
         ("sqlite:///herd", "the scheme is sqlite"),
     ],
 )
-def test_a_wrong_database_url_is_refused(environment: pytest.MonkeyPatch, url: str, problem: str) -> None:
-    """A database URL must be one that asyncpg can use as it is written."""
+def test_a_wrong_database_url_is_rejected(environment: pytest.MonkeyPatch, url: str, problem: str) -> None:
+    """A database URL must be one that asyncpg accepts unchanged."""
     environment.setenv("TASKHERD_DATABASE_URL", url)
-    assert problem in wrong()["TASKHERD_DATABASE_URL"]
+    assert problem in problems()["TASKHERD_DATABASE_URL"]
 
 
 @pytest.mark.parametrize(
     ("lower", "upper"), [("BATCH_MOST", "PREFETCH"), ("REQUEST_BACKOFF_FIRST", "REQUEST_BACKOFF_MOST")]
 )
-def test_settings_that_do_not_fit_together_are_refused(environment: pytest.MonkeyPatch, lower: str, upper: str) -> None:
-    """A bound that could never be reached is refused, naming both settings."""
+def test_contradictory_settings_are_rejected(environment: pytest.MonkeyPatch, lower: str, upper: str) -> None:
+    """A minimum above its maximum is rejected, and the error names both settings."""
     environment.setenv(f"TASKHERD_{lower}", "70")
     environment.setenv(f"TASKHERD_{upper}", "60")
-    assert wrong() == {f"TASKHERD_{lower}": f"larger than TASKHERD_{upper}; expected at most that"}
+    assert problems() == {f"TASKHERD_{lower}": f"larger than TASKHERD_{upper}; expected at most that"}
 
 
-def test_an_unknown_variable_is_told_with_the_nearest_name() -> None:
-    """A misspelt variable is told with the setting it was perhaps meant to be, and one that is known is not told."""
-    told = unknown_variables(
+def test_an_unknown_variable_is_reported_with_the_most_similar_setting() -> None:
+    """A misspelt variable is reported with the most similar setting; known variables are not reported."""
+    unknown = unknown_variables(
         {"TASKHERD_AGENT_LOST_AFTR": "1s", "TASKHERD_QQ": "1", "TASKHERD_GRACE": "1s", "PATH": "/"}
     )
-    assert {each.variable: each.nearest for each in told} == {
+    assert {each.variable: each.nearest for each in unknown} == {
         "TASKHERD_AGENT_LOST_AFTR": "TASKHERD_AGENT_LOST_AFTER",
         "TASKHERD_QQ": None,
     }
@@ -188,7 +188,7 @@ def test_an_unknown_variable_is_told_with_the_nearest_name() -> None:
 
 
 def test_secrets_are_never_shown() -> None:
-    """Neither what `taskherd config` shows nor a printed `Settings` holds a password or key."""
+    """Neither the output of ``taskherd config`` nor a printed ``Settings`` contains a password or key."""
     settings = load()
     shown = repr(describe(settings)) + repr(settings) + str(settings)
     assert all(secret not in shown for secret in (KEY, "s3cr3t-db", "s3cr3t-mq"))
@@ -196,17 +196,31 @@ def test_secrets_are_never_shown() -> None:
     assert set(settings.secrets) == {KEY, "s3cr3t-db", "s3cr3t-mq"}
 
 
-def test_keys_rotate(environment: pytest.MonkeyPatch) -> None:
-    """Of several keys the first signs and all are accepted; none of them may be short."""
+def test_secret_keys_can_be_rotated(environment: pytest.MonkeyPatch) -> None:
+    """Several keys are accepted, in order; each must have the minimum length."""
     other = KEY[::-1]
     environment.setenv("TASKHERD_SECRET_KEY", f"{KEY}, {other}")
     assert load().secret_keys == (KEY, other)
     environment.setenv("TASKHERD_SECRET_KEY", f"{KEY},short")
-    assert "a key has only 5 characters" in wrong()["TASKHERD_SECRET_KEY"]
+    assert "a key has only 5 characters" in problems()["TASKHERD_SECRET_KEY"]
 
 
 def test_every_setting_is_documented() -> None:
-    """Every setting is in the table of the documentation, with what it may be and what it is for."""
+    """The documentation's table lists every setting with its accepted values and description."""
     lines = table().splitlines()[2:]
     assert len(lines) == len(Settings.model_fields)
     assert all(all(cell.strip() for cell in line.split(" | ")[2:]) for line in lines)
+
+
+def test_only_durations_are_documented_as_durations() -> None:
+    """A number that is not a time, such as a rate, is documented as a number and shown without a unit."""
+    rows = {line.split("`")[1]: line for line in table().splitlines()[2:]}
+    assert "| `100` | a number, 0 to 1000000 |" in rows["TASKHERD_API_RATE_LIMIT"]
+    assert "| `30s` | a duration such as" in rows["TASKHERD_AGENT_LOST_AFTER"]
+    assert rows["TASKHERD_AGENT_LOST_AFTER"].count(", 1s to 1h |") == 1
+
+
+def test_a_rate_is_not_read_as_a_duration(environment: pytest.MonkeyPatch) -> None:
+    """A duration is rejected for a setting that is a number."""
+    environment.setenv("TASKHERD_API_RATE_LIMIT", "100s")
+    assert problems()["TASKHERD_API_RATE_LIMIT"].endswith("; expected a number, 0 to 1000000")

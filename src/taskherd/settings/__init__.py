@@ -1,4 +1,4 @@
-"""What people set, as `TASKHERD_…` in the environment: validated at start, all that is wrong named at once."""
+"""Settings from ``TASKHERD_…`` environment variables, validated at start; all errors are reported together."""
 
 from taskherd.settings.durations import Seconds
 from taskherd.settings.fields import MIN_SECRET_KEY, Settings

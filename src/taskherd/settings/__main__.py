@@ -1,4 +1,4 @@
-"""Print the settings as the Markdown table that the documentation holds: `python -m taskherd.settings`."""
+"""Print the settings as a Markdown table for the documentation: ``python -m taskherd.settings``."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from taskherd.settings.loading import describe
 
 
 def table() -> str:
-    """Return a Markdown table of every setting, its default, what it may be and what it is for."""
-    rows = ["| variable | default | what it may be | what it is for |", "|---|---|---|---|"]
+    """Return a Markdown table of all settings: default, accepted values and description."""
+    rows = ["| variable | default | accepted values | description |", "|---|---|---|---|"]
     for each in describe(Settings.model_construct()):
         default = f"`{each.default}`" if each.default else ""
         cells = (f"`{each.variable}`", default, each.expected, each.meaning)

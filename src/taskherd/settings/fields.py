@@ -1,4 +1,4 @@
-"""Every setting of taskherd: its name, default, bounds and what it is for."""
+"""Every setting of taskherd: name, default, limits and description."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from taskherd.settings.durations import Seconds
 
 PREFIX = "TASKHERD_"
 MIN_SECRET_KEY = 32
-"""Characters of a secret key: 32 hexadecimal digits are 128 bits."""
+"""Minimum length of a secret key, in characters; 32 hexadecimal digits are 128 bits."""
 _HOUR = 3600.0
 _YEAR = 8784 * _HOUR
 
@@ -31,7 +31,7 @@ SecretKeys = Annotated[str, AfterValidator(_check_keys)]
 
 
 class Settings(BaseSettings):
-    """The settings, read from `TASKHERD_…` in the environment; use `load` to get plain errors."""
+    """The settings, read from ``TASKHERD_…`` environment variables; ``load`` explains their errors in plain text."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, env_ignore_empty=True, frozen=True, hide_input_in_errors=True, extra="forbid"
@@ -40,13 +40,13 @@ class Settings(BaseSettings):
     database_url: DatabaseUrl = Field(
         "",
         repr=False,
-        description="Where PostgreSQL (15 or newer) is.",
+        description="URL of the PostgreSQL database (version 15 or newer).",
         json_schema_extra={"secret": True, "expected": "postgresql://user:password@host:5432/database"},
     )
     amqp_url: AmqpUrl = Field(
         "",
         repr=False,
-        description="Where RabbitMQ (4.0 or newer) is.",
+        description="URL of the RabbitMQ broker (version 4.0 or newer).",
         json_schema_extra={
             "secret": True,
             "expected": "amqp://user:password@host:5672/vhost, or amqps:// with the server's certificate checked",
@@ -55,165 +55,249 @@ class Settings(BaseSettings):
     secret_key: SecretKeys = Field(
         "",
         repr=False,
-        description="Keys that agent tokens are derived from, separated by commas: the first signs, all are accepted.",
+        description="Keys that agent tokens are derived from, separated by commas. The first one signs, all are "
+        "accepted. To rotate, put the new key first; remove the old one when no agent that was started with it runs.",
         json_schema_extra={
             "secret": True,
-            "expected": f"keys of at least {MIN_SECRET_KEY} characters, as `openssl rand -hex 32` prints one",
+            "expected": f"keys of at least {MIN_SECRET_KEY} characters, such as the output of `openssl rand -hex 32`",
         },
     )
     amqp_prefix: str = Field(
         "taskherd",
         pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$",
-        description="What the names of exchanges and queues begin with.",
+        description="Prefix of the names of all exchanges and queues; set it if installations share a vhost.",
         json_schema_extra={"expected": "1 to 64 of the characters a-z 0-9 . _ -, the first a letter or digit"},
     )
 
     agent_lost_after: Seconds = Field(
-        30.0, ge=1, le=_HOUR, description="Silence, all of it listened to, after which an agent has lost connection."
+        30.0,
+        ge=1,
+        le=_HOUR,
+        description="How long a connected agent may send no heartbeat before it counts as lost. Only time in which the "
+        "report queues were drained counts. Keep it at three or more heartbeats of the runner.",
     )
     agent_connect_timeout: Seconds = Field(
-        120.0, ge=1, le=_HOUR, description="How long a new agent may take until it is first heard."
+        120.0, ge=1, le=_HOUR, description="How long a new agent may take to send its first report."
     )
     mass_silence_hold: Seconds = Field(
-        300.0, ge=0, le=_HOUR, description="How long the silence of most agents at once is not believed."
+        300.0,
+        ge=0,
+        le=_HOUR,
+        description="If most connected agents fall silent at once, how long to wait before marking them lost; 0: not "
+        "at all.",
     )
     probe_every: Seconds = Field(
-        1.0, ge=0.1, le=60, description="How often a worker probes whether reports are drained."
+        1.0, ge=0.1, le=60, description="Time between two probes that a worker sends through each report queue."
     )
     probe_timeout: Seconds = Field(
-        5.0, ge=0.1, le=60, description="Time in which a probe must come back through the queue to call it drained."
+        5.0,
+        ge=0.1,
+        le=60,
+        description="How long a probe may take through a report queue for the queue to count as drained.",
     )
 
     request_ttl: Seconds = Field(
-        600.0, ge=1, le=24 * _HOUR, description="After which an unanswered request is given up."
+        600.0,
+        ge=1,
+        le=24 * _HOUR,
+        description="How long a work request may stay unanswered before it is dropped and its build or input fails.",
     )
     request_backoff_first: Seconds = Field(
-        5.0, ge=0.1, le=_HOUR, description="Wait before a request is first repeated."
+        5.0, ge=0.1, le=_HOUR, description="Wait before a work request is first repeated; it doubles with each repeat."
     )
-    request_backoff_most: Seconds = Field(60.0, ge=0.1, le=_HOUR, description="Longest wait between two repeats.")
+    request_backoff_most: Seconds = Field(
+        60.0, ge=0.1, le=_HOUR, description="Maximum wait between two repeats of a work request."
+    )
     runner_answer_timeout: Seconds = Field(
         60.0,
         ge=0.1,
         le=_HOUR,
-        description="After which start and delete requests go to the pool of a silent runner too.",
+        description="How long a task's runner may leave a start or delete unanswered before the pool gets it too.",
     )
     build_timeout: Seconds = Field(
-        1800.0, ge=1, le=24 * _HOUR, description="Silence after which a build under way counts as failed."
+        1800.0,
+        ge=1,
+        le=24 * _HOUR,
+        description="How long a running build may send no report before it counts as failed. Raise it if starts "
+        "legitimately take longer without reporting.",
     )
     delete_backoff_most: Seconds = Field(
-        _HOUR, ge=1, le=24 * _HOUR, description="Longest wait before a failed delete is asked for again."
+        _HOUR, ge=1, le=24 * _HOUR, description="Maximum wait before a failed delete of a workspace is tried again."
     )
     send_mode: Literal["queue", "strict"] = Field(
-        "queue", description="Whether an input for a busy task is queued, or refused as Coder's servers do."
+        "queue",
+        description="What happens to an input for a busy task: queue it, or (strict) reject it as Coder's servers do.",
     )
 
     parked_ttl: Seconds = Field(
-        900.0, ge=1, le=24 * _HOUR, description="How long a report waits for its task's create."
+        900.0,
+        ge=1,
+        le=24 * _HOUR,
+        description="How long a report for a task that does not exist yet is kept before it is dead-lettered.",
     )
-    parked_most: int = Field(1000, ge=1, le=100_000, description="Reports parked for one task.")
+    parked_most: int = Field(
+        1000, ge=1, le=100_000, description="Maximum number of parked reports for one task; more are dead-lettered."
+    )
     command_memory: Seconds = Field(
-        24 * _HOUR, ge=24 * _HOUR, le=_YEAR, description="How long a repeated command still gets its first reply."
+        24 * _HOUR,
+        ge=24 * _HOUR,
+        le=_YEAR,
+        description="How long the reply to a command is kept; a repeated command gets the same reply until then.",
     )
-    history_retention: Seconds = Field(2160 * _HOUR, ge=24 * _HOUR, description="How long change events are kept.")
-    log_retention: Seconds = Field(2160 * _HOUR, ge=24 * _HOUR, description="How long the tasks' logs are kept.")
+    history_retention: Seconds = Field(
+        2160 * _HOUR,
+        ge=24 * _HOUR,
+        description="How long change events are kept; readers of the change feed can resume within this time.",
+    )
+    log_retention: Seconds = Field(2160 * _HOUR, ge=24 * _HOUR, description="How long the logs of tasks are kept.")
 
-    batch_most: int = Field(1000, ge=1, le=10_000, description="Deliveries in one batch.")
-    batch_wait: Seconds = Field(0.0, ge=0, le=1, description="How long a batch waits to fill up.")
-    prefetch: int = Field(4000, ge=1, le=65_535, description="Unacknowledged report deliveries a worker holds.")
-    report_partitions: int = Field(1, ge=1, le=256, description="Queues that reports are spread over.")
-    sweep_every: Seconds = Field(1.0, ge=0.05, le=60, description="How often timers are looked at.")
-    relay_every: Seconds = Field(1.0, ge=0.05, le=60, description="How often unpublished events are looked for.")
-    grace: Seconds = Field(25.0, ge=1, le=600, description="Time a process has to end after SIGTERM.")
+    batch_most: int = Field(1000, ge=1, le=10_000, description="Maximum number of report deliveries in one batch.")
+    batch_wait: Seconds = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="How long a batch waits for more deliveries. Raise it to trade latency for fewer transactions.",
+    )
+    prefetch: int = Field(
+        4000,
+        ge=1,
+        le=65_535,
+        description="Maximum number of unacknowledged report deliveries of one worker; it limits the worker's memory.",
+    )
+    report_partitions: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="Number of queues that reports are spread over; each is consumed by one worker at a time. Raise it "
+        "if one worker cannot keep up; all workers need the same value.",
+    )
+    sweep_every: Seconds = Field(1.0, ge=0.05, le=60, description="Time between two checks for overdue tasks.")
+    relay_every: Seconds = Field(1.0, ge=0.05, le=60, description="Time between two checks for unpublished events.")
+    grace: Seconds = Field(
+        25.0,
+        ge=1,
+        le=600,
+        description="How long a process may take to stop after SIGTERM; keep it below the orchestrator's grace period.",
+    )
 
-    api_host: str = Field("127.0.0.1", min_length=1, description="Address that the API is served on.")
-    api_port: int = Field(7080, ge=0, le=65_535, description="Port that the API is served on; 0 takes a free one.")
+    api_host: str = Field("127.0.0.1", min_length=1, description="Address that the API listens on.")
+    api_port: int = Field(7080, ge=0, le=65_535, description="Port that the API listens on; 0: any free port.")
     api_nullable_ids: Literal["string", "object"] = Field(
         "string",
-        description="Ids that may be absent: a string or null, as Coder's servers send them, or as on their page.",
+        description="Form of ids that may be absent: a string or null, as Coder's servers send them, or an object, as "
+        "Coder's documentation shows them.",
     )
     api_cors_origins: str = Field(
         "",
-        description="Origins whose pages may call the API, separated by commas; none: no other page may.",
+        description="Origins whose web pages may call the API, separated by commas; empty: none but its own.",
         json_schema_extra={"expected": "origins such as https://example.com, or * for any"},
     )
     api_rate_limit: float = Field(
-        100.0, ge=0, le=1_000_000, description="Requests a second that one user may make in the long run; 0: any."
+        100.0, ge=0, le=1_000_000, description="Sustained requests per second that one user may make; 0: unlimited."
     )
-    api_rate_burst: int = Field(500, ge=1, le=1_000_000, description="Requests that one user may make at once.")
+    api_rate_burst: int = Field(
+        500, ge=1, le=1_000_000, description="Number of requests that one user may make in one burst."
+    )
     api_command_timeout: Seconds = Field(
-        10.0, ge=0.5, le=60, description="How long a write waits until the worker has committed it."
+        10.0,
+        ge=0.5,
+        le=60,
+        description="How long a write waits for the worker's reply before the API answers 503.",
     )
     api_read_timeout: Seconds = Field(
-        10.0, ge=0.5, le=300, description="Time in which a request's head, and then its body, must have come."
+        10.0,
+        ge=0.5,
+        le=300,
+        description="How long a client may take to send a request's head, and then its body.",
     )
-    api_connections: int = Field(4000, ge=1, le=100_000, description="Connections that one API process serves.")
+    api_connections: int = Field(
+        4000, ge=1, le=100_000, description="Maximum number of client connections of one API process."
+    )
     api_list_most: int = Field(
-        5000, ge=500, le=100_000, description="Tasks in the answer to a list that asks for no limit; the newest ones."
+        5000,
+        ge=500,
+        le=100_000,
+        description="Maximum number of tasks in a list that was requested without a limit; the newest are returned.",
     )
 
     migrate: Literal["auto", "never"] = Field(
-        "auto", description="Whether a worker brings an old schema up to date when it starts, or refuses it."
+        "auto",
+        description="What a worker does at start if the schema is old: migrate it, or (never) refuse to start.",
     )
-    database_pool: int = Field(10, ge=2, le=200, description="Most database connections of one process.")
+    database_pool: int = Field(10, ge=2, le=200, description="Maximum number of database connections of one process.")
 
     runner_name: str = Field(
         "",
         pattern=r"^[a-z0-9-]{0,64}$",
-        description="Name of this runner, the same after every restart; empty: made from the host's name.",
+        description="Name of this runner, which must be unique and stay the same after restarts; empty: derived from "
+        "the host name.",
         json_schema_extra={"expected": "up to 64 of the characters a-z 0-9 -"},
     )
     runner_pool: str = Field(
         "default",
         pattern=r"^[a-z0-9-]{1,64}$",
-        description="Pool that this runner takes tasks from; no runner may bear its name.",
+        description="Pool from which this runner takes work requests; no runner may have the name of a pool.",
         json_schema_extra={"expected": "1 to 64 of the characters a-z 0-9 -"},
     )
     runner_root: str = Field(
-        ".taskherd/runner", min_length=1, description="Folder in which a runner keeps its tasks, for itself alone."
+        ".taskherd/runner",
+        min_length=1,
+        description="Directory for the workspaces and state of a runner's tasks; each runner needs its own.",
     )
     runner_cgroup: str = Field(
         "",
-        description="Delegated cgroup v2 in which each agent gets its own; empty: limits are set by process.",
+        description="Delegated cgroup v2 in which each agent gets a cgroup for its limits; empty: limits apply to each "
+        "process of an agent alone.",
         json_schema_extra={"expected": "a path such as /sys/fs/cgroup/taskherd, or nothing"},
     )
     runner_heartbeat_every: Seconds = Field(
-        10.0, ge=0.1, le=_HOUR, description="How often a runner says that its agents are alive, a tenth more or less."
+        10.0,
+        ge=0.1,
+        le=_HOUR,
+        description="Time between two heartbeats of each agent, varied by up to a tenth; at most a third of "
+        "TASKHERD_AGENT_LOST_AFTER.",
     )
     runner_buffer_most: int = Field(
         64 * 1024 * 1024,
         ge=1024 * 1024,
-        description="Bytes of reports that a runner holds while the broker is away, before it follows no more output.",
+        description="Bytes of unsent reports that a runner keeps while the broker is unreachable; at the limit it "
+        "stops reading agent output.",
     )
     agent_api_url: str = Field(
         "http://127.0.0.1:7080",
         pattern=r"^https?://[^\s/]+",
-        description="Where agents find the API, as a runner tells them.",
+        description="URL of the API that runners pass to agents; it must be reachable from where the agents run.",
         json_schema_extra={"expected": "http://host:port or https://host"},
     )
 
-    ops_host: str = Field("127.0.0.1", min_length=1, description="Address of /livez, /readyz and /metrics.")
+    ops_host: str = Field(
+        "127.0.0.1", min_length=1, description="Address that /livez, /readyz and /metrics are served on."
+    )
     ops_port: int = Field(
         9590,
         ge=0,
         le=65_535,
-        description="Port of /livez, /readyz and /metrics; 0 takes a free one. Unless set, 9591 for the API.",
+        description="Port that /livez, /readyz and /metrics are served on; 0: any free port. If it is not set, the "
+        "worker uses 9590, the API 9591 and the runner 9592.",
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level that is logged.")
     log_format: Literal["auto", "json", "console"] = Field(
-        "auto", description="How logs are written; auto: console on a terminal, else JSON."
+        "auto", description="Format of the logs; auto: console on a terminal, else JSON."
     )
     tracing: Literal["off", "otlp"] = Field(
-        "off", description="Whether spans are sent to an OpenTelemetry collector, which OTEL_… variables name."
+        "off",
+        description="Whether to send OpenTelemetry spans (otlp); OpenTelemetry's own OTEL_… variables name the "
+        "collector. Needs the extra `otel`.",
     )
     failpoint: str = Field(
         "",
         pattern=r"^([a-z0-9_.-]+:(kill|stop))?$",
-        description="For tests: a place where the process kills (-9) or stops itself.",
+        description="For tests: a failpoint at which the process kills (SIGKILL) or freezes (SIGSTOP) itself.",
         json_schema_extra={"expected": "NAME:kill or NAME:stop"},
     )
 
     @model_validator(mode="after")
-    def _fit_together(self) -> Self:
+    def _check_order(self) -> Self:
         pairs = (("request_backoff_first", "request_backoff_most"), ("batch_most", "prefetch"))
         for lower, upper in pairs:
             if getattr(self, lower) > getattr(self, upper):
@@ -222,12 +306,12 @@ class Settings(BaseSettings):
         return self
 
     def ops_port_of(self, default: int) -> int:
-        """The operations port of a process whose own default this is."""
+        """Return the operations port, or the process's own ``default`` if the setting is not set."""
         return self.ops_port if "ops_port" in self.model_fields_set else default
 
     @property
     def cors_origins(self) -> tuple[str, ...]:
-        """The origins whose pages may call the API."""
+        """The origins whose web pages may call the API."""
         return tuple(origin.strip() for origin in self.api_cors_origins.split(",") if origin.strip())
 
     @property
@@ -237,6 +321,6 @@ class Settings(BaseSettings):
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """Every text that must appear in no log, event, header or error."""
+        """Texts that must not appear in any log, event, header or error."""
         passwords = (urls.password(self.database_url), urls.password(self.amqp_url))
         return (*self.secret_keys, *(password for password in passwords if password))

@@ -1,4 +1,4 @@
-"""From the environment to `Settings`, or to one error that names everything wrong with it."""
+"""Load ``Settings`` from the environment, or raise one error that names every wrong variable."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
-from pydantic import ValidationError
+from pydantic import BeforeValidator, ValidationError
 
 from taskherd.errors import Misconfigured
 from taskherd.settings import durations, urls
@@ -20,24 +20,25 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
 
-NEEDED = ("database_url", "amqp_url", "secret_key")
+REQUIRED = ("database_url", "amqp_url", "secret_key")
 _SECRET = tuple(name for name, field in Settings.model_fields.items() if field.repr is False)
-_FOR_OTHERS = frozenset(
+_NOT_SETTINGS = frozenset(
     {
         *(f"TASKHERD_{name}" for name in ("METRICS_URL", "NODE_HOME", "TOKEN", "URL")),
         *(f"TASKHERD_{name}" for name in ("TASK_ID", "TASK_NAME", "BUILD_NUMBER", "OWNER", "PROMPT", "PROMPT_FILE")),
         *(f"TASKHERD_{name}" for name in ("AGENT_TOKEN", "API_URL", "AGENT_PORT", "RUN_FOLDER")),
     }
 )
-"""Variables under our prefix that `taskherd dev` and the runner set for other programs."""
-_PARAMETERS = "TASKHERD_PARAMETER_"
-"""What the names begin with by which the runner tells an agent its preset's parameters."""
+"""Variables with taskherd's prefix that are set for or read by other programs: clients, agents, `taskherd dev`."""
+_PARAMETER_PREFIX = "TASKHERD_PARAMETER_"
+"""Prefix of the variables with which the runner passes the parameters of a preset to an agent."""
 _MAX_FILE = 65_536
+"""Maximum size of a secret that is read from a file, in characters."""
 
 
 @dataclass(frozen=True, slots=True)
 class SettingInfo:
-    """A setting for people: secrets and passwords are hidden in `value`."""
+    """A setting as users see it; secrets and passwords in ``value`` are hidden."""
 
     variable: str
     value: str
@@ -49,49 +50,52 @@ class SettingInfo:
 
 @dataclass(frozen=True, slots=True)
 class UnknownVariable:
-    """A variable under our prefix that is no setting, and the setting it was perhaps meant to be."""
+    """An unknown ``TASKHERD_…`` variable, with the most similar setting."""
 
     variable: str
     nearest: str | None
 
 
-def load(*needs: str) -> Settings:
-    """Return the settings from the environment, with those named in `needs` given (no names: `NEEDED`).
+def load(*required: str) -> Settings:
+    """Return the settings from the environment; those named in ``required`` must be set (by default ``REQUIRED``).
 
-    `TASKHERD_DATABASE_URL`, `TASKHERD_AMQP_URL` and `TASKHERD_SECRET_KEY` may each be given as a file's path in a
-    variable that ends in `_FILE`. Raises Misconfigured, which names every wrong setting at once.
+    ``TASKHERD_DATABASE_URL``, ``TASKHERD_AMQP_URL`` and ``TASKHERD_SECRET_KEY`` may each be read from a file: its path
+    is the value of the variable with ``_FILE`` appended to its name.
+
+    Raises:
+        Misconfigured: a setting is wrong or missing; the error names all of them.
     """
-    from_files, wrong = _read_files(os.environ)
-    given: dict[str, Any] = dict(from_files)
+    from_files, problems = _read_files(os.environ)
+    values: dict[str, Any] = dict(from_files)
     try:
-        settings = Settings(**given)
+        settings = Settings(**values)
     except ValidationError as error:
-        wrong += [_explain(one, from_files) for one in error.errors(include_url=False, include_context=False)]
+        problems += [_explain(one, from_files) for one in error.errors(include_url=False, include_context=False)]
     else:
-        named = {variable for variable, _ in wrong}
-        wrong += [
+        named = {variable for variable, _ in problems}
+        problems += [
             (variable_of(name), f"not set; expected {expected_of(name)}")
-            for name in needs or NEEDED
+            for name in required or REQUIRED
             if not getattr(settings, name) and not named & {variable_of(name), f"{variable_of(name)}_FILE"}
         ]
-        if not wrong:
+        if not problems:
             return settings
-    raise Misconfigured.several(wrong) from None
+    raise Misconfigured.several(problems) from None
 
 
 def unknown_variables(environ: Mapping[str, str]) -> tuple[UnknownVariable, ...]:
-    """Return the variables in `environ` that look like settings and are none, each with the nearest real name."""
+    """Return the variables in ``environ`` that look like settings but are none, each with the most similar setting."""
     known = {variable_of(name) for name in Settings.model_fields} | {f"{variable_of(name)}_FILE" for name in _SECRET}
-    ours = (name for name in environ if name.startswith(PREFIX) and not name.startswith(_PARAMETERS))
-    strangers = sorted(name for name in ours if name not in known | _FOR_OTHERS)
+    prefixed = (name for name in environ if name.startswith(PREFIX) and not name.startswith(_PARAMETER_PREFIX))
+    unknown = sorted(name for name in prefixed if name not in known | _NOT_SETTINGS)
     return tuple(
         UnknownVariable(name, next(iter(difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.75)), None))
-        for name in strangers
+        for name in unknown
     )
 
 
 def describe(settings: Settings) -> tuple[SettingInfo, ...]:
-    """Return every setting as `taskherd config` shows it, in the order in which they are declared."""
+    """Return every setting as ``taskherd config`` shows it, in declaration order."""
     return tuple(
         SettingInfo(
             variable=variable_of(name),
@@ -106,34 +110,45 @@ def describe(settings: Settings) -> tuple[SettingInfo, ...]:
 
 
 def variable_of(name: str) -> str:
-    """Return the environment variable of the setting `name`."""
+    """Return the name of the environment variable for the setting ``name``."""
     return f"{PREFIX}{name.upper()}"
 
 
 def expected_of(name: str) -> str:
-    """Return in words what the setting `name` may be."""
+    """Describe the values that the setting ``name`` accepts."""
     field = Settings.model_fields[name]
     extra = field.json_schema_extra
     if isinstance(extra, dict) and "expected" in extra:
         return str(extra["expected"])
     if get_origin(field.annotation) is Literal:
         return "one of " + ", ".join(str(choice) for choice in get_args(field.annotation))
-    lasts = _is_duration(field)
-    least, most = (_bound(field, side, lasts=lasts) for side in ("ge", "le"))
-    bounds = f", {least} to {most}" if most else f", at least {least}" if least else ""
-    kind = durations.HOW_TO_WRITE if lasts else "a whole number" if field.annotation is int else "a text"
-    return kind + bounds
+    minimum, maximum = (_limit(field, side) for side in ("ge", "le"))
+    limits = f", {minimum} to {maximum}" if maximum else f", at least {minimum}" if minimum else ""
+    return _kind(field) + limits
+
+
+def _kind(field: FieldInfo) -> str:
+    if _is_duration(field):
+        return durations.HOW_TO_WRITE
+    if field.annotation is int:
+        return "a whole number"
+    return "a number" if field.annotation is float else "a text"
 
 
 def _is_duration(field: FieldInfo) -> bool:
-    return field.annotation is float
+    """Return whether the field is declared as ``durations.Seconds``; a plain float is a number."""
+    return any(isinstance(each, BeforeValidator) and each.func is durations.parse for each in field.metadata)
 
 
-def _bound(field: FieldInfo, side: str, *, lasts: bool) -> str:
-    bound = next((getattr(each, side) for each in field.metadata if hasattr(each, side)), None)
-    if bound is None:
-        return ""
-    return durations.render(bound) if lasts else str(bound)
+def _limit(field: FieldInfo, side: str) -> str:
+    limit = next((getattr(each, side) for each in field.metadata if hasattr(each, side)), None)
+    return "" if limit is None else _render(field, limit)
+
+
+def _render(field: FieldInfo, value: object) -> str:
+    if _is_duration(field):
+        return durations.render(float(str(value)))
+    return f"{value:.15g}" if isinstance(value, float) else str(value)
 
 
 def _show(name: str, value: object) -> str:
@@ -141,7 +156,7 @@ def _show(name: str, value: object) -> str:
         return urls.HIDDEN if value else ""
     if name in _SECRET:
         return urls.without_password(str(value)) if value else ""
-    return durations.render(float(str(value))) if _is_duration(Settings.model_fields[name]) else str(value)
+    return _render(Settings.model_fields[name], value)
 
 
 def _source(name: str) -> Literal["environment", "file", "default"]:
@@ -151,31 +166,31 @@ def _source(name: str) -> Literal["environment", "file", "default"]:
 
 
 def _read_files(environ: Mapping[str, str]) -> tuple[dict[str, str], list[tuple[str, str]]]:
-    """Return the secrets that are given as files, and what is wrong with those that can't be read."""
+    """Read the secrets whose file is named, and return them and the problems of the others."""
     read: dict[str, str] = {}
-    wrong: list[tuple[str, str]] = []
+    problems: list[tuple[str, str]] = []
     for name in _SECRET:
         variable = f"{variable_of(name)}_FILE"
         path = environ.get(variable)
         if not path:
             continue
         if environ.get(variable_of(name)):
-            wrong.append((variable, f"{variable_of(name)} is set too; expected only one of the two"))
+            problems.append((variable, f"{variable_of(name)} is set too; expected only one of the two"))
             continue
         try:
             with Path(path).open(encoding="utf-8") as file:
                 read[name] = file.read(_MAX_FILE).strip()
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) and error.strerror else "not text in UTF-8"
-            wrong.append((variable, f"can't read {path} ({why}); expected a file that holds {expected_of(name)}"))
+            problems.append((variable, f"can't read {path} ({why}); expected a file that holds {expected_of(name)}"))
             continue
         if not read[name]:
-            wrong.append((variable, f"{path} is empty; expected a file that holds {expected_of(name)}"))
-    return read, wrong
+            problems.append((variable, f"{path} is empty; expected a file that holds {expected_of(name)}"))
+    return read, problems
 
 
 def _explain(error: ErrorDetails, from_files: Mapping[str, str]) -> tuple[str, str]:
-    """Return which variable is wrong, and in words how and what was expected."""
+    """Return the name of the wrong variable, and a description of the problem and of what was expected."""
     problem = error["msg"].removeprefix("Value error, ")
     if not error["loc"]:
         first, _, rest = problem.partition(" ")

@@ -1,4 +1,4 @@
-"""The two URLs taskherd connects by: what is accepted, how SQLAlchemy wants it, and how to show it."""
+"""Check the URLs of the database and the broker, and hide their passwords."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _POSTGRES_OPTIONS = frozenset({"sslmode", "ssl", "host", "port", "passfile", "ta
 
 
 def check_database(url: str) -> str:
-    """Return `url`; raises ValueError unless it is a PostgreSQL URL that asyncpg can use as it is written."""
+    """Return ``url``; raise ``ValueError`` unless it is a PostgreSQL URL that asyncpg accepts unchanged."""
     parts = urlsplit(url)
     options = {name for name, _ in parse_qsl(parts.query, keep_blank_values=True)}
     if parts.scheme not in _POSTGRES:
@@ -27,9 +27,9 @@ def check_database(url: str) -> str:
 
 
 def check_amqp(url: str) -> str:
-    """Return `url`; raises ValueError unless it is an AMQP URL that does not switch certificate checks off.
+    """Return ``url``; raise ``ValueError`` unless it is an AMQP URL that leaves certificate checks on.
 
-    aiormq honours `no_verify_ssl` in the URL (aiormq 7.2, `connection.py`), which would silently accept any server.
+    With ``no_verify_ssl`` in the URL aiormq would silently accept any server (aiormq 7.2, ``connection.py``).
     """
     parts = urlsplit(url)
     options = {name.lower() for name, _ in parse_qsl(parts.query, keep_blank_values=True)}
@@ -38,14 +38,14 @@ def check_amqp(url: str) -> str:
     elif not parts.hostname:
         problem = "there is no host"
     elif "no_verify_ssl" in options:
-        problem = "no_verify_ssl is not allowed: give the authority's certificate with cafile instead"
+        problem = "no_verify_ssl is not allowed: name the authority's certificate with cafile instead"
     else:
         return _with_valid_port(url)
     raise ValueError(problem)
 
 
 def without_password(url: str) -> str:
-    """Return `url` with its password, where it has one, replaced by asterisks."""
+    """Return ``url`` with its password, if any, replaced by asterisks."""
     parts = urlsplit(url)
     userinfo, at, host = parts.netloc.rpartition("@")
     user, colon, _ = userinfo.partition(":")
@@ -55,11 +55,11 @@ def without_password(url: str) -> str:
 
 
 def password(url: str) -> str:
-    """Return the password in `url` as it is meant (percent signs resolved), or "" without one."""
+    """Return the password in ``url``, percent-decoded, or "" if there is none."""
     return unquote(urlsplit(url).password or "")
 
 
 def _with_valid_port(url: str) -> str:
-    """Return `url`; urlsplit raises ValueError for a port that is no number up to 65535."""
+    """Return ``url``; ``urlsplit`` raises ``ValueError`` if its port is not a number up to 65535."""
     _ = urlsplit(url).port
     return url
