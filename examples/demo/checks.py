@@ -10,7 +10,7 @@ from uuid import UUID
 from examples.demo.runner import ENDED, NEW_PROMPT, QUESTIONS, Observations
 from examples.demo.scenarios import Role
 from examples.demo.task_table import DemoTask
-from taskherd.broker.dead_letters import DeadLetter
+from taskherd.messages.dead_letters import DeadLetter
 
 GARBAGE_REASONS = frozenset({"not_json", "invalid"})
 

@@ -29,6 +29,7 @@ from taskherd.broker.connection import SupervisedConnection
 from taskherd.broker.publish import Publisher
 from taskherd.broker.topology import TopologyNames
 from taskherd.dev.services import Services
+from taskherd.messages.dead_letters import DeadLetter, decode
 
 LISTENING_WITHIN: Final = 15.0
 AGREE_WITHIN: Final = 5.0
@@ -103,7 +104,7 @@ class _Session:
             self._screen.say(f"{name} is of a demo that was cut short: it is deleted")
             await self._stage.client.delete(name)
 
-    async def _evidence(self, letters: Sequence[dead_letters.DeadLetter]) -> Evidence:
+    async def _evidence(self, letters: Sequence[DeadLetter]) -> Evidence:
         rows = self._board.rows
         answering = next(part for part in self._stage.scenarios if part.role is Role.SENT)
         fixing = next(row for row in rows.values() if row.scenario.role is Role.FIXES)
@@ -126,9 +127,9 @@ class _Session:
             return None
         return path.read_text()
 
-    async def _letters(self) -> list[dead_letters.DeadLetter]:
+    async def _letters(self) -> list[DeadLetter]:
         """The dead letters that are about our tasks."""
-        found = await dead_letters.read(self._consuming, self._stage.names, MAX_LETTERS)
+        found = map(decode, await dead_letters.read(self._consuming, self._stage.names, MAX_LETTERS))
         ours = {str(row.task_id) for row in self._board.rows.values()}
         return [letter for letter in found if letter.origin.routing_key in ours]
 
@@ -151,7 +152,7 @@ class _Session:
         left = [pid for row in rows if row.task_id is not None for pid in self._stage.processes.agents(row.task_id)]
         return check_shutdown(rows, versions, told, left)
 
-    def _tell(self, findings: Sequence[Expectation], letters: Sequence[dead_letters.DeadLetter]) -> None:
+    def _tell(self, findings: Sequence[Expectation], letters: Sequence[DeadLetter]) -> None:
         console = self._stage.console
         summary.show(console, findings)
         console.print()

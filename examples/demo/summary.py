@@ -15,8 +15,8 @@ from rich.text import Text
 from examples.demo.checks import Expectation
 from examples.demo.metrics import Reading
 from examples.demo.task_table import TaskTable
-from taskherd.broker.dead_letters import DeadLetter
 from taskherd.dev import postgres
+from taskherd.messages.dead_letters import DeadLetter
 
 _QUERY: Final = (
     "SELECT version, status, document->'current_state'->>'message' AS said, name"

@@ -1,4 +1,4 @@
-"""A declared topology, links that are closed afterwards, and a TCP relay that can cut or freeze them."""
+"""Fixtures: a declared topology, connections, publishers, consumers, and a TCP proxy that cuts or freezes them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from taskherd.broker.topology import TopologyNames
 
 
 class TcpRelay:
-    """Passes bytes between clients and the broker, until told otherwise."""
+    """A TCP proxy in front of the broker that can cut or freeze all connections."""
 
     def __init__(self, host: str, port: int) -> None:
         self._broker = (host, port)
@@ -43,15 +43,15 @@ class TcpRelay:
             transport.abort()
 
     def freeze(self) -> None:
-        """Keep connections open and pass nothing on."""
+        """Keep all connections open, but forward nothing."""
         self._flowing.clear()
 
     def thaw(self) -> None:
-        """Pass bytes on again."""
+        """Forward again."""
         self._flowing.set()
 
     async def stop(self) -> None:
-        """Cut everything and stop listening."""
+        """Reset every connection and stop listening."""
         assert self._server is not None
         self._server.close()
         self.cut()
@@ -61,8 +61,8 @@ class TcpRelay:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
-        there_reader, there_writer = await asyncio.open_connection(*self._broker)
-        for source, sink in ((reader, there_writer), (there_reader, writer)):
+        broker_reader, broker_writer = await asyncio.open_connection(*self._broker)
+        for source, sink in ((reader, broker_writer), (broker_reader, writer)):
             self._open.add(sink.transport)
             pump = asyncio.create_task(self._pump(source, sink))
             self._pumps.add(pump)
@@ -78,89 +78,89 @@ class TcpRelay:
 
 
 @pytest.fixture
-async def relay(amqp_url: str) -> AsyncIterator[tuple[TcpRelay, str]]:
-    """A relay in front of the broker, and the URL that goes through it."""
+async def proxied(amqp_url: str) -> AsyncIterator[tuple[TcpRelay, str]]:
+    """A proxy in front of the broker, and the broker's URL through it."""
     parts = urlsplit(amqp_url)
-    relay = TcpRelay(parts.hostname or "127.0.0.1", parts.port or 5672)
-    port = await relay.start()
+    proxy = TcpRelay(parts.hostname or "127.0.0.1", parts.port or 5672)
+    port = await proxy.start()
     credentials = parts.netloc.rpartition("@")[0]
-    yield relay, urlunsplit(parts._replace(netloc=f"{credentials}@127.0.0.1:{port}"))
-    await relay.stop()
+    yield proxy, urlunsplit(parts._replace(netloc=f"{credentials}@127.0.0.1:{port}"))
+    await proxy.stop()
 
 
-LinkTo = Callable[[str, str], SupervisedConnection]
+ConnectTo = Callable[[str, str], SupervisedConnection]
 
 
 @pytest.fixture
-async def link_to() -> AsyncIterator[LinkTo]:
-    """Make started links; all are closed in the end."""
-    links: list[SupervisedConnection] = []
+async def connect_to() -> AsyncIterator[ConnectTo]:
+    """Start connections; all are closed after the test."""
+    connections: list[SupervisedConnection] = []
 
     def make(url: str, name: str) -> SupervisedConnection:
-        link = SupervisedConnection(url, name)
-        link.start()
-        links.append(link)
-        return link
+        connection = SupervisedConnection(url, name)
+        connection.start()
+        connections.append(connection)
+        return connection
 
     yield make
-    for link in links:
-        await link.close()
+    for connection in connections:
+        await connection.close()
 
 
 @pytest.fixture
 async def names(amqp_url: str, amqp_prefix: str) -> AsyncIterator[TopologyNames]:
-    """A declared topology of this test's own."""
-    link = SupervisedConnection(amqp_url, "topology of a test")
-    link.start()
+    """A topology declared for this test alone."""
+    connection = SupervisedConnection(amqp_url, "topology of a test")
+    connection.start()
     names = TopologyNames(amqp_prefix)
-    await topology.declare(await link.channel(), names)
+    await topology.declare(await connection.channel(), names)
     yield names
-    await link.close()
+    await connection.close()
 
 
 @pytest.fixture
-async def publisher(amqp_url: str, link_to: LinkTo) -> Publisher:
-    """A publisher on a link of its own."""
-    return Publisher(link_to(amqp_url, "test publishes"))
+async def publisher(amqp_url: str, connect_to: ConnectTo) -> Publisher:
+    """A publisher with its own connection."""
+    return Publisher(connect_to(amqp_url, "test publishes"))
 
 
-IntakeOn = Callable[..., Consumer]
+ConsumeReports = Callable[..., Consumer]
 
 
 @pytest.fixture
-async def intake_on(names: TopologyNames) -> AsyncIterator[IntakeOn]:
-    """Make started intakes of the reports; all are closed in the end."""
-    intakes: list[Consumer] = []
+async def consume_reports(names: TopologyNames) -> AsyncIterator[ConsumeReports]:
+    """Start consumers of the reports queue; all are closed after the test."""
+    consumers: list[Consumer] = []
 
-    def make(link: SupervisedConnection, prefetch: int = 100) -> Consumer:
+    def make(connection: SupervisedConnection, prefetch: int = 100) -> Consumer:
         async def prepare(channel: AbstractChannel) -> list[Source]:
             await topology.declare(channel, names)
             return [Source(names.reports)]
 
-        intake = Consumer(link, prepare, prefetch=prefetch)
-        intake.start()
-        intakes.append(intake)
-        return intake
+        consumer = Consumer(connection, prepare, prefetch=prefetch)
+        consumer.start()
+        consumers.append(consumer)
+        return consumer
 
     yield make
-    for intake in intakes:
-        await intake.close()
+    for consumer in consumers:
+        await consumer.close()
 
 
 T = TypeVar("T")
 
 
-async def until(look: Callable[[], Awaitable[T]], holds: Callable[[T], bool], within: float = 20.0) -> T:
-    """Look again and again until what is seen `holds`, and return it."""
-    async with asyncio.timeout(within):
-        while not holds(seen := await look()):  # noqa: ASYNC110 - the broker can only be asked
+async def until(read: Callable[[], Awaitable[T]], accept: Callable[[T], bool], timeout: float = 20.0) -> T:  # noqa: ASYNC109
+    """Poll ``read`` until ``accept`` returns True for its result, and return that result."""
+    async with asyncio.timeout(timeout):
+        while not accept(result := await read()):  # noqa: ASYNC110 - the broker does not notify
             await asyncio.sleep(0.02)
-        return seen
+        return result
 
 
 @pytest.fixture
 def free_port() -> int:
-    """A port on which nobody listens."""
+    """A port on which nothing listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

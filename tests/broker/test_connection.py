@@ -10,7 +10,7 @@ from tests.broker.conftest import TcpRelay
 
 
 async def test_a_link_waits_for_a_broker_that_is_not_there_yet(free_port: int) -> None:
-    """With no broker a link raises only to who asks for a channel, tells its hook why, and closes at once."""
+    """With no broker a connection raises only to who asks for a channel, tells its hook why, and closes at once."""
     refused: list[str] = []
     told = asyncio.Event()
 
@@ -18,19 +18,21 @@ async def test_a_link_waits_for_a_broker_that_is_not_there_yet(free_port: int) -
         refused.append(f"{name}: {reason}")
         told.set()
 
-    link = SupervisedConnection(f"amqp://guest:secret@127.0.0.1:{free_port}/", "test", Hooks(on_refused=on_refused))
-    link.start()
+    connection = SupervisedConnection(
+        f"amqp://guest:secret@127.0.0.1:{free_port}/", "test", Hooks(on_refused=on_refused)
+    )
+    connection.start()
     await asyncio.wait_for(told.wait(), 10)
     with pytest.raises(Unavailable):
-        await link.wait_up(0.1)
-    assert not link.is_up
+        await connection.wait_up(0.1)
+    assert not connection.is_up
     assert "secret" not in refused[0]
-    await asyncio.wait_for(link.close(), 5)
+    await asyncio.wait_for(connection.close(), 5)
 
 
-async def test_a_link_comes_back_each_time_it_is_cut(relay: tuple[TcpRelay, str]) -> None:
+async def test_a_link_comes_back_each_time_it_is_cut(proxied: tuple[TcpRelay, str]) -> None:
     """The hooks see each loss and each return."""
-    wire, url = relay
+    proxy, url = proxied
     ups, downs = 0, 0
     changed = asyncio.Event()
 
@@ -44,25 +46,25 @@ async def test_a_link_comes_back_each_time_it_is_cut(relay: tuple[TcpRelay, str]
         downs += 1
         assert reason
 
-    link = SupervisedConnection(url, "test", Hooks(on_up=on_up, on_down=on_down))
-    link.start()
+    connection = SupervisedConnection(url, "test", Hooks(on_up=on_up, on_down=on_down))
+    connection.start()
     for expected in range(1, 4):
         async with asyncio.timeout(20):
             while ups < expected:
                 changed.clear()
                 await changed.wait()
         assert downs == expected - 1
-        wire.cut()
-    await link.close()
+        proxy.cut()
+    await connection.close()
 
 
 @pytest.mark.slow
-async def test_closing_a_frozen_link_takes_seconds(relay: tuple[TcpRelay, str]) -> None:
+async def test_closing_a_frozen_link_takes_seconds(proxied: tuple[TcpRelay, str]) -> None:
     """A frozen broker can't hold up a shutdown."""
-    wire, url = relay
-    link = SupervisedConnection(url, "test")
-    link.start()
-    await link.channel()
-    wire.freeze()
-    await asyncio.wait_for(link.close(), 6)
-    wire.thaw()
+    proxy, url = proxied
+    connection = SupervisedConnection(url, "test")
+    connection.start()
+    await connection.channel()
+    proxy.freeze()
+    await asyncio.wait_for(connection.close(), 6)
+    proxy.thaw()

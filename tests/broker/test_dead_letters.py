@@ -1,161 +1,229 @@
+"""Dead letters on a real broker: published, listed, replayed and purged."""
+
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
 
 import orjson
 import pytest
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from taskherd.broker import dead_letters
 from taskherd.broker.connection import SupervisedConnection
 from taskherd.broker.publish import Publisher
 from taskherd.broker.topology import TopologyNames
 from taskherd.cli import dead as dead_cli
+from taskherd.domain.outcome import DeadLetterReason
 from taskherd.errors import Unavailable
-from tests.broker.conftest import IntakeOn, LinkTo
+from taskherd.messages.dead_letters import MAX_DETAIL, DeadLetter, Origin, decode, encode, producer_headers
+from tests.broker.conftest import ConnectTo, ConsumeReports
+
+INVALID, FAULT, TOO_LARGE = DeadLetterReason.INVALID, DeadLetterReason.FAULT, DeadLetterReason.TOO_LARGE
+ORIGIN = Origin("queue", "exchange", "key")
+
+RunCommand = Callable[..., Coroutine[Any, Any, Result]]
 
 
 @pytest.fixture
-async def link(amqp_url: str, link_to: LinkTo) -> SupervisedConnection:
-    """A link for looking at the dead letters."""
-    return link_to(amqp_url, "dead letters")
+async def connection(amqp_url: str, connect_to: ConnectTo) -> SupervisedConnection:
+    """A connection for reading the dead letters."""
+    return connect_to(amqp_url, "dead letters")
 
 
-async def test_a_letter_keeps_the_body_and_says_why(
-    names: TopologyNames, publisher: Publisher, link: SupervisedConnection
+@pytest.fixture
+def run_command(names: TopologyNames, amqp_url: str, monkeypatch: pytest.MonkeyPatch) -> RunCommand:
+    """Run ``taskherd dead`` with arguments."""
+    monkeypatch.setenv("TASKHERD_AMQP_URL", amqp_url)
+    monkeypatch.setenv("TASKHERD_AMQP_PREFIX", names.prefix)
+
+    async def run(*arguments: str, exit_code: int = 0) -> Result:
+        result = await asyncio.to_thread(CliRunner().invoke, dead_cli.app, list(arguments))
+        assert result.exit_code == exit_code, result.output
+        return result
+
+    return run
+
+
+async def publish(
+    publisher: Publisher,
+    names: TopologyNames,
+    body: bytes = b"x",
+    reason: DeadLetterReason = INVALID,
+    detail: str = "",
+    *,
+    origin: Origin = ORIGIN,
+    headers: Mapping[str, Any] | None = None,
+    content_type: str | None = None,
+    index: int | None = None,
+    length: int | None = None,
 ) -> None:
-    """A dead letter holds the bytes unchanged, and reason, detail, origin and index as headers."""
-    origin = dead_letters.Origin(names.reports, names.reports, "key", {"mine": 1}, None, "reply", "corr")
-    await dead_letters.publish_dead_letter(publisher, names, b"\xff\x00{", "malformed", "not JSON", origin, index=3)
-    [letter] = await dead_letters.read(link, names, 10)
-    assert (letter.body, letter.reason, letter.detail, letter.index) == (b"\xff\x00{", "malformed", "not JSON", 3)
-    assert (letter.origin.queue, letter.origin.exchange, letter.origin.routing_key) == (*[names.reports] * 2, "key")
-    assert (letter.origin.reply_to, letter.origin.correlation_id) == ("reply", "corr")
-    assert letter.origin.headers["mine"] == 1
-    assert await dead_letters.read(link, names, 10) == [letter]
+    """Publish a dead letter that has a reply queue and a correlation id."""
+    body, own_headers = encode(body, reason, detail, origin, index=index, length=length)
+    message = dead_letters.build_dead_letter(
+        names,
+        origin.routing_key,
+        body,
+        own_headers,
+        producer_headers=producer_headers(headers or {}),
+        content_type=content_type,
+        reply_to="reply",
+        correlation_id="corr",
+    )
+    await dead_letters.publish_dead_letter(publisher, message)
 
 
-async def test_too_much_is_cut(names: TopologyNames, publisher: Publisher, link: SupervisedConnection) -> None:
-    """Of a body over 1 MiB the first 64 KiB and the length are kept, of a detail 2,000 characters, of headers none."""
+async def read(connection: SupervisedConnection, names: TopologyNames) -> list[DeadLetter]:
+    """Return the first ten dead letters."""
+    return [decode(message) for message in await dead_letters.read(connection, names, 10)]
+
+
+async def test_a_dead_letter_keeps_the_body_and_states_the_reason(
+    names: TopologyNames, publisher: Publisher, connection: SupervisedConnection
+) -> None:
+    """A dead letter contains the body unchanged, and reason, detail, origin and index as headers."""
+    origin = Origin(names.reports, names.reports, "key")
+    await publish(
+        publisher, names, b"\xff\x00{", INVALID, "not JSON", origin=origin, headers={"mine": 1, "x-death": []}, index=3
+    )
+    [message] = await dead_letters.read(connection, names, 10)
+    letter = decode(message)
+    assert (letter.body, letter.reason, letter.detail, letter.index) == (b"\xff\x00{", "invalid", "not JSON", 3)
+    assert letter.origin == origin
+    assert (message.reply_to, message.correlation_id, message.content_type) == ("reply", "corr", None)
+    assert letter.headers == {"mine": 1}
+    assert await read(connection, names) == [letter]
+
+
+async def test_oversized_parts_are_truncated(
+    names: TopologyNames, publisher: Publisher, connection: SupervisedConnection
+) -> None:
+    """A body over 1 MiB is cut to 64 KiB, a detail to its limit, and large producer headers are dropped."""
     body = bytes(1024 * 1024 + 1)
-    origin = dead_letters.Origin(names.reports, names.reports, "k", {"big": "x" * 120_000})
-    await dead_letters.publish_dead_letter(publisher, names, body, "too_large", "ä" * 5000, origin)
-    await dead_letters.publish_dead_letter(publisher, names, body[:-1], "r", "", origin)
-    cut, whole = await dead_letters.read(link, names, 10)
-    assert (len(cut.body), cut.length, cut.truncated) == (64 * 1024, len(body), True)
-    assert len(cut.detail) == 2000
-    assert cut.detail.endswith("…")
-    assert "big" not in cut.origin.headers
-    assert (len(whole.body), whole.truncated) == (1024 * 1024, False)
+    headers = {"big": "x" * 120_000}
+    await publish(publisher, names, body, TOO_LARGE, "ä" * 5000, headers=headers)
+    await publish(publisher, names, body[:-1], INVALID, headers=headers)
+    truncated, complete = await read(connection, names)
+    assert (len(truncated.body), truncated.length, truncated.truncated) == (64 * 1024, len(body), True)
+    assert len(truncated.detail) == MAX_DETAIL
+    assert truncated.detail.endswith("…")
+    assert "big" not in truncated.headers
+    assert (len(complete.body), complete.truncated) == (1024 * 1024, False)
 
 
-async def test_reading_never_uses_a_letter_up(
-    names: TopologyNames, publisher: Publisher, link: SupervisedConnection
+async def test_reading_never_uses_up_a_dead_letter(
+    names: TopologyNames, publisher: Publisher, connection: SupervisedConnection
 ) -> None:
-    """However often the queue is looked through, the letters stay; the broker's delivery limit must not count."""
-    await dead_letters.publish_dead_letter(publisher, names, b"x", "r", "", dead_letters.Origin("q", "e", "k"))
+    """Reading the queue any number of times keeps the dead letters; no delivery limit applies."""
+    await publish(publisher, names)
     for _ in range(30):
-        assert len(await dead_letters.read(link, names, 10)) == 1
+        assert len(await read(connection, names)) == 1
 
 
-async def test_replay_sends_a_letter_home(
+async def test_replay_publishes_to_the_origin(
     *,
     names: TopologyNames,
     publisher: Publisher,
-    link: SupervisedConnection,
+    connection: SupervisedConnection,
     amqp_url: str,
-    link_to: LinkTo,
-    intake_on: IntakeOn,
+    connect_to: ConnectTo,
+    consume_reports: ConsumeReports,
+    run_command: RunCommand,
 ) -> None:
-    """A replayed letter arrives where it came from as it was, and is gone; the others stay."""
-    home = dead_letters.Origin(names.reports, names.reports, "key", {"mine": 1}, "text/plain", "reply", "corr")
-    lost = dead_letters.Origin(names.events, names.events, "nobody")
-    await dead_letters.publish_dead_letter(publisher, names, b"one", "a", "", home)
-    await dead_letters.publish_dead_letter(publisher, names, b"two", "b", "", home)
-    await dead_letters.publish_dead_letter(publisher, names, b"three", "a", "", lost)
-    replayed = await dead_letters.replay(link, publisher, names, reason="a", limit=100)
-    assert replayed.count == 1
-    assert list(replayed.stayed.values()) == ["no queue takes it where it came from"]
-    [got] = await intake_on(link_to(amqp_url, "consume")).batch(10, 0.2)
-    assert (got.body, got.routing_key, got.headers) == (b"one", "key", {"mine": 1})
-    assert (got.reply_to, got.correlation_id, got.properties.content_type) == ("reply", "corr", "text/plain")
-    left = await dead_letters.read(link, names, 10)
-    assert sorted(each.body for each in left) == [b"three", b"two"]
+    """A replayed message arrives at its origin unchanged and leaves the queue; the others stay."""
+    reports = Origin(names.reports, names.reports, "key")
+    unbound = Origin(names.events, names.events, "no binding")
+    await publish(publisher, names, b"one", FAULT, origin=reports, headers={"mine": 1}, content_type="text/plain")
+    await publish(publisher, names, b"two", INVALID, origin=reports)
+    await publish(publisher, names, b"three", FAULT, origin=unbound)
+    replayed = orjson.loads((await run_command("replay", "--reason", "fault", "--json", exit_code=1)).stdout)
+    assert replayed["replayed"] == 1
+    assert list(replayed["stayed"].values()) == ["no queue is bound for it at its origin"]
+    [delivery] = await consume_reports(connect_to(amqp_url, "consume")).batch(10, 0.2)
+    assert (delivery.body, delivery.routing_key, delivery.headers) == (b"one", "key", {"mine": 1})
+    assert (delivery.reply_to, delivery.correlation_id) == ("reply", "corr")
+    assert delivery.properties.content_type == "text/plain"
+    assert sorted(each.body for each in await read(connection, names)) == [b"three", b"two"]
 
 
-async def test_a_letter_cut_short_is_not_replayed(
-    names: TopologyNames, publisher: Publisher, link: SupervisedConnection
+@pytest.mark.parametrize(
+    ("origin", "length", "obstacle"),
+    [
+        (ORIGIN, 99, "only the beginning of its body was kept"),
+        (Origin("queue", "", ""), None, "its origin is unknown"),
+        (Origin("queue", "exchange", "k" * 256), None, "its routing key is too long to be sent"),
+    ],
+)
+async def test_a_dead_letter_that_cannot_be_replayed_stays(
+    *,
+    names: TopologyNames,
+    publisher: Publisher,
+    connection: SupervisedConnection,
+    run_command: RunCommand,
+    origin: Origin,
+    length: int | None,
+    obstacle: str,
 ) -> None:
-    """What holds only the beginning of a message stays where it is."""
-    await dead_letters.publish_dead_letter(
-        publisher, names, b"begin", "r", "", dead_letters.Origin(names.reports, names.reports, "k"), length=99
-    )
-    replayed = await dead_letters.replay(link, publisher, names, limit=10)
-    assert (replayed.count, list(replayed.stayed.values())) == (0, ["only its beginning was kept"])
-    assert len(await dead_letters.read(link, names, 10)) == 1
+    """Replay keeps a dead letter with a truncated body or an unusable origin, and reports why."""
+    await publish(publisher, names, b"begin", origin=origin, length=length)
+    replayed = orjson.loads((await run_command("replay", "--all", "--json", exit_code=1)).stdout)
+    assert (replayed["replayed"], list(replayed["stayed"].values())) == (0, [obstacle])
+    assert len(await read(connection, names)) == 1
 
 
-async def test_what_the_broker_made_is_shown_and_replayed(
-    names: TopologyNames, publisher: Publisher, link: SupervisedConnection
+async def test_a_message_dead_lettered_by_the_broker_is_listed_and_replayed(
+    names: TopologyNames, publisher: Publisher, connection: SupervisedConnection, run_command: RunCommand
 ) -> None:
-    """A message that the broker dead-lettered shows its reason and origin from `x-death`, and can go home too."""
+    """A message that the broker dead-lettered has its reason and origin from ``x-death``, and can be replayed."""
     await publisher.publish(names.reports, "key", b"body", headers={"mine": 1})
-    channel = await link.channel()
+    channel = await connection.channel()
     message = await channel.basic_get(names.reports, timeout=5)
     await channel.basic_reject(message.delivery_tag or 0, requeue=False)
     await channel.close()
-    letters: list[dead_letters.DeadLetter] = []
+    letters: list[DeadLetter] = []
     while not letters:
-        letters = await dead_letters.read(link, names, 10)
+        letters = await read(connection, names)
     [letter] = letters
     assert (letter.reason, letter.body) == ("rejected", b"body")
-    assert (letter.origin.queue, letter.origin.exchange, letter.origin.routing_key) == (*[names.reports] * 2, "key")
-    assert (await dead_letters.replay(link, publisher, names, [letter.id], limit=10)).count == 1
-    channel = await link.channel()
-    home = await channel.basic_get(names.reports, no_ack=True, timeout=5)
-    assert (home.body, home.header.properties.headers) == (b"body", {"mine": 1})
+    assert letter.origin == Origin(names.reports, names.reports, "key")
+    assert orjson.loads((await run_command("replay", letter.id, "--json")).stdout)["replayed"] == 1
+    channel = await connection.channel()
+    replayed = await channel.basic_get(names.reports, no_ack=True, timeout=5)
+    assert (replayed.body, replayed.header.properties.headers) == (b"body", {"mine": 1})
 
 
-async def test_purge_removes_one_or_all(names: TopologyNames, publisher: Publisher, link: SupervisedConnection) -> None:
-    """Purging takes away just the letters named, or every one."""
+async def test_purge_removes_the_selected_or_all(
+    names: TopologyNames, publisher: Publisher, connection: SupervisedConnection, run_command: RunCommand
+) -> None:
+    """Purge removes exactly the dead letters with the given ids, or all of them."""
     for n in range(3):
-        await dead_letters.publish_dead_letter(publisher, names, b"%d" % n, "r", "", dead_letters.Origin("q", "e", "k"))
-    letters = await dead_letters.read(link, names, 10)
-    assert await dead_letters.purge(link, names, [letters[1].id], limit=10) == 1
-    assert [each.body for each in await dead_letters.read(link, names, 10)] == [b"0", b"2"]
-    assert await dead_letters.purge(link, names, limit=10) == 2
-    assert await dead_letters.read(link, names, 10) == []
+        await publish(publisher, names, b"%d" % n)
+    letters = await read(connection, names)
+    assert orjson.loads((await run_command("purge", letters[1].id, "--json")).stdout) == {"purged": 1}
+    assert [each.body for each in await read(connection, names)] == [b"0", b"2"]
+    assert orjson.loads((await run_command("purge", "--all", "--json")).stdout) == {"purged": 2}
+    assert await read(connection, names) == []
 
 
-async def test_without_a_dead_queue_nothing_counts_as_buried(
-    names: TopologyNames, publisher: Publisher, link: SupervisedConnection
+async def test_publishing_without_a_dead_letter_queue_fails(
+    names: TopologyNames, publisher: Publisher, connection: SupervisedConnection
 ) -> None:
-    """A letter that no queue took was not buried."""
-    await (await link.channel()).queue_delete(names.dead)
+    """A dead letter that was not routed to any queue raises ``Unavailable``."""
+    await (await connection.channel()).queue_delete(names.dead)
     with pytest.raises(Unavailable, match="no queue takes dead letters"):
-        await dead_letters.publish_dead_letter(publisher, names, b"x", "r", "", dead_letters.Origin("q", "e", "k"))
+        await publish(publisher, names)
 
 
-async def test_the_command_lists_and_shows(
-    names: TopologyNames, publisher: Publisher, amqp_url: str, monkeypatch: pytest.MonkeyPatch
+async def test_the_command_lists_and_shows_dead_letters(
+    names: TopologyNames, publisher: Publisher, run_command: RunCommand
 ) -> None:
-    """`taskherd dead list --json` names each letter, and `show` its body, with nothing that steers a terminal."""
-    monkeypatch.setenv("TASKHERD_AMQP_URL", amqp_url)
-    monkeypatch.setenv("TASKHERD_AMQP_PREFIX", names.prefix)
-    await dead_letters.publish_dead_letter(
-        publisher, names, b"\x1b[2Jbody", "bad_json", "why", dead_letters.Origin("q", "e", "k")
-    )
-    [listed] = orjson.loads(await _run("list", "--json"))
-    assert (listed["reason"], listed["detail"], listed["queue"]) == ("bad_json", "why", "q")
-    table = await _run("list")
+    """``taskherd dead list`` and ``show`` print dead letters without control characters."""
+    await publish(publisher, names, b"\x1b[2Jbody", INVALID, "why")
+    [listed] = orjson.loads((await run_command("list", "--json")).stdout)
+    assert (listed["reason"], listed["detail"], listed["queue"]) == ("invalid", "why", "queue")
+    table = (await run_command("list")).stdout
     assert listed["id"] in table
-    shown = await _run("show", listed["id"])
+    shown = (await run_command("show", listed["id"])).stdout
     assert r"\x1b[2Jbody" in shown
     assert "\x1b[2J" not in shown + table
-    assert orjson.loads(await _run("purge", "--all", "--json")) == {"purged": 1}
-
-
-async def _run(*arguments: str) -> str:
-    result = await asyncio.to_thread(CliRunner().invoke, dead_cli.app, list(arguments))
-    assert result.exit_code == 0, result.output
-    return result.stdout

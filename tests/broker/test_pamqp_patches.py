@@ -11,7 +11,7 @@ from taskherd.broker.patches import pamqp_patches
 from taskherd.broker.publish import Publisher
 from taskherd.broker.topology import TopologyNames
 from tests.broker import raw
-from tests.broker.conftest import IntakeOn, LinkTo
+from tests.broker.conftest import ConnectTo, ConsumeReports
 
 BAD = {
     "timestamp in microseconds": raw.timestamp(1_760_000_000_000_000),
@@ -30,40 +30,40 @@ async def test_a_bad_property_hurts_no_neighbour(
     names: TopologyNames,
     publisher: Publisher,
     amqp_url: str,
-    link_to: LinkTo,
-    intake_on: IntakeOn,
+    connect_to: ConnectTo,
+    consume_reports: ConsumeReports,
 ) -> None:
     """A message whose properties can't be decoded arrives as if it had none, and its neighbours as they are."""
-    link = link_to(amqp_url, "consume")
-    channel = await link_to(amqp_url, "raw").channel()
+    connection = connect_to(amqp_url, "consume")
+    channel = await connect_to(amqp_url, "raw").channel()
     await publisher.publish(names.reports, "before", b"1", headers={"a": "b"}, correlation_id="c")
     await raw.publish(channel, names.reports, b"bad", b"2", bad)
     await channel.close()  # a clean close, so that the broker has taken it
     await publisher.publish(names.reports, "after", b"3")
-    intake = intake_on(link)
+    consumer = consume_reports(connection)
     got: list[Delivery] = []
     while len(got) < 3:
-        got += await intake.batch(10, 0)
+        got += await consumer.batch(10, 0)
     assert [each.body for each in got] == [b"1", b"2", b"3"]
     assert not any(each.redelivered for each in got)
     assert got[0].headers == {"a": "b"}
     assert got[0].correlation_id == "c"
     assert got[1].headers == {}
     assert got[1].properties.app_id is None
-    assert await intake.ack(got)
+    assert await consumer.ack(got)
 
 
 async def test_a_routing_key_that_is_not_utf8_arrives_escaped(
-    names: TopologyNames, amqp_url: str, link_to: LinkTo, intake_on: IntakeOn
+    names: TopologyNames, amqp_url: str, connect_to: ConnectTo, consume_reports: ConsumeReports
 ) -> None:
     """A name in a method frame that is not UTF-8 costs nothing but its own legibility."""
-    channel = await link_to(amqp_url, "raw").channel()
+    channel = await connect_to(amqp_url, "raw").channel()
     await raw.publish(channel, names.reports, b"\xff\xfe", b"{}", (0, b""))
     await channel.close()
-    intake = intake_on(link_to(amqp_url, "consume"))
-    [got] = await intake.batch(10, 0)
+    consumer = consume_reports(connect_to(amqp_url, "consume"))
+    [got] = await consumer.batch(10, 0)
     assert got.routing_key == r"\xff\xfe"
-    assert await intake.ack([got])
+    assert await consumer.ack([got])
 
 
 def test_what_can_be_decoded_is_decoded_whole() -> None:

@@ -15,7 +15,7 @@ from taskherd.broker.patches import frame_reader, pamqp_patches
 from taskherd.broker.publish import Publisher, PublishOutcome
 from taskherd.broker.topology import TopologyNames
 from tests.broker import raw
-from tests.broker.conftest import IntakeOn, LinkTo
+from tests.broker.conftest import ConnectTo, ConsumeReports
 from tests.library_versions import pretended, unsupported
 
 
@@ -57,7 +57,7 @@ def _patched() -> set[str]:
 
 
 async def test_aiormqs_own_deliveries_hold_what_ours_hold(
-    names: TopologyNames, publisher: Publisher, amqp_url: str, link_to: LinkTo, intake_on: IntakeOn
+    names: TopologyNames, publisher: Publisher, amqp_url: str, connect_to: ConnectTo, consume_reports: ConsumeReports
 ) -> None:
     """A delivery that aiormq decoded has the same attributes as one assembled by our reader, and is acknowledged."""
     traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -67,10 +67,10 @@ async def test_aiormqs_own_deliveries_hold_what_ours_hold(
             names.reports, "a key", b"x" * 200_000, headers={"traceparent": traceparent}, reply_to="r", mandatory=True
         )
         assert published is PublishOutcome.CONFIRMED
-        intake = intake_on(link_to(amqp_url, "consume"))
-        [delivery] = await intake.batch(10, 0)
-        assert await intake.ack([delivery])
-        await intake.close()
+        consumer = consume_reports(connect_to(amqp_url, "consume"))
+        [delivery] = await consumer.batch(10, 0)
+        assert await consumer.ack([delivery])
+        await consumer.close()
         return delivery
 
     ours = await delivered()

@@ -9,7 +9,7 @@ from taskherd.broker.delivery import Delivery
 from taskherd.broker.publish import OutgoingMessage, Publisher, PublishOutcome
 from taskherd.broker.topology import TopologyNames
 from taskherd.errors import Unavailable
-from tests.broker.conftest import IntakeOn, LinkTo, TcpRelay, until
+from tests.broker.conftest import ConnectTo, ConsumeReports, TcpRelay, until
 
 
 async def test_a_message_is_confirmed_or_returned(names: TopologyNames, publisher: Publisher) -> None:
@@ -20,7 +20,7 @@ async def test_a_message_is_confirmed_or_returned(names: TopologyNames, publishe
 
 
 async def test_many_keep_order_and_outcomes(
-    names: TopologyNames, publisher: Publisher, amqp_url: str, link_to: LinkTo, intake_on: IntakeOn
+    names: TopologyNames, publisher: Publisher, amqp_url: str, connect_to: ConnectTo, consume_reports: ConsumeReports
 ) -> None:
     """Many at once arrive in order, and each outcome stands at its message's place."""
     messages = [
@@ -29,10 +29,10 @@ async def test_many_keep_order_and_outcomes(
     ]
     outcomes = await publisher.publish_many(messages)
     assert outcomes == [PublishOutcome.CONFIRMED if n % 10 else PublishOutcome.UNROUTED for n in range(1000)]
-    intake = intake_on(link_to(amqp_url, "consume"), prefetch=2000)
+    consumer = consume_reports(connect_to(amqp_url, "consume"), prefetch=2000)
     got: list[Delivery] = []
     while len(got) < 900:
-        got += await intake.batch(1000, 0)
+        got += await consumer.batch(1000, 0)
     assert [int(each.body) for each in got] == [n for n in range(1000) if n % 10]
     ids = {each.properties.message_id for each in got}
     assert len(ids) == 900
@@ -48,10 +48,10 @@ async def test_an_unknown_exchange_is_unavailable_and_the_next_message_passes(
 
 
 async def test_an_expired_message_is_gone(
-    names: TopologyNames, publisher: Publisher, amqp_url: str, link_to: LinkTo
+    names: TopologyNames, publisher: Publisher, amqp_url: str, connect_to: ConnectTo
 ) -> None:
     """`expiration` is in seconds."""
-    channel = await link_to(amqp_url, "look").channel()
+    channel = await connect_to(amqp_url, "look").channel()
     queue = await topology.declare_exclusive_queue(channel, length=10, exchange=names.events, routing_keys=("#",))
     await publisher.publish(names.events, "k", b"short", expiration=0.05)
     await publisher.publish(names.events, "k", b"long", expiration=60)
@@ -65,17 +65,17 @@ async def test_an_expired_message_is_gone(
 
 
 async def test_a_cut_connection_raises_and_comes_back(
-    names: TopologyNames, relay: tuple[TcpRelay, str], link_to: LinkTo
+    names: TopologyNames, proxied: tuple[TcpRelay, str], connect_to: ConnectTo
 ) -> None:
     """Whoever publishes while the connection dies gets `Unavailable`, not `CancelledError`; soon it works again."""
-    wire, url = relay
-    publisher = Publisher(link_to(url, "publish"))
+    proxy, url = proxied
+    publisher = Publisher(connect_to(url, "publish"))
     await publisher.publish(names.reports, "k", b"{}")
-    wire.freeze()
+    proxy.freeze()
     stuck = [asyncio.create_task(publisher.publish(names.reports, "k", b"{}")) for _ in range(5)]
     await asyncio.sleep(0.05)
-    wire.cut()
-    wire.thaw()
+    proxy.cut()
+    proxy.thaw()
     outcomes = await asyncio.gather(*stuck, return_exceptions=True)
     assert all(isinstance(outcome, Unavailable) for outcome in outcomes), outcomes
     await until(lambda: _try(publisher, names), lambda outcome: outcome is PublishOutcome.CONFIRMED)
@@ -90,34 +90,34 @@ async def _try(publisher: Publisher, names: TopologyNames) -> PublishOutcome | N
 
 @pytest.mark.slow
 async def test_a_frozen_connection_is_given_up(
-    names: TopologyNames, relay: tuple[TcpRelay, str], link_to: LinkTo
+    names: TopologyNames, proxied: tuple[TcpRelay, str], connect_to: ConnectTo
 ) -> None:
     """With the broker frozen, publishing raises within seconds, and works once the broker answers again."""
-    wire, url = relay
-    link = link_to(url, "publish")
-    publisher = Publisher(link)
+    proxy, url = proxied
+    connection = connect_to(url, "publish")
+    publisher = Publisher(connection)
     await publisher.publish(names.reports, "k", b"{}")
-    wire.freeze()
+    proxy.freeze()
     loop = asyncio.get_running_loop()
     began = loop.time()
     outcomes = await publisher.publish_many([OutgoingMessage(names.reports, "k", b"{}")] * 20)
     assert all(isinstance(outcome, Unavailable) for outcome in outcomes)
     assert loop.time() - began < 8
-    wire.thaw()
+    proxy.thaw()
     await until(lambda: _try(publisher, names), lambda outcome: outcome is PublishOutcome.CONFIRMED)
 
 
 async def test_own_cancellation_is_not_swallowed(
-    names: TopologyNames, relay: tuple[TcpRelay, str], link_to: LinkTo
+    names: TopologyNames, proxied: tuple[TcpRelay, str], connect_to: ConnectTo
 ) -> None:
     """Cancelling a task that publishes cancels it."""
-    wire, url = relay
-    publisher = Publisher(link_to(url, "publish"))
+    proxy, url = proxied
+    publisher = Publisher(connect_to(url, "publish"))
     await publisher.publish(names.reports, "k", b"{}")
-    wire.freeze()
+    proxy.freeze()
     stuck = asyncio.create_task(publisher.publish(names.reports, "k", b"{}"))
     await asyncio.sleep(0.05)
     stuck.cancel()
     with pytest.raises(asyncio.CancelledError):
         await stuck
-    wire.thaw()
+    proxy.thaw()

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 import taskherd
-from taskherd.broker import dead_letters
 from taskherd.domain.outcome import FOREIGN_REASONS, DeadLetterReason, ReportOutcome
+from taskherd.messages import dead_letters
 from taskherd.messages.dead_letters import MEANINGS
 from taskherd.observability.metrics import Metrics
 
@@ -35,13 +35,8 @@ def used(*enums: str) -> set[str]:
 
 def shown(headers: dict[str, Any]) -> str:
     """The reason that ``taskherd dead`` shows for a letter that came with these headers."""
-    properties = SimpleNamespace(
-        headers=headers, content_type=None, reply_to=None, correlation_id=None, message_id=None
-    )
-    message: Any = SimpleNamespace(
-        header=SimpleNamespace(properties=properties), exchange="e", routing_key="k", body=b""
-    )
-    return dead_letters.parse(message).reason
+    message: Any = SimpleNamespace(headers=headers, message_id=None, exchange="e", routing_key="k", body=b"")
+    return dead_letters.decode(message).reason
 
 
 EMITTED = {DeadLetterReason[name] for name in used("DeadLetterReason") & set(DeadLetterReason.__members__)} | {

@@ -1,9 +1,8 @@
-"""Dead letters: how one is made, and how those that wait are listed, replayed and purged."""
+"""Publish, read, replay and purge messages in the dead-letter queue, with headers as given."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -12,306 +11,192 @@ from pamqp import encode
 from pamqp.commands import Basic
 
 from taskherd.broker.connection import TIMEOUT, SupervisedConnection, map_errors
-from taskherd.broker.patches.pamqp_patches import DELIVERY_COUNT
 from taskherd.broker.publish import JSON, OutgoingMessage, Publisher, PublishOutcome
 from taskherd.errors import Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from aiormq.abc import AbstractChannel, DeliveredMessage
     from pamqp.common import FieldTable
 
-    from taskherd.broker.delivery import Delivery
     from taskherd.broker.topology import TopologyNames
 
-MAX_BODY = 1024 * 1024
-"""Bytes of a body that are kept whole."""
-TRUNCATED_BODY = 64 * 1024
-"""Bytes that are kept of a longer one."""
-MAX_DETAIL = 2000
-OWN = "x-taskherd-"
-REASON, DETAIL = f"{OWN}reason", f"{OWN}detail"
-QUEUE, EXCHANGE, ROUTING_KEY = f"{OWN}queue", f"{OWN}exchange", f"{OWN}routing-key"
-INDEX, LENGTH = f"{OWN}index", f"{OWN}length"
-_MAX_HEADERS = 32 * 1024
-_BROKERS = ("x-death", "x-first-death-", "x-last-death-", DELIVERY_COUNT, "x-acquired-count", "x-opt-")
+MAX_PRODUCER_HEADERS = 32 * 1024
+"""Maximum encoded size of a producer's headers that are sent again, in bytes.
+
+A header frame larger than the negotiated frame size would cost the connection.
+"""
+
+_MAX_ROUTING_KEY_BYTES = 255
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a message came from, and what of its properties a replay needs."""
+class QueuedMessage:
+    """A message in the dead-letter queue; ``exchange`` and ``routing_key`` are those it was last published with."""
 
-    queue: str
+    body: bytes = field(repr=False)
+    headers: Mapping[str, Any]
     exchange: str
     routing_key: str
-    headers: Mapping[str, Any] = field(default_factory=dict)
-    content_type: str | None = JSON
-    reply_to: str | None = None
-    correlation_id: str | None = None
+    content_type: str | None
+    message_id: str | None
+    reply_to: str | None
+    correlation_id: str | None
 
 
-def origin_of(delivery: Delivery) -> Origin:
-    """Return the origin of what came as `delivery`."""
-    return Origin(
-        queue=delivery.queue,
-        exchange=delivery.exchange,
-        routing_key=delivery.routing_key,
-        headers=delivery.headers,
-        content_type=delivery.properties.content_type or None,
-        reply_to=delivery.reply_to,
-        correlation_id=delivery.correlation_id,
-    )
+@dataclass(frozen=True, slots=True)
+class ReplayTarget:
+    """The exchange, routing key and headers with which to publish a message again."""
+
+    exchange: str
+    routing_key: str
+    headers: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayResult:
+    """The number of messages that were replayed, and those that no queue accepted and that were kept."""
+
+    count: int
+    unrouted: tuple[QueuedMessage, ...]
 
 
 def build_dead_letter(
     names: TopologyNames,
+    routing_key: str,
     body: bytes,
-    reason: str,
-    detail: str,
-    origin: Origin,
+    headers: Mapping[str, Any],
     *,
-    index: int | None = None,
-    length: int | None = None,
+    producer_headers: Mapping[str, Any] | None = None,
+    content_type: str | None = JSON,
+    reply_to: str | None = None,
+    correlation_id: str | None = None,
 ) -> OutgoingMessage:
-    """Return the dead letter for `body`, unchanged up to 1 MiB; of a longer one the first 64 KiB and its length.
+    """Return the message to publish as a dead letter.
 
-    `reason` is a short stable code, `detail` for people. `index` is the place of an element in the array that it came
-    in; `length` the true length where `body` is only the beginning.
+    ``routing_key``, ``producer_headers`` and the properties are those of the original message. A routing key or headers
+    that cannot be sent again are left out.
     """
-    if len(body) > MAX_BODY:
-        body, length = body[:TRUNCATED_BODY], len(body) if length is None else length
-    headers: FieldTable = {
-        **_producers(origin.headers),
-        REASON: reason,
-        DETAIL: _cut(detail),
-        QUEUE: origin.queue,
-        EXCHANGE: origin.exchange,
-        ROUTING_KEY: origin.routing_key,
-    }
-    if index is not None:
-        headers[INDEX] = index
-    if length is not None:
-        headers[LENGTH] = length
     return OutgoingMessage(
         names.dead,
-        _fits(origin.routing_key),
+        routing_key if len(routing_key.encode("utf-8", "replace")) <= _MAX_ROUTING_KEY_BYTES else "",
         body,
-        content_type=origin.content_type,
-        headers=headers,
+        content_type=content_type,
+        headers={**_sendable(producer_headers or {}), **headers},
         mandatory=True,
-        reply_to=origin.reply_to,
-        correlation_id=origin.correlation_id,
+        reply_to=reply_to,
+        correlation_id=correlation_id,
     )
 
 
-async def publish_dead_letter(  # noqa: PLR0917 - in the order in which a letter reads
-    publisher: Publisher,
-    names: TopologyNames,
-    body: bytes,
-    reason: str,
-    detail: str,
-    origin: Origin,
-    *,
-    index: int | None = None,
-    length: int | None = None,
-) -> None:
-    """Publish the dead letter for `body`, as `build_dead_letter` makes it.
-
-    Raises `Unavailable` unless it is safe in the queue.
-    """
-    dead_letter = build_dead_letter(names, body, reason, detail, origin, index=index, length=length)
+async def publish_dead_letter(publisher: Publisher, dead_letter: OutgoingMessage) -> None:
+    """Publish one dead letter. Raise ``Unavailable`` unless the broker confirms that it is in a queue."""
     if await publisher.send(dead_letter) is PublishOutcome.UNROUTED:
-        raise Unavailable(f"no queue takes dead letters; `taskherd topology apply` declares {names.dead}")
+        raise Unavailable(f"no queue takes dead letters; `taskherd topology apply` declares {dead_letter.exchange}")
 
 
-async def publish_dead_letters(publisher: Publisher, letters: list[OutgoingMessage]) -> None:
-    """Publish letters at once and take those that are safe off the list; raises `Unavailable` if any is left on it."""
-    outcomes = await publisher.publish_many(letters)
-    left = [each for each, outcome in zip(letters, outcomes, strict=True) if outcome is not PublishOutcome.CONFIRMED]
-    letters[:] = left
-    if left:
-        raise Unavailable(f"{len(left)} dead letters are not safe yet")
+async def publish_dead_letters(publisher: Publisher, pending: list[OutgoingMessage]) -> None:
+    """Publish all dead letters and remove the confirmed ones from ``pending``. Raise ``Unavailable`` if any remains."""
+    outcomes = await publisher.publish_many(pending)
+    pending[:] = [
+        each for each, outcome in zip(pending, outcomes, strict=True) if outcome is not PublishOutcome.CONFIRMED
+    ]
+    if pending:
+        raise Unavailable(f"{len(pending)} dead letters were not confirmed")
 
 
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """One that waits in the queue; `id` is the same each time it is read."""
-
-    id: str
-    reason: str
-    detail: str
-    origin: Origin
-    index: int | None
-    length: int
-    body: bytes = field(repr=False)
-
-    @property
-    def truncated(self) -> bool:
-        """Whether only the beginning of the body was kept, so that it can't be replayed."""
-        return self.length > len(self.body)
-
-
-async def read(connection: SupervisedConnection, names: TopologyNames, limit: int) -> list[DeadLetter]:
-    """Return up to `limit` dead letters, oldest first, and leave them in the queue; raises `Unavailable`."""
+async def read(connection: SupervisedConnection, names: TopologyNames, limit: int) -> list[QueuedMessage]:
+    """Return up to ``limit`` dead letters, oldest first, and leave them in the queue. May raise ``Unavailable``."""
     async with _temporary_channel(connection) as channel:
-        return [parse(message) for message in [each async for each in _get(channel, names.dead, limit)]]
+        return [_queued(message) for message in [each async for each in _get(channel, names.dead, limit)]]
 
 
 async def purge(
-    connection: SupervisedConnection, names: TopologyNames, ids: Collection[str] = (), *, limit: int
+    connection: SupervisedConnection,
+    names: TopologyNames,
+    select: Callable[[QueuedMessage], bool] | None = None,
+    *,
+    limit: int,
 ) -> int:
-    """Remove those with `ids` among the first `limit`, or with none given all there are; return how many."""
+    """Remove the selected dead letters among the first ``limit``, or all without ``select``; return their number."""
     async with _temporary_channel(connection) as channel:
-        if not ids:
+        if select is None:
             with map_errors("purging"):
                 return (await channel.queue_purge(names.dead)).message_count or 0
         removed = 0
         async for message in _get(channel, names.dead, limit):
-            if parse(message).id in ids:
+            if select(_queued(message)):
                 await _ack(channel, message)
                 removed += 1
         return removed
-
-
-@dataclass(frozen=True, slots=True)
-class Replayed:
-    """What a replay did: how many went back to where they came from, and why others stayed, by id."""
-
-    count: int
-    stayed: Mapping[str, str]
 
 
 async def replay(
     connection: SupervisedConnection,
     publisher: Publisher,
     names: TopologyNames,
-    ids: Collection[str] = (),
+    target_of: Callable[[QueuedMessage], ReplayTarget | None],
     *,
-    reason: str | None = None,
     limit: int,
-) -> Replayed:
-    """Publish dead letters to where they came from, and remove each when that is confirmed; raises `Unavailable`.
+) -> ReplayResult:
+    """Publish the first ``limit`` dead letters to their targets, and remove each one once it is confirmed.
 
-    Of the first `limit` those with `ids` and `reason`, where given. What dies in between is replayed twice, never lost.
+    A dead letter for which ``target_of`` returns None is kept. A crash in between replays one twice, but loses none.
+    May raise ``Unavailable``.
     """
-    count, stayed = 0, {}
+    count, unrouted = 0, []
     async with _temporary_channel(connection) as channel:
         async for message in _get(channel, names.dead, limit):
-            dead_letter = parse(message)
-            if (ids and dead_letter.id not in ids) or (reason is not None and dead_letter.reason != reason):
+            queued = _queued(message)
+            target = target_of(queued)
+            if target is None:
                 continue
-            obstacle = await _send_back(publisher, dead_letter)
-            if obstacle is None:
+            outcome = await publisher.publish(
+                target.exchange,
+                target.routing_key,
+                queued.body,
+                headers=_sendable(target.headers) or None,
+                content_type=queued.content_type,
+                mandatory=True,
+                reply_to=queued.reply_to,
+                correlation_id=queued.correlation_id,
+            )
+            if outcome is PublishOutcome.CONFIRMED:
                 await _ack(channel, message)
                 count += 1
             else:
-                stayed[dead_letter.id] = obstacle
-    return Replayed(count, stayed)
+                unrouted.append(queued)
+    return ReplayResult(count, tuple(unrouted))
 
 
-async def _send_back(publisher: Publisher, dead_letter: DeadLetter) -> str | None:
-    """Publish `dead_letter` to its origin and return None, or why that is impossible."""
-    origin = dead_letter.origin
-    if dead_letter.truncated:
-        return "only its beginning was kept"
-    if not origin.exchange and not origin.routing_key:
-        return "it does not say where it came from"
-    if _fits(origin.routing_key) != origin.routing_key:
-        return "its routing key can't be sent again"
-    published = await publisher.publish(
-        origin.exchange,
-        origin.routing_key,
-        dead_letter.body,
-        headers=_producers(origin.headers) or None,
-        content_type=origin.content_type,
-        mandatory=True,
-        reply_to=origin.reply_to,
-        correlation_id=origin.correlation_id,
-    )
-    return None if published is PublishOutcome.CONFIRMED else "no queue takes it where it came from"
-
-
-def parse(message: DeliveredMessage) -> DeadLetter:
-    """Return what `message` says, ours or one that the broker dead-lettered (`x-death`)."""
+def _queued(message: DeliveredMessage) -> QueuedMessage:
     properties = message.header.properties
-    headers: Mapping[str, Any] = properties.headers or {}
-    death = _first_death(headers)
-    ours = REASON in headers
-    origin = Origin(
-        queue=str(headers.get(QUEUE, "") if ours else death.get("queue", "")),
-        exchange=str(headers.get(EXCHANGE, "") if ours else death.get("exchange", message.exchange or "")),
-        routing_key=str(headers.get(ROUTING_KEY, "") if ours else _first(death.get("routing-keys"), message)),
-        headers=_producers(headers),
+    return QueuedMessage(
+        body=message.body,
+        headers=properties.headers or {},
+        exchange=message.exchange or "",
+        routing_key=message.routing_key or "",
         content_type=properties.content_type or None,
+        message_id=properties.message_id or None,
         reply_to=properties.reply_to or None,
         correlation_id=properties.correlation_id or None,
     )
-    reason = str(headers[REASON] if ours else death.get("reason", "unknown"))
-    detail = str(headers.get(DETAIL, "")) if ours else _broker_reason(death)
-    index, length = headers.get(INDEX), headers.get(LENGTH)
-    return DeadLetter(
-        id=_id(message, reason, origin),
-        reason=reason,
-        detail=detail,
-        origin=origin,
-        index=index if isinstance(index, int) else None,
-        length=length if isinstance(length, int) else len(message.body),
-        body=message.body,
-    )
 
 
-def _first_death(headers: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the oldest entry of `x-death`, the one about the queue where the message died first."""
-    deaths = headers.get("x-death")
-    if isinstance(deaths, list) and deaths and isinstance(deaths[-1], dict):
-        return deaths[-1]
-    return {}
-
-
-def _broker_reason(death: Mapping[str, Any]) -> str:
-    return f"dead-lettered by the broker, {death.get('count', 1)} time(s)" if death else "no reason was given"
-
-
-def _first(routing_keys: Any, message: DeliveredMessage) -> Any:
-    if isinstance(routing_keys, list) and routing_keys:
-        return routing_keys[0]
-    return message.routing_key or ""
-
-
-def _id(message: DeliveredMessage, reason: str, origin: Origin) -> str:
-    digest = hashlib.sha256()
-    for part in (message.header.properties.message_id or "", reason, origin.queue, origin.routing_key):
-        digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
-    digest.update(message.body)
-    return digest.hexdigest()[:12]
-
-
-def _producers(headers: Mapping[str, Any]) -> FieldTable:
-    """Return the headers that the producer set, or none where they are too large or strange to be sent again.
-
-    A header frame over the negotiated size would cost the connection, so ours must always fit.
-    """
-    kept = {name: value for name, value in headers.items() if not name.startswith((OWN, *_BROKERS))}
+def _sendable(headers: Mapping[str, Any]) -> FieldTable:
+    """Return the headers, or none if they cannot be encoded or are too large."""
+    table = dict(headers)
     try:
-        size = len(encode.field_table(kept))
+        size = len(encode.field_table(table))
     except (TypeError, ValueError, OverflowError, ArithmeticError):
         return {}
-    return kept if size <= _MAX_HEADERS else {}
-
-
-def _cut(detail: str) -> str:
-    clean = detail.encode("utf-8", "replace").decode()
-    return clean if len(clean) <= MAX_DETAIL else clean[: MAX_DETAIL - 1] + "…"
-
-
-def _fits(routing_key: str) -> str:
-    return routing_key if len(routing_key.encode("utf-8", "replace")) <= 255 else ""  # noqa: PLR2004 - AMQP's bound
+    return table if size <= MAX_PRODUCER_HEADERS else {}
 
 
 @asynccontextmanager
 async def _temporary_channel(connection: SupervisedConnection) -> AsyncIterator[AbstractChannel]:
-    """Give a channel, and close it in the end: what was got on it and not acked then goes back to its place."""
+    """Open a channel for the block. Closing it requeues all unacknowledged messages."""
     channel = await connection.channel()
     try:
         yield channel

@@ -13,8 +13,10 @@ from rich.table import Column, Table
 
 from taskherd.broker import dead_letters
 from taskherd.broker.connection import SupervisedConnection
+from taskherd.broker.dead_letters import QueuedMessage, ReplayTarget
 from taskherd.broker.publish import Publisher
 from taskherd.broker.topology import TopologyNames
+from taskherd.messages.dead_letters import DeadLetter, decode
 from taskherd.settings import load
 
 if TYPE_CHECKING:
@@ -68,14 +70,14 @@ def replay(
 ) -> None:
     """Send dead letters back to where they came from, and remove each once the broker has it."""
     _check_choice(ids, reason, everything=everything)
-    replayed = asyncio.run(_replay(ids or [], reason, most))
+    count, kept = asyncio.run(_replay(ids or [], reason, most))
     if as_json:
-        typer.echo(orjson.dumps({"replayed": replayed.count, "stayed": dict(replayed.stayed)}))
+        typer.echo(orjson.dumps({"replayed": count, "stayed": kept}))
     else:
-        typer.echo(f"{replayed.count} replayed")
-        for letter, obstacle in replayed.stayed.items():
+        typer.echo(f"{count} replayed")
+        for letter, obstacle in kept.items():
             typer.echo(f"{letter} stays: {obstacle}", err=True)
-    if replayed.stayed:
+    if kept:
         raise typer.Exit(1)
 
 
@@ -103,26 +105,41 @@ async def _broker() -> AsyncIterator[tuple[SupervisedConnection, TopologyNames]]
         await link.close()
 
 
-async def _read(most: int) -> list[dead_letters.DeadLetter]:
+async def _read(most: int) -> list[DeadLetter]:
     async with _broker() as (link, names):
-        return await dead_letters.read(link, names, most)
+        return [decode(message) for message in await dead_letters.read(link, names, most)]
 
 
-async def _replay(ids: list[str], reason: str | None, most: int) -> dead_letters.Replayed:
+async def _replay(ids: list[str], reason: str | None, most: int) -> tuple[int, dict[str, str]]:
+    """Return the number of replayed dead letters, and the reason why others were kept, by id."""
+    kept: dict[str, str] = {}
+
+    def target_of(message: QueuedMessage) -> ReplayTarget | None:
+        letter = decode(message)
+        if (ids and letter.id not in ids) or reason not in {None, letter.reason}:
+            return None
+        if letter.replay_obstacle is not None:
+            kept[letter.id] = letter.replay_obstacle
+            return None
+        return ReplayTarget(letter.origin.exchange, letter.origin.routing_key, letter.headers)
+
     async with _broker() as (link, names):
         publisher = Publisher(link)
         try:
-            return await dead_letters.replay(link, publisher, names, ids, reason=reason, limit=most)
+            result = await dead_letters.replay(link, publisher, names, target_of, limit=most)
         finally:
             await publisher.close()
+    kept.update({decode(message).id: "no queue is bound for it at its origin" for message in result.unrouted})
+    return result.count, kept
 
 
 async def _purge(ids: list[str], most: int) -> int:
     async with _broker() as (link, names):
-        return await dead_letters.purge(link, names, ids, limit=most)
+        select = (lambda message: decode(message).id in ids) if ids else None
+        return await dead_letters.purge(link, names, select, limit=most)
 
 
-def _described(letter: dead_letters.DeadLetter) -> dict[str, Any]:
+def _described(letter: DeadLetter) -> dict[str, Any]:
     return {
         "id": letter.id,
         "reason": letter.reason,

@@ -1,32 +1,44 @@
-"""Dead letters: why a message could not be taken, in a closed list of codes, and the headers that say so."""
+"""Dead letters: reasons, headers, and the encoding and decoding of both."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from taskherd.domain.outcome import DeadLetterReason
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from taskherd.messages.limits import BODY_BYTES, TRUNCATED_BYTES
 
 MAX_DETAIL = 500
+"""Maximum length of a detail, in characters."""
 
+PREFIX: Final = "x-taskherd-"
+_RABBITMQ_PREFIXES: Final = (
+    "x-death",
+    "x-first-death-",
+    "x-last-death-",
+    "x-delivery-count",
+    "x-acquired-count",
+    "x-opt-",
+)
+_MAX_ROUTING_KEY_BYTES: Final = 255
 
 MEANINGS: Mapping[DeadLetterReason, str] = {
-    DeadLetterReason.NOT_JSON: "The body is not JSON in UTF-8, or nested too deeply to read.",
-    DeadLetterReason.TOO_LARGE: "The body is over 1 MiB; its first 64 KiB are kept.",
-    DeadLetterReason.TOO_MANY: "An array of more than 1,000 reports.",
-    DeadLetterReason.UNKNOWN_TYPE: "The type is not one of the contract.",
-    DeadLetterReason.INVALID: "A field is missing or not as the contract says.",
-    DeadLetterReason.BUILD_CONFLICT: "A build report whose transition is not the one asked for under its number.",
+    DeadLetterReason.NOT_JSON: "The body is not JSON in UTF-8, or is nested too deeply.",
+    DeadLetterReason.TOO_LARGE: "The body is larger than 1 MiB; its first 64 KiB are kept.",
+    DeadLetterReason.TOO_MANY: "The array has more than 1,000 reports.",
+    DeadLetterReason.UNKNOWN_TYPE: "The type is not one of this contract.",
+    DeadLetterReason.INVALID: "A field is missing or invalid.",
+    DeadLetterReason.BUILD_CONFLICT: "A build report has another transition than the build with its number.",
     DeadLetterReason.UNKNOWN_INPUT: "The outcome of an input that the task never had.",
     DeadLetterReason.PARKED_EXPIRED: "A report whose task was not created within parked_ttl.",
-    DeadLetterReason.PARKED_OVERFLOW: "A report beyond what is parked for one task.",
+    DeadLetterReason.PARKED_OVERFLOW: "Too many reports are parked for the task already.",
     DeadLetterReason.COMMAND_REFUSED: "A command that was refused and has no reply_to.",
-    DeadLetterReason.DATA_ERROR: "The database could not take the values.",
-    DeadLetterReason.FAULT: "taskherd itself failed on it; replay it once that is mended.",
+    DeadLetterReason.DATA_ERROR: "The database rejected a value.",
+    DeadLetterReason.FAULT: "Processing failed because of a bug in taskherd; replay it once that is fixed.",
     DeadLetterReason.REJECTED: "Written by RabbitMQ (in x-death): a consumer rejected it.",
     DeadLetterReason.EXPIRED: "Written by RabbitMQ (in x-death): it had expired.",
     DeadLetterReason.MAXLEN: "Written by RabbitMQ (in x-death): its queue was full.",
@@ -36,17 +48,177 @@ MEANINGS: Mapping[DeadLetterReason, str] = {
 
 
 class DeadLetterHeaders(BaseModel):
-    """The headers of a dead letter; its body is the message as it came, or the element of an array by itself.
+    """The headers of a dead letter; its body is the original message, or one element of an array.
 
-    A message that the broker itself took from a queue has none of these, but RabbitMQ's ``x-death``.
+    A message that RabbitMQ dead-lettered has none of these, but RabbitMQ's ``x-death``.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
 
-    reason: DeadLetterReason = Field(alias="x-taskherd-reason")
-    detail: str = Field("", alias="x-taskherd-detail", max_length=MAX_DETAIL)
-    index: int | None = Field(None, alias="x-taskherd-index", ge=0, description="Its place in the array it came in.")
-    length: int | None = Field(None, alias="x-taskherd-length", description="Bytes of the body where it was cut.")
-    exchange: str | None = Field(None, alias="x-taskherd-exchange", description="Where it was published to.")
-    routing_key: str | None = Field(None, alias="x-taskherd-routing-key")
-    queue: str | None = Field(None, alias="x-taskherd-queue", description="The queue it was taken from.")
+    reason: DeadLetterReason = Field(alias=f"{PREFIX}reason")
+    detail: str = Field("", alias=f"{PREFIX}detail", max_length=MAX_DETAIL)
+    index: int | None = Field(None, alias=f"{PREFIX}index", ge=0, description="Index in the array it arrived in.")
+    length: int | None = Field(
+        None, alias=f"{PREFIX}length", description="Original size of the body in bytes, if it was truncated."
+    )
+    exchange: str | None = Field(None, alias=f"{PREFIX}exchange", description="Exchange it was published to.")
+    routing_key: str | None = Field(None, alias=f"{PREFIX}routing-key")
+    queue: str | None = Field(None, alias=f"{PREFIX}queue", description="Queue it was consumed from.")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The queue that a message was consumed from, and the exchange and routing key that it was published with."""
+
+    queue: str
+    exchange: str
+    routing_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A message in the dead-letter queue; ``id`` is the same each time it is read.
+
+    ``length`` is the original size of the body in bytes; ``headers`` are those that the producer set.
+    """
+
+    id: str
+    reason: str
+    detail: str
+    origin: Origin
+    index: int | None
+    length: int
+    body: bytes = field(repr=False)
+    headers: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def truncated(self) -> bool:
+        """True if only the beginning of the body was kept."""
+        return self.length > len(self.body)
+
+    @property
+    def replay_obstacle(self) -> str | None:
+        """The reason why it cannot be published to its origin again, or None."""
+        if self.truncated:
+            return "only the beginning of its body was kept"
+        if not self.origin.exchange and not self.origin.routing_key:
+            return "its origin is unknown"
+        if len(self.origin.routing_key.encode("utf-8", "replace")) > _MAX_ROUTING_KEY_BYTES:
+            return "its routing key is too long to be sent"
+        return None
+
+
+class StoredMessage(Protocol):
+    """The parts of a message from the dead-letter queue that ``decode`` reads."""
+
+    @property
+    def body(self) -> bytes:
+        """The body."""
+
+    @property
+    def headers(self) -> Mapping[str, Any]:
+        """All headers."""
+
+    @property
+    def exchange(self) -> str:
+        """The exchange that it was last published to."""
+
+    @property
+    def routing_key(self) -> str:
+        """The routing key that it was last published with."""
+
+    @property
+    def message_id(self) -> str | None:
+        """The message id that its publisher chose."""
+
+
+def encode(
+    body: bytes,
+    reason: DeadLetterReason,
+    detail: str,
+    origin: Origin,
+    *,
+    index: int | None = None,
+    length: int | None = None,
+) -> tuple[bytes, dict[str, Any]]:
+    """Return the body and the headers of a dead letter.
+
+    A body larger than 1 MiB is truncated to its first 64 KiB.
+
+    Args:
+        body: the original body, or one element of it.
+        reason: its code.
+        detail: an explanation for people; truncated to ``MAX_DETAIL`` characters.
+        origin: where the message was published and consumed.
+        index: the index of the element in the array it arrived in.
+        length: the original size in bytes, if ``body`` was truncated before.
+    """
+    if len(body) > BODY_BYTES:
+        body, length = body[:TRUNCATED_BYTES], len(body) if length is None else length
+    headers = DeadLetterHeaders(
+        reason=reason,
+        detail=_truncate(detail),
+        index=index,
+        length=length,
+        exchange=origin.exchange,
+        routing_key=origin.routing_key,
+        queue=origin.queue,
+    )
+    return body, headers.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def decode(message: StoredMessage) -> DeadLetter:
+    """Decode a dead letter that taskherd published or that RabbitMQ dead-lettered (``x-death``); never raises."""
+    headers = message.headers
+    if f"{PREFIX}reason" in headers:
+        reason, detail = str(headers[f"{PREFIX}reason"]), str(headers.get(f"{PREFIX}detail", ""))
+        origin = Origin(*(str(headers.get(f"{PREFIX}{name}", "")) for name in ("queue", "exchange", "routing-key")))
+    else:
+        death = _first_death(headers)
+        reason = str(death.get("reason", DeadLetterReason.UNKNOWN.value))
+        detail = f"dead-lettered by the broker, {death.get('count', 1)} time(s)" if death else "no reason was given"
+        origin = Origin(
+            str(death.get("queue", "")), str(death.get("exchange", message.exchange)), _routing_key(death, message)
+        )
+    index, length = headers.get(f"{PREFIX}index"), headers.get(f"{PREFIX}length")
+    return DeadLetter(
+        id=_id(message, reason, origin),
+        reason=reason,
+        detail=detail,
+        origin=origin,
+        index=index if isinstance(index, int) else None,
+        length=length if isinstance(length, int) else len(message.body),
+        body=message.body,
+        headers=producer_headers(headers),
+    )
+
+
+def producer_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the headers that the producer set: all except taskherd's and RabbitMQ's."""
+    return {name: value for name, value in headers.items() if not name.startswith((PREFIX, *_RABBITMQ_PREFIXES))}
+
+
+def _first_death(headers: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the oldest entry of ``x-death``, which names the queue that first dead-lettered the message."""
+    deaths = headers.get("x-death")
+    if isinstance(deaths, list) and deaths and isinstance(deaths[-1], dict):
+        return deaths[-1]
+    return {}
+
+
+def _routing_key(death: Mapping[str, Any], message: StoredMessage) -> str:
+    routing_keys = death.get("routing-keys")
+    return str(routing_keys[0]) if isinstance(routing_keys, list) and routing_keys else message.routing_key
+
+
+def _id(message: StoredMessage, reason: str, origin: Origin) -> str:
+    digest = hashlib.sha256()
+    for part in (message.message_id or "", reason, origin.queue, origin.routing_key):
+        digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
+    digest.update(message.body)
+    return digest.hexdigest()[:12]
+
+
+def _truncate(detail: str) -> str:
+    clean = detail.encode("utf-8", "replace").decode()
+    return clean if len(clean) <= MAX_DETAIL else clean[: MAX_DETAIL - 1] + "…"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from taskherd.broker import dead_letters
+from taskherd.broker.dead_letters import publish_dead_letter
 from taskherd.broker.publish import PublishOutcome
 from taskherd.domain.handle_command import CommandRefused
 from taskherd.domain.outcome import DeadLetterReason
@@ -17,6 +17,7 @@ from taskherd.messages.decoding import InvalidMessage
 from taskherd.observability.tracing import extract
 from taskherd.store.engine import DataError
 from taskherd.worker.batch import POISON, Batch
+from taskherd.worker.dead_letters import dead_letter_of
 from taskherd.worker.reconcile import reconcile
 
 if TYPE_CHECKING:
@@ -110,11 +111,6 @@ class CommandConsumer:
             log.info("no queue took the reply", correlation_id=delivery.correlation_id)
 
     async def _publish_dead_letter(self, delivery: Delivery, bad: InvalidMessage) -> None:
-        origin = dead_letters.origin_of(delivery)
-        await self._context.until_stopped(
-            lambda: dead_letters.publish_dead_letter(
-                self._context.publisher, self._context.names, bad.body, bad.reason.value, bad.detail, origin
-            ),
-            "broker",
-        )
+        dead_letter = dead_letter_of(self._context.names, delivery, bad)
+        await self._context.until_stopped(lambda: publish_dead_letter(self._context.publisher, dead_letter), "broker")
         self._context.metrics.dead_lettered.labels(bad.reason.value).inc()

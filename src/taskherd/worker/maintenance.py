@@ -5,8 +5,9 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from taskherd.broker import dead_letters
+from taskherd.broker.dead_letters import build_dead_letter, publish_dead_letter
 from taskherd.domain.outcome import DeadLetterReason
+from taskherd.messages.dead_letters import Origin, encode
 from taskherd.store import commands, parked, partitions, stats, workers
 from taskherd.store.engine import transaction
 
@@ -51,21 +52,17 @@ class Maintenance:
     async def expire_parked_once(self, now: datetime) -> int:
         """Bury reports whose task never came; how many. A letter is confirmed before its row is gone."""
         context = self._context
-        reason = DeadLetterReason.PARKED_EXPIRED.value
+        reason = DeadLetterReason.PARKED_EXPIRED
         async with transaction(context.engine) as connection:
             rows = await parked.expired(connection, now - context.retention.parked_ttl, AT_ONCE)
             for row in rows:
-                origin = dead_letters.Origin(context.names.reports, context.names.reports, str(row.task_id))
-                body = row.report.encode()
-                await dead_letters.publish_dead_letter(
-                    context.publisher,
-                    context.names,
-                    body,
-                    reason,
-                    "Its task was not created in time, or refused it.",
-                    origin,
+                origin = Origin(context.names.reports, context.names.reports, str(row.task_id))
+                body, headers = encode(
+                    row.report.encode(), reason, "Its task was not created in time, or refused it.", origin
                 )
-                context.metrics.dead_lettered.labels(reason).inc()
+                dead_letter = build_dead_letter(context.names, origin.routing_key, body, headers)
+                await publish_dead_letter(context.publisher, dead_letter)
+                context.metrics.dead_lettered.labels(reason.value).inc()
             if rows:
                 await parked.remove(connection, [row.id for row in rows])
         return len(rows)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from taskherd.broker import dead_letters
+from taskherd.broker.dead_letters import publish_dead_letters
 from taskherd.domain.outcome import ReportOutcome
 from taskherd.errors import Unavailable
 from taskherd.messages.decoding import InvalidMessage
@@ -27,6 +27,7 @@ from taskherd.observability.tracing import MAX_LINKS, extract
 from taskherd.store.engine import DataError
 from taskherd.worker.batch import POISON, Batch
 from taskherd.worker.concurrency import BatchFootprint, BatchScheduler
+from taskherd.worker.dead_letters import dead_letter_of
 from taskherd.worker.probe import is_probe
 from taskherd.worker.reconcile import reconcile
 
@@ -174,21 +175,8 @@ class ReportConsumer:
                 letters.append((delivery, InvalidMessage(index, outcome.dead_letter_reason, outcome.detail, body)))
         if not letters:
             return
-        waiting = [
-            dead_letters.build_dead_letter(
-                self._context.names,
-                bad.body,
-                bad.reason.value,
-                bad.detail,
-                dead_letters.origin_of(delivery),
-                index=bad.index,
-                length=bad.length,
-            )
-            for delivery, bad in letters
-        ]
-        await self._context.until_stopped(
-            partial(dead_letters.publish_dead_letters, self._context.publisher, waiting), "broker"
-        )
+        waiting = [dead_letter_of(self._context.names, delivery, bad) for delivery, bad in letters]
+        await self._context.until_stopped(partial(publish_dead_letters, self._context.publisher, waiting), "broker")
         for _, bad in letters:
             self._context.metrics.dead_lettered.labels(bad.reason.value).inc()
         first = [(bad.reason.value, bad.detail[:100]) for _, bad in letters[:MAX_LOGGED]]

@@ -1,0 +1,32 @@
+"""Build the dead letter for a delivery that was invalid or rejected."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from taskherd.broker.dead_letters import build_dead_letter
+from taskherd.messages.dead_letters import Origin, encode, producer_headers
+
+if TYPE_CHECKING:
+    from taskherd.broker.delivery import Delivery
+    from taskherd.broker.publish import OutgoingMessage
+    from taskherd.broker.topology import TopologyNames
+    from taskherd.messages.decoding import InvalidMessage
+
+
+def dead_letter_of(names: TopologyNames, delivery: Delivery, invalid: InvalidMessage) -> OutgoingMessage:
+    """Return the dead letter for ``delivery``, or for the element of it that is ``invalid``."""
+    origin = Origin(delivery.queue, delivery.exchange, delivery.routing_key)
+    body, headers = encode(
+        invalid.body, invalid.reason, invalid.detail, origin, index=invalid.index, length=invalid.length
+    )
+    return build_dead_letter(
+        names,
+        delivery.routing_key,
+        body,
+        headers,
+        producer_headers=producer_headers(delivery.headers),
+        content_type=delivery.properties.content_type or None,
+        reply_to=delivery.reply_to,
+        correlation_id=delivery.correlation_id,
+    )
