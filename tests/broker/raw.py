@@ -1,4 +1,4 @@
-"""Publishes messages with properties that no client library would encode, as raw AMQP frames."""
+"""Publish messages with properties that no client library encodes, as raw AMQP frames."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _BASIC, _HEADER_FRAME, _FRAME_END = 60, 2, b"\xce"
 
 
 def header_payload(size: int, flags: int, properties: bytes) -> bytes:
-    """Return the payload of a content header frame for a body of `size` bytes."""
+    """Return the payload of a content header frame for a body of ``size`` bytes."""
     return struct.pack(">HHQH", _BASIC, 0, size, flags) + properties
 
 
 def table(entries: bytes) -> bytes:
-    """Return an AMQP field table with the encoded `entries`."""
+    """Return an AMQP field table with the encoded ``entries``."""
     return struct.pack(">I", len(entries)) + entries
 
 
@@ -40,7 +40,7 @@ def headers(entries: bytes) -> tuple[int, bytes]:
 
 
 def nested_arrays(depth: int) -> bytes:
-    """Return a table entry that holds arrays in arrays, to `depth`."""
+    """Return a table entry with arrays nested ``depth`` levels deep."""
     value = b"V"
     for _ in range(depth):
         value = b"A" + struct.pack(">I", len(value)) + value
@@ -50,7 +50,7 @@ def nested_arrays(depth: int) -> bytes:
 async def publish(
     channel: Channel, exchange: str, routing_key: bytes, body: bytes, properties: tuple[int, bytes]
 ) -> None:
-    """Publish `body` with properties just as they are encoded, unconfirmed, on a channel without confirms."""
+    """Publish ``body`` with ``properties`` as encoded by the caller, on a channel without confirms."""
     payload = header_payload(len(body), *properties)
     method = frame.marshal(Basic.Publish(exchange=exchange, routing_key="?" * len(routing_key)), channel.number)
     frames = (

@@ -1,3 +1,5 @@
+"""Ack frames for deliveries that are acknowledged in any order."""
+
 from __future__ import annotations
 
 from hypothesis import given
@@ -7,13 +9,13 @@ from taskherd.broker.ack_tracker import Acks, AckTracker
 
 
 class FakeBroker:
-    """What RabbitMQ does with acks: an unknown tag closes the channel."""
+    """RabbitMQ's handling of acks: an unknown tag is an error."""
 
     def __init__(self, delivered: int) -> None:
         self.unacked = set(range(1, delivered + 1))
 
-    def take(self, acks: Acks) -> None:
-        """Forget what `acks` names; fails on a tag that is not unacked."""
+    def apply(self, acks: Acks) -> None:
+        """Apply ``acks``; fail on a tag that is not unacknowledged."""
         for tag in acks.single:
             self.unacked.remove(tag)
         if acks.up_to is not None:
@@ -22,16 +24,16 @@ class FakeBroker:
 
 
 @given(st.lists(st.lists(st.integers(1, 30), max_size=12), max_size=12))
-def test_exactly_what_is_settled_is_acknowledged(batches: list[list[int]]) -> None:
-    """Whatever the order and repetition, the broker is left with exactly the tags that nobody settled."""
-    broker, outstanding = FakeBroker(30), AckTracker()
-    settled: set[int] = set()
+def test_exactly_the_acknowledged_tags_are_acked(batches: list[list[int]]) -> None:
+    """For any order and repetition, exactly the tags that were not acknowledged stay unacknowledged at the broker."""
+    broker, tracker = FakeBroker(30), AckTracker()
+    acknowledged: set[int] = set()
     for batch in batches:
-        broker.take(outstanding.settle(batch))
-        settled |= set(batch)
-        assert broker.unacked == set(range(1, 31)) - settled
+        broker.apply(tracker.acknowledge(batch))
+        acknowledged |= set(batch)
+        assert broker.unacked == set(range(1, 31)) - acknowledged
 
 
-def test_a_covered_prefix_takes_one_frame() -> None:
-    """A thousand deliveries taken in order are acknowledged with one frame."""
-    assert AckTracker().settle(range(1, 1001)) == Acks(1000, ())
+def test_a_contiguous_run_takes_one_frame() -> None:
+    """A thousand deliveries acknowledged in order take one frame."""
+    assert AckTracker().acknowledge(range(1, 1001)) == Acks(1000, ())

@@ -1,3 +1,5 @@
+"""Supervised connections: waiting for the broker, reconnecting, closing."""
+
 from __future__ import annotations
 
 import asyncio
@@ -9,20 +11,20 @@ from taskherd.errors import Unavailable
 from tests.broker.conftest import TcpRelay
 
 
-async def test_a_link_waits_for_a_broker_that_is_not_there_yet(free_port: int) -> None:
-    """With no broker a connection raises only to who asks for a channel, tells its hook why, and closes at once."""
+async def test_a_connection_waits_for_an_unreachable_broker(free_port: int) -> None:
+    """Without a broker, only requests for a channel fail, the hook receives the reason, and closing is immediate."""
     refused: list[str] = []
-    told = asyncio.Event()
+    called = asyncio.Event()
 
     def on_refused(name: str, reason: str) -> None:
         refused.append(f"{name}: {reason}")
-        told.set()
+        called.set()
 
     connection = SupervisedConnection(
         f"amqp://guest:secret@127.0.0.1:{free_port}/", "test", Hooks(on_refused=on_refused)
     )
     connection.start()
-    await asyncio.wait_for(told.wait(), 10)
+    await asyncio.wait_for(called.wait(), 10)
     with pytest.raises(Unavailable):
         await connection.wait_up(0.1)
     assert not connection.is_up
@@ -30,8 +32,8 @@ async def test_a_link_waits_for_a_broker_that_is_not_there_yet(free_port: int) -
     await asyncio.wait_for(connection.close(), 5)
 
 
-async def test_a_link_comes_back_each_time_it_is_cut(proxied: tuple[TcpRelay, str]) -> None:
-    """The hooks see each loss and each return."""
+async def test_a_connection_reconnects_after_each_loss(proxied: tuple[TcpRelay, str]) -> None:
+    """The hooks are called for each loss and each reconnect."""
     proxy, url = proxied
     ups, downs = 0, 0
     changed = asyncio.Event()
@@ -59,8 +61,8 @@ async def test_a_link_comes_back_each_time_it_is_cut(proxied: tuple[TcpRelay, st
 
 
 @pytest.mark.slow
-async def test_closing_a_frozen_link_takes_seconds(proxied: tuple[TcpRelay, str]) -> None:
-    """A frozen broker can't hold up a shutdown."""
+async def test_closing_a_frozen_connection_takes_seconds(proxied: tuple[TcpRelay, str]) -> None:
+    """A frozen broker does not block a shutdown."""
     proxy, url = proxied
     connection = SupervisedConnection(url, "test")
     connection.start()

@@ -1,3 +1,5 @@
+"""Consuming: batches, acks, pausing, stopping, and reconnecting."""
+
 from __future__ import annotations
 
 import asyncio
@@ -17,7 +19,7 @@ from tests.library_versions import unsupported
 
 @pytest.fixture(autouse=True, params=[None, "aiormq", "pamqp"], ids=["patched", "unpatched aiormq", "unpatched pamqp"])
 def _libraries(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Each law of consuming holds with our patches, and with a library whose version they do not support."""
+    """Run each test with the patches, and with a library version that they do not support."""
     with nullcontext() if request.param is None else unsupported(request.param):
         yield
 
@@ -26,18 +28,18 @@ async def _publish(publisher: Publisher, names: TopologyNames, count: int) -> No
     await publisher.publish_many([OutgoingMessage(names.reports, "k", str(n).encode()) for n in range(count)])
 
 
-async def _unacked_and_ready(channel: Channel, queue: str) -> int:
-    """Return how many messages come back once every consumer is gone, by taking them all."""
+async def _drain(channel: Channel, queue: str) -> int:
+    """Remove all messages from a queue that has no consumer, and return their number."""
     count = 0
     while (await channel.basic_get(queue, no_ack=True, timeout=5)).delivery.name == "Basic.GetOk":
         count += 1
     return count
 
 
-async def test_batches_keep_order_and_bounds(
+async def test_batches_keep_order_and_limits(
     names: TopologyNames, publisher: Publisher, amqp_url: str, connect_to: ConnectTo, consume_reports: ConsumeReports
 ) -> None:
-    """A batch holds at most what was asked for, in order, and the buffer never more than the prefetch."""
+    """A batch has at most ``limit`` deliveries, in order, and the buffer never more than the prefetch."""
     await _publish(publisher, names, 250)
     consumer = consume_reports(connect_to(amqp_url, "consume"), prefetch=100)
     bodies: list[bytes] = []
@@ -50,46 +52,44 @@ async def test_batches_keep_order_and_bounds(
     assert bodies == [str(n).encode() for n in range(250)]
 
 
-async def test_only_what_is_acked_stays_away(
+async def test_only_acked_deliveries_are_removed(
     names: TopologyNames, publisher: Publisher, amqp_url: str, connect_to: ConnectTo, consume_reports: ConsumeReports
 ) -> None:
-    """Acks out of order settle just the deliveries they name; the rest goes back to the queue."""
+    """Acks in any order remove exactly the named deliveries; the others return to the queue."""
     await _publish(publisher, names, 10)
     consumer = consume_reports(connect_to(amqp_url, "consume"))
-    got: list[Delivery] = []
-    while len(got) < 10:
-        got += await consumer.batch(10, 0)
-    assert await consumer.ack([got[7], got[3]])
-    assert await consumer.ack(got[:5])
-    assert await consumer.ack([got[0], got[7]])  # again, which the broker must not see
+    deliveries: list[Delivery] = []
+    while len(deliveries) < 10:
+        deliveries += await consumer.batch(10, 0)
+    assert await consumer.ack([deliveries[7], deliveries[3]])
+    assert await consumer.ack(deliveries[:5])
+    assert await consumer.ack([deliveries[0], deliveries[7]])  # repeated; the broker must not receive them
     await consumer.close()
     channel = await connect_to(amqp_url, "look").channel()
-    assert await _unacked_and_ready(channel, names.reports) == 4
+    assert await _drain(channel, names.reports) == 4
 
 
-async def test_stop_leaves_what_is_buffered(
+async def test_stop_keeps_the_buffer(
     names: TopologyNames, publisher: Publisher, amqp_url: str, connect_to: ConnectTo, consume_reports: ConsumeReports
 ) -> None:
-    """After `stop` nothing new comes, what is buffered can be taken and acked, then batches are empty."""
+    """After ``stop`` nothing new arrives, buffered deliveries can be processed and acked, then batches are empty."""
     await _publish(publisher, names, 5)
     consumer = consume_reports(connect_to(amqp_url, "consume"))
     first = await consumer.batch(1, 0)
     await consumer.stop()
     await publisher.publish(names.reports, "k", b"late")
-    rest: list[Delivery] = []
+    remaining: list[Delivery] = []
     while batch := await consumer.batch(10, 0):
-        rest += batch
-    assert [each.body for each in first + rest] == [b"0", b"1", b"2", b"3", b"4"]
-    assert await consumer.ack(first + rest)
+        remaining += batch
+    assert [each.body for each in first + remaining] == [b"0", b"1", b"2", b"3", b"4"]
+    assert await consumer.ack(first + remaining)
     await consumer.close()
     channel = await connect_to(amqp_url, "look").channel()
-    assert await _unacked_and_ready(channel, names.reports) == 1
+    assert await _drain(channel, names.reports) == 1
 
 
-async def test_a_waiting_batch_ends_with_stop(
-    amqp_url: str, connect_to: ConnectTo, consume_reports: ConsumeReports
-) -> None:
-    """`stop` wakes who waits for a batch."""
+async def test_stop_ends_a_waiting_batch(amqp_url: str, connect_to: ConnectTo, consume_reports: ConsumeReports) -> None:
+    """``stop`` wakes a task that waits for a batch."""
     consumer = consume_reports(connect_to(amqp_url, "consume"))
     waiting = asyncio.create_task(consumer.batch(10, 1))
     await asyncio.sleep(0)
@@ -97,14 +97,14 @@ async def test_a_waiting_batch_ends_with_stop(
     assert await asyncio.wait_for(waiting, 5) == []
 
 
-async def test_a_cut_connection_is_made_again(
+async def test_consuming_resumes_after_the_connection_is_cut(
     names: TopologyNames,
     publisher: Publisher,
     proxied: tuple[TcpRelay, str],
     connect_to: ConnectTo,
     consume_reports: ConsumeReports,
 ) -> None:
-    """After a reset the consumer consumes again; old deliveries can't be acked, and come again."""
+    """After a reset the consumer subscribes again; old deliveries cannot be acked and are redelivered."""
     proxy, url = proxied
     await _publish(publisher, names, 3)
     consumer = consume_reports(connect_to(url, "consume"))
@@ -121,38 +121,38 @@ async def test_a_cut_connection_is_made_again(
     assert await consumer.ack(again)
 
 
-async def test_what_comes_back_thrice_is_suspect(
+async def test_a_message_redelivered_three_times_is_possible_poison(
     names: TopologyNames,
     publisher: Publisher,
     proxied: tuple[TcpRelay, str],
     connect_to: ConnectTo,
     consume_reports: ConsumeReports,
 ) -> None:
-    """A message that was delivered three times before is flagged."""
+    """A message is flagged when its delivery failed three times before."""
     proxy, url = proxied
     await _publish(publisher, names, 1)
     consumer = consume_reports(connect_to(url, "consume"))
-    seen = []
+    flags = []
     for _ in range(4):
         [delivery] = await consumer.batch(10, 0)
-        seen.append(delivery.possible_poison)
-        if len(seen) < 4:
+        flags.append(delivery.possible_poison)
+        if len(flags) < 4:
             proxy.cut()
             await until(_consuming(consumer), lambda consuming: not consuming)
-    assert seen == [False, False, False, True]
+    assert flags == [False, False, False, True]
 
 
 def _consuming(consumer: Consumer) -> Callable[[], Awaitable[bool]]:
-    async def look() -> bool:
+    async def read() -> bool:
         return consumer.consuming
 
-    return look
+    return read
 
 
 async def test_a_deleted_queue_is_declared_and_consumed_again(
     names: TopologyNames, publisher: Publisher, amqp_url: str, connect_to: ConnectTo, consume_reports: ConsumeReports
 ) -> None:
-    """Deleting the queue under its consumer stops nothing for long."""
+    """If the queue is deleted, the consumer declares it and subscribes again."""
     consumer = consume_reports(connect_to(amqp_url, "consume"))
     await publisher.publish(names.reports, "k", b"before")
     [before] = await consumer.batch(10, 0)
@@ -170,7 +170,7 @@ async def test_a_deleted_queue_is_declared_and_consumed_again(
 async def test_a_closed_channel_is_opened_again(
     names: TopologyNames, publisher: Publisher, amqp_url: str, connect_to: ConnectTo, consume_reports: ConsumeReports
 ) -> None:
-    """A channel that the broker closes, as it does for `consumer_timeout`, is replaced on the same connection."""
+    """A channel that the broker closes, as it does for ``consumer_timeout``, is replaced on the same connection."""
     connection = connect_to(amqp_url, "consume")
     consumer = consume_reports(connection)
     await _publish(publisher, names, 1)
@@ -184,10 +184,10 @@ async def test_a_closed_channel_is_opened_again(
     assert await consumer.ack([again])
 
 
-async def test_pause_stops_the_flow_and_resume_starts_it(
+async def test_pause_unsubscribes_and_resume_subscribes(
     names: TopologyNames, publisher: Publisher, amqp_url: str, connect_to: ConnectTo, consume_reports: ConsumeReports
 ) -> None:
-    """A paused consumer is no consumer, a resumed one is; the broker's own count says so."""
+    """The broker counts no consumer while it is paused, and one after it resumed."""
     consumer = consume_reports(connect_to(amqp_url, "consume"))
     await until(consumer.consumers, lambda count: count == 1)
     await consumer.pause()
@@ -195,5 +195,5 @@ async def test_pause_stops_the_flow_and_resume_starts_it(
     await publisher.publish(names.reports, "k", b"x")
     await consumer.resume()
     await until(consumer.consumers, lambda count: count == 1)
-    [got] = await consumer.batch(10, 0)
-    assert await consumer.ack([got])
+    [delivery] = await consumer.batch(10, 0)
+    assert await consumer.ack([delivery])

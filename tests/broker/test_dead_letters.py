@@ -211,7 +211,7 @@ async def test_publishing_without_a_dead_letter_queue_fails(
 ) -> None:
     """A dead letter that was not routed to any queue raises ``Unavailable``."""
     await (await connection.channel()).queue_delete(names.dead)
-    with pytest.raises(Unavailable, match="no queue takes dead letters"):
+    with pytest.raises(Unavailable, match="no queue is bound for dead letters"):
         await publish(publisher, names)
 
 

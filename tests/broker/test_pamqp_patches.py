@@ -1,3 +1,5 @@
+"""Lenient decoding of AMQP properties."""
+
 from __future__ import annotations
 
 import datetime as dt
@@ -13,7 +15,7 @@ from taskherd.broker.topology import TopologyNames
 from tests.broker import raw
 from tests.broker.conftest import ConnectTo, ConsumeReports
 
-BAD = {
+UNDECODABLE = {
     "timestamp in microseconds": raw.timestamp(1_760_000_000_000_000),
     "timestamp before 1970": raw.timestamp(2**64 - 5),
     "app_id in Latin-1": raw.app_id(b"caf\xe9"),
@@ -23,51 +25,51 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("bad", BAD.values(), ids=BAD.keys())
-async def test_a_bad_property_hurts_no_neighbour(
+@pytest.mark.parametrize("undecodable", UNDECODABLE.values(), ids=UNDECODABLE.keys())
+async def test_an_undecodable_property_affects_no_other_message(
     *,
-    bad: tuple[int, bytes],
+    undecodable: tuple[int, bytes],
     names: TopologyNames,
     publisher: Publisher,
     amqp_url: str,
     connect_to: ConnectTo,
     consume_reports: ConsumeReports,
 ) -> None:
-    """A message whose properties can't be decoded arrives as if it had none, and its neighbours as they are."""
+    """A message with an undecodable property arrives without properties, and the messages around it unchanged."""
     connection = connect_to(amqp_url, "consume")
     channel = await connect_to(amqp_url, "raw").channel()
     await publisher.publish(names.reports, "before", b"1", headers={"a": "b"}, correlation_id="c")
-    await raw.publish(channel, names.reports, b"bad", b"2", bad)
-    await channel.close()  # a clean close, so that the broker has taken it
+    await raw.publish(channel, names.reports, b"bad", b"2", undecodable)
+    await channel.close()  # a clean close, so that the broker has received the message
     await publisher.publish(names.reports, "after", b"3")
     consumer = consume_reports(connection)
-    got: list[Delivery] = []
-    while len(got) < 3:
-        got += await consumer.batch(10, 0)
-    assert [each.body for each in got] == [b"1", b"2", b"3"]
-    assert not any(each.redelivered for each in got)
-    assert got[0].headers == {"a": "b"}
-    assert got[0].correlation_id == "c"
-    assert got[1].headers == {}
-    assert got[1].properties.app_id is None
-    assert await consumer.ack(got)
+    deliveries: list[Delivery] = []
+    while len(deliveries) < 3:
+        deliveries += await consumer.batch(10, 0)
+    assert [each.body for each in deliveries] == [b"1", b"2", b"3"]
+    assert not any(each.redelivered for each in deliveries)
+    assert deliveries[0].headers == {"a": "b"}
+    assert deliveries[0].correlation_id == "c"
+    assert deliveries[1].headers == {}
+    assert deliveries[1].properties.app_id is None
+    assert await consumer.ack(deliveries)
 
 
-async def test_a_routing_key_that_is_not_utf8_arrives_escaped(
+async def test_a_routing_key_that_is_not_utf8_is_escaped(
     names: TopologyNames, amqp_url: str, connect_to: ConnectTo, consume_reports: ConsumeReports
 ) -> None:
-    """A name in a method frame that is not UTF-8 costs nothing but its own legibility."""
+    """A name in a method frame that is not UTF-8 arrives with its bytes escaped."""
     channel = await connect_to(amqp_url, "raw").channel()
     await raw.publish(channel, names.reports, b"\xff\xfe", b"{}", (0, b""))
     await channel.close()
     consumer = consume_reports(connect_to(amqp_url, "consume"))
-    [got] = await consumer.batch(10, 0)
-    assert got.routing_key == r"\xff\xfe"
-    assert await consumer.ack([got])
+    [delivery] = await consumer.batch(10, 0)
+    assert delivery.routing_key == r"\xff\xfe"
+    assert await consumer.ack([delivery])
 
 
-def test_what_can_be_decoded_is_decoded_whole() -> None:
-    """Lenient decoding gives for good properties exactly what went in."""
+def test_decodable_properties_are_unchanged() -> None:
+    """Lenient decoding returns valid properties exactly as they were encoded."""
     pamqp_patches.install()
     pamqp_patches.install()
     properties = Basic.Properties(
@@ -90,8 +92,8 @@ def test_what_can_be_decoded_is_decoded_whole() -> None:
     assert header.properties == properties
 
 
-def test_the_brokers_count_survives_a_bad_property() -> None:
-    """What the broker counts is kept beside an undecodable property, so that a suspect stays a suspect."""
+def test_the_delivery_count_survives_an_undecodable_property() -> None:
+    """The broker's delivery count is kept, so that a possible poison message is still recognized."""
     pamqp_patches.install()
     flag, encoded = raw.headers(b"\x10x-delivery-countl\x00\x00\x00\x00\x00\x00\x00\x04\x01at\x01")
     bad_flag, bad = raw.app_id(b"\xff")

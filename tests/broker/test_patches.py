@@ -1,4 +1,4 @@
-"""Outside the range of a patch, the library's own code does the work."""
+"""Outside the version range of a patch, the library's own code runs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.library_versions import pretended, unsupported
     ],
 )
 def test_a_version_outside_the_range_warns_once(library: str, version: str, loss: str) -> None:
-    """One warning a process names the library, its version, the range and the loss; the other patch still applies."""
+    """One warning per process names the library, its version, the range and the loss; the other patch applies."""
     with pretended(library, version):
         with pytest.warns(RuntimeWarning) as warned:
             SupervisedConnection("amqp://unused", "first")
@@ -44,7 +44,7 @@ def test_a_version_outside_the_range_warns_once(library: str, version: str, loss
 
 @pytest.mark.parametrize(("library", "version"), [("aiormq", "7.2.4"), ("aiormq", "7.2.99"), ("pamqp", "4.0.1")])
 def test_a_version_in_the_range_is_patched_silently(library: str, version: str) -> None:
-    """From the first version to the last before the end of the range, both patches apply without a warning."""
+    """For all versions in the range, both patches apply without a warning."""
     with pretended(library, version), warnings.catch_warnings():
         warnings.simplefilter("error")
         SupervisedConnection("amqp://unused", "patched")
@@ -56,10 +56,10 @@ def _patched() -> set[str]:
     return {library for library, part in replaced.items() if part.__module__.startswith("taskherd.")}
 
 
-async def test_aiormqs_own_deliveries_hold_what_ours_hold(
+async def test_both_kinds_of_delivery_have_the_same_content(
     names: TopologyNames, publisher: Publisher, amqp_url: str, connect_to: ConnectTo, consume_reports: ConsumeReports
 ) -> None:
-    """A delivery that aiormq decoded has the same attributes as one assembled by our reader, and is acknowledged."""
+    """A delivery that aiormq decoded has the same attributes as one from ``FrameReader``, and can be acknowledged."""
     traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
     async def delivered() -> Delivery:
@@ -73,20 +73,20 @@ async def test_aiormqs_own_deliveries_hold_what_ours_hold(
         await consumer.close()
         return delivery
 
-    ours = await delivered()
+    from_reader = await delivered()
     with unsupported("aiormq"):
-        theirs = await delivered()
-    assert isinstance(ours, RawDelivery)
-    assert isinstance(theirs, DecodedDelivery)
+        from_aiormq = await delivered()
+    assert isinstance(from_reader, RawDelivery)
+    assert isinstance(from_aiormq, DecodedDelivery)
     for name, _ in inspect.getmembers(Delivery, inspect.isdatadescriptor):
         if name not in {"epoch", "properties", "__weakref__"}:
-            assert getattr(theirs, name) == getattr(ours, name), name
-    assert ours.traced
-    assert theirs.properties.delivery_mode == ours.properties.delivery_mode
+            assert getattr(from_aiormq, name) == getattr(from_reader, name), name
+    assert from_reader.traced
+    assert from_aiormq.properties.delivery_mode == from_reader.properties.delivery_mode
 
 
-def test_a_property_that_pamqp_cannot_decode_reads_as_none_without_our_decoder() -> None:
-    """Where pamqp's own decoder runs, a bad property costs the message its properties; reading them raises nothing."""
+def test_an_undecodable_property_reads_as_none_without_the_patch() -> None:
+    """With pamqp's own decoder, a message with an undecodable property has no properties; reading them never raises."""
     with unsupported("pamqp"):
         flag, encoded = raw.app_id(b"caf\xe9")
         payload = raw.header_payload(0, flag, encoded)

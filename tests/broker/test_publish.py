@@ -1,3 +1,5 @@
+"""Publishing with confirms."""
+
 from __future__ import annotations
 
 import asyncio
@@ -12,17 +14,17 @@ from taskherd.errors import Unavailable
 from tests.broker.conftest import ConnectTo, ConsumeReports, TcpRelay, until
 
 
-async def test_a_message_is_confirmed_or_returned(names: TopologyNames, publisher: Publisher) -> None:
-    """The outcome says whether a queue took a mandatory message; without `mandatory` none need."""
+async def test_a_mandatory_message_is_routed_or_returned(names: TopologyNames, publisher: Publisher) -> None:
+    """The outcome states whether a mandatory message was routed; other messages are just confirmed."""
     assert await publisher.publish(names.reports, "k", b"{}", mandatory=True) is PublishOutcome.CONFIRMED
-    assert await publisher.publish(names.events, "nobody", b"{}", mandatory=True) is PublishOutcome.UNROUTED
-    assert await publisher.publish(names.events, "nobody", b"{}") is PublishOutcome.CONFIRMED
+    assert await publisher.publish(names.events, "unbound", b"{}", mandatory=True) is PublishOutcome.UNROUTED
+    assert await publisher.publish(names.events, "unbound", b"{}") is PublishOutcome.CONFIRMED
 
 
-async def test_many_keep_order_and_outcomes(
+async def test_many_messages_keep_their_order_and_outcomes(
     names: TopologyNames, publisher: Publisher, amqp_url: str, connect_to: ConnectTo, consume_reports: ConsumeReports
 ) -> None:
-    """Many at once arrive in order, and each outcome stands at its message's place."""
+    """Messages published together arrive in order, and outcomes match messages by index."""
     messages = [
         OutgoingMessage(names.reports if n % 10 else names.events, "k", str(n).encode(), mandatory=True)
         for n in range(1000)
@@ -30,27 +32,25 @@ async def test_many_keep_order_and_outcomes(
     outcomes = await publisher.publish_many(messages)
     assert outcomes == [PublishOutcome.CONFIRMED if n % 10 else PublishOutcome.UNROUTED for n in range(1000)]
     consumer = consume_reports(connect_to(amqp_url, "consume"), prefetch=2000)
-    got: list[Delivery] = []
-    while len(got) < 900:
-        got += await consumer.batch(1000, 0)
-    assert [int(each.body) for each in got] == [n for n in range(1000) if n % 10]
-    ids = {each.properties.message_id for each in got}
+    deliveries: list[Delivery] = []
+    while len(deliveries) < 900:
+        deliveries += await consumer.batch(1000, 0)
+    assert [int(each.body) for each in deliveries] == [n for n in range(1000) if n % 10]
+    ids = {each.properties.message_id for each in deliveries}
     assert len(ids) == 900
 
 
-async def test_an_unknown_exchange_is_unavailable_and_the_next_message_passes(
-    names: TopologyNames, publisher: Publisher
-) -> None:
-    """A publish that costs the channel raises; the publisher opens another one."""
+async def test_an_unknown_exchange_fails_only_its_own_message(names: TopologyNames, publisher: Publisher) -> None:
+    """A publish that closes the channel raises; the next one opens a new channel."""
     with pytest.raises(Unavailable, match="NOT_FOUND"):
         await publisher.publish(f"{names.prefix}.nowhere", "k", b"{}")
     assert await publisher.publish(names.reports, "k", b"{}") is PublishOutcome.CONFIRMED
 
 
-async def test_an_expired_message_is_gone(
+async def test_an_expired_message_is_dropped(
     names: TopologyNames, publisher: Publisher, amqp_url: str, connect_to: ConnectTo
 ) -> None:
-    """`expiration` is in seconds."""
+    """``expiration`` is in seconds."""
     channel = await connect_to(amqp_url, "look").channel()
     queue = await topology.declare_exclusive_queue(channel, length=10, exchange=names.events, routing_keys=("#",))
     await publisher.publish(names.events, "k", b"short", expiration=0.05)
@@ -64,10 +64,10 @@ async def test_an_expired_message_is_gone(
     await until(first, lambda body: body == b"long")
 
 
-async def test_a_cut_connection_raises_and_comes_back(
+async def test_publishing_fails_when_the_connection_is_cut_and_recovers(
     names: TopologyNames, proxied: tuple[TcpRelay, str], connect_to: ConnectTo
 ) -> None:
-    """Whoever publishes while the connection dies gets `Unavailable`, not `CancelledError`; soon it works again."""
+    """Publishing on a lost connection raises ``Unavailable``, not ``CancelledError``, and works after the reconnect."""
     proxy, url = proxied
     publisher = Publisher(connect_to(url, "publish"))
     await publisher.publish(names.reports, "k", b"{}")
@@ -89,10 +89,10 @@ async def _try(publisher: Publisher, names: TopologyNames) -> PublishOutcome | N
 
 
 @pytest.mark.slow
-async def test_a_frozen_connection_is_given_up(
+async def test_a_frozen_connection_is_dropped(
     names: TopologyNames, proxied: tuple[TcpRelay, str], connect_to: ConnectTo
 ) -> None:
-    """With the broker frozen, publishing raises within seconds, and works once the broker answers again."""
+    """While the broker is frozen, publishing raises within seconds; it works when the broker answers again."""
     proxy, url = proxied
     connection = connect_to(url, "publish")
     publisher = Publisher(connection)
@@ -107,10 +107,10 @@ async def test_a_frozen_connection_is_given_up(
     await until(lambda: _try(publisher, names), lambda outcome: outcome is PublishOutcome.CONFIRMED)
 
 
-async def test_own_cancellation_is_not_swallowed(
+async def test_cancellation_is_not_swallowed(
     names: TopologyNames, proxied: tuple[TcpRelay, str], connect_to: ConnectTo
 ) -> None:
-    """Cancelling a task that publishes cancels it."""
+    """Cancelling a task that is publishing cancels it."""
     proxy, url = proxied
     publisher = Publisher(connect_to(url, "publish"))
     await publisher.publish(names.reports, "k", b"{}")

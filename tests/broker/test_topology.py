@@ -12,22 +12,24 @@ from taskherd.errors import Misconfigured, Unavailable
 from tests.broker.conftest import ConnectTo
 
 
-async def test_declaring_again_changes_nothing(names: TopologyNames, amqp_url: str, connect_to: ConnectTo) -> None:
-    """The topology can be declared any number of times, and is found by who only looks."""
+async def test_declaring_is_idempotent(names: TopologyNames, amqp_url: str, connect_to: ConnectTo) -> None:
+    """The topology can be declared repeatedly, and passes the check."""
     channel = await connect_to(amqp_url, "test").channel()
     await topology.declare(channel, names)
     await topology.check(channel, names)
 
 
-async def test_what_is_missing_is_named(amqp_url: str, amqp_prefix: str, connect_to: ConnectTo) -> None:
-    """Who only looks is told what is not there and who declares it."""
+async def test_the_check_names_what_is_missing(amqp_url: str, amqp_prefix: str, connect_to: ConnectTo) -> None:
+    """The error of the check names the command that declares the topology."""
     channel = await connect_to(amqp_url, "test").channel()
     with pytest.raises(Unavailable, match="topology apply"):
         await topology.check(channel, TopologyNames(amqp_prefix))
 
 
-async def test_a_clash_names_the_setting(amqp_url: str, amqp_prefix: str, connect_to: ConnectTo) -> None:
-    """A queue of ours that somebody declared differently is the installation's fault, and is said to be."""
+async def test_a_conflicting_queue_is_a_configuration_error(
+    amqp_url: str, amqp_prefix: str, connect_to: ConnectTo
+) -> None:
+    """If a queue exists with other properties, the error names the setting for the prefix."""
     connection = connect_to(amqp_url, "test")
     names = TopologyNames(amqp_prefix)
     await (await connection.channel()).queue_declare(
@@ -37,10 +39,10 @@ async def test_a_clash_names_the_setting(amqp_url: str, amqp_prefix: str, connec
         await topology.declare(await connection.channel(), names)
 
 
-async def test_a_work_queue_takes_the_requests_of_its_target(
+async def test_a_work_queue_receives_only_requests_for_its_target(
     names: TopologyNames, publisher: Publisher, amqp_url: str, connect_to: ConnectTo
 ) -> None:
-    """Requests reach the queue of their target, and only that."""
+    """A request is routed to the queue of its target and to no other queue."""
     channel = await connect_to(amqp_url, "runner").channel()
     queue = await topology.declare_work_queue(channel, names, "default")
     assert queue == f"{names.prefix}.work.default"
@@ -53,10 +55,10 @@ async def test_a_work_queue_takes_the_requests_of_its_target(
     )
 
 
-async def test_an_own_queue_drops_the_oldest(
+async def test_an_exclusive_queue_drops_the_oldest(
     names: TopologyNames, publisher: Publisher, amqp_url: str, connect_to: ConnectTo
 ) -> None:
-    """A full own queue keeps the newest and refuses nothing."""
+    """A full exclusive queue keeps the newest messages and rejects none."""
     channel = await connect_to(amqp_url, "reader").channel()
     queue = await topology.declare_exclusive_queue(channel, length=2, exchange=names.events, routing_keys=("task.*",))
     for n in range(5):
@@ -67,10 +69,10 @@ async def test_an_own_queue_drops_the_oldest(
     assert kept == [b"3", b"4", b""]
 
 
-async def test_partitions_lose_nothing_coming_or_going(
+async def test_adding_and_removing_partitions_loses_no_report(
     *, names: TopologyNames, publisher: Publisher, amqp_url: str, connect_to: ConnectTo
 ) -> None:
-    """Reports are spread over the partitions, all of a task on one, and back on the plain queue without them."""
+    """Each task's reports go to one partition, and without partitions to the unpartitioned queue again."""
     connection = connect_to(amqp_url, "test")
     channel = await connection.channel()
     partitions = [names.partition(index) for index in range(3)]
@@ -88,12 +90,12 @@ async def test_partitions_lose_nothing_coming_or_going(
         messages = [OutgoingMessage(names.reports, f"task {n}", b"%d" % n, mandatory=True) for n in range(60)] * 2
         assert set(await publisher.publish_many(messages)) == {PublishOutcome.CONFIRMED}
         consumer.start()
-        got = await _take(consumer, 120)
-        assert {each.queue for each in got} == set(partitions)
-        assert len({(each.queue, each.body) for each in got}) == 60
+        deliveries = await _consume(consumer, 120)
+        assert {each.queue for each in deliveries} == set(partitions)
+        assert len({(each.queue, each.body) for each in deliveries}) == 60
         await topology.declare(channel, names, 1)
         assert await publisher.publish(names.reports, "task", b"x", mandatory=True) is PublishOutcome.CONFIRMED
-        [plain] = await _take(consumer, 1)
+        [plain] = await _consume(consumer, 1)
         assert (plain.queue, plain.body) == (names.reports, b"x")
     finally:
         await consumer.close()
@@ -103,10 +105,10 @@ async def test_partitions_lose_nothing_coming_or_going(
         await channel.exchange_delete(names.report_hash)
 
 
-async def _take(consumer: Consumer, count: int) -> list[Delivery]:
-    got: list[Delivery] = []
-    while len(got) < count:
+async def _consume(consumer: Consumer, count: int) -> list[Delivery]:
+    deliveries: list[Delivery] = []
+    while len(deliveries) < count:
         batch = await consumer.batch(count, 0)
         assert await consumer.ack(batch)
-        got += batch
-    return got
+        deliveries += batch
+    return deliveries

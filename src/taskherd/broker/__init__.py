@@ -1,1 +1,1 @@
-"""RabbitMQ: connections that come back, topology, fast consuming, confirmed publishing, dead letters."""
+"""RabbitMQ: reconnecting connections, topology, consuming, publishing with confirms, dead letters."""

@@ -1,4 +1,4 @@
-"""Which deliveries of a channel are not acknowledged yet, and the fewest frames that acknowledge some of them."""
+"""Track the acknowledged deliveries of a channel, and compute the fewest ack frames for a set of deliveries."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Acks:
-    """What to send: one ack of everything `up_to` a tag, and one for each of the tags that are `single`."""
+    """The ack frames to send: one for all tags ``up_to`` a tag, if any, and one for each ``single`` tag."""
 
     up_to: int | None
     single: tuple[int, ...]
 
 
 class AckTracker:
-    """The tags of one channel that have been acknowledged. A channel's tags run from 1, without a gap."""
+    """The acknowledged delivery tags of one channel; a channel numbers its deliveries from 1, without gaps."""
 
     def __init__(self) -> None:
         self._floor = 0
         self._above: set[int] = set()
 
-    def settle(self, tags: Iterable[int]) -> Acks:
-        """Take `tags` as acknowledged and return what to send for that.
+    def acknowledge(self, tags: Iterable[int]) -> Acks:
+        """Record ``tags`` as acknowledged and return the ack frames to send.
 
-        A tag that was acknowledged before is left out, since the broker closes the channel over it. For the same
-        reason `up_to` is always one of `tags`.
+        Tags that were acknowledged before are left out, because the broker closes the channel if one is repeated. For
+        the same reason ``up_to`` is always one of ``tags``.
         """
-        fresh = {tag for tag in tags if tag > self._floor and tag not in self._above}
-        self._above |= fresh
+        new_tags = {tag for tag in tags if tag > self._floor and tag not in self._above}
+        self._above |= new_tags
         while self._floor + 1 in self._above:
             self._floor += 1
             self._above.remove(self._floor)
-        up_to = max((tag for tag in fresh if tag <= self._floor), default=None)
-        return Acks(up_to, tuple(sorted(tag for tag in fresh if tag > self._floor)))
+        up_to = max((tag for tag in new_tags if tag <= self._floor), default=None)
+        return Acks(up_to, tuple(sorted(tag for tag in new_tags if tag > self._floor)))

@@ -1,4 +1,4 @@
-"""One supervised AMQP connection for one purpose: it comes up by itself, and comes back when it is lost."""
+"""A supervised AMQP connection that connects in the background and reconnects when it is lost."""
 
 from __future__ import annotations
 
@@ -23,21 +23,22 @@ if TYPE_CHECKING:
     from yarl import URL
 
 TIMEOUT = 5.0
-"""Seconds that any one exchange with the broker may take."""
+"""Maximum duration of one request to the broker, in seconds."""
 HEARTBEAT = 10
-"""Seconds between AMQP heartbeats; a frozen broker is noticed within about three of them."""
+"""Seconds between AMQP heartbeats; a frozen broker is detected after about three of them."""
 _CLOSE_TIMEOUT = 2.0
 
-_BROKEN = (AMQPError, ChannelInvalidStateError, OSError, TimeoutError)
-_BARE = (Exception, RuntimeError)
+_CONNECTION_ERRORS = (AMQPError, ChannelInvalidStateError, OSError, TimeoutError)
+_BARE_ERRORS = (Exception, RuntimeError)
 
 
 @contextmanager
-def map_errors(doing: str) -> Iterator[None]:
-    """Raise `Unavailable` for whatever aio-pika raises when the broker is away.
+def map_errors(action: str) -> Iterator[None]:
+    """Map every error that aio-pika raises while the broker is unreachable to ``Unavailable``.
 
-    That includes two of aiormq's own making: a bare `Exception` or `RuntimeError` from what was waiting when a
-    connection ended, and `CancelledError` from a future that nobody cancelled (then `cancelling()` is 0).
+    Two of them are peculiar to aiormq: a bare ``Exception`` or ``RuntimeError`` for a request that was pending when
+    the connection ended, and a ``CancelledError`` from a future although the task was not cancelled (``cancelling()``
+    is 0).
     """
     try:
         yield
@@ -45,22 +46,22 @@ def map_errors(doing: str) -> Iterator[None]:
         task = asyncio.current_task()
         if task is None or task.cancelling():
             raise
-        raise Unavailable(f"{doing}: the connection was lost") from error
+        raise Unavailable(f"{action}: the connection was lost") from error
     except TimeoutError as error:
-        raise Unavailable(f"{doing}: no answer in time") from error
+        raise Unavailable(f"{action}: no answer in time") from error
     except Exception as error:
-        if isinstance(error, _BROKEN) or type(error) in _BARE:
-            raise Unavailable(f"{doing}: {str(error) or type(error).__name__}") from error
+        if isinstance(error, _CONNECTION_ERRORS) or type(error) in _BARE_ERRORS:
+            raise Unavailable(f"{action}: {str(error) or type(error).__name__}") from error
         raise
 
 
 def _ignore(*_: str) -> None:
-    """Do nothing, where nobody asked to be told."""
+    """Do nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """What to call when a link changes: each gets the link's name, the last two also the reason."""
+    """Callbacks for changes of a connection; each receives its name, the last two also the reason."""
 
     on_up: Callable[[str], None] = _ignore
     on_down: Callable[[str, str], None] = _ignore
@@ -68,7 +69,7 @@ class Hooks:
 
 
 class _Socket(TransportFactory):
-    """Opens the socket as aiormq would and keeps hold of it, since only an abort ends a stuck connection for sure."""
+    """Opens the socket as aiormq does, and keeps a reference: only an abort reliably closes a stuck connection."""
 
     def __init__(self) -> None:
         self._writer: asyncio.StreamWriter | None = None
@@ -84,11 +85,11 @@ class _Socket(TransportFactory):
 
 
 class SupervisedConnection:
-    """A connection to the broker at `url`; `name` says what for, and shows in the broker's list of connections.
+    """A connection to the broker at ``url``; ``name`` states its purpose in the broker's list of connections.
 
-    `start` returns at once. From then on the link connects and reconnects by itself, waiting a little longer after each
-    failure, until `close`. Consuming and publishing need a link each: a broker that blocks publishers stops reading
-    from their connections, acks included.
+    ``start`` returns immediately. From then until ``close`` it connects and reconnects in the background, with backoff.
+    Use separate connections for consuming and publishing: a broker that blocks publishers stops reading from their
+    connections, acks included.
     """
 
     def __init__(self, url: str, name: str, hooks: Hooks | None = None) -> None:
@@ -104,16 +105,16 @@ class SupervisedConnection:
 
     @property
     def is_up(self) -> bool:
-        """Whether there is a connection, as far as we know."""
+        """True while connected, as far as is known."""
         return self._up.is_set()
 
     def start(self) -> None:
-        """Begin to connect, in the background."""
+        """Start connecting in the background."""
         if self._supervisor is None:
             self._supervisor = asyncio.create_task(self._supervise(), name=f"amqp {self.name}")
 
-    async def wait_up(self, timeout: float = TIMEOUT) -> None:  # noqa: ASYNC109 - as a bound, not to be composed
-        """Return when there is a connection; raises `Unavailable` after `timeout` seconds without."""
+    async def wait_up(self, timeout: float = TIMEOUT) -> None:  # noqa: ASYNC109 - becomes part of the error
+        """Wait until connected. Raise ``Unavailable`` after ``timeout`` seconds."""
         try:
             async with asyncio.timeout(timeout):
                 await self._up.wait()
@@ -121,9 +122,9 @@ class SupervisedConnection:
             raise Unavailable(f"RabbitMQ can't be reached ({self.name})") from error
 
     async def channel(self, *, confirms: bool = False) -> Channel:
-        """Return a new channel, aiormq's own; raises `Unavailable`.
+        """Open and return an aiormq channel. Raise ``Unavailable`` if not connected.
 
-        With `confirms`, the broker confirms what is published on it, and a message returned raises.
+        With ``confirms``, the broker confirms messages that are published on it, and a returned message raises.
         """
         await self.wait_up()
         connection = self._connection
@@ -138,7 +139,7 @@ class SupervisedConnection:
         return underlay
 
     def drop(self) -> None:
-        """Cut the connection, at once and whatever state it is in, so that a new one is made."""
+        """Abort the connection immediately, in whatever state it is; the supervisor makes a new one."""
         if self._socket is not None:
             self._socket.abort()
 
@@ -152,7 +153,7 @@ class SupervisedConnection:
         self._connection = self._socket = None
         self._up.clear()
         if connection is not None and socket is not None:
-            await _discard(connection, socket, gently=True)
+            await _discard(connection, socket, graceful=True)
 
     async def _supervise(self) -> None:
         failures = 0
@@ -167,8 +168,8 @@ class SupervisedConnection:
                 self._hooks.on_up(self.name)
                 reason = await _wait_lost(self._connection)
                 await self._mark_down(reason)
-            lived = asyncio.get_running_loop().time() - began
-            failures = 0 if lived > 2 * TIMEOUT else failures + 1
+            lifetime = asyncio.get_running_loop().time() - began
+            failures = 0 if lifetime > 2 * TIMEOUT else failures + 1
             await asyncio.sleep(retry.delay(failures))
 
     async def _mark_down(self, reason: str) -> None:
@@ -196,7 +197,7 @@ class SupervisedConnection:
 
 
 async def _wait_lost(connection: Connection) -> str:
-    """Wait until `connection` is lost and return why."""
+    """Wait until ``connection`` is lost and return the reason."""
     assert connection.transport is not None
     closing = connection.transport.connection.closing
     await asyncio.wait({closing})
@@ -204,8 +205,8 @@ async def _wait_lost(connection: Connection) -> str:
     return str(error) if error is not None and str(error) else "closed"
 
 
-async def _discard(connection: Connection, socket: _Socket, *, gently: bool = False) -> None:
-    if not gently:
+async def _discard(connection: Connection, socket: _Socket, *, graceful: bool = False) -> None:
+    if not graceful:
         socket.abort()
     with suppress(Unavailable), map_errors("closing"):
         async with asyncio.timeout(_CLOSE_TIMEOUT):

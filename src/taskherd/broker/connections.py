@@ -1,4 +1,4 @@
-"""A process's two connections to the broker, one to consume and one to publish, and what is told of them."""
+"""The two broker connections of a process, for consuming and publishing, with their logs, metrics and readiness."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 
-def _nothing() -> None:
+def _ignore() -> None:
     pass
 
 
 class BrokerConnections:
-    """Both connections, in the logs, in the metrics, and in the readiness of a process that is nothing without them."""
+    """The connections for consuming and publishing of one process."""
 
     def __init__(
         self,
@@ -31,30 +31,38 @@ class BrokerConnections:
         process: str,
         metrics: Metrics,
         readiness: Readiness | None = None,
-        on_down: Callable[[], None] = _nothing,
+        on_down: Callable[[], None] = _ignore,
     ) -> None:
-        """``process`` is how the broker lists them; ``readiness``: where "broker" is kept, if it matters there."""
+        """Create both connections, unconnected.
+
+        Args:
+            amqp_url: the URL of the broker.
+            process: the name of the process in the broker's list of connections.
+            metrics: records reconnects, and whether both connections are up.
+            readiness: where the condition "broker" is updated, if the process is not ready without the broker.
+            on_down: called when a connection is lost.
+        """
         hooks = Hooks(on_up=self._up, on_down=self._down, on_refused=self._refused)
         self.consume = SupervisedConnection(amqp_url, f"{process} consume", hooks)
         self.publish = SupervisedConnection(amqp_url, f"{process} publish", hooks)
         self._metrics = metrics
         self._readiness = readiness
         self._on_down = on_down
-        self._seen_up: set[str] = set()
+        self._connected_before: set[str] = set()
 
     def start(self) -> None:
-        """Connect, in the background, again and again."""
+        """Start connecting in the background."""
         self.consume.start()
         self.publish.start()
 
     async def close(self) -> None:
-        """Close both."""
+        """Close both connections."""
         await asyncio.gather(self.consume.close(), self.publish.close())
 
     def _up(self, name: str) -> None:
-        if name in self._seen_up:
+        if name in self._connected_before:
             self._metrics.reconnects.labels(name.rpartition(" ")[2]).inc()
-        self._seen_up.add(name)
+        self._connected_before.add(name)
         if self.consume.is_up and self.publish.is_up:
             self._metrics.broker_up.set(1)
             if self._readiness is not None:

@@ -1,8 +1,8 @@
-"""The intake: deliveries wait in a bounded buffer, are taken in batches, and acknowledged after commit.
+"""A consumer that buffers deliveries, returns them in batches, and acknowledges them when the caller asks.
 
-It consumes on aio-pika's own aiormq channel, since `aio_pika.Message` costs more than the rest of the way. The callback
-only appends: aiormq cancels callbacks when a connection drops, so nothing else may run there. The buffer is bounded by
-the prefetch, beyond which the broker sends nothing.
+It uses the aiormq channel below aio-pika, because an ``aio_pika.Message`` costs more CPU than everything else here. The
+callback only appends to the buffer: aiormq cancels callbacks when a connection drops, so nothing else may run there.
+The prefetch limits the buffer, because the broker sends no more unacknowledged messages than that.
 """
 
 from __future__ import annotations
@@ -32,28 +32,29 @@ if TYPE_CHECKING:
 
 
 QUIET = 0.1
-"""Seconds without a delivery after which none is on its way, since nothing is acknowledged."""
+"""Seconds without a delivery after which none is in flight, provided that nothing is acknowledged."""
 
 MAX_QUIET_ROUNDS = 20
+"""Maximum number of times ``QUIET`` that ``stop`` waits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A queue to consume from; of a queue's consumers, those with the highest `priority` are served first."""
+    """A queue to consume from; the broker serves the consumers of a queue with the highest ``priority`` first."""
 
     queue: str
     priority: int | None = None
 
 
 class _Subscription:
-    """The life of one channel that is consumed on."""
+    """The consumers on one channel, from its opening to its loss."""
 
     def __init__(self, channel: AbstractChannel, epoch: int, sources: Sequence[Source]) -> None:
         self.channel = channel
         self.epoch = epoch
         self.sources = sources
-        self.outstanding = AckTracker()
-        self.tags: list[str] = []
+        self._acks = AckTracker()
+        self.consumer_tags: list[str] = []
         self._dispatcher = DeliveryDispatcher(channel)
         self.lost = asyncio.Event()
         self._changing = asyncio.Lock()
@@ -61,9 +62,9 @@ class _Subscription:
         channel.on_consumer_cancel_callbacks.add(lambda _: self.lost.set())
 
     async def consume(self, receive: Callable[[str], Receive], prefetch: int) -> None:
-        """Begin to consume; does nothing when it did already."""
+        """Start consuming; idempotent."""
         async with self._changing:
-            if self.tags:
+            if self.consumer_tags:
                 return
             with map_errors("consuming"):
                 async with asyncio.timeout(TIMEOUT):
@@ -75,33 +76,33 @@ class _Subscription:
                         tag = f"{TAG_PREFIX}{self.epoch}.{uuid4().hex}"
                         callback = self._dispatcher.register(tag, receive(source.queue))
                         await self.channel.basic_consume(source.queue, callback, arguments=arguments, consumer_tag=tag)
-                        self.tags.append(tag)
+                        self.consumer_tags.append(tag)
 
     async def cancel(self) -> None:
         """Stop consuming."""
         async with self._changing:
             with map_errors("cancelling a consumer"):
                 async with asyncio.timeout(TIMEOUT):
-                    while self.tags:
-                        await self.channel.basic_cancel(self.tags.pop())
+                    while self.consumer_tags:
+                        await self.channel.basic_cancel(self.consumer_tags.pop())
 
     async def ack(self, tags: Iterable[int]) -> None:
-        acks = self.outstanding.settle(tags)
+        acks = self._acks.acknowledge(tags)
         frames = [(tag, False) for tag in acks.single]
         if acks.up_to is not None:
             frames.append((acks.up_to, True))
         with map_errors("acknowledging"):
             async with asyncio.timeout(TIMEOUT):
                 for tag, multiple in frames:
-                    # Frames leave in order, so it is enough to see the last one off.
+                    # Frames are sent in order, so waiting for the last one suffices.
                     await self.channel.basic_ack(tag, multiple=multiple, wait=tag == frames[-1][0])
 
 
 class Consumer:
-    """Deliveries from the sources that `prepare` returns, subscribed to again whenever the channel was lost.
+    """Consumes from the sources that ``prepare`` returns, and subscribes again whenever the channel is lost.
 
-    `prepare` gets each new channel and declares what must be there; a server-named queue is thus no special case.
-    `on_trouble` gets the reason each time subscribing fails. One task at a time may wait in `batch`.
+    ``prepare`` is called with each new channel and declares the queues, including server-named ones. ``on_trouble`` is
+    called with the reason when subscribing fails. Only one task may call ``batch`` at a time.
     """
 
     def __init__(
@@ -112,60 +113,60 @@ class Consumer:
         prefetch: int = 4000,
         on_trouble: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._link = connection
+        self._connection = connection
         self._prepare = prepare
         self._prefetch = prefetch
         self._on_trouble = on_trouble
         self._buffer: deque[Delivery] = deque()
         self._waiter: asyncio.Future[None] | None = None
-        self._wanted = 1
+        self._wake_at = 1
         self._epoch = 0
         self._current: _Subscription | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._paused = False
         self._stopping = False
-        self._arrived = 0
-        self._acking = asyncio.Event()
-        self._acking.set()
+        self._received = 0
+        self._acks_allowed = asyncio.Event()
+        self._acks_allowed.set()
 
     @property
     def consuming(self) -> bool:
-        """Whether the broker sends us deliveries, as far as we know."""
-        return self._current is not None and bool(self._current.tags)
+        """True while subscribed, as far as is known."""
+        return self._current is not None and bool(self._current.consumer_tags)
 
     @property
     def buffered(self) -> int:
-        """How many deliveries wait here to be taken."""
+        """Number of deliveries in the buffer."""
         return len(self._buffer)
 
     def start(self) -> None:
-        """Begin to consume, in the background, as soon as the link is up."""
+        """Start consuming in the background, as soon as the connection is up."""
         if self._supervisor is None:
-            self._supervisor = asyncio.create_task(self._keep_subscribed(), name=f"intake {self._link.name}")
+            self._supervisor = asyncio.create_task(self._keep_subscribed(), name=f"consumer on {self._connection.name}")
 
     async def batch(self, limit: int, wait: float) -> list[Delivery]:
-        """Return 1 to `limit` deliveries, in order: at least one, then what comes within `wait` seconds.
+        """Return 1 to ``limit`` deliveries, in order: wait for the first one, then up to ``wait`` seconds for more.
 
-        Returns none only after `stop`, when the buffer is empty.
+        The result is empty only after ``stop``, when the buffer is empty.
         """
         while True:
             while not self._buffer:
                 if self._stopping:
                     return []
-                await self._arrival(1)
+                await self._wait_buffered(1)
             if len(self._buffer) < limit and wait > 0 and not self._stopping:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(wait):
-                        await self._arrival(limit)
-            if self._buffer:  # a lost channel may have emptied it meanwhile
+                        await self._wait_buffered(limit)
+            if self._buffer:  # a lost channel may have cleared it in the meantime
                 return [self._buffer.popleft() for _ in range(min(limit, len(self._buffer)))]
 
     async def ack(self, deliveries: Sequence[Delivery]) -> bool:
-        """Acknowledge `deliveries`, all they came before included in one frame where possible.
+        """Acknowledge ``deliveries``, in one frame where possible.
 
-        Returns whether all were; false means that some came on a channel that is gone, and will come again.
+        Return False if some deliveries belong to a closed channel; the broker redelivers those.
         """
-        await self._acking.wait()
+        await self._acks_allowed.wait()
         current = self._current
         if current is None:
             return not deliveries
@@ -174,63 +175,63 @@ class Consumer:
             await current.ack(tags)
         except Unavailable:
             if not current.channel.is_closed:
-                self._link.drop()  # whether they were sent is unknown, and a new channel settles it
+                self._connection.drop()  # unknown whether they were sent; a new channel makes it certain
             return False
         return len(tags) == len(deliveries)
 
     async def pause(self) -> None:
-        """Ask the broker for no more; what is buffered stays."""
+        """Stop the flow of deliveries; buffered ones stay."""
         self._paused = True
         await self._apply()
 
     async def resume(self) -> None:
-        """Consume again after `pause`."""
+        """Consume again after ``pause``."""
         self._paused = self._stopping
         await self._apply()
 
     async def stop(self) -> None:
-        """Consume no more, for good; what is buffered can still be taken and acknowledged.
+        """Stop consuming for good; buffered deliveries can still be processed and acknowledged.
 
-        A quorum queue hands out more as soon as something is acknowledged, and what it hands to a consumer that is
-        being cancelled never arrives and comes again later. So acks are held back meanwhile.
+        A quorum queue delivers more as soon as something is acknowledged, and a message that it sends to a consumer
+        that is being cancelled is lost and redelivered later. Therefore acks wait until consuming has stopped.
         """
-        self._acking.clear()
+        self._acks_allowed.clear()
         try:
-            await self._quiet()
+            await self._wait_quiet()
             await self.pause()
         finally:
-            self._acking.set()
+            self._acks_allowed.set()
         self._stopping = True
         self._wake()
 
     async def close(self) -> None:
-        """Close the channel; what is not acknowledged goes back to its queue."""
+        """Close the channel; the broker requeues unacknowledged deliveries."""
         self._stopping = True
-        keeper, self._supervisor = self._supervisor, None
-        if keeper is not None:
-            keeper.cancel()
-            await asyncio.wait({keeper})
+        supervisor, self._supervisor = self._supervisor, None
+        if supervisor is not None:
+            supervisor.cancel()
+            await asyncio.wait({supervisor})
         if self._current is not None:
             await self._drop(self._current)
         self._wake()
 
     async def consumers(self) -> int:
-        """Return how many consumers the broker counts, on the source that has the fewest; raises `Unavailable`."""
+        """Return the broker's count of consumers of the source that has the fewest. May raise ``Unavailable``."""
         current = self._current
         if current is None:
             return 0
-        channel = await self._link.channel()
+        channel = await self._connection.channel()
         try:
             return min([await topology.consumers(channel, source.queue) for source in current.sources])
         finally:
             await _close(channel)
 
-    async def _quiet(self) -> None:
-        """Return when nothing has arrived for a moment, at the latest after a few."""
+    async def _wait_quiet(self) -> None:
+        """Wait until no delivery arrives for ``QUIET`` seconds, at most ``MAX_QUIET_ROUNDS`` times that."""
         for _ in range(MAX_QUIET_ROUNDS):
-            before = self._arrived
+            before = self._received
             await asyncio.sleep(QUIET)
-            if self._arrived == before:
+            if self._received == before:
                 return
 
     async def _keep_subscribed(self) -> None:
@@ -244,12 +245,12 @@ class Consumer:
             else:
                 await subscription.lost.wait()
                 await self._drop(subscription)
-            lived = asyncio.get_running_loop().time() - began
-            failures = 0 if lived > 2 * TIMEOUT else failures + 1
+            lifetime = asyncio.get_running_loop().time() - began
+            failures = 0 if lifetime > 2 * TIMEOUT else failures + 1
             await asyncio.sleep(retry.delay(failures))
 
     async def _subscribe(self) -> _Subscription:
-        channel = await self._link.channel()
+        channel = await self._connection.channel()
         try:
             sources = await self._prepare(channel)
         except BaseException:
@@ -261,7 +262,7 @@ class Consumer:
         return self._current
 
     async def _apply(self) -> None:
-        """Consume on the current channel, or not, as is wanted now; a channel that fails to is given up."""
+        """Start or stop consuming on the current channel; on failure, drop the channel."""
         current = self._current
         if current is None:
             return
@@ -275,7 +276,7 @@ class Consumer:
             current.lost.set()
 
     async def _drop(self, subscription: _Subscription) -> None:
-        """Forget what came on a channel that is gone; it comes again."""
+        """Drop the deliveries of a closed channel; the broker redelivers them."""
         self._current = None
         self._epoch += 1
         self._buffer.clear()
@@ -285,16 +286,16 @@ class Consumer:
         def receive(delivery: Delivery) -> None:
             if epoch == self._epoch:
                 delivery.epoch, delivery.queue = epoch, queue
-                self._arrived += 1
+                self._received += 1
                 self._buffer.append(delivery)
-                if len(self._buffer) >= self._wanted:
+                if len(self._buffer) >= self._wake_at:
                     self._wake()
 
         return receive
 
-    async def _arrival(self, wanted: int) -> None:
-        """Wait until `wanted` deliveries are buffered, or as many as the prefetch allows, or something changed."""
-        self._wanted = min(wanted, self._prefetch)
+    async def _wait_buffered(self, count: int) -> None:
+        """Wait until ``count`` deliveries are buffered (at most the prefetch), or until ``_wake`` is called."""
+        self._wake_at = min(count, self._prefetch)
         self._waiter = asyncio.get_running_loop().create_future()
         try:
             await self._waiter

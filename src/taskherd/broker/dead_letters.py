@@ -93,7 +93,9 @@ def build_dead_letter(
 async def publish_dead_letter(publisher: Publisher, dead_letter: OutgoingMessage) -> None:
     """Publish one dead letter. Raise ``Unavailable`` unless the broker confirms that it is in a queue."""
     if await publisher.send(dead_letter) is PublishOutcome.UNROUTED:
-        raise Unavailable(f"no queue takes dead letters; `taskherd topology apply` declares {dead_letter.exchange}")
+        raise Unavailable(
+            f"no queue is bound for dead letters; `taskherd topology apply` declares {dead_letter.exchange}"
+        )
 
 
 async def publish_dead_letters(publisher: Publisher, pending: list[OutgoingMessage]) -> None:

@@ -1,4 +1,4 @@
-"""What `taskherd doctor` asks the broker; nothing is declared that is not there, and no message is touched."""
+"""Checks of the broker for ``taskherd doctor``; they create nothing and touch no message."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NO_SUCH_KEY = "taskherd.doctor.binds.nothing"
 
 @dataclass(frozen=True, slots=True)
 class QueueInfo:
-    """A queue that is there."""
+    """An existing queue."""
 
     name: str
     messages: int
@@ -34,7 +34,7 @@ class QueueInfo:
 
 @dataclass(frozen=True, slots=True)
 class TopologyReport:
-    """The shared queues that are there, and in words what is wrong with what else should be."""
+    """The shared queues that exist, and descriptions of the exchanges and queues with problems."""
 
     queues: tuple[QueueInfo, ...]
     missing: tuple[str, ...]
@@ -44,7 +44,7 @@ class TopologyReport:
 
 @asynccontextmanager
 async def connected(url: str) -> AsyncIterator[AbstractConnection]:
-    """Connect for as long as the body takes; raises `Unavailable`."""
+    """Connect for the duration of the block. Raise ``Unavailable`` if the broker cannot be reached."""
     connection = aiormq.Connection(url)
     try:
         with map_errors("connecting to RabbitMQ"):
@@ -58,16 +58,16 @@ async def connected(url: str) -> AsyncIterator[AbstractConnection]:
 
 
 def version(connection: AbstractConnection) -> tuple[int, ...]:
-    """Return the broker's version, as (4, 0, 5); empty where it does not say."""
-    said = getattr(connection, "server_properties", {}).get("version", "")
-    written = said.decode(errors="replace") if isinstance(said, bytes) else str(said)
-    numbers = written.partition("-")[0].split(".")
+    """Return the broker's version, such as (4, 0, 5); empty if it is unknown."""
+    value = getattr(connection, "server_properties", {}).get("version", "")
+    text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    numbers = text.partition("-")[0].split(".")
     return tuple(int(number) for number in numbers) if all(number.isdecimal() for number in numbers) else ()
 
 
 async def topology(connection: AbstractConnection, names: TopologyNames, partitions: int) -> TopologyReport:
-    """Return how the exchanges and shared queues stand; raises `Unavailable` where the broker goes away."""
-    found: list[QueueInfo] = []
+    """Check all exchanges and shared queues. Raise ``Unavailable`` if the broker becomes unreachable."""
+    existing: list[QueueInfo] = []
     missing: list[str] = []
     different: list[str] = []
     forbidden: list[str] = []
@@ -77,18 +77,21 @@ async def topology(connection: AbstractConnection, names: TopologyNames, partiti
             if kind == "exchange":
                 await _check_exchange(connection, names, name)
             else:
-                found.append(await _check_queue(connection, names, name))
+                existing.append(await _check_queue(connection, names, name))
         except ChannelNotFoundEntity:
             missing.append(f"{kind} {name}")
         except ChannelPreconditionFailed as error:
             different.append(f"{kind} {name} ({error})")
         except ChannelAccessRefused as error:
             forbidden.append(f"{kind} {name} ({error})")
-    return TopologyReport(tuple(found), tuple(missing), tuple(different), tuple(forbidden))
+    return TopologyReport(tuple(existing), tuple(missing), tuple(different), tuple(forbidden))
 
 
 async def _check_exchange(connection: AbstractConnection, names: TopologyNames, name: str) -> None:
-    """Look for it, declare it as it should be, and unbind what is not bound: that needs all three rights."""
+    """Check that the exchange exists as declared, and that the user has configure, write and read permissions.
+
+    Removing a binding that does not exist needs the last two, and changes nothing.
+    """
     async with _channel(connection) as channel:
         await channel.exchange_declare(name, passive=True, timeout=TIMEOUT)
         await channel.exchange_declare(name, exchange_type="topic", durable=True, timeout=TIMEOUT)
@@ -104,7 +107,7 @@ async def _check_queue(connection: AbstractConnection, names: TopologyNames, nam
 
 
 def _arguments(names: TopologyNames, queue: str) -> FieldTable:
-    """What `topology.declare` gives a queue; a test keeps the two the same."""
+    """Return the arguments with which ``topology.declare`` declares the queue; a test checks that both agree."""
     if queue == names.dead:
         return {"x-queue-type": "quorum", "x-delivery-limit": -1}
     arguments: FieldTable = {
@@ -119,7 +122,7 @@ def _arguments(names: TopologyNames, queue: str) -> FieldTable:
 
 @asynccontextmanager
 async def _channel(connection: AbstractConnection) -> AsyncIterator[AbstractChannel]:
-    """Open a channel of its own for the body, since each refusal closes the one it happens on."""
+    """Open a channel for the block; each check needs its own, because the broker closes a channel on an error."""
     with map_errors("opening a channel"):
         async with asyncio.timeout(TIMEOUT):
             channel = await connection.channel()
@@ -128,7 +131,7 @@ async def _channel(connection: AbstractConnection) -> AsyncIterator[AbstractChan
     except (ChannelNotFoundEntity, ChannelPreconditionFailed, ChannelAccessRefused):
         raise
     except Exception as error:
-        raise Unavailable(f"looking at the topology: {str(error) or type(error).__name__}") from error
+        raise Unavailable(f"checking the topology: {str(error) or type(error).__name__}") from error
     finally:
         if not channel.is_closed:
             with map_errors("closing a channel"):

@@ -1,4 +1,4 @@
-"""The publisher: what it returns for was confirmed by the broker, and says whether any queue took it."""
+"""Publish with confirms; the result states whether the message was routed to a queue."""
 
 from __future__ import annotations
 
@@ -23,22 +23,26 @@ if TYPE_CHECKING:
 
 JSON = "application/json"
 PERSISTENT = 2
+"""The AMQP delivery mode of messages that survive a restart of the broker."""
 MAX_IN_FLIGHT = 256
+"""Maximum number of messages that wait for their confirm at the same time."""
 MAX_BYTES_IN_FLIGHT = 8 * 1024 * 1024
-_MAX_UNANSWERED = 100
+"""Maximum total size of the bodies that ``publish_many`` sends at the same time."""
+_MAX_UNCONFIRMED = 100
+"""Number of missing confirms after which a connection is aborted."""
 
 
 class PublishOutcome(Enum):
-    """What became of a message that the broker confirmed."""
+    """The result of publishing a message that the broker confirmed."""
 
     CONFIRMED = "confirmed"
     UNROUTED = "unrouted"
-    """It was mandatory and no queue took it; the broker has dropped it."""
+    """It was mandatory and routed to no queue; the broker has dropped it."""
 
 
 @dataclass(frozen=True, slots=True)
 class OutgoingMessage:
-    """A message to publish; with `expiration`, in seconds, the broker drops it when it was not taken by then."""
+    """A message to publish; if it is not consumed within ``expiration`` seconds, the broker drops it."""
 
     exchange: str
     routing_key: str
@@ -52,20 +56,20 @@ class OutgoingMessage:
 
 
 class Publisher:
-    """Publishes on `link`, which nothing else should consume on.
+    """Publishes on ``connection``, which must not be used for consuming.
 
-    Every failure is `Unavailable`, and means that the outcome is unknown: the message may still arrive. Each attempt
-    gets a message id of its own, since aiormq tells returned messages apart by it; what is to be stable over repeats
-    belongs in the body or a header.
+    Every failure is ``Unavailable`` and leaves the outcome unknown: the message may still arrive. Each attempt has its
+    own message id, by which aiormq distinguishes returned messages; ids that must be stable over repeats belong in the
+    body or in a header.
     """
 
     def __init__(self, connection: SupervisedConnection) -> None:
-        self._link = connection
+        self._connection = connection
         self._channel: Channel | None = None
         self._opening = asyncio.Lock()
         self._slots = asyncio.Semaphore(MAX_IN_FLIGHT)
-        self._answered_at = 0.0
-        self._unanswered = 0
+        self._confirmed_at = 0.0
+        self._unconfirmed = 0
 
     async def publish(
         self,
@@ -80,7 +84,7 @@ class Publisher:
         reply_to: str | None = None,
         correlation_id: str | None = None,
     ) -> PublishOutcome:
-        """Publish one message, as `send`."""
+        """Publish one message; see ``send``."""
         return await self.send(
             OutgoingMessage(
                 exchange, routing_key, body, content_type, headers, mandatory, expiration, reply_to, correlation_id
@@ -88,7 +92,7 @@ class Publisher:
         )
 
     async def send(self, message: OutgoingMessage) -> PublishOutcome:
-        """Publish `message` and return when the broker has confirmed it; raises `Unavailable` within seconds."""
+        """Publish ``message`` and wait for the confirm. Raise ``Unavailable`` if none arrives within ``TIMEOUT``."""
         async with self._slots:
             began = asyncio.get_running_loop().time()
             channel = await self._open_channel()
@@ -98,13 +102,13 @@ class Publisher:
                         published = await _publish(channel, message)
             except Unavailable as error:
                 if isinstance(error.__cause__, TimeoutError):
-                    self._give_up_if_stuck(began)
+                    self._drop_if_stuck(began)
                 raise
-            self._answered_at = asyncio.get_running_loop().time()
+            self._confirmed_at = asyncio.get_running_loop().time()
             return published
 
     async def publish_many(self, messages: Sequence[OutgoingMessage]) -> list[PublishOutcome | Unavailable]:
-        """Publish `messages` at once, in order, and return the outcome of each, in the same order."""
+        """Publish ``messages`` concurrently, in order, and return the outcome of each, in the same order."""
         outcomes: list[PublishOutcome | Unavailable] = []
         for chunk in _chunks(messages):
             for outcome in await asyncio.gather(*map(self.send, chunk), return_exceptions=True):
@@ -114,7 +118,7 @@ class Publisher:
         return outcomes
 
     async def close(self) -> None:
-        """Close the channel, within seconds; the link stays."""
+        """Close the channel, but not the connection, within ``TIMEOUT``."""
         channel, self._channel = self._channel, None
         if channel is not None:
             with suppress(Unavailable), map_errors("closing a channel"):
@@ -126,22 +130,22 @@ class Publisher:
             return self._channel
         async with self._opening:
             if self._channel is None or self._channel.is_closed:
-                self._channel = await self._link.channel(confirms=True)
-                self._unanswered = 0
+                self._channel = await self._connection.channel(confirms=True)
+                self._unconfirmed = 0
             return self._channel
 
-    def _give_up_if_stuck(self, began: float) -> None:
-        """Cut a connection on which nothing was confirmed since `began`: it may stay stuck, and its buffer only grows.
+    def _drop_if_stuck(self, began: float) -> None:
+        """Abort the connection if nothing was confirmed since ``began``: it may be stuck, and its buffer only grows.
 
-        One that still confirms other messages lives on, until too many were never answered.
+        A connection that still confirms other messages is kept until too many confirms are missing.
         """
-        self._unanswered += 1
-        if self._answered_at < began or self._unanswered >= _MAX_UNANSWERED:
-            self._link.drop()
+        self._unconfirmed += 1
+        if self._confirmed_at < began or self._unconfirmed >= _MAX_UNCONFIRMED:
+            self._connection.drop()
 
 
 def _chunks(messages: Sequence[OutgoingMessage]) -> Iterator[Sequence[OutgoingMessage]]:
-    """Cut `messages` into runs that may be in flight together."""
+    """Split ``messages`` into runs that may be in flight at the same time."""
     start = size = 0
     for end, message in enumerate(messages):
         if end > start and (end - start >= MAX_IN_FLIGHT or size + len(message.body) > MAX_BYTES_IN_FLIGHT):

@@ -1,6 +1,6 @@
-"""Request and reply over RabbitMQ: a request is published with a confirm and answered on this process's own queue.
+"""Calls over RabbitMQ: commands are published with a confirm, and replies arrive on an exclusive queue.
 
-A call whose reply queue was lost is published again, so whatever answers must do a repeated request only once.
+A command whose reply queue was lost is published again, so its consumer must execute a repeated command only once.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 MAX_WAITING: Final = 1_000
-"""Calls that may wait for their replies at once, and replies that the queue holds."""
+"""Maximum number of concurrent calls, and of replies in the reply queue."""
 
 Trace: TypeAlias = Callable[[], dict[str, str]]
-"""Returns the headers of the trace that a call belongs to."""
+"""Returns the trace headers for a call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +43,14 @@ class Reply:
     headers: Mapping[str, Any]
 
 
-class _ReplyQueueLost(Exception):  # noqa: N818 - handled by publishing again; never leaves this module
-    pass
+class _ReplyQueueLost(Exception):  # noqa: N818 - not an error; never leaves this module
+    """The reply queue was replaced while a call was waiting."""
 
 
 class CommandClient:
-    """Publishes requests and waits for the reply to each, at most `timeout` seconds.
+    """Publishes commands and waits up to ``timeout`` seconds for the reply to each.
 
-    `waiting` is called with the number of calls that wait, whenever it changes.
+    ``waiting`` is called with the number of waiting calls whenever it changes.
     """
 
     def __init__(
@@ -68,44 +68,41 @@ class CommandClient:
         self._names = names
         self._timeout = timeout
         self._on_waiting = waiting
-        self._intake = Consumer(consuming, self._prepare, prefetch=MAX_WAITING, on_trouble=self._on_error)
+        self._consumer = Consumer(consuming, self._prepare, prefetch=MAX_WAITING, on_trouble=self._on_error)
         self._queue = ""
-        self._open = asyncio.Event()
+        self._queue_ready = asyncio.Event()
         self._waiting: dict[str, asyncio.Future[Reply]] = {}
 
-    @property
-    def listening(self) -> bool:
-        """Whether replies can reach us, as far as we know."""
-        return self._intake.consuming
-
     async def run(self) -> None:
-        """Take replies until stopped."""
-        self._intake.start()
+        """Consume replies until stopped."""
+        self._consumer.start()
         try:
-            while deliveries := await self._intake.batch(MAX_WAITING, 0):
+            while deliveries := await self._consumer.batch(MAX_WAITING, 0):
                 for delivery in deliveries:
                     self._resolve(delivery)
-                await self._intake.ack(deliveries)
+                await self._consumer.ack(deliveries)
         finally:
-            await self._intake.close()
+            await self._consumer.close()
 
     async def stop(self) -> None:
-        """Take no more replies once those at hand are handed over."""
-        await self._intake.stop()
+        """Stop consuming replies, after the buffered ones were passed to their calls."""
+        await self._consumer.stop()
 
     async def call(self, routing_key: str, body: bytes, *, no_expiry: bool = False) -> Reply:
-        """Publish a request to the commands exchange and return the reply to it.
+        """Publish a command and return the reply.
 
-        With `no_expiry` the request stays in its queue even when no caller waits any longer.
-        Raises Unavailable when no reply came in time: the request may have been carried out, or may be later.
+        By default the command expires when the call times out; with ``no_expiry`` it stays in its queue.
+
+        Raises:
+            Unavailable: no reply arrived in time; the command may or may not have been executed, or may be later.
         """
         if len(self._waiting) >= MAX_WAITING:
-            raise Unavailable("too many calls wait for a reply")
+            raise Unavailable(f"{MAX_WAITING} calls are waiting for a reply already")
         deadline = asyncio.get_running_loop().time() + self._timeout
         try:
             async with asyncio.timeout_at(deadline):
                 while True:
-                    await self._open.wait()
+                    await self._queue_ready.wait()
                     try:
                         return await self._call_once(routing_key, body, None if no_expiry else deadline)
                     except _ReplyQueueLost:
@@ -131,7 +128,9 @@ class CommandClient:
                 correlation_id=correlation,
             )
             if published is PublishOutcome.UNROUTED:
-                raise Unavailable(f"no queue takes {self._names.commands}")
+                raise Unavailable(
+                    f"no queue is bound to exchange {self._names.commands}; `taskherd topology apply` binds one"
+                )
             return await reply
         finally:
             del self._waiting[correlation]
@@ -147,12 +146,12 @@ class CommandClient:
     async def _prepare(self, channel: AbstractChannel) -> Sequence[Source]:
         await topology.check(channel, self._names)
         self._queue = await topology.declare_exclusive_queue(channel, length=MAX_WAITING)
-        self._open.set()
-        for waiting in self._waiting.values():  # their replies went to the queue before this one, which is gone
+        self._queue_ready.set()
+        for waiting in self._waiting.values():  # their replies go to the previous queue, which is lost
             if not waiting.done():
                 waiting.set_exception(_ReplyQueueLost())
         return [Source(self._queue)]
 
     def _on_error(self, reason: str) -> None:
-        self._open.clear()
+        self._queue_ready.clear()
         log.warning("waiting for replies", reason=reason)

@@ -1,4 +1,4 @@
-"""The exchanges and queues: their names, and how they are declared or looked for."""
+"""The exchanges and queues: their names, declarations and checks."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ if TYPE_CHECKING:
     from pamqp.common import FieldTable
 
 DELIVERY_LIMIT = 200
+"""Number of redeliveries after which a quorum queue dead-letters a message."""
 _UNLIMITED = -1
-_ANY = "#"
-_AN_EQUAL_SHARE = "1"
+_ALL_KEYS = "#"
+_EQUAL_WEIGHT = "1"
 _PRIORITY_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
 class TopologyNames:
-    """What everything is called under one `prefix`; an exchange and its queue share a name."""
+    """The names of all exchanges and queues under one ``prefix``; an exchange and its queue have the same name."""
 
     prefix: str = "taskherd"
 
@@ -63,58 +64,61 @@ class TopologyNames:
 
     @property
     def queues(self) -> tuple[str, ...]:
-        """The shared queues that are always there."""
+        """The shared queues that always exist."""
         return (self.dead, self.reports, self.commands)
 
     @property
     def report_hash(self) -> str:
-        """The exchange that spreads reports over the partitions by a hash of their routing key."""
+        """The exchange that distributes reports over the partitions by a hash of their routing key."""
         return f"{self.reports}.hash"
 
     def partition(self, index: int) -> str:
-        """Return the queue of partition `index`, from 0."""
+        """Return the queue of partition ``index``, counted from 0."""
         return f"{self.reports}.{index}"
 
     def report_queues(self, partitions: int = 1) -> tuple[str, ...]:
         """Return the queues to consume reports from.
 
-        With partitions the plain one stays among them: it may hold reports from before there were any.
+        With partitions, the unpartitioned queue is included: it may contain reports from before the partitioning.
         """
         if partitions == 1:
             return (self.reports,)
         return (self.reports, *(self.partition(index) for index in range(partitions)))
 
     def work_queue(self, target: str) -> str:
-        """Return the queue of the pool or runner `target`."""
+        """Return the queue of the pool or runner ``target``."""
         return f"{self.work}.{target}"
 
 
 async def declare(channel: AbstractChannel, names: TopologyNames, partitions: int = 1) -> None:
-    """Declare every exchange and the shared queues; doing it again changes nothing.
+    """Declare every exchange and the shared queues; idempotent.
 
-    Raises `Unavailable`, or `Misconfigured` where something of that name is already there but made differently.
-    Before lowering the number of partitions, let their queues run empty: those beyond the new number are kept, and
-    take no more reports, but nobody reads them.
+    Before lowering the number of partitions, let their queues run empty: those beyond the new number are kept and
+    receive no more reports, but no worker consumes them.
+
+    Raises:
+        Unavailable: the broker cannot be reached.
+        Misconfigured: an exchange or queue of that name exists with other properties.
     """
     with _explain_mismatch("declaring the topology"):
         for exchange in names.exchanges:
             await channel.exchange_declare(exchange, exchange_type="topic", durable=True, timeout=TIMEOUT)
-        # A queue that dead letters wait in has no limit: reading through it counts as a delivery too, and with no
-        # further place to go to, a letter over the limit would be lost.
+        # The dead-letter queue has no delivery limit: listing it counts as a delivery, and a message over the limit
+        # would be lost, because this queue has no dead-letter exchange itself.
         await _declare_quorum(channel, names.dead, {"x-delivery-limit": _UNLIMITED})
-        await channel.queue_bind(names.dead, names.dead, _ANY, timeout=TIMEOUT)
-        await _declare_quorum(channel, names.reports, _guarded(names))
-        await _declare_quorum(channel, names.commands, _guarded(names))
-        await channel.queue_bind(names.commands, names.commands, _ANY, timeout=TIMEOUT)
+        await channel.queue_bind(names.dead, names.dead, _ALL_KEYS, timeout=TIMEOUT)
+        await _declare_quorum(channel, names.reports, _dead_lettering(names))
+        await _declare_quorum(channel, names.commands, _dead_lettering(names))
+        await channel.queue_bind(names.commands, names.commands, _ALL_KEYS, timeout=TIMEOUT)
         if partitions == 1:
-            await channel.queue_bind(names.reports, names.reports, _ANY, timeout=TIMEOUT)
-            await channel.exchange_unbind(names.report_hash, names.reports, _ANY, timeout=TIMEOUT)
+            await channel.queue_bind(names.reports, names.reports, _ALL_KEYS, timeout=TIMEOUT)
+            await channel.exchange_unbind(names.report_hash, names.reports, _ALL_KEYS, timeout=TIMEOUT)
     if partitions > 1:
         await _declare_partitions(channel, names, partitions)
 
 
 async def _declare_partitions(channel: AbstractChannel, names: TopologyNames, partitions: int) -> None:
-    """Spread the reports over `partitions` queues, each with a single active consumer."""
+    """Distribute the reports over ``partitions`` queues, each with a single active consumer."""
     with _explain_mismatch(
         "declaring the partitions", "TASKHERD_REPORT_PARTITIONS", "1, or the plugin rabbitmq_consistent_hash_exchange"
     ):
@@ -123,16 +127,16 @@ async def _declare_partitions(channel: AbstractChannel, names: TopologyNames, pa
         )
         for index in range(partitions):
             queue = names.partition(index)
-            await _declare_quorum(channel, queue, {**_guarded(names), "x-single-active-consumer": True})
-            await channel.queue_bind(queue, names.report_hash, _AN_EQUAL_SHARE, timeout=TIMEOUT)
-        # In this order a report may pass through both ways for a moment, but never through none.
-        await channel.exchange_bind(names.report_hash, names.reports, _ANY, timeout=TIMEOUT)
-        await channel.queue_unbind(names.reports, names.reports, _ANY, timeout=TIMEOUT)
+            await _declare_quorum(channel, queue, {**_dead_lettering(names), "x-single-active-consumer": True})
+            await channel.queue_bind(queue, names.report_hash, _EQUAL_WEIGHT, timeout=TIMEOUT)
+        # Add the new binding before removing the old one: for a moment a report may take both routes, but always one.
+        await channel.exchange_bind(names.report_hash, names.reports, _ALL_KEYS, timeout=TIMEOUT)
+        await channel.queue_unbind(names.reports, names.reports, _ALL_KEYS, timeout=TIMEOUT)
 
 
 async def check(channel: AbstractChannel, names: TopologyNames) -> None:
-    """Look whether the exchanges and shared queues are there; raises `Unavailable` naming the first that is not."""
-    with _explain_mismatch("looking for the topology"):
+    """Check that the exchanges and shared queues exist. Raise ``Unavailable`` naming the first one that does not."""
+    with _explain_mismatch("checking the topology"):
         for exchange in names.exchanges:
             await channel.exchange_declare(exchange, passive=True, timeout=TIMEOUT)
         for queue in names.queues:
@@ -140,9 +144,9 @@ async def check(channel: AbstractChannel, names: TopologyNames) -> None:
 
 
 async def declare_work_queue(channel: AbstractChannel, names: TopologyNames, target: str) -> str:
-    """Declare and bind the queue of the pool or runner `target` and return its name; raises as `declare`.
+    """Declare and bind the queue of the pool or runner ``target`` and return its name. Raise as ``declare`` does.
 
-    It has no dead-letter exchange: a request that nobody can take is repeated, and given up, by the worker.
+    It has no dead-letter exchange: the worker itself repeats a request that is not executed, and drops it in the end.
     """
     queue = names.work_queue(target)
     with _explain_mismatch(f"declaring {queue}"):
@@ -154,12 +158,12 @@ async def declare_work_queue(channel: AbstractChannel, names: TopologyNames, tar
 async def declare_exclusive_queue(
     channel: AbstractChannel, *, length: int, exchange: str = "", routing_keys: tuple[str, ...] = ()
 ) -> str:
-    """Declare a queue for this connection alone, bound to `exchange`, and return the name that the broker gave it.
+    """Declare an exclusive queue of this connection, bound to ``exchange``, and return its server-generated name.
 
-    It holds `length` messages and drops the oldest beyond, so that a slow reader never blocks the broker.
+    It keeps the newest ``length`` messages and drops older ones, so a slow consumer never blocks the broker.
     """
     limits: FieldTable = {"x-queue-type": "classic", "x-max-length": length, "x-overflow": "drop-head"}
-    with _explain_mismatch("declaring an own queue"):
+    with _explain_mismatch("declaring an exclusive queue"):
         declared = await channel.queue_declare(exclusive=True, arguments=limits, timeout=TIMEOUT)
         queue = str(declared.queue)
         for routing_key in routing_keys:
@@ -168,12 +172,12 @@ async def declare_exclusive_queue(
 
 
 def priority(worker: str, queue: str) -> int:
-    """Return the consumer priority that `worker` asks for on the partition `queue`: 31 bits, spread evenly.
+    """Return the consumer priority of ``worker`` on the partition ``queue``: 31 bits, evenly distributed.
 
-    This is rendezvous hashing (https://en.wikipedia.org/wiki/Rendezvous_hashing) with the broker as the judge: of the
-    workers there are, a different one has the highest number on each queue, so the queues are shared out, and one that
-    comes or goes moves no queue between the others. RabbitMQ >= 4.0 hands a queue with a single active consumer to the
-    consumer of the highest priority, also while another has it
+    This is rendezvous hashing (https://en.wikipedia.org/wiki/Rendezvous_hashing), decided by the broker: the queues are
+    distributed evenly, because each worker has the highest priority on its share of them; a worker that joins or leaves
+    moves no queue between the others. RabbitMQ >= 4.0 assigns a queue with a single active consumer to the consumer
+    with the highest priority, even if another consumer is active
     (https://www.rabbitmq.com/docs/consumers#sac-behaviour).
     """
     digest = blake2b(f"{worker}/{queue}".encode(), digest_size=_PRIORITY_BYTES).digest()
@@ -181,13 +185,13 @@ def priority(worker: str, queue: str) -> int:
 
 
 async def consumers(channel: AbstractChannel, queue: str) -> int:
-    """Return how many consumers `queue` has; raises `Unavailable`, also where there is no such queue."""
-    with _explain_mismatch(f"looking at {queue}"):
+    """Return the number of consumers of ``queue``. Raise ``Unavailable`` if the queue does not exist."""
+    with _explain_mismatch(f"counting the consumers of {queue}"):
         declared = await channel.queue_declare(queue, passive=True, timeout=TIMEOUT)
     return declared.consumer_count or 0
 
 
-def _guarded(names: TopologyNames) -> FieldTable:
+def _dead_lettering(names: TopologyNames) -> FieldTable:
     return {"x-delivery-limit": DELIVERY_LIMIT, "x-dead-letter-exchange": names.dead}
 
 
@@ -197,19 +201,21 @@ async def _declare_quorum(channel: AbstractChannel, queue: str, arguments: Field
 
 @contextmanager
 def _explain_mismatch(
-    doing: str,
+    action: str,
     setting: str = "TASKHERD_AMQP_PREFIX",
-    expected: str = "a prefix under which nothing was declared by others",
+    expected: str = "a prefix that no other application uses",
 ) -> Iterator[None]:
     try:
-        with map_errors(doing):
+        with map_errors(action):
             yield
     except Unavailable as error:
         cause = error.__cause__
         if isinstance(cause, ChannelPreconditionFailed):
             raise Misconfigured(setting, f"{cause}; expected {expected}") from error
         if isinstance(cause, ChannelAccessRefused):
-            raise Misconfigured("TASKHERD_AMQP_URL", f"{cause}; expected a user who may do this") from error
+            raise Misconfigured(
+                "TASKHERD_AMQP_URL", f"{cause}; expected a user with the permission for this"
+            ) from error
         if isinstance(cause, ChannelNotFoundEntity):
             raise Unavailable(f"{cause}; `taskherd topology apply` or a worker declares it") from error
         raise

@@ -1,13 +1,13 @@
-"""Pass each delivery that ``FrameReader`` assembled to its consumer by a plain call.
+"""Pass each delivery that ``FrameReader`` assembled to its consumer by a function call.
 
 Library: aiormq, in the range that ``frame_reader`` supports.
 
 Why: aiormq passes every frame of a channel through a queue to another task and starts a task for each message.
 
-What is replaced: the ``put`` of the queue that a channel's frames go through. All other frames still go through that
-queue, in order. Outside the range nothing is replaced, and aiormq calls the callback that ``register`` returns.
+Replaced: the ``put`` method of a channel's frame queue. All other frames still pass through that queue, in order.
+Outside the range nothing is replaced, and aiormq calls the callback that ``register`` returns.
 
-What it earns: measured together with ``frame_reader``.
+Gain: measured together with ``frame_reader``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Receive = Callable[[Delivery], None]
 
 
 class DeliveryDispatcher:
-    """The receivers of one channel's deliveries, by consumer tag."""
+    """Dispatches the deliveries of one channel to receivers by consumer tag."""
 
     def __init__(self, channel: AbstractChannel) -> None:
         self._receivers: dict[bytes, Receive] = {}
@@ -33,10 +33,10 @@ class DeliveryDispatcher:
             channel.frames.put = self._put  # type: ignore[method-assign]
 
     def register(self, consumer_tag: str, receive: Receive) -> Callable[[DeliveredMessage], Coroutine[Any, Any, None]]:
-        """Pass the deliveries for ``consumer_tag`` to ``receive``, and return the callback to consume with.
+        """Register ``receive`` for ``consumer_tag``, and return the callback to pass to ``basic_consume``.
 
-        aiormq calls the callback only where ``FrameReader`` is not installed. It has to stay as short as this: aiormq
-        cancels callbacks when the connection drops.
+        aiormq calls the callback only if ``FrameReader`` is not installed. It must not do more than this, because
+        aiormq cancels callbacks when the connection drops.
         """
         self._receivers[consumer_tag.encode()] = receive
 

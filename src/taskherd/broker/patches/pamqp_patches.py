@@ -1,23 +1,23 @@
-r"""Decode AMQP properties leniently, so that a message with an undecodable one does not cost the connection.
+r"""Decode AMQP properties leniently, so that an undecodable property does not close the connection.
 
 Library: pamqp, in the range ``SUPPORTED``.
 
-Why: pamqp decodes a message's properties while it reads the frame, and aiormq closes the connection when that fails.
-A timestamp in microseconds or an ``app_id`` in Latin-1, both valid on the wire, brings down every delivery in the
-prefetch window, again and again, until the broker dead-letters all of them.
+Why: pamqp decodes a message's properties while it reads the frame, and aiormq closes the connection if that fails.
+A timestamp in microseconds or an ``app_id`` in Latin-1, both valid on the wire, thus makes every delivery in the
+prefetch window fail again and again, until the broker dead-letters all of them.
 
-What is replaced:
+Replaced:
 
-- ``pamqp.header.ContentHeader.unmarshal``: a message with an undecodable property counts as having no properties,
-  except ``x-delivery-count``, which the broker itself wrote, where it was read before the failure.
+- ``pamqp.header.ContentHeader.unmarshal``: a message with an undecodable property has no properties, except
+  ``x-delivery-count``, which the broker wrote, if it was decoded before the failure.
 - ``pamqp.decode.METHODS["shortstr"]``, which decodes names in method frames (an exchange, a routing key): bytes that
-  are not UTF-8 come out as ``\xNN``.
+  are not UTF-8 are decoded to ``\xNN``.
 
-pamqp's own functions decode everything else, so a message that they can decode comes out unchanged.
+pamqp's own functions decode everything else, so decodable messages are unchanged.
 
-What it earns, measured by ``python -m benchmarks patches`` with one undecodable property among 11 messages: all of them
-can be listed as dead letters instead of none; and where aiormq's own reader runs, all 11 are handled instead of none,
-with a limit of 4 deliveries. (``FrameReader`` alone saves consuming too, since it does not decode properties.)
+Gain, measured by ``python -m benchmarks patches`` with one undecodable property among 11 messages: all of them can be
+listed as dead letters instead of none; and with aiormq's own reader, all 11 are consumed instead of none, with a limit
+of 4 deliveries. (``FrameReader`` alone makes consuming safe too, because it does not decode properties.)
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ if TYPE_CHECKING:
 
 SUPPORTED: Final = VersionRange("pamqp", first=(4, 0, 1), end=(4, 1))
 LOSS: Final = (
-    "dead letters cannot be read past one with an undecodable AMQP property, and without the patch of aiormq such a "
+    "dead letters behind one with an undecodable AMQP property cannot be read, and without the patch of aiormq such a "
     "message closes its consumer's connection each time it is delivered"
 )
 
 DELIVERY_COUNT = "x-delivery-count"
-"""The header in which quorum queues count how often a message came back."""
+"""The header in which quorum queues count failed deliveries of a message."""
 
 UNDECODABLE: Final = (ValueError, TypeError, LookupError, ArithmeticError, OSError, RecursionError, struct.error)
-"""The exceptions that pamqp's decoders raise for bytes that they cannot decode."""
+"""The exceptions that pamqp's decoders raise for undecodable bytes."""
 
 _PREFIX = struct.Struct(">HHQ")
 
@@ -53,14 +53,14 @@ _PREFIX = struct.Struct(">HHQ")
 def install() -> None:
     """Replace pamqp's decoders for the whole process, if its version is supported; idempotent."""
     if is_supported(SUPPORTED, LOSS):
-        _property_decoders()  # keeps the strict decoder of short strings, which is replaced next
+        _property_decoders()  # caches the strict decoder of short strings, which is replaced next
         ContentHeader.unmarshal = _unmarshal  # type: ignore[method-assign, assignment]
         decode.METHODS["shortstr"] = _short_string
 
 
 @cache
 def _property_decoders() -> tuple[tuple[str, int, Callable[..., tuple[int, Any]]], ...]:
-    """Return name, flag and decoder of each AMQP property, in the order in which they are encoded."""
+    """Return the name, flag and decoder of each AMQP property, in encoding order."""
     return tuple(
         (name, Basic.Properties.flags[name], decode.METHODS[getattr(Basic.Properties, f"_{name}")])
         for name in Basic.Properties.__slots__
@@ -83,7 +83,7 @@ def _read(properties: Basic.Properties, data: bytes) -> None:
         if flags & flag:
             consumed, value = read(data)
             if consumed > len(data):
-                message = f"{name} is cut short"
+                message = f"{name} is truncated"
                 raise ValueError(message)
             setattr(properties, name, value)
             data = data[consumed:]

@@ -17,7 +17,7 @@ class VersionRange(NamedTuple):
     end: tuple[int, ...]
 
     def includes(self, version: str) -> bool:
-        """Return whether ``version`` is in the range; a pre-release counts as the release that it precedes."""
+        """Return whether ``version`` is in the range; a pre-release counts as its release."""
         return self.first <= tuple(int(number) for number in re.findall(r"\d+", version)[:3]) < self.end
 
     def __str__(self) -> str:
