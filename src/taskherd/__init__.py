@@ -1,4 +1,4 @@
-"""taskherd keeps the truth about every AI agent task: a worker, an API and a runner."""
+"""taskherd runs and tracks fleets of AI coding agents: a worker, an API and a runner."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> str:
-    """The version, looked up when it is asked for: that takes longer than all else of a short command."""
+    """Return the version, looked up on access: the lookup takes longer than everything else in a short command."""
     if name != "__version__":
         raise AttributeError(name)
     from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415
 
     try:
         return version("taskherd")
-    except PackageNotFoundError:  # run from its source, without being installed
+    except PackageNotFoundError:  # run from source, not installed
         return "0+source"

@@ -1,4 +1,4 @@
-"""So that `python -m taskherd` is the command `taskherd`."""
+"""Run the command ``taskherd`` as ``python -m taskherd``."""
 
 from taskherd.cli.main import app
 

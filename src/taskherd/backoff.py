@@ -1,6 +1,6 @@
-"""How long to wait after a failure: exponentially longer up to a maximum, and jittered.
+"""Exponential backoff with a maximum and jitter.
 
-With jitter the clients of one outage do not all return at the same moment:
+With jitter, the clients affected by one outage do not all retry at the same moment:
 https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
 """
 
@@ -11,15 +11,14 @@ from dataclasses import dataclass
 from typing import Final
 
 MAX_DOUBLINGS: Final = 16
-"""No wait doubles more often than this; keeps the power small however many failures there were."""
+"""Maximum number of doublings of a wait; limits the power for any number of failures."""
 
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Exponential backoff: ``first`` seconds after one failure, doubled by each further one up to ``maximum``.
+    """Exponential backoff: ``first`` seconds after one failure, doubled with each further one up to ``maximum``.
 
-    ``jitter`` is the share of each wait that is random; with 1.0, a wait lies anywhere between 0 and its full length
-    ("full jitter").
+    ``jitter`` is the random share of each wait; with 1.0 ("full jitter") a wait is between 0 and its full length.
     """
 
     first: float
@@ -27,9 +26,9 @@ class Backoff:
     jitter: float = 1.0
 
     def longest(self, failures: int) -> float:
-        """Return the wait in seconds after ``failures`` in a row, without jitter; none counts as one."""
+        """Return the wait in seconds after ``failures`` in a row, without jitter; 0 counts as 1."""
         return min(self.maximum, self.first * 2.0 ** min(max(failures, 1) - 1, MAX_DOUBLINGS))
 
     def delay(self, failures: int) -> float:
         """Return the wait in seconds after ``failures`` in a row, with jitter."""
-        return self.longest(failures) * (1 - self.jitter * random.random())  # noqa: S311 - no secret
+        return self.longest(failures) * (1 - self.jitter * random.random())  # noqa: S311 - not a secret

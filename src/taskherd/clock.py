@@ -1,6 +1,6 @@
-"""The one clock: the database's time, carried on by this machine's monotonic clock between two looks at it.
+"""The database's clock, extrapolated with the local monotonic clock between two reads.
 
-So all workers share a time, whatever their own clocks say, and a wall clock that jumps moves nothing.
+All workers therefore share one time, independent of their own wall clocks and of jumps of these.
 """
 
 from __future__ import annotations
@@ -9,23 +9,23 @@ import time
 from datetime import UTC, datetime, timedelta
 
 JUMP = timedelta(seconds=5)
-"""A correction greater than this is a jump of the database's clock: every silence is timed anew."""
+"""A larger correction is a jump of the database's clock, after which every silence is measured from the start."""
 
 
 class Clock:
-    """Tells the time. Before the first correction it goes by this machine's wall clock."""
+    """The current time; before the first correction, that of the local wall clock."""
 
     def __init__(self) -> None:
-        """Start from this machine's wall clock."""
+        """Start with the local wall clock."""
         self._base = datetime.now(UTC)
-        self._mark = time.monotonic()
+        self._base_monotonic = time.monotonic()
 
     def now(self) -> datetime:
-        """The present instant, aware, in UTC."""
-        return self._base + timedelta(seconds=time.monotonic() - self._mark)
+        """Return the current time, timezone-aware, in UTC."""
+        return self._base + timedelta(seconds=time.monotonic() - self._base_monotonic)
 
-    def correct(self, told: datetime) -> bool:
-        """Go by what the database told just now; whether that was a jump."""
-        jumped = abs(told - self.now()) > JUMP
-        self._base, self._mark = told.astimezone(UTC), time.monotonic()
+    def correct(self, database_time: datetime) -> bool:
+        """Set the clock to the time that was just read from the database; return whether that was a jump."""
+        jumped = abs(database_time - self.now()) > JUMP
+        self._base, self._base_monotonic = database_time.astimezone(UTC), time.monotonic()
         return jumped

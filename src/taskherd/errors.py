@@ -1,15 +1,15 @@
-"""The errors of taskherd, sorted by what to do next.
+"""The errors of taskherd, grouped by how to handle them.
 
 TaskherdError
-├── Malformed      the input is at fault     -> dead-letter it, with its reason; go on with the rest
-├── Unavailable    something outside is away -> hold what is in hand, wait with backoff, try again
-├── Retry          a transaction lost a race -> run it again at once
-└── Misconfigured  the installation is wrong -> refuse to start, naming the setting and what was expected
+├── Malformed      an input is invalid               -> dead-letter it with its reason, continue with the others
+├── Unavailable    a dependency cannot be reached    -> keep the work in progress, retry it with backoff
+├── Retry          a transaction conflicted          -> run it again immediately
+└── Misconfigured  a setting is missing or wrong     -> refuse to start; name the setting and the expected value
 
-A command that is understood and refused is none of these: that is a verdict, hence a value (`core`).
+A refused command is none of these: it is a result, returned as a value (``domain.handle_command``).
 """
 
-# ruff: noqa: N818 - an error here is named for what it says, and sorted by what to do next
+# ruff: noqa: N818 - an error is named for its condition, which decides how it is handled
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 class TaskherdError(Exception):
-    """Whatever taskherd raises on purpose."""
+    """Base class of all errors that taskherd raises deliberately."""
 
 
 class Malformed(TaskherdError):
-    """An input that can't be taken as it is; `reason` is a short stable code, `detail` is for people."""
+    """An input is invalid; ``reason`` is a short stable code, ``detail`` an explanation for people."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -33,15 +33,15 @@ class Malformed(TaskherdError):
 
 
 class Unavailable(TaskherdError):
-    """The database, the broker or the network did not do its part; the same may well succeed later."""
+    """The database, the broker or another dependency cannot be reached; the same operation may succeed later."""
 
 
 class Retry(TaskherdError):
-    """A transaction lost a race, or met a plan from before a migration of the schema; run it again."""
+    """A transaction conflicted with another, or used a plan from before a migration; run it again."""
 
 
 class Misconfigured(TaskherdError):
-    """One or more settings are wrong; `wrong` holds a (setting, what is wrong and what was expected) pair for each."""
+    """One or more settings are wrong; ``wrong`` contains a pair (setting, problem and expected value) for each."""
 
     def __init__(self, setting: str, expected: str) -> None:
         super().__init__(setting, expected)
@@ -49,7 +49,7 @@ class Misconfigured(TaskherdError):
 
     @classmethod
     def several(cls, wrong: Iterable[tuple[str, str]]) -> Self:
-        """Return one error that names all of `wrong`, which holds at least one pair."""
+        """Return one error for all pairs in ``wrong``, of which there must be at least one."""
         pairs = tuple(wrong)
         error = cls(*pairs[0])
         error.wrong = pairs
@@ -57,14 +57,14 @@ class Misconfigured(TaskherdError):
 
     @property
     def setting(self) -> str:
-        """The first setting that is wrong."""
+        """The first wrong setting."""
         return self.wrong[0][0]
 
     @property
     def expected(self) -> str:
-        """What is wrong with the first setting and what was expected of it."""
+        """The problem of the first wrong setting, and the expected value."""
         return self.wrong[0][1]
 
     def __str__(self) -> str:
-        """Return a line for each wrong setting."""
+        """Return one line per wrong setting."""
         return "\n".join(f"{setting}: {expected}" for setting, expected in self.wrong)

@@ -1,4 +1,4 @@
-"""Repeating work that fails because something outside is down, until it succeeds or the process stops."""
+"""Retry work with backoff until it succeeds or the process stops."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 OUTAGE: Final = Backoff(first=0.1, maximum=5.0)
-"""For what a process waits out without end: the broker, the database or an agent does not answer."""
+"""The backoff for outages that a process waits out for any length of time: of the broker, database or an agent."""
 MAX_RACES: Final = 50
-"""Races lost in a row after which ``until_stopped`` gives up."""
+"""Number of transaction conflicts after which ``until_stopped`` stops retrying."""
 
 
 def delay(failures: int) -> float:
-    """Return the wait in seconds after ``failures`` in a row of something that is waited out without end."""
+    """Return the wait in seconds after ``failures`` in a row during an outage."""
     return OUTAGE.delay(failures)
 
 
 async def until_stopped(
     work: Callable[[], Awaitable[T]], stopping: asyncio.Event, on_error: Callable[[str], None]
 ) -> T:
-    """Return the result of ``work``, repeated until it succeeds; each outage is reported to ``on_error``.
+    """Retry ``work`` until it succeeds and return its result; call ``on_error`` with the reason of each outage.
 
     Raises:
         Unavailable: ``work`` failed while ``stopping`` was set.
-        Retry: it lost more than ``MAX_RACES`` races.
+        Retry: it conflicted with other transactions more than ``MAX_RACES`` times.
     """
     failures = races = 0
     while True:

@@ -1,4 +1,4 @@
-"""An incremental, bounded parser of server-sent events, over bytes.
+"""An incremental parser of server-sent events over bytes, with a maximum event size.
 
 It follows https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation.
 """
@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MAX_EVENT_BYTES: Final = 1024 * 1024
+"""Default maximum size of an event, in bytes."""
 _BOM: Final = b"\xef\xbb\xbf"
 _MAX_RETRY_DIGITS: Final = 9
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event; ``id`` is the last event ID of the stream when the event was dispatched, "" before there was one."""
+    """One event; ``id`` is the stream's last event ID when it was dispatched, "" if there was none yet."""
 
     type: str
     data: str
@@ -26,25 +27,25 @@ class Event:
 
 
 class Parser:
-    """Parses one stream.
+    """The parser of one stream.
 
     Args:
-        max_event_bytes: bytes of one event; a larger one is dropped and counted in ``dropped``.
-        last_event_id: the ID that was sent as ``Last-Event-ID``, which holds until the stream sets another one.
+        max_event_bytes: maximum size of an event in bytes; a larger one is dropped and counted in ``dropped``.
+        last_event_id: the ID that was sent as ``Last-Event-ID``, valid until the stream sets another one.
     """
 
     def __init__(self, *, max_event_bytes: int = MAX_EVENT_BYTES, last_event_id: str = "") -> None:
         self.last_event_id = last_event_id
-        """What to send as ``Last-Event-ID`` to go on after the events so far; an event without data sets it too."""
+        """The ``Last-Event-ID`` with which to resume after the events so far; an event without data sets it too."""
         self.retry_ms: int | None = None
-        """Milliseconds that the server asks to wait before reconnecting."""
+        """The reconnection time that the server requested, in milliseconds."""
         self.comments = 0
         self.dropped = 0
         self._max_bytes = max_event_bytes
         self._id = last_event_id
         self._type = ""
         self._data: list[str] = []
-        self._held_bytes = 0
+        self._data_bytes = 0
         self._line = bytearray()
         self._line_is_empty = True
         self._too_large = False
@@ -54,26 +55,26 @@ class Parser:
     def feed(self, chunk: bytes) -> Iterator[Event]:
         """Yield the events that end in ``chunk``; exhaust the iterator before the next call.
 
-        What the end of the stream cuts off is never dispatched, as the standard has it.
+        An incomplete event at the end of the stream is never dispatched, as the standard requires.
         """
         if not chunk:
             return
         if self._after_cr and chunk.startswith(b"\n"):
             chunk = chunk[1:]
         self._after_cr = chunk.endswith(b"\r")
-        *ended, rest = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
-        for piece in ended:
+        *complete, remainder = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+        for piece in complete:
             self._append(piece)
             event = self._end_line()
             if event is not None:
                 yield event
-        self._append(rest)
+        self._append(remainder)
 
     def _append(self, piece: bytes) -> None:
         if not piece:
             return
         self._line_is_empty = False
-        if self._too_large or self._held_bytes + len(self._line) + len(piece) > self._max_bytes:
+        if self._too_large or self._data_bytes + len(self._line) + len(piece) > self._max_bytes:
             self._too_large = True
             self._line.clear()
         else:
@@ -90,10 +91,10 @@ class Parser:
         if is_empty:
             return self._dispatch()
         if not self._too_large:
-            self._take_field(line)
+            self._process_field(line)
         return None
 
-    def _take_field(self, line: bytes) -> None:
+    def _process_field(self, line: bytes) -> None:
         name, _, value = line.decode(errors="replace").partition(":")
         value = value.removeprefix(" ")
         match name:
@@ -103,7 +104,7 @@ class Parser:
                 self._type = value
             case "data":
                 self._data.append(value)
-                self._held_bytes += len(line) + 1
+                self._data_bytes += len(line) + 1
             case "id" if "\0" not in value:
                 self._id = value
             case "retry" if value.isascii() and value.isdigit() and len(value) <= _MAX_RETRY_DIGITS:
@@ -113,7 +114,7 @@ class Parser:
 
     def _dispatch(self) -> Event | None:
         kind, data, too_large = self._type, self._data, self._too_large
-        self._type, self._data, self._held_bytes, self._too_large = "", [], 0, False
+        self._type, self._data, self._data_bytes, self._too_large = "", [], 0, False
         self.last_event_id = self._id
         if too_large:
             self.dropped += 1

@@ -1,4 +1,4 @@
-"""Following a stream: what is reconnected to, from where, and how long that is tried."""
+"""Following a stream: reconnecting, resuming and giving up."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from taskherd.client.http import Client
 
 
 class Server(Client):
-    """Answers each request with the next stream or error, and then is away."""
+    """Answers each request with the next stream or error, and is unreachable after the last."""
 
     def __init__(self, *answers: bytes | ClientError) -> None:
         super().__init__("http://nowhere", "token")
@@ -26,7 +26,7 @@ class Server(Client):
 
     @contextmanager
     def stream(self, *_: str, headers: Mapping[str, str] | None = None, **__: Any) -> Iterator[Any]:
-        """Give the next answer."""
+        """Return the next stream, or raise the next error."""
         self.positions.append((headers or {}).get("Last-Event-ID"))
         answer = next(self._answers, Unreachable("away"))
         if isinstance(answer, ClientError):
@@ -34,31 +34,31 @@ class Server(Client):
         yield io.BytesIO(answer)
 
     def follow(self) -> Iterator[TaskEvent]:
-        """Follow without waiting."""
+        """Follow the stream without waiting."""
         return stream_events(self, "tasks", "watch", notice=self.notices.append, sleep=self.slept.append)
 
 
-def test_a_stream_that_ends_goes_on_where_it_was() -> None:
-    """It is requested again from the last position, one without data included; then it is given up."""
+def test_a_stream_is_resumed_at_its_last_position() -> None:
+    """Reconnecting continues after the last event id, also one without data; after ``TRIES`` failures it stops."""
     server = Server(
         b'event: task.updated\ndata: {"a":1}\nid: 4\n\nid: 5\n\nevent: task.upd',
         b'event: resume\ndata: {}\n\nevent: task.deleted\ndata: {"a":2}\n\n',
     )
-    found = []
+    events: list[TaskEvent] = []
     with pytest.raises(ClientError, match="did not come back"):
-        found += list(server.follow())
+        events += server.follow()
     assert server.positions == [None, "5", *["5"] * TRIES]
     assert len(server.notices) == TRIES
 
 
-def test_events_about_tasks_come_with_their_positions() -> None:
-    """Only events about tasks are yielded, with their content decoded."""
+def test_task_events_have_their_positions() -> None:
+    """Only task events are yielded, with decoded content."""
     events = Server(b'event: reset\ndata: 1\n\nid: 7\nevent: task.created\ndata: {"a":1}\n\n').follow()
     assert next(events) == TaskEvent("task.created", "7", {"a": 1})
 
 
-def test_waits_grow_while_nothing_comes() -> None:
-    """The first reconnection is at once; further ones wait longer and longer, and what came ends the series."""
+def test_waits_grow_while_nothing_is_received() -> None:
+    """The first reconnect is immediate, further ones wait longer; anything received resets the waits."""
     server = Server(Unreachable("away"), Unreachable("away"), b": hi\n\n")
     with pytest.raises(ClientError):
         list(server.follow())
@@ -68,16 +68,16 @@ def test_waits_grow_while_nothing_comes() -> None:
     assert 12 <= server.slept[-1] <= 15
 
 
-def test_the_server_may_ask_for_a_longer_wait() -> None:
-    """Its reconnection time is honoured up to the longest wait of ours."""
+def test_the_server_may_request_a_longer_wait() -> None:
+    """The server's reconnection time is used, up to the client's maximum."""
     server = Server(b"retry: 3000\n\n", b"retry: 99999999\n\n")
     with pytest.raises(ClientError):
         list(server.follow())
     assert server.slept[:2] == [3, 15]
 
 
-def test_a_refusal_ends_it() -> None:
-    """What won't be better the next time is raised; a server that is overloaded is asked again."""
+def test_a_permanent_error_is_raised() -> None:
+    """A permanent error is raised; a request to an overloaded server is repeated."""
     busy, denied = (ApiError(status, ExitCode.ERROR, "no", "", 1) for status in (503, 403))
     server = Server(busy, denied)
     with pytest.raises(ApiError):

@@ -1,7 +1,7 @@
-"""The parts of libraries that we replace or build on are still the ones that our code was written for.
+"""The parts of libraries that taskherd replaces or relies on have not changed.
 
-A digest stands for the source text of a class, function or table of a library. After an upgrade that changes one, the
-failing test names the module of ours to compare with it.
+A digest identifies the source text of a class, function or table of a library. After an upgrade that changes one, the
+failing test names the module to compare with it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ REPLACED = {
         "pamqp.decode:METHODS": "add2385fdc422f29",
     },
 }
-"""By patch: what it replaces, and what it relies on in doing so."""
+"""By patch: the parts that it replaces, and those that it relies on."""
 
 EXTENDED = {
     "api/http/server.py": {
@@ -102,15 +102,15 @@ def test_a_part_of_a_library_is_unchanged(module: str, part: str, digest: str) -
 
 @pytest.mark.parametrize("supported", [frame_reader.SUPPORTED, pamqp_patches.SUPPORTED], ids=str)
 def test_the_locked_version_is_in_the_range_of_its_patch(supported: VersionRange) -> None:
-    """The environment of the tests and of the image runs the patches, not what stands in for them."""
+    """The locked versions of the tests and of the image are in the ranges, so the patches apply."""
     assert supported.includes(version(supported.library)), (
         f"{supported.library} {version(supported.library)} is outside {supported}: verify the patch with it as the "
         "tests of this module say, and widen SUPPORTED"
     )
 
 
-def test_the_digest_is_of_the_part_alone() -> None:
-    """A change inside the part changes the digest, a change elsewhere in its module does not, a removal shows."""
+def test_the_digest_covers_only_the_part() -> None:
+    """The digest changes with the part, not with the rest of its module; a removed part is detected."""
     module = "x = %d\nclass A:\n    def f(self):\n        return %d\n"
     before, inside, elsewhere = module % (1, 1), module % (1, 2), module % (2, 1)
     assert _digest(before, "A.f") != _digest(inside, "A.f")

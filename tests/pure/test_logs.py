@@ -1,4 +1,4 @@
-"""Logs are one line each, without secrets and control characters."""
+"""Log entries are single lines without secrets and control characters."""
 
 import io
 import json
@@ -16,10 +16,10 @@ SECRET = "hunter2-hunter2"
 
 
 class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
+    """A stream that reports to be a terminal."""
 
     def isatty(self) -> bool:
-        """Say so."""
+        """Return True."""
         return True
 
 
@@ -36,14 +36,14 @@ def _restored() -> Iterator[None]:
 
 
 def logged(stream: io.StringIO) -> dict[str, Any]:
-    """The one JSON line in `stream`."""
+    """Return the only JSON line in ``stream``."""
     (line,) = stream.getvalue().splitlines()
     entry: dict[str, Any] = json.loads(line)
     return entry
 
 
-def test_a_line_is_json_with_what_is_bound() -> None:
-    """Where no terminal is, each entry is one line of JSON with time, level, logger and what the context binds."""
+def test_an_entry_is_one_line_of_json_with_the_context() -> None:
+    """Without a terminal, an entry is one line of JSON with time, level, logger and the bound context."""
     stream = io.StringIO()
     logs.configure("info", "auto", stream=stream)
     with structlog.contextvars.bound_contextvars(task_id="t-1"):
@@ -53,8 +53,8 @@ def test_a_line_is_json_with_what_is_bound() -> None:
     assert entry == {"event": "batch applied", "size": 3, "task_id": "t-1", "level": "info", "logger": "flow"}
 
 
-def test_a_password_of_one_letter_leaves_words_alone() -> None:
-    """A secret too short to be one does not garble what is logged; in a URL it is hidden all the same."""
+def test_a_short_secret_is_hidden_only_in_urls() -> None:
+    """A very short secret does not garble other texts; in a URL it is hidden."""
     stream = io.StringIO()
     logs.configure("info", "json", secrets=["g"], stream=stream)
     structlog.get_logger("app").info("connecting", url="amqp://g:g@127.0.0.1/")
@@ -63,8 +63,8 @@ def test_a_password_of_one_letter_leaves_words_alone() -> None:
     assert ":g@" not in entry["url"]
 
 
-def test_the_standard_library_logs_the_same_way() -> None:
-    """What libraries log through `logging` comes out in the same form, cleaned of the same secrets."""
+def test_standard_library_logs_have_the_same_format() -> None:
+    """Entries that libraries log through ``logging`` have the same format, and hide the same secrets."""
     stream = io.StringIO()
     logs.configure("info", "json", secrets=[SECRET], stream=stream)
     logging.getLogger("aiormq").warning("no route to %s\n", f"amqp://u:{SECRET}@mq/")
@@ -78,7 +78,7 @@ def test_the_standard_library_logs_the_same_way() -> None:
 
 @pytest.mark.parametrize("form", ["json", "console"])
 def test_secrets_are_hidden(form: str) -> None:
-    """A secret shows neither as a value, within one, in a URL, under a telling name, nor in a traceback."""
+    """A secret is hidden as a value, within a value, in a URL, under a name like ``token``, and in a traceback."""
     stream = io.StringIO()
     logs.configure("info", form, secrets=[SECRET], stream=stream)
     log = structlog.get_logger()
@@ -94,33 +94,33 @@ def test_secrets_are_hidden(form: str) -> None:
 @pytest.mark.parametrize("form", ["json", "console"])
 @pytest.mark.parametrize("char", ["\x1b", "\x00", "\r", "\n", "\x9b", "\u2028", "\u202e", "\ud800"])
 def test_control_characters_are_escaped(form: str, char: str) -> None:
-    """Nothing a stranger wrote can move a terminal's cursor, begin a new line or turn the text around."""
+    """External text cannot move a terminal's cursor, start a new line or change the text direction."""
     stream = io.StringIO()
     logs.configure("info", form, stream=stream)
-    structlog.get_logger().info("said", text=f"a{char}b")
+    structlog.get_logger().info("text", text=f"a{char}b")
     line = stream.getvalue()
     assert line.endswith("\n")
     assert line[:-1].isprintable()
 
 
-def test_a_long_text_is_cut() -> None:
-    """However long a text from outside is, its log entry is bounded."""
+def test_a_long_text_is_truncated() -> None:
+    """The length of a logged text is limited."""
     stream = io.StringIO()
     logs.configure("info", "json", stream=stream)
-    structlog.get_logger().info("said", text="x" * 1_000_000)
+    structlog.get_logger().info("text", text="x" * 1_000_000)
     assert len(logged(stream)["text"]) == logs.MAX_TEXT
 
 
 def test_the_level_filters() -> None:
-    """What is below the level is not logged."""
+    """Entries below the level are not logged."""
     stream = io.StringIO()
     logs.configure("warning", "json", stream=stream)
     structlog.get_logger().info("quiet")
     assert not stream.getvalue()
 
 
-def test_a_terminal_gets_a_console() -> None:
-    """On a terminal, `auto` writes for people."""
+def test_a_terminal_gets_the_console_format() -> None:
+    """On a terminal, ``auto`` selects the console format."""
     stream = Terminal()
     logs.configure("info", "auto", stream=stream)
     structlog.get_logger().info("hello")
@@ -128,8 +128,8 @@ def test_a_terminal_gets_a_console() -> None:
     assert not stream.getvalue().startswith("{")
 
 
-def test_a_warning_of_python_is_a_log_line() -> None:
-    """What `warnings.warn` says, such as that a library's version is not supported, comes in the same form."""
+def test_python_warnings_are_logged() -> None:
+    """A warning, such as that of an unsupported library version, is logged in the same format."""
     stream = io.StringIO()
     with warnings.catch_warnings():
         warnings.simplefilter("always")

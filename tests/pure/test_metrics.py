@@ -1,4 +1,4 @@
-"""The metrics follow Prometheus' conventions."""
+"""Metrics follow Prometheus' conventions."""
 
 import re
 
@@ -9,7 +9,7 @@ from taskherd.observability.metrics import Metrics, table
 
 
 def test_names_follow_the_convention() -> None:
-    """Names are in snake case with our prefix; counters alone end in _total; none is in milliseconds."""
+    """Names are in snake case with the prefix; only counters end in ``_total``; the unit is seconds or bytes."""
     for each in Metrics().declared:
         assert re.fullmatch(r"taskherd_[a-z]+(_[a-z]+)*", each.name)
         assert each.name.endswith("_total") == (each.kind == "counter")
@@ -18,7 +18,7 @@ def test_names_follow_the_convention() -> None:
 
 
 def test_no_label_is_an_id() -> None:
-    """A label takes few, known values: none is the id or name of a task, agent or user."""
+    """Every label has few, known values: none is the id or name of a task, agent or user."""
     labels = {label for each in Metrics().declared for label in each.labels}
     assert labels == {
         "type",
@@ -34,16 +34,16 @@ def test_no_label_is_an_id() -> None:
     }
 
 
-def test_what_is_declared_is_what_is_exposed() -> None:
-    """A scrape holds exactly the declared metrics and the process's own, each once."""
+def test_exactly_the_declared_metrics_are_exposed() -> None:
+    """A scrape contains exactly the declared metrics and those of the process, once each."""
     metrics = Metrics()
     families = [family.name for family in text_string_to_metric_families(generate_latest(metrics.registry).decode())]
-    ours = sorted(name for name in families if not name.startswith("process_"))
-    assert ours == sorted(each.name.removesuffix("_total") for each in metrics.declared)
+    exposed = sorted(name for name in families if not name.startswith("process_"))
+    assert exposed == sorted(each.name.removesuffix("_total") for each in metrics.declared)
 
 
-def test_two_processes_worth_of_metrics_do_not_meet() -> None:
-    """Each Metrics has its own registry, so that two workers in one process count apart."""
+def test_each_instance_has_its_own_registry() -> None:
+    """Two workers in one process count separately."""
     one, other = Metrics(), Metrics()
     one.reports.labels("app.status", "applied").inc(3)
     assert one.registry.get_sample_value("taskherd_reports_total", {"type": "app.status", "outcome": "applied"}) == 3
@@ -52,8 +52,8 @@ def test_two_processes_worth_of_metrics_do_not_meet() -> None:
     )
 
 
-def test_a_count_that_is_gone_goes_to_zero() -> None:
-    """A status that no task has any more shows as 0, not as its last count."""
+def test_a_vanished_label_value_is_set_to_zero() -> None:
+    """A status that no task has any more is exposed as 0, not with its last count."""
     metrics = Metrics()
     metrics.replace(metrics.tasks, {"active": 2, "error": 1})
     metrics.replace(metrics.tasks, {"active": 5})
@@ -62,5 +62,5 @@ def test_a_count_that_is_gone_goes_to_zero() -> None:
 
 
 def test_every_metric_is_documented() -> None:
-    """The table of the documentation has a line for every metric."""
+    """The documentation's table has a row for every metric."""
     assert len(table().splitlines()) == 2 + len(Metrics().declared)

@@ -1,4 +1,4 @@
-"""The operations port answers on a real socket, whatever the worker is going through."""
+"""The operations port, on a real socket."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ class Ops:
     readiness: Readiness
 
     async def send(self, raw: bytes) -> bytes:
-        """Everything that comes back for `raw`."""
+        """Send ``raw`` and return everything that is received."""
         reader, writer = await asyncio.open_connection(HOST, self.port)
         try:
             writer.write(raw)
@@ -35,7 +35,7 @@ class Ops:
             writer.close()
 
     async def get(self, path: str, method: str = "GET", headers: str = "") -> tuple[int, str, bytes]:
-        """Status, head and body of the answer to a request."""
+        """Send a request and return status, head and body of the response."""
         raw = await self.send(f"{method} {path} HTTP/1.1\r\nHost: x\r\n{headers}\r\n".encode())
         head, _, body = raw.partition(b"\r\n\r\n")
         return int(head.split()[1]), head.decode(), body
@@ -51,22 +51,22 @@ async def ops() -> AsyncIterator[Ops]:
     await server.close()
 
 
-async def test_alive_is_not_ready(ops: Ops) -> None:
-    """A process whose database is away is alive all the same: killing it would help nobody."""
+async def test_a_live_process_need_not_be_ready(ops: Ops) -> None:
+    """A process whose database is unavailable is alive: restarting it would not help."""
     ops.readiness.clear("consumers", "database away")
     assert (await ops.get("/livez"))[0] == 200
     assert (await ops.get("/readyz"))[0] == 503
 
 
-async def test_ready_when_all_is_well(ops: Ops) -> None:
-    """Ready means that every condition is set and every check finds nothing; before that, not."""
+async def test_ready_if_all_conditions_and_checks_are_ok(ops: Ops) -> None:
+    """The process is ready when every condition is set and every check succeeds, not before."""
     assert (await ops.get("/readyz"))[0] == 503
 
-    async def fine() -> None:
+    async def succeed() -> None:
         await asyncio.sleep(0)
 
     ops.readiness.set("consumers")
-    ops.readiness.check("database", fine)
+    ops.readiness.check("database", succeed)
     ops.readiness.check("broker", lambda: None)
     status, _, body = await ops.get("/readyz")
     assert status == 200
@@ -74,14 +74,14 @@ async def test_ready_when_all_is_well(ops: Ops) -> None:
     assert json.loads(body) == {"ready": True, "checks": checks}
 
 
-async def test_each_failing_check_says_why(ops: Ops) -> None:
-    """A check that finds something, is away, hangs or breaks gives its own reason and never hides the others'."""
+async def test_each_failed_check_has_its_reason(ops: Ops) -> None:
+    """A check that fails, raises, hangs or has a bug reports its own reason, and the others are still reported."""
     finished = asyncio.Event()
 
     async def hang() -> None:
         await finished.wait()
 
-    def away() -> str | None:
+    def unavailable() -> str | None:
         raise Unavailable("no route to the broker")
 
     def broken() -> str | None:
@@ -89,7 +89,7 @@ async def test_each_failing_check_says_why(ops: Ops) -> None:
 
     ops.readiness.set("consumers")
     ops.readiness.check("schema", lambda: "not at head")
-    ops.readiness.check("broker", away)
+    ops.readiness.check("broker", unavailable)
     ops.readiness.check("database", hang)
     ops.readiness.check("odd", broken)
     status, _, body = await ops.get("/readyz")
@@ -105,8 +105,8 @@ async def test_each_failing_check_says_why(ops: Ops) -> None:
     finished.set()
 
 
-async def test_a_hanging_check_is_asked_once_at_a_time(ops: Ops) -> None:
-    """However often somebody asks while a check hangs, only one runs, and it is not cancelled."""
+async def test_a_hanging_check_runs_once_at_a_time(ops: Ops) -> None:
+    """While a check hangs, further requests start no second run and do not cancel the first."""
     finished, started = asyncio.Event(), 0
 
     async def hang() -> str | None:
@@ -123,7 +123,7 @@ async def test_a_hanging_check_is_asked_once_at_a_time(ops: Ops) -> None:
 
 
 async def test_metrics_are_scraped(ops: Ops) -> None:
-    """A scrape gives the metrics in the format that was asked for."""
+    """A scrape returns the metrics in the requested format."""
     ops.metrics.events_published.inc(7)
     status, head, body = await ops.get("/metrics")
     assert status == 200
@@ -138,13 +138,13 @@ async def test_metrics_are_scraped(ops: Ops) -> None:
     ("method", "path", "status"),
     [("GET", "/", 404), ("GET", "/metrics/../etc/passwd", 404), ("POST", "/livez", 405), ("GET", "/livez?x=1", 200)],
 )
-async def test_other_requests_are_refused(ops: Ops, method: str, path: str, status: int) -> None:
-    """What is not one of the three paths, or does more than read, is refused."""
+async def test_other_requests_are_rejected(ops: Ops, method: str, path: str, status: int) -> None:
+    """Requests for other paths or with other methods are rejected."""
     assert (await ops.get(path, method))[0] == status
 
 
 async def test_head_has_no_body(ops: Ops) -> None:
-    """HEAD answers as GET does, without the body (RFC 9110, section 9.3.2)."""
+    """The response to HEAD is that to GET without the body (RFC 9110, section 9.3.2)."""
     status, head, body = await ops.get("/livez", "HEAD")
     assert (status, body) == (200, b"")
     assert "content-length: 3" in head.lower()
@@ -160,14 +160,14 @@ async def test_head_has_no_body(ops: Ops) -> None:
         (b"", b""),
     ],
 )
-async def test_a_stranger_can_not_hold_the_port(ops: Ops, raw: bytes, answer: bytes) -> None:
-    """Too much, too little, too slow or no HTTP at all: answered or dropped in time, and the port lives on."""
+async def test_a_bad_client_cannot_block_the_port(ops: Ops, raw: bytes, answer: bytes) -> None:
+    """A request that is too large, incomplete, too slow or not HTTP is answered or dropped in time."""
     assert (await ops.send(raw)).startswith(answer)
     assert (await ops.get("/livez"))[0] == 200
 
 
-async def test_connections_are_bounded(ops: Ops) -> None:
-    """Connections above the bound are dropped, and those that say nothing make room again."""
+async def test_the_number_of_connections_is_limited(ops: Ops) -> None:
+    """Connections above the limit are dropped; idle ones are closed and make room."""
     opened = [await asyncio.open_connection(HOST, ops.port) for _ in range(MAX_CONNECTIONS)]
     assert await ops.send(b"GET /livez HTTP/1.1\r\n\r\n") == b""
     for reader, writer in opened:
@@ -178,8 +178,8 @@ async def test_connections_are_bounded(ops: Ops) -> None:
     assert (await ops.get("/livez"))[0] == 200
 
 
-async def test_a_port_that_is_taken_is_named(ops: Ops) -> None:
-    """A port or address that can't be had refuses the start, naming the setting and what was expected."""
+async def test_an_unavailable_port_is_a_configuration_error(ops: Ops) -> None:
+    """If the port or address cannot be used, the error names the setting and the expected value."""
     with pytest.raises(Misconfigured) as caught:
         await OpsServer(Metrics(), Readiness()).start(HOST, ops.port)
     assert caught.value.setting == "TASKHERD_OPS_PORT"

@@ -1,4 +1,4 @@
-"""Who gets which partition."""
+"""The assignment of partitions to workers by consumer priority."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from taskherd.broker import topology
 
 
-def test_priorities_are_spread_and_move_only_what_they_must() -> None:
-    """Over many queues each of four workers wins about a quarter; without one of them no other queue changes hands."""
+def test_priorities_distribute_queues_and_move_only_those_of_a_lost_worker() -> None:
+    """Each of four workers gets about a quarter of the queues; if one leaves, only its queues move."""
     workers = ("a", "b", "c", "d")
     queues = [f"taskherd.reports.{number}" for number in range(4000)]
 
-    def holder(queue: str, among: Sequence[str]) -> str:
-        return max(among, key=lambda worker: topology.priority(worker, queue))
+    def owner(queue: str, candidates: Sequence[str]) -> str:
+        return max(candidates, key=lambda worker: topology.priority(worker, queue))
 
-    before = {queue: holder(queue, workers) for queue in queues}
-    after = {queue: holder(queue, workers[1:]) for queue in queues}
+    before = {queue: owner(queue, workers) for queue in queues}
+    after = {queue: owner(queue, workers[1:]) for queue in queues}
     assert all(900 < count < 1100 for count in Counter(before.values()).values())
     assert all(after[queue] == before[queue] for queue in queues if before[queue] != "a")
     assert all(0 <= topology.priority("a", queue) < 2**31 for queue in queues)

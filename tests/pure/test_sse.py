@@ -1,4 +1,4 @@
-"""Server-sent events as the HTML standard has them, whatever chunks they come in."""
+"""Server-sent events as in the HTML standard, independent of the chunks they arrive in."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ LINE_ENDS = st.sampled_from([b"\n", b"\r", b"\r\n", b"\n\n", b"\r\r", b"\r\n\r\n
 STREAMS = st.lists(st.one_of(WORDS, LINE_ENDS), max_size=60).map(b"".join)
 
 
-def parsed(*chunks: bytes, max_event_bytes: int = MAX_EVENT_BYTES) -> tuple[list[Event], Parser]:
-    """The events in these chunks, and the parser that found them."""
+def parse(*chunks: bytes, max_event_bytes: int = MAX_EVENT_BYTES) -> tuple[list[Event], Parser]:
+    """Return the events in these chunks, and the parser."""
     parser = Parser(max_event_bytes=max_event_bytes)
     return [event for chunk in chunks for event in parser.feed(chunk)], parser
 
 
 def state(parser: Parser) -> tuple[object, ...]:
-    """What a parser shows beside its events."""
+    """Return a parser's state in addition to its events."""
     return parser.last_event_id, parser.retry_ms, parser.comments, parser.dropped
 
 
@@ -49,38 +49,38 @@ def state(parser: Parser) -> tuple[object, ...]:
         (b"data: cut off\n", []),
     ],
 )
-def test_the_standard_s_examples(stream: bytes, events: list[tuple[str, str, str]]) -> None:
-    """Examples of the standard, section 9.2.6, and its other rules: the result is the same for any size of chunk."""
+def test_the_examples_of_the_standard(stream: bytes, events: list[tuple[str, str, str]]) -> None:
+    """The standard's examples (section 9.2.6) and other rules give the same result for any size of chunk."""
     expected = [Event(*event) for event in events]
     for size in range(1, len(stream) + 1):
-        assert parsed(*(stream[at : at + size] for at in range(0, len(stream), size)))[0] == expected
+        assert parse(*(stream[at : at + size] for at in range(0, len(stream), size)))[0] == expected
 
 
 @given(STREAMS, st.lists(st.integers(0, 300), max_size=20), st.sampled_from([3, 20, MAX_EVENT_BYTES]))
-def test_events_do_not_depend_on_chunks(stream: bytes, cuts: list[int], bound: int) -> None:
-    """However a stream is cut, empty chunks included, its events and the parser's state are the same."""
-    places = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
-    chunks = [stream[start:end] for start, end in pairwise(places)]
-    whole, once = parsed(stream, max_event_bytes=bound)
-    cut, often = parsed(*chunks, max_event_bytes=bound)
-    assert cut == whole
-    assert state(often) == state(once)
+def test_events_do_not_depend_on_chunks(stream: bytes, cuts: list[int], limit: int) -> None:
+    """Events and parser state are the same for any division into chunks, including empty ones."""
+    offsets = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
+    chunks = [stream[start:end] for start, end in pairwise(offsets)]
+    expected, expected_parser = parse(stream, max_event_bytes=limit)
+    events, parser = parse(*chunks, max_event_bytes=limit)
+    assert events == expected
+    assert state(parser) == state(expected_parser)
 
 
 @given(st.lists(st.tuples(st.text("ab:é ", min_size=1), st.text("xyz:é \n"), st.text("01ab")), max_size=5))
-def test_what_is_written_is_read(written: list[tuple[str, str, str]]) -> None:
-    """An event with any type, lines of data and id comes back as it was written."""
+def test_a_written_event_is_parsed_unchanged(written: list[tuple[str, str, str]]) -> None:
+    """An event with any type, data lines and id is parsed as it was written."""
     stream = b"".join(
         "".join(
             [f"event: {kind}\n", *(f"data: {line}\n" for line in data.split("\n")), f"id: {position}\n", "\n"]
         ).encode()
         for kind, data, position in written
     )
-    assert parsed(stream)[0] == [Event(*each) for each in written]
+    assert parse(stream)[0] == [Event(*each) for each in written]
 
 
-def test_the_position_moves_without_data_and_only_at_the_end_of_an_event() -> None:
-    """An event without data is not dispatched, but its id holds; one that is cut off sets none."""
+def test_the_last_event_id_changes_only_at_the_end_of_an_event() -> None:
+    """An event without data is not dispatched but sets the id; an incomplete event does not."""
     parser = Parser(last_event_id="3")
     assert list(parser.feed(b"data: 1\n\n")) == [Event("message", "1", "3")]
     assert list(parser.feed(b"id: 4\n\nid: 5\n")) == []
@@ -88,24 +88,24 @@ def test_the_position_moves_without_data_and_only_at_the_end_of_an_event() -> No
 
 
 @pytest.mark.parametrize(
-    ("field", "found"),
+    ("field", "expected"),
     [(b"retry: 250", 250), (b"retry: 2s", None), (b"retry: -1", None), (b"retry: " + b"9" * 99, None)],
 )
-def test_the_server_may_set_the_reconnection_time(field: bytes, found: int | None) -> None:
-    """Only digits count, and only so many."""
-    assert parsed(field + b"\n")[1].retry_ms == found
+def test_the_server_may_set_the_reconnection_time(field: bytes, expected: int | None) -> None:
+    """Only a short sequence of digits is accepted."""
+    assert parse(field + b"\n")[1].retry_ms == expected
 
 
 def test_comments_are_counted() -> None:
-    """A comment is no event; that it came shows that the stream lives."""
-    events, parser = parsed(b": hi\n:\n\n")
+    """A comment is not an event, but shows that the stream is alive."""
+    events, parser = parse(b": hi\n:\n\n")
     assert events == []
     assert parser.comments == 2
 
 
 @pytest.mark.parametrize("field", [b"data: ", b": ", b"", b"id: "])
-def test_an_event_of_any_size_costs_no_memory(field: bytes) -> None:
-    """One that is too large is dropped and counted, and the next one is taken."""
+def test_an_oversized_event_uses_no_memory(field: bytes) -> None:
+    """An oversized event is dropped and counted, and the next one is parsed."""
     parser = Parser(max_event_bytes=1_000)
     for _ in range(40):
         assert list(parser.feed(field + b"x" * 1_000)) == []
@@ -114,10 +114,10 @@ def test_an_event_of_any_size_costs_no_memory(field: bytes) -> None:
     assert parser.dropped == 1
 
 
-def test_many_lines_count_together() -> None:
-    """The bound is on the event, not on its lines."""
+def test_the_size_limit_applies_to_the_whole_event() -> None:
+    """The sizes of an event's lines are added."""
     line = b"data: " + b"x" * 93 + b"\n"
-    assert parsed(line * 10 + b"\n", max_event_bytes=1_000)[1].dropped == 0
-    events, parser = parsed(line * 11 + b"\ndata: 1\n\n", max_event_bytes=1_000)
+    assert parse(line * 10 + b"\n", max_event_bytes=1_000)[1].dropped == 0
+    events, parser = parse(line * 11 + b"\ndata: 1\n\n", max_event_bytes=1_000)
     assert events == [Event("message", "1", "")]
     assert parser.dropped == 1

@@ -1,4 +1,4 @@
-"""Headers from outside are taken for a trace only where they are one."""
+"""Traces are taken from well-formed headers only, and propagated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OTHER = "00-0af7651916cd43dd8448eb211c80319d-b7ad6b7169203331-01"
 
 
 @pytest.mark.parametrize(
-    ("headers", "taken"),
+    ("headers", "expected"),
     [
         ({"traceparent": GOOD}, {"traceparent": GOOD}),
         ({"traceparent": GOOD, "tracestate": "a=1"}, {"traceparent": GOOD, "tracestate": "a=1"}),
@@ -27,13 +27,13 @@ OTHER = "00-0af7651916cd43dd8448eb211c80319d-b7ad6b7169203331-01"
         ({}, {}),
     ],
 )
-def test_only_a_well_formed_trace_is_taken(headers: dict[str, Any], taken: dict[str, str]) -> None:
-    """As the standard says (https://www.w3.org/TR/trace-context/#traceparent-header), and bounded."""
-    assert extract(headers) == taken
+def test_only_a_well_formed_trace_is_extracted(headers: dict[str, Any], expected: dict[str, str]) -> None:
+    """The format is the standard's (https://www.w3.org/TR/trace-context/#traceparent-header), with a maximum length."""
+    assert extract(headers) == expected
 
 
-def test_what_comes_from_one_trace_goes_on_in_it() -> None:
-    """A parent, or links that all are of one trace, are carried on while the span lasts; of several, none is."""
+def test_a_common_trace_is_propagated() -> None:
+    """During a span, its parent or the common trace of its links is current; links to several traces are not."""
     tracing = Tracing()
     with tracing.span("x", parent={"traceparent": GOOD}):
         assert tracing.current() == {"traceparent": GOOD}

@@ -1,1 +1,1 @@
-"""What can be seen from outside: logs, metrics and the operations port, each declared once."""
+"""Logs, metrics, traces, and the operations port with health checks."""

@@ -1,4 +1,4 @@
-"""Places where a test can make the process die or freeze: ``TASKHERD_FAILPOINT=name:kill`` or ``name:stop``."""
+"""Named points at which a test can kill or freeze the process: ``TASKHERD_FAILPOINT=name:kill`` or ``name:stop``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Failpoint(StrEnum):
-    """The places, in the order in which a report passes them."""
+    """The failpoints, in the order in which a report reaches them."""
 
     RECEIVE = "receive"
     WRITE = "write"
@@ -31,15 +31,18 @@ SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 
 
 def arm(setting: str) -> Callable[[Failpoint], None]:
-    """What to call at each place: it sends this process the signal at the one that the setting names."""
+    """Return the function to call at each failpoint; it sends a signal to this process at the one in ``setting``.
+
+    Raise ``Misconfigured`` if the setting names no failpoint or signal.
+    """
     if not setting:
-        return lambda _place: None
+        return lambda _failpoint: None
     name, _, action = setting.partition(":")
     if name not in set(Failpoint) or action not in SIGNALS:
         raise Misconfigured("failpoint", f"expected one of {', '.join(Failpoint)}, then :kill or :stop")
 
-    def hit(place: Failpoint) -> None:
-        if place == name:
+    def hit(failpoint: Failpoint) -> None:
+        if failpoint == name:
             os.kill(os.getpid(), SIGNALS[action])
 
     return hit

@@ -1,6 +1,7 @@
-"""Ask this container's process whether it is well: `python -m taskherd.observability.health [--ready]`, exit 0 or 1.
+"""Query the health of the process in this container: ``python -m taskherd.observability.health [--ready]``.
 
-Made for a container's health check, which runs every few seconds: it imports nothing but the standard library.
+It exits with 0 if the process is healthy, else with 1. It is a container's health check, which runs every few seconds,
+and imports only the standard library.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ TIMEOUT = 3.0
 
 
 def request(port: int, path: str) -> tuple[bool, str]:
-    """Return whether `path` on the operations port of this machine answers 200, and the answer or what went wrong."""
+    """Return whether ``path`` on a local operations port answers with 200, and the response or an error message."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)
     try:
         connection.request("GET", path)
@@ -26,12 +27,12 @@ def request(port: int, path: str) -> tuple[bool, str]:
         connection.close()
 
 
-def main(words: list[str]) -> int:
-    """Return 0 when the process is alive, or ready with `--ready`; else 1. Says on stdout what was answered."""
+def main(arguments: list[str]) -> int:
+    """Return 0 if the process is alive (with ``--ready``: ready), else 1. Print the response."""
     port = int(os.environ.get("TASKHERD_OPS_PORT") or DEFAULT_PORT)
-    well, said = request(port, "/readyz" if "--ready" in words else "/livez")
-    sys.stdout.write(said + "\n")
-    return 0 if well else 1
+    is_healthy, response = request(port, "/readyz" if "--ready" in arguments else "/livez")
+    sys.stdout.write(response + "\n")
+    return 0 if is_healthy else 1
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Structured logs: JSON for machines, a console for people; no secret and no control character in either."""
+"""Structured logs, as JSON or for a console, without secrets and control characters."""
 
 from __future__ import annotations
 
@@ -18,24 +18,30 @@ if TYPE_CHECKING:
 
 HIDDEN = "********"
 MAX_TEXT = 8_000
-"""Characters of one logged text; what is longer is cut, with `…` at the end."""
+"""Maximum length of a logged text, in characters; longer ones are truncated, with ``…`` at the end."""
 _MAX_DEPTH = 6
 MIN_SECRET = 4
-"""Characters of a secret that is hidden wherever it turns up; shorter ones are in every word. In a URL any is."""
+"""Minimum length of a secret that is hidden everywhere, in characters: shorter ones occur in ordinary words.
+
+In URLs, passwords of any length are hidden.
+"""
 _SECRET_NAME = re.compile(r"passw|secret|token|authorization|cookie|credential|api_?key|private_?key", re.IGNORECASE)
 _PASSWORD_IN_URL = re.compile(
     r"(?P<before>\b[a-z][a-z0-9+.-]{0,19}://[^\s:/@]{0,128}:)[^\s/]{0,512}(?P<after>@)", re.IGNORECASE
 )
 _NOISY = ("aio_pika", "aiormq", "alembic", "asyncio", "sqlalchemy", "uvicorn")
-_TOLD_BY_US = ("aiormq.connection",)
-"""Logs each attempt to connect as an error, with a stack, and raises it too; our own line says what is waited for."""
+_SILENCED = ("aiormq.connection",)
+"""Logs every failed connection attempt with a stack trace and also raises it; taskherd logs it once, in one line."""
 
 
 def configure(level: str, form: str, *, secrets: Iterable[str] = (), stream: TextIO | None = None) -> None:
-    """Send the logs of structlog and of the standard library, and warnings, to `stream` (default: stderr), in one form.
+    """Write the logs of structlog and of the standard library, and Python's warnings, in one format.
 
-    `level` is debug, info, warning or error; `form` is json, console, or auto: console when `stream` is a terminal.
-    `secrets` are texts that are hidden wherever they turn up.
+    Args:
+        level: debug, info, warning or error.
+        form: json, console, or auto (console if ``stream`` is a terminal).
+        secrets: texts that are hidden everywhere.
+        stream: where to write; stderr by default.
     """
     out = stream or sys.stderr
     clean = Cleaner(secrets)
@@ -62,7 +68,7 @@ def configure(level: str, form: str, *, secrets: Iterable[str] = (), stream: Tex
     logging.captureWarnings(capture=True)
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
-    for name in _TOLD_BY_US:
+    for name in _SILENCED:
         logging.getLogger(name).setLevel(logging.DEBUG if level == "debug" else logging.CRITICAL)
     structlog.configure(
         processors=[
@@ -77,22 +83,24 @@ def configure(level: str, form: str, *, secrets: Iterable[str] = (), stream: Tex
 
 
 class Cleaner:
-    """A structlog processor that hides secrets, escapes control characters and cuts what is too long."""
+    """A structlog processor that hides secrets, escapes control characters and truncates long texts."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         longest_first = sorted({each for each in secrets if len(each) >= MIN_SECRET}, key=len, reverse=True)
         self._secrets = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
     def __call__(self, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-        """Clean every value of `event` in place."""
+        """Clean every value of ``event`` in place."""
         for key, value in event.items():
             if not key.startswith("_"):
                 event[key] = self._value(key, value, 0)
         return event
 
     def text(self, text: str, *, lines: bool = False) -> str:
-        """Return `text` without secrets, on one line unless `lines`, in characters that a terminal only prints."""
-        text = text[: 2 * MAX_TEXT]  # so that no text takes long; cut again below, far from a secret cut in two
+        """Return ``text`` without secrets and control characters, on one line unless ``lines`` is set."""
+        text = text[
+            : 2 * MAX_TEXT
+        ]  # limits the time; truncated again below, which removes a secret that is cut in two here
         if self._secrets:
             text = self._secrets.sub(HIDDEN, text)
         text = _PASSWORD_IN_URL.sub(rf"\g<before>{HIDDEN}\g<after>", text)

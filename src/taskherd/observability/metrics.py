@@ -1,6 +1,6 @@
-"""Every metric of taskherd, declared once, in Prometheus' naming (https://prometheus.io/docs/practices/naming/).
+"""All metrics of taskherd, named by Prometheus' conventions (https://prometheus.io/docs/practices/naming/).
 
-No task, agent or user id is ever a label: each label here takes few, known values.
+No task, agent or user id is a label: every label has few, known values.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 
 @dataclass(frozen=True, slots=True)
 class MetricInfo:
-    """One metric as it is exposed."""
+    """A metric as it is exposed."""
 
     name: str
     kind: str
@@ -37,168 +37,193 @@ class MetricInfo:
 
 
 class Metrics:
-    """All metrics of one process, on a registry of their own."""
+    """All metrics of one process, in their own registry."""
 
     def __init__(self) -> None:
-        without_start_times: Callable[[], None] = disable_created_metrics  # which would double the series for no reader
-        without_start_times()
+        disable_start_times: Callable[[], None] = disable_created_metrics  # unused, and they would double the series
+        disable_start_times()
         self.registry = CollectorRegistry()
         self.declared: list[MetricInfo] = []
         ProcessCollector(registry=self.registry)
-        self._declare_intake()
-        self._declare_outlet()
+        self._declare_consuming()
+        self._declare_publishing()
         self._declare_api()
         self._declare_state()
-        self._declare_surroundings()
+        self._declare_dependencies()
         self._declare_runner()
 
-    def _declare_intake(self) -> None:
+    def _declare_consuming(self) -> None:
         self.reports = self._counter(
             "reports",
-            "Reports judged, by type (`unknown` for one that has none) and outcome: "
+            "Reports processed, by type (`unknown` if it has none) and outcome: "
             "applied, unchanged, stale, parked, invalid, tombstone or conflict.",
             "type",
             "outcome",
         )
         self.commands = self._counter(
             "commands",
-            "Commands judged, by type and outcome: accepted, refused, repeated or invalid.",
+            "Commands processed, by type and outcome: accepted, refused, repeated or invalid.",
             "type",
             "outcome",
         )
-        self.batch_size = self._histogram("batch_size", "Deliveries in one batch.", _SIZES)
+        self.batch_size = self._histogram("batch_size", "Number of report deliveries in a batch.", _SIZES)
         self.batch_seconds = self._histogram(
-            "batch_seconds", "Time from taking a batch in hand to its commit.", _SECONDS
+            "batch_seconds", "Seconds from the start of a batch to its commit, retries included.", _SECONDS
         )
         self.in_flight = self._gauge(
-            "in_flight_deliveries", "Report deliveries held: waiting here, or in the batch in hand."
+            "in_flight_deliveries",
+            "Report deliveries in this worker that are not acknowledged: buffered or in a batch.",
         )
-        self.redeliveries = self._counter("redeliveries", "Deliveries the broker had handed out before.")
-        self.dead_lettered = self._counter("dead_lettered", "Messages sent to the dead letters, by reason.", "reason")
+        self.redeliveries = self._counter(
+            "redeliveries",
+            "Report deliveries that the broker had delivered before. Many mean lost connections or crashes.",
+        )
+        self.dead_lettered = self._counter("dead_lettered", "Messages published as dead letters, by reason.", "reason")
         self.texts_cleaned = self._counter(
-            "texts_cleaned", "Texts from outside that were changed, by what: control, uri or cut.", "what"
+            "texts_cleaned",
+            "Texts in reports that were changed, by cause: control (control characters removed), uri (URI cleared) or "
+            "cut (truncated).",
+            "what",
         )
         self.batch_failures = self._counter(
             "batch_failures",
-            "Batches that failed and were tried again, by reason: database, broker, or bisected to find a bad one.",
+            "Batches that failed and were tried again, by reason: database, broker, or bisected (to find an invalid "
+            "report).",
             "reason",
         )
 
-    def _declare_outlet(self) -> None:
+    def _declare_publishing(self) -> None:
         self.publish_lag_seconds = self._histogram(
-            "publish_lag_seconds", "Time from the commit of a change to the broker's confirm of its event.", _SECONDS
+            "publish_lag_seconds", "Seconds from the commit of a change to the broker's confirm of its event.", _SECONDS
         )
-        self.events_published = self._counter("events_published", "Events the broker confirmed.")
-        self.outbox_events = self._gauge("outbox_events", "Events committed and not yet confirmed.")
-        self.outbox_oldest_seconds = self._gauge("outbox_oldest_seconds", "Age of the oldest event not yet confirmed.")
+        self.events_published = self._counter("events_published", "Events that the broker confirmed.")
+        self.outbox_events = self._gauge("outbox_events", "Committed events that the broker has not confirmed.")
+        self.outbox_oldest_seconds = self._gauge(
+            "outbox_oldest_seconds",
+            "Age of the oldest unconfirmed event, in seconds. It rises while nothing is published.",
+        )
         self.requests_sent = self._counter("requests_sent", "Work requests sent, repeats included, by type.", "type")
         self.requests_given_up = self._counter(
-            "requests_given_up", "Work requests and builds that nobody answered in time, by type.", "type"
+            "requests_given_up",
+            "Work requests that were not answered in time, and builds that fell silent, by type.",
+            "type",
         )
-        self.deletes_retried = self._counter("deletes_retried", "Workspace deletes asked for again after a failure.")
+        self.deletes_retried = self._counter("deletes_retried", "Workspace deletes requested again after a failure.")
 
     def _declare_api(self) -> None:
         self.api_requests = self._counter(
             "api_requests",
-            "Requests answered by the API, by route (the path with its parameters unfilled), method and status.",
+            "HTTP requests answered, by route (the path with placeholders), method and status.",
             "route",
             "method",
             "status",
         )
         self.api_seconds = self._histogram(
-            "api_seconds", "Time from a request's head to its answer, streams left out.", _SECONDS
+            "api_seconds",
+            "Seconds from the head of an HTTP request to its response; streams are not counted.",
+            _SECONDS,
         )
-        self.api_in_flight = self._gauge("api_requests_in_flight", "Requests that the API is answering.")
-        self.api_commands_waiting = self._gauge("api_commands_waiting", "Writes that wait for the worker's reply.")
-        self.api_followers = self._gauge("api_followers", "Readers that follow tasks or wait for one.")
-        self.api_crashes = self._counter("api_crashes", "Requests answered with 500 because of a mistake of ours.")
+        self.api_in_flight = self._gauge("api_requests_in_flight", "HTTP requests in progress.")
+        self.api_commands_waiting = self._gauge(
+            "api_commands_waiting", "Writes that wait for the worker's reply. It rises while workers cannot keep up."
+        )
+        self.api_followers = self._gauge("api_followers", "Readers of the change feed: streams and long polls.")
+        self.api_crashes = self._counter(
+            "api_crashes", "HTTP requests answered with 500 because of a bug; see the log for the stack trace."
+        )
 
     def _declare_state(self) -> None:
         self.tasks = self._gauge("tasks", "Tasks that are not deleted, by status.", "status")
-        self.agents = self._gauge("agents", "Agents by health: healthy, or the reason why not.", "health")
-        self.parked = self._gauge("parked_reports", "Reports that wait for their task's create.")
-        self.sweeps = self._counter("sweeps", "Looks at the timers.")
+        self.agents = self._gauge("agents", "Agents by health: healthy, or the reason why they are not.", "health")
+        self.parked = self._gauge("parked_reports", "Reports parked until their task is created.")
+        self.sweeps = self._counter("sweeps", "Checks for overdue tasks. One worker at a time makes them.")
         self.sweeps_held = self._counter(
-            "sweeps_held", "Sweeps that held back because most agents fell silent at once."
+            "sweeps_held", "Sweeps that marked no agent as lost because most fell silent at once."
         )
-        self.mass_silence_held = self._gauge("mass_silence_held", "1 while the silence of most agents is not believed.")
-        self.drained = self._gauge("drained", "1 while the report queues are known to be drained.")
+        self.mass_silence_held = self._gauge(
+            "mass_silence_held", "1 while the mass-loss guard waits before it marks most agents as lost."
+        )
+        self.drained = self._gauge("drained", "1 while this worker knows the report queues to be drained.")
         self.probe_seconds = self._histogram(
             "probe_seconds",
-            "Lag from publish to commit: the time of a probe through the report queue, behind all that was before it.",
+            "Lag from publish to commit, in seconds: the time of a probe through a report queue, behind all earlier "
+            "reports.",
             _SECONDS,
         )
 
-    def _declare_surroundings(self) -> None:
-        self.broker_up = self._gauge("broker_up", "1 while connected to RabbitMQ.")
-        self.database_up = self._gauge("database_up", "1 while the last use of PostgreSQL succeeded.")
+    def _declare_dependencies(self) -> None:
+        self.broker_up = self._gauge("broker_up", "1 while both connections to RabbitMQ are up.")
+        self.database_up = self._gauge("database_up", "1 if the last PostgreSQL query succeeded.")
         self.reconnects = self._counter(
             "reconnects",
-            "Connections made again after a loss, by connection: consume or publish.",
+            "Connections to RabbitMQ made again after a loss, by connection: consume or publish.",
             "connection",
         )
-        self.pool_in_use = self._gauge("database_connections_in_use", "Database connections taken from the pool.")
-        self.failpoint_armed = self._gauge("failpoint_armed", "1 where a failpoint is set; never in production.")
+        self.pool_in_use = self._gauge(
+            "database_connections_in_use", "Database connections in use; the maximum is TASKHERD_DATABASE_POOL."
+        )
+        self.failpoint_armed = self._gauge("failpoint_armed", "1 if a failpoint is set; never in production.")
         self.build_info = self._gauge("build_info", "1, with the version of taskherd as a label.", "version")
 
     def _declare_runner(self) -> None:
-        self.runner_tasks = self._gauge("runner_tasks", "Tasks that have a place on this runner.")
-        self.runner_agents = self._gauge("runner_agents", "Agents that run here.")
+        self.runner_tasks = self._gauge("runner_tasks", "Tasks that have a workspace on this runner.")
+        self.runner_agents = self._gauge("runner_agents", "Agents running on this runner.")
         self.runner_requests = self._counter(
             "runner_requests",
-            "Work requests, by type and outcome: done, failed, repeated, ignored (an older build), lost (another "
-            "runner has claimed it), left (its task is gone, or no worker answered the claim of a copy) or invalid.",
+            "Work requests, by type and outcome: done, failed, repeated, ignored (an older build), lost (claimed by "
+            "another runner), left (the task was deleted, or the claim of a repeated request was not answered) or "
+            "invalid.",
             "type",
             "outcome",
         )
-        self.runner_reports = self._counter("runner_reports", "Reports the broker confirmed to this runner.")
-        self.runner_waiting_bytes = self._gauge("runner_waiting_bytes", "Bytes of reports that wait to be sent.")
+        self.runner_reports = self._counter("runner_reports", "Reports of this runner that the broker confirmed.")
+        self.runner_waiting_bytes = self._gauge(
+            "runner_waiting_bytes", "Bytes of unsent reports; the maximum is TASKHERD_RUNNER_BUFFER_MOST."
+        )
         self.runner_endings = self._counter(
-            "runner_endings", "Agents that ended, by reason: exited, stopped, timeout or lost.", "reason"
+            "runner_endings", "Agents that exited, by reason: exited, stopped, timeout or lost.", "reason"
         )
         self.runner_adopted = self._counter(
             "runner_adopted",
-            "Agents of an earlier runner, by outcome: running, ended or lost.",
+            "Agents that an earlier run of the runner had started, by outcome: running, ended or lost.",
             "outcome",
         )
         self.runner_orphans = self._counter(
-            "runner_orphans", "Tasks found on this disk that no live task owned, and cleaned up."
+            "runner_orphans", "Workspaces on this disk whose task no longer exists, and which were removed."
         )
-        self.runner_output_lost = self._counter(
-            "runner_output_lost_bytes", "Bytes of agents' output that were not kept."
-        )
+        self.runner_output_lost = self._counter("runner_output_lost_bytes", "Bytes of agent output that were dropped.")
         self.runner_agent_events_bad = self._counter(
-            "runner_agent_events_bad", "Events of an AgentAPI that could not be read."
+            "runner_agent_events_bad", "Events of an AgentAPI server that could not be decoded."
         )
 
     def replace(self, gauge: Gauge, counts: Mapping[str, float]) -> None:
-        """Set a gauge of one label to `counts`; a label value seen before and missing now goes to 0."""
+        """Set a gauge with one label to ``counts``; label values that are no longer in ``counts`` become 0."""
         for family in gauge.collect():
             for sample in family.samples:
-                for seen in sample.labels.values():
-                    gauge.labels(seen).set(counts.get(seen, 0))
+                for label_value in sample.labels.values():
+                    gauge.labels(label_value).set(counts.get(label_value, 0))
         for value, count in counts.items():
             gauge.labels(value).set(count)
 
     def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
-        self._note(f"{name}_total", "counter", labels, meaning)
+        self._declare(f"{name}_total", "counter", labels, meaning)
         return Counter(name, meaning, labels, namespace=NAMESPACE, registry=self.registry)
 
     def _gauge(self, name: str, meaning: str, *labels: str) -> Gauge:
-        self._note(name, "gauge", labels, meaning)
+        self._declare(name, "gauge", labels, meaning)
         return Gauge(name, meaning, labels, namespace=NAMESPACE, registry=self.registry)
 
     def _histogram(self, name: str, meaning: str, buckets: tuple[float, ...]) -> Histogram:
-        self._note(name, "histogram", (), meaning)
+        self._declare(name, "histogram", (), meaning)
         return Histogram(name, meaning, namespace=NAMESPACE, registry=self.registry, buckets=buckets)
 
-    def _note(self, name: str, kind: str, labels: tuple[str, ...], meaning: str) -> None:
+    def _declare(self, name: str, kind: str, labels: tuple[str, ...], meaning: str) -> None:
         self.declared.append(MetricInfo(f"{NAMESPACE}_{name}", kind, labels, meaning))
 
 
 def table() -> str:
-    """Return a Markdown table of every metric."""
-    rows = ["| metric | kind | labels | what it says |", "|---|---|---|---|"]
+    """Return a Markdown table of all metrics."""
+    rows = ["| metric | kind | labels | meaning |", "|---|---|---|---|"]
     for each in sorted(Metrics().declared, key=lambda declared: declared.name):
         labels = ", ".join(f"`{label}`" for label in each.labels)
         rows.append(f"| `{each.name}` | {each.kind} | {labels} | {each.meaning} |")

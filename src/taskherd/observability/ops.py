@@ -1,4 +1,4 @@
-"""The operations port: /livez (the loop turns), /readyz (and why not), /metrics; bounded."""
+"""The operations port: /livez (the event loop runs), /readyz (with the reasons if not), and /metrics."""
 
 from __future__ import annotations
 
@@ -27,68 +27,68 @@ if TYPE_CHECKING:
     from taskherd.observability.readiness import Readiness
 
 MAX_HEADER = 8_192
-"""Bytes of a request's head; a longer one is refused."""
+"""Maximum size of a request's head, in bytes; a larger one is rejected."""
 MAX_CONNECTIONS = 64
 READ_TIMEOUT = 5.0
+"""Seconds that a client may take to send a request or to read the response."""
 _HEADERS = [("Cache-Control", "no-store"), ("Connection", "close")]
-"""Of every response: the connection ends with it (RFC 9112, section 9.6)."""
+"""Headers of every response; the connection is closed after it (RFC 9112, section 9.6)."""
 
 
 class OpsServer:
-    """Serves the operations port of one process until it is closed.
+    """The server of one process's operations port.
 
-    uvicorn's protocol does it without ``uvicorn.Server``, which wakes up ten times a second and notices within two of
-    these that it is to end.
+    It uses uvicorn's protocol without ``uvicorn.Server``, which polls ten times per second whether it must stop.
     """
 
     def __init__(self, metrics: Metrics, readiness: Readiness, *, read_timeout: float = READ_TIMEOUT) -> None:
         self._metrics = metrics
         self._readiness = readiness
         paths = {"/livez": _live, "/readyz": self._ready, "/metrics": self._scrape}
-        self._router = Router([Route(path, answer) for path, answer in paths.items()], redirect_slashes=False)
-        self._config = self._configured(read_timeout)
+        self._router = Router([Route(path, handler) for path, handler in paths.items()], redirect_slashes=False)
+        self._config = self._configure(read_timeout)
         self._state = ServerState()
         self._state.default_headers = self._config.encoded_headers
         self._server: asyncio.Server | None = None
 
     async def start(self, host: str, port: int) -> int:
-        """Listen on `host` and `port` (0: a free one); return the port. Raises Misconfigured where that can't be."""
+        """Listen on ``host`` and ``port`` (0: any free one) and return the port. Raise ``Misconfigured`` on failure."""
         try:
             self._server = await asyncio.get_running_loop().create_server(self._connection, host, port)
         except OSError as error:
-            why = error.strerror or type(error).__name__
+            reason = error.strerror or type(error).__name__
             if error.errno in {errno.EADDRINUSE, errno.EACCES}:
-                message = f"can't listen on port {port} of {host} ({why}); expected a free port, or 0 for any"
+                message = f"can't listen on port {port} of {host} ({reason}); expected a free port, or 0 for any"
                 raise Misconfigured("TASKHERD_OPS_PORT", message) from error
-            message = f"can't listen on {host} ({why}); expected an address of this machine"
+            message = f"can't listen on {host} ({reason}); expected an address of this machine"
             raise Misconfigured("TASKHERD_OPS_HOST", message) from error
         return int(self._server.sockets[0].getsockname()[1])
 
     async def close(self) -> None:
-        """Stop listening and drop whoever is still connected."""
+        """Stop listening and abort all connections."""
         if self._server is None:
             return
         self._server.close()
         for connection in tuple(self._state.connections):
             connection.transport.abort()
-        answering = tuple(self._state.tasks)
-        for task in answering:
+        responding = tuple(self._state.tasks)
+        for task in responding:
             task.cancel()
-        await asyncio.gather(*answering, return_exceptions=True)
+        await asyncio.gather(*responding, return_exceptions=True)
         await self._server.wait_closed()
         self._server = None
 
-    def _configured(self, read_timeout: float) -> uvicorn.Config:
-        bounds = {
+    def _configure(self, read_timeout: float) -> uvicorn.Config:
+        limits = {
             "head_within": read_timeout,
             "head_most": MAX_HEADER,
             "stuck_after": read_timeout,
             "connections_most": MAX_CONNECTIONS,
         }
-        protocol: Any = type("OpsProtocol", (BoundedProtocol,), bounds)
-        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a stranger's bad request is no warning to us
+        protocol: Any = type("OpsProtocol", (BoundedProtocol,), limits)
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a client's invalid request is not worth a warning
         config = uvicorn.Config(
-            self._answer,
+            self._respond,
             http=protocol,
             interface="asgi3",
             ws="none",
@@ -108,10 +108,10 @@ class OpsServer:
         connection: asyncio.Protocol = make(config=self._config, server_state=self._state, app_state={})
         return connection
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        modern = scope["http_version"].startswith("1.")  # the parser takes HTTP/0.9 too
-        answer: ASGIApp = self._router if modern else PlainTextResponse("bad request\n", 400)
-        await answer(scope, receive, send)
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_supported = scope["http_version"].startswith("1.")  # the parser accepts HTTP/0.9 too
+        app: ASGIApp = self._router if is_supported else PlainTextResponse("bad request\n", 400)
+        await app(scope, receive, send)
 
     async def _ready(self, _request: Request) -> Response:
         reasons = await self._readiness.reasons()

@@ -1,4 +1,4 @@
-"""Whether this process is ready for work, and if not, why: conditions the app sets, and checks that are asked."""
+"""Whether this process is ready for work, and if not, why: conditions that the app sets, and checks run on request."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
     Check = Callable[[], "Awaitable[str | None] | str | None"]
-    """Returns None when all is well, else the reason why not."""
+    """Returns None if the check succeeds, else the reason for the failure."""
 
 CHECK_TIMEOUT = 2.0
+"""Seconds that a check may take."""
 
 
 class Readiness:
-    """Named conditions, each either well (None) or with the reason why not; at first none is known to be well."""
+    """Named conditions and checks, each either OK (None) or with a reason; conditions start as unknown."""
 
     def __init__(self, *conditions: str, timeout: float = CHECK_TIMEOUT) -> None:
         self._reasons: dict[str, str | None] = dict.fromkeys(conditions, "not known yet")
@@ -27,28 +28,28 @@ class Readiness:
         self._timeout = timeout
 
     def set(self, name: str) -> None:
-        """Say that the condition `name` is well."""
+        """Mark the condition ``name`` as OK."""
         self._reasons[name] = None
 
     def clear(self, name: str, reason: str) -> None:
-        """Say that the condition `name` is not well, and why."""
+        """Mark the condition ``name`` as not OK for ``reason``."""
         self._reasons[name] = reason
 
     def check(self, name: str, check: Check) -> None:
-        """Ask `check` whenever somebody asks whether we are ready; it may take `timeout` seconds."""
+        """Run ``check`` on every readiness request, with a timeout."""
         self._checks[name] = check
 
     async def reasons(self) -> dict[str, str | None]:
-        """Return for every condition and check None or the reason why it is not well."""
+        """Return for each condition and check None if it is OK, else the reason."""
         names = list(self._checks)
-        answers = await asyncio.gather(*(self._run_check(name) for name in names))
-        return {**self._reasons, **dict(zip(names, answers, strict=True))}
+        results = await asyncio.gather(*(self._run_check(name) for name in names))
+        return {**self._reasons, **dict(zip(names, results, strict=True))}
 
     async def _run_check(self, name: str) -> str | None:
-        """Ask one check, which is never cancelled (a cancelled query may leak its connection) nor run twice at once."""
+        """Run one check. It is never cancelled (a cancelled query may leak its connection) nor run twice at once."""
         running = self._running.get(name)
         if running is None:
-            running = asyncio.create_task(_answer(self._checks[name]), name=f"readiness of {name}")
+            running = asyncio.create_task(_run(self._checks[name]), name=f"readiness of {name}")
             self._running[name] = running
             running.add_done_callback(lambda _: self._running.pop(name, None))
         done, _ = await asyncio.wait({running}, timeout=self._timeout)
@@ -57,14 +58,14 @@ class Readiness:
         return "cancelled" if running.cancelled() else running.result()
 
 
-def _answer(check: Check) -> Coroutine[None, None, str | None]:
-    async def answer() -> str | None:
+def _run(check: Check) -> Coroutine[None, None, str | None]:
+    async def run() -> str | None:
         try:
             result = check()
             return await result if inspect.isawaitable(result) else result
         except TaskherdError as error:
             return str(error)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer; its text may hold a URL
+        except Exception as error:  # noqa: BLE001 - every error makes the check fail; its text may contain a URL
             return f"failed with {type(error).__name__}"
 
-    return answer()
+    return run()

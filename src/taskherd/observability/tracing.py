@@ -1,8 +1,8 @@
-"""The trace that a message belongs to, carried on as W3C Trace Context, and with OpenTelemetry spans of what we do.
+"""Propagate traces through messages as W3C Trace Context, and record OpenTelemetry spans.
 
-https://www.w3.org/TR/trace-context/. With `TASKHERD_TRACING=off` a trace is only passed on: what a request or a command
-leads to carries the `traceparent` that it came with. With otlp, which needs the extra `[otel]`, there is a span for
-each request, command, batch, commit and publish.
+https://www.w3.org/TR/trace-context/. With ``TASKHERD_TRACING=off`` traces are only propagated: messages caused by a
+request or command carry its ``traceparent``. With ``otlp``, which needs the extra ``[otel]``, there is a span for each
+request, command, batch, commit and publish.
 """
 
 from __future__ import annotations
@@ -20,17 +20,20 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
 Carrier = dict[str, str]
-"""`traceparent`, and `tracestate` where there is one; empty: no trace."""
+"""The headers ``traceparent`` and, optionally, ``tracestate``; empty if there is no trace."""
 
 PARENT, STATE = "traceparent", "tracestate"
 MAX_LINKS: Final = 32
+"""Maximum number of links of a span."""
 MAX_STATE: Final = 512
+"""Maximum length of a ``tracestate``, in characters; a longer one is dropped."""
 EXPORT_TIMEOUT: Final = 5.0
+"""Timeout of an export to the collector, in seconds."""
 _WELL_FORMED: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 def extract(headers: Mapping[str, Any]) -> Carrier:
-    """Return the trace in the headers of a message or request; none where they are not as the standard says."""
+    """Return the trace in the headers of a message or request, or an empty carrier if they are not well-formed."""
     parent, state = headers.get(PARENT), headers.get(STATE)
     if not isinstance(parent, str) or not _WELL_FORMED.fullmatch(parent):
         return {}
@@ -40,7 +43,7 @@ def extract(headers: Mapping[str, Any]) -> Carrier:
 
 
 class Tracing:
-    """Passes traces on and makes no spans."""
+    """Propagates traces without recording spans."""
 
     def __init__(self) -> None:
         self._current: ContextVar[Carrier] = ContextVar("trace")
@@ -48,13 +51,13 @@ class Tracing:
     @contextmanager
     def span(
         self,
-        name: str,  # noqa: ARG002 - for those who make spans, as the attributes are
+        name: str,  # noqa: ARG002 - used by ``OtelTracing``, like the attributes
         *,
         parent: Carrier | None = None,
         links: Iterable[Carrier] = (),
         **attributes: str | int,  # noqa: ARG002
     ) -> Iterator[None]:
-        """Do the body as a part of the trace `parent`; or of the one that all `links` are of, if it is one."""
+        """Run the block in trace ``parent``, or in the common trace of ``links`` if they share one."""
         if not parent:
             parents = {each[PARENT]: each for each in links if each}
             parent = next(iter(parents.values())) if len(parents) == 1 else None
@@ -68,15 +71,15 @@ class Tracing:
             self._current.reset(token)
 
     def current(self) -> Carrier:
-        """Return what a message that is sent now is to carry in its headers."""
+        """Return the trace headers for a message that is sent now."""
         return self._current.get({})
 
     def close(self) -> None:
-        """Send what is still to be sent, within seconds."""
+        """Send all remaining spans, within ``EXPORT_TIMEOUT``."""
 
 
 class OtelTracing(Tracing):
-    """Makes spans, sent to a collector from a thread of its own; one that is away costs spans, nothing else."""
+    """Records spans and sends them to a collector from a separate thread; if it is unavailable, spans are dropped."""
 
     def __init__(self, provider: TracerProvider) -> None:
         super().__init__()
@@ -90,7 +93,7 @@ class OtelTracing(Tracing):
     def span(
         self, name: str, *, parent: Carrier | None = None, links: Iterable[Carrier] = (), **attributes: str | int
     ) -> Iterator[None]:
-        """Do the body in a span, a child of `parent` or else of the span around it, linked to `links`."""
+        """Run the block in a span with ``links``, a child of ``parent`` or else of the current span."""
         from opentelemetry import trace  # noqa: PLC0415 - an optional dependency
 
         context = self._propagator.extract(parent) if parent else None
@@ -106,21 +109,21 @@ class OtelTracing(Tracing):
             yield
 
     def current(self) -> Carrier:
-        """Return what a message that is sent now is to carry in its headers."""
+        """Return the trace headers for a message that is sent now."""
         carrier: Carrier = {}
         self._propagator.inject(carrier)
         return carrier
 
     def close(self) -> None:
-        """Send what is still to be sent, within seconds."""
+        """Send all remaining spans, within ``EXPORT_TIMEOUT``."""
         self._provider.force_flush(int(EXPORT_TIMEOUT * 1000))
         self._provider.shutdown()
 
 
 def open_tracing(mode: str, process: str, version: str) -> Tracing:
-    """Return the tracing that `mode` (off or otlp) asks for; raises Misconfigured where the extra is not installed.
+    """Return the tracing for ``mode`` (off or otlp). Raise ``Misconfigured`` if the extra ``otel`` is not installed.
 
-    Where the collector is, how much is sampled, and more, is said by OpenTelemetry's own variables, `OTEL_…`
+    The collector's address, the sampling rate and other options are set with OpenTelemetry's variables, ``OTEL_…``
     (https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/).
     """
     if mode == "off":
