@@ -87,6 +87,7 @@ class _Subscription:
                         await self.channel.basic_cancel(self.consumer_tags.pop())
 
     async def ack(self, tags: Iterable[int]) -> None:
+        """Send the acks for ``tags`` and wait until they are written to the socket."""
         acks = self._acks.acknowledge(tags)
         frames = [(tag, False) for tag in acks.single]
         if acks.up_to is not None:
@@ -193,7 +194,7 @@ class Consumer:
         """Stop consuming for good; buffered deliveries can still be processed and acknowledged.
 
         A quorum queue delivers more as soon as something is acknowledged, and a message that it sends to a consumer
-        that is being cancelled is lost and redelivered later. Therefore acks wait until consuming has stopped.
+        that is being cancelled never arrives and is redelivered later. Therefore acks wait until the end.
         """
         self._acks_allowed.clear()
         try:

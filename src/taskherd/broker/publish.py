@@ -42,7 +42,7 @@ class PublishOutcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class OutgoingMessage:
-    """A message to publish; if it is not consumed within ``expiration`` seconds, the broker drops it."""
+    """A message to publish; if it is not consumed within ``expiration`` seconds, its queue expires it."""
 
     exchange: str
     routing_key: str

@@ -112,12 +112,12 @@ class CommandClient:
 
     async def _call_once(self, routing_key: str, body: bytes, deadline: float | None) -> Reply:
         loop = asyncio.get_running_loop()
-        correlation = uuid4().hex
+        correlation_id = uuid4().hex
         reply: asyncio.Future[Reply] = loop.create_future()
-        self._waiting[correlation] = reply
+        self._waiting[correlation_id] = reply
         self._on_waiting(len(self._waiting))
         try:
-            published = await self._publisher.publish(
+            outcome = await self._publisher.publish(
                 self._names.commands,
                 routing_key,
                 body,
@@ -125,15 +125,15 @@ class CommandClient:
                 mandatory=True,
                 expiration=None if deadline is None else max(0.1, deadline - loop.time()),
                 reply_to=self._queue,
-                correlation_id=correlation,
+                correlation_id=correlation_id,
             )
-            if published is PublishOutcome.UNROUTED:
+            if outcome is PublishOutcome.UNROUTED:
                 raise Unavailable(
                     f"no queue is bound to exchange {self._names.commands}; `taskherd topology apply` binds one"
                 )
             return await reply
         finally:
-            del self._waiting[correlation]
+            del self._waiting[correlation_id]
             if reply.done() and not reply.cancelled():
                 reply.exception()  # retrieve it, or asyncio warns that it was never retrieved
             self._on_waiting(len(self._waiting))
