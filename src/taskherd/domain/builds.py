@@ -1,4 +1,4 @@
-"""Which build a task needs next: asking for one, and carrying an accepted delete to its end."""
+"""Requests for builds, and the steps of an accepted delete."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ if TYPE_CHECKING:
 
 
 def initial_state(task_id: UUID, now: datetime) -> TaskState:
-    """The memory of a task that was just created: its first build, a start, is asked for."""
+    """Return the state of a new task: build 1, a start, is requested."""
     stamped, number = request_build(task_id, None, Transition.START, now)
     return TaskState(build=stamped, requested_builds={number: Transition.START}, pending_build=number)
 
 
 def is_exhausted(state: TaskState) -> bool:
-    """Whether no build number is left to ask under."""
+    """Return whether no build number is left for another request."""
     return state.number >= MAX_BUILD_NUMBER
 
 
 def request_next_build(task_id: UUID, state: TaskState, transition: Transition, now: datetime) -> TaskState:
-    """The memory after asking for the next build."""
+    """Return the task state after a request for the next build."""
     stamped, number = request_build(task_id, state, transition, now)
-    asked = {**state.requested_builds, number: transition}
-    if len(asked) > MAX_REQUESTED_BUILDS:
-        del asked[min(asked)]
-    return replace(state, build=stamped, requested_builds=asked, pending_build=number)
+    requested = {**state.requested_builds, number: transition}
+    if len(requested) > MAX_REQUESTED_BUILDS:
+        del requested[min(requested)]
+    return replace(state, build=stamped, requested_builds=requested, pending_build=number)
 
 
 def advance_delete(task_id: UUID, state: TaskState, now: datetime, backoff: Backoff) -> TaskState:
-    """The memory of a deleted task one step on: its delete asked for, waited for, retried or done.
+    """Advance an accepted delete by one step: request its build, wait, schedule a retry, retry, or finish.
 
-    A delete begins when no other build is active. One that failed or was given up is asked for again, after a backoff,
-    under the next number.
+    The delete build is requested when no other build is active. One that failed or timed out is requested again after a
+    backoff, under the next number.
     """
     deletion = state.deletion
-    if deletion is None or deletion.done or state.active:
+    if deletion is None or deletion.done or state.has_active_build:
         return state
     deleting = state.build.report.transition is Transition.DELETE
     if deleting and state.job is JobStatus.SUCCEEDED:

@@ -1,4 +1,4 @@
-"""What can be asked for a task: one frozen value for each command type of the contract."""
+"""The commands: one immutable value for each command type of the contract."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @value(frozen=True, slots=True, kw_only=True)
 class BaseCommand:
-    """What every command carries. ``actor_id`` is recorded as the cause; who may do what is judged elsewhere."""
+    """Fields of every command. ``actor_id`` is recorded as the cause; permissions are checked by the API."""
 
     type: ClassVar[str]
     command_id: UUID
@@ -25,7 +25,7 @@ class BaseCommand:
 
 @value(frozen=True, slots=True, kw_only=True)
 class Create(BaseCommand):
-    """Make a task under the id that the caller chose. A name or display name of None is generated."""
+    """Create a task with the id that the caller chose. A name or display name of None is generated."""
 
     type: ClassVar[str] = "task.create"
     owner_id: UUID
@@ -38,7 +38,7 @@ class Create(BaseCommand):
 
 @value(frozen=True, slots=True, kw_only=True)
 class Delete(BaseCommand):
-    """Hide the task and take its workspace down."""
+    """Hide the task and delete its workspace."""
 
     type: ClassVar[str] = "task.delete"
 
@@ -53,7 +53,7 @@ class UpdateInput(BaseCommand):
 
 @value(frozen=True, slots=True, kw_only=True)
 class Send(BaseCommand):
-    """Put an input into the task's inbox."""
+    """Append an input to the task's inbox."""
 
     type: ClassVar[str] = "task.send"
     input: str
@@ -77,13 +77,13 @@ Command: TypeAlias = Create | Delete | UpdateInput | Send | Pause | Resume
 
 
 def digest_text(command: Command) -> str:
-    """The canonical JSON of a command: keys sorted, absent fields left out. Equal texts are the same command.
+    """Return a command as canonical JSON: keys sorted, absent fields omitted.
 
-    Its digest tells a command that comes again from another one under the same ``command_id``.
+    Its digest distinguishes a repeated command from a different one under the same ``command_id``.
     """
-    said: dict[str, Any] = {"type": command.type}
+    content: dict[str, Any] = {"type": command.type}
     for field in fields(command):
         value = getattr(command, field.name)
         if value is not None:
-            said[field.name] = str(value) if isinstance(value, UUID) else value
-    return json.dumps(said, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+            content[field.name] = str(value) if isinstance(value, UUID) else value
+    return json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))

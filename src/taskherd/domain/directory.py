@@ -1,4 +1,4 @@
-"""What the directory says of a task's owner and template, as far as a task document shows it."""
+"""The directory's names that appear in a task document."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @value(frozen=True, slots=True)
 class DirectoryNames:
-    """The names, icon and avatar that a document is rendered with; read anew whenever the directory has changed."""
+    """Names, icon and avatar of a task's owner and template; read again after each change of the directory."""
 
     owner_name: str
     owner_avatar_url: str

@@ -1,6 +1,6 @@
-"""Why a task is as it is: the rule that `view.py` went by, a sentence for people, and the report that decided.
+"""Explains a view: for each derived value the rule that gave it, a text for users, and the report that decided.
 
-It walks the tables of `view.py` in their order, so it can't say anything else; a test holds the two together.
+It evaluates the tables of ``view.py`` in the same order; a test checks that both agree.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from taskherd.domain.view import (
     agent_of,
     app_health_of,
     current_app_status,
+    current_state_of,
     health_of,
     is_current,
-    state_of,
 )
 
 if TYPE_CHECKING:
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 
 V = TypeVar("V")
 
-_OF_LIFECYCLE = frozenset(
+_LIFECYCLE_REASONS = frozenset(
     {"agent is not running", "agent startup script exited with an error", "agent is shutting down"}
 )
-"""The reasons of health that the agent's lifecycle gives; the others are of its connection."""
+"""Reasons for an unhealthy agent that result from its lifecycle; all others result from its connection."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reason(Generic[V]):
-    """A value, the rule that gave it, a sentence for people, and the report that decided (None: no report did)."""
+    """A derived value with its rule, an explanation, and the deciding report (None if no report decided)."""
 
     value: V
     rule: str
@@ -48,7 +48,7 @@ class Reason(Generic[V]):
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Why a task has its status, its state and its agent's health."""
+    """The explanation of a task's status, current state and agent health."""
 
     status: Reason[Status]
     current_state: Reason[CurrentState | None]
@@ -56,9 +56,9 @@ class Explanation:
 
 
 def explain(state: TaskState, timeouts: Timeouts) -> Explanation:
-    """Everything that is derived from this memory, each with its reason."""
+    """Derive and explain the status, current state and agent health of a task."""
     status = _status(state, timeouts)
-    return Explanation(status, _state(state, status.value), _health(state, timeouts))
+    return Explanation(status, _current_state(state, status.value), _health(state, timeouts))
 
 
 def _status(state: TaskState, timeouts: Timeouts) -> Reason[Status]:
@@ -66,23 +66,23 @@ def _status(state: TaskState, timeouts: Timeouts) -> Reason[Status]:
     build = BUILD_STATUS.get((transition, state.job), Status.UNKNOWN)
     if build is not Status.ACTIVE:
         rule = "build.given_up" if state.build_timed_out else f"build.{transition}.{state.job}"
-        return Reason(build, rule, explanations.build(state, timeouts), _reported(state))
+        return Reason(build, rule, explanations.build(state, timeouts), _build_report(state))
     agent = agent_of(state)
     if agent is None:
-        return Reason(Status.INITIALIZING, "agent.none", explanations.no_agent(state), _reported(state))
+        return Reason(Status.INITIALIZING, "agent.none", explanations.no_agent(state), _build_report(state))
     lifecycle = _lifecycle(state)
-    running = AGENT_STATUS.get(agent.lifecycle, Status.UNKNOWN)
-    if running is not Status.ACTIVE:
-        return Reason(running, f"agent.{agent.lifecycle}", explanations.agent(agent.lifecycle), lifecycle)
+    by_agent = AGENT_STATUS.get(agent.lifecycle, Status.UNKNOWN)
+    if by_agent is not Status.ACTIVE:
+        return Reason(by_agent, f"agent.{agent.lifecycle}", explanations.agent(agent.lifecycle), lifecycle)
     health = app_health_of(state)
-    named: Stamped[Facet] | None = state.app if is_current(state, state.app) else None
-    checked: Stamped[Facet] | None = state.app_health if is_current(state, state.app_health) else None
-    report = checked or (lifecycle if health is Health.DISABLED else named)
+    app: Stamped[Facet] | None = state.app if is_current(state, state.app) else None
+    app_health: Stamped[Facet] | None = state.app_health if is_current(state, state.app_health) else None
+    report = app_health or (lifecycle if health is Health.DISABLED else app)
     return Reason(APP_STATUS[health], f"app.{health}", explanations.APP[health], report)
 
 
-def _reported(state: TaskState) -> Stamped[Facet] | None:
-    """The build's report, unless the worker's own asking, or its giving up, is what decides."""
+def _build_report(state: TaskState) -> Stamped[Facet] | None:
+    """Return the report of the latest build, or None if the worker's own request or timeout decided."""
     return state.build if state.build.report.seq >= 0 and not state.build_timed_out else None
 
 
@@ -90,16 +90,16 @@ def _lifecycle(state: TaskState) -> Stamped[Facet] | None:
     return state.lifecycle if is_current(state, state.lifecycle) else None
 
 
-def _state(state: TaskState, status: Status) -> Reason[CurrentState | None]:
-    value = state_of(state, status, agent_of(state))
+def _current_state(state: TaskState, status: Status) -> Reason[CurrentState | None]:
+    value = current_state_of(state, status, agent_of(state))
     stamped = current_app_status(state)
     if value is None:
         return Reason(None, "app_status.none", explanations.NOTHING_REPORTED)
     if stamped is not None:
         return Reason(value, f"app_status.{value.state}", explanations.reported_state(stamped.report.key[0]), stamped)
     if value.state == AgentState.FAILED:
-        return Reason(value, "build.failed", explanations.failed_build(state), _reported(state))
-    return Reason(value, "start_up", explanations.COMING_UP, _reported(state))
+        return Reason(value, "build.failed", explanations.failed_build(state), _build_report(state))
+    return Reason(value, "start_up", explanations.STARTING_UP, _build_report(state))
 
 
 def _health(state: TaskState, timeouts: Timeouts) -> Reason[AgentHealth | None]:
@@ -109,5 +109,5 @@ def _health(state: TaskState, timeouts: Timeouts) -> Reason[AgentHealth | None]:
     connection: Stamped[Facet] | None = state.connection if is_current(state, state.connection) else None
     if value.reason is None:
         return Reason(value, "healthy", explanations.healthy(timeouts), connection)
-    report = _lifecycle(state) if value.reason in _OF_LIFECYCLE else connection
+    report = _lifecycle(state) if value.reason in _LIFECYCLE_REASONS else connection
     return Reason(value, value.reason.replace(" ", "_"), explanations.unhealthy(value.reason, timeouts), report)

@@ -1,12 +1,15 @@
-"""The fold: what one report makes of a task's memory.
+"""The fold: combines a task state and one report into the next task state.
 
-The rules, all of which the laws in ``tests/pure/domain`` lean on:
+Each facet is a maximum over its reports, so the order, repetition and batching of the reports do not change the result;
+only the times of receipt differ. The rules, which the tests in ``tests/pure/domain`` check as laws:
 
-1. A facet is replaced whole, only by a report with a greater ``(build_number, seq)``; where both are equal, the greater
-   canonical JSON wins. So any order of the same reports ends in the same facets.
-2. A workspace build names up to five facets at once; each is judged by itself.
-3. Last-heard and the agent's appearance are kept for each build number, the 16 highest, whatever the reports' seq.
-4. A build report that contradicts what the worker asked for under its number changes nothing (a conflict).
+1. A facet is replaced only by a report with a greater ``(build_number, seq)``, and as a whole. If both are equal, the
+   report with the greater canonical JSON wins, so that even conflicting duplicates give one result.
+2. A workspace build concerns up to five facets: the build, and the workspace, runner, agent and app that it names.
+   Each of them is compared separately.
+3. The last heartbeat and the first sign of the agent are kept per build number, for the 16 highest, regardless of seq.
+4. A build report whose transition is not the one that the worker requested under its number is a conflict and changes
+   nothing.
 """
 
 from __future__ import annotations
@@ -39,23 +42,23 @@ F = TypeVar("F", WorkspaceBuild, AgentLifecycle, AgentHeartbeat | AgentDisconnec
 
 @value(frozen=True, slots=True)
 class FoldResult:
-    """The memory after a report, and what became of the report: applied, stale or a conflict."""
+    """The task state after a report, and the outcome of the report: applied, stale or a conflict."""
 
     state: TaskState
     outcome: ReportOutcome
 
 
 def with_build_number(report: Report, state: TaskState | None) -> Report:
-    """The report with its build number known: the task's latest build when we take it, 1 while there is none."""
+    """Fill in a missing build number: that of the task's latest build, or 1 if the task does not exist yet."""
     if report.build_number is not None:
         return report
     return replace(report, build_number=state.number if state else 1)
 
 
 def fold(state: TaskState, report: Report, now: datetime) -> FoldResult:  # noqa: PLR0911 - one return for each facet
-    """Fold a report whose build number is known, taken at ``now``, into the memory.
+    """Fold a report, received at ``now`` and with its build number set, into the task state.
 
-    Log entries and input outcomes are not part of the memory, so they leave it as it is.
+    Log entries and input outcomes are not part of the task state and leave it unchanged.
     """
     match report:
         case WorkspaceBuild():
@@ -97,8 +100,8 @@ def _build(state: TaskState, report: WorkspaceBuild, now: datetime) -> FoldResul
     agent = _greater(state.agent, report, now) if report.agent_id else state.agent
     app = _greater(state.app, report, now) if report.app else state.app
     before = (state.build, state.workspace, state.runner, state.agent, state.app)
-    named = (build, workspace, runner, agent, app)
-    if any(new is not old for new, old in zip(named, before, strict=True)):
+    facets = (build, workspace, runner, agent, app)
+    if any(new is not old for new, old in zip(facets, before, strict=True)):
         after = replace(after, build=build, workspace=workspace, runner=runner, agent=agent, app=app)
     if build is not state.build:
         after = replace(after, timed_out=None)
@@ -129,16 +132,16 @@ def _record_first_seen(state: TaskState, report: Report, now: datetime) -> TaskS
     return replace(state, first_seen=first_seen) if number in first_seen else state
 
 
-def _keep_latest_builds(kept: Mapping[int, datetime], number: int, at: datetime) -> Mapping[int, datetime]:
-    """The map with this build's instant, cut to the highest builds."""
-    after = {**kept, number: at}
+def _keep_latest_builds(times: Mapping[int, datetime], number: int, at: datetime) -> Mapping[int, datetime]:
+    """Return ``times`` with the time of build ``number`` added, without the lowest build if there are too many."""
+    after = {**times, number: at}
     if len(after) > MAX_TRACKED_BUILDS:
         del after[min(after)]
     return after
 
 
 def _greater(stamped: Stamped[F] | None, report: F, now: datetime) -> Stamped[F]:
-    """The facet after the report: what was held, or the report if it is greater."""
+    """Return the greater of the current facet and the report."""
     if stamped is None or report.key > stamped.report.key:
         return Stamped(report, now)
     if report.key == stamped.report.key and canonical_json(report) > canonical_json(stamped.report):

@@ -1,6 +1,7 @@
-"""What a command does to a task: the preconditions, in their order, and the effect; a refusal is a value.
+"""The effect of a command on a task: check its preconditions in order, then apply it.
 
-Codes and messages are those of Coder's Tasks API, which people's tools match on.
+A refusal is returned, not raised. Status codes, messages and the order of the checks are those of Coder's Tasks API,
+because clients match on them.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ if TYPE_CHECKING:
     from taskherd.domain.task import TaskState
 
 NIL = UUID(int=0)
-MAX_DISPLAY_NAME = 64
 
 
 @value(frozen=True, slots=True)
 class CommandRefused:
-    """A command that was understood and not carried out: an HTTP status and what to tell the person."""
+    """A valid command that was not executed, with an HTTP status and a message for the user.
+
+    ``validations`` are pairs of a field and what is wrong with it.
+    """
 
     status: int
     message: str
@@ -38,7 +41,7 @@ class CommandRefused:
 
 @value(frozen=True, slots=True)
 class CommandAccepted:
-    """The task after a command. ``input``: what is to be put in the inbox; ``queued``: it does not go out at once."""
+    """The task after a command. ``input``: the text to append to the inbox; ``queued``: it cannot be sent right now."""
 
     task: Task
     input_id: UUID | None = None
@@ -48,7 +51,7 @@ class CommandAccepted:
 
 @value(frozen=True, slots=True)
 class TemplateVersionInfo:
-    """A template version as the directory has it, as far as a create needs it."""
+    """The fields of a template version in the directory that a create needs."""
 
     organization_id: UUID
     template_id: UUID
@@ -58,30 +61,37 @@ class TemplateVersionInfo:
 
 @value(frozen=True, slots=True)
 class CreateContext:
-    """What a create is judged by: the directory's entries and the names that the owner's live tasks bear, lowercase."""
+    """The directory's entries, and settings, that decide about a command.
+
+    Attributes:
+        owners: the organizations of each owner.
+        versions: the template versions by id.
+        names_in_use: the lowercase names of each owner's tasks that are not deleted.
+        generate_name: returns a name for a prompt that is not among the given names.
+        strict_send: True if an input for a busy agent is refused instead of queued.
+    """
 
     owners: Mapping[UUID, frozenset[UUID]]
     versions: Mapping[UUID, TemplateVersionInfo]
     names_in_use: Mapping[UUID, Container[str]]
     generate_name: Callable[[str, Container[str]], str]
     strict_send: bool = False
-    """Whether an input for a busy agent is refused instead of queued."""
 
 
 NOT_FOUND = CommandRefused(404, "Resource not found or you do not have access to this resource")
 NO_VERSION = CommandRefused(400, "Template version not found or you do not have access to this resource")
 NO_OWNER = CommandRefused(400, "Owner not found.")
 BUILD_ACTIVE = CommandRefused(409, "A workspace build is already active.")
-NO_BUILDS_LEFT = CommandRefused(409, "No build number is left for this task.")
+NO_BUILDS_LEFT = CommandRefused(409, "This task has reached the maximum number of builds.")
 
 
 def handle_command(  # noqa: PLR0911 - one return for each command
     task: Task | None, command: Command, now: datetime, context: CreateContext
 ) -> CommandAccepted | CommandRefused:
-    """Carry out a command on a task (None: there is none of that id) at ``now``."""
+    """Execute a command on a task, which is None if no task has its id."""
     if isinstance(command, Create):
         return (
-            create(command, now, context)
+            _create(command, now, context)
             if task is None
             else CommandRefused(409, "A task with this ID already exists.")
         )
@@ -102,8 +112,8 @@ def handle_command(  # noqa: PLR0911 - one return for each command
             assert_never(command)
 
 
-def create(command: Create, now: datetime, context: CreateContext) -> CommandAccepted | CommandRefused:
-    """A new task with its first build asked for."""
+def _create(command: Create, now: datetime, context: CreateContext) -> CommandAccepted | CommandRefused:
+    """Create a task and request its first build."""
     organizations = context.owners.get(command.owner_id)
     if organizations is None:
         return NO_OWNER
@@ -114,7 +124,7 @@ def create(command: Create, now: datetime, context: CreateContext) -> CommandAcc
     preset = None if preset == NIL else preset
     if preset is not None and preset not in version.presets:
         return CommandRefused(400, "Preset not found.")
-    name = _name_errors(command) or _name(command, context)
+    name = _refuse_bad_names(command) or _choose_name(command, context)
     if isinstance(name, CommandRefused):
         return name
     display = (command.display_name or "").strip()
@@ -138,21 +148,21 @@ def create(command: Create, now: datetime, context: CreateContext) -> CommandAcc
     return CommandAccepted(task)
 
 
-def _name_errors(command: Create) -> CommandRefused | None:
-    """What is wrong with the names that the caller chose, whoever else bears them."""
+def _refuse_bad_names(command: Create) -> CommandRefused | None:
+    """Check the form of the names that the caller chose, but not whether they are in use."""
     error = names.name_error(command.name) if command.name else None
     if error:
         return CommandRefused(400, "Unable to create a Task with the provided name.", error)
-    if len((command.display_name or "").strip()) > MAX_DISPLAY_NAME:
+    if len((command.display_name or "").strip()) > names.MAX_DISPLAY_NAME:
         return CommandRefused(400, "Display name must be 64 characters or less.")
     return None
 
 
-def _name(command: Create, context: CreateContext) -> str | CommandRefused:
-    taken = context.names_in_use.get(command.owner_id, frozenset())
+def _choose_name(command: Create, context: CreateContext) -> str | CommandRefused:
+    names_in_use = context.names_in_use.get(command.owner_id, frozenset())
     if not command.name:
-        return context.generate_name(command.input, taken)
-    if command.name.lower() in taken:
+        return context.generate_name(command.input, names_in_use)
+    if command.name.lower() in names_in_use:
         validation = ("name", "This value is already in use and should be unique.")
         return CommandRefused(409, f'Workspace "{command.name}" already exists.', None, (validation,))
     return command.name
@@ -174,22 +184,22 @@ def _update_input(task: Task, command: UpdateInput) -> CommandAccepted | Command
 def _send(task: Task, command: Send, now: datetime, *, strict: bool) -> CommandAccepted | CommandRefused:
     if not command.input:
         return CommandRefused(400, "Task input is required.")
-    is_now = current_status(task.state)
-    match is_now:
+    status = current_status(task.state)
+    match status:
         case Status.PENDING | Status.INITIALIZING:
-            return CommandRefused(409, f"Task is {is_now.value}.")
+            return CommandRefused(409, f"Task is {status.value}.")
         case Status.PAUSED:
             return CommandRefused(409, "Task is paused.", "Resume the task to send messages.")
         case Status.ERROR | Status.UNKNOWN:
-            return CommandRefused(400, "Task must be active.", f"The task's status is {is_now.value}.")
+            return CommandRefused(400, "Task must be active.", f"The task's status is {status.value}.")
         case Status.ACTIVE:
-            goes = task.state.inbox.queued == 0 and inbox.is_ready(task.state, now)
-            if strict and not goes:
+            sent_now = task.state.inbox.queued == 0 and inbox.is_ready(task.state, now)
+            if strict and not sent_now:
                 return CommandRefused(409, "Task app is not ready to accept input.")
             after = replace(task, state=inbox.enqueue(task.state))
-            return CommandAccepted(after, command.command_id, command.input, queued=not goes)
+            return CommandAccepted(after, command.command_id, command.input, queued=not sent_now)
         case _:
-            assert_never(is_now)
+            assert_never(status)
 
 
 def _pause(task: Task, now: datetime) -> CommandAccepted | CommandRefused:
@@ -198,13 +208,13 @@ def _pause(task: Task, now: datetime) -> CommandAccepted | CommandRefused:
 
 def _resume(task: Task, now: datetime) -> CommandAccepted | CommandRefused:
     state = task.state
-    if not state.active and state.starting and state.job is JobStatus.SUCCEEDED:
+    if not state.has_active_build and state.is_start and state.job is JobStatus.SUCCEEDED:
         return CommandRefused(409, "Task workspace is already running.")
     return _request_build(task, Transition.START, now)
 
 
 def _request_build(task: Task, transition: Transition, now: datetime) -> CommandAccepted | CommandRefused:
-    if task.state.active:
+    if task.state.has_active_build:
         return BUILD_ACTIVE
     if builds.is_exhausted(task.state):
         return NO_BUILDS_LEFT
@@ -212,5 +222,5 @@ def _request_build(task: Task, transition: Transition, now: datetime) -> Command
 
 
 def current_status(state: TaskState) -> Status:
-    """The status that this memory shows."""
+    """Return the status of a task with this state."""
     return status_of(state, agent_of(state), app_health_of(state))

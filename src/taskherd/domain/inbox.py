@@ -1,4 +1,4 @@
-"""When the next input of a task's inbox may go to its agent: one at a time, in order, never while it is busy."""
+"""The inbox: inputs are sent to the agent one at a time, in order, and never while the agent is busy."""
 
 from __future__ import annotations
 
@@ -17,17 +17,21 @@ if TYPE_CHECKING:
     from taskherd.domain.task import TaskState
 
 SETTLE_TIME = timedelta(seconds=5)
-"""How long a delivered input is given to show in the agent's state before the next one goes."""
+"""Maximum time to wait, after a delivery, for a new state of the agent before the next input is sent."""
 
 
 def is_busy(state: TaskState) -> bool:
-    """Whether the agent cannot take an input now: it is working, or an input is in flight."""
+    """Return whether the agent is working or an input is in flight."""
     stamped = current_app_status(state)
     return state.inbox.in_flight is not None or (stamped is not None and stamped.report.state is AgentState.WORKING)
 
 
 def is_ready(state: TaskState, now: datetime) -> bool:
-    """Whether an input may go out now: the task is active, not busy, and has shown a state since the last one."""
+    """Return whether an input may be sent now.
+
+    The task must be active, its agent not busy, and since the last delivery either a new state of the agent was
+    received or ``SETTLE_TIME`` has passed.
+    """
     if status_of(state, agent_of(state), app_health_of(state)) is not Status.ACTIVE or is_busy(state):
         return False
     delivered = state.inbox.delivered_at
@@ -38,49 +42,49 @@ def is_ready(state: TaskState, now: datetime) -> bool:
 
 
 def next_check_at(state: TaskState) -> datetime | None:
-    """When the inbox wants to be looked at although nothing is reported; None: not by itself."""
+    """Return when the next input can be sent without another report, or None if only a report can make it possible."""
     inbox = state.inbox
     if not inbox.queued or is_busy(state) or inbox.delivered_at is None:
         return None
     if status_of(state, agent_of(state), app_health_of(state)) is not Status.ACTIVE:
         return None
     stamped = current_app_status(state)
-    silent = stamped is None or stamped.received_at <= inbox.delivered_at
-    return inbox.delivered_at + SETTLE_TIME if silent else None
+    is_settling = stamped is None or stamped.received_at <= inbox.delivered_at
+    return inbox.delivered_at + SETTLE_TIME if is_settling else None
 
 
 def send_next(
     state: TaskState, queued: Iterable[UUID], decided: Collection[UUID], now: datetime
 ) -> tuple[TaskState, UUID | None]:
-    """Return the memory after the next input went out, and that input; None where none may go or none is left.
+    """Send the next input: return the new task state, and the input, or None if none may be sent or none is left.
 
     Args:
-        state: the memory after all reports of the batch.
-        queued: the first inputs of the queue in order, at least one more than there are ``record_outcome`` ones.
-        decided: inputs whose outcome is known by now, whether they were sent before or not.
-        now: the instant at which the input goes out.
+        state: the task state after all reports of the batch.
+        queued: the first inputs of the queue in order, at least one more than there are ``decided`` ones.
+        decided: inputs that have an outcome, whether they had been sent before or not.
+        now: the time at which the input is sent.
     """
     if not state.inbox.queued or not is_ready(state, now):
         return state, None
     for input_id in queued:
         if input_id not in decided:
             return mark_sent(state, input_id), input_id
-    return fail_all(state), None  # everything that was still counted as queued had been decided without being sent
+    return fail_all(state), None  # all inputs that were counted as queued got an outcome before they were sent
 
 
 def enqueue(state: TaskState) -> TaskState:
-    """The memory after an input was put at the end of the queue."""
+    """Count one more queued input."""
     return replace(state, inbox=replace(state.inbox, queued=state.inbox.queued + 1))
 
 
 def mark_sent(state: TaskState, input_id: UUID) -> TaskState:
-    """The memory after the first of the queue went out."""
+    """Mark a queued input as the one in flight."""
     inbox = state.inbox
     return replace(state, inbox=replace(inbox, queued=inbox.queued - 1, in_flight=input_id))
 
 
 def record_outcome(state: TaskState, input_id: UUID, now: datetime, *, delivered: bool) -> TaskState:
-    """The memory after the outcome of an input became known."""
+    """Record the outcome of an input; has no effect unless that input is in flight."""
     inbox = state.inbox
     if inbox.in_flight != input_id:
         return state
@@ -89,5 +93,5 @@ def record_outcome(state: TaskState, input_id: UUID, now: datetime, *, delivered
 
 
 def fail_all(state: TaskState) -> TaskState:
-    """The memory after all inputs that were not delivered have failed."""
+    """Empty the inbox, because all undelivered inputs failed or got an outcome."""
     return replace(state, inbox=replace(state.inbox, queued=0, in_flight=None))

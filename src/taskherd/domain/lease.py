@@ -1,7 +1,8 @@
-"""The lease of an agent: the one fast-moving part of a task's memory, kept apart while it moves nothing else.
+"""Leases: the latest heartbeat of an agent, stored separately from the task state because it changes so often.
 
-While a task is *plain*, another heartbeat of the same build and agent only moves last-heard and the connection facet's
-seq; so it may touch the lease alone, without the task being read or locked. A task that is not plain has no lease.
+While a task is *steady*, another heartbeat of the same build and agent changes only the time of the last heartbeat and
+the seq of the connection facet. Such a heartbeat updates the lease, and the task is neither read nor locked. A task
+that is not steady has no lease.
 """
 
 from __future__ import annotations
@@ -24,7 +25,11 @@ if TYPE_CHECKING:
 
 @value(frozen=True, slots=True)
 class Lease:
-    """The latest heartbeat of a plain task: what the connection facet holds, and when we took the last one."""
+    """The latest heartbeat of a steady task.
+
+    ``agent_id``, ``seq`` and ``observed_at`` are those of the connection facet, which holds the heartbeat with the
+    greatest seq; ``heard_at`` is when the last heartbeat was received.
+    """
 
     task_id: UUID
     build_number: int
@@ -35,7 +40,7 @@ class Lease:
 
 
 def is_steady(state: TaskState) -> bool:
-    """Whether another heartbeat of this build and agent, with any other seq, changes nothing that a reader sees."""
+    """Return whether another heartbeat of the same build and agent, with any seq, leaves the document unchanged."""
     stamped = state.connection
     if (
         stamped is None
@@ -53,7 +58,7 @@ def is_steady(state: TaskState) -> bool:
 
 
 def lease_of(task_id: UUID, state: TaskState) -> Lease | None:
-    """The lease of a task with this memory; None unless it is plain."""
+    """Return the lease of a task with this state, or None if it is not steady."""
     stamped = state.connection
     if stamped is None or not is_steady(state):
         return None
@@ -64,7 +69,7 @@ def lease_of(task_id: UUID, state: TaskState) -> Lease | None:
 
 
 def merge_lease(state: TaskState, lease: Lease) -> TaskState:
-    """The memory with what the lease has seen since the task was last written."""
+    """Merge a lease into the task state, which was stored before the latest heartbeats."""
     report = AgentHeartbeat(
         task_id=lease.task_id,
         build_number=lease.build_number,
@@ -78,7 +83,7 @@ def merge_lease(state: TaskState, lease: Lease) -> TaskState:
 
 @value(frozen=True, slots=True)
 class HeartbeatSummary:
-    """The heartbeats of one task in a batch, as one; ``build_number`` None: of whatever build the lease is."""
+    """The heartbeats of one task in a batch, combined; a ``build_number`` of None stands for that of the lease."""
 
     task_id: UUID
     build_number: int | None
@@ -89,15 +94,15 @@ class HeartbeatSummary:
 
 
 def summarize_heartbeats(heartbeats: Mapping[UUID, Sequence[Report]], now: datetime) -> list[HeartbeatSummary]:
-    """One beat for each task, in id order; a task whose heartbeats differ in build or agent is left out."""
+    """Summarize the heartbeats of each task, in id order; omit tasks whose heartbeats differ in build or agent."""
     summaries: list[HeartbeatSummary] = []
     for task_id in sorted(heartbeats):
         reports = heartbeats[task_id]
         greatest = max(reports, key=_seq) if len(reports) > 1 else reports[0]
-        same = all(
+        uniform = all(
             report.build_number == greatest.build_number and report.agent_id == greatest.agent_id for report in reports
         )
-        if same:
+        if uniform:
             summary = HeartbeatSummary(
                 task_id, greatest.build_number, greatest.agent_id, greatest.seq, greatest.observed_at, now
             )
@@ -110,5 +115,5 @@ def _seq(report: Report) -> int:
 
 
 def with_lease(task: Task, lease: Lease) -> Task:
-    """The task with what its lease has seen since it was last written."""
+    """Merge a lease into the state of a task."""
     return replace(task, state=merge_lease(task.state, lease))

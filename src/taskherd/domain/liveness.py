@@ -1,8 +1,8 @@
-"""Silence, judged by our own clock and only over time in which we were listening.
+"""Detection of missing reports, measured by the worker's clock and only over drained time.
 
-The watermark is the instant since which the report queue is known to be drained without a gap, by every worker that
-takes from it; None while it is not. All silences are counted from it at the earliest, so downtime proves nothing. A
-mass of silences in one sweep is distrusted, and believed only when it has lasted.
+The watermark is the time since which all workers have drained their report queues without interruption, or None while
+they have not. No silence is measured from before it, so downtime of the broker or of workers proves nothing. If most
+agents fall silent at once, a network problem is likely: they are marked as lost only if that lasts.
 """
 
 from __future__ import annotations
@@ -23,18 +23,21 @@ if TYPE_CHECKING:
     from taskherd.domain.task import TaskState
 
 MASS_PERCENT = 55
-"""The share of connected agents that must not be lost in one sweep without a second look."""
+"""Percentage of the connected agents from which on a loss in one sweep is a mass loss."""
 
 MIN_MASS = 5
-"""Below this many lost agents there is no mass."""
+"""Minimum number of agents of a mass loss."""
 
 MAX_SKEW = timedelta(seconds=30)
-"""How far the clocks of workers may lie apart."""
+"""Maximum difference between the clocks of two workers."""
 
 
 @value(frozen=True, slots=True)
 class WorkerWatermark:
-    """Since when one worker has known its queue to be drained; None: it does not know it now."""
+    """The state of one worker: when it last updated its row, and the time since which its queues have been drained.
+
+    ``drained_since`` is None while they are not.
+    """
 
     seen_at: datetime
     drained_since: datetime | None
@@ -42,7 +45,7 @@ class WorkerWatermark:
 
 @value(frozen=True, slots=True)
 class Timeouts:
-    """How long each silence may last."""
+    """Durations after which a missing report counts, see the settings of the same names."""
 
     agent_lost_after: timedelta
     agent_connect_timeout: timedelta
@@ -52,10 +55,10 @@ class Timeouts:
 
 
 def watermark(workers: Sequence[WorkerWatermark], now: datetime, stale_after: timedelta) -> datetime | None:
-    """Since when all live workers have been drained; None if one is not, or has been silent for a moment itself.
+    """Return the time since which all live workers have been drained, or None if any is not, or no worker is live.
 
-    A worker that takes from the queue and stands still may hold heartbeats that nobody else has seen; so it counts
-    until ``stale_after``, by which its deliveries have been handed to others.
+    A worker is live until its row is older than ``stale_after``. A worker that hangs may hold heartbeats that no other
+    worker has received, so it still counts until then; by that time the broker has redelivered them to others.
     """
     live = [worker for worker in workers if now - worker.seen_at <= stale_after]
     since = [worker.drained_since for worker in live]
@@ -65,21 +68,25 @@ def watermark(workers: Sequence[WorkerWatermark], now: datetime, stale_after: ti
 
 
 def silence_duration(at: datetime | None, since: datetime, now: datetime) -> timedelta:
-    """How long it has been silent, of the time since the watermark.
+    """Return the silence since ``at``, but at most the drained time since the watermark ``since``.
 
-    A word from a moment ahead of ``now`` was taken by another worker, or just before we looked. One from further ahead
-    was taken by a clock that was wrong, and says nothing.
+    A time slightly after ``now`` is normal: another worker recorded it, or this one between two readings of the clock.
+    A time further ahead comes from a wrong clock and is ignored, like None.
     """
     return now - (max(at, since) if at is not None and is_plausible(at, now) else since)
 
 
 def is_plausible(at: datetime, now: datetime) -> bool:
-    """Whether what happened ``at`` may have happened by ``now``, as far as clocks can tell."""
+    """Return whether a recorded time is not in the future, allowing for the skew of clocks."""
     return at <= now + MAX_SKEW
 
 
 def detect_loss(state: TaskState, since: datetime, now: datetime, timeouts: Timeouts) -> TaskState:
-    """The memory with the verdict on its agent's silence, by the time drained since the watermark."""
+    """Mark the agent of the latest build as silent if its drained silence exceeds the timeout.
+
+    An agent that was connected is lost after ``agent_lost_after``. One that never sent a heartbeat takes too long to
+    connect after ``agent_connect_timeout``.
+    """
     agent = agent_of(state)
     number = state.number
     if agent is None or (state.silence and state.silence.build_number == number):
@@ -96,54 +103,57 @@ def detect_loss(state: TaskState, since: datetime, now: datetime, timeouts: Time
 
 
 def time_out_build(state: TaskState, since: datetime, now: datetime, timeouts: Timeouts) -> TaskState:
-    """The memory with the latest build given up, if nobody took up its request or it fell silent."""
-    if not state.active:
+    """Mark the latest build as timed out if no runner picked it up, or if no report about it arrives any more."""
+    if not state.has_active_build:
         return state
     key = state.build.report.key
     silent = silence_duration(state.build.received_at, since, now)
-    what = {Transition.START: "start", Transition.STOP: "stop", Transition.DELETE: "deletion"}
+    nouns = {Transition.START: "start", Transition.STOP: "stop", Transition.DELETE: "deletion"}
     if state.pending_build == key[0]:
         if silent <= timeouts.request_ttl:
             return state
-        error = f"No runner took up the workspace {what[state.build.report.transition]} in time."
+        error = f"No runner took up the workspace {nouns[state.build.report.transition]} in time."
     else:
         if silent <= timeouts.build_timeout:
             return state
-        error = f"Nothing was heard of the workspace {what[state.build.report.transition]} for too long."
+        error = f"Nothing was heard of the workspace {nouns[state.build.report.transition]} for too long."
     return replace(state, timed_out=TimedOut(key[0], key[1], error), pending_build=None)
 
 
 def next_deadline(
     state: TaskState, timeouts: Timeouts, now: datetime, since: datetime | None = None
 ) -> datetime | None:
-    """When this memory wants to be looked at for the silence of a connecting agent or a build; None: never.
+    """Return when the timeout of the build or of the connecting agent ends next, or None if neither is pending.
 
-    ``since``: the watermark, from which silence is counted at the earliest; None where it is not known.
+    ``since``: the watermark, before which no silence is measured, or None if it is not known.
     """
     times: list[datetime] = []
-    if state.active:
-        wait = timeouts.request_ttl if state.pending_build == state.number else timeouts.build_timeout
-        times.append(_later(state.build.received_at, since, now) + wait)
+    if state.has_active_build:
+        timeout = timeouts.request_ttl if state.pending_build == state.number else timeouts.build_timeout
+        times.append(_silence_start(state.build.received_at, since, now) + timeout)
     first_seen = state.first_seen.get(state.number)
-    judged = state.silence is not None and state.silence.build_number == state.number
-    if first_seen and not judged and state.number not in state.last_heartbeat and agent_of(state):
-        times.append(_later(first_seen, since, now) + timeouts.agent_connect_timeout)
+    is_silent = state.silence is not None and state.silence.build_number == state.number
+    if first_seen and not is_silent and state.number not in state.last_heartbeat and agent_of(state):
+        times.append(_silence_start(first_seen, since, now) + timeouts.agent_connect_timeout)
     return min(times, default=None)
 
 
-def _later(at: datetime, since: datetime | None, now: datetime) -> datetime:
-    at = at if is_plausible(at, now) else now  # by a clock that has been set back since; else it would be waited for
+def _silence_start(at: datetime, since: datetime | None, now: datetime) -> datetime:
+    at = at if is_plausible(at, now) else now  # if the clock was set back, do not wait until it reaches ``at`` again
     return at if since is None else max(at, since)
 
 
 class MassLossGuard(StrEnum):
-    """What to do with the agents that would be lost in one sweep."""
+    """Decision about the agents that would be lost in one sweep: mark them as lost, or wait."""
 
-    ACCEPT = "believe"
+    ACCEPT = "accept"
     HOLD = "hold"
 
 
 def guard_mass_loss(connected_agents: int, would_lose: int, held_for: timedelta, timeouts: Timeouts) -> MassLossGuard:
-    """Whether to believe that so many agents are lost at once. ``held_for``: drained time since the first hold."""
+    """Decide whether to accept a loss of ``would_lose`` agents in one sweep.
+
+    ``held_for``: drained time since the guard began to hold.
+    """
     mass = would_lose >= MIN_MASS and 100 * would_lose >= MASS_PERCENT * connected_agents
     return MassLossGuard.HOLD if mass and held_for < timeouts.mass_silence_hold else MassLossGuard.ACCEPT

@@ -1,4 +1,4 @@
-"""What tasks are called: which names are allowed, and what a task is called when nobody named it."""
+"""Names of tasks: validation of chosen names, and generation of names from prompts."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container
 
 MAX_NAME = 32
-"""The longest name, in bytes; all its characters are ASCII."""
+"""Maximum length of a name, in bytes; all its characters are ASCII."""
 
 MAX_STEM = 27
-"""The longest stem of a generated name; a hyphen and four hex digits follow it."""
+"""Maximum length of the first part of a generated name; a hyphen and four hex digits follow it."""
 
-MAX_DISPLAY = 64
-"""The longest display name, in characters."""
+MAX_DISPLAY_NAME = 64
+"""Maximum length of a display name, in characters."""
 
-MAX_READ = 1_000
-"""How much of a prompt is read to find a name in it, in characters."""
+MAX_PROMPT_READ = 1_000
+"""Number of characters at the beginning of a prompt from which names are made."""
 
-DRAWS_OF_STEM = 16
-"""How many suffixes are drawn for the prompt's own stem before random words take its place."""
+PROMPT_ATTEMPTS = 16
+"""Number of attempts to find an unused name with the prompt's stem, before random words replace the stem."""
 
-MAX_DRAWS = 64
-"""How many names are drawn at most."""
+MAX_ATTEMPTS = 64
+"""Maximum number of attempts to find an unused name."""
 
 _NAME = re.compile(r"[a-zA-Z0-9]+(?:-[a-zA-Z0-9]+)*")
 _RESERVED = frozenset({"new", "create"})
 _APOSTROPHES = re.compile("['\u2019]")
-_NO_NAME = re.compile(r"[^a-z0-9]+")
-_SUFFIXED = re.compile(r"(.+-.+)-[0-9a-f]{4}")
+_NOT_IN_NAMES = re.compile(r"[^a-z0-9]+")
+_GENERATED = re.compile(r"(.+-.+)-[0-9a-f]{4}")
 _LAST_RESORT = "task"
 
 
 @value(frozen=True, slots=True)
 class NameRandomness:
-    """Where the randomness of a generated name comes from: two words with a hyphen between them, four hex digits."""
+    """Sources of the random parts of a generated name: two words joined by a hyphen, and four hex digits."""
 
     words: Callable[[], str]
     digits: Callable[[], str]
 
 
 def name_error(name: str) -> str | None:
-    """What is wrong with an explicit task name, as a detail for the caller; None: nothing."""
+    """Return why a chosen name is invalid, as the detail of an error, or None if it is valid."""
     if not name:
         return "must be >= 1 character"
     if len(name.encode()) > MAX_NAME:
@@ -58,41 +58,41 @@ def name_error(name: str) -> str | None:
     return None
 
 
-def generate(prompt: str, taken: Container[str], randomness: NameRandomness) -> str:
-    """A name for a task with this prompt, outside ``taken`` (lowercase names).
+def generate(prompt: str, names_in_use: Container[str], randomness: NameRandomness) -> str:
+    """Generate a name for a task from its prompt that is not among ``names_in_use`` (in lower case).
 
-    The draws are bounded: a name that is taken can come back where nearly all are. The unique index has the last word.
+    The number of attempts is limited, so the name may still be in use; the unique index decides.
     """
-    stem = _stem(prompt)
+    prompt_stem = _stem(prompt)
     name = ""
-    for draw in range(MAX_DRAWS):
-        own = stem if draw < DRAWS_OF_STEM else ""
-        name = f"{own or _stem(randomness.words()) or _LAST_RESORT}-{randomness.digits()}"
-        if name not in taken:
+    for attempt in range(MAX_ATTEMPTS):
+        stem = prompt_stem if attempt < PROMPT_ATTEMPTS else ""
+        name = f"{stem or _stem(randomness.words()) or _LAST_RESORT}-{randomness.digits()}"
+        if name not in names_in_use:
             break
     return name
 
 
 def display_name(prompt: str, name: str = "") -> str:
-    """The prompt's beginning as a title; where the prompt holds no letter or digit, the words of ``name``."""
-    text = " ".join(prompt[:MAX_READ].split())
+    """Return the beginning of the prompt as a title, or the words of ``name`` if it contains no letter or digit."""
+    text = " ".join(prompt[:MAX_PROMPT_READ].split())
     if not any(character.isalnum() for character in text):
-        suffixed = _SUFFIXED.fullmatch(name)
-        text = (suffixed[1] if suffixed else name).replace("-", " ")
+        generated = _GENERATED.fullmatch(name)
+        text = (generated[1] if generated else name).replace("-", " ")
     text = text[:1].upper() + text[1:]
-    return text if len(text) <= MAX_DISPLAY else _full_words(text, MAX_DISPLAY - 1) + "…"
+    return text if len(text) <= MAX_DISPLAY_NAME else _cut_at_space(text, MAX_DISPLAY_NAME - 1) + "…"
 
 
-def _full_words(text: str, limit: int) -> str:
-    """As many whole words as fit; the first word's beginning where not even that fits."""
+def _cut_at_space(text: str, limit: int) -> str:
+    """Truncate to ``limit`` characters at the end of a word, or within the first word if that is longer."""
     return text[: limit + 1].rpartition(" ")[0] or text[:limit]
 
 
 def _stem(text: str) -> str:
-    """The text's beginning as a name: ASCII letters in lower case, digits and single hyphens, cut between words."""
-    plain = unicodedata.normalize("NFKD", text[:MAX_READ]).casefold()
-    marked = (character for character in plain if not unicodedata.combining(character))
-    stem = _NO_NAME.sub("-", _APOSTROPHES.sub("", "".join(marked))).strip("-")
+    """Return the beginning of a text as lowercase ASCII letters, digits and single hyphens, cut between words."""
+    decomposed = unicodedata.normalize("NFKD", text[:MAX_PROMPT_READ]).casefold()
+    unaccented = (character for character in decomposed if not unicodedata.combining(character))
+    stem = _NOT_IN_NAMES.sub("-", _APOSTROPHES.sub("", "".join(unaccented))).strip("-")
     if len(stem) <= MAX_STEM:
         return stem
     return stem[: MAX_STEM + 1].rpartition("-")[0] or stem[:MAX_STEM]

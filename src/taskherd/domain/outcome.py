@@ -1,6 +1,6 @@
-"""What becomes of a report: the label it is counted under, and the reason code if it goes to the dead letters.
+"""The outcomes of reports, with their metric labels, and the reason codes of dead letters.
 
-All codes of dead letters stand here, those of commands and of the broker too: this is the only list of them.
+These are the only lists of them: the codes for commands and those that RabbitMQ sets are included.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from enum import Enum, StrEnum
 
 
 class DeadLetterReason(StrEnum):
-    """Why a message is in the dead letters. The codes are part of the contract and never change their meaning."""
+    """Why a message is a dead letter. The codes are part of the contract: their meaning never changes."""
 
     NOT_JSON = "not_json"
     TOO_LARGE = "too_large"
@@ -39,48 +39,50 @@ FOREIGN_REASONS = frozenset(
         DeadLetterReason.UNKNOWN,
     }
 )
-"""The reasons of dead letters that taskherd did not write: RabbitMQ's, as ``x-death`` has them, and a missing one.
+"""Reasons of dead letters that taskherd did not publish: those of RabbitMQ, from ``x-death``, and ``unknown`` if the
+message has neither ``x-death`` nor a reason of taskherd.
 
 https://www.rabbitmq.com/docs/dlx#effects
 """
 
 
 class ReportOutcome(Enum):
-    """What became of a report.
+    """The outcome of a report.
 
-    ``metric`` is its label in ``taskherd_reports_total``. A report with a ``dead_letter_reason`` goes to the dead
-    letters under that code, with ``detail`` for people.
+    ``metric`` is its label in ``taskherd_reports_total``. A report with a ``dead_letter_reason`` is published as a dead
+    letter with that code and the explanation ``detail``.
     """
 
     APPLIED = ("applied",)
-    """It is part of the task now, and readers see a change; while folding: it is part of the memory, log or inbox."""
+    """The report changed the task document. (The fold returns it for any change of the task state, log or inbox.)"""
     UNCHANGED = ("unchanged",)
-    """It is part of the task now, and readers see no difference."""
+    """The report was stored, for example as a renewed lease, and did not change the task document."""
     STALE = ("stale",)
+    """The report changed nothing: its facet holds the same or a greater one, or its input already has an outcome."""
     PARKED = ("parked",)
-    """It waits for its task's create."""
+    """The report is stored until its task is created."""
     TOMBSTONE = ("tombstone",)
-    """Its task is deleted."""
+    """The report changed nothing: its task is deleted, and it is not about a build."""
     CONFLICT = (
         "conflict",
         DeadLetterReason.BUILD_CONFLICT,
-        "The transition is not the one that was asked for under this build number.",
+        "The worker requested another transition under this build number.",
     )
-    UNKNOWN_INPUT = ("invalid", DeadLetterReason.UNKNOWN_INPUT, "The task never had an input of this id.")
+    UNKNOWN_INPUT = ("invalid", DeadLetterReason.UNKNOWN_INPUT, "The task has no input with this id.")
     PARKED_OVERFLOW = (
         "invalid",
         DeadLetterReason.PARKED_OVERFLOW,
-        "Too many reports already wait for this task's create.",
+        "The task does not exist, and too many reports for it are parked already.",
     )
-    DATA_ERROR = ("invalid", DeadLetterReason.DATA_ERROR, "The database can't take the values of this report.")
+    DATA_ERROR = ("invalid", DeadLetterReason.DATA_ERROR, "PostgreSQL rejected a value of this report.")
     FAULT = (
         "invalid",
         DeadLetterReason.FAULT,
-        "taskherd failed on this report; see the worker's log of that time.",
+        "Processing failed because of a bug in taskherd; see the worker's log of that time.",
     )
 
     def __init__(self, metric: str, dead_letter_reason: DeadLetterReason | None = None, detail: str = "") -> None:
-        """Take the member's value apart."""
+        """Set the attributes from the value of the member."""
         self.metric = metric
         self.dead_letter_reason = dead_letter_reason
         self.detail = detail

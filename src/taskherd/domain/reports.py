@@ -1,7 +1,7 @@
-"""What can be reported about a task: one frozen value for each report type of the contract.
+"""The reports about tasks: one immutable value for each report type of the contract.
 
-A report that reaches this layer is well formed: texts are cleaned and cut, identifiers parsed, ``seq`` known.
-``build_number`` may still be None, which stands for "the task's latest build when the report is taken".
+Reports in this layer are well formed: texts are sanitized and truncated, ids are parsed, ``seq`` is set.
+``build_number`` may still be None, which means the task's latest build at the time the report is folded.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from functools import lru_cache
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, TypeAlias, assert_never
 
 from taskherd.domain.value import value
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Transition(StrEnum):
-    """What a workspace build is to do."""
+    """The purpose of a workspace build."""
 
     START = "start"
     STOP = "stop"
@@ -27,7 +27,7 @@ class Transition(StrEnum):
 
 
 class JobStatus(StrEnum):
-    """How far a provisioner's job has come."""
+    """Progress of a provisioner's job."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -38,7 +38,7 @@ class JobStatus(StrEnum):
 
 
 class Lifecycle(StrEnum):
-    """Where an agent's start-up or shut-down is."""
+    """Progress of an agent's start-up or shutdown."""
 
     CREATED = "created"
     STARTING = "starting"
@@ -52,7 +52,7 @@ class Lifecycle(StrEnum):
 
 
 class Health(StrEnum):
-    """The verdict of a task app's health check; ``disabled`` means that there is no check."""
+    """Result of the health check of a task's app; ``disabled`` means that the app has no check."""
 
     DISABLED = "disabled"
     INITIALIZING = "initializing"
@@ -61,7 +61,7 @@ class Health(StrEnum):
 
 
 class AgentState(StrEnum):
-    """What an agent says it is doing. ``failure`` is kept as it was said and shown as ``failed``."""
+    """State that an agent reports about itself; ``failure`` is stored as reported and shown as ``failed``."""
 
     WORKING = "working"
     IDLE = "idle"
@@ -71,14 +71,14 @@ class AgentState(StrEnum):
 
 
 class InputOutcome(StrEnum):
-    """What became of an input that was sent to an agent."""
+    """Result of sending an input to an agent."""
 
     DELIVERED = "delivered"
     FAILED = "failed"
 
 
 class LogSource(StrEnum):
-    """Who wrote a log entry: the person (input) or the agent (output)."""
+    """Author of a log entry: ``input`` is the user, ``output`` is the agent."""
 
     INPUT = "input"
     OUTPUT = "output"
@@ -86,7 +86,7 @@ class LogSource(StrEnum):
 
 @value(frozen=True, slots=True)
 class Workspace:
-    """The workspace that a build made, as its provisioner names it."""
+    """The workspace of a build, with the id and name that its provisioner gave it."""
 
     id: UUID
     name: str
@@ -94,7 +94,7 @@ class Workspace:
 
 @value(frozen=True, slots=True)
 class App:
-    """The task's app in the workspace; ``health`` is its health when the build ended, if the build knew it."""
+    """The task's app in the workspace; ``health`` is that at the end of the build, if the provisioner knows it."""
 
     id: UUID
     slug: str
@@ -104,7 +104,7 @@ class App:
 
 @value(frozen=True, slots=True)
 class LogEntry:
-    """One line of the conversation; ``id`` counts within its build."""
+    """One entry of the conversation; ``id`` is unique within its build."""
 
     id: int
     type: LogSource
@@ -114,7 +114,7 @@ class LogEntry:
 
 @value(frozen=True, slots=True, kw_only=True)
 class BaseReport:
-    """What every report carries. ``seq`` rises per task and facet, in [0, 2**53); -1 is the worker's own asking."""
+    """Fields of every report. ``seq`` rises per task and facet, in [0, 2**53); the worker's build requests have -1."""
 
     type: ClassVar[str]
     task_id: UUID
@@ -125,13 +125,13 @@ class BaseReport:
 
     @property
     def key(self) -> tuple[int, int]:
-        """The place of this report in its facet's order; the build number must be known by now."""
+        """Sort key of the report within its facet; requires the build number to be set."""
         return (self.build_number or 1, self.seq)
 
 
 @value(frozen=True, slots=True, kw_only=True)
 class WorkspaceBuild(BaseReport):
-    """The provisioner says where a workspace build is."""
+    """Progress of a workspace build, reported by its provisioner."""
 
     type: ClassVar[str] = "workspace.build"
     transition: Transition
@@ -144,7 +144,7 @@ class WorkspaceBuild(BaseReport):
 
 @value(frozen=True, slots=True, kw_only=True)
 class AgentLifecycle(BaseReport):
-    """The agent says where its start-up or shut-down is."""
+    """Progress of the agent's start-up or shutdown."""
 
     type: ClassVar[str] = "agent.lifecycle"
     lifecycle: Lifecycle
@@ -152,21 +152,21 @@ class AgentLifecycle(BaseReport):
 
 @value(frozen=True, slots=True, kw_only=True)
 class AgentHeartbeat(BaseReport):
-    """The agent is alive."""
+    """A heartbeat: the agent is alive."""
 
     type: ClassVar[str] = "agent.heartbeat"
 
 
 @value(frozen=True, slots=True, kw_only=True)
 class AgentDisconnected(BaseReport):
-    """The agent said goodbye."""
+    """The agent disconnected deliberately."""
 
     type: ClassVar[str] = "agent.disconnected"
 
 
 @value(frozen=True, slots=True, kw_only=True)
 class AppHealth(BaseReport):
-    """The task app's health check gave a verdict."""
+    """Result of the health check of the task's app."""
 
     type: ClassVar[str] = "app.health"
     health: Health
@@ -174,7 +174,7 @@ class AppHealth(BaseReport):
 
 @value(frozen=True, slots=True, kw_only=True)
 class AppStatus(BaseReport):
-    """The agent says what it is doing."""
+    """What the agent is doing, reported by itself."""
 
     type: ClassVar[str] = "app.status"
     state: AgentState
@@ -184,7 +184,7 @@ class AppStatus(BaseReport):
 
 @value(frozen=True, slots=True, kw_only=True)
 class TaskLog(BaseReport):
-    """Entries of the conversation, at most 1,000."""
+    """Up to 1,000 entries of the conversation."""
 
     type: ClassVar[str] = "task.log"
     entries: tuple[LogEntry, ...]
@@ -192,7 +192,7 @@ class TaskLog(BaseReport):
 
 @value(frozen=True, slots=True, kw_only=True)
 class TaskInput(BaseReport):
-    """What became of an input."""
+    """The outcome of an input."""
 
     type: ClassVar[str] = "task.input"
     input_id: UUID
@@ -207,35 +207,35 @@ Report: TypeAlias = (
 
 @lru_cache(maxsize=16)
 def rfc3339(instant: datetime) -> str:
-    """An aware UTC instant as RFC 3339 with six fractional digits and ``Z``; kept, as batches repeat it."""
+    """Format an aware UTC time as RFC 3339 with six fractional digits and ``Z``; cached, since batches repeat times."""
     return instant.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def canonical_json(report: Report) -> str:
-    """The canonical JSON of a report: keys sorted at every level, known fields only, absent ones left out.
+    """Return a report as canonical JSON: keys sorted at every level, known fields only, absent ones omitted.
 
-    It decides which of two clashing reports with one ``(build_number, seq)`` is kept, so it depends on nothing but
-    what the report says.
+    It decides which of two different reports with the same ``(build_number, seq)`` is kept, so it depends only on the
+    report itself.
     """
-    return json.dumps(_plain(report), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(_json_fields(report), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
-def _plain(report: Report) -> dict[str, object]:
-    said: dict[str, object] = {
+def _json_fields(report: Report) -> dict[str, object]:
+    fields: dict[str, object] = {
         "type": report.type,
         "task_id": str(report.task_id),
         "build_number": report.build_number,
         "seq": report.seq,
     }
     if report.observed_at is not None:
-        said["observed_at"] = rfc3339(report.observed_at)
+        fields["observed_at"] = rfc3339(report.observed_at)
     if report.agent_id is not None:
-        said["agent_id"] = str(report.agent_id)
-    said.update((name, value) for name, value in _own_fields(report).items() if value is not None)
-    return said
+        fields["agent_id"] = str(report.agent_id)
+    fields.update((name, value) for name, value in _type_fields(report).items() if value is not None)
+    return fields
 
 
-def _own_fields(report: Report) -> dict[str, object]:  # noqa: PLR0911 - one return for each report type
+def _type_fields(report: Report) -> dict[str, object]:  # noqa: PLR0911 - one return for each report type
     match report:
         case WorkspaceBuild():
             return {
@@ -258,6 +258,8 @@ def _own_fields(report: Report) -> dict[str, object]:  # noqa: PLR0911 - one ret
             return {"entries": [_entry(entry) for entry in report.entries]}
         case TaskInput():
             return {"input_id": str(report.input_id), "outcome": report.outcome, "detail": report.detail}
+        case _:
+            assert_never(report)
 
 
 def _workspace(workspace: Workspace | None) -> dict[str, str] | None:
@@ -267,8 +269,8 @@ def _workspace(workspace: Workspace | None) -> dict[str, str] | None:
 def _app(app: App | None) -> dict[str, str] | None:
     if app is None:
         return None
-    said = {"id": str(app.id), "slug": app.slug, "url": app.url, "health": app.health}
-    return {name: value for name, value in said.items() if value is not None}
+    fields = {"id": str(app.id), "slug": app.slug, "url": app.url, "health": app.health}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _entry(entry: LogEntry) -> dict[str, object]:

@@ -1,7 +1,8 @@
-"""What taskherd remembers of a task: its facets, each the greatest report of its kind, and what the worker decided.
+"""The task state: the greatest report of each facet, and the worker's own decisions about the task.
 
-A facet is replaced whole, only by a report with a greater ``(build_number, seq)``. Everything a reader sees is
-derived from this memory in ``view.py``; nothing derived is kept here.
+A facet is one aspect of a task that is reported independently. Only a report with a greater ``(build_number, seq)``
+replaces it, and replaces it as a whole. Nothing that can be derived from the task state is stored in it: what users see
+is derived in ``view.py``.
 """
 
 from __future__ import annotations
@@ -27,23 +28,23 @@ if TYPE_CHECKING:
     from uuid import UUID
 
 MAX_BUILD_NUMBER = 2**31 - 1
-"""The greatest build number of the contract."""
+"""Maximum build number in the message contract."""
 
 MAX_TRACKED_BUILDS = 16
-"""How many builds' last-heard and appearance are kept, the highest."""
+"""Maximum number of builds, the highest ones, of which ``last_heartbeat`` and ``first_seen`` are kept."""
 
 MAX_REQUESTED_BUILDS = 256
-"""How many of the worker's own builds are kept to judge conflicts by, the latest."""
+"""Maximum number of requested builds, the latest ones, whose transition is kept to detect conflicting reports."""
 
 Facet: TypeAlias = WorkspaceBuild | AgentLifecycle | AgentHeartbeat | AgentDisconnected | AppHealth | AppStatus
-"""What a facet can hold; log entries and input outcomes live beside the memory."""
+"""The reports that are folded into a facet; log entries and input outcomes are not part of the task state."""
 
 R_co = TypeVar("R_co", covariant=True, bound=Facet)
 
 
 @value(frozen=True, slots=True)
 class Stamped(Generic[R_co]):
-    """A report as a facet holds it: with the instant at which we took it."""
+    """A report in a facet, with the time at which it was received."""
 
     report: R_co
     received_at: datetime
@@ -51,9 +52,9 @@ class Stamped(Generic[R_co]):
 
 @value(frozen=True, slots=True)
 class Silence:
-    """The sweeper's verdict that the agent of a build is silent; a heartbeat of that build ends it.
+    """The decision that the agent of a build is silent; a heartbeat of that build ends it.
 
-    ``lost``: it was heard once and is no longer. Otherwise it was never heard and takes too long to connect.
+    ``lost`` is True if the agent had sent heartbeats before, and False if it has never connected.
     """
 
     build_number: int
@@ -62,7 +63,7 @@ class Silence:
 
 @value(frozen=True, slots=True)
 class TimedOut:
-    """A build that counts as failed because nothing was heard of it; it holds while the build facet has this key."""
+    """The decision that a build counts as failed because reports are missing; valid while its facet has this key."""
 
     build_number: int
     seq: int
@@ -71,7 +72,7 @@ class TimedOut:
 
 @value(frozen=True, slots=True)
 class Inbox:
-    """Where the task's inputs stand: how many wait, which one is out, when the last one was delivered."""
+    """The state of the inbox: the number of queued inputs, the one in flight, and the time of the last delivery."""
 
     queued: int = 0
     in_flight: UUID | None = None
@@ -80,7 +81,7 @@ class Inbox:
 
 @value(frozen=True, slots=True)
 class Deletion:
-    """A delete that was accepted: how often its build was asked for, and when it is asked for again at the latest."""
+    """An accepted delete: the number of times its build was requested, and when it is to be requested again."""
 
     attempts: int = 0
     retry_at: datetime | None = None
@@ -89,7 +90,16 @@ class Deletion:
 
 @value(frozen=True, slots=True)
 class TaskState:
-    """All that is remembered of a task. The maps are keyed by build number."""
+    """Everything the worker knows about a task. The mappings are keyed by build number.
+
+    Attributes:
+        build: the latest build; the other facets may belong to earlier builds, see ``view.is_current``.
+        workspace: the latest build report that names a workspace; likewise ``runner``, ``agent`` and ``app``.
+        last_heartbeat: when the last heartbeat was received, whatever its seq.
+        first_seen: when the first report by or about the agent was received.
+        requested_builds: the transitions of the builds that the worker requested itself.
+        pending_build: the number of the requested build that no report has answered yet.
+    """
 
     build: Stamped[WorkspaceBuild]
     workspace: Stamped[WorkspaceBuild] | None = None
@@ -111,33 +121,33 @@ class TaskState:
 
     @property
     def number(self) -> int:
-        """The number of the task's latest build."""
+        """Number of the latest build."""
         return self.build.report.build_number or 1
 
     @property
-    def starting(self) -> bool:
-        """Whether the latest build is a start, which is when an agent and an app can be there."""
+    def is_start(self) -> bool:
+        """True if the latest build is a start; only then can there be an agent and an app."""
         return self.build.report.transition is Transition.START
 
     @property
     def job(self) -> JobStatus:
-        """The latest build's job status; one that was given up counts as failed."""
+        """Job status of the latest build; ``failed`` if the build timed out."""
         return JobStatus.FAILED if self.build_timed_out else self.build.report.job_status
 
     @property
     def build_timed_out(self) -> bool:
-        """Whether the latest build was given up and nothing was heard of it since."""
-        mark = self.timed_out
-        return mark is not None and (mark.build_number, mark.seq) == self.build.report.key
+        """True if the latest build timed out and no report has replaced its facet since."""
+        timeout = self.timed_out
+        return timeout is not None and (timeout.build_number, timeout.seq) == self.build.report.key
 
     @property
     def error(self) -> str | None:
-        """The error of the latest build, the worker's own where the build was given up."""
+        """Error of the latest build; the worker's own text if the build timed out."""
         return self.timed_out.error if self.build_timed_out and self.timed_out else self.build.report.error
 
     @property
-    def active(self) -> bool:
-        """Whether a build is under way: pending, running or canceling, and not given up."""
+    def has_active_build(self) -> bool:
+        """True while the latest build is pending, running or canceling, and has not timed out."""
         return self.job in ACTIVE_JOBS
 
 
@@ -146,7 +156,7 @@ ACTIVE_JOBS = frozenset({JobStatus.PENDING, JobStatus.RUNNING, JobStatus.CANCELI
 
 @value(frozen=True, slots=True)
 class Task:
-    """A task as it stands: who and what it is for, its version, and what is remembered of it."""
+    """A task: its owner, template, names and prompt, its version, and its task state."""
 
     id: UUID
     owner_id: UUID
@@ -168,9 +178,9 @@ class Task:
 def request_build(
     task_id: UUID, state: TaskState | None, transition: Transition, now: datetime
 ) -> tuple[Stamped[WorkspaceBuild], int]:
-    """The build facet that asking for the next build makes, and its number.
+    """Return the build facet for a new build request, and its build number.
 
-    Asking is the facet at seq -1, so that any report about the build counts for more.
+    The facet has seq -1, so any report about the build supersedes it.
     """
     number = 1 if state is None else state.number + 1
     report = WorkspaceBuild(

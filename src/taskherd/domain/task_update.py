@@ -1,6 +1,6 @@
-"""What a batch does to one task: its inputs are applied in order, then what follows from them is decided.
+"""The effect of one batch on one task: its inputs applied in order, and everything to save or send because of them.
 
-Nothing is read or written here. The corridor loads what an update needs, and saves what the update holds.
+Nothing is read or written here: the worker loads what an update needs, and saves what the update contains.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @value(frozen=True, slots=True)
 class Cause:
-    """Why a task changed: a report, a command or a sweep; ``type`` is that of the message, or the sweep's finding."""
+    """Why a task changed: ``kind`` is report, command or sweep; ``type`` is the message type or the sweep's finding."""
 
     kind: str
     type: str
@@ -42,7 +42,7 @@ class Cause:
 
 @value(frozen=True, slots=True)
 class AcceptedInput:
-    """An input that was accepted, for the end of the inbox."""
+    """An accepted input, to be appended to the inbox."""
 
     input_id: UUID
     content: str
@@ -51,10 +51,14 @@ class AcceptedInput:
 
 @value(frozen=True, slots=True)
 class TimerCheck:
-    """The sweeper's check of a task's timers. ``watermark``: the watermark; None: silence proves nothing now.
+    """The sweeper's check of the timers of a task.
 
-    ``counted_at``: when the silent agents were counted last, None for now. No agent may be found silent that had a
-    moment left then: it could be the first of a mass that has not been counted.
+    Attributes:
+        watermark: the start of drained time; None if silence proves nothing now, so that the check has no effect.
+        mass_held: True while the mass-loss guard holds: no agent is marked as lost.
+        counted_at: when the sweeper last counted the silent agents, None for now. An agent that was not overdue then is
+            not marked as lost, because the mass-loss guard has not counted it.
+        expired_inputs: inputs that no runner accepted in time.
     """
 
     watermark: datetime | None
@@ -65,17 +69,19 @@ class TimerCheck:
 
 @dataclass(slots=True)
 class TaskUpdate:
-    """The task before and after a batch, and what else is to be saved and sent. Mutable while inputs are applied.
+    """The task before and after a batch, and what else has to be saved or sent. Mutable while inputs are applied.
 
     Attributes:
-        core_document: the text of the document's own part, first as it was loaded and later as it is saved.
-        queue: the first inputs of the task's queue as they were loaded, in order, see `inbox.send_next`.
-        sent_input: the input that goes to the agent now.
-        requested_builds: the numbers of builds to send work requests for.
-        answered_builds: the numbers of builds whose work requests are no longer open.
-        superseded: the memories right before a later build became the latest.
-        inputs_failed: whether all inputs that are not decided yet fail with the task's delete.
-        timed_out: the transition of the build that was given up.
+        before: the task as it was loaded, or None if it does not exist.
+        task: the task with all inputs applied so far.
+        core_document: the stored part of the document as JSON, first as it was loaded, later as it is saved.
+        queue: the first queued inputs as they were loaded, in order, see ``inbox.send_next``.
+        sent_input: the input to send to the agent now.
+        requested_builds: the numbers of the builds to send work requests for.
+        answered_builds: the numbers of the builds whose work requests are closed.
+        superseded: the task states from just before a later build became the latest.
+        inputs_failed: True if the task's delete fails all inputs without an outcome.
+        timed_out: the transition of the build that timed out.
     """
 
     before: Task | None
@@ -97,7 +103,7 @@ class TaskUpdate:
 
     @property
     def existing_task(self) -> Task:
-        """The task, for callers that know that there is one."""
+        """The task, for callers that know that it exists."""
         if self.task is None:
             raise AssertionError
         return self.task
@@ -105,10 +111,10 @@ class TaskUpdate:
 
 @value(frozen=True, slots=True)
 class Policies:
-    """The timers and the surroundings by which updates are decided, and the inputs that the batch refers to.
+    """Timeouts and loaded rows that the decisions of a batch depend on.
 
-    Of those inputs, ``known_inputs`` belong to the task they were reported for; ``open_inputs`` are the known ones that
-    are not decided yet.
+    Of the inputs that the batch refers to, ``known_inputs`` belong to the reported task, and ``open_inputs`` are those
+    of them without an outcome.
     """
 
     timeouts: Timeouts
@@ -119,7 +125,7 @@ class Policies:
 
 
 def apply_report(update: TaskUpdate, report: Report, now: datetime, policies: Policies) -> ReportOutcome:
-    """Fold one report into the update's task, which exists, and return what became of it."""
+    """Fold one report into the task, which must exist, and return its outcome."""
     task = update.existing_task
     if task.deleted_at is not None and not isinstance(report, WorkspaceBuild):
         return ReportOutcome.TOMBSTONE
@@ -139,11 +145,11 @@ def apply_report(update: TaskUpdate, report: Report, now: datetime, policies: Po
     return folded.outcome
 
 
-def _answer(update: TaskUpdate, unanswered: int | None, after: TaskState) -> TaskState:
+def _answer(update: TaskUpdate, pending: int | None, after: TaskState) -> TaskState:
     """Close the request of a build that was answered, or superseded by a later build that was not requested."""
-    if unanswered is None or (after.pending_build == unanswered and after.number == unanswered):
+    if pending is None or (after.pending_build == pending and after.number == pending):
         return after
-    update.answered_builds.append(unanswered)
+    update.answered_builds.append(pending)
     return after if after.pending_build is None else replace(after, pending_build=None)
 
 
@@ -162,20 +168,20 @@ def _apply_input_outcome(update: TaskUpdate, report: TaskInput, now: datetime, p
 
 
 def apply_command(update: TaskUpdate, command: Command, now: datetime, policies: Policies) -> None:
-    """Carry out one command on the update's task, which may not exist."""
-    answer = handle_command(update.task, command, now, policies.create_context)
-    if isinstance(answer, CommandAccepted):
-        if answer.input is not None and answer.input_id is not None:
-            update.new_inputs.append(AcceptedInput(answer.input_id, answer.input, command.actor_id))
-        if answer.task.deleted_at is not None:
+    """Execute one command on the task, which may not exist."""
+    result = handle_command(update.task, command, now, policies.create_context)
+    if isinstance(result, CommandAccepted):
+        if result.input is not None and result.input_id is not None:
+            update.new_inputs.append(AcceptedInput(result.input_id, result.input, command.actor_id))
+        if result.task.deleted_at is not None:
             update.inputs_failed = True
-        update.task = answer.task
+        update.task = result.task
         update.cause = Cause("command", command.type, command.command_id, command.actor_id)
-    update.command_result = answer
+    update.command_result = result
 
 
 def apply_timer_check(update: TaskUpdate, check: TimerCheck, now: datetime, policies: Policies) -> None:
-    """Notice what no report tells: a silent agent, a build that no runner took up or that fell silent."""
+    """Apply a timer check: fail expired inputs, time out the latest build, and mark a lost agent."""
     task = update.task
     if task is None or check.watermark is None:
         return
@@ -189,10 +195,10 @@ def apply_timer_check(update: TaskUpdate, check: TimerCheck, now: datetime, poli
         update.answered_builds.append(after.number)
         update.cause = Cause("sweep", "build.given_up")
     if not check.mass_held and task.deleted_at is None:
-        judged = liveness.detect_loss(after, check.watermark, check.counted_at or now, policies.timeouts)
-        if judged is not after:
+        checked = liveness.detect_loss(after, check.watermark, check.counted_at or now, policies.timeouts)
+        if checked is not after:
             update.cause = Cause("sweep", "agent.silent")
-        after = judged
+        after = checked
     update.task = replace(task, state=after)
 
 
@@ -211,7 +217,7 @@ def _expire(update: TaskUpdate, task: Task, input_id: UUID, now: datetime, polic
 
 
 def finalize(update: TaskUpdate, now: datetime, policies: Policies) -> None:
-    """Decide what follows when all inputs are applied: the delete's next step, the next input, new requests."""
+    """Finish the update after its last input: advance a delete, send the next input, collect newly requested builds."""
     task = update.task
     if task is None:
         return
@@ -242,11 +248,14 @@ def _send_next_input(update: TaskUpdate, task: Task, now: datetime) -> Task:
 
 
 RECHECK_AFTER = timedelta(seconds=1)
-"""A task that is due and stays as it is, is looked at again no sooner."""
+"""Minimum time until the next timer check of a task."""
 
 
 def due_at(state: TaskState, since: datetime | None, now: datetime, timeouts: Timeouts) -> datetime | None:
-    """Return when the sweeper must check a task with this memory again; None: not before its next report or command."""
+    """Return when the sweeper must check the task next, or None if only a report or command can make that necessary.
+
+    ``since``: the watermark, or None if it is not known.
+    """
     retry = state.deletion.retry_at if state.deletion else None
     times = [
         at

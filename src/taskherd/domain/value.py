@@ -1,9 +1,12 @@
-"""Values: dataclasses that nothing changes once they are made. mypy sees to that; at run time it would cost too much.
+"""Dataclasses that are immutable by type checking only, which makes them fast to construct and to copy.
 
-A frozen dataclass sets each of its fields through ``object.__setattr__``: making a ``Memory`` takes eight times as long
-as here, and replacing a field of one ten times. Values are made for every report; all that was a fifth of its CPU.
+A frozen dataclass sets each field through ``object.__setattr__``: constructing a ``TaskState`` takes eight times as
+long as with this module, and replacing one field ten times as long. Values are constructed for every report; the
+frozen ones took a fifth of the CPU time of a report.
 
-To the type checker ``value`` and ``replace`` are those of ``dataclasses``, so assigning to a field is an error there.
+Use ``value`` as ``dataclass(frozen=True, slots=True)``, and ``replace`` as ``dataclasses.replace``. The type checker
+takes them for exactly these, so it rejects an assignment to a field. At run time ``value`` creates a dataclass that is
+not frozen, and ``replace`` copies the instance and sets the changed fields, without ``__init__``.
 """
 
 from __future__ import annotations
@@ -21,27 +24,27 @@ else:
     V = TypeVar("V")
 
     def value(*, frozen: bool, slots: bool, kw_only: bool = False) -> Callable[[C], C]:
-        """What ``dataclass`` does, compared and hashed by its fields as a frozen one is, but without the freeze."""
+        """Return a class decorator that creates a dataclass with slots and a hash of its fields, but not frozen."""
         assert frozen
         assert slots
 
-        def made(cls: C) -> C:
+        def decorate(cls: C) -> C:
             cls = dataclass(slots=True, unsafe_hash=True, kw_only=kw_only)(cls)
-            cls.__copy__ = _copier(cls)
+            cls.__copy__ = _compile_copy(cls)
             return cls
 
-        return made
+        return decorate
 
-    def _copier(cls: type) -> Any:
-        """A function that copies an instance field by field, written out as ``dataclass`` writes out its methods."""
+    def _compile_copy(cls: type) -> Any:
+        """Return a function that copies an instance, with one assignment per field: a loop would be slower."""
         lines = [f"    new.{field.name} = self.{field.name}" for field in fields(cls)]
         source = "\n".join(["def __copy__(self):", "    new = create(cls)", *lines, "    return new"])
         scope: dict[str, Any] = {"create": object.__new__, "cls": cls}
-        exec(source, scope)  # noqa: S102 - the names of fields of our own classes
+        exec(source, scope)  # noqa: S102 - contains only field names of taskherd's own classes
         return scope["__copy__"]
 
     def replace(old: V, /, **changes: Any) -> V:
-        """The value with some of its fields changed."""
+        """Return a copy of ``old`` with some fields changed."""
         new = old.__copy__()
         for name, content in changes.items():
             setattr(new, name, content)

@@ -1,7 +1,7 @@
-"""What a reader sees of a task: status, state and agent health, derived from its memory.
+"""The view of a task: status, current state and agent health, derived from the task state.
 
-``status`` is the first that is not ``active`` of three rows of the tables below: build, agent, app. A pair that is
-missing in a table is ``unknown``. The state diagram in ``docs/`` is drawn from these tables.
+``status`` is the first result other than ``active`` of three tables: build, agent, app. A key that is missing in a
+table gives ``unknown``. ``docs/state-diagram.md`` is generated from these tables.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Status(StrEnum):
-    """A task's status, as its document carries it."""
+    """The status of a task, as in the task document."""
 
     PENDING = "pending"
     INITIALIZING = "initializing"
@@ -73,7 +73,7 @@ WORKSPACE_STATUS: Mapping[tuple[Transition, JobStatus], str] = {
 
 @value(frozen=True, slots=True)
 class CurrentState:
-    """What the task's agent is doing; ``timestamp`` is when we took the report."""
+    """What the task's agent is doing; ``timestamp`` is when that report was received."""
 
     timestamp: datetime
     state: str
@@ -83,7 +83,7 @@ class CurrentState:
 
 @value(frozen=True, slots=True)
 class AgentHealth:
-    """Whether the agent is well, and if not, why."""
+    """Whether the agent is healthy, and the reason if it is not."""
 
     healthy: bool
     reason: str | None = None
@@ -107,14 +107,14 @@ class TaskView:
 
 @value(frozen=True, slots=True)
 class Agent:
-    """The agent of the latest build, where a facet of that build names it."""
+    """The agent of the latest build; ``id`` is None if no facet of that build names it."""
 
     id: UUID | None
     lifecycle: Lifecycle
 
 
 def derive_view(state: TaskState, task_name: str) -> TaskView:
-    """Everything a reader sees of a task with this memory. Its workspace bears ``task_name`` until one is reported."""
+    """Derive everything that users see of a task. The workspace has the task's name until its own is reported."""
     agent = agent_of(state)
     app = app_of(state)
     health = app_health_of(state)
@@ -130,12 +130,12 @@ def derive_view(state: TaskState, task_name: str) -> TaskView:
         lifecycle=agent.lifecycle if agent else None,
         health=health_of(state, agent),
         app_id=app.id if app else None,
-        current_state=state_of(state, status, agent),
+        current_state=current_state_of(state, status, agent),
     )
 
 
 def is_current(state: TaskState, facet: Stamped[Facet] | None) -> bool:
-    """Whether a facet that does not outlive its build counts: only for a start, and with the number of that build."""
+    """Return whether the latest build is a start and this facet belongs to it."""
     if facet is None:
         return False
     latest = state.build.report
@@ -143,28 +143,28 @@ def is_current(state: TaskState, facet: Stamped[Facet] | None) -> bool:
 
 
 def agent_of(state: TaskState) -> Agent | None:
-    """The agent, or None while no facet of the latest build names it."""
+    """Return the agent, or None if no facet of the latest build was reported by or about one."""
     build = state.agent if is_current(state, state.agent) else None
     lifecycle = state.lifecycle if is_current(state, state.lifecycle) else None
     connection = state.connection if is_current(state, state.connection) else None
     if build is None and lifecycle is None and connection is None:
         return None
-    named: list[tuple[int, int, UUID]] = []
+    candidates: list[tuple[int, int, UUID]] = []
     if connection and connection.report.agent_id:
-        named.append((connection.report.seq, 0, connection.report.agent_id))
+        candidates.append((connection.report.seq, 0, connection.report.agent_id))
     if lifecycle and lifecycle.report.agent_id:
-        named.append((lifecycle.report.seq, 1, lifecycle.report.agent_id))
-    agent_id = build.report.agent_id if build else max(named)[2] if named else None
+        candidates.append((lifecycle.report.seq, 1, lifecycle.report.agent_id))
+    agent_id = build.report.agent_id if build else max(candidates)[2] if candidates else None
     return Agent(agent_id, lifecycle.report.lifecycle if lifecycle else Lifecycle.CREATED)
 
 
 def app_of(state: TaskState) -> App | None:
-    """The task's app, as the latest build named it."""
+    """Return the task's app as named by the latest build, or None."""
     return state.app.report.app if state.app and is_current(state, state.app) else None
 
 
 def app_health_of(state: TaskState) -> Health:
-    """The app's health: the latest reported, else the one its build gave it, else ``disabled`` (no check)."""
+    """Return the health of the app: the latest report, else the value in its build, else ``disabled`` (no check)."""
     if state.app_health and is_current(state, state.app_health):
         return state.app_health.report.health
     app = app_of(state)
@@ -172,25 +172,25 @@ def app_health_of(state: TaskState) -> Health:
 
 
 def status_of(state: TaskState, agent: Agent | None, app: Health) -> Status:
-    """The first that is not active of build, agent and app."""
+    """Return the first status of build, agent and app that is not ``active``."""
     build = BUILD_STATUS.get((state.build.report.transition, state.job), Status.UNKNOWN)
     if build is not Status.ACTIVE:
         return build
     if agent is None:
         return Status.INITIALIZING
-    running = AGENT_STATUS.get(agent.lifecycle, Status.UNKNOWN)
-    return APP_STATUS[app] if running is Status.ACTIVE else running
+    by_agent = AGENT_STATUS.get(agent.lifecycle, Status.UNKNOWN)
+    return APP_STATUS[app] if by_agent is Status.ACTIVE else by_agent
 
 
 def is_connected(state: TaskState) -> bool:
-    """Whether the agent of the latest build was heard, did not say goodbye and was not found silent."""
+    """Return whether the agent of the latest build has sent a heartbeat, and neither disconnected nor fell silent."""
     silence = state.silence
-    found_silent = silence is not None and silence.build_number == state.number
-    return state.number in state.last_heartbeat and not _has_disconnected(state) and not found_silent
+    is_silent = silence is not None and silence.build_number == state.number
+    return state.number in state.last_heartbeat and not _has_disconnected(state) and not is_silent
 
 
 def health_of(state: TaskState, agent: Agent | None) -> AgentHealth | None:  # noqa: PLR0911 - the reasons, in order
-    """The agent's health: None without an agent; the first reason that holds, or healthy."""
+    """Return the health of the agent with the first reason that applies, or None if there is no agent."""
     if agent is None:
         return None
     alive = is_connected(state)
@@ -214,24 +214,24 @@ SHUTTING_DOWN = frozenset({Lifecycle.SHUTTING_DOWN, Lifecycle.SHUTDOWN_TIMEOUT, 
 
 
 def current_app_status(state: TaskState) -> Stamped[AppStatus] | None:
-    """The latest app status that counts; while the latest build is a start, only one of that very build."""
+    """Return the app status to show: the latest, but while the latest build is a start only one of that build."""
     stamped = state.app_status
-    if stamped and state.starting and stamped.report.build_number != state.number:
+    if stamped and state.is_start and stamped.report.build_number != state.number:
         return None
     return stamped
 
 
-def state_of(memory: TaskState, status: Status, agent: Agent | None) -> CurrentState | None:
-    """What the agent says it is doing, or what the start-up says for it."""
-    stamped = current_app_status(memory)
+def current_state_of(state: TaskState, status: Status, agent: Agent | None) -> CurrentState | None:
+    """Return the state that the agent reported, or without one the progress of the start-up or the build's failure."""
+    stamped = current_app_status(state)
     if stamped:
         report = stamped.report
-        state = AgentState.FAILED if report.state is AgentState.FAILURE else report.state
-        return CurrentState(stamped.received_at, state.value, report.message, report.uri)
+        reported = AgentState.FAILED if report.state is AgentState.FAILURE else report.state
+        return CurrentState(stamped.received_at, reported.value, report.message, report.uri)
     if status is Status.INITIALIZING:
-        return CurrentState(memory.build.received_at, AgentState.WORKING.value, _starting_message(memory, agent), "")
-    if memory.job is JobStatus.FAILED:
-        return CurrentState(memory.build.received_at, AgentState.FAILED.value, memory.error or "", "")
+        return CurrentState(state.build.received_at, AgentState.WORKING.value, _starting_message(state, agent), "")
+    if state.job is JobStatus.FAILED:
+        return CurrentState(state.build.received_at, AgentState.FAILED.value, state.error or "", "")
     return None
 
 

@@ -1,4 +1,4 @@
-"""Fixtures of the core's tests."""
+"""Fixtures of the domain's tests."""
 
 import pytest
 
@@ -7,5 +7,5 @@ from tests.pure.domain.mutated_core import Core, whole
 
 @pytest.fixture(scope="session")
 def core() -> Core:
-    """The core as it is; ``test_guards.py`` runs the same tests with one guard missing."""
+    """Return the unchanged modules; ``test_guards.py`` runs the same tests with one guard replaced."""
     return whole()

@@ -1,4 +1,4 @@
-"""The guards of the fold and of the view, each with what stands in its place and the test that must notice."""
+"""Mutations of the fold and of the view: a part of the source, its replacement, and the test that must fail."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tests.pure.domain.mutated_core import Core
 Law: TypeAlias = Callable[[Core], None]
 Guard: TypeAlias = tuple[str, str, Law]
 
-ORDER: Law = fold.test_any_order_ends_as_the_contract_says
+ORDER: Law = fold.test_any_order_gives_the_view_of_the_contract
 
 FOLD: list[Guard] = [
-    # a facet takes only a greater report
+    # only a greater report replaces a facet
     ("report.key > stamped.report.key", "report.key >= stamped.report.key", ORDER),
     ("report.key > stamped.report.key", "report.key < stamped.report.key", ORDER),
     ("report.key > stamped.report.key", "report.seq > stamped.report.seq", ORDER),
@@ -32,59 +32,71 @@ FOLD: list[Guard] = [
     (
         "canonical_json(report) > canonical_json(stamped.report)",
         "canonical_json(report) >= canonical_json(stamped.report)",
-        fold.test_a_repeat_is_stale,
+        fold.test_a_repeated_report_is_stale,
     ),
     ("canonical_json(report) > canonical_json(stamped.report)", "True", ORDER),
-    # a build report that contradicts what was asked is refused, one that does not is taken
-    ("state.requested_builds.get(number, report.transition) is not report.transition", "False", fold.test_conflict),
-    ("state.requested_builds.get(number, report.transition)", "state.requested_builds.get(number)", fold.test_conflict),
-    # each facet of a build only where the report names it
+    # a build report that contradicts the request is a conflict, any other is folded
+    (
+        "state.requested_builds.get(number, report.transition) is not report.transition",
+        "False",
+        fold.test_a_build_report_that_contradicts_the_request_is_a_conflict,
+    ),
+    (
+        "state.requested_builds.get(number, report.transition)",
+        "state.requested_builds.get(number)",
+        fold.test_a_build_report_that_contradicts_the_request_is_a_conflict,
+    ),
+    # a build report concerns a facet only if it names it
     ("if report.workspace else state.workspace", "", fold.test_a_build_replaces_only_the_facets_it_names),
     ("if report.runner else state.runner", "", fold.test_a_build_replaces_only_the_facets_it_names),
     ("if report.agent_id else state.agent", "", fold.test_a_build_replaces_only_the_facets_it_names),
     ("if report.app else state.app", "", fold.test_a_build_replaces_only_the_facets_it_names),
     ("if any(new is not old", "if all(new is not old", ORDER),
-    # an answer, and a word after giving up
+    # an answered request, and a report after a timeout
     ("if state.pending_build == number:", "if False:", fold.test_a_request_is_answered_by_its_build),
     ("if state.pending_build == number:", "if True:", fold.test_a_request_is_answered_by_its_build),
-    ("if build is not state.build:", "if False:", fold.test_a_later_word_ends_giving_up),
-    ("if build is not state.build:", "if True:", fold.test_a_later_word_ends_giving_up),
-    # last-heard and appearance
+    ("if build is not state.build:", "if False:", fold.test_a_later_report_ends_the_timeout_of_a_build),
+    ("if build is not state.build:", "if True:", fold.test_a_later_report_ends_the_timeout_of_a_build),
+    # last_heartbeat and first_seen
     (
         "return replace(after, last_heartbeat=_keep_latest_builds",
         "return after if after is state else replace(after, last_heartbeat=_keep_latest_builds",
-        fold.test_the_first_appearance_stands_and_the_last_heartbeat_counts,
+        fold.test_first_seen_is_kept_and_last_heartbeat_is_updated,
     ),
-    ("number in state.first_seen:", "False:", fold.test_the_first_appearance_stands_and_the_last_heartbeat_counts),
+    ("number in state.first_seen:", "False:", fold.test_first_seen_is_kept_and_last_heartbeat_is_updated),
     (
         "_record_first_seen(state, report, now) if report.agent_id else state",
         "state",
-        fold.test_what_makes_an_agent_appear,
+        fold.test_which_reports_set_first_seen,
     ),
     (
         "_record_first_seen(state, report, now) if report.agent_id else state",
         "_record_first_seen(state, report, now)",
-        fold.test_what_makes_an_agent_appear,
+        fold.test_which_reports_set_first_seen,
     ),
-    ("first_seen = _record_first_seen(state, report, now)", "first_seen = state", fold.test_what_makes_an_agent_appear),
+    (
+        "first_seen = _record_first_seen(state, report, now)",
+        "first_seen = state",
+        fold.test_which_reports_set_first_seen,
+    ),
     (
         "_connection(_record_first_seen(state, report, now), report, now))",
         "_connection(state, report, now))",
-        fold.test_what_makes_an_agent_appear,
+        fold.test_which_reports_set_first_seen,
     ),
     (
         "after = _connection(_record_first_seen(state, report, now), report, now)\n",
         "after = _connection(state, report, now)\n",
-        fold.test_what_makes_an_agent_appear,
+        fold.test_which_reports_set_first_seen,
     ),
     ("return FoldResult(_heartbeat(state", "return FoldResult(_connection(state", ORDER),
     (
         "return _fold_result(state, _connection(_record_first_seen",
         "return _fold_result(state, _heartbeat(_record_first_seen",
-        fold.test_only_a_heartbeat_is_heard,
+        fold.test_only_heartbeats_set_last_heartbeat,
     ),
-    ("len(after) > MAX_TRACKED_BUILDS", "False", fold.test_a_memory_is_bounded),
-    ("len(after) > MAX_TRACKED_BUILDS", "len(after) > 8", fold.test_a_memory_is_bounded),
+    ("len(after) > MAX_TRACKED_BUILDS", "False", fold.test_only_the_16_highest_builds_are_kept),
+    ("len(after) > MAX_TRACKED_BUILDS", "len(after) > 8", fold.test_only_the_16_highest_builds_are_kept),
     ("del after[min(after)]", "del after[max(after)]", ORDER),
     ("del after[min(after)]", "del after[next(iter(after))]", ORDER),
     ("del after[min(after)]", "del after[number]", ORDER),
@@ -95,51 +107,55 @@ FOLD: list[Guard] = [
         "True",
         fold.test_a_heartbeat_ends_the_silence_of_its_build,
     ),
-    # a build number that is missing
-    ("if report.build_number is not None:", "if False:", fold.test_a_missing_build_number_is_the_latest),
-    ("state.number if state else 1", "1", fold.test_a_missing_build_number_is_the_latest),
+    # a missing build number
+    ("if report.build_number is not None:", "if False:", fold.test_a_missing_build_number_means_the_latest_build),
+    ("state.number if state else 1", "1", fold.test_a_missing_build_number_means_the_latest_build),
 ]
 
 VIEW: list[Guard] = [
-    # what counts
+    # which facets are current
     ("latest.transition is Transition.START and facet", "facet", view.test_no_agent_while_stopping),
-    ("and facet.report.build_number == latest.build_number", "", view.test_what_outlives_a_build),
+    ("and facet.report.build_number == latest.build_number", "", view.test_which_facets_outlive_a_build),
     (
         "state.app_health and is_current(state, state.app_health)",
         "state.app_health",
-        view.test_where_app_health_comes_from,
+        view.test_which_app_health_counts,
     ),
-    ("state.app and is_current(state, state.app)", "state.app", view.test_what_outlives_a_build),
-    ("state.agent if is_current(state, state.agent) else None", "state.agent", view.test_what_outlives_a_build),
+    ("state.app and is_current(state, state.app)", "state.app", view.test_which_facets_outlive_a_build),
+    ("state.agent if is_current(state, state.agent) else None", "state.agent", view.test_which_facets_outlive_a_build),
     (
         "state.lifecycle if is_current(state, state.lifecycle) else None",
         "state.lifecycle",
-        view.test_what_outlives_a_build,
+        view.test_which_facets_outlive_a_build,
     ),
     (
         "state.connection if is_current(state, state.connection) else None",
         "state.connection",
-        view.test_what_outlives_a_build,
+        view.test_which_facets_outlive_a_build,
     ),
     ("stamped is not None and is_current(state, stamped) and", "stamped is not None and", ORDER),
     ("and isinstance(stamped.report, AgentDisconnected)", "", ORDER),
-    ("stamped and state.starting and stamped.report", "stamped and stamped.report", view.test_state_that_was_said),
-    ("stamped.report.build_number != state.number:", "False:", view.test_state_that_was_said),
+    (
+        "stamped and state.is_start and stamped.report",
+        "stamped and stamped.report",
+        view.test_current_state_from_an_app_status,
+    ),
+    ("stamped.report.build_number != state.number:", "False:", view.test_current_state_from_an_app_status),
     (
         "stamped.report.build_number != state.number:",
         "stamped.report.build_number < state.number:",
-        view.test_state_that_was_said,
+        view.test_current_state_from_an_app_status,
     ),
     # which agent
     (
         "build is None and lifecycle is None and connection is None",
         "build is None and lifecycle is None",
-        view.test_which_agent,
+        view.test_which_agent_id_is_shown,
     ),
     (
         "build is None and lifecycle is None and connection is None",
         "lifecycle is None and connection is None",
-        view.test_which_agent,
+        view.test_which_agent_id_is_shown,
     ),
     (
         "build is None and lifecycle is None and connection is None",
@@ -147,41 +163,41 @@ VIEW: list[Guard] = [
         view.test_status_of_each_agent,
     ),
     (
-        "build.report.agent_id if build else max(named)[2] if named else None",
-        "max(named)[2] if named else None",
-        view.test_which_agent,
+        "build.report.agent_id if build else max(candidates)[2] if candidates else None",
+        "max(candidates)[2] if candidates else None",
+        view.test_which_agent_id_is_shown,
     ),
-    ("max(named)", "min(named)", view.test_which_agent),
-    ("(lifecycle.report.seq, 1,", "(lifecycle.report.seq, -1,", view.test_which_agent),
-    ("if connection and connection.report.agent_id:", "if connection:", view.test_which_agent),
-    ("if lifecycle and lifecycle.report.agent_id:", "if lifecycle:", view.test_which_agent),
-    ("else Lifecycle.CREATED", "else Lifecycle.READY", view.test_which_agent),
-    # the three rows
+    ("max(candidates)", "min(candidates)", view.test_which_agent_id_is_shown),
+    ("(lifecycle.report.seq, 1,", "(lifecycle.report.seq, -1,", view.test_which_agent_id_is_shown),
+    ("if connection and connection.report.agent_id:", "if connection:", view.test_which_agent_id_is_shown),
+    ("if lifecycle and lifecycle.report.agent_id:", "if lifecycle:", view.test_which_agent_id_is_shown),
+    ("else Lifecycle.CREATED", "else Lifecycle.READY", view.test_which_agent_id_is_shown),
+    # the three tables
     ("    if build is not Status.ACTIVE:", "    if False:", view.test_status_of_each_build),
     (
         "    if agent is None:\n        return Status.INITIALIZING\n",
         "    if agent is None:\n        return Status.ACTIVE\n",
         view.test_status_of_each_agent,
     ),
-    ("APP_STATUS[app] if running is Status.ACTIVE else running", "running", view.test_status_of_each_app),
-    ("APP_STATUS[app] if running is Status.ACTIVE else running", "APP_STATUS[app]", view.test_status_of_each_agent),
-    ("app.health if app and app.health else Health.DISABLED", "Health.DISABLED", view.test_where_app_health_comes_from),
+    ("APP_STATUS[app] if by_agent is Status.ACTIVE else by_agent", "by_agent", view.test_status_of_each_app),
+    ("APP_STATUS[app] if by_agent is Status.ACTIVE else by_agent", "APP_STATUS[app]", view.test_status_of_each_agent),
+    ("app.health if app and app.health else Health.DISABLED", "Health.DISABLED", view.test_which_app_health_counts),
     # connected
     ("return state.number in state.last_heartbeat and", "return", ORDER),
     (
-        "and not _has_disconnected(state) and not found_silent",
-        "and not found_silent",
+        "and not _has_disconnected(state) and not is_silent",
+        "and not is_silent",
         view.test_health_reasons_in_order,
     ),
     (
-        "and not _has_disconnected(state) and not found_silent",
+        "and not _has_disconnected(state) and not is_silent",
         "and not _has_disconnected(state)",
         view.test_health_reasons_in_order,
     ),
     (
-        "found_silent = silence is not None and silence.build_number == state.number",
-        "found_silent = silence is not None",
-        liveness.test_a_verdict_stands_until_a_heartbeat,
+        "is_silent = silence is not None and silence.build_number == state.number",
+        "is_silent = silence is not None",
+        liveness.test_silence_lasts_until_a_heartbeat_or_the_next_build,
     ),
     # the reasons
     ("if not alive and agent.lifecycle is Lifecycle.OFF:", "if False:", view.test_health_reasons_in_order),
@@ -208,21 +224,21 @@ VIEW: list[Guard] = [
     (
         "late = silence is not None and silence.build_number == state.number",
         "late = silence is not None",
-        liveness.test_a_verdict_stands_until_a_heartbeat,
+        liveness.test_silence_lasts_until_a_heartbeat_or_the_next_build,
     ),
     ("    if not alive:\n", "    if False:\n", view.test_health_reasons_in_order),
     ("if agent.lifecycle is Lifecycle.START_ERROR:", "if False:", view.test_health_reasons_in_order),
     ("if agent.lifecycle in SHUTTING_DOWN:", "if False:", view.test_health_reasons_in_order),
-    # the state
+    # the current state
     (
         "AgentState.FAILED if report.state is AgentState.FAILURE else report.state",
         "report.state",
-        view.test_state_that_was_said,
+        view.test_current_state_from_an_app_status,
     ),
-    ("    if stamped:\n        report", "    if False:\n        report", view.test_state_that_was_said),
+    ("    if stamped:\n        report", "    if False:\n        report", view.test_current_state_from_an_app_status),
     ("if status is Status.INITIALIZING:", "if False:", view.test_start_up_messages_in_order),
-    ("if memory.job is JobStatus.FAILED:", "if False:", view.test_state_without_a_word),
-    ("if memory.job is JobStatus.FAILED:", "if status is Status.ERROR:", view.test_state_without_a_word),
+    ("if state.job is JobStatus.FAILED:", "if False:", view.test_current_state_without_an_app_status),
+    ("if state.job is JobStatus.FAILED:", "if status is Status.ERROR:", view.test_current_state_without_an_app_status),
     ("if state.job is JobStatus.RUNNING:", "if False:", view.test_start_up_messages_in_order),
     (
         '    if agent is None:\n        return "Init',
@@ -230,5 +246,5 @@ VIEW: list[Guard] = [
         view.test_start_up_messages_in_order,
     ),
     ("if agent.lifecycle is Lifecycle.CREATED:", "if False:", view.test_start_up_messages_in_order),
-    ("workspace.name if workspace else task_name", "task_name", view.test_what_outlives_a_build),
+    ("workspace.name if workspace else task_name", "task_name", view.test_which_facets_outlive_a_build),
 ]

@@ -1,4 +1,4 @@
-"""The core's modules as one value, as they are or with one guard taken out of the source of one of them."""
+"""The tested modules of the domain as one value, unchanged or with one guard in the source of one module replaced."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from types import ModuleType
 
 PACKAGE = "taskherd.domain"
 MODULES = ("task", "fold", "view", "liveness", "builds", "inbox")
-"""In the order in which they import each other."""
+"""In import order: each module imports only earlier ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Core:
-    """The modules that a test of the core speaks to; it gets at them through here, so that a guard can be missing."""
+    """The modules under test. Tests use them only through this value, so that a mutated module can take their place."""
 
     task: ModuleType
     fold: ModuleType
@@ -26,33 +26,33 @@ class Core:
 
 
 def whole() -> Core:
-    """The core as it is."""
-    return Core(**{organ: import_module(f"{PACKAGE}.{organ}") for organ in MODULES})
+    """Return the unchanged modules."""
+    return Core(**{name: import_module(f"{PACKAGE}.{name}") for name in MODULES})
 
 
-def without(organ: str, guard: str, instead: str) -> Core:
-    """The core with ``guard``, which stands exactly once in the source of ``organ``, replaced by ``instead``.
+def with_mutation(module: str, guard: str, replacement: str) -> Core:
+    """Return the modules with ``guard``, which must occur exactly once in the source of ``module``, replaced.
 
-    The modules that import ``organ`` are compiled anew too, so that they see the changed one.
+    The modules that import ``module`` are compiled too, so that they use the mutated one.
     """
     core = {name: import_module(f"{PACKAGE}.{name}") for name in MODULES}
-    kept = dict(sys.modules)
+    original_modules = dict(sys.modules)
     try:
-        for name in MODULES[MODULES.index(organ) :]:
+        for name in MODULES[MODULES.index(module) :]:
             path = Path(core[name].__file__ or "")
             source = path.read_text(encoding="utf-8")
-            if name == organ:
-                assert source.count(guard) == 1, f"the guard stands {source.count(guard)} times in {organ}: {guard}"
-                source = source.replace(guard, instead)
-            core[name] = _compiled(name, source, path)
+            if name == module:
+                assert source.count(guard) == 1, f"the guard occurs {source.count(guard)} times in {module}: {guard}"
+                source = source.replace(guard, replacement)
+            core[name] = _compile(name, source, path)
     finally:
-        sys.modules.update(kept)
+        sys.modules.update(original_modules)
     return Core(**core)
 
 
-def _compiled(name: str, source: str, path: Path) -> ModuleType:
+def _compile(name: str, source: str, path: Path) -> ModuleType:
     module = ModuleType(f"{PACKAGE}.{name}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module
-    exec(compile(source, path, "exec"), module.__dict__)  # noqa: S102 - our own source, one guard changed
+    exec(compile(source, path, "exec"), module.__dict__)  # noqa: S102 - taskherd's own source with one guard replaced
     return module

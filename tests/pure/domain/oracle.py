@@ -1,7 +1,7 @@
-"""What a reader must see after a set of reports, worked out once more from the contract alone.
+"""A second implementation of the view, written from the contract alone: the view after a set of reports.
 
-It knows no order and keeps no memory: it looks at all reports at once, as JSON, and picks. The fold must come to the
-same whatever way the reports came.
+It has no order and no task state: it selects from all reports at once, as JSON. The fold must give the same view
+whatever order the reports arrive in.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
     from taskherd.domain.reports import Report
 
-Said = dict[str, Any]
+Fields = dict[str, Any]
 
 LOST_AFTER = timedelta(seconds=30)
 CONNECT_TIMEOUT = timedelta(seconds=120)
-REMEMBERED = 16
-ASKED: Said = {
+TRACKED_BUILDS = 16
+REQUESTED: Fields = {
     "type": "workspace.build",
     "build_number": 1,
     "seq": -1,
@@ -31,57 +31,58 @@ ASKED: Said = {
 }
 
 
-def expected(told: Sequence[Report], quiet: timedelta) -> Said:
-    """The view of a task that was created and then told all this, after ``quiet`` of drained silence."""
-    said = [json.loads(canonical_json(report)) for report in told]
-    return _Reading(said, quiet).view()
+def expected(reports: Sequence[Report], silence: timedelta) -> Fields:
+    """Return the view of a new task after these reports and ``silence``, in drained time."""
+    return _ExpectedView([json.loads(canonical_json(report)) for report in reports], silence).view()
 
 
-def _latest(said: Iterable[Said]) -> Said | None:
-    """The greatest by build number, seq and canonical JSON."""
+def _latest(reports: Iterable[Fields]) -> Fields | None:
+    """Return the greatest report by build number, seq and canonical JSON."""
 
-    def rank(one: Said) -> tuple[int, int, str]:
-        text = json.dumps(one, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-        return one["build_number"], one["seq"], text
+    def rank(report: Fields) -> tuple[int, int, str]:
+        text = json.dumps(report, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        return report["build_number"], report["seq"], text
 
-    return max(said, key=rank, default=None)
-
-
-def _highest(said: Iterable[Said]) -> set[int]:
-    return set(sorted({one["build_number"] for one in said})[-REMEMBERED:])
+    return max(reports, key=rank, default=None)
 
 
-class _Reading:
-    def __init__(self, said: list[Said], quiet: timedelta) -> None:
-        def of(*types: str) -> list[Said]:
-            return [one for one in said if one["type"] in types]
+def _highest_builds(reports: Iterable[Fields]) -> set[int]:
+    return set(sorted({report["build_number"] for report in reports})[-TRACKED_BUILDS:])
 
-        # build 1 is the start that the worker asked for; it asked for no other
-        builds = [one for one in of("workspace.build") if one["build_number"] != 1 or one["transition"] == "start"]
-        self.build: Said = _latest([ASKED, *builds]) or ASKED
+
+class _ExpectedView:
+    def __init__(self, reports: list[Fields], silence: timedelta) -> None:
+        def of(*types: str) -> list[Fields]:
+            return [report for report in reports if report["type"] in types]
+
+        # the worker requested build 1, a start, and no other build
+        builds = [
+            report for report in of("workspace.build") if report["build_number"] != 1 or report["transition"] == "start"
+        ]
+        self.build: Fields = _latest([REQUESTED, *builds]) or REQUESTED
         self.number: int = self.build["build_number"]
-        self.quiet = quiet
-        self.workspace = _latest(one for one in builds if "workspace" in one)
-        self.agent = self._here(_latest(one for one in builds if "agent_id" in one))
-        self.app = self._here(_latest(one for one in builds if "app" in one))
-        self.lifecycle = self._here(_latest(of("agent.lifecycle")))
-        self.health = self._here(_latest(of("app.health")))
-        self.connection = self._here(_latest(of("agent.heartbeat", "agent.disconnected")))
+        self.silence = silence
+        self.workspace = _latest(report for report in builds if "workspace" in report)
+        self.agent = self._if_current(_latest(report for report in builds if "agent_id" in report))
+        self.app = self._if_current(_latest(report for report in builds if "app" in report))
+        self.lifecycle = self._if_current(_latest(of("agent.lifecycle")))
+        self.health = self._if_current(_latest(of("app.health")))
+        self.connection = self._if_current(_latest(of("agent.heartbeat", "agent.disconnected")))
         self.status = _latest(of("app.status"))
-        self.heard = self.number in _highest(of("agent.heartbeat"))
+        self.has_heartbeat = self.number in _highest_builds(of("agent.heartbeat"))
 
-    def _here(self, facet: Said | None) -> Said | None:
-        """A facet that counts only for a start, and with its number."""
-        here = self.build["transition"] == "start" and facet and facet["build_number"] == self.build["build_number"]
-        return facet if here else None
+    def _if_current(self, facet: Fields | None) -> Fields | None:
+        """Return the facet if the latest build is a start and the facet belongs to it."""
+        current = self.build["transition"] == "start" and facet and facet["build_number"] == self.build["build_number"]
+        return facet if current else None
 
-    def view(self) -> Said:
-        named = self.workspace["workspace"] if self.workspace else {"id": None, "name": "task-name"}
+    def view(self) -> Fields:
+        workspace = self.workspace["workspace"] if self.workspace else {"id": None, "name": "task-name"}
         agent = self.agent or self.lifecycle or self.connection
         return {
             "status": self.task_status(),
-            "workspace_id": named["id"],
-            "workspace_name": named["name"],
+            "workspace_id": workspace["id"],
+            "workspace_name": workspace["name"],
             "workspace_status": self.workspace_status(),
             "workspace_build_number": self.number,
             "agent_id": self.agent_id(),
@@ -94,22 +95,22 @@ class _Reading:
     def agent_id(self) -> str | None:
         if self.agent:
             return str(self.agent["agent_id"])
-        spoken = [one for one in (self.lifecycle, self.connection) if one and "agent_id" in one]
-        return str(max(spoken, key=lambda one: one["seq"])["agent_id"]) if spoken else None
+        named = [report for report in (self.lifecycle, self.connection) if report and "agent_id" in report]
+        return str(max(named, key=lambda report: report["seq"])["agent_id"]) if named else None
 
     def agent_lifecycle(self) -> str:
         return str(self.lifecycle["lifecycle"]) if self.lifecycle else "created"
 
     def app_health(self) -> str:
-        given = self.app["app"].get("health") if self.app else None
-        return str(self.health["health"] if self.health else given or "disabled")
+        from_build = self.app["app"].get("health") if self.app else None
+        return str(self.health["health"] if self.health else from_build or "disabled")
 
     def workspace_status(self) -> str:
         running = {"start": "starting", "stop": "stopping", "delete": "deleting"}
         succeeded = {"start": "running", "stop": "stopped", "delete": "deleted"}
         job = self.build["job_status"]
-        words = {"running": running, "succeeded": succeeded}.get(job, {})
-        return words.get(self.build["transition"], str(job))
+        by_transition = {"running": running, "succeeded": succeeded}.get(job, {})
+        return by_transition.get(self.build["transition"], str(job))
 
     def task_status(self) -> str:
         job = self.build["job_status"]
@@ -129,39 +130,41 @@ class _Reading:
             return "unknown"
         return {"initializing": "initializing", "unhealthy": "error"}.get(self.app_health(), "active")
 
-    def agent_health(self) -> Said:
+    def agent_health(self) -> Fields:
         reason = self._reason()
         return {"healthy": reason is None, "reason": reason}
 
     def _reason(self) -> str | None:
-        goodbye = self.connection is not None and self.connection["type"] == "agent.disconnected"
-        connected = self.heard and not goodbye and self.quiet <= LOST_AFTER
+        disconnected = self.connection is not None and self.connection["type"] == "agent.disconnected"
+        connected = self.has_heartbeat and not disconnected and self.silence <= LOST_AFTER
         lifecycle = self.agent_lifecycle()
         reasons = {
             "agent is not running": not connected and lifecycle == "off",
-            "agent has not yet connected": not self.heard and not goodbye and self.quiet <= CONNECT_TIMEOUT,
-            "agent is taking too long to connect": not self.heard and not goodbye,
+            "agent has not yet connected": not self.has_heartbeat
+            and not disconnected
+            and self.silence <= CONNECT_TIMEOUT,
+            "agent is taking too long to connect": not self.has_heartbeat and not disconnected,
             "agent has lost connection": not connected,
             "agent startup script exited with an error": lifecycle == "start_error",
             "agent is shutting down": lifecycle in {"shutting_down", "shutdown_timeout", "shutdown_error"},
         }
-        return next((reason for reason, holds in reasons.items() if holds), None)
+        return next((reason for reason, applies in reasons.items() if applies), None)
 
-    def current_state(self) -> Said | None:
+    def current_state(self) -> Fields | None:
         status = self.status
         if status and (self.build["transition"] != "start" or status["build_number"] == self.number):
             state = "failed" if status["state"] == "failure" else status["state"]
             return {"state": state, "message": status.get("message", ""), "uri": status.get("uri", "")}
         if self.task_status() == "initializing":
-            return {"state": "working", "message": self._start_up(), "uri": ""}
+            return {"state": "working", "message": self._start_up_message(), "uri": ""}
         if self.build["job_status"] == "failed":
             return {"state": "failed", "message": self.build.get("error", ""), "uri": ""}
         return None
 
-    def _start_up(self) -> str:
+    def _start_up_message(self) -> str:
         if self.build["job_status"] == "running":
             return "Workspace is starting"
         if not (self.agent or self.lifecycle or self.connection):
             return "Initializing workspace"
-        says = {"created": "Agent is connecting", "starting": "Agent is starting"}
-        return says.get(self.agent_lifecycle(), "App is initializing")
+        messages = {"created": "Agent is connecting", "starting": "Agent is starting"}
+        return messages.get(self.agent_lifecycle(), "App is initializing")

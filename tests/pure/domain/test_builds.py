@@ -1,4 +1,4 @@
-"""Which build comes next: numbers that rise, and a delete that is pursued to its end."""
+"""Build requests with rising numbers, and the steps of a delete."""
 
 from __future__ import annotations
 
@@ -17,109 +17,111 @@ if TYPE_CHECKING:
 SECOND = timedelta(seconds=1)
 
 
-def deleted(core: Core, memory: Any) -> Any:
-    """The memory just after a delete was accepted."""
-    return replace(memory, deletion=core.task.Deletion())
+def with_delete(core: Core, state: Any) -> Any:
+    """Return the state with a delete that was just accepted."""
+    return replace(state, deletion=core.task.Deletion())
 
 
-def pursued(core: Core, memory: Any, after: timedelta = timedelta()) -> Any:
-    """The memory one step on, so long after noon."""
+def advanced(core: Core, state: Any, after: timedelta = timedelta()) -> Any:
+    """Return the state after one more step of the delete, ``after`` noon."""
     backoff = Backoff(5, 60)
-    return core.builds.advance_delete(TASK, memory, NOON + after, backoff)
+    return core.builds.advance_delete(TASK, state, NOON + after, backoff)
 
 
-def gone(number: int, job: JobStatus, seq: int = 0) -> Any:
-    """A report about a delete."""
+def delete_report(number: int, job: JobStatus, seq: int = 0) -> Any:
+    """Return a report about a delete build."""
     return build(number, seq, job, transition=Transition.DELETE)
 
 
-def test_asking_is_a_build_that_any_report_outdoes(core: Core) -> None:
-    """Asking is the next number's build facet at seq -1, pending and unanswered; a report of it at seq 0 wins."""
+def test_any_report_supersedes_a_build_request(core: Core) -> None:
+    """A request is a pending build facet with the next number and seq -1, so a report with seq 0 supersedes it."""
     state = core.builds.initial_state(TASK, NOON)
     assert (state.number, state.build.report.seq, state.job, state.pending_build) == (1, -1, "pending", 1)
-    own = folded(core, [build(4, job=JobStatus.SUCCEEDED)], state)
-    stopped = core.builds.request_next_build(TASK, own, Transition.STOP, NOON)
+    unrequested = folded(core, [build(4, job=JobStatus.SUCCEEDED)], state)
+    stopped = core.builds.request_next_build(TASK, unrequested, Transition.STOP, NOON)
     assert (stopped.number, stopped.job, stopped.pending_build) == (5, "pending", 5)
     assert stopped.requested_builds == {1: Transition.START, 5: Transition.STOP}
     assert folded(core, [build(5, 0, transition=Transition.STOP)], stopped).job == "running"
 
 
-def test_what_was_asked_is_remembered_within_bounds(core: Core) -> None:
-    """The latest 256 of the worker's own builds are kept to judge conflicts by."""
+def test_only_the_latest_256_requested_builds_are_kept(core: Core) -> None:
+    """The latest 256 requested builds are kept to detect conflicts."""
     state = core.builds.initial_state(TASK, NOON)
     for _ in range(300):
         state = core.builds.request_next_build(TASK, state, Transition.STOP, NOON)
     assert sorted(state.requested_builds) == list(range(46, 302))
 
 
-def test_no_number_past_the_last(core: Core) -> None:
-    """At the greatest build number of the contract nothing can be asked for any more, a delete neither."""
+def test_no_build_is_requested_past_the_maximum_number(core: Core) -> None:
+    """After the maximum build number no build can be requested, not even a delete."""
     last = folded(core, [build(2**31 - 1, job=JobStatus.SUCCEEDED)])
     assert core.builds.is_exhausted(last)
     assert not core.builds.is_exhausted(folded(core, [build(2**31 - 2)]))
-    waiting = deleted(core, last)
-    assert pursued(core, waiting) is waiting
-    assert pursued(core, deleted(core, folded(core, [gone(2**31 - 1, JobStatus.SUCCEEDED)]))).deletion.done
+    waiting = with_delete(core, last)
+    assert advanced(core, waiting) is waiting
+    assert advanced(
+        core, with_delete(core, folded(core, [delete_report(2**31 - 1, JobStatus.SUCCEEDED)]))
+    ).deletion.done
 
 
 def test_a_delete_waits_for_the_active_build(core: Core) -> None:
-    """A delete is numbered and asked for when no build is active any more, by its end or by being given up."""
-    waiting = deleted(core, core.builds.initial_state(TASK, NOON))
-    assert pursued(core, waiting) is waiting
+    """A delete build is requested when no other build is active, because it ended or timed out."""
+    waiting = with_delete(core, core.builds.initial_state(TASK, NOON))
+    assert advanced(core, waiting) is waiting
     for job in (JobStatus.RUNNING, JobStatus.CANCELING):
         busy = folded(core, [build(job=job)], waiting)
-        assert pursued(core, busy) is busy
+        assert advanced(core, busy) is busy
     for job in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELED):
-        after = pursued(core, folded(core, [build(job=job)], waiting))
+        after = advanced(core, folded(core, [build(job=job)], waiting))
         assert (after.number, after.build.report.transition, after.pending_build) == (2, "delete", 2)
         assert after.deletion.attempts == 1
-    given_up = replace(waiting, timed_out=core.task.TimedOut(1, -1, "nobody came"))
-    assert pursued(core, given_up).number == 2
+    timed_out = replace(waiting, timed_out=core.task.TimedOut(1, -1, "no runner"))
+    assert advanced(core, timed_out).number == 2
 
 
-def test_nothing_is_deleted_unasked(core: Core) -> None:
-    """A task that was not deleted, or whose delete is done, is left alone."""
+def test_only_an_unfinished_delete_requests_a_build(core: Core) -> None:
+    """A task without a delete, or whose delete is done, is not changed."""
     alive = folded(core, [build(job=JobStatus.SUCCEEDED)])
-    assert pursued(core, alive) is alive
+    assert advanced(core, alive) is alive
     done = replace(alive, deletion=core.task.Deletion(1, None, done=True))
-    assert pursued(core, done) is done
+    assert advanced(core, done) is done
 
 
-def test_a_delete_ends_with_its_build(core: Core) -> None:
-    """A delete is done when a delete build succeeded, its own or one of the provisioner's own accord."""
-    asked = pursued(core, deleted(core, folded(core, [build(job=JobStatus.SUCCEEDED)])))
-    done = pursued(core, folded(core, [gone(2, JobStatus.SUCCEEDED)], asked))
+def test_a_delete_is_done_when_a_delete_build_succeeds(core: Core) -> None:
+    """A delete is done when a delete build has succeeded, whether the worker requested it or not."""
+    requested = advanced(core, with_delete(core, folded(core, [build(job=JobStatus.SUCCEEDED)])))
+    done = advanced(core, folded(core, [delete_report(2, JobStatus.SUCCEEDED)], requested))
     assert done.deletion.done
-    own = pursued(core, deleted(core, folded(core, [gone(2, JobStatus.SUCCEEDED)])))
-    assert own.deletion.done
-    assert own.number == 2
+    unrequested = advanced(core, with_delete(core, folded(core, [delete_report(2, JobStatus.SUCCEEDED)])))
+    assert unrequested.deletion.done
+    assert unrequested.number == 2
     stopped = folded(core, [build(2, 0, JobStatus.SUCCEEDED, transition=Transition.STOP)])
-    assert not pursued(core, deleted(core, stopped)).deletion.done
+    assert not advanced(core, with_delete(core, stopped)).deletion.done
 
 
-def test_a_failed_delete_is_asked_for_again(core: Core) -> None:
-    """A delete that failed, was canceled or given up is asked for again after a backoff, under the next number."""
-    asked = pursued(core, deleted(core, folded(core, [build(job=JobStatus.SUCCEEDED)])))
+def test_a_failed_delete_is_retried_after_a_backoff(core: Core) -> None:
+    """A delete that failed, was canceled or timed out is requested again after a backoff, under the next number."""
+    requested = advanced(core, with_delete(core, folded(core, [build(job=JobStatus.SUCCEEDED)])))
     failures = [
-        folded(core, [gone(2, JobStatus.FAILED)], asked),
-        folded(core, [gone(2, JobStatus.CANCELED)], asked),
-        replace(asked, timed_out=core.task.TimedOut(2, -1, "nobody came"), pending_build=None),
+        folded(core, [delete_report(2, JobStatus.FAILED)], requested),
+        folded(core, [delete_report(2, JobStatus.CANCELED)], requested),
+        replace(requested, timed_out=core.task.TimedOut(2, -1, "no runner"), pending_build=None),
     ]
     for failed in failures:
-        noted = pursued(core, failed)
-        assert (noted.number, noted.deletion.retry_at) == (2, NOON + 5 * SECOND)
-        assert pursued(core, noted, 4 * SECOND) is noted
-        again = pursued(core, noted, 5 * SECOND)
+        scheduled = advanced(core, failed)
+        assert (scheduled.number, scheduled.deletion.retry_at) == (2, NOON + 5 * SECOND)
+        assert advanced(core, scheduled, 4 * SECOND) is scheduled
+        again = advanced(core, scheduled, 5 * SECOND)
         assert (again.number, again.deletion.attempts, again.deletion.retry_at) == (3, 2, None)
-        failed_again = pursued(core, folded(core, [gone(3, JobStatus.FAILED)], again))
+        failed_again = advanced(core, folded(core, [delete_report(3, JobStatus.FAILED)], again))
         assert failed_again.deletion.retry_at == NOON + 10 * SECOND
 
 
 def test_a_late_success_ends_the_retries(core: Core) -> None:
-    """A delete that failed and then succeeded after all, while a retry was waited for, is done."""
-    asked = pursued(core, deleted(core, folded(core, [build(job=JobStatus.SUCCEEDED)])))
-    noted = pursued(core, folded(core, [gone(2, JobStatus.FAILED)], asked))
-    done = pursued(core, folded(core, [gone(2, JobStatus.SUCCEEDED, 1)], noted), 5 * SECOND)
+    """A delete that failed and is then reported as succeeded before its retry is done."""
+    requested = advanced(core, with_delete(core, folded(core, [build(job=JobStatus.SUCCEEDED)])))
+    scheduled = advanced(core, folded(core, [delete_report(2, JobStatus.FAILED)], requested))
+    done = advanced(core, folded(core, [delete_report(2, JobStatus.SUCCEEDED, 1)], scheduled), 5 * SECOND)
     assert done.deletion.done
     assert done.deletion.retry_at is None
     assert done.number == 2

@@ -1,4 +1,4 @@
-"""The state diagram in the documentation is the one that the tables draw."""
+"""The state diagram in the documentation is generated from the tables of the view."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ PAGE = Path(__file__).parents[3] / "docs" / "state-diagram.md"
 
 
 def test_the_page_is_up_to_date() -> None:
-    """``docs/state-diagram.md`` is what ``python -m taskherd.domain.diagram`` prints."""
+    """``docs/state-diagram.md`` is the output of ``python -m taskherd.domain.diagram``."""
     assert PAGE.read_text(encoding="utf-8") == diagram.render()
 
 

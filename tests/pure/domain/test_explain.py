@@ -1,59 +1,174 @@
-"""Explanations say what the view says, of any history, in sentences."""
+"""Explanations: they agree with the view for any history, and the changes that they announce take place."""
 
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import TYPE_CHECKING
+from uuid import UUID
 
+import pytest
 from hypothesis import given, settings
 
-from taskherd.domain import fold
-from taskherd.domain.builds import initial_state
-from taskherd.domain.explain import explain
+from taskherd.domain import explanations, fold
+from taskherd.domain.builds import initial_state, request_next_build
+from taskherd.domain.explain import Explanation, explain
 from taskherd.domain.liveness import Timeouts, detect_loss, time_out_build
-from taskherd.domain.reports import Report
-from taskherd.domain.view import Status, derive_view
+from taskherd.domain.reports import (
+    AgentDisconnected,
+    AgentHeartbeat,
+    AgentLifecycle,
+    AppHealth,
+    Health,
+    JobStatus,
+    Lifecycle,
+    Report,
+    Transition,
+    WorkspaceBuild,
+)
+from taskherd.domain.view import AGENT_STATUS, Status, derive_view
 from tests.harness.histories import NOON, TASK, corpus, histories
 
-PATIENCE = Timeouts(
+if TYPE_CHECKING:
+    from taskherd.domain.task import TaskState
+
+TIMEOUTS = Timeouts(
     agent_lost_after=timedelta(seconds=30),
     agent_connect_timeout=timedelta(seconds=120),
     build_timeout=timedelta(minutes=30),
     request_ttl=timedelta(minutes=10),
     mass_silence_hold=timedelta(minutes=5),
 )
+UP = WorkspaceBuild(
+    task_id=TASK,
+    build_number=1,
+    seq=0,
+    transition=Transition.START,
+    job_status=JobStatus.SUCCEEDED,
+    agent_id=UUID(int=1),
+)
+HEARTBEAT = AgentHeartbeat(task_id=TASK, build_number=1, seq=9)
 
 
-def explained(told: list[Report], quiet: timedelta) -> str:
-    """Check every value of the explanation against the view; the status's rule."""
+def folded(*reports: Report) -> TaskState:
+    """Return the state of a task created at noon after these reports, all received at noon."""
     state = initial_state(TASK, NOON)
-    for report in told:
+    for report in reports:
         state = fold.fold(state, fold.with_build_number(report, state), NOON).state
-    now = NOON + quiet
-    state = detect_loss(time_out_build(state, NOON, now, PATIENCE), NOON, now, PATIENCE)
-    seen = derive_view(state, "task")
-    why = explain(state, PATIENCE)
-    assert why.status.value is seen.status
-    assert why.current_state.value == seen.current_state
-    assert why.health.value == seen.health
-    for part in (why.status, why.current_state, why.health):
-        assert part.explanation.endswith(".")
-        assert ".." not in part.explanation
-        assert part.explanation[0].isupper()
+    return state
+
+
+def after_silence(state: TaskState, silence: timedelta) -> TaskState:
+    """Return the state after a timer check at the end of ``silence``, in drained time."""
+    now = NOON + silence
+    return detect_loss(time_out_build(state, NOON, now, TIMEOUTS), NOON, now, TIMEOUTS)
+
+
+def checked_explanation(state: TaskState) -> Explanation:
+    """Return the explanation of a state, after a check of its values against the view, and of its texts."""
+    view = derive_view(state, "task")
+    explanation = explain(state, TIMEOUTS)
+    assert explanation.status.value is view.status
+    assert explanation.current_state.value == view.current_state
+    assert explanation.health.value == view.health
+    for part in (explanation.status, explanation.current_state, explanation.health):
+        text = part.explanation
+        assert text.endswith(".")
+        assert ".." not in text
+        assert text[0].isupper()
         assert part.rule
-    return f"{why.status.value} {why.status.rule}"
+        if "Resume the task" in text:
+            assert not state.has_active_build
+            assert not (state.is_start and state.job is JobStatus.SUCCEEDED)
+        if "agent is running" in text and "start-up" not in text:
+            assert view.lifecycle
+            assert AGENT_STATUS[view.lifecycle] is Status.ACTIVE
+        assert ("timed out" in text) <= state.build_timed_out
+    return explanation
+
+
+def lifecycle(at: Lifecycle, seq: int = 0) -> AgentLifecycle:
+    """Return a lifecycle report of build 1."""
+    return AgentLifecycle(task_id=TASK, build_number=1, seq=seq, lifecycle=at)
+
+
+def app_health(health: Health, seq: int = 0) -> AppHealth:
+    """Return a report of the app's health check in build 1."""
+    return AppHealth(task_id=TASK, build_number=1, seq=seq, health=health)
 
 
 @settings(max_examples=200, deadline=None)
-@given(told=histories())
-def test_it_says_what_the_view_says(told: list[Report]) -> None:
-    """Whatever was reported, and after any silence, each explanation explains the value that readers see."""
-    for quiet in (timedelta(), timedelta(minutes=3), timedelta(hours=1)):
-        explained(told, quiet)
+@given(reports=histories())
+def test_explanations_agree_with_the_view(reports: list[Report]) -> None:
+    """For any history and any silence, each explanation is about the value in the view, and true of the state."""
+    for silence in (timedelta(), timedelta(minutes=3), timedelta(hours=1)):
+        checked_explanation(after_silence(folded(*reports), silence))
 
 
-def test_all_statuses_have_their_reasons() -> None:
+def test_every_status_is_explained() -> None:
     """A corpus of histories reaches every status, and more rules than statuses."""
-    found = {explained(told, quiet) for told in corpus(400) for quiet in (timedelta(), timedelta(hours=1))}
-    found.add(explained([], timedelta()))
-    assert {each.split()[0] for each in found} == set(Status)
-    assert len(found) > 12
+    states = [
+        after_silence(folded(*reports), silence)
+        for reports in [*corpus(400), []]
+        for silence in (timedelta(), timedelta(hours=1))
+    ]
+    explained = {(part.value, part.rule) for state in states for part in [checked_explanation(state).status]}
+    assert {status for status, _rule in explained} == set(Status)
+    assert len(explained) > 12
+
+
+@pytest.mark.parametrize("start", [Lifecycle.READY, Lifecycle.START_TIMEOUT, Lifecycle.START_ERROR])
+def test_the_app_decides_as_explained(start: Lifecycle) -> None:
+    """With a running agent, a passed health check makes the task active; the named events end that."""
+    for health in (Health.INITIALIZING, Health.UNHEALTHY):
+        waiting = folded(UP, lifecycle(start), app_health(health))
+        assert "The task becomes active when" in checked_explanation(waiting).status.explanation
+        assert explain(fold.fold(waiting, app_health(Health.HEALTHY, 1), NOON).state, TIMEOUTS).status.value == "active"
+    for health in (Health.HEALTHY, Health.DISABLED):
+        active = folded(UP, lifecycle(start), app_health(health))
+        assert "would change this" in checked_explanation(active).status.explanation
+        failing = fold.fold(active, app_health(Health.UNHEALTHY, 1), NOON).state
+        off = fold.fold(active, lifecycle(Lifecycle.OFF, 1), NOON).state
+        paused = request_next_build(TASK, active, Transition.STOP, NOON)
+        assert all(explain(state, TIMEOUTS).status.value != "active" for state in (failing, off, paused))
+
+
+def test_every_lifecycle_is_explained() -> None:
+    """A lifecycle that keeps the task from being active is explained, and a report of ``ready`` changes the status."""
+    for at in Lifecycle:
+        state = folded(UP, lifecycle(at))
+        if AGENT_STATUS.get(at) is Status.ACTIVE:
+            assert checked_explanation(state).status.rule == "app.disabled"
+        else:
+            assert checked_explanation(state).status.explanation == explanations.agent(at)
+            ready = fold.fold(state, lifecycle(Lifecycle.READY, 1), NOON).state
+            assert explain(ready, TIMEOUTS).status.value == "active"
+
+
+def test_a_heartbeat_changes_the_agent_health_as_explained() -> None:
+    """Each explanation that announces a change by a heartbeat is followed by another reason, or none, after one."""
+    hour = timedelta(hours=1)
+    disconnected = AgentDisconnected(task_id=TASK, build_number=1, seq=1)
+    states = [
+        folded(UP, lifecycle(Lifecycle.OFF)),
+        folded(UP),
+        after_silence(folded(UP), hour),
+        folded(UP, disconnected),
+        after_silence(folded(UP, HEARTBEAT), hour),
+    ]
+    reasons = set()
+    for state in states:
+        health = checked_explanation(state).health
+        assert "heartbeat" in health.explanation
+        assert health.value
+        reasons.add(health.value.reason)
+        after = explain(fold.fold(state, HEARTBEAT, NOON + hour).state, TIMEOUTS).health.value
+        assert after
+        assert after.reason is None
+    assert len(reasons) == 4
+
+
+def test_durations_are_written_in_seconds_or_minutes() -> None:
+    """Durations below two minutes are written in seconds, all others in minutes."""
+    durations = {119: "119 seconds", 120: "2 minutes", 90 * 60: "90 minutes", 0.5: "0.5 seconds"}
+    for seconds, text in durations.items():
+        assert explanations.format_duration(timedelta(seconds=seconds)) == text

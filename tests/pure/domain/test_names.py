@@ -1,4 +1,4 @@
-"""Names of tasks: which are allowed, and what is made of a prompt."""
+"""Names of tasks: validation, and generation from prompts."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from taskherd.domain import names
 
-DICE = names.NameRandomness(lambda: "curious-cuscus", lambda: "1a2b")
+RANDOMNESS = names.NameRandomness(lambda: "curious-cuscus", lambda: "1a2b")
 
 
-def test_valid() -> None:
-    """Letters and digits with single hyphens between them, 1 to 32 bytes, not ``new`` or ``create``."""
+def test_which_names_are_valid() -> None:
+    """A name is 1 to 32 letters and digits with single hyphens between them, but not ``new`` or ``create``."""
     for good in ("a", "A", "0", "a-b", "Fix-the-Bug-2", "x" * 32, "newer", "create-1"):
         assert names.name_error(good) is None
     for bad in ("", "-a", "a-", "a--b", "a_b", "a b", "é", "a\n", "new", "create", "x" * 33):
@@ -22,7 +22,7 @@ def test_valid() -> None:
 
 
 def test_generated_names() -> None:
-    """The prompt's first words, cut between words at 27 characters, and a suffix; random words where it has none."""
+    """A generated name is the first words of the prompt, up to 27 characters, or random words, and a suffix."""
     rows = {
         "Fix the login page": "fix-the-login-page-1a2b",
         "  Don't   PANIC!!  (please)": "dont-panic-please-1a2b",
@@ -35,31 +35,31 @@ def test_generated_names() -> None:
         "日本語": "curious-cuscus-1a2b",
     }
     for prompt, name in rows.items():
-        assert names.generate(prompt, frozenset(), DICE) == name
+        assert names.generate(prompt, frozenset(), RANDOMNESS) == name
     assert names.generate("", frozenset(), names.NameRandomness(lambda: "", lambda: "1a2b")) == "task-1a2b"
 
 
-def test_a_taken_name_is_drawn_again() -> None:
-    """Another suffix first, then random words; the draws are bounded."""
+def test_a_name_in_use_is_generated_again() -> None:
+    """A name in use is followed by another suffix, then by random words; the number of attempts is limited."""
     counter = count()
-    dice = names.NameRandomness(lambda: "curious-cuscus", lambda: f"{next(counter):04x}")
-    assert names.generate("fix", {"fix-0000", "fix-0001"}, dice) == "fix-0002"
-    taken = {"fix-1a2b"}
-    assert names.generate("fix", taken, DICE) == "curious-cuscus-1a2b"
-    taken.add("curious-cuscus-1a2b")
-    assert names.generate("fix", taken, DICE) in taken
+    randomness = names.NameRandomness(lambda: "curious-cuscus", lambda: f"{next(counter):04x}")
+    assert names.generate("fix", {"fix-0000", "fix-0001"}, randomness) == "fix-0002"
+    names_in_use = {"fix-1a2b"}
+    assert names.generate("fix", names_in_use, RANDOMNESS) == "curious-cuscus-1a2b"
+    names_in_use.add("curious-cuscus-1a2b")
+    assert names.generate("fix", names_in_use, RANDOMNESS) in names_in_use
 
 
 @given(st.text(max_size=200))
 def test_any_prompt_gives_a_valid_name(prompt: str) -> None:
-    """Whatever the prompt, the name is valid, in lower case, and ends in four hex digits."""
-    name = names.generate(prompt, frozenset(), DICE)
+    """For any prompt the name is valid, in lower case, and ends in four hex digits."""
+    name = names.generate(prompt, frozenset(), RANDOMNESS)
     assert names.name_error(name) is None
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*-[0-9a-f]{4}", name)
 
 
 def test_display_names() -> None:
-    """The prompt with a capital first letter, cut between words with an ellipsis; else the words of the name."""
+    """A display name is the prompt with a capital letter, truncated between words, or the words of the name."""
     rows = {
         "fix the  login\npage": "Fix the login page",
         "x" * 64: "X" + "x" * 63,
@@ -76,5 +76,5 @@ def test_display_names() -> None:
 
 @given(st.text(max_size=200))
 def test_any_display_name_fits(prompt: str) -> None:
-    """Whatever the prompt, a display name has at most 64 characters, and some."""
+    """For any prompt a display name has 1 to 64 characters."""
     assert 1 <= len(names.display_name(prompt, "a-name-1a2b")) <= 64

@@ -1,4 +1,4 @@
-"""What a batch does to one task, decided without a database: timer checks, outcomes of reports, and the inbox."""
+"""The effect of a batch on one task, without a database: timer checks, outcomes of reports, and the inbox."""
 
 from __future__ import annotations
 
@@ -29,60 +29,60 @@ from tests.pure.domain.test_inbox import active
 from tests.pure.domain.test_liveness import running
 
 SECOND = timedelta(seconds=1)
-SINCE = NOON - timedelta(hours=1)
+WATERMARK = NOON - timedelta(hours=1)
 LATER = NOON + 10 * SECOND
 ONE, TWO, THREE = UUID(int=1), UUID(int=2), UUID(int=3)
 
 
 def policies(*known: UUID, decided: tuple[UUID, ...] = ()) -> Policies:
-    """The policies of the contract, where the task has these inputs."""
-    around = CreateContext({}, {}, {}, lambda prompt, _taken: prompt)
+    """Return the policies of the contract for a task with the inputs ``known``, some of them ``decided``."""
+    context = CreateContext({}, {}, {}, lambda prompt, _names_in_use: prompt)
     open_inputs = frozenset(known) - set(decided)
-    return Policies(patience(whole()), Backoff(1, 1), around, open_inputs, frozenset(known))
+    return Policies(patience(whole()), Backoff(1, 1), context, open_inputs, frozenset(known))
 
 
-def updated(memory: Any, queue: tuple[UUID, ...] = ()) -> TaskUpdate:
-    """An update of a task with this memory and queue, to which nothing is applied yet."""
-    b, c, d, e = (uuid4() for _ in range(4))
-    task = Task(TASK, b, c, d, e, None, "name", "", "prompt", 1, NOON, NOON, 1, None, memory)
+def updated(state: Any, queue: tuple[UUID, ...] = ()) -> TaskUpdate:
+    """Return the update of a task with this state and queue, before any input is applied."""
+    owner, organization, template, version = (uuid4() for _ in range(4))
+    task = Task(TASK, owner, organization, template, version, None, "name", "", "prompt", 1, NOON, NOON, 1, None, state)
     return TaskUpdate(task, task, queue=queue)
 
 
 def waiting(queued: int, in_flight: UUID | None = None, *reports: Any) -> Any:
-    """The memory of an active task with so many queued inputs, and one that was sent."""
+    """Return the state of an active task with ``queued`` inputs and one in flight."""
     return replace(active(whole(), *reports), inbox=Inbox(queued, in_flight))
 
 
-def outcome(input_id: UUID, what: InputOutcome = InputOutcome.FAILED) -> TaskInput:
-    """A report of what became of an input."""
-    return TaskInput(task_id=TASK, build_number=1, seq=0, input_id=input_id, outcome=what)
+def outcome(input_id: UUID, result: InputOutcome = InputOutcome.FAILED) -> TaskInput:
+    """Return a report of the outcome of an input."""
+    return TaskInput(task_id=TASK, build_number=1, seq=0, input_id=input_id, outcome=result)
 
 
 def inbox(update: TaskUpdate) -> tuple[UUID | None, int, UUID | None]:
-    """The input that goes out with the update, and then how many are queued and which one is in flight."""
-    held = update.existing_task.state.inbox
-    return update.sent_input, held.queued, held.in_flight
+    """Return the input that the update sends, the number of queued inputs after it, and the one in flight."""
+    after = update.existing_task.state.inbox
+    return update.sent_input, after.queued, after.in_flight
 
 
 def found_silent(now: datetime, check: TimerCheck) -> bool:
-    """Whether a timer check finds the agent silent that was heard at noon."""
+    """Return whether a timer check finds an agent silent whose last heartbeat was at noon."""
     update = updated(running(whole()))
     apply_timer_check(update, check, now, policies())
     return update.existing_task.state.silence is not None
 
 
-def test_nobody_is_found_silent_whom_the_count_of_the_silent_left_out() -> None:
-    """An agent that had a moment left when the silent were counted is not lost a moment later, by another way."""
-    over = NOON + 31 * SECOND
-    assert found_silent(over, TimerCheck(SINCE))
-    assert found_silent(over, TimerCheck(SINCE, counted_at=over))
-    assert not found_silent(over, TimerCheck(SINCE, counted_at=NOON + 30 * SECOND))
-    assert not found_silent(over, TimerCheck(SINCE, mass_held=True))
-    assert not found_silent(over, TimerCheck(None))
+def test_an_agent_that_was_not_overdue_at_the_last_count_is_not_lost() -> None:
+    """An agent that was not overdue at the sweeper's last count is not marked as lost, even if it is overdue now."""
+    overdue = NOON + 31 * SECOND
+    assert found_silent(overdue, TimerCheck(WATERMARK))
+    assert found_silent(overdue, TimerCheck(WATERMARK, counted_at=overdue))
+    assert not found_silent(overdue, TimerCheck(WATERMARK, counted_at=NOON + 30 * SECOND))
+    assert not found_silent(overdue, TimerCheck(WATERMARK, mass_held=True))
+    assert not found_silent(overdue, TimerCheck(None))
 
 
 def test_each_report_has_an_outcome() -> None:
-    """Applied, stale, a conflict, or a tombstone; what conflicts or is stale leaves the task as it was."""
+    """A report is applied, stale, a conflict or a tombstone; stale and conflicting ones do not change the task."""
     update = updated(active(whole()))
     start = update.task
     assert apply_report(update, build(job=JobStatus.SUCCEEDED), LATER, policies()) is ReportOutcome.STALE
@@ -94,8 +94,8 @@ def test_each_report_has_an_outcome() -> None:
     assert apply_report(update, heartbeat(), LATER, policies()) is ReportOutcome.TOMBSTONE
 
 
-def test_each_input_is_decided_once() -> None:
-    """The first outcome of an input counts, also within a batch; one that the task never had is refused."""
+def test_the_first_outcome_of_an_input_counts() -> None:
+    """Only the first outcome of an input counts, also within a batch; an input that the task never had is unknown."""
     update = updated(waiting(0, ONE))
     known = policies(ONE, TWO, decided=(TWO,))
     assert apply_report(update, outcome(ONE), LATER, known) is ReportOutcome.APPLIED
@@ -105,8 +105,8 @@ def test_each_input_is_decided_once() -> None:
     assert [report.input_id for report in update.input_outcomes] == [ONE]
 
 
-def test_a_failed_input_lets_the_next_go_in_the_same_batch() -> None:
-    """With the predecessor's outcome the next one goes, past those whose outcomes came before they were sent."""
+def test_an_outcome_sends_the_next_input_in_the_same_batch() -> None:
+    """The outcome of the input in flight sends the next one, skipping those that have an outcome already."""
     update = updated(waiting(2, ONE), (TWO, THREE))
     for report in (outcome(ONE), outcome(TWO, InputOutcome.DELIVERED)):
         apply_report(update, report, LATER, policies(ONE, TWO, THREE))
@@ -114,16 +114,16 @@ def test_a_failed_input_lets_the_next_go_in_the_same_batch() -> None:
     assert inbox(update) == (THREE, 1, THREE)
 
 
-def test_a_queue_that_was_decided_unsent_is_emptied() -> None:
-    """Where the outcomes of all queued inputs came before they were sent, none goes and none is counted."""
+def test_a_queue_whose_inputs_all_have_outcomes_is_emptied() -> None:
+    """If all queued inputs got outcomes before they were sent, none is sent and none is counted."""
     update = updated(waiting(2), (TWO,))
     apply_report(update, outcome(TWO), LATER, policies(TWO))
     finalize(update, LATER, policies())
     assert inbox(update) == (None, 0, None)
 
 
-def test_a_sent_input_goes_behind_those_that_wait() -> None:
-    """An input that is sent to a task goes at once where none waits; else the first of the queue goes."""
+def test_a_new_input_is_queued_behind_waiting_ones() -> None:
+    """A new input is sent at once if the queue is empty; otherwise the first input of the queue is."""
     send = Send(command_id=THREE, task_id=TASK, actor_id=TWO, input="x")
     empty = updated(active(whole()))
     apply_command(empty, send, LATER, policies())
@@ -135,8 +135,8 @@ def test_a_sent_input_goes_behind_those_that_wait() -> None:
     assert inbox(queued) == (ONE, 1, ONE)
 
 
-def test_a_send_and_its_predecessors_outcome_in_one_batch() -> None:
-    """The command is applied first and waits; the outcome then lets it go."""
+def test_a_send_and_the_outcome_of_its_predecessor_in_one_batch() -> None:
+    """The command is applied first and queues its input; the outcome of the predecessor then sends it."""
     update = updated(waiting(0, ONE))
     apply_command(update, Send(command_id=TWO, task_id=TASK, actor_id=THREE, input="x"), LATER, policies())
     apply_report(update, outcome(ONE), LATER, policies(ONE))
@@ -144,8 +144,8 @@ def test_a_send_and_its_predecessors_outcome_in_one_batch() -> None:
     assert inbox(update) == (TWO, 0, TWO)
 
 
-def test_a_delete_lets_no_input_go() -> None:
-    """It fails all that are not decided, and from then on nothing of the queue is sent."""
+def test_a_delete_fails_all_open_inputs() -> None:
+    """A delete fails all inputs without an outcome, and none of the queue is sent afterwards."""
     update = updated(waiting(2), (ONE, TWO))
     apply_command(update, Delete(command_id=THREE, task_id=TASK, actor_id=ONE), LATER, policies())
     finalize(update, LATER, policies())
@@ -153,17 +153,17 @@ def test_a_delete_lets_no_input_go() -> None:
     assert inbox(update) == (None, 0, None)
 
 
-def test_an_expired_input_lets_the_next_go() -> None:
-    """An input that no runner took in time fails, and the next one goes with it."""
+def test_an_expired_input_fails_and_the_next_is_sent() -> None:
+    """An input that no runner accepted in time fails, and the same update sends the next one."""
     update = updated(waiting(1, ONE), (TWO,))
-    apply_timer_check(update, TimerCheck(SINCE, expired_inputs=(ONE,)), LATER, policies(ONE))
+    apply_timer_check(update, TimerCheck(WATERMARK, expired_inputs=(ONE,)), LATER, policies(ONE))
     finalize(update, LATER, policies())
     assert [(report.input_id, report.outcome) for report in update.input_outcomes] == [(ONE, InputOutcome.FAILED)]
     assert inbox(update) == (TWO, 0, TWO)
 
 
-def test_a_busy_agent_gets_nothing() -> None:
-    """While the agent works or an input is in flight, the queue stays as it is."""
+def test_a_busy_agent_receives_no_input() -> None:
+    """While the agent is working or an input is in flight, the queue does not change."""
     for state in (waiting(1, None, status(AgentState.WORKING)), waiting(1, ONE)):
         update = updated(state, (TWO,))
         finalize(update, LATER, policies())
@@ -172,7 +172,7 @@ def test_a_busy_agent_gets_nothing() -> None:
 
 
 def test_a_build_is_requested_once() -> None:
-    """A new build number is requested unless the batch answers it, and a delete is retried only after a failure."""
+    """A new build is requested unless the batch answers it, and a delete is retried only after a failure."""
     update = updated(active(whole()))
     apply_command(update, Delete(command_id=ONE, task_id=TASK, actor_id=TWO), LATER, policies())
     finalize(update, LATER, policies())

@@ -1,3 +1,5 @@
+"""Values: copies with changed fields, equality and hashes."""
+
 from __future__ import annotations
 
 from copy import copy
@@ -11,13 +13,13 @@ from taskherd.domain.value import replace, value
 
 @value(frozen=True, slots=True)
 class Wide(Inbox):
-    """A value with a field of its own."""
+    """A value with inherited fields and one more."""
 
     more: int = 0
 
 
-def test_replace_makes_a_new_value() -> None:
-    """The old value stays as it is, and values are the same when their fields are, inherited ones too."""
+def test_replace_returns_a_changed_copy() -> None:
+    """The old value does not change, and values are equal if all their fields are, inherited ones too."""
     old = Wide(queued=1, more=2)
     new = replace(old, queued=3)
     assert (old, new) == (Wide(queued=1, more=2), Wide(queued=3, more=2))
@@ -27,8 +29,8 @@ def test_replace_makes_a_new_value() -> None:
     assert Inbox(queued=3) != new
 
 
-def test_a_field_that_is_not_there() -> None:
-    """A value takes no field that it does not have."""
+def test_replace_rejects_an_unknown_field() -> None:
+    """A field that the value does not have raises ``AttributeError``."""
     changes: dict[str, Any] = {"queud": 1}
     with pytest.raises(AttributeError):
         replace(Inbox(), **changes)
