@@ -1,7 +1,7 @@
-"""The AsyncAPI 3 document of everything taskherd says and hears over AMQP, generated from the models.
+"""Generates the AsyncAPI 3 document of all messages that taskherd publishes and consumes, from the models.
 
-``python -m taskherd.messages.asyncapi > docs/asyncapi.yaml`` writes it anew. It is told from the worker's side: what it
-receives, others send.
+``python -m taskherd.messages.asyncapi > docs/asyncapi.yaml`` writes it. The operations are those of the worker: it
+receives what other components send.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ REPLIES: dict[str, type[BaseModel]] = {"accepted": AcceptedReply, "refused": Ref
 
 
 def document() -> dict[str, Any]:
-    """The AsyncAPI document, in JSON's own types."""
+    """Return the AsyncAPI document as JSON types."""
     return {
         "asyncapi": "3.0.0",
         "info": {
@@ -59,8 +59,9 @@ def document() -> dict[str, Any]:
             "version": "1.0.0",
             "license": {"name": "Apache-2.0"},
             "description": (
-                "Generated from taskherd.messages; do not edit. Unknown fields are ignored, an unknown type is a dead"
-                " letter. Times come in as RFC 3339 with an offset and go out in UTC with six fractional digits and Z."
+                "Generated from taskherd.messages; do not edit. Unknown fields are ignored; messages of unknown types"
+                " become dead letters. Times are accepted as RFC 3339 with an offset, and published in UTC with six"
+                " fractional digits and Z."
             ),
         },
         "defaultContentType": _JSON,
@@ -71,12 +72,12 @@ def document() -> dict[str, Any]:
 
 
 def text() -> str:
-    """The document as YAML."""
+    """Return the document as YAML."""
     return yaml.safe_dump(document(), sort_keys=False, width=118, allow_unicode=True)
 
 
 def schema_of(message: str) -> dict[str, Any]:
-    """The JSON schema of a message's payload, complete in itself, for checking samples; KeyError if there is none."""
+    """Return the self-contained JSON schema of a message's payload. Raises KeyError if there is no such message."""
     components = document()["components"]
     return {**components["messages"][message]["payload"], "components": {"schemas": components["schemas"]}}
 
@@ -85,7 +86,7 @@ def _channels() -> dict[str, Any]:
     task_id = {"taskId": {"description": "The task's UUID."}}
     target = {
         "type": {"enum": list(WORK)},
-        "target": {"description": "A runner's name, or a pool's."},
+        "target": {"description": "Name of a runner or pool."},
     }
     return {
         "reports": _exchange(f"{PREFIX}.reports", "{taskId}", [*REPORTS, "reports"], task_id),
@@ -94,7 +95,7 @@ def _channels() -> dict[str, Any]:
         "commandsQueue": _queue(f"{PREFIX}.commands", [*COMMANDS], "Bound to the exchange with #."),
         "replies": {
             "address": None,
-            "description": "The asker's own queue, named in reply_to, through the default exchange.",
+            "description": "The queue of the sender that reply_to names, through the default exchange.",
             "messages": _refs(REPLIES),
         },
         "events": _exchange(f"{PREFIX}.events", "task.{kind}", ["events"], {"kind": {"enum": list(events.EventKind)}}),
@@ -102,10 +103,12 @@ def _channels() -> dict[str, Any]:
         "workQueue": _queue(
             f"{PREFIX}.work.{{target}}",
             [*WORK],
-            "Of a pool, shared by its runners, or of one runner; bound to the exchange with *.*.{target}.",
+            "One queue per pool, shared by its runners, and one per runner; bound to the exchange with *.*.{target}.",
             dead_letters=False,
         ),
-        "dead": _exchange(f"{PREFIX}.dead", "{routingKey}", ["dead"], {"routingKey": {"description": "As it came."}}),
+        "dead": _exchange(
+            f"{PREFIX}.dead", "{routingKey}", ["dead"], {"routingKey": {"description": "The original routing key."}}
+        ),
         "deadQueue": _queue(f"{PREFIX}.dead", ["dead"], "Bound to the exchange with #.", dead_letters=False),
     }
 
@@ -116,7 +119,7 @@ def _exchange(name: str, address: str, messages: list[str], parameters: dict[str
         "address": address,
         "description": f"Exchange {name}; the address is the routing key.",
         "messages": _refs(messages),
-        **({"parameters": _plain(parameters)} if parameters else {}),
+        **({"parameters": _parameters(parameters)} if parameters else {}),
         "bindings": {"amqp": {"is": "routingKey", "exchange": exchange, "bindingVersion": "0.3.0"}},
     }
 
@@ -139,11 +142,13 @@ def _operations() -> dict[str, Any]:
         "channel": {"$ref": "#/channels/replies"},
     }
     return {
-        "takeReports": _operation("receive", "reportsQueue", "Reports, each or many at once."),
-        "takeCommands": {**_operation("receive", "commandsQueue", "Answered where reply_to is set."), "reply": reply},
-        "tellChanges": _operation("send", "events", "Change events, often several in a message; repeats are possible."),
-        "askForWork": _operation("send", "work", "Repeated with backoff until a report answers."),
-        "setAside": _operation("send", "dead", "What could not be taken, as it came, with the reason in its headers."),
+        "receiveReports": _operation("receive", "reportsQueue", "A report, or an array of reports."),
+        "receiveCommands": {**_operation("receive", "commandsQueue", "Replied to if reply_to is set."), "reply": reply},
+        "publishEvents": _operation("send", "events", "Change events, several per message; they may be repeated."),
+        "requestWork": _operation("send", "work", "Repeated with backoff until a report answers the request."),
+        "publishDeadLetters": _operation(
+            "send", "dead", "Unprocessable messages, unchanged, with the reason in headers."
+        ),
     }
 
 
@@ -155,7 +160,7 @@ def _messages() -> dict[str, Any]:
     headers = DeadLetterHeaders.model_json_schema(by_alias=True, ref_template="#/components/schemas/{model}")
     headers.pop("$defs", None)
     batch = {"type": "array", "minItems": 1, "items": {"$ref": _schema_ref(events.CloudEvent)}}
-    several = {
+    array = {
         "type": "array",
         "maxItems": ELEMENTS,
         "items": {"oneOf": [_ref_to(model) for model in REPORTS.values()]},
@@ -163,12 +168,12 @@ def _messages() -> dict[str, Any]:
     correlation = {"location": "$message.header#/correlation_id", "description": "The correlation_id property."}
     return {
         **{name: _message(name, _ref_to(model)) for name, model in REPORTS.items()},
-        "reports": {**_message("reports", several), "summary": "Several reports; each is judged alone."},
+        "reports": {**_message("reports", array), "summary": "Several reports, each decoded by itself."},
         **{name: {**_message(name, _ref_to(model)), "correlationId": correlation} for name, model in COMMANDS.items()},
         **{name: {**_message(name, _ref_to(model)), "correlationId": correlation} for name, model in REPLIES.items()},
         "events": {**_message("events", batch), "contentType": events.CONTENT_TYPE},
         **{name: _message(name, _ref_to(model)) for name, model in WORK.items()},
-        "dead": {"name": "dead", "headers": headers, "summary": "A message as it came.", "payload": {}},
+        "dead": {"name": "dead", "headers": headers, "summary": "The unchanged message.", "payload": {}},
     }
 
 
@@ -179,9 +184,9 @@ def _message(name: str, payload: dict[str, Any]) -> dict[str, Any]:
 def _schemas() -> dict[str, Any]:
     models: list[type[BaseModel]] = [*REPORTS.values(), *COMMANDS.values(), *REPLIES.values(), *WORK.values()]
     models += [events.CloudEvent, DeadLetterHeaders]
-    told: list[tuple[type[BaseModel], JsonSchemaMode]] = [(model, "validation") for model in models]
-    _, found = models_json_schema(told, ref_template="#/components/schemas/{model}")
-    schemas: dict[str, Any] = found["$defs"]
+    inputs: list[tuple[type[BaseModel], JsonSchemaMode]] = [(model, "validation") for model in models]
+    _, definitions = models_json_schema(inputs, ref_template="#/components/schemas/{model}")
+    schemas: dict[str, Any] = definitions["$defs"]
     schemas.pop(DeadLetterHeaders.__name__)
     lines = [f"{reason.value}: {meaning}" for reason, meaning in MEANINGS.items()]
     schemas[DeadLetterReason.__name__]["description"] = "\n".join(lines)
@@ -200,10 +205,10 @@ def _ref_to(model: type[BaseModel]) -> dict[str, Any]:
     return {"$ref": _schema_ref(model)}
 
 
-def _plain(parameters: dict[str, Any]) -> dict[str, Any]:
+def _parameters(parameters: dict[str, Any]) -> dict[str, Any]:
     return {
-        name: {**said, "enum": [*map(str, said["enum"])]} if "enum" in said else said
-        for name, said in parameters.items()
+        name: {**parameter, "enum": [*map(str, parameter["enum"])]} if "enum" in parameter else parameter
+        for name, parameter in parameters.items()
     }
 
 

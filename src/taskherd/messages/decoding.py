@@ -1,6 +1,6 @@
-"""From bytes to one message: in one go where all is well, with a second, slow look at what the fast parser refuses.
+"""Decodes one JSON message with a pydantic model: on a fast path, and on a slow path if that rejects it.
 
-The second look says what is wrong, and takes JSON that the fast parser is too strict for.
+The slow path describes the error, and accepts JSON that the fast parser rejects, such as lone surrogates.
 """
 
 from __future__ import annotations
@@ -26,18 +26,22 @@ T = TypeVar("T")
 
 TOO_DEEP = "nested too deeply"
 
-_LONE = re.compile("[\ud800-\udfff]")
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-_ERRORS_TOLD = 3
-_TAG_TOLD = 64
+_MAX_ERRORS = 3
+_MAX_TAG = 64
 
 
 @dataclass(frozen=True, slots=True)
 class InvalidMessage:
-    """What goes to the dead letters, and why.
+    """An invalid message or array element, with the reason; to be published as a dead letter.
 
-    ``index`` is the place in the array, None for a whole body; ``body`` its bytes as they came; ``length`` is set when
-    the body was cut, to the length it had.
+    Attributes:
+        index: the position in the array, or None for a complete body.
+        reason: the reason code of the dead letter.
+        detail: a description of the error, up to ``MAX_DETAIL`` characters.
+        body: the original bytes, truncated if ``length`` is set.
+        length: the original length of a truncated body.
     """
 
     index: int | None
@@ -47,92 +51,93 @@ class InvalidMessage:
     length: int | None = None
 
 
-class Unread(Exception):  # noqa: N818 - not an error, the way out of a parser; never leaves this package
-    """Why a message can't be read."""
+class Undecodable(Exception):  # noqa: N818 - not an error but the way out of a parser; never leaves this package
+    """A message cannot be decoded."""
 
     def __init__(self, reason: DeadLetterReason, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
         self.detail = detail
 
-    def bad(self, body: bytes, index: int | None = None) -> InvalidMessage:
-        """Return the message as what goes to the dead letters."""
+    def to_invalid_message(self, body: bytes, index: int | None = None) -> InvalidMessage:
+        """Return the message or element as an ``InvalidMessage`` with this reason."""
         return InvalidMessage(index, self.reason, self.detail, body)
 
 
-def decode(adapter: TypeAdapter[T], body: bytes, notes: SanitizeCounts) -> T:
-    """Return the message of a body; what is removed from its texts is added to ``notes``. Raises Unread."""
+def decode(adapter: TypeAdapter[T], body: bytes, counts: SanitizeCounts) -> T:
+    """Decode a body. Removed lone surrogates are added to ``counts``. Raises ``Undecodable``."""
     if not may_hold_nan(body):
         try:
             return adapter.validate_json(body)
         except ValidationError as error:
             if _is_json(error):
-                raise Unread(*_verdict(error)) from None
-    parsed = parse(body, notes)
+                raise Undecodable(*_describe(error)) from None
+    parsed = parse(body, counts)
     try:
         return adapter.validate_python(parsed)
     except ValidationError as error:
-        raise Unread(*_verdict(error)) from None
+        raise Undecodable(*_describe(error)) from None
 
 
 def too_large(body: bytes) -> InvalidMessage:
-    """Return what is kept of a body that is longer than ``BODY_BYTES``."""
-    detail = f"{len(body)} bytes, at most {BODY_BYTES} are read"
+    """Return a body that exceeds ``BODY_BYTES`` as a truncated ``InvalidMessage``."""
+    detail = f"{len(body)} bytes; expected at most {BODY_BYTES}"
     return InvalidMessage(None, DeadLetterReason.TOO_LARGE, detail, body[:TRUNCATED_BYTES], len(body))
 
 
 def may_hold_nan(body: bytes) -> bool:
-    """Return True if pydantic's parser may take something that is not JSON: it takes NaN where a field is ignored."""
+    """Return whether pydantic's parser may accept a body that is not JSON: it accepts NaN in ignored fields."""
     return b"NaN" in body or b"Infinity" in body
 
 
-def parse(body: bytes, notes: SanitizeCounts) -> Any:
-    """Return what Python's own parser reads: it takes lone surrogates, which are removed here, and nests more deeply.
+def parse(body: bytes, counts: SanitizeCounts) -> Any:
+    """Parse JSON with Python's own parser, which accepts deeper nesting, and lone surrogates; these are removed.
 
-    Raises Unread.
+    Raises ``Undecodable``.
     """
     try:
         text = body.decode()
-        parsed = json.loads(text, parse_constant=_refuse_constant)
+        parsed = json.loads(text, parse_constant=_reject_constant)
         if not _ESCAPED_SURROGATE.search(text):
             return parsed
-        fit, removed = _LONE.subn("", json.dumps(parsed, ensure_ascii=False))
+        sanitized, removed = _LONE_SURROGATE.subn("", json.dumps(parsed, ensure_ascii=False))
         if removed:
-            add_count(notes, CONTROL, removed)
-        return json.loads(fit)
+            add_count(counts, CONTROL, removed)
+        return json.loads(sanitized)
     except UnicodeDecodeError as error:
-        raise Unread(DeadLetterReason.NOT_JSON, f"not UTF-8 at byte {error.start}") from None
+        raise Undecodable(DeadLetterReason.NOT_JSON, f"not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
-        raise Unread(DeadLetterReason.NOT_JSON, f"{error.msg} at line {error.lineno} column {error.colno}") from None
+        detail = f"{error.msg} at line {error.lineno} column {error.colno}"
+        raise Undecodable(DeadLetterReason.NOT_JSON, detail) from None
     except RecursionError:
-        raise Unread(DeadLetterReason.NOT_JSON, TOO_DEEP) from None
-    except ValueError:  # the one left: more digits than Python reads
-        raise Unread(DeadLetterReason.INVALID, "a number has too many digits") from None
+        raise Undecodable(DeadLetterReason.NOT_JSON, TOO_DEEP) from None
+    except ValueError:  # the only remaining cause: a number with more digits than Python converts
+        raise Undecodable(DeadLetterReason.INVALID, "a number has too many digits") from None
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise Unread(DeadLetterReason.NOT_JSON, f"{name} is not JSON")
+def _reject_constant(name: str) -> NoReturn:
+    raise Undecodable(DeadLetterReason.NOT_JSON, f"{name} is not JSON")
 
 
 def _is_json(error: ValidationError) -> bool:
     return error.errors(include_url=False, include_context=False, include_input=False)[0]["type"] != "json_invalid"
 
 
-def _verdict(error: ValidationError) -> tuple[DeadLetterReason, str]:
-    """Which field is wrong and what was expected of it; of what was there instead only the ``type`` is told."""
+def _describe(error: ValidationError) -> tuple[DeadLetterReason, str]:
+    """Describe the first invalid fields and what was expected; of the values only an unknown ``type`` is quoted."""
     errors = error.errors(include_url=False, include_input=False)
     first = errors[0]
     if first["type"] == "union_tag_invalid":
-        tag = "".join(letter for letter in str(first["ctx"]["tag"])[:_TAG_TOLD] if letter.isprintable())
+        tag = "".join(letter for letter in str(first["ctx"]["tag"])[:_MAX_TAG] if letter.isprintable())
         return DeadLetterReason.UNKNOWN_TYPE, f"type: {tag!r} is not known"
     if first["type"] == "union_tag_not_found":
         return DeadLetterReason.INVALID, "type: a string was expected"
     if not first["loc"]:
         return DeadLetterReason.INVALID, "an object was expected"
-    told = [
+    descriptions = [
         f"{'.'.join(map(str, each['loc'][1:]))}: {each['msg'].removeprefix('Value error, ')}"
-        for each in errors[:_ERRORS_TOLD]
+        for each in errors[:_MAX_ERRORS]
     ]
-    if len(errors) > _ERRORS_TOLD:
-        told.append(f"and {len(errors) - _ERRORS_TOLD} more")
-    return DeadLetterReason.INVALID, "; ".join(told)[:MAX_DETAIL]
+    if len(errors) > _MAX_ERRORS:
+        descriptions.append(f"and {len(errors) - _MAX_ERRORS} more")
+    return DeadLetterReason.INVALID, "; ".join(descriptions)[:MAX_DETAIL]

@@ -1,7 +1,7 @@
-"""The task document, the JSON that the API, the events and the replies all carry; the one place that renders it.
+"""Renders the task document: the JSON that API responses, events and replies contain.
 
-It has two parts. What comes from the task itself (``core_document``) is kept with the task, and a change of it makes a
-new version. What comes from the directory, the prompt and ``updated_at`` is added when the document is rendered.
+It has two parts. The *core document*, derived from the task state, is stored with the task, and the task's version
+rises if it changes. The directory's names, the prompt and ``updated_at`` are added when the document is rendered.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class CurrentStateOut(BaseModel):
-    """What the agent says it is doing; ``state`` is working, idle, complete or failed."""
+    """What the agent is doing; ``state`` is working, idle, complete or failed."""
 
     timestamp: datetime
     state: str
@@ -34,14 +34,14 @@ class CurrentStateOut(BaseModel):
 
 
 class AgentHealthOut(BaseModel):
-    """Whether the agent is well; ``reason`` is there when it is not."""
+    """Whether the agent is healthy; ``reason`` is present if it is not."""
 
     healthy: bool
     reason: str | None = None
 
 
 class TaskDocument(BaseModel):
-    """A task as readers see it. Fields with a default are left out when empty."""
+    """A task as users see it. Fields with a default are omitted if they are empty."""
 
     id: UUID
     organization_id: UUID
@@ -71,8 +71,8 @@ class TaskDocument(BaseModel):
 
 
 def core_document(view: TaskView, task: Task) -> dict[str, Any]:
-    """The part that is kept with the task, in JSON's own types. Two that are equal are one version of the document."""
-    said: dict[str, Any] = {
+    """Return the stored part of the document, as JSON types. The version rises only if this part changes."""
+    core: dict[str, Any] = {
         "id": str(task.id),
         "owner_id": str(task.owner_id),
         "name": task.name,
@@ -89,44 +89,44 @@ def core_document(view: TaskView, task: Task) -> dict[str, Any]:
         "created_at": rfc3339(task.created_at),
     }
     if view.workspace_status:
-        said["workspace_status"] = str(view.workspace_status)
+        core["workspace_status"] = str(view.workspace_status)
     if view.workspace_build_number:
-        said["workspace_build_number"] = view.workspace_build_number
+        core["workspace_build_number"] = view.workspace_build_number
     if view.health is not None:
         reason = {} if view.health.reason is None else {"reason": view.health.reason}
-        said["workspace_agent_health"] = {"healthy": view.health.healthy, **reason}
+        core["workspace_agent_health"] = {"healthy": view.health.healthy, **reason}
     state = view.current_state
     if state is not None:
-        said["current_state"] = {
+        core["current_state"] = {
             "timestamp": rfc3339(state.timestamp),
             "state": state.state,
             "message": state.message,
             "uri": state.uri,
         }
-    return said
+    return core
 
 
 def render(core: Mapping[str, Any], prompt: str, names: DirectoryNames, updated_at: datetime) -> dict[str, Any]:
-    """The whole document from its own part, with what the directory says now; ``updated_at`` is in UTC."""
-    return {**core, **_added(prompt, names, updated_at)}
+    """Render the document from its stored part, the prompt and the current names; ``updated_at`` is in UTC."""
+    return {**core, **_rendered_fields(prompt, names, updated_at)}
 
 
 def render_json(core: str, prompt: str, names: DirectoryNames, updated_at: datetime) -> bytes:
-    """The same document as JSON, from its own part as the stored JSON text, which is not parsed for it."""
-    return core.rstrip()[:-1].encode() + b"," + orjson.dumps(_added(prompt, names, updated_at))[1:]
+    """Render the document as JSON from the text of its stored part, without parsing that."""
+    return core.rstrip()[:-1].encode() + b"," + orjson.dumps(_rendered_fields(prompt, names, updated_at))[1:]
 
 
 def with_nullable_ids(document: dict[str, Any]) -> dict[str, Any]:
-    """The document with each id that may be absent as ``{"uuid", "valid"}``, as the published page shows them."""
+    """Replace each id that may be null by ``{"uuid", "valid"}``, the form in Coder's published documentation."""
     for name in ("workspace_id", "workspace_agent_id", "workspace_app_id"):
         value = document[name]
         document[name] = {"uuid": value or _NIL, "valid": value is not None}
     return document
 
 
-def _added(prompt: str, names: DirectoryNames, updated_at: datetime) -> dict[str, Any]:
-    """The part of a document that is not kept with the task."""
-    added = {
+def _rendered_fields(prompt: str, names: DirectoryNames, updated_at: datetime) -> dict[str, Any]:
+    """Return the fields of the document that are not stored with the task."""
+    fields = {
         "organization_id": str(names.organization_id),
         "owner_name": names.owner_name,
         "template_id": str(names.template_id),
@@ -137,16 +137,16 @@ def _added(prompt: str, names: DirectoryNames, updated_at: datetime) -> dict[str
         "updated_at": rfc3339(updated_at),
     }
     if names.owner_avatar_url:
-        added["owner_avatar_url"] = names.owner_avatar_url
-    return added
+        fields["owner_avatar_url"] = names.owner_avatar_url
+    return fields
 
 
 def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names of the fields that differ between two own parts, sorted; a field that came or went counts."""
-    differ = [name for name, content in new.items() if old.get(name, _ABSENT) != content]
-    differ += old.keys() - new.keys()
-    differ.sort()
-    return tuple(differ)
+    """Return the sorted names of the fields that differ between two core documents, or exist in one of them only."""
+    changed = [name for name, content in new.items() if old.get(name, _ABSENT) != content]
+    changed += old.keys() - new.keys()
+    changed.sort()
+    return tuple(changed)
 
 
 _ABSENT = object()

@@ -1,4 +1,7 @@
-"""Change events as CloudEvents 1.0 in JSON batches (``application/cloudevents-batch+json``).
+"""Change events: encoded as CloudEvents 1.0 in JSON batches (``application/cloudevents-batch+json``).
+
+There is no decoder, because no part of taskherd consumes events: the API reads the tables, and the subscribers, which
+include the tests and the demo, parse the JSON. ``CloudEvent`` describes it for them.
 
 See https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.md#4-json-batch-format.
 """
@@ -26,7 +29,7 @@ SOURCE = "taskherd"
 
 
 class EventKind(StrEnum):
-    """What happened to a task."""
+    """The kind of a change."""
 
     CREATED = "created"
     UPDATED = "updated"
@@ -35,7 +38,7 @@ class EventKind(StrEnum):
 
 @value(frozen=True, slots=True, kw_only=True)
 class ChangeEvent:
-    """One change of one task; ``task``: its rendered document, the last one for a delete; ``cause``: why; as JSON."""
+    """One change of one task. ``task`` (the document after the change) and ``cause`` are JSON."""
 
     task_id: UUID
     version: int
@@ -48,7 +51,7 @@ class ChangeEvent:
 
 @value(frozen=True, slots=True)
 class EventBatch:
-    """One message: events of one kind, and the bytes that carry them."""
+    """One message: events of one kind, and its body."""
 
     kind: EventKind
     events: tuple[ChangeEvent, ...]
@@ -56,21 +59,21 @@ class EventBatch:
 
     @property
     def routing_key(self) -> str:
-        """The routing key of all events in the message."""
+        """Routing key of the message."""
         return f"task.{self.kind.value}"
 
 
 class CauseOut(BaseModel):
-    """What made the change."""
+    """The cause of a change."""
 
     kind: Literal["report", "command", "sweep"]
-    type: str = Field(description="The type of the report or command, or what the sweep found.")
+    type: str = Field(description="Type of the report or command, or finding of the sweep.")
     id: str | None = None
     actor_id: UUID | None = None
 
 
 class ChangeOut(BaseModel):
-    """A change; keep the highest version of a task and drop the rest."""
+    """A change of a task. Events may be repeated: keep the highest version of each task and ignore lower ones."""
 
     task: TaskDocument
     version: int = Field(ge=1)
@@ -79,7 +82,7 @@ class ChangeOut(BaseModel):
 
 
 class CloudEvent(BaseModel):
-    """A CloudEvent; its id is the same whenever it is repeated."""
+    """A CloudEvent; a repeated event has the same id."""
 
     specversion: Literal["1.0"]
     id: str
@@ -92,12 +95,12 @@ class CloudEvent(BaseModel):
 
 
 def event_id(task_id: UUID, version: int) -> UUID:
-    """The id of a task's event, the same at every repeat: UUIDv5 of the version's digits in the task's namespace."""
+    """Return the id of an event, also of its repetitions: UUIDv5 of the version's digits in the task's namespace."""
     return uuid5(task_id, str(version))
 
 
 def encode_event(event: ChangeEvent) -> bytes:
-    """One event as a JSON object."""
+    """Encode one event as a JSON object."""
     return orjson.dumps(
         {
             "specversion": "1.0",
@@ -117,25 +120,25 @@ def encode_event(event: ChangeEvent) -> bytes:
     )
 
 
-def pack_events(events: Iterable[ChangeEvent], most_bytes: int = MESSAGE_BYTES) -> list[EventBatch]:
-    """The messages that carry these events: each of one kind, at most ``most_bytes`` or one event, in order."""
-    kinds: dict[EventKind, list[ChangeEvent]] = {}
+def pack_events(events: Iterable[ChangeEvent], max_bytes: int = MESSAGE_BYTES) -> list[EventBatch]:
+    """Pack events into messages, in order: one kind per message, up to ``max_bytes`` unless one event is larger."""
+    by_kind: dict[EventKind, list[ChangeEvent]] = {}
     for event in events:
-        kinds.setdefault(event.kind, []).append(event)
-    return [batch for kind, alike in kinds.items() for batch in _batches(kind, alike, most_bytes)]
+        by_kind.setdefault(event.kind, []).append(event)
+    return [batch for kind, of_kind in by_kind.items() for batch in _batches(kind, of_kind, max_bytes)]
 
 
-def _batches(kind: EventKind, events: list[ChangeEvent], most_bytes: int) -> Iterable[EventBatch]:
-    held: list[ChangeEvent] = []
-    parts: list[bytes] = []
-    size = 1  # the brackets, less the comma that the first part does not need
+def _batches(kind: EventKind, events: list[ChangeEvent], max_bytes: int) -> Iterable[EventBatch]:
+    batch: list[ChangeEvent] = []
+    encoded: list[bytes] = []
+    size = 1  # two brackets, minus the comma that is counted for the first event but not written
     for event in events:
-        part = encode_event(event)
-        if parts and size + len(part) + 1 > most_bytes:
-            yield EventBatch(kind, tuple(held), b"[" + b",".join(parts) + b"]")
-            held, parts, size = [], [], 1
-        held.append(event)
-        parts.append(part)
-        size += len(part) + 1
-    if parts:
-        yield EventBatch(kind, tuple(held), b"[" + b",".join(parts) + b"]")
+        body = encode_event(event)
+        if encoded and size + len(body) + 1 > max_bytes:
+            yield EventBatch(kind, tuple(batch), b"[" + b",".join(encoded) + b"]")
+            batch, encoded, size = [], [], 1
+        batch.append(event)
+        encoded.append(body)
+        size += len(body) + 1
+    if encoded:
+        yield EventBatch(kind, tuple(batch), b"[" + b",".join(encoded) + b"]")

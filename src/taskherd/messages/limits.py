@@ -1,23 +1,35 @@
-"""The bounds of the contract: how long what may be, in bytes or characters as each name says."""
+"""The size limits of the contract, in bytes of UTF-8, characters or elements, as the names say."""
 
 from __future__ import annotations
 
 from typing import Final
 
 BODY_BYTES: Final = 1024 * 1024
-"""The largest body that is read; of a larger one the dead letter keeps the first ``TRUNCATED_BYTES``."""
+"""Maximum size of a body that is decoded; a larger one becomes a dead letter with its first ``TRUNCATED_BYTES``."""
 
 TRUNCATED_BYTES: Final = 64 * 1024
+"""Size to which the body of a dead letter is truncated if it exceeds ``BODY_BYTES``."""
+
 MESSAGE_BYTES: Final = 512 * 1024
-"""The largest message that is published, unless one element alone is larger."""
+"""Maximum size of a published message with several elements; a single element may be larger."""
 
 ELEMENTS: Final = 1000
-"""The most reports in one body, and the most entries in one ``task.log``."""
+"""Maximum number of reports in one message, and of entries in one ``task.log``."""
 
-INPUT_BYTES: Final = 256 * 1024
+MAX_INPUT_BYTES: Final = 256 * 1024
+"""Maximum size of a prompt or input."""
+
 CONTENT_BYTES: Final = 64 * 1024
+"""Maximum size of a log entry; longer ones are truncated."""
+
 TEXT_CHARACTERS: Final = 2000
-URL_CHARACTERS: Final = 2048
-NAME_CHARACTERS: Final = 64
-MAX_BUILD: Final = 2**31 - 1
+"""Maximum length of a status message, error or detail; longer ones are truncated."""
+
+MAX_URI_CHARACTERS: Final = 2048
+"""Maximum length of a URI; longer ones are cleared."""
+
+MAX_NAME_CHARACTERS: Final = 64
+"""Maximum length of the name of a workspace, app or runner."""
+
 MAX_SEQ: Final = 2**53 - 1
+"""Maximum seq: the largest integer that every JSON parser reads exactly."""

@@ -1,4 +1,4 @@
-"""The answers to commands, as JSON for the queue that the caller named, and what a caller reads from them."""
+"""Replies to commands: encoded by the worker for the queue in ``reply_to``, decoded by the sender of the command."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 REPEATED = "x-taskherd-repeated"
-"""The header of a reply that was given before: the command was done already, and nothing changed this time."""
+"""Header of a repeated reply: the command had been executed before, and nothing changed this time."""
 
 USED_BEFORE = "command_id was used for another command."
 
@@ -32,8 +32,8 @@ class Validation(BaseModel):
     detail: str
 
 
-class ErrorOut(BaseModel):
-    """Why a command was refused: an HTTP status, and what to tell the person."""
+class ReplyError(BaseModel):
+    """Why a command was refused: an HTTP status and a message for the user."""
 
     status: int = Field(ge=400, le=599)
     message: str
@@ -42,34 +42,34 @@ class ErrorOut(BaseModel):
 
 
 class AcceptedReply(BaseModel):
-    """The command was carried out; ``task`` is the document as it stands after it."""
+    """The command was executed; ``task`` is the document after it."""
 
     ok: Literal[True]
     task: TaskDocument
     version: int
     input_id: UUID | None = Field(None, description="For a task.send.")
-    queued: bool | None = Field(None, description="For a task.send: the input waits until the agent is idle.")
+    queued: bool | None = Field(None, description="For a task.send: the input could not be sent immediately.")
 
 
 class RefusedReply(BaseModel):
-    """The command was not carried out."""
+    """The command was not executed."""
 
     ok: Literal[False]
-    error: ErrorOut
+    error: ReplyError
 
 
 def accepted_reply(
     task: Mapping[str, Any], version: int, *, input_id: UUID | None = None, queued: bool = False
 ) -> bytes:
-    """The reply to a command that was carried out; ``queued`` is told where there is an ``input_id``."""
-    said: dict[str, Any] = {"ok": True, "task": task, "version": version}
+    """Encode the reply to an executed command; ``queued`` is included only with an ``input_id``."""
+    reply: dict[str, Any] = {"ok": True, "task": task, "version": version}
     if input_id is not None:
-        said |= {"input_id": str(input_id), "queued": queued}
-    return orjson.dumps(said)
+        reply |= {"input_id": str(input_id), "queued": queued}
+    return orjson.dumps(reply)
 
 
 def refused_reply(refusal: CommandRefused) -> bytes:
-    """The reply to a command that was understood and not carried out."""
+    """Encode the reply to a refused command."""
     error: dict[str, Any] = {"status": refusal.status, "message": refusal.message}
     if refusal.detail is not None:
         error["detail"] = refusal.detail
@@ -78,15 +78,17 @@ def refused_reply(refusal: CommandRefused) -> bytes:
     return orjson.dumps({"ok": False, "error": error})
 
 
-def invalid_message_reply(bad: InvalidMessage) -> bytes:
-    """The reply to a command that could not be decoded."""
-    error = {"status": 400, "message": "Command could not be read.", "detail": f"{bad.reason.value}: {bad.detail}"}
-    return orjson.dumps({"ok": False, "error": error})
+def invalid_message_reply(invalid: InvalidMessage) -> bytes:
+    """Encode the reply to a command that could not be decoded."""
+    detail = f"{invalid.reason.value}: {invalid.detail}"
+    return orjson.dumps(
+        {"ok": False, "error": {"status": 400, "message": "Command could not be read.", "detail": detail}}
+    )
 
 
 @value(frozen=True, slots=True)
 class Accepted:
-    """A command was carried out; ``task`` is the document right after it, ``queued`` belongs to a send."""
+    """A decoded reply to an executed command: the document and version after it; ``queued`` belongs to a send."""
 
     task: dict[str, Any]
     version: int
@@ -94,13 +96,13 @@ class Accepted:
 
 
 def decode_reply(body: bytes) -> Accepted | CommandRefused:
-    """Return what the worker replied. Raises Malformed for what is no reply."""
+    """Decode a reply. Raises ``Malformed`` if the body is not a reply."""
     try:
         match orjson.loads(body):
-            case {"ok": True, "task": dict() as task, "version": int() as version, **more}:
-                return Accepted(task, version, queued=more.get("queued") is True)
+            case {"ok": True, "task": dict() as task, "version": int() as version, **optional}:
+                return Accepted(task, version, queued=optional.get("queued") is True)
             case {"ok": False, "error": {"status": int() as status, "message": str() as message} as error}:
-                validations = [(each["field"], each["detail"]) for each in error.get("validations", ())]
+                validations = [(entry["field"], entry["detail"]) for entry in error.get("validations", ())]
                 return CommandRefused(status, message, error.get("detail"), tuple(validations))
             case _:
                 raise Malformed("not_a_reply")

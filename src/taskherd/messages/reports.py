@@ -1,8 +1,7 @@
-"""Reports.
+"""Reports: a pydantic model for each type of the contract; encoding and decoding of ``domain.reports``.
 
-One pydantic model for each type of the contract, bytes as values of ``domain.reports``, and values as bytes.
-
-Unknown fields are ignored, since producers may be newer than we are; a null field counts as absent.
+A message contains one report or an array of them. Each element of an array is decoded by itself, so an invalid one
+does not affect the others. A null field counts as absent.
 """
 
 from __future__ import annotations
@@ -14,14 +13,23 @@ from typing import Annotated, Literal, NamedTuple, TypeAlias
 from uuid import UUID
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from taskherd.domain import reports as domain
 from taskherd.domain.outcome import DeadLetterReason
 from taskherd.domain.reports import Report, canonical_json
 from taskherd.messages import json_array, texts
-from taskherd.messages.decoding import TOO_DEEP, InvalidMessage, Unread, decode, may_hold_nan, parse, too_large
-from taskherd.messages.fields import BuildNumber, EntryId, Instant, Name, RunnerName, Seq, Text
+from taskherd.messages.decoding import TOO_DEEP, InvalidMessage, Undecodable, decode, may_hold_nan, parse, too_large
+from taskherd.messages.fields import (
+    BuildNumber,
+    EntryId,
+    IncomingModel,
+    Instant,
+    Name,
+    RunnerName,
+    Seq,
+    StrictText,
+)
 from taskherd.messages.limits import BODY_BYTES, ELEMENTS, MAX_SEQ
 from taskherd.messages.texts import SanitizeCounts
 
@@ -30,32 +38,29 @@ _SPACE = b" \t\n\r"
 _TICK = timedelta(microseconds=1)
 
 
-class IncomingModel(BaseModel):
-    """The base of every incoming model."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class Envelope(IncomingModel):
-    """What every report carries."""
+class BaseReportIn(IncomingModel):
+    """Fields of every report."""
 
     task_id: UUID
-    build_number: BuildNumber | None = Field(None, description="Absent: the task's latest build when it is taken.")
-    seq: Seq | None = Field(None, description="Rises per task and facet. Absent: observed_at, or our clock if earlier.")
+    build_number: BuildNumber | None = Field(None, description="Absent: the task's latest build.")
+    seq: Seq | None = Field(
+        None,
+        description="Rises per task and facet. Absent: observed_at in microseconds, or the worker's time if earlier.",
+    )
     observed_at: Instant | None = None
     agent_id: UUID | None = None
 
     def seq_at(self, now: datetime) -> int:
-        """The report's seq, by default the earlier of its own time and ``now`` in microseconds since the epoch."""
+        """Return the seq; by default the earlier of ``observed_at`` and ``now``, in microseconds since the epoch."""
         if self.seq is not None:
             return self.seq
-        moment = now if self.observed_at is None or self.observed_at > now else self.observed_at
-        since = moment - _EPOCH
-        return min(max((since.days * 86400 + since.seconds) * 1_000_000 + since.microseconds, 0), MAX_SEQ)
+        time = now if self.observed_at is None or self.observed_at > now else self.observed_at
+        elapsed = time - _EPOCH
+        return min(max((elapsed.days * 86400 + elapsed.seconds) * 1_000_000 + elapsed.microseconds, 0), MAX_SEQ)
 
 
 class WorkspaceIn(IncomingModel):
-    """The workspace that a build made."""
+    """The workspace of a build."""
 
     id: UUID
     name: Name
@@ -66,30 +71,30 @@ class AppIn(IncomingModel):
 
     id: UUID
     slug: Name
-    url: Text | None = None
+    url: StrictText | None = None
     health: domain.Health | None = None
 
-    def to_domain(self, notes: SanitizeCounts) -> domain.App:
-        """The app as the core knows it, its URL None where that was emptied."""
-        url = texts.address(self.url, notes) or None if self.url else None
-        return domain.App(id=self.id, slug=texts.sanitize(self.slug, notes), url=url, health=self.health)
+    def to_domain(self, counts: SanitizeCounts) -> domain.App:
+        """Return the app as a domain value; a cleared URL becomes None."""
+        url = texts.address(self.url, counts) or None if self.url else None
+        return domain.App(id=self.id, slug=texts.sanitize(self.slug, counts), url=url, health=self.health)
 
 
 class EntryIn(IncomingModel):
-    """One entry of the conversation; an earlier one of this build number and id is replaced."""
+    """One entry of the conversation; replaces an earlier entry with the same build number and id."""
 
     id: EntryId
     type: domain.LogSource
-    content: Text
+    content: StrictText
     time: Instant
 
-    def to_domain(self, notes: SanitizeCounts) -> domain.LogEntry:
-        """The entry as the core knows it."""
-        return domain.LogEntry(id=self.id, type=self.type, content=texts.content(self.content, notes), time=self.time)
+    def to_domain(self, counts: SanitizeCounts) -> domain.LogEntry:
+        """Return the entry as a domain value, with sanitized content."""
+        return domain.LogEntry(id=self.id, type=self.type, content=texts.content(self.content, counts), time=self.time)
 
 
-class WorkspaceBuildIn(Envelope):
-    """The provisioner says where a workspace build is."""
+class WorkspaceBuildIn(BaseReportIn):
+    """Progress of a workspace build, reported by its provisioner."""
 
     type: Literal["workspace.build"]
     transition: domain.Transition
@@ -97,11 +102,13 @@ class WorkspaceBuildIn(Envelope):
     workspace: WorkspaceIn | None = None
     app: AppIn | None = None
     runner: RunnerName | None = None
-    error: Text | None = None
+    error: StrictText | None = None
 
-    def to_domain(self, now: datetime, notes: SanitizeCounts) -> domain.WorkspaceBuild:
-        """The report as the core knows it."""
-        place = self.workspace
+    def to_domain(self, now: datetime, counts: SanitizeCounts) -> domain.WorkspaceBuild:
+        """Return the report as a domain value, with sanitized texts."""
+        workspace = None
+        if self.workspace is not None:
+            workspace = domain.Workspace(id=self.workspace.id, name=texts.sanitize(self.workspace.name, counts))
         return domain.WorkspaceBuild(
             task_id=self.task_id,
             build_number=self.build_number,
@@ -110,21 +117,21 @@ class WorkspaceBuildIn(Envelope):
             agent_id=self.agent_id,
             transition=self.transition,
             job_status=self.job_status,
-            workspace=None if place is None else domain.Workspace(id=place.id, name=texts.sanitize(place.name, notes)),
-            app=None if self.app is None else self.app.to_domain(notes),
+            workspace=workspace,
+            app=None if self.app is None else self.app.to_domain(counts),
             runner=self.runner,
-            error=None if self.error is None else texts.message(self.error, notes),
+            error=None if self.error is None else texts.message(self.error, counts),
         )
 
 
-class AgentLifecycleIn(Envelope):
-    """The agent says where its start-up or shut-down is."""
+class AgentLifecycleIn(BaseReportIn):
+    """Progress of the agent's start-up or shutdown."""
 
     type: Literal["agent.lifecycle"]
     lifecycle: domain.Lifecycle
 
-    def to_domain(self, now: datetime, notes: SanitizeCounts) -> domain.AgentLifecycle:  # noqa: ARG002 - as its siblings
-        """The report as the core knows it."""
+    def to_domain(self, now: datetime, counts: SanitizeCounts) -> domain.AgentLifecycle:  # noqa: ARG002 - the same signature for all reports
+        """Return the report as a domain value, with sanitized texts."""
         return domain.AgentLifecycle(
             task_id=self.task_id,
             build_number=self.build_number,
@@ -135,13 +142,13 @@ class AgentLifecycleIn(Envelope):
         )
 
 
-class AgentHeartbeatIn(Envelope):
-    """The agent is alive."""
+class AgentHeartbeatIn(BaseReportIn):
+    """A heartbeat: the agent is alive."""
 
     type: Literal["agent.heartbeat"]
 
-    def to_domain(self, now: datetime, notes: SanitizeCounts) -> domain.AgentHeartbeat:  # noqa: ARG002 - as its siblings
-        """The report as the core knows it."""
+    def to_domain(self, now: datetime, counts: SanitizeCounts) -> domain.AgentHeartbeat:  # noqa: ARG002 - the same signature for all reports
+        """Return the report as a domain value, with sanitized texts."""
         return domain.AgentHeartbeat(
             task_id=self.task_id,
             build_number=self.build_number,
@@ -151,13 +158,13 @@ class AgentHeartbeatIn(Envelope):
         )
 
 
-class AgentDisconnectedIn(Envelope):
-    """The agent said goodbye."""
+class AgentDisconnectedIn(BaseReportIn):
+    """The agent disconnected deliberately."""
 
     type: Literal["agent.disconnected"]
 
-    def to_domain(self, now: datetime, notes: SanitizeCounts) -> domain.AgentDisconnected:  # noqa: ARG002 - as its siblings
-        """The report as the core knows it."""
+    def to_domain(self, now: datetime, counts: SanitizeCounts) -> domain.AgentDisconnected:  # noqa: ARG002 - the same signature for all reports
+        """Return the report as a domain value, with sanitized texts."""
         return domain.AgentDisconnected(
             task_id=self.task_id,
             build_number=self.build_number,
@@ -167,14 +174,14 @@ class AgentDisconnectedIn(Envelope):
         )
 
 
-class AppHealthIn(Envelope):
-    """The task app's health check gave a verdict."""
+class AppHealthIn(BaseReportIn):
+    """Result of the health check of the task's app."""
 
     type: Literal["app.health"]
     health: domain.Health
 
-    def to_domain(self, now: datetime, notes: SanitizeCounts) -> domain.AppHealth:  # noqa: ARG002 - as its siblings
-        """The report as the core knows it."""
+    def to_domain(self, now: datetime, counts: SanitizeCounts) -> domain.AppHealth:  # noqa: ARG002 - the same signature for all reports
+        """Return the report as a domain value, with sanitized texts."""
         return domain.AppHealth(
             task_id=self.task_id,
             build_number=self.build_number,
@@ -185,16 +192,16 @@ class AppHealthIn(Envelope):
         )
 
 
-class AppStatusIn(Envelope):
-    """The agent says what it is doing."""
+class AppStatusIn(BaseReportIn):
+    """What the agent is doing, reported by itself."""
 
     type: Literal["app.status"]
     state: domain.AgentState
-    message: Text | None = None
-    uri: Text | None = None
+    message: StrictText | None = None
+    uri: StrictText | None = None
 
-    def to_domain(self, now: datetime, notes: SanitizeCounts) -> domain.AppStatus:
-        """The report as the core knows it."""
+    def to_domain(self, now: datetime, counts: SanitizeCounts) -> domain.AppStatus:
+        """Return the report as a domain value, with sanitized texts."""
         return domain.AppStatus(
             task_id=self.task_id,
             build_number=self.build_number,
@@ -202,39 +209,39 @@ class AppStatusIn(Envelope):
             observed_at=self.observed_at,
             agent_id=self.agent_id,
             state=self.state,
-            message=texts.message(self.message, notes) if self.message else "",
-            uri=texts.address(self.uri, notes) if self.uri else "",
+            message=texts.message(self.message, counts) if self.message else "",
+            uri=texts.address(self.uri, counts) if self.uri else "",
         )
 
 
-class TaskLogIn(Envelope):
+class TaskLogIn(BaseReportIn):
     """Entries of the conversation."""
 
     type: Literal["task.log"]
     entries: Annotated[list[EntryIn], Field(max_length=ELEMENTS)]
 
-    def to_domain(self, now: datetime, notes: SanitizeCounts) -> domain.TaskLog:
-        """The report as the core knows it."""
+    def to_domain(self, now: datetime, counts: SanitizeCounts) -> domain.TaskLog:
+        """Return the report as a domain value, with sanitized texts."""
         return domain.TaskLog(
             task_id=self.task_id,
             build_number=self.build_number,
             seq=self.seq_at(now),
             observed_at=self.observed_at,
             agent_id=self.agent_id,
-            entries=tuple([entry.to_domain(notes) for entry in self.entries]),
+            entries=tuple([entry.to_domain(counts) for entry in self.entries]),
         )
 
 
-class TaskInputIn(Envelope):
-    """What became of an input."""
+class TaskInputIn(BaseReportIn):
+    """The outcome of an input."""
 
     type: Literal["task.input"]
     input_id: UUID
     outcome: domain.InputOutcome
-    detail: Text | None = None
+    detail: StrictText | None = None
 
-    def to_domain(self, now: datetime, notes: SanitizeCounts) -> domain.TaskInput:
-        """The report as the core knows it."""
+    def to_domain(self, now: datetime, counts: SanitizeCounts) -> domain.TaskInput:
+        """Return the report as a domain value, with sanitized texts."""
         return domain.TaskInput(
             task_id=self.task_id,
             build_number=self.build_number,
@@ -243,7 +250,7 @@ class TaskInputIn(Envelope):
             agent_id=self.agent_id,
             input_id=self.input_id,
             outcome=self.outcome,
-            detail=None if self.detail is None else texts.message(self.detail, notes),
+            detail=None if self.detail is None else texts.message(self.detail, counts),
         )
 
 
@@ -264,18 +271,19 @@ _REPORT: TypeAdapter[ReportIn] = TypeAdapter(ReportIn)
 _REPORTS: TypeAdapter[list[ReportIn]] = TypeAdapter(Annotated[list[ReportIn], Field(max_length=ELEMENTS)])
 
 
-class Decoded(NamedTuple):
-    """A report that can be folded, and what was done to its texts."""
+class DecodedReport(NamedTuple):
+    """A decoded report, and the changes that sanitizing made to its texts."""
 
     report: Report
     notes: SanitizeCounts
 
 
-Element: TypeAlias = Decoded | InvalidMessage
+DecodeResult: TypeAlias = DecodedReport | InvalidMessage
+"""The result for one element: a report, or why it is invalid."""
 
 
 def encode(report: Report, *, with_seq: bool = True) -> bytes:
-    """Return a report as JSON, in its canonical form; without its seq the worker derives one from ``observed_at``."""
+    """Encode a report as canonical JSON; without a seq the worker derives it from ``observed_at``."""
     text = canonical_json(report)
     if with_seq:
         return text.encode()
@@ -285,74 +293,70 @@ def encode(report: Report, *, with_seq: bool = True) -> bytes:
 
 
 def join(reports: Iterable[bytes]) -> bytes:
-    """Return the body of one message that carries these encoded reports."""
+    """Return the body of one message with these encoded reports."""
     return b"[" + b",".join(reports) + b"]"
 
 
 def decode_stored(text: str, now: datetime) -> Report:
-    """Return a report from its canonical text; ``now`` is the default of its seq. Raises ValueError for other texts."""
+    """Decode a stored report from its canonical JSON. Raises ValueError if the text is invalid."""
     return _REPORT.validate_json(text).to_domain(now, {})
 
 
-def decode_reports(body: bytes, now: datetime) -> list[Element]:
-    """Return the reports of a body, one or an array of them, each judged alone; whatever comes, nothing is raised.
+def decode_reports(body: bytes, now: datetime) -> list[DecodeResult]:
+    """Decode a body with one report or an array of them. Invalid input is returned, not raised.
 
-    ``now`` (UTC) is the default of a seq, a microsecond more for each element, so that they keep their order.
+    ``now`` (UTC) is the default of a seq, one microsecond later for each further element, to keep their order.
     """
     if len(body) > BODY_BYTES:
         return [too_large(body)]
     if body.lstrip(_SPACE).startswith(b"["):
-        return _array(body, now)
-    return [_alone(None, body, now)]
+        return _decode_array(body, now)
+    return [_decode_one(None, body, now)]
 
 
-def _alone(index: int | None, body: bytes, now: datetime) -> Element:
-    """One report by itself."""
-    notes: SanitizeCounts = {}
+def _decode_one(index: int | None, body: bytes, now: datetime) -> DecodeResult:
+    counts: SanitizeCounts = {}
     try:
-        return Decoded(decode(_REPORT, body, notes).to_domain(now, notes), notes)
-    except Unread as why:
-        return why.bad(body, index)
+        return DecodedReport(decode(_REPORT, body, counts).to_domain(now, counts), counts)
+    except Undecodable as error:
+        return error.to_invalid_message(body, index)
 
 
-def _array(body: bytes, now: datetime) -> list[Element]:
-    """An array in one go, in three quarters of the time; where anything is wrong with it, each element alone."""
+def _decode_array(body: bytes, now: datetime) -> list[DecodeResult]:
+    """Decode an array at once, which takes three quarters of the time, or element by element if that fails."""
     if not may_hold_nan(body):
         with suppress(ValidationError):
             return [
-                _decoded(read, now if read.seq is not None else now + index * _TICK)
-                for index, read in enumerate(_REPORTS.validate_json(body))
+                _to_decoded(model, now if model.seq is not None else now + index * _TICK)
+                for index, model in enumerate(_REPORTS.validate_json(body))
             ]
-    pieces = json_array.split_json_array(body)
-    if pieces is None:
-        return [InvalidMessage(None, DeadLetterReason.NOT_JSON, _parser_says(body), body)]
-    if len(pieces) > ELEMENTS:
-        return [
-            InvalidMessage(
-                None, DeadLetterReason.TOO_MANY, f"{len(pieces)} reports, at most {ELEMENTS} are read at once", body
-            )
-        ]
-    found: list[Element] = []
-    for index, piece in enumerate(pieces):
-        element = _alone(index, piece, now + index * _TICK)
+    parts = json_array.split_json_array(body)
+    if parts is None:
+        return [InvalidMessage(None, DeadLetterReason.NOT_JSON, _parser_error(body), body)]
+    if len(parts) > ELEMENTS:
+        detail = f"{len(parts)} reports in one message; expected at most {ELEMENTS}"
+        return [InvalidMessage(None, DeadLetterReason.TOO_MANY, detail, body)]
+    elements: list[DecodeResult] = []
+    for index, part in enumerate(parts):
+        element = _decode_one(index, part, now + index * _TICK)
         if (
             isinstance(element, InvalidMessage)
             and element.reason is DeadLetterReason.NOT_JSON
             and element.detail != TOO_DEEP
         ):
             return [InvalidMessage(None, DeadLetterReason.NOT_JSON, f"element {index}: {element.detail}", body)]
-        found.append(element)
-    return found
+        elements.append(element)
+    return elements
 
 
-def _decoded(read: ReportIn, now: datetime) -> Decoded:
-    notes: SanitizeCounts = {}
-    return Decoded(read.to_domain(now, notes), notes)
+def _to_decoded(model: ReportIn, now: datetime) -> DecodedReport:
+    counts: SanitizeCounts = {}
+    return DecodedReport(model.to_domain(now, counts), counts)
 
 
-def _parser_says(body: bytes) -> str:
+def _parser_error(body: bytes) -> str:
     try:
         parse(body, {})
-    except Unread as why:
-        return why.detail
+    except Undecodable as error:
+        return error.detail
     return "not an array"

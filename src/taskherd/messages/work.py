@@ -1,4 +1,4 @@
-"""Work requests to runners: what each says, as bytes and back, and where they go."""
+"""Work requests: a pydantic model for each type, encoded by the worker and decoded by runners; their routing keys."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from uuid import UUID, uuid5
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from taskherd.messages.decoding import InvalidMessage, Unread, decode
-from taskherd.messages.limits import MAX_BUILD
+from taskherd.domain.task import MAX_BUILD_NUMBER
+from taskherd.messages.decoding import InvalidMessage, Undecodable, decode
 
 
 class Owner(BaseModel):
-    """Whose task it is."""
+    """The owner of the task."""
 
     id: UUID
     username: str
 
 
 class Preset(BaseModel):
-    """The preset that the task was created with."""
+    """The preset with which the task was created."""
 
     id: UUID
     name: str
@@ -27,19 +27,19 @@ class Preset(BaseModel):
 
 
 class BaseWorkRequest(BaseModel):
-    """What every request carries. ``(task_id, build_number, type)`` is to be done once, whatever is repeated."""
+    """Fields of every request. Requests are repeated: execute each ``(task_id, build_number, type)`` once."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    request_id: UUID = Field(description="The same at every repeat.")
+    request_id: UUID = Field(description="The same for each repetition.")
     attempt: int = Field(ge=1)
     task_id: UUID
     task_name: str
     owner: Owner
-    build_number: int = Field(ge=1, le=MAX_BUILD)
+    build_number: int = Field(ge=1, le=MAX_BUILD_NUMBER)
     build_id: UUID
     template_version_id: UUID
-    run: dict[str, Any] = Field(description="What the template version says to the runner.")
+    run: dict[str, Any] = Field(description="Instructions of the template version for the runner.")
 
 
 class WorkspaceStart(BaseWorkRequest):
@@ -48,23 +48,23 @@ class WorkspaceStart(BaseWorkRequest):
     type: Literal["workspace.start"] = "workspace.start"
     prompt: str
     preset: Preset | None
-    agent_token: str = Field(description="The agent's credential for this task and build, a secret.", repr=False)
+    agent_token: str = Field(description="The agent's credential for this task and build; a secret.", repr=False)
 
 
 class WorkspaceStop(BaseWorkRequest):
-    """Stop the workspace and keep what is in it."""
+    """Stop the workspace and keep its contents."""
 
     type: Literal["workspace.stop"] = "workspace.stop"
 
 
 class WorkspaceDelete(BaseWorkRequest):
-    """Take the workspace down for good."""
+    """Delete the workspace and its contents."""
 
     type: Literal["workspace.delete"] = "workspace.delete"
 
 
 class AgentInput(BaseWorkRequest):
-    """Give an input to the agent; ``input_id`` is to be done once."""
+    """Deliver an input to the agent; deliver each ``input_id`` once."""
 
     type: Literal["agent.input"] = "agent.input"
     input_id: UUID
@@ -79,23 +79,23 @@ _WORK: TypeAdapter[WorkRequest] = TypeAdapter(WorkRequest)
 
 
 def encode(request: WorkRequest) -> bytes:
-    """Return a request as JSON."""
+    """Encode a request as JSON."""
     return _WORK.dump_json(request)
 
 
 def decode_request(body: bytes) -> WorkRequest | InvalidMessage:
-    """Return the request of a body; whatever comes, nothing is raised."""
+    """Decode a body. Invalid input is returned, not raised."""
     try:
         return decode(_WORK, body, {})
-    except Unread as why:
-        return why.bad(body)
+    except Undecodable as error:
+        return error.to_invalid_message(body)
 
 
 def routing_key(request_type: str, target: str) -> str:
-    """The routing key of a request for a runner or pool of that name."""
+    """Return the routing key of a request; ``target`` is the name of a runner or pool."""
     return f"{request_type}.{target}"
 
 
 def build_id(task_id: UUID, build_number: int) -> UUID:
-    """The id of a task's build: UUIDv5 of the number's digits in the task's namespace."""
+    """Return the id of a build: UUIDv5 of the number's digits in the task's namespace."""
     return uuid5(task_id, str(build_number))

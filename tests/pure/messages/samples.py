@@ -1,4 +1,4 @@
-"""Messages as producers write them, and strategies that draw more of them."""
+"""Sample messages as producers send them, and strategies that generate more."""
 
 from __future__ import annotations
 
@@ -72,9 +72,9 @@ _COMMON = {"build_number": st.none() | _BUILDS, "seq": _SEQS, "observed_at": _TI
 _URIS = st.sampled_from(["", "https://example.com/", "HTTP://x", "javascript:alert(1)", "file:/x", "ht\x00tps://x"])
 
 
-def _report(kind: str, needs: dict[str, st.SearchStrategy[Any]], **may: st.SearchStrategy[Any]) -> Any:
-    fixed: dict[str, st.SearchStrategy[Any]] = {"type": st.just(kind), "task_id": _UUIDS, **needs}
-    return st.fixed_dictionaries(fixed, optional={**_COMMON, **may})
+def _report(kind: str, required: dict[str, st.SearchStrategy[Any]], **optional: st.SearchStrategy[Any]) -> Any:
+    fields: dict[str, st.SearchStrategy[Any]] = {"type": st.just(kind), "task_id": _UUIDS, **required}
+    return st.fixed_dictionaries(fields, optional={**_COMMON, **optional})
 
 
 _ENTRIES = st.fixed_dictionaries(

@@ -1,3 +1,5 @@
+"""The AsyncAPI document is up to date, complete, and agrees with the encoders and decoders."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -16,77 +18,77 @@ from taskherd.messages.reports import decode_reports
 from tests.pure.messages.samples import COMMANDS, NOW, REPORTS
 from tests.pure.messages.test_outgoing import GOLDEN, event
 
-KEPT = Path(__file__).parents[3] / "docs" / "asyncapi.yaml"
+PAGE = Path(__file__).parents[3] / "docs" / "asyncapi.yaml"
 
 
-def check(message: str, said: Any) -> None:
-    """Fail unless the message's schema in the document takes this payload."""
-    jsonschema.Draft202012Validator(asyncapi.schema_of(message)).validate(said)
+def validate(message: str, payload: Any) -> None:
+    """Validate a payload with the message's schema in the document."""
+    jsonschema.Draft202012Validator(asyncapi.schema_of(message)).validate(payload)
 
 
-def test_the_kept_document_is_the_generated_one() -> None:
-    """``docs/asyncapi.yaml`` says what the models say; write it anew with ``python -m taskherd.messages.asyncapi``."""
-    assert KEPT.read_text(encoding="utf-8") == asyncapi.text()
+def test_the_document_is_up_to_date() -> None:
+    """``docs/asyncapi.yaml`` is the output of ``python -m taskherd.messages.asyncapi``; see ``make docs``."""
+    assert PAGE.read_text(encoding="utf-8") == asyncapi.text()
 
 
-def test_every_reference_leads_somewhere() -> None:
-    """No ``$ref`` of the document dangles, and no schema or message is left over."""
-    document = yaml.safe_load(KEPT.read_text(encoding="utf-8"))
-    pointed = set(refs(document))
-    for ref in pointed:
-        place = document
-        for step in ref.removeprefix("#/").split("/"):
-            place = place[step]
-    assert {f"#/components/schemas/{name}" for name in document["components"]["schemas"]} <= pointed
-    assert {f"#/components/messages/{name}" for name in document["components"]["messages"]} <= pointed
+def test_references_resolve_and_nothing_is_unreferenced() -> None:
+    """Every ``$ref`` of the document resolves, and every schema and message is referenced."""
+    document = yaml.safe_load(PAGE.read_text(encoding="utf-8"))
+    references = set(refs(document))
+    for reference in references:
+        node = document
+        for key in reference.removeprefix("#/").split("/"):
+            node = node[key]
+    assert {f"#/components/schemas/{name}" for name in document["components"]["schemas"]} <= references
+    assert {f"#/components/messages/{name}" for name in document["components"]["messages"]} <= references
 
 
 def refs(node: Any) -> list[str]:
-    """Every reference below a node."""
+    """Return every reference below a node."""
     if isinstance(node, dict):
-        own = [node["$ref"]] if isinstance(node.get("$ref"), str) else []
-        return own + [ref for value in node.values() for ref in refs(value)]
+        here = [node["$ref"]] if isinstance(node.get("$ref"), str) else []
+        return here + [ref for value in node.values() for ref in refs(value)]
     return [ref for value in node for ref in refs(value)] if isinstance(node, list) else []
 
 
-@pytest.mark.parametrize("said", REPORTS, ids=lambda said: str(said["type"]))
-def test_reports_that_are_read_fit_their_schema(said: dict[str, Any]) -> None:
-    """The samples of the reports are good by the document and by the codec alike."""
-    check(said["type"], said)
-    check("reports", [said])
-    assert not any(isinstance(each, InvalidMessage) for each in decode_reports(orjson.dumps([said]), NOW))
+@pytest.mark.parametrize("fields", REPORTS, ids=lambda fields: str(fields["type"]))
+def test_valid_reports_match_their_schema(fields: dict[str, Any]) -> None:
+    """The sample reports are valid for the document and for the decoder."""
+    validate(fields["type"], fields)
+    validate("reports", [fields])
+    assert not any(isinstance(each, InvalidMessage) for each in decode_reports(orjson.dumps([fields]), NOW))
 
 
-@pytest.mark.parametrize("more", [{"seq": -1}, {"build_number": 0}, {"seq": "1"}, {"seq": 2**53}, {"task_id": 1}])
-def test_reports_that_are_refused_do_not(more: dict[str, Any]) -> None:
-    """The document's bounds are the codec's."""
-    said = {**REPORTS[2], **more}
+@pytest.mark.parametrize("changes", [{"seq": -1}, {"build_number": 0}, {"seq": "1"}, {"seq": 2**53}, {"task_id": 1}])
+def test_invalid_reports_do_not_match_their_schema(changes: dict[str, Any]) -> None:
+    """The document has the limits of the decoder."""
+    fields = {**REPORTS[2], **changes}
     with pytest.raises(jsonschema.ValidationError):
-        check(said["type"], said)
-    (element,) = decode_reports(orjson.dumps(said), NOW)
+        validate(fields["type"], fields)
+    (element,) = decode_reports(orjson.dumps(fields), NOW)
     assert isinstance(element, InvalidMessage)
     assert element.reason is DeadLetterReason.INVALID
 
 
-@pytest.mark.parametrize("said", COMMANDS, ids=lambda said: str(said["type"]))
-def test_commands_fit_their_schema(said: dict[str, Any]) -> None:
-    """The samples of the commands are good by the document and by the codec alike."""
-    check(said["type"], said)
-    assert not isinstance(decode_command(orjson.dumps(said)), InvalidMessage)
+@pytest.mark.parametrize("fields", COMMANDS, ids=lambda fields: str(fields["type"]))
+def test_commands_match_their_schema(fields: dict[str, Any]) -> None:
+    """The sample commands are valid for the document and for the decoder."""
+    validate(fields["type"], fields)
+    assert not isinstance(decode_command(orjson.dumps(fields)), InvalidMessage)
 
 
-def test_what_goes_out_fits_its_schema() -> None:
-    """Events and replies, as they are built, are what the document promises."""
+def test_published_messages_match_their_schema() -> None:
+    """Encoded events and replies match the document."""
     (batch,) = events.pack_events([event(1), event(2)])
-    check("events", orjson.loads(batch.body))
-    check("accepted", orjson.loads(replies.accepted_reply(GOLDEN, 1)))
-    bad = decode_command(b"{}")
-    assert isinstance(bad, InvalidMessage)
-    check("refused", orjson.loads(replies.invalid_message_reply(bad)))
+    validate("events", orjson.loads(batch.body))
+    validate("accepted", orjson.loads(replies.accepted_reply(GOLDEN, 1)))
+    invalid = decode_command(b"{}")
+    assert isinstance(invalid, InvalidMessage)
+    validate("refused", orjson.loads(replies.invalid_message_reply(invalid)))
 
 
-def test_the_document_knows_every_type() -> None:
-    """Each member of the unions has a message of its own, under the type that it bears."""
+def test_the_document_contains_every_type() -> None:
+    """Each member of the unions has its own message, named by its type."""
     listed = {**asyncapi.REPORTS, **asyncapi.COMMANDS, **asyncapi.WORK}
     for name, model in listed.items():
         assert model.model_json_schema()["properties"]["type"]["const"] == name

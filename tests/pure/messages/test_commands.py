@@ -1,3 +1,5 @@
+"""Commands and replies: encoding, decoding and limits."""
+
 from __future__ import annotations
 
 import json
@@ -19,60 +21,60 @@ from tests.pure.messages.samples import COMMANDS
 NIL = str(UUID(int=0))
 
 
-@pytest.mark.parametrize("said", COMMANDS, ids=lambda said: str(said["type"]))
-def test_every_type_is_read(said: dict[str, Any]) -> None:
-    """Each command type of the contract comes out as its core value, with every field that was said."""
-    command = decode_command(orjson.dumps({**said, "newer": [1]}))
+@pytest.mark.parametrize("fields", COMMANDS, ids=lambda fields: str(fields["type"]))
+def test_every_type_is_decoded(fields: dict[str, Any]) -> None:
+    """Each command type of the contract is decoded as its domain value, with every field."""
+    command = decode_command(orjson.dumps({**fields, "newer": [1]}))
     assert not isinstance(command, InvalidMessage)
-    assert json.loads(digest_text(command)) == said
+    assert json.loads(digest_text(command)) == fields
 
 
-def test_the_digest_text_tells_commands_apart() -> None:
-    """Two commands have one text only if they ask for the same; how they were written does not matter."""
+def test_the_digest_text_identifies_a_command() -> None:
+    """Two commands have the same text only if they request the same; the form of their JSON does not matter."""
     texts = {
-        digest_text(found)
-        for said in COMMANDS
-        if not isinstance(found := decode_command(orjson.dumps(said)), InvalidMessage)
+        digest_text(command)
+        for fields in COMMANDS
+        if not isinstance(command := decode_command(orjson.dumps(fields)), InvalidMessage)
     }
     assert len(texts) == len(COMMANDS)
-    backwards = decode_command(orjson.dumps(dict(reversed(COMMANDS[0].items())), option=orjson.OPT_INDENT_2))
-    assert not isinstance(backwards, InvalidMessage)
-    assert digest_text(backwards) in texts
+    reordered = decode_command(orjson.dumps(dict(reversed(COMMANDS[0].items())), option=orjson.OPT_INDENT_2))
+    assert not isinstance(reordered, InvalidMessage)
+    assert digest_text(reordered) in texts
 
 
-def test_the_nil_preset_is_none() -> None:
-    """Go clients always send a preset; the nil UUID stands for none."""
+def test_the_nil_preset_means_no_preset() -> None:
+    """Go clients always send a preset; the nil UUID means that there is none."""
     command = decode_command(orjson.dumps({**COMMANDS[0], "template_version_preset_id": NIL, "name": None}))
     assert isinstance(command, Create)
     assert command.template_version_preset_id is None
     assert command.name is None
 
 
-def test_an_empty_input_is_read() -> None:
-    """Whether an input may be empty is for the task to say, with the API's own message."""
+def test_an_empty_input_is_decoded() -> None:
+    """An empty input is refused by the domain, with the message of the API contract."""
     command = decode_command(orjson.dumps({**COMMANDS[3], "input": ""}))
     assert isinstance(command, Send)
     assert command.input == ""
 
 
-def test_inputs_are_cleaned() -> None:
-    """Control characters are taken out of an input; newlines and tabs stay."""
+def test_inputs_are_sanitized() -> None:
+    """Control characters are removed from an input, except newlines and tabs."""
     command = decode_command(orjson.dumps({**COMMANDS[3], "input": "a\x00\n\tb\x1b"}))
     assert isinstance(command, Send)
     assert command.input == "a\n\tb"
 
 
-@pytest.mark.parametrize("said", COMMANDS, ids=lambda said: str(said["type"]))
-def test_a_command_comes_back_as_it_was_sent(said: dict[str, Any]) -> None:
-    """Encoding a command and decoding it gives the same value, and nothing is sent for what is absent."""
-    command = decode_command(orjson.dumps(said))
+@pytest.mark.parametrize("fields", COMMANDS, ids=lambda fields: str(fields["type"]))
+def test_a_command_survives_a_round_trip(fields: dict[str, Any]) -> None:
+    """An encoded and decoded command is equal to the original, and absent fields are not sent."""
+    command = decode_command(orjson.dumps(fields))
     assert not isinstance(command, InvalidMessage)
-    assert orjson.loads(encode(command)) == said
+    assert orjson.loads(encode(command)) == fields
     assert decode_command(encode(command)) == command
 
 
-def test_a_reply_is_read_as_a_value() -> None:
-    """What the worker replies comes out as it went in; anything else is malformed."""
+def test_a_reply_survives_a_round_trip() -> None:
+    """A decoded reply is equal to the encoded one; any other body is malformed."""
     assert replies.decode_reply(replies.accepted_reply({"id": "x"}, 3)) == replies.Accepted({"id": "x"}, 3)
     sent = replies.accepted_reply({}, 4, input_id=UUID(int=1), queued=True)
     assert replies.decode_reply(sent) == replies.Accepted({}, 4, queued=True)
@@ -84,8 +86,8 @@ def test_a_reply_is_read_as_a_value() -> None:
 
 
 @pytest.mark.parametrize("letter", ["a", "é", "😀"])
-def test_the_bound_of_an_input(letter: str) -> None:
-    """256 KiB of UTF-8 are taken, more is refused, never cut."""
+def test_the_size_limit_of_an_input(letter: str) -> None:
+    """An input of 256 KiB of UTF-8 is accepted; a larger one is invalid and not truncated."""
     fits = letter * (256 * 1024 // len(letter.encode()))
     assert isinstance(decode_command(json.dumps({**COMMANDS[3], "input": fits}, ensure_ascii=False).encode()), Send)
     refused = decode_command(json.dumps({**COMMANDS[3], "input": fits + "."}, ensure_ascii=False).encode())
@@ -107,18 +109,18 @@ def test_the_bound_of_an_input(letter: str) -> None:
         (orjson.dumps([COMMANDS[1]]), DeadLetterReason.INVALID),
     ],
 )
-def test_bad_commands_are_told_apart(body: bytes, reason: DeadLetterReason) -> None:
-    """A command that can't be read gets a reason and a reply that its sender can act on."""
-    bad = decode_command(body)
-    assert isinstance(bad, InvalidMessage)
-    assert (bad.reason, bad.index, bad.body) == (reason, None, body)
-    reply = replies.RefusedReply.model_validate_json(replies.invalid_message_reply(bad))
+def test_invalid_commands_have_a_reason_and_a_reply(body: bytes, reason: DeadLetterReason) -> None:
+    """An invalid command has a reason, and its reply contains the reason and the error."""
+    invalid = decode_command(body)
+    assert isinstance(invalid, InvalidMessage)
+    assert (invalid.reason, invalid.index, invalid.body) == (reason, None, body)
+    reply = replies.RefusedReply.model_validate_json(replies.invalid_message_reply(invalid))
     assert reply.error.status == 400
-    assert reply.error.detail == f"{reason.value}: {bad.detail}"
+    assert reply.error.detail == f"{reason.value}: {invalid.detail}"
 
 
-def test_refusals_leave_out_what_is_empty() -> None:
-    """``detail`` and ``validations`` are there or absent, never null: Go and zod clients fail on null."""
+def test_refusals_omit_empty_fields() -> None:
+    """``detail`` and ``validations`` are present or absent, never null: Go and zod clients fail on null."""
     assert orjson.loads(replies.refused_reply(CommandRefused(404, "Not there."))) == {
         "ok": False,
         "error": {"status": 404, "message": "Not there."},
@@ -134,8 +136,8 @@ def test_refusals_leave_out_what_is_empty() -> None:
     }
 
 
-def test_acceptance_tells_of_the_input_for_a_send_only() -> None:
-    """``input_id`` and ``queued`` come together, with a send."""
+def test_only_replies_to_a_send_contain_the_input() -> None:
+    """``input_id`` and ``queued`` are both present in the reply to a send, and absent in others."""
     assert orjson.loads(replies.accepted_reply({"id": "x"}, 3)) == {"ok": True, "task": {"id": "x"}, "version": 3}
     sent = orjson.loads(replies.accepted_reply({}, 4, input_id=UUID(int=1), queued=False))
     assert sent["input_id"] == str(UUID(int=1))

@@ -1,3 +1,5 @@
+"""Published messages: the task document, events, work requests, agent tokens and dead-letter headers."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -110,23 +112,23 @@ LATER = NOW + timedelta(seconds=1.5)
 
 
 def rendered(view: TaskView, names: DirectoryNames = NAMES) -> dict[str, Any]:
-    """The document as a reader gets it, through JSON."""
-    own = document.core_document(view, THE_TASK)
-    said: dict[str, Any] = orjson.loads(orjson.dumps(document.render(own, THE_TASK.prompt, names, LATER)))
-    text = document.render_json(orjson.dumps(own).decode(), THE_TASK.prompt, names, LATER)
-    assert orjson.loads(text) == said  # the two ways to render say the same
-    return said
+    """Return the rendered document after JSON encoding, which both ways of rendering must give."""
+    core = document.core_document(view, THE_TASK)
+    fields: dict[str, Any] = orjson.loads(orjson.dumps(document.render(core, THE_TASK.prompt, names, LATER)))
+    text = document.render_json(orjson.dumps(core).decode(), THE_TASK.prompt, names, LATER)
+    assert orjson.loads(text) == fields
+    return fields
 
 
 def test_a_full_document_is_the_golden_one() -> None:
-    """The fields, names and formats of the Tasks API, as its servers really send them."""
+    """The document has the fields, names and formats of the Tasks API, as its servers send them."""
     assert rendered(VIEW) == GOLDEN
     assert GOLDEN.keys() == TaskDocument.model_fields.keys()
     TaskDocument.model_validate_json(orjson.dumps(GOLDEN))
 
 
-def test_an_empty_document_has_nulls_and_leaves_three_fields_out() -> None:
-    """Ids, state, lifecycle and health are null; avatar, workspace status and build number are left out when empty."""
+def test_an_empty_document_has_nulls_and_omits_three_fields() -> None:
+    """Ids, state, lifecycle and health are null; avatar, workspace status and build number are omitted if empty."""
     nulls = {
         "workspace_id",
         "workspace_agent_id",
@@ -135,24 +137,24 @@ def test_an_empty_document_has_nulls_and_leaves_three_fields_out() -> None:
         "workspace_agent_health",
         "current_state",
     }
-    said = rendered(BARE, replace(NAMES, owner_avatar_url=""))
-    assert {name for name, value in said.items() if value is None} == nulls
-    assert GOLDEN.keys() - said.keys() == {"owner_avatar_url", "workspace_status", "workspace_build_number"}
-    TaskDocument.model_validate_json(orjson.dumps(said))
+    fields = rendered(BARE, replace(NAMES, owner_avatar_url=""))
+    assert {name for name, value in fields.items() if value is None} == nulls
+    assert GOLDEN.keys() - fields.keys() == {"owner_avatar_url", "workspace_status", "workspace_build_number"}
+    TaskDocument.model_validate_json(orjson.dumps(fields))
 
 
-def test_an_ill_agent_has_a_reason() -> None:
-    """``reason`` is there exactly when the agent is not healthy."""
-    said = rendered(replace(VIEW, health=AgentHealth(healthy=False, reason="agent has lost connection")))
-    assert said["workspace_agent_health"] == {"healthy": False, "reason": "agent has lost connection"}
+def test_an_unhealthy_agent_has_a_reason() -> None:
+    """``reason`` is present exactly if the agent is not healthy."""
+    fields = rendered(replace(VIEW, health=AgentHealth(healthy=False, reason="agent has lost connection")))
+    assert fields["workspace_agent_health"] == {"healthy": False, "reason": "agent has lost connection"}
 
 
-def test_the_own_part_survives_json_and_holds_nothing_of_the_directory() -> None:
-    """What is kept with the task equals what is read back, so an equal one is no change; names are added on reading."""
-    own = document.core_document(VIEW, THE_TASK)
-    assert orjson.loads(orjson.dumps(own)) == own
-    assert document.changed_fields(orjson.loads(orjson.dumps(own)), own) == ()
-    assert GOLDEN.keys() - own.keys() == {
+def test_the_core_document_survives_json_and_contains_no_directory_names() -> None:
+    """The core document is equal after it was stored as JSON; the directory's names are added on rendering."""
+    core = document.core_document(VIEW, THE_TASK)
+    assert orjson.loads(orjson.dumps(core)) == core
+    assert document.changed_fields(orjson.loads(orjson.dumps(core)), core) == ()
+    assert GOLDEN.keys() - core.keys() == {
         "organization_id",
         "owner_name",
         "owner_avatar_url",
@@ -165,8 +167,8 @@ def test_the_own_part_survives_json_and_holds_nothing_of_the_directory() -> None
     }
 
 
-def test_changes_name_what_differs() -> None:
-    """A field that came, went or has another value is named, in order; nothing else is."""
+def test_changed_fields_are_named() -> None:
+    """A field that was added, removed or changed is named, in alphabetical order."""
     before, after = (
         document.core_document(BARE, THE_TASK),
         document.core_document(replace(BARE, workspace_status="starting"), THE_TASK),
@@ -180,7 +182,7 @@ def test_changes_name_what_differs() -> None:
 
 
 def event(version: int, kind: events.EventKind = events.EventKind.UPDATED, prompt: str = "") -> events.ChangeEvent:
-    """An event of the golden task."""
+    """Return an event of the golden task."""
     return events.ChangeEvent(
         task_id=ID,
         version=version,
@@ -193,10 +195,10 @@ def event(version: int, kind: events.EventKind = events.EventKind.UPDATED, promp
 
 
 def test_an_event_is_a_cloud_event() -> None:
-    """The attributes of CloudEvents 1.0, an id that stays the same over repeats, and the change as its data."""
-    said = orjson.loads(events.encode_event(event(7)))
-    events.CloudEvent.model_validate_json(orjson.dumps(said))
-    assert {name: said[name] for name in said if name != "data"} == {
+    """An event has the attributes of CloudEvents 1.0, an id that repetitions share, and the change as its data."""
+    fields = orjson.loads(events.encode_event(event(7)))
+    events.CloudEvent.model_validate_json(orjson.dumps(fields))
+    assert {name: fields[name] for name in fields if name != "data"} == {
         "specversion": "1.0",
         "id": str(events.event_id(ID, 7)),
         "source": "taskherd",
@@ -205,7 +207,7 @@ def test_an_event_is_a_cloud_event() -> None:
         "time": "2026-03-01T12:00:01.500000Z",
         "datacontenttype": "application/json",
     }
-    assert said["data"].keys() == {"task", "version", "changes", "cause"}
+    assert fields["data"].keys() == {"task", "version", "changes", "cause"}
     assert events.event_id(ID, 7) != events.event_id(ID, 8)
 
 
@@ -213,22 +215,24 @@ def test_an_event_is_a_cloud_event() -> None:
     st.lists(st.tuples(st.sampled_from([*events.EventKind]), st.integers(0, 3000)), max_size=12),
     st.integers(1, 9000),
 )
-def test_packing_keeps_every_event_within_the_bound(drawn: list[tuple[events.EventKind, int]], most: int) -> None:
-    """Every event is in exactly one message, of its kind and in order; a message is within the bound or one event."""
-    several = [event(version, kind, "x" * size) for version, (kind, size) in enumerate(drawn, 1)]
-    batches = events.pack_events(several, most)
+def test_packed_messages_contain_every_event_within_the_limit(
+    drawn: list[tuple[events.EventKind, int]], max_bytes: int
+) -> None:
+    """Every event is in one message, of its kind and in order; a message is within the limit or has one event."""
+    packed = [event(version, kind, "x" * size) for version, (kind, size) in enumerate(drawn, 1)]
+    batches = events.pack_events(packed, max_bytes)
     for kind in events.EventKind:
         assert [each for batch in batches if batch.kind is kind for each in batch.events] == [
-            each for each in several if each.kind is kind
+            each for each in packed if each.kind is kind
         ]
     for batch in batches:
         assert batch.routing_key == f"task.{batch.kind.value}"
-        assert len(batch.body) <= most or len(batch.events) == 1
+        assert len(batch.body) <= max_bytes or len(batch.events) == 1
         assert [each["data"]["version"] for each in orjson.loads(batch.body)] == [each.version for each in batch.events]
 
 
-def test_packing_fills_a_message_to_the_last_byte() -> None:
-    """Two events that fit exactly travel together; with one byte less they do not."""
+def test_packing_fills_a_message_completely() -> None:
+    """Two events that fit exactly are in one message; with a limit of one byte less they are not."""
     pair = [event(1), event(2)]
     size = sum(len(events.encode_event(each)) for each in pair) + 3
     assert [len(batch.body) for batch in events.pack_events(pair, size)] == [size]
@@ -236,9 +240,9 @@ def test_packing_fills_a_message_to_the_last_byte() -> None:
 
 
 @pytest.mark.parametrize("request_type", ["workspace.start", "workspace.stop", "workspace.delete", "agent.input"])
-def test_work_requests_come_back_as_they_went(request_type: str) -> None:
-    """A runner reads exactly what the worker asked for."""
-    said: dict[str, Any] = {
+def test_work_requests_survive_a_round_trip(request_type: str) -> None:
+    """A decoded work request is equal to the encoded one."""
+    fields: dict[str, Any] = {
         "type": request_type,
         "request_id": OTHER,
         "attempt": 1,
@@ -250,22 +254,22 @@ def test_work_requests_come_back_as_they_went(request_type: str) -> None:
         "template_version_id": OTHER,
         "run": {"pool": "default"},
     }
-    more: dict[str, dict[str, Any]] = {
+    by_type: dict[str, dict[str, Any]] = {
         "workspace.start": {"prompt": "Fix it", "preset": None, "agent_token": "secret-token"},
         "agent.input": {"input_id": OTHER, "input": "go on"},
     }
-    said |= more.get(request_type, {})
-    request = work.decode_request(orjson.dumps(said))
+    fields |= by_type.get(request_type, {})
+    request = work.decode_request(orjson.dumps(fields))
     assert not isinstance(request, InvalidMessage)
-    assert orjson.loads(work.encode(request)) == said
+    assert orjson.loads(work.encode(request)) == fields
     assert work.decode_request(work.encode(request)) == request
     assert "secret-token" not in repr(request)
     assert work.routing_key(request.type, "default") == f"{request_type}.default"
 
 
 @given(st.uuids(), st.integers(1, 2**31 - 1), st.text(min_size=1).filter(lambda key: key.isascii()))
-def test_an_agent_token_speaks_for_its_task_and_build(task_id: UUID, number: int, key: str) -> None:
-    """A token is the same whenever it is derived, is accepted under an old key that is still listed, and no other."""
+def test_an_agent_token_identifies_its_task_and_build(task_id: UUID, number: int, key: str) -> None:
+    """A token is the same at every call, and valid with any listed key that made it, and no other."""
     token = agent_tokens.agent_token(key, task_id, number)
     assert token == agent_tokens.agent_token(key, task_id, number)
     assert agent_tokens.verify_agent_token(["new", key], token) == (task_id, number)
@@ -277,14 +281,14 @@ def test_an_agent_token_speaks_for_its_task_and_build(task_id: UUID, number: int
 @pytest.mark.parametrize(
     "token", ["", ".", "é", f"{UUID(TASK).hex}.1.{'A' * 43}", f"{TASK}.1.{'A' * 43}", "a" * 10_000]
 )
-def test_no_other_text_is_a_token(token: str) -> None:
-    """What no key made speaks for nobody."""
+def test_other_texts_are_not_tokens(token: str) -> None:
+    """A text that no key made is not a valid token."""
     assert agent_tokens.verify_agent_token(["key"], token) is None
 
 
-def test_dead_letter_headers_are_read_by_their_names() -> None:
-    """The header names are the contract; a reason outside the list is refused."""
-    read = DeadLetterHeaders.model_validate({"x-taskherd-reason": "too_many", "x-taskherd-index": 3, "other": 1})
-    assert (read.reason, read.index) == (DeadLetterReason.TOO_MANY, 3)
+def test_dead_letter_headers_are_decoded_by_their_names() -> None:
+    """The header names are part of the contract; an unlisted reason is invalid."""
+    headers = DeadLetterHeaders.model_validate({"x-taskherd-reason": "too_many", "x-taskherd-index": 3, "other": 1})
+    assert (headers.reason, headers.index) == (DeadLetterReason.TOO_MANY, 3)
     with pytest.raises(ValidationError):
         DeadLetterHeaders.model_validate({"x-taskherd-reason": "whatever"})

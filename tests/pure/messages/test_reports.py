@@ -1,3 +1,5 @@
+"""Reports: decoding of each type, the limits of its fields, and the details of errors."""
+
 from __future__ import annotations
 
 import json
@@ -11,79 +13,78 @@ from hypothesis import strategies as st
 from taskherd.domain import reports as domain
 from taskherd.domain.outcome import DeadLetterReason
 from taskherd.messages.decoding import InvalidMessage
-from taskherd.messages.reports import Decoded, Element, decode_reports
+from taskherd.messages.reports import DecodedReport, DecodeResult, decode_reports
 from tests.pure.messages.samples import NOW, REPORTS, TASK, any_report, json_values
 
-BEAT = {"type": "agent.heartbeat", "task_id": TASK}
+HEARTBEAT = {"type": "agent.heartbeat", "task_id": TASK}
 STATUS = {"type": "app.status", "task_id": TASK, "state": "working"}
 LOG = {"type": "task.log", "task_id": TASK}
 
 
-def one(said: object) -> Element:
-    """The verdict on a body that is one report."""
-    found = decode_reports(json.dumps(said).encode(), NOW)
-    assert len(found) == 1
-    return found[0]
+def one(value: object) -> DecodeResult:
+    """Return the result for a body with one report."""
+    (element,) = decode_reports(json.dumps(value).encode(), NOW)
+    return element
 
 
-def good(said: object) -> Any:
-    """The report of a body that must be good."""
-    element = one(said)
-    assert isinstance(element, Decoded), element
+def valid(value: object) -> Any:
+    """Return the report of a body that must be valid."""
+    element = one(value)
+    assert isinstance(element, DecodedReport), element
     return element.report
 
 
-def bad(said: object) -> InvalidMessage:
-    """The verdict on a body that must be bad."""
-    element = one(said)
+def invalid(value: object) -> InvalidMessage:
+    """Return the error of a body that must be invalid."""
+    element = one(value)
     assert isinstance(element, InvalidMessage), element
     return element
 
 
-@pytest.mark.parametrize("said", REPORTS, ids=lambda said: str(said["type"]))
-def test_every_type_is_read(said: dict[str, Any]) -> None:
-    """Each report type of the contract comes out as its core value, with every field that was said."""
-    plain = json.loads(domain.canonical_json(good(said)))
-    assert plain["type"] == said["type"]
-    assert set(said) <= set(plain)
+@pytest.mark.parametrize("fields", REPORTS, ids=lambda fields: str(fields["type"]))
+def test_every_type_is_decoded(fields: dict[str, Any]) -> None:
+    """Each report type of the contract is decoded as its domain value, with every field."""
+    decoded = json.loads(domain.canonical_json(valid(fields)))
+    assert decoded["type"] == fields["type"]
+    assert set(fields) <= set(decoded)
 
 
 @given(any_report)
-def test_canonical_text_survives_a_round_trip(said: dict[str, Any]) -> None:
-    """What was decoded once and is said again in its canonical form is the same report, with nothing to clean."""
-    report = good(said)
+def test_canonical_json_survives_a_round_trip(fields: dict[str, Any]) -> None:
+    """A decoded report, encoded as canonical JSON and decoded again, is equal and needs no sanitizing."""
+    report = valid(fields)
     again = one(json.loads(domain.canonical_json(report)))
-    assert isinstance(again, Decoded)
+    assert isinstance(again, DecodedReport)
     assert domain.canonical_json(again.report) == domain.canonical_json(report)
     assert again.report == report
     assert again.notes == {}
 
 
 @given(any_report, st.dictionaries(st.text("xyz", min_size=1), json_values))
-def test_unknown_fields_change_nothing(said: dict[str, Any], more: dict[str, Any]) -> None:
-    """A producer may be newer than we are: fields that we don't know are ignored."""
-    assert good({**more, **said}) == good(said)
+def test_unknown_fields_change_nothing(fields: dict[str, Any], changes: dict[str, Any]) -> None:
+    """Unknown fields are ignored, because producers may be newer than the worker."""
+    assert valid({**changes, **fields}) == valid(fields)
 
 
 @given(any_report)
-def test_null_counts_as_absent(said: dict[str, Any]) -> None:
-    """An optional field that is null says no more than one that is left out."""
-    optional = {"build_number", "seq", "observed_at", "agent_id"} - said.keys()
-    assert good({**said, **dict.fromkeys(optional)}) == good(said)
+def test_null_counts_as_absent(fields: dict[str, Any]) -> None:
+    """An optional field that is null is treated as absent."""
+    optional = {"build_number", "seq", "observed_at", "agent_id"} - fields.keys()
+    assert valid({**fields, **dict.fromkeys(optional)}) == valid(fields)
 
 
 @given(st.datetimes(timezones=st.just(UTC)))
 def test_seq_defaults_to_the_earlier_clock(observed: datetime) -> None:
-    """Without a seq it is the producer's time or ours, whichever is earlier, so that no fast clock freezes a facet."""
-    report = good({**BEAT, "observed_at": domain.rfc3339(observed)})
+    """The default seq is the earlier of the producer's and the worker's time, so that a fast clock freezes no facet."""
+    report = valid({**HEARTBEAT, "observed_at": domain.rfc3339(observed)})
     epoch = datetime(1970, 1, 1, tzinfo=UTC)
     micros = (min(observed, NOW) - epoch).total_seconds() * 1_000_000
     assert report.seq == pytest.approx(max(0, micros), abs=1)
-    assert good(BEAT).seq == (NOW - epoch).total_seconds() * 1_000_000
+    assert valid(HEARTBEAT).seq == (NOW - epoch).total_seconds() * 1_000_000
 
 
 @pytest.mark.parametrize(
-    ("more", "field"),
+    ("changes", "field"),
     [
         ({"build_number": 0}, "build_number"),
         ({"build_number": 2**31}, "build_number"),
@@ -108,27 +109,27 @@ def test_seq_defaults_to_the_earlier_clock(observed: datetime) -> None:
         ({"task_id": None}, "task_id"),
     ],
 )
-def test_bounds_of_the_common_fields(more: dict[str, Any], field: str) -> None:
-    """A number, time or id outside the contract is refused, and the detail names the field."""
-    verdict = bad({**BEAT, **more})
-    assert verdict.reason is DeadLetterReason.INVALID
-    assert verdict.detail.startswith(f"{field}: ")
+def test_limits_of_the_common_fields(changes: dict[str, Any], field: str) -> None:
+    """A number, time or id that violates the contract is invalid, and the detail names the field."""
+    error = invalid({**HEARTBEAT, **changes})
+    assert error.reason is DeadLetterReason.INVALID
+    assert error.detail.startswith(f"{field}: ")
 
 
-@pytest.mark.parametrize("more", [{"build_number": 1}, {"build_number": 2**31 - 1}, {"seq": 0}, {"seq": 2**53 - 1}])
-def test_the_bounds_themselves_are_good(more: dict[str, Any]) -> None:
-    """The least and the greatest number of the contract are part of it."""
-    assert good({**BEAT, **more})
+@pytest.mark.parametrize("changes", [{"build_number": 1}, {"build_number": 2**31 - 1}, {"seq": 0}, {"seq": 2**53 - 1}])
+def test_the_limits_themselves_are_valid(changes: dict[str, Any]) -> None:
+    """The minimum and maximum numbers of the contract are valid."""
+    assert valid({**HEARTBEAT, **changes})
 
 
-def test_a_year_9999_is_kept_for_show_only() -> None:
-    """A far-future time orders nothing: the seq is our clock's."""
-    report = good({**BEAT, "observed_at": "9999-12-31T23:59:59Z"})
-    assert report.seq == good(BEAT).seq
+def test_a_time_in_the_future_does_not_raise_the_seq() -> None:
+    """With a time in the far future the default seq is the worker's time."""
+    report = valid({**HEARTBEAT, "observed_at": "9999-12-31T23:59:59Z"})
+    assert report.seq == valid(HEARTBEAT).seq
 
 
 @pytest.mark.parametrize(
-    ("said", "field"),
+    ("fields", "field"),
     [
         ({**STATUS, "state": "dancing"}, "state"),
         ({**STATUS, "message": 5}, "message"),
@@ -145,30 +146,30 @@ def test_a_year_9999_is_kept_for_show_only() -> None:
         ({**REPORTS[7], "outcome": "lost"}, "outcome"),
     ],
 )
-def test_bounds_of_the_other_fields(said: dict[str, Any], field: str) -> None:
-    """A field outside the contract is refused by name."""
-    verdict = bad(said)
-    assert verdict.reason is DeadLetterReason.INVALID
-    assert f"{field}: " in verdict.detail
+def test_limits_of_the_other_fields(fields: dict[str, Any], field: str) -> None:
+    """The detail names the field that violates the contract."""
+    error = invalid(fields)
+    assert error.reason is DeadLetterReason.INVALID
+    assert f"{field}: " in error.detail
 
 
-@pytest.mark.parametrize("said", [5, "text", None, True, {}, {"type": 7}, {"type": None}])
-def test_what_is_no_report_is_invalid(said: object) -> None:
-    """A body that is JSON but no object with a type is refused as invalid."""
-    assert bad(said).reason in {DeadLetterReason.INVALID, DeadLetterReason.UNKNOWN_TYPE}
+@pytest.mark.parametrize("value", [5, "text", None, True, {}, {"type": 7}, {"type": None}])
+def test_json_that_is_not_a_report_is_invalid(value: object) -> None:
+    """A body that is JSON but not an object with a type is invalid."""
+    assert invalid(value).reason in {DeadLetterReason.INVALID, DeadLetterReason.UNKNOWN_TYPE}
 
 
-def test_an_unknown_type_has_its_own_reason() -> None:
-    """The type is told, but not at any length and with nothing that a terminal would obey."""
-    verdict = bad({"type": "agent.\x1b[31mdance" + "x" * 10_000})
-    assert verdict.reason is DeadLetterReason.UNKNOWN_TYPE
-    assert "agent.[31mdance" in verdict.detail
-    assert len(verdict.detail) < 100
+def test_an_unknown_type_is_quoted_safely() -> None:
+    """The detail quotes an unknown type, truncated and without control characters, and it has its own reason."""
+    error = invalid({"type": "agent.\x1b[31mdance" + "x" * 10_000})
+    assert error.reason is DeadLetterReason.UNKNOWN_TYPE
+    assert "agent.[31mdance" in error.detail
+    assert len(error.detail) < 100
 
 
-def test_details_echo_no_content() -> None:
-    """What stood in a wrong field is not told: it may be a secret."""
+def test_details_do_not_quote_values() -> None:
+    """The detail does not contain the value of an invalid field, which may be a secret."""
     secret = "hunter2" * 3
     wrong = dict.fromkeys(("task_id", "seq", "build_number", "observed_at", "state", "agent_id"), secret)
-    assert secret not in bad({"type": "app.status", **wrong}).detail
-    assert len(bad({"type": "app.status", **wrong}).detail) <= 500
+    assert secret not in invalid({"type": "app.status", **wrong}).detail
+    assert len(invalid({"type": "app.status", **wrong}).detail) <= 500
