@@ -79,7 +79,8 @@ def build(state: TaskState, timeouts: Timeouts) -> str:
     """Explain why the latest build keeps the task from being active."""
     subject = f"Build {state.number}, which {_PURPOSES[state.build.report.transition]},"
     if state.build_timed_out:
-        return f"{subject} timed out: {state.error} {_next_attempt(state)} A later report about the build still counts."
+        timeout = f"timed out: {state.error} {_next_attempt(state)}"
+        return f"{subject} {timeout} A later report about the build still counts."
     if state.pending_build == state.number:
         return (
             f"{subject} was requested, but no runner has picked it up yet. The first report about it changes this;"
@@ -94,7 +95,10 @@ def _job(state: TaskState, timeouts: Timeouts) -> str:
             error = f": {state.error}" if state.error else ""
             return f"{f'failed{error}'.rstrip('.')}. {_next_attempt(state)}"
         case JobStatus.CANCELING:
-            return "is being canceled. When it is reported as canceled, the task can be resumed."
+            return (
+                "is being canceled. When it is reported as canceled, the task can be resumed; after"
+                f" {format_duration(timeouts.build_timeout)} without a report about it, it counts as failed."
+            )
         case JobStatus.CANCELED:
             return f"was canceled. {_next_attempt(state)}"
         case JobStatus.PENDING | JobStatus.RUNNING:
@@ -117,10 +121,10 @@ def _next_attempt(state: TaskState) -> str:
 def no_agent(state: TaskState) -> str:
     """Explain why a task whose workspace is starting or has started has no agent."""
     if state.job is JobStatus.RUNNING:
-        return f"Build {state.number} is starting the workspace. Its agent is expected to report when that is done."
+        return f"Build {state.number} is starting the workspace. Its agent should report when that is done."
     return (
-        f"Build {state.number} has started the workspace, but its agent has not reported yet. The first heartbeat or"
-        " lifecycle report of the agent changes this."
+        f"Build {state.number} has started the workspace, but its agent has not reported yet. The agent's first"
+        " heartbeat or lifecycle report changes this."
     )
 
 

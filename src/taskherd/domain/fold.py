@@ -4,7 +4,7 @@ Each facet is a maximum over its reports, so the order, repetition and batching 
 only the times of receipt differ. The rules, which the tests in ``tests/pure/domain`` check as laws:
 
 1. A facet is replaced only by a report with a greater ``(build_number, seq)``, and as a whole. If both are equal, the
-   report with the greater canonical JSON wins, so that even conflicting duplicates give one result.
+   report with the greater canonical JSON wins, so two different reports with one key give the same result in any order.
 2. A workspace build concerns up to five facets: the build, and the workspace, runner, agent and app that it names.
    Each of them is compared separately.
 3. The last heartbeat and the first sign of the agent are kept per build number, for the 16 highest, regardless of seq.

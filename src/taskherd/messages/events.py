@@ -1,7 +1,7 @@
 """Change events: encoded as CloudEvents 1.0 in JSON batches (``application/cloudevents-batch+json``).
 
-There is no decoder, because no part of taskherd consumes events: the API reads the tables, and the subscribers, which
-include the tests and the demo, parse the JSON. ``CloudEvent`` describes it for them.
+There is no decoder, because no part of taskherd reads the content of events: to the API a message is only a signal to
+read the tables. Subscribers, which include the tests and the demo, parse the JSON that ``CloudEvent`` describes.
 
 See https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.md#4-json-batch-format.
 """
