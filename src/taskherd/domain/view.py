@@ -44,6 +44,7 @@ BUILD_STATUS: Mapping[tuple[Transition, JobStatus], Status] = {
         for job in (JobStatus.FAILED, JobStatus.CANCELING, JobStatus.CANCELED)
     },
 }
+"""Status by the latest build; if it is ``active``, the agent decides."""
 
 AGENT_STATUS: Mapping[Lifecycle | None, Status] = {
     None: Status.INITIALIZING,
@@ -53,6 +54,7 @@ AGENT_STATUS: Mapping[Lifecycle | None, Status] = {
     Lifecycle.START_TIMEOUT: Status.ACTIVE,
     Lifecycle.START_ERROR: Status.ACTIVE,
 }
+"""Status by the agent's lifecycle, or None without an agent; if it is ``active``, the app decides."""
 
 APP_STATUS: Mapping[Health, Status] = {
     Health.INITIALIZING: Status.INITIALIZING,
@@ -60,6 +62,7 @@ APP_STATUS: Mapping[Health, Status] = {
     Health.HEALTHY: Status.ACTIVE,
     Health.DISABLED: Status.ACTIVE,
 }
+"""Status by the app's health."""
 
 WORKSPACE_STATUS: Mapping[tuple[Transition, JobStatus], str] = {
     (Transition.START, JobStatus.RUNNING): "starting",
@@ -69,11 +72,12 @@ WORKSPACE_STATUS: Mapping[tuple[Transition, JobStatus], str] = {
     (Transition.STOP, JobStatus.SUCCEEDED): "stopped",
     (Transition.DELETE, JobStatus.SUCCEEDED): "deleted",
 }
+"""Status of the workspace by the latest build; for all other builds it is the job status."""
 
 
 @value(frozen=True, slots=True)
 class CurrentState:
-    """What the task's agent is doing; ``timestamp`` is when that report was received."""
+    """What the task's agent is doing; ``timestamp`` is when the report behind it was received."""
 
     timestamp: datetime
     state: str
