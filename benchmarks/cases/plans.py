@@ -130,7 +130,8 @@ class Bench:
     def leases(self) -> list[Lease]:
         """A lease of each."""
         return [
-            Lease(beat.task_id, 1, beat.agent_id, beat.seq, beat.observed_at, beat.heard_at) for beat in self.beats()
+            Lease(beat.task_id, 1, beat.agent_id, beat.seq, beat.observed_at, beat.last_heartbeat_at)
+            for beat in self.beats()
         ]
 
     async def save(self) -> None:

@@ -49,12 +49,12 @@ SELECT md5('owner' || g)::uuid, o.id, 'member' FROM generate_series(0, $1 - 1) A
 
 _TASKS = """
 INSERT INTO tasks (id, owner_id, organization_id, template_id, template_version_id, preset_id, name, display_name,
-                   created_at, version, updated_at, deleted_at, status, document, memory, due_at, prompt_version)
+                   created_at, version, updated_at, deleted_at, status, document, state, due_at, prompt_version)
 SELECT c.id, c.owner_id, t.organization_id, t.template_id, t.template_version_id, t.preset_id, c.name, t.display_name,
        t.created_at + c.g * interval '1 microsecond', t.version, t.updated_at, t.deleted_at, t.status,
        replace(replace(replace(replace(t.document::text, $1, c.id::text), $2, c.agent_id::text), $3, c.name),
                t.owner_id::text, c.owner_id::text)::json,
-       replace(replace(replace(t.memory::text, $1, c.id::text), $2, c.agent_id::text),
+       replace(replace(replace(t.state::text, $1, c.id::text), $2, c.agent_id::text),
                t.owner_id::text, c.owner_id::text)::json, t.due_at, t.prompt_version
 FROM tasks AS t, copies AS c
 WHERE t.id = $1::text::uuid
@@ -63,7 +63,7 @@ WHERE t.id = $1::text::uuid
 _REST = """
 INSERT INTO task_prompts (task_id, version, prompt)
 SELECT c.id, p.version, p.prompt FROM task_prompts AS p, copies AS c WHERE p.task_id = '{task}';
-INSERT INTO leases (task_id, build_number, agent_id, seq, observed_at, heard_at)
+INSERT INTO leases (task_id, build_number, agent_id, seq, observed_at, last_heartbeat_at)
 SELECT c.id, l.build_number, c.agent_id, l.seq, l.observed_at, now()
 FROM leases AS l, copies AS c WHERE l.task_id = '{task}';
 INSERT INTO task_deadlines (task_id, due_at)

@@ -101,9 +101,9 @@ async def test_a_list_without_a_limit_is_bounded(start_api: StartApi) -> None:
         await in_status(api_harness.worker, "pending")
         await api_harness.worker.database.execute("""
             INSERT INTO tasks (id, owner_id, organization_id, template_id, template_version_id, name, display_name,
-                               created_at, version, updated_at, status, document, memory, prompt_version)
+                               created_at, version, updated_at, status, document, state, prompt_version)
             SELECT gen_random_uuid(), owner_id, organization_id, template_id, template_version_id, 'n' || number,
-                   display_name, created_at, version, updated_at, status, document, memory, prompt_version
+                   display_name, created_at, version, updated_at, status, document, state, prompt_version
             FROM tasks, generate_series(1, 500) AS number""")
         await api_harness.worker.database.execute("""
             INSERT INTO task_prompts SELECT id, 1, '' FROM tasks ON CONFLICT DO NOTHING""")

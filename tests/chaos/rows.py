@@ -68,10 +68,10 @@ class Rows:
 
 TASKS = """
 SELECT id, name, display_name, owner_id, organization_id, template_id, template_version_id, created_at, version,
-       deleted_at, document::text, memory::text
+       deleted_at, document::text, state::text
 FROM tasks
 """
-LEASES = "SELECT task_id, build_number, agent_id, seq, observed_at, heard_at FROM leases"
+LEASES = "SELECT task_id, build_number, agent_id, seq, observed_at, last_heartbeat_at FROM leases"
 EVENTS = "SELECT task_id, version, kind, document::text FROM task_events"
 LOGS = "SELECT task_id, log_id, build_number, entry_id, seq, content FROM task_logs"
 
@@ -102,6 +102,6 @@ async def read(connection: asyncpg.Connection) -> Rows:
 
 def _task(row: asyncpg.Record, lease: Lease | None) -> TaskRow:
     columns = dict(row)
-    kept = task_state_codec.loads(row["id"], columns.pop("memory"))
+    kept = task_state_codec.loads(row["id"], columns.pop("state"))
     document = json.loads(columns.pop("document"))
     return TaskRow(**columns, document=document, memory=merge_lease(kept, lease) if lease else kept)

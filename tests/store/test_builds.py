@@ -24,7 +24,7 @@ SELECT md5(n::text)::uuid, md5('t' || n / 3)::uuid, n % 3 + 1, 'start', 'succeed
        md5('a' || n)::uuid, NULL, now(), now()
 FROM generate_series(1, 20000) AS n;
 INSERT INTO tasks (id, owner_id, organization_id, template_id, template_version_id, name, display_name, created_at,
-                   version, updated_at, status, document, memory, prompt_version)
+                   version, updated_at, status, document, state, prompt_version)
 SELECT md5('t' || n)::uuid, md5('o' || n)::uuid, md5('g')::uuid, md5('x')::uuid, md5('v')::uuid, 't' || n, '', now(), 1,
        now(), 'active', '{}', '{}', 1
 FROM generate_series(0, 6700) AS n;

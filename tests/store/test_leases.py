@@ -42,8 +42,8 @@ async def test_touch_renews_only_the_lease_of_that_build_and_agent(engine: Async
         await leases.upsert(conn, held)
         assert await leases.touch(conn, beats) == {held[0].task_id, held[5].task_id}
         after = {row.task_id: row for row in await leases.load(conn, [row.task_id for row in held])}
-    assert after[held[0].task_id] == replace(held[0], seq=101, observed_at=LATER, heard_at=LATER)
-    assert after[held[5].task_id] == replace(held[5], heard_at=LATER)
+    assert after[held[0].task_id] == replace(held[0], seq=101, observed_at=LATER, last_heartbeat_at=LATER)
+    assert after[held[5].task_id] == replace(held[5], last_heartbeat_at=LATER)
     assert [after[row.task_id] for row in held[1:5]] == held[1:5]
 
 
@@ -65,10 +65,10 @@ async def test_touches_in_any_order_keep_the_greatest_seq(engine: AsyncEngine) -
 
 async def test_silent_finds_the_longest_silent_first(engine: AsyncEngine) -> None:
     """Only leases not heard since the instant are silent, and one that ended is not."""
-    first, second, heard = (replace(lease(), heard_at=NOW + timedelta(seconds=at)) for at in (0, 1, 2))
+    first, second, heard = (replace(lease(), last_heartbeat_at=NOW + timedelta(seconds=at)) for at in (0, 1, 2))
     async with transaction(engine) as conn:
         await leases.upsert(conn, [second, heard, first])
-        assert await leases.silent(conn, heard.heard_at, 10) == [first.task_id, second.task_id]
+        assert await leases.silent(conn, heard.last_heartbeat_at, 10) == [first.task_id, second.task_id]
         await leases.remove(conn, [first.task_id])
-        assert await leases.silent(conn, heard.heard_at, 10) == [second.task_id]
-        assert await leases.count(conn, heard.heard_at) == (2, 1)
+        assert await leases.silent(conn, heard.last_heartbeat_at, 10) == [second.task_id]
+        assert await leases.count(conn, heard.last_heartbeat_at) == (2, 1)

@@ -14,10 +14,12 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from taskherd.domain.lease import Lease
 from taskherd.errors import Misconfigured
-from taskherd.store import migrate
+from taskherd.store import leases, migrate, tasks
 from taskherd.store.engine import dispose, open_engine, transaction
 from taskherd.store.tables import METADATA, SCHEMA_VERSION_TABLE
+from tests.store.conftest import NOW, task_row
 
 
 @pytest.fixture
@@ -110,6 +112,7 @@ async def test_a_process_that_may_not_migrate_refuses_an_old_schema(empty_url: s
     assert (await migrate.ensure_async(empty_url, upgrading=True)).status is migrate.SchemaStatus.CURRENT
 
 
+# As the release writes it that the newest revision migrates from.
 MAKE_TASK = """
 INSERT INTO tasks (id, owner_id, organization_id, template_id, template_version_id, name, display_name, created_at,
                    version, updated_at, status, document, memory, prompt_version)
@@ -127,7 +130,28 @@ INSERT INTO outbox (task_id, version, occurred_at) SELECT id, version, updated_a
 """
 READ_DIRECTORY = "SELECT count(*) FROM users LEFT JOIN memberships ON user_id = id"
 MAX_PAUSE = 5.0
-"""Seconds that a write may wait for the migration, which itself waits two for a lock and then steps back."""
+"""Seconds that a write may wait for the migration, which waits two seconds for a lock before it gives way."""
+
+
+async def test_renamed_columns_keep_their_values(empty_url: str) -> None:
+    """State and last heartbeat that were stored under the old column names are read under the new ones."""
+    await migrate.upgrade_async(empty_url, "0002")
+    row = task_row()
+    encoded = row.encoded_state
+    connection = await asyncpg.connect(empty_url, timeout=10)
+    task = row.task.id
+    await connection.execute(MAKE_TASK.replace("'{}', '{}'", f"'{{}}', '{encoded}'"), task, "kept")
+    await connection.execute("INSERT INTO task_prompts (task_id, version, prompt) VALUES ($1, 1, 'Do it.')", task)
+    await connection.execute("INSERT INTO leases VALUES ($1, 1, NULL, 5, NULL, $2)", task, NOW)
+    await connection.close(timeout=5)
+    await migrate.upgrade_async(empty_url)
+    engine = open_engine(empty_url, size=1, application_name="taskherd-tests")
+    async with transaction(engine) as conn:
+        (stored,) = await tasks.lock(conn, [task])
+        (lease,) = await leases.load(conn, [task])
+    await dispose(engine)
+    assert stored.task.state == row.task.state
+    assert lease == Lease(task, 1, None, 5, None, NOW)
 
 
 async def test_the_release_before_is_migrated_while_it_works(empty_url: str) -> None:

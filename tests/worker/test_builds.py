@@ -136,7 +136,7 @@ async def test_a_delete_waits_for_the_active_build(harness: WorkerHarness) -> No
         build_report(task_id, 2, "delete", "succeeded"), make_report("app.status", task_id, state="idle")
     )
     await harness.until_row("SELECT count(*) FROM work_requests", is_=0)
-    await harness.until_row("SELECT due_at IS NULL AND memory #>> '{deletion,2}' = 'true' FROM tasks")
+    await harness.until_row("SELECT due_at IS NULL AND state #>> '{deletion,2}' = 'true' FROM tasks")
     await harness.until_metric(1, "taskherd_reports_total", type="app.status", outcome="tombstone")
     assert await harness.database.fetchval("SELECT max(version) FROM task_events") == deleted["version"]
     assert harness.events_of(task_id)[-1] == deleted
@@ -166,7 +166,7 @@ async def test_deadlines_outlive_the_worker(alone: WorkerHarness) -> None:
         task_id = await alone.create()
         await alone.until(lambda: alone.requests_of(task_id))
     attempt = alone.requests_of(task_id)[-1]["attempt"]
-    await alone.database.execute("UPDATE tasks SET memory = CAST(replace(memory::text, '\"202', '\"201') AS json)")
+    await alone.database.execute("UPDATE tasks SET state = CAST(replace(state::text, '\"202', '\"201') AS json)")
     await alone.database.execute("UPDATE task_deadlines SET due_at = now()")
     async with running_worker(alone, **HASTY, request_ttl=2) as worker:
         await alone.until(lambda: alone.requests_of(task_id)[-1]["attempt"] > attempt)

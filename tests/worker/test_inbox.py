@@ -115,7 +115,7 @@ async def test_an_outcome_of_an_input_that_was_never_sent(harness: WorkerHarness
     await decide(harness, task_id, first, "failed")
     await until_state(harness, third, "sent")
     await decide(harness, task_id, third, "failed")
-    await harness.until_row("SELECT memory -> 'inbox' IS NULL FROM tasks WHERE id = $1", task_id)
+    await harness.until_row("SELECT state -> 'inbox' IS NULL FROM tasks WHERE id = $1", task_id)
     assert (await send(harness, task_id, "four"))["queued"] is False
 
 

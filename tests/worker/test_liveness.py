@@ -44,7 +44,7 @@ async def test_a_silent_agent_is_lost_and_a_heartbeat_heals(start_worker: StartW
         assert told["changes"] == ["workspace_agent_health"]
         assert told["task"]["status"] == "active"
         heard, flipped = await harness.database.fetchrow(
-            "SELECT (memory #>> '{heard,0,1}')::timestamptz, updated_at FROM tasks"
+            "SELECT (state #>> '{heard,0,1}')::timestamptz, updated_at FROM tasks"
         )
         assert (flipped - heard).total_seconds() > 1
         await harness.until_row("SELECT count(*) FROM leases", is_=0)
@@ -97,7 +97,7 @@ async def test_a_mass_of_silences_is_held_then_believed(start_worker: StartWorke
         assert harness.metric("taskherd_sweeps_held_total") > 3
         assert harness.metric("taskherd_mass_silence_held") == 0
         silences = await harness.database.fetch(
-            "SELECT e.occurred_at - (t.memory #>> '{heard,-1,1}')::timestamptz AS after FROM task_events e"
+            "SELECT e.occurred_at - (t.state #>> '{heard,-1,1}')::timestamptz AS after FROM task_events e"
             " JOIN tasks t ON t.id = e.task_id WHERE e.cause ->> 'type' = 'agent.silent'"
         )
         assert min(row["after"].total_seconds() for row in silences) > 2
@@ -128,7 +128,7 @@ async def test_silence_while_the_worker_was_down_proves_nothing(alone: WorkerHar
     """An agent not heard for an hour is lost only after agent_lost_after of the new worker's own listening."""
     async with running_worker(alone):
         kept, lost = await alone.active(), await alone.active()
-    await alone.database.execute("UPDATE leases SET heard_at = heard_at - interval '1 hour'")
+    await alone.database.execute("UPDATE leases SET last_heartbeat_at = last_heartbeat_at - interval '1 hour'")
     async with running_worker(alone, agent_lost_after=1.5):
         since = await drained_since(alone)
         await beat(alone, kept)
@@ -147,10 +147,12 @@ async def test_silence_while_the_queue_is_stuck_proves_nothing(start_worker: Sta
             await harness.database.execute("SELECT 1 FROM tasks WHERE id = $1 FOR UPDATE", other)
             await harness.report(build_report(other, 1, "start", "running"))
             await beat(harness, task_id)
-            await harness.until_row("SELECT bool_and(clock_timestamp() - heard_at > interval '2 seconds') FROM leases")
+            await harness.until_row(
+                "SELECT bool_and(clock_timestamp() - last_heartbeat_at > interval '2 seconds') FROM leases"
+            )
             sweeps = harness.metric("taskherd_sweeps_total")
             await harness.until_row(
-                "SELECT bool_and(clock_timestamp() - heard_at > interval '2.5 seconds') FROM leases"
+                "SELECT bool_and(clock_timestamp() - last_heartbeat_at > interval '2.5 seconds') FROM leases"
             )
             assert harness.metric("taskherd_sweeps_total") > sweeps
             assert harness.metric("taskherd_drained") == 0

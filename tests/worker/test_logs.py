@@ -64,17 +64,17 @@ async def test_a_heartbeat_touches_the_lease_alone(harness: WorkerHarness) -> No
     await harness.until(lambda: harness.document(task_id).get("status") == "active")
     row = "SELECT xmin::text || ctid::text FROM tasks WHERE id = $1"
     before = await harness.database.fetchval(row, task_id)
-    heard = await harness.database.fetchval("SELECT heard_at FROM leases")
+    heard = await harness.database.fetchval("SELECT last_heartbeat_at FROM leases")
     for number in range(5):
         await harness.report(make_report("agent.heartbeat", task_id, agent_id=agent))
         await harness.until_processed(4 + number)
     assert await harness.database.fetchval(row, task_id) == before
-    assert await harness.database.fetchval("SELECT heard_at > $1 FROM leases", heard)
+    assert await harness.database.fetchval("SELECT last_heartbeat_at > $1 FROM leases", heard)
     count = len(harness.events_of(task_id))
     await harness.report(make_report("agent.lifecycle", task_id, lifecycle="shutting_down", agent_id=agent))
     await harness.until(lambda: len(harness.events_of(task_id)) == count + 1)
     assert await harness.database.fetchval(row, task_id) != before
-    kept = await harness.database.fetchval("SELECT (memory #>> '{heard,0,1}')::timestamptz > $1 FROM tasks", heard)
+    kept = await harness.database.fetchval("SELECT (state #>> '{heard,0,1}')::timestamptz > $1 FROM tasks", heard)
     assert kept is True
     assert harness.dead_letters == []
 

@@ -36,7 +36,7 @@ class Lease:
     agent_id: UUID | None
     seq: int
     observed_at: datetime | None
-    heard_at: datetime
+    last_heartbeat_at: datetime
 
 
 def is_steady(state: TaskState) -> bool:
@@ -77,8 +77,8 @@ def merge_lease(state: TaskState, lease: Lease) -> TaskState:
         observed_at=lease.observed_at,
         agent_id=lease.agent_id,
     )
-    last_heartbeat = {**state.last_heartbeat, lease.build_number: lease.heard_at}
-    return replace(state, connection=Stamped(report, lease.heard_at), last_heartbeat=last_heartbeat)
+    last_heartbeat = {**state.last_heartbeat, lease.build_number: lease.last_heartbeat_at}
+    return replace(state, connection=Stamped(report, lease.last_heartbeat_at), last_heartbeat=last_heartbeat)
 
 
 @value(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class HeartbeatSummary:
     agent_id: UUID | None
     seq: int
     observed_at: datetime | None
-    heard_at: datetime
+    last_heartbeat_at: datetime
 
 
 def summarize_heartbeats(heartbeats: Mapping[UUID, Sequence[Report]], now: datetime) -> list[HeartbeatSummary]:

@@ -22,7 +22,7 @@ TOUCH: Final = text(f"""
 WITH beats AS (
     SELECT * FROM {ROWS.unnest("b")}
 ), held AS (
-    SELECT l.task_id, b.seq, b.observed_at, b.heard_at
+    SELECT l.task_id, b.seq, b.observed_at, b.last_heartbeat_at
     FROM leases AS l JOIN beats AS b ON b.task_id = l.task_id
     WHERE (b.build_number IS NULL OR b.build_number = l.build_number)
       AND b.agent_id IS NOT DISTINCT FROM l.agent_id
@@ -31,7 +31,7 @@ WITH beats AS (
     FOR UPDATE OF l
 )
 UPDATE leases AS l
-SET heard_at = h.heard_at,
+SET last_heartbeat_at = h.last_heartbeat_at,
     seq = GREATEST(l.seq, h.seq),
     observed_at = CASE WHEN h.seq > l.seq THEN h.observed_at ELSE l.observed_at END
 FROM held AS h
@@ -60,9 +60,11 @@ WITH gone AS (
 DELETE FROM leases USING gone WHERE leases.task_id = gone.task_id
 """)
 
-SILENT: Final = text("SELECT task_id FROM leases WHERE heard_at < :before ORDER BY heard_at LIMIT :limit")
+SILENT: Final = text("""
+SELECT task_id FROM leases WHERE last_heartbeat_at < :before ORDER BY last_heartbeat_at LIMIT :limit
+""")
 
-COUNT: Final = text("SELECT count(*), count(*) FILTER (WHERE heard_at < :before) FROM leases")
+COUNT: Final = text("SELECT count(*), count(*) FILTER (WHERE last_heartbeat_at < :before) FROM leases")
 
 
 async def touch(conn: AsyncConnection, summaries: Sequence[HeartbeatSummary]) -> set[UUID]:

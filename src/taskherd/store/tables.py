@@ -1,7 +1,7 @@
-"""Every table as SQLAlchemy Core metadata: what the migrations must add up to, kept equal by a test.
+"""All tables as SQLAlchemy Core metadata; a test keeps them equal to the result of the migrations.
 
-Rows of tasks refer to the directory without foreign keys: what they refer to is checked when a task is created, and the
-directory never deletes. The columns that change with every report (`version` to `due_at`) carry no index, so that
+Rows of tasks refer to the directory without foreign keys: the references are checked when a task is created, and the
+directory never deletes. The columns that change with every report (``version`` to ``due_at``) have no index, so that
 saving a task is a heap-only update. https://www.postgresql.org/docs/current/storage-hot.html
 """
 
@@ -52,7 +52,9 @@ def _column(name: str, kind: Any, **kwargs: Any) -> Column[Any]:
 
 
 def _active() -> Column[Any]:
-    return _column("active", Boolean, server_default=text("true"), comment="false once the directory left it out")
+    return _column(
+        "active", Boolean, server_default=text("true"), comment="false once the directory file has no such entry"
+    )
 
 
 LIVE: Final = text("deleted_at IS NULL")
@@ -62,7 +64,7 @@ def _newest_live(name: str, column: str) -> Index:
     return Index(name, column, text("created_at DESC"), text("id DESC"), postgresql_where=LIVE)
 
 
-# The directory: who and what tasks refer to, as the last applied file says.
+# The directory: the entities that tasks refer to, as of the last applied directory file.
 
 organizations = Table(
     "organizations",
@@ -87,7 +89,7 @@ users = Table(
     _active(),
     Index("users_username_key", text("lower(username)"), unique=True),
     Index("users_github_com_user_id_idx", "github_com_user_id"),
-    comment="Directory: who owns tasks",
+    comment="Directory: users, who own tasks",
 )
 
 memberships = Table(
@@ -99,7 +101,7 @@ memberships = Table(
     _active(),
     PrimaryKeyConstraint("user_id", "organization_id"),
     CheckConstraint("role IN ('member', 'admin')", name="memberships_role_check"),
-    comment="Directory: who belongs where",
+    comment="Directory: members of organizations, with their roles",
 )
 
 templates = Table(
@@ -114,7 +116,7 @@ templates = Table(
     _column("active_version_id", Uuid),
     _active(),
     Index("templates_name_key", "organization_id", text("lower(name)"), unique=True),
-    comment="Directory: what tasks can be made from",
+    comment="Directory: templates for tasks",
 )
 
 template_versions = Table(
@@ -123,7 +125,7 @@ template_versions = Table(
     _id(),
     Column("template_id", Uuid, ForeignKey("templates.id"), nullable=False),
     _column("name", Text),
-    _column("run", JSONB, comment="what the runner needs; run.pool names the pool of runners"),
+    _column("run", JSONB, comment="instructions for the runner; run.pool names the pool"),
     _active(),
     Index("template_versions_name_key", "template_id", text("lower(name)"), unique=True),
     comment="Directory: versions of templates",
@@ -148,10 +150,10 @@ directory_revision = Table(
     Column("id", Boolean, primary_key=True, server_default=text("true")),
     _column("revision", BigInteger),
     CheckConstraint("id", name="directory_revision_id_check"),
-    comment="One row, raised by each apply that changed something",
+    comment="One row; rises with each apply that changes the directory",
 )
 
-# Tasks and what belongs to one.
+# Tasks and the rows that belong to one task.
 
 tasks = Table(
     "tasks",
@@ -167,26 +169,26 @@ tasks = Table(
     _column("created_at", Time, info=SET_ONCE),
     _column("version", BigInteger),
     _column("updated_at", Time),
-    Column("deleted_at", Time, comment="set: a tombstone, which only folds build reports"),
+    Column("deleted_at", Time, comment="set for a tombstone, which accepts only reports about its builds"),
     _column("status", Text),
     _column("document", JSON, comment="the task document, without prompt and directory names"),
-    _column("memory", JSON, comment="the facets that the document is derived from"),
-    Column("due_at", Time, comment="when the task is to be looked at although nothing came; see task_deadlines"),
-    _column("prompt_version", BigInteger, comment="the row of task_prompts that holds"),
+    _column("state", JSON, comment="the task state, which the document is derived from"),
+    Column("due_at", Time, comment="when the task must be checked even if nothing was reported; see task_deadlines"),
+    _column("prompt_version", BigInteger, comment="version of the current prompt in task_prompts"),
     Index("tasks_owner_name_key", "owner_id", text("lower(name)"), unique=True, postgresql_where=LIVE),
     _newest_live("tasks_owner_created_idx", "owner_id"),
     _newest_live("tasks_organization_created_idx", "organization_id"),
-    comment="The truth about every task; deleted ones stay as tombstones",
+    comment="One row per task; deleted tasks stay as tombstones",
 )
 
 task_prompts = Table(
     "task_prompts",
     METADATA,
     _column("task_id", Uuid),
-    _column("version", BigInteger, comment="the task's version from which on this prompt holds"),
+    _column("version", BigInteger, comment="version of the task that introduced this prompt"),
     _column("prompt", Text),
     PrimaryKeyConstraint("task_id", "version"),
-    comment="Prompts, apart from tasks since they are long and seldom change; rows never change",
+    comment="Prompts, separate from tasks because they are long and seldom change; rows are immutable",
 )
 
 task_deadlines = Table(
@@ -195,7 +197,7 @@ task_deadlines = Table(
     _id("task_id"),
     _column("due_at", Time),
     Index("task_deadlines_due_at_idx", "due_at"),
-    comment="tasks.due_at once more, indexed here so that saving a task stays a heap-only update",
+    comment="Copy of tasks.due_at, indexed here so that saving a task stays a heap-only update",
 )
 
 leases = Table(
@@ -206,8 +208,8 @@ leases = Table(
     Column("agent_id", Uuid),
     _column("seq", BigInteger),
     Column("observed_at", Time),
-    _column("heard_at", Time, comment="when we took the latest heartbeat, by our clock"),
-    comment="Connected agents: all that a heartbeat touches",
+    _column("last_heartbeat_at", Time, comment="when a worker received the latest heartbeat"),
+    comment="One row per connected agent; most heartbeats write nothing else",
 )
 
 inputs = Table(
@@ -227,7 +229,7 @@ inputs = Table(
     Index("inputs_open_idx", "task_id", "ordinal", postgresql_where=text("decided_at IS NULL")),
     CheckConstraint("state IN ('queued', 'sent', 'delivered', 'failed')", name="inputs_state_check"),
     CheckConstraint("(decided_at IS NOT NULL) = (state IN ('delivered', 'failed'))", name="inputs_decided_check"),
-    comment="The inbox: what people sent to an agent, one at a time and in order",
+    comment="The inboxes: inputs to agents, delivered one at a time and in order",
 )
 
 work_requests = Table(
@@ -239,13 +241,13 @@ work_requests = Table(
     _column("type", Text),
     Column("input_id", Uuid),
     Column("target_runner", Text),
-    _column("attempt", Integer, comment="how often it was handed out to be sent"),
+    _column("attempt", Integer, comment="number of times the request was due and sent"),
     _column("created_at", Time),
     _column("next_at", Time),
     Column("first_sent_at", Time),
     Index("work_requests_task_id_idx", "task_id"),
     Index("work_requests_next_at_idx", "next_at"),
-    comment="Requests to runners that nobody has taken up yet",
+    comment="Requests to runners that no report has answered yet",
 )
 
 parked = Table(
@@ -257,7 +259,7 @@ parked = Table(
     _column("report", JSON),
     Index("parked_task_id_idx", "task_id"),
     Index("parked_parked_at_idx", "parked_at"),
-    comment="Reports that came before their task's create",
+    comment="Reports that arrived before their task was created",
 )
 
 task_logs = Table(
@@ -266,7 +268,7 @@ task_logs = Table(
     _column("task_id", Uuid),
     _column("log_id", BigInteger, comment="counts from 0 per task and never changes"),
     _column("build_number", Integer),
-    _column("entry_id", BigInteger, comment="the id that the agent gave it, within its build"),
+    _column("entry_id", BigInteger, comment="assigned by the agent, unique within a build"),
     _column("seq", BigInteger),
     _column("type", Text),
     _column("content", Text),
@@ -276,7 +278,7 @@ task_logs = Table(
     Index("task_logs_entry_idx", "task_id", "build_number", "entry_id"),
     CheckConstraint("type IN ('input', 'output')", name="task_logs_type_check"),
     postgresql_partition_by="RANGE (logged_at)",
-    comment="The conversations",
+    comment="Log entries: the conversations with the agents",
 )
 
 task_log_heads = Table(
@@ -284,7 +286,7 @@ task_log_heads = Table(
     METADATA,
     _id("task_id"),
     _column("next_log_id", BigInteger),
-    comment="The next log id of a task; outlives the pruning of its logs",
+    comment="The next log id of each task; kept when its logs are pruned",
 )
 
 # History and outbox.
@@ -303,7 +305,7 @@ task_events = Table(
     PrimaryKeyConstraint("task_id", "version", "occurred_at"),
     CheckConstraint("kind IN ('created', 'updated', 'deleted')", name="task_events_kind_check"),
     postgresql_partition_by="RANGE (occurred_at)",
-    comment="Every change of every task, append-only",
+    comment="History: every change of every task, append-only",
 )
 
 outbox = Table(
@@ -326,10 +328,10 @@ task_feed = Table(
     _column("version", BigInteger),
     _column("occurred_at", Time),
     Index("task_feed_task_idx", "task_id", "version"),
-    comment="Published events in the order in which readers resume; positions are given by one writer at a time",
+    comment="Published events in feed order; one transaction at a time assigns positions",
 )
 
-# What the API finds builds, workspaces and agents by; the worker writes it.
+# For lookups of builds, workspaces and agents by the API; the worker writes it.
 
 task_builds = Table(
     "task_builds",
@@ -338,7 +340,7 @@ task_builds = Table(
     _column("task_id", Uuid, info=SET_ONCE),
     _column("number", Integer, info=SET_ONCE),
     _column("transition", Text),
-    _column("job_status", Text, comment="the last one known while it was the latest; one given up has failed"),
+    _column("job_status", Text, comment="last status while the build was the latest; failed if it timed out"),
     Column("workspace_id", Uuid),
     Column("agent_id", Uuid),
     Column("error", Text),
@@ -347,36 +349,36 @@ task_builds = Table(
     Index("task_builds_task_id_idx", "task_id", "number", unique=True),
     Index("task_builds_workspace_id_idx", "workspace_id", "number"),
     Index("task_builds_agent_id_idx", "agent_id", "number"),
-    comment="Each build that was the latest of its task, found by ids that clients know",
+    comment="Every build that was the latest of its task, for lookups by the ids that clients know",
 )
 
-# Who may speak to the API.
+# Access to the API.
 
 api_tokens = Table(
     "api_tokens",
     METADATA,
     Column("id", Text, primary_key=True),
     Column("user_id", Uuid, ForeignKey("users.id"), nullable=False),
-    _column("secret_hash", LargeBinary, comment="SHA-256 of the secret, which is kept nowhere"),
+    _column("secret_hash", LargeBinary, comment="SHA-256 of the secret, which is not stored"),
     _column("created_at", Time, server_default=text("now()")),
     Column("expires_at", Time),
     Column("revoked_at", Time),
-    Column("last_used_at", Time, comment="within a minute or so: written seldom, many at once"),
+    Column("last_used_at", Time, comment="exact to about a minute, because it is written in batches"),
     Index("api_tokens_user_id_idx", "user_id"),
-    comment="Who may speak to the API, and until when",
+    comment="API tokens of users",
 )
 
-# The worker's own books.
+# The worker's own bookkeeping.
 
 command_log = Table(
     "command_log",
     METADATA,
     _id("command_id"),
-    _column("digest", LargeBinary, comment="of the command's body: the same id with another body is refused"),
-    Column("reply", JSON, comment="null only while the command's own transaction runs"),
+    _column("digest", LargeBinary, comment="digest of the body; a repeated id with another body is rejected"),
+    Column("reply", JSON, comment="null only inside the transaction that executes the command"),
     _column("created_at", Time),
     Index("command_log_created_at_idx", "created_at"),
-    comment="Commands done and what was replied",
+    comment="Executed commands with their replies",
 )
 
 workers = Table(
@@ -385,6 +387,6 @@ workers = Table(
     Column("worker_id", Text, primary_key=True),
     _column("started_at", Time),
     _column("seen_at", Time),
-    Column("drained_since", Time, comment="since when its queue was known to be drained; null while it is not"),
-    comment="Workers alive, and since when each has been listening",
+    Column("drained_since", Time, comment="since when its report queues have been drained; null while they are not"),
+    comment="Live workers, with their drained times",
 )

@@ -161,7 +161,7 @@ async def logs(reader: Reader, caller: UUID, task_id: UUID, *, entries: int, con
 
 # Decided inputs are the timeline's; what is open is what explains.
 EXPLAIN_INPUTS: Final = """
-SELECT t.id, t.version, CAST(t.memory AS text) AS memory,
+SELECT t.id, t.version, CAST(t.state AS text) AS state,
        (SELECT json_agg(i) FROM (
            SELECT input_id, state, left(content, 2000) AS input, created_at, sent_at FROM inputs
            WHERE task_id = t.id AND decided_at IS NULL ORDER BY ordinal LIMIT 100) AS i)::text AS inbox,

@@ -33,8 +33,8 @@ class StoredTask(NamedTuple):
     due_moved: bool = True
 
     @property
-    def memory(self) -> str:
-        """The task's memory as JSON text."""
+    def encoded_state(self) -> str:
+        """The task state as JSON text."""
         return task_state_codec.dumps(self.task.state)
 
 
@@ -48,15 +48,15 @@ class TaskEvent(NamedTuple):
     cause: str
 
 
-TASK_FIELDS: Final[tuple[str, ...]] = tuple("memory" if name == "state" else name for name in Task.__match_args__)
+TASK_FIELDS: Final[tuple[str, ...]] = Task.__match_args__
 """The fields of a task in the order of its constructor; each is a column of `tasks`, the prompt of `task_prompts`."""
 
 DERIVED: Final = tuple(name for name in StoredTask._fields if name not in ("task", "due_moved"))
 """The columns that are fields of `StoredTask`, in the order of its constructor."""
 
-_ID, _PROMPT, _MEMORY = (TASK_FIELDS.index(name) for name in ("id", "prompt", "memory"))
+_ID, _PROMPT, _STATE = (TASK_FIELDS.index(name) for name in ("id", "prompt", "state"))
 
-_TASK_ATTRIBUTES: Final = {name: f"task.{name}" for name in TASK_FIELDS if name != "memory"}
+_TASK_ATTRIBUTES: Final = {**{name: f"task.{name}" for name in TASK_FIELDS}, "state": "encoded_state"}
 _EVENT_ATTRIBUTES: Final = {
     "task_id": "task.id",
     "version": "task.version",
@@ -165,7 +165,7 @@ async def lock(conn: AsyncConnection, ids: Sequence[UUID]) -> list[StoredTask]:
 def _from_row(row: Row[Any], prompts: dict[UUID, str]) -> StoredTask:
     values = list(row)
     task_id = values[_ID]
-    values[_MEMORY] = task_state_codec.loads(task_id, values[_MEMORY])
+    values[_STATE] = task_state_codec.loads(task_id, values[_STATE])
     if prompts:
         values[_PROMPT] = prompts.get(task_id, values[_PROMPT])
     return StoredTask(Task(*values[: len(TASK_FIELDS)]), *values[len(TASK_FIELDS) :])

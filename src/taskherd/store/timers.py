@@ -22,10 +22,10 @@ ORDER BY first_sent_at LIMIT :limit
 CLOCK_MOVED_BACK: Final = text("""
 SELECT COALESCE((SELECT occurred_at FROM task_feed ORDER BY position DESC LIMIT 1) > :now, false)
     OR EXISTS (SELECT FROM workers WHERE seen_at > :now)
-    OR EXISTS (SELECT FROM leases WHERE heard_at > :now)
+    OR EXISTS (SELECT FROM leases WHERE last_heartbeat_at > :now)
 """)
 
-CLAMP_LEASES: Final = text("UPDATE leases SET heard_at = :now WHERE heard_at > :now")
+CLAMP_LEASES: Final = text("UPDATE leases SET last_heartbeat_at = :now WHERE last_heartbeat_at > :now")
 CLAMP_DEADLINES: Final = text("UPDATE task_deadlines SET due_at = :now WHERE due_at > :now")
 CLAMP_PARKED: Final = text("UPDATE parked SET parked_at = :now WHERE parked_at > :now")
 CLAMP_REQUESTS: Final = text("""

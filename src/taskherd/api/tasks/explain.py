@@ -69,7 +69,7 @@ async def explain_task(request: RequestContext) -> BufferedResponse:
     row = await task_queries.explain_inputs(request.api.reader, queries.task_ref_of(request))
     if row is None:
         raise not_found()
-    found = explain(task_state_codec.loads(row["id"], row["memory"]), timeouts_of(request.api.settings))
+    found = explain(task_state_codec.loads(row["id"], row["state"]), timeouts_of(request.api.settings))
     return json(
         {
             "status": _reason_json(found.status, str(found.status.value)),
