@@ -1,4 +1,4 @@
-"""What taskherd keeps in PostgreSQL: tables, migrations, and every statement that reads or writes them.
+"""PostgreSQL: tables, migrations, and every SQL statement of taskherd.
 
-Nothing above this package writes SQL, and nothing in it logs, counts or reads a clock.
+No other package contains SQL, and nothing in this one logs, counts or reads a clock.
 """

@@ -1,4 +1,4 @@
-"""Prints the statements of the store as they are sent to PostgreSQL: `python -m taskherd.store tasks.SAVE leases`."""
+"""Print the store's statements as they are sent to PostgreSQL: ``python -m taskherd.store tasks.SAVE leases``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from taskherd import store
 
 
 def statements() -> Iterator[tuple[str, str]]:
-    """Return the name, as `module.CONSTANT`, and the SQL of each statement, in the order of the modules."""
+    """Yield the name, as ``module.CONSTANT``, and the SQL of each statement, in the order of the modules."""
     for module in iter_modules(store.__path__):
         if module.ispkg or module.name == "__main__":
             continue
@@ -22,10 +22,10 @@ def statements() -> Iterator[tuple[str, str]]:
                 yield f"{module.name}.{name}", str(statement).strip()
 
 
-def main(wanted: list[str]) -> None:
-    """Print the statements wanted, by name or by module; all of them if none is named."""
+def main(names: list[str]) -> None:
+    """Print the statements with these names, or of these modules; print all if ``names`` is empty."""
     for name, sql in statements():
-        if not wanted or name in wanted or name.partition(".")[0] in wanted:
+        if not names or name in names or name.partition(".")[0] in names:
             sys.stdout.write(f"-- {name}\n{sql};\n\n")
 
 

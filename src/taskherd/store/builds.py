@@ -1,6 +1,6 @@
-"""Builds by the ids that clients know: their own, their workspace's, their agent's. The worker writes, the API reads.
+"""Builds, looked up by the id of the build, its workspace or its agent. The worker writes them, the API reads them.
 
-The statements that read are for `Reader`; `$1` is always the caller, whose right to see the task is part of the WHERE.
+The reading statements are for ``Reader``. ``$1`` is always the caller; the WHERE clause checks access to the task.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from taskherd.store.task_queries import CAN_SEE
 
 @dataclass(frozen=True, slots=True)
 class BuildRow:
-    """A build as it stands at the instant `at`; of a new one that is also when it was created."""
+    """A build as of ``at``; for a new build ``at`` is also its creation time."""
 
     build_id: UUID
     task_id: UUID
@@ -48,8 +48,8 @@ ON CONFLICT (build_id) DO UPDATE
 SET {assignments(changing(task_builds), "excluded")}
 """)
 
-# A build that another displaced before it ended is never heard of again: its job's status is unknown from then on.
-_ONE: Final = """
+# No further report is stored for a superseded build, so its final status is unknown.
+_SELECT: Final = """
 SELECT b.build_id, b.task_id, b.number, b.transition, b.workspace_id, b.agent_id, b.error, b.created_at, b.updated_at,
        CASE WHEN l.last OR b.job_status IN ('succeeded', 'failed', 'canceled') THEN b.job_status
             ELSE 'unknown' END AS job_status,
@@ -68,11 +68,11 @@ CROSS JOIN LATERAL (
     SELECT name, display_name, icon, active_version_id FROM templates WHERE id = t.template_id LIMIT 1) AS m
 """
 _CAN_SEE: Final = f"t.deleted_at IS NULL AND {CAN_SEE} ORDER BY b.number DESC LIMIT 1"
-BUILD: Final = f"{_ONE} WHERE b.build_id = $2 AND {_CAN_SEE}"
-WORKSPACE: Final = f"{_ONE} WHERE b.workspace_id = $2 AND {_CAN_SEE}"
-AGENT: Final = f"{_ONE} WHERE b.agent_id = $2 AND {_CAN_SEE}"
+BUILD: Final = f"{_SELECT} WHERE b.build_id = $2 AND {_CAN_SEE}"
+WORKSPACE: Final = f"{_SELECT} WHERE b.workspace_id = $2 AND {_CAN_SEE}"
+AGENT: Final = f"{_SELECT} WHERE b.agent_id = $2 AND {_CAN_SEE}"
 
-# The steps of one build as the task's history tells them: `changes` names the fields of which one must have changed.
+# The history of one build; ``$4``: only versions that changed one of these fields.
 STEPS: Final = """
 SELECT e.version, e.occurred_at, e.document ->> 'workspace_status' AS workspace_status,
        e.document ->> 'workspace_agent_lifecycle' AS lifecycle,
@@ -86,28 +86,31 @@ ORDER BY e.version LIMIT $5
 
 
 async def save(conn: AsyncConnection, rows: Sequence[BuildRow]) -> None:
-    """Write builds of tasks that are locked in this transaction; of one that is given twice the last row counts."""
-    last = {row.build_id: row for row in rows}.values()
-    await conn.execute(SAVE, ROWS.parameters(last))
+    """Insert or update builds of tasks locked in this transaction; the last row of a build wins."""
+    last_rows = {row.build_id: row for row in rows}.values()
+    await conn.execute(SAVE, ROWS.parameters(last_rows))
 
 
 async def build(reader: Reader, caller: UUID, build_id: UUID) -> Row | None:
-    """Return a build with its task's names, None where there is none for the caller."""
+    """Return a build with its task's names, or None if it does not exist or the caller may not see it."""
     return await reader.fetch_one(BUILD, caller, build_id)
 
 
 async def latest_of_workspace(reader: Reader, caller: UUID, workspace_id: UUID) -> Row | None:
-    """Return the latest build of a workspace, None where there is none for the caller."""
+    """Return the latest build of a workspace, or None if there is none or the caller may not see it."""
     return await reader.fetch_one(WORKSPACE, caller, workspace_id)
 
 
 async def of_agent(reader: Reader, caller: UUID, agent_id: UUID) -> Row | None:
-    """Return the build whose agent this is, None where there is none for the caller."""
+    """Return the build that this agent runs in, or None if there is none or the caller may not see it."""
     return await reader.fetch_one(AGENT, caller, agent_id)
 
 
 async def steps(
     reader: Reader, task_id: UUID, number: int, changes: Sequence[str], *, after: int, limit: int
 ) -> Sequence[Row]:
-    """Return what changed of a build after the task's version `after`, oldest first; pruned history is not there."""
+    """Return up to ``limit`` versions after ``after`` that changed any field in ``changes`` of a build, oldest first.
+
+    Pruned history is missing.
+    """
     return await reader.fetch(STEPS, task_id, after, number, list(changes), limit)

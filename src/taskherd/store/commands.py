@@ -1,4 +1,4 @@
-"""Commands already done and what was replied, so that a repeat changes nothing and gets the same answer."""
+"""Executed commands and their replies, so that a repeated command changes nothing and gets the same reply."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 @dataclass(frozen=True, slots=True)
 class RecordedCommand:
-    """A command done before: the digest of its body and its reply as JSON text."""
+    """A command executed earlier: the digest of its body, and its reply as JSON text."""
 
     digest: bytes
     reply: str
@@ -49,10 +49,10 @@ DELETE FROM command_log WHERE command_id IN (
 async def claim(
     conn: AsyncConnection, commands: Sequence[tuple[UUID, bytes]], now: datetime
 ) -> dict[UUID, RecordedCommand]:
-    """Claim (command id, digest) pairs, ids unique, for this transaction; return those done before, with their replies.
+    """Claim (command id, digest) pairs with unique ids; return the commands executed earlier, with their replies.
 
-    Waits for another transaction that has claimed the same. Everything claimed here must get its reply by `record`
-    before commit.
+    Blocks while another transaction holds the same command id. Each command claimed here must get its reply by
+    ``record`` in the same transaction.
     """
     values = {
         "id": [command_id for command_id, _ in commands],
@@ -65,17 +65,17 @@ async def claim(
 
 
 async def find(conn: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, RecordedCommand]:
-    """Return what is recorded under these command ids."""
-    found = await conn.execute(FIND, {"ids": ids})
-    return {command_id: RecordedCommand(digest, reply) for command_id, digest, reply in found}
+    """Return the commands that are recorded under these ids."""
+    rows = await conn.execute(FIND, {"ids": ids})
+    return {command_id: RecordedCommand(digest, reply) for command_id, digest, reply in rows}
 
 
 async def record(conn: AsyncConnection, replies: Sequence[tuple[UUID, str]]) -> None:
-    """Store the replies, JSON text, of commands claimed in this transaction."""
+    """Store the replies, as JSON text, of commands claimed in this transaction."""
     values = {"id": [command_id for command_id, _ in replies], "reply": [reply for _, reply in replies]}
     await conn.execute(RECORD, values)
 
 
 async def prune(conn: AsyncConnection, before: datetime, limit: int) -> int:
-    """Forget up to `limit` commands done before `before`; return how many."""
+    """Delete up to ``limit`` commands executed before ``before`` and return the number deleted."""
     return (await conn.execute(PRUNE, {"before": before, "limit": limit})).rowcount

@@ -1,4 +1,4 @@
-"""What `taskherd doctor` asks the database: read only, and true for any schema, present or not."""
+"""Queries of ``taskherd doctor``: they only read, and work with any schema or none, unless they say otherwise."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _SERVER: Final = text(
 
 _MISSING_PRIVILEGES: Final = text(
     """
-    SELECT needed.name || ' (' || string_agg(privilege, ', ' ORDER BY privilege) || ')'
-      FROM unnest(CAST(:tables AS text[])) AS needed(name)
-     CROSS JOIN unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS wanted(privilege)
-     WHERE to_regclass(needed.name) IS NOT NULL
-       AND (privilege = 'SELECT' OR needed.name <> ALL (CAST(:only_read AS text[])))
-       AND NOT has_table_privilege(to_regclass(needed.name), privilege)
-     GROUP BY needed.name
-     ORDER BY needed.name
+    SELECT tables.name || ' (' || string_agg(privilege, ', ' ORDER BY privilege) || ')'
+      FROM unnest(CAST(:tables AS text[])) AS tables(name)
+     CROSS JOIN unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS privileges(privilege)
+     WHERE to_regclass(tables.name) IS NOT NULL
+       AND (privilege = 'SELECT' OR tables.name <> ALL (CAST(:read_only AS text[])))
+       AND NOT has_table_privilege(to_regclass(tables.name), privilege)
+     GROUP BY tables.name
+     ORDER BY tables.name
     """
 )
 
@@ -43,18 +43,18 @@ _CONTENT: Final = text(
     """
 )
 
-ONLY_READ: Final = (
+READ_ONLY: Final = (
     "organizations", "users", "memberships", "templates", "template_versions", "presets", "directory_revision",
 )  # fmt: skip
-"""The directory, which only `taskherd directory apply` writes."""
+"""Tables that a worker only reads: the directory, which ``taskherd directory apply`` writes."""
 
 NOT_FOR_WORKERS: Final = ("api_tokens",)
-"""What only the api reads and `taskherd token` writes."""
+"""Tables that a worker does not use: the API reads them and ``taskherd token`` writes them."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """The server found; `now` is its clock."""
+    """The database server; ``now`` is the time of its clock."""
 
     major: int
     version: str
@@ -64,7 +64,7 @@ class ServerInfo:
 
 @dataclass(frozen=True, slots=True)
 class ContentCounts:
-    """How much the tables hold; `oldest` is the age in seconds of the oldest unpublished event."""
+    """Numbers of rows; ``oldest`` is the age in seconds of the oldest unpublished event."""
 
     users: int
     templates: int
@@ -73,23 +73,23 @@ class ContentCounts:
 
 
 async def server(conn: AsyncConnection) -> ServerInfo:
-    """Return which server this is and what its clock says."""
+    """Return the server's version and time, and whether it only accepts reads."""
     row = (await conn.execute(_SERVER)).one()
     return ServerInfo(row.major, row.version, row.now, row.read_only)
 
 
 async def schema(conn: AsyncConnection) -> migrate.SchemaState:
-    """Return how the schema fits this release."""
+    """Return the state of the schema, compared with this release."""
     return await migrate.state(conn)
 
 
 async def missing_privileges(conn: AsyncConnection) -> tuple[str, ...]:
-    """Return the tables that are there and that this user may not use as a worker must, each with what is missing."""
+    """Return the tables on which this user lacks privileges that a worker needs, each with the missing privileges."""
     tables = [table.name for table in METADATA.sorted_tables if table.name not in NOT_FOR_WORKERS]
-    return tuple((await conn.execute(_MISSING_PRIVILEGES, {"tables": tables, "only_read": ONLY_READ})).scalars())
+    return tuple((await conn.execute(_MISSING_PRIVILEGES, {"tables": tables, "read_only": READ_ONLY})).scalars())
 
 
 async def content(conn: AsyncConnection) -> ContentCounts:
-    """Return how much the tables hold; the schema must be there."""
+    """Return the numbers of users, templates and unpublished events; requires the schema."""
     row = (await conn.execute(_CONTENT)).one()
     return ContentCounts(row.users, row.templates, row.unpublished, float(row.oldest or 0))

@@ -1,4 +1,4 @@
-"""The directory as tasks ask for it: names to render, and whether a create may use what it refers to."""
+"""The directory as the worker reads it: names for task documents, and the entities that a create refers to."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Pair: TypeAlias = tuple[UUID, UUID]
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """A user; `organizations` are the active ones it is an active member of."""
+    """A user; ``organizations`` are the active ones in which the user is an active member."""
 
     id: UUID
     username: str
@@ -45,7 +45,10 @@ class Owner:
 
 @dataclass(frozen=True, slots=True)
 class TemplateVersion:
-    """A template version; `usable`: it, its template and its organization are active. `presets`: the active ones."""
+    """A template version.
+
+    ``usable``: the version, its template and its organization are active. ``presets``: its active presets.
+    """
 
     id: UUID
     template_id: UUID
@@ -58,9 +61,9 @@ class TemplateVersion:
 
 NAMES: Final = text("""
 SELECT u.id, v.id, u.username, u.avatar_url, t.organization_id, t.id, t.name, t.display_name, t.icon
-FROM unnest(CAST(:owners AS uuid[]), CAST(:versions AS uuid[])) AS p(owner_id, version_id)
-JOIN users AS u ON u.id = p.owner_id
-JOIN template_versions AS v ON v.id = p.version_id
+FROM unnest(CAST(:owners AS uuid[]), CAST(:versions AS uuid[])) AS pairs(owner_id, version_id)
+JOIN users AS u ON u.id = pairs.owner_id
+JOIN template_versions AS v ON v.id = pairs.version_id
 JOIN templates AS t ON t.id = v.template_id
 """)
 
@@ -87,14 +90,14 @@ REVISION: Final = text("SELECT revision FROM directory_revision")
 
 
 async def names(conn: AsyncConnection, pairs: Sequence[Pair]) -> dict[Pair, DirectoryNames]:
-    """Return the names of these pairs, active or not; those that the directory never had are missing."""
+    """Return the names of these pairs, active or not; pairs that the directory never contained are missing."""
     values = {"owners": [owner_id for owner_id, _ in pairs], "versions": [version_id for _, version_id in pairs]}
-    found = await conn.execute(NAMES, values)
-    return {(owner_id, version_id): DirectoryNames(*rest) for owner_id, version_id, *rest in found}
+    rows = await conn.execute(NAMES, values)
+    return {(owner_id, version_id): DirectoryNames(*texts) for owner_id, version_id, *texts in rows}
 
 
 async def owner(conn: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, Owner]:
-    """Return the users that exist among `ids`."""
+    """Return the users that exist among ``ids``."""
     return {
         row[0]: Owner(row[0], row[1], row[2], frozenset(row[3] or ()))
         for row in await conn.execute(OWNER, {"ids": ids})
@@ -102,16 +105,16 @@ async def owner(conn: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, Owner]
 
 
 async def template_version(conn: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, TemplateVersion]:
-    """Return the template versions that exist among `ids`."""
-    found = await conn.execute(VERSION, {"ids": ids})
+    """Return the template versions that exist among ``ids``."""
+    rows = await conn.execute(VERSION, {"ids": ids})
     return {
         version_id: TemplateVersion(
             version_id, template_id, organization_id, name, run, usable, frozenset(presets or ())
         )
-        for version_id, template_id, organization_id, name, run, usable, presets in found
+        for version_id, template_id, organization_id, name, run, usable, presets in rows
     }
 
 
 async def revision(conn: AsyncConnection) -> int:
-    """Return the directory's revision; another one means that something changed."""
+    """Return the revision of the directory, which rises with every change."""
     return int((await conn.execute(REVISION)).scalar_one())

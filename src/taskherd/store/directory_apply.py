@@ -1,4 +1,4 @@
-"""Applies a directory file: the tables become what the file says, and what it leaves out is deactivated."""
+"""Apply a directory file: make the tables match the file, and deactivate entries that are missing from it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Rows: TypeAlias = Mapping[Key, Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class AppliedChanges:
-    """How many entries an apply created, updated and deactivated, and the directory's revision after it."""
+    """Number of entries created, updated and deactivated, and the revision of the directory afterwards."""
 
     created: int
     updated: int
@@ -27,13 +27,13 @@ class AppliedChanges:
 
     @property
     def changed(self) -> bool:
-        """Whether anything is different now."""
+        """True if any entry was created, updated or deactivated."""
         return bool(self.created or self.updated or self.deactivated)
 
 
 @dataclass(frozen=True, slots=True)
 class TableSpec:
-    """What apply must know of a table: which columns never change, and which name is unique within which scope."""
+    """A table of the directory: its columns that never change, and the scope in which its name is unique."""
 
     table: Table
     fixed: tuple[str, ...] = ()
@@ -42,11 +42,11 @@ class TableSpec:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """The columns of the primary key."""
+        """Names of the primary key's columns."""
         return tuple(column.name for column in self.table.primary_key)
 
 
-# In the order of their references: an entry's parent comes before it.
+# Parents first, so that foreign keys find them.
 TABLE_SPECS: Final = (
     TableSpec(tables.organizations, name="name"),
     TableSpec(tables.users, name="username"),
@@ -61,131 +61,143 @@ REVISION: Final = text("UPDATE directory_revision SET revision = revision + :by 
 
 
 async def apply(conn: AsyncConnection, directory: Directory) -> AppliedChanges:
-    """Make the tables say what `directory` says; doing it again changes nothing and leaves the revision as it is.
+    """Make the tables match ``directory``. Idempotent: a repeat leaves the revision as it is.
 
     Raises:
-        DirectoryRefused: an entry would move to another parent, or take a name that a left-out entry still has.
+        InvalidDirectory: an entry would move to another parent, or take the name of an entry missing from the file.
     """
     await conn.execute(LOCK)
     created = updated = deactivated = 0
-    for shape, wanted in zip(TABLE_SPECS, _wanted_rows(directory), strict=True):
-        existing = await _existing(conn, shape)
-        problems = [*_moves(shape, wanted, existing), *_clashes(shape, wanted, existing)]
+    for spec, desired in zip(TABLE_SPECS, _desired_rows(directory), strict=True):
+        existing = await _existing_rows(conn, spec)
+        problems = [*_parent_changes(spec, desired, existing), *_name_conflicts(spec, desired, existing)]
         if problems:
             raise InvalidDirectory(problems)
-        new = [row for key, row in wanted.items() if key not in existing]
-        different = [key for key, row in wanted.items() if key in existing and existing[key] != row]
-        left_out = [key for key, row in existing.items() if key not in wanted and row["active"]]
-        await _free_names(conn, shape, [key for key in different if _renamed(shape, wanted[key], existing[key])])
-        await _update(conn, shape, [dict(wanted[key]) for key in different])
-        await _update(conn, shape, [{**existing[key], "active": False} for key in left_out])
+        new = [row for key, row in desired.items() if key not in existing]
+        changed_keys = [key for key, row in desired.items() if key in existing and existing[key] != row]
+        missing_keys = [key for key, row in existing.items() if key not in desired and row["active"]]
+        await _free_names(conn, spec, [key for key in changed_keys if _is_renamed(spec, desired[key], existing[key])])
+        await _update(conn, spec, [dict(desired[key]) for key in changed_keys])
+        await _update(conn, spec, [{**existing[key], "active": False} for key in missing_keys])
         if new:
-            await conn.execute(insert(shape.table), [dict(row) for row in new])
-        created, updated, deactivated = created + len(new), updated + len(different), deactivated + len(left_out)
+            await conn.execute(insert(spec.table), [dict(row) for row in new])
+        created, updated, deactivated = created + len(new), updated + len(changed_keys), deactivated + len(missing_keys)
     changed = bool(created or updated or deactivated)
     revision = (await conn.execute(REVISION, {"by": int(changed)})).scalar_one()
     return AppliedChanges(created, updated, deactivated, revision)
 
 
-async def _existing(conn: AsyncConnection, shape: TableSpec) -> Rows:
-    found = (await conn.execute(select(shape.table))).mappings()
-    return {tuple(row[column] for column in shape.key): dict(row) for row in found}
+async def _existing_rows(conn: AsyncConnection, spec: TableSpec) -> Rows:
+    rows = (await conn.execute(select(spec.table))).mappings()
+    return {tuple(row[column] for column in spec.key): dict(row) for row in rows}
 
 
-def _moves(shape: TableSpec, wanted: Rows, existing: Rows) -> Iterator[str]:
-    for key, row in wanted.items():
-        for column in shape.fixed:
+def _parent_changes(spec: TableSpec, desired: Rows, existing: Rows) -> Iterator[str]:
+    """Yield an error message for each entry that would move to another parent."""
+    for key, row in desired.items():
+        for column in spec.fixed:
             if key in existing and existing[key][column] != row[column]:
                 yield (
-                    f"{shape.table.name} {row['id']}: belongs to {existing[key][column]} and can't move to "
+                    f"{spec.table.name} {row['id']}: belongs to {existing[key][column]} and can't move to "
                     f"{row[column]}; give it a new id there"
                 )
 
 
-def _clashes(shape: TableSpec, wanted: Rows, existing: Rows) -> Iterator[str]:
-    """Names that the file gives to one entry while an entry it leaves out still bears them."""
-    if shape.name is None:
+def _name_conflicts(spec: TableSpec, desired: Rows, existing: Rows) -> Iterator[str]:
+    """Yield an error message for each name in the file that an entry missing from the file still has."""
+    if spec.name is None:
         return
-    stamped = {_name(shape, row): row["id"] for key, row in existing.items() if key not in wanted}
-    for row in wanted.values():
-        holder = stamped.get(_name(shape, row))
-        if holder is not None:
+    kept_names = {_scoped_name(spec, row): row["id"] for key, row in existing.items() if key not in desired}
+    for row in desired.values():
+        kept_id = kept_names.get(_scoped_name(spec, row))
+        if kept_id is not None:
             yield (
-                f"{shape.table.name} {row['id']}: the name {row[shape.name]!r} belongs to {holder}, which the file "
+                f"{spec.table.name} {row['id']}: the name {row[spec.name]!r} belongs to {kept_id}, which the file "
                 "leaves out and which is kept for the tasks that refer to it; use that id, or another name"
             )
 
 
-def _name(shape: TableSpec, row: Mapping[str, Any]) -> Key:
-    return (*(row[column] for column in shape.scope), str(row[shape.name or "id"]).lower())
+def _scoped_name(spec: TableSpec, row: Mapping[str, Any]) -> Key:
+    return (*(row[column] for column in spec.scope), str(row[spec.name or "id"]).lower())
 
 
-def _renamed(shape: TableSpec, wanted: Mapping[str, Any], existing: Mapping[str, Any]) -> bool:
-    return shape.name is not None and _name(shape, wanted) != _name(shape, existing)
+def _is_renamed(spec: TableSpec, desired: Mapping[str, Any], existing: Mapping[str, Any]) -> bool:
+    return spec.name is not None and _scoped_name(spec, desired) != _scoped_name(spec, existing)
 
 
-async def _free_names(conn: AsyncConnection, shape: TableSpec, keys: Sequence[Key]) -> None:
-    """Give entries that are renamed their id as name for a moment, so that two can swap names."""
-    if keys and shape.name is not None:
-        rows = [{"key_id": key[0], shape.name: str(key[0])} for key in keys]
-        await conn.execute(update(shape.table).where(shape.table.c.id == bindparam("key_id")), rows)
+async def _free_names(conn: AsyncConnection, spec: TableSpec, keys: Sequence[Key]) -> None:
+    """Set the name of entries to be renamed to their id for now, so that two entries can swap names."""
+    if keys and spec.name is not None:
+        rows = [{"key_id": key[0], spec.name: str(key[0])} for key in keys]
+        await conn.execute(update(spec.table).where(spec.table.c.id == bindparam("key_id")), rows)
 
 
-async def _update(conn: AsyncConnection, shape: TableSpec, rows: Sequence[dict[str, Any]]) -> None:
+async def _update(conn: AsyncConnection, spec: TableSpec, rows: Sequence[dict[str, Any]]) -> None:
     if not rows:
         return
-    statement = update(shape.table)
-    for column in shape.key:
-        statement = statement.where(shape.table.c[column] == bindparam(f"key_{column}"))
-    keyed = [{**row, **{f"key_{column}": row[column] for column in shape.key}} for row in rows]
-    await conn.execute(statement, keyed)
+    statement = update(spec.table)
+    for column in spec.key:
+        statement = statement.where(spec.table.c[column] == bindparam(f"key_{column}"))
+    parameters = [{**row, **{f"key_{column}": row[column] for column in spec.key}} for row in rows]
+    await conn.execute(statement, parameters)
 
 
-def _wanted_rows(directory: Directory) -> Iterator[Rows]:
-    """The rows of each table, in the order of `TABLE_SPECS`."""
-    by_name = {organization.name.lower(): organization.id for organization in directory.organizations}
+def _desired_rows(directory: Directory) -> Iterator[Rows]:
+    """Yield the rows of each table, by key, in the order of ``TABLE_SPECS``."""
+    organization_ids = {organization.name.lower(): organization.id for organization in directory.organizations}
     yield {
-        (part.id,): {"id": part.id, "name": part.name, "display_name": part.display_name or part.name, "active": True}
-        for part in directory.organizations
+        (organization.id,): {
+            "id": organization.id,
+            "name": organization.name,
+            "display_name": organization.display_name or organization.name,
+            "active": True,
+        }
+        for organization in directory.organizations
     }
-    yield {(part.id,): {**part.model_dump(exclude={"organizations"}), "active": True} for part in directory.users}
+    yield {(user.id,): {**user.model_dump(exclude={"organizations"}), "active": True} for user in directory.users}
     yield {
-        (part.id, by_name[name.lower()]): {
-            "user_id": part.id,
-            "organization_id": by_name[name.lower()],
+        (user.id, organization_ids[name.lower()]): {
+            "user_id": user.id,
+            "organization_id": organization_ids[name.lower()],
             "role": role,
             "active": True,
         }
-        for part in directory.users
-        for name, role in part.organizations.items()
+        for user in directory.users
+        for name, role in user.organizations.items()
     }
     yield {
-        (part.id,): {
-            "id": part.id,
-            "organization_id": by_name[part.organization.lower()],
-            "name": part.name,
-            "display_name": part.display_name or part.name,
-            "icon": part.icon,
-            "description": part.description,
-            "active_version_id": part.active_version,
+        (template.id,): {
+            "id": template.id,
+            "organization_id": organization_ids[template.organization.lower()],
+            "name": template.name,
+            "display_name": template.display_name or template.name,
+            "icon": template.icon,
+            "description": template.description,
+            "active_version_id": template.active_version,
             "active": True,
         }
-        for part in directory.templates
+        for template in directory.templates
     }
     versions = [(template.id, version) for template in directory.templates for version in template.versions]
     yield {
-        (part.id,): {"id": part.id, "template_id": template_id, "name": part.name, "run": part.run, "active": True}
-        for template_id, part in versions
+        (version.id,): {
+            "id": version.id,
+            "template_id": template_id,
+            "name": version.name,
+            "run": version.run,
+            "active": True,
+        }
+        for template_id, version in versions
     }
     yield {
-        (part.id,): {
-            "id": part.id,
+        (preset.id,): {
+            "id": preset.id,
             "template_version_id": version.id,
-            "name": part.name,
-            "is_default": part.default,
-            "parameters": part.parameters,
+            "name": preset.name,
+            "is_default": preset.default,
+            "parameters": preset.parameters,
             "active": True,
         }
         for _, version in versions
-        for part in version.presets
+        for preset in version.presets
     }

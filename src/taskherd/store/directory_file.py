@@ -1,4 +1,4 @@
-"""The directory file: who and what tasks refer to, as YAML, read and judged as a whole before anything is applied."""
+"""The directory file: organizations, users and templates as YAML, validated in full before anything is applied."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ MAX_PROBLEMS: Final = 20
 MAX_POOL: Final = 64
 
 
-class InvalidDirectory(TaskherdError):  # noqa: N818 - named for what it says, as in `errors`
-    """The file can't be applied; `problems` says where in the file and why, one line each."""
+class InvalidDirectory(TaskherdError):  # noqa: N818 - named as the errors in ``errors``
+    """The file cannot be applied; each line of ``problems`` names a path in the file and what is wrong there."""
 
     def __init__(self, problems: Iterable[str]) -> None:
         self.problems = tuple(problems)
         super().__init__("\n".join(self.problems))
 
 
-def _real(identity: UUID) -> UUID:
-    if identity.int == 0:
-        raise ValueError("the nil UUID stands for none")
-    return identity
+def _not_nil(value: UUID) -> UUID:
+    if value.int == 0:
+        raise ValueError("the nil UUID means no id; expected another UUID")
+    return value
 
 
-def _run(run: dict[str, Any]) -> dict[str, Any]:
+def _valid_run(run: dict[str, Any]) -> dict[str, Any]:
     pool = run.get("pool", "default")
     allowed = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
     if not isinstance(pool, str) or not 0 < len(pool) <= MAX_POOL or not allowed.issuperset(pool):
@@ -37,20 +37,20 @@ def _run(run: dict[str, Any]) -> dict[str, Any]:
     return run
 
 
-Id: TypeAlias = Annotated[UUID, AfterValidator(_real)]
+Id: TypeAlias = Annotated[UUID, AfterValidator(_not_nil)]
 Slug: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9]+(?:[-_.][A-Za-z0-9]+)*$", max_length=64)]
 Title: TypeAlias = Annotated[str, Field(max_length=64)]
 Link: TypeAlias = Annotated[str, Field(max_length=2048)]
 
 
 class DirectoryPart(BaseModel):
-    """What all parts of the file share: unknown fields are refused, since they are probably misspelt."""
+    """Base of all parts of the file; rejects unknown fields, which are probably misspelled."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class OrganizationPart(DirectoryPart):
-    """An organization."""
+    """An organization in the file."""
 
     id: Id
     name: Slug
@@ -58,7 +58,7 @@ class OrganizationPart(DirectoryPart):
 
 
 class UserPart(DirectoryPart):
-    """A user and the organizations it belongs to."""
+    """A user, with the organizations that the user is a member of."""
 
     id: Id
     username: Slug
@@ -70,7 +70,7 @@ class UserPart(DirectoryPart):
 
 
 class PresetPart(DirectoryPart):
-    """A named set of parameters."""
+    """A preset: a named set of parameters."""
 
     id: Id
     name: Annotated[str, Field(min_length=1, max_length=64)]
@@ -79,16 +79,16 @@ class PresetPart(DirectoryPart):
 
 
 class VersionPart(DirectoryPart):
-    """A version of a template; `run` is for the runner."""
+    """A version of a template; ``run`` is interpreted by the runner."""
 
     id: Id
     name: Slug
     presets: list[PresetPart] = []
-    run: Annotated[dict[str, JsonValue], AfterValidator(_run)] = {}
+    run: Annotated[dict[str, JsonValue], AfterValidator(_valid_run)] = {}
 
 
 class TemplatePart(DirectoryPart):
-    """A template of an organization, with the version that new tasks get."""
+    """A template of an organization; new tasks use its active version."""
 
     id: Id
     organization: Slug
@@ -101,7 +101,7 @@ class TemplatePart(DirectoryPart):
 
 
 class Directory(DirectoryPart):
-    """The whole file."""
+    """The complete file."""
 
     organizations: list[OrganizationPart] = []
     users: list[UserPart] = []
@@ -109,96 +109,100 @@ class Directory(DirectoryPart):
 
 
 def parse(content: str | bytes) -> Directory:
-    """Return the directory that the YAML text describes.
+    """Parse and validate the YAML text of a directory file.
 
     Raises:
-        DirectoryRefused: it is no YAML, misses or misspells something, or contradicts itself.
+        InvalidDirectory: not valid YAML, a field is missing, unknown or invalid, or entries contradict each other.
     """
     try:
-        found = yaml.load(content, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader that also refuses repeated keys
+        loaded = yaml.load(content, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader that also refuses repeated keys
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InvalidDirectory([f"not valid YAML: {' '.join(str(error).split())}"]) from error
     try:
-        directory = Directory.model_validate({} if found is None else found)
+        directory = Directory.model_validate({} if loaded is None else loaded)
     except ValidationError as error:
-        problems = [f"{_path(one['loc'])}: {one['msg']}" for one in error.errors(include_url=False)]
+        problems = [f"{_path(each['loc'])}: {each['msg']}" for each in error.errors(include_url=False)]
         raise InvalidDirectory(problems[:MAX_PROBLEMS]) from error
-    contradictions = [*_repeated(directory), *_dangling(directory)]
+    contradictions = [*_duplicates(directory), *_broken_references(directory)]
     if contradictions:
         raise InvalidDirectory(contradictions[:MAX_PROBLEMS])
     return directory
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML's safe types; a key given twice in one mapping is an error instead of the last one winning."""
+    """A safe loader that rejects a repeated key in a mapping, where PyYAML keeps the last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for place, key in enumerate(keys):
-            if key in keys[:place]:
+        for index, key in enumerate(keys):
+            if key in keys[:index]:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"{key!r} is given twice", node.value[place][0].start_mark
+                    None, None, f"{key!r} is given twice", node.value[index][0].start_mark
                 )
         return super().construct_mapping(node, deep)
 
 
 def _path(location: tuple[int | str, ...]) -> str:
-    steps = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in location)
-    return steps.lstrip(".") or "the file"
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    return path.lstrip(".") or "the file"
 
 
-def _repeated(directory: Directory) -> Iterator[str]:
-    """Ids, and names within their scope, that are there twice."""
-    seen: dict[tuple[object, ...], str] = {}
-    for key, value, path in _keys(directory):
-        first = seen.setdefault(key, path)
-        if first != path:
-            yield f"{path}: {value} is already at {first}"
+def _duplicates(directory: Directory) -> Iterator[str]:
+    """Yield an error message for each id, and each name within its scope, that occurs twice."""
+    first_paths: dict[tuple[object, ...], str] = {}
+    for key, value, path in _unique_values(directory):
+        first_path = first_paths.setdefault(key, path)
+        if first_path != path:
+            yield f"{path}: {value} is already at {first_path}"
 
 
-def _keys(directory: Directory) -> Iterator[tuple[tuple[object, ...], object, str]]:
-    for at, organization in enumerate(directory.organizations):
-        path = f"organizations[{at}]"
+def _unique_values(directory: Directory) -> Iterator[tuple[tuple[object, ...], object, str]]:
+    """Yield everything that must be unique: a key with its scope, the value as written, and its path."""
+    for index, organization in enumerate(directory.organizations):
+        path = f"organizations[{index}]"
         yield ("organization", organization.id), organization.id, f"{path}.id"
         yield ("organization name", organization.name.lower()), organization.name, f"{path}.name"
-    for at, user in enumerate(directory.users):
-        path = f"users[{at}]"
+    for index, user in enumerate(directory.users):
+        path = f"users[{index}]"
         yield ("user", user.id), user.id, f"{path}.id"
         yield ("username", user.username.lower()), user.username, f"{path}.username"
         if user.github_com_user_id is not None:
             yield ("github", user.github_com_user_id), user.github_com_user_id, f"{path}.github_com_user_id"
-    for at, template in enumerate(directory.templates):
-        path = f"templates[{at}]"
+    for index, template in enumerate(directory.templates):
+        path = f"templates[{index}]"
         yield ("template", template.id), template.id, f"{path}.id"
         yield ("template name", template.organization.lower(), template.name.lower()), template.name, f"{path}.name"
-        yield from _version_keys(template, path)
+        yield from _unique_version_values(template, path)
 
 
-def _version_keys(template: TemplatePart, above: str) -> Iterator[tuple[tuple[object, ...], object, str]]:
-    for at, version in enumerate(template.versions):
-        path = f"{above}.versions[{at}]"
+def _unique_version_values(
+    template: TemplatePart, template_path: str
+) -> Iterator[tuple[tuple[object, ...], object, str]]:
+    for index, version in enumerate(template.versions):
+        path = f"{template_path}.versions[{index}]"
         yield ("version", version.id), version.id, f"{path}.id"
         yield ("version name", template.id, version.name.lower()), version.name, f"{path}.name"
-        for place, preset in enumerate(version.presets):
-            yield ("preset", preset.id), preset.id, f"{path}.presets[{place}].id"
-            yield ("preset name", version.id, preset.name.lower()), preset.name, f"{path}.presets[{place}].name"
+        for preset_index, preset in enumerate(version.presets):
+            preset_path = f"{path}.presets[{preset_index}]"
+            yield ("preset", preset.id), preset.id, f"{preset_path}.id"
+            yield ("preset name", version.id, preset.name.lower()), preset.name, f"{preset_path}.name"
             if preset.default:
-                yield ("default", version.id), "the default preset", f"{path}.presets[{place}].default"
+                yield ("default", version.id), "the default preset", f"{preset_path}.default"
 
 
-def _dangling(directory: Directory) -> Iterator[str]:
-    """References to what the file does not have."""
-    known = {organization.name.lower() for organization in directory.organizations}
-    for at, user in enumerate(directory.users):
+def _broken_references(directory: Directory) -> Iterator[str]:
+    """Yield an error message for each reference to something that the file does not contain."""
+    organization_names = {organization.name.lower() for organization in directory.organizations}
+    for index, user in enumerate(directory.users):
         names = [name.lower() for name in user.organizations]
         for name in user.organizations:
-            path = f"users[{at}].organizations.{name}"
-            if name.lower() not in known:
+            path = f"users[{index}].organizations.{name}"
+            if name.lower() not in organization_names:
                 yield f"{path}: the file has no organization of that name"
             elif names.count(name.lower()) > 1:
                 yield f"{path}: the organization is given twice"
-    for at, template in enumerate(directory.templates):
-        if template.organization.lower() not in known:
-            yield f"templates[{at}].organization: the file has no organization {template.organization!r}"
+    for index, template in enumerate(directory.templates):
+        if template.organization.lower() not in organization_names:
+            yield f"templates[{index}].organization: the file has no organization {template.organization!r}"
         if template.active_version not in {version.id for version in template.versions}:
-            yield f"templates[{at}].active_version: {template.active_version} is none of the template's versions"
+            yield f"templates[{index}].active_version: {template.active_version} is not a version of the template"

@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL with a bound on every wait, and its errors sorted by what to do next."""
+"""Connections to PostgreSQL with a timeout on every wait, and its errors classified by what to do next."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ CLOSE_TIMEOUT: Final = 5.0
 
 READ_ONLY: Final = "25006"
 RETRYABLE: Final = frozenset({"40P01", "40001", "55P03"})
-"""Deadlock, serialisation failure, lock not available: the same transaction may well succeed at once."""
+"""Deadlock, serialization failure, lock not available: the same transaction may succeed immediately."""
 
 UNAVAILABLE_ERRORS: Final = ("08", "28", "53", "57", "58")
-"""Classes: connection, authorisation (a rotated password), resources, operator intervention, system error."""
+"""Classes: connection, authorization (a rotated password), resources, operator intervention, system error."""
 
 UNAVAILABLE_CODES: Final = frozenset({READ_ONLY, "25P03", "3D000"})
-"""A server that became a standby, a transaction idle too long, a database not yet there."""
+"""A server that became a standby, a transaction that was idle too long, a database that does not exist yet."""
 
 
 class DataError(TaskherdError):
-    """A value that PostgreSQL can't take, or not twice; the same transaction fails for ever, so leave the value out."""
+    """PostgreSQL rejects a value (invalid or duplicate); retrying cannot help."""
 
 
 class ReadOnly(Unavailable):
-    """The server takes no writes, as a standby after a failover; the pool was dropped, to connect anew."""
+    """The server rejects writes, like a standby after a failover; the pool was dropped so that it reconnects."""
 
 
 def sqlalchemy_url(database_url: str) -> URL:
-    """Return a `postgresql://` URL for asyncpg, libpq's `sslmode` taken as asyncpg's `ssl`."""
+    """Return a ``postgresql://`` URL for asyncpg, with libpq's ``sslmode`` passed as asyncpg's ``ssl``."""
     try:
         url = make_url(database_url)
     except SQLAlchemyError:
@@ -65,10 +65,10 @@ def open_engine(
     command_timeout: float = COMMAND_TIMEOUT,
     lock_timeout: float = LOCK_TIMEOUT,
 ) -> AsyncEngine:
-    """Return an engine of at most `size` connections; it connects when first used.
+    """Return an engine of up to ``size`` connections; it connects when first used.
 
-    Timeouts are seconds. The server gives up a statement just before the client does, so that the connection is kept.
-    A ping before use would not help against a frozen connection: only the timeout of the statement itself does.
+    Timeouts are in seconds. The server cancels a statement just before the client would, so that the connection
+    survives. A ping before use would not detect a frozen connection any better than the statement's own timeout.
     """
     settings = session_settings(application_name, command_timeout, lock_timeout)
     return create_async_engine(
@@ -87,7 +87,7 @@ def open_engine(
 def session_settings(
     application_name: str, command_timeout: float = COMMAND_TIMEOUT, lock_timeout: float = LOCK_TIMEOUT
 ) -> dict[str, str]:
-    """Return what every session of ours sets in PostgreSQL; timeouts are seconds."""
+    """Return the server settings of each session; timeouts are in seconds."""
     return {
         "application_name": application_name,
         "statement_timeout": f"{int(command_timeout * 900)}ms",
@@ -96,7 +96,7 @@ def session_settings(
         "timezone": "UTC",
         "jit": "off",
         "plan_cache_mode": "force_generic_plan",
-        "enable_seqscan": "off",  # a plan made while a table was empty reads all of it when it is not, until ANALYZE
+        "enable_seqscan": "off",  # a plan made while a table was empty would scan it when it has grown, until ANALYZE
     }
 
 
@@ -105,49 +105,49 @@ def _encode(value: Any) -> str:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    seen = 0
-    following: BaseException | None = error
-    while following is not None and seen < 8:  # noqa: PLR2004 - SQLAlchemy wraps twice; the bound is only a bound
-        yield following
-        seen += 1
-        following = getattr(following, "orig", None) or following.__cause__
+    cause: BaseException | None = error
+    for _ in range(8):  # SQLAlchemy wraps twice; the limit stops cycles
+        if cause is None:
+            return
+        yield cause
+        cause = getattr(cause, "orig", None) or cause.__cause__
 
 
 def sqlstate(error: BaseException) -> str | None:
-    """Return PostgreSQL's five-letter code, wherever the layers between have put it."""
+    """Return PostgreSQL's five-character error code, from whichever wrapped exception has it."""
     codes = (getattr(cause, "sqlstate", None) for cause in _causes(error))
     return next((code for code in codes if isinstance(code, str)), None)
 
 
 def classify(error: BaseException) -> Unavailable | DataError | Retry | None:
-    """Say what to do about an error of the database; None is a mistake of ours and should surface.
+    """Return the error to raise for an error of the database, or None for a bug, which should surface.
 
-    The codes are those of https://www.postgresql.org/docs/current/errcodes-appendix.html.
+    The codes are listed at https://www.postgresql.org/docs/current/errcodes-appendix.html.
     """
     code = sqlstate(error)
-    said = f"{_headline(error)} [{code}]" if code else _headline(error)
+    message = f"{_root_cause(error)} [{code}]" if code else _root_cause(error)
     if _is_stale_plan(error, code) or code in RETRYABLE:
-        return Retry(said)
+        return Retry(message)
     if code == READ_ONLY:
-        return ReadOnly(said)
+        return ReadOnly(message)
     if code is not None and (code.startswith(UNAVAILABLE_ERRORS) or code in UNAVAILABLE_CODES):
-        return Unavailable(said)
+        return Unavailable(message)
     if code is not None and (code.startswith(("22", "23")) or code == "54001"):
-        return DataError(said)
+        return DataError(message)
     if code is None and _is_lost_connection(error):
-        return Unavailable(said)
+        return Unavailable(message)
     return None
 
 
-def _headline(error: BaseException) -> str:
-    """The last cause in one line: without SQL and parameters, which may hold what belongs in no log."""
+def _root_cause(error: BaseException) -> str:
+    """Return the root cause in one line, without SQL and parameters, which may contain secrets."""
     last = list(_causes(error))[-1]
     return f"{type(last).__name__}: {(str(last).splitlines() or [''])[0][:200]}"
 
 
 def _is_stale_plan(error: BaseException, code: str | None) -> bool:
-    named = any(type(cause).__name__ == "InvalidCachedStatementError" for cause in _causes(error))
-    return named or (code == "0A000" and "cached" in str(error))
+    by_type = any(type(cause).__name__ == "InvalidCachedStatementError" for cause in _causes(error))
+    return by_type or (code == "0A000" and "cached" in str(error))
 
 
 def _is_lost_connection(error: BaseException) -> bool:
@@ -159,12 +159,12 @@ def _is_lost_connection(error: BaseException) -> bool:
 
 @asynccontextmanager
 async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """Run the body in one transaction: committed at its end, rolled back by an exception.
+    """Run the body in one transaction, which is committed at its end and rolled back by an exception.
 
     Raises:
-        Unavailable: hold what is in hand, wait and run it again; whether a COMMIT in flight took effect is unknown.
-        Retry: run it again at once.
-        DataError: some value can't be stored; split the batch to find it.
+        Unavailable: wait and run it again; if the COMMIT was in flight, it may or may not have taken effect.
+        Retry: run it again immediately.
+        DataError: a value cannot be stored; split the batch to find it.
     """
     try:
         async with engine.begin() as conn:
@@ -174,27 +174,27 @@ async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
                 await _discard(conn)
                 raise
     except (SQLAlchemyError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        verdict = classify(error)
-        if verdict is None:
+        classified = classify(error)
+        if classified is None:
             raise
-        if isinstance(verdict, ReadOnly):
+        if isinstance(classified, ReadOnly):
             await dispose(engine)
-        raise verdict from error
+        raise classified from error
 
 
 async def _discard(conn: AsyncConnection) -> None:
-    """Drop a connection whose answer never came, so that no one waits for it again."""
+    """Close a connection whose response is missing, so that it is not reused."""
     with suppress(SQLAlchemyError, OSError, asyncpg.InterfaceError):
         await asyncio.wait_for(conn.invalidate(), CLOSE_TIMEOUT)
 
 
 def in_use(engine: AsyncEngine) -> int:
-    """How many of the engine's connections are taken."""
+    """Return the number of the engine's connections in use."""
     pool = engine.pool
     return pool.checkedout() if isinstance(pool, AsyncAdaptedQueuePool) else 0
 
 
 async def dispose(engine: AsyncEngine) -> None:
-    """Close the idle connections within a bounded time; the next use connects anew."""
+    """Close the idle connections within ``CLOSE_TIMEOUT`` seconds; the next use connects again."""
     with suppress(SQLAlchemyError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
         await asyncio.wait_for(engine.dispose(), CLOSE_TIMEOUT)

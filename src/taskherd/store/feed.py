@@ -1,6 +1,7 @@
-"""The history as readers follow it: by position, in pages, with who may see each change as part of the statement.
+"""The change feed: published changes by position, in pages, for one caller or with the users who may see each.
 
-A position is known as long as its row is there: the feed is pruned from its oldest end. `SELECT`s for `Reader`.
+The feed is pruned from its oldest end, so a reader can resume at a position as long as its row exists. All statements
+are for ``Reader``.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ LATEST: Final = "SELECT COALESCE(max(position), 0) AS position FROM task_feed"
 
 POSITION_EXISTS: Final = """
 SELECT EXISTS (SELECT 1 FROM task_feed WHERE position = $1)
-    OR ($1 = 0 AND COALESCE((SELECT min(position) FROM task_feed), 1) = 1) AS known
+    OR ($1 = 0 AND COALESCE((SELECT min(position) FROM task_feed), 1) = 1) AS resumable
 """
 
-# `kind` is null where the event itself was pruned before its position was. `was`: the status before, where it changed.
+# ``kind`` is null if the event was pruned before its position. ``was``: the previous status, if the change altered it.
 _CHANGE: Final = """
 SELECT f.position, f.task_id, f.version, f.occurred_at, e.kind, CAST(e.document AS text) AS own, e.changes,
        CAST(e.cause AS text) AS cause, p.prompt, t.owner_id, t.organization_id, t.template_id, d.revision,
@@ -29,7 +30,7 @@ SELECT f.position, f.task_id, f.version, f.occurred_at, e.kind, CAST(e.document 
        ) END AS was
 """
 
-_TOLD: Final = """
+_CHANGE_JOINS: Final = """
 CROSS JOIN directory_revision AS d
 LEFT JOIN LATERAL (
     SELECT * FROM task_events WHERE task_id = f.task_id AND version = f.version AND occurred_at = f.occurred_at LIMIT 1
@@ -41,7 +42,7 @@ CROSS JOIN LATERAL (SELECT username, avatar_url FROM users WHERE id = t.owner_id
 CROSS JOIN LATERAL (SELECT name, display_name, icon FROM templates WHERE id = t.template_id LIMIT 1) AS m
 """
 
-# What everybody who follows is told from: with the admins of each task's organization, who may see it too.
+# For all subscribers of an API process: each change with the admins of the task's organization, who may see it too.
 FOLLOW: Final = f"""
 WITH page AS MATERIALIZED (
     SELECT f.*, t.organization_id
@@ -52,35 +53,36 @@ WITH page AS MATERIALIZED (
     WHERE role = 'admin' AND active AND organization_id IN (SELECT organization_id FROM page) GROUP BY organization_id
 )
 {_CHANGE}, a.ids AS admins
-FROM page AS f {_TOLD} LEFT JOIN admins AS a ON a.organization_id = f.organization_id
+FROM page AS f {_CHANGE_JOINS} LEFT JOIN admins AS a ON a.organization_id = f.organization_id
 ORDER BY f.position
 """
 
-# One reader's own way through the history: `until` is how far the page reaches, also where nothing in it is theirs.
+# For one caller. ``until``: the last position of the page, even if the caller may see none of its changes.
 CATCH_UP: Final = f"""
 WITH page AS MATERIALIZED (SELECT * FROM task_feed WHERE position > $2 ORDER BY position LIMIT $3),
-told AS (
+visible AS (
     {_CHANGE}
-    FROM page AS f {_TOLD}
+    FROM page AS f {_CHANGE_JOINS}
     WHERE {CAN_SEE}
       AND ($4::uuid IS NULL OR t.owner_id = $4) AND ($5::uuid IS NULL OR t.organization_id = $5)
 )
-SELECT u.until, told.* FROM (SELECT max(position) AS until FROM page) AS u LEFT JOIN told ON true
-ORDER BY told.position
+SELECT u.until, visible.* FROM (SELECT max(position) AS until FROM page) AS u LEFT JOIN visible ON true
+ORDER BY visible.position
 """
 
 CATCH_UP_ONE: Final = f"""
 WITH page AS MATERIALIZED (
     SELECT * FROM task_feed WHERE task_id = $4 AND position > $2 ORDER BY version LIMIT $3
-), told AS ({_CHANGE} FROM page AS f {_TOLD} WHERE {CAN_SEE})
-SELECT u.until, told.* FROM (SELECT max(position) AS until FROM page) AS u LEFT JOIN told ON true
-ORDER BY told.position
+), visible AS ({_CHANGE} FROM page AS f {_CHANGE_JOINS} WHERE {CAN_SEE})
+SELECT u.until, visible.* FROM (SELECT max(position) AS until FROM page) AS u LEFT JOIN visible ON true
+ORDER BY visible.position
 """
 
-# A deleted task too: who followed it is to learn of its end.
+# Deleted tasks too, so that subscribers of a task receive its deletion.
 VISIBLE_EVEN_DELETED: Final = f"SELECT t.id FROM tasks AS t WHERE t.id = $2 AND {CAN_SEE}"
 
-# Of documents just read: those whose very version (or an earlier one) the history behind `$1` will tell again.
+# Those of the given versions that the feed delivers after position ``$1``: they or earlier ones are unpublished, or
+# their position is greater.
 WILL_REPLAY: Final = """
 SELECT k.task_id, k.version FROM unnest($2::uuid[], $3::bigint[]) AS k(task_id, version)
 WHERE EXISTS (SELECT 1 FROM outbox AS b WHERE b.task_id = k.task_id AND b.version <= k.version)
@@ -88,7 +90,7 @@ WHERE EXISTS (SELECT 1 FROM outbox AS b WHERE b.task_id = k.task_id AND b.versio
        SELECT 1 FROM task_feed AS f WHERE f.task_id = k.task_id AND f.version = k.version AND f.position > $1)
 """
 
-# Versions and positions of one task rise together. `$3`: the position to go on behind.
+# Versions and positions of a task rise together. ``$3``: the position to continue after.
 TIMELINE: Final = f"""
 SELECT s.id, f.position, f.version, f.occurred_at, e.changes, CAST(e.cause AS text) AS cause,
        CAST(e.document AS text) AS own, p.prompt, CAST(b.document AS text) AS own_before, q.prompt AS prompt_before
@@ -111,33 +113,33 @@ ORDER BY f.position
 
 
 async def latest(reader: Reader) -> int:
-    """Return the greatest position there is, 0 while there is none."""
+    """Return the greatest position, or 0 if the feed is empty."""
     row = await reader.fetch_one(LATEST)
     return 0 if row is None else int(row["position"])
 
 
 async def position_exists(reader: Reader, position: int) -> bool:
-    """Return whether a reader who has read up to `position` can go on from it: it was given, and is not pruned."""
+    """Return whether a reader can resume at ``position``: it was assigned and is not pruned."""
     row = await reader.fetch_one(POSITION_EXISTS, position)
-    return row is not None and bool(row["known"])
+    return row is not None and bool(row["resumable"])
 
 
 async def follow(reader: Reader, after: int, limit: int) -> Sequence[Row]:
-    """Return the next changes of all tasks."""
+    """Return up to ``limit`` changes of all tasks after position ``after``."""
     return await reader.fetch(FOLLOW, after, limit)
 
 
 async def catch_up(
     reader: Reader, caller: UUID, after: int, limit: int, *, owner: UUID | None, organization: UUID | None
 ) -> tuple[int, Sequence[Row]]:
-    """Return how far the next `limit` positions reach (`after` where there are none), and the caller's among them."""
+    """Read the next ``limit`` positions; return the last one (else ``after``) and the changes the caller may see."""
     return _page(await reader.fetch(CATCH_UP, caller, after, limit, owner, organization), after)
 
 
 async def catch_up_one(
     reader: Reader, caller: UUID, after: int, limit: int, task_id: UUID
 ) -> tuple[int, Sequence[Row]]:
-    """Return the same of one task alone."""
+    """Read the next ``limit`` positions of one task, as ``catch_up`` does for all tasks."""
     return _page(await reader.fetch(CATCH_UP_ONE, caller, after, limit, task_id), after)
 
 
@@ -147,17 +149,17 @@ def _page(rows: Sequence[Row], after: int) -> tuple[int, Sequence[Row]]:
 
 
 async def visible_even_deleted(reader: Reader, caller: UUID, task_id: UUID) -> bool:
-    """Return whether the caller may see this task, or might if it were not deleted."""
+    """Return whether the caller may see this task, even if it is deleted."""
     return await reader.fetch_one(VISIBLE_EVEN_DELETED, caller, task_id) is not None
 
 
 async def will_replay(reader: Reader, after: int, versions: Sequence[tuple[UUID, int]]) -> dict[UUID, int]:
-    """Return those of these tasks, with the version that was read, that are told again behind `after`."""
+    """Return the tasks, with their given version, whose change the feed will deliver after position ``after``."""
     ids, numbers = [task_id for task_id, _ in versions], [version for _, version in versions]
     return {row["task_id"]: row["version"] for row in await reader.fetch(WILL_REPLAY, after, ids, numbers)}
 
 
 async def timeline(reader: Reader, caller: UUID, task_id: UUID, after: int, limit: int) -> Sequence[Row]:
-    """Return a task's changes with the state before each; one row without a position where there is none."""
+    """Return the changes of a task, each with the document before it; one row without a position if there are none."""
     values: tuple[Any, ...] = (caller, task_id, after, limit)
     return await reader.fetch(TIMELINE, *values)

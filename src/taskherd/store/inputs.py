@@ -1,4 +1,4 @@
-"""The inbox: what people sent to an agent. The caller holds the lock of the task's row."""
+"""The inboxes: inputs to agents. For all writes the caller holds the lock of the task's row."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ InputState: TypeAlias = Literal["queued", "sent", "delivered", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class NewInput:
-    """An input to queue behind those its task already has."""
+    """An input to append to its task's inbox."""
 
     input_id: UUID
     task_id: UUID
@@ -30,7 +30,7 @@ class NewInput:
 
 @dataclass(frozen=True, slots=True)
 class InputRow:
-    """An input and what became of it; ordinals count from 0 per task."""
+    """An input with its state; ordinals count from 0 per task."""
 
     input_id: UUID
     task_id: UUID
@@ -46,7 +46,7 @@ class InputRow:
 
 @dataclass(frozen=True, slots=True)
 class InputOutcomeRow:
-    """What became of an input."""
+    """The outcome of an input."""
 
     input_id: UUID
     state: Literal["delivered", "failed"]
@@ -62,8 +62,8 @@ APPEND: Final = text(f"""
 INSERT INTO inputs ({column_names(NEW)}, state, ordinal)
 SELECT {column_names(NEW, "n")}, 'queued',
        COALESCE((SELECT max(i.ordinal) + 1 FROM inputs AS i WHERE i.task_id = n.task_id), 0)
-           + row_number() OVER (PARTITION BY n.task_id ORDER BY n.place) - 1
-FROM {NEW_ROWS.unnest("n", ordinality="place")}
+           + row_number() OVER (PARTITION BY n.task_id ORDER BY n.position) - 1
+FROM {NEW_ROWS.unnest("n", ordinality="position")}
 """)
 
 LOAD: Final = text(f"""
@@ -71,15 +71,15 @@ SELECT {column_names(inputs.c)} FROM inputs WHERE input_id = ANY(CAST(:ids AS uu
 """)
 
 FIRST_QUEUED: Final = text("""
-SELECT wanted.task_id, queued.input_id
-FROM unnest(CAST(:task_id AS uuid[]), CAST(:most AS integer[])) AS wanted(task_id, most)
+SELECT inboxes.task_id, queued.input_id
+FROM unnest(CAST(:task_id AS uuid[]), CAST(:max_inputs AS integer[])) AS inboxes(task_id, max_inputs)
 CROSS JOIN LATERAL (
     SELECT i.input_id, i.ordinal FROM inputs AS i
-    WHERE i.task_id = wanted.task_id AND i.decided_at IS NULL AND i.state = 'queued'
+    WHERE i.task_id = inboxes.task_id AND i.decided_at IS NULL AND i.state = 'queued'
     ORDER BY i.ordinal
-    LIMIT wanted.most
+    LIMIT inboxes.max_inputs
 ) AS queued
-ORDER BY wanted.task_id, queued.ordinal
+ORDER BY inboxes.task_id, queued.ordinal
 """)
 
 MARK_SENT: Final = text("""
@@ -101,19 +101,19 @@ RETURNING input_id
 
 
 async def append(conn: AsyncConnection, new: Sequence[NewInput]) -> None:
-    """Queue inputs in the order given."""
+    """Append inputs to their inboxes, in the given order."""
     await conn.execute(APPEND, NEW_ROWS.parameters(new))
 
 
 async def load(conn: AsyncConnection, ids: Sequence[UUID]) -> list[InputRow]:
-    """Return the inputs that exist among these input ids."""
+    """Return the inputs that exist among ``ids``."""
     return [InputRow(*row) for row in await conn.execute(LOAD, {"ids": ids})]
 
 
 async def first_queued(conn: AsyncConnection, limit: Mapping[UUID, int]) -> dict[UUID, list[UUID]]:
-    """Return the ids of the first queued inputs of these tasks, in order, up to as many as `limit` says for each."""
+    """Return, by task id, the ids of the first queued inputs in order, up to ``limit[task_id]`` for each task."""
     queues: dict[UUID, list[UUID]] = {}
-    values = {"task_id": list(limit), "most": list(limit.values())}
+    values = {"task_id": list(limit), "max_inputs": list(limit.values())}
     for task_id, input_id in await conn.execute(FIRST_QUEUED, values):
         queues.setdefault(task_id, []).append(input_id)
     return queues
@@ -125,11 +125,11 @@ async def mark_sent(conn: AsyncConnection, ids: Sequence[UUID], at: datetime) ->
 
 
 async def record_outcomes(conn: AsyncConnection, outcomes: Sequence[InputOutcomeRow]) -> set[UUID]:
-    """Record outcomes, at most one for each input; return the inputs that had none yet: the first one stands."""
+    """Record outcomes, at most one per input; return the ids that had none yet, because the first outcome wins."""
     return {input_id for (input_id,) in await conn.execute(RECORD_OUTCOMES, OUTCOMES.parameters(outcomes))}
 
 
 async def fail_all(conn: AsyncConnection, task_ids: Sequence[UUID], at: datetime, detail: str) -> set[UUID]:
-    """Fail every undecided input of these tasks; return their ids."""
-    found = await conn.execute(FAIL_ALL, {"ids": task_ids, "at": at, "detail": detail})
-    return {input_id for (input_id,) in found}
+    """Mark every open input of these tasks as failed and return their ids."""
+    rows = await conn.execute(FAIL_ALL, {"ids": task_ids, "at": at, "detail": detail})
+    return {input_id for (input_id,) in rows}

@@ -1,4 +1,4 @@
-"""Leases: that an agent is alive, kept in a narrow table so that a heartbeat touches nothing else."""
+"""Leases: the latest heartbeat of each connected agent, in a narrow table of its own."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from taskherd.store.statements import ColumnArrays, assignments, changing, colum
 from taskherd.store.tables import leases
 
 ROWS: Final = ColumnArrays(leases.c)
-"""Both leases and heartbeats: they have the same fields."""
+"""For leases and for heartbeat summaries, which have the same fields."""
 
-# A repeat (the same seq) is left to the corridor, which knows how to break the tie.
+# A heartbeat with the seq of the lease is left to ``reconcile``, since breaking the tie takes the whole report.
 TOUCH: Final = text(f"""
-WITH beats AS (
-    SELECT * FROM {ROWS.unnest("b")}
-), held AS (
-    SELECT l.task_id, b.seq, b.observed_at, b.last_heartbeat_at
-    FROM leases AS l JOIN beats AS b ON b.task_id = l.task_id
-    WHERE (b.build_number IS NULL OR b.build_number = l.build_number)
-      AND b.agent_id IS NOT DISTINCT FROM l.agent_id
-      AND b.seq <> l.seq
+WITH heartbeats AS (
+    SELECT * FROM {ROWS.unnest("h")}
+), locked AS (
+    SELECT l.task_id, h.seq, h.observed_at, h.last_heartbeat_at
+    FROM leases AS l JOIN heartbeats AS h ON h.task_id = l.task_id
+    WHERE (h.build_number IS NULL OR h.build_number = l.build_number)
+      AND h.agent_id IS NOT DISTINCT FROM l.agent_id
+      AND h.seq <> l.seq
     ORDER BY l.task_id
     FOR UPDATE OF l
 )
@@ -34,7 +34,7 @@ UPDATE leases AS l
 SET last_heartbeat_at = h.last_heartbeat_at,
     seq = GREATEST(l.seq, h.seq),
     observed_at = CASE WHEN h.seq > l.seq THEN h.observed_at ELSE l.observed_at END
-FROM held AS h
+FROM locked AS h
 WHERE l.task_id = h.task_id
 RETURNING l.task_id
 """)
@@ -54,10 +54,10 @@ SET {assignments(changing(leases), "excluded")}
 """)
 
 REMOVE: Final = text("""
-WITH gone AS (
+WITH locked AS (
     SELECT task_id FROM leases WHERE task_id = ANY(CAST(:ids AS uuid[])) ORDER BY task_id FOR UPDATE
 )
-DELETE FROM leases USING gone WHERE leases.task_id = gone.task_id
+DELETE FROM leases USING locked WHERE leases.task_id = locked.task_id
 """)
 
 SILENT: Final = text("""
@@ -68,40 +68,41 @@ COUNT: Final = text("SELECT count(*), count(*) FILTER (WHERE last_heartbeat_at <
 
 
 async def touch(conn: AsyncConnection, summaries: Sequence[HeartbeatSummary]) -> set[UUID]:
-    """Renew leases that exist and are held by that very build and agent; return the tasks whose lease was renewed.
+    """Renew leases of the same build and agent, and return the ids of the tasks whose lease was renewed.
 
-    At most one beat for each task. The others need the corridor: no lease, another build or agent, or a repeat.
+    ``summaries`` has at most one entry per task. The heartbeats of the other tasks must be reconciled: there is no
+    lease, it belongs to another build or agent, or it has the same seq.
     """
     return {task_id for (task_id,) in await conn.execute(TOUCH, ROWS.parameters(summaries))}
 
 
 async def load(conn: AsyncConnection, ids: Sequence[UUID]) -> list[Lease]:
-    """Lock the leases that exist among `ids`, in id order, and return them so; nothing is asked for none."""
+    """Lock the leases that exist among ``ids`` and return them, both in id order; without ``ids`` run no statement."""
     if not ids:
         return []
     rows = await conn.execute(LOAD, {"ids": ids})
     return [Lease(*row) for row in rows]
 
 
-async def upsert(conn: AsyncConnection, stamped: Sequence[Lease]) -> None:
-    """Put leases in place, whoever held them before; at most one for each task."""
-    await conn.execute(UPSERT, ROWS.parameters(stamped))
+async def upsert(conn: AsyncConnection, new: Sequence[Lease]) -> None:
+    """Insert leases or replace existing ones; at most one per task."""
+    await conn.execute(UPSERT, ROWS.parameters(new))
 
 
 async def remove(conn: AsyncConnection, ids: Sequence[UUID]) -> None:
-    """End the leases of these tasks."""
+    """Delete the leases of these tasks."""
     await conn.execute(REMOVE, {"ids": ids})
 
 
 async def silent(conn: AsyncConnection, before: datetime, limit: int) -> list[UUID]:
-    """Return up to `limit` tasks last heard before `before`, the longest silent first; nothing is locked."""
+    """Return up to ``limit`` tasks whose last heartbeat is older than ``before``, oldest first, without locking."""
     return [task_id for (task_id,) in await conn.execute(SILENT, {"before": before, "limit": limit})]
 
 
 async def count(conn: AsyncConnection, before: datetime) -> tuple[int, int]:
-    """Return how many agents hold a lease, and how many of them were last heard before `before`.
+    """Return the number of leases, and the number whose last heartbeat is older than ``before``.
 
-    Reads all leases, about 1 µs for each.
+    Reads all leases, at about 1 µs each.
     """
     row = (await conn.execute(COUNT, {"before": before})).one()
     return int(row[0]), int(row[1])

@@ -1,4 +1,4 @@
-"""The conversations. The caller holds the lock of the task's row, taken by an earlier statement."""
+"""Log entries of tasks. The caller holds the lock of the task's row, acquired by an earlier statement."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from taskherd.store.tables import task_logs
 
 @dataclass(frozen=True, slots=True)
 class LogEntryRow:
-    """One entry as reported; `entry_id` is the agent's own id, unique within its build."""
+    """A log entry as reported; ``entry_id`` is assigned by the agent, unique within its build."""
 
     task_id: UUID
     build_number: int
@@ -31,41 +31,42 @@ class LogEntryRow:
 ENTRY: Final = [task_logs.c[name] for name in ("task_id", "build_number", "entry_id", "seq", "type", "content", "time")]
 ENTRIES: Final = ColumnArrays(ENTRY)
 
-# No unique index can span partitions, so entries are looked up; the head outlives those whose partition was dropped.
+# No unique index can span partitions, so existing entries are looked up. The next log id has a table of its own because
+# partitions are dropped.
 APPEND: Final = text(f"""
 WITH incoming AS (
-    SELECT * FROM {ENTRIES.unnest("i", ordinality="place")}
+    SELECT * FROM {ENTRIES.unnest("i", ordinality="position")}
 ), replaced AS (
     UPDATE task_logs AS l SET seq = i.seq, type = i.type, content = i.content, time = i.time
     FROM incoming AS i
     WHERE l.task_id = i.task_id AND l.build_number = i.build_number AND l.entry_id = i.entry_id AND l.seq < i.seq
-), fresh AS (
+), new_entries AS (
     SELECT i.*,
-           row_number() OVER (PARTITION BY i.task_id ORDER BY i.place) AS rank,
-           count(*) OVER (PARTITION BY i.task_id) AS many
+           row_number() OVER (PARTITION BY i.task_id ORDER BY i.position) AS rank,
+           count(*) OVER (PARTITION BY i.task_id) AS new_count
     FROM incoming AS i
     WHERE NOT EXISTS (
         SELECT 1 FROM task_logs AS l
         WHERE l.task_id = i.task_id AND l.build_number = i.build_number AND l.entry_id = i.entry_id)
 ), heads AS (
     INSERT INTO task_log_heads AS h (task_id, next_log_id)
-    SELECT task_id, count(*) FROM fresh GROUP BY task_id ORDER BY task_id
+    SELECT task_id, count(*) FROM new_entries GROUP BY task_id ORDER BY task_id
     ON CONFLICT (task_id) DO UPDATE SET next_log_id = h.next_log_id + excluded.next_log_id
     RETURNING task_id, next_log_id
 ), added AS (
     INSERT INTO task_logs ({column_names(ENTRY)}, log_id, logged_at)
-    SELECT {column_names(ENTRY, "f")}, h.next_log_id - f.many + f.rank - 1, :logged_at
-    FROM fresh AS f JOIN heads AS h USING (task_id)
+    SELECT {column_names(ENTRY, "n")}, h.next_log_id - n.new_count + n.rank - 1, :logged_at
+    FROM new_entries AS n JOIN heads AS h USING (task_id)
 )
-SELECT count(*) FROM fresh
+SELECT count(*) FROM new_entries
 """)
 
 
 async def append(conn: AsyncConnection, entries: Sequence[LogEntryRow], logged_at: datetime) -> int:
-    """Add entries in the order given and return how many are new.
+    """Append entries in the given order and return the number of new ones.
 
-    One with the build number and id of an earlier entry replaces its text if its `seq` is greater; the log id, given
-    when an entry is first committed, stays.
+    An entry with the build number and id of an existing one replaces its content if its ``seq`` is greater, and keeps
+    the log id that was assigned when the entry was first committed.
     """
     newest = list(_newest(entries))
     values = {**ENTRIES.parameters(newest), "logged_at": logged_at}
@@ -73,11 +74,11 @@ async def append(conn: AsyncConnection, entries: Sequence[LogEntryRow], logged_a
 
 
 def _newest(entries: Sequence[LogEntryRow]) -> Iterable[LogEntryRow]:
-    """One entry for each id, of the greatest `seq`, at the place where the id first appeared."""
-    found: dict[tuple[UUID, int, int], LogEntryRow] = {}
+    """Keep the entry with the greatest ``seq`` for each id, at the position where the id first appeared."""
+    newest: dict[tuple[UUID, int, int], LogEntryRow] = {}
     for entry in entries:
         key = (entry.task_id, entry.build_number, entry.entry_id)
-        stamped = found.get(key)
-        if stamped is None or entry.seq > stamped.seq:
-            found[key] = entry
-    return found.values()
+        current = newest.get(key)
+        if current is None or entry.seq > current.seq:
+            newest[key] = entry
+    return newest.values()

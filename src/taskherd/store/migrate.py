@@ -1,4 +1,4 @@
-"""Brings the schema to the version this release needs: once, however many processes ask for it at the same time."""
+"""Migrate the schema to the revision this release needs; any number of processes may start it at the same time."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ HEAD: Final = "head"
 
 
 class SchemaStatus(StrEnum):
-    """How the schema found fits this release."""
+    """The schema in the database, compared with this release."""
 
     CURRENT = "current"
     MISSING = "missing"
@@ -44,7 +44,7 @@ class SchemaStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SchemaState:
-    """The revision found in the database (None: no schema) beside the one this release needs."""
+    """The revision in the database (None without a schema) and the one this release needs."""
 
     actual: str | None
     expected: str
@@ -52,7 +52,7 @@ class SchemaState:
 
     @property
     def advice(self) -> str:
-        """What to do, in one sentence; empty when nothing is to be done."""
+        """What the user should do, in one sentence; empty if the schema is current."""
         match self.status:
             case SchemaStatus.CURRENT:
                 return ""
@@ -68,7 +68,7 @@ class SchemaState:
 
 
 def scripts() -> Config:
-    """Return Alembic's configuration: the revisions inside this package, wherever it is installed."""
+    """Return an Alembic configuration for the revisions inside this package."""
     config = Config()
     config.set_main_option("script_location", "taskherd.store:migrations")
     config.set_main_option("path_separator", "os")
@@ -76,24 +76,24 @@ def scripts() -> Config:
 
 
 async def state(conn: AsyncConnection) -> SchemaState:
-    """Return how the database's schema fits this release."""
+    """Return the state of the schema, compared with this release."""
     return await conn.run_sync(_state)
 
 
 def _state(conn: Connection) -> SchemaState:
-    found = MigrationContext.configure(conn, opts={"version_table": SCHEMA_VERSION_TABLE}).get_current_revision()
+    actual = MigrationContext.configure(conn, opts={"version_table": SCHEMA_VERSION_TABLE}).get_current_revision()
     directory = ScriptDirectory.from_config(scripts())
-    wanted = directory.get_current_head() or ""
-    if found is None:
-        return SchemaState(None, wanted, SchemaStatus.MISSING)
-    if found == wanted:
-        return SchemaState(found, wanted, SchemaStatus.CURRENT)
-    known = {script.revision for script in directory.walk_revisions()}
-    return SchemaState(found, wanted, SchemaStatus.OLD if found in known else SchemaStatus.NEW)
+    expected = directory.get_current_head() or ""
+    if actual is None:
+        return SchemaState(None, expected, SchemaStatus.MISSING)
+    if actual == expected:
+        return SchemaState(actual, expected, SchemaStatus.CURRENT)
+    revisions = {script.revision for script in directory.walk_revisions()}
+    return SchemaState(actual, expected, SchemaStatus.OLD if actual in revisions else SchemaStatus.NEW)
 
 
 def upgrade(database_url: str, revision: str = HEAD) -> SchemaState:
-    """Run `upgrade_async` to its end; a caller inside a running event loop is blocked meanwhile."""
+    """Run ``upgrade_async`` and wait for it; this blocks an event loop that runs in the calling thread."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -103,16 +103,16 @@ def upgrade(database_url: str, revision: str = HEAD) -> SchemaState:
 
 
 async def upgrade_async(database_url: str, revision: str = HEAD) -> SchemaState:
-    """Migrate to `revision`, all steps in one transaction, and return the state then.
+    """Migrate to ``revision``, all steps in one transaction, and return the resulting state.
 
-    One process migrates, the others wait for it (at most two minutes) and find nothing to do. A step waits for a
-    table's lock at most two seconds, since all other statements queue up behind a waiting `ALTER TABLE`; then the
-    whole is tried again, ten times. https://www.postgresql.org/docs/current/explicit-locking.html
+    One process migrates; the others wait for it, at most two minutes, and find nothing to do. A step waits at most
+    two seconds for the lock of a table, because all other statements queue behind a waiting ``ALTER TABLE``. Then the
+    migration is retried, up to ten attempts. https://www.postgresql.org/docs/current/explicit-locking.html
 
     Raises:
-        Misconfigured: the schema is newer than this release, or no such revision exists.
-        Retry: no chance came up to lock the tables.
-        Unavailable: the database is away.
+        Misconfigured: the schema is newer than this release, or ``revision`` does not exist.
+        Retry: the tables could not be locked in any attempt.
+        Unavailable: the database cannot be reached.
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -125,24 +125,24 @@ async def upgrade_async(database_url: str, revision: str = HEAD) -> SchemaState:
 
 
 async def ensure_async(database_url: str, *, upgrading: bool) -> SchemaState:
-    """Return the state of a schema that this release can work with, after migrating an old one if `upgrading`.
+    """Return the state of the schema once it is current; migrate a missing or old one if ``upgrading``.
 
-    One that fits already is only read, for which a process needs no right to change it.
+    A current schema is only read, which needs no privilege to change it.
 
     Raises:
-        Misconfigured: the schema is newer; or missing or older, and may not be changed: it says what to run.
-        Retry, Unavailable: as `upgrade_async`.
+        Misconfigured: the schema is newer, or it must be migrated and may not be; the message says what to run.
+        Retry, Unavailable: as ``upgrade_async``.
     """
-    found = await current_async(database_url)
-    if found.status is SchemaStatus.CURRENT:
-        return found
-    if found.status is SchemaStatus.NEW or not upgrading:
-        raise Misconfigured("database_url", found.advice)
+    before = await current_async(database_url)
+    if before.status is SchemaStatus.CURRENT:
+        return before
+    if before.status is SchemaStatus.NEW or not upgrading:
+        raise Misconfigured("database_url", before.advice)
     try:
         return await upgrade_async(database_url)
     except SQLAlchemyError as error:
         if sqlstate(error) == NOT_ALLOWED:
-            advice = f"{found.advice[:-1]} as the user who owns the tables; this one may not change them."
+            advice = f"{before.advice[:-1]} as the user who owns the tables; this one may not change them."
             raise Misconfigured("database_url", advice) from error
         raise
 
@@ -179,7 +179,7 @@ def _run(conn: Connection, revision: str) -> SchemaState:
 
 
 async def current_async(database_url: str) -> SchemaState:
-    """Return how the database's schema fits this release."""
+    """Connect and return the state of the schema, compared with this release."""
     engine = open_engine(database_url, size=1, application_name="taskherd-db")
     try:
         async with transaction(engine) as conn:
@@ -189,16 +189,16 @@ async def current_async(database_url: str) -> SchemaState:
 
 
 def current(database_url: str) -> SchemaState:
-    """Run `current_async` outside an event loop."""
+    """Run ``current_async`` outside an event loop."""
     return asyncio.run(current_async(database_url))
 
 
 async def check(conn: AsyncConnection) -> None:
-    """Refuse a schema that this release can't work with, older or newer, saying what to run.
+    """Check that the schema is the one this release needs.
 
     Raises:
-        Misconfigured: the schema is missing, too old or too new.
+        Misconfigured: the schema is missing, older or newer; the message says what to run.
     """
-    found = await state(conn)
-    if found.status is not SchemaStatus.CURRENT:
-        raise Misconfigured("database_url", found.advice)
+    current_state = await state(conn)
+    if current_state.status is not SchemaStatus.CURRENT:
+        raise Misconfigured("database_url", current_state.advice)

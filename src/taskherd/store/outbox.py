@@ -1,7 +1,7 @@
-"""Events not yet published, and the feed that gives published ones their position.
+"""The outbox of unpublished events, and the feed that assigns positions to published ones.
 
-`tasks.save` fills the outbox. Positions are given under one lock that is held until commit, so they appear in rising
-order: who has read up to a position has missed nothing below it.
+``tasks.save`` fills the outbox. Positions are assigned under one lock that is held until commit, so they become visible
+in rising order: a reader that has read up to a position has missed nothing below it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 @dataclass(frozen=True, slots=True)
 class OutboxEvent:
-    """An event to publish; `document` and `cause` are JSON text, `prompt` is the one that held at that version."""
+    """An event to publish; ``document`` and ``cause`` are JSON text, ``prompt`` is the prompt at that version."""
 
     task_id: UUID
     version: int
@@ -44,21 +44,21 @@ ORDER BY o.occurred_at, o.task_id, o.version
 
 FEED_LOCK: Final = text("SELECT pg_advisory_xact_lock(hashtextextended('taskherd feed', 0))")
 
-# Versions of a task follow each other without a gap. A run of them goes unless an earlier one is unpublished: then
-# it stays, to be published once more after that one. The outbox is empty now and long the next moment, so PostgreSQL's
-# idea of its size is worth nothing: a join of 1,000 keys with 10,000 rows and 50,000 dead ones, planned for an empty
-# one, took 54 s. Hence nothing to choose: one look into the key for each run, then the rows by their place.
+# Versions of a task have no gaps. A run of consecutive versions is removed unless an earlier version is unpublished:
+# then it stays, to be published again after that one. The outbox is empty now and long a moment later, so the planner's
+# estimates of its size are useless: a join of 1,000 keys with 10,000 rows and 50,000 dead ones, planned for an empty
+# outbox, took 54 s. This form leaves the planner a single plan: one key lookup per run, then the rows by ``ctid``.
 MARK_PUBLISHED: Final = text("""
-WITH told AS (
+WITH published AS (
     SELECT task_id, version, version - dense_rank() OVER (PARTITION BY task_id ORDER BY version) AS run
     FROM unnest(CAST(:task_id AS uuid[]), CAST(:version AS bigint[])) AS k(task_id, version)
 ), runs AS (
-    SELECT task_id, min(version) AS first, max(version) AS last FROM told GROUP BY task_id, run
-), gone AS (
+    SELECT task_id, min(version) AS first, max(version) AS last FROM published GROUP BY task_id, run
+), removed AS (
     DELETE FROM outbox WHERE ctid = ANY(ARRAY(
-        SELECT unnest(lowest.places)
+        SELECT unnest(lowest.row_ids)
         FROM runs AS r CROSS JOIN LATERAL (
-            SELECT array_agg(ctid) AS places, min(version) AS first
+            SELECT array_agg(ctid) AS row_ids, min(version) AS first
             FROM (
                 SELECT ctid, version FROM outbox WHERE task_id = r.task_id AND version <= r.last
                 ORDER BY version LIMIT r.last - r.first + 1
@@ -67,33 +67,33 @@ WITH told AS (
         WHERE lowest.first >= r.first
     ))
     RETURNING task_id, version, occurred_at
-), fed AS (
+), appended AS (
     INSERT INTO task_feed (position, task_id, version, occurred_at)
     SELECT nextval('task_feed_position'), task_id, version, occurred_at
     FROM (
-        SELECT * FROM gone
+        SELECT * FROM removed
         ORDER BY max(occurred_at) OVER (PARTITION BY task_id ORDER BY version), task_id, version
     ) AS ordered
     RETURNING 1
 )
-SELECT count(*) FROM fed
+SELECT count(*) FROM appended
 """)
 
 
 async def due(conn: AsyncConnection, older_than: datetime, limit: int) -> list[OutboxEvent]:
-    """Return up to `limit` events that occurred at or before `older_than`, oldest first; nothing is locked.
+    """Return up to ``limit`` events that occurred at or before ``older_than``, oldest first, without locking.
 
-    Two relays may thus publish the same event, which readers drop by its version; its position is given once.
+    Two relays may publish the same event, which readers recognize by its version; it gets one position.
     """
-    found = await conn.execute(DUE, {"older_than": older_than, "limit": limit})
-    return [OutboxEvent(*row) for row in found]
+    rows = await conn.execute(DUE, {"older_than": older_than, "limit": limit})
+    return [OutboxEvent(*row) for row in rows]
 
 
 async def mark_published(conn: AsyncConnection, keys: Sequence[tuple[UUID, int]]) -> int:
-    """Take (task id, version) pairs out of the outbox and give them the next positions; return how many.
+    """Move (task id, version) pairs from the outbox to the feed, with the next positions; return the number moved.
 
-    They rise with time, and for each task with its versions, whatever a clock did: one whose predecessor is still
-    unpublished stays. Keep the transaction short, since positions are given to one at a time.
+    Within a call positions rise with the events' times. Those of one task always rise with its versions: an event whose
+    predecessor is unpublished stays in the outbox. Keep the transaction short: only one at a time can assign positions.
     """
     if not keys:
         return 0

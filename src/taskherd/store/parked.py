@@ -1,7 +1,7 @@
-"""Parked reports: those that came before their task's create, kept until it comes or their time is up.
+"""Parked reports: reports that arrived before their task was created, kept until then or until they expire.
 
-Whoever parks for a task or creates one first takes `lock_task_ids` for it, in this transaction and before looking
-whether the task exists; so no report is parked behind a create that has just taken what was parked.
+To park a report or create a task, first call ``lock_task_ids`` in the same transaction, before checking whether the
+task exists. So no report is parked after a create has read the parked reports of its task.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from taskherd.store.statements import ColumnArrays, column_names, selected, stored
 from taskherd.store.tables import parked
 
-CLASS: Final = 7_745_501
+LOCK_CLASS: Final = 7_745_501
+"""First key of the advisory locks; any number that no other application in the database uses."""
+
 BUCKETS: Final = 256
 
 
@@ -33,7 +35,7 @@ class ReportToPark:
 
 @dataclass(frozen=True, slots=True)
 class ParkedReport:
-    """A parked report, as JSON text; ids rise in the order of parking."""
+    """A parked report, as JSON text; ids rise in the order in which reports were parked."""
 
     id: int
     task_id: UUID
@@ -41,9 +43,9 @@ class ParkedReport:
     report: str
 
 
-# A lock for each bucket, not for each task: the server's table of locks holds only some thousands in all.
+# One lock per bucket instead of per task, because the server's lock table has room for only a few thousand locks.
 LOCK_TASK_IDS: Final = text(f"""
-SELECT pg_advisory_xact_lock({CLASS}, bucket)
+SELECT pg_advisory_xact_lock({LOCK_CLASS}, bucket)
 FROM (
     SELECT DISTINCT hashtext(CAST(id AS text)) & {BUCKETS - 1} AS bucket
     FROM unnest(CAST(:ids AS uuid[])) AS id
@@ -56,17 +58,17 @@ NEW_ROWS: Final = ColumnArrays(NEW)
 
 PARK: Final = text(f"""
 WITH incoming AS (
-    SELECT * FROM {NEW_ROWS.unnest("i", ordinality="place")}
-), held AS (
-    SELECT task_id, count(*) AS held FROM parked WHERE task_id = ANY(CAST(:task_id AS uuid[])) GROUP BY task_id
+    SELECT * FROM {NEW_ROWS.unnest("i", ordinality="position")}
+), parked_counts AS (
+    SELECT task_id, count(*) AS parked_count FROM parked WHERE task_id = ANY(CAST(:task_id AS uuid[])) GROUP BY task_id
 ), ranked AS (
-    SELECT i.*, row_number() OVER (PARTITION BY i.task_id ORDER BY place) + COALESCE(held.held, 0) AS rank
-    FROM incoming AS i LEFT JOIN held USING (task_id)
-), kept AS (
+    SELECT i.*, row_number() OVER (PARTITION BY i.task_id ORDER BY position) + COALESCE(c.parked_count, 0) AS rank
+    FROM incoming AS i LEFT JOIN parked_counts AS c USING (task_id)
+), inserted AS (
     INSERT INTO parked ({column_names(NEW)})
-    SELECT {stored(NEW)} FROM ranked WHERE rank <= :most ORDER BY place
+    SELECT {stored(NEW)} FROM ranked WHERE rank <= :max_per_task ORDER BY position
 )
-SELECT place - 1 FROM ranked WHERE rank > :most ORDER BY place
+SELECT position - 1 FROM ranked WHERE rank > :max_per_task ORDER BY position
 """)
 
 READ: Final = text(f"""
@@ -85,26 +87,35 @@ REMOVE: Final = text("DELETE FROM parked WHERE id = ANY(CAST(:ids AS bigint[]))"
 
 
 async def lock_task_ids(conn: AsyncConnection, ids: Sequence[UUID]) -> None:
-    """Keep parking and creating of these tasks to this transaction until it ends; one call for all of them."""
+    """Exclude other transactions from parking for or creating these tasks until this one ends.
+
+    Lock all ids in one call, or transactions can deadlock.
+    """
     await conn.execute(LOCK_TASK_IDS, {"ids": ids})
 
 
-async def park(conn: AsyncConnection, reports: Sequence[ReportToPark], most_per_task: int) -> list[int]:
-    """Park reports, in order, up to `most_per_task` a task; return the indexes of those that found no room."""
-    values = {**NEW_ROWS.parameters(reports), "most": most_per_task}
-    return [place for (place,) in await conn.execute(PARK, values)]
+async def park(conn: AsyncConnection, reports: Sequence[ReportToPark], max_per_task: int) -> list[int]:
+    """Park reports in order, up to ``max_per_task`` per task, and return the indexes of the reports beyond that."""
+    values = {**NEW_ROWS.parameters(reports), "max_per_task": max_per_task}
+    return [index for (index,) in await conn.execute(PARK, values)]
 
 
 async def read(conn: AsyncConnection, ids: Sequence[UUID]) -> list[ParkedReport]:
-    """Lock what is parked for these tasks, in the order of parking; `remove` what was folded."""
+    """Lock and return the parked reports of these tasks in the order in which they were parked.
+
+    The caller deletes those that it folded with ``remove``.
+    """
     return [ParkedReport(*row) for row in await conn.execute(READ, {"ids": ids})]
 
 
 async def expired(conn: AsyncConnection, before: datetime, limit: int) -> list[ParkedReport]:
-    """Lock up to `limit` reports parked before `before`; `remove` them once their dead letters are confirmed."""
+    """Lock and return up to ``limit`` reports parked before ``before``, skipping locked ones.
+
+    The caller deletes them with ``remove`` once their dead letters are confirmed.
+    """
     return [ParkedReport(*row) for row in await conn.execute(EXPIRED, {"before": before, "limit": limit})]
 
 
 async def remove(conn: AsyncConnection, ids: Sequence[int]) -> None:
-    """Forget parked reports by their row ids."""
+    """Delete parked reports by their row ids."""
     await conn.execute(REMOVE, {"ids": ids})

@@ -1,6 +1,7 @@
-"""Weekly partitions of history and logs: made ahead of time, dropped when nobody wants them any more.
+"""Weekly partitions of history and logs: created ahead of time and dropped after the retention time.
 
-Weeks begin on Monday, 00:00 UTC. Rows that find no partition go to the default one, and move when theirs is made.
+Weeks start on Monday, 00:00 UTC. A row without a partition goes to the default partition, and moves when its partition
+is created.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from taskherd.store.tables import PARTITIONED
 
 AHEAD: Final = 4
+"""Number of weeks for which partitions are created in advance."""
 
 ADD = text("""
 SELECT count(*) FILTER (WHERE taskherd_add_partition(parent, monday))
@@ -24,10 +26,10 @@ DROP = text("""
 SELECT taskherd_drop_partitions(parent, LEAST(
     CAST(:before AS date),
     (SELECT CAST(min(occurred_at) AT TIME ZONE 'UTC' AS date) FROM outbox WHERE parent = 'task_events')))
-FROM (SELECT CAST(:parent AS text) AS parent) AS of
+FROM (SELECT CAST(:parent AS text) AS parent) AS arguments
 """)
 
-# Walks from the oldest position on, so that the cost is bounded by the limit and not by the feed's length.
+# Starts at the oldest position, so the cost depends on the limit and not on the length of the feed.
 PRUNE_FEED = text("""
 DELETE FROM task_feed
 WHERE occurred_at < :before AND position IN (SELECT position FROM task_feed ORDER BY position LIMIT :limit)
@@ -35,28 +37,28 @@ WHERE occurred_at < :before AND position IN (SELECT position FROM task_feed ORDE
 
 
 def monday(at: datetime) -> date:
-    """Return the first day of the week that `at`, an aware time, falls into."""
+    """Return the first day of the UTC week that contains ``at``, an aware time."""
     day = at.astimezone(UTC).date()
     return day - timedelta(days=day.weekday())
 
 
 async def ensure_ahead(conn: AsyncConnection, now: datetime, weeks: int = AHEAD) -> int:
-    """Make the partitions of this week and the next `weeks`; return how many were missing. Safe at the same time."""
+    """Create the partitions of this week and the next ``weeks``; return the number created. Safe to run in parallel."""
     first = monday(now)
     mondays = [first + timedelta(weeks=week) for week in range(weeks + 1)]
-    found = await conn.execute(ADD, {"parents": list(PARTITIONED), "mondays": mondays})
-    return int(found.scalar_one())
+    created = await conn.execute(ADD, {"parents": list(PARTITIONED), "mondays": mondays})
+    return int(created.scalar_one())
 
 
 async def prune(conn: AsyncConnection, *, events_before: datetime, logs_before: datetime) -> list[str]:
-    """Drop the partitions that ended by then and return their names; events not yet published are kept."""
-    found: list[str] = []
+    """Drop the partitions that end before the given times and return their names; keep unpublished events."""
+    dropped: list[str] = []
     for parent, before in zip(PARTITIONED, (events_before, logs_before), strict=True):
         day = before.astimezone(UTC).date()
-        found += (await conn.execute(DROP, {"parent": parent, "before": day})).scalars()
-    return found
+        dropped += (await conn.execute(DROP, {"parent": parent, "before": day})).scalars()
+    return dropped
 
 
 async def prune_feed(conn: AsyncConnection, before: datetime, limit: int) -> int:
-    """Delete up to `limit` of the oldest positions whose events occurred before `before`; call until it returns 0."""
+    """Delete up to ``limit`` of the oldest positions, if older than ``before``; return the number. Call it until 0."""
     return (await conn.execute(PRUNE_FEED, {"before": before, "limit": limit})).rowcount

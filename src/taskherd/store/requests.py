@@ -1,4 +1,4 @@
-"""Work requests that no runner has taken up yet: sent at commit, then repeated with backoff until answered."""
+"""Open work requests: sent after the commit, then repeated with backoff until a report answers them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from taskherd.backoff import MAX_DOUBLINGS
 from taskherd.store.statements import ColumnArrays, column_names
 from taskherd.store.tables import work_requests
 
 
 @dataclass(frozen=True, slots=True)
 class WorkRequest:
-    """One request; `attempt` counts how often it was handed out by `due`, `first_sent_at` is when it first was."""
+    """A work request; ``attempt`` counts how often ``due`` returned it, ``first_sent_at`` is when it first did."""
 
     request_id: UUID
     task_id: UUID
@@ -53,22 +54,23 @@ WHERE r.task_id = a.task_id AND r.input_id = a.input_id
 RETURNING r.request_id
 """)
 
-# The wait doubles with each attempt; a tenth more or less keeps requests of one outage from coming back together.
+# The wait is ``Backoff(first, maximum).longest(attempt)`` of ``taskherd.backoff``, in SQL because one statement updates
+# all rows; a test compares the two. Jitter of 10 % keeps the requests of one outage from becoming due together.
 DUE: Final = text(f"""
-WITH picked AS (
+WITH due AS (
     SELECT request_id FROM work_requests WHERE next_at <= :now ORDER BY next_at LIMIT :limit
     FOR UPDATE SKIP LOCKED
-), sent AS (
+), started AS (
     UPDATE work_requests AS r
     SET attempt = r.attempt + 1,
         first_sent_at = COALESCE(r.first_sent_at, :now),
         next_at = CAST(:now AS timestamptz) + make_interval(secs =>
-            LEAST(CAST(:first AS float8) * power(2, LEAST(r.attempt, 30)), CAST(:most AS float8))
+            LEAST(CAST(:first AS float8) * power(2, LEAST(r.attempt, {MAX_DOUBLINGS})), CAST(:maximum AS float8))
             * (0.9 + 0.2 * random()))
-    FROM picked WHERE r.request_id = picked.request_id
+    FROM due WHERE r.request_id = due.request_id
     RETURNING {column_names(work_requests.c, "r")}
 )
-SELECT * FROM sent ORDER BY created_at, request_id
+SELECT * FROM started ORDER BY created_at, request_id
 """)
 
 OF_TASKS: Final = text(f"""
@@ -80,28 +82,29 @@ REMOVE: Final = text("DELETE FROM work_requests WHERE request_id = ANY(CAST(:ids
 
 
 async def add(conn: AsyncConnection, requests: Sequence[WorkRequest]) -> None:
-    """Store requests; one already stored stays as it is."""
+    """Insert requests; an existing request is left unchanged."""
     await conn.execute(ADD, ROWS.parameters(requests))
 
 
 async def delete_answered(conn: AsyncConnection, builds: Sequence[tuple[UUID, int]]) -> set[UUID]:
-    """Drop the workspace requests of these (task id, build number) pairs; return the ids of those dropped."""
+    """Delete the workspace requests of these (task id, build number) pairs and return their ids."""
     values = {"task_id": [task_id for task_id, _ in builds], "build_number": [number for _, number in builds]}
     return {request_id for (request_id,) in await conn.execute(DELETE_ANSWERED, values)}
 
 
 async def delete_answered_inputs(conn: AsyncConnection, inputs: Sequence[tuple[UUID, UUID]]) -> set[UUID]:
-    """Drop the input requests of these (task id, input id) pairs; return the ids of those dropped."""
+    """Delete the input requests of these (task id, input id) pairs and return their ids."""
     values = {"task_id": [task_id for task_id, _ in inputs], "input_id": [input_id for _, input_id in inputs]}
     return {request_id for (request_id,) in await conn.execute(DELETE_ANSWERED_INPUTS, values)}
 
 
 async def due(conn: AsyncConnection, now: datetime, limit: int, *, first: float, most: float) -> list[WorkRequest]:
-    """Hand out up to `limit` requests to be sent now and set their next time; `first` and `most` bound the wait (s).
+    """Return up to ``limit`` requests that are due, after counting the attempt and setting the time of the next one.
 
-    Those that another worker is handing out are skipped.
+    The next attempt is due after ``first`` seconds, doubled by each further attempt up to ``most`` seconds. Requests
+    that another worker is processing are skipped.
     """
-    values = {"now": now, "limit": limit, "first": first, "most": most}
+    values = {"now": now, "limit": limit, "first": first, "maximum": most}
     return [WorkRequest(*row) for row in await conn.execute(DUE, values)]
 
 
@@ -111,5 +114,5 @@ async def of_tasks(conn: AsyncConnection, ids: Sequence[UUID]) -> list[WorkReque
 
 
 async def remove(conn: AsyncConnection, ids: Sequence[UUID]) -> None:
-    """Drop requests that are given up or have become pointless."""
+    """Delete requests that timed out or are no longer needed."""
     await conn.execute(REMOVE, {"ids": ids})

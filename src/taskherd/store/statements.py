@@ -1,7 +1,8 @@
-"""The parts of SQL statements that come from a table's columns, and rows as the arrays that such statements take.
+"""SQL fragments that are generated from the columns of a table, and rows as array parameters of statements.
 
-Rows travel as arrays, one for each column, so that a batch of any size is one statement with one plan. JSON travels as
-text, which PostgreSQL stores as it is. A list travels as text joined by commas: `unnest` would flatten lists of lists.
+Rows are sent as arrays, one per column, so that a batch of any size is one statement with one plan. JSON is sent as
+text, which PostgreSQL stores as it is. A list is sent as text joined by commas, because ``unnest`` flattens nested
+arrays.
 """
 
 from __future__ import annotations
@@ -16,23 +17,23 @@ from sqlalchemy.dialects import postgresql
 
 DIALECT: Final = postgresql.dialect()  # type: ignore[no-untyped-call]
 SET_ONCE: Final = {"set_once": True}
-"""The `info` of a column that a new row sets and that never changes."""
+"""``info`` of a column that is set when a row is inserted and never changes."""
 
 NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 def changing(table: Table) -> list[Column[Any]]:
-    """Return the columns that may change: neither part of the key nor `SET_ONCE`."""
+    """Return the columns that may change: those that are neither in the primary key nor ``SET_ONCE``."""
     return [column for column in table.c if not column.primary_key and column.info is not SET_ONCE]
 
 
 def column_names(columns: Iterable[Column[Any]], alias: str = "") -> str:
-    """Return the columns' names, each after the alias of its table if there is one: `t.id, t.name`."""
+    """Return the names of the columns, qualified with ``alias`` if given: ``t.id, t.name``."""
     return ", ".join(_name(column, alias) for column in columns)
 
 
 def selected(columns: Iterable[Column[Any]], alias: str = "") -> str:
-    """Return the columns as a SELECT reads them: JSON as text."""
+    """Return the columns as a SELECT list that reads JSON as text."""
     return ", ".join(
         f"CAST({_name(column, alias)} AS text) AS {column.name}"
         if isinstance(column.type, JSON)
@@ -42,25 +43,26 @@ def selected(columns: Iterable[Column[Any]], alias: str = "") -> str:
 
 
 def stored(columns: Iterable[Column[Any]], alias: str = "", instead: Mapping[str, str] = NOTHING) -> str:
-    """Return the columns of rows that travelled as arrays, converted to the types of the table.
+    """Return a SELECT list that converts rows sent as arrays to the column types of the table.
 
     Args:
-        columns: those of the table.
-        alias: that of the rows.
-        instead: SQL to put in the place of some columns, by name.
+        columns: columns of the table.
+        alias: alias of the rows.
+        instead: SQL to use for some columns, by name.
     """
     return ", ".join(instead.get(column.name) or _stored(column, alias) for column in columns)
 
 
 def assignments(columns: Iterable[Column[Any]], source: str) -> str:
-    """Return what an UPDATE sets the columns to: those of the same name in `source`."""
+    """Return the SET list of an UPDATE that copies the columns from ``source``."""
     return ", ".join(f"{column.name} = {source}.{column.name}" for column in columns)
 
 
 class ColumnArrays:
-    """The parameters that carry rows to a statement: an array for each column, named `prefix` and the column's name.
+    """The parameters that pass rows to a statement: one array per column, named ``prefix`` plus the column's name.
 
-    A row has an attribute of each column's name. Where it is found elsewhere `attributes` says where: `task.id`.
+    The value of a column is the attribute of the row with the column's name, or the one given in ``attributes``, which
+    may be a path: ``task.id``.
     """
 
     def __init__(
@@ -73,7 +75,7 @@ class ColumnArrays:
         }
 
     def unnest(self, alias: str, *, ordinality: str = "") -> str:
-        """Return the arrays as rows to select from; a column `ordinality`, if named, numbers them from 1."""
+        """Return the arrays as rows to select from; if ``ordinality`` is given, a column of that name counts from 1."""
         arrays = ",\n        ".join(
             f"CAST(:{parameter} AS {_array_type(column)}[])" for parameter, column in self._parameters.items()
         )
@@ -83,7 +85,7 @@ class ColumnArrays:
         return f"unnest(\n        {arrays}\n    ) AS {alias}({columns})"
 
     def parameters(self, rows: Iterable[object]) -> dict[str, Any]:
-        """Return the values to execute the statement with."""
+        """Return the parameters for these rows."""
         return {parameter: list(map(get, rows)) for parameter, get in self._getters.items()}
 
 

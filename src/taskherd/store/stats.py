@@ -10,12 +10,12 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 SAMPLE: Final = 50_000
-"""Up to about so many tasks counts are exact; beyond, they are estimated from a sample of about that size."""
+"""Number of tasks up to which counts are exact; above it they are estimated from a sample of about that size."""
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Live tasks by status; their agents by health (`healthy`, `none` or the reason); what waits, and how long."""
+    """Live tasks by status, their agents by health (``healthy``, ``none`` or the reason), and the sizes of queues."""
 
     tasks: dict[str, int]
     agents: dict[str, int]
@@ -24,7 +24,7 @@ class Counts:
     oldest_unpublished_at: datetime | None
 
 
-# Pages are sampled whole, which is fair enough here: a task's page says nothing about its status.
+# Sampling complete pages introduces no bias, because the page of a task does not depend on its status.
 TASKS: Final = text("""
 SELECT status,
        CASE json_extract_path_text(document, 'workspace_agent_health', 'healthy')
@@ -48,14 +48,14 @@ SELECT (SELECT count(*) FROM parked),
 
 
 async def counts(conn: AsyncConnection) -> Counts:
-    """Count once; for a scrape every few seconds by one worker."""
+    """Count tasks, agents and queued rows; cheap enough for one worker to do it every few seconds."""
     estimated = float((await conn.execute(ESTIMATE)).scalar_one())
     share = min(1.0, SAMPLE / estimated) if estimated > 0 else 1.0
     tasks: dict[str, int] = {}
     agents: dict[str, int] = {}
-    for status, health, found in await conn.execute(TASKS, {"percent": 100 * share}):
-        many = round(found / share)
-        tasks[status] = tasks.get(status, 0) + many
-        agents[health] = agents.get(health, 0) + many
+    for status, health, sampled in await conn.execute(TASKS, {"percent": 100 * share}):
+        count = round(sampled / share)
+        tasks[status] = tasks.get(status, 0) + count
+        agents[health] = agents.get(health, 0) + count
     parked, unpublished, oldest = (await conn.execute(WAITING)).one()
     return Counts(tasks, agents, parked, unpublished, oldest)

@@ -1,8 +1,8 @@
-"""Tasks as a caller may see them, read in one statement each: who may see what is part of its WHERE.
+"""Queries for tasks on behalf of a caller, one statement each; its WHERE clause checks the caller's access.
 
-Members see their own tasks, admins of an organization all of its tasks; whoever sees a task may also change it. The
-statements are for `Reader`; `$1` is always the caller. Prompts and names are joined by LATERAL … LIMIT 1, which is an
-index look-up for each row whatever the planner believes about a LIMIT that it doesn't know.
+Members see their own tasks, admins of an organization all of its tasks; a caller who may see a task may also change it.
+The statements are for ``Reader``; ``$1`` is always the caller. Prompts and names are joined by LATERAL … LIMIT 1, which
+is an index lookup per row whatever the planner assumes about a LIMIT that is a parameter.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CROSS JOIN LATERAL (SELECT name, display_name, icon FROM templates WHERE id = t.
 
 @dataclass(frozen=True, slots=True)
 class TaskRef:
-    """The task that a path names: `user` is an id or a username, `task` an id or a name; `caller` asks."""
+    """The task that a request path names: ``user`` is an id or a username, ``task`` an id or a name."""
 
     caller: UUID
     user: UUID | str
@@ -42,7 +42,7 @@ class TaskRef:
 
 @dataclass(frozen=True, slots=True)
 class TaskFilter:
-    """Which tasks a list is to hold: at most `limit`, those after the task `after`, newest first."""
+    """The tasks to list, newest first: up to ``limit``, starting after the (creation time, id) ``after``."""
 
     caller: UUID
     limit: int
@@ -54,41 +54,41 @@ class TaskFilter:
 
 @dataclass(slots=True)
 class _Statement:
-    """A statement's values as they are bound."""
+    """The parameter values of a statement that is being built."""
 
     values: list[Any]
 
     def bind(self, value: Any) -> str:
-        """Return the placeholder of one more value."""
+        """Append a value and return its placeholder."""
         self.values.append(value)
         return f"${len(self.values)}"
 
 
-async def task(reader: Reader, whose: TaskRef) -> Row | None:
-    """Return a task with all that its document needs (`DOCUMENT`), None where there is none for the caller."""
-    return await _found(reader, f"SELECT {DOCUMENT} FROM tasks AS t {JOINED}", whose)
+async def task(reader: Reader, ref: TaskRef) -> Row | None:
+    """Return a task with the columns of its document (``DOCUMENT``), or None if the caller may not see such a task."""
+    return await _find(reader, f"SELECT {DOCUMENT} FROM tasks AS t {JOINED}", ref)
 
 
-async def find_id(reader: Reader, whose: TaskRef) -> UUID | None:
-    """Return the id of the task that the caller wants to change, None where there is none for the caller."""
-    row = await _found(reader, "SELECT t.id FROM tasks AS t", whose)
+async def find_id(reader: Reader, ref: TaskRef) -> UUID | None:
+    """Return the id of a task, or None if the caller may not see such a task."""
+    row = await _find(reader, "SELECT t.id FROM tasks AS t", ref)
     return None if row is None else row["id"]
 
 
-async def _found(reader: Reader, select: str, whose: TaskRef) -> Row | None:
-    """An id is looked up among all tasks first, the user only has to exist; then as the name of a task of the user."""
+async def _find(reader: Reader, select: str, ref: TaskRef) -> Row | None:
+    """Look the task up by id, where the user in the path only has to exist, then by name among the user's tasks."""
     row = None
-    if isinstance(whose.task, UUID):
-        statement = _Statement([whose.caller, whose.task])
+    if isinstance(ref.task, UUID):
+        statement = _Statement([ref.caller, ref.task])
         exists = (
-            "" if whose.user == whose.caller else f"AND EXISTS (SELECT 1 FROM users AS w WHERE {_is(whose, statement)})"
+            "" if ref.user == ref.caller else f"AND EXISTS (SELECT 1 FROM users AS w WHERE {_is_user(ref, statement)})"
         )
         text = f"{select} WHERE t.id = $2 AND t.deleted_at IS NULL AND {CAN_SEE} {exists}"
         row = await reader.fetch_one(text, *statement.values)
-    name = named(whose.task)
+    name = _possible_name(ref.task)
     if row is None and name:
-        statement = _Statement([whose.caller, name])
-        owner = f"(SELECT w.id FROM users AS w WHERE {_is(whose, statement)})"
+        statement = _Statement([ref.caller, name])
+        owner = f"(SELECT w.id FROM users AS w WHERE {_is_user(ref, statement)})"
         text = (
             f"{select} WHERE t.owner_id = {owner} AND lower(t.name) = lower($2) AND t.deleted_at IS NULL AND {CAN_SEE}"
         )
@@ -96,70 +96,73 @@ async def _found(reader: Reader, select: str, whose: TaskRef) -> Row | None:
     return row
 
 
-def named(task: UUID | str) -> str:
-    """Return what is also a name: 32 hex digits are an id and a name, with hyphens an id is too long for one."""
+def _possible_name(task: UUID | str) -> str:
+    """Return ``task`` as a name: an id of 32 hex digits is also a valid name, one with hyphens is too long."""
     return task.hex if isinstance(task, UUID) else task
 
 
-def _is(whose: TaskRef, statement: _Statement) -> str:
-    place = statement.bind(whose.user)
-    return f"w.id = {place}" if isinstance(whose.user, UUID) else f"lower(w.username) = lower({place})"
+def _is_user(ref: TaskRef, statement: _Statement) -> str:
+    placeholder = statement.bind(ref.user)
+    return f"w.id = {placeholder}" if isinstance(ref.user, UUID) else f"lower(w.username) = lower({placeholder})"
 
 
-async def tasks(reader: Reader, wanted: TaskFilter) -> Sequence[Row]:
-    """Return tasks with all that their documents need (`DOCUMENT`), newest first, one more than `limit` if there is."""
-    statement = _Statement([wanted.caller])
-    narrow = ""
-    if wanted.organization is not None:
-        narrow += f" AND t.organization_id = {statement.bind(wanted.organization)}"
-    if wanted.status is not None:
-        narrow += f" AND t.status = {statement.bind(wanted.status)}"
-    if wanted.after is not None:
-        created_at, task_id = wanted.after
-        narrow += f" AND (t.created_at, t.id) < ({statement.bind(created_at)}, {statement.bind(task_id)})"
-    limit = statement.bind(wanted.limit + 1)
+async def tasks(reader: Reader, criteria: TaskFilter) -> Sequence[Row]:
+    """Return tasks with the columns of their documents (``DOCUMENT``), newest first.
+
+    One task more than ``limit`` is returned if there are more.
+    """
+    statement = _Statement([criteria.caller])
+    conditions = ""
+    if criteria.organization is not None:
+        conditions += f" AND t.organization_id = {statement.bind(criteria.organization)}"
+    if criteria.status is not None:
+        conditions += f" AND t.status = {statement.bind(criteria.status)}"
+    if criteria.after is not None:
+        created_at, task_id = criteria.after
+        conditions += f" AND (t.created_at, t.id) < ({statement.bind(created_at)}, {statement.bind(task_id)})"
+    limit = statement.bind(criteria.limit + 1)
     ordered = f"ORDER BY t.created_at DESC, t.id DESC LIMIT {limit}"
-    own = f"SELECT t.* FROM tasks AS t WHERE t.owner_id = $1 AND t.deleted_at IS NULL {narrow} {ordered}"
-    if wanted.owner == wanted.caller:
-        picked = own
-    elif wanted.owner is not None:
-        owner = statement.bind(wanted.owner)
-        picked = f"""
+    own = f"SELECT t.* FROM tasks AS t WHERE t.owner_id = $1 AND t.deleted_at IS NULL {conditions} {ordered}"
+    if criteria.owner == criteria.caller:
+        selection = own
+    elif criteria.owner is not None:
+        owner = statement.bind(criteria.owner)
+        selection = f"""
         SELECT t.* FROM tasks AS t
-        WHERE t.owner_id = {owner} AND t.deleted_at IS NULL AND {CAN_SEE} {narrow} {ordered}"""
+        WHERE t.owner_id = {owner} AND t.deleted_at IS NULL AND {CAN_SEE} {conditions} {ordered}"""
     else:
-        picked = f"""
+        selection = f"""
         SELECT t.* FROM (
             ({own}) UNION ALL
             SELECT t.* FROM memberships AS a CROSS JOIN LATERAL (
                 SELECT t.* FROM tasks AS t
-                WHERE t.organization_id = a.organization_id AND t.deleted_at IS NULL AND t.owner_id <> $1 {narrow}
+                WHERE t.organization_id = a.organization_id AND t.deleted_at IS NULL AND t.owner_id <> $1 {conditions}
                 {ordered}) AS t
             WHERE a.user_id = $1 AND a.role = 'admin' AND a.active
         ) AS t {ordered}"""
-    text = f"SELECT {DOCUMENT} FROM ({picked}) AS t {JOINED} ORDER BY t.created_at DESC, t.id DESC"
+    text = f"SELECT {DOCUMENT} FROM ({selection}) AS t {JOINED} ORDER BY t.created_at DESC, t.id DESC"
     return await reader.fetch(text, *statement.values)
 
 
-# The newest entries that fit, told oldest first. A task without any gives one row that has only the status.
+# The newest entries that fit, oldest first. A task without entries gives one row with only its status.
 LOGS: Final = f"""
-WITH seen AS (SELECT t.id, t.status FROM tasks AS t WHERE t.id = $2 AND t.deleted_at IS NULL AND {CAN_SEE}), newest AS (
+WITH task AS (SELECT t.id, t.status FROM tasks AS t WHERE t.id = $2 AND t.deleted_at IS NULL AND {CAN_SEE}), newest AS (
     SELECT log_id, type, content, time, logged_at,
            sum(octet_length(content)) OVER (ORDER BY log_id DESC ROWS UNBOUNDED PRECEDING) AS bytes
-    FROM (SELECT * FROM task_logs WHERE task_id = $2 ORDER BY log_id DESC LIMIT $3) AS few
+    FROM (SELECT * FROM task_logs WHERE task_id = $2 ORDER BY log_id DESC LIMIT $3) AS limited
 )
-SELECT s.status, l.log_id, l.type, l.content, l.time, l.logged_at
-FROM seen AS s LEFT JOIN newest AS l ON l.bytes <= $4
+SELECT task.status, l.log_id, l.type, l.content, l.time, l.logged_at
+FROM task LEFT JOIN newest AS l ON l.bytes <= $4
 ORDER BY l.log_id
 """
 
 
 async def logs(reader: Reader, caller: UUID, task_id: UUID, *, entries: int, content_bytes: int) -> Sequence[Row]:
-    """Return the newest log entries of a task, oldest first, with its status; no row where there is no such task."""
+    """Return the newest log entries of a task, oldest first, with its status; no row if the caller may not see it."""
     return await reader.fetch(LOGS, caller, task_id, entries, content_bytes)
 
 
-# Decided inputs are the timeline's; what is open is what explains.
+# Only open inputs and requests; the outcomes of earlier ones are in the timeline.
 EXPLAIN_INPUTS: Final = """
 SELECT t.id, t.version, CAST(t.state AS text) AS state,
        (SELECT json_agg(i) FROM (
@@ -172,22 +175,23 @@ FROM tasks AS t
 """
 
 
-async def explain_inputs(reader: Reader, whose: TaskRef) -> Row | None:
-    """Return what a task's answers to "why" are made of: its memory, and what is open of its inbox and requests."""
-    return await _found(reader, EXPLAIN_INPUTS, whose)
+async def explain_inputs(reader: Reader, ref: TaskRef) -> Row | None:
+    """Return what an explanation of a task is derived from: its state, its open inputs and its open work requests."""
+    return await _find(reader, EXPLAIN_INPUTS, ref)
 
 
 PERSON: Final = "SELECT id FROM users WHERE lower(username) = lower($1)"
 ORGANIZATION: Final = "SELECT id FROM organizations WHERE lower(name) = lower($1)"
 
-# The caller's own: what `default` stands for, since the directory marks none.
+# The organization that ``default`` stands for, because the directory marks none as the default.
 DEFAULT_ORGANIZATION: Final = """
 SELECT o.id FROM memberships AS m JOIN organizations AS o ON o.id = m.organization_id
 WHERE m.user_id = $1 AND m.active AND o.active
 ORDER BY lower(o.name) <> 'default', lower(o.name) LIMIT 1
 """
 
-# Whom the caller may create tasks for, and whether from this template version: an admin for the organization's members.
+# The user for whom the caller, as an admin of a shared organization, may create tasks. ``may``: also from this template
+# version.
 OWNER: Final = """
 SELECT w.id, NOT EXISTS (
     SELECT 1 FROM template_versions AS v JOIN templates AS t ON t.id = v.template_id
@@ -202,27 +206,28 @@ WHERE {person} AND w.active AND EXISTS (
 
 
 async def person(reader: Reader, username: str) -> UUID | None:
-    """Return the user of this name, active or not."""
+    """Return the id of the user of this name, active or not."""
     return await _id(reader, PERSON, username)
 
 
 async def organization(reader: Reader, name: str) -> UUID | None:
-    """Return the organization of this name, active or not."""
+    """Return the id of the organization of this name, active or not."""
     return await _id(reader, ORGANIZATION, name)
 
 
 async def default_organization(reader: Reader, caller: UUID) -> UUID | None:
-    """Return the organization that `default` means for the caller: the one of that name, else the first of theirs."""
+    """Return the id of the caller's organization named ``default``, else of the caller's first organization by name."""
     return await _id(reader, DEFAULT_ORGANIZATION, caller)
 
 
 async def owner(reader: Reader, caller: UUID, user: UUID | str, version: UUID) -> tuple[UUID, bool] | None:
-    """Return the user whom the caller may create tasks for, and whether from this template version (or an unknown one).
+    """Return the id of a user for whom the caller may create tasks, and whether from this template version.
 
-    None where there is no such user, or none that the caller has a say over.
+    True also for a template version that does not exist. Return None if there is no such user, or the caller is not an
+    admin of an organization of the user.
     """
-    is_it = "w.id = $3" if isinstance(user, UUID) else "lower(w.username) = lower($3)"
-    row = await reader.fetch_one(OWNER.format(person=is_it), caller, version, user)
+    is_user = "w.id = $3" if isinstance(user, UUID) else "lower(w.username) = lower($3)"
+    row = await reader.fetch_one(OWNER.format(person=is_user), caller, version, user)
     return None if row is None else (row["id"], bool(row["may"]))
 
 

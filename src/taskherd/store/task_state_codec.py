@@ -1,7 +1,9 @@
-"""The ``memory`` column: a task's memory as compact JSON and back.
+"""Encode and decode the column ``tasks.state``: the task state as compact JSON.
 
-Reports are arrays in the order of their fields, without the task's id, which the row has; a build report that several
-facets hold is written once. The text is read and written for every changed task, hence no models here.
+Reports are arrays in the order of their fields, without the task's id, which the row contains; a build report shared by
+several facets is written once. Some keys are older than the names of the fields that they hold: they stay, because
+renaming a key means rewriting all rows. The text is read and written for every changed task, so the code uses plain
+functions instead of models.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
-from asyncpg.pgproto.pgproto import UUID  # a uuid.UUID that is made eight times as fast
+from asyncpg.pgproto.pgproto import UUID  # a subclass of uuid.UUID that is created eight times as fast
 
 from taskherd.domain.reports import (
     AgentDisconnected,
@@ -44,13 +46,13 @@ JOBS = {each.value: each for each in JobStatus}
 LIFECYCLES = {each.value: each for each in Lifecycle}
 HEALTHS = {each.value: each for each in Health}
 STATES = {each.value: each for each in AgentState}
-"""Looking a value up costs a tenth of calling its enum."""
+"""A lookup costs a tenth of calling the enum."""
 
 _instant = datetime.fromisoformat
 
 
 def dumps(state: TaskState) -> str:
-    """The memory as JSON text; what is absent or at its default is left out."""
+    """Encode a task state as JSON text; fields with their default value are omitted."""
     latest = state.build
     builds = [latest.report]
     out: dict[str, object] = {"builds": builds, "build": (0, latest.received_at)}
@@ -72,13 +74,14 @@ def dumps(state: TaskState) -> str:
         report = state.app_status.report
         out["app_status"] = (*_facet(state.app_status, report.state), report.message, report.uri)
     if state.connection:
-        goodbye = isinstance(state.connection.report, AgentDisconnected)
-        out["connection"] = _facet(state.connection, goodbye)
-    _dump_rest(state, out)
+        disconnected = isinstance(state.connection.report, AgentDisconnected)
+        out["connection"] = _facet(state.connection, disconnected)
+    _dump_own_fields(state, out)
     return orjson.dumps(out, option=orjson.OPT_UTC_Z).decode()
 
 
-def _dump_rest(state: TaskState, out: dict[str, object]) -> None:
+def _dump_own_fields(state: TaskState, out: dict[str, object]) -> None:
+    """Add the fields that are not facets: what the worker itself observed and decided."""
     if state.last_heartbeat:
         out["heard"] = [*state.last_heartbeat.items()]
     if state.first_seen:
@@ -99,8 +102,8 @@ def _dump_rest(state: TaskState, out: dict[str, object]) -> None:
 
 
 def _index(builds: list[WorkspaceBuild], report: WorkspaceBuild) -> int:
-    for index, known in enumerate(builds):
-        if known is report or known == report:
+    for index, build in enumerate(builds):
+        if build is report or build == report:
             return index
     builds.append(report)
     return len(builds) - 1
@@ -124,7 +127,7 @@ def _build(report: WorkspaceBuild) -> tuple[object, ...]:
 
 
 def _plain_uuid(identifier: uuid.UUID | None) -> object:
-    """An id for orjson, which does not know asyncpg's kind of UUID; that is a text at once, unlike Python's own."""
+    """Return an id that orjson can encode: asyncpg's UUID as text, which is cheap, Python's own unchanged."""
     return str(identifier) if isinstance(identifier, UUID) else identifier
 
 
@@ -141,15 +144,15 @@ def _facet(stamped: Stamped[Any], value: object) -> tuple[object, ...]:
 
 
 def loads(task_id: uuid.UUID, text: str | bytes) -> TaskState:
-    """The memory that ``dumps`` wrote for this task."""
-    said: dict[str, Any] = orjson.loads(text)
-    get = said.get
-    builds = [_load_build(task_id, row) for row in said["builds"]]
-    first = said["build"]
-    build = Stamped(builds[first[0]], _instant(first[1]))
+    """Decode the state of a task that ``dumps`` encoded."""
+    fields: dict[str, Any] = orjson.loads(text)
+    get = fields.get
+    builds = [_load_build(task_id, row) for row in fields["builds"]]
+    latest = fields["build"]
+    build = Stamped(builds[latest[0]], _instant(latest[1]))
 
-    def named(name: str) -> Stamped[WorkspaceBuild] | None:
-        """A facet that a build named: 0 where it is the latest one, as most often."""
+    def build_facet(name: str) -> Stamped[WorkspaceBuild] | None:
+        """Decode a facet that refers to a build; 0 means the latest build, the common case."""
         row = get(name)
         if row is None:
             return None
@@ -157,24 +160,24 @@ def loads(task_id: uuid.UUID, text: str | bytes) -> TaskState:
 
     inbox = get("inbox")
     silence = get("silence")
-    given_up = get("given_up")
+    timed_out = get("given_up")
     deletion = get("deletion")
     return TaskState(
         build=build,
-        workspace=named("workspace"),
-        runner=named("runner"),
-        agent=named("agent"),
-        app=named("app"),
-        lifecycle=_load(get("lifecycle"), task_id, _lifecycle),
-        app_health=_load(get("app_health"), task_id, _health),
-        app_status=_load(get("app_status"), task_id, _status),
-        connection=_load(get("connection"), task_id, _connection),
+        workspace=build_facet("workspace"),
+        runner=build_facet("runner"),
+        agent=build_facet("agent"),
+        app=build_facet("app"),
+        lifecycle=_load_facet(get("lifecycle"), task_id, _load_lifecycle),
+        app_health=_load_facet(get("app_health"), task_id, _load_app_health),
+        app_status=_load_facet(get("app_status"), task_id, _load_app_status),
+        connection=_load_facet(get("connection"), task_id, _load_connection),
         last_heartbeat=_instants(get("heard")),
         first_seen=_instants(get("appeared")),
         requested_builds={number: TRANSITIONS[name] for number, name in get("asked", ())},
         pending_build=get("unanswered"),
         silence=Silence(silence[0], silence[1]) if silence else None,
-        timed_out=TimedOut(given_up[0], given_up[1], given_up[2]) if given_up else None,
+        timed_out=TimedOut(timed_out[0], timed_out[1], timed_out[2]) if timed_out else None,
         inbox=Inbox(inbox[0], _id(inbox[1]), _at(inbox[2])) if inbox else NO_INBOX,
         deletion=Deletion(deletion[0], _at(deletion[1]), deletion[2]) if deletion else None,
     )
@@ -197,51 +200,53 @@ def _load_build(task_id: uuid.UUID, row: list[Any]) -> WorkspaceBuild:
     )
 
 
-def _load(row: list[Any] | None, task_id: uuid.UUID, make: Callable[[uuid.UUID, list[Any]], R]) -> Stamped[R] | None:
-    return None if row is None else Stamped(make(task_id, row), _instant(row[4]))
+def _load_facet(
+    row: list[Any] | None, task_id: uuid.UUID, decode: Callable[[uuid.UUID, list[Any]], R]
+) -> Stamped[R] | None:
+    return None if row is None else Stamped(decode(task_id, row), _instant(row[4]))
 
 
-def _lifecycle(task_id: uuid.UUID, row: list[Any]) -> AgentLifecycle:
-    number, seq, observed_at, agent_id, _, said = row
+def _load_lifecycle(task_id: uuid.UUID, row: list[Any]) -> AgentLifecycle:
+    number, seq, observed_at, agent_id, _, lifecycle = row
     return AgentLifecycle(
         task_id=task_id,
         build_number=number,
         seq=seq,
         observed_at=_at(observed_at),
         agent_id=_id(agent_id),
-        lifecycle=LIFECYCLES[said],
+        lifecycle=LIFECYCLES[lifecycle],
     )
 
 
-def _health(task_id: uuid.UUID, row: list[Any]) -> AppHealth:
-    number, seq, observed_at, agent_id, _, said = row
+def _load_app_health(task_id: uuid.UUID, row: list[Any]) -> AppHealth:
+    number, seq, observed_at, agent_id, _, health = row
     return AppHealth(
         task_id=task_id,
         build_number=number,
         seq=seq,
         observed_at=_at(observed_at),
         agent_id=_id(agent_id),
-        health=HEALTHS[said],
+        health=HEALTHS[health],
     )
 
 
-def _status(task_id: uuid.UUID, row: list[Any]) -> AppStatus:
-    number, seq, observed_at, agent_id, _, said, message, uri = row
+def _load_app_status(task_id: uuid.UUID, row: list[Any]) -> AppStatus:
+    number, seq, observed_at, agent_id, _, state, message, uri = row
     return AppStatus(
         task_id=task_id,
         build_number=number,
         seq=seq,
         observed_at=_at(observed_at),
         agent_id=_id(agent_id),
-        state=STATES[said],
+        state=STATES[state],
         message=message,
         uri=uri,
     )
 
 
-def _connection(task_id: uuid.UUID, row: list[Any]) -> AgentHeartbeat | AgentDisconnected:
-    number, seq, observed_at, agent_id, _, goodbye = row
-    return (AgentDisconnected if goodbye else AgentHeartbeat)(
+def _load_connection(task_id: uuid.UUID, row: list[Any]) -> AgentHeartbeat | AgentDisconnected:
+    number, seq, observed_at, agent_id, _, disconnected = row
+    return (AgentDisconnected if disconnected else AgentHeartbeat)(
         task_id=task_id, build_number=number, seq=seq, observed_at=_at(observed_at), agent_id=_id(agent_id)
     )
 

@@ -1,7 +1,7 @@
-"""The rows of tasks on the hot path: locked in id order, saved with their history in one statement.
+"""Task rows: locked in id order, and saved together with their history in one statement.
 
-The lists of columns come from the table, from `Task` and from `StoredTask`, so a column is added in those. A document
-that a task and its event share travels once.
+The lists of columns are generated from the table, ``Task`` and ``StoredTask``, so a column is added there. A document
+that a task and its event share is sent once.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from taskherd.store.tables import outbox, task_events, task_prompts, tasks
 
 
 class StoredTask(NamedTuple):
-    """A task and the columns derived from it; `document` is JSON text.
+    """A task and the columns derived from it; ``document`` is JSON text.
 
-    Leave `due_moved` true when saving unless `due_at` is what the row already has.
+    To save a row, leave ``due_moved`` true unless the row in the database already has this ``due_at``.
     """
 
     task: Task
@@ -39,7 +39,7 @@ class StoredTask(NamedTuple):
 
 
 class TaskEvent(NamedTuple):
-    """The change that made a task what it now is; `document` and `cause` are JSON text, `changes` names of fields."""
+    """The change that led to a version of a task; ``document`` and ``cause`` are JSON text, ``changes`` field names."""
 
     task: Task
     kind: str  # created, updated or deleted
@@ -49,10 +49,10 @@ class TaskEvent(NamedTuple):
 
 
 TASK_FIELDS: Final[tuple[str, ...]] = Task.__match_args__
-"""The fields of a task in the order of its constructor; each is a column of `tasks`, the prompt of `task_prompts`."""
+"""The fields of ``Task`` in constructor order: columns of ``tasks``; the prompt is a column of ``task_prompts``."""
 
 DERIVED: Final = tuple(name for name in StoredTask._fields if name not in ("task", "due_moved"))
-"""The columns that are fields of `StoredTask`, in the order of its constructor."""
+"""The columns that are fields of ``StoredTask``, in constructor order."""
 
 _ID, _PROMPT, _STATE = (TASK_FIELDS.index(name) for name in ("id", "prompt", "state"))
 
@@ -120,7 +120,7 @@ SELECT count(*) FROM saved
 INSERT: Final = text(f"""
 WITH new AS (
     SELECT * FROM {_NEW_ROWS.unnest("n")}
-), made AS (
+), inserted AS (
     INSERT INTO tasks ({column_names(tasks.c)})
     SELECT {stored(tasks.c)}
     FROM new
@@ -129,12 +129,12 @@ WITH new AS (
     RETURNING id
 ), prompts AS (
     INSERT INTO task_prompts (task_id, version, prompt)
-    SELECT id, prompt_version, prompt FROM new JOIN made USING (id)
+    SELECT id, prompt_version, prompt FROM new JOIN inserted USING (id)
 ), due AS (
     INSERT INTO task_deadlines (task_id, due_at)
-    SELECT id, due_at FROM new JOIN made USING (id) WHERE due_at IS NOT NULL
+    SELECT id, due_at FROM new JOIN inserted USING (id) WHERE due_at IS NOT NULL
 )
-SELECT id FROM made
+SELECT id FROM inserted
 """)
 
 ADD_PROMPTS: Final = text(f"""
@@ -153,13 +153,13 @@ WHERE owner_id = :owner_id AND deleted_at IS NULL AND lower(name) = ANY(CAST(:na
 
 
 async def lock(conn: AsyncConnection, ids: Sequence[UUID]) -> list[StoredTask]:
-    """Lock the tasks that exist among `ids` until the end of the transaction and return them, both in id order.
+    """Lock the tasks that exist among ``ids`` until the end of the transaction and return them, both in id order.
 
-    To lock more than one task, lock all of them in one call.
+    Lock all tasks of a transaction in one call, or transactions can deadlock.
     """
     rows = (await conn.execute(LOCK, {"ids": ids})).all()
-    late = await _late_prompts(conn, [row.id for row in rows if row.prompt is None])
-    return [_from_row(row, late) for row in rows]
+    prompts = await _replaced_prompts(conn, [row.id for row in rows if row.prompt is None])
+    return [_from_row(row, prompts) for row in rows]
 
 
 def _from_row(row: Row[Any], prompts: dict[UUID, str]) -> StoredTask:
@@ -171,10 +171,10 @@ def _from_row(row: Row[Any], prompts: dict[UUID, str]) -> StoredTask:
     return StoredTask(Task(*values[: len(TASK_FIELDS)]), *values[len(TASK_FIELDS) :])
 
 
-async def _late_prompts(conn: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, str]:
-    """Read the prompts of tasks whose prompt was replaced while we waited for their lock.
+async def _replaced_prompts(conn: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, str]:
+    """Read the prompts of tasks whose prompt was replaced while this transaction waited for their lock.
 
-    PostgreSQL reads a row again after waiting for its lock, but not the rows joined to it.
+    After waiting for a row lock PostgreSQL reads the row again, but not the rows joined to it.
     https://www.postgresql.org/docs/current/transaction-iso.html#XACT-READ-COMMITTED
     """
     if not ids:
@@ -185,13 +185,13 @@ async def _late_prompts(conn: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID
 async def save(conn: AsyncConnection, rows: Sequence[StoredTask], events: Sequence[TaskEvent]) -> int:
     """Save tasks locked in this transaction and append events to history and outbox, all in one statement.
 
-    Returns how many tasks were saved. At most one row for each task; an event needs no row, nor a row an event.
+    Return the number of tasks saved. There is at most one row per task; rows and events are independent of each other.
     """
     return int((await conn.execute(SAVE, save_parameters(rows, events))).scalar_one())
 
 
 def save_parameters(rows: Sequence[StoredTask], events: Sequence[TaskEvent]) -> dict[str, Any]:
-    """Return the parameters of `SAVE`."""
+    """Return the parameters of ``SAVE``."""
     documents = {row.task.id: row.document for row in rows}
     moved = [row for row in rows if row.due_moved and row.due_at is not None]
     return {
@@ -208,23 +208,23 @@ def save_parameters(rows: Sequence[StoredTask], events: Sequence[TaskEvent]) -> 
 async def insert_tasks(conn: AsyncConnection, new: Sequence[StoredTask]) -> set[UUID]:
     """Insert tasks with their prompts and return the ids of those inserted.
 
-    A task is left out when its id is taken, or its name by a live task of the same owner; of two in
-    `new` that are of one name, one is inserted.
+    A task is skipped if its id exists, or if a live task of the same owner has its name; of two tasks in ``new`` with
+    the same name, one is inserted.
     """
     return {task_id for (task_id,) in await conn.execute(INSERT, _NEW_ROWS.parameters(new))}
 
 
 async def add_prompts(conn: AsyncConnection, changed: Sequence[Task]) -> None:
-    """Store the prompts of tasks whose `prompt_version` is new."""
+    """Insert the prompts of tasks that have a new ``prompt_version``."""
     await conn.execute(ADD_PROMPTS, _PROMPT_ROWS.parameters(changed))
 
 
 async def names_in_use(conn: AsyncConnection, owner_id: UUID, names: Sequence[str]) -> frozenset[str]:
-    """Return which of these names, lowercase, live tasks of the owner bear."""
-    found = await conn.execute(NAMES_IN_USE, {"owner_id": owner_id, "names": names})
-    return frozenset(name for (name,) in found)
+    """Return the names among ``names``, lowercase, that live tasks of the owner have."""
+    rows = await conn.execute(NAMES_IN_USE, {"owner_id": owner_id, "names": names})
+    return frozenset(name for (name,) in rows)
 
 
 async def due(conn: AsyncConnection, now: datetime, limit: int) -> list[UUID]:
-    """Return up to `limit` tasks whose `due_at` has come, the longest due first; nothing is locked."""
+    """Return the ids of up to ``limit`` tasks that are due, the longest due first, without locking."""
     return [task_id for (task_id,) in await conn.execute(DUE, {"now": now, "limit": limit})]

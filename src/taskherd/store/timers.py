@@ -1,4 +1,4 @@
-"""What the sweeper asks the database: its time, whose input nobody took, and how to begin anew after a clock jump."""
+"""Queries of the sweeper: the database clock, inputs without an outcome, and recovery after the clock was set back."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WHERE input_id IS NOT NULL AND first_sent_at <= :before
 ORDER BY first_sent_at LIMIT :limit
 """)
 
-# The latest change that was told, or the latest heartbeat or life sign of a worker, lies in the future.
+# The latest published change, a worker's last sign of life or a heartbeat is in the future.
 CLOCK_MOVED_BACK: Final = text("""
 SELECT COALESCE((SELECT occurred_at FROM task_feed ORDER BY position DESC LIMIT 1) > :now, false)
     OR EXISTS (SELECT FROM workers WHERE seen_at > :now)
@@ -39,23 +39,23 @@ CLAMP_STATEMENTS: Final = (CLAMP_LEASES, CLAMP_DEADLINES, CLAMP_PARKED, CLAMP_RE
 
 
 async def clock(conn: AsyncConnection) -> datetime:
-    """The database's time now."""
-    told: datetime = (await conn.execute(CLOCK)).scalar_one()
-    return told
+    """Return the current time of the database clock."""
+    now: datetime = (await conn.execute(CLOCK)).scalar_one()
+    return now
 
 
 async def expired_inputs(conn: AsyncConnection, before: datetime, limit: int) -> Sequence[tuple[UUID, UUID]]:
-    """Up to `limit` (task id, input id) of inputs first sent at or before `before` of which nothing was heard."""
+    """Return (task id, input id) of up to ``limit`` inputs without an outcome, first sent at or before ``before``."""
     return [(row[0], row[1]) for row in await conn.execute(EXPIRED_INPUTS, {"before": before, "limit": limit})]
 
 
 async def clock_moved_back(conn: AsyncConnection, now: datetime) -> bool:
-    """Whether the clock was set back while no worker looked: it has shown later times than `now` before."""
-    told: bool = (await conn.execute(CLOCK_MOVED_BACK, {"now": now})).scalar_one()
-    return told
+    """Return whether the clock was set back while no worker was running: stored times are later than ``now``."""
+    moved_back: bool = (await conn.execute(CLOCK_MOVED_BACK, {"now": now})).scalar_one()
+    return moved_back
 
 
 async def clamp_future_times(conn: AsyncConnection, now: datetime) -> None:
-    """After the clock was set back: let nothing have happened in the future, and look at whatever is to come."""
+    """Move all stored times in the future to ``now``, so that after the clock was set back every timer is due."""
     for statement in CLAMP_STATEMENTS:
         await conn.execute(statement, {"now": now})

@@ -1,4 +1,4 @@
-"""The tokens that people and their tools sign in with: `id-secret`, of which only the secret's SHA-256 is kept."""
+"""API tokens of users and their tools, ``id-secret``; only the SHA-256 of the secret is stored."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 @dataclass(frozen=True, slots=True)
 class TokenRow:
-    """A token as people are shown it; `state` is active, expired or revoked."""
+    """A token without its secret; ``state`` is ``active``, ``expired`` or ``revoked``."""
 
     id: str
     username: str
@@ -24,7 +24,7 @@ class TokenRow:
     state: str
 
 
-# For `Reader`. How long it still holds is told in seconds of the database's clock, which wrote the expiry.
+# For ``Reader``. ``holds``: the remaining lifetime in seconds, by the database clock, which also set the expiry.
 HOLDER: Final = """
 SELECT k.secret_hash, u.id, u.username, extract(epoch FROM k.expires_at - now())::float8 AS holds
 FROM api_tokens AS k JOIN users AS u ON u.id = k.user_id
@@ -51,32 +51,35 @@ LIMIT :limit
 REVOKE: Final = text("UPDATE api_tokens SET revoked_at = now() WHERE id = :id AND revoked_at IS NULL RETURNING id")
 
 RECORD_USE: Final = text("""
-UPDATE api_tokens AS k SET last_used_at = now() - make_interval(secs => u.ago)
-FROM unnest(CAST(:ids AS text[]), CAST(:ago AS float8[])) AS u(id, ago)
-WHERE k.id = u.id
+UPDATE api_tokens AS k SET last_used_at = now() - make_interval(secs => uses.seconds_ago)
+FROM unnest(CAST(:ids AS text[]), CAST(:seconds_ago AS float8[])) AS uses(id, seconds_ago)
+WHERE k.id = uses.id
 """)
 
 
 async def add(
     conn: AsyncConnection, token_id: str, secret_hash: bytes, username: str, lifetime: timedelta | None
 ) -> UUID | None:
-    """Keep a new token of an active user, for ever without a `lifetime`; return the user, None if there is none."""
+    """Store a token of an active user, which never expires without a ``lifetime``.
+
+    Return the user's id, or None if there is no such user.
+    """
     values = {"id": token_id, "secret_hash": secret_hash, "username": username, "lifetime": lifetime}
-    found: UUID | None = (await conn.execute(ADD, values)).scalar_one_or_none()
-    return found
+    user_id: UUID | None = (await conn.execute(ADD, values)).scalar_one_or_none()
+    return user_id
 
 
 async def list_tokens(conn: AsyncConnection, username: str | None, limit: int) -> list[TokenRow]:
-    """Return up to `limit` tokens, the newest first, of one user or of all."""
+    """Return up to ``limit`` tokens of one user or of all users, newest first."""
     return [TokenRow(*row) for row in await conn.execute(LIST, {"username": username, "limit": limit})]
 
 
 async def revoke(conn: AsyncConnection, token_id: str) -> bool:
-    """End a token; return whether there was one to end."""
+    """Revoke a token and return whether it existed and was not revoked yet."""
     return (await conn.execute(REVOKE, {"id": token_id})).scalar_one_or_none() is not None
 
 
-async def record_use(conn: AsyncConnection, ago: Mapping[str, float]) -> None:
-    """Note when tokens were last used: so many seconds ago, by token id."""
-    ids = sorted(ago)
-    await conn.execute(RECORD_USE, {"ids": ids, "ago": [ago[each] for each in ids]})
+async def record_use(conn: AsyncConnection, seconds_ago: Mapping[str, float]) -> None:
+    """Store when tokens were last used, given as seconds ago by token id."""
+    ids = sorted(seconds_ago)
+    await conn.execute(RECORD_USE, {"ids": ids, "seconds_ago": [seconds_ago[token_id] for token_id in ids]})

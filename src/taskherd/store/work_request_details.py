@@ -1,4 +1,4 @@
-"""What a work request tells a runner of its task, joined when it is sent: so that requests themselves stay narrow."""
+"""Details of a task for a work request, joined when it is sent to keep the request rows narrow."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 @dataclass(frozen=True, slots=True)
 class WorkRequestDetails:
-    """A task as its runner is told of it; `run` and `preset_parameters` are decoded JSON."""
+    """The details of a task that a work request contains; ``run`` and ``preset_parameters`` are decoded JSON."""
 
     task_id: UUID
     task_name: str
@@ -41,10 +41,10 @@ INPUTS: Final = text("SELECT input_id, content FROM inputs WHERE input_id = ANY(
 
 
 async def read(conn: AsyncConnection, task_ids: Sequence[UUID]) -> dict[UUID, WorkRequestDetails]:
-    """The particulars of these tasks, by task id."""
+    """Return the details of these tasks, by task id."""
     return {row[0]: WorkRequestDetails(*row) for row in await conn.execute(READ, {"ids": task_ids})}
 
 
 async def input_contents(conn: AsyncConnection, input_ids: Sequence[UUID]) -> dict[UUID, str]:
-    """What these inputs say, by input id."""
+    """Return the contents of these inputs, by input id."""
     return {row[0]: row[1] for row in await conn.execute(INPUTS, {"ids": input_ids})}

@@ -1,4 +1,4 @@
-"""Which workers are alive, and since when each has listened without a gap."""
+"""Live workers, and since when the report queues of each have been drained without interruption."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 @dataclass(frozen=True, slots=True)
 class WorkerRow:
-    """A worker; `drained_since` is None while its queue is not known to be drained."""
+    """A worker; ``drained_since`` is None while its report queues are not known to be drained."""
 
     worker_id: str
     started_at: datetime
@@ -37,7 +37,7 @@ PRUNE: Final = text("DELETE FROM workers WHERE seen_at < :before")
 
 
 async def record_seen(conn: AsyncConnection, row: WorkerRow) -> None:
-    """Record that a worker is alive."""
+    """Insert or update the row of a live worker."""
     values = {
         "worker_id": row.worker_id,
         "started_at": row.started_at,
@@ -48,15 +48,15 @@ async def record_seen(conn: AsyncConnection, row: WorkerRow) -> None:
 
 
 async def live(conn: AsyncConnection, since: datetime) -> list[WorkerRow]:
-    """Return the workers seen at or after `since`."""
+    """Return the workers seen at or after ``since``."""
     return [WorkerRow(*row) for row in await conn.execute(LIVE, {"since": since})]
 
 
 async def delete(conn: AsyncConnection, worker_id: str) -> None:
-    """Forget a worker that leaves of its own accord."""
+    """Delete the row of a worker that shuts down."""
     await conn.execute(DELETE, {"worker_id": worker_id})
 
 
 async def prune(conn: AsyncConnection, before: datetime) -> int:
-    """Forget workers last seen before `before`; return how many."""
+    """Delete workers last seen before ``before`` and return the number deleted."""
     return (await conn.execute(PRUNE, {"before": before})).rowcount

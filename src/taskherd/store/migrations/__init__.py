@@ -1,1 +1,1 @@
-"""The schema's history, one Alembic revision for each step."""
+"""Alembic environment and revisions of the schema."""

@@ -1,4 +1,4 @@
-"""Alembic's entry: runs the revisions on the connection that `migrate` opened and locked."""
+"""Alembic's entry point: run the revisions in the transaction that ``migrate`` opened."""
 
 from __future__ import annotations
 

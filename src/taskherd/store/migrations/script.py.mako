@@ -11,5 +11,5 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Expand only: what the release before this one reads and writes must keep working beside it."""
+    """Only add: processes of the previous release must be able to read and write during and after the upgrade."""
     ${upgrades if upgrades else "op.execute('')"}

@@ -1,0 +1,80 @@
+"""The connection pool: connections are passed on in order, and none is lost when one closes or a waiter gives up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+
+from taskherd.store.connection_pool import ConnectionPool
+
+
+@pytest.fixture
+async def connection_pool(database_url: str) -> AsyncIterator[ConnectionPool]:
+    """A pool of two connections."""
+    asyncpg_pool = asyncpg.create_pool(database_url, min_size=0, max_size=2)
+    await asyncpg_pool
+    pool = ConnectionPool(asyncpg_pool, 2)
+    yield pool
+    await pool.close(5)
+
+
+async def test_waiters_get_released_connections_in_order(connection_pool: ConnectionPool) -> None:
+    """If all connections are in use, callers wait in order and get the connections that are released."""
+    first, second = await connection_pool.acquire(5), await connection_pool.acquire(5)
+    assert connection_pool.in_use == 2
+    waiting = [asyncio.create_task(connection_pool.acquire(5)) for _ in range(2)]
+    await asyncio.sleep(0)
+    await connection_pool.release(second)
+    await connection_pool.release(first)
+    assert await asyncio.gather(*waiting) == [second, first]
+    with pytest.raises(TimeoutError):
+        await connection_pool.acquire(0.01)
+    for each in (first, second):
+        await connection_pool.release(each)
+    assert connection_pool.in_use == 0
+    assert await connection_pool.acquire(5) is second
+
+
+async def test_a_closed_connection_is_replaced(connection_pool: ConnectionPool) -> None:
+    """A connection that closes while idle, or in use while a caller waits, makes room for a new one."""
+    first, second = await connection_pool.acquire(5), await connection_pool.acquire(5)
+    await connection_pool.release(first)
+    first.terminate()
+    third = await connection_pool.acquire(5)
+    assert await third.fetchval("SELECT 1") == 1
+    waiting = asyncio.create_task(connection_pool.acquire(5))
+    await asyncio.sleep(0)
+    second.terminate()
+    await connection_pool.release(second)
+    fourth = await waiting
+    assert await fourth.fetchval("SELECT 1") == 1
+    assert connection_pool.in_use == 2
+
+
+async def test_a_cancelled_waiter_loses_no_connection(connection_pool: ConnectionPool) -> None:
+    """A waiter that is cancelled just as it gets a connection passes it to the next waiter."""
+    first, second = await connection_pool.acquire(5), await connection_pool.acquire(5)
+    cancelled, waiting = (asyncio.create_task(connection_pool.acquire(5)) for _ in range(2))
+    await asyncio.sleep(0)
+    await connection_pool.release(first)
+    cancelled.cancel()
+    assert await waiting is first
+    assert cancelled.cancelled()
+    await connection_pool.release(first)
+    await connection_pool.release(second)
+    assert connection_pool.in_use == 0
+
+
+async def test_closing_wakes_all_waiters(connection_pool: ConnectionPool) -> None:
+    """Waiters fail at once when the pool is closed; a connection released later is not kept."""
+    first, _second = await connection_pool.acquire(5), await connection_pool.acquire(5)
+    waiting = asyncio.create_task(connection_pool.acquire(60))
+    await asyncio.sleep(0)
+    await connection_pool.close(0.1)
+    with pytest.raises(asyncpg.InterfaceError):
+        await waiting
+    await connection_pool.release(first)
+    assert connection_pool.in_use == 1
