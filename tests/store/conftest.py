@@ -1,4 +1,4 @@
-"""An engine on a migrated database of the test's own, and rows to put into it."""
+"""An engine on a migrated database for each test, and rows to store in it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ NOW = datetime.now(UTC).replace(microsecond=123456)
 @pytest.fixture
 async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
     """An engine of ten connections."""
-    opened = open_engine(database_url, size=10, application_name="taskherd-tests")
-    yield opened
-    await dispose(opened)
+    test_engine = open_engine(database_url, size=10, application_name="taskherd-tests")
+    yield test_engine
+    await dispose(test_engine)
 
 
 def task_row(task_id: UUID | None = None, owner_id: UUID | None = None, name: str | None = None) -> StoredTask:
-    """A new task at version 1."""
+    """Make a new task at version 1."""
     task_id = task_id or uuid4()
     task = Task(
         id=task_id,
@@ -50,16 +50,16 @@ def task_row(task_id: UUID | None = None, owner_id: UUID | None = None, name: st
     return StoredTask(task, status="pending", document='{"status":"pending"}', due_at=NOW)
 
 
-def saved(
+def next_version(
     row: StoredTask, version: int, *, due_at: datetime | None = NOW, due_moved: bool = False, **changes: Any
 ) -> StoredTask:
-    """The task at another version, with other changes to its fields."""
+    """Return the task at another version, with changes to its fields."""
     document = f'{{"status":"active","version":{version}}}'
     return StoredTask(replace(row.task, version=version, **changes), "active", document, due_at, due_moved)
 
 
 def event(task_id: UUID, version: int, at: datetime = NOW) -> TaskEvent:
-    """The change that made this version."""
+    """Make the change that led to this version."""
     return TaskEvent(
         task=replace(task_row(task_id).task, version=version, updated_at=at),
         kind="created" if version == 1 else "updated",

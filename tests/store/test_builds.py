@@ -1,4 +1,4 @@
-"""Builds by the ids that clients know: saved once however often given, and found without walking a table."""
+"""Builds: one row each however often they are saved, and looked up without scanning a table."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ ANALYZE task_builds, tasks, task_events;
 
 
 def row(build_id: UUID | None = None) -> BuildRow:
-    """A pending start."""
+    """Make a pending start."""
     return BuildRow(build_id or uuid4(), uuid4(), 1, "start", "pending", None, None, None, NOW)
 
 
-async def test_the_last_word_of_a_build_counts(engine: AsyncEngine) -> None:
-    """Given twice, in one call or in two, a build is one row as it was given last, created when it first was."""
+async def test_the_last_saved_row_of_a_build_wins(engine: AsyncEngine) -> None:
+    """A build saved repeatedly, in one call or in two, is one row with the last values and the first creation time."""
     first = row()
     later = replace(first, job_status="running", at=NOW + timedelta(seconds=1))
     ended = replace(first, job_status="failed", error="x", at=NOW + timedelta(seconds=2))
@@ -51,9 +51,9 @@ async def test_the_last_word_of_a_build_counts(engine: AsyncEngine) -> None:
     async with transaction(engine) as connection:
         await builds.save(connection, [ended])
         query = text("SELECT job_status, error, created_at, updated_at FROM task_builds WHERE build_id = :id")
-        found = (await connection.execute(query, {"id": first.build_id})).one()
+        stored = (await connection.execute(query, {"id": first.build_id})).one()
         assert (await connection.execute(text("SELECT count(*) FROM task_builds"))).scalar_one() == 2
-    assert tuple(found) == ("failed", "x", later.at, ended.at)
+    assert tuple(stored) == ("failed", "x", later.at, ended.at)
 
 
 @pytest.mark.parametrize(
@@ -66,21 +66,21 @@ async def test_the_last_word_of_a_build_counts(engine: AsyncEngine) -> None:
     ],
     ids=["build", "workspace", "agent", "steps"],
 )
-async def test_no_look_up_walks_a_table(database_url: str, statement: str, values: list[str]) -> None:
-    """With the plan that serves every value, builds, tasks and history are reached by key."""
+async def test_no_lookup_scans_a_table(database_url: str, statement: str, values: list[str]) -> None:
+    """The generic plan reads builds, tasks and history by index."""
     connection = await asyncpg.connect(database_url, timeout=5, command_timeout=30)
     try:
         await connection.execute(FILL)
         await connection.execute("SET plan_cache_mode = force_generic_plan")
-        await connection.execute(f"PREPARE looked AS {statement}")
-        told = await connection.fetchval(f"EXPLAIN (FORMAT JSON) EXECUTE looked({', '.join(values)})")
+        await connection.execute(f"PREPARE lookup AS {statement}")
+        explained = await connection.fetchval(f"EXPLAIN (FORMAT JSON) EXECUTE lookup({', '.join(values)})")
     finally:
         await connection.close(timeout=5)
-    assert walked(json.loads(told)[0]["Plan"]) == []
+    assert scanned_tables(json.loads(explained)[0]["Plan"]) == []
 
 
-def walked(plan: dict[str, Any]) -> list[str]:
-    """The tables that a plan reads whole, those left out that are empty, or nearly."""
+def scanned_tables(plan: dict[str, Any]) -> list[str]:
+    """Return the tables that a plan scans in full, except those that are nearly empty."""
     costly = plan["Node Type"] == "Seq Scan" and plan["Total Cost"] > 100
     own = [plan["Relation Name"]] if costly else []
-    return own + [name for part in plan.get("Plans", ()) for name in walked(part)]
+    return own + [name for part in plan.get("Plans", ()) for name in scanned_tables(part)]

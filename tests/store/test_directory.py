@@ -15,12 +15,12 @@ from taskherd.store.engine import transaction
 
 
 def identity(number: int) -> str:
-    """A UUID that is easy to tell apart."""
+    """Make a UUID that is easy to recognize."""
     return str(UUID(int=number))
 
 
 def file() -> dict[str, Any]:
-    """Two organizations, two users, a template with two versions."""
+    """Make a directory file with two organizations, two users and a template with two versions."""
     return {
         "organizations": [
             {"id": identity(1), "name": "acme", "display_name": "Acme"},
@@ -61,13 +61,13 @@ def file() -> dict[str, Any]:
 
 
 async def apply(engine: AsyncEngine, content: dict[str, Any]) -> directory.AppliedChanges:
-    """Apply the file as a person would."""
+    """Parse and apply the file, as the command does."""
     async with transaction(engine) as conn:
         return await directory.apply(conn, directory.parse(yaml.safe_dump(content)))
 
 
 async def test_applying_twice_changes_nothing(engine: AsyncEngine) -> None:
-    """The same file again creates, updates and deactivates nothing and leaves the revision alone."""
+    """Applying the same file again creates, updates and deactivates nothing and keeps the revision."""
     first = await apply(engine, file())
     assert (first.created, first.updated, first.deactivated, first.revision) == (10, 0, 0, 1)
     again = await apply(engine, file())
@@ -76,8 +76,8 @@ async def test_applying_twice_changes_nothing(engine: AsyncEngine) -> None:
         assert await directory.revision(conn) == 1
 
 
-async def test_what_is_left_out_is_deactivated_and_comes_back(engine: AsyncEngine) -> None:
-    """Leaving out deactivates and never deletes; putting it back restores it."""
+async def test_missing_entries_are_deactivated_and_can_return(engine: AsyncEngine) -> None:
+    """An entry missing from the file is deactivated, never deleted; adding it again restores it."""
     await apply(engine, file())
     content = file()
     content["users"] = content["users"][:1]
@@ -108,14 +108,14 @@ async def test_what_is_left_out_is_deactivated_and_comes_back(engine: AsyncEngin
 
 
 async def test_two_can_swap_their_names(engine: AsyncEngine) -> None:
-    """Names are judged as the file has them in the end, not in the order in which they are written."""
+    """Two users can swap their usernames: only the result must be unique."""
     await apply(engine, file())
     content = file()
     content["users"][0]["username"], content["users"][1]["username"] = "Bob", "alice"
     assert (await apply(engine, content)).updated == 2
     async with transaction(engine) as conn:
-        found = await conn.execute(text("SELECT username FROM users ORDER BY id"))
-        assert list(found.scalars()) == ["Bob", "alice"]
+        rows = await conn.execute(text("SELECT username FROM users ORDER BY id"))
+        assert list(rows.scalars()) == ["Bob", "alice"]
 
 
 def _set(content: dict[str, Any], path: str, value: object) -> None:
@@ -127,7 +127,7 @@ def _set(content: dict[str, Any], path: str, value: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "said"),
+    ("path", "value", "message"),
     [
         (
             "users/0/organizations",
@@ -145,24 +145,24 @@ def _set(content: dict[str, Any], path: str, value: object) -> None:
         ("templates/0/versions/0/run", {"pool": "No!"}, "templates[0].versions[0].run: Value error, pool must be"),
     ],
 )
-def test_a_wrong_file_is_refused_with_the_place(path: str, value: object, said: str) -> None:
-    """The message names the path in the file and what is wrong there."""
+def test_an_invalid_file_is_rejected_with_the_path(path: str, value: object, message: str) -> None:
+    """The error names the path in the file and what is wrong there."""
     content = file()
     _set(content, path, value)
-    with pytest.raises(InvalidDirectory) as refused:
+    with pytest.raises(InvalidDirectory) as error:
         directory.parse(yaml.safe_dump(content))
-    assert said in str(refused.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize("content", ["a: [", "- 1", "users: 3", "users: []\nusers: []", "a: &a [*a]", "? [1]\n: 2"])
-def test_what_is_no_directory_is_refused(content: str) -> None:
-    """Broken YAML, another shape and a key given twice are refused, not guessed at."""
+def test_content_that_is_no_directory_is_rejected(content: str) -> None:
+    """Invalid YAML, another structure and a repeated key are rejected."""
     with pytest.raises(InvalidDirectory):
         directory.parse(content)
 
 
-async def test_nothing_moves_to_another_parent(engine: AsyncEngine) -> None:
-    """A template stays in its organization; the refusal leaves everything as it was."""
+async def test_an_entry_cannot_move_to_another_parent(engine: AsyncEngine) -> None:
+    """A template stays in its organization; a rejected file changes nothing."""
     await apply(engine, file())
     content = file()
     content["templates"][0]["organization"] = "other"
@@ -172,8 +172,8 @@ async def test_nothing_moves_to_another_parent(engine: AsyncEngine) -> None:
     assert not (await apply(engine, file())).changed
 
 
-async def test_a_name_stays_with_its_id(engine: AsyncEngine) -> None:
-    """A name that a left-out entry bears can't be given to another id, since tasks still show it."""
+async def test_a_name_cannot_move_to_another_id(engine: AsyncEngine) -> None:
+    """The name of an entry missing from the file cannot be used for another id, because tasks still show it."""
     await apply(engine, file())
     content = file()
     content["users"][1]["id"] = identity(13)
@@ -181,14 +181,14 @@ async def test_a_name_stays_with_its_id(engine: AsyncEngine) -> None:
         await apply(engine, content)
 
 
-async def test_names_are_those_of_the_pairs(engine: AsyncEngine, tmp_path: Path) -> None:
-    """Documents get owner and template names; a pair that the directory never had is missing."""
+async def test_names_are_returned_for_known_pairs(engine: AsyncEngine, tmp_path: Path) -> None:
+    """A pair of owner and version has its names; a pair that the directory never contained is missing."""
     (tmp_path / "directory.yaml").write_text(yaml.safe_dump(file()))
     async with transaction(engine) as conn:
         await directory.apply(conn, directory.parse((tmp_path / "directory.yaml").read_bytes()))
         pair = (UUID(int=11), UUID(int=32))
-        found = await directory.names(conn, [pair, (UUID(int=98), UUID(int=99))])
-    assert found == {
+        names = await directory.names(conn, [pair, (UUID(int=98), UUID(int=99))])
+    assert names == {
         pair: directory.DirectoryNames(
             "alice", "", UUID(int=1), UUID(int=21), "claude", "Claude Code", "/icon/claude.svg"
         )

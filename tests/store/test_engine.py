@@ -25,10 +25,10 @@ from tests.store.conftest import task_row
         ("SELECT pg_terminate_backend(pg_backend_pid())", {}, Unavailable),
     ],
 )
-async def test_errors_are_sorted_by_what_to_do(
+async def test_errors_are_classified_by_what_to_do(
     database_url: str, statement: str, values: dict[str, object], error: type[Exception]
 ) -> None:
-    """What a statement fails with says what to do next, and the engine works on afterwards."""
+    """A failed statement raises the error that says what to do, and the engine can still be used."""
     engine = open_engine(database_url, size=1, application_name="taskherd-tests", command_timeout=1)
     try:
         with pytest.raises(error):
@@ -40,13 +40,13 @@ async def test_errors_are_sorted_by_what_to_do(
         await dispose(engine)
 
 
-async def test_a_plan_of_the_schema_before_is_retried(engine: AsyncEngine) -> None:
-    """A statement prepared before a migration fails once, asks to be run again, and then works."""
+async def test_a_plan_from_before_a_migration_is_retried(engine: AsyncEngine) -> None:
+    """A statement prepared before a migration raises ``Retry`` at most once, and then works."""
     async with transaction(engine) as conn:
         await conn.execute(text("CREATE TABLE changing (a integer)"))
-    async with engine.connect() as held:
-        await held.execute(text("SELECT * FROM changing"))
-        await held.rollback()
+    async with engine.connect() as prepared:
+        await prepared.execute(text("SELECT * FROM changing"))
+        await prepared.rollback()
         async with transaction(engine) as conn:
             await conn.execute(text("ALTER TABLE changing ADD COLUMN b integer"))
     outcomes = []
@@ -60,8 +60,8 @@ async def test_a_plan_of_the_schema_before_is_retried(engine: AsyncEngine) -> No
     assert outcomes in (["retry", "done", "done"], ["done", "done", "done"])
 
 
-async def test_a_server_that_is_not_there_is_unavailable() -> None:
-    """A refused connection is an outage, not a crash."""
+async def test_a_refused_connection_is_unavailable() -> None:
+    """A server that does not listen is an outage, not a bug."""
     engine = open_engine("postgresql://nobody@127.0.0.1:1/none", size=1, application_name="taskherd-tests")
     with pytest.raises(Unavailable):
         async with transaction(engine):
@@ -69,8 +69,8 @@ async def test_a_server_that_is_not_there_is_unavailable() -> None:
     await dispose(engine)
 
 
-async def test_a_pool_that_is_used_up_is_unavailable(database_url: str) -> None:
-    """Who gets no connection within the time of a command waits no longer."""
+async def test_an_exhausted_pool_is_unavailable(database_url: str) -> None:
+    """A transaction that gets no connection within the command timeout raises ``Unavailable``."""
     engine = open_engine(database_url, size=1, application_name="taskherd-tests", command_timeout=0.5)
     async with transaction(engine) as conn:
         await conn.execute(text("SELECT 1"))
@@ -80,15 +80,15 @@ async def test_a_pool_that_is_used_up_is_unavailable(database_url: str) -> None:
     await dispose(engine)
 
 
-async def test_a_mistake_of_ours_surfaces(engine: AsyncEngine) -> None:
-    """An error that is nobody's fault but ours is not taken for an outage."""
+async def test_a_bug_surfaces(engine: AsyncEngine) -> None:
+    """An error in a statement is raised as it is, not as an outage."""
     with pytest.raises(Exception, match="no_such_table"):
         async with transaction(engine) as conn:
             await conn.execute(text("SELECT * FROM no_such_table"))
 
 
-async def test_two_that_lock_in_opposite_order_end_in_a_retry(engine: AsyncEngine) -> None:
-    """A deadlock costs one of the two a retry and nothing else."""
+async def test_a_deadlock_is_retried_by_one_transaction(engine: AsyncEngine) -> None:
+    """Of two transactions that lock in opposite order, one succeeds and the other raises ``Retry``."""
     one, other = task_row(), task_row()
     async with transaction(engine) as conn:
         await tasks.insert_tasks(conn, [one, other])
@@ -107,8 +107,8 @@ async def test_two_that_lock_in_opposite_order_end_in_a_retry(engine: AsyncEngin
     assert sorted(await asyncio.gather(lock(one, other), lock(other, one))) == ["done", "retry"]
 
 
-def test_urls_are_taken_as_people_write_them() -> None:
-    """The sslmode of libpq works, other databases are refused by name."""
+def test_urls_in_the_forms_of_libpq_are_accepted() -> None:
+    """The ``sslmode`` of libpq is passed on; URLs of other databases are rejected."""
     url = sqlalchemy_url("postgresql://a:b@host/d?sslmode=verify-full")
     assert url.drivername == "postgresql+asyncpg"
     assert url.query == {"ssl": "verify-full"}

@@ -33,8 +33,8 @@ async def empty_url(database_url: str) -> AsyncIterator[str]:
     await connection.close(timeout=5)
 
 
-async def test_ten_workers_that_start_together_migrate_once(empty_url: str) -> None:
-    """However many ask for the schema at once, it is made once and all of them find it."""
+async def test_concurrent_workers_migrate_once(empty_url: str) -> None:
+    """Ten processes that migrate at the same time create the schema once, and each of them finds it current."""
     states = await asyncio.gather(*(migrate.upgrade_async(empty_url) for _ in range(10)))
     assert {state.status for state in states} == {migrate.SchemaStatus.CURRENT}
     engine = open_engine(empty_url, size=1, application_name="taskherd-tests")
@@ -44,27 +44,27 @@ async def test_ten_workers_that_start_together_migrate_once(empty_url: str) -> N
     assert count == 1
 
 
-async def test_upgrade_works_from_inside_a_running_loop(empty_url: str) -> None:
-    """The plain call works wherever it is made."""
+async def test_upgrade_works_inside_a_running_event_loop(empty_url: str) -> None:
+    """The blocking call works while an event loop runs in the calling thread."""
     assert migrate.upgrade(empty_url).status is migrate.SchemaStatus.CURRENT
 
 
 async def test_migrations_add_up_to_the_tables(engine: AsyncEngine) -> None:
-    """The migrations make exactly the tables, columns, indexes and comments that `tables` declares."""
+    """The migrations create exactly the tables, columns, indexes and comments that ``tables`` declares."""
 
     def compare(conn: Connection) -> list[object]:
-        def ours(_item: object, name: str | None, kind: str, _reflected: object, _compared: object) -> bool:
+        def is_declared(_item: object, name: str | None, kind: str, _reflected: object, _compared: object) -> bool:
             return kind != "table" or name is None or ("_p2" not in name and not name.endswith("_default"))
 
-        options = {"version_table": SCHEMA_VERSION_TABLE, "include_object": ours, "compare_server_default": True}
+        options = {"version_table": SCHEMA_VERSION_TABLE, "include_object": is_declared, "compare_server_default": True}
         return list(compare_metadata(MigrationContext.configure(conn, opts=options), METADATA))
 
     async with engine.connect() as conn:
         assert await conn.run_sync(compare) == []
 
 
-async def test_check_says_what_to_run(engine: AsyncEngine, empty_url: str) -> None:
-    """A schema that is missing, or newer than this release, is refused with the way out."""
+async def test_check_rejects_a_schema_that_is_not_current(engine: AsyncEngine, empty_url: str) -> None:
+    """A missing schema, and one newer than this release, are rejected with the command to run."""
     async with transaction(engine) as conn:
         await migrate.check(conn)
     empty = await migrate.current_async(empty_url)
@@ -76,15 +76,15 @@ async def test_check_says_what_to_run(engine: AsyncEngine, empty_url: str) -> No
 
 
 async def test_upgrade_never_touches_a_newer_schema(database_url: str, engine: AsyncEngine) -> None:
-    """An old release that starts after a new one leaves the schema alone."""
+    """An old release that starts after a new one does not change the schema."""
     async with transaction(engine) as conn:
         await conn.execute(text(f"UPDATE {SCHEMA_VERSION_TABLE} SET version_num = '9999'"))
     with pytest.raises(Misconfigured):
         await migrate.upgrade_async(database_url)
 
 
-async def test_a_schema_that_fits_is_only_read(database_url: str, engine: AsyncEngine) -> None:
-    """A process without the right to change the schema works with one that fits, and says who must change another."""
+async def test_a_current_schema_is_only_read(database_url: str, engine: AsyncEngine) -> None:
+    """A process that may not change the schema accepts a current one; for another the error names who must migrate."""
     role = f"reader_{uuid.uuid4().hex[:8]}"
     url = urlunsplit(
         urlsplit(database_url)._replace(netloc=f"{role}:x@{urlsplit(database_url).netloc.rpartition('@')[2]}")
@@ -104,15 +104,15 @@ async def test_a_schema_that_fits_is_only_read(database_url: str, engine: AsyncE
             await conn.execute(text(f"DROP ROLE {role}"))
 
 
-async def test_a_process_that_may_not_migrate_refuses_an_old_schema(empty_url: str) -> None:
-    """With TASKHERD_MIGRATE=never a schema that is missing or old is refused with the command to run, and untouched."""
+async def test_a_process_that_may_not_migrate_rejects_an_old_schema(empty_url: str) -> None:
+    """With ``TASKHERD_MIGRATE=never`` a missing or old schema is rejected with the command to run, and not changed."""
     with pytest.raises(Misconfigured, match="taskherd db upgrade"):
         await migrate.ensure_async(empty_url, upgrading=False)
     assert (await migrate.current_async(empty_url)).status is migrate.SchemaStatus.MISSING
     assert (await migrate.ensure_async(empty_url, upgrading=True)).status is migrate.SchemaStatus.CURRENT
 
 
-# As the release writes it that the newest revision migrates from.
+# As the previous release writes it, that is before the newest revision.
 MAKE_TASK = """
 INSERT INTO tasks (id, owner_id, organization_id, template_id, template_version_id, name, display_name, created_at,
                    version, updated_at, status, document, memory, prompt_version)
@@ -122,7 +122,7 @@ CHANGE_TASK = """
 WITH changed AS (
     UPDATE tasks SET version = version + 1, updated_at = clock_timestamp() WHERE id = $1
     RETURNING id, version, updated_at
-), told AS (
+), history AS (
     INSERT INTO task_events (task_id, version, occurred_at, kind, document, changes, cause, prompt_version)
     SELECT id, version, updated_at, 'updated', '{}', '{}', '{}', 1 FROM changed
 )
@@ -154,29 +154,29 @@ async def test_renamed_columns_keep_their_values(empty_url: str) -> None:
     assert lease == Lease(task, 1, None, 5, None, NOW)
 
 
-async def test_the_release_before_is_migrated_while_it_works(empty_url: str) -> None:
-    """From the revision before the newest one, under writes as a worker makes them: none fails, and none is lost."""
+async def test_the_previous_release_is_migrated_while_it_runs(empty_url: str) -> None:
+    """While the newest revision is applied, a worker's writes neither fail nor get lost."""
     directory = ScriptDirectory.from_config(migrate.scripts())
     head = directory.get_revision("head")
     before = head.down_revision if isinstance(head.down_revision, str) else head.revision
     await migrate.upgrade_async(empty_url, before)
     pool = await asyncpg.create_pool(empty_url, min_size=4, max_size=4, command_timeout=30)
-    tasks = [uuid.uuid4() for _ in range(20)]
-    for number, task in enumerate(tasks):
+    ids = [uuid.uuid4() for _ in range(20)]
+    for number, task in enumerate(ids):
         await pool.execute(MAKE_TASK, task, f"task-{number}")
     migrated = asyncio.Event()
 
-    async def work(share: int) -> int:
+    async def work(worker: int) -> int:
         done = 0
         while not migrated.is_set() or done < 50:
-            began = monotonic()
-            await pool.execute(CHANGE_TASK, tasks[(done * 4 + share) % len(tasks)])
+            started = monotonic()
+            await pool.execute(CHANGE_TASK, ids[(done * 4 + worker) % len(ids)])
             await pool.fetch(READ_DIRECTORY)
-            assert monotonic() - began < MAX_PAUSE
+            assert monotonic() - started < MAX_PAUSE
             done += 1
         return done
 
-    working = [asyncio.create_task(work(share)) for share in range(4)]
+    working = [asyncio.create_task(work(worker)) for worker in range(4)]
     state = await migrate.upgrade_async(empty_url)
     migrated.set()
     changes = sum(await asyncio.gather(*working))

@@ -16,7 +16,7 @@ from tests.store.conftest import NOW, event, task_row
 FAR = datetime(2040, 1, 4, 12, tzinfo=UTC)  # a Wednesday
 
 
-async def _event_at(conn: AsyncConnection, at: datetime) -> str:
+async def _insert_event(conn: AsyncConnection, at: datetime) -> str:
     await conn.execute(
         text(
             "INSERT INTO task_events (task_id, version, occurred_at, kind, document, changes, cause, prompt_version) "
@@ -27,16 +27,16 @@ async def _event_at(conn: AsyncConnection, at: datetime) -> str:
     return str((await conn.execute(text("SELECT CAST(max(tableoid) AS regclass) FROM task_events"))).scalar_one())
 
 
-async def test_a_new_schema_has_this_week_and_the_next_four(engine: AsyncEngine) -> None:
-    """Nothing that happens in the next weeks goes to the default partition."""
+async def test_a_new_schema_has_partitions_for_five_weeks(engine: AsyncEngine) -> None:
+    """An event of this week or the next four does not go to the default partition."""
     async with transaction(engine) as conn:
         assert await partitions.ensure_ahead(conn, datetime.now(UTC)) == 0
-        where = await _event_at(conn, datetime.now(UTC) + timedelta(weeks=4))
-    assert where.startswith("task_events_p")
+        partition = await _insert_event(conn, datetime.now(UTC) + timedelta(weeks=4))
+    assert partition.startswith("task_events_p")
 
 
-async def test_partitions_are_made_once_however_many_ask(engine: AsyncEngine) -> None:
-    """Ten workers that look ahead at the same time make each partition once."""
+async def test_concurrent_workers_create_each_partition_once(engine: AsyncEngine) -> None:
+    """Ten workers that create partitions at the same time create each one once."""
 
     async def ensure() -> int:
         async with transaction(engine) as conn:
@@ -45,18 +45,18 @@ async def test_partitions_are_made_once_however_many_ask(engine: AsyncEngine) ->
     assert sum(await asyncio.gather(*(ensure() for _ in range(10)))) == 2 * 3
 
 
-async def test_rows_in_the_default_partition_move_to_their_own(engine: AsyncEngine) -> None:
-    """A week whose partition came too late is not lost in the default one."""
+async def test_rows_move_from_the_default_partition_to_a_new_one(engine: AsyncEngine) -> None:
+    """Rows that were stored before their partition existed are moved into it."""
     async with transaction(engine) as conn:
-        assert await _event_at(conn, FAR) == "task_events_default"
+        assert await _insert_event(conn, FAR) == "task_events_default"
     async with transaction(engine) as conn:
         await partitions.ensure_ahead(conn, FAR, weeks=0)
-        found = await conn.execute(text("SELECT CAST(tableoid AS regclass), occurred_at FROM task_events"))
-        assert [tuple(row) for row in found] == [("task_events_p20400102", FAR)]
+        rows = await conn.execute(text("SELECT CAST(tableoid AS regclass), occurred_at FROM task_events"))
+        assert [tuple(row) for row in rows] == [("task_events_p20400102", FAR)]
 
 
-async def test_prune_drops_whole_weeks_and_keeps_what_is_unpublished(engine: AsyncEngine) -> None:
-    """Old weeks go at once; one that still holds an unpublished event stays until it is published."""
+async def test_prune_drops_old_weeks_without_unpublished_events(engine: AsyncEngine) -> None:
+    """A partition that ended before the given time is dropped, unless it contains an unpublished event."""
     row = task_row()
     async with transaction(engine) as conn:
         await partitions.ensure_ahead(conn, FAR, weeks=1)
@@ -68,16 +68,16 @@ async def test_prune_drops_whole_weeks_and_keeps_what_is_unpublished(engine: Asy
         dropped = await partitions.prune(conn, events_before=FAR, logs_before=NOW)
         assert len(dropped) == 5
         assert all(name.startswith("task_events_p20") for name in dropped)
-        left = await conn.execute(
+        remaining = await conn.execute(
             text("SELECT relid::text FROM pg_partition_tree('task_events') WHERE isleaf ORDER BY 1")
         )
-        assert list(left.scalars()) == ["task_events_default", "task_events_p20400102", "task_events_p20400109"]
+        assert list(remaining.scalars()) == ["task_events_default", "task_events_p20400102", "task_events_p20400109"]
         assert await partitions.prune_feed(conn, NOW + timedelta(seconds=1), 100) == 1
         assert await partitions.prune_feed(conn, NOW + timedelta(seconds=1), 100) == 0
 
 
-async def test_only_our_own_tables_get_partitions(engine: AsyncEngine) -> None:
-    """The functions run with their owner's rights, so they do nothing but what they are for."""
+async def test_the_functions_accept_only_partitioned_tables(engine: AsyncEngine) -> None:
+    """The functions run with the privileges of their owner, so they reject every other table."""
     async with engine.connect() as conn:
         with pytest.raises(DBAPIError, match="no weekly partition"):
             await conn.execute(text("SELECT taskherd_add_partition('users', '2040-01-02')"))

@@ -12,21 +12,21 @@ from taskherd.domain import builds
 from taskherd.domain.value import replace
 from taskherd.store import tasks
 from taskherd.store.engine import transaction
-from tests.store.conftest import NOW, event, saved, task_row
+from tests.store.conftest import NOW, event, next_version, task_row
 
 
-async def test_what_is_inserted_is_what_is_locked(engine: AsyncEngine) -> None:
-    """A task comes back as it was stored, in id order, and unknown ids are left out."""
+async def test_an_inserted_task_is_returned_unchanged(engine: AsyncEngine) -> None:
+    """Locking returns tasks as they were inserted, in id order, and skips unknown ids."""
     rows = sorted((task_row() for _ in range(5)), key=lambda row: row.task.id)
     async with transaction(engine) as conn:
         assert await tasks.insert_tasks(conn, rows) == {row.task.id for row in rows}
         assert await tasks.lock(conn, [rows[3].task.id, uuid4(), rows[1].task.id]) == [rows[1], rows[3]]
 
 
-async def test_what_is_saved_is_what_is_locked(engine: AsyncEngine) -> None:
-    """Saving replaces what may change about a task, and what only a new task sets stays as it was."""
+async def test_a_saved_task_is_returned_unchanged(engine: AsyncEngine) -> None:
+    """Saving updates the columns that may change, and keeps those that are set once."""
     row = task_row()
-    changed = saved(
+    changed = next_version(
         row,
         2,
         updated_at=NOW + timedelta(seconds=1),
@@ -40,23 +40,23 @@ async def test_what_is_saved_is_what_is_locked(engine: AsyncEngine) -> None:
 
 
 async def test_names_are_unique_among_an_owners_live_tasks(engine: AsyncEngine) -> None:
-    """A taken id or name, whatever its case, leaves that task out and no other; a deleted task frees its name."""
+    """A task whose id or name (in any case) exists is skipped, no other; a deleted task releases its name."""
     owner = uuid4()
     first = task_row(owner_id=owner, name="Fix-It")
     async with transaction(engine) as conn:
         assert await tasks.insert_tasks(conn, [first]) == {first.task.id}
         again = task_row(owner_id=owner, name="fix-it")
-        fine = task_row(owner_id=owner)
-        twin = fine._replace(task=replace(fine.task, id=uuid4()))
-        inserted = await tasks.insert_tasks(conn, [first, again, fine, twin])
-        assert inserted in ({fine.task.id}, {twin.task.id})
+        new = task_row(owner_id=owner)
+        same_name = new._replace(task=replace(new.task, id=uuid4()))
+        inserted = await tasks.insert_tasks(conn, [first, again, new, same_name])
+        assert inserted in ({new.task.id}, {same_name.task.id})
         assert await tasks.names_in_use(conn, owner, ["fix-it", "free"]) == {"fix-it"}
-        await tasks.save(conn, [saved(first, 2, deleted_at=NOW)], [])
+        await tasks.save(conn, [next_version(first, 2, deleted_at=NOW)], [])
         assert await tasks.insert_tasks(conn, [again]) == {again.task.id}
 
 
 async def test_save_is_one_statement_and_heap_only(engine: AsyncEngine) -> None:
-    """Saving a batch with its history is one statement, and rows stay where their indexes already point."""
+    """Saving a batch with its history is one statement, and nearly all updates are heap-only."""
     rows = [task_row() for _ in range(400)]
     async with transaction(engine) as conn:
         await tasks.insert_tasks(conn, rows)
@@ -68,7 +68,7 @@ async def test_save_is_one_statement_and_heap_only(engine: AsyncEngine) -> None:
         batch = rows[version % 10 :: 10]
         async with transaction(engine) as conn:
             events = [event(row.task.id, version) for row in batch]
-            assert await tasks.save(conn, [saved(row, version) for row in batch], events) == 40
+            assert await tasks.save(conn, [next_version(row, version) for row in batch], events) == 40
     assert len(statements) == 10
     async with transaction(engine) as conn:
         counted = text("SELECT count(*), count(DISTINCT task_id), min(changes) FROM task_events")
@@ -76,29 +76,29 @@ async def test_save_is_one_statement_and_heap_only(engine: AsyncEngine) -> None:
         assert (await conn.execute(text("SELECT count(*) FROM outbox"))).scalar_one() == 400
         await conn.execute(text("SELECT pg_stat_force_next_flush()"))
     async with transaction(engine) as conn:
-        found = await conn.execute(
+        counters = await conn.execute(
             text("SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'tasks'")
         )
-        updated, hot = found.one()
+        updated, hot = counters.one()
     assert updated == 400
     assert hot >= 0.9 * updated
 
 
-async def test_due_follows_due_at(engine: AsyncEngine) -> None:
-    """A task is due when its `due_at` has come, not before, and no more when it has none."""
+async def test_a_task_is_due_from_its_due_time(engine: AsyncEngine) -> None:
+    """A task is due once its ``due_at`` is reached, and no longer once it has none."""
     early, late, never = task_row(), task_row(), task_row()
     async with transaction(engine) as conn:
         await tasks.insert_tasks(conn, [early, late, never._replace(due_at=None)])
         later = NOW + timedelta(minutes=1)
-        await tasks.save(conn, [saved(late, 1, due_at=later, due_moved=True)], [])
+        await tasks.save(conn, [next_version(late, 1, due_at=later, due_moved=True)], [])
         assert await tasks.due(conn, NOW, 10) == [early.task.id]
         assert await tasks.due(conn, later, 10) == [early.task.id, late.task.id]
-        await tasks.save(conn, [saved(early, 1, due_at=None, due_moved=True)], [])
+        await tasks.save(conn, [next_version(early, 1, due_at=None, due_moved=True)], [])
         assert await tasks.due(conn, later, 10) == [late.task.id]
 
 
-async def test_who_waited_for_a_lock_sees_the_new_prompt(engine: AsyncEngine) -> None:
-    """A prompt replaced while another transaction waits for the task's lock is the one that it then reads."""
+async def test_a_transaction_that_waited_for_a_lock_reads_the_new_prompt(engine: AsyncEngine) -> None:
+    """A transaction that waits for a task's lock while its prompt is replaced reads the new prompt."""
     row = task_row()
     async with transaction(engine) as conn:
         await tasks.insert_tasks(conn, [row])
@@ -113,11 +113,11 @@ async def test_who_waited_for_a_lock_sees_the_new_prompt(engine: AsyncEngine) ->
         blocked = text(
             "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
         )
-        async with engine.connect() as watch:
-            while (await watch.execute(blocked)).scalar_one() == 0:
-                await watch.rollback()
-        changed = saved(row, 2, prompt="Do it well.", prompt_version=2)
+        async with engine.connect() as observer:
+            while (await observer.execute(blocked)).scalar_one() == 0:
+                await observer.rollback()
+        changed = next_version(row, 2, prompt="Do it well.", prompt_version=2)
         await tasks.add_prompts(conn, [changed.task])
         await tasks.save(conn, [changed], [])
-    (seen,) = await waiter
-    assert (seen.task.version, seen.task.prompt) == (2, "Do it well.")
+    (locked,) = await waiter
+    assert (locked.task.version, locked.task.prompt) == (2, "Do it well.")

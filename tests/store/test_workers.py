@@ -1,0 +1,24 @@
+"""The rows of live workers."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from taskherd.store import workers
+from taskherd.store.engine import transaction
+from tests.store.conftest import NOW
+
+
+async def test_a_worker_is_live_while_it_updates_its_row(engine: AsyncEngine) -> None:
+    """A worker that was not seen since a given time is not live, and is pruned; one that shuts down is deleted."""
+    old = workers.WorkerRow("old", NOW, NOW, None)
+    new = workers.WorkerRow("new", NOW, NOW + timedelta(minutes=1), NOW)
+    async with transaction(engine) as conn:
+        for row in (old, new, new):
+            await workers.record_seen(conn, row)
+        assert await workers.live(conn, NOW + timedelta(seconds=1)) == [new]
+        assert await workers.prune(conn, NOW + timedelta(seconds=1)) == 1
+        await workers.delete(conn, "new")
+        assert await workers.live(conn, NOW) == []
