@@ -62,7 +62,7 @@ async def test_the_last_saved_row_of_a_build_wins(engine: AsyncEngine) -> None:
         (builds.BUILD, ["md5('o1')::uuid", "md5('3')::uuid"]),
         (builds.WORKSPACE, ["md5('o1')::uuid", "md5('w3')::uuid"]),
         (builds.AGENT, ["md5('o1')::uuid", "md5('a3')::uuid"]),
-        (builds.STEPS, ["md5('t1')::uuid", "0", "1", "'{workspace_status}'", "1000"]),
+        (builds.HISTORY, ["md5('t1')::uuid", "0", "1", "'{workspace_status}'", "1000"]),
     ],
     ids=["build", "workspace", "agent", "steps"],
 )

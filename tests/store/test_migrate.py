@@ -156,7 +156,7 @@ async def test_renamed_columns_keep_their_values(empty_url: str) -> None:
 
 async def test_the_previous_release_is_migrated_while_it_runs(empty_url: str) -> None:
     """While the newest revision is applied, a worker's writes neither fail nor get lost."""
-    directory = ScriptDirectory.from_config(migrate.scripts())
+    directory = ScriptDirectory.from_config(migrate.alembic_config())
     head = directory.get_revision("head")
     before = head.down_revision if isinstance(head.down_revision, str) else head.revision
     await migrate.upgrade_async(empty_url, before)

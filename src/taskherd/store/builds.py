@@ -73,7 +73,7 @@ WORKSPACE: Final = f"{_SELECT} WHERE b.workspace_id = $2 AND {_CAN_SEE}"
 AGENT: Final = f"{_SELECT} WHERE b.agent_id = $2 AND {_CAN_SEE}"
 
 # The history of one build; ``$4``: only versions that changed one of these fields.
-STEPS: Final = """
+HISTORY: Final = """
 SELECT e.version, e.occurred_at, e.document ->> 'workspace_status' AS workspace_status,
        e.document ->> 'workspace_agent_lifecycle' AS lifecycle,
        CAST(e.document -> 'workspace_agent_health' ->> 'healthy' AS boolean) AS healthy,
@@ -113,4 +113,4 @@ async def steps(
 
     Pruned history is missing.
     """
-    return await reader.fetch(STEPS, task_id, after, number, list(changes), limit)
+    return await reader.fetch(HISTORY, task_id, after, number, list(changes), limit)

@@ -67,7 +67,7 @@ JOIN template_versions AS v ON v.id = pairs.version_id
 JOIN templates AS t ON t.id = v.template_id
 """)
 
-OWNER: Final = text("""
+OWNERS: Final = text("""
 SELECT u.id, u.username, u.active,
        array_agg(m.organization_id) FILTER (WHERE m.active AND o.active) AS organizations
 FROM users AS u
@@ -77,7 +77,7 @@ WHERE u.id = ANY(CAST(:ids AS uuid[]))
 GROUP BY u.id
 """)
 
-VERSION: Final = text("""
+TEMPLATE_VERSIONS: Final = text("""
 SELECT v.id, v.template_id, t.organization_id, v.name, v.run, v.active AND t.active AND o.active,
        (SELECT array_agg(p.id) FROM presets AS p WHERE p.template_version_id = v.id AND p.active)
 FROM template_versions AS v
@@ -100,13 +100,13 @@ async def owner(conn: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, Owner]
     """Return the users that exist among ``ids``."""
     return {
         row[0]: Owner(row[0], row[1], row[2], frozenset(row[3] or ()))
-        for row in await conn.execute(OWNER, {"ids": ids})
+        for row in await conn.execute(OWNERS, {"ids": ids})
     }
 
 
 async def template_version(conn: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, TemplateVersion]:
     """Return the template versions that exist among ``ids``."""
-    rows = await conn.execute(VERSION, {"ids": ids})
+    rows = await conn.execute(TEMPLATE_VERSIONS, {"ids": ids})
     return {
         version_id: TemplateVersion(
             version_id, template_id, organization_id, name, run, usable, frozenset(presets or ())

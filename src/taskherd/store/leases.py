@@ -18,7 +18,7 @@ ROWS: Final = ColumnArrays(leases.c)
 """For leases and for heartbeat summaries, which have the same fields."""
 
 # A heartbeat with the seq of the lease is left to ``reconcile``, since breaking the tie takes the whole report.
-TOUCH: Final = text(f"""
+RENEW: Final = text(f"""
 WITH heartbeats AS (
     SELECT * FROM {ROWS.unnest("h")}
 ), locked AS (
@@ -39,7 +39,7 @@ WHERE l.task_id = h.task_id
 RETURNING l.task_id
 """)
 
-LOAD: Final = text(f"""
+LOCK: Final = text(f"""
 SELECT {column_names(leases.c)}
 FROM leases WHERE task_id = ANY(CAST(:ids AS uuid[])) ORDER BY task_id
 FOR UPDATE
@@ -53,7 +53,7 @@ ON CONFLICT (task_id) DO UPDATE
 SET {assignments(changing(leases), "excluded")}
 """)
 
-REMOVE: Final = text("""
+DELETE: Final = text("""
 WITH locked AS (
     SELECT task_id FROM leases WHERE task_id = ANY(CAST(:ids AS uuid[])) ORDER BY task_id FOR UPDATE
 )
@@ -73,14 +73,14 @@ async def touch(conn: AsyncConnection, summaries: Sequence[HeartbeatSummary]) ->
     ``summaries`` has at most one entry per task. The heartbeats of the other tasks must be reconciled: there is no
     lease, it belongs to another build or agent, or it has the same seq.
     """
-    return {task_id for (task_id,) in await conn.execute(TOUCH, ROWS.parameters(summaries))}
+    return {task_id for (task_id,) in await conn.execute(RENEW, ROWS.parameters(summaries))}
 
 
 async def load(conn: AsyncConnection, ids: Sequence[UUID]) -> list[Lease]:
     """Lock the leases that exist among ``ids`` and return them, both in id order; without ``ids`` run no statement."""
     if not ids:
         return []
-    rows = await conn.execute(LOAD, {"ids": ids})
+    rows = await conn.execute(LOCK, {"ids": ids})
     return [Lease(*row) for row in rows]
 
 
@@ -91,7 +91,7 @@ async def upsert(conn: AsyncConnection, new: Sequence[Lease]) -> None:
 
 async def remove(conn: AsyncConnection, ids: Sequence[UUID]) -> None:
     """Delete the leases of these tasks."""
-    await conn.execute(REMOVE, {"ids": ids})
+    await conn.execute(DELETE, {"ids": ids})
 
 
 async def silent(conn: AsyncConnection, before: datetime, limit: int) -> list[UUID]:

@@ -67,7 +67,7 @@ class SchemaState:
                 )
 
 
-def scripts() -> Config:
+def alembic_config() -> Config:
     """Return an Alembic configuration for the revisions inside this package."""
     config = Config()
     config.set_main_option("script_location", "taskherd.store:migrations")
@@ -82,7 +82,7 @@ async def state(conn: AsyncConnection) -> SchemaState:
 
 def _state(conn: Connection) -> SchemaState:
     actual = MigrationContext.configure(conn, opts={"version_table": SCHEMA_VERSION_TABLE}).get_current_revision()
-    directory = ScriptDirectory.from_config(scripts())
+    directory = ScriptDirectory.from_config(alembic_config())
     expected = directory.get_current_head() or ""
     if actual is None:
         return SchemaState(None, expected, SchemaStatus.MISSING)
@@ -169,7 +169,7 @@ def _run(conn: Connection, revision: str) -> SchemaState:
     before = _state(conn)
     if before.status is SchemaStatus.NEW:
         raise Misconfigured("database_url", before.advice)
-    config = scripts()
+    config = alembic_config()
     config.attributes["connection"] = conn
     try:
         command.upgrade(config, revision)

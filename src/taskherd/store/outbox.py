@@ -32,7 +32,7 @@ class OutboxEvent:
     prompt: str
 
 
-DUE: Final = text("""
+STALE: Final = text("""
 SELECT o.task_id, o.version, o.occurred_at, t.owner_id, t.template_version_id, e.kind, CAST(e.document AS text),
        e.changes, CAST(e.cause AS text), p.prompt
 FROM (SELECT * FROM outbox WHERE occurred_at <= :older_than ORDER BY occurred_at, task_id, version LIMIT :limit) AS o
@@ -85,7 +85,7 @@ async def due(conn: AsyncConnection, older_than: datetime, limit: int) -> list[O
 
     Two relays may publish the same event, which readers recognize by its version; it gets one position.
     """
-    rows = await conn.execute(DUE, {"older_than": older_than, "limit": limit})
+    rows = await conn.execute(STALE, {"older_than": older_than, "limit": limit})
     return [OutboxEvent(*row) for row in rows]
 
 

@@ -71,19 +71,19 @@ WITH incoming AS (
 SELECT position - 1 FROM ranked WHERE rank > :max_per_task ORDER BY position
 """)
 
-READ: Final = text(f"""
+LOCK: Final = text(f"""
 SELECT {selected(parked.c)}
 FROM parked WHERE task_id = ANY(CAST(:ids AS uuid[])) ORDER BY id
 FOR UPDATE
 """)
 
-EXPIRED: Final = text(f"""
+LOCK_EXPIRED: Final = text(f"""
 SELECT {selected(parked.c)}
 FROM parked WHERE parked_at < :before ORDER BY parked_at, id LIMIT :limit
 FOR UPDATE SKIP LOCKED
 """)
 
-REMOVE: Final = text("DELETE FROM parked WHERE id = ANY(CAST(:ids AS bigint[]))")
+DELETE: Final = text("DELETE FROM parked WHERE id = ANY(CAST(:ids AS bigint[]))")
 
 
 async def lock_task_ids(conn: AsyncConnection, ids: Sequence[UUID]) -> None:
@@ -105,7 +105,7 @@ async def read(conn: AsyncConnection, ids: Sequence[UUID]) -> list[ParkedReport]
 
     The caller deletes those that it folded with ``remove``.
     """
-    return [ParkedReport(*row) for row in await conn.execute(READ, {"ids": ids})]
+    return [ParkedReport(*row) for row in await conn.execute(LOCK, {"ids": ids})]
 
 
 async def expired(conn: AsyncConnection, before: datetime, limit: int) -> list[ParkedReport]:
@@ -113,9 +113,9 @@ async def expired(conn: AsyncConnection, before: datetime, limit: int) -> list[P
 
     The caller deletes them with ``remove`` once their dead letters are confirmed.
     """
-    return [ParkedReport(*row) for row in await conn.execute(EXPIRED, {"before": before, "limit": limit})]
+    return [ParkedReport(*row) for row in await conn.execute(LOCK_EXPIRED, {"before": before, "limit": limit})]
 
 
 async def remove(conn: AsyncConnection, ids: Sequence[int]) -> None:
     """Delete parked reports by their row ids."""
-    await conn.execute(REMOVE, {"ids": ids})
+    await conn.execute(DELETE, {"ids": ids})

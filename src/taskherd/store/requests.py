@@ -56,7 +56,7 @@ RETURNING r.request_id
 
 # The wait is ``Backoff(first, maximum).longest(attempt)`` of ``taskherd.backoff``, in SQL because one statement updates
 # all rows; a test compares the two. Jitter of 10 % keeps the requests of one outage from becoming due together.
-DUE: Final = text(f"""
+PICK_DUE: Final = text(f"""
 WITH due AS (
     SELECT request_id FROM work_requests WHERE next_at <= :now ORDER BY next_at LIMIT :limit
     FOR UPDATE SKIP LOCKED
@@ -78,7 +78,7 @@ SELECT {column_names(work_requests.c, "r")}
 FROM work_requests AS r WHERE r.task_id = ANY(CAST(:ids AS uuid[])) ORDER BY r.created_at
 """)
 
-REMOVE: Final = text("DELETE FROM work_requests WHERE request_id = ANY(CAST(:ids AS uuid[]))")
+DELETE: Final = text("DELETE FROM work_requests WHERE request_id = ANY(CAST(:ids AS uuid[]))")
 
 
 async def add(conn: AsyncConnection, requests: Sequence[WorkRequest]) -> None:
@@ -105,7 +105,7 @@ async def due(conn: AsyncConnection, now: datetime, limit: int, *, first: float,
     that another worker is processing are skipped.
     """
     values = {"now": now, "limit": limit, "first": first, "maximum": most}
-    return [WorkRequest(*row) for row in await conn.execute(DUE, values)]
+    return [WorkRequest(*row) for row in await conn.execute(PICK_DUE, values)]
 
 
 async def of_tasks(conn: AsyncConnection, ids: Sequence[UUID]) -> list[WorkRequest]:
@@ -115,4 +115,4 @@ async def of_tasks(conn: AsyncConnection, ids: Sequence[UUID]) -> list[WorkReque
 
 async def remove(conn: AsyncConnection, ids: Sequence[UUID]) -> None:
     """Delete requests that timed out or are no longer needed."""
-    await conn.execute(REMOVE, {"ids": ids})
+    await conn.execute(DELETE, {"ids": ids})

@@ -163,7 +163,7 @@ async def logs(reader: Reader, caller: UUID, task_id: UUID, *, entries: int, con
 
 
 # Only open inputs and requests; the outcomes of earlier ones are in the timeline.
-EXPLAIN_INPUTS: Final = """
+EXPLANATION_FACTS: Final = """
 SELECT t.id, t.version, CAST(t.state AS text) AS state,
        (SELECT json_agg(i) FROM (
            SELECT input_id, state, left(content, 2000) AS input, created_at, sent_at FROM inputs
@@ -177,14 +177,14 @@ FROM tasks AS t
 
 async def explain_inputs(reader: Reader, ref: TaskRef) -> Row | None:
     """Return what an explanation of a task is derived from: its state, its open inputs and its open work requests."""
-    return await _find(reader, EXPLAIN_INPUTS, ref)
+    return await _find(reader, EXPLANATION_FACTS, ref)
 
 
-PERSON: Final = "SELECT id FROM users WHERE lower(username) = lower($1)"
-ORGANIZATION: Final = "SELECT id FROM organizations WHERE lower(name) = lower($1)"
+USER_ID: Final = "SELECT id FROM users WHERE lower(username) = lower($1)"
+ORGANIZATION_ID: Final = "SELECT id FROM organizations WHERE lower(name) = lower($1)"
 
 # The organization that ``default`` stands for, because the directory marks none as the default.
-DEFAULT_ORGANIZATION: Final = """
+DEFAULT_ORGANIZATION_ID: Final = """
 SELECT o.id FROM memberships AS m JOIN organizations AS o ON o.id = m.organization_id
 WHERE m.user_id = $1 AND m.active AND o.active
 ORDER BY lower(o.name) <> 'default', lower(o.name) LIMIT 1
@@ -207,17 +207,17 @@ WHERE {person} AND w.active AND EXISTS (
 
 async def person(reader: Reader, username: str) -> UUID | None:
     """Return the id of the user of this name, active or not."""
-    return await _id(reader, PERSON, username)
+    return await _id(reader, USER_ID, username)
 
 
 async def organization(reader: Reader, name: str) -> UUID | None:
     """Return the id of the organization of this name, active or not."""
-    return await _id(reader, ORGANIZATION, name)
+    return await _id(reader, ORGANIZATION_ID, name)
 
 
 async def default_organization(reader: Reader, caller: UUID) -> UUID | None:
     """Return the id of the caller's organization named ``default``, else of the caller's first organization by name."""
-    return await _id(reader, DEFAULT_ORGANIZATION, caller)
+    return await _id(reader, DEFAULT_ORGANIZATION_ID, caller)
 
 
 async def owner(reader: Reader, caller: UUID, user: UUID | str, version: UUID) -> tuple[UUID, bool] | None:
