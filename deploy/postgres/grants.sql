@@ -5,11 +5,11 @@ GRANT SELECT ON ALL TABLES IN SCHEMA public TO taskherd_worker, taskherd_api;
 -- Only `directory apply` writes the directory, and only `db upgrade` writes the schema version.
 DO $$
 DECLARE
-    named text;
+    table_name text;
 BEGIN
-    FOREACH named IN ARRAY ARRAY['organizations', 'users', 'memberships', 'templates', 'template_versions', 'presets',
-                                 'directory_revision', 'taskherd_schema'] LOOP
-        EXECUTE format('REVOKE INSERT, UPDATE, DELETE ON %I FROM taskherd_worker', named);
+    FOREACH table_name IN ARRAY ARRAY['organizations', 'users', 'memberships', 'templates', 'template_versions',
+                                      'presets', 'directory_revision', 'taskherd_schema'] LOOP
+        EXECUTE format('REVOKE INSERT, UPDATE, DELETE ON %I FROM taskherd_worker', table_name);
     END LOOP;
 END $$;
 -- `taskherd token`, run as the migrator, creates and revokes API tokens.

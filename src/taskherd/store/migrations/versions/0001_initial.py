@@ -76,7 +76,7 @@ CREATE TABLE directory_revision (
 INSERT INTO directory_revision (revision) VALUES (0);
 """
 
-# toast_tuple_target: a row is updated whole with every report, so it stays in its page as long as it fits.
+# toast_tuple_target: every report rewrites the complete row, so it stays in its page as long as it fits.
 TASKS = """
 CREATE TABLE tasks (
     id uuid PRIMARY KEY,
@@ -223,7 +223,7 @@ CREATE TABLE task_feed (
 CREATE INDEX task_feed_task_idx ON task_feed (task_id, version);
 """
 
-BOOKS = """
+WORKER_TABLES = """
 CREATE TABLE command_log (
     command_id uuid PRIMARY KEY,
     digest bytea NOT NULL,
@@ -289,8 +289,8 @@ COMMENT ON COLUMN workers.drained_since IS
     'since when its queue was known to be drained; null while it is not';
 """
 
-# Functions of the schema's owner, so that a worker's own role needs no right to create or drop tables.
-# A partition is filled and checked apart and then attached, which locks out nobody but the default partition.
+# SECURITY DEFINER functions, so that the role of a worker needs no privilege to create or drop tables.
+# A partition is filled and checked separately and then attached, which blocks only the default partition.
 ADD_PARTITION = """
 CREATE FUNCTION taskherd_add_partition(parent text, monday date) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER AS $$
@@ -343,7 +343,7 @@ BEGIN
 END $$
 """
 
-# A function of its owner's rights must not look names up where its caller says.
+# A SECURITY DEFINER function must not look names up in a schema that its caller chooses.
 GUARD_FUNCTIONS = """
 DO $$
 DECLARE
@@ -363,9 +363,9 @@ FROM unnest(ARRAY['task_events', 'task_logs']) AS parent, generate_series(0, 4) 
 
 
 def upgrade() -> None:
-    """Create everything."""
+    """Create all tables and functions, and the first partitions."""
     run = op.get_bind().exec_driver_sql
-    for part in (DIRECTORY, TASKS, HISTORY, BOOKS, COMMENTS):
+    for part in (DIRECTORY, TASKS, HISTORY, WORKER_TABLES, COMMENTS):
         for statement in part.split(";\n"):
             if statement.strip():
                 run(statement)

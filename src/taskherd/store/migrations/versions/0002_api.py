@@ -1,4 +1,4 @@
-"""What the API needs: the tokens that people and their tools sign in with, and the builds that they look up by id."""
+"""Tables for the API: tokens of users and their tools, and builds for lookups by id."""
 
 from __future__ import annotations
 

@@ -1,0 +1,103 @@
+"""The stored form of the task state: it loses nothing, and rows that are already stored stay readable."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import orjson
+
+from taskherd.domain import builds
+from taskherd.domain.reports import (
+    AgentDisconnected,
+    AgentHeartbeat,
+    AgentLifecycle,
+    AgentState,
+    App,
+    AppHealth,
+    AppStatus,
+    Health,
+    JobStatus,
+    Lifecycle,
+    Transition,
+    Workspace,
+    WorkspaceBuild,
+)
+from taskherd.domain.task import Deletion, Inbox, Silence, Stamped, TaskState, TimedOut
+from taskherd.domain.value import replace
+from taskherd.store import task_state_codec
+
+NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
+TASK, AGENT, APP, WORKSPACE, INPUT = (UUID(int=number) for number in range(1, 6))
+
+KEYS = {
+    "builds", "build", "workspace", "runner", "agent", "app", "lifecycle", "app_health", "app_status", "connection",
+    "heard", "appeared", "asked", "unanswered", "silence", "given_up", "inbox", "deletion",
+}  # fmt: skip
+"""The keys in stored rows; renaming one means rewriting the rows."""
+
+
+def at(seconds: int) -> datetime:
+    """Return a time after noon."""
+    return NOON + timedelta(seconds=seconds)
+
+
+def full_state() -> TaskState:
+    """Make a state in which every field differs from its default, with facets from two builds."""
+    start = WorkspaceBuild(
+        task_id=TASK,
+        build_number=3,
+        seq=7,
+        observed_at=at(1),
+        agent_id=AGENT,
+        transition=Transition.START,
+        job_status=JobStatus.RUNNING,
+        workspace=Workspace(WORKSPACE, "workspace"),
+        app=App(APP, "app", "https://example.com", Health.HEALTHY),
+        runner="runner-1",
+    )
+    stop = replace(start, build_number=4, seq=1, transition=Transition.STOP, workspace=None, app=None, error="failed")
+    common: dict[str, Any] = {"task_id": TASK, "build_number": 3, "observed_at": at(2), "agent_id": AGENT}
+    return TaskState(
+        build=Stamped(stop, at(10)),
+        workspace=Stamped(start, at(3)),
+        runner=Stamped(stop, at(10)),
+        agent=Stamped(stop, at(9)),
+        app=Stamped(start, at(3)),
+        lifecycle=Stamped(AgentLifecycle(seq=1, lifecycle=Lifecycle.READY, **common), at(4)),
+        app_health=Stamped(AppHealth(seq=2, health=Health.UNHEALTHY, **common), at(5)),
+        app_status=Stamped(
+            AppStatus(seq=3, state=AgentState.WORKING, message="Compiling", uri="https://example.com", **common), at(6)
+        ),
+        connection=Stamped(AgentHeartbeat(seq=4, **common), at(7)),
+        last_heartbeat={3: at(7), 2: at(0)},
+        first_seen={3: at(2)},
+        requested_builds={3: Transition.START, 4: Transition.STOP},
+        pending_build=4,
+        silence=Silence(3, lost=True),
+        timed_out=TimedOut(4, 1, "no runner"),
+        inbox=Inbox(2, INPUT, at(8)),
+        deletion=Deletion(1, at(20), done=True),
+    )
+
+
+def test_every_field_of_a_state_is_stored() -> None:
+    """A full state is decoded as it was encoded, its connection being a heartbeat or a disconnect."""
+    state = full_state()
+    disconnect = AgentDisconnected(task_id=TASK, build_number=3, seq=5, observed_at=None, agent_id=None)
+    for each in (state, replace(state, connection=Stamped(disconnect, at(8)))):
+        assert task_state_codec.loads(TASK, task_state_codec.dumps(each)) == each
+
+
+def test_a_new_state_is_short() -> None:
+    """Fields with their default value are left out, and facets of the latest build refer to it."""
+    state = builds.initial_state(TASK, NOON)
+    encoded = task_state_codec.dumps(state)
+    assert task_state_codec.loads(TASK, encoded) == state
+    assert set(orjson.loads(encoded)) == {"builds", "build", "asked", "unanswered"}
+
+
+def test_the_keys_of_stored_rows_stay() -> None:
+    """Rows are rewritten only when their task changes, so their keys keep their names."""
+    assert set(orjson.loads(task_state_codec.dumps(full_state()))) == KEYS
