@@ -64,7 +64,7 @@ async def test_delete_removes_the_directory(harness: RunnerHarness) -> None:
     await eventually(lambda: not (harness.root / str(task_id)).exists())
     assert not is_alive(agent)
     await harness.worker.until_row(
-        "SELECT (memory::json->'deletion'->>2)::boolean FROM tasks WHERE id = $1", task_id, is_=True
+        "SELECT (state::json->'deletion'->>2)::boolean FROM tasks WHERE id = $1", task_id, is_=True
     )
 
 

@@ -28,7 +28,7 @@ class Lease:
     """The latest heartbeat of a steady task.
 
     ``agent_id``, ``seq`` and ``observed_at`` are those of the connection facet, which holds the heartbeat with the
-    greatest seq; ``heard_at`` is when the last heartbeat was received.
+    greatest seq; ``last_heartbeat_at`` is when the last heartbeat was received.
     """
 
     task_id: UUID
