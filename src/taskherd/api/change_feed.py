@@ -25,8 +25,7 @@ from taskherd.store import feed
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from aiormq.abc import AbstractChannel
-
+    from taskherd.broker import AbstractChannel
     from taskherd.broker.connection import SupervisedConnection
     from taskherd.broker.topology import TopologyNames
     from taskherd.observability.metrics import Metrics

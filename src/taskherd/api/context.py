@@ -13,8 +13,6 @@ from taskherd.api.query import Model, NoQuery, QueryModel, parse
 from taskherd.store.task_queries import TaskRef
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncEngine
-
     from taskherd.api.agents.report_publisher import ReportPublisher
     from taskherd.api.change_feed import ChangeFeed
     from taskherd.api.http.auth import Authenticator, Caller
@@ -23,6 +21,7 @@ if TYPE_CHECKING:
     from taskherd.observability.metrics import Metrics
     from taskherd.observability.tracing import Tracing
     from taskherd.settings import Settings
+    from taskherd.store import AsyncEngine
     from taskherd.store.reader import Reader
 
 ME = "me"

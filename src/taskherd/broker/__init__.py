@@ -1,1 +1,7 @@
 """RabbitMQ: reconnecting connections, topology, consuming, publishing with confirms, dead letters."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # so that annotations elsewhere need not import aiormq and pamqp
+    from aiormq.abc import AbstractChannel as AbstractChannel
+    from pamqp.common import FieldTable as FieldTable

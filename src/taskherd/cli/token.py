@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.console import Console
 from rich.table import Table
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from taskherd.settings import durations, load
 from taskherd.store import migrate, tokens
 from taskherd.store.engine import dispose, open_engine, transaction
+
+if TYPE_CHECKING:
+    from taskherd.store import AsyncConnection
 
 app = typer.Typer(help="The tokens that people and their tools sign in with.", no_args_is_help=True)
 

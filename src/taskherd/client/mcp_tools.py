@@ -18,10 +18,12 @@ from taskherd import __version__
 from taskherd.client import tasks
 from taskherd.client.errors import ClientError, ExitCode
 from taskherd.client.http import TOKEN, URL, Client
-from taskherd.messages.limits import TEXT_CHARACTERS
 
 NAME: Final = "taskherd"
 MAX_LISTED: Final = 100
+MAX_SUMMARY: Final = 2_000
+"""Characters of a status message that the API keeps."""
+
 AGENT_TOKEN: Final = ("TASKHERD_AGENT_TOKEN", "CODER_AGENT_TOKEN")
 AGENT_URL: Final = ("TASKHERD_API_URL", "CODER_AGENT_URL", "CODER_URL")
 PERSON_TOKEN: Final = (TOKEN, "CODER_SESSION_TOKEN")
@@ -52,7 +54,7 @@ class AgentTools:
         link: Annotated[str, Field(description="The URL of what it is about, such as a pull request.")] = "",
     ) -> Document:
         """Say how far you are with your task. Call it when you begin, when that changes, and when you are done."""
-        said = {"app_slug": self._app_slug, "state": state, "message": summary[:TEXT_CHARACTERS], "uri": link}
+        said = {"app_slug": self._app_slug, "state": state, "message": summary[:MAX_SUMMARY], "uri": link}
         await _call(self._client.request, "PATCH", "workspaceagents", "me", "app-status", body=said)
         return {"message": "Thanks for reporting!"}
 

@@ -38,8 +38,7 @@ from taskherd.runner.workspaces.cgroups import Cgroups
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from aiormq.abc import AbstractChannel
-
+    from taskherd.broker import AbstractChannel
     from taskherd.settings import Settings
 
 log = structlog.get_logger(__name__)

@@ -40,8 +40,9 @@ from taskherd.observability.tracing import open_tracing
 from taskherd.retry import until_stopped
 from taskherd.store import migrate, timers
 from taskherd.store.engine import dispose, in_use, open_engine, transaction
+from taskherd.timeouts import timeouts_of
 from taskherd.worker.command_consumer import CommandConsumer
-from taskherd.worker.context import RequestRetryPolicy, Retention, WorkerContext, timeouts_of
+from taskherd.worker.context import RequestRetryPolicy, Retention, WorkerContext
 from taskherd.worker.directory_cache import DirectoryCache
 from taskherd.worker.probe import Probe
 from taskherd.worker.relay import Relay
@@ -51,8 +52,7 @@ from taskherd.worker.sweeper import Sweeper
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from aiormq.abc import AbstractChannel
-
+    from taskherd.broker import AbstractChannel
     from taskherd.settings import Settings
 
 log = structlog.get_logger(__name__)

@@ -14,10 +14,9 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from sqlalchemy.ext.asyncio import AsyncConnection
-
     from taskherd.domain.task import TaskState
     from taskherd.domain.task_update import TaskUpdate
+    from taskherd.store import AsyncConnection
 
 
 async def save(connection: AsyncConnection, updates: Mapping[UUID, TaskUpdate], now: datetime) -> None:

@@ -15,15 +15,13 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from sqlalchemy.ext.asyncio import AsyncEngine
-
     from taskherd.backoff import Backoff
     from taskherd.broker.publish import Publisher
     from taskherd.broker.topology import TopologyNames
     from taskherd.observability.failpoints import Failpoint
     from taskherd.observability.metrics import Metrics
     from taskherd.observability.tracing import Tracing
-    from taskherd.settings import Settings
+    from taskherd.store import AsyncEngine
     from taskherd.worker.directory_cache import DirectoryCache
 
 
@@ -84,14 +82,3 @@ class WorkerContext:
             self.on_error(reason)
 
         return await until_stopped(work, self.stopping, trouble)
-
-
-def timeouts_of(settings: Settings) -> Timeouts:
-    """How long silence is borne, as it was set."""
-    return Timeouts(
-        agent_lost_after=timedelta(seconds=settings.agent_lost_after),
-        agent_connect_timeout=timedelta(seconds=settings.agent_connect_timeout),
-        build_timeout=timedelta(seconds=settings.build_timeout),
-        request_ttl=timedelta(seconds=settings.request_ttl),
-        mass_silence_hold=timedelta(seconds=settings.mass_silence_hold),
-    )

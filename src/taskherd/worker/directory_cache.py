@@ -11,9 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from uuid import UUID
 
-    from sqlalchemy.ext.asyncio import AsyncEngine
-
     from taskherd.domain.directory import DirectoryNames
+    from taskherd.store import AsyncEngine
 
     Pair = tuple[UUID, UUID]
 

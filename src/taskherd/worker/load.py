@@ -25,10 +25,9 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from sqlalchemy.ext.asyncio import AsyncConnection
-
     from taskherd.domain.commands import Command
     from taskherd.domain.reports import Report
+    from taskherd.store import AsyncConnection
     from taskherd.store.commands import RecordedCommand
     from taskherd.store.tasks import StoredTask
     from taskherd.worker.batch import Batch

@@ -25,9 +25,8 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from sqlalchemy.ext.asyncio import AsyncEngine
-
     from taskherd.domain.commands import Command
+    from taskherd.store import AsyncEngine
     from taskherd.worker.context import WorkerContext
     from taskherd.worker.load import LoadedBatch
 

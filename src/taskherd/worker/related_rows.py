@@ -13,9 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-    from sqlalchemy.ext.asyncio import AsyncConnection
-
     from taskherd.domain.task_update import TaskUpdate
+    from taskherd.store import AsyncConnection
     from taskherd.worker.batch import Parking
 
 

@@ -30,8 +30,7 @@ from taskherd.worker import work_requests
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pamqp.common import FieldTable
-
+    from taskherd.broker import FieldTable
     from taskherd.observability.tracing import Carrier
     from taskherd.worker.batch import CommittedChange
     from taskherd.worker.context import WorkerContext

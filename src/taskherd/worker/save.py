@@ -29,13 +29,12 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from sqlalchemy.ext.asyncio import AsyncConnection
-
     from taskherd.domain.commands import Command
     from taskherd.domain.lease import Lease
     from taskherd.domain.liveness import Timeouts
     from taskherd.domain.task_update import TaskUpdate
     from taskherd.domain.view import TaskView
+    from taskherd.store import AsyncConnection
     from taskherd.worker.batch import BatchResult
     from taskherd.worker.load import LoadedBatch
 

@@ -18,9 +18,8 @@ from taskherd.store import tokens
 from taskherd.store.engine import transaction
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncEngine
-
     from taskherd.api.http.user_tokens import ParsedToken
+    from taskherd.store import AsyncEngine
     from taskherd.store.reader import Reader
 
 CACHE_TTL: Final = 1.0

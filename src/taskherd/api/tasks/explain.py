@@ -16,7 +16,7 @@ from taskherd.api.tasks.schemas import Explained, Timeline
 from taskherd.domain.explain import explain
 from taskherd.domain.reports import rfc3339
 from taskherd.store import feed, task_queries, task_state_codec
-from taskherd.worker.context import timeouts_of
+from taskherd.timeouts import timeouts_of
 
 if TYPE_CHECKING:
     from taskherd.api.context import RequestContext
