@@ -1,1 +1,1 @@
-"""Benchmarks: what a worker does in a second beside what its users could write, on this machine, with one command."""
+"""Benchmarks of taskherd on this machine, compared with programs that its users could write themselves."""

@@ -1,4 +1,4 @@
-"""``python -m benchmarks`` measures; ``profile`` says where the worker's CPU goes, ``sustained`` takes an hour."""
+"""Run ``python -m benchmarks``; ``--help`` lists the cases."""
 
 from benchmarks.main import start
 

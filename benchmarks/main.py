@@ -1,4 +1,4 @@
-"""The command: which rows to measure, how big, and where the table goes."""
+"""Measure taskherd on private services and compare it with other programs."""
 
 from __future__ import annotations
 
@@ -11,138 +11,154 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks import patches
-from benchmarks.cases import agents, api, bloat, cpu, growth, plans, rows, sustained, workers
+from benchmarks.cases import (
+    agents,
+    api,
+    bloat,
+    compare,
+    cpu,
+    growth,
+    latency,
+    memory,
+    ops,
+    patches,
+    plans,
+    sustained,
+    throughput,
+    workers,
+)
 from benchmarks.harness import machine
-from benchmarks.harness.services import BenchmarkServices, benchmark_services
+from benchmarks.harness.run import Options, Run
+from benchmarks.harness.services import benchmark_services
 from benchmarks.harness.workload import Workload
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
 RESULTS = Path(__file__).parent / "results"
-ROWS = ("throughput", "latency", "scale", "memory", "api")
-QUICK = ("throughput", "latency")
-SECTIONS = {
-    "cpu": ("Where the worker's CPU goes", cpu.measure),
-    "workers": ("More workers on one queue", workers.measure),
-    "growth": ("Cost as the work grows", growth.measure),
-    "bloat": ("What updates leave behind", bloat.measure),
-    "vacuums": ("Autovacuum", bloat.vacuums),
-    "agents": ("Agents on one runner", agents.measure),
-    "plans": ("The hot statements' plans", plans.measure),
-    "patches": ("What the patches of libraries earn", patches.measure),
-}
-FULL = (*ROWS, "cpu", "workers", "growth", "bloat")
-"""Of the sections those that fit into a full run: vacuums takes ten minutes, plans tells nothing of this machine,
-agents wants it for itself, and patches is for after an upgrade of a library."""
-MILLION = 1_000_000
 HOUR = 60
+"""Minutes of ``sustained`` from which its results are written."""
+
+ROWS: dict[str, tuple[str, Callable[[Run], Awaitable[None]]]] = {
+    "throughput": ("Reports/s of one worker, compared with other consumers", throughput.measure),
+    "latency": ("Time from a report to its event", latency.measure),
+    "scale": ("Reports/s with a million tasks, compared with a thousand", throughput.measure_scale),
+    "memory": ("The worker's memory with a million messages waiting", memory.measure),
+    "api": ("The API's reads, writes and events, compared with FastAPI and SQLAlchemy's ORM", api.measure),
+}
+"""Cases that add rows to the table of results."""
+
+SECTIONS: dict[str, tuple[str, Callable[[Run], Awaitable[str]]]] = {
+    "cpu": ("Where the worker's CPU time goes", cpu.measure),
+    "workers": ("More workers on one queue", workers.measure),
+    "growth": ("Cost per report as the number of tasks grows", growth.measure),
+    "bloat": ("Dead rows and table size with different fill factors", bloat.measure),
+    "vacuums": ("Autovacuum with taskherd's settings and with the defaults", bloat.measure_vacuums),
+    "agents": ("200 agents on one runner", agents.measure),
+    "plans": ("Plans of the frequent statements", plans.measure),
+    "patches": ("What the patches of libraries save", patches.measure),
+    "ops": ("Cost of uvicorn on the operations port", ops.measure),
+    "profile": ("The worker's CPU time by function", cpu.profile),
+    "compare": ("The worker of another checkout, compared with this one's", compare.measure),
+    "sustained": ("A steady stream of reports", sustained.measure),
+}
+"""Cases that add a section of their own."""
+
+DEFAULT = (*ROWS, "cpu", "workers", "growth", "bloat")
+"""All rows, and the sections of general interest.
+
+The others take long (vacuums, sustained), need a machine without other load (agents), or are about one part.
+"""
+
+QUICK = ("throughput", "latency")
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    """Parse the command line."""
+    every = {**ROWS, **SECTIONS}
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="cases:\n" + "\n".join(f"  {name:12}{text}" for name, (text, _) in every.items()),
+    )
     parser.add_argument(
-        "what",
+        "cases",
+        metavar="CASE",
         nargs="*",
-        choices=(*ROWS, *SECTIONS, "profile", "sustained", []),
-        help="default: all rows, or those of --quick",
+        choices=(*every, []),
+        help=f"what to measure; default: {', '.join(DEFAULT)}; with --quick: {', '.join(QUICK)}",
     )
-    parser.add_argument("--minutes", type=float, default=60, help="how long sustained goes on")
-    parser.add_argument("--rate", type=int, default=1_000, help="reports a second of sustained")
-    parser.add_argument("--quick", action="store_true", help="a small run within two minutes: throughput and latency")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of each row, at least 3")
-    parser.add_argument("--reports", type=int, help="reports waiting; default 100,000, 20,000 with --quick")
-    parser.add_argument("--rows", action="store_true", help="profile with reports in arrays of 100")
-    parser.add_argument(
-        "--write", action=argparse.BooleanOptionalAction, help="keep the table; default: unless --quick"
+    parser.add_argument("--quick", action="store_true", help="measure little, within two minutes")
+    parser.add_argument("--reports", type=int, metavar="N", help="reports in the queue (100000; with --quick 20000)")
+    parser.add_argument("--rounds", type=int, metavar="N", default=3, help="rounds of each row, at least 3")
+    parser.add_argument("--write", action=argparse.BooleanOptionalAction, help="write the results (unless --quick)")
+    parser.add_argument("--arrays", action="store_true", help="profile: send reports in arrays of 100")
+    parser.add_argument("--minutes", type=float, metavar="N", default=HOUR, help="sustained: duration (60)")
+    parser.add_argument("--rate", type=int, metavar="N", default=1_000, help="sustained: reports per second (1000)")
+    parser.add_argument("--checkout", type=Path, metavar="DIR", help="compare: the other checkout")
+    parser.add_argument("--pairs", type=int, metavar="N", default=5, help="compare: pairs of runs (5)")
+    arguments = parser.parse_args(words)
+    if "compare" in arguments.cases and arguments.checkout is None:
+        parser.error("compare needs --checkout DIR")
+    return arguments
+
+
+async def run(arguments: argparse.Namespace) -> None:
+    """Measure the cases and print the results; SIGTERM stops everything that was started, as Ctrl-C does."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    options = Options(
+        reports=arguments.reports or (20_000 if arguments.quick else 100_000),
+        rounds=arguments.rounds,
+        quick=arguments.quick,
+        arrays=arguments.arrays,
+        minutes=arguments.minutes,
+        rate=arguments.rate,
+        checkout=arguments.checkout and arguments.checkout.resolve(),
+        pairs=arguments.pairs,
     )
-    return parser.parse_args(words)
-
-
-async def run(said: argparse.Namespace) -> None:
-    """Measure what was asked for; SIGTERM ends it as Ctrl-C does, with all that it started."""
-    measuring = asyncio.current_task()
-    assert measuring is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, measuring.cancel)
-    reports = said.reports or (20_000 if said.quick else 100_000)
-    async with benchmark_services() as ground:
-        if "profile" in said.what:
-            print(await cpu.profile(ground, Workload(10_000, reports, rows=said.rows)))
-            return
-        if "sustained" in said.what:
-            await _sustained(ground, said)
-            return
-        wanted = said.what or (QUICK if said.quick else FULL)
-        await _measured(ground, said, wanted, reports)
-
-
-async def _sustained(ground: BenchmarkServices, said: argparse.Namespace) -> None:
-    on = await machine.described(ground)
-    table, flat = await sustained.measure(ground, said.minutes, said.rate, _say)
-    print(f"\n{table}")
-    if said.write if said.write is not None else said.minutes >= HOUR:
-        title = f"{said.minutes:g} minutes at {said.rate:,} reports/s"
-        _keep(f"{_today()}-sustained", [f"# {title}, {_today()}", table, "## The machine", "\n".join(on)])
-    if not flat:
+    cases = arguments.cases or (QUICK if arguments.quick else DEFAULT)
+    async with benchmark_services() as services:
+        run_ = Run(services, options)
+        began = time.monotonic()
+        environment = await machine.describe(services)
+        for name, (_, measure_rows) in ROWS.items():
+            if name in cases:
+                await measure_rows(run_)
+        for name, (title, measure) in SECTIONS.items():
+            if name in cases:
+                run_.sections.append(f"## {title}\n\n{await measure(run_)}")
+    parts = [run_.table, *run_.sections, "\n".join(environment), f"{time.monotonic() - began:.0f} s"]
+    print("\n" + "\n\n".join(part for part in parts if part))
+    by_default = not options.quick and ("sustained" not in cases or options.minutes >= HOUR)
+    if by_default if arguments.write is None else arguments.write:
+        _write(run_, arguments.cases, environment)
+    if run_.failures:
         sys.exit(1)
 
 
-async def _measured(ground: BenchmarkServices, said: argparse.Namespace, wanted: Sequence[str], reports: int) -> None:
-    results, began = rows.Results(), time.monotonic()
-    on = await machine.described(ground)
-    if "throughput" in wanted:
-        await rows.throughput(ground, results, reports, said.rounds, _say)
-    if "latency" in wanted:
-        await rows.delivery(ground, results, 2 if said.quick else 20, said.rounds, _say)
-    if "scale" in wanted:
-        await rows.scale(ground, results, reports, said.rounds, _say)
-    if "memory" in wanted:
-        await rows.resident(ground, results, MILLION, _say)
-    for name in (name for name in SECTIONS if name in wanted):
-        title, measure = SECTIONS[name]
-        results.sections.append(f"## {title}\n\n{await measure(ground, reports, _say)}")
-    if "api" in wanted:
-        sizes = (api.FEW,) if said.quick else (api.FEW, api.MANY)
-        await api.measure(ground, results, sizes, seconds=2 if said.quick else 5, rounds=said.rounds, say=_say)
-    table = "\n".join([rows.HEADER, *(row.line for row in results.rows)]) if results.rows else ""
-    took = f"{time.monotonic() - began:.0f} s"
-    print("\n" + "\n\n".join([table, *results.sections, "\n".join(on), took]))
-    if said.write if said.write is not None else not said.quick:
-        _write(table, on, results, reports)
-
-
-def _write(table: str, on: list[str], results: rows.Results, reports: int) -> None:
-    work = [Workload(10_000, reports).described, Workload(10_000, rows.IN_ARRAYS * reports, rows=True).described]
-    parts = [
-        f"# Benchmark of {_today()}",
-        "Medians; the contenders take turns. `make bench` measures it again.",
-        table,
-        *results.sections,
-        "## The work",
-        "\n".join(f"- {line}" for line in work),
-        "A rate counts from a contender's first ack to its last, or to its last confirmed event if that is later.",
-        "## The machine",
-        "\n".join(on),
-        "## Every measurement",
-        "\n".join(f"- {line}" for line in results.single),
-    ]
-    _keep(_today(), parts)
-
-
-def _keep(name: str, parts: Sequence[str]) -> None:
+def _write(run_: Run, cases: Sequence[str], environment: Sequence[str]) -> None:
+    today, reports = datetime.now(UTC).date().isoformat(), run_.options.reports
+    workloads = (Workload(10_000, reports), Workload(10_000, throughput.IN_ARRAYS * reports, arrays=True))
+    parts = [f"# Benchmark of {', '.join([*cases, today])}"]
+    if run_.rows:
+        parts += ["Medians of rounds in which the contenders take turns. `make bench` repeats them.", run_.table]
+    parts += run_.sections
+    if run_.rows:
+        parts += [
+            "## The workload",
+            "\n".join(f"- {workload.description}" for workload in workloads),
+            "A rate counts from a contender's first ack to its last, or to its last confirmed event if that is later.",
+        ]
+    parts += ["## The machine", "\n".join(environment)]
+    if run_.measurements:
+        parts += ["## Every measurement", "\n".join(f"- {line}" for line in run_.measurements)]
+    path = RESULTS / f"{'-'.join([today, *cases])}.md"
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.md").write_text("\n\n".join(parts) + "\n")
-    print(f"written to {RESULTS.name}/{name}.md")
-
-
-def _today() -> str:
-    return datetime.now(UTC).date().isoformat()
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
+    path.write_text("\n\n".join(parts) + "\n")
+    print(f"written to {RESULTS.name}/{path.name}")
 
 
 def start() -> None:

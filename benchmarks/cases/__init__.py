@@ -1,1 +1,1 @@
-"""What is measured, one module for each section of the report."""
+"""What is measured: one module per group of cases, listed in ``benchmarks/main.py``."""

@@ -1,4 +1,4 @@
-"""What a report costs when there are many tasks: CPU, memory, statements and blocks, at a thousand and at a million."""
+"""The cost of a report with a thousand and with a million tasks: CPU, memory, statements and blocks."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from typing import TYPE_CHECKING
 import asyncpg
 import psutil
 
-from benchmarks.harness.contenders import WORKER, Measured, watched
-from benchmarks.harness.services import BenchmarkServices, children, connected
+from benchmarks.harness.contenders import WORKER, Measured, measure_process
+from benchmarks.harness.services import BenchmarkServices, connected, start_process
 from benchmarks.harness.workload import Workload
 from taskherd.dev import ports
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
+
+    from benchmarks.harness.run import Run
 
 SIZES = (1_000, 100_000, 1_000_000)
 
-# COMMIT and BEGIN apart from what stands between them; what the benchmark itself asked is left out.
+# Counts COMMIT and BEGIN separately, and leaves out the queries of the benchmark itself.
 _STATEMENTS = """
 SELECT sum(calls) FILTER (WHERE query !~* '^(begin|commit|rollback)'), sum(calls) FILTER (WHERE query ~* '^commit'),
        sum(total_exec_time), sum(shared_blks_hit + shared_blks_read), sum(shared_blks_read), sum(wal_bytes)
@@ -33,7 +35,7 @@ FROM pg_stat_statements WHERE dbid = $1 AND query !~ 'FROM outbox\\)$'
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """A run's cost; ``measured`` of the worker, the others of the database, as sums over all batches."""
+    """The cost of one run: ``measured`` for the worker, the other fields for the database, summed over all batches."""
 
     tasks: int
     measured: Measured
@@ -49,8 +51,8 @@ class Cost:
 
     @property
     def line(self) -> str:
-        """A line of the table."""
-        each = [
+        """The row of the table."""
+        cells = [
             f"{self.measured.rate:,.0f}",
             f"{self.measured.cpu:.0f}",
             f"{self.database_cpu / self.reports * 1e6:.0f}",
@@ -63,60 +65,61 @@ class Cost:
             f"{self.read / self.reports:.2f}",
             f"{self.wal / self.reports / 1024:.1f}",
         ]
-        return f"| {self.tasks:,} | {' | '.join(each)} |"
+        return f"| {self.tasks:,} | {' | '.join(cells)} |"
 
 
 HEADER = (
-    "| tasks | reports/s | worker's CPU, µs a report | database's CPU, µs a report | worker's memory, MiB "
-    "| reports a batch | statements a batch | commits a batch | server time, ms a batch | blocks touched a report "
-    "| blocks read a report | WAL, KiB a report |\n|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
+    "| tasks | reports/s | worker's CPU, µs per report | database's CPU, µs per report | worker's memory, MiB "
+    "| reports per batch | statements per batch | commits per batch | server time, ms per batch "
+    "| blocks accessed per report | blocks read per report | WAL, KiB per report |"
+    "\n|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
 )
 
 
-async def measure(stage: BenchmarkServices, reports: int, say: Callable[[str], None]) -> str:
-    """The table; each size once, since costs are counted and not timed, but for the rate."""
+async def measure(run: Run) -> str:
+    """Return the table; each size is measured once, since all but the rate is counted, not timed."""
     lines = [HEADER]
-    async with _counting(stage):
+    async with _counting_statements(run.services):
         for tasks in SIZES:
-            cost = await _cost(stage, Workload(tasks, reports))
+            cost = await _cost(run.services, Workload(tasks, run.options.reports))
             lines.append(cost.line)
-            say(cost.line)
+            run.log(cost.line)
     return "\n".join(lines)
 
 
 @asynccontextmanager
-async def _counting(stage: BenchmarkServices) -> AsyncIterator[None]:
-    """Have the server count statements meanwhile; one that is not ours must do so already."""
-    await _preload(stage, "SET shared_preload_libraries = 'pg_stat_statements'")
+async def _counting_statements(services: BenchmarkServices) -> AsyncIterator[None]:
+    """Let the server count statements; one that the benchmark did not start must be configured to do so."""
+    await _preload(services, "SET shared_preload_libraries = 'pg_stat_statements'")
     try:
-        async with connected(stage.admin_url) as admin:
+        async with connected(services.admin_url) as admin:
             await admin.execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
         yield
     finally:
-        await _preload(stage, "RESET shared_preload_libraries")
+        await _preload(services, "RESET shared_preload_libraries")
 
 
-async def _preload(stage: BenchmarkServices, setting: str) -> None:
-    if stage.node is not None:
-        async with connected(stage.admin_url) as admin:
+async def _preload(services: BenchmarkServices, setting: str) -> None:
+    if services.node is not None:
+        async with connected(services.admin_url) as admin:
             await admin.execute(f"ALTER SYSTEM {setting}")
-        await asyncio.to_thread(stage.node.restart)
+        await asyncio.to_thread(services.node.restart)
 
 
-async def _cost(stage: BenchmarkServices, work: Workload) -> Cost:
-    await stage.set_up(work)
-    await stage.wait(work)
-    async with connected(stage.admin_url) as admin, connected(stage.database_url) as connection:
+async def _cost(services: BenchmarkServices, work: Workload) -> Cost:
+    await services.prepare(work)
+    await services.fill_queue(work)
+    async with connected(services.admin_url) as admin, connected(services.database_url) as connection:
         await admin.execute("SELECT pg_stat_statements_reset()")
         database = await connection.fetchval("SELECT oid FROM pg_database WHERE datname = current_database()")
         pid = await connection.fetchval("SELECT pg_backend_pid()")
         server = psutil.Process(pid).parent()
         assert server is not None
         (port,) = ports.claim([None])
-        process = children(stage, WORKER.module, TASKHERD_OPS_PORT=str(port))
+        process = start_process(services, WORKER.module, TASKHERD_OPS_PORT=str(port))
         try:
             before = _cpu(server)
-            measured = await watched(stage, WORKER, work, process)
+            measured = await measure_process(services, WORKER, work, process)
             used = _cpu(server) - before
             batches = await asyncio.to_thread(_batches, port)
         finally:
@@ -132,7 +135,7 @@ async def _counted(admin: asyncpg.Connection, database: int) -> tuple[int, int, 
 
 
 def _cpu(server: psutil.Process) -> float:
-    """Seconds of CPU of the database server and of all processes that it has started, also those that ended."""
+    """Return the CPU seconds of the database server and of all its child processes, including those that exited."""
     total = 0.0
     for process in (server, *server.children()):
         try:
@@ -144,8 +147,8 @@ def _cpu(server: psutil.Process) -> float:
 
 
 def _batches(port: int) -> int:
-    """How many batches the worker says it has taken."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-        found = re.search(r"^taskherd_batch_size_count (\d+)", answer.read().decode(), re.MULTILINE)
-    assert found is not None
-    return int(found[1])
+    """Return the number of batches from the worker's metrics."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as response:
+        match = re.search(r"^taskherd_batch_size_count (\d+)", response.read().decode(), re.MULTILINE)
+    assert match is not None
+    return int(match[1])

@@ -1,6 +1,6 @@
-"""The plan of every hot statement, as the worker's own calls get it: from ``auto_explain`` in the worker's own session.
+"""The plans of the frequent statements, reported by ``auto_explain`` in the session that calls the store.
 
-Twice: at a million tasks with a million rows of history and true statistics; and with the plans that were made when all
+Measured twice: with a million tasks, a million rows of history and current statistics; and with plans made while all
 tables were empty, as a worker has them in the first minute after its installation.
 """
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import asyncpg
     from sqlalchemy.ext.asyncio import AsyncConnection
 
+    from benchmarks.harness.run import Run
+
 MANY, FEW = 1_000_000, 10_000
 WAITING = 100_000
 NAME = "bench_plans"
@@ -44,37 +46,37 @@ FROM tasks
 _UNPUBLISHED = """
 INSERT INTO outbox SELECT task_id, version, occurred_at FROM task_events WHERE version < 0 LIMIT $1
 """
-_KEPT = ("tasks", "task_prompts", "leases")
+_EMPTIED = ("tasks", "task_prompts", "leases")
 
 Plan: TypeAlias = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """A statement as it ran: milliseconds, blocks, WAL bytes, and its plan."""
+    """An executed statement: its duration in milliseconds, and its plan with blocks and WAL."""
 
     name: str
-    took: float
+    milliseconds: float
     plan: Plan
 
     @property
     def blocks(self) -> int:
-        """Blocks touched in the shared buffers, found there or read."""
+        """Blocks accessed, from shared buffers or read."""
         return int(self.plan["Shared Hit Blocks"] + self.plan["Shared Read Blocks"])
 
     @property
     def read(self) -> int:
-        """Blocks that had to be read."""
+        """Blocks read into shared buffers."""
         return int(self.plan["Shared Read Blocks"])
 
     @property
     def wal(self) -> float:
-        """KiB of write-ahead log."""
+        """Write-ahead log in KiB."""
         return sum(float(node.get("WAL Bytes", 0)) for node in [self.plan]) / 1024
 
     @property
     def scans(self) -> str:
-        """How it came by its rows: scan, what of, estimated and real number of rows."""
+        """Each scan with its table or index, and the actual and estimated number of rows."""
         return "; ".join(dict.fromkeys(_scan(node) for node in _nodes(self.plan) if "Relation Name" in node))
 
 
@@ -85,144 +87,145 @@ def _nodes(plan: Plan) -> Iterator[Plan]:
 
 
 def _scan(node: Plan) -> str:
-    of = node.get("Index Name") or node["Relation Name"]
-    real = node["Actual Rows"] * node["Actual Loops"]
+    relation = node.get("Index Name") or node["Relation Name"]
+    actual = node["Actual Rows"] * node["Actual Loops"]
     kind = node.get("Operation") or node["Node Type"]
     if kind in ("Insert", "Update", "Delete"):
-        return f"{kind} `{of}`"
-    loops = f" in {node['Actual Loops']:,} looks" if node["Actual Loops"] > 1 else ""
-    return f"{kind} `{of}` {real:,.0f} (est. {node['Plan Rows'] * node['Actual Loops']:,.0f}){loops}"
+        return f"{kind} `{relation}`"
+    loops = f" in {node['Actual Loops']:,} loops" if node["Actual Loops"] > 1 else ""
+    return f"{kind} `{relation}` {actual:,.0f} (est. {node['Plan Rows'] * node['Actual Loops']:,.0f}){loops}"
 
 
-Call: TypeAlias = Callable[["Bench"], Awaitable[object]]
+Call: TypeAlias = Callable[["StoreCalls"], Awaitable[object]]
 
 
-class Bench:
-    """A session that hears what it runs; the batch that its calls are about, and what they leave for each other."""
+class StoreCalls:
+    """Calls of the store on one connection: the current batch of tasks, and the state shared between calls."""
 
-    def __init__(self, connection: AsyncConnection, admin: asyncpg.Connection, many: int) -> None:
+    def __init__(self, connection: AsyncConnection, admin: asyncpg.Connection, tasks_: int) -> None:
         self.connection = connection
         self.admin = admin
         self.now = datetime.now(UTC)
-        self._many = many
-        self._turn = 0
-        self.places: list[int] = []
+        self._tasks = tasks_
+        self._step = 0
+        self._indexes: list[int] = []
         self.saved: list[list[tasks.StoredTask]] = []
         self.next()
 
     def next(self) -> None:
-        """Turn to another thousand tasks, spread evenly."""
-        self._turn += 1
-        step = self._many // BATCH
-        self.places = [(place * step + self._turn) % self._many for place in range(BATCH)]
+        """Select the next thousand tasks, spread evenly."""
+        self._step += 1
+        spacing = self._tasks // BATCH
+        self._indexes = [(index * spacing + self._step) % self._tasks for index in range(BATCH)]
         self.now = datetime.now(UTC)
 
     @property
     def ids(self) -> list[UUID]:
-        """Their ids, sorted."""
-        return sorted(task_id(place) for place in self.places)
+        """The ids of the batch, sorted."""
+        return sorted(task_id(index) for index in self._indexes)
 
-    def beats(self) -> list[HeartbeatSummary]:
-        """A heartbeat of each."""
-        held = sorted((task_id(place), agent_id(place)) for place in self.places)
-        return [HeartbeatSummary(task, 1, agent, 10_000_000 + self._turn, self.now, self.now) for task, agent in held]
+    def heartbeats(self) -> list[HeartbeatSummary]:
+        """Return a heartbeat of each task of the batch."""
+        agents = sorted((task_id(index), agent_id(index)) for index in self._indexes)
+        return [HeartbeatSummary(task, 1, agent, 10_000_000 + self._step, self.now, self.now) for task, agent in agents]
 
     def leases(self) -> list[Lease]:
-        """A lease of each."""
+        """Return a lease of each task of the batch."""
         return [
-            Lease(beat.task_id, 1, beat.agent_id, beat.seq, beat.observed_at, beat.last_heartbeat_at)
-            for beat in self.beats()
+            Lease(each.task_id, 1, each.agent_id, each.seq, each.observed_at, each.last_heartbeat_at)
+            for each in self.heartbeats()
         ]
 
     async def save(self) -> None:
-        """Lock the batch and save it with a change of each."""
+        """Lock the batch and save a change of each task."""
         rows = await tasks.lock(self.connection, self.ids)
-        saved = [saved_task(row, f"step {self._turn}", self.now) for row in rows]
+        saved = [saved_task(row, f"step {self._step}", self.now) for row in rows]
         self.saved.append(saved)
         await tasks.save(self.connection, saved, [event(row) for row in saved])
 
-    async def mark(self) -> None:
-        """Take a batch that was saved out of the outbox, the latest first."""
+    async def mark_published(self) -> None:
+        """Remove the batch saved last from the outbox."""
         await outbox.mark_published(self.connection, [(row.task.id, row.task.version) for row in self.saved.pop()])
-
-
-async def _unpublished(bench: Bench) -> None:
-    await bench.admin.execute(_UNPUBLISHED, WAITING)
 
 
 CALLS: dict[str, Call] = {
     "tasks.lock, tasks.save": lambda b: b.save(),
-    "outbox.published": lambda b: b.mark(),
-    "leases.touch": lambda b: leases.touch(b.connection, b.beats()),
+    "outbox.mark_published": lambda b: b.mark_published(),
+    "leases.touch": lambda b: leases.touch(b.connection, b.heartbeats()),
     "leases.load": lambda b: leases.load(b.connection, b.ids),
     "leases.upsert": lambda b: leases.upsert(b.connection, b.leases()),
     "outbox.due": lambda b: outbox.due(b.connection, b.now, BATCH),
     "tasks.due": lambda b: tasks.due(b.connection, b.now, 500),
-    "leases.census": lambda b: leases.count(b.connection, b.now - timedelta(days=1)),
+    "leases.count": lambda b: leases.count(b.connection, b.now - timedelta(days=1)),
     "leases.silent": lambda b: leases.silent(b.connection, b.now - timedelta(days=1), 20_000),
     "requests.due": lambda b: requests.due(b.connection, b.now, 200, first=5, most=60),
-    "requests.answered": lambda b: requests.delete_answered(b.connection, [(each, 1) for each in b.ids]),
+    "requests.delete_answered": lambda b: requests.delete_answered(b.connection, [(each, 1) for each in b.ids]),
     "inputs.first_queued": lambda b: inputs.first_queued(b.connection, dict.fromkeys(b.ids, 2)),
     "commands.claim": lambda b: commands.claim(b.connection, [(uuid4(), b"0")], b.now),
     "parked.read": lambda b: parked.read(b.connection, b.ids),
     "stats.counts": lambda b: stats.counts(b.connection),
     "partitions.prune_feed": lambda b: partitions.prune_feed(b.connection, b.now - timedelta(days=90), 500),
 }
-"""The calls of a batch, of a sweep and of the housekeeping."""
+"""The calls of a batch, of a sweep and of maintenance."""
 
 BACKLOG: dict[str, Call] = {f"outbox.due, {WAITING:,} waiting": CALLS["outbox.due"]}
 
 
-async def measure(stage: BenchmarkServices, _reports: int, say: Callable[[str], None]) -> str:
-    """Both tables."""
+async def measure(run: Run) -> str:
+    """Return both tables."""
     parts = []
-    for title, tasks_, empty in (
-        (f"{MANY:,} tasks, {MANY:,} rows of history, true statistics", MANY, False),
-        (f"{FEW:,} tasks, planned when there were none", FEW, True),
+    for title, tasks_, planned_empty in (
+        (f"{MANY:,} tasks, {MANY:,} rows of history, current statistics", MANY, False),
+        (f"{FEW:,} tasks, planned while the tables were empty", FEW, True),
     ):
-        say(title)
-        found = await _explained(stage, tasks_, empty=empty)
-        parts += [f"{title}:", _table(found)]
-        say(parts[-1])
+        run.log(title)
+        statements = await _explain(run.services, tasks_, planned_empty=planned_empty)
+        parts += [f"{title}:", _table(statements)]
+        run.log(parts[-1])
     return "\n\n".join(parts)
 
 
-def _table(found: list[Explained]) -> str:
-    lines = ["| statement | ms | blocks | read | WAL, KiB | how it finds its rows |", "|---|---:|---:|---:|---:|---|"]
+def _table(statements: list[Explained]) -> str:
+    lines = [
+        "| statement | ms | blocks | blocks read | WAL, KiB | scans: rows (estimate) |",
+        "|---|---:|---:|---:|---:|---|",
+    ]
     lines += [
-        f"| `{one.name}` | {one.took:.1f} | {one.blocks:,} | {one.read:,} | {one.wal:,.0f} | {one.scans} |"
-        for one in found
+        f"| `{one.name}` | {one.milliseconds:.1f} | {one.blocks:,} | {one.read:,} | {one.wal:,.0f} | {one.scans} |"
+        for one in statements
     ]
     return "\n".join(lines)
 
 
-async def _explained(stage: BenchmarkServices, many: int, *, empty: bool) -> list[Explained]:
-    await stage.copy(await stage.template(many), NAME)
-    url = with_database(stage.admin_url, NAME)
+async def _explain(services: BenchmarkServices, tasks_: int, *, planned_empty: bool) -> list[Explained]:
+    await services.copy(await services.template(tasks_), NAME)
+    url = with_database(services.admin_url, NAME)
     try:
         async with connected(url) as admin:
             await admin.execute(_HISTORY)
-            if empty:
-                await _set_aside(admin)
+            if planned_empty:
+                await _empty_tables(admin)
             else:
                 await admin.execute("VACUUM (ANALYZE)")
-            async with _session(url) as (connection, heard):
-                bench = Bench(connection, admin, many)
-                for call in CALLS.values():  # makes the plans, and warms up
-                    await _called(bench, call)
-                if empty:
-                    await _put_back(admin)
-                found = [one for name, call in CALLS.items() for one in await _heard(bench, heard, name, call)]
-                await _unpublished(bench)
-                if not empty:
+            async with _session(url) as (connection, notices):
+                calls = StoreCalls(connection, admin, tasks_)
+                for call in CALLS.values():  # makes the plans and warms up
+                    await _execute(calls, call)
+                if planned_empty:
+                    await _refill_tables(admin)
+                statements = [one for name, call in CALLS.items() for one in await _plans(calls, notices, name, call)]
+                await admin.execute(_UNPUBLISHED, WAITING)
+                if not planned_empty:
                     await admin.execute("ANALYZE outbox")
-                return found + [one for name, call in BACKLOG.items() for one in await _heard(bench, heard, name, call)]
+                return statements + [
+                    one for name, call in BACKLOG.items() for one in await _plans(calls, notices, name, call)
+                ]
     finally:
-        await stage.drop(NAME)
+        await services.drop(NAME)
 
 
-async def _set_aside(admin: asyncpg.Connection) -> None:
-    for table in _KEPT:
+async def _empty_tables(admin: asyncpg.Connection) -> None:
+    for table in _EMPTIED:
         await admin.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = off)")
         await admin.execute(f"CREATE TABLE kept_{table} AS TABLE {table}")
         await admin.execute(f"TRUNCATE {table}")
@@ -230,45 +233,45 @@ async def _set_aside(admin: asyncpg.Connection) -> None:
     await admin.execute("VACUUM (ANALYZE) outbox")
 
 
-async def _put_back(admin: asyncpg.Connection) -> None:
-    for table in _KEPT:
+async def _refill_tables(admin: asyncpg.Connection) -> None:
+    for table in _EMPTIED:
         await admin.execute(f"INSERT INTO {table} TABLE kept_{table} ON CONFLICT DO NOTHING")
 
 
 @asynccontextmanager
 async def _session(url: str) -> AsyncIterator[tuple[AsyncConnection, list[str]]]:
     engine = open_engine(url, size=1, application_name="bench", command_timeout=300)
-    heard: list[str] = []
+    notices: list[str] = []
     try:
         async with engine.connect() as connection:
             driver = (await connection.get_raw_connection()).driver_connection
             assert driver is not None
-            driver.add_log_listener(lambda _, message: heard.append(message.message))
+            driver.add_log_listener(lambda _, message: notices.append(message.message))
             await driver.execute(_EXPLAIN)
-            yield connection, heard
+            yield connection, notices
     finally:
         await engine.dispose()
 
 
-async def _called(bench: Bench, call: Call) -> None:
-    bench.next()
-    await call(bench)
-    await bench.connection.commit()
+async def _execute(calls: StoreCalls, call: Call) -> None:
+    calls.next()
+    await call(calls)
+    await calls.connection.commit()
 
 
-async def _heard(bench: Bench, heard: list[str], name: str, call: Call) -> list[Explained]:
-    """Call twice and tell of the second time, when what it needs is in memory."""
-    await _called(bench, call)
-    heard.clear()
-    await _called(bench, call)
-    await bench.connection.exec_driver_sql("SELECT 1")  # by then all that was said before has come
+async def _plans(calls: StoreCalls, notices: list[str], name: str, call: Call) -> list[Explained]:
+    """Call twice and return the plans of the second call, which finds its blocks in memory."""
+    await _execute(calls, call)
+    notices.clear()
+    await _execute(calls, call)
+    await calls.connection.exec_driver_sql("SELECT 1")  # its reply follows all earlier notices
     names = name.split(", ") if name in CALLS else [name]
-    found: list[Explained] = []
-    for said in heard:
-        took, _, rest = said.partition("plan:")
-        plan = json.loads(rest)["Plan"] if rest else None
+    statements: list[Explained] = []
+    for notice in notices:
+        duration, _, explained = notice.partition("plan:")
+        plan = json.loads(explained)["Plan"] if explained else None
         if plan is None or not any("Relation Name" in node for node in _nodes(plan)):
             continue
-        title = names[min(len(found), len(names) - 1)]
-        found.append(Explained(title, float(took.split()[1]), plan))
-    return found
+        title = names[min(len(statements), len(names) - 1)]
+        statements.append(Explained(title, float(duration.split()[1]), plan))
+    return statements

@@ -1,4 +1,4 @@
-"""Two and three workers on one queue beside one: reports a second, and for each second of CPU."""
+"""Two and three workers on one queue, compared with one: reports per second, and per second of CPU."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from benchmarks.harness.contenders import TIMEOUT, WORKER, follow, wait_published
-from benchmarks.harness.services import BenchmarkServices, children
+from benchmarks.harness.services import BenchmarkServices, start_process
 from benchmarks.harness.workload import Workload
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
+
+    from benchmarks.harness.run import Run
 
 NUMBERS = (1, 2, 3)
 TASKS = 10_000
@@ -24,73 +26,75 @@ ROUNDS = 3
 
 @dataclass(frozen=True, slots=True)
 class Team:
-    """What so many workers did together: reports a second, and reports for each second of their CPU."""
+    """The result of several workers: reports per second, reports per second of their CPU, and each worker's share."""
 
     rate: float
     per_cpu: float
     shares: tuple[float, ...]
 
 
-async def measure(stage: BenchmarkServices, reports: int, say: Callable[[str], None]) -> str:
-    """The table: medians of rounds in which one, two and three workers take turns."""
-    work = Workload(TASKS, reports)
-    say(work.described)
-    found: dict[int, list[Team]] = {number: [] for number in NUMBERS}
+async def measure(run: Run) -> str:
+    """Return the table: medians of rounds in which one, two and three workers take turns."""
+    work = Workload(TASKS, run.options.reports)
+    run.log(work.description)
+    results: dict[int, list[Team]] = {number: [] for number in NUMBERS}
     for turn in range(ROUNDS):
-        for number, teams in found.items():
-            team = await _one(stage, number, work)
+        for number, teams in results.items():
+            team = await _measure_team(run.services, number, work)
             teams.append(team)
             shares = ", ".join(f"{share:.0%}" for share in team.shares)
-            say(
-                f"round {turn + 1}: {number} at work ({shares}): {team.rate:,.0f} reports/s, "
-                f"{team.per_cpu:,.0f} a second of CPU"
+            run.log(
+                f"round {turn + 1}: {number} workers ({shares}): {team.rate:,.0f} reports/s, "
+                f"{team.per_cpu:,.0f} per second of CPU"
             )
-    alone = statistics.median(team.per_cpu for team in found[1])
-    lines = ["| workers | reports/s | reports a second of their CPU | beside one |", "|---:|---:|---:|---:|"]
-    for number, teams in found.items():
-        rate, each = (statistics.median(getattr(team, name) for team in teams) for name in ("rate", "per_cpu"))
-        lines.append(f"| {number} | {rate:,.0f} | {each:,.0f} | {each / alone:.2f} |")
+    alone = statistics.median(team.per_cpu for team in results[1])
+    lines = ["| workers | reports/s | reports per second of their CPU | compared with one |", "|---:|---:|---:|---:|"]
+    for number, teams in results.items():
+        rate, per_cpu = (statistics.median(getattr(team, name) for team in teams) for name in ("rate", "per_cpu"))
+        lines.append(f"| {number} | {rate:,.0f} | {per_cpu:,.0f} | {per_cpu / alone:.2f} |")
     return "\n".join(lines)
 
 
-async def _one(stage: BenchmarkServices, number: int, work: Workload) -> Team:
-    await stage.set_up(work)
-    await stage.wait(work)
-    processes = [children(stage, WORKER.module) for _ in range(number)]
-    told: list[list[list[float]]] = [[] for _ in processes]
+async def _measure_team(services: BenchmarkServices, number: int, work: Workload) -> Team:
+    await services.prepare(work)
+    await services.fill_queue(work)
+    processes = [start_process(services, WORKER.module) for _ in range(number)]
+    samples: list[list[list[float]]] = [[] for _ in processes]
     reading = [
         asyncio.create_task(asyncio.to_thread(follow, process, lines))
-        for process, lines in zip(processes, told, strict=True)
+        for process, lines in zip(processes, samples, strict=True)
     ]
     try:
-        await _emptied(processes, told, work.reports)
-        await wait_published(stage)
+        await _until_done(processes, samples, work.reports)
+        await wait_published(services)
     finally:
         for process in processes:
             process.send_signal(signal.SIGTERM)
         for process in processes:
             await asyncio.to_thread(process.wait, 40)
         await asyncio.gather(*reading)
-    return _team([[line for line in lines if line[1] > 0] for lines in told])
+    return _team([[line for line in lines if line[1] > 0] for lines in samples])
 
 
-async def _emptied(processes: Sequence[subprocess.Popen[bytes]], told: list[list[list[float]]], reports: int) -> None:
+async def _until_done(
+    processes: Sequence[subprocess.Popen[bytes]], samples: list[list[list[float]]], reports: int
+) -> None:
     done, since = 0, time.monotonic()
     while done < reports:
         await asyncio.sleep(0.02)
-        now = sum(int(lines[-1][1]) for lines in told if lines)
+        now = sum(int(lines[-1][1]) for lines in samples if lines)
         if now != done:
             done, since = now, time.monotonic()
         if any(process.poll() is not None for process in processes) or time.monotonic() - since > TIMEOUT:
             raise RuntimeError(f"the workers stopped at {done} of {reports}")
 
 
-def _team(told: list[list[list[float]]]) -> Team:
-    """Count for each worker from its first ack to its last, and the rate from when the last of them had begun."""
-    busy = [lines for lines in told if len(lines) > 1]
+def _team(samples: list[list[list[float]]]) -> Team:
+    """Count each worker from its first ack to its last, and the rate from the time at which all had started."""
+    busy = [lines for lines in samples if len(lines) > 1]
     reports = [lines[-1][1] - lines[0][1] for lines in busy]
     cpu = sum(lines[-1][3] - lines[0][3] for lines in busy)
-    begun, ended = max(lines[0][0] for lines in busy), max(lines[-1][0] for lines in busy)
-    before = sum(max((line[1] for line in lines if line[0] <= begun), default=0.0) for lines in busy)
-    rate = (sum(lines[-1][1] for lines in busy) - before) / (ended - begun)
+    started, ended = max(lines[0][0] for lines in busy), max(lines[-1][0] for lines in busy)
+    before = sum(max((line[1] for line in lines if line[0] <= started), default=0.0) for lines in busy)
+    rate = (sum(lines[-1][1] for lines in busy) - before) / (ended - started)
     return Team(rate, sum(reports) / cpu, tuple(lines[-1][1] / sum(one[-1][1] for one in busy) for lines in busy))

@@ -1,1 +1,1 @@
-"""What every measurement uses: services, workloads, contenders and meters."""
+"""What every case uses: private services, workloads, load generators and meters."""

@@ -1,4 +1,4 @@
-"""Databases full of tasks of many owners, and API processes of ours and of a peer that serve them."""
+"""Databases with tasks of many owners, and the processes that serve them: taskherd's API, the peer's, and a worker."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sqlalchemy import create_mock_engine
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from benchmarks.harness.contenders import WORKER
-from benchmarks.harness.services import children, connected
+from benchmarks.harness.services import connected, start_process
 from benchmarks.peers import fastapi_orm
 from taskherd.api.http import user_tokens
 
@@ -26,30 +26,32 @@ if TYPE_CHECKING:
 
     from benchmarks.harness.services import BenchmarkServices
 
-OURS: Final = "benchmarks.harness.api_process"
-THEIRS: Final = "benchmarks.peers.fastapi_orm"
-OF_ONE: Final = 50
-"""Tasks of one owner."""
-_UP_WITHIN: Final = 60.0
+TASKHERD_API: Final = "benchmarks.harness.api_process"
+PEER_API: Final = "benchmarks.peers.fastapi_orm"
+TASKS_PER_OWNER: Final = 50
+_START_TIMEOUT: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class ApiDatabase:
-    """A database with tasks, one of whose owners asks: their token and the ids of their tasks."""
+    """The number of tasks, and the token and task ids of the user who sends requests."""
 
     tasks: int
     token: str
-    mine: list[UUID]
+    own_tasks: list[UUID]
 
 
-async def fill(stage: BenchmarkServices, tasks: int) -> ApiDatabase:
-    """Make a database with so many tasks, 50 for each owner, in our tables and in the peer's."""
-    await stage.set_up_for(tasks, owners=max(1, tasks // OF_ONE))
-    token, kept = user_tokens.generate()
-    async with connected(stage.database_url) as connection:
+async def fill(services: BenchmarkServices, tasks: int) -> ApiDatabase:
+    """Create a database with ``tasks`` tasks, in taskherd's tables and in the peer's."""
+    await services.prepare_tasks(tasks, owners=max(1, tasks // TASKS_PER_OWNER))
+    token, stored = user_tokens.generate()
+    async with connected(services.database_url) as connection:
         owner = await connection.fetchval("SELECT id FROM users WHERE username = 'owner-0'")
         await connection.execute(
-            "INSERT INTO api_tokens (id, user_id, secret_hash) VALUES ($1, $2, $3)", kept.id, owner, kept.secret_hash
+            "INSERT INTO api_tokens (id, user_id, secret_hash) VALUES ($1, $2, $3)",
+            stored.id,
+            owner,
+            stored.secret_hash,
         )
         await _fill_peer(connection)
         rows = await connection.fetch("SELECT id FROM tasks WHERE owner_id = $1", owner)
@@ -69,13 +71,13 @@ async def _fill_peer(connection: asyncpg.Connection) -> None:
 
 
 @contextmanager
-def serving(stage: BenchmarkServices, module: str, **extra: str) -> Iterator[int]:
-    """The port of an API process of ours or of the peer, up until the block is left."""
+def running_api(services: BenchmarkServices, module: str) -> Iterator[int]:
+    """Run an API process during the block, which gets its port."""
     port = _free_port()
-    own = {"TASKHERD_API_PORT": str(port), "TASKHERD_API_RATE_LIMIT": "0", "BENCH_PORT": str(port)}
-    process = children(stage, module, **own, **extra)
+    environment = {"TASKHERD_API_PORT": str(port), "TASKHERD_API_RATE_LIMIT": "0", "BENCH_PORT": str(port)}
+    process = start_process(services, module, **environment)
     try:
-        _await(process, port)
+        _await_port(process, port)
         yield port
     finally:
         process.send_signal(signal.SIGTERM)
@@ -83,9 +85,9 @@ def serving(stage: BenchmarkServices, module: str, **extra: str) -> Iterator[int
 
 
 @contextmanager
-def working(stage: BenchmarkServices) -> Iterator[None]:
-    """A worker, until the block is left."""
-    process = children(stage, WORKER.module)
+def running_worker(services: BenchmarkServices) -> Iterator[None]:
+    """Run a worker during the block."""
+    process = start_process(services, WORKER.module)
     try:
         yield
     finally:
@@ -93,14 +95,14 @@ def working(stage: BenchmarkServices) -> Iterator[None]:
         process.wait(40)
 
 
-def _await(process: subprocess.Popen[bytes], port: int) -> None:
-    until = time.monotonic() + _UP_WITHIN
+def _await_port(process: subprocess.Popen[bytes], port: int) -> None:
+    until = time.monotonic() + _START_TIMEOUT
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
         except OSError:
             if process.poll() is not None or time.monotonic() > until:
-                message = f"the server on port {port} did not come up"
+                message = f"the server on port {port} did not start"
                 raise RuntimeError(message) from None
             time.sleep(0.05)
         else:

@@ -1,4 +1,4 @@
-"""The API as it is, in its own process; and, if asked for, a sampler on its stacks."""
+"""The unchanged API in its own process, with a sampler of its stacks if ``BENCH_SAMPLES`` names a file."""
 
 from __future__ import annotations
 

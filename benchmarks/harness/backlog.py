@@ -1,6 +1,6 @@
-"""Fills a queue fast: publishes as ready-made AMQP frames on a bare socket, and waits until all are confirmed.
+"""Fill a queue fast: write prepared AMQP frames to a socket and wait until all messages are confirmed.
 
-A client library would take longer to fill the queue than the contenders to empty it.
+A client library would take longer to fill the queue than the contenders take to empty it.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ HEADER = 7
 """Bytes of a frame before its payload: type, channel, length."""
 
 TIMEOUT = 1800.0
-"""Seconds until all must be confirmed."""
+"""Seconds until all messages must be confirmed."""
 
 TICK = 0.01
-"""Seconds between two handfuls of a steady stream."""
+"""Seconds between two writes of a steady stream."""
 
 _PROPERTIES = commands.Basic.Properties(content_type="application/json", delivery_mode=2)
 
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """Messages, marshalled once and published as often as needed."""
+    """Messages, encoded once and published as often as needed."""
 
     count: int
     frames: bytes
 
 
 def marshal(exchange: str, messages: Iterable[tuple[str, bytes]]) -> Backlog:
-    """The frames that publish these messages, each a routing key and a body, to the exchange."""
+    """Encode messages, each a routing key and a body, as frames that publish them to the exchange."""
     parts: list[bytes] = []
     count = 0
     for routing_key, body in messages:
@@ -54,9 +54,9 @@ def marshal(exchange: str, messages: Iterable[tuple[str, bytes]]) -> Backlog:
 
 
 async def publish_steadily(
-    amqp_url: str, exchange: str, messages: Iterator[tuple[str, bytes]], rate: int, departed: Callable[[int], None]
+    amqp_url: str, exchange: str, messages: Iterator[tuple[str, bytes]], rate: int, on_sent: Callable[[int], None]
 ) -> None:
-    """Publish ``rate`` messages a second until there are no more; ``departed`` is told how many have gone."""
+    """Publish ``rate`` messages per second until none is left; call ``on_sent`` with the number sent so far."""
     async with _channel(amqp_url) as (reader, writer):
         confirming = asyncio.create_task(_confirmed(reader, None))
         loop = asyncio.get_running_loop()
@@ -66,7 +66,7 @@ async def publish_steadily(
                 due = int((loop.time() - began) * rate) - sent
                 backlog = marshal(exchange, islice(messages, due))
                 sent += backlog.count
-                departed(sent)
+                on_sent(sent)
                 writer.write(backlog.frames)
                 await writer.drain()
                 if backlog.count < due or confirming.done():
@@ -77,7 +77,7 @@ async def publish_steadily(
 
 
 async def publish(amqp_url: str, backlog: Backlog) -> None:
-    """Publish all of it and return when the broker has confirmed the last."""
+    """Publish the backlog and return when the broker has confirmed all of it."""
     async with asyncio.timeout(TIMEOUT), _channel(amqp_url) as (reader, writer):
         confirmed = asyncio.create_task(_confirmed(reader, backlog.count))
         for start in range(0, len(backlog.frames), CHUNK):
@@ -89,37 +89,37 @@ async def publish(amqp_url: str, backlog: Backlog) -> None:
 async def _confirmed(reader: _Frames, count: int | None) -> None:
     floor, above = 0, set[int]()
     while count is None or floor + len(above) < count:
-        said = await reader.next()
-        if not isinstance(said, commands.Basic.Ack):
-            message = f"the broker did not confirm a backlog: {said!r}"
+        ack = await reader.next()
+        if not isinstance(ack, commands.Basic.Ack):
+            message = f"the broker did not confirm a backlog: {ack!r}"
             raise TypeError(message)
-        if said.multiple:
-            floor = max(floor, said.delivery_tag)
+        if ack.multiple:
+            floor = max(floor, ack.delivery_tag)
             above = {tag for tag in above if tag > floor}
         else:
-            above.add(said.delivery_tag)
+            above.add(ack.delivery_tag)
 
 
 class _Frames:
-    """Reads frames from a socket."""
+    """Read frames from a socket."""
 
     def __init__(self, reader: asyncio.StreamReader) -> None:
         self._reader = reader
-        self._held = b""
+        self._buffer = b""
 
     async def next(self) -> object:
         while True:
-            if len(self._held) >= HEADER:
-                size = int.from_bytes(self._held[3:7]) + HEADER + 1
-                if len(self._held) >= size:
-                    _, _, said = frame.unmarshal(self._held[:size])
-                    self._held = self._held[size:]
-                    return said
-            read = await self._reader.read(65536)
-            if not read:
+            if len(self._buffer) >= HEADER:
+                size = int.from_bytes(self._buffer[3:7]) + HEADER + 1
+                if len(self._buffer) >= size:
+                    _, _, unmarshalled = frame.unmarshal(self._buffer[:size])
+                    self._buffer = self._buffer[size:]
+                    return unmarshalled
+            chunk = await self._reader.read(65536)
+            if not chunk:
                 message = "the broker closed the connection while a backlog was published"
                 raise ConnectionError(message)
-            self._held += read
+            self._buffer += chunk
 
 
 @asynccontextmanager
@@ -131,19 +131,19 @@ async def _channel(amqp_url: str) -> AsyncIterator[tuple[_Frames, asyncio.Stream
         writer.write(ProtocolHeader(0, 9, 1).marshal())
         await frames.next()
         response = f"\0{unquote(url.username or 'guest')}\0{unquote(url.password or 'guest')}"
-        _say(writer, commands.Connection.StartOk({}, "PLAIN", response, "en_US"), 0)
+        _send(writer, commands.Connection.StartOk({}, "PLAIN", response, "en_US"), 0)
         tune = await frames.next()
         assert isinstance(tune, commands.Connection.Tune)
-        _say(writer, commands.Connection.TuneOk(tune.channel_max, tune.frame_max, 0), 0)
-        _say(writer, commands.Connection.Open(unquote(url.path[1:]) or "/"), 0)
+        _send(writer, commands.Connection.TuneOk(tune.channel_max, tune.frame_max, 0), 0)
+        _send(writer, commands.Connection.Open(unquote(url.path[1:]) or "/"), 0)
         await frames.next()
         for opening in (commands.Channel.Open(), commands.Confirm.Select()):
-            _say(writer, opening, CHANNEL)
+            _send(writer, opening, CHANNEL)
             await frames.next()
         yield frames, writer
     finally:
         writer.close()
 
 
-def _say(writer: asyncio.StreamWriter, said: base.Frame, channel: int) -> None:
-    writer.write(frame.marshal(said, channel))
+def _send(writer: asyncio.StreamWriter, method: base.Frame, channel: int) -> None:
+    writer.write(frame.marshal(method, channel))

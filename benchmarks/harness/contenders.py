@@ -1,4 +1,4 @@
-"""One measurement: a contender empties a queue that was full before it started, and we note when it is through."""
+"""One measurement: a contender consumes a queue that was full before it started, and is timed."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from benchmarks.harness.services import children, connected
+from benchmarks.harness.services import connected, start_process
 
 if TYPE_CHECKING:
     from benchmarks.harness.services import BenchmarkServices
     from benchmarks.harness.workload import Workload
 
 TIMEOUT = 120.0
-"""Seconds without any progress after which a contender has failed."""
+"""Seconds without progress after which a contender has failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """Who competes. ``part``: stop after the first of so many parts of the work, since all would take too long."""
+    """A program to measure; slow ones consume only one ``part``-th of the work."""
 
     name: str
     module: str
@@ -41,7 +41,7 @@ WORKER = Contender("taskherd worker", "benchmarks.harness.worker_process", is_wo
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a contender did between its first and its last ack or confirm: ``rate`` in reports/s, ``cpu`` in µs each."""
+    """The result between first and last ack or confirm: ``rate`` in reports/s, ``cpu`` in µs per report."""
 
     rate: float
     cpu: float
@@ -49,60 +49,62 @@ class Measured:
     resident: int
 
 
-async def measure(stage: BenchmarkServices, contender: Contender, work: Workload, **extra: str) -> Measured:
-    """Set the stage and let a contender at it. The time before its first ack is not counted, for anybody."""
-    await stage.set_up(work)
-    await stage.wait(work)
-    process = children(stage, contender.module, **extra)
+async def measure_contender(
+    services: BenchmarkServices, contender: Contender, work: Workload, **environment: str
+) -> Measured:
+    """Prepare database and queue, run a contender and measure it. The time before its first ack is not counted."""
+    await services.prepare(work)
+    await services.fill_queue(work)
+    process = start_process(services, contender.module, **environment)
     try:
-        return await watched(stage, contender, work, process)
+        return await measure_process(services, contender, work, process)
     finally:
         process.send_signal(signal.SIGTERM if contender.is_worker else signal.SIGKILL)
         await asyncio.to_thread(process.wait, 40)
 
 
-async def watched(
-    stage: BenchmarkServices, contender: Contender, work: Workload, process: subprocess.Popen[bytes]
+async def measure_process(
+    services: BenchmarkServices, contender: Contender, work: Workload, process: subprocess.Popen[bytes]
 ) -> Measured:
-    """Wait until the contender is through, and say what it did."""
-    told: list[list[float]] = []
-    reading = asyncio.create_task(asyncio.to_thread(follow, process, told))
-    most = work.reports // contender.part
+    """Wait until the contender has consumed its part of the work, and return the result."""
+    samples: list[list[float]] = []
+    reading = asyncio.create_task(asyncio.to_thread(follow, process, samples))
+    total = work.reports // contender.part
     per_count = 1 if contender.is_worker else work.per_message
     before, since = 0, time.monotonic()
-    while not told or told[-1][1] * per_count < most:
-        if len(told) != before:
-            before, since = len(told), time.monotonic()
+    while not samples or samples[-1][1] * per_count < total:
+        if len(samples) != before:
+            before, since = len(samples), time.monotonic()
         if process.poll() is not None or time.monotonic() - since > TIMEOUT:
-            message = f"{contender.name} stopped at {told[-1][1] if told else 0} of {most}"
+            message = f"{contender.name} stopped at {samples[-1][1] if samples else 0} of {total}"
             raise RuntimeError(message)
         await asyncio.sleep(0.02)
     resident = psutil.Process(process.pid).memory_info().rss
     if contender.is_worker:
-        await wait_published(stage)
+        await wait_published(services)
         await asyncio.sleep(0.05)
-    result = _result(list(told), per_count, resident)
+    result = _result(list(samples), per_count, resident)
     reading.cancel()
     return result
 
 
-def follow(process: subprocess.Popen[bytes], told: list[list[float]]) -> None:
-    """Read what a contender's meter says, as it says it."""
+def follow(process: subprocess.Popen[bytes], samples: list[list[float]]) -> None:
+    """Append each line of a contender's meter until the process exits."""
     assert process.stdout is not None
     for line in process.stdout:
-        told.append(json.loads(line))  # noqa: PERF401 - others read along
+        samples.append(json.loads(line))  # noqa: PERF401 - another thread reads the list
 
 
-async def wait_published(stage: BenchmarkServices) -> None:
-    """Wait until no event is left in the outbox: then all that was committed is confirmed too."""
-    async with connected(stage.database_url) as connection, asyncio.timeout(TIMEOUT):
+async def wait_published(services: BenchmarkServices) -> None:
+    """Wait until the outbox is empty, so that every committed event is confirmed."""
+    async with connected(services.database_url) as connection, asyncio.timeout(TIMEOUT):
         while await connection.fetchval("SELECT EXISTS (SELECT FROM outbox)"):  # noqa: ASYNC110 - of the database, which sends no event
             await asyncio.sleep(0.01)
 
 
-def _result(told: list[list[float]], per_count: int, resident: int) -> Measured:
-    first = next(line for line in told if line[1] > 0)
-    last = told[-1]
+def _result(samples: list[list[float]], per_count: int, resident: int) -> Measured:
+    first = next(line for line in samples if line[1] > 0)
+    last = samples[-1]
     reports = (last[1] - first[1]) * per_count
     return Measured(
         rate=reports / (last[0] - first[0]),

@@ -1,4 +1,4 @@
-"""What the figures were measured on, without anything that names the machine."""
+"""The machine and the versions of the measurement, without the machine's name."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _LIBRARIES = (
 )  # fmt: skip
 
 
-async def described(stage: BenchmarkServices) -> list[str]:
-    """Lines about the processor, the memory, the services and the libraries."""
-    async with connected(stage.admin_url) as connection:
+async def describe(services: BenchmarkServices) -> list[str]:
+    """Return lines about processor, memory, services and libraries."""
+    async with connected(services.admin_url) as connection:
         settings = [
             f"{name} {await connection.fetchval(f'SHOW {name}')}"
             for name in ("server_version", "fsync", "synchronous_commit", "shared_buffers")
@@ -35,7 +35,7 @@ async def described(stage: BenchmarkServices) -> list[str]:
         f"- load average before the run: {os.getloadavg()[0]:.1f}",
         f"- Python {platform.python_version()}; {', '.join(f'{name} {version(name)}' for name in _LIBRARIES)}",
         f"- PostgreSQL {', '.join(settings).removeprefix('server_version ')}",
-        f"- RabbitMQ {await _rabbitmq(stage)}, quorum queues; broker, database and contenders all on this machine",
+        f"- RabbitMQ {await _rabbitmq(services)}, quorum queues; broker, database and contenders all on this machine",
     ]
 
 
@@ -46,10 +46,10 @@ def _processor() -> str:
     return platform.machine()
 
 
-async def _rabbitmq(stage: BenchmarkServices) -> str:
+async def _rabbitmq(services: BenchmarkServices) -> str:
     import aiormq  # noqa: PLC0415 - only for the one question
 
-    connection = await aiormq.connect(stage.amqp_url)
+    connection = await aiormq.connect(services.amqp_url)
     try:
         return str(connection.server_properties.get("version"))
     finally:

@@ -1,4 +1,4 @@
-"""What every contender tells the benchmark while it works: a line on stdout for each change of its counts."""
+"""The meter of every contender: a line on stdout for each change of its counts."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 EVERY = 0.005
-"""Seconds between two looks; a look costs some 20 microseconds."""
+"""Seconds between two readings, each of which costs about 20 microseconds."""
 
 
 def watch(read: Callable[[], tuple[int, int]]) -> None:
-    """Tell, from a thread of its own, how many reports are done with and how many events are confirmed, by ``read``.
+    """Print time, finished reports, confirmed events and CPU seconds from a thread; ``read`` returns both counts.
 
-    The times are those of the monotonic clock, which all processes of a machine share.
+    Times are those of the monotonic clock, which all processes of a machine share.
     """
     threading.Thread(target=_watch, args=(read,), daemon=True, name="meter").start()
 

@@ -1,6 +1,6 @@
-"""Where CPU time goes: the Python stack at each millisecond of CPU that the process has used, counted.
+"""A sampling profiler: counts the Python stack at each millisecond of the process's CPU time.
 
-Time in C is charged to the Python frame that called it, or, under uvloop, to the one that it calls next.
+Time in C is attributed to the Python frame that called it or, under uvloop, to the next one that it calls.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from types import FrameType
 
 INTERVAL = 0.001
-_DEEPEST = 80
+_MAX_DEPTH = 80
 
 
 @contextmanager
 def sampling(path: str) -> Iterator[None]:
-    """Count stacks until the end of the block and write them to ``path``; does nothing when there is none."""
+    """Count stacks during the block and write them to ``path``; do nothing if it is empty."""
     if not path:
         yield
         return
@@ -30,7 +30,7 @@ def sampling(path: str) -> Iterator[None]:
 
     def sample(_number: int, frame: FrameType | None) -> None:
         stack: list[str] = []
-        while frame is not None and len(stack) < _DEEPEST:
+        while frame is not None and len(stack) < _MAX_DEPTH:
             code = frame.f_code
             stack.append(f"{code.co_filename}:{code.co_qualname}")
             frame = frame.f_back

@@ -1,4 +1,4 @@
-"""Tasks for the benchmark: one is really created and brought up by a worker, the others are copies of its rows."""
+"""Tasks for the benchmarks: a worker creates and starts one, the others are copies of its rows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ VERSION = UUID("00000000-0000-4000-8000-0000000000d1")
 TASK = UUID("00000000-0000-4000-8000-0000000000e1")
 AGENT = UUID("00000000-0000-4000-8000-0000000000f1")
 NAME = "benchmark-seed"
-WAIT = 30.0
+TIMEOUT = 30.0
 
 _INDEXES = "SELECT indexname, indexdef FROM pg_indexes WHERE tablename = 'tasks' AND indexname <> 'tasks_pkey'"
 
@@ -60,7 +60,7 @@ FROM tasks AS t, copies AS c
 WHERE t.id = $1::text::uuid
 """
 
-_REST = """
+_OTHER_TABLES = """
 INSERT INTO task_prompts (task_id, version, prompt)
 SELECT c.id, p.version, p.prompt FROM task_prompts AS p, copies AS c WHERE p.task_id = '{task}';
 INSERT INTO leases (task_id, build_number, agent_id, seq, observed_at, last_heartbeat_at)
@@ -73,9 +73,9 @@ DROP TABLE copies;
 
 
 async def multiply(connection: asyncpg.Connection, tasks: int, owners: int = 1) -> None:
-    """Copy the seed's task so many times; with more than one owner, spread over new ones, evenly.
+    """Make ``tasks`` copies of the first task; with more than one owner, spread evenly over new ones.
 
-    The indexes are made afterwards, which is faster.
+    The indexes are created afterwards, which is faster.
     """
     indexes = await connection.fetch(_INDEXES)
     for name, _ in indexes:
@@ -84,15 +84,15 @@ async def multiply(connection: asyncpg.Connection, tasks: int, owners: int = 1) 
         await connection.execute(_OWNERS.replace("$1", str(owners)))
     await connection.execute(_COPIES.format(tasks=tasks, owners=owners, owner=OWNER))
     await connection.execute(_TASKS, str(TASK), str(AGENT), NAME)
-    await connection.execute(_REST.format(task=TASK))
+    await connection.execute(_OTHER_TABLES.format(task=TASK))
     for _, definition in indexes:
         await connection.execute(definition)
 
 
-async def plant(database_url: str, amqp_url: str, names: TopologyNames, environment: Mapping[str, str]) -> None:
-    """Have a real worker create one task and bring it up: started, ready, heard and at work."""
-    run = [sys.executable, "-m", "taskherd", "directory", "apply", str(DIRECTORY)]
-    await asyncio.to_thread(subprocess.run, run, env=environment, check=True, timeout=60, stdout=subprocess.DEVNULL)
+async def create_first(database_url: str, amqp_url: str, names: TopologyNames, environment: Mapping[str, str]) -> None:
+    """Let a real worker create one task and process reports until its agent is ready, alive and working."""
+    command = [sys.executable, "-m", "taskherd", "directory", "apply", str(DIRECTORY)]
+    await asyncio.to_thread(subprocess.run, command, env=environment, check=True, timeout=60, stdout=subprocess.DEVNULL)
     with _worker(environment):
         async with await aio_pika.connect(amqp_url, timeout=10) as connection:
             channel = await connection.channel()
@@ -100,7 +100,7 @@ async def plant(database_url: str, amqp_url: str, names: TopologyNames, environm
             await commands.publish(_message(_create()), "task.create", timeout=10)
             await _until(database_url, "SELECT EXISTS (SELECT FROM tasks WHERE id = $1)")
             reports = await channel.get_exchange(names.reports, ensure=False)
-            for report in _coming_up():
+            for report in _start_reports():
                 await reports.publish(_message(report), str(TASK), timeout=10)
             await _until(
                 database_url,
@@ -127,7 +127,7 @@ def _worker(environment: Mapping[str, str]) -> Iterator[None]:
 async def _until(database_url: str, condition: str) -> None:
     connection = await asyncpg.connect(database_url, timeout=10, command_timeout=10)
     try:
-        async with asyncio.timeout(WAIT):
+        async with asyncio.timeout(TIMEOUT):
             while not await connection.fetchval(condition.replace("$1", f"'{TASK}'")):  # noqa: ASYNC110 - of another process, which sends no event
                 await asyncio.sleep(0.05)
     finally:
@@ -152,15 +152,15 @@ def _create() -> dict[str, Any]:
     }
 
 
-def _coming_up() -> list[dict[str, Any]]:
+def _start_reports() -> list[dict[str, Any]]:
     common = {"task_id": str(TASK), "build_number": 1, "seq": 1, "observed_at": "2026-01-01T00:00:00Z"}
-    said = {**common, "agent_id": str(AGENT)}
+    agent = {**common, "agent_id": str(AGENT)}
     workspace = {"id": str(UUID(int=2)), "name": "bench-workspace"}
     app = {"id": str(UUID(int=3)), "slug": "claude", "url": "http://localhost:3284", "health": "healthy"}
     build = {"transition": "start", "job_status": "succeeded", "workspace": workspace, "app": app, "runner": "bench"}
     return [
-        {**said, "type": "workspace.build", **build},
-        {**said, "type": "agent.lifecycle", "lifecycle": "ready"},
-        {**said, "type": "agent.heartbeat"},
-        {**said, "type": "app.status", "state": "working", "message": "under way", "uri": ""},
+        {**agent, "type": "workspace.build", **build},
+        {**agent, "type": "agent.lifecycle", "lifecycle": "ready"},
+        {**agent, "type": "agent.heartbeat"},
+        {**agent, "type": "app.status", "state": "working", "message": "under way", "uri": ""},
     ]

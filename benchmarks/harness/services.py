@@ -1,4 +1,4 @@
-"""What every measurement stands on: private services, a fresh database with its tasks, and a queue full of reports."""
+"""The services of every measurement: private servers, a fresh database with tasks, and a queue full of reports."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from benchmarks.harness import backlog, seed
 from benchmarks.harness.workload import PREFIX, PROMPT_BYTES
 from benchmarks.peers import schema
 from taskherd.broker import topology
-from taskherd.dev import services
+from taskherd.dev import services as private_services
 from taskherd.store import migrate
 
 if TYPE_CHECKING:
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
     from benchmarks.harness.backlog import Backlog
     from benchmarks.harness.workload import Workload
-    from taskherd.dev.postgres import PostgresNode
+    from taskherd.dev.sources import Database
 
 NAMES = topology.TopologyNames(PREFIX)
 SECRET = "0" * 32
 EVENTS_READER = f"{PREFIX}.events.reader"
 READER_LENGTH = 10_000
-"""Events that the bounded queue of a reader holds; somebody always listens, so publishing is never for free."""
+"""Maximum length of the queue bound to the events, so that publishing them always costs a delivery."""
 
 _SEED = "bench_seed"
 _RUN = "bench_run"
@@ -46,22 +46,25 @@ _RUN = "bench_run"
 
 @dataclass(slots=True)
 class BenchmarkServices:
-    """Running services, and the databases and backlogs that were made so far; ``node`` is there when it is private."""
+    """The running services, and the template databases and backlogs made so far.
+
+    ``node`` is the database server if the benchmark started it.
+    """
 
     amqp_url: str
     admin_url: str
     environ: Mapping[str, str]
-    node: PostgresNode | None = None
-    made: set[str] = field(default_factory=set)
+    node: Database | None = None
+    templates: set[str] = field(default_factory=set)
     backlogs: dict[Workload, Backlog] = field(default_factory=dict)
 
     @property
     def database_url(self) -> str:
-        """The database of the measurement under way."""
+        """The URL of the current measurement's database."""
         return with_database(self.admin_url, _RUN)
 
     def environment(self) -> dict[str, str]:
-        """What a contender finds in its environment."""
+        """Return the environment of a contender."""
         return {
             **self.environ,
             "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
@@ -78,38 +81,38 @@ class BenchmarkServices:
             "BENCH_PREFETCH": "4000",
         }
 
-    async def set_up(self, work: Workload) -> None:
-        """Put a fresh database with the workload's tasks and empty queues in place."""
-        await self.set_up_for(work.tasks)
+    async def prepare(self, work: Workload) -> None:
+        """Create a fresh database with the workload's tasks, and empty queues."""
+        await self.prepare_tasks(work.tasks)
 
-    async def set_up_for(self, tasks: int, owners: int = 1) -> None:
-        """As `set_up`, with so many tasks of so many owners."""
+    async def prepare_tasks(self, tasks: int, owners: int = 1) -> None:
+        """Create a fresh database with ``tasks`` tasks of ``owners`` owners, and empty queues."""
         await self.copy(await self.template(tasks, owners), _RUN)
         await self.clear_queues()
 
     async def template(self, tasks: int, owners: int = 1) -> str:
-        """The name of a database with so many tasks of so many owners, to be copied."""
+        """Return the name of a database to copy, with ``tasks`` tasks of ``owners`` owners."""
         template = f"bench_tasks_{tasks}_of_{owners}"
-        if template not in self.made:
+        if template not in self.templates:
             await self._make(template, tasks, owners)
-            self.made.add(template)
+            self.templates.add(template)
         return template
 
-    async def wait(self, work: Workload) -> None:
-        """Have the workload's messages wait in the queue."""
+    async def fill_queue(self, work: Workload) -> None:
+        """Publish the workload's messages to the queue."""
         if work not in self.backlogs:
             self.backlogs[work] = await asyncio.to_thread(backlog.marshal, NAMES.reports, work.messages())
         await backlog.publish(self.amqp_url, self.backlogs[work])
 
     async def _make(self, template: str, tasks: int, owners: int) -> None:
-        if _SEED not in self.made:
+        if _SEED not in self.templates:
             await self._execute(f'CREATE DATABASE "{_SEED}"')
             url = with_database(self.admin_url, _SEED)
             await asyncio.to_thread(migrate.upgrade, url)
             await self.clear_queues()
             environment = {**self.environment(), "TASKHERD_DATABASE_URL": url}
-            await seed.plant(url, self.amqp_url, NAMES, environment)
-            self.made.add(_SEED)
+            await seed.create_first(url, self.amqp_url, NAMES, environment)
+            self.templates.add(_SEED)
         await self.copy(_SEED, template)
         dialect = create_mock_engine("postgresql+asyncpg://", lambda *_: None).dialect
         async with connected(with_database(self.admin_url, template)) as connection:
@@ -122,12 +125,12 @@ class BenchmarkServices:
             await connection.execute("CHECKPOINT")
 
     async def copy(self, template: str, name: str) -> None:
-        """Put a copy of a database in the place of another."""
+        """Replace the database ``name`` by a copy of ``template``."""
         await self.drop(name)
         await self._execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY file_copy')
 
     async def drop(self, name: str) -> None:
-        """Drop a database if it is there."""
+        """Drop a database if it exists."""
         await self._execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
     async def _execute(self, statement: str) -> None:
@@ -135,7 +138,7 @@ class BenchmarkServices:
             await connection.execute(statement)
 
     async def clear_queues(self) -> None:
-        """Make the topology and the reader's queue anew, without messages."""
+        """Declare the topology and the reader's queue again, without messages."""
         async with await aio_pika.connect(self.amqp_url, timeout=10) as connection:
             channel = await connection.channel()
             for queue in (*NAMES.queues, EVENTS_READER):
@@ -148,13 +151,13 @@ class BenchmarkServices:
 
 
 def with_database(url: str, name: str) -> str:
-    """The URL of another database of the same server."""
+    """Return the URL of another database of the same server."""
     return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
 
 
 @asynccontextmanager
 async def connected(url: str) -> AsyncIterator[asyncpg.Connection]:
-    """A connection to the database; its statements may take an hour, as those that make a million tasks do not."""
+    """Connect to the database; statements may take an hour, far longer than creating a million tasks."""
     connection = await asyncpg.connect(url, timeout=10, command_timeout=3600)
     try:
         yield connection
@@ -164,10 +167,10 @@ async def connected(url: str) -> AsyncIterator[asyncpg.Connection]:
 
 @asynccontextmanager
 async def benchmark_services() -> AsyncIterator[BenchmarkServices]:
-    """Start private services with data on disk and fsync on, and stop and forget them at the end."""
+    """Start private services with data on disk and fsync on; stop and delete them at the end."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("TASKHERD_")}
     with tempfile.TemporaryDirectory(prefix="taskherd-bench-", ignore_cleanup_errors=True) as folder:
-        starting = services.start(Path(folder), announce=lambda _: None)
+        starting = private_services.start(Path(folder), announce=lambda _: None)
         running = await asyncio.to_thread(starting.__enter__)
         try:
             yield BenchmarkServices(running.amqp_url, running.database_url, environ, running.postgres)
@@ -175,11 +178,11 @@ async def benchmark_services() -> AsyncIterator[BenchmarkServices]:
             await asyncio.to_thread(starting.__exit__, None, None, None)
 
 
-def children(stage: BenchmarkServices, module: str, **extra: str) -> subprocess.Popen[bytes]:
-    """Start a contender: a module in a Python of its own, its counts on a pipe."""
+def start_process(services: BenchmarkServices, module: str, **environment: str) -> subprocess.Popen[bytes]:
+    """Run a module in a separate Python process with a pipe for its counts."""
     return subprocess.Popen(
         [sys.executable, "-m", module],
-        env={**stage.environment(), **extra},
+        env={**services.environment(), **environment},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         start_new_session=True,

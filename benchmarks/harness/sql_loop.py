@@ -1,4 +1,4 @@
-"""The worker's own calls to the store, without broker and messages: as fast as database and conversions of rows are."""
+"""The worker's calls to the store at full speed, without broker and messages."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ _MESSAGE = re.compile(r"under way|step \d+\.*")
 
 
 class SqlLoop:
-    """Goes round all tasks, a batch at a time, in an order that is none to the database."""
+    """Update all tasks in turn, a batch at a time, in an order that is random to the database."""
 
-    def __init__(self, engine: AsyncEngine, many: int) -> None:
+    def __init__(self, engine: AsyncEngine, tasks_: int) -> None:
         self._engine = engine
         self._steps = count(1)
-        self._places = _round(many)
-        self.spent = {"lock": 0.0, "save": 0.0, "mark": 0.0, "touch": 0.0}
+        self._indexes = _endless(tasks_)
+        self.spent = {"lock": 0.0, "save": 0.0, "mark": 0.0, "renew_leases": 0.0}
         self.done = 0
 
     def _batch(self) -> list[int]:
-        return [next(self._places) for _ in range(BATCH)]
+        return [next(self._indexes) for _ in range(BATCH)]
 
     async def save(self) -> None:
-        """Lock, save with history and outbox, commit, and mark as published: as a batch of app.status does."""
-        ids = sorted(task_id(place) for place in self._batch())
+        """Lock a batch, save it with history and outbox, commit, and mark it as published, as for status reports."""
+        ids = sorted(task_id(index) for index in self._batch())
         now, step = datetime.now(UTC), f"step {next(self._steps)}".ljust(MESSAGE_BYTES, ".")
         async with transaction(self._engine) as connection:
             began = time.perf_counter()
@@ -59,34 +59,34 @@ class SqlLoop:
             self.spent["mark"] += time.perf_counter() - began
         self.done += len(rows)
 
-    async def touch(self) -> None:
-        """Renew leases, as a batch of heartbeats does."""
+    async def renew_leases(self) -> None:
+        """Renew the leases of a batch, as for heartbeats."""
         seq = next(self._steps) + 10_000_000
         now = datetime.now(UTC)
-        found = sorted((task_id(place), agent_id(place)) for place in self._batch())
-        beats = [HeartbeatSummary(task, 1, agent, seq, now - timedelta(seconds=1), now) for task, agent in found]
+        agents = sorted((task_id(index), agent_id(index)) for index in self._batch())
+        heartbeats = [HeartbeatSummary(task, 1, agent, seq, now - timedelta(seconds=1), now) for task, agent in agents]
         async with transaction(self._engine) as connection:
             began = time.perf_counter()
-            await leases.touch(connection, beats)
-            self.spent["touch"] += time.perf_counter() - began
-        self.done += len(beats)
+            await leases.touch(connection, heartbeats)
+            self.spent["renew_leases"] += time.perf_counter() - began
+        self.done += len(heartbeats)
 
 
-def _round(many: int) -> Iterator[int]:
+def _endless(count_: int) -> Iterator[int]:
     while True:
-        yield from range(many)
+        yield from range(count_)
 
 
 def saved_task(row: StoredTask, step: str, now: datetime) -> StoredTask:
-    """The task as it is after an app.status with this message."""
-    held = row.task.state.app_status
-    assert held is not None
-    status = replace(held, report=replace(held.report, message=step))
-    memory = replace(row.task.state, app_status=status)
-    task = replace(row.task, version=row.task.version + 1, updated_at=now, state=memory)
+    """Return the task after an app.status report with the message ``step``."""
+    current = row.task.state.app_status
+    assert current is not None
+    status = replace(current, report=replace(current.report, message=step))
+    state = replace(row.task.state, app_status=status)
+    task = replace(row.task, version=row.task.version + 1, updated_at=now, state=state)
     return StoredTask(task, row.status, _MESSAGE.sub(step, row.document), row.due_at, due_moved=False)
 
 
 def event(saved: StoredTask) -> tasks.TaskEvent:
-    """The event about that change."""
+    """Return the event about that change."""
     return tasks.TaskEvent(saved.task, "updated", saved.document, ("current_state", "updated_at"), CAUSE)

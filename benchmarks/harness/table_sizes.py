@@ -1,4 +1,4 @@
-"""How big tables are and what their updates leave behind, as PostgreSQL counts it."""
+"""Sizes, dead rows and updates of tables, from PostgreSQL's statistics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 TABLES = ("tasks", "leases", "task_events", "task_feed", "outbox", "task_deadlines")
 
-# A partitioned table is the sum of its parts.
+# A partitioned table is the sum of its partitions.
 _READ = """
 SELECT p.parent, sum(pg_table_size(s.relid))::bigint, sum(pg_indexes_size(s.relid))::bigint,
        sum(s.n_live_tup)::bigint, sum(s.n_dead_tup)::bigint, sum(s.n_tup_upd)::bigint, sum(s.n_tup_hot_upd)::bigint,
@@ -26,9 +26,9 @@ GROUP BY p.parent
 
 @dataclass(frozen=True, slots=True)
 class TableSize:
-    """A table at one time: bytes of it and of its indexes, rows living and dead, updates and vacuums until then.
+    """A table at one time: bytes of the table and its indexes, live and dead rows, updates and vacuums so far.
 
-    ``moved``: updates that had to go to another page. An update that is neither heap-only nor moved changed an index.
+    ``moved``: updates that went to another page. An update that is neither heap-only nor moved changed an index.
     """
 
     table: int
@@ -42,19 +42,20 @@ class TableSize:
 
     @property
     def hot_share(self) -> float:
-        """Which share of the updates was heap-only."""
+        """Share of heap-only updates."""
         return self.hot / self.updates if self.updates else 1.0
 
 
 async def read(connection: asyncpg.Connection) -> dict[str, TableSize]:
-    """The tables that change with every report."""
+    """Return the sizes of the tables that change with every report."""
     return {row[0]: TableSize(*row[1:]) for row in await connection.fetch(_READ, list(TABLES))}
 
 
 def table(early: Mapping[str, TableSize], last: Mapping[str, TableSize], hours: float, first: str, end: str) -> str:
-    """Both times side by side; ``hours`` lie between them."""
+    """Return a table of both times, which are ``hours`` apart."""
+    times = f"{first} | {end} | per hour"
     lines = [
-        f"| table | MiB {first} | {end} | an hour | indexes {first} | {end} | an hour | HOT updates | dead | vacuums |",
+        f"| table | MiB {times} | indexes, MiB {times} | HOT updates | dead rows | vacuums |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name in TABLES:

@@ -1,4 +1,7 @@
-"""The worker as it is, in its own process, with a meter on its metrics; and, if asked for, a sampler on its stacks."""
+"""The unchanged worker in its own process, with a meter of its metrics.
+
+If ``BENCH_SAMPLES`` names a file, its stacks are sampled too.
+"""
 
 from __future__ import annotations
 

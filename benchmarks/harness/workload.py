@@ -1,4 +1,4 @@
-"""The work: which tasks, which reports in which order. Every contender gets the same bytes."""
+"""The workload: tasks, and reports in a fixed order. Every contender receives the same bytes."""
 
 from __future__ import annotations
 
@@ -14,78 +14,78 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PREFIX = "bench"
-"""The AMQP prefix of everything that a benchmark declares."""
+"""The AMQP prefix of all benchmarks."""
 
 PROMPT_BYTES = 200
 MESSAGE_BYTES = 80
-ROW_TASKS, ROW_BEATS, ROW_STATUSES = 20, 3, 2
-"""A row as a runner sends it: so many tasks, each with so many heartbeats and app statuses."""
+ARRAY_TASKS, ARRAY_HEARTBEATS, ARRAY_STATUSES = 20, 3, 2
+"""An array as a runner sends it: the number of tasks, and of heartbeats and app statuses for each."""
 
-_BEGINNING = datetime(2026, 1, 1, tzinfo=UTC)
+_START = datetime(2026, 1, 1, tzinfo=UTC)
 _STATES = ("working", "idle")
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """So many reports, spread evenly over so many tasks; each alone in a message, or in rows of 100.
+    """``reports`` reports, spread evenly over ``tasks`` tasks, one per message or in arrays of 100.
 
-    ``first`` is the number of the first report: a second helping for the same tasks goes on from where the first ended.
+    ``first`` is the number of the first report; a second workload for the same tasks continues where the first ended.
     """
 
     tasks: int
     reports: int
-    rows: bool = False
+    arrays: bool = False
     first: int = 0
 
     @property
     def per_message(self) -> int:
         """Reports in one message."""
-        return ROW_TASKS * (ROW_BEATS + ROW_STATUSES) if self.rows else 1
+        return ARRAY_TASKS * (ARRAY_HEARTBEATS + ARRAY_STATUSES) if self.arrays else 1
 
     @property
-    def described(self) -> str:
-        """The work in one line."""
-        if self.rows:
-            each = f"{ROW_BEATS} heartbeats and {ROW_STATUSES} app.status each"
-            shape = f"in arrays of {self.per_message} ({ROW_TASKS} tasks, {each})"
-            share = ROW_STATUSES * 100 // (ROW_BEATS + ROW_STATUSES)
+    def description(self) -> str:
+        """The workload in one line."""
+        if self.arrays:
+            each = f"{ARRAY_HEARTBEATS} heartbeats and {ARRAY_STATUSES} app.status each"
+            shape = f"in arrays of {self.per_message} ({ARRAY_TASKS} tasks, {each})"
+            share = ARRAY_STATUSES * 100 // (ARRAY_HEARTBEATS + ARRAY_STATUSES)
         else:
-            shape, share = "one a message", 50
+            shape, share = "one per message", 50
         return (
             f"{self.tasks:,} tasks, {self.reports:,} reports waiting, {shape}, evenly spread; {share} % app.status, "
-            f"all of which change the document, the rest heartbeats, which do not; prompts of {PROMPT_BYTES} B, status "
-            f"messages of {MESSAGE_BYTES} B"
+            f"all of which change the document, the others heartbeats, which do not; prompts of {PROMPT_BYTES} B, "
+            f"status messages of {MESSAGE_BYTES} B"
         )
 
     def messages(self) -> Iterator[tuple[str, bytes]]:
-        """Routing key and body of each message, in order."""
-        return self._rows() if self.rows else self._singles()
+        """Return routing key and body of each message, in order."""
+        return self._arrays() if self.arrays else self._singles()
 
     def _singles(self) -> Iterator[tuple[str, bytes]]:
         for number in range(self.first, self.first + self.reports):
-            turn, index = divmod(number, self.tasks)
-            report = _status(index, number) if (turn + index) % 2 else _heartbeat(index, number)
+            step, index = divmod(number, self.tasks)
+            report = _status(index, number) if (step + index) % 2 else _heartbeat(index, number)
             yield str(task_id(index)), orjson.dumps(report)
 
-    def _rows(self) -> Iterator[tuple[str, bytes]]:
+    def _arrays(self) -> Iterator[tuple[str, bytes]]:
         number = self.first
-        for row in range(self.reports // self.per_message):
+        for array in range(self.reports // self.per_message):
             reports = []
-            for place in range(ROW_TASKS):
-                index = (row * ROW_TASKS + place) % self.tasks
-                for made in (_heartbeat, _status, _heartbeat, _status, _heartbeat):
-                    reports.append(made(index, number))
+            for position in range(ARRAY_TASKS):
+                index = (array * ARRAY_TASKS + position) % self.tasks
+                for make in (_heartbeat, _status, _heartbeat, _status, _heartbeat):
+                    reports.append(make(index, number))
                     number += 1
-            yield str(task_id(row * ROW_TASKS % self.tasks)), orjson.dumps(reports)
+            yield str(task_id(array * ARRAY_TASKS % self.tasks)), orjson.dumps(reports)
 
 
 def task_id(index: int) -> UUID:
-    """The id of a task, the same that PostgreSQL makes with ``md5(index::text)::uuid``."""
+    """Return the id of a task, as PostgreSQL computes it with ``md5(index::text)::uuid``."""
     return UUID(md5(str(index).encode(), usedforsecurity=False).hexdigest())
 
 
 def agent_id(index: int) -> UUID:
-    """The id of a task's agent, as ``md5('agent' || index)::uuid``."""
+    """Return the id of a task's agent, as ``md5('agent' || index)::uuid``."""
     return UUID(md5(f"agent{index}".encode(), usedforsecurity=False).hexdigest())
 
 
@@ -95,7 +95,7 @@ def _heartbeat(index: int, number: int) -> dict[str, object]:
         "task_id": str(task_id(index)),
         "build_number": 1,
         "seq": number + 1_000,
-        "observed_at": (_BEGINNING + timedelta(milliseconds=number)).isoformat(),
+        "observed_at": (_START + timedelta(milliseconds=number)).isoformat(),
         "agent_id": str(agent_id(index)),
     }
 

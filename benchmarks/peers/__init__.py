@@ -1,1 +1,1 @@
-"""What the worker is compared with: programs as the documentation of their libraries would have them written."""
+"""The programs that taskherd is compared with, written as the documentation of their libraries recommends."""

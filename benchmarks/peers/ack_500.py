@@ -1,4 +1,4 @@
-"""aio-pika doing the least it can: a callback that counts, and one ack for each 500 messages."""
+"""The least that aio-pika can do: a callback that counts, and one ack per 500 messages."""
 
 import asyncio
 import os
@@ -8,16 +8,16 @@ import uvloop
 
 from benchmarks.harness import meter
 
-seen = done = 0
+received = done = 0
 
 
 async def on_message(message: aio_pika.abc.AbstractIncomingMessage) -> None:
-    """Count, and ack every 500th with all before it."""
-    global seen, done  # noqa: PLW0603 - as the documentation's examples are written
-    seen += 1
-    if seen % 500 == 0:
+    """Count, and acknowledge every 500th message with all before it."""
+    global received, done  # noqa: PLW0603 - as the documentation's examples are written
+    received += 1
+    if received % 500 == 0:
         await message.ack(multiple=True)
-        done = seen
+        done = received
 
 
 async def main() -> None:

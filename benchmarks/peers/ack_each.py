@@ -1,4 +1,4 @@
-"""aio-pika as its quick start has it for many messages at once: callbacks, a prefetch of 100, each acked."""
+"""aio-pika as its quick start recommends for many messages at once: callbacks, a prefetch of 100, an ack for each."""
 
 import asyncio
 import os
@@ -12,7 +12,7 @@ done = 0
 
 
 async def process_message(message: aio_pika.abc.AbstractIncomingMessage) -> None:
-    """Do nothing, and ack."""
+    """Acknowledge the message."""
     global done  # noqa: PLW0603 - as the documentation's examples are written
     async with message.process():
         done += 1

@@ -1,4 +1,4 @@
-"""aio-pika as the first example of its quick start has it: an iterator, a prefetch of 10, each acked."""
+"""aio-pika as in the first example of its quick start: an iterator, a prefetch of 10, an ack for each message."""
 
 import os
 

@@ -1,7 +1,7 @@
-"""The same reads in FastAPI with SQLAlchemy's ORM, as their documentation writes them.
+"""The same reads in FastAPI with SQLAlchemy's ORM, written as their documentation recommends.
 
-A session for each request by dependency injection, the caller by a dependency that asks the database, relationships
-loaded with the row, and a response model.
+A dependency opens a session for each request, another reads the caller from the database; relationships are loaded
+with the row, and a response model validates the response.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ class Base(DeclarativeBase):
 
 
 class User(Base):
-    """Somebody who has tasks."""
+    """An owner of tasks."""
 
     __tablename__ = "orm_users"
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -37,7 +37,7 @@ class User(Base):
 
 
 class Token(Base):
-    """What a user signs in with."""
+    """An API token of a user."""
 
     __tablename__ = "orm_tokens"
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -47,7 +47,7 @@ class Token(Base):
 
 
 class Template(Base):
-    """What tasks are made from."""
+    """A template of tasks."""
 
     __tablename__ = "orm_templates"
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -90,7 +90,7 @@ class Task(Base):
 
     @property
     def owner_avatar_url(self) -> str:
-        """The owner's picture."""
+        """The URL of the owner's avatar."""
         return self.owner.avatar_url
 
     @property
@@ -100,12 +100,12 @@ class Task(Base):
 
     @property
     def template_display_name(self) -> str:
-        """The template's name for people."""
+        """The template's display name."""
         return self.template.display_name
 
     @property
     def template_icon(self) -> str:
-        """The template's picture."""
+        """The URL of the template's icon."""
         return self.template.icon
 
 
@@ -113,14 +113,14 @@ Index("orm_tasks_owner_created_idx", Task.owner_id, Task.created_at.desc(), Task
 
 
 class HealthOut(BaseModel):
-    """Whether the agent is well."""
+    """The agent's health."""
 
     healthy: bool
     reason: str | None = None
 
 
 class StateOut(BaseModel):
-    """What the agent does."""
+    """The agent's current state."""
 
     timestamp: datetime
     state: str
@@ -129,7 +129,7 @@ class StateOut(BaseModel):
 
 
 class TaskOut(BaseModel):
-    """A task as it is answered."""
+    """A task in a response."""
 
     model_config = ConfigDict(from_attributes=True)
     id: UUID
@@ -172,7 +172,7 @@ app = FastAPI()
 
 
 async def get_session() -> AsyncIterator[AsyncSession]:
-    """A session for each request."""
+    """Open a session for each request."""
     async with sessions() as session:
         yield session
 
@@ -181,7 +181,7 @@ SessionDep = Annotated[AsyncSession, Depends(get_session)]
 
 
 async def get_caller(session: SessionDep, coder_session_token: Annotated[str, Header()]) -> User:
-    """Who asks."""
+    """Return the caller."""
     token_id, _, secret = coder_session_token.partition("-")
     token = await session.scalar(select(Token).options(joinedload(Token.user)).where(Token.id == token_id))
     if token is None or token.secret_hash != hashlib.sha256(secret.encode()).digest():
@@ -195,7 +195,7 @@ LOADED = (joinedload(Task.owner), joinedload(Task.template))
 
 @app.get("/api/v2/tasks/{user}/{task_id}", response_model=TaskOut)
 async def read_task(user: str, task_id: UUID, session: SessionDep, caller: CallerDep) -> Task:
-    """One task of the caller's."""
+    """Return a task of the caller."""
     task = await session.scalar(select(Task).options(*LOADED).where(Task.id == task_id, Task.owner_id == caller.id))
     if task is None or user != "me":
         raise HTTPException(404)
@@ -204,15 +204,15 @@ async def read_task(user: str, task_id: UUID, session: SessionDep, caller: Calle
 
 @app.get("/api/v2/tasks", response_model=TasksOut)
 async def read_tasks(session: SessionDep, caller: CallerDep, limit: int = 50) -> dict[str, Any]:
-    """The caller's tasks."""
-    found = await session.scalars(
+    """Return the caller's newest tasks."""
+    rows = await session.scalars(
         select(Task)
         .options(*LOADED)
         .where(Task.owner_id == caller.id)
         .order_by(Task.created_at.desc(), Task.id.desc())
         .limit(limit)
     )
-    tasks = found.all()
+    tasks = rows.all()
     return {"tasks": tasks, "count": len(tasks)}
 
 
@@ -232,7 +232,7 @@ SELECT t.id, t.owner_id, t.organization_id, t.template_id, t.template_version_id
        t.created_at, t.updated_at
 FROM tasks AS t JOIN task_prompts AS p ON p.task_id = t.id AND p.version = t.prompt_version;
 """
-"""Fills the tables from taskherd's own."""
+"""Fills the tables from taskherd's."""
 
 if __name__ == "__main__":
     uvicorn.run(

@@ -1,4 +1,4 @@
-"""The same job as a FastStream handler: for each report one SQLAlchemy transaction, and one publish if it changed."""
+"""The same job as a FastStream handler: one SQLAlchemy transaction per report, and an event if the task changed."""
 
 import asyncio
 import os
@@ -17,13 +17,13 @@ from benchmarks.harness import meter
 from benchmarks.peers.schema import events, tasks
 
 CONCURRENCY = 20
-"""Handlers at work at once, each with a database connection; more bring nothing more."""
+"""Maximum number of concurrent handlers, each with a database connection; more do not help."""
 
 done = published = 0
 
 
 class Report(BaseModel):
-    """A report, as far as this handler knows any."""
+    """The two types of reports that this handler accepts."""
 
     type: Literal["agent.heartbeat", "app.status"]
     task_id: UUID
@@ -46,7 +46,7 @@ exchange = RabbitExchange(os.environ["BENCH_EVENTS"], type=ExchangeType.TOPIC, d
 
 @broker.subscriber(queue)
 async def handle(report: Report) -> None:
-    """Lock the task, take the report in, note the change; commit, then publish."""
+    """Lock the task, apply the report, insert the change, commit, then publish."""
     global done, published  # noqa: PLW0603 - as the documentation's examples are written
     async with session_of.begin() as session:
         task = (await session.execute(select(tasks).where(tasks.c.id == report.task_id).with_for_update())).one()
@@ -66,8 +66,8 @@ async def handle(report: Report) -> None:
                 "state_at": func.now(),
             }
             document = {**task._mapping, **changed}  # noqa: SLF001 - the documented way to a row's mapping
-            told = {name: str(value) for name, value in document.items() if not name.endswith("_at")}
-            event = {"id": str(uuid4()), "version": task.version + 1, "task": told}
+            values = {name: str(value) for name, value in document.items() if not name.endswith("_at")}
+            event = {"id": str(uuid4()), "version": task.version + 1, "task": values}
         if changed:
             await session.execute(update(tasks).where(tasks.c.id == report.task_id).values(changed))
         if event:

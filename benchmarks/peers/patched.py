@@ -1,4 +1,4 @@
-"""taskherd's consuming without a worker, with all patches of libraries or without some of them."""
+"""taskherd's consumer without a worker, with all patches of libraries or without some of them."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ if TYPE_CHECKING:
     from aiormq.abc import AbstractChannel
     from pamqp.common import FieldTable
 
-AROUND: Final = 5
-"""Good messages before the one with an undecodable property, and after it."""
+VALID_MESSAGES: Final = 5
+"""Valid messages before the one with an undecodable property, and after it."""
 
-MESSAGES: Final = 2 * AROUND + 1
+MESSAGES: Final = 2 * VALID_MESSAGES + 1
 DELIVERY_LIMIT: Final = 4
 PREFETCH: Final = 100
-GATHER: Final = 0.1
-"""Seconds that a batch gathers deliveries, so that the bad one comes before the first ack."""
+BATCH_DELAY: Final = 0.1
+"""Seconds that a batch waits for deliveries, so that the undecodable one arrives before the first ack."""
 
 TIMEOUT: Final = 60.0
-_GUARDED = f"{PREFIX}.bad"
-_REJECTED = f"{PREFIX}.bad.rejected"
+_QUEUE = f"{PREFIX}.undecodable"
+_REJECTED = f"{PREFIX}.undecodable.rejected"
 
 done = 0
 
@@ -50,7 +50,11 @@ done = 0
 def unpatch(libraries: Sequence[str]) -> None:
     """Pretend that the installed versions of ``libraries`` are not supported, before any patch is installed."""
     actual = metadata.version
-    metadata.version = lambda name: "0" if name in libraries else actual(name)
+
+    def version(distribution_name: str) -> str:
+        return "0" if distribution_name in libraries else actual(distribution_name)
+
+    metadata.version = version
     warnings.simplefilter("ignore", RuntimeWarning)
     logging.disable()
 
@@ -62,31 +66,31 @@ async def drain(url: str) -> None:
     async def prepare(_: AbstractChannel) -> Sequence[Source]:
         return [Source(os.environ["BENCH_QUEUE"])]
 
-    link = SupervisedConnection(url, "bench")
-    intake = Consumer(link, prepare, prefetch=int(os.environ["BENCH_PREFETCH"]))
-    link.start()
-    intake.start()
+    connection = SupervisedConnection(url, "bench")
+    consumer = Consumer(connection, prepare, prefetch=int(os.environ["BENCH_PREFETCH"]))
+    connection.start()
+    consumer.start()
     while True:
-        batch = await intake.batch(500, 0)
+        batch = await consumer.batch(500, 0)
         for delivery in batch:
             if delivery.possible_poison or delivery.traced:
-                message = "a message of the benchmark is neither"
+                message = "unexpected delivery: possible poison or traced"
                 raise AssertionError(message)
-        await intake.ack(batch)
+        await consumer.ack(batch)
         done += len(batch)
 
 
-async def survive(url: str) -> dict[str, int]:
-    """Return how many of some messages, one of them bad, were handled, dead-lettered, and read as dead letters."""
+async def count_handled(url: str) -> dict[str, int]:
+    """Return the numbers of messages handled, rejected, and read as dead letters, with one undecodable among them."""
     async with asyncio.timeout(TIMEOUT):
-        link = SupervisedConnection(url, "bench")
-        link.start()
-        outcome = {**await _consumed(link, url), "read": await _read(link, url)}
-        await link.close()
+        connection = SupervisedConnection(url, "bench")
+        connection.start()
+        outcome = {**await _consumed(connection, url), "read": await _read(connection, url)}
+        await connection.close()
         return outcome
 
 
-async def _consumed(link: SupervisedConnection, url: str) -> dict[str, int]:
+async def _consumed(connection: SupervisedConnection, url: str) -> dict[str, int]:
     async def prepare(channel: AbstractChannel) -> Sequence[Source]:
         limits: FieldTable = {
             "x-queue-type": "quorum",
@@ -95,60 +99,60 @@ async def _consumed(link: SupervisedConnection, url: str) -> dict[str, int]:
             "x-dead-letter-routing-key": _REJECTED,
         }
         await channel.queue_declare(_REJECTED, durable=True, arguments={"x-queue-type": "quorum"})
-        await channel.queue_declare(_GUARDED, durable=True, arguments=limits)
-        return [Source(_GUARDED)]
+        await channel.queue_declare(_QUEUE, durable=True, arguments=limits)
+        return [Source(_QUEUE)]
 
-    await prepare(await link.channel())
-    await backlog.publish(url, _messages(_GUARDED))
+    await prepare(await connection.channel())
+    await backlog.publish(url, _messages(_QUEUE))
     handled = rejected = 0
-    intake = Consumer(link, prepare, prefetch=PREFETCH)
-    intake.start()
-    counting = SupervisedConnection(url, "bench counts")  # not cut by the bad message
+    consumer = Consumer(connection, prepare, prefetch=PREFETCH)
+    consumer.start()
+    counting = SupervisedConnection(url, "bench counts")  # not closed because of the undecodable message
     counting.start()
     channel = await counting.channel()
     while handled + rejected < MESSAGES:
-        taking = asyncio.create_task(intake.batch(PREFETCH, GATHER))
-        await asyncio.wait({taking}, timeout=1)
-        if taking.done() and await intake.ack(taking.result()):
-            handled += len(taking.result())
-        taking.cancel()
+        receiving = asyncio.create_task(consumer.batch(PREFETCH, BATCH_DELAY))
+        await asyncio.wait({receiving}, timeout=1)
+        if receiving.done() and await consumer.ack(receiving.result()):
+            handled += len(receiving.result())
+        receiving.cancel()
         rejected = (await channel.queue_declare(_REJECTED, passive=True)).message_count or 0
-    await intake.close()
-    for queue in (_GUARDED, _REJECTED):
+    await consumer.close()
+    for queue in (_QUEUE, _REJECTED):
         await channel.queue_delete(queue)
     await counting.close()
     return {"handled": handled, "rejected": rejected}
 
 
-async def _read(link: SupervisedConnection, url: str) -> int:
+async def _read(connection: SupervisedConnection, url: str) -> int:
     names = TopologyNames(PREFIX)
-    await (await link.channel()).queue_purge(names.dead)
+    await (await connection.channel()).queue_purge(names.dead)
     await backlog.publish(url, _messages(names.dead))
     try:
-        return len(await dead_letters.read(link, names, MESSAGES))
+        return len(await dead_letters.read(connection, names, MESSAGES))
     except Unavailable:
         return 0
     finally:
-        await (await link.channel()).queue_purge(names.dead)
+        await (await connection.channel()).queue_purge(names.dead)
 
 
 def _messages(queue: str) -> Backlog:
-    good = backlog.marshal("", [(queue, b"{}")] * AROUND).frames
-    bad = (
+    valid = backlog.marshal("", [(queue, b"{}")] * VALID_MESSAGES).frames
+    undecodable = (
         commands.Basic.Publish(exchange="", routing_key=queue),
         ContentHeader(body_size=2, properties=commands.Basic.Properties(app_id="caf?")),
         ContentBody(b"{}"),
     )
-    encoded = b"".join(frame.marshal(each, backlog.CHANNEL) for each in bad).replace(b"caf?", b"caf\xe9")
-    return Backlog(MESSAGES, good + encoded + good)
+    encoded = b"".join(frame.marshal(each, backlog.CHANNEL) for each in undecodable).replace(b"caf?", b"caf\xe9")
+    return Backlog(MESSAGES, valid + encoded + valid)
 
 
 def main() -> None:
-    """Drain the queue with a meter on it, or print what survives as JSON."""
+    """Consume the queue with a meter, or print the counts with an undecodable message as JSON."""
     unpatch(os.environ.get("BENCH_UNPATCHED", "").split())
     url = os.environ["BENCH_AMQP_URL"]
-    if "survive" in sys.argv:
-        print(json.dumps(uvloop.run(survive(url))))
+    if "count" in sys.argv:
+        print(json.dumps(uvloop.run(count_handled(url))))
     else:
         meter.watch(lambda: (done, 0))
         uvloop.run(drain(url))

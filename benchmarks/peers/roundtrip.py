@@ -1,4 +1,4 @@
-"""The bare round trip: take a message, commit one row, publish a message, ack; nothing else, same libraries."""
+"""The bare round trip with the same libraries: consume a message, commit one row, publish a message, acknowledge."""
 
 import asyncio
 import os
@@ -14,7 +14,7 @@ done = 0
 
 
 async def main() -> None:
-    """Answer until killed."""
+    """Consume and publish until killed."""
     pool = await asyncpg.create_pool(os.environ["BENCH_DATABASE_URL"], min_size=CONCURRENCY, max_size=CONCURRENCY)
     connection = await aio_pika.connect_robust(os.environ["BENCH_AMQP_URL"])
     async with connection, pool:
@@ -27,8 +27,8 @@ async def main() -> None:
             global done  # noqa: PLW0603 - as the documentation's examples are written
             async with message.process():
                 await pool.execute("INSERT INTO roundtrips (body) VALUES ($1)", message.body.decode())
-                said = aio_pika.Message(message.body, delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
-                await exchange.publish(said, "task.updated")
+                event = aio_pika.Message(message.body, delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
+                await exchange.publish(event, "task.updated")
                 done += 1
 
         await queue.consume(on_message)

@@ -1,4 +1,4 @@
-"""The tables of a peer that keeps tasks too: a row of 25 columns, and a history."""
+"""The tables of the FastStream peer: tasks with 25 columns, and a history of events."""
 
 from sqlalchemy import JSON, BigInteger, Column, DateTime, Integer, MetaData, Table, Text, Uuid, func
 
