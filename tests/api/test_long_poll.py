@@ -72,6 +72,25 @@ async def test_a_task_that_is_deleted_meanwhile(api_harness: ApiHarness) -> None
     assert (await asyncio.wait_for(waiting, TIMEOUT)).status_code == 404
 
 
+async def test_a_token_that_is_revoked_during_the_wait(api_harness: ApiHarness) -> None:
+    """A long poll whose token was revoked meanwhile ends with a 401, whether the task changed or the time is up."""
+    task = await api_harness.active()
+    for wait in ("2s", "30s"):
+        await api_harness.worker.database.execute("UPDATE api_tokens SET revoked_at = NULL")
+        params = {"wait": wait, "until": "failed"}
+        waiting = asyncio.create_task(api_harness.alice.get(f"/tasks/me/{task['id']}", params=params))
+        await followers(api_harness, 1)
+        await api_harness.worker.database.execute("UPDATE api_tokens SET revoked_at = now()")
+        async with asyncio.timeout(TIMEOUT):
+            while (await api_harness.alice.get("/tasks")).status_code == 200:
+                continue
+        if wait == "30s":
+            fields = {"state": "failure", "message": "", "seq": 1, "build_number": 1}
+            await api_harness.worker.report(make_report("app.status", uuid.UUID(task["id"]), **fields))
+        assert (await asyncio.wait_for(waiting, TIMEOUT)).status_code == 401
+        await followers(api_harness, 0)
+
+
 async def test_many_wait(api_harness: ApiHarness) -> None:
     """A hundred who wait for one task are answered by its one change."""
     task = await api_harness.active()

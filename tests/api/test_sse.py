@@ -231,6 +231,22 @@ async def test_comments_and_the_end_of_a_token(api_harness: ApiHarness, monkeypa
         assert ear.names() == ["resume"]
 
 
+async def test_a_busy_stream_ends_with_its_token(api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream that is never silent for long checks its token too, and ends when that is revoked."""
+    monkeypatch.setattr(sse, "COMMENT_EVERY", 1.0)
+    task = await api_harness.active()
+    async with sse_client(api_harness.alice, "/tasks/watch") as stream:
+        await stream.ready()
+        await api_harness.worker.database.execute("UPDATE api_tokens SET revoked_at = now()")
+        seq = 0
+        async with asyncio.timeout(TIMEOUT):
+            while not stream.over:
+                seq += 1
+                await state(api_harness, task["id"], seq)
+        assert "task.updated" in stream.names()
+        assert stream.names()[-1] == "resume"
+
+
 async def test_a_slow_reader_is_told_to_resume(start_api: StartApi, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who reads too slowly is not fed from memory: it is told to resume, and by its last id it misses nothing."""
     async with start_api() as api_harness:

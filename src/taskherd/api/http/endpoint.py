@@ -184,6 +184,12 @@ def token_of(headers: Mapping[str, str]) -> str:
     return token.strip()
 
 
+async def token_is_valid(request: RequestContext) -> bool:
+    """Authenticate the user's token of a long request again. Raises Unavailable."""
+    parsed = user_tokens.parse(token_of(request.headers))
+    return parsed is not None and await request.api.authenticator.authenticate(parsed) is not None
+
+
 async def _send(response: BufferedResponse, send: Send) -> None:
     await send({"type": "http.response.start", "status": response.status, "headers": response.raw_headers()})
     await send({"type": "http.response.body", "body": response.body})

@@ -14,7 +14,8 @@ from pydantic import Field
 
 from taskherd.api.changes import FollowFilter
 from taskherd.api.http import etags
-from taskherd.api.http.responses import BufferedResponse, not_found
+from taskherd.api.http.endpoint import token_is_valid
+from taskherd.api.http.responses import BufferedResponse, not_found, unauthorized
 from taskherd.api.query import QueryModel, Text
 from taskherd.api.tasks import queries
 from taskherd.domain.reports import AgentState
@@ -81,7 +82,10 @@ async def get(request: RequestContext) -> BufferedResponse:
             follower = tail.subscribe(FollowFilter(request.caller.user_id, task=row["id"]), await tail.position())
             assert follower is not None  # nothing came between the position and this
             try:
-                return await _waited(request, follower, until, deadline)
+                response = await _waited(request, follower, until, deadline)
+                if not await token_is_valid(request):
+                    raise unauthorized()
+                return response
             finally:
                 tail.unsubscribe(follower)
     return queries.task_response(request, row)

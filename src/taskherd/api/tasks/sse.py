@@ -6,6 +6,7 @@ told as a snapshot is not told again, also where its event is published only lat
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Final
@@ -16,8 +17,8 @@ import structlog
 from taskherd.api import changes
 from taskherd.api.change_feed import MAX_SUBSCRIBERS
 from taskherd.api.changes import Change, FollowFilter
-from taskherd.api.http import user_tokens
-from taskherd.api.http.endpoint import token_of
+from taskherd.api.http.auth import CACHE_TTL
+from taskherd.api.http.endpoint import token_is_valid
 from taskherd.api.http.responses import invalid, not_found, unavailable
 from taskherd.api.http.route import Header, ResponseSpec, Route
 from taskherd.api.http.sse import EventStream
@@ -35,8 +36,11 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-COMMENT_EVERY = 15.0
-"""Seconds without an event after which a comment is sent, and the token looked at again."""
+COMMENT_EVERY = 15.0 - CACHE_TTL
+"""Seconds after which the token is checked again, and a comment is sent if no event is due.
+
+A revoked token ends the stream within 15 seconds: the cache may accept it for one of them.
+"""
 PAGE: Final = 200
 _MAX_POSITION: Final = 2**63 - 1
 _LAST: Final = "last-event-id"
@@ -87,6 +91,8 @@ class _EventFeed:
         self._wanted = wanted
         self._last = last
         self._follower: Subscriber | None = None
+        self._now = asyncio.get_running_loop().time
+        self._check_token_at = self._now() + COMMENT_EVERY
         self._over = False
         self._sent_versions: dict[UUID, int] = {}
         """Versions of the snapshot that the history behind it holds once more."""
@@ -94,11 +100,11 @@ class _EventFeed:
     async def frames(self) -> AsyncGenerator[bytes, None]:
         """Everything that is sent, each time as much as there is."""
         try:
-            async with self._tail.subscription():
-                for stretch in (self._until_met, self._live):
-                    async with aclosing(stretch()) as parts:
-                        async for part in parts:
-                            yield part
+            async with self._tail.subscription(), aclosing(self._parts()) as parts:
+                async for part in parts:
+                    if not await self._may_still():
+                        break
+                    yield part
         except (Unavailable, Retry) as error:
             log.info("told to resume", reason=str(error))
         finally:
@@ -106,6 +112,12 @@ class _EventFeed:
                 self._tail.unsubscribe(self._follower)
         if not self._over:
             yield changes.RESUME
+
+    async def _parts(self) -> AsyncGenerator[bytes, None]:
+        for phase in (self._until_met, self._live):
+            async with aclosing(phase()) as parts:
+                async for part in parts:
+                    yield part
 
     async def _until_met(self) -> AsyncGenerator[bytes, None]:
         """What there is until the reader is where the tail is, and hangs on it."""
@@ -131,14 +143,12 @@ class _EventFeed:
         """What the tail hands over, for as long as it does and the reader may see it."""
         follower = self._follower
         while follower is not None and not follower.ended and not self._over:
-            fresh = await follower.next(COMMENT_EVERY)
+            fresh = await follower.next(max(0.0, self._check_token_at - self._now()))
             told = [change for change in fresh if self._is_new(change)]
             if told:
                 yield self._encoded(told)
             elif not follower.ended:
                 yield changes.COMMENT
-            if not fresh and not await self._may_still():
-                return
 
     async def _documents(self, after: int) -> AsyncGenerator[bytes, None]:
         """The current documents, page by page, and note which of them are told again behind `after`."""
@@ -208,10 +218,12 @@ class _EventFeed:
         return b"".join(change.frame for change in told)
 
     async def _may_still(self) -> bool:
-        """Whether the token still holds; while that can't be known, it does."""
-        presented = user_tokens.parse(token_of(self._ask.headers))
+        """Return whether the token is still valid, checked from time to time; assume so during an outage."""
+        if self._now() < self._check_token_at:
+            return True
+        self._check_token_at = self._now() + COMMENT_EVERY
         try:
-            return presented is not None and await self._api.authenticator.authenticate(presented) is not None
+            return await token_is_valid(self._ask)
         except (Unavailable, Retry):
             return True
 

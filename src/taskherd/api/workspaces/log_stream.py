@@ -12,8 +12,7 @@ import structlog
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from taskherd.api.changes import FollowFilter
-from taskherd.api.http import user_tokens
-from taskherd.api.http.endpoint import token_of
+from taskherd.api.http.endpoint import token_is_valid
 from taskherd.api.http.responses import HTTPError
 from taskherd.api.workspaces import logs
 from taskherd.api.workspaces.queries import get_or_404
@@ -96,8 +95,7 @@ class _LogStream:
 
     async def _reload(self) -> Row | None:
         """The row as it is now; None when the caller's token has ended, or the task is gone from them."""
-        presented = user_tokens.parse(token_of(self.request.headers))
-        if presented is None or await self.request.api.authenticator.authenticate(presented) is None:
+        if not await token_is_valid(self.request):
             return None
         try:
             return await get_or_404(self.request, self.kind.lookup)
