@@ -39,7 +39,7 @@ async def test_it_changes_by_itself(api_harness: ApiHarness, announce: Callable[
         await tab.open(f"{api_harness.base}/tasks/alice/{task_id}")
         await tab.until("document.activeElement.id === 'token'")
         await tab.type("wrong-token")
-        await tab.until("document.getElementById('note').textContent.includes('does not hold')")
+        await tab.until("document.getElementById('note').textContent.includes('not valid')")
         await tab.type(api_harness.tokens["alice"])
         await tab.until("document.getElementById('status').textContent === 'active'")
         await tab.until("document.getElementById('because').textContent.includes('agent is ready')")

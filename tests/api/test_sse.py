@@ -222,7 +222,7 @@ async def test_who_hears_what(api_harness: ApiHarness) -> None:
 
 async def test_comments_and_the_end_of_a_token(api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     """In silence comments keep the connection; when the token ends, so does the stream."""
-    monkeypatch.setattr(sse, "COMMENT_EVERY", 0.1)
+    monkeypatch.setattr(sse, "CHECK_INTERVAL", 0.1)
     async with sse_client(api_harness.alice, "/tasks/watch") as ear:
         await ear.ready()
         await ear.until(lambda: ear.comments > 3)
@@ -233,7 +233,7 @@ async def test_comments_and_the_end_of_a_token(api_harness: ApiHarness, monkeypa
 
 async def test_a_busy_stream_ends_with_its_token(api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream that is never silent for long checks its token too, and ends when that is revoked."""
-    monkeypatch.setattr(sse, "COMMENT_EVERY", 1.0)
+    monkeypatch.setattr(sse, "CHECK_INTERVAL", 1.0)
     task = await api_harness.active()
     async with sse_client(api_harness.alice, "/tasks/watch") as stream:
         await stream.ready()

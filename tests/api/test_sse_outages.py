@@ -93,7 +93,7 @@ async def test_without_the_broker(api_harness: ApiHarness, database_url: str, am
     ):
         task = await api_harness.create(client)
         task_id = uuid.UUID(task["id"])
-        api.change_feed._every = 0.2
+        api.change_feed._poll_interval = 0.2
         async with sse_client(client, "/tasks/watch") as ear:
             await ear.ready()
             cable.cut()
@@ -105,7 +105,7 @@ async def test_without_the_broker(api_harness: ApiHarness, database_url: str, am
             waited = await client.get(f"/tasks/me/{task_id}", params={"wait": "10s", "until": "active"})
             assert waited.json()["status"] == "active"
             cable.mend()
-            api.change_feed._every = 600.0  # from now on only the bell can tell
+            api.change_feed._poll_interval = 600.0  # from now on only the bell can tell
             async with asyncio.timeout(TIMEOUT):
                 while (await client.post("/tasks/me", json={**BODY, "name": "back"})).status_code == 503:
                     continue
@@ -115,7 +115,7 @@ async def test_without_the_broker(api_harness: ApiHarness, database_url: str, am
 
 async def test_without_the_database(start_api: StartApi, services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     """Readers keep their connection while the database is not there, and hear what came after, nothing twice."""
-    monkeypatch.setattr(sse, "COMMENT_EVERY", 0.2)
+    monkeypatch.setattr(sse, "CHECK_INTERVAL", 0.2)
     async with start_api() as api_harness:
         task = await api_harness.active()
         await api_harness.worker.until_row("SELECT count(*) FROM outbox", is_=0)

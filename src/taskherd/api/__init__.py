@@ -1,1 +1,1 @@
-"""What people and their tools speak to over HTTP: reads what the worker keeps, and turns writes into commands."""
+"""The HTTP API: serves reads from the database and turns writes into commands."""

@@ -1,8 +1,8 @@
-"""The API process: what it is made of, how it comes up, and how it leaves.
+"""The API process: build, start and stop.
 
-It serves as soon as it can listen. Without the broker it reads and refuses writes, without the database it says so;
-both come back by themselves. When told to leave it takes no more connections, ends streams and
-answers what is in hand.
+It serves as soon as the port is open. Without the broker it serves reads only, without the database it answers 503; it
+recovers from both automatically. On SIGTERM it accepts no more connections, ends streams and finishes the requests in
+progress.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 import uvloop
@@ -22,7 +22,7 @@ from taskherd.api.agents.report_publisher import ReportPublisher
 from taskherd.api.change_feed import ChangeFeed
 from taskherd.api.context import ApiContext
 from taskherd.api.http import asgi, server
-from taskherd.api.http.auth import NOTE_USE_EVERY, Authenticator
+from taskherd.api.http.auth import NOTE_USE_INTERVAL, Authenticator
 from taskherd.api.http.rate_limit import RateLimiter
 from taskherd.broker import topology
 from taskherd.broker.connections import BrokerConnections
@@ -43,15 +43,17 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-NEEDED: Final = ("database_url", "amqp_url", "secret_key")
+REQUIRED_SETTINGS: Final = ("database_url", "amqp_url", "secret_key")
 OPS_PORT: Final = 9591
-WRITING_CONNECTIONS: Final = 2
-"""Database connections for what little the API writes: tokens, and when they were used."""
+WRITE_CONNECTIONS: Final = 2
+"""Database connections for the few writes of the API, the last-used times of tokens, and for readiness checks."""
+_POOL_POLL_INTERVAL: Final = 0.5
+"""Seconds between two updates of the metric of database connections in use."""
 
 
 def main(settings: Settings) -> None:
-    """Run an API process until SIGTERM or SIGINT. Raises Misconfigured before anything is begun."""
-    missing = [name for name in NEEDED if not getattr(settings, name)]
+    """Run an API process until SIGTERM or SIGINT. Raise ``Misconfigured`` before anything starts."""
+    missing = [name for name in REQUIRED_SETTINGS if not getattr(settings, name)]
     if missing:
         raise Misconfigured(missing[0], "must be set for the api")
     logs.configure(settings.log_level, settings.log_format, secrets=settings.secrets)
@@ -62,11 +64,11 @@ class ApiProcess:
     """An API process."""
 
     def __init__(self, settings: Settings) -> None:
-        """Build everything that needs no running loop; nothing connects before ``run``."""
+        """Build everything that needs no running event loop. Nothing connects before ``run``."""
         self._settings = settings
         self._stopping = asyncio.Event()
         self.port = 0
-        """The port that is listened on, once it is."""
+        """The port of the API, once it is open."""
         self.ops_port = 0
         self.listening = asyncio.Event()
         self.metrics = Metrics()
@@ -76,10 +78,10 @@ class ApiProcess:
         self._readiness.check("database", self._check_database)
         self._readiness.check("schema", self._check_schema)
         self._connections = BrokerConnections(settings.amqp_url, "api", self.metrics)
-        size = max(1, settings.database_pool - WRITING_CONNECTIONS)
+        size = max(1, settings.database_pool - WRITE_CONNECTIONS)
         name = "taskherd-api"
         self._reader = Reader(settings.database_url, size=size, application_name=name)
-        self._engine = open_engine(settings.database_url, size=WRITING_CONNECTIONS, application_name=name)
+        self._engine = open_engine(settings.database_url, size=WRITE_CONNECTIONS, application_name=name)
         objects = settings.api_nullable_ids == "object"
         self.change_feed = ChangeFeed(
             self._connections.consume,
@@ -108,14 +110,14 @@ class ApiProcess:
         )
 
     def stop(self) -> None:
-        """Leave, in order, as for SIGTERM."""
+        """Stop as on SIGTERM."""
         self._stopping.set()
 
     async def run(self) -> None:
-        """Come up, serve until told to stop, and leave in order."""
+        """Start, serve until ``stop`` is called, and shut down in order."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop)
+        for signal_number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signal_number, self.stop)
         settings = self._settings
         sock = server.listen(settings.api_host, settings.api_port)
         try:
@@ -128,7 +130,7 @@ class ApiProcess:
             await asyncio.gather(self._connections.close(), self._reader.close())
             await dispose(self._engine)
             await asyncio.to_thread(self._tracing.close)
-            log.info("api ended")
+            log.info("api stopped")
 
     async def _serve(self, sock: socket.socket) -> None:
         settings = self._settings
@@ -144,45 +146,46 @@ class ApiProcess:
         )
         api = self._make_context(commands, ReportPublisher(publisher, names, self._tracing))
         self._connections.start()
-        serving = server.make(asgi.application(api), settings)
-        answering = asyncio.create_task(serving.serve([sock]), name="http")
-        replies = asyncio.create_task(commands.run(), name="replies")
-        following = asyncio.create_task(self.change_feed.run(), name="tail")
-        around = [
-            asyncio.create_task(_every(NOTE_USE_EVERY, lambda: api.authenticator.note_uses(self._engine)), name="uses"),
-            asyncio.create_task(_every(0.5, self._poll), name="watch"),
+        http_server = server.make(asgi.application(api), settings)
+        http = asyncio.create_task(http_server.serve([sock]), name="http")
+        note_uses = _repeat(NOTE_USE_INTERVAL, lambda: api.authenticator.note_uses(self._engine))
+        tasks: list[asyncio.Task[Any]] = [
+            asyncio.create_task(self._stopping.wait(), name="stopping"),
+            asyncio.create_task(commands.run(), name="replies"),
+            asyncio.create_task(self.change_feed.run(), name="change feed"),
+            asyncio.create_task(note_uses, name="token uses"),
+            asyncio.create_task(_repeat(_POOL_POLL_INTERVAL, self._poll_pool), name="pool metric"),
         ]
-        stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
         self._readiness.set("serving")
         self.listening.set()
         log.info("api serving", port=self.port, ops_port=self.ops_port)
-        await asyncio.wait({stopping, answering, replies, following, *around}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({http, *tasks}, return_when=asyncio.FIRST_COMPLETED)
         self._stopping.set()
         self.change_feed.stop()
-        await self._shut_down(serving, commands, answering, [stopping, replies, following, *around])
+        await self._shut_down(http_server, commands, http, tasks)
         with suppress(TaskherdError):
             await api.authenticator.note_uses(self._engine)
 
     async def _shut_down(
         self,
-        serving: server.HttpServer,
+        http_server: server.HttpServer,
         commands: CommandClient,
-        answering: asyncio.Task[None],
-        tasks: list[asyncio.Task[object]],
+        http: asyncio.Task[None],
+        tasks: list[asyncio.Task[Any]],
     ) -> None:
-        """Take no more connections, answer what is in hand within the grace time, then stop what served it."""
+        """Finish the requests in progress within the grace time, then stop the background tasks."""
         log.info("api stopping")
         self._readiness.clear("serving", "stopping")
-        serving.should_exit = True
-        await asyncio.wait({answering}, timeout=self._settings.grace)
+        http_server.should_exit = True
+        await asyncio.wait({http}, timeout=self._settings.grace)
         await commands.stop()
-        for task in (answering, *tasks):
+        for task in (http, *tasks):
             task.cancel()
-        for result in await asyncio.gather(answering, *tasks, return_exceptions=True):
+        for result in await asyncio.gather(http, *tasks, return_exceptions=True):
             if isinstance(result, Exception):
                 raise result
 
-    async def _poll(self) -> None:
+    async def _poll_pool(self) -> None:
         self.metrics.pool_in_use.set(self._reader.in_use + in_use(self._engine))
 
     async def _check_database(self) -> None:
@@ -194,11 +197,11 @@ class ApiProcess:
             await migrate.check(connection)
 
 
-async def _every(seconds: float, once: Callable[[], Awaitable[None]]) -> None:
-    """Do something again and again; while what it needs is away it is only noted."""
+async def _repeat(interval: float, action: Callable[[], Awaitable[None]]) -> None:
+    """Run ``action`` every ``interval`` seconds; a failure is logged, and the next run is the retry."""
     while True:
-        await asyncio.sleep(seconds)
+        await asyncio.sleep(interval)
         try:
-            await once()
+            await action()
         except TaskherdError as error:
-            log.warning("left for later", reason=str(error))
+            log.warning("background job failed", reason=str(error))

@@ -1,8 +1,8 @@
-"""The one reader of the history in an API process: whoever follows tasks hangs on it, in bounded queues.
+"""Read the change feed once per API process and distribute it to all subscribers, each with a bounded queue.
 
-It reads forward from where it is, each change once, when a bell says that something was published: an own queue on the
-events exchange, whose messages it does not look at. A change gets its position a moment after it was published, hence
-the few looks behind each ring; without a broker it looks every few seconds. While nobody follows, it reads nothing.
+A wakeup triggers the reading: a message in an exclusive queue on the events exchange, whose body is ignored. A change
+gets its position shortly after it is published, so each wakeup is followed by several reads. Without wakeups, as while
+the broker is unavailable, the feed is read every few seconds. Without subscribers it is not read at all.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from taskherd import retry
-from taskherd.api.changes import Change, FollowFilter
+from taskherd.api.changes import Change, ChangeFilter
 from taskherd.broker import topology
 from taskherd.broker.consume import Consumer, Source
 from taskherd.errors import Retry, Unavailable
@@ -34,64 +34,68 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 MAX_SUBSCRIBERS: Final = 4_000
-"""Followers of one process, waiters among them."""
+"""Maximum number of readers of one process, long polls included."""
 MAX_BACKLOG: Final = 500
+"""Maximum number of changes that wait for one subscriber."""
 MAX_BACKLOG_BYTES: Final = 8 * 1024 * 1024
-"""What may wait for one follower: changes, and the bytes of them, which all followers share."""
+"""Maximum size of the changes that wait for one subscriber, in bytes; all subscribers share the frames."""
 PAGE: Final = 500
+"""Maximum number of changes that one statement reads."""
 MAX_WAKEUPS: Final = 100
+"""Maximum number of messages in the queue of wakeups; the oldest are dropped."""
 POLL_INTERVAL: Final = 5.0
-"""Seconds between looks that nothing rang for."""
-LOOKS: Final = (0.0, 0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56)
-"""Seconds before each further look after a ring: positions are given right after publishing, in a transaction."""
-GAP: Final = 0.002
-"""Seconds between two looks at least, so that what happens at once is read at once."""
-START_WITHIN: Final = 5.0
+"""Seconds between two reads without a wakeup."""
+READ_DELAYS: Final = (0.0, 0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56)
+"""Delays of the reads after a wakeup, in seconds; an event gets its position shortly after it is published."""
+MIN_READ_INTERVAL: Final = 0.002
+"""Minimum number of seconds between two reads, so that simultaneous changes are read together."""
+START_TIMEOUT: Final = 5.0
+"""Maximum number of seconds to wait for the first position."""
 
 
 class Subscriber:
-    """Who follows: the changes that wait for it, at most so many. Ended, it gets no more and holds nothing."""
+    """A reader's queue of changes. Once ended, it is empty and receives no more."""
 
-    def __init__(self, wanted: FollowFilter, after: int) -> None:
-        self.filter = wanted
+    def __init__(self, change_filter: ChangeFilter, after: int) -> None:
+        self.filter = change_filter
         self.after = after
         self.ended = False
-        self._waiting: deque[Change] = deque()
+        self._queue: deque[Change] = deque()
         self._bytes = 0
-        self._ring = asyncio.Event()
+        self._wakeup = asyncio.Event()
 
     def offer(self, change: Change) -> None:
-        """Keep a change for it; beyond the bound it is ended, to come back and read the history."""
+        """Queue a change if it matches. Beyond the limits, end the subscriber: its reader must resume."""
         if self.ended or change.position <= self.after or not change.matches(self.filter):
             return
         self._bytes += len(change.frame)
-        if len(self._waiting) >= MAX_BACKLOG or self._bytes > MAX_BACKLOG_BYTES:
+        if len(self._queue) >= MAX_BACKLOG or self._bytes > MAX_BACKLOG_BYTES:
             self.end()
             return
-        self._waiting.append(change)
-        self._ring.set()
+        self._queue.append(change)
+        self._wakeup.set()
 
     def end(self) -> None:
-        """Tell it nothing more."""
+        """Drop all queued changes and accept no more."""
         self.ended = True
-        self._waiting.clear()
-        self._ring.set()
+        self._queue.clear()
+        self._wakeup.set()
 
-    async def next(self, within: float) -> Sequence[Change]:
-        """Return what waits, in order; none when nothing came within so many seconds, or it has ended."""
-        if not self._waiting and not self.ended:
-            self._ring.clear()
+    async def next(self, timeout: float) -> Sequence[Change]:  # noqa: ASYNC109 - nothing within it is a result
+        """Return all queued changes, in order, or none if none arrived within ``timeout`` seconds or it has ended."""
+        if not self._queue and not self.ended:
+            self._wakeup.clear()
             with suppress(TimeoutError):
-                async with asyncio.timeout(within):
-                    await self._ring.wait()
-        taken = list(self._waiting)
-        self._waiting.clear()
+                async with asyncio.timeout(timeout):
+                    await self._wakeup.wait()
+        changes = list(self._queue)
+        self._queue.clear()
         self._bytes = 0
-        return taken
+        return changes
 
 
 class ChangeFeed:
-    """Reads the history for everybody; `run` until `stop`."""
+    """Reads the feed for all subscribers, while ``run`` runs."""
 
     def __init__(
         self,
@@ -101,16 +105,15 @@ class ChangeFeed:
         metrics: Metrics,
         *,
         objects: bool,
-        every: float = POLL_INTERVAL,
     ) -> None:
         self._names = names
         self._reader = reader
         self._metrics = metrics
         self._objects = objects
-        self._every = every
+        self._poll_interval = POLL_INTERVAL
         self._wakeups = Consumer(consuming, self._prepare, prefetch=MAX_WAKEUPS, on_trouble=self._on_error)
         self._position: int | None = None
-        self._placed = asyncio.Event()
+        self._positioned = asyncio.Event()
         self._wakeup = asyncio.Event()
         self._subscribers: defaultdict[UUID, set[Subscriber]] = defaultdict(set)
         self._count = 0
@@ -118,47 +121,50 @@ class ChangeFeed:
 
     @property
     def subscriber_count(self) -> int:
-        """How many follow."""
+        """Number of readers."""
         return self._count
 
     def start(self) -> None:
-        """Begin to hear the bell, as soon as the broker is there."""
+        """Start to consume wakeups, as soon as the broker is available."""
         self._wakeups.start()
 
     async def run(self) -> None:
-        """Hear and read until stopped; an outage is waited out."""
+        """Read until ``stop`` is called; retry during an outage."""
         self.start()
-        hearing = asyncio.create_task(self._listen(), name="tail bell")
+        wakeups = asyncio.create_task(self._consume_wakeups(), name="change feed wakeups")
         try:
             await self._read()
         finally:
-            hearing.cancel()
-            await asyncio.wait({hearing})
+            wakeups.cancel()
+            await asyncio.wait({wakeups})
             await self._wakeups.close()
 
     def stop(self) -> None:
-        """End every follower, and read no more."""
+        """End all subscribers and stop reading."""
         self._stopping = True
         self._end_all()
         self._wakeup.set()
 
     async def position(self) -> int:
-        """Return how far the history was told to everybody. Raises Unavailable where that can't be known in time."""
-        if not self._placed.is_set():
+        """Return the position up to which changes were distributed.
+
+        Call this within ``subscription``. Raises ``Unavailable`` if the feed could not be read in time.
+        """
+        if not self._positioned.is_set():
             self._wakeup.set()
         try:
-            async with asyncio.timeout(START_WITHIN):
-                await self._placed.wait()
+            async with asyncio.timeout(START_TIMEOUT):
+                await self._positioned.wait()
         except TimeoutError:
-            raise Unavailable("the history can't be read") from None
+            raise Unavailable("cannot read the change feed") from None
         assert self._position is not None
         return self._position
 
     @asynccontextmanager
     async def subscription(self) -> AsyncIterator[None]:
-        """Keep the tail reading within the block. Raises Unavailable beyond the bound."""
+        """Keep the feed reading while the block runs. Raises ``Unavailable`` at the limit of readers."""
         if self._count >= MAX_SUBSCRIBERS or self._stopping:
-            raise Unavailable("too many follow already")
+            raise Unavailable("too many readers of the change feed")
         self._count += 1
         self._metrics.api_followers.set(self._count)
         try:
@@ -168,50 +174,54 @@ class ChangeFeed:
             self._metrics.api_followers.set(self._count)
             if not self._count:
                 self._position = None
-                self._placed.clear()
+                self._positioned.clear()
 
-    def subscribe(self, wanted: FollowFilter, after: int) -> Subscriber | None:
-        """Hand over changes behind `after` from now on; None for who is not yet where the tail is."""
+    def subscribe(self, change_filter: ChangeFilter, after: int) -> Subscriber | None:
+        """Subscribe to changes after position ``after``.
+
+        Return None if the reader must first catch up with the feed's position.
+        """
         if self._position is None or after < self._position:
             return None
-        follower = Subscriber(wanted, after)
-        self._subscribers[wanted.caller].add(follower)
+        subscriber = Subscriber(change_filter, after)
+        self._subscribers[change_filter.caller].add(subscriber)
         if self._stopping:
-            follower.end()
-        return follower
+            subscriber.end()
+        return subscriber
 
-    def unsubscribe(self, follower: Subscriber) -> None:
-        """Forget a follower and what waits for it."""
-        follower.end()
-        kin = self._subscribers.get(follower.filter.caller)
-        if kin is not None:
-            kin.discard(follower)
-            if not kin:
-                del self._subscribers[follower.filter.caller]
+    def unsubscribe(self, subscriber: Subscriber) -> None:
+        """End a subscriber and remove it."""
+        subscriber.end()
+        caller = subscriber.filter.caller
+        same_caller = self._subscribers.get(caller)
+        if same_caller is not None:
+            same_caller.discard(subscriber)
+            if not same_caller:
+                del self._subscribers[caller]
 
-    def take(self, rows: Sequence[Row]) -> list[Change]:
-        """Changes from rows of the history, without who else may see them."""
+    def changes_of(self, rows: Sequence[Row]) -> list[Change]:
+        """Return the changes of rows that a statement has already filtered for one reader."""
         return [Change(row, objects=self._objects) for row in rows]
 
     async def _read(self) -> None:
-        failures = looks = 0
+        failures = reads = 0
         while not self._stopping:
-            if await self._woken(LOOKS[looks] if looks < len(LOOKS) else self._every):
-                looks = 0
+            if await self._woken(READ_DELAYS[reads] if reads < len(READ_DELAYS) else self._poll_interval):
+                reads = 0
             try:
                 await self.poll()
             except (Unavailable, Retry) as error:
                 failures += 1
-                log.warning("can't follow", reason=str(error))
+                log.warning("cannot read the change feed", reason=str(error))
                 await asyncio.sleep(retry.delay(failures))
             else:
                 failures = 0
-                looks += 1
-                await asyncio.sleep(GAP)
+                reads += 1
+                await asyncio.sleep(MIN_READ_INTERVAL)
 
-    async def _woken(self, within: float) -> bool:
+    async def _woken(self, timeout: float) -> bool:  # noqa: ASYNC109 - no wakeup within it is a result
         try:
-            async with asyncio.timeout(within):
+            async with asyncio.timeout(timeout):
                 await self._wakeup.wait()
         except TimeoutError:
             return False
@@ -219,7 +229,7 @@ class ChangeFeed:
         return True
 
     async def poll(self) -> None:
-        """Read what is new, if anybody follows, and hand it over. Raises Unavailable."""
+        """Read the new changes and distribute them, if there are readers. Raises ``Unavailable``."""
         if not self._count or self._stopping:
             return
         if self._position is None:
@@ -227,31 +237,31 @@ class ChangeFeed:
             if not self._count:
                 return
             self._position = latest
-            self._placed.set()
+            self._positioned.set()
         while True:
             rows = await feed.follow(self._reader, self._position, PAGE)
-            if self._position is None:  # the last follower has left meanwhile
+            if self._position is None:  # the last reader left during the statement
                 return
             for row in rows:
-                self._hand_over(Change(row, objects=self._objects, admins=frozenset(row["admins"] or ())))
+                self._distribute(Change(row, objects=self._objects, admins=frozenset(row["admins"] or ())))
                 self._position = row["position"]
             if len(rows) < PAGE:
                 return
 
-    def _hand_over(self, change: Change) -> None:
+    def _distribute(self, change: Change) -> None:
         if change.pruned:
             self._end_all()
             return
-        for who in change.admins | {change.owner_id}:
-            for follower in self._subscribers.get(who, ()):
-                follower.offer(change)
+        for user_id in change.admins | {change.owner_id}:
+            for subscriber in self._subscribers.get(user_id, ()):
+                subscriber.offer(change)
 
     def _end_all(self) -> None:
-        for kin in self._subscribers.values():
-            for follower in kin:
-                follower.end()
+        for subscribers in self._subscribers.values():
+            for subscriber in subscribers:
+                subscriber.end()
 
-    async def _listen(self) -> None:
+    async def _consume_wakeups(self) -> None:
         while deliveries := await self._wakeups.batch(MAX_WAKEUPS, 0):
             self._wakeup.set()
             await self._wakeups.ack(deliveries)
@@ -261,8 +271,8 @@ class ChangeFeed:
         queue = await topology.declare_exclusive_queue(
             channel, length=MAX_WAKEUPS, exchange=self._names.events, routing_keys=("#",)
         )
-        self._wakeup.set()  # for what was published while no queue of ours was there
+        self._wakeup.set()  # events may have been published before the queue existed
         return [Source(queue)]
 
     def _on_error(self, reason: str) -> None:
-        log.warning("no bell", reason=reason)
+        log.warning("cannot subscribe to events", reason=reason)

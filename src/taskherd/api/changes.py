@@ -1,4 +1,4 @@
-"""A change as readers are told it: rendered once, however many of them take it."""
+"""Changes of tasks, rendered once and shared by all readers."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class FollowFilter:
-    """Which changes a reader follows: all that it may see, or those of one owner, organization, status or task."""
+class ChangeFilter:
+    """The changes that a reader follows: all that ``caller`` may see, or those that match all set fields."""
 
     caller: UUID
     owner: UUID | None = None
@@ -29,10 +29,10 @@ class FollowFilter:
 
 
 class Change:
-    """One position of the history, with what decides who is told of it."""
+    """One position of the feed, with the users who may see it."""
 
     def __init__(self, row: Row, *, objects: bool, admins: AbstractSet[UUID] = frozenset()) -> None:
-        """Keep the row of a statement of `store.feed`; `objects`: ids as the published page shows them."""
+        """Wrap a row of ``store.feed``. With ``objects``, nullable ids are rendered as in Coder's documentation."""
         self._row = row
         self._objects = objects
         self.position: int = row["position"]
@@ -44,36 +44,36 @@ class Change:
 
     @property
     def pruned(self) -> bool:
-        """Whether the event is gone although its position is not."""
+        """True if the event was pruned and only its position remains."""
         return self._row["kind"] is None
 
     @property
     def deleted(self) -> bool:
-        """Whether this is a task's end."""
+        """True if the change deleted the task."""
         return bool(self._row["kind"] == events.EventKind.DELETED.value)
 
     @cached_property
     def core_document(self) -> dict[str, Any]:
-        """The part of the document that is kept with the task."""
-        own: dict[str, Any] = orjson.loads(self._row["own"])
-        return own
+        """The stored part of the document."""
+        stored: dict[str, Any] = orjson.loads(self._row["own"])
+        return stored
 
     @property
-    def values(self) -> tuple[str, str]:
-        """The task's status and the state of its agent, "" without one."""
+    def status_and_state(self) -> tuple[str, str]:
+        """The task's status, and the state of its agent or "" without one."""
         state = self.core_document["current_state"]
         return self.core_document["status"], "" if state is None else state["state"]
 
     @cached_property
     def document(self) -> dict[str, Any]:
-        """The task's document at this version, in the shape of ids that the installation serves."""
+        """The task's document at this version, with nullable ids in the configured form."""
         row = self._row
-        whole = document.render(self.core_document, row["prompt"], names_of(row), row["occurred_at"])
-        return document.with_nullable_ids(whole) if self._objects else whole
+        rendered = document.render(self.core_document, row["prompt"], names_of(row), row["occurred_at"])
+        return document.with_nullable_ids(rendered) if self._objects else rendered
 
     @cached_property
     def frame(self) -> bytes:
-        """The change as a server-sent event."""
+        """The change as an SSE frame."""
         row = self._row
         event = events.ChangeEvent(
             task_id=self.task_id,
@@ -84,44 +84,45 @@ class Change:
             changes=row["changes"],
             cause=row["cause"],
         )
-        return frame(f"task.{row['kind']}", events.encode_event(event), self.position)
+        return make_frame(f"task.{row['kind']}", events.encode_event(event), self.position)
 
-    def matches(self, wanted: FollowFilter) -> bool:
-        """Whether a reader who may see it asked for it.
+    def matches(self, change_filter: ChangeFilter) -> bool:
+        """Return whether a reader with this filter receives the change; whether it may see it is not checked here.
 
-        With a status that is: the task has it, or had it until this very change. So who keeps a list learns that a task
-        has left it, from a document that shows another status.
+        With a status filter, a change matches if the task has that status or had it before the change. A reader that
+        maintains a list thus learns that a task has left it.
         """
+        wanted = change_filter
         if wanted.task is not None and wanted.task != self.task_id:
             return False
         if wanted.owner is not None and wanted.owner != self.owner_id:
             return False
         if wanted.organization is not None and wanted.organization != self._row["organization_id"]:
             return False
-        return wanted.status is None or self._touches(wanted.status)
+        return wanted.status is None or self._has_or_had(wanted.status)
 
-    def _touches(self, status: str) -> bool:
+    def _has_or_had(self, status: str) -> bool:
         if self.core_document["status"] == status:
             return True
         before: str | None = self._row["was"]
-        left = "status" in self._row["changes"] and self._row["kind"] != events.EventKind.CREATED.value
-        return left and (before is None or before == status)  # None: what was before is pruned, so it may have been
+        changed = "status" in self._row["changes"] and self._row["kind"] != events.EventKind.CREATED.value
+        return changed and (before is None or before == status)  # None: the previous version is pruned, so possible
 
 
-def frame(event: str, told: bytes, position: int | None = None) -> bytes:
-    """A server-sent event; `told` is JSON without newlines.
+def make_frame(event: str, data: bytes, position: int | None = None) -> bytes:
+    """Return an SSE frame; ``data`` is JSON without newlines, ``position`` becomes the id of the event.
 
     See https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation.
     """
-    known = b"" if position is None else b"id: %d\n" % position
-    return b"%bevent: %b\ndata: %b\n\n" % (known, event.encode(), told)
+    event_id = b"" if position is None else b"id: %d\n" % position
+    return b"%bevent: %b\ndata: %b\n\n" % (event_id, event.encode(), data)
 
 
-COMMENT: Final = b": still here\n\n"
-RESUME: Final = frame("resume", b"{}")
-RESET: Final = frame("reset", b"{}")
+COMMENT: Final = b": keep-alive\n\n"
+RESUME: Final = make_frame("resume", b"{}")
+RESET: Final = make_frame("reset", b"{}")
 
 
 def position_frame(position: int) -> bytes:
-    """What says only how far a reader is, which a reader keeps for `Last-Event-ID` and is told nothing else by."""
+    """Return an SSE frame that carries only the position, for ``Last-Event-ID``."""
     return b": up to date\nid: %d\n\n" % position

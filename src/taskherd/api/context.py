@@ -1,15 +1,15 @@
-"""A request as a handler sees it, and the house: what all handlers work with."""
+"""The request context that handlers receive, and the process-wide context they share."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from taskherd.api.http.ids import parse_uuid
-from taskherd.api.query import Model, NoQuery, QueryModel, parse
+from taskherd.api.http.query_parameters import NoQuery, Query, QueryModel, parse
 from taskherd.store.task_queries import TaskRef
 
 if TYPE_CHECKING:
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from taskherd.store import AsyncEngine
     from taskherd.store.reader import Reader
 
-ME = "me"
+ME: Final = "me"
 
 
 @dataclass(frozen=True, slots=True)
 class ApiContext:
-    """What handlers work with: one for each process."""
+    """The objects that all handlers of a process share."""
 
     settings: Settings
     metrics: Metrics
@@ -42,12 +42,12 @@ class ApiContext:
     change_feed: ChangeFeed
     tracing: Tracing
     stopping: asyncio.Event
-    """Set when the process is to end: streams and waiters return soon then."""
+    """Set when the process stops; streams and long polls then end."""
 
 
 @dataclass(slots=True)
 class RequestContext:
-    """One request. `params` are the path's, `query` holds the first value of each parameter."""
+    """One request. ``params`` are those of the path; ``query`` has the first value of each query parameter."""
 
     api: ApiContext
     method: str
@@ -60,38 +60,42 @@ class RequestContext:
     """The route's query parameters."""
     _caller: Caller | None = None
     agent: tuple[UUID, int] | None = None
-    """The task and build that an agent's token speaks for."""
+    """The task and build number of an agent's token."""
     log_fields: dict[str, Any] = field(default_factory=dict)
-    """What is told in the log beside method, route and status."""
+    """Additional fields of the log line, next to method, route and status."""
 
-    def parameters(self, model: type[Model]) -> Model:
-        """Return the validated query parameters; `model` is the route's. Raises a 400 that names an invalid one."""
+    def parameters(self, model: type[Query]) -> Query:
+        """Return the validated query parameters. Raise a 400 that names an invalid one.
+
+        Args:
+            model: the ``query`` model of the route.
+        """
         assert model is self.query_model
         return parse(model, self.query)
 
     @property
     def caller(self) -> Caller:
-        """Who asks, on routes that want a user's token."""
+        """The authenticated user, on routes that require a user's token."""
         assert self._caller is not None
         return self._caller
 
     @property
     def username(self) -> str | None:
-        """The caller's name, for the log; None while nobody is known to ask."""
+        """The caller's name for the log, or None if no user is authenticated."""
         return None if self._caller is None else self._caller.username
 
     def set_caller(self, caller: Caller) -> None:
-        """Note who asks."""
+        """Record the authenticated caller."""
         self._caller = caller
 
     def user(self) -> UUID | str:
-        """The path's `{user}`: an id or a username; `me` is the caller."""
+        """Return the path's ``{user}`` as an id or a username; ``me`` is the caller."""
         text = self.params["user"]
         if text == ME or text.lower() == self.caller.username.lower():
             return self.caller.user_id
         return parse_uuid(text) or text
 
     def task_ref(self) -> TaskRef:
-        """The task that the path's `{user}` and `{task}` name."""
+        """Return the reference of the task that the path's ``{user}`` and ``{task}`` name."""
         task = self.params["task"]
         return TaskRef(self.caller.user_id, self.user(), parse_uuid(task) or task)

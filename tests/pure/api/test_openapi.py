@@ -1,4 +1,4 @@
-"""The OpenAPI document: what is checked in is what the routes say, and it holds together."""
+"""The OpenAPI document: the stored file matches the routes, and the document is consistent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def references(value: Any) -> Iterator[str]:
-    """Every `$ref` in a value."""
+    """Return every ``$ref`` in a value."""
     if isinstance(value, dict):
         for name, each in value.items():
             if name == "$ref":
@@ -25,13 +25,13 @@ def references(value: Any) -> Iterator[str]:
             yield from references(each)
 
 
-def test_the_checked_in_document_is_fresh() -> None:
-    """`docs/openapi.json` is what the code says now; `make docs` writes it anew."""
+def test_the_stored_document_is_up_to_date() -> None:
+    """``docs/openapi.json`` is the document that the code generates; ``make docs`` writes it."""
     assert (ROOT / "docs" / "openapi.json").read_bytes() == openapi.encoded()
 
 
-def test_every_route_is_told_of_once() -> None:
-    """Each route is an operation with an id of its own, under both prefixes where it has two."""
+def test_every_route_is_documented_once() -> None:
+    """Each route is one operation with a unique id, under both prefixes if it has two."""
     paths = openapi.document()["paths"]
     for route in ROUTES:
         assert route.method.lower() in paths[f"/api/v2{route.path}"]
@@ -40,8 +40,8 @@ def test_every_route_is_told_of_once() -> None:
     assert len(operations) == len(set(operations))
 
 
-def test_references_lead_somewhere() -> None:
-    """Every `$ref` names a schema that is there, and every path parameter is declared."""
+def test_references_exist() -> None:
+    """Every ``$ref`` names an existing schema, and every path parameter is declared."""
     document = openapi.document()
     schemas = document["components"]["schemas"]
     assert {ref.removeprefix("#/components/schemas/") for ref in references(document)} <= set(schemas)
@@ -49,3 +49,15 @@ def test_references_lead_somewhere() -> None:
         for operation in operations.values():
             declared = {each["name"] for each in operation.get("parameters", ()) if each["in"] == "path"}
             assert declared == set(re.findall(r"\{(\w+)\}", path))
+
+
+def test_summaries_are_imperative_phrases() -> None:
+    """Every operation has a summary that starts with a verb and has no full stop; every parameter has a description."""
+    verbs = {"Check", "Create", "Delete", "Explain", "Follow", "Get", "List", "Pause", "Resume", "Send", "Update"}
+    verbs |= {"Upload", "Watch"}
+    for operations in openapi.document()["paths"].values():
+        for operation in operations.values():
+            assert operation["summary"].split()[0] in verbs
+            assert not operation["summary"].endswith(".")
+            for parameter in operation.get("parameters", ()):
+                assert parameter["description"].endswith("."), (operation["operationId"], parameter["name"])

@@ -1,4 +1,4 @@
-"""The grammar of `q`, as Coder's servers read it."""
+"""The query grammar, as Coder's servers define it."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import orjson
 import pytest
 
 from taskherd.api.http import search_query
-from taskherd.api.http.responses import HTTPError
+from taskherd.api.http.errors import HTTPError
 
-KNOWN = ("owner", "organization", "status")
+ALLOWED = ("owner", "organization", "status")
 
 
 def read(query: str) -> dict[str, str]:
-    """The terms of a query for tasks."""
-    return dict(search_query.read(query, bare="owner", known=KNOWN, message="Invalid task search query."))
+    """Return the terms of a task query."""
+    return dict(search_query.read(query, bare="owner", allowed=ALLOWED, message="Invalid task search query."))
 
 
 @pytest.mark.parametrize(
-    ("query", "said"),
+    ("query", "terms"),
     [
         ("", {}),
         ("   ", {}),
@@ -34,9 +34,9 @@ def read(query: str) -> dict[str, str]:
         ("  owner:me   organization:acme ", {"owner": "me", "organization": "acme"}),
     ],
 )
-def test_what_a_query_says(query: str, said: dict[str, str]) -> None:
-    """Keys and values are lowercased, quotes group, and words without a colon are one owner."""
-    assert read(query) == said
+def test_the_terms_of_a_query(query: str, terms: dict[str, str]) -> None:
+    """Keys and values are lowercased, quotes group words, and all words without a colon are one owner."""
+    assert read(query) == terms
 
 
 @pytest.mark.parametrize(
@@ -48,13 +48,13 @@ def test_what_a_query_says(query: str, said: dict[str, str]) -> None:
         ("owner:a owner:b", "q", 'Query parameter "owner" provided more than once, found 2 times'),
         ("alice owner:b", "q", 'Query parameter "owner" provided more than once, found 2 times'),
         ("colour:red", "colour", '"colour" is not a valid query param'),
-        ("x" * 5000, "q", "A query has at most 4096 characters."),
+        ("x" * 5000, "q", "Expected at most 4096 characters."),
     ],
 )
-def test_what_a_query_is_refused_for(query: str, field: str, detail: str) -> None:
-    """A query that can't be read is a 400 that names the part."""
-    with pytest.raises(HTTPError) as refusal:
+def test_an_invalid_query_is_rejected(query: str, field: str, detail: str) -> None:
+    """An invalid query is a 400 that names the invalid part."""
+    with pytest.raises(HTTPError) as error:
         read(query)
-    assert refusal.value.response.status == 400
-    told: dict[str, Any] = orjson.loads(refusal.value.response.body)
-    assert told == {"message": "Invalid task search query.", "validations": [{"field": field, "detail": detail}]}
+    assert error.value.response.status == 400
+    body: dict[str, Any] = orjson.loads(error.value.response.body)
+    assert body == {"message": "Invalid task search query.", "validations": [{"field": field, "detail": detail}]}

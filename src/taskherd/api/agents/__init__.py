@@ -1,1 +1,1 @@
-"""What agents in workspaces say over HTTP, with the token of their one task and build; it goes on as reports."""
+"""Routes for agents: authenticate by agent token and publish what the agent sends as reports."""

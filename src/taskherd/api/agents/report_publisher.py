@@ -1,4 +1,4 @@
-"""Reports on behalf of agents: published with a confirm, so that an agent that got its answer was heard."""
+"""Publish reports on behalf of agents; the response is sent after the broker's confirm."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ if TYPE_CHECKING:
     from taskherd.domain.reports import Report
     from taskherd.observability.tracing import Tracing
 
-MAX_WAITING: Final = 1_000
-"""Messages that may wait for the broker's confirm at once."""
+MAX_UNCONFIRMED: Final = 1_000
+"""Maximum number of messages that wait for the broker's confirm."""
 
 
 class ReportPublisher:
-    """Passes reports on to the worker's queue."""
+    """Publishes reports to the worker's queue."""
 
     def __init__(self, publisher: Publisher, names: TopologyNames, tracing: Tracing) -> None:
         self._tracing = tracing
         self._publisher = publisher
         self._names = names
-        self._waiting = 0
+        self._unconfirmed = 0
 
     async def publish(self, task_id: UUID, reports: Sequence[Report]) -> None:
-        """Publish reports of one task as one message; the worker gives each its seq.
+        """Publish reports of one task as one message; the worker assigns each its ``seq``.
 
-        Raises Unavailable: they may have arrived then, or not.
+        Raises ``Unavailable`` if the broker does not confirm; the reports may still arrive.
         """
-        if self._waiting >= MAX_WAITING:
-            raise Unavailable("too many reports wait for the broker")
-        self._waiting += 1
+        if self._unconfirmed >= MAX_UNCONFIRMED:
+            raise Unavailable("too many reports are waiting for the broker's confirm")
+        self._unconfirmed += 1
         try:
-            published = await self._publisher.publish(
+            outcome = await self._publisher.publish(
                 self._names.reports,
                 str(task_id),
                 join(encode(report, with_seq=False) for report in reports),
@@ -46,6 +46,6 @@ class ReportPublisher:
                 mandatory=True,
             )
         finally:
-            self._waiting -= 1
-        if published is PublishOutcome.UNROUTED:
-            raise Unavailable(f"no queue takes {self._names.reports}")
+            self._unconfirmed -= 1
+        if outcome is PublishOutcome.UNROUTED:
+            raise Unavailable(f"no queue is bound to exchange {self._names.reports}; run `taskherd topology apply`")

@@ -1,4 +1,4 @@
-"""What agents send. As Go's decoder does, `null` stands for a field that is not there."""
+"""Request bodies of agents. As in Go's decoder, null means that the field is absent."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ Strict = Annotated[str, Field(strict=True)]
 
 
 class AppStatusPatch(BaseModel):
-    """What the agent is doing."""
+    """The current state of an agent."""
 
     model_config = ConfigDict(json_schema_extra={"required": ["state"]})
     app_slug: Strict | None = None
     state: Strict | None = Field(
         None, json_schema_extra={"anyOf": [{"enum": ["working", "idle", "complete", "failure", "failed"]}]}
     )
-    message: Strict | None = Field(None, description="Cut at 2,000 characters.")
+    message: Strict | None = Field(None, description="Shown with the state; truncated to 2,000 characters.")
     uri: Strict | None = None
 
 
 class SnapshotMessage(BaseModel):
-    """A message as AgentAPI tells it; without a time it is of now."""
+    """A message as AgentAPI returns it; without a time, the time of the request is used."""
 
     id: EntryId
     content: Strict
@@ -33,6 +33,6 @@ class SnapshotMessage(BaseModel):
 
 
 class LogSnapshot(BaseModel):
-    """The end of a conversation, as AgentAPI's `GET /messages` gives it."""
+    """The end of a conversation, as AgentAPI's ``GET /messages`` returns it."""
 
     messages: list[SnapshotMessage]

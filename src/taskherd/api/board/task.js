@@ -1,95 +1,96 @@
-// Shows one task live. EventSource can't send a token in a header, so the stream is read with fetch.
+// Shows one task live. The stream is read with fetch, because EventSource cannot send a token in a header.
 "use strict";
 
-const KEY = "taskherd-token";
-const LOG_EVERY = 3000;
-const RETRY_MOST = 30000;
+const TOKEN_KEY = "taskherd-token";
+const LOG_INTERVAL = 3000; // milliseconds between two reads of the log
+const MAX_RETRY_DELAY = 30000; // milliseconds
+const INVALID_TOKEN = "The token is not valid.";
 const TIMELINE_PAGE = 500;
 
 const $ = (id) => document.getElementById(id);
-const [, before, user, task] = location.pathname.match(/^(.*)\/tasks\/([^/]+)\/([^/]+)\/?$/);
-const api = `${before}/api/v2/tasks/${user}/${task}`;
+const [, base, user, task] = location.pathname.match(/^(.*)\/tasks\/([^/]+)\/([^/]+)\/?$/);
+const api = `${base}/api/v2/tasks/${user}/${task}`;
 
-let token = sessionStorage.getItem(KEY) || "";
-let lastId = "";
-let seen = 0; // the last position in the timeline
-let reading = null; // what ends the stream
-const shown = new Map(); // log entries by id
+let token = sessionStorage.getItem(TOKEN_KEY) || "";
+let lastEventId = "";
+let lastPosition = 0; // of the timeline
+let streamController = null; // aborts the stream
+const logElements = new Map(); // by the id of the entry
 
-class SignedOut extends Error {}
-class Gone extends Error {}
+class Unauthorized extends Error {}
+class NotFound extends Error {}
 
-async function ask(path, headers = {}, signal = undefined) {
+async function request(path, headers = {}, signal = undefined) {
   const response = await fetch(api + path, {
     headers: { "Coder-Session-Token": token, ...headers }, signal, cache: "no-store", credentials: "omit",
   });
-  if (response.status === 401) throw new SignedOut();
-  if (response.status === 404) throw new Gone();
+  if (response.status === 401) throw new Unauthorized();
+  if (response.status === 404) throw new NotFound();
   if (!response.ok) throw new Error(`The server answered ${response.status}.`);
   return response;
 }
 
-function element(name, content = "", kind = "") {
-  const made = document.createElement(name);
-  made.textContent = content;
-  if (kind) made.className = kind;
-  return made;
+function element(name, content = "", className = "") {
+  const created = document.createElement(name);
+  created.textContent = content;
+  if (className) created.className = className;
+  return created;
 }
 
-function put(id, text) {
+function setText(id, text) {
   if ($(id).textContent !== text) $(id).textContent = text;
 }
 
-function moment(at) {
-  const made = element("time", new Date(at).toLocaleString());
-  made.dateTime = at;
-  return made;
+function timeElement(time) {
+  const created = element("time", new Date(time).toLocaleString());
+  created.dateTime = time;
+  return created;
 }
 
-function connection(text, live = false) {
-  put("connection", text);
+function showConnection(text, live = false) {
+  setText("connection", text);
   $("connection").classList.toggle("live", live);
 }
 
-function note(text) {
-  put("note", text);
+function showNote(text) {
+  setText("note", text);
   $("note").hidden = !text;
 }
 
-function show(document_) {
+function showTask(task) {
   $("task").hidden = false;
-  const name = document_.display_name || document_.name;
-  document.title = `${document_.status}: ${name}`;
-  put("name", name);
-  put("status", document_.status);
-  $("status").className = `badge ${document_.status}`;
-  const state = document_.current_state;
-  put("summary", state ? `${state.state}${state.message ? `: ${state.message}` : ""}` : "The agent has said nothing yet.");
-  const health = document_.workspace_agent_health;
+  const name = task.display_name || task.name;
+  document.title = `${task.status}: ${name}`;
+  setText("name", name);
+  setText("status", task.status);
+  $("status").className = `badge ${task.status}`;
+  const state = task.current_state;
+  setText("summary", state ? `${state.state}${state.message ? `: ${state.message}` : ""}` : "The agent has not reported yet.");
+  const health = task.workspace_agent_health;
   const facts = {
-    Name: document_.name,
-    Owner: document_.owner_name,
-    Template: document_.template_display_name || document_.template_name,
-    Workspace: `${document_.workspace_name}, ${document_.workspace_status || "unknown"}`,
+    Name: task.name,
+    Owner: task.owner_name,
+    Template: task.template_display_name || task.template_name,
+    Workspace: `${task.workspace_name}, ${task.workspace_status || "unknown"}`,
     Agent: health ? (health.healthy ? "healthy" : health.reason) : "none",
-    Created: new Date(document_.created_at).toLocaleString(),
+    Created: new Date(task.created_at).toLocaleString(),
   };
   if (state && /^https?:/.test(state.uri)) facts.Link = state.uri;
   const rows = Object.entries(facts).flatMap(([label, value]) => {
-    const told = element("dd", label === "Link" ? "" : value);
+    const cell = element("dd", label === "Link" ? "" : value);
     if (label === "Link") {
       const link = element("a", value);
       link.href = value;
       link.rel = "noopener noreferrer";
-      told.append(link);
+      cell.append(link);
     }
-    return [element("dt", label), told];
+    return [element("dt", label), cell];
   });
   $("facts").replaceChildren(...rows);
-  put("prompt", document_.initial_prompt);
+  setText("prompt", task.initial_prompt);
 }
 
-function words(value) {
+function describe(value) {
   if (value === null || value === undefined || value === "") return "none";
   if (typeof value !== "object") return String(value);
   if ("state" in value) return value.message ? `${value.state} (${value.message})` : value.state;
@@ -97,154 +98,155 @@ function words(value) {
   return JSON.stringify(value);
 }
 
-function tell(change) {
+function showChange(change) {
   const item = element("li");
   const cause = change.cause.type ? `${change.cause.kind} ${change.cause.type}` : change.cause.kind;
-  const when = element("p");
-  when.append(moment(change.time), element("span", ` · ${cause}`, "who"));
-  item.append(when);
+  const heading = element("p");
+  heading.append(timeElement(change.time), element("span", ` · ${cause}`, "who"));
+  item.append(heading);
   if (change.version === 1) item.append(element("p", "created"));
   else {
     const fields = Object.entries(change.changes);
     if (!fields.length) item.append(element("p", "deleted"));
     for (const [field, { from, to }] of fields) {
-      item.append(element("p", `${field.replaceAll("_", " ")}: ${words(from)} → ${words(to)}`));
+      item.append(element("p", `${field.replaceAll("_", " ")}: ${describe(from)} → ${describe(to)}`));
     }
   }
   $("timeline").prepend(item);
 }
 
-async function timeline() {
+async function loadTimeline() {
   for (;;) {
-    const { events } = await (await ask(`/events?after=${seen}&limit=${TIMELINE_PAGE}`)).json();
+    const { events } = await (await request(`/events?after=${lastPosition}&limit=${TIMELINE_PAGE}`)).json();
     for (const change of events) {
-      if (change.position > seen) {
-        seen = change.position;
-        tell(change);
+      if (change.position > lastPosition) {
+        lastPosition = change.position;
+        showChange(change);
       }
     }
     if (events.length < TIMELINE_PAGE) return;
   }
 }
 
-async function logs() {
-  const told = await (await ask("/logs")).json();
+async function loadLogs() {
+  const { logs } = await (await request("/logs")).json();
   const box = $("log");
   const atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
-  if (told.logs.length && !shown.size) box.replaceChildren();
-  for (const entry of told.logs) {
-    const known = shown.get(entry.id);
-    if (known) {
-      const body = known.querySelector("pre");
+  if (logs.length && !logElements.size) box.replaceChildren();
+  for (const entry of logs) {
+    const existing = logElements.get(entry.id);
+    if (existing) {
+      const body = existing.querySelector("pre");
       if (body.textContent !== entry.content) body.textContent = entry.content;
       continue;
     }
-    const made = element("div", "", `entry ${entry.type}`);
-    const head = element("div", "", "who");
-    head.append(entry.type === "input" ? "Person · " : "Agent · ", moment(entry.time));
-    made.append(head, element("pre", entry.content));
-    box.append(made);
-    shown.set(entry.id, made);
+    const created = element("div", "", `entry ${entry.type}`);
+    const heading = element("div", "", "who");
+    heading.append(entry.type === "input" ? "User · " : "Agent · ", timeElement(entry.time));
+    created.append(heading, element("pre", entry.content));
+    box.append(created);
+    logElements.set(entry.id, created);
   }
   if (atEnd) box.scrollTop = box.scrollHeight;
 }
 
-async function why() {
-  const told = await (await ask("/explain")).json();
-  put("because", told.status.because);
+async function loadExplanation() {
+  const { status } = await (await request("/explain")).json();
+  setText("because", status.because);
 }
 
-let wanted = false;
-let busy = false;
-async function around() { // everything beside the document, once for many changes
-  wanted = true;
-  if (busy) return;
-  busy = true;
+let refreshAgain = false;
+let refreshing = false;
+async function refreshDetails() { // all but the document; changes during a refresh cause only one more
+  refreshAgain = true;
+  if (refreshing) return;
+  refreshing = true;
   try {
-    while (wanted) {
-      wanted = false;
-      await Promise.all([timeline(), why(), logs()]);
+    while (refreshAgain) {
+      refreshAgain = false;
+      await Promise.all([loadTimeline(), loadExplanation(), loadLogs()]);
     }
   } catch (error) {
-    if (error instanceof SignedOut) signIn("That token does not hold, or no longer.");
-    else if (!(error instanceof Gone)) note(error.message);
+    if (error instanceof Unauthorized) showSignIn(INVALID_TOKEN);
+    else if (!(error instanceof NotFound)) showNote(error.message);
   } finally {
-    busy = false;
+    refreshing = false;
   }
 }
 
-function take(event, data) {
-  if (event === "task.snapshot") show(JSON.parse(data));
-  else if (event === "task.updated" || event === "task.created") show(JSON.parse(data).data.task);
-  else if (event === "task.deleted") throw new Gone();
+function handleEvent(event, data) {
+  if (event === "task.snapshot") showTask(JSON.parse(data));
+  else if (event === "task.updated" || event === "task.created") showTask(JSON.parse(data).data.task);
+  else if (event === "task.deleted") throw new NotFound();
   else return;
-  around();
+  refreshDetails();
 }
 
-async function read(response) { // https://html.spec.whatwg.org/multipage/server-sent-events.html
-  const lines = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "", event = "", data = "";
+async function readEvents(response) { // https://html.spec.whatwg.org/multipage/server-sent-events.html
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let incomplete = "", event = "", data = "";
   for (;;) {
-    const { value, done } = await lines.read();
+    const { value, done } = await reader.read();
     if (done) return;
-    const parts = (rest + value).split("\n");
-    rest = parts.pop();
-    for (const line of parts) {
+    const lines = (incomplete + value).split("\n");
+    incomplete = lines.pop();
+    for (const line of lines) {
       if (line === "") {
-        if (data) take(event, data);
+        if (data) handleEvent(event, data);
         event = data = "";
-      } else if (line.startsWith("id: ")) lastId = line.slice(4);
+      } else if (line.startsWith("id: ")) lastEventId = line.slice(4);
       else if (line.startsWith("event: ")) event = line.slice(7);
       else if (line.startsWith("data: ")) data += line.slice(6);
     }
   }
 }
 
-async function follow() {
-  let wait = 500;
-  const own = (reading = new AbortController());
-  while (!own.signal.aborted) {
+async function watch() {
+  let delay = 500;
+  const controller = (streamController = new AbortController());
+  while (!controller.signal.aborted) {
     try {
-      const response = await ask("/watch", lastId ? { "Last-Event-ID": lastId } : {}, own.signal);
-      connection("Live", true);
-      note("");
-      wait = 500;
-      await read(response);
+      const headers = lastEventId ? { "Last-Event-ID": lastEventId } : {};
+      const response = await request("/watch", headers, controller.signal);
+      showConnection("Live", true);
+      showNote("");
+      delay = 500;
+      await readEvents(response);
     } catch (error) {
-      if (own.signal.aborted) return;
-      if (error instanceof SignedOut) return signIn("That token does not hold, or no longer.");
-      if (error instanceof Gone) {
-        connection("Ended");
-        return note("There is no such task, or it was deleted, or this token may not see it.");
+      if (controller.signal.aborted) return;
+      if (error instanceof Unauthorized) return showSignIn(INVALID_TOKEN);
+      if (error instanceof NotFound) {
+        showConnection("Ended");
+        return showNote("The task does not exist, was deleted, or this token may not see it.");
       }
     }
-    connection("Connecting again");
-    await new Promise((done) => setTimeout(done, wait * (0.5 + Math.random() / 2)));
-    wait = Math.min(wait * 2, RETRY_MOST);
+    showConnection("Reconnecting");
+    await new Promise((done) => setTimeout(done, delay * (0.5 + Math.random() / 2)));
+    delay = Math.min(delay * 2, MAX_RETRY_DELAY);
   }
 }
 
-function signIn(reason = "") {
-  if (reading) reading.abort();
-  token = lastId = "";
-  sessionStorage.removeItem(KEY);
-  seen = 0;
-  shown.clear();
+function showSignIn(reason = "") {
+  if (streamController) streamController.abort();
+  token = lastEventId = "";
+  sessionStorage.removeItem(TOKEN_KEY);
+  lastPosition = 0;
+  logElements.clear();
   $("log").replaceChildren();
   $("timeline").replaceChildren();
   $("task").hidden = true;
-  $("forget").hidden = true;
+  $("signout").hidden = true;
   $("signin").hidden = false;
-  connection("Not connected");
-  note(reason);
+  showConnection("Not connected");
+  showNote(reason);
   $("token").focus();
 }
 
-function begin() {
+function start() {
   $("signin").hidden = true;
-  $("forget").hidden = false;
-  connection("Connecting");
-  follow();
+  $("signout").hidden = false;
+  showConnection("Connecting");
+  watch();
 }
 
 $("signin").addEventListener("submit", (event) => {
@@ -252,12 +254,12 @@ $("signin").addEventListener("submit", (event) => {
   token = $("token").value.trim();
   $("token").value = "";
   if (!token) return;
-  sessionStorage.setItem(KEY, token);
-  begin();
+  sessionStorage.setItem(TOKEN_KEY, token);
+  start();
 });
-$("forget").addEventListener("click", () => signIn());
-setInterval(() => { // log entries raise no version, so nothing tells of them
-  if (token && !document.hidden && !$("task").hidden && $("connection").classList.contains("live")) around();
-}, LOG_EVERY);
-if (token) begin();
-else signIn();
+$("signout").addEventListener("click", () => showSignIn());
+setInterval(() => { // new log entries cause no event
+  if (token && !document.hidden && !$("task").hidden && $("connection").classList.contains("live")) refreshDetails();
+}, LOG_INTERVAL);
+if (token) start();
+else showSignIn();

@@ -1,1 +1,1 @@
-"""Who and what tasks refer to, as clients look it up: people, organizations, templates."""
+"""The routes of the directory: users, organizations, templates."""

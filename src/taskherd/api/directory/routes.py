@@ -1,4 +1,4 @@
-"""The directory's routes, and the two that clients ask before they have signed in."""
+"""The directory routes, and the two that clients call before they sign in."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from taskherd.api.directory.schemas import (
 from taskherd.api.http.responses import BufferedResponse, json
 from taskherd.api.http.route import Auth, ResponseSpec, Route
 
-SPOKEN: Final = "v2.34.0"
-"""The version of Coder whose Tasks API this is; VS Code hides its panel for a later one."""
+CODER_VERSION: Final = "v2.34.0"
+"""The version of Coder whose Tasks API this implements; VS Code hides its panel for a later one."""
 _ORGANIZATION: Final = "/organizations/{organization}"
 
 
-async def build_info(_ask: RequestContext) -> BufferedResponse:
-    """What this server is."""
-    return json({"version": f"{SPOKEN}+taskherd.{__version__}", "external_url": "", "dashboard_url": ""})
+async def build_info(_request: RequestContext) -> BufferedResponse:
+    """Return the version of this server."""
+    return json({"version": f"{CODER_VERSION}+taskherd.{__version__}", "external_url": "", "dashboard_url": ""})
 
 
 ROUTES: Final = (
@@ -34,8 +34,8 @@ ROUTES: Final = (
         method="GET",
         path="/buildinfo",
         handler=build_info,
-        summary="Build info",
-        responses={200: ResponseSpec("The version of Coder's API that this speaks, and our own.", dict[str, str])},
+        summary="Get build info",
+        responses={200: ResponseSpec("The version of Coder's API and of taskherd.", dict[str, str])},
         auth=Auth.NONE,
         tag="general",
     ),
@@ -43,8 +43,8 @@ ROUTES: Final = (
         method="GET",
         path="/users/first",
         handler=users.first,
-        summary="Check initial user created",
-        responses={200: ResponseSpec("There is one.", dict[str, str])},
+        summary="Check whether an initial user was created",
+        responses={200: ResponseSpec("An initial user exists.", dict[str, str])},
         auth=Auth.NONE,
         tag="users",
     ),
@@ -53,24 +53,24 @@ ROUTES: Final = (
         path="/users",
         handler=users.list_users,
         summary="Get users",
-        description="Those whom the caller shares an organization with.",
+        description="Returns the users who share an organization with the caller.",
         query=users.UsersQuery,
-        responses={200: ResponseSpec("The people.", UsersList)},
+        responses={200: ResponseSpec("The users.", UsersList)},
         tag="users",
     ),
     Route(
         method="GET",
         path="/users/{user}",
         handler=users.get,
-        summary="Get user by name",
-        responses={200: ResponseSpec("The person.", UserOut)},
+        summary="Get a user by name or ID",
+        responses={200: ResponseSpec("The user.", UserOut)},
         tag="users",
     ),
     Route(
         method="GET",
         path="/users/{user}/organizations",
         handler=users.organizations,
-        summary="Get organizations by user",
+        summary="Get the organizations of a user",
         responses={200: ResponseSpec("The organizations that the user and the caller share.", list[OrganizationOut])},
         tag="users",
     ),
@@ -78,8 +78,8 @@ ROUTES: Final = (
         method="POST",
         path="/users/{user}/keys",
         handler=users.key,
-        summary="Create new session key",
-        description="Gives the caller's own token again, so that revoking it ends all that was done with it.",
+        summary="Create a session key",
+        description="Returns the caller's own token, so that revoking it also revokes the key.",
         responses={201: ResponseSpec("The token.", KeyOut)},
         tag="users",
     ),
@@ -87,7 +87,7 @@ ROUTES: Final = (
         method="GET",
         path=_ORGANIZATION,
         handler=templates.organization,
-        summary="Get organization by name, ID or as the default",
+        summary="Get an organization by name or ID, or the default one",
         responses={200: ResponseSpec("The organization.", OrganizationOut)},
         tag="organizations",
     ),
@@ -95,7 +95,7 @@ ROUTES: Final = (
         method="GET",
         path=f"{_ORGANIZATION}/templates",
         handler=templates.list_of_organization,
-        summary="Get templates by organization",
+        summary="Get the templates of an organization",
         query=templates.TemplatesQuery,
         responses={200: ResponseSpec("The templates.", list[TemplateOut])},
         tag="templates",
@@ -104,7 +104,7 @@ ROUTES: Final = (
         method="GET",
         path=f"{_ORGANIZATION}/templates/{{template}}",
         handler=templates.get,
-        summary="Get templates by organization and template name",
+        summary="Get a template of an organization",
         responses={200: ResponseSpec("The template.", TemplateOut)},
         tag="templates",
     ),
@@ -112,7 +112,7 @@ ROUTES: Final = (
         method="GET",
         path=f"{_ORGANIZATION}/templates/{{template}}/versions/{{version}}",
         handler=templates.version_by_name,
-        summary="Get template version by organization, template, and name",
+        summary="Get a version of a template by name",
         responses={200: ResponseSpec("The version.", TemplateVersionOut)},
         tag="templates",
     ),
@@ -129,7 +129,7 @@ ROUTES: Final = (
         method="GET",
         path="/templateversions/{version}",
         handler=templates.version,
-        summary="Get template version by ID",
+        summary="Get a template version by ID",
         responses={200: ResponseSpec("The version.", TemplateVersionOut)},
         tag="templates",
     ),
@@ -137,8 +137,8 @@ ROUTES: Final = (
         method="GET",
         path="/templateversions/{version}/presets",
         handler=templates.presets,
-        summary="Get template version presets",
-        responses={200: ResponseSpec("The presets, the default first.", list[PresetOut])},
+        summary="Get the presets of a template version",
+        responses={200: ResponseSpec("The presets, the default one first.", list[PresetOut])},
         tag="templates",
     ),
 )

@@ -1,4 +1,4 @@
-"""What the directory's routes give, as models for the OpenAPI document; the names are Coder's, capitals and all."""
+"""Response bodies of the directory routes, for the OpenAPI document. Names and their case are Coder's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 
 class UserOut(BaseModel):
-    """A person; the organizations are those that the caller belongs to as well."""
+    """A user; the organizations are those that the caller also belongs to."""
 
     id: UUID
     username: str
@@ -23,14 +23,14 @@ class UserOut(BaseModel):
 
 
 class UsersList(BaseModel):
-    """People, by name."""
+    """Users, ordered by name."""
 
     users: list[UserOut]
     count: int
 
 
 class KeyOut(BaseModel):
-    """A token to sign in with."""
+    """The token that the caller presented."""
 
     key: str
 
@@ -47,7 +47,7 @@ class OrganizationOut(BaseModel):
 
 
 class TemplateOut(BaseModel):
-    """What tasks can be made from."""
+    """A template for tasks."""
 
     id: UUID
     organization_id: UUID
@@ -62,14 +62,14 @@ class TemplateOut(BaseModel):
 
 
 class VersionJobOut(BaseModel):
-    """The job that imported a version; there is none to wait for here."""
+    """The job that imported a version; it has always succeeded."""
 
     id: UUID
     status: Literal["succeeded"]
 
 
 class TemplateVersionOut(BaseModel):
-    """One version of a template; an archived one is left out of the directory and makes no new tasks."""
+    """A version of a template; no task can be created from an archived one."""
 
     id: UUID
     template_id: UUID

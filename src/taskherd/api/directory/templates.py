@@ -1,4 +1,4 @@
-"""Organizations and what tasks can be made from in them: templates, their versions and presets."""
+"""Handlers for organizations, and for the templates, versions and presets in them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pydantic import Field
 
 from taskherd.api.directory import users
 from taskherd.api.http import search_query
+from taskherd.api.http.errors import not_found
 from taskherd.api.http.ids import is_searchable, parse_uuid
-from taskherd.api.http.responses import BufferedResponse, json, not_found
-from taskherd.api.query import QueryModel
+from taskherd.api.http.query_parameters import QueryModel
+from taskherd.api.http.responses import BufferedResponse, json
 from taskherd.api.tasks import search
 from taskherd.store import directory_queries, task_queries
 
@@ -23,82 +24,85 @@ if TYPE_CHECKING:
     from taskherd.store.reader import Row
 
 MESSAGE: Final = "Invalid template search query."
-DEFAULT: Final = "default"
+_DEFAULT: Final = "default"
 _TERMS: Final = ("name", "exact_name", "organization", "has-ai-task", "deprecated")
-_TRUTHS: Final[Mapping[str, bool]] = {"true": True, "1": True, "t": True, "false": False, "0": False, "f": False}
+_BOOLEANS: Final[Mapping[str, bool]] = {"true": True, "1": True, "t": True, "false": False, "0": False, "f": False}
 
 
 class TemplatesQuery(QueryModel):
-    """The parameters of a list of templates."""
+    """Query parameters of a list of templates."""
 
     q: str = Field(
         "",
-        description="Terms organization:<name, UUID or default>, has-ai-task:<bool>, exact_name:<name>,"
-        " name:<part of it>.",
+        description=(
+            "Search terms, separated by spaces: `organization:<name, ID or default>`, `has-ai-task:<bool>`,"
+            " `deprecated:<bool>`, `exact_name:<name>`, `name:<part of the name>`. A word without a colon is a part of"
+            " the name. At most 4,096 characters."
+        ),
     )
 
 
 async def organization(request: RequestContext) -> BufferedResponse:
-    """One organization: by name, id, or as the default one."""
+    """Return one organization, by name, by id or as the caller's default one."""
     row, default = await _organization(request)
     return json(users.organization_json(row, default=default))
 
 
 async def list_of_organization(request: RequestContext) -> BufferedResponse:
-    """The templates of an organization."""
+    """Return the templates of an organization."""
     row, _ = await _organization(request)
     return await _list(request, row["id"])
 
 
 async def list_templates(request: RequestContext) -> BufferedResponse:
-    """The templates of all the caller's organizations."""
+    """Return the templates of all organizations of the caller."""
     return await _list(request, None)
 
 
 async def get(request: RequestContext) -> BufferedResponse:
-    """One template of an organization."""
-    return json(_template(await _get_or_404(request)))
+    """Return one template of an organization."""
+    return json(_template_json(await _get_or_404(request)))
 
 
 async def version_by_name(request: RequestContext) -> BufferedResponse:
-    """A version of a template, by name."""
+    """Return a version of a template, by name."""
     template = await _get_or_404(request)
     name = request.params["version"]
     row = None
     if is_searchable(name):
         row = await directory_queries.version_of(request.api.reader, request.caller.user_id, template["id"], name)
-    return json(_version(row))
+    return json(_version_json(row))
 
 
 async def version(request: RequestContext) -> BufferedResponse:
-    """A version, by id."""
+    """Return a version, by id."""
     version_id = parse_uuid(request.params["version"])
     row = None
     if version_id is not None:
         row = await directory_queries.version(request.api.reader, request.caller.user_id, version_id)
-    return json(_version(row))
+    return json(_version_json(row))
 
 
 async def presets(request: RequestContext) -> BufferedResponse:
-    """The presets of a version, the default first."""
+    """Return the presets of a version, the default first."""
     version_id = parse_uuid(request.params["version"])
     rows = None
     if version_id is not None:
         rows = await directory_queries.presets(request.api.reader, request.caller.user_id, version_id)
     if rows is None:
         raise not_found()
-    return json([_preset(row) for row in rows])
+    return json([_preset_json(row) for row in rows])
 
 
 async def _organization(request: RequestContext) -> tuple[Row, bool]:
-    """The organization that the path names, and whether it is the caller's default one."""
+    """Return the organization that the path names, and whether it is the caller's default one."""
     text = request.params["organization"]
     caller = request.caller.user_id
     default = await task_queries.default_organization(request.api.reader, caller)
-    which = default if text.lower() == DEFAULT else parse_uuid(text) or text
+    name_or_id = default if text.lower() == _DEFAULT else parse_uuid(text) or text
     row = None
-    if isinstance(which, UUID) or (which and is_searchable(which)):
-        row = await directory_queries.organization(request.api.reader, caller, which)
+    if isinstance(name_or_id, UUID) or (name_or_id and is_searchable(name_or_id)):
+        row = await directory_queries.organization(request.api.reader, caller, name_or_id)
     if row is None:
         raise not_found()
     return row, row["id"] == default
@@ -107,11 +111,11 @@ async def _organization(request: RequestContext) -> tuple[Row, bool]:
 async def _get_or_404(request: RequestContext) -> Row:
     organization_row, _ = await _organization(request)
     text = request.params["template"]
-    which = parse_uuid(text) or text
+    name_or_id = parse_uuid(text) or text
     row = None
-    if isinstance(which, UUID) or is_searchable(which):
+    if isinstance(name_or_id, UUID) or is_searchable(name_or_id):
         row = await directory_queries.template(
-            request.api.reader, request.caller.user_id, organization_row["id"], which
+            request.api.reader, request.caller.user_id, organization_row["id"], name_or_id
         )
     if row is None:
         raise not_found()
@@ -119,39 +123,40 @@ async def _get_or_404(request: RequestContext) -> Row:
 
 
 async def _list(request: RequestContext, organization_id: UUID | None) -> BufferedResponse:
-    text = search_query.read(request.parameters(TemplatesQuery).q, bare="name", known=_TERMS, message=MESSAGE)
+    terms = search_query.read(request.parameters(TemplatesQuery).q, bare="name", allowed=_TERMS, message=MESSAGE)
     for name in ("name", "exact_name"):
-        if name in text and not is_searchable(text[name]):
-            raise search_query.bad_value(MESSAGE, name, "printable characters were expected")
-    wanted_here = True
-    if "organization" in text:
-        asked = await search.organization(request, text["organization"], MESSAGE)
-        wanted_here = organization_id in {None, asked}
-        organization_id = asked
-    tasks = _truth(text, "has-ai-task", otherwise=True)
-    deprecated = _truth(text, "deprecated", otherwise=False)
+        if name in terms and not is_searchable(terms[name]):
+            raise search_query.invalid_value(MESSAGE, name, "expected printable characters")
+    other_organization = False
+    if "organization" in terms:
+        term_id = await search.organization(request, terms["organization"], MESSAGE)
+        other_organization = organization_id not in {None, term_id}
+        organization_id = term_id
+    has_ai_task = _boolean(terms, "has-ai-task", default=True)
+    deprecated = _boolean(terms, "deprecated", default=False)
     rows: Any = ()
-    if wanted_here and tasks and not deprecated:
-        limit = request.api.settings.api_list_most
-        wanted = directory_queries.TemplateFilter(limit, organization_id, text.get("exact_name"), text.get("name"))
-        rows = await directory_queries.templates(request.api.reader, request.caller.user_id, wanted)
-    return json([_template(row) for row in rows])
+    if not other_organization and has_ai_task and not deprecated:  # all templates run tasks, none is deprecated
+        template_filter = directory_queries.TemplateFilter(
+            request.api.settings.api_list_most, organization_id, terms.get("exact_name"), terms.get("name")
+        )
+        rows = await directory_queries.templates(request.api.reader, request.caller.user_id, template_filter)
+    return json([_template_json(row) for row in rows])
 
 
-def _truth(text: Mapping[str, str], name: str, *, otherwise: bool) -> bool:
-    """A term that is true or false, in the forms that Go's strconv.ParseBool takes."""
-    if name not in text:
-        return otherwise
-    if text[name] not in _TRUTHS:
-        raise search_query.bad_value(MESSAGE, name, f'"{text[name]}" is neither true nor false')
-    return _TRUTHS[text[name]]
+def _boolean(terms: Mapping[str, str], name: str, *, default: bool) -> bool:
+    """Return a boolean term, in the forms that Go's ``strconv.ParseBool`` accepts."""
+    if name not in terms:
+        return default
+    if terms[name] not in _BOOLEANS:
+        raise search_query.invalid_value(MESSAGE, name, f'"{terms[name]}" is neither true nor false')
+    return _BOOLEANS[terms[name]]
 
 
-def _template(row: Row) -> dict[str, Any]:
+def _template_json(row: Row) -> dict[str, Any]:
     return {**dict(row), "deprecated": False}
 
 
-def _version(row: Row | None) -> dict[str, Any]:
+def _version_json(row: Row | None) -> dict[str, Any]:
     if row is None:
         raise not_found()
     return {
@@ -165,7 +170,7 @@ def _version(row: Row | None) -> dict[str, Any]:
     }
 
 
-def _preset(row: Row) -> dict[str, Any]:
+def _preset_json(row: Row) -> dict[str, Any]:
     parameters = orjson.loads(row["parameters"])
     return {
         "ID": row["id"],
@@ -173,10 +178,10 @@ def _preset(row: Row) -> dict[str, Any]:
         "Default": row["is_default"],
         "Description": "",
         "Icon": "",
-        "Parameters": [{"Name": name, "Value": _text(value)} for name, value in sorted(parameters.items())],
+        "Parameters": [{"Name": name, "Value": _parameter_text(value)} for name, value in sorted(parameters.items())],
     }
 
 
-def _text(value: Any) -> str:
-    """A parameter's value as the text that Coder's are."""
+def _parameter_text(value: Any) -> str:
+    """Return the value of a parameter as text, which it always is in Coder's API."""
     return value if isinstance(value, str) else orjson.dumps(value).decode()

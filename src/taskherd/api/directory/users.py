@@ -1,4 +1,4 @@
-"""People: whom the caller shares an organization with, and how somebody signs in."""
+"""Handlers for users: those who share an organization with the caller, and signing in."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import Field
 
 from taskherd.api.http import search_query
-from taskherd.api.http.endpoint import token_of
+from taskherd.api.http.auth import token_of
+from taskherd.api.http.errors import not_found
 from taskherd.api.http.ids import is_searchable
-from taskherd.api.http.responses import BufferedResponse, json, not_found
-from taskherd.api.query import QueryModel
+from taskherd.api.http.query_parameters import QueryModel
+from taskherd.api.http.responses import BufferedResponse, json
 from taskherd.store import directory_queries
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from taskherd.api.context import RequestContext
     from taskherd.store.reader import Row
 
@@ -22,58 +25,61 @@ _MAX_GITHUB_ID: Final = 2**63 - 1
 
 
 class UsersQuery(QueryModel):
-    """The parameters of the list of users."""
+    """Query parameters of the list of users."""
 
     q: str = Field(
-        "", description="Terms github_com_user_id:<number>, search:<part of a name or address>, status:<status>."
+        "",
+        description=(
+            "Search terms, separated by spaces: `github_com_user_id:<number>`, `search:<part of a name or address>`,"
+            " `status:<status>`. A word without a colon is a search. At most 4,096 characters."
+        ),
     )
 
 
 async def list_users(request: RequestContext) -> BufferedResponse:
-    """The people that the query names; the GitHub Action looks one up by their GitHub account."""
-    text = search_query.read(
+    """Return the users that match the query; the GitHub Action looks a user up by GitHub account."""
+    terms = search_query.read(
         request.parameters(UsersQuery).q,
         bare="search",
-        known=("search", "status", "github_com_user_id"),
+        allowed=("search", "status", "github_com_user_id"),
         message=MESSAGE,
     )
-    rows = []
-    if text.get("status", "active") == "active":
-        wanted = directory_queries.UserFilter(
-            request.api.settings.api_list_most, _github_id(text.get("github_com_user_id")), _part(text)
+    users = []
+    if terms.get("status", "active") == "active":
+        user_filter = directory_queries.UserFilter(
+            request.api.settings.api_list_most, _github_id(terms.get("github_com_user_id")), _search(terms)
         )
-        rows = [
-            user_json(row) for row in await directory_queries.people(request.api.reader, request.caller.user_id, wanted)
-        ]
-    return json({"users": rows, "count": len(rows)})
+        rows = await directory_queries.people(request.api.reader, request.caller.user_id, user_filter)
+        users = [user_json(row) for row in rows]
+    return json({"users": users, "count": len(users)})
 
 
 async def get(request: RequestContext) -> BufferedResponse:
-    """One of them."""
+    """Return one user."""
     return json(user_json(await get_or_404(request)))
 
 
 async def organizations(request: RequestContext) -> BufferedResponse:
-    """The organizations of a person."""
+    """Return the organizations that a user shares with the caller."""
     row = await get_or_404(request)
     rows = await directory_queries.organizations_of(request.api.reader, request.caller.user_id, row["id"])
-    return json([organization_json(each, default=place == 0) for place, each in enumerate(rows)])
+    return json([organization_json(each, default=index == 0) for index, each in enumerate(rows)])
 
 
 async def key(request: RequestContext) -> BufferedResponse:
-    """The token that was presented, once more: signing in begets no second one that would outlive its revocation."""
+    """Return the presented token. A second token would survive the revocation of the first."""
     if request.user() != request.caller.user_id:
         raise not_found()
     return json({"key": token_of(request.headers)}, 201)
 
 
-async def first(_ask: RequestContext) -> BufferedResponse:
-    """There is a first user: clients ask before they sign somebody in."""
+async def first(_request: RequestContext) -> BufferedResponse:
+    """Confirm that a first user exists, which clients check before they sign in."""
     return json({"message": "The initial user has already been created!"})
 
 
 async def get_or_404(request: RequestContext) -> Row:
-    """The person that the path names; raises the 404 where there is none for the caller."""
+    """Return the row of the user that the path names. Raise a 404 if the caller may not see it."""
     user = request.user()
     row = None
     if not isinstance(user, str) or is_searchable(user):
@@ -84,7 +90,7 @@ async def get_or_404(request: RequestContext) -> Row:
 
 
 def user_json(row: Row) -> dict[str, Any]:
-    """A person as clients are told of them."""
+    """Return the JSON of a user."""
     return {
         "id": row["id"],
         "username": row["username"],
@@ -99,21 +105,27 @@ def user_json(row: Row) -> dict[str, Any]:
 
 
 def organization_json(row: Row, *, default: bool) -> dict[str, Any]:
-    """An organization as clients are told of it."""
-    told = {"id": row["id"], "name": row["name"], "display_name": row["display_name"]}
-    return {**told, "description": "", "icon": "", "is_default": default}
+    """Return the JSON of an organization."""
+    return {
+        "id": row["id"],
+        "name": row["name"],
+        "display_name": row["display_name"],
+        "description": "",
+        "icon": "",
+        "is_default": default,
+    }
 
 
-def _part(said: Any) -> str | None:
-    part: str | None = said.get("search")
-    if part is not None and not is_searchable(part):
-        raise search_query.bad_value(MESSAGE, "search", "printable characters were expected")
-    return part
+def _search(terms: Mapping[str, str]) -> str | None:
+    text = terms.get("search")
+    if text is not None and not is_searchable(text):
+        raise search_query.invalid_value(MESSAGE, "search", "expected printable characters")
+    return text
 
 
 def _github_id(text: str | None) -> int | None:
     if text is None:
         return None
     if not (text.isascii() and text.isdigit() and int(text[:20]) <= _MAX_GITHUB_ID and len(text) <= 20):  # noqa: PLR2004
-        raise search_query.bad_value(MESSAGE, "github_com_user_id", "a whole number was expected")
+        raise search_query.invalid_value(MESSAGE, "github_com_user_id", "expected a whole number")
     return int(text)

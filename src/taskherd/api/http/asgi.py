@@ -1,4 +1,4 @@
-"""The ASGI application, made from the table of routes."""
+"""The ASGI application, built from the route table."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute, Router, WebSocketRoute
 from starlette.routing import Route as StarletteRoute
 
-from taskherd.api import board
+from taskherd.api.board.routes import ROUTES as BOARD
 from taskherd.api.http import openapi
 from taskherd.api.http.endpoint import Endpoint
-from taskherd.api.http.responses import BufferedResponse, route_not_found
+from taskherd.api.http.errors import route_not_found
+from taskherd.api.http.responses import BufferedResponse
 from taskherd.api.http.route import Auth, ResponseSpec, Route, SocketRoute
-from taskherd.api.http.websocket import SocketEndpoint, refuse
+from taskherd.api.http.websocket import SocketEndpoint, deny
 from taskherd.api.routes import EXPERIMENTAL, PREFIX, ROUTES, SOCKETS
 
 if TYPE_CHECKING:
@@ -30,28 +31,28 @@ _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "O
 
 
 def application(api: ApiContext, routes: Sequence[Route] = ROUTES, sockets: Sequence[SocketRoute] = SOCKETS) -> ASGIApp:
-    """Serve these routes, and the document that tells of them."""
-    described = openapi.encoded(routes, sockets)
+    """Return an application that serves these routes, the OpenAPI document about them, and the web page."""
+    openapi_json = openapi.encoded(routes, sockets)
 
-    async def describe(_ask: RequestContext) -> BufferedResponse:
-        return BufferedResponse(200, described)
+    async def get_openapi(_request: RequestContext) -> BufferedResponse:
+        return BufferedResponse(200, openapi_json)
 
     document = Route(
         method="GET",
         path="/openapi.json",
-        handler=describe,
-        summary="This document",
-        responses={200: ResponseSpec("OpenAPI 3.1.")},
+        handler=get_openapi,
+        summary="Get the OpenAPI document",
+        responses={200: ResponseSpec("The document, in OpenAPI 3.1.")},
         auth=Auth.NONE,
     )
-    both = [each for each in routes if each.experimental]
-    made: list[BaseRoute] = [
-        *_served(api, PREFIX, (*routes, document)),
-        *_served(api, EXPERIMENTAL, both),
-        *_served(api, "", board.ROUTES),
+    experimental = [each for each in routes if each.experimental]
+    endpoints: list[BaseRoute] = [
+        *_endpoints(api, PREFIX, (*routes, document)),
+        *_endpoints(api, EXPERIMENTAL, experimental),
+        *_endpoints(api, "", BOARD),
         *(WebSocketRoute(PREFIX + each.path, SocketEndpoint(api, each)) for each in sockets),
     ]
-    app: ASGIApp = Router(made, redirect_slashes=False, default=_Nowhere(api))
+    app: ASGIApp = Router(endpoints, redirect_slashes=False, default=_NotFound(api))
     origins = api.settings.cors_origins
     if origins:
         app = CORSMiddleware(
@@ -64,38 +65,41 @@ def application(api: ApiContext, routes: Sequence[Route] = ROUTES, sockets: Sequ
     return app
 
 
-def _served(api: ApiContext, prefix: str, routes: Sequence[Route]) -> list[BaseRoute]:
-    """One route of Starlette's for each path, in the order in which paths first appear."""
-    order = {path: place for place, path in enumerate(dict.fromkeys(each.path for each in routes))}
+def _endpoints(api: ApiContext, prefix: str, routes: Sequence[Route]) -> list[BaseRoute]:
+    """Return one Starlette route for each path, in the order in which the paths first appear."""
+    order = {path: index for index, path in enumerate(dict.fromkeys(each.path for each in routes))}
     by_path = groupby(sorted(routes, key=lambda each: order[each.path]), key=lambda each: each.path)
     return [
-        StarletteRoute(prefix + path, Endpoint(api, prefix + path, found := list(each)), methods=_own(found, routes))
-        for path, each in by_path
+        StarletteRoute(
+            prefix + path, Endpoint(api, prefix + path, own := list(group)), methods=_fixed_path_methods(own, routes)
+        )
+        for path, group in by_path
     ]
 
 
-def _own(here: Sequence[Route], routes: Sequence[Route]) -> list[str] | None:
-    """What a path answers beside a wider one (`/tasks/watch`, `/tasks/{user}`): all methods but those of that one.
+def _fixed_path_methods(own: Sequence[Route], routes: Sequence[Route]) -> list[str] | None:
+    """Return the methods that a fixed path answers if a parameterized one also matches it.
 
-    None where there is no such path, or where it is hidden whole.
+    For ``/tasks/watch``, which ``/tasks/{user}`` matches too, these are all except those of the parameterized path.
+    Return None if nothing else matches, or if both define the same method.
     """
-    path, methods = here[0].path, {route.method for route in here}
+    path, methods = own[0].path, {route.method for route in own}
     wider = [each for each in routes if each.path != path and re.fullmatch(re.sub(r"{\w+}", "[^/]+", each.path), path)]
-    others = {each.method for each in wider}
-    return sorted(_METHODS - others) if wider and not others & methods else None
+    wider_methods = {each.method for each in wider}
+    return sorted(_METHODS - wider_methods) if wider and not wider_methods & methods else None
 
 
-class _Nowhere:
-    """Answers for every path that is no route."""
+class _NotFound:
+    """Answers every path that matches no route."""
 
     def __init__(self, api: ApiContext) -> None:
-        self._answer = route_not_found().response
-        self._count = api.metrics.api_requests
+        self._response = route_not_found().response
+        self._requests = api.metrics.api_requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
-            await refuse(receive, send, self._answer)
+            await deny(receive, send, self._response)
             return
-        self._count.labels("none", "other", "404").inc()
-        await send({"type": "http.response.start", "status": 404, "headers": self._answer.raw_headers()})
-        await send({"type": "http.response.body", "body": self._answer.body})
+        self._requests.labels("none", "other", "404").inc()
+        await send({"type": "http.response.start", "status": 404, "headers": self._response.raw_headers()})
+        await send({"type": "http.response.body", "body": self._response.body})

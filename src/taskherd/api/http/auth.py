@@ -1,7 +1,8 @@
-"""Who asks: a token's holder, looked up in the database and believed for a second.
+"""Authentication of requests, by the token of a user or of an agent.
 
-What is remembered is the token's id with the hash that the database has, so every request is compared with it. A
-revoked token, a deactivated user and an expiry are noticed within that second.
+A user's token is looked up in the database, and the result is cached for a second. The cache is keyed by the token's id
+and holds the stored hash, with which the secret of every request is compared. The revocation or expiry of a token and
+the deactivation of its user take effect within that second.
 """
 
 from __future__ import annotations
@@ -9,28 +10,38 @@ from __future__ import annotations
 import asyncio
 import hmac
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
+from taskherd.api.http import user_tokens
+from taskherd.api.http.errors import rate_limited, unauthorized
+from taskherd.api.http.route import Auth
+from taskherd.messages.agent_tokens import verify_agent_token
 from taskherd.store import tokens
 from taskherd.store.engine import transaction
 
 if TYPE_CHECKING:
+    from starlette.types import Scope
+
+    from taskherd.api.context import ApiContext, RequestContext
     from taskherd.api.http.user_tokens import ParsedToken
     from taskherd.store import AsyncEngine
     from taskherd.store.reader import Reader
 
 CACHE_TTL: Final = 1.0
-"""Seconds for which what the database said of a token is believed."""
+"""Seconds for which the result of a token lookup is cached."""
 MAX_CACHED: Final = 10_000
-NOTE_USE_EVERY: Final = 30.0
+NOTE_USE_INTERVAL: Final = 30.0
+"""Seconds between two writes of the last-used times of tokens."""
+SESSION_TOKEN: Final = "coder-session-token"  # noqa: S105 - a header's name
+_BEARER: Final = "bearer "
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A user, by the token that was presented."""
+    """An authenticated user."""
 
     user_id: UUID
     username: str
@@ -38,69 +49,131 @@ class Caller:
 
 
 @dataclass(frozen=True, slots=True)
-class _Holder:
+class _CachedToken:
     caller: Caller
     secret_hash: bytes = field(repr=False)
-    until: float
+    valid_until: float
 
 
 class Authenticator:
-    """Finds out who asks; `now` is a monotonic clock in seconds."""
+    """Authenticates users by token; ``now`` is a monotonic clock in seconds."""
 
     def __init__(self, reader: Reader, now: Callable[[], float]) -> None:
         self._reader = reader
         self._now = now
-        self._cache: OrderedDict[str, _Holder] = OrderedDict()
-        self._asked: dict[str, asyncio.Task[_Holder | None]] = {}
-        self._used: dict[str, float] = {}
+        self._cache: OrderedDict[str, _CachedToken] = OrderedDict()
+        self._lookups: dict[str, asyncio.Task[_CachedToken | None]] = {}
+        self._used_at: dict[str, float] = {}
 
-    def cached(self, presented: ParsedToken) -> Caller | None:
-        """Who presents this token, if that was looked up within the last second."""
-        holder = self._cache.get(presented.id)
-        if holder is None or self._now() >= holder.until:
+    def cached(self, token: ParsedToken) -> Caller | None:
+        """Return the user of this token if it was looked up within the last second and is valid."""
+        cached = self._cache.get(token.id)
+        if cached is None or self._now() >= cached.valid_until:
             return None
-        return self._checked(holder, presented)
+        return self._verify(cached, token)
 
-    async def authenticate(self, presented: ParsedToken) -> Caller | None:
-        """Who presents this token; None if it doesn't hold. Raises Unavailable."""
-        caller = self.cached(presented)
+    async def authenticate(self, token: ParsedToken) -> Caller | None:
+        """Return the user of this token, or None if it is not valid.
+
+        Raises ``Unavailable`` if the database cannot be reached.
+        """
+        caller = self.cached(token)
         if caller is not None:
             return caller
-        holder = await self._look_up(presented.id)
-        return None if holder is None else self._checked(holder, presented)
+        cached = await self._look_up_once(token.id)
+        return None if cached is None else self._verify(cached, token)
 
     async def note_uses(self, engine: AsyncEngine) -> None:
-        """Write down when tokens were last used, all that were since the last time. Raises Unavailable."""
-        used, self._used = self._used, {}
-        if used:
+        """Store the last-used times of all tokens used since the previous call.
+
+        Raises ``Unavailable`` if the database cannot be reached; these times are lost then.
+        """
+        used_at, self._used_at = self._used_at, {}
+        if used_at:
             async with transaction(engine) as connection:
-                await tokens.record_use(connection, {each: self._now() - at for each, at in used.items()})
+                await tokens.record_use(connection, {each: self._now() - at for each, at in used_at.items()})
 
-    def _checked(self, holder: _Holder, presented: ParsedToken) -> Caller | None:
-        if not hmac.compare_digest(holder.secret_hash, presented.secret_hash):
+    def _verify(self, cached: _CachedToken, token: ParsedToken) -> Caller | None:
+        if not hmac.compare_digest(cached.secret_hash, token.secret_hash):
             return None
-        if len(self._used) < MAX_CACHED or presented.id in self._used:
-            self._used[presented.id] = self._now()
-        return holder.caller
+        if len(self._used_at) < MAX_CACHED or token.id in self._used_at:
+            self._used_at[token.id] = self._now()
+        return cached.caller
 
-    async def _look_up(self, token_id: str) -> _Holder | None:
-        """Ask the database once, however many requests of one token wait for it."""
-        asked = self._asked.get(token_id)
-        if asked is None:
-            asked = self._asked[token_id] = asyncio.create_task(self._holder(token_id))
-            asked.add_done_callback(lambda _: self._asked.pop(token_id, None))
-        return await asyncio.shield(asked)
+    async def _look_up_once(self, token_id: str) -> _CachedToken | None:
+        """Look the token up; concurrent requests with the same token share one query."""
+        lookup = self._lookups.get(token_id)
+        if lookup is None:
+            lookup = self._lookups[token_id] = asyncio.create_task(self._look_up(token_id))
+            lookup.add_done_callback(lambda _: self._lookups.pop(token_id, None))
+        return await asyncio.shield(lookup)
 
-    async def _holder(self, token_id: str) -> _Holder | None:
-        began = self._now()
+    async def _look_up(self, token_id: str) -> _CachedToken | None:
+        started = self._now()
         row = await self._reader.fetch_one(tokens.HOLDER, token_id)
         if row is None:
             self._cache.pop(token_id, None)
             return None
-        secret_hash, user_id, username, holds = row
-        until = began + (CACHE_TTL if holds is None else min(CACHE_TTL, holds))
-        holder = _Holder(Caller(user_id, username, token_id), secret_hash, until)
+        secret_hash, user_id, username, expires_in = row
+        valid_until = started + (CACHE_TTL if expires_in is None else min(CACHE_TTL, expires_in))
+        cached = _CachedToken(Caller(user_id, username, token_id), secret_hash, valid_until)
         while len(self._cache) >= MAX_CACHED:
             self._cache.popitem(last=False)
-        self._cache[token_id] = holder
-        return holder
+        self._cache[token_id] = cached
+        return cached
+
+
+async def authenticate(request: RequestContext, auth: Auth, scope: Scope) -> None:
+    """Authenticate a request and record its caller. Raise a 401, or a 429 if the caller exceeds its rate.
+
+    A failed token lookup counts against the rate limit of the client address, which limits how many guesses reach the
+    database.
+    """
+    api = request.api
+    if auth is Auth.NONE:
+        return
+    text = token_of(request.headers)
+    if auth is Auth.AGENT:
+        request.agent = verify_agent_token(api.settings.secret_keys, text)
+        if request.agent is None:
+            raise unauthorized()
+        _charge(api, request.agent)
+        return
+    address = ("address", (scope.get("client") or ("", 0))[0])
+    token = user_tokens.parse(text)
+    caller = api.authenticator.cached(token) if token else None
+    if caller is None:
+        wait = api.rate_limiter.retry_after(address)
+        if wait > 0:
+            raise rate_limited(wait)
+        caller = await api.authenticator.authenticate(token) if token else None
+    if caller is None:
+        api.rate_limiter.acquire(address)
+        raise unauthorized()
+    _charge(api, caller.user_id)
+    request.set_caller(caller)
+
+
+async def token_is_valid(request: RequestContext) -> bool:
+    """Return whether the user's token of a long-running request is still valid.
+
+    Raises ``Unavailable`` if the database cannot be reached.
+    """
+    token = user_tokens.parse(token_of(request.headers))
+    return token is not None and await request.api.authenticator.authenticate(token) is not None
+
+
+def token_of(headers: Mapping[str, str]) -> str:
+    """Return the token of a request, or "" without one."""
+    token = headers.get(SESSION_TOKEN, "")
+    if not token:
+        text = headers.get("authorization", "")
+        if text[: len(_BEARER)].lower() == _BEARER:
+            token = text[len(_BEARER) :]
+    return token.strip()
+
+
+def _charge(api: ApiContext, key: Hashable) -> None:
+    wait = api.rate_limiter.acquire(key)
+    if wait > 0:
+        raise rate_limited(wait)

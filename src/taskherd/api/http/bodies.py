@@ -1,40 +1,41 @@
-"""Reading a request's body: bounded in size and in time, then JSON, then the route's model."""
+"""Request bodies: read with limits on size and time, then validated by the route's model."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import orjson
 from pydantic import BaseModel, ValidationError
 
-from taskherd.api.http.responses import invalid, invalid_json, too_large, too_slow
+from taskherd.api.http.errors import invalid, invalid_json, too_large, too_slow
 
 if TYPE_CHECKING:
     from starlette.types import Receive
 
-Model = TypeVar("Model", bound=BaseModel)
-MAX_VALIDATIONS = 20
+BodyModel = TypeVar("BodyModel", bound=BaseModel)
+MAX_VALIDATIONS: Final = 20
+"""Maximum number of invalid fields that one error names."""
 
 
 class ClientDisconnected(Exception):  # noqa: N818 - not an error
-    """Whoever asked hung up before the request was whole; nobody is there to be answered."""
+    """The client disconnected before it had sent the whole request."""
 
 
 def check_length(headers: Mapping[str, str], limit: int) -> None:
-    """Refuse a body that says itself that it is larger than so many bytes."""
-    told = headers.get("content-length", "")
-    if told.isdigit() and int(told[:19]) > limit:
+    """Reject a body whose Content-Length exceeds ``limit`` bytes."""
+    length = headers.get("content-length", "")
+    if length.isdigit() and int(length[:19]) > limit:
         raise too_large(limit)
 
 
-async def read(receive: Receive, within: float, limit: int) -> bytes:
-    """The whole body; at most so many bytes, and within so many seconds."""
+async def read(receive: Receive, timeout: float, limit: int) -> bytes:  # noqa: ASYNC109 - it becomes a 408
+    """Read the body: up to ``limit`` bytes, within ``timeout`` seconds."""
     parts: list[bytes] = []
     size = 0
     try:
-        async with asyncio.timeout(within):
+        async with asyncio.timeout(timeout):
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
@@ -50,23 +51,23 @@ async def read(receive: Receive, within: float, limit: int) -> bytes:
         raise too_slow() from None
 
 
-def parse(body: bytes, model: type[Model]) -> Model:
-    """The body as the route's model says."""
+def parse(body: bytes, model: type[BodyModel]) -> BodyModel:
+    """Validate a body with the route's model. Raise a 400 that names the invalid fields."""
     try:
         value: Any = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise invalid_json(str(error)) from None
     if not isinstance(value, dict):
-        raise invalid_json("An object was expected.")
+        raise invalid_json("Expected an object.")
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        raise invalid(*_wrong(error)) from None
+        raise invalid(*_validations(error)) from None
 
 
-def _wrong(error: ValidationError) -> list[tuple[str, str]]:
-    found = error.errors(include_url=False, include_context=False, include_input=False)
+def _validations(error: ValidationError) -> list[tuple[str, str]]:
+    details = error.errors(include_url=False, include_context=False, include_input=False)
     return [
         (".".join(str(part) for part in each["loc"]) or "body", each["msg"].removeprefix("Value error, "))
-        for each in found[:MAX_VALIDATIONS]
+        for each in details[:MAX_VALIDATIONS]
     ]

@@ -1,20 +1,21 @@
-"""The way of a request: method, caller, rate, body, handler, answer. Every error leaves here as JSON."""
+"""Process one request: method, authentication, rate limit, body, handler, response. Every error becomes JSON."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl
 
 import structlog
 
 from taskherd.api.context import ApiContext, RequestContext
-from taskherd.api.http import bodies, responses, user_tokens
-from taskherd.api.http.responses import BufferedResponse, HTTPError
-from taskherd.api.http.route import Auth, Route
+from taskherd.api.http import bodies, errors
+from taskherd.api.http.auth import authenticate
+from taskherd.api.http.errors import HTTPError
+from taskherd.api.http.responses import BufferedResponse
+from taskherd.api.http.route import Route
 from taskherd.errors import Retry, Unavailable
-from taskherd.messages.agent_tokens import verify_agent_token
 from taskherd.observability.tracing import extract
 from taskherd.store.engine import DataError
 
@@ -24,10 +25,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-SESSION_TOKEN = "coder-session-token"  # noqa: S105 - a header's name
-MAX_QUERY = 100
-"""Parameters in one query string."""
-_BEARER = "bearer "
+MAX_QUERY_PARAMETERS: Final = 100
+_CLIENT_CLOSED_REQUEST: Final = 499
+"""The status in logs and metrics of a request whose client disconnected (nginx uses the same)."""
 
 
 class Endpoint:
@@ -42,77 +42,76 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        began = time.perf_counter()
+        started = time.perf_counter()
         metrics = self._api.metrics
         metrics.api_in_flight.inc()
         method: str = scope["method"]
         request = request_context(self._api, scope)
-        status = 499
+        status = _CLIENT_CLOSED_REQUEST
         try:
             response = await self._respond(request, scope, receive)
             if isinstance(response, BufferedResponse):
                 status = response.status
                 await _send(response, send)
-                metrics.api_seconds.observe(time.perf_counter() - began)
+                metrics.api_seconds.observe(time.perf_counter() - started)
             else:
                 status = response.status_code
                 await response(scope, receive, send)
         except bodies.ClientDisconnected:
-            log.debug("hung up", method=method, route=self._path)
+            log.debug("client disconnected", method=method, route=self._path)
         finally:
             metrics.api_in_flight.dec()
-            known = method if method in self._routes else "other"
-            metrics.api_requests.labels(self._path, known, str(status)).inc()
-            self._log(request, method, status, time.perf_counter() - began)
+            label = method if method in self._routes else "other"
+            metrics.api_requests.labels(self._path, label, str(status)).inc()
+            self._log(request, method, status, time.perf_counter() - started)
 
     async def _respond(self, request: RequestContext, scope: Scope, receive: Receive) -> BufferedResponse | Response:
-        """What to send back, whatever happens."""
+        """Return the response; every exception except ``ClientDisconnected`` becomes an error response."""
         try:
             route = self._routes.get(request.method)
             if route is None:
-                return responses.method_not_allowed(sorted(self._routes)).response
+                return errors.method_not_allowed(sorted(self._routes)).response
             request.query_model = route.query
             await authenticate(request, route.auth, scope)
             bodies.check_length(request.headers, route.max_body)
             if route.body is not None:
-                within = self._api.settings.api_read_timeout
-                body = await bodies.read(receive, within, route.max_body)
+                body = await bodies.read(receive, self._api.settings.api_read_timeout, route.max_body)
                 request.body = bodies.parse(body, route.body)
             tracing = self._api.tracing
             with tracing.span("request", parent=extract(request.headers), method=request.method, route=self._path):
                 return await route.handler(request)
-        except HTTPError as refusal:
-            return refusal.response
+        except HTTPError as error:
+            return error.response
         except (Unavailable, Retry) as error:
-            log.warning("away", route=self._path, reason=str(error))
-            return responses.unavailable("The service is not available at the moment.").response
+            log.warning("dependency unavailable", route=self._path, reason=str(error))
+            return errors.unavailable("The service is temporarily unavailable.").response
         except DataError:
-            return HTTPError(400, "The request holds a value that can't be taken.").response
+            return HTTPError(400, "The request contains a value that the database cannot store.").response
         except bodies.ClientDisconnected:
             raise
         except Exception:
             self._api.metrics.api_crashes.inc()
-            log.exception("crash", method=request.method, route=self._path)
-            return responses.internal_error().response
+            log.exception("request failed", method=request.method, route=self._path)
+            return errors.internal_error().response
 
-    def _log(self, request: RequestContext, method: str, status: int, took: float) -> None:
+    def _log(self, request: RequestContext, method: str, status: int, seconds: float) -> None:
         quiet = method in {"GET", "HEAD"} or status in {401, 404, 405, 429}
         if quiet and self._api.settings.log_level != "debug":
-            return  # saying it to nobody would cost more than rendering a task
-        note = log.debug if quiet else log.info
-        note(
+            return  # formatting a line that is not printed costs more than rendering a task
+        write = log.debug if quiet else log.info
+        write(
             "request",
             method=method,
             route=self._path,
             status=status,
-            ms=round(took * 1000, 1),
+            ms=round(seconds * 1000, 1),
             user=request.username,
             **request.log_fields,
         )
 
 
 def request_context(api: ApiContext, scope: Scope) -> RequestContext:
-    """The request as handlers see it; of several headers or parameters of one name the first counts."""
+    """Return the request as handlers receive it. The first of several headers or parameters of one name counts."""
     headers: dict[str, str] = {}
     for name, value in scope["headers"]:
         headers.setdefault(name.decode("latin-1"), value.decode("latin-1"))
@@ -126,68 +125,15 @@ def request_context(api: ApiContext, scope: Scope) -> RequestContext:
 
 
 def _query(raw: bytes) -> Mapping[str, str]:
-    """The parameters of a query string; of too many of them none is taken."""
+    """Return the parameters of a query string, or none if there are more than ``MAX_QUERY_PARAMETERS``."""
     try:
-        pairs = parse_qsl(raw.decode("latin-1"), keep_blank_values=True, max_num_fields=MAX_QUERY)
+        pairs = parse_qsl(raw.decode("latin-1"), keep_blank_values=True, max_num_fields=MAX_QUERY_PARAMETERS)
     except ValueError:
         return {}
-    told: dict[str, str] = {}
+    parameters: dict[str, str] = {}
     for name, value in pairs:
-        told.setdefault(name, value)
-    return told
-
-
-async def authenticate(request: RequestContext, auth: Auth, scope: Scope) -> None:
-    """Find out who asks and let them in, or raise what to tell them.
-
-    A token that must be looked up is paid for by its address when it doesn't hold, so that guessing costs the database
-    no more than a bucket allows.
-    """
-    api = request.api
-    if auth is Auth.NONE:
-        return
-    token = token_of(request.headers)
-    address = ("address", (scope.get("client") or ("", 0))[0])
-    if auth is Auth.AGENT:
-        request.agent = verify_agent_token(api.settings.secret_keys, token)
-        if request.agent is None:
-            raise responses.unauthorized()
-        _charge(api, request.agent)
-        return
-    presented = user_tokens.parse(token)
-    caller = api.authenticator.cached(presented) if presented else None
-    if caller is None:
-        wait = api.rate_limiter.retry_after(address)
-        if wait > 0:
-            raise responses.rate_limited(wait)
-        caller = await api.authenticator.authenticate(presented) if presented else None
-    if caller is None:
-        api.rate_limiter.acquire(address)
-        raise responses.unauthorized()
-    _charge(api, caller.user_id)
-    request.set_caller(caller)
-
-
-def _charge(api: ApiContext, who: object) -> None:
-    wait = api.rate_limiter.acquire(who)
-    if wait > 0:
-        raise responses.rate_limited(wait)
-
-
-def token_of(headers: Mapping[str, str]) -> str:
-    """The token of a request, "" without one."""
-    token = headers.get(SESSION_TOKEN, "")
-    if not token:
-        text = headers.get("authorization", "")
-        if text[: len(_BEARER)].lower() == _BEARER:
-            token = text[len(_BEARER) :]
-    return token.strip()
-
-
-async def token_is_valid(request: RequestContext) -> bool:
-    """Authenticate the user's token of a long request again. Raises Unavailable."""
-    parsed = user_tokens.parse(token_of(request.headers))
-    return parsed is not None and await request.api.authenticator.authenticate(parsed) is not None
+        parameters.setdefault(name, value)
+    return parameters
 
 
 async def _send(response: BufferedResponse, send: Send) -> None:

@@ -1,4 +1,4 @@
-"""Entity tags, so that who has a document already is not sent it again (RFC 9110, sections 8.8.3 and 13.1.2)."""
+"""Entity tags for conditional requests (RFC 9110, sections 8.8.3 and 13.1.2)."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from taskherd.api.http.responses import BufferedResponse, empty
 
 
 def of_document(version: int, revision: int) -> str:
-    """The tag of a task: its version, and the directory's revision, whose names it carries."""
+    """Return the tag of a task document: its version, and the revision of the directory whose names it contains."""
     return f'"{version}.{revision}"'
 
 
 def of_list(parts: Iterable[object]) -> str:
-    """The tag of a list that is the same as long as all of `parts` are."""
+    """Return the tag of a list that changes only if one of ``parts`` does."""
     return f'"{blake2b(" ".join(map(str, parts)).encode(), digest_size=12).hexdigest()}"'
 
 
 def unchanged(headers: Mapping[str, str], tag: str) -> BufferedResponse | None:
-    """The 304 for who has this very document, compared weakly as If-None-Match asks; else None."""
-    wanted = headers.get("if-none-match")
-    if wanted is None:
+    """Return a 304 if If-None-Match contains this tag (by weak comparison), else None."""
+    header = headers.get("if-none-match")
+    if header is None:
         return None
-    held = {each.strip().removeprefix("W/") for each in wanted.split(",")}
-    return empty(304, {"ETag": tag}) if tag in held or "*" in held else None
+    client_tags = {each.strip().removeprefix("W/") for each in header.split(",")}
+    return empty(304, {"ETag": tag}) if tag in client_tags or "*" in client_tags else None

@@ -1,4 +1,4 @@
-"""How people refer to things: ids in the forms that Go's clients accept, texts that a database can look up."""
+"""Ids and names in requests: ids in the forms that Go's clients accept, and names that the database can look up."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _MAX_NAME: Final = 256
 
 
 def parse_uuid(text: str) -> UUID | None:
-    """The id that a text is, with hyphens or without; None when it is none."""
+    """Return the id that a text is, with or without hyphens, or None if it is not one."""
     return UUID(text) if _UUID.fullmatch(text) else None
 
 
 def is_searchable(text: str) -> bool:
-    """Whether a text can be a name at all: short, and of characters that PostgreSQL takes."""
+    """Return whether a text is a possible name: short, and storable in PostgreSQL."""
     return 0 < len(text) <= _MAX_NAME and text.isprintable()

@@ -1,4 +1,4 @@
-"""The OpenAPI document, made from the table of routes: `python -m taskherd.api.http.openapi > docs/openapi.json`."""
+"""The OpenAPI document, built from the route table: ``python -m taskherd.api.http.openapi > docs/openapi.json``."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any, Final, Literal
 import orjson
 from pydantic import TypeAdapter
 
+from taskherd.api.http.query_parameters import declared
 from taskherd.api.http.route import Auth, Header, ResponseSpec, Route, SocketRoute
-from taskherd.api.query import declared
 from taskherd.api.routes import EXPERIMENTAL, PREFIX, ROUTES, SOCKETS
-from taskherd.api.tasks.schemas import ErrorOut
+from taskherd.api.tasks.schemas import ErrorResponse
 
 _JSON: Final = "application/json"
 _EVENTS: Final = "text/event-stream"
 _EVENT: Final[Mapping[str, Any]] = {
     "type": "object",
-    "description": "Each event of the stream.",
+    "description": "One event of the stream.",
     "properties": {
         "id": {"type": "string", "pattern": "^[0-9]+$"},
         "event": {"enum": ["task.snapshot", "task.created", "task.updated", "task.deleted", "reset", "resume"]},
@@ -29,54 +29,58 @@ _EVENT: Final[Mapping[str, Any]] = {
 _REF: Final = "#/components/schemas/{model}"
 _PARAMETER: Final = re.compile(r"\{(\w+)\}")
 _PATH_PARAMETERS: Final = {
-    "user": "Username, user ID, or 'me' for the authenticated user",
-    "task": "Task ID, or task name",
+    "user": "Username or ID of a user; `me` is the authenticated user.",
+    "task": "ID or name of a task.",
+    "id": "ID in the form of a UUID.",
+    "organization": "Name or ID of an organization; `default` is the caller's first one.",
+    "template": "Name or ID of a template.",
+    "version": "ID of a template version; its name on the path of a template.",
 }
 _DESCRIPTION: Final = (
-    "Coder's Tasks API as its clients speak it, and what taskherd has beyond it. Every error is JSON. Fields that may"
-    " be absent are left out when empty, unless they are told as null."
+    "Coder's Tasks API as its clients use it, with extensions. Every error is JSON. An optional field without a value"
+    " is left out, unless its schema allows null."
 )
-_RETRY: Final = {"Retry-After": "Seconds after which to try again."}
+_RETRY: Final = {"Retry-After": "Number of seconds after which to repeat the request."}
 _COMMON: Final[Mapping[int, ResponseSpec]] = {
-    400: ResponseSpec("The request is wrong; the message says how."),
-    429: ResponseSpec("The caller asks too often.", headers=_RETRY),
-    500: ResponseSpec("A mistake of ours."),
-    503: ResponseSpec("Something that the API stands on is away.", headers=_RETRY),
+    400: ResponseSpec("The request is invalid; the message explains why."),
+    429: ResponseSpec("The caller has exceeded its rate limit.", headers=_RETRY),
+    500: ResponseSpec("An internal error."),
+    503: ResponseSpec("The database, the broker or the worker is unavailable.", headers=_RETRY),
 }
-_SIGNED_OUT: Final = ResponseSpec(
-    "No token that holds.", headers={"WWW-Authenticate": 'Always `Bearer realm="coder"`.'}
+_UNAUTHORIZED: Final = ResponseSpec(
+    "The token is missing or not valid.", headers={"WWW-Authenticate": 'Always `Bearer realm="coder"`.'}
 )
 _BODY_RESPONSES: Final[Mapping[int, ResponseSpec]] = {
     408: ResponseSpec("The body did not arrive in time."),
-    413: ResponseSpec("The body is too large: over 1 MiB, a log snapshot over 64 KiB."),
+    413: ResponseSpec("The body is larger than 1 MiB, or a log snapshot larger than 64 KiB."),
 }
-_NOT_FOUND: Final = ResponseSpec("Not there, or not the caller's.")
+_NOT_FOUND: Final = ResponseSpec("The resource does not exist, or the caller may not see it.")
 
 
 class _Schemas:
-    """The schemas of everything that routes take and give, by what asks for them."""
+    """The JSON schemas of all request and response bodies, by type and mode."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
-        wanted: dict[tuple[str, Literal["validation", "serialization"]], Any] = {
-            (repr(ErrorOut), "serialization"): ErrorOut
+        types: dict[tuple[str, Literal["validation", "serialization"]], Any] = {
+            (repr(ErrorResponse), "serialization"): ErrorResponse
         }
         for route in routes:
             if route.body is not None:
-                wanted[repr(route.body), "validation"] = route.body
-            for says in route.responses.values():
-                if says.body is not None:
-                    wanted[repr(says.body), "serialization"] = says.body
-        inputs = [(key, mode, TypeAdapter(kind)) for (key, mode), kind in wanted.items()]
-        self._found, definitions = TypeAdapter.json_schemas(inputs, ref_template=_REF)
+                types[repr(route.body), "validation"] = route.body
+            for spec in route.responses.values():
+                if spec.body is not None:
+                    types[repr(spec.body), "serialization"] = spec.body
+        inputs = [(key, mode, TypeAdapter(kind)) for (key, mode), kind in types.items()]
+        self._schemas, definitions = TypeAdapter.json_schemas(inputs, ref_template=_REF)
         self.components: dict[str, Any] = definitions["$defs"]
 
     def of(self, kind: Any, mode: Literal["validation", "serialization"]) -> dict[str, Any]:
-        """The schema of one of them."""
-        return dict(self._found[repr(kind), mode])
+        """Return the schema of one of these types."""
+        return dict(self._schemas[repr(kind), mode])
 
 
 def document(routes: Sequence[Route] = ROUTES, sockets: Sequence[SocketRoute] = SOCKETS) -> dict[str, Any]:
-    """The document, in JSON's own types."""
+    """Return the document as JSON types."""
     schemas = _Schemas(routes)
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
@@ -84,8 +88,8 @@ def document(routes: Sequence[Route] = ROUTES, sockets: Sequence[SocketRoute] = 
             paths.setdefault(prefix + route.path, {})[route.method.lower()] = _operation(route, prefix, schemas)
     for socket in sockets:
         upgrade = _upgrade(socket)
-        told = paths.setdefault(PREFIX + socket.path, {}).setdefault("get", upgrade)
-        told["responses"] = {**upgrade["responses"], **told["responses"]}
+        operation = paths.setdefault(PREFIX + socket.path, {}).setdefault("get", upgrade)
+        operation["responses"] = {**upgrade["responses"], **operation["responses"]}
     return {
         "openapi": "3.1.0",
         "info": {"title": "taskherd", "version": "1.0.0", "description": _DESCRIPTION, "license": _LICENSE},
@@ -106,37 +110,37 @@ _LICENSE: Final = {"name": "Apache-2.0", "identifier": "Apache-2.0"}
 
 
 def encoded(routes: Sequence[Route] = ROUTES, sockets: Sequence[SocketRoute] = SOCKETS) -> bytes:
-    """The document as it is served and checked in."""
+    """Return the document as it is served, and stored in ``docs/``."""
     return orjson.dumps(document(routes, sockets), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
 
 def _operation(route: Route, prefix: str, schemas: _Schemas) -> dict[str, Any]:
-    told: dict[str, Any] = {
+    operation: dict[str, Any] = {
         "operationId": _identifier(route.method, prefix + route.path),
         "summary": route.summary,
         "tags": [route.tag],
     }
     if route.description:
-        told["description"] = route.description
+        operation["description"] = route.description
     if route.auth is Auth.NONE:
-        told["security"] = []
+        operation["security"] = []
     parameters = [*_path_parameters(route.path), *declared(route.query), *map(_header, route.headers)]
     if parameters:
-        told["parameters"] = parameters
+        operation["parameters"] = parameters
     if route.body is not None:
         schema = schemas.of(route.body, "validation")
-        told["requestBody"] = {"required": True, "content": {_JSON: {"schema": schema}}}
-    told["responses"] = {
-        str(status): _response(status, says, schemas) for status, says in sorted(_responses(route).items())
+        operation["requestBody"] = {"required": True, "content": {_JSON: {"schema": schema}}}
+    operation["responses"] = {
+        str(status): _response(status, spec, schemas) for status, spec in sorted(_responses(route).items())
     }
-    return told
+    return operation
 
 
 def _responses(route: Route) -> Mapping[int, ResponseSpec]:
-    """All that a route may answer, in its own words where it has some."""
+    """Return all responses of a route; its own override the common ones."""
     common = dict(_COMMON)
     if route.auth is not Auth.NONE:
-        common[401] = _SIGNED_OUT
+        common[401] = _UNAUTHORIZED
     if "{" in route.path:
         common[404] = _NOT_FOUND
     if route.body is not None:
@@ -144,18 +148,19 @@ def _responses(route: Route) -> Mapping[int, ResponseSpec]:
     return common | dict(route.responses)
 
 
-def _response(status: int, says: ResponseSpec, schemas: _Schemas) -> dict[str, Any]:
-    told: dict[str, Any] = {"description": says.description}
-    if says.headers:
-        told["headers"] = {
-            name: {"description": meaning, "schema": {"type": "string"}} for name, meaning in says.headers.items()
+def _response(status: int, spec: ResponseSpec, schemas: _Schemas) -> dict[str, Any]:
+    response: dict[str, Any] = {"description": spec.description}
+    if spec.headers:
+        response["headers"] = {
+            name: {"description": description, "schema": {"type": "string"}}
+            for name, description in spec.headers.items()
         }
-    kind = says.body if says.body is not None else ErrorOut if status >= 400 else None  # noqa: PLR2004 - an error
-    if says.media:
-        told["content"] = {says.media: {"schema": _EVENT if says.media == _EVENTS else {"type": "string"}}}
-    elif kind is not None:
-        told["content"] = {_JSON: {"schema": schemas.of(kind, "serialization")}}
-    return told
+    body = spec.body if spec.body is not None else ErrorResponse if status >= 400 else None  # noqa: PLR2004 - an error
+    if spec.media:
+        response["content"] = {spec.media: {"schema": _EVENT if spec.media == _EVENTS else {"type": "string"}}}
+    elif body is not None:
+        response["content"] = {_JSON: {"schema": schemas.of(body, "serialization")}}
+    return response
 
 
 def _path_parameters(path: str) -> list[dict[str, Any]]:
@@ -164,7 +169,7 @@ def _path_parameters(path: str) -> list[dict[str, Any]]:
             "name": name,
             "in": "path",
             "required": True,
-            "description": _PATH_PARAMETERS.get(name, name),
+            "description": _PATH_PARAMETERS[name],
             "schema": {"type": "string"},
         }
         for name in _PARAMETER.findall(path)
@@ -185,9 +190,9 @@ def _upgrade(socket: SocketRoute) -> dict[str, Any]:
         "operationId": _identifier("GET", PREFIX + socket.path),
         "summary": socket.summary,
         "tags": [socket.tag],
-        "description": "A WebSocket.",
+        "description": "Opens a WebSocket; each text frame is JSON.",
         "parameters": [*_path_parameters(socket.path), *declared(socket.query)],
-        "responses": {"101": {"description": "With Upgrade: the WebSocket is open."}},
+        "responses": {"101": {"description": "The WebSocket is open, if the request asked for the upgrade."}},
     }
 
 

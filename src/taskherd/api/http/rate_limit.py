@@ -1,4 +1,4 @@
-"""How often somebody may ask: a token bucket for each, bounded in number, kept in this process."""
+"""Rate limits: a token bucket for each caller, in this process."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ MAX_BUCKETS: Final = 10_000
 
 @dataclass(slots=True)
 class _Bucket:
-    left: float
-    at: float
+    tokens: float
+    refilled_at: float
 
 
 class RateLimiter:
-    """Buckets of `burst` requests that fill by `per_second`; 0 a second: no limit at all.
+    """Buckets of ``burst`` requests that refill by ``per_second``; a rate of 0 means no limit.
 
-    Beyond 10,000 the bucket unused for longest is forgotten; whoever comes back to it finds it full.
+    Beyond ``MAX_BUCKETS`` the least recently used bucket is evicted; its caller starts again with a full one.
     """
 
     def __init__(self, per_second: float, burst: int, now: Callable[[], float]) -> None:
@@ -28,35 +28,35 @@ class RateLimiter:
         self._now = now
         self._buckets: OrderedDict[Hashable, _Bucket] = OrderedDict()
 
-    def acquire(self, who: Hashable) -> float:
-        """Take one request from the bucket of `who`; 0 if it was there, else the seconds until it will be."""
+    def acquire(self, key: Hashable) -> float:
+        """Take one request from the bucket of ``key``. Return 0, or the seconds until one is available."""
         if not self._per_second:
             return 0.0
-        bucket = self._refilled(who)
-        if bucket.left >= 1:
-            bucket.left -= 1
+        bucket = self._refill(key)
+        if bucket.tokens >= 1:
+            bucket.tokens -= 1
             return 0.0
-        return (1 - bucket.left) / self._per_second
+        return (1 - bucket.tokens) / self._per_second
 
-    def retry_after(self, who: Hashable) -> float:
-        """The seconds until `who` may ask again, without taking anything."""
-        if not self._per_second or who not in self._buckets:
+    def retry_after(self, key: Hashable) -> float:
+        """Return the seconds until a request of ``key`` is accepted, without taking one."""
+        if not self._per_second or key not in self._buckets:
             return 0.0
-        return max(0.0, (1 - self._refilled(who).left) / self._per_second)
+        return max(0.0, (1 - self._refill(key).tokens) / self._per_second)
 
     def __len__(self) -> int:
-        """How many buckets are kept."""
+        """Return the number of buckets."""
         return len(self._buckets)
 
-    def _refilled(self, who: Hashable) -> _Bucket:
+    def _refill(self, key: Hashable) -> _Bucket:
         now = self._now()
-        bucket = self._buckets.get(who)
+        bucket = self._buckets.get(key)
         if bucket is None:
             if len(self._buckets) >= MAX_BUCKETS:
                 self._buckets.popitem(last=False)
-            bucket = self._buckets[who] = _Bucket(self._burst, now)
+            bucket = self._buckets[key] = _Bucket(self._burst, now)
             return bucket
-        self._buckets.move_to_end(who)
-        bucket.left = min(self._burst, bucket.left + max(0.0, now - bucket.at) * self._per_second)
-        bucket.at = now
+        self._buckets.move_to_end(key)
+        bucket.tokens = min(self._burst, bucket.tokens + max(0.0, now - bucket.refilled_at) * self._per_second)
+        bucket.refilled_at = now
         return bucket

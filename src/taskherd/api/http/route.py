@@ -1,4 +1,4 @@
-"""What a route is: declared once, from which both the server and the OpenAPI document are made."""
+"""Declarations of routes, from which both the server and the OpenAPI document are built."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pydantic import BaseModel
 
+from taskherd.api.http.query_parameters import NoQuery, QueryModel
 from taskherd.api.http.responses import BufferedResponse
-from taskherd.api.query import NoQuery, QueryModel
 from taskherd.messages.limits import BODY_BYTES
 
 if TYPE_CHECKING:
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from taskherd.api.context import RequestContext
 
 Handler: TypeAlias = "Callable[[RequestContext], Awaitable[BufferedResponse | Response]]"
-"""Answers a request; raises `Refusal`. A Starlette response is for streams, all else is an `BufferedResponse`."""
+"""Answers a request or raises ``HTTPError``. Streams are Starlette responses, all others ``BufferedResponse``."""
 
 SocketHandler: TypeAlias = "Callable[[RequestContext, WebSocket], Awaitable[None]]"
-"""Serves a WebSocket that is not accepted yet, until it returns."""
+"""Accepts and serves a WebSocket until it returns, or raises ``HTTPError`` to deny it."""
 
 
 class Auth(Enum):
-    """Whose token a route asks for."""
+    """The kind of token that a route requires."""
 
     NONE = "none"
     USER = "user"
@@ -36,7 +36,7 @@ class Auth(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A header that a route reads; `schema` is its JSON schema."""
+    """A request header that a route reads; ``schema`` is its JSON schema."""
 
     name: str
     description: str
@@ -45,9 +45,9 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class ResponseSpec:
-    """A response: what it means, its body (None: empty; a list type works too) and the headers it carries.
+    """A documented response: description, type of the body (None if it is empty) and headers.
 
-    `media`: the content type of what is not JSON, whose form the description tells.
+    ``media`` is the content type if it is not JSON; the description explains the format then.
     """
 
     description: str
@@ -58,9 +58,9 @@ class ResponseSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """One operation. `path` is below the prefix; `responses` are those beyond what every route can answer.
+    """One operation. ``path`` is relative to the prefix; ``responses`` adds to those that all routes have in common.
 
-    With `experimental` it is served under /api/experimental too; the GitHub Action asks there.
+    An ``experimental`` route is also served under ``/api/experimental``, where the GitHub Action expects it.
     """
 
     method: str
@@ -80,7 +80,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SocketRoute:
-    """A WebSocket, below /api/v2; it is told of in the OpenAPI document as the GET that asks for the upgrade."""
+    """A WebSocket below ``/api/v2``, documented in OpenAPI as the GET request that is upgraded."""
 
     path: str
     handler: SocketHandler

@@ -1,56 +1,63 @@
-"""The grammar of `q`, which lists of tasks and of templates share: `key:value`, quoted values, bare words.
+"""The query grammar shared by the lists of tasks, templates and users: ``key:value``, quoted values, bare words.
 
-As Coder's servers read it (coderd/searchquery): all lowercased, a key once, all words without a colon one value.
+It is that of Coder's servers (coderd/searchquery): the query is lowercased, a key may occur once, and all words without
+a colon are one value.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from taskherd.api.http.responses import HTTPError, invalid
+from taskherd.api.http.errors import HTTPError, invalid
 
 MAX_QUERY = 4_096
-"""Characters of a query that are read; a longer one is refused."""
+"""Maximum length of a query, in characters."""
 
 
-def read(query: str, *, bare: str, known: Iterable[str], message: str) -> Mapping[str, str]:
-    """The terms of a query by key; words without a colon count as `bare`. Raises a 400 that begins with `message`."""
+def read(query: str, *, bare: str, allowed: Iterable[str], message: str) -> Mapping[str, str]:
+    """Return the terms of a query by key. Words without a colon are the value of the key ``bare``.
+
+    Raises:
+        HTTPError: a 400 with this ``message``, if the query is malformed or a key is not one of ``allowed``.
+    """
     if len(query) > MAX_QUERY:
-        raise _wrong(message, "q", f"A query has at most {MAX_QUERY} characters.")
+        raise _term_error(message, "q", f"Expected at most {MAX_QUERY} characters.")
     tokens = _split(query.lower(), " ", keep_quotes=True)
     words = [token for token in tokens if ":" not in token]
-    found: dict[str, list[str]] = {}
+    terms: dict[str, list[str]] = {}
     for element in [token for token in tokens if ":" in token] + ([" ".join(words)] if words else []):
         key, value = _pair(element, bare, message)
-        found.setdefault(key, []).append(value)
-    for key, values in found.items():
+        terms.setdefault(key, []).append(value)
+    for key, values in terms.items():
         if len(values) > 1:
-            raise _wrong(message, "q", f'Query parameter "{key}" provided more than once, found {len(values)} times')
-    allowed = frozenset(known)
-    strange = [(key, f'"{key}" is not a valid query param') for key in found if key not in allowed]
-    if strange:
-        raise invalid(*strange, message=message)
-    return {key: values[0] for key, values in found.items()}
+            raise _term_error(
+                message, "q", f'Query parameter "{key}" provided more than once, found {len(values)} times'
+            )
+    allowed = frozenset(allowed)
+    unknown = [(key, f'"{key}" is not a valid query param') for key in terms if key not in allowed]
+    if unknown:
+        raise invalid(*unknown, message=message)
+    return {key: values[0] for key, values in terms.items()}
 
 
-def bad_value(message: str, key: str, why: str) -> HTTPError:
-    """A value that can't be: it names nothing, or nothing that the caller may see."""
-    return _wrong(message, key, f'Query param "{key}" has invalid value: {why}')
+def invalid_value(message: str, key: str, reason: str) -> HTTPError:
+    """Return a 400 for the value of a term, for example a name that does not exist or that the caller may not see."""
+    return _term_error(message, key, f'Query param "{key}" has invalid value: {reason}')
 
 
 def _pair(element: str, bare: str, message: str) -> tuple[str, str]:
     if element.startswith(":") or element.endswith(":"):
-        raise _wrong(message, "q", f"Query element \"{element}\" cannot start or end with ':'")
+        raise _term_error(message, "q", f"Query element \"{element}\" cannot start or end with ':'")
     parts = _split(element, ":", keep_quotes=False)
     if len(parts) == 1:
         return bare, parts[0]
     if len(parts) == 2:  # noqa: PLR2004 - a pair
         return parts[0], parts[1]
-    raise _wrong(message, "q", f"Query element \"{element}\" can only contain 1 ':'")
+    raise _term_error(message, "q", f"Query element \"{element}\" can only contain 1 ':'")
 
 
 def _split(text: str, delimiter: str, *, keep_quotes: bool) -> list[str]:
-    """Cut at the delimiter where it is not within quotes; empty parts are left out."""
+    """Split at delimiters outside quotes and drop empty parts."""
     parts: list[str] = [""]
     quoted = False
     for character in text:
@@ -64,5 +71,5 @@ def _split(text: str, delimiter: str, *, keep_quotes: bool) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-def _wrong(message: str, field: str, detail: str) -> HTTPError:
+def _term_error(message: str, field: str, detail: str) -> HTTPError:
     return invalid((field, detail), message=message)

@@ -1,4 +1,4 @@
-"""The API's HTTP server: uvicorn, with the bounds of ``http_protocol``; bodies are bounded where they are read."""
+"""The HTTP server of the API: uvicorn with the limits of ``http_protocol``. ``bodies`` limits request bodies."""
 
 from __future__ import annotations
 
@@ -19,21 +19,25 @@ if TYPE_CHECKING:
     from taskherd.settings import Settings
 
 KEEP_ALIVE: Final = 75.0
+"""Seconds after which an idle connection is closed."""
 BACKLOG: Final = 1024
+"""Maximum number of connections that wait to be accepted."""
 MAX_SOCKET_MESSAGE: Final = 64 * 1024
-_PING_EVERY: Final = 20.0
+"""Maximum size of a WebSocket message from a client, in bytes."""
+_PING_INTERVAL: Final = 20.0
+"""Seconds between two pings on a WebSocket, and until a missing pong closes it."""
 
 
 class HttpServer(uvicorn.Server):
-    """uvicorn's server, without its signal handlers: the process decides when to leave."""
+    """A uvicorn server without signal handlers: the process decides when to stop."""
 
     def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override] # a generator's type there
-        """Leave the signals alone."""
+        """Install no signal handlers."""
         return nullcontext()
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; raises Misconfigured where that can't be."""
+    """Return a socket that is bound to this address. Raise ``Misconfigured`` if that is not possible."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -41,28 +45,31 @@ def listen(host: str, port: int) -> socket.socket:
         sock.bind((host, port))
     except OSError as error:
         sock.close()
-        why = error.strerror or type(error).__name__
+        reason = error.strerror or type(error).__name__
         if error.errno in {errno.EADDRINUSE, errno.EACCES}:
-            message = f"can't listen on port {port} of {host} ({why}); expected a free port, or 0 for any"
+            message = f"cannot listen on port {port} of {host} ({reason}); expected a free port, or 0 for any"
             raise Misconfigured("api_port", message) from error
-        message = f"can't listen on {host} ({why}); expected an address of this machine"
+        message = f"cannot listen on {host} ({reason}); expected an address of this machine"
         raise Misconfigured("api_host", message) from error
     return sock
 
 
 def make(app: ASGIApp, settings: Settings) -> HttpServer:
-    """A server for `app`; it serves until its `should_exit` is set, and then lets requests in hand end."""
-    bounds = {"head_within": settings.api_read_timeout, "connections_most": settings.api_connections}
-    protocol: Any = type("Protocol", (BoundedProtocol,), bounds)
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a stranger's bad request is no warning to us
+    """Return a server for ``app``.
+
+    It serves until ``should_exit`` is set, then finishes the requests in progress.
+    """
+    limits = {"head_within": settings.api_read_timeout, "connections_most": settings.api_connections}
+    protocol: Any = type("Protocol", (BoundedProtocol,), limits)
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a malformed request is no problem of the server
     return HttpServer(
         uvicorn.Config(
             app,
             http=protocol,
             ws="websockets-sansio",
             ws_max_size=MAX_SOCKET_MESSAGE,
-            ws_ping_interval=_PING_EVERY,
-            ws_ping_timeout=_PING_EVERY,
+            ws_ping_interval=_PING_INTERVAL,
+            ws_ping_timeout=_PING_INTERVAL,
             loop="none",
             lifespan="off",
             log_config=None,

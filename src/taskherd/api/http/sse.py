@@ -1,4 +1,4 @@
-"""Sending server-sent events: a response that ends when its frames do, or when whoever reads them has gone."""
+"""Server-sent events: a response that ends with its frames or when the client disconnects."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from starlette.responses import Response
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
-_HEAD: Final = {
+_HEADERS: Final = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-store",
-    "X-Accel-Buffering": "no",  # nginx would hold events back otherwise
+    "X-Accel-Buffering": "no",  # otherwise nginx buffers the events
 }
 
 
 class EventStream(Response):
-    """Frames as they come; the generator is closed in any case."""
+    """Sends frames as they are generated. The generator is always closed."""
 
     def __init__(self, frames: AsyncGenerator[bytes, None]) -> None:
-        super().__init__(status_code=200, headers=_HEAD)
+        super().__init__(status_code=200, headers=_HEADERS)
         del self.headers["content-length"]
         self._frames = frames
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send until the frames end or the reader has gone."""
+        """Send until the frames end or the client disconnects."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        pumping = asyncio.create_task(self._pump(send, bodiless=scope["method"] == "HEAD"))
-        leaving = asyncio.create_task(_wait_disconnect(receive))
+        sending = asyncio.create_task(self._send_frames(send, head_only=scope["method"] == "HEAD"))
+        disconnect = asyncio.create_task(_wait_disconnect(receive))
         try:
-            await asyncio.wait({pumping, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({sending, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            pumping.cancel()
-            leaving.cancel()
-            ended = await asyncio.gather(pumping, leaving, return_exceptions=True)
-        if isinstance(ended[0], Exception):
-            raise ended[0]
+            sending.cancel()
+            disconnect.cancel()
+            results = await asyncio.gather(sending, disconnect, return_exceptions=True)
+        if isinstance(results[0], Exception):
+            raise results[0]
 
-    async def _pump(self, send: Send, *, bodiless: bool) -> None:
+    async def _send_frames(self, send: Send, *, head_only: bool) -> None:
         async with aclosing(self._frames) as frames:
-            if not bodiless:
+            if not head_only:
                 async for part in frames:
                     await send({"type": "http.response.body", "body": part, "more_body": True})
         await send({"type": "http.response.body", "body": b""})

@@ -1,6 +1,6 @@
-"""A user's token: `id-secret`, made here, never kept; what is kept is the id and the secret's SHA-256.
+"""Tokens of users: ``id-secret``. The token is never stored, only its id and the SHA-256 of the secret.
 
-A plain hash is enough for a secret that is random over more than 128 bits: there is nothing to guess.
+A plain hash is enough, because the secret has more than 128 random bits and cannot be guessed.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from typing import Final
 
 ID_LENGTH: Final = 10
 SECRET_LENGTH: Final = 32
-"""Of 62 characters each: 190 bits."""
+"""Characters, each of 62: 190 bits."""
 _LETTERS: Final = string.ascii_letters + string.digits
-_SHAPE: Final = re.compile(r"([0-9A-Za-z]{10})-([0-9A-Za-z]{22,64})", re.ASCII)
+_TOKEN: Final = re.compile(r"([0-9A-Za-z]{10})-([0-9A-Za-z]{22,64})", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedToken:
-    """A token as somebody presents it, its secret hashed already."""
+    """The id of a token and the hash of its secret."""
 
     id: str
     secret_hash: bytes = field(repr=False)
 
 
 def generate() -> tuple[str, ParsedToken]:
-    """A new token: the text to hand out once, and what is to be kept of it."""
+    """Return a new token as a text, which is shown only once, and as what to store."""
     token_id = "".join(secrets.choice(_LETTERS) for _ in range(ID_LENGTH))
     secret = "".join(secrets.choice(_LETTERS) for _ in range(SECRET_LENGTH))
     return f"{token_id}-{secret}", ParsedToken(token_id, sha256(secret.encode()).digest())
 
 
-def parse(token: str) -> ParsedToken | None:
-    """What a text presents, None if it can't be a token."""
-    shape = _SHAPE.fullmatch(token)
-    return None if shape is None else ParsedToken(shape[1], sha256(shape[2].encode()).digest())
+def parse(text: str) -> ParsedToken | None:
+    """Return the token, or None if the text does not have the form of one."""
+    match = _TOKEN.fullmatch(text)
+    return None if match is None else ParsedToken(match[1], sha256(match[2].encode()).digest())

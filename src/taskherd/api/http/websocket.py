@@ -1,15 +1,17 @@
-"""WebSockets: the same callers and refusals as everywhere, told before the handshake is done."""
+"""WebSocket routes, with the same authentication and errors as HTTP, sent before the handshake."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 from starlette.websockets import WebSocket
 
-from taskherd.api.http import responses
-from taskherd.api.http.endpoint import authenticate, request_context
-from taskherd.api.http.responses import BufferedResponse, HTTPError
+from taskherd.api.http import errors
+from taskherd.api.http.auth import authenticate
+from taskherd.api.http.endpoint import request_context
+from taskherd.api.http.errors import HTTPError
+from taskherd.api.http.responses import BufferedResponse
 from taskherd.api.http.route import Auth, SocketRoute
 from taskherd.errors import TaskherdError
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-_DENIAL = "websocket.http.response"
+_DENIAL: Final = "websocket.http.response"
 
 
 class SocketEndpoint:
@@ -31,7 +33,7 @@ class SocketEndpoint:
         self._route = route
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Admit the caller, then hand the socket to the route's handler, which accepts it; or refuse it as JSON."""
+        """Authenticate the caller and call the route's handler, which accepts the socket; deny it with an error."""
         request = request_context(self._api, scope)
         request.query_model = self._route.query
         socket = WebSocket(scope, receive, send)
@@ -39,18 +41,18 @@ class SocketEndpoint:
         try:
             await authenticate(request, Auth.USER, scope)
             await self._route.handler(request, socket)
-        except HTTPError as refusal:
-            status = refusal.response.status
-            await refuse(receive, send, refusal.response)
+        except HTTPError as error:
+            status = error.response.status
+            await deny(receive, send, error.response)
         except TaskherdError as error:
             status = 503
-            log.warning("away", route=self._route.path, reason=str(error))
-            await refuse(receive, send, responses.unavailable("The service is not available at the moment.").response)
+            log.warning("dependency unavailable", route=self._route.path, reason=str(error))
+            await deny(receive, send, errors.unavailable("The service is temporarily unavailable.").response)
         finally:
             self._api.metrics.api_requests.labels(f"/api/v2{self._route.path}", "GET", str(status)).inc()
 
 
-async def refuse(_receive: Receive, send: Send, response: BufferedResponse) -> None:
-    """Answer the handshake with a response of HTTP (the ASGI extension for it, which our server has)."""
+async def deny(_receive: Receive, send: Send, response: BufferedResponse) -> None:
+    """Answer the handshake with an HTTP response, by the ASGI extension for that."""
     await send({"type": f"{_DENIAL}.start", "status": response.status, "headers": response.raw_headers()})
     await send({"type": f"{_DENIAL}.body", "body": response.body})

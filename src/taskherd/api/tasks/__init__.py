@@ -1,1 +1,1 @@
-"""The task routes: what Coder's Tasks API has, and what is ours beyond it."""
+"""The task routes: Coder's Tasks API, and taskherd's extensions."""

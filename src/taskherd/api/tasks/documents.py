@@ -1,4 +1,4 @@
-"""The task document from a row of the database, as bytes, in the shape of ids that the installation serves."""
+"""Render task documents as JSON, with nullable ids in the configured form."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def names_of(row: Row) -> DirectoryNames:
-    """What the directory says of a task, from the row that it was read with."""
+    """Return the names of a task's owner and template, from the row of the task."""
     return DirectoryNames(
         row["username"],
         row["avatar_url"],
@@ -27,11 +27,11 @@ def names_of(row: Row) -> DirectoryNames:
 
 
 def render_row(row: Row, *, objects: bool) -> bytes:
-    """The document as JSON; `objects`: ids that may be absent as the published page shows them."""
-    whole = document.render_json(row["own"], row["prompt"], names_of(row), row["updated_at"])
-    return orjson.dumps(document.with_nullable_ids(orjson.loads(whole))) if objects else whole
+    """Render the document of a row; with ``objects``, nullable ids as objects, as Coder's documentation shows them."""
+    rendered = document.render_json(row["own"], row["prompt"], names_of(row), row["updated_at"])
+    return orjson.dumps(document.with_nullable_ids(orjson.loads(rendered))) if objects else rendered
 
 
 def render_reply(task: dict[str, Any], *, objects: bool) -> bytes:
-    """The document that a reply of the worker carries, as JSON."""
+    """Render the document in a reply of the worker."""
     return orjson.dumps(document.with_nullable_ids(task) if objects else task)

@@ -1,4 +1,4 @@
-"""Why a task is as it is, and what it has been through."""
+"""Handlers that explain a task: the reasons for its status, and its timeline."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import orjson
 from pydantic import Field
 
-from taskherd.api.http.responses import BufferedResponse, json, not_found
-from taskherd.api.http.route import ResponseSpec, Route
-from taskherd.api.query import MAX_POSITION, QueryModel, whole_number
+from taskherd.api.http.errors import not_found
+from taskherd.api.http.query_parameters import MAX_POSITION, QueryModel, whole_number
+from taskherd.api.http.responses import BufferedResponse, json
 from taskherd.api.tasks import queries
-from taskherd.api.tasks.schemas import Explained, Timeline
 from taskherd.domain.explain import explain
 from taskherd.domain.reports import rfc3339
 from taskherd.store import feed, task_queries, task_state_codec
@@ -25,20 +24,23 @@ if TYPE_CHECKING:
     from taskherd.store.reader import Row
 
 MAX_LIMIT: Final = 500
-LIMIT: Final = 100
+DEFAULT_LIMIT: Final = 100
 
 
 class TimelineQuery(QueryModel):
-    """The parameters of a timeline."""
+    """Query parameters of a timeline."""
 
     after: Annotated[int, whole_number(0, MAX_POSITION)] = Field(
-        0, description="A position; what came behind it is told."
+        0, description="Position; only changes after it are returned. 0, the default, returns them from the first one."
     )
-    limit: Annotated[int, whole_number(1, MAX_LIMIT)] = Field(LIMIT, description="Changes in one answer.")
+    limit: Annotated[int, whole_number(1, MAX_LIMIT)] = Field(
+        DEFAULT_LIMIT,
+        description=f"Maximum number of changes in the response, 1 to {MAX_LIMIT}; by default {DEFAULT_LIMIT}.",
+    )
 
 
 async def timeline(request: RequestContext) -> BufferedResponse:
-    """The changes of a task, oldest first, each with what was and what is."""
+    """Return the changes of a task, oldest first, with the old and new values."""
     query = request.parameters(TimelineQuery)
     task_id = await task_queries.find_id(request.api.reader, queries.task_ref_of(request))
     rows = (
@@ -65,40 +67,40 @@ def _event_json(row: Row) -> dict[str, Any]:
 
 
 async def explain_task(request: RequestContext) -> BufferedResponse:
-    """Why the task has its status, state and health, and what is still open of its inbox and requests."""
+    """Return why the task has its status, state and health, and its undelivered inputs and unanswered requests."""
     row = await task_queries.explain_inputs(request.api.reader, queries.task_ref_of(request))
     if row is None:
         raise not_found()
-    found = explain(task_state_codec.loads(row["id"], row["state"]), timeouts_of(request.api.settings))
+    explanation = explain(task_state_codec.loads(row["id"], row["state"]), timeouts_of(request.api.settings))
     return json(
         {
-            "status": _reason_json(found.status, str(found.status.value)),
-            "current_state": _reason_json(found.current_state, _state(found.current_state.value)),
-            "health": _reason_json(found.health, _health(found.health.value)),
-            "inbox": _open(row["inbox"]),
-            "requests": _open(row["requests"]),
+            "status": _reason_json(explanation.status, str(explanation.status.value)),
+            "current_state": _reason_json(explanation.current_state, _state_json(explanation.current_state.value)),
+            "health": _reason_json(explanation.health, _health_json(explanation.health.value)),
+            "inbox": _rows_json(row["inbox"]),
+            "requests": _rows_json(row["requests"]),
         }
     )
 
 
-def _reason_json(found: Reason[Any], value: Any) -> dict[str, Any]:
-    held = found.report
+def _reason_json(reason: Reason[Any], value: Any) -> dict[str, Any]:
+    stamped = reason.report
     return {
         "value": value,
-        "because": found.explanation,
-        "rule": found.rule,
+        "because": reason.explanation,
+        "rule": reason.rule,
         "report": None
-        if held is None
+        if stamped is None
         else {
-            "type": held.report.type,
-            "seq": held.report.seq,
-            "build_number": held.report.build_number,
-            "received_at": rfc3339(held.received_at),
+            "type": stamped.report.type,
+            "seq": stamped.report.seq,
+            "build_number": stamped.report.build_number,
+            "received_at": rfc3339(stamped.received_at),
         },
     }
 
 
-def _state(state: CurrentState | None) -> dict[str, Any] | None:
+def _state_json(state: CurrentState | None) -> dict[str, Any] | None:
     if state is None:
         return None
     return {
@@ -109,40 +111,17 @@ def _state(state: CurrentState | None) -> dict[str, Any] | None:
     }
 
 
-def _health(health: AgentHealth | None) -> dict[str, Any] | None:
+def _health_json(health: AgentHealth | None) -> dict[str, Any] | None:
     if health is None:
         return None
     return {"healthy": health.healthy, **({} if health.reason is None else {"reason": health.reason})}
 
 
-def _open(text: str | None) -> list[dict[str, Any]]:
-    """Rows as PostgreSQL told them in JSON, with times as we tell them."""
+def _rows_json(text: str | None) -> list[dict[str, Any]]:
+    """Return rows that PostgreSQL rendered as JSON, with times in the form of the API."""
     rows: list[dict[str, Any]] = orjson.loads(text) if text else []
     for row in rows:
         for name, value in row.items():
             if name.endswith("_at") and value is not None:
                 row[name] = rfc3339(datetime.fromisoformat(value))
     return rows
-
-
-_ONE: Final = "/tasks/{user}/{task}"
-
-ROUTES: Final = (
-    Route(
-        method="GET",
-        path=f"{_ONE}/events",
-        handler=timeline,
-        summary="Get AI task timeline",
-        description="The task's changes in order. For the next page, `after` is the last position of this one.",
-        query=TimelineQuery,
-        responses={200: ResponseSpec("The changes.", Timeline)},
-    ),
-    Route(
-        method="GET",
-        path=f"{_ONE}/explain",
-        handler=explain_task,
-        summary="Explain AI task",
-        description="Why the task is as it is, and what would change it.",
-        responses={200: ResponseSpec("The reasons.", Explained)},
-    ),
-)

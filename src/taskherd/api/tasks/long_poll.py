@@ -1,6 +1,6 @@
-"""Waiting for a task: a read that is answered when its status or state is what was asked for, or the time is up.
+"""Long polling: a read of a task that waits until its status or state is one of the requested values, or a timeout.
 
-Who waits hangs on the tail, so that it costs the database two reads however long it takes.
+A long poll subscribes to the change feed, so the number of reads does not depend on how long it waits.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Final
 import orjson
 from pydantic import Field
 
-from taskherd.api.changes import FollowFilter
+from taskherd.api.changes import ChangeFilter
 from taskherd.api.http import etags
-from taskherd.api.http.endpoint import token_is_valid
-from taskherd.api.http.responses import BufferedResponse, not_found, unauthorized
-from taskherd.api.query import QueryModel, Text
+from taskherd.api.http.auth import token_is_valid
+from taskherd.api.http.errors import not_found, unauthorized
+from taskherd.api.http.query_parameters import QueryModel, Text
+from taskherd.api.http.responses import BufferedResponse
 from taskherd.api.tasks import queries
 from taskherd.domain.reports import AgentState
 from taskherd.domain.view import Status
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from taskherd.store.reader import Row
 
 MAX_WAIT: Final = 60.0
+"""Maximum of ``wait``, in seconds."""
 TIMED_OUT: Final = "X-Taskherd-Timed-Out"
 _VALUES: Final = frozenset(Status) | frozenset(AgentState) - {AgentState.FAILURE}
 _UNTIL: Final = "idle,complete,failed"
@@ -39,13 +41,13 @@ _DEFAULT: Final = frozenset(_UNTIL.split(","))
 def _until(text: str) -> frozenset[str]:
     until = frozenset(each.strip().lower() for each in text.split(","))
     if not until <= _VALUES:
-        message = f"Some of these were expected, separated by commas: {', '.join(sorted(_VALUES))}."
+        message = f"Expected one or more of these, separated by commas: {', '.join(sorted(_VALUES))}."
         raise ValueError(message)
     return until
 
 
 def _wait(text: str) -> float:
-    message = f"A duration such as 30s was expected, at most {MAX_WAIT:g}s."
+    message = f"Expected a duration such as 30s, at most {MAX_WAIT:g}s."
     try:
         wait = durations.parse(text)
     except ValueError:
@@ -56,60 +58,72 @@ def _wait(text: str) -> float:
 
 
 class TaskQuery(QueryModel):
-    """The parameters of one task."""
+    """Query parameters of a task."""
 
     until: Annotated[
         frozenset[str],
         Text(_until, {"type": "string", "pattern": "^({0})(,({0}))*$".format("|".join(sorted(_VALUES)))}),
-    ] = Field(_DEFAULT, description=f"Values of status or of current_state.state, separated by commas; else {_UNTIL}.")
+    ] = Field(
+        _DEFAULT,
+        description=(
+            "With `wait`: values of `status` or `current_state.state` to wait for, separated by commas;"
+            f" by default `{_UNTIL}`."
+        ),
+    )
     wait: Annotated[
         float | None,
         Text(_wait, {"type": "string", "pattern": r"^(([0-5]?[0-9](\.[0-9]{1,3})?|60)s?|([0-5]?[0-9]{1,4}|60000)ms)$"}),
-    ] = Field(None, description="How long to wait, at most 60s.")
+    ] = Field(
+        None,
+        description=(
+            "Maximum time to wait, as a number with the unit `s` (the default) or `ms`, at most 60 seconds."
+            " Without it the response is immediate."
+        ),
+    )
 
 
 async def get(request: RequestContext) -> BufferedResponse:
-    """One task, at once or when it is as it was waited for."""
+    """Return one task, immediately or once it has one of the requested values."""
     query = request.parameters(TaskQuery)
     if query.wait is None:
         return await queries.get(request)
-    until = query.until
     deadline = asyncio.get_running_loop().time() + query.wait
     row = await queries.get_or_404(request)
-    if until.isdisjoint(_values(row)):
-        tail = request.api.change_feed
-        async with tail.subscription():
-            follower = tail.subscribe(FollowFilter(request.caller.user_id, task=row["id"]), await tail.position())
-            assert follower is not None  # nothing came between the position and this
-            try:
-                response = await _waited(request, follower, until, deadline)
-                if not await token_is_valid(request):
-                    raise unauthorized()
-                return response
-            finally:
-                tail.unsubscribe(follower)
-    return queries.task_response(request, row)
+    if not query.until.isdisjoint(_status_and_state(row)):
+        return queries.task_response(request, row)
+    feed = request.api.change_feed
+    async with feed.subscription():
+        change_filter = ChangeFilter(request.caller.user_id, task=row["id"])
+        subscriber = feed.subscribe(change_filter, await feed.position())
+        assert subscriber is not None  # the position cannot change between the two calls
+        try:
+            response = await _wait_for(request, subscriber, query.until, deadline)
+        finally:
+            feed.unsubscribe(subscriber)
+    if not await token_is_valid(request):
+        raise unauthorized()
+    return response
 
 
-async def _waited(
-    request: RequestContext, follower: Subscriber, until: AbstractSet[str], deadline: float
+async def _wait_for(
+    request: RequestContext, subscriber: Subscriber, until: AbstractSet[str], deadline: float
 ) -> BufferedResponse:
-    row = await queries.get_or_404(request)  # what changed before the tail was joined
-    if not until.isdisjoint(_values(row)):
+    row = await queries.get_or_404(request)  # includes the changes before the subscription
+    if not until.isdisjoint(_status_and_state(row)):
         return queries.task_response(request, row)
     loop = asyncio.get_running_loop()
-    while not follower.ended and (left := deadline - loop.time()) > 0:
-        for change in await follower.next(left):
+    while not subscriber.ended and (remaining := deadline - loop.time()) > 0:
+        for change in await subscriber.next(remaining):
             if change.deleted:
                 raise not_found()
-            if change.version > row["version"] and not until.isdisjoint(change.values):
+            if change.version > row["version"] and not until.isdisjoint(change.status_and_state):
                 tag = {"ETag": etags.of_document(change.version, change.revision)}
                 return BufferedResponse(200, orjson.dumps(change.document), tag)
     response = queries.task_response(request, await queries.get_or_404(request))
     return replace(response, headers={**response.headers, TIMED_OUT: "true"})
 
 
-def _values(row: Row) -> set[str]:
-    own = orjson.loads(row["own"])
-    state = own["current_state"]
-    return {own["status"], "" if state is None else state["state"]}
+def _status_and_state(row: Row) -> set[str]:
+    document = orjson.loads(row["own"])
+    state = document["current_state"]
+    return {document["status"], "" if state is None else state["state"]}

@@ -1,4 +1,4 @@
-"""Reading tasks: one, a list, and a conversation."""
+"""Handlers that read tasks: one, a list, and the log of one."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from uuid import UUID
 import orjson
 
 from taskherd.api.http import etags
+from taskherd.api.http.errors import not_found
 from taskherd.api.http.ids import is_searchable
-from taskherd.api.http.responses import BufferedResponse, json, not_found
+from taskherd.api.http.responses import BufferedResponse, json
 from taskherd.api.tasks import documents, search
 from taskherd.domain.reports import rfc3339
 from taskherd.domain.view import Status
@@ -24,21 +25,22 @@ if TYPE_CHECKING:
 
 MAX_LOG_ENTRIES: Final = 10_000
 MAX_LOG_BYTES: Final = 8 * 1024 * 1024
+"""Limits of one response with log entries; the newest are returned."""
 _SNAPSHOT_STATUSES: Final = frozenset({Status.PAUSED, Status.PENDING, Status.INITIALIZING})
-"""With one of these no agent can be asked: the log is what it was."""
+"""Statuses without a running agent: the log is the last one received."""
 
 
 def task_ref_of(request: RequestContext) -> TaskRef:
-    """The task that the path names; raises the 404 where it can't name any."""
-    named = request.task_ref()
-    for each in (named.user, named.task):
+    """Return the reference of the task that the path names. Raise a 404 if no user or task can have such a name."""
+    ref = request.task_ref()
+    for each in (ref.user, ref.task):
         if isinstance(each, str) and not is_searchable(each):
             raise not_found()
-    return named
+    return ref
 
 
 async def get_or_404(request: RequestContext) -> Row:
-    """The row of the task that the path names; raises the 404 where there is none for the caller."""
+    """Return the row of the task that the path names. Raise a 404 if the caller may not see it."""
     row = await task_queries.task(request.api.reader, task_ref_of(request))
     if row is None:
         raise not_found()
@@ -46,12 +48,12 @@ async def get_or_404(request: RequestContext) -> Row:
 
 
 async def get(request: RequestContext) -> BufferedResponse:
-    """One task."""
+    """Return one task."""
     return task_response(request, await get_or_404(request))
 
 
 def task_response(request: RequestContext, row: Row) -> BufferedResponse:
-    """A task's document, or that it has not changed since the caller last saw it."""
+    """Return a task's document, or a 304 if it has not changed since the ETag in If-None-Match."""
     tag = etags.of_document(row["version"], row["revision"])
     return etags.unchanged(request.headers, tag) or BufferedResponse(
         200, documents.render_row(row, objects=request.api.settings.api_nullable_ids == "object"), {"ETag": tag}
@@ -59,44 +61,43 @@ def task_response(request: RequestContext, row: Row) -> BufferedResponse:
 
 
 async def list_tasks(request: RequestContext) -> BufferedResponse:
-    """The tasks that the caller may read, newest first."""
+    """Return the tasks that the caller may see, newest first."""
     query = request.parameters(search.ListQuery)
-    wanted = await search.task_filter(request, query)
-    rows = await task_queries.tasks(request.api.reader, wanted)
-    more, rows = len(rows) > wanted.limit, rows[: wanted.limit]
-    headers = {"ETag": etags.of_list(_marks(rows, more=more))}
-    same = etags.unchanged(request.headers, headers["ETag"])
-    if same is not None:
-        return same
+    task_filter = await search.task_filter(request, query)
+    rows = await task_queries.tasks(request.api.reader, task_filter)
+    more, rows = len(rows) > task_filter.limit, rows[: task_filter.limit]
+    headers = {"ETag": etags.of_list(_etag_parts(rows, more=more))}
+    unchanged = etags.unchanged(request.headers, headers["ETag"])
+    if unchanged is not None:
+        return unchanged
     objects = request.api.settings.api_nullable_ids == "object"
-    tail: dict[str, Any] = {"count": len(rows)}
+    counts: dict[str, Any] = {"count": len(rows)}
     if query.paged:
-        tail["next"] = search.cursor(rows[-1]) if more else None
+        counts["next"] = search.cursor(rows[-1]) if more else None
     elif more:
         headers["X-Taskherd-Truncated"] = "true"
-    documents_ = b",".join([documents.render_row(row, objects=objects) for row in rows])
-    return BufferedResponse(200, b'{"tasks":[' + documents_ + b"]," + orjson.dumps(tail)[1:], headers)
+    tasks = b",".join([documents.render_row(row, objects=objects) for row in rows])
+    return BufferedResponse(200, b'{"tasks":[' + tasks + b"]," + orjson.dumps(counts)[1:], headers)
 
 
-def _marks(rows: Sequence[Row], *, more: bool) -> list[object]:
-    marks: list[object] = [more]
+def _etag_parts(rows: Sequence[Row], *, more: bool) -> list[object]:
+    parts: list[object] = [more]
     for row in rows:
-        marks += (row["id"], row["version"], row["revision"])
-    return marks
+        parts += (row["id"], row["version"], row["revision"])
+    return parts
 
 
 async def logs(request: RequestContext) -> BufferedResponse:
-    """The conversation of a task, in every state; of a very long one the newest part."""
-    named = task_ref_of(request)
-    caller = request.caller.user_id
-    direct = named.task if isinstance(named.task, UUID) and named.user == caller else None
-    rows = await _logs(request, direct) if direct else ()
+    """Return the log of a task in any status; of a very long one the newest entries."""
+    ref = task_ref_of(request)
+    by_id = ref.task if isinstance(ref.task, UUID) and ref.user == request.caller.user_id else None
+    rows = await _logs(request, by_id) if by_id else ()
     if not rows:
-        task_id = await task_queries.find_id(request.api.reader, named)
+        task_id = await task_queries.find_id(request.api.reader, ref)
         rows = await _logs(request, task_id) if task_id else ()
     if not rows:
         raise not_found()
-    told: dict[str, Any] = {
+    body: dict[str, Any] = {
         "logs": [
             {"id": row["log_id"], "content": row["content"], "type": row["type"], "time": rfc3339(row["time"])}
             for row in rows
@@ -104,10 +105,10 @@ async def logs(request: RequestContext) -> BufferedResponse:
         ]
     }
     if rows[0]["status"] in _SNAPSHOT_STATUSES:
-        told["snapshot"] = True
-        if told["logs"]:
-            told["snapshot_at"] = rfc3339(max(row["logged_at"] for row in rows))
-    return json(told)
+        body["snapshot"] = True
+        if body["logs"]:
+            body["snapshot_at"] = rfc3339(max(row["logged_at"] for row in rows))
+    return json(body)
 
 
 async def _logs(request: RequestContext, task_id: UUID) -> Sequence[Row]:

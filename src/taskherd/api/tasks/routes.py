@@ -1,4 +1,4 @@
-"""The task routes, as Coder's Tasks API has them; those that are ours beyond it are declared beside what they do."""
+"""The task routes: Coder's Tasks API, and taskherd's extensions ``watch``, ``events`` and ``explain``."""
 
 from __future__ import annotations
 
@@ -6,30 +6,67 @@ from typing import Final
 
 from taskherd.api.commands import KEY_HEADER
 from taskherd.api.http.route import Header, ResponseSpec, Route
-from taskherd.api.tasks import commands, long_poll, queries, search
-from taskherd.api.tasks.schemas import CreateTask, TaskInput, TaskLogs, TasksList
-from taskherd.api.workspaces.builds import BuildAsked
+from taskherd.api.tasks import commands, explain, long_poll, queries, search, sse
+from taskherd.api.tasks.schemas import CreateTask, TaskExplanation, TaskInputRequest, TaskLogs, TasksList, Timeline
+from taskherd.api.workspaces.schemas import RequestedBuild
 from taskherd.messages.document import TaskDocument
 
 _ONE: Final = "/tasks/{user}/{task}"
-_ETAG: Final = {"ETag": "Changes with the document."}
-_WAITED: Final = {**_ETAG, long_poll.TIMED_OUT: "true where the wait was in vain."}
-_IF_NONE_MATCH: Final = Header("If-None-Match", "An ETag of an earlier answer; 304 where nothing has changed since.")
-_UNCHANGED: Final = ResponseSpec("Not changed since the ETag in If-None-Match.", headers=_ETAG)
-_CONFLICT: Final = "The task can't be changed so as it is now; the message says why."
+_ETAG: Final = {"ETag": "Tag of this version of the response, for If-None-Match."}
+_WAITED: Final = {
+    **_ETAG,
+    long_poll.TIMED_OUT: "`true` if the task had none of the requested values in time.",
+}
+_IF_NONE_MATCH: Final = Header(
+    "If-None-Match", "ETag of an earlier response; if nothing has changed since, the response is a 304."
+)
+_UNCHANGED: Final = ResponseSpec("The response has not changed since the ETag in If-None-Match.", headers=_ETAG)
+_CONFLICT: Final = "The task's status does not allow the change; the message explains why."
+_LAST_EVENT_ID: Final = Header(
+    sse.LAST_EVENT_ID, "Id of the last event that was received; the stream resumes after it.", {"type": "string"}
+)
+_STREAM: Final = ResponseSpec(
+    "Server-sent events: first `task.snapshot` (a task document) for each task, then `task.created`, `task.updated` and"
+    " `task.deleted` (a CloudEvent) for each change, with its position as id. `reset`: the history after Last-Event-ID"
+    " was pruned, and snapshots follow. `resume`: the stream ends, connect again with the last id. A comment is sent at"
+    " least every 15 seconds without an event.",
+    media="text/event-stream",
+)
 
 ROUTES: Final = (
+    Route(
+        method="GET",
+        path="/tasks/watch",
+        handler=sse.watch_all,
+        summary="Watch AI tasks",
+        description=(
+            "Streams the changes of all tasks that the caller may see and that match `q`. With a status, a task that"
+            " leaves it is sent once more: as a `task.updated` whose document has another status."
+        ),
+        query=search.WatchQuery,
+        headers=(_LAST_EVENT_ID,),
+        responses={200: _STREAM},
+    ),
+    Route(
+        method="GET",
+        path=f"{_ONE}/watch",
+        handler=sse.watch_one,
+        summary="Watch an AI task",
+        description="Streams the changes of one task, and ends when it is deleted.",
+        headers=(_LAST_EVENT_ID,),
+        responses={200: _STREAM},
+    ),
     Route(
         method="GET",
         path="/tasks",
         handler=queries.list_tasks,
         summary="List AI tasks",
-        description="All that the caller may read, newest first. With `limit` or `after` in pages.",
+        description="Returns all tasks that the caller may see, newest first; in pages with `limit` or `after`.",
         query=search.ListQuery,
         headers=(_IF_NONE_MATCH,),
         responses={
             200: ResponseSpec(
-                "The tasks.", TasksList, {**_ETAG, "X-Taskherd-Truncated": "true where a list had to be cut."}
+                "The tasks.", TasksList, {**_ETAG, "X-Taskherd-Truncated": "`true` if the list is truncated."}
             ),
             304: _UNCHANGED,
         },
@@ -43,10 +80,10 @@ ROUTES: Final = (
         body=CreateTask,
         headers=(KEY_HEADER,),
         responses={
-            200: ResponseSpec("The task that was created with this Idempotency-Key before.", TaskDocument),
-            201: ResponseSpec("The task.", TaskDocument),
-            404: ResponseSpec("No such user, or none that the caller may create tasks for."),
-            409: ResponseSpec("The name is taken, or the Idempotency-Key was used for another request."),
+            200: ResponseSpec("The task that an earlier request with this Idempotency-Key created.", TaskDocument),
+            201: ResponseSpec("The new task.", TaskDocument),
+            404: ResponseSpec("The user does not exist, or the caller may not create tasks for it."),
+            409: ResponseSpec("The name is in use, or the Idempotency-Key was used for another request."),
         },
         experimental=True,
     ),
@@ -54,8 +91,8 @@ ROUTES: Final = (
         method="GET",
         path=_ONE,
         handler=long_poll.get,
-        summary="Get AI task by ID or name",
-        description="With `wait`, once its status or state is one of `until`, or as it is when the time is up.",
+        summary="Get an AI task by ID or name",
+        description="With `wait`, the response is sent once the status or state is one of `until`, or on timeout.",
         query=long_poll.TaskQuery,
         headers=(_IF_NONE_MATCH,),
         responses={
@@ -68,17 +105,17 @@ ROUTES: Final = (
         method="DELETE",
         path=_ONE,
         handler=commands.delete,
-        summary="Delete AI task",
+        summary="Delete an AI task",
         headers=(KEY_HEADER,),
-        responses={202: ResponseSpec("Accepted; the task is gone from lists and look-ups.")},
+        responses={202: ResponseSpec("The task is hidden; its workspace will be deleted.")},
         experimental=True,
     ),
     Route(
         method="PATCH",
         path=f"{_ONE}/input",
         handler=commands.update_input,
-        summary="Update AI task input",
-        body=TaskInput,
+        summary="Update the input of an AI task",
+        body=TaskInputRequest,
         headers=(KEY_HEADER,),
         responses={204: ResponseSpec("The prompt was replaced."), 409: ResponseSpec(_CONFLICT)},
         experimental=True,
@@ -87,11 +124,15 @@ ROUTES: Final = (
         method="POST",
         path=f"{_ONE}/send",
         handler=commands.send,
-        summary="Send input to AI task",
-        body=TaskInput,
+        summary="Send input to an AI task",
+        body=TaskInputRequest,
         headers=(KEY_HEADER,),
         responses={
-            204: ResponseSpec("Taken.", None, {"X-Taskherd-Queued": "true where it waits until the agent is idle."}),
+            204: ResponseSpec(
+                "The input was accepted.",
+                None,
+                {"X-Taskherd-Queued": "`true` if the input waits for an idle agent."},
+            ),
             409: ResponseSpec(_CONFLICT),
         },
         experimental=True,
@@ -100,26 +141,49 @@ ROUTES: Final = (
         method="GET",
         path=f"{_ONE}/logs",
         handler=queries.logs,
-        summary="Get AI task logs",
-        responses={200: ResponseSpec("The conversation.", TaskLogs)},
+        summary="Get the logs of an AI task",
+        responses={200: ResponseSpec("The log entries.", TaskLogs)},
         experimental=True,
     ),
     Route(
         method="POST",
         path=f"{_ONE}/pause",
         handler=commands.pause,
-        summary="Pause AI task",
+        summary="Pause an AI task",
         headers=(KEY_HEADER,),
-        responses={202: ResponseSpec("The build that stops the workspace.", BuildAsked), 409: ResponseSpec(_CONFLICT)},
+        responses={
+            202: ResponseSpec("The build that stops the workspace.", RequestedBuild),
+            409: ResponseSpec(_CONFLICT),
+        },
         experimental=True,
     ),
     Route(
         method="POST",
         path=f"{_ONE}/resume",
         handler=commands.resume,
-        summary="Resume AI task",
+        summary="Resume an AI task",
         headers=(KEY_HEADER,),
-        responses={202: ResponseSpec("The build that starts the workspace.", BuildAsked), 409: ResponseSpec(_CONFLICT)},
+        responses={
+            202: ResponseSpec("The build that starts the workspace.", RequestedBuild),
+            409: ResponseSpec(_CONFLICT),
+        },
         experimental=True,
+    ),
+    Route(
+        method="GET",
+        path=f"{_ONE}/events",
+        handler=explain.timeline,
+        summary="Get the timeline of an AI task",
+        description="Returns the changes of the task in order. For the next page, set `after` to the last position.",
+        query=explain.TimelineQuery,
+        responses={200: ResponseSpec("The changes.", Timeline)},
+    ),
+    Route(
+        method="GET",
+        path=f"{_ONE}/explain",
+        handler=explain.explain_task,
+        summary="Explain an AI task",
+        description="Returns why the task has its status, state and health, and what would change them.",
+        responses={200: ResponseSpec("The reasons.", TaskExplanation)},
     ),
 )

@@ -1,6 +1,6 @@
-"""What the task routes take and give, as models: the requests are validated by them, the OpenAPI document shows both.
+"""Request and response bodies of the task routes. Requests are validated by these models, responses only documented.
 
-As Go's decoder does, `null` stands for a field that is not there.
+As in Go's decoder, null in a request means that the field is absent.
 """
 
 from __future__ import annotations
@@ -20,19 +20,21 @@ Strict = Annotated[str, Field(strict=True)]
 
 
 class CreateTask(BaseModel):
-    """A task to create. Without a name or display name, one is made from the input."""
+    """A task to create. A missing name or display name is generated from the input."""
 
-    template_version_id: UUID | None = Field(None, description="What to make the task from; needed.")
-    template_version_preset_id: UUID | None = Field(None, description="The nil UUID means none.")
-    input: Input | None = Field(None, description="The prompt; at most 256 KiB of UTF-8.")
-    name: Strict | None = Field(
-        None, description="Letters, digits and single hyphens, 1 to 32, unique among the owner's tasks."
+    template_version_id: UUID | None = Field(None, description="Template version to create the task from. Required.")
+    template_version_preset_id: UUID | None = Field(
+        None, description="Preset of the template version. The nil UUID means none."
     )
-    display_name: Strict | None = Field(None, description="At most 64 characters.")
+    input: Input | None = Field(None, description="Prompt, at most 256 KiB of UTF-8.")
+    name: Strict | None = Field(
+        None, description="Name, unique among the owner's tasks: 1 to 32 letters, digits and single hyphens."
+    )
+    display_name: Strict | None = Field(None, description="Display name, at most 64 characters.")
 
 
-class TaskInput(BaseModel):
-    """A new prompt, or something to say to the agent; at most 256 KiB of UTF-8. An empty one is refused in words."""
+class TaskInputRequest(BaseModel):
+    """A new prompt, or an input for the agent: 1 byte to 256 KiB of UTF-8."""
 
     model_config = ConfigDict(
         json_schema_extra={"required": ["input"], "properties": {"input": {"type": "string", "minLength": 1}}}
@@ -41,17 +43,17 @@ class TaskInput(BaseModel):
 
 
 class TasksList(BaseModel):
-    """Tasks, newest first; `count` is the number of those in this answer."""
+    """Tasks, newest first; ``count`` is the number of tasks in this response."""
 
     tasks: list[TaskDocument]
     count: int
     next: str | None = Field(
-        None, description="With limit or after: what `after` is to be for the rest; null: no more."
+        None, description="With `limit` or `after`: the value of `after` for the next page, or null on the last page."
     )
 
 
 class LogEntryOut(BaseModel):
-    """One entry of the conversation; ids count from 0."""
+    """One log entry; ids count from 0."""
 
     id: int
     content: str
@@ -60,7 +62,7 @@ class LogEntryOut(BaseModel):
 
 
 class TaskLogs(BaseModel):
-    """The conversation, oldest first; `snapshot`: as it was when the agent was last there."""
+    """The log of a task, oldest entry first; ``snapshot``: no agent is running, so it is the last one received."""
 
     logs: list[LogEntryOut]
     snapshot: bool | None = None
@@ -68,14 +70,14 @@ class TaskLogs(BaseModel):
 
 
 class ValidationOut(BaseModel):
-    """A field or parameter that is wrong."""
+    """An invalid field or parameter."""
 
     field: str
     detail: str
 
 
-class ErrorOut(BaseModel):
-    """Every error there is."""
+class ErrorResponse(BaseModel):
+    """The body of every error."""
 
     message: str
     detail: str | None = None
@@ -83,7 +85,7 @@ class ErrorOut(BaseModel):
 
 
 class FieldChange(BaseModel):
-    """What a field of the document was and what it became; null: absent, or no longer known."""
+    """The old and new value of a field of the document; null: absent, or pruned."""
 
     before: Any = Field(None, alias="from")
     after: Any = Field(None, alias="to")
@@ -92,7 +94,7 @@ class FieldChange(BaseModel):
 class TimelineEvent(BaseModel):
     """One change of a task."""
 
-    position: int = Field(description="Its place in the history of all tasks.")
+    position: int = Field(description="Position of the change in the feed of all tasks.")
     version: int
     time: datetime
     changes: dict[str, FieldChange]
@@ -100,13 +102,13 @@ class TimelineEvent(BaseModel):
 
 
 class Timeline(BaseModel):
-    """A task's changes, oldest first."""
+    """The changes of a task, oldest first."""
 
     events: list[TimelineEvent]
 
 
 class ReportOut(BaseModel):
-    """The report that decided; `received_at`: when it was taken."""
+    """The report that determined a value; ``received_at``: when the worker received it."""
 
     type: str
     seq: int
@@ -114,17 +116,17 @@ class ReportOut(BaseModel):
     received_at: datetime
 
 
-class BecauseStatus(BaseModel):
-    """The status and why."""
+class ExplainedStatus(BaseModel):
+    """The status and the reason for it."""
 
     value: Status
-    because: str = Field(description="For people: why, and what would change it.")
-    rule: str = Field(description="For programs: which rule decided.")
+    because: str = Field(description="Explanation for people: the reason, and what would change the value.")
+    rule: str = Field(description="Rule that determined the value, for programs.")
     report: ReportOut | None
 
 
-class BecauseState(BaseModel):
-    """The agent's state and why."""
+class ExplainedState(BaseModel):
+    """The agent's state and the reason for it."""
 
     value: CurrentStateOut | None
     because: str
@@ -132,8 +134,8 @@ class BecauseState(BaseModel):
     report: ReportOut | None
 
 
-class BecauseHealth(BaseModel):
-    """The agent's health and why."""
+class ExplainedHealth(BaseModel):
+    """The agent's health and the reason for it."""
 
     value: AgentHealthOut | None
     because: str
@@ -141,18 +143,18 @@ class BecauseHealth(BaseModel):
     report: ReportOut | None
 
 
-class InputOpen(BaseModel):
-    """An input that was not delivered yet: queued, or sent and not answered for."""
+class UndeliveredInput(BaseModel):
+    """An input that is not delivered yet: queued, or sent to the runner without an outcome."""
 
     input_id: UUID
     state: Literal["queued", "sent"]
-    input: str = Field(description="Cut at 2,000 characters.")
+    input: str = Field(description="Truncated to 2,000 characters.")
     created_at: datetime
     sent_at: datetime | None
 
 
-class RequestOpen(BaseModel):
-    """A request that no runner has answered yet; `attempt` counts how often it was sent."""
+class UnansweredRequest(BaseModel):
+    """A work request that no runner has answered yet; ``attempt`` is the number of times it was sent."""
 
     request_id: UUID
     type: str
@@ -165,11 +167,11 @@ class RequestOpen(BaseModel):
     next_at: datetime
 
 
-class Explained(BaseModel):
-    """Why a task is as it is; of inbox and requests the first hundred that are open."""
+class TaskExplanation(BaseModel):
+    """The reasons for a task's status, state and health, and the first 100 open inputs and requests."""
 
-    status: BecauseStatus
-    current_state: BecauseState
-    health: BecauseHealth
-    inbox: list[InputOpen]
-    requests: list[RequestOpen]
+    status: ExplainedStatus
+    current_state: ExplainedState
+    health: ExplainedHealth
+    inbox: list[UndeliveredInput]
+    requests: list[UnansweredRequest]

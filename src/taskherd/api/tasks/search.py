@@ -1,4 +1,4 @@
-"""Which tasks a list is asked for: `q`, `limit` and `after`, judged and looked up."""
+"""Parse and resolve the parameters of a task list: ``q``, ``limit``, ``after``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import Field
 from taskherd.api.context import ME
 from taskherd.api.http import search_query
 from taskherd.api.http.ids import is_searchable, parse_uuid
-from taskherd.api.query import QueryModel, Text, whole_number
+from taskherd.api.http.query_parameters import QueryModel, Text, whole_number
 from taskherd.domain.view import Status
 from taskherd.store import task_queries
 from taskherd.store.task_queries import TaskFilter
@@ -28,7 +28,11 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 _CURSOR: Final = re.compile(r"[A-Za-z0-9_-]{32}", re.ASCII)
 _INSTANT_BYTES: Final = 8
-_LATEST: Final = 253_402_300_799_999_999
+_Q: Final = (
+    "Search terms, separated by spaces: `owner:<username, ID or me>`, `organization:<name, ID or default>`,"
+    " `status:<status>`. A word without a colon is an owner. At most 4,096 characters."
+)
+_MAX_INSTANT: Final = 253_402_300_799_999_999
 """The last microsecond of the year 9999, since the epoch."""
 
 
@@ -37,57 +41,60 @@ def _cursor(text: str) -> tuple[datetime, UUID] | None:
         return None
     raw = urlsafe_b64decode(text) if _CURSOR.fullmatch(text) else b""
     instant = int.from_bytes(raw[:_INSTANT_BYTES], "big", signed=True)
-    if not raw or not 0 <= instant <= _LATEST:
-        message = "What `next` of an earlier answer was, was expected."
+    if not raw or not 0 <= instant <= _MAX_INSTANT:
+        message = "Expected the value of `next` in the previous response."
         raise ValueError(message)
     return _EPOCH + instant * _MICROSECOND, UUID(bytes=raw[_INSTANT_BYTES:])
 
 
 class WatchQuery(QueryModel):
-    """The parameters of the stream of all tasks."""
+    """Query parameters of the stream of all tasks."""
 
-    q: str = Field("", description="As for the list.")
+    q: str = Field("", description=_Q)
 
 
 class ListQuery(QueryModel):
-    """The parameters of the list of tasks."""
+    """Query parameters of the list of tasks."""
 
-    q: str = Field(
-        "", description="Terms owner:<username, UUID or me>, organization:<name, UUID or default>, status:<status>."
+    q: str = Field("", description=_Q)
+    limit: Annotated[int, whole_number(1, MAX_LIMIT)] = Field(
+        MAX_LIMIT, description=f"Maximum number of tasks in the response, 1 to {MAX_LIMIT}."
     )
-    limit: Annotated[int, whole_number(1, MAX_LIMIT)] = Field(MAX_LIMIT, description="Tasks in one answer.")
     after: Annotated[
         tuple[datetime, UUID] | None,
         Text(_cursor, {"type": "string", "pattern": "^(A[A-Za-z0-3][A-Za-z0-9_-]{30})?$"}),
-    ] = Field(None, description="What `next` of the answer before was.")
+    ] = Field(
+        None,
+        description="Cursor of the page: the value of `next` in the previous response. Empty for the first page.",
+    )
 
     @property
     def paged(self) -> bool:
-        """Whether the list is requested in pages."""
+        """True if the list is requested in pages."""
         return not self.model_fields_set.isdisjoint({"limit", "after"})
 
 
 async def task_filter(request: RequestContext, query: ListQuery | WatchQuery) -> TaskFilter:
-    """What the request asks for. Raises a 400 that says what is wrong with it."""
-    text = search_query.read(query.q, bare="owner", known=("owner", "organization", "status"), message=MESSAGE)
-    status = text.get("status")
+    """Return the filter for a request. Raise a 400 that names an invalid term."""
+    terms = search_query.read(query.q, bare="owner", allowed=("owner", "organization", "status"), message=MESSAGE)
+    status = terms.get("status")
     if status is not None and status not in set(Status):
-        known = ", ".join(Status)
-        raise search_query.bad_value(MESSAGE, "status", f'"{status}" is not a valid value. Valid values: {known}')
+        reason = f'"{status}" is not a valid value. Valid values: {", ".join(Status)}'
+        raise search_query.invalid_value(MESSAGE, "status", reason)
     limit = request.api.settings.api_list_most
     page = query if isinstance(query, ListQuery) else ListQuery()
     return TaskFilter(
         caller=request.caller.user_id,
         limit=page.limit if page.paged else limit,
-        owner=await _owner(request, text["owner"]) if "owner" in text else None,
-        organization=await organization(request, text["organization"], MESSAGE) if "organization" in text else None,
+        owner=await _owner(request, terms["owner"]) if "owner" in terms else None,
+        organization=await organization(request, terms["organization"], MESSAGE) if "organization" in terms else None,
         status=status,
         after=page.after,
     )
 
 
 def cursor(row: Row) -> str:
-    """What `after` must be to go on behind this task."""
+    """Return the value of ``after`` for the page that starts after this task."""
     instant = (row["created_at"] - _EPOCH) // _MICROSECOND
     return urlsafe_b64encode(instant.to_bytes(_INSTANT_BYTES, "big", signed=True) + row["id"].bytes).decode()
 
@@ -96,23 +103,27 @@ async def _owner(request: RequestContext, text: str) -> UUID:
     caller = request.caller
     if text in {ME, caller.username.lower()}:
         return caller.user_id
-    found = parse_uuid(text) or (await task_queries.person(request.api.reader, text) if is_searchable(text) else None)
-    if found is None:
-        raise search_query.bad_value(
+    user_id = parse_uuid(text) or (await task_queries.person(request.api.reader, text) if is_searchable(text) else None)
+    if user_id is None:
+        raise search_query.invalid_value(
             MESSAGE, "owner", f'user "{text}" either does not exist, or you are unauthorized to view them'
         )
-    return found
+    return user_id
 
 
 async def organization(request: RequestContext, text: str, message: str) -> UUID:
-    """The organization that a term names, or any id. Raises a 400 that begins with `message`."""
-    found = parse_uuid(text)
-    if found is None and text == "default":
-        found = await task_queries.default_organization(request.api.reader, request.caller.user_id)
-    elif found is None and is_searchable(text):
-        found = await task_queries.organization(request.api.reader, text)
-    if found is None:
-        raise search_query.bad_value(
+    """Return the id of the organization that a term names. An id is not looked up.
+
+    Raises:
+        HTTPError: a 400 with this ``message``, if there is no such organization.
+    """
+    organization_id = parse_uuid(text)
+    if organization_id is None and text == "default":
+        organization_id = await task_queries.default_organization(request.api.reader, request.caller.user_id)
+    elif organization_id is None and is_searchable(text):
+        organization_id = await task_queries.organization(request.api.reader, text)
+    if organization_id is None:
+        raise search_query.invalid_value(
             message, "organization", f'organization "{text}" either does not exist, or you are unauthorized to view it'
         )
-    return found
+    return organization_id

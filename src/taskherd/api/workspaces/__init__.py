@@ -1,1 +1,1 @@
-"""Workspaces, their builds and agents: looked up by id, told from the tasks that they belong to."""
+"""The routes of workspaces, builds and agents, which clients look up by id."""

@@ -1,4 +1,4 @@
-"""Logs as they grow, over a WebSocket of text frames; closed by us when nothing more can come."""
+"""Follow a log over a WebSocket of text frames, which the server closes when the log is complete."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import orjson
 import structlog
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
-from taskherd.api.changes import FollowFilter
-from taskherd.api.http.endpoint import token_is_valid
-from taskherd.api.http.responses import HTTPError
+from taskherd.api.changes import ChangeFilter
+from taskherd.api.http.auth import token_is_valid
+from taskherd.api.http.errors import HTTPError
 from taskherd.api.workspaces import logs
 from taskherd.api.workspaces.queries import get_or_404
 from taskherd.errors import Retry, Unavailable
@@ -29,72 +29,73 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 POLL_INTERVAL: Final = 5.0
-"""Seconds between two looks where the history tells of nothing: whether the caller may still read this."""
-SILENT_POLL_INTERVAL: Final = 1.0
-"""The same while the history can't be followed."""
-NORMAL, GOING_AWAY, NO_LONGER = 1000, 1001, 1008
+"""Seconds between two reads without a change, which also check whether the caller may still see the log."""
+OUTAGE_POLL_INTERVAL: Final = 1.0
+"""Seconds between two reads without a subscription to the change feed."""
+NORMAL, GOING_AWAY, POLICY_VIOLATION = 1000, 1001, 1008
+"""Close codes (RFC 6455, section 7.4.1)."""
 
 
 async def build(request: RequestContext, socket: WebSocket) -> None:
-    """Follow a build until it has ended."""
+    """Follow the log of a build until the build has ended."""
     await _follow(request, socket, logs.BUILD)
 
 
 async def agent(request: RequestContext, socket: WebSocket) -> None:
-    """Follow an agent for as long as its build is the task's latest."""
+    """Follow the log of an agent while its build is the task's latest."""
     await _follow(request, socket, logs.AGENT)
 
 
 @dataclass(frozen=True, slots=True)
 class _LogStream:
-    """Who follows which log, and over what."""
+    """One client that follows one log."""
 
     request: RequestContext
     socket: WebSocket
     kind: LogKind
-    follower: Subscriber | None
+    subscriber: Subscriber | None
 
-    async def stream(self, row: Row, begin: int, ends: set[asyncio.Task[bool]]) -> int:
-        """Send what comes, until no more can or somebody leaves; the code to close with.
+    async def stream(self, row: Row, after: int, ends: set[asyncio.Task[bool]]) -> int:
+        """Send entries until the log is complete or one of ``ends`` is done. Return the close code.
 
-        The row is read before the history: so when it says that all is over, the history that is read then is whole.
+        The row is read before the entries, so if it says that the log is complete, the entries read next are too.
         """
-        known: Row | None = row
+        current: Row | None = row
         while True:
-            with suppress(Unavailable, Retry):  # the socket is kept, and told later what it missed
-                known = known or await self._reload()
-                if known is None:
-                    return NO_LONGER
-                begin = await self._send(known, begin)
-                if self.kind.over(known):
+            with suppress(Unavailable, Retry):  # during an outage the socket stays open, and catches up later
+                current = current or await self._reload()
+                if current is None:
+                    return POLICY_VIOLATION
+                after = await self._send(current, after)
+                if self.kind.complete(current):
                     return NORMAL
-            known = None
-            heard = asyncio.create_task(self._wait_change())
-            await asyncio.wait({heard, *ends}, return_when=asyncio.FIRST_COMPLETED)
-            heard.cancel()
+            current = None
+            change = asyncio.create_task(self._wait_change())
+            await asyncio.wait({change, *ends}, return_when=asyncio.FIRST_COMPLETED)
+            change.cancel()
             if any(end.done() for end in ends):
                 return GOING_AWAY
 
     async def _wait_change(self) -> None:
-        """Wait until something is told of the task, or it is time to look anyway."""
-        if self.follower is None or self.follower.ended:
-            await asyncio.sleep(SILENT_POLL_INTERVAL)
+        """Wait for a change of the task, or until the next read is due."""
+        if self.subscriber is None or self.subscriber.ended:
+            await asyncio.sleep(OUTAGE_POLL_INTERVAL)
         else:
-            await self.follower.next(POLL_INTERVAL)
+            await self.subscriber.next(POLL_INTERVAL)
 
-    async def _send(self, row: Row, begin: int) -> int:
-        """Send the entries behind that id; the id of the last one."""
-        while grown := await logs.entries(self.request, self.kind, row, begin):
-            told = [entry for _, entry in grown]
-            for frame in [told] if self.kind.arrays else told:
+    async def _send(self, row: Row, after: int) -> int:
+        """Send the entries after the id ``after`` and return the id of the last one."""
+        while page := await logs.entries(self.request, self.kind, row, after):
+            entries = [entry for _, entry in page]
+            for frame in [entries] if self.kind.arrays else entries:
                 await self.socket.send_text(orjson.dumps(frame).decode())
-            begin = grown[-1][0]
-            if len(grown) < logs.MAX_ENTRIES:
+            after = page[-1][0]
+            if len(page) < logs.MAX_ENTRIES:
                 break
-        return begin
+        return after
 
     async def _reload(self) -> Row | None:
-        """The row as it is now; None when the caller's token has ended, or the task is gone from them."""
+        """Read the row again. Return None if the token is no longer valid or the caller may no longer see the task."""
         if not await token_is_valid(self.request):
             return None
         try:
@@ -104,40 +105,39 @@ class _LogStream:
 
 
 async def _follow(request: RequestContext, socket: WebSocket, kind: LogKind) -> None:
-    begin = request.parameters(logs.LogQuery).after
+    after = request.parameters(logs.LogQuery).after
     row = await get_or_404(request, kind.lookup)
-    tail = request.api.change_feed
-    async with tail.subscription():
-        follower = tail.subscribe(FollowFilter(request.caller.user_id, task=row["task_id"]), await tail.position())
+    feed = request.api.change_feed
+    async with feed.subscription():
+        change_filter = ChangeFilter(request.caller.user_id, task=row["task_id"])
+        subscriber = feed.subscribe(change_filter, await feed.position())
         try:
-            row = await get_or_404(
-                request, kind.lookup
-            )  # what changed until here is in it, what changes from here on is told
-            await _serve(_LogStream(request, socket, kind, follower), row, begin)
+            row = await get_or_404(request, kind.lookup)  # includes all changes before the subscription
+            await _serve(_LogStream(request, socket, kind, subscriber), row, after)
         finally:
-            if follower is not None:
-                tail.unsubscribe(follower)
+            if subscriber is not None:
+                feed.unsubscribe(subscriber)
 
 
-async def _serve(following: _LogStream, row: Row, begin: int) -> None:
-    socket = following.socket
+async def _serve(log_stream: _LogStream, row: Row, after: int) -> None:
+    socket = log_stream.socket
     await socket.accept()
-    leaving = asyncio.create_task(_wait_disconnect(socket))
-    stopping = asyncio.create_task(following.request.api.stopping.wait())
+    disconnect = asyncio.create_task(_wait_disconnect(socket))
+    stopping = asyncio.create_task(log_stream.request.api.stopping.wait())
     try:
-        code = await following.stream(row, begin, {leaving, stopping})
-        if socket.application_state is WebSocketState.CONNECTED and not leaving.done():
+        code = await log_stream.stream(row, after, {disconnect, stopping})
+        if socket.application_state is WebSocketState.CONNECTED and not disconnect.done():
             await socket.close(code)
     except WebSocketDisconnect:
-        log.debug("hung up", task_id=str(row["task_id"]))
+        log.debug("client disconnected", task_id=str(row["task_id"]))
     finally:
-        leaving.cancel()
+        disconnect.cancel()
         stopping.cancel()
-        await asyncio.wait({leaving, stopping})
+        await asyncio.wait({disconnect, stopping})
 
 
 async def _wait_disconnect(socket: WebSocket) -> bool:
-    """Wait until the client leaves; what it says is not listened to."""
+    """Wait until the client disconnects, ignoring its messages."""
     while (await socket.receive())["type"] != "websocket.disconnect":
         continue
     return True

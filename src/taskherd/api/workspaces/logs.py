@@ -1,4 +1,4 @@
-"""The logs of builds and agents: what the task's history tells of them, one entry for each step."""
+"""The logs of builds and agents, derived from the task's history: one entry for each step."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 
 from pydantic import Field
 
+from taskherd.api.http.query_parameters import MAX_POSITION, QueryModel, whole_number
 from taskherd.api.http.responses import BufferedResponse, json
-from taskherd.api.query import MAX_POSITION, QueryModel, whole_number
 from taskherd.api.workspaces.builds import ENDED
 from taskherd.api.workspaces.queries import BuildLookup, get_or_404
 from taskherd.domain.reports import rfc3339
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 Entries: TypeAlias = "Sequence[tuple[int, dict[str, Any]]]"
 MAX_ENTRIES: Final = 1_000
-"""Entries that are read at once; a build has a handful."""
+"""Maximum number of entries that one statement reads; a build has a few."""
 _STAGES: Final[Mapping[str, tuple[str, str]]] = {
-    "pending": ("Waiting for a runner", "The build was asked for."),
+    "pending": ("Waiting for a runner", "The build was requested."),
     "starting": ("Starting workspace", "The workspace is starting."),
     "running": ("Starting workspace", "The workspace is running."),
     "stopping": ("Stopping workspace", "The workspace is stopping."),
@@ -36,46 +36,46 @@ _STAGES: Final[Mapping[str, tuple[str, str]]] = {
 
 
 class LogQuery(QueryModel):
-    """The parameters of a log, and of the WebSocket that follows it."""
+    """Query parameters of a log, and of the WebSocket that follows it."""
 
-    after: Annotated[int, whole_number(0, MAX_POSITION, expected="The id of an entry was expected.", empty=0)] = Field(
-        0, description="The id of the last entry that is known."
+    after: Annotated[int, whole_number(0, MAX_POSITION, expected="Expected the id of an entry.", empty=0)] = Field(
+        0, description="ID of an entry; only entries after it are returned. Empty or 0: all entries."
     )
-    follow: str = Field("", description="Of the WebSocket: entries as they come; it follows in any case.")
+    follow: str = Field("", description="Ignored: a WebSocket always follows the log.")
 
 
 @dataclass(frozen=True, slots=True)
 class LogKind:
-    """A kind of log: how its build is found, which changes make its entries, and when no more of them can come."""
+    """The definition of a log: how to find its build, which changes are entries, and when it is complete."""
 
     lookup: BuildLookup
     changes: tuple[str, ...]
     entry: Callable[[Row, Row], dict[str, Any]]
-    over: Callable[[Row], bool]
+    complete: Callable[[Row], bool]
     arrays: bool
-    """Whether a frame holds an array of entries, or one."""
+    """True if a WebSocket frame contains an array of entries instead of one."""
 
 
 async def build_logs(request: RequestContext) -> BufferedResponse:
-    """A build's log so far."""
-    return await _whole(request, BUILD)
+    """Return the log of a build so far."""
+    return await _log_response(request, BUILD)
 
 
 async def agent_logs(request: RequestContext) -> BufferedResponse:
-    """An agent's log so far."""
-    return await _whole(request, AGENT)
+    """Return the log of an agent so far."""
+    return await _log_response(request, AGENT)
 
 
-async def _whole(request: RequestContext, log: LogKind) -> BufferedResponse:
-    begin = request.parameters(LogQuery).after
+async def _log_response(request: RequestContext, log: LogKind) -> BufferedResponse:
+    after = request.parameters(LogQuery).after
     row = await get_or_404(request, log.lookup)
-    return json([told for _, told in await entries(request, log, row, begin)])
+    return json([entry for _, entry in await entries(request, log, row, after)])
 
 
-async def entries(request: RequestContext, log: LogKind, row: Row, begin: int) -> Entries:
-    """The entries behind that id, each with its own."""
+async def entries(request: RequestContext, log: LogKind, row: Row, after: int) -> Entries:
+    """Return up to ``MAX_ENTRIES`` entries after the id ``after``, each with its id."""
     steps = await builds.steps(
-        request.api.reader, row["task_id"], row["number"], log.changes, after=begin, limit=MAX_ENTRIES
+        request.api.reader, row["task_id"], row["number"], log.changes, after=after, limit=MAX_ENTRIES
     )
     return [(step["version"], log.entry(row, step)) for step in steps]
 
@@ -95,7 +95,7 @@ def _build_entry(row: Row, step: Row) -> dict[str, Any]:
 
 
 def _agent_entry(row: Row, step: Row) -> dict[str, Any]:
-    lifecycle = (step["lifecycle"] or "not there yet").replace("_", " ")
+    lifecycle = (step["lifecycle"] or "not started yet").replace("_", " ")
     reason = f" ({step['reason']})" if step["reason"] else ""
     return {
         "id": step["version"],
@@ -110,13 +110,13 @@ BUILD: Final = LogKind(
     lookup=builds.build,
     changes=("workspace_status", "workspace_build_number"),
     entry=_build_entry,
-    over=lambda row: row["job_status"] in ENDED,
+    complete=lambda row: row["job_status"] in ENDED,
     arrays=False,
 )
 AGENT: Final = LogKind(
     lookup=builds.of_agent,
     changes=("workspace_agent_lifecycle", "workspace_agent_health", "workspace_agent_id"),
     entry=_agent_entry,
-    over=lambda row: not row["last"] or row["job_status"] in {"failed", "canceled"},
+    complete=lambda row: not row["last"] or row["job_status"] in {"failed", "canceled"},
     arrays=True,
 )

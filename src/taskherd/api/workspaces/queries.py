@@ -1,4 +1,4 @@
-"""Looking up builds and workspaces, and asking for a build as older clients do."""
+"""Handlers that look up builds and workspaces, and one that requests a build."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias, assert_never
 from uuid import UUID
 
 from taskherd.api.commands import command_id_of, send_command
+from taskherd.api.http.errors import not_found
 from taskherd.api.http.ids import parse_uuid
-from taskherd.api.http.responses import BufferedResponse, json, not_found
-from taskherd.api.workspaces import builds as rendering
+from taskherd.api.http.responses import BufferedResponse, json
+from taskherd.api.workspaces import builds as build_documents
 from taskherd.domain.commands import Pause, Resume
 from taskherd.domain.reports import rfc3339
 from taskherd.store import builds
@@ -19,46 +20,46 @@ if TYPE_CHECKING:
     from taskherd.store.reader import Reader, Row
 
 BuildLookup: TypeAlias = "Callable[[Reader, UUID, UUID], Awaitable[Row | None]]"
-"""One of the look-ups of `store.builds`."""
+"""A query of ``store.builds`` for one build."""
 
 
-async def get_or_404(request: RequestContext, look: BuildLookup) -> Row:
-    """The build that the path's `{id}` leads to; raises the 404 where there is none for the caller."""
-    identifier = parse_uuid(request.params["id"])
-    row = None if identifier is None else await look(request.api.reader, request.caller.user_id, identifier)
+async def get_or_404(request: RequestContext, lookup: BuildLookup) -> Row:
+    """Return the row of the build for the path's ``{id}``. Raise a 404 if the caller may not see it."""
+    path_id = parse_uuid(request.params["id"])
+    row = None if path_id is None else await lookup(request.api.reader, request.caller.user_id, path_id)
     if row is None:
         raise not_found()
     return row
 
 
 async def build(request: RequestContext) -> BufferedResponse:
-    """One build."""
-    return json(rendering.build_json(await get_or_404(request, builds.build)))
+    """Return one build."""
+    return json(build_documents.build_json(await get_or_404(request, builds.build)))
 
 
 async def workspace(request: RequestContext) -> BufferedResponse:
-    """One workspace."""
-    return json(_workspace(await get_or_404(request, builds.latest_of_workspace)))
+    """Return one workspace."""
+    return json(_workspace_json(await get_or_404(request, builds.latest_of_workspace)))
 
 
 async def request_build(request: RequestContext) -> BufferedResponse:
-    """Start or stop the workspace of a task: its resume or pause under the name that it had before tasks had any."""
+    """Start or stop a workspace: resume or pause its task, as clients did before tasks had routes for that."""
     row = await get_or_404(request, builds.latest_of_workspace)
     common = {"command_id": command_id_of(request), "task_id": row["task_id"], "actor_id": request.caller.user_id}
     match request.body.transition:
         case "start":
-            done = await send_command(request, Resume(**common))
+            result = await send_command(request, Resume(**common))
         case "stop":
-            done = await send_command(request, Pause(**common))
+            result = await send_command(request, Pause(**common))
         case _:
             assert_never(request.body.transition)
-    told = rendering.requested_build_json(
-        done.task, request.body.transition, request.caller.user_id, request.caller.username
+    body = build_documents.requested_build_json(
+        result.task, request.body.transition, request.caller.user_id, request.caller.username
     )
-    return json(told["workspace_build"], 201)
+    return json(body["workspace_build"], 201)
 
 
-def _workspace(row: Row) -> dict[str, Any]:
+def _workspace_json(row: Row) -> dict[str, Any]:
     agent = row["agent_id"]
     healthy = agent is None or bool(row["healthy"])
     updated_at = rfc3339(row["task_updated_at"])
@@ -76,7 +77,7 @@ def _workspace(row: Row) -> dict[str, Any]:
         "template_icon": row["template_icon"],
         "template_active_version_id": row["active_version_id"],
         "task_id": row["task_id"],
-        "latest_build": rendering.build_json(row),
+        "latest_build": build_documents.build_json(row),
         "outdated": row["active_version_id"] != row["template_version_id"],
         "health": {"healthy": healthy, "failing_agents": [] if healthy else [agent]},
         "created_at": rfc3339(row["task_created_at"]),

@@ -7,15 +7,14 @@ from typing import Final
 from taskherd.api.commands import KEY_HEADER
 from taskherd.api.http.route import ResponseSpec, Route, SocketRoute
 from taskherd.api.workspaces import log_stream, logs, queries
-from taskherd.api.workspaces.builds import BuildOut
-from taskherd.api.workspaces.schemas import AgentLogOut, BuildLogOut, NewBuild, WorkspaceOut
+from taskherd.api.workspaces.schemas import AgentLogOut, BuildLogOut, BuildOut, NewBuild, WorkspaceOut
 
 ROUTES: Final = (
     Route(
         method="GET",
         path="/workspaces/{id}",
         handler=queries.workspace,
-        summary="Get workspace metadata by ID",
+        summary="Get a workspace by ID",
         responses={200: ResponseSpec("The workspace.", WorkspaceOut)},
         tag="workspaces",
     ),
@@ -23,13 +22,13 @@ ROUTES: Final = (
         method="POST",
         path="/workspaces/{id}/builds",
         handler=queries.request_build,
-        summary="Create workspace build",
-        description="Pauses or resumes the task of the workspace.",
+        summary="Create a workspace build",
+        description="Pauses or resumes the workspace's task.",
         body=NewBuild,
         headers=(KEY_HEADER,),
         responses={
-            201: ResponseSpec("The build.", BuildOut),
-            409: ResponseSpec("The task can't be changed so as it is now; the message says why."),
+            201: ResponseSpec("The build that was requested.", BuildOut),
+            409: ResponseSpec("The task's status does not allow the change; the message explains why."),
         },
         tag="workspaces",
     ),
@@ -37,7 +36,7 @@ ROUTES: Final = (
         method="GET",
         path="/workspacebuilds/{id}",
         handler=queries.build,
-        summary="Get workspace build",
+        summary="Get a workspace build",
         responses={200: ResponseSpec("The build.", BuildOut)},
         tag="workspaces",
     ),
@@ -45,7 +44,7 @@ ROUTES: Final = (
         method="GET",
         path="/workspacebuilds/{id}/logs",
         handler=logs.build_logs,
-        summary="Get workspace build logs",
+        summary="Get the logs of a workspace build",
         query=logs.LogQuery,
         responses={200: ResponseSpec("The log so far.", list[BuildLogOut])},
         tag="logs",
@@ -54,7 +53,7 @@ ROUTES: Final = (
         method="GET",
         path="/workspaceagents/{id}/logs",
         handler=logs.agent_logs,
-        summary="Get logs by workspace agent",
+        summary="Get the logs of a workspace agent",
         query=logs.LogQuery,
         responses={200: ResponseSpec("The log so far.", list[AgentLogOut])},
         tag="logs",
@@ -64,13 +63,13 @@ SOCKETS: Final = (
     SocketRoute(
         path="/workspacebuilds/{id}/logs",
         handler=log_stream.build,
-        summary="Follow workspace build logs",
+        summary="Follow the logs of a workspace build",
         query=logs.LogQuery,
     ),
     SocketRoute(
         path="/workspaceagents/{id}/logs",
         handler=log_stream.agent,
-        summary="Follow logs by workspace agent",
+        summary="Follow the logs of a workspace agent",
         query=logs.LogQuery,
     ),
 )

@@ -1,30 +1,67 @@
-"""What the workspaces' routes take and give, as models."""
+"""Request and response bodies of the routes of workspaces, builds and agents."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, Field
 
-from taskherd.api.workspaces.builds import BuildOut
+
+class JobOut(BaseModel):
+    """The provisioner's job of a build, with the build's ``id``. Unknown: superseded before its result was reported."""
+
+    id: UUID
+    status: Literal["pending", "running", "succeeded", "canceling", "canceled", "failed", "unknown"]
+    created_at: str
+    started_at: str | None = None
+    completed_at: str | None = None
+    error: str | None = None
+
+
+class BuildOut(BaseModel):
+    """A build; ``status`` is that of the workspace (pending, starting, running, stopping, stopped, …)."""
+
+    id: UUID
+    build_number: int
+    transition: Literal["start", "stop", "delete"]
+    status: str
+    job: JobOut
+    workspace_id: UUID | None
+    workspace_name: str
+    workspace_owner_id: UUID
+    workspace_owner_name: str
+    template_version_id: UUID
+    initiator_id: UUID | None
+    initiator_name: str
+    reason: str
+    resources: list[Any]
+    created_at: str
+    updated_at: str
+
+
+class RequestedBuild(BaseModel):
+    """The build that was requested."""
+
+    workspace_build: BuildOut
+    workspace_build_id: UUID
 
 
 class NewBuild(BaseModel):
-    """A build to ask for; a workspace is taken down by deleting its task."""
+    """A build to request. To delete a workspace, delete its task."""
 
     transition: Literal["start", "stop"]
 
 
 class WorkspaceHealthOut(BaseModel):
-    """Whether the workspace's agent is well."""
+    """The health of the workspace's agent."""
 
     healthy: bool
     failing_agents: list[UUID]
 
 
 class WorkspaceOut(BaseModel):
-    """A workspace, with its latest build."""
+    """A workspace with its latest build."""
 
     id: UUID
     name: str
@@ -48,7 +85,7 @@ class WorkspaceOut(BaseModel):
 
 
 class BuildLogOut(BaseModel):
-    """One step of a build; ids rise."""
+    """One step of a build; ids increase."""
 
     id: int
     created_at: str
@@ -59,10 +96,10 @@ class BuildLogOut(BaseModel):
 
 
 class AgentLogOut(BaseModel):
-    """One step of an agent's life; ids rise."""
+    """One step in the lifecycle of an agent; ids increase."""
 
     id: int
     created_at: str
     output: str
     level: Literal["info", "error"]
-    source_id: UUID = Field(description="The agent's.")
+    source_id: UUID = Field(description="ID of the agent.")

@@ -1,4 +1,4 @@
-"""Query parameters: one model for each route, which validates them and declares them in the OpenAPI document."""
+"""Query parameters: one model for each route validates them and declares them in the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -9,46 +9,46 @@ from typing import Any, ClassVar, Final, TypeVar
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, core_schema
 
-from taskherd.api.http.responses import invalid
+from taskherd.api.http.errors import invalid
 
 MAX_POSITION: Final = 2**63 - 1
 _MAX_JSON_INTEGER: Final = 2**53 - 1
 """The largest integer that every JSON parser keeps exact (RFC 8259, section 6)."""
-_NOT_SHOWN: Final = frozenset({"title", "default", "description"})
+_OMITTED: Final = frozenset({"title", "default", "description"})
 
 
 class QueryModel(BaseModel):
-    """The parameters of one route. A validator raises ValueError with what the refusal says."""
+    """The query parameters of one route. Its validators raise ``ValueError`` with the detail for the client."""
 
     model_config = ConfigDict(frozen=True)
-    refusal: ClassVar[str] = "Validation failed."
-    """The message of the 400 when a parameter is invalid."""
+    error_message: ClassVar[str] = "Validation failed."
+    """The message of the 400 if a parameter is invalid."""
 
 
-Model = TypeVar("Model", bound=QueryModel)
+Query = TypeVar("Query", bound=QueryModel)
 
 
 class NoQuery(QueryModel):
-    """No parameters."""
+    """No query parameters."""
 
 
-def parse(model: type[Model], query: Mapping[str, str]) -> Model:
-    """Return the parameters, others being ignored; a required one that is missing counts as empty.
+def parse(model: type[Query], query: Mapping[str, str]) -> Query:
+    """Validate the query parameters. Undeclared ones are ignored; a required one that is missing counts as empty.
 
     Raises:
-        Refusal: a 400 that names the first invalid parameter.
+        HTTPError: a 400 that names the first invalid parameter.
     """
     required = {name: "" for name, field in model.model_fields.items() if field.is_required()}
     try:
         return model.model_validate({**required, **query})
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        wrong = (str(first["loc"][0]), first["msg"].removeprefix("Value error, "))
-        raise invalid(wrong, message=model.refusal) from None
+        validation = (str(first["loc"][0]), first["msg"].removeprefix("Value error, "))
+        raise invalid(validation, message=model.error_message) from None
 
 
 def declared(model: type[QueryModel]) -> list[dict[str, Any]]:
-    """Return the parameters as OpenAPI has them."""
+    """Return the OpenAPI parameter objects of a model."""
     schema = model.model_json_schema()
     required = schema.get("required", ())
     return [
@@ -56,7 +56,7 @@ def declared(model: type[QueryModel]) -> list[dict[str, Any]]:
             "name": name,
             "in": "query",
             "description": each["description"],
-            "schema": {key: value for key, value in each.items() if key not in _NOT_SHOWN},
+            "schema": {key: value for key, value in each.items() if key not in _OMITTED},
             **({"required": True} if name in required else {}),
         }
         for name, each in schema["properties"].items()
@@ -65,13 +65,13 @@ def declared(model: type[QueryModel]) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Annotates a parameter that ``read`` makes from its text, with ``schema`` as its JSON schema."""
+    """Annotates a parameter that ``read`` converts from text, and whose JSON schema is ``schema``."""
 
     read: Callable[[str], Any]
     schema: Mapping[str, Any]
 
     def __get_pydantic_core_schema__(self, _source: Any, _handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Validate with ``read`` alone."""
+        """Validate with ``read`` only."""
         return core_schema.no_info_plain_validator_function(self.read)
 
     def __get_pydantic_json_schema__(self, _schema: CoreSchema, _handler: GetJsonSchemaHandler) -> dict[str, Any]:
@@ -79,16 +79,21 @@ class Text:
         return dict(self.schema)
 
 
-def whole_number(least: int, limit: int, *, expected: str = "", empty: int | None = None) -> Text:
-    """Annotate a whole number in decimal digits; ``empty`` is the value of an empty text, which else is invalid."""
-    message = expected or f"A whole number from {least} to {limit} was expected."
+def whole_number(minimum: int, maximum: int, *, expected: str = "", empty: int | None = None) -> Text:
+    """Annotate a whole number in decimal digits.
+
+    An empty text has the value ``empty``, or is invalid if that is None. ``expected`` replaces the detail of the error,
+    which names the bounds.
+    """
+    message = expected or f"Expected a whole number from {minimum} to {maximum}."
 
     def read(text: str) -> int:
         if not text and empty is not None:
             return empty
-        if not (text.isascii() and text.isdigit() and len(text) <= len(str(limit)) and least <= int(text) <= limit):
+        digits = text.isascii() and text.isdigit() and len(text) <= len(str(maximum))
+        if not (digits and minimum <= int(text) <= maximum):
             raise ValueError(message)
         return int(text)
 
-    bounds = {"minimum": least, **({"maximum": limit} if limit <= _MAX_JSON_INTEGER else {})}
+    bounds = {"minimum": minimum, **({"maximum": maximum} if maximum <= _MAX_JSON_INTEGER else {})}
     return Text(read, {"type": "integer", **bounds})

@@ -1,0 +1,104 @@
+"""Handlers of the routes for agents."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final
+
+from pydantic import Field
+
+from taskherd.api.agents.schemas import AppStatusPatch, LogSnapshot
+from taskherd.api.http.errors import HTTPError, invalid, not_found
+from taskherd.api.http.ids import parse_uuid
+from taskherd.api.http.query_parameters import QueryModel, Text
+from taskherd.api.http.responses import BufferedResponse, empty, json
+from taskherd.domain.reports import AgentState, AppStatus, LogEntry, LogSource, TaskLog
+from taskherd.messages import texts
+from taskherd.messages.limits import ELEMENTS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from taskherd.api.context import RequestContext
+    from taskherd.domain.reports import Report
+
+FORMAT: Final = "agentapi"
+_STATES: Final = {
+    "working": AgentState.WORKING,
+    "idle": AgentState.IDLE,
+    "complete": AgentState.COMPLETE,
+    "failure": AgentState.FAILED,
+    "failed": AgentState.FAILED,
+}
+_SOURCES: Final = {"user": LogSource.INPUT, "agent": LogSource.OUTPUT}
+
+
+def _format(text: str) -> str:
+    if text != FORMAT:
+        message = f'Query param "format" has invalid value: expected {FORMAT}'
+        raise ValueError(message)
+    return text
+
+
+class SnapshotQuery(QueryModel):
+    """Query parameters of a log snapshot."""
+
+    error_message: ClassVar[str] = "Query parameters have invalid values."
+    format: Annotated[str, Text(_format, {"type": "string", "enum": [FORMAT]})] = Field(
+        description="Format of the body."
+    )
+
+
+async def app_status(request: RequestContext) -> BufferedResponse:
+    """Publish what the agent is doing as a report."""
+    body: AppStatusPatch = request.body
+    state = _STATES.get(body.state or "")
+    if state is None:
+        validation = ("state", "State must be one of: complete, failure, working, idle.")
+        raise invalid(validation, message="Invalid state provided.")
+    report = AppStatus(
+        **_common(request),
+        state=state,
+        message=texts.message(body.message or "", {}),
+        uri=texts.address(body.uri or "", {}),
+    )
+    await _publish(request, [report])
+    return json(None)
+
+
+async def log_snapshot(request: RequestContext) -> BufferedResponse:
+    """Publish the end of the conversation as reports, so that it can be read while no agent is running."""
+    if request.agent is None or parse_uuid(request.params["id"]) != request.agent[0]:
+        raise not_found()
+    request.parameters(SnapshotQuery)
+    body: LogSnapshot = request.body
+    if any(message.role not in _SOURCES for message in body.messages):
+        raise HTTPError(400, "Invalid agentapi payload structure.", "The role of a message must be user or agent.")
+    common = _common(request)
+    now: datetime = common["observed_at"]
+    entries = tuple(
+        LogEntry(message.id, _SOURCES[message.role], texts.content(message.content, {}), message.time or now)
+        for message in body.messages
+    )
+    parts = [entries[start : start + ELEMENTS] for start in range(0, len(entries), ELEMENTS)]
+    if parts:
+        await _publish(request, [TaskLog(**common, entries=part) for part in parts])
+    return empty(204)
+
+
+def _common(request: RequestContext) -> dict[str, Any]:
+    """Return the fields that all reports of an agent have; the worker assigns ``seq``, see ``ReportPublisher``.
+
+    ``observed_at`` is read from this process's clock, and tells two reports of an agent apart; the worker caps it at
+    its own clock.
+    """
+    assert request.agent is not None
+    task_id, build_number = request.agent
+    return {"task_id": task_id, "build_number": build_number, "seq": 0, "observed_at": datetime.now(UTC)}
+
+
+async def _publish(request: RequestContext, reports: Sequence[Report]) -> None:
+    assert request.agent is not None
+    task_id, build_number = request.agent
+    request.log_fields = {"task_id": str(task_id), "build_number": build_number}
+    await request.api.reports.publish(task_id, reports)

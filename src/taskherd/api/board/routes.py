@@ -1,0 +1,88 @@
+"""The web page of one task: HTML, a script and a style sheet, which contain no secrets.
+
+The page itself needs no token. It loads its data from the API with a token that the user enters, and that is kept in
+the session storage of the tab.
+"""
+
+from __future__ import annotations
+
+from html import escape
+from importlib.resources import files
+from typing import TYPE_CHECKING, Final
+
+from taskherd.api.http.responses import BufferedResponse
+from taskherd.api.http.route import Auth, ResponseSpec, Route
+
+if TYPE_CHECKING:
+    from taskherd.api.context import RequestContext
+
+_ASSETS_FOLDER: Final = files("taskherd.api.board")
+_HTML: Final = (_ASSETS_FOLDER / "task.html").read_text("utf-8")
+_ASSETS: Final = {
+    "task.js": ((_ASSETS_FOLDER / "task.js").read_bytes(), "text/javascript; charset=utf-8"),
+    "task.css": ((_ASSETS_FOLDER / "task.css").read_bytes(), "text/css; charset=utf-8"),
+}
+_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:;"
+    " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_HEADERS: Final = {
+    "Content-Security-Policy": _POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-cache",
+}
+
+
+async def page(request: RequestContext) -> BufferedResponse:
+    """Return the page of the task that the path names."""
+    title = f"{request.params['task']} · {request.params['user']}"
+    html = _HTML.replace("{{title}}", escape(title)).replace("{{task}}", escape(request.params["task"]))
+    return BufferedResponse(200, html.encode("utf-8", "replace"), _HEADERS, "text/html; charset=utf-8")
+
+
+async def script(_request: RequestContext) -> BufferedResponse:
+    """Return the script of the page."""
+    return _asset("task.js")
+
+
+async def style(_request: RequestContext) -> BufferedResponse:
+    """Return the style sheet of the page."""
+    return _asset("task.css")
+
+
+def _asset(name: str) -> BufferedResponse:
+    body, content_type = _ASSETS[name]
+    return BufferedResponse(200, body, _HEADERS, content_type)
+
+
+_PAGE_RESPONSE: Final = {200: ResponseSpec("A file of the page.")}
+
+ROUTES: Final = (
+    Route(
+        method="GET",
+        path="/tasks/{user}/{task}",
+        handler=page,
+        summary="Get the page of a task",
+        auth=Auth.NONE,
+        responses=_PAGE_RESPONSE,
+    ),
+    Route(
+        method="GET",
+        path="/assets/task.js",
+        handler=script,
+        summary="Get the script of the page",
+        auth=Auth.NONE,
+        responses=_PAGE_RESPONSE,
+    ),
+    Route(
+        method="GET",
+        path="/assets/task.css",
+        handler=style,
+        summary="Get the style sheet of the page",
+        auth=Auth.NONE,
+        responses=_PAGE_RESPONSE,
+    ),
+)
+"""Routes outside ``/api``, which the OpenAPI document omits."""
