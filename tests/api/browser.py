@@ -1,4 +1,4 @@
-"""A real headless Chromium, driven over its own protocol (https://chromedevtools.github.io/devtools-protocol/)."""
+"""A headless Chromium, controlled over the DevTools protocol (https://chromedevtools.github.io/devtools-protocol/)."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from websockets.asyncio.client import ClientConnection, connect
 from taskherd.dev import apt
 from tests.harness.api import TIMEOUT
 
-START_WITHIN = 60.0
+START_TIMEOUT = 60.0
 _ADDRESS = re.compile(rb"DevTools listening on (ws://\S+)")
 
 
-def chromium(announce: Callable[[str], None]) -> str:
-    """The program, installed if it is not there."""
-    found = shutil.which("chromium") or shutil.which("google-chrome")
-    if found is None:
-        missing = apt.install("chromium", announce)
-        assert missing is None, f"the page can't be shown without chromium: {missing}"
-        found = shutil.which("chromium")
-    assert found is not None
-    return found
+def find_chromium(announce: Callable[[str], None]) -> str:
+    """Return the path of the program, and install it if it is missing."""
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        error = apt.install("chromium", announce)
+        assert error is None, f"cannot show the page without chromium: {error}"
+        path = shutil.which("chromium")
+    assert path is not None
+    return path
 
 
 @dataclass
 class Tab:
-    """One tab. What it complains of is kept."""
+    """One tab, and the errors that it has logged."""
 
     socket: ClientConnection
     session: str = ""
-    complaints: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
     _count: int = 0
     _answers: dict[int, asyncio.Future[dict[str, Any]]] = field(default_factory=dict)
 
@@ -50,29 +50,29 @@ class Tab:
         session = {"sessionId": self.session} if self.session else {}
         await self.socket.send(json.dumps({"id": self._count, "method": method, "params": params, **session}))
         async with asyncio.timeout(TIMEOUT):
-            told = await answer
-        assert "error" not in told, (method, told)
-        result: dict[str, Any] = told["result"]
+            message = await answer
+        assert "error" not in message, (method, message)
+        result: dict[str, Any] = message["result"]
         return result
 
     async def evaluate(self, script: str) -> Any:
-        """The value of an expression, of what it promises if it is a promise."""
-        told = await self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
-        assert "exceptionDetails" not in told, told
-        return told["result"].get("value")
+        """Return the value of an expression, or that of its promise."""
+        result = await self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in result, result
+        return result["result"].get("value")
 
     async def until(self, condition: str) -> None:
-        """Wait until the page has changed such that a condition holds; the page itself says when."""
+        """Wait until a condition is true on the page, evaluated at each change of the page."""
         await self.evaluate(f"""new Promise((done) => {{
-            const look = () => {{ if ({condition}) {{ watch.disconnect(); done(true); }} }};
-            const watch = new MutationObserver(look);
+            const check = () => {{ if ({condition}) {{ observer.disconnect(); done(true); }} }};
+            const observer = new MutationObserver(check);
             const all = {{subtree: true, childList: true, attributes: true, characterData: true}};
-            watch.observe(document, all);
-            look();
+            observer.observe(document, all);
+            check();
         }})""")
 
     async def open(self, url: str) -> None:
-        """Go to an address and wait until it is loaded."""
+        """Open a URL and wait until it is loaded."""
         await self.call("Page.navigate", url=url)
         loaded = "new Promise((d) => document.readyState === 'complete' ? d() : addEventListener('load', () => d()))"
         async with asyncio.timeout(TIMEOUT):
@@ -81,27 +81,27 @@ class Tab:
         await self.evaluate(loaded)
 
     async def type(self, text: str) -> None:
-        """Type into what has the focus, and press Enter."""
+        """Type into the focused element and press Enter."""
         await self.call("Input.insertText", text=text)
         for kind in ("keyDown", "keyUp"):
             enter = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13}
             await self.call("Input.dispatchKeyEvent", type=kind, text="\r" if kind == "keyDown" else "", **enter)
 
     async def listen(self) -> None:
-        """Take what the browser says."""
+        """Receive responses and events of the browser."""
         async for text in self.socket:
-            told = json.loads(text)
-            if "id" in told:
-                self._answers.pop(told["id"]).set_result(told)
-            elif told["method"] == "Runtime.exceptionThrown":
-                self.complaints.append(str(told["params"]["exceptionDetails"]))
-            elif told["method"] == "Log.entryAdded" and told["params"]["entry"]["source"] != "network":
-                self.complaints.append(str(told["params"]["entry"]))
+            message = json.loads(text)
+            if "id" in message:
+                self._answers.pop(message["id"]).set_result(message)
+            elif message["method"] == "Runtime.exceptionThrown":
+                self.errors.append(str(message["params"]["exceptionDetails"]))
+            elif message["method"] == "Log.entryAdded" and message["params"]["entry"]["source"] != "network":
+                self.errors.append(str(message["params"]["entry"]))
 
 
 @asynccontextmanager
-async def browsing(program: str) -> AsyncIterator[Tab]:
-    """A browser with one tab and nothing remembered, until the block is left."""
+async def open_browser(program: str) -> AsyncIterator[Tab]:
+    """Run a browser with one tab and a new profile while the block runs."""
     with tempfile.TemporaryDirectory(prefix="taskherd-chromium-", ignore_cleanup_errors=True) as folder:
         sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
         process = await asyncio.create_subprocess_exec(
@@ -115,11 +115,11 @@ async def browsing(program: str) -> AsyncIterator[Tab]:
         )
         assert process.stderr is not None
         try:
-            async with asyncio.timeout(START_WITHIN):
-                while (found := _ADDRESS.search(line := await process.stderr.readline())) is None:
-                    assert line, "chromium ended"
+            async with asyncio.timeout(START_TIMEOUT):
+                while (match := _ADDRESS.search(line := await process.stderr.readline())) is None:
+                    assert line, "chromium exited"
             draining = asyncio.create_task(_drain(process.stderr))
-            async with connect(found[1].decode(), max_size=None, open_timeout=TIMEOUT) as socket:
+            async with connect(match[1].decode(), max_size=None, open_timeout=TIMEOUT) as socket:
                 tab = Tab(socket)
                 listening = asyncio.create_task(tab.listen())
                 try:

@@ -1,4 +1,4 @@
-"""An API with everything around it, one for each test."""
+"""Fixtures: an API with a worker, on a new database for each test."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ StartApi: TypeAlias = Callable[..., AbstractAsyncContextManager[ApiHarness]]
 
 @pytest.fixture
 def start_api(database_url: str, amqp_url: str, amqp_prefix: str) -> StartApi:
-    """What starts one with settings of the test's choice."""
+    """Return a function that starts an API with the given settings."""
     return partial(open_api_harness, database_url, amqp_url, amqp_prefix)
 
 
 @pytest.fixture
 async def api_harness(start_api: StartApi) -> AsyncIterator[ApiHarness]:
-    """A worker and an API on a database and queues of their own."""
-    async with start_api() as own:
-        yield own
+    """Run a worker and an API on their own database and queues."""
+    async with start_api() as harness:
+        yield harness

@@ -1,7 +1,7 @@
-"""What schemathesis can't know by itself: a user, a template version and tasks that exist, mixed into what it makes up.
+"""Hooks that put existing users, template versions and tasks into the requests that schemathesis generates.
 
-Loaded by its command line, named in SCHEMATHESIS_HOOKS. What is put in depends only on what was there, so that a run
-with the same seed is the same run.
+Its command line loads the module named in SCHEMATHESIS_HOOKS. A replacement depends only on the generated value, so
+runs with the same seed are the same.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ VERSION = os.environ["FUZZ_VERSION"]
 
 @schemathesis.hook
 def map_path_parameters(_context: schemathesis.HookContext, path_parameters: dict[str, Any] | None) -> Any:
-    """Mostly a user that exists, and often a task that does."""
-    given = dict(path_parameters or {})
-    if "user" in given and _chance(given["user"], 4) != 0:
-        given["user"] = "me"
-    if "task" in given and _chance(given["task"], 3) != 0:
-        given["task"] = TASKS[_chance(given["task"], len(TASKS))]
-    return given
+    """Use an existing user in most requests, and an existing task in many."""
+    parameters = dict(path_parameters or {})
+    if "user" in parameters and _bucket(parameters["user"], 4) != 0:
+        parameters["user"] = "me"
+    if "task" in parameters and _bucket(parameters["task"], 3) != 0:
+        parameters["task"] = TASKS[_bucket(parameters["task"], len(TASKS))]
+    return parameters
 
 
 @schemathesis.hook
 def map_query(_context: schemathesis.HookContext, query: dict[str, Any] | None) -> Any:
-    """A wait that ends soon, wherever the shape of one was made up."""
+    """Shorten every valid wait."""
     if query and isinstance(query.get("wait"), str) and re.fullmatch(r"[0-9.]+(ms|s)?", query["wait"]):
         return {**query, "wait": "5ms"}
     return query
@@ -39,19 +39,19 @@ def map_query(_context: schemathesis.HookContext, query: dict[str, Any] | None) 
 
 @schemathesis.hook
 def map_body(_context: schemathesis.HookContext, body: Any) -> Any:
-    """A template version that exists, wherever the shape of one was made up."""
+    """Replace every UUID of a template version by that of an existing one."""
     if isinstance(body, dict) and _is_uuid(body.get("template_version_id")):
         return {**body, "template_version_id": VERSION}
     return body
 
 
-def _chance(said: Any, of: int) -> int:
-    return crc32(str(said).encode("utf-8", "surrogatepass")) % of
+def _bucket(value: Any, count: int) -> int:
+    return crc32(str(value).encode("utf-8", "surrogatepass")) % count
 
 
-def _is_uuid(said: Any) -> bool:
+def _is_uuid(value: Any) -> bool:
     try:
-        UUID(said)
+        UUID(value)
     except (TypeError, ValueError, AttributeError):
         return False
     return True

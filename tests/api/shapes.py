@@ -1,4 +1,4 @@
-"""How the real clients judge what they are sent: zod's schemas of the GitHub Action, and what Go's decoder fails on."""
+"""The schemas with which real clients validate responses: the GitHub Action's zod schemas, and Go's decoder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def text(value: Any) -> bool:
 
 
 def identifier(value: Any) -> bool:
-    """z.string().uuid(), which is also what Go's uuid.UUID takes."""
+    """z.string().uuid(), which Go's uuid.UUID accepts too."""
     return text(value) and str(uuid.UUID(value)) == value
 
 
@@ -35,13 +35,13 @@ def email(value: Any) -> bool:
     return text(value) and EMAIL.fullmatch(value) is not None
 
 
-def truth(value: Any) -> bool:
+def boolean(value: Any) -> bool:
     """z.boolean()."""
     return isinstance(value, bool)
 
 
-def moment(value: Any) -> bool:
-    """A time as Go's decoder takes it, here as our own contract writes it."""
+def time(value: Any) -> bool:
+    """A time that Go's decoder accepts, in the form of the API contract."""
     return text(value) and TIME.fullmatch(value) is not None
 
 
@@ -51,7 +51,7 @@ def one_of(*values: str) -> Rule:
 
 
 def state(value: Any) -> bool:
-    """The Action's current_state: null, or with a state that is one of four."""
+    """The Action's current_state: null, or one of four states with a message."""
     return value is None or (value["state"] in STATES and text(value["message"]))
 
 
@@ -69,7 +69,7 @@ TEMPLATE: Mapping[str, Rule] = {
     "organization_id": identifier,
     "active_version_id": identifier,
 }
-PRESET: Mapping[str, Rule] = {"ID": identifier, "Name": text, "Default": truth}
+PRESET: Mapping[str, Rule] = {"ID": identifier, "Name": text, "Default": boolean}
 TASK: Mapping[str, Rule] = {
     "id": identifier,
     "name": text,
@@ -84,14 +84,14 @@ BUILD: Mapping[str, Rule] = {
     "id": identifier,
     "build_number": lambda value: isinstance(value, int),
     "transition": one_of("start", "stop", "delete"),
-    "created_at": moment,
-    "updated_at": moment,
+    "created_at": time,
+    "updated_at": time,
     "job": lambda value: value["status"] in {"pending", "running", "succeeded", "canceling", "canceled", "failed"},
 }
 
 
 def parse(value: Any, schema: Mapping[str, Rule]) -> dict[str, Any]:
-    """The value if it is as the schema says; a field with `?` may be absent, but not null."""
+    """Return the value if it matches the schema; a field with ``?`` may be absent, but not null."""
     assert isinstance(value, dict), value
     for name, rule in schema.items():
         key = name.removesuffix("?")
@@ -103,6 +103,6 @@ def parse(value: Any, schema: Mapping[str, Rule]) -> dict[str, Any]:
 
 
 def parse_all(value: Any, schema: Mapping[str, Rule]) -> list[dict[str, Any]]:
-    """A list of such; one bad element fails it whole, as in zod."""
+    """Return the list if all elements match the schema, as in zod."""
     assert isinstance(value, list), value
     return [parse(each, schema) for each in value]

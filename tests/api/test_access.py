@@ -1,4 +1,4 @@
-"""Who may: tokens, their end, and that what is not the caller's can't be told from what is not there."""
+"""Access: tokens and their end, and that a caller cannot tell whether a resource of another user exists."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIGNED_OUT = {"message": "You are signed out or your session has expired. Please
 
 
 def task_routes() -> Iterator[tuple[str, str]]:
-    """Method and path of every route that names a task, under every prefix."""
+    """Return method and path of every route that names a task, under every prefix."""
     for route in ROUTES:
         if "{task}" in route.path:
             for prefix in (PREFIX, EXPERIMENTAL) if route.experimental else (PREFIX,):
@@ -28,14 +28,14 @@ def task_routes() -> Iterator[tuple[str, str]]:
 
 
 async def until_refused(client: httpx.AsyncClient) -> None:
-    """Wait until a token no longer holds; that takes a second at most."""
+    """Wait until a token is no longer accepted, which takes at most a second."""
     async with asyncio.timeout(2):
-        while (await client.get("/tasks")).status_code == 200:  # noqa: ASYNC110 - a token tells nobody that it ended
+        while (await client.get("/tasks")).status_code == 200:  # noqa: ASYNC110 - the end of a token causes no event
             await asyncio.sleep(0.05)
 
 
-async def test_both_headers_sign_in(api_harness: ApiHarness) -> None:
-    """The session header and a bearer token do; a cookie and a query string don't."""
+async def test_both_headers_authenticate(api_harness: ApiHarness) -> None:
+    """The session header and a bearer token are accepted; a cookie and a query parameter are not."""
     token = api_harness.tokens["alice"]
     for headers in (
         {"Coder-Session-Token": token},
@@ -51,30 +51,30 @@ async def test_both_headers_sign_in(api_harness: ApiHarness) -> None:
     ).status_code == 401
 
 
-async def test_every_route_asks_who(api_harness: ApiHarness) -> None:
-    """Without a token that holds every route that wants one answers the very same 401, whatever it was."""
-    other = agent_token(SECRET, uuid.uuid4(), 1)
-    wrong = [
+async def test_every_route_requires_a_valid_token(api_harness: ApiHarness) -> None:
+    """Without a valid token, every route that requires one returns the same 401."""
+    agents = agent_token(SECRET, uuid.uuid4(), 1)
+    invalid = [
         "",
         "x",
         f"{api_harness.tokens['alice'][:-1]}!",
         f"{api_harness.tokens['alice'][:10]}-{'x' * 32}",
         f"{'x' * 10}-{'x' * 32}",
-        other,
+        agents,
     ]
     for route in ROUTES:
         if route.auth is not Auth.USER:
             continue
         path = PREFIX + route.path.replace("{user}", "me").replace("{task}", str(uuid.uuid4()))
-        for token in wrong:
+        for token in invalid:
             headers = {"Coder-Session-Token": token} if token else {}
             response = await api_harness.anonymous.request(route.method, f"{api_harness.base}{path}", headers=headers)
             assert (response.status_code, response.json()) == (401, SIGNED_OUT), (path, token)
             assert response.headers["WWW-Authenticate"] == 'Bearer realm="coder"'
 
 
-async def test_a_token_ends(api_harness: ApiHarness) -> None:
-    """A revoked token, an expired one and a deactivated user are refused within a second."""
+async def test_revoked_and_expired_tokens_are_rejected(api_harness: ApiHarness) -> None:
+    """A revoked token, an expired one and a deactivated user are rejected within a second."""
     database = api_harness.worker.database
     assert (await api_harness.alice.get("/tasks")).status_code == 200
     await database.execute("UPDATE api_tokens SET revoked_at = now() WHERE id = $1", api_harness.tokens["alice"][:10])
@@ -87,8 +87,8 @@ async def test_a_token_ends(api_harness: ApiHarness) -> None:
     await until_refused(api_harness.carol)
 
 
-async def test_not_yours_is_not_there(api_harness: ApiHarness) -> None:
-    """On every route that names a task, another's task and none give byte-identical 404s, by id and by name."""
+async def test_the_task_of_another_user_looks_like_a_missing_one(api_harness: ApiHarness) -> None:
+    """On every route that names a task, another user's task and a missing one give identical 404s."""
     task = await api_harness.create(name="private")
     await api_harness.create(api_harness.bob, name="bobs")
     for method, path in task_routes():
@@ -108,8 +108,8 @@ async def test_not_yours_is_not_there(api_harness: ApiHarness) -> None:
         ):
             filled = path.replace("{user}", user).replace("{task}", name)
             response = await api_harness.bob.request(method, f"{api_harness.base}{filled}", json={"input": "x"})
-            kept = {name: value for name, value in response.headers.items() if name != "date"}
-            answers.add((response.status_code, response.content, tuple(sorted(kept.items()))))
+            headers = {name: value for name, value in response.headers.items() if name != "date"}
+            answers.add((response.status_code, response.content, tuple(sorted(headers.items()))))
         assert len(answers) == 1, (method, path, answers)
         assert next(iter(answers))[:2] == (
             404,
@@ -118,8 +118,8 @@ async def test_not_yours_is_not_there(api_harness: ApiHarness) -> None:
     assert await api_harness.get(task["id"]) == task
 
 
-async def test_an_admin_of_the_organization_sees_and_changes_all_of_it(api_harness: ApiHarness) -> None:
-    """An admin reads, lists, pauses and deletes the members' tasks; one of another organization sees nothing."""
+async def test_an_admin_sees_and_changes_all_tasks_of_the_organization(api_harness: ApiHarness) -> None:
+    """An admin reads and deletes the tasks of members; an admin of another organization sees nothing."""
     task = await api_harness.create(name="private")
     for path in (f"/tasks/me/{task['id']}", "/tasks/alice/private"):
         assert (await api_harness.carol.get(path)).json() == task
@@ -131,12 +131,16 @@ async def test_an_admin_of_the_organization_sees_and_changes_all_of_it(api_harne
     assert (await api_harness.carol.delete("/tasks/alice/private")).status_code == 202
 
 
-async def test_whom_tasks_are_created_for(api_harness: ApiHarness) -> None:
-    """Everybody for themselves; an admin for members, from what the organization has; the rest can't be probed."""
+async def test_the_users_that_tasks_can_be_created_for(api_harness: ApiHarness) -> None:
+    """Users create tasks for themselves, admins for members with the organization's templates; others look missing."""
     body: dict[str, Any] = {"template_version_id": str(VERSION), "input": "x"}
-    made = await api_harness.carol.post("/tasks/bob", json=body)
-    assert (made.status_code, made.json()["owner_name"], made.json()["owner_avatar_url"]) == (201, "bob", "/bob.png")
-    assert (await api_harness.bob.get(f"/tasks/me/{made.json()['id']}")).status_code == 200
+    created = await api_harness.carol.post("/tasks/bob", json=body)
+    assert (created.status_code, created.json()["owner_name"], created.json()["owner_avatar_url"]) == (
+        201,
+        "bob",
+        "/bob.png",
+    )
+    assert (await api_harness.bob.get(f"/tasks/me/{created.json()['id']}")).status_code == 200
     refused = await api_harness.carol.post("/tasks/bob", json={**body, "template_version_id": str(OTHER_VERSION)})
     assert (refused.status_code, refused.json()["message"]) == (
         400,
@@ -154,8 +158,8 @@ async def test_whom_tasks_are_created_for(api_harness: ApiHarness) -> None:
     assert (await api_harness.carol.post("/tasks/mallory", json=body)).status_code == 404
 
 
-async def test_use_is_noted(api_harness: ApiHarness) -> None:
-    """When a token was last used is written down at the latest when the process ends."""
+async def test_the_last_use_of_a_token_is_stored(api_harness: ApiHarness) -> None:
+    """The last-used time of a token is stored when the process stops, at the latest."""
     assert (await api_harness.alice.get("/tasks")).status_code == 200
     api_harness.api.stop()
     query = "SELECT last_used_at IS NOT NULL FROM api_tokens WHERE id = $1"
@@ -163,8 +167,8 @@ async def test_use_is_noted(api_harness: ApiHarness) -> None:
     assert not await api_harness.worker.database.fetchval(query, api_harness.tokens["mallory"][:10])
 
 
-async def test_too_many_requests(start_api: StartApi) -> None:
-    """A user over the rate gets 429 with Retry-After, others don't; guessing tokens is limited by address."""
+async def test_the_rate_limit(start_api: StartApi) -> None:
+    """A user over the rate gets a 429 with Retry-After, others do not; guessing tokens is limited by address."""
     async with start_api(api_rate_limit=1, api_rate_burst=5) as api_harness:
         answers = [await api_harness.alice.get("/tasks") for _ in range(7)]
         assert [each.status_code for each in answers[:5]] == [200] * 5
@@ -179,5 +183,5 @@ async def test_too_many_requests(start_api: StartApi) -> None:
         assert [each.status_code for each in guesses][:5] == [401] * 5
         assert guesses[-1].status_code == 429
         async with asyncio.timeout(TIMEOUT):
-            while (await api_harness.alice.get("/tasks")).status_code == 429:  # noqa: ASYNC110 - a bucket tells nobody
+            while (await api_harness.alice.get("/tasks")).status_code == 429:  # noqa: ASYNC110 - a bucket sends no event
                 await asyncio.sleep(0.2)

@@ -1,4 +1,4 @@
-"""Lists: what `q` finds, in which order, and in pages."""
+"""Lists of tasks: search, order and pages."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from tests.harness.worker import ORGANIZATION, in_status
 MESSAGE = "Invalid task search query."
 
 
-async def names(api_harness: ApiHarness, query: str, who: str = "alice") -> list[str]:
-    """The names of the tasks that a query finds for somebody, in order."""
-    response = await api_harness.clients[who].get("/tasks", params={"q": query})
+async def names(api_harness: ApiHarness, query: str, username: str = "alice") -> list[str]:
+    """Return the names of the tasks that a user's query finds, in order."""
+    response = await api_harness.clients[username].get("/tasks", params={"q": query})
     assert response.status_code == 200, response.text
-    told = response.json()
-    assert told["count"] == len(told["tasks"])
-    return [task["name"] for task in told["tasks"]]
+    body = response.json()
+    assert body["count"] == len(body["tasks"])
+    return [task["name"] for task in body["tasks"]]
 
 
-async def test_what_a_query_finds(api_harness: ApiHarness) -> None:
-    """Owner, organization and status narrow the list; without an owner it is all that the caller may read."""
-    for who, name in (("alice", "a1"), ("bob", "b1"), ("alice", "a2"), ("carol", "c1")):
-        await api_harness.create(api_harness.clients[who], name=name)
+async def test_a_query_filters_by_owner_organization_and_status(api_harness: ApiHarness) -> None:
+    """Owner, organization and status filter the list; without an owner it has all tasks that the caller may see."""
+    for username, name in (("alice", "a1"), ("bob", "b1"), ("alice", "a2"), ("carol", "c1")):
+        await api_harness.create(api_harness.clients[username], name=name)
     a3 = await api_harness.active(name="a3")
     everything = ["a3", "c1", "a2", "b1", "a1"]
     for query in ("", "owner:me", "me", 'owner:"me" status:"pending"', "organization:acme", "organization:default"):
@@ -64,39 +64,46 @@ async def test_what_a_query_finds(api_harness: ApiHarness) -> None:
         ("owner:a\0b", "owner", ""),
     ],
 )
-async def test_what_a_query_is_refused_for(api_harness: ApiHarness, query: str, field: str, detail: str) -> None:
-    """A query that can't be is a 400 with the message that clients match on, and says which part."""
+async def test_an_invalid_query_is_rejected(api_harness: ApiHarness, query: str, field: str, detail: str) -> None:
+    """An invalid query is a 400 with the message that clients match on, and names the invalid part."""
     response = await api_harness.alice.get("/tasks", params={"q": query})
-    told: dict[str, Any] = response.json()
-    assert (response.status_code, told["message"]) == (400, MESSAGE)
-    assert told["validations"][0]["field"] == field
-    assert told["validations"][0]["detail"].startswith(detail)
+    body: dict[str, Any] = response.json()
+    assert (response.status_code, body["message"]) == (400, MESSAGE)
+    assert body["validations"][0]["field"] == field
+    assert body["validations"][0]["detail"].startswith(detail)
 
 
-async def test_pages(api_harness: ApiHarness) -> None:
-    """With a limit the list comes in pages that hold each task once, newest first; `next` is null at the end."""
-    made = [(await api_harness.create(name=f"t{number}"))["name"] for number in range(5)]
+async def test_pages_contain_each_task_once(api_harness: ApiHarness) -> None:
+    """With a limit the list is returned in pages, newest first, each task once; ``next`` is null on the last page."""
+    created = [(await api_harness.create(name=f"t{number}"))["name"] for number in range(5)]
     await api_harness.create(api_harness.bob, name="bobs")
-    for who, expected in (("alice", made[::-1]), ("carol", ["bobs", *made[::-1]])):
-        found: list[str] = []
+    for username, expected in (("alice", created[::-1]), ("carol", ["bobs", *created[::-1]])):
+        listed: list[str] = []
         after = ""
         while True:
-            response = await api_harness.clients[who].get(
+            response = await api_harness.clients[username].get(
                 "/tasks", params={"limit": 2, **({"after": after} if after else {})}
             )
-            told = response.json()
-            assert told["count"] == len(told["tasks"]) <= 2
-            found += [task["name"] for task in told["tasks"]]
-            if told["next"] is None:
+            body = response.json()
+            assert body["count"] == len(body["tasks"]) <= 2
+            listed += [task["name"] for task in body["tasks"]]
+            if body["next"] is None:
                 break
-            after = told["next"]
-        assert found == expected
-    for wrong in ({"limit": "0"}, {"limit": "501"}, {"limit": "x"}, {"limit": ""}, {"after": "x"}, {"after": "_" * 32}):
-        assert (await api_harness.alice.get("/tasks", params=wrong)).status_code == 400, wrong
+            after = body["next"]
+        assert listed == expected
+    for parameters in (
+        {"limit": "0"},
+        {"limit": "501"},
+        {"limit": "x"},
+        {"limit": ""},
+        {"after": "x"},
+        {"after": "_" * 32},
+    ):
+        assert (await api_harness.alice.get("/tasks", params=parameters)).status_code == 400, parameters
 
 
-async def test_a_list_without_a_limit_is_bounded(start_api: StartApi) -> None:
-    """Of more tasks than are told at once the newest are told, and that it is not all of them."""
+async def test_a_list_without_a_limit_is_truncated(start_api: StartApi) -> None:
+    """A list of more tasks than the configured maximum has the newest ones, and a header that it is truncated."""
     async with start_api(api_list_most=500) as api_harness:
         await in_status(api_harness.worker, "pending")
         await api_harness.worker.database.execute("""

@@ -1,4 +1,4 @@
-"""Waiting for a task, and asking why it is as it is and what it has been through."""
+"""Long polls, explanations and timelines of tasks."""
 
 from __future__ import annotations
 
@@ -10,41 +10,43 @@ from typing import Any
 import pytest
 
 from taskherd.store.task_queries import DOCUMENT
-from tests.api.test_sse import followers
+from tests.api.test_sse import until_readers
 from tests.harness.api import TIMEOUT, ApiHarness
 from tests.harness.worker import STATUSES, build_report, in_status, make_report
 
 
-async def test_answered_at_once_where_it_is_so_already(api_harness: ApiHarness) -> None:
-    """A task that is as it was waited for is answered without waiting, with its entity tag as any read."""
+async def test_a_task_that_already_matches_is_returned_immediately(api_harness: ApiHarness) -> None:
+    """A task that already has one of the values is returned without waiting, with its ETag as in any read."""
     task = await api_harness.active()
     waited = await api_harness.alice.get(f"/tasks/me/{task['id']}", params={"wait": "60s", "until": "active"})
     assert (waited.status_code, waited.json()) == (200, await api_harness.get(task["id"]))
     assert "X-Taskherd-Timed-Out" not in waited.headers
-    plain = await api_harness.alice.get(f"/tasks/me/{task['id']}")
-    assert waited.headers["ETag"] == plain.headers["ETag"]
+    read = await api_harness.alice.get(f"/tasks/me/{task['id']}")
+    assert waited.headers["ETag"] == read.headers["ETag"]
 
 
 @pytest.mark.parametrize(("until", "fields"), [("idle,failed", {"state": "idle"}), ("failed", {"state": "failure"})])
-async def test_answered_when_the_agent_says_so(api_harness: ApiHarness, until: str, fields: dict[str, Any]) -> None:
-    """Who waits gets the document in which the state is what was waited for, and its entity tag."""
+async def test_a_long_poll_returns_when_the_state_matches(
+    api_harness: ApiHarness, until: str, fields: dict[str, Any]
+) -> None:
+    """A long poll returns the first document whose state is one of the values, with its ETag."""
     task = await api_harness.active()
-    asked = api_harness.alice.get(f"/tasks/me/{task['name']}", params={"wait": "30s", "until": until})
-    waiting = asyncio.create_task(asked)
-    await followers(api_harness, 1)
+    request = api_harness.alice.get(f"/tasks/me/{task['name']}", params={"wait": "30s", "until": until})
+    waiting = asyncio.create_task(request)
+    await until_readers(api_harness, 1)
     await api_harness.worker.report(
         make_report("app.status", uuid.UUID(task["id"]), state="working", message="", seq=1)
     )
     await api_harness.worker.report(make_report("app.status", uuid.UUID(task["id"]), **fields, message="done", seq=2))
-    answered = await waiting
-    assert answered.json()["current_state"]["state"] in until
-    assert answered.json() == await api_harness.get(task["id"])
-    assert answered.headers["ETag"] == (await api_harness.alice.get(f"/tasks/me/{task['id']}")).headers["ETag"]
-    await followers(api_harness, 0)
+    response = await waiting
+    assert response.json()["current_state"]["state"] in until
+    assert response.json() == await api_harness.get(task["id"])
+    assert response.headers["ETag"] == (await api_harness.alice.get(f"/tasks/me/{task['id']}")).headers["ETag"]
+    await until_readers(api_harness, 0)
 
 
-async def test_the_time_is_up(api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In vain: 200 with the document as it is then, and a header that says so; three reads, however long."""
+async def test_a_long_poll_times_out(api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On timeout a long poll returns the current document and a header, after three reads however long it waits."""
     task = await api_harness.create()
     reads: list[str] = []
     fetch = api_harness.api._reader.fetch
@@ -54,32 +56,32 @@ async def test_the_time_is_up(api_harness: ApiHarness, monkeypatch: pytest.Monke
         return await fetch(statement, *values)
 
     monkeypatch.setattr(api_harness.api._reader, "fetch", counted)
-    answered = await api_harness.alice.get(f"/tasks/me/{task['id']}", params={"wait": "1500ms"})
-    assert (answered.status_code, answered.json()) == (200, task)
-    assert answered.headers["X-Taskherd-Timed-Out"] == "true"
+    response = await api_harness.alice.get(f"/tasks/me/{task['id']}", params={"wait": "1500ms"})
+    assert (response.status_code, response.json()) == (200, task)
+    assert response.headers["X-Taskherd-Timed-Out"] == "true"
     assert len([each for each in reads if DOCUMENT in each]) == 3
-    for wrong in ({"wait": "61s"}, {"wait": "x"}, {"wait": ""}, {"wait": "1s", "until": "done"}):
-        refused = await api_harness.alice.get(f"/tasks/me/{task['id']}", params=wrong)
-        assert (refused.status_code, refused.json()["message"]) == (400, "Validation failed."), wrong
+    for params in ({"wait": "61s"}, {"wait": "x"}, {"wait": ""}, {"wait": "1s", "until": "done"}):
+        refused = await api_harness.alice.get(f"/tasks/me/{task['id']}", params=params)
+        assert (refused.status_code, refused.json()["message"]) == (400, "Validation failed."), params
 
 
-async def test_a_task_that_is_deleted_meanwhile(api_harness: ApiHarness) -> None:
-    """Who waits for a task that is deleted gets the 404."""
+async def test_a_task_that_is_deleted_during_the_wait(api_harness: ApiHarness) -> None:
+    """A long poll of a task that is deleted gets a 404."""
     task = await api_harness.create()
     waiting = asyncio.create_task(api_harness.alice.get(f"/tasks/me/{task['id']}", params={"wait": "30s"}))
-    await followers(api_harness, 1)
+    await until_readers(api_harness, 1)
     await api_harness.alice.delete(f"/tasks/me/{task['id']}")
     assert (await asyncio.wait_for(waiting, TIMEOUT)).status_code == 404
 
 
 async def test_a_token_that_is_revoked_during_the_wait(api_harness: ApiHarness) -> None:
-    """A long poll whose token was revoked meanwhile ends with a 401, whether the task changed or the time is up."""
+    """A long poll whose token is revoked gets a 401, whether the task matches or the wait times out."""
     task = await api_harness.active()
     for wait in ("2s", "30s"):
         await api_harness.worker.database.execute("UPDATE api_tokens SET revoked_at = NULL")
         params = {"wait": wait, "until": "failed"}
         waiting = asyncio.create_task(api_harness.alice.get(f"/tasks/me/{task['id']}", params=params))
-        await followers(api_harness, 1)
+        await until_readers(api_harness, 1)
         await api_harness.worker.database.execute("UPDATE api_tokens SET revoked_at = now()")
         async with asyncio.timeout(TIMEOUT):
             while (await api_harness.alice.get("/tasks")).status_code == 200:
@@ -88,24 +90,24 @@ async def test_a_token_that_is_revoked_during_the_wait(api_harness: ApiHarness) 
             fields = {"state": "failure", "message": "", "seq": 1, "build_number": 1}
             await api_harness.worker.report(make_report("app.status", uuid.UUID(task["id"]), **fields))
         assert (await asyncio.wait_for(waiting, TIMEOUT)).status_code == 401
-        await followers(api_harness, 0)
+        await until_readers(api_harness, 0)
 
 
-async def test_many_wait(api_harness: ApiHarness) -> None:
-    """A hundred who wait for one task are answered by its one change."""
+async def test_many_long_polls(api_harness: ApiHarness) -> None:
+    """One change answers ninety long polls of a task."""
     task = await api_harness.active()
     params = {"wait": "30s", "until": "complete"}
     waiting = [asyncio.create_task(api_harness.alice.get(f"/tasks/me/{task['id']}", params=params)) for _ in range(90)]
-    await followers(api_harness, 90)
+    await until_readers(api_harness, 90)
     await api_harness.worker.report(
         make_report("app.status", uuid.UUID(task["id"]), state="complete", message="", seq=1)
     )
-    answers = await asyncio.gather(*waiting)
-    assert {each.json()["current_state"]["state"] for each in answers} == {"complete"}
+    responses = await asyncio.gather(*waiting)
+    assert {each.json()["current_state"]["state"] for each in responses} == {"complete"}
 
 
 async def test_the_timeline(api_harness: ApiHarness) -> None:
-    """The changes of a task in order, each with what was and what is, and its cause; in pages."""
+    """A timeline has the changes of a task in order, with old and new values and the cause, in pages."""
     task = await api_harness.create(input="first")
     task_id = uuid.UUID(task["id"])
     await api_harness.worker.report(build_report(task_id, 1, "start", "failed", error="No space left"))
@@ -116,16 +118,16 @@ async def test_the_timeline(api_harness: ApiHarness) -> None:
     assert (await api_harness.alice.patch(f"/tasks/me/{task_id}/input", json={"input": "second"})).status_code == 204
     await api_harness.worker.until(lambda: api_harness.worker.document(task_id).get("initial_prompt") == "second")
     await api_harness.worker.until_row("SELECT count(*) FROM outbox", is_=0)
-    told = (await api_harness.alice.get(f"/tasks/me/{task_id}/events")).json()["events"]
-    assert [each["version"] for each in told] == list(range(1, len(told) + 1))
-    assert told[0]["changes"]["status"] == {"from": None, "to": "pending"}
-    assert told[0]["changes"]["initial_prompt"] == {"from": None, "to": "first"}
-    assert told[0]["cause"]["kind"] == "command"
-    assert told[0]["time"] == task["created_at"]
-    assert told[1]["changes"]["status"] == {"from": "pending", "to": "error"}
-    assert told[1]["cause"] == {"kind": "report", "type": "workspace.build"}
-    assert told[-1]["changes"] == {"initial_prompt": {"from": "first", "to": "second"}}
-    for before, after in pairwise(told):
+    events = (await api_harness.alice.get(f"/tasks/me/{task_id}/events")).json()["events"]
+    assert [each["version"] for each in events] == list(range(1, len(events) + 1))
+    assert events[0]["changes"]["status"] == {"from": None, "to": "pending"}
+    assert events[0]["changes"]["initial_prompt"] == {"from": None, "to": "first"}
+    assert events[0]["cause"]["kind"] == "command"
+    assert events[0]["time"] == task["created_at"]
+    assert events[1]["changes"]["status"] == {"from": "pending", "to": "error"}
+    assert events[1]["cause"] == {"kind": "report", "type": "workspace.build"}
+    assert events[-1]["changes"] == {"initial_prompt": {"from": "first", "to": "second"}}
+    for before, after in pairwise(events):
         assert before["position"] < after["position"]
     paged: list[Any] = []
     while page := (
@@ -134,37 +136,37 @@ async def test_the_timeline(api_harness: ApiHarness) -> None:
         )
     ).json()["events"]:
         paged += page
-    assert paged == told
-    for wrong in ({"limit": "0"}, {"limit": "501"}, {"after": "-1"}, {"after": "x"}):
-        assert (await api_harness.alice.get(f"/tasks/me/{task_id}/events", params=wrong)).status_code == 400
+    assert paged == events
+    for params in ({"limit": "0"}, {"limit": "501"}, {"after": "-1"}, {"after": "x"}):
+        assert (await api_harness.alice.get(f"/tasks/me/{task_id}/events", params=params)).status_code == 400
 
 
 @pytest.mark.parametrize("status", STATUSES)
-async def test_why(api_harness: ApiHarness, status: str) -> None:
-    """In each status the explanation says the status that the document says, why, and by which report."""
+async def test_the_explanation_in_each_status(api_harness: ApiHarness, status: str) -> None:
+    """In each status the explanation has the values of the document, the reasons, and the reports behind them."""
     task_id = await in_status(api_harness.worker, status)
     task = await api_harness.get(str(task_id))
-    told = (await api_harness.alice.get(f"/tasks/me/{task_id}/explain")).json()
-    assert told["status"]["value"] == task["status"] == status
-    assert told["current_state"]["value"] == task["current_state"]
-    assert told["health"]["value"] == task["workspace_agent_health"]
+    explanation = (await api_harness.alice.get(f"/tasks/me/{task_id}/explain")).json()
+    assert explanation["status"]["value"] == task["status"] == status
+    assert explanation["current_state"]["value"] == task["current_state"]
+    assert explanation["health"]["value"] == task["workspace_agent_health"]
     for part in ("status", "current_state", "health"):
-        assert told[part]["because"].endswith(".")
+        assert explanation[part]["because"].endswith(".")
     if status == "error":
-        assert told["status"]["because"] == (
+        assert explanation["status"]["because"] == (
             "Build 1, which starts the workspace, failed: No space left. Resume the task to try again."
         )
-        report = told["status"]["report"]
+        report = explanation["status"]["report"]
         assert (report["type"], report["build_number"]) == ("workspace.build", 1)
         assert report["received_at"].endswith("Z")
     if status == "pending":
-        assert told["status"]["report"] is None
-        assert [each["type"] for each in told["requests"]] == ["workspace.start"]
-        assert told["requests"][0]["created_at"].endswith("Z")
+        assert explanation["status"]["report"] is None
+        assert [each["type"] for each in explanation["requests"]] == ["workspace.start"]
+        assert explanation["requests"][0]["created_at"].endswith("Z")
 
 
-async def test_why_an_input_waits(api_harness: ApiHarness) -> None:
-    """What is open of the inbox is told in order."""
+async def test_the_explanation_lists_open_inputs(api_harness: ApiHarness) -> None:
+    """The explanation lists the undelivered inputs in order."""
     task = await api_harness.active()
     for text in ("one", "two"):
         assert (await api_harness.alice.post(f"/tasks/me/{task['id']}/send", json={"input": text})).status_code == 204

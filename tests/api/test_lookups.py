@@ -1,4 +1,4 @@
-"""What clients look up besides the tasks: who may, what is refused and how, and what the logs of builds tell."""
+"""The resources that clients look up in addition to tasks: access, errors, and the logs of builds and agents."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from websockets.exceptions import InvalidStatus
 from taskherd.api.routes import PREFIX, SOCKETS
 from taskherd.messages.agent_tokens import agent_token
 from tests.api.conftest import StartApi
-from tests.api.test_clients import WORKSPACE, frames, house_build, socket, up
+from tests.api.test_clients import WORKSPACE, expected_build_id, frames, socket, start_build
 from tests.harness.api import (
     ALICE,
     MALLORY,
@@ -34,23 +34,25 @@ SIGNED_OUT = "You are signed out or your session has expired. Please sign in aga
 NOTHING = str(uuid.UUID(int=0xDEAD))
 
 
-def kept(response: httpx.Response) -> tuple[Any, ...]:
-    """All of a response that could tell one refusal from another."""
+def fingerprint(response: httpx.Response) -> tuple[Any, ...]:
+    """Return all parts of a response that could distinguish two errors."""
     headers = sorted((name, value) for name, value in response.headers.items() if name != "date")
     return response.status_code, response.content, *headers
 
 
 @pytest.fixture
 async def task(api_harness: ApiHarness) -> dict[str, Any]:
-    """A task of alice's whose workspace and agent are up."""
-    made = await api_harness.create()
-    await up(api_harness, made["id"])
-    return await api_harness.get(made["id"])
+    """Create a task of alice whose workspace and agent are running."""
+    created = await api_harness.create()
+    await start_build(api_harness, created["id"])
+    return await api_harness.get(created["id"])
 
 
-async def test_not_yours_is_not_there(api_harness: ApiHarness, task: dict[str, Any]) -> None:
-    """On every look-up, what is another's, what is nobody's and what can't be give byte-identical 404s."""
-    own_build = str(house_build(task["id"], 1))
+async def test_a_resource_of_another_user_looks_like_a_missing_one(
+    api_harness: ApiHarness, task: dict[str, Any]
+) -> None:
+    """On every lookup, a resource of another user, a missing one and an impossible id give identical 404s."""
+    own_build = str(expected_build_id(task["id"], 1))
     agent = task["workspace_agent_id"]
     probes = {
         "/users/{}": ("alice", str(ALICE)),
@@ -72,25 +74,25 @@ async def test_not_yours_is_not_there(api_harness: ApiHarness, task: dict[str, A
         for name in names:
             assert (await api_harness.alice.get(path.format(name))).status_code == 200, (path, name)
         answers = {
-            kept(await api_harness.mallory.get(path.format(name)))
+            fingerprint(await api_harness.mallory.get(path.format(name)))
             for name in (*names, NOTHING, "nothing", "a%00b", "%ff", "x" * 300)
         }
         assert len(answers) == 1, (path, answers)
         assert next(iter(answers))[:2] == (404, NOT_FOUND), path
     posted = {
-        kept(await api_harness.bob.post(f"/workspaces/{name}/builds", json={"transition": "stop"}))
+        fingerprint(await api_harness.bob.post(f"/workspaces/{name}/builds", json={"transition": "stop"}))
         for name in (WORKSPACE, NOTHING, "nothing")
     }
     assert {each[:2] for each in posted} == {(404, NOT_FOUND)}
     assert len(posted) == 1
     assert (await api_harness.carol.get(f"/workspaces/{WORKSPACE}")).status_code == 200
-    keys = {kept(await api_harness.bob.post(f"/users/{user}/keys")) for user in ("alice", "nothing", str(ALICE))}
+    keys = {fingerprint(await api_harness.bob.post(f"/users/{user}/keys")) for user in ("alice", "nothing", str(ALICE))}
     assert {each[:2] for each in keys} == {(404, NOT_FOUND)}
     assert await api_harness.get(task["id"]) == task
 
 
-async def test_lists_hold_what_is_the_callers(api_harness: ApiHarness) -> None:
-    """People and templates of the caller's own organizations, and nothing of others."""
+async def test_lists_contain_only_the_callers_organizations(api_harness: ApiHarness) -> None:
+    """Lists contain the users and templates of the caller's organizations, and no others."""
     people = (await api_harness.alice.get("/users")).json()
     assert ([each["username"] for each in people["users"]], people["count"]) == (["alice", "bob", "carol"], 3)
     assert [each["organization_ids"] for each in people["users"]] == [[str(ORGANIZATION)]] * 3
@@ -137,53 +139,53 @@ async def test_lists_hold_what_is_the_callers(api_harness: ApiHarness) -> None:
         ("/templates?q=name:a%00b", "Invalid template search query."),
     ],
 )
-async def test_queries_that_are_refused(api_harness: ApiHarness, path: str, message: str) -> None:
-    """A query that can't be is a 400 that names the parameter."""
+async def test_an_invalid_query_is_rejected(api_harness: ApiHarness, path: str, message: str) -> None:
+    """An invalid query is a 400 that names the invalid part."""
     response = await api_harness.alice.get(path)
     assert (response.status_code, response.json()["message"]) == (400, message)
     assert response.json()["validations"]
 
 
-async def test_a_key_is_the_token_itself(api_harness: ApiHarness) -> None:
-    """Signing in begets no second token: revoking the one ends what was given out."""
-    made = await api_harness.alice.post("/users/alice/keys")
-    assert (made.status_code, made.json()) == (201, {"key": api_harness.tokens["alice"]})
+async def test_a_session_key_is_the_callers_token(api_harness: ApiHarness) -> None:
+    """A session key is the presented token, not a second one that would survive its revocation."""
+    created = await api_harness.alice.post("/users/alice/keys")
+    assert (created.status_code, created.json()) == (201, {"key": api_harness.tokens["alice"]})
     assert await api_harness.worker.database.fetchval("SELECT count(*) FROM api_tokens") == 4
 
 
-async def refused(api_harness: ApiHarness, path: str, token: str) -> tuple[int, dict[str, Any]]:
-    """What a handshake that is refused is answered with."""
+async def denied(api_harness: ApiHarness, path: str, token: str) -> tuple[int, dict[str, Any]]:
+    """Return status and body of the response to a handshake that is denied."""
     headers = {"Coder-Session-Token": token} if token else {}
     url = f"ws://127.0.0.1:{api_harness.api.port}{path}"
-    with pytest.raises(InvalidStatus) as caught:
+    with pytest.raises(InvalidStatus) as error:
         async with connect(url, additional_headers=headers, open_timeout=TIMEOUT):
             pass
-    response = caught.value.response
+    response = error.value.response
     assert response.headers["content-type"] == "application/json"
-    told: dict[str, Any] = json.loads(response.body or b"")
-    return response.status_code, told
+    body: dict[str, Any] = json.loads(response.body or b"")
+    return response.status_code, body
 
 
-async def test_sockets_are_refused_as_json(api_harness: ApiHarness, task: dict[str, Any]) -> None:
-    """No token that holds: 401; not the caller's or not there: 404; no such socket: 404; a bad parameter: 400."""
-    ids = {"/workspacebuilds/{id}/logs": str(house_build(task["id"], 1)), "/workspaceagents/{id}/logs": ""}
+async def test_denied_sockets_get_a_json_error(api_harness: ApiHarness, task: dict[str, Any]) -> None:
+    """401 without a valid token, 404 for an unknown path or a resource the caller may not see, 400 for a parameter."""
+    ids = {"/workspacebuilds/{id}/logs": str(expected_build_id(task["id"], 1)), "/workspaceagents/{id}/logs": ""}
     ids["/workspaceagents/{id}/logs"] = task["workspace_agent_id"]
     assert {each.path for each in SOCKETS} == set(ids)
     for path, own in ids.items():
         for token in ("", "x", agent_token(SECRET, uuid.UUID(task["id"]), 1)):
-            status, told = await refused(api_harness, PREFIX + path.format(id=own), token)
-            assert (status, told["message"]) == (401, SIGNED_OUT)
+            status, body = await denied(api_harness, PREFIX + path.format(id=own), token)
+            assert (status, body["message"]) == (401, SIGNED_OUT)
         for identifier in (own, NOTHING, "nothing"):
-            answer = await refused(api_harness, PREFIX + path.format(id=identifier), api_harness.tokens["bob"])
+            answer = await denied(api_harness, PREFIX + path.format(id=identifier), api_harness.tokens["bob"])
             assert answer == (404, json.loads(NOT_FOUND))
-        status, told = await refused(api_harness, f"{PREFIX}{path.format(id=own)}?after=x", api_harness.tokens["alice"])
-        assert (status, told["validations"][0]["field"]) == (400, "after")
-    status, told = await refused(api_harness, "/api/v2/nothing", api_harness.tokens["alice"])
-    assert (status, told) == (404, {"message": "Route not found."})
+        status, body = await denied(api_harness, f"{PREFIX}{path.format(id=own)}?after=x", api_harness.tokens["alice"])
+        assert (status, body["validations"][0]["field"]) == (400, "after")
+    status, body = await denied(api_harness, "/api/v2/nothing", api_harness.tokens["alice"])
+    assert (status, body) == (404, {"message": "Route not found."})
 
 
-async def test_all_else_under_api_is_json(api_harness: ApiHarness) -> None:
-    """A path that is no route is a JSON 404, a wrong method on any of these a JSON 405 that names the right ones."""
+async def test_unknown_paths_and_methods_get_a_json_error(api_harness: ApiHarness) -> None:
+    """An unknown path is a JSON 404, a wrong method a JSON 405 that names the right ones."""
     for path in ("/users/", "/users/me/logout", "/workspaces", "/workspaceagents/me/rpc", "/organizations", "/api"):
         response = await api_harness.alice.get(path)
         assert (response.status_code, response.json()) == (404, {"message": "Route not found."}), path
@@ -200,10 +202,10 @@ async def test_all_else_under_api_is_json(api_harness: ApiHarness) -> None:
         assert wrong.headers["content-type"] == "application/json"
 
 
-async def test_the_end_of_builds(api_harness: ApiHarness) -> None:
-    """A failed build says why; one that was displaced before its end was heard of is unknown; each ends its log."""
+async def test_failed_and_superseded_builds(api_harness: ApiHarness) -> None:
+    """A failed build has an error, a build superseded before its result is unknown, and each completes its log."""
     task_id = uuid.UUID((await api_harness.create())["id"])
-    first, second = (f"/workspacebuilds/{house_build(str(task_id), number)}" for number in (1, 2))
+    first, second = (f"/workspacebuilds/{expected_build_id(str(task_id), number)}" for number in (1, 2))
     assert (await api_harness.alice.get(first)).json()["job"]["status"] == "pending"
     assert (await api_harness.alice.get(second)).status_code == 404
     async with socket(api_harness, f"{first}/logs?follow") as opened:
@@ -211,8 +213,8 @@ async def test_the_end_of_builds(api_harness: ApiHarness) -> None:
             build_report(task_id, 2, "start", "running", workspace={"id": WORKSPACE, "name": "w"})
         )
         await frames(opened)
-    displaced = (await api_harness.alice.get(first)).json()
-    assert (displaced["job"]["status"], displaced["status"]) == ("unknown", "unknown")
+    superseded = (await api_harness.alice.get(first)).json()
+    assert (superseded["job"]["status"], superseded["status"]) == ("unknown", "unknown")
     async with socket(api_harness, f"{second}/logs?follow") as opened:
         await api_harness.worker.report(build_report(task_id, 2, "start", "failed", error="No space left"))
         last = (await frames(opened))[-1]
@@ -223,31 +225,31 @@ async def test_the_end_of_builds(api_harness: ApiHarness) -> None:
 
 
 async def test_two_builds_in_one_batch(api_harness: ApiHarness) -> None:
-    """A build whose end is folded together with the next one's begin is kept as it ended."""
+    """A build keeps its result if it is folded in one batch with the next build."""
     task_id = uuid.UUID((await api_harness.create())["id"])
     await api_harness.worker.report(
         build_report(task_id, 1, "start", "succeeded"), build_report(task_id, 2, "stop", "succeeded")
     )
     await api_harness.worker.until(lambda: api_harness.worker.document(task_id).get("status") == "paused")
-    found = [
-        (await api_harness.alice.get(f"/workspacebuilds/{house_build(str(task_id), number)}")).json()
+    builds = [
+        (await api_harness.alice.get(f"/workspacebuilds/{expected_build_id(str(task_id), number)}")).json()
         for number in (1, 2)
     ]
-    assert [each["status"] for each in found] == ["running", "stopped"]
+    assert [each["status"] for each in builds] == ["running", "stopped"]
 
 
-async def test_a_build_that_was_given_up(start_api: StartApi) -> None:
-    """A build that nobody took up is found failed, with an error that says so."""
+async def test_a_build_that_timed_out(start_api: StartApi) -> None:
+    """A build that no runner picked up has failed, with an error."""
     async with start_api(request_ttl=1, request_backoff_first=0.1, request_backoff_most=0.5) as api_harness:
         task_id = uuid.UUID((await api_harness.create())["id"])
         await api_harness.worker.until(lambda: api_harness.worker.document(task_id).get("status") == "error")
-        found = (await api_harness.alice.get(f"/workspacebuilds/{house_build(str(task_id), 1)}")).json()
-        assert found["job"]["status"] == "failed"
-        assert found["job"]["error"]
+        build = (await api_harness.alice.get(f"/workspacebuilds/{expected_build_id(str(task_id), 1)}")).json()
+        assert build["job"]["status"] == "failed"
+        assert build["job"]["error"]
 
 
-async def test_what_says_nothing_of_a_build_writes_none(api_harness: ApiHarness, task: dict[str, Any]) -> None:
-    """Heartbeats, app statuses and a build report that says the same leave the build's row as it is."""
+async def test_a_report_that_changes_no_build_writes_none(api_harness: ApiHarness, task: dict[str, Any]) -> None:
+    """Heartbeats, app statuses and a build report without a change do not write the build's row."""
     task_id = uuid.UUID(task["id"])
     query = "SELECT xmin::text FROM task_builds WHERE task_id = $1"
     before = await api_harness.worker.database.fetchval(query, task_id)
@@ -260,18 +262,18 @@ async def test_what_says_nothing_of_a_build_writes_none(api_harness: ApiHarness,
     assert await api_harness.worker.database.fetchval(query, task_id) == before
 
 
-async def test_an_agent_that_only_its_lifecycle_names(api_harness: ApiHarness) -> None:
-    """An agent is found by its id whatever report named it, and a deleted task's are gone with it."""
+async def test_an_agent_named_only_by_its_lifecycle_report(api_harness: ApiHarness) -> None:
+    """An agent is found by its id whichever report named it, until its task is deleted."""
     task_id, agent = uuid.UUID((await api_harness.create())["id"]), str(uuid.uuid4())
     await api_harness.worker.report(
         build_report(task_id, 1, "start", "succeeded"),
         make_report("agent.lifecycle", task_id, build_number=1, lifecycle="starting", agent_id=agent),
     )
     await api_harness.worker.until(lambda: api_harness.worker.document(task_id).get("workspace_agent_id") == agent)
-    lines = (await api_harness.alice.get(f"/workspaceagents/{agent}/logs")).json()
-    assert lines[-1]["output"].startswith("Agent is starting")
+    entries = (await api_harness.alice.get(f"/workspaceagents/{agent}/logs")).json()
+    assert entries[-1]["output"].startswith("Agent is starting")
     async with socket(api_harness, f"/workspaceagents/{agent}/logs?follow") as opened:
-        assert (await frames(opened, lambda _: True))[0] == lines
+        assert (await frames(opened, lambda _: True))[0] == entries
         assert (await api_harness.alice.delete(f"/tasks/me/{task_id}")).status_code == 202
         assert await frames(opened) == []
         assert opened.close_code == 1008
@@ -279,7 +281,7 @@ async def test_an_agent_that_only_its_lifecycle_names(api_harness: ApiHarness) -
 
 
 async def test_a_socket_ends_with_its_token_and_with_the_process(api_harness: ApiHarness, task: dict[str, Any]) -> None:
-    """Whose token is revoked is told nothing more; when the process leaves, so do its sockets."""
+    """A socket is closed when its token is revoked, and when the process stops."""
     path = f"/workspaceagents/{task['workspace_agent_id']}/logs?follow"
     async with socket(api_harness, path) as opened, socket(api_harness, path, "carol") as admins:
         await frames(opened, lambda _: True)
@@ -293,8 +295,8 @@ async def test_a_socket_ends_with_its_token_and_with_the_process(api_harness: Ap
         assert admins.close_code in {1001, 1012}
 
 
-async def test_what_agents_are_refused(api_harness: ApiHarness, task: dict[str, Any]) -> None:
-    """A user's token, another task, a state or format that is not known, and a snapshot over 64 KiB."""
+async def test_invalid_requests_of_agents_are_rejected(api_harness: ApiHarness, task: dict[str, Any]) -> None:
+    """Rejected are users' tokens, other tasks, unknown states and formats, and snapshots over 64 KiB."""
     agent = {"Coder-Session-Token": agent_token(SECRET, uuid.UUID(task["id"]), 1)}
     status, snapshot = "/workspaceagents/me/app-status", f"/workspaceagents/me/tasks/{task['id']}/log-snapshot"
     working = {"app_slug": "x", "state": "working", "message": "", "uri": ""}
@@ -308,13 +310,13 @@ async def test_what_agents_are_refused(api_harness: ApiHarness, task: dict[str, 
     for path in ("/tasks", "/users/me", f"/workspaces/{WORKSPACE}"):
         assert (await api_harness.anonymous.get(path, headers=agent)).status_code == 401
     other = await api_harness.create(api_harness.bob)
-    elsewhere = {
-        kept(await api_harness.anonymous.post(snapshot.replace(task["id"], each), json=empty, headers=agent))
+    other_tasks = {
+        fingerprint(await api_harness.anonymous.post(snapshot.replace(task["id"], each), json=empty, headers=agent))
         for each in (other["id"], NOTHING, "nothing")
     }
-    assert [each[:2] for each in elsewhere] == [(404, NOT_FOUND)]
-    bad = await api_harness.anonymous.patch(status, json={**working, "state": "asleep"}, headers=agent)
-    assert (bad.status_code, bad.json()["message"]) == (400, "Invalid state provided.")
+    assert [each[:2] for each in other_tasks] == [(404, NOT_FOUND)]
+    response = await api_harness.anonymous.patch(status, json={**working, "state": "asleep"}, headers=agent)
+    assert (response.status_code, response.json()["message"]) == (400, "Invalid state provided.")
     for query, body in (
         ("", empty),
         ("?format=xml", empty),
@@ -337,14 +339,14 @@ async def test_what_agents_are_refused(api_harness: ApiHarness, task: dict[str, 
 
 
 async def test_agents_without_a_broker(api_harness: ApiHarness, database_url: str, amqp_prefix: str) -> None:
-    """While the broker is away an agent is answered 503 with Retry-After, and look-ups go on."""
-    async with running_api(database_url, "amqp://127.0.0.1:1/", amqp_prefix) as lonely:
+    """While the broker is unavailable an agent gets a 503 with Retry-After, and lookups keep working."""
+    async with running_api(database_url, "amqp://127.0.0.1:1/", amqp_prefix) as api:
         token = {"Coder-Session-Token": agent_token(SECRET, uuid.uuid4(), 1)}
-        mine = {"Coder-Session-Token": api_harness.tokens["alice"]}
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{lonely.port}/api/v2", timeout=TIMEOUT) as client:
+        headers = {"Coder-Session-Token": api_harness.tokens["alice"]}
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{api.port}/api/v2", timeout=TIMEOUT) as client:
             body = {"app_slug": "x", "state": "idle", "message": "", "uri": ""}
-            answer = await client.patch("/workspaceagents/me/app-status", json=body, headers=token)
-            assert (answer.status_code, answer.headers["Retry-After"]) == (503, "2")
-            assert (await client.get("/users/me", headers=mine)).json()["username"] == "alice"
-            presets = (await client.get(f"/templateversions/{VERSION}/presets", headers=mine)).json()
+            response = await client.patch("/workspaceagents/me/app-status", json=body, headers=token)
+            assert (response.status_code, response.headers["Retry-After"]) == (503, "2")
+            assert (await client.get("/users/me", headers=headers)).json()["username"] == "alice"
+            presets = (await client.get(f"/templateversions/{VERSION}/presets", headers=headers)).json()
             assert [each["ID"] for each in presets] == [str(PRESET)]

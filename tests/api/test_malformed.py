@@ -1,4 +1,4 @@
-"""What is no proper request: each is answered with JSON, bounded in size and in time, and nothing falls over."""
+"""Malformed requests: each gets a JSON error, sizes and times are limited, and the server keeps working."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NOT_FOUND = {"message": "Route not found."}
 
 
 async def raw(api_harness: ApiHarness, sent: bytes, *, then: bytes = b"") -> tuple[int, dict[str, str], Any]:
-    """Send bytes on a connection of their own and return status, headers and JSON body of what comes."""
+    """Send bytes on a new connection and return status, headers and JSON body of the response."""
     reader, writer = await asyncio.open_connection("127.0.0.1", api_harness.api.port)
     try:
         writer.write(sent)
@@ -33,8 +33,8 @@ async def raw(api_harness: ApiHarness, sent: bytes, *, then: bytes = b"") -> tup
         writer.close()
 
 
-async def test_what_is_no_route(api_harness: ApiHarness) -> None:
-    """Any path that is no route is a JSON 404, signed in or not; a wrong method is a JSON 405 that names the right."""
+async def test_unknown_paths_and_methods(api_harness: ApiHarness) -> None:
+    """An unknown path is a JSON 404, with or without a token; a wrong method a JSON 405 that names the right ones."""
     for client in (api_harness.alice, api_harness.anonymous):
         for path in (
             "/api/v2/nothing",
@@ -51,14 +51,14 @@ async def test_what_is_no_route(api_harness: ApiHarness) -> None:
         wrong = await client.put(f"{api_harness.base}/api/v2/tasks/me/x")
         assert (wrong.status_code, wrong.headers["Allow"]) == (405, "DELETE, GET, HEAD")
         assert wrong.json()["message"] == "Method not allowed."
-        beside = await client.options(f"{api_harness.base}/api/v2/tasks/watch")
-        assert (beside.status_code, beside.headers["Allow"]) == (405, "GET, HEAD")
+        fixed = await client.options(f"{api_harness.base}/api/v2/tasks/watch")
+        assert (fixed.status_code, fixed.headers["Allow"]) == (405, "GET, HEAD")
     head = await api_harness.alice.head("/tasks")
     assert (head.status_code, head.content) == (200, b"")
 
 
-async def test_nothing_tells_of_the_server(api_harness: ApiHarness) -> None:
-    """No answer carries the header that clients compare versions by, nor one that names the software."""
+async def test_no_header_names_the_server(api_harness: ApiHarness) -> None:
+    """No response has the header by which clients compare versions, or one that names the software."""
     for path in ("/tasks", "/nothing"):
         headers = (await api_harness.alice.get(path)).headers
         assert not {"x-coder-build-version", "server", "access-control-allow-origin"} & set(headers)
@@ -80,18 +80,18 @@ async def test_nothing_tells_of_the_server(api_harness: ApiHarness) -> None:
         (b'{"input": ["x"]}', "Validation failed."),
     ],
 )
-async def test_bodies_that_are_not_what_they_should_be(api_harness: ApiHarness, body: bytes, message: str) -> None:
-    """Whatever a body is, the answer is a 400 that says so."""
+async def test_an_invalid_body_is_rejected(api_harness: ApiHarness, body: bytes, message: str) -> None:
+    """Every invalid body gets a 400 with a message."""
     response = await api_harness.alice.post("/tasks/me", content=body)
     assert (response.status_code, response.json()["message"]) == (400, message)
 
 
-async def test_a_body_over_the_bound(api_harness: ApiHarness) -> None:
-    """More than 1 MiB is refused before it is parsed or even read, whether its length is told or not."""
+async def test_a_body_over_the_limit_is_rejected(api_harness: ApiHarness) -> None:
+    """A body of more than 1 MiB is rejected before it is parsed, with or without a Content-Length."""
     token = api_harness.tokens["alice"]
     head = f"POST /api/v2/tasks/me HTTP/1.1\r\nHost: x\r\nCoder-Session-Token: {token}\r\n".encode()
-    status, headers, told = await raw(api_harness, head + b"Content-Length: 1048577\r\n\r\n")
-    assert (status, told["message"]) == (413, "Request body is too large.")
+    status, headers, body = await raw(api_harness, head + b"Content-Length: 1048577\r\n\r\n")
+    assert (status, body["message"]) == (413, "Request body is too large.")
     assert headers["content-type"] == "application/json"
 
     async def endless() -> Any:
@@ -100,12 +100,12 @@ async def test_a_body_over_the_bound(api_harness: ApiHarness) -> None:
 
     response = await api_harness.alice.post("/tasks/me", content=endless())
     assert response.status_code == 413
-    just = json.dumps({"template_version_id": str(VERSION), "input": "x" * 200_000, "more": "y" * 800_000})
-    assert (await api_harness.alice.post("/tasks/me", content=just)).status_code == 201
+    below_limit = json.dumps({"template_version_id": str(VERSION), "input": "x" * 200_000, "more": "y" * 800_000})
+    assert (await api_harness.alice.post("/tasks/me", content=below_limit)).status_code == 201
 
 
-async def test_what_is_no_http(api_harness: ApiHarness) -> None:
-    """Bytes that are no HTTP, and a head over the bound, are answered with JSON and the connection is closed."""
+async def test_bytes_that_are_not_http(api_harness: ApiHarness) -> None:
+    """Bytes that are not HTTP, and a head over the limit, get a JSON error, and the connection is closed."""
     for sent, expected in (
         (b"\x16\x03\x01 nonsense\r\n\r\n", 400),
         (b"GET /api/v2/tasks HTTP/1.1\r\nbad header\r\n\r\n", 400),
@@ -113,25 +113,25 @@ async def test_what_is_no_http(api_harness: ApiHarness) -> None:
         (b"GET /api/v2/tasks HTTP/1.1\r\nHost: x\r\n" + b"A: x\r\n" * 20_000 + b"\r\n", 431),
         (b"GET /api/v2/tasks?" + b"x" * 70_000, 431),
     ):
-        status, headers, told = await raw(api_harness, sent)
+        status, headers, body = await raw(api_harness, sent)
         assert (status, headers["content-type"], headers["connection"]) == (expected, "application/json", "close")
-        assert told["message"]
+        assert body["message"]
     assert (await api_harness.alice.get("/tasks")).status_code == 200
 
 
-async def test_who_is_too_slow(start_api: StartApi) -> None:
-    """A head or a body that does not come in time is answered with 408, so that no connection is held by dawdling."""
+async def test_a_slow_request_times_out(start_api: StartApi) -> None:
+    """A head or a body that does not arrive in time gets a 408, so a slow client cannot hold a connection."""
     async with start_api(api_read_timeout=0.5) as api_harness:
-        status, _, told = await raw(api_harness, b"GET /api/v2/tasks HTTP/1.1\r\nHost: x\r\nSlow: ")
-        assert (status, told["message"]) == (408, "Request header did not arrive in time.")
+        status, _, body = await raw(api_harness, b"GET /api/v2/tasks HTTP/1.1\r\nHost: x\r\nSlow: ")
+        assert (status, body["message"]) == (408, "Request header did not arrive in time.")
         assert (await raw(api_harness, b""))[0] == 408
         head = f"POST /api/v2/tasks/me HTTP/1.1\r\nHost: x\r\nCoder-Session-Token: {api_harness.tokens['alice']}\r\n"
-        status, _, told = await raw(api_harness, head.encode() + b'Content-Length: 10\r\n\r\n{"a')
-        assert (status, told["message"]) == (408, "Request body did not arrive in time.")
+        status, _, body = await raw(api_harness, head.encode() + b'Content-Length: 10\r\n\r\n{"a')
+        assert (status, body["message"]) == (408, "Request body did not arrive in time.")
 
 
-async def test_pages_of_others(start_api: StartApi) -> None:
-    """Pages of the origins that are set may call the API, others may not; without a setting none may."""
+async def test_cors_origins(start_api: StartApi) -> None:
+    """Pages of the configured origins may call the API, others may not."""
     async with start_api(api_cors_origins="https://a.example, https://b.example") as api_harness:
         for origin, allowed in (("https://b.example", True), ("https://evil.example", False)):
             response = await api_harness.alice.get("/tasks", headers={"Origin": origin})
@@ -140,8 +140,8 @@ async def test_pages_of_others(start_api: StartApi) -> None:
             assert ((await api_harness.anonymous.options("/tasks/me", headers=asks)).status_code == 200) is allowed
 
 
-async def test_a_mistake_of_ours_tells_nothing(api_harness: ApiHarness, capsys: pytest.CaptureFixture[str]) -> None:
-    """A crash is a JSON 500 without a word of what happened, and is counted."""
+async def test_an_internal_error_reveals_nothing(api_harness: ApiHarness, capsys: pytest.CaptureFixture[str]) -> None:
+    """An internal error is a JSON 500 without details, and is counted."""
     await api_harness.worker.database.execute("ALTER TABLE tasks RENAME COLUMN updated_at TO hidden_secret")
     response = await api_harness.alice.get("/tasks")
     assert (response.status_code, response.json()) == (500, {"message": "An internal server error occurred."})
@@ -151,8 +151,8 @@ async def test_a_mistake_of_ours_tells_nothing(api_harness: ApiHarness, capsys: 
     capsys.readouterr()
 
 
-def nonsense(dice: Random, token: str) -> bytes:
-    """One malformed request: mutated bytes of a proper one, wild paths and bodies, or noise."""
+def malformed(dice: Random, token: str) -> bytes:
+    """Return one malformed request: a valid one with changed bytes, strange paths or strange bodies."""
     method = dice.choice(["GET", "POST", "PATCH", "DELETE", "PUT", "BREW", "OPTIONS", "get", ""])
     parts = [
         "me",
@@ -198,28 +198,28 @@ def nonsense(dice: Random, token: str) -> bytes:
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 async def test_ten_thousand_malformed_requests(start_api: StartApi) -> None:
-    """However strange what comes is, none is answered with 500, and the next proper request is served."""
+    """No malformed request gets a 500, and the next valid request is served."""
     async with start_api(api_read_timeout=0.5, log_level="error") as api_harness:
         dice = Random(4)
-        seen: dict[bytes, int] = {}
-        lanes = asyncio.Semaphore(64)
+        statuses: dict[bytes, int] = {}
+        slots = asyncio.Semaphore(64)
 
         async def one(sent: bytes) -> None:
-            async with lanes, asyncio.timeout(TIMEOUT):
+            async with slots, asyncio.timeout(TIMEOUT):
                 reader, writer = await asyncio.open_connection("127.0.0.1", api_harness.api.port)
                 writer.write(sent)
                 try:
-                    answer = await reader.read(1 << 20)
+                    response = await reader.read(1 << 20)
                 except ConnectionError:
-                    answer = b""
+                    response = b""
                 writer.close()
-                status = answer[9:12]
-                seen[status] = seen.get(status, 0) + 1
+                status = response[9:12]
+                statuses[status] = statuses.get(status, 0) + 1
 
         for _ in range(10):
-            await asyncio.gather(*(one(nonsense(dice, api_harness.tokens["alice"])) for _ in range(1000)))
-        assert sum(seen.values()) == 10_000
-        assert b"500" not in seen, seen
-        assert {b"400", b"404", b"405"} <= set(seen), seen
+            await asyncio.gather(*(one(malformed(dice, api_harness.tokens["alice"])) for _ in range(1000)))
+        assert sum(statuses.values()) == 10_000
+        assert b"500" not in statuses, statuses
+        assert {b"400", b"404", b"405"} <= set(statuses), statuses
         assert api_harness.api.metrics.registry.get_sample_value("taskherd_api_crashes_total") == 0
         assert (await api_harness.alice.get("/tasks")).status_code == 200

@@ -1,4 +1,4 @@
-"""`taskherd mcp` as a process of its own, spoken to by the SDK's own client, against a real API."""
+"""``taskherd mcp`` as a separate process, called by the SDK's client, with a real API."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from taskherd.messages.agent_tokens import agent_token
 from tests.harness.api import VERSION, ApiHarness
 from tests.harness.worker import SECRET, make_report
 
-PERSON = {
+USER_TOOLS = {
     "coder_create_task": {"input", "template_version_id", "template_version_preset_id", "user"},
     "coder_delete_task": {"task_id"},
     "coder_get_task_logs": {"task_id"},
@@ -25,77 +25,79 @@ PERSON = {
     "coder_list_tasks": {"status", "user"},
     "coder_send_task_input": {"task_id", "input"},
 }
-AGENT = {"coder_report_task": {"summary", "link", "state"}}
+AGENT_TOOLS = {"coder_report_task": {"summary", "link", "state"}}
 
 
 @asynccontextmanager
-async def speaking(**environ: str) -> AsyncIterator[Client]:
-    """A client of a `taskherd mcp` with these variables."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("TASKHERD_", "CODER_"))}
-    words = StdioServerParameters(command=sys.executable, args=["-m", "taskherd", "mcp"], env={**own, **environ})
-    async with Client(words) as client:
+async def mcp_client(**environ: str) -> AsyncIterator[Client]:
+    """Run ``taskherd mcp`` with these variables and connect a client."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("TASKHERD_", "CODER_"))}
+    server = StdioServerParameters(command=sys.executable, args=["-m", "taskherd", "mcp"], env={**inherited, **environ})
+    async with Client(server) as client:
         yield client
 
 
-async def told(client: Client, tool: str, **arguments: Any) -> Any:
-    """What a tool answers, as a model reads it."""
+async def call(client: Client, tool: str, **arguments: Any) -> Any:
+    """Call a tool and return its result, as a model reads it."""
     result = await client.call_tool(tool, arguments)
     assert not result.is_error, result.content
     return json.loads(result.content[0].text)  # type: ignore[union-attr]
 
 
 async def tools(client: Client) -> dict[str, set[str]]:
-    """The names of the tools, and of the arguments of each."""
+    """Return the names of the tools, and of the arguments of each."""
     return {tool.name: set(tool.input_schema["properties"]) for tool in (await client.list_tools()).tools}
 
 
-async def test_an_assistant_has_a_task_done(api_harness: ApiHarness) -> None:
-    """Every tool of a person, by Coder's names: created, listed, looked at, spoken to, read and deleted."""
-    async with speaking(TASKHERD_URL=api_harness.base, TASKHERD_TOKEN=api_harness.tokens["alice"]) as client:
-        assert await tools(client) == PERSON
-        made = await told(client, "coder_create_task", input="Fix it", template_version_id=str(VERSION))
-        task_id = uuid.UUID(made["id"])
+async def test_an_assistant_uses_all_tools(api_harness: ApiHarness) -> None:
+    """All tools of a user, with Coder's names: create, list, status, send input, logs, delete."""
+    async with mcp_client(TASKHERD_URL=api_harness.base, TASKHERD_TOKEN=api_harness.tokens["alice"]) as client:
+        assert await tools(client) == USER_TOOLS
+        created = await call(client, "coder_create_task", input="Fix it", template_version_id=str(VERSION))
+        task_id = uuid.UUID(created["id"])
         await api_harness.worker.active(task_id)
-        assert [each["id"] for each in (await told(client, "coder_list_tasks", status="active"))["tasks"]] == [
-            made["id"]
+        assert [each["id"] for each in (await call(client, "coder_list_tasks", status="active"))["tasks"]] == [
+            created["id"]
         ]
-        assert (await told(client, "coder_list_tasks", user="bob"))["tasks"] == []
+        assert (await call(client, "coder_list_tasks", user="bob"))["tasks"] == []
         entry = {"id": 0, "type": "output", "content": "On it", "time": "2026-01-01T10:00:00Z"}
         await api_harness.worker.report(
             make_report("task.log", task_id, entries=[entry]),
             make_report("app.status", task_id, state="working", message="Looking", uri=""),
         )
         await api_harness.worker.until(lambda: api_harness.worker.state(task_id).get("message") == "Looking")
-        status = await told(client, "coder_get_task_status", task_id=f"alice/{made['name']}.main")
+        status = await call(client, "coder_get_task_status", task_id=f"alice/{created['name']}.main")
         assert (status["status"], status["state"]["state"], status["state"]["message"]) == (
             "active",
             "working",
             "Looking",
         )
-        assert (await told(client, "coder_get_task_logs", task_id=made["id"]))["logs"][0]["content"] == "On it"
-        assert "waits" in (await told(client, "coder_send_task_input", task_id=made["name"], input="Hurry"))["message"]
-        await told(client, "coder_delete_task", task_id=made["id"])
-        gone = await client.call_tool("coder_get_task_status", {"task_id": made["id"]})
-        assert gone.is_error
+        assert (await call(client, "coder_get_task_logs", task_id=created["id"]))["logs"][0]["content"] == "On it"
+        assert (
+            "waits" in (await call(client, "coder_send_task_input", task_id=created["name"], input="Hurry"))["message"]
+        )
+        await call(client, "coder_delete_task", task_id=created["id"])
+        deleted = await client.call_tool("coder_get_task_status", {"task_id": created["id"]})
+        assert deleted.is_error
 
 
 async def test_an_agent_reports_its_own_task(api_harness: ApiHarness) -> None:
-    """With the token that the runner gave it, an agent has one tool, and what it says is the task's state."""
+    """With its agent token, an agent has one tool, whose reports become the task's state."""
     task_id = uuid.UUID((await api_harness.active())["id"])
     token = agent_token(SECRET, task_id, 1)
-    async with speaking(CODER_AGENT_URL=api_harness.base, CODER_AGENT_TOKEN=token) as client:
-        assert await tools(client) == AGENT
-        await told(client, "coder_report_task", summary="Done", link="https://example.com/pull/7", state="complete")
+    async with mcp_client(CODER_AGENT_URL=api_harness.base, CODER_AGENT_TOKEN=token) as client:
+        assert await tools(client) == AGENT_TOOLS
+        await call(client, "coder_report_task", summary="Done", link="https://example.com/pull/7", state="complete")
         await api_harness.worker.until(lambda: api_harness.worker.state(task_id).get("state") == "complete")
         assert api_harness.worker.state(task_id)["uri"] == "https://example.com/pull/7"
         refused = await client.call_tool("coder_report_task", {"summary": "?", "link": "", "state": "dancing"})
         assert refused.is_error
 
 
-async def test_a_refusal_is_told_to_the_model(api_harness: ApiHarness) -> None:
-    """What the API refuses is the tool's error, in the API's own words; the server goes on."""
-    async with speaking(TASKHERD_URL=api_harness.base, TASKHERD_TOKEN="wrong") as client:
+async def test_an_error_of_the_api_reaches_the_model(api_harness: ApiHarness) -> None:
+    """An error of the API becomes the tool's error, with the API's message; the server keeps working."""
+    async with mcp_client(TASKHERD_URL=api_harness.base, TASKHERD_TOKEN="wrong") as client:
         refused = await client.call_tool("coder_list_tasks", {})
         assert refused.is_error
         assert "signed out" in str(refused.content)
-        assert set(await tools(client)) == set(PERSON)
+        assert set(await tools(client)) == set(USER_TOOLS)

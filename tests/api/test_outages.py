@@ -1,4 +1,4 @@
-"""When something is away: reads go on while they can, writes are refused in time, and all comes back by itself."""
+"""Outages: reads work as long as possible, writes are rejected in time, and the API recovers automatically."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BODY: dict[str, Any] = {"template_version_id": str(VERSION), "input": "Once"}
 
 
 async def until_created(api_harness: ApiHarness, headers: dict[str, str]) -> httpx.Response:
-    """Try a create again and again, as a client that was told to, until it is answered otherwise than by 503."""
+    """Repeat a create, as Retry-After asks for, until the response is not a 503."""
     async with asyncio.timeout(TIMEOUT):
         while True:
             response = await api_harness.alice.post("/tasks/me", json=BODY, headers=headers)
@@ -28,24 +28,24 @@ async def until_created(api_harness: ApiHarness, headers: dict[str, str]) -> htt
 
 
 async def test_without_a_worker(start_api: StartApi) -> None:
-    """Reads go on; a write answers 503 with Retry-After in time, and sent again with its key it is done once."""
+    """Reads work; a write gets a 503 with Retry-After in time, and is done once if it is repeated with its key."""
     async with start_api(worker=False, api_command_timeout=0.5) as api_harness:
         assert (await api_harness.alice.get("/tasks")).json() == {"tasks": [], "count": 0}
         key = {"Idempotency-Key": "once"}
-        began = asyncio.get_running_loop().time()
+        started = asyncio.get_running_loop().time()
         refused = await api_harness.alice.post("/tasks/me", json=BODY, headers=key)
         assert refused.status_code == 503
         assert int(refused.headers["Retry-After"]) >= 1
-        assert asyncio.get_running_loop().time() - began < 5
+        assert asyncio.get_running_loop().time() - started < 5
         async with running_worker(api_harness.worker):
-            made = await until_created(api_harness, key)
-            assert made.status_code in {200, 201}
+            created = await until_created(api_harness, key)
+            assert created.status_code in {200, 201}
             assert await api_harness.worker.database.fetchval("SELECT count(*) FROM tasks") == 1
-            assert (await api_harness.alice.get("/tasks")).json()["tasks"] == [made.json()]
+            assert (await api_harness.alice.get("/tasks")).json()["tasks"] == [created.json()]
 
 
-async def test_a_command_that_nobody_took_is_not_done_later(start_api: StartApi) -> None:
-    """What was refused with 503 because no worker was there is not carried out when one comes."""
+async def test_a_command_that_expired_is_not_executed_later(start_api: StartApi) -> None:
+    """A command that got a 503 because there was no worker is not executed when one starts."""
     async with start_api(worker=False, api_command_timeout=0.5) as api_harness:
         assert (await api_harness.alice.post("/tasks/me", json={**BODY, "name": "late"})).status_code == 503
         await api_harness.worker.until(lambda: api_harness.worker.dead_letters)
@@ -54,8 +54,8 @@ async def test_a_command_that_nobody_took_is_not_done_later(start_api: StartApi)
             assert await api_harness.worker.database.fetchval("SELECT count(*) FROM tasks") == 1
 
 
-async def renamed(server: asyncpg.Connection, old: str, new: str) -> None:
-    """Rename a database under whoever is connected to it."""
+async def rename_database(server: asyncpg.Connection, old: str, new: str) -> None:
+    """Rename a database, ending all connections to it."""
     async with asyncio.timeout(TIMEOUT):
         while True:
             await server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", old)
@@ -65,25 +65,27 @@ async def renamed(server: asyncpg.Connection, old: str, new: str) -> None:
 
 
 async def test_without_the_database(start_api: StartApi, services: Services) -> None:
-    """Every request answers 503 with Retry-After as JSON while the database is not there, then goes on by itself."""
+    """Every request gets a JSON 503 with Retry-After while the database is unavailable; then the API recovers."""
     async with start_api(worker=False) as api_harness:
         assert (await api_harness.alice.get("/tasks")).status_code == 200
         name = await api_harness.worker.database.fetchval("SELECT current_database()")
         server = await asyncpg.connect(services.database_url, timeout=5, command_timeout=10)
-        await renamed(server, name, f"{name}_away")
+        await rename_database(server, name, f"{name}_away")
         refused = [await api_harness.alice.get("/tasks") for _ in range(10)]
         assert {each.status_code for each in refused} == {503}
         assert {each.headers["Retry-After"] for each in refused} == {"2"}
         assert "Postgres" not in refused[0].text
-        await renamed(server, f"{name}_away", name)
+        await rename_database(server, f"{name}_away", name)
         await server.close()
         async with asyncio.timeout(TIMEOUT):
             while (await api_harness.alice.get("/tasks")).status_code != 200:  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
 
 
-async def test_two_processes_are_one(start_api: StartApi, database_url: str, amqp_url: str, amqp_prefix: str) -> None:
-    """A write that one process answered is seen by the next read from another."""
+async def test_a_write_is_visible_in_another_process(
+    start_api: StartApi, database_url: str, amqp_url: str, amqp_prefix: str
+) -> None:
+    """A write that one process has answered is visible to the next read from another process."""
     async with start_api() as api_harness, running_api(database_url, amqp_url, amqp_prefix) as other:
         headers = {"Coder-Session-Token": api_harness.tokens["alice"]}
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{other.port}/api/v2", headers=headers) as second:
@@ -101,8 +103,8 @@ async def test_two_processes_are_one(start_api: StartApi, database_url: str, amq
             assert both[0].json()["id"] == both[1].json()["id"]
 
 
-async def test_it_leaves_when_the_requests_in_hand_are_answered(start_api: StartApi) -> None:
-    """Told to stop, it answers what is in hand, and is not ready meanwhile."""
+async def test_requests_in_progress_are_finished_on_stop(start_api: StartApi) -> None:
+    """On stop, the API finishes the requests in progress."""
     async with start_api(worker=False, api_command_timeout=10) as api_harness:
         waiting = asyncio.create_task(api_harness.alice.post("/tasks/me", json={**BODY, "name": str(uuid.uuid4())[:8]}))
         async with asyncio.timeout(TIMEOUT):

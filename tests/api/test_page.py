@@ -1,4 +1,4 @@
-"""The page of a task, in a real browser: it asks for a token once, shows the task, and changes by itself."""
+"""The page of a task in a real browser: it asks for a token once, shows the task, and follows its changes."""
 
 from __future__ import annotations
 
@@ -7,35 +7,35 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.api.browser import browsing, chromium
+from tests.api.browser import find_chromium, open_browser
 from tests.harness.api import ApiHarness
 from tests.harness.worker import build_report, make_report
 
 POLICY = "default-src 'none'"
 
 
-async def test_what_is_served(api_harness: ApiHarness) -> None:
-    """The page is the same for who may see the task and who may not, and may load nothing from elsewhere."""
+async def test_the_page_contains_no_data(api_harness: ApiHarness) -> None:
+    """The page contains nothing about the task, escapes its path, and may load nothing from other hosts."""
     task = await api_harness.create()
     page = await api_harness.anonymous.get(f"{api_harness.base}/tasks/alice/{task['id']}")
     assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
     for url in (page.url, f"{api_harness.base}/assets/task.js", f"{api_harness.base}/assets/task.css"):
-        answer = await api_harness.anonymous.get(url)
-        assert answer.status_code == 200
-        assert POLICY in answer.headers["Content-Security-Policy"]
-        assert "unsafe" not in answer.headers["Content-Security-Policy"]
+        response = await api_harness.anonymous.get(url)
+        assert response.status_code == 200
+        assert POLICY in response.headers["Content-Security-Policy"]
+        assert "unsafe" not in response.headers["Content-Security-Policy"]
     assert "Fix the flaky test" not in page.text
-    evil = await api_harness.anonymous.get(f"{api_harness.base}/tasks/alice/%3Cscript%3Ealert(1)%3C%2Fscript%3E")
-    assert "<script>alert" not in evil.text
+    injected = await api_harness.anonymous.get(f"{api_harness.base}/tasks/alice/%3Cscript%3Ealert(1)%3C%2Fscript%3E")
+    assert "<script>alert" not in injected.text
     assert (await api_harness.anonymous.post(f"{api_harness.base}/tasks/alice/x")).status_code == 405
 
 
 @pytest.mark.timeout(180)  # a browser on a busy machine takes its time to start
-async def test_it_changes_by_itself(api_harness: ApiHarness, announce: Callable[[str], None]) -> None:
-    """After the token was typed in once, the status, the state, the log and the timeline follow what is reported."""
+async def test_the_page_follows_its_task(api_harness: ApiHarness, announce: Callable[[str], None]) -> None:
+    """Once the token is entered, status, state, log and timeline follow the reports."""
     task = await api_harness.active(display_name="Mend <b>it</b>")
     task_id = uuid.UUID(task["id"])
-    async with browsing(chromium(announce)) as tab:
+    async with open_browser(find_chromium(announce)) as tab:
         await tab.open(f"{api_harness.base}/tasks/alice/{task_id}")
         await tab.until("document.activeElement.id === 'token'")
         await tab.type("wrong-token")
@@ -62,14 +62,14 @@ async def test_it_changes_by_itself(api_harness: ApiHarness, announce: Callable[
         assert await tab.evaluate("document.title") == "paused: Mend <b>it</b>"
         await tab.call("Page.reload")
         await tab.until("document.getElementById('status')?.textContent === 'paused'")
-        light = await tab.evaluate("getComputedStyle(document.body).backgroundColor")
-        dark = [{"name": "prefers-color-scheme", "value": "dark"}]
-        await tab.call("Emulation.setEmulatedMedia", features=dark)
-        assert await tab.evaluate("getComputedStyle(document.body).backgroundColor") != light
+        light_background = await tab.evaluate("getComputedStyle(document.body).backgroundColor")
+        dark_mode = [{"name": "prefers-color-scheme", "value": "dark"}]
+        await tab.call("Emulation.setEmulatedMedia", features=dark_mode)
+        assert await tab.evaluate("getComputedStyle(document.body).backgroundColor") != light_background
         tree = (await tab.call("Accessibility.getFullAXTree"))["nodes"]
         named = {(node["role"]["value"], node.get("name", {}).get("value", "")) for node in tree if "role" in node}
         assert {("main", ""), ("heading", "Mend <b>it</b>"), ("log", "Log"), ("list", "Timeline")} <= named
         assert {role for role, _ in named} >= {"banner", "status", "button"}
         await api_harness.alice.delete(f"/tasks/me/{task_id}")
         await tab.until("document.getElementById('note').textContent.includes('deleted')")
-        assert tab.complaints == []
+        assert tab.errors == []

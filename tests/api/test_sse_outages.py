@@ -1,4 +1,4 @@
-"""When something is away: who follows keeps the connection and catches up; writes are refused meanwhile."""
+"""Outages: streams stay connected and catch up afterwards; writes are rejected meanwhile."""
 
 from __future__ import annotations
 
@@ -15,56 +15,54 @@ import pytest
 from taskherd.api.tasks import sse
 from taskherd.dev.services import Services
 from tests.api.conftest import StartApi
-from tests.api.test_outages import BODY, renamed
+from tests.api.test_outages import BODY, rename_database
 from tests.harness.api import TIMEOUT, ApiHarness, running_api
 from tests.harness.sse import sse_client
 
 
-class Cable:
-    """A connection to the broker that can be cut: everything through it ends, and nothing new gets through."""
+class BrokerProxy:
+    """A TCP proxy to the broker that can cut all connections and accept no new ones."""
 
     def __init__(self, url: str) -> None:
-        where = urlsplit(url)
-        self._to = (where.hostname, where.port)
-        self._where = where
-        self._whole = True
+        self._url = urlsplit(url)
+        self._connected = True
         self._writers: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
 
-    async def lay(self) -> str:
-        """Begin, and return the URL to use."""
-        self._server = await asyncio.start_server(self._carry, "127.0.0.1", 0)
+    async def start(self) -> str:
+        """Start, and return the URL of the broker through the proxy."""
+        self._server = await asyncio.start_server(self._forward, "127.0.0.1", 0)
         port = self._server.sockets[0].getsockname()[1]
-        netloc = f"{self._where.username}:{self._where.password}@127.0.0.1:{port}"
-        return urlunsplit(self._where._replace(netloc=netloc))
+        netloc = f"{self._url.username}:{self._url.password}@127.0.0.1:{port}"
+        return urlunsplit(self._url._replace(netloc=netloc))
 
-    def cut(self) -> None:
-        """End everything that goes through."""
-        self._whole = False
+    def disconnect(self) -> None:
+        """End all connections and accept no new ones."""
+        self._connected = False
         for writer in self._writers:
             writer.transport.abort()
 
-    def mend(self) -> None:
-        """Let connections through again."""
-        self._whole = True
+    def reconnect(self) -> None:
+        """Accept connections again."""
+        self._connected = True
 
-    async def remove(self) -> None:
-        """End for good."""
-        self.cut()
+    async def stop(self) -> None:
+        """End all connections and stop."""
+        self.disconnect()
         if self._server is not None:
             self._server.close()
 
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if not self._whole:
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not self._connected:
             writer.transport.abort()
             return
-        there, back = await asyncio.open_connection(*self._to)
-        self._writers |= {writer, back}
-        await asyncio.gather(_pass(reader, back), _pass(there, writer))
-        self._writers -= {writer, back}
+        from_broker, to_broker = await asyncio.open_connection(self._url.hostname, self._url.port)
+        self._writers |= {writer, to_broker}
+        await asyncio.gather(_copy(reader, to_broker), _copy(from_broker, writer))
+        self._writers -= {writer, to_broker}
 
 
-async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     with suppress(OSError):
         while part := await reader.read(65_536):
             writer.write(part)
@@ -73,19 +71,19 @@ async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 @asynccontextmanager
-async def cabled(url: str) -> AsyncIterator[tuple[Cable, str]]:
-    """A cable and the URL of the broker through it."""
-    cable = Cable(url)
+async def broker_proxy(url: str) -> AsyncIterator[tuple[BrokerProxy, str]]:
+    """Run a proxy while the block runs; the second value is the URL of the broker through it."""
+    proxy = BrokerProxy(url)
     try:
-        yield cable, await cable.lay()
+        yield proxy, await proxy.start()
     finally:
-        await cable.remove()
+        await proxy.stop()
 
 
 async def test_without_the_broker(api_harness: ApiHarness, database_url: str, amqp_url: str, amqp_prefix: str) -> None:
-    """Readers keep their connection and go on by looking; writes are 503 in time; all comes back by itself."""
+    """Streams stay connected and poll the feed; writes get a 503 in time; everything recovers automatically."""
     async with (
-        cabled(amqp_url) as (cable, url),
+        broker_proxy(amqp_url) as (proxy, url),
         running_api(database_url, url, amqp_prefix, api_command_timeout=1) as api,
         httpx.AsyncClient(
             base_url=f"http://127.0.0.1:{api.port}/api/v2", headers=api_harness.alice.headers, timeout=TIMEOUT
@@ -94,45 +92,45 @@ async def test_without_the_broker(api_harness: ApiHarness, database_url: str, am
         task = await api_harness.create(client)
         task_id = uuid.UUID(task["id"])
         api.change_feed._poll_interval = 0.2
-        async with sse_client(client, "/tasks/watch") as ear:
-            await ear.ready()
-            cable.cut()
+        async with sse_client(client, "/tasks/watch") as stream:
+            await stream.ready()
+            proxy.disconnect()
             refused = await client.post("/tasks/me", json=BODY)
             assert (refused.status_code, refused.headers["Retry-After"]) == (503, "2")
             assert (await client.get("/tasks")).json()["count"] == 1
             await api_harness.worker.active(task_id)
-            await ear.status("active")
+            await stream.status("active")
             waited = await client.get(f"/tasks/me/{task_id}", params={"wait": "10s", "until": "active"})
             assert waited.json()["status"] == "active"
-            cable.mend()
-            api.change_feed._poll_interval = 600.0  # from now on only the bell can tell
+            proxy.reconnect()
+            api.change_feed._poll_interval = 600.0  # from now on only a wakeup causes a read
             async with asyncio.timeout(TIMEOUT):
                 while (await client.post("/tasks/me", json={**BODY, "name": "back"})).status_code == 503:
                     continue
-            await ear.until(lambda: ear.events[-1].task["name"] == "back")
-            assert not ear.over
+            await stream.until(lambda: stream.events[-1].task["name"] == "back")
+            assert not stream.ended
 
 
 async def test_without_the_database(start_api: StartApi, services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Readers keep their connection while the database is not there, and hear what came after, nothing twice."""
+    """Streams stay connected while the database is unavailable, and then receive every change once."""
     monkeypatch.setattr(sse, "CHECK_INTERVAL", 0.2)
     async with start_api() as api_harness:
         task = await api_harness.active()
         await api_harness.worker.until_row("SELECT count(*) FROM outbox", is_=0)
-        async with sse_client(api_harness.alice, "/tasks/watch") as ear:
-            await ear.ready()
+        async with sse_client(api_harness.alice, "/tasks/watch") as stream:
+            await stream.ready()
             name = await api_harness.worker.database.fetchval("SELECT current_database()")
             server = await asyncpg.connect(services.database_url, timeout=5, command_timeout=10)
-            await renamed(server, name, f"{name}_away")
+            await rename_database(server, name, f"{name}_away")
             assert (await api_harness.alice.get("/tasks")).status_code == 503
-            comments = ear.comments
-            await ear.until(lambda: ear.comments > comments + 3)
-            await renamed(server, f"{name}_away", name)
+            comments = stream.comments
+            await stream.until(lambda: stream.comments > comments + 3)
+            await rename_database(server, f"{name}_away", name)
             await server.close()
             for seq, state in enumerate(("working", "idle"), 1):
                 fields = {"state": state, "message": "", "seq": seq, "build_number": 1}
                 await api_harness.worker.report({"type": "app.status", "task_id": task["id"], **fields})
-            await ear.until(lambda: (ear.events[-1].task["current_state"] or {}).get("state") == "idle")
-            told = [each.version for each in ear.events[1:]]
-            assert told == list(range(told[0], told[0] + len(told)))
-            assert not ear.over
+            await stream.until(lambda: (stream.events[-1].task["current_state"] or {}).get("state") == "idle")
+            versions = [each.version for each in stream.events[1:]]
+            assert versions == list(range(versions[0], versions[0] + len(versions)))
+            assert not stream.ended

@@ -1,4 +1,4 @@
-"""The task routes, end to end: over a socket, through the broker and the worker, to the database and back."""
+"""The task routes end to end: through HTTP, the broker and the worker to the database and back."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 AGENT, WORKSPACE, APP = (str(uuid.UUID(int=number)) for number in (0xA9E, 0x305, 0xA99))
 
 
-def plain(document: dict[str, Any]) -> dict[str, Any]:
-    """A document with what differs from run to run put by names; every time must be as the contract writes it."""
+def normalize(document: dict[str, Any]) -> dict[str, Any]:
+    """Replace what differs between runs by placeholders: the id, and times in the form of the contract."""
     text = json.dumps(document).replace(document["id"], "<task>")
-    told: dict[str, Any] = json.loads(re.sub(f'"{TIME.pattern}"', '"<time>"', text))
-    return told
+    body: dict[str, Any] = json.loads(re.sub(f'"{TIME.pattern}"', '"<time>"', text))
+    return body
 
 
-async def brought_to(api_harness: ApiHarness, status: str) -> dict[str, Any]:
-    """A task with everything reported that a provisioner reports, in this status."""
+async def create_in_status(api_harness: ApiHarness, status: str) -> dict[str, Any]:
+    """Create a task and bring it to a status with all the reports of a provisioner."""
     task = await api_harness.create(name="golden", display_name="Golden task", input="Fix the flaky test")
     task_id = uuid.UUID(task["id"])
     if status in {"active", "paused", "unknown"}:
-        whole = {"workspace": {"id": WORKSPACE, "name": "golden-ws"}, "app": {"id": APP, "slug": "agent"}}
+        resources = {"workspace": {"id": WORKSPACE, "name": "golden-ws"}, "app": {"id": APP, "slug": "agent"}}
         await api_harness.worker.report(
-            build_report(task_id, 1, "start", "succeeded", agent_id=AGENT, **whole),
+            build_report(task_id, 1, "start", "succeeded", agent_id=AGENT, **resources),
             make_report("agent.lifecycle", task_id, build_number=1, lifecycle="ready"),
             make_report("agent.heartbeat", task_id, build_number=1),
             make_report(
@@ -54,13 +54,13 @@ async def brought_to(api_harness: ApiHarness, status: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("status", STATUSES)
 async def test_the_document_in_each_status(api_harness: ApiHarness, status: str) -> None:
-    """The JSON of a task in each status, reached by real reports, is field for field what is written down."""
-    document = await brought_to(api_harness, status)
-    assert plain(document) == json.loads((GOLDEN / f"{status}.json").read_text())
+    """In each status, reached by real reports, all fields of the document are those of the golden file."""
+    document = await create_in_status(api_harness, status)
+    assert normalize(document) == json.loads((GOLDEN / f"{status}.json").read_text())
 
 
 async def test_a_task_is_created_found_and_listed(api_harness: ApiHarness) -> None:
-    """What a create answers is what get and list answer, by id and by name, under both prefixes."""
+    """Create, get and list return the same document, by id and by name, under both prefixes."""
     task = await api_harness.create(name="My-Task")
     for path in (f"/tasks/me/{task['id']}", "/tasks/me/my-task", "/tasks/ALICE/My-Task", f"/tasks/bob/{task['id']}"):
         response = await api_harness.alice.get(path)
@@ -72,15 +72,15 @@ async def test_a_task_is_created_found_and_listed(api_harness: ApiHarness) -> No
 
 
 async def test_a_name_that_looks_like_an_id(api_harness: ApiHarness) -> None:
-    """32 hex digits are looked up as an id first, then as a name."""
+    """32 hexadecimal digits are looked up as an id first, then as a name."""
     name = uuid.uuid4().hex
     task = await api_harness.create(name=name)
     assert (await api_harness.get(name))["id"] == task["id"]
     assert (await api_harness.get(uuid.UUID(task["id"]).hex))["id"] == task["id"]
 
 
-async def test_what_a_create_takes(api_harness: ApiHarness) -> None:
-    """Go's nil preset is none, null stands for an absent field, an empty input is taken, names are made."""
+async def test_optional_fields_of_a_create(api_harness: ApiHarness) -> None:
+    """Go's nil preset means none, null an absent field; an empty input is accepted; missing names are generated."""
     body: dict[str, Any] = {"template_version_id": str(VERSION), "template_version_preset_id": str(uuid.UUID(int=0))}
     for fields in ({"input": ""}, {"input": None, "name": None, "display_name": None}, {"name": "", "unknown": [1]}):
         response = await api_harness.alice.post("/tasks/me", json={**body, **fields})
@@ -96,10 +96,10 @@ async def test_what_a_create_takes(api_harness: ApiHarness) -> None:
     assert rows == PRESET
 
 
-async def test_what_a_create_is_refused_for(api_harness: ApiHarness) -> None:
-    """Template version, preset, name and display name: each with the answer that clients match on."""
+async def test_an_invalid_create_is_rejected(api_harness: ApiHarness) -> None:
+    """An invalid template version, preset, name or display name gets the message that clients match on."""
     await api_harness.create(name="taken")
-    good: dict[str, Any] = {"template_version_id": str(VERSION), "input": "x"}
+    valid: dict[str, Any] = {"template_version_id": str(VERSION), "input": "x"}
     no_version = "Template version not found or you do not have access to this resource"
     bad_name = "Unable to create a Task with the provided name."
     cases: list[tuple[dict[str, Any], int, str]] = [
@@ -119,17 +119,17 @@ async def test_what_a_create_is_refused_for(api_harness: ApiHarness) -> None:
         ({"template_version_id": ""}, 400, "Validation failed."),
     ]
     for fields, status, message in cases:
-        response = await api_harness.alice.post("/tasks/me", json={**good, **fields})
+        response = await api_harness.alice.post("/tasks/me", json={**valid, **fields})
         assert (response.status_code, response.json()["message"]) == (status, message), fields
         assert response.headers["content-type"] == "application/json"
         assert "detail" not in response.json() or response.json()["detail"]
     validations = [{"field": "name", "detail": "This value is already in use and should be unique."}]
-    response = await api_harness.alice.post("/tasks/me", json={**good, "name": "taken"})
+    response = await api_harness.alice.post("/tasks/me", json={**valid, "name": "taken"})
     assert response.json()["validations"] == validations
 
 
-async def test_what_each_status_refuses(api_harness: ApiHarness) -> None:
-    """Send, new prompt, pause and resume in each status: the codes and messages of Coder's servers, or ours."""
+async def test_the_actions_that_each_status_rejects(api_harness: ApiHarness) -> None:
+    """Send, new prompt and resume in each status: status codes and messages of Coder's servers, or of taskherd."""
     active = (409, "A workspace build is already active.")
     not_paused = (409, "Unable to update task input, task must be paused.")
     send = {
@@ -160,17 +160,17 @@ async def test_what_each_status_refuses(api_harness: ApiHarness) -> None:
 
 
 async def test_pause_and_resume(api_harness: ApiHarness) -> None:
-    """Both answer 202 with the build that was asked for; a paused task can be paused again; posts need no body."""
+    """Both return a 202 with the requested build; a paused task can be paused again; no body is needed."""
     task = await api_harness.active()
     task_id = uuid.UUID(task["id"])
     paused = await api_harness.alice.post(
         f"/tasks/me/{task_id}/pause", content=b"", headers={"Content-Type": "text/plain"}
     )
     assert paused.status_code == 202
-    told = paused.json()
-    assert told["workspace_build_id"] == told["workspace_build"]["id"] == str(uuid.uuid5(task_id, "2"))
-    assert (told["workspace_build"]["transition"], told["workspace_build"]["build_number"]) == ("stop", 2)
-    assert told["workspace_build"]["job"]["status"] == "pending"
+    body = paused.json()
+    assert body["workspace_build_id"] == body["workspace_build"]["id"] == str(uuid.uuid5(task_id, "2"))
+    assert (body["workspace_build"]["transition"], body["workspace_build"]["build_number"]) == ("stop", 2)
+    assert body["workspace_build"]["job"]["status"] == "pending"
     after = await api_harness.get(task["id"])
     assert (after["status"], after["workspace_build_number"], after["workspace_status"]) == ("unknown", 2, "pending")
     assert (after["workspace_agent_id"], after["workspace_agent_lifecycle"], after["workspace_agent_health"]) == (
@@ -192,8 +192,8 @@ async def test_pause_and_resume(api_harness: ApiHarness) -> None:
     assert (resumed.status_code, resumed.json()["workspace_build"]["transition"]) == (202, "start")
 
 
-async def test_sending_to_a_busy_agent(start_api: StartApi) -> None:
-    """An input for a busy agent waits and says so; in strict mode it is refused as Coder does."""
+async def test_an_input_for_a_busy_agent_is_queued(start_api: StartApi) -> None:
+    """An input for a busy agent waits in the inbox, and a header says so."""
     async with start_api() as api_harness:
         task = (await api_harness.active())["id"]
         first = await api_harness.alice.post(f"/tasks/me/{task}/send", json={"input": "One"})
@@ -202,8 +202,8 @@ async def test_sending_to_a_busy_agent(start_api: StartApi) -> None:
         assert (second.status_code, second.headers["X-Taskherd-Queued"]) == (204, "true")
 
 
-async def test_sending_to_a_busy_agent_strictly(start_api: StartApi) -> None:
-    """In strict mode an input for a busy agent is refused as Coder's servers refuse it."""
+async def test_strict_mode_rejects_an_input_for_a_busy_agent(start_api: StartApi) -> None:
+    """In strict mode an input for a busy agent is rejected as by Coder's servers."""
     async with start_api(send_mode="strict") as api_harness:
         task = (await api_harness.active())["id"]
         assert (await api_harness.alice.post(f"/tasks/me/{task}/send", json={"input": "One"})).status_code == 204
@@ -211,8 +211,8 @@ async def test_sending_to_a_busy_agent_strictly(start_api: StartApi) -> None:
         assert (refused.status_code, refused.json()) == (409, {"message": "Task app is not ready to accept input."})
 
 
-async def test_a_delete_hides_at_once(api_harness: ApiHarness) -> None:
-    """A delete is an empty 202 with a length, also while a build is active; the task is gone, its name is free."""
+async def test_a_deleted_task_is_hidden_immediately(api_harness: ApiHarness) -> None:
+    """A delete returns an empty 202 with a length, also during a build; the task is hidden and its name is free."""
     task = await api_harness.create(name="gone")
     response = await api_harness.alice.delete("/tasks/me/gone")
     assert (response.status_code, response.content, response.headers["content-length"]) == (202, b"", "0")
@@ -223,7 +223,7 @@ async def test_a_delete_hides_at_once(api_harness: ApiHarness) -> None:
 
 
 async def test_logs(api_harness: ApiHarness) -> None:
-    """Ids count from 0, times are UTC; while no agent can be asked it is a snapshot, empty or not."""
+    """Ids count from 0 and times are UTC; while no agent is running, the log is marked as a snapshot."""
     task_id = uuid.UUID((await api_harness.create())["id"])
     empty = (await api_harness.alice.get(f"/tasks/me/{task_id}/logs")).json()
     assert empty == {"logs": [], "snapshot": True}
@@ -249,8 +249,8 @@ async def test_logs(api_harness: ApiHarness) -> None:
     assert TIME.fullmatch(paused["snapshot_at"])
 
 
-async def test_a_create_with_a_key_is_done_once(api_harness: ApiHarness) -> None:
-    """The same Idempotency-Key gives 200 with the same task; another body 409; another user's key is another key."""
+async def test_an_idempotency_key_creates_one_task(api_harness: ApiHarness) -> None:
+    """Repeating a key returns a 200 with the same task, or a 409 for another body; each user has separate keys."""
     body = {"template_version_id": str(VERSION), "input": "Once"}
     key = {"Idempotency-Key": "deploy-42"}
     first = await api_harness.alice.post("/tasks/me", json=body, headers=key)
@@ -261,31 +261,31 @@ async def test_a_create_with_a_key_is_done_once(api_harness: ApiHarness) -> None
     assert (other.status_code, other.json()["message"]) == (409, "Idempotency-Key was used for another request.")
     bobs = await api_harness.bob.post("/tasks/me", json=body, headers=key)
     assert (bobs.status_code, bobs.json()["id"] != first.json()["id"]) == (201, True)
-    for bad in ("", "x" * 256, "a\tb"):
-        refused = await api_harness.alice.post("/tasks/me", json=body, headers={"Idempotency-Key": bad})
-        assert refused.status_code == 400, bad
+    for invalid_key in ("", "x" * 256, "a\tb"):
+        refused = await api_harness.alice.post("/tasks/me", json=body, headers={"Idempotency-Key": invalid_key})
+        assert refused.status_code == 400, invalid_key
     assert await api_harness.worker.database.fetchval("SELECT count(*) FROM tasks") == 2
 
 
-async def test_an_etag_saves_the_document(api_harness: ApiHarness) -> None:
-    """If-None-Match gives 304 until the task or the directory changes, for one task and for a list."""
+async def test_if_none_match(api_harness: ApiHarness) -> None:
+    """If-None-Match returns a 304 until the task or the directory changes, for one task and for a list."""
     task = await api_harness.create()
-    path, held = "", {"If-None-Match": ""}
+    path, headers = "", {"If-None-Match": ""}
     for path in (f"/tasks/me/{task['id']}", "/tasks?q=owner:me"):
         first = await api_harness.alice.get(path)
-        held = {"If-None-Match": first.headers["ETag"]}
-        same = await api_harness.alice.get(path, headers=held)
+        headers = {"If-None-Match": first.headers["ETag"]}
+        same = await api_harness.alice.get(path, headers=headers)
         assert (same.status_code, same.content, same.headers["ETag"]) == (304, b"", first.headers["ETag"])
         assert "content-length" not in same.headers
     await api_harness.worker.database.execute("UPDATE directory_revision SET revision = revision + 1")
-    assert (await api_harness.alice.get(path, headers=held)).status_code == 200
-    held = {"If-None-Match": (await api_harness.alice.get(path)).headers["ETag"]}
+    assert (await api_harness.alice.get(path, headers=headers)).status_code == 200
+    headers = {"If-None-Match": (await api_harness.alice.get(path)).headers["ETag"]}
     await api_harness.worker.active(uuid.UUID(task["id"]))
-    assert (await api_harness.alice.get(path, headers=held)).status_code == 200
+    assert (await api_harness.alice.get(path, headers=headers)).status_code == 200
 
 
-async def test_ids_as_the_published_page_has_them(start_api: StartApi) -> None:
-    """Where it is set so, ids that may be absent are objects in every document."""
+async def test_nullable_ids_as_objects(start_api: StartApi) -> None:
+    """If configured, nullable ids are objects in every document."""
     async with start_api(api_nullable_ids="object") as api_harness:
         task = await api_harness.create()
         nil = {"uuid": str(uuid.UUID(int=0)), "valid": False}

@@ -1,4 +1,4 @@
-"""A real worker and a real API server in this process, and who speaks to them over a socket."""
+"""A worker and an API server in this process, and HTTP clients for several users."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BOB, CAROL, MALLORY = (uuid.UUID(f"00000000-0000-4000-8000-0000000000a{number}")
 OTHER = uuid.UUID("00000000-0000-4000-8000-000000000002")
 OTHER_TEMPLATE, OTHER_VERSION = uuid.UUID(int=0xB2), uuid.UUID(int=0xC9)
 
-PEOPLE = f"""
+USERS = f"""
 INSERT INTO organizations (id, name, display_name) VALUES ('{OTHER}', 'other', 'Other');
 INSERT INTO users (id, username, name, email, avatar_url) VALUES
     ('{BOB}', 'bob', 'Bob', 'bob@example.com', '/bob.png'),
@@ -48,7 +48,7 @@ INSERT INTO template_versions (id, template_id, name, run) VALUES ('{OTHER_VERSI
 
 @dataclass
 class ApiHarness:
-    """Everything that a test of the API stands on: `alice` and `bob` are members, `carol` is their admin."""
+    """A worker, an API, and clients: ``alice`` and ``bob`` are members, ``carol`` is their admin."""
 
     worker: WorkerHarness
     api: ApiProcess
@@ -58,27 +58,27 @@ class ApiHarness:
 
     @property
     def alice(self) -> httpx.AsyncClient:
-        """A member."""
+        """The client of a member."""
         return self.clients["alice"]
 
     @property
     def bob(self) -> httpx.AsyncClient:
-        """Another member of the same organization."""
+        """The client of another member of the same organization."""
         return self.clients["bob"]
 
     @property
     def carol(self) -> httpx.AsyncClient:
-        """The organization's admin."""
+        """The client of the organization's admin."""
         return self.clients["carol"]
 
     @property
     def mallory(self) -> httpx.AsyncClient:
-        """An admin, of another organization."""
+        """The client of an admin of another organization."""
         return self.clients["mallory"]
 
     @property
     def anonymous(self) -> httpx.AsyncClient:
-        """Somebody without a token."""
+        """A client without a token."""
         return self.clients[""]
 
     async def create(self, client: httpx.AsyncClient | None = None, user: str = "me", **fields: Any) -> dict[str, Any]:
@@ -90,13 +90,13 @@ class ApiHarness:
         return document
 
     async def active(self, **fields: Any) -> dict[str, Any]:
-        """Create a task and bring it up with the reports of a real one; its document."""
+        """Create a task, report all that makes it active, and return its document."""
         task = await self.create(**fields)
         await self.worker.active(uuid.UUID(task["id"]))
         return await self.get(task["id"])
 
     async def get(self, task: str, client: httpx.AsyncClient | None = None) -> dict[str, Any]:
-        """A task's document."""
+        """Return a task's document."""
         response = await (client or self.alice).get(f"/tasks/me/{task}")
         assert response.status_code == 200, response.text
         document: dict[str, Any] = response.json()
@@ -104,21 +104,21 @@ class ApiHarness:
 
 
 async def token_for(database_url: str, username: str) -> str:
-    """A token of this user, made as `taskherd token create` makes it."""
-    token, kept = user_tokens.generate()
+    """Create a token for this user, as ``taskherd token create`` does."""
+    token, stored = user_tokens.generate()
     engine = open_engine(database_url, size=1, application_name="tests")
     async with transaction(engine) as connection:
-        assert await tokens.add(connection, kept.id, kept.secret_hash, username, None)
+        assert await tokens.add(connection, stored.id, stored.secret_hash, username, None)
     await dispose(engine)
     return token
 
 
 @asynccontextmanager
 async def running_api(database_url: str, amqp_url: str, prefix: str, **settings: Any) -> AsyncIterator[ApiProcess]:
-    """An API process's inside, listening on a free port, until the block is left."""
-    chosen = {"api_port": 0, "ops_port": 0, "amqp_prefix": prefix, "database_pool": 4, "api_rate_limit": 0}
+    """Run an API in this process on a free port while the block runs."""
+    defaults = {"api_port": 0, "ops_port": 0, "amqp_prefix": prefix, "database_pool": 4, "api_rate_limit": 0}
     urls: dict[str, Any] = {"database_url": database_url, "amqp_url": amqp_url, "secret_key": SECRET}
-    api = ApiProcess(Settings(**urls, **{**chosen, **settings}))
+    api = ApiProcess(Settings(**urls, **{**defaults, **settings}))
     running = asyncio.create_task(api.run())
     listening = asyncio.create_task(api.listening.wait())
     await asyncio.wait({running, listening}, timeout=TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
@@ -134,22 +134,22 @@ async def running_api(database_url: str, amqp_url: str, prefix: str, **settings:
 async def open_api_harness(
     database_url: str, amqp_url: str, prefix: str, *, worker: bool = True, **settings: Any
 ) -> AsyncIterator[ApiHarness]:
-    """A directory with people, an API with `settings`, a worker unless a test starts one itself, and clients."""
-    shared = {name: value for name, value in settings.items() if not name.startswith("api_")}
+    """Run an API with these settings, and a worker unless the test starts one, on a directory with several users."""
+    worker_settings = {name: value for name, value in settings.items() if not name.startswith("api_")}
     async with AsyncExitStack() as stack:
-        herd = await stack.enter_async_context(external_harness(database_url, amqp_url, prefix))
-        await herd.database.execute(PEOPLE)
+        worker_harness = await stack.enter_async_context(external_harness(database_url, amqp_url, prefix))
+        await worker_harness.database.execute(USERS)
         if worker:
-            await stack.enter_async_context(running_worker(herd, **shared))
+            await stack.enter_async_context(running_worker(worker_harness, **worker_settings))
         api = await stack.enter_async_context(running_api(database_url, amqp_url, prefix, **settings))
-        own = ApiHarness(herd, api, f"http://127.0.0.1:{api.port}")
+        harness = ApiHarness(worker_harness, api, f"http://127.0.0.1:{api.port}")
         for username in ("alice", "bob", "carol", "mallory", ""):
             token = await token_for(database_url, username) if username else ""
-            own.tokens[username] = token
+            harness.tokens[username] = token
             headers = {"Coder-Session-Token": token} if token else {}
-            client = httpx.AsyncClient(base_url=f"{own.base}/api/v2", headers=headers, timeout=TIMEOUT)
-            own.clients[username] = await stack.enter_async_context(client)
-        yield own
+            client = httpx.AsyncClient(base_url=f"{harness.base}/api/v2", headers=headers, timeout=TIMEOUT)
+            harness.clients[username] = await stack.enter_async_context(client)
+        yield harness
 
 
 __all__ = [

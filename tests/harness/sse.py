@@ -1,4 +1,4 @@
-"""Who listens to server-sent events, as a browser reads them."""
+"""A client of server-sent events, which reads them as a browser does."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import httpx
 from taskherd import sse
 from tests.harness.api import TIMEOUT
 
-WRITTEN = re.compile(rb"$|:|(event|data|id): ")
-"""The lines that the server writes: nothing that a parser would ignore."""
+VALID_LINE = re.compile(rb"$|:|(event|data|id): ")
+"""The lines that the server may write: none that a parser would ignore."""
 
 
 @dataclass(frozen=True)
 class ReceivedEvent:
-    """One event, with the id that held when it came."""
+    """One event, with the last event id at that time."""
 
     event: str
     data: dict[str, Any]
@@ -29,77 +29,77 @@ class ReceivedEvent:
 
     @property
     def version(self) -> int:
-        """The version that a change tells of."""
+        """The version of a change."""
         return int(self.data["data"]["version"])
 
     @property
     def task(self) -> dict[str, Any]:
-        """The document that a snapshot or a change carries."""
+        """The document in a snapshot or a change."""
         document: dict[str, Any] = self.data if self.event == "task.snapshot" else self.data["data"]["task"]
         return document
 
 
 @dataclass
 class SseClient:
-    """All that was heard so far; `last` is what a reader sends as Last-Event-ID."""
+    """Everything received so far; ``last`` is the last event id."""
 
     events: list[ReceivedEvent] = field(default_factory=list)
     raw: bytes = b""
     comments: int = 0
     last: str = ""
-    over: bool = False
-    noticed: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: bool = False
+    received: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def until(self, condition: Callable[[], Any]) -> None:
-        """Wait until what was heard makes the condition true."""
+        """Wait until the received events make the condition true."""
         async with asyncio.timeout(TIMEOUT):
             while not condition():
-                self.noticed.clear()
-                await self.noticed.wait()
+                self.received.clear()
+                await self.received.wait()
 
     async def ready(self) -> None:
-        """Wait until everything that there was has been told, and the reader knows where it is."""
+        """Wait until the snapshot is complete and its position was received."""
         await self.until(lambda: self.last)
 
-    async def moved_on(self, last: str) -> None:
-        """Wait until the reader is elsewhere than it was."""
+    async def until_position_changes(self, last: str) -> None:
+        """Wait until the position is another than ``last``."""
         await self.until(lambda: self.last not in {"", last})
 
     async def status(self, status: str) -> None:
-        """Wait until the last that was heard is a task of this status."""
+        """Wait until the last event is about a task with this status."""
         await self.until(lambda: self.events and self.events[-1].task["status"] == status)
 
-    def names(self) -> list[str]:
-        """The events' names, in order."""
+    def types(self) -> list[str]:
+        """Return the types of the events, in order."""
         return [each.event for each in self.events]
 
-    async def listen(self, response: httpx.Response) -> None:
-        """Read until the stream ends."""
+    async def read(self, response: httpx.Response) -> None:
+        """Read events until the stream ends."""
         parser = sse.Parser()
         async for chunk in response.aiter_bytes():
             self.raw += chunk
             self.events += [ReceivedEvent(event.type, json.loads(event.data), event.id) for event in parser.feed(chunk)]
             self.comments, self.last = parser.comments, parser.last_event_id
-            self.noticed.set()
+            self.received.set()
         assert parser.dropped == 0
-        self.over = True
-        self.noticed.set()
+        self.ended = True
+        self.received.set()
 
 
 @asynccontextmanager
 async def sse_client(client: httpx.AsyncClient, path: str, last: str = "", **query: str) -> AsyncIterator[SseClient]:
-    """Follow until the block is left."""
-    ear = SseClient()
+    """Read a stream while the block runs."""
+    stream = SseClient()
     headers = {"Last-Event-ID": last} if last else {}
     async with client.stream("GET", path, params=query, headers=headers, timeout=None) as response:
         assert response.status_code == 200, await response.aread()
         assert response.headers["content-type"].startswith("text/event-stream")
-        reading = asyncio.create_task(ear.listen(response))
+        reading = asyncio.create_task(stream.read(response))
         try:
-            yield ear
+            yield stream
         finally:
             reading.cancel()
             await asyncio.wait({reading})
-            assert all(WRITTEN.match(line) for line in ear.raw.split(b"\n")[:-1])
+            assert all(VALID_LINE.match(line) for line in stream.raw.split(b"\n")[:-1])
             if not reading.cancelled() and (error := reading.exception()) is not None:
                 raise error
