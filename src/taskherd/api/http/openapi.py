@@ -32,7 +32,7 @@ _PATH_PARAMETERS: Final = {
     "user": "Username or ID of a user; `me` is the authenticated user.",
     "task": "ID or name of a task.",
     "id": "ID in the form of a UUID.",
-    "organization": "Name or ID of an organization; `default` is the caller's first one.",
+    "organization": "Name or ID of an organization; `default` is the one of that name, else the caller's first one.",
     "template": "Name or ID of a template.",
     "version": "ID of a template version; its name on the path of a template.",
 }
@@ -72,6 +72,9 @@ class _Schemas:
                     types[repr(spec.body), "serialization"] = spec.body
         inputs = [(key, mode, TypeAdapter(kind)) for (key, mode), kind in types.items()]
         self._schemas, definitions = TypeAdapter.json_schemas(inputs, ref_template=_REF)
+        for schema in definitions["$defs"].values():
+            if "description" in schema:  # a docstring, while OpenAPI descriptions are Markdown
+                schema["description"] = schema["description"].replace("``", "`")
         self.components: dict[str, Any] = definitions["$defs"]
 
     def of(self, kind: Any, mode: Literal["validation", "serialization"]) -> dict[str, Any]:

@@ -28,8 +28,8 @@ _LAST_EVENT_ID: Final = Header(
 _STREAM: Final = ResponseSpec(
     "Server-sent events: first `task.snapshot` (a task document) for each task, then `task.created`, `task.updated` and"
     " `task.deleted` (a CloudEvent) for each change, with its position as id. `reset`: the history after Last-Event-ID"
-    " was pruned, and snapshots follow. `resume`: the stream ends, connect again with the last id. A comment is sent at"
-    " least every 15 seconds without an event.",
+    " was pruned, and snapshots follow. `resume`: the stream ends, connect again with the last id. A comment is sent"
+    " after at most 15 seconds without an event.",
     media="text/event-stream",
 )
 
