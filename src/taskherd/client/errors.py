@@ -1,4 +1,4 @@
-"""What can go wrong between a client and the API, each with the exit code that a script sees."""
+"""Errors of the client, each with the exit code that the command line returns for it."""
 
 # ruff: noqa: N818 - as in taskherd.errors: an error is named for what it says
 
@@ -10,42 +10,46 @@ from typing import Any, Final, Self
 
 
 class ExitCode(IntEnum):
-    """Exit codes of `taskherd task`."""
+    """Exit codes of ``taskherd task``."""
 
     OK = 0
     ERROR = 1
-    """The server could not be reached, or did not do its part."""
+    """The server could not be reached, or it failed."""
     USAGE = 2
     """The command line or the environment is wrong."""
     FAILED = 3
     """The task failed."""
-    SIGNED_OUT = 4
-    """The token does not hold, or does not allow it."""
+    UNAUTHORIZED = 4
+    """The token is not valid, or does not permit the request."""
     NOT_FOUND = 5
-    """There is no such task, user or template, or it is not the caller's."""
+    """The task, user or template does not exist, or the caller may not see it."""
     REFUSED = 6
-    """The request was understood and refused: the task can't be changed so as it is now, or a value is wrong."""
+    """The server refused the request: a value is invalid, or the state of the task does not allow the change."""
     TIMEOUT = 124
-    """What was waited for did not come in time."""
+    """The task did not reach the requested status or state in time."""
     INTERRUPTED = 130
     """Ctrl-C."""
 
 
 _BY_STATUS: Final[dict[int, ExitCode]] = {
-    HTTPStatus.UNAUTHORIZED: ExitCode.SIGNED_OUT,
-    HTTPStatus.FORBIDDEN: ExitCode.SIGNED_OUT,
+    HTTPStatus.UNAUTHORIZED: ExitCode.UNAUTHORIZED,
+    HTTPStatus.FORBIDDEN: ExitCode.UNAUTHORIZED,
     HTTPStatus.NOT_FOUND: ExitCode.NOT_FOUND,
 }
 _ADVICE: Final[dict[int, str]] = {
-    HTTPStatus.UNAUTHORIZED: "set TASKHERD_TOKEN to one that `taskherd token create --user NAME` printed",
-    HTTPStatus.NOT_FOUND: "`taskherd task list` shows the tasks that you may see",
+    HTTPStatus.UNAUTHORIZED: "set TASKHERD_TOKEN to a valid token; `taskherd token create --user NAME` prints one",
+    HTTPStatus.NOT_FOUND: "run `taskherd task list` to see your tasks",
     HTTPStatus.TOO_MANY_REQUESTS: "wait a moment, then try again",
-    HTTPStatus.SERVICE_UNAVAILABLE: "try again in a moment; does a worker run?",
+    HTTPStatus.SERVICE_UNAVAILABLE: "try again in a moment; if it persists, check that a worker is running",
 }
 
 
 class ClientError(Exception):
-    """Something that a person can understand; `advice` says what to do about it, if anything is known to help."""
+    """A request that failed.
+
+    ``message`` says what happened, ``advice`` what to do about it ("" if unknown), ``code`` is the exit code of the
+    command line.
+    """
 
     def __init__(self, code: ExitCode, message: str, advice: str = "") -> None:
         super().__init__(message)
@@ -55,30 +59,37 @@ class ClientError(Exception):
 
 
 class ApiError(ClientError):
-    """An answer of the server that is an error; `status` is HTTP's."""
+    """An error response of the API; ``status`` is its HTTP status."""
 
     def __init__(self, status: int, code: ExitCode, message: str, advice: str, retry_after: float) -> None:
         super().__init__(code, message, advice)
         self.status = status
         self.retry_after = retry_after
-        """Seconds after which to try again, where that may help."""
+        """Seconds to wait before a retry, from ``Retry-After``; 1 if the response has none."""
 
     @classmethod
-    def from_response(cls, status: int, said: Any, retry_after: str | None) -> Self:
-        """What the server said, as one line."""
+    def from_response(cls, status: int, body: Any, retry_after: str | None) -> Self:
+        """Build the error from a response, with the server's explanations joined to one line.
+
+        Args:
+            status: the HTTP status, 400 or above.
+            body: the decoded JSON body, ``{"message", "detail", "validations": [{"field", "detail"}]}`` if it comes
+                from the API.
+            retry_after: the ``Retry-After`` header, in seconds.
+        """
         parts: list[str] = []
-        if isinstance(said, dict):
-            parts += [str(said[name]) for name in ("message", "detail") if said.get(name)]
-            parts += [f"{each.get('field')}: {each.get('detail')}" for each in said.get("validations") or ()]
+        if isinstance(body, dict):
+            parts += [str(body[name]) for name in ("message", "detail") if body.get(name)]
+            parts += [f"{each.get('field')}: {each.get('detail')}" for each in body.get("validations") or ()]
         server = status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.TOO_MANY_REQUESTS
         code = _BY_STATUS.get(status, ExitCode.ERROR if server else ExitCode.REFUSED)
-        message = " ".join(parts) or f"the server answered {status}"
+        message = " ".join(parts) or f"the server answered with status {status}"
         seconds = float(retry_after) if retry_after and retry_after.isdigit() else 1.0
         return cls(status, code, message, _ADVICE.get(status, ""), seconds)
 
 
 class Unreachable(ClientError):
-    """Nobody answered, or not as an API does."""
+    """The server did not answer, or its answer does not come from the API."""
 
-    def __init__(self, message: str, advice: str = "does `taskherd api` run there? TASKHERD_URL says where") -> None:
+    def __init__(self, message: str, advice: str = "check TASKHERD_URL, and that `taskherd api` is running") -> None:
         super().__init__(ExitCode.ERROR, message, advice)

@@ -1,4 +1,4 @@
-"""Following a stream of events, and reconnecting to one that ended."""
+"""Follow a stream of task events, reconnecting when it is lost."""
 
 from __future__ import annotations
 
@@ -15,18 +15,23 @@ from taskherd.client.errors import ApiError, ClientError, ExitCode, Unreachable
 from taskherd.client.http import Client
 
 MAX_SILENCE: Final = 45.0
-"""Seconds without a byte, three of the server's comments, after which a stream is given up and requested again."""
+"""Seconds without a byte after which a stream counts as lost: three times the interval of the server's comments."""
 TRIES: Final = 8
-"""Attempts in a row to reconnect, with longer and longer waits between them."""
+"""Maximum number of consecutive failed attempts to reconnect; the wait before each grows up to 15 seconds."""
 MAX_EVENT: Final = 4 * 1024 * 1024
-"""Bytes of one event; a larger one is dropped."""
+"""Maximum size of an event, in bytes; a larger one is dropped."""
 _BACKOFF: Final = Backoff(first=1.0, maximum=15.0, jitter=0.2)
 _CHUNK: Final = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class TaskEvent:
-    """An event about a task; ``id`` is the position from which a reader goes on after it, "" before there was one."""
+    """An event about a task.
+
+    ``type`` is ``task.snapshot``, ``task.created``, ``task.updated`` or ``task.deleted``. ``data`` is the task document
+    for a snapshot, else the change event, whose document is ``data["data"]["task"]``. ``id`` is the position in the
+    feed after this event, "" if the stream has not sent one yet.
+    """
 
     type: str
     id: str
@@ -40,10 +45,17 @@ def stream_events(
     notice: Callable[[str], None],
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[TaskEvent]:
-    """Yield the events of a stream for as long as the caller wants them; a stream that ends is requested again.
+    """Yield the events of a stream until the caller stops; reconnect after the last event when the stream is lost.
 
-    ``notice`` is called with the reason when the stream is lost. Raises ClientError when the server refuses it, or when
-    reconnecting failed too often.
+    Args:
+        client: the server and token to use.
+        path: the segments of the stream's path below ``/api/v2``, such as ``"tasks", "me", "docs", "watch"``.
+        query: the query parameters.
+        notice: called with the reason each time the stream is lost.
+        sleep: waits for the given number of seconds before a reconnect.
+
+    Raises:
+        ClientError: if the server refuses the stream, or cannot be reached ``TRIES`` times in a row.
     """
     position, failures = "", 0
     while True:
@@ -63,7 +75,9 @@ def stream_events(
         position = parser.last_event_id
         failures += 1
         if failures > TRIES:
-            raise ClientError(ExitCode.ERROR, "the stream was lost and did not come back", "is the server up?")
+            raise ClientError(
+                ExitCode.ERROR, "the stream was lost and did not come back", "check that `taskherd api` is running"
+            )
         requested = min((parser.retry_ms or 0) / 1000, _BACKOFF.maximum)
         sleep(max(requested, _BACKOFF.delay(failures - 1) if failures > 1 else 0))
 

@@ -1,4 +1,4 @@
-"""Requests to the API and what comes back, over the standard library's HTTP client; every wait is bounded."""
+"""Send requests to the API with the standard library's HTTP client; every wait has a timeout."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from taskherd.client.errors import ApiError, ClientError, ExitCode, Unreachable
 URL: Final = "TASKHERD_URL"
 TOKEN: Final = "TASKHERD_TOKEN"  # noqa: S105 - a variable's name
 TIMEOUT: Final = 30.0
-"""Seconds that a request may take, beyond what it asks the server to wait."""
+"""Seconds without a byte from the server after which a request fails."""
 MAX_BODY: Final = 64 * 1024 * 1024
+"""Maximum size of a response body that is read, in bytes."""
 
 
 class _NoRedirect(HTTPRedirectHandler):
-    """Follows no redirect: the token is for the server that was named."""
+    """Follows no redirect: the token must reach no other server."""
 
     def redirect_request(self, *_: Any, **__: Any) -> None:
         return None
@@ -31,7 +32,7 @@ class _NoRedirect(HTTPRedirectHandler):
 
 @dataclass(frozen=True, slots=True)
 class ApiResponse:
-    """An answer: its status, headers by lowercase name, and its JSON, None where it had no body."""
+    """A response: HTTP status, headers by lowercase name, and the decoded JSON body (None if it is empty)."""
 
     status: int
     headers: Mapping[str, str]
@@ -39,7 +40,11 @@ class ApiResponse:
 
 
 class Client:
-    """Speaks to one server with one token; every method raises ClientError."""
+    """Sends requests to one server with one token.
+
+    ``url`` is the server's base URL (``http://127.0.0.1:7080``), without ``/api/v2``. Every method raises ``ApiError``
+    if the server answers with an error, and ``Unreachable`` if no usable answer arrives in time.
+    """
 
     def __init__(self, url: str, token: str) -> None:
         self._base = url.rstrip("/") + "/api/v2"
@@ -55,10 +60,19 @@ class Client:
         headers: Mapping[str, str] | None = None,
         timeout: float = TIMEOUT,
     ) -> ApiResponse:
-        """Send a request and return the answer whole; `path` are its parts, each quoted here."""
+        """Send a request and return the complete response.
+
+        Args:
+            method: the HTTP method.
+            path: the path's segments below ``/api/v2``, unquoted.
+            query: the query parameters.
+            body: a value to send as JSON; None sends no body.
+            headers: additional request headers.
+            timeout: seconds without a byte from the server after which the request fails.
+        """
         with self.stream(method, *path, query=query, body=body, headers=headers, timeout=timeout) as response:
             raw = response.read(MAX_BODY)
-            return ApiResponse(response.status, _headers(response), _parsed(raw) if raw else None)
+            return ApiResponse(response.status, _headers_of(response), _decode_json(raw) if raw else None)
 
     @contextmanager
     def stream(
@@ -70,54 +84,62 @@ class Client:
         headers: Mapping[str, str] | None = None,
         timeout: float = TIMEOUT,
     ) -> Iterator[HTTPResponse]:
-        """Send a request and hold its answer open; `timeout` bounds every wait for something of it."""
+        """Send a request as ``request`` does, and yield the open response, whose body is still to be read."""
         url = "/".join([self._base, *(quote(part, safe="") for part in path)])
         if query:
             url += "?" + urlencode(query)
         content = None if body is None else json.dumps(body).encode()
-        told = {"Coder-Session-Token": self._token, "Accept": "application/json, text/event-stream", **(headers or {})}
+        sent_headers = {
+            "Coder-Session-Token": self._token,
+            "Accept": "application/json, text/event-stream",
+            **(headers or {}),
+        }
         if content is not None:
-            told["Content-Type"] = "application/json"
-        request = Request(url, data=content, headers=told, method=method)  # noqa: S310 - `from_environment` allows http and https only
+            sent_headers["Content-Type"] = "application/json"
+        request = Request(url, data=content, headers=sent_headers, method=method)  # noqa: S310 - `from_environment` allows http and https only
         try:
             with self._opener.open(request, timeout=timeout) as response:
                 yield response
         except HTTPError as error:
             with error:
                 raise ApiError.from_response(
-                    error.code, _parsed(error.read(MAX_BODY)), error.headers.get("Retry-After")
+                    error.code, _decode_json(error.read(MAX_BODY)), error.headers.get("Retry-After")
                 ) from None
         except URLError as error:
-            raise Unreachable(f"{self._base}: {error.reason}") from None
+            raise Unreachable(f"cannot reach {self._base}: {error.reason}") from None
         except (OSError, HTTPException) as error:
-            raise Unreachable(f"{self._base}: {str(error) or type(error).__name__}") from None
+            raise Unreachable(f"cannot reach {self._base}: {str(error) or type(error).__name__}") from None
 
 
 def from_environment(environ: Mapping[str, str] = os.environ) -> Client:
-    """A client as TASKHERD_URL and TASKHERD_TOKEN say; raises ClientError where they are not set, or wrong."""
-    for name, example in ((URL, "http://127.0.0.1:7080"), (TOKEN, "what `taskherd token create --user NAME` prints")):
+    """Return a client for ``TASKHERD_URL`` and ``TASKHERD_TOKEN``.
+
+    Raise ``ClientError`` if one of them is missing or invalid.
+    """
+    for name, value in (
+        (URL, "the server's URL, such as http://127.0.0.1:7080"),
+        (TOKEN, "the output of `taskherd token create --user NAME`"),
+    ):
         if not environ.get(name):
-            advice = f"set it to {example}; beside `make dev`, run: . .taskherd/env"
+            advice = f"set it to {value}; if `taskherd dev` is running, run: . .taskherd/env"
             raise ClientError(ExitCode.USAGE, f"{name} is not set", advice)
     url, token = environ[URL], environ[TOKEN].strip()
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ClientError(
-            ExitCode.USAGE, f"{URL}: {url!r} is no URL of a server", "expected one such as http://127.0.0.1:7080"
+            ExitCode.USAGE, f"{URL}: invalid server URL {url!r}", "expected a URL such as http://127.0.0.1:7080"
         )
     if not (token.isascii() and token.isprintable()):
-        raise ClientError(ExitCode.USAGE, f"{TOKEN} holds characters that no token has", "set it again")
+        raise ClientError(ExitCode.USAGE, f"{TOKEN} contains characters that no token has", "copy the token again")
     return Client(url, token)
 
 
-def _headers(response: HTTPResponse) -> dict[str, str]:
+def _headers_of(response: HTTPResponse) -> dict[str, str]:
     return {name.lower(): value for name, value in response.getheaders()}
 
 
-def _parsed(raw: bytes) -> Any:
+def _decode_json(raw: bytes) -> Any:
     try:
         return json.loads(raw)
     except ValueError:
-        raise Unreachable(
-            "the answer is not JSON; something else than the API answers there", f"look at {URL}"
-        ) from None
+        raise Unreachable("the answer is not JSON, so it does not come from the taskherd API", f"check {URL}") from None

@@ -1,4 +1,4 @@
-"""What people do with tasks, as requests: naming one, creating one, changing one, waiting for one."""
+"""Operations on tasks: list, show, change and wait for them, and look up templates and presets by name."""
 
 from __future__ import annotations
 
@@ -9,38 +9,50 @@ from typing import Any, Final
 from uuid import UUID, uuid4
 
 from taskherd.client.errors import ApiError, ClientError, ExitCode
-from taskherd.client.http import ApiResponse, Client
+from taskherd.client.http import TIMEOUT, ApiResponse, Client
 
 Task = Mapping[str, Any]
-"""A task's document, as the API gives it."""
+"""A task document, as the API returns it; its shape is ``TaskDocument`` in ``docs/openapi.json``."""
 
 PAGE: Final = 100
+"""Maximum number of tasks in one list request."""
 TRIES: Final = 3
-"""How often a write is sent that nobody answered for; its Idempotency-Key makes that safe."""
+"""Attempts to send a write while the server answers 503 or 429; its Idempotency-Key makes repeats safe."""
 MAX_WAIT: Final = 60.0
-"""Seconds that the server waits at most within one request."""
+"""Maximum duration of one long poll, in seconds."""
 FAILURES: Final = ("failed", "error")
+"""The agent's state, and the status, of a task that failed."""
 TIMED_OUT: Final = "x-taskherd-timed-out"
-_AWAY: Final = frozenset({HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS})
+"""Response header of a long poll that ended without the requested status or state."""
+_RETRIED: Final = frozenset({HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS})
 
 
 def path_of(task: str) -> tuple[str, str, str]:
-    """The path of what a person names: an id, a name of their own, or `owner/name`."""
+    """Return the path of a task given as an id, as the name of one of the caller's tasks, or as ``owner/name``.
+
+    Raise ``ClientError`` with ``ExitCode.USAGE`` if ``task`` is none of these.
+    """
     owner, slash, name = task.partition("/")
-    named = (owner, name) if slash else ("me", task)
-    if not all(named) or "/" in name or "." in named or ".." in named:
-        raise ClientError(ExitCode.USAGE, f"{task!r} names no task", "expected an id, a name, or owner/name")
-    return ("tasks", *named)
+    segments = (owner, name) if slash else ("me", task)
+    if not all(segments) or "/" in name or "." in segments or ".." in segments:
+        raise ClientError(ExitCode.USAGE, f"invalid task reference {task!r}", "expected an id, a name, or owner/name")
+    return ("tasks", *segments)
 
 
 def show(client: Client, task: str) -> Task:
-    """The task's document."""
+    """Return the task document."""
     body: Task = client.request("GET", *path_of(task)).body
     return body
 
 
 def list_tasks(client: Client, terms: Mapping[str, str], limit: int) -> Iterator[Task]:
-    """The newest tasks, at most so many, page by page."""
+    """Yield up to ``limit`` task documents, newest first, requested page by page.
+
+    Args:
+        client: the server and token to use.
+        terms: the search terms, all of which must match: ``owner``, ``status`` and ``organization``.
+        limit: the maximum number of tasks.
+    """
     query = {"q": " ".join(f'{key}:"{value}"' for key, value in terms.items())}
     after: str | None = ""
     while limit > 0 and after is not None:
@@ -53,63 +65,94 @@ def list_tasks(client: Client, terms: Mapping[str, str], limit: int) -> Iterator
 
 
 def change(client: Client, method: str, *path: str, body: Any = None, key: str | None = None) -> ApiResponse:
-    """Send a write, again where the server could not answer for it; done once by its Idempotency-Key."""
+    """Send a request that changes something; repeat it if the server is unavailable or too busy.
+
+    Args:
+        client: the server and token to use.
+        method: the HTTP method.
+        path: the path's segments below ``/api/v2``.
+        body: a value to send as JSON.
+        key: the ``Idempotency-Key``, with which a repeated request takes effect once; a random one by default.
+    """
     headers = {"Idempotency-Key": key or str(uuid4())}
-    for last in (*[False] * (TRIES - 1), True):
+    for is_last in (*[False] * (TRIES - 1), True):
         try:
             return client.request(method, *path, body=body, headers=headers)
         except ApiError as error:
-            if last or error.status not in _AWAY:
+            if is_last or error.status not in _RETRIED:
                 raise
             time.sleep(min(error.retry_after, MAX_WAIT))
-    raise AssertionError  # the last try returns or raises
+    raise AssertionError  # the last attempt returns or raises
 
 
 def template_version(client: Client, name: str | None) -> str:
-    """The active version of the template of this name or id; without one, of the only one there is."""
-    found = client.request("GET", "templates", query={"q": "has-ai-task:true"}).body
-    names = sorted(each["name"] for each in found)
-    wanted = [each for each in found if name is None or name.lower() in (each["name"].lower(), each["id"])]
-    if len(wanted) == 1:
-        return str(wanted[0]["active_version_id"])
-    if name is None or wanted:
-        advice = f"name one with --template: {', '.join(names)}" if names else "`taskherd directory apply` loads some"
-        raise ClientError(ExitCode.USAGE, f"there are {len(wanted)} templates to choose from", advice)
-    raise ClientError(ExitCode.NOT_FOUND, f"there is no template {name!r}", f"there are: {', '.join(names) or 'none'}")
+    """Return the id of the active version of a template, given by name or id; by default of the only template.
+
+    Raise ``ClientError`` if there is no such template, or if ``name`` is None and there is not exactly one.
+    """
+    templates = client.request("GET", "templates", query={"q": "has-ai-task:true"}).body
+    names = sorted(each["name"] for each in templates)
+    matching = [each for each in templates if name is None or name.lower() in (each["name"].lower(), each["id"])]
+    if len(matching) == 1:
+        return str(matching[0]["active_version_id"])
+    if not names:
+        raise ClientError(
+            ExitCode.USAGE if name is None else ExitCode.NOT_FOUND,
+            "there are no templates",
+            "load some with `taskherd directory apply FILE.yaml`",
+        )
+    choices = f"choose one of: {', '.join(names)}"
+    if matching:
+        raise ClientError(ExitCode.USAGE, f"{len(matching)} templates match", f"{choices}, with --template")
+    raise ClientError(ExitCode.NOT_FOUND, f"there is no template {name!r}", choices)
 
 
 def preset(client: Client, version: str, name: str) -> str:
-    """The id of a version's preset of this name or id."""
-    found = client.request("GET", "templateversions", version, "presets").body
-    for each in found:
+    """Return the id of a template version's preset, given by name or id.
+
+    Raise ``ClientError`` if the version has no such preset.
+    """
+    presets = client.request("GET", "templateversions", version, "presets").body
+    for each in presets:
         if name.lower() in (each["Name"].lower(), each["ID"]):
             return str(each["ID"])
-    names = ", ".join(each["Name"] for each in found) or "none"
-    raise ClientError(ExitCode.NOT_FOUND, f"there is no preset {name!r}", f"there are: {names}")
+    names = ", ".join(each["Name"] for each in presets)
+    advice = f"choose one of: {names}" if names else "the template has no presets"
+    raise ClientError(ExitCode.NOT_FOUND, f"there is no preset {name!r}", advice)
 
 
 def wait(
     client: Client, task: str, until: Iterable[str], within: float, now: Callable[[], float] = time.monotonic
 ) -> tuple[Task, bool]:
-    """The task when its status or state is one of `until`, or has failed; and whether that came within so many seconds.
+    """Wait until a task's status or its agent's state is one of ``until``, or the task has failed.
 
-    An id or name is looked up once: a task that is deleted meanwhile is not found any more, also where another one
-    takes its name.
+    The task is resolved once: if it is deleted meanwhile, the wait raises ``ClientError`` with
+    ``ExitCode.NOT_FOUND``, even if another task takes its name.
+
+    Args:
+        client: the server and token to use.
+        task: an id, a name, or ``owner/name``.
+        until: statuses (``active``, ``paused``, …) and states (``idle``, ``complete``, …), in lower case.
+        within: the maximum wait, in seconds.
+        now: the clock, in seconds.
+
+    Returns:
+        The latest task document, and whether the condition was met before the time was up.
     """
-    first = show(client, task)
-    path = ("tasks", str(UUID(first["owner_id"])), str(UUID(first["id"])))
-    wanted = ",".join(dict.fromkeys((*until, *FAILURES)))
+    document = show(client, task)
+    path = ("tasks", str(UUID(document["owner_id"])), str(UUID(document["id"])))
+    awaited = ",".join(dict.fromkeys((*until, *FAILURES)))
     deadline = now() + within
     while True:
         left = max(0.0, min(MAX_WAIT, deadline - now()))
-        query = {"wait": f"{left * 1000:.0f}ms", "until": wanted}
-        told = client.request("GET", *path, query=query, timeout=left + 30)
-        if TIMED_OUT not in told.headers:
-            return told.body, True
+        query = {"wait": f"{left * 1000:.0f}ms", "until": awaited}
+        response = client.request("GET", *path, query=query, timeout=left + TIMEOUT)
+        if TIMED_OUT not in response.headers:
+            return response.body, True
         if now() >= deadline:
-            return told.body, False
+            return response.body, False
 
 
 def status_and_state(task: Task) -> tuple[str, str]:
-    """A task's status, and what its agent says it is in, "" while that is nothing."""
+    """Return a task's status and its agent's current state, which is "" if the agent has reported none."""
     return task["status"], (task["current_state"] or {}).get("state", "")
