@@ -1,1 +1,1 @@
-"""The command line: it parses, calls, and shows; whatever happens, happens below."""
+"""The command line: parse arguments, call the other packages, print the result."""

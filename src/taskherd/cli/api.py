@@ -1,4 +1,4 @@
-"""``taskherd api``: serve the HTTP API until it is told to stop."""
+"""``taskherd api``: serve the HTTP API until SIGTERM."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
+    """Add the command to ``app``."""
+    app.command("api")(api)
 
-    @app.command()
-    def api() -> None:
-        """Serve the API: read what the worker keeps, turn writes into commands. Set up by TASKHERD_… variables."""
-        from taskherd.api.app import main  # noqa: PLC0415 - the other commands start faster without it
-        from taskherd.settings import load  # noqa: PLC0415
 
-        main(load())
+def api() -> None:
+    """Serve the HTTP API: read tasks from the database, send changes to the worker as commands.
+
+    It is configured with TASKHERD_… variables (see `taskherd config`) and runs until SIGTERM or Ctrl-C.
+    """
+    from taskherd.api.app import main  # noqa: PLC0415 - the other commands start faster without it
+    from taskherd.settings import load  # noqa: PLC0415 - as above
+
+    main(load())

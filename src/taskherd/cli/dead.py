@@ -1,4 +1,4 @@
-"""`taskherd dead`: look at the dead letters, send them back, or throw them away."""
+"""``taskherd dead``: list, show, replay and purge dead letters."""
 
 from __future__ import annotations
 
@@ -16,32 +16,37 @@ from taskherd.broker.connection import SupervisedConnection
 from taskherd.broker.dead_letters import QueuedMessage, ReplayTarget
 from taskherd.broker.publish import Publisher
 from taskherd.broker.topology import TopologyNames
+from taskherd.cli.output import print_error
 from taskherd.messages.dead_letters import DeadLetter, decode
 from taskherd.settings import load
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-app = typer.Typer(help="The dead letters: messages that could not be decoded or were refused.", no_args_is_help=True)
+app = typer.Typer(
+    help="Inspect, replay and purge dead letters: messages that could not be processed.", no_args_is_help=True
+)
 
-As_JSON = Annotated[bool, typer.Option("--json", help="As one JSON document.")]
-Most = Annotated[int, typer.Option("--most", min=1, max=10_000, help="How many of the oldest to look at.")]
-Ids = Annotated[list[str] | None, typer.Argument(help="Ids, as `taskherd dead list` shows them.")]
-Reason = Annotated[str | None, typer.Option("--reason", help="Only those with this reason.")]
-Everything = Annotated[bool, typer.Option("--all", help="All of them.")]
-_PREVIEW = 60
+JSONOption = Annotated[bool, typer.Option("--json", help="Print a JSON document.")]
+LimitOption = Annotated[
+    int, typer.Option("--limit", min=1, max=10_000, help="Maximum number of dead letters to read, oldest first.")
+]
+IdsArgument = Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids from `taskherd dead list`.")]
+ReasonOption = Annotated[str | None, typer.Option("--reason", help="Only dead letters with this reason.")]
+AllOption = Annotated[bool, typer.Option("--all", help="All dead letters, up to --limit.")]
+_PREVIEW_BYTES = 60
 
 
 @app.command("list")
-def list_(most: Most = 100, reason: Reason = None, as_json: As_JSON = False) -> None:
-    """List the oldest dead letters, and leave them where they are."""
-    letters = [each for each in asyncio.run(_read(most)) if reason in (None, each.reason)]
+def list_(limit: LimitOption = 100, reason: ReasonOption = None, as_json: JSONOption = False) -> None:
+    """List the oldest dead letters. They stay in the queue."""
+    letters = [each for each in asyncio.run(_read(limit)) if reason in (None, each.reason)]
     if as_json:
-        typer.echo(orjson.dumps([_described(each) for each in letters], option=orjson.OPT_INDENT_2))
+        typer.echo(orjson.dumps([_as_json(each) for each in letters], option=orjson.OPT_INDENT_2))
         return
     table = Table(Column("id", no_wrap=True), "reason", "detail", "from", "routing key", "bytes", "body")
     for each in letters:
-        body = each.body[:_PREVIEW].decode("utf-8", "backslashreplace")
+        body = each.body[:_PREVIEW_BYTES].decode("utf-8", "backslashreplace")
         cells = (each.id, each.reason, each.detail, each.origin.queue, each.origin.routing_key, str(each.length), body)
         table.add_row(*map(_printable, cells))
     Console(markup=False).print(table)
@@ -49,68 +54,83 @@ def list_(most: Most = 100, reason: Reason = None, as_json: As_JSON = False) -> 
 
 @app.command()
 def show(
-    letter: Annotated[str, typer.Argument(help="The id of one.")], most: Most = 1000, as_json: As_JSON = False
+    letter: Annotated[str, typer.Argument(metavar="ID", help="Id from `taskherd dead list`.")],
+    limit: LimitOption = 1000,
+    as_json: JSONOption = False,
 ) -> None:
-    """Show one dead letter whole."""
-    found = next((each for each in asyncio.run(_read(most)) if each.id == letter), None)
+    """Show a dead letter with its complete body."""
+    found = next((each for each in asyncio.run(_read(limit)) if each.id == letter), None)
     if found is None:
-        typer.echo(f"no dead letter {letter} among the oldest {most}", err=True)
+        print_error(
+            f"no dead letter {letter} among the oldest {limit}",
+            "`taskherd dead list` shows the ids; read more with --limit",
+        )
         raise typer.Exit(1)
-    described = {**_described(found), "body": found.body.decode("utf-8", "backslashreplace")}
+    document = {**_as_json(found), "body": found.body.decode("utf-8", "backslashreplace")}
     if as_json:
-        typer.echo(orjson.dumps(described, option=orjson.OPT_INDENT_2))
+        typer.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2))
         return
-    for name, value in described.items():
+    for name, value in document.items():
         typer.echo(f"{name}: {_printable(str(value))}")
 
 
 @app.command()
 def replay(
-    ids: Ids = None, reason: Reason = None, everything: Everything = False, most: Most = 1000, as_json: As_JSON = False
+    ids: IdsArgument = None,
+    reason: ReasonOption = None,
+    everything: AllOption = False,
+    limit: LimitOption = 1000,
+    as_json: JSONOption = False,
 ) -> None:
-    """Send dead letters back to where they came from, and remove each once the broker has it."""
-    _check_choice(ids, reason, everything=everything)
-    count, kept = asyncio.run(_replay(ids or [], reason, most))
+    """Publish dead letters again to the exchange they came from.
+
+    Each one is removed from the dead letters after the broker has confirmed it. Exits with 1 if some could not be
+    published.
+    """
+    _check_selection(ids, reason, everything=everything, hint="name ids, or use --reason or --all")
+    count, kept = asyncio.run(_replay(ids or [], reason, limit))
     if as_json:
         typer.echo(orjson.dumps({"replayed": count, "stayed": kept}))
     else:
         typer.echo(f"{count} replayed")
         for letter, obstacle in kept.items():
-            typer.echo(f"{letter} stays: {obstacle}", err=True)
+            print_error(f"{letter} was not replayed: {obstacle}")
     if kept:
         raise typer.Exit(1)
 
 
 @app.command()
-def purge(ids: Ids = None, everything: Everything = False, most: Most = 1000, as_json: As_JSON = False) -> None:
-    """Remove dead letters for good."""
-    _check_choice(ids, None, everything=everything)
-    removed = asyncio.run(_purge(ids or [], most))
+def purge(
+    ids: IdsArgument = None, everything: AllOption = False, limit: LimitOption = 1000, as_json: JSONOption = False
+) -> None:
+    """Delete dead letters permanently."""
+    _check_selection(ids, None, everything=everything, hint="name ids, or use --all")
+    removed = asyncio.run(_purge(ids or [], limit))
     typer.echo(orjson.dumps({"purged": removed}) if as_json else f"{removed} purged")
 
 
-def _check_choice(ids: list[str] | None, reason: str | None, *, everything: bool) -> None:
+def _check_selection(ids: list[str] | None, reason: str | None, *, everything: bool, hint: str) -> None:
     if bool(ids or reason) == everything:
-        raise typer.BadParameter("say which, by id or reason, or --all")
+        raise typer.BadParameter(hint)
 
 
 @asynccontextmanager
 async def _broker() -> AsyncIterator[tuple[SupervisedConnection, TopologyNames]]:
     settings = load("amqp_url")
-    link = SupervisedConnection(settings.amqp_url, "dead letters")
-    link.start()
+    connection = SupervisedConnection(settings.amqp_url, "dead letters")
+    connection.start()
     try:
-        yield link, TopologyNames(settings.amqp_prefix)
+        yield connection, TopologyNames(settings.amqp_prefix)
     finally:
-        await link.close()
+        await connection.close()
 
 
-async def _read(most: int) -> list[DeadLetter]:
-    async with _broker() as (link, names):
-        return [decode(message) for message in await dead_letters.read(link, names, most)]
+async def _read(limit: int) -> list[DeadLetter]:
+    async with _broker() as (connection, names):
+        return [decode(message) for message in await dead_letters.read(connection, names, limit)]
 
 
-async def _replay(ids: list[str], reason: str | None, most: int) -> tuple[int, dict[str, str]]:
+async def _replay(ids: list[str], reason: str | None, limit: int) -> tuple[int, dict[str, str]]:
     """Return the number of replayed dead letters, and the reason why others were kept, by id."""
     kept: dict[str, str] = {}
 
@@ -123,23 +143,23 @@ async def _replay(ids: list[str], reason: str | None, most: int) -> tuple[int, d
             return None
         return ReplayTarget(letter.origin.exchange, letter.origin.routing_key, letter.headers)
 
-    async with _broker() as (link, names):
-        publisher = Publisher(link)
+    async with _broker() as (connection, names):
+        publisher = Publisher(connection)
         try:
-            result = await dead_letters.replay(link, publisher, names, target_of, limit=most)
+            result = await dead_letters.replay(connection, publisher, names, target_of, limit=limit)
         finally:
             await publisher.close()
     kept.update({decode(message).id: "no queue is bound for it at its origin" for message in result.unrouted})
     return result.count, kept
 
 
-async def _purge(ids: list[str], most: int) -> int:
-    async with _broker() as (link, names):
+async def _purge(ids: list[str], limit: int) -> int:
+    async with _broker() as (connection, names):
         select = (lambda message: decode(message).id in ids) if ids else None
-        return await dead_letters.purge(link, names, select, limit=most)
+        return await dead_letters.purge(connection, names, select, limit=limit)
 
 
-def _described(letter: DeadLetter) -> dict[str, Any]:
+def _as_json(letter: DeadLetter) -> dict[str, Any]:
     return {
         "id": letter.id,
         "reason": letter.reason,
@@ -154,5 +174,5 @@ def _described(letter: DeadLetter) -> dict[str, Any]:
 
 
 def _printable(text: str) -> str:
-    """Return `text` without what could steer a terminal: it was written by whoever sent the letter."""
+    """Return ``text`` with control characters escaped: it is untrusted and could control the terminal."""
     return "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in text)

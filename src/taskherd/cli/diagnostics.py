@@ -1,4 +1,4 @@
-"""The checks of `taskherd doctor`, each giving findings as values; every wait in them is bounded."""
+"""The checks of ``taskherd doctor``, which return findings; every wait has a timeout."""
 
 from __future__ import annotations
 
@@ -19,21 +19,24 @@ from taskherd.store.migrate import SchemaStatus
 MIN_POSTGRES = 15
 MIN_RABBITMQ = (4, 0)
 MAX_SKEW = 2.0
+"""Maximum difference between this machine's clock and the database's, in seconds."""
 MAX_UNPUBLISHED = 60.0
+"""Maximum age of an unpublished event, in seconds."""
 PORT_TIMEOUT = 2.0
+"""Maximum wait for an answer on the operations port, in seconds."""
 
 
 class FindingState(StrEnum):
-    """How it stands: well, worth knowing, or wrong."""
+    """Result of a check: fine, worth attention, or a problem."""
 
     OK = "ok"
     NOTE = "note"
-    ERROR = "wrong"
+    ERROR = "error"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at; `advice` says what to do where it is not well."""
+    """The result of one check; ``advice`` says how to fix a problem."""
 
     what: str
     state: FindingState
@@ -42,7 +45,7 @@ class Finding:
 
 
 async def run_checks() -> list[Finding]:
-    """Return everything there is to say about this installation, in the order in which it would be mended."""
+    """Run all checks, in the order in which problems should be fixed."""
     settings, findings = check_settings()
     if settings is None:
         return findings
@@ -55,18 +58,18 @@ async def run_checks() -> list[Finding]:
 
 
 def check_settings() -> tuple[Settings | None, list[Finding]]:
-    """Return the settings, as far as they can be used, and what is wrong with them."""
+    """Check the settings; return them with the findings, or None if no service can be checked with them."""
     try:
         settings = load()
     except Misconfigured as error:
         findings = [
-            Finding(variable, FindingState.ERROR, *_halves(problem, f"set {variable}"))
+            Finding(variable, FindingState.ERROR, *_split_problem(problem, f"set {variable}"))
             for variable, problem in error.wrong
         ]
     else:
         keys = len(settings.secret_keys)
         shortest = min(len(key) for key in settings.secret_keys)
-        found = f"{keys} of at least {shortest} characters"
+        found = f"{keys}, of at least {shortest} characters"
         return settings, [
             Finding("settings", FindingState.OK, "all valid"),
             Finding("secret keys", FindingState.OK, found),
@@ -78,7 +81,7 @@ def check_settings() -> tuple[Settings | None, list[Finding]]:
 
 
 async def check_database(settings: Settings) -> AsyncIterator[Finding]:
-    """Look at the server, the schema and what it holds."""
+    """Check the database server, its clock, the schema, privileges and content."""
     engine = open_engine(settings.database_url, size=1, application_name="taskherd-doctor")
     try:
         before = datetime.now(UTC)
@@ -88,12 +91,14 @@ async def check_database(settings: Settings) -> AsyncIterator[Finding]:
             for finding in (_server(server), _skew(server.now, before, after)):
                 yield finding
             schema = await database.schema(conn)
-            well = schema.status is SchemaStatus.CURRENT
-            state = FindingState.OK if well else FindingState.ERROR
+            is_current = schema.status is SchemaStatus.CURRENT
+            state = FindingState.OK if is_current else FindingState.ERROR
             yield Finding("database schema", state, schema.actual or "none", schema.advice)
             missing = await database.missing_privileges(conn)
-            yield _judge("database privileges", missing, "enough", "grant them to this user, or use the tables' owner")
-            if well and not missing:
+            yield _finding(
+                "database privileges", missing, "sufficient", "grant them to this user, or use the owner of the tables"
+            )
+            if is_current and not missing:
                 for finding in _content(await database.content(conn)):
                     yield finding
     except TaskherdError as error:
@@ -103,20 +108,20 @@ async def check_database(settings: Settings) -> AsyncIterator[Finding]:
 
 
 async def check_broker(settings: Settings) -> AsyncIterator[Finding]:
-    """Look at the broker, the topology and what waits in it."""
+    """Check the broker, the exchanges and queues, permissions and queue contents."""
     try:
         async with broker.connected(settings.amqp_url) as connection:
             version = broker.version(connection)
             state = FindingState.OK if version >= MIN_RABBITMQ else FindingState.ERROR
-            found = f"RabbitMQ {'.'.join(map(str, version)) or 'of an unknown version'}"
+            found = f"RabbitMQ {'.'.join(map(str, version)) or '(unknown version)'}"
             yield Finding("broker", state, found, "" if state is FindingState.OK else "install RabbitMQ 4.0 or newer")
             names = TopologyNames(settings.amqp_prefix)
             topology = await broker.topology(connection, names, settings.report_partitions)
-            yield _judge("topology", topology.missing, "all there", "run `taskherd topology apply`, or start a worker")
-            advice = "delete it while it is empty, then run `taskherd topology apply`; or set TASKHERD_AMQP_PREFIX"
-            yield _judge("topology's arguments", topology.different, "as expected", advice)
-            advice = "run `rabbitmqctl set_permissions` for this user on this vhost"
-            yield _judge("broker permissions", topology.forbidden, "enough", advice)
+            yield _finding("topology", topology.missing, "complete", "run `taskherd topology apply`, or start a worker")
+            advice = "delete it when it is empty and run `taskherd topology apply`, or set another TASKHERD_AMQP_PREFIX"
+            yield _finding("topology arguments", topology.different, "as expected", advice)
+            advice = "grant them to this user on this vhost with `rabbitmqctl set_permissions`"
+            yield _finding("broker permissions", topology.forbidden, "sufficient", advice)
             for queue in topology.queues:
                 yield _queue(queue, names)
     except TaskherdError as error:
@@ -124,7 +129,7 @@ async def check_broker(settings: Settings) -> AsyncIterator[Finding]:
 
 
 async def check_port(settings: Settings) -> Finding:
-    """Look whether the operations port is free, or held by a taskherd process that is alive."""
+    """Check that the operations port is free, or in use by a taskherd process that answers."""
     what = f"operations port {settings.ops_port}"
     try:
         async with asyncio.timeout(PORT_TIMEOUT):
@@ -138,11 +143,14 @@ async def check_port(settings: Settings) -> Finding:
         return Finding(what, FindingState.OK, "free")
     except (OSError, TimeoutError) as error:
         return Finding(
-            what, FindingState.ERROR, f"no answer ({type(error).__name__})", "set TASKHERD_OPS_HOST and _PORT"
+            what,
+            FindingState.ERROR,
+            f"no answer ({type(error).__name__})",
+            "set TASKHERD_OPS_HOST and TASKHERD_OPS_PORT to a free port of this machine",
         )
     if answer.startswith(b"HTTP/1.1 200") and answer.endswith(b"ok\n"):
         return Finding(what, FindingState.OK, "a taskherd process answers")
-    return Finding(what, FindingState.ERROR, "taken by another program", "set TASKHERD_OPS_PORT to a free port")
+    return Finding(what, FindingState.ERROR, "in use by another program", "set TASKHERD_OPS_PORT to a free port")
 
 
 def _server(server: database.ServerInfo) -> Finding:
@@ -151,32 +159,37 @@ def _server(server: database.ServerInfo) -> Finding:
         return Finding("database", FindingState.ERROR, found, "install PostgreSQL 15 or newer")
     if server.read_only:
         return Finding(
-            "database", FindingState.ERROR, f"{found}, read only", "let TASKHERD_DATABASE_URL name the primary"
+            "database", FindingState.ERROR, f"{found}, read-only", "set TASKHERD_DATABASE_URL to the primary server"
         )
     return Finding("database", FindingState.OK, found)
 
 
 def _skew(now: datetime, before: datetime, after: datetime) -> Finding:
-    """Judge the database's clock, which was read some time between two looks at ours."""
+    """Compare the database clock with this machine's: it was read between ``before`` and ``after``."""
     ahead = (now - after).total_seconds() if now > after else -max((before - now).total_seconds(), 0.0)
     if abs(ahead) <= MAX_SKEW:
-        return Finding("clocks", FindingState.OK, f"within {MAX_SKEW:g} s of the database's")
-    found = f"the database is {abs(ahead):.1f} s {'ahead' if ahead > 0 else 'behind'}"
-    return Finding("clocks", FindingState.ERROR, found, "let both machines keep time with NTP")
+        return Finding("clocks", FindingState.OK, f"at most {MAX_SKEW:g} s apart")
+    found = f"the database clock is {abs(ahead):.1f} s {'ahead' if ahead > 0 else 'behind'}"
+    return Finding("clocks", FindingState.ERROR, found, "synchronize both machines with NTP")
 
 
 def _content(content: database.ContentCounts) -> list[Finding]:
-    loaded = bool(content.users and content.templates)
+    is_loaded = bool(content.users and content.templates)
     found = f"{content.users} users, {content.templates} templates"
-    late = content.oldest > MAX_UNPUBLISHED
-    waiting = f"{content.unpublished}, the oldest for {content.oldest:.0f} s" if content.unpublished else "none"
+    is_late = content.oldest > MAX_UNPUBLISHED
+    unpublished = f"{content.unpublished}, the oldest for {content.oldest:.0f} s" if content.unpublished else "none"
     return [
         Finding("directory", FindingState.OK, found)
-        if loaded
+        if is_loaded
         else Finding("directory", FindingState.ERROR, found, "run `taskherd directory apply FILE.yaml`"),
-        Finding("unpublished events", FindingState.ERROR, waiting, "see that a worker runs and reaches the broker")
-        if late
-        else Finding("unpublished events", FindingState.OK, waiting),
+        Finding(
+            "unpublished events",
+            FindingState.ERROR,
+            unpublished,
+            "check that a worker is running and reaches the broker",
+        )
+        if is_late
+        else Finding("unpublished events", FindingState.OK, unpublished),
     ]
 
 
@@ -185,7 +198,7 @@ def _queue(queue: broker.QueueInfo, names: TopologyNames) -> Finding:
     found = f"{queue.messages} messages, {queue.consumers} consumers"
     if queue.name == names.dead:
         state = FindingState.NOTE if queue.messages else FindingState.OK
-        return Finding(what, state, found, "look at them with `taskherd dead list`" if queue.messages else "")
+        return Finding(what, state, found, "list them with `taskherd dead list`" if queue.messages else "")
     if queue.consumers:
         return Finding(what, FindingState.OK, found)
     return Finding(
@@ -193,15 +206,15 @@ def _queue(queue: broker.QueueInfo, names: TopologyNames) -> Finding:
     )
 
 
-def _judge(what: str, problems: tuple[str, ...], well: str, advice: str) -> Finding:
+def _finding(what: str, problems: tuple[str, ...], found: str, advice: str) -> Finding:
     return (
         Finding(what, FindingState.ERROR, "\n".join(problems), advice)
         if problems
-        else Finding(what, FindingState.OK, well)
+        else Finding(what, FindingState.OK, found)
     )
 
 
-def _halves(problem: str, otherwise: str) -> tuple[str, str]:
-    """Part a setting's problem into what was found and what was expected."""
+def _split_problem(problem: str, default_advice: str) -> tuple[str, str]:
+    """Split the problem of a setting into what was found, and advice with what is expected."""
     found, _, expected = problem.partition("; expected ")
-    return found, f"expected {expected}" if expected else otherwise
+    return found, f"expected {expected}" if expected else default_advice

@@ -1,4 +1,4 @@
-"""`taskherd doctor`: looks an installation over and says what is wrong and what to do about it."""
+"""``taskherd doctor``: print the findings of ``taskherd.cli.diagnostics``."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ _STYLES = {FindingState.OK: "green", FindingState.NOTE: "yellow", FindingState.E
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
+    """Add the command to ``app``."""
     app.command("doctor")(doctor)
 
 
 def doctor() -> None:
-    """Check settings, database, broker and what they hold; exit 1 when something is wrong, saying what to do."""
+    """Check settings, database and broker, and print how to fix each problem.
+
+    Exits with 1 if there is an error. Notes need attention, but do not prevent operation.
+    """
     findings = asyncio.run(run_checks())
     table = Table(title="taskherd doctor", title_justify="left")
-    table.add_column("", no_wrap=True)
-    for heading in ("what", "found", "what to do"):
+    table.add_column("result", no_wrap=True)
+    for heading in ("check", "found", "how to fix it"):
         table.add_column(heading, overflow="fold")
     for finding in findings:
         table.add_row(finding.state, finding.what, finding.found, finding.advice, style=_STYLES[finding.state])

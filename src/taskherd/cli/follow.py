@@ -1,4 +1,4 @@
-"""`taskherd task wait` and `taskherd task watch`: until a task is as it should be, or for as long as somebody looks."""
+"""``taskherd task wait`` and ``taskherd task watch``: follow tasks over time."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ import typer
 
 from taskherd.cli import output as task_output
 from taskherd.cli.output import OutputFormat, OutputOption
-from taskherd.cli.task import CODES, Named, app
+from taskherd.cli.task import EXIT_CODES, TaskArgument, app
 from taskherd.client import events, http, tasks
 from taskherd.client.errors import ClientError, ExitCode
 
 __all__ = ["app"]
 
 UNTIL = "idle,complete"
+_EXPLAIN = "run `taskherd task explain` to see why"
 
 
 def _duration(written: str) -> float:
-    from taskherd.settings import durations  # noqa: PLC0415 - only waiting needs the settings, which take their time
+    from taskherd.settings import durations  # noqa: PLC0415 - only ``wait`` needs the settings, which load slowly
 
     try:
         return durations.parse(written)
@@ -26,45 +27,53 @@ def _duration(written: str) -> float:
         raise typer.BadParameter(f"{written!r}; expected {durations.HOW_TO_WRITE}") from None
 
 
-@app.command(epilog=CODES)
+@app.command(epilog=EXIT_CODES)
 def wait(
-    task: Named,
+    task: TaskArgument,
     until: Annotated[
-        str, typer.Option("--until", help="Values of its status or its agent's state, with commas between them.")
+        str, typer.Option("--until", help="Statuses or agent states to wait for, separated by commas.")
     ] = UNTIL,
     timeout: Annotated[
-        float, typer.Option("--timeout", metavar="10m", parser=_duration, help="How long to wait: 30s, 10m, 2h.")
+        float, typer.Option("--timeout", metavar="DURATION", parser=_duration, help="Maximum wait: 30s, 10m, 2h.")
     ] = "1h",  # type: ignore[assignment] # read by the parser
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
-    """Wait until a task is idle or complete, or as --until says; 3: it failed instead, 124: not in time."""
-    wanted = {each.strip().lower() for each in until.split(",") if each.strip()}
-    told, in_time = tasks.wait(http.from_environment(), task, sorted(wanted), timeout)
+    """Wait until a task is idle or complete, or as --until says.
+
+    Exits with 3 if the task fails instead, and with 124 if the time is up.
+    """
+    awaited = {each.strip().lower() for each in until.split(",") if each.strip()}
+    document, in_time = tasks.wait(http.from_environment(), task, sorted(awaited), timeout)
     if output is OutputFormat.JSON:
-        task_output.document(told)
+        task_output.document(document)
     else:
-        task_output.tasks([told])
+        task_output.tasks([document])
     if not in_time:
-        from taskherd.settings import durations  # noqa: PLC0415
+        from taskherd.settings import durations  # noqa: PLC0415 - as above
 
-        raise ClientError(
-            ExitCode.TIMEOUT, f"not {until} within {durations.render(timeout)}", "`taskherd task explain` says why"
-        )
-    now = set(tasks.status_and_state(told))
-    if not now & wanted and now & set(tasks.FAILURES):
-        raise ClientError(ExitCode.FAILED, "the task failed", "`taskherd task explain` says why")
+        message = f"the task did not become {' or '.join(sorted(awaited))} within {durations.render(timeout)}"
+        raise ClientError(ExitCode.TIMEOUT, message, _EXPLAIN)
+    reached = set(tasks.status_and_state(document))
+    if not reached & awaited and reached & set(tasks.FAILURES):
+        raise ClientError(ExitCode.FAILED, "the task failed", _EXPLAIN)
 
 
-@app.command(epilog=CODES)
+@app.command(epilog=EXIT_CODES)
 def watch(
     task: Annotated[
-        str | None, typer.Argument(metavar="[TASK]", help="An id, a name, or owner/name; else all.")
+        str | None,
+        typer.Argument(metavar="[TASK]", help="Id, name, or owner/name of the task. Default: all your tasks."),
     ] = None,
-    owner: Annotated[str, typer.Option("--owner", help="Without TASK: only those of this user.")] = "me",
-    everybody: Annotated[bool, typer.Option("--all", help="Without TASK: all that you may see.")] = False,
+    owner: Annotated[str, typer.Option("--owner", help="Without TASK: only tasks of this user.")] = "me",
+    everybody: Annotated[
+        bool, typer.Option("--all", help="Without TASK: all tasks you may see, whoever owns them.")
+    ] = False,
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
-    """Show tasks and each change of them, a line each, until Ctrl-C or the end of the one task."""
+    """Show tasks and then each of their changes, one per line.
+
+    Runs until Ctrl-C, or until the given task is deleted. Reconnects if the connection is lost.
+    """
     client = http.from_environment()
     path = (*tasks.path_of(task), "watch") if task else ("tasks", "watch")
     query = None if task or everybody else {"q": f'owner:"{owner}"'}
@@ -72,12 +81,12 @@ def watch(
         if output is OutputFormat.JSON:
             task_output.line({"event": event.type, "id": event.id, "data": event.data})
         else:
-            snapshot = event.type == "task.snapshot"
-            told = event.data if snapshot else event.data["data"]["task"]
-            task_output.change(event.type, told, told["updated_at"] if snapshot else event.data["time"])
+            is_snapshot = event.type == "task.snapshot"
+            document = event.data if is_snapshot else event.data["data"]["task"]
+            task_output.change(event.type, document, document["updated_at"] if is_snapshot else event.data["time"])
         if task and event.type == "task.deleted":
             return
 
 
-def _notice(what: str) -> None:
-    typer.echo(f"taskherd: {task_output.printable(what)}; asking again", err=True)
+def _notice(reason: str) -> None:
+    task_output.print_error(f"{task_output.printable(reason)}; reconnecting")

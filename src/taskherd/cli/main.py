@@ -1,7 +1,7 @@
-"""The command `taskherd`: one typer app, whose commands are imported when they are asked for.
+"""The command ``taskherd``: a typer app that imports each command's module only when the command runs.
 
-`taskherd task` is what people and scripts call over and over, and it needs neither the settings nor the database: it
-starts in a third of the time that importing everything takes.
+``taskherd task``, which scripts call often, needs neither settings nor database: it starts in a third of the time that
+importing all commands would take.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperGroup
 
+from taskherd.cli.output import print_error
 from taskherd.errors import Misconfigured, Unavailable
 
 EXIT_UNAVAILABLE = 1
@@ -26,64 +27,67 @@ GROUPS: Final = {
     "token": "token",
     "task": "follow",
 }
-"""The names of commands that have commands of their own, and the module of each."""
+"""Commands with subcommands, and the module of each."""
 
-ALONE: Final = ("worker", "api", "runner", "mcp", "dev", "doctor", "config")
-"""The names of the others, each in a module of that name."""
+SINGLE: Final = ("worker", "api", "runner", "mcp", "dev", "doctor", "config")
+"""Commands without subcommands, each in a module of the same name."""
 
 
 class Commands(TyperGroup):
-    """Finds a command by its name, and turns the errors a person can mend into a message and an exit code."""
+    """Imports commands on demand, and turns errors that the user can fix into a message and an exit code."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
-        names: dict[str, Any] = dict.fromkeys([*GROUPS, *ALONE])
-        self.commands = names  # where the name that somebody may have meant is looked for
+        names: dict[str, Any] = dict.fromkeys([*GROUPS, *SINGLE])
+        self.commands = names  # typer searches it for the nearest name of a mistyped command
 
     def list_commands(self, _ctx: Any) -> list[str]:
-        """All names, in the order of the help."""
-        return [*GROUPS, *ALONE]
+        """Return the names of all commands, in the order of the help."""
+        return [*GROUPS, *SINGLE]
 
     def get_command(self, _ctx: Any, cmd_name: str) -> Any:
-        """The command of this name, None where there is none."""
+        """Import and return a command, or return None if there is none with this name."""
         if cmd_name in GROUPS:
-            found: Any = typer.main.get_group(import_module(f"taskherd.cli.{GROUPS[cmd_name]}").app)
-        elif cmd_name in ALONE:
-            one = typer.Typer(add_completion=False)
-            import_module(f"taskherd.cli.{cmd_name}").register(one)
-            found = typer.main.get_command(one)
+            command: Any = typer.main.get_group(import_module(f"taskherd.cli.{GROUPS[cmd_name]}").app)
+        elif cmd_name in SINGLE:
+            single = typer.Typer(add_completion=False)
+            import_module(f"taskherd.cli.{cmd_name}").register(single)
+            command = typer.main.get_command(single)
         else:
             return None
-        found.name = cmd_name
-        return found
+        command.name = cmd_name
+        return command
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the chosen command."""
+        """Run the command."""
         try:
             return super().invoke(ctx)
         except Misconfigured as error:
-            typer.echo("taskherd can't start:", err=True)
-            for setting, expected in error.wrong:
-                typer.echo(f"{_variable(setting)}: {expected}", err=True)
+            print_error("cannot start", *(f"{_variable(setting)}: {expected}" for setting, expected in error.wrong))
             raise typer.Exit(EXIT_MISCONFIGURED) from None
         except Unavailable as error:
-            typer.echo(f"taskherd can't go on: {error}", err=True)
+            print_error(str(error))
             raise typer.Exit(EXIT_UNAVAILABLE) from None
 
 
+_HELP: Final = """Run and track AI coding agents.
+
+Three processes make up the system: `worker`, `api` and `runner`. `taskherd dev` runs all of them on this machine.
+"""
+
 app = typer.Typer(
     cls=Commands,
-    help="Keeps the truth about every AI agent task.",
+    help=_HELP,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
-def _show_version(wanted: bool) -> None:
-    if not wanted:
+def _show_version(requested: bool) -> None:
+    if not requested:
         return
-    from taskherd import __version__  # noqa: PLC0415 - see there
+    from taskherd import __version__  # noqa: PLC0415 - it takes long to look up
 
     typer.echo(f"taskherd {__version__}")
     raise typer.Exit
@@ -93,27 +97,27 @@ def _show_version(wanted: bool) -> None:
 def main(
     ctx: typer.Context,
     _version: Annotated[
-        bool, typer.Option("--version", help="Show the version and end.", is_eager=True, callback=_show_version)
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
     ] = False,
 ) -> None:
-    """Keeps the truth about every AI agent task."""
+    """Prepare what all commands need; the help text is ``_HELP``."""
     if ctx.invoked_subcommand != "task":
         _prepare()
 
 
 def _prepare() -> None:
-    """Set up logs, and warn of variables that look like settings and are none."""
+    """Configure logs, and warn about ``TASKHERD_…`` variables that are not settings."""
     from taskherd.observability import logs  # noqa: PLC0415
     from taskherd.settings import unknown_variables  # noqa: PLC0415
 
-    logs.configure("warning", "auto")  # a process that stays configures them again, by its settings
+    logs.configure("warning", "auto")  # worker, api and runner configure them again, from their settings
     for unknown in unknown_variables(os.environ):
         guess = f"; did you mean {unknown.nearest}?" if unknown.nearest else ""
-        typer.echo(f"warning: {unknown.variable} is no setting of taskherd{guess}", err=True)
+        typer.echo(f"warning: unknown setting {unknown.variable}{guess}", err=True)
 
 
 def _variable(setting: str) -> str:
-    """Return what people know a setting by: its variable."""
+    """Return the environment variable of a setting; other names are returned unchanged."""
     from taskherd.settings import Settings, variable_of  # noqa: PLC0415
 
     return variable_of(setting) if setting in Settings.model_fields else setting

@@ -1,4 +1,4 @@
-"""Tasks as people see them in a terminal, or as JSON for programs."""
+"""Print tasks and errors for people, or JSON for programs."""
 
 from __future__ import annotations
 
@@ -17,69 +17,79 @@ if TYPE_CHECKING:
 
 
 class OutputFormat(StrEnum):
-    """How to show what was found."""
+    """Output formats of ``taskherd task``."""
 
     TABLE = "table"
     JSON = "json"
 
 
-OutputOption = Annotated[OutputFormat, typer.Option("--output", "-o", help="For people, or for programs.")]
+OutputOption = Annotated[
+    OutputFormat, typer.Option("--output", "-o", help="Output format: a table for people, JSON for programs.")
+]
 _MAX_MESSAGE = 80
 
 
-def printable(said: object) -> str:
-    """A text on one line, without what could steer a terminal."""
-    return "".join(each if each.isprintable() else " " for each in str(said))
+def print_error(message: str, *advice: str) -> None:
+    """Print an error to stderr: what happened on the first line, then ``advice``, indented, on lines of its own."""
+    typer.echo(f"taskherd: {message}", err=True)
+    for text in filter(None, advice):
+        for each in text.splitlines():
+            typer.echo(f"  {each}", err=True)
 
 
-def document(told: Any) -> None:
-    """JSON, indented where a person looks at it."""
-    typer.echo(json.dumps(told, indent=2 if sys.stdout.isatty() else None, ensure_ascii=False))
+def printable(value: object) -> str:
+    """Return a value as text on one line, without characters that could control the terminal."""
+    return "".join(each if each.isprintable() else " " for each in str(value))
 
 
-def line(told: Any) -> None:
-    """JSON on a line of its own, sent at once."""
-    typer.echo(json.dumps(told, ensure_ascii=False))
+def document(value: Any) -> None:
+    """Print a value as JSON, indented if stdout is a terminal."""
+    typer.echo(json.dumps(value, indent=2 if sys.stdout.isatty() else None, ensure_ascii=False))
 
 
-def tasks(found: Iterable[Task]) -> None:
-    """Tasks, one a line."""
+def line(value: Any) -> None:
+    """Print a value as JSON on one line, unbuffered."""
+    typer.echo(json.dumps(value, ensure_ascii=False))
+
+
+def tasks(documents: Iterable[Task]) -> None:
+    """Print a table of tasks, one per line."""
     table = Table("task", "status", "state", "message", "updated", box=None, pad_edge=False, header_style="bold")
-    for task in found:
-        state = task["current_state"] or {}
+    for each in documents:
+        state = each["current_state"] or {}
         table.add_row(
-            printable(f"{task['owner_name']}/{task['name']}"),
-            task["status"],
+            printable(f"{each['owner_name']}/{each['name']}"),
+            each["status"],
             state.get("state", ""),
             printable(state.get("message", ""))[:_MAX_MESSAGE],
-            task["updated_at"][:19].replace("T", " "),
+            each["updated_at"][:19].replace("T", " "),
         )
     Console(markup=False, highlight=False).print(table)
 
 
-def task(told: Task) -> None:
-    """One task, a field a line."""
-    state, health = told["current_state"] or {}, told["workspace_agent_health"] or {}
-    well = {True: "healthy", False: health.get("reason", "not healthy"), None: ""}[health.get("healthy")]
+def task(document: Task) -> None:
+    """Print a task, one field per line."""
+    state, health = document["current_state"] or {}, document["workspace_agent_health"] or {}
+    agent = {True: "healthy", False: health.get("reason", "not healthy"), None: ""}[health.get("healthy")]
     fields(
-        ("task", f"{told['owner_name']}/{told['name']}"),
-        ("id", told["id"]),
-        ("title", told["display_name"]),
-        ("status", told["status"]),
+        ("task", f"{document['owner_name']}/{document['name']}"),
+        ("id", document["id"]),
+        ("title", document["display_name"]),
+        ("status", document["status"]),
         ("state", state.get("state", "")),
         ("message", state.get("message", "")),
         ("uri", state.get("uri", "")),
-        ("agent", well),
-        ("workspace", f"{told['workspace_name']} {told.get('workspace_status', '')}"),
-        ("template", told["template_display_name"] or told["template_name"]),
-        ("created", told["created_at"]),
-        ("updated", told["updated_at"]),
-        ("prompt", told["initial_prompt"]),
+        ("agent", agent),
+        ("workspace", f"{document['workspace_name']} {document.get('workspace_status', '')}"),
+        ("template", document["template_display_name"] or document["template_name"]),
+        ("created", document["created_at"]),
+        ("updated", document["updated_at"]),
+        ("prompt", document["initial_prompt"]),
     )
 
 
 def fields(*pairs: tuple[str, str]) -> None:
-    """Names and values, those that are empty left out."""
+    """Print names and values, one pair per line, without those whose value is empty."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -89,9 +99,10 @@ def fields(*pairs: tuple[str, str]) -> None:
     Console(markup=False, highlight=False).print(table)
 
 
-def change(event_type: str, told: Task, time: str) -> None:
-    """One line for a change of a task."""
-    state = told["current_state"] or {}
+def change(event_type: str, document: Task, time: str) -> None:
+    """Print one change of a task on one line; ``time`` is in RFC 3339."""
+    state = document["current_state"] or {}
     text = " ".join(filter(None, (state.get("state", ""), printable(state.get("message", "")))))
-    what = "deleted" if event_type == "task.deleted" else told["status"]
-    typer.echo(f"{time[11:19]}  {printable(told['owner_name'])}/{printable(told['name'])}  {what}  {text}".rstrip())
+    status = "deleted" if event_type == "task.deleted" else document["status"]
+    name = f"{printable(document['owner_name'])}/{printable(document['name'])}"
+    typer.echo(f"{time[11:19]}  {name}  {status}  {text}".rstrip())

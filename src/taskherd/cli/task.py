@@ -1,4 +1,7 @@
-"""`taskherd task`: what people do with tasks, over the API at TASKHERD_URL, with the token in TASKHERD_TOKEN."""
+"""``taskherd task``: create, inspect and control tasks through the API.
+
+The server is read from ``TASKHERD_URL``, the caller's token from ``TASKHERD_TOKEN``.
+"""
 
 from __future__ import annotations
 
@@ -9,27 +12,25 @@ import typer
 from typer.core import TyperGroup
 
 from taskherd.cli import output as task_output
-from taskherd.cli.output import OutputFormat, OutputOption
+from taskherd.cli.output import OutputFormat, OutputOption, print_error, printable
 from taskherd.client import http, tasks
 from taskherd.client.errors import ClientError, ExitCode
 
-CODES = (
-    "Exit codes: 0 done, 1 the server is away or at fault, 2 wrong command line or environment, 3 the task failed, "
-    "4 the token does not hold, 5 not found, 6 refused, 124 not in time, 130 Ctrl-C."
+EXIT_CODES = (
+    "Exit codes: 0 success, 1 server unreachable or failed, 2 invalid command line or environment, 3 task failed, "
+    "4 token invalid, 5 not found, 6 request refused, 124 timed out, 130 Ctrl-C."
 )
 
 
 class ErrorHandlingGroup(TyperGroup):
-    """Turns what went wrong into a message, what to do, and an exit code."""
+    """Turns ``ClientError`` into a message, advice and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the chosen command."""
+        """Run the command."""
         try:
             return super().invoke(ctx)
         except ClientError as error:
-            typer.echo(f"taskherd: {task_output.printable(error.message)}", err=True)
-            if error.advice:
-                typer.echo(f"  {task_output.printable(error.advice)}", err=True)
+            print_error(printable(error.message), printable(error.advice))
             raise typer.Exit(error.code) from None
         except KeyboardInterrupt:
             typer.echo(err=True)
@@ -38,151 +39,170 @@ class ErrorHandlingGroup(TyperGroup):
 
 app = typer.Typer(
     cls=ErrorHandlingGroup,
-    help="Create tasks, look at them, speak to their agents, wait for them; over the API.",
-    epilog=CODES,
+    help="Create, inspect and control tasks, through the API at TASKHERD_URL with the token in TASKHERD_TOKEN.",
+    epilog=EXIT_CODES,
     no_args_is_help=True,
 )
 
 
-def _names(_ctx: typer.Context, incomplete: str) -> list[str]:
-    """Names of the caller's tasks, for the shell's completion; none where the API can't be asked quickly."""
+def _complete_names(_ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return names of the caller's tasks for shell completion; none if the API does not answer within 2 seconds."""
+    query = {"q": "owner:me", "limit": "100"}
     try:
-        found = http.from_environment().request("GET", "tasks", query={"q": "owner:me", "limit": "100"}, timeout=2).body
+        body = http.from_environment().request("GET", "tasks", query=query, timeout=2).body
     except ClientError:
         return []
-    return [each["name"] for each in found["tasks"] if each["name"].startswith(incomplete)]
+    return [each["name"] for each in body["tasks"] if each["name"].startswith(incomplete)]
 
 
-Named = Annotated[
-    str, typer.Argument(metavar="TASK", help="An id, a name, or owner/name.", autocompletion=_names, show_default=False)
+TaskArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="TASK", help="Id, name, or owner/name of the task.", autocompletion=_complete_names, show_default=False
+    ),
 ]
-Text = Annotated[str, typer.Argument(metavar="TEXT", help="What to say; - reads it from stdin.", show_default=False)]
+PromptArgument = Annotated[
+    str, typer.Argument(metavar="PROMPT", help="Prompt for the agent; - reads it from stdin.", show_default=False)
+]
+TextArgument = Annotated[
+    str, typer.Argument(metavar="TEXT", help="Text to send; - reads it from stdin.", show_default=False)
+]
 
 
 def read(text: str) -> str:
-    """What was given on the command line, or on stdin for `-`."""
+    """Return ``text``, or the content of stdin if it is ``-``."""
     return sys.stdin.read() if text == "-" else text
 
 
-@app.command(epilog=CODES)
+@app.command(epilog=EXIT_CODES)
 def create(
-    text: Text,
+    prompt: PromptArgument,
     *,
     template: Annotated[
-        str | None, typer.Option("--template", help="Its name; needed where there are several.")
+        str | None, typer.Option("--template", help="Name of the template; optional if there is only one.")
     ] = None,
-    preset: Annotated[str | None, typer.Option("--preset", help="The name of one of the template's presets.")] = None,
-    name: Annotated[str | None, typer.Option("--name", help="Letters, digits and hyphens; else made up.")] = None,
-    title: Annotated[str | None, typer.Option("--title", help="What people see; else made from the text.")] = None,
-    owner: Annotated[str, typer.Option("--owner", help="Whose task it is.")] = "me",
-    key: Annotated[str | None, typer.Option("--idempotency-key", help="The same again gives the same task.")] = None,
+    preset: Annotated[str | None, typer.Option("--preset", help="Name of one of the template's presets.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of the task: letters, digits and hyphens. Default: generated.")
+    ] = None,
+    title: Annotated[
+        str | None, typer.Option("--title", help="Title to display. Default: derived from the prompt.")
+    ] = None,
+    owner: Annotated[str, typer.Option("--owner", help="User who will own the task.")] = "me",
+    key: Annotated[
+        str | None,
+        typer.Option("--idempotency-key", help="Repeating the command with the same key returns the task it created."),
+    ] = None,
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
-    """Create a task."""
+    """Create a task: start an agent with a prompt."""
     client = http.from_environment()
     version = tasks.template_version(client, template)
-    body: dict[str, Any] = {"template_version_id": version, "input": read(text)}
+    body: dict[str, Any] = {"template_version_id": version, "input": read(prompt)}
     if preset:
         body["template_version_preset_id"] = tasks.preset(client, version, preset)
     if name:
         body["name"] = name
     if title:
         body["display_name"] = title
-    _show(tasks.change(client, "POST", "tasks", owner, body=body, key=key).body, output)
+    _print_task(tasks.change(client, "POST", "tasks", owner, body=body, key=key).body, output)
 
 
-@app.command("list", epilog=CODES)
+@app.command("list", epilog=EXIT_CODES)
 def list_(
     *,
-    owner: Annotated[str, typer.Option("--owner", help="Only those of this user.")] = "me",
-    everybody: Annotated[bool, typer.Option("--all", help="All that you may see, whosever they are.")] = False,
+    owner: Annotated[str, typer.Option("--owner", help="Only tasks of this user.")] = "me",
+    everybody: Annotated[bool, typer.Option("--all", help="All tasks you may see, whoever owns them.")] = False,
     status: Annotated[
-        str | None, typer.Option("--status", help="pending, initializing, active, paused, error or unknown.")
+        str | None,
+        typer.Option("--status", help="Only tasks that are pending, initializing, active, paused, error or unknown."),
     ] = None,
-    organization: Annotated[str | None, typer.Option("--organization", help="Only those of this one.")] = None,
-    most: Annotated[int, typer.Option("--limit", min=1, help="At most so many, the newest.")] = 100,
+    organization: Annotated[str | None, typer.Option("--organization", help="Only tasks of this organization.")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Maximum number of tasks.")] = 100,
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """List tasks, newest first."""
     terms = {"owner": None if everybody else owner, "status": status, "organization": organization}
-    found = list(tasks.list_tasks(http.from_environment(), {key: it for key, it in terms.items() if it}, most))
+    given = {key: value for key, value in terms.items() if value}
+    documents = list(tasks.list_tasks(http.from_environment(), given, limit))
     if output is OutputFormat.JSON:
-        task_output.document(found)
+        task_output.document(documents)
     else:
-        task_output.tasks(found)
+        task_output.tasks(documents)
 
 
-@app.command(epilog=CODES)
-def show(task: Named, output: OutputOption = OutputFormat.TABLE) -> None:
+@app.command(epilog=EXIT_CODES)
+def show(task: TaskArgument, output: OutputOption = OutputFormat.TABLE) -> None:
     """Show a task."""
-    _show(tasks.show(http.from_environment(), task), output)
+    _print_task(tasks.show(http.from_environment(), task), output)
 
 
-@app.command(epilog=CODES)
-def logs(task: Named, output: OutputOption = OutputFormat.TABLE) -> None:
-    """Show the conversation with a task's agent."""
-    told = http.from_environment().request("GET", *tasks.path_of(task), "logs").body
+@app.command(epilog=EXIT_CODES)
+def logs(task: TaskArgument, output: OutputOption = OutputFormat.TABLE) -> None:
+    """Show the conversation with a task's agent; lines with > were sent to it."""
+    body = http.from_environment().request("GET", *tasks.path_of(task), "logs").body
     if output is OutputFormat.JSON:
-        task_output.document(told)
+        task_output.document(body)
         return
-    for entry in told["logs"]:
-        lines = [task_output.printable(line) for line in entry["content"].splitlines()]
+    for entry in body["logs"]:
+        lines = [printable(line) for line in entry["content"].splitlines()]
         typer.echo(f"{entry['time'][11:19]} {'>' if entry['type'] == 'input' else ' '} " + "\n           ".join(lines))
 
 
-@app.command(epilog=CODES)
-def send(task: Named, text: Text, output: OutputOption = OutputFormat.TABLE) -> None:
-    """Say something to a task's agent; while it is busy, that waits in the task's inbox."""
-    told = tasks.change(http.from_environment(), "POST", *tasks.path_of(task), "send", body={"input": read(text)})
-    queued = told.headers.get("x-taskherd-queued") == "true"
+@app.command(epilog=EXIT_CODES)
+def send(task: TaskArgument, text: TextArgument, output: OutputOption = OutputFormat.TABLE) -> None:
+    """Send a text to a task's agent; it is queued while the agent is busy."""
+    path = tasks.path_of(task)
+    response = tasks.change(http.from_environment(), "POST", *path, "send", body={"input": read(text)})
+    queued = response.headers.get("x-taskherd-queued") == "true"
     if output is OutputFormat.JSON:
         task_output.document({"queued": queued})
     else:
         typer.echo("Queued until the agent is idle." if queued else "Sent.")
 
 
-@app.command(epilog=CODES)
-def pause(task: Named, output: OutputOption = OutputFormat.TABLE) -> None:
-    """Stop a task's workspace."""
-    _build(task, "pause", output)
+@app.command(epilog=EXIT_CODES)
+def pause(task: TaskArgument, output: OutputOption = OutputFormat.TABLE) -> None:
+    """Pause a task: stop its workspace and keep its files."""
+    _request_build(task, "pause", output)
 
 
-@app.command(epilog=CODES)
-def resume(task: Named, output: OutputOption = OutputFormat.TABLE) -> None:
-    """Start a task's workspace again."""
-    _build(task, "resume", output)
+@app.command(epilog=EXIT_CODES)
+def resume(task: TaskArgument, output: OutputOption = OutputFormat.TABLE) -> None:
+    """Resume a paused task: start its workspace again."""
+    _request_build(task, "resume", output)
 
 
-@app.command(epilog=CODES)
-def delete(task: Named) -> None:
+@app.command(epilog=EXIT_CODES)
+def delete(task: TaskArgument) -> None:
     """Delete a task and its workspace."""
     tasks.change(http.from_environment(), "DELETE", *tasks.path_of(task))
 
 
-@app.command(epilog=CODES)
-def explain(task: Named, output: OutputOption = OutputFormat.TABLE) -> None:
-    """Say why a task is as it is, and what would change it."""
-    told = http.from_environment().request("GET", *tasks.path_of(task), "explain").body
+@app.command(epilog=EXIT_CODES)
+def explain(task: TaskArgument, output: OutputOption = OutputFormat.TABLE) -> None:
+    """Explain a task's status, and what would change it."""
+    body = http.from_environment().request("GET", *tasks.path_of(task), "explain").body
     if output is OutputFormat.JSON:
-        task_output.document(told)
+        task_output.document(body)
         return
     names = (("status", "status"), ("current_state", "state"), ("health", "agent"))
-    task_output.fields(*((title, told[name]["because"]) for name, title in names))
-    for title, waiting in (("inbox", told["inbox"]), ("requests", told["requests"])):
-        for each in waiting:
-            task_output.fields((title, ", ".join(f"{name} {it}" for name, it in each.items() if it is not None)))
+    task_output.fields(*((title, body[name]["because"]) for name, title in names))
+    for title, items in (("inbox", body["inbox"]), ("requests", body["requests"])):
+        for item in items:
+            task_output.fields((title, ", ".join(f"{key} {value}" for key, value in item.items() if value is not None)))
 
 
-def _build(task: str, what: str, output: OutputFormat) -> None:
-    told = tasks.change(http.from_environment(), "POST", *tasks.path_of(task), what).body
+def _request_build(task: str, action: str, output: OutputFormat) -> None:
+    body = tasks.change(http.from_environment(), "POST", *tasks.path_of(task), action).body
     if output is OutputFormat.JSON:
-        task_output.document(told)
+        task_output.document(body)
     else:
-        build = told["workspace_build"]
+        build = body["workspace_build"]
         typer.echo(f"Build {build['build_number']} ({build['transition']}) was asked for; its id is {build['id']}.")
 
 
-def _show(task: tasks.Task, output: OutputFormat) -> None:
+def _print_task(task: tasks.Task, output: OutputFormat) -> None:
     if output is OutputFormat.JSON:
         task_output.document(task)
     else:

@@ -1,4 +1,4 @@
-"""`taskherd topology`: declare the exchanges and queues."""
+"""``taskherd topology``: declare the exchanges and queues."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from taskherd.broker import topology
 from taskherd.broker.connection import SupervisedConnection
 from taskherd.settings import Settings, load
 
-app = typer.Typer(help="The exchanges and queues in RabbitMQ.", no_args_is_help=True)
+app = typer.Typer(help="Declare the exchanges and queues in RabbitMQ.", no_args_is_help=True)
 
 
 @app.callback()
 def group() -> None:
-    """Keep `apply` a command of its own name, though it is the only one."""
+    """Keep ``apply`` a subcommand: typer runs a single command without its name."""
 
 
 @app.command()
 def apply() -> None:
-    """Declare every exchange and the shared queues; doing it again changes nothing."""
+    """Declare all exchanges and shared queues at TASKHERD_AMQP_URL. Running it again changes nothing."""
     settings = load("amqp_url")
     names = topology.TopologyNames(settings.amqp_prefix)
     asyncio.run(_apply(settings, names))
@@ -30,9 +30,9 @@ def apply() -> None:
 
 
 async def _apply(settings: Settings, names: topology.TopologyNames) -> None:
-    link = SupervisedConnection(settings.amqp_url, "topology")
-    link.start()
+    connection = SupervisedConnection(settings.amqp_url, "topology")
+    connection.start()
     try:
-        await topology.declare(await link.channel(), names, settings.report_partitions)
+        await topology.declare(await connection.channel(), names, settings.report_partitions)
     finally:
-        await link.close()
+        await connection.close()

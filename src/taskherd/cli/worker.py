@@ -1,4 +1,4 @@
-"""``taskherd worker``: run a worker until it is told to stop."""
+"""``taskherd worker``: run a worker until SIGTERM."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
+    """Add the command to ``app``."""
+    app.command("worker")(worker)
 
-    @app.command()
-    def worker() -> None:
-        """Consume reports and commands, keep the truth, publish the changes. Set up by TASKHERD_… variables."""
-        from taskherd.settings import load  # noqa: PLC0415
-        from taskherd.worker.app import main  # noqa: PLC0415 - the other commands start faster without it
 
-        main(load())
+def worker() -> None:
+    """Run a worker: consume reports and commands, update tasks, publish changes.
+
+    It is configured with TASKHERD_… variables (see `taskherd config`) and runs until SIGTERM or Ctrl-C.
+    """
+    from taskherd.settings import load  # noqa: PLC0415 - the other commands start faster without it
+    from taskherd.worker.app import main  # noqa: PLC0415 - as above
+
+    main(load())
