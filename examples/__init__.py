@@ -1,1 +1,1 @@
-"""Examples that run on a checkout; none of them is part of the wheel."""
+"""Examples that run in a checkout; the wheel does not contain them."""

@@ -1,1 +1,1 @@
-"""`taskherd demo`: real agents do real work on this machine, report it, and everything that must show is checked."""
+"""The demo (``make demo``): a dozen agents do real work on this machine, and the results are checked."""

@@ -1,4 +1,4 @@
-"""Run the demo: `python -m examples.demo [--data FOLDER]`, or `make demo`."""
+"""Run the demo: ``python -m examples.demo [--data FOLDER]``, or ``make demo``."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from taskherd.errors import Misconfigured, Unavailable
 
 
 def main() -> int:
-    """Parse the command line and run the demo; the exit code is 2 for a wrong setting and 1 for an outage."""
-    parser = argparse.ArgumentParser(prog="python -m examples.demo", description="Run the whole system for a minute.")
-    parser.add_argument("--data", type=Path, default=demo.DATA, help="Where its services keep their data.")
+    """Parse the command line, run the demo and return its exit code: 2 for a wrong setting, 1 for an outage."""
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.demo",
+        description="Run the whole system with a dozen agents for a minute, and check the results.",
+    )
+    parser.add_argument("--data", type=Path, default=demo.DATA, help="Folder for all data (default: %(default)s).")
     try:
         return demo.run(parser.parse_args().data)
     except Misconfigured as error:

@@ -1,7 +1,8 @@
-"""An agent of the demo: does its job over a checkout step by step, says each step, and ends as its work ended.
+"""An agent of the demo: executes the steps of a job on a checkout, and reports each step and the result.
 
-`python -m examples.demo.agent --root CHECKOUT --job NAME`. What is done is noted in its folder: started there
-again, it goes on where it was. It speaks as an agent of the kind `stdio`, or with `--over http` as one of `self`.
+Run it as ``python -m examples.demo.agent --root CHECKOUT --job NAME``. It records completed steps in its folder and
+continues after them when it is started there again. It is an agent of kind ``stdio``, or of kind ``self`` with
+``--over http``.
 """
 
 from __future__ import annotations
@@ -23,77 +24,81 @@ from examples.demo import jobs
 from examples.demo.steps import Step
 
 PACE: Final = 1.2
-"""Seconds between two steps, so that a person can follow."""
+"""Seconds between two steps, so that a person can follow them."""
 DONE: Final = "done.txt"
-"""In its folder: the titles of the steps taken, one a line."""
-VERDICT: Final = "verdict"
-"""In its folder: how its work ended, in its own words."""
+"""File in the agent's folder: the titles of the completed steps, one per line."""
+RESULT: Final = "result"
+"""File in the agent's folder: ``complete`` or ``failed``."""
 _MAX_MESSAGE: Final = 160
 _TIMEOUT: Final = 10.0
+"""Maximum duration of a request to the API, in seconds."""
 
-Say: TypeAlias = Callable[[str, str], None]
-"""Tells a state and a message."""
+Report: TypeAlias = Callable[[str, str], None]
+"""Reports a state and a message."""
 
 
-def aloud(state: str, message: str) -> None:
-    """Say it in a line of the output, for a runner to read."""
+def report_by_output(state: str, message: str) -> None:
+    """Report the state with a line of output, which the runner reads."""
     print(f'::taskherd state={state} message="{_short(message)}"', flush=True)
 
 
-def over_http(state: str, message: str) -> None:
-    """Tell it to the API, with the token that the runner gave us."""
-    said = {"state": "failure" if state == "failed" else state, "message": _short(message), "uri": "", "app_slug": ""}
+def report_over_http(state: str, message: str) -> None:
+    """Report the state to the API, with the token from the runner."""
+    body = {"state": "failure" if state == "failed" else state, "message": _short(message), "uri": "", "app_slug": ""}
     request = urllib.request.Request(  # noqa: S310 - the runner's own API, over http
         f"{os.environ['TASKHERD_API_URL'].rstrip('/')}/api/v2/workspaceagents/me/app-status",
-        data=json.dumps(said).encode(),
+        data=json.dumps(body).encode(),
         headers={"Coder-Session-Token": os.environ["TASKHERD_AGENT_TOKEN"], "Content-Type": "application/json"},
         method="PATCH",
     )
-    with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:  # noqa: S310 - as above
-        answer.read()
+    with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:  # noqa: S310 - as above
+        response.read()
 
 
-def work(steps: Sequence[Step], folder: Path, say: Say, *, crash_after: int, hang_after: int) -> int:
-    """Take the steps that are not noted as done, one at a time; the exit status."""
-    noted = folder / DONE
-    done = set(noted.read_text().splitlines()) if noted.exists() else set()
-    last = ""
+def work(steps: Sequence[Step], folder: Path, report: Report, *, crash_after: int, hang_after: int) -> int:
+    """Execute the steps that are not recorded as done, and return the exit status.
+
+    ``crash_after`` and ``hang_after`` are step numbers after which the agent crashes or hangs; 0 means never.
+    """
+    file = folder / DONE
+    done = set(file.read_text().splitlines()) if file.exists() else set()
+    last_line = ""
     for number, step in enumerate(steps, 1):
         if step.title in done:
             continue
-        say("working", f"{number}/{len(steps)} {step.title}")
-        found = step.do()
-        print(f"{step.title}: {found.output}", flush=True)
-        last = _last_line(found.output)
-        if not found.succeeded:
-            say("failed", f"{step.title}: {last}")
-            (folder / VERDICT).write_text("failed")
+        report("working", f"{number}/{len(steps)} {step.title}")
+        result = step.do()
+        print(f"{step.title}: {result.output}", flush=True)
+        last_line = _last_line(result.output)
+        if not result.succeeded:
+            report("failed", f"{step.title}: {last_line}")
+            (folder / RESULT).write_text("failed")
             return 1
-        with noted.open("a") as file:
-            file.write(f"{step.title}\n")
+        with file.open("a") as output:
+            output.write(f"{step.title}\n")
         if number == crash_after:
-            ctypes.string_at(0)  # what a mistake in a library written in C looks like
+            ctypes.string_at(0)  # a segmentation fault, as from a bug in a C library
         if number == hang_after:
             signal.pause()
         time.sleep(PACE)
-    say("complete", f"{len(steps)} steps, the last: {last}")
-    (folder / VERDICT).write_text("complete")
+    report("complete", f"all {len(steps)} steps done; the last: {last_line}")
+    (folder / RESULT).write_text("complete")
     return 0
 
 
 def main() -> int:
-    """Do what the command line says."""
+    """Parse the command line, do the job, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--job", required=True)
     parser.add_argument("--over", choices=("output", "http"), default="output")
     parser.add_argument("--crash-after", type=int, default=0)
     parser.add_argument("--hang-after", type=int, default=0)
-    words = parser.parse_args()
+    arguments = parser.parse_args()
     tempfile.tempdir = str(Path.cwd())
-    say = over_http if words.over == "http" else aloud
-    steps = jobs.steps(words.job, words.root)
-    return work(steps, Path.cwd(), say, crash_after=words.crash_after, hang_after=words.hang_after)
+    report = report_over_http if arguments.over == "http" else report_by_output
+    steps = jobs.steps(arguments.job, arguments.root)
+    return work(steps, Path.cwd(), report, crash_after=arguments.crash_after, hang_after=arguments.hang_after)
 
 
 def _short(text: str) -> str:

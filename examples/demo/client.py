@@ -1,10 +1,9 @@
-"""Where the demo creates and changes its tasks: the API, as a person's own tool would use it."""
+"""The demo's client of the API, with which it creates, reads and changes its tasks."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
-from uuid import UUID
 
 from examples.demo.scenarios import Scenario
 from examples.demo.templates import template_id, version_id
@@ -15,65 +14,65 @@ from taskherd.errors import Unavailable
 
 
 class DemoClient:
-    """Speaks for one user; every method raises Unavailable when the API refuses or does not answer."""
+    """An asynchronous client for one user; every method raises ``Unavailable`` if a request fails."""
 
     def __init__(self, url: str, token: str) -> None:
         self._client = Client(url, token)
 
-    async def create(self, part: Scenario) -> dict[str, Any]:
-        """Create the task of a part; its document."""
-        body = {"template_version_id": str(version_id(part.job)), "name": part.name, "input": part.prompt}
-        told = await self._change("POST", "tasks", "me", body=body)
-        created: dict[str, Any] = told.body
+    async def create(self, scenario: Scenario) -> dict[str, Any]:
+        """Create the task of a scenario, and return its document."""
+        body = {"template_version_id": str(version_id(scenario.job)), "name": scenario.name, "input": scenario.prompt}
+        response = await self._change("POST", "tasks", "me", body=body)
+        created: dict[str, Any] = response.body
         return created
 
-    async def show(self, part: Scenario) -> dict[str, Any]:
-        """A task's document."""
-        told = await self._ask("GET", "tasks", "me", part.name)
-        document: dict[str, Any] = told.body
+    async def show(self, scenario: Scenario) -> dict[str, Any]:
+        """Return the task document."""
+        response = await self._get("tasks", "me", scenario.name)
+        document: dict[str, Any] = response.body
         return document
 
-    async def logs(self, part: Scenario) -> list[dict[str, Any]]:
-        """The conversation with a task's agent."""
-        told = await self._ask("GET", "tasks", "me", part.name, "logs")
-        found: list[dict[str, Any]] = told.body["logs"]
-        return found
+    async def logs(self, scenario: Scenario) -> list[dict[str, Any]]:
+        """Return the conversation with a task's agent."""
+        response = await self._get("tasks", "me", scenario.name, "logs")
+        entries: list[dict[str, Any]] = response.body["logs"]
+        return entries
 
-    async def send(self, part: Scenario, text: str) -> bool:
-        """Say something to a task's agent; whether it waits in the inbox."""
-        told = await self._change("POST", "tasks", "me", part.name, "send", body={"input": text})
-        return told.headers.get("x-taskherd-queued") == "true"
+    async def send(self, scenario: Scenario, text: str) -> bool:
+        """Send a text to a task's agent; return whether it was queued in the inbox."""
+        response = await self._change("POST", "tasks", "me", scenario.name, "send", body={"input": text})
+        return response.headers.get("x-taskherd-queued") == "true"
 
-    async def change_input(self, part: Scenario, text: str) -> None:
-        """Give a paused task another prompt."""
-        await self._change("PATCH", "tasks", "me", part.name, "input", body={"input": text})
+    async def change_input(self, scenario: Scenario, text: str) -> None:
+        """Change the prompt of a paused task."""
+        await self._change("PATCH", "tasks", "me", scenario.name, "input", body={"input": text})
 
-    async def pause(self, part: Scenario) -> None:
+    async def pause(self, scenario: Scenario) -> None:
         """Stop a task's workspace."""
-        await self._change("POST", "tasks", "me", part.name, "pause")
+        await self._change("POST", "tasks", "me", scenario.name, "pause")
 
-    async def resume(self, part: Scenario) -> None:
+    async def resume(self, scenario: Scenario) -> None:
         """Start a task's workspace again."""
-        await self._change("POST", "tasks", "me", part.name, "resume")
+        await self._change("POST", "tasks", "me", scenario.name, "resume")
 
     async def delete(self, name: str) -> None:
         """Delete a task and its workspace."""
         await self._change("DELETE", "tasks", "me", name)
 
-    async def left_over(self, job: str) -> list[tuple[UUID, str]]:
-        """The id and name of the tasks that an earlier demo had with a job and that are not paused."""
-        told = await self._ask("GET", "tasks", query={"q": "owner:me"})
+    async def left_over(self, job: str) -> list[str]:
+        """Return the names of the tasks that an interrupted demo left for a job: those that are not paused."""
+        response = await self._get("tasks", query={"q": "owner:me"})
         return [
-            (UUID(each["id"]), each["name"])
-            for each in told.body["tasks"]
+            each["name"]
+            for each in response.body["tasks"]
             if each["template_id"] == str(template_id(job)) and each["status"] != "paused"
         ]
 
-    async def _ask(self, *words: str, **more: Any) -> ApiResponse:
+    async def _get(self, *path: str, query: dict[str, str] | None = None) -> ApiResponse:
         try:
-            return await asyncio.to_thread(self._client.request, *words, **more)
+            return await asyncio.to_thread(self._client.request, "GET", *path, query=query)
         except ClientError as error:
-            raise Unavailable(f"{' '.join(words)}: {error.message}") from None
+            raise Unavailable(f"GET {'/'.join(path)}: {error.message}") from None
 
     async def _change(self, method: str, *path: str, body: Any = None) -> ApiResponse:
         try:

@@ -1,4 +1,4 @@
-"""What the demo reads from the database, to compare it with what it was told."""
+"""Read the demo's tasks from the database, to compare them with the events."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NAME: Final = "taskherd-demo"
 
 
 async def versions(database_url: str, task_ids: Sequence[UUID]) -> dict[UUID, int]:
-    """The version of each task in the database; raises Unavailable."""
+    """Return the version of each task in the database. Raise ``Unavailable`` if it cannot be reached."""
     engine = open_engine(database_url, size=1, application_name=_NAME)
     try:
         async with transaction(engine) as connection:
@@ -31,22 +31,22 @@ async def versions(database_url: str, task_ids: Sequence[UUID]) -> dict[UUID, in
         await dispose(engine)
 
 
-def refuse_a_directory_of_others(database_url: str, ours: Directory) -> None:
-    """Migrate a database that was given to us; raises Misconfigured where applying our directory would hide another."""
+def refuse_foreign_directory(database_url: str, own: Directory) -> None:
+    """Migrate an external database; raise ``Misconfigured`` if it has a directory that the demo would deactivate."""
     migrate.upgrade(database_url)
-    others = asyncio.run(_others(database_url, [organization.id for organization in ours.organizations]))
-    if others:
+    foreign = asyncio.run(_other_organizations(database_url, [organization.id for organization in own.organizations]))
+    if foreign:
         raise Misconfigured(
             services.DATABASE_URL,
-            f"this database has a directory of its own ({', '.join(others)}), which the demo would deactivate: "
-            f"give it an empty database, or unset this to have a private one",
+            f"this database has organizations that the demo would deactivate ({', '.join(foreign)}): "
+            f"use an empty database, or unset this variable to use a private one",
         )
 
 
-async def _others(database_url: str, ours: Sequence[UUID]) -> list[str]:
+async def _other_organizations(database_url: str, own: Sequence[UUID]) -> list[str]:
     engine = open_engine(database_url, size=1, application_name=_NAME)
     try:
         async with transaction(engine) as connection:
-            return [str(name) for (name,) in await connection.execute(OTHERS, {"ids": [*ours]})]
+            return [str(name) for (name,) in await connection.execute(OTHERS, {"ids": [*own]})]
     finally:
         await dispose(engine)

@@ -1,4 +1,4 @@
-"""The jobs of the demo's agents: what steps each takes over this checkout."""
+"""The jobs of the demo's agents: the steps that each executes on this checkout."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import metadata
-from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,24 +18,25 @@ import yaml
 from examples.demo import steps as step_kinds
 from examples.demo.steps import Step, StepResult
 
-_FEW: Final = 12
+_MAX_PINS: Final = 12
+"""Maximum number of installed dependencies to compare with the lock file."""
 _QUICK_TESTS: Final = ("domain/test_names.py", "domain/test_inbox.py", "test_errors.py", "messages/test_texts.py")
 _PIN: Final = re.compile(r"^([A-Za-z0-9._-]+)(?:\[[^\]]*\])?==([^\s;\\]+)", re.MULTILINE)
-_MISTAKE: Final = ("\ndef ", "\ndfe ")
+_TYPO: Final = ("\ndef ", "\ndfe ")
 
 
 def steps(job: str, root: Path) -> Sequence[Step]:
-    """The steps of a job in the checkout `root`; raises KeyError for a job that there is not."""
+    """Return the steps of a job in the checkout ``root``. Raise ``KeyError`` for an unknown job."""
     return JOBS[job](root)
 
 
 def source(root: Path) -> Path:
-    """Where the package is in a checkout."""
+    """Return the folder of the package in a checkout."""
     return root / "src" / "taskherd"
 
 
 def packages(root: Path) -> list[Path]:
-    """The packages of taskherd, sorted by name."""
+    """Return the folders of taskherd's packages, sorted by name."""
     return sorted(folder.parent for folder in source(root).glob("*/__init__.py"))
 
 
@@ -45,8 +45,8 @@ def _each_package(verb: str, check: Callable[[Sequence[Path]], StepResult], root
 
 
 def _each_module(verb: str, check: Callable[[Path], StepResult], root: Path) -> list[Step]:
-    found = step_kinds.modules(source(root))
-    return [Step(f"{verb} {path.relative_to(source(root))}", partial(check, path)) for path in found]
+    paths = step_kinds.modules(source(root))
+    return [Step(f"{verb} {path.relative_to(source(root))}", partial(check, path)) for path in paths]
 
 
 def _lint(root: Path) -> list[Step]:
@@ -56,26 +56,12 @@ def _lint(root: Path) -> list[Step]:
     return [step_kinds.python(f"ruff check {each.name}", root, *ruff, str(each)) for each in packages(root)]
 
 
-def _migrations(root: Path) -> list[Step]:
-    folder = source(root) / "store" / "migrations"
-    found = sorted((folder / "versions").glob("[0-9]*.py"))
-    parsed = [Step(f"parsing {path.name}", partial(step_kinds.migration, path)) for path in found]
-    compiled = [Step(f"compiling {path.name}", partial(step_kinds.compiled, [path])) for path in found]
-    hashed = [Step(f"hashing {path.name}", partial(step_kinds.hashed, path)) for path in found]
-    return [
-        *parsed,
-        *compiled,
-        *hashed,
-        Step("counting the store", partial(step_kinds.counted, step_kinds.modules(folder))),
-    ]
-
-
 def _tests(root: Path) -> list[Step]:
     if importlib.util.find_spec("pytest") is None:
         return _each_package("pytest is not installed; compiling", step_kinds.compiled, root)
     pytest = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header")
-    found = [path for path in (root / "tests" / "pure" / name for name in _QUICK_TESTS) if path.exists()]
-    return [step_kinds.python(f"pytest {path.name}", root, *pytest, str(path)) for path in found]
+    paths = [path for path in (root / "tests" / "pure" / name for name in _QUICK_TESTS) if path.exists()]
+    return [step_kinds.python(f"pytest {path.name}", root, *pytest, str(path)) for path in paths]
 
 
 def _lock(root: Path) -> list[Step]:
@@ -84,27 +70,31 @@ def _lock(root: Path) -> list[Step]:
     installed = [(name, pins[name]) for name in _direct(root) if name in pins]
     return [
         Step("hashing requirements.lock", partial(step_kinds.hashed, path)),
-        Step(f"every one of {len(pins)} pins has hashes", partial(_hashes, path)),
-        *[Step(f"is {name} {pin} installed", partial(_installed, name, pin)) for name, pin in installed[:_FEW]],
+        Step(f"checking the hashes of {len(pins)} pins", partial(_hashes, path)),
+        *[
+            Step(f"comparing the installed {name} with {pin}", partial(_installed, name, pin))
+            for name, pin in installed[:_MAX_PINS]
+        ],
     ]
 
 
 def _direct(root: Path) -> list[str]:
-    wanted = tomllib.loads((root / "pyproject.toml").read_text())["project"]["dependencies"]
-    return [re.split(r"[\[<>=~!; ]", each, maxsplit=1)[0] for each in wanted]
+    requirements = tomllib.loads((root / "pyproject.toml").read_text())["project"]["dependencies"]
+    return [re.split(r"[\[<>=~!; ]", each, maxsplit=1)[0] for each in requirements]
 
 
 def _hashes(path: Path) -> StepResult:
     blocks = re.split(r"\n(?=[A-Za-z0-9])", path.read_text())
     pinned = [block for block in blocks if _PIN.match(block)]
-    bare = [block.split()[0] for block in pinned if "--hash=sha256:" not in block]
-    return StepResult(not bare, f"no hash: {', '.join(bare[:5])}" if bare else f"{len(pinned)} pins, all with hashes")
+    unhashed = [block.split()[0] for block in pinned if "--hash=sha256:" not in block]
+    output = f"no hash: {', '.join(unhashed[:5])}" if unhashed else f"{len(pinned)} pins, all with hashes"
+    return StepResult(not unhashed, output)
 
 
 def _installed(name: str, pin: str) -> StepResult:
-    found = metadata.version(name)
-    note = "as locked" if found == pin else f"the lock says {pin}"
-    return StepResult(succeeded=True, output=f"{name} {found}, {note}")
+    installed = metadata.version(name)
+    note = "as locked" if installed == pin else f"the lock file has {pin}"
+    return StepResult(succeeded=True, output=f"{name} {installed}, {note}")
 
 
 def _contract(root: Path) -> list[Step]:
@@ -114,22 +104,23 @@ def _contract(root: Path) -> list[Step]:
     parts += [(f"components/{name}", document["components"][name]) for name in ("messages", "schemas")]
     return [
         Step("hashing docs/asyncapi.yaml", partial(step_kinds.hashed, path)),
-        *[Step(f"following the $refs of {name}", partial(_resolved, document, part)) for name, part in parts],
-        Step("comparing it with the models", partial(_as_generated, root, path)),
+        *[Step(f"resolving the $refs of {name}", partial(_check_refs, document, part)) for name, part in parts],
+        Step("comparing it with the models", partial(_compare_with_generated, root, path)),
     ]
 
 
-def _resolved(document: Any, part: Any) -> StepResult:
-    lost = step_kinds.unresolved(document, part)
+def _check_refs(document: Any, part: Any) -> StepResult:
+    unresolved = step_kinds.unresolved(document, part)
     return StepResult(
-        not lost, f"lead nowhere: {', '.join(lost[:5])}" if lost else f"{len(part)} entries, every $ref resolves"
+        not unresolved,
+        f"unresolved: {', '.join(unresolved[:5])}" if unresolved else f"{len(part)} entries, every $ref resolves",
     )
 
 
-def _as_generated(root: Path, path: Path) -> StepResult:
-    told = step_kinds.python("", root, "-c", _GENERATED).do()
-    same = hashlib.sha256(path.read_bytes()).hexdigest() == told.output
-    return StepResult(same, "the same, byte for byte" if same else "differs: run `make docs`")
+def _compare_with_generated(root: Path, path: Path) -> StepResult:
+    generated = step_kinds.python("", root, "-c", _GENERATED).do()
+    same = hashlib.sha256(path.read_bytes()).hexdigest() == generated.output
+    return StepResult(same, "identical" if same else "different: run `make docs`")
 
 
 _GENERATED: Final = (
@@ -138,30 +129,14 @@ _GENERATED: Final = (
 )
 
 
-def _layers(root: Path) -> list[Step]:
-    """The layers as pyproject.toml draws them: a package may import what stands below it, and itself."""
-    contracts = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
-    rows = [re.findall(r"taskherd\.(\w+)", row) for row in contracts[0]["layers"]]
-    below = {
-        name: frozenset([name, *chain.from_iterable(rows[depth + 1 :])])
-        for depth, row in enumerate(rows)
-        for name in row
-    }
-    return [
-        Step(f"imports of {each.name}", partial(step_kinds.imported, step_kinds.modules(each), below[each.name]))
-        for each in packages(root)
-        if each.name in below
-    ]
-
-
 def _seeded(root: Path) -> list[Step]:
-    """Drafts of three modules in a temporary folder; in the last, a line is really broken."""
+    """Return steps that compile copies of three modules, the last of which has a syntax error."""
     folder = Path(tempfile.mkdtemp(prefix="taskherd-drafts-"))
     drafts = []
     for number, path in enumerate(step_kinds.modules(source(root) / "domain")[-3:]):
         draft = folder / f"draft_{path.name}"
         text = path.read_text()
-        draft.write_text(text.replace(*_MISTAKE, 1) if number == 2 else text)  # noqa: PLR2004 - the third of three
+        draft.write_text(text.replace(*_TYPO, 1) if number == 2 else text)  # noqa: PLR2004 - the third of three
         drafts.append(draft)
     return [Step(f"compiling {draft.name}", partial(step_kinds.compiled, [draft])) for draft in drafts]
 
@@ -170,13 +145,11 @@ JOBS: Mapping[str, Callable[[Path], Sequence[Step]]] = {
     "compile": partial(_each_package, "compiling", step_kinds.compiled),
     "count": partial(_each_package, "counting", step_kinds.counted),
     "docstrings": partial(_each_package, "reading", step_kinds.documented),
-    "tokens": partial(_each_module, "tokenising", step_kinds.tokenised),
+    "tokens": partial(_each_module, "tokenizing", step_kinds.tokenized),
     "hashes": partial(_each_module, "hashing", step_kinds.hashed),
     "lint": _lint,
-    "migrations": _migrations,
     "tests": _tests,
     "lock": _lock,
     "contract": _contract,
-    "layers": _layers,
     "seeded": _seeded,
 }

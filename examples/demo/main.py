@@ -1,4 +1,4 @@
-"""`taskherd demo`: private services, a worker, an API, a runner and its agents, all real, watched and checked."""
+"""The demo: start private services, a worker, the API and a runner, run the scenarios, check the results."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ from taskherd.store import directory
 
 DATA: Final = dev.DATA / "demo"
 INTERRUPTED: Final = 130
-_WIDE: Final = 150
+_WIDTH: Final = 150
+"""Columns of the output if stdout is not a terminal."""
 _SETTINGS: Final = {
     "TASKHERD_AGENT_LOST_AFTER": "6s",
     "TASKHERD_MASS_SILENCE_HOLD": "5s",
@@ -39,93 +40,107 @@ _SETTINGS: Final = {
     "TASKHERD_RUNNER_POOL": templates.POOL,
     "TASKHERD_LOG_FORMAT": "json",
 }
-"""Short timers, so that a person need not wait; what silence means is the same as with the long ones."""
+"""Settings of the demo's processes; the timers are short, so that the demo takes a minute."""
 
 
 @dataclass(slots=True)
 class DemoResult:
-    """What the demo has to say in the end."""
+    """The checked expectations, and whether both services were private."""
 
-    findings: list[Expectation]
+    expectations: list[Expectation]
     private: bool = True
 
 
 def run(data: Path = DATA) -> int:
-    """Run the demo to its end; 0 when all that was expected came, 1 when not, 130 when it was interrupted.
+    """Run the demo and return its exit code: 0 if all expectations were met, 1 if not, 130 if interrupted.
 
     Raises:
-        Misconfigured: when this is no checkout, a service can't be had or the folder is in use.
-        Unavailable: when something that was started does not come up, or dies.
+        Misconfigured: if this is not a checkout, a service is not available, or another process uses the folder.
+        Unavailable: if a service or process does not start, or dies.
     """
     console = _console()
     try:
         with _one_interrupt(console):
-            told = _whole(data, console)
+            result = _run(data, console)
     except KeyboardInterrupt:
-        console.print("interrupted; everything is stopped")
+        console.print("interrupted: everything was stopped")
         return INTERRUPTED
-    left = [
+    leftovers = [
         process.pid for home in ("rabbitmq", "postgres") for process in processes.belonging_to(data.absolute() / home)
     ]
-    ended = Expectation("no process is left behind", not left, f"left: {left}" if left else "all have ended")
-    summary.show(console, [ended])
-    _say_where_to_look(console, data, private=told.private)
-    failed = [finding for finding in [*told.findings, ended] if not finding.met]
+    stopped = Expectation(
+        "no service process is left", not leftovers, f"still running: {leftovers}" if leftovers else "none"
+    )
+    summary.show(console, [stopped])
+    _print_next_steps(console, data, private=result.private)
+    expectations = [*result.expectations, stopped]
+    failed = [each for each in expectations if not each.met]
     verdict = (
-        f"{len(failed)} of {len(told.findings) + 1} expectations failed" if failed else "everything is as expected"
+        f"{len(failed)} of {len(expectations)} expectations were not met"
+        if failed
+        else f"everything is as expected: {len(expectations)} of {len(expectations)} expectations were met"
     )
     console.print(Text(f"\n{verdict}", style="bold red" if failed else "bold green"))
     return 1 if failed else 0
 
 
-def _whole(data: Path, console: Console) -> DemoResult:
-    """Start everything, play, judge, and end everything."""
+def _run(data: Path, console: Console) -> DemoResult:
+    """Start everything, run the scenarios, check the results, and stop everything but the services."""
 
     def announce(line: str) -> None:
         console.print(Text(line), soft_wrap=True)
 
-    cast = scenarios()
+    demo_scenarios = scenarios()
+    announce(
+        "starting RabbitMQ, PostgreSQL, a worker, the API and a runner, "
+        f"then {len(demo_scenarios)} tasks with their agents; this takes about a minute"
+    )
     with services.start(data, announce=announce) as running:
         (ops_port,) = ports.claim([None])
         environment = {**dev.write_env(data, running, ops_port), **_SETTINGS}
         if running.rabbit is None:
-            asyncio.run(_reach(running.amqp_url))
-        file = _directory(data, cast)
+            asyncio.run(_check_broker(running.amqp_url))
+        file = _write_directory(data, demo_scenarios)
         if running.postgres is None:
-            database.refuse_a_directory_of_others(running.database_url, directory.parse(file.read_bytes()))
+            database.refuse_foreign_directory(running.database_url, directory.parse(file.read_bytes()))
         dev.prepare(running.database_url, {**os.environ, **environment}, file)
         token = first_steps.token({**os.environ, **environment})
-        with DemoProcesses(data, environment) as house:
-            meter, *_ = house.start("worker", "api", "runner", worker_port=ops_port)
-            announce(f"a worker, the API at {house.url} and a runner are ready; their logs: {data}/*.log")
+        with DemoProcesses(data, environment) as demo_processes:
+            meter, *_ = demo_processes.start("worker", "api", "runner", worker_port=ops_port)
+            announce(f"worker, API ({demo_processes.url}) and runner are ready; their logs are in {data}/*.log")
             names = TopologyNames(load("amqp_prefix").amqp_prefix)
-            stage = session.SessionContext(running, names, cast, meter, house, DemoClient(house.url, token), console)
-            findings = _run_session(stage)
-            codes = house.end()
-            left = house.left()
-        told = ", ".join(f"{command} {code}" for command, code in codes.items())
-        ended = Expectation("runner, api and worker end by themselves on SIGTERM", not any(codes.values()), told)
-        gone = Expectation("nothing of them is left", not left, f"left: {left}" if left else "all have ended")
+            client = DemoClient(demo_processes.url, token)
+            context = session.SessionContext(running, names, demo_scenarios, meter, demo_processes, client, console)
+            expectations = _run_session(context)
+            codes = demo_processes.stop()
+            leftovers = demo_processes.leftovers()
+        exit_codes = ", ".join(f"{command} {code}" for command, code in codes.items())
+        ended = Expectation("runner, API and worker exit with 0 on SIGTERM", not any(codes.values()), exit_codes)
+        gone = Expectation(
+            "none of their processes is left", not leftovers, f"still running: {leftovers}" if leftovers else "none"
+        )
         summary.show(console, [ended, gone])
-        return DemoResult([*findings, ended, gone], private=running.rabbit is not None and running.postgres is not None)
+        private = running.rabbit is not None and running.postgres is not None
+        return DemoResult([*expectations, ended, gone], private=private)
 
 
-async def _reach(amqp_url: str) -> None:
-    """See that a broker that was given to us is there; raises Misconfigured where it is not."""
+async def _check_broker(amqp_url: str) -> None:
+    """Check that an external broker can be reached; raise ``Misconfigured`` if not."""
     try:
         async with diagnostics.connected(amqp_url):
             return
     except Unavailable as error:
-        raise Misconfigured(services.AMQP_URL, f"{error}: start it, or unset this to have a private one") from None
+        raise Misconfigured(
+            services.AMQP_URL, f"{error}: start it, or unset this variable to use a private one"
+        ) from None
 
 
-def _run_session(stage: session.SessionContext) -> list[Expectation]:
-    """Play; of several things that went wrong at once the first of ours is raised, since it says what to do."""
+def _run_session(context: session.SessionContext) -> list[Expectation]:
+    """Run the session; of several simultaneous errors raise the first of taskherd's, which says what to do."""
     try:
-        return asyncio.run(session.run_session(stage))
+        return asyncio.run(session.run_session(context))
     except BaseExceptionGroup as group:
-        known = group.subgroup(TaskherdError)
-        first: BaseException | None = known
+        first: BaseException | None = group.subgroup(TaskherdError)
         while isinstance(first, BaseExceptionGroup):
             first = first.exceptions[0]
         if first is None:
@@ -133,30 +148,30 @@ def _run_session(stage: session.SessionContext) -> list[Expectation]:
         raise first from group
 
 
-def _directory(data: Path, cast: Sequence[Scenario]) -> Path:
-    """Write the directory file. In a checkout the example is there, and the source that the agents look at."""
+def _write_directory(data: Path, demo_scenarios: Sequence[Scenario]) -> Path:
+    """Write the directory file: the example's content and the demo's templates. Requires a checkout of taskherd."""
     if not (dev.EXAMPLE_DIRECTORY.exists() and Path("src/taskherd").is_dir()):
-        raise Misconfigured("taskherd demo", "its agents check this project's source: run it in a checkout of taskherd")
+        raise Misconfigured("the demo", "its agents check the source of taskherd; run it in a checkout of taskherd")
     path = data / "directory.yaml"
     example = yaml.safe_load(dev.EXAMPLE_DIRECTORY.read_bytes())
-    path.write_text(templates.directory(example, cast, Path.cwd()))
+    path.write_text(templates.directory(example, demo_scenarios, Path.cwd()))
     return path
 
 
 def _console() -> Console:
     on_terminal = Console().is_terminal
-    return Console(highlight=False, width=None if on_terminal else _WIDE)
+    return Console(highlight=False, width=None if on_terminal else _WIDTH)
 
 
-def _say_where_to_look(console: Console, data: Path, *, private: bool) -> None:
-    console.print(Text("\nTo look further:", style="bold"))
-    for line in summary.further(data, private=private):
+def _print_next_steps(console: Console, data: Path, *, private: bool) -> None:
+    console.print(Text("\nTo explore the results:", style="bold"))
+    for line in summary.next_steps(data, private=private):
         console.print(Text(f"  {line}"), soft_wrap=True)
 
 
 @contextmanager
 def _one_interrupt(console: Console) -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into KeyboardInterrupt and ignore further ones, so that teardown finishes."""
+    """Raise KeyboardInterrupt on the first SIGINT or SIGTERM and ignore further ones, so that the cleanup completes."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -164,9 +179,9 @@ def _one_interrupt(console: Console) -> Iterator[None]:
         console.print("stopping")
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""Reads a process's own metrics and readiness, as Prometheus and a load balancer would."""
+"""Read the metrics and readiness of a process, as Prometheus and a load balancer do."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TIMEOUT: Final = 3.0
 
 @dataclass(slots=True)
 class Reading:
-    """The sums of a process's counters at one moment."""
+    """Sums of a process's counters at one time; ``at`` is the monotonic time in seconds."""
 
     at: float = field(default_factory=monotonic)
     reports: float = 0
@@ -29,7 +29,7 @@ class Reading:
 
 
 class Meter:
-    """Watches one process. `rate`: reports per second between the last two readings."""
+    """Reads the metrics of one process; ``rate`` is the reports per second between the last two readings."""
 
     def __init__(self, ops_port: int) -> None:
         self._base = f"http://{ports.HOST}:{ops_port}"
@@ -38,7 +38,7 @@ class Meter:
         self.rate = 0.0
 
     def is_ready(self) -> bool:
-        """Whether it says that it is ready; blocks for at most three seconds."""
+        """Return whether the process reports that it is ready; blocks for up to three seconds."""
         try:
             self._get("/readyz")
         except (OSError, urllib.error.URLError):
@@ -46,26 +46,26 @@ class Meter:
         return True
 
     async def read(self) -> Reading:
-        """Read the metrics; where nobody answers, what was read last."""
+        """Read the metrics and return them, or the previous reading if the process does not answer."""
         try:
             text = await asyncio.to_thread(self._get, "/metrics")
         except (OSError, urllib.error.URLError):
             return self.last
-        reading = _reading(text)
-        passed = reading.at - self.last.at
+        reading = _parse(text)
+        elapsed = reading.at - self.last.at
         if self.first is None:
             self.first = reading
-        elif passed > 0:
-            self.rate = (reading.reports - self.last.reports) / passed
+        elif elapsed > 0:
+            self.rate = (reading.reports - self.last.reports) / elapsed
         self.last = reading
         return reading
 
     def _get(self, path: str) -> str:
-        with urllib.request.urlopen(self._base + path, timeout=_TIMEOUT) as answer:  # noqa: S310 - our own, over http
-            return str(answer.read().decode())
+        with urllib.request.urlopen(self._base + path, timeout=_TIMEOUT) as response:  # noqa: S310 - a process of the demo, over http
+            return str(response.read().decode())
 
 
-def _reading(text: str) -> Reading:
+def _parse(text: str) -> Reading:
     reading = Reading()
     for family in text_string_to_metric_families(text):
         for sample in family.samples:

@@ -1,4 +1,4 @@
-"""The demo's processes: a worker, an API and a runner, as anyone would start them; none outlives the demo."""
+"""The demo's worker, API and runner, started as in production; all are stopped with the demo."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from taskherd.runner.workspaces.folders import TaskFolder
 from taskherd.runner.workspaces.processes import MARKER_VARIABLE
 
 ORDER: Final = ("runner", "api", "worker")
-"""The order in which they are ended: who speaks first, who listens last."""
+"""Shutdown order: publishers of reports before the consumer."""
 RUNNER: Final = "demo-runner"
-_READY_WITHIN: Final = 60.0
+_START_TIMEOUT: Final = 60.0
 _GRACE: Final = 30.0
 
 
 class DemoProcesses:
-    """Starts them with one environment, each marked with its folder and with its log beside that.
+    """Starts the processes with a common environment; each has a folder that marks it, and a log next to the folder.
 
-    As a context manager it ends what a killed demo left behind, and all of its own in the end.
+    As a context manager it first ends processes that a killed demo left behind, and at the end all of this demo.
     """
 
     def __init__(self, data: Path, environment: Mapping[str, str]) -> None:
         self.data = data.absolute()
         self.root = self.data / "agents"
-        """The runner's folder."""
+        """The folder of the runner."""
         (self.api_port,) = ports.claim([None])
         self.url = f"http://{ports.HOST}:{self.api_port}"
         self.environment = {
@@ -61,24 +61,24 @@ class DemoProcesses:
     ) -> None:
         with ExitStack() as stack:
             stack.callback(self._end_leftovers)
-            self.end()
+            self.stop()
 
     def start(self, *commands: str, worker_port: int | None = None) -> list[Meter]:
-        """Start `taskherd COMMAND` for each and return when all are ready; raises Unavailable."""
+        """Start ``taskherd COMMAND`` for each command and wait until they are ready; ``Unavailable`` if one fails."""
         meters = [Meter(self._spawn(command, worker_port if command == "worker" else None)) for command in commands]
         for command, meter in zip(commands, meters, strict=True):
             process, log = self.running[command], self.log(command)
-            processes.await_ready(process, meter.is_ready, what=f"the {command}", log=log, within=_READY_WITHIN)
+            processes.await_ready(process, meter.is_ready, what=f"the {command}", log=log, within=_START_TIMEOUT)
         return meters
 
     def _spawn(self, command: str, ops_port: int | None) -> int:
-        """Start a process; its operations port."""
+        """Start a process and return its operations port."""
         port = ops_port or ports.claim([None])[0]
-        own = {**os.environ, **self.environment, "TASKHERD_OPS_PORT": str(port)}
+        environment = {**os.environ, **self.environment, "TASKHERD_OPS_PORT": str(port)}
         with self.log(command).open("ab") as output:
             self.running[command] = subprocess.Popen(
                 [sys.executable, "-m", "taskherd", command],
-                env=processes.marked(own, self.data / command),
+                env=processes.marked(environment, self.data / command),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -87,13 +87,13 @@ class DemoProcesses:
         return port
 
     def kill(self, command: str) -> None:
-        """Kill -9 this one process, none of those that it started."""
+        """Kill this process with SIGKILL, but not the processes that it started."""
         process = self.running.pop(command)
         process.kill()
         process.wait(_GRACE)
 
-    def end(self) -> dict[str, int]:
-        """Ask each to leave, one after the other, and wait until they are gone; their exit codes."""
+    def stop(self) -> dict[str, int]:
+        """Stop the processes one after the other with SIGTERM, and return their exit codes."""
         codes = {}
         for command in ORDER:
             if (process := self.running.pop(command, None)) is not None:
@@ -101,25 +101,25 @@ class DemoProcesses:
                 codes[command] = process.returncode
         return codes
 
-    def see_alive(self) -> None:
-        """Raise Unavailable when one of them has ended by itself, for then nothing more will come."""
+    def check_alive(self) -> None:
+        """Raise ``Unavailable`` if one of the processes has exited."""
         for command, process in [*self.running.items()]:
             if process.poll() is not None:
                 raise Unavailable(
-                    f"the {command} ended by itself with code {process.returncode}; {self.log(command)} says why"
+                    f"the {command} exited unexpectedly with code {process.returncode}; {self.log(command)} says why"
                 )
 
-    def left(self) -> list[int]:
-        """The processes of this demo that still run, agents included."""
+    def leftovers(self) -> list[int]:
+        """Return the pids of this demo's processes that are still running, agents included."""
         found = [process for command in ORDER for process in processes.belonging_to(self.data / command)]
         return sorted({process.pid for process in [*found, *processes.carrying(MARKER_VARIABLE, f"{self.root}/")]})
 
     def agents(self, task_id: UUID) -> list[int]:
-        """The processes of a task's agent, its shim included."""
+        """Return the pids of a task's agent and its shim."""
         return [process.pid for process in processes.carrying(MARKER_VARIABLE, f"{self.folder(task_id).path}/")]
 
     def agent(self, task_id: UUID) -> int | None:
-        """The process of the agent that a task's first build started; None where it does not run."""
+        """Return the pid of the agent that a task's first build started, or None if it is not running."""
         started = self.folder(task_id).run(1).started
         if not started.exists():
             return None
@@ -127,11 +127,11 @@ class DemoProcesses:
         return pid if processes.tree(pid) else None
 
     def folder(self, task_id: UUID) -> TaskFolder:
-        """Where the runner keeps a task."""
+        """Return the runner's folder for a task."""
         return TaskFolder(self.root, task_id)
 
     def log(self, command: str) -> Path:
-        """The file that a process's log is in."""
+        """Return the path of a process's log."""
         return self.data / f"{command}.log"
 
     def _end_leftovers(self) -> None:

@@ -1,4 +1,4 @@
-"""Who plays in the demo: each part's work and what shall become of its task."""
+"""The demo's scenarios: the job of each task, and what happens to it."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from enum import StrEnum
 
 
 class Role(StrEnum):
-    """What happens to a task besides its work."""
+    """What happens to a task in addition to its job."""
 
-    PLAIN = "does its work"
+    PLAIN = "does its job"
     FAILS = "checks a file with a mistake in it"
-    FIXES = "mends a bug in a git repository"
-    SENT = "is driven by what is sent to it"
-    PAUSED = "is paused while it works, and resumed"
+    FIXES = "fixes a bug in a git repository"
+    ANSWERS = "answers the inputs that are sent to it"
+    PAUSED = "is paused while it works, then resumed"
     CRASHES = "crashes while it works"
-    HANGS = "hangs, and is timed out"
+    HANGS = "hangs until its timeout"
     DELETED = "is deleted while it works"
-    SELF_REPORTING = "reports for itself, over HTTP"
-    GARBAGE = "has somebody send garbage about it"
+    SELF_REPORTING = "reports its own status, over HTTP"
+    GARBAGE = "is the subject of invalid messages"
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One task of the demo: the job its agent does, the prompt it is created with, its role, and its own name."""
+    """One task of the demo: its agent's job, its prompt, its role, and its unique name."""
 
     job: str
     prompt: str
@@ -37,18 +37,18 @@ class Scenario:
 
 
 def scenarios() -> Sequence[Scenario]:
-    """The dozen of one demo, each with a name that no other demo gave."""
+    """Return the twelve scenarios of one demo, with names that no other demo used."""
     return (
         Scenario("compile", "Compile the source"),
         Scenario("fixer", "Make the tests pass", Role.FIXES),
-        Scenario("answers", "Answer questions about the source", Role.SENT),
+        Scenario("answers", "Answer questions about the source", Role.ANSWERS),
         Scenario("count", "Count the functions", Role.PAUSED),
         Scenario("seeded", "Compile three drafts", Role.FAILS),
-        Scenario("tokens", "Tokenise every module", Role.CRASHES),
+        Scenario("tokens", "Tokenize every module", Role.CRASHES),
         Scenario("hashes", "Hash every file", Role.HANGS),
         Scenario("lint", "Lint each package", Role.DELETED),
         Scenario("lock", "Check the lock file", Role.SELF_REPORTING),
-        Scenario("docstrings", "Look for docstrings", Role.GARBAGE),
+        Scenario("docstrings", "Check the docstrings", Role.GARBAGE),
         Scenario("tests", "Run some pure tests"),
         Scenario("contract", "Check the AsyncAPI document"),
     )

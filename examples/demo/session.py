@@ -1,4 +1,4 @@
-"""The demo while it is played: everybody on stage, the acts, then the verdict and the end of all agents."""
+"""One demo session: run the scenarios, check the results, pause all tasks, print the summary."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from rich.console import Console
 from rich.text import Text
 
 from examples.demo import database, summary
-from examples.demo.agent import DONE, VERDICT
+from examples.demo.agent import DONE, RESULT
 from examples.demo.checks import Evidence, Expectation, check, check_shutdown
 from examples.demo.client import DemoClient
 from examples.demo.metrics import Meter
 from examples.demo.processes import DemoProcesses
-from examples.demo.runner import SHOWS_WITHIN, Observations, ScenarioRunner
+from examples.demo.scenario_runner import EFFECT_TIMEOUT, Observations, ScenarioRunner
 from examples.demo.scenarios import Role, Scenario
 from examples.demo.screen import Screen
 from examples.demo.task_table import DemoTask, TaskTable
@@ -31,16 +31,16 @@ from taskherd.broker.topology import TopologyNames
 from taskherd.dev.services import Services
 from taskherd.messages.dead_letters import DeadLetter, decode
 
-LISTENING_WITHIN: Final = 15.0
-AGREE_WITHIN: Final = 5.0
-MAX_LETTERS: Final = 1_000
-_MAX_TESTS: Final = 30.0
+SUBSCRIBE_TIMEOUT: Final = 15.0
+AGREE_TIMEOUT: Final = 5.0
+MAX_DEAD_LETTERS: Final = 1_000
+_TEST_TIMEOUT: Final = 30.0
 _POLL_INTERVAL: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class SessionContext:
-    """What the demo is played on."""
+    """Everything that a session needs."""
 
     services: Services
     names: TopologyNames
@@ -51,132 +51,136 @@ class SessionContext:
     console: Console
 
 
-async def run_session(stage: SessionContext) -> list[Expectation]:
-    """Play the demo and judge it. Raises Unavailable, alone or in a group, when a process or the broker dies."""
+async def run_session(context: SessionContext) -> list[Expectation]:
+    """Run the scenarios and check the results.
+
+    Raise ``Unavailable``, alone or in a group, if a process or the broker dies.
+    """
     consuming, publishing = (
-        SupervisedConnection(stage.services.amqp_url, f"demo {what}") for what in ("consuming", "publishing")
+        SupervisedConnection(context.services.amqp_url, f"demo {purpose}") for purpose in ("consuming", "publishing")
     )
     consuming.start()
     publishing.start()
     try:
-        return await _Session(stage, consuming, Publisher(publishing)).run()
+        return await _Session(context, consuming, Publisher(publishing)).run()
     finally:
         await asyncio.gather(consuming.close(), publishing.close())
 
 
 class _Session:
-    def __init__(self, stage: SessionContext, consuming: SupervisedConnection, publisher: Publisher) -> None:
-        self._stage = stage
+    def __init__(self, context: SessionContext, consuming: SupervisedConnection, publisher: Publisher) -> None:
+        self._context = context
         self._consuming = consuming
-        self._facts = Observations()
-        self._screen = Screen(stage.console)
-        self._board = TaskTable(consuming, stage.names, stage.scenarios, self._screen.changed)
-        self._acts = ScenarioRunner(
-            stage.client, self._board, stage.processes, publisher, stage.names, self._screen, self._facts
+        self._observations = Observations()
+        self._screen = Screen(context.console)
+        self._tasks = TaskTable(consuming, context.names, context.scenarios, self._screen.changed)
+        self._runner = ScenarioRunner(
+            context.client, self._tasks, context.processes, publisher, context.names, self._screen, self._observations
         )
 
     async def run(self) -> list[Expectation]:
-        stage, board = self._stage, self._board
+        context, tasks = self._context, self._tasks
         with self._screen as screen:
             async with asyncio.TaskGroup() as group:
-                around = [
+                background = [
                     group.create_task(work)
-                    for work in (board.run(), screen.run(board, stage.meter), _see_alive(stage.processes))
+                    for work in (tasks.run(), screen.run(tasks, context.meter), _watch_processes(context.processes))
                 ]
-                await board.listening(LISTENING_WITHIN)
-                await self._clear_up()
-                await self._acts.run(stage.scenarios)
-                letters = await self._letters()
-                findings = check(await self._evidence(letters))
-                table = screen.table(board, stage.meter)
-                findings += await self._farewell()
-                await stage.meter.read()
-                for task in around:
+                await tasks.subscribed(SUBSCRIBE_TIMEOUT)
+                await self._delete_leftovers()
+                await self._runner.run(context.scenarios)
+                dead = await self._dead_letters()
+                expectations = check(await self._evidence(dead))
+                table = screen.table(tasks, context.meter)
+                expectations += await self._pause_all()
+                await context.meter.read()
+                for task in background:
                     task.cancel()
-        stage.console.print(table)
-        self._tell(findings, letters)
-        return findings
+        context.console.print(table)
+        self._print_summary(expectations, dead)
+        return expectations
 
-    async def _clear_up(self) -> None:
-        """Delete the tasks of an earlier demo that was cut short: nothing of them is on the disk any more."""
-        left = [each for part in self._stage.scenarios for each in await self._stage.client.left_over(part.job)]
-        for _, name in left:
-            self._screen.say(f"{name} is of a demo that was cut short: it is deleted")
-            await self._stage.client.delete(name)
+    async def _delete_leftovers(self) -> None:
+        """Delete the tasks of an interrupted demo, whose folders are gone."""
+        client = self._context.client
+        names = [name for each in self._context.scenarios for name in await client.left_over(each.job)]
+        for name in names:
+            self._screen.say(f"deleting {name}, which an interrupted demo left")
+            await client.delete(name)
 
-    async def _evidence(self, letters: Sequence[DeadLetter]) -> Evidence:
-        rows = self._board.rows
-        answering = next(part for part in self._stage.scenarios if part.role is Role.SENT)
+    async def _evidence(self, dead: Sequence[DeadLetter]) -> Evidence:
+        rows = self._tasks.rows
+        answering = next(each for each in self._context.scenarios if each.role is Role.ANSWERS)
         fixing = next(row for row in rows.values() if row.scenario.role is Role.FIXES)
         return Evidence(
             rows,
-            self._facts,
-            letters,
-            verdicts={row.scenario.job: self._read(row, VERDICT) for row in rows.values()},
+            self._observations,
+            dead,
+            results={row.scenario.job: self._read(row, RESULT) for row in rows.values()},
             done={row.scenario.job: (self._read(row, DONE) or "").splitlines() for row in rows.values()},
-            conversation=await self._stage.client.logs(answering),
+            conversation=await self._context.client.logs(answering),
             repaired="" if fixing.task_id is None else await asyncio.to_thread(_tests_in, self._work(fixing.task_id)),
         )
 
     def _work(self, task_id: UUID) -> Path:
-        return self._stage.processes.folder(task_id).work
+        return self._context.processes.folder(task_id).work
 
     def _read(self, row: DemoTask, name: str) -> str | None:
-        """What an agent wrote in its folder."""
+        """Return the content of a file in an agent's folder, or None if there is none."""
         if row.task_id is None or not (path := self._work(row.task_id) / name).exists():
             return None
         return path.read_text()
 
-    async def _letters(self) -> list[DeadLetter]:
-        """The dead letters that are about our tasks."""
-        found = map(decode, await dead_letters.read(self._consuming, self._stage.names, MAX_LETTERS))
-        ours = {str(row.task_id) for row in self._board.rows.values()}
-        return [letter for letter in found if letter.origin.routing_key in ours]
+    async def _dead_letters(self) -> list[DeadLetter]:
+        """Return the dead letters about tasks of this demo."""
+        letters = map(decode, await dead_letters.read(self._consuming, self._context.names, MAX_DEAD_LETTERS))
+        task_ids = {str(row.task_id) for row in self._tasks.rows.values()}
+        return [letter for letter in letters if letter.origin.routing_key in task_ids]
 
-    async def _farewell(self) -> list[Expectation]:
-        """Pause all that are left, and compare the events with the database and the API."""
-        rows = [*self._board.rows.values()]
-        self._screen.say("all tasks are paused")
-        up = [row for row in rows if not row.deleted and row.task_id is not None]
-        await asyncio.gather(*(self._stage.client.pause(row.scenario) for row in up))
-        await self._board.until(lambda: all(row.status == "paused" for row in up), SHOWS_WITHIN)
+    async def _pause_all(self) -> list[Expectation]:
+        """Pause all remaining tasks, and compare the events with the database and the API."""
+        rows = [*self._tasks.rows.values()]
+        self._screen.say("pausing all tasks")
+        remaining = [row for row in rows if not row.deleted and row.task_id is not None]
+        await asyncio.gather(*(self._context.client.pause(row.scenario) for row in remaining))
+        await self._tasks.until(lambda: all(row.status == "paused" for row in remaining), EFFECT_TIMEOUT)
         versions = await database.versions(
-            self._stage.services.database_url, [row.task_id for row in rows if row.task_id is not None]
+            self._context.services.database_url, [row.task_id for row in rows if row.task_id is not None]
         )
-        await self._board.until(
-            lambda: all(row.task_id is None or row.version == versions[row.task_id] for row in rows), AGREE_WITHIN
+        await self._tasks.until(
+            lambda: all(row.task_id is None or row.version == versions[row.task_id] for row in rows), AGREE_TIMEOUT
         )
-        told: Mapping[str, Mapping[str, Any]] = {
-            row.scenario.name: await self._stage.client.show(row.scenario) for row in up
+        documents: Mapping[str, Mapping[str, Any]] = {
+            row.scenario.name: await self._context.client.show(row.scenario) for row in remaining
         }
-        left = [pid for row in rows if row.task_id is not None for pid in self._stage.processes.agents(row.task_id)]
-        return check_shutdown(rows, versions, told, left)
+        pids = [pid for row in rows if row.task_id is not None for pid in self._context.processes.agents(row.task_id)]
+        return check_shutdown(rows, versions, documents, pids)
 
-    def _tell(self, findings: Sequence[Expectation], letters: Sequence[DeadLetter]) -> None:
-        console = self._stage.console
-        summary.show(console, findings)
+    def _print_summary(self, expectations: Sequence[Expectation], dead: Sequence[DeadLetter]) -> None:
+        console = self._context.console
+        summary.show(console, expectations)
         console.print()
-        meter = self._stage.meter
-        for line in (*summary.letters(letters), *summary.numbers(meter.first, meter.last, self._board)):
+        meter = self._context.meter
+        for line in (*summary.dead_letter_lines(dead), *summary.numbers(meter.first, meter.last, self._tasks)):
             console.print(Text(line), soft_wrap=True)
 
 
 def _tests_in(folder: Path) -> str:
-    """Run the tests in a mended repository; their last word and the last commit, empty where they fail."""
-    words = ("-B", "-m", "unittest")
+    """Run the tests in the fixed repository; return their last line and the last commit, or "" if they fail."""
+    arguments = ("-B", "-m", "unittest")
     tests = subprocess.run(
-        [sys.executable, *words], cwd=folder, capture_output=True, text=True, timeout=_MAX_TESTS, check=False
+        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, timeout=_TEST_TIMEOUT, check=False
     )
     if tests.returncode != 0:
         return ""
     git = ["git", "log", "-1", "--format=%h %s"]
-    commit = subprocess.run(git, cwd=folder, capture_output=True, text=True, timeout=_MAX_TESTS, check=False)
+    commit = subprocess.run(git, cwd=folder, capture_output=True, text=True, timeout=_TEST_TIMEOUT, check=False)
     _, _, last = tests.stderr.strip().rpartition("\n")
     return f"{last}; {commit.stdout.strip()}"
 
 
-async def _see_alive(house: DemoProcesses) -> None:
-    """Raise Unavailable when one of the processes ends, for then nothing more will come."""
+async def _watch_processes(processes: DemoProcesses) -> None:
+    """Raise ``Unavailable`` when one of the processes exits."""
     while True:
-        house.see_alive()
+        processes.check_alive()
         await asyncio.sleep(_POLL_INTERVAL)

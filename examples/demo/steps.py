@@ -1,4 +1,4 @@
-"""Single steps of real work over this project's own files; each says whether it went well, and what it found."""
+"""Steps of the demo's jobs: real work on the files of this project, with a result."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-MAX_PROGRAM: Final = 60.0
-"""Seconds that a program run as a step may take."""
+PROGRAM_TIMEOUT: Final = 60.0
+"""Maximum duration of a program that runs as a step, in seconds."""
 _MAX_OUTPUT: Final = 4_000
+"""Characters that are kept of a program's output."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What came of a step."""
+    """The result of a step."""
 
     succeeded: bool
     output: str
@@ -29,34 +30,36 @@ class StepResult:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step of a job; `do` blocks until it is done."""
+    """A step of a job; ``do`` blocks until it is done."""
 
     title: str
     do: Callable[[], StepResult]
 
 
-def python(title: str, root: Path, *words: str) -> Step:
-    """A step that runs `python …` in the checkout, and goes well when that ends with 0."""
+def python(title: str, root: Path, *arguments: str) -> Step:
+    """Return a step that runs ``python`` in the checkout, and succeeds if it exits with 0."""
 
     def do() -> StepResult:
-        command = [sys.executable, *words]
+        command = [sys.executable, *arguments]
         try:
-            done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=MAX_PROGRAM, check=False)
+            process = subprocess.run(
+                command, cwd=root, capture_output=True, text=True, timeout=PROGRAM_TIMEOUT, check=False
+            )
         except subprocess.TimeoutExpired:
-            return StepResult(succeeded=False, output=f"took longer than {MAX_PROGRAM:.0f} s")
-        said = (done.stdout + done.stderr).strip()[-_MAX_OUTPUT:]
-        return StepResult(done.returncode == 0, said or f"ended with {done.returncode}")
+            return StepResult(succeeded=False, output=f"took longer than {PROGRAM_TIMEOUT:.0f} s")
+        output = (process.stdout + process.stderr).strip()[-_MAX_OUTPUT:]
+        return StepResult(process.returncode == 0, output or f"exited with status {process.returncode}")
 
     return Step(title, do)
 
 
 def modules(folder: Path) -> list[Path]:
-    """The Python files in a folder and below, sorted."""
+    """Return the Python files in a folder and its subfolders, sorted."""
     return sorted(folder.rglob("*.py"))
 
 
 def compiled(paths: Sequence[Path]) -> StepResult:
-    """Compile each file, in memory."""
+    """Compile each file in memory."""
     size = 0
     for path in paths:
         try:
@@ -67,7 +70,7 @@ def compiled(paths: Sequence[Path]) -> StepResult:
     return StepResult(succeeded=True, output=f"{len(paths)} modules compile to {size:,} bytes of bytecode")
 
 
-def tokenised(path: Path) -> StepResult:
+def tokenized(path: Path) -> StepResult:
     """Count the tokens of a file by kind."""
     kinds = Counter(
         tokenize.tok_name[token.type] for token in tokenize.tokenize(io.BytesIO(path.read_bytes()).readline)
@@ -78,75 +81,44 @@ def tokenised(path: Path) -> StepResult:
 
 
 def hashed(path: Path) -> StepResult:
-    """The SHA-256 of a file."""
+    """Compute the SHA-256 of a file."""
     return StepResult(succeeded=True, output=f"sha256 {hashlib.sha256(path.read_bytes()).hexdigest()} of {path.name}")
 
 
 def counted(paths: Sequence[Path]) -> StepResult:
     """Count functions and lines, and find the longest function."""
-    lines, found = 0, []
+    lines, functions = 0, []
     for path in paths:
         source = path.read_text()
         lines += source.count("\n")
-        found += [
+        functions += [
             ((node.end_lineno or node.lineno) - node.lineno + 1, f"{path.name}:{node.name}")
             for node in ast.walk(ast.parse(source))
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         ]
-    length, name = max(found, default=(0, "none"))
+    length, name = max(functions, default=(0, "none"))
     return StepResult(
-        succeeded=True, output=f"{len(found)} functions in {lines:,} lines; the longest is {name}, {length} lines"
+        succeeded=True, output=f"{len(functions)} functions in {lines:,} lines; the longest is {name}, {length} lines"
     )
 
 
 def documented(paths: Sequence[Path]) -> StepResult:
-    """See that every module opens with a docstring, and every public class and function has one."""
-    missing, seen = [], 0
+    """Check that every module and every public class and function has a docstring."""
+    missing, count = [], 0
     for path in paths:
         tree = ast.parse(path.read_text())
         for node in (tree, *_public(tree)):
-            seen += 1
+            count += 1
             if ast.get_docstring(node) is None:
                 missing.append(f"{path.name}:{getattr(node, 'name', 'module')}")
     if missing:
         return StepResult(succeeded=False, output=f"no docstring: {', '.join(missing[:10])}")
-    return StepResult(succeeded=True, output=f"{seen} docstrings in {len(paths)} modules")
-
-
-def imported(paths: Sequence[Path], allowed: frozenset[str]) -> StepResult:
-    """See that modules import only from the packages of ours that are allowed to them."""
-    seen: Counter[str] = Counter()
-    for path in paths:
-        for name in _imports(ast.parse(path.read_text())):
-            if name not in allowed:
-                return StepResult(succeeded=False, output=f"{path.name} imports from {name}, which lies above")
-            seen[name] += 1
-    return StepResult(
-        succeeded=True, output=", ".join(f"{name} {count}" for name, count in seen.most_common()) or "imports none"
-    )
-
-
-def migration(path: Path) -> StepResult:
-    """See that a migration has an upgrade and names what it builds on."""
-    tree = ast.parse(path.read_text())
-    functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
-    assigned = {
-        target.id
-        for node in tree.body
-        if isinstance(node, ast.Assign | ast.AnnAssign)
-        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
-        if isinstance(target, ast.Name)
-    }
-    missing = ({"upgrade"} - functions) | ({"revision", "down_revision"} - assigned)
-    if missing:
-        return StepResult(succeeded=False, output=f"{path.name} has no {', '.join(sorted(missing))}")
-    tables = path.read_text().upper().count("CREATE TABLE") + path.read_text().count("create_table(")
-    return StepResult(succeeded=True, output=f"{path.name} is whole and creates {tables} tables and partitions")
+    return StepResult(succeeded=True, output=f"{count} docstrings in {len(paths)} modules")
 
 
 def unresolved(document: Any, part: Any) -> list[str]:
-    """The `$ref`s in a part of a document that lead nowhere in it."""
-    return [ref for ref in _refs(part) if not _leads_somewhere(document, ref)]
+    """Return the ``$ref`` values in a part of a document that do not resolve."""
+    return [ref for ref in _refs(part) if not _resolves(document, ref)]
 
 
 def _refs(node: Any) -> Iterator[str]:
@@ -160,12 +132,12 @@ def _refs(node: Any) -> Iterator[str]:
             yield from _refs(value)
 
 
-def _leads_somewhere(document: Any, ref: str) -> bool:
-    at = document
+def _resolves(document: Any, ref: str) -> bool:
+    node = document
     for key in ref.removeprefix("#/").split("/"):
-        if not isinstance(at, dict) or key not in at:
+        if not isinstance(node, dict) or key not in node:
             return False
-        at = at[key]
+        node = node[key]
     return True
 
 
@@ -177,11 +149,3 @@ def _public(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
             yield node
-
-
-def _imports(tree: ast.Module) -> Iterator[str]:
-    """The packages of taskherd that a module imports from."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("taskherd"):
-            _, _, inner = (node.module or "").partition(".")
-            yield from [inner.split(".")[0]] if inner else [a.name for a in node.names if not a.name.startswith("__")]

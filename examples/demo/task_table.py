@@ -1,4 +1,4 @@
-"""What the demo knows of its tasks, and only from their change events; a reader like any other."""
+"""The demo's view of its tasks, built from change events only."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from taskherd.broker.connection import SupervisedConnection
 from taskherd.broker.consume import Consumer, Source
 from taskherd.broker.topology import TopologyNames
 
-_LENGTH: Final = 50_000
+_QUEUE_LENGTH: Final = 50_000
 
 
 @dataclass(slots=True)
 class DemoTask:
-    """A task as its latest event shows it."""
+    """A task as of its latest event."""
 
     scenario: Scenario
     task_id: UUID | None = None
-    """None until its first event came."""
+    """None before the first event."""
     version: int = 0
     status: str = ""
     state: str = ""
@@ -36,15 +36,15 @@ class DemoTask:
     health: str = ""
     deleted: bool = False
     document: dict[str, Any] = field(default_factory=dict)
-    """The whole of it."""
+    """The complete task document."""
     statuses: set[str] = field(default_factory=set)
-    """Each status that was seen."""
-    worked: int = 0
-    """How many messages of a working agent were shown."""
+    """All statuses that the task has had."""
+    messages: int = 0
+    """Number of different messages that the agent reported while working."""
 
     def apply(self, kind: str, version: int, task: dict[str, Any]) -> None:
-        """Become what an event says."""
-        before = self.message
+        """Update the row from an event."""
+        previous = self.message
         state, health = task["current_state"] or {}, task["workspace_agent_health"]
         self.version, self.task_id, self.status = version, UUID(task["id"]), task["status"]
         self.document = task
@@ -52,55 +52,55 @@ class DemoTask:
         self.state, self.message = state.get("state", ""), state.get("message", "")
         self.health = "" if health is None else "healthy" if health["healthy"] else health["reason"]
         self.deleted = kind == "deleted"
-        self.worked += self.status == "active" and self.state == "working" and self.message != before
+        self.messages += self.status == "active" and self.state == "working" and self.message != previous
 
 
 class TaskTable:
-    """Reads the events, and the reports beside them for the time at which each was made.
+    """Consumes all change events, and all reports to learn when each was made.
 
-    `lags` holds the seconds from a runner's `app.status` being made until the event that tells of it came here.
+    ``lags`` has, in seconds, the time from a runner's ``app.status`` report to the arrival of its event.
     """
 
     def __init__(
         self,
         consuming: SupervisedConnection,
         names: TopologyNames,
-        parts: Sequence[Scenario],
+        scenarios: Sequence[Scenario],
         on_change: Callable[[DemoTask], None],
     ) -> None:
-        self.rows = {part.name: DemoTask(part) for part in parts}
+        self.rows = {scenario.name: DemoTask(scenario) for scenario in scenarios}
         self.events = 0
         self.repeats = 0
         self.lags: list[float] = []
         self._names = names
         self._on_change = on_change
-        self._sent: dict[tuple[UUID, str], datetime] = {}  # bounded: what a dozen agents say in a minute
+        self._sent: dict[tuple[UUID, str], datetime] = {}  # stays small: twelve agents report for a minute
         self._changed = asyncio.Event()
-        self._listening = asyncio.Event()
-        self._intake = Consumer(consuming, self._prepare, prefetch=1000)
+        self._subscribed = asyncio.Event()
+        self._consumer = Consumer(consuming, self._prepare, prefetch=1000)
 
     async def run(self) -> None:
-        """Take events until cancelled."""
-        self._intake.start()
+        """Consume events until cancelled."""
+        self._consumer.start()
         try:
-            while deliveries := await self._intake.batch(100, 0):
+            while deliveries := await self._consumer.batch(100, 0):
                 for delivery in deliveries:
                     if delivery.exchange == self._names.events:
-                        self._take_events(delivery.body)
+                        self._apply_events(delivery.body)
                     else:
-                        self._note_sending(delivery.body)
-                await self._intake.ack(deliveries)
+                        self._record_reports(delivery.body)
+                await self._consumer.ack(deliveries)
                 self._changed.set()
         finally:
-            await self._intake.close()
+            await self._consumer.close()
 
-    async def listening(self, within: float) -> None:
-        """Return when no event can be missed any more; raises TimeoutError after `within` seconds."""
+    async def subscribed(self, within: float) -> None:
+        """Wait until no further event can be missed; raise ``TimeoutError`` after ``within`` seconds."""
         async with asyncio.timeout(within):
-            await self._listening.wait()
+            await self._subscribed.wait()
 
     async def until(self, holds: Callable[[], bool], within: float) -> bool:
-        """Wait until `holds()` after an event, or for `within` seconds; whether it holds."""
+        """Wait up to ``within`` seconds until ``holds()``, checking it after each event; return whether it holds."""
         with suppress(TimeoutError):
             async with asyncio.timeout(within):
                 while not holds():
@@ -108,11 +108,11 @@ class TaskTable:
                     await self._changed.wait()
         return holds()
 
-    def of(self, part: Scenario) -> DemoTask:
-        """The row of a part's task."""
-        return self.rows[part.name]
+    def of(self, scenario: Scenario) -> DemoTask:
+        """Return the row of a scenario's task."""
+        return self.rows[scenario.name]
 
-    def _take_events(self, body: bytes) -> None:
+    def _apply_events(self, body: bytes) -> None:
         for event in orjson.loads(body):
             row = self.rows.get(event["data"]["task"]["name"])
             version = event["data"]["version"]
@@ -131,21 +131,21 @@ class TaskTable:
         if sent is not None and cause["kind"] == "report" and cause["type"] == "app.status":
             self.lags.append((datetime.now(UTC) - sent).total_seconds())
 
-    def _note_sending(self, body: bytes) -> None:
-        """Remember when an app status was sent, where that can be read."""
+    def _record_reports(self, body: bytes) -> None:
+        """Record when each app status was made; invalid reports are ignored."""
         with suppress(ValueError, KeyError, TypeError):
-            said = orjson.loads(body)
-            for report in said if isinstance(said, list) else [said]:
+            reports = orjson.loads(body)
+            for report in reports if isinstance(reports, list) else [reports]:
                 if report["type"] == "app.status":
                     key = (UUID(report["task_id"]), report["message"])
                     self._sent[key] = datetime.fromisoformat(report["observed_at"])
 
     async def _prepare(self, channel: AbstractChannel) -> Sequence[Source]:
         events = await topology.declare_exclusive_queue(
-            channel, length=_LENGTH, exchange=self._names.events, routing_keys=("task.#",)
+            channel, length=_QUEUE_LENGTH, exchange=self._names.events, routing_keys=("task.#",)
         )
         reports = await topology.declare_exclusive_queue(
-            channel, length=_LENGTH, exchange=self._names.reports, routing_keys=("#",)
+            channel, length=_QUEUE_LENGTH, exchange=self._names.reports, routing_keys=("#",)
         )
-        self._listening.set()
+        self._subscribed.set()
         return [Source(reports), Source(events)]

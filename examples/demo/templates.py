@@ -1,4 +1,4 @@
-"""The demo's directory: the example's people, and a template for each part that says how its agent is run."""
+"""The demo's directory: the users of the example, and a template for each scenario that defines its agent."""
 
 from __future__ import annotations
 
@@ -17,46 +17,48 @@ from taskherd.dev.agents import answers
 
 POOL: Final = "demo"
 TIMEOUT: Final = 12.0
-"""Seconds that the agent which hangs may take in all."""
+"""Timeout of the agent that hangs, in seconds."""
 _CRASH_AFTER: Final = 4
 _HANG_AFTER: Final = 3
 _INHERIT: Final = ("PATH", "HOME", "LANG")
 
 
 def template_id(job: str) -> UUID:
-    """The id of a part's template, the same in every demo."""
+    """Return the id of a job's template, the same in every demo."""
     return uuid5(NAMESPACE_URL, f"taskherd-demo/{job}")
 
 
 def version_id(job: str) -> UUID:
-    """The id of its one version."""
+    """Return the id of the only version of a job's template."""
     return uuid5(template_id(job), "v1")
 
 
-def directory(example: Mapping[str, Any], parts: Sequence[Scenario], root: Path) -> str:
-    """The directory file, as YAML; `root` is the checkout that the agents look at."""
+def directory(example: Mapping[str, Any], scenarios: Sequence[Scenario], root: Path) -> str:
+    """Return the directory file as YAML; ``root`` is the checkout that the agents check."""
     organization = example["organizations"][0]["name"]
-    own = [
+    demo_templates = [
         {
-            "id": str(template_id(part.job)),
+            "id": str(template_id(scenario.job)),
             "organization": organization,
-            "name": f"{POOL}-{part.job}",  # the example has names of its own
-            "display_name": part.prompt,
-            "active_version": str(version_id(part.job)),
-            "versions": [{"id": str(version_id(part.job)), "name": "v1", "presets": [], "run": _run(part, root)}],
+            "name": f"{POOL}-{scenario.job}",  # must differ from the names in the example
+            "display_name": scenario.prompt,
+            "active_version": str(version_id(scenario.job)),
+            "versions": [
+                {"id": str(version_id(scenario.job)), "name": "v1", "presets": [], "run": _run(scenario, root)}
+            ],
         }
-        for part in parts
+        for scenario in scenarios
     ]
-    return yaml.safe_dump({**example, "templates": [*example["templates"], *own]}, sort_keys=False)
+    return yaml.safe_dump({**example, "templates": [*example["templates"], *demo_templates]}, sort_keys=False)
 
 
-def _run(part: Scenario, root: Path) -> dict[str, Any]:
-    """How the agent of a part is run."""
-    limits = {"timeout": TIMEOUT} if part.role is Role.HANGS else {}
+def _run(scenario: Scenario, root: Path) -> dict[str, Any]:
+    """Return the ``run`` definition of a scenario's template."""
+    limits = {"timeout": TIMEOUT} if scenario.role is Role.HANGS else {}
     return {
         "pool": POOL,
-        "command": [sys.executable, "-m", *_words(part, root)],
-        "agent": "self" if part.role is Role.SELF_REPORTING else "stdio",
+        "command": [sys.executable, "-m", *_arguments(scenario, root)],
+        "agent": "self" if scenario.role is Role.SELF_REPORTING else "stdio",
         "env": {"inherit": list(_INHERIT), "set": {"PYTHONPATH": _python_path(root)}},
         "limits": limits,
         "grace": "3s",
@@ -64,16 +66,16 @@ def _run(part: Scenario, root: Path) -> dict[str, Any]:
 
 
 def _python_path(root: Path) -> str:
-    """Return a PYTHONPATH on which the agents find this package, which is not installed."""
+    """Return a PYTHONPATH with this package, which is not installed."""
     return os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
-def _words(part: Scenario, root: Path) -> list[str]:
-    checking = [agent.__name__, "--root", str(root), "--job", part.job]
-    match part.role:
+def _arguments(scenario: Scenario, root: Path) -> list[str]:
+    checking = [agent.__name__, "--root", str(root), "--job", scenario.job]
+    match scenario.role:
         case Role.FIXES:
             return [fixer.__name__]
-        case Role.SENT:
+        case Role.ANSWERS:
             return [answers.__name__, str(root / "src" / "taskherd")]
         case Role.SELF_REPORTING:
             return [*checking, "--over", "http"]

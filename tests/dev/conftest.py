@@ -1,4 +1,4 @@
-"""What tests that start their own services have in common."""
+"""Fixtures of tests that start their own services."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 from taskherd.dev import docker_engine
 
 HOMES = ("rabbitmq", "postgres")
-"""The folders of the two services in a data folder."""
+"""Subfolders of the two services in a data folder."""
 
 
 @pytest.fixture(autouse=True)
-def no_volume_is_left(tmp_path: Path) -> Iterator[None]:
-    """Where the services are containers, their data outlive neither."""
+def remove_volumes(tmp_path: Path) -> Iterator[None]:
+    """Remove the volumes of services that ran in containers."""
     yield
     for data in (tmp_path, tmp_path / ".taskherd"):
         for home in HOMES:
-            docker_engine.forget(data / home)
+            docker_engine.remove_volume(data / home)

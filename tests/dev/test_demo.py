@@ -1,4 +1,4 @@
-"""The laws of the demo: it comes to its end and judges itself, it can fail, and it leaves no process behind."""
+"""The demo: it succeeds, it can fail, and it leaves no process behind."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ import yaml
 
 from examples.demo import jobs, templates
 from examples.demo.checks import Evidence, check, check_shutdown
-from examples.demo.runner import Observations
+from examples.demo.scenario_runner import Observations
 from examples.demo.scenarios import Role, scenarios
 from examples.demo.task_table import DemoTask
 from taskherd.dev import dev
 from taskherd.store import directory
 
 ROOT = Path(__file__).parents[2]
-DOZEN = 12
+COUNT = 12
+"""Number of scenarios."""
 
 
 @contextmanager
 def started(data: Path) -> Iterator[subprocess.Popen[str]]:
-    """A demo without a terminal, in this checkout; killed if it outlives the test."""
+    """Start the demo without a terminal in this checkout; it is killed at the end of the block."""
     process = subprocess.Popen(
         [sys.executable, "-m", "examples.demo", "--data", str(data)],
         cwd=ROOT,
@@ -45,75 +46,75 @@ def started(data: Path) -> Iterator[subprocess.Popen[str]]:
         process.communicate(timeout=10)
 
 
-def left(data: Path) -> list[str]:
-    """The command lines of processes that have this folder in them or in their environment."""
+def leftovers(data: Path) -> list[str]:
+    """Return the command lines of processes that have this folder in their command line or environment."""
     found = []
     for process in psutil.process_iter():
         try:
-            words = [*process.cmdline(), *process.environ().values()]
+            texts = [*process.cmdline(), *process.environ().values()]
         except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess):
             continue
-        if process.pid != os.getpid() and any(str(data) in word for word in words):
+        if process.pid != os.getpid() and any(str(data) in text for text in texts):
             found.append(" ".join(process.cmdline()))
     return found
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_it_runs_to_its_end_and_finds_all_as_expected(tmp_path: Path) -> None:
-    """Exit code 0, no cross, the dead letters with their reasons, and nothing left running."""
+def test_the_demo_meets_all_expectations(tmp_path: Path) -> None:
+    """The demo exits with 0, all expectations are met, dead letters have reasons, and no process is left."""
     with started(tmp_path) as process:
-        said, _ = process.communicate(timeout=290)
-    assert process.returncode == 0, said
-    assert "✗" not in said
-    for word in ("SIGSEGV", "used up its time", "not_json", "SyntaxError", "p99", "everything is as expected"):
-        assert word in said
-    assert left(tmp_path) == []
+        output, _ = process.communicate(timeout=290)
+    assert process.returncode == 0, output
+    assert "✗" not in output
+    for text in ("SIGSEGV", "used up its time", "not_json", "SyntaxError", "p99", "everything is as expected"):
+        assert text in output
+    assert leftovers(tmp_path) == []
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_an_interrupt_ends_everything(tmp_path: Path) -> None:
-    """After Ctrl-C in the middle of the work: exit code 130, and nothing left running."""
+def test_an_interrupt_stops_everything(tmp_path: Path) -> None:
+    """After Ctrl-C while agents work, the demo exits with 130 and no process is left."""
     with started(tmp_path) as process:
         assert process.stdout is not None
         assert any("working: 1/" in line for line in process.stdout)
         process.send_signal(signal.SIGINT)
-        said, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, said
-    assert "interrupted" in said
-    assert left(tmp_path) == []
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert "interrupted" in output
+    assert leftovers(tmp_path) == []
 
 
-def test_nothing_seen_is_nothing_as_expected() -> None:
-    """Where no event came, every expectation fails: the demo can't succeed by not looking."""
-    rows = {part.name: DemoTask(part) for part in scenarios()}
-    findings = check(Evidence(rows, Observations()))
-    findings += check_shutdown(rows.values(), {}, {}, [])
-    assert not any(finding.met for finding in findings)
+def test_without_events_no_expectation_is_met() -> None:
+    """If no event arrived, every expectation fails, so the demo cannot succeed by observing nothing."""
+    rows = {scenario.name: DemoTask(scenario) for scenario in scenarios()}
+    expectations = check(Evidence(rows, Observations()))
+    expectations += check_shutdown(rows.values(), {}, {}, [])
+    assert not any(each.met for each in expectations)
 
 
-def test_every_part_has_a_job_of_at_least_three_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A dozen parts, each role played; those without an agent of their own have real steps over this checkout."""
+def test_every_scenario_has_a_job_of_at_least_three_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """There are twelve scenarios, with every role; all jobs that run steps have at least three on this checkout."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    cast = scenarios()
-    assert len(cast) == DOZEN
-    assert {part.role for part in cast} == set(Role)
-    for part in cast:
-        if part.role not in {Role.FIXES, Role.SENT}:
-            assert len(jobs.steps(part.job, ROOT)) >= 3
+    all_scenarios = scenarios()
+    assert len(all_scenarios) == COUNT
+    assert {each.role for each in all_scenarios} == set(Role)
+    for each in all_scenarios:
+        if each.role not in {Role.FIXES, Role.ANSWERS}:
+            assert len(jobs.steps(each.job, ROOT)) >= 3
 
 
-def test_its_directory_has_room_beside_the_example() -> None:
-    """What the demo adds to the example contradicts nothing in it: one more template for each part."""
+def test_the_directory_adds_templates_to_the_example() -> None:
+    """The demo's directory is valid and has the example's content and one template for each scenario."""
     example = yaml.safe_load((ROOT / dev.EXAMPLE_DIRECTORY).read_bytes())
-    both = directory.parse(templates.directory(example, scenarios(), ROOT))
-    assert len(both.templates) == len(example["templates"]) + DOZEN
+    combined = directory.parse(templates.directory(example, scenarios(), ROOT))
+    assert len(combined.templates) == len(example["templates"]) + COUNT
 
 
-def test_the_seeded_mistake_is_real(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The compiler refuses the last draft, and only that."""
+def test_the_broken_draft_does_not_compile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The compiler rejects the last draft, and only that one."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    done = [step.do() for step in jobs.steps("seeded", ROOT)]
-    assert [each.succeeded for each in done] == [True, True, False]
-    assert "SyntaxError" in done[-1].output
+    results = [step.do() for step in jobs.steps("seeded", ROOT)]
+    assert [each.succeeded for each in results] == [True, True, False]
+    assert "SyntaxError" in results[-1].output

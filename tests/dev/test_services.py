@@ -1,4 +1,4 @@
-"""The laws of our own services, nodes or containers: data outlive them, a crash blocks nothing, nothing is left."""
+"""Private services, as processes or containers: data survives, a crash blocks nothing, nothing is left running."""
 
 from __future__ import annotations
 
@@ -18,42 +18,42 @@ from taskherd.dev import docker_engine, processes, services
 from taskherd.errors import Misconfigured
 from tests.dev.conftest import HOMES
 
-NOTHING_GIVEN: dict[str, str] = {}
+NO_ENVIRONMENT: dict[str, str] = {}
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 
-def quiet(_line: str) -> None:
-    """Say nothing."""
+def ignore(_line: str) -> None:
+    """Ignore an announcement."""
 
 
 @contextmanager
 def private(data: Path, *, fast: bool = True) -> Iterator[services.Services]:
-    """Services of our own in `data`, whatever the environment names; not `fast` where their data are wanted back."""
-    with services.start(data, announce=quiet, fast=fast, environ=NOTHING_GIVEN) as running:
+    """Start private services in ``data``, ignoring the environment; ``fast`` discards the data of containers."""
+    with services.start(data, announce=ignore, fast=fast, environ=NO_ENVIRONMENT) as running:
         yield running
 
 
 def leftovers(data: Path) -> set[tuple[str, str]]:
-    """What still runs of the services in `data`: the name of each program, and which process or container it is."""
+    """Return what is still running of the services in ``data``: program names, each with its process or container."""
     found = set()
     for home in HOMES:
         found |= {(each.name(), f"process {each.pid}") for each in processes.belonging_to(data / home)}
-        with docker_engine.holding(data / home) as containers:
+        with docker_engine.containers_of(data / home) as containers:
             for each in containers:
                 found |= {(row[-1], each.id) for row in each.top(ps_args="-eo pid,comm")["Processes"]}
     return found
 
 
 def freeze_orphan(home: Path) -> None:
-    """Freeze what a killed owner left of one service."""
+    """Freeze the processes or the container that a killed owner left."""
     processes.send(processes.belonging_to(home), signal.SIGSTOP)
-    with docker_engine.holding(home) as containers:
+    with docker_engine.containers_of(home) as containers:
         for each in containers:
             each.pause()
 
 
-async def write_something(running: services.Services) -> None:
-    """Commit a row, and have a persistent message in a durable queue."""
+async def write_data(running: services.Services) -> None:
+    """Commit a row, and publish a persistent message to a durable queue."""
     connection = await asyncpg.connect(running.database_url, timeout=10)
     await connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
     await connection.close()
@@ -64,8 +64,8 @@ async def write_something(running: services.Services) -> None:
         await channel.default_exchange.publish(message, queue.name, timeout=10)
 
 
-async def read_it_back(running: services.Services) -> tuple[int, bytes]:
-    """The row and the message of write_something."""
+async def read_data(running: services.Services) -> tuple[int, bytes]:
+    """Return the row and the message of ``write_data``."""
     connection = await asyncpg.connect(running.database_url, timeout=10)
     row = await connection.fetchval("SELECT answer FROM kept")
     await connection.close()
@@ -76,31 +76,31 @@ async def read_it_back(running: services.Services) -> tuple[int, bytes]:
         return row, message.body
 
 
-async def test_a_second_start_finds_what_the_first_one_left(tmp_path: Path) -> None:
-    """Ports, passwords and data are kept over a stop; no process of the first start is left."""
+async def test_a_second_start_finds_the_data_of_the_first(tmp_path: Path) -> None:
+    """Ports, passwords and data survive a stop, and no process is left running."""
     with private(tmp_path, fast=False) as first:
-        await write_something(first)
+        await write_data(first)
         urls = (first.amqp_url, first.database_url)
     assert leftovers(tmp_path) == set()
     with private(tmp_path, fast=False) as second:
         assert (second.amqp_url, second.database_url) == urls
-        assert await read_it_back(second) == (42, b"42")
+        assert await read_data(second) == (42, b"42")
     assert leftovers(tmp_path) == set()
 
 
-async def test_a_removed_folder_takes_its_data_with_it(tmp_path: Path) -> None:
-    """Where somebody removed the folder, the next start begins anew."""
+async def test_removing_the_folder_removes_the_data(tmp_path: Path) -> None:
+    """If the folder was removed, the next start begins with empty services and new passwords."""
     with private(tmp_path, fast=False) as first:
-        await write_something(first)
+        await write_data(first)
     for home in HOMES:
         shutil.rmtree(tmp_path / home)
     with private(tmp_path, fast=False) as second:
         assert second.database_url != first.database_url
-        await write_something(second)
+        await write_data(second)
 
 
 async def test_a_killed_owner_blocks_nothing(tmp_path: Path) -> None:
-    """Servers orphaned by kill -9 of their owner, even frozen ones, are ended by the next start."""
+    """Servers left by a killed owner, even frozen ones, are ended by the next start."""
     owner = subprocess.Popen([sys.executable, "-c", OWNER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None
     assert owner.stdout.readline() == "up\n"
@@ -112,29 +112,29 @@ async def test_a_killed_owner_blocks_nothing(tmp_path: Path) -> None:
     freeze_orphan(tmp_path / "postgres")
     with private(tmp_path) as running:
         assert not orphans & leftovers(tmp_path)
-        await write_something(running)
+        await write_data(running)
     assert leftovers(tmp_path) == set()
 
 
-async def test_a_node_that_was_killed_starts_again_with_its_data(tmp_path: Path) -> None:
-    """After kill -9 of both servers, start() brings both back on the same ports with what was committed."""
+async def test_a_killed_node_restarts_with_its_data(tmp_path: Path) -> None:
+    """After SIGKILL of both servers, ``start`` brings them back on the same ports with all committed data."""
     with private(tmp_path) as running:
         assert running.rabbit is not None
         assert running.postgres is not None
-        await write_something(running)
+        await write_data(running)
         running.rabbit.settle()
         for node in (running.rabbit, running.postgres):
             node.kill()
             assert node.pid is None
             node.start()
             assert node.url in (running.amqp_url, running.database_url)
-        assert await read_it_back(running) == (42, b"42")
+        assert await read_data(running) == (42, b"42")
         assert "kept" in running.rabbit.ctl("list_queues", "name")
     assert leftovers(tmp_path) == set()
 
 
-async def test_a_frozen_server_answers_again_when_thawed(tmp_path: Path) -> None:
-    """freeze() leaves the port open and silent; thaw() goes on where it stopped."""
+async def test_a_frozen_server_answers_again_after_thaw(tmp_path: Path) -> None:
+    """A frozen server keeps its port open but does not answer; after ``thaw`` it continues."""
     with private(tmp_path) as running:
         assert running.postgres is not None
         running.postgres.freeze()
@@ -146,25 +146,25 @@ async def test_a_frozen_server_answers_again_when_thawed(tmp_path: Path) -> None
         await connection.close()
 
 
-def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
-    """Two owners of one folder would end each other's servers, so the second is refused, naming the first."""
-    given = {services.AMQP_URL: "amqp://somewhere/", services.DATABASE_URL: "postgresql://somewhere/x"}
+def test_a_folder_in_use_is_rejected(tmp_path: Path) -> None:
+    """Two owners of a folder would end each other's servers, so the second one is rejected, naming the first."""
+    environ = {services.AMQP_URL: "amqp://somewhere/", services.DATABASE_URL: "postgresql://somewhere/x"}
     with (
-        services.start(tmp_path, announce=quiet, environ=given),
+        services.start(tmp_path, announce=ignore, environ=environ),
         pytest.raises(Misconfigured, match="in use by process"),
-        services.start(tmp_path, announce=quiet, environ=given),
+        services.start(tmp_path, announce=ignore, environ=environ),
     ):
         pass
 
 
-def test_given_urls_come_first(tmp_path: Path) -> None:
-    """What the environment names is used as it is, said in a line without its password, and nothing is started."""
-    said: list[str] = []
-    given = {services.AMQP_URL: "amqp://u:secret@mq/", services.DATABASE_URL: "postgresql://u:secret@pg/x"}
-    with services.start(tmp_path, announce=said.append, environ=given) as running:
-        assert (running.amqp_url, running.database_url) == tuple(given.values())
+def test_urls_in_the_environment_are_used(tmp_path: Path) -> None:
+    """URLs in the environment are used unchanged and announced without their password; nothing is started."""
+    announced: list[str] = []
+    environ = {services.AMQP_URL: "amqp://u:secret@mq/", services.DATABASE_URL: "postgresql://u:secret@pg/x"}
+    with services.start(tmp_path, announce=announced.append, environ=environ) as running:
+        assert (running.amqp_url, running.database_url) == tuple(environ.values())
         assert (running.rabbit, running.postgres) == (None, None)
-    assert sorted(said) == ["PostgreSQL from TASKHERD_DATABASE_URL", "RabbitMQ from TASKHERD_AMQP_URL"]
+    assert sorted(announced) == ["PostgreSQL from TASKHERD_DATABASE_URL", "RabbitMQ from TASKHERD_AMQP_URL"]
     assert leftovers(tmp_path) == set()
 
 

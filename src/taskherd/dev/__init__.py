@@ -1,1 +1,1 @@
-"""Development on one machine: private RabbitMQ and PostgreSQL and `taskherd dev`."""
+"""Development on one machine: private RabbitMQ and PostgreSQL servers, and ``taskherd dev``."""

@@ -1,4 +1,4 @@
-"""Installing a Debian package where that needs no password, without starting the system's own service of it."""
+"""Install a Debian package if that needs no password, without starting its system service."""
 
 from __future__ import annotations
 
@@ -10,36 +10,40 @@ from typing import Final
 
 from taskherd.dev.sources import Missing
 
-_WITHIN: Final = 600
-_NO_SERVICE: Final = "RUNLEVEL=1"  # keeps invoke-rc.d from starting what was just installed
+_TIMEOUT: Final = 600
+"""Maximum duration of an apt-get command, in seconds."""
+_NO_SERVICE: Final = "RUNLEVEL=1"  # keeps invoke-rc.d from starting the installed service
 
 
 def install(package: str, announce: Callable[[str], None]) -> Missing | None:
-    """Install `package` with apt-get, as root or with a sudo that asks nothing; None when it is installed now."""
+    """Install ``package`` with apt-get, as root or with sudo if it needs no password.
+
+    Return None if it is installed, else the reason why not.
+    """
     if shutil.which("apt-get") is None:
         return Missing("no apt-get")
-    become = _become_root()
-    if isinstance(become, Missing):
-        return become
+    prefix = _root_prefix()
+    if isinstance(prefix, Missing):
+        return prefix
     announce(f"installing {package} with apt-get")
-    for words in (["update", "-q"], ["install", "-yq", "--no-install-recommends", package]):
+    for arguments in (["update", "-q"], ["install", "-yq", "--no-install-recommends", package]):
         env = ["env", "DEBIAN_FRONTEND=noninteractive", _NO_SERVICE]
-        command = [*become, *env, "apt-get", *words]
+        command = [*prefix, *env, "apt-get", *arguments]
         try:
-            done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_WITHIN, check=False
+            process = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_TIMEOUT, check=False
             )
         except subprocess.TimeoutExpired:
-            return Missing(f"apt-get {words[0]} took longer than {_WITHIN} s")
-        if done.returncode != 0 and words[0] == "install":
-            return Missing(f"apt-get install {package} failed: {done.stderr.strip()[-300:]}")
+            return Missing(f"apt-get {arguments[0]} took longer than {_TIMEOUT} s")
+        if process.returncode != 0 and arguments[0] == "install":
+            return Missing(f"apt-get install {package} failed: {process.stderr.strip()[-300:]}")
     return None
 
 
-def _become_root() -> list[str] | Missing:
+def _root_prefix() -> list[str] | Missing:
     if os.geteuid() == 0:
         return []
     sudo = shutil.which("sudo")
     if sudo and subprocess.run([sudo, "-n", "true"], capture_output=True, check=False).returncode == 0:
         return [sudo, "-n"]
-    return Missing("apt-get needs root, and there is no sudo without a password")
+    return Missing("apt-get needs root, and sudo is missing or asks for a password")

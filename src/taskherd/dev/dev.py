@@ -1,4 +1,4 @@
-"""`taskherd dev`: private services, a worker, the API and a runner on this machine, up until Ctrl-C."""
+"""``taskherd dev``: run private services, a worker, the API and a runner on this machine until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ _API_PORT: Final = 7080
 _API_OPS_PORT: Final = 9591
 _RUNNER_OPS_PORT: Final = 9592
 _GRACE: Final = 30.0
-_UP_WITHIN: Final = 60.0
+_START_TIMEOUT: Final = 60.0
 _POLL_INTERVAL: Final = 0.2
 
 
 def run(*, services_only: bool, data: Path = DATA) -> int:
-    """Start everything, stay until Ctrl-C or SIGTERM, tear everything down; the exit code.
+    """Start everything, wait for Ctrl-C or SIGTERM, stop everything, and return the exit code.
 
     Raises:
-        Misconfigured: when a service can't be had or the folder is in use.
-        Unavailable: when a service was found but does not start.
+        Misconfigured: if a service is not available, or another process uses the folder.
+        Unavailable: if a service was found but does not start.
     """
     with suppress(KeyboardInterrupt), _one_interrupt():
-        _end_left(data)
+        _end_leftovers(data)
         with services.start(data, announce=_say) as running:
             (ops_port,) = ports.claim([_OPS_PORT])
             environment = write_env(data, running, ops_port)
-            _say(f"for other terminals: . {data}/env")
+            _say(f"to use taskherd in another terminal, run there: . {data}/env")
             if services_only:
-                _say("up; Ctrl-C stops both")
+                _say("RabbitMQ and PostgreSQL are running; Ctrl-C stops both")
                 threading.Event().wait()
             prepare(running.database_url, {**os.environ, **environment})
             return _serve(data, environment, ops_port)
@@ -54,25 +54,26 @@ def run(*, services_only: bool, data: Path = DATA) -> int:
 
 
 def write_env(data: Path, running: services.Services, ops_port: int) -> dict[str, str]:
-    """Write `env` into the folder, for a shell to source, and return what it sets."""
-    return _written(
+    """Write the file ``env`` into the folder, for a shell to source, and return the variables it sets."""
+    return _write_env_file(
         data,
         {
             services.DATABASE_URL: running.database_url,
             services.AMQP_URL: running.amqp_url,
-            "TASKHERD_SECRET_KEY": os.environ.get("TASKHERD_SECRET_KEY") or _kept_secret(data / "secret_key"),
+            "TASKHERD_SECRET_KEY": os.environ.get("TASKHERD_SECRET_KEY") or _secret_key(data / "secret_key"),
             "TASKHERD_METRICS_URL": f"http://{ports.HOST}:{ops_port}/metrics",
         },
     )
 
 
-def _written(data: Path, environment: dict[str, str]) -> dict[str, str]:
-    _write_private(data / "env", "".join(f"export {name}={shlex.quote(it)}\n" for name, it in environment.items()))
+def _write_env_file(data: Path, environment: dict[str, str]) -> dict[str, str]:
+    lines = [f"export {name}={shlex.quote(value)}\n" for name, value in environment.items()]
+    _write_private(data / "env", "".join(lines))
     return environment
 
 
 def prepare(database_url: str, environ: Mapping[str, str], directory: Path = EXAMPLE_DIRECTORY) -> None:
-    """Migrate the database and load a directory file if it is there; raises Unavailable if that fails."""
+    """Migrate the database, and apply a directory file if it exists; raise ``Unavailable`` if that fails."""
     migrate.upgrade(database_url)
     if directory.exists():
         command = [sys.executable, "-m", "taskherd", "directory", "apply", str(directory)]
@@ -82,7 +83,7 @@ def prepare(database_url: str, environ: Mapping[str, str], directory: Path = EXA
 
 @contextmanager
 def worker(data: Path, environment: Mapping[str, str], ops_port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A worker process with these settings, its log on our terminal; stopped at the end, with its grace time."""
+    """Run a worker process during the block, with its log on this terminal; SIGTERM stops it at the end."""
     with _process(data, "worker", {**environment, "TASKHERD_OPS_PORT": str(ops_port)}) as process:
         yield process
 
@@ -102,24 +103,29 @@ def _process(data: Path, command: str, environment: Mapping[str, str]) -> Iterat
 
 
 def _serve(data: Path, environment: dict[str, str], ops_port: int) -> int:
-    """Run a worker, the API and a runner until one of them ends by itself; its exit code, which is never 0 then."""
+    """Run a worker, the API and a runner until one of them exits unexpectedly; return its exit code, at least 1."""
     api_port, api_ops_port, runner_ops_port = ports.claim([_API_PORT, _API_OPS_PORT, _RUNNER_OPS_PORT])
     url = f"http://{ports.HOST}:{api_port}"
-    of_api = {**environment, "TASKHERD_API_PORT": str(api_port), "TASKHERD_OPS_PORT": str(api_ops_port)}
-    of_runner = {**environment, **_runner(data, url), "TASKHERD_OPS_PORT": str(runner_ops_port)}
-    with worker(data, environment, ops_port) as work:
+    api_environment = {**environment, "TASKHERD_API_PORT": str(api_port), "TASKHERD_OPS_PORT": str(api_ops_port)}
+    runner_environment = {**environment, **_runner_settings(data, url), "TASKHERD_OPS_PORT": str(runner_ops_port)}
+    with worker(data, environment, ops_port) as worker_process:
         token = first_steps.token({**os.environ, **environment}) if EXAMPLE_DIRECTORY.exists() else ""
-        _written(data, {**environment, "TASKHERD_URL": url, **({"TASKHERD_TOKEN": token} if token else {})})
-        with _process(data, "api", of_api) as api, _agents_ended(data), _process(data, "runner", of_runner) as runner:
+        _write_env_file(data, {**environment, "TASKHERD_URL": url, **({"TASKHERD_TOKEN": token} if token else {})})
+        with (
+            _process(data, "api", api_environment) as api,
+            _ending_agents(data),
+            _process(data, "runner", runner_environment) as runner,
+        ):
             _await_port(api, api_port)
             for line in first_steps.lines(url, token):
                 _say(line)
-            _say(f"worker {work.pid}, api {api.pid} and runner {runner.pid} started; Ctrl-C stops everything")
-            return _outlived({"worker": work, "api": api, "runner": runner})
+            pids = f"{worker_process.pid}, {api.pid} and {runner.pid}"
+            _say(f"worker, API and runner are running as processes {pids}; Ctrl-C stops everything")
+            return _wait_for_exit({"worker": worker_process, "api": api, "runner": runner})
 
 
-def _runner(data: Path, url: str) -> dict[str, str]:
-    """The runner's settings. Its agents find the Python that we run with, whether or not that is on our path."""
+def _runner_settings(data: Path, url: str) -> dict[str, str]:
+    """Return the runner's settings; its PATH includes the folder of this Python, so that example agents find it."""
     return {
         "TASKHERD_RUNNER_NAME": "dev",
         "TASKHERD_RUNNER_ROOT": str(_agents(data)),
@@ -129,35 +135,35 @@ def _runner(data: Path, url: str) -> dict[str, str]:
 
 
 @contextmanager
-def _agents_ended(data: Path) -> Iterator[None]:
-    """In the end, end the agents, which outlive their runner as they should anywhere else."""
+def _ending_agents(data: Path) -> Iterator[None]:
+    """End all agents after the block; they outlive their runner, here as in production."""
     try:
         yield
     finally:
         _end_agents(data)
 
 
-def _outlived(running: Mapping[str, subprocess.Popen[bytes]]) -> int:
-    """Wait until one of them ends by itself, and say so; its exit code, which is never 0."""
+def _wait_for_exit(running: Mapping[str, subprocess.Popen[bytes]]) -> int:
+    """Wait until one of the processes exits, and return its exit code, or 1 if that is 0."""
     while True:
         for name, process in running.items():
             code = process.poll()
             if code is not None:
-                _say(f"the {name} ended by itself with code {code}")
+                _say(f"the {name} exited unexpectedly with code {code}; its log above says why")
                 return code or 1
         time.sleep(_POLL_INTERVAL)
 
 
 def _await_port(process: subprocess.Popen[bytes], port: int) -> None:
-    deadline = time.monotonic() + _UP_WITHIN
+    deadline = time.monotonic() + _START_TIMEOUT
     while not ports.is_open(port):
         if process.poll() is not None or time.monotonic() > deadline:
-            raise Unavailable(f"the api does not listen on port {port}; its log above says why")
+            raise Unavailable(f"the API does not accept connections on port {port}; its log above says why")
         time.sleep(_POLL_INTERVAL)
 
 
-def _end_left(data: Path) -> None:
-    """End the processes of this folder that outlived a `taskherd dev` that was killed."""
+def _end_leftovers(data: Path) -> None:
+    """End processes of this folder that a killed ``taskherd dev`` left behind."""
     processes.end(processes.belonging_to(_home(data)), gently=signal.SIGTERM, within=_GRACE)
     _end_agents(data)
 
@@ -176,7 +182,7 @@ def _agents(data: Path) -> Path:
 
 @contextmanager
 def _one_interrupt() -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into KeyboardInterrupt and ignore further ones, so that teardown finishes."""
+    """Raise KeyboardInterrupt on the first SIGINT or SIGTERM and ignore further ones, so that the cleanup completes."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -184,15 +190,15 @@ def _one_interrupt() -> Iterator[None]:
         _say("stopping")
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-def _kept_secret(path: Path) -> str:
+def _secret_key(path: Path) -> str:
     if not path.exists():
         _write_private(path, secrets.token_hex(32))
     return path.read_text().strip()

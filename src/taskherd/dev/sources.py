@@ -1,4 +1,4 @@
-"""What a place that services come from has to offer, and the word for one that has nothing."""
+"""The interface of services that ``services.start`` provides, and the result of a source that has none."""
 
 from __future__ import annotations
 
@@ -8,88 +8,91 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """Why a service can't come from here."""
+    """The reason why a source cannot provide a service."""
 
     reason: str
 
 
-class Running(Protocol):
-    """A service that can be used until it is stopped."""
+class RunningService(Protocol):
+    """A service that is usable until it is stopped."""
 
     @property
     def url(self) -> str:
-        """Where it is reached."""
+        """The URL of the service, with its password."""
         ...
 
     @property
-    def described(self) -> str:
-        """One line that says what runs where; holds no password."""
+    def description(self) -> str:
+        """One line that says what runs where, without the password."""
         ...
 
     def stop(self) -> None:
-        """End it, if it is ours to end."""
+        """Stop the service if taskherd started it."""
         ...
 
 
-class Node(Running, Protocol):
-    """A service of our own, so that a test may break it."""
+class Node(RunningService, Protocol):
+    """A private service, which tests may kill and freeze."""
 
     @property
     def pid(self) -> int | None:
-        """The server's process id while it runs."""
+        """The server's process id, or None if it is not running."""
         ...
 
     def start(self) -> None:
-        """Start it with its data, and wait until it takes connections."""
+        """Start the server with its data, and wait until it accepts connections."""
         ...
 
     def restart(self) -> None:
-        """Start it again with its data, on the same port; a live one is stopped first."""
+        """Stop the server if it is running, and start it again with its data on the same port."""
         ...
 
     def kill(self) -> None:
-        """Kill -9 it, as a crash would."""
+        """Kill the server with SIGKILL, as a crash would."""
         ...
 
     def freeze(self) -> None:
-        """Hold it where it is: connections stay open and nothing answers."""
+        """Freeze the server: connections stay open and nothing answers."""
         ...
 
     def thaw(self) -> None:
-        """Let it go on."""
+        """Resume the server."""
         ...
 
 
 class Broker(Node, Protocol):
-    """A RabbitMQ of our own."""
+    """A private RabbitMQ."""
 
-    def ctl(self, *words: str, within: float = 30) -> str:
-        """What `rabbitmqctl` prints for these words; raises Unavailable when it fails or takes longer."""
+    def ctl(self, *arguments: str, within: float = 30) -> str:
+        """Run ``rabbitmqctl`` and return its output.
+
+        Raise ``Unavailable`` if it fails or takes longer than ``within`` seconds.
+        """
         ...
 
     def settle(self) -> None:
-        """Have the definitions of queues and exchanges on disk."""
+        """Write the definitions of queues and exchanges to disk."""
         ...
 
-    def define(self, definitions: bytes) -> None:
-        """Import users, rights and the like, in the JSON of RabbitMQ's definitions."""
+    def import_definitions(self, definitions: bytes) -> None:
+        """Import users, permissions and the like, in RabbitMQ's JSON format for definitions."""
         ...
 
 
 class Database(Node, Protocol):
-    """A PostgreSQL of our own."""
+    """A private PostgreSQL."""
 
     def abort(self) -> None:
-        """Have it shut down at once, without a checkpoint, so that the next start recovers."""
+        """Shut the server down immediately, without a checkpoint, so that the next start runs recovery."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class ExternalService:
-    """A service that somebody else runs, named by a setting."""
+    """A service that taskherd did not start, given by a setting."""
 
     url: str
-    described: str
+    description: str
 
     def stop(self) -> None:
-        """Leave it running, since it was there before us."""
+        """Do nothing: the service was not started by taskherd."""

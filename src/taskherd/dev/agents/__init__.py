@@ -1,1 +1,1 @@
-"""Agents of our own, which need neither a model nor a network: for the demo, for trying out, and as examples."""
+"""Example agents that need neither a model nor a network, for evaluation and the demo."""

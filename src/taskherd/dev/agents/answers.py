@@ -1,7 +1,8 @@
-"""An agent that answers questions: each input names a package of a Python project, and it counts what is in there.
+"""An example agent that answers questions: each input names a package, and the agent counts its lines and functions.
 
-`python -m taskherd.dev.agents.answers [FOLDER]`, where FOLDER holds the packages; taskherd's own by default. It speaks
-as an agent of the kind `stdio`: idle until something is sent to it, and done when that is `that is all`.
+Run it as ``python -m taskherd.dev.agents.answers [FOLDER]``; FOLDER contains the packages, by default taskherd's own.
+It is an agent of kind ``stdio``: it reports ``idle`` while it waits for input, and ``complete`` after the input
+``that is all``.
 """
 
 from __future__ import annotations
@@ -13,46 +14,47 @@ from typing import Final
 
 import taskherd
 
-MAX_QUESTIONS: Final = "that is all"
+LAST_INPUT: Final = "that is all"
+"""The input that completes the task."""
 
 
-def state(name: str, message: str) -> None:
-    """Say what we are doing."""
-    print(f'::taskherd state={name} message="{message}"', flush=True)
+def report(state: str, message: str) -> None:
+    """Report the agent's state to the runner, with a line of output."""
+    print(f'::taskherd state={state} message="{message}"', flush=True)
 
 
 def answer(folder: Path, question: str) -> str:
-    """What is in the package that the question names."""
+    """Return the size of the package that the question names, or the list of packages if there is none."""
     package = folder / question
     if not question.isidentifier() or not package.is_dir():
-        known = ", ".join(sorted(path.parent.name for path in folder.glob("*/__init__.py")))
-        return f"there is no package {question!r}; there are {known}"
-    kinds = {ast.FunctionDef: 0, ast.AsyncFunctionDef: 0, ast.ClassDef: 0}
+        names = ", ".join(sorted(path.parent.name for path in folder.glob("*/__init__.py")))
+        return f"there is no package {question!r}; choose one of: {names}"
+    counts = {ast.FunctionDef: 0, ast.AsyncFunctionDef: 0, ast.ClassDef: 0}
     lines = 0
     for path in package.rglob("*.py"):
         source = path.read_text()
         lines += source.count("\n")
         for node in ast.walk(ast.parse(source)):
-            if type(node) in kinds:
-                kinds[type(node)] += 1
-    functions, coroutines, classes = kinds.values()
+            if type(node) in counts:
+                counts[type(node)] += 1
+    functions, coroutines, classes = counts.values()
     return f"{question}: {lines} lines, {functions} functions, {coroutines} coroutines, {classes} classes"
 
 
 def main(folder: Path) -> int:
-    """Answer until it is enough; the exit status."""
+    """Answer questions until the last input or the end of stdin, and return the exit status."""
     answered = 0
-    state("idle", "Which package?")
+    report("idle", "Which package?")
     while question := sys.stdin.readline():
         question = question.strip()
-        if question == MAX_QUESTIONS:
+        if question == LAST_INPUT:
             break
-        state("working", f"Looking at {question}")
-        said = answer(folder, question)
-        print(said, flush=True)
+        report("working", f"Counting {question}")
+        text = answer(folder, question)
+        print(text, flush=True)
         answered += 1
-        state("idle", said)
-    state("complete", f"questions answered: {answered}")
+        report("idle", text)
+    report("complete", f"questions answered: {answered}")
     return 0
 
 
