@@ -1,4 +1,4 @@
-"""What is shipped, run for real; what a machine can't do is not collected there, and the header says so."""
+"""Tests of all that is shipped; files that need tools this machine lacks are not collected, the header lists them."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from tests.deploy import docker
 from tests.worker.conftest import alone  # noqa: F401 - a fixture
 
 collect_ignore: list[str] = []
-_NOT_HERE: dict[str, str] = {}
+_NOT_COLLECTED: dict[str, str] = {}
 
 if docker.missing():
-    _NOT_HERE["test_image.py"] = docker.missing()
+    _NOT_COLLECTED["test_image.py"] = docker.missing()
 if not docker.has_services():
-    _NOT_HERE["test_compose.py"] = docker.missing() or "the images of RabbitMQ and PostgreSQL are not there"
+    _NOT_COLLECTED["test_compose.py"] = docker.missing() or "the images of RabbitMQ and PostgreSQL are missing"
 if importlib.util.find_spec("helm_python") is None:
-    _NOT_HERE["test_helm.py"] = "Helm's library is made for Linux on x86-64"
+    _NOT_COLLECTED["test_helm.py"] = "the Helm library exists for Linux on x86-64 only"
 if shutil.which("promtool") is None and shutil.which("apt-get") is None:
-    _NOT_HERE["test_prometheus.py"] = "neither promtool nor apt-get, which could install it"
+    _NOT_COLLECTED["test_prometheus.py"] = "neither promtool nor apt-get to install it"
 if shutil.which("systemd-analyze") is None:
-    _NOT_HERE["test_systemd.py"] = "no systemd"
-collect_ignore.extend(_NOT_HERE)
+    _NOT_COLLECTED["test_systemd.py"] = "no systemd"
+collect_ignore.extend(_NOT_COLLECTED)
 
 
 def pytest_report_header() -> list[str]:
-    """Say which files were not collected, and why."""
-    return [f"tests/deploy/{name} not collected: {why}" for name, why in _NOT_HERE.items()]
+    """Return a line for each file that is not collected, with the reason."""
+    return [f"tests/deploy/{name} not collected: {reason}" for name, reason in _NOT_COLLECTED.items()]
 
 
 @pytest.fixture(scope="session")
 async def image() -> str:
-    """The image, built from this very source."""
+    """The name of the image, built from this checkout."""
     name = "taskherd:test"
     await docker.docker("build", "-q", "-t", name, ".", within=docker.BUILD_WITHIN)
     return name

@@ -1,4 +1,4 @@
-"""Docker's command line, and what of it this machine can do."""
+"""Run Docker commands, and find out what this machine supports."""
 
 from __future__ import annotations
 
@@ -15,29 +15,31 @@ from taskherd.dev import containers, docker_engine
 ROOT = Path(__file__).parents[2]
 BASE = "python:3.13-slim"
 BUILD_WITHIN = 900.0
+"""Maximum duration of a build of the image, in seconds."""
 PULL_WITHIN = 300.0
+"""Maximum duration of a pull, in seconds."""
 
 
 @cache
 def missing() -> str:
-    """Why no image can be built here; empty where one can."""
-    away = docker_engine.missing()
-    if away is not None:
-        return away.reason
+    """Return why no image can be built on this machine, or "" if it can."""
+    no_docker = docker_engine.missing()
+    if no_docker is not None:
+        return no_docker.reason
     if shutil.which("docker") is None:
-        return "an engine, but no docker command"
-    if not _has(BASE) and not _pulled(BASE):
-        return f"an engine, but {BASE} is not there and can't be pulled"
+        return "a Docker engine, but no docker command"
+    if not _has_image(BASE) and not _pull(BASE):
+        return f"the image {BASE} is missing and cannot be pulled"
     return ""
 
 
 @cache
 def has_services() -> bool:
-    """Whether the images of RabbitMQ and PostgreSQL are there, so that compose can start them."""
-    return not missing() and all(_has(image) for image in (containers.RABBITMQ_IMAGE, containers.POSTGRES_IMAGE))
+    """Return whether the images of RabbitMQ and PostgreSQL exist, so that compose can start them."""
+    return not missing() and all(_has_image(image) for image in (containers.RABBITMQ_IMAGE, containers.POSTGRES_IMAGE))
 
 
-def _pulled(image: str) -> bool:
+def _pull(image: str) -> bool:
     return (
         subprocess.run(
             ["docker", "pull", "-q", image], capture_output=True, timeout=PULL_WITHIN, check=False
@@ -46,22 +48,22 @@ def _pulled(image: str) -> bool:
     )
 
 
-def _has(image: str) -> bool:
+def _has_image(image: str) -> bool:
     return subprocess.run(["docker", "image", "inspect", image], capture_output=True, check=False).returncode == 0
 
 
-async def docker(*words: str, within: float = 60.0, cwd: Path = ROOT, fails: bool = False) -> str:
-    """Run a docker command and return what it printed; it must succeed, or fail if it `fails`."""
+async def docker(*arguments: str, within: float = 60.0, cwd: Path = ROOT, fails: bool = False) -> str:
+    """Run a docker command and return its output; it must succeed, or fail if ``fails`` is set."""
     process = await asyncio.create_subprocess_exec(
-        "docker", *words, cwd=cwd, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        "docker", *arguments, cwd=cwd, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
     async with asyncio.timeout(within):
         output, _ = await process.communicate()
-    assert bool(process.returncode) == fails, f"docker {' '.join(words)}: {output.decode(errors='replace')[-4000:]}"
+    assert bool(process.returncode) == fails, f"docker {' '.join(arguments)}: {output.decode(errors='replace')[-4000:]}"
     return output.decode(errors="replace").strip()
 
 
 async def inspect(container: str) -> dict[str, Any]:
-    """Everything that the engine knows of a container."""
-    found: dict[str, Any] = json.loads(await docker("inspect", container))[0]
-    return found
+    """Return the output of ``docker inspect`` for a container."""
+    details: dict[str, Any] = json.loads(await docker("inspect", container))[0]
+    return details

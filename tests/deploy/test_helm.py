@@ -1,4 +1,4 @@
-"""The chart, rendered by Helm itself: valid for Kubernetes, true to the settings and the security that we promise."""
+"""The Helm chart: its manifests are valid, hardened, and consistent with the settings."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ ALL = yaml.safe_load((Path(__file__).parent / "values-all.yaml").read_text())
 VALUES = {"default": {}, "all": ALL}
 OLDEST, NEWEST = "1.27", kubernetes_validate.latest_version()
 CUSTOM = {"ServiceMonitor", "PrometheusRule", "ScaledObject", "TriggerAuthentication"}
-"""Kinds that Kubernetes itself has no schema for."""
+"""Custom resource kinds, for which Kubernetes has no schema."""
 
 Manifest = dict[str, Any]
 every_values = pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
 
 
 def render(values: Manifest) -> list[Manifest]:
-    """Every manifest of the chart with these values."""
+    """Return every manifest of the chart with these values."""
     with helm.Chart.load(str(CHART)) as chart:
         rendered = chart.render(values, name="taskherd", namespace="prod")
     files = (text for path, text in rendered.items() if path.endswith(".yaml"))
@@ -35,39 +35,39 @@ def render(values: Manifest) -> list[Manifest]:
 
 
 def kinds(manifests: list[Manifest], *wanted: str) -> Iterator[Manifest]:
-    """The manifests of some kinds."""
+    """Return the manifests of some kinds."""
     return (manifest for manifest in manifests if manifest["kind"] in wanted)
 
 
 def pods(manifests: list[Manifest]) -> Iterator[tuple[str, Manifest]]:
-    """The name of every workload, and the spec of its pods."""
+    """Yield the name of every workload, and the spec of its pods."""
     for workload in kinds(manifests, "Deployment", "StatefulSet", "Job"):
         yield workload["metadata"]["name"], workload["spec"]["template"]["spec"]
 
 
 def environment(pod: Manifest) -> dict[str, str]:
-    """The environment of a pod's container."""
+    """Return the environment of a pod's container."""
     return {each["name"]: each["value"] for each in pod["containers"][0]["env"]}
 
 
 @every_values
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
 def test_every_manifest_is_valid(values: Manifest, version: str) -> None:
-    """Kubernetes' own schemas, of the oldest version that the chart is for and of the newest, accept each manifest."""
+    """Each manifest is valid under the schemas of the oldest supported and of the newest Kubernetes."""
     for manifest in render(values):
         if manifest["kind"] not in CUSTOM:
             kubernetes_validate.validate(manifest, version, strict=True)
 
 
-def test_all_options_are_on_in_the_values_that_switch_all_on() -> None:
-    """With everything switched on, every kind that the chart knows is there."""
-    ours = "Deployment StatefulSet Job Service ServiceAccount PodDisruptionBudget NetworkPolicy Ingress ConfigMap"
-    assert {manifest["kind"] for manifest in render(ALL)} == {*CUSTOM, *ours.split()}
+def test_the_values_with_all_options_render_every_kind() -> None:
+    """With all options switched on, the chart renders every kind of resource."""
+    builtin = "Deployment StatefulSet Job Service ServiceAccount PodDisruptionBudget NetworkPolicy Ingress ConfigMap"
+    assert {manifest["kind"] for manifest in render(ALL)} == {*CUSTOM, *builtin.split()}
 
 
 @every_values
-def test_pods_may_do_nothing_that_they_need_not(values: Manifest) -> None:
-    """Not root, no capability, nothing writable but what is mounted for it, no access to Kubernetes, bounded memory."""
+def test_pods_have_minimal_privileges(values: Manifest) -> None:
+    """No root, no capabilities, no writable root file system, no access to Kubernetes, limited memory."""
     for name, pod in pods(render(values)):
         assert pod["securityContext"]["runAsNonRoot"], name
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
@@ -82,19 +82,19 @@ def test_pods_may_do_nothing_that_they_need_not(values: Manifest) -> None:
 
 
 @every_values
-def test_secrets_are_files_and_every_process_has_its_own(values: Manifest) -> None:
-    """No secret is in an environment, and no two processes share one."""
+def test_secrets_are_files_and_not_shared(values: Manifest) -> None:
+    """No secret is in the environment, and no two processes share a secret."""
     secrets = {}
     for name, pod in pods(render(values)):
-        given = environment(pod)
-        assert not {"TASKHERD_DATABASE_URL", "TASKHERD_AMQP_URL", "TASKHERD_SECRET_KEY"} & given.keys()
+        variables = environment(pod)
+        assert not {"TASKHERD_DATABASE_URL", "TASKHERD_AMQP_URL", "TASKHERD_SECRET_KEY"} & variables.keys()
         secrets[name] = next(volume["secret"]["secretName"] for volume in pod["volumes"] if volume["name"] == "secrets")
     assert len(set(secrets.values())) == len(secrets) == 4
 
 
 @every_values
-def test_kubernetes_waits_longer_than_a_process_needs(values: Manifest) -> None:
-    """The grace period of each pod is longer than TASKHERD_GRACE, which is what the values say."""
+def test_the_grace_period_of_a_pod_exceeds_that_of_the_process(values: Manifest) -> None:
+    """The grace period of each pod is longer than TASKHERD_GRACE, which equals the chart's value."""
     for name, pod in pods(render(values)):
         if not name.endswith("-migrate"):
             grace = durations.parse(environment(pod)["TASKHERD_GRACE"])
@@ -103,39 +103,40 @@ def test_kubernetes_waits_longer_than_a_process_needs(values: Manifest) -> None:
 
 
 @every_values
-def test_settings_of_the_chart_are_settings(values: Manifest) -> None:
-    """Every variable that the chart sets is one, and its value one that taskherd takes."""
+def test_the_chart_sets_valid_settings(values: Manifest) -> None:
+    """Every variable that the chart sets is a setting with a valid value."""
     for name, pod in pods(render(values)):
-        given = environment(pod)
-        assert unknown_variables(given) == (), name
-        chosen: dict[str, Any] = {
+        variables = environment(pod)
+        assert unknown_variables(variables) == (), name
+        settings: dict[str, Any] = {
             variable.removeprefix("TASKHERD_").lower(): value
-            for variable, value in given.items()
+            for variable, value in variables.items()
             if variable.startswith("TASKHERD_") and not variable.endswith("_FILE")
         }
-        Settings(**chosen)
+        Settings(**settings)
 
 
 @every_values
-def test_a_runner_has_nothing_that_its_agents_must_not_see(values: Manifest) -> None:
-    """Of secrets it has RabbitMQ's URL alone, no policy lets it to the database, and it knows where the api is."""
+def test_a_runner_has_no_secret_but_the_broker_url(values: Manifest) -> None:
+    """A runner has no other secret, no network access to the database, and the URL of the API for its agents."""
     manifests = render(values)
     pod = next(pod for name, pod in pods(manifests) if name.endswith("-runner"))
-    given = environment(pod)
-    assert {name for name in given if name.endswith("_FILE")} == {"TASKHERD_AMQP_URL_FILE"}
+    variables = environment(pod)
+    assert {name for name in variables if name.endswith("_FILE")} == {"TASKHERD_AMQP_URL_FILE"}
     secret = next(volume["secret"] for volume in pod["volumes"] if volume["name"] == "secrets")
     assert [item["path"] for item in secret["items"]] == ["amqp-url"]
     service = next(each for each in kinds(manifests, "Service") if each["metadata"]["name"].endswith("-api"))
     assert (
-        given["TASKHERD_AGENT_API_URL"] == f"http://{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
+        variables["TASKHERD_AGENT_API_URL"]
+        == f"http://{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
     )
     policy = next(each for each in kinds(manifests, "NetworkPolicy") if each["metadata"]["name"].endswith("-runner"))
     assert 5432 not in {port["port"] for rule in policy["spec"]["egress"] for port in rule.get("ports", ())}
 
 
 @every_values
-def test_probes_mean_what_they_say(values: Manifest) -> None:
-    """Alive asks only whether the process answers, ready whether it works, both on the port that the process opens."""
+def test_the_probes_use_the_operations_port(values: Manifest) -> None:
+    """Startup and liveness probes query /livez, readiness probes /readyz, on the port that the process opens."""
     for name, pod in pods(render(values)):
         if name.endswith("-migrate"):
             continue
@@ -147,8 +148,8 @@ def test_probes_mean_what_they_say(values: Manifest) -> None:
 
 
 @every_values
-def test_the_schema_is_migrated_before_anything_starts(values: Manifest) -> None:
-    """The job is a hook before install and upgrade, and the processes themselves never migrate."""
+def test_the_schema_is_migrated_before_the_processes_start(values: Manifest) -> None:
+    """The migration job is a hook before install and upgrade, and the processes never migrate."""
     manifests = render(values)
     (job,) = kinds(manifests, "Job")
     assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
@@ -157,17 +158,17 @@ def test_the_schema_is_migrated_before_anything_starts(values: Manifest) -> None
         assert name.endswith("-migrate") or environment(pod)["TASKHERD_MIGRATE"] == "never"
 
 
-def test_a_processes_settings_win_over_those_for_all() -> None:
-    """What a process is given for itself counts, the rest is common."""
-    found = {name: environment(pod) for name, pod in pods(render(ALL))}
-    assert found["herd-worker"]["TASKHERD_LOG_LEVEL"] == "info"
-    assert found["herd-api"]["TASKHERD_LOG_LEVEL"] == "debug"
-    assert found["herd-worker"]["TASKHERD_AGENT_LOST_AFTER"] == "45s"
-    assert found["herd-worker"]["TASKHERD_REPORT_PARTITIONS"] == "12"
+def test_settings_of_one_process_override_common_settings() -> None:
+    """A setting for one process overrides the setting for all."""
+    environments = {name: environment(pod) for name, pod in pods(render(ALL))}
+    assert environments["herd-worker"]["TASKHERD_LOG_LEVEL"] == "info"
+    assert environments["herd-api"]["TASKHERD_LOG_LEVEL"] == "debug"
+    assert environments["herd-worker"]["TASKHERD_AGENT_LOST_AFTER"] == "45s"
+    assert environments["herd-worker"]["TASKHERD_REPORT_PARTITIONS"] == "12"
 
 
-def test_keda_counts_every_queue_that_workers_read() -> None:
-    """The expression takes reports, every partition and the commands of this prefix, and no other queue."""
+def test_keda_counts_the_queues_that_workers_consume() -> None:
+    """The pattern matches reports, every partition and the commands of this prefix, and no other queue."""
     manifests = render(ALL)
     (scaled,) = kinds(manifests, "ScaledObject")
     pattern = re.compile(scaled["spec"]["triggers"][0]["metadata"]["queueName"])
@@ -180,8 +181,8 @@ def test_keda_counts_every_queue_that_workers_read() -> None:
     assert scaled["spec"]["scaleTargetRef"]["name"] == "herd-worker"
 
 
-def test_the_rules_and_the_dashboard_are_those_that_are_tested() -> None:
-    """The chart ships the very rules of deploy/prometheus, with the runbook's address, and the dashboard."""
+def test_the_chart_ships_the_tested_rules_and_dashboard() -> None:
+    """The chart contains the rules of deploy/prometheus, with the URL of the runbook, and the dashboard."""
     manifests = render(ALL)
     (rule,) = kinds(manifests, "PrometheusRule")
     groups = [
@@ -189,8 +190,10 @@ def test_the_rules_and_the_dashboard_are_those_that_are_tested() -> None:
         for path in ("worker", "api", "runner")
         for group in yaml.safe_load((ROOT / "deploy" / "prometheus" / "rules" / f"{path}.yml").read_text())["groups"]
     ]
-    told = yaml.safe_load(yaml.safe_dump(groups).replace("docs/runbook.md", "https://runbooks.example.com/taskherd"))
-    assert rule["spec"]["groups"] == told
+    expected = yaml.safe_load(
+        yaml.safe_dump(groups).replace("docs/runbook.md", "https://runbooks.example.com/taskherd")
+    )
+    assert rule["spec"]["groups"] == expected
     (dashboard,) = kinds(manifests, "ConfigMap")
     assert dashboard["data"]["taskherd.json"] == (ROOT / "deploy" / "grafana" / "taskherd.json").read_text()
     monitors = {
@@ -212,15 +215,15 @@ def test_the_rules_and_the_dashboard_are_those_that_are_tested() -> None:
     ],
     ids=str,
 )
-def test_values_that_make_no_sense_are_refused(values: Manifest) -> None:
-    """values.schema.json refuses typos, secrets among the settings, and numbers out of bounds."""
+def test_invalid_values_are_rejected(values: Manifest) -> None:
+    """values.schema.json rejects typos, secrets among the settings, and numbers out of range."""
     with helm.Chart.load(str(CHART)) as chart, pytest.raises(helm.HelmError):
         chart.validate_schema(chart.merge_values(values))
 
 
 @every_values
-def test_values_that_make_sense_are_taken(values: Manifest) -> None:
-    """The schema accepts the defaults and all options; Helm's own lint has no complaint."""
+def test_valid_values_are_accepted(values: Manifest) -> None:
+    """The schema accepts the defaults and all options; ``helm lint`` reports no error."""
     with helm.Chart.load(str(CHART)) as chart:
         chart.validate_schema(chart.merge_values(values))
     assert helm.lint(str(CHART))["errors"] == []

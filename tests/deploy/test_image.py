@@ -1,4 +1,4 @@
-"""The container image, run as it is meant to be: without root, capabilities, or a disk to write to."""
+"""The container image, run as intended: without root, capabilities or a writable file system."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ HARDENED = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privil
 
 
 @pytest.fixture
-def given(database_url: str, amqp_url: str, amqp_prefix: str) -> list[str]:
-    """The options that give a container its settings."""
+def environment(database_url: str, amqp_url: str, amqp_prefix: str) -> list[str]:
+    """Docker options that pass the settings to a container."""
     settings = {
         "DATABASE_URL": database_url,
         "AMQP_URL": amqp_url,
@@ -33,7 +33,7 @@ def given(database_url: str, amqp_url: str, amqp_prefix: str) -> list[str]:
 
 @pytest.fixture
 async def container() -> AsyncIterator[str]:
-    """The name of a container that does not outlive the test."""
+    """The name for a container, which is removed after the test."""
     name = f"taskherd-test-{uuid.uuid4().hex[:8]}"
     yield name
     with suppress(AssertionError):
@@ -41,23 +41,23 @@ async def container() -> AsyncIterator[str]:
 
 
 @pytest.mark.parametrize("process", ["worker", "api", "runner"])
-async def test_a_process_in_a_container_gets_healthy_and_leaves_cleanly(
-    image: str, given: list[str], container: str, process: str
+async def test_a_process_becomes_healthy_and_exits_cleanly(
+    image: str, environment: list[str], container: str, process: str
 ) -> None:
-    """Read-only, without capabilities and root it gets healthy and ready, writes nothing, and ends with 0 on stop."""
-    await docker("run", "--rm", *HARDENED, *given, image, "topology", "apply")
-    if process == "runner":  # the folder of its tasks is the one place that it writes to
-        given = [*given, "-v", "/var/lib/taskherd", "--tmpfs", "/tmp", "-e", "TASKHERD_RUNNER_NAME=r1"]  # noqa: S108
-    await docker("run", "-d", "--name", container, *HARDENED, "--health-interval", "1s", *given, image, process)
+    """Read-only and unprivileged, it becomes healthy and ready, writes nothing, and exits with 0 on stop."""
+    await docker("run", "--rm", *HARDENED, *environment, image, "topology", "apply")
+    if process == "runner":  # it writes to the folder of its tasks only
+        environment = [*environment, "-v", "/var/lib/taskherd", "--tmpfs", "/tmp", "-e", "TASKHERD_RUNNER_NAME=r1"]  # noqa: S108
+    await docker("run", "-d", "--name", container, *HARDENED, "--health-interval", "1s", *environment, image, process)
 
-    def healthy(seen: dict[str, Any]) -> bool:
-        assert seen["State"]["Running"], seen["State"]
-        return bool(seen["State"]["Health"]["Status"] == "healthy")
+    def is_healthy(details: dict[str, Any]) -> bool:
+        assert details["State"]["Running"], details["State"]
+        return bool(details["State"]["Health"]["Status"] == "healthy")
 
-    seen = await until(lambda: inspect(container), healthy, 60)
-    assert seen["Config"]["User"] == "10001:10001"
-    ask = ("exec", container, "python", "-m", "taskherd.observability.health", "--ready")
-    await until(lambda: _answer(*ask), lambda said: '"ready": true' in said, 30)
+    details = await until(lambda: inspect(container), is_healthy, 60)
+    assert details["Config"]["User"] == "10001:10001"
+    query = ("exec", container, "python", "-m", "taskherd.observability.health", "--ready")
+    await until(lambda: _output(*query), lambda output: '"ready": true' in output, 30)
     assert (await docker("exec", container, "cat", "/proc/1/cmdline")).split("\0")[1:3] == [
         "/opt/taskherd/bin/taskherd",
         process,
@@ -68,36 +68,36 @@ async def test_a_process_in_a_container_gets_healthy_and_leaves_cleanly(
     assert f"{process} ended" in await docker("logs", container)
 
 
-async def test_the_health_check_tells_a_process_that_does_not_answer(image: str, container: str) -> None:
-    """Where nothing listens the check fails and says so."""
-    said = await docker(
+async def test_the_health_check_fails_if_no_process_answers(image: str, container: str) -> None:
+    """If nothing listens on the port, the health check fails and says so."""
+    output = await docker(
         "run", "--name", container, *HARDENED, "-e", f"TASKHERD_OPS_PORT={ports.claim([None])[0]}",
         "--entrypoint", "python", image, "-m", "taskherd.observability.health",
         fails=True,
     )  # fmt: skip
-    assert "no answer on port" in said
+    assert "no answer on port" in output
 
 
-@pytest.mark.parametrize("words", [["db", "upgrade"], ["db", "check"], ["topology", "apply"]], ids=" ".join)
-async def test_the_image_is_the_migration_job_too(
-    image: str, given: list[str], container: str, words: list[str]
+@pytest.mark.parametrize("command", [["db", "upgrade"], ["db", "check"], ["topology", "apply"]], ids=" ".join)
+async def test_the_image_runs_the_setup_commands(
+    image: str, environment: list[str], container: str, command: list[str]
 ) -> None:
-    """The same image migrates, checks and declares."""
-    await docker("run", "--name", container, *HARDENED, *given, image, *words)
+    """The image also migrates and checks the schema and declares the topology."""
+    await docker("run", "--name", container, *HARDENED, *environment, image, *command)
 
 
-async def test_nothing_to_build_with_is_in_the_image(image: str, container: str) -> None:
-    """No compiler, git or make, and neither pip nor a build backend beside the dependencies."""
-    look = "for tool in gcc cc make git; do command -v $tool; done; ls /opt/taskherd/bin /opt/taskherd/lib/*/*"
-    found = (await docker("run", "--name", container, *HARDENED, "--entrypoint", "sh", image, "-c", look)).split()
+async def test_the_image_contains_no_build_tools(image: str, container: str) -> None:
+    """The image has no compiler, git, make, pip or build backend."""
+    script = "for tool in gcc cc make git; do command -v $tool; done; ls /opt/taskherd/bin /opt/taskherd/lib/*/*"
+    found = (await docker("run", "--name", container, *HARDENED, "--entrypoint", "sh", image, "-c", script)).split()
     assert "taskherd" in found
     assert not {"/usr/bin/gcc", "/usr/bin/cc", "/usr/bin/make", "/usr/bin/git", "pip", "hatchling", "setuptools"} & set(
         found
     )
 
 
-async def _answer(*words: str) -> str:
+async def _output(*arguments: str) -> str:
     try:
-        return await docker(*words)
+        return await docker(*arguments)
     except AssertionError as error:
         return str(error)

@@ -1,4 +1,4 @@
-"""Rules and dashboard: they do what they say, name only what there is, and lead to a runbook that knows them."""
+"""Alerting rules and dashboard: they work, use only metrics that exist, and link to the runbook."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ DASHBOARD = ROOT / "deploy" / "grafana" / "taskherd.json"
 PROCESSES = ("worker", "api", "runner")
 AGENT = json.dumps({"command": ["echo", "Done"], "idle_after": 0.5})
 NOWHERE = json.dumps({"pool": "nowhere"})
-"""What tells a runner to leave a task to the test."""
+"""The ``run`` of a template whose pool has no runner, so that the test reports for the task."""
 SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
 NAME = re.compile(r"\b(?:taskherd[_:]|process_)[a-z0-9_:]*")
 FINE_WHEN_EMPTY = ("ALERTS",)
@@ -45,7 +45,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """Debian's Prometheus."""
+    """The paths of Debian's Prometheus programs."""
 
     prometheus: str
     promtool: str
@@ -53,7 +53,7 @@ class Tools:
 
 @pytest.fixture(scope="session")
 def tools(announce: Callable[[str], None]) -> Tools:
-    """Prometheus and promtool of this machine, installed where they are missing."""
+    """Prometheus and promtool of this machine; installed if they are missing."""
     if shutil.which("promtool") is None:
         missing = apt.install("prometheus", announce)
         assert not isinstance(missing, Missing), missing
@@ -61,45 +61,48 @@ def tools(announce: Callable[[str], None]) -> Tools:
 
 
 def rules() -> Iterator[dict[str, Any]]:
-    """Every rule of every file."""
+    """Yield every rule of every file."""
     for path in RULES:
         for group in yaml.safe_load(path.read_text())["groups"]:
             yield from group["rules"]
 
 
 def alerts() -> dict[str, dict[str, Any]]:
-    """The alerts by name."""
+    """Return the alerts by name."""
     return {rule["alert"]: rule for rule in rules() if "alert" in rule}
 
 
 def panels() -> Iterator[tuple[str, str]]:
-    """The title and each expression of every panel of the dashboard."""
+    """Yield title and expression of every query of the dashboard."""
     for panel in json.loads(DASHBOARD.read_text())["panels"]:
         for target in panel.get("targets", ()):
             yield panel["title"], target["expr"]
 
 
-def test_promtool_accepts_the_rules_and_finds_that_they_do_what_they_say(tools: Tools) -> None:
-    """`promtool` checks the rules and the configuration, and runs every unit test of the rules."""
+def test_promtool_accepts_the_rules_and_their_unit_tests_pass(tools: Tools) -> None:
+    """``promtool`` accepts rules and configuration, and every unit test of the rules passes."""
     files = [str(path) for path in RULES]
-    for words in (["check", "rules", "--lint-fatal", *files], ["check", "config", str(PROMETHEUS / "prometheus.yml")]):
-        done = subprocess.run([tools.promtool, *words], capture_output=True, text=True, timeout=60, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+    for arguments in (
+        ["check", "rules", "--lint-fatal", *files],
+        ["check", "config", str(PROMETHEUS / "prometheus.yml")],
+    ):
+        process = subprocess.run([tools.promtool, *arguments], capture_output=True, text=True, timeout=60, check=False)
+        assert process.returncode == 0, process.stdout + process.stderr
     tests = [str(path) for path in UNIT_TESTS]
-    done = subprocess.run(
+    process = subprocess.run(
         [tools.promtool, "test", "rules", *tests], capture_output=True, text=True, timeout=60, check=False
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert process.returncode == 0, process.stdout + process.stderr
 
 
-def test_every_alert_is_seen_to_fire_and_to_keep_quiet() -> None:
-    """There is a unit test of each alert in both directions."""
+def test_every_alert_has_unit_tests_that_fire_and_keep_quiet() -> None:
+    """Each alert has a unit test in which it fires and one in which it does not."""
     names = {each["name"] for path in UNIT_TESTS for each in yaml.safe_load(path.read_text())["tests"]}
     assert names == {f"{alert} {word}" for alert in alerts() for word in ("fires", "keeps quiet")}
 
 
-def test_every_alert_leads_to_its_page_in_the_runbook() -> None:
-    """Each alert's link is a heading of the runbook, which has no other, and the operations page lists it."""
+def test_every_alert_links_to_its_section_in_the_runbook() -> None:
+    """Each alert links to a section of the runbook, which has no others, and the operations page lists each alert."""
     runbook = (ROOT / "docs" / "runbook.md").read_text()
     operations = (ROOT / "docs" / "operations.md").read_text()
     headings = re.findall(r"(?m)^## (Taskherd\w+)$", runbook)
@@ -110,8 +113,8 @@ def test_every_alert_leads_to_its_page_in_the_runbook() -> None:
         assert rule["labels"]["severity"] in {"critical", "warning"}
 
 
-def test_the_dashboard_asks_the_five_questions_in_order() -> None:
-    """From top to bottom: moving, keeping up, healthy, fast, broken."""
+def test_the_dashboard_has_five_sections_in_order() -> None:
+    """From top to bottom: task progress, worker load, agent health, API speed, problems."""
     rows = [panel["title"] for panel in json.loads(DASHBOARD.read_text())["panels"] if panel["type"] == "row"]
     assert rows == [
         "Are tasks moving?",
@@ -122,52 +125,52 @@ def test_the_dashboard_asks_the_five_questions_in_order() -> None:
     ]
 
 
-class Server:
+class PrometheusServer:
     """A Prometheus that scrapes the processes of this test."""
 
     def __init__(self, port: int) -> None:
         self._base = f"http://127.0.0.1:{port}/api/v1/"
 
-    async def ask(self, path: str, **query: str) -> Any:
-        """The data of an answer; an error of the server is one here."""
+    async def get(self, path: str, **query: str) -> Any:
+        """Return the data of a response, which must be a success."""
         url = f"{self._base}{path}?{urllib.parse.urlencode(query)}"
 
         def fetch() -> Any:
-            with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310 - our own server
-                return json.load(answer)
+            with urllib.request.urlopen(url, timeout=10) as response:  # noqa: S310 - the server of this test
+                return json.load(response)
 
-        answered = await asyncio.to_thread(fetch)
-        assert answered["status"] == "success", answered
-        return answered["data"]
+        document = await asyncio.to_thread(fetch)
+        assert document["status"] == "success", document
+        return document["data"]
 
     async def value(self, expression: str) -> list[Any]:
-        """The series that an expression gives now."""
-        found: list[Any] = (await self.ask("query", query=expression))["result"]
-        return found
+        """Return the current series of an expression."""
+        series: list[Any] = (await self.get("query", query=expression))["result"]
+        return series
 
     async def ready(self) -> bool:
-        """Whether it answers."""
+        """Return whether the server answers."""
         try:
-            await self.ask("status/runtimeinfo")
+            await self.get("status/runtimeinfo")
         except OSError:
             return False
         return True
 
     async def names(self) -> set[str]:
-        """Every metric that the scraped processes declare, with or without a sample, as queries name it."""
-        told = await self.ask("targets/metadata")
+        """Return the names of all metrics that the scraped processes declare, with the suffixes that queries use."""
+        families = await self.get("targets/metadata")
         return {
             family["metric"].removesuffix("_total") + suffix
-            for family in told
+            for family in families
             for suffix in SUFFIXES.get(family["type"], ("",))
-        } | {family["metric"] for family in told}
+        } | {family["metric"] for family in families}
 
 
 @pytest.fixture
-async def scraped(tools: Tools, alone: WorkerHarness, tmp_path: Path) -> AsyncIterator[Server]:
-    """Every process of taskherd that there is, a Prometheus with our rules that scrapes them, and something to see."""
+async def scraped(tools: Tools, alone: WorkerHarness, tmp_path: Path) -> AsyncIterator[PrometheusServer]:
+    """A Prometheus with the rules that scrapes a worker, an API and a runner, after some activity."""
     database_url, amqp_url = alone.urls
-    own = {
+    settings = {
         "TASKHERD_DATABASE_URL": database_url,
         "TASKHERD_AMQP_URL": amqp_url,
         "TASKHERD_AMQP_PREFIX": alone.prefix,
@@ -176,12 +179,12 @@ async def scraped(tools: Tools, alone: WorkerHarness, tmp_path: Path) -> AsyncIt
         "TASKHERD_RUNNER_ROOT": str(tmp_path / "runner"),
     }
     port, http, *ops = ports.claim([None] * (2 + len(PROCESSES)))
-    own["TASKHERD_API_PORT"] = str(http)
+    settings["TASKHERD_API_PORT"] = str(http)
     started: list[asyncio.subprocess.Process] = []
     try:
         for process, number in zip(PROCESSES, ops, strict=True):
-            environment = {**os.environ, **own, "TASKHERD_OPS_PORT": str(number)}
-            if process == "runner":  # as it is shipped: with neither database nor key
+            environment = {**os.environ, **settings, "TASKHERD_OPS_PORT": str(number)}
+            if process == "runner":  # as deployed: without database and key
                 del environment["TASKHERD_DATABASE_URL"], environment["TASKHERD_SECRET_KEY"]
             with (tmp_path / f"{process}.log").open("wb") as log:
                 started.append(
@@ -191,11 +194,11 @@ async def scraped(tools: Tools, alone: WorkerHarness, tmp_path: Path) -> AsyncIt
                 )
         targets = {f"taskherd-{process}": number for process, number in zip(PROCESSES, ops, strict=True)}
         started.append(await _prometheus(tools, tmp_path, port, targets))
-        server = Server(port)
+        server = PrometheusServer(port)
         await until(server.ready, bool, 30)
         await WorkerProcess(started[0], tmp_path / "worker.log").ready(30)
         await until(lambda: server.value('min_over_time(taskherd_drained{job="taskherd-worker"}[1m])'), bool, 30)
-        await _something_happens(alone, f"http://127.0.0.1:{http}/api/v2")
+        await _generate_activity(alone, f"http://127.0.0.1:{http}/api/v2")
         yield server
     finally:
         for running in started:
@@ -223,40 +226,40 @@ async def _prometheus(tools: Tools, folder: Path, port: int, targets: dict[str, 
         return await asyncio.create_subprocess_exec(tools.prometheus, *words, stdout=log, stderr=log)
 
 
-async def _something_happens(own: WorkerHarness, api: str) -> None:
-    """A task that a runner works on, asked for over HTTP; tasks of several states, a dead letter, a refused command."""
-    change = "UPDATE template_versions SET run = $1 WHERE id = $2"
-    await own.database.execute(change, AGENT, VERSION)
-    headers = {"Coder-Session-Token": await token_for(own.urls[0], "alice")}
+async def _generate_activity(harness: WorkerHarness, api: str) -> None:
+    """Run a task through the API; create tasks of several states, a dead letter and a refused command."""
+    statement = "UPDATE template_versions SET run = $1 WHERE id = $2"
+    await harness.database.execute(statement, AGENT, VERSION)
+    headers = {"Coder-Session-Token": await token_for(harness.urls[0], "alice")}
     async with httpx.AsyncClient(base_url=api, headers=headers, timeout=30) as client:
-        answer = await client.post("/tasks/me", json={"template_version_id": str(VERSION), "input": "Say so"})
-        task = uuid.UUID(answer.raise_for_status().json()["id"])
-        await own.until(lambda: own.state(task).get("state") == "complete")
+        response = await client.post("/tasks/me", json={"template_version_id": str(VERSION), "input": "Say so"})
+        task = uuid.UUID(response.raise_for_status().json()["id"])
+        await harness.until(lambda: harness.state(task).get("state") == "complete")
         assert (await client.get(f"/tasks/me/{task}")).is_success
-    await own.database.execute(change, NOWHERE, VERSION)
+    await harness.database.execute(statement, NOWHERE, VERSION)
     for _ in range(3):
-        await own.active()
-    task = await own.create()
-    await own.report(make_report("app.status", task, state="working", message="Reading"), {"type": "nonsense"})
-    await own.refused("task.pause", uuid.uuid4())
+        await harness.active()
+    task = await harness.create()
+    await harness.report(make_report("app.status", task, state="working", message="Reading"), {"type": "nonsense"})
+    await harness.refused("task.pause", uuid.uuid4())
 
 
-async def test_every_metric_that_rules_and_dashboard_name_is_scraped_from_the_real_processes(scraped: Server) -> None:
-    """A real Prometheus has each metric, each rule is well, and each panel has something to show."""
+async def test_rules_and_dashboard_use_only_metrics_that_exist(scraped: PrometheusServer) -> None:
+    """A Prometheus that scrapes real processes has each metric, each rule is healthy, and each panel shows data."""
     recorded = {rule["record"] for rule in rules() if "record" in rule}
     expressions = [(rule.get("record") or rule["alert"], rule["expr"]) for rule in rules()] + list(panels())
-    wanted = {name for _, expression in expressions for name in NAME.findall(expression)}
-    await until(scraped.names, lambda names: wanted <= names | recorded, 30)
+    used = {name for _, expression in expressions for name in NAME.findall(expression)}
+    await until(scraped.names, lambda names: used <= names | recorded, 30)
 
-    groups = await until(lambda: scraped.ask("rules"), lambda told: all(
-        rule["health"] == "ok" for group in told["groups"] for rule in group["rules"]
+    groups = await until(lambda: scraped.get("rules"), lambda answer: all(
+        rule["health"] == "ok" for group in answer["groups"] for rule in group["rules"]
     ), 30)  # fmt: skip
     assert {rule["name"] for group in groups["groups"] for rule in group["rules"]} == recorded | set(alerts())
 
     for title, expression in panels():
         series = await scraped.value(expression)
         if not expression.startswith(FINE_WHEN_EMPTY):
-            series = await until(lambda asked=expression: scraped.value(asked), bool, 60)  # type: ignore[misc]
+            series = await until(lambda query=expression: scraped.value(query), bool, 60)  # type: ignore[misc]
         assert series is not None, title
     letters = 'ALERTS{alertname="TaskherdDeadLetters", alertstate="firing"}'
     assert await until(lambda: scraped.value(letters), bool, 30)

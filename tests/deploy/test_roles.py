@@ -1,4 +1,4 @@
-"""Each process with the rights that we tell people to give it, and no others, in PostgreSQL and RabbitMQ."""
+"""Each process works with exactly the privileges in PostgreSQL and RabbitMQ that docs/operations.md gives it."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """A database and a vhost, set up as the documents say; URLs of its owner and of each part."""
+    """A database and a broker, set up as documented; ``database`` and ``amqp`` are the URLs of their owners."""
 
     database: str
     amqp: str
 
     def database_as(self, role: str) -> str:
-        """The database's URL for one role."""
+        """Return the database URL of a role."""
         return _as(self.database, role)
 
     def amqp_as(self, user: str) -> str:
-        """The broker's URL for one user."""
+        """Return the broker URL of a user."""
         return _as(self.amqp, f"taskherd-{user}")
 
 
@@ -68,17 +68,17 @@ async def _run(url: str, *scripts: str) -> None:
 
 @pytest.fixture
 async def installation(services: Services) -> AsyncIterator[Installation]:
-    """Roles, schema and grants, made in the order of docs/operations.md, each script twice."""
+    """Create roles, schema and grants in the order of docs/operations.md, running each script twice."""
     name = f"taskherd_roles_{uuid.uuid4().hex[:8]}"
     await _run(services.database_url, f'CREATE DATABASE "{name}"')
-    own = Installation(urlsplit(services.database_url)._replace(path=f"/{name}").geturl(), services.amqp_url)
+    installation = Installation(urlsplit(services.database_url)._replace(path=f"/{name}").geturl(), services.amqp_url)
     roles, grants = ((POSTGRES / file).read_text() for file in ("roles.sql", "grants.sql"))
     passwords = [f"ALTER ROLE {role} PASSWORD '{PASSWORD}'" for role in ROLES]
     try:
-        await _run(own.database, roles, roles, *passwords)
-        await migrate.upgrade_async(own.database_as("taskherd_migrator"))
-        await _run(own.database_as("taskherd_migrator"), grants, grants)
-        yield own
+        await _run(installation.database, roles, roles, *passwords)
+        await migrate.upgrade_async(installation.database_as("taskherd_migrator"))
+        await _run(installation.database_as("taskherd_migrator"), grants, grants)
+        yield installation
     finally:
         await _run(
             services.database_url, f'DROP DATABASE "{name}" WITH (FORCE)', *(f"DROP ROLE {role}" for role in ROLES)
@@ -86,120 +86,124 @@ async def installation(services: Services) -> AsyncIterator[Installation]:
 
 
 def _node(services: Services) -> Broker:
-    assert services.rabbit is not None, "users can be made only on a RabbitMQ of the test's own"
+    assert services.rabbit is not None, "users can be created only on a private RabbitMQ"
     return services.rabbit
 
 
-async def _users(services: Services, folder: Path, prefix: str) -> None:
-    """Make the users as an administrator would: one command's output into the other."""
+async def _create_users(services: Services, folder: Path, prefix: str) -> None:
+    """Create the users as an administrator would: import the output of users.py."""
     for user in USERS:
         (folder / user).write_text(PASSWORD + "\n")
     script = ROOT / "deploy" / "rabbitmq" / "users.py"
     command = [sys.executable, str(script), str(folder), prefix]
-    made = await asyncio.to_thread(subprocess.run, command, capture_output=True, timeout=30, check=True)
-    assert PASSWORD.encode() not in made.stdout
-    await asyncio.to_thread(_node(services).define, made.stdout)
+    process = await asyncio.to_thread(subprocess.run, command, capture_output=True, timeout=30, check=True)
+    assert PASSWORD.encode() not in process.stdout
+    await asyncio.to_thread(_node(services).import_definitions, process.stdout)
 
 
 @pytest.fixture
-async def watched(
+async def harness(
     installation: Installation, services: Services, amqp_prefix: str, tmp_path: Path
 ) -> AsyncIterator[WorkerHarness]:
-    """Users for this prefix, and somebody with all rights who listens."""
-    await _users(services, tmp_path, amqp_prefix)
-    async with external_harness(installation.database, installation.amqp, amqp_prefix) as own:
-        yield own
+    """A worker harness with all privileges, after the users for its prefix were created."""
+    await _create_users(services, tmp_path, amqp_prefix)
+    async with external_harness(installation.database, installation.amqp, amqp_prefix) as harness:
+        yield harness
 
 
-async def test_a_worker_with_its_own_rights_does_all_its_work(
-    installation: Installation, watched: WorkerHarness
-) -> None:
-    """Create, reports, logs, send, dead letters and delete, with the role and the user that are a worker's."""
-    rights = (installation.database_as("taskherd_worker"), installation.amqp_as("worker"))
-    all_rights, watched.urls = watched.urls, rights
-    async with running_worker(watched, migrate="never", report_partitions=2):
-        task = await watched.active()
-        await watched.report(
+async def test_a_worker_works_with_its_privileges(installation: Installation, harness: WorkerHarness) -> None:
+    """Create, reports, logs, send, dead letters and delete work with the role and the user of a worker."""
+    worker_urls = (installation.database_as("taskherd_worker"), installation.amqp_as("worker"))
+    owner_urls, harness.urls = harness.urls, worker_urls
+    async with running_worker(harness, migrate="never", report_partitions=2):
+        task = await harness.active()
+        await harness.report(
             make_report(
                 "task.log", task, build_number=1, entries=[{"id": 0, "type": "output", "content": "hi", "time": NOW}]
             ),
             make_report("app.status", task, state="idle", message="Done"),
             {"type": "nonsense"},
         )
-        await watched.until(lambda: watched.reasons() == ["unknown_type"])
-        assert (await watched.command("task.send", task, input="More"))["ok"]
-        assert (await watched.command("task.delete", task))["ok"]
-        await watched.until_row("SELECT count(*) FROM task_logs", is_=1)
-        await watched.until_metric(1, "taskherd_drained")
+        await harness.until(lambda: harness.reasons() == ["unknown_type"])
+        assert (await harness.command("task.send", task, input="More"))["ok"]
+        assert (await harness.command("task.delete", task))["ok"]
+        await harness.until_row("SELECT count(*) FROM task_logs", is_=1)
+        await harness.until_metric(1, "taskherd_drained")
         findings = [
             finding
-            for look in (check_database, check_broker)
-            async for finding in look(
+            for check in (check_database, check_broker)
+            async for finding in check(
                 Settings(
-                    database_url=rights[0], amqp_url=rights[1], amqp_prefix=watched.prefix, report_partitions=2,
-                    secret_key=SECRET,
+                    database_url=worker_urls[0], amqp_url=worker_urls[1], amqp_prefix=harness.prefix,
+                    report_partitions=2, secret_key=SECRET,
                 )
             )
         ]  # fmt: skip
         assert [finding for finding in findings if finding.state is FindingState.ERROR] == []
-    watched.urls = all_rights
+    harness.urls = owner_urls
 
 
-async def test_an_api_with_its_own_rights_does_all_its_work(installation: Installation, watched: WorkerHarness) -> None:
-    """Over HTTP: create, read, list, follow, send and delete, agents' reports, and a token's use, as an api's role."""
-    urls, watched.urls = watched.urls, (installation.database_as("taskherd_worker"), installation.amqp_as("worker"))
+async def test_an_api_works_with_its_privileges(installation: Installation, harness: WorkerHarness) -> None:
+    """Create, read, list, watch, send and delete over HTTP work with the role and the user of an API."""
+    owner_urls, harness.urls = (
+        harness.urls,
+        (installation.database_as("taskherd_worker"), installation.amqp_as("worker")),
+    )
     token = await token_for(installation.database_as("taskherd_migrator"), "alice")
-    rights = (installation.database_as("taskherd_api"), installation.amqp_as("api"))
+    api_urls = (installation.database_as("taskherd_api"), installation.amqp_as("api"))
     headers = {"Coder-Session-Token": token}
     async with (
-        running_worker(watched, migrate="never"),
-        running_api(*rights, watched.prefix, migrate="never") as api,
+        running_worker(harness, migrate="never"),
+        running_api(*api_urls, harness.prefix, migrate="never") as api,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{api.port}/api/v2", headers=headers, timeout=TIMEOUT) as client,
     ):
-        asked = {"template_version_id": str(VERSION), "input": "Say hello"}
-        made = (await client.post("/tasks/me", json=asked)).raise_for_status().json()
-        await watched.active(uuid.UUID(made["id"]))
-        assert (await client.get(f"/tasks/me/{made['id']}")).json()["status"] == "active"
-        assert [task["id"] for task in (await client.get("/tasks")).json()["tasks"]] == [made["id"]]
+        body = {"template_version_id": str(VERSION), "input": "Say hello"}
+        created = (await client.post("/tasks/me", json=body)).raise_for_status().json()
+        await harness.active(uuid.UUID(created["id"]))
+        assert (await client.get(f"/tasks/me/{created['id']}")).json()["status"] == "active"
+        assert [task["id"] for task in (await client.get("/tasks")).json()["tasks"]] == [created["id"]]
         assert (await client.get("/users/me")).json()["username"] == "alice"
-        assert (await client.get(f"/tasks/me/{made['id']}/logs")).status_code == 200
-        assert (await client.get(f"/workspacebuilds/{build_id(uuid.UUID(made['id']), 1)}")).status_code == 200
-        async with client.stream("GET", f"/tasks/me/{made['id']}/watch") as stream:
+        assert (await client.get(f"/tasks/me/{created['id']}/logs")).status_code == 200
+        assert (await client.get(f"/workspacebuilds/{build_id(uuid.UUID(created['id']), 1)}")).status_code == 200
+        async with client.stream("GET", f"/tasks/me/{created['id']}/watch") as stream:
             assert stream.status_code == 200
             async for line in stream.aiter_lines():
-                if made["id"] in line:
+                if created["id"] in line:
                     break
-        assert (await client.post(f"/tasks/me/{made['id']}/send", json={"input": "More"})).is_success
-        assert (await client.delete(f"/tasks/me/{made['id']}")).is_success
-    watched.urls = urls
-    await watched.until_row("SELECT count(*) FROM api_tokens WHERE last_used_at IS NOT NULL", is_=1)
+        assert (await client.post(f"/tasks/me/{created['id']}/send", json={"input": "More"})).is_success
+        assert (await client.delete(f"/tasks/me/{created['id']}")).is_success
+    harness.urls = owner_urls
+    await harness.until_row("SELECT count(*) FROM api_tokens WHERE last_used_at IS NOT NULL", is_=1)
 
 
-async def test_a_runner_with_its_own_rights_does_all_its_work(
-    installation: Installation, watched: WorkerHarness, tmp_path: Path
+async def test_a_runner_works_with_its_privileges(
+    installation: Installation, harness: WorkerHarness, tmp_path: Path
 ) -> None:
-    """It takes requests and reports, and after a restart asks for its tasks, as its RabbitMQ user, without database."""
-    urls, watched.urls = watched.urls, (installation.database_as("taskherd_worker"), installation.amqp_as("worker"))
-    async with running_worker(watched, migrate="never", request_backoff_first=0.5, request_backoff_most=1):
-        watched.urls = (urls[0], installation.amqp_as("runner"))
-        async with runner_harness(watched, tmp_path) as own:
-            first = await own.start()
-            task = await own.task("say:up", "sleep")
-            await own.until_output(task, "up")
+    """A runner executes requests, reports, and after a restart finds deleted tasks, with its RabbitMQ user alone."""
+    owner_urls, harness.urls = (
+        harness.urls,
+        (installation.database_as("taskherd_worker"), installation.amqp_as("worker")),
+    )
+    async with running_worker(harness, migrate="never", request_backoff_first=0.5, request_backoff_most=1):
+        harness.urls = (owner_urls[0], installation.amqp_as("runner"))
+        async with runner_harness(harness, tmp_path) as runners:
+            first = await runners.start()
+            task = await runners.task("say:up", "sleep")
+            await runners.until_output(task, "up")
             assert not any(line["event"] == "claim unanswered" for line in first.lines())
             await first.kill()
-            left = own.root / str(task)
-            assert left.exists()
-            await watched.database.execute("UPDATE tasks SET deleted_at = now() WHERE id = $1", task)
-            second = await own.start()
-            await eventually(lambda: not left.exists())
+            folder = runners.root / str(task)
+            assert folder.exists()
+            await harness.database.execute("UPDATE tasks SET deleted_at = now() WHERE id = $1", task)
+            second = await runners.start()
+            await eventually(lambda: not folder.exists())
             assert await second.leave() == 0
-    watched.urls = urls
+    harness.urls = owner_urls
 
 
-async def test_what_a_role_need_not_do_it_may_not(installation: Installation) -> None:
-    """A worker writes neither directory nor schema and sees no token; the api writes no task and makes no token."""
-    refused = {
+async def test_a_role_has_no_other_privileges(installation: Installation) -> None:
+    """A worker cannot write directory or schema or read tokens; an API cannot write tasks or create tokens."""
+    forbidden = {
         "taskherd_worker": (
             "UPDATE users SET name = ''",
             "CREATE TABLE x ()",
@@ -215,7 +219,7 @@ async def test_what_a_role_need_not_do_it_may_not(installation: Installation) ->
             "SELECT taskherd_drop_partitions('task_logs', 'today')",
         ),
     }
-    for role, statements in refused.items():
+    for role, statements in forbidden.items():
         connection = await asyncpg.connect(installation.database_as(role), timeout=10)
         await connection.fetch("SELECT count(*) FROM tasks")
         for statement in statements:
@@ -224,22 +228,22 @@ async def test_what_a_role_need_not_do_it_may_not(installation: Installation) ->
         await connection.close()
 
 
-async def test_a_provisioner_reports_and_does_nothing_else(installation: Installation, watched: WorkerHarness) -> None:
-    """It may publish reports; commands, reading reports and declaring are refused."""
-    prefix = watched.prefix
+async def test_a_provisioner_may_only_publish_reports(installation: Installation, harness: WorkerHarness) -> None:
+    """Publishing reports is permitted; commands, reading reports and declaring are refused."""
+    prefix = harness.prefix
     async with await aio_pika.connect(installation.amqp_as("provisioner"), timeout=10) as connection:
         channel = await connection.channel()
         reports = await channel.get_exchange(f"{prefix}.reports", ensure=False)
         await reports.publish(aio_pika.Message(b"{}"), "any", timeout=10)
         forbidden = (
-            lambda own: own.declare_queue(f"{prefix}.mine"),
-            lambda own: own.declare_exchange(f"{prefix}.mine"),
-            lambda own: _get(own, f"{prefix}.reports"),
-            lambda own: _publish(own, f"{prefix}.commands"),
+            lambda channel: channel.declare_queue(f"{prefix}.mine"),
+            lambda channel: channel.declare_exchange(f"{prefix}.mine"),
+            lambda channel: _get(channel, f"{prefix}.reports"),
+            lambda channel: _publish(channel, f"{prefix}.commands"),
         )
-        for deed in forbidden:
+        for operation in forbidden:
             with pytest.raises(AMQPError):
-                await deed(await connection.channel())
+                await operation(await connection.channel())
 
 
 NOW = "2026-01-01T00:00:00Z"

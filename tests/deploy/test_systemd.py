@@ -1,4 +1,4 @@
-"""The systemd units: systemd itself accepts them, and finds them closed."""
+"""The systemd units are valid and restrict what the processes can do."""
 
 from __future__ import annotations
 
@@ -14,50 +14,52 @@ from taskherd.settings import Settings, durations, unknown_variables
 UNITS = sorted((Path(__file__).parents[2] / "deploy" / "systemd").glob("*.service"))
 INSTALLED = "/opt/taskherd/bin/taskherd"
 MAX_EXPOSURE = 4.0
-"""Of 10; systemd calls up to 4 "OK"."""
+"""Maximum exposure level, of 10; systemd calls up to 4 "OK"."""
 
 every_unit = pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
 
 
 @pytest.fixture
-def here(unit: Path, tmp_path: Path) -> Path:
-    """The unit, with a program of this machine in place of ours."""
+def local_unit(unit: Path, tmp_path: Path) -> Path:
+    """A copy of the unit that starts a program of this machine, because taskherd is not installed under /opt."""
     copy = tmp_path / unit.name
     copy.write_text(unit.read_text().replace(INSTALLED, sys.executable))
     return copy
 
 
 @every_unit
-def test_systemd_accepts_the_unit(here: Path) -> None:
-    """`systemd-analyze verify` has nothing to say."""
-    command = ["systemd-analyze", "verify", "--man=no", str(here)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+def test_systemd_accepts_the_unit(local_unit: Path) -> None:
+    """``systemd-analyze verify`` reports no problem."""
+    command = ["systemd-analyze", "verify", "--man=no", str(local_unit)]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (process.returncode, process.stdout + process.stderr) == (0, "")
 
 
 @every_unit
-def test_the_unit_is_closed(here: Path) -> None:
-    """`systemd-analyze security` finds little that the process could do beside its work."""
-    command = ["systemd-analyze", "security", "--offline=true", "--no-pager", str(here)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    found = re.search(r"exposure level for \S+: ([0-9.]+)", done.stdout)
-    assert found is not None, done.stderr
-    assert float(found[1]) <= MAX_EXPOSURE
+def test_the_unit_is_hardened(local_unit: Path) -> None:
+    """``systemd-analyze security`` reports an exposure of at most ``MAX_EXPOSURE``."""
+    command = ["systemd-analyze", "security", "--offline=true", "--no-pager", str(local_unit)]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    level = re.search(r"exposure level for \S+: ([0-9.]+)", process.stdout)
+    assert level is not None, process.stderr
+    assert float(level[1]) <= MAX_EXPOSURE
 
 
 @every_unit
-def test_the_unit_gives_settings_that_there_are_and_time_to_end(unit: Path) -> None:
-    """Its variables are settings, its secrets are files, and systemd waits longer than the process needs."""
+def test_the_unit_sets_known_settings_and_a_sufficient_stop_timeout(unit: Path) -> None:
+    """All variables are settings, secrets come from files, and systemd waits longer than the grace period."""
     text = unit.read_text()
-    named = dict(word.split("=", 1) for line in re.findall(r"(?m)^Environment=(.*)$", text) for word in line.split())
+    variables = dict(
+        word.split("=", 1) for line in re.findall(r"(?m)^Environment=(.*)$", text) for word in line.split()
+    )
     process = unit.stem.removeprefix("taskherd-")
-    assert unknown_variables(named) == ()
-    assert all(value.startswith("%d/") for name, value in named.items() if name.endswith("_FILE"))
+    assert unknown_variables(variables) == ()
+    assert all(value.startswith("%d/") for name, value in variables.items() if name.endswith("_FILE"))
     if process != "migrate":
         stop = re.search(r"(?m)^TimeoutStopSec=(.*)$", text)
         assert stop is not None
         assert (
-            durations.parse(named["TASKHERD_GRACE"])
+            durations.parse(variables["TASKHERD_GRACE"])
             == Settings.model_fields["grace"].default
             < durations.parse(stop[1])
         )
