@@ -82,7 +82,7 @@ def _created(rows: Sequence[DemoTask], observations: Observations) -> Expectatio
 
 
 def _plain(rows: Sequence[DemoTask], evidence: Evidence) -> Expectation:
-    """An agent may fail, for example if it finds an error in the source; its task must then show the failure."""
+    """Check the agents without a special role: they may fail, if their tasks show the failure."""
     wrong = [row for row in rows if not _ended_as_reported(row, evidence)]
     states = ", ".join(f"{row.scenario.job} {row.state}" for row in rows)
     actual = "; ".join(_describe(row) for row in wrong) or states
@@ -195,7 +195,7 @@ def _adopted(observations: Observations) -> Expectation:
 def _agree(
     rows: Sequence[DemoTask], stored: Mapping[UUID, int], documents: Mapping[str, Mapping[str, Any]]
 ) -> Expectation:
-    """The last event of each task must have the stored version, and the content that the API returns."""
+    """Check that the last event of each task has the stored version and the content that the API returns."""
     different = [row.scenario.name for row in rows if row.task_id is None or stored.get(row.task_id) != row.version]
     different += [
         row.scenario.name

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Final
 
 import yaml
@@ -60,7 +57,7 @@ def run(data: Path = DATA) -> int:
     """
     console = _console()
     try:
-        with _one_interrupt(console):
+        with dev.interruptible(console.print):
             result = _run(data, console)
     except KeyboardInterrupt:
         console.print("interrupted: everything was stopped")
@@ -167,21 +164,3 @@ def _print_next_steps(console: Console, data: Path, *, private: bool) -> None:
     console.print(Text("\nTo explore the results:", style="bold"))
     for line in summary.next_steps(data, private=private):
         console.print(Text(f"  {line}"), soft_wrap=True)
-
-
-@contextmanager
-def _one_interrupt(console: Console) -> Iterator[None]:
-    """Raise KeyboardInterrupt on the first SIGINT or SIGTERM and ignore further ones, so that the cleanup completes."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
-        console.print("stopping")
-        raise KeyboardInterrupt
-
-    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

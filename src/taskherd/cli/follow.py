@@ -65,8 +65,8 @@ def watch(
         typer.Argument(metavar="[TASK]", help="Id, name, or owner/name of the task. Default: all your tasks."),
     ] = None,
     owner: Annotated[str, typer.Option("--owner", help="Without TASK: only tasks of this user.")] = "me",
-    everybody: Annotated[
-        bool, typer.Option("--all", help="Without TASK: all tasks you may see, whoever owns them.")
+    all_owners: Annotated[
+        bool, typer.Option("--all", help="Without TASK: tasks of all users, as far as you may see them.")
     ] = False,
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
@@ -76,7 +76,7 @@ def watch(
     """
     client = http.from_environment()
     path = (*tasks.path_of(task), "watch") if task else ("tasks", "watch")
-    query = None if task or everybody else {"q": f'owner:"{owner}"'}
+    query = None if task or all_owners else {"q": f'owner:"{owner}"'}
     for event in events.stream_events(client, *path, query=query, notice=_notice):
         if output is OutputFormat.JSON:
             task_output.line({"event": event.type, "id": event.id, "data": event.data})

@@ -112,7 +112,7 @@ def create(
 def list_(
     *,
     owner: Annotated[str, typer.Option("--owner", help="Only tasks of this user.")] = "me",
-    everybody: Annotated[bool, typer.Option("--all", help="All tasks you may see, whoever owns them.")] = False,
+    all_owners: Annotated[bool, typer.Option("--all", help="Tasks of all users, as far as you may see them.")] = False,
     status: Annotated[
         str | None,
         typer.Option("--status", help="Only tasks that are pending, initializing, active, paused, error or unknown."),
@@ -122,7 +122,7 @@ def list_(
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """List tasks, newest first."""
-    terms = {"owner": None if everybody else owner, "status": status, "organization": organization}
+    terms = {"owner": None if all_owners else owner, "status": status, "organization": organization}
     given = {key: value for key, value in terms.items() if value}
     documents = list(tasks.list_tasks(http.from_environment(), given, limit))
     if output is OutputFormat.JSON:

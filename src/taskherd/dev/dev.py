@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -39,13 +39,13 @@ def run(*, services_only: bool, data: Path = DATA) -> int:
         Misconfigured: if a service is not available, or another process uses the folder.
         Unavailable: if a service was found but does not start.
     """
-    with suppress(KeyboardInterrupt), _one_interrupt():
+    with suppress(KeyboardInterrupt), interruptible(_say):
         _end_leftovers(data)
         with services.start(data, announce=_say) as running:
             (ops_port,) = ports.claim([_OPS_PORT])
             environment = write_env(data, running, ops_port)
-            _say(f"to use taskherd in another terminal, run there: . {data}/env")
             if services_only:
+                _say_env(data)
                 _say("RabbitMQ and PostgreSQL are running; Ctrl-C stops both")
                 threading.Event().wait()
             prepare(running.database_url, {**os.environ, **environment})
@@ -119,6 +119,7 @@ def _serve(data: Path, environment: dict[str, str], ops_port: int) -> int:
             _await_port(api, api_port)
             for line in first_steps.lines(url, token):
                 _say(line)
+            _say_env(data)
             pids = f"{worker_process.pid}, {api.pid} and {runner.pid}"
             _say(f"worker, API and runner are running as processes {pids}; Ctrl-C stops everything")
             return _wait_for_exit({"worker": worker_process, "api": api, "runner": runner})
@@ -181,13 +182,16 @@ def _agents(data: Path) -> Path:
 
 
 @contextmanager
-def _one_interrupt() -> Iterator[None]:
-    """Raise KeyboardInterrupt on the first SIGINT or SIGTERM and ignore further ones, so that the cleanup completes."""
+def interruptible(announce: Callable[[str], None]) -> Iterator[None]:
+    """Raise KeyboardInterrupt on the first SIGINT or SIGTERM and ignore further ones, so that the cleanup completes.
+
+    ``announce`` is called with a line when that happens.
+    """
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
-        _say("stopping")
+        announce("stopping")
         raise KeyboardInterrupt
 
     previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -207,6 +211,10 @@ def _secret_key(path: Path) -> str:
 def _write_private(path: Path, content: str) -> None:
     path.touch(mode=0o600)
     path.write_text(content)
+
+
+def _say_env(data: Path) -> None:
+    _say(f"to use the taskherd command in another terminal, run there: . {data}/env")
 
 
 def _say(line: str) -> None:
