@@ -281,4 +281,4 @@ async def test_a_clock_set_back_while_no_worker_looked_holds_up_nothing(stage: C
 
 def jumps(worker: WorkerProcess) -> int:
     """How many jumps of the database's clock the worker has noticed."""
-    return sum(line.get("event") == "the database's clock jumped" for line in worker.lines())
+    return sum(line.get("event") == "database clock jumped" for line in worker.lines())

@@ -1,4 +1,4 @@
-"""Report outcomes and the reasons of dead letters: one list each, and nothing in them that does not occur."""
+"""Report outcomes and dead-letter reasons: one list of each, without entries that do not occur."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from taskherd.observability.metrics import Metrics
 SOURCES = Path(taskherd.__file__).parent
 ASYNCAPI = SOURCES.parents[1] / "docs" / "asyncapi.yaml"
 LISTS = {SOURCES / "domain" / "outcome.py", SOURCES / "messages" / "dead_letters.py"}
-"""Where reasons and outcomes are listed, which is no use of them."""
+"""The modules that define or describe them; a name in these does not count as a use."""
 
 
-def used(*enums: str) -> set[str]:
-    """The members of these enums that the code names, by the names under which modules import the enums."""
+def used_members(*enums: str) -> set[str]:
+    """Return the members of these enums that the code uses."""
     return {
         node.attr
         for path in SOURCES.rglob("*.py")
@@ -33,31 +33,33 @@ def used(*enums: str) -> set[str]:
     }
 
 
-def shown(headers: dict[str, Any]) -> str:
-    """The reason that ``taskherd dead`` shows for a letter that came with these headers."""
+def listed_reason(headers: dict[str, Any]) -> str:
+    """Return the reason that ``taskherd dead`` shows for a dead letter with these headers."""
     message: Any = SimpleNamespace(headers=headers, message_id=None, exchange="e", routing_key="k", body=b"")
     return dead_letters.decode(message).reason
 
 
-EMITTED = {DeadLetterReason[name] for name in used("DeadLetterReason") & set(DeadLetterReason.__members__)} | {
+EMITTED = {DeadLetterReason[name] for name in used_members("DeadLetterReason") & set(DeadLetterReason.__members__)} | {
     outcome.dead_letter_reason for outcome in ReportOutcome if outcome.dead_letter_reason
 }
 
 
-def test_every_reason_is_emitted_or_the_brokers() -> None:
-    """Each code is written by some part of taskherd, or it is shown for letters of others; none is both."""
+def test_every_reason_is_emitted_by_taskherd_or_by_the_broker() -> None:
+    """Each code belongs to one of the two, none to both."""
     assert EMITTED.isdisjoint(FOREIGN_REASONS)
     assert set(DeadLetterReason) == EMITTED | FOREIGN_REASONS
 
 
 @pytest.mark.parametrize("reason", sorted(FOREIGN_REASONS))
-def test_the_brokers_reasons_are_shown_as_it_writes_them(reason: DeadLetterReason) -> None:
-    """RabbitMQ's own reason is taken from ``x-death``; where that is missing too, it is unknown."""
-    assert shown({} if reason is DeadLetterReason.UNKNOWN else {"x-death": [{"reason": reason.value}]}) == reason
+def test_the_brokers_reasons_are_shown_unchanged(reason: DeadLetterReason) -> None:
+    """RabbitMQ's reason is read from ``x-death``; without that header the reason is unknown."""
+    assert (
+        listed_reason({} if reason is DeadLetterReason.UNKNOWN else {"x-death": [{"reason": reason.value}]}) == reason
+    )
 
 
-def test_the_contract_names_exactly_these_reasons() -> None:
-    """``docs/asyncapi.yaml`` lists every code once, and explains it."""
+def test_the_contract_lists_exactly_these_reasons() -> None:
+    """``docs/asyncapi.yaml`` lists and explains every code once."""
     schema = yaml.safe_load(ASYNCAPI.read_text(encoding="utf-8"))["components"]["schemas"]["DeadLetterReason"]
     assert sorted(schema["enum"]) == sorted(EMITTED | FOREIGN_REASONS)
     assert [line.split(":")[0] for line in schema["description"].splitlines()] == schema["enum"]
@@ -65,14 +67,14 @@ def test_the_contract_names_exactly_these_reasons() -> None:
 
 
 def test_every_outcome_occurs_and_is_counted() -> None:
-    """Each outcome is given to some report, under a label that the metric's description names, and to no other."""
-    assert used("ReportOutcome") == set(ReportOutcome.__members__)
+    """The code uses every outcome, and the metric's description names every label."""
+    assert used_members("ReportOutcome") == set(ReportOutcome.__members__)
     labels = {outcome.metric for outcome in ReportOutcome}
     assert labels == {"applied", "unchanged", "stale", "parked", "tombstone", "conflict", "invalid"}
-    (meaning,) = [each.meaning for each in Metrics().declared if each.name == "taskherd_reports_total"]
+    (meaning,) = [metric.meaning for metric in Metrics().declared if metric.name == "taskherd_reports_total"]
     assert labels <= set(meaning.replace(",", " ").replace(".", " ").split())
 
 
-def test_what_is_refused_is_explained() -> None:
-    """An outcome has a detail for people exactly where its report goes to the dead letters."""
+def test_rejected_reports_have_an_explanation() -> None:
+    """An outcome has a detail if and only if its report becomes a dead letter."""
     assert all(bool(outcome.detail) == bool(outcome.dead_letter_reason) for outcome in ReportOutcome)

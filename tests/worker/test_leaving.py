@@ -26,7 +26,7 @@ async def test_a_worker_that_waits_for_its_database_ends_with_0_on_sigterm(amqp_
     worker = await asyncio.create_subprocess_exec(*command, env={**os.environ, **own}, stderr=asyncio.subprocess.PIPE)
     assert worker.stderr is not None
     async with asyncio.timeout(TIMEOUT):
-        while b"database away" not in await worker.stderr.readline():
+        while b"database unavailable" not in await worker.stderr.readline():
             continue
         worker.terminate()
         await worker.stderr.read()

@@ -1,7 +1,6 @@
-"""The worker process: what it is made of, how it comes up, and how it leaves.
+"""The worker process: create its parts, start them, and stop them in order.
 
-Started in the order in which things stand on each other, stopped in the reverse: intake first, then what is in hand,
-then what is still to be told.
+On shutdown it first stops consuming, then finishes the batches in progress, then publishes the remaining changes.
 """
 
 from __future__ import annotations
@@ -57,16 +56,18 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-NEEDED = ("database_url", "amqp_url", "secret_key")
+REQUIRED_SETTINGS = ("database_url", "amqp_url", "secret_key")
 COMMANDS_PREFETCH = 200
 MAX_REPLIES = 1_000
-DELETE_FIRST = 5.0
-"""Seconds before a failed delete is asked for again the first time."""
+"""Maximum length of the queue of replies to this worker's probes."""
+
+DELETE_RETRY_AFTER = 5.0
+"""Seconds until a failed delete is requested again for the first time."""
 
 
 def main(settings: Settings) -> None:
-    """Run a worker until SIGTERM or SIGINT. Raises Misconfigured before anything is begun."""
-    missing = [name for name in NEEDED if not getattr(settings, name)]
+    """Run a worker until SIGTERM or SIGINT. Raises ``Misconfigured`` before it connects to anything."""
+    missing = [name for name in REQUIRED_SETTINGS if not getattr(settings, name)]
     if missing:
         raise Misconfigured(missing[0], "must be set for a worker")
     logs.configure(settings.log_level, settings.log_format, secrets=settings.secrets)
@@ -77,7 +78,7 @@ class Worker:
     """A worker process."""
 
     def __init__(self, settings: Settings, name: str | None = None) -> None:
-        """Build everything; nothing connects before ``run``. No other worker ever has the same ``name``."""
+        """Create all parts; nothing connects before ``run``. ``name`` must be unique among all workers."""
         self._settings = settings
         self._stopping = asyncio.Event()
         self._clock = Clock()
@@ -88,7 +89,7 @@ class Worker:
         self._readiness.check("schema", self._check_schema)
         self.metrics.failpoint_armed.set(bool(settings.failpoint))
         self.metrics.build_info.labels(__version__).set(1)
-        _count_from_zero(self.metrics)
+        _initialize_counters(self.metrics)
         self._id = name or f"{socket.gethostname()}-{uuid4().hex[:8]}"
         self._names = topology.TopologyNames(settings.amqp_prefix)
         self._engine = open_engine(
@@ -97,29 +98,29 @@ class Worker:
             application_name="taskherd-worker",
         )
         self._connections = BrokerConnections(
-            settings.amqp_url, "worker", self.metrics, self._readiness, self._not_listening
+            settings.amqp_url, "worker", self.metrics, self._readiness, self._on_disconnect
         )
         self._publisher = Publisher(self._connections.publish)
         queues = self._names.report_queues(settings.report_partitions)
         self._reports = Consumer(
             self._connections.consume,
-            partial(self._share, queues),
+            partial(self._report_sources, queues),
             prefetch=settings.prefetch,
             on_trouble=self._on_error,
         )
         self._commands = Consumer(
             self._connections.consume,
-            partial(self._prepare, (self._names.commands,)),
+            partial(self._queue_sources, (self._names.commands,)),
             prefetch=COMMANDS_PREFETCH,
             on_trouble=self._on_error,
         )
-        self._answers = Consumer(
-            self._connections.consume, self._exclusive_queue, prefetch=MAX_REPLIES, on_trouble=self._on_error
+        self._probe_replies = Consumer(
+            self._connections.consume, self._probe_reply_source, prefetch=MAX_REPLIES, on_trouble=self._on_error
         )
         self._queues = queues
         self._context = self._make_context()
         self._relay = Relay(self._context, settings.relay_every)
-        self.probe = Probe(self._publisher, self._names, self._answers, self.metrics, self._clock.now)
+        self.probe = Probe(self._publisher, self._probe_replies, self.metrics, self._clock.now)
         self._report_consumer = ReportConsumer(self._reports, self._context, self._relay, self.probe)
         self._command_consumer = CommandConsumer(self._commands, self._context, self._relay)
         self._sweeper = Sweeper(self._id, self._context, self._relay, self.probe, self._clock.correct)
@@ -127,7 +128,7 @@ class Worker:
 
     def _make_context(self) -> WorkerContext:
         settings = self._settings
-        dice = task_names.NameRandomness(partial(coolname.generate_slug, 2), partial(token_hex, 2))
+        randomness = task_names.NameRandomness(partial(coolname.generate_slug, 2), partial(token_hex, 2))
         return WorkerContext(
             engine=self._engine,
             publisher=self._publisher,
@@ -139,37 +140,41 @@ class Worker:
             on_error=self._on_error,
             stopping=self._stopping,
             timeouts=timeouts_of(settings),
-            delete_backoff=Backoff(DELETE_FIRST, settings.delete_backoff_most),
+            delete_backoff=Backoff(DELETE_RETRY_AFTER, settings.delete_backoff_most),
             request_retry=_request_retry(settings),
             retention=_retention(settings),
-            generate_name=partial(task_names.generate, randomness=dice),
+            generate_name=partial(task_names.generate, randomness=randomness),
             strict_send=settings.send_mode == "strict",
             tracing=self._tracing,
         )
 
     def stop(self) -> None:
-        """Leave, in order, as for SIGTERM."""
+        """Shut down in order, as for SIGTERM."""
         self._stopping.set()
 
     async def run(self) -> None:
-        """Come up, work until told to stop, and leave in order."""
+        """Start, work until ``stop`` is called or a signal arrives, and shut down in order."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
         port = await self._ops.start(self._settings.ops_host, self._settings.ops_port)
         log.info("worker starting", worker_id=self._id, ops_port=port)
         try:
-            if await self._prepared():
+            if await self._prepare():
                 await self._work()
         finally:
             await self._ops.close()
             await self._connections.close()
             await dispose(self._engine)
             await asyncio.to_thread(self._tracing.close)
-            log.info("worker ended", worker_id=self._id)
+            log.info("worker stopped", worker_id=self._id)
 
-    async def _prepared(self) -> bool:
-        """Wait for the database, see that its schema fits, go by its clock; whether to go on. Raises Misconfigured."""
+    async def _prepare(self) -> bool:
+        """Wait for the database, check its schema and set the clock. Return False if the worker is stopping.
+
+        Raises:
+            Misconfigured: the schema does not fit this version.
+        """
         migrating = asyncio.create_task(
             until_stopped(self._prepare_database, self._stopping, self._on_database_down), name="migrate"
         )
@@ -177,7 +182,7 @@ class Worker:
         await asyncio.wait({migrating, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if self._stopping.is_set():
             migrating.cancel()
-            await asyncio.gather(migrating, return_exceptions=True)  # told to stop, nobody waits for the database
+            await asyncio.gather(migrating, return_exceptions=True)
             return False
         stopping.cancel()
         migrating.result()
@@ -191,54 +196,54 @@ class Worker:
     async def _work(self) -> None:
         _tune_gc()
         self._connections.start()
-        for consumer in (self._answers, self._commands, self._reports):
+        for consumer in (self._probe_replies, self._commands, self._reports):
             consumer.start()
         settings = self._settings
-        doors = [
-            asyncio.create_task(self._report_consumer.run(settings.batch_most, settings.batch_wait), name="ingest"),
-            asyncio.create_task(self._command_consumer.run(), name="orders"),
+        consumers = [
+            asyncio.create_task(self._report_consumer.run(settings.batch_most, settings.batch_wait), name="reports"),
+            asyncio.create_task(self._command_consumer.run(), name="commands"),
         ]
-        telling = asyncio.create_task(self._relay.run(), name="relay")
-        around = [
+        relay = asyncio.create_task(self._relay.run(), name="relay")
+        background = [
             asyncio.create_task(self._sweeper.run(settings.sweep_every), name="sweeper"),
-            asyncio.create_task(self.probe.answer(), name="probe answers"),
-            asyncio.create_task(self.probe.receive(), name="probe hears"),
+            asyncio.create_task(self.probe.send_replies(), name="probe send replies"),
+            asyncio.create_task(self.probe.receive_replies(), name="probe receive replies"),
             asyncio.create_task(
-                self.probe.send(settings.probe_every, settings.probe_timeout, self._queues), name="probe sends"
+                self.probe.send_probes(settings.probe_every, settings.probe_timeout, self._queues), name="probe send"
             ),
-            asyncio.create_task(self._watch(), name="watch"),
+            asyncio.create_task(self._update_gauges(), name="gauges"),
         ]
         stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
-        await asyncio.wait({stopping, telling, *doors, *around}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({stopping, relay, *consumers, *background}, return_when=asyncio.FIRST_COMPLETED)
         self._stopping.set()
-        await self._shut_down(doors, telling, around)
+        await self._shut_down(consumers, relay, background)
 
     async def _shut_down(
-        self, doors: list[asyncio.Task[None]], telling: asyncio.Task[None], around: list[asyncio.Task[None]]
+        self, consumers: list[asyncio.Task[None]], relay: asyncio.Task[None], background: list[asyncio.Task[None]]
     ) -> None:
-        """Stop the intake, finish the batch in hand, tell what is committed; all of it within the grace time."""
+        """Stop consuming, finish the batches in progress and publish what is committed, within the grace time."""
         log.info("worker stopping")
         self._readiness.clear("consumers", "stopping")
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.grace):
                 await asyncio.gather(self._reports.stop(), self._commands.stop())
-                await asyncio.wait(doors)
+                await asyncio.wait(consumers)
                 self._relay.stop()
-                await asyncio.wait({telling})
+                await asyncio.wait({relay})
                 with suppress(Unavailable):
                     await self._sweeper.deregister()
-        tasks = [*doors, telling, *around]
+        tasks = [*consumers, relay, *background]
         for task in tasks:
             task.cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
-        for consumer in (self._reports, self._commands, self._answers):
+        for consumer in (self._reports, self._commands, self._probe_replies):
             await consumer.close()
         for result in results:
             if isinstance(result, Exception):
                 raise result
 
-    async def _watch(self) -> None:
-        """See every few seconds whether we are really consuming, and say so where others look."""
+    async def _update_gauges(self) -> None:
+        """Update the readiness and the gauges of consuming twice a second."""
         while True:
             consuming = self._reports.consuming and self._commands.consuming
             if consuming:
@@ -250,22 +255,22 @@ class Worker:
             self.metrics.pool_in_use.set(in_use(self._engine))
             await asyncio.sleep(0.5)
 
-    async def _prepare(self, queues: Sequence[str], channel: AbstractChannel) -> Sequence[Source]:
+    async def _queue_sources(self, queues: Sequence[str], channel: AbstractChannel) -> Sequence[Source]:
         await topology.declare(channel, self._names, self._settings.report_partitions)
         return [Source(queue) for queue in queues]
 
-    async def _share(self, queues: Sequence[str], channel: AbstractChannel) -> Sequence[Source]:
-        """The plain queue of reports is everybody's; each partition goes to whoever asks with the highest priority."""
-        plain, *partitions = await self._prepare(queues, channel)
-        return [plain, *(Source(each.queue, topology.priority(self._id, each.queue)) for each in partitions)]
+    async def _report_sources(self, queues: Sequence[str], channel: AbstractChannel) -> Sequence[Source]:
+        """Return the report queues: the first is shared; a partition goes to the consumer with the highest priority."""
+        shared, *partitions = await self._queue_sources(queues, channel)
+        return [shared, *(Source(each.queue, topology.priority(self._id, each.queue)) for each in partitions)]
 
-    async def _exclusive_queue(self, channel: AbstractChannel) -> Sequence[Source]:
+    async def _probe_reply_source(self, channel: AbstractChannel) -> Sequence[Source]:
         self.probe.reply_queue = await topology.declare_exclusive_queue(channel, length=MAX_REPLIES)
         return [Source(self.probe.reply_queue)]
 
     def _on_database_down(self, reason: str) -> None:
         self.metrics.database_up.set(0)
-        log.warning("database away", reason=reason)
+        log.warning("database unavailable", reason=reason)
 
     async def _check_database(self) -> None:
         async with transaction(self._engine) as connection:
@@ -275,12 +280,13 @@ class Worker:
         async with transaction(self._engine) as connection:
             await migrate.check(connection)
 
-    def _not_listening(self) -> None:
+    def _on_disconnect(self) -> None:
+        """Start the drained time again: reports may now wait in the queues."""
         self.probe.reset()
 
     def _on_error(self, reason: str) -> None:
-        self._not_listening()
-        log.warning("waiting", reason=reason)
+        self.probe.reset()
+        log.warning("operation failed, retrying", reason=reason)
 
 
 def _request_retry(settings: Settings) -> RequestRetryPolicy:
@@ -303,8 +309,8 @@ def _retention(settings: Settings) -> Retention:
     )
 
 
-def _count_from_zero(metrics: Metrics) -> None:
-    """Show what has not happened yet as 0: Prometheus sees the first one only where there was a 0 before it."""
+def _initialize_counters(metrics: Metrics) -> None:
+    """Initialize counters with 0, because Prometheus misses the first increment of a series that did not exist."""
     for reason in DeadLetterReason:
         if reason not in FOREIGN_REASONS:
             metrics.dead_lettered.labels(reason.value)
@@ -318,10 +324,10 @@ def _count_from_zero(metrics: Metrics) -> None:
 
 
 def _tune_gc() -> None:
-    """Let the garbage collector look at a batch's objects seldom, and never again at what the imports made.
+    """Run the garbage collector rarely, and exclude the objects that exist now.
 
-    A batch makes tens of thousands of objects without a cycle among them; looking through them all the time cost 22 %
-    of the CPU of a report (`python -m benchmarks profile`, 137 µs before and 107 after).
+    A batch creates tens of thousands of objects without a cycle. Collecting at the default thresholds took 22 % of the
+    CPU time of a report (``python -m benchmarks profile``: 137 µs before, 107 µs after).
     """
     gc.collect()
     gc.freeze()

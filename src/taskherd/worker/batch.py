@@ -1,4 +1,4 @@
-"""What goes into the corridor and what comes out of it."""
+"""The input and the result of ``reconcile``."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 POISON = (DataError, ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
-"""What one message can raise in its batch: PostgreSQL rejects a value, or the message exposes a bug of ours."""
+"""The errors that one message can cause in its batch: PostgreSQL rejects a value, or the message triggers a bug."""
 
 
 @value(frozen=True, slots=True)
 class Batch:
-    """Inputs in the order in which they came; ``timer_checks`` by task id."""
+    """Inputs in the order received; ``timer_checks`` by task id. Outcomes match reports by index."""
 
     reports: Sequence[Report] = ()
     command: Command | None = None
@@ -36,9 +36,12 @@ class Batch:
 
 @value(frozen=True, slots=True)
 class CommittedChange:
-    """A change of a task's document, to publish once committed. ``core_document``: the own part, as text; ``cause``.
+    """A change of a task's document, to be published after the commit.
 
-    As JSON.
+    Attributes:
+        core_document: the stored part of the document, as JSON text.
+        changes: the names of the changed fields.
+        cause: the cause of the change, as JSON text.
     """
 
     task: Task
@@ -50,7 +53,7 @@ class CommittedChange:
 
 @dataclass(slots=True)
 class Parking:
-    """What a batch changes about parked reports: ``new`` ones by index, and the row ids of those that were folded."""
+    """Reports to park, by index in the batch, and the row ids of parked reports that were folded."""
 
     new: dict[int, Report] = field(default_factory=dict)
     folded: list[int] = field(default_factory=list)
@@ -58,16 +61,16 @@ class Parking:
 
 @dataclass(slots=True)
 class BatchResult:
-    """What became of a batch.
+    """The result of a batch.
 
     Attributes:
         outcomes: one for each report, by the report's index in the batch.
         reply: the reply to the command.
-        repeated: whether the reply was given before.
-        changes: what to publish.
-        requested: whether there are new work requests to send.
-        timed_out: the transitions of builds that were given up.
-        deletes_retried: how many deletes were requested again after a failure.
+        repeated: whether the command was executed before, and this is its recorded reply.
+        changes: the changes to publish.
+        has_new_requests: whether there are new work requests to send.
+        timed_out: the transitions of the builds that timed out.
+        deletes_retried: number of deletes that were requested again after a failure.
     """
 
     now: datetime
@@ -75,6 +78,6 @@ class BatchResult:
     reply: bytes | None = None
     repeated: bool = False
     changes: list[CommittedChange] = field(default_factory=list)
-    requested: bool = False
+    has_new_requests: bool = False
     timed_out: list[str] = field(default_factory=list)
     deletes_retried: int = 0

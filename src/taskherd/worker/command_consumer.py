@@ -1,4 +1,7 @@
-"""Consume commands: one command, one transaction, one reply. They have a queue of their own, without a backlog."""
+"""Consume commands: one command, one transaction, one reply.
+
+Commands have their own queue, so they do not wait behind reports.
+"""
 
 from __future__ import annotations
 
@@ -29,32 +32,39 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-AT_ONCE = 100
+MAX_DELIVERIES = 100
+"""Maximum number of commands that are taken from the buffer at a time."""
 
 
 class CommandConsumer:
-    """Consume commands until the intake ends."""
+    """Consumes commands until ``consumer`` is stopped."""
 
     def __init__(self, consumer: Consumer, context: WorkerContext, relay: Relay) -> None:
-        """Begin with nothing in hand."""
-        self._intake = consumer
+        """Create the consumer; ``run`` starts it."""
+        self._consumer = consumer
         self._context = context
         self._relay = relay
 
     async def run(self) -> None:
-        """Take commands in order until the intake has stopped and is empty."""
-        while deliveries := await self._intake.batch(AT_ONCE, 0):
-            for delivery in deliveries:
-                try:
-                    with self._context.tracing.span("command", parent=extract(delivery.headers)):
-                        await self.handle(delivery)
-                except Unavailable as error:
-                    log.warning("command given back", reason=str(error))
-                    continue
-                await self._intake.ack([delivery])
+        """Execute commands in order until consuming has stopped and the buffer is empty."""
+        while await self._consume_once():
+            continue
 
-    async def handle(self, delivery: Delivery) -> None:
-        """Carry out a command and reply; an invalid one, or one refused without a reply_to, becomes a dead letter."""
+    async def _consume_once(self) -> int:
+        """Execute and ack the next commands, and return their number; 0 after the last one."""
+        deliveries = await self._consumer.batch(MAX_DELIVERIES, 0)
+        for delivery in deliveries:
+            try:
+                with self._context.tracing.span("command", parent=extract(delivery.headers)):
+                    await self._handle(delivery)
+            except Unavailable as error:
+                log.warning("command returned to the queue", reason=str(error))
+                continue
+            await self._consumer.ack([delivery])
+        return len(deliveries)
+
+    async def _handle(self, delivery: Delivery) -> None:
+        """Execute a command and reply. An invalid one, or one refused without a reply_to, becomes a dead letter."""
         command = decode_command(delivery.body)
         if isinstance(command, InvalidMessage):
             self._context.metrics.commands.labels("unknown", "invalid").inc()
@@ -64,36 +74,36 @@ class CommandConsumer:
         try:
             reply, repeated = await self._execute(command)
         except POISON as error:
-            log.warning("command can't be taken", command_id=str(command.command_id), reason=repr(error)[:200])
+            log.warning("command rejected", command_id=str(command.command_id), reason=repr(error)[:200])
             reason = DeadLetterReason.DATA_ERROR if isinstance(error, DataError) else DeadLetterReason.FAULT
-            bad = InvalidMessage(None, reason, "The values of this command can't be taken.", delivery.body)
-            await self._reply(delivery, replies.invalid_message_reply(bad))
-            await self._publish_dead_letter(delivery, bad)
+            invalid = InvalidMessage(None, reason, "The command could not be processed.", delivery.body)
+            await self._reply(delivery, replies.invalid_message_reply(invalid))
+            await self._publish_dead_letter(delivery, invalid)
             return
-        answer = replies.decode_reply(reply)
-        outcome = "repeated" if repeated else "refused" if isinstance(answer, CommandRefused) else "accepted"
+        decoded = replies.decode_reply(reply)
+        outcome = "repeated" if repeated else "refused" if isinstance(decoded, CommandRefused) else "accepted"
         self._context.metrics.commands.labels(command.type, outcome).inc()
-        log.info("command", type=command.type, outcome=outcome, task_id=str(command.task_id))
+        log.info("command executed", type=command.type, outcome=outcome, task_id=str(command.task_id))
         if delivery.reply_to:
             await self._reply(delivery, reply, repeated=repeated)
-        elif isinstance(answer, CommandRefused):
-            detail = f"{answer.status} {answer.message}"
+        elif isinstance(decoded, CommandRefused):
+            detail = f"{decoded.status} {decoded.message}"
             await self._publish_dead_letter(
                 delivery, InvalidMessage(None, DeadLetterReason.COMMAND_REFUSED, detail, delivery.body)
             )
 
     async def _execute(self, command: Command) -> tuple[bytes, bool]:
-        """Return the reply, and whether it was given before."""
+        """Return the reply, and whether it is the recorded reply of an earlier execution."""
         result = await self._context.until_stopped(
             lambda: reconcile(self._context, Batch(command=command), self._context.now()), "database"
         )
-        self._relay.offer(result.changes, requested=result.requested)
+        self._relay.offer(result.changes, has_new_requests=result.has_new_requests)
         if result.reply is None:
             raise AssertionError
         return result.reply, result.repeated
 
     async def _reply(self, delivery: Delivery, reply: bytes, *, repeated: bool = False) -> None:
-        """Send the reply if the command has a reply_to; it is dropped if no queue takes it, and marked if repeated."""
+        """Send the reply, marked if repeated, if the command has a reply_to. Drop it if the reply queue is gone."""
         if not delivery.reply_to:
             return
         published = await self._context.until_stopped(
@@ -108,9 +118,12 @@ class CommandConsumer:
             "broker",
         )
         if published is PublishOutcome.UNROUTED:
-            log.info("no queue took the reply", correlation_id=delivery.correlation_id)
+            log.info("reply queue is gone, reply dropped", correlation_id=delivery.correlation_id)
 
-    async def _publish_dead_letter(self, delivery: Delivery, bad: InvalidMessage) -> None:
-        dead_letter = dead_letter_of(self._context.names, delivery, bad)
-        await self._context.until_stopped(lambda: publish_dead_letter(self._context.publisher, dead_letter), "broker")
-        self._context.metrics.dead_lettered.labels(bad.reason.value).inc()
+    async def _publish_dead_letter(self, delivery: Delivery, invalid: InvalidMessage) -> None:
+        dead_letter = dead_letter_of(self._context.names, delivery, invalid)
+        await self._context.until_stopped(
+            lambda: publish_dead_letter(self._context.publisher, dead_letter),
+            "broker",
+        )
+        self._context.metrics.dead_lettered.labels(invalid.reason.value).inc()

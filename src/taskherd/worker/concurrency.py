@@ -1,8 +1,8 @@
-"""Two lanes through the corridor: while one batch waits for the database, the next goes on if it is of other tasks.
+"""Run two batches at a time, provided that they share no task.
 
-The reports of a task thus keep their order, and no batch waits for the row locks of another. A batch that is not full
-rather waits for the one before it, and grows: each costs the same few round trips, however small it is. That takes a
-sixth off the 99th percentile from report to event, at 500 reports/s.
+So the reports of a task keep their order, and no batch waits for the row locks of another. A batch that is not full
+waits for the running ones and grows in the meantime, because a batch costs the same few round trips at any size. That
+lowers the 99th percentile from report to event by a sixth, at 500 reports/s.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from uuid import UUID
 
 MAX_CONCURRENT_BATCHES = 2
-"""Batches on their way at once."""
+"""Maximum number of batches that run at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchFootprint:
-    """What a batch occupies a lane with: its tasks, how many deliveries it is of, and whether it must go alone."""
+    """The tasks of a batch, its number of deliveries, and whether it must run alone."""
 
     tasks: frozenset[UUID]
     size: int
@@ -30,38 +30,41 @@ class BatchFootprint:
 
 
 class BatchScheduler:
-    """Starts batches in ``group``, a few at once."""
+    """Starts batches in ``group``, as far as they do not conflict with the running ones."""
 
     def __init__(self, group: asyncio.TaskGroup) -> None:
         self._group = group
-        self._loads: dict[asyncio.Task[None], BatchFootprint] = {}
+        self._running: dict[asyncio.Task[None], BatchFootprint] = {}
         self._latest: asyncio.Task[None] | None = None
 
     @property
     def in_flight(self) -> int:
-        """How many deliveries are on their way."""
-        return sum(load.size for load in self._loads.values())
+        """Number of deliveries in the running batches."""
+        return sum(footprint.size for footprint in self._running.values())
 
     async def wait_idle(self, full: Callable[[], bool]) -> None:
-        """Return when nothing is on its way, or when a lane is free and the next batch would be ``full``."""
-        while self._loads and not (len(self._loads) < MAX_CONCURRENT_BATCHES and full()):
+        """Wait until no batch is running, or until a slot is free and the next batch is ``full``."""
+        while self._running and not (len(self._running) < MAX_CONCURRENT_BATCHES and full()):
             await self._one_done()
 
     async def submit(
-        self, load: BatchFootprint, batch: Callable[[asyncio.Task[None] | None], Coroutine[Any, Any, None]]
+        self, footprint: BatchFootprint, batch: Callable[[asyncio.Task[None] | None], Coroutine[Any, Any, None]]
     ) -> None:
-        """Start a batch as soon as nothing is in its way. It gets the one before it, to end after."""
-        while len(self._loads) >= MAX_CONCURRENT_BATCHES or any(
-            _conflicts(other, load) for other in self._loads.values()
+        """Start a batch as soon as a slot is free and no running batch conflicts with it.
+
+        ``batch`` is called with the task of the batch before it, after which it must end.
+        """
+        while len(self._running) >= MAX_CONCURRENT_BATCHES or any(
+            _conflicts(other, footprint) for other in self._running.values()
         ):
             await self._one_done()
         self._latest = self._group.create_task(batch(self._latest), name="batch")
-        self._loads[self._latest] = load
-        self._latest.add_done_callback(self._loads.pop)
+        self._running[self._latest] = footprint
+        self._latest.add_done_callback(self._running.pop)
 
     async def _one_done(self) -> None:
-        await asyncio.wait(self._loads, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
 
 
-def _conflicts(other: BatchFootprint, load: BatchFootprint) -> bool:
-    return load.alone or other.alone or not other.tasks.isdisjoint(load.tasks)
+def _conflicts(one: BatchFootprint, other: BatchFootprint) -> bool:
+    return one.alone or other.alone or not one.tasks.isdisjoint(other.tasks)

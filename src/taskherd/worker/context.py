@@ -1,4 +1,4 @@
-"""What every loop of the worker stands on: connections, clock and rules, put together by the composition root."""
+"""What the worker's loops share: connections, clock, metrics and policies. ``app`` creates it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class RequestRetryPolicy:
-    """When work requests are repeated, and when they are over. ``token``: an agent's token for a task and build."""
+    """When work requests are sent again, and when they expire.
+
+    Requests have the same exponential backoff as ``taskherd.backoff.Backoff``: ``first_delay`` after the first attempt,
+    doubled after each further one up to ``max_delay``. ``store.requests.due`` computes it in SQL, with up to 10 %
+    jitter in both directions, because it sets the next times of all due requests in one statement.
+
+    Attributes:
+        ttl: age at which a request that no runner answered times out.
+        runner_answer: time after which a request that the task's runner did not answer also goes to its pool.
+        token: creates the agent token for a task and build number.
+    """
 
     first_delay: timedelta
     max_delay: timedelta
@@ -41,7 +51,7 @@ class RequestRetryPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How long things are kept, and how many reports are parked for one task."""
+    """How long rows are kept, and the maximum number of reports parked for one task."""
 
     parked_ttl: timedelta
     max_parked: int
@@ -52,9 +62,13 @@ class Retention:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerContext:
-    """The worker's surroundings.
+    """The dependencies that the worker's loops share.
 
-    ``now`` is its clock, ``failpoint`` its failpoints, ``on_error`` hears what it waits for.
+    Attributes:
+        now: returns the time of the database's clock.
+        failpoint: kills or freezes the process if this failpoint is armed.
+        on_error: called with the reason of every failure that is retried.
+        generate_name: returns a task name for a prompt that is not among the given names.
     """
 
     engine: AsyncEngine
@@ -74,11 +88,15 @@ class WorkerContext:
     strict_send: bool
     tracing: Tracing
 
-    async def until_stopped(self, work: Callable[[], Awaitable[T]], away: str) -> T:
-        """The result of ``work``, outages of what may be ``away`` (database, broker) counted and waited out."""
+    async def until_stopped(self, work: Callable[[], Awaitable[T]], dependency: str) -> T:
+        """Retry ``work`` until it succeeds and return its result; count failures by ``dependency`` (database, broker).
 
-        def trouble(reason: str) -> None:
-            self.metrics.batch_failures.labels(away).inc()
+        Raises:
+            Unavailable: ``work`` failed while the worker was stopping.
+        """
+
+        def on_error(reason: str) -> None:
+            self.metrics.batch_failures.labels(dependency).inc()
             self.on_error(reason)
 
-        return await until_stopped(work, self.stopping, trouble)
+        return await until_stopped(work, self.stopping, on_error)

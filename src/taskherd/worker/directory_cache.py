@@ -1,4 +1,4 @@
-"""What the directory says of owners and templates, remembered between batches and forgotten when it changes."""
+"""A cache of the names of owners and templates, cleared when the directory changes."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ if TYPE_CHECKING:
     Pair = tuple[UUID, UUID]
 
 MAX_ENTRIES = 50_000
-"""Pairs of owner and template version that are remembered."""
+"""Maximum number of cached pairs of owner and template version."""
 
 
 class DirectoryCache:
-    """The names that documents are rendered with, by owner and template version."""
+    """The names that are rendered into documents, by owner and template version."""
 
     def __init__(self, engine: AsyncEngine) -> None:
-        """Begin empty."""
+        """Create an empty cache."""
         self._engine = engine
-        self._known: dict[Pair, DirectoryNames] = {}
+        self._names: dict[Pair, DirectoryNames] = {}
         self._revision = -1
 
     async def look_up(self, pairs: Iterable[Pair]) -> Mapping[Pair, DirectoryNames]:
-        """The names of these pairs, from memory where they are known. Raises Unavailable."""
-        wanted = set(pairs)
-        known = {pair: self._known[pair] for pair in wanted if pair in self._known}
-        missing = sorted(wanted - known.keys())
+        """Return the names of these pairs. Raises ``Unavailable`` if missing ones cannot be read."""
+        requested = set(pairs)
+        cached = {pair: self._names[pair] for pair in requested if pair in self._names}
+        missing = sorted(requested - cached.keys())
         if not missing:
-            return known
+            return cached
         revision = self._revision
         async with transaction(self._engine) as connection:
-            found = await directory.names(connection, missing)
-        if revision == self._revision:  # else what was just read may be what the directory said before
-            if len(self._known) + len(found) > MAX_ENTRIES:
-                self._known.clear()
-            self._known.update(found)
-        return known | found
+            read = await directory.names(connection, missing)
+        if revision == self._revision:  # otherwise the names may have been read before the directory changed
+            if len(self._names) + len(read) > MAX_ENTRIES:
+                self._names.clear()
+            self._names.update(read)
+        return cached | read
 
     def refresh(self, revision: int) -> None:
-        """Forget everything if the directory's revision is another one."""
+        """Clear the cache if the directory has another revision."""
         if revision != self._revision:
-            self._known.clear()
+            self._names.clear()
             self._revision = revision

@@ -1,7 +1,7 @@
 """Load a batch: lock its tasks in id order, and read everything that folding them needs.
 
-A task that is not found is looked up again under an advisory lock on its id, which a create of that id takes too; so a
-report is either parked before the create reads the parked ones, or it finds the task.
+If a task does not exist, its id is locked with an advisory lock and the task is read again. The create takes the same
+lock, so a report is either parked before the create reads the parked reports, or it finds the task.
 """
 
 from __future__ import annotations
@@ -34,16 +34,18 @@ if TYPE_CHECKING:
     from taskherd.worker.context import WorkerContext
 
 MOVES_CONNECTION = frozenset(kind.type for kind in (WorkspaceBuild, AgentLifecycle, AgentHeartbeat, AgentDisconnected))
-"""The types of reports that may change whether another heartbeat is news, so that their tasks' leases are loaded."""
+"""The types of reports that may change a task's connection: for their tasks the lease is loaded and saved too."""
 
 
 @dataclass(slots=True)
 class LoadedBatch:
-    """A batch with the rows of its tasks, an update for each task, and what the policies need to know.
+    """A batch, the rows of its tasks and an update for each of them.
 
-    ``lease_checked`` are the tasks whose leases were looked up, ``leased`` those of them that have one; ``parked`` are
-    the reports that waited for the command's create, with their row ids; ``recorded_reply`` is an earlier reply to the
-    same command.
+    Attributes:
+        lease_checked: the tasks whose leases were looked up.
+        leased: those of them that have a lease.
+        parked: the reports that were parked until the command's create, with their row ids.
+        recorded_reply: the earlier reply to the same command id.
     """
 
     batch: Batch
@@ -56,32 +58,32 @@ class LoadedBatch:
     recorded_reply: RecordedCommand | None
 
 
-async def load(
+async def load_batch(
     connection: AsyncConnection, context: WorkerContext, batch: Batch, indexes: Sequence[int], now: datetime
 ) -> LoadedBatch:
     """Lock the tasks of the batch's command, timer checks and reports at ``indexes``, and read what they need."""
     reports = [batch.reports[index] for index in indexes]
-    visited = set(batch.timer_checks) | ({batch.command.task_id} if batch.command else set())
-    rows = await _lock(connection, {report.task_id for report in reports} | visited)
-    lease_checked = visited | {report.task_id for report in reports if report.type in MOVES_CONNECTION}
-    stamped = {lease.task_id: lease for lease in await leases.load(connection, list(lease_checked & rows.keys()))}
-    updates = {task_id: _update(row, stamped.get(task_id)) for task_id, row in rows.items()}
-    waiting: list[tuple[int, Report]] = []
+    lease_checked = set(batch.timer_checks) | ({batch.command.task_id} if batch.command else set())
+    rows = await _lock(connection, {report.task_id for report in reports} | lease_checked)
+    lease_checked |= {report.task_id for report in reports if report.type in MOVES_CONNECTION}
+    lease_of = {lease.task_id: lease for lease in await leases.load(connection, list(lease_checked & rows.keys()))}
+    updates = {task_id: _update(row, lease_of.get(task_id)) for task_id, row in rows.items()}
+    parked_reports: list[tuple[int, Report]] = []
     if isinstance(batch.command, Create) and batch.command.task_id not in rows:
-        waiting = await _parked(connection, batch.command.task_id, now)
-    named = {(report.task_id, report.input_id) for report in reports if isinstance(report, TaskInput)}
-    named |= {(task_id, each) for task_id, check in batch.timer_checks.items() for each in check.expired_inputs}
-    known_inputs, open_inputs = await _inputs(connection, named)
-    await _load_queues(connection, updates, named)
-    around = await _create_context(connection, context, batch.command)
+        parked_reports = await _parked(connection, batch.command.task_id, now)
+    input_keys = {(report.task_id, report.input_id) for report in reports if isinstance(report, TaskInput)}
+    input_keys |= {(task_id, each) for task_id, check in batch.timer_checks.items() for each in check.expired_inputs}
+    known_inputs, open_inputs = await _inputs(connection, input_keys)
+    await _load_queues(connection, updates, input_keys)
+    create_context = await _create_context(connection, context, batch.command)
     return LoadedBatch(
         batch=batch,
         rows=rows,
         updates=updates,
-        policies=Policies(context.timeouts, context.delete_backoff, around, open_inputs, known_inputs),
+        policies=Policies(context.timeouts, context.delete_backoff, create_context, open_inputs, known_inputs),
         lease_checked=frozenset(lease_checked),
-        leased=frozenset(stamped),
-        parked=waiting,
+        leased=frozenset(lease_of),
+        parked=parked_reports,
         recorded_reply=await _recorded_reply(connection, batch.command, now),
     )
 
@@ -103,47 +105,45 @@ async def _lock(connection: AsyncConnection, ids: set[UUID]) -> dict[UUID, Store
 
 
 async def _parked(connection: AsyncConnection, task_id: UUID, now: datetime) -> list[tuple[int, Report]]:
-    """Return the reports parked for a task, with their row ids; each was well formed when it was parked."""
+    """Return the reports parked for a task, with their row ids. Each was valid when it was parked."""
     return [(row.id, decode_stored(row.report, now)) for row in await parked.read(connection, [task_id])]
 
 
 async def _recorded_reply(
     connection: AsyncConnection, command: Command | None, now: datetime
 ) -> RecordedCommand | None:
-    """Return the earlier reply to this command; if there is none, claim the command, to record its reply later."""
+    """Return the earlier reply to this command. If there is none, claim the command id, to record the reply later."""
     if command is None:
         return None
     return (await command_log.claim(connection, [(command.command_id, digest(command))], now)).get(command.command_id)
 
 
 def digest(command: Command) -> bytes:
-    """Return a digest by which a repeated command differs from another one under the same id."""
+    """Return a digest that tells a repeated command from another command with the same id."""
     return sha256(digest_text(command).encode()).digest()
 
 
-async def _inputs(
-    connection: AsyncConnection, named: set[tuple[UUID, UUID]]
-) -> tuple[frozenset[UUID], frozenset[UUID]]:
-    """Return which of these inputs, named with their tasks, exist, and which of those are not decided yet."""
-    if not named:
+async def _inputs(connection: AsyncConnection, keys: set[tuple[UUID, UUID]]) -> tuple[frozenset[UUID], frozenset[UUID]]:
+    """Return which inputs of ``keys`` (task id, input id) exist, and which of those have no outcome yet."""
+    if not keys:
         return frozenset(), frozenset()
-    found = await inputs.load(connection, sorted({input_id for _, input_id in named}))
-    known = [row for row in found if (row.task_id, row.input_id) in named]
+    rows = await inputs.load(connection, sorted({input_id for _, input_id in keys}))
+    existing = [row for row in rows if (row.task_id, row.input_id) in keys]
     return (
-        frozenset(row.input_id for row in known),
-        frozenset(row.input_id for row in known if row.decided_at is None),
+        frozenset(row.input_id for row in existing),
+        frozenset(row.input_id for row in existing if row.decided_at is None),
     )
 
 
 async def _load_queues(
-    connection: AsyncConnection, updates: Mapping[UUID, TaskUpdate], named: set[tuple[UUID, UUID]]
+    connection: AsyncConnection, updates: Mapping[UUID, TaskUpdate], input_keys: set[tuple[UUID, UUID]]
 ) -> None:
-    """Give each update the first inputs of its queue, so many that one is left whichever of them the batch decides."""
-    counted = [task_id for task_id, update in updates.items() if update.existing_task.state.inbox.queued]
-    if not counted:
+    """Load the first queued inputs of each task: one more than the batch can decide, so that the next one is known."""
+    waiting = [task_id for task_id, update in updates.items() if update.existing_task.state.inbox.queued]
+    if not waiting:
         return
-    decisions = Counter(task_id for task_id, _ in named)
-    queues = await inputs.first_queued(connection, {task_id: 1 + decisions[task_id] for task_id in counted})
+    decisions = Counter(task_id for task_id, _ in input_keys)
+    queues = await inputs.first_queued(connection, {task_id: 1 + decisions[task_id] for task_id in waiting})
     for task_id, queue in queues.items():
         updates[task_id].queue = queue
 
@@ -155,9 +155,9 @@ async def _create_context(
         return CreateContext({}, {}, {}, context.generate_name, strict_send=context.strict_send)
     owners = await directory.owner(connection, [command.owner_id])
     versions = await directory.template_version(connection, [command.template_version_id])
-    taken = frozenset[str]()
+    names_in_use = frozenset[str]()
     if command.name:
-        taken = await tasks.names_in_use(connection, command.owner_id, [command.name.lower()])
+        names_in_use = await tasks.names_in_use(connection, command.owner_id, [command.name.lower()])
     return CreateContext(
         owners={owner.id: owner.organizations for owner in owners.values() if owner.active},
         versions={
@@ -166,6 +166,6 @@ async def _create_context(
             )
             for version in versions.values()
         },
-        names_in_use={command.owner_id: taken},
+        names_in_use={command.owner_id: names_in_use},
         generate_name=context.generate_name,
     )

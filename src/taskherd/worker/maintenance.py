@@ -1,4 +1,4 @@
-"""What need not be done at every sweep: what is over is buried or dropped, and what is there is counted."""
+"""Periodic maintenance of the tables: expire parked reports, prune old rows, and count rows for the metrics."""
 
 from __future__ import annotations
 
@@ -15,32 +15,35 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from datetime import datetime
 
-    from taskherd.store import AsyncConnection
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
     from taskherd.worker.context import WorkerContext
 
 EVERY = timedelta(seconds=15)
 WORKER_RETENTION = timedelta(minutes=10)
-AT_ONCE = 500
+MAX_ROWS = 500
+"""Maximum number of rows that one transaction expires or deletes."""
+
 MAX_ROUNDS = 200
 
 
 class Maintenance:
-    """Tends to the tables now and then; the first time at once."""
+    """Maintains the tables at intervals of ``EVERY``, the first time immediately."""
 
     def __init__(self, context: WorkerContext) -> None:
-        """Begin without having done anything yet."""
+        """Create it; nothing has been maintained yet."""
         self._context = context
         self._done_at: datetime | None = None
 
     async def run_maintenance(self, now: datetime, since: datetime | None) -> None:
-        """Expire, prune and count, if it is time. Raises Unavailable; then all of it is done again.
+        """Expire parked reports; prune and count if it is time. Raises ``Unavailable``; the next call then repeats it.
 
-        Parked reports expire only when the whole of their time was listened to, ``since`` the watermark: while a worker
-        is down, or a clock jumps, no create can come.
+        Parked reports expire only if the watermark ``since`` is older than their maximum age: while workers are down,
+        or after the clock has jumped, no create could have been consumed.
         """
         if since is not None and now - since > self._context.retention.parked_ttl:
             for _ in range(MAX_ROUNDS):
-                if await self.expire_parked_once(now) < AT_ONCE:
+                if await self.expire_parked_once(now) < MAX_ROWS:
                     break
         if self._done_at is not None and now - self._done_at < EVERY:
             return
@@ -49,15 +52,18 @@ class Maintenance:
         self._done_at = now
 
     async def expire_parked_once(self, now: datetime) -> int:
-        """Bury reports whose task never came; how many. A letter is confirmed before its row is gone."""
+        """Dead-letter expired parked reports and return their number. Rows are deleted after the broker's confirm."""
         context = self._context
         reason = DeadLetterReason.PARKED_EXPIRED
         async with transaction(context.engine) as connection:
-            rows = await parked.expired(connection, now - context.retention.parked_ttl, AT_ONCE)
+            rows = await parked.expired(connection, now - context.retention.parked_ttl, MAX_ROWS)
             for row in rows:
                 origin = Origin(context.names.reports, context.names.reports, str(row.task_id))
                 body, headers = encode(
-                    row.report.encode(), reason, "Its task was not created in time, or refused it.", origin
+                    row.report.encode(),
+                    reason,
+                    "The task was not created in time, or its create rejected the report.",
+                    origin,
                 )
                 dead_letter = build_dead_letter(context.names, origin.routing_key, body, headers)
                 await publish_dead_letter(context.publisher, dead_letter)
@@ -68,25 +74,25 @@ class Maintenance:
 
     async def _prune(self, now: datetime) -> None:
         context = self._context
-        terms = context.retention
+        retention = context.retention
         async with transaction(context.engine) as connection:
             await partitions.ensure_ahead(connection, now)
         async with transaction(context.engine) as connection:
             await partitions.prune(
-                connection, events_before=now - terms.history_retention, logs_before=now - terms.log_retention
+                connection, events_before=now - retention.history_retention, logs_before=now - retention.log_retention
             )
-        await self._prune_in_rounds(partitions.prune_feed, now - terms.history_retention)
-        await self._prune_in_rounds(commands.prune, now - terms.command_memory)
+        await self._prune_in_rounds(partitions.prune_feed, now - retention.history_retention)
+        await self._prune_in_rounds(commands.prune, now - retention.command_memory)
         async with transaction(context.engine) as connection:
             await workers.prune(connection, now - WORKER_RETENTION)
 
     async def _prune_in_rounds(
         self, prune: Callable[[AsyncConnection, datetime, int], Awaitable[int]], before: datetime
     ) -> None:
-        """Delete what is older, a little in each transaction; what is left after the last round waits its turn."""
+        """Delete the rows older than ``before``, up to ``MAX_ROWS`` per transaction and ``MAX_ROUNDS`` transactions."""
         for _ in range(MAX_ROUNDS):
             async with transaction(self._context.engine) as connection:
-                if await prune(connection, before, AT_ONCE) < AT_ONCE:
+                if await prune(connection, before, MAX_ROWS) < MAX_ROWS:
                     return
 
     async def _count(self, now: datetime) -> None:

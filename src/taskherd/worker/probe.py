@@ -1,7 +1,7 @@
-"""The probe: a message that a worker sends itself through the report queue, to know whether the queue is drained.
+"""Find out whether the report queues are drained: a worker sends itself probes through them.
 
-Whoever takes it answers to the sender, after all that came before it is committed. Drained means that the last one
-came back in time; any gap starts the listening anew.
+The worker that receives a probe replies to its sender, after everything before the probe is committed. The queues are
+drained while every probe comes back in time; after a gap, the drained time starts again.
 """
 
 from __future__ import annotations
@@ -21,90 +21,100 @@ if TYPE_CHECKING:
     from taskherd.broker.consume import Consumer
     from taskherd.broker.delivery import Delivery
     from taskherd.broker.publish import Publisher
-    from taskherd.broker.topology import TopologyNames
     from taskherd.observability.metrics import Metrics
 
 BODY = b'{"type":"taskherd.probe"}'
-MAX_ANSWERS = 64
+MAX_PENDING_REPLIES = 64
+MAX_DELIVERIES = 100
+"""Maximum number of replies that are taken from the buffer at a time."""
 
 
 def is_probe(delivery: Delivery) -> bool:
-    """Whether a delivery of the report queue is a worker's probe."""
+    """Return whether a delivery of a report queue is a worker's probe."""
     return delivery.body == BODY and delivery.reply_to is not None
 
 
 class Probe:
-    """Sends probes, answers those it is shown, and knows since when the queue has been drained."""
+    """Sends probes, replies to those of other workers, and records since when the queues have been drained."""
 
     def __init__(
         self,
         publisher: Publisher,
-        names: TopologyNames,
         replies: Consumer,
         metrics: Metrics,
         now: Callable[[], datetime],
     ) -> None:
-        """``replies`` takes from this worker's own queue, whose name ``reply_queue`` is set to."""
+        """Create the probe. ``replies`` consumes this worker's reply queue, whose name ``reply_queue`` is set to."""
         self._publisher = publisher
-        self._names = names
         self._replies = replies
         self._metrics = metrics
         self._now = now
         self._waiting: dict[str, asyncio.Future[None]] = {}
-        self._answers: asyncio.Queue[Delivery] = asyncio.Queue(MAX_ANSWERS)
+        self._to_reply: asyncio.Queue[Delivery] = asyncio.Queue(MAX_PENDING_REPLIES)
         self.reply_queue = ""
         self.drained_since: datetime | None = None
 
-    def acknowledge(self, delivery: Delivery) -> None:
-        """Answer a probe that was taken from the report queue; one too many is dropped, and its sender sees a gap."""
+    def enqueue_reply(self, delivery: Delivery) -> None:
+        """Queue the reply to a probe. If the queue is full the probe is dropped, which its sender sees as a gap."""
         with suppress(asyncio.QueueFull):
-            self._answers.put_nowait(delivery)
+            self._to_reply.put_nowait(delivery)
 
     def reset(self) -> None:
-        """Listening was interrupted: begin anew."""
+        """Start the drained time again, after an interruption."""
         self.drained_since = None
         self._metrics.drained.set(0)
 
-    async def answer(self) -> None:
-        """Answer probes, one after the other."""
+    async def send_replies(self) -> None:
+        """Reply to the probes received, one after the other."""
         while True:
-            delivery = await self._answers.get()
-            with suppress(Unavailable):
-                await self._publisher.publish(
-                    "", delivery.reply_to or "", BODY, correlation_id=delivery.correlation_id, expiration=60
-                )
+            await self._reply_once()
 
-    async def receive(self) -> None:
-        """Take the answers to our own probes."""
-        while deliveries := await self._replies.batch(100, 0):
-            for delivery in deliveries:
-                waiting = self._waiting.get(delivery.correlation_id or "")
-                if waiting is not None and not waiting.done():
-                    waiting.set_result(None)
+    async def _reply_once(self) -> None:
+        delivery = await self._to_reply.get()
+        with suppress(Unavailable):
+            await self._publisher.publish(
+                "", delivery.reply_to or "", BODY, correlation_id=delivery.correlation_id, expiration=60
+            )
+
+    async def receive_replies(self) -> None:
+        """Receive the replies to this worker's probes until consuming has stopped and the buffer is empty."""
+        while await self._receive_once():
+            continue
+
+    async def _receive_once(self) -> int:
+        """Receive the next replies and return their number."""
+        deliveries = await self._replies.batch(MAX_DELIVERIES, 0)
+        for delivery in deliveries:
+            waiting = self._waiting.get(delivery.correlation_id or "")
+            if waiting is not None and not waiting.done():
+                waiting.set_result(None)
+        if deliveries:
             await self._replies.ack(deliveries)
+        return len(deliveries)
 
-    async def send(self, every: float, timeout: float, queues: Sequence[str]) -> None:  # noqa: ASYNC109 - the bound
-        """Send a probe through each report queue ``every`` so many seconds; each must be back within ``timeout``."""
+    async def send_probes(self, every: float, timeout: float, queues: Sequence[str]) -> None:  # noqa: ASYNC109 - a limit
+        """Probe all report queues ``every`` seconds; each probe must come back within ``timeout`` seconds."""
         while True:
-            began = monotonic()
-            if self.reply_queue and await self._through(queues, timeout):
-                self._metrics.probe_seconds.observe(monotonic() - began)
+            started_at = monotonic()
+            if self.reply_queue and await self._probe_once(queues, timeout):
+                self._metrics.probe_seconds.observe(monotonic() - started_at)
                 self.drained_since = self.drained_since or self._now()
                 self._metrics.drained.set(1)
             else:
                 self.reset()
-            await asyncio.sleep(max(0.0, every - (monotonic() - began)))
+            await asyncio.sleep(max(0.0, every - (monotonic() - started_at)))
 
-    async def _through(self, queues: Sequence[str], timeout: float) -> bool:  # noqa: ASYNC109 - the bound
+    async def _probe_once(self, queues: Sequence[str], timeout: float) -> bool:  # noqa: ASYNC109 - a limit
+        """Send a probe through each queue and return whether all came back in time."""
         ids = [uuid4().hex for _ in queues]
-        backs = [asyncio.get_running_loop().create_future() for _ in queues]
-        self._waiting = dict(zip(ids, backs, strict=True))
+        received = [asyncio.get_running_loop().create_future() for _ in queues]
+        self._waiting = dict(zip(ids, received, strict=True))
         try:
             async with asyncio.timeout(timeout):
-                for identity, queue in zip(ids, queues, strict=True):
-                    # Without an expiration: a report queue buries what expires, and a probe is nothing to look at.
-                    await self._publisher.publish("", queue, BODY, reply_to=self.reply_queue, correlation_id=identity)
-                await asyncio.gather(*backs)
+                for probe_id, queue in zip(ids, queues, strict=True):
+                    # Without an expiration, because expired messages of a report queue become dead letters.
+                    await self._publisher.publish("", queue, BODY, reply_to=self.reply_queue, correlation_id=probe_id)
+                await asyncio.gather(*received)
         except (TimeoutError, Unavailable):
             return False
         return True

@@ -1,4 +1,4 @@
-"""Write the rows that belong to tasks: the inbox, the log, work requests, and reports parked until their create."""
+"""Write the rows that belong to tasks: inputs, log entries, work requests and parked reports."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 async def save_inbox(connection: AsyncConnection, updates: Mapping[UUID, TaskUpdate], now: datetime) -> None:
-    """Append new inputs, record outcomes, fail what a deleted task still had, and mark the inputs that go out."""
+    """Append new inputs, record outcomes, fail the open inputs of deleted tasks, and mark the inputs to be sent."""
     new = [(task_id, item) for task_id, update in updates.items() for item in update.new_inputs]
     if new:
         rows = [inputs.NewInput(item.input_id, task_id, item.content, now, item.actor_id) for task_id, item in new]
@@ -53,7 +53,7 @@ async def save_logs(connection: AsyncConnection, updates: Mapping[UUID, TaskUpda
 
 
 async def save_requests(connection: AsyncConnection, updates: Mapping[UUID, TaskUpdate], now: datetime) -> None:
-    """Remove the work requests that were answered, timed out or became pointless, and add the new ones."""
+    """Delete the work requests that were answered, timed out or became pointless, and add the new ones."""
     answered = [(task_id, number) for task_id, update in updates.items() for number in update.answered_builds]
     if answered:
         await requests.delete_answered(connection, answered)
@@ -78,8 +78,8 @@ def _new_requests(update: TaskUpdate, now: datetime) -> list[requests.WorkReques
     task = update.existing_task
     runner = task.state.runner.report.runner if task.state.runner else None
 
-    def request(identity: UUID, number: int, kind: str, input_id: UUID | None) -> requests.WorkRequest:
-        return requests.WorkRequest(identity, task.id, number, kind, input_id, runner, 0, now, now, None)
+    def request(request_id: UUID, number: int, kind: str, input_id: UUID | None) -> requests.WorkRequest:
+        return requests.WorkRequest(request_id, task.id, number, kind, input_id, runner, 0, now, now, None)
 
     rows = [
         request(
@@ -92,13 +92,13 @@ def _new_requests(update: TaskUpdate, now: datetime) -> list[requests.WorkReques
     return rows
 
 
-async def save_parking(connection: AsyncConnection, parking: Parking, now: datetime, most_per_task: int) -> list[int]:
-    """Park new reports and remove the folded ones; return the indexes of those for which there was no room."""
+async def save_parking(connection: AsyncConnection, parking: Parking, now: datetime, max_per_task: int) -> list[int]:
+    """Park new reports, delete the folded ones, and return the indexes of reports beyond ``max_per_task``."""
     if parking.folded:
         await parked.remove(connection, parking.folded)
     if not parking.new:
         return []
     reports = [fold.with_build_number(report, None) for report in parking.new.values()]
     rows = [parked.ReportToPark(report.task_id, now, canonical_json(report)) for report in reports]
-    overflow = set(await parked.park(connection, rows, most_per_task))
-    return [index for place, index in enumerate(parking.new) if place in overflow]
+    overflow = set(await parked.park(connection, rows, max_per_task))
+    return [index for row_number, index in enumerate(parking.new) if row_number in overflow]

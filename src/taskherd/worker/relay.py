@@ -1,10 +1,10 @@
-"""The relay: tells what was committed. Events go out at once from memory, and again from the outbox until confirmed.
+"""Publish committed changes: immediately from memory, and again from the outbox until the broker confirms them.
 
-Nothing here holds back an ack: an event is in the outbox before its report is acked, and leaves it after the broker has
-confirmed it. What is dropped from memory is found in the outbox a moment later.
+No ack waits for the relay: an event is in the outbox before its report is acked, and is removed after the broker has
+confirmed it. Changes that are dropped from memory are published from the outbox a moment later.
 
-Three loops, so that no event waits for what others need: one publishes, one takes what was confirmed out of the outbox,
-one looks for requests that are due and for events left behind.
+Three loops run in parallel, so that no event waits for another's database statements: one publishes, one removes
+confirmed events from the outbox, and one polls the database for due work requests and stale events.
 """
 
 from __future__ import annotations
@@ -36,105 +36,114 @@ if TYPE_CHECKING:
     from taskherd.worker.context import WorkerContext
 
 MAX_BUFFER = 20_000
-"""Changes held in memory to be told; beyond, they wait in the outbox alone."""
+"""Maximum number of changes in memory; further ones are published from the outbox."""
 
-AT_ONCE = 1_000
-"""Events told in one go."""
+MAX_EVENTS = 1_000
+"""Maximum number of events that are published together."""
 
 MAX_PUBLISHING = 4
-"""Goes that wait for the broker's confirm at the same time; more events wait until one is confirmed."""
+"""Maximum number of publishes that wait for the broker's confirm at the same time."""
 
 MARK_AFTER = 0.05
-"""Seconds in which confirmed events gather before they are marked, so that few reports at a time cost fewer commits."""
+"""Seconds in which confirmed events are collected before they are removed from the outbox, to save commits."""
 
 STALE_AFTER = timedelta(seconds=3)
-"""An event this old in the outbox was not told from memory, or not confirmed."""
+"""An event that is in the outbox for longer was not published from memory, or not confirmed."""
 
 
 class Relay:
-    """Holds changes until they are told; ``run`` tells them."""
+    """Buffers committed changes; ``run`` publishes them."""
 
     def __init__(self, context: WorkerContext, every: float) -> None:
-        """Look into the outbox ``every`` so many seconds."""
+        """Create the relay. It polls the outbox ``every`` seconds."""
         self._context = context
         self._every = every
         self._changes: deque[tuple[CommittedChange, Carrier]] = deque()
         self._confirmed: list[events.ChangeEvent] = []
         self._slots = asyncio.Semaphore(MAX_PUBLISHING)
-        self._changed, self._marking, self._due = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._changed, self._to_mark, self._due = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._failures = 0
         self._polled_at = monotonic()
         self._stopping = self._all_published = False
 
-    def offer(self, changes: Sequence[CommittedChange], *, requested: bool) -> None:
-        """Take committed changes to tell, and know that requests are due."""
+    def offer(self, changes: Sequence[CommittedChange], *, has_new_requests: bool) -> None:
+        """Buffer committed changes for publishing, and send new work requests soon."""
         trace = self._context.tracing.current()
         self._changes.extend(zip(changes[: max(0, MAX_BUFFER - len(self._changes))], repeat(trace), strict=False))
         if changes:
             self._changed.set()
-        if requested:
+        if has_new_requests:
             self._due.set()
 
     async def run(self) -> None:
-        """Tell until stopped, then what is in hand; an outage is waited out."""
+        """Publish until stopped, and then what is left in memory. Retry during outages."""
         async with asyncio.TaskGroup() as loops:
-            loops.create_task(self._poll_loop(), name="relay looks")
-            loops.create_task(self._mark_loop(), name="relay marks")
+            loops.create_task(self._poll_loop(), name="relay poll")
+            loops.create_task(self._mark_loop(), name="relay mark")
             await self._publish_loop()
 
     def stop(self) -> None:
-        """Have ``run`` tell what is in hand and end."""
+        """Make ``run`` publish what is left in memory, and end."""
         self._stopping = True
-        for bell in (self._changed, self._due):
-            bell.set()
+        for wakeup in (self._changed, self._due):
+            wakeup.set()
 
     async def _publish_loop(self) -> None:
-        async with asyncio.TaskGroup() as going:
+        async with asyncio.TaskGroup() as publishing:
             while self._changes or not self._stopping:
                 await self._changed.wait()
                 self._changed.clear()
                 while self._changes:
-                    taken = [self._changes.popleft() for _ in range(min(AT_ONCE, len(self._changes)))]
-                    changes, traces = zip(*taken, strict=True)
-                    try:
-                        told = await _events(self._context, changes)
-                    except (Unavailable, Retry) as error:
-                        await self._on_error(error)
-                        continue
-                    await self._slots.acquire()
-                    going.create_task(self._publish(told, traces), name="relay tells")
+                    await self._publish_once(publishing)
         self._all_published = True
-        self._marking.set()
+        self._to_mark.set()
 
-    async def _publish(self, told: Sequence[events.ChangeEvent], traces: Sequence[Carrier]) -> None:
+    async def _publish_once(self, publishing: asyncio.TaskGroup) -> int:
+        """Start to publish the next changes from memory, and return the number of events; 0 if they cannot be read."""
+        batch = [self._changes.popleft() for _ in range(min(MAX_EVENTS, len(self._changes)))]
+        changes, traces = zip(*batch, strict=True)
         try:
-            confirmed, failed = await publish(self._context, told, traces)
+            rendered = await _events(self._context, changes)
+        except (Unavailable, Retry) as error:
+            await self._back_off(error)
+            return 0
+        await self._slots.acquire()
+        publishing.create_task(self._publish_in_slot(rendered, traces), name="relay publish")
+        return len(rendered)
+
+    async def _publish_in_slot(self, to_publish: Sequence[events.ChangeEvent], traces: Sequence[Carrier]) -> None:
+        try:
+            confirmed, error = await publish(self._context, to_publish, traces)
             self._confirmed += confirmed
-            self._marking.set()
-            if failed is None:
+            self._to_mark.set()
+            if error is None:
                 self._failures = 0
             else:
-                await self._on_error(failed)  # with the slot in hand, so that an outage slows down the next ones too
+                await self._back_off(error)  # before the slot is released, so that an outage slows down all publishes
         finally:
             self._slots.release()
 
-    async def _on_error(self, error: Unavailable | Retry) -> None:
-        """What could not be told is in the outbox; wait a little before the next."""
+    async def _back_off(self, error: Unavailable | Retry) -> None:
+        """Report the error and wait. Events that were not published are still in the outbox."""
         self._failures += 1
         self._context.on_error(str(error))
         await asyncio.sleep(retry.delay(self._failures))
 
     async def _mark_loop(self) -> None:
         while not self._all_published or self._confirmed:
-            await self._marking.wait()
+            await self._to_mark.wait()
             if not self._stopping:
                 await asyncio.sleep(MARK_AFTER)
-            self._marking.clear()
-            confirmed, self._confirmed = self._confirmed, []
-            if not confirmed:
-                continue
-            with suppress(Unavailable, Retry):  # stopping, or it was tried often enough: they will be told again
+            self._to_mark.clear()
+            await self._mark_once()
+
+    async def _mark_once(self) -> int:
+        """Remove all confirmed events from the outbox and return their number."""
+        confirmed, self._confirmed = self._confirmed, []
+        if confirmed:
+            with suppress(Unavailable, Retry):  # stopping, or too many retries: they will be published again
                 await self._context.until_stopped(partial(mark_published, self._context, confirmed), "database")
+        return len(confirmed)
 
     async def _poll_loop(self) -> None:
         failures = 0
@@ -144,20 +153,27 @@ class Relay:
                     await self._due.wait()
             self._due.clear()
             try:
-                await self._poll()
+                await self._poll_once()
                 failures = 0
             except (Unavailable, Retry) as error:
                 failures += 1
                 self._context.on_error(str(error))
                 await asyncio.sleep(retry.delay(failures))
 
-    async def _poll(self) -> None:
-        while await work_requests.send_due(self._context, self._context.now()) == work_requests.AT_ONCE:
-            continue
+    async def _poll_once(self) -> int:
+        """Send all due work requests; every ``every`` seconds also publish stale events. Return the number of both."""
+        count = 0
+        while sent := await work_requests.send_due(self._context, self._context.now()):
+            count += sent
+            if sent < work_requests.MAX_REQUESTS:
+                break
         if monotonic() - self._polled_at >= self._every:
             self._polled_at = monotonic()
-            while await republish_stale(self._context, AT_ONCE) == AT_ONCE:
-                continue
+            while published := await republish_stale(self._context, MAX_EVENTS):
+                count += published
+                if published < MAX_EVENTS:
+                    break
+        return count
 
 
 async def _events(context: WorkerContext, changes: Sequence[CommittedChange]) -> list[events.ChangeEvent]:
@@ -167,14 +183,14 @@ async def _events(context: WorkerContext, changes: Sequence[CommittedChange]) ->
     rendered = []
     for change in changes:
         task = change.task
-        known = names[task.owner_id, task.template_version_id]
+        task_names = names[task.owner_id, task.template_version_id]
         rendered.append(
             events.ChangeEvent(
                 task_id=task.id,
                 version=task.version,
                 kind=change.kind,
                 occurred_at=task.updated_at,
-                task=document.render_json(change.core_document, task.prompt, known, task.updated_at),
+                task=document.render_json(change.core_document, task.prompt, task_names, task.updated_at),
                 changes=change.changes,
                 cause=change.cause,
             )
@@ -183,12 +199,16 @@ async def _events(context: WorkerContext, changes: Sequence[CommittedChange]) ->
 
 
 async def publish(
-    context: WorkerContext, told: Sequence[events.ChangeEvent], traces: Sequence[Carrier] = ()
+    context: WorkerContext, to_publish: Sequence[events.ChangeEvent], traces: Sequence[Carrier] = ()
 ) -> tuple[list[events.ChangeEvent], Unavailable | None]:
-    """Publish events, which come from ``traces``; those that the broker confirmed, and why it did not confirm all."""
-    messages = events.pack_events(told)
+    """Publish events that were caused in ``traces``.
+
+    Returns:
+        The events that the broker confirmed, and the error if it did not confirm all.
+    """
+    messages = events.pack_events(to_publish)
     context.failpoint(Failpoint.RELAY_PUBLISH)
-    with context.tracing.span("publish", links=traces, events=len(told)):
+    with context.tracing.span("publish", links=traces, events=len(to_publish)):
         headers: FieldTable = {**context.tracing.current()}
         outcomes = await context.publisher.publish_many(
             [
@@ -213,21 +233,21 @@ async def publish(
 
 
 async def mark_published(context: WorkerContext, confirmed: Sequence[events.ChangeEvent]) -> None:
-    """Take confirmed events out of the outbox. Raises Unavailable."""
+    """Remove confirmed events from the outbox. Raises ``Unavailable``."""
     async with transaction(context.engine) as connection:
         await outbox.mark_published(connection, [(event.task_id, event.version) for event in confirmed])
         context.failpoint(Failpoint.RELAY_MARK)
 
 
 async def republish_stale(context: WorkerContext, limit: int) -> int:
-    """Tell up to ``limit`` events that have been in the outbox for a while; how many there were."""
+    """Publish up to ``limit`` stale events from the outbox and return how many were found. Raises ``Unavailable``."""
     async with transaction(context.engine) as connection:
         rows = await outbox.due(connection, context.now() - STALE_AFTER, limit)
     context.failpoint(Failpoint.RELAY_SELECT)
     if not rows:
         return 0
     names = await context.directory_cache.look_up((row.owner_id, row.template_version_id) for row in rows)
-    told = [
+    to_publish = [
         events.ChangeEvent(
             task_id=row.task_id,
             version=row.version,
@@ -241,8 +261,8 @@ async def republish_stale(context: WorkerContext, limit: int) -> int:
         )
         for row in rows
     ]
-    confirmed, failed = await publish(context, told)
+    confirmed, error = await publish(context, to_publish)
     await mark_published(context, confirmed)
-    if failed is not None:
-        raise failed
+    if error is not None:
+        raise error
     return len(rows)

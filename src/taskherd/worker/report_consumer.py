@@ -1,7 +1,8 @@
-"""Consume reports: decode deliveries in batches, reconcile them, send invalid messages to the dead letters, then ack.
+"""Consume reports: decode deliveries in batches, reconcile them, dead-letter the invalid ones, then ack.
 
-A delivery is acked only when all its reports are committed or are dead letters; after a crash in between it is
-delivered again. An outage is waited out with the batch in hand: handing deliveries back would only use up their limit.
+A delivery is acked only after all its reports are committed or dead-lettered; after a crash before the ack it is
+delivered again. During an outage the batch is kept and retried: requeueing would use up the delivery limit of its
+messages.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from taskherd.broker.dead_letters import publish_dead_letters
 from taskherd.domain.outcome import ReportOutcome
 from taskherd.errors import Unavailable
 from taskherd.messages.decoding import InvalidMessage
-from taskherd.messages.json_array import split_json_array as elements_of
+from taskherd.messages.json_array import split_json_array
 from taskherd.messages.reports import decode_reports
 from taskherd.observability.failpoints import Failpoint
 from taskherd.observability.tracing import MAX_LINKS, extract
@@ -48,12 +49,12 @@ TICK = timedelta(microseconds=1)
 LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 MAX_LOGGED = 5
-"""How many task ids or dead letters a log line names at most."""
+"""Maximum number of task ids or dead letters in a log line."""
 
 
 @dataclass(slots=True)
 class DecodedBatch:
-    """The reports of some deliveries, the delivery and array index that each came from, and what was not valid."""
+    """The reports in some deliveries, each with its delivery and array index; the invalid elements; the probes."""
 
     deliveries: Sequence[Delivery]
     reports: list[Report] = field(default_factory=list)
@@ -63,22 +64,22 @@ class DecodedBatch:
 
     @property
     def footprint(self) -> BatchFootprint:
-        """The tasks and the number of deliveries that this batch occupies."""
+        """The tasks and the number of deliveries of this batch; one with possible poison runs alone."""
         tasks = frozenset([report.task_id for report in self.reports])
         return BatchFootprint(tasks, len(self.deliveries), alone=any(each.possible_poison for each in self.deliveries))
 
     @property
     def traces(self) -> list[Carrier]:
-        """The traces of the first of these deliveries; headers without one are not decoded."""
+        """The traces of the first deliveries. Headers without a trace are not decoded."""
         return [extract(each.headers) for each in self.deliveries[:MAX_LINKS] if each.traced]
 
 
 class ReportConsumer:
-    """Consume report deliveries until the intake ends."""
+    """Consumes report deliveries until ``consumer`` is stopped."""
 
     def __init__(self, consumer: Consumer, context: WorkerContext, relay: Relay, probe: Probe) -> None:
-        """Begin with nothing in hand."""
-        self._intake = consumer
+        """Create the consumer; ``run`` starts it."""
+        self._consumer = consumer
         self._context = context
         self._relay = relay
         self._probe = probe
@@ -87,40 +88,51 @@ class ReportConsumer:
 
     @property
     def in_flight(self) -> int:
-        """How many deliveries are being processed."""
+        """Number of deliveries that are being processed."""
         return self._scheduler.in_flight if self._scheduler else 0
 
     async def run(self, limit: int, wait: float) -> None:
-        """Take batches of up to ``limit`` deliveries until the intake has stopped and is empty."""
-        async with asyncio.TaskGroup() as group:
-            self._scheduler = lanes = BatchScheduler(group)
-            while deliveries := await self._intake.batch(limit, wait):
-                for part in _isolate_suspects(deliveries):
-                    self._context.failpoint(Failpoint.RECEIVE)
-                    decoded = self._decode(part)
-                    await lanes.submit(decoded.footprint, partial(self._process, decoded))
-                await lanes.wait_idle(lambda: self._intake.buffered >= limit)
+        """Process batches of up to ``limit`` deliveries until consuming has stopped and the buffer is empty.
 
-    async def _process(self, decoded: DecodedBatch, before: asyncio.Task[None] | None) -> None:
-        """Reconcile a batch, send its dead letters, and ack it after ``before``."""
+        ``wait`` is the time in seconds that a batch may take to fill.
+        """
+        async with asyncio.TaskGroup() as group:
+            self._scheduler = scheduler = BatchScheduler(group)
+            while await self._consume_once(scheduler, limit, wait):
+                await scheduler.wait_idle(lambda: self._consumer.buffered >= limit)
+
+    async def _consume_once(self, scheduler: BatchScheduler, limit: int, wait: float) -> int:
+        """Start to process the next batch and return its number of deliveries; 0 after the last one."""
+        deliveries = await self._consumer.batch(limit, wait)
+        for part in _isolate_possible_poison(deliveries):
+            self._context.failpoint(Failpoint.RECEIVE)
+            decoded = self._decode(part)
+            await scheduler.submit(decoded.footprint, partial(self._process, decoded))
+        return len(deliveries)
+
+    async def _process(self, decoded: DecodedBatch, previous: asyncio.Task[None] | None) -> None:
+        """Reconcile a batch, publish its dead letters, and ack it after the ``previous`` batch has ended."""
         try:
             with self._context.tracing.span("batch", links=decoded.traces, deliveries=len(decoded.deliveries)):
                 outcomes = await self._reconcile(decoded.reports)
                 self._context.failpoint(Failpoint.POST_COMMIT)
                 await self._send_dead_letters(decoded, outcomes)
         except Unavailable as error:
-            log.warning("batch given back", deliveries=len(decoded.deliveries), reason=str(error))
+            log.warning("batch returned to the queue", deliveries=len(decoded.deliveries), reason=str(error))
             return
-        if before is not None:
-            await asyncio.wait({before})
-        acked = await self._intake.ack(decoded.deliveries)
+        if previous is not None:
+            await asyncio.wait({previous})
+        acked = await self._consumer.ack(decoded.deliveries)
         self._context.failpoint(Failpoint.POST_ACK)
         for delivery in decoded.probes:
-            self._probe.acknowledge(delivery)
+            self._probe.enqueue_reply(delivery)
         self._count(decoded, outcomes)
-        tasks = [str(report.task_id) for report in decoded.reports[:MAX_LOGGED]]
         log.debug(
-            "batch", deliveries=len(decoded.deliveries), reports=len(decoded.reports), acked=acked, task_ids=tasks
+            "batch processed",
+            deliveries=len(decoded.deliveries),
+            reports=len(decoded.reports),
+            acked=acked,
+            task_ids=[str(report.task_id) for report in decoded.reports[:MAX_LOGGED]],
         )
 
     def _decode(self, deliveries: Sequence[Delivery]) -> DecodedBatch:
@@ -133,7 +145,7 @@ class ReportConsumer:
                 decoded.probes.append(delivery)
                 continue
             elements = decode_reports(delivery.body, now)
-            now += len(elements) * TICK  # so that reports without a seq keep the order in which they came
+            now += len(elements) * TICK  # so that reports without a seq keep the order received
             single = len(elements) == 1 and not delivery.body.lstrip().startswith(b"[")
             for index, element in enumerate(elements):
                 if isinstance(element, InvalidMessage):
@@ -141,46 +153,46 @@ class ReportConsumer:
                 else:
                     decoded.reports.append(element.report)
                     decoded.origins.append((delivery, None if single else index))
-                    for what, count in element.notes.items():
-                        self._context.metrics.texts_cleaned.labels(what).inc(count)
+                    for change, count in element.notes.items():
+                        self._context.metrics.texts_cleaned.labels(change).inc(count)
         self._received_until = now
         return decoded
 
     async def _reconcile(self, reports: Sequence[Report]) -> list[ReportOutcome]:
-        """Return the outcome of each report; one that makes its batch fail is found by bisection."""
+        """Reconcile reports and return their outcomes. A failing batch is halved until the invalid report is found."""
         if not reports:
             return []
-        began = perf_counter()
+        started_at = perf_counter()
         try:
             result = await self._context.until_stopped(
                 lambda: reconcile(self._context, Batch(reports), self._context.now()), "database"
             )
         except POISON as error:
             if len(reports) == 1:
-                log.warning("report can't be taken", task_id=str(reports[0].task_id), reason=repr(error)[:200])
+                log.warning("report rejected", task_id=str(reports[0].task_id), reason=repr(error)[:200])
                 return [ReportOutcome.DATA_ERROR if isinstance(error, DataError) else ReportOutcome.FAULT]
             self._context.metrics.batch_failures.labels("bisected").inc()
             half = len(reports) // 2
             return [*await self._reconcile(reports[:half]), *await self._reconcile(reports[half:])]
-        self._context.metrics.batch_seconds.observe(perf_counter() - began)
-        self._relay.offer(result.changes, requested=result.requested)
+        self._context.metrics.batch_seconds.observe(perf_counter() - started_at)
+        self._relay.offer(result.changes, has_new_requests=result.has_new_requests)
         return result.outcomes
 
     async def _send_dead_letters(self, decoded: DecodedBatch, outcomes: Sequence[ReportOutcome]) -> None:
-        """Publish what was not valid and the reports that were refused, and wait until the broker confirms it."""
-        letters = list(decoded.invalid)
+        """Publish invalid elements and rejected reports as dead letters, and wait for the broker's confirm."""
+        rejected = list(decoded.invalid)
         for (delivery, index), outcome in zip(decoded.origins, outcomes, strict=True):
             if outcome.dead_letter_reason is not None:
-                body = delivery.body if index is None else (elements_of(delivery.body) or [])[index]
-                letters.append((delivery, InvalidMessage(index, outcome.dead_letter_reason, outcome.detail, body)))
-        if not letters:
+                body = delivery.body if index is None else (split_json_array(delivery.body) or [])[index]
+                rejected.append((delivery, InvalidMessage(index, outcome.dead_letter_reason, outcome.detail, body)))
+        if not rejected:
             return
-        waiting = [dead_letter_of(self._context.names, delivery, bad) for delivery, bad in letters]
-        await self._context.until_stopped(partial(publish_dead_letters, self._context.publisher, waiting), "broker")
-        for _, bad in letters:
-            self._context.metrics.dead_lettered.labels(bad.reason.value).inc()
-        first = [(bad.reason.value, bad.detail[:100]) for _, bad in letters[:MAX_LOGGED]]
-        log.warning("dead letters", count=len(letters), first=first)
+        messages = [dead_letter_of(self._context.names, delivery, invalid) for delivery, invalid in rejected]
+        await self._context.until_stopped(partial(publish_dead_letters, self._context.publisher, messages), "broker")
+        for _, invalid in rejected:
+            self._context.metrics.dead_lettered.labels(invalid.reason.value).inc()
+        first = [(invalid.reason.value, invalid.detail[:100]) for _, invalid in rejected[:MAX_LOGGED]]
+        log.warning("dead letters published", count=len(rejected), first=first)
 
     def _count(self, decoded: DecodedBatch, outcomes: Sequence[ReportOutcome]) -> None:
         self._context.metrics.batch_size.observe(len(decoded.deliveries))
@@ -191,8 +203,8 @@ class ReportConsumer:
             self._context.metrics.reports.labels(kind, label).inc(count)
 
 
-def _isolate_suspects(deliveries: Sequence[Delivery]) -> Iterator[Sequence[Delivery]]:
-    """Yield the deliveries in order, each one that may have crashed workers before by itself."""
+def _isolate_possible_poison(deliveries: Sequence[Delivery]) -> Iterator[Sequence[Delivery]]:
+    """Yield the deliveries in order, each possible poison message separately."""
     run: list[Delivery] = []
     for delivery in deliveries:
         if delivery.possible_poison:

@@ -1,7 +1,7 @@
-"""Save a batch: derive what changed for readers, then write it with one statement for each table.
+"""Save a folded batch: derive the visible changes, then write everything with one statement per table.
 
-A task's document is compared as text with the one in its row; only where they differ did something happen that a
-reader can see. Then the version rises by one, and the row, the event and its entry in the outbox are written together.
+Each task's document is compared as text with the stored one. If they differ, the version rises by one, and the row, the
+event and its outbox entry are written in one statement.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from taskherd.errors import Retry
 from taskherd.messages import document, events, replies
 from taskherd.store import commands as command_log
 from taskherd.store import directory, leases, tasks
-from taskherd.worker import builds, related_rows
+from taskherd.worker import related_rows
 from taskherd.worker.batch import CommittedChange
+from taskherd.worker.build_rows import save_builds
 from taskherd.worker.load import digest
 
 if TYPE_CHECKING:
@@ -39,12 +40,12 @@ if TYPE_CHECKING:
     from taskherd.worker.load import LoadedBatch
 
 
-CLASH = CommandRefused(409, replies.USED_BEFORE)
+COMMAND_ID_REUSED = CommandRefused(409, replies.USED_BEFORE)
 
 
 @dataclass(slots=True)
 class Writes:
-    """What a folded batch writes to tasks and leases, and the changes to publish."""
+    """The rows of tasks and leases that a folded batch writes, and the changes to publish."""
 
     created: list[tasks.StoredTask] = field(default_factory=list)
     saved: list[tasks.StoredTask] = field(default_factory=list)
@@ -53,8 +54,8 @@ class Writes:
     ended_leases: list[UUID] = field(default_factory=list)
 
 
-def derive(loaded: LoadedBatch, timeouts: Timeouts, now: datetime) -> Writes:
-    """Return what the updates of a folded batch come to; each update then holds its task's new version and document."""
+def derive_writes(loaded: LoadedBatch, timeouts: Timeouts, now: datetime) -> Writes:
+    """Derive the writes of a folded batch, and store each task's new version and document in its update."""
     checks = loaded.batch.timer_checks
     writes = Writes()
     for task_id, update in loaded.updates.items():
@@ -62,25 +63,25 @@ def derive(loaded: LoadedBatch, timeouts: Timeouts, now: datetime) -> Writes:
             continue
         if update.before is not None and update.task is update.before and task_id not in checks:
             continue
-        seen = derive_view(update.task.state, update.task.name)
-        own, change = _change(update, seen, now)
+        view = derive_view(update.task.state, update.task.name)
+        core, change = _change(update, view, now)
         if change:
             update.task = change.task
             writes.changes.append(change)
-        update.core_document = own
+        update.core_document = core
         check = checks.get(task_id)
         due = due_at(update.task.state, check.watermark if check else None, now, timeouts)
         if update.before is None:
-            writes.created.append(tasks.StoredTask(update.task, seen.status.value, own, due))
+            writes.created.append(tasks.StoredTask(update.task, view.status.value, core, due))
         else:
-            moved = check is not None or due != loaded.rows[task_id].due_at
-            writes.saved.append(tasks.StoredTask(update.task, seen.status.value, own, due, moved))
+            due_changed = check is not None or due != loaded.rows[task_id].due_at
+            writes.saved.append(tasks.StoredTask(update.task, view.status.value, core, due, due_changed))
     _derive_leases(loaded, writes)
     return writes
 
 
 def _derive_leases(loaded: LoadedBatch, writes: Writes) -> None:
-    """Give every task whose lease was looked up the lease that it has now, or none."""
+    """Derive the new lease of every task whose lease was looked up, and the leases to delete."""
     for task_id in sorted(loaded.lease_checked & loaded.updates.keys()):
         task = loaded.updates[task_id].task
         if task is not None and task.deleted_at is None:
@@ -90,17 +91,17 @@ def _derive_leases(loaded: LoadedBatch, writes: Writes) -> None:
     writes.ended_leases = sorted(loaded.leased - {lease.task_id for lease in writes.leases})
 
 
-async def save(connection: AsyncConnection, loaded: LoadedBatch, writes: Writes, result: BatchResult) -> None:
-    """Write what was decided for a batch, and put the command's reply into the result.
+async def save_batch(connection: AsyncConnection, loaded: LoadedBatch, writes: Writes, result: BatchResult) -> None:
+    """Write a folded batch, and set the command's reply in the result.
 
     Raises:
-        Retry: a task of that name or id was created meanwhile.
+        Retry: another transaction has created a task with the same name or id.
     """
     updates, now = loaded.updates, result.now
     await related_rows.save_inbox(connection, updates, now)
     await related_rows.save_logs(connection, updates, now)
     if writes.created and len(await tasks.insert_tasks(connection, writes.created)) < len(writes.created):
-        raise Retry("a task of that name or id was created meanwhile")
+        raise Retry("a task with this name or id was created concurrently")
     if writes.saved or writes.changes:
         await tasks.save(connection, writes.saved, [_event(change) for change in writes.changes])
     await _save_prompts(connection, writes.changes)
@@ -109,35 +110,35 @@ async def save(connection: AsyncConnection, loaded: LoadedBatch, writes: Writes,
     if writes.ended_leases:
         await leases.remove(connection, writes.ended_leases)
     await related_rows.save_requests(connection, updates, now)
-    await builds.save(connection, updates, now)
+    await save_builds(connection, updates, now)
     if loaded.batch.command:
         result.reply = await _reply(connection, loaded, loaded.batch.command, result)
 
 
-def _change(update: TaskUpdate, seen: TaskView, now: datetime) -> tuple[str, CommittedChange | None]:
-    """The task's own part of its document as text, and the change if a reader can see one."""
+def _change(update: TaskUpdate, view: TaskView, now: datetime) -> tuple[str, CommittedChange | None]:
+    """Return the stored part of the task's document as JSON text, and the change if it is visible to readers."""
     task, before = update.existing_task, update.before
-    fields = document.core_document(seen, task)
-    own = orjson.dumps(fields).decode()
+    fields = document.core_document(view, task)
+    core = orjson.dumps(fields).decode()
     if before is None:
         changed = tuple(sorted({*fields, "initial_prompt"}))
-        return own, CommittedChange(task, events.EventKind.CREATED, own, changed, _cause(update))
+        return core, CommittedChange(task, events.EventKind.CREATED, core, changed, _cause(update))
     if before.deleted_at is not None:
-        return own, None
-    if task.deleted_at is not None:  # with its last document, which the request for the delete's build is not part of
+        return core, None
+    if task.deleted_at is not None:  # publish the last document, without the build that was requested for the delete
         task = replace(task, version=before.version + 1, updated_at=now)
         return update.core_document, CommittedChange(
             task, events.EventKind.DELETED, update.core_document, (), _cause(update)
         )
-    if own == update.core_document and task.prompt == before.prompt:
-        return own, None
+    if core == update.core_document and task.prompt == before.prompt:
+        return core, None
     changed = document.changed_fields(orjson.loads(update.core_document), fields)
     version = before.version + 1
     prompt_version = task.prompt_version
     if task.prompt != before.prompt:
         changed, prompt_version = tuple(sorted({*changed, "initial_prompt"})), version
     task = replace(task, version=version, updated_at=now, prompt_version=prompt_version)
-    return own, CommittedChange(task, events.EventKind.UPDATED, own, changed, _cause(update))
+    return core, CommittedChange(task, events.EventKind.UPDATED, core, changed, _cause(update))
 
 
 def _cause(update: TaskUpdate) -> str:
@@ -151,11 +152,11 @@ def _cause(update: TaskUpdate) -> str:
 
 
 _CAUSES: dict[tuple[str, str], str] = {}
-"""Cached texts of causes that are only a kind and a type: one for each type of report, and those of sweeps."""
+"""Cached texts of the causes that have only a kind and a type: one per type of report, and those of sweeps."""
 
 
 def _cause_text(cause: Cause) -> str:
-    """Return a cause as events carry it, without the fields that are not known."""
+    """Return a cause as it appears in events, without the fields that are not set."""
     fields = {"kind": cause.kind, "type": cause.type, "id": cause.id, "actor_id": cause.actor_id}
     return orjson.dumps({name: str(value) for name, value in fields.items() if value is not None}).decode()
 
@@ -175,22 +176,24 @@ async def _save_prompts(connection: AsyncConnection, changes: Sequence[Committed
 
 
 async def _reply(connection: AsyncConnection, loaded: LoadedBatch, command: Command, result: BatchResult) -> bytes:
-    """Return the reply to the command: the one that it got before, or a new one, which is recorded."""
+    """Return the recorded reply to the command, or create and record one."""
     if loaded.recorded_reply:
         result.repeated = True
-        same = loaded.recorded_reply.digest == digest(command)
-        return loaded.recorded_reply.reply.encode() if same else replies.refused_reply(CLASH)
+        same_command = loaded.recorded_reply.digest == digest(command)
+        return loaded.recorded_reply.reply.encode() if same_command else replies.refused_reply(COMMAND_ID_REUSED)
     update = loaded.updates[command.task_id]
-    answer = update.command_result
-    if answer is None:
+    command_result = update.command_result
+    if command_result is None:
         raise AssertionError
-    if isinstance(answer, CommandRefused):
-        reply = replies.refused_reply(answer)
+    if isinstance(command_result, CommandRefused):
+        reply = replies.refused_reply(command_result)
     else:
         task = update.existing_task
         pair = (task.owner_id, task.template_version_id)
         names = (await directory.names(connection, [pair]))[pair]
         rendered = document.render(orjson.loads(update.core_document), task.prompt, names, task.updated_at)
-        reply = replies.accepted_reply(rendered, task.version, input_id=answer.input_id, queued=answer.queued)
+        reply = replies.accepted_reply(
+            rendered, task.version, input_id=command_result.input_id, queued=command_result.queued
+        )
     await command_log.record(connection, [(command.command_id, reply.decode())])
     return reply

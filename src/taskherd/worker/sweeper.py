@@ -1,7 +1,7 @@
-"""The sweeper: notices what no report tells, and retries until what was requested is there.
+"""Find everything that is overdue (silent agents, unanswered requests, due timers) and reconcile it.
 
-Of the live workers, the one with the lowest id sweeps. It counts silence only from the watermark, which every gap in a
-worker's consuming moves; what it finds goes through the corridor like everything else.
+Of the live workers, the one with the lowest id sweeps. It measures silence only from the watermark, which every gap in
+a worker's consuming moves forward.
 """
 
 from __future__ import annotations
@@ -33,22 +33,24 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-AT_ONCE = 500
+MAX_TASKS = 500
+"""Maximum number of tasks that are checked in one batch."""
+
 MAX_ROUNDS = 40
 FRESH = timedelta(seconds=6)
-"""A live worker writes its row more often than this; one that has not may be frozen with deliveries in hand."""
+"""A live worker updates its row more often than this; one that does not may be frozen, with unacked deliveries."""
 
 FORGOTTEN = timedelta(seconds=60)
-"""By then the broker has taken a frozen worker's deliveries back and given them to others."""
+"""After this time the broker has redelivered the deliveries of a frozen worker to others."""
 
 
 class Sweeper:
-    """Check the timers, again and again."""
+    """Registers this worker and checks all timers periodically."""
 
     def __init__(
         self, worker_id: str, context: WorkerContext, relay: Relay, probe: Probe, correct: Callable[[datetime], bool]
     ) -> None:
-        """Begin without a watermark. ``correct`` sets the clock and returns whether it jumped."""
+        """Create the sweeper. ``correct`` sets the worker's clock and returns whether the time jumped."""
         self._id = worker_id
         self._context = context
         self._relay = relay
@@ -56,12 +58,12 @@ class Sweeper:
         self._correct = correct
         self._started_at = context.now()
         self._gap_at = context.now()
-        self._begun = False
-        self._held_since: datetime | None = None
+        self._registered = False
+        self._mass_held_since: datetime | None = None
         self._maintenance = Maintenance(context)
 
     async def run(self, every: float) -> None:
-        """Sweep ``every`` so many seconds until stopping; outages are reported and waited out."""
+        """Sweep ``every`` seconds until the worker stops. A failed sweep is logged and repeated."""
         stopping = self._context.stopping
         while not stopping.is_set():
             try:
@@ -78,28 +80,30 @@ class Sweeper:
                 continue
 
     async def deregister(self) -> None:
-        """Remove this worker from the live ones as it stops, so that the others need not wait for it."""
+        """Delete this worker's row, so that the others need not wait until it is forgotten."""
         async with transaction(self._context.engine) as connection:
             await workers.delete(connection, self._id)
 
     async def sweep_once(self) -> int:
-        """Check all timers once, and return how many tasks were checked. Raises Unavailable."""
+        """Check all timers once and return the number of tasks checked. Raises ``Unavailable``."""
         rows = await self._register()
         now = self._context.now()
-        live = [WorkerWatermark(row.seen_at, row.drained_since if now - row.seen_at <= FRESH else None) for row in rows]
-        since = watermark(live, now, FORGOTTEN)
+        fresh = {row.worker_id for row in rows if now - row.seen_at <= FRESH}
+        watermarks = [
+            WorkerWatermark(row.seen_at, row.drained_since if row.worker_id in fresh else None) for row in rows
+        ]
+        since = watermark(watermarks, now, FORGOTTEN)
         if since is None:
             self._gap_at = now
         else:
             since = max(since, self._gap_at)
-        fresh = [row.worker_id for row in rows if now - row.seen_at <= FRESH]
         if fresh and self._id != min(fresh):
             return 0
         self._context.metrics.sweeps.inc()
         checked = 0
         if since is not None:
             checked += await self._check_silent(since, now)
-        check = TimerCheck(since, mass_held=self._held_since is not None, counted_at=now)
+        check = TimerCheck(since, mass_held=self._mass_held_since is not None, counted_at=now)
         if since is not None:
             checked += await self._check_expired_inputs(since, check)
         checked += await self._check_due(check)
@@ -107,16 +111,16 @@ class Sweeper:
         return checked
 
     async def _register(self) -> list[workers.WorkerRow]:
-        """Set the clock by the database's, record that this worker is live, and return the live workers."""
+        """Set the clock by the database's, update this worker's row, and return all live workers."""
         async with transaction(self._context.engine) as connection:
             before = self._context.now()
             clock = await timers.clock(connection)
             jumped = self._correct(clock)
-            if not self._begun:  # before, we had this machine's own time, and did not see a jump of the database's
+            if not self._registered:  # the clock had this machine's time before, so a jump would not show
                 self._started_at = self._gap_at = clock
                 jumped = jumped or await timers.clock_moved_back(connection, clock + MAX_SKEW)
             if jumped:
-                log.warning("the database's clock jumped", was=before.isoformat(), is_now=clock.isoformat())
+                log.warning("database clock jumped", was=before.isoformat(), is_now=clock.isoformat())
                 self._probe.reset()
                 self._gap_at = clock
                 await timers.clamp_future_times(connection, clock)
@@ -124,42 +128,44 @@ class Sweeper:
             await workers.record_seen(connection, row)
             self._context.directory_cache.refresh(await directory.revision(connection))
             live = await workers.live(connection, self._context.now() - FORGOTTEN)
-        self._begun = True
+        self._registered = True
         return live
 
     async def _check_due(self, check: TimerCheck) -> int:
         checked = 0
         for _ in range(MAX_ROUNDS):
             async with transaction(self._context.engine) as connection:
-                due = await tasks.due(connection, self._context.now(), AT_ONCE)
+                due = await tasks.due(connection, self._context.now(), MAX_TASKS)
             await self._check(dict.fromkeys(due, check))
             checked += len(due)
-            if len(due) < AT_ONCE:
+            if len(due) < MAX_TASKS:
                 break
         return checked
 
     async def _check_silent(self, since: datetime, now: datetime) -> int:
-        """Find agents that were silent for too long while we consumed; hold back if there is a mass of them."""
+        """Check agents without a heartbeat for too long since ``since``, unless the mass-loss guard holds them back."""
         lost_after = self._context.timeouts.agent_lost_after
         if now - since <= lost_after:
             return 0
         async with transaction(self._context.engine) as connection:
             connected, lost = await leases.count(connection, now - lost_after)
-            silent = await leases.silent(connection, now - lost_after, AT_ONCE * MAX_ROUNDS) if lost else []
-        held_for = now - max(self._held_since, since) if self._held_since else timedelta(0)
-        if guard_mass_loss(connected, lost, held_for, self._context.timeouts) is MassLossGuard.HOLD:
-            self._hold(now, connected, lost)
+            silent = await leases.silent(connection, now - lost_after, MAX_TASKS * MAX_ROUNDS) if lost else []
+        held_duration = now - max(self._mass_held_since, since) if self._mass_held_since else timedelta(0)
+        if guard_mass_loss(connected, lost, held_duration, self._context.timeouts) is MassLossGuard.HOLD:
+            self._hold_mass_loss(now, connected, lost)
             return 0
-        self._held_since = None
+        self._mass_held_since = None
         self._context.metrics.mass_silence_held.set(0)
-        for start in range(0, len(silent), AT_ONCE):
-            await self._check({task_id: TimerCheck(since) for task_id in silent[start : start + AT_ONCE]})
+        for start in range(0, len(silent), MAX_TASKS):
+            await self._check({task_id: TimerCheck(since) for task_id in silent[start : start + MAX_TASKS]})
         return len(silent)
 
-    def _hold(self, now: datetime, connected: int, silent: int) -> None:
-        if self._held_since is None:
-            self._held_since = now
-            log.warning("most agents fell silent at once; held back", connected=connected, silent=silent)
+    def _hold_mass_loss(self, now: datetime, connected: int, silent: int) -> None:
+        if self._mass_held_since is None:
+            self._mass_held_since = now
+            log.warning(
+                "most agents fell silent at once, waiting before marking them lost", connected=connected, silent=silent
+            )
         self._context.metrics.sweeps_held.inc()
         self._context.metrics.mass_silence_held.set(1)
 
@@ -168,20 +174,20 @@ class Sweeper:
         if self._context.now() - since <= ttl:
             return 0
         async with transaction(self._context.engine) as connection:
-            found = await timers.expired_inputs(connection, self._context.now() - ttl, AT_ONCE)
+            expired = await timers.expired_inputs(connection, self._context.now() - ttl, MAX_TASKS)
         checks: dict[UUID, TimerCheck] = {}
-        for task_id, input_id in found:
+        for task_id, input_id in expired:
             earlier = checks.get(task_id, check)
             checks[task_id] = replace(earlier, expired_inputs=(*earlier.expired_inputs, input_id))
         await self._check(checks)
-        self._context.metrics.requests_given_up.labels("agent.input").inc(len(found))
+        self._context.metrics.requests_given_up.labels("agent.input").inc(len(expired))
         return len(checks)
 
     async def _check(self, checks: dict[UUID, TimerCheck]) -> None:
         if not checks:
             return
         result = await reconcile(self._context, Batch(timer_checks=checks), self._context.now())
-        for kind in result.timed_out:
-            self._context.metrics.requests_given_up.labels(f"workspace.{kind}").inc()
+        for transition in result.timed_out:
+            self._context.metrics.requests_given_up.labels(f"workspace.{transition}").inc()
         self._context.metrics.deletes_retried.inc(result.deletes_retried)
-        self._relay.offer(result.changes, requested=result.requested)
+        self._relay.offer(result.changes, has_new_requests=result.has_new_requests)

@@ -1,4 +1,4 @@
-"""Work requests on their way out: who they go to, and what they say; each goes again, with backoff, until answered."""
+"""Send work requests to runners and pools. Each is sent again, with backoff, until a report answers it."""
 
 from __future__ import annotations
 
@@ -20,30 +20,39 @@ if TYPE_CHECKING:
     from taskherd.worker.context import WorkerContext
 
 DEFAULT_POOL = "default"
-AT_ONCE = 500
-TO_POOL_TOO = frozenset({"workspace.start", "workspace.delete"})
+MAX_REQUESTS = 500
+"""Maximum number of requests that are sent at a time."""
+
+POOL_FALLBACK = frozenset({"workspace.start", "workspace.delete"})
+"""The types of requests that any runner of the pool can execute if the task's runner does not answer."""
 
 
 async def send_due(context: WorkerContext, now: datetime) -> int:
-    """Send the requests that are due; how many. Each one's next time is committed first. Raises Unavailable."""
-    schedule = context.request_retry
+    """Send the requests that are due and return their number. The times of their next attempts are committed first.
+
+    Raises:
+        Unavailable: the database cannot be reached, or the broker did not confirm all of them.
+    """
+    policy = context.request_retry
     async with transaction(context.engine) as connection:
         due = await requests.due(
             connection,
             now,
-            AT_ONCE,
-            first=schedule.first_delay.total_seconds(),
-            most=schedule.max_delay.total_seconds(),
+            MAX_REQUESTS,
+            first=policy.first_delay.total_seconds(),
+            most=policy.max_delay.total_seconds(),
         )
         if not due:
             return 0
-        known = await work_request_details.read(connection, [row.task_id for row in due])
-        said = await work_request_details.input_contents(connection, [row.input_id for row in due if row.input_id])
+        details = await work_request_details.read(connection, [row.task_id for row in due])
+        input_texts = await work_request_details.input_contents(
+            connection, [row.input_id for row in due if row.input_id]
+        )
     messages = [
         message
         for row in due
-        if row.task_id in known
-        for message in _messages(context, row, known[row.task_id], said, now)
+        if row.task_id in details
+        for message in _messages(context, row, details[row.task_id], input_texts, now)
     ]
     outcomes = await context.publisher.publish_many(messages)
     for row in due:
@@ -55,19 +64,19 @@ async def send_due(context: WorkerContext, now: datetime) -> int:
 
 
 def targets(row: WorkRequest, run: Mapping[str, Any], now: datetime, runner_answer: timedelta) -> list[str]:
-    """Where a request goes: to the runner that has the task; to its pool if there is none, or it does not answer."""
+    """Return the targets: the task's runner, or the pool if there is none, or both if it does not answer."""
     pool = run.get("pool")
     pool = pool if isinstance(pool, str) and pool else DEFAULT_POOL
     if row.target_runner is None:
         return [pool]
-    waited = row.first_sent_at is not None and now - row.first_sent_at >= runner_answer
-    return [row.target_runner, pool] if waited and row.type in TO_POOL_TOO else [row.target_runner]
+    unanswered = row.first_sent_at is not None and now - row.first_sent_at >= runner_answer
+    return [row.target_runner, pool] if unanswered and row.type in POOL_FALLBACK else [row.target_runner]
 
 
 def _messages(
-    context: WorkerContext, row: WorkRequest, task: WorkRequestDetails, said: Mapping[UUID, str], now: datetime
+    context: WorkerContext, row: WorkRequest, task: WorkRequestDetails, input_texts: Mapping[UUID, str], now: datetime
 ) -> list[OutgoingMessage]:
-    body = work.encode(_request(context, row, task, said))
+    body = work.encode(_request(context, row, task, input_texts))
     ttl = context.request_retry.ttl.total_seconds()
     return [
         OutgoingMessage(context.names.work, work.routing_key(row.type, target), body, mandatory=True, expiration=ttl)
@@ -76,7 +85,7 @@ def _messages(
 
 
 def _request(
-    context: WorkerContext, row: WorkRequest, task: WorkRequestDetails, said: Mapping[UUID, str]
+    context: WorkerContext, row: WorkRequest, task: WorkRequestDetails, input_texts: Mapping[UUID, str]
 ) -> work.WorkRequest:
     common: dict[str, Any] = {
         "request_id": row.request_id,
@@ -98,7 +107,7 @@ def _request(
         case "workspace.delete":
             return work.WorkspaceDelete(**common)
         case "agent.input" if row.input_id is not None:
-            return work.AgentInput(**common, input_id=row.input_id, input=said.get(row.input_id, ""))
+            return work.AgentInput(**common, input_id=row.input_id, input=input_texts.get(row.input_id, ""))
         case _:
             raise AssertionError(row.type)
 

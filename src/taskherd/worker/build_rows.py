@@ -1,4 +1,4 @@
-"""What a batch says of builds, kept by the ids that clients know: written only where something of that changed."""
+"""Write the rows by which clients look up builds: only those that a batch has changed."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ if TYPE_CHECKING:
     from taskherd.store import AsyncConnection
 
 
-async def save(connection: AsyncConnection, updates: Mapping[UUID, TaskUpdate], now: datetime) -> None:
-    """Write the builds that these updates changed; without any there is no statement."""
-    rows = [row for update in updates.values() for row in _rows(update, now)]
+async def save_builds(connection: AsyncConnection, updates: Mapping[UUID, TaskUpdate], now: datetime) -> None:
+    """Write the builds that these updates changed, if there are any."""
+    rows = [row for update in updates.values() for row in _changed_rows(update, now)]
     if rows:
         await builds.save(connection, rows)
 
 
-def _rows(update: TaskUpdate, now: datetime) -> Iterator[BuildRow]:
-    """The builds that were the latest one during the batch, as they stand since; one that is as it was is left out."""
+def _changed_rows(update: TaskUpdate, now: datetime) -> Iterator[BuildRow]:
+    """Yield the row of every build that was the latest one during the batch, except an unchanged one."""
     task, before = update.task, update.before
     if task is None or task is before:
         return
-    stamped = before.state if before else None
-    known = None
+    old_state = before.state if before else None
+    old_row = None
     for state in (*update.superseded, task.state):
-        if stamped is None or _moved(stamped, state):
-            known = known or (_row(task.id, stamped, now) if stamped else None)
+        if old_state is None or _may_differ(old_state, state):
+            old_row = old_row or (_row(task.id, old_state, now) if old_state else None)
             row = _row(task.id, state, now)
-            if row != known:
+            if row != old_row:
                 yield row
 
 
-def _moved(before: TaskState, after: TaskState) -> bool:
-    """Whether a build's row may differ: told by identity, since facets that did not change are the same objects."""
+def _may_differ(before: TaskState, after: TaskState) -> bool:
+    """Return whether a build's row may differ. Facets that did not change are the same objects."""
     if (
         before.build is not after.build
         or before.timed_out is not after.timed_out
@@ -52,23 +52,23 @@ def _moved(before: TaskState, after: TaskState) -> bool:
         return True
     if is_current(after, after.agent):
         return False
-    return before.lifecycle is not after.lifecycle or _said_by(before) != _said_by(after)
+    return before.lifecycle is not after.lifecycle or _connected_agent(before) != _connected_agent(after)
 
 
-def _said_by(state: TaskState) -> UUID | None:
+def _connected_agent(state: TaskState) -> UUID | None:
     return state.connection.report.agent_id if state.connection else None
 
 
 def _row(task_id: UUID, state: TaskState, now: datetime) -> BuildRow:
     agent = agent_of(state)
-    place = state.workspace.report.workspace if state.workspace else None
+    workspace = state.workspace.report.workspace if state.workspace else None
     return BuildRow(
         build_id=build_id(task_id, state.number),
         task_id=task_id,
         number=state.number,
         transition=state.build.report.transition.value,
         job_status=state.job.value,
-        workspace_id=place.id if place else None,
+        workspace_id=workspace.id if workspace else None,
         agent_id=agent.id if agent else None,
         error=state.error,
         at=now,

@@ -1,4 +1,4 @@
-"""The corridor's decisions between load and save, without a database."""
+"""What reconcile decides between load and save, without a database."""
 
 from __future__ import annotations
 
@@ -32,54 +32,56 @@ CREATE = Create(
 OTHER = UUID(int=10)
 
 
-def loaded(batch: Batch, replied: RecordedCommand | None = None, *, owner: UUID = ACTOR) -> LoadedBatch:
-    """A batch for which no task was found, with two parked reports, the first of which no create can take."""
+def loaded(batch: Batch, recorded_reply: RecordedCommand | None = None, *, owner: UUID = ACTOR) -> LoadedBatch:
+    """Return a loaded batch without its task and with two parked reports, the first in conflict with any create."""
     version = TemplateVersionInfo(ORGANIZATION, uuid4(), frozenset(), usable=True)
-    around = CreateContext({owner: frozenset({ORGANIZATION})}, {VERSION: version}, {}, lambda _prompt, _taken: "name")
-    wrong = build(seq=9, transition=Transition.DELETE, job=JobStatus.SUCCEEDED)
+    create_context = CreateContext(
+        {owner: frozenset({ORGANIZATION})}, {VERSION: version}, {}, lambda _prompt, _names_in_use: "name"
+    )
+    conflict = build(seq=9, transition=Transition.DELETE, job=JobStatus.SUCCEEDED)
     return LoadedBatch(
         batch=batch,
         rows={},
         updates={},
-        policies=Policies(patience(whole()), Backoff(1, 1), around),
+        policies=Policies(patience(whole()), Backoff(1, 1), create_context),
         lease_checked=frozenset({TASK}),
         leased=frozenset(),
-        parked=[(5, wrong), (6, status(AgentState.WORKING))],
-        recorded_reply=replied,
+        parked=[(5, conflict), (6, status(AgentState.WORKING))],
+        recorded_reply=recorded_reply,
     )
 
 
 def result(batch: Batch) -> BatchResult:
-    """A result to which nothing was added yet."""
+    """Return the empty result of a batch."""
     return BatchResult(NOON, [ReportOutcome.UNCHANGED] * len(batch.reports))
 
 
-def test_a_create_takes_what_was_parked_except_what_it_refuses() -> None:
-    """The parked report that conflicts stays parked, and the other one is part of the created task."""
+def test_a_create_folds_its_parked_reports_except_a_conflict() -> None:
+    """The conflicting report stays parked; the other one is part of the created task."""
     batch = Batch(command=CREATE)
-    scene, after = loaded(batch), result(batch)
-    assert fold_batch(scene, [], after).folded == [6]
-    task = scene.updates[TASK].existing_task
+    loaded_batch, batch_result = loaded(batch), result(batch)
+    assert fold_batch(loaded_batch, [], batch_result).folded == [6]
+    task = loaded_batch.updates[TASK].existing_task
     assert task.state.app_status
     assert task.state.build.report.transition is Transition.START
 
 
-def test_what_was_parked_stays_without_a_create() -> None:
-    """Neither a refused create nor a repeated one takes anything."""
+def test_a_refused_or_repeated_create_folds_no_parked_report() -> None:
+    """Only the create that is executed folds the reports that were parked for it."""
     batch = Batch(command=CREATE)
     assert fold_batch(loaded(batch, owner=OTHER), [], result(batch)).folded == []
     assert fold_batch(loaded(batch, RecordedCommand(b"", "{}")), [], result(batch)).folded == []
 
 
 def test_a_report_without_a_task_is_parked_under_its_index() -> None:
-    """The others of the batch are folded, and are unchanged where no document changed; no task is made up."""
+    """The other reports are folded, and count as unchanged if no document changed. No task is created."""
     missing = AppStatus(task_id=OTHER, build_number=None, seq=1, state=AgentState.IDLE)
     batch = Batch([status(AgentState.IDLE), missing])
-    scene, after = loaded(batch), result(batch)
-    scene.updates[TASK] = updated(whole().builds.initial_state(TASK, NOON))
-    parking = fold_batch(scene, [0, 1], after)
+    loaded_batch, batch_result = loaded(batch), result(batch)
+    loaded_batch.updates[TASK] = updated(whole().builds.initial_state(TASK, NOON))
+    parking = fold_batch(loaded_batch, [0, 1], batch_result)
     assert parking.new == {1: missing}
-    assert after.outcomes == [ReportOutcome.APPLIED, ReportOutcome.PARKED]
-    assert set(scene.updates) == {TASK}
-    summarize(scene, [0, 1], Writes(), after)
-    assert after.outcomes == [ReportOutcome.UNCHANGED, ReportOutcome.PARKED]
+    assert batch_result.outcomes == [ReportOutcome.APPLIED, ReportOutcome.PARKED]
+    assert set(loaded_batch.updates) == {TASK}
+    summarize(loaded_batch, [0, 1], Writes(), batch_result)
+    assert batch_result.outcomes == [ReportOutcome.UNCHANGED, ReportOutcome.PARKED]
