@@ -1,4 +1,4 @@
-"""A real worker in this process, and the outside world that speaks with it over a real RabbitMQ."""
+"""A worker in this process, and a test client that talks to it through a real RabbitMQ."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ VERSION = uuid.UUID("00000000-0000-4000-8000-0000000000c1")
 PRESET = uuid.UUID("00000000-0000-4000-8000-0000000000d1")
 SECRET = "0123456789abcdef" * 4
 TIMEOUT = 20.0
-"""Seconds after which a condition that a test waits for is not going to come true."""
+"""Maximum time in seconds that a test waits for a condition."""
 
 STATUSES = ("pending", "initializing", "active", "paused", "unknown", "error")
 
@@ -43,7 +43,7 @@ INSERT INTO presets (id, template_version_id, name, is_default, parameters)
 
 @dataclass
 class WorkerHarness:
-    """What a test does to the worker and sees of it."""
+    """Sends messages to a worker, and collects everything that it publishes."""
 
     channel: AbstractChannel
     database: asyncpg.Connection
@@ -66,23 +66,23 @@ class WorkerHarness:
         await exchange.publish(aio_pika.Message(body), "any", timeout=5)
 
     async def command(self, kind: str, task_id: uuid.UUID, **fields: Any) -> dict[str, Any]:
-        """Give a command and return the reply."""
+        """Send a command and return the reply."""
         return await self.send(make_command(kind, task_id, **fields))
 
     async def post_command(self, command: dict[str, Any]) -> None:
-        """Send a command that nobody waits for the answer of."""
+        """Send a command without reply_to."""
         exchange = await self.channel.get_exchange(f"{self.prefix}.commands", ensure=False)
         await exchange.publish(aio_pika.Message(json.dumps(command).encode()), command["type"], timeout=5)
 
     async def refused(self, kind: str, task_id: uuid.UUID, **fields: Any) -> dict[str, Any]:
-        """Give a command that is refused and return the error."""
+        """Send a command, check that it is refused, and return the error."""
         reply = await self.command(kind, task_id, **fields)
         assert reply["ok"] is False, reply
         error: dict[str, Any] = reply["error"]
         return error
 
     async def send(self, command: dict[str, Any] | bytes) -> dict[str, Any]:
-        """Send a command, or any bytes, as it is and return the reply."""
+        """Send a command, or any bytes, and return the reply."""
         correlation = uuid.uuid4().hex
         self.answers[correlation] = asyncio.get_running_loop().create_future()
         body = command if isinstance(command, bytes) else json.dumps(command).encode()
@@ -95,13 +95,13 @@ class WorkerHarness:
     async def create(self, task_id: uuid.UUID | None = None, **fields: Any) -> uuid.UUID:
         """Create a task and return its id."""
         task_id = task_id or uuid.uuid4()
-        wanted = {"owner_id": str(ALICE), "template_version_id": str(VERSION), "input": "Fix the flaky test"}
-        reply = await self.command("task.create", task_id, **{**wanted, **fields})
+        defaults = {"owner_id": str(ALICE), "template_version_id": str(VERSION), "input": "Fix the flaky test"}
+        reply = await self.command("task.create", task_id, **{**defaults, **fields})
         assert reply["ok"], reply
         return task_id
 
     async def active(self, task_id: uuid.UUID | None = None, number: int = 1) -> uuid.UUID:
-        """A task whose build, agent and app are up."""
+        """Make a task active, a new one unless its id is given, and return its id."""
         task_id = task_id or await self.create()
         build = {"transition": "start", "job_status": "succeeded", "agent_id": str(uuid.uuid4()), "runner": "r1"}
         await self.report(
@@ -113,64 +113,64 @@ class WorkerHarness:
         return task_id
 
     def document(self, task_id: uuid.UUID) -> dict[str, Any]:
-        """The task as the events tell it: of the highest version that came."""
-        own = [event["data"] for event in self.events if event["subject"] == str(task_id)]
-        found: dict[str, Any] = max(own, key=lambda data: data["version"], default={"task": {}})["task"]
-        return found
+        """Return the task's document from the event with the highest version, {} if there is none."""
+        events = [event["data"] for event in self.events if event["subject"] == str(task_id)]
+        document: dict[str, Any] = max(events, key=lambda data: data["version"], default={"task": {}})["task"]
+        return document
 
     def state(self, task_id: uuid.UUID) -> dict[str, Any]:
-        """The task's current state, empty while it has none."""
+        """Return the task's current state, {} if there is none."""
         return self.document(task_id).get("current_state") or {}
 
     def events_of(self, task_id: uuid.UUID) -> list[dict[str, Any]]:
-        """What the events said of a task, each version once, in order."""
-        own = {event["data"]["version"]: event["data"] for event in self.events if event["subject"] == str(task_id)}
-        return [own[version] for version in sorted(own)]
+        """Return the data of a task's events, each version once, in order."""
+        events = {event["data"]["version"]: event["data"] for event in self.events if event["subject"] == str(task_id)}
+        return [events[version] for version in sorted(events)]
 
     def requests_of(self, task_id: uuid.UUID, kind: str = "") -> list[dict[str, Any]]:
-        """The requests for a task that came, of one type or of any."""
+        """Return the work requests received for a task, of all types or of those that start with ``kind``."""
         return [each for each in self.requests if each["task_id"] == str(task_id) and each["type"].startswith(kind)]
 
     def routes(self, task_id: uuid.UUID) -> set[str]:
-        """The routing keys under which requests for a task came."""
+        """Return the routing keys of the work requests received for a task."""
         return {key for key, each in zip(self.targets, self.requests, strict=True) if each["task_id"] == str(task_id)}
 
     def reasons(self) -> list[str]:
-        """The reasons of the dead letters that came."""
+        """Return the reasons of the dead letters received."""
         return [str(letter.headers["x-taskherd-reason"]) for letter in self.dead_letters]
 
     def versions(self, task_id: uuid.UUID) -> list[int]:
-        """The versions that were told of a task, in order of arrival."""
+        """Return the versions of a task's events, in the order received."""
         return [event["data"]["version"] for event in self.events if event["subject"] == str(task_id)]
 
     async def queue(self, name: str) -> tuple[int, int]:
-        """How many messages wait in a queue, and how many consume it."""
-        held = (await self.channel.declare_queue(f"{self.prefix}.{name}", passive=True, timeout=5)).declaration_result
-        return held.message_count or 0, held.consumer_count or 0
+        """Return the number of messages and of consumers of a queue."""
+        counts = (await self.channel.declare_queue(f"{self.prefix}.{name}", passive=True, timeout=5)).declaration_result
+        return counts.message_count or 0, counts.consumer_count or 0
 
     async def until(self, condition: Callable[[], Any]) -> None:
-        """Wait until something that came makes the condition true."""
+        """Wait until the messages received make the condition true."""
         async with asyncio.timeout(TIMEOUT):
             while not condition():
                 self.noticed.clear()
                 await self.noticed.wait()
 
     async def until_row(self, query: str, *values: Any, is_: Any = True) -> None:
-        """Wait until a query's single value is as wanted; looked at whenever PostgreSQL has answered."""
+        """Poll until the query's single value equals ``is_``."""
         async with asyncio.timeout(TIMEOUT):
-            while await self.database.fetchval(query, *values) != is_:  # noqa: ASYNC110 - a row tells nobody
+            while await self.database.fetchval(query, *values) != is_:  # noqa: ASYNC110 - a row sends no notification
                 await asyncio.sleep(0.02)
 
     async def until_metric(self, value: float, name: str, **labels: str) -> None:
-        """Wait until a metric has this value; the worker counts a little after it has committed."""
+        """Poll until a metric has this value; the worker counts after the commit."""
         async with asyncio.timeout(TIMEOUT):
-            while self.metric(name, **labels) != value:  # noqa: ASYNC110 - a counter tells nobody
+            while self.metric(name, **labels) != value:  # noqa: ASYNC110 - a counter sends no notification
                 await asyncio.sleep(0.02)
 
     async def until_processed(self, count: int) -> None:
-        """Wait until the worker has taken so many reports, whatever became of them."""
+        """Poll until the worker has processed exactly ``count`` reports, with any outcome."""
         async with asyncio.timeout(TIMEOUT):
-            while self._processed_count() < count:  # noqa: ASYNC110 - a counter tells nobody
+            while self._processed_count() < count:  # noqa: ASYNC110 - a counter sends no notification
                 await asyncio.sleep(0.02)
         assert self._processed_count() == count
 
@@ -179,33 +179,33 @@ class WorkerHarness:
         return sum(sample.value for family in families for sample in family.samples)
 
     def metric(self, name: str, **labels: str) -> float:
-        """A metric of the worker, 0 where it has not been counted."""
+        """Return a metric of the worker, 0 if it was not counted yet."""
         return self.worker.metrics.registry.get_sample_value(name, labels) or 0.0
 
     async def _on_events(self, message: AbstractIncomingMessage) -> None:
         self.messages.append(message)
         self.events.extend(json.loads(message.body))
-        await self._note(message)
+        await self._ack(message)
 
     async def _on_dead_letter(self, message: AbstractIncomingMessage) -> None:
         self.dead_letters.append(message)
-        await self._note(message)
+        await self._ack(message)
 
     async def _on_request(self, message: AbstractIncomingMessage) -> None:
         self.requests.append(json.loads(message.body))
         self.targets.append(message.routing_key or "")
-        await self._note(message)
+        await self._ack(message)
 
     async def _on_reply(self, message: AbstractIncomingMessage) -> None:
         self.answers[message.correlation_id or ""].set_result(json.loads(message.body))
-        await self._note(message)
+        await self._ack(message)
 
-    async def _note(self, message: AbstractIncomingMessage) -> None:
+    async def _ack(self, message: AbstractIncomingMessage) -> None:
         await message.ack()
         self.noticed.set()
 
     async def listen(self) -> None:
-        """Consume everything that the worker sends out."""
+        """Consume everything that the worker publishes."""
         queue = await self.channel.declare_queue(exclusive=True)
         await queue.bind(f"{self.prefix}.events", "#")
         await queue.consume(self._on_events)
@@ -220,66 +220,74 @@ class WorkerHarness:
 
 
 def make_command(kind: str, task_id: uuid.UUID, **fields: Any) -> dict[str, Any]:
-    """A command under an id of its own."""
+    """Return a command with a new id."""
     command = {"type": kind, "command_id": str(uuid.uuid4()), "task_id": str(task_id), "actor_id": str(ALICE)}
     return {**command, **fields}
 
 
 def make_report(kind: str, task_id: uuid.UUID, **fields: Any) -> dict[str, Any]:
-    """A report."""
+    """Return a report."""
     return {"type": kind, "task_id": str(task_id), **fields}
 
 
 def build_report(task_id: uuid.UUID, number: int, transition: str, job_status: str, **fields: Any) -> dict[str, Any]:
-    """A report of a workspace build."""
-    named = {"build_number": number, "transition": transition, "job_status": job_status}
-    return make_report("workspace.build", task_id, **named, **fields)
+    """Return a report of a workspace build."""
+    build = {"build_number": number, "transition": transition, "job_status": job_status}
+    return make_report("workspace.build", task_id, **build, **fields)
 
 
-async def in_status(flock: WorkerHarness, wanted: str, of: uuid.UUID | None = None) -> uuid.UUID:
-    """A task of this status, a new one unless its id is given."""
-    task_id = of or await flock.create()
-    if wanted in {"active", "unknown", "paused"}:
-        await flock.active(task_id)
-    match wanted:
+async def in_status(harness: WorkerHarness, status: str, of: uuid.UUID | None = None) -> uuid.UUID:
+    """Bring a task into this status, a new one unless its id is given, and return its id."""
+    task_id = of or await harness.create()
+    if status in {"active", "unknown", "paused"}:
+        await harness.active(task_id)
+    match status:
         case "initializing":
-            await flock.report(build_report(task_id, 1, "start", "running"))
+            await harness.report(build_report(task_id, 1, "start", "running"))
         case "error":
-            await flock.report(build_report(task_id, 1, "start", "failed", error="No space left"))
+            await harness.report(build_report(task_id, 1, "start", "failed", error="No space left"))
         case "unknown" | "paused":
-            assert (await flock.command("task.pause", task_id))["ok"]
-            if wanted == "paused":
-                await flock.report(build_report(task_id, 2, "stop", "succeeded"))
+            assert (await harness.command("task.pause", task_id))["ok"]
+            if status == "paused":
+                await harness.report(build_report(task_id, 2, "stop", "succeeded"))
         case _:
             pass
-    await flock.until(lambda: flock.document(task_id).get("status") == wanted)
+    await harness.until(lambda: harness.document(task_id).get("status") == status)
     return task_id
 
 
 @asynccontextmanager
 async def external_harness(database_url: str, amqp_url: str, prefix: str) -> AsyncIterator[WorkerHarness]:
-    """Everything but a worker: the topology, a directory, and somebody who listens."""
+    """Provide everything except a worker: the topology, a directory, and a harness that consumes."""
     database = await asyncpg.connect(database_url, timeout=5, command_timeout=10)
     await database.execute(DIRECTORY)
     connection = await aio_pika.connect(amqp_url, timeout=5)
     channel = await connection.channel()
     await declare(await channel.get_underlay_channel(), TopologyNames(prefix))
-    own = WorkerHarness(channel, database, prefix, (database_url, amqp_url))
+    harness = WorkerHarness(channel, database, prefix, (database_url, amqp_url))
     try:
-        await own.listen()
-        yield own
+        await harness.listen()
+        yield harness
     finally:
         await connection.close()
         await database.close(timeout=5)
 
 
 @asynccontextmanager
-async def running_worker(own: WorkerHarness, **settings: Any) -> AsyncIterator[Worker]:
-    """A worker in this process, until the block is left."""
-    database_url, amqp_url = own.urls
-    chosen = {"ops_port": 0, "amqp_prefix": own.prefix, "sweep_every": 0.1, "relay_every": 0.2, "probe_every": 0.1}
-    worker = Worker(Settings(database_url=database_url, amqp_url=amqp_url, secret_key=SECRET, **{**chosen, **settings}))
-    own.worker = worker
+async def running_worker(harness: WorkerHarness, **settings: Any) -> AsyncIterator[Worker]:
+    """Run a worker in this process until the end of the block."""
+    database_url, amqp_url = harness.urls
+    defaults = {
+        "ops_port": 0,
+        "amqp_prefix": harness.prefix,
+        "sweep_every": 0.1,
+        "relay_every": 0.2,
+        "probe_every": 0.1,
+    }
+    worker = Worker(
+        Settings(database_url=database_url, amqp_url=amqp_url, secret_key=SECRET, **{**defaults, **settings})
+    )
+    harness.worker = worker
     running = asyncio.create_task(worker.run())
     try:
         yield worker
@@ -292,6 +300,6 @@ async def running_worker(own: WorkerHarness, **settings: Any) -> AsyncIterator[W
 async def worker_harness(
     database_url: str, amqp_url: str, prefix: str, **settings: Any
 ) -> AsyncIterator[WorkerHarness]:
-    """A worker on a database and a prefix of its own, with a directory, until the test is over."""
-    async with external_harness(database_url, amqp_url, prefix) as own, running_worker(own, **settings):
-        yield own
+    """Run a worker on this database and AMQP prefix, with a directory, until the end of the block."""
+    async with external_harness(database_url, amqp_url, prefix) as harness, running_worker(harness, **settings):
+        yield harness

@@ -1,4 +1,4 @@
-"""A worker with everything around it, one for each test."""
+"""Fixtures: a worker with its surroundings, one for each test."""
 
 from __future__ import annotations
 
@@ -16,19 +16,22 @@ StartWorker: TypeAlias = Callable[..., AbstractAsyncContextManager[WorkerHarness
 
 @pytest.fixture
 async def harness(start_worker: StartWorker) -> AsyncIterator[WorkerHarness]:
-    """A worker on a database and queues of its own."""
+    """Return a harness with a running worker, on its own database and queues."""
     async with start_worker() as own:
         yield own
 
 
 @pytest.fixture
 def start_worker(database_url: str, amqp_url: str, amqp_prefix: str) -> StartWorker:
-    """What starts such a worker with settings of the test's choice."""
+    """Return a function that starts such a worker with the settings passed to it."""
     return partial(worker_harness, database_url, amqp_url, amqp_prefix)
 
 
 @pytest.fixture
-async def alone(database_url: str, amqp_url: str, amqp_prefix: str) -> AsyncIterator[WorkerHarness]:
-    """Everything but a worker; the test starts those."""
+async def external(database_url: str, amqp_url: str, amqp_prefix: str) -> AsyncIterator[WorkerHarness]:
+    """Return a harness without a worker; the test starts its workers."""
     async with external_harness(database_url, amqp_url, amqp_prefix) as own:
         yield own
+
+
+alone = external  # the name that tests/deploy uses

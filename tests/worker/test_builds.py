@@ -1,4 +1,4 @@
-"""Builds: asked for until answered, told by others of their own accord, given up, and the way a delete goes."""
+"""Builds: requests are repeated until answered, builds time out, provisioners start builds, deletes are retried."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ HASTY = {"request_backoff_first": 0.1, "request_backoff_most": 0.3}
 
 
 async def test_a_request_is_repeated_until_answered(start_worker: StartWorker) -> None:
-    """The same request comes again with a rising attempt, until any report of its build; then no more."""
+    """The same request is sent again with a rising attempt, until any report about its build arrives."""
     async with start_worker(**HASTY) as harness:
         task_id = await harness.create()
         await harness.until(lambda: len(harness.requests_of(task_id)) >= 4)
-        asked = harness.requests_of(task_id)
-        assert [each["attempt"] for each in asked] == list(range(1, len(asked) + 1))
-        assert [{**each, "attempt": 1} for each in asked] == [asked[0]] * len(asked)
-        first = asked[0]
+        requests = harness.requests_of(task_id)
+        assert [each["attempt"] for each in requests] == list(range(1, len(requests) + 1))
+        assert [{**each, "attempt": 1} for each in requests] == [requests[0]] * len(requests)
+        first = requests[0]
         assert (first["type"], first["build_number"], first["prompt"]) == ("workspace.start", 1, "Fix the flaky test")
         assert first["owner"] == {"id": str(ALICE), "username": "alice"}
         assert first["build_id"] == str(uuid.uuid5(task_id, "1"))
@@ -35,8 +35,8 @@ async def test_a_request_is_repeated_until_answered(start_worker: StartWorker) -
         assert len(harness.requests_of(task_id)) <= count + 1
 
 
-async def test_a_silent_runner_gives_way_to_its_pool(start_worker: StartWorker) -> None:
-    """Stop and start go to the runner of the task; a start that it does not answer goes to its pool too, a stop not."""
+async def test_an_unanswered_start_also_goes_to_the_pool(start_worker: StartWorker) -> None:
+    """Requests go to the task's runner. A start that it does not answer also goes to its pool, a stop does not."""
     async with start_worker(**HASTY, runner_answer_timeout=0.5) as harness:
         await harness.database.execute("""UPDATE template_versions SET run = '{"pool": "gpu"}'""")
         task_id = await harness.create()
@@ -57,15 +57,15 @@ async def test_a_silent_runner_gives_way_to_its_pool(start_worker: StartWorker) 
         assert {each["attempt"] for each in harness.requests_of(task_id) if each["attempt"] == 1} == {1}
 
 
-async def test_an_unanswered_start_is_given_up_and_revived(start_worker: StartWorker) -> None:
-    """Nobody answers within request_ttl: the build counts as failed, with an error that says so, until a report."""
+async def test_an_unanswered_start_times_out_until_a_report_arrives(start_worker: StartWorker) -> None:
+    """Without an answer within request_ttl the build fails with an error that says so, until a report arrives."""
     async with start_worker(**HASTY, request_ttl=1) as harness:
         task_id = await harness.create()
         await harness.until(lambda: harness.document(task_id).get("status") == "error")
-        told = harness.events_of(task_id)[-1]
-        assert told["cause"] == {"kind": "sweep", "type": "build.given_up"}
-        assert told["changes"] == ["current_state", "status", "workspace_status"]
-        state = told["task"]["current_state"]
+        event = harness.events_of(task_id)[-1]
+        assert event["cause"] == {"kind": "sweep", "type": "build.given_up"}
+        assert event["changes"] == ["current_state", "status", "workspace_status"]
+        state = event["task"]["current_state"]
         assert (state["state"], state["message"]) == ("failed", "No runner took up the workspace start in time.")
         assert await harness.database.fetchval("SELECT count(*) FROM work_requests") == 0
         await harness.until_metric(1, "taskherd_requests_given_up_total", type="workspace.start")
@@ -74,8 +74,8 @@ async def test_an_unanswered_start_is_given_up_and_revived(start_worker: StartWo
         assert harness.document(task_id)["workspace_status"] == "starting"
 
 
-async def test_a_build_that_falls_silent_is_given_up(start_worker: StartWorker) -> None:
-    """A running build of which nothing is heard for build_timeout counts as failed; a resume begins the next one."""
+async def test_a_build_without_reports_times_out(start_worker: StartWorker) -> None:
+    """A running build without a report for build_timeout fails; a resume starts the next build."""
     async with start_worker(build_timeout=1) as harness:
         task_id = await harness.create()
         await harness.report(build_report(task_id, 1, "start", "running"))
@@ -86,8 +86,8 @@ async def test_a_build_that_falls_silent_is_given_up(start_worker: StartWorker) 
         assert (reply["task"]["status"], reply["task"]["workspace_build_number"]) == ("pending", 2)
 
 
-async def test_a_provisioner_goes_on_by_itself(start_worker: StartWorker) -> None:
-    """The next number of a provisioner's own accord is taken, ends the asking for the last, and the worker goes on."""
+async def test_a_provisioner_may_start_the_next_build(start_worker: StartWorker) -> None:
+    """A report about the next build number is accepted, ends the previous request, and numbering continues from it."""
     async with start_worker(**HASTY) as harness:
         task_id = await harness.create()
         await harness.report(build_report(task_id, 2, "stop", "succeeded"))
@@ -99,16 +99,16 @@ async def test_a_provisioner_goes_on_by_itself(start_worker: StartWorker) -> Non
         assert harness.dead_letters == []
 
 
-async def test_a_build_that_contradicts_is_buried(harness: WorkerHarness) -> None:
-    """A report of another transition than the one asked for is dead-lettered as it came; the rest is folded."""
+async def test_a_build_with_another_transition_is_dead_lettered(harness: WorkerHarness) -> None:
+    """A report with another transition than the requested one is dead-lettered unchanged; other reports are folded."""
     task_id = await harness.create()
-    wrong = build_report(task_id, 1, "stop", "succeeded", extra="kept")
-    await harness.report(wrong)
-    await harness.report(build_report(task_id, 1, "start", "running"), wrong)
-    await harness.report(raw=json.dumps([wrong]).encode())
+    conflict = build_report(task_id, 1, "stop", "succeeded", extra="kept")
+    await harness.report(conflict)
+    await harness.report(build_report(task_id, 1, "start", "running"), conflict)
+    await harness.report(raw=json.dumps([conflict]).encode())
     await harness.until(lambda: len(harness.dead_letters) == 3)
     assert harness.reasons() == ["build_conflict"] * 3
-    assert [json.loads(letter.body) for letter in harness.dead_letters] == [wrong] * 3
+    assert [json.loads(letter.body) for letter in harness.dead_letters] == [conflict] * 3
     indexes = [letter.headers.get("x-taskherd-index") for letter in harness.dead_letters]
     assert indexes == [None, 1, 0]
     await harness.until(lambda: harness.document(task_id).get("status") == "initializing")
@@ -116,8 +116,8 @@ async def test_a_build_that_contradicts_is_buried(harness: WorkerHarness) -> Non
 
 
 async def test_a_delete_waits_for_the_active_build(harness: WorkerHarness) -> None:
-    """The task is gone at once; its delete is asked for when the active build has ended, done when that succeeds."""
-    task_id = await harness.create(name="gone")
+    """The task is deleted at once. Its delete build is requested when the active build has ended."""
+    task_id = await harness.create(name="doomed")
     await harness.report(build_report(task_id, 1, "start", "running", runner="r1"))
     await harness.until(lambda: harness.document(task_id).get("status") == "initializing")
     assert (await harness.command("task.delete", task_id))["ok"]
@@ -142,8 +142,8 @@ async def test_a_delete_waits_for_the_active_build(harness: WorkerHarness) -> No
     assert harness.events_of(task_id)[-1] == deleted
 
 
-async def test_a_failed_delete_is_asked_for_again(start_worker: StartWorker) -> None:
-    """A delete that failed, or that nobody took up, comes again under the next number, and is counted."""
+async def test_a_failed_delete_is_requested_again(start_worker: StartWorker) -> None:
+    """A delete that failed or timed out is requested again with the next build number, and counted."""
     async with start_worker(**HASTY, delete_backoff_most=1, request_ttl=1) as harness:
         task_id = await harness.active()
         assert (await harness.command("task.delete", task_id))["ok"]
@@ -160,17 +160,17 @@ async def test_a_failed_delete_is_asked_for_again(start_worker: StartWorker) -> 
         ]
 
 
-async def test_deadlines_outlive_the_worker(alone: WorkerHarness) -> None:
-    """What was asked for before the worker ended is asked for by the next one, and given up by its own listening."""
-    async with running_worker(alone, **HASTY):
-        task_id = await alone.create()
-        await alone.until(lambda: alone.requests_of(task_id))
-    attempt = alone.requests_of(task_id)[-1]["attempt"]
-    await alone.database.execute("UPDATE tasks SET state = CAST(replace(state::text, '\"202', '\"201') AS json)")
-    await alone.database.execute("UPDATE task_deadlines SET due_at = now()")
-    async with running_worker(alone, **HASTY, request_ttl=2) as worker:
-        await alone.until(lambda: alone.requests_of(task_id)[-1]["attempt"] > attempt)
-        await alone.until(lambda: alone.document(task_id).get("status") == "error")
-        given_up = await alone.database.fetchval("SELECT max(occurred_at) FROM task_events")
+async def test_deadlines_survive_a_restart(external: WorkerHarness) -> None:
+    """The next worker repeats the requests of the previous one, and times them out in its own drained time."""
+    async with running_worker(external, **HASTY):
+        task_id = await external.create()
+        await external.until(lambda: external.requests_of(task_id))
+    attempt = external.requests_of(task_id)[-1]["attempt"]
+    await external.database.execute("UPDATE tasks SET memory = CAST(replace(memory::text, '\"202', '\"201') AS json)")
+    await external.database.execute("UPDATE task_deadlines SET due_at = now()")
+    async with running_worker(external, **HASTY, request_ttl=2) as worker:
+        await external.until(lambda: external.requests_of(task_id)[-1]["attempt"] > attempt)
+        await external.until(lambda: external.document(task_id).get("status") == "error")
+        timed_out_at = await external.database.fetchval("SELECT max(occurred_at) FROM task_events")
         assert worker.probe.drained_since is not None
-        assert (given_up - worker.probe.drained_since).total_seconds() > 2
+        assert (timed_out_at - worker.probe.drained_since).total_seconds() > 2

@@ -1,4 +1,4 @@
-"""Commands: what is asked first, what is answered, and that each is done once."""
+"""Commands: preconditions in order, replies, and exactly one execution."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ BAD_NAME = "Unable to create a Task with the provided name."
 TOO_LONG = {"status": 400, "message": "Display name must be 64 characters or less."}
 
 INACTIVE, ELSEWHERE, STRANGER = (uuid.UUID(int=number) for number in (0xC2, 0xC3, 0xA2))
-MORE = f"""
+OTHER_DIRECTORY = f"""
 INSERT INTO template_versions (id, template_id, name, run, active)
     VALUES ('{INACTIVE}', '{TEMPLATE}', 'v0', '{{}}', false);
 INSERT INTO organizations (id, name, display_name) VALUES ('{uuid.UUID(int=2)}', 'other', 'Other');
@@ -47,21 +47,21 @@ INSERT INTO users (id, username, name, email, avatar_url, active)
 """
 
 
-async def test_what_a_create_is_refused_for(harness: WorkerHarness) -> None:
-    """Owner, template version, preset, name and display name are checked in this order, each with its own answer."""
-    await harness.database.execute(MORE)
+async def test_a_create_is_refused_by_its_first_violated_precondition(harness: WorkerHarness) -> None:
+    """Owner, template version, preset, name and display name are checked in this order, each with its own error."""
+    await harness.database.execute(OTHER_DIRECTORY)
 
     async def refused(**fields: Any) -> dict[str, Any]:
         return await harness.refused("task.create", uuid.uuid4(), **{**WANTED, **fields})
 
-    nobody = str(uuid.uuid4())
-    every = {"owner_id": nobody, "template_version_id": nobody, "name": "new", "display_name": "x" * 65}
-    assert await refused(**every) == {"status": 400, "message": "Owner not found."}
+    unknown = str(uuid.uuid4())
+    all_wrong = {"owner_id": unknown, "template_version_id": unknown, "name": "new", "display_name": "x" * 65}
+    assert await refused(**all_wrong) == {"status": 400, "message": "Owner not found."}
     assert await refused(owner_id=str(STRANGER)) == {"status": 400, "message": "Owner not found."}
-    for version in (nobody, str(INACTIVE), str(ELSEWHERE)):
-        assert await refused(template_version_id=version, template_version_preset_id=nobody) == NO_VERSION
-    absent = await refused(template_version_preset_id=nobody, name="new")
-    assert absent == {"status": 400, "message": "Preset not found."}
+    for version in (unknown, str(INACTIVE), str(ELSEWHERE)):
+        assert await refused(template_version_id=version, template_version_preset_id=unknown) == NO_VERSION
+    error = await refused(template_version_preset_id=unknown, name="new")
+    assert error == {"status": 400, "message": "Preset not found."}
     for name in ("new", "create", "a--b", "-a", "a-", "a_b", "é", "a" * 33, "a b"):
         error = await refused(name=name, display_name="x" * 65)
         assert (error["status"], error["message"], bool(error["detail"])) == (400, BAD_NAME, True)
@@ -73,8 +73,8 @@ async def test_what_a_create_is_refused_for(harness: WorkerHarness) -> None:
     assert await harness.database.fetchval("SELECT count(*) FROM tasks") == 1
 
 
-async def test_what_a_create_makes(harness: WorkerHarness) -> None:
-    """Names are taken as given or drawn from the prompt; the nil preset is none; a delete frees the name."""
+async def test_a_create_names_the_task_and_selects_its_preset(harness: WorkerHarness) -> None:
+    """Names are used as given or generated from the prompt; the nil preset means none; a delete frees the name."""
     task_id = uuid.uuid4()
     nil = str(uuid.UUID(int=0))
     fields = {**WANTED, "template_version_preset_id": nil, "name": "My-Task", "display_name": " My own task "}
@@ -85,24 +85,24 @@ async def test_what_a_create_makes(harness: WorkerHarness) -> None:
     assert (document["workspace_name"], document["initial_prompt"]) == ("My-Task", "Fix the flaky test")
     assert (document["owner_name"], document["template_name"]) == ("alice", "claude")
     assert document["workspace_build_number"] == 1
-    drawn = (await harness.command("task.create", uuid.uuid4(), **WANTED, template_version_preset_id=str(PRESET)))[
+    generated = (await harness.command("task.create", uuid.uuid4(), **WANTED, template_version_preset_id=str(PRESET)))[
         "task"
     ]
-    stem, _, digits = drawn["name"].rpartition("-")
-    assert (stem, len(digits), drawn["display_name"]) == ("fix-the-flaky-test", 4, "Fix the flaky test")
+    stem, _, digits = generated["name"].rpartition("-")
+    assert (stem, len(digits), generated["display_name"]) == ("fix-the-flaky-test", 4, "Fix the flaky test")
     empty = (await harness.command("task.create", uuid.uuid4(), **{**WANTED, "input": "", "name": ""}))["task"]
     assert empty["name"]
     assert empty["display_name"]
     await harness.until(lambda: len(harness.requests) == 3)
     presets = {each["task_id"]: each["preset"] for each in harness.requests}
     assert presets[str(task_id)] is None
-    assert presets[drawn["id"]] == {"id": str(PRESET), "name": "Default", "parameters": {"size": "small"}}
+    assert presets[generated["id"]] == {"id": str(PRESET), "name": "Default", "parameters": {"size": "small"}}
     assert (await harness.command("task.delete", task_id))["ok"]
     assert (await harness.command("task.create", uuid.uuid4(), **WANTED, name="my-task"))["ok"]
 
 
-async def test_an_id_is_taken_for_good(harness: WorkerHarness) -> None:
-    """A create under the id of a task, live or deleted, is refused before anything else is looked at."""
+async def test_a_task_id_is_never_reused(harness: WorkerHarness) -> None:
+    """A create with the id of another task, even a deleted one, is refused before any other check."""
     task_id = await harness.create()
     taken = {"status": 409, "message": "A task with this ID already exists."}
     assert await harness.refused("task.create", task_id, **{**WANTED, "owner_id": str(uuid.uuid4())}) == taken
@@ -110,8 +110,8 @@ async def test_an_id_is_taken_for_good(harness: WorkerHarness) -> None:
     assert await harness.refused("task.create", task_id, **WANTED) == taken
 
 
-async def test_the_same_command_again(harness: WorkerHarness) -> None:
-    """The same command_id changes nothing and gets the same reply, refusals too; with another body it is refused."""
+async def test_a_repeated_command_gets_the_same_reply(harness: WorkerHarness) -> None:
+    """A repeated command_id changes nothing and gets the recorded reply; with another body it is refused."""
     task_id = uuid.uuid4()
     command = make_command("task.create", task_id, **WANTED)
     first = await harness.send(command)
@@ -122,23 +122,23 @@ async def test_the_same_command_again(harness: WorkerHarness) -> None:
     assert (await harness.send({**make_command("task.pause", task_id), "command_id": command["command_id"]}))[
         "error"
     ] == clash
-    for lost in (
+    for refused in (
         make_command("task.delete", uuid.uuid4()),
         make_command("task.create", uuid.uuid4(), **WANTED, name="new"),
     ):
-        await harness.report(make_report("app.status", uuid.UUID(lost["task_id"]), state="idle"))
-        await harness.until_row("SELECT count(*) > 0 FROM parked WHERE task_id = $1", uuid.UUID(lost["task_id"]))
-        refusal = await harness.send(lost)
+        await harness.report(make_report("app.status", uuid.UUID(refused["task_id"]), state="idle"))
+        await harness.until_row("SELECT count(*) > 0 FROM parked WHERE task_id = $1", uuid.UUID(refused["task_id"]))
+        refusal = await harness.send(refused)
         assert refusal["ok"] is False
-        assert await harness.send(lost) == refusal
+        assert await harness.send(refused) == refusal
     await harness.until_metric(3, "taskherd_commands_total", type="task.create", outcome="repeated")
     sent = make_command("task.send", task_id, input="Once")
     assert await harness.send(sent) == await harness.send(sent)
     assert await harness.database.fetchval("SELECT count(*) FROM inputs") == 1
 
 
-async def test_a_command_id_outlives_the_memory_of_its_reply(harness: WorkerHarness) -> None:
-    """A send whose id is that of an input from long ago is buried and answered; the worker goes on."""
+async def test_an_input_id_is_never_reused(harness: WorkerHarness) -> None:
+    """A send with the id of an old input is dead-lettered and replied to, and the worker continues."""
     task_id = await harness.active()
     sent = make_command("task.send", task_id, input="Once")
     assert (await harness.send(sent))["ok"]
@@ -149,13 +149,13 @@ async def test_a_command_id_outlives_the_memory_of_its_reply(harness: WorkerHarn
     assert (await harness.command("task.send", task_id, input="Twice"))["ok"]
 
 
-async def test_what_nobody_is_told_of_is_buried(harness: WorkerHarness) -> None:
-    """A refused command without reply_to goes to the dead letters unchanged; an accepted one is simply done."""
-    lost = make_command("task.delete", uuid.uuid4())
-    await harness.post_command(lost)
+async def test_a_refused_command_without_reply_to_is_dead_lettered(harness: WorkerHarness) -> None:
+    """The dead letter has the unchanged body. An accepted command without reply_to is executed."""
+    refused = make_command("task.delete", uuid.uuid4())
+    await harness.post_command(refused)
     await harness.until(lambda: harness.dead_letters)
     letter = harness.dead_letters[0]
-    assert json.loads(letter.body) == lost
+    assert json.loads(letter.body) == refused
     assert letter.headers["x-taskherd-reason"] == "command_refused"
     assert letter.headers["x-taskherd-detail"] == f"404 {NOT_FOUND['message']}"
     task_id = uuid.uuid4()
@@ -173,8 +173,10 @@ async def test_what_nobody_is_told_of_is_buried(harness: WorkerHarness) -> None:
         (json.dumps(make_command("task.send", uuid.UUID(int=1), input="x" * (256 * 1024 + 1))).encode(), "invalid"),
     ],
 )
-async def test_what_cannot_be_read_is_answered_and_buried(harness: WorkerHarness, body: bytes, reason: str) -> None:
-    """An undecodable command is answered with 400 where reply_to can be read, and goes to the dead letters."""
+async def test_an_invalid_command_gets_an_error_and_is_dead_lettered(
+    harness: WorkerHarness, body: bytes, reason: str
+) -> None:
+    """An undecodable command gets a reply with status 400 and becomes a dead letter."""
     error = (await harness.send(body))["error"]
     assert (error["status"], error["message"]) == (400, "Command could not be read.")
     assert error["detail"].startswith(f"{reason}: ")
@@ -182,8 +184,8 @@ async def test_what_cannot_be_read_is_answered_and_buried(harness: WorkerHarness
     assert harness.dead_letters[0].body == body
 
 
-async def test_what_each_status_refuses(harness: WorkerHarness) -> None:
-    """Each command in each status: the code and message of compat.md, or done; blank inputs are refused first."""
+async def test_each_status_refuses_the_commands_that_compat_md_lists(harness: WorkerHarness) -> None:
+    """Each command in each status is executed or refused as compat.md says; blank inputs are refused first."""
     blank = {"status": 400, "message": "Task input is required."}
     not_paused = {"status": 409, "message": "Unable to update task input, task must be paused."}
     send = {
@@ -197,14 +199,14 @@ async def test_what_each_status_refuses(harness: WorkerHarness) -> None:
     resume = {**pause, "active": {"status": 409, "message": "Task workspace is already running."}}
     for status in STATUSES:
         task_id = await in_status(harness, status)
-        asked: list[tuple[str, dict[str, str], dict[str, Any] | None]] = [
+        cases: list[tuple[str, dict[str, str], dict[str, Any] | None]] = [
             ("task.send", {"input": ""}, blank),
             ("task.update_input", {"input": " \n"}, blank),
             ("task.send", {"input": "Go on"}, send.get(status)),
             ("task.update_input", {"input": "Other"}, None if status == "paused" else not_paused),
             ("task.pause", {}, pause.get(status)),
         ]
-        for kind, fields, refusal in asked:
+        for kind, fields, refusal in cases:
             reply = await harness.command(kind, task_id, **fields)
             assert reply.get("error") == refusal, (status, kind, reply)
         other = await in_status(harness, status)
@@ -216,8 +218,8 @@ async def test_what_each_status_refuses(harness: WorkerHarness) -> None:
             assert await harness.refused(kind, other, **fields) == NOT_FOUND
 
 
-async def test_a_paused_task_takes_another_prompt(harness: WorkerHarness) -> None:
-    """The new prompt is in the document at once, in the next start, and its version is in the history."""
+async def test_a_paused_task_accepts_another_prompt(harness: WorkerHarness) -> None:
+    """The new prompt is in the document, in the next start request and in the history."""
     task_id = await in_status(harness, "paused")
     reply = await harness.command("task.update_input", task_id, input="Try again")
     assert reply["task"]["initial_prompt"] == "Try again"
@@ -233,8 +235,8 @@ async def test_a_paused_task_takes_another_prompt(harness: WorkerHarness) -> Non
     assert [tuple(row) for row in rows] == [(1, "Fix the flaky test"), (reply["version"], "Try again")]
 
 
-async def test_a_create_races_for_its_name(start_worker: StartWorker) -> None:
-    """Of creates with one name one wins, whatever they clash with; generated names never clash."""
+async def test_concurrent_creates_never_share_a_name(start_worker: StartWorker) -> None:
+    """Of concurrent creates with the same name exactly one succeeds; generated names never collide."""
     async with start_worker() as harness:
         creates = [make_command("task.create", uuid.uuid4(), **WANTED, name="Same") for _ in range(10)]
         replies = await asyncio.gather(*map(harness.send, creates))
@@ -243,16 +245,16 @@ async def test_a_create_races_for_its_name(start_worker: StartWorker) -> None:
         assert all(reply["ok"] for reply in await asyncio.gather(*map(harness.send, creates)))
 
 
-async def test_a_command_does_not_wait_behind_reports(alone: WorkerHarness) -> None:
-    """With thousands of reports waiting, a command is answered long before the last of them is taken."""
-    queue = f"{alone.prefix}.reports"
+async def test_a_command_does_not_wait_behind_reports(external: WorkerHarness) -> None:
+    """With thousands of reports waiting, a command is replied to long before the last of them is processed."""
+    queue = f"{external.prefix}.reports"
     body = json.dumps(
         [make_report("app.status", uuid.uuid4(), state="working", message=str(n)) for n in range(50)]
     ).encode()
-    exchange = await alone.channel.get_exchange(queue, ensure=False)
+    exchange = await external.channel.get_exchange(queue, ensure=False)
     for _ in range(10):
         await asyncio.gather(*(exchange.publish(aio_pika.Message(body), "any", timeout=5) for _ in range(100)))
-    async with running_worker(alone, prefetch=20, batch_most=10):
-        await alone.create()
-        held = await alone.channel.declare_queue(queue, passive=True)
-        assert (held.declaration_result.message_count or 0) > 100
+    async with running_worker(external, prefetch=20, batch_most=10):
+        await external.create()
+        queue_state = await external.channel.declare_queue(queue, passive=True)
+        assert (queue_state.declaration_result.message_count or 0) > 100

@@ -1,4 +1,4 @@
-"""Law 1 through a real queue and database: the same reports end in the same document, however they come."""
+"""Law 1 through a real queue and database: the same reports give the same document in any order of delivery."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ from taskherd.domain.task import Task
 
 HISTORIES = 70
 TWINS = 3
-"""Tasks that are told the same history, each in its own way."""
+"""Number of tasks that get the same history, each in another order."""
 
 
-def expected(task: Task, told: Sequence[Report]) -> dict[str, Any]:
-    """What the pure fold makes of a history, one report after the other."""
+def expected(task: Task, reports: Sequence[Report]) -> dict[str, Any]:
+    """Return the document of the pure fold of a history, one report after the other."""
     state = task.state
-    for report in told:
+    for report in reports:
         state = fold.fold(state, report, NOON).state
-    return timeless(core_document(derive_view(state, task.name), task))
+    return without_timestamp(core_document(derive_view(state, task.name), task))
 
 
-def timeless(document: dict[str, Any]) -> dict[str, Any]:
-    """The document without the instant at which its state was taken."""
+def without_timestamp(document: dict[str, Any]) -> dict[str, Any]:
+    """Return the document without the timestamp of its current state."""
     state = document["current_state"]
     return {**document, "current_state": state and {**state, "timestamp": None}}
 
 
-def blank(task_id: uuid.UUID, row: Any) -> Task:
-    """The task as its create left it."""
+def created_task(task_id: uuid.UUID, row: Any) -> Task:
+    """Return the task as its create left it."""
     return Task(
         id=task_id,
         owner_id=ALICE,
@@ -63,13 +63,13 @@ def blank(task_id: uuid.UUID, row: Any) -> Task:
     )
 
 
-def messages(dice: Random, histories: dict[uuid.UUID, list[Report]]) -> list[list[Report]]:
-    """All histories as a broker may hand them over: permuted, repeated, in arrays that tasks share."""
-    pieces = [batch for told in histories.values() for batch in delivered(dice, told)]
-    dice.shuffle(pieces)
+def messages(random: Random, histories: dict[uuid.UUID, list[Report]]) -> list[list[Report]]:
+    """Return all histories as a broker may deliver them: permuted, repeated, in arrays that tasks share."""
+    pieces = [batch for reports in histories.values() for batch in delivered(random, reports)]
+    random.shuffle(pieces)
     joined: list[list[Report]] = []
     for piece in pieces:
-        if joined and dice.random() < 0.4 and len(joined[-1]) + len(piece) <= 1000:
+        if joined and random.random() < 0.4 and len(joined[-1]) + len(piece) <= 1000:
             joined[-1] += piece
         else:
             joined.append([*piece])
@@ -77,7 +77,7 @@ def messages(dice: Random, histories: dict[uuid.UUID, list[Report]]) -> list[lis
 
 
 async def publish(harness: WorkerHarness, batches: list[list[Report]]) -> None:
-    """Each batch in one message, of one report as it is, all at the same time."""
+    """Publish each batch in one message, all at the same time."""
     exchange = await harness.channel.get_exchange(f"{harness.prefix}.reports", ensure=False)
     bodies = [[body(report) for report in batch] for batch in batches]
     texts = [json.dumps(each[0] if len(each) == 1 else each).encode() for each in bodies]
@@ -85,21 +85,21 @@ async def publish(harness: WorkerHarness, batches: list[list[Report]]) -> None:
 
 
 async def test_any_delivery_ends_in_the_document_of_the_pure_fold(harness: WorkerHarness) -> None:
-    """Many tasks at once, some created after their reports came: each document is the fold's, byte for byte.
+    """Many tasks at once, some created after their reports arrived: each document equals the fold's, byte for byte.
 
-    Everything but `updated_at`, `version` and the state's timestamp, which say when and in how many steps.
+    Except ``updated_at``, ``version`` and the state's timestamp, which depend on when the reports arrived.
     """
-    dice = Random(8)
+    random = Random(8)
     histories: dict[uuid.UUID, list[Report]] = {}
     for seed in range(HISTORIES):
         for _ in range(TWINS):
             task_id = uuid.uuid4()
             histories[task_id] = history(Random(seed), task_id)
     ids = list(histories)
-    dice.shuffle(ids)
+    random.shuffle(ids)
     early, late = ids[: len(ids) // 2], ids[len(ids) // 2 :]
     await asyncio.gather(*map(harness.create, early))
-    batches = messages(dice, histories)
+    batches = messages(random, histories)
     half = len(batches) // 2
     await asyncio.gather(publish(harness, batches[:half]), *map(harness.create, late[: len(late) // 2]))
     await publish(harness, batches[half:])
@@ -110,7 +110,9 @@ async def test_any_delivery_ends_in_the_document_of_the_pure_fold(harness: Worke
     assert len(rows) == len(ids)
     for row in rows:
         task_id = uuid.UUID(str(row["id"]))
-        wanted = expected(blank(task_id, row), histories[task_id])
-        found = timeless(json.loads(row["document"]))
-        assert json.dumps(found) == json.dumps(wanted)
-        assert timeless({**found, **harness.document(task_id)}) == timeless(harness.document(task_id))
+        expected_document = expected(created_task(task_id, row), histories[task_id])
+        document = without_timestamp(json.loads(row["document"]))
+        assert json.dumps(document) == json.dumps(expected_document)
+        assert without_timestamp({**document, **harness.document(task_id)}) == without_timestamp(
+            harness.document(task_id)
+        )

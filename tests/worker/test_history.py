@@ -1,4 +1,4 @@
-"""The history: every change once, with its cause, in the table and on the wire."""
+"""The history: every change once, with its cause, in the table and in the events."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ CREATED = [
 ]  # fmt: skip
 
 
-async def life(harness: WorkerHarness) -> uuid.UUID:
-    """A task through all that can happen to it, one change after the other."""
+async def full_life(harness: WorkerHarness) -> uuid.UUID:
+    """Take a task through every kind of change, one after the other."""
     task_id = await harness.create(name="one")
 
-    async def then(*reports: dict[str, Any]) -> None:
+    async def report_and_wait(*reports: dict[str, Any]) -> None:
         version = len(harness.events_of(task_id)) + 1
         await harness.report(*reports)
         await harness.until(lambda: len(harness.events_of(task_id)) == version)
 
     await harness.until(lambda: harness.events_of(task_id))
-    agent, space, app = (str(uuid.uuid4()) for _ in range(3))
-    await then(build_report(task_id, 1, "start", "running"))
-    await then(
-        build_report(task_id, 1, "start", "succeeded", agent_id=agent, workspace={"id": space, "name": "alice-one"},
+    agent, workspace, app = (str(uuid.uuid4()) for _ in range(3))
+    await report_and_wait(build_report(task_id, 1, "start", "running"))
+    await report_and_wait(
+        build_report(task_id, 1, "start", "succeeded", agent_id=agent, workspace={"id": workspace, "name": "alice-one"},
               app={"id": app, "slug": "web", "health": "initializing"})
     )  # fmt: skip
-    await then(make_report("agent.lifecycle", task_id, lifecycle="ready"))
-    await then(make_report("agent.heartbeat", task_id, agent_id=agent))
-    await then(make_report("app.health", task_id, health="healthy"))
-    await then(
+    await report_and_wait(make_report("agent.lifecycle", task_id, lifecycle="ready"))
+    await report_and_wait(make_report("agent.heartbeat", task_id, agent_id=agent))
+    await report_and_wait(make_report("app.health", task_id, health="healthy"))
+    await report_and_wait(
         make_report("app.status", task_id, state="working", message="Reading"),
         make_report("task.log", task_id, entries=[]),
         make_report("agent.heartbeat", task_id, agent_id=agent),
     )
-    await then(make_report("agent.disconnected", task_id, agent_id=agent))
+    await report_and_wait(make_report("agent.disconnected", task_id, agent_id=agent))
     assert (await harness.command("task.pause", task_id))["ok"]
     await harness.until(lambda: len(harness.events_of(task_id)) == 9)
-    await then(build_report(task_id, 2, "stop", "succeeded"))
+    await report_and_wait(build_report(task_id, 2, "stop", "succeeded"))
     assert (await harness.command("task.update_input", task_id, input="Again"))["ok"]
     await harness.until(lambda: len(harness.events_of(task_id)) == 11)
     assert (await harness.command("task.delete", task_id))["ok"]
@@ -52,14 +52,14 @@ async def life(harness: WorkerHarness) -> uuid.UUID:
     return task_id
 
 
-async def test_every_change_is_told_with_its_fields_and_its_cause(harness: WorkerHarness) -> None:
-    """Each step raises the version by one and names exactly the fields that it changed, and what changed them."""
-    task_id = await life(harness)
-    told = harness.events_of(task_id)
-    assert [each["version"] for each in told] == list(range(1, 13))
+async def test_every_event_names_the_changed_fields_and_the_cause(harness: WorkerHarness) -> None:
+    """Each step raises the version by one, and its event names exactly the changed fields and the cause."""
+    task_id = await full_life(harness)
+    events = harness.events_of(task_id)
+    assert [each["version"] for each in events] == list(range(1, 13))
     agent = ["workspace_agent_health", "workspace_agent_id", "workspace_agent_lifecycle"]
     stopped = ["status", *agent, "workspace_app_id", "workspace_build_number", "workspace_status"]
-    assert [each["changes"] for each in told] == [
+    assert [each["changes"] for each in events] == [
         CREATED,
         ["current_state", "status", "workspace_status"],
         ["current_state", *agent, "workspace_app_id", "workspace_id", "workspace_name", "workspace_status"],
@@ -73,7 +73,7 @@ async def test_every_change_is_told_with_its_fields_and_its_cause(harness: Worke
         ["initial_prompt"],
         [],
     ]
-    causes = [(each["cause"]["kind"], each["cause"]["type"]) for each in told]
+    causes = [(each["cause"]["kind"], each["cause"]["type"]) for each in events]
     assert causes == [
         ("command", "task.create"),
         ("report", "workspace.build"),
@@ -88,17 +88,17 @@ async def test_every_change_is_told_with_its_fields_and_its_cause(harness: Worke
         ("command", "task.update_input"),
         ("command", "task.delete"),
     ]
-    commands = [each["cause"] for each in told if each["cause"]["kind"] == "command"]
+    commands = [each["cause"] for each in events if each["cause"]["kind"] == "command"]
     assert all(cause["actor_id"] == str(ALICE) and uuid.UUID(cause["id"]) for cause in commands)
-    for before, after in pairwise(told):
+    for before, after in pairwise(events):
         names = before["task"].keys() | after["task"].keys()
-        moved = {name for name in names if before["task"].get(name) != after["task"].get(name)}
-        assert moved - {"updated_at"} == set(after["changes"])
+        changed = {name for name in names if before["task"].get(name) != after["task"].get(name)}
+        assert changed - {"updated_at"} == set(after["changes"])
 
 
 async def test_events_are_cloud_events_by_kind(harness: WorkerHarness) -> None:
-    """CloudEvents 1.0 in JSON batches, the routing key by the kind, an id made of task and version, a stable time."""
-    task_id = await life(harness)
+    """Events are CloudEvents 1.0 in JSON batches, routed by kind; id and time depend on task and version alone."""
+    task_id = await full_life(harness)
     keys = {"created": "task.created", "updated": "task.updated", "deleted": "task.deleted"}
     for message in harness.messages:
         assert message.content_type == "application/cloudevents-batch+json"
@@ -115,12 +115,12 @@ async def test_events_are_cloud_events_by_kind(harness: WorkerHarness) -> None:
             assert event["data"].keys() == {"task", "version", "changes", "cause"}
 
 
-async def test_the_table_has_what_was_told(harness: WorkerHarness) -> None:
-    """Every version is in the history with cause and changes, the outbox empties, positions rise with the versions."""
-    ids = [await life(harness), await harness.active(), await harness.create()]
+async def test_the_history_equals_the_published_events(harness: WorkerHarness) -> None:
+    """The history has every version with cause and changes, the outbox empties, and positions rise with versions."""
+    ids = [await full_life(harness), await harness.active(), await harness.create()]
     await harness.until_row("SELECT count(*) FROM outbox", is_=0)
     for task_id in ids:
-        told = harness.events_of(task_id)
+        events = harness.events_of(task_id)
         rows = await harness.database.fetch(
             "SELECT e.version, e.kind, e.changes, e.cause::text, e.document::text, p.prompt, f.position"
             " FROM task_events e JOIN task_prompts p ON p.task_id = e.task_id AND p.version = e.prompt_version"
@@ -128,10 +128,10 @@ async def test_the_table_has_what_was_told(harness: WorkerHarness) -> None:
             " WHERE e.task_id = $1 ORDER BY e.version",
             task_id,
         )
-        assert [row["version"] for row in rows] == [each["version"] for each in told] == list(range(1, len(rows) + 1))
+        assert [row["version"] for row in rows] == [each["version"] for each in events] == list(range(1, len(rows) + 1))
         positions = [row["position"] for row in rows]
         assert positions == sorted(set(positions))
-        for row, each in zip(rows, told, strict=True):
+        for row, each in zip(rows, events, strict=True):
             assert (row["changes"], json.loads(row["cause"])) == (each["changes"], each["cause"])
             assert {**each["task"], **json.loads(row["document"])} == each["task"]
             assert row["prompt"] == each["task"]["initial_prompt"]
@@ -144,9 +144,9 @@ async def test_the_table_has_what_was_told(harness: WorkerHarness) -> None:
     assert total[0] == total[1] == await harness.database.fetchval("SELECT count(*) FROM task_events")
 
 
-async def test_what_is_told_again_is_the_same(harness: WorkerHarness) -> None:
-    """An event that was not confirmed comes from the outbox once more, equal in every field."""
-    await life(harness)
+async def test_a_republished_event_is_identical(harness: WorkerHarness) -> None:
+    """An unconfirmed event is published again from the outbox, equal in every field."""
+    await full_life(harness)
     await harness.until_row("SELECT count(*) FROM outbox", is_=0)
     first = {event["id"]: event for event in harness.events}
     harness.events.clear()
@@ -157,13 +157,13 @@ async def test_what_is_told_again_is_the_same(harness: WorkerHarness) -> None:
     assert {event["id"]: event for event in harness.events} == first
 
 
-def longer(harness: WorkerHarness, task_id: uuid.UUID, count: int) -> bool:
-    """Whether more than so many changes of the task were told."""
+def has_more_events(harness: WorkerHarness, task_id: uuid.UUID, count: int) -> bool:
+    """Return whether more than ``count`` changes of the task were published."""
     return len(harness.events_of(task_id)) > count
 
 
-async def test_traffic_does_not_starve_what_was_left_behind(harness: WorkerHarness) -> None:
-    """An event left in the outbox is told while other tasks change without a pause."""
+async def test_traffic_does_not_starve_stale_events(harness: WorkerHarness) -> None:
+    """A stale event in the outbox is published while other tasks change without a pause."""
     task_id, other = await harness.active(), await harness.active()
     await harness.until_row("SELECT count(*) FROM outbox", is_=0)
     harness.events.clear()
@@ -176,5 +176,5 @@ async def test_traffic_does_not_starve_what_was_left_behind(harness: WorkerHarne
         steps += 1
         count = len(harness.events_of(other))
         await harness.report(make_report("app.status", other, state="working", message=f"step {steps}"))
-        await harness.until(partial(longer, harness, other, count))
+        await harness.until(partial(has_more_events, harness, other, count))
         assert steps < 2_000

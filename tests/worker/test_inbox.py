@@ -1,4 +1,4 @@
-"""The inbox through the worker: inputs go out one at a time and in order, and each comes to an end that can be seen."""
+"""The inbox through the worker: inputs are sent one at a time, in order, and each gets a visible outcome."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.worker.conftest import StartWorker
 
 
 async def send(harness: WorkerHarness, task_id: uuid.UUID, text: str) -> dict[str, Any]:
-    """Send an input, whose reply says that it was taken."""
+    """Send an input and return the reply that accepts it."""
     command = make_command("task.send", task_id, input=text)
     reply = await harness.send(command)
     assert reply["ok"], reply
@@ -21,7 +21,7 @@ async def send(harness: WorkerHarness, task_id: uuid.UUID, text: str) -> dict[st
 async def decide(
     harness: WorkerHarness, task_id: uuid.UUID, reply: dict[str, Any], outcome: str, **fields: Any
 ) -> None:
-    """Report an input's outcome and wait until it is in the database."""
+    """Report the outcome of an input and wait until it is stored."""
     await harness.report(make_report("task.input", task_id, input_id=reply["input_id"], outcome=outcome, **fields))
     await until_state(harness, reply, outcome)
 
@@ -31,38 +31,38 @@ async def until_state(harness: WorkerHarness, reply: dict[str, Any], state: str)
     await harness.until_row("SELECT state FROM inputs WHERE input_id = $1", uuid.UUID(reply["input_id"]), is_=state)
 
 
-def inputs(harness: WorkerHarness, task_id: uuid.UUID) -> list[str]:
-    """The inputs that were asked for, in order, each once."""
+def requested_inputs(harness: WorkerHarness, task_id: uuid.UUID) -> list[str]:
+    """Return the requested inputs, in order, each once."""
     return list(dict.fromkeys(each["input"] for each in harness.requests_of(task_id, "agent.input")))
 
 
-async def idle(harness: WorkerHarness, task_id: uuid.UUID, state: str = "idle") -> None:
-    """Report a state and wait until it is told."""
+async def report_state(harness: WorkerHarness, task_id: uuid.UUID, state: str = "idle") -> None:
+    """Report a state and wait until it is published."""
     message = uuid.uuid4().hex
     await harness.report(make_report("app.status", task_id, state=state, message=message))
     await harness.until(lambda: harness.state(task_id).get("message") == message)
 
 
 async def test_inputs_go_one_at_a_time_and_in_order(harness: WorkerHarness) -> None:
-    """The first goes at once; each next when the last was delivered and a state other than working came since."""
+    """The first is sent at once; the next after the previous was delivered and a state other than working followed."""
     task_id = await harness.active()
     first = await send(harness, task_id, "one")
     assert first["queued"] is False
-    rest = [await send(harness, task_id, text) for text in ("two", "three")]
-    assert [reply["queued"] for reply in rest] == [True, True]
-    await harness.until(lambda: inputs(harness, task_id) == ["one"])
+    others = [await send(harness, task_id, text) for text in ("two", "three")]
+    assert [reply["queued"] for reply in others] == [True, True]
+    await harness.until(lambda: requested_inputs(harness, task_id) == ["one"])
     request = harness.requests_of(task_id, "agent.input")[0]
     assert (request["input_id"], request["build_number"]) == (first["input_id"], 1)
     assert "agent.input.r1" in harness.routes(task_id)
-    await idle(harness, task_id)
+    await report_state(harness, task_id)
     await decide(harness, task_id, first, "delivered")
-    await idle(harness, task_id, "working")
+    await report_state(harness, task_id, "working")
     assert await harness.database.fetchval("SELECT count(*) FROM inputs WHERE state = 'queued'") == 2
-    await idle(harness, task_id)
-    await harness.until(lambda: inputs(harness, task_id) == ["one", "two"])
-    await decide(harness, task_id, rest[0], "delivered")
-    await idle(harness, task_id, "complete")
-    await harness.until(lambda: inputs(harness, task_id) == ["one", "two", "three"])
+    await report_state(harness, task_id)
+    await harness.until(lambda: requested_inputs(harness, task_id) == ["one", "two"])
+    await decide(harness, task_id, others[0], "delivered")
+    await report_state(harness, task_id, "complete")
+    await harness.until(lambda: requested_inputs(harness, task_id) == ["one", "two", "three"])
     states = await harness.database.fetch("SELECT content, state FROM inputs ORDER BY ordinal")
     assert [tuple(row) for row in states] == [("one", "delivered"), ("two", "delivered"), ("three", "sent")]
     assert {each["data"]["cause"]["type"] for each in harness.events} <= {
@@ -70,18 +70,18 @@ async def test_inputs_go_one_at_a_time_and_in_order(harness: WorkerHarness) -> N
     }  # fmt: skip
 
 
-async def test_a_busy_agent_is_left_alone(harness: WorkerHarness) -> None:
-    """While the state is working an input waits; it goes with the next state."""
+async def test_no_input_is_sent_while_the_agent_works(harness: WorkerHarness) -> None:
+    """While the state is working an input waits; it is sent with the next state."""
     task_id = await harness.active()
-    await idle(harness, task_id, "working")
+    await report_state(harness, task_id, "working")
     assert (await send(harness, task_id, "later"))["queued"] is True
     assert await harness.database.fetchval("SELECT count(*) FROM work_requests") == 0
-    await idle(harness, task_id)
-    await harness.until(lambda: inputs(harness, task_id) == ["later"])
+    await report_state(harness, task_id)
+    await harness.until(lambda: requested_inputs(harness, task_id) == ["later"])
 
 
-async def test_the_next_goes_without_a_new_state(harness: WorkerHarness) -> None:
-    """When a delivery is followed by no new state, the next input goes after 5 s all the same, not before."""
+async def test_the_next_input_is_sent_without_a_new_state(harness: WorkerHarness) -> None:
+    """If no new state follows a delivery, the next input is sent after 5 s, not before."""
     task_id = await harness.active()
     first, second = [await send(harness, task_id, text) for text in ("one", "two")]
     await decide(harness, task_id, first, "delivered")
@@ -92,23 +92,23 @@ async def test_the_next_goes_without_a_new_state(harness: WorkerHarness) -> None
     assert waited is True
 
 
-async def test_a_failed_input_lets_the_next_go_at_once(harness: WorkerHarness) -> None:
-    """The failure and its detail are kept; the first outcome stands, whatever is said later."""
+async def test_after_a_failed_input_the_next_is_sent_at_once(harness: WorkerHarness) -> None:
+    """The failure and its detail are stored; the first outcome wins over later ones."""
     task_id = await harness.active()
     first, second = [await send(harness, task_id, text) for text in ("one", "two")]
-    await decide(harness, task_id, first, "failed", detail="The agent is gone")
+    await decide(harness, task_id, first, "failed", detail="The agent has exited")
     await until_state(harness, second, "sent")
     stale = make_report("task.input", task_id, input_id=first["input_id"], outcome="delivered")
     await harness.report(stale, stale)
     await decide(harness, task_id, second, "delivered")
     row = await harness.database.fetchrow("SELECT state, detail FROM inputs ORDER BY ordinal LIMIT 1")
-    assert tuple(row) == ("failed", "The agent is gone")
+    assert tuple(row) == ("failed", "The agent has exited")
     await harness.until_metric(2, "taskherd_reports_total", type="task.input", outcome="stale")
     assert harness.dead_letters == []
 
 
 async def test_an_outcome_of_an_input_that_was_never_sent(harness: WorkerHarness) -> None:
-    """An outcome for one that still waits stands; the inbox goes on with the one behind it, and keeps its count."""
+    """An outcome of a queued input is accepted; the inbox continues with the next input and keeps its count."""
     task_id = await harness.active()
     first, second, third = [await send(harness, task_id, text) for text in ("one", "two", "three")]
     await decide(harness, task_id, second, "failed")
@@ -120,7 +120,7 @@ async def test_an_outcome_of_an_input_that_was_never_sent(harness: WorkerHarness
 
 
 async def test_outcomes_of_sent_and_queued_inputs_in_one_batch(harness: WorkerHarness) -> None:
-    """Several at once, the sent input's and those of some that still wait, let the first of the others go."""
+    """Outcomes of the sent input and of queued ones in one batch: the first of the others is sent."""
     task_id = await harness.active()
     replies = [await send(harness, task_id, text) for text in ("one", "two", "three", "four", "five")]
     await harness.report(
@@ -129,24 +129,24 @@ async def test_outcomes_of_sent_and_queued_inputs_in_one_batch(harness: WorkerHa
     await until_state(harness, replies[3], "sent")
     await decide(harness, task_id, replies[3], "failed")
     await until_state(harness, replies[4], "sent")
-    await harness.until(lambda: inputs(harness, task_id) == ["one", "four", "five"])
+    await harness.until(lambda: requested_inputs(harness, task_id) == ["one", "four", "five"])
 
 
-async def test_an_unknown_input_is_buried(harness: WorkerHarness) -> None:
-    """The outcome of an input that its task never had goes to the dead letters, another task's included."""
+async def test_an_outcome_of_an_unknown_input_is_dead_lettered(harness: WorkerHarness) -> None:
+    """The outcome of an input that does not exist, or belongs to another task, becomes a dead letter."""
     task_id, other = await harness.active(), await harness.active()
     reply = await send(harness, task_id, "one")
-    strange = make_report("task.input", other, input_id=reply["input_id"], outcome="delivered")
-    await harness.report(strange, make_report("task.input", other, input_id=str(uuid.uuid4()), outcome="failed"))
+    other_tasks = make_report("task.input", other, input_id=reply["input_id"], outcome="delivered")
+    await harness.report(other_tasks, make_report("task.input", other, input_id=str(uuid.uuid4()), outcome="failed"))
     await harness.until(lambda: len(harness.dead_letters) == 2)
     assert harness.reasons() == ["unknown_input"] * 2
     assert await harness.database.fetchval("SELECT state FROM inputs") == "sent"
 
 
-async def test_a_pause_keeps_what_waits_and_a_delete_fails_it(harness: WorkerHarness) -> None:
-    """Inputs wait through a pause and go out after the resume; a delete fails the rest, and asks for none of them."""
+async def test_a_pause_keeps_queued_inputs_and_a_delete_fails_them(harness: WorkerHarness) -> None:
+    """Queued inputs survive a pause and are sent after the resume; a delete fails the others and requests none."""
     task_id = await harness.active()
-    await idle(harness, task_id, "working")
+    await report_state(harness, task_id, "working")
     first, second = [await send(harness, task_id, text) for text in ("one", "two")]
     assert (await harness.command("task.pause", task_id))["ok"]
     await harness.report(
@@ -156,7 +156,7 @@ async def test_a_pause_keeps_what_waits_and_a_delete_fails_it(harness: WorkerHar
     assert await harness.database.fetchval("SELECT count(*) FROM inputs WHERE state = 'queued'") == 2
     assert (await harness.command("task.resume", task_id))["ok"]
     await harness.active(task_id, 3)
-    await harness.until(lambda: inputs(harness, task_id) == ["one"])
+    await harness.until(lambda: requested_inputs(harness, task_id) == ["one"])
     assert harness.requests_of(task_id, "agent.input")[-1]["build_number"] == 3
     assert (await harness.command("task.delete", task_id))["ok"]
     for reply in (first, second):
@@ -165,8 +165,8 @@ async def test_a_pause_keeps_what_waits_and_a_delete_fails_it(harness: WorkerHar
     assert await harness.database.fetchval("SELECT count(*) FROM work_requests WHERE type = 'agent.input'") == 0
 
 
-async def test_an_input_that_nobody_takes_fails(start_worker: StartWorker) -> None:
-    """Within request_ttl of its first sending it is repeated, then it fails visibly and the next one goes."""
+async def test_an_unanswered_input_fails(start_worker: StartWorker) -> None:
+    """It is repeated until request_ttl after its first attempt, then it fails and the next one is sent."""
     async with start_worker(request_backoff_first=0.1, request_backoff_most=0.3, request_ttl=1) as harness:
         task_id = await harness.active()
         first, second = [await send(harness, task_id, text) for text in ("one", "two")]
@@ -180,8 +180,8 @@ async def test_an_input_that_nobody_takes_fails(start_worker: StartWorker) -> No
         await harness.until_metric(1, "taskherd_requests_given_up_total", type="agent.input")
 
 
-async def test_a_strict_inbox_refuses_a_busy_task(start_worker: StartWorker) -> None:
-    """With send_mode strict an input for a busy task is refused as Coder's servers do, and nothing is queued."""
+async def test_strict_mode_refuses_inputs_for_a_busy_task(start_worker: StartWorker) -> None:
+    """With send_mode strict an input for a busy task is refused, as Coder does, and nothing is queued."""
     async with start_worker(send_mode="strict") as harness:
         task_id = await harness.active()
         assert (await send(harness, task_id, "one"))["queued"] is False
@@ -191,15 +191,15 @@ async def test_a_strict_inbox_refuses_a_busy_task(start_worker: StartWorker) -> 
 
 
 async def test_reports_without_a_seq_keep_their_order(harness: WorkerHarness) -> None:
-    """Of reports without a seq that come at once, in one array or one after the other, the last is the greatest."""
+    """Of reports without a seq, in one array or in separate messages, the last one wins."""
     one, other = await harness.active(), await harness.active()
-    taken = 6
+    processed = 6
     for last in ("idle", "working", "complete"):
         states = ["working", "idle", "complete", "working", last]
         await harness.report(*(make_report("app.status", one, state=state) for state in states))
         for state in states:
             await harness.report(make_report("app.status", other, state=state))
-        taken += 2 * len(states)
-        await harness.until_processed(taken)
+        processed += 2 * len(states)
+        await harness.until_processed(processed)
         await harness.until_row("SELECT count(*) FROM outbox", is_=0)
         assert (harness.state(one)["state"], harness.state(other)["state"]) == (last, last)

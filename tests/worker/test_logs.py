@@ -1,4 +1,4 @@
-"""The conversation, and the heartbeats that touch nothing but a lease."""
+"""The task log, and the heartbeats that change only a lease."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ TIME = "2026-03-01T12:00:00Z"
 
 
 def entry(number: int, content: str) -> dict[str, Any]:
-    """An entry of the conversation."""
+    """Return a log entry."""
     return {"id": number, "type": "output", "content": content, "time": TIME}
 
 
 def log(task_id: uuid.UUID, seq: int, *entries: tuple[int, str], number: int = 1) -> dict[str, Any]:
-    """A report of entries."""
+    """Return a report with log entries."""
     return make_report("task.log", task_id, seq=seq, build_number=number, entries=[entry(*each) for each in entries])
 
 
 async def lines(harness: WorkerHarness, task_id: uuid.UUID) -> list[tuple[int, str]]:
-    """The task's log: ids and contents, in order."""
+    """Return the ids and contents of the task's log, in order."""
     query = "SELECT log_id, content FROM task_logs WHERE task_id = $1 ORDER BY log_id"
     return [(row[0], row[1]) for row in await harness.database.fetch(query, task_id)]
 
 
 async def test_log_ids_count_from_zero_and_never_change(harness: WorkerHarness) -> None:
-    """Ids are given by task in the order of commit; the agent's own ids and builds do not show in them."""
+    """Log ids are assigned per task in the order of commit, independent of the agent's entry ids and of builds."""
     task_id, other = await harness.create(), await harness.create()
     await harness.report(log(task_id, 1, (7, "a"), (3, "b")), log(other, 1, (0, "x")))
     await harness.report(log(task_id, 2, (9, "c")))
@@ -41,7 +41,7 @@ async def test_log_ids_count_from_zero_and_never_change(harness: WorkerHarness) 
 
 
 async def test_an_entry_is_replaced_only_by_a_greater_seq(harness: WorkerHarness) -> None:
-    """The same id of the same build again: a greater seq replaces it in place, an equal or lesser one does not."""
+    """An entry with the same id and build is replaced in place by a greater seq, not by an equal or lesser one."""
     task_id = await harness.create()
     await harness.report(log(task_id, 5, (0, "first"), (1, "other")))
     await harness.report(log(task_id, 5, (0, "equal")), log(task_id, 4, (0, "lesser"), (2, "new")))
@@ -52,8 +52,8 @@ async def test_an_entry_is_replaced_only_by_a_greater_seq(harness: WorkerHarness
     assert await lines(harness, task_id) == [(0, "greatest"), (1, "changed"), (2, "new")]
 
 
-async def test_a_heartbeat_touches_the_lease_alone(harness: WorkerHarness) -> None:
-    """Of a task that is well: the row stays the very same, the lease moves, and nothing is told."""
+async def test_a_heartbeat_changes_only_the_lease(harness: WorkerHarness) -> None:
+    """A heartbeat of a steady task renews its lease; the task's row stays the same and no event is published."""
     agent = str(uuid.uuid4())
     task_id = await harness.create()
     await harness.report(
@@ -64,23 +64,25 @@ async def test_a_heartbeat_touches_the_lease_alone(harness: WorkerHarness) -> No
     await harness.until(lambda: harness.document(task_id).get("status") == "active")
     row = "SELECT xmin::text || ctid::text FROM tasks WHERE id = $1"
     before = await harness.database.fetchval(row, task_id)
-    heard = await harness.database.fetchval("SELECT last_heartbeat_at FROM leases")
+    last_heartbeat = await harness.database.fetchval("SELECT heard_at FROM leases")
     for number in range(5):
         await harness.report(make_report("agent.heartbeat", task_id, agent_id=agent))
         await harness.until_processed(4 + number)
     assert await harness.database.fetchval(row, task_id) == before
-    assert await harness.database.fetchval("SELECT last_heartbeat_at > $1 FROM leases", heard)
+    assert await harness.database.fetchval("SELECT heard_at > $1 FROM leases", last_heartbeat)
     count = len(harness.events_of(task_id))
     await harness.report(make_report("agent.lifecycle", task_id, lifecycle="shutting_down", agent_id=agent))
     await harness.until(lambda: len(harness.events_of(task_id)) == count + 1)
     assert await harness.database.fetchval(row, task_id) != before
-    kept = await harness.database.fetchval("SELECT (state #>> '{heard,0,1}')::timestamptz > $1 FROM tasks", heard)
-    assert kept is True
+    is_later = await harness.database.fetchval(
+        "SELECT (memory #>> '{heard,0,1}')::timestamptz > $1 FROM tasks", last_heartbeat
+    )
+    assert is_later is True
     assert harness.dead_letters == []
 
 
-async def test_what_may_be_news_takes_the_long_way(start_worker: StartWorker) -> None:
-    """A heartbeat of another agent or build goes through the task, even beside those of the lease in one batch."""
+async def test_a_heartbeat_of_another_agent_or_build_changes_the_task(start_worker: StartWorker) -> None:
+    """It is folded into the task, even in one batch with heartbeats that renew the lease."""
     async with start_worker() as harness:
         task_id = await harness.create()
         one, two = str(uuid.uuid4()), str(uuid.uuid4())

@@ -1,4 +1,4 @@
-"""Reports whose task is not there yet."""
+"""Reports whose task does not exist yet."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from tests.harness.worker import WorkerHarness, build_report, make_report
 from tests.worker.conftest import StartWorker
 
 
-async def test_reports_wait_for_their_create(harness: WorkerHarness) -> None:
-    """What came before the create is folded with it, in version 1; what it answers is not asked for."""
+async def test_parked_reports_are_folded_with_the_create(harness: WorkerHarness) -> None:
+    """Reports from before the create are folded into version 1; a build that they answer is not requested."""
     task_id = uuid.uuid4()
     await harness.report(
         build_report(task_id, 1, "start", "succeeded", runner="r1"),
@@ -33,7 +33,7 @@ async def test_reports_wait_for_their_create(harness: WorkerHarness) -> None:
 
 
 async def test_no_report_is_lost_to_the_race_with_its_create(harness: WorkerHarness) -> None:
-    """However creates and reports meet, every report ends in its task and none is left parked."""
+    """In a race of creates and reports, every report ends in its task and none stays parked."""
     ids = [uuid.uuid4() for _ in range(60)]
     reports = [
         harness.report(
@@ -48,38 +48,38 @@ async def test_no_report_is_lost_to_the_race_with_its_create(harness: WorkerHarn
     assert {harness.document(each)["workspace_status"] for each in ids} == {"starting"}
 
 
-async def test_too_many_and_too_old_are_buried(start_worker: StartWorker) -> None:
-    """Over the bound at once, over the time later: each goes to the dead letters with its reason, none is lost."""
+async def test_too_many_and_too_old_parked_reports_are_dead_lettered(start_worker: StartWorker) -> None:
+    """Reports over the limit at once, the others after parked_ttl: each becomes a dead letter with its reason."""
     async with start_worker(parked_most=5, parked_ttl=2) as harness:
         task_id = uuid.uuid4()
-        told = [
+        reports = [
             make_report("app.status", task_id, build_number=1, seq=n, state="idle", message=str(n)) for n in range(8)
         ]
-        await harness.report(*told[:4])
-        await harness.report(*told[4:])
+        await harness.report(*reports[:4])
+        await harness.report(*reports[4:])
         await harness.until(lambda: len(harness.dead_letters) == 3)
         assert harness.reasons() == ["parked_overflow"] * 3
-        assert [json.loads(letter.body) for letter in harness.dead_letters] == told[5:]
+        assert [json.loads(letter.body) for letter in harness.dead_letters] == reports[5:]
         await harness.until(lambda: len(harness.dead_letters) == 8)
         assert harness.reasons()[3:] == ["parked_expired"] * 5
-        left = [json.loads(letter.body) for letter in harness.dead_letters[3:]]
-        assert [(each["task_id"], each["seq"]) for each in left] == [(str(task_id), n) for n in range(5)]
+        expired = [json.loads(letter.body) for letter in harness.dead_letters[3:]]
+        assert [(each["task_id"], each["seq"]) for each in expired] == [(str(task_id), n) for n in range(5)]
         await harness.create(task_id)
         await harness.until(lambda: harness.document(task_id))
         assert harness.document(task_id)["current_state"] is None
 
 
-async def test_a_parked_report_that_the_create_refuses(start_worker: StartWorker) -> None:
-    """A report that conflicts with its create is not folded, harms nobody, and is buried when its time is up."""
+async def test_a_parked_report_in_conflict_with_its_create_expires(start_worker: StartWorker) -> None:
+    """It is not folded, does not affect other reports, and is dead-lettered after parked_ttl."""
     async with start_worker(parked_ttl=1) as harness:
         task_id = uuid.uuid4()
-        wrong = build_report(task_id, 1, "delete", "succeeded", seq=9)
-        await harness.report(wrong, build_report(task_id, 1, "start", "running", seq=1))
+        conflict = build_report(task_id, 1, "delete", "succeeded", seq=9)
+        await harness.report(conflict, build_report(task_id, 1, "start", "running", seq=1))
         await harness.until_row("SELECT count(*) FROM parked", is_=2)
         await harness.create(task_id)
         await harness.until(lambda: harness.document(task_id))
         assert harness.document(task_id)["workspace_status"] == "starting"
         await harness.until(lambda: harness.dead_letters)
-        assert json.loads(harness.dead_letters[0].body) == wrong
+        assert json.loads(harness.dead_letters[0].body) == conflict
         assert harness.reasons() == ["parked_expired"]
         await harness.until_row("SELECT count(*) FROM parked", is_=0)

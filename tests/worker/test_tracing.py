@@ -1,4 +1,4 @@
-"""A trace goes on through the worker: as W3C Trace Context alone, and as OpenTelemetry spans."""
+"""Traces continue through the worker: as W3C Trace Context without OpenTelemetry, and as OpenTelemetry spans."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PARENT = f"00-{TRACE}-b7ad6b7169203331-01"
 
 
 class Collector:
-    """An OpenTelemetry collector that keeps what it is sent."""
+    """An OpenTelemetry collector that keeps the spans received."""
 
     def __init__(self) -> None:
         self.spans: list[Span] = []
@@ -43,44 +43,44 @@ class Collector:
                 self.end_headers()
 
             def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name of the base class
-                """Say nothing."""
+                """Log nothing."""
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
     def named(self, name: str) -> list[Span]:
-        """The spans of one name."""
+        """Return the spans with this name."""
         return [span for span in self.spans if span.name == f"taskherd {name}"]
 
 
 @pytest.fixture
 def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
-    """A collector that the worker finds by OpenTelemetry's own variable."""
-    own = Collector()
-    thread = threading.Thread(target=own.server.serve_forever)
+    """Return a collector that the worker finds by OpenTelemetry's environment variable."""
+    collector = Collector()
+    thread = threading.Thread(target=collector.server.serve_forever)
     thread.start()
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", own.url)
-    yield own
-    own.server.shutdown()
-    own.server.server_close()
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+    yield collector
+    collector.server.shutdown()
+    collector.server.server_close()
     thread.join()
 
 
-async def publish(own: WorkerHarness, kind: str, key: str, body: dict[str, Any]) -> None:
-    """Publish something that is a part of the trace."""
-    exchange = await own.channel.get_exchange(f"{own.prefix}.{kind}", ensure=False)
+async def publish(harness: WorkerHarness, kind: str, key: str, body: dict[str, Any]) -> None:
+    """Publish a message that belongs to the trace."""
+    exchange = await harness.channel.get_exchange(f"{harness.prefix}.{kind}", ensure=False)
     message = aio_pika.Message(json.dumps(body).encode(), headers={"traceparent": PARENT})
     await exchange.publish(message, key, timeout=5)
 
 
 def create(task_id: uuid.UUID) -> dict[str, Any]:
-    """A create that nobody waits for the answer of."""
-    wanted = {"owner_id": str(ALICE), "template_version_id": str(VERSION), "input": "Fix the flaky test"}
-    return make_command("task.create", task_id, **wanted)
+    """Return a create without reply_to."""
+    fields = {"owner_id": str(ALICE), "template_version_id": str(VERSION), "input": "Fix the flaky test"}
+    return make_command("task.create", task_id, **fields)
 
 
 async def test_a_trace_is_passed_on_without_opentelemetry(harness: WorkerHarness) -> None:
-    """The event that a command leads to carries the trace that the command came with; one without has none."""
+    """The event of a command carries the command's trace; a command without a trace leads to an event without one."""
     await harness.create()
     await harness.until(lambda: len(harness.messages) == 1)
     assert "traceparent" not in (harness.messages[0].headers or {})
@@ -89,21 +89,21 @@ async def test_a_trace_is_passed_on_without_opentelemetry(harness: WorkerHarness
     assert harness.messages[1].headers["traceparent"] == PARENT
 
 
-async def test_spans_tell_what_became_of_a_command_and_of_a_report(
+async def test_spans_cover_a_command_and_a_report_up_to_their_events(
     start_worker: StartWorker, collector: Collector
 ) -> None:
     """Command, commit and publish are spans of the caller's trace; a batch is linked to the reports' traces."""
     task_id = uuid.uuid4()
-    async with start_worker(tracing="otlp") as own:
-        await publish(own, "commands", "task.create", create(task_id))
-        await own.until(lambda: own.document(task_id))
+    async with start_worker(tracing="otlp") as harness:
+        await publish(harness, "commands", "task.create", create(task_id))
+        await harness.until(lambda: harness.document(task_id))
         await publish(
-            own, "reports", str(task_id), make_report("app.status", task_id, state="working", message="Reading")
+            harness, "reports", str(task_id), make_report("app.status", task_id, state="working", message="Reading")
         )
-        await own.until(lambda: own.state(task_id).get("message") == "Reading")
-        told = [str((message.headers or {})["traceparent"]) for message in own.messages]
+        await harness.until(lambda: harness.state(task_id).get("message") == "Reading")
+        traceparents = [str((message.headers or {})["traceparent"]) for message in harness.messages]
     async with asyncio.timeout(10):
-        while not collector.named("publish"):  # noqa: ASYNC110 - it is another thread that listens
+        while not collector.named("publish"):  # noqa: ASYNC110 - the collector runs in another thread
             await asyncio.sleep(0.02)
 
     (command,) = collector.named("command")
@@ -116,13 +116,13 @@ async def test_spans_tell_what_became_of_a_command_and_of_a_report(
     published = collector.named("publish")
     assert {link.span_id for span in published for link in span.links} >= {command.span_id, batches[0].span_id}
     senders = {(span.trace_id.hex(), span.span_id.hex()) for span in published}
-    assert {tuple(each.split("-")[1:3]) for each in told} <= senders
+    assert {tuple(each.split("-")[1:3]) for each in traceparents} <= senders
 
 
-async def test_a_collector_that_is_away_costs_spans_and_nothing_else(
+async def test_an_unreachable_collector_costs_only_spans(
     start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody listens where the spans go: the worker works, and leaves in time."""
+    """The worker works and shuts down in time."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
-    async with start_worker(tracing="otlp") as own:
-        await own.active()
+    async with start_worker(tracing="otlp") as harness:
+        await harness.active()

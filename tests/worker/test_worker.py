@@ -7,8 +7,8 @@ import uuid
 from tests.harness.worker import ALICE, VERSION, WorkerHarness
 
 
-async def test_a_created_task_is_told_and_asked_for(harness: WorkerHarness) -> None:
-    """A create is replied to with the document, told in an event of version 1, and asked of the default pool."""
+async def test_a_create_publishes_an_event_and_a_work_request(harness: WorkerHarness) -> None:
+    """The reply and the event of version 1 have the document, and the start is requested from the default pool."""
     task_id = uuid.uuid4()
     reply = await harness.command(
         "task.create", task_id, owner_id=str(ALICE), template_version_id=str(VERSION), input="Fix the build"
@@ -23,7 +23,7 @@ async def test_a_created_task_is_told_and_asked_for(harness: WorkerHarness) -> N
 
 
 async def test_reports_make_a_task_active_and_its_agent_healthy(harness: WorkerHarness) -> None:
-    """A build, a lifecycle and a heartbeat take a task to active with a healthy agent; an app status is its state."""
+    """A build, a lifecycle and a heartbeat make a task active and its agent healthy; an app status is its state."""
     task_id = await harness.active()
     await harness.report({"type": "app.status", "task_id": str(task_id), "state": "working", "message": "Reading"})
     await harness.until(lambda: harness.state(task_id).get("message") == "Reading")
