@@ -1,4 +1,4 @@
-"""Clocks that a test moves while everything runs: the one that workers read in the database, and those of processes."""
+"""Clocks that a test can move at run time: the database clock, which workers read, and the clocks of processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from taskherd.errors import Unavailable
 
 PACKAGE = "libfaketime"
 
-# A name that is found before pg_catalog's only where pg_catalog is named, and named later. See
+# This function hides pg_catalog's only if the search path names pg_catalog explicitly, after public. See
 # https://www.postgresql.org/docs/current/ddl-schemas.html#DDL-SCHEMAS-CATALOG.
 SHADOW = """
 CREATE TABLE public.clock (ahead interval NOT NULL);
@@ -28,16 +28,16 @@ ALTER DATABASE "{name}" SET search_path = public, pg_catalog;
 
 @dataclass(frozen=True, slots=True)
 class DatabaseClock:
-    """The clock that sessions of one database read as `clock_timestamp()`."""
+    """The clock that sessions of one database read with ``clock_timestamp()``."""
 
     database_url: str
 
     async def install(self) -> None:
-        """Put it in place of PostgreSQL's own, for sessions that begin from now on."""
+        """Replace PostgreSQL's clock for all sessions that start from now on."""
         await self._execute(SHADOW.format(name=urlsplit(self.database_url).path.lstrip("/")))
 
     async def move(self, by: timedelta) -> None:
-        """Set it ahead, or back."""
+        """Move the clock forward, or back."""
         await self._execute("UPDATE public.clock SET ahead = ahead + $1", by)
 
     async def _execute(self, statement: str, *values: timedelta) -> None:
@@ -50,36 +50,36 @@ class DatabaseClock:
 
 @dataclass(frozen=True, slots=True)
 class ProcessClocks:
-    """The clocks of every process that is started with `environment`, by libfaketime; `file` says how far ahead."""
+    """The clocks of the processes that are started with ``environment``; libfaketime reads the offset in ``file``."""
 
     file: Path
     library: Path
     monotonic: bool = False
-    """Whether the monotonic clock moves too, as over a time in which the process stood still."""
+    """True if the monotonic clock moves too, as after a time in which the process was stopped."""
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a process needs in its environment to go by these clocks."""
-        still = {} if self.monotonic else {"FAKETIME_DONT_FAKE_MONOTONIC": "1"}
-        where = {"LD_PRELOAD": str(self.library), "FAKETIME_TIMESTAMP_FILE": str(self.file)}
-        return {**where, **still, "FAKETIME_NO_CACHE": "1", "FAKETIME_DISABLE_SHM": "1"}
+        """The environment variables that make a process use these clocks."""
+        fixed = {} if self.monotonic else {"FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+        faketime = {"LD_PRELOAD": str(self.library), "FAKETIME_TIMESTAMP_FILE": str(self.file)}
+        return {**faketime, **fixed, "FAKETIME_NO_CACHE": "1", "FAKETIME_DISABLE_SHM": "1"}
 
     def set(self, ahead: timedelta) -> None:
-        """Set them so far ahead of the true time, or behind."""
-        written = self.file.with_suffix(".new")  # renamed, since one that reads half of it dies
-        written.write_text(f"{ahead.total_seconds():+.0f}\n")
-        written.chmod(0o644)
-        written.replace(self.file)
+        """Set the clocks ahead of the true time, or behind it."""
+        new_file = self.file.with_suffix(".new")  # renamed, because a process that reads a partial file dies
+        new_file.write_text(f"{ahead.total_seconds():+.0f}\n")
+        new_file.chmod(0o644)
+        new_file.replace(self.file)
 
 
-def faked(folder: Path, announce: Callable[[str], None], *, monotonic: bool = False) -> ProcessClocks:
-    """Clocks that show the true time until set; installs libfaketime where it is missing."""
+def fake_clocks(folder: Path, announce: Callable[[str], None], *, monotonic: bool = False) -> ProcessClocks:
+    """Return clocks that show the true time until they are set; install libfaketime if it is missing."""
     library = _library()
     if library is None:
         not_installed = apt.install(PACKAGE, announce)
         library = _library()
         if library is None:
-            raise Unavailable(f"a process's clock is moved by {PACKAGE}: {not_installed}")
+            raise Unavailable(f"{PACKAGE} is needed to move the clock of a process: {not_installed}")
     clocks = ProcessClocks(folder / "ahead", library, monotonic)
     clocks.set(timedelta(0))
     return clocks

@@ -1,4 +1,4 @@
-"""Stages for chaos tests: on the run's own services, or on private ones that a test may break."""
+"""Fixtures of the chaos tests: a harness on the services of the test run, or on private ones that a test may break."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ FIGURES = Figures.from_environment()
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Have a test that fails in the table too."""
+    """Record a failed test for the table."""
     if report.failed:
-        FIGURES.failed(report.nodeid, report.longreprtext)
+        FIGURES.record_failure(report.nodeid, report.longreprtext)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the short variants of what a campaign runs at full size."""
-    if not FIGURES.wanted:
+    """Deselect the short variants of the tests that a campaign runs at full size."""
+    if not FIGURES.enabled:
         return
     full = {_test(item) for item in items if item.get_closest_marker("chaos")}
     short = [item for item in items if not item.get_closest_marker("chaos") and _test(item) in full]
@@ -41,23 +41,23 @@ def _test(item: pytest.Item) -> str:
 
 @pytest.fixture(scope="session")
 def figures() -> Figures:
-    """Where a test notes its row of figures."""
+    """Return the collector of the rows of figures."""
     return FIGURES
 
 
 @pytest.fixture
-async def stage(
+async def harness(
     services: Services, database_url: str, amqp_url: str, amqp_prefix: str, tmp_path: Path
 ) -> AsyncIterator[ChaosHarness]:
-    """A stage on the run's RabbitMQ and PostgreSQL, which stay whole."""
-    async with chaos_harness(database_url, amqp_url, amqp_prefix, tmp_path) as stage:
-        await _watched(stage, services)
-        yield stage
+    """Return a harness on the test run's RabbitMQ and PostgreSQL, which must not be broken."""
+    async with chaos_harness(database_url, amqp_url, amqp_prefix, tmp_path) as harness:
+        await _count_redeliveries(harness, services)
+        yield harness
 
 
 @pytest.fixture(scope="module")
 def breakable(announce: Callable[[str], None]) -> Iterator[Services]:
-    """A RabbitMQ and a PostgreSQL of this module's own, for its tests to kill."""
+    """Start a private RabbitMQ and PostgreSQL for this module, which its tests may kill."""
     with (
         tempfile.TemporaryDirectory(prefix="taskherd-chaos-") as folder,
         start(Path(folder), announce=announce, fast=True, environ={}) as running,
@@ -67,31 +67,31 @@ def breakable(announce: Callable[[str], None]) -> Iterator[Services]:
 
 @pytest.fixture
 def rabbit(breakable: Services) -> Broker:
-    """The RabbitMQ that may be killed."""
+    """Return the RabbitMQ that may be killed."""
     assert breakable.rabbit is not None
     return breakable.rabbit
 
 
 @pytest.fixture
 def postgres(breakable: Services) -> Database:
-    """The PostgreSQL that may be killed."""
+    """Return the PostgreSQL that may be killed."""
     assert breakable.postgres is not None
     return breakable.postgres
 
 
 @pytest.fixture
-async def breakable_stage(breakable: Services, tmp_path: Path) -> AsyncIterator[ChaosHarness]:
-    """A stage on services that may be killed."""
+async def breakable_harness(breakable: Services, tmp_path: Path) -> AsyncIterator[ChaosHarness]:
+    """Return a harness on services that may be killed."""
     name = f"taskherd_{uuid.uuid4().hex[:8]}"
     database_url = await create_database(breakable.database_url, name)
     await asyncio.to_thread(migrate.upgrade, database_url)
-    async with chaos_harness(database_url, breakable.amqp_url, f"c{uuid.uuid4().hex[:8]}", tmp_path) as stage:
-        await _watched(stage, breakable)
-        yield stage
+    async with chaos_harness(database_url, breakable.amqp_url, f"c{uuid.uuid4().hex[:8]}", tmp_path) as harness:
+        await _count_redeliveries(harness, breakable)
+        yield harness
 
 
-async def _watched(stage: ChaosHarness, services: Services) -> None:
-    """Have the broker's redeliveries counted from now on, if anybody wants the figure and the broker can be asked."""
-    if FIGURES.wanted and services.rabbit is not None:
-        stage.rabbit = services.rabbit
-        stage.redelivered_before = await stage.redelivered() or 0
+async def _count_redeliveries(harness: ChaosHarness, services: Services) -> None:
+    """Count the broker's redeliveries from now on, if figures are recorded and the broker is taskherd's own node."""
+    if FIGURES.enabled and services.rabbit is not None:
+        harness.rabbit = services.rabbit
+        harness.redelivered_before = await harness.redelivered() or 0

@@ -1,4 +1,4 @@
-"""What a task must be in the end: the pure fold of all that was said of it, in the order of (build_number, seq)."""
+"""The expected final task: the pure fold of all its reports, in the order of (build_number, seq)."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ FACETS = ("build", "workspace", "runner", "agent", "app", "lifecycle", "app_heal
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """The memory that the fold comes to, and the bodies of what it refuses."""
+    """The task state that the fold returns, and the bodies of the reports that it rejects."""
 
-    memory: TaskState
+    state: TaskState
     conflicts: frozenset[bytes]
 
     def document(self, row: TaskRow) -> dict[str, Any]:
-        """The own part of the document of a task with this memory, and with the names and ids of its row."""
+        """Return the stored part of the document of a task with this state and the names and ids of its row."""
         task = Task(
             id=row.id,
             owner_id=row.owner_id,
@@ -45,16 +45,16 @@ class Expected:
             updated_at=row.created_at,
             version=row.version,
             deleted_at=None,
-            state=self.memory,
+            state=self.state,
         )
-        return document.core_document(derive_view(self.memory, row.name), task)
+        return document.core_document(derive_view(self.state, row.name), task)
 
 
 def expected(task_id: UUID, reports: Sequence[Report]) -> Expected:
-    """Fold all of it, greatest last."""
+    """Fold all reports, the greatest last."""
     state = builds.initial_state(task_id, NOON)
     conflicts: set[bytes] = set()
-    for report in sorted(reports, key=lambda one: (one.key, canonical_json(one))):
+    for report in sorted(reports, key=lambda report: (report.key, canonical_json(report))):
         folded = fold.fold(state, report, NOON)
         state = folded.state
         if folded.outcome is ReportOutcome.CONFLICT:
@@ -63,20 +63,22 @@ def expected(task_id: UUID, reports: Sequence[Report]) -> Expected:
 
 
 def facets(state: TaskState) -> dict[str, object]:
-    """What of a memory does not depend on when anything was taken."""
-    held = {name: getattr(state, name) for name in FACETS}
-    kept: dict[str, object] = {name: canonical_json(facet.report) if facet else None for name, facet in held.items()}
-    return kept | {
-        "heard": sorted(state.last_heartbeat),
-        "appeared": sorted(state.first_seen),
+    """Return the part of a task state that does not depend on when reports were received."""
+    stored = {name: getattr(state, name) for name in FACETS}
+    reports: dict[str, object] = {
+        name: canonical_json(facet.report) if facet else None for name, facet in stored.items()
+    }
+    return reports | {
+        "last_heartbeat": sorted(state.last_heartbeat),
+        "first_seen": sorted(state.first_seen),
         "silence": state.silence,
-        "given_up": state.timed_out,
-        "asked": dict(state.requested_builds),
-        "unanswered": state.pending_build == state.number,
+        "timed_out": state.timed_out,
+        "requested_builds": dict(state.requested_builds),
+        "is_pending": state.pending_build == state.number,
     }
 
 
-def seen_by_readers(own: dict[str, Any]) -> dict[str, Any]:
-    """A document without the instant at which its state was taken."""
-    state = own["current_state"]
-    return {**own, "current_state": state and {**state, "timestamp": ""}}
+def without_timestamp(document: dict[str, Any]) -> dict[str, Any]:
+    """Return the document without the timestamp of its current state."""
+    state = document["current_state"]
+    return {**document, "current_state": state and {**state, "timestamp": ""}}

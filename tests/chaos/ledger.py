@@ -1,12 +1,13 @@
-"""The ledger: what was sent and what came out, kept apart from the worker, and the invariants that tie the two.
+"""The ledger records what was sent and what was published, without relying on the worker, and checks the invariants.
 
-- I1: every confirmed input is reflected in its task, or in the dead letters with its reason; nothing else is there.
-- I2: a task's versions are contiguous and unique, and each tells of something that a reader can see.
+- I1: every confirmed input is reflected in its task, or is a dead letter with a reason; nothing else exists.
+- I2: a task's versions are contiguous and unique, and each contains a visible change.
 - I3: the final task is the pure fold of its inputs by (build_number, seq).
-- I4: every version was published; after dropping repeats exactly once, all repeats alike, in the feed in order.
+- I4: every version was published, exactly once after duplicates are removed; duplicates are identical; the feed is
+  in order.
 
-``violations`` looks at everything and says in words what does not hold; an empty list is the only good answer. ``lost``
-and ``doubled`` count what of it is a loss, and what was done twice.
+``violations`` checks everything and returns descriptions of the violations. ``lost`` and ``duplicated`` count the
+inputs and changes that these violations mean.
 """
 
 from __future__ import annotations
@@ -23,34 +24,34 @@ import asyncpg
 
 from taskherd.broker.topology import TopologyNames
 from taskherd.domain.reports import Report, TaskLog
-from tests.chaos.expectation import Expected, expected, facets, seen_by_readers
+from tests.chaos.expectation import Expected, expected, facets, without_timestamp
 from tests.chaos.rows import Rows, read
 
-MOST_TOLD = 20
+MAX_LISTED = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """Something that does not hold, in words, and how many inputs or changes it means were lost or doubled."""
+    """A violated invariant, and the number of inputs or changes that were lost or duplicated."""
 
-    told: str
+    message: str
     lost: int = 0
-    doubled: int = 0
+    duplicated: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
-    """A dead letter: why, and what it said; ``place`` is its index in the array that it came in."""
+class DeadLetter:
+    """A dead letter; ``index`` is its index in the array that it was sent in."""
 
     reason: str
     body: bytes
-    place: int | None
+    index: int | None
     length: int | None
 
 
 @dataclass(slots=True)
 class CollectedEvent:
-    """An event as it came out, and how often."""
+    """A published event, and how often it was received."""
 
     event: dict[str, Any]
     times: int = 1
@@ -58,34 +59,34 @@ class CollectedEvent:
 
 @dataclass(slots=True)
 class Ledger:
-    """The books of one test. ``reports`` and ``deleted`` are what the test has sent and the broker confirmed."""
+    """The ledger of one test. ``reports`` and ``deleted`` are inputs that the test sent and the broker confirmed."""
 
     database_url: str
     amqp_url: str
     names: TopologyNames
     reports: dict[UUID, list[Report]] = field(default_factory=dict)
     deleted: set[UUID] = field(default_factory=set)
-    bad: list[tuple[str, bytes]] = field(default_factory=list)
-    """Reason and body of each dead letter that must be there, besides the build conflicts among the reports."""
+    expected_dead_letters: list[tuple[str, bytes]] = field(default_factory=list)
+    """Reason and body of each expected dead letter, except the build conflicts among the reports."""
 
-    told: dict[tuple[UUID, int], CollectedEvent] = field(default_factory=dict)
-    letters: list[Letter] = field(default_factory=list)
+    published: dict[tuple[UUID, int], CollectedEvent] = field(default_factory=dict)
+    dead_letters: list[DeadLetter] = field(default_factory=list)
     lost: int = 0
-    """Of the last look: inputs that are nowhere reflected, and changes that were never told."""
+    """Number of inputs that are not reflected and changes that were not published, at the last check."""
 
-    doubled: int = 0
-    """Of the last look: changes and log entries that are there twice."""
+    duplicated: int = 0
+    """Number of changes and log entries that exist twice, at the last check."""
 
-    _different: list[Violation] = field(default_factory=list)
+    _differing_duplicates: list[Violation] = field(default_factory=list)
     _expected: dict[UUID, tuple[int, Expected]] = field(default_factory=dict)
 
     @property
     def queue(self) -> str:
-        """The ledger's own queue of events, without a limit."""
+        """Name of the ledger's queue of events, which has no length limit."""
         return f"{self.names.prefix}.ledger"
 
     async def open(self) -> None:
-        """Declare the ledger's queue, before anything happens; the topology is there."""
+        """Declare the ledger's queue, after the topology and before the first message."""
         async with await aio_pika.connect(self.amqp_url, timeout=10) as connection:
             channel = await connection.channel()
             queue = await channel.declare_queue(self.queue, durable=True, arguments={"x-queue-type": "quorum"})
@@ -97,7 +98,7 @@ class Ledger:
             await (await connection.channel()).queue_delete(self.queue, timeout=10)
 
     async def rows(self) -> Rows:
-        """What the database says now."""
+        """Read the tables."""
         connection = await asyncpg.connect(self.database_url, timeout=5, command_timeout=10)
         try:
             return await read(connection)
@@ -105,36 +106,36 @@ class Ledger:
             await connection.close(timeout=5)
 
     async def violations(self) -> list[str]:
-        """Everything that does not hold, at most 20 lines; the worker may still be on its way."""
+        """Check everything and return up to 20 violations; the worker may still be working."""
         rows = await self.rows()
         if rows.outbox:
-            return [f"I4: {rows.outbox} events wait in the outbox"]
+            return [f"I4: {rows.outbox} events are in the outbox"]
         await self._collect()
-        found = list(self._different)
+        violations = list(self._differing_duplicates)
         for task_id, reports in self.reports.items():
-            found += self._task(rows, task_id, reports)
-        strangers = rows.tasks.keys() - self.reports.keys()
-        found += [Violation(f"I1: a task that nobody created: {task_id}") for task_id in strangers]
-        found += self._letters(rows)
-        found += self._events(rows)
-        self.lost = sum(breach.lost for breach in found)
-        self.doubled = sum(breach.doubled for breach in found)
-        return [breach.told for breach in found[:MOST_TOLD]]
+            violations += self._check_task(rows, task_id, reports)
+        unexpected = rows.tasks.keys() - self.reports.keys()
+        violations += [Violation(f"I1: unexpected task {task_id}") for task_id in unexpected]
+        violations += self._check_dead_letters(rows)
+        violations += self._check_events(rows)
+        self.lost = sum(violation.lost for violation in violations)
+        self.duplicated = sum(violation.duplicated for violation in violations)
+        return [violation.message for violation in violations[:MAX_LISTED]]
 
     def expect(self, task_id: UUID) -> Expected:
-        """The pure fold of what was sent about a task."""
+        """Return the pure fold of the reports sent about a task."""
         reports = self.reports[task_id]
-        known = self._expected.get(task_id)
-        if known is None or known[0] != len(reports):
-            known = self._expected[task_id] = (len(reports), expected(task_id, reports))
-        return known[1]
+        cached = self._expected.get(task_id)
+        if cached is None or cached[0] != len(reports):
+            cached = self._expected[task_id] = (len(reports), expected(task_id, reports))
+        return cached[1]
 
     @property
-    def repeats(self) -> int:
-        """How many events came out more than once."""
-        return sum(told.times - 1 for told in self.told.values())
+    def republished(self) -> int:
+        """Number of events received again."""
+        return sum(collected.times - 1 for collected in self.published.values())
 
-    def _task(self, rows: Rows, task_id: UUID, reports: list[Report]) -> Iterable[Violation]:
+    def _check_task(self, rows: Rows, task_id: UUID, reports: list[Report]) -> Iterable[Violation]:
         row = rows.tasks.get(task_id)
         if row is None:
             yield Violation(f"I1: task {task_id} was not created", lost=1)
@@ -144,81 +145,83 @@ class Ledger:
             yield Violation(f"I1: task {task_id} deleted at {row.deleted_at}", lost=1)
         if row.deleted_at is not None:
             return
-        state = self.expect(task_id).memory
-        held, wanted = facets(row.memory), facets(state)
+        fold = self.expect(task_id)
+        stored, wanted = facets(row.state), facets(fold.state)
         for name in wanted:
-            if held[name] != wanted[name]:
-                yield Violation(f"I3: {name} of {task_id} is {held[name]}, the fold says {wanted[name]}", lost=1)
-        shown, right = seen_by_readers(row.document), seen_by_readers(self.expect(task_id).document(row))
-        for name in sorted(shown.keys() | right.keys()):
-            if shown.get(name) != right.get(name):
-                yield Violation(f"I3: {name} of {task_id} shows {shown.get(name)}, the fold says {right.get(name)}")
+            if stored[name] != wanted[name]:
+                yield Violation(f"I3: {name} of {task_id} is {stored[name]}, expected {wanted[name]}", lost=1)
+        document, right = without_timestamp(row.document), without_timestamp(fold.document(row))
+        for name in sorted(document.keys() | right.keys()):
+            if document.get(name) != right.get(name):
+                yield Violation(
+                    f"I3: {name} in the document of {task_id} is {document.get(name)}, expected {right.get(name)}"
+                )
         yield from _logs(rows, task_id, reports)
 
-    def _letters(self, rows: Rows) -> Iterable[Violation]:
-        """Every bad input has its letter, and nothing else has one. A conflict that was parked may still be parked."""
-        wanted = {(reason, _plain(body)) for reason, body in self.bad}
-        waiting = {_plain(body.encode()) for body in rows.parked}
+    def _check_dead_letters(self, rows: Rows) -> Iterable[Violation]:
+        """Every expected dead letter exists and no other. A conflict that was parked may still be parked."""
+        wanted = {(reason, _normalized(body)) for reason, body in self.expected_dead_letters}
+        parked = {_normalized(body.encode()) for body in rows.parked}
         for task_id in self.reports:
-            wanted |= {("build_conflict", _plain(body)) for body in self.expect(task_id).conflicts}
-        found = Counter((letter.reason, _plain(letter.body)) for letter in self.letters)
-        for reason, body in wanted - found.keys():
-            if body not in waiting:
+            wanted |= {("build_conflict", _normalized(body)) for body in self.expect(task_id).conflicts}
+        actual = Counter((letter.reason, _normalized(letter.body)) for letter in self.dead_letters)
+        for reason, body in wanted - actual.keys():
+            if body not in parked:
                 yield Violation(f"I1: no dead letter {reason} for {body[:200]!r}", lost=1)
-        for reason, body in found.keys() - wanted:
-            yield Violation(f"I1: an innocent in the dead letters, {reason}: {body[:200]!r}")
-        for body in waiting - {body for _, body in wanted}:
+        for reason, body in actual.keys() - wanted:
+            yield Violation(f"I1: unexpected dead letter {reason}: {body[:200]!r}")
+        for body in parked - {body for _, body in wanted}:
             yield Violation(f"I1: still parked: {body[:200]!r}", lost=1)
 
-    def _events(self, rows: Rows) -> Iterable[Violation]:
-        for key in rows.events.keys() - self.told.keys():
+    def _check_events(self, rows: Rows) -> Iterable[Violation]:
+        for key in rows.events.keys() - self.published.keys():
             yield Violation(f"I4: version {key[1]} of {key[0]} was never published", lost=1)
-        for key in self.told.keys() - rows.events.keys():
-            yield Violation(f"I4: version {key[1]} of {key[0]} was published, and is not in the history")
-        identities = Counter(told.event["id"] for told in self.told.values())
-        for identity, times in identities.items():
+        for key in self.published.keys() - rows.events.keys():
+            yield Violation(f"I4: version {key[1]} of {key[0]} was published but is not in the history")
+        ids = Counter(collected.event["id"] for collected in self.published.values())
+        for event_id, times in ids.items():
             if times > 1:
-                yield Violation(f"I4: id {identity} for {times} versions")
-        for key, told in self.told.items():
+                yield Violation(f"I4: id {event_id} for {times} versions")
+        for key, collected in self.published.items():
             event = rows.events.get(key)
-            document = told.event["data"]["task"]
+            document = collected.event["data"]["task"]
             if event and any(document.get(name) != value for name, value in event.document.items()):
-                yield Violation(f"I4: version {key[1]} of {key[0]} was published otherwise than committed")
+                yield Violation(f"I4: version {key[1]} of {key[0]} was published with another document than committed")
         yield from _feed(rows)
 
     async def _collect(self) -> None:
-        """Take what came out since the last time off the queues."""
+        """Consume the events and dead letters published since the last call."""
         async with await aio_pika.connect(self.amqp_url, timeout=10) as connection:
             channel = await connection.channel()
-            for body, _ in await _empty(channel, self.queue):
+            for body, _ in await _drain(channel, self.queue):
                 for event in json.loads(body):
-                    self._note(event)
-            for body, headers in await _empty(channel, self.names.dead):
-                self.letters.append(_letter(body, headers))
+                    self._add_event(event)
+            for body, headers in await _drain(channel, self.names.dead):
+                self.dead_letters.append(_dead_letter(body, headers))
 
-    def _note(self, event: dict[str, Any]) -> None:
+    def _add_event(self, event: dict[str, Any]) -> None:
         key = (UUID(event["subject"]), event["data"]["version"])
-        known = self.told.get(key)
-        if known is None:
-            self.told[key] = CollectedEvent(event)
+        earlier = self.published.get(key)
+        if earlier is None:
+            self.published[key] = CollectedEvent(event)
             return
-        known.times += 1
-        if known.event != event:
-            self._different.append(Violation(f"I4: repeats of version {key[1]} of {key[0]} differ"))
+        earlier.times += 1
+        if earlier.event != event:
+            self._differing_duplicates.append(Violation(f"I4: duplicates of version {key[1]} of {key[0]} differ"))
 
 
 def _versions(rows: Rows, task_id: UUID) -> Iterable[Violation]:
     row = rows.tasks[task_id]
     versions = sorted(version for of, version in rows.events if of == task_id)
-    if rows.doubled:
-        yield Violation(f"I2: versions that are in the history twice: {rows.doubled}", doubled=1)
+    if rows.duplicated:
+        yield Violation(f"I2: versions in the history twice: {rows.duplicated}", duplicated=1)
     if versions != list(range(1, row.version + 1)):
         yield Violation(f"I2: the row of {task_id} is at version {row.version}, its history is {versions}")
         return
     for version in versions[1:]:
         before, after = rows.events[task_id, version - 1], rows.events[task_id, version]
         if after.kind != "deleted" and before.document == after.document:
-            yield Violation(f"I2: version {version} of {task_id} changed nothing", doubled=1)
+            yield Violation(f"I2: version {version} of {task_id} changed nothing", duplicated=1)
     kinds = [rows.events[task_id, version].kind for version in versions]
     wanted = ["created"] + ["updated"] * (len(kinds) - 1)
     if row.deleted_at is not None:
@@ -226,18 +229,18 @@ def _versions(rows: Rows, task_id: UUID) -> Iterable[Violation]:
     if kinds != wanted:
         yield Violation(f"I2: the history of {task_id} is {kinds}")
     elif row.deleted_at is None and rows.events[task_id, row.version].document != row.document:
-        yield Violation(f"I2: the last event of {task_id} does not show what the row shows")
+        yield Violation(f"I2: the last event of {task_id} differs from the row")
 
 
 def _feed(rows: Rows) -> Iterable[Violation]:
     last: dict[UUID, int] = {}
     for task_id, version in rows.feed:
         if version != last.get(task_id, 0) + 1:
-            yield Violation(f"I4: the feed tells version {version} of {task_id} after {last.get(task_id, 0)}")
+            yield Violation(f"I4: the feed has version {version} of {task_id} after {last.get(task_id, 0)}")
         last[task_id] = version
     for task_id, row in rows.tasks.items():
         if last.get(task_id, 0) != row.version:
-            yield Violation(f"I4: the feed of {task_id} ends at {last.get(task_id, 0)}, its row says {row.version}")
+            yield Violation(f"I4: the feed of {task_id} ends at {last.get(task_id, 0)}, its row is at {row.version}")
 
 
 def _logs(rows: Rows, task_id: UUID, reports: list[Report]) -> Iterable[Violation]:
@@ -247,36 +250,36 @@ def _logs(rows: Rows, task_id: UUID, reports: list[Report]) -> Iterable[Violatio
             for entry in report.entries:
                 key = (report.key[0], entry.id)
                 wanted[key] = max(wanted.get(key, (-1, "")), (report.seq, entry.content))
-    kept = rows.logs.get(task_id, [])
-    found = {(entry.build_number, entry.entry_id): (entry.seq, entry.content) for entry in kept}
-    if found != wanted or len(kept) != len(found):
-        missing, twice = sorted(wanted.keys() - found.keys()), len(kept) - len(found)
+    entries = rows.logs.get(task_id, [])
+    actual = {(entry.build_number, entry.entry_id): (entry.seq, entry.content) for entry in entries}
+    if actual != wanted or len(entries) != len(actual):
+        missing, twice = sorted(wanted.keys() - actual.keys()), len(entries) - len(actual)
         yield Violation(
-            f"I1: log entries of {task_id} missing: {missing}, twice: {twice}, others differ or are strange",
+            f"I1: log entries of {task_id} missing: {missing}, twice: {twice}, others differ or are unexpected",
             len(missing),
             twice,
         )
-    if sorted(entry.log_id for entry in kept) != list(range(len(kept))):
-        yield Violation(f"I2: the log ids of {task_id} are not 0 to {len(kept) - 1}")
+    if sorted(entry.log_id for entry in entries) != list(range(len(entries))):
+        yield Violation(f"I2: the log ids of {task_id} are not 0 to {len(entries) - 1}")
 
 
-async def _empty(channel: aio_pika.abc.AbstractChannel, queue: str) -> list[tuple[bytes, dict[str, Any]]]:
-    """Take all there is."""
+async def _drain(channel: aio_pika.abc.AbstractChannel, queue: str) -> list[tuple[bytes, dict[str, Any]]]:
+    """Consume all messages of a queue."""
     source = await channel.get_queue(queue, ensure=False)
-    taken: list[tuple[bytes, dict[str, Any]]] = []
+    messages: list[tuple[bytes, dict[str, Any]]] = []
     while (message := await source.get(no_ack=True, fail=False, timeout=10)) is not None:
-        taken.append((message.body, dict(message.headers)))
-    return taken
+        messages.append((message.body, dict(message.headers)))
+    return messages
 
 
-def _letter(body: bytes, headers: dict[str, Any]) -> Letter:
+def _dead_letter(body: bytes, headers: dict[str, Any]) -> DeadLetter:
     deaths = headers.get("x-death")
     reason = headers.get("x-taskherd-reason") or (f"broker: {deaths[0].get('reason')}" if deaths else "none")
-    return Letter(str(reason), body, headers.get("x-taskherd-index"), headers.get("x-taskherd-length"))
+    return DeadLetter(str(reason), body, headers.get("x-taskherd-index"), headers.get("x-taskherd-length"))
 
 
-def _plain(body: bytes) -> str:
-    """A body as text that is the same however its JSON is laid out."""
+def _normalized(body: bytes) -> str:
+    """Return a body as text that does not depend on the layout of its JSON."""
     try:
         return json.dumps(json.loads(body), sort_keys=True)
     except (ValueError, RecursionError):

@@ -1,7 +1,7 @@
-"""A TCP proxy before PostgreSQL that cuts a worker's connections where it hurts most: at COMMIT.
+"""A TCP proxy in front of PostgreSQL that cuts a worker's connections at COMMIT.
 
-Whoever sent that COMMIT can't know whether it took effect. By turns it did (the server's answer is withheld) and did
-not (the server never saw it).
+The worker cannot know whether its COMMIT took effect. Alternately, it did (the server's response is withheld) and did
+not (the server never received it).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ COMMIT = b"COMMIT"
 
 @dataclass(slots=True)
 class CommitCutter:
-    """Cuts a `share` of all COMMITs while it is `armed`, and counts them by what became of them."""
+    """Cuts connections at a ``share`` of all COMMITs while ``armed``, and counts them by their effect."""
 
     url: str
-    dice: Random
+    random: Random
     share: float
     armed: bool = False
     took_effect: int = 0
@@ -30,33 +30,33 @@ class CommitCutter:
 
     @property
     def cuts(self) -> int:
-        """How many COMMITs were left without an answer."""
+        """Number of COMMITs without a response."""
         return self.took_effect + self.never_arrived
 
     async def serve(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
-        """Pass bytes both ways between a client and the server, until either ends or a cut."""
+        """Forward bytes between a client and the server until either closes the connection or it is cut."""
         target = urlsplit(self.url)
         to_server: asyncio.StreamWriter | None = None
         with suppress(OSError):
             server, to_server = await asyncio.open_connection(target.hostname, target.port)
             withhold = asyncio.Event()
-            ways = {
-                asyncio.create_task(self._ask(client, to_server, withhold)),
-                asyncio.create_task(_answer(server, to_client, withhold)),
+            directions = {
+                asyncio.create_task(self._forward_requests(client, to_server, withhold)),
+                asyncio.create_task(_forward_responses(server, to_client, withhold)),
             }
-            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-            for way in ways:
-                way.cancel()
-            await asyncio.gather(*ways, return_exceptions=True)
+            await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
+            for direction in directions:
+                direction.cancel()
+            await asyncio.gather(*directions, return_exceptions=True)
         for writer in (to_client, to_server):
             if writer is not None:
                 writer.transport.abort()
 
-    async def _ask(
+    async def _forward_requests(
         self, client: asyncio.StreamReader, to_server: asyncio.StreamWriter, withhold: asyncio.Event
     ) -> None:
         while chunk := await client.read(CHUNK):
-            if self.armed and COMMIT in chunk and self.dice.random() < self.share:
+            if self.armed and COMMIT in chunk and self.random.random() < self.share:
                 if self.never_arrived < self.took_effect:
                     self.never_arrived += 1
                     return
@@ -66,7 +66,9 @@ class CommitCutter:
             await to_server.drain()
 
 
-async def _answer(server: asyncio.StreamReader, to_client: asyncio.StreamWriter, withhold: asyncio.Event) -> None:
+async def _forward_responses(
+    server: asyncio.StreamReader, to_client: asyncio.StreamWriter, withhold: asyncio.Event
+) -> None:
     while chunk := await server.read(CHUNK):
         if withhold.is_set():
             return
@@ -75,9 +77,9 @@ async def _answer(server: asyncio.StreamReader, to_client: asyncio.StreamWriter,
 
 
 @asynccontextmanager
-async def cutting(database_url: str, dice: Random, share: float) -> AsyncIterator[tuple[CommitCutter, str]]:
-    """A proxy before the server of this URL, and the URL that leads through it."""
-    cutter = CommitCutter(database_url, dice, share)
+async def commit_cutter(database_url: str, random: Random, share: float) -> AsyncIterator[tuple[CommitCutter, str]]:
+    """Run a proxy for the server of this URL, and yield it with the URL that leads through it."""
+    cutter = CommitCutter(database_url, random, share)
     listening = await asyncio.start_server(cutter.serve, "127.0.0.1", 0)
     target = urlsplit(database_url)
     port = listening.sockets[0].getsockname()[1]

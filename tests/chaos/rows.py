@@ -1,4 +1,4 @@
-"""What the database says of all tasks, read with plain SQL in one snapshot."""
+"""The rows of all tasks, read with plain SQL in one snapshot."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from taskherd.store import task_state_codec
 
 @dataclass(frozen=True, slots=True)
 class TaskRow:
-    """A task as stored; its memory with what its lease has seen since."""
+    """A stored task; its state includes the heartbeats in its lease."""
 
     id: UUID
     name: str
@@ -31,7 +31,7 @@ class TaskRow:
     version: int
     deleted_at: datetime | None
     document: dict[str, Any]
-    memory: TaskState
+    state: TaskState
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class EventRow:
 
 @dataclass(frozen=True, slots=True)
 class LogRow:
-    """One entry of a conversation."""
+    """One entry of a task's log."""
 
     log_id: int
     build_number: int
@@ -55,11 +55,11 @@ class LogRow:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Everything; ``doubled``: versions that the history holds twice, ``feed``: versions in the order of positions."""
+    """All rows. ``duplicated``: versions that are in the history twice; ``feed``: versions by position."""
 
     tasks: dict[UUID, TaskRow]
     events: dict[tuple[UUID, int], EventRow]
-    doubled: list[tuple[UUID, int]]
+    duplicated: list[tuple[UUID, int]]
     feed: list[tuple[UUID, int]]
     logs: dict[UUID, list[LogRow]]
     parked: list[str]
@@ -77,7 +77,7 @@ LOGS = "SELECT task_id, log_id, build_number, entry_id, seq, content FROM task_l
 
 
 async def read(connection: asyncpg.Connection) -> Rows:
-    """Read all of it, as of one instant."""
+    """Read all rows in one snapshot."""
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         leases = {row["task_id"]: Lease(*row) for row in await connection.fetch(LEASES)}
         tasks = [_task(row, leases.get(row["id"])) for row in await connection.fetch(TASKS)]
@@ -92,7 +92,7 @@ async def read(connection: asyncpg.Connection) -> Rows:
     return Rows(
         tasks={task.id: task for task in tasks},
         events={key: EventRow(row["kind"], json.loads(row["document"])) for key, row in zip(keys, events, strict=True)},
-        doubled=sorted({key for key in keys if keys.count(key) > 1}) if len(set(keys)) < len(keys) else [],
+        duplicated=sorted({key for key in keys if keys.count(key) > 1}) if len(set(keys)) < len(keys) else [],
         feed=[(row["task_id"], row["version"]) for row in feed],
         logs=dict(logs),
         parked=[row["report"] for row in parked],
@@ -102,6 +102,6 @@ async def read(connection: asyncpg.Connection) -> Rows:
 
 def _task(row: asyncpg.Record, lease: Lease | None) -> TaskRow:
     columns = dict(row)
-    kept = task_state_codec.loads(row["id"], columns.pop("state"))
+    state = task_state_codec.loads(row["id"], columns.pop("memory"))
     document = json.loads(columns.pop("document"))
-    return TaskRow(**columns, document=document, memory=merge_lease(kept, lease) if lease else kept)
+    return TaskRow(**columns, document=document, state=merge_lease(state, lease) if lease else state)

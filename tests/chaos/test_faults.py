@@ -12,71 +12,73 @@ import pytest
 
 from taskherd.dev.services import Services
 from taskherd.dev.sources import Broker, Database
-from tests.chaos.disturbance import disturbed, load, trickle
+from tests.chaos.fault_injection import add_workload, fault_under_load, send_slowly
 from tests.chaos.figures import Figures
-from tests.chaos.proxy import cutting
+from tests.chaos.proxy import commit_cutter
 from tests.harness.chaos import SETTLES_WITHIN, ChaosHarness, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
-OFTEN = [pytest.mark.chaos, pytest.mark.timeout(3600)]
+FULL_SIZE = [pytest.mark.chaos, pytest.mark.timeout(3600)]
 RECOVERS_WITHIN = 40.0
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(20, marks=OFTEN)])
-async def test_a_killed_broker_costs_nothing_but_time(
-    breakable_stage: ChaosHarness, rabbit: Broker, figures: Figures, times: int
+@pytest.mark.parametrize("times", [1, pytest.param(20, marks=FULL_SIZE)])
+async def test_nothing_is_lost_when_the_broker_is_killed(
+    breakable_harness: ChaosHarness, rabbit: Broker, figures: Figures, times: int
 ) -> None:
-    """The broker dies under load; the worker waits, comes back by itself, and everything is there, once."""
-    stage = breakable_stage
-    worker = await stage.start()
+    """The broker is killed under load; the worker reconnects, and every input is processed once."""
+    harness = breakable_harness
+    worker = await harness.start()
     await worker.ready()
-    await stage.survivable()
+    await harness.until_crash_safe()
     seconds = []
     for number in range(times):
-        async with disturbed(stage, "broker", number):
+        async with fault_under_load(harness, "broker", number):
             rabbit.kill()
             await asyncio.to_thread(rabbit.restart)
-            seconds.append(await stage.first_progress())
+            seconds.append(await harness.seconds_to_progress())
     redelivered = await worker.metric("taskherd_redeliveries_total")
-    await stage.stop_worker(worker)
-    assert await stage.ledger.violations() == []
-    await figures.of(stage, "RabbitMQ kill -9 and restart", faults=times, redelivered=redelivered, seconds=seconds)
+    await harness.stop_worker(worker)
+    assert await harness.ledger.violations() == []
+    await figures.record_run(
+        harness, "RabbitMQ kill -9 and restart", faults=times, redelivered=redelivered, seconds=seconds
+    )
 
 
 @pytest.mark.parametrize(
-    ("times", "away"),
-    [(1, 0), pytest.param(20, 0, marks=OFTEN), pytest.param(1, 30, marks=OFTEN)],
+    ("times", "downtime"),
+    [(1, 0), pytest.param(20, 0, marks=FULL_SIZE), pytest.param(1, 30, marks=FULL_SIZE)],
 )
-async def test_a_database_away_costs_nothing_but_time(
-    breakable_stage: ChaosHarness, postgres: Database, figures: Figures, times: int, away: int
+async def test_nothing_is_lost_while_the_database_is_down(
+    breakable_harness: ChaosHarness, postgres: Database, figures: Figures, times: int, downtime: int
 ) -> None:
-    """PostgreSQL is shut down at once under load; deliveries are held, and none goes to the dead letters."""
-    stage = breakable_stage
-    worker = await stage.start()
+    """PostgreSQL is shut down immediately under load; the worker keeps its deliveries, and none is dead-lettered."""
+    harness = breakable_harness
+    worker = await harness.start()
     await worker.ready()
-    await stage.survivable()
+    await harness.until_crash_safe()
     seconds = []
     for number in range(times):
-        async with disturbed(stage, "database", number):
+        async with fault_under_load(harness, "database", number):
             await asyncio.to_thread(postgres.abort)
-            if away:
+            if downtime:
                 await worker.unready()
-                await asyncio.sleep(away)
+                await asyncio.sleep(downtime)
             await asyncio.to_thread(postgres.restart)
-            seconds.append(await stage.first_progress())
+            seconds.append(await harness.seconds_to_progress())
             await worker.ready(RECOVERS_WITHIN)
-    await stage.stop_worker(worker)
-    assert await stage.ledger.violations() == []
-    row = f"PostgreSQL away for {away} s" if away else "PostgreSQL stopped at once and restarted"
-    await figures.of(stage, row, faults=times, seconds=seconds, note="no dead letter")
+    await harness.stop_worker(worker)
+    assert await harness.ledger.violations() == []
+    row = f"PostgreSQL down for {downtime} s" if downtime else "PostgreSQL immediate shutdown and restart"
+    await figures.record_run(harness, row, faults=times, seconds=seconds, note="no dead letters")
 
 
 @contextmanager
 def frozen(services: Services, service: str) -> Iterator[None]:
-    """Freeze a service while the body runs."""
+    """Freeze a service while the block runs."""
     node = services.rabbit if service == "RabbitMQ" else services.postgres
-    assert node is not None, f"only a {service} of our own can be frozen"
+    assert node is not None, f"only a {service} node that taskherd started can be frozen"
     node.freeze()
     try:
         yield
@@ -85,126 +87,125 @@ def frozen(services: Services, service: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("service", ["RabbitMQ", "PostgreSQL"])
-@pytest.mark.parametrize("length", [0, pytest.param(60, marks=OFTEN)])
-async def test_a_frozen_service_is_noticed_and_its_return_too(
-    breakable_stage: ChaosHarness, breakable: Services, figures: Figures, service: str, length: int
+@pytest.mark.parametrize("length", [0, pytest.param(60, marks=FULL_SIZE)])
+async def test_a_frozen_service_makes_the_worker_unready_until_it_responds(
+    breakable_harness: ChaosHarness, breakable: Services, figures: Figures, service: str, length: int
 ) -> None:
-    """A service that answers nothing makes the worker unready; once it answers again, the worker goes on by itself."""
-    stage = breakable_stage
-    worker = await stage.start()
+    """A service that does not respond makes the worker unready; when it responds again, the worker recovers."""
+    harness = breakable_harness
+    worker = await harness.start()
     await worker.ready()
-    await stage.survivable()
-    async with disturbed(stage, service, 0):
-        began = time.monotonic()
+    await harness.until_crash_safe()
+    async with fault_under_load(harness, service, 0):
+        started_at = time.monotonic()
         with frozen(breakable, service):
             await worker.unready()
-            noticed = time.monotonic() - began
+            noticed = time.monotonic() - started_at
             await asyncio.sleep(max(0.0, length - noticed))
-        seconds = await stage.first_progress()
+        seconds = await harness.seconds_to_progress()
         await worker.ready(RECOVERS_WITHIN)
     assert seconds <= RECOVERS_WITHIN
-    await stage.stop_worker(worker)
-    assert await stage.ledger.violations() == []
-    told = f"unready after {noticed:.1f} s, ready again by itself"
-    row = f"{service} SIGSTOP for {length} s" if length else f"{service} SIGSTOP until unready"
-    await figures.of(stage, row, faults=1, seconds=[seconds], note=told)
+    await harness.stop_worker(worker)
+    assert await harness.ledger.violations() == []
+    note = f"unready after {noticed:.1f} s, then ready again without intervention"
+    row = f"{service} frozen (SIGSTOP) for {length} s" if length else f"{service} frozen (SIGSTOP) until unready"
+    await figures.record_run(harness, row, faults=1, seconds=[seconds], note=note)
 
 
-@pytest.mark.parametrize("length", [0, pytest.param(60, marks=OFTEN)])
-async def test_a_memory_alarm_holds_up_what_is_told_but_not_what_is_taken(
-    breakable_stage: ChaosHarness, rabbit: Broker, figures: Figures, length: int
+@pytest.mark.parametrize("length", [0, pytest.param(60, marks=FULL_SIZE)])
+async def test_a_memory_alarm_delays_events_but_not_reports(
+    breakable_harness: ChaosHarness, rabbit: Broker, figures: Figures, length: int
 ) -> None:
-    """While the broker lets nobody publish, reports are committed and acked; the events follow when it is over."""
-    stage = breakable_stage
-    worker = await stage.start()
+    """While the broker blocks all publishers, reports are committed and acked; the events follow after the alarm."""
+    harness = breakable_harness
+    worker = await harness.start()
     await worker.ready()
-    work = load(stage, "alarm", nasty=False)
+    work = add_workload(harness, "alarm", adversarial=False)
     worker.signal(signal.SIGSTOP)
-    await stage.send(work.messages)
+    await harness.send(work.messages)
     with alarmed(rabbit):
         worker.signal(signal.SIGCONT)
-        began = time.monotonic()
-        taken = await stage.first_progress(0)
-        await until(stage.progress, lambda entries: entries == stage.expected_entries(), SETTLES_WITHIN)
-        await until(lambda: queued(stage, rabbit), lambda messages: messages == 0, SETTLES_WITHIN)
-        drained = time.monotonic() - began
+        started_at = time.monotonic()
+        seconds = await harness.seconds_to_progress(0)
+        await until(harness.committed_entries, lambda entries: entries == harness.expected_entries(), SETTLES_WITHIN)
+        await until(lambda: queued(harness, rabbit), lambda messages: messages == 0, SETTLES_WITHIN)
+        drained = time.monotonic() - started_at
         await asyncio.sleep(max(0.0, length - drained))
-        waiting = (await stage.ledger.rows()).outbox
+        waiting = (await harness.ledger.rows()).outbox
         assert waiting > 0, "events were published in spite of the alarm"
-        over = time.monotonic()
-    await until(stage.ledger.rows, lambda rows: rows.outbox == 0)
-    told_after = time.monotonic() - over
-    await stage.finished(work, worker)
-    note = f"all taken {drained:.1f} s into the alarm; {waiting} events held, told within {told_after:.1f} s"
+        alarm_ended_at = time.monotonic()
+    await until(harness.ledger.rows, lambda rows: rows.outbox == 0)
+    published_after = time.monotonic() - alarm_ended_at
+    await harness.finish(work, worker)
+    published = f"{waiting} events waited, published {published_after:.1f} s after the alarm"
+    note = f"all committed after {drained:.1f} s; {published}"
     row = f"RabbitMQ memory alarm for {length} s" if length else "RabbitMQ memory alarm until drained"
-    await figures.of(stage, row, faults=1, seconds=[taken], note=note)
+    await figures.record_run(harness, row, faults=1, seconds=[seconds], note=note)
 
 
-def ctl(rabbit: Broker, *words: str) -> str:
-    """What `rabbitmqctl` prints for these words, however busy the machine is."""
-    return rabbit.ctl(*words, within=SETTLES_WITHIN)
+def rabbitmqctl(rabbit: Broker, *arguments: str) -> str:
+    """Run ``rabbitmqctl`` and return its output, with a timeout for a busy machine."""
+    return rabbit.ctl(*arguments, within=SETTLES_WITHIN)
 
 
 @contextmanager
 def alarmed(rabbit: Broker) -> Iterator[None]:
-    """Have the broker's memory alarm on while the body runs."""
-    before = ctl(rabbit, "eval", "application:get_env(rabbit, vm_memory_high_watermark).").strip()
-    ctl(rabbit, "set_vm_memory_high_watermark", "0.00001")
-    assert "memory" in ctl(rabbit, "eval", "rabbit_alarm:get_alarms().")
+    """Raise the broker's memory alarm while the block runs."""
+    before = rabbitmqctl(rabbit, "eval", "application:get_env(rabbit, vm_memory_high_watermark).").strip()
+    rabbitmqctl(rabbit, "set_vm_memory_high_watermark", "0.00001")
+    assert "memory" in rabbitmqctl(rabbit, "eval", "rabbit_alarm:get_alarms().")
     try:
         yield
     finally:
-        ctl(rabbit, "set_vm_memory_high_watermark", before.removeprefix("{ok,").removesuffix("}"))
-    assert "memory" not in ctl(rabbit, "eval", "rabbit_alarm:get_alarms().")
+        rabbitmqctl(rabbit, "set_vm_memory_high_watermark", before.removeprefix("{ok,").removesuffix("}"))
+    assert "memory" not in rabbitmqctl(rabbit, "eval", "rabbit_alarm:get_alarms().")
 
 
-async def queued(stage: ChaosHarness, rabbit: Broker) -> int:
-    """How many messages with reports the broker still has, be they handed out and not acked or not handed out."""
-    said = await asyncio.to_thread(ctl, rabbit, "list_queues", "--no-table-headers", "name", "messages")
-    counts = dict(line.split() for line in said.splitlines())
-    return int(counts[stage.names.reports])
+async def queued(harness: ChaosHarness, rabbit: Broker) -> int:
+    """Return the number of messages in the queue of reports, ready or unacknowledged."""
+    output = await asyncio.to_thread(rabbitmqctl, rabbit, "list_queues", "--no-table-headers", "name", "messages")
+    counts = dict(line.split() for line in output.splitlines())
+    return int(counts[harness.names.reports])
 
 
-@pytest.mark.parametrize("cuts", [20, pytest.param(200, marks=OFTEN)])
-async def test_a_commit_without_an_answer_is_neither_lost_nor_done_twice(
-    stage: ChaosHarness, figures: Figures, cuts: int
+@pytest.mark.parametrize("cuts", [20, pytest.param(200, marks=FULL_SIZE)])
+async def test_a_commit_without_a_response_is_neither_lost_nor_repeated(
+    harness: ChaosHarness, figures: Figures, cuts: int
 ) -> None:
-    """A connection cut at COMMIT leaves the outcome unknown; doing it again is right whether it took effect or not."""
+    """After a cut at COMMIT the outcome is unknown; a retry is correct whether the commit took effect or not."""
     number = 0
-    async with cutting(stage.ledger.database_url, Random(cuts), 0.3) as (cutter, through):
-        worker = await stage.start(database_url=through)
+    async with commit_cutter(harness.ledger.database_url, Random(cuts), 0.3) as (cutter, proxy_url):
+        worker = await harness.start(database_url=proxy_url)
         await worker.ready()
         cutter.armed = True
         while cutter.cuts < cuts:
-            work = load(stage, f"commit {number}", tasks=24)
-            await trickle(stage, work)
-            await stage.delete_and_settle(work)
+            work = add_workload(harness, f"commit {number}", tasks=24)
+            await send_slowly(harness, work)
+            await harness.delete_and_settle(work)
             number += 1
         cutter.armed = False
-        await stage.stop_worker(worker)
-    assert await stage.ledger.violations() == []
-    told = f"{cutter.took_effect} took effect unseen, {cutter.never_arrived} never arrived"
-    await figures.of(stage, "connection cut at COMMIT", faults=cutter.cuts, note=told)
+        await harness.stop_worker(worker)
+    assert await harness.ledger.violations() == []
+    note = f"{cutter.took_effect} commits took effect, {cutter.never_arrived} never reached the server"
+    await figures.record_run(harness, "database connection cut at COMMIT", faults=cutter.cuts, note=note)
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(20, marks=OFTEN)])
-async def test_a_worker_whose_queue_is_deleted_makes_it_again(
-    stage: ChaosHarness, figures: Figures, times: int
-) -> None:
-    """The queue of the reports is deleted under the worker; it makes it again, and does what is sent from then on."""
-    worker = await stage.start()
-    work = load(stage, "before", tasks=12)
-    await stage.send(work.messages)
+@pytest.mark.parametrize("times", [1, pytest.param(20, marks=FULL_SIZE)])
+async def test_a_worker_declares_a_deleted_queue_again(harness: ChaosHarness, figures: Figures, times: int) -> None:
+    """The queue of reports is deleted while the worker runs; it declares it again and processes later reports."""
+    worker = await harness.start()
+    work = add_workload(harness, "before", tasks=12)
+    await harness.send(work.messages)
     seconds = []
     for number in range(times):
-        await stage.delete_and_settle(work)
-        before = await stage.progress()
-        async with await aio_pika.connect(stage.ledger.amqp_url, timeout=10) as connection:
-            await (await connection.channel()).queue_delete(stage.names.reports, timeout=10)
-        deleted = time.monotonic()
-        work = load(stage, f"after {number}", tasks=12)
-        await stage.send(work.messages, within=15)
-        await stage.first_progress(before)
-        seconds.append(time.monotonic() - deleted)
-    await stage.finished(work, worker)
-    await figures.of(stage, "queue deleted under the worker", faults=times, seconds=seconds)
+        await harness.delete_and_settle(work)
+        before = await harness.committed_entries()
+        async with await aio_pika.connect(harness.ledger.amqp_url, timeout=10) as connection:
+            await (await connection.channel()).queue_delete(harness.names.reports, timeout=10)
+        deleted_at = time.monotonic()
+        work = add_workload(harness, f"after {number}", tasks=12)
+        await harness.send(work.messages, within=15)
+        await harness.seconds_to_progress(before)
+        seconds.append(time.monotonic() - deleted_at)
+    await harness.finish(work, worker)
+    await figures.record_run(harness, "report queue deleted while the worker runs", faults=times, seconds=seconds)

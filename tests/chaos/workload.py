@@ -1,7 +1,7 @@
-"""A fixed workload: tasks of known ids, what is told about each, and the messages that say it, in a fixed order.
+"""A deterministic workload: tasks with known ids, the reports about each, and the messages in a fixed order.
 
-Half of the tasks have an orderly life, a quarter a nasty one, and the rest is only created. Reports come shuffled,
-some twice, some in arrays, and many before the create of their task.
+Half of the tasks have a regular lifecycle, a quarter an adversarial one, and the others are only created. Reports are
+shuffled, some are sent twice, some in arrays, and many before the create of their task.
 """
 
 from __future__ import annotations
@@ -48,80 +48,82 @@ templates:
     active_version: {VERSION}
     versions: [{{id: {VERSION}, name: v1, presets: [], run: {{}}}}]
 """
-MAX_IN_ARRAY = 8
+MAX_ARRAY_LENGTH = 8
 
 
 @dataclass(slots=True)
 class Workload:
-    """What is told of each task; ``parts`` cuts the messages that say it into so many, in order."""
+    """The reports about each task, and the messages to send."""
 
     reports: dict[UUID, list[Report]] = field(default_factory=dict)
-    doomed: list[UUID] = field(default_factory=list)
-    """Tasks of which nothing is reported, for the test to delete once they exist."""
+    to_delete: list[UUID] = field(default_factory=list)
+    """Tasks without reports, which the test deletes once they exist."""
 
     messages: list[OutgoingMessage] = field(default_factory=list)
 
-    def parts(self, many: int) -> list[list[OutgoingMessage]]:
-        """The messages in so many parts of about the same size; at least one in each."""
-        size = len(self.messages) / many
-        return [self.messages[round(size * part) : round(size * (part + 1))] for part in range(many)]
+    def split(self, count: int) -> list[list[OutgoingMessage]]:
+        """Split the messages, in order, into ``count`` parts of about the same size."""
+        size = len(self.messages) / count
+        return [self.messages[round(size * part) : round(size * (part + 1))] for part in range(count)]
 
 
-def build(names: TopologyNames, dice: Random, *, tasks: int = 16, statuses: int = 6, nasty: bool = True) -> Workload:
-    """The workload for so many tasks; ``statuses``: how many app statuses and log entries an orderly life has."""
+def build(
+    names: TopologyNames, random: Random, *, tasks: int = 16, statuses: int = 6, adversarial: bool = True
+) -> Workload:
+    """Build a workload. ``statuses``: number of app statuses and log entries in a regular lifecycle."""
     work = Workload()
     reports: list[Report] = []
     creates: list[OutgoingMessage] = []
-    for place in range(tasks):
-        task_id = UUID(int=dice.getrandbits(128), version=4)
-        creates.append(create(names, task_id, f"Mend thing {place}"))
-        match place % 4:
+    for number in range(tasks):
+        task_id = UUID(int=random.getrandbits(128), version=4)
+        creates.append(create(names, task_id, f"Fix bug {number}"))
+        match number % 4:
             case 0 | 1:
-                told = orderly(task_id, statuses)
+                history = regular(task_id, statuses)
             case 2:
-                told = [*histories.history(dice, task_id, most=30), *log(task_id, statuses)] if nasty else []
+                history = [*histories.history(random, task_id, most=30), *log(task_id, statuses)] if adversarial else []
             case _:
-                told = []
-                work.doomed += [task_id] if place % 8 == 3 else []
-        work.reports[task_id] = told
-        reports += told
-    reports += dice.sample(reports, len(reports) // 10)
-    dice.shuffle(reports)
-    work.messages = _mixed(dice, creates, _messages(names, dice, reports))
+                history = []
+                work.to_delete += [task_id] if number % 8 == 3 else []
+        work.reports[task_id] = history
+        reports += history
+    reports += random.sample(reports, len(reports) // 10)
+    random.shuffle(reports)
+    work.messages = _mixed(random, creates, _messages(names, random, reports))
     return work
 
 
 def create(names: TopologyNames, task_id: UUID, prompt: str) -> OutgoingMessage:
-    """A create of this task, with nobody to answer."""
+    """Return a create of this task, without reply_to."""
     return command(names, "task.create", task_id, owner_id=str(OWNER), template_version_id=str(VERSION), input=prompt)
 
 
 def command(names: TopologyNames, kind: str, task_id: UUID, **fields: Any) -> OutgoingMessage:
-    """A command about this task."""
-    said = {"type": kind, "command_id": str(uuid4()), "task_id": str(task_id), "actor_id": str(OWNER), **fields}
-    return OutgoingMessage(names.commands, kind, json.dumps(said).encode(), mandatory=True)
+    """Return a command for this task."""
+    body = {"type": kind, "command_id": str(uuid4()), "task_id": str(task_id), "actor_id": str(OWNER), **fields}
+    return OutgoingMessage(names.commands, kind, json.dumps(body).encode(), mandatory=True)
 
 
 def message(names: TopologyNames, body: bytes, routing_key: str = "any") -> OutgoingMessage:
-    """A message to the reports' exchange."""
+    """Return a message for the exchange of reports."""
     return OutgoingMessage(names.reports, routing_key, body, mandatory=True)
 
 
-def said(reports: list[Report]) -> bytes:
-    """The body that says these reports: an object for one, else an array."""
+def encode(reports: list[Report]) -> bytes:
+    """Encode reports as a message body: one as an object, several as an array."""
     bodies = [histories.body(report) for report in reports]
     return json.dumps(bodies[0] if len(bodies) == 1 else bodies).encode()
 
 
-def orderly(task_id: UUID, statuses: int) -> list[Report]:
-    """An agent that starts, works and talks in its first build, each of its words with a greater seq."""
+def regular(task_id: UUID, statuses: int) -> list[Report]:
+    """Return the reports of an agent that starts and works in the first build, with rising seqs."""
     agent = UUID(int=task_id.int ^ 1)
     common: dict[str, Any] = {"task_id": task_id, "build_number": 1, "agent_id": agent}
     build: dict[str, Any] = {"task_id": task_id, "build_number": 1, "transition": Transition.START}
     app = App(UUID(int=task_id.int ^ 2), "web", None, Health.INITIALIZING)
-    place = Workspace(UUID(int=task_id.int ^ 3), "workspace")
-    told: list[Report] = [
-        WorkspaceBuild(**build, seq=1, job_status=JobStatus.RUNNING, workspace=place),
+    workspace = Workspace(UUID(int=task_id.int ^ 3), "workspace")
+    reports: list[Report] = [
+        WorkspaceBuild(**build, seq=1, job_status=JobStatus.RUNNING, workspace=workspace),
         WorkspaceBuild(**build, seq=2, job_status=JobStatus.SUCCEEDED, agent_id=agent, app=app),
         AgentLifecycle(**common, seq=3, lifecycle=Lifecycle.STARTING),
         AgentLifecycle(**common, seq=4, lifecycle=Lifecycle.READY),
@@ -129,13 +131,13 @@ def orderly(task_id: UUID, statuses: int) -> list[Report]:
     ]
     for step in range(statuses):
         state = AgentState.IDLE if step == statuses - 1 else AgentState.WORKING
-        told.append(AppStatus(**common, seq=10 + step, state=state, message=f"step {step}"))
-        told.append(AgentHeartbeat(**common, seq=10 + step))
-    return told + log(task_id, statuses)
+        reports.append(AppStatus(**common, seq=10 + step, state=state, message=f"step {step}"))
+        reports.append(AgentHeartbeat(**common, seq=10 + step))
+    return reports + log(task_id, statuses)
 
 
 def log(task_id: UUID, entries: int) -> list[Report]:
-    """One report for each entry of a conversation, so that the loss of any single one would show."""
+    """Return one report per log entry, so that the loss of any single one shows."""
     return [
         TaskLog(
             task_id=task_id,
@@ -147,19 +149,19 @@ def log(task_id: UUID, entries: int) -> list[Report]:
     ]
 
 
-def _messages(names: TopologyNames, dice: Random, reports: list[Report]) -> list[OutgoingMessage]:
-    """The reports in their order, singly or a few together."""
+def _messages(names: TopologyNames, random: Random, reports: list[Report]) -> list[OutgoingMessage]:
+    """Return messages with the reports in order, one or a few in each."""
     messages: list[OutgoingMessage] = []
     while reports:
-        size = dice.choice((1, 1, 1, dice.randrange(2, MAX_IN_ARRAY)))
-        messages.append(message(names, said(reports[:size]), str(reports[0].task_id)))
+        size = random.choice((1, 1, 1, random.randrange(2, MAX_ARRAY_LENGTH)))
+        messages.append(message(names, encode(reports[:size]), str(reports[0].task_id)))
         reports = reports[size:]
     return messages
 
 
-def _mixed(dice: Random, creates: list[OutgoingMessage], messages: list[OutgoingMessage]) -> list[OutgoingMessage]:
-    """The creates spread over the first half of the messages."""
+def _mixed(random: Random, creates: list[OutgoingMessage], messages: list[OutgoingMessage]) -> list[OutgoingMessage]:
+    """Insert the creates at random positions in the first half of the messages."""
     mixed = list(messages)
-    for one in creates:
-        mixed.insert(dice.randrange(1 + len(mixed) // 2), one)
+    for create_message in creates:
+        mixed.insert(random.randrange(1 + len(mixed) // 2), create_message)
     return mixed

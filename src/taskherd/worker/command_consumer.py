@@ -103,7 +103,7 @@ class CommandConsumer:
         return result.reply, result.repeated
 
     async def _reply(self, delivery: Delivery, reply: bytes, *, repeated: bool = False) -> None:
-        """Send the reply, marked if repeated, if the command has a reply_to. Drop it if the reply queue is gone."""
+        """Send the reply if the command has a reply_to, and mark a repeated one. Drop it if the reply queue is gone."""
         if not delivery.reply_to:
             return
         published = await self._context.until_stopped(
