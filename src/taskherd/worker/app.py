@@ -303,7 +303,7 @@ def _retention(settings: Settings) -> Retention:
     return Retention(
         parked_ttl=timedelta(seconds=settings.parked_ttl),
         max_parked=settings.parked_most,
-        command_memory=timedelta(seconds=settings.command_memory),
+        command_retention=timedelta(seconds=settings.command_memory),
         history_retention=timedelta(seconds=settings.history_retention),
         log_retention=timedelta(seconds=settings.log_retention),
     )

@@ -68,22 +68,20 @@ class CommandConsumer:
         command = decode_command(delivery.body)
         if isinstance(command, InvalidMessage):
             self._context.metrics.commands.labels("unknown", "invalid").inc()
-            await self._reply(delivery, replies.invalid_message_reply(command))
-            await self._publish_dead_letter(delivery, command)
+            await self._reject(delivery, command)
             return
         try:
             reply, repeated = await self._execute(command)
         except POISON as error:
             log.warning("command rejected", command_id=str(command.command_id), reason=repr(error)[:200])
             reason = DeadLetterReason.DATA_ERROR if isinstance(error, DataError) else DeadLetterReason.FAULT
-            invalid = InvalidMessage(None, reason, "The command could not be processed.", delivery.body)
-            await self._reply(delivery, replies.invalid_message_reply(invalid))
-            await self._publish_dead_letter(delivery, invalid)
+            detail = "The command could not be processed."
+            await self._reject(delivery, InvalidMessage(None, reason, detail, delivery.body))
             return
         decoded = replies.decode_reply(reply)
         outcome = "repeated" if repeated else "refused" if isinstance(decoded, CommandRefused) else "accepted"
         self._context.metrics.commands.labels(command.type, outcome).inc()
-        log.info("command executed", type=command.type, outcome=outcome, task_id=str(command.task_id))
+        log.info("command handled", type=command.type, outcome=outcome, task_id=str(command.task_id))
         if delivery.reply_to:
             await self._reply(delivery, reply, repeated=repeated)
         elif isinstance(decoded, CommandRefused):
@@ -119,6 +117,11 @@ class CommandConsumer:
         )
         if published is PublishOutcome.UNROUTED:
             log.info("reply queue is gone, reply dropped", correlation_id=delivery.correlation_id)
+
+    async def _reject(self, delivery: Delivery, invalid: InvalidMessage) -> None:
+        """Reply with an error and publish the command as a dead letter."""
+        await self._reply(delivery, replies.invalid_message_reply(invalid))
+        await self._publish_dead_letter(delivery, invalid)
 
     async def _publish_dead_letter(self, delivery: Delivery, invalid: InvalidMessage) -> None:
         dead_letter = dead_letter_of(self._context.names, delivery, invalid)

@@ -55,7 +55,7 @@ class Retention:
 
     parked_ttl: timedelta
     max_parked: int
-    command_memory: timedelta
+    command_retention: timedelta
     history_retention: timedelta
     log_retention: timedelta
 

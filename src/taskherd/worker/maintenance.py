@@ -82,7 +82,7 @@ class Maintenance:
                 connection, events_before=now - retention.history_retention, logs_before=now - retention.log_retention
             )
         await self._prune_in_rounds(partitions.prune_feed, now - retention.history_retention)
-        await self._prune_in_rounds(commands.prune, now - retention.command_memory)
+        await self._prune_in_rounds(commands.prune, now - retention.command_retention)
         async with transaction(context.engine) as connection:
             await workers.prune(connection, now - WORKER_RETENTION)
 

@@ -67,7 +67,7 @@ class Relay:
         self._stopping = self._all_published = False
 
     def offer(self, changes: Sequence[CommittedChange], *, has_new_requests: bool) -> None:
-        """Buffer committed changes for publishing, and send new work requests soon."""
+        """Buffer committed changes for publishing, up to ``MAX_BUFFER``, and have new work requests sent."""
         trace = self._context.tracing.current()
         self._changes.extend(zip(changes[: max(0, MAX_BUFFER - len(self._changes))], repeat(trace), strict=False))
         if changes:
@@ -138,10 +138,10 @@ class Relay:
             await self._mark_once()
 
     async def _mark_once(self) -> int:
-        """Remove all confirmed events from the outbox and return their number."""
+        """Remove the confirmed events from the outbox and return their number; on failure they are published again."""
         confirmed, self._confirmed = self._confirmed, []
         if confirmed:
-            with suppress(Unavailable, Retry):  # stopping, or too many retries: they will be published again
+            with suppress(Unavailable, Retry):  # stopping, or too many retries
                 await self._context.until_stopped(partial(mark_published, self._context, confirmed), "database")
         return len(confirmed)
 

@@ -136,7 +136,7 @@ class Sweeper:
         for _ in range(MAX_ROUNDS):
             async with transaction(self._context.engine) as connection:
                 due = await tasks.due(connection, self._context.now(), MAX_TASKS)
-            await self._check(dict.fromkeys(due, check))
+            await self._reconcile(dict.fromkeys(due, check))
             checked += len(due)
             if len(due) < MAX_TASKS:
                 break
@@ -157,7 +157,7 @@ class Sweeper:
         self._mass_held_since = None
         self._context.metrics.mass_silence_held.set(0)
         for start in range(0, len(silent), MAX_TASKS):
-            await self._check({task_id: TimerCheck(since) for task_id in silent[start : start + MAX_TASKS]})
+            await self._reconcile({task_id: TimerCheck(since) for task_id in silent[start : start + MAX_TASKS]})
         return len(silent)
 
     def _hold_mass_loss(self, now: datetime, connected: int, silent: int) -> None:
@@ -179,11 +179,11 @@ class Sweeper:
         for task_id, input_id in expired:
             earlier = checks.get(task_id, check)
             checks[task_id] = replace(earlier, expired_inputs=(*earlier.expired_inputs, input_id))
-        await self._check(checks)
+        await self._reconcile(checks)
         self._context.metrics.requests_given_up.labels("agent.input").inc(len(expired))
         return len(checks)
 
-    async def _check(self, checks: dict[UUID, TimerCheck]) -> None:
+    async def _reconcile(self, checks: dict[UUID, TimerCheck]) -> None:
         if not checks:
             return
         result = await reconcile(self._context, Batch(timer_checks=checks), self._context.now())

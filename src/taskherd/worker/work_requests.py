@@ -24,7 +24,7 @@ MAX_REQUESTS = 500
 """Maximum number of requests that are sent at a time."""
 
 POOL_FALLBACK = frozenset({"workspace.start", "workspace.delete"})
-"""The types of requests that any runner of the pool can execute if the task's runner does not answer."""
+"""The types of requests that also go to the pool if the task's runner does not answer."""
 
 
 async def send_due(context: WorkerContext, now: datetime) -> int:
@@ -64,7 +64,7 @@ async def send_due(context: WorkerContext, now: datetime) -> int:
 
 
 def targets(row: WorkRequest, run: Mapping[str, Any], now: datetime, runner_answer: timedelta) -> list[str]:
-    """Return the targets: the task's runner, or the pool if there is none, or both if it does not answer."""
+    """Return the targets: the task's runner, the pool if there is none, or both if a start or delete is unanswered."""
     pool = run.get("pool")
     pool = pool if isinstance(pool, str) and pool else DEFAULT_POOL
     if row.target_runner is None:
