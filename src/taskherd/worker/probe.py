@@ -35,7 +35,7 @@ def is_probe(delivery: Delivery) -> bool:
 
 
 class Probe:
-    """Sends probes, replies to those of other workers, and records since when the queues have been drained."""
+    """Sends probes, replies to the probes received, and records since when the queues have been drained."""
 
     def __init__(
         self,
