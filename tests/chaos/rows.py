@@ -102,6 +102,6 @@ async def read(connection: asyncpg.Connection) -> Rows:
 
 def _task(row: asyncpg.Record, lease: Lease | None) -> TaskRow:
     columns = dict(row)
-    state = task_state_codec.loads(row["id"], columns.pop("memory"))
+    state = task_state_codec.loads(row["id"], columns.pop("state"))
     document = json.loads(columns.pop("document"))
     return TaskRow(**columns, document=document, state=merge_lease(state, lease) if lease else state)

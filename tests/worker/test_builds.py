@@ -166,7 +166,7 @@ async def test_deadlines_survive_a_restart(external: WorkerHarness) -> None:
         task_id = await external.create()
         await external.until(lambda: external.requests_of(task_id))
     attempt = external.requests_of(task_id)[-1]["attempt"]
-    await external.database.execute("UPDATE tasks SET memory = CAST(replace(memory::text, '\"202', '\"201') AS json)")
+    await external.database.execute("UPDATE tasks SET state = CAST(replace(state::text, '\"202', '\"201') AS json)")
     await external.database.execute("UPDATE task_deadlines SET due_at = now()")
     async with running_worker(external, **HASTY, request_ttl=2) as worker:
         await external.until(lambda: external.requests_of(task_id)[-1]["attempt"] > attempt)

@@ -44,7 +44,7 @@ async def test_a_silent_agent_is_lost_until_the_next_heartbeat(start_worker: Sta
         assert event["changes"] == ["workspace_agent_health"]
         assert event["task"]["status"] == "active"
         last_heartbeat, lost_at = await harness.database.fetchrow(
-            "SELECT (memory #>> '{heard,0,1}')::timestamptz, updated_at FROM tasks"
+            "SELECT (state #>> '{heard,0,1}')::timestamptz, updated_at FROM tasks"
         )
         assert (lost_at - last_heartbeat).total_seconds() > 1
         await harness.until_row("SELECT count(*) FROM leases", is_=0)
@@ -128,7 +128,7 @@ async def test_time_without_a_worker_is_no_silence(external: WorkerHarness) -> N
     """An agent without a heartbeat for an hour is lost only after agent_lost_after of the new worker's drained time."""
     async with running_worker(external):
         kept, lost = await external.active(), await external.active()
-    await external.database.execute("UPDATE leases SET heard_at = heard_at - interval '1 hour'")
+    await external.database.execute("UPDATE leases SET last_heartbeat_at = last_heartbeat_at - interval '1 hour'")
     async with running_worker(external, agent_lost_after=1.5):
         since = await drained_since(external)
         await heartbeat(external, kept)
@@ -147,7 +147,9 @@ async def test_time_with_a_stuck_queue_is_no_silence(start_worker: StartWorker) 
             await harness.database.execute("SELECT 1 FROM tasks WHERE id = $1 FOR UPDATE", other)
             await harness.report(build_report(other, 1, "start", "running"))
             await heartbeat(harness, task_id)
-            await harness.until_row("SELECT bool_and(clock_timestamp() - heard_at > interval '2 seconds') FROM leases")
+            await harness.until_row(
+                "SELECT bool_and(clock_timestamp() - last_heartbeat_at > interval '2 seconds') FROM leases"
+            )
             sweeps = harness.metric("taskherd_sweeps_total")
             await harness.until_row(
                 "SELECT bool_and(clock_timestamp() - last_heartbeat_at > interval '2.5 seconds') FROM leases"

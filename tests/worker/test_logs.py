@@ -64,18 +64,18 @@ async def test_a_heartbeat_changes_only_the_lease(harness: WorkerHarness) -> Non
     await harness.until(lambda: harness.document(task_id).get("status") == "active")
     row = "SELECT xmin::text || ctid::text FROM tasks WHERE id = $1"
     before = await harness.database.fetchval(row, task_id)
-    last_heartbeat = await harness.database.fetchval("SELECT heard_at FROM leases")
+    last_heartbeat = await harness.database.fetchval("SELECT last_heartbeat_at FROM leases")
     for number in range(5):
         await harness.report(make_report("agent.heartbeat", task_id, agent_id=agent))
         await harness.until_processed(4 + number)
     assert await harness.database.fetchval(row, task_id) == before
-    assert await harness.database.fetchval("SELECT heard_at > $1 FROM leases", last_heartbeat)
+    assert await harness.database.fetchval("SELECT last_heartbeat_at > $1 FROM leases", last_heartbeat)
     count = len(harness.events_of(task_id))
     await harness.report(make_report("agent.lifecycle", task_id, lifecycle="shutting_down", agent_id=agent))
     await harness.until(lambda: len(harness.events_of(task_id)) == count + 1)
     assert await harness.database.fetchval(row, task_id) != before
     is_later = await harness.database.fetchval(
-        "SELECT (memory #>> '{heard,0,1}')::timestamptz > $1 FROM tasks", last_heartbeat
+        "SELECT (state #>> '{heard,0,1}')::timestamptz > $1 FROM tasks", last_heartbeat
     )
     assert is_later is True
     assert harness.dead_letters == []

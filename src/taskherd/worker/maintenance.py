@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from datetime import datetime
 
-    from sqlalchemy.ext.asyncio import AsyncConnection
-
+    from taskherd.store import AsyncConnection
     from taskherd.worker.context import WorkerContext
 
 EVERY = timedelta(seconds=15)
