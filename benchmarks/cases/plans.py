@@ -18,7 +18,7 @@ from benchmarks.harness.services import BenchmarkServices, connected, with_datab
 from benchmarks.harness.sql_loop import BATCH, event, saved_task
 from benchmarks.harness.workload import agent_id, task_id
 from taskherd.domain.lease import HeartbeatSummary, Lease
-from taskherd.store import commands, inputs, leases, outbox, parked, partitions, requests, stats, tasks
+from taskherd.store import command_log, inputs, leases, outbox, parked_reports, partitions, stats, tasks, work_requests
 from taskherd.store.engine import open_engine
 
 if TYPE_CHECKING:
@@ -158,11 +158,11 @@ CALLS: dict[str, Call] = {
     "tasks.due": lambda b: tasks.due(b.connection, b.now, 500),
     "leases.count": lambda b: leases.count(b.connection, b.now - timedelta(days=1)),
     "leases.silent": lambda b: leases.silent(b.connection, b.now - timedelta(days=1), 20_000),
-    "requests.due": lambda b: requests.due(b.connection, b.now, 200, first=5, most=60),
-    "requests.delete_answered": lambda b: requests.delete_answered(b.connection, [(each, 1) for each in b.ids]),
+    "requests.due": lambda b: work_requests.due(b.connection, b.now, 200, first=5, most=60),
+    "requests.delete_answered": lambda b: work_requests.delete_answered(b.connection, [(each, 1) for each in b.ids]),
     "inputs.first_queued": lambda b: inputs.first_queued(b.connection, dict.fromkeys(b.ids, 2)),
-    "commands.claim": lambda b: commands.claim(b.connection, [(uuid4(), b"0")], b.now),
-    "parked.read": lambda b: parked.read(b.connection, b.ids),
+    "commands.claim": lambda b: command_log.claim(b.connection, [(uuid4(), b"0")], b.now),
+    "parked.read": lambda b: parked_reports.read(b.connection, b.ids),
     "stats.counts": lambda b: stats.counts(b.connection),
     "partitions.prune_feed": lambda b: partitions.prune_feed(b.connection, b.now - timedelta(days=90), 500),
 }

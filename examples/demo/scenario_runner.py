@@ -13,7 +13,7 @@ from examples.demo.processes import DemoProcesses
 from examples.demo.scenarios import Role, Scenario
 from examples.demo.screen import Screen
 from examples.demo.task_table import DemoTask, TaskTable
-from taskherd.broker.publish import Publisher
+from taskherd.broker.publisher import Publisher
 from taskherd.broker.topology import TopologyNames
 from taskherd.dev.agents import answers
 from taskherd.domain.reports import AgentHeartbeat, AgentState, AppStatus

@@ -26,7 +26,7 @@ from examples.demo.screen import Screen
 from examples.demo.task_table import DemoTask, TaskTable
 from taskherd.broker import dead_letters
 from taskherd.broker.connection import SupervisedConnection
-from taskherd.broker.publish import Publisher
+from taskherd.broker.publisher import Publisher
 from taskherd.broker.topology import TopologyNames
 from taskherd.dev.services import Services
 from taskherd.messages.dead_letters import DeadLetter, decode

@@ -14,8 +14,8 @@ from aiormq.abc import AbstractChannel
 
 from taskherd.broker import topology
 from taskherd.broker.connection import SupervisedConnection
-from taskherd.broker.consume import Consumer, Source
-from taskherd.broker.publish import Publisher
+from taskherd.broker.consumer import Consumer, Source
+from taskherd.broker.publisher import Publisher
 from taskherd.broker.topology import TopologyNames
 
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from taskherd.broker import dead_letters
 from taskherd.broker.connection import SupervisedConnection
-from taskherd.broker.publish import Publisher
+from taskherd.broker.publisher import Publisher
 from taskherd.broker.topology import TopologyNames
 from taskherd.cli import dead as dead_cli
 from taskherd.domain.outcome import DeadLetterReason

@@ -10,7 +10,7 @@ from pamqp.header import ContentHeader
 
 from taskherd.broker.delivery import Delivery
 from taskherd.broker.patches import pamqp_patches
-from taskherd.broker.publish import Publisher
+from taskherd.broker.publisher import Publisher
 from taskherd.broker.topology import TopologyNames
 from tests.broker import raw
 from tests.broker.conftest import ConnectTo, ConsumeReports

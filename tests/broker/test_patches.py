@@ -12,7 +12,7 @@ from pamqp.header import ContentHeader
 from taskherd.broker.connection import SupervisedConnection
 from taskherd.broker.delivery import DecodedDelivery, Delivery, RawDelivery
 from taskherd.broker.patches import frame_reader, pamqp_patches
-from taskherd.broker.publish import Publisher, PublishOutcome
+from taskherd.broker.publisher import Publisher, PublishOutcome
 from taskherd.broker.topology import TopologyNames
 from tests.broker import raw
 from tests.broker.conftest import ConnectTo, ConsumeReports

@@ -4,9 +4,9 @@ import pytest
 from aiormq.abc import AbstractChannel
 
 from taskherd.broker import topology
-from taskherd.broker.consume import Consumer, Source
+from taskherd.broker.consumer import Consumer, Source
 from taskherd.broker.delivery import Delivery
-from taskherd.broker.publish import OutgoingMessage, Publisher, PublishOutcome
+from taskherd.broker.publisher import OutgoingMessage, Publisher, PublishOutcome
 from taskherd.broker.topology import TopologyNames
 from taskherd.errors import Misconfigured, Unavailable
 from tests.broker.conftest import ConnectTo

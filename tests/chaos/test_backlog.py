@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from taskherd.broker.publish import OutgoingMessage
+from taskherd.broker.publisher import OutgoingMessage
 from tests.chaos import clocks, workload
 from tests.chaos.clocks import DatabaseClock
 from tests.chaos.figures import Figures

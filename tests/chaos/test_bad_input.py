@@ -9,7 +9,7 @@ import aio_pika
 import pytest
 
 from taskherd.broker.connection import SupervisedConnection
-from taskherd.broker.publish import OutgoingMessage
+from taskherd.broker.publisher import OutgoingMessage
 from taskherd.domain.reports import AgentState, AppStatus, JobStatus, Transition, WorkspaceBuild
 from taskherd.messages.decoding import InvalidMessage
 from taskherd.messages.reports import decode_reports

@@ -10,7 +10,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from taskherd.broker.publish import OutgoingMessage
+from taskherd.broker.publisher import OutgoingMessage
 from tests.chaos import workload
 from tests.chaos.figures import Figures
 from tests.chaos.workload import Workload

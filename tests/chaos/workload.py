@@ -12,7 +12,7 @@ from random import Random
 from typing import Any
 from uuid import UUID, uuid4
 
-from taskherd.broker.publish import OutgoingMessage
+from taskherd.broker.publisher import OutgoingMessage
 from taskherd.broker.topology import TopologyNames
 from taskherd.domain.reports import (
     AgentHeartbeat,

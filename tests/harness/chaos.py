@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from taskherd.broker import topology
 from taskherd.broker.connection import SupervisedConnection
-from taskherd.broker.publish import OutgoingMessage, Publisher, PublishOutcome
+from taskherd.broker.publisher import OutgoingMessage, Publisher, PublishOutcome
 from taskherd.broker.topology import TopologyNames
 from taskherd.dev.sources import Broker
 from taskherd.store import directory

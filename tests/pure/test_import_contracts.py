@@ -55,8 +55,8 @@ FORBIDDEN: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "store, messages and broker never import each other": (
         ("taskherd.store.outbox", "taskherd.messages.events"),
-        ("taskherd.messages.events", "taskherd.broker.publish"),
-        ("taskherd.broker.rpc", "taskherd.store.commands"),
+        ("taskherd.messages.events", "taskherd.broker.publisher"),
+        ("taskherd.broker.command_client", "taskherd.store.command_log"),
     ),
     "In the worker, consumers and sweeper never import each other; what they use never imports them": (
         ("taskherd.worker.report_consumer", "taskherd.worker.command_consumer"),
@@ -84,9 +84,9 @@ FORBIDDEN: dict[str, tuple[tuple[str, str], ...]] = {
         ("taskherd.store.timers", "taskherd.clock"),
     ),
     "broker carries bytes: it knows no task and no message": (
-        ("taskherd.broker.publish", "taskherd.domain.task"),
-        ("taskherd.broker.rpc", "taskherd.messages.commands"),
-        ("taskherd.broker.consume", "taskherd.store.inputs"),
+        ("taskherd.broker.publisher", "taskherd.domain.task"),
+        ("taskherd.broker.command_client", "taskherd.messages.commands"),
+        ("taskherd.broker.consumer", "taskherd.store.inputs"),
     ),
     "client imports nothing of the server, only base modules": (
         ("taskherd.client.mcp_tools", "taskherd.messages.limits"),

@@ -60,11 +60,11 @@ EXTENDED = {
         "aiormq.connection:TLSTransportFactory": "b950a3c449f82d59",
         "aiormq.connection:Connection._on_close": "657b9049d8a1e177",
     },
-    "broker/consume.py": {
+    "broker/consumer.py": {
         "aiormq.channel:Channel.basic_ack": "43e43480733f7227",
         "aiormq.channel:Channel._on_cancel_frame": "05ee42683dca1e6c",
     },
-    "broker/publish.py": {
+    "broker/publisher.py": {
         "aiormq.channel:Channel.basic_publish": "9e3725b65ec9067c",
         "aiormq.channel:Channel._on_return_frame": "2adac7182c806274",
         "aiormq.channel:Channel._on_confirm_frame": "370e05804aa96f92",

@@ -10,7 +10,7 @@ from taskherd.domain.handle_command import CreateContext, TemplateVersionInfo
 from taskherd.domain.outcome import ReportOutcome
 from taskherd.domain.reports import AgentState, AppStatus, JobStatus, Transition
 from taskherd.domain.task_update import Policies
-from taskherd.store.commands import RecordedCommand
+from taskherd.store.command_log import RecordedCommand
 from taskherd.worker.batch import Batch, BatchResult
 from taskherd.worker.load import LoadedBatch
 from taskherd.worker.reconcile import fold_batch, summarize

@@ -5,7 +5,7 @@ from sqlalchemy import JSON, BigInteger, Column, MetaData, Table, Text
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from taskherd.domain.lease import HeartbeatSummary, Lease
-from taskherd.store import inputs, parked, requests, statements, tables, tasks
+from taskherd.store import inputs, parked_reports, statements, tables, tasks, work_requests
 from taskherd.store.__main__ import main
 
 THINGS = Table(
@@ -58,9 +58,9 @@ def test_columns_that_are_set_once_are_never_updated() -> None:
     [
         (HeartbeatSummary, tables.leases),
         (Lease, tables.leases),
-        (requests.WorkRequest, tables.work_requests),
+        (work_requests.WorkRequest, tables.work_requests),
         (inputs.InputRow, tables.inputs),
-        (parked.ParkedReport, tables.parked),
+        (parked_reports.ParkedReport, tables.parked),
     ],
 )
 def test_row_classes_have_the_columns_of_their_table_in_order(row: type[Lease], table: Table) -> None:

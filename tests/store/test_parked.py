@@ -9,7 +9,7 @@ from uuid import uuid4
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from taskherd.store import parked
+from taskherd.store import parked_reports
 from taskherd.store.engine import transaction
 from tests.store.conftest import NOW
 
@@ -18,16 +18,22 @@ async def test_parking_is_limited_per_task_and_keeps_the_order(engine: AsyncEngi
     """Reports beyond the limit of a task are returned by index; the others are read in the order of parking."""
     one, other = uuid4(), uuid4()
     async with transaction(engine) as conn:
-        await parked.lock_task_ids(conn, [one, other])
-        batch = [parked.ReportToPark(task_id, NOW, f'{{"n":{n}}}') for n, task_id in enumerate([one, other, one, one])]
-        assert await parked.park(conn, batch, 2) == [3]
-        assert await parked.park(conn, batch[:2], 2) == [0]
-        rows = await parked.read(conn, [one])
+        await parked_reports.lock_task_ids(conn, [one, other])
+        batch = [
+            parked_reports.ReportToPark(task_id, NOW, f'{{"n":{n}}}')
+            for n, task_id in enumerate([one, other, one, one])
+        ]
+        assert await parked_reports.park(conn, batch, 2) == [3]
+        assert await parked_reports.park(conn, batch[:2], 2) == [0]
+        rows = await parked_reports.read(conn, [one])
         assert [row.report for row in rows] == ['{"n":0}', '{"n":2}']
-        await parked.remove(conn, [row.id for row in rows])
-        assert await parked.read(conn, [one]) == []
-        assert await parked.expired(conn, NOW, 10) == []
-        assert [row.task_id for row in await parked.expired(conn, NOW + timedelta(seconds=1), 10)] == [other, other]
+        await parked_reports.remove(conn, [row.id for row in rows])
+        assert await parked_reports.read(conn, [one]) == []
+        assert await parked_reports.expired(conn, NOW, 10) == []
+        assert [row.task_id for row in await parked_reports.expired(conn, NOW + timedelta(seconds=1), 10)] == [
+            other,
+            other,
+        ]
 
 
 async def test_locked_task_ids_exclude_other_transactions(engine: AsyncEngine) -> None:
@@ -37,11 +43,11 @@ async def test_locked_task_ids_exclude_other_transactions(engine: AsyncEngine) -
 
     async def second() -> None:
         async with transaction(engine) as conn:
-            await parked.lock_task_ids(conn, ids[::-1])
+            await parked_reports.lock_task_ids(conn, ids[::-1])
             order.append("second")
 
     async with transaction(engine) as conn:
-        await parked.lock_task_ids(conn, ids)
+        await parked_reports.lock_task_ids(conn, ids)
         waiter = asyncio.create_task(second())
         blocked = text(
             "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'advisory' AND datname = current_database()"

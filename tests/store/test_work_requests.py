@@ -7,15 +7,15 @@ from uuid import UUID, uuid4
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from taskherd.backoff import Backoff
-from taskherd.store import requests
+from taskherd.store import work_requests
 from taskherd.store.engine import transaction
 from tests.store.conftest import NOW
 
 
-def work_request(task_id: UUID, build: int, input_id: UUID | None = None) -> requests.WorkRequest:
+def work_request(task_id: UUID, build: int, input_id: UUID | None = None) -> work_requests.WorkRequest:
     """Make a request that is due now."""
     kind = "agent.input" if input_id else "workspace.start"
-    return requests.WorkRequest(uuid4(), task_id, build, kind, input_id, None, 0, NOW, NOW, None)
+    return work_requests.WorkRequest(uuid4(), task_id, build, kind, input_id, None, 0, NOW, NOW, None)
 
 
 async def test_the_delay_of_each_attempt_is_that_of_backoff(engine: AsyncEngine) -> None:
@@ -25,15 +25,15 @@ async def test_the_delay_of_each_attempt_is_that_of_backoff(engine: AsyncEngine)
         row = work_request(uuid4(), 1)
         at = NOW
         async with transaction(engine) as conn:
-            await requests.add(conn, [row, row])
+            await work_requests.add(conn, [row, row])
             for attempt in range(1, attempts + 1):
-                (due,) = await requests.due(conn, at, 10, first=first, most=maximum)
+                (due,) = await work_requests.due(conn, at, 10, first=first, most=maximum)
                 assert (due.attempt, due.first_sent_at) == (attempt, NOW)
-                assert await requests.due(conn, at, 10, first=first, most=maximum) == []
+                assert await work_requests.due(conn, at, 10, first=first, most=maximum) == []
                 delay = (due.next_at - at).total_seconds()
                 assert 0.9 * backoff.longest(attempt) - 1e-6 <= delay <= 1.1 * backoff.longest(attempt) + 1e-6
                 at = due.next_at
-            await requests.remove(conn, [row.request_id])
+            await work_requests.remove(conn, [row.request_id])
 
 
 async def test_an_answer_deletes_only_the_request_of_its_build_or_input(engine: AsyncEngine) -> None:
@@ -41,20 +41,20 @@ async def test_an_answer_deletes_only_the_request_of_its_build_or_input(engine: 
     task_id, input_id = uuid4(), uuid4()
     start, stop, send = work_request(task_id, 1), work_request(task_id, 2), work_request(task_id, 1, input_id)
     async with transaction(engine) as conn:
-        await requests.add(conn, [start, stop, send])
-        assert await requests.delete_answered(conn, [(task_id, 1), (uuid4(), 2)]) == {start.request_id}
-        assert await requests.delete_answered_inputs(conn, [(task_id, input_id)]) == {send.request_id}
-        assert [row.request_id for row in await requests.of_tasks(conn, [task_id])] == [stop.request_id]
-        await requests.remove(conn, [stop.request_id])
-        assert await requests.due(conn, NOW, 10, first=5, most=60) == []
+        await work_requests.add(conn, [start, stop, send])
+        assert await work_requests.delete_answered(conn, [(task_id, 1), (uuid4(), 2)]) == {start.request_id}
+        assert await work_requests.delete_answered_inputs(conn, [(task_id, input_id)]) == {send.request_id}
+        assert [row.request_id for row in await work_requests.of_tasks(conn, [task_id])] == [stop.request_id]
+        await work_requests.remove(conn, [stop.request_id])
+        assert await work_requests.due(conn, NOW, 10, first=5, most=60) == []
 
 
 async def test_two_workers_pick_different_requests(engine: AsyncEngine) -> None:
     """Two workers that pick due requests at the same time never get the same one."""
     async with transaction(engine) as conn:
-        await requests.add(conn, [work_request(uuid4(), 1) for _ in range(4)])
+        await work_requests.add(conn, [work_request(uuid4(), 1) for _ in range(4)])
     async with transaction(engine) as one, transaction(engine) as other:
-        first = await requests.due(one, NOW, 2, first=5, most=60)
-        second = await requests.due(other, NOW, 10, first=5, most=60)
+        first = await work_requests.due(one, NOW, 2, first=5, most=60)
+        second = await work_requests.due(other, NOW, 10, first=5, most=60)
     assert len({row.request_id for row in first + second}) == 4
     assert (len(first), len(second)) == (2, 2)

@@ -25,9 +25,9 @@ from taskherd.api.http import asgi, server
 from taskherd.api.http.auth import NOTE_USE_INTERVAL, Authenticator
 from taskherd.api.http.rate_limit import RateLimiter
 from taskherd.broker import topology
+from taskherd.broker.command_client import CommandClient
 from taskherd.broker.connections import BrokerConnections
-from taskherd.broker.publish import Publisher
-from taskherd.broker.rpc import CommandClient
+from taskherd.broker.publisher import Publisher
 from taskherd.errors import Misconfigured, TaskherdError
 from taskherd.observability import logs
 from taskherd.observability.metrics import Metrics

@@ -18,7 +18,7 @@ import structlog
 from taskherd import retry
 from taskherd.api.changes import Change, ChangeFilter
 from taskherd.broker import topology
-from taskherd.broker.consume import Consumer, Source
+from taskherd.broker.consumer import Consumer, Source
 from taskherd.errors import Retry, Unavailable
 from taskherd.store import feed
 

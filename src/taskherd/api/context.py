@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from taskherd.api.change_feed import ChangeFeed
     from taskherd.api.http.auth import Authenticator, Caller
     from taskherd.api.http.rate_limit import RateLimiter
-    from taskherd.broker.rpc import CommandClient
+    from taskherd.broker.command_client import CommandClient
     from taskherd.observability.metrics import Metrics
     from taskherd.observability.tracing import Tracing
     from taskherd.settings import Settings

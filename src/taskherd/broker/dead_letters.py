@@ -11,7 +11,7 @@ from pamqp import encode
 from pamqp.commands import Basic
 
 from taskherd.broker.connection import TIMEOUT, SupervisedConnection, map_errors
-from taskherd.broker.publish import JSON, OutgoingMessage, Publisher, PublishOutcome
+from taskherd.broker.publisher import JSON, OutgoingMessage, Publisher, PublishOutcome
 from taskherd.errors import Unavailable
 
 if TYPE_CHECKING:

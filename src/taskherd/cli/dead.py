@@ -14,7 +14,7 @@ from rich.table import Column, Table
 from taskherd.broker import dead_letters
 from taskherd.broker.connection import SupervisedConnection
 from taskherd.broker.dead_letters import QueuedMessage, ReplayTarget
-from taskherd.broker.publish import Publisher
+from taskherd.broker.publisher import Publisher
 from taskherd.broker.topology import TopologyNames
 from taskherd.cli.output import print_error
 from taskherd.messages.dead_letters import DeadLetter, decode

@@ -17,10 +17,10 @@ import uvloop
 
 from taskherd import __version__
 from taskherd.broker import topology
+from taskherd.broker.command_client import CommandClient
 from taskherd.broker.connections import BrokerConnections
-from taskherd.broker.consume import Consumer, Source
-from taskherd.broker.publish import Publisher
-from taskherd.broker.rpc import CommandClient
+from taskherd.broker.consumer import Consumer, Source
+from taskherd.broker.publisher import Publisher
 from taskherd.clock import Clock
 from taskherd.errors import Misconfigured, Unavailable
 from taskherd.observability import logs

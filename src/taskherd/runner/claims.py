@@ -17,7 +17,7 @@ from taskherd.errors import Unavailable
 from taskherd.runner.ownership_query import Ownership, query_ownership
 
 if TYPE_CHECKING:
-    from taskherd.broker.rpc import CommandClient
+    from taskherd.broker.command_client import CommandClient
     from taskherd.messages.work import WorkspaceStart
 
 log = structlog.get_logger(__name__)

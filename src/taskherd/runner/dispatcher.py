@@ -20,7 +20,7 @@ from taskherd.runner.workspaces.folders import TaskFolder
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from taskherd.broker.consume import Consumer
+    from taskherd.broker.consumer import Consumer
     from taskherd.broker.delivery import Delivery
     from taskherd.messages.work import WorkRequest
     from taskherd.runner.context import RunnerContext

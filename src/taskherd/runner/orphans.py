@@ -12,7 +12,7 @@ from taskherd.runner.ownership_query import Ownership, query_ownership
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from taskherd.broker.rpc import CommandClient
+    from taskherd.broker.command_client import CommandClient
 
 CONCURRENT_QUERIES = 100
 RETRY_AFTER = 10.0

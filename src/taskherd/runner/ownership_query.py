@@ -18,7 +18,7 @@ from taskherd.messages.commands import encode
 from taskherd.messages.replies import decode_reply
 
 if TYPE_CHECKING:
-    from taskherd.broker.rpc import CommandClient
+    from taskherd.broker.command_client import CommandClient
 
 NO_ACTOR = UUID(int=0)
 

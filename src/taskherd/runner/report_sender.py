@@ -8,7 +8,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from taskherd import retry
-from taskherd.broker.publish import PublishOutcome
+from taskherd.broker.publisher import PublishOutcome
 from taskherd.errors import Unavailable
 from taskherd.messages.limits import MESSAGE_BYTES
 from taskherd.messages.reports import join
@@ -16,7 +16,7 @@ from taskherd.messages.reports import join
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from taskherd.broker.publish import Publisher
+    from taskherd.broker.publisher import Publisher
     from taskherd.broker.topology import TopologyNames
     from taskherd.observability.metrics import Metrics
     from taskherd.runner.outbox import Outbox

@@ -24,8 +24,8 @@ from taskherd import __version__
 from taskherd.backoff import Backoff
 from taskherd.broker import topology
 from taskherd.broker.connections import BrokerConnections
-from taskherd.broker.consume import Consumer, Source
-from taskherd.broker.publish import Publisher
+from taskherd.broker.consumer import Consumer, Source
+from taskherd.broker.publisher import Publisher
 from taskherd.clock import Clock
 from taskherd.domain import names as task_names
 from taskherd.domain.outcome import FOREIGN_REASONS, DeadLetterReason

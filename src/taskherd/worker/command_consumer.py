@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from taskherd.broker.dead_letters import publish_dead_letter
-from taskherd.broker.publish import PublishOutcome
+from taskherd.broker.publisher import PublishOutcome
 from taskherd.domain.handle_command import CommandRefused
 from taskherd.domain.outcome import DeadLetterReason
 from taskherd.errors import Unavailable
@@ -24,7 +24,7 @@ from taskherd.worker.dead_letters import dead_letter_of
 from taskherd.worker.reconcile import reconcile
 
 if TYPE_CHECKING:
-    from taskherd.broker.consume import Consumer
+    from taskherd.broker.consumer import Consumer
     from taskherd.broker.delivery import Delivery
     from taskherd.domain.commands import Command
     from taskherd.worker.context import WorkerContext

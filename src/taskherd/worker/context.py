@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from taskherd.backoff import Backoff
-    from taskherd.broker.publish import Publisher
+    from taskherd.broker.publisher import Publisher
     from taskherd.broker.topology import TopologyNames
     from taskherd.observability.failpoints import Failpoint
     from taskherd.observability.metrics import Metrics
@@ -33,7 +33,7 @@ class RequestRetryPolicy:
     """When work requests are sent again, and when they expire.
 
     Requests have the same exponential backoff as ``taskherd.backoff.Backoff``: ``first_delay`` after the first attempt,
-    doubled after each further one up to ``max_delay``. ``store.requests.due`` computes it in SQL, with up to 10 %
+    doubled after each further one up to ``max_delay``. ``store.work_requests.due`` computes it in SQL, with up to 10 %
     jitter in both directions, because it sets the next times of all due requests in one statement.
 
     Attributes:

@@ -9,7 +9,7 @@ from taskherd.messages.dead_letters import Origin, encode, producer_headers
 
 if TYPE_CHECKING:
     from taskherd.broker.delivery import Delivery
-    from taskherd.broker.publish import OutgoingMessage
+    from taskherd.broker.publisher import OutgoingMessage
     from taskherd.broker.topology import TopologyNames
     from taskherd.messages.decoding import InvalidMessage
 

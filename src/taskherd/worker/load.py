@@ -17,8 +17,8 @@ from taskherd.domain.handle_command import CreateContext, TemplateVersionInfo
 from taskherd.domain.reports import AgentDisconnected, AgentHeartbeat, AgentLifecycle, TaskInput, WorkspaceBuild
 from taskherd.domain.task_update import Policies, TaskUpdate
 from taskherd.messages.reports import decode_stored
-from taskherd.store import commands as command_log
-from taskherd.store import directory, inputs, leases, parked, tasks
+from taskherd.store import command_log, directory, inputs, leases, tasks
+from taskherd.store import parked_reports as parked
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from taskherd.domain.commands import Command
     from taskherd.domain.reports import Report
     from taskherd.store import AsyncConnection
-    from taskherd.store.commands import RecordedCommand
+    from taskherd.store.command_log import RecordedCommand
     from taskherd.store.tasks import StoredTask
     from taskherd.worker.batch import Batch
     from taskherd.worker.context import WorkerContext

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from taskherd.broker.dead_letters import build_dead_letter, publish_dead_letter
 from taskherd.domain.outcome import DeadLetterReason
 from taskherd.messages.dead_letters import Origin, encode
-from taskherd.store import commands, parked, partitions, stats, workers
+from taskherd.store import command_log, parked_reports, partitions, stats, workers
 from taskherd.store.engine import transaction
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Maintenance:
         context = self._context
         reason = DeadLetterReason.PARKED_EXPIRED
         async with transaction(context.engine) as connection:
-            rows = await parked.expired(connection, now - context.retention.parked_ttl, MAX_ROWS)
+            rows = await parked_reports.expired(connection, now - context.retention.parked_ttl, MAX_ROWS)
             for row in rows:
                 origin = Origin(context.names.reports, context.names.reports, str(row.task_id))
                 body, headers = encode(
@@ -68,7 +68,7 @@ class Maintenance:
                 await publish_dead_letter(context.publisher, dead_letter)
                 context.metrics.dead_lettered.labels(reason.value).inc()
             if rows:
-                await parked.remove(connection, [row.id for row in rows])
+                await parked_reports.remove(connection, [row.id for row in rows])
         return len(rows)
 
     async def _prune(self, now: datetime) -> None:
@@ -81,7 +81,7 @@ class Maintenance:
                 connection, events_before=now - retention.history_retention, logs_before=now - retention.log_retention
             )
         await self._prune_in_rounds(partitions.prune_feed, now - retention.history_retention)
-        await self._prune_in_rounds(commands.prune, now - retention.command_retention)
+        await self._prune_in_rounds(command_log.prune, now - retention.command_retention)
         async with transaction(context.engine) as connection:
             await workers.prune(connection, now - WORKER_RETENTION)
 

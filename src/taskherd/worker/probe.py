@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from datetime import datetime
 
-    from taskherd.broker.consume import Consumer
+    from taskherd.broker.consumer import Consumer
     from taskherd.broker.delivery import Delivery
-    from taskherd.broker.publish import Publisher
+    from taskherd.broker.publisher import Publisher
     from taskherd.observability.metrics import Metrics
 
 BODY = b'{"type":"taskherd.probe"}'

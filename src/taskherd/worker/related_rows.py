@@ -7,7 +7,7 @@ from uuid import UUID, uuid5
 
 from taskherd.domain import fold
 from taskherd.domain.reports import canonical_json
-from taskherd.store import inputs, logs, parked, requests
+from taskherd.store import inputs, logs, parked_reports, work_requests
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,14 +56,14 @@ async def save_requests(connection: AsyncConnection, updates: Mapping[UUID, Task
     """Delete the work requests that were answered, timed out or became pointless, and add the new ones."""
     answered = [(task_id, number) for task_id, update in updates.items() for number in update.answered_builds]
     if answered:
-        await requests.delete_answered(connection, answered)
+        await work_requests.delete_answered(connection, answered)
     decided = [(task_id, report.input_id) for task_id, update in updates.items() for report in update.input_outcomes]
     if decided:
-        await requests.delete_answered_inputs(connection, decided)
+        await work_requests.delete_answered_inputs(connection, decided)
     failed = [task_id for task_id, update in updates.items() if update.inputs_failed]
     if failed:
-        open_requests = await requests.of_tasks(connection, failed)
-        await requests.remove(connection, [row.request_id for row in open_requests if row.input_id is not None])
+        open_requests = await work_requests.of_tasks(connection, failed)
+        await work_requests.remove(connection, [row.request_id for row in open_requests if row.input_id is not None])
     new = [
         row
         for update in updates.values()
@@ -71,15 +71,15 @@ async def save_requests(connection: AsyncConnection, updates: Mapping[UUID, Task
         for row in _new_requests(update, now)
     ]
     if new:
-        await requests.add(connection, new)
+        await work_requests.add(connection, new)
 
 
-def _new_requests(update: TaskUpdate, now: datetime) -> list[requests.WorkRequest]:
+def _new_requests(update: TaskUpdate, now: datetime) -> list[work_requests.WorkRequest]:
     task = update.existing_task
     runner = task.state.runner.report.runner if task.state.runner else None
 
-    def request(request_id: UUID, number: int, kind: str, input_id: UUID | None) -> requests.WorkRequest:
-        return requests.WorkRequest(request_id, task.id, number, kind, input_id, runner, 0, now, now, None)
+    def request(request_id: UUID, number: int, kind: str, input_id: UUID | None) -> work_requests.WorkRequest:
+        return work_requests.WorkRequest(request_id, task.id, number, kind, input_id, runner, 0, now, now, None)
 
     rows = [
         request(
@@ -95,10 +95,10 @@ def _new_requests(update: TaskUpdate, now: datetime) -> list[requests.WorkReques
 async def save_parking(connection: AsyncConnection, parking: Parking, now: datetime, max_per_task: int) -> list[int]:
     """Park new reports, delete the folded ones, and return the indexes of reports beyond ``max_per_task``."""
     if parking.folded:
-        await parked.remove(connection, parking.folded)
+        await parked_reports.remove(connection, parking.folded)
     if not parking.new:
         return []
     reports = [fold.with_build_number(report, None) for report in parking.new.values()]
-    rows = [parked.ReportToPark(report.task_id, now, canonical_json(report)) for report in reports]
-    overflow = set(await parked.park(connection, rows, max_per_task))
+    rows = [parked_reports.ReportToPark(report.task_id, now, canonical_json(report)) for report in reports]
+    overflow = set(await parked_reports.park(connection, rows, max_per_task))
     return [index for row_number, index in enumerate(parking.new) if row_number in overflow]

@@ -19,7 +19,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from taskherd import retry
-from taskherd.broker.publish import OutgoingMessage, PublishOutcome
+from taskherd.broker.publisher import OutgoingMessage, PublishOutcome
 from taskherd.errors import Retry, Unavailable
 from taskherd.messages import document, events
 from taskherd.observability.failpoints import Failpoint

@@ -35,7 +35,7 @@ from taskherd.worker.reconcile import reconcile
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from taskherd.broker.consume import Consumer
+    from taskherd.broker.consumer import Consumer
     from taskherd.broker.delivery import Delivery
     from taskherd.domain.reports import Report
     from taskherd.observability.tracing import Carrier

@@ -18,8 +18,7 @@ from taskherd.domain.value import replace
 from taskherd.domain.view import derive_view
 from taskherd.errors import Retry
 from taskherd.messages import document, events, replies
-from taskherd.store import commands as command_log
-from taskherd.store import directory, leases, tasks
+from taskherd.store import command_log, directory, leases, tasks
 from taskherd.worker import related_rows
 from taskherd.worker.batch import CommittedChange
 from taskherd.worker.build_rows import save_builds

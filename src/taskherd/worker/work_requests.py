@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from taskherd.broker.publish import OutgoingMessage
+from taskherd.broker.publisher import OutgoingMessage
 from taskherd.errors import Unavailable
 from taskherd.messages import work
-from taskherd.store import requests, work_request_details
+from taskherd.store import work_request_details, work_requests
 from taskherd.store.engine import transaction
 
 if TYPE_CHECKING:
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
     from uuid import UUID
 
-    from taskherd.store.requests import WorkRequest
     from taskherd.store.work_request_details import WorkRequestDetails
+    from taskherd.store.work_requests import WorkRequest
     from taskherd.worker.context import WorkerContext
 
 DEFAULT_POOL = "default"
@@ -35,7 +35,7 @@ async def send_due(context: WorkerContext, now: datetime) -> int:
     """
     policy = context.request_retry
     async with transaction(context.engine) as connection:
-        due = await requests.due(
+        due = await work_requests.due(
             connection,
             now,
             MAX_REQUESTS,

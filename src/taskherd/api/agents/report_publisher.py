@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
-from taskherd.broker.publish import PublishOutcome
+from taskherd.broker.publisher import PublishOutcome
 from taskherd.errors import Unavailable
 from taskherd.messages.reports import encode, join
 
 if TYPE_CHECKING:
-    from taskherd.broker.publish import Publisher
+    from taskherd.broker.publisher import Publisher
     from taskherd.broker.topology import TopologyNames
     from taskherd.domain.reports import Report
     from taskherd.observability.tracing import Tracing

@@ -9,9 +9,9 @@ from contextlib import nullcontext
 import pytest
 from aiormq.channel import Channel
 
-from taskherd.broker.consume import Consumer
+from taskherd.broker.consumer import Consumer
 from taskherd.broker.delivery import Delivery
-from taskherd.broker.publish import OutgoingMessage, Publisher
+from taskherd.broker.publisher import OutgoingMessage, Publisher
 from taskherd.broker.topology import TopologyNames
 from tests.broker.conftest import ConnectTo, ConsumeReports, TcpRelay, until
 from tests.library_versions import unsupported

@@ -8,7 +8,7 @@ import pytest
 
 from taskherd.broker import topology
 from taskherd.broker.delivery import Delivery
-from taskherd.broker.publish import OutgoingMessage, Publisher, PublishOutcome
+from taskherd.broker.publisher import OutgoingMessage, Publisher, PublishOutcome
 from taskherd.broker.topology import TopologyNames
 from taskherd.errors import Unavailable
 from tests.broker.conftest import ConnectTo, ConsumeReports, TcpRelay, until

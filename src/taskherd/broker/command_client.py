@@ -14,8 +14,8 @@ from uuid import uuid4
 import structlog
 
 from taskherd.broker import topology
-from taskherd.broker.consume import Consumer, Source
-from taskherd.broker.publish import PublishOutcome
+from taskherd.broker.consumer import Consumer, Source
+from taskherd.broker.publisher import PublishOutcome
 from taskherd.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from taskherd.broker.connection import SupervisedConnection
     from taskherd.broker.delivery import Delivery
-    from taskherd.broker.publish import Publisher
+    from taskherd.broker.publisher import Publisher
     from taskherd.broker.topology import TopologyNames
 
 log = structlog.get_logger(__name__)
