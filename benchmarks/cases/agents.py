@@ -218,7 +218,7 @@ def _processes(services: BenchmarkServices, folder: Path) -> Iterator[Processes]
         if "runner" in started:
             started["runner"].send_signal(signal.SIGTERM)
             started["runner"].wait(60)
-        processes.end(processes.carrying(MARKER_VARIABLE, f"{folder}/"), gently=signal.SIGKILL, within=10)
+        processes.end(processes.with_variable(MARKER_VARIABLE, f"{folder}/"), gently=signal.SIGKILL, within=10)
         for process in started.values():
             processes.stop(process, gently=signal.SIGTERM, within=60)
 
@@ -228,7 +228,7 @@ def _costs(running: Processes) -> dict[str, Cost]:
     costs = {name: _cost([process]) for name, process in running.by_name.items()}
     shims = [
         process
-        for process in processes.carrying(MARKER_VARIABLE, f"{running.folder}/")
+        for process in processes.with_variable(MARKER_VARIABLE, f"{running.folder}/")
         if any("shim.py" in argument for argument in _arguments(process))
     ]
     return {**costs, f"{len(shims)} shims": _cost(shims)}

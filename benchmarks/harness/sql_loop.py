@@ -67,7 +67,7 @@ class SqlLoop:
         heartbeats = [HeartbeatSummary(task, 1, agent, seq, now - timedelta(seconds=1), now) for task, agent in agents]
         async with transaction(self._engine) as connection:
             began = time.perf_counter()
-            await leases.touch(connection, heartbeats)
+            await leases.renew(connection, heartbeats)
             self.spent["renew_leases"] += time.perf_counter() - began
         self.done += len(heartbeats)
 
@@ -87,6 +87,6 @@ def saved_task(row: StoredTask, step: str, now: datetime) -> StoredTask:
     return StoredTask(task, row.status, _MESSAGE.sub(step, row.document), row.due_at, due_moved=False)
 
 
-def event(saved: StoredTask) -> tasks.TaskEvent:
+def event(saved: StoredTask) -> tasks.TaskEventRow:
     """Return the event about that change."""
-    return tasks.TaskEvent(saved.task, "updated", saved.document, ("current_state", "updated_at"), CAUSE)
+    return tasks.TaskEventRow(saved.task, "updated", saved.document, ("current_state", "updated_at"), CAUSE)

@@ -71,9 +71,9 @@ async def drain(url: str) -> None:
     connection.start()
     consumer.start()
     while True:
-        batch = await consumer.batch(500, 0)
+        batch = await consumer.next_batch(500, 0)
         for delivery in batch:
-            if delivery.possible_poison or delivery.traced:
+            if delivery.possible_poison or delivery.may_have_trace:
                 message = "unexpected delivery: possible poison or traced"
                 raise AssertionError(message)
         await consumer.ack(batch)
@@ -111,7 +111,7 @@ async def _consumed(connection: SupervisedConnection, url: str) -> dict[str, int
     counting.start()
     channel = await counting.channel()
     while handled + rejected < MESSAGES:
-        receiving = asyncio.create_task(consumer.batch(PREFETCH, BATCH_DELAY))
+        receiving = asyncio.create_task(consumer.next_batch(PREFETCH, BATCH_DELAY))
         await asyncio.wait({receiving}, timeout=1)
         if receiving.done() and await consumer.ack(receiving.result()):
             handled += len(receiving.result())

@@ -124,7 +124,7 @@ def _run(data: Path, console: Console) -> DemoResult:
 async def _check_broker(amqp_url: str) -> None:
     """Check that an external broker can be reached; raise ``Misconfigured`` if not."""
     try:
-        async with diagnostics.connected(amqp_url):
+        async with diagnostics.connect(amqp_url):
             return
     except Unavailable as error:
         raise Misconfigured(

@@ -112,11 +112,11 @@ class DemoProcesses:
     def leftovers(self) -> list[int]:
         """Return the pids of this demo's processes that are still running, agents included."""
         found = [process for command in ORDER for process in processes.belonging_to(self.data / command)]
-        return sorted({process.pid for process in [*found, *processes.carrying(MARKER_VARIABLE, f"{self.root}/")]})
+        return sorted({process.pid for process in [*found, *processes.with_variable(MARKER_VARIABLE, f"{self.root}/")]})
 
     def agents(self, task_id: UUID) -> list[int]:
         """Return the pids of a task's agent and its shim."""
-        return [process.pid for process in processes.carrying(MARKER_VARIABLE, f"{self.folder(task_id).path}/")]
+        return [process.pid for process in processes.with_variable(MARKER_VARIABLE, f"{self.folder(task_id).path}/")]
 
     def agent(self, task_id: UUID) -> int | None:
         """Return the pid of the agent that a task's first build started, or None if it is not running."""
@@ -137,4 +137,4 @@ class DemoProcesses:
     def _end_leftovers(self) -> None:
         for command in ORDER:
             processes.end(processes.belonging_to(self.data / command), gently=signal.SIGTERM, within=_GRACE)
-        processes.end(processes.carrying(MARKER_VARIABLE, f"{self.root}/"), gently=signal.SIGKILL, within=5)
+        processes.end(processes.with_variable(MARKER_VARIABLE, f"{self.root}/"), gently=signal.SIGKILL, within=5)

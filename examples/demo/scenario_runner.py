@@ -17,7 +17,7 @@ from taskherd.broker.publisher import Publisher
 from taskherd.broker.topology import TopologyNames
 from taskherd.dev.agents import answers
 from taskherd.domain.reports import AgentHeartbeat, AgentState, AppStatus
-from taskherd.messages.reports import encode, join
+from taskherd.messages.reports import encode_report, join_reports
 
 WORK_TIMEOUT: Final = 60.0
 """Maximum duration of an agent's job, in seconds."""
@@ -168,10 +168,12 @@ class ScenarioRunner:
         await self._await_working(row)
         self.screen.say(f"sending invalid messages about {scenario.name}")
         assert row.task_id is not None
-        heartbeat = encode(AgentHeartbeat(task_id=row.task_id, build_number=1, seq=0), with_seq=False)
-        status = encode(AppStatus(task_id=row.task_id, build_number=1, seq=0, state=AgentState.WORKING), with_seq=False)
+        heartbeat = encode_report(AgentHeartbeat(task_id=row.task_id, build_number=1, seq=0), with_seq=False)
+        status = encode_report(
+            AppStatus(task_id=row.task_id, build_number=1, seq=0, state=AgentState.WORKING), with_seq=False
+        )
         invalid = status.replace(b'"working"', b'"dancing"')
-        for body in (GARBAGE, join([heartbeat, invalid, heartbeat])):
+        for body in (GARBAGE, join_reports([heartbeat, invalid, heartbeat])):
             await self.publisher.publish(self.names.reports, str(row.task_id), body)
         await self._await_end(scenario)
 

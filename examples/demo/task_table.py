@@ -83,7 +83,7 @@ class TaskTable:
         """Consume events until cancelled."""
         self._consumer.start()
         try:
-            while deliveries := await self._consumer.batch(100, 0):
+            while deliveries := await self._consumer.next_batch(100, 0):
                 for delivery in deliveries:
                     if delivery.exchange == self._names.events:
                         self._apply_events(delivery.body)

@@ -23,15 +23,15 @@ _FIELD_EXTRA: Final = 4  # a colon, a space and the line end
 _HEAD_TOO_LARGE: Final = (HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "Request header is too large.")
 
 
-class BoundedProtocol(HttpToolsProtocol):
+class LimitedProtocol(HttpToolsProtocol):
     """One connection; each server sets the limits in its own subclass."""
 
-    head_within: float
+    head_timeout: float
     """Seconds that a client may take to send a request's head."""
-    connections_most: int
+    max_connections: int
     """Maximum number of connections of the server."""
-    head_most = MAX_HEAD
-    stuck_after = STUCK_AFTER
+    max_head_bytes = MAX_HEAD
+    write_timeout = STUCK_AFTER
     _in_head = True
     _fields_bytes = 0
     _unparsed_bytes = 0
@@ -43,7 +43,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in uvicorn
         """Accept the connection, or abort it if there are too many."""
         super().connection_made(transport)
-        if len(self.connections) > self.connections_most:
+        if len(self.connections) > self.max_connections:
             transport.abort()
             return
         self._start_head_timer()
@@ -55,10 +55,10 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """Abort the connection if the client does not read for ``stuck_after`` seconds."""
+        """Abort the connection if the client does not read for ``write_timeout`` seconds."""
         super().pause_writing()
         self._stop_write_timer()
-        self._write_timer = self.loop.call_later(self.stuck_after, self.transport.abort)
+        self._write_timer = self.loop.call_later(self.write_timeout, self.transport.abort)
 
     def resume_writing(self) -> None:
         """Cancel the abort: the client has read most of the buffer."""
@@ -70,7 +70,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self._in_head and not self.transport.is_closing():
             self._unparsed_bytes += len(data)
-            if self._unparsed_bytes > self.head_most:
+            if self._unparsed_bytes > self.max_head_bytes:
                 self._reject(*_HEAD_TOO_LARGE)
             else:
                 self._start_head_timer()
@@ -84,7 +84,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Limit the total size of the fields; an error raised here makes uvicorn call ``send_400_response``."""
         self._fields_bytes += len(name) + len(value) + _FIELD_EXTRA
-        if self._fields_bytes > self.head_most:
+        if self._fields_bytes > self.max_head_bytes:
             self._rejection = _HEAD_TOO_LARGE
             raise ValueError
         super().on_header(name, value)
@@ -109,7 +109,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _start_head_timer(self) -> None:
         if self._head_timer is None:
-            self._head_timer = self.loop.call_later(self.head_within, self._head_timed_out)
+            self._head_timer = self.loop.call_later(self.head_timeout, self._head_timed_out)
 
     def _stop_head_timer(self) -> None:
         if self._head_timer is not None:

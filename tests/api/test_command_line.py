@@ -106,7 +106,7 @@ async def test_send_logs_explain_pause_and_resume(api_harness: ApiHarness) -> No
     await api_harness.worker.until(lambda: api_harness.worker.document(task).get("status") == "paused")
     code, stderr = await shell.code("send", "talk", "Hello?")
     assert (code, "Task is paused. Resume the task to send messages." in stderr) == (6, True)
-    assert "Build 3 (start) was asked for" in (await shell.run("resume", "talk")).stdout
+    assert "Build 3 (start) was requested" in (await shell.run("resume", "talk")).stdout
 
 
 async def test_the_exit_codes_of_wait(api_harness: ApiHarness) -> None:

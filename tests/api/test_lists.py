@@ -9,7 +9,7 @@ import pytest
 
 from tests.api.conftest import StartApi
 from tests.harness.api import ALICE, BOB, OTHER, ApiHarness
-from tests.harness.worker import ORGANIZATION, in_status
+from tests.harness.worker import ORGANIZATION, bring_to_status
 
 MESSAGE = "Invalid task search query."
 
@@ -105,7 +105,7 @@ async def test_pages_contain_each_task_once(api_harness: ApiHarness) -> None:
 async def test_a_list_without_a_limit_is_truncated(start_api: StartApi) -> None:
     """A list of more tasks than the configured maximum has the newest ones, and a header that it is truncated."""
     async with start_api(api_list_most=500) as api_harness:
-        await in_status(api_harness.worker, "pending")
+        await bring_to_status(api_harness.worker, "pending")
         await api_harness.worker.database.execute("""
             INSERT INTO tasks (id, owner_id, organization_id, template_id, template_version_id, name, display_name,
                                created_at, version, updated_at, status, document, state, prompt_version)

@@ -12,7 +12,7 @@ import pytest
 from taskherd.store.task_queries import DOCUMENT
 from tests.api.test_sse import until_readers
 from tests.harness.api import TIMEOUT, ApiHarness
-from tests.harness.worker import STATUSES, build_report, in_status, make_report
+from tests.harness.worker import STATUSES, bring_to_status, build_report, make_report
 
 
 async def test_a_task_that_already_matches_is_returned_immediately(api_harness: ApiHarness) -> None:
@@ -144,7 +144,7 @@ async def test_the_timeline(api_harness: ApiHarness) -> None:
 @pytest.mark.parametrize("status", STATUSES)
 async def test_the_explanation_in_each_status(api_harness: ApiHarness, status: str) -> None:
     """In each status the explanation has the values of the document, the reasons, and the reports behind them."""
-    task_id = await in_status(api_harness.worker, status)
+    task_id = await bring_to_status(api_harness.worker, status)
     task = await api_harness.get(str(task_id))
     explanation = (await api_harness.alice.get(f"/tasks/me/{task_id}/explain")).json()
     assert explanation["status"]["value"] == task["status"] == status

@@ -55,7 +55,7 @@ async def test_an_assistant_uses_all_tools(api_harness: ApiHarness) -> None:
         assert await tools(client) == USER_TOOLS
         created = await call(client, "coder_create_task", input="Fix it", template_version_id=str(VERSION))
         task_id = uuid.UUID(created["id"])
-        await api_harness.worker.active(task_id)
+        await api_harness.worker.make_active(task_id)
         assert [each["id"] for each in (await call(client, "coder_list_tasks", status="active"))["tasks"]] == [
             created["id"]
         ]

@@ -16,7 +16,7 @@ from taskherd.api.tasks import sse
 from tests.api.conftest import StartApi
 from tests.harness.api import TIMEOUT, ApiHarness
 from tests.harness.sse import SseClient, sse_client
-from tests.harness.worker import ORGANIZATION, build_report, in_status, make_report
+from tests.harness.worker import ORGANIZATION, bring_to_status, build_report, make_report
 
 
 def versions(stream: SseClient, task_id: str) -> list[int]:
@@ -59,7 +59,7 @@ async def test_a_snapshot_then_changes(api_harness: ApiHarness) -> None:
         assert created.data["type"] == "dev.taskherd.task.created.v1"
         assert created.data["subject"] == third["id"]
         assert created.id == stream.last
-        await api_harness.worker.active(uuid.UUID(third["id"]))
+        await api_harness.worker.make_active(uuid.UUID(third["id"]))
         await stream.until(lambda: stream.events[-1].task["status"] == "active")
         assert stream.events[-1].task == await api_harness.get(third["id"])
         await api_harness.create(api_harness.bob, name="bobs-second")
@@ -119,7 +119,7 @@ async def test_a_reader_that_reconnects_misses_nothing(api_harness: ApiHarness) 
     async with sse_client(api_harness.alice, "/tasks/watch") as stream:
         await stream.ready()
         last = stream.last
-    await api_harness.worker.active(uuid.UUID(task["id"]))
+    await api_harness.worker.make_active(uuid.UUID(task["id"]))
     deleted = await api_harness.create(name="deleted")
     await api_harness.alice.delete(f"/tasks/me/{deleted['id']}")
     await api_harness.create(api_harness.bob, name="bobs")
@@ -326,12 +326,12 @@ async def test_the_limit_of_readers(api_harness: ApiHarness, monkeypatch: pytest
 @pytest.mark.parametrize("status", ["active", "error"])
 async def test_the_stream_of_one_task(api_harness: ApiHarness, status: str) -> None:
     """A reader of one task receives only that task, and the stream ends when it is deleted."""
-    task_id = str(await in_status(api_harness.worker, status))
+    task_id = str(await bring_to_status(api_harness.worker, status))
     other = await api_harness.create(name="other")
     async with sse_client(api_harness.alice, f"/tasks/me/{task_id}/watch") as stream:
         await stream.ready()
         assert [each.task["id"] for each in stream.events] == [task_id]
-        await api_harness.worker.active(uuid.UUID(other["id"]))
+        await api_harness.worker.make_active(uuid.UUID(other["id"]))
         await report_state(api_harness, task_id, 1, "idle")
         await stream.until(lambda: len(stream.events) == 2)
         document: dict[str, Any] = stream.events[1].task

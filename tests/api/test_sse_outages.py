@@ -98,7 +98,7 @@ async def test_without_the_broker(api_harness: ApiHarness, database_url: str, am
             refused = await client.post("/tasks/me", json=BODY)
             assert (refused.status_code, refused.headers["Retry-After"]) == (503, "2")
             assert (await client.get("/tasks")).json()["count"] == 1
-            await api_harness.worker.active(task_id)
+            await api_harness.worker.make_active(task_id)
             await stream.status("active")
             waited = await client.get(f"/tasks/me/{task_id}", params={"wait": "10s", "until": "active"})
             assert waited.json()["status"] == "active"

@@ -12,7 +12,7 @@ import pytest
 
 from tests.api.conftest import StartApi
 from tests.harness.api import VERSION, ApiHarness
-from tests.harness.worker import ALICE, PRESET, STATUSES, build_report, in_status, make_report
+from tests.harness.worker import ALICE, PRESET, STATUSES, bring_to_status, build_report, make_report
 
 GOLDEN = Path(__file__).parent / "golden"
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
@@ -47,7 +47,7 @@ async def create_in_status(api_harness: ApiHarness, status: str) -> dict[str, An
         if status == "paused":
             await api_harness.worker.report(build_report(task_id, 2, "stop", "succeeded"))
     elif status != "pending":
-        await in_status(api_harness.worker, status, task_id)
+        await bring_to_status(api_harness.worker, status, task_id)
     await api_harness.worker.until(lambda: api_harness.worker.document(task_id).get("status") == status)
     return await api_harness.get(task["id"])
 
@@ -150,11 +150,11 @@ async def test_the_actions_that_each_status_rejects(api_harness: ApiHarness) -> 
             ("PATCH", "/input", {"input": "Other"}, (204, "") if status == "paused" else not_paused),
             ("POST", "/resume", None, resume.get(status, (202, ""))),
         ):
-            task = str(await in_status(api_harness.worker, status))
+            task = str(await bring_to_status(api_harness.worker, status))
             response = await api_harness.alice.request(method, f"/tasks/me/{task}{path}", json=body)
             message = "" if response.status_code < 300 else response.json()["message"]
             assert (response.status_code, message) == refusal, (status, method, path, body)
-    paused = str(await in_status(api_harness.worker, "paused"))
+    paused = str(await bring_to_status(api_harness.worker, "paused"))
     detail = (await api_harness.alice.post(f"/tasks/me/{paused}/send", json={"input": "x"})).json()["detail"]
     assert detail == "Resume the task to send messages."
 
@@ -227,7 +227,7 @@ async def test_logs(api_harness: ApiHarness) -> None:
     task_id = uuid.UUID((await api_harness.create())["id"])
     empty = (await api_harness.alice.get(f"/tasks/me/{task_id}/logs")).json()
     assert empty == {"logs": [], "snapshot": True}
-    await api_harness.worker.active(task_id)
+    await api_harness.worker.make_active(task_id)
     entries = [
         {"id": 7, "type": "input", "content": "Hello", "time": "2026-01-02T03:04:05+01:00"},
         {"id": 8, "type": "output", "content": "Hi", "time": "2026-01-02T03:04:06Z"},
@@ -280,7 +280,7 @@ async def test_if_none_match(api_harness: ApiHarness) -> None:
     await api_harness.worker.database.execute("UPDATE directory_revision SET revision = revision + 1")
     assert (await api_harness.alice.get(path, headers=headers)).status_code == 200
     headers = {"If-None-Match": (await api_harness.alice.get(path)).headers["ETag"]}
-    await api_harness.worker.active(uuid.UUID(task["id"]))
+    await api_harness.worker.make_active(uuid.UUID(task["id"]))
     assert (await api_harness.alice.get(path, headers=headers)).status_code == 200
 
 

@@ -19,7 +19,7 @@ from taskherd.broker.publisher import Publisher
 from taskherd.broker.topology import TopologyNames
 
 
-class TcpRelay:
+class TcpProxy:
     """A TCP proxy in front of the broker that can cut or freeze all connections."""
 
     def __init__(self, host: str, port: int) -> None:
@@ -29,7 +29,6 @@ class TcpRelay:
         self._flowing.set()
         self._open: set[asyncio.WriteTransport] = set()
         self._pumps: set[asyncio.Task[None]] = set()
-        self.accepted = 0
 
     async def start(self) -> int:
         """Listen and return the port."""
@@ -60,7 +59,6 @@ class TcpRelay:
         await asyncio.gather(*self._pumps, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.accepted += 1
         broker_reader, broker_writer = await asyncio.open_connection(*self._broker)
         for source, sink in ((reader, broker_writer), (broker_reader, writer)):
             self._open.add(sink.transport)
@@ -78,10 +76,10 @@ class TcpRelay:
 
 
 @pytest.fixture
-async def proxied(amqp_url: str) -> AsyncIterator[tuple[TcpRelay, str]]:
+async def proxied(amqp_url: str) -> AsyncIterator[tuple[TcpProxy, str]]:
     """A proxy in front of the broker, and the broker's URL through it."""
     parts = urlsplit(amqp_url)
-    proxy = TcpRelay(parts.hostname or "127.0.0.1", parts.port or 5672)
+    proxy = TcpProxy(parts.hostname or "127.0.0.1", parts.port or 5672)
     port = await proxy.start()
     credentials = parts.netloc.rpartition("@")[0]
     yield proxy, urlunsplit(parts._replace(netloc=f"{credentials}@127.0.0.1:{port}"))

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from taskherd.broker.connection import Hooks, SupervisedConnection
+from taskherd.broker.connection import ConnectionHooks, SupervisedConnection
 from taskherd.errors import Unavailable
-from tests.broker.conftest import TcpRelay
+from tests.broker.conftest import TcpProxy
 
 
 async def test_a_connection_waits_for_an_unreachable_broker(free_port: int) -> None:
@@ -21,7 +21,7 @@ async def test_a_connection_waits_for_an_unreachable_broker(free_port: int) -> N
         called.set()
 
     connection = SupervisedConnection(
-        f"amqp://guest:secret@127.0.0.1:{free_port}/", "test", Hooks(on_refused=on_refused)
+        f"amqp://guest:secret@127.0.0.1:{free_port}/", "test", ConnectionHooks(on_refused=on_refused)
     )
     connection.start()
     await asyncio.wait_for(called.wait(), 10)
@@ -32,7 +32,7 @@ async def test_a_connection_waits_for_an_unreachable_broker(free_port: int) -> N
     await asyncio.wait_for(connection.close(), 5)
 
 
-async def test_a_connection_reconnects_after_each_loss(proxied: tuple[TcpRelay, str]) -> None:
+async def test_a_connection_reconnects_after_each_loss(proxied: tuple[TcpProxy, str]) -> None:
     """The hooks are called for each loss and each reconnect."""
     proxy, url = proxied
     ups, downs = 0, 0
@@ -48,7 +48,7 @@ async def test_a_connection_reconnects_after_each_loss(proxied: tuple[TcpRelay, 
         downs += 1
         assert reason
 
-    connection = SupervisedConnection(url, "test", Hooks(on_up=on_up, on_down=on_down))
+    connection = SupervisedConnection(url, "test", ConnectionHooks(on_up=on_up, on_down=on_down))
     connection.start()
     for expected in range(1, 4):
         async with asyncio.timeout(20):
@@ -61,7 +61,7 @@ async def test_a_connection_reconnects_after_each_loss(proxied: tuple[TcpRelay, 
 
 
 @pytest.mark.slow
-async def test_closing_a_frozen_connection_takes_seconds(proxied: tuple[TcpRelay, str]) -> None:
+async def test_closing_a_frozen_connection_takes_seconds(proxied: tuple[TcpProxy, str]) -> None:
     """A frozen broker does not block a shutdown."""
     proxy, url = proxied
     connection = SupervisedConnection(url, "test")

@@ -13,7 +13,7 @@ from taskherd.broker.consumer import Consumer
 from taskherd.broker.delivery import Delivery
 from taskherd.broker.publisher import OutgoingMessage, Publisher
 from taskherd.broker.topology import TopologyNames
-from tests.broker.conftest import ConnectTo, ConsumeReports, TcpRelay, until
+from tests.broker.conftest import ConnectTo, ConsumeReports, TcpProxy, until
 from tests.library_versions import unsupported
 
 
@@ -44,7 +44,7 @@ async def test_batches_keep_order_and_limits(
     consumer = consume_reports(connect_to(amqp_url, "consume"), prefetch=100)
     bodies: list[bytes] = []
     while len(bodies) < 250:
-        batch = await consumer.batch(40, 0.02)
+        batch = await consumer.next_batch(40, 0.02)
         assert 1 <= len(batch) <= 40
         assert consumer.buffered <= 100
         bodies += [each.body for each in batch]
@@ -60,7 +60,7 @@ async def test_only_acked_deliveries_are_removed(
     consumer = consume_reports(connect_to(amqp_url, "consume"))
     deliveries: list[Delivery] = []
     while len(deliveries) < 10:
-        deliveries += await consumer.batch(10, 0)
+        deliveries += await consumer.next_batch(10, 0)
     assert await consumer.ack([deliveries[7], deliveries[3]])
     assert await consumer.ack(deliveries[:5])
     assert await consumer.ack([deliveries[0], deliveries[7]])  # repeated; the broker must not receive them
@@ -75,11 +75,11 @@ async def test_stop_keeps_the_buffer(
     """After ``stop`` nothing new arrives, buffered deliveries can be processed and acked, then batches are empty."""
     await _publish(publisher, names, 5)
     consumer = consume_reports(connect_to(amqp_url, "consume"))
-    first = await consumer.batch(1, 0)
+    first = await consumer.next_batch(1, 0)
     await consumer.stop()
     await publisher.publish(names.reports, "k", b"late")
     remaining: list[Delivery] = []
-    while batch := await consumer.batch(10, 0):
+    while batch := await consumer.next_batch(10, 0):
         remaining += batch
     assert [each.body for each in first + remaining] == [b"0", b"1", b"2", b"3", b"4"]
     assert await consumer.ack(first + remaining)
@@ -91,7 +91,7 @@ async def test_stop_keeps_the_buffer(
 async def test_stop_ends_a_waiting_batch(amqp_url: str, connect_to: ConnectTo, consume_reports: ConsumeReports) -> None:
     """``stop`` wakes a task that waits for a batch."""
     consumer = consume_reports(connect_to(amqp_url, "consume"))
-    waiting = asyncio.create_task(consumer.batch(10, 1))
+    waiting = asyncio.create_task(consumer.next_batch(10, 1))
     await asyncio.sleep(0)
     await consumer.stop()
     assert await asyncio.wait_for(waiting, 5) == []
@@ -100,7 +100,7 @@ async def test_stop_ends_a_waiting_batch(amqp_url: str, connect_to: ConnectTo, c
 async def test_consuming_resumes_after_the_connection_is_cut(
     names: TopologyNames,
     publisher: Publisher,
-    proxied: tuple[TcpRelay, str],
+    proxied: tuple[TcpProxy, str],
     connect_to: ConnectTo,
     consume_reports: ConsumeReports,
 ) -> None:
@@ -110,11 +110,11 @@ async def test_consuming_resumes_after_the_connection_is_cut(
     consumer = consume_reports(connect_to(url, "consume"))
     old: list[Delivery] = []
     while len(old) < 3:
-        old += await consumer.batch(10, 0)
+        old += await consumer.next_batch(10, 0)
     proxy.cut()
     again: list[Delivery] = []
     while len(again) < 3:
-        again += await consumer.batch(10, 0)
+        again += await consumer.next_batch(10, 0)
     assert not await consumer.ack(old)
     assert [each.body for each in again] == [b"0", b"1", b"2"]
     assert all(each.redelivered and each.delivery_count >= 1 for each in again)
@@ -124,7 +124,7 @@ async def test_consuming_resumes_after_the_connection_is_cut(
 async def test_a_message_redelivered_three_times_is_possible_poison(
     names: TopologyNames,
     publisher: Publisher,
-    proxied: tuple[TcpRelay, str],
+    proxied: tuple[TcpProxy, str],
     connect_to: ConnectTo,
     consume_reports: ConsumeReports,
 ) -> None:
@@ -134,7 +134,7 @@ async def test_a_message_redelivered_three_times_is_possible_poison(
     consumer = consume_reports(connect_to(url, "consume"))
     flags = []
     for _ in range(4):
-        [delivery] = await consumer.batch(10, 0)
+        [delivery] = await consumer.next_batch(10, 0)
         flags.append(delivery.possible_poison)
         if len(flags) < 4:
             proxy.cut()
@@ -155,13 +155,13 @@ async def test_a_deleted_queue_is_declared_and_consumed_again(
     """If the queue is deleted, the consumer declares it and subscribes again."""
     consumer = consume_reports(connect_to(amqp_url, "consume"))
     await publisher.publish(names.reports, "k", b"before")
-    [before] = await consumer.batch(10, 0)
+    [before] = await consumer.next_batch(10, 0)
     channel = await connect_to(amqp_url, "delete").channel()
     await channel.queue_delete(names.reports)
     await until(_consuming(consumer), lambda consuming: not consuming)
     await until(_consuming(consumer), bool)
     await publisher.publish(names.reports, "k", b"after", mandatory=True)
-    [after] = await consumer.batch(10, 0)
+    [after] = await consumer.next_batch(10, 0)
     assert not await consumer.ack([before])
     assert after.body == b"after"
     assert await consumer.ack([after])
@@ -174,10 +174,10 @@ async def test_a_closed_channel_is_opened_again(
     connection = connect_to(amqp_url, "consume")
     consumer = consume_reports(connection)
     await _publish(publisher, names, 1)
-    [old] = await consumer.batch(10, 0)
+    [old] = await consumer.next_batch(10, 0)
     assert consumer._current is not None
     await consumer._current.channel.basic_ack(999)  # unknown: 406, the code of consumer_timeout
-    [again] = await consumer.batch(10, 0)
+    [again] = await consumer.next_batch(10, 0)
     assert connection.is_up
     assert again.body == old.body
     assert again.epoch != old.epoch
@@ -189,11 +189,11 @@ async def test_pause_unsubscribes_and_resume_subscribes(
 ) -> None:
     """The broker counts no consumer while it is paused, and one after it resumed."""
     consumer = consume_reports(connect_to(amqp_url, "consume"))
-    await until(consumer.consumers, lambda count: count == 1)
+    await until(consumer.consumer_count, lambda count: count == 1)
     await consumer.pause()
-    await until(consumer.consumers, lambda count: count == 0)
+    await until(consumer.consumer_count, lambda count: count == 0)
     await publisher.publish(names.reports, "k", b"x")
     await consumer.resume()
-    await until(consumer.consumers, lambda count: count == 1)
-    [delivery] = await consumer.batch(10, 0)
+    await until(consumer.consumer_count, lambda count: count == 1)
+    [delivery] = await consumer.next_batch(10, 0)
     assert await consumer.ack([delivery])

@@ -45,7 +45,7 @@ async def test_an_undecodable_property_affects_no_other_message(
     consumer = consume_reports(connection)
     deliveries: list[Delivery] = []
     while len(deliveries) < 3:
-        deliveries += await consumer.batch(10, 0)
+        deliveries += await consumer.next_batch(10, 0)
     assert [each.body for each in deliveries] == [b"1", b"2", b"3"]
     assert not any(each.redelivered for each in deliveries)
     assert deliveries[0].headers == {"a": "b"}
@@ -63,7 +63,7 @@ async def test_a_routing_key_that_is_not_utf8_is_escaped(
     await raw.publish(channel, names.reports, b"\xff\xfe", b"{}", (0, b""))
     await channel.close()
     consumer = consume_reports(connect_to(amqp_url, "consume"))
-    [delivery] = await consumer.batch(10, 0)
+    [delivery] = await consumer.next_batch(10, 0)
     assert delivery.routing_key == r"\xff\xfe"
     assert await consumer.ack([delivery])
 

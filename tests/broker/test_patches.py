@@ -68,7 +68,7 @@ async def test_both_kinds_of_delivery_have_the_same_content(
         )
         assert published is PublishOutcome.CONFIRMED
         consumer = consume_reports(connect_to(amqp_url, "consume"))
-        [delivery] = await consumer.batch(10, 0)
+        [delivery] = await consumer.next_batch(10, 0)
         assert await consumer.ack([delivery])
         await consumer.close()
         return delivery
@@ -81,7 +81,7 @@ async def test_both_kinds_of_delivery_have_the_same_content(
     for name, _ in inspect.getmembers(Delivery, inspect.isdatadescriptor):
         if name not in {"epoch", "properties", "__weakref__"}:
             assert getattr(from_aiormq, name) == getattr(from_reader, name), name
-    assert from_reader.traced
+    assert from_reader.may_have_trace
     assert from_aiormq.properties.delivery_mode == from_reader.properties.delivery_mode
 
 

@@ -11,7 +11,7 @@ from taskherd.broker.delivery import Delivery
 from taskherd.broker.publisher import OutgoingMessage, Publisher, PublishOutcome
 from taskherd.broker.topology import TopologyNames
 from taskherd.errors import Unavailable
-from tests.broker.conftest import ConnectTo, ConsumeReports, TcpRelay, until
+from tests.broker.conftest import ConnectTo, ConsumeReports, TcpProxy, until
 
 
 async def test_a_mandatory_message_is_routed_or_returned(names: TopologyNames, publisher: Publisher) -> None:
@@ -34,7 +34,7 @@ async def test_many_messages_keep_their_order_and_outcomes(
     consumer = consume_reports(connect_to(amqp_url, "consume"), prefetch=2000)
     deliveries: list[Delivery] = []
     while len(deliveries) < 900:
-        deliveries += await consumer.batch(1000, 0)
+        deliveries += await consumer.next_batch(1000, 0)
     assert [int(each.body) for each in deliveries] == [n for n in range(1000) if n % 10]
     ids = {each.properties.message_id for each in deliveries}
     assert len(ids) == 900
@@ -65,7 +65,7 @@ async def test_an_expired_message_is_dropped(
 
 
 async def test_publishing_fails_when_the_connection_is_cut_and_recovers(
-    names: TopologyNames, proxied: tuple[TcpRelay, str], connect_to: ConnectTo
+    names: TopologyNames, proxied: tuple[TcpProxy, str], connect_to: ConnectTo
 ) -> None:
     """Publishing on a lost connection raises ``Unavailable``, not ``CancelledError``, and works after the reconnect."""
     proxy, url = proxied
@@ -90,7 +90,7 @@ async def _try(publisher: Publisher, names: TopologyNames) -> PublishOutcome | N
 
 @pytest.mark.slow
 async def test_a_frozen_connection_is_dropped(
-    names: TopologyNames, proxied: tuple[TcpRelay, str], connect_to: ConnectTo
+    names: TopologyNames, proxied: tuple[TcpProxy, str], connect_to: ConnectTo
 ) -> None:
     """While the broker is frozen, publishing raises within seconds; it works when the broker answers again."""
     proxy, url = proxied
@@ -108,7 +108,7 @@ async def test_a_frozen_connection_is_dropped(
 
 
 async def test_cancellation_is_not_swallowed(
-    names: TopologyNames, proxied: tuple[TcpRelay, str], connect_to: ConnectTo
+    names: TopologyNames, proxied: tuple[TcpProxy, str], connect_to: ConnectTo
 ) -> None:
     """Cancelling a task that is publishing cancels it."""
     proxy, url = proxied

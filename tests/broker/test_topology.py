@@ -108,7 +108,7 @@ async def test_adding_and_removing_partitions_loses_no_report(
 async def _consume(consumer: Consumer, count: int) -> list[Delivery]:
     deliveries: list[Delivery] = []
     while len(deliveries) < count:
-        batch = await consumer.batch(count, 0)
+        batch = await consumer.next_batch(count, 0)
         assert await consumer.ack(batch)
         deliveries += batch
     return deliveries

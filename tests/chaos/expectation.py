@@ -54,7 +54,7 @@ def expected(task_id: UUID, reports: Sequence[Report]) -> Expected:
     """Fold all reports, the greatest last."""
     state = builds.initial_state(task_id, NOON)
     conflicts: set[bytes] = set()
-    for report in sorted(reports, key=lambda report: (report.key, canonical_json(report))):
+    for report in sorted(reports, key=lambda report: (report.sort_key, canonical_json(report))):
         folded = fold.fold(state, report, NOON)
         state = folded.state
         if folded.outcome is ReportOutcome.CONFLICT:
@@ -74,7 +74,7 @@ def facets(state: TaskState) -> dict[str, object]:
         "silence": state.silence,
         "timed_out": state.timed_out,
         "requested_builds": dict(state.requested_builds),
-        "is_pending": state.pending_build == state.number,
+        "is_pending": state.pending_build == state.build_number,
     }
 
 

@@ -248,7 +248,7 @@ def _logs(rows: Rows, task_id: UUID, reports: list[Report]) -> Iterable[Violatio
     for report in reports:
         if isinstance(report, TaskLog):
             for entry in report.entries:
-                key = (report.key[0], entry.id)
+                key = (report.sort_key[0], entry.id)
                 wanted[key] = max(wanted.get(key, (-1, "")), (report.seq, entry.content))
     entries = rows.logs.get(task_id, [])
     actual = {(entry.build_number, entry.entry_id): (entry.seq, entry.content) for entry in entries}

@@ -136,8 +136,8 @@ async def test_invalid_elements_are_dead_lettered_separately(harness: ChaosHarne
     )
     work.reports[task_id] += [*statuses, conflict]
     unknown_input = {"type": "task.input", "task_id": str(task_id), "input_id": str(uuid4()), "outcome": "delivered"}
-    first, second, third = map(histories.body, statuses)
-    elements = [first, {"type": "?"}, second, unknown_input, 7, histories.body(conflict), third]
+    first, second, third = map(histories.report_fields, statuses)
+    elements = [first, {"type": "?"}, second, unknown_input, 7, histories.report_fields(conflict), third]
     array = [json.dumps(element).encode() for element in elements]
     harness.ledger.expected_dead_letters += [
         ("unknown_type", array[1]),
@@ -159,7 +159,9 @@ async def test_texts_that_the_database_cannot_store_are_sanitized(harness: Chaos
     for number, task_id in enumerate(work.reports):
         report = AppStatus(task_id=task_id, build_number=1, seq=900, state=AgentState.IDLE, message=f"{number}abcd\ne")
         work.reports[task_id].append(report)
-        body = json.dumps({**histories.body(report), "message": "?"}).replace('"?"', dirty.replace('"a', f'"{number}a'))
+        body = json.dumps({**histories.report_fields(report), "message": "?"}).replace(
+            '"?"', dirty.replace('"a', f'"{number}a')
+        )
         messages.append(workload.message(harness.names, body.encode()))
     await harness.send(shuffled(Random(5), valid_messages, messages))
     await verify_unaffected(harness, work, worker)

@@ -30,7 +30,7 @@ async def test_nothing_is_lost_when_the_broker_is_killed(
     """The broker is killed under load; the worker reconnects, and every input is processed once."""
     harness = breakable_harness
     worker = await harness.start()
-    await worker.ready()
+    await worker.until_ready()
     await harness.until_crash_safe()
     seconds = []
     for number in range(times):
@@ -56,18 +56,18 @@ async def test_nothing_is_lost_while_the_database_is_down(
     """PostgreSQL is shut down immediately under load; the worker keeps its deliveries, and none is dead-lettered."""
     harness = breakable_harness
     worker = await harness.start()
-    await worker.ready()
+    await worker.until_ready()
     await harness.until_crash_safe()
     seconds = []
     for number in range(times):
         async with fault_under_load(harness, "database", number):
             await asyncio.to_thread(postgres.abort)
             if downtime:
-                await worker.unready()
+                await worker.until_unready()
                 await asyncio.sleep(downtime)
             await asyncio.to_thread(postgres.restart)
             seconds.append(await harness.seconds_to_progress())
-            await worker.ready(RECOVERS_WITHIN)
+            await worker.until_ready(RECOVERS_WITHIN)
     await harness.stop_worker(worker)
     assert await harness.ledger.violations() == []
     row = f"PostgreSQL down for {downtime} s" if downtime else "PostgreSQL immediate shutdown and restart"
@@ -94,16 +94,16 @@ async def test_a_frozen_service_makes_the_worker_unready_until_it_responds(
     """A service that does not respond makes the worker unready; when it responds again, the worker recovers."""
     harness = breakable_harness
     worker = await harness.start()
-    await worker.ready()
+    await worker.until_ready()
     await harness.until_crash_safe()
     async with fault_under_load(harness, service, 0):
         started_at = time.monotonic()
         with frozen(breakable, service):
-            await worker.unready()
+            await worker.until_unready()
             noticed = time.monotonic() - started_at
             await asyncio.sleep(max(0.0, length - noticed))
         seconds = await harness.seconds_to_progress()
-        await worker.ready(RECOVERS_WITHIN)
+        await worker.until_ready(RECOVERS_WITHIN)
     assert seconds <= RECOVERS_WITHIN
     await harness.stop_worker(worker)
     assert await harness.ledger.violations() == []
@@ -119,7 +119,7 @@ async def test_a_memory_alarm_delays_events_but_not_reports(
     """While the broker blocks all publishers, reports are committed and acked; the events follow after the alarm."""
     harness = breakable_harness
     worker = await harness.start()
-    await worker.ready()
+    await worker.until_ready()
     work = add_workload(harness, "alarm", adversarial=False)
     worker.signal(signal.SIGSTOP)
     await harness.send(work.messages)
@@ -176,7 +176,7 @@ async def test_a_commit_without_a_response_is_neither_lost_nor_repeated(
     number = 0
     async with commit_cutter(harness.ledger.database_url, Random(cuts), 0.3) as (cutter, proxy_url):
         worker = await harness.start(database_url=proxy_url)
-        await worker.ready()
+        await worker.until_ready()
         cutter.armed = True
         while cutter.cuts < cuts:
             work = add_workload(harness, f"commit {number}", tasks=24)

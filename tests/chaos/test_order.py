@@ -35,7 +35,7 @@ def shuffled_histories(harness: ChaosHarness, random: Random, count: int) -> Wor
         task_id = UUID(int=random.getrandbits(128), version=4)
         history = histories.history(random, task_id)
         work.reports[task_id] = history
-        pieces += histories.delivered(random, history)
+        pieces += histories.shuffled_batches(random, history)
         work.messages.append(workload.create(harness.names, task_id, f"Order {number}"))
     random.shuffle(pieces)
     while pieces:
@@ -60,7 +60,7 @@ def hot_tasks(harness: ChaosHarness, random: Random, tasks: int, statuses: int) 
         reports += work.reports[task_id]
         work.messages.append(workload.create(harness.names, task_id, f"Hot {number}"))
     reports += random.sample(reports, len(reports) // 10)
-    reports.sort(key=lambda report: report.key[1] % 100 * WINDOW + random.randrange(2 * WINDOW))
+    reports.sort(key=lambda report: report.sort_key[1] % 100 * WINDOW + random.randrange(2 * WINDOW))
     work.messages += [workload.message(harness.names, workload.encode([report])) for report in reports]
     return work
 
@@ -69,7 +69,7 @@ async def start_workers(harness: ChaosHarness, count: int) -> list[WorkerProcess
     """Start ``count`` workers with a small prefetch, so that all of them receive reports."""
     workers = [await harness.start(prefetch="120", batch_most="60") for _ in range(count)]
     for worker in workers:
-        await worker.ready(60)
+        await worker.until_ready(60)
     return workers
 
 

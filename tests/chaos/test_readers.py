@@ -109,7 +109,7 @@ async def test_a_stopped_reader_delays_nothing_and_misses_nothing(
     work = workload.build(harness.names, Random(tasks), tasks=tasks, statuses=statuses)
     harness.add_to_ledger(work)
     worker = await harness.start(prefetch="120", batch_most="30")
-    await worker.ready(60)
+    await worker.until_ready(60)
     before = await worker.metric("process_resident_memory_bytes")
     async with event_reader(harness) as reader:
         await send_creates_first(harness, work)

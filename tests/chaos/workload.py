@@ -81,7 +81,9 @@ def build(
             case 0 | 1:
                 history = regular(task_id, statuses)
             case 2:
-                history = [*histories.history(random, task_id, most=30), *log(task_id, statuses)] if adversarial else []
+                history = (
+                    [*histories.history(random, task_id, max_size=30), *log(task_id, statuses)] if adversarial else []
+                )
             case _:
                 history = []
                 work.to_delete += [task_id] if number % 8 == 3 else []
@@ -111,7 +113,7 @@ def message(names: TopologyNames, body: bytes, routing_key: str = "any") -> Outg
 
 def encode(reports: list[Report]) -> bytes:
     """Encode reports as a message body: one as an object, several as an array."""
-    bodies = [histories.body(report) for report in reports]
+    bodies = [histories.report_fields(report) for report in reports]
     return json.dumps(bodies[0] if len(bodies) == 1 else bodies).encode()
 
 

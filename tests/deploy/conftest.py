@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from tests.deploy import docker
-from tests.worker.conftest import alone  # noqa: F401 - a fixture
+from tests.worker.conftest import external  # noqa: F401 - a fixture
 
 collect_ignore: list[str] = []
 _NOT_COLLECTED: dict[str, str] = {}

@@ -196,7 +196,7 @@ async def scraped(tools: Tools, alone: WorkerHarness, tmp_path: Path) -> AsyncIt
         started.append(await _prometheus(tools, tmp_path, port, targets))
         server = PrometheusServer(port)
         await until(server.ready, bool, 30)
-        await WorkerProcess(started[0], tmp_path / "worker.log").ready(30)
+        await WorkerProcess(started[0], tmp_path / "worker.log").until_ready(30)
         await until(lambda: server.value('min_over_time(taskherd_drained{job="taskherd-worker"}[1m])'), bool, 30)
         await _generate_activity(alone, f"http://127.0.0.1:{http}/api/v2")
         yield server
@@ -238,10 +238,10 @@ async def _generate_activity(harness: WorkerHarness, api: str) -> None:
         assert (await client.get(f"/tasks/me/{task}")).is_success
     await harness.database.execute(statement, NOWHERE, VERSION)
     for _ in range(3):
-        await harness.active()
+        await harness.make_active()
     task = await harness.create()
     await harness.report(make_report("app.status", task, state="working", message="Reading"), {"type": "nonsense"})
-    await harness.refused("task.pause", uuid.uuid4())
+    await harness.refused_command("task.pause", uuid.uuid4())
 
 
 async def test_rules_and_dashboard_use_only_metrics_that_exist(scraped: PrometheusServer) -> None:

@@ -36,7 +36,7 @@ async def test_reports_after_a_restore_bring_tasks_up_to_date(alone: WorkerHarne
     name = urlsplit(url).path[1:]
     backup = f"{name}_backup"
     async with running_worker(alone):
-        task = await alone.active()
+        task = await alone.make_active()
         await _report_status(alone, task, 10, "before the backup")
         await alone.until(lambda: alone.state(task).get("message") == "before the backup")
     await alone.database.close(timeout=5)
@@ -64,5 +64,5 @@ async def test_reports_after_a_restore_bring_tasks_up_to_date(alone: WorkerHarne
         assert max(alone.versions(task)) <= max_version, "versions go back, so subscribers must discard their state"
         await _report_status(alone, task, 30, "after the restore")
         await alone.until(lambda: alone.state(task).get("message") == "after the restore")
-        assert (await alone.refused("task.send", lost, input="x"))["status"] == 404
+        assert (await alone.refused_command("task.send", lost, input="x"))["status"] == 404
         assert alone.dead_letters == []

@@ -116,7 +116,7 @@ async def test_a_worker_works_with_its_privileges(installation: Installation, ha
     worker_urls = (installation.database_as("taskherd_worker"), installation.amqp_as("worker"))
     owner_urls, harness.urls = harness.urls, worker_urls
     async with running_worker(harness, migrate="never", report_partitions=2):
-        task = await harness.active()
+        task = await harness.make_active()
         await harness.report(
             make_report(
                 "task.log", task, build_number=1, entries=[{"id": 0, "type": "output", "content": "hi", "time": NOW}]
@@ -159,7 +159,7 @@ async def test_an_api_works_with_its_privileges(installation: Installation, harn
     ):
         body = {"template_version_id": str(VERSION), "input": "Say hello"}
         created = (await client.post("/tasks/me", json=body)).raise_for_status().json()
-        await harness.active(uuid.UUID(created["id"]))
+        await harness.make_active(uuid.UUID(created["id"]))
         assert (await client.get(f"/tasks/me/{created['id']}")).json()["status"] == "active"
         assert [task["id"] for task in (await client.get("/tasks")).json()["tasks"]] == [created["id"]]
         assert (await client.get("/users/me")).json()["username"] == "alice"
@@ -197,7 +197,7 @@ async def test_a_runner_works_with_its_privileges(
             await harness.database.execute("UPDATE tasks SET deleted_at = now() WHERE id = $1", task)
             second = await runners.start()
             await eventually(lambda: not folder.exists())
-            assert await second.leave() == 0
+            assert await second.terminate() == 0
     harness.urls = owner_urls
 
 

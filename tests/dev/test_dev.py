@@ -58,7 +58,7 @@ async def session(folder: Path, env: dict[str, str]) -> AsyncIterator[list[str]]
         await asyncio.wait_for(process.communicate(), TIMEOUT)
     assert process.returncode == 0
     assert not processes.belonging_to(folder / ".taskherd" / "worker")
-    assert not processes.carrying(MARKER_VARIABLE, f"{folder}/")
+    assert not processes.with_variable(MARKER_VARIABLE, f"{folder}/")
 
 
 async def shell(script: str, folder: Path, env: dict[str, str]) -> str:

@@ -122,7 +122,7 @@ async def test_a_killed_node_restarts_with_its_data(tmp_path: Path) -> None:
         assert running.rabbit is not None
         assert running.postgres is not None
         await write_data(running)
-        running.rabbit.settle()
+        running.rabbit.flush_definitions()
         for node in (running.rabbit, running.postgres):
             node.kill()
             assert node.pid is None

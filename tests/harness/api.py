@@ -92,7 +92,7 @@ class ApiHarness:
     async def active(self, **fields: Any) -> dict[str, Any]:
         """Create a task, report all that makes it active, and return its document."""
         task = await self.create(**fields)
-        await self.worker.active(uuid.UUID(task["id"]))
+        await self.worker.make_active(uuid.UUID(task["id"]))
         return await self.get(task["id"])
 
     async def get(self, task: str, client: httpx.AsyncClient | None = None) -> dict[str, Any]:

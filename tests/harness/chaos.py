@@ -98,11 +98,11 @@ class WorkerProcess:
         """Return the status code of ``/readyz``, 0 without a response."""
         return (await self._get("/readyz"))[0]
 
-    async def ready(self, within: float = 60.0) -> None:
+    async def until_ready(self, within: float = 60.0) -> None:
         """Wait until the worker is ready."""
         await until(self.readiness, lambda code: code == 200, within)
 
-    async def unready(self, within: float = 40.0) -> None:
+    async def until_unready(self, within: float = 40.0) -> None:
         """Wait until the worker is not ready."""
         await until(self.readiness, lambda code: code == 503, within)
 

@@ -103,9 +103,9 @@ def flood(rng: Random, task_id: UUID = TASK) -> list[Report]:
     return reports
 
 
-def history(rng: Random, task_id: UUID = TASK, most: int = 40) -> list[Report]:
-    """Return up to ``most`` random reports, often of one build only, sometimes followed by a flood."""
-    size = rng.randrange(1, most)
+def history(rng: Random, task_id: UUID = TASK, max_size: int = 40) -> list[Report]:
+    """Return up to ``max_size`` random reports, often of one build only, sometimes followed by a flood."""
+    size = rng.randrange(1, max_size)
     build_number = rng.choice((None, None, 1, 2))
     reports = [report(rng, task_id, build_number) for _ in range(size)]
     if rng.random() < 0.25:
@@ -119,7 +119,7 @@ def corpus(size: int, seed: int = 1) -> list[list[Report]]:
     return [history(rng) for _ in range(size)]
 
 
-def delivered(rng: Random, reports: Sequence[Report]) -> list[list[Report]]:
+def shuffled_batches(rng: Random, reports: Sequence[Report]) -> list[list[Report]]:
     """Return the reports as a broker may deliver them: in any order, some of them repeated, split into batches."""
     order = [*reports, *(rng.choice(reports) for _ in range(rng.randrange(1 + len(reports) // 2)))]
     rng.shuffle(order)
@@ -148,7 +148,7 @@ def histories(task_id: UUID = TASK, most: int = 30) -> st.SearchStrategy[list[Re
     return st.one_of(lists, lists, st.tuples(lists, floods).map(lambda both: both[0] + both[1]))
 
 
-def body(report: Report) -> dict[str, Any]:
+def report_fields(report: Report) -> dict[str, Any]:
     """Return the report as a producer sends it: a JSON object of the contract."""
     fields: dict[str, Any] = json.loads(canonical_json(report))
     return fields

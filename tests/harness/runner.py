@@ -36,7 +36,7 @@ class RunnerSubprocess:
             self.process.kill()
         await self.process.wait()
 
-    async def leave(self) -> int:
+    async def terminate(self) -> int:
         """Stop the process with SIGTERM and return its exit status."""
         self.process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(TIMEOUT):
@@ -138,8 +138,8 @@ class RunnerHarness:
         """Wait until messages from the worker make the condition true."""
         async with asyncio.timeout(TIMEOUT):
             while not condition():
-                self.worker.noticed.clear()
-                await self.worker.noticed.wait()
+                self.worker.received.clear()
+                await self.worker.received.wait()
 
     async def until_state(self, task_id: uuid.UUID, state: str, message: str = "") -> None:
         """Wait until the task has this current state."""

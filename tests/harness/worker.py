@@ -57,7 +57,7 @@ class WorkerHarness:
     requests: list[dict[str, Any]] = field(default_factory=list)
     targets: list[str] = field(default_factory=list)
     answers: dict[str, asyncio.Future[dict[str, Any]]] = field(default_factory=dict)
-    noticed: asyncio.Event = field(default_factory=asyncio.Event)
+    received: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def report(self, *reports: dict[str, Any], raw: bytes | None = None) -> None:
         """Publish one report, or several as an array, or raw bytes."""
@@ -74,7 +74,7 @@ class WorkerHarness:
         exchange = await self.channel.get_exchange(f"{self.prefix}.commands", ensure=False)
         await exchange.publish(aio_pika.Message(json.dumps(command).encode()), command["type"], timeout=5)
 
-    async def refused(self, kind: str, task_id: uuid.UUID, **fields: Any) -> dict[str, Any]:
+    async def refused_command(self, kind: str, task_id: uuid.UUID, **fields: Any) -> dict[str, Any]:
         """Send a command, check that it is refused, and return the error."""
         reply = await self.command(kind, task_id, **fields)
         assert reply["ok"] is False, reply
@@ -100,7 +100,7 @@ class WorkerHarness:
         assert reply["ok"], reply
         return task_id
 
-    async def active(self, task_id: uuid.UUID | None = None, number: int = 1) -> uuid.UUID:
+    async def make_active(self, task_id: uuid.UUID | None = None, number: int = 1) -> uuid.UUID:
         """Make a task active, a new one unless its id is given, and return its id."""
         task_id = task_id or await self.create()
         build = {"transition": "start", "job_status": "succeeded", "agent_id": str(uuid.uuid4()), "runner": "r1"}
@@ -143,7 +143,7 @@ class WorkerHarness:
         """Return the versions of a task's events, in the order received."""
         return [event["data"]["version"] for event in self.events if event["subject"] == str(task_id)]
 
-    async def queue(self, name: str) -> tuple[int, int]:
+    async def queue_counts(self, name: str) -> tuple[int, int]:
         """Return the number of messages and of consumers of a queue."""
         counts = (await self.channel.declare_queue(f"{self.prefix}.{name}", passive=True, timeout=5)).declaration_result
         return counts.message_count or 0, counts.consumer_count or 0
@@ -152,8 +152,8 @@ class WorkerHarness:
         """Wait until the messages received make the condition true."""
         async with asyncio.timeout(TIMEOUT):
             while not condition():
-                self.noticed.clear()
-                await self.noticed.wait()
+                self.received.clear()
+                await self.received.wait()
 
     async def until_row(self, query: str, *values: Any, is_: Any = True) -> None:
         """Poll until the query's single value equals ``is_``."""
@@ -202,7 +202,7 @@ class WorkerHarness:
 
     async def _ack(self, message: AbstractIncomingMessage) -> None:
         await message.ack()
-        self.noticed.set()
+        self.received.set()
 
     async def listen(self) -> None:
         """Consume everything that the worker publishes."""
@@ -236,11 +236,11 @@ def build_report(task_id: uuid.UUID, number: int, transition: str, job_status: s
     return make_report("workspace.build", task_id, **build, **fields)
 
 
-async def in_status(harness: WorkerHarness, status: str, of: uuid.UUID | None = None) -> uuid.UUID:
+async def bring_to_status(harness: WorkerHarness, status: str, of: uuid.UUID | None = None) -> uuid.UUID:
     """Bring a task into this status, a new one unless its id is given, and return its id."""
     task_id = of or await harness.create()
     if status in {"active", "unknown", "paused"}:
-        await harness.active(task_id)
+        await harness.make_active(task_id)
     match status:
         case "initializing":
             await harness.report(build_report(task_id, 1, "start", "running"))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from taskherd.client.errors import ApiError, ClientError, ExitCode, Unreachable
-from taskherd.client.events import TRIES, TaskEvent, stream_events
+from taskherd.client.events import TRIES, StreamEvent, stream_events
 from taskherd.client.http import Client
 
 
@@ -33,7 +33,7 @@ class Server(Client):
             raise answer
         yield io.BytesIO(answer)
 
-    def follow(self) -> Iterator[TaskEvent]:
+    def follow(self) -> Iterator[StreamEvent]:
         """Follow the stream without waiting."""
         return stream_events(self, "tasks", "watch", notice=self.notices.append, sleep=self.slept.append)
 
@@ -44,7 +44,7 @@ def test_a_stream_is_resumed_at_its_last_position() -> None:
         b'event: task.updated\ndata: {"a":1}\nid: 4\n\nid: 5\n\nevent: task.upd',
         b'event: resume\ndata: {}\n\nevent: task.deleted\ndata: {"a":2}\n\n',
     )
-    events: list[TaskEvent] = []
+    events: list[StreamEvent] = []
     with pytest.raises(ClientError, match="did not come back"):
         events += server.follow()
     assert server.positions == [None, "5", *["5"] * TRIES]
@@ -54,7 +54,7 @@ def test_a_stream_is_resumed_at_its_last_position() -> None:
 def test_task_events_have_their_positions() -> None:
     """Only task events are yielded, with decoded content."""
     events = Server(b'event: reset\ndata: 1\n\nid: 7\nevent: task.created\ndata: {"a":1}\n\n').follow()
-    assert next(events) == TaskEvent("task.created", "7", {"a": 1})
+    assert next(events) == StreamEvent("task.created", "7", {"a": 1})
 
 
 def test_waits_grow_while_nothing_is_received() -> None:

@@ -14,7 +14,7 @@ def test_names_follow_the_convention() -> None:
         assert re.fullmatch(r"taskherd_[a-z]+(_[a-z]+)*", each.name)
         assert each.name.endswith("_total") == (each.kind == "counter")
         assert not re.search(r"_(ms|millis|milliseconds|minutes|count|sum|bucket)\b", each.name)
-        assert each.meaning.endswith(".")
+        assert each.help.endswith(".")
 
 
 def test_no_label_is_an_id() -> None:
@@ -55,8 +55,8 @@ def test_each_instance_has_its_own_registry() -> None:
 def test_a_vanished_label_value_is_set_to_zero() -> None:
     """A status that no task has any more is exposed as 0, not with its last count."""
     metrics = Metrics()
-    metrics.replace(metrics.tasks, {"active": 2, "error": 1})
-    metrics.replace(metrics.tasks, {"active": 5})
+    metrics.set_counts(metrics.tasks, {"active": 2, "error": 1})
+    metrics.set_counts(metrics.tasks, {"active": 5})
     assert metrics.registry.get_sample_value("taskherd_tasks", {"status": "active"}) == 5
     assert metrics.registry.get_sample_value("taskherd_tasks", {"status": "error"}) == 0
 

@@ -53,7 +53,7 @@ async def ops() -> AsyncIterator[Ops]:
 
 async def test_a_live_process_need_not_be_ready(ops: Ops) -> None:
     """A process whose database is unavailable is alive: restarting it would not help."""
-    ops.readiness.clear("consumers", "database away")
+    ops.readiness.set_failed("consumers", "database away")
     assert (await ops.get("/livez"))[0] == 200
     assert (await ops.get("/readyz"))[0] == 503
 
@@ -65,9 +65,9 @@ async def test_ready_if_all_conditions_and_checks_are_ok(ops: Ops) -> None:
     async def succeed() -> None:
         await asyncio.sleep(0)
 
-    ops.readiness.set("consumers")
-    ops.readiness.check("database", succeed)
-    ops.readiness.check("broker", lambda: None)
+    ops.readiness.set_ok("consumers")
+    ops.readiness.add_check("database", succeed)
+    ops.readiness.add_check("broker", lambda: None)
     status, _, body = await ops.get("/readyz")
     assert status == 200
     checks = {name: {"ok": True} for name in ("consumers", "database", "broker")}
@@ -87,11 +87,11 @@ async def test_each_failed_check_has_its_reason(ops: Ops) -> None:
     def broken() -> str | None:
         raise ValueError("postgresql://u:s3cr3t@db/x")
 
-    ops.readiness.set("consumers")
-    ops.readiness.check("schema", lambda: "not at head")
-    ops.readiness.check("broker", unavailable)
-    ops.readiness.check("database", hang)
-    ops.readiness.check("odd", broken)
+    ops.readiness.set_ok("consumers")
+    ops.readiness.add_check("schema", lambda: "not at head")
+    ops.readiness.add_check("broker", unavailable)
+    ops.readiness.add_check("database", hang)
+    ops.readiness.add_check("odd", broken)
     status, _, body = await ops.get("/readyz")
     reasons = {name: check.get("reason") for name, check in json.loads(body)["checks"].items()}
     assert status == 503
@@ -115,7 +115,7 @@ async def test_a_hanging_check_runs_once_at_a_time(ops: Ops) -> None:
         await finished.wait()
         return None
 
-    ops.readiness.check("database", hang)
+    ops.readiness.add_check("database", hang)
     await asyncio.gather(*(ops.readiness.reasons() for _ in range(20)))
     assert started == 1
     finished.set()

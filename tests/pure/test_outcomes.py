@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import taskherd
-from taskherd.domain.outcome import FOREIGN_REASONS, DeadLetterReason, ReportOutcome
+from taskherd.domain.outcome import EXTERNAL_REASONS, DeadLetterReason, ReportOutcome
 from taskherd.messages import dead_letters
 from taskherd.messages.dead_letters import MEANINGS
 from taskherd.observability.metrics import Metrics
@@ -46,11 +46,11 @@ EMITTED = {DeadLetterReason[name] for name in used_members("DeadLetterReason") &
 
 def test_every_reason_is_emitted_by_taskherd_or_by_the_broker() -> None:
     """Each code belongs to one of the two, none to both."""
-    assert EMITTED.isdisjoint(FOREIGN_REASONS)
-    assert set(DeadLetterReason) == EMITTED | FOREIGN_REASONS
+    assert EMITTED.isdisjoint(EXTERNAL_REASONS)
+    assert set(DeadLetterReason) == EMITTED | EXTERNAL_REASONS
 
 
-@pytest.mark.parametrize("reason", sorted(FOREIGN_REASONS))
+@pytest.mark.parametrize("reason", sorted(EXTERNAL_REASONS))
 def test_the_brokers_reasons_are_shown_unchanged(reason: DeadLetterReason) -> None:
     """RabbitMQ's reason is read from ``x-death``; without that header the reason is unknown."""
     assert (
@@ -61,7 +61,7 @@ def test_the_brokers_reasons_are_shown_unchanged(reason: DeadLetterReason) -> No
 def test_the_contract_lists_exactly_these_reasons() -> None:
     """``docs/asyncapi.yaml`` lists and explains every code once."""
     schema = yaml.safe_load(ASYNCAPI.read_text(encoding="utf-8"))["components"]["schemas"]["DeadLetterReason"]
-    assert sorted(schema["enum"]) == sorted(EMITTED | FOREIGN_REASONS)
+    assert sorted(schema["enum"]) == sorted(EMITTED | EXTERNAL_REASONS)
     assert [line.split(":")[0] for line in schema["description"].splitlines()] == schema["enum"]
     assert list(MEANINGS) == list(DeadLetterReason)
 
@@ -71,7 +71,7 @@ def test_every_outcome_occurs_and_is_counted() -> None:
     assert used_members("ReportOutcome") == set(ReportOutcome.__members__)
     labels = {outcome.metric for outcome in ReportOutcome}
     assert labels == {"applied", "unchanged", "stale", "parked", "tombstone", "conflict", "invalid"}
-    (meaning,) = [metric.meaning for metric in Metrics().declared if metric.name == "taskherd_reports_total"]
+    (meaning,) = [metric.help for metric in Metrics().declared if metric.name == "taskherd_reports_total"]
     assert labels <= set(meaning.replace(",", " ").replace(".", " ").split())
 
 

@@ -14,10 +14,10 @@ def test_priorities_distribute_queues_and_move_only_those_of_a_lost_worker() -> 
     queues = [f"taskherd.reports.{number}" for number in range(4000)]
 
     def owner(queue: str, candidates: Sequence[str]) -> str:
-        return max(candidates, key=lambda worker: topology.priority(worker, queue))
+        return max(candidates, key=lambda worker: topology.consumer_priority(worker, queue))
 
     before = {queue: owner(queue, workers) for queue in queues}
     after = {queue: owner(queue, workers[1:]) for queue in queues}
     assert all(900 < count < 1100 for count in Counter(before.values()).values())
     assert all(after[queue] == before[queue] for queue in queues if before[queue] != "a")
-    assert all(0 <= topology.priority("a", queue) < 2**31 for queue in queues)
+    assert all(0 <= topology.consumer_priority("a", queue) < 2**31 for queue in queues)

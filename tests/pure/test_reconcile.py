@@ -16,9 +16,9 @@ from taskherd.worker.load import LoadedBatch
 from taskherd.worker.reconcile import fold_batch, summarize
 from taskherd.worker.save import Writes
 from tests.harness.histories import NOON, TASK
-from tests.pure.domain.mutated_core import whole
-from tests.pure.domain.test_fold import build, patience, status
-from tests.pure.domain.test_task_update import updated
+from tests.pure.domain.mutated_core import unchanged_core
+from tests.pure.domain.test_fold import build, status, timeouts
+from tests.pure.domain.test_task_update import new_update
 
 ACTOR, ORGANIZATION, VERSION = UUID(int=7), UUID(int=8), UUID(int=9)
 CREATE = Create(
@@ -43,7 +43,7 @@ def loaded(batch: Batch, recorded_reply: RecordedCommand | None = None, *, owner
         batch=batch,
         rows={},
         updates={},
-        policies=Policies(patience(whole()), Backoff(1, 1), create_context),
+        policies=Policies(timeouts(unchanged_core()), Backoff(1, 1), create_context),
         lease_checked=frozenset({TASK}),
         leased=frozenset(),
         parked=[(5, conflict), (6, status(AgentState.WORKING))],
@@ -78,7 +78,7 @@ def test_a_report_without_a_task_is_parked_under_its_index() -> None:
     missing = AppStatus(task_id=OTHER, build_number=None, seq=1, state=AgentState.IDLE)
     batch = Batch([status(AgentState.IDLE), missing])
     loaded_batch, batch_result = loaded(batch), result(batch)
-    loaded_batch.updates[TASK] = updated(whole().builds.initial_state(TASK, NOON))
+    loaded_batch.updates[TASK] = new_update(unchanged_core().builds.initial_state(TASK, NOON))
     parking = fold_batch(loaded_batch, [0, 1], batch_result)
     assert parking.new == {1: missing}
     assert batch_result.outcomes == [ReportOutcome.APPLIED, ReportOutcome.PARKED]

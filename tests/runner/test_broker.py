@@ -10,7 +10,7 @@ import pytest
 
 from taskherd.dev.services import start_broker
 from taskherd.dev.sources import Broker
-from tests.broker.conftest import TcpRelay
+from tests.broker.conftest import TcpProxy
 from tests.harness.runner import RunnerHarness, eventually, runner_harness
 from tests.harness.worker import worker_harness
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.timeout(180)
 async def test_reports_made_during_an_outage_are_sent_afterwards(harness: RunnerHarness) -> None:
     """The agent keeps working while the runner cannot reach the broker; then all reports are sent in order, once."""
     host, port = re.findall(r"@([^:/]+):(\d+)", harness.worker.urls[1])[0]
-    relay = TcpRelay(host, int(port))
+    relay = TcpProxy(host, int(port))
     relay_port = await relay.start()
     runner = await harness.start(amqp_url=harness.worker.urls[1].replace(f":{port}", f":{relay_port}"))
     task_id = await harness.task("count:20", "await:go", "count:300", "say:done", "exit:4")
@@ -43,7 +43,7 @@ async def test_reports_made_during_an_outage_are_sent_afterwards(harness: Runner
 async def test_unsent_reports_survive_the_runner(harness: RunnerHarness) -> None:
     """Reports that could not be sent before the runner was killed are sent by the next one."""
     host, port = re.findall(r"@([^:/]+):(\d+)", harness.worker.urls[1])[0]
-    relay = TcpRelay(host, int(port))
+    relay = TcpProxy(host, int(port))
     relay_port = await relay.start()
     first = await harness.start(amqp_url=harness.worker.urls[1].replace(f":{port}", f":{relay_port}"))
     task_id = await harness.task("say:before", "await:go", "say:meanwhile", "sleep")
@@ -78,7 +78,7 @@ async def test_nothing_is_lost_when_the_broker_is_killed(broker: Broker, databas
         runner = await harness.start()
         task_id = await harness.task("count:10", "await:go", "count:50", "echo")
         await harness.until_output(task_id, "line 9")
-        await asyncio.to_thread(broker.settle)
+        await asyncio.to_thread(broker.flush_definitions)
         agent = harness.agent(task_id)["agent"]
         broker.kill()
         (harness.work(task_id) / "go").touch()

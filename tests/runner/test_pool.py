@@ -98,14 +98,14 @@ async def test_without_a_worker_only_the_only_copy_is_started(harness: RunnerHar
     await harness.until_output(first, "up")
     start = harness.worker.requests_of(first, "workspace.start")[0]
     harness.worker.worker.stop()
-    await eventually_async(partial(harness.worker.queue, "commands"), (0, 0).__eq__)
+    await eventually_async(partial(harness.worker.queue_counts, "commands"), (0, 0).__eq__)
     other, third = uuid.uuid4(), uuid.uuid4()
     await harness.repeat_request(start, task_id=str(other), attempt=1)
     await harness.repeat_request(start, task_id=str(third), attempt=2)
     await eventually_async(partial(_start_requests, runner), (2).__eq__)
     assert harness.marked(other)
     assert not (harness.root / str(third)).exists()
-    assert await harness.worker.queue("commands") == (2, 0)  # the claims wait for the worker
+    assert await harness.worker.queue_counts("commands") == (2, 0)  # the claims wait for the worker
 
 
 async def test_a_returning_runner_stops_an_agent_whose_task_moved(impatient_harness: RunnerHarness) -> None:

@@ -50,7 +50,7 @@ async def test_success_without_a_runner_is_reported_as_complete(harness: RunnerH
     first = await harness.start()
     task_id = await harness.task("say:up", "await:go", "say:well done")
     await harness.until_output(task_id, "up")
-    assert await first.leave() == 0
+    assert await first.terminate() == 0
     (harness.work(task_id) / "go").touch()
     await eventually((harness.state(task_id) / "run-1/exit.json").exists)
     await harness.start()

@@ -14,7 +14,7 @@ from taskherd.domain import builds
 from taskherd.domain.task import Task
 from taskherd.domain.value import replace
 from taskherd.store.engine import dispose, open_engine
-from taskherd.store.tasks import StoredTask, TaskEvent
+from taskherd.store.tasks import StoredTask, TaskEventRow
 
 NOW = datetime.now(UTC).replace(microsecond=123456)
 
@@ -58,9 +58,9 @@ def next_version(
     return StoredTask(replace(row.task, version=version, **changes), "active", document, due_at, due_moved)
 
 
-def event(task_id: UUID, version: int, at: datetime = NOW) -> TaskEvent:
+def event(task_id: UUID, version: int, at: datetime = NOW) -> TaskEventRow:
     """Make the change that led to this version."""
-    return TaskEvent(
+    return TaskEventRow(
         task=replace(task_row(task_id).task, version=version, updated_at=at),
         kind="created" if version == 1 else "updated",
         document='{"status":"active"}',

@@ -87,8 +87,8 @@ async def test_missing_entries_are_deactivated_and_can_return(engine: AsyncEngin
     changes = await apply(engine, content)
     assert (changes.created, changes.updated, changes.deactivated) == (0, 0, 5)
     async with transaction(engine) as conn:
-        owners = await directory.owner(conn, [UUID(int=11), UUID(int=12), UUID(int=99)])
-        versions = await directory.template_version(conn, [UUID(int=31), UUID(int=32)])
+        owners = await directory.owners(conn, [UUID(int=11), UUID(int=12), UUID(int=99)])
+        versions = await directory.template_versions(conn, [UUID(int=31), UUID(int=32)])
         pair = (UUID(int=12), UUID(int=31))
         assert (await directory.names(conn, [pair]))[pair].owner_name == "bob"
     assert {key.int: (owner.active, owner.organizations) for key, owner in owners.items()} == {
@@ -101,7 +101,7 @@ async def test_missing_entries_are_deactivated_and_can_return(engine: AsyncEngin
     }
     assert (await apply(engine, file())).updated == 5
     async with transaction(engine) as conn:
-        (version,) = (await directory.template_version(conn, [UUID(int=32)])).values()
+        (version,) = (await directory.template_versions(conn, [UUID(int=32)])).values()
     assert dict(version.run) == {"pool": "gpu"}
     assert version.presets == {UUID(int=41)}
     assert version.usable

@@ -39,8 +39,8 @@ async def test_only_leases_of_the_same_build_and_agent_are_renewed(engine: Async
     ]
     async with transaction(engine) as conn:
         await leases.upsert(conn, before)
-        assert await leases.touch(conn, heartbeats) == {before[0].task_id, before[5].task_id}
-        after = {row.task_id: row for row in await leases.load(conn, [row.task_id for row in before])}
+        assert await leases.renew(conn, heartbeats) == {before[0].task_id, before[5].task_id}
+        after = {row.task_id: row for row in await leases.lock(conn, [row.task_id for row in before])}
     assert after[before[0].task_id] == replace(before[0], seq=101, observed_at=LATER, last_heartbeat_at=LATER)
     assert after[before[5].task_id] == replace(before[5], last_heartbeat_at=LATER)
     assert [after[row.task_id] for row in before[1:5]] == before[1:5]
@@ -55,11 +55,11 @@ async def test_concurrent_renewals_keep_the_greatest_seq(engine: AsyncEngine) ->
     async def renew(seq: int) -> None:
         rows = existing if seq % 2 else existing[::-1]
         async with transaction(engine) as conn:
-            await leases.touch(conn, [heartbeat(row, seq) for row in rows])
+            await leases.renew(conn, [heartbeat(row, seq) for row in rows])
 
     await asyncio.gather(*(renew(seq) for seq in range(101, 121)))
     async with transaction(engine) as conn:
-        assert {row.seq for row in await leases.load(conn, [row.task_id for row in existing])} == {120}
+        assert {row.seq for row in await leases.lock(conn, [row.task_id for row in existing])} == {120}
 
 
 async def test_silent_tasks_are_returned_longest_silent_first(engine: AsyncEngine) -> None:
@@ -68,6 +68,6 @@ async def test_silent_tasks_are_returned_longest_silent_first(engine: AsyncEngin
     async with transaction(engine) as conn:
         await leases.upsert(conn, [second, latest, first])
         assert await leases.silent(conn, latest.last_heartbeat_at, 10) == [first.task_id, second.task_id]
-        await leases.remove(conn, [first.task_id])
+        await leases.delete(conn, [first.task_id])
         assert await leases.silent(conn, latest.last_heartbeat_at, 10) == [second.task_id]
         assert await leases.count(conn, latest.last_heartbeat_at) == (2, 1)

@@ -148,7 +148,7 @@ async def test_renamed_columns_keep_their_values(empty_url: str) -> None:
     engine = open_engine(empty_url, size=1, application_name="taskherd-tests")
     async with transaction(engine) as conn:
         (stored,) = await tasks.lock(conn, [task])
-        (lease,) = await leases.load(conn, [task])
+        (lease,) = await leases.lock(conn, [task])
     await dispose(engine)
     assert stored.task.state == row.task.state
     assert lease == Lease(task, 1, None, 5, None, NOW)

@@ -33,14 +33,14 @@ async def test_due_events_contain_everything_to_publish(engine: AsyncEngine) -> 
     """An event is returned completely until it is marked as published; marking it again has no effect."""
     ((task_id, _),) = await _store_events(engine, 1, 1)
     async with transaction(engine) as conn:
-        assert await outbox.due(conn, NOW - timedelta(seconds=1), 10) == []
-        (due,) = await outbox.due(conn, NOW, 10)
+        assert await outbox.stale(conn, NOW - timedelta(seconds=1), 10) == []
+        (due,) = await outbox.stale(conn, NOW, 10)
         assert (due.task_id, due.version, due.kind, due.prompt) == (task_id, 1, "created", "Do it.")
         assert due.changes == ["status", "current_state"]
         assert orjson.loads(due.cause) == {"kind": "report", "type": "app.status"}
         assert await outbox.mark_published(conn, [(task_id, 1)]) == 1
         assert await outbox.mark_published(conn, [(task_id, 1)]) == 0
-        assert await outbox.due(conn, NOW, 10) == []
+        assert await outbox.stale(conn, NOW, 10) == []
 
 
 async def test_a_later_version_waits_for_an_earlier_one(engine: AsyncEngine) -> None:

@@ -25,12 +25,12 @@ async def test_parking_is_limited_per_task_and_keeps_the_order(engine: AsyncEngi
         ]
         assert await parked_reports.park(conn, batch, 2) == [3]
         assert await parked_reports.park(conn, batch[:2], 2) == [0]
-        rows = await parked_reports.read(conn, [one])
+        rows = await parked_reports.lock(conn, [one])
         assert [row.report for row in rows] == ['{"n":0}', '{"n":2}']
-        await parked_reports.remove(conn, [row.id for row in rows])
-        assert await parked_reports.read(conn, [one]) == []
-        assert await parked_reports.expired(conn, NOW, 10) == []
-        assert [row.task_id for row in await parked_reports.expired(conn, NOW + timedelta(seconds=1), 10)] == [
+        await parked_reports.delete(conn, [row.id for row in rows])
+        assert await parked_reports.lock(conn, [one]) == []
+        assert await parked_reports.lock_expired(conn, NOW, 10) == []
+        assert [row.task_id for row in await parked_reports.lock_expired(conn, NOW + timedelta(seconds=1), 10)] == [
             other,
             other,
         ]

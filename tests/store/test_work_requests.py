@@ -27,13 +27,13 @@ async def test_the_delay_of_each_attempt_is_that_of_backoff(engine: AsyncEngine)
         async with transaction(engine) as conn:
             await work_requests.add(conn, [row, row])
             for attempt in range(1, attempts + 1):
-                (due,) = await work_requests.due(conn, at, 10, first=first, most=maximum)
+                (due,) = await work_requests.pick_due(conn, at, 10, first_delay=first, max_delay=maximum)
                 assert (due.attempt, due.first_sent_at) == (attempt, NOW)
-                assert await work_requests.due(conn, at, 10, first=first, most=maximum) == []
+                assert await work_requests.pick_due(conn, at, 10, first_delay=first, max_delay=maximum) == []
                 delay = (due.next_at - at).total_seconds()
                 assert 0.9 * backoff.longest(attempt) - 1e-6 <= delay <= 1.1 * backoff.longest(attempt) + 1e-6
                 at = due.next_at
-            await work_requests.remove(conn, [row.request_id])
+            await work_requests.delete(conn, [row.request_id])
 
 
 async def test_an_answer_deletes_only_the_request_of_its_build_or_input(engine: AsyncEngine) -> None:
@@ -45,8 +45,8 @@ async def test_an_answer_deletes_only_the_request_of_its_build_or_input(engine: 
         assert await work_requests.delete_answered(conn, [(task_id, 1), (uuid4(), 2)]) == {start.request_id}
         assert await work_requests.delete_answered_inputs(conn, [(task_id, input_id)]) == {send.request_id}
         assert [row.request_id for row in await work_requests.of_tasks(conn, [task_id])] == [stop.request_id]
-        await work_requests.remove(conn, [stop.request_id])
-        assert await work_requests.due(conn, NOW, 10, first=5, most=60) == []
+        await work_requests.delete(conn, [stop.request_id])
+        assert await work_requests.pick_due(conn, NOW, 10, first_delay=5, max_delay=60) == []
 
 
 async def test_two_workers_pick_different_requests(engine: AsyncEngine) -> None:
@@ -54,7 +54,7 @@ async def test_two_workers_pick_different_requests(engine: AsyncEngine) -> None:
     async with transaction(engine) as conn:
         await work_requests.add(conn, [work_request(uuid4(), 1) for _ in range(4)])
     async with transaction(engine) as one, transaction(engine) as other:
-        first = await work_requests.due(one, NOW, 2, first=5, most=60)
-        second = await work_requests.due(other, NOW, 10, first=5, most=60)
+        first = await work_requests.pick_due(one, NOW, 2, first_delay=5, max_delay=60)
+        second = await work_requests.pick_due(other, NOW, 10, first_delay=5, max_delay=60)
     assert len({row.request_id for row in first + second}) == 4
     assert (len(first), len(second)) == (2, 2)

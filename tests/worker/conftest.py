@@ -32,6 +32,3 @@ async def external(database_url: str, amqp_url: str, amqp_prefix: str) -> AsyncI
     """Return a harness without a worker; the test starts its workers."""
     async with external_harness(database_url, amqp_url, amqp_prefix) as without_worker:
         yield without_worker
-
-
-alone = external  # the name that tests/deploy uses

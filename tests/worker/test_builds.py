@@ -41,7 +41,7 @@ async def test_an_unanswered_start_also_goes_to_the_pool(start_worker: StartWork
         await harness.database.execute("""UPDATE template_versions SET run = '{"pool": "gpu"}'""")
         task_id = await harness.create()
         await harness.until(lambda: harness.routes(task_id) == {"workspace.start.gpu"})
-        await harness.active(task_id)
+        await harness.make_active(task_id)
         assert (await harness.command("task.pause", task_id))["ok"]
         await harness.until(
             lambda: any(each["attempt"] >= 5 for each in harness.requests_of(task_id, "workspace.stop"))
@@ -145,7 +145,7 @@ async def test_a_delete_waits_for_the_active_build(harness: WorkerHarness) -> No
 async def test_a_failed_delete_is_requested_again(start_worker: StartWorker) -> None:
     """A delete that failed or timed out is requested again with the next build number, and counted."""
     async with start_worker(**HASTY, delete_backoff_most=1, request_ttl=1) as harness:
-        task_id = await harness.active()
+        task_id = await harness.make_active()
         assert (await harness.command("task.delete", task_id))["ok"]
         await harness.until(lambda: harness.requests_of(task_id, "workspace.delete"))
         await harness.report(build_report(task_id, 2, "delete", "failed", error="The volume is busy"))

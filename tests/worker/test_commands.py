@@ -18,7 +18,7 @@ from tests.harness.worker import (
     TEMPLATE,
     VERSION,
     WorkerHarness,
-    in_status,
+    bring_to_status,
     make_command,
     make_report,
     running_worker,
@@ -52,7 +52,7 @@ async def test_a_create_is_refused_by_its_first_violated_precondition(harness: W
     await harness.database.execute(OTHER_DIRECTORY)
 
     async def refused(**fields: Any) -> dict[str, Any]:
-        return await harness.refused("task.create", uuid.uuid4(), **{**WANTED, **fields})
+        return await harness.refused_command("task.create", uuid.uuid4(), **{**WANTED, **fields})
 
     unknown = str(uuid.uuid4())
     all_wrong = {"owner_id": unknown, "template_version_id": unknown, "name": "new", "display_name": "x" * 65}
@@ -105,9 +105,9 @@ async def test_a_task_id_is_never_reused(harness: WorkerHarness) -> None:
     """A create with the id of another task, even a deleted one, is refused before any other check."""
     task_id = await harness.create()
     taken = {"status": 409, "message": "A task with this ID already exists."}
-    assert await harness.refused("task.create", task_id, **{**WANTED, "owner_id": str(uuid.uuid4())}) == taken
+    assert await harness.refused_command("task.create", task_id, **{**WANTED, "owner_id": str(uuid.uuid4())}) == taken
     await harness.command("task.delete", task_id)
-    assert await harness.refused("task.create", task_id, **WANTED) == taken
+    assert await harness.refused_command("task.create", task_id, **WANTED) == taken
 
 
 async def test_a_repeated_command_gets_the_same_reply(harness: WorkerHarness) -> None:
@@ -115,7 +115,7 @@ async def test_a_repeated_command_gets_the_same_reply(harness: WorkerHarness) ->
     task_id = uuid.uuid4()
     command = make_command("task.create", task_id, **WANTED)
     first = await harness.send(command)
-    await harness.active(task_id)
+    await harness.make_active(task_id)
     assert await harness.send({**command, "unknown": "field"}) == first
     clash = {"status": 409, "message": "command_id was used for another command."}
     assert (await harness.send({**command, "input": "Something else"}))["error"] == clash
@@ -139,7 +139,7 @@ async def test_a_repeated_command_gets_the_same_reply(harness: WorkerHarness) ->
 
 async def test_an_input_id_is_never_reused(harness: WorkerHarness) -> None:
     """A send with the id of an old input is dead-lettered and replied to, and the worker continues."""
-    task_id = await harness.active()
+    task_id = await harness.make_active()
     sent = make_command("task.send", task_id, input="Once")
     assert (await harness.send(sent))["ok"]
     await harness.database.execute("DELETE FROM command_log")
@@ -198,7 +198,7 @@ async def test_each_status_refuses_the_commands_that_compat_md_lists(harness: Wo
     pause = dict.fromkeys(("pending", "initializing", "unknown"), BUILD_ACTIVE)
     resume = {**pause, "active": {"status": 409, "message": "Task workspace is already running."}}
     for status in STATUSES:
-        task_id = await in_status(harness, status)
+        task_id = await bring_to_status(harness, status)
         cases: list[tuple[str, dict[str, str], dict[str, Any] | None]] = [
             ("task.send", {"input": ""}, blank),
             ("task.update_input", {"input": " \n"}, blank),
@@ -209,18 +209,18 @@ async def test_each_status_refuses_the_commands_that_compat_md_lists(harness: Wo
         for kind, fields, refusal in cases:
             reply = await harness.command(kind, task_id, **fields)
             assert reply.get("error") == refusal, (status, kind, reply)
-        other = await in_status(harness, status)
+        other = await bring_to_status(harness, status)
         reply = await harness.command("task.resume", other)
         assert reply.get("error") == resume.get(status), (status, reply)
         assert (await harness.command("task.delete", other))["ok"]
         for kind in ("task.send", "task.update_input", "task.pause", "task.resume", "task.delete"):
             fields = {"input": ""} if kind in {"task.send", "task.update_input"} else {}
-            assert await harness.refused(kind, other, **fields) == NOT_FOUND
+            assert await harness.refused_command(kind, other, **fields) == NOT_FOUND
 
 
 async def test_a_paused_task_accepts_another_prompt(harness: WorkerHarness) -> None:
     """The new prompt is in the document, in the next start request and in the history."""
-    task_id = await in_status(harness, "paused")
+    task_id = await bring_to_status(harness, "paused")
     reply = await harness.command("task.update_input", task_id, input="Try again")
     assert reply["task"]["initial_prompt"] == "Try again"
     assert (await harness.command("task.resume", task_id))["task"]["workspace_build_number"] == 3

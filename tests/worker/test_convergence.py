@@ -13,7 +13,7 @@ import aio_pika
 from taskherd.domain import builds, fold
 from taskherd.domain.view import derive_view
 from taskherd.messages.document import core_document
-from tests.harness.histories import NOON, body, delivered, history
+from tests.harness.histories import NOON, history, report_fields, shuffled_batches
 from tests.harness.worker import ALICE, ORGANIZATION, TEMPLATE, VERSION, WorkerHarness
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def created_task(task_id: uuid.UUID, row: Any) -> Task:
 
 def messages(random: Random, histories: dict[uuid.UUID, list[Report]]) -> list[list[Report]]:
     """Return all histories as a broker may deliver them: permuted, repeated, in arrays that tasks share."""
-    pieces = [batch for reports in histories.values() for batch in delivered(random, reports)]
+    pieces = [batch for reports in histories.values() for batch in shuffled_batches(random, reports)]
     random.shuffle(pieces)
     joined: list[list[Report]] = []
     for piece in pieces:
@@ -79,7 +79,7 @@ def messages(random: Random, histories: dict[uuid.UUID, list[Report]]) -> list[l
 async def publish(harness: WorkerHarness, batches: list[list[Report]]) -> None:
     """Publish each batch in one message, all at the same time."""
     exchange = await harness.channel.get_exchange(f"{harness.prefix}.reports", ensure=False)
-    bodies = [[body(report) for report in batch] for batch in batches]
+    bodies = [[report_fields(report) for report in batch] for batch in batches]
     texts = [json.dumps(each[0] if len(each) == 1 else each).encode() for each in bodies]
     await asyncio.gather(*(exchange.publish(aio_pika.Message(text), "any", timeout=10) for text in texts))
 

@@ -117,7 +117,7 @@ async def test_events_are_cloud_events_by_kind(harness: WorkerHarness) -> None:
 
 async def test_the_history_equals_the_published_events(harness: WorkerHarness) -> None:
     """The history has every version with cause and changes, the outbox empties, and positions rise with versions."""
-    ids = [await full_life(harness), await harness.active(), await harness.create()]
+    ids = [await full_life(harness), await harness.make_active(), await harness.create()]
     await harness.until_row("SELECT count(*) FROM outbox", is_=0)
     for task_id in ids:
         events = harness.events_of(task_id)
@@ -164,7 +164,7 @@ def has_more_events(harness: WorkerHarness, task_id: uuid.UUID, count: int) -> b
 
 async def test_traffic_does_not_starve_stale_events(harness: WorkerHarness) -> None:
     """A stale event in the outbox is published while other tasks change without a pause."""
-    task_id, other = await harness.active(), await harness.active()
+    task_id, other = await harness.make_active(), await harness.make_active()
     await harness.until_row("SELECT count(*) FROM outbox", is_=0)
     harness.events.clear()
     await harness.database.execute("DELETE FROM task_feed WHERE task_id = $1", task_id)

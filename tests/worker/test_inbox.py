@@ -45,7 +45,7 @@ async def report_state(harness: WorkerHarness, task_id: uuid.UUID, state: str = 
 
 async def test_inputs_go_one_at_a_time_and_in_order(harness: WorkerHarness) -> None:
     """The first is sent at once; the next after the previous was delivered and a state other than working followed."""
-    task_id = await harness.active()
+    task_id = await harness.make_active()
     first = await send(harness, task_id, "one")
     assert first["queued"] is False
     others = [await send(harness, task_id, text) for text in ("two", "three")]
@@ -72,7 +72,7 @@ async def test_inputs_go_one_at_a_time_and_in_order(harness: WorkerHarness) -> N
 
 async def test_no_input_is_sent_while_the_agent_works(harness: WorkerHarness) -> None:
     """While the state is working an input waits; it is sent with the next state."""
-    task_id = await harness.active()
+    task_id = await harness.make_active()
     await report_state(harness, task_id, "working")
     assert (await send(harness, task_id, "later"))["queued"] is True
     assert await harness.database.fetchval("SELECT count(*) FROM work_requests") == 0
@@ -82,7 +82,7 @@ async def test_no_input_is_sent_while_the_agent_works(harness: WorkerHarness) ->
 
 async def test_the_next_input_is_sent_without_a_new_state(harness: WorkerHarness) -> None:
     """If no new state follows a delivery, the next input is sent after 5 s, not before."""
-    task_id = await harness.active()
+    task_id = await harness.make_active()
     first, second = [await send(harness, task_id, text) for text in ("one", "two")]
     await decide(harness, task_id, first, "delivered")
     await until_state(harness, second, "sent")
@@ -94,7 +94,7 @@ async def test_the_next_input_is_sent_without_a_new_state(harness: WorkerHarness
 
 async def test_after_a_failed_input_the_next_is_sent_at_once(harness: WorkerHarness) -> None:
     """The failure and its detail are stored; the first outcome wins over later ones."""
-    task_id = await harness.active()
+    task_id = await harness.make_active()
     first, second = [await send(harness, task_id, text) for text in ("one", "two")]
     await decide(harness, task_id, first, "failed", detail="The agent has exited")
     await until_state(harness, second, "sent")
@@ -109,7 +109,7 @@ async def test_after_a_failed_input_the_next_is_sent_at_once(harness: WorkerHarn
 
 async def test_an_outcome_of_an_input_that_was_never_sent(harness: WorkerHarness) -> None:
     """An outcome of a queued input is accepted; the inbox continues with the next input and keeps its count."""
-    task_id = await harness.active()
+    task_id = await harness.make_active()
     first, second, third = [await send(harness, task_id, text) for text in ("one", "two", "three")]
     await decide(harness, task_id, second, "failed")
     await decide(harness, task_id, first, "failed")
@@ -121,7 +121,7 @@ async def test_an_outcome_of_an_input_that_was_never_sent(harness: WorkerHarness
 
 async def test_outcomes_of_sent_and_queued_inputs_in_one_batch(harness: WorkerHarness) -> None:
     """Outcomes of the sent input and of queued ones in one batch: the first of the others is sent."""
-    task_id = await harness.active()
+    task_id = await harness.make_active()
     replies = [await send(harness, task_id, text) for text in ("one", "two", "three", "four", "five")]
     await harness.report(
         *(make_report("task.input", task_id, input_id=replies[n]["input_id"], outcome="failed") for n in (2, 0, 1))
@@ -134,7 +134,7 @@ async def test_outcomes_of_sent_and_queued_inputs_in_one_batch(harness: WorkerHa
 
 async def test_an_outcome_of_an_unknown_input_is_dead_lettered(harness: WorkerHarness) -> None:
     """The outcome of an input that does not exist, or belongs to another task, becomes a dead letter."""
-    task_id, other = await harness.active(), await harness.active()
+    task_id, other = await harness.make_active(), await harness.make_active()
     reply = await send(harness, task_id, "one")
     other_tasks = make_report("task.input", other, input_id=reply["input_id"], outcome="delivered")
     await harness.report(other_tasks, make_report("task.input", other, input_id=str(uuid.uuid4()), outcome="failed"))
@@ -145,7 +145,7 @@ async def test_an_outcome_of_an_unknown_input_is_dead_lettered(harness: WorkerHa
 
 async def test_a_pause_keeps_queued_inputs_and_a_delete_fails_them(harness: WorkerHarness) -> None:
     """Queued inputs survive a pause and are sent after the resume; a delete fails the others and requests none."""
-    task_id = await harness.active()
+    task_id = await harness.make_active()
     await report_state(harness, task_id, "working")
     first, second = [await send(harness, task_id, text) for text in ("one", "two")]
     assert (await harness.command("task.pause", task_id))["ok"]
@@ -155,7 +155,7 @@ async def test_a_pause_keeps_queued_inputs_and_a_delete_fails_them(harness: Work
     await harness.until(lambda: harness.state(task_id).get("state") == "idle")
     assert await harness.database.fetchval("SELECT count(*) FROM inputs WHERE state = 'queued'") == 2
     assert (await harness.command("task.resume", task_id))["ok"]
-    await harness.active(task_id, 3)
+    await harness.make_active(task_id, 3)
     await harness.until(lambda: requested_inputs(harness, task_id) == ["one"])
     assert harness.requests_of(task_id, "agent.input")[-1]["build_number"] == 3
     assert (await harness.command("task.delete", task_id))["ok"]
@@ -168,7 +168,7 @@ async def test_a_pause_keeps_queued_inputs_and_a_delete_fails_them(harness: Work
 async def test_an_unanswered_input_fails(start_worker: StartWorker) -> None:
     """It is repeated until request_ttl after its first attempt, then it fails and the next one is sent."""
     async with start_worker(request_backoff_first=0.1, request_backoff_most=0.3, request_ttl=1) as harness:
-        task_id = await harness.active()
+        task_id = await harness.make_active()
         first, second = [await send(harness, task_id, text) for text in ("one", "two")]
         await until_state(harness, first, "failed")
         detail = await harness.database.fetchval("SELECT detail FROM inputs ORDER BY ordinal LIMIT 1")
@@ -183,16 +183,16 @@ async def test_an_unanswered_input_fails(start_worker: StartWorker) -> None:
 async def test_strict_mode_refuses_inputs_for_a_busy_task(start_worker: StartWorker) -> None:
     """With send_mode strict an input for a busy task is refused, as Coder does, and nothing is queued."""
     async with start_worker(send_mode="strict") as harness:
-        task_id = await harness.active()
+        task_id = await harness.make_active()
         assert (await send(harness, task_id, "one"))["queued"] is False
-        error = await harness.refused("task.send", task_id, input="two")
+        error = await harness.refused_command("task.send", task_id, input="two")
         assert error == {"status": 409, "message": "Task app is not ready to accept input."}
         assert await harness.database.fetchval("SELECT count(*) FROM inputs") == 1
 
 
 async def test_reports_without_a_seq_keep_their_order(harness: WorkerHarness) -> None:
     """Of reports without a seq, in one array or in separate messages, the last one wins."""
-    one, other = await harness.active(), await harness.active()
+    one, other = await harness.make_active(), await harness.make_active()
     processed = 6
     for last in ("idle", "working", "complete"):
         states = ["working", "idle", "complete", "working", last]

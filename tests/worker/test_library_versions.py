@@ -21,5 +21,5 @@ async def test_a_worker_works_without_a_patch(start_worker: StartWorker, library
                 "task.create", task_id, owner_id=str(ALICE), template_version_id=str(VERSION), input="Fix the build"
             )
             assert reply["ok"] is True
-            await harness.active(await harness.create())
+            await harness.make_active(await harness.create())
             await harness.until(lambda: harness.document(task_id) == reply["task"] and harness.requests)

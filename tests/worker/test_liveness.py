@@ -37,7 +37,7 @@ async def drained_since(harness: WorkerHarness) -> datetime:
 async def test_a_silent_agent_is_lost_until_the_next_heartbeat(start_worker: StartWorker) -> None:
     """After agent_lost_after without a heartbeat a sweep marks the agent lost; a heartbeat makes it healthy again."""
     async with start_worker(agent_lost_after=1) as harness:
-        task_id = await harness.active()
+        task_id = await harness.make_active()
         await harness.until(lambda: health(harness, task_id) == LOST)
         event = harness.events_of(task_id)[-1]
         assert event["cause"] == {"kind": "sweep", "type": "agent.silent"}
@@ -68,7 +68,7 @@ async def test_an_agent_that_does_not_connect_in_time_is_unhealthy(start_worker:
 
 async def test_a_disconnected_agent_is_lost_at_once(harness: WorkerHarness) -> None:
     """An agent that reports its disconnect is lost without a wait, until its next heartbeat."""
-    task_id = await harness.active()
+    task_id = await harness.make_active()
     await harness.report(make_report("agent.disconnected", task_id))
     await harness.until(lambda: health(harness, task_id) == LOST)
     assert harness.events_of(task_id)[-1]["cause"] == {"kind": "report", "type": "agent.disconnected"}
@@ -86,7 +86,7 @@ async def test_the_mass_loss_guard_waits_before_most_agents_are_lost(start_worke
     """If most agents fall silent at once none is lost during the hold, not even one whose build times out."""
     async with start_worker(agent_lost_after=1, mass_silence_hold=1.5, build_timeout=1) as harness:
         tasks = [await harness.create() for _ in range(6)]
-        await asyncio.gather(*(harness.active(task_id) for task_id in tasks))
+        await asyncio.gather(*(harness.make_active(task_id) for task_id in tasks))
         await harness.report(
             build_report(tasks[0], 2, "start", "running"), make_report("agent.heartbeat", tasks[0], build_number=2)
         )
@@ -107,7 +107,7 @@ async def test_a_few_of_many_agents_are_lost_at_once(start_worker: StartWorker) 
     """Fewer than 5 silent agents, or less than 55 % of those connected, do not trigger the mass-loss guard."""
     async with start_worker(agent_lost_after=1, mass_silence_hold=600) as harness:
         tasks = [await harness.create() for _ in range(12)]
-        await asyncio.gather(*(harness.active(task_id) for task_id in tasks))
+        await asyncio.gather(*(harness.make_active(task_id) for task_id in tasks))
         connected, silent = tasks[:7], tasks[7:]
 
         async def keep_connected() -> None:
@@ -127,7 +127,7 @@ async def test_a_few_of_many_agents_are_lost_at_once(start_worker: StartWorker) 
 async def test_time_without_a_worker_is_no_silence(external: WorkerHarness) -> None:
     """An agent without a heartbeat for an hour is lost only after agent_lost_after of the new worker's drained time."""
     async with running_worker(external):
-        kept, lost = await external.active(), await external.active()
+        kept, lost = await external.make_active(), await external.make_active()
     await external.database.execute("UPDATE leases SET last_heartbeat_at = last_heartbeat_at - interval '1 hour'")
     async with running_worker(external, agent_lost_after=1.5):
         since = await drained_since(external)
@@ -141,7 +141,7 @@ async def test_time_without_a_worker_is_no_silence(external: WorkerHarness) -> N
 async def test_time_with_a_stuck_queue_is_no_silence(start_worker: StartWorker) -> None:
     """No agent is lost while reports wait in the queue, because their heartbeats may be among them."""
     async with start_worker(agent_lost_after=1, probe_timeout=0.3) as harness:
-        task_id, other = await harness.active(), await harness.create()
+        task_id, other = await harness.make_active(), await harness.create()
         await drained_since(harness)
         async with harness.database.transaction():
             await harness.database.execute("SELECT 1 FROM tasks WHERE id = $1 FOR UPDATE", other)

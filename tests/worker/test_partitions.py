@@ -63,7 +63,7 @@ class WorkerGroup:
                 sys.executable, "-c", LAUNCH, name, env={**os.environ, **environment}, stdout=output, stderr=output
             )
         self.workers[name] = WorkerProcess(process, log)
-        await self.workers[name].ready(30)
+        await self.workers[name].until_ready(30)
 
     async def kill(self, name: str) -> None:
         """Kill a worker with SIGKILL."""
@@ -94,7 +94,7 @@ class WorkerGroup:
 def winners(prefix: str, workers: Sequence[str]) -> list[str]:
     """Return the worker that should consume each partition."""
     queues = [TopologyNames(prefix).partition(index) for index in range(PARTITIONS)]
-    return [max(workers, key=lambda worker: topology.priority(worker, queue)) for queue in queues]
+    return [max(workers, key=lambda worker: topology.consumer_priority(worker, queue)) for queue in queues]
 
 
 def four_names(prefix: str) -> Sequence[str]:

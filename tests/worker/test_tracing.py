@@ -125,4 +125,4 @@ async def test_an_unreachable_collector_costs_only_spans(
     """The worker works and shuts down in time."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     async with start_worker(tracing="otlp") as harness:
-        await harness.active()
+        await harness.make_active()

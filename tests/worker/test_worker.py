@@ -24,7 +24,7 @@ async def test_a_create_publishes_an_event_and_a_work_request(harness: WorkerHar
 
 async def test_reports_make_a_task_active_and_its_agent_healthy(harness: WorkerHarness) -> None:
     """A build, a lifecycle and a heartbeat make a task active and its agent healthy; an app status is its state."""
-    task_id = await harness.active()
+    task_id = await harness.make_active()
     await harness.report({"type": "app.status", "task_id": str(task_id), "state": "working", "message": "Reading"})
     await harness.until(lambda: harness.state(task_id).get("message") == "Reading")
     document = harness.document(task_id)

@@ -75,8 +75,8 @@ class ApiProcess:
         self.metrics.build_info.labels(__version__).set(1)
         self._tracing = open_tracing(settings.tracing, "api", __version__)
         self._readiness = Readiness("serving")
-        self._readiness.check("database", self._check_database)
-        self._readiness.check("schema", self._check_schema)
+        self._readiness.add_check("database", self._check_database)
+        self._readiness.add_check("schema", self._check_schema)
         self._connections = BrokerConnections(settings.amqp_url, "api", self.metrics)
         size = max(1, settings.database_pool - WRITE_CONNECTIONS)
         name = "taskherd-api"
@@ -121,7 +121,7 @@ class ApiProcess:
         settings = self._settings
         sock = server.listen(settings.api_host, settings.api_port)
         try:
-            self.ops_port = await self._ops.start(settings.ops_host, settings.ops_port_of(OPS_PORT))
+            self.ops_port = await self._ops.start(settings.ops_host, settings.ops_port_or(OPS_PORT))
             self.port = sock.getsockname()[1]
             await self._serve(sock)
         finally:
@@ -142,7 +142,7 @@ class ApiProcess:
             names,
             timeout=settings.api_command_timeout,
             trace=self._tracing.current,
-            waiting=self.metrics.api_commands_waiting.set,
+            on_waiting=self.metrics.api_commands_waiting.set,
         )
         api = self._make_context(commands, ReportPublisher(publisher, names, self._tracing))
         self._connections.start()
@@ -156,7 +156,7 @@ class ApiProcess:
             asyncio.create_task(note_uses, name="token uses"),
             asyncio.create_task(_repeat(_POOL_POLL_INTERVAL, self._poll_pool), name="pool metric"),
         ]
-        self._readiness.set("serving")
+        self._readiness.set_ok("serving")
         self.listening.set()
         log.info("api serving", port=self.port, ops_port=self.ops_port)
         await asyncio.wait({http, *tasks}, return_when=asyncio.FIRST_COMPLETED)
@@ -175,7 +175,7 @@ class ApiProcess:
     ) -> None:
         """Finish the requests in progress within the grace time, then stop the background tasks."""
         log.info("api stopping")
-        self._readiness.clear("serving", "stopping")
+        self._readiness.set_failed("serving", "stopping")
         http_server.should_exit = True
         await asyncio.wait({http}, timeout=self._settings.grace)
         await commands.stop()
@@ -190,7 +190,7 @@ class ApiProcess:
 
     async def _check_database(self) -> None:
         async with transaction(self._engine) as connection:
-            await timers.clock(connection)
+            await timers.database_time(connection)
 
     async def _check_schema(self) -> None:
         async with transaction(self._engine) as connection:

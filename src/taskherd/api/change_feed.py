@@ -111,7 +111,7 @@ class ChangeFeed:
         self._metrics = metrics
         self._objects = objects
         self._poll_interval = POLL_INTERVAL
-        self._wakeups = Consumer(consuming, self._prepare, prefetch=MAX_WAKEUPS, on_trouble=self._on_error)
+        self._wakeups = Consumer(consuming, self._prepare, prefetch=MAX_WAKEUPS, on_error=self._on_error)
         self._position: int | None = None
         self._positioned = asyncio.Event()
         self._wakeup = asyncio.Event()
@@ -262,7 +262,7 @@ class ChangeFeed:
                 subscriber.end()
 
     async def _consume_wakeups(self) -> None:
-        while deliveries := await self._wakeups.batch(MAX_WAKEUPS, 0):
+        while deliveries := await self._wakeups.next_batch(MAX_WAKEUPS, 0):
             self._wakeup.set()
             await self._wakeups.ack(deliveries)
 

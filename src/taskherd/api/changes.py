@@ -55,7 +55,7 @@ class Change:
     @cached_property
     def core_document(self) -> dict[str, Any]:
         """The stored part of the document."""
-        stored: dict[str, Any] = orjson.loads(self._row["own"])
+        stored: dict[str, Any] = orjson.loads(self._row["core_document"])
         return stored
 
     @property
@@ -104,7 +104,7 @@ class Change:
     def _has_or_had(self, status: str) -> bool:
         if self.core_document["status"] == status:
             return True
-        before: str | None = self._row["was"]
+        before: str | None = self._row["previous_status"]
         changed = "status" in self._row["changes"] and self._row["kind"] != events.EventKind.CREATED.value
         return changed and (before is None or before == status)  # None: the previous version is pruned, so possible
 

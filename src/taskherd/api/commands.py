@@ -10,8 +10,8 @@ from taskherd.api.http.errors import HTTPError, invalid, unavailable
 from taskherd.api.http.route import Header
 from taskherd.domain.handle_command import CommandRefused
 from taskherd.errors import Malformed, Unavailable
-from taskherd.messages.commands import encode
-from taskherd.messages.replies import REPEATED, USED_BEFORE, decode_reply
+from taskherd.messages.commands import encode_command
+from taskherd.messages.replies import COMMAND_ID_REUSED, REPEATED_HEADER, decode_reply
 
 if TYPE_CHECKING:
     from taskherd.api.context import RequestContext
@@ -62,18 +62,18 @@ async def send_command(request: RequestContext, command: Command) -> CommandResu
     """
     request.log_fields = {"command_id": str(command.command_id), "task_id": str(command.task_id)}
     try:
-        reply = await request.api.commands.call(command.type, encode(command))
+        reply = await request.api.commands.call(command.type, encode_command(command))
         response = decode_reply(reply.body)
     except (Unavailable, Malformed) as error:
         request.log_fields["reason"] = str(error)
         raise unavailable("The change was not confirmed in time.") from None
     if isinstance(response, CommandRefused):
         raise _http_error(response, has_key=idempotency_key_of(request) is not None)
-    return CommandResult(response.task, response.queued, REPEATED in reply.headers)
+    return CommandResult(response.task, response.queued, REPEATED_HEADER in reply.headers)
 
 
 def _http_error(refused: CommandRefused, *, has_key: bool) -> HTTPError:
     message = refused.message
-    if has_key and message == USED_BEFORE:
+    if has_key and message == COMMAND_ID_REUSED:
         message = f"{IDEMPOTENCY_KEY} was used for another request."
     return HTTPError(refused.status, message, refused.detail, refused.validations)

@@ -61,14 +61,14 @@ class CommandClient:
         *,
         timeout: float,
         trace: Trace = dict,
-        waiting: Callable[[int], None] = lambda _: None,
+        on_waiting: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._trace = trace
         self._publisher = publisher
         self._names = names
         self._timeout = timeout
-        self._on_waiting = waiting
-        self._consumer = Consumer(consuming, self._prepare, prefetch=MAX_WAITING, on_trouble=self._on_error)
+        self._on_waiting = on_waiting
+        self._consumer = Consumer(consuming, self._prepare, prefetch=MAX_WAITING, on_error=self._on_error)
         self._queue = ""
         self._queue_ready = asyncio.Event()
         self._waiting: dict[str, asyncio.Future[Reply]] = {}
@@ -77,7 +77,7 @@ class CommandClient:
         """Consume replies until stopped."""
         self._consumer.start()
         try:
-            while deliveries := await self._consumer.batch(MAX_WAITING, 0):
+            while deliveries := await self._consumer.next_batch(MAX_WAITING, 0):
                 for delivery in deliveries:
                     self._resolve(delivery)
                 await self._consumer.ack(deliveries)

@@ -60,7 +60,7 @@ def _ignore(*_: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Hooks:
+class ConnectionHooks:
     """Callbacks for changes of a connection; each receives its name, the last two also the reason."""
 
     on_up: Callable[[str], None] = _ignore
@@ -92,12 +92,12 @@ class SupervisedConnection:
     connections, acks included.
     """
 
-    def __init__(self, url: str, name: str, hooks: Hooks | None = None) -> None:
+    def __init__(self, url: str, name: str, hooks: ConnectionHooks | None = None) -> None:
         pamqp_patches.install()
         frame_reader.install()
         self.name = name
         self._url = url
-        self._hooks = hooks or Hooks()
+        self._hooks = hooks or ConnectionHooks()
         self._up = asyncio.Event()
         self._connection: Connection | None = None
         self._socket: _Socket | None = None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from taskherd.broker.connection import Hooks, SupervisedConnection
+from taskherd.broker.connection import ConnectionHooks, SupervisedConnection
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +31,7 @@ class BrokerConnections:
         process: str,
         metrics: Metrics,
         readiness: Readiness | None = None,
-        on_down: Callable[[], None] = _ignore,
+        on_disconnect: Callable[[], None] = _ignore,
     ) -> None:
         """Create both connections, unconnected.
 
@@ -40,14 +40,14 @@ class BrokerConnections:
             process: the name of the process in the broker's list of connections.
             metrics: records reconnects, and whether both connections are up.
             readiness: where the condition "broker" is updated, if the process is not ready without the broker.
-            on_down: called when a connection is lost.
+            on_disconnect: called when a connection is lost.
         """
-        hooks = Hooks(on_up=self._up, on_down=self._down, on_refused=self._refused)
+        hooks = ConnectionHooks(on_up=self._up, on_down=self._down, on_refused=self._refused)
         self.consume = SupervisedConnection(amqp_url, f"{process} consume", hooks)
         self.publish = SupervisedConnection(amqp_url, f"{process} publish", hooks)
         self._metrics = metrics
         self._readiness = readiness
-        self._on_down = on_down
+        self._on_down = on_disconnect
         self._connected_before: set[str] = set()
 
     def start(self) -> None:
@@ -66,7 +66,7 @@ class BrokerConnections:
         if self.consume.is_up and self.publish.is_up:
             self._metrics.broker_up.set(1)
             if self._readiness is not None:
-                self._readiness.set("broker")
+                self._readiness.set_ok("broker")
         log.info("broker connected", connection=name)
 
     def _down(self, name: str, reason: str) -> None:
@@ -81,4 +81,4 @@ class BrokerConnections:
 
     def _unready(self, reason: str) -> None:
         if self._readiness is not None:
-            self._readiness.clear("broker", reason)
+            self._readiness.set_failed("broker", reason)

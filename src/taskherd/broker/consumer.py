@@ -103,7 +103,7 @@ class Consumer:
     """Consumes from the sources that ``prepare`` returns, and subscribes again whenever the channel is lost.
 
     ``prepare`` is called with each new channel and declares the queues, including server-named ones. ``on_trouble`` is
-    called with the reason when subscribing fails. Only one task may call ``batch`` at a time.
+    called with the reason when subscribing fails. Only one task may call ``next_batch`` at a time.
     """
 
     def __init__(
@@ -112,12 +112,12 @@ class Consumer:
         prepare: Callable[[AbstractChannel], Awaitable[Sequence[Source]]],
         *,
         prefetch: int = 4000,
-        on_trouble: Callable[[str], None] = lambda _: None,
+        on_error: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._connection = connection
         self._prepare = prepare
         self._prefetch = prefetch
-        self._on_trouble = on_trouble
+        self._on_error = on_error
         self._buffer: deque[Delivery] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._wake_at = 1
@@ -145,7 +145,7 @@ class Consumer:
         if self._supervisor is None:
             self._supervisor = asyncio.create_task(self._keep_subscribed(), name=f"consumer on {self._connection.name}")
 
-    async def batch(self, limit: int, wait: float) -> list[Delivery]:
+    async def next_batch(self, limit: int, wait: float) -> list[Delivery]:
         """Return 1 to ``limit`` deliveries, in order: wait for the first one, then up to ``wait`` seconds for more.
 
         The result is empty only after ``stop``, when the buffer is empty.
@@ -216,14 +216,14 @@ class Consumer:
             await self._drop(self._current)
         self._wake()
 
-    async def consumers(self) -> int:
+    async def consumer_count(self) -> int:
         """Return the broker's count of consumers of the source that has the fewest. May raise ``Unavailable``."""
         current = self._current
         if current is None:
             return 0
         channel = await self._connection.channel()
         try:
-            return min([await topology.consumers(channel, source.queue) for source in current.sources])
+            return min([await topology.consumer_count(channel, source.queue) for source in current.sources])
         finally:
             await _close(channel)
 
@@ -242,7 +242,7 @@ class Consumer:
             try:
                 subscription = await self._subscribe()
             except (Unavailable, Misconfigured) as error:
-                self._on_trouble(str(error))
+                self._on_error(str(error))
             else:
                 await subscription.lost.wait()
                 await self._drop(subscription)
@@ -273,7 +273,7 @@ class Consumer:
             else:
                 await current.consume(lambda queue: self._receiver(current.epoch, queue), self._prefetch)
         except Unavailable as error:
-            self._on_trouble(str(error))
+            self._on_error(str(error))
             current.lost.set()
 
     async def _drop(self, subscription: _Subscription) -> None:

@@ -57,7 +57,7 @@ class Delivery(ABC):
 
     @property
     @abstractmethod
-    def traced(self) -> bool:
+    def may_have_trace(self) -> bool:
         """True if the headers may contain a trace."""
 
     @property
@@ -126,7 +126,7 @@ class RawDelivery(Delivery):
         return header.properties
 
     @property
-    def traced(self) -> bool:
+    def may_have_trace(self) -> bool:
         """True if the undecoded headers mention a trace."""
         return b"traceparent" in self._header
 
@@ -161,7 +161,7 @@ class DecodedDelivery(Delivery):
         return self._message.header.properties
 
     @property
-    def traced(self) -> bool:
+    def may_have_trace(self) -> bool:
         """True if the headers contain a trace."""
         return "traceparent" in self.headers
 

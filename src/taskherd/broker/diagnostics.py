@@ -43,7 +43,7 @@ class TopologyReport:
 
 
 @asynccontextmanager
-async def connected(url: str) -> AsyncIterator[AbstractConnection]:
+async def connect(url: str) -> AsyncIterator[AbstractConnection]:
     """Connect for the duration of the block. Raise ``Unavailable`` if the broker cannot be reached."""
     connection = aiormq.Connection(url)
     try:
@@ -57,7 +57,7 @@ async def connected(url: str) -> AsyncIterator[AbstractConnection]:
                 await connection.close()
 
 
-def version(connection: AbstractConnection) -> tuple[int, ...]:
+def server_version(connection: AbstractConnection) -> tuple[int, ...]:
     """Return the broker's version, such as (4, 0, 5); empty if it is unknown."""
     value = getattr(connection, "server_properties", {}).get("version", "")
     text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
@@ -65,7 +65,7 @@ def version(connection: AbstractConnection) -> tuple[int, ...]:
     return tuple(int(number) for number in numbers) if all(number.isdecimal() for number in numbers) else ()
 
 
-async def topology(connection: AbstractConnection, names: TopologyNames, partitions: int) -> TopologyReport:
+async def check_topology(connection: AbstractConnection, names: TopologyNames, partitions: int) -> TopologyReport:
     """Check all exchanges and shared queues. Raise ``Unavailable`` if the broker becomes unreachable."""
     existing: list[QueueInfo] = []
     missing: list[str] = []
@@ -107,7 +107,7 @@ async def _check_queue(connection: AbstractConnection, names: TopologyNames, nam
 
 
 def _arguments(names: TopologyNames, queue: str) -> FieldTable:
-    """Return the arguments with which ``topology.declare`` declares the queue; a test checks that both agree."""
+    """Return the arguments with which ``check_topology.declare`` declares the queue; a test checks that both agree."""
     if queue == names.dead:
         return {"x-queue-type": "quorum", "x-delivery-limit": -1}
     arguments: FieldTable = {

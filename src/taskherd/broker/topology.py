@@ -171,7 +171,7 @@ async def declare_exclusive_queue(
     return queue
 
 
-def priority(worker: str, queue: str) -> int:
+def consumer_priority(worker: str, queue: str) -> int:
     """Return the consumer priority of ``worker`` on the partition ``queue``: 31 bits, evenly distributed.
 
     This is rendezvous hashing (https://en.wikipedia.org/wiki/Rendezvous_hashing), decided by the broker: the queues are
@@ -184,7 +184,7 @@ def priority(worker: str, queue: str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-async def consumers(channel: AbstractChannel, queue: str) -> int:
+async def consumer_count(channel: AbstractChannel, queue: str) -> int:
     """Return the number of consumers of ``queue``. Raise ``Unavailable`` if the queue does not exist."""
     with _explain_mismatch(f"counting the consumers of {queue}"):
         declared = await channel.queue_declare(queue, passive=True, timeout=TIMEOUT)

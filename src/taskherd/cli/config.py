@@ -32,5 +32,5 @@ def config(
     table.add_column("description")
     for setting in settings:
         style = "" if setting.source == "default" else "bold"
-        table.add_row(setting.variable, setting.value, setting.source, setting.meaning, style=style)
+        table.add_row(setting.variable, setting.value, setting.source, setting.description, style=style)
     Console(markup=False, highlight=False).print(table)

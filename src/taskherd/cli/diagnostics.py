@@ -86,11 +86,11 @@ async def check_database(settings: Settings) -> AsyncIterator[Finding]:
     try:
         before = datetime.now(UTC)
         async with transaction(engine) as conn:
-            server = await database.server(conn)
+            server = await database.server_info(conn)
             after = datetime.now(UTC)
             for finding in (_server(server), _skew(server.now, before, after)):
                 yield finding
-            schema = await database.schema(conn)
+            schema = await database.schema_state(conn)
             is_current = schema.status is SchemaStatus.CURRENT
             state = FindingState.OK if is_current else FindingState.ERROR
             yield Finding("database schema", state, schema.actual or "none", schema.advice)
@@ -99,7 +99,7 @@ async def check_database(settings: Settings) -> AsyncIterator[Finding]:
                 "database privileges", missing, "sufficient", "grant them to this user, or use the owner of the tables"
             )
             if is_current and not missing:
-                for finding in _content(await database.content(conn)):
+                for finding in _content(await database.content_counts(conn)):
                     yield finding
     except TaskherdError as error:
         yield Finding("database", FindingState.ERROR, str(error), "start PostgreSQL, or correct TASKHERD_DATABASE_URL")
@@ -110,13 +110,13 @@ async def check_database(settings: Settings) -> AsyncIterator[Finding]:
 async def check_broker(settings: Settings) -> AsyncIterator[Finding]:
     """Check the broker, the exchanges and queues, permissions and queue contents."""
     try:
-        async with broker.connected(settings.amqp_url) as connection:
-            version = broker.version(connection)
+        async with broker.connect(settings.amqp_url) as connection:
+            version = broker.server_version(connection)
             state = FindingState.OK if version >= MIN_RABBITMQ else FindingState.ERROR
             found = f"RabbitMQ {'.'.join(map(str, version)) or '(unknown version)'}"
             yield Finding("broker", state, found, "" if state is FindingState.OK else "install RabbitMQ 4.0 or newer")
             names = TopologyNames(settings.amqp_prefix)
-            topology = await broker.topology(connection, names, settings.report_partitions)
+            topology = await broker.check_topology(connection, names, settings.report_partitions)
             yield _finding("topology", topology.missing, "complete", "run `taskherd topology apply`, or start a worker")
             advice = "delete it when it is empty and run `taskherd topology apply`, or set another TASKHERD_AMQP_PREFIX"
             yield _finding("topology arguments", topology.different, "as expected", advice)

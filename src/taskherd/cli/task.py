@@ -199,7 +199,7 @@ def _request_build(task: str, action: str, output: OutputFormat) -> None:
         task_output.document(body)
     else:
         build = body["workspace_build"]
-        typer.echo(f"Build {build['build_number']} ({build['transition']}) was asked for; its id is {build['id']}.")
+        typer.echo(f"Build {build['build_number']} ({build['transition']}) was requested; its id is {build['id']}.")
 
 
 def _print_task(task: tasks.Task, output: OutputFormat) -> None:

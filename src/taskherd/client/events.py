@@ -25,7 +25,7 @@ _CHUNK: Final = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class TaskEvent:
+class StreamEvent:
     """An event about a task.
 
     ``type`` is ``task.snapshot``, ``task.created``, ``task.updated`` or ``task.deleted``. ``data`` is the task document
@@ -44,7 +44,7 @@ def stream_events(
     query: dict[str, str] | None = None,
     notice: Callable[[str], None],
     sleep: Callable[[float], None] = time.sleep,
-) -> Iterator[TaskEvent]:
+) -> Iterator[StreamEvent]:
     """Yield the events of a stream until the caller stops; reconnect after the last event when the stream is lost.
 
     Args:
@@ -82,7 +82,7 @@ def stream_events(
         sleep(max(requested, _BACKOFF.delay(failures - 1) if failures > 1 else 0))
 
 
-def _task_events(parser: sse.Parser, chunk: bytes) -> Iterator[TaskEvent]:
+def _task_events(parser: sse.Parser, chunk: bytes) -> Iterator[StreamEvent]:
     for event in parser.feed(chunk):
         if event.type.startswith("task."):
-            yield TaskEvent(event.type, event.id, json.loads(event.data))
+            yield StreamEvent(event.type, event.id, json.loads(event.data))

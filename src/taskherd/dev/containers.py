@@ -189,8 +189,8 @@ class RabbitContainer(Container):
         """
         return self._run("rabbitmqctl", "--quiet", *arguments, within=within)
 
-    def settle(self) -> None:
-        """Write the definitions of queues and exchanges to disk (see ``RabbitNode.settle``)."""
+    def flush_definitions(self) -> None:
+        """Write the definitions of queues and exchanges to disk (see ``RabbitNode.flush_definitions``)."""
         self.ctl("eval", rabbitmq.FLUSH_DEFINITIONS)
 
     def import_definitions(self, definitions: bytes) -> None:

@@ -170,7 +170,7 @@ def _end_leftovers(data: Path) -> None:
 
 
 def _end_agents(data: Path) -> None:
-    processes.end(processes.carrying(MARKER_VARIABLE, f"{_agents(data)}/"), gently=signal.SIGKILL, within=_GRACE)
+    processes.end(processes.with_variable(MARKER_VARIABLE, f"{_agents(data)}/"), gently=signal.SIGKILL, within=_GRACE)
 
 
 def _home(data: Path) -> Path:

@@ -25,7 +25,6 @@ __all__ = [
     "Process",
     "await_ready",
     "belonging_to",
-    "carrying",
     "end",
     "is_named",
     "kill",
@@ -34,6 +33,7 @@ __all__ = [
     "spawn",
     "stop",
     "tree",
+    "with_variable",
 ]
 
 MARKER_VARIABLE: Final = "PRIVATE_NODE_OF_TASKHERD"
@@ -69,7 +69,7 @@ def belonging_to(home: Path) -> list[Process]:
     return list({process.pid: process for root in roots for process in (root, *tree(root.pid)[1:])}.values())
 
 
-def carrying(name: str, prefix: str) -> list[Process]:
+def with_variable(name: str, prefix: str) -> list[Process]:
     """Return all running processes whose environment variable ``name`` starts with ``prefix``."""
     found = []
     for process in psutil.process_iter():

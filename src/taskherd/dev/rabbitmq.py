@@ -179,7 +179,7 @@ class RabbitNode:
             raise Unavailable(f"rabbitmqctl {arguments[0]} took longer than {within:.0f} s") from error
         return process.stdout
 
-    def settle(self) -> None:
+    def flush_definitions(self) -> None:
         """Write the definitions of queues and exchanges to disk.
 
         Mnesia writes them some time after the declaration was confirmed, so a SIGKILL within about a second loses a new

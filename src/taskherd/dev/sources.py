@@ -70,7 +70,7 @@ class Broker(Node, Protocol):
         """
         ...
 
-    def settle(self) -> None:
+    def flush_definitions(self) -> None:
         """Write the definitions of queues and exchanges to disk."""
         ...
 

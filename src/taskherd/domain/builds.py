@@ -24,7 +24,7 @@ def initial_state(task_id: UUID, now: datetime) -> TaskState:
 
 def is_exhausted(state: TaskState) -> bool:
     """Return whether no build number is left for another request."""
-    return state.number >= MAX_BUILD_NUMBER
+    return state.build_number >= MAX_BUILD_NUMBER
 
 
 def request_next_build(task_id: UUID, state: TaskState, transition: Transition, now: datetime) -> TaskState:
@@ -46,7 +46,7 @@ def advance_delete(task_id: UUID, state: TaskState, now: datetime, backoff: Back
     if deletion is None or deletion.done or state.has_active_build:
         return state
     deleting = state.build.report.transition is Transition.DELETE
-    if deleting and state.job is JobStatus.SUCCEEDED:
+    if deleting and state.job_status is JobStatus.SUCCEEDED:
         return replace(state, deletion=Deletion(deletion.attempts, None, done=True))
     if is_exhausted(state):
         return state

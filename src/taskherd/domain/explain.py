@@ -37,7 +37,7 @@ _LIFECYCLE_REASONS = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Reason(Generic[V]):
+class ExplainedValue(Generic[V]):
     """A derived value with its rule, an explanation, and the deciding report (None if no report decided)."""
 
     value: V
@@ -50,9 +50,9 @@ class Reason(Generic[V]):
 class Explanation:
     """The explanation of a task's status, current state and agent health."""
 
-    status: Reason[Status]
-    current_state: Reason[CurrentState | None]
-    health: Reason[AgentHealth | None]
+    status: ExplainedValue[Status]
+    current_state: ExplainedValue[CurrentState | None]
+    health: ExplainedValue[AgentHealth | None]
 
 
 def explain(state: TaskState, timeouts: Timeouts) -> Explanation:
@@ -61,24 +61,24 @@ def explain(state: TaskState, timeouts: Timeouts) -> Explanation:
     return Explanation(status, _current_state(state, status.value), _health(state, timeouts))
 
 
-def _status(state: TaskState, timeouts: Timeouts) -> Reason[Status]:
+def _status(state: TaskState, timeouts: Timeouts) -> ExplainedValue[Status]:
     transition = state.build.report.transition
-    build = BUILD_STATUS.get((transition, state.job), Status.UNKNOWN)
+    build = BUILD_STATUS.get((transition, state.job_status), Status.UNKNOWN)
     if build is not Status.ACTIVE:
-        rule = "build.given_up" if state.build_timed_out else f"build.{transition}.{state.job}"
-        return Reason(build, rule, explanations.build(state, timeouts), _build_report(state))
+        rule = "build.given_up" if state.build_timed_out else f"build.{transition}.{state.job_status}"
+        return ExplainedValue(build, rule, explanations.build(state, timeouts), _build_report(state))
     agent = agent_of(state)
     if agent is None:
-        return Reason(Status.INITIALIZING, "agent.none", explanations.no_agent(state), _build_report(state))
+        return ExplainedValue(Status.INITIALIZING, "agent.none", explanations.no_agent(state), _build_report(state))
     lifecycle = _lifecycle(state)
     by_agent = AGENT_STATUS.get(agent.lifecycle, Status.UNKNOWN)
     if by_agent is not Status.ACTIVE:
-        return Reason(by_agent, f"agent.{agent.lifecycle}", explanations.agent(agent.lifecycle), lifecycle)
+        return ExplainedValue(by_agent, f"agent.{agent.lifecycle}", explanations.agent(agent.lifecycle), lifecycle)
     health = app_health_of(state)
     app: Stamped[Facet] | None = state.app if is_current(state, state.app) else None
     app_health: Stamped[Facet] | None = state.app_health if is_current(state, state.app_health) else None
     report = app_health or (lifecycle if health is Health.DISABLED else app)
-    return Reason(APP_STATUS[health], f"app.{health}", explanations.APP[health], report)
+    return ExplainedValue(APP_STATUS[health], f"app.{health}", explanations.APP[health], report)
 
 
 def _build_report(state: TaskState) -> Stamped[Facet] | None:
@@ -90,24 +90,26 @@ def _lifecycle(state: TaskState) -> Stamped[Facet] | None:
     return state.lifecycle if is_current(state, state.lifecycle) else None
 
 
-def _current_state(state: TaskState, status: Status) -> Reason[CurrentState | None]:
+def _current_state(state: TaskState, status: Status) -> ExplainedValue[CurrentState | None]:
     value = current_state_of(state, status, agent_of(state))
     stamped = current_app_status(state)
     if value is None:
-        return Reason(None, "app_status.none", explanations.NOTHING_REPORTED)
+        return ExplainedValue(None, "app_status.none", explanations.NOTHING_REPORTED)
     if stamped is not None:
-        return Reason(value, f"app_status.{value.state}", explanations.reported_state(stamped.report.key[0]), stamped)
+        return ExplainedValue(
+            value, f"app_status.{value.state}", explanations.reported_state(stamped.report.sort_key[0]), stamped
+        )
     if value.state == AgentState.FAILED:
-        return Reason(value, "build.failed", explanations.failed_build(state), _build_report(state))
-    return Reason(value, "start_up", explanations.STARTING_UP, _build_report(state))
+        return ExplainedValue(value, "build.failed", explanations.failed_build(state), _build_report(state))
+    return ExplainedValue(value, "start_up", explanations.STARTING_UP, _build_report(state))
 
 
-def _health(state: TaskState, timeouts: Timeouts) -> Reason[AgentHealth | None]:
+def _health(state: TaskState, timeouts: Timeouts) -> ExplainedValue[AgentHealth | None]:
     value = health_of(state, agent_of(state))
     if value is None:
-        return Reason(None, "agent.none", explanations.NO_AGENT)
+        return ExplainedValue(None, "agent.none", explanations.NO_AGENT)
     connection: Stamped[Facet] | None = state.connection if is_current(state, state.connection) else None
     if value.reason is None:
-        return Reason(value, "healthy", explanations.healthy(timeouts), connection)
+        return ExplainedValue(value, "healthy", explanations.healthy(timeouts), connection)
     report = _lifecycle(state) if value.reason in _LIFECYCLE_REASONS else connection
-    return Reason(value, value.reason.replace(" ", "_"), explanations.unhealthy(value.reason, timeouts), report)
+    return ExplainedValue(value, value.reason.replace(" ", "_"), explanations.unhealthy(value.reason, timeouts), report)

@@ -77,11 +77,11 @@ _UNHEALTHY: Final[Mapping[str, str]] = {
 
 def build(state: TaskState, timeouts: Timeouts) -> str:
     """Explain why the latest build keeps the task from being active."""
-    subject = f"Build {state.number}, which {_PURPOSES[state.build.report.transition]},"
+    subject = f"Build {state.build_number}, which {_PURPOSES[state.build.report.transition]},"
     if state.build_timed_out:
-        timeout = f"timed out: {state.error} {_next_attempt(state)}"
+        timeout = f"timed out: {state.build_error} {_next_attempt(state)}"
         return f"{subject} {timeout} A later report about the build still counts."
-    if state.pending_build == state.number:
+    if state.pending_build == state.build_number:
         return (
             f"{subject} was requested, but no runner has picked it up yet. The first report about it changes this;"
             f" after {format_duration(timeouts.request_ttl)} without one it counts as failed."
@@ -90,9 +90,9 @@ def build(state: TaskState, timeouts: Timeouts) -> str:
 
 
 def _job(state: TaskState, timeouts: Timeouts) -> str:
-    match state.job:
+    match state.job_status:
         case JobStatus.FAILED:
-            error = f": {state.error}" if state.error else ""
+            error = f": {state.build_error}" if state.build_error else ""
             return f"{f'failed{error}'.rstrip('.')}. {_next_attempt(state)}"
         case JobStatus.CANCELING:
             return (
@@ -102,7 +102,7 @@ def _job(state: TaskState, timeouts: Timeouts) -> str:
         case JobStatus.CANCELED:
             return f"was canceled. {_next_attempt(state)}"
         case JobStatus.PENDING | JobStatus.RUNNING:
-            progress = "is waiting for its turn" if state.job is JobStatus.PENDING else "is in progress"
+            progress = "is waiting for its turn" if state.job_status is JobStatus.PENDING else "is in progress"
             consequence = "the agent starts" if state.is_start else "the task is paused"
             return (
                 f"{progress}. When it is reported as done, {consequence}; after"
@@ -120,10 +120,10 @@ def _next_attempt(state: TaskState) -> str:
 
 def no_agent(state: TaskState) -> str:
     """Explain why a task whose workspace is starting or has started has no agent."""
-    if state.job is JobStatus.RUNNING:
-        return f"Build {state.number} is starting the workspace. Its agent should report when that is done."
+    if state.job_status is JobStatus.RUNNING:
+        return f"Build {state.build_number} is starting the workspace. Its agent should report when that is done."
     return (
-        f"Build {state.number} has started the workspace, but its agent has not reported yet. The agent's first"
+        f"Build {state.build_number} has started the workspace, but its agent has not reported yet. The agent's first"
         " heartbeat or lifecycle report changes this."
     )
 
@@ -148,7 +148,7 @@ def reported_state(number: int) -> str:
 
 def failed_build(state: TaskState) -> str:
     """Explain why the current state is that of a failed build."""
-    return f"Build {state.number} failed, and no agent has reported a status in it. {_next_attempt(state)}"
+    return f"Build {state.build_number} failed, and no agent has reported a status in it. {_next_attempt(state)}"
 
 
 def healthy(timeouts: Timeouts) -> str:

@@ -23,7 +23,7 @@ from taskherd.domain.reports import (
     AgentLifecycle,
     AppHealth,
     AppStatus,
-    TaskInput,
+    InputOutcomeReport,
     TaskLog,
     WorkspaceBuild,
     canonical_json,
@@ -52,7 +52,7 @@ def with_build_number(report: Report, state: TaskState | None) -> Report:
     """Fill in a missing build number: that of the task's latest build, or 1 if the task does not exist yet."""
     if report.build_number is not None:
         return report
-    return replace(report, build_number=state.number if state else 1)
+    return replace(report, build_number=state.build_number if state else 1)
 
 
 def fold(state: TaskState, report: Report, now: datetime) -> FoldResult:  # noqa: PLR0911 - one return for each facet
@@ -79,7 +79,7 @@ def fold(state: TaskState, report: Report, now: datetime) -> FoldResult:  # noqa
         case AppStatus():
             status = _greater(state.app_status, report, now)
             return _fold_result(state, state if status is state.app_status else replace(state, app_status=status))
-        case TaskLog() | TaskInput():
+        case TaskLog() | InputOutcomeReport():
             return FoldResult(state, ReportOutcome.APPLIED)
         case _:
             assert_never(report)
@@ -90,7 +90,7 @@ def _fold_result(before: TaskState, after: TaskState) -> FoldResult:
 
 
 def _build(state: TaskState, report: WorkspaceBuild, now: datetime) -> FoldResult:
-    number = report.key[0]
+    number = report.sort_key[0]
     if state.requested_builds.get(number, report.transition) is not report.transition:
         return FoldResult(state, ReportOutcome.CONFLICT)
     after = _record_first_seen(state, report, now) if report.agent_id else state
@@ -111,7 +111,7 @@ def _build(state: TaskState, report: WorkspaceBuild, now: datetime) -> FoldResul
 
 
 def _heartbeat(state: TaskState, report: AgentHeartbeat, now: datetime) -> TaskState:
-    number = report.key[0]
+    number = report.sort_key[0]
     after = _connection(_record_first_seen(state, report, now), report, now)
     silence = after.silence
     if silence is not None and silence.build_number == number:
@@ -125,7 +125,7 @@ def _connection(state: TaskState, report: AgentHeartbeat | AgentDisconnected, no
 
 
 def _record_first_seen(state: TaskState, report: Report, now: datetime) -> TaskState:
-    number = report.key[0]
+    number = report.sort_key[0]
     if number in state.first_seen:
         return state
     first_seen = _keep_latest_builds(state.first_seen, number, now)
@@ -142,8 +142,8 @@ def _keep_latest_builds(times: Mapping[int, datetime], number: int, at: datetime
 
 def _greater(stamped: Stamped[F] | None, report: F, now: datetime) -> Stamped[F]:
     """Return the greater of the current facet and the report."""
-    if stamped is None or report.key > stamped.report.key:
+    if stamped is None or report.sort_key > stamped.report.sort_key:
         return Stamped(report, now)
-    if report.key == stamped.report.key and canonical_json(report) > canonical_json(stamped.report):
+    if report.sort_key == stamped.report.sort_key and canonical_json(report) > canonical_json(stamped.report):
         return Stamped(report, now)
     return stamped

@@ -208,7 +208,7 @@ def _pause(task: Task, now: datetime) -> CommandAccepted | CommandRefused:
 
 def _resume(task: Task, now: datetime) -> CommandAccepted | CommandRefused:
     state = task.state
-    if not state.has_active_build and state.is_start and state.job is JobStatus.SUCCEEDED:
+    if not state.has_active_build and state.is_start and state.job_status is JobStatus.SUCCEEDED:
         return CommandRefused(409, "Task workspace is already running.")
     return _request_build(task, Transition.START, now)
 

@@ -64,7 +64,12 @@ def lease_of(task_id: UUID, state: TaskState) -> Lease | None:
         return None
     report = stamped.report
     return Lease(
-        task_id, state.number, report.agent_id, report.seq, report.observed_at, state.last_heartbeat[state.number]
+        task_id,
+        state.build_number,
+        report.agent_id,
+        report.seq,
+        report.observed_at,
+        state.last_heartbeat[state.build_number],
     )
 
 

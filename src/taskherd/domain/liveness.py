@@ -88,7 +88,7 @@ def detect_loss(state: TaskState, since: datetime, now: datetime, timeouts: Time
     connect after ``agent_connect_timeout``.
     """
     agent = agent_of(state)
-    number = state.number
+    number = state.build_number
     if agent is None or (state.silence and state.silence.build_number == number):
         return state
     if is_connected(state):
@@ -106,7 +106,7 @@ def time_out_build(state: TaskState, since: datetime, now: datetime, timeouts: T
     """Mark the latest build as timed out if no runner picked it up, or if no report about it arrives any more."""
     if not state.has_active_build:
         return state
-    key = state.build.report.key
+    key = state.build.report.sort_key
     silent = silence_duration(state.build.received_at, since, now)
     nouns = {Transition.START: "start", Transition.STOP: "stop", Transition.DELETE: "deletion"}
     if state.pending_build == key[0]:
@@ -129,11 +129,11 @@ def next_deadline(
     """
     times: list[datetime] = []
     if state.has_active_build:
-        timeout = timeouts.request_ttl if state.pending_build == state.number else timeouts.build_timeout
+        timeout = timeouts.request_ttl if state.pending_build == state.build_number else timeouts.build_timeout
         times.append(_silence_start(state.build.received_at, since, now) + timeout)
-    first_seen = state.first_seen.get(state.number)
-    is_silent = state.silence is not None and state.silence.build_number == state.number
-    if first_seen and not is_silent and state.number not in state.last_heartbeat and agent_of(state):
+    first_seen = state.first_seen.get(state.build_number)
+    is_silent = state.silence is not None and state.silence.build_number == state.build_number
+    if first_seen and not is_silent and state.build_number not in state.last_heartbeat and agent_of(state):
         times.append(_silence_start(first_seen, since, now) + timeouts.agent_connect_timeout)
     return min(times, default=None)
 

@@ -30,7 +30,7 @@ class DeadLetterReason(StrEnum):
     UNKNOWN = "unknown"
 
 
-FOREIGN_REASONS = frozenset(
+EXTERNAL_REASONS = frozenset(
     {
         DeadLetterReason.REJECTED,
         DeadLetterReason.EXPIRED,

@@ -124,7 +124,7 @@ class BaseReport:
     agent_id: UUID | None = None
 
     @property
-    def key(self) -> tuple[int, int]:
+    def sort_key(self) -> tuple[int, int]:
         """Sort key of the report within its facet; requires the build number to be set."""
         return (self.build_number or 1, self.seq)
 
@@ -191,7 +191,7 @@ class TaskLog(BaseReport):
 
 
 @value(frozen=True, slots=True, kw_only=True)
-class TaskInput(BaseReport):
+class InputOutcomeReport(BaseReport):
     """The outcome of an input."""
 
     type: ClassVar[str] = "task.input"
@@ -201,12 +201,19 @@ class TaskInput(BaseReport):
 
 
 Report: TypeAlias = (
-    WorkspaceBuild | AgentLifecycle | AgentHeartbeat | AgentDisconnected | AppHealth | AppStatus | TaskLog | TaskInput
+    WorkspaceBuild
+    | AgentLifecycle
+    | AgentHeartbeat
+    | AgentDisconnected
+    | AppHealth
+    | AppStatus
+    | TaskLog
+    | InputOutcomeReport
 )
 
 
 @lru_cache(maxsize=16)
-def rfc3339(instant: datetime) -> str:
+def format_rfc3339(instant: datetime) -> str:
     """Format an aware UTC time as RFC 3339 with six fractional digits and ``Z``; cached, since batches repeat times."""
     return instant.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
@@ -228,7 +235,7 @@ def _json_fields(report: Report) -> dict[str, object]:
         "seq": report.seq,
     }
     if report.observed_at is not None:
-        fields["observed_at"] = rfc3339(report.observed_at)
+        fields["observed_at"] = format_rfc3339(report.observed_at)
     if report.agent_id is not None:
         fields["agent_id"] = str(report.agent_id)
     fields.update((name, value) for name, value in _type_fields(report).items() if value is not None)
@@ -256,7 +263,7 @@ def _type_fields(report: Report) -> dict[str, object]:  # noqa: PLR0911 - one re
             return {"state": report.state, "message": report.message or None, "uri": report.uri or None}
         case TaskLog():
             return {"entries": [_entry(entry) for entry in report.entries]}
-        case TaskInput():
+        case InputOutcomeReport():
             return {"input_id": str(report.input_id), "outcome": report.outcome, "detail": report.detail}
         case _:
             assert_never(report)
@@ -274,4 +281,4 @@ def _app(app: App | None) -> dict[str, str] | None:
 
 
 def _entry(entry: LogEntry) -> dict[str, object]:
-    return {"id": entry.id, "type": entry.type, "content": entry.content, "time": rfc3339(entry.time)}
+    return {"id": entry.id, "type": entry.type, "content": entry.content, "time": format_rfc3339(entry.time)}

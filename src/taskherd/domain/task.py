@@ -120,7 +120,7 @@ class TaskState:
     deletion: Deletion | None = None
 
     @property
-    def number(self) -> int:
+    def build_number(self) -> int:
         """Number of the latest build."""
         return self.build.report.build_number or 1
 
@@ -130,7 +130,7 @@ class TaskState:
         return self.build.report.transition is Transition.START
 
     @property
-    def job(self) -> JobStatus:
+    def job_status(self) -> JobStatus:
         """Job status of the latest build; ``failed`` if the build timed out."""
         return JobStatus.FAILED if self.build_timed_out else self.build.report.job_status
 
@@ -138,17 +138,17 @@ class TaskState:
     def build_timed_out(self) -> bool:
         """True if the latest build timed out and no report has replaced its facet since."""
         timeout = self.timed_out
-        return timeout is not None and (timeout.build_number, timeout.seq) == self.build.report.key
+        return timeout is not None and (timeout.build_number, timeout.seq) == self.build.report.sort_key
 
     @property
-    def error(self) -> str | None:
+    def build_error(self) -> str | None:
         """Error of the latest build; the worker's own text if the build timed out."""
         return self.timed_out.error if self.build_timed_out and self.timed_out else self.build.report.error
 
     @property
     def has_active_build(self) -> bool:
         """True while the latest build is pending, running or canceling, and has not timed out."""
-        return self.job in ACTIVE_JOBS
+        return self.job_status in ACTIVE_JOBS
 
 
 ACTIVE_JOBS = frozenset({JobStatus.PENDING, JobStatus.RUNNING, JobStatus.CANCELING})
@@ -182,7 +182,7 @@ def request_build(
 
     The facet has seq -1, so any report about the build supersedes it.
     """
-    number = 1 if state is None else state.number + 1
+    number = 1 if state is None else state.build_number + 1
     report = WorkspaceBuild(
         task_id=task_id, build_number=number, seq=-1, transition=transition, job_status=JobStatus.PENDING
     )

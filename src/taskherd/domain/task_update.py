@@ -13,7 +13,7 @@ from taskherd.domain import builds, fold, inbox, liveness
 from taskherd.domain.handle_command import CommandAccepted, CommandRefused, handle_command
 from taskherd.domain.lease import is_steady
 from taskherd.domain.outcome import ReportOutcome
-from taskherd.domain.reports import AgentHeartbeat, InputOutcome, TaskInput, TaskLog, WorkspaceBuild
+from taskherd.domain.reports import AgentHeartbeat, InputOutcome, InputOutcomeReport, TaskLog, WorkspaceBuild
 from taskherd.domain.value import replace, value
 from taskherd.domain.view import is_connected
 
@@ -95,7 +95,7 @@ class TaskUpdate:
     superseded: list[TaskState] = field(default_factory=list)
     logs: list[TaskLog] = field(default_factory=list)
     new_inputs: list[AcceptedInput] = field(default_factory=list)
-    input_outcomes: list[TaskInput] = field(default_factory=list)
+    input_outcomes: list[InputOutcomeReport] = field(default_factory=list)
     inputs_failed: bool = False
     timed_out: str | None = None
     delete_retried: bool = False
@@ -131,7 +131,7 @@ def apply_report(update: TaskUpdate, report: Report, now: datetime, policies: Po
         return ReportOutcome.TOMBSTONE
     state = task.state
     report = fold.with_build_number(report, state)
-    if isinstance(report, TaskInput):
+    if isinstance(report, InputOutcomeReport):
         return _apply_input_outcome(update, report, now, policies)
     folded = fold.fold(state, report, now)
     if isinstance(report, TaskLog):
@@ -139,7 +139,7 @@ def apply_report(update: TaskUpdate, report: Report, now: datetime, policies: Po
     if folded.state is not state:
         if not (update.cause and isinstance(report, AgentHeartbeat)):
             update.cause = Cause("report", report.type)
-        if isinstance(report, WorkspaceBuild) and folded.state.number != state.number:
+        if isinstance(report, WorkspaceBuild) and folded.state.build_number != state.build_number:
             update.superseded.append(state)
         update.task = replace(task, state=_answer(update, state.pending_build, folded.state))
     return folded.outcome
@@ -147,13 +147,15 @@ def apply_report(update: TaskUpdate, report: Report, now: datetime, policies: Po
 
 def _answer(update: TaskUpdate, pending: int | None, after: TaskState) -> TaskState:
     """Close the request of a build that was answered, or superseded by a later build that was not requested."""
-    if pending is None or (after.pending_build == pending and after.number == pending):
+    if pending is None or (after.pending_build == pending and after.build_number == pending):
         return after
     update.answered_builds.append(pending)
     return after if after.pending_build is None else replace(after, pending_build=None)
 
 
-def _apply_input_outcome(update: TaskUpdate, report: TaskInput, now: datetime, policies: Policies) -> ReportOutcome:
+def _apply_input_outcome(
+    update: TaskUpdate, report: InputOutcomeReport, now: datetime, policies: Policies
+) -> ReportOutcome:
     if report.input_id not in policies.known_inputs:
         return ReportOutcome.UNKNOWN_INPUT
     decided = any(report.input_id == earlier.input_id for earlier in update.input_outcomes)
@@ -192,7 +194,7 @@ def apply_timer_check(update: TaskUpdate, check: TimerCheck, now: datetime, poli
     after = liveness.time_out_build(state, check.watermark, now, policies.timeouts)
     if after is not state:
         update.timed_out = after.build.report.transition.value
-        update.answered_builds.append(after.number)
+        update.answered_builds.append(after.build_number)
         update.cause = Cause("sweep", "build.given_up")
     if not check.mass_held and task.deleted_at is None:
         checked = liveness.detect_loss(after, check.watermark, check.counted_at or now, policies.timeouts)
@@ -203,9 +205,9 @@ def apply_timer_check(update: TaskUpdate, check: TimerCheck, now: datetime, poli
 
 
 def _expire(update: TaskUpdate, task: Task, input_id: UUID, now: datetime, policies: Policies) -> None:
-    report = TaskInput(
+    report = InputOutcomeReport(
         task_id=task.id,
-        build_number=task.state.number,
+        build_number=task.state.build_number,
         seq=0,
         input_id=input_id,
         outcome=InputOutcome.FAILED,
@@ -234,7 +236,7 @@ def finalize(update: TaskUpdate, now: datetime, policies: Policies) -> None:
 
 def _advance_delete(update: TaskUpdate, task: Task, now: datetime, policies: Policies) -> Task:
     state = builds.advance_delete(task.id, task.state, now, policies.delete_backoff)
-    if state.number != task.state.number:
+    if state.build_number != task.state.build_number:
         update.superseded.append(task.state)
         update.delete_retried = state.deletion is not None and state.deletion.attempts > 1
     return replace(task, state=state)
@@ -263,7 +265,7 @@ def due_at(state: TaskState, since: datetime | None, now: datetime, timeouts: Ti
         if at is not None
     ]
     if not is_steady(state) and is_connected(state):
-        last_heartbeat = state.last_heartbeat[state.number]
+        last_heartbeat = state.last_heartbeat[state.build_number]
         times.append(
             (last_heartbeat if liveness.is_plausible(last_heartbeat, now) else now) + timeouts.agent_lost_after
         )

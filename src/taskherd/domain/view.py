@@ -128,8 +128,8 @@ def derive_view(state: TaskState, task_name: str) -> TaskView:
         status=status,
         workspace_id=workspace.id if workspace else None,
         workspace_name=workspace.name if workspace else task_name,
-        workspace_status=WORKSPACE_STATUS.get((state.build.report.transition, state.job), state.job),
-        workspace_build_number=state.number,
+        workspace_status=WORKSPACE_STATUS.get((state.build.report.transition, state.job_status), state.job_status),
+        workspace_build_number=state.build_number,
         agent_id=agent.id if agent else None,
         lifecycle=agent.lifecycle if agent else None,
         health=health_of(state, agent),
@@ -177,7 +177,7 @@ def app_health_of(state: TaskState) -> Health:
 
 def status_of(state: TaskState, agent: Agent | None, app: Health) -> Status:
     """Return the first status of build, agent and app that is not ``active``."""
-    build = BUILD_STATUS.get((state.build.report.transition, state.job), Status.UNKNOWN)
+    build = BUILD_STATUS.get((state.build.report.transition, state.job_status), Status.UNKNOWN)
     if build is not Status.ACTIVE:
         return build
     if agent is None:
@@ -189,8 +189,8 @@ def status_of(state: TaskState, agent: Agent | None, app: Health) -> Status:
 def is_connected(state: TaskState) -> bool:
     """Return whether the agent of the latest build has sent a heartbeat, and neither disconnected nor fell silent."""
     silence = state.silence
-    is_silent = silence is not None and silence.build_number == state.number
-    return state.number in state.last_heartbeat and not _has_disconnected(state) and not is_silent
+    is_silent = silence is not None and silence.build_number == state.build_number
+    return state.build_number in state.last_heartbeat and not _has_disconnected(state) and not is_silent
 
 
 def health_of(state: TaskState, agent: Agent | None) -> AgentHealth | None:  # noqa: PLR0911 - the reasons, in order
@@ -200,9 +200,9 @@ def health_of(state: TaskState, agent: Agent | None) -> AgentHealth | None:  # n
     alive = is_connected(state)
     if not alive and agent.lifecycle is Lifecycle.OFF:
         return AgentHealth(healthy=False, reason="agent is not running")
-    if state.number not in state.last_heartbeat and not _has_disconnected(state):
+    if state.build_number not in state.last_heartbeat and not _has_disconnected(state):
         silence = state.silence
-        late = silence is not None and silence.build_number == state.number
+        late = silence is not None and silence.build_number == state.build_number
         reason = "agent is taking too long to connect" if late else "agent has not yet connected"
         return AgentHealth(healthy=False, reason=reason)
     if not alive:
@@ -220,7 +220,7 @@ SHUTTING_DOWN = frozenset({Lifecycle.SHUTTING_DOWN, Lifecycle.SHUTDOWN_TIMEOUT, 
 def current_app_status(state: TaskState) -> Stamped[AppStatus] | None:
     """Return the app status to show: the latest, but while the latest build is a start only one of that build."""
     stamped = state.app_status
-    if stamped and state.is_start and stamped.report.build_number != state.number:
+    if stamped and state.is_start and stamped.report.build_number != state.build_number:
         return None
     return stamped
 
@@ -234,13 +234,13 @@ def current_state_of(state: TaskState, status: Status, agent: Agent | None) -> C
         return CurrentState(stamped.received_at, reported.value, report.message, report.uri)
     if status is Status.INITIALIZING:
         return CurrentState(state.build.received_at, AgentState.WORKING.value, _starting_message(state, agent), "")
-    if state.job is JobStatus.FAILED:
-        return CurrentState(state.build.received_at, AgentState.FAILED.value, state.error or "", "")
+    if state.job_status is JobStatus.FAILED:
+        return CurrentState(state.build.received_at, AgentState.FAILED.value, state.build_error or "", "")
     return None
 
 
 def _starting_message(state: TaskState, agent: Agent | None) -> str:
-    if state.job is JobStatus.RUNNING:
+    if state.job_status is JobStatus.RUNNING:
         return "Workspace is starting"
     if agent is None:
         return "Initializing workspace"

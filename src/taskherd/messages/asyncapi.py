@@ -16,7 +16,7 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 from taskherd.domain.outcome import DeadLetterReason
 from taskherd.messages import commands, events, reports, work
 from taskherd.messages.dead_letters import MEANINGS, DeadLetterHeaders
-from taskherd.messages.limits import ELEMENTS
+from taskherd.messages.limits import MAX_ELEMENTS
 from taskherd.messages.replies import AcceptedReply, RefusedReply
 
 PREFIX = "taskherd"
@@ -162,7 +162,7 @@ def _messages() -> dict[str, Any]:
     batch = {"type": "array", "minItems": 1, "items": {"$ref": _schema_ref(events.CloudEvent)}}
     array = {
         "type": "array",
-        "maxItems": ELEMENTS,
+        "maxItems": MAX_ELEMENTS,
         "items": {"oneOf": [_ref_to(model) for model in REPORTS.values()]},
     }
     correlation = {"location": "$message.header#/correlation_id", "description": "The correlation_id property."}

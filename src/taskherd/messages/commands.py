@@ -16,7 +16,7 @@ from taskherd.domain.commands import Command, digest_text
 from taskherd.messages import texts
 from taskherd.messages.decoding import InvalidMessage, Undecodable, decode, too_large
 from taskherd.messages.fields import IncomingModel, Input
-from taskherd.messages.limits import BODY_BYTES
+from taskherd.messages.limits import MAX_BODY_BYTES
 from taskherd.messages.texts import SanitizeCounts
 
 _NIL = UUID(int=0)
@@ -119,14 +119,14 @@ CommandIn: TypeAlias = Annotated[
 _COMMAND: TypeAdapter[CommandIn] = TypeAdapter(CommandIn)
 
 
-def encode(command: Command) -> bytes:
+def encode_command(command: Command) -> bytes:
     """Encode a command as canonical JSON; absent fields are omitted."""
     return digest_text(command).encode()
 
 
 def decode_command(body: bytes) -> Command | InvalidMessage:
     """Decode a body. Invalid input is returned, not raised."""
-    if len(body) > BODY_BYTES:
+    if len(body) > MAX_BODY_BYTES:
         return too_large(body)
     try:
         return decode(_COMMAND, body, {}).to_domain({})

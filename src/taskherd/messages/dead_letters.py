@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 
 from taskherd.domain.outcome import DeadLetterReason
-from taskherd.messages.limits import BODY_BYTES, TRUNCATED_BYTES
+from taskherd.messages.limits import MAX_BODY_BYTES, TRUNCATED_BYTES
 
 MAX_DETAIL = 500
 """Maximum length of a detail, in characters."""
@@ -153,7 +153,7 @@ def encode(
         index: the index of the element in the array it arrived in.
         length: the original size in bytes, if ``body`` was truncated before.
     """
-    if len(body) > BODY_BYTES:
+    if len(body) > MAX_BODY_BYTES:
         body, length = body[:TRUNCATED_BYTES], len(body) if length is None else length
     headers = DeadLetterHeaders(
         reason=reason,

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from taskherd.domain.outcome import DeadLetterReason
 from taskherd.messages.dead_letters import MAX_DETAIL
-from taskherd.messages.limits import BODY_BYTES, TRUNCATED_BYTES
+from taskherd.messages.limits import MAX_BODY_BYTES, TRUNCATED_BYTES
 from taskherd.messages.texts import CONTROL, add_count
 
 if TYPE_CHECKING:
@@ -80,8 +80,8 @@ def decode(adapter: TypeAdapter[T], body: bytes, counts: SanitizeCounts) -> T:
 
 
 def too_large(body: bytes) -> InvalidMessage:
-    """Return a body that exceeds ``BODY_BYTES`` as a truncated ``InvalidMessage``."""
-    detail = f"{len(body)} bytes; expected at most {BODY_BYTES}"
+    """Return a body that exceeds ``MAX_BODY_BYTES`` as a truncated ``InvalidMessage``."""
+    detail = f"{len(body)} bytes; expected at most {MAX_BODY_BYTES}"
     return InvalidMessage(None, DeadLetterReason.TOO_LARGE, detail, body[:TRUNCATED_BYTES], len(body))
 
 

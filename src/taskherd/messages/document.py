@@ -13,7 +13,7 @@ from uuid import UUID
 import orjson
 from pydantic import BaseModel
 
-from taskherd.domain.reports import Lifecycle, rfc3339
+from taskherd.domain.reports import Lifecycle, format_rfc3339
 from taskherd.domain.view import Status
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def core_document(view: TaskView, task: Task) -> dict[str, Any]:
         "workspace_app_id": _id(view.app_id),
         "status": view.status.value,
         "current_state": None,
-        "created_at": rfc3339(task.created_at),
+        "created_at": format_rfc3339(task.created_at),
     }
     if view.workspace_status:
         core["workspace_status"] = str(view.workspace_status)
@@ -98,7 +98,7 @@ def core_document(view: TaskView, task: Task) -> dict[str, Any]:
     state = view.current_state
     if state is not None:
         core["current_state"] = {
-            "timestamp": rfc3339(state.timestamp),
+            "timestamp": format_rfc3339(state.timestamp),
             "state": state.state,
             "message": state.message,
             "uri": state.uri,
@@ -134,7 +134,7 @@ def _rendered_fields(prompt: str, names: DirectoryNames, updated_at: datetime) -
         "template_display_name": names.template_display_name,
         "template_icon": names.template_icon,
         "initial_prompt": prompt,
-        "updated_at": rfc3339(updated_at),
+        "updated_at": format_rfc3339(updated_at),
     }
     if names.owner_avatar_url:
         fields["owner_avatar_url"] = names.owner_avatar_url

@@ -16,10 +16,10 @@ from uuid import UUID, uuid5
 import orjson
 from pydantic import BaseModel, Field
 
-from taskherd.domain.reports import rfc3339
+from taskherd.domain.reports import format_rfc3339
 from taskherd.domain.value import value
 from taskherd.messages.document import TaskDocument
-from taskherd.messages.limits import MESSAGE_BYTES
+from taskherd.messages.limits import MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -108,7 +108,7 @@ def encode_event(event: ChangeEvent) -> bytes:
             "source": SOURCE,
             "type": f"dev.taskherd.task.{event.kind.value}.v1",
             "subject": str(event.task_id),
-            "time": rfc3339(event.occurred_at),
+            "time": format_rfc3339(event.occurred_at),
             "datacontenttype": "application/json",
             "data": {
                 "task": orjson.Fragment(event.task),
@@ -120,7 +120,7 @@ def encode_event(event: ChangeEvent) -> bytes:
     )
 
 
-def pack_events(events: Iterable[ChangeEvent], max_bytes: int = MESSAGE_BYTES) -> list[EventBatch]:
+def pack_events(events: Iterable[ChangeEvent], max_bytes: int = MAX_MESSAGE_BYTES) -> list[EventBatch]:
     """Pack events into messages, in order: one kind per message, up to ``max_bytes`` unless one event is larger."""
     by_kind: dict[EventKind, list[ChangeEvent]] = {}
     for event in events:

@@ -21,7 +21,7 @@ class IncomingModel(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-def instant(text: str) -> datetime:
+def parse_instant(text: str) -> datetime:
     """Parse an RFC 3339 time as UTC, with digits after the microseconds dropped.
 
     Raises ValueError if there is no such time, or if it is outside the years 1 to 9999 in UTC.
@@ -38,7 +38,7 @@ def instant(text: str) -> datetime:
 def _instant_schema(_source: Any, _handler: Any) -> CoreSchema:
     # The pattern is checked first, in Rust: fromisoformat alone would accept week dates, ordinal dates and naive times.
     text = core_schema.str_schema(strict=True, pattern=_RFC3339, max_length=_MAX_TIME_CHARACTERS)
-    chain = core_schema.chain_schema([text, core_schema.no_info_plain_validator_function(instant)])
+    chain = core_schema.chain_schema([text, core_schema.no_info_plain_validator_function(parse_instant)])
     return core_schema.custom_error_schema(
         chain, custom_error_type="instant", custom_error_message="A time as in RFC 3339, with an offset, was expected"
     )

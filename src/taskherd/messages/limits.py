@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from typing import Final
 
-BODY_BYTES: Final = 1024 * 1024
+MAX_BODY_BYTES: Final = 1024 * 1024
 """Maximum size of a body that is decoded; a larger one becomes a dead letter with its first ``TRUNCATED_BYTES``."""
 
 TRUNCATED_BYTES: Final = 64 * 1024
-"""Size to which the body of a dead letter is truncated if it exceeds ``BODY_BYTES``."""
+"""Size to which the body of a dead letter is truncated if it exceeds ``MAX_BODY_BYTES``."""
 
-MESSAGE_BYTES: Final = 512 * 1024
+MAX_MESSAGE_BYTES: Final = 512 * 1024
 """Maximum size of a published message with several elements; a single element may be larger."""
 
-ELEMENTS: Final = 1000
+MAX_ELEMENTS: Final = 1000
 """Maximum number of reports in one message, and of entries in one ``task.log``."""
 
 MAX_INPUT_BYTES: Final = 256 * 1024
 """Maximum size of a prompt or input."""
 
-CONTENT_BYTES: Final = 64 * 1024
+MAX_CONTENT_BYTES: Final = 64 * 1024
 """Maximum size of a log entry; longer ones are truncated."""
 
-TEXT_CHARACTERS: Final = 2000
+MAX_TEXT_CHARACTERS: Final = 2000
 """Maximum length of a status message, error or detail; longer ones are truncated."""
 
 MAX_URI_CHARACTERS: Final = 2048

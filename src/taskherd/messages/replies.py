@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from taskherd.messages.decoding import InvalidMessage
 
 
-REPEATED = "x-taskherd-repeated"
+REPEATED_HEADER = "x-taskherd-repeated"
 """Header of a repeated reply: the command had been executed before, and nothing changed this time."""
 
-USED_BEFORE = "command_id was used for another command."
+COMMAND_ID_REUSED = "command_id was used for another command."
 
 
 class Validation(BaseModel):

@@ -30,7 +30,7 @@ from taskherd.messages.fields import (
     Seq,
     StrictText,
 )
-from taskherd.messages.limits import BODY_BYTES, ELEMENTS, MAX_SEQ
+from taskherd.messages.limits import MAX_BODY_BYTES, MAX_ELEMENTS, MAX_SEQ
 from taskherd.messages.texts import SanitizeCounts
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -76,7 +76,7 @@ class AppIn(IncomingModel):
 
     def to_domain(self, counts: SanitizeCounts) -> domain.App:
         """Return the app as a domain value; a cleared URL becomes None."""
-        url = texts.address(self.url, counts) or None if self.url else None
+        url = texts.sanitize_uri(self.url, counts) or None if self.url else None
         return domain.App(id=self.id, slug=texts.sanitize(self.slug, counts), url=url, health=self.health)
 
 
@@ -90,7 +90,9 @@ class EntryIn(IncomingModel):
 
     def to_domain(self, counts: SanitizeCounts) -> domain.LogEntry:
         """Return the entry as a domain value, with sanitized content."""
-        return domain.LogEntry(id=self.id, type=self.type, content=texts.content(self.content, counts), time=self.time)
+        return domain.LogEntry(
+            id=self.id, type=self.type, content=texts.sanitize_content(self.content, counts), time=self.time
+        )
 
 
 class WorkspaceBuildIn(BaseReportIn):
@@ -120,7 +122,7 @@ class WorkspaceBuildIn(BaseReportIn):
             workspace=workspace,
             app=None if self.app is None else self.app.to_domain(counts),
             runner=self.runner,
-            error=None if self.error is None else texts.message(self.error, counts),
+            error=None if self.error is None else texts.sanitize_message(self.error, counts),
         )
 
 
@@ -209,8 +211,8 @@ class AppStatusIn(BaseReportIn):
             observed_at=self.observed_at,
             agent_id=self.agent_id,
             state=self.state,
-            message=texts.message(self.message, counts) if self.message else "",
-            uri=texts.address(self.uri, counts) if self.uri else "",
+            message=texts.sanitize_message(self.message, counts) if self.message else "",
+            uri=texts.sanitize_uri(self.uri, counts) if self.uri else "",
         )
 
 
@@ -218,7 +220,7 @@ class TaskLogIn(BaseReportIn):
     """Entries of the conversation."""
 
     type: Literal["task.log"]
-    entries: Annotated[list[EntryIn], Field(max_length=ELEMENTS)]
+    entries: Annotated[list[EntryIn], Field(max_length=MAX_ELEMENTS)]
 
     def to_domain(self, now: datetime, counts: SanitizeCounts) -> domain.TaskLog:
         """Return the report as a domain value, with sanitized texts."""
@@ -240,9 +242,9 @@ class TaskInputIn(BaseReportIn):
     outcome: domain.InputOutcome
     detail: StrictText | None = None
 
-    def to_domain(self, now: datetime, counts: SanitizeCounts) -> domain.TaskInput:
+    def to_domain(self, now: datetime, counts: SanitizeCounts) -> domain.InputOutcomeReport:
         """Return the report as a domain value, with sanitized texts."""
-        return domain.TaskInput(
+        return domain.InputOutcomeReport(
             task_id=self.task_id,
             build_number=self.build_number,
             seq=self.seq_at(now),
@@ -250,7 +252,7 @@ class TaskInputIn(BaseReportIn):
             agent_id=self.agent_id,
             input_id=self.input_id,
             outcome=self.outcome,
-            detail=None if self.detail is None else texts.message(self.detail, counts),
+            detail=None if self.detail is None else texts.sanitize_message(self.detail, counts),
         )
 
 
@@ -268,21 +270,21 @@ ReportIn: TypeAlias = Annotated[
 
 _REPORT: TypeAdapter[ReportIn] = TypeAdapter(ReportIn)
 
-_REPORTS: TypeAdapter[list[ReportIn]] = TypeAdapter(Annotated[list[ReportIn], Field(max_length=ELEMENTS)])
+_REPORTS: TypeAdapter[list[ReportIn]] = TypeAdapter(Annotated[list[ReportIn], Field(max_length=MAX_ELEMENTS)])
 
 
 class DecodedReport(NamedTuple):
     """A decoded report, and the changes that sanitizing made to its texts."""
 
     report: Report
-    notes: SanitizeCounts
+    sanitize_counts: SanitizeCounts
 
 
 DecodeResult: TypeAlias = DecodedReport | InvalidMessage
 """The result for one element: a report, or why it is invalid."""
 
 
-def encode(report: Report, *, with_seq: bool = True) -> bytes:
+def encode_report(report: Report, *, with_seq: bool = True) -> bytes:
     """Encode a report as canonical JSON; without a seq the worker derives it from ``observed_at``."""
     text = canonical_json(report)
     if with_seq:
@@ -292,12 +294,12 @@ def encode(report: Report, *, with_seq: bool = True) -> bytes:
     return orjson.dumps(fields)
 
 
-def join(reports: Iterable[bytes]) -> bytes:
+def join_reports(reports: Iterable[bytes]) -> bytes:
     """Return the body of one message with these encoded reports."""
     return b"[" + b",".join(reports) + b"]"
 
 
-def decode_stored(text: str, now: datetime) -> Report:
+def decode_stored_report(text: str, now: datetime) -> Report:
     """Decode a stored report from its canonical JSON. Raises ValueError if the text is invalid."""
     return _REPORT.validate_json(text).to_domain(now, {})
 
@@ -307,7 +309,7 @@ def decode_reports(body: bytes, now: datetime) -> list[DecodeResult]:
 
     ``now`` (UTC) is the default of a seq, one microsecond later for each further element, to keep their order.
     """
-    if len(body) > BODY_BYTES:
+    if len(body) > MAX_BODY_BYTES:
         return [too_large(body)]
     if body.lstrip(_SPACE).startswith(b"["):
         return _decode_array(body, now)
@@ -333,8 +335,8 @@ def _decode_array(body: bytes, now: datetime) -> list[DecodeResult]:
     parts = json_array.split_json_array(body)
     if parts is None:
         return [InvalidMessage(None, DeadLetterReason.NOT_JSON, _parser_error(body), body)]
-    if len(parts) > ELEMENTS:
-        detail = f"{len(parts)} reports in one message; expected at most {ELEMENTS}"
+    if len(parts) > MAX_ELEMENTS:
+        detail = f"{len(parts)} reports in one message; expected at most {MAX_ELEMENTS}"
         return [InvalidMessage(None, DeadLetterReason.TOO_MANY, detail, body)]
     elements: list[DecodeResult] = []
     for index, part in enumerate(parts):

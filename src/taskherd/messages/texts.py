@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import TypeAlias
 
-from taskherd.messages.limits import CONTENT_BYTES, MAX_URI_CHARACTERS, TEXT_CHARACTERS
+from taskherd.messages.limits import MAX_CONTENT_BYTES, MAX_TEXT_CHARACTERS, MAX_URI_CHARACTERS
 
 SanitizeCounts: TypeAlias = dict[str, int]
 """Changes to the texts of a message: ``control`` (characters removed), ``cut`` (truncated), ``uri`` (cleared)."""
@@ -37,29 +37,29 @@ def sanitize(text: str, counts: SanitizeCounts) -> str:
     return sanitized
 
 
-def message(text: str, counts: SanitizeCounts) -> str:
+def sanitize_message(text: str, counts: SanitizeCounts) -> str:
     """Sanitize a status message, error or detail, and truncate it to 2,000 characters, the last of them ``…``."""
     if not text.isprintable():
         text = sanitize(text, counts)
-    if len(text) <= TEXT_CHARACTERS:
+    if len(text) <= MAX_TEXT_CHARACTERS:
         return text
     add_count(counts, CUT)
-    return text[: TEXT_CHARACTERS - 1] + "…"
+    return text[: MAX_TEXT_CHARACTERS - 1] + "…"
 
 
-def content(text: str, counts: SanitizeCounts) -> str:
+def sanitize_content(text: str, counts: SanitizeCounts) -> str:
     """Sanitize the content of a log entry, and truncate it to 64 KiB of UTF-8, the end of which is ``…``."""
     text = sanitize(text, counts)
-    if len(text) * _MAX_CHARACTER_BYTES <= CONTENT_BYTES:
+    if len(text) * _MAX_CHARACTER_BYTES <= MAX_CONTENT_BYTES:
         return text
     encoded = text.encode()
-    if len(encoded) <= CONTENT_BYTES:
+    if len(encoded) <= MAX_CONTENT_BYTES:
         return text
     add_count(counts, CUT)
-    return encoded[: CONTENT_BYTES - len("…".encode())].decode(errors="ignore") + "…"
+    return encoded[: MAX_CONTENT_BYTES - len("…".encode())].decode(errors="ignore") + "…"
 
 
-def address(text: str, counts: SanitizeCounts) -> str:
+def sanitize_uri(text: str, counts: SanitizeCounts) -> str:
     """Sanitize a URI; return "" if its scheme is not http, https or file, or if it exceeds 2,048 characters."""
     if not text:
         return text

@@ -11,14 +11,14 @@ from taskherd.domain.task import MAX_BUILD_NUMBER
 from taskherd.messages.decoding import InvalidMessage, Undecodable, decode
 
 
-class Owner(BaseModel):
+class WorkRequestOwner(BaseModel):
     """The owner of the task."""
 
     id: UUID
     username: str
 
 
-class Preset(BaseModel):
+class WorkRequestPreset(BaseModel):
     """The preset with which the task was created."""
 
     id: UUID
@@ -35,7 +35,7 @@ class BaseWorkRequest(BaseModel):
     attempt: int = Field(ge=1)
     task_id: UUID
     task_name: str
-    owner: Owner
+    owner: WorkRequestOwner
     build_number: int = Field(ge=1, le=MAX_BUILD_NUMBER)
     build_id: UUID
     template_version_id: UUID
@@ -47,7 +47,7 @@ class WorkspaceStart(BaseWorkRequest):
 
     type: Literal["workspace.start"] = "workspace.start"
     prompt: str
-    preset: Preset | None
+    preset: WorkRequestPreset | None
     agent_token: str = Field(description="The agent's credential for this task and build; a secret.", repr=False)
 
 
@@ -78,7 +78,7 @@ WorkRequest: TypeAlias = Annotated[
 _WORK: TypeAdapter[WorkRequest] = TypeAdapter(WorkRequest)
 
 
-def encode(request: WorkRequest) -> bytes:
+def encode_request(request: WorkRequest) -> bytes:
     """Encode a request as JSON."""
     return _WORK.dump_json(request)
 

@@ -30,7 +30,7 @@ class Failpoint(StrEnum):
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 
 
-def arm(setting: str) -> Callable[[Failpoint], None]:
+def failpoint_hook(setting: str) -> Callable[[Failpoint], None]:
     """Return the function to call at each failpoint; it sends a signal to this process at the one in ``setting``.
 
     Raise ``Misconfigured`` if the setting names no failpoint or signal.

@@ -33,7 +33,7 @@ class MetricInfo:
     name: str
     kind: str
     labels: tuple[str, ...]
-    meaning: str
+    help: str
 
 
 class Metrics:
@@ -196,7 +196,7 @@ class Metrics:
             "runner_agent_events_bad", "Events of an AgentAPI server that could not be decoded."
         )
 
-    def replace(self, gauge: Gauge, counts: Mapping[str, float]) -> None:
+    def set_counts(self, gauge: Gauge, counts: Mapping[str, float]) -> None:
         """Set a gauge with one label to ``counts``; label values that are no longer in ``counts`` become 0."""
         for family in gauge.collect():
             for sample in family.samples:
@@ -226,7 +226,7 @@ def table() -> str:
     rows = ["| metric | kind | labels | meaning |", "|---|---|---|---|"]
     for each in sorted(Metrics().declared, key=lambda declared: declared.name):
         labels = ", ".join(f"`{label}`" for label in each.labels)
-        rows.append(f"| `{each.name}` | {each.kind} | {labels} | {each.meaning} |")
+        rows.append(f"| `{each.name}` | {each.kind} | {labels} | {each.help} |")
     return "\n".join(rows)
 
 

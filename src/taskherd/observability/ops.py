@@ -16,7 +16,7 @@ from starlette.routing import Route, Router
 from uvicorn.server import ServerState
 
 from taskherd.errors import Misconfigured
-from taskherd.http_protocol import BoundedProtocol
+from taskherd.http_protocol import LimitedProtocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,12 +80,12 @@ class OpsServer:
 
     def _configure(self, read_timeout: float) -> uvicorn.Config:
         limits = {
-            "head_within": read_timeout,
-            "head_most": MAX_HEADER,
-            "stuck_after": read_timeout,
-            "connections_most": MAX_CONNECTIONS,
+            "head_timeout": read_timeout,
+            "max_head_bytes": MAX_HEADER,
+            "write_timeout": read_timeout,
+            "max_connections": MAX_CONNECTIONS,
         }
-        protocol: Any = type("OpsProtocol", (BoundedProtocol,), limits)
+        protocol: Any = type("OpsProtocol", (LimitedProtocol,), limits)
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a client's invalid request is not worth a warning
         config = uvicorn.Config(
             self._respond,

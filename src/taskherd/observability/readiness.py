@@ -27,16 +27,16 @@ class Readiness:
         self._running: dict[str, asyncio.Task[str | None]] = {}
         self._timeout = timeout
 
-    def set(self, name: str) -> None:
+    def set_ok(self, name: str) -> None:
         """Mark the condition ``name`` as OK."""
         self._reasons[name] = None
 
-    def clear(self, name: str, reason: str) -> None:
+    def set_failed(self, name: str, reason: str) -> None:
         """Mark the condition ``name`` as not OK for ``reason``."""
         self._reasons[name] = reason
 
-    def check(self, name: str, check: Check) -> None:
-        """Run ``check`` on every readiness request, with a timeout."""
+    def add_check(self, name: str, check: Check) -> None:
+        """Run ``add_check`` on every readiness request, with a timeout."""
         self._checks[name] = check
 
     async def reasons(self) -> dict[str, str | None]:

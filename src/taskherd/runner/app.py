@@ -78,9 +78,7 @@ class RunnerProcess:
         self._names = topology.TopologyNames(settings.amqp_prefix)
         self._connections = BrokerConnections(settings.amqp_url, "runner", self.metrics, self._readiness)
         publisher = Publisher(self._connections.publish)
-        self._consumer = Consumer(
-            self._connections.consume, self._prepare, prefetch=PREFETCH, on_trouble=self._on_error
-        )
+        self._consumer = Consumer(self._connections.consume, self._prepare, prefetch=PREFETCH, on_error=self._on_error)
         self._sender = ReportSender(publisher, self._names, self.metrics, self._on_error)
         self._commands = CommandClient(self._connections.consume, publisher, self._names, timeout=REPLY_TIMEOUT)
         self._dispatcher = Dispatcher(self._make_context(), self._consumer)
@@ -112,7 +110,7 @@ class RunnerProcess:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
-        port = await self._ops.start(self._settings.ops_host, self._settings.ops_port_of(OPS_PORT))
+        port = await self._ops.start(self._settings.ops_host, self._settings.ops_port_or(OPS_PORT))
         limits = "cgroup v2" if self._settings.runner_cgroup else "rlimit and CPU affinity, for each process"
         log.info("runner starting", runner=self._name, root=str(self._root), ops_port=port, limits=limits)
         try:
@@ -149,7 +147,7 @@ class RunnerProcess:
     async def _shut_down(self, tasks: list[asyncio.Task[None]]) -> None:
         """Stop consuming and send the remaining reports within the grace time. Agents keep running."""
         log.info("runner stopping")
-        self._readiness.clear("consumers", "stopping")
+        self._readiness.set_failed("consumers", "stopping")
         with suppress(TimeoutError, Unavailable):
             async with asyncio.timeout(self._settings.grace):
                 await self._consumer.stop()
@@ -180,9 +178,9 @@ class RunnerProcess:
         """Keep the readiness of ``consumers`` up to date."""
         while True:
             if self._consumer.consuming:
-                self._readiness.set("consumers")
+                self._readiness.set_ok("consumers")
             else:
-                self._readiness.clear("consumers", "not consuming")
+                self._readiness.set_failed("consumers", "not consuming")
             await asyncio.sleep(0.5)
 
     async def _prepare(self, channel: AbstractChannel) -> Sequence[Source]:

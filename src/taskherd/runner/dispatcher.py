@@ -73,7 +73,7 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Dispatch requests until the consumer is stopped."""
-        while deliveries := await self._consumer.batch(BATCH, 0):
+        while deliveries := await self._consumer.next_batch(BATCH, 0):
             undecodable = [delivery for delivery in deliveries if not self._dispatch(delivery)]
             if undecodable:
                 await self._consumer.ack(undecodable)

@@ -14,7 +14,7 @@ from uuid import UUID
 from taskherd.domain.commands import UpdateInput
 from taskherd.domain.handle_command import CommandRefused
 from taskherd.errors import Malformed, Unavailable
-from taskherd.messages.commands import encode
+from taskherd.messages.commands import encode_command
 from taskherd.messages.replies import decode_reply
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ async def query_ownership(
         Unavailable: no reply arrived in time, or the reply has another form.
     """
     query = UpdateInput(command_id=command_id, task_id=task_id, actor_id=actor_id, input="")
-    reply = await commands.call(query.type, encode(query), no_expiry=no_expiry)
+    reply = await commands.call(query.type, encode_command(query), no_expiry=no_expiry)
     try:
         result = decode_reply(reply.body)
         if isinstance(result, CommandRefused):

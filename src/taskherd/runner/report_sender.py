@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from taskherd import retry
 from taskherd.broker.publisher import PublishOutcome
 from taskherd.errors import Unavailable
-from taskherd.messages.limits import MESSAGE_BYTES
-from taskherd.messages.reports import join
+from taskherd.messages.limits import MAX_MESSAGE_BYTES
+from taskherd.messages.reports import join_reports
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -102,7 +102,7 @@ class ReportSender:
     def _choose(self) -> list[tuple[Outbox, list[bytes]]]:
         """Return the outboxes that the next message is filled from, each with its reports."""
         chosen: list[tuple[Outbox, list[bytes]]] = []
-        limit, size = MAX_REPORTS, MESSAGE_BYTES
+        limit, size = MAX_REPORTS, MAX_MESSAGE_BYTES
         for outbox in list(self._due.values()):
             batch = outbox.peek(min(limit, MAX_REPORTS_OF_TASK), size)
             needed = sum(map(len, batch)) + len(batch)
@@ -116,7 +116,7 @@ class ReportSender:
         return chosen
 
     async def _publish(self, reports: list[bytes]) -> None:
-        body = join(reports) if len(reports) > 1 else reports[0]
+        body = join_reports(reports) if len(reports) > 1 else reports[0]
         published = await self._publisher.publish(self._exchange, ROUTING_KEY, body, mandatory=True)
         if published is PublishOutcome.UNROUTED:
             raise Unavailable(f"no queue is bound to exchange {self._exchange}; run `taskherd topology apply`")

@@ -8,7 +8,7 @@ from uuid import UUID, uuid5
 
 from taskherd.domain import reports
 from taskherd.messages import texts
-from taskherd.messages.reports import encode
+from taskherd.messages.reports import encode_report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -84,7 +84,7 @@ class Reporter:
             workspace=reports.Workspace(uuid5(task_id, "workspace"), self._task_name),
             app=reports.App(uuid5(task_id, "app"), APP_SLUG, None, health) if starts else None,
             runner=self._runner,
-            error=texts.message(error, {}) if error else None,
+            error=texts.sanitize_message(error, {}) if error else None,
         )
         self._report(report)
 
@@ -124,8 +124,8 @@ class Reporter:
             build_number=self.build_number,
             seq=self._sequence.next(),
             state=state,
-            message=texts.message(message, {}),
-            uri=texts.address(uri, {}),
+            message=texts.sanitize_message(message, {}),
+            uri=texts.sanitize_uri(uri, {}),
         )
 
     def log(self, entries: Sequence[LogEntry], *others: Report, checkpoint: Checkpoint | None = None) -> None:
@@ -146,19 +146,19 @@ class Reporter:
     def input(self, input_id: UUID, outcome: InputOutcome, detail: str | None = None) -> None:
         """Report the outcome of an input."""
         self._report(
-            reports.TaskInput(
+            reports.InputOutcomeReport(
                 task_id=self._task_id,
                 build_number=self.build_number,
                 seq=self._sequence.next(),
                 input_id=input_id,
                 outcome=outcome,
-                detail=texts.message(detail, {}) if detail else None,
+                detail=texts.sanitize_message(detail, {}) if detail else None,
             )
         )
 
     def heartbeat(self) -> bytes:
         """Return an encoded heartbeat; it is sent at once or never, so it does not go to the outbox."""
-        return encode(
+        return encode_report(
             reports.AgentHeartbeat(
                 task_id=self._task_id,
                 build_number=self.build_number,
@@ -169,7 +169,7 @@ class Reporter:
 
     def entry(self, entry_id: int, source: reports.LogSource, content: str, at: datetime | None = None) -> LogEntry:
         """Return a log entry with the time ``at``, by default now."""
-        return reports.LogEntry(entry_id, source, texts.content(content, {}), at or self._now())
+        return reports.LogEntry(entry_id, source, texts.sanitize_content(content, {}), at or self._now())
 
     def _report(self, *batch: Report, checkpoint: Checkpoint | None = None) -> None:
-        self._outbox.append([encode(report).decode() for report in batch], checkpoint)
+        self._outbox.append([encode_report(report).decode() for report in batch], checkpoint)

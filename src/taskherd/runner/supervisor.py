@@ -51,7 +51,7 @@ class PendingRequest:
     """A request to be executed; ``only_copy`` is True if it certainly has no other copy in a queue."""
 
     request: WorkRequest
-    accepted: OnAccepted
+    on_accepted: OnAccepted
     only_copy: bool = False
 
 
@@ -114,7 +114,7 @@ class TaskSupervisor:
         if not isinstance(request, AgentInput):
             self._builds.put_nowait(pending)
         elif request.input_id in self._pending_inputs:
-            pending.accepted()  # a repeat of one that is in progress
+            pending.on_accepted()  # a repeat of one that is in progress
         else:
             self._pending_inputs.add(request.input_id)
             self._inputs.put_nowait(pending)
@@ -140,7 +140,7 @@ class TaskSupervisor:
                 await self._outbox.wait_empty()
                 await asyncio.to_thread(self._folder.remove)
                 for pending in self.take_pending():  # requests after the delete cannot be executed
-                    pending.accepted()
+                    pending.on_accepted()
         finally:
             inputs.cancel()
             await asyncio.gather(inputs, *self._background_saves, return_exceptions=True)
@@ -175,13 +175,13 @@ class TaskSupervisor:
         if request.build_number <= journal.build_number:
             same = request.build_number == journal.build_number
             self._count(request.type, "repeated" if same and request.type.endswith(journal.transition) else "ignored")
-            pending.accepted()
+            pending.on_accepted()
             return
         if isinstance(request, WorkspaceStart):
             claim = await self._context.claims.claim(request, only_copy=pending.only_copy)
             if claim is not Claim.WON:
                 await self._yield_build(request, claim)
-                pending.accepted()
+                pending.on_accepted()
                 return
         journal.accept(request)
         try:
@@ -189,7 +189,7 @@ class TaskSupervisor:
             await self._save()
         except OSError as error:
             await self._reject(request, error)
-        pending.accepted()
+        pending.on_accepted()
         if journal.phase is Phase.ACCEPTED:
             await self._execute(request)
 
@@ -246,7 +246,7 @@ class TaskSupervisor:
             else:
                 self._count(request.type, "repeated")
             self._pending_inputs.discard(request.input_id)
-            pending.accepted()
+            pending.on_accepted()
 
     async def _deliver_once(self, input_id: UUID, text: str) -> str | None:
         """Deliver an input at most once.

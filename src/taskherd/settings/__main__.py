@@ -13,7 +13,7 @@ def table() -> str:
     rows = ["| variable | default | accepted values | description |", "|---|---|---|---|"]
     for each in describe(Settings.model_construct()):
         default = f"`{each.default}`" if each.default else ""
-        cells = (f"`{each.variable}`", default, each.expected, each.meaning)
+        cells = (f"`{each.variable}`", default, each.expected, each.description)
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows)
 

@@ -305,7 +305,7 @@ class Settings(BaseSettings):
                 raise ValueError(message)
         return self
 
-    def ops_port_of(self, default: int) -> int:
+    def ops_port_or(self, default: int) -> int:
         """Return the operations port, or the process's own ``default`` if the setting is not set."""
         return self.ops_port if "ops_port" in self.model_fields_set else default
 

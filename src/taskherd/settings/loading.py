@@ -45,7 +45,7 @@ class SettingInfo:
     default: str
     source: Literal["environment", "file", "default"]
     expected: str
-    meaning: str
+    description: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ def describe(settings: Settings) -> tuple[SettingInfo, ...]:
             default=_show(name, field.default),
             source=_source(name),
             expected=expected_of(name),
-            meaning=field.description or "",
+            description=field.description or "",
         )
         for name, field in Settings.model_fields.items()
     )

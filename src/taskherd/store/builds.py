@@ -51,9 +51,9 @@ SET {assignments(changing(task_builds), "excluded")}
 # No further report is stored for a superseded build, so its final status is unknown.
 _SELECT: Final = """
 SELECT b.build_id, b.task_id, b.number, b.transition, b.workspace_id, b.agent_id, b.error, b.created_at, b.updated_at,
-       CASE WHEN l.last OR b.job_status IN ('succeeded', 'failed', 'canceled') THEN b.job_status
+       CASE WHEN l.is_latest OR b.job_status IN ('succeeded', 'failed', 'canceled') THEN b.job_status
             ELSE 'unknown' END AS job_status,
-       l.last, t.owner_id, o.username, o.avatar_url, t.organization_id, g.name AS organization_name, t.template_id,
+       l.is_latest, t.owner_id, o.username, o.avatar_url, t.organization_id, g.name AS organization_name, t.template_id,
        m.name AS template_name, m.display_name AS template_display_name, m.icon AS template_icon,
        m.active_version_id, t.template_version_id,
        t.created_at AS task_created_at, t.updated_at AS task_updated_at,
@@ -61,7 +61,7 @@ SELECT b.build_id, b.task_id, b.number, b.transition, b.workspace_id, b.agent_id
        CAST(t.document -> 'workspace_agent_health' ->> 'healthy' AS boolean) AS healthy
 FROM task_builds AS b JOIN tasks AS t ON t.id = b.task_id
 CROSS JOIN LATERAL (
-    SELECT NOT EXISTS (SELECT 1 FROM task_builds WHERE task_id = b.task_id AND number > b.number) AS last) AS l
+    SELECT NOT EXISTS (SELECT 1 FROM task_builds WHERE task_id = b.task_id AND number > b.number) AS is_latest) AS l
 CROSS JOIN LATERAL (SELECT username, avatar_url FROM users WHERE id = t.owner_id LIMIT 1) AS o
 CROSS JOIN LATERAL (SELECT name FROM organizations WHERE id = t.organization_id LIMIT 1) AS g
 CROSS JOIN LATERAL (
@@ -106,7 +106,7 @@ async def of_agent(reader: Reader, caller: UUID, agent_id: UUID) -> Row | None:
     return await reader.fetch_one(AGENT, caller, agent_id)
 
 
-async def steps(
+async def history(
     reader: Reader, task_id: UUID, number: int, changes: Sequence[str], *, after: int, limit: int
 ) -> Sequence[Row]:
     """Return up to ``limit`` versions after ``after`` that changed any field in ``changes`` of a build, oldest first.

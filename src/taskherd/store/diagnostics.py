@@ -72,13 +72,13 @@ class ContentCounts:
     oldest: float
 
 
-async def server(conn: AsyncConnection) -> ServerInfo:
+async def server_info(conn: AsyncConnection) -> ServerInfo:
     """Return the server's version and time, and whether it only accepts reads."""
     row = (await conn.execute(_SERVER)).one()
     return ServerInfo(row.major, row.version, row.now, row.read_only)
 
 
-async def schema(conn: AsyncConnection) -> migrate.SchemaState:
+async def schema_state(conn: AsyncConnection) -> migrate.SchemaState:
     """Return the state of the schema, compared with this release."""
     return await migrate.state(conn)
 
@@ -89,7 +89,7 @@ async def missing_privileges(conn: AsyncConnection) -> tuple[str, ...]:
     return tuple((await conn.execute(_MISSING_PRIVILEGES, {"tables": tables, "read_only": READ_ONLY})).scalars())
 
 
-async def content(conn: AsyncConnection) -> ContentCounts:
+async def content_counts(conn: AsyncConnection) -> ContentCounts:
     """Return the numbers of users, templates and unpublished events; requires the schema."""
     row = (await conn.execute(_CONTENT)).one()
     return ContentCounts(row.users, row.templates, row.unpublished, float(row.oldest or 0))

@@ -23,10 +23,10 @@ __all__ = [
     "TemplateVersion",
     "apply",
     "names",
-    "owner",
+    "owners",
     "parse",
     "revision",
-    "template_version",
+    "template_versions",
 ]
 
 Pair: TypeAlias = tuple[UUID, UUID]
@@ -96,7 +96,7 @@ async def names(conn: AsyncConnection, pairs: Sequence[Pair]) -> dict[Pair, Dire
     return {(owner_id, version_id): DirectoryNames(*texts) for owner_id, version_id, *texts in rows}
 
 
-async def owner(conn: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, Owner]:
+async def owners(conn: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, Owner]:
     """Return the users that exist among ``ids``."""
     return {
         row[0]: Owner(row[0], row[1], row[2], frozenset(row[3] or ()))
@@ -104,7 +104,7 @@ async def owner(conn: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, Owner]
     }
 
 
-async def template_version(conn: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, TemplateVersion]:
+async def template_versions(conn: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, TemplateVersion]:
     """Return the template versions that exist among ``ids``."""
     rows = await conn.execute(TEMPLATE_VERSIONS, {"ids": ids})
     return {

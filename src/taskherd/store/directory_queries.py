@@ -89,12 +89,12 @@ class TemplateFilter:
     part: str | None = None
 
 
-async def people(reader: Reader, caller: UUID, criteria: UserFilter) -> Sequence[Row]:
+async def users(reader: Reader, caller: UUID, criteria: UserFilter) -> Sequence[Row]:
     """Return the caller and the users who share an organization with the caller, by name."""
     return await reader.fetch(USERS, caller, criteria.github_com_user_id, criteria.search, criteria.limit)
 
 
-async def person(reader: Reader, caller: UUID, user: UUID | str) -> Row | None:
+async def user(reader: Reader, caller: UUID, user: UUID | str) -> Row | None:
     """Return one of these users, by id or username."""
     return await reader.fetch_one(f"{_USERS} AND {_matches('u', 'username', user)}", caller, user)
 

@@ -20,14 +20,14 @@ SELECT EXISTS (SELECT 1 FROM task_feed WHERE position = $1)
     OR ($1 = 0 AND COALESCE((SELECT min(position) FROM task_feed), 1) = 1) AS resumable
 """
 
-# ``kind`` is null if the event was pruned before its position. ``was``: the previous status, if the change altered it.
+# ``kind`` is null if the event was pruned before its position. ``previous_status``: set if the change altered it.
 _CHANGE: Final = """
-SELECT f.position, f.task_id, f.version, f.occurred_at, e.kind, CAST(e.document AS text) AS own, e.changes,
+SELECT f.position, f.task_id, f.version, f.occurred_at, e.kind, CAST(e.document AS text) AS core_document, e.changes,
        CAST(e.cause AS text) AS cause, p.prompt, t.owner_id, t.organization_id, t.template_id, d.revision,
        o.username, o.avatar_url, m.name, m.display_name, m.icon,
        CASE WHEN 'status' = ANY(e.changes) THEN (
            SELECT document ->> 'status' FROM task_events WHERE task_id = f.task_id AND version = f.version - 1 LIMIT 1
-       ) END AS was
+       ) END AS previous_status
 """
 
 _CHANGE_JOINS: Final = """
@@ -93,7 +93,8 @@ WHERE EXISTS (SELECT 1 FROM outbox AS b WHERE b.task_id = k.task_id AND b.versio
 # Versions and positions of a task rise together. ``$3``: the position to continue after.
 TIMELINE: Final = f"""
 SELECT s.id, f.position, f.version, f.occurred_at, e.changes, CAST(e.cause AS text) AS cause,
-       CAST(e.document AS text) AS own, p.prompt, CAST(b.document AS text) AS own_before, q.prompt AS prompt_before
+       CAST(e.document AS text) AS core_document, p.prompt, CAST(b.document AS text) AS core_document_before, q.prompt
+       AS prompt_before
 FROM (SELECT t.id FROM tasks AS t WHERE t.id = $2 AND t.deleted_at IS NULL AND {CAN_SEE}) AS s
 LEFT JOIN LATERAL (
     SELECT * FROM task_feed WHERE task_id = s.id AND position > $3 ORDER BY version LIMIT $4) AS f ON true
@@ -136,7 +137,7 @@ async def catch_up(
     return _page(await reader.fetch(CATCH_UP, caller, after, limit, owner, organization), after)
 
 
-async def catch_up_one(
+async def catch_up_task(
     reader: Reader, caller: UUID, after: int, limit: int, task_id: UUID
 ) -> tuple[int, Sequence[Row]]:
     """Read the next ``limit`` positions of one task, as ``catch_up`` does for all tasks."""

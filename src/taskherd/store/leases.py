@@ -67,7 +67,7 @@ SELECT task_id FROM leases WHERE last_heartbeat_at < :before ORDER BY last_heart
 COUNT: Final = text("SELECT count(*), count(*) FILTER (WHERE last_heartbeat_at < :before) FROM leases")
 
 
-async def touch(conn: AsyncConnection, summaries: Sequence[HeartbeatSummary]) -> set[UUID]:
+async def renew(conn: AsyncConnection, summaries: Sequence[HeartbeatSummary]) -> set[UUID]:
     """Renew leases of the same build and agent, and return the ids of the tasks whose lease was renewed.
 
     ``summaries`` has at most one entry per task. The heartbeats of the other tasks must be reconciled: there is no
@@ -76,7 +76,7 @@ async def touch(conn: AsyncConnection, summaries: Sequence[HeartbeatSummary]) ->
     return {task_id for (task_id,) in await conn.execute(RENEW, ROWS.parameters(summaries))}
 
 
-async def load(conn: AsyncConnection, ids: Sequence[UUID]) -> list[Lease]:
+async def lock(conn: AsyncConnection, ids: Sequence[UUID]) -> list[Lease]:
     """Lock the leases that exist among ``ids`` and return them, both in id order; without ``ids`` run no statement."""
     if not ids:
         return []
@@ -89,7 +89,7 @@ async def upsert(conn: AsyncConnection, new: Sequence[Lease]) -> None:
     await conn.execute(UPSERT, ROWS.parameters(new))
 
 
-async def remove(conn: AsyncConnection, ids: Sequence[UUID]) -> None:
+async def delete(conn: AsyncConnection, ids: Sequence[UUID]) -> None:
     """Delete the leases of these tasks."""
     await conn.execute(DELETE, {"ids": ids})
 

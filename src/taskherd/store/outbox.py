@@ -80,7 +80,7 @@ SELECT count(*) FROM appended
 """)
 
 
-async def due(conn: AsyncConnection, older_than: datetime, limit: int) -> list[OutboxEvent]:
+async def stale(conn: AsyncConnection, older_than: datetime, limit: int) -> list[OutboxEvent]:
     """Return up to ``limit`` events that occurred at or before ``older_than``, oldest first, without locking.
 
     Two relays may publish the same event, which readers recognize by its version; it gets one position.

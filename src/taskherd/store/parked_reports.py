@@ -100,22 +100,22 @@ async def park(conn: AsyncConnection, reports: Sequence[ReportToPark], max_per_t
     return [index for (index,) in await conn.execute(PARK, values)]
 
 
-async def read(conn: AsyncConnection, ids: Sequence[UUID]) -> list[ParkedReport]:
+async def lock(conn: AsyncConnection, ids: Sequence[UUID]) -> list[ParkedReport]:
     """Lock and return the parked reports of these tasks in the order in which they were parked.
 
-    The caller deletes those that it folded with ``remove``.
+    The caller deletes those that it folded with ``delete``.
     """
     return [ParkedReport(*row) for row in await conn.execute(LOCK, {"ids": ids})]
 
 
-async def expired(conn: AsyncConnection, before: datetime, limit: int) -> list[ParkedReport]:
+async def lock_expired(conn: AsyncConnection, before: datetime, limit: int) -> list[ParkedReport]:
     """Lock and return up to ``limit`` reports parked before ``before``, skipping locked ones.
 
-    The caller deletes them with ``remove`` once their dead letters are confirmed.
+    The caller deletes them with ``delete`` once their dead letters are confirmed.
     """
     return [ParkedReport(*row) for row in await conn.execute(LOCK_EXPIRED, {"before": before, "limit": limit})]
 
 
-async def remove(conn: AsyncConnection, ids: Sequence[int]) -> None:
+async def delete(conn: AsyncConnection, ids: Sequence[int]) -> None:
     """Delete parked reports by their row ids."""
     await conn.execute(DELETE, {"ids": ids})

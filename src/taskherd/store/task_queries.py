@@ -19,7 +19,7 @@ CAN_SEE: Final = """(t.owner_id = $1 OR EXISTS (
     SELECT 1 FROM memberships AS a
     WHERE a.user_id = $1 AND a.organization_id = t.organization_id AND a.role = 'admin' AND a.active))"""
 
-DOCUMENT: Final = """t.id, t.version, d.revision, t.created_at, t.updated_at, CAST(t.document AS text) AS own,
+DOCUMENT: Final = """t.id, t.version, d.revision, t.created_at, t.updated_at, CAST(t.document AS text) AS core_document,
        p.prompt, o.username, o.avatar_url, t.organization_id, t.template_id, m.name, m.display_name, m.icon"""
 
 JOINED: Final = """
@@ -175,7 +175,7 @@ FROM tasks AS t
 """
 
 
-async def explain_inputs(reader: Reader, ref: TaskRef) -> Row | None:
+async def explanation_facts(reader: Reader, ref: TaskRef) -> Row | None:
     """Return what an explanation of a task is derived from: its state, its open inputs and its open work requests."""
     return await _find(reader, EXPLANATION_FACTS, ref)
 
@@ -205,22 +205,22 @@ WHERE {person} AND w.active AND EXISTS (
 """
 
 
-async def person(reader: Reader, username: str) -> UUID | None:
+async def user_id(reader: Reader, username: str) -> UUID | None:
     """Return the id of the user of this name, active or not."""
     return await _id(reader, USER_ID, username)
 
 
-async def organization(reader: Reader, name: str) -> UUID | None:
+async def organization_id(reader: Reader, name: str) -> UUID | None:
     """Return the id of the organization of this name, active or not."""
     return await _id(reader, ORGANIZATION_ID, name)
 
 
-async def default_organization(reader: Reader, caller: UUID) -> UUID | None:
+async def default_organization_id(reader: Reader, caller: UUID) -> UUID | None:
     """Return the id of the caller's organization named ``default``, else of the caller's first organization by name."""
     return await _id(reader, DEFAULT_ORGANIZATION_ID, caller)
 
 
-async def owner(reader: Reader, caller: UUID, user: UUID | str, version: UUID) -> tuple[UUID, bool] | None:
+async def find_owner(reader: Reader, caller: UUID, user: UUID | str, version: UUID) -> tuple[UUID, bool] | None:
     """Return the id of a user for whom the caller may create tasks, and whether from this template version.
 
     True also for a template version that does not exist. Return None if there is no such user, or the caller is not an

@@ -38,7 +38,7 @@ class StoredTask(NamedTuple):
         return task_state_codec.dumps(self.task.state)
 
 
-class TaskEvent(NamedTuple):
+class TaskEventRow(NamedTuple):
     """The change that led to a version of a task; ``document`` and ``cause`` are JSON text, ``changes`` field names."""
 
     task: Task
@@ -182,7 +182,7 @@ async def _replaced_prompts(conn: AsyncConnection, ids: Sequence[UUID]) -> dict[
     return {row.task_id: row.prompt for row in await conn.execute(PROMPTS, {"ids": ids})}
 
 
-async def save(conn: AsyncConnection, rows: Sequence[StoredTask], events: Sequence[TaskEvent]) -> int:
+async def save(conn: AsyncConnection, rows: Sequence[StoredTask], events: Sequence[TaskEventRow]) -> int:
     """Save tasks locked in this transaction and append events to history and outbox, all in one statement.
 
     Return the number of tasks saved. There is at most one row per task; rows and events are independent of each other.
@@ -190,7 +190,7 @@ async def save(conn: AsyncConnection, rows: Sequence[StoredTask], events: Sequen
     return int((await conn.execute(SAVE, save_parameters(rows, events))).scalar_one())
 
 
-def save_parameters(rows: Sequence[StoredTask], events: Sequence[TaskEvent]) -> dict[str, Any]:
+def save_parameters(rows: Sequence[StoredTask], events: Sequence[TaskEventRow]) -> dict[str, Any]:
     """Return the parameters of ``SAVE``."""
     documents = {row.task.id: row.document for row in rows}
     moved = [row for row in rows if row.due_moved and row.due_at is not None]

@@ -38,7 +38,7 @@ UPDATE workers SET seen_at = :now, drained_since = LEAST(drained_since, :now) WH
 CLAMP_STATEMENTS: Final = (CLAMP_LEASES, CLAMP_DEADLINES, CLAMP_PARKED, CLAMP_REQUESTS, CLAMP_WORKERS)
 
 
-async def clock(conn: AsyncConnection) -> datetime:
+async def database_time(conn: AsyncConnection) -> datetime:
     """Return the current time of the database clock."""
     now: datetime = (await conn.execute(CLOCK)).scalar_one()
     return now

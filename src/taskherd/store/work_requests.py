@@ -18,7 +18,7 @@ from taskherd.store.tables import work_requests
 
 @dataclass(frozen=True, slots=True)
 class WorkRequest:
-    """A work request; ``attempt`` counts how often ``due`` returned it, ``first_sent_at`` is when it first did."""
+    """A work request; ``attempt`` counts how often ``pick_due`` returned it, ``first_sent_at`` is when it first did."""
 
     request_id: UUID
     task_id: UUID
@@ -98,13 +98,15 @@ async def delete_answered_inputs(conn: AsyncConnection, inputs: Sequence[tuple[U
     return {request_id for (request_id,) in await conn.execute(DELETE_ANSWERED_INPUTS, values)}
 
 
-async def due(conn: AsyncConnection, now: datetime, limit: int, *, first: float, most: float) -> list[WorkRequest]:
+async def pick_due(
+    conn: AsyncConnection, now: datetime, limit: int, *, first_delay: float, max_delay: float
+) -> list[WorkRequest]:
     """Return up to ``limit`` requests that are due, after counting the attempt and setting the time of the next one.
 
-    The next attempt is due after ``first`` seconds, doubled by each further attempt up to ``most`` seconds. Requests
-    that another worker is processing are skipped.
+    The next attempt is due after ``first_delay`` seconds, doubled by each further attempt up to ``max_delay`` seconds.
+    Requests that another worker is processing are skipped.
     """
-    values = {"now": now, "limit": limit, "first": first, "maximum": most}
+    values = {"now": now, "limit": limit, "first": first_delay, "maximum": max_delay}
     return [WorkRequest(*row) for row in await conn.execute(PICK_DUE, values)]
 
 
@@ -113,6 +115,6 @@ async def of_tasks(conn: AsyncConnection, ids: Sequence[UUID]) -> list[WorkReque
     return [WorkRequest(*row) for row in await conn.execute(OF_TASKS, {"ids": ids})]
 
 
-async def remove(conn: AsyncConnection, ids: Sequence[UUID]) -> None:
+async def delete(conn: AsyncConnection, ids: Sequence[UUID]) -> None:
     """Delete requests that timed out or are no longer needed."""
     await conn.execute(DELETE, {"ids": ids})

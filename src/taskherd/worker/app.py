@@ -28,7 +28,7 @@ from taskherd.broker.consumer import Consumer, Source
 from taskherd.broker.publisher import Publisher
 from taskherd.clock import Clock
 from taskherd.domain import names as task_names
-from taskherd.domain.outcome import FOREIGN_REASONS, DeadLetterReason
+from taskherd.domain.outcome import EXTERNAL_REASONS, DeadLetterReason
 from taskherd.errors import Misconfigured, Unavailable
 from taskherd.messages.agent_tokens import agent_token
 from taskherd.observability import failpoints, logs
@@ -85,8 +85,8 @@ class Worker:
         self.metrics = Metrics()
         self._tracing = open_tracing(settings.tracing, "worker", __version__)
         self._readiness = Readiness("broker", "consumers")
-        self._readiness.check("database", self._check_database)
-        self._readiness.check("schema", self._check_schema)
+        self._readiness.add_check("database", self._check_database)
+        self._readiness.add_check("schema", self._check_schema)
         self.metrics.failpoint_armed.set(bool(settings.failpoint))
         self.metrics.build_info.labels(__version__).set(1)
         _initialize_counters(self.metrics)
@@ -106,16 +106,16 @@ class Worker:
             self._connections.consume,
             partial(self._report_sources, queues),
             prefetch=settings.prefetch,
-            on_trouble=self._on_error,
+            on_error=self._on_error,
         )
         self._commands = Consumer(
             self._connections.consume,
             partial(self._queue_sources, (self._names.commands,)),
             prefetch=COMMANDS_PREFETCH,
-            on_trouble=self._on_error,
+            on_error=self._on_error,
         )
         self._probe_replies = Consumer(
-            self._connections.consume, self._probe_reply_source, prefetch=MAX_REPLIES, on_trouble=self._on_error
+            self._connections.consume, self._probe_reply_source, prefetch=MAX_REPLIES, on_error=self._on_error
         )
         self._queues = queues
         self._context = self._make_context()
@@ -136,7 +136,7 @@ class Worker:
             directory_cache=DirectoryCache(self._engine),
             metrics=self.metrics,
             now=self._clock.now,
-            failpoint=failpoints.arm(settings.failpoint),
+            failpoint=failpoints.failpoint_hook(settings.failpoint),
             on_error=self._on_error,
             stopping=self._stopping,
             timeouts=timeouts_of(settings),
@@ -191,7 +191,7 @@ class Worker:
     async def _prepare_database(self) -> None:
         await migrate.ensure_async(self._settings.database_url, upgrading=self._settings.migrate == "auto")
         async with transaction(self._engine) as connection:
-            self._clock.correct(await timers.clock(connection))
+            self._clock.correct(await timers.database_time(connection))
 
     async def _work(self) -> None:
         _tune_gc()
@@ -223,7 +223,7 @@ class Worker:
     ) -> None:
         """Stop consuming, finish the batches in progress and publish what is committed, within the grace time."""
         log.info("worker stopping")
-        self._readiness.clear("consumers", "stopping")
+        self._readiness.set_failed("consumers", "stopping")
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.grace):
                 await asyncio.gather(self._reports.stop(), self._commands.stop())
@@ -247,9 +247,9 @@ class Worker:
         while True:
             consuming = self._reports.consuming and self._commands.consuming
             if consuming:
-                self._readiness.set("consumers")
+                self._readiness.set_ok("consumers")
             else:
-                self._readiness.clear("consumers", "not consuming")
+                self._readiness.set_failed("consumers", "not consuming")
                 self.probe.reset()
             self.metrics.in_flight.set(self._reports.buffered + self._report_consumer.in_flight)
             self.metrics.pool_in_use.set(in_use(self._engine))
@@ -262,7 +262,7 @@ class Worker:
     async def _report_sources(self, queues: Sequence[str], channel: AbstractChannel) -> Sequence[Source]:
         """Return the report queues: the first is shared; a partition goes to the consumer with the highest priority."""
         shared, *partitions = await self._queue_sources(queues, channel)
-        return [shared, *(Source(each.queue, topology.priority(self._id, each.queue)) for each in partitions)]
+        return [shared, *(Source(each.queue, topology.consumer_priority(self._id, each.queue)) for each in partitions)]
 
     async def _probe_reply_source(self, channel: AbstractChannel) -> Sequence[Source]:
         self.probe.reply_queue = await topology.declare_exclusive_queue(channel, length=MAX_REPLIES)
@@ -274,7 +274,7 @@ class Worker:
 
     async def _check_database(self) -> None:
         async with transaction(self._engine) as connection:
-            await timers.clock(connection)
+            await timers.database_time(connection)
 
     async def _check_schema(self) -> None:
         async with transaction(self._engine) as connection:
@@ -312,7 +312,7 @@ def _retention(settings: Settings) -> Retention:
 def _initialize_counters(metrics: Metrics) -> None:
     """Initialize counters with 0, because Prometheus misses the first increment of a series that did not exist."""
     for reason in DeadLetterReason:
-        if reason not in FOREIGN_REASONS:
+        if reason not in EXTERNAL_REASONS:
             metrics.dead_lettered.labels(reason.value)
     for kind in ("workspace.start", "workspace.stop", "workspace.delete", "agent.input"):
         metrics.requests_given_up.labels(kind)

@@ -63,13 +63,13 @@ def _row(task_id: UUID, state: TaskState, now: datetime) -> BuildRow:
     agent = agent_of(state)
     workspace = state.workspace.report.workspace if state.workspace else None
     return BuildRow(
-        build_id=build_id(task_id, state.number),
+        build_id=build_id(task_id, state.build_number),
         task_id=task_id,
-        number=state.number,
+        number=state.build_number,
         transition=state.build.report.transition.value,
-        job_status=state.job.value,
+        job_status=state.job_status.value,
         workspace_id=workspace.id if workspace else None,
         agent_id=agent.id if agent else None,
-        error=state.error,
+        error=state.build_error,
         at=now,
     )

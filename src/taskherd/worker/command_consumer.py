@@ -52,7 +52,7 @@ class CommandConsumer:
 
     async def _consume_once(self) -> int:
         """Execute and ack the next commands, and return their number; 0 after the last one."""
-        deliveries = await self._consumer.batch(MAX_DELIVERIES, 0)
+        deliveries = await self._consumer.next_batch(MAX_DELIVERIES, 0)
         for delivery in deliveries:
             try:
                 with self._context.tracing.span("command", parent=extract(delivery.headers)):
@@ -109,7 +109,7 @@ class CommandConsumer:
                 "",
                 delivery.reply_to or "",
                 reply,
-                headers={replies.REPEATED: True} if repeated else None,
+                headers={replies.REPEATED_HEADER: True} if repeated else None,
                 correlation_id=delivery.correlation_id,
                 mandatory=True,
             ),

@@ -33,8 +33,8 @@ class RequestRetryPolicy:
     """When work requests are sent again, and when they expire.
 
     Requests have the same exponential backoff as ``taskherd.backoff.Backoff``: ``first_delay`` after the first attempt,
-    doubled after each further one up to ``max_delay``. ``store.work_requests.due`` computes it in SQL, with up to 10 %
-    jitter in both directions, because it sets the next times of all due requests in one statement.
+    doubled after each further one up to ``max_delay``. ``store.work_requests.pick_due`` computes it in SQL, with up to
+    10 % jitter in both directions, because it sets the next times of all due requests in one statement.
 
     Attributes:
         ttl: age at which a request that no runner answered times out.

@@ -14,9 +14,15 @@ from typing import TYPE_CHECKING
 from taskherd.domain import lease as lease_module
 from taskherd.domain.commands import Create, digest_text
 from taskherd.domain.handle_command import CreateContext, TemplateVersionInfo
-from taskherd.domain.reports import AgentDisconnected, AgentHeartbeat, AgentLifecycle, TaskInput, WorkspaceBuild
+from taskherd.domain.reports import (
+    AgentDisconnected,
+    AgentHeartbeat,
+    AgentLifecycle,
+    InputOutcomeReport,
+    WorkspaceBuild,
+)
 from taskherd.domain.task_update import Policies, TaskUpdate
-from taskherd.messages.reports import decode_stored
+from taskherd.messages.reports import decode_stored_report
 from taskherd.store import command_log, directory, inputs, leases, tasks
 from taskherd.store import parked_reports as parked
 
@@ -66,12 +72,12 @@ async def load_batch(
     lease_checked = set(batch.timer_checks) | ({batch.command.task_id} if batch.command else set())
     rows = await _lock(connection, {report.task_id for report in reports} | lease_checked)
     lease_checked |= {report.task_id for report in reports if report.type in MOVES_CONNECTION}
-    lease_of = {lease.task_id: lease for lease in await leases.load(connection, list(lease_checked & rows.keys()))}
+    lease_of = {lease.task_id: lease for lease in await leases.lock(connection, list(lease_checked & rows.keys()))}
     updates = {task_id: _update(row, lease_of.get(task_id)) for task_id, row in rows.items()}
     parked_reports: list[tuple[int, Report]] = []
     if isinstance(batch.command, Create) and batch.command.task_id not in rows:
         parked_reports = await _parked(connection, batch.command.task_id, now)
-    input_keys = {(report.task_id, report.input_id) for report in reports if isinstance(report, TaskInput)}
+    input_keys = {(report.task_id, report.input_id) for report in reports if isinstance(report, InputOutcomeReport)}
     input_keys |= {(task_id, each) for task_id, check in batch.timer_checks.items() for each in check.expired_inputs}
     known_inputs, open_inputs = await _inputs(connection, input_keys)
     await _load_queues(connection, updates, input_keys)
@@ -106,7 +112,7 @@ async def _lock(connection: AsyncConnection, ids: set[UUID]) -> dict[UUID, Store
 
 async def _parked(connection: AsyncConnection, task_id: UUID, now: datetime) -> list[tuple[int, Report]]:
     """Return the reports parked for a task, with their row ids. Each was valid when it was parked."""
-    return [(row.id, decode_stored(row.report, now)) for row in await parked.read(connection, [task_id])]
+    return [(row.id, decode_stored_report(row.report, now)) for row in await parked.lock(connection, [task_id])]
 
 
 async def _recorded_reply(
@@ -153,8 +159,8 @@ async def _create_context(
 ) -> CreateContext:
     if not isinstance(command, Create):
         return CreateContext({}, {}, {}, context.generate_name, strict_send=context.strict_send)
-    owners = await directory.owner(connection, [command.owner_id])
-    versions = await directory.template_version(connection, [command.template_version_id])
+    owners = await directory.owners(connection, [command.owner_id])
+    versions = await directory.template_versions(connection, [command.template_version_id])
     names_in_use = frozenset[str]()
     if command.name:
         names_in_use = await tasks.names_in_use(connection, command.owner_id, [command.name.lower()])

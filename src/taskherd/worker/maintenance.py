@@ -55,7 +55,7 @@ class Maintenance:
         context = self._context
         reason = DeadLetterReason.PARKED_EXPIRED
         async with transaction(context.engine) as connection:
-            rows = await parked_reports.expired(connection, now - context.retention.parked_ttl, MAX_ROWS)
+            rows = await parked_reports.lock_expired(connection, now - context.retention.parked_ttl, MAX_ROWS)
             for row in rows:
                 origin = Origin(context.names.reports, context.names.reports, str(row.task_id))
                 body, headers = encode(
@@ -68,7 +68,7 @@ class Maintenance:
                 await publish_dead_letter(context.publisher, dead_letter)
                 context.metrics.dead_lettered.labels(reason.value).inc()
             if rows:
-                await parked_reports.remove(connection, [row.id for row in rows])
+                await parked_reports.delete(connection, [row.id for row in rows])
         return len(rows)
 
     async def _prune(self, now: datetime) -> None:
@@ -98,8 +98,8 @@ class Maintenance:
         metrics = self._context.metrics
         async with transaction(self._context.engine) as connection:
             counts = await stats.counts(connection)
-        metrics.replace(metrics.tasks, counts.tasks)
-        metrics.replace(metrics.agents, counts.agents)
+        metrics.set_counts(metrics.tasks, counts.tasks)
+        metrics.set_counts(metrics.agents, counts.agents)
         metrics.parked.set(counts.parked)
         metrics.outbox_events.set(counts.unpublished)
         oldest = counts.oldest_unpublished_at

@@ -83,7 +83,7 @@ class Probe:
 
     async def _receive_once(self) -> int:
         """Receive the next replies and return their number."""
-        deliveries = await self._replies.batch(MAX_DELIVERIES, 0)
+        deliveries = await self._replies.next_batch(MAX_DELIVERIES, 0)
         for delivery in deliveries:
             waiting = self._waiting.get(delivery.correlation_id or "")
             if waiting is not None and not waiting.done():

@@ -157,4 +157,4 @@ async def renew_leases(
         {task_id: [batch.reports[i] for i in indexes] for task_id, indexes in heartbeats.items()}, now
     )
     async with transaction(engine) as connection:
-        return await leases.touch(connection, latest)
+        return await leases.renew(connection, latest)

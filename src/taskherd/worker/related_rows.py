@@ -42,7 +42,7 @@ async def save_logs(connection: AsyncConnection, updates: Mapping[UUID, TaskUpda
     """Append the reported log entries, in order."""
     entries = [
         logs.LogEntryRow(
-            report.task_id, report.key[0], entry.id, report.seq, entry.type.value, entry.content, entry.time
+            report.task_id, report.sort_key[0], entry.id, report.seq, entry.type.value, entry.content, entry.time
         )
         for update in updates.values()
         for report in update.logs
@@ -63,7 +63,7 @@ async def save_requests(connection: AsyncConnection, updates: Mapping[UUID, Task
     failed = [task_id for task_id, update in updates.items() if update.inputs_failed]
     if failed:
         open_requests = await work_requests.of_tasks(connection, failed)
-        await work_requests.remove(connection, [row.request_id for row in open_requests if row.input_id is not None])
+        await work_requests.delete(connection, [row.request_id for row in open_requests if row.input_id is not None])
     new = [
         row
         for update in updates.values()
@@ -88,14 +88,14 @@ def _new_requests(update: TaskUpdate, now: datetime) -> list[work_requests.WorkR
         for number in update.requested_builds
     ]
     if update.sent_input:
-        rows.append(request(update.sent_input, task.state.number, "agent.input", update.sent_input))
+        rows.append(request(update.sent_input, task.state.build_number, "agent.input", update.sent_input))
     return rows
 
 
 async def save_parking(connection: AsyncConnection, parking: Parking, now: datetime, max_per_task: int) -> list[int]:
     """Park new reports, delete the folded ones, and return the indexes of reports beyond ``max_per_task``."""
     if parking.folded:
-        await parked_reports.remove(connection, parking.folded)
+        await parked_reports.delete(connection, parking.folded)
     if not parking.new:
         return []
     reports = [fold.with_build_number(report, None) for report in parking.new.values()]

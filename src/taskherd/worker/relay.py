@@ -242,7 +242,7 @@ async def mark_published(context: WorkerContext, confirmed: Sequence[events.Chan
 async def republish_stale(context: WorkerContext, limit: int) -> int:
     """Publish up to ``limit`` stale events from the outbox and return how many were found. Raises ``Unavailable``."""
     async with transaction(context.engine) as connection:
-        rows = await outbox.due(connection, context.now() - STALE_AFTER, limit)
+        rows = await outbox.stale(connection, context.now() - STALE_AFTER, limit)
     context.failpoint(Failpoint.RELAY_SELECT)
     if not rows:
         return 0

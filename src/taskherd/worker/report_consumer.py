@@ -71,7 +71,7 @@ class DecodedBatch:
     @property
     def traces(self) -> list[Carrier]:
         """The traces of the first deliveries. Headers without a trace are not decoded."""
-        return [extract(each.headers) for each in self.deliveries[:MAX_LINKS] if each.traced]
+        return [extract(each.headers) for each in self.deliveries[:MAX_LINKS] if each.may_have_trace]
 
 
 class ReportConsumer:
@@ -103,7 +103,7 @@ class ReportConsumer:
 
     async def _consume_once(self, scheduler: BatchScheduler, limit: int, wait: float) -> int:
         """Start to process the next batch and return its number of deliveries; 0 after the last one."""
-        deliveries = await self._consumer.batch(limit, wait)
+        deliveries = await self._consumer.next_batch(limit, wait)
         for part in _isolate_possible_poison(deliveries):
             self._context.failpoint(Failpoint.RECEIVE)
             decoded = self._decode(part)
@@ -153,7 +153,7 @@ class ReportConsumer:
                 else:
                     decoded.reports.append(element.report)
                     decoded.origins.append((delivery, None if single else index))
-                    for change, count in element.notes.items():
+                    for change, count in element.sanitize_counts.items():
                         self._context.metrics.texts_cleaned.labels(change).inc(count)
         self._received_until = now
         return decoded

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from taskherd.worker.load import LoadedBatch
 
 
-COMMAND_ID_REUSED = CommandRefused(409, replies.USED_BEFORE)
+COMMAND_ID_REUSED = CommandRefused(409, replies.COMMAND_ID_REUSED)
 
 
 @dataclass(slots=True)
@@ -107,7 +107,7 @@ async def save_batch(connection: AsyncConnection, loaded: LoadedBatch, writes: W
     if writes.leases:
         await leases.upsert(connection, writes.leases)
     if writes.ended_leases:
-        await leases.remove(connection, writes.ended_leases)
+        await leases.delete(connection, writes.ended_leases)
     await related_rows.save_requests(connection, updates, now)
     await save_builds(connection, updates, now)
     if loaded.batch.command:
@@ -160,8 +160,8 @@ def _cause_text(cause: Cause) -> str:
     return orjson.dumps({name: str(value) for name, value in fields.items() if value is not None}).decode()
 
 
-def _event(change: CommittedChange) -> tasks.TaskEvent:
-    return tasks.TaskEvent(change.task, change.kind.value, change.core_document, change.changes, change.cause)
+def _event(change: CommittedChange) -> tasks.TaskEventRow:
+    return tasks.TaskEventRow(change.task, change.kind.value, change.core_document, change.changes, change.cause)
 
 
 async def _save_prompts(connection: AsyncConnection, changes: Sequence[CommittedChange]) -> None:

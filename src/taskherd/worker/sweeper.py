@@ -114,7 +114,7 @@ class Sweeper:
         """Set the clock by the database's, update this worker's row, and return all live workers."""
         async with transaction(self._context.engine) as connection:
             before = self._context.now()
-            clock = await timers.clock(connection)
+            clock = await timers.database_time(connection)
             jumped = self._correct(clock)
             if not self._registered:  # the clock had this machine's time before, so a jump would not show
                 self._started_at = self._gap_at = clock

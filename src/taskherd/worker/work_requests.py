@@ -35,12 +35,12 @@ async def send_due(context: WorkerContext, now: datetime) -> int:
     """
     policy = context.request_retry
     async with transaction(context.engine) as connection:
-        due = await work_requests.due(
+        due = await work_requests.pick_due(
             connection,
             now,
             MAX_REQUESTS,
-            first=policy.first_delay.total_seconds(),
-            most=policy.max_delay.total_seconds(),
+            first_delay=policy.first_delay.total_seconds(),
+            max_delay=policy.max_delay.total_seconds(),
         )
         if not due:
             return 0
@@ -76,7 +76,7 @@ def targets(row: WorkRequest, run: Mapping[str, Any], now: datetime, runner_answ
 def _messages(
     context: WorkerContext, row: WorkRequest, task: WorkRequestDetails, input_texts: Mapping[UUID, str], now: datetime
 ) -> list[OutgoingMessage]:
-    body = work.encode(_request(context, row, task, input_texts))
+    body = work.encode_request(_request(context, row, task, input_texts))
     ttl = context.request_retry.ttl.total_seconds()
     return [
         OutgoingMessage(context.names.work, work.routing_key(row.type, target), body, mandatory=True, expiration=ttl)
@@ -92,7 +92,7 @@ def _request(
         "attempt": row.attempt,
         "task_id": row.task_id,
         "task_name": task.task_name,
-        "owner": work.Owner(id=task.owner_id, username=task.owner_username),
+        "owner": work.WorkRequestOwner(id=task.owner_id, username=task.owner_username),
         "build_number": row.build_number,
         "build_id": work.build_id(row.task_id, row.build_number),
         "template_version_id": task.template_version_id,
@@ -112,7 +112,9 @@ def _request(
             raise AssertionError(row.type)
 
 
-def _preset(task: WorkRequestDetails) -> work.Preset | None:
+def _preset(task: WorkRequestDetails) -> work.WorkRequestPreset | None:
     if task.preset_id is None:
         return None
-    return work.Preset(id=task.preset_id, name=task.preset_name or "", parameters=task.preset_parameters or {})
+    return work.WorkRequestPreset(
+        id=task.preset_id, name=task.preset_name or "", parameters=task.preset_parameters or {}
+    )

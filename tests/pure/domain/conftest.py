@@ -2,10 +2,10 @@
 
 import pytest
 
-from tests.pure.domain.mutated_core import Core, whole
+from tests.pure.domain.mutated_core import Core, unchanged_core
 
 
 @pytest.fixture(scope="session")
 def core() -> Core:
     """Return the unchanged modules; ``test_guards.py`` runs the same tests with one guard replaced."""
-    return whole()
+    return unchanged_core()

@@ -17,13 +17,13 @@ ORDER: Law = fold.test_any_order_gives_the_view_of_the_contract
 
 FOLD: list[Guard] = [
     # only a greater report replaces a facet
-    ("report.key > stamped.report.key", "report.key >= stamped.report.key", ORDER),
-    ("report.key > stamped.report.key", "report.key < stamped.report.key", ORDER),
-    ("report.key > stamped.report.key", "report.seq > stamped.report.seq", ORDER),
-    ("report.key > stamped.report.key", "report.key[0] > stamped.report.key[0]", ORDER),
+    ("report.sort_key > stamped.report.sort_key", "report.sort_key >= stamped.report.sort_key", ORDER),
+    ("report.sort_key > stamped.report.sort_key", "report.sort_key < stamped.report.sort_key", ORDER),
+    ("report.sort_key > stamped.report.sort_key", "report.seq > stamped.report.seq", ORDER),
+    ("report.sort_key > stamped.report.sort_key", "report.sort_key[0] > stamped.report.sort_key[0]", ORDER),
     # a clash is decided by the canonical JSON
-    ("report.key == stamped.report.key and canonical_json", "False and canonical_json", ORDER),
-    ("report.key == stamped.report.key and canonical_json", "canonical_json", ORDER),
+    ("report.sort_key == stamped.report.sort_key and canonical_json", "False and canonical_json", ORDER),
+    ("report.sort_key == stamped.report.sort_key and canonical_json", "canonical_json", ORDER),
     (
         "canonical_json(report) > canonical_json(stamped.report)",
         "canonical_json(report) < canonical_json(stamped.report)",
@@ -109,7 +109,7 @@ FOLD: list[Guard] = [
     ),
     # a missing build number
     ("if report.build_number is not None:", "if False:", fold.test_a_missing_build_number_means_the_latest_build),
-    ("state.number if state else 1", "1", fold.test_a_missing_build_number_means_the_latest_build),
+    ("state.build_number if state else 1", "1", fold.test_a_missing_build_number_means_the_latest_build),
 ]
 
 VIEW: list[Guard] = [
@@ -140,10 +140,10 @@ VIEW: list[Guard] = [
         "stamped and stamped.report",
         view.test_current_state_from_an_app_status,
     ),
-    ("stamped.report.build_number != state.number:", "False:", view.test_current_state_from_an_app_status),
+    ("stamped.report.build_number != state.build_number:", "False:", view.test_current_state_from_an_app_status),
     (
-        "stamped.report.build_number != state.number:",
-        "stamped.report.build_number < state.number:",
+        "stamped.report.build_number != state.build_number:",
+        "stamped.report.build_number < state.build_number:",
         view.test_current_state_from_an_app_status,
     ),
     # which agent
@@ -183,7 +183,7 @@ VIEW: list[Guard] = [
     ("APP_STATUS[app] if by_agent is Status.ACTIVE else by_agent", "APP_STATUS[app]", view.test_status_of_each_agent),
     ("app.health if app and app.health else Health.DISABLED", "Health.DISABLED", view.test_which_app_health_counts),
     # connected
-    ("return state.number in state.last_heartbeat and", "return", ORDER),
+    ("return state.build_number in state.last_heartbeat and", "return", ORDER),
     (
         "and not _has_disconnected(state) and not is_silent",
         "and not is_silent",
@@ -195,7 +195,7 @@ VIEW: list[Guard] = [
         view.test_health_reasons_in_order,
     ),
     (
-        "is_silent = silence is not None and silence.build_number == state.number",
+        "is_silent = silence is not None and silence.build_number == state.build_number",
         "is_silent = silence is not None",
         liveness.test_silence_lasts_until_a_heartbeat_or_the_next_build,
     ),
@@ -207,22 +207,22 @@ VIEW: list[Guard] = [
         view.test_health_reasons_in_order,
     ),
     (
-        "state.number not in state.last_heartbeat and not _has_disconnected",
+        "state.build_number not in state.last_heartbeat and not _has_disconnected",
         "not _has_disconnected",
         view.test_health_reasons_in_order,
     ),
     (
-        "state.number not in state.last_heartbeat and not _has_disconnected(state)",
-        "state.number not in state.last_heartbeat",
+        "state.build_number not in state.last_heartbeat and not _has_disconnected(state)",
+        "state.build_number not in state.last_heartbeat",
         view.test_health_reasons_in_order,
     ),
     (
-        "late = silence is not None and silence.build_number == state.number",
+        "late = silence is not None and silence.build_number == state.build_number",
         "late = False",
         view.test_health_reasons_in_order,
     ),
     (
-        "late = silence is not None and silence.build_number == state.number",
+        "late = silence is not None and silence.build_number == state.build_number",
         "late = silence is not None",
         liveness.test_silence_lasts_until_a_heartbeat_or_the_next_build,
     ),
@@ -237,9 +237,13 @@ VIEW: list[Guard] = [
     ),
     ("    if stamped:\n        report", "    if False:\n        report", view.test_current_state_from_an_app_status),
     ("if status is Status.INITIALIZING:", "if False:", view.test_start_up_messages_in_order),
-    ("if state.job is JobStatus.FAILED:", "if False:", view.test_current_state_without_an_app_status),
-    ("if state.job is JobStatus.FAILED:", "if status is Status.ERROR:", view.test_current_state_without_an_app_status),
-    ("if state.job is JobStatus.RUNNING:", "if False:", view.test_start_up_messages_in_order),
+    ("if state.job_status is JobStatus.FAILED:", "if False:", view.test_current_state_without_an_app_status),
+    (
+        "if state.job_status is JobStatus.FAILED:",
+        "if status is Status.ERROR:",
+        view.test_current_state_without_an_app_status,
+    ),
+    ("if state.job_status is JobStatus.RUNNING:", "if False:", view.test_start_up_messages_in_order),
     (
         '    if agent is None:\n        return "Init',
         '    if False:\n        return "Init',

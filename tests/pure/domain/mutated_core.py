@@ -25,7 +25,7 @@ class Core:
     inbox: ModuleType
 
 
-def whole() -> Core:
+def unchanged_core() -> Core:
     """Return the unchanged modules."""
     return Core(**{name: import_module(f"{PACKAGE}.{name}") for name in MODULES})
 

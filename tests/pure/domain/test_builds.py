@@ -36,12 +36,12 @@ def delete_report(number: int, job: JobStatus, seq: int = 0) -> Any:
 def test_any_report_supersedes_a_build_request(core: Core) -> None:
     """A request is a pending build facet with the next number and seq -1, so a report with seq 0 supersedes it."""
     state = core.builds.initial_state(TASK, NOON)
-    assert (state.number, state.build.report.seq, state.job, state.pending_build) == (1, -1, "pending", 1)
+    assert (state.build_number, state.build.report.seq, state.job_status, state.pending_build) == (1, -1, "pending", 1)
     unrequested = folded(core, [build(4, job=JobStatus.SUCCEEDED)], state)
     stopped = core.builds.request_next_build(TASK, unrequested, Transition.STOP, NOON)
-    assert (stopped.number, stopped.job, stopped.pending_build) == (5, "pending", 5)
+    assert (stopped.build_number, stopped.job_status, stopped.pending_build) == (5, "pending", 5)
     assert stopped.requested_builds == {1: Transition.START, 5: Transition.STOP}
-    assert folded(core, [build(5, 0, transition=Transition.STOP)], stopped).job == "running"
+    assert folded(core, [build(5, 0, transition=Transition.STOP)], stopped).job_status == "running"
 
 
 def test_only_the_latest_256_requested_builds_are_kept(core: Core) -> None:
@@ -73,10 +73,10 @@ def test_a_delete_waits_for_the_active_build(core: Core) -> None:
         assert advanced(core, busy) is busy
     for job in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELED):
         after = advanced(core, folded(core, [build(job=job)], waiting))
-        assert (after.number, after.build.report.transition, after.pending_build) == (2, "delete", 2)
+        assert (after.build_number, after.build.report.transition, after.pending_build) == (2, "delete", 2)
         assert after.deletion.attempts == 1
     timed_out = replace(waiting, timed_out=core.task.TimedOut(1, -1, "no runner"))
-    assert advanced(core, timed_out).number == 2
+    assert advanced(core, timed_out).build_number == 2
 
 
 def test_only_an_unfinished_delete_requests_a_build(core: Core) -> None:
@@ -94,7 +94,7 @@ def test_a_delete_is_done_when_a_delete_build_succeeds(core: Core) -> None:
     assert done.deletion.done
     unrequested = advanced(core, with_delete(core, folded(core, [delete_report(2, JobStatus.SUCCEEDED)])))
     assert unrequested.deletion.done
-    assert unrequested.number == 2
+    assert unrequested.build_number == 2
     stopped = folded(core, [build(2, 0, JobStatus.SUCCEEDED, transition=Transition.STOP)])
     assert not advanced(core, with_delete(core, stopped)).deletion.done
 
@@ -109,10 +109,10 @@ def test_a_failed_delete_is_retried_after_a_backoff(core: Core) -> None:
     ]
     for failed in failures:
         scheduled = advanced(core, failed)
-        assert (scheduled.number, scheduled.deletion.retry_at) == (2, NOON + 5 * SECOND)
+        assert (scheduled.build_number, scheduled.deletion.retry_at) == (2, NOON + 5 * SECOND)
         assert advanced(core, scheduled, 4 * SECOND) is scheduled
         again = advanced(core, scheduled, 5 * SECOND)
-        assert (again.number, again.deletion.attempts, again.deletion.retry_at) == (3, 2, None)
+        assert (again.build_number, again.deletion.attempts, again.deletion.retry_at) == (3, 2, None)
         failed_again = advanced(core, folded(core, [delete_report(3, JobStatus.FAILED)], again))
         assert failed_again.deletion.retry_at == NOON + 10 * SECOND
 
@@ -124,4 +124,4 @@ def test_a_late_success_ends_the_retries(core: Core) -> None:
     done = advanced(core, folded(core, [delete_report(2, JobStatus.SUCCEEDED, 1)], scheduled), 5 * SECOND)
     assert done.deletion.done
     assert done.deletion.retry_at is None
-    assert done.number == 2
+    assert done.build_number == 2

@@ -78,7 +78,7 @@ def checked_explanation(state: TaskState) -> Explanation:
         assert part.rule
         if "Resume the task" in text:
             assert not state.has_active_build
-            assert not (state.is_start and state.job is JobStatus.SUCCEEDED)
+            assert not (state.is_start and state.job_status is JobStatus.SUCCEEDED)
         if "agent is running" in text and "start-up" not in text:
             assert view.lifecycle
             assert AGENT_STATUS[view.lifecycle] is Status.ACTIVE

@@ -23,19 +23,19 @@ from taskherd.domain.reports import (
     AppStatus,
     Health,
     InputOutcome,
+    InputOutcomeReport,
     JobStatus,
     Lifecycle,
     LogEntry,
     LogSource,
-    TaskInput,
     TaskLog,
     Transition,
     Workspace,
     WorkspaceBuild,
     canonical_json,
 )
-from tests.harness.histories import AGENTS, NOON, TASK, corpus, delivered, histories, randoms
-from tests.pure.domain.mutated_core import Core, whole
+from tests.harness.histories import AGENTS, NOON, TASK, corpus, histories, randoms, shuffled_batches
+from tests.pure.domain.mutated_core import Core, unchanged_core
 from tests.pure.domain.oracle import expected
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def _expected_views() -> list[list[dict[str, Any]]]:
     return [[expected(reports, silence) for silence in SILENCES] for reports in HISTORIES]
 
 
-def patience(core: Core) -> Any:
+def timeouts(core: Core) -> Any:
     """Return the timeouts of the contract."""
     return core.liveness.Timeouts(
         agent_lost_after=timedelta(seconds=30),
@@ -74,7 +74,7 @@ def folded(core: Core, reports: Iterable[Report], state: Any = None) -> Any:
 
 def view_of(core: Core, state: Any, silence: timedelta = timedelta()) -> dict[str, Any]:
     """Return the view after ``silence``, with ids as in JSON, and without the timestamp of the current state."""
-    checked = core.liveness.detect_loss(state, NOON, NOON + silence, patience(core))
+    checked = core.liveness.detect_loss(state, NOON, NOON + silence, timeouts(core))
     view = asdict(core.view.derive_view(checked, "task-name"))
     if view["current_state"]:
         del view["current_state"]["timestamp"]
@@ -112,7 +112,7 @@ def test_any_order_gives_the_view_of_the_contract(core: Core) -> None:
     rng = Random(5)
     for reports, views in zip(HISTORIES, _expected_views(), strict=True):
         for _ in range(2):
-            state = folded(core, (report for batch in delivered(rng, reports) for report in batch))
+            state = folded(core, (report for batch in shuffled_batches(rng, reports) for report in batch))
             for silence, view in zip(SILENCES, views, strict=True):
                 assert view_of(core, state, silence) == view
 
@@ -123,9 +123,9 @@ def test_order_repetition_and_batching_do_not_change_the_view(
     reports: list[Report], rng: Random, silence: timedelta
 ) -> None:
     """Any permutation, duplication and batching of the same reports gives the same view at the same time."""
-    core = whole()
+    core = unchanged_core()
     in_order = view_of(core, folded(core, reports), silence)
-    batches = delivered(rng, reports)
+    batches = shuffled_batches(rng, reports)
     assert view_of(core, folded(core, (report for batch in batches for report in batch)), silence) == in_order
     assert in_order == expected(reports, silence)
 
@@ -134,8 +134,8 @@ def test_order_repetition_and_batching_do_not_change_the_view(
 @given(reports=histories(), rng=randoms())
 def test_order_does_not_change_the_task_state(reports: list[Report], rng: Random) -> None:
     """Not only the view: the task state, with its mappings, is the same if all reports are received at one time."""
-    core = whole()
-    shuffled = [report for batch in delivered(rng, reports) for report in batch]
+    core = unchanged_core()
+    shuffled = [report for batch in shuffled_batches(rng, reports) for report in batch]
     assert folded(core, reports) == folded(core, shuffled)
 
 
@@ -165,7 +165,7 @@ def test_a_build_report_that_contradicts_the_request_is_a_conflict(core: Core) -
     assert refused.state is state
     unrequested = core.fold.fold(state, build(2, 5, transition=Transition.STOP), NOON)
     assert unrequested.outcome is ReportOutcome.APPLIED
-    assert unrequested.state.number == 2
+    assert unrequested.state.build_number == 2
 
 
 def test_a_missing_build_number_means_the_latest_build(core: Core) -> None:
@@ -216,7 +216,7 @@ def test_only_heartbeats_set_last_heartbeat(core: Core) -> None:
 def test_a_heartbeat_ends_the_silence_of_its_build(core: Core) -> None:
     """A heartbeat with any seq ends the silence of its own build, and of no other."""
     state = folded(core, [build(), heartbeat(seq=9)])
-    silent = core.liveness.detect_loss(state, NOON, NOON + 31 * SECOND, patience(core))
+    silent = core.liveness.detect_loss(state, NOON, NOON + 31 * SECOND, timeouts(core))
     assert silent.silence.lost
     assert folded(core, [heartbeat(seq=1)], silent).silence is None
     assert folded(core, [heartbeat(2, seq=9)], silent).silence == silent.silence
@@ -234,13 +234,13 @@ def test_a_request_is_answered_by_its_build(core: Core) -> None:
 def test_a_later_report_ends_the_timeout_of_a_build(core: Core) -> None:
     """A timed-out build counts as failed until a report replaces its facet, even one with the same seq."""
     state = folded(core, [build(error="a")])
-    timed_out = core.liveness.time_out_build(state, NOON, NOON + timedelta(minutes=31), patience(core))
-    assert timed_out.job == "failed"
+    timed_out = core.liveness.time_out_build(state, NOON, NOON + timedelta(minutes=31), timeouts(core))
+    assert timed_out.job_status == "failed"
     assert not timed_out.has_active_build
-    assert folded(core, [build(error="a")], timed_out).job == "failed"
-    assert folded(core, [build(seq=1)], timed_out).job == "running"
-    assert folded(core, [build(error="b")], timed_out).job == "running"
-    assert folded(core, [build(2)], timed_out).job == "running"
+    assert folded(core, [build(error="a")], timed_out).job_status == "failed"
+    assert folded(core, [build(seq=1)], timed_out).job_status == "running"
+    assert folded(core, [build(error="b")], timed_out).job_status == "running"
+    assert folded(core, [build(2)], timed_out).job_status == "running"
 
 
 def test_a_build_replaces_only_the_facets_it_names(core: Core) -> None:
@@ -265,7 +265,7 @@ def test_logs_and_input_outcomes_do_not_change_the_task_state(core: Core) -> Non
     state = core.builds.initial_state(TASK, NOON)
     entry = LogEntry(0, LogSource.INPUT, "hello", NOON)
     log = TaskLog(task_id=TASK, build_number=1, seq=0, entries=(entry,))
-    outcome = TaskInput(task_id=TASK, build_number=1, seq=0, input_id=TASK, outcome=InputOutcome.DELIVERED)
+    outcome = InputOutcomeReport(task_id=TASK, build_number=1, seq=0, input_id=TASK, outcome=InputOutcome.DELIVERED)
     for report in (log, outcome):
         assert core.fold.fold(state, report, NOON) == core.fold.FoldResult(state, ReportOutcome.APPLIED)
 

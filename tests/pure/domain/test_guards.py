@@ -17,7 +17,7 @@ from tests.pure.domain.mutated_core import with_mutation
 
 TASK: list[Guard] = [
     (
-        "timeout is not None and (timeout.build_number, timeout.seq) == self.build.report.key",
+        "timeout is not None and (timeout.build_number, timeout.seq) == self.build.report.sort_key",
         "timeout is not None",
         view.test_a_timed_out_build_shows_as_failed,
     ),
@@ -32,7 +32,7 @@ TASK: list[Guard] = [
         view.test_a_timed_out_build_shows_as_failed,
     ),
     ("seq=-1", "seq=0", builds.test_any_report_supersedes_a_build_request),
-    ("1 if state is None else state.number + 1", "1", builds.test_any_report_supersedes_a_build_request),
+    ("1 if state is None else state.build_number + 1", "1", builds.test_any_report_supersedes_a_build_request),
     (
         "JobStatus.RUNNING, JobStatus.CANCELING})",
         "JobStatus.RUNNING})",
@@ -118,12 +118,12 @@ LIVENESS: list[Guard] = [
     ("error), pending_build=None)", "error))", liveness.test_a_request_that_no_runner_picks_up_times_out),
     ("    if state.has_active_build:\n", "    if True:\n", liveness.test_next_deadline),
     (
-        "is_silent = state.silence is not None and state.silence.build_number == state.number",
+        "is_silent = state.silence is not None and state.silence.build_number == state.build_number",
         "is_silent = state.silence is not None",
         liveness.test_next_deadline,
     ),
     ("if first_seen and not is_silent and", "if first_seen and", liveness.test_next_deadline),
-    ("and state.number not in state.last_heartbeat and agent_of", "and agent_of", liveness.test_next_deadline),
+    ("and state.build_number not in state.last_heartbeat and agent_of", "and agent_of", liveness.test_next_deadline),
     ("at if since is None else max(at, since)", "at", liveness.test_next_deadline),
     ("return min(times", "return max(times", liveness.test_next_deadline),
     ("would_lose >= MIN_MASS and", "", liveness.test_a_mass_loss_is_held_back),
@@ -139,8 +139,8 @@ LIVENESS: list[Guard] = [
 
 BUILDS: list[Guard] = [
     (
-        "state.number >= MAX_BUILD_NUMBER",
-        "state.number > MAX_BUILD_NUMBER",
+        "state.build_number >= MAX_BUILD_NUMBER",
+        "state.build_number > MAX_BUILD_NUMBER",
         builds.test_no_build_is_requested_past_the_maximum_number,
     ),
     ("    if is_exhausted(state):\n", "    if False:\n", builds.test_no_build_is_requested_past_the_maximum_number),
@@ -165,9 +165,13 @@ BUILDS: list[Guard] = [
         "deletion.done or",
         builds.test_only_an_unfinished_delete_requests_a_build,
     ),
-    ("if deleting and state.job is", "if state.job is", builds.test_a_delete_is_done_when_a_delete_build_succeeds),
     (
-        "if deleting and state.job is JobStatus.SUCCEEDED",
+        "if deleting and state.job_status is",
+        "if state.job_status is",
+        builds.test_a_delete_is_done_when_a_delete_build_succeeds,
+    ),
+    (
+        "if deleting and state.job_status is JobStatus.SUCCEEDED",
         "if deleting",
         builds.test_a_failed_delete_is_retried_after_a_backoff,
     ),

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from taskherd.domain.reports import JobStatus, Transition
 from tests.harness.histories import AGENTS, NOON
-from tests.pure.domain.mutated_core import whole
-from tests.pure.domain.test_fold import build, disconnected, folded, heartbeat, lifecycle, patience, view_of
+from tests.pure.domain.mutated_core import unchanged_core
+from tests.pure.domain.test_fold import build, disconnected, folded, heartbeat, lifecycle, timeouts, view_of
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -32,7 +32,7 @@ def running(core: Core) -> Any:
 
 def lost(core: Core, state: Any, since: datetime, now: datetime) -> bool:
     """Return whether the agent is found silent."""
-    return core.liveness.detect_loss(state, since, now, patience(core)).silence is not None
+    return core.liveness.detect_loss(state, since, now, timeouts(core)).silence is not None
 
 
 def test_the_watermark_is_the_latest_of_all_live_workers(core: Core) -> None:
@@ -74,7 +74,7 @@ def test_only_drained_time_counts_towards_the_connect_timeout(core: Core) -> Non
     assert not lost(core, state, NOON - HOUR, NOON + 120 * SECOND)
     assert lost(core, state, NOON - HOUR, NOON + 121 * SECOND)
     assert not lost(core, state, NOON + HOUR, NOON + HOUR + 120 * SECOND)
-    late = core.liveness.detect_loss(state, NOON + HOUR, NOON + HOUR + 121 * SECOND, patience(core))
+    late = core.liveness.detect_loss(state, NOON + HOUR, NOON + HOUR + 121 * SECOND, timeouts(core))
     assert not late.silence.lost
     assert view_of(core, late)["health"]["reason"] == "agent is taking too long to connect"
 
@@ -86,7 +86,7 @@ def test_only_drained_time_counts_towards_the_connect_timeout(core: Core) -> Non
 )
 def test_no_agent_is_lost_without_30_drained_seconds_of_silence(before: int, heartbeat_at: int, after: int) -> None:
     """An agent is lost only if the last 30 s were drained and without a heartbeat of it."""
-    core = whole()
+    core = unchanged_core()
     state = core.fold.fold(running(core), heartbeat(seq=1), NOON + heartbeat_at * SECOND).state
     now = NOON + (heartbeat_at + after) * SECOND
     assert lost(core, state, NOON + before * SECOND, now) == (min(after, heartbeat_at + after - before) > 30)
@@ -108,8 +108,8 @@ def test_a_missing_or_disconnected_agent_cannot_fall_silent(core: Core) -> None:
 
 def test_silence_lasts_until_a_heartbeat_or_the_next_build(core: Core) -> None:
     """Checking again changes nothing; silence in one build has no effect on the next."""
-    state = core.liveness.detect_loss(running(core), NOON, NOON + MINUTE, patience(core))
-    assert core.liveness.detect_loss(state, NOON, NOON + HOUR, patience(core)) is state
+    state = core.liveness.detect_loss(running(core), NOON, NOON + MINUTE, timeouts(core))
+    assert core.liveness.detect_loss(state, NOON, NOON + HOUR, timeouts(core)) is state
     again = folded(core, [heartbeat(seq=0)], state)
     assert view_of(core, again)["health"] == {"healthy": True, "reason": None}
     renewed = folded(core, [build(2, job=UP), lifecycle(number=2), heartbeat(2)], state)
@@ -117,7 +117,7 @@ def test_silence_lasts_until_a_heartbeat_or_the_next_build(core: Core) -> None:
     connecting = folded(core, [build(2, job=UP), lifecycle(number=2)], state)
     assert view_of(core, connecting)["health"]["reason"] == "agent has not yet connected"
     assert lost(core, renewed, NOON, NOON + MINUTE)
-    assert core.liveness.detect_loss(renewed, NOON, NOON + MINUTE, patience(core)).silence.build_number == 2
+    assert core.liveness.detect_loss(renewed, NOON, NOON + MINUTE, timeouts(core)).silence.build_number == 2
 
 
 def test_a_clock_that_jumps_back(core: Core) -> None:
@@ -147,7 +147,7 @@ def test_a_mass_loss_is_held_back(core: Core) -> None:
     """A loss of 55 % of the connected agents, at least 5, is held back for up to 5 minutes of drained time."""
 
     def held(connected: int, would_lose: int, held_for: timedelta = timedelta()) -> bool:
-        return bool(core.liveness.guard_mass_loss(connected, would_lose, held_for, patience(core)) == "hold")
+        return bool(core.liveness.guard_mass_loss(connected, would_lose, held_for, timeouts(core)) == "hold")
 
     assert not held(4, 4)
     assert held(5, 5)
@@ -162,9 +162,9 @@ def test_a_mass_loss_is_held_back(core: Core) -> None:
 
 def timeout_error(core: Core, state: Any, after: timedelta, since: datetime = NOON) -> str | None:
     """Return the error of the build if it times out ``after`` noon, else None."""
-    checked = core.liveness.time_out_build(state, since, NOON + after, patience(core))
+    checked = core.liveness.time_out_build(state, since, NOON + after, timeouts(core))
     assert (checked is state) == (not checked.build_timed_out)
-    return checked.error if checked.build_timed_out else None
+    return checked.build_error if checked.build_timed_out else None
 
 
 def test_a_request_that_no_runner_picks_up_times_out(core: Core) -> None:
@@ -175,7 +175,7 @@ def test_a_request_that_no_runner_picks_up_times_out(core: Core) -> None:
     assert timeout_error(core, state, HOUR + 10 * MINUTE, NOON + HOUR) is None
     deleting = core.builds.request_next_build(build().task_id, state, Transition.DELETE, NOON)
     assert timeout_error(core, deleting, HOUR) == "No runner took up the workspace deletion in time."
-    assert core.liveness.time_out_build(state, NOON, NOON + HOUR, patience(core)).pending_build is None
+    assert core.liveness.time_out_build(state, NOON, NOON + HOUR, timeouts(core)).pending_build is None
 
 
 def test_a_build_without_further_reports_times_out(core: Core) -> None:
@@ -195,7 +195,7 @@ def test_next_deadline(core: Core) -> None:
     """The next deadline is that of an active build or of a connecting agent; otherwise there is none."""
 
     def deadline(state: Any, since: datetime | None = None) -> timedelta | None:
-        at = core.liveness.next_deadline(state, patience(core), NOON, since)
+        at = core.liveness.next_deadline(state, timeouts(core), NOON, since)
         return None if at is None else at - NOON
 
     assert deadline(core.builds.initial_state(build().task_id, NOON)) == 10 * MINUTE
@@ -206,10 +206,10 @@ def test_next_deadline(core: Core) -> None:
     assert deadline(folded(core, [build(job=UP), build(1, 1, UP, agent_id=AGENTS[0])])) == 120 * SECOND
     assert deadline(running(core)) is None
     assert deadline(folded(core, [build(job=UP)])) is None
-    silent = core.liveness.detect_loss(running(core), NOON, NOON + MINUTE, patience(core))
+    silent = core.liveness.detect_loss(running(core), NOON, NOON + MINUTE, timeouts(core))
     assert deadline(silent) is None
     assert deadline(folded(core, [build(2, job=UP), lifecycle(number=2)], silent)) == 120 * SECOND
-    late = core.liveness.detect_loss(folded(core, [build(job=UP), lifecycle()]), NOON, NOON + HOUR, patience(core))
+    late = core.liveness.detect_loss(folded(core, [build(job=UP), lifecycle()]), NOON, NOON + HOUR, timeouts(core))
     assert deadline(late) is None
     yesterday = NOON - 24 * HOUR
-    assert core.liveness.next_deadline(folded(core, [build()]), patience(core), yesterday) == yesterday + 30 * MINUTE
+    assert core.liveness.next_deadline(folded(core, [build()]), timeouts(core), yesterday) == yesterday + 30 * MINUTE

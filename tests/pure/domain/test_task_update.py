@@ -10,7 +10,7 @@ from taskherd.backoff import Backoff
 from taskherd.domain.commands import Delete, Send
 from taskherd.domain.handle_command import CreateContext
 from taskherd.domain.outcome import ReportOutcome
-from taskherd.domain.reports import AgentState, InputOutcome, JobStatus, TaskInput, Transition
+from taskherd.domain.reports import AgentState, InputOutcome, InputOutcomeReport, JobStatus, Transition
 from taskherd.domain.task import Inbox, Task
 from taskherd.domain.task_update import (
     Policies,
@@ -23,8 +23,8 @@ from taskherd.domain.task_update import (
 )
 from taskherd.domain.value import replace
 from tests.harness.histories import NOON, TASK
-from tests.pure.domain.mutated_core import whole
-from tests.pure.domain.test_fold import build, heartbeat, patience, status
+from tests.pure.domain.mutated_core import unchanged_core
+from tests.pure.domain.test_fold import build, heartbeat, status, timeouts
 from tests.pure.domain.test_inbox import active
 from tests.pure.domain.test_liveness import running
 
@@ -38,10 +38,10 @@ def policies(*known: UUID, decided: tuple[UUID, ...] = ()) -> Policies:
     """Return the policies of the contract for a task with the inputs ``known``, some of them ``decided``."""
     context = CreateContext({}, {}, {}, lambda prompt, _names_in_use: prompt)
     open_inputs = frozenset(known) - set(decided)
-    return Policies(patience(whole()), Backoff(1, 1), context, open_inputs, frozenset(known))
+    return Policies(timeouts(unchanged_core()), Backoff(1, 1), context, open_inputs, frozenset(known))
 
 
-def updated(state: Any, queue: tuple[UUID, ...] = ()) -> TaskUpdate:
+def new_update(state: Any, queue: tuple[UUID, ...] = ()) -> TaskUpdate:
     """Return the update of a task with this state and queue, before any input is applied."""
     owner, organization, template, version = (uuid4() for _ in range(4))
     task = Task(TASK, owner, organization, template, version, None, "name", "", "prompt", 1, NOON, NOON, 1, None, state)
@@ -50,12 +50,12 @@ def updated(state: Any, queue: tuple[UUID, ...] = ()) -> TaskUpdate:
 
 def waiting(queued: int, in_flight: UUID | None = None, *reports: Any) -> Any:
     """Return the state of an active task with ``queued`` inputs and one in flight."""
-    return replace(active(whole(), *reports), inbox=Inbox(queued, in_flight))
+    return replace(active(unchanged_core(), *reports), inbox=Inbox(queued, in_flight))
 
 
-def outcome(input_id: UUID, result: InputOutcome = InputOutcome.FAILED) -> TaskInput:
+def outcome(input_id: UUID, result: InputOutcome = InputOutcome.FAILED) -> InputOutcomeReport:
     """Return a report of the outcome of an input."""
-    return TaskInput(task_id=TASK, build_number=1, seq=0, input_id=input_id, outcome=result)
+    return InputOutcomeReport(task_id=TASK, build_number=1, seq=0, input_id=input_id, outcome=result)
 
 
 def inbox(update: TaskUpdate) -> tuple[UUID | None, int, UUID | None]:
@@ -66,7 +66,7 @@ def inbox(update: TaskUpdate) -> tuple[UUID | None, int, UUID | None]:
 
 def found_silent(now: datetime, check: TimerCheck) -> bool:
     """Return whether a timer check finds an agent silent whose last heartbeat was at noon."""
-    update = updated(running(whole()))
+    update = new_update(running(unchanged_core()))
     apply_timer_check(update, check, now, policies())
     return update.existing_task.state.silence is not None
 
@@ -83,7 +83,7 @@ def test_an_agent_that_was_not_overdue_at_the_last_count_is_not_lost() -> None:
 
 def test_each_report_has_an_outcome() -> None:
     """A report is applied, stale, a conflict or a tombstone; stale and conflicting ones do not change the task."""
-    update = updated(active(whole()))
+    update = new_update(active(unchanged_core()))
     start = update.task
     assert apply_report(update, build(job=JobStatus.SUCCEEDED), LATER, policies()) is ReportOutcome.STALE
     wrong = build(seq=9, transition=Transition.STOP)
@@ -96,7 +96,7 @@ def test_each_report_has_an_outcome() -> None:
 
 def test_the_first_outcome_of_an_input_counts() -> None:
     """Only the first outcome of an input counts, also within a batch; an input that the task never had is unknown."""
-    update = updated(waiting(0, ONE))
+    update = new_update(waiting(0, ONE))
     known = policies(ONE, TWO, decided=(TWO,))
     assert apply_report(update, outcome(ONE), LATER, known) is ReportOutcome.APPLIED
     assert apply_report(update, outcome(ONE), LATER, known) is ReportOutcome.STALE
@@ -107,7 +107,7 @@ def test_the_first_outcome_of_an_input_counts() -> None:
 
 def test_an_outcome_sends_the_next_input_in_the_same_batch() -> None:
     """The outcome of the input in flight sends the next one, skipping those that have an outcome already."""
-    update = updated(waiting(2, ONE), (TWO, THREE))
+    update = new_update(waiting(2, ONE), (TWO, THREE))
     for report in (outcome(ONE), outcome(TWO, InputOutcome.DELIVERED)):
         apply_report(update, report, LATER, policies(ONE, TWO, THREE))
     finalize(update, LATER, policies())
@@ -116,7 +116,7 @@ def test_an_outcome_sends_the_next_input_in_the_same_batch() -> None:
 
 def test_a_queue_whose_inputs_all_have_outcomes_is_emptied() -> None:
     """If all queued inputs got outcomes before they were sent, none is sent and none is counted."""
-    update = updated(waiting(2), (TWO,))
+    update = new_update(waiting(2), (TWO,))
     apply_report(update, outcome(TWO), LATER, policies(TWO))
     finalize(update, LATER, policies())
     assert inbox(update) == (None, 0, None)
@@ -125,11 +125,11 @@ def test_a_queue_whose_inputs_all_have_outcomes_is_emptied() -> None:
 def test_a_new_input_is_queued_behind_waiting_ones() -> None:
     """A new input is sent at once if the queue is empty; otherwise the first input of the queue is."""
     send = Send(command_id=THREE, task_id=TASK, actor_id=TWO, input="x")
-    empty = updated(active(whole()))
+    empty = new_update(active(unchanged_core()))
     apply_command(empty, send, LATER, policies())
     finalize(empty, LATER, policies())
     assert inbox(empty) == (THREE, 0, THREE)
-    queued = updated(waiting(1), (ONE,))
+    queued = new_update(waiting(1), (ONE,))
     apply_command(queued, send, LATER, policies())
     finalize(queued, LATER, policies())
     assert inbox(queued) == (ONE, 1, ONE)
@@ -137,7 +137,7 @@ def test_a_new_input_is_queued_behind_waiting_ones() -> None:
 
 def test_a_send_and_the_outcome_of_its_predecessor_in_one_batch() -> None:
     """The command is applied first and queues its input; the outcome of the predecessor then sends it."""
-    update = updated(waiting(0, ONE))
+    update = new_update(waiting(0, ONE))
     apply_command(update, Send(command_id=TWO, task_id=TASK, actor_id=THREE, input="x"), LATER, policies())
     apply_report(update, outcome(ONE), LATER, policies(ONE))
     finalize(update, LATER, policies())
@@ -146,7 +146,7 @@ def test_a_send_and_the_outcome_of_its_predecessor_in_one_batch() -> None:
 
 def test_a_delete_fails_all_open_inputs() -> None:
     """A delete fails all inputs without an outcome, and none of the queue is sent afterwards."""
-    update = updated(waiting(2), (ONE, TWO))
+    update = new_update(waiting(2), (ONE, TWO))
     apply_command(update, Delete(command_id=THREE, task_id=TASK, actor_id=ONE), LATER, policies())
     finalize(update, LATER, policies())
     assert update.inputs_failed
@@ -155,7 +155,7 @@ def test_a_delete_fails_all_open_inputs() -> None:
 
 def test_an_expired_input_fails_and_the_next_is_sent() -> None:
     """An input that no runner accepted in time fails, and the same update sends the next one."""
-    update = updated(waiting(1, ONE), (TWO,))
+    update = new_update(waiting(1, ONE), (TWO,))
     apply_timer_check(update, TimerCheck(WATERMARK, expired_inputs=(ONE,)), LATER, policies(ONE))
     finalize(update, LATER, policies())
     assert [(report.input_id, report.outcome) for report in update.input_outcomes] == [(ONE, InputOutcome.FAILED)]
@@ -165,7 +165,7 @@ def test_an_expired_input_fails_and_the_next_is_sent() -> None:
 def test_a_busy_agent_receives_no_input() -> None:
     """While the agent is working or an input is in flight, the queue does not change."""
     for state in (waiting(1, None, status(AgentState.WORKING)), waiting(1, ONE)):
-        update = updated(state, (TWO,))
+        update = new_update(state, (TWO,))
         finalize(update, LATER, policies())
         assert update.task is update.before
         assert inbox(update) == (None, 1, state.inbox.in_flight)
@@ -173,7 +173,7 @@ def test_a_busy_agent_receives_no_input() -> None:
 
 def test_a_build_is_requested_once() -> None:
     """A new build is requested unless the batch answers it, and a delete is retried only after a failure."""
-    update = updated(active(whole()))
+    update = new_update(active(unchanged_core()))
     apply_command(update, Delete(command_id=ONE, task_id=TASK, actor_id=TWO), LATER, policies())
     finalize(update, LATER, policies())
     assert (update.requested_builds, update.answered_builds, update.delete_retried) == ([2], [], False)

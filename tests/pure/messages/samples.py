@@ -63,7 +63,7 @@ COMMANDS: list[dict[str, Any]] = [
 ]
 
 _TEXTS = st.text(max_size=30) | st.text("a\x00\x1b\x85\n\té…", max_size=30)
-_TIMES = st.datetimes(timezones=st.just(UTC)).map(domain.rfc3339)
+_TIMES = st.datetimes(timezones=st.just(UTC)).map(domain.format_rfc3339)
 _UUIDS = st.uuids().map(str)
 _BUILDS = st.integers(1, 2**31 - 1)
 _SEQS = st.integers(0, 2**53 - 1)

@@ -14,7 +14,7 @@ from taskherd.domain.handle_command import CommandRefused
 from taskherd.domain.outcome import DeadLetterReason
 from taskherd.errors import Malformed
 from taskherd.messages import replies
-from taskherd.messages.commands import decode_command, encode
+from taskherd.messages.commands import decode_command, encode_command
 from taskherd.messages.decoding import InvalidMessage
 from tests.pure.messages.samples import COMMANDS
 
@@ -69,8 +69,8 @@ def test_a_command_survives_a_round_trip(fields: dict[str, Any]) -> None:
     """An encoded and decoded command is equal to the original, and absent fields are not sent."""
     command = decode_command(orjson.dumps(fields))
     assert not isinstance(command, InvalidMessage)
-    assert orjson.loads(encode(command)) == fields
-    assert decode_command(encode(command)) == command
+    assert orjson.loads(encode_command(command)) == fields
+    assert decode_command(encode_command(command)) == command
 
 
 def test_a_reply_survives_a_round_trip() -> None:

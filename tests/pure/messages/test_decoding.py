@@ -17,7 +17,7 @@ from taskherd.domain.value import replace
 from taskherd.messages.commands import decode_command
 from taskherd.messages.decoding import InvalidMessage
 from taskherd.messages.json_array import split_json_array
-from taskherd.messages.reports import DecodedReport, DecodeResult, decode_reports, encode, join
+from taskherd.messages.reports import DecodedReport, DecodeResult, decode_reports, encode_report, join_reports
 from tests.pure.messages.samples import NOW, REPORTS, TASK, any_report, json_values
 
 HEARTBEAT = orjson.dumps({"type": "agent.heartbeat", "task_id": TASK, "seq": 1})
@@ -137,7 +137,7 @@ def test_lone_surrogates_and_nul_are_removed_from_texts(wrap: bytes) -> None:
     assert isinstance(element, DecodedReport)
     assert isinstance(element.report, AppStatus)
     assert element.report.message == "a😀b"
-    assert element.notes == {"control": 2}
+    assert element.sanitize_counts == {"control": 2}
 
 
 def test_the_size_limit_of_a_body() -> None:
@@ -298,7 +298,9 @@ def test_a_report_survives_a_round_trip(fields: dict[str, Any]) -> None:
     """An encoded and decoded report is equal to the original; without its seq it gets the default one."""
     element = one(orjson.dumps(fields))
     assert isinstance(element, DecodedReport)
-    again, unnumbered = decode_reports(join([encode(element.report), encode(element.report, with_seq=False)]), NOW)
+    again, unnumbered = decode_reports(
+        join_reports([encode_report(element.report), encode_report(element.report, with_seq=False)]), NOW
+    )
     assert isinstance(again, DecodedReport)
     assert isinstance(unnumbered, DecodedReport)
     assert again.report == element.report

@@ -57,7 +57,7 @@ def test_canonical_json_survives_a_round_trip(fields: dict[str, Any]) -> None:
     assert isinstance(again, DecodedReport)
     assert domain.canonical_json(again.report) == domain.canonical_json(report)
     assert again.report == report
-    assert again.notes == {}
+    assert again.sanitize_counts == {}
 
 
 @given(any_report, st.dictionaries(st.text("xyz", min_size=1), json_values))
@@ -76,7 +76,7 @@ def test_null_counts_as_absent(fields: dict[str, Any]) -> None:
 @given(st.datetimes(timezones=st.just(UTC)))
 def test_seq_defaults_to_the_earlier_clock(observed: datetime) -> None:
     """The default seq is the earlier of the producer's and the worker's time, so that a fast clock freezes no facet."""
-    report = valid({**HEARTBEAT, "observed_at": domain.rfc3339(observed)})
+    report = valid({**HEARTBEAT, "observed_at": domain.format_rfc3339(observed)})
     epoch = datetime(1970, 1, 1, tzinfo=UTC)
     micros = (min(observed, NOW) - epoch).total_seconds() * 1_000_000
     assert report.seq == pytest.approx(max(0, micros), abs=1)

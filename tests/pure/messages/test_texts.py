@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from taskherd.domain.reports import AppStatus, TaskLog
 from taskherd.messages import texts
-from taskherd.messages.limits import CONTENT_BYTES
+from taskherd.messages.limits import MAX_CONTENT_BYTES
 from taskherd.messages.reports import DecodedReport, decode_reports
 from taskherd.messages.texts import SanitizeCounts
 from tests.pure.messages.samples import NOW, TASK
@@ -34,23 +34,23 @@ def test_sanitize_removes_control_characters_and_nothing_else(text: str) -> None
 def test_messages_are_truncated_at_2000_characters(length: int, letter: str) -> None:
     """A message of 2,000 characters is unchanged, a longer one gets an ellipsis as its 2,000th; it is idempotent."""
     counts: SanitizeCounts = {}
-    cut = texts.message(letter * length, counts)
+    cut = texts.sanitize_message(letter * length, counts)
     assert len(cut) == min(length, 2000)
     assert cut.endswith("…" if length > 2000 else letter)
     assert counts == ({"cut": 1} if length > 2000 else {})
-    assert texts.message(cut, {}) == cut
+    assert texts.sanitize_message(cut, {}) == cut
 
 
 @given(st.integers(-8, 8), st.sampled_from("aé…😀"))
 def test_contents_are_truncated_at_64_kib(more: int, letter: str) -> None:
     """The content of a log entry has at most 64 KiB of UTF-8 with its ellipsis, and no partial character."""
-    text = letter * (CONTENT_BYTES // len(letter.encode()) + more)
+    text = letter * (MAX_CONTENT_BYTES // len(letter.encode()) + more)
     counts: SanitizeCounts = {}
-    cut = texts.content(text, counts)
-    assert len(cut.encode()) <= CONTENT_BYTES
-    assert (cut == text) is (counts == {}) is (len(text.encode()) <= CONTENT_BYTES)
+    cut = texts.sanitize_content(text, counts)
+    assert len(cut.encode()) <= MAX_CONTENT_BYTES
+    assert (cut == text) is (counts == {}) is (len(text.encode()) <= MAX_CONTENT_BYTES)
     assert cut == text or text.startswith(cut.removesuffix("…"))
-    assert texts.content(cut, {}) == cut
+    assert texts.sanitize_content(cut, {}) == cut
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_contents_are_truncated_at_64_kib(more: int, letter: str) -> None:
 def test_uris_with_other_schemes_or_too_long_are_cleared(uri: str, valid: bool) -> None:  # noqa: FBT001 - a parameter
     """A URI with another scheme, or longer than 2,048 characters, is cleared and counted."""
     counts: SanitizeCounts = {}
-    assert texts.address(uri, counts) == (uri if valid else "")
+    assert texts.sanitize_uri(uri, counts) == (uri if valid else "")
     assert counts.get("uri", 0) == (0 if valid else 1)
 
 
@@ -90,15 +90,15 @@ def test_changes_to_texts_are_counted() -> None:
     assert isinstance(element.report, AppStatus)
     assert element.report.uri == ""
     assert element.report.message.startswith("abx")
-    assert element.notes == {"control": 2, "cut": 1, "uri": 1}
+    assert element.sanitize_counts == {"control": 2, "cut": 1, "uri": 1}
 
 
 def test_every_log_entry_is_sanitized() -> None:
     """Entries are sanitized and truncated one by one."""
-    entry = {"id": 1, "type": "output", "content": "\x00" + "é" * CONTENT_BYTES, "time": "2026-03-01T12:00:00Z"}
+    entry = {"id": 1, "type": "output", "content": "\x00" + "é" * MAX_CONTENT_BYTES, "time": "2026-03-01T12:00:00Z"}
     body = orjson.dumps({"type": "task.log", "task_id": TASK, "entries": [entry, entry]})
     element = decode_reports(body, NOW)[0]
     assert isinstance(element, DecodedReport)
     assert isinstance(element.report, TaskLog)
-    assert element.notes == {"control": 2, "cut": 2}
-    assert {len(each.content.encode()) for each in element.report.entries} <= {CONTENT_BYTES, CONTENT_BYTES - 1}
+    assert element.sanitize_counts == {"control": 2, "cut": 2}
+    assert {len(each.content.encode()) for each in element.report.entries} <= {MAX_CONTENT_BYTES, MAX_CONTENT_BYTES - 1}

@@ -14,7 +14,7 @@ from taskherd.api.http.query_parameters import QueryModel, Text
 from taskherd.api.http.responses import BufferedResponse, empty, json
 from taskherd.domain.reports import AgentState, AppStatus, LogEntry, LogSource, TaskLog
 from taskherd.messages import texts
-from taskherd.messages.limits import ELEMENTS
+from taskherd.messages.limits import MAX_ELEMENTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,8 +59,8 @@ async def app_status(request: RequestContext) -> BufferedResponse:
     report = AppStatus(
         **_common(request),
         state=state,
-        message=texts.message(body.message or "", {}),
-        uri=texts.address(body.uri or "", {}),
+        message=texts.sanitize_message(body.message or "", {}),
+        uri=texts.sanitize_uri(body.uri or "", {}),
     )
     await _publish(request, [report])
     return json(None)
@@ -77,10 +77,10 @@ async def log_snapshot(request: RequestContext) -> BufferedResponse:
     common = _common(request)
     now: datetime = common["observed_at"]
     entries = tuple(
-        LogEntry(message.id, _SOURCES[message.role], texts.content(message.content, {}), message.time or now)
+        LogEntry(message.id, _SOURCES[message.role], texts.sanitize_content(message.content, {}), message.time or now)
         for message in body.messages
     )
-    parts = [entries[start : start + ELEMENTS] for start in range(0, len(entries), ELEMENTS)]
+    parts = [entries[start : start + MAX_ELEMENTS] for start in range(0, len(entries), MAX_ELEMENTS)]
     if parts:
         await _publish(request, [TaskLog(**common, entries=part) for part in parts])
     return empty(204)

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from taskherd.broker.publisher import PublishOutcome
 from taskherd.errors import Unavailable
-from taskherd.messages.reports import encode, join
+from taskherd.messages.reports import encode_report, join_reports
 
 if TYPE_CHECKING:
     from taskherd.broker.publisher import Publisher
@@ -41,7 +41,7 @@ class ReportPublisher:
             outcome = await self._publisher.publish(
                 self._names.reports,
                 str(task_id),
-                join(encode(report, with_seq=False) for report in reports),
+                join_reports(encode_report(report, with_seq=False) for report in reports),
                 headers={**self._tracing.current()} or None,
                 mandatory=True,
             )

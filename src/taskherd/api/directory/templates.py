@@ -98,7 +98,7 @@ async def _organization(request: RequestContext) -> tuple[Row, bool]:
     """Return the organization that the path names, and whether it is the caller's default one."""
     text = request.params["organization"]
     caller = request.caller.user_id
-    default = await task_queries.default_organization(request.api.reader, caller)
+    default = await task_queries.default_organization_id(request.api.reader, caller)
     name_or_id = default if text.lower() == _DEFAULT else parse_uuid(text) or text
     row = None
     if isinstance(name_or_id, UUID) or (name_or_id and is_searchable(name_or_id)):

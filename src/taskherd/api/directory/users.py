@@ -49,7 +49,7 @@ async def list_users(request: RequestContext) -> BufferedResponse:
         user_filter = directory_queries.UserFilter(
             request.api.settings.api_list_most, _github_id(terms.get("github_com_user_id")), _search(terms)
         )
-        rows = await directory_queries.people(request.api.reader, request.caller.user_id, user_filter)
+        rows = await directory_queries.users(request.api.reader, request.caller.user_id, user_filter)
         users = [user_json(row) for row in rows]
     return json({"users": users, "count": len(users)})
 
@@ -83,7 +83,7 @@ async def get_or_404(request: RequestContext) -> Row:
     user = request.user()
     row = None
     if not isinstance(user, str) or is_searchable(user):
-        row = await directory_queries.person(request.api.reader, request.caller.user_id, user)
+        row = await directory_queries.user(request.api.reader, request.caller.user_id, user)
     if row is None:
         raise not_found()
     return row

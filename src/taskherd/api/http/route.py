@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from taskherd.api.http.query_parameters import NoQuery, QueryModel
 from taskherd.api.http.responses import BufferedResponse
-from taskherd.messages.limits import BODY_BYTES
+from taskherd.messages.limits import MAX_BODY_BYTES
 
 if TYPE_CHECKING:
     from starlette.responses import Response
@@ -71,7 +71,7 @@ class Route:
     description: str = ""
     auth: Auth = Auth.USER
     body: type[BaseModel] | None = None
-    max_body: int = BODY_BYTES
+    max_body: int = MAX_BODY_BYTES
     query: type[QueryModel] = NoQuery
     headers: tuple[Header, ...] = ()
     experimental: bool = False

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import uvicorn
 
 from taskherd.errors import Misconfigured
-from taskherd.http_protocol import BoundedProtocol
+from taskherd.http_protocol import LimitedProtocol
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -59,8 +59,8 @@ def make(app: ASGIApp, settings: Settings) -> HttpServer:
 
     It serves until ``should_exit`` is set, then finishes the requests in progress.
     """
-    limits = {"head_within": settings.api_read_timeout, "connections_most": settings.api_connections}
-    protocol: Any = type("Protocol", (BoundedProtocol,), limits)
+    limits = {"head_timeout": settings.api_read_timeout, "max_connections": settings.api_connections}
+    protocol: Any = type("Protocol", (LimitedProtocol,), limits)
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a malformed request is no problem of the server
     return HttpServer(
         uvicorn.Config(

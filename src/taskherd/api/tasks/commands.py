@@ -58,7 +58,7 @@ async def _owner(request: RequestContext, version: UUID) -> UUID:
         return request.caller.user_id
     if isinstance(user, str) and not is_searchable(user):
         raise not_found()
-    row = await task_queries.owner(request.api.reader, request.caller.user_id, user, version)
+    row = await task_queries.find_owner(request.api.reader, request.caller.user_id, user, version)
     if row is None:
         raise not_found()
     owner, may_use_template = row

@@ -28,7 +28,7 @@ def names_of(row: Row) -> DirectoryNames:
 
 def render_row(row: Row, *, objects: bool) -> bytes:
     """Render the document of a row; with ``objects``, nullable ids as objects, as Coder's documentation shows them."""
-    rendered = document.render_json(row["own"], row["prompt"], names_of(row), row["updated_at"])
+    rendered = document.render_json(row["core_document"], row["prompt"], names_of(row), row["updated_at"])
     return orjson.dumps(document.with_nullable_ids(orjson.loads(rendered))) if objects else rendered
 
 

@@ -13,13 +13,13 @@ from taskherd.api.http.query_parameters import MAX_POSITION, QueryModel, whole_n
 from taskherd.api.http.responses import BufferedResponse, json
 from taskherd.api.tasks import queries
 from taskherd.domain.explain import explain
-from taskherd.domain.reports import rfc3339
+from taskherd.domain.reports import format_rfc3339
 from taskherd.store import feed, task_queries, task_state_codec
 from taskherd.timeouts import timeouts_of
 
 if TYPE_CHECKING:
     from taskherd.api.context import RequestContext
-    from taskherd.domain.explain import Reason
+    from taskherd.domain.explain import ExplainedValue
     from taskherd.domain.view import AgentHealth, CurrentState
     from taskherd.store.reader import Row
 
@@ -50,17 +50,17 @@ async def timeline(request: RequestContext) -> BufferedResponse:
     )
     if not rows:
         raise not_found()
-    return json({"events": [_event_json(row) for row in rows if row["own"] is not None]})
+    return json({"events": [_event_json(row) for row in rows if row["core_document"] is not None]})
 
 
 def _event_json(row: Row) -> dict[str, Any]:
-    after = {**orjson.loads(row["own"]), "initial_prompt": row["prompt"]}
-    before = orjson.loads(row["own_before"]) if row["own_before"] else {}
+    after = {**orjson.loads(row["core_document"]), "initial_prompt": row["prompt"]}
+    before = orjson.loads(row["core_document_before"]) if row["core_document_before"] else {}
     before["initial_prompt"] = row["prompt_before"]
     return {
         "position": row["position"],
         "version": row["version"],
-        "time": rfc3339(row["occurred_at"]),
+        "time": format_rfc3339(row["occurred_at"]),
         "changes": {name: {"from": before.get(name), "to": after.get(name)} for name in row["changes"]},
         "cause": orjson.loads(row["cause"]),
     }
@@ -68,7 +68,7 @@ def _event_json(row: Row) -> dict[str, Any]:
 
 async def explain_task(request: RequestContext) -> BufferedResponse:
     """Return why the task has its status, state and health, and its undelivered inputs and unanswered requests."""
-    row = await task_queries.explain_inputs(request.api.reader, queries.task_ref_of(request))
+    row = await task_queries.explanation_facts(request.api.reader, queries.task_ref_of(request))
     if row is None:
         raise not_found()
     explanation = explain(task_state_codec.loads(row["id"], row["state"]), timeouts_of(request.api.settings))
@@ -83,7 +83,7 @@ async def explain_task(request: RequestContext) -> BufferedResponse:
     )
 
 
-def _reason_json(reason: Reason[Any], value: Any) -> dict[str, Any]:
+def _reason_json(reason: ExplainedValue[Any], value: Any) -> dict[str, Any]:
     stamped = reason.report
     return {
         "value": value,
@@ -95,7 +95,7 @@ def _reason_json(reason: Reason[Any], value: Any) -> dict[str, Any]:
             "type": stamped.report.type,
             "seq": stamped.report.seq,
             "build_number": stamped.report.build_number,
-            "received_at": rfc3339(stamped.received_at),
+            "received_at": format_rfc3339(stamped.received_at),
         },
     }
 
@@ -104,7 +104,7 @@ def _state_json(state: CurrentState | None) -> dict[str, Any] | None:
     if state is None:
         return None
     return {
-        "timestamp": rfc3339(state.timestamp),
+        "timestamp": format_rfc3339(state.timestamp),
         "state": state.state,
         "message": state.message,
         "uri": state.uri,
@@ -123,5 +123,5 @@ def _rows_json(text: str | None) -> list[dict[str, Any]]:
     for row in rows:
         for name, value in row.items():
             if name.endswith("_at") and value is not None:
-                row[name] = rfc3339(datetime.fromisoformat(value))
+                row[name] = format_rfc3339(datetime.fromisoformat(value))
     return rows

@@ -124,6 +124,6 @@ async def _wait_for(
 
 
 def _status_and_state(row: Row) -> set[str]:
-    document = orjson.loads(row["own"])
+    document = orjson.loads(row["core_document"])
     state = document["current_state"]
     return {document["status"], "" if state is None else state["state"]}

@@ -12,7 +12,7 @@ from taskherd.api.http.errors import not_found
 from taskherd.api.http.ids import is_searchable
 from taskherd.api.http.responses import BufferedResponse, json
 from taskherd.api.tasks import documents, search
-from taskherd.domain.reports import rfc3339
+from taskherd.domain.reports import format_rfc3339
 from taskherd.domain.view import Status
 from taskherd.store import task_queries
 
@@ -99,7 +99,7 @@ async def logs(request: RequestContext) -> BufferedResponse:
         raise not_found()
     body: dict[str, Any] = {
         "logs": [
-            {"id": row["log_id"], "content": row["content"], "type": row["type"], "time": rfc3339(row["time"])}
+            {"id": row["log_id"], "content": row["content"], "type": row["type"], "time": format_rfc3339(row["time"])}
             for row in rows
             if row["log_id"] is not None
         ]
@@ -107,7 +107,7 @@ async def logs(request: RequestContext) -> BufferedResponse:
     if rows[0]["status"] in _SNAPSHOT_STATUSES:
         body["snapshot"] = True
         if body["logs"]:
-            body["snapshot_at"] = rfc3339(max(row["logged_at"] for row in rows))
+            body["snapshot_at"] = format_rfc3339(max(row["logged_at"] for row in rows))
     return json(body)
 
 

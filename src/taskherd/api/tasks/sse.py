@@ -191,7 +191,7 @@ class _TaskStream:
         wanted = self._filter
         feed_position = await self._feed.position()
         if wanted.task is not None:
-            until, rows = await feed.catch_up_one(self._reader, wanted.caller, after, PAGE, wanted.task)
+            until, rows = await feed.catch_up_task(self._reader, wanted.caller, after, PAGE, wanted.task)
             at_end = len(rows) < PAGE
         else:
             until, rows = await feed.catch_up(

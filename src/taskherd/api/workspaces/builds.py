@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from taskherd.domain.reports import JobStatus, Transition, rfc3339
+from taskherd.domain.reports import JobStatus, Transition, format_rfc3339
 from taskherd.domain.view import WORKSPACE_STATUS
 from taskherd.messages.work import build_id
 
@@ -21,11 +21,11 @@ _REASONS: Final[Mapping[str, str]] = {"stop": "task_manual_pause", "start": "tas
 def build_json(row: Row) -> dict[str, Any]:
     """Return the JSON of a build, from a row of ``store.builds``."""
     status = row["job_status"]
-    job = {"id": str(row["build_id"]), "status": status, "created_at": rfc3339(row["created_at"])}
+    job = {"id": str(row["build_id"]), "status": status, "created_at": format_rfc3339(row["created_at"])}
     if status != "pending":
         job["started_at"] = job["created_at"]
     if status in ENDED:
-        job["completed_at"] = rfc3339(row["updated_at"])
+        job["completed_at"] = format_rfc3339(row["updated_at"])
     if row["error"] and status == "failed":
         job["error"] = row["error"]
     return _build_json(
@@ -38,7 +38,7 @@ def build_json(row: Row) -> dict[str, Any]:
         version_id=row["template_version_id"],
         initiator=(row["owner_id"], row["username"]),
         reason="initiator" if row["number"] == 1 else _REASONS[row["transition"]],
-        updated_at=rfc3339(row["updated_at"]),
+        updated_at=format_rfc3339(row["updated_at"]),
     )
 
 

@@ -12,7 +12,7 @@ from taskherd.api.http.query_parameters import MAX_POSITION, QueryModel, whole_n
 from taskherd.api.http.responses import BufferedResponse, json
 from taskherd.api.workspaces.builds import ENDED
 from taskherd.api.workspaces.queries import BuildLookup, get_or_404
-from taskherd.domain.reports import rfc3339
+from taskherd.domain.reports import format_rfc3339
 from taskherd.store import builds
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ async def _log_response(request: RequestContext, log: LogKind) -> BufferedRespon
 
 async def entries(request: RequestContext, log: LogKind, row: Row, after: int) -> Entries:
     """Return up to ``MAX_ENTRIES`` entries after the id ``after``, each with its id."""
-    steps = await builds.steps(
+    steps = await builds.history(
         request.api.reader, row["task_id"], row["number"], log.changes, after=after, limit=MAX_ENTRIES
     )
     return [(step["version"], log.entry(row, step)) for step in steps]
@@ -86,7 +86,7 @@ def _build_entry(row: Row, step: Row) -> dict[str, Any]:
     stage, output = ("Failed", row["error"] or "The build failed.") if failed else _STAGES.get(status, (status, status))
     return {
         "id": step["version"],
-        "created_at": rfc3339(step["occurred_at"]),
+        "created_at": format_rfc3339(step["occurred_at"]),
         "log_source": "provisioner",
         "log_level": "error" if failed else "info",
         "stage": stage,
@@ -99,7 +99,7 @@ def _agent_entry(row: Row, step: Row) -> dict[str, Any]:
     reason = f" ({step['reason']})" if step["reason"] else ""
     return {
         "id": step["version"],
-        "created_at": rfc3339(step["occurred_at"]),
+        "created_at": format_rfc3339(step["occurred_at"]),
         "output": f"Agent is {lifecycle}{reason}.",
         "level": "info" if step["healthy"] is not False or lifecycle == "created" else "error",
         "source_id": str(row["agent_id"]),
@@ -117,6 +117,6 @@ AGENT: Final = LogKind(
     lookup=builds.of_agent,
     changes=("workspace_agent_lifecycle", "workspace_agent_health", "workspace_agent_id"),
     entry=_agent_entry,
-    complete=lambda row: not row["last"] or row["job_status"] in {"failed", "canceled"},
+    complete=lambda row: not row["is_latest"] or row["job_status"] in {"failed", "canceled"},
     arrays=True,
 )

@@ -12,7 +12,7 @@ from taskherd.api.http.ids import parse_uuid
 from taskherd.api.http.responses import BufferedResponse, json
 from taskherd.api.workspaces import builds as build_documents
 from taskherd.domain.commands import Pause, Resume
-from taskherd.domain.reports import rfc3339
+from taskherd.domain.reports import format_rfc3339
 from taskherd.store import builds
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ async def request_build(request: RequestContext) -> BufferedResponse:
 def _workspace_json(row: Row) -> dict[str, Any]:
     agent = row["agent_id"]
     healthy = agent is None or bool(row["healthy"])
-    updated_at = rfc3339(row["task_updated_at"])
+    updated_at = format_rfc3339(row["task_updated_at"])
     return {
         "id": row["workspace_id"],
         "name": row["workspace_name"],
@@ -80,7 +80,7 @@ def _workspace_json(row: Row) -> dict[str, Any]:
         "latest_build": build_documents.build_json(row),
         "outdated": row["active_version_id"] != row["template_version_id"],
         "health": {"healthy": healthy, "failing_agents": [] if healthy else [agent]},
-        "created_at": rfc3339(row["task_created_at"]),
+        "created_at": format_rfc3339(row["task_created_at"]),
         "updated_at": updated_at,
         "last_used_at": updated_at,
     }

@@ -16,7 +16,7 @@ import orjson
 
 from taskherd import retry, sse
 from taskherd.domain.reports import AgentState, Health, Lifecycle, LogSource
-from taskherd.messages.fields import instant
+from taskherd.messages.fields import parse_instant
 from taskherd.runner.agents.context import DeliveryUnknown, NotDelivered, report_exit, shorten
 
 if TYPE_CHECKING:
@@ -335,5 +335,5 @@ def _is_echo(posted: str, message: str) -> bool:
 def _parse_time(value: object) -> datetime | None:
     """Return the time of a message, or None if it cannot be parsed."""
     with suppress(ValueError):
-        return instant(str(value))
+        return parse_instant(str(value))
     return None

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from taskherd.messages.limits import CONTENT_BYTES
+from taskherd.messages.limits import MAX_CONTENT_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MAX_LINE = CONTENT_BYTES - 64
+MAX_LINE = MAX_CONTENT_BYTES - 64
 """Maximum number of bytes kept of a line; they fit a log entry together with the note about the rest."""
 _ESCAPE = re.compile(r"\x1b(?:\[[0-9:;<=>?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")
 """Terminal control sequences, see ECMA-48 section 5.4 and xterm's documentation."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from taskherd.domain.reports import AgentState, Lifecycle, LogSource
-from taskherd.messages.limits import CONTENT_BYTES
+from taskherd.messages.limits import MAX_CONTENT_BYTES
 from taskherd.runner.agents import output, stdin
 from taskherd.runner.agents.context import report_exit, shorten
 
@@ -218,7 +218,7 @@ def _joined(lines: list[str]) -> Iterator[str]:
     size = 0
     for line in lines:
         length = len(line.encode(errors="replace")) + 1
-        if group and size + length > CONTENT_BYTES:
+        if group and size + length > MAX_CONTENT_BYTES:
             yield "\n".join(group)
             group, size = [], 0
         group.append(line)
