@@ -22,7 +22,7 @@ from taskherd.api.agents.report_publisher import ReportPublisher
 from taskherd.api.change_feed import ChangeFeed
 from taskherd.api.context import ApiContext
 from taskherd.api.http import asgi, server
-from taskherd.api.http.auth import NOTE_USE_INTERVAL, Authenticator
+from taskherd.api.http.authenticator import NOTE_USE_INTERVAL, Authenticator
 from taskherd.api.http.rate_limit import RateLimiter
 from taskherd.broker import topology
 from taskherd.broker.command_client import CommandClient

@@ -15,7 +15,7 @@ from taskherd.store.task_queries import TaskRef
 if TYPE_CHECKING:
     from taskherd.api.agents.report_publisher import ReportPublisher
     from taskherd.api.change_feed import ChangeFeed
-    from taskherd.api.http.auth import Authenticator, Caller
+    from taskherd.api.http.authenticator import Authenticator, Caller
     from taskherd.api.http.rate_limit import RateLimiter
     from taskherd.broker.command_client import CommandClient
     from taskherd.observability.metrics import Metrics

@@ -17,7 +17,8 @@ import structlog
 from taskherd.api import changes
 from taskherd.api.change_feed import MAX_SUBSCRIBERS
 from taskherd.api.changes import Change, ChangeFilter
-from taskherd.api.http.auth import CACHE_TTL, token_is_valid
+from taskherd.api.http.auth import token_is_valid
+from taskherd.api.http.authenticator import CACHE_TTL
 from taskherd.api.http.errors import invalid, not_found, unavailable
 from taskherd.api.http.query_parameters import MAX_POSITION
 from taskherd.api.http.sse import EventStream
