@@ -42,7 +42,7 @@ async def test_the_page_follows_its_task(api_harness: ApiHarness, announce: Call
         await tab.until("document.getElementById('note').textContent.includes('not valid')")
         await tab.type(api_harness.tokens["alice"])
         await tab.until("document.getElementById('status').textContent === 'active'")
-        await tab.until("document.getElementById('because').textContent.includes('agent is ready')")
+        await tab.until("document.getElementById('because').textContent.includes('agent is running')")
         assert await tab.evaluate("document.getElementById('name').textContent") == "Mend <b>it</b>"
         assert api_harness.tokens["alice"] not in await tab.evaluate(
             "location.href + document.documentElement.outerHTML"

@@ -167,13 +167,13 @@ class PrometheusServer:
 
 
 @pytest.fixture
-async def scraped(tools: Tools, alone: WorkerHarness, tmp_path: Path) -> AsyncIterator[PrometheusServer]:
+async def scraped(tools: Tools, external: WorkerHarness, tmp_path: Path) -> AsyncIterator[PrometheusServer]:
     """A Prometheus with the rules that scrapes a worker, an API and a runner, after some activity."""
-    database_url, amqp_url = alone.urls
+    database_url, amqp_url = external.urls
     settings = {
         "TASKHERD_DATABASE_URL": database_url,
         "TASKHERD_AMQP_URL": amqp_url,
-        "TASKHERD_AMQP_PREFIX": alone.prefix,
+        "TASKHERD_AMQP_PREFIX": external.prefix,
         "TASKHERD_SECRET_KEY": SECRET,
         "TASKHERD_RUNNER_NAME": "r1",
         "TASKHERD_RUNNER_ROOT": str(tmp_path / "runner"),
@@ -198,7 +198,7 @@ async def scraped(tools: Tools, alone: WorkerHarness, tmp_path: Path) -> AsyncIt
         await until(server.ready, bool, 30)
         await WorkerProcess(started[0], tmp_path / "worker.log").until_ready(30)
         await until(lambda: server.value('min_over_time(taskherd_drained{job="taskherd-worker"}[1m])'), bool, 30)
-        await _generate_activity(alone, f"http://127.0.0.1:{http}/api/v2")
+        await _generate_activity(external, f"http://127.0.0.1:{http}/api/v2")
         yield server
     finally:
         for running in started:

@@ -30,26 +30,26 @@ async def _report_status(harness: WorkerHarness, task: uuid.UUID, seq: int, mess
     await harness.report(make_report("app.status", task, build_number=1, seq=seq, state="working", message=message))
 
 
-async def test_reports_after_a_restore_bring_tasks_up_to_date(alone: WorkerHarness, services: Services) -> None:
+async def test_reports_after_a_restore_bring_tasks_up_to_date(external: WorkerHarness, services: Services) -> None:
     """A restore loses what was acknowledged since the backup; queued and later reports bring the task up to date."""
-    url = alone.urls[0]
+    url = external.urls[0]
     name = urlsplit(url).path[1:]
     backup = f"{name}_backup"
-    async with running_worker(alone):
-        task = await alone.make_active()
-        await _report_status(alone, task, 10, "before the backup")
-        await alone.until(lambda: alone.state(task).get("message") == "before the backup")
-    await alone.database.close(timeout=5)
+    async with running_worker(external):
+        task = await external.make_active()
+        await _report_status(external, task, 10, "before the backup")
+        await external.until(lambda: external.state(task).get("message") == "before the backup")
+    await external.database.close(timeout=5)
     await _execute(services, f'CREATE DATABASE "{backup}" TEMPLATE "{name}"')
 
-    alone.database = await asyncpg.connect(url, timeout=5, command_timeout=10)
-    async with running_worker(alone):
-        await _report_status(alone, task, 20, "after the backup")
-        lost = await alone.create()
-        await alone.until(lambda: alone.state(task).get("message") == "after the backup")
-    max_version = max(alone.versions(task))
-    await _report_status(alone, task, 15, "queued, and older than the lost report")
-    await alone.database.close(timeout=5)
+    external.database = await asyncpg.connect(url, timeout=5, command_timeout=10)
+    async with running_worker(external):
+        await _report_status(external, task, 20, "after the backup")
+        lost = await external.create()
+        await external.until(lambda: external.state(task).get("message") == "after the backup")
+    max_version = max(external.versions(task))
+    await _report_status(external, task, 15, "queued, and older than the lost report")
+    await external.database.close(timeout=5)
     await _execute(services, f'DROP DATABASE "{name}" WITH (FORCE)', f'ALTER DATABASE "{backup}" RENAME TO "{name}"')
 
     command = [sys.executable, "-m", "taskherd", "db", "check"]
@@ -57,12 +57,12 @@ async def test_reports_after_a_restore_bring_tasks_up_to_date(alone: WorkerHarne
         subprocess.run(command, env={**os.environ, "TASKHERD_DATABASE_URL": url}, timeout=60, check=False).returncode
         == 0
     )
-    alone.database = await asyncpg.connect(url, timeout=5, command_timeout=10)
-    alone.events.clear()
-    async with running_worker(alone):
-        await alone.until(lambda: alone.state(task).get("message", "").startswith("queued"))
-        assert max(alone.versions(task)) <= max_version, "versions go back, so subscribers must discard their state"
-        await _report_status(alone, task, 30, "after the restore")
-        await alone.until(lambda: alone.state(task).get("message") == "after the restore")
-        assert (await alone.refused_command("task.send", lost, input="x"))["status"] == 404
-        assert alone.dead_letters == []
+    external.database = await asyncpg.connect(url, timeout=5, command_timeout=10)
+    external.events.clear()
+    async with running_worker(external):
+        await external.until(lambda: external.state(task).get("message", "").startswith("queued"))
+        assert max(external.versions(task)) <= max_version, "versions go back, so subscribers must discard their state"
+        await _report_status(external, task, 30, "after the restore")
+        await external.until(lambda: external.state(task).get("message") == "after the restore")
+        assert (await external.refused_command("task.send", lost, input="x"))["status"] == 404
+        assert external.dead_letters == []

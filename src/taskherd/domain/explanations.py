@@ -111,7 +111,7 @@ def _job(state: TaskState, timeouts: Timeouts) -> str:
         case JobStatus.SUCCEEDED:
             return "is done. Resume the task to start the workspace again."
         case _:
-            assert_never(state.job)
+            assert_never(state.job_status)
 
 
 def _next_attempt(state: TaskState) -> str:
