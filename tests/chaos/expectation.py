@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -18,7 +18,7 @@ from tests.harness.histories import NOON
 if TYPE_CHECKING:
     from tests.chaos.rows import TaskRow
 
-FACETS = ("build", "workspace", "runner", "agent", "app", "lifecycle", "app_health", "app_status", "connection")
+FACETS = tuple(each.name for each in fields(TaskState) if str(each.type).startswith("Stamped["))
 
 
 @dataclass(frozen=True, slots=True)
