@@ -233,7 +233,7 @@ def test_packing_fills_a_message_completely() -> None:
     assert len(events.pack_events(pair, size - 1)) == 2
 
 
-@pytest.mark.parametrize("request_type", ["workspace.start", "workspace.stop", "workspace.delete", "agent.input"])
+@pytest.mark.parametrize("request_type", work.REQUEST_TYPES)
 def test_work_requests_survive_a_round_trip(request_type: str) -> None:
     """A decoded work request is equal to the encoded one."""
     fields: dict[str, Any] = {
