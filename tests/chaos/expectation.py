@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from taskherd.domain import builds, fold
 from taskherd.domain.outcome import ReportOutcome
 from taskherd.domain.reports import Report, canonical_json
-from taskherd.domain.task import Task, TaskState
+from taskherd.domain.task import TaskState
 from taskherd.domain.view import derive_view
 from taskherd.messages import document
 from tests.harness.histories import NOON
+from tests.harness.tasks import make_task
 
 if TYPE_CHECKING:
     from tests.chaos.rows import TaskRow
 
-FACETS = ("build", "workspace", "runner", "agent", "app", "lifecycle", "app_health", "app_status", "connection")
+FACETS = tuple(each.name for each in fields(TaskState) if str(each.type).startswith("Stamped["))
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,21 +31,17 @@ class Expected:
 
     def document(self, row: TaskRow) -> dict[str, Any]:
         """Return the stored part of the document of a task with this state and the names and ids of its row."""
-        task = Task(
-            id=row.id,
+        task = make_task(
+            row.id,
             owner_id=row.owner_id,
             organization_id=row.organization_id,
             template_id=row.template_id,
             template_version_id=row.template_version_id,
-            preset_id=None,
             name=row.name,
             display_name=row.display_name,
-            prompt="",
-            prompt_version=1,
             created_at=row.created_at,
             updated_at=row.created_at,
             version=row.version,
-            deleted_at=None,
             state=self.state,
         )
         return document.core_document(derive_view(self.state, row.name), task)

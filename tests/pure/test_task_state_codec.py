@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -88,6 +89,14 @@ def test_every_field_of_a_state_is_stored() -> None:
     disconnect = AgentDisconnected(task_id=TASK, build_number=3, seq=5, observed_at=None, agent_id=None)
     for each in (state, replace(state, connection=Stamped(disconnect, at(8)))):
         assert task_state_codec.loads(TASK, task_state_codec.dumps(each)) == each
+
+
+def test_the_full_state_is_full() -> None:
+    """Every field of the full state differs from its default, so that the tests of this file cover all fields."""
+    state = full_state()
+    default = TaskState(build=state.build)
+    same = [each.name for each in fields(TaskState) if getattr(state, each.name) == getattr(default, each.name)]
+    assert same == ["build"]
 
 
 def test_a_new_state_is_short() -> None:

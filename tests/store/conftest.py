@@ -11,10 +11,10 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from taskherd.domain import builds
-from taskherd.domain.task import Task
 from taskherd.domain.value import replace
 from taskherd.store.engine import dispose, open_engine
 from taskherd.store.tasks import StoredTask, TaskEventRow
+from tests.harness.tasks import make_task
 
 NOW = datetime.now(UTC).replace(microsecond=123456)
 
@@ -30,21 +30,12 @@ async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
 def task_row(task_id: UUID | None = None, owner_id: UUID | None = None, name: str | None = None) -> StoredTask:
     """Make a new task at version 1."""
     task_id = task_id or uuid4()
-    task = Task(
-        id=task_id,
+    task = make_task(
+        task_id,
         owner_id=owner_id or uuid4(),
-        organization_id=uuid4(),
-        template_id=uuid4(),
-        template_version_id=uuid4(),
-        preset_id=None,
         name=name or f"task-{uuid4().hex[:12]}",
-        display_name="A task",
-        prompt="Do it.",
-        prompt_version=1,
         created_at=NOW,
         updated_at=NOW,
-        version=1,
-        deleted_at=None,
         state=builds.initial_state(task_id, NOW),
     )
     return StoredTask(task, status="pending", document='{"status":"pending"}', due_at=NOW)
@@ -55,7 +46,8 @@ def next_version(
 ) -> StoredTask:
     """Return the task at another version, with changes to its fields."""
     document = f'{{"status":"active","version":{version}}}'
-    return StoredTask(replace(row.task, version=version, **changes), "active", document, due_at, due_moved)
+    task = replace(row.task, version=version, **changes)
+    return row._replace(task=task, status="active", document=document, due_at=due_at, due_moved=due_moved)
 
 
 def event(task_id: UUID, version: int, at: datetime = NOW) -> TaskEventRow:

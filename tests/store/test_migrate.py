@@ -112,12 +112,15 @@ async def test_a_process_that_may_not_migrate_rejects_an_old_schema(empty_url: s
     assert (await migrate.ensure_async(empty_url, upgrading=True)).status is migrate.SchemaStatus.CURRENT
 
 
-# As the previous release writes it, that is before the newest revision.
-MAKE_TASK = """
+def insert_task(revision: str) -> str:
+    """Return the statement that a release with the schema ``revision`` inserts a task (id, name, state) with."""
+    return f"""
 INSERT INTO tasks (id, owner_id, organization_id, template_id, template_version_id, name, display_name, created_at,
-                   version, updated_at, status, document, memory, prompt_version)
-VALUES ($1, $1, $1, $1, $1, $2, $2, now(), 1, now(), 'pending', '{}', '{}', 1)
+                   version, updated_at, status, document, {"memory" if revision < "0003" else "state"}, prompt_version)
+VALUES ($1, $1, $1, $1, $1, $2, $2, now(), 1, now(), 'pending', '{{}}', $3, 1)
 """
+
+
 CHANGE_TASK = """
 WITH changed AS (
     UPDATE tasks SET version = version + 1, updated_at = clock_timestamp() WHERE id = $1
@@ -140,7 +143,7 @@ async def test_renamed_columns_keep_their_values(empty_url: str) -> None:
     encoded = row.encoded_state
     connection = await asyncpg.connect(empty_url, timeout=10)
     task = row.task.id
-    await connection.execute(MAKE_TASK.replace("'{}', '{}'", f"'{{}}', '{encoded}'"), task, "kept")
+    await connection.execute(insert_task("0002"), task, "kept", encoded)
     await connection.execute("INSERT INTO task_prompts (task_id, version, prompt) VALUES ($1, 1, 'Do it.')", task)
     await connection.execute("INSERT INTO leases VALUES ($1, 1, NULL, 5, NULL, $2)", task, NOW)
     await connection.close(timeout=5)
@@ -163,7 +166,7 @@ async def test_the_previous_release_is_migrated_while_it_runs(empty_url: str) ->
     pool = await asyncpg.create_pool(empty_url, min_size=4, max_size=4, command_timeout=30)
     ids = [uuid.uuid4() for _ in range(20)]
     for number, task in enumerate(ids):
-        await pool.execute(MAKE_TASK, task, f"task-{number}")
+        await pool.execute(insert_task(before), task, f"task-{number}", "{}")
     migrated = asyncio.Event()
 
     async def work(worker: int) -> int:

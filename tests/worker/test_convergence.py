@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import aio_pika
 
-from taskherd.domain import builds, fold
+from taskherd.domain import fold
 from taskherd.domain.view import derive_view
 from taskherd.messages.document import core_document
 from tests.harness.histories import NOON, history, report_fields, shuffled_batches
+from tests.harness.tasks import make_task
 from tests.harness.worker import ALICE, ORGANIZATION, TEMPLATE, VERSION, WorkerHarness
 
 if TYPE_CHECKING:
@@ -44,22 +45,16 @@ def without_timestamp(document: dict[str, Any]) -> dict[str, Any]:
 
 def created_task(task_id: uuid.UUID, row: Any) -> Task:
     """Return the task as its create left it."""
-    return Task(
-        id=task_id,
+    return make_task(
+        task_id,
         owner_id=ALICE,
         organization_id=ORGANIZATION,
         template_id=TEMPLATE,
         template_version_id=VERSION,
-        preset_id=None,
         name=row["name"],
         display_name=row["display_name"],
-        prompt="",
-        prompt_version=1,
         created_at=row["created_at"],
         updated_at=row["created_at"],
-        version=1,
-        deleted_at=None,
-        state=builds.initial_state(task_id, NOON),
     )
 
 

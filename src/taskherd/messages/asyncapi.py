@@ -7,7 +7,7 @@ receives what other components send.
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel
@@ -23,30 +23,16 @@ PREFIX = "taskherd"
 _DELIVERY_LIMIT = 200
 _JSON = "application/json"
 
-REPORTS: dict[str, type[BaseModel]] = {
-    "workspace.build": reports.WorkspaceBuildIn,
-    "agent.lifecycle": reports.AgentLifecycleIn,
-    "agent.heartbeat": reports.AgentHeartbeatIn,
-    "agent.disconnected": reports.AgentDisconnectedIn,
-    "app.health": reports.AppHealthIn,
-    "app.status": reports.AppStatusIn,
-    "task.log": reports.TaskLogIn,
-    "task.input": reports.TaskInputIn,
-}
-COMMANDS: dict[str, type[BaseModel]] = {
-    "task.create": commands.CreateIn,
-    "task.delete": commands.DeleteIn,
-    "task.update_input": commands.UpdateInputIn,
-    "task.send": commands.SendIn,
-    "task.pause": commands.PauseIn,
-    "task.resume": commands.ResumeIn,
-}
-WORK: dict[str, type[BaseModel]] = {
-    "workspace.start": work.WorkspaceStart,
-    "workspace.stop": work.WorkspaceStop,
-    "workspace.delete": work.WorkspaceDelete,
-    "agent.input": work.AgentInput,
-}
+
+def _models(union: object) -> dict[str, type[BaseModel]]:
+    """Return the models of a union that ``type`` discriminates, by their type."""
+    members: tuple[type[BaseModel], ...] = get_args(get_args(union)[0])
+    return {get_args(model.model_fields["type"].annotation)[0]: model for model in members}
+
+
+REPORTS = _models(reports.ReportIn)
+COMMANDS = _models(commands.CommandIn)
+WORK = _models(work.WorkRequest)
 REPLIES: dict[str, type[BaseModel]] = {"accepted": AcceptedReply, "refused": RefusedReply}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias, get_args
 from uuid import UUID, uuid5
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
@@ -74,6 +74,11 @@ class AgentInput(BaseWorkRequest):
 WorkRequest: TypeAlias = Annotated[
     WorkspaceStart | WorkspaceStop | WorkspaceDelete | AgentInput, Field(discriminator="type")
 ]
+
+REQUEST_TYPES: Final[tuple[str, ...]] = tuple(
+    model.model_fields["type"].default for model in get_args(get_args(WorkRequest)[0])
+)
+"""The types of all work requests."""
 
 _WORK: TypeAdapter[WorkRequest] = TypeAdapter(WorkRequest)
 

@@ -31,6 +31,7 @@ from taskherd.domain import names as task_names
 from taskherd.domain.outcome import EXTERNAL_REASONS, DeadLetterReason
 from taskherd.errors import Misconfigured, Unavailable
 from taskherd.messages.agent_tokens import agent_token
+from taskherd.messages.work import REQUEST_TYPES
 from taskherd.observability import failpoints, logs
 from taskherd.observability.metrics import Metrics
 from taskherd.observability.ops import OpsServer
@@ -314,7 +315,7 @@ def _initialize_counters(metrics: Metrics) -> None:
     for reason in DeadLetterReason:
         if reason not in EXTERNAL_REASONS:
             metrics.dead_lettered.labels(reason.value)
-    for kind in ("workspace.start", "workspace.stop", "workspace.delete", "agent.input"):
+    for kind in REQUEST_TYPES:
         metrics.requests_given_up.labels(kind)
         metrics.requests_sent.labels(kind)
     for failure in ("database", "broker", "bisected"):

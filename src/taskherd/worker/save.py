@@ -70,11 +70,10 @@ def derive_writes(loaded: LoadedBatch, timeouts: Timeouts, now: datetime) -> Wri
         update.core_document = core
         check = checks.get(task_id)
         due = due_at(update.task.state, check.watermark if check else None, now, timeouts)
-        if update.before is None:
-            writes.created.append(tasks.StoredTask(update.task, view.status.value, core, due))
-        else:
-            due_changed = check is not None or due != loaded.rows[task_id].due_at
-            writes.saved.append(tasks.StoredTask(update.task, view.status.value, core, due, due_changed))
+        is_new = update.before is None
+        due_moved = is_new or check is not None or due != loaded.rows[task_id].due_at
+        row = tasks.StoredTask(update.task, view.status.value, core, due, due_moved)
+        (writes.created if is_new else writes.saved).append(row)
     _derive_leases(loaded, writes)
     return writes
 

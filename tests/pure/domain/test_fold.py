@@ -6,7 +6,7 @@ from dataclasses import asdict
 from datetime import timedelta
 from functools import cache
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 from uuid import UUID
 
 from hypothesis import given, settings
@@ -34,6 +34,7 @@ from taskherd.domain.reports import (
     WorkspaceBuild,
     canonical_json,
 )
+from taskherd.domain.task import Facet
 from tests.harness.histories import AGENTS, NOON, TASK, corpus, histories, randoms, shuffled_batches
 from tests.pure.domain.mutated_core import Core, unchanged_core
 from tests.pure.domain.oracle import expected
@@ -51,6 +52,11 @@ HISTORIES = corpus(120)
 @cache
 def _expected_views() -> list[list[dict[str, Any]]]:
     return [[expected(reports, silence) for silence in SILENCES] for reports in HISTORIES]
+
+
+def test_histories_contain_every_facet() -> None:
+    """The random histories contain reports of every type that is folded into a facet."""
+    assert {type(report) for reports in HISTORIES for report in reports} == set(get_args(Facet))
 
 
 def timeouts(core: Core) -> Any:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from taskherd.backoff import Backoff
 from taskherd.domain.commands import Delete, Send
 from taskherd.domain.handle_command import CreateContext
 from taskherd.domain.outcome import ReportOutcome
 from taskherd.domain.reports import AgentState, InputOutcome, InputOutcomeReport, JobStatus, Transition
-from taskherd.domain.task import Inbox, Task
+from taskherd.domain.task import Inbox
 from taskherd.domain.task_update import (
     Policies,
     TaskUpdate,
@@ -23,6 +23,7 @@ from taskherd.domain.task_update import (
 )
 from taskherd.domain.value import replace
 from tests.harness.histories import NOON, TASK
+from tests.harness.tasks import make_task
 from tests.pure.domain.mutated_core import unchanged_core
 from tests.pure.domain.test_fold import build, heartbeat, status, timeouts
 from tests.pure.domain.test_inbox import active
@@ -43,8 +44,7 @@ def policies(*known: UUID, decided: tuple[UUID, ...] = ()) -> Policies:
 
 def new_update(state: Any, queue: tuple[UUID, ...] = ()) -> TaskUpdate:
     """Return the update of a task with this state and queue, before any input is applied."""
-    owner, organization, template, version = (uuid4() for _ in range(4))
-    task = Task(TASK, owner, organization, template, version, None, "name", "", "prompt", 1, NOON, NOON, 1, None, state)
+    task = make_task(TASK, state=state)
     return TaskUpdate(task, task, queue=queue)
 
 

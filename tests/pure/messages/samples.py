@@ -42,6 +42,9 @@ REPORTS: list[dict[str, Any]] = [
     {"type": "task.input", "task_id": TASK, "input_id": OTHER, "outcome": "failed", "detail": "the agent is gone"},
 ]
 
+REPORT_OF: dict[str, dict[str, Any]] = {fields["type"]: fields for fields in REPORTS}
+"""The sample report of each type."""
+
 COMMANDS: list[dict[str, Any]] = [
     {
         "type": "task.create",

@@ -10,12 +10,14 @@ import orjson
 import pytest
 import yaml
 
+from taskherd.domain import commands as domain_commands
+from taskherd.domain import reports as domain_reports
 from taskherd.domain.outcome import DeadLetterReason
 from taskherd.messages import asyncapi, events, replies, work
 from taskherd.messages.commands import decode_command
 from taskherd.messages.decoding import InvalidMessage
 from taskherd.messages.reports import decode_reports
-from tests.pure.messages.samples import COMMANDS, NOW, REPORTS
+from tests.pure.messages.samples import COMMANDS, NOW, REPORT_OF, REPORTS
 from tests.pure.messages.test_outgoing import GOLDEN, event
 
 PAGE = Path(__file__).parents[3] / "docs" / "asyncapi.yaml"
@@ -62,7 +64,7 @@ def test_valid_reports_match_their_schema(fields: dict[str, Any]) -> None:
 @pytest.mark.parametrize("changes", [{"seq": -1}, {"build_number": 0}, {"seq": "1"}, {"seq": 2**53}, {"task_id": 1}])
 def test_invalid_reports_do_not_match_their_schema(changes: dict[str, Any]) -> None:
     """The document has the limits of the decoder."""
-    fields = {**REPORTS[2], **changes}
+    fields = {**REPORT_OF["agent.heartbeat"], **changes}
     with pytest.raises(jsonschema.ValidationError):
         validate(fields["type"], fields)
     (element,) = decode_reports(orjson.dumps(fields), NOW)
@@ -88,10 +90,15 @@ def test_published_messages_match_their_schema() -> None:
 
 
 def test_the_document_contains_every_type() -> None:
-    """Each member of the unions has its own message, named by its type."""
+    """Each type of report and command in ``domain``, and of work request, has its own message and a sample."""
     listed = {**asyncapi.REPORTS, **asyncapi.COMMANDS, **asyncapi.WORK}
     for name, model in listed.items():
         assert model.model_json_schema()["properties"]["type"]["const"] == name
     assert set(asyncapi.WORK.values()) == set(get_args(get_args(work.WorkRequest)[0]))
-    assert len(asyncapi.REPORTS) == len(REPORTS)
-    assert len(asyncapi.COMMANDS) == len(COMMANDS)
+    for union, models, samples in (
+        (domain_reports.Report, asyncapi.REPORTS, REPORTS),
+        (domain_commands.Command, asyncapi.COMMANDS, COMMANDS),
+    ):
+        types = sorted(each.type for each in get_args(union))
+        assert sorted(models) == types
+        assert sorted(fields["type"] for fields in samples) == types

@@ -13,16 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from taskherd.domain import builds
 from taskherd.domain.directory import DirectoryNames
 from taskherd.domain.outcome import DeadLetterReason
 from taskherd.domain.reports import Lifecycle
-from taskherd.domain.task import Task
 from taskherd.domain.view import AgentHealth, CurrentState, Status, TaskView
 from taskherd.messages import agent_tokens, document, events, work
 from taskherd.messages.dead_letters import DeadLetterHeaders
 from taskherd.messages.decoding import InvalidMessage
 from taskherd.messages.document import TaskDocument
+from tests.harness.tasks import make_task
 from tests.pure.messages.samples import AGENT, NOW, OTHER, TASK
 
 ID = UUID(TASK)
@@ -50,22 +49,17 @@ BARE = TaskView(
     app_id=None,
     current_state=None,
 )
-THE_TASK = Task(
-    id=ID,
+THE_TASK = make_task(
+    ID,
     owner_id=UUID(AGENT),
     organization_id=UUID(OTHER),
     template_id=UUID(OTHER),
     template_version_id=UUID(OTHER),
-    preset_id=None,
     name="fix-login",
     display_name="Fix the login",
     prompt="Fix the login",
-    prompt_version=1,
     created_at=NOW,
     updated_at=NOW,
-    version=1,
-    deleted_at=None,
-    state=builds.initial_state(ID, NOW),
 )
 NAMES = DirectoryNames(
     owner_name="alice",
@@ -239,7 +233,7 @@ def test_packing_fills_a_message_completely() -> None:
     assert len(events.pack_events(pair, size - 1)) == 2
 
 
-@pytest.mark.parametrize("request_type", ["workspace.start", "workspace.stop", "workspace.delete", "agent.input"])
+@pytest.mark.parametrize("request_type", work.REQUEST_TYPES)
 def test_work_requests_survive_a_round_trip(request_type: str) -> None:
     """A decoded work request is equal to the encoded one."""
     fields: dict[str, Any] = {

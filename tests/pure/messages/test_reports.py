@@ -14,7 +14,7 @@ from taskherd.domain import reports as domain
 from taskherd.domain.outcome import DeadLetterReason
 from taskherd.messages.decoding import InvalidMessage
 from taskherd.messages.reports import DecodedReport, DecodeResult, decode_reports
-from tests.pure.messages.samples import NOW, REPORTS, TASK, any_report, json_values
+from tests.pure.messages.samples import NOW, REPORT_OF, REPORTS, TASK, any_report, json_values
 
 HEARTBEAT = {"type": "agent.heartbeat", "task_id": TASK}
 STATUS = {"type": "app.status", "task_id": TASK, "state": "working"}
@@ -139,11 +139,11 @@ def test_a_time_in_the_future_does_not_raise_the_seq() -> None:
             "entries.0.id",
         ),
         ({**LOG, "entries": [{}] * 1001}, "entries"),
-        ({**REPORTS[0], "workspace": {"id": TASK, "name": "n" * 65}}, "workspace.name"),
-        ({**REPORTS[0], "workspace": {"id": TASK, "name": "\x00"}}, "workspace.name"),
-        ({**REPORTS[0], "app": {"id": TASK, "slug": ""}}, "app.slug"),
-        ({**REPORTS[0], "runner": "Runner_1"}, "runner"),
-        ({**REPORTS[7], "outcome": "lost"}, "outcome"),
+        ({**REPORT_OF["workspace.build"], "workspace": {"id": TASK, "name": "n" * 65}}, "workspace.name"),
+        ({**REPORT_OF["workspace.build"], "workspace": {"id": TASK, "name": "\x00"}}, "workspace.name"),
+        ({**REPORT_OF["workspace.build"], "app": {"id": TASK, "slug": ""}}, "app.slug"),
+        ({**REPORT_OF["workspace.build"], "runner": "Runner_1"}, "runner"),
+        ({**REPORT_OF["task.input"], "outcome": "lost"}, "outcome"),
     ],
 )
 def test_limits_of_the_other_fields(fields: dict[str, Any], field: str) -> None:
