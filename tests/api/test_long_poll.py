@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from taskherd.store.task_queries import DOCUMENT
-from tests.api.test_sse import until_readers
+from tests.api.test_sse import until_subscribers
 from tests.harness.api import TIMEOUT, ApiHarness
 from tests.harness.worker import STATUSES, bring_to_status, build_report, make_report
 
@@ -33,7 +33,7 @@ async def test_a_long_poll_returns_when_the_state_matches(
     task = await api_harness.active()
     request = api_harness.alice.get(f"/tasks/me/{task['name']}", params={"wait": "30s", "until": until})
     waiting = asyncio.create_task(request)
-    await until_readers(api_harness, 1)
+    await until_subscribers(api_harness, 1)
     await api_harness.worker.report(
         make_report("app.status", uuid.UUID(task["id"]), state="working", message="", seq=1)
     )
@@ -42,7 +42,7 @@ async def test_a_long_poll_returns_when_the_state_matches(
     assert response.json()["current_state"]["state"] in until
     assert response.json() == await api_harness.get(task["id"])
     assert response.headers["ETag"] == (await api_harness.alice.get(f"/tasks/me/{task['id']}")).headers["ETag"]
-    await until_readers(api_harness, 0)
+    await until_subscribers(api_harness, 0)
 
 
 async def test_a_long_poll_times_out(api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +69,7 @@ async def test_a_task_that_is_deleted_during_the_wait(api_harness: ApiHarness) -
     """A long poll of a task that is deleted gets a 404."""
     task = await api_harness.create()
     waiting = asyncio.create_task(api_harness.alice.get(f"/tasks/me/{task['id']}", params={"wait": "30s"}))
-    await until_readers(api_harness, 1)
+    await until_subscribers(api_harness, 1)
     await api_harness.alice.delete(f"/tasks/me/{task['id']}")
     assert (await asyncio.wait_for(waiting, TIMEOUT)).status_code == 404
 
@@ -81,7 +81,7 @@ async def test_a_token_that_is_revoked_during_the_wait(api_harness: ApiHarness) 
         await api_harness.worker.database.execute("UPDATE api_tokens SET revoked_at = NULL")
         params = {"wait": wait, "until": "failed"}
         waiting = asyncio.create_task(api_harness.alice.get(f"/tasks/me/{task['id']}", params=params))
-        await until_readers(api_harness, 1)
+        await until_subscribers(api_harness, 1)
         await api_harness.worker.database.execute("UPDATE api_tokens SET revoked_at = now()")
         async with asyncio.timeout(TIMEOUT):
             while (await api_harness.alice.get("/tasks")).status_code == 200:
@@ -90,7 +90,7 @@ async def test_a_token_that_is_revoked_during_the_wait(api_harness: ApiHarness) 
             fields = {"state": "failure", "message": "", "seq": 1, "build_number": 1}
             await api_harness.worker.report(make_report("app.status", uuid.UUID(task["id"]), **fields))
         assert (await asyncio.wait_for(waiting, TIMEOUT)).status_code == 401
-        await until_readers(api_harness, 0)
+        await until_subscribers(api_harness, 0)
 
 
 async def test_many_long_polls(api_harness: ApiHarness) -> None:
@@ -98,7 +98,7 @@ async def test_many_long_polls(api_harness: ApiHarness) -> None:
     task = await api_harness.active()
     params = {"wait": "30s", "until": "complete"}
     waiting = [asyncio.create_task(api_harness.alice.get(f"/tasks/me/{task['id']}", params=params)) for _ in range(90)]
-    await until_readers(api_harness, 90)
+    await until_subscribers(api_harness, 90)
     await api_harness.worker.report(
         make_report("app.status", uuid.UUID(task["id"]), state="complete", message="", seq=1)
     )

@@ -1,4 +1,4 @@
-"""Streams of task changes: snapshots first, every change once, no gaps after a disconnect, limits for slow readers."""
+"""Streams of task changes: snapshots first, every change once, no gaps after a disconnect, limits for slow clients."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def names(stream: SseClient) -> set[str]:
     return {each.task["name"] for each in stream.events if each.event.startswith("task.")}
 
 
-async def until_readers(api_harness: ApiHarness, count: int) -> None:
-    """Wait until the API has ``count`` readers."""
+async def until_subscribers(api_harness: ApiHarness, count: int) -> None:
+    """Wait until the API has ``count`` subscribers."""
     async with asyncio.timeout(TIMEOUT):
         while api_harness.api.metrics.registry.get_sample_value("taskherd_api_followers") != count:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
@@ -43,7 +43,7 @@ async def report_state(api_harness: ApiHarness, task_id: str, seq: int, state: s
 
 
 async def test_a_snapshot_then_changes(api_harness: ApiHarness) -> None:
-    """A reader receives each task's document, then each change as a CloudEvent with its position, until the delete."""
+    """A client receives each task's document, then each change as a CloudEvent with its position, until the delete."""
     first, second = await api_harness.create(name="one"), await api_harness.create(name="two")
     await api_harness.create(api_harness.bob, name="bobs")
     async with sse_client(api_harness.alice, "/tasks/watch") as stream:
@@ -70,11 +70,11 @@ async def test_a_snapshot_then_changes(api_harness: ApiHarness) -> None:
         assert {each.task["owner_name"] for each in stream.events} == {"alice"}
         positions = [int(each.id) for each in stream.events[2:]]
         assert positions == sorted(set(positions))
-    await until_readers(api_harness, 0)
+    await until_subscribers(api_harness, 0)
 
 
-async def test_no_change_is_lost_or_repeated_while_readers_join(api_harness: ApiHarness) -> None:
-    """Whenever a reader joins while reports arrive, it receives each version after its snapshot once."""
+async def test_no_change_is_lost_or_repeated_while_clients_join(api_harness: ApiHarness) -> None:
+    """Whenever a client joins while reports arrive, it receives each version after its snapshot once."""
     task = await api_harness.active()
     reports = 150
 
@@ -112,8 +112,8 @@ async def test_no_change_is_lost_or_repeated_while_readers_join(api_harness: Api
         assert versions(stream, task["id"]) == list(range(snapshot + 1, newest + 1))
 
 
-async def test_a_reader_that_reconnects_misses_nothing(api_harness: ApiHarness) -> None:
-    """With Last-Event-ID a reader receives exactly the changes since, also of deleted tasks, and no snapshot."""
+async def test_a_client_that_reconnects_misses_nothing(api_harness: ApiHarness) -> None:
+    """With Last-Event-ID a client receives exactly the changes since, also of deleted tasks, and no snapshot."""
     task = await api_harness.create(name="one")
     await api_harness.worker.until_row("SELECT count(*) FROM outbox", is_=0)
     async with sse_client(api_harness.alice, "/tasks/watch") as stream:
@@ -142,8 +142,8 @@ async def test_a_reader_that_reconnects_misses_nothing(api_harness: ApiHarness) 
     assert foreign.status_code == 404
 
 
-async def test_a_pruned_position_resets_the_reader(api_harness: ApiHarness) -> None:
-    """A reader that resumes from a pruned or unknown position receives ``reset`` and the current documents."""
+async def test_a_pruned_position_resets_the_client(api_harness: ApiHarness) -> None:
+    """A client that resumes from a pruned or unknown position receives ``reset`` and the current documents."""
     task = await api_harness.active()
     await api_harness.worker.until_row("SELECT count(*) FROM outbox", is_=0)  # every change has a position then
     async with sse_client(api_harness.alice, "/tasks/watch") as stream:
@@ -163,8 +163,8 @@ async def test_a_pruned_position_resets_the_reader(api_harness: ApiHarness) -> N
         assert (refused.status_code, refused.json()["validations"][0]["field"]) == (400, "Last-Event-ID")
 
 
-async def test_a_gap_in_the_history_resets_the_reader(api_harness: ApiHarness) -> None:
-    """If events were pruned but their positions were not yet, a reader that needs them receives documents instead."""
+async def test_a_gap_in_the_history_resets_the_client(api_harness: ApiHarness) -> None:
+    """If events were pruned but their positions were not yet, a client that needs them receives documents instead."""
     first = await api_harness.create(name="first")
     async with sse_client(api_harness.alice, "/tasks/watch") as stream:
         await stream.ready()
@@ -180,7 +180,7 @@ async def test_a_gap_in_the_history_resets_the_reader(api_harness: ApiHarness) -
 
 
 async def test_a_status_filter_sends_tasks_that_leave_it(api_harness: ApiHarness) -> None:
-    """With a status filter a reader receives tasks with that status, and once more a task that leaves it."""
+    """With a status filter a client receives tasks with that status, and once more a task that leaves it."""
     task = await api_harness.active(name="leaver")
     await api_harness.create(name="other")
     async with sse_client(api_harness.alice, "/tasks/watch", q="owner:me status:active") as stream:
@@ -195,7 +195,7 @@ async def test_a_status_filter_sends_tasks_that_leave_it(api_harness: ApiHarness
     assert (await api_harness.alice.get("/tasks/watch", params={"q": "status:done"})).status_code == 400
 
 
-async def test_readers_receive_only_the_tasks_they_may_see(api_harness: ApiHarness) -> None:
+async def test_clients_receive_only_the_tasks_they_may_see(api_harness: ApiHarness) -> None:
     """An admin receives all tasks of the organization, a member its own, an admin of another organization none."""
     async with AsyncExitStack() as stack:
         streams = {
@@ -249,8 +249,8 @@ async def test_a_busy_stream_ends_with_its_token(api_harness: ApiHarness, monkey
         assert stream.types()[-1] == "resume"
 
 
-async def test_a_slow_reader_must_resume(start_api: StartApi, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reader that is too slow is sent ``resume``; reconnecting with its last event id misses nothing."""
+async def test_a_slow_client_must_resume(start_api: StartApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that is too slow is sent ``resume``; reconnecting with its last event id misses nothing."""
     async with start_api() as api_harness:
         monkeypatch.setattr(change_feed, "MAX_BACKLOG_BYTES", 1_000_000)
         small_buffer = httpx.AsyncHTTPTransport(socket_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)])
@@ -260,7 +260,7 @@ async def test_a_slow_reader_must_resume(start_api: StartApi, monkeypatch: pytes
             httpx.AsyncClient(headers=api_harness.alice.headers, transport=small_buffer) as client,
             client.stream("GET", f"{api_harness.base}/api/v2/tasks/watch", timeout=TIMEOUT) as response,
         ):
-            await until_readers(api_harness, 1)
+            await until_subscribers(api_harness, 1)
             for number in range(40):  # 8 MB, more than the sockets and the backlog can hold
                 await api_harness.create(name=f"t{number}", input=prompt)
             await api_harness.worker.until(lambda: len(api_harness.worker.events) >= 40)
@@ -273,21 +273,21 @@ async def test_a_slow_reader_must_resume(start_api: StartApi, monkeypatch: pytes
         assert len(created) == len(set(created))
 
 
-async def test_a_disconnected_reader_frees_its_resources(api_harness: ApiHarness) -> None:
-    """After all readers have disconnected, no subscriber is left and the feed is no longer read."""
+async def test_a_disconnected_client_frees_its_resources(api_harness: ApiHarness) -> None:
+    """After all clients have disconnected, no subscriber is left and the feed is no longer read."""
     for _ in range(2):
         async with AsyncExitStack() as stack:
             for _ in range(20):
                 stream = await stack.enter_async_context(sse_client(api_harness.alice, "/tasks/watch"))
                 await stream.ready()
-            await until_readers(api_harness, 20)
-        await until_readers(api_harness, 0)
+            await until_subscribers(api_harness, 20)
+        await until_subscribers(api_harness, 0)
     assert not api_harness.api.change_feed._subscribers
     assert api_harness.api.change_feed._position is None
 
 
 async def test_streams_end_when_the_process_stops(start_api: StartApi) -> None:
-    """When the process stops, it sends ``resume`` to every reader."""
+    """When the process stops, it sends ``resume`` to every client."""
     async with start_api() as api_harness, sse_client(api_harness.alice, "/tasks/watch") as stream:
         await stream.ready()
         api_harness.api.stop()
@@ -295,8 +295,8 @@ async def test_streams_end_when_the_process_stops(start_api: StartApi) -> None:
         assert stream.types() == ["resume"]
 
 
-async def test_many_readers(api_harness: ApiHarness) -> None:
-    """Two hundred readers of one organization receive the same changes."""
+async def test_many_clients(api_harness: ApiHarness) -> None:
+    """Two hundred clients of one organization receive the same changes."""
     async with AsyncExitStack() as stack:
         limits = httpx.Limits(max_connections=300)
         carol = await stack.enter_async_context(
@@ -311,10 +311,9 @@ async def test_many_readers(api_harness: ApiHarness) -> None:
             assert versions(stream, task["id"]) == versions(streams[0], task["id"])
 
 
-async def test_the_limit_of_readers(api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_limit_of_subscribers(api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the limit a stream and a long poll get a 503 with Retry-After."""
-    for module in (change_feed, sse):
-        monkeypatch.setattr(module, "MAX_SUBSCRIBERS", 1)
+    monkeypatch.setattr(change_feed, "MAX_SUBSCRIBERS", 1)
     task = await api_harness.create()
     async with sse_client(api_harness.alice, "/tasks/watch") as stream:
         await stream.ready()
@@ -325,7 +324,7 @@ async def test_the_limit_of_readers(api_harness: ApiHarness, monkeypatch: pytest
 
 @pytest.mark.parametrize("status", ["active", "error"])
 async def test_the_stream_of_one_task(api_harness: ApiHarness, status: str) -> None:
-    """A reader of one task receives only that task, and the stream ends when it is deleted."""
+    """A client of one task receives only that task, and the stream ends when it is deleted."""
     task_id = str(await bring_to_status(api_harness.worker, status))
     other = await api_harness.create(name="other")
     async with sse_client(api_harness.alice, f"/tasks/me/{task_id}/watch") as stream:

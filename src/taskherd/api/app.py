@@ -82,13 +82,12 @@ class ApiProcess:
         name = "taskherd-api"
         self._reader = Reader(settings.database_url, size=size, application_name=name)
         self._engine = open_engine(settings.database_url, size=WRITE_CONNECTIONS, application_name=name)
-        objects = settings.api_nullable_ids == "object"
         self.change_feed = ChangeFeed(
             self._connections.consume,
             topology.TopologyNames(settings.amqp_prefix),
             self._reader,
             self.metrics,
-            objects=objects,
+            nullable_ids_as_objects=settings.api_nullable_ids == "object",
         )
         self._ops = OpsServer(self.metrics, self._readiness)
 

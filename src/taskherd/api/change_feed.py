@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 MAX_SUBSCRIBERS: Final = 4_000
-"""Maximum number of readers of one process, long polls included."""
+"""Maximum number of subscribers of one process: streams and long polls."""
 MAX_BACKLOG: Final = 500
 """Maximum number of changes that wait for one subscriber."""
 MAX_BACKLOG_BYTES: Final = 8 * 1024 * 1024
 """Maximum size of the changes that wait for one subscriber, in bytes; all subscribers share the frames."""
-PAGE: Final = 500
+PAGE_SIZE: Final = 500
 """Maximum number of changes that one statement reads."""
 MAX_WAKEUPS: Final = 100
 """Maximum number of messages in the queue of wakeups; the oldest are dropped."""
@@ -54,7 +54,7 @@ START_TIMEOUT: Final = 5.0
 
 
 class Subscriber:
-    """A reader's queue of changes. Once ended, it is empty and receives no more."""
+    """The queue of changes of one subscriber. Once ended, it is empty and receives no more."""
 
     def __init__(self, change_filter: ChangeFilter, after: int) -> None:
         self.filter = change_filter
@@ -65,7 +65,7 @@ class Subscriber:
         self._wakeup = asyncio.Event()
 
     def offer(self, change: Change) -> None:
-        """Queue a change if it matches. Beyond the limits, end the subscriber: its reader must resume."""
+        """Queue a change if it matches. Beyond the limits, end the subscriber: its client must resume."""
         if self.ended or change.position <= self.after or not change.matches(self.filter):
             return
         self._bytes += len(change.frame)
@@ -95,7 +95,7 @@ class Subscriber:
 
 
 class ChangeFeed:
-    """Reads the feed for all subscribers, while ``run`` runs."""
+    """The single reader of the feed, which distributes it to all subscribers while ``run`` runs."""
 
     def __init__(
         self,
@@ -104,25 +104,25 @@ class ChangeFeed:
         reader: Reader,
         metrics: Metrics,
         *,
-        objects: bool,
+        nullable_ids_as_objects: bool,
     ) -> None:
         self._names = names
         self._reader = reader
         self._metrics = metrics
-        self._objects = objects
+        self._nullable_ids_as_objects = nullable_ids_as_objects
         self._poll_interval = POLL_INTERVAL
         self._wakeups = Consumer(consuming, self._prepare, prefetch=MAX_WAKEUPS, on_error=self._on_error)
         self._position: int | None = None
         self._positioned = asyncio.Event()
         self._wakeup = asyncio.Event()
         self._subscribers: defaultdict[UUID, set[Subscriber]] = defaultdict(set)
-        self._count = 0
+        self._subscriber_count = 0
         self._stopping = False
 
     @property
-    def subscriber_count(self) -> int:
-        """Number of readers."""
-        return self._count
+    def is_full(self) -> bool:
+        """True if the limit of subscribers is reached."""
+        return self._subscriber_count >= MAX_SUBSCRIBERS
 
     def start(self) -> None:
         """Start to consume wakeups, as soon as the broker is available."""
@@ -148,7 +148,7 @@ class ChangeFeed:
     async def position(self) -> int:
         """Return the position up to which changes were distributed.
 
-        Call this within ``subscription``. Raises ``Unavailable`` if the feed could not be read in time.
+        Call this within ``subscription``. Raise ``Unavailable`` if the feed could not be read in time.
         """
         if not self._positioned.is_set():
             self._wakeup.set()
@@ -162,24 +162,24 @@ class ChangeFeed:
 
     @asynccontextmanager
     async def subscription(self) -> AsyncIterator[None]:
-        """Keep the feed reading while the block runs. Raises ``Unavailable`` at the limit of readers."""
-        if self._count >= MAX_SUBSCRIBERS or self._stopping:
-            raise Unavailable("too many readers of the change feed")
-        self._count += 1
-        self._metrics.api_followers.set(self._count)
+        """Count a subscriber, and read the feed, while the block runs. Raise ``Unavailable`` at the limit."""
+        if self.is_full or self._stopping:
+            raise Unavailable("too many subscribers of the change feed")
+        self._subscriber_count += 1
+        self._metrics.api_followers.set(self._subscriber_count)
         try:
             yield
         finally:
-            self._count -= 1
-            self._metrics.api_followers.set(self._count)
-            if not self._count:
+            self._subscriber_count -= 1
+            self._metrics.api_followers.set(self._subscriber_count)
+            if not self._subscriber_count:
                 self._position = None
                 self._positioned.clear()
 
     def subscribe(self, change_filter: ChangeFilter, after: int) -> Subscriber | None:
         """Subscribe to changes after position ``after``.
 
-        Return None if the reader must first catch up with the feed's position.
+        Return None if the subscriber must first catch up with the feed's position.
         """
         if self._position is None or after < self._position:
             return None
@@ -200,8 +200,8 @@ class ChangeFeed:
                 del self._subscribers[caller]
 
     def changes_of(self, rows: Sequence[Row]) -> list[Change]:
-        """Return the changes of rows that a statement has already filtered for one reader."""
-        return [Change(row, objects=self._objects) for row in rows]
+        """Return the changes of rows that a statement has already filtered for one caller."""
+        return [Change(row, nullable_ids_as_objects=self._nullable_ids_as_objects) for row in rows]
 
     async def _read(self) -> None:
         failures = reads = 0
@@ -229,23 +229,29 @@ class ChangeFeed:
         return True
 
     async def poll(self) -> None:
-        """Read the new changes and distribute them, if there are readers. Raises ``Unavailable``."""
-        if not self._count or self._stopping:
+        """Read the new changes and distribute them, if there are subscribers. Raise ``Unavailable`` in an outage."""
+        if not self._subscriber_count or self._stopping:
             return
         if self._position is None:
             latest = await feed.latest(self._reader)
-            if not self._count:
+            if not self._subscriber_count:
                 return
             self._position = latest
             self._positioned.set()
         while True:
-            rows = await feed.follow(self._reader, self._position, PAGE)
-            if self._position is None:  # the last reader left during the statement
+            rows = await feed.changes_after(self._reader, self._position, PAGE_SIZE)
+            if self._position is None:  # the last subscriber left during the statement
                 return
             for row in rows:
-                self._distribute(Change(row, objects=self._objects, admins=frozenset(row["admins"] or ())))
+                self._distribute(
+                    Change(
+                        row,
+                        nullable_ids_as_objects=self._nullable_ids_as_objects,
+                        admins=frozenset(row["admins"] or ()),
+                    )
+                )
                 self._position = row["position"]
-            if len(rows) < PAGE:
+            if len(rows) < PAGE_SIZE:
                 return
 
     def _distribute(self, change: Change) -> None:

@@ -1,4 +1,4 @@
-"""Changes of tasks, rendered once and shared by all readers."""
+"""Changes of tasks, rendered once and shared by all subscribers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ChangeFilter:
-    """The changes that a reader follows: all that ``caller`` may see, or those that match all set fields."""
+    """The changes that a subscriber receives: all that ``caller`` may see, or those that match all set fields."""
 
     caller: UUID
     owner: UUID | None = None
@@ -31,10 +31,10 @@ class ChangeFilter:
 class Change:
     """One position of the feed, with the users who may see it."""
 
-    def __init__(self, row: Row, *, objects: bool, admins: AbstractSet[UUID] = frozenset()) -> None:
-        """Wrap a row of ``store.feed``. With ``objects``, nullable ids are rendered as in Coder's documentation."""
+    def __init__(self, row: Row, *, nullable_ids_as_objects: bool, admins: AbstractSet[UUID] = frozenset()) -> None:
+        """Wrap a row of ``store.feed``. Coder's documentation shows nullable ids as objects."""
         self._row = row
-        self._objects = objects
+        self._nullable_ids_as_objects = nullable_ids_as_objects
         self.position: int = row["position"]
         self.task_id: UUID = row["task_id"]
         self.version: int = row["version"]
@@ -69,7 +69,7 @@ class Change:
         """The task's document at this version, with nullable ids in the configured form."""
         row = self._row
         rendered = document.render(self.core_document, row["prompt"], names_of(row), row["occurred_at"])
-        return document.with_nullable_ids(rendered) if self._objects else rendered
+        return document.with_nullable_ids(rendered) if self._nullable_ids_as_objects else rendered
 
     @cached_property
     def frame(self) -> bytes:
@@ -87,10 +87,10 @@ class Change:
         return make_frame(f"task.{row['kind']}", events.encode_event(event), self.position)
 
     def matches(self, change_filter: ChangeFilter) -> bool:
-        """Return whether a reader with this filter receives the change; whether it may see it is not checked here.
+        """Return whether the change passes the filter; whether the caller may see it is not checked here.
 
-        With a status filter, a change matches if the task has that status or had it before the change. A reader that
-        maintains a list thus learns that a task has left it.
+        With a status filter, a change matches if the task has that status or had it before the change. A client
+        that maintains a list thus learns that a task has left it.
         """
         wanted = change_filter
         if wanted.task is not None and wanted.task != self.task_id:

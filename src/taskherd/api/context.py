@@ -44,6 +44,11 @@ class ApiContext:
     stopping: asyncio.Event
     """Set when the process stops; streams and long polls then end."""
 
+    @property
+    def nullable_ids_as_objects(self) -> bool:
+        """True if responses show nullable ids as objects, as in Coder's documentation, instead of as strings."""
+        return self.settings.api_nullable_ids == "object"
+
 
 @dataclass(slots=True)
 class RequestContext:

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container
 
 MAX_NAME = 32
-"""Maximum length of a name, in bytes; all its characters are ASCII."""
+"""Maximum length of the name of a task, in bytes; all its characters are ASCII."""
 
 MAX_STEM = 27
 """Maximum length of the first part of a generated name; a hyphen and four hex digits follow it."""
 
 MAX_DISPLAY_NAME = 64
-"""Maximum length of a display name, in characters."""
+"""Maximum length of the display name of a task, in characters."""
 
 MAX_PROMPT_READ = 1_000
 """Number of characters at the beginning of a prompt from which names are made."""

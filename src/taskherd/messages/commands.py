@@ -21,6 +21,7 @@ from taskherd.messages.texts import SanitizeCounts
 
 _NIL = UUID(int=0)
 _UncheckedName = Annotated[str, StringConstraints(strict=True, max_length=1024)]
+"""A name that ``domain.names`` validates, so that the reply has the reason; this limit only bounds the message."""
 
 
 class BaseCommandIn(IncomingModel):

@@ -29,7 +29,7 @@ MAX_URI_CHARACTERS: Final = 2048
 """Maximum length of a URI; longer ones are cleared."""
 
 MAX_NAME_CHARACTERS: Final = 64
-"""Maximum length of the name of a workspace, app or runner."""
+"""Maximum length of the name of a workspace, app or runner; ``domain.names`` limits the names of tasks."""
 
 MAX_SEQ: Final = 2**53 - 1
 """Maximum seq: the largest integer that every JSON parser reads exactly."""

@@ -43,7 +43,7 @@ CROSS JOIN LATERAL (SELECT name, display_name, icon FROM templates WHERE id = t.
 """
 
 # For all subscribers of an API process: each change with the admins of the task's organization, who may see it too.
-FOLLOW: Final = f"""
+CHANGES_AFTER: Final = f"""
 WITH page AS MATERIALIZED (
     SELECT f.*, t.organization_id
     FROM (SELECT * FROM task_feed WHERE position > $1 ORDER BY position LIMIT $2) AS f
@@ -125,9 +125,9 @@ async def position_exists(reader: Reader, position: int) -> bool:
     return row is not None and bool(row["resumable"])
 
 
-async def follow(reader: Reader, after: int, limit: int) -> Sequence[Row]:
+async def changes_after(reader: Reader, after: int, limit: int) -> Sequence[Row]:
     """Return up to ``limit`` changes of all tasks after position ``after``."""
-    return await reader.fetch(FOLLOW, after, limit)
+    return await reader.fetch(CHANGES_AFTER, after, limit)
 
 
 async def catch_up(

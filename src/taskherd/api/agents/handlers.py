@@ -10,7 +10,7 @@ from pydantic import Field
 from taskherd.api.agents.schemas import AppStatusPatch, LogSnapshot
 from taskherd.api.http.errors import HTTPError, invalid, not_found
 from taskherd.api.http.ids import parse_uuid
-from taskherd.api.http.query_parameters import QueryModel, Text
+from taskherd.api.http.query_parameters import QueryModel, TextParameter
 from taskherd.api.http.responses import BufferedResponse, empty, json
 from taskherd.domain.reports import AgentState, AppStatus, LogEntry, LogSource, TaskLog
 from taskherd.messages import texts
@@ -44,7 +44,7 @@ class SnapshotQuery(QueryModel):
     """Query parameters of a log snapshot."""
 
     error_message: ClassVar[str] = "Query parameters have invalid values."
-    format: Annotated[str, Text(_format, {"type": "string", "enum": [FORMAT]})] = Field(
+    format: Annotated[str, TextParameter(_format, {"type": "string", "enum": [FORMAT]})] = Field(
         description="Format of the body."
     )
 

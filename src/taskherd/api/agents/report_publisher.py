@@ -21,7 +21,7 @@ MAX_UNCONFIRMED: Final = 1_000
 
 
 class ReportPublisher:
-    """Publishes reports to the worker's queue."""
+    """A publisher of reports to the worker's queue."""
 
     def __init__(self, publisher: Publisher, names: TopologyNames, tracing: Tracing) -> None:
         self._tracing = tracing
@@ -32,7 +32,7 @@ class ReportPublisher:
     async def publish(self, task_id: UUID, reports: Sequence[Report]) -> None:
         """Publish reports of one task as one message; the worker assigns each its ``seq``.
 
-        Raises ``Unavailable`` if the broker does not confirm; the reports may still arrive.
+        Raise ``Unavailable`` if the broker does not confirm; the reports may still arrive.
         """
         if self._unconfirmed >= MAX_UNCONFIRMED:
             raise Unavailable("too many reports are waiting for the broker's confirm")

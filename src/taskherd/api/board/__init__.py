@@ -1,1 +1,1 @@
-"""The web page of a task."""
+"""Routes of the web page of a task."""

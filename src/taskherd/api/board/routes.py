@@ -1,4 +1,4 @@
-"""The web page of one task: HTML, a script and a style sheet, which contain no secrets.
+"""Routes that serve the web page of a task: HTML, a script and a style sheet, which contain no secrets.
 
 The page itself needs no token. It loads its data from the API with a token that the user enters, and that is kept in
 the session storage of the tab.

@@ -90,7 +90,7 @@ def _fixed_path_methods(own: Sequence[Route], routes: Sequence[Route]) -> list[s
 
 
 class _NotFound:
-    """Answers every path that matches no route."""
+    """The answer to every path that matches no route."""
 
     def __init__(self, api: ApiContext) -> None:
         self._response = route_not_found().response

@@ -53,7 +53,7 @@ async def authenticate(request: RequestContext, auth: Auth, scope: Scope) -> Non
 async def token_is_valid(request: RequestContext) -> bool:
     """Return whether the user's token of a long-running request is still valid.
 
-    Raises ``Unavailable`` if the database cannot be reached.
+    Raise ``Unavailable`` if the database cannot be reached.
     """
     token = user_tokens.parse(token_of(request.headers))
     return token is not None and await request.api.authenticator.authenticate(token) is not None

@@ -1,8 +1,8 @@
 """Authentication of users by token, with a cache.
 
-A token is looked up in the database, and the result is cached for a second. The cache is keyed by the token's id and
-holds the stored hash, with which the secret of every request is compared. The revocation or expiry of a token and the
-deactivation of its user take effect within that second.
+A token is looked up in the database, and the result is cached for ``CACHE_TTL``. The cache is keyed by the token's id
+and holds the stored hash, with which the secret of every request is compared. The revocation or expiry of a token and
+the deactivation of its user take effect within that time.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class _CachedToken:
 
 
 class Authenticator:
-    """Authenticates users by token; ``now`` is a monotonic clock in seconds."""
+    """Authentication of users by token; ``now`` is a monotonic clock in seconds."""
 
     def __init__(self, reader: Reader, now: Callable[[], float]) -> None:
         self._reader = reader
@@ -57,7 +57,7 @@ class Authenticator:
         self._used_at: dict[str, float] = {}
 
     def cached(self, token: ParsedToken) -> Caller | None:
-        """Return the user of this token if it was looked up within the last second and is valid."""
+        """Return the user of this token if it is cached and valid."""
         cached = self._cache.get(token.id)
         if cached is None or self._now() >= cached.valid_until:
             return None
@@ -66,7 +66,7 @@ class Authenticator:
     async def authenticate(self, token: ParsedToken) -> Caller | None:
         """Return the user of this token, or None if it is not valid.
 
-        Raises ``Unavailable`` if the database cannot be reached.
+        Raise ``Unavailable`` if the database cannot be reached.
         """
         caller = self.cached(token)
         if caller is not None:
@@ -77,7 +77,7 @@ class Authenticator:
     async def note_uses(self, engine: AsyncEngine) -> None:
         """Store the last-used times of all tokens used since the previous call.
 
-        Raises ``Unavailable`` if the database cannot be reached; these times are lost then.
+        Raise ``Unavailable`` if the database cannot be reached; these times are lost then.
         """
         used_at, self._used_at = self._used_at, {}
         if used_at:

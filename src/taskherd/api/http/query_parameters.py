@@ -64,8 +64,8 @@ def declared(model: type[QueryModel]) -> list[dict[str, Any]]:
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
-    """Annotates a parameter that ``read`` converts from text, and whose JSON schema is ``schema``."""
+class TextParameter:
+    """Annotation of a parameter that ``read`` converts from text, and whose JSON schema is ``schema``."""
 
     read: Callable[[str], Any]
     schema: Mapping[str, Any]
@@ -79,7 +79,7 @@ class Text:
         return dict(self.schema)
 
 
-def whole_number(minimum: int, maximum: int, *, expected: str = "", empty: int | None = None) -> Text:
+def whole_number(minimum: int, maximum: int, *, expected: str = "", empty: int | None = None) -> TextParameter:
     """Annotate a whole number in decimal digits.
 
     An empty text has the value ``empty``, or is invalid if that is None. ``expected`` replaces the detail of the error,
@@ -96,4 +96,4 @@ def whole_number(minimum: int, maximum: int, *, expected: str = "", empty: int |
         return int(text)
 
     bounds = {"minimum": minimum, **({"maximum": maximum} if maximum <= _MAX_JSON_INTEGER else {})}
-    return Text(read, {"type": "integer", **bounds})
+    return TextParameter(read, {"type": "integer", **bounds})

@@ -20,7 +20,7 @@ _HEADERS: Final = {
 
 
 class EventStream(Response):
-    """Sends frames as they are generated. The generator is always closed."""
+    """A response that sends frames as they are generated, and always closes their generator."""
 
     def __init__(self, frames: AsyncGenerator[bytes, None]) -> None:
         super().__init__(status_code=200, headers=_HEADERS)

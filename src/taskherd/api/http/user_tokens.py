@@ -28,13 +28,13 @@ class ParsedToken:
 
 
 def generate() -> tuple[str, ParsedToken]:
-    """Return a new token as a text, which is shown only once, and as what to store."""
+    """Return a new token twice: as the string to show once, and in the form to store."""
     token_id = "".join(secrets.choice(_LETTERS) for _ in range(ID_LENGTH))
     secret = "".join(secrets.choice(_LETTERS) for _ in range(SECRET_LENGTH))
     return f"{token_id}-{secret}", ParsedToken(token_id, sha256(secret.encode()).digest())
 
 
 def parse(text: str) -> ParsedToken | None:
-    """Return the token, or None if the text does not have the form of one."""
+    """Parse a token. Return None if the text does not have the form of one."""
     match = _TOKEN.fullmatch(text)
     return None if match is None else ParsedToken(match[1], sha256(match[2].encode()).digest())

@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     from taskherd.api.context import RequestContext
 
 _NIL: Final = UUID(int=0)
-_MAX_NAME: Final = 1_000
-"""Number of characters of a name that are sent to the worker, which rejects a name of this length."""
+_MAX_SENT_NAME: Final = 1_000
+"""Number of characters of a name that are sent to the worker.
+
+It only bounds the message; the worker applies the rules of ``domain.names`` and rejects a name of this length.
+"""
 
 
 async def create(request: RequestContext) -> BufferedResponse:
@@ -42,13 +45,13 @@ async def create(request: RequestContext) -> BufferedResponse:
             template_version_id=version,
             template_version_preset_id=body.template_version_preset_id,
             input=texts.sanitize(body.input or "", {}),
-            name=(body.name or "")[:_MAX_NAME],
-            display_name=(body.display_name or "").strip()[:_MAX_NAME],
+            name=(body.name or "")[:_MAX_SENT_NAME],
+            display_name=(body.display_name or "").strip()[:_MAX_SENT_NAME],
         ),
     )
-    objects = request.api.settings.api_nullable_ids == "object"
     status = 200 if has_key and result.repeated else 201
-    return BufferedResponse(status, documents.render_reply(result.task, objects=objects))
+    rendered = documents.render_reply(result.task, nullable_ids_as_objects=request.api.nullable_ids_as_objects)
+    return BufferedResponse(status, rendered)
 
 
 async def _owner(request: RequestContext, version: UUID) -> UUID:

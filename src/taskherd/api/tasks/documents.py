@@ -26,12 +26,12 @@ def names_of(row: Row) -> DirectoryNames:
     )
 
 
-def render_row(row: Row, *, objects: bool) -> bytes:
-    """Render the document of a row; with ``objects``, nullable ids as objects, as Coder's documentation shows them."""
+def render_row(row: Row, *, nullable_ids_as_objects: bool) -> bytes:
+    """Render the document of a row; Coder's documentation shows nullable ids as objects."""
     rendered = document.render_json(row["core_document"], row["prompt"], names_of(row), row["updated_at"])
-    return orjson.dumps(document.with_nullable_ids(orjson.loads(rendered))) if objects else rendered
+    return orjson.dumps(document.with_nullable_ids(orjson.loads(rendered))) if nullable_ids_as_objects else rendered
 
 
-def render_reply(task: dict[str, Any], *, objects: bool) -> bytes:
+def render_reply(task: dict[str, Any], *, nullable_ids_as_objects: bool) -> bytes:
     """Render the document in a reply of the worker."""
-    return orjson.dumps(document.with_nullable_ids(task) if objects else task)
+    return orjson.dumps(document.with_nullable_ids(task) if nullable_ids_as_objects else task)

@@ -16,7 +16,7 @@ from taskherd.api.changes import ChangeFilter
 from taskherd.api.http import etags
 from taskherd.api.http.auth import token_is_valid
 from taskherd.api.http.errors import not_found, unauthorized
-from taskherd.api.http.query_parameters import QueryModel, Text
+from taskherd.api.http.query_parameters import QueryModel, TextParameter
 from taskherd.api.http.responses import BufferedResponse
 from taskherd.api.tasks import queries
 from taskherd.domain.reports import AgentState
@@ -62,7 +62,7 @@ class TaskQuery(QueryModel):
 
     until: Annotated[
         frozenset[str],
-        Text(_until, {"type": "string", "pattern": "^({0})(,({0}))*$".format("|".join(sorted(_VALUES)))}),
+        TextParameter(_until, {"type": "string", "pattern": "^({0})(,({0}))*$".format("|".join(sorted(_VALUES)))}),
     ] = Field(
         _DEFAULT,
         description=(
@@ -72,7 +72,9 @@ class TaskQuery(QueryModel):
     )
     wait: Annotated[
         float | None,
-        Text(_wait, {"type": "string", "pattern": r"^(([0-5]?[0-9](\.[0-9]{1,3})?|60)s?|([0-5]?[0-9]{1,4}|60000)ms)$"}),
+        TextParameter(
+            _wait, {"type": "string", "pattern": r"^(([0-5]?[0-9](\.[0-9]{1,3})?|60)s?|([0-5]?[0-9]{1,4}|60000)ms)$"}
+        ),
     ] = Field(
         None,
         description=(

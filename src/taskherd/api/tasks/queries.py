@@ -56,7 +56,7 @@ def task_response(request: RequestContext, row: Row) -> BufferedResponse:
     """Return a task's document, or a 304 if it has not changed since the ETag in If-None-Match."""
     tag = etags.of_document(row["version"], row["revision"])
     return etags.unchanged(request.headers, tag) or BufferedResponse(
-        200, documents.render_row(row, objects=request.api.settings.api_nullable_ids == "object"), {"ETag": tag}
+        200, documents.render_row(row, nullable_ids_as_objects=request.api.nullable_ids_as_objects), {"ETag": tag}
     )
 
 
@@ -70,13 +70,13 @@ async def list_tasks(request: RequestContext) -> BufferedResponse:
     unchanged = etags.unchanged(request.headers, headers["ETag"])
     if unchanged is not None:
         return unchanged
-    objects = request.api.settings.api_nullable_ids == "object"
+    as_objects = request.api.nullable_ids_as_objects
     counts: dict[str, Any] = {"count": len(rows)}
     if query.paged:
         counts["next"] = search.cursor(rows[-1]) if more else None
     elif more:
         headers["X-Taskherd-Truncated"] = "true"
-    tasks = b",".join([documents.render_row(row, objects=objects) for row in rows])
+    tasks = b",".join([documents.render_row(row, nullable_ids_as_objects=as_objects) for row in rows])
     return BufferedResponse(200, b'{"tasks":[' + tasks + b"]," + orjson.dumps(counts)[1:], headers)
 
 

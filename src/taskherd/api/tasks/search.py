@@ -13,7 +13,7 @@ from pydantic import Field
 from taskherd.api.context import ME
 from taskherd.api.http import search_query
 from taskherd.api.http.ids import is_searchable, parse_uuid
-from taskherd.api.http.query_parameters import QueryModel, Text, whole_number
+from taskherd.api.http.query_parameters import QueryModel, TextParameter, whole_number
 from taskherd.domain.view import Status
 from taskherd.store import task_queries
 from taskherd.store.task_queries import TaskFilter
@@ -62,7 +62,7 @@ class ListQuery(QueryModel):
     )
     after: Annotated[
         tuple[datetime, UUID] | None,
-        Text(_cursor, {"type": "string", "pattern": "^(A[A-Za-z0-3][A-Za-z0-9_-]{30})?$"}),
+        TextParameter(_cursor, {"type": "string", "pattern": "^(A[A-Za-z0-3][A-Za-z0-9_-]{30})?$"}),
     ] = Field(
         None,
         description="Cursor of the page: the value of `next` in the previous response. Empty for the first page.",

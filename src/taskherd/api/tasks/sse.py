@@ -1,7 +1,7 @@
 """Streams of task changes as server-sent events: first the current documents or the missed changes, then all changes.
 
-A reader pages through the history until it reaches the feed's position, then subscribes. A change that was part of its
-snapshot is not sent again, even if its event is published later.
+A stream pages through the stored feed until it reaches the position of ``ChangeFeed``, then subscribes. A change that
+is part of its snapshot is not sent again, even if its event is published later.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from uuid import UUID
 import structlog
 
 from taskherd.api import changes
-from taskherd.api.change_feed import MAX_SUBSCRIBERS
 from taskherd.api.changes import Change, ChangeFilter
 from taskherd.api.http.auth import token_is_valid
 from taskherd.api.http.authenticator import CACHE_TTL
@@ -39,9 +38,9 @@ log = structlog.get_logger(__name__)
 CHECK_INTERVAL = 15.0 - CACHE_TTL
 """Seconds between two checks of the token; a comment is sent then if there is no event.
 
-A revoked token thus ends the stream within 15 seconds: the cache may accept it for one of them.
+A revoked token thus ends the stream within 15 seconds, of which the cache may accept it for ``CACHE_TTL``.
 """
-PAGE: Final = 200
+PAGE_SIZE: Final = 200
 """Maximum number of documents or changes that one statement reads."""
 LAST_EVENT_ID: Final = "Last-Event-ID"
 
@@ -54,7 +53,7 @@ async def watch_all(request: RequestContext) -> EventStream:
 
 
 async def watch_one(request: RequestContext) -> EventStream:
-    """Stream the changes of one task until it is deleted; a reader that resumes may name a deleted task by its id."""
+    """Stream the changes of one task until it is deleted; a client that resumes may name a deleted task by its id."""
     last = _last_event_id(request)
     ref = queries.task_ref_of(request)
     task_id = await task_queries.find_id(request.api.reader, ref)
@@ -75,13 +74,13 @@ def _last_event_id(request: RequestContext) -> int | None:
 
 
 def _stream(request: RequestContext, change_filter: ChangeFilter, last: int | None) -> EventStream:
-    if request.api.change_feed.subscriber_count >= MAX_SUBSCRIBERS:
+    if request.api.change_feed.is_full:  # subscribing would fail too, but only after the status 200 was sent
         raise unavailable("Too many streams are open.")
     return EventStream(_TaskStream(request, change_filter, last).frames())
 
 
 class _TaskStream:
-    """The stream of one reader."""
+    """The stream of one client."""
 
     def __init__(self, request: RequestContext, change_filter: ChangeFilter, last: int | None) -> None:
         self._request = request
@@ -96,7 +95,7 @@ class _TaskStream:
         self._finished = False
         """True once the watched task was deleted."""
         self._sent_versions: dict[UUID, int] = {}
-        """Versions in the snapshot that the history after its position contains again."""
+        """Versions in the snapshot that the feed after its position contains again."""
 
     async def frames(self) -> AsyncGenerator[bytes, None]:
         """Generate the frames of the stream."""
@@ -107,7 +106,7 @@ class _TaskStream:
                         break
                     yield part
         except (Unavailable, Retry) as error:
-            log.info("stream ended, reader must resume", reason=str(error))
+            log.info("stream ended, client must resume", reason=str(error))
         finally:
             if self._subscriber is not None:
                 self._feed.unsubscribe(self._subscriber)
@@ -121,7 +120,7 @@ class _TaskStream:
                     yield part
 
     async def _until_subscribed(self) -> AsyncGenerator[bytes, None]:
-        """Generate the snapshot and the missed changes, until the reader has reached the feed and subscribes."""
+        """Generate the snapshot and the missed changes, until the stream has caught up and subscribes."""
         after = self._last
         while self._subscriber is None and not self._finished:
             if after is None or not await feed.position_exists(self._reader, after):
@@ -162,13 +161,14 @@ class _TaskStream:
             self._sent_versions |= await feed.will_replay(
                 self._reader, after, [(row["id"], row["version"]) for row in rows]
             )
-            objects = self._api.settings.api_nullable_ids == "object"
+            as_objects = self._api.nullable_ids_as_objects
             yield b"".join(
-                changes.make_frame("task.snapshot", documents.render_row(row, objects=objects)) for row in rows[:PAGE]
+                changes.make_frame("task.snapshot", documents.render_row(row, nullable_ids_as_objects=as_objects))
+                for row in rows[:PAGE_SIZE]
             )
-            if len(rows) <= PAGE:
+            if len(rows) <= PAGE_SIZE:
                 return
-            last_row = (rows[PAGE - 1]["created_at"], rows[PAGE - 1]["id"])
+            last_row = (rows[PAGE_SIZE - 1]["created_at"], rows[PAGE_SIZE - 1]["id"])
 
     async def _page(self, after: tuple[datetime, UUID] | None) -> Sequence[Row]:
         wanted = self._filter
@@ -179,7 +179,7 @@ class _TaskStream:
             self._reader,
             task_queries.TaskFilter(
                 caller=wanted.caller,
-                limit=PAGE,
+                limit=PAGE_SIZE,
                 owner=wanted.owner,
                 organization=wanted.organization,
                 status=wanted.status,
@@ -188,15 +188,15 @@ class _TaskStream:
         )
 
     async def _catch_up(self, after: int) -> tuple[int | None, list[Change]]:
-        """Read a page of the history. Return the position after it, or None if it has gaps, and its new changes."""
+        """Read a page of the stored feed. Return the position after it, or None if it has gaps, and its new changes."""
         wanted = self._filter
         feed_position = await self._feed.position()
         if wanted.task is not None:
-            until, rows = await feed.catch_up_task(self._reader, wanted.caller, after, PAGE, wanted.task)
-            at_end = len(rows) < PAGE
+            until, rows = await feed.catch_up_task(self._reader, wanted.caller, after, PAGE_SIZE, wanted.task)
+            at_end = len(rows) < PAGE_SIZE
         else:
             until, rows = await feed.catch_up(
-                self._reader, wanted.caller, after, PAGE, owner=wanted.owner, organization=wanted.organization
+                self._reader, wanted.caller, after, PAGE_SIZE, owner=wanted.owner, organization=wanted.organization
             )
             at_end = until == after
         page = self._feed.changes_of(rows)
