@@ -1,1 +1,1 @@
-"""What is measured: one module per group of cases, listed in ``benchmarks/main.py``."""
+"""The measurements: one module per group of cases, listed in ``benchmarks/main.py``."""

@@ -23,7 +23,7 @@ import orjson
 import psutil
 
 from benchmarks.harness.seed import OWNER, VERSION
-from benchmarks.harness.services import NAMES, connected
+from benchmarks.harness.services import TOPOLOGY_NAMES, connected
 from taskherd.api.http import user_tokens
 from taskherd.dev import ports, processes
 from taskherd.runner.workspaces.processes import MARKER_VARIABLE
@@ -135,7 +135,7 @@ async def _measure(run: Run, running: Processes, token: str) -> str:
     ):
         channel = await connection.channel()
         queue = await channel.declare_queue(exclusive=True, timeout=10)
-        await queue.bind(NAMES.reports, "#", timeout=10)
+        await queue.bind(TOPOLOGY_NAMES.reports, "#", timeout=10)
         await queue.consume(heartbeats.on_message, no_ack=True)
         began = time.monotonic()
         tasks = await _create(client)
@@ -195,23 +195,11 @@ def _processes(services: BenchmarkServices, folder: Path) -> Iterator[Processes]
     started: dict[str, subprocess.Popen[bytes]] = {}
     try:
         for command, port in zip(("worker", "api", "runner"), ops, strict=True):
-            with (folder / f"{command}.log").open("wb") as log:
-                started[command] = subprocess.Popen(
-                    [sys.executable, "-m", "taskherd", command],
-                    env={**environment, "TASKHERD_OPS_PORT": str(port)},
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
+            started[command] = _start(command, {**environment, "TASKHERD_OPS_PORT": str(port)}, folder)
         for command, port in (("api", api_port), *zip(started, ops, strict=True)):
-            processes.await_ready(
-                started[command],
-                partial(ports.is_open, port),
-                what=command,
-                log=folder / f"{command}.log",
-                within=120,
-            )
+            log = folder / f"{command}.log"
+            is_open = partial(ports.is_open, port)
+            processes.await_ready(started[command], is_open, what=command, log=log, within=120)
         by_name = {name: psutil.Process(process.pid) for name, process in started.items()}
         yield Processes(by_name, f"http://{ports.HOST}:{api_port}", folder)
     finally:
@@ -221,6 +209,19 @@ def _processes(services: BenchmarkServices, folder: Path) -> Iterator[Processes]
         processes.end(processes.with_variable(MARKER_VARIABLE, f"{folder}/"), gently=signal.SIGKILL, within=10)
         for process in started.values():
             processes.stop(process, gently=signal.SIGTERM, within=60)
+
+
+def _start(command: str, environment: dict[str, str], folder: Path) -> subprocess.Popen[bytes]:
+    """Start ``taskherd`` with this command, with a log in ``folder``."""
+    with (folder / f"{command}.log").open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "taskherd", command],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
 
 
 def _costs(running: Processes) -> dict[str, Cost]:

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
     from benchmarks.harness.run import Run
 
-TURN = 5.0
-"""Seconds of work with a setting before the next one's turn."""
+SECONDS_PER_ROUND = 5.0
+"""Seconds per setting in each round."""
 
-TURNS = 4
-VACUUM_TURNS = 60
+ROUNDS = 4
+VACUUM_ROUNDS = 60
 """Autovacuum runs once a minute, so it takes minutes to show."""
 
 
@@ -95,18 +95,18 @@ async def measure(run: Run) -> str:
     """Return the tables of fill factors: with batches of a tenth of the tasks, and of all tasks."""
     parts = []
     for tasks in (10_000, 1_000):
-        title = f"{tasks:,} tasks, batches of 1,000, {TURN * TURNS:g} s each"
+        title = f"{tasks:,} tasks, batches of 1,000, {SECONDS_PER_ROUND * ROUNDS:g} s each"
         run.log(title)
-        parts += [f"{title}:", await _compare(run, FILLS, tasks, TURNS)]
+        parts += [f"{title}:", await _compare(run, FILLS, tasks, ROUNDS)]
     return "\n\n".join(parts)
 
 
 async def measure_vacuums(run: Run) -> str:
     """Return the table that compares taskherd's autovacuum settings with PostgreSQL's defaults."""
-    return await _compare(run, VACUUMS, 100_000, VACUUM_TURNS)
+    return await _compare(run, VACUUMS, 100_000, VACUUM_ROUNDS)
 
 
-async def _compare(run: Run, settings: Sequence[Setting], tasks: int, turns: int) -> str:
+async def _compare(run: Run, settings: Sequence[Setting], tasks: int, rounds: int) -> str:
     services = run.services
     template = await services.template(tasks)
     lines = [
@@ -120,7 +120,7 @@ async def _compare(run: Run, settings: Sequence[Setting], tasks: int, turns: int
             await services.copy(template, name)
             stack.push_async_callback(services.drop, name)
             trials.append(await _prepare(services, setting, name, tasks, stack))
-        for _ in range(turns):
+        for _ in range(rounds):
             for trial in trials:
                 await _turn(trial)
         await asyncio.sleep(2)  # the server updates its statistics after up to a second
@@ -148,7 +148,7 @@ async def _turn(trial: Trial) -> None:
     work = trial.loop.save if trial.setting.table == "tasks" else trial.loop.renew_leases
     async with connected(trial.url) as connection:
         wal_before = await connection.fetchval("SELECT pg_current_wal_lsn()")
-        until = time.monotonic() + TURN
+        until = time.monotonic() + SECONDS_PER_ROUND
         while time.monotonic() < until:
             began = time.perf_counter()
             await work()

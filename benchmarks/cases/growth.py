@@ -89,7 +89,7 @@ async def measure(run: Run) -> str:
 
 @asynccontextmanager
 async def _counting_statements(services: BenchmarkServices) -> AsyncIterator[None]:
-    """Let the server count statements; one that the benchmark did not start must be configured to do so."""
+    """Enable ``pg_stat_statements``; an external server must have it enabled already."""
     await _preload(services, "SET shared_preload_libraries = 'pg_stat_statements'")
     try:
         async with connected(services.admin_url) as admin:

@@ -14,7 +14,7 @@ import orjson
 
 from benchmarks.harness.contenders import WORKER
 from benchmarks.harness.run import Row
-from benchmarks.harness.services import NAMES, BenchmarkServices, start_process
+from benchmarks.harness.services import TOPOLOGY_NAMES, BenchmarkServices, start_process
 from benchmarks.harness.workload import Workload, task_id
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ async def _record_events(connection: aio_pika.abc.AbstractConnection) -> dict[st
 
     channel = await connection.channel()
     queue = await channel.declare_queue(exclusive=True, arguments={"x-queue-type": "classic"}, timeout=10)
-    await queue.bind(NAMES.events, "#", timeout=10)
+    await queue.bind(TOPOLOGY_NAMES.events, "#", timeout=10)
     await queue.consume(on_message, no_ack=True)
     return received
 
@@ -109,9 +109,9 @@ async def _record_events(connection: aio_pika.abc.AbstractConnection) -> dict[st
 async def _publish_reports(connection: aio_pika.abc.AbstractConnection, count: int) -> dict[str, float]:
     """Wait for a consumer, then publish ``count`` reports at ``RATE``; return the time of each by its message."""
     channel = await connection.channel(publisher_confirms=False)
-    while (await channel.declare_queue(NAMES.reports, passive=True)).declaration_result.consumer_count == 0:  # noqa: ASYNC110 - of another process, which sends no event
+    while (await channel.declare_queue(TOPOLOGY_NAMES.reports, passive=True)).declaration_result.consumer_count == 0:  # noqa: ASYNC110 - of another process, which sends no event
         await asyncio.sleep(_POLL)
-    exchange = await channel.get_exchange(NAMES.reports, ensure=False)
+    exchange = await channel.get_exchange(TOPOLOGY_NAMES.reports, ensure=False)
     published: dict[str, float] = {}
     began = time.monotonic()
     for number in range(count):

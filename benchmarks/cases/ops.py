@@ -1,4 +1,4 @@
-"""What uvicorn and Starlette cost a worker as the server of its operations port, in start-up time and memory.
+"""The cost of uvicorn and Starlette as the server of a worker's operations port, in start-up time and memory.
 
 Each process imports everything that a worker imports and serves the port. Its ``/livez`` is requested until it
 responds; then each path is requested a few times, and the resident memory is read.

@@ -1,4 +1,4 @@
-"""What each patch of a library saves: the same work with and without it, in turns."""
+"""The savings of each patch of a library: the same work with and without it, in turns."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ import psutil
 
 from benchmarks.harness import backlog, table_sizes
 from benchmarks.harness.contenders import WORKER
-from benchmarks.harness.services import EVENTS_READER, NAMES, connected, start_process
+from benchmarks.harness.services import EVENTS_READER, TOPOLOGY_NAMES, connected, start_process
 from benchmarks.harness.workload import Workload
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Sample:
 
 
 class Reader:
-    """Receive every event and record the delay since its report."""
+    """A reader of every event, which records the delay since its report."""
 
     def __init__(self, rate: int) -> None:
         self._rate = rate
@@ -107,7 +107,9 @@ async def measure(run: Run) -> str:
             queue = await channel.get_queue(EVENTS_READER)
             await queue.consume(reader.on_message, no_ack=True, timeout=10)
             publishing = asyncio.create_task(
-                backlog.publish_steadily(services.amqp_url, NAMES.reports, work.messages(), rate, reader.on_sent)
+                backlog.publish_steadily(
+                    services.amqp_url, TOPOLOGY_NAMES.reports, work.messages(), rate, reader.on_sent
+                )
             )
             try:
                 samples = await _sample(run, process, reader, publishing)

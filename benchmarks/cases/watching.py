@@ -16,7 +16,7 @@ import orjson
 import uvloop
 
 from benchmarks.harness.http_load import request
-from benchmarks.harness.services import NAMES
+from benchmarks.harness.services import TOPOLOGY_NAMES
 
 if TYPE_CHECKING:
     from benchmarks.harness.api_databases import ApiDatabase
@@ -73,7 +73,7 @@ async def measure(services: BenchmarkServices, database: ApiDatabase, port: int)
 
 async def _publish(services: BenchmarkServices, task: str) -> None:
     async with await aio_pika.connect(services.amqp_url, timeout=10) as connection:
-        exchange = await (await connection.channel()).get_exchange(NAMES.reports, ensure=False)
+        exchange = await (await connection.channel()).get_exchange(TOPOLOGY_NAMES.reports, ensure=False)
         for number in range(REPORTS):
             report: dict[str, Any] = {
                 "type": "app.status",

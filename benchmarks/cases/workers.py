@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from benchmarks.harness.contenders import TIMEOUT, WORKER, follow, wait_published
+from benchmarks.harness.contenders import MEASURE_TIMEOUT, WORKER, collect_samples, wait_published
 from benchmarks.harness.services import BenchmarkServices, start_process
 from benchmarks.harness.workload import Workload
 
@@ -61,7 +61,7 @@ async def _measure_team(services: BenchmarkServices, number: int, work: Workload
     processes = [start_process(services, WORKER.module) for _ in range(number)]
     samples: list[list[list[float]]] = [[] for _ in processes]
     reading = [
-        asyncio.create_task(asyncio.to_thread(follow, process, lines))
+        asyncio.create_task(asyncio.to_thread(collect_samples, process, lines))
         for process, lines in zip(processes, samples, strict=True)
     ]
     try:
@@ -85,7 +85,7 @@ async def _until_done(
         now = sum(int(lines[-1][1]) for lines in samples if lines)
         if now != done:
             done, since = now, time.monotonic()
-        if any(process.poll() is not None for process in processes) or time.monotonic() - since > TIMEOUT:
+        if any(process.poll() is not None for process in processes) or time.monotonic() - since > MEASURE_TIMEOUT:
             raise RuntimeError(f"the workers stopped at {done} of {reports}")
 
 

@@ -1,1 +1,1 @@
-"""What every case uses: private services, workloads, load generators and meters."""
+"""Private services, workloads, load generators and meters, which all cases share."""

@@ -101,7 +101,7 @@ async def _confirmed(reader: _Frames, count: int | None) -> None:
 
 
 class _Frames:
-    """Read frames from a socket."""
+    """The frames received from a socket."""
 
     def __init__(self, reader: asyncio.StreamReader) -> None:
         self._reader = reader

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from benchmarks.harness.services import BenchmarkServices
     from benchmarks.harness.workload import Workload
 
-TIMEOUT = 120.0
+MEASURE_TIMEOUT = 120.0
 """Seconds without progress after which a contender has failed."""
 
 
@@ -68,14 +68,14 @@ async def measure_process(
 ) -> Measured:
     """Wait until the contender has consumed its part of the work, and return the result."""
     samples: list[list[float]] = []
-    reading = asyncio.create_task(asyncio.to_thread(follow, process, samples))
+    reading = asyncio.create_task(asyncio.to_thread(collect_samples, process, samples))
     total = work.reports // contender.part
     per_count = 1 if contender.is_worker else work.per_message
     before, since = 0, time.monotonic()
     while not samples or samples[-1][1] * per_count < total:
         if len(samples) != before:
             before, since = len(samples), time.monotonic()
-        if process.poll() is not None or time.monotonic() - since > TIMEOUT:
+        if process.poll() is not None or time.monotonic() - since > MEASURE_TIMEOUT:
             message = f"{contender.name} stopped at {samples[-1][1] if samples else 0} of {total}"
             raise RuntimeError(message)
         await asyncio.sleep(0.02)
@@ -88,7 +88,7 @@ async def measure_process(
     return result
 
 
-def follow(process: subprocess.Popen[bytes], samples: list[list[float]]) -> None:
+def collect_samples(process: subprocess.Popen[bytes], samples: list[list[float]]) -> None:
     """Append each line of a contender's meter until the process exits."""
     assert process.stdout is not None
     for line in process.stdout:
@@ -97,7 +97,7 @@ def follow(process: subprocess.Popen[bytes], samples: list[list[float]]) -> None
 
 async def wait_published(services: BenchmarkServices) -> None:
     """Wait until the outbox is empty, so that every committed event is confirmed."""
-    async with connected(services.database_url) as connection, asyncio.timeout(TIMEOUT):
+    async with connected(services.database_url) as connection, asyncio.timeout(MEASURE_TIMEOUT):
         while await connection.fetchval("SELECT EXISTS (SELECT FROM outbox)"):  # noqa: ASYNC110 - of the database, which sends no event
             await asyncio.sleep(0.01)
 

@@ -66,7 +66,7 @@ HEADER = "| what | taskherd | compared with | result | ratio | target | met |\n|
 
 @dataclass(slots=True)
 class Run:
-    """A run and its results: rows of the table, sections after it, single measurements, and failed expectations."""
+    """A run with its results: rows of the table, sections after it, single measurements, and failed expectations."""
 
     services: BenchmarkServices
     options: Options

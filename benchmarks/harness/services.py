@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from benchmarks.harness.workload import Workload
     from taskherd.dev.sources import Database
 
-NAMES = topology.TopologyNames(PREFIX)
+TOPOLOGY_NAMES = topology.TopologyNames(PREFIX)
 SECRET = "0" * 32
 EVENTS_READER = f"{PREFIX}.events.reader"
 READER_LENGTH = 10_000
@@ -76,8 +76,8 @@ class BenchmarkServices:
             "BENCH_AMQP_URL": self.amqp_url,
             "BENCH_DATABASE_URL": self.database_url,
             "BENCH_SQLALCHEMY_URL": self.database_url.replace("postgresql://", "postgresql+asyncpg://"),
-            "BENCH_QUEUE": NAMES.reports,
-            "BENCH_EVENTS": NAMES.events,
+            "BENCH_QUEUE": TOPOLOGY_NAMES.reports,
+            "BENCH_EVENTS": TOPOLOGY_NAMES.events,
             "BENCH_PREFETCH": "4000",
         }
 
@@ -101,7 +101,7 @@ class BenchmarkServices:
     async def fill_queue(self, work: Workload) -> None:
         """Publish the workload's messages to the queue."""
         if work not in self.backlogs:
-            self.backlogs[work] = await asyncio.to_thread(backlog.marshal, NAMES.reports, work.messages())
+            self.backlogs[work] = await asyncio.to_thread(backlog.marshal, TOPOLOGY_NAMES.reports, work.messages())
         await backlog.publish(self.amqp_url, self.backlogs[work])
 
     async def _make(self, template: str, tasks: int, owners: int) -> None:
@@ -111,7 +111,7 @@ class BenchmarkServices:
             await asyncio.to_thread(migrate.upgrade, url)
             await self.clear_queues()
             environment = {**self.environment(), "TASKHERD_DATABASE_URL": url}
-            await seed.create_first(url, self.amqp_url, NAMES, environment)
+            await seed.create_first(url, self.amqp_url, TOPOLOGY_NAMES, environment)
             self.templates.add(_SEED)
         await self.copy(_SEED, template)
         dialect = create_mock_engine("postgresql+asyncpg://", lambda *_: None).dialect
@@ -141,13 +141,13 @@ class BenchmarkServices:
         """Declare the topology and the reader's queue again, without messages."""
         async with await aio_pika.connect(self.amqp_url, timeout=10) as connection:
             channel = await connection.channel()
-            for queue in (*NAMES.queues, EVENTS_READER):
+            for queue in (*TOPOLOGY_NAMES.queues, EVENTS_READER):
                 await channel.queue_delete(queue, timeout=60)
             underlay = await channel.get_underlay_channel()
-            await topology.declare(underlay, NAMES)
+            await topology.declare(underlay, TOPOLOGY_NAMES)
             limits: FieldTable = {"x-max-length": READER_LENGTH, "x-overflow": "drop-head"}
             reader = await channel.declare_queue(EVENTS_READER, durable=True, arguments=limits, timeout=10)
-            await reader.bind(NAMES.events, "#", timeout=10)
+            await reader.bind(TOPOLOGY_NAMES.events, "#", timeout=10)
 
 
 def with_database(url: str, name: str) -> str:

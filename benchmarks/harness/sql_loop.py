@@ -27,7 +27,7 @@ _MESSAGE = re.compile(r"under way|step \d+\.*")
 
 
 class SqlLoop:
-    """Update all tasks in turn, a batch at a time, in an order that is random to the database."""
+    """A loop of updates of all tasks in turn, a batch at a time, in an order that is random to the database."""
 
     def __init__(self, engine: AsyncEngine, tasks_: int) -> None:
         self._engine = engine

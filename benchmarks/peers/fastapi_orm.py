@@ -22,7 +22,7 @@ POOL = 8
 
 
 class Base(DeclarativeBase):
-    """All tables."""
+    """The declarative base of all tables."""
 
     type_annotation_map = {datetime: DateTime(timezone=True)}  # noqa: RUF012 - as the documentation writes it
 
