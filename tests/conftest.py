@@ -36,7 +36,7 @@ def announce(pytestconfig: pytest.Config) -> Callable[[str], None]:
 
 @pytest.fixture(scope="session")
 def services(announce: Callable[[str], None]) -> Iterator[Services]:
-    """One RabbitMQ and one PostgreSQL for the whole run, deleted with their data at its end."""
+    """Yield one RabbitMQ and one PostgreSQL for the whole run, deleted with their data at its end."""
     with (
         tempfile.TemporaryDirectory(prefix="taskherd-tests-") as folder,
         start(Path(folder), announce=announce, fast=True) as running,
@@ -46,7 +46,7 @@ def services(announce: Callable[[str], None]) -> Iterator[Services]:
 
 @pytest.fixture(scope="session")
 async def template_database(services: Services) -> AsyncIterator[str]:
-    """The name of a migrated database that is copied for each test."""
+    """Yield the name of a migrated database that is copied for each test."""
     from taskherd.store import migrate  # noqa: PLC0415 - only tests that use a database load the migrations
 
     name = f"taskherd_template_{uuid.uuid4().hex[:8]}"
@@ -58,7 +58,7 @@ async def template_database(services: Services) -> AsyncIterator[str]:
 
 @pytest.fixture
 async def database_url(services: Services, template_database: str) -> AsyncIterator[str]:
-    """The URL of a migrated database for this test alone."""
+    """Yield the URL of a migrated database for this test alone."""
     name = f"taskherd_test_{uuid.uuid4().hex[:8]}"
     await _execute(services.database_url, f'CREATE DATABASE "{name}" TEMPLATE "{template_database}"')
     yield _with_database(services.database_url, name)
@@ -67,13 +67,13 @@ async def database_url(services: Services, template_database: str) -> AsyncItera
 
 @pytest.fixture
 def amqp_url(services: Services) -> str:
-    """The URL of the RabbitMQ of this run."""
+    """Return the URL of the RabbitMQ of this run."""
     return services.amqp_url
 
 
 @pytest.fixture
 async def amqp_prefix(amqp_url: str) -> AsyncIterator[str]:
-    """A prefix for AMQP names for this test alone; its exchanges and shared queues are deleted afterwards."""
+    """Yield a prefix for AMQP names for this test alone; its exchanges and shared queues are deleted afterwards."""
     prefix = f"t{uuid.uuid4().hex[:8]}"
     yield prefix
     async with await aio_pika.connect(amqp_url, timeout=10) as connection:

@@ -108,7 +108,7 @@ def _fixed(row: DemoTask, evidence: Evidence) -> Expectation:
 
 
 def _inputs_delivered(row: DemoTask, evidence: Evidence) -> Expectation:
-    """Each input is in the conversation once, in order, and each except the last is answered."""
+    """Expect each input in the conversation once and in order, and an answer to each except the last."""
     conversation = [(each["type"], each["content"]) for each in evidence.conversation]
     inputs = [content for kind, content in conversation if kind == "input"][1:]  # the first is the prompt
     answered = [content.partition(":")[0] for kind, content in conversation if kind == "output"]

@@ -16,42 +16,42 @@ STATES = ("working", "idle", "complete", "failed")
 
 
 def text(value: Any) -> bool:
-    """z.string()."""
+    """Return whether the value is a string (zod: ``z.string()``)."""
     return isinstance(value, str)
 
 
 def identifier(value: Any) -> bool:
-    """z.string().uuid(), which Go's uuid.UUID accepts too."""
+    """Return whether the value is an id (zod: ``z.string().uuid()``) that Go's ``uuid.UUID`` accepts too."""
     return text(value) and str(uuid.UUID(value)) == value
 
 
 def identifiers(value: Any) -> bool:
-    """z.array(z.string().uuid())."""
+    """Return whether the value is a list of ids (zod: ``z.array(z.string().uuid())``)."""
     return isinstance(value, list) and all(map(identifier, value))
 
 
 def email(value: Any) -> bool:
-    """z.string().email()."""
+    """Return whether the value is an email address (zod: ``z.string().email()``)."""
     return text(value) and EMAIL.fullmatch(value) is not None
 
 
 def boolean(value: Any) -> bool:
-    """z.boolean()."""
+    """Return whether the value is a boolean (zod: ``z.boolean()``)."""
     return isinstance(value, bool)
 
 
 def time(value: Any) -> bool:
-    """A time that Go's decoder accepts, in the form of the API contract."""
+    """Return whether the value is a time that Go's decoder accepts, in the form of the API contract."""
     return text(value) and TIME.fullmatch(value) is not None
 
 
 def one_of(*values: str) -> Rule:
-    """z.enum()."""
+    """Return a rule that accepts only these values (zod: ``z.enum()``)."""
     return lambda value: value in values
 
 
 def state(value: Any) -> bool:
-    """The Action's current_state: null, or one of four states with a message."""
+    """Return whether the value is the Action's ``current_state``: null, or one of four states with a message."""
     return value is None or (value["state"] in STATES and text(value["message"]))
 
 

@@ -296,7 +296,7 @@ async def test_a_socket_ends_with_its_token_and_with_the_process(api_harness: Ap
 
 
 async def test_invalid_requests_of_agents_are_rejected(api_harness: ApiHarness, task: dict[str, Any]) -> None:
-    """Rejected are users' tokens, other tasks, unknown states and formats, and snapshots over 64 KiB."""
+    """Users' tokens, other tasks, unknown states and formats, and snapshots over 64 KiB are rejected."""
     agent = {"Coder-Session-Token": agent_token(SECRET, uuid.UUID(task["id"]), 1)}
     status, snapshot = "/workspaceagents/me/app-status", f"/workspaceagents/me/tasks/{task['id']}/log-snapshot"
     working = {"app_slug": "x", "state": "working", "message": "", "uri": ""}

@@ -80,7 +80,7 @@ async def test_a_name_that_looks_like_an_id(api_harness: ApiHarness) -> None:
 
 
 async def test_optional_fields_of_a_create(api_harness: ApiHarness) -> None:
-    """Go's nil preset means none, null an absent field; an empty input is accepted; missing names are generated."""
+    """A nil preset means none, null an absent field; an empty input is accepted; missing names are generated."""
     body: dict[str, Any] = {"template_version_id": str(VERSION), "template_version_preset_id": str(uuid.UUID(int=0))}
     for fields in ({"input": ""}, {"input": None, "name": None, "display_name": None}, {"name": "", "unknown": [1]}):
         response = await api_harness.alice.post("/tasks/me", json={**body, **fields})

@@ -77,7 +77,7 @@ class TcpProxy:
 
 @pytest.fixture
 async def proxied(amqp_url: str) -> AsyncIterator[tuple[TcpProxy, str]]:
-    """A proxy in front of the broker, and the broker's URL through it."""
+    """Yield a proxy in front of the broker, and the broker's URL through it."""
     parts = urlsplit(amqp_url)
     proxy = TcpProxy(parts.hostname or "127.0.0.1", parts.port or 5672)
     port = await proxy.start()
@@ -91,7 +91,7 @@ ConnectTo = Callable[[str, str], SupervisedConnection]
 
 @pytest.fixture
 async def connect_to() -> AsyncIterator[ConnectTo]:
-    """Start connections; all are closed after the test."""
+    """Yield a function that starts a connection; all are closed after the test."""
     connections: list[SupervisedConnection] = []
 
     def make(url: str, name: str) -> SupervisedConnection:
@@ -107,7 +107,7 @@ async def connect_to() -> AsyncIterator[ConnectTo]:
 
 @pytest.fixture
 async def names(amqp_url: str, amqp_prefix: str) -> AsyncIterator[TopologyNames]:
-    """A topology declared for this test alone."""
+    """Yield a topology declared for this test alone."""
     connection = SupervisedConnection(amqp_url, "topology of a test")
     connection.start()
     names = TopologyNames(amqp_prefix)
@@ -118,7 +118,7 @@ async def names(amqp_url: str, amqp_prefix: str) -> AsyncIterator[TopologyNames]
 
 @pytest.fixture
 async def publisher(amqp_url: str, connect_to: ConnectTo) -> Publisher:
-    """A publisher with its own connection."""
+    """Return a publisher with its own connection."""
     return Publisher(connect_to(amqp_url, "test publishes"))
 
 
@@ -127,7 +127,7 @@ ConsumeReports = Callable[..., Consumer]
 
 @pytest.fixture
 async def consume_reports(names: TopologyNames) -> AsyncIterator[ConsumeReports]:
-    """Start consumers of the reports queue; all are closed after the test."""
+    """Yield a function that starts a consumer of the reports queue; all are closed after the test."""
     consumers: list[Consumer] = []
 
     def make(connection: SupervisedConnection, prefetch: int = 100) -> Consumer:
@@ -158,7 +158,7 @@ async def until(read: Callable[[], Awaitable[T]], accept: Callable[[T], bool], t
 
 @pytest.fixture
 def free_port() -> int:
-    """A port on which nothing listens."""
+    """Return a port on which nothing listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -28,13 +28,13 @@ RunCommand = Callable[..., Coroutine[Any, Any, Result]]
 
 @pytest.fixture
 async def connection(amqp_url: str, connect_to: ConnectTo) -> SupervisedConnection:
-    """A connection for reading the dead letters."""
+    """Return a connection for reading the dead letters."""
     return connect_to(amqp_url, "dead letters")
 
 
 @pytest.fixture
 def run_command(names: TopologyNames, amqp_url: str, monkeypatch: pytest.MonkeyPatch) -> RunCommand:
-    """Run ``taskherd dead`` with arguments."""
+    """Return a function that runs ``taskherd dead`` with arguments."""
     monkeypatch.setenv("TASKHERD_AMQP_URL", amqp_url)
     monkeypatch.setenv("TASKHERD_AMQP_PREFIX", names.prefix)
 

@@ -49,7 +49,7 @@ def figures() -> Figures:
 async def harness(
     services: Services, database_url: str, amqp_url: str, amqp_prefix: str, tmp_path: Path
 ) -> AsyncIterator[ChaosHarness]:
-    """Return a harness on the test run's RabbitMQ and PostgreSQL, which must not be broken."""
+    """Yield a harness on the test run's RabbitMQ and PostgreSQL, which must not be broken."""
     async with chaos_harness(database_url, amqp_url, amqp_prefix, tmp_path) as harness:
         await _count_redeliveries(harness, services)
         yield harness
@@ -81,7 +81,7 @@ def postgres(breakable: Services) -> Database:
 
 @pytest.fixture
 async def breakable_harness(breakable: Services, tmp_path: Path) -> AsyncIterator[ChaosHarness]:
-    """Return a harness on services that may be killed."""
+    """Yield a harness on services that may be killed."""
     name = f"taskherd_{uuid.uuid4().hex[:8]}"
     database_url = await create_database(breakable.database_url, name)
     await asyncio.to_thread(migrate.upgrade, database_url)

@@ -64,7 +64,7 @@ class Figure:
 
 
 class Figures:
-    """Collects the rows of figures; ``enabled`` is false if nothing reads them."""
+    """The collector of the rows of figures; ``enabled`` is false if nothing reads them."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path

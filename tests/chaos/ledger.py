@@ -159,7 +159,7 @@ class Ledger:
         yield from _logs(rows, task_id, reports)
 
     def _check_dead_letters(self, rows: Rows) -> Iterable[Violation]:
-        """Every expected dead letter exists and no other. A conflict that was parked may still be parked."""
+        """Check that exactly the expected dead letters exist. A conflict that was parked may still be parked."""
         wanted = {(reason, _normalized(body)) for reason, body in self.expected_dead_letters}
         parked = {_normalized(body.encode()) for body in rows.parked}
         for task_id in self.reports:

@@ -19,7 +19,7 @@ COMMIT = b"COMMIT"
 
 @dataclass(slots=True)
 class CommitCutter:
-    """Cuts connections at a ``share`` of all COMMITs while ``armed``, and counts them by their effect."""
+    """A proxy that cuts connections at a ``share`` of all COMMITs while ``armed``, and counts them by their effect."""
 
     url: str
     random: Random

@@ -55,7 +55,7 @@ DRAINED = "SELECT coalesce(extract(epoch FROM clock_timestamp() - min(drained_si
 
 @pytest.fixture
 def wall_clocks(announce: Callable[[str], None]) -> Iterator[ProcessClocks]:
-    """Return wall clocks for processes of any user."""
+    """Yield wall clocks for processes of any user."""
     with tempfile.TemporaryDirectory(prefix="taskherd-chaos-") as folder:
         Path(folder).chmod(0o755)
         yield clocks.fake_clocks(Path(folder), announce)
@@ -65,7 +65,7 @@ def wall_clocks(announce: Callable[[str], None]) -> Iterator[ProcessClocks]:
 async def own_server_harness(
     wall_clocks: ProcessClocks, amqp_url: str, amqp_prefix: str, tmp_path: Path
 ) -> AsyncIterator[ChaosHarness]:
-    """Return a harness on a PostgreSQL server whose clock is ``wall_clocks``."""
+    """Yield a harness on a PostgreSQL server whose clock is ``wall_clocks``."""
     binaries = postgres.find()
     assert isinstance(binaries, postgres.PostgresBinaries), (
         "moving the clock of a server requires PostgreSQL's binaries"

@@ -33,7 +33,7 @@ def pytest_report_header() -> list[str]:
 
 @pytest.fixture(scope="session")
 async def image() -> str:
-    """The name of the image, built from this checkout."""
+    """Return the name of the image, built from this checkout."""
     name = "taskherd:test"
     await docker.docker("build", "-q", "-t", name, ".", within=docker.BUILD_WITHIN)
     return name

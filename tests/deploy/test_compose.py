@@ -51,7 +51,7 @@ class Project:
 
 @pytest.fixture
 async def project(tmp_path: Path, image: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Project]:
-    """A project with secrets, whose containers, networks and volumes are removed after the test."""
+    """Yield a project with secrets, whose containers, networks and volumes are removed after the test."""
     project = Project(tmp_path)
     script = tmp_path / "deploy" / "compose" / "secrets.sh"
     for _ in range(2):

@@ -20,7 +20,7 @@ HARDENED = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privil
 
 @pytest.fixture
 def environment(database_url: str, amqp_url: str, amqp_prefix: str) -> list[str]:
-    """Docker options that pass the settings to a container."""
+    """Return Docker options that pass the settings to a container."""
     settings = {
         "DATABASE_URL": database_url,
         "AMQP_URL": amqp_url,
@@ -33,7 +33,7 @@ def environment(database_url: str, amqp_url: str, amqp_prefix: str) -> list[str]
 
 @pytest.fixture
 async def container() -> AsyncIterator[str]:
-    """The name for a container, which is removed after the test."""
+    """Yield the name for a container, which is removed after the test."""
     name = f"taskherd-test-{uuid.uuid4().hex[:8]}"
     yield name
     with suppress(AssertionError):

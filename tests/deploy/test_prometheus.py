@@ -53,7 +53,7 @@ class Tools:
 
 @pytest.fixture(scope="session")
 def tools(announce: Callable[[str], None]) -> Tools:
-    """Prometheus and promtool of this machine; installed if they are missing."""
+    """Return Prometheus and promtool of this machine; install them if they are missing."""
     if shutil.which("promtool") is None:
         missing = apt.install("prometheus", announce)
         assert not isinstance(missing, Missing), missing
@@ -168,7 +168,7 @@ class PrometheusServer:
 
 @pytest.fixture
 async def scraped(tools: Tools, external: WorkerHarness, tmp_path: Path) -> AsyncIterator[PrometheusServer]:
-    """A Prometheus with the rules that scrapes a worker, an API and a runner, after some activity."""
+    """Yield a Prometheus with the rules that scrapes a worker, an API and a runner, after some activity."""
     database_url, amqp_url = external.urls
     settings = {
         "TASKHERD_DATABASE_URL": database_url,

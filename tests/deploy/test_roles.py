@@ -105,7 +105,7 @@ async def _create_users(services: Services, folder: Path, prefix: str) -> None:
 async def harness(
     installation: Installation, services: Services, amqp_prefix: str, tmp_path: Path
 ) -> AsyncIterator[WorkerHarness]:
-    """A worker harness with all privileges, after the users for its prefix were created."""
+    """Yield a worker harness with all privileges, after the users for its prefix were created."""
     await _create_users(services, tmp_path, amqp_prefix)
     async with external_harness(installation.database, installation.amqp, amqp_prefix) as harness:
         yield harness

@@ -21,7 +21,7 @@ every_unit = pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
 
 @pytest.fixture
 def local_unit(unit: Path, tmp_path: Path) -> Path:
-    """A copy of the unit that starts a program of this machine, because taskherd is not installed under /opt."""
+    """Return a copy of the unit that starts a program of this machine, because taskherd is not installed under /opt."""
     copy = tmp_path / unit.name
     copy.write_text(unit.read_text().replace(INSTALLED, sys.executable))
     return copy

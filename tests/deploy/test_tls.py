@@ -48,7 +48,7 @@ class TlsServers:
 
 @pytest.fixture
 async def tls_servers(database_url: str, tmp_path: Path) -> AsyncIterator[TlsServers]:
-    """A RabbitMQ for this test and a TLS proxy for its PostgreSQL, with certificates for 127.0.0.1."""
+    """Yield a RabbitMQ for this test and a TLS proxy for its PostgreSQL, with certificates for 127.0.0.1."""
     authority = trustme.CA()
     certificate = authority.issue_cert("127.0.0.1")
     path = tmp_path / "ca.pem"
@@ -161,7 +161,7 @@ async def _forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 
 @pytest.fixture
 async def tls_harness(tls_servers: TlsServers, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[WorkerHarness]:
-    """A worker harness over TLS, without a worker."""
+    """Yield a worker harness over TLS, without a worker."""
     monkeypatch.setenv(ROOT_CERTIFICATE, str(tls_servers.authority))
     async with external_harness(tls_servers.database, tls_servers.amqp, "tls") as harness:
         yield harness

@@ -72,7 +72,7 @@ class RunnerSubprocess:
 
 @dataclass
 class RunnerHarness:
-    """Starts runners and reads the state of their tasks."""
+    """The runners of one test, and the folders of their tasks."""
 
     worker: WorkerHarness
     folder: Path

@@ -43,7 +43,7 @@ INSERT INTO presets (id, template_version_id, name, is_default, parameters)
 
 @dataclass
 class WorkerHarness:
-    """Sends messages to a worker, and collects everything that it publishes."""
+    """A client that sends messages to a worker and collects everything that it publishes."""
 
     channel: AbstractChannel
     database: asyncpg.Connection
@@ -101,7 +101,7 @@ class WorkerHarness:
         return task_id
 
     async def make_active(self, task_id: uuid.UUID | None = None, number: int = 1) -> uuid.UUID:
-        """Make a task active, a new one unless its id is given, and return its id."""
+        """Make the task active, or a new task if no id is given, and return its id."""
         task_id = task_id or await self.create()
         build = {"transition": "start", "job_status": "succeeded", "agent_id": str(uuid.uuid4()), "runner": "r1"}
         await self.report(
@@ -237,7 +237,7 @@ def build_report(task_id: uuid.UUID, number: int, transition: str, job_status: s
 
 
 async def bring_to_status(harness: WorkerHarness, status: str, of: uuid.UUID | None = None) -> uuid.UUID:
-    """Bring a task into this status, a new one unless its id is given, and return its id."""
+    """Bring the task into this status, or a new task if no id is given, and return its id."""
     task_id = of or await harness.create()
     if status in {"active", "unknown", "paused"}:
         await harness.make_active(task_id)

@@ -15,7 +15,7 @@ from taskherd.client.http import Client
 
 
 class Server(Client):
-    """Answers each request with the next stream or error, and is unreachable after the last."""
+    """A server that answers each request with the next stream or error, and is unreachable after the last."""
 
     def __init__(self, *answers: bytes | ClientError) -> None:
         super().__init__("http://nowhere", "token")

@@ -135,7 +135,7 @@ STANDARD_LIBRARY_ONLY = ("runner/shim.py", "observability/health.py")
 
 @pytest.fixture(scope="module")
 def imports() -> ImportGraph:
-    """Every import of the package."""
+    """Return every import of the package."""
     return GraphBuilder().build([PACKAGE], None, include_external_packages=True)
 
 
@@ -166,8 +166,8 @@ def test_a_contract_catches_what_it_forbids(name: str, imports: ImportGraph) -> 
     assert missed == []
 
 
-def test_a_new_room_needs_a_place(imports: ImportGraph) -> None:
-    """A room that no layer names breaks the contract of layers."""
+def test_a_new_package_needs_a_layer(imports: ImportGraph) -> None:
+    """A package that no layer names breaks the contract of layers."""
     [layers] = [contract for contract in CONTRACTS.values() if contract.get("exhaustive")]
     changed = deepcopy(imports)
     changed.add_module(f"{PACKAGE}.utils")

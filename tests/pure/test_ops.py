@@ -43,7 +43,7 @@ class Ops:
 
 @pytest.fixture
 async def ops() -> AsyncIterator[Ops]:
-    """An operations port on a free port, with one condition."""
+    """Yield an operations port on a free port, with one condition."""
     metrics, readiness = Metrics(), Readiness("consumers", timeout=0.2)
     server = OpsServer(metrics, readiness, read_timeout=0.3)
     port = await server.start(HOST, 0)

@@ -13,7 +13,7 @@ from taskherd.errors import Retry, Unavailable
 
 
 class Work:
-    """Raises the given errors one after the other, then returns the number of calls."""
+    """An action that raises the given errors one after the other, then returns the number of calls."""
 
     def __init__(self, *errors: Exception) -> None:
         self._errors: Iterator[Exception] = iter(errors)

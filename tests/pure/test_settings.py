@@ -18,7 +18,7 @@ AMQP = "amqp://alice:s3cr3t-mq@mq.example:5672/"
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """An environment with the three required settings and no other ``TASKHERD_…`` variable."""
+    """Return an environment with the three required settings and no other ``TASKHERD_…`` variable."""
     for name in [name for name in os.environ if name.startswith("TASKHERD_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("TASKHERD_DATABASE_URL", DATABASE)

@@ -61,7 +61,7 @@ async def test_unsent_reports_survive_the_runner(harness: RunnerHarness) -> None
 
 @pytest.fixture
 def broker(tmp_path: Path, announce: Callable[[str], None]) -> Iterator[Broker]:
-    """A private RabbitMQ that the test can kill."""
+    """Yield a private RabbitMQ that the test can kill."""
     node = start_broker(tmp_path / "rabbitmq", announce, fast=True)
     yield node
     node.stop()

@@ -22,7 +22,7 @@ BUILDS = "SELECT count(*) FROM task_builds WHERE task_id = $1 AND number = $2 AN
 async def impatient_harness(
     database_url: str, amqp_url: str, amqp_prefix: str, tmp_path: Path
 ) -> AsyncIterator[RunnerHarness]:
-    """A worker with short timeouts for heartbeats, for runners' answers and for requests."""
+    """Yield a worker with short timeouts for heartbeats, for runners' answers and for requests."""
     timeouts = {"agent_lost_after": 4, "runner_answer_timeout": 1, "request_ttl": 10, "request_backoff_first": 0.5}
     settings = {**timeouts, "request_backoff_most": 1, "log_level": "warning"}
     async with (
@@ -36,7 +36,7 @@ async def impatient_harness(
 async def patient_harness(
     database_url: str, amqp_url: str, amqp_prefix: str, tmp_path: Path
 ) -> AsyncIterator[RunnerHarness]:
-    """A worker that repeats requests only after five seconds, so that the queue contains each one once."""
+    """Yield a worker that repeats requests only after five seconds, so that the queue contains each one once."""
     async with (
         worker_harness(database_url, amqp_url, amqp_prefix, log_level="warning") as worker,
         runner_harness(worker, tmp_path) as harness,

@@ -21,7 +21,7 @@ NOW = datetime.now(UTC).replace(microsecond=123456)
 
 @pytest.fixture
 async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
-    """An engine of ten connections."""
+    """Yield an engine of ten connections."""
     test_engine = open_engine(database_url, size=10, application_name="taskherd-tests")
     yield test_engine
     await dispose(test_engine)

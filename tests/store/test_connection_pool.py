@@ -13,7 +13,7 @@ from taskherd.store.connection_pool import ConnectionPool
 
 @pytest.fixture
 async def connection_pool(database_url: str) -> AsyncIterator[ConnectionPool]:
-    """A pool of two connections."""
+    """Yield a pool of two connections."""
     asyncpg_pool = asyncpg.create_pool(database_url, min_size=0, max_size=2)
     await asyncpg_pool
     pool = ConnectionPool(asyncpg_pool, 2)

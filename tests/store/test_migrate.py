@@ -24,7 +24,7 @@ from tests.store.conftest import NOW, task_row
 
 @pytest.fixture
 async def empty_url(database_url: str) -> AsyncIterator[str]:
-    """A database without a schema."""
+    """Yield the URL of a database without a schema."""
     name = f"taskherd_empty_{uuid.uuid4().hex[:8]}"
     connection = await asyncpg.connect(database_url, timeout=10)
     await connection.execute(f'CREATE DATABASE "{name}"')

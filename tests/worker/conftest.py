@@ -16,7 +16,7 @@ StartWorker: TypeAlias = Callable[..., AbstractAsyncContextManager[WorkerHarness
 
 @pytest.fixture
 async def harness(start_worker: StartWorker) -> AsyncIterator[WorkerHarness]:
-    """Return a harness with a running worker, on its own database and queues."""
+    """Yield a harness with a running worker, on its own database and queues."""
     async with start_worker() as running:
         yield running
 
@@ -29,6 +29,6 @@ def start_worker(database_url: str, amqp_url: str, amqp_prefix: str) -> StartWor
 
 @pytest.fixture
 async def external(database_url: str, amqp_url: str, amqp_prefix: str) -> AsyncIterator[WorkerHarness]:
-    """Return a harness without a worker; the test starts its workers."""
+    """Yield a harness without a worker; the test starts its workers."""
     async with external_harness(database_url, amqp_url, amqp_prefix) as without_worker:
         yield without_worker

@@ -108,7 +108,7 @@ def four_names(prefix: str) -> Sequence[str]:
 
 @pytest.fixture
 async def workers(external: WorkerHarness, tmp_path: Path) -> AsyncIterator[WorkerGroup]:
-    """Return an empty group; its workers and partitions are removed after the test."""
+    """Yield an empty group; its workers and partitions are removed after the test."""
     group = WorkerGroup(external, tmp_path)
     yield group
     for name in list(group.workers):

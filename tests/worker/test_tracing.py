@@ -55,7 +55,7 @@ class Collector:
 
 @pytest.fixture
 def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
-    """Return a collector that the worker finds by OpenTelemetry's environment variable."""
+    """Yield a collector that the worker finds by OpenTelemetry's environment variable."""
     collector = Collector()
     thread = threading.Thread(target=collector.server.serve_forever)
     thread.start()

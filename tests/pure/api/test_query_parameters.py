@@ -20,7 +20,7 @@ from taskherd.api.workspaces.logs import LogQuery
 
 
 class Page(QueryModel):
-    """An example."""
+    """The query parameters of an example."""
 
     error_message: ClassVar[str] = "Invalid page."
     size: Annotated[int, whole_number(1, 500)] = Field(50, description="Entries of a page.")
