@@ -7,5 +7,5 @@ from tests.pure.domain.mutated_core import Core, unchanged_core
 
 @pytest.fixture(scope="session")
 def core() -> Core:
-    """Return the unchanged modules; ``test_guards.py`` runs the same tests with one guard replaced."""
+    """Return the unchanged modules; ``test_mutations.py`` runs the same tests on modules with one change."""
     return unchanged_core()

@@ -1,4 +1,4 @@
-"""The tested modules of the domain as one value, unchanged or with one guard in the source of one module replaced."""
+"""The tested modules of the domain as one value, unchanged or with one part of the source of one module replaced."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def unchanged_core() -> Core:
     return Core(**{name: import_module(f"{PACKAGE}.{name}") for name in MODULES})
 
 
-def with_mutation(module: str, guard: str, replacement: str) -> Core:
-    """Return the modules with ``guard``, which must occur exactly once in the source of ``module``, replaced.
+def with_mutation(module: str, original: str, replacement: str) -> Core:
+    """Return the modules with ``original``, which must occur exactly once in the source of ``module``, replaced.
 
     The modules that import ``module`` are compiled too, so that they use the mutated one.
     """
@@ -42,8 +42,9 @@ def with_mutation(module: str, guard: str, replacement: str) -> Core:
             path = Path(core[name].__file__ or "")
             source = path.read_text(encoding="utf-8")
             if name == module:
-                assert source.count(guard) == 1, f"the guard occurs {source.count(guard)} times in {module}: {guard}"
-                source = source.replace(guard, replacement)
+                found = source.count(original)
+                assert found == 1, f"found {found} times in {module}: {original}"
+                source = source.replace(original, replacement)
             core[name] = _compile(name, source, path)
     finally:
         sys.modules.update(original_modules)
@@ -54,5 +55,5 @@ def _compile(name: str, source: str, path: Path) -> ModuleType:
     module = ModuleType(f"{PACKAGE}.{name}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module
-    exec(compile(source, path, "exec"), module.__dict__)  # noqa: S102 - taskherd's own source with one guard replaced
+    exec(compile(source, path, "exec"), module.__dict__)  # noqa: S102 - taskherd's own source with one part replaced
     return module

@@ -10,12 +10,13 @@ from tests.pure.domain import test_liveness as liveness
 from tests.pure.domain import test_view as view
 from tests.pure.domain.mutated_core import Core
 
-Law: TypeAlias = Callable[[Core], None]
-Guard: TypeAlias = tuple[str, str, Law]
+DomainTest: TypeAlias = Callable[[Core], None]
+Mutation: TypeAlias = tuple[str, str, DomainTest]
+"""A part of the source, its replacement, and the test that must fail."""
 
-ORDER: Law = fold.test_any_order_gives_the_view_of_the_contract
+ORDER: DomainTest = fold.test_any_order_gives_the_view_of_the_contract
 
-FOLD: list[Guard] = [
+FOLD: list[Mutation] = [
     # only a greater report replaces a facet
     ("report.sort_key > stamped.report.sort_key", "report.sort_key >= stamped.report.sort_key", ORDER),
     ("report.sort_key > stamped.report.sort_key", "report.sort_key < stamped.report.sort_key", ORDER),
@@ -112,7 +113,7 @@ FOLD: list[Guard] = [
     ("state.build_number if state else 1", "1", fold.test_a_missing_build_number_means_the_latest_build),
 ]
 
-VIEW: list[Guard] = [
+VIEW: list[Mutation] = [
     # which facets are current
     ("latest.transition is Transition.START and facet", "facet", view.test_no_agent_while_stopping),
     ("and facet.report.build_number == latest.build_number", "", view.test_which_facets_outlive_a_build),

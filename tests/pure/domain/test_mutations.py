@@ -1,6 +1,6 @@
-"""Mutation tests of the domain: each guard is checked by a law, so if it is removed, the test named with it fails.
+"""Mutation tests of the domain: if a condition is removed or changed in the source, the test named with it fails.
 
-Each row contains a guard's source text, its replacement, and the test that must fail. The module is compiled with this
+Each row contains a part of the source, its replacement, and the test that must fail. The module is compiled with this
 one change and the test runs on it; the same test passes on the unchanged modules.
 """
 
@@ -12,10 +12,10 @@ from tests.pure.domain import test_builds as builds
 from tests.pure.domain import test_inbox as inbox
 from tests.pure.domain import test_liveness as liveness
 from tests.pure.domain import test_view as view
-from tests.pure.domain.guards import FOLD, VIEW, Guard, Law
 from tests.pure.domain.mutated_core import with_mutation
+from tests.pure.domain.mutations import FOLD, VIEW, DomainTest, Mutation
 
-TASK: list[Guard] = [
+TASK: list[Mutation] = [
     (
         "timeout is not None and (timeout.build_number, timeout.seq) == self.build.report.sort_key",
         "timeout is not None",
@@ -40,7 +40,7 @@ TASK: list[Guard] = [
     ),
 ]
 
-LIVENESS: list[Guard] = [
+LIVENESS: list[Mutation] = [
     ("max(at, since) if at", "at if at", liveness.test_an_agent_is_lost_after_drained_silence_only),
     ("max(at, since) if at", "since if at", liveness.test_an_agent_is_lost_after_drained_silence_only),
     ("at <= now + MAX_SKEW", "at <= now", liveness.test_small_clock_differences_are_tolerated),
@@ -137,7 +137,7 @@ LIVENESS: list[Guard] = [
     ),
 ]
 
-BUILDS: list[Guard] = [
+BUILDS: list[Mutation] = [
     (
         "state.build_number >= MAX_BUILD_NUMBER",
         "state.build_number > MAX_BUILD_NUMBER",
@@ -189,7 +189,7 @@ BUILDS: list[Guard] = [
     ("    if deletion.retry_at is None:\n", "    if True:\n", builds.test_a_failed_delete_is_retried_after_a_backoff),
 ]
 
-INBOX: list[Guard] = [
+INBOX: list[Mutation] = [
     ("state.inbox.in_flight is not None or", "", inbox.test_one_input_is_in_flight_at_a_time),
     (
         "or (stamped is not None and stamped.report.state is AgentState.WORKING)",
@@ -251,9 +251,9 @@ INBOX: list[Guard] = [
     ("queued=inbox.queued - 1", "queued=inbox.queued", inbox.test_queued_inputs_are_counted),
 ]
 
-GUARDS = [
-    pytest.param(module, *guard, id=f"{module}: {guard[0].strip()} -> {guard[1].strip()}")
-    for module, guards in {
+MUTATIONS = [
+    pytest.param(module, *mutation, id=f"{module}: {mutation[0].strip()} -> {mutation[1].strip()}")
+    for module, mutations in {
         "fold": FOLD,
         "view": VIEW,
         "task": TASK,
@@ -261,13 +261,13 @@ GUARDS = [
         "builds": BUILDS,
         "inbox": INBOX,
     }.items()
-    for guard in guards
+    for mutation in mutations
 ]
 
 
-@pytest.mark.parametrize(("module", "guard", "replacement", "law"), GUARDS)
-def test_a_missing_guard_breaks_its_law(module: str, guard: str, replacement: str, law: Law) -> None:
-    """Without this guard its law does not hold."""
-    mutated = with_mutation(module, guard, replacement)
+@pytest.mark.parametrize(("module", "original", "replacement", "test"), MUTATIONS)
+def test_a_mutation_is_detected(module: str, original: str, replacement: str, test: DomainTest) -> None:
+    """A test fails on the module with this change."""
+    mutated = with_mutation(module, original, replacement)
     with pytest.raises((AssertionError, AttributeError, KeyError, OverflowError, TypeError, ValueError)):
-        law(mutated)
+        test(mutated)
