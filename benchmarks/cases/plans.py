@@ -148,27 +148,36 @@ class StoreCalls:
         await outbox.mark_published(self.connection, [(row.task.id, row.task.version) for row in self.saved.pop()])
 
 
+def _name(*functions: Callable[..., object]) -> str:
+    """Return the names of functions of the store as ``module.function``, separated by commas."""
+    return ", ".join(f"{each.__module__.rpartition('.')[2]}.{each.__qualname__}" for each in functions)
+
+
 CALLS: dict[str, Call] = {
-    "tasks.lock, tasks.save": lambda b: b.save(),
-    "outbox.mark_published": lambda b: b.mark_published(),
-    "leases.touch": lambda b: leases.renew(b.connection, b.heartbeats()),
-    "leases.load": lambda b: leases.lock(b.connection, b.ids),
-    "leases.upsert": lambda b: leases.upsert(b.connection, b.leases()),
-    "outbox.due": lambda b: outbox.stale(b.connection, b.now, BATCH),
-    "tasks.due": lambda b: tasks.due(b.connection, b.now, 500),
-    "leases.count": lambda b: leases.count(b.connection, b.now - timedelta(days=1)),
-    "leases.silent": lambda b: leases.silent(b.connection, b.now - timedelta(days=1), 20_000),
-    "requests.due": lambda b: work_requests.pick_due(b.connection, b.now, 200, first_delay=5, max_delay=60),
-    "requests.delete_answered": lambda b: work_requests.delete_answered(b.connection, [(each, 1) for each in b.ids]),
-    "inputs.first_queued": lambda b: inputs.first_queued(b.connection, dict.fromkeys(b.ids, 2)),
-    "commands.claim": lambda b: command_log.claim(b.connection, [(uuid4(), b"0")], b.now),
-    "parked.read": lambda b: parked_reports.lock(b.connection, b.ids),
-    "stats.counts": lambda b: stats.counts(b.connection),
-    "partitions.prune_feed": lambda b: partitions.prune_feed(b.connection, b.now - timedelta(days=90), 500),
+    _name(tasks.lock, tasks.save): lambda b: b.save(),
+    _name(outbox.mark_published): lambda b: b.mark_published(),
+    _name(leases.renew): lambda b: leases.renew(b.connection, b.heartbeats()),
+    _name(leases.lock): lambda b: leases.lock(b.connection, b.ids),
+    _name(leases.upsert): lambda b: leases.upsert(b.connection, b.leases()),
+    _name(outbox.stale): lambda b: outbox.stale(b.connection, b.now, BATCH),
+    _name(tasks.due): lambda b: tasks.due(b.connection, b.now, 500),
+    _name(leases.count): lambda b: leases.count(b.connection, b.now - timedelta(days=1)),
+    _name(leases.silent): lambda b: leases.silent(b.connection, b.now - timedelta(days=1), 20_000),
+    _name(work_requests.pick_due): lambda b: work_requests.pick_due(
+        b.connection, b.now, 200, first_delay=5, max_delay=60
+    ),
+    _name(work_requests.delete_of_builds): lambda b: work_requests.delete_of_builds(
+        b.connection, [(each, 1) for each in b.ids]
+    ),
+    _name(inputs.first_queued): lambda b: inputs.first_queued(b.connection, dict.fromkeys(b.ids, 2)),
+    _name(command_log.register): lambda b: command_log.register(b.connection, [(uuid4(), b"0")], b.now),
+    _name(parked_reports.lock): lambda b: parked_reports.lock(b.connection, b.ids),
+    _name(stats.counts): lambda b: stats.counts(b.connection),
+    _name(partitions.prune_feed): lambda b: partitions.prune_feed(b.connection, b.now - timedelta(days=90), 500),
 }
 """The calls of a batch, of a sweep and of maintenance."""
 
-BACKLOG: dict[str, Call] = {f"outbox.due, {WAITING:,} waiting": CALLS["outbox.due"]}
+BACKLOG: dict[str, Call] = {f"{_name(outbox.stale)}, {WAITING:,} waiting": CALLS[_name(outbox.stale)]}
 
 
 async def measure(run: Run) -> str:

@@ -84,7 +84,7 @@ def saved_task(row: StoredTask, step: str, now: datetime) -> StoredTask:
     status = replace(current, report=replace(current.report, message=step))
     state = replace(row.task.state, app_status=status)
     task = replace(row.task, version=row.task.version + 1, updated_at=now, state=state)
-    return row._replace(task=task, document=_MESSAGE.sub(step, row.document), due_moved=False)
+    return row._replace(task=task, document=_MESSAGE.sub(step, row.document), due_changed=False)
 
 
 def event(saved: StoredTask) -> tasks.TaskEventRow:

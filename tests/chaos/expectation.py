@@ -71,7 +71,7 @@ def facets(state: TaskState) -> dict[str, object]:
         "silence": state.silence,
         "timed_out": state.timed_out,
         "requested_builds": dict(state.requested_builds),
-        "is_pending": state.pending_build == state.build_number,
+        "is_pending": state.unanswered_build == state.build_number,
     }
 
 

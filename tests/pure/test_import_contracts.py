@@ -81,7 +81,7 @@ FORBIDDEN: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "Only the composition roots of worker and runner own a clock": (
         ("taskherd.worker.reconcile", "taskherd.clock"),
-        ("taskherd.store.timers", "taskherd.clock"),
+        ("taskherd.store.database_clock", "taskherd.clock"),
     ),
     "broker carries bytes: it knows no task and no message": (
         ("taskherd.broker.publisher", "taskherd.domain.task"),

@@ -69,7 +69,7 @@ EXTENDED = {
         "aiormq.channel:Channel._on_return_frame": "2adac7182c806274",
         "aiormq.channel:Channel._on_confirm_frame": "370e05804aa96f92",
     },
-    "store/reader.py": {
+    "store/read_pool.py": {
         "asyncpg.connection:Connection.get_reset_query": "79d0f10a393e2eab",
         "asyncpg.connection:Connection.reset": "9196161dea665d3f",
     },

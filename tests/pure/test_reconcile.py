@@ -6,10 +6,10 @@ from uuid import UUID, uuid4
 
 from taskherd.backoff import Backoff
 from taskherd.domain.commands import Create
-from taskherd.domain.handle_command import CreateContext, TemplateVersionInfo
+from taskherd.domain.handle_command import CommandContext, TemplateVersionInfo
 from taskherd.domain.outcome import ReportOutcome
 from taskherd.domain.reports import AgentState, AppStatus, JobStatus, Transition
-from taskherd.domain.task_update import Policies
+from taskherd.domain.task_update import UpdateContext
 from taskherd.store.command_log import RecordedCommand
 from taskherd.worker.batch import Batch, BatchResult
 from taskherd.worker.load import LoadedBatch
@@ -35,7 +35,7 @@ OTHER = UUID(int=10)
 def loaded(batch: Batch, recorded_reply: RecordedCommand | None = None, *, owner: UUID = ACTOR) -> LoadedBatch:
     """Return a loaded batch without its task and with two parked reports, the first in conflict with any create."""
     version = TemplateVersionInfo(ORGANIZATION, uuid4(), frozenset(), usable=True)
-    create_context = CreateContext(
+    create_context = CommandContext(
         {owner: frozenset({ORGANIZATION})}, {VERSION: version}, {}, lambda _prompt, _names_in_use: "name"
     )
     conflict = build(seq=9, transition=Transition.DELETE, job=JobStatus.SUCCEEDED)
@@ -43,7 +43,7 @@ def loaded(batch: Batch, recorded_reply: RecordedCommand | None = None, *, owner
         batch=batch,
         rows={},
         updates={},
-        policies=Policies(timeouts(unchanged_core()), Backoff(1, 1), create_context),
+        update_context=UpdateContext(timeouts(unchanged_core()), Backoff(1, 1), create_context),
         lease_checked=frozenset({TASK}),
         leased=frozenset(),
         parked=[(5, conflict), (6, status(AgentState.WORKING))],

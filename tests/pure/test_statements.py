@@ -40,7 +40,7 @@ def test_array_parameters_have_the_names_in_the_statement() -> None:
 def test_every_column_of_a_task_has_one_source() -> None:
     """Each column of ``tasks`` is a field of the task or derived from it; only the prompt is in another table."""
     assert sorted({*tables.tasks.c.keys(), "prompt"}) == sorted((*tasks.TASK_FIELDS, *tasks.DERIVED))
-    assert tasks.StoredTask._fields == ("task", *tasks.DERIVED, "due_moved")
+    assert tasks.StoredTask._fields == ("task", *tasks.DERIVED, "due_changed")
 
 
 def test_columns_that_are_set_once_are_never_updated() -> None:
@@ -58,7 +58,7 @@ def test_columns_that_are_set_once_are_never_updated() -> None:
     [
         (HeartbeatSummary, tables.leases),
         (Lease, tables.leases),
-        (work_requests.WorkRequest, tables.work_requests),
+        (work_requests.WorkRequestRow, tables.work_requests),
         (inputs.InputRow, tables.inputs),
         (parked_reports.ParkedReport, tables.parked),
     ],

@@ -75,7 +75,7 @@ def full_state() -> TaskState:
         last_heartbeat={3: at(7), 2: at(0)},
         first_seen={3: at(2)},
         requested_builds={3: Transition.START, 4: Transition.STOP},
-        pending_build=4,
+        unanswered_build=4,
         silence=Silence(3, lost=True),
         timed_out=TimedOut(4, 1, "no runner"),
         inbox=Inbox(2, INPUT, at(8)),

@@ -28,7 +28,7 @@ async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
 
 
 def task_row(task_id: UUID | None = None, owner_id: UUID | None = None, name: str | None = None) -> StoredTask:
-    """Make a new task at version 1."""
+    """Return a new task at version 1."""
     task_id = task_id or uuid4()
     task = make_task(
         task_id,
@@ -42,16 +42,16 @@ def task_row(task_id: UUID | None = None, owner_id: UUID | None = None, name: st
 
 
 def next_version(
-    row: StoredTask, version: int, *, due_at: datetime | None = NOW, due_moved: bool = False, **changes: Any
+    row: StoredTask, version: int, *, due_at: datetime | None = NOW, due_changed: bool = False, **changes: Any
 ) -> StoredTask:
     """Return the task at another version, with changes to its fields."""
     document = f'{{"status":"active","version":{version}}}'
     task = replace(row.task, version=version, **changes)
-    return row._replace(task=task, status="active", document=document, due_at=due_at, due_moved=due_moved)
+    return row._replace(task=task, status="active", document=document, due_at=due_at, due_changed=due_changed)
 
 
 def event(task_id: UUID, version: int, at: datetime = NOW) -> TaskEventRow:
-    """Make the change that led to this version."""
+    """Return the change that led to this version."""
     return TaskEventRow(
         task=replace(task_row(task_id).task, version=version, updated_at=at),
         kind="created" if version == 1 else "updated",

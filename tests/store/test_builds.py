@@ -37,7 +37,7 @@ ANALYZE task_builds, tasks, task_events;
 
 
 def row(build_id: UUID | None = None) -> BuildRow:
-    """Make a pending start."""
+    """Return a pending start."""
     return BuildRow(build_id or uuid4(), uuid4(), 1, "start", "pending", None, None, None, NOW)
 
 

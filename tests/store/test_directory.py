@@ -15,12 +15,12 @@ from taskherd.store.engine import transaction
 
 
 def identity(number: int) -> str:
-    """Make a UUID that is easy to recognize."""
+    """Return a UUID that is easy to recognize."""
     return str(UUID(int=number))
 
 
 def file() -> dict[str, Any]:
-    """Make a directory file with two organizations, two users and a template with two versions."""
+    """Return a directory file with two organizations, two users and a template with two versions."""
     return {
         "organizations": [
             {"id": identity(1), "name": "acme", "display_name": "Acme"},
@@ -62,8 +62,8 @@ def file() -> dict[str, Any]:
 
 async def apply(engine: AsyncEngine, content: dict[str, Any]) -> directory.AppliedChanges:
     """Parse and apply the file, as the command does."""
-    async with transaction(engine) as conn:
-        return await directory.apply(conn, directory.parse(yaml.safe_dump(content)))
+    async with transaction(engine) as connection:
+        return await directory.apply(connection, directory.parse(yaml.safe_dump(content)))
 
 
 async def test_applying_twice_changes_nothing(engine: AsyncEngine) -> None:
@@ -72,8 +72,8 @@ async def test_applying_twice_changes_nothing(engine: AsyncEngine) -> None:
     assert (first.created, first.updated, first.deactivated, first.revision) == (10, 0, 0, 1)
     again = await apply(engine, file())
     assert (again.changed, again.revision) == (False, 1)
-    async with transaction(engine) as conn:
-        assert await directory.revision(conn) == 1
+    async with transaction(engine) as connection:
+        assert await directory.revision(connection) == 1
 
 
 async def test_missing_entries_are_deactivated_and_can_return(engine: AsyncEngine) -> None:
@@ -86,11 +86,11 @@ async def test_missing_entries_are_deactivated_and_can_return(engine: AsyncEngin
     content["templates"][0]["versions"] = content["templates"][0]["versions"][1:]
     changes = await apply(engine, content)
     assert (changes.created, changes.updated, changes.deactivated) == (0, 0, 5)
-    async with transaction(engine) as conn:
-        owners = await directory.owners(conn, [UUID(int=11), UUID(int=12), UUID(int=99)])
-        versions = await directory.template_versions(conn, [UUID(int=31), UUID(int=32)])
+    async with transaction(engine) as connection:
+        owners = await directory.owners(connection, [UUID(int=11), UUID(int=12), UUID(int=99)])
+        versions = await directory.template_versions(connection, [UUID(int=31), UUID(int=32)])
         pair = (UUID(int=12), UUID(int=31))
-        assert (await directory.names(conn, [pair]))[pair].owner_name == "bob"
+        assert (await directory.names(connection, [pair]))[pair].owner_name == "bob"
     assert {key.int: (owner.active, owner.organizations) for key, owner in owners.items()} == {
         11: (True, frozenset()),
         12: (False, frozenset()),
@@ -100,8 +100,8 @@ async def test_missing_entries_are_deactivated_and_can_return(engine: AsyncEngin
         32: (True, frozenset()),
     }
     assert (await apply(engine, file())).updated == 5
-    async with transaction(engine) as conn:
-        (version,) = (await directory.template_versions(conn, [UUID(int=32)])).values()
+    async with transaction(engine) as connection:
+        (version,) = (await directory.template_versions(connection, [UUID(int=32)])).values()
     assert dict(version.run) == {"pool": "gpu"}
     assert version.presets == {UUID(int=41)}
     assert version.usable
@@ -113,8 +113,8 @@ async def test_two_can_swap_their_names(engine: AsyncEngine) -> None:
     content = file()
     content["users"][0]["username"], content["users"][1]["username"] = "Bob", "alice"
     assert (await apply(engine, content)).updated == 2
-    async with transaction(engine) as conn:
-        rows = await conn.execute(text("SELECT username FROM users ORDER BY id"))
+    async with transaction(engine) as connection:
+        rows = await connection.execute(text("SELECT username FROM users ORDER BY id"))
         assert list(rows.scalars()) == ["Bob", "alice"]
 
 
@@ -184,10 +184,10 @@ async def test_a_name_cannot_move_to_another_id(engine: AsyncEngine) -> None:
 async def test_names_are_returned_for_known_pairs(engine: AsyncEngine, tmp_path: Path) -> None:
     """A pair of owner and version has its names; a pair that the directory never contained is missing."""
     (tmp_path / "directory.yaml").write_text(yaml.safe_dump(file()))
-    async with transaction(engine) as conn:
-        await directory.apply(conn, directory.parse((tmp_path / "directory.yaml").read_bytes()))
+    async with transaction(engine) as connection:
+        await directory.apply(connection, directory.parse((tmp_path / "directory.yaml").read_bytes()))
         pair = (UUID(int=11), UUID(int=32))
-        names = await directory.names(conn, [pair, (UUID(int=98), UUID(int=99))])
+        names = await directory.names(connection, [pair, (UUID(int=98), UUID(int=99))])
     assert names == {
         pair: directory.DirectoryNames(
             "alice", "", UUID(int=1), UUID(int=21), "claude", "Claude Code", "/icon/claude.svg"

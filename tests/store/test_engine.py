@@ -32,28 +32,28 @@ async def test_errors_are_classified_by_what_to_do(
     engine = open_engine(database_url, size=1, application_name="taskherd-tests", command_timeout=1)
     try:
         with pytest.raises(error):
-            async with transaction(engine) as conn:
-                await conn.execute(text(statement), values)
-        async with transaction(engine) as conn:
-            assert (await conn.execute(text("SELECT 1"))).scalar_one() == 1
+            async with transaction(engine) as connection:
+                await connection.execute(text(statement), values)
+        async with transaction(engine) as connection:
+            assert (await connection.execute(text("SELECT 1"))).scalar_one() == 1
     finally:
         await dispose(engine)
 
 
 async def test_a_plan_from_before_a_migration_is_retried(engine: AsyncEngine) -> None:
     """A statement prepared before a migration raises ``Retry`` at most once, and then works."""
-    async with transaction(engine) as conn:
-        await conn.execute(text("CREATE TABLE changing (a integer)"))
+    async with transaction(engine) as connection:
+        await connection.execute(text("CREATE TABLE changing (a integer)"))
     async with engine.connect() as prepared:
         await prepared.execute(text("SELECT * FROM changing"))
         await prepared.rollback()
-        async with transaction(engine) as conn:
-            await conn.execute(text("ALTER TABLE changing ADD COLUMN b integer"))
+        async with transaction(engine) as connection:
+            await connection.execute(text("ALTER TABLE changing ADD COLUMN b integer"))
     outcomes = []
     for _ in range(3):
         try:
-            async with transaction(engine) as conn:
-                await conn.execute(text("SELECT * FROM changing"))
+            async with transaction(engine) as connection:
+                await connection.execute(text("SELECT * FROM changing"))
             outcomes.append("done")
         except Retry:
             outcomes.append("retry")
@@ -72,8 +72,8 @@ async def test_a_refused_connection_is_unavailable() -> None:
 async def test_an_exhausted_pool_is_unavailable(database_url: str) -> None:
     """A transaction that gets no connection within the command timeout raises ``Unavailable``."""
     engine = open_engine(database_url, size=1, application_name="taskherd-tests", command_timeout=0.5)
-    async with transaction(engine) as conn:
-        await conn.execute(text("SELECT 1"))
+    async with transaction(engine) as connection:
+        await connection.execute(text("SELECT 1"))
         with pytest.raises(Unavailable):
             async with transaction(engine):
                 raise AssertionError
@@ -83,23 +83,23 @@ async def test_an_exhausted_pool_is_unavailable(database_url: str) -> None:
 async def test_a_bug_surfaces(engine: AsyncEngine) -> None:
     """An error in a statement is raised as it is, not as an outage."""
     with pytest.raises(Exception, match="no_such_table"):
-        async with transaction(engine) as conn:
-            await conn.execute(text("SELECT * FROM no_such_table"))
+        async with transaction(engine) as connection:
+            await connection.execute(text("SELECT * FROM no_such_table"))
 
 
 async def test_a_deadlock_is_retried_by_one_transaction(engine: AsyncEngine) -> None:
     """Of two transactions that lock in opposite order, one succeeds and the other raises ``Retry``."""
     one, other = task_row(), task_row()
-    async with transaction(engine) as conn:
-        await tasks.insert_tasks(conn, [one, other])
+    async with transaction(engine) as connection:
+        await tasks.insert_tasks(connection, [one, other])
     barrier = asyncio.Barrier(2)
 
     async def lock(first: tasks.StoredTask, second: tasks.StoredTask) -> str:
         try:
-            async with transaction(engine) as conn:
-                await tasks.lock(conn, [first.task.id])
+            async with transaction(engine) as connection:
+                await tasks.lock(connection, [first.task.id])
                 await barrier.wait()
-                await tasks.lock(conn, [second.task.id])
+                await tasks.lock(connection, [second.task.id])
         except Retry:
             return "retry"
         return "done"

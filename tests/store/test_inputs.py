@@ -15,16 +15,22 @@ async def test_inputs_keep_their_order_and_their_first_outcome(engine: AsyncEngi
     """An inbox is a queue, and an input that has an outcome never gets another one."""
     task_id = uuid4()
     new = [inputs.NewInput(uuid4(), task_id, str(n), NOW, None) for n in range(3)]
-    async with transaction(engine) as conn:
-        await inputs.append(conn, new[:2])
-        await inputs.append(conn, new[2:])
-        assert [row.ordinal for row in await inputs.load(conn, [row.input_id for row in new])] == [0, 1, 2]
+    async with transaction(engine) as connection:
+        await inputs.append(connection, new[:2])
+        await inputs.append(connection, new[2:])
+        assert [row.ordinal for row in await inputs.load(connection, [row.input_id for row in new])] == [0, 1, 2]
         ids = [row.input_id for row in new]
-        assert await inputs.first_queued(conn, {task_id: 2, uuid4(): 1}) == {task_id: ids[:2]}
-        await inputs.mark_sent(conn, ids[:1], NOW)
-        assert [row.state for row in await inputs.load(conn, ids[:1])] == ["sent"]
-        assert await inputs.first_queued(conn, {task_id: 5}) == {task_id: ids[1:]}
-        assert await inputs.record_outcomes(conn, [inputs.InputOutcomeRow(ids[0], "delivered", NOW, None)]) == {ids[0]}
-        assert await inputs.record_outcomes(conn, [inputs.InputOutcomeRow(ids[0], "failed", NOW, "late")]) == set()
-        assert await inputs.fail_all(conn, [task_id], NOW, "The task was deleted.") == {row.input_id for row in new[1:]}
-        assert await inputs.first_queued(conn, {task_id: 1}) == {}
+        assert await inputs.first_queued(connection, {task_id: 2, uuid4(): 1}) == {task_id: ids[:2]}
+        await inputs.mark_sent(connection, ids[:1], NOW)
+        assert [row.state for row in await inputs.load(connection, ids[:1])] == ["sent"]
+        assert await inputs.first_queued(connection, {task_id: 5}) == {task_id: ids[1:]}
+        assert await inputs.record_outcomes(connection, [inputs.InputOutcomeRow(ids[0], "delivered", NOW, None)]) == {
+            ids[0]
+        }
+        assert (
+            await inputs.record_outcomes(connection, [inputs.InputOutcomeRow(ids[0], "failed", NOW, "late")]) == set()
+        )
+        assert await inputs.fail_all(connection, [task_id], NOW, "The task was deleted.") == {
+            row.input_id for row in new[1:]
+        }
+        assert await inputs.first_queued(connection, {task_id: 1}) == {}

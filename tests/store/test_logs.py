@@ -15,7 +15,7 @@ from tests.store.conftest import NOW
 
 
 def entry(task_id: UUID, entry_id: int, seq: int, content: str, build: int = 1) -> LogEntryRow:
-    """Make an entry of the agent's output."""
+    """Return an entry of the agent's output."""
     return LogEntryRow(task_id, build, entry_id, seq, "output", content, NOW)
 
 
@@ -24,18 +24,18 @@ async def test_log_ids_count_per_task_and_never_change(engine: AsyncEngine) -> N
     one, other = uuid4(), uuid4()
 
     async def stored() -> list[tuple[int, str]]:
-        rows = await conn.execute(
+        rows = await connection.execute(
             text("SELECT log_id, content FROM task_logs WHERE task_id = :id ORDER BY log_id"), {"id": one}
         )
         return [(row.log_id, row.content) for row in rows]
 
-    async with transaction(engine) as conn:
+    async with transaction(engine) as connection:
         batch = [entry(one, 7, 1, "a"), entry(other, 0, 1, "x"), entry(one, 3, 1, "b"), entry(one, 7, 2, "a2")]
-        assert await logs.append(conn, batch, NOW) == 3
+        assert await logs.append(connection, batch, NOW) == 3
         assert await stored() == [(0, "a2"), (1, "b")]
         again = [entry(one, 3, 2, "b2"), entry(one, 7, 1, "old"), entry(one, 7, 1, "c", build=2)]
-        assert await logs.append(conn, again, NOW + timedelta(weeks=1)) == 1
+        assert await logs.append(connection, again, NOW + timedelta(weeks=1)) == 1
         assert await stored() == [(0, "a2"), (1, "b2"), (2, "c")]
-        await conn.execute(text("DELETE FROM task_logs"))
-        assert await logs.append(conn, [entry(one, 9, 1, "d")], NOW) == 1
+        await connection.execute(text("DELETE FROM task_logs"))
+        assert await logs.append(connection, [entry(one, 9, 1, "d")], NOW) == 1
         assert await stored() == [(3, "d")]

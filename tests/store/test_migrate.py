@@ -38,8 +38,8 @@ async def test_concurrent_workers_migrate_once(empty_url: str) -> None:
     states = await asyncio.gather(*(migrate.upgrade_async(empty_url) for _ in range(10)))
     assert {state.status for state in states} == {migrate.SchemaStatus.CURRENT}
     engine = open_engine(empty_url, size=1, application_name="taskherd-tests")
-    async with transaction(engine) as conn:
-        count = (await conn.execute(text(f"SELECT count(*) FROM {SCHEMA_VERSION_TABLE}"))).scalar_one()
+    async with transaction(engine) as connection:
+        count = (await connection.execute(text(f"SELECT count(*) FROM {SCHEMA_VERSION_TABLE}"))).scalar_one()
     await dispose(engine)
     assert count == 1
 
@@ -52,33 +52,33 @@ async def test_upgrade_works_inside_a_running_event_loop(empty_url: str) -> None
 async def test_migrations_add_up_to_the_tables(engine: AsyncEngine) -> None:
     """The migrations create exactly the tables, columns, indexes and comments that ``tables`` declares."""
 
-    def compare(conn: Connection) -> list[object]:
+    def compare(connection: Connection) -> list[object]:
         def is_declared(_item: object, name: str | None, kind: str, _reflected: object, _compared: object) -> bool:
             return kind != "table" or name is None or ("_p2" not in name and not name.endswith("_default"))
 
         options = {"version_table": SCHEMA_VERSION_TABLE, "include_object": is_declared, "compare_server_default": True}
-        return list(compare_metadata(MigrationContext.configure(conn, opts=options), METADATA))
+        return list(compare_metadata(MigrationContext.configure(connection, opts=options), METADATA))
 
-    async with engine.connect() as conn:
-        assert await conn.run_sync(compare) == []
+    async with engine.connect() as connection:
+        assert await connection.run_sync(compare) == []
 
 
 async def test_check_rejects_a_schema_that_is_not_current(engine: AsyncEngine, empty_url: str) -> None:
     """A missing schema, and one newer than this release, are rejected with the command to run."""
-    async with transaction(engine) as conn:
-        await migrate.check(conn)
+    async with transaction(engine) as connection:
+        await migrate.check(connection)
     empty = await migrate.current_async(empty_url)
     assert (empty.status, "taskherd db upgrade" in empty.advice) == (migrate.SchemaStatus.MISSING, True)
-    async with transaction(engine) as conn:
-        await conn.execute(text(f"UPDATE {SCHEMA_VERSION_TABLE} SET version_num = '9999'"))
+    async with transaction(engine) as connection:
+        await connection.execute(text(f"UPDATE {SCHEMA_VERSION_TABLE} SET version_num = '9999'"))
         with pytest.raises(Misconfigured, match="newer"):
-            await migrate.check(conn)
+            await migrate.check(connection)
 
 
 async def test_upgrade_never_touches_a_newer_schema(database_url: str, engine: AsyncEngine) -> None:
     """An old release that starts after a new one does not change the schema."""
-    async with transaction(engine) as conn:
-        await conn.execute(text(f"UPDATE {SCHEMA_VERSION_TABLE} SET version_num = '9999'"))
+    async with transaction(engine) as connection:
+        await connection.execute(text(f"UPDATE {SCHEMA_VERSION_TABLE} SET version_num = '9999'"))
     with pytest.raises(Misconfigured):
         await migrate.upgrade_async(database_url)
 
@@ -89,19 +89,19 @@ async def test_a_current_schema_is_only_read(database_url: str, engine: AsyncEng
     url = urlunsplit(
         urlsplit(database_url)._replace(netloc=f"{role}:x@{urlsplit(database_url).netloc.rpartition('@')[2]}")
     )
-    async with transaction(engine) as conn:
-        await conn.execute(text(f"CREATE ROLE {role} LOGIN PASSWORD 'x'"))
-        await conn.execute(text(f"GRANT SELECT ON {SCHEMA_VERSION_TABLE} TO {role}"))
+    async with transaction(engine) as connection:
+        await connection.execute(text(f"CREATE ROLE {role} LOGIN PASSWORD 'x'"))
+        await connection.execute(text(f"GRANT SELECT ON {SCHEMA_VERSION_TABLE} TO {role}"))
     try:
         assert (await migrate.ensure_async(url, upgrading=True)).status is migrate.SchemaStatus.CURRENT
-        async with transaction(engine) as conn:
-            await conn.execute(text(f"DELETE FROM {SCHEMA_VERSION_TABLE}"))
+        async with transaction(engine) as connection:
+            await connection.execute(text(f"DELETE FROM {SCHEMA_VERSION_TABLE}"))
         with pytest.raises(Misconfigured, match="owns the tables"):
             await migrate.ensure_async(url, upgrading=True)
     finally:
-        async with transaction(engine) as conn:
-            await conn.execute(text(f"DROP OWNED BY {role}"))
-            await conn.execute(text(f"DROP ROLE {role}"))
+        async with transaction(engine) as connection:
+            await connection.execute(text(f"DROP OWNED BY {role}"))
+            await connection.execute(text(f"DROP ROLE {role}"))
 
 
 async def test_a_process_that_may_not_migrate_rejects_an_old_schema(empty_url: str) -> None:
@@ -149,9 +149,9 @@ async def test_renamed_columns_keep_their_values(empty_url: str) -> None:
     await connection.close(timeout=5)
     await migrate.upgrade_async(empty_url)
     engine = open_engine(empty_url, size=1, application_name="taskherd-tests")
-    async with transaction(engine) as conn:
-        (stored,) = await tasks.lock(conn, [task])
-        (lease,) = await leases.lock(conn, [task])
+    async with transaction(engine) as connection:
+        (stored,) = await tasks.lock(connection, [task])
+        (lease,) = await leases.lock(connection, [task])
     await dispose(engine)
     assert stored.task.state == row.task.state
     assert lease == Lease(task, 1, None, 5, None, NOW)

@@ -17,41 +17,41 @@ from tests.store.conftest import NOW, event, task_row
 async def _store_events(engine: AsyncEngine, task_count: int, versions: int) -> list[tuple[UUID, int]]:
     rows = [task_row() for _ in range(task_count)]
     keys = [(row.task.id, version) for row in rows for version in range(1, versions + 1)]
-    async with transaction(engine) as conn:
-        await tasks.insert_tasks(conn, rows)
-        await tasks.save(conn, [], [event(task_id, version) for task_id, version in keys])
+    async with transaction(engine) as connection:
+        await tasks.insert_tasks(connection, rows)
+        await tasks.save(connection, [], [event(task_id, version) for task_id, version in keys])
     return keys
 
 
 async def _feed(engine: AsyncEngine) -> list[tuple[int, UUID, int]]:
-    async with transaction(engine) as conn:
-        rows = await conn.execute(text("SELECT position, task_id, version FROM task_feed ORDER BY position"))
+    async with transaction(engine) as connection:
+        rows = await connection.execute(text("SELECT position, task_id, version FROM task_feed ORDER BY position"))
         return [(row.position, row.task_id, row.version) for row in rows]
 
 
 async def test_due_events_contain_everything_to_publish(engine: AsyncEngine) -> None:
     """An event is returned completely until it is marked as published; marking it again has no effect."""
     ((task_id, _),) = await _store_events(engine, 1, 1)
-    async with transaction(engine) as conn:
-        assert await outbox.stale(conn, NOW - timedelta(seconds=1), 10) == []
-        (due,) = await outbox.stale(conn, NOW, 10)
+    async with transaction(engine) as connection:
+        assert await outbox.stale(connection, NOW - timedelta(seconds=1), 10) == []
+        (due,) = await outbox.stale(connection, NOW, 10)
         assert (due.task_id, due.version, due.kind, due.prompt) == (task_id, 1, "created", "Do it.")
         assert due.changes == ["status", "current_state"]
         assert orjson.loads(due.cause) == {"kind": "report", "type": "app.status"}
-        assert await outbox.mark_published(conn, [(task_id, 1)]) == 1
-        assert await outbox.mark_published(conn, [(task_id, 1)]) == 0
-        assert await outbox.stale(conn, NOW, 10) == []
+        assert await outbox.mark_published(connection, [(task_id, 1)]) == 1
+        assert await outbox.mark_published(connection, [(task_id, 1)]) == 0
+        assert await outbox.stale(connection, NOW, 10) == []
 
 
 async def test_a_later_version_waits_for_an_earlier_one(engine: AsyncEngine) -> None:
     """Positions of a task rise with its versions even if the confirms arrive in another order."""
     ((task_id, _), *_) = await _store_events(engine, 1, 3)
-    async with transaction(engine) as conn:
-        assert await outbox.mark_published(conn, [(task_id, 2), (task_id, 3)]) == 0
-    async with transaction(engine) as conn:
-        assert await outbox.mark_published(conn, [(task_id, 1), (task_id, 3)]) == 1
-    async with transaction(engine) as conn:
-        assert await outbox.mark_published(conn, [(task_id, 3), (task_id, 2)]) == 2
+    async with transaction(engine) as connection:
+        assert await outbox.mark_published(connection, [(task_id, 2), (task_id, 3)]) == 0
+    async with transaction(engine) as connection:
+        assert await outbox.mark_published(connection, [(task_id, 1), (task_id, 3)]) == 1
+    async with transaction(engine) as connection:
+        assert await outbox.mark_published(connection, [(task_id, 3), (task_id, 2)]) == 2
     assert [version for _, _, version in await _feed(engine)] == [1, 2, 3]
 
 
@@ -67,10 +67,10 @@ async def test_positions_rise_with_time(engine: AsyncEngine) -> None:
         (first.task.id, 2): 4,
     }
     events = [event(*key, NOW + timedelta(seconds=when)) for key, when in at.items()]
-    async with transaction(engine) as conn:
-        await tasks.insert_tasks(conn, [first, second, third])
-        await tasks.save(conn, [], events)
-        assert await outbox.mark_published(conn, list(at)) == len(at)
+    async with transaction(engine) as connection:
+        await tasks.insert_tasks(connection, [first, second, third])
+        await tasks.save(connection, [], events)
+        assert await outbox.mark_published(connection, list(at)) == len(at)
     assert [(task_id, version) for _, task_id, version in await _feed(engine)] == [
         (third.task.id, 1),
         (first.task.id, 1),
@@ -93,15 +93,15 @@ async def test_positions_have_no_gaps_and_appear_in_order(engine: AsyncEngine) -
         after = text("SELECT position, task_id, version FROM task_feed WHERE position > :at ORDER BY position")
         while True:
             last = done.is_set()
-            async with transaction(engine) as conn:
-                rows = await conn.execute(after, {"at": read[-1][0] if read else 0})
+            async with transaction(engine) as connection:
+                rows = await connection.execute(after, {"at": read[-1][0] if read else 0})
                 read.extend((row.position, row.task_id, row.version) for row in rows)
             if last:
                 return
 
     async def mark(batch: list[tuple[UUID, int]]) -> None:
-        async with transaction(engine) as conn:
-            await outbox.mark_published(conn, batch)
+        async with transaction(engine) as connection:
+            await outbox.mark_published(connection, batch)
 
     reader = asyncio.create_task(follow())
     for _ in range(10):

@@ -16,22 +16,22 @@ from tests.store.conftest import NOW, event, task_row
 FAR = datetime(2040, 1, 4, 12, tzinfo=UTC)  # a Wednesday
 
 
-async def _insert_event(conn: AsyncConnection, at: datetime) -> str:
-    await conn.execute(
+async def _insert_event(connection: AsyncConnection, at: datetime) -> str:
+    await connection.execute(
         text(
             "INSERT INTO task_events (task_id, version, occurred_at, kind, document, changes, cause, prompt_version) "
             "VALUES (:id, 1, :at, 'created', '{}', '{}', '{}', 1)"
         ),
         {"id": uuid4(), "at": at},
     )
-    return str((await conn.execute(text("SELECT CAST(max(tableoid) AS regclass) FROM task_events"))).scalar_one())
+    return str((await connection.execute(text("SELECT CAST(max(tableoid) AS regclass) FROM task_events"))).scalar_one())
 
 
 async def test_a_new_schema_has_partitions_for_five_weeks(engine: AsyncEngine) -> None:
     """An event of this week or the next four does not go to the default partition."""
-    async with transaction(engine) as conn:
-        assert await partitions.ensure_ahead(conn, datetime.now(UTC)) == 0
-        partition = await _insert_event(conn, datetime.now(UTC) + timedelta(weeks=4))
+    async with transaction(engine) as connection:
+        assert await partitions.ensure_ahead(connection, datetime.now(UTC)) == 0
+        partition = await _insert_event(connection, datetime.now(UTC) + timedelta(weeks=4))
     assert partition.startswith("task_events_p")
 
 
@@ -39,45 +39,45 @@ async def test_concurrent_workers_create_each_partition_once(engine: AsyncEngine
     """Ten workers that create partitions at the same time create each one once."""
 
     async def ensure() -> int:
-        async with transaction(engine) as conn:
-            return await partitions.ensure_ahead(conn, FAR, weeks=2)
+        async with transaction(engine) as connection:
+            return await partitions.ensure_ahead(connection, FAR, weeks=2)
 
     assert sum(await asyncio.gather(*(ensure() for _ in range(10)))) == 2 * 3
 
 
 async def test_rows_move_from_the_default_partition_to_a_new_one(engine: AsyncEngine) -> None:
     """Rows that were stored before their partition existed are moved into it."""
-    async with transaction(engine) as conn:
-        assert await _insert_event(conn, FAR) == "task_events_default"
-    async with transaction(engine) as conn:
-        await partitions.ensure_ahead(conn, FAR, weeks=0)
-        rows = await conn.execute(text("SELECT CAST(tableoid AS regclass), occurred_at FROM task_events"))
+    async with transaction(engine) as connection:
+        assert await _insert_event(connection, FAR) == "task_events_default"
+    async with transaction(engine) as connection:
+        await partitions.ensure_ahead(connection, FAR, weeks=0)
+        rows = await connection.execute(text("SELECT CAST(tableoid AS regclass), occurred_at FROM task_events"))
         assert [tuple(row) for row in rows] == [("task_events_p20400102", FAR)]
 
 
 async def test_prune_drops_old_weeks_without_unpublished_events(engine: AsyncEngine) -> None:
     """A partition that ended before the given time is dropped, unless it contains an unpublished event."""
     row = task_row()
-    async with transaction(engine) as conn:
-        await partitions.ensure_ahead(conn, FAR, weeks=1)
-        await tasks.insert_tasks(conn, [row])
-        await tasks.save(conn, [], [event(row.task.id, 1)])
-        assert await partitions.prune(conn, events_before=FAR, logs_before=NOW) == []
-    async with transaction(engine) as conn:
-        await outbox.mark_published(conn, [(row.task.id, 1)])
-        dropped = await partitions.prune(conn, events_before=FAR, logs_before=NOW)
+    async with transaction(engine) as connection:
+        await partitions.ensure_ahead(connection, FAR, weeks=1)
+        await tasks.insert_tasks(connection, [row])
+        await tasks.save(connection, [], [event(row.task.id, 1)])
+        assert await partitions.prune(connection, events_before=FAR, logs_before=NOW) == []
+    async with transaction(engine) as connection:
+        await outbox.mark_published(connection, [(row.task.id, 1)])
+        dropped = await partitions.prune(connection, events_before=FAR, logs_before=NOW)
         assert len(dropped) == 5
         assert all(name.startswith("task_events_p20") for name in dropped)
-        remaining = await conn.execute(
+        remaining = await connection.execute(
             text("SELECT relid::text FROM pg_partition_tree('task_events') WHERE isleaf ORDER BY 1")
         )
         assert list(remaining.scalars()) == ["task_events_default", "task_events_p20400102", "task_events_p20400109"]
-        assert await partitions.prune_feed(conn, NOW + timedelta(seconds=1), 100) == 1
-        assert await partitions.prune_feed(conn, NOW + timedelta(seconds=1), 100) == 0
+        assert await partitions.prune_feed(connection, NOW + timedelta(seconds=1), 100) == 1
+        assert await partitions.prune_feed(connection, NOW + timedelta(seconds=1), 100) == 0
 
 
 async def test_the_functions_accept_only_partitioned_tables(engine: AsyncEngine) -> None:
     """The functions run with the privileges of their owner, so they reject every other table."""
-    async with engine.connect() as conn:
+    async with engine.connect() as connection:
         with pytest.raises(DBAPIError, match="no weekly partition"):
-            await conn.execute(text("SELECT taskherd_add_partition('users', '2040-01-02')"))
+            await connection.execute(text("SELECT taskherd_add_partition('users', '2040-01-02')"))

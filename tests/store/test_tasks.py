@@ -18,9 +18,9 @@ from tests.store.conftest import NOW, event, next_version, task_row
 async def test_an_inserted_task_is_returned_unchanged(engine: AsyncEngine) -> None:
     """Locking returns tasks as they were inserted, in id order, and skips unknown ids."""
     rows = sorted((task_row() for _ in range(5)), key=lambda row: row.task.id)
-    async with transaction(engine) as conn:
-        assert await tasks.insert_tasks(conn, rows) == {row.task.id for row in rows}
-        assert await tasks.lock(conn, [rows[3].task.id, uuid4(), rows[1].task.id]) == [rows[1], rows[3]]
+    async with transaction(engine) as connection:
+        assert await tasks.insert_tasks(connection, rows) == {row.task.id for row in rows}
+        assert await tasks.lock(connection, [rows[3].task.id, uuid4(), rows[1].task.id]) == [rows[1], rows[3]]
 
 
 async def test_a_saved_task_is_returned_unchanged(engine: AsyncEngine) -> None:
@@ -33,50 +33,50 @@ async def test_a_saved_task_is_returned_unchanged(engine: AsyncEngine) -> None:
         deleted_at=NOW,
         state=builds.initial_state(row.task.id, NOW + timedelta(1)),
     )
-    async with transaction(engine) as conn:
-        await tasks.insert_tasks(conn, [row])
-        await tasks.save(conn, [changed._replace(task=replace(changed.task, name="other", owner_id=uuid4()))], [])
-        assert await tasks.lock(conn, [row.task.id]) == [changed._replace(due_moved=True)]
+    async with transaction(engine) as connection:
+        await tasks.insert_tasks(connection, [row])
+        await tasks.save(connection, [changed._replace(task=replace(changed.task, name="other", owner_id=uuid4()))], [])
+        assert await tasks.lock(connection, [row.task.id]) == [changed._replace(due_changed=True)]
 
 
 async def test_names_are_unique_among_an_owners_live_tasks(engine: AsyncEngine) -> None:
     """A task whose id or name (in any case) exists is skipped, no other; a deleted task releases its name."""
     owner = uuid4()
     first = task_row(owner_id=owner, name="Fix-It")
-    async with transaction(engine) as conn:
-        assert await tasks.insert_tasks(conn, [first]) == {first.task.id}
+    async with transaction(engine) as connection:
+        assert await tasks.insert_tasks(connection, [first]) == {first.task.id}
         again = task_row(owner_id=owner, name="fix-it")
         new = task_row(owner_id=owner)
         same_name = new._replace(task=replace(new.task, id=uuid4()))
-        inserted = await tasks.insert_tasks(conn, [first, again, new, same_name])
+        inserted = await tasks.insert_tasks(connection, [first, again, new, same_name])
         assert inserted in ({new.task.id}, {same_name.task.id})
-        assert await tasks.names_in_use(conn, owner, ["fix-it", "free"]) == {"fix-it"}
-        await tasks.save(conn, [next_version(first, 2, deleted_at=NOW)], [])
-        assert await tasks.insert_tasks(conn, [again]) == {again.task.id}
+        assert await tasks.names_in_use(connection, owner, ["fix-it", "free"]) == {"fix-it"}
+        await tasks.save(connection, [next_version(first, 2, deleted_at=NOW)], [])
+        assert await tasks.insert_tasks(connection, [again]) == {again.task.id}
 
 
 async def test_save_is_one_statement_and_heap_only(engine: AsyncEngine) -> None:
     """Saving a batch with its history is one statement, and nearly all updates are heap-only."""
     rows = [task_row() for _ in range(400)]
-    async with transaction(engine) as conn:
-        await tasks.insert_tasks(conn, rows)
+    async with transaction(engine) as connection:
+        await tasks.insert_tasks(connection, rows)
     statements: list[str] = []
     sqlalchemy_event.listen(
         engine.sync_engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2])
     )
     for version in range(2, 12):
         batch = rows[version % 10 :: 10]
-        async with transaction(engine) as conn:
+        async with transaction(engine) as connection:
             events = [event(row.task.id, version) for row in batch]
-            assert await tasks.save(conn, [next_version(row, version) for row in batch], events) == 40
+            assert await tasks.save(connection, [next_version(row, version) for row in batch], events) == 40
     assert len(statements) == 10
-    async with transaction(engine) as conn:
+    async with transaction(engine) as connection:
         counted = text("SELECT count(*), count(DISTINCT task_id), min(changes) FROM task_events")
-        assert tuple((await conn.execute(counted)).one()) == (400, 400, ["status", "current_state"])
-        assert (await conn.execute(text("SELECT count(*) FROM outbox"))).scalar_one() == 400
-        await conn.execute(text("SELECT pg_stat_force_next_flush()"))
-    async with transaction(engine) as conn:
-        counters = await conn.execute(
+        assert tuple((await connection.execute(counted)).one()) == (400, 400, ["status", "current_state"])
+        assert (await connection.execute(text("SELECT count(*) FROM outbox"))).scalar_one() == 400
+        await connection.execute(text("SELECT pg_stat_force_next_flush()"))
+    async with transaction(engine) as connection:
+        counters = await connection.execute(
             text("SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'tasks'")
         )
         updated, hot = counters.one()
@@ -87,28 +87,28 @@ async def test_save_is_one_statement_and_heap_only(engine: AsyncEngine) -> None:
 async def test_a_task_is_due_from_its_due_time(engine: AsyncEngine) -> None:
     """A task is due once its ``due_at`` is reached, and no longer once it has none."""
     early, late, never = task_row(), task_row(), task_row()
-    async with transaction(engine) as conn:
-        await tasks.insert_tasks(conn, [early, late, never._replace(due_at=None)])
+    async with transaction(engine) as connection:
+        await tasks.insert_tasks(connection, [early, late, never._replace(due_at=None)])
         later = NOW + timedelta(minutes=1)
-        await tasks.save(conn, [next_version(late, 1, due_at=later, due_moved=True)], [])
-        assert await tasks.due(conn, NOW, 10) == [early.task.id]
-        assert await tasks.due(conn, later, 10) == [early.task.id, late.task.id]
-        await tasks.save(conn, [next_version(early, 1, due_at=None, due_moved=True)], [])
-        assert await tasks.due(conn, later, 10) == [late.task.id]
+        await tasks.save(connection, [next_version(late, 1, due_at=later, due_changed=True)], [])
+        assert await tasks.due(connection, NOW, 10) == [early.task.id]
+        assert await tasks.due(connection, later, 10) == [early.task.id, late.task.id]
+        await tasks.save(connection, [next_version(early, 1, due_at=None, due_changed=True)], [])
+        assert await tasks.due(connection, later, 10) == [late.task.id]
 
 
 async def test_a_transaction_that_waited_for_a_lock_reads_the_new_prompt(engine: AsyncEngine) -> None:
     """A transaction that waits for a task's lock while its prompt is replaced reads the new prompt."""
     row = task_row()
-    async with transaction(engine) as conn:
-        await tasks.insert_tasks(conn, [row])
+    async with transaction(engine) as connection:
+        await tasks.insert_tasks(connection, [row])
 
     async def waiting() -> list[tasks.StoredTask]:
-        async with transaction(engine) as conn:
-            return await tasks.lock(conn, [row.task.id])
+        async with transaction(engine) as connection:
+            return await tasks.lock(connection, [row.task.id])
 
-    async with transaction(engine) as conn:
-        await tasks.lock(conn, [row.task.id])
+    async with transaction(engine) as connection:
+        await tasks.lock(connection, [row.task.id])
         waiter = asyncio.create_task(waiting())
         blocked = text(
             "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
@@ -117,7 +117,7 @@ async def test_a_transaction_that_waited_for_a_lock_reads_the_new_prompt(engine:
             while (await observer.execute(blocked)).scalar_one() == 0:
                 await observer.rollback()
         changed = next_version(row, 2, prompt="Do it well.", prompt_version=2)
-        await tasks.add_prompts(conn, [changed.task])
-        await tasks.save(conn, [changed], [])
+        await tasks.add_prompts(connection, [changed.task])
+        await tasks.save(connection, [changed], [])
     (locked,) = await waiter
     assert (locked.task.version, locked.task.prompt) == (2, "Do it well.")

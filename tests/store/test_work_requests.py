@@ -12,10 +12,10 @@ from taskherd.store.engine import transaction
 from tests.store.conftest import NOW
 
 
-def work_request(task_id: UUID, build: int, input_id: UUID | None = None) -> work_requests.WorkRequest:
-    """Make a request that is due now."""
+def work_request(task_id: UUID, build: int, input_id: UUID | None = None) -> work_requests.WorkRequestRow:
+    """Return a request that is due now."""
     kind = "agent.input" if input_id else "workspace.start"
-    return work_requests.WorkRequest(uuid4(), task_id, build, kind, input_id, None, 0, NOW, NOW, None)
+    return work_requests.WorkRequestRow(uuid4(), task_id, build, kind, input_id, None, 0, NOW, NOW, None)
 
 
 async def test_the_delay_of_each_attempt_is_that_of_backoff(engine: AsyncEngine) -> None:
@@ -24,35 +24,35 @@ async def test_the_delay_of_each_attempt_is_that_of_backoff(engine: AsyncEngine)
         backoff = Backoff(first, maximum)
         row = work_request(uuid4(), 1)
         at = NOW
-        async with transaction(engine) as conn:
-            await work_requests.add(conn, [row, row])
+        async with transaction(engine) as connection:
+            await work_requests.add(connection, [row, row])
             for attempt in range(1, attempts + 1):
-                (due,) = await work_requests.pick_due(conn, at, 10, first_delay=first, max_delay=maximum)
+                (due,) = await work_requests.pick_due(connection, at, 10, first_delay=first, max_delay=maximum)
                 assert (due.attempt, due.first_sent_at) == (attempt, NOW)
-                assert await work_requests.pick_due(conn, at, 10, first_delay=first, max_delay=maximum) == []
+                assert await work_requests.pick_due(connection, at, 10, first_delay=first, max_delay=maximum) == []
                 delay = (due.next_at - at).total_seconds()
                 assert 0.9 * backoff.longest(attempt) - 1e-6 <= delay <= 1.1 * backoff.longest(attempt) + 1e-6
                 at = due.next_at
-            await work_requests.delete(conn, [row.request_id])
+            await work_requests.delete(connection, [row.request_id])
 
 
 async def test_an_answer_deletes_only_the_request_of_its_build_or_input(engine: AsyncEngine) -> None:
     """A report about a build deletes its workspace request, the outcome of an input its request; others stay due."""
     task_id, input_id = uuid4(), uuid4()
     start, stop, send = work_request(task_id, 1), work_request(task_id, 2), work_request(task_id, 1, input_id)
-    async with transaction(engine) as conn:
-        await work_requests.add(conn, [start, stop, send])
-        assert await work_requests.delete_answered(conn, [(task_id, 1), (uuid4(), 2)]) == {start.request_id}
-        assert await work_requests.delete_answered_inputs(conn, [(task_id, input_id)]) == {send.request_id}
-        assert [row.request_id for row in await work_requests.of_tasks(conn, [task_id])] == [stop.request_id]
-        await work_requests.delete(conn, [stop.request_id])
-        assert await work_requests.pick_due(conn, NOW, 10, first_delay=5, max_delay=60) == []
+    async with transaction(engine) as connection:
+        await work_requests.add(connection, [start, stop, send])
+        assert await work_requests.delete_of_builds(connection, [(task_id, 1), (uuid4(), 2)]) == {start.request_id}
+        assert await work_requests.delete_of_inputs(connection, [(task_id, input_id)]) == {send.request_id}
+        assert [row.request_id for row in await work_requests.of_tasks(connection, [task_id])] == [stop.request_id]
+        await work_requests.delete(connection, [stop.request_id])
+        assert await work_requests.pick_due(connection, NOW, 10, first_delay=5, max_delay=60) == []
 
 
 async def test_two_workers_pick_different_requests(engine: AsyncEngine) -> None:
     """Two workers that pick due requests at the same time never get the same one."""
-    async with transaction(engine) as conn:
-        await work_requests.add(conn, [work_request(uuid4(), 1) for _ in range(4)])
+    async with transaction(engine) as connection:
+        await work_requests.add(connection, [work_request(uuid4(), 1) for _ in range(4)])
     async with transaction(engine) as one, transaction(engine) as other:
         first = await work_requests.pick_due(one, NOW, 2, first_delay=5, max_delay=60)
         second = await work_requests.pick_due(other, NOW, 10, first_delay=5, max_delay=60)

@@ -15,10 +15,10 @@ async def test_a_worker_is_live_while_it_updates_its_row(engine: AsyncEngine) ->
     """A worker that was not seen since a given time is not live, and is pruned; one that shuts down is deleted."""
     old = workers.WorkerRow("old", NOW, NOW, None)
     new = workers.WorkerRow("new", NOW, NOW + timedelta(minutes=1), NOW)
-    async with transaction(engine) as conn:
+    async with transaction(engine) as connection:
         for row in (old, new, new):
-            await workers.record_seen(conn, row)
-        assert await workers.live(conn, NOW + timedelta(seconds=1)) == [new]
-        assert await workers.prune(conn, NOW + timedelta(seconds=1)) == 1
-        await workers.delete(conn, "new")
-        assert await workers.live(conn, NOW) == []
+            await workers.record_seen(connection, row)
+        assert await workers.live(connection, NOW + timedelta(seconds=1)) == [new]
+        assert await workers.prune(connection, NOW + timedelta(seconds=1)) == 1
+        await workers.delete(connection, "new")
+        assert await workers.live(connection, NOW) == []

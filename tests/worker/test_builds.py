@@ -66,7 +66,7 @@ async def test_an_unanswered_start_times_out_until_a_report_arrives(start_worker
         assert event["cause"] == {"kind": "sweep", "type": "build.given_up"}
         assert event["changes"] == ["current_state", "status", "workspace_status"]
         state = event["task"]["current_state"]
-        assert (state["state"], state["message"]) == ("failed", "No runner took up the workspace start in time.")
+        assert (state["state"], state["message"]) == ("failed", "No runner picked up the workspace start in time.")
         assert await harness.database.fetchval("SELECT count(*) FROM work_requests") == 0
         await harness.until_metric(1, "taskherd_requests_given_up_total", type="workspace.start")
         await harness.report(build_report(task_id, 1, "start", "running"))
@@ -81,7 +81,7 @@ async def test_a_build_without_reports_times_out(start_worker: StartWorker) -> N
         await harness.report(build_report(task_id, 1, "start", "running"))
         await harness.until(lambda: harness.document(task_id).get("status") == "error")
         message = harness.document(task_id)["current_state"]["message"]
-        assert message == "Nothing was heard of the workspace start for too long."
+        assert message == "No report about the workspace start arrived in time."
         reply = await harness.command("task.resume", task_id)
         assert (reply["task"]["status"], reply["task"]["workspace_build_number"]) == ("pending", 2)
 

@@ -184,8 +184,8 @@ async def test_an_invalid_command_gets_an_error_and_is_dead_lettered(
     assert harness.dead_letters[0].body == body
 
 
-async def test_each_status_refuses_the_commands_that_compat_md_lists(harness: WorkerHarness) -> None:
-    """Each command in each status is executed or refused as compat.md says; blank inputs are refused first."""
+async def test_each_status_refuses_the_commands_that_coder_refuses(harness: WorkerHarness) -> None:
+    """Each command in each status is executed or refused as Coder's API answers; blank inputs are refused first."""
     blank = {"status": 400, "message": "Task input is required."}
     not_paused = {"status": 409, "message": "Unable to update task input, task must be paused."}
     send = {

@@ -172,7 +172,7 @@ async def test_an_unanswered_input_fails(start_worker: StartWorker) -> None:
         first, second = [await send(harness, task_id, text) for text in ("one", "two")]
         await until_state(harness, first, "failed")
         detail = await harness.database.fetchval("SELECT detail FROM inputs ORDER BY ordinal LIMIT 1")
-        assert detail == "No runner took the input in time."
+        assert detail == "No runner picked up the input in time."
         attempts = [each["attempt"] for each in harness.requests_of(task_id, "agent.input") if each["input"] == "one"]
         assert attempts == list(range(1, len(attempts) + 1))
         assert len(attempts) > 2

@@ -34,9 +34,9 @@ from taskherd.observability.metrics import Metrics
 from taskherd.observability.ops import OpsServer
 from taskherd.observability.readiness import Readiness
 from taskherd.observability.tracing import open_tracing
-from taskherd.store import migrate, timers
+from taskherd.store import database_clock, migrate
 from taskherd.store.engine import dispose, in_use, open_engine, transaction
-from taskherd.store.reader import Reader
+from taskherd.store.read_pool import ReadPool
 
 if TYPE_CHECKING:
     from taskherd.settings import Settings
@@ -80,7 +80,7 @@ class ApiProcess:
         self._connections = BrokerConnections(settings.amqp_url, "api", self.metrics)
         size = max(1, settings.database_pool - WRITE_CONNECTIONS)
         name = "taskherd-api"
-        self._reader = Reader(settings.database_url, size=size, application_name=name)
+        self._reader = ReadPool(settings.database_url, size=size, application_name=name)
         self._engine = open_engine(settings.database_url, size=WRITE_CONNECTIONS, application_name=name)
         self.change_feed = ChangeFeed(
             self._connections.consume,
@@ -189,7 +189,7 @@ class ApiProcess:
 
     async def _check_database(self) -> None:
         async with transaction(self._engine) as connection:
-            await timers.database_time(connection)
+            await database_clock.read(connection)
 
     async def _check_schema(self) -> None:
         async with transaction(self._engine) as connection:

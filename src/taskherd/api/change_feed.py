@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from taskherd.broker.connection import SupervisedConnection
     from taskherd.broker.topology import TopologyNames
     from taskherd.observability.metrics import Metrics
-    from taskherd.store.reader import Reader, Row
+    from taskherd.store.read_pool import ReadPool, Row
 
 log = structlog.get_logger(__name__)
 
@@ -101,7 +101,7 @@ class ChangeFeed:
         self,
         consuming: SupervisedConnection,
         names: TopologyNames,
-        reader: Reader,
+        reader: ReadPool,
         metrics: Metrics,
         *,
         nullable_ids_as_objects: bool,

@@ -14,7 +14,7 @@ from taskherd.api.tasks.documents import names_of
 from taskherd.messages import document, events
 
 if TYPE_CHECKING:
-    from taskherd.store.reader import Row
+    from taskherd.store.read_pool import Row
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from taskherd.observability.tracing import Tracing
     from taskherd.settings import Settings
     from taskherd.store import AsyncEngine
-    from taskherd.store.reader import Reader
+    from taskherd.store.read_pool import ReadPool
 
 ME: Final = "me"
 
@@ -33,7 +33,7 @@ class ApiContext:
 
     settings: Settings
     metrics: Metrics
-    reader: Reader
+    reader: ReadPool
     engine: AsyncEngine
     authenticator: Authenticator
     rate_limiter: RateLimiter

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def initial_state(task_id: UUID, now: datetime) -> TaskState:
     """Return the state of a new task: build 1, a start, is requested."""
     stamped, number = request_build(task_id, None, Transition.START, now)
-    return TaskState(build=stamped, requested_builds={number: Transition.START}, pending_build=number)
+    return TaskState(build=stamped, requested_builds={number: Transition.START}, unanswered_build=number)
 
 
 def is_exhausted(state: TaskState) -> bool:
@@ -33,7 +33,7 @@ def request_next_build(task_id: UUID, state: TaskState, transition: Transition, 
     requested = {**state.requested_builds, number: transition}
     if len(requested) > MAX_REQUESTED_BUILDS:
         del requested[min(requested)]
-    return replace(state, build=stamped, requested_builds=requested, pending_build=number)
+    return replace(state, build=stamped, requested_builds=requested, unanswered_build=number)
 
 
 def advance_delete(task_id: UUID, state: TaskState, now: datetime, backoff: Backoff) -> TaskState:

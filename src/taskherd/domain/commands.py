@@ -76,7 +76,7 @@ class Resume(BaseCommand):
 Command: TypeAlias = Create | Delete | UpdateInput | Send | Pause | Resume
 
 
-def digest_text(command: Command) -> str:
+def canonical_json(command: Command) -> str:
     """Return a command as canonical JSON: keys sorted, absent fields omitted.
 
     Its digest distinguishes a repeated command from a different one under the same ``command_id``.

@@ -81,7 +81,7 @@ def build(state: TaskState, timeouts: Timeouts) -> str:
     if state.build_timed_out:
         timeout = f"timed out: {state.build_error} {_next_attempt(state)}"
         return f"{subject} {timeout} A later report about the build still counts."
-    if state.pending_build == state.build_number:
+    if state.unanswered_build == state.build_number:
         return (
             f"{subject} was requested, but no runner has picked it up yet. The first report about it changes this;"
             f" after {format_duration(timeouts.request_ttl)} without one it counts as failed."
@@ -152,7 +152,7 @@ def failed_build(state: TaskState) -> str:
 
 
 def healthy(timeouts: Timeouts) -> str:
-    """Explain why an agent is healthy."""
+    """Explain why an agent is healthy: its heartbeats arrive, which the runner sends while the workspace is up."""
     return (
         f"The agent sends heartbeats. After {format_duration(timeouts.agent_lost_after)} without one it would count as"
         " lost."

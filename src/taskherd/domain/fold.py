@@ -7,7 +7,8 @@ only the times of receipt differ. The rules, which the tests in ``tests/pure/dom
    report with the greater canonical JSON wins, so two different reports with one key give the same result in any order.
 2. A workspace build concerns up to five facets: the build, and the workspace, runner, agent and app that it names.
    Each of them is compared separately.
-3. The last heartbeat and the first sign of the agent are kept per build number, for the 16 highest, regardless of seq.
+3. The last heartbeat and the time the agent was first seen are kept per build number, for the 16 highest, regardless
+   of seq.
 4. A build report whose transition is not the one that the worker requested under its number is a conflict and changes
    nothing.
 """
@@ -105,8 +106,8 @@ def _build(state: TaskState, report: WorkspaceBuild, now: datetime) -> FoldResul
         after = replace(after, build=build, workspace=workspace, runner=runner, agent=agent, app=app)
     if build is not state.build:
         after = replace(after, timed_out=None)
-    if state.pending_build == number:
-        after = replace(after, pending_build=None)
+    if state.unanswered_build == number:
+        after = replace(after, unanswered_build=None)
     return _fold_result(state, after)
 
 

@@ -60,8 +60,8 @@ class TemplateVersionInfo:
 
 
 @value(frozen=True, slots=True)
-class CreateContext:
-    """The directory's entries, and settings, that decide about a command.
+class CommandContext:
+    """Directory entries and settings needed to evaluate a command.
 
     Attributes:
         owners: the organizations of each owner.
@@ -86,7 +86,7 @@ NO_BUILDS_LEFT = CommandRefused(409, "This task has reached the maximum number o
 
 
 def handle_command(  # noqa: PLR0911 - one return for each command
-    task: Task | None, command: Command, now: datetime, context: CreateContext
+    task: Task | None, command: Command, now: datetime, context: CommandContext
 ) -> CommandAccepted | CommandRefused:
     """Execute a command on a task, which is None if no task has its id."""
     if isinstance(command, Create):
@@ -112,7 +112,7 @@ def handle_command(  # noqa: PLR0911 - one return for each command
             assert_never(command)
 
 
-def _create(command: Create, now: datetime, context: CreateContext) -> CommandAccepted | CommandRefused:
+def _create(command: Create, now: datetime, context: CommandContext) -> CommandAccepted | CommandRefused:
     """Create a task and request its first build."""
     organizations = context.owners.get(command.owner_id)
     if organizations is None:
@@ -158,7 +158,7 @@ def _refuse_bad_names(command: Create) -> CommandRefused | None:
     return None
 
 
-def _choose_name(command: Create, context: CreateContext) -> str | CommandRefused:
+def _choose_name(command: Create, context: CommandContext) -> str | CommandRefused:
     names_in_use = context.names_in_use.get(command.owner_id, frozenset())
     if not command.name:
         return context.generate_name(command.input, names_in_use)

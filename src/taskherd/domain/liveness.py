@@ -1,8 +1,8 @@
 """Detection of missing reports, measured by the worker's clock and only over drained time.
 
 The watermark is the time since which all workers have drained their report queues without interruption, or None while
-they have not. No silence is measured from before it, so downtime of the broker or of workers proves nothing. If most
-agents fall silent at once, a network problem is likely: they are marked as lost only if that lasts.
+they have not. Silence before the watermark is ignored, so downtime never counts against an agent. If most agents fall
+silent at once, a network problem is likely: they are marked as lost only if that lasts.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from taskherd.domain.task import TaskState
 
 MASS_PERCENT = 55
-"""Percentage of the connected agents from which on a loss in one sweep is a mass loss."""
+"""Minimum share of connected agents, in percent, whose loss in one sweep counts as a mass loss."""
 
 MIN_MASS = 5
-"""Minimum number of agents of a mass loss."""
+"""Minimum number of lost agents in a mass loss."""
 
 MAX_SKEW = timedelta(seconds=30)
 """Maximum difference between the clocks of two workers."""
@@ -45,7 +45,7 @@ class WorkerWatermark:
 
 @value(frozen=True, slots=True)
 class Timeouts:
-    """Durations after which a missing report counts, see the settings of the same names."""
+    """How long each kind of report may be missing; see the settings of the same names."""
 
     agent_lost_after: timedelta
     agent_connect_timeout: timedelta
@@ -54,7 +54,7 @@ class Timeouts:
     mass_silence_hold: timedelta
 
 
-def watermark(workers: Sequence[WorkerWatermark], now: datetime, stale_after: timedelta) -> datetime | None:
+def shared_watermark(workers: Sequence[WorkerWatermark], now: datetime, stale_after: timedelta) -> datetime | None:
     """Return the time since which all live workers have been drained, or None if any is not, or no worker is live.
 
     A worker is live until its row is older than ``stale_after``. A worker that hangs may hold heartbeats that no other
@@ -67,13 +67,13 @@ def watermark(workers: Sequence[WorkerWatermark], now: datetime, stale_after: ti
     return max(at for at in since if at is not None)
 
 
-def silence_duration(at: datetime | None, since: datetime, now: datetime) -> timedelta:
-    """Return the silence since ``at``, but at most the drained time since the watermark ``since``.
+def silence_duration(at: datetime | None, watermark: datetime, now: datetime) -> timedelta:
+    """Return the silence since ``at``, but at most the drained time since ``watermark``.
 
     A time slightly after ``now`` is normal: another worker recorded it, or this one between two readings of the clock.
     A time further ahead comes from a wrong clock and is ignored, like None.
     """
-    return now - (max(at, since) if at is not None and is_plausible(at, now) else since)
+    return now - (max(at, watermark) if at is not None and is_plausible(at, now) else watermark)
 
 
 def is_plausible(at: datetime, now: datetime) -> bool:
@@ -81,7 +81,7 @@ def is_plausible(at: datetime, now: datetime) -> bool:
     return at <= now + MAX_SKEW
 
 
-def detect_loss(state: TaskState, since: datetime, now: datetime, timeouts: Timeouts) -> TaskState:
+def detect_loss(state: TaskState, watermark: datetime, now: datetime, timeouts: Timeouts) -> TaskState:
     """Mark the agent of the latest build as silent if its drained silence exceeds the timeout.
 
     An agent that was connected is lost after ``agent_lost_after``. One that never sent a heartbeat takes too long to
@@ -92,68 +92,72 @@ def detect_loss(state: TaskState, since: datetime, now: datetime, timeouts: Time
     if agent is None or (state.silence and state.silence.build_number == number):
         return state
     if is_connected(state):
-        if silence_duration(state.last_heartbeat[number], since, now) > timeouts.agent_lost_after:
+        if silence_duration(state.last_heartbeat[number], watermark, now) > timeouts.agent_lost_after:
             return replace(state, silence=Silence(number, lost=True))
     elif (
         number not in state.last_heartbeat
-        and silence_duration(state.first_seen.get(number), since, now) > timeouts.agent_connect_timeout
+        and silence_duration(state.first_seen.get(number), watermark, now) > timeouts.agent_connect_timeout
     ):
         return replace(state, silence=Silence(number, lost=False))
     return state
 
 
-def time_out_build(state: TaskState, since: datetime, now: datetime, timeouts: Timeouts) -> TaskState:
+def time_out_build(state: TaskState, watermark: datetime, now: datetime, timeouts: Timeouts) -> TaskState:
     """Mark the latest build as timed out if no runner picked it up, or if no report about it arrives any more."""
     if not state.has_active_build:
         return state
     key = state.build.report.sort_key
-    silent = silence_duration(state.build.received_at, since, now)
+    silent = silence_duration(state.build.received_at, watermark, now)
     nouns = {Transition.START: "start", Transition.STOP: "stop", Transition.DELETE: "deletion"}
-    if state.pending_build == key[0]:
+    if state.unanswered_build == key[0]:
         if silent <= timeouts.request_ttl:
             return state
-        error = f"No runner took up the workspace {nouns[state.build.report.transition]} in time."
+        error = f"No runner picked up the workspace {nouns[state.build.report.transition]} in time."
     else:
         if silent <= timeouts.build_timeout:
             return state
-        error = f"Nothing was heard of the workspace {nouns[state.build.report.transition]} for too long."
-    return replace(state, timed_out=TimedOut(key[0], key[1], error), pending_build=None)
+        error = f"No report about the workspace {nouns[state.build.report.transition]} arrived in time."
+    return replace(state, timed_out=TimedOut(key[0], key[1], error), unanswered_build=None)
 
 
 def next_deadline(
-    state: TaskState, timeouts: Timeouts, now: datetime, since: datetime | None = None
+    state: TaskState, timeouts: Timeouts, now: datetime, watermark: datetime | None = None
 ) -> datetime | None:
     """Return when the timeout of the build or of the connecting agent ends next, or None if neither is pending.
 
-    ``since``: the watermark, before which no silence is measured, or None if it is not known.
+    ``watermark``: the watermark, before which no silence is measured, or None if it is not known.
     """
     times: list[datetime] = []
     if state.has_active_build:
-        timeout = timeouts.request_ttl if state.pending_build == state.build_number else timeouts.build_timeout
-        times.append(_silence_start(state.build.received_at, since, now) + timeout)
+        timeout = timeouts.request_ttl if state.unanswered_build == state.build_number else timeouts.build_timeout
+        times.append(_silence_start(state.build.received_at, watermark, now) + timeout)
     first_seen = state.first_seen.get(state.build_number)
     is_silent = state.silence is not None and state.silence.build_number == state.build_number
     if first_seen and not is_silent and state.build_number not in state.last_heartbeat and agent_of(state):
-        times.append(_silence_start(first_seen, since, now) + timeouts.agent_connect_timeout)
+        times.append(_silence_start(first_seen, watermark, now) + timeouts.agent_connect_timeout)
     return min(times, default=None)
 
 
-def _silence_start(at: datetime, since: datetime | None, now: datetime) -> datetime:
+def _silence_start(at: datetime, watermark: datetime | None, now: datetime) -> datetime:
     at = at if is_plausible(at, now) else now  # if the clock was set back, do not wait until it reaches ``at`` again
-    return at if since is None else max(at, since)
+    return at if watermark is None else max(at, watermark)
 
 
-class MassLossGuard(StrEnum):
-    """Decision about the agents that would be lost in one sweep: mark them as lost, or wait."""
+class MassLossDecision(StrEnum):
+    """Decision about the agents that would be lost in one sweep."""
 
     ACCEPT = "accept"
+    """Mark them as lost: they are few, or they have been silent for ``mass_silence_hold``."""
     HOLD = "hold"
+    """Mark none of them: so many at once point to the network. The next sweep decides again."""
 
 
-def guard_mass_loss(connected_agents: int, would_lose: int, held_for: timedelta, timeouts: Timeouts) -> MassLossGuard:
+def decide_mass_loss(
+    connected_agents: int, would_lose: int, held_for: timedelta, timeouts: Timeouts
+) -> MassLossDecision:
     """Decide whether to accept a loss of ``would_lose`` agents in one sweep.
 
-    ``held_for``: drained time since the guard began to hold.
+    ``held_for``: drained time since the first sweep that held this loss.
     """
     mass = would_lose >= MIN_MASS and 100 * would_lose >= MASS_PERCENT * connected_agents
-    return MassLossGuard.HOLD if mass and held_for < timeouts.mass_silence_hold else MassLossGuard.ACCEPT
+    return MassLossDecision.HOLD if mass and held_for < timeouts.mass_silence_hold else MassLossDecision.ACCEPT

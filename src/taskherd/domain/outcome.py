@@ -78,7 +78,7 @@ class ReportOutcome(Enum):
     FAULT = (
         "invalid",
         DeadLetterReason.FAULT,
-        "Processing failed because of a bug in taskherd; see the worker's log of that time.",
+        "Processing failed because of a bug in taskherd; see the worker's log around that time.",
     )
 
     def __init__(self, metric: str, dead_letter_reason: DeadLetterReason | None = None, detail: str = "") -> None:

@@ -98,7 +98,7 @@ class TaskState:
         last_heartbeat: when the last heartbeat was received, whatever its seq.
         first_seen: when the first report by or about the agent was received.
         requested_builds: the transitions of the builds that the worker requested itself.
-        pending_build: the number of the requested build that no report has answered yet.
+        unanswered_build: the number of the requested build that no report has answered yet.
     """
 
     build: Stamped[WorkspaceBuild]
@@ -113,7 +113,7 @@ class TaskState:
     last_heartbeat: Mapping[int, datetime] = field(default_factory=dict)
     first_seen: Mapping[int, datetime] = field(default_factory=dict)
     requested_builds: Mapping[int, Transition] = field(default_factory=dict)
-    pending_build: int | None = None
+    unanswered_build: int | None = None
     silence: Silence | None = None
     timed_out: TimedOut | None = None
     inbox: Inbox = field(default_factory=Inbox)

@@ -1,4 +1,4 @@
-"""The effect of one batch on one task: its inputs applied in order, and everything to save or send because of them.
+"""The effect of one batch on one task: its messages applied in order, and everything to save or send because of them.
 
 Nothing is read or written here: the worker loads what an update needs, and saves what the update contains.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from taskherd.backoff import Backoff
     from taskherd.domain.commands import Command
-    from taskherd.domain.handle_command import CreateContext
+    from taskherd.domain.handle_command import CommandContext
     from taskherd.domain.liveness import Timeouts
     from taskherd.domain.reports import Report
     from taskherd.domain.task import Task, TaskState
@@ -42,7 +42,7 @@ class Cause:
 
 @value(frozen=True, slots=True)
 class AcceptedInput:
-    """An accepted input, to be appended to the inbox."""
+    """An accepted user input, to be appended to the inbox."""
 
     input_id: UUID
     content: str
@@ -54,31 +54,32 @@ class TimerCheck:
     """The sweeper's check of the timers of a task.
 
     Attributes:
-        watermark: the start of drained time; None if silence proves nothing now, so that the check has no effect.
-        mass_held: True while the mass-loss guard holds: no agent is marked as lost.
-        counted_at: when the sweeper last counted the silent agents, None for now. An agent that was not overdue then is
-            not marked as lost, because the mass-loss guard has not counted it.
-        expired_inputs: inputs that no runner accepted in time.
+        watermark: the start of drained time; None while silence is inconclusive; the check then has no
+            effect.
+        mass_held: True while a mass loss is held: no agent is marked as lost.
+        counted_at: when the sweeper last counted the silent agents, None for now. An agent that was not
+            overdue then is not marked as lost, because the decision about a mass loss did not count it.
+        expired_inputs: user inputs that no runner picked up in time.
     """
 
     watermark: datetime | None
     mass_held: bool = False
-    counted_at: datetime | None = None
+    silence_counted_at: datetime | None = None
     expired_inputs: tuple[UUID, ...] = ()
 
 
 @dataclass(slots=True)
 class TaskUpdate:
-    """The task before and after a batch, and what else has to be saved or sent. Mutable while inputs are applied.
+    """The task before and after a batch, and what else has to be saved or sent. Mutable while messages are applied.
 
     Attributes:
         before: the task as it was loaded, or None if it does not exist.
-        task: the task with all inputs applied so far.
+        task: the task with all messages applied so far.
         core_document: the stored part of the document as JSON, first as it was loaded, later as it is saved.
-        queue: the first queued inputs as they were loaded, in order, see ``inbox.send_next``.
-        sent_input: the input to send to the agent now.
+        queue: the first queued user inputs as they were loaded, in order, see ``inbox.send_next``.
+        sent_input: the user input to send to the agent now.
         requested_builds: the numbers of the builds to send work requests for.
-        answered_builds: the numbers of the builds whose work requests are closed.
+        closed_requests: the numbers of the builds whose work requests are closed.
         superseded: the task states from just before a later build became the latest.
         inputs_failed: True if the task's delete fails all inputs without an outcome.
         timed_out: the transition of the build that timed out.
@@ -91,7 +92,7 @@ class TaskUpdate:
     command_result: CommandAccepted | CommandRefused | None = None
     sent_input: UUID | None = None
     requested_builds: list[int] = field(default_factory=list)
-    answered_builds: list[int] = field(default_factory=list)
+    closed_requests: list[int] = field(default_factory=list)
     superseded: list[TaskState] = field(default_factory=list)
     logs: list[TaskLog] = field(default_factory=list)
     new_inputs: list[AcceptedInput] = field(default_factory=list)
@@ -110,21 +111,21 @@ class TaskUpdate:
 
 
 @value(frozen=True, slots=True)
-class Policies:
-    """Timeouts and loaded rows that the decisions of a batch depend on.
+class UpdateContext:
+    """What the decisions of a batch depend on: timeouts, and the rows loaded for it.
 
-    Of the inputs that the batch refers to, ``known_inputs`` belong to the reported task, and ``open_inputs`` are those
-    of them without an outcome.
+    Of the user inputs that the batch refers to, ``known_inputs`` belong to the reported task, and ``open_inputs`` also
+    have no outcome yet.
     """
 
     timeouts: Timeouts
     delete_backoff: Backoff
-    create_context: CreateContext
+    command_context: CommandContext
     open_inputs: frozenset[UUID] = frozenset()
     known_inputs: frozenset[UUID] = frozenset()
 
 
-def apply_report(update: TaskUpdate, report: Report, now: datetime, policies: Policies) -> ReportOutcome:
+def apply_report(update: TaskUpdate, report: Report, now: datetime, context: UpdateContext) -> ReportOutcome:
     """Fold one report into the task, which must exist, and return its outcome."""
     task = update.existing_task
     if task.deleted_at is not None and not isinstance(report, WorkspaceBuild):
@@ -132,7 +133,7 @@ def apply_report(update: TaskUpdate, report: Report, now: datetime, policies: Po
     state = task.state
     report = fold.with_build_number(report, state)
     if isinstance(report, InputOutcomeReport):
-        return _apply_input_outcome(update, report, now, policies)
+        return _apply_input_outcome(update, report, now, context)
     folded = fold.fold(state, report, now)
     if isinstance(report, TaskLog):
         update.logs.append(report)
@@ -141,25 +142,25 @@ def apply_report(update: TaskUpdate, report: Report, now: datetime, policies: Po
             update.cause = Cause("report", report.type)
         if isinstance(report, WorkspaceBuild) and folded.state.build_number != state.build_number:
             update.superseded.append(state)
-        update.task = replace(task, state=_answer(update, state.pending_build, folded.state))
+        update.task = replace(task, state=_close_answered_request(update, state.unanswered_build, folded.state))
     return folded.outcome
 
 
-def _answer(update: TaskUpdate, pending: int | None, after: TaskState) -> TaskState:
+def _close_answered_request(update: TaskUpdate, unanswered: int | None, after: TaskState) -> TaskState:
     """Close the request of a build that was answered, or superseded by a later build that was not requested."""
-    if pending is None or (after.pending_build == pending and after.build_number == pending):
+    if unanswered is None or (after.unanswered_build == unanswered and after.build_number == unanswered):
         return after
-    update.answered_builds.append(pending)
-    return after if after.pending_build is None else replace(after, pending_build=None)
+    update.closed_requests.append(unanswered)
+    return after if after.unanswered_build is None else replace(after, unanswered_build=None)
 
 
 def _apply_input_outcome(
-    update: TaskUpdate, report: InputOutcomeReport, now: datetime, policies: Policies
+    update: TaskUpdate, report: InputOutcomeReport, now: datetime, context: UpdateContext
 ) -> ReportOutcome:
-    if report.input_id not in policies.known_inputs:
+    if report.input_id not in context.known_inputs:
         return ReportOutcome.UNKNOWN_INPUT
     decided = any(report.input_id == earlier.input_id for earlier in update.input_outcomes)
-    if decided or report.input_id not in policies.open_inputs:
+    if decided or report.input_id not in context.open_inputs:
         return ReportOutcome.STALE
     task = update.existing_task
     update.input_outcomes.append(report)
@@ -169,9 +170,9 @@ def _apply_input_outcome(
     return ReportOutcome.APPLIED
 
 
-def apply_command(update: TaskUpdate, command: Command, now: datetime, policies: Policies) -> None:
+def apply_command(update: TaskUpdate, command: Command, now: datetime, context: UpdateContext) -> None:
     """Execute one command on the task, which may not exist."""
-    result = handle_command(update.task, command, now, policies.create_context)
+    result = handle_command(update.task, command, now, context.command_context)
     if isinstance(result, CommandAccepted):
         if result.input is not None and result.input_id is not None:
             update.new_inputs.append(AcceptedInput(result.input_id, result.input, command.actor_id))
@@ -182,60 +183,60 @@ def apply_command(update: TaskUpdate, command: Command, now: datetime, policies:
     update.command_result = result
 
 
-def apply_timer_check(update: TaskUpdate, check: TimerCheck, now: datetime, policies: Policies) -> None:
+def apply_timer_check(update: TaskUpdate, check: TimerCheck, now: datetime, context: UpdateContext) -> None:
     """Apply a timer check: fail expired inputs, time out the latest build, and mark a lost agent."""
     task = update.task
     if task is None or check.watermark is None:
         return
     for input_id in check.expired_inputs:
-        _expire(update, task, input_id, now, policies)
+        _expire(update, task, input_id, now, context)
     task = update.task or task
     state = task.state
-    after = liveness.time_out_build(state, check.watermark, now, policies.timeouts)
+    after = liveness.time_out_build(state, check.watermark, now, context.timeouts)
     if after is not state:
         update.timed_out = after.build.report.transition.value
-        update.answered_builds.append(after.build_number)
+        update.closed_requests.append(after.build_number)
         update.cause = Cause("sweep", "build.given_up")
     if not check.mass_held and task.deleted_at is None:
-        checked = liveness.detect_loss(after, check.watermark, check.counted_at or now, policies.timeouts)
+        checked = liveness.detect_loss(after, check.watermark, check.silence_counted_at or now, context.timeouts)
         if checked is not after:
             update.cause = Cause("sweep", "agent.silent")
         after = checked
     update.task = replace(task, state=after)
 
 
-def _expire(update: TaskUpdate, task: Task, input_id: UUID, now: datetime, policies: Policies) -> None:
+def _expire(update: TaskUpdate, task: Task, input_id: UUID, now: datetime, context: UpdateContext) -> None:
     report = InputOutcomeReport(
         task_id=task.id,
         build_number=task.state.build_number,
         seq=0,
         input_id=input_id,
         outcome=InputOutcome.FAILED,
-        detail="No runner took the input in time.",
+        detail="No runner picked up the input in time.",
     )
-    if input_id in policies.open_inputs:
+    if input_id in context.open_inputs:
         update.input_outcomes.append(report)
         update.task = replace(task, state=inbox.record_outcome(task.state, input_id, now, delivered=False))
 
 
-def finalize(update: TaskUpdate, now: datetime, policies: Policies) -> None:
-    """Finish the update after its last input: advance a delete, send the next input, collect newly requested builds."""
+def finalize(update: TaskUpdate, now: datetime, context: UpdateContext) -> None:
+    """Finish the update after its last message: advance a delete, send the next input, collect new build requests."""
     task = update.task
     if task is None:
         return
     if task.state.deletion is not None:
-        task = update.task = _advance_delete(update, task, now, policies)
+        task = update.task = _advance_delete(update, task, now, context)
     if task.state.inbox.queued and task.deleted_at is None:
         task = update.task = _send_next_input(update, task, now)
     before = update.before.state.requested_builds if update.before else {}
-    answered = update.answered_builds
+    closed = update.closed_requests
     update.requested_builds.extend(
-        sorted(n for n in task.state.requested_builds if n not in before and n not in answered)
+        sorted(n for n in task.state.requested_builds if n not in before and n not in closed)
     )
 
 
-def _advance_delete(update: TaskUpdate, task: Task, now: datetime, policies: Policies) -> Task:
-    state = builds.advance_delete(task.id, task.state, now, policies.delete_backoff)
+def _advance_delete(update: TaskUpdate, task: Task, now: datetime, context: UpdateContext) -> Task:
+    state = builds.advance_delete(task.id, task.state, now, context.delete_backoff)
     if state.build_number != task.state.build_number:
         update.superseded.append(task.state)
         update.delete_retried = state.deletion is not None and state.deletion.attempts > 1
@@ -253,15 +254,15 @@ RECHECK_AFTER = timedelta(seconds=1)
 """Minimum time until the next timer check of a task."""
 
 
-def due_at(state: TaskState, since: datetime | None, now: datetime, timeouts: Timeouts) -> datetime | None:
+def due_at(state: TaskState, watermark: datetime | None, now: datetime, timeouts: Timeouts) -> datetime | None:
     """Return when the sweeper must check the task next, or None if only a report or command can make that necessary.
 
-    ``since``: the watermark, or None if it is not known.
+    ``watermark``: the watermark, or None if it is not known.
     """
     retry = state.deletion.retry_at if state.deletion else None
     times = [
         at
-        for at in (liveness.next_deadline(state, timeouts, now, since), inbox.next_check_at(state), retry)
+        for at in (liveness.next_deadline(state, timeouts, now, watermark), inbox.next_check_at(state), retry)
         if at is not None
     ]
     if not is_steady(state) and is_connected(state):

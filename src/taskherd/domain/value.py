@@ -1,4 +1,4 @@
-"""Dataclasses that are immutable by type checking only, which makes them fast to construct and to copy.
+"""Dataclasses whose immutability only the type checker enforces, which makes them fast to construct and to copy.
 
 A frozen dataclass sets each field through ``object.__setattr__``: constructing a ``TaskState`` takes eight times as
 long as with this module, and replacing one field ten times as long. Values are constructed for every report; the

@@ -12,7 +12,7 @@ from uuid import UUID
 from pydantic import Field, StringConstraints, TypeAdapter
 
 from taskherd.domain import commands as domain
-from taskherd.domain.commands import Command, digest_text
+from taskherd.domain.commands import Command, canonical_json
 from taskherd.messages import texts
 from taskherd.messages.decoding import InvalidMessage, Undecodable, decode, too_large
 from taskherd.messages.fields import IncomingModel, Input
@@ -122,7 +122,7 @@ _COMMAND: TypeAdapter[CommandIn] = TypeAdapter(CommandIn)
 
 def encode_command(command: Command) -> bytes:
     """Encode a command as canonical JSON; absent fields are omitted."""
-    return digest_text(command).encode()
+    return canonical_json(command).encode()
 
 
 def decode_command(body: bytes) -> Command | InvalidMessage:

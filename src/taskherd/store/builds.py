@@ -1,6 +1,6 @@
 """Builds, looked up by the id of the build, its workspace or its agent. The worker writes them, the API reads them.
 
-The reading statements are for ``Reader``. ``$1`` is always the caller; the WHERE clause checks access to the task.
+The reading statements are for ``ReadPool``. ``$1`` is always the caller; the WHERE clause checks access to the task.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from taskherd.store.reader import Reader, Row
+from taskherd.store.read_pool import ReadPool, Row
 from taskherd.store.statements import ColumnArrays, assignments, changing, column_names, stored
 from taskherd.store.tables import task_builds
 from taskherd.store.task_queries import CAN_SEE
@@ -85,32 +85,32 @@ ORDER BY e.version LIMIT $5
 """
 
 
-async def save(conn: AsyncConnection, rows: Sequence[BuildRow]) -> None:
+async def save(connection: AsyncConnection, rows: Sequence[BuildRow]) -> None:
     """Insert or update builds of tasks locked in this transaction; the last row of a build wins."""
     last_rows = {row.build_id: row for row in rows}.values()
-    await conn.execute(SAVE, ROWS.parameters(last_rows))
+    await connection.execute(SAVE, ROWS.parameters(last_rows))
 
 
-async def build(reader: Reader, caller: UUID, build_id: UUID) -> Row | None:
+async def build(pool: ReadPool, caller: UUID, build_id: UUID) -> Row | None:
     """Return a build with its task's names, or None if it does not exist or the caller may not see it."""
-    return await reader.fetch_one(BUILD, caller, build_id)
+    return await pool.fetch_one(BUILD, caller, build_id)
 
 
-async def latest_of_workspace(reader: Reader, caller: UUID, workspace_id: UUID) -> Row | None:
+async def latest_of_workspace(pool: ReadPool, caller: UUID, workspace_id: UUID) -> Row | None:
     """Return the latest build of a workspace, or None if there is none or the caller may not see it."""
-    return await reader.fetch_one(WORKSPACE, caller, workspace_id)
+    return await pool.fetch_one(WORKSPACE, caller, workspace_id)
 
 
-async def of_agent(reader: Reader, caller: UUID, agent_id: UUID) -> Row | None:
+async def of_agent(pool: ReadPool, caller: UUID, agent_id: UUID) -> Row | None:
     """Return the build that this agent runs in, or None if there is none or the caller may not see it."""
-    return await reader.fetch_one(AGENT, caller, agent_id)
+    return await pool.fetch_one(AGENT, caller, agent_id)
 
 
 async def history(
-    reader: Reader, task_id: UUID, number: int, changes: Sequence[str], *, after: int, limit: int
+    pool: ReadPool, task_id: UUID, number: int, changes: Sequence[str], *, after: int, limit: int
 ) -> Sequence[Row]:
     """Return up to ``limit`` versions after ``after`` that changed any field in ``changes`` of a build, oldest first.
 
     Pruned history is missing.
     """
-    return await reader.fetch(HISTORY, task_id, after, number, list(changes), limit)
+    return await pool.fetch(HISTORY, task_id, after, number, list(changes), limit)

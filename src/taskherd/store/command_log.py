@@ -20,7 +20,7 @@ class RecordedCommand:
     reply: str
 
 
-CLAIM: Final = text("""
+REGISTER: Final = text("""
 INSERT INTO command_log (command_id, digest, created_at)
 SELECT command_id, digest, :now
 FROM unnest(CAST(:id AS uuid[]), CAST(:digest AS bytea[])) AS c(command_id, digest)
@@ -46,12 +46,12 @@ DELETE FROM command_log WHERE command_id IN (
 """)
 
 
-async def claim(
-    conn: AsyncConnection, commands: Sequence[tuple[UUID, bytes]], now: datetime
+async def register(
+    connection: AsyncConnection, commands: Sequence[tuple[UUID, bytes]], now: datetime
 ) -> dict[UUID, RecordedCommand]:
-    """Claim (command id, digest) pairs with unique ids; return the commands executed earlier, with their replies.
+    """Register (command id, digest) pairs with unique ids; return the commands executed earlier, with their replies.
 
-    Blocks while another transaction holds the same command id. Each command claimed here must get its reply by
+    Blocks while another transaction holds the same command id. Each command registered here must get its reply by
     ``record`` in the same transaction.
     """
     values = {
@@ -59,23 +59,23 @@ async def claim(
         "digest": [digest for _, digest in commands],
         "now": now,
     }
-    claimed = {command_id for (command_id,) in await conn.execute(CLAIM, values)}
-    earlier = [command_id for command_id, _ in commands if command_id not in claimed]
-    return await find(conn, earlier) if earlier else {}
+    registered = {command_id for (command_id,) in await connection.execute(REGISTER, values)}
+    earlier = [command_id for command_id, _ in commands if command_id not in registered]
+    return await find(connection, earlier) if earlier else {}
 
 
-async def find(conn: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, RecordedCommand]:
+async def find(connection: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, RecordedCommand]:
     """Return the commands that are recorded under these ids."""
-    rows = await conn.execute(FIND, {"ids": ids})
+    rows = await connection.execute(FIND, {"ids": ids})
     return {command_id: RecordedCommand(digest, reply) for command_id, digest, reply in rows}
 
 
-async def record(conn: AsyncConnection, replies: Sequence[tuple[UUID, str]]) -> None:
-    """Store the replies, as JSON text, of commands claimed in this transaction."""
+async def record(connection: AsyncConnection, replies: Sequence[tuple[UUID, str]]) -> None:
+    """Store the replies, as JSON text, of commands registered in this transaction."""
     values = {"id": [command_id for command_id, _ in replies], "reply": [reply for _, reply in replies]}
-    await conn.execute(RECORD, values)
+    await connection.execute(RECORD, values)
 
 
-async def prune(conn: AsyncConnection, before: datetime, limit: int) -> int:
+async def prune(connection: AsyncConnection, before: datetime, limit: int) -> int:
     """Delete up to ``limit`` commands executed before ``before`` and return the number deleted."""
-    return (await conn.execute(PRUNE, {"before": before, "limit": limit})).rowcount
+    return (await connection.execute(PRUNE, {"before": before, "limit": limit})).rowcount

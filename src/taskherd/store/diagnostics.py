@@ -72,24 +72,24 @@ class ContentCounts:
     oldest: float
 
 
-async def server_info(conn: AsyncConnection) -> ServerInfo:
+async def server_info(connection: AsyncConnection) -> ServerInfo:
     """Return the server's version and time, and whether it only accepts reads."""
-    row = (await conn.execute(_SERVER)).one()
+    row = (await connection.execute(_SERVER)).one()
     return ServerInfo(row.major, row.version, row.now, row.read_only)
 
 
-async def schema_state(conn: AsyncConnection) -> migrate.SchemaState:
+async def schema_state(connection: AsyncConnection) -> migrate.SchemaState:
     """Return the state of the schema, compared with this release."""
-    return await migrate.state(conn)
+    return await migrate.state(connection)
 
 
-async def missing_privileges(conn: AsyncConnection) -> tuple[str, ...]:
+async def missing_privileges(connection: AsyncConnection) -> tuple[str, ...]:
     """Return the tables on which this user lacks privileges that a worker needs, each with the missing privileges."""
     tables = [table.name for table in METADATA.sorted_tables if table.name not in NOT_FOR_WORKERS]
-    return tuple((await conn.execute(_MISSING_PRIVILEGES, {"tables": tables, "read_only": READ_ONLY})).scalars())
+    return tuple((await connection.execute(_MISSING_PRIVILEGES, {"tables": tables, "read_only": READ_ONLY})).scalars())
 
 
-async def content_counts(conn: AsyncConnection) -> ContentCounts:
+async def content_counts(connection: AsyncConnection) -> ContentCounts:
     """Return the numbers of users, templates and unpublished events; requires the schema."""
-    row = (await conn.execute(_CONTENT)).one()
+    row = (await connection.execute(_CONTENT)).one()
     return ContentCounts(row.users, row.templates, row.unpublished, float(row.oldest or 0))

@@ -89,24 +89,24 @@ WHERE v.id = ANY(CAST(:ids AS uuid[]))
 REVISION: Final = text("SELECT revision FROM directory_revision")
 
 
-async def names(conn: AsyncConnection, pairs: Sequence[Pair]) -> dict[Pair, DirectoryNames]:
+async def names(connection: AsyncConnection, pairs: Sequence[Pair]) -> dict[Pair, DirectoryNames]:
     """Return the names of these pairs, active or not; pairs that the directory never contained are missing."""
     values = {"owners": [owner_id for owner_id, _ in pairs], "versions": [version_id for _, version_id in pairs]}
-    rows = await conn.execute(NAMES, values)
+    rows = await connection.execute(NAMES, values)
     return {(owner_id, version_id): DirectoryNames(*texts) for owner_id, version_id, *texts in rows}
 
 
-async def owners(conn: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, Owner]:
+async def owners(connection: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, Owner]:
     """Return the users that exist among ``ids``."""
     return {
         row[0]: Owner(row[0], row[1], row[2], frozenset(row[3] or ()))
-        for row in await conn.execute(OWNERS, {"ids": ids})
+        for row in await connection.execute(OWNERS, {"ids": ids})
     }
 
 
-async def template_versions(conn: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, TemplateVersion]:
+async def template_versions(connection: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, TemplateVersion]:
     """Return the template versions that exist among ``ids``."""
-    rows = await conn.execute(TEMPLATE_VERSIONS, {"ids": ids})
+    rows = await connection.execute(TEMPLATE_VERSIONS, {"ids": ids})
     return {
         version_id: TemplateVersion(
             version_id, template_id, organization_id, name, run, usable, frozenset(presets or ())
@@ -115,6 +115,6 @@ async def template_versions(conn: AsyncConnection, ids: Sequence[UUID]) -> dict[
     }
 
 
-async def revision(conn: AsyncConnection) -> int:
+async def revision(connection: AsyncConnection) -> int:
     """Return the revision of the directory, which rises with every change."""
-    return int((await conn.execute(REVISION)).scalar_one())
+    return int((await connection.execute(REVISION)).scalar_one())

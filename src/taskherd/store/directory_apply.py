@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
+from uuid import UUID
 
 from sqlalchemy import Table, bindparam, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -60,35 +61,37 @@ LOCK: Final = text("SELECT pg_advisory_xact_lock(hashtextextended('taskherd dire
 REVISION: Final = text("UPDATE directory_revision SET revision = revision + :by RETURNING revision")
 
 
-async def apply(conn: AsyncConnection, directory: Directory) -> AppliedChanges:
+async def apply(connection: AsyncConnection, directory: Directory) -> AppliedChanges:
     """Make the tables match ``directory``. Idempotent: a repeat leaves the revision as it is.
 
     Raises:
         InvalidDirectory: an entry would move to another parent, or take the name of an entry missing from the file.
     """
-    await conn.execute(LOCK)
+    await connection.execute(LOCK)
     created = updated = deactivated = 0
     for spec, desired in zip(TABLE_SPECS, _desired_rows(directory), strict=True):
-        existing = await _existing_rows(conn, spec)
+        existing = await _existing_rows(connection, spec)
         problems = [*_parent_changes(spec, desired, existing), *_name_conflicts(spec, desired, existing)]
         if problems:
             raise InvalidDirectory(problems)
         new = [row for key, row in desired.items() if key not in existing]
         changed_keys = [key for key, row in desired.items() if key in existing and existing[key] != row]
         missing_keys = [key for key, row in existing.items() if key not in desired and row["active"]]
-        await _free_names(conn, spec, [key for key in changed_keys if _is_renamed(spec, desired[key], existing[key])])
-        await _update(conn, spec, [dict(desired[key]) for key in changed_keys])
-        await _update(conn, spec, [{**existing[key], "active": False} for key in missing_keys])
+        await _free_names(
+            connection, spec, [key for key in changed_keys if _is_renamed(spec, desired[key], existing[key])]
+        )
+        await _update(connection, spec, [dict(desired[key]) for key in changed_keys])
+        await _update(connection, spec, [{**existing[key], "active": False} for key in missing_keys])
         if new:
-            await conn.execute(insert(spec.table), [dict(row) for row in new])
+            await connection.execute(insert(spec.table), [dict(row) for row in new])
         created, updated, deactivated = created + len(new), updated + len(changed_keys), deactivated + len(missing_keys)
     changed = bool(created or updated or deactivated)
-    revision = (await conn.execute(REVISION, {"by": int(changed)})).scalar_one()
+    revision = (await connection.execute(REVISION, {"by": int(changed)})).scalar_one()
     return AppliedChanges(created, updated, deactivated, revision)
 
 
-async def _existing_rows(conn: AsyncConnection, spec: TableSpec) -> Rows:
-    rows = (await conn.execute(select(spec.table))).mappings()
+async def _existing_rows(connection: AsyncConnection, spec: TableSpec) -> Rows:
+    rows = (await connection.execute(select(spec.table))).mappings()
     return {tuple(row[column] for column in spec.key): dict(row) for row in rows}
 
 
@@ -125,27 +128,36 @@ def _is_renamed(spec: TableSpec, desired: Mapping[str, Any], existing: Mapping[s
     return spec.name is not None and _scoped_name(spec, desired) != _scoped_name(spec, existing)
 
 
-async def _free_names(conn: AsyncConnection, spec: TableSpec, keys: Sequence[Key]) -> None:
+async def _free_names(connection: AsyncConnection, spec: TableSpec, keys: Sequence[Key]) -> None:
     """Set the name of entries to be renamed to their id for now, so that two entries can swap names."""
     if keys and spec.name is not None:
         rows = [{"key_id": key[0], spec.name: str(key[0])} for key in keys]
-        await conn.execute(update(spec.table).where(spec.table.c.id == bindparam("key_id")), rows)
+        await connection.execute(update(spec.table).where(spec.table.c.id == bindparam("key_id")), rows)
 
 
-async def _update(conn: AsyncConnection, spec: TableSpec, rows: Sequence[dict[str, Any]]) -> None:
+async def _update(connection: AsyncConnection, spec: TableSpec, rows: Sequence[dict[str, Any]]) -> None:
     if not rows:
         return
     statement = update(spec.table)
     for column in spec.key:
         statement = statement.where(spec.table.c[column] == bindparam(f"key_{column}"))
     parameters = [{**row, **{f"key_{column}": row[column] for column in spec.key}} for row in rows]
-    await conn.execute(statement, parameters)
+    await connection.execute(statement, parameters)
 
 
 def _desired_rows(directory: Directory) -> Iterator[Rows]:
     """Yield the rows of each table, by key, in the order of ``TABLE_SPECS``."""
     organization_ids = {organization.name.lower(): organization.id for organization in directory.organizations}
-    yield {
+    yield _organizations(directory)
+    yield {(user.id,): {**user.model_dump(exclude={"organizations"}), "active": True} for user in directory.users}
+    yield _memberships(directory, organization_ids)
+    yield _templates(directory, organization_ids)
+    yield _template_versions(directory)
+    yield _presets(directory)
+
+
+def _organizations(directory: Directory) -> Rows:
+    return {
         (organization.id,): {
             "id": organization.id,
             "name": organization.name,
@@ -154,8 +166,10 @@ def _desired_rows(directory: Directory) -> Iterator[Rows]:
         }
         for organization in directory.organizations
     }
-    yield {(user.id,): {**user.model_dump(exclude={"organizations"}), "active": True} for user in directory.users}
-    yield {
+
+
+def _memberships(directory: Directory, organization_ids: Mapping[str, UUID]) -> Rows:
+    return {
         (user.id, organization_ids[name.lower()]): {
             "user_id": user.id,
             "organization_id": organization_ids[name.lower()],
@@ -165,7 +179,10 @@ def _desired_rows(directory: Directory) -> Iterator[Rows]:
         for user in directory.users
         for name, role in user.organizations.items()
     }
-    yield {
+
+
+def _templates(directory: Directory, organization_ids: Mapping[str, UUID]) -> Rows:
+    return {
         (template.id,): {
             "id": template.id,
             "organization_id": organization_ids[template.organization.lower()],
@@ -178,18 +195,24 @@ def _desired_rows(directory: Directory) -> Iterator[Rows]:
         }
         for template in directory.templates
     }
-    versions = [(template.id, version) for template in directory.templates for version in template.versions]
-    yield {
+
+
+def _template_versions(directory: Directory) -> Rows:
+    return {
         (version.id,): {
             "id": version.id,
-            "template_id": template_id,
+            "template_id": template.id,
             "name": version.name,
             "run": version.run,
             "active": True,
         }
-        for template_id, version in versions
+        for template in directory.templates
+        for version in template.versions
     }
-    yield {
+
+
+def _presets(directory: Directory) -> Rows:
+    return {
         (preset.id,): {
             "id": preset.id,
             "template_version_id": version.id,
@@ -198,6 +221,7 @@ def _desired_rows(directory: Directory) -> Iterator[Rows]:
             "parameters": preset.parameters,
             "active": True,
         }
-        for _, version in versions
+        for template in directory.templates
+        for version in template.versions
         for preset in version.presets
     }

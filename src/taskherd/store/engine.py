@@ -18,13 +18,26 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from taskherd.errors import Misconfigured, Retry, TaskherdError, Unavailable
 
 CONNECT_TIMEOUT: Final = 3.0
+"""Seconds until an attempt to connect fails."""
+
 COMMAND_TIMEOUT: Final = 5.0
+"""Seconds until a statement is canceled."""
+
 LOCK_TIMEOUT: Final = 3.0
+"""Seconds for which a statement waits for a lock."""
+
 IDLE_IN_TRANSACTION: Final = 15.0
+"""Seconds after which the server ends a session that is idle within a transaction."""
+
 RECYCLE: Final = 1800
+"""Age in seconds after which a pooled connection is replaced."""
+
 CLOSE_TIMEOUT: Final = 5.0
+"""Seconds in which connections must close; then they are terminated."""
 
 READ_ONLY: Final = "25006"
+"""PostgreSQL's read_only_sql_transaction."""
+
 RETRYABLE: Final = frozenset({"40P01", "40001", "55P03"})
 """Deadlock, serialization failure, lock not available: the same transaction may succeed immediately."""
 
@@ -167,11 +180,11 @@ async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         DataError: a value cannot be stored; split the batch to find it.
     """
     try:
-        async with engine.begin() as conn:
+        async with engine.begin() as connection:
             try:
-                yield conn
+                yield connection
             except TimeoutError:
-                await _discard(conn)
+                await _discard(connection)
                 raise
     except (SQLAlchemyError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         classified = classify(error)
@@ -182,10 +195,10 @@ async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         raise classified from error
 
 
-async def _discard(conn: AsyncConnection) -> None:
+async def _discard(connection: AsyncConnection) -> None:
     """Close a connection whose response is missing, so that it is not reused."""
     with suppress(SQLAlchemyError, OSError, asyncpg.InterfaceError):
-        await asyncio.wait_for(conn.invalidate(), CLOSE_TIMEOUT)
+        await asyncio.wait_for(connection.invalidate(), CLOSE_TIMEOUT)
 
 
 def in_use(engine: AsyncEngine) -> int:

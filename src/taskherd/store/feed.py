@@ -1,7 +1,7 @@
 """The change feed: published changes by position, in pages, for one caller or with the users who may see each.
 
 The feed is pruned from its oldest end, so a reader can resume at a position as long as its row exists. All statements
-are for ``Reader``.
+are for ``ReadPool``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 from uuid import UUID
 
-from taskherd.store.reader import Reader, Row
+from taskherd.store.read_pool import ReadPool, Row
 from taskherd.store.task_queries import CAN_SEE
 
 LATEST: Final = "SELECT COALESCE(max(position), 0) AS position FROM task_feed"
@@ -113,35 +113,35 @@ ORDER BY f.position
 """
 
 
-async def latest(reader: Reader) -> int:
+async def latest(pool: ReadPool) -> int:
     """Return the greatest position, or 0 if the feed is empty."""
-    row = await reader.fetch_one(LATEST)
+    row = await pool.fetch_one(LATEST)
     return 0 if row is None else int(row["position"])
 
 
-async def position_exists(reader: Reader, position: int) -> bool:
+async def position_exists(pool: ReadPool, position: int) -> bool:
     """Return whether a reader can resume at ``position``: it was assigned and is not pruned."""
-    row = await reader.fetch_one(POSITION_EXISTS, position)
+    row = await pool.fetch_one(POSITION_EXISTS, position)
     return row is not None and bool(row["resumable"])
 
 
-async def changes_after(reader: Reader, after: int, limit: int) -> Sequence[Row]:
+async def changes_after(pool: ReadPool, after: int, limit: int) -> Sequence[Row]:
     """Return up to ``limit`` changes of all tasks after position ``after``."""
-    return await reader.fetch(CHANGES_AFTER, after, limit)
+    return await pool.fetch(CHANGES_AFTER, after, limit)
 
 
 async def catch_up(
-    reader: Reader, caller: UUID, after: int, limit: int, *, owner: UUID | None, organization: UUID | None
+    pool: ReadPool, caller: UUID, after: int, limit: int, *, owner: UUID | None, organization: UUID | None
 ) -> tuple[int, Sequence[Row]]:
     """Read the next ``limit`` positions; return the last one (else ``after``) and the changes the caller may see."""
-    return _page(await reader.fetch(CATCH_UP, caller, after, limit, owner, organization), after)
+    return _page(await pool.fetch(CATCH_UP, caller, after, limit, owner, organization), after)
 
 
 async def catch_up_task(
-    reader: Reader, caller: UUID, after: int, limit: int, task_id: UUID
+    pool: ReadPool, caller: UUID, after: int, limit: int, task_id: UUID
 ) -> tuple[int, Sequence[Row]]:
     """Read the next ``limit`` positions of one task, as ``catch_up`` does for all tasks."""
-    return _page(await reader.fetch(CATCH_UP_ONE, caller, after, limit, task_id), after)
+    return _page(await pool.fetch(CATCH_UP_ONE, caller, after, limit, task_id), after)
 
 
 def _page(rows: Sequence[Row], after: int) -> tuple[int, Sequence[Row]]:
@@ -149,18 +149,18 @@ def _page(rows: Sequence[Row], after: int) -> tuple[int, Sequence[Row]]:
     return (after if until is None else int(until)), [row for row in rows if row["position"] is not None]
 
 
-async def visible_even_deleted(reader: Reader, caller: UUID, task_id: UUID) -> bool:
+async def visible_even_deleted(pool: ReadPool, caller: UUID, task_id: UUID) -> bool:
     """Return whether the caller may see this task, even if it is deleted."""
-    return await reader.fetch_one(VISIBLE_EVEN_DELETED, caller, task_id) is not None
+    return await pool.fetch_one(VISIBLE_EVEN_DELETED, caller, task_id) is not None
 
 
-async def will_replay(reader: Reader, after: int, versions: Sequence[tuple[UUID, int]]) -> dict[UUID, int]:
+async def will_replay(pool: ReadPool, after: int, versions: Sequence[tuple[UUID, int]]) -> dict[UUID, int]:
     """Return the tasks, with their given version, whose change the feed will deliver after position ``after``."""
     ids, numbers = [task_id for task_id, _ in versions], [version for _, version in versions]
-    return {row["task_id"]: row["version"] for row in await reader.fetch(WILL_REPLAY, after, ids, numbers)}
+    return {row["task_id"]: row["version"] for row in await pool.fetch(WILL_REPLAY, after, ids, numbers)}
 
 
-async def timeline(reader: Reader, caller: UUID, task_id: UUID, after: int, limit: int) -> Sequence[Row]:
+async def timeline(pool: ReadPool, caller: UUID, task_id: UUID, after: int, limit: int) -> Sequence[Row]:
     """Return the changes of a task, each with the document before it; one row without a position if there are none."""
     values: tuple[Any, ...] = (caller, task_id, after, limit)
-    return await reader.fetch(TIMELINE, *values)
+    return await pool.fetch(TIMELINE, *values)

@@ -100,36 +100,36 @@ RETURNING input_id
 """)
 
 
-async def append(conn: AsyncConnection, new: Sequence[NewInput]) -> None:
+async def append(connection: AsyncConnection, new: Sequence[NewInput]) -> None:
     """Append inputs to their inboxes, in the given order."""
-    await conn.execute(APPEND, NEW_ROWS.parameters(new))
+    await connection.execute(APPEND, NEW_ROWS.parameters(new))
 
 
-async def load(conn: AsyncConnection, ids: Sequence[UUID]) -> list[InputRow]:
+async def load(connection: AsyncConnection, ids: Sequence[UUID]) -> list[InputRow]:
     """Return the inputs that exist among ``ids``."""
-    return [InputRow(*row) for row in await conn.execute(LOAD, {"ids": ids})]
+    return [InputRow(*row) for row in await connection.execute(LOAD, {"ids": ids})]
 
 
-async def first_queued(conn: AsyncConnection, limit: Mapping[UUID, int]) -> dict[UUID, list[UUID]]:
+async def first_queued(connection: AsyncConnection, limit: Mapping[UUID, int]) -> dict[UUID, list[UUID]]:
     """Return, by task id, the ids of the first queued inputs in order, up to ``limit[task_id]`` for each task."""
     queues: dict[UUID, list[UUID]] = {}
     values = {"task_id": list(limit), "max_inputs": list(limit.values())}
-    for task_id, input_id in await conn.execute(FIRST_QUEUED, values):
+    for task_id, input_id in await connection.execute(FIRST_QUEUED, values):
         queues.setdefault(task_id, []).append(input_id)
     return queues
 
 
-async def mark_sent(conn: AsyncConnection, ids: Sequence[UUID], at: datetime) -> None:
+async def mark_sent(connection: AsyncConnection, ids: Sequence[UUID], at: datetime) -> None:
     """Mark queued inputs as sent."""
-    await conn.execute(MARK_SENT, {"ids": ids, "at": at})
+    await connection.execute(MARK_SENT, {"ids": ids, "at": at})
 
 
-async def record_outcomes(conn: AsyncConnection, outcomes: Sequence[InputOutcomeRow]) -> set[UUID]:
+async def record_outcomes(connection: AsyncConnection, outcomes: Sequence[InputOutcomeRow]) -> set[UUID]:
     """Record outcomes, at most one per input; return the ids that had none yet, because the first outcome wins."""
-    return {input_id for (input_id,) in await conn.execute(RECORD_OUTCOMES, OUTCOMES.parameters(outcomes))}
+    return {input_id for (input_id,) in await connection.execute(RECORD_OUTCOMES, OUTCOMES.parameters(outcomes))}
 
 
-async def fail_all(conn: AsyncConnection, task_ids: Sequence[UUID], at: datetime, detail: str) -> set[UUID]:
+async def fail_all(connection: AsyncConnection, task_ids: Sequence[UUID], at: datetime, detail: str) -> set[UUID]:
     """Mark every open input of these tasks as failed and return their ids."""
-    rows = await conn.execute(FAIL_ALL, {"ids": task_ids, "at": at, "detail": detail})
+    rows = await connection.execute(FAIL_ALL, {"ids": task_ids, "at": at, "detail": detail})
     return {input_id for (input_id,) in rows}

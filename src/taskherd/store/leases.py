@@ -67,42 +67,42 @@ SELECT task_id FROM leases WHERE last_heartbeat_at < :before ORDER BY last_heart
 COUNT: Final = text("SELECT count(*), count(*) FILTER (WHERE last_heartbeat_at < :before) FROM leases")
 
 
-async def renew(conn: AsyncConnection, summaries: Sequence[HeartbeatSummary]) -> set[UUID]:
+async def renew(connection: AsyncConnection, summaries: Sequence[HeartbeatSummary]) -> set[UUID]:
     """Renew leases of the same build and agent, and return the ids of the tasks whose lease was renewed.
 
     ``summaries`` has at most one entry per task. The heartbeats of the other tasks must be reconciled: there is no
     lease, it belongs to another build or agent, or it has the same seq.
     """
-    return {task_id for (task_id,) in await conn.execute(RENEW, ROWS.parameters(summaries))}
+    return {task_id for (task_id,) in await connection.execute(RENEW, ROWS.parameters(summaries))}
 
 
-async def lock(conn: AsyncConnection, ids: Sequence[UUID]) -> list[Lease]:
-    """Lock the leases that exist among ``ids`` and return them, both in id order; without ``ids`` run no statement."""
+async def lock(connection: AsyncConnection, ids: Sequence[UUID]) -> list[Lease]:
+    """Lock and return the existing leases among ``ids``, in id order; without ``ids`` run no statement."""
     if not ids:
         return []
-    rows = await conn.execute(LOCK, {"ids": ids})
+    rows = await connection.execute(LOCK, {"ids": ids})
     return [Lease(*row) for row in rows]
 
 
-async def upsert(conn: AsyncConnection, new: Sequence[Lease]) -> None:
+async def upsert(connection: AsyncConnection, new: Sequence[Lease]) -> None:
     """Insert leases or replace existing ones; at most one per task."""
-    await conn.execute(UPSERT, ROWS.parameters(new))
+    await connection.execute(UPSERT, ROWS.parameters(new))
 
 
-async def delete(conn: AsyncConnection, ids: Sequence[UUID]) -> None:
+async def delete(connection: AsyncConnection, ids: Sequence[UUID]) -> None:
     """Delete the leases of these tasks."""
-    await conn.execute(DELETE, {"ids": ids})
+    await connection.execute(DELETE, {"ids": ids})
 
 
-async def silent(conn: AsyncConnection, before: datetime, limit: int) -> list[UUID]:
+async def silent(connection: AsyncConnection, before: datetime, limit: int) -> list[UUID]:
     """Return up to ``limit`` tasks whose last heartbeat is older than ``before``, oldest first, without locking."""
-    return [task_id for (task_id,) in await conn.execute(SILENT, {"before": before, "limit": limit})]
+    return [task_id for (task_id,) in await connection.execute(SILENT, {"before": before, "limit": limit})]
 
 
-async def count(conn: AsyncConnection, before: datetime) -> tuple[int, int]:
+async def count(connection: AsyncConnection, before: datetime) -> tuple[int, int]:
     """Return the number of leases, and the number whose last heartbeat is older than ``before``.
 
     Reads all leases, at about 1 µs each.
     """
-    row = (await conn.execute(COUNT, {"before": before})).one()
+    row = (await connection.execute(COUNT, {"before": before})).one()
     return int(row[0]), int(row[1])

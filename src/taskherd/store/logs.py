@@ -62,7 +62,7 @@ SELECT count(*) FROM new_entries
 """)
 
 
-async def append(conn: AsyncConnection, entries: Sequence[LogEntryRow], logged_at: datetime) -> int:
+async def append(connection: AsyncConnection, entries: Sequence[LogEntryRow], logged_at: datetime) -> int:
     """Append entries in the given order and return the number of new ones.
 
     An entry with the build number and id of an existing one replaces its content if its ``seq`` is greater, and keeps
@@ -70,7 +70,7 @@ async def append(conn: AsyncConnection, entries: Sequence[LogEntryRow], logged_a
     """
     newest = list(_newest(entries))
     values = {**ENTRIES.parameters(newest), "logged_at": logged_at}
-    return int((await conn.execute(APPEND, values)).scalar_one())
+    return int((await connection.execute(APPEND, values)).scalar_one())
 
 
 def _newest(entries: Sequence[LogEntryRow]) -> Iterable[LogEntryRow]:

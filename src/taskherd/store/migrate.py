@@ -23,10 +23,20 @@ from taskherd.store.engine import dispose, open_engine, sqlstate, transaction
 from taskherd.store.tables import SCHEMA_VERSION_TABLE
 
 ATTEMPTS: Final = 10
+"""Maximum number of attempts to lock the tables."""
+
 STATEMENT_TIMEOUT: Final = 60.0
+"""Seconds until a statement of a migration is canceled."""
+
 QUEUE_TIMEOUT: Final = 120.0
+"""Seconds for which a process waits while another one migrates."""
+
 LOCK_TIMEOUT: Final = 2.0
+"""Seconds for which a statement of a migration waits for the lock of a table."""
+
 BACKOFF: Final = Backoff(first=0.2, maximum=2.0)
+"""Seconds between two attempts."""
+
 NOT_ALLOWED: Final = "42501"
 """PostgreSQL's insufficient_privilege."""
 
@@ -75,13 +85,13 @@ def alembic_config() -> Config:
     return config
 
 
-async def state(conn: AsyncConnection) -> SchemaState:
+async def state(connection: AsyncConnection) -> SchemaState:
     """Return the state of the schema, compared with this release."""
-    return await conn.run_sync(_state)
+    return await connection.run_sync(_state)
 
 
-def _state(conn: Connection) -> SchemaState:
-    actual = MigrationContext.configure(conn, opts={"version_table": SCHEMA_VERSION_TABLE}).get_current_revision()
+def _state(connection: Connection) -> SchemaState:
+    actual = MigrationContext.configure(connection, opts={"version_table": SCHEMA_VERSION_TABLE}).get_current_revision()
     directory = ScriptDirectory.from_config(alembic_config())
     expected = directory.get_current_head() or ""
     if actual is None:
@@ -150,40 +160,40 @@ async def ensure_async(database_url: str, *, upgrading: bool) -> SchemaState:
 async def _upgrade_once(database_url: str, revision: str) -> SchemaState:
     engine = open_engine(database_url, size=1, application_name="taskherd-db", command_timeout=QUEUE_TIMEOUT + 10)
     try:
-        async with transaction(engine) as conn:
-            await _set_local(conn, lock_timeout=QUEUE_TIMEOUT, statement_timeout=QUEUE_TIMEOUT + 5)
-            await conn.execute(text("SELECT pg_advisory_xact_lock(hashtextextended('taskherd schema', 0))"))
-            await _set_local(conn, lock_timeout=LOCK_TIMEOUT, statement_timeout=STATEMENT_TIMEOUT)
-            return await conn.run_sync(_run, revision)
+        async with transaction(engine) as connection:
+            await _set_local(connection, lock_timeout=QUEUE_TIMEOUT, statement_timeout=QUEUE_TIMEOUT + 5)
+            await connection.execute(text("SELECT pg_advisory_xact_lock(hashtextextended('taskherd schema', 0))"))
+            await _set_local(connection, lock_timeout=LOCK_TIMEOUT, statement_timeout=STATEMENT_TIMEOUT)
+            return await connection.run_sync(_run, revision)
     finally:
         await dispose(engine)
 
 
-async def _set_local(conn: AsyncConnection, **timeouts: float) -> None:
+async def _set_local(connection: AsyncConnection, **timeouts: float) -> None:
     for name, seconds in timeouts.items():
         milliseconds = f"{int(seconds * 1000)}ms"
-        await conn.execute(text("SELECT set_config(:name, :value, true)"), {"name": name, "value": milliseconds})
+        await connection.execute(text("SELECT set_config(:name, :value, true)"), {"name": name, "value": milliseconds})
 
 
-def _run(conn: Connection, revision: str) -> SchemaState:
-    before = _state(conn)
+def _run(connection: Connection, revision: str) -> SchemaState:
+    before = _state(connection)
     if before.status is SchemaStatus.NEW:
         raise Misconfigured("database_url", before.advice)
     config = alembic_config()
-    config.attributes["connection"] = conn
+    config.attributes["connection"] = connection
     try:
         command.upgrade(config, revision)
     except CommandError as error:
         raise Misconfigured("revision", f"{error}; expected one that `taskherd db current` could name") from error
-    return _state(conn)
+    return _state(connection)
 
 
 async def current_async(database_url: str) -> SchemaState:
     """Connect and return the state of the schema, compared with this release."""
     engine = open_engine(database_url, size=1, application_name="taskherd-db")
     try:
-        async with transaction(engine) as conn:
-            return await state(conn)
+        async with transaction(engine) as connection:
+            return await state(connection)
     finally:
         await dispose(engine)
 
@@ -193,12 +203,12 @@ def current(database_url: str) -> SchemaState:
     return asyncio.run(current_async(database_url))
 
 
-async def check(conn: AsyncConnection) -> None:
+async def check(connection: AsyncConnection) -> None:
     """Check that the schema is the one this release needs.
 
     Raises:
         Misconfigured: the schema is missing, older or newer; the message says what to run.
     """
-    current_state = await state(conn)
+    current_state = await state(connection)
     if current_state.status is not SchemaStatus.CURRENT:
         raise Misconfigured("database_url", current_state.advice)

@@ -7,17 +7,15 @@ in rising order: a reader that has read up to a position has missed nothing belo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 
-@dataclass(frozen=True, slots=True)
-class OutboxEvent:
+class OutboxEvent(NamedTuple):
     """An event to publish; ``document`` and ``cause`` are JSON text, ``prompt`` is the prompt at that version."""
 
     task_id: UUID
@@ -27,7 +25,7 @@ class OutboxEvent:
     template_version_id: UUID
     kind: str
     document: str
-    changes: list[str]
+    changes: Sequence[str]
     cause: str
     prompt: str
 
@@ -45,9 +43,10 @@ ORDER BY o.occurred_at, o.task_id, o.version
 FEED_LOCK: Final = text("SELECT pg_advisory_xact_lock(hashtextextended('taskherd feed', 0))")
 
 # Versions of a task have no gaps. A run of consecutive versions is removed unless an earlier version is unpublished:
-# then it stays, to be published again after that one. The outbox is empty now and long a moment later, so the planner's
-# estimates of its size are useless: a join of 1,000 keys with 10,000 rows and 50,000 dead ones, planned for an empty
-# outbox, took 54 s. This form leaves the planner a single plan: one key lookup per run, then the rows by ``ctid``.
+# then it stays, to be published again after that one. The outbox's size swings from empty to thousands of rows within
+# seconds, so the planner's estimates of it are useless: a join of 1,000 keys with 10,000 rows and 50,000 dead ones,
+# planned for an empty outbox, took 54 s. This form leaves the planner a single plan: one key lookup per run, then the
+# rows by ``ctid``.
 MARK_PUBLISHED: Final = text("""
 WITH published AS (
     SELECT task_id, version, version - dense_rank() OVER (PARTITION BY task_id ORDER BY version) AS run
@@ -80,16 +79,16 @@ SELECT count(*) FROM appended
 """)
 
 
-async def stale(conn: AsyncConnection, older_than: datetime, limit: int) -> list[OutboxEvent]:
+async def stale(connection: AsyncConnection, older_than: datetime, limit: int) -> list[OutboxEvent]:
     """Return up to ``limit`` events that occurred at or before ``older_than``, oldest first, without locking.
 
     Two relays may publish the same event, which readers recognize by its version; it gets one position.
     """
-    rows = await conn.execute(STALE, {"older_than": older_than, "limit": limit})
+    rows = await connection.execute(STALE, {"older_than": older_than, "limit": limit})
     return [OutboxEvent(*row) for row in rows]
 
 
-async def mark_published(conn: AsyncConnection, keys: Sequence[tuple[UUID, int]]) -> int:
+async def mark_published(connection: AsyncConnection, keys: Sequence[tuple[UUID, int]]) -> int:
     """Move (task id, version) pairs from the outbox to the feed, with the next positions; return the number moved.
 
     Within a call positions rise with the events' times. Those of one task always rise with its versions: an event whose
@@ -97,6 +96,6 @@ async def mark_published(conn: AsyncConnection, keys: Sequence[tuple[UUID, int]]
     """
     if not keys:
         return 0
-    await conn.execute(FEED_LOCK)
+    await connection.execute(FEED_LOCK)
     values = {"task_id": [task_id for task_id, _ in keys], "version": [version for _, version in keys]}
-    return int((await conn.execute(MARK_PUBLISHED, values)).scalar_one())
+    return int((await connection.execute(MARK_PUBLISHED, values)).scalar_one())

@@ -86,36 +86,36 @@ FOR UPDATE SKIP LOCKED
 DELETE: Final = text("DELETE FROM parked WHERE id = ANY(CAST(:ids AS bigint[]))")
 
 
-async def lock_task_ids(conn: AsyncConnection, ids: Sequence[UUID]) -> None:
+async def lock_task_ids(connection: AsyncConnection, ids: Sequence[UUID]) -> None:
     """Exclude other transactions from parking for or creating these tasks until this one ends.
 
     Lock all ids in one call, or transactions can deadlock.
     """
-    await conn.execute(LOCK_TASK_IDS, {"ids": ids})
+    await connection.execute(LOCK_TASK_IDS, {"ids": ids})
 
 
-async def park(conn: AsyncConnection, reports: Sequence[ReportToPark], max_per_task: int) -> list[int]:
+async def park(connection: AsyncConnection, reports: Sequence[ReportToPark], max_per_task: int) -> list[int]:
     """Park reports in order, up to ``max_per_task`` per task, and return the indexes of the reports beyond that."""
     values = {**NEW_ROWS.parameters(reports), "max_per_task": max_per_task}
-    return [index for (index,) in await conn.execute(PARK, values)]
+    return [index for (index,) in await connection.execute(PARK, values)]
 
 
-async def lock(conn: AsyncConnection, ids: Sequence[UUID]) -> list[ParkedReport]:
+async def lock(connection: AsyncConnection, ids: Sequence[UUID]) -> list[ParkedReport]:
     """Lock and return the parked reports of these tasks in the order in which they were parked.
 
     The caller deletes those that it folded with ``delete``.
     """
-    return [ParkedReport(*row) for row in await conn.execute(LOCK, {"ids": ids})]
+    return [ParkedReport(*row) for row in await connection.execute(LOCK, {"ids": ids})]
 
 
-async def lock_expired(conn: AsyncConnection, before: datetime, limit: int) -> list[ParkedReport]:
+async def lock_expired(connection: AsyncConnection, before: datetime, limit: int) -> list[ParkedReport]:
     """Lock and return up to ``limit`` reports parked before ``before``, skipping locked ones.
 
     The caller deletes them with ``delete`` once their dead letters are confirmed.
     """
-    return [ParkedReport(*row) for row in await conn.execute(LOCK_EXPIRED, {"before": before, "limit": limit})]
+    return [ParkedReport(*row) for row in await connection.execute(LOCK_EXPIRED, {"before": before, "limit": limit})]
 
 
-async def delete(conn: AsyncConnection, ids: Sequence[int]) -> None:
+async def delete(connection: AsyncConnection, ids: Sequence[int]) -> None:
     """Delete parked reports by their row ids."""
-    await conn.execute(DELETE, {"ids": ids})
+    await connection.execute(DELETE, {"ids": ids})

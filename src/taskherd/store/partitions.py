@@ -42,23 +42,23 @@ def monday(at: datetime) -> date:
     return day - timedelta(days=day.weekday())
 
 
-async def ensure_ahead(conn: AsyncConnection, now: datetime, weeks: int = AHEAD) -> int:
+async def ensure_ahead(connection: AsyncConnection, now: datetime, weeks: int = AHEAD) -> int:
     """Create the partitions of this week and the next ``weeks``; return the number created. Safe to run in parallel."""
     first = monday(now)
     mondays = [first + timedelta(weeks=week) for week in range(weeks + 1)]
-    created = await conn.execute(ADD, {"parents": list(PARTITIONED), "mondays": mondays})
+    created = await connection.execute(ADD, {"parents": list(PARTITIONED), "mondays": mondays})
     return int(created.scalar_one())
 
 
-async def prune(conn: AsyncConnection, *, events_before: datetime, logs_before: datetime) -> list[str]:
+async def prune(connection: AsyncConnection, *, events_before: datetime, logs_before: datetime) -> list[str]:
     """Drop the partitions that end before the given times and return their names; keep unpublished events."""
     dropped: list[str] = []
     for parent, before in zip(PARTITIONED, (events_before, logs_before), strict=True):
         day = before.astimezone(UTC).date()
-        dropped += (await conn.execute(DROP, {"parent": parent, "before": day})).scalars()
+        dropped += (await connection.execute(DROP, {"parent": parent, "before": day})).scalars()
     return dropped
 
 
-async def prune_feed(conn: AsyncConnection, before: datetime, limit: int) -> int:
+async def prune_feed(connection: AsyncConnection, before: datetime, limit: int) -> int:
     """Delete up to ``limit`` of the oldest positions, if older than ``before``; return the number. Call it until 0."""
-    return (await conn.execute(PRUNE_FEED, {"before": before, "limit": limit})).rowcount
+    return (await connection.execute(PRUNE_FEED, {"before": before, "limit": limit})).rowcount

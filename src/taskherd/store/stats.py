@@ -47,15 +47,15 @@ SELECT (SELECT count(*) FROM parked),
 """)
 
 
-async def counts(conn: AsyncConnection) -> Counts:
+async def counts(connection: AsyncConnection) -> Counts:
     """Count tasks, agents and queued rows; cheap enough for one worker to do it every few seconds."""
-    estimated = float((await conn.execute(ESTIMATE)).scalar_one())
+    estimated = float((await connection.execute(ESTIMATE)).scalar_one())
     share = min(1.0, SAMPLE / estimated) if estimated > 0 else 1.0
     tasks: dict[str, int] = {}
     agents: dict[str, int] = {}
-    for status, health, sampled in await conn.execute(TASKS, {"percent": 100 * share}):
+    for status, health, sampled in await connection.execute(TASKS, {"percent": 100 * share}):
         count = round(sampled / share)
         tasks[status] = tasks.get(status, 0) + count
         agents[health] = agents.get(health, 0) + count
-    parked, unpublished, oldest = (await conn.execute(WAITING)).one()
+    parked, unpublished, oldest = (await connection.execute(WAITING)).one()
     return Counts(tasks, agents, parked, unpublished, oldest)

@@ -1,8 +1,8 @@
 """Queries for tasks on behalf of a caller, one statement each; its WHERE clause checks the caller's access.
 
 Members see their own tasks, admins of an organization all of its tasks; a caller who may see a task may also change it.
-The statements are for ``Reader``; ``$1`` is always the caller. Prompts and names are joined by LATERAL … LIMIT 1, which
-is an index lookup per row whatever the planner assumes about a LIMIT that is a parameter.
+The statements are for ``ReadPool``; ``$1`` is always the caller. Prompts and names are joined by LATERAL … LIMIT 1,
+which is an index lookup per row whatever the planner assumes about a LIMIT that is a parameter.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from taskherd.store.reader import Reader, Row
+from taskherd.store.read_pool import ReadPool, Row
 
 CAN_SEE: Final = """(t.owner_id = $1 OR EXISTS (
     SELECT 1 FROM memberships AS a
@@ -64,18 +64,18 @@ class _Statement:
         return f"${len(self.values)}"
 
 
-async def task(reader: Reader, ref: TaskRef) -> Row | None:
+async def task(pool: ReadPool, ref: TaskRef) -> Row | None:
     """Return a task with the columns of its document (``DOCUMENT``), or None if the caller may not see such a task."""
-    return await _find(reader, f"SELECT {DOCUMENT} FROM tasks AS t {JOINED}", ref)
+    return await _find(pool, f"SELECT {DOCUMENT} FROM tasks AS t {JOINED}", ref)
 
 
-async def find_id(reader: Reader, ref: TaskRef) -> UUID | None:
+async def find_id(pool: ReadPool, ref: TaskRef) -> UUID | None:
     """Return the id of a task, or None if the caller may not see such a task."""
-    row = await _find(reader, "SELECT t.id FROM tasks AS t", ref)
+    row = await _find(pool, "SELECT t.id FROM tasks AS t", ref)
     return None if row is None else row["id"]
 
 
-async def _find(reader: Reader, select: str, ref: TaskRef) -> Row | None:
+async def _find(pool: ReadPool, select: str, ref: TaskRef) -> Row | None:
     """Look the task up by id, where the user in the path only has to exist, then by name among the user's tasks."""
     row = None
     if isinstance(ref.task, UUID):
@@ -84,7 +84,7 @@ async def _find(reader: Reader, select: str, ref: TaskRef) -> Row | None:
             "" if ref.user == ref.caller else f"AND EXISTS (SELECT 1 FROM users AS w WHERE {_is_user(ref, statement)})"
         )
         text = f"{select} WHERE t.id = $2 AND t.deleted_at IS NULL AND {CAN_SEE} {exists}"
-        row = await reader.fetch_one(text, *statement.values)
+        row = await pool.fetch_one(text, *statement.values)
     name = _possible_name(ref.task)
     if row is None and name:
         statement = _Statement([ref.caller, name])
@@ -92,7 +92,7 @@ async def _find(reader: Reader, select: str, ref: TaskRef) -> Row | None:
         text = (
             f"{select} WHERE t.owner_id = {owner} AND lower(t.name) = lower($2) AND t.deleted_at IS NULL AND {CAN_SEE}"
         )
-        row = await reader.fetch_one(text, *statement.values)
+        row = await pool.fetch_one(text, *statement.values)
     return row
 
 
@@ -106,7 +106,7 @@ def _is_user(ref: TaskRef, statement: _Statement) -> str:
     return f"w.id = {placeholder}" if isinstance(ref.user, UUID) else f"lower(w.username) = lower({placeholder})"
 
 
-async def tasks(reader: Reader, criteria: TaskFilter) -> Sequence[Row]:
+async def tasks(pool: ReadPool, criteria: TaskFilter) -> Sequence[Row]:
     """Return tasks with the columns of their documents (``DOCUMENT``), newest first.
 
     One task more than ``limit`` is returned if there are more.
@@ -141,7 +141,7 @@ async def tasks(reader: Reader, criteria: TaskFilter) -> Sequence[Row]:
             WHERE a.user_id = $1 AND a.role = 'admin' AND a.active
         ) AS t {ordered}"""
     text = f"SELECT {DOCUMENT} FROM ({selection}) AS t {JOINED} ORDER BY t.created_at DESC, t.id DESC"
-    return await reader.fetch(text, *statement.values)
+    return await pool.fetch(text, *statement.values)
 
 
 # The newest entries that fit, oldest first. A task without entries gives one row with only its status.
@@ -157,9 +157,9 @@ ORDER BY l.log_id
 """
 
 
-async def logs(reader: Reader, caller: UUID, task_id: UUID, *, entries: int, content_bytes: int) -> Sequence[Row]:
+async def logs(pool: ReadPool, caller: UUID, task_id: UUID, *, entries: int, content_bytes: int) -> Sequence[Row]:
     """Return the newest log entries of a task, oldest first, with its status; no row if the caller may not see it."""
-    return await reader.fetch(LOGS, caller, task_id, entries, content_bytes)
+    return await pool.fetch(LOGS, caller, task_id, entries, content_bytes)
 
 
 # Only open inputs and requests; the outcomes of earlier ones are in the timeline.
@@ -175,9 +175,9 @@ FROM tasks AS t
 """
 
 
-async def explanation_facts(reader: Reader, ref: TaskRef) -> Row | None:
+async def explanation_facts(pool: ReadPool, ref: TaskRef) -> Row | None:
     """Return what an explanation of a task is derived from: its state, its open inputs and its open work requests."""
-    return await _find(reader, EXPLANATION_FACTS, ref)
+    return await _find(pool, EXPLANATION_FACTS, ref)
 
 
 USER_ID: Final = "SELECT id FROM users WHERE lower(username) = lower($1)"
@@ -205,32 +205,32 @@ WHERE {person} AND w.active AND EXISTS (
 """
 
 
-async def user_id(reader: Reader, username: str) -> UUID | None:
+async def user_id(pool: ReadPool, username: str) -> UUID | None:
     """Return the id of the user of this name, active or not."""
-    return await _id(reader, USER_ID, username)
+    return await _id(pool, USER_ID, username)
 
 
-async def organization_id(reader: Reader, name: str) -> UUID | None:
+async def organization_id(pool: ReadPool, name: str) -> UUID | None:
     """Return the id of the organization of this name, active or not."""
-    return await _id(reader, ORGANIZATION_ID, name)
+    return await _id(pool, ORGANIZATION_ID, name)
 
 
-async def default_organization_id(reader: Reader, caller: UUID) -> UUID | None:
+async def default_organization_id(pool: ReadPool, caller: UUID) -> UUID | None:
     """Return the id of the caller's organization named ``default``, else of the caller's first organization by name."""
-    return await _id(reader, DEFAULT_ORGANIZATION_ID, caller)
+    return await _id(pool, DEFAULT_ORGANIZATION_ID, caller)
 
 
-async def find_owner(reader: Reader, caller: UUID, user: UUID | str, version: UUID) -> tuple[UUID, bool] | None:
+async def find_owner(pool: ReadPool, caller: UUID, user: UUID | str, version: UUID) -> tuple[UUID, bool] | None:
     """Return the id of a user for whom the caller may create tasks, and whether from this template version.
 
     True also for a template version that does not exist. Return None if there is no such user, or the caller is not an
     admin of an organization of the user.
     """
     is_user = "w.id = $3" if isinstance(user, UUID) else "lower(w.username) = lower($3)"
-    row = await reader.fetch_one(OWNER.format(person=is_user), caller, version, user)
+    row = await pool.fetch_one(OWNER.format(person=is_user), caller, version, user)
     return None if row is None else (row["id"], bool(row["may"]))
 
 
-async def _id(reader: Reader, statement: str, value: Any) -> UUID | None:
-    row = await reader.fetch_one(statement, value)
+async def _id(pool: ReadPool, statement: str, value: Any) -> UUID | None:
+    row = await pool.fetch_one(statement, value)
     return None if row is None else row["id"]

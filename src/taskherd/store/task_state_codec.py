@@ -88,8 +88,8 @@ def _dump_own_fields(state: TaskState, out: dict[str, object]) -> None:
         out["appeared"] = [*state.first_seen.items()]
     if state.requested_builds:
         out["asked"] = [*state.requested_builds.items()]
-    if state.pending_build is not None:
-        out["unanswered"] = state.pending_build
+    if state.unanswered_build is not None:
+        out["unanswered"] = state.unanswered_build
     if state.silence:
         out["silence"] = (state.silence.build_number, state.silence.lost)
     if state.timed_out:
@@ -175,7 +175,7 @@ def loads(task_id: uuid.UUID, text: str | bytes) -> TaskState:
         last_heartbeat=_instants(get("heard")),
         first_seen=_instants(get("appeared")),
         requested_builds={number: TRANSITIONS[name] for number, name in get("asked", ())},
-        pending_build=get("unanswered"),
+        unanswered_build=get("unanswered"),
         silence=Silence(silence[0], silence[1]) if silence else None,
         timed_out=TimedOut(timed_out[0], timed_out[1], timed_out[2]) if timed_out else None,
         inbox=Inbox(inbox[0], _id(inbox[1]), _at(inbox[2])) if inbox else NO_INBOX,

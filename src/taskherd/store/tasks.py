@@ -23,14 +23,14 @@ from taskherd.store.tables import outbox, task_events, task_prompts, tasks
 class StoredTask(NamedTuple):
     """A task and the columns derived from it; ``document`` is JSON text.
 
-    To save a row, leave ``due_moved`` true unless the row in the database already has this ``due_at``.
+    ``due_changed`` may be False only if the row in the database already has this ``due_at``: ``save`` then leaves it.
     """
 
     task: Task
     status: str
     document: str
     due_at: datetime | None
-    due_moved: bool = True
+    due_changed: bool = True
 
     @property
     def encoded_state(self) -> str:
@@ -51,7 +51,7 @@ class TaskEventRow(NamedTuple):
 TASK_FIELDS: Final[tuple[str, ...]] = Task.__match_args__
 """The fields of ``Task`` in constructor order: columns of ``tasks``; the prompt is a column of ``task_prompts``."""
 
-DERIVED: Final = tuple(name for name in StoredTask._fields if name not in ("task", "due_moved"))
+DERIVED: Final = tuple(name for name in StoredTask._fields if name not in ("task", "due_changed"))
 """The columns that are fields of ``StoredTask``, in constructor order."""
 
 _ID, _PROMPT, _STATE = (TASK_FIELDS.index(name) for name in ("id", "prompt", "state"))
@@ -102,7 +102,7 @@ WITH incoming AS MATERIALIZED (
     DELETE FROM task_deadlines WHERE task_id = ANY(CAST(:no_longer_due AS uuid[]))
 ), due AS (
     INSERT INTO task_deadlines AS d (task_id, due_at)
-    SELECT * FROM unnest(CAST(:moved AS uuid[]), CAST(:moved_to AS timestamptz[])) AS m(task_id, due_at)
+    SELECT * FROM unnest(CAST(:due_changed AS uuid[]), CAST(:new_due_at AS timestamptz[])) AS m(task_id, due_at)
     ORDER BY task_id
     ON CONFLICT (task_id) DO UPDATE SET due_at = excluded.due_at WHERE d.due_at <> excluded.due_at
 ), events AS MATERIALIZED (
@@ -152,13 +152,13 @@ WHERE owner_id = :owner_id AND deleted_at IS NULL AND lower(name) = ANY(CAST(:na
 """)
 
 
-async def lock(conn: AsyncConnection, ids: Sequence[UUID]) -> list[StoredTask]:
-    """Lock the tasks that exist among ``ids`` until the end of the transaction and return them, both in id order.
+async def lock(connection: AsyncConnection, ids: Sequence[UUID]) -> list[StoredTask]:
+    """Lock and return the existing tasks among ``ids``, in id order; the locks last until the end of the transaction.
 
     Lock all tasks of a transaction in one call, or transactions can deadlock.
     """
-    rows = (await conn.execute(LOCK, {"ids": ids})).all()
-    prompts = await _replaced_prompts(conn, [row.id for row in rows if row.prompt is None])
+    rows = (await connection.execute(LOCK, {"ids": ids})).all()
+    prompts = await _replaced_prompts(connection, [row.id for row in rows if row.prompt is None])
     return [_from_row(row, prompts) for row in rows]
 
 
@@ -171,7 +171,7 @@ def _from_row(row: Row[Any], prompts: dict[UUID, str]) -> StoredTask:
     return StoredTask(Task(*values[: len(TASK_FIELDS)]), *values[len(TASK_FIELDS) :])
 
 
-async def _replaced_prompts(conn: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, str]:
+async def _replaced_prompts(connection: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, str]:
     """Read the prompts of tasks whose prompt was replaced while this transaction waited for their lock.
 
     After waiting for a row lock PostgreSQL reads the row again, but not the rows joined to it.
@@ -179,52 +179,52 @@ async def _replaced_prompts(conn: AsyncConnection, ids: Sequence[UUID]) -> dict[
     """
     if not ids:
         return {}
-    return {row.task_id: row.prompt for row in await conn.execute(PROMPTS, {"ids": ids})}
+    return {row.task_id: row.prompt for row in await connection.execute(PROMPTS, {"ids": ids})}
 
 
-async def save(conn: AsyncConnection, rows: Sequence[StoredTask], events: Sequence[TaskEventRow]) -> int:
+async def save(connection: AsyncConnection, rows: Sequence[StoredTask], events: Sequence[TaskEventRow]) -> int:
     """Save tasks locked in this transaction and append events to history and outbox, all in one statement.
 
     Return the number of tasks saved. There is at most one row per task; rows and events are independent of each other.
     """
-    return int((await conn.execute(SAVE, save_parameters(rows, events))).scalar_one())
+    return int((await connection.execute(SAVE, save_parameters(rows, events))).scalar_one())
 
 
 def save_parameters(rows: Sequence[StoredTask], events: Sequence[TaskEventRow]) -> dict[str, Any]:
     """Return the parameters of ``SAVE``."""
     documents = {row.task.id: row.document for row in rows}
-    moved = [row for row in rows if row.due_moved and row.due_at is not None]
+    due_changed = [row for row in rows if row.due_changed and row.due_at is not None]
     return {
         **_SAVED_ROWS.parameters(rows),
-        "no_longer_due": [row.task.id for row in rows if row.due_moved and row.due_at is None],
-        "moved": [row.task.id for row in moved],
-        "moved_to": [row.due_at for row in moved],
+        "no_longer_due": [row.task.id for row in rows if row.due_changed and row.due_at is None],
+        "due_changed": [row.task.id for row in due_changed],
+        "new_due_at": [row.due_at for row in due_changed],
         **_EVENT_ROWS.parameters(events),
         "e_document": [None if event.document == documents.get(event.task.id) else event.document for event in events],
         "e_changes": [",".join(event.changes) for event in events],
     }
 
 
-async def insert_tasks(conn: AsyncConnection, new: Sequence[StoredTask]) -> set[UUID]:
+async def insert_tasks(connection: AsyncConnection, new: Sequence[StoredTask]) -> set[UUID]:
     """Insert tasks with their prompts and return the ids of those inserted.
 
     A task is skipped if its id exists, or if a live task of the same owner has its name; of two tasks in ``new`` with
     the same name, one is inserted.
     """
-    return {task_id for (task_id,) in await conn.execute(INSERT, _NEW_ROWS.parameters(new))}
+    return {task_id for (task_id,) in await connection.execute(INSERT, _NEW_ROWS.parameters(new))}
 
 
-async def add_prompts(conn: AsyncConnection, changed: Sequence[Task]) -> None:
+async def add_prompts(connection: AsyncConnection, changed: Sequence[Task]) -> None:
     """Insert the prompts of tasks that have a new ``prompt_version``."""
-    await conn.execute(ADD_PROMPTS, _PROMPT_ROWS.parameters(changed))
+    await connection.execute(ADD_PROMPTS, _PROMPT_ROWS.parameters(changed))
 
 
-async def names_in_use(conn: AsyncConnection, owner_id: UUID, names: Sequence[str]) -> frozenset[str]:
+async def names_in_use(connection: AsyncConnection, owner_id: UUID, names: Sequence[str]) -> frozenset[str]:
     """Return the names among ``names``, lowercase, that live tasks of the owner have."""
-    rows = await conn.execute(NAMES_IN_USE, {"owner_id": owner_id, "names": names})
+    rows = await connection.execute(NAMES_IN_USE, {"owner_id": owner_id, "names": names})
     return frozenset(name for (name,) in rows)
 
 
-async def due(conn: AsyncConnection, now: datetime, limit: int) -> list[UUID]:
-    """Return the ids of up to ``limit`` tasks that are due, the longest due first, without locking."""
-    return [task_id for (task_id,) in await conn.execute(DUE, {"now": now, "limit": limit})]
+async def due(connection: AsyncConnection, now: datetime, limit: int) -> list[UUID]:
+    """Return the ids of up to ``limit`` tasks that are due, most overdue first, without locking."""
+    return [task_id for (task_id,) in await connection.execute(DUE, {"now": now, "limit": limit})]

@@ -58,28 +58,28 @@ WHERE k.id = uses.id
 
 
 async def add(
-    conn: AsyncConnection, token_id: str, secret_hash: bytes, username: str, lifetime: timedelta | None
+    connection: AsyncConnection, token_id: str, secret_hash: bytes, username: str, lifetime: timedelta | None
 ) -> UUID | None:
     """Store a token of an active user, which never expires without a ``lifetime``.
 
     Return the user's id, or None if there is no such user.
     """
     values = {"id": token_id, "secret_hash": secret_hash, "username": username, "lifetime": lifetime}
-    user_id: UUID | None = (await conn.execute(ADD, values)).scalar_one_or_none()
+    user_id: UUID | None = (await connection.execute(ADD, values)).scalar_one_or_none()
     return user_id
 
 
-async def list_tokens(conn: AsyncConnection, username: str | None, limit: int) -> list[TokenRow]:
+async def list_tokens(connection: AsyncConnection, username: str | None, limit: int) -> list[TokenRow]:
     """Return up to ``limit`` tokens of one user or of all users, newest first."""
-    return [TokenRow(*row) for row in await conn.execute(LIST, {"username": username, "limit": limit})]
+    return [TokenRow(*row) for row in await connection.execute(LIST, {"username": username, "limit": limit})]
 
 
-async def revoke(conn: AsyncConnection, token_id: str) -> bool:
+async def revoke(connection: AsyncConnection, token_id: str) -> bool:
     """Revoke a token and return whether it existed and was not revoked yet."""
-    return (await conn.execute(REVOKE, {"id": token_id})).scalar_one_or_none() is not None
+    return (await connection.execute(REVOKE, {"id": token_id})).scalar_one_or_none() is not None
 
 
-async def record_use(conn: AsyncConnection, seconds_ago: Mapping[str, float]) -> None:
+async def record_use(connection: AsyncConnection, seconds_ago: Mapping[str, float]) -> None:
     """Store when tokens were last used, given as seconds ago by token id."""
     ids = sorted(seconds_ago)
-    await conn.execute(RECORD_USE, {"ids": ids, "seconds_ago": [seconds_ago[token_id] for token_id in ids]})
+    await connection.execute(RECORD_USE, {"ids": ids, "seconds_ago": [seconds_ago[token_id] for token_id in ids]})

@@ -1,4 +1,4 @@
-"""Details of a task for a work request, joined when it is sent to keep the request rows narrow."""
+"""Details of a task for a work request, joined at send time, which keeps request rows narrow."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ WHERE t.id = ANY(CAST(:ids AS uuid[]))
 INPUTS: Final = text("SELECT input_id, content FROM inputs WHERE input_id = ANY(CAST(:ids AS uuid[]))")
 
 
-async def read(conn: AsyncConnection, task_ids: Sequence[UUID]) -> dict[UUID, WorkRequestDetails]:
+async def read(connection: AsyncConnection, task_ids: Sequence[UUID]) -> dict[UUID, WorkRequestDetails]:
     """Return the details of these tasks, by task id."""
-    return {row[0]: WorkRequestDetails(*row) for row in await conn.execute(READ, {"ids": task_ids})}
+    return {row[0]: WorkRequestDetails(*row) for row in await connection.execute(READ, {"ids": task_ids})}
 
 
-async def input_contents(conn: AsyncConnection, input_ids: Sequence[UUID]) -> dict[UUID, str]:
+async def input_contents(connection: AsyncConnection, input_ids: Sequence[UUID]) -> dict[UUID, str]:
     """Return the contents of these inputs, by input id."""
-    return {row[0]: row[1] for row in await conn.execute(INPUTS, {"ids": input_ids})}
+    return {row[0]: row[1] for row in await connection.execute(INPUTS, {"ids": input_ids})}

@@ -17,7 +17,7 @@ from taskherd.store.tables import work_requests
 
 
 @dataclass(frozen=True, slots=True)
-class WorkRequest:
+class WorkRequestRow:
     """A work request; ``attempt`` counts how often ``pick_due`` returned it, ``first_sent_at`` is when it first did."""
 
     request_id: UUID
@@ -40,14 +40,14 @@ SELECT * FROM {ROWS.unnest("n")}
 ON CONFLICT (request_id) DO NOTHING
 """)
 
-DELETE_ANSWERED: Final = text("""
+DELETE_OF_BUILDS: Final = text("""
 DELETE FROM work_requests AS r
 USING unnest(CAST(:task_id AS uuid[]), CAST(:build_number AS integer[])) AS a(task_id, build_number)
 WHERE r.task_id = a.task_id AND r.build_number = a.build_number AND r.input_id IS NULL
 RETURNING r.request_id
 """)
 
-DELETE_ANSWERED_INPUTS: Final = text("""
+DELETE_OF_INPUTS: Final = text("""
 DELETE FROM work_requests AS r
 USING unnest(CAST(:task_id AS uuid[]), CAST(:input_id AS uuid[])) AS a(task_id, input_id)
 WHERE r.task_id = a.task_id AND r.input_id = a.input_id
@@ -78,43 +78,54 @@ SELECT {column_names(work_requests.c, "r")}
 FROM work_requests AS r WHERE r.task_id = ANY(CAST(:ids AS uuid[])) ORDER BY r.created_at
 """)
 
+EXPIRED_INPUTS: Final = text("""
+SELECT task_id, input_id FROM work_requests
+WHERE input_id IS NOT NULL AND first_sent_at <= :before
+ORDER BY first_sent_at LIMIT :limit
+""")
+
 DELETE: Final = text("DELETE FROM work_requests WHERE request_id = ANY(CAST(:ids AS uuid[]))")
 
 
-async def add(conn: AsyncConnection, requests: Sequence[WorkRequest]) -> None:
+async def add(connection: AsyncConnection, requests: Sequence[WorkRequestRow]) -> None:
     """Insert requests; an existing request is left unchanged."""
-    await conn.execute(ADD, ROWS.parameters(requests))
+    await connection.execute(ADD, ROWS.parameters(requests))
 
 
-async def delete_answered(conn: AsyncConnection, builds: Sequence[tuple[UUID, int]]) -> set[UUID]:
+async def delete_of_builds(connection: AsyncConnection, builds: Sequence[tuple[UUID, int]]) -> set[UUID]:
     """Delete the workspace requests of these (task id, build number) pairs and return their ids."""
     values = {"task_id": [task_id for task_id, _ in builds], "build_number": [number for _, number in builds]}
-    return {request_id for (request_id,) in await conn.execute(DELETE_ANSWERED, values)}
+    return {request_id for (request_id,) in await connection.execute(DELETE_OF_BUILDS, values)}
 
 
-async def delete_answered_inputs(conn: AsyncConnection, inputs: Sequence[tuple[UUID, UUID]]) -> set[UUID]:
+async def delete_of_inputs(connection: AsyncConnection, inputs: Sequence[tuple[UUID, UUID]]) -> set[UUID]:
     """Delete the input requests of these (task id, input id) pairs and return their ids."""
     values = {"task_id": [task_id for task_id, _ in inputs], "input_id": [input_id for _, input_id in inputs]}
-    return {request_id for (request_id,) in await conn.execute(DELETE_ANSWERED_INPUTS, values)}
+    return {request_id for (request_id,) in await connection.execute(DELETE_OF_INPUTS, values)}
 
 
 async def pick_due(
-    conn: AsyncConnection, now: datetime, limit: int, *, first_delay: float, max_delay: float
-) -> list[WorkRequest]:
+    connection: AsyncConnection, now: datetime, limit: int, *, first_delay: float, max_delay: float
+) -> list[WorkRequestRow]:
     """Return up to ``limit`` requests that are due, after counting the attempt and setting the time of the next one.
 
     The next attempt is due after ``first_delay`` seconds, doubled by each further attempt up to ``max_delay`` seconds.
     Requests that another worker is processing are skipped.
     """
     values = {"now": now, "limit": limit, "first": first_delay, "maximum": max_delay}
-    return [WorkRequest(*row) for row in await conn.execute(PICK_DUE, values)]
+    return [WorkRequestRow(*row) for row in await connection.execute(PICK_DUE, values)]
 
 
-async def of_tasks(conn: AsyncConnection, ids: Sequence[UUID]) -> list[WorkRequest]:
+async def of_tasks(connection: AsyncConnection, ids: Sequence[UUID]) -> list[WorkRequestRow]:
     """Return the open requests of these tasks, oldest first."""
-    return [WorkRequest(*row) for row in await conn.execute(OF_TASKS, {"ids": ids})]
+    return [WorkRequestRow(*row) for row in await connection.execute(OF_TASKS, {"ids": ids})]
 
 
-async def delete(conn: AsyncConnection, ids: Sequence[UUID]) -> None:
+async def expired_inputs(connection: AsyncConnection, before: datetime, limit: int) -> Sequence[tuple[UUID, UUID]]:
+    """Return (task id, input id) of up to ``limit`` inputs without an outcome, first sent at or before ``before``."""
+    return [(row[0], row[1]) for row in await connection.execute(EXPIRED_INPUTS, {"before": before, "limit": limit})]
+
+
+async def delete(connection: AsyncConnection, ids: Sequence[UUID]) -> None:
     """Delete requests that timed out or are no longer needed."""
-    await conn.execute(DELETE, {"ids": ids})
+    await connection.execute(DELETE, {"ids": ids})

@@ -36,7 +36,7 @@ DELETE: Final = text("DELETE FROM workers WHERE worker_id = :worker_id")
 PRUNE: Final = text("DELETE FROM workers WHERE seen_at < :before")
 
 
-async def record_seen(conn: AsyncConnection, row: WorkerRow) -> None:
+async def record_seen(connection: AsyncConnection, row: WorkerRow) -> None:
     """Insert or update the row of a live worker."""
     values = {
         "worker_id": row.worker_id,
@@ -44,19 +44,19 @@ async def record_seen(conn: AsyncConnection, row: WorkerRow) -> None:
         "seen_at": row.seen_at,
         "drained_since": row.drained_since,
     }
-    await conn.execute(RECORD_SEEN, values)
+    await connection.execute(RECORD_SEEN, values)
 
 
-async def live(conn: AsyncConnection, since: datetime) -> list[WorkerRow]:
+async def live(connection: AsyncConnection, since: datetime) -> list[WorkerRow]:
     """Return the workers seen at or after ``since``."""
-    return [WorkerRow(*row) for row in await conn.execute(LIVE, {"since": since})]
+    return [WorkerRow(*row) for row in await connection.execute(LIVE, {"since": since})]
 
 
-async def delete(conn: AsyncConnection, worker_id: str) -> None:
+async def delete(connection: AsyncConnection, worker_id: str) -> None:
     """Delete the row of a worker that shuts down."""
-    await conn.execute(DELETE, {"worker_id": worker_id})
+    await connection.execute(DELETE, {"worker_id": worker_id})
 
 
-async def prune(conn: AsyncConnection, before: datetime) -> int:
+async def prune(connection: AsyncConnection, before: datetime) -> int:
     """Delete workers last seen before ``before`` and return the number deleted."""
-    return (await conn.execute(PRUNE, {"before": before})).rowcount
+    return (await connection.execute(PRUNE, {"before": before})).rowcount

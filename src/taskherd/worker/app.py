@@ -38,7 +38,7 @@ from taskherd.observability.ops import OpsServer
 from taskherd.observability.readiness import Readiness
 from taskherd.observability.tracing import open_tracing
 from taskherd.retry import until_stopped
-from taskherd.store import migrate, timers
+from taskherd.store import database_clock, migrate
 from taskherd.store.engine import dispose, in_use, open_engine, transaction
 from taskherd.timeouts import timeouts_of
 from taskherd.worker.command_consumer import CommandConsumer
@@ -50,7 +50,7 @@ from taskherd.worker.report_consumer import ReportConsumer
 from taskherd.worker.sweeper import Sweeper
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from taskherd.broker import AbstractChannel
     from taskherd.settings import Settings
@@ -59,6 +59,8 @@ log = structlog.get_logger(__name__)
 
 REQUIRED_SETTINGS = ("database_url", "amqp_url", "secret_key")
 COMMANDS_PREFETCH = 200
+"""Maximum number of unacked commands."""
+
 MAX_REPLIES = 1_000
 """Maximum length of the queue of replies to this worker's probes."""
 
@@ -85,40 +87,21 @@ class Worker:
         self._clock = Clock()
         self.metrics = Metrics()
         self._tracing = open_tracing(settings.tracing, "worker", __version__)
-        self._readiness = Readiness("broker", "consumers")
-        self._readiness.add_check("database", self._check_database)
-        self._readiness.add_check("schema", self._check_schema)
-        self.metrics.failpoint_armed.set(bool(settings.failpoint))
-        self.metrics.build_info.labels(__version__).set(1)
-        _initialize_counters(self.metrics)
+        self._readiness = self._make_readiness()
+        _initialize_metrics(self.metrics, failpoint_armed=bool(settings.failpoint))
         self._id = name or f"{socket.gethostname()}-{uuid4().hex[:8]}"
         self._names = topology.TopologyNames(settings.amqp_prefix)
+        self._report_queues = self._names.report_queues(settings.report_partitions)
         self._engine = open_engine(
-            settings.database_url,
-            size=settings.database_pool,
-            application_name="taskherd-worker",
+            settings.database_url, size=settings.database_pool, application_name="taskherd-worker"
         )
         self._connections = BrokerConnections(
             settings.amqp_url, "worker", self.metrics, self._readiness, self._on_disconnect
         )
         self._publisher = Publisher(self._connections.publish)
-        queues = self._names.report_queues(settings.report_partitions)
-        self._reports = Consumer(
-            self._connections.consume,
-            partial(self._report_sources, queues),
-            prefetch=settings.prefetch,
-            on_error=self._on_error,
-        )
-        self._commands = Consumer(
-            self._connections.consume,
-            partial(self._queue_sources, (self._names.commands,)),
-            prefetch=COMMANDS_PREFETCH,
-            on_error=self._on_error,
-        )
-        self._probe_replies = Consumer(
-            self._connections.consume, self._probe_reply_source, prefetch=MAX_REPLIES, on_error=self._on_error
-        )
-        self._queues = queues
+        self._reports = self._make_consumer(self._report_sources, settings.prefetch)
+        self._commands = self._make_consumer(self._command_source, COMMANDS_PREFETCH)
+        self._probe_replies = self._make_consumer(self._probe_reply_source, MAX_REPLIES)
         self._context = self._make_context()
         self._relay = Relay(self._context, settings.relay_every)
         self.probe = Probe(self._publisher, self._probe_replies, self.metrics, self._clock.now)
@@ -126,6 +109,17 @@ class Worker:
         self._command_consumer = CommandConsumer(self._commands, self._context, self._relay)
         self._sweeper = Sweeper(self._id, self._context, self._relay, self.probe, self._clock.correct)
         self._ops = OpsServer(self.metrics, self._readiness)
+
+    def _make_readiness(self) -> Readiness:
+        readiness = Readiness("broker", "consumers")
+        readiness.add_check("database", self._check_database)
+        readiness.add_check("schema", self._check_schema)
+        return readiness
+
+    def _make_consumer(
+        self, sources: Callable[[AbstractChannel], Awaitable[Sequence[Source]]], prefetch: int
+    ) -> Consumer:
+        return Consumer(self._connections.consume, sources, prefetch=prefetch, on_error=self._on_error)
 
     def _make_context(self) -> WorkerContext:
         settings = self._settings
@@ -144,6 +138,7 @@ class Worker:
             delete_backoff=Backoff(DELETE_RETRY_AFTER, settings.delete_backoff_most),
             request_retry=_request_retry(settings),
             retention=_retention(settings),
+            make_agent_token=partial(agent_token, settings.secret_keys[0]),
             generate_name=partial(task_names.generate, randomness=randomness),
             strict_send=settings.send_mode == "strict",
             tracing=self._tracing,
@@ -192,7 +187,7 @@ class Worker:
     async def _prepare_database(self) -> None:
         await migrate.ensure_async(self._settings.database_url, upgrading=self._settings.migrate == "auto")
         async with transaction(self._engine) as connection:
-            self._clock.correct(await timers.database_time(connection))
+            self._clock.correct(await database_clock.read(connection))
 
     async def _work(self) -> None:
         _tune_gc()
@@ -210,7 +205,8 @@ class Worker:
             asyncio.create_task(self.probe.send_replies(), name="probe send replies"),
             asyncio.create_task(self.probe.receive_replies(), name="probe receive replies"),
             asyncio.create_task(
-                self.probe.send_probes(settings.probe_every, settings.probe_timeout, self._queues), name="probe send"
+                self.probe.send_probes(settings.probe_every, settings.probe_timeout, self._report_queues),
+                name="probe send",
             ),
             asyncio.create_task(self._update_gauges(), name="gauges"),
         ]
@@ -260,9 +256,12 @@ class Worker:
         await topology.declare(channel, self._names, self._settings.report_partitions)
         return [Source(queue) for queue in queues]
 
-    async def _report_sources(self, queues: Sequence[str], channel: AbstractChannel) -> Sequence[Source]:
+    async def _command_source(self, channel: AbstractChannel) -> Sequence[Source]:
+        return await self._queue_sources((self._names.commands,), channel)
+
+    async def _report_sources(self, channel: AbstractChannel) -> Sequence[Source]:
         """Return the report queues: the first is shared; a partition goes to the consumer with the highest priority."""
-        shared, *partitions = await self._queue_sources(queues, channel)
+        shared, *partitions = await self._queue_sources(self._report_queues, channel)
         return [shared, *(Source(each.queue, topology.consumer_priority(self._id, each.queue)) for each in partitions)]
 
     async def _probe_reply_source(self, channel: AbstractChannel) -> Sequence[Source]:
@@ -275,14 +274,14 @@ class Worker:
 
     async def _check_database(self) -> None:
         async with transaction(self._engine) as connection:
-            await timers.database_time(connection)
+            await database_clock.read(connection)
 
     async def _check_schema(self) -> None:
         async with transaction(self._engine) as connection:
             await migrate.check(connection)
 
     def _on_disconnect(self) -> None:
-        """Start the drained time again: reports may now wait in the queues."""
+        """Reset ``drained_since``: reports may now wait in the queues."""
         self.probe.reset()
 
     def _on_error(self, reason: str) -> None:
@@ -295,8 +294,7 @@ def _request_retry(settings: Settings) -> RequestRetryPolicy:
         first_delay=timedelta(seconds=settings.request_backoff_first),
         max_delay=timedelta(seconds=settings.request_backoff_most),
         ttl=timedelta(seconds=settings.request_ttl),
-        runner_answer=timedelta(seconds=settings.runner_answer_timeout),
-        token=partial(agent_token, settings.secret_keys[0]),
+        runner_answer_timeout=timedelta(seconds=settings.runner_answer_timeout),
     )
 
 
@@ -310,8 +308,10 @@ def _retention(settings: Settings) -> Retention:
     )
 
 
-def _initialize_counters(metrics: Metrics) -> None:
-    """Initialize counters with 0, because Prometheus misses the first increment of a series that did not exist."""
+def _initialize_metrics(metrics: Metrics, *, failpoint_armed: bool) -> None:
+    """Set constant gauges, and counters to 0, because Prometheus misses the first increment of a new series."""
+    metrics.failpoint_armed.set(failpoint_armed)
+    metrics.build_info.labels(__version__).set(1)
     for reason in DeadLetterReason:
         if reason not in EXTERNAL_REASONS:
             metrics.dead_lettered.labels(reason.value)

@@ -1,4 +1,4 @@
-"""The input and the result of ``reconcile``."""
+"""The batch that ``reconcile`` applies, and its result."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from taskherd.messages.events import EventKind
 
 
-POISON = (DataError, ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
-"""The errors that one message can cause in its batch: PostgreSQL rejects a value, or the message triggers a bug."""
+MESSAGE_ERRORS = (DataError, ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
+"""Errors attributable to a single message: PostgreSQL rejects one of its values, or it triggers a bug."""
 
 
 @value(frozen=True, slots=True)
 class Batch:
-    """Inputs in the order received; ``timer_checks`` by task id. Outcomes match reports by index."""
+    """Messages in the order received; ``timer_checks`` by task id. Outcomes match reports by index."""
 
     reports: Sequence[Report] = ()
     command: Command | None = None
@@ -52,7 +52,7 @@ class CommittedChange:
 
 
 @dataclass(slots=True)
-class Parking:
+class ParkingChanges:
     """Reports to park, by index in the batch, and the row ids of parked reports that were folded."""
 
     new: dict[int, Report] = field(default_factory=dict)

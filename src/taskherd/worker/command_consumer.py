@@ -19,7 +19,7 @@ from taskherd.messages.commands import decode_command
 from taskherd.messages.decoding import InvalidMessage
 from taskherd.observability.tracing import extract
 from taskherd.store.engine import DataError
-from taskherd.worker.batch import POISON, Batch
+from taskherd.worker.batch import MESSAGE_ERRORS, Batch
 from taskherd.worker.dead_letters import dead_letter_of
 from taskherd.worker.reconcile import reconcile
 
@@ -72,7 +72,7 @@ class CommandConsumer:
             return
         try:
             reply, repeated = await self._execute(command)
-        except POISON as error:
+        except MESSAGE_ERRORS as error:
             log.warning("command rejected", command_id=str(command.command_id), reason=repr(error)[:200])
             reason = DeadLetterReason.DATA_ERROR if isinstance(error, DataError) else DeadLetterReason.FAULT
             detail = "The command could not be processed."

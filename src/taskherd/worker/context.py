@@ -1,4 +1,4 @@
-"""What the worker's loops share: connections, clock, metrics and policies. ``app`` creates it."""
+"""What the worker's loops share: connections, clock, metrics and settings. ``app`` creates it."""
 
 from __future__ import annotations
 
@@ -38,15 +38,13 @@ class RequestRetryPolicy:
 
     Attributes:
         ttl: age at which a request that no runner answered times out.
-        runner_answer: time after which a request that the task's runner did not answer also goes to its pool.
-        token: creates the agent token for a task and build number.
+        runner_answer_timeout: time after which a request that the task's runner did not answer also goes to its pool.
     """
 
     first_delay: timedelta
     max_delay: timedelta
     ttl: timedelta
-    runner_answer: timedelta
-    token: Callable[[UUID, int], str]
+    runner_answer_timeout: timedelta
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +66,7 @@ class WorkerContext:
         now: returns the time of the database's clock.
         failpoint: kills or freezes the process if this failpoint is armed.
         on_error: called with the reason of every failure that is retried.
+        make_agent_token: creates the agent token for a task and build number.
         generate_name: returns a task name for a prompt that is not among the given names.
     """
 
@@ -84,6 +83,7 @@ class WorkerContext:
     delete_backoff: Backoff
     request_retry: RequestRetryPolicy
     retention: Retention
+    make_agent_token: Callable[[UUID, int], str]
     generate_name: Callable[[str, Container[str]], str]
     strict_send: bool
     tracing: Tracing

@@ -12,8 +12,8 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from taskherd.domain import lease as lease_module
-from taskherd.domain.commands import Create, digest_text
-from taskherd.domain.handle_command import CreateContext, TemplateVersionInfo
+from taskherd.domain.commands import Create, canonical_json
+from taskherd.domain.handle_command import CommandContext, TemplateVersionInfo
 from taskherd.domain.reports import (
     AgentDisconnected,
     AgentHeartbeat,
@@ -21,7 +21,7 @@ from taskherd.domain.reports import (
     InputOutcomeReport,
     WorkspaceBuild,
 )
-from taskherd.domain.task_update import Policies, TaskUpdate
+from taskherd.domain.task_update import TaskUpdate, UpdateContext
 from taskherd.messages.reports import decode_stored_report
 from taskherd.store import command_log, directory, inputs, leases, tasks
 from taskherd.store import parked_reports as parked
@@ -39,7 +39,9 @@ if TYPE_CHECKING:
     from taskherd.worker.batch import Batch
     from taskherd.worker.context import WorkerContext
 
-MOVES_CONNECTION = frozenset(kind.type for kind in (WorkspaceBuild, AgentLifecycle, AgentHeartbeat, AgentDisconnected))
+CONNECTION_REPORT_TYPES = frozenset(
+    kind.type for kind in (WorkspaceBuild, AgentLifecycle, AgentHeartbeat, AgentDisconnected)
+)
 """The types of reports that may change a task's connection: for their tasks the lease is loaded and saved too."""
 
 
@@ -57,7 +59,7 @@ class LoadedBatch:
     batch: Batch
     rows: dict[UUID, StoredTask]
     updates: dict[UUID, TaskUpdate]
-    policies: Policies
+    update_context: UpdateContext
     lease_checked: frozenset[UUID]
     leased: frozenset[UUID]
     parked: list[tuple[int, Report]]
@@ -70,38 +72,40 @@ async def load_batch(
     """Lock the tasks of the batch's command, timer checks and reports at ``indexes``, and read what they need."""
     reports = [batch.reports[index] for index in indexes]
     lease_checked = set(batch.timer_checks) | ({batch.command.task_id} if batch.command else set())
-    rows = await _lock(connection, {report.task_id for report in reports} | lease_checked)
-    lease_checked |= {report.task_id for report in reports if report.type in MOVES_CONNECTION}
+    rows = await _lock_tasks(connection, {report.task_id for report in reports} | lease_checked)
+    lease_checked |= {report.task_id for report in reports if report.type in CONNECTION_REPORT_TYPES}
     lease_of = {lease.task_id: lease for lease in await leases.lock(connection, list(lease_checked & rows.keys()))}
-    updates = {task_id: _update(row, lease_of.get(task_id)) for task_id, row in rows.items()}
+    updates = {task_id: _start_update(row, lease_of.get(task_id)) for task_id, row in rows.items()}
     parked_reports: list[tuple[int, Report]] = []
     if isinstance(batch.command, Create) and batch.command.task_id not in rows:
-        parked_reports = await _parked(connection, batch.command.task_id, now)
+        parked_reports = await _lock_parked_reports(connection, batch.command.task_id, now)
     input_keys = {(report.task_id, report.input_id) for report in reports if isinstance(report, InputOutcomeReport)}
     input_keys |= {(task_id, each) for task_id, check in batch.timer_checks.items() for each in check.expired_inputs}
-    known_inputs, open_inputs = await _inputs(connection, input_keys)
+    known_inputs, open_inputs = await _find_inputs(connection, input_keys)
     await _load_queues(connection, updates, input_keys)
-    create_context = await _create_context(connection, context, batch.command)
+    command_context = await _load_command_context(connection, context, batch.command)
     return LoadedBatch(
         batch=batch,
         rows=rows,
         updates=updates,
-        policies=Policies(context.timeouts, context.delete_backoff, create_context, open_inputs, known_inputs),
+        update_context=UpdateContext(
+            context.timeouts, context.delete_backoff, command_context, open_inputs, known_inputs
+        ),
         lease_checked=frozenset(lease_checked),
         leased=frozenset(lease_of),
         parked=parked_reports,
-        recorded_reply=await _recorded_reply(connection, batch.command, now),
+        recorded_reply=await _register_command(connection, batch.command, now),
     )
 
 
-def _update(row: StoredTask, lease: lease_module.Lease | None) -> TaskUpdate:
+def _start_update(row: StoredTask, lease: lease_module.Lease | None) -> TaskUpdate:
     task = row.task
     if lease is not None:
         task = lease_module.with_lease(task, lease)
     return TaskUpdate(task, task, core_document=row.document)
 
 
-async def _lock(connection: AsyncConnection, ids: set[UUID]) -> dict[UUID, StoredTask]:
+async def _lock_tasks(connection: AsyncConnection, ids: set[UUID]) -> dict[UUID, StoredTask]:
     rows = {row.task.id: row for row in await tasks.lock(connection, list(ids))}
     missing = sorted(ids - rows.keys())
     if missing:
@@ -110,26 +114,30 @@ async def _lock(connection: AsyncConnection, ids: set[UUID]) -> dict[UUID, Store
     return rows
 
 
-async def _parked(connection: AsyncConnection, task_id: UUID, now: datetime) -> list[tuple[int, Report]]:
-    """Return the reports parked for a task, with their row ids. Each was valid when it was parked."""
+async def _lock_parked_reports(connection: AsyncConnection, task_id: UUID, now: datetime) -> list[tuple[int, Report]]:
+    """Lock the reports parked for a task and return them, with their row ids. Each was valid when it was parked."""
     return [(row.id, decode_stored_report(row.report, now)) for row in await parked.lock(connection, [task_id])]
 
 
-async def _recorded_reply(
+async def _register_command(
     connection: AsyncConnection, command: Command | None, now: datetime
 ) -> RecordedCommand | None:
-    """Return the earlier reply to this command. If there is none, claim the command id, to record the reply later."""
+    """Return the earlier reply to this command. If there is none, register the command, to record its reply later."""
     if command is None:
         return None
-    return (await command_log.claim(connection, [(command.command_id, digest(command))], now)).get(command.command_id)
+    return (await command_log.register(connection, [(command.command_id, digest(command))], now)).get(
+        command.command_id
+    )
 
 
 def digest(command: Command) -> bytes:
     """Return a digest that tells a repeated command from another command with the same id."""
-    return sha256(digest_text(command).encode()).digest()
+    return sha256(canonical_json(command).encode()).digest()
 
 
-async def _inputs(connection: AsyncConnection, keys: set[tuple[UUID, UUID]]) -> tuple[frozenset[UUID], frozenset[UUID]]:
+async def _find_inputs(
+    connection: AsyncConnection, keys: set[tuple[UUID, UUID]]
+) -> tuple[frozenset[UUID], frozenset[UUID]]:
     """Return which inputs of ``keys`` (task id, input id) exist, and which of those have no outcome yet."""
     if not keys:
         return frozenset(), frozenset()
@@ -144,7 +152,7 @@ async def _inputs(connection: AsyncConnection, keys: set[tuple[UUID, UUID]]) -> 
 async def _load_queues(
     connection: AsyncConnection, updates: Mapping[UUID, TaskUpdate], input_keys: set[tuple[UUID, UUID]]
 ) -> None:
-    """Load the first queued inputs of each task: one more than the batch can decide, so that the next one is known."""
+    """Load the first queued user inputs of each task: one more than the batch can decide, so the next one is known."""
     waiting = [task_id for task_id, update in updates.items() if update.existing_task.state.inbox.queued]
     if not waiting:
         return
@@ -154,17 +162,17 @@ async def _load_queues(
         updates[task_id].queue = queue
 
 
-async def _create_context(
+async def _load_command_context(
     connection: AsyncConnection, context: WorkerContext, command: Command | None
-) -> CreateContext:
+) -> CommandContext:
     if not isinstance(command, Create):
-        return CreateContext({}, {}, {}, context.generate_name, strict_send=context.strict_send)
+        return CommandContext({}, {}, {}, context.generate_name, strict_send=context.strict_send)
     owners = await directory.owners(connection, [command.owner_id])
     versions = await directory.template_versions(connection, [command.template_version_id])
     names_in_use = frozenset[str]()
     if command.name:
         names_in_use = await tasks.names_in_use(connection, command.owner_id, [command.name.lower()])
-    return CreateContext(
+    return CommandContext(
         owners={owner.id: owner.organizations for owner in owners.values() if owner.active},
         versions={
             version.id: TemplateVersionInfo(

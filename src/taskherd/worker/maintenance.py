@@ -19,28 +19,36 @@ if TYPE_CHECKING:
     from taskherd.worker.context import WorkerContext
 
 EVERY = timedelta(seconds=15)
+"""Interval of pruning and counting."""
+
 WORKER_RETENTION = timedelta(minutes=10)
+"""Time for which the row of a worker that is no longer live is kept."""
+
 MAX_ROWS = 500
 """Maximum number of rows that one transaction expires or deletes."""
 
 MAX_ROUNDS = 200
+"""Maximum number of transactions for one table in one run; the next run continues."""
 
 
 class Maintenance:
-    """Maintains the tables at intervals of ``EVERY``, the first time immediately."""
+    """Maintains the tables at intervals of ``EVERY``. The first run is due immediately."""
 
     def __init__(self, context: WorkerContext) -> None:
         """Create it; nothing has been maintained yet."""
         self._context = context
         self._done_at: datetime | None = None
 
-    async def run_maintenance(self, now: datetime, since: datetime | None) -> None:
-        """Expire parked reports; prune and count if it is time. Raises ``Unavailable``; the next call then repeats it.
+    async def run_maintenance(self, now: datetime, watermark: datetime | None) -> None:
+        """Expire parked reports; prune and count if ``EVERY`` has elapsed.
 
-        Parked reports expire only if the watermark ``since`` is older than their maximum age: while workers are down,
-        or after the clock has jumped, no create could have been consumed.
+        Parked reports expire only if ``watermark`` is older than their maximum age: while workers are down, or after
+        the clock has jumped, no create could have been consumed.
+
+        Raises:
+            Unavailable: the database or the broker cannot be reached; the next call repeats what failed.
         """
-        if since is not None and now - since > self._context.retention.parked_ttl:
+        if watermark is not None and now - watermark > self._context.retention.parked_ttl:
             for _ in range(MAX_ROUNDS):
                 if await self.expire_parked_once(now) < MAX_ROWS:
                     break

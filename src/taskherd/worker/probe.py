@@ -1,7 +1,7 @@
 """Find out whether the report queues are drained: a worker sends itself probes through them.
 
 The worker that receives a probe replies to its sender, after everything before the probe is committed. The queues are
-drained while every probe comes back in time; after a gap, the drained time starts again.
+drained while every probe comes back in time; after an interruption, ``drained_since`` is reset.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 BODY = b'{"type":"taskherd.probe"}'
 MAX_PENDING_REPLIES = 64
+"""Maximum number of received probes that wait for their reply; more are dropped."""
+
 MAX_DELIVERIES = 100
 """Maximum number of replies that are taken from the buffer at a time."""
 
@@ -60,7 +62,7 @@ class Probe:
             self._to_reply.put_nowait(delivery)
 
     def reset(self) -> None:
-        """Start the drained time again, after an interruption."""
+        """Reset ``drained_since`` after an interruption."""
         self.drained_since = None
         self._metrics.drained.set(0)
 

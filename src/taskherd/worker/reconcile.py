@@ -1,6 +1,6 @@
-"""Reconcile a batch of inputs with the database: load and lock its tasks, fold the inputs, save, commit.
+"""Reconcile a batch with the database: load and lock its tasks, fold its messages, save, commit.
 
-Reports, commands and timer checks all go through ``reconcile``; nothing else writes a task. Reconciling the same inputs
+Reports, commands and timer checks all go through ``reconcile``; nothing else writes a task. Reconciling the same batch
 again changes nothing, so callers retry freely.
 """
 
@@ -17,8 +17,8 @@ from taskherd.domain.task_update import TaskUpdate, apply_command, apply_report,
 from taskherd.observability.failpoints import Failpoint
 from taskherd.store import leases
 from taskherd.store.engine import transaction
-from taskherd.worker.batch import Batch, BatchResult, Parking
-from taskherd.worker.load import MOVES_CONNECTION, load_batch
+from taskherd.worker.batch import Batch, BatchResult, ParkingChanges
+from taskherd.worker.load import CONNECTION_REPORT_TYPES, load_batch
 from taskherd.worker.related_rows import save_parking
 from taskherd.worker.save import derive_writes, save_batch
 
@@ -73,10 +73,10 @@ async def run_transaction(context: WorkerContext, batch: Batch, indexes: list[in
             context.failpoint(Failpoint.PRE_COMMIT)
 
 
-def fold_batch(loaded: LoadedBatch, indexes: list[int], result: BatchResult) -> Parking:
+def fold_batch(loaded: LoadedBatch, indexes: list[int], result: BatchResult) -> ParkingChanges:
     """Apply the command, the reports in order and the timer checks to their tasks, and decide what follows."""
-    batch, updates, policies, now = loaded.batch, loaded.updates, loaded.policies, result.now
-    parking = Parking()
+    batch, updates, update_context, now = loaded.batch, loaded.updates, loaded.update_context, result.now
+    parking = ParkingChanges()
     if batch.command:
         _fold_command(loaded, batch.command, parking, now)
     for index in indexes:
@@ -86,24 +86,24 @@ def fold_batch(loaded: LoadedBatch, indexes: list[int], result: BatchResult) -> 
             result.outcomes[index] = ReportOutcome.PARKED
             parking.new[index] = report
         else:
-            result.outcomes[index] = apply_report(update, report, now, policies)
+            result.outcomes[index] = apply_report(update, report, now, update_context)
     for task_id, check in batch.timer_checks.items():
         if task_id in updates:
-            apply_timer_check(updates[task_id], check, now, policies)
+            apply_timer_check(updates[task_id], check, now, update_context)
     for update in updates.values():
-        finalize(update, now, policies)
+        finalize(update, now, update_context)
     return parking
 
 
-def _fold_command(loaded: LoadedBatch, command: Command, parking: Parking, now: datetime) -> None:
+def _fold_command(loaded: LoadedBatch, command: Command, parking: ParkingChanges, now: datetime) -> None:
     """Apply the command unless its reply is recorded. If it creates the task, apply the task's parked reports too."""
     update = loaded.updates.setdefault(command.task_id, TaskUpdate(None, None))
     if loaded.recorded_reply:
         return
-    apply_command(update, command, now, loaded.policies)
+    apply_command(update, command, now, loaded.update_context)
     if update.before is None and update.task is not None:
         for row_id, report in loaded.parked:
-            outcome = apply_report(update, report, now, loaded.policies)
+            outcome = apply_report(update, report, now, loaded.update_context)
             if outcome.dead_letter_reason is None:  # a rejected one stays parked until it expires to the dead letters
                 parking.folded.append(row_id)
 
@@ -131,7 +131,7 @@ def split_heartbeats(batch: Batch) -> tuple[dict[UUID, list[int]], list[int]]:
     Returns:
         The indexes of those heartbeats by task id, and the indexes of all other reports, in order.
     """
-    moving: set[UUID] = set(batch.timer_checks)
+    connection_changing: set[UUID] = set(batch.timer_checks)
     heartbeats: dict[UUID, list[int]] = defaultdict(list)
     others: list[int] = []
     for index, report in enumerate(batch.reports):
@@ -139,9 +139,9 @@ def split_heartbeats(batch: Batch) -> tuple[dict[UUID, list[int]], list[int]]:
             heartbeats[report.task_id].append(index)
         else:
             others.append(index)
-            if report.type in MOVES_CONNECTION:
-                moving.add(report.task_id)
-    for task_id in moving & heartbeats.keys():
+            if report.type in CONNECTION_REPORT_TYPES:
+                connection_changing.add(report.task_id)
+    for task_id in connection_changing & heartbeats.keys():
         others.extend(heartbeats.pop(task_id))
     others.sort()
     return heartbeats, others

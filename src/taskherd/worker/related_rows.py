@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from taskherd.domain.task_update import TaskUpdate
     from taskherd.store import AsyncConnection
-    from taskherd.worker.batch import Parking
+    from taskherd.worker.batch import ParkingChanges
 
 
 async def save_inbox(connection: AsyncConnection, updates: Mapping[UUID, TaskUpdate], now: datetime) -> None:
@@ -53,13 +53,13 @@ async def save_logs(connection: AsyncConnection, updates: Mapping[UUID, TaskUpda
 
 
 async def save_requests(connection: AsyncConnection, updates: Mapping[UUID, TaskUpdate], now: datetime) -> None:
-    """Delete the work requests that were answered, timed out or became pointless, and add the new ones."""
-    answered = [(task_id, number) for task_id, update in updates.items() for number in update.answered_builds]
-    if answered:
-        await work_requests.delete_answered(connection, answered)
+    """Delete the work requests that were answered, timed out or are no longer needed, and add the new ones."""
+    closed = [(task_id, number) for task_id, update in updates.items() for number in update.closed_requests]
+    if closed:
+        await work_requests.delete_of_builds(connection, closed)
     decided = [(task_id, report.input_id) for task_id, update in updates.items() for report in update.input_outcomes]
     if decided:
-        await work_requests.delete_answered_inputs(connection, decided)
+        await work_requests.delete_of_inputs(connection, decided)
     failed = [task_id for task_id, update in updates.items() if update.inputs_failed]
     if failed:
         open_requests = await work_requests.of_tasks(connection, failed)
@@ -74,12 +74,12 @@ async def save_requests(connection: AsyncConnection, updates: Mapping[UUID, Task
         await work_requests.add(connection, new)
 
 
-def _new_requests(update: TaskUpdate, now: datetime) -> list[work_requests.WorkRequest]:
+def _new_requests(update: TaskUpdate, now: datetime) -> list[work_requests.WorkRequestRow]:
     task = update.existing_task
     runner = task.state.runner.report.runner if task.state.runner else None
 
-    def request(request_id: UUID, number: int, kind: str, input_id: UUID | None) -> work_requests.WorkRequest:
-        return work_requests.WorkRequest(request_id, task.id, number, kind, input_id, runner, 0, now, now, None)
+    def request(request_id: UUID, number: int, kind: str, input_id: UUID | None) -> work_requests.WorkRequestRow:
+        return work_requests.WorkRequestRow(request_id, task.id, number, kind, input_id, runner, 0, now, now, None)
 
     rows = [
         request(
@@ -92,7 +92,9 @@ def _new_requests(update: TaskUpdate, now: datetime) -> list[work_requests.WorkR
     return rows
 
 
-async def save_parking(connection: AsyncConnection, parking: Parking, now: datetime, max_per_task: int) -> list[int]:
+async def save_parking(
+    connection: AsyncConnection, parking: ParkingChanges, now: datetime, max_per_task: int
+) -> list[int]:
     """Park new reports, delete the folded ones, and return the indexes of reports beyond ``max_per_task``."""
     if parking.folded:
         await parked_reports.delete(connection, parking.folded)

@@ -25,6 +25,7 @@ from taskherd.messages import document, events
 from taskherd.observability.failpoints import Failpoint
 from taskherd.store import outbox
 from taskherd.store.engine import transaction
+from taskherd.store.outbox import OutboxEvent
 from taskherd.worker import work_requests
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class Relay:
         batch = [self._changes.popleft() for _ in range(min(MAX_EVENTS, len(self._changes)))]
         changes, traces = zip(*batch, strict=True)
         try:
-            rendered = await _events(self._context, changes)
+            rendered = await _render(self._context, [_outbox_event(change) for change in changes])
         except (Unavailable, Retry) as error:
             await self._back_off(error)
             return 0
@@ -176,26 +177,40 @@ class Relay:
         return count
 
 
-async def _events(context: WorkerContext, changes: Sequence[CommittedChange]) -> list[events.ChangeEvent]:
-    names = await context.directory_cache.look_up(
-        (change.task.owner_id, change.task.template_version_id) for change in changes
-    )
-    rendered = []
-    for change in changes:
-        task = change.task
-        task_names = names[task.owner_id, task.template_version_id]
-        rendered.append(
-            events.ChangeEvent(
-                task_id=task.id,
-                version=task.version,
-                kind=change.kind,
-                occurred_at=task.updated_at,
-                task=document.render_json(change.core_document, task.prompt, task_names, task.updated_at),
-                changes=change.changes,
-                cause=change.cause,
-            )
+async def _render(context: WorkerContext, unpublished: Sequence[OutboxEvent]) -> list[events.ChangeEvent]:
+    """Render the events with the complete documents, which need the current names of the directory."""
+    names = await context.directory_cache.look_up((row.owner_id, row.template_version_id) for row in unpublished)
+    return [
+        events.ChangeEvent(
+            task_id=row.task_id,
+            version=row.version,
+            kind=events.EventKind(row.kind),
+            occurred_at=row.occurred_at,
+            task=document.render_json(
+                row.document, row.prompt, names[row.owner_id, row.template_version_id], row.occurred_at
+            ),
+            changes=row.changes,
+            cause=row.cause,
         )
-    return rendered
+        for row in unpublished
+    ]
+
+
+def _outbox_event(change: CommittedChange) -> OutboxEvent:
+    """Return a committed change as it would be read from the outbox."""
+    task = change.task
+    return OutboxEvent(
+        task.id,
+        task.version,
+        task.updated_at,
+        task.owner_id,
+        task.template_version_id,
+        change.kind,
+        change.core_document,
+        change.changes,
+        change.cause,
+        task.prompt,
+    )
 
 
 async def publish(
@@ -246,22 +261,7 @@ async def republish_stale(context: WorkerContext, limit: int) -> int:
     context.failpoint(Failpoint.RELAY_SELECT)
     if not rows:
         return 0
-    names = await context.directory_cache.look_up((row.owner_id, row.template_version_id) for row in rows)
-    to_publish = [
-        events.ChangeEvent(
-            task_id=row.task_id,
-            version=row.version,
-            kind=events.EventKind(row.kind),
-            occurred_at=row.occurred_at,
-            task=document.render_json(
-                row.document, row.prompt, names[row.owner_id, row.template_version_id], row.occurred_at
-            ),
-            changes=row.changes,
-            cause=row.cause,
-        )
-        for row in rows
-    ]
-    confirmed, error = await publish(context, to_publish)
+    confirmed, error = await publish(context, await _render(context, rows))
     await mark_published(context, confirmed)
     if error is not None:
         raise error

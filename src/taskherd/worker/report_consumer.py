@@ -26,7 +26,7 @@ from taskherd.messages.reports import decode_reports
 from taskherd.observability.failpoints import Failpoint
 from taskherd.observability.tracing import MAX_LINKS, extract
 from taskherd.store.engine import DataError
-from taskherd.worker.batch import POISON, Batch
+from taskherd.worker.batch import MESSAGE_ERRORS, Batch
 from taskherd.worker.concurrency import BatchFootprint, BatchScheduler
 from taskherd.worker.dead_letters import dead_letter_of
 from taskherd.worker.probe import is_probe
@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-TICK = timedelta(microseconds=1)
-LONG_AGO = datetime.min.replace(tzinfo=UTC)
+SEQ_STEP = timedelta(microseconds=1)
+MIN_TIME = datetime.min.replace(tzinfo=UTC)
 
 MAX_LOGGED = 5
 """Maximum number of task ids or dead letters in a log line."""
@@ -84,7 +84,7 @@ class ReportConsumer:
         self._relay = relay
         self._probe = probe
         self._scheduler: BatchScheduler | None = None
-        self._received_until = LONG_AGO
+        self._received_until = MIN_TIME
 
     @property
     def in_flight(self) -> int:
@@ -145,7 +145,7 @@ class ReportConsumer:
                 decoded.probes.append(delivery)
                 continue
             elements = decode_reports(delivery.body, now)
-            now += len(elements) * TICK  # so that reports without a seq keep the order received
+            now += len(elements) * SEQ_STEP  # so that reports without a seq keep the order received
             single = len(elements) == 1 and not delivery.body.lstrip().startswith(b"[")
             for index, element in enumerate(elements):
                 if isinstance(element, InvalidMessage):
@@ -167,7 +167,7 @@ class ReportConsumer:
             result = await self._context.until_stopped(
                 lambda: reconcile(self._context, Batch(reports), self._context.now()), "database"
             )
-        except POISON as error:
+        except MESSAGE_ERRORS as error:
             if len(reports) == 1:
                 log.warning("report rejected", task_id=str(reports[0].task_id), reason=repr(error)[:200])
                 return [ReportOutcome.DATA_ERROR if isinstance(error, DataError) else ReportOutcome.FAULT]

@@ -1,7 +1,7 @@
 """Find everything that is overdue (silent agents, unanswered requests, due timers) and reconcile it.
 
-Of the live workers, the one with the lowest id sweeps. It measures silence only from the watermark, which every gap in
-a worker's consuming moves forward.
+Of the live workers, the one with the lowest id sweeps. It measures silence only from the watermark; any interruption in
+a worker's consumption advances it.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from taskherd.domain.liveness import MAX_SKEW, MassLossGuard, WorkerWatermark, guard_mass_loss, watermark
+from taskherd.domain.liveness import MAX_SKEW, MassLossDecision, WorkerWatermark, decide_mass_loss, shared_watermark
 from taskherd.domain.task_update import TimerCheck
 from taskherd.domain.value import replace
 from taskherd.errors import Retry, Unavailable
-from taskherd.store import directory, leases, tasks, timers, workers
+from taskherd.store import database_clock, directory, leases, tasks, work_requests, workers
 from taskherd.store.engine import DataError, transaction
 from taskherd.worker.batch import Batch
 from taskherd.worker.maintenance import Maintenance
@@ -37,11 +37,16 @@ MAX_TASKS = 500
 """Maximum number of tasks that are checked in one batch."""
 
 MAX_ROUNDS = 40
-FRESH = timedelta(seconds=6)
-"""A live worker updates its row more often than this; one that does not may be frozen, with unacked deliveries."""
+"""Maximum number of such batches in one sweep; the next sweep continues."""
 
-FORGOTTEN = timedelta(seconds=60)
-"""After this time the broker has redelivered the deliveries of a frozen worker to others."""
+ROW_FRESH_FOR = timedelta(seconds=6)
+"""Maximum age of a worker's row from which the worker may sweep and counts as drained.
+
+A running worker updates its row more often. One that does not may be frozen, with unacked deliveries.
+"""
+
+WORKER_EXPIRY = timedelta(seconds=60)
+"""Age of a worker's row after which the worker is ignored: the broker has redelivered its deliveries by then."""
 
 
 class Sweeper:
@@ -57,7 +62,7 @@ class Sweeper:
         self._probe = probe
         self._correct = correct
         self._started_at = context.now()
-        self._gap_at = context.now()
+        self._earliest_watermark = context.now()
         self._registered = False
         self._mass_held_since: datetime | None = None
         self._maintenance = Maintenance(context)
@@ -70,7 +75,7 @@ class Sweeper:
                 await self.sweep_once()
                 self._context.metrics.database_up.set(1)
             except (Unavailable, Retry, DataError) as error:
-                self._gap_at = self._context.now()
+                self._earliest_watermark = self._context.now()
                 self._context.metrics.database_up.set(0)
                 self._context.on_error(str(error))
             try:
@@ -88,46 +93,46 @@ class Sweeper:
         """Check all timers once and return the number of tasks checked. Raises ``Unavailable``."""
         rows = await self._register()
         now = self._context.now()
-        fresh = {row.worker_id for row in rows if now - row.seen_at <= FRESH}
+        fresh = {row.worker_id for row in rows if now - row.seen_at <= ROW_FRESH_FOR}
         watermarks = [
             WorkerWatermark(row.seen_at, row.drained_since if row.worker_id in fresh else None) for row in rows
         ]
-        since = watermark(watermarks, now, FORGOTTEN)
-        if since is None:
-            self._gap_at = now
+        watermark = shared_watermark(watermarks, now, WORKER_EXPIRY)
+        if watermark is None:
+            self._earliest_watermark = now
         else:
-            since = max(since, self._gap_at)
+            watermark = max(watermark, self._earliest_watermark)
         if fresh and self._id != min(fresh):
             return 0
         self._context.metrics.sweeps.inc()
         checked = 0
-        if since is not None:
-            checked += await self._check_silent(since, now)
-        check = TimerCheck(since, mass_held=self._mass_held_since is not None, counted_at=now)
-        if since is not None:
-            checked += await self._check_expired_inputs(since, check)
+        if watermark is not None:
+            checked += await self._check_silent(watermark, now)
+        check = TimerCheck(watermark, mass_held=self._mass_held_since is not None, silence_counted_at=now)
+        if watermark is not None:
+            checked += await self._check_expired_inputs(watermark, check)
         checked += await self._check_due(check)
-        await self._maintenance.run_maintenance(now, since)
+        await self._maintenance.run_maintenance(now, watermark)
         return checked
 
     async def _register(self) -> list[workers.WorkerRow]:
         """Set the clock by the database's, update this worker's row, and return all live workers."""
         async with transaction(self._context.engine) as connection:
             before = self._context.now()
-            clock = await timers.database_time(connection)
+            clock = await database_clock.read(connection)
             jumped = self._correct(clock)
             if not self._registered:  # the clock had this machine's time before, so a jump would not show
-                self._started_at = self._gap_at = clock
-                jumped = jumped or await timers.clock_moved_back(connection, clock + MAX_SKEW)
+                self._started_at = self._earliest_watermark = clock
+                jumped = jumped or await database_clock.moved_back(connection, clock + MAX_SKEW)
             if jumped:
                 log.warning("database clock jumped", was=before.isoformat(), is_now=clock.isoformat())
                 self._probe.reset()
-                self._gap_at = clock
-                await timers.clamp_future_times(connection, clock)
+                self._earliest_watermark = clock
+                await database_clock.clamp_future_times(connection, clock)
             row = workers.WorkerRow(self._id, self._started_at, self._context.now(), self._probe.drained_since)
             await workers.record_seen(connection, row)
             self._context.directory_cache.refresh(await directory.revision(connection))
-            live = await workers.live(connection, self._context.now() - FORGOTTEN)
+            live = await workers.live(connection, self._context.now() - WORKER_EXPIRY)
         self._registered = True
         return live
 
@@ -142,22 +147,22 @@ class Sweeper:
                 break
         return checked
 
-    async def _check_silent(self, since: datetime, now: datetime) -> int:
-        """Check agents without a heartbeat for too long since ``since``, unless the mass-loss guard holds them back."""
+    async def _check_silent(self, watermark: datetime, now: datetime) -> int:
+        """Check agents that have sent no heartbeat for too long, unless the loss must be held."""
         lost_after = self._context.timeouts.agent_lost_after
-        if now - since <= lost_after:
+        if now - watermark <= lost_after:
             return 0
         async with transaction(self._context.engine) as connection:
             connected, lost = await leases.count(connection, now - lost_after)
             silent = await leases.silent(connection, now - lost_after, MAX_TASKS * MAX_ROUNDS) if lost else []
-        held_duration = now - max(self._mass_held_since, since) if self._mass_held_since else timedelta(0)
-        if guard_mass_loss(connected, lost, held_duration, self._context.timeouts) is MassLossGuard.HOLD:
+        held_duration = now - max(self._mass_held_since, watermark) if self._mass_held_since else timedelta(0)
+        if decide_mass_loss(connected, lost, held_duration, self._context.timeouts) is MassLossDecision.HOLD:
             self._hold_mass_loss(now, connected, lost)
             return 0
         self._mass_held_since = None
         self._context.metrics.mass_silence_held.set(0)
         for start in range(0, len(silent), MAX_TASKS):
-            await self._reconcile({task_id: TimerCheck(since) for task_id in silent[start : start + MAX_TASKS]})
+            await self._reconcile({task_id: TimerCheck(watermark) for task_id in silent[start : start + MAX_TASKS]})
         return len(silent)
 
     def _hold_mass_loss(self, now: datetime, connected: int, silent: int) -> None:
@@ -169,12 +174,12 @@ class Sweeper:
         self._context.metrics.sweeps_held.inc()
         self._context.metrics.mass_silence_held.set(1)
 
-    async def _check_expired_inputs(self, since: datetime, check: TimerCheck) -> int:
+    async def _check_expired_inputs(self, watermark: datetime, check: TimerCheck) -> int:
         ttl = self._context.timeouts.request_ttl
-        if self._context.now() - since <= ttl:
+        if self._context.now() - watermark <= ttl:
             return 0
         async with transaction(self._context.engine) as connection:
-            expired = await timers.expired_inputs(connection, self._context.now() - ttl, MAX_TASKS)
+            expired = await work_requests.expired_inputs(connection, self._context.now() - ttl, MAX_TASKS)
         checks: dict[UUID, TimerCheck] = {}
         for task_id, input_id in expired:
             earlier = checks.get(task_id, check)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from taskherd.store.work_request_details import WorkRequestDetails
-    from taskherd.store.work_requests import WorkRequest
+    from taskherd.store.work_requests import WorkRequestRow
     from taskherd.worker.context import WorkerContext
 
 DEFAULT_POOL = "default"
@@ -63,29 +63,33 @@ async def send_due(context: WorkerContext, now: datetime) -> int:
     return len(due)
 
 
-def targets(row: WorkRequest, run: Mapping[str, Any], now: datetime, runner_answer: timedelta) -> list[str]:
+def targets(row: WorkRequestRow, run: Mapping[str, Any], now: datetime, runner_answer_timeout: timedelta) -> list[str]:
     """Return the targets: the task's runner, the pool if there is none, or both if a start or delete is unanswered."""
     pool = run.get("pool")
     pool = pool if isinstance(pool, str) and pool else DEFAULT_POOL
     if row.target_runner is None:
         return [pool]
-    unanswered = row.first_sent_at is not None and now - row.first_sent_at >= runner_answer
+    unanswered = row.first_sent_at is not None and now - row.first_sent_at >= runner_answer_timeout
     return [row.target_runner, pool] if unanswered and row.type in POOL_FALLBACK else [row.target_runner]
 
 
 def _messages(
-    context: WorkerContext, row: WorkRequest, task: WorkRequestDetails, input_texts: Mapping[UUID, str], now: datetime
+    context: WorkerContext,
+    row: WorkRequestRow,
+    task: WorkRequestDetails,
+    input_texts: Mapping[UUID, str],
+    now: datetime,
 ) -> list[OutgoingMessage]:
     body = work.encode_request(_request(context, row, task, input_texts))
     ttl = context.request_retry.ttl.total_seconds()
     return [
         OutgoingMessage(context.names.work, work.routing_key(row.type, target), body, mandatory=True, expiration=ttl)
-        for target in targets(row, task.run, now, context.request_retry.runner_answer)
+        for target in targets(row, task.run, now, context.request_retry.runner_answer_timeout)
     ]
 
 
 def _request(
-    context: WorkerContext, row: WorkRequest, task: WorkRequestDetails, input_texts: Mapping[UUID, str]
+    context: WorkerContext, row: WorkRequestRow, task: WorkRequestDetails, input_texts: Mapping[UUID, str]
 ) -> work.WorkRequest:
     common: dict[str, Any] = {
         "request_id": row.request_id,
@@ -100,7 +104,7 @@ def _request(
     }
     match row.type:
         case "workspace.start":
-            token = context.request_retry.token(row.task_id, row.build_number)
+            token = context.make_agent_token(row.task_id, row.build_number)
             return work.WorkspaceStart(**common, prompt=task.prompt, preset=_preset(task), agent_token=token)
         case "workspace.stop":
             return work.WorkspaceStop(**common)

@@ -54,8 +54,8 @@ FOLD: list[Mutation] = [
     ("if report.app else state.app", "", fold.test_a_build_replaces_only_the_facets_it_names),
     ("if any(new is not old", "if all(new is not old", ORDER),
     # an answered request, and a report after a timeout
-    ("if state.pending_build == number:", "if False:", fold.test_a_request_is_answered_by_its_build),
-    ("if state.pending_build == number:", "if True:", fold.test_a_request_is_answered_by_its_build),
+    ("if state.unanswered_build == number:", "if False:", fold.test_a_request_is_answered_by_its_build),
+    ("if state.unanswered_build == number:", "if True:", fold.test_a_request_is_answered_by_its_build),
     ("if build is not state.build:", "if False:", fold.test_a_later_report_ends_the_timeout_of_a_build),
     ("if build is not state.build:", "if True:", fold.test_a_later_report_ends_the_timeout_of_a_build),
     # last_heartbeat and first_seen

@@ -36,10 +36,15 @@ def delete_report(number: int, job: JobStatus, seq: int = 0) -> Any:
 def test_any_report_supersedes_a_build_request(core: Core) -> None:
     """A request is a pending build facet with the next number and seq -1, so a report with seq 0 supersedes it."""
     state = core.builds.initial_state(TASK, NOON)
-    assert (state.build_number, state.build.report.seq, state.job_status, state.pending_build) == (1, -1, "pending", 1)
+    assert (state.build_number, state.build.report.seq, state.job_status, state.unanswered_build) == (
+        1,
+        -1,
+        "pending",
+        1,
+    )
     unrequested = folded(core, [build(4, job=JobStatus.SUCCEEDED)], state)
     stopped = core.builds.request_next_build(TASK, unrequested, Transition.STOP, NOON)
-    assert (stopped.build_number, stopped.job_status, stopped.pending_build) == (5, "pending", 5)
+    assert (stopped.build_number, stopped.job_status, stopped.unanswered_build) == (5, "pending", 5)
     assert stopped.requested_builds == {1: Transition.START, 5: Transition.STOP}
     assert folded(core, [build(5, 0, transition=Transition.STOP)], stopped).job_status == "running"
 
@@ -73,7 +78,7 @@ def test_a_delete_waits_for_the_active_build(core: Core) -> None:
         assert advanced(core, busy) is busy
     for job in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELED):
         after = advanced(core, folded(core, [build(job=job)], waiting))
-        assert (after.build_number, after.build.report.transition, after.pending_build) == (2, "delete", 2)
+        assert (after.build_number, after.build.report.transition, after.unanswered_build) == (2, "delete", 2)
         assert after.deletion.attempts == 1
     timed_out = replace(waiting, timed_out=core.task.TimedOut(1, -1, "no runner"))
     assert advanced(core, timed_out).build_number == 2
@@ -105,7 +110,7 @@ def test_a_failed_delete_is_retried_after_a_backoff(core: Core) -> None:
     failures = [
         folded(core, [delete_report(2, JobStatus.FAILED)], requested),
         folded(core, [delete_report(2, JobStatus.CANCELED)], requested),
-        replace(requested, timed_out=core.task.TimedOut(2, -1, "no runner"), pending_build=None),
+        replace(requested, timed_out=core.task.TimedOut(2, -1, "no runner"), unanswered_build=None),
     ]
     for failed in failures:
         scheduled = advanced(core, failed)

@@ -232,9 +232,9 @@ def test_a_heartbeat_ends_the_silence_of_its_build(core: Core) -> None:
 def test_a_request_is_answered_by_its_build(core: Core) -> None:
     """Any build report of the requested build answers the request; other builds and other types of reports do not."""
     requested = core.builds.initial_state(TASK, NOON)
-    assert requested.pending_build == 1
-    assert folded(core, [build(1)]).pending_build is None
-    assert folded(core, [build(2), heartbeat(1), lifecycle(number=1)]).pending_build == 1
+    assert requested.unanswered_build == 1
+    assert folded(core, [build(1)]).unanswered_build is None
+    assert folded(core, [build(2), heartbeat(1), lifecycle(number=1)]).unanswered_build == 1
 
 
 def test_a_later_report_ends_the_timeout_of_a_build(core: Core) -> None:

@@ -43,7 +43,7 @@ def test_the_watermark_is_the_latest_of_all_live_workers(core: Core) -> None:
             core.liveness.WorkerWatermark(NOON - seen_ago, None if drained_ago is None else NOON - drained_ago)
             for seen_ago, drained_ago in workers
         ]
-        at: datetime | None = core.liveness.watermark(rows, NOON, 10 * SECOND)
+        at: datetime | None = core.liveness.shared_watermark(rows, NOON, 10 * SECOND)
         return at
 
     now = timedelta()
@@ -147,7 +147,7 @@ def test_a_mass_loss_is_held_back(core: Core) -> None:
     """A loss of 55 % of the connected agents, at least 5, is held back for up to 5 minutes of drained time."""
 
     def held(connected: int, would_lose: int, held_for: timedelta = timedelta()) -> bool:
-        return bool(core.liveness.guard_mass_loss(connected, would_lose, held_for, timeouts(core)) == "hold")
+        return bool(core.liveness.decide_mass_loss(connected, would_lose, held_for, timeouts(core)) == "hold")
 
     assert not held(4, 4)
     assert held(5, 5)
@@ -171,11 +171,11 @@ def test_a_request_that_no_runner_picks_up_times_out(core: Core) -> None:
     """A build whose request is not answered for 10 min of drained time counts as failed."""
     state = core.builds.initial_state(build().task_id, NOON)
     assert timeout_error(core, state, 10 * MINUTE) is None
-    assert timeout_error(core, state, 10 * MINUTE + SECOND) == "No runner took up the workspace start in time."
+    assert timeout_error(core, state, 10 * MINUTE + SECOND) == "No runner picked up the workspace start in time."
     assert timeout_error(core, state, HOUR + 10 * MINUTE, NOON + HOUR) is None
     deleting = core.builds.request_next_build(build().task_id, state, Transition.DELETE, NOON)
-    assert timeout_error(core, deleting, HOUR) == "No runner took up the workspace deletion in time."
-    assert core.liveness.time_out_build(state, NOON, NOON + HOUR, timeouts(core)).pending_build is None
+    assert timeout_error(core, deleting, HOUR) == "No runner picked up the workspace deletion in time."
+    assert core.liveness.time_out_build(state, NOON, NOON + HOUR, timeouts(core)).unanswered_build is None
 
 
 def test_a_build_without_further_reports_times_out(core: Core) -> None:
@@ -183,11 +183,11 @@ def test_a_build_without_further_reports_times_out(core: Core) -> None:
     for job in (JobStatus.PENDING, JobStatus.RUNNING):
         assert timeout_error(core, folded(core, [build(job=job)]), 30 * MINUTE) is None
         error = timeout_error(core, folded(core, [build(job=job)]), 30 * MINUTE + SECOND)
-        assert error == "Nothing was heard of the workspace start for too long."
+        assert error == "No report about the workspace start arrived in time."
     for job in (UP, JobStatus.FAILED, JobStatus.CANCELED):
         assert timeout_error(core, folded(core, [build(job=job)]), HOUR) is None
     unrequested = folded(core, [build(2)])
-    assert unrequested.pending_build == 1
+    assert unrequested.unanswered_build == 1
     assert timeout_error(core, unrequested, 11 * MINUTE) is None
 
 

@@ -41,8 +41,8 @@ TASK: list[Mutation] = [
 ]
 
 LIVENESS: list[Mutation] = [
-    ("max(at, since) if at", "at if at", liveness.test_an_agent_is_lost_after_drained_silence_only),
-    ("max(at, since) if at", "since if at", liveness.test_an_agent_is_lost_after_drained_silence_only),
+    ("max(at, watermark) if at", "at if at", liveness.test_an_agent_is_lost_after_drained_silence_only),
+    ("max(at, watermark) if at", "watermark if at", liveness.test_an_agent_is_lost_after_drained_silence_only),
     ("at <= now + MAX_SKEW", "at <= now", liveness.test_small_clock_differences_are_tolerated),
     ("at is not None and is_plausible(at, now)", "at is not None", liveness.test_a_clock_that_jumps_back),
     ("at if is_plausible(at, now) else now", "at", liveness.test_next_deadline),
@@ -98,11 +98,11 @@ LIVENESS: list[Mutation] = [
         "    if False:\n",
         liveness.test_a_build_without_further_reports_times_out,
     ),
-    ("if state.pending_build == key[0]:", "if True:", liveness.test_a_build_without_further_reports_times_out),
-    ("if state.pending_build == key[0]:", "if False:", liveness.test_a_request_that_no_runner_picks_up_times_out),
+    ("if state.unanswered_build == key[0]:", "if True:", liveness.test_a_build_without_further_reports_times_out),
+    ("if state.unanswered_build == key[0]:", "if False:", liveness.test_a_request_that_no_runner_picks_up_times_out),
     (
-        "if state.pending_build == key[0]:",
-        "if state.pending_build:",
+        "if state.unanswered_build == key[0]:",
+        "if state.unanswered_build:",
         liveness.test_a_build_without_further_reports_times_out,
     ),
     (
@@ -115,7 +115,7 @@ LIVENESS: list[Mutation] = [
         "silent < timeouts.build_timeout",
         liveness.test_a_build_without_further_reports_times_out,
     ),
-    ("error), pending_build=None)", "error))", liveness.test_a_request_that_no_runner_picks_up_times_out),
+    ("error), unanswered_build=None)", "error))", liveness.test_a_request_that_no_runner_picks_up_times_out),
     ("    if state.has_active_build:\n", "    if True:\n", liveness.test_next_deadline),
     (
         "is_silent = state.silence is not None and state.silence.build_number == state.build_number",
@@ -124,7 +124,7 @@ LIVENESS: list[Mutation] = [
     ),
     ("if first_seen and not is_silent and", "if first_seen and", liveness.test_next_deadline),
     ("and state.build_number not in state.last_heartbeat and agent_of", "and agent_of", liveness.test_next_deadline),
-    ("at if since is None else max(at, since)", "at", liveness.test_next_deadline),
+    ("at if watermark is None else max(at, watermark)", "at", liveness.test_next_deadline),
     ("return min(times", "return max(times", liveness.test_next_deadline),
     ("would_lose >= MIN_MASS and", "", liveness.test_a_mass_loss_is_held_back),
     ("and 100 * would_lose >= MASS_PERCENT * connected_agents", "", liveness.test_a_mass_loss_is_held_back),

@@ -8,14 +8,14 @@ from uuid import UUID
 
 from taskherd.backoff import Backoff
 from taskherd.domain.commands import Delete, Send
-from taskherd.domain.handle_command import CreateContext
+from taskherd.domain.handle_command import CommandContext
 from taskherd.domain.outcome import ReportOutcome
 from taskherd.domain.reports import AgentState, InputOutcome, InputOutcomeReport, JobStatus, Transition
 from taskherd.domain.task import Inbox
 from taskherd.domain.task_update import (
-    Policies,
     TaskUpdate,
     TimerCheck,
+    UpdateContext,
     apply_command,
     apply_report,
     apply_timer_check,
@@ -35,11 +35,11 @@ LATER = NOON + 10 * SECOND
 ONE, TWO, THREE = UUID(int=1), UUID(int=2), UUID(int=3)
 
 
-def policies(*known: UUID, decided: tuple[UUID, ...] = ()) -> Policies:
-    """Return the policies of the contract for a task with the inputs ``known``, some of them ``decided``."""
-    context = CreateContext({}, {}, {}, lambda prompt, _names_in_use: prompt)
+def context(*known: UUID, decided: tuple[UUID, ...] = ()) -> UpdateContext:
+    """Return the context of a task with the inputs ``known``, some of them ``decided``."""
+    command_context = CommandContext({}, {}, {}, lambda prompt, _names_in_use: prompt)
     open_inputs = frozenset(known) - set(decided)
-    return Policies(timeouts(unchanged_core()), Backoff(1, 1), context, open_inputs, frozenset(known))
+    return UpdateContext(timeouts(unchanged_core()), Backoff(1, 1), command_context, open_inputs, frozenset(known))
 
 
 def new_update(state: Any, queue: tuple[UUID, ...] = ()) -> TaskUpdate:
@@ -67,7 +67,7 @@ def inbox(update: TaskUpdate) -> tuple[UUID | None, int, UUID | None]:
 def found_silent(now: datetime, check: TimerCheck) -> bool:
     """Return whether a timer check finds an agent silent whose last heartbeat was at noon."""
     update = new_update(running(unchanged_core()))
-    apply_timer_check(update, check, now, policies())
+    apply_timer_check(update, check, now, context())
     return update.existing_task.state.silence is not None
 
 
@@ -75,8 +75,8 @@ def test_an_agent_that_was_not_overdue_at_the_last_count_is_not_lost() -> None:
     """An agent that was not overdue at the sweeper's last count is not marked as lost, even if it is overdue now."""
     overdue = NOON + 31 * SECOND
     assert found_silent(overdue, TimerCheck(WATERMARK))
-    assert found_silent(overdue, TimerCheck(WATERMARK, counted_at=overdue))
-    assert not found_silent(overdue, TimerCheck(WATERMARK, counted_at=NOON + 30 * SECOND))
+    assert found_silent(overdue, TimerCheck(WATERMARK, silence_counted_at=overdue))
+    assert not found_silent(overdue, TimerCheck(WATERMARK, silence_counted_at=NOON + 30 * SECOND))
     assert not found_silent(overdue, TimerCheck(WATERMARK, mass_held=True))
     assert not found_silent(overdue, TimerCheck(None))
 
@@ -85,19 +85,19 @@ def test_each_report_has_an_outcome() -> None:
     """A report is applied, stale, a conflict or a tombstone; stale and conflicting ones do not change the task."""
     update = new_update(active(unchanged_core()))
     start = update.task
-    assert apply_report(update, build(job=JobStatus.SUCCEEDED), LATER, policies()) is ReportOutcome.STALE
+    assert apply_report(update, build(job=JobStatus.SUCCEEDED), LATER, context()) is ReportOutcome.STALE
     wrong = build(seq=9, transition=Transition.STOP)
-    assert apply_report(update, wrong, LATER, policies()) is ReportOutcome.CONFLICT
+    assert apply_report(update, wrong, LATER, context()) is ReportOutcome.CONFLICT
     assert update.task is start
-    assert apply_report(update, status(AgentState.WORKING), LATER, policies()) is ReportOutcome.APPLIED
-    apply_command(update, Delete(command_id=ONE, task_id=TASK, actor_id=TWO), LATER, policies())
-    assert apply_report(update, heartbeat(), LATER, policies()) is ReportOutcome.TOMBSTONE
+    assert apply_report(update, status(AgentState.WORKING), LATER, context()) is ReportOutcome.APPLIED
+    apply_command(update, Delete(command_id=ONE, task_id=TASK, actor_id=TWO), LATER, context())
+    assert apply_report(update, heartbeat(), LATER, context()) is ReportOutcome.TOMBSTONE
 
 
 def test_the_first_outcome_of_an_input_counts() -> None:
     """Only the first outcome of an input counts, also within a batch; an input that the task never had is unknown."""
     update = new_update(waiting(0, ONE))
-    known = policies(ONE, TWO, decided=(TWO,))
+    known = context(ONE, TWO, decided=(TWO,))
     assert apply_report(update, outcome(ONE), LATER, known) is ReportOutcome.APPLIED
     assert apply_report(update, outcome(ONE), LATER, known) is ReportOutcome.STALE
     assert apply_report(update, outcome(TWO), LATER, known) is ReportOutcome.STALE
@@ -109,16 +109,16 @@ def test_an_outcome_sends_the_next_input_in_the_same_batch() -> None:
     """The outcome of the input in flight sends the next one, skipping those that have an outcome already."""
     update = new_update(waiting(2, ONE), (TWO, THREE))
     for report in (outcome(ONE), outcome(TWO, InputOutcome.DELIVERED)):
-        apply_report(update, report, LATER, policies(ONE, TWO, THREE))
-    finalize(update, LATER, policies())
+        apply_report(update, report, LATER, context(ONE, TWO, THREE))
+    finalize(update, LATER, context())
     assert inbox(update) == (THREE, 1, THREE)
 
 
 def test_a_queue_whose_inputs_all_have_outcomes_is_emptied() -> None:
     """If all queued inputs got outcomes before they were sent, none is sent and none is counted."""
     update = new_update(waiting(2), (TWO,))
-    apply_report(update, outcome(TWO), LATER, policies(TWO))
-    finalize(update, LATER, policies())
+    apply_report(update, outcome(TWO), LATER, context(TWO))
+    finalize(update, LATER, context())
     assert inbox(update) == (None, 0, None)
 
 
@@ -126,29 +126,29 @@ def test_a_new_input_is_queued_behind_waiting_ones() -> None:
     """A new input is sent at once if the queue is empty; otherwise the first input of the queue is."""
     send = Send(command_id=THREE, task_id=TASK, actor_id=TWO, input="x")
     empty = new_update(active(unchanged_core()))
-    apply_command(empty, send, LATER, policies())
-    finalize(empty, LATER, policies())
+    apply_command(empty, send, LATER, context())
+    finalize(empty, LATER, context())
     assert inbox(empty) == (THREE, 0, THREE)
     queued = new_update(waiting(1), (ONE,))
-    apply_command(queued, send, LATER, policies())
-    finalize(queued, LATER, policies())
+    apply_command(queued, send, LATER, context())
+    finalize(queued, LATER, context())
     assert inbox(queued) == (ONE, 1, ONE)
 
 
 def test_a_send_and_the_outcome_of_its_predecessor_in_one_batch() -> None:
     """The command is applied first and queues its input; the outcome of the predecessor then sends it."""
     update = new_update(waiting(0, ONE))
-    apply_command(update, Send(command_id=TWO, task_id=TASK, actor_id=THREE, input="x"), LATER, policies())
-    apply_report(update, outcome(ONE), LATER, policies(ONE))
-    finalize(update, LATER, policies())
+    apply_command(update, Send(command_id=TWO, task_id=TASK, actor_id=THREE, input="x"), LATER, context())
+    apply_report(update, outcome(ONE), LATER, context(ONE))
+    finalize(update, LATER, context())
     assert inbox(update) == (TWO, 0, TWO)
 
 
 def test_a_delete_fails_all_open_inputs() -> None:
     """A delete fails all inputs without an outcome, and none of the queue is sent afterwards."""
     update = new_update(waiting(2), (ONE, TWO))
-    apply_command(update, Delete(command_id=THREE, task_id=TASK, actor_id=ONE), LATER, policies())
-    finalize(update, LATER, policies())
+    apply_command(update, Delete(command_id=THREE, task_id=TASK, actor_id=ONE), LATER, context())
+    finalize(update, LATER, context())
     assert update.inputs_failed
     assert inbox(update) == (None, 0, None)
 
@@ -156,8 +156,8 @@ def test_a_delete_fails_all_open_inputs() -> None:
 def test_an_expired_input_fails_and_the_next_is_sent() -> None:
     """An input that no runner accepted in time fails, and the same update sends the next one."""
     update = new_update(waiting(1, ONE), (TWO,))
-    apply_timer_check(update, TimerCheck(WATERMARK, expired_inputs=(ONE,)), LATER, policies(ONE))
-    finalize(update, LATER, policies())
+    apply_timer_check(update, TimerCheck(WATERMARK, expired_inputs=(ONE,)), LATER, context(ONE))
+    finalize(update, LATER, context())
     assert [(report.input_id, report.outcome) for report in update.input_outcomes] == [(ONE, InputOutcome.FAILED)]
     assert inbox(update) == (TWO, 0, TWO)
 
@@ -166,7 +166,7 @@ def test_a_busy_agent_receives_no_input() -> None:
     """While the agent is working or an input is in flight, the queue does not change."""
     for state in (waiting(1, None, status(AgentState.WORKING)), waiting(1, ONE)):
         update = new_update(state, (TWO,))
-        finalize(update, LATER, policies())
+        finalize(update, LATER, context())
         assert update.task is update.before
         assert inbox(update) == (None, 1, state.inbox.in_flight)
 
@@ -174,14 +174,14 @@ def test_a_busy_agent_receives_no_input() -> None:
 def test_a_build_is_requested_once() -> None:
     """A new build is requested unless the batch answers it, and a delete is retried only after a failure."""
     update = new_update(active(unchanged_core()))
-    apply_command(update, Delete(command_id=ONE, task_id=TASK, actor_id=TWO), LATER, policies())
-    finalize(update, LATER, policies())
-    assert (update.requested_builds, update.answered_builds, update.delete_retried) == ([2], [], False)
+    apply_command(update, Delete(command_id=ONE, task_id=TASK, actor_id=TWO), LATER, context())
+    finalize(update, LATER, context())
+    assert (update.requested_builds, update.closed_requests, update.delete_retried) == ([2], [], False)
     failed = build(2, job=JobStatus.FAILED, transition=Transition.DELETE)
     later = TaskUpdate(update.task, update.task)
-    apply_report(later, failed, LATER, policies())
-    finalize(later, LATER, policies())
-    assert (later.requested_builds, later.answered_builds, later.delete_retried) == ([], [2], False)
+    apply_report(later, failed, LATER, context())
+    finalize(later, LATER, context())
+    assert (later.requested_builds, later.closed_requests, later.delete_retried) == ([], [2], False)
     retried = TaskUpdate(later.task, later.task)
-    finalize(retried, LATER + 60 * SECOND, policies())
+    finalize(retried, LATER + 60 * SECOND, context())
     assert (retried.requested_builds, retried.delete_retried) == ([3], True)

@@ -99,7 +99,7 @@ def test_a_lost_agent_changes_health_not_status(core: Core) -> None:
 
 
 def test_health_reasons_in_order(core: Core) -> None:
-    """The first reason that applies is view; each case meets the condition of a later one too, if possible."""
+    """The first reason that applies is shown; each case meets the condition of a later one too, if possible."""
     cases: list[tuple[str | None, list[Report], int]] = [
         ("agent is not running", [lifecycle(Lifecycle.OFF)], 0),
         ("agent is not running", [lifecycle(Lifecycle.OFF)], 121),
@@ -159,7 +159,7 @@ def test_current_state_without_an_app_status(core: Core) -> None:
 
 
 def test_current_state_from_an_app_status(core: Core) -> None:
-    """The latest app status is view in every status and after a stop; after a new start only one of that build."""
+    """The latest app status is shown in every status and after a stop; after a new start only one of that build."""
     failure = status(AgentState.FAILURE, message="m", uri="https://example.com")
     view = {"state": "failed", "message": "m", "uri": "https://example.com"}
     assert view_after(core, failure)["current_state"] == view

@@ -9,7 +9,7 @@ from uuid import UUID
 import orjson
 import pytest
 
-from taskherd.domain.commands import Create, Send, digest_text
+from taskherd.domain.commands import Create, Send, canonical_json
 from taskherd.domain.handle_command import CommandRefused
 from taskherd.domain.outcome import DeadLetterReason
 from taskherd.errors import Malformed
@@ -26,20 +26,20 @@ def test_every_type_is_decoded(fields: dict[str, Any]) -> None:
     """Each command type of the contract is decoded as its domain value, with every field."""
     command = decode_command(orjson.dumps({**fields, "newer": [1]}))
     assert not isinstance(command, InvalidMessage)
-    assert json.loads(digest_text(command)) == fields
+    assert json.loads(canonical_json(command)) == fields
 
 
-def test_the_digest_text_identifies_a_command() -> None:
+def test_the_canonical_json_identifies_a_command() -> None:
     """Two commands have the same text only if they request the same; the form of their JSON does not matter."""
     texts = {
-        digest_text(command)
+        canonical_json(command)
         for fields in COMMANDS
         if not isinstance(command := decode_command(orjson.dumps(fields)), InvalidMessage)
     }
     assert len(texts) == len(COMMANDS)
     reordered = decode_command(orjson.dumps(dict(reversed(COMMANDS[0].items())), option=orjson.OPT_INDENT_2))
     assert not isinstance(reordered, InvalidMessage)
-    assert digest_text(reordered) in texts
+    assert canonical_json(reordered) in texts
 
 
 def test_the_nil_preset_means_no_preset() -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from taskherd.api.context import RequestContext
-    from taskherd.store.reader import Row
+    from taskherd.store.read_pool import Row
 
 MESSAGE: Final = "Invalid template search query."
 _DEFAULT: Final = "default"

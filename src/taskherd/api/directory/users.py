@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from taskherd.api.context import RequestContext
-    from taskherd.store.reader import Row
+    from taskherd.store.read_pool import Row
 
 MESSAGE: Final = "Invalid user search query."
 _MAX_GITHUB_ID: Final = 2**63 - 1

@@ -21,7 +21,7 @@ from taskherd.store.engine import transaction
 if TYPE_CHECKING:
     from taskherd.api.http.user_tokens import ParsedToken
     from taskherd.store import AsyncEngine
-    from taskherd.store.reader import Reader
+    from taskherd.store.read_pool import ReadPool
 
 CACHE_TTL: Final = 1.0
 """Seconds for which the result of a token lookup is cached."""
@@ -49,7 +49,7 @@ class _CachedToken:
 class Authenticator:
     """Authentication of users by token; ``now`` is a monotonic clock in seconds."""
 
-    def __init__(self, reader: Reader, now: Callable[[], float]) -> None:
+    def __init__(self, reader: ReadPool, now: Callable[[], float]) -> None:
         self._reader = reader
         self._now = now
         self._cache: OrderedDict[str, _CachedToken] = OrderedDict()

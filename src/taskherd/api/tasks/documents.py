@@ -10,7 +10,7 @@ from taskherd.domain.directory import DirectoryNames
 from taskherd.messages import document
 
 if TYPE_CHECKING:
-    from taskherd.store.reader import Row
+    from taskherd.store.read_pool import Row
 
 
 def names_of(row: Row) -> DirectoryNames:

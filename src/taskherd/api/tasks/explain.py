@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from taskherd.api.context import RequestContext
     from taskherd.domain.explain import ExplainedValue
     from taskherd.domain.view import AgentHealth, CurrentState
-    from taskherd.store.reader import Row
+    from taskherd.store.read_pool import Row
 
 MAX_LIMIT: Final = 500
 DEFAULT_LIMIT: Final = 100

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from taskherd.api.change_feed import Subscriber
     from taskherd.api.context import RequestContext
-    from taskherd.store.reader import Row
+    from taskherd.store.read_pool import Row
 
 MAX_WAIT: Final = 60.0
 """Maximum of ``wait``, in seconds."""

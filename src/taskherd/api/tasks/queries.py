@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from taskherd.api.context import RequestContext
-    from taskherd.store.reader import Row
+    from taskherd.store.read_pool import Row
     from taskherd.store.task_queries import TaskRef
 
 MAX_LOG_ENTRIES: Final = 10_000

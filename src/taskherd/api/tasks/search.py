@@ -20,7 +20,7 @@ from taskherd.store.task_queries import TaskFilter
 
 if TYPE_CHECKING:
     from taskherd.api.context import RequestContext
-    from taskherd.store.reader import Row
+    from taskherd.store.read_pool import Row
 
 MESSAGE: Final = "Invalid task search query."
 MAX_LIMIT: Final = 500

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from taskherd.api.change_feed import Subscriber
     from taskherd.api.context import RequestContext
-    from taskherd.store.reader import Row
+    from taskherd.store.read_pool import Row
 
 log = structlog.get_logger(__name__)
 

@@ -11,7 +11,7 @@ from taskherd.domain.view import WORKSPACE_STATUS
 from taskherd.messages.work import build_id
 
 if TYPE_CHECKING:
-    from taskherd.store.reader import Row
+    from taskherd.store.read_pool import Row
 
 ENDED: Final = frozenset({"succeeded", "failed", "canceled", "unknown"})
 """Statuses of a job that has ended."""

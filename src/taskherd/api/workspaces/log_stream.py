@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from taskherd.api.change_feed import Subscriber
     from taskherd.api.context import RequestContext
     from taskherd.api.workspaces.logs import LogKind
-    from taskherd.store.reader import Row
+    from taskherd.store.read_pool import Row
 
 log = structlog.get_logger(__name__)
 

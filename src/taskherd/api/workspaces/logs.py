@@ -17,7 +17,7 @@ from taskherd.store import builds
 
 if TYPE_CHECKING:
     from taskherd.api.context import RequestContext
-    from taskherd.store.reader import Row
+    from taskherd.store.read_pool import Row
 
 Entries: TypeAlias = "Sequence[tuple[int, dict[str, Any]]]"
 MAX_ENTRIES: Final = 1_000

@@ -17,9 +17,9 @@ from taskherd.store import builds
 
 if TYPE_CHECKING:
     from taskherd.api.context import RequestContext
-    from taskherd.store.reader import Reader, Row
+    from taskherd.store.read_pool import ReadPool, Row
 
-BuildLookup: TypeAlias = "Callable[[Reader, UUID, UUID], Awaitable[Row | None]]"
+BuildLookup: TypeAlias = "Callable[[ReadPool, UUID, UUID], Awaitable[Row | None]]"
 """A query of ``store.builds`` for one build."""
 
 

@@ -1,25 +1,17 @@
-"""Queries of the sweeper: the database clock, inputs without an outcome, and recovery after the clock was set back."""
+"""The database clock: read it, and recover the stored times after it was set back."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
-from uuid import UUID
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-CLOCK: Final = text("SELECT clock_timestamp()")
-
-EXPIRED_INPUTS: Final = text("""
-SELECT task_id, input_id FROM work_requests
-WHERE input_id IS NOT NULL AND first_sent_at <= :before
-ORDER BY first_sent_at LIMIT :limit
-""")
+READ: Final = text("SELECT clock_timestamp()")
 
 # The latest published change, a worker's last sign of life or a heartbeat is in the future.
-CLOCK_MOVED_BACK: Final = text("""
+MOVED_BACK: Final = text("""
 SELECT COALESCE((SELECT occurred_at FROM task_feed ORDER BY position DESC LIMIT 1) > :now, false)
     OR EXISTS (SELECT FROM workers WHERE seen_at > :now)
     OR EXISTS (SELECT FROM leases WHERE last_heartbeat_at > :now)
@@ -38,24 +30,19 @@ UPDATE workers SET seen_at = :now, drained_since = LEAST(drained_since, :now) WH
 CLAMP_STATEMENTS: Final = (CLAMP_LEASES, CLAMP_DEADLINES, CLAMP_PARKED, CLAMP_REQUESTS, CLAMP_WORKERS)
 
 
-async def database_time(conn: AsyncConnection) -> datetime:
+async def read(connection: AsyncConnection) -> datetime:
     """Return the current time of the database clock."""
-    now: datetime = (await conn.execute(CLOCK)).scalar_one()
+    now: datetime = (await connection.execute(READ)).scalar_one()
     return now
 
 
-async def expired_inputs(conn: AsyncConnection, before: datetime, limit: int) -> Sequence[tuple[UUID, UUID]]:
-    """Return (task id, input id) of up to ``limit`` inputs without an outcome, first sent at or before ``before``."""
-    return [(row[0], row[1]) for row in await conn.execute(EXPIRED_INPUTS, {"before": before, "limit": limit})]
-
-
-async def clock_moved_back(conn: AsyncConnection, now: datetime) -> bool:
+async def moved_back(connection: AsyncConnection, now: datetime) -> bool:
     """Return whether the clock was set back while no worker was running: stored times are later than ``now``."""
-    moved_back: bool = (await conn.execute(CLOCK_MOVED_BACK, {"now": now})).scalar_one()
-    return moved_back
+    is_back: bool = (await connection.execute(MOVED_BACK, {"now": now})).scalar_one()
+    return is_back
 
 
-async def clamp_future_times(conn: AsyncConnection, now: datetime) -> None:
+async def clamp_future_times(connection: AsyncConnection, now: datetime) -> None:
     """Move all stored times in the future to ``now``, so that after the clock was set back every timer is due."""
     for statement in CLAMP_STATEMENTS:
-        await conn.execute(statement, {"now": now})
+        await connection.execute(statement, {"now": now})

@@ -40,7 +40,7 @@ class _Connection(asyncpg.Connection):  # type: ignore[misc] # asyncpg has no ty
         return ""
 
 
-class Reader:
+class ReadPool:
     """Up to ``size`` connections for reading; it connects when first used."""
 
     def __init__(self, database_url: str, *, size: int, application_name: str) -> None:
