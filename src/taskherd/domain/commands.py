@@ -25,7 +25,7 @@ class BaseCommand:
 
 @value(frozen=True, slots=True, kw_only=True)
 class Create(BaseCommand):
-    """Create a task with the id that the caller chose. A name or display name of None is generated."""
+    """A command that creates a task with the id that the caller chose. A name or display name of None is generated."""
 
     type: ClassVar[str] = "task.create"
     owner_id: UUID
@@ -38,14 +38,14 @@ class Create(BaseCommand):
 
 @value(frozen=True, slots=True, kw_only=True)
 class Delete(BaseCommand):
-    """Hide the task and delete its workspace."""
+    """A command that hides the task and deletes its workspace."""
 
     type: ClassVar[str] = "task.delete"
 
 
 @value(frozen=True, slots=True, kw_only=True)
 class UpdateInput(BaseCommand):
-    """Replace the prompt of a paused task."""
+    """A command that replaces the prompt of a paused task."""
 
     type: ClassVar[str] = "task.update_input"
     input: str
@@ -53,7 +53,7 @@ class UpdateInput(BaseCommand):
 
 @value(frozen=True, slots=True, kw_only=True)
 class Send(BaseCommand):
-    """Append an input to the task's inbox."""
+    """A command that appends an input to the task's inbox."""
 
     type: ClassVar[str] = "task.send"
     input: str
@@ -61,14 +61,14 @@ class Send(BaseCommand):
 
 @value(frozen=True, slots=True, kw_only=True)
 class Pause(BaseCommand):
-    """Stop the task's workspace."""
+    """A command that stops the task's workspace."""
 
     type: ClassVar[str] = "task.pause"
 
 
 @value(frozen=True, slots=True, kw_only=True)
 class Resume(BaseCommand):
-    """Start the task's workspace again."""
+    """A command that starts the task's workspace again."""
 
     type: ClassVar[str] = "task.resume"
 

@@ -152,7 +152,7 @@ class AgentLifecycle(BaseReport):
 
 @value(frozen=True, slots=True, kw_only=True)
 class AgentHeartbeat(BaseReport):
-    """A heartbeat: the agent is alive."""
+    """A heartbeat, sent on behalf of the agent while its workspace is up."""
 
     type: ClassVar[str] = "agent.heartbeat"
 

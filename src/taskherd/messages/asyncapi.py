@@ -20,7 +20,11 @@ from taskherd.messages.limits import MAX_ELEMENTS
 from taskherd.messages.replies import AcceptedReply, RefusedReply
 
 PREFIX = "taskherd"
-_DELIVERY_LIMIT = 200
+"""The default of the setting ``amqp_prefix``."""
+
+DELIVERY_LIMIT = 200
+"""The delivery limit in ``broker.topology``, which this package must not import; a test compares the two."""
+
 _JSON = "application/json"
 
 
@@ -111,7 +115,7 @@ def _exchange(name: str, address: str, messages: list[str], parameters: dict[str
 
 
 def _queue(name: str, messages: list[str], description: str, *, dead_letters: bool = True) -> dict[str, Any]:
-    limits = f" Quorum queue, x-delivery-limit {_DELIVERY_LIMIT}, dead letters to {PREFIX}.dead."
+    limits = f" Quorum queue, x-delivery-limit {DELIVERY_LIMIT}, dead letters to {PREFIX}.dead."
     queue = {"name": name, "durable": True, "exclusive": False, "autoDelete": False}
     return {
         "address": name,

@@ -33,7 +33,7 @@ class BaseCommandIn(IncomingModel):
 
 
 class CreateIn(BaseCommandIn):
-    """Create a task with the id that the caller chose."""
+    """A command that creates a task with the id that the caller chose."""
 
     type: Literal["task.create"]
     owner_id: UUID
@@ -60,7 +60,7 @@ class CreateIn(BaseCommandIn):
 
 
 class DeleteIn(BaseCommandIn):
-    """Hide the task and delete its workspace."""
+    """A command that hides the task and deletes its workspace."""
 
     type: Literal["task.delete"]
 
@@ -70,7 +70,7 @@ class DeleteIn(BaseCommandIn):
 
 
 class UpdateInputIn(BaseCommandIn):
-    """Replace the prompt of a paused task."""
+    """A command that replaces the prompt of a paused task."""
 
     type: Literal["task.update_input"]
     input: Input
@@ -82,7 +82,7 @@ class UpdateInputIn(BaseCommandIn):
 
 
 class SendIn(BaseCommandIn):
-    """Append an input to the task's inbox."""
+    """A command that appends an input to the task's inbox."""
 
     type: Literal["task.send"]
     input: Input
@@ -94,7 +94,7 @@ class SendIn(BaseCommandIn):
 
 
 class PauseIn(BaseCommandIn):
-    """Stop the task's workspace."""
+    """A command that stops the task's workspace."""
 
     type: Literal["task.pause"]
 
@@ -104,7 +104,7 @@ class PauseIn(BaseCommandIn):
 
 
 class ResumeIn(BaseCommandIn):
-    """Start the task's workspace again."""
+    """A command that starts the task's workspace again."""
 
     type: Literal["task.resume"]
 

@@ -51,7 +51,7 @@ class InvalidMessage:
     length: int | None = None
 
 
-class Undecodable(Exception):  # noqa: N818 - not an error but the way out of a parser; never leaves this package
+class Undecodable(Exception):  # noqa: N818 - control flow within the parser; never leaves this package
     """A message cannot be decoded."""
 
     def __init__(self, reason: DeadLetterReason, detail: str) -> None:

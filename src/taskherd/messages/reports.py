@@ -145,7 +145,7 @@ class AgentLifecycleIn(BaseReportIn):
 
 
 class AgentHeartbeatIn(BaseReportIn):
-    """A heartbeat: the agent is alive."""
+    """A heartbeat, sent on behalf of the agent while its workspace is up."""
 
     type: Literal["agent.heartbeat"]
 

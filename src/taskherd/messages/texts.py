@@ -1,6 +1,6 @@
-"""Sanitizes texts: removes control characters, truncates, and clears URIs with other schemes than http, https or file.
+"""Sanitizes texts: removes control characters, truncates, and clears URIs whose scheme is not http, https or file.
 
-Each change is counted in ``counts``, a mapping from the kind of change to its number.
+``counts`` accumulates a count per kind of change.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class BaseWorkRequest(BaseModel):
 
 
 class WorkspaceStart(BaseWorkRequest):
-    """Start the workspace and the agent in it."""
+    """A request to start the workspace and the agent in it."""
 
     type: Literal["workspace.start"] = "workspace.start"
     prompt: str
@@ -52,19 +52,19 @@ class WorkspaceStart(BaseWorkRequest):
 
 
 class WorkspaceStop(BaseWorkRequest):
-    """Stop the workspace and keep its contents."""
+    """A request to stop the workspace and keep its contents."""
 
     type: Literal["workspace.stop"] = "workspace.stop"
 
 
 class WorkspaceDelete(BaseWorkRequest):
-    """Delete the workspace and its contents."""
+    """A request to delete the workspace and its contents."""
 
     type: Literal["workspace.delete"] = "workspace.delete"
 
 
 class AgentInput(BaseWorkRequest):
-    """Deliver an input to the agent; deliver each ``input_id`` once."""
+    """A request to deliver an input to the agent; deliver each ``input_id`` once."""
 
     type: Literal["agent.input"] = "agent.input"
     input_id: UUID

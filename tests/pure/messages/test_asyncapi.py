@@ -10,6 +10,7 @@ import orjson
 import pytest
 import yaml
 
+from taskherd.broker import topology
 from taskherd.domain import commands as domain_commands
 from taskherd.domain import reports as domain_reports
 from taskherd.domain.outcome import DeadLetterReason
@@ -31,6 +32,12 @@ def validate(message: str, payload: Any) -> None:
 def test_the_document_is_up_to_date() -> None:
     """``docs/asyncapi.yaml`` is the output of ``python -m taskherd.messages.asyncapi``; see ``make docs``."""
     assert PAGE.read_text(encoding="utf-8") == asyncapi.text()
+
+
+def test_names_and_limits_are_those_of_the_topology() -> None:
+    """The prefix and the delivery limit in the document are those with which the worker declares its queues."""
+    assert topology.TopologyNames().prefix == asyncapi.PREFIX
+    assert asyncapi.DELIVERY_LIMIT == topology.DELIVERY_LIMIT
 
 
 def test_references_resolve_and_nothing_is_unreferenced() -> None:
