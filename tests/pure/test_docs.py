@@ -1,6 +1,7 @@
 """The documents match the code: generated ones are up to date, and everything that they name exists."""
 
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -65,6 +66,23 @@ def test_files_exist(page: Path) -> None:
     named = set(matches(r"`((?:[a-z_.]+/)+[a-z_.-]*\.(?:py|md|yaml|toml))`", page))
     folders = (ROOT, ROOT / "src" / "taskherd")
     assert [name for name in sorted(named) if not any((folder / name).exists() for folder in folders)] == []
+
+
+@every_page
+def test_constants_and_attributes_exist(page: Path) -> None:
+    """Every ``module.CONSTANT`` and ``Class.attribute`` in backticks in a page is defined in the package."""
+    sources = {path: path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py")}
+    for span in set(matches(r"`([a-z_]+\.[A-Z][A-Z_]+|[A-Z][a-z]\w+\.[a-z]\w*)(?:\(\))?`", page)):
+        owner, name = span.split(".")
+        if owner in sys.stdlib_module_names:
+            continue
+        if owner.islower():
+            candidates = [source for path, source in sources.items() if path.stem == owner]
+            pattern = rf"(?m)^{name}\b"
+        else:
+            candidates = [source for source in sources.values() if re.search(rf"(?m)^class {owner}\b", source)]
+            pattern = rf"\bdef {name}\(|(?m:^    {name}\b)|\bself\.{name}\b"
+        assert any(re.search(pattern, source) for source in candidates), f"{span} does not exist"
 
 
 def test_decisions_are_listed() -> None:
