@@ -35,7 +35,7 @@ OTHER = UUID(int=10)
 def loaded(batch: Batch, recorded_reply: RecordedCommand | None = None, *, owner: UUID = ACTOR) -> LoadedBatch:
     """Return a loaded batch without its task and with two parked reports, the first in conflict with any create."""
     version = TemplateVersionInfo(ORGANIZATION, uuid4(), frozenset(), usable=True)
-    create_context = CommandContext(
+    command_context = CommandContext(
         {owner: frozenset({ORGANIZATION})}, {VERSION: version}, {}, lambda _prompt, _names_in_use: "name"
     )
     conflict = build(seq=9, transition=Transition.DELETE, job=JobStatus.SUCCEEDED)
@@ -43,7 +43,7 @@ def loaded(batch: Batch, recorded_reply: RecordedCommand | None = None, *, owner
         batch=batch,
         rows={},
         updates={},
-        update_context=UpdateContext(timeouts(unchanged_core()), Backoff(1, 1), create_context),
+        update_context=UpdateContext(timeouts(unchanged_core()), Backoff(1, 1), command_context),
         lease_checked=frozenset({TASK}),
         leased=frozenset(),
         parked=[(5, conflict), (6, status(AgentState.WORKING))],

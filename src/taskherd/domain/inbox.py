@@ -1,4 +1,4 @@
-"""The inbox: inputs are sent to the agent one at a time, in order, and never while the agent is busy."""
+"""The inbox: user inputs are sent to the agent one at a time, in order, and never while the agent is busy."""
 
 from __future__ import annotations
 

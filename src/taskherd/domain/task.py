@@ -72,7 +72,7 @@ class TimedOut:
 
 @value(frozen=True, slots=True)
 class Inbox:
-    """The state of the inbox: the number of queued inputs, the one in flight, and the time of the last delivery."""
+    """The state of the inbox: how many user inputs are queued, which is in flight, and when the last was delivered."""
 
     queued: int = 0
     in_flight: UUID | None = None

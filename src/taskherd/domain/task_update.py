@@ -184,7 +184,7 @@ def apply_command(update: TaskUpdate, command: Command, now: datetime, context: 
 
 
 def apply_timer_check(update: TaskUpdate, check: TimerCheck, now: datetime, context: UpdateContext) -> None:
-    """Apply a timer check: fail expired inputs, time out the latest build, and mark a lost agent."""
+    """Apply a timer check: fail expired user inputs, time out the latest build, and mark a lost agent."""
     task = update.task
     if task is None or check.watermark is None:
         return

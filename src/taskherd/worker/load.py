@@ -138,7 +138,7 @@ def digest(command: Command) -> bytes:
 async def _find_inputs(
     connection: AsyncConnection, keys: set[tuple[UUID, UUID]]
 ) -> tuple[frozenset[UUID], frozenset[UUID]]:
-    """Return which inputs of ``keys`` (task id, input id) exist, and which of those have no outcome yet."""
+    """Return which user inputs of ``keys`` (task id, input id) exist, and which of those have no outcome yet."""
     if not keys:
         return frozenset(), frozenset()
     rows = await inputs.load(connection, sorted({input_id for _, input_id in keys}))

@@ -1,4 +1,4 @@
-"""Write the rows that belong to tasks: inputs, log entries, work requests and parked reports."""
+"""Write the rows that belong to tasks: user inputs, log entries, work requests and parked reports."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 async def save_inbox(connection: AsyncConnection, updates: Mapping[UUID, TaskUpdate], now: datetime) -> None:
-    """Append new inputs, record outcomes, fail the open inputs of deleted tasks, and mark the inputs to be sent."""
+    """Append new user inputs, record outcomes, fail the open ones of deleted tasks, and mark those to be sent."""
     new = [(task_id, item) for task_id, update in updates.items() for item in update.new_inputs]
     if new:
         rows = [inputs.NewInput(item.input_id, task_id, item.content, now, item.actor_id) for task_id, item in new]

@@ -46,7 +46,10 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 SEQ_STEP = timedelta(microseconds=1)
+"""The time that raises a seq derived from a time by one."""
+
 MIN_TIME = datetime.min.replace(tzinfo=UTC)
+"""Earlier than the receipt of any report."""
 
 MAX_LOGGED = 5
 """Maximum number of task ids or dead letters in a log line."""

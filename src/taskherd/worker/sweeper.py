@@ -62,7 +62,7 @@ class Sweeper:
         self._probe = probe
         self._correct = correct
         self._started_at = context.now()
-        self._earliest_watermark = context.now()
+        self._earliest_watermark = context.now()  # when this worker last saw an interruption
         self._registered = False
         self._mass_held_since: datetime | None = None
         self._maintenance = Maintenance(context)
@@ -85,7 +85,7 @@ class Sweeper:
                 continue
 
     async def deregister(self) -> None:
-        """Delete this worker's row, so that the others need not wait until it is forgotten."""
+        """Delete this worker's row, so that the others need not wait until it expires."""
         async with transaction(self._context.engine) as connection:
             await workers.delete(connection, self._id)
 
