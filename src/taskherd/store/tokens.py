@@ -24,7 +24,7 @@ class TokenRow:
     state: str
 
 
-# For ``Reader``. ``holds``: the remaining lifetime in seconds, by the database clock, which also set the expiry.
+# For ``ReadPool``. ``holds``: the remaining lifetime in seconds, by the database clock, which also set the expiry.
 HOLDER: Final = """
 SELECT k.secret_hash, u.id, u.username, extract(epoch FROM k.expires_at - now())::float8 AS holds
 FROM api_tokens AS k JOIN users AS u ON u.id = k.user_id
