@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 from uuid import uuid5
 
 import httpx
@@ -52,8 +52,6 @@ FIRST_ERROR_ID = 2**40
 
 class AgentApiFollower:
     """The follower of an agent behind AgentAPI."""
-
-    serves_port: ClassVar[bool] = True
 
     def __init__(self, context: AgentContext, client: httpx.AsyncClient | None = None) -> None:
         self._context = context

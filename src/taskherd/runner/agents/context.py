@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 from uuid import UUID
 
 from taskherd.domain.reports import AgentState, Health
@@ -57,12 +57,6 @@ class AgentContext:
 
 class Follower(Protocol):
     """Follows one agent while it runs."""
-
-    serves_port: ClassVar[bool]
-    """True if agents of this kind serve a port that the runner chooses, and are healthy only once they answer on it."""
-
-    def __init__(self, context: AgentContext) -> None:
-        """Create a follower that starts from the context's last checkpoint."""
 
     async def follow(self) -> None:
         """Report what the agent does, until cancelled."""

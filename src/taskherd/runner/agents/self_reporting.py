@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from taskherd.domain.reports import Health, Lifecycle
 from taskherd.runner.agents import stdin
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 class SelfReporting:
     """The follower of a self-reporting agent: it follows nothing."""
-
-    serves_port: ClassVar[bool] = False
 
     def __init__(self, context: AgentContext) -> None:
         self._context = context

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from taskherd.domain.reports import AgentState, Lifecycle, LogSource
 from taskherd.messages.limits import MAX_CONTENT_BYTES
@@ -69,8 +69,6 @@ def _unquoted(value: str) -> str:
 
 class StdioFollower:
     """The follower of an agent's output; its checkpoint contains the offset read so far and the derived state."""
-
-    serves_port: ClassVar[bool] = False
 
     def __init__(self, context: AgentContext) -> None:
         self._context = context

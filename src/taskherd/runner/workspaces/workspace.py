@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from taskherd.runner.journal import Journal
     from taskherd.runner.outbox import Outbox
     from taskherd.runner.reporter import Reporter
-    from taskherd.runner.template import AgentKind, Run
+    from taskherd.runner.template import Run
     from taskherd.runner.workspaces.folders import TaskFolder
     from taskherd.runner.workspaces.processes import AgentExit, ShimHandle
 
@@ -144,7 +144,7 @@ class TaskWorkspace:
         except (Malformed, OSError, ValueError, Unavailable) as error:
             return error.detail if isinstance(error, Malformed) else f"The agent could not be started: {error}"
         reporter.lifecycle(Lifecycle.STARTING)
-        self.health = Health.INITIALIZING if _follower_class(run.agent).serves_port else Health.HEALTHY
+        self.health = Health.INITIALIZING if run.agent == "agentapi" else Health.HEALTHY
         return None
 
     async def _launch(self, run: Run, request: WorkspaceStart, reporter: Reporter) -> None:
@@ -155,7 +155,7 @@ class TaskWorkspace:
             )
         self._folder.remove_runs()
         self._folder.prompt.write_text(request.prompt, encoding="utf-8", errors="replace")
-        self._journal.port = _free_port() if _follower_class(run.agent).serves_port else None
+        self._journal.port = _free_port() if run.agent == "agentapi" else None
         await self._save()
         shim = await processes.start(self._folder.run(request.build_number), self._spec(run, request))
         self._open_session(shim, request)
@@ -228,20 +228,15 @@ class TaskWorkspace:
             save=self._save,
             deliver_once=self._deliver_once,
         )
-        return partial(_follower_class(run.agent), context)
-
-
-def _follower_class(kind: AgentKind) -> type[Follower]:
-    """Return the class of the followers for agents of this kind."""
-    match kind:
-        case "stdio":
-            return StdioFollower
-        case "agentapi":
-            return AgentApiFollower
-        case "self":
-            return SelfReporting
-        case _:
-            assert_never(kind)
+        match run.agent:
+            case "stdio":
+                return partial(StdioFollower, context)
+            case "agentapi":
+                return partial(AgentApiFollower, context)
+            case "self":
+                return partial(SelfReporting, context)
+            case _:
+                assert_never(run.agent)
 
 
 def _free_port() -> int:
