@@ -182,7 +182,7 @@ async def _healthy(services: BenchmarkServices, tasks: list[UUID]) -> int:
 @contextmanager
 def _processes(services: BenchmarkServices, folder: Path) -> Iterator[Processes]:
     """Run a worker, an API and a runner; stop them and every process that they started."""
-    api_port, *ops = ports.claim([None] * 4)
+    api_port, *ops = ports.find_free([None] * 4)
     environment = {
         **services.environment(),
         "TASKHERD_API_PORT": str(api_port),

@@ -115,7 +115,7 @@ async def _cost(services: BenchmarkServices, work: Workload) -> Cost:
         pid = await connection.fetchval("SELECT pg_backend_pid()")
         server = psutil.Process(pid).parent()
         assert server is not None
-        (port,) = ports.claim([None])
+        (port,) = ports.find_free([None])
         process = start_process(services, WORKER.module, TASKHERD_OPS_PORT=str(port))
         try:
             before = _cpu(server)

@@ -116,7 +116,7 @@ async def measure(run: Run) -> str:
 
 def _cost(kind: str) -> Cost:
     """Start one process, measure and stop it."""
-    [port] = ports.claim([None])
+    [port] = ports.find_free([None])
     began = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "benchmarks.cases.ops", kind, str(port)])
     try:

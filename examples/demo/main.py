@@ -93,7 +93,7 @@ def _run(data: Path, console: Console) -> DemoResult:
         f"then {len(demo_scenarios)} tasks with their agents; this takes about a minute"
     )
     with services.start(data, announce=announce) as running:
-        (ops_port,) = ports.claim([None])
+        (ops_port,) = ports.find_free([None])
         environment = {**dev.write_env(data, running, ops_port), **_SETTINGS}
         if running.rabbit is None:
             asyncio.run(_check_broker(running.amqp_url))

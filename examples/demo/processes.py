@@ -38,7 +38,7 @@ class DemoProcesses:
         self.data = data.absolute()
         self.root = self.data / "agents"
         """The folder of the runner."""
-        (self.api_port,) = ports.claim([None])
+        (self.api_port,) = ports.find_free([None])
         self.url = f"http://{ports.HOST}:{self.api_port}"
         self.environment = {
             **environment,
@@ -73,7 +73,7 @@ class DemoProcesses:
 
     def _spawn(self, command: str, ops_port: int | None) -> int:
         """Start a process and return its operations port."""
-        port = ops_port or ports.claim([None])[0]
+        port = ops_port or ports.find_free([None])[0]
         environment = {**os.environ, **self.environment, "TASKHERD_OPS_PORT": str(port)}
         with self.log(command).open("ab") as output:
             self.running[command] = subprocess.Popen(

@@ -83,7 +83,7 @@ def frozen(services: Services, service: str) -> Iterator[None]:
     try:
         yield
     finally:
-        node.thaw()
+        node.unfreeze()
 
 
 @pytest.mark.parametrize("service", ["RabbitMQ", "PostgreSQL"])

@@ -26,7 +26,7 @@ def environment(database_url: str, amqp_url: str, amqp_prefix: str) -> list[str]
         "AMQP_URL": amqp_url,
         "AMQP_PREFIX": amqp_prefix,
         "SECRET_KEY": SECRET,
-        "OPS_PORT": str(ports.claim([None])[0]),
+        "OPS_PORT": str(ports.find_free([None])[0]),
     }
     return [word for name, value in settings.items() for word in ("-e", f"TASKHERD_{name}={value}")]
 
@@ -71,7 +71,7 @@ async def test_a_process_becomes_healthy_and_exits_cleanly(
 async def test_the_health_check_fails_if_no_process_answers(image: str, container: str) -> None:
     """If nothing listens on the port, the health check fails and says so."""
     output = await docker(
-        "run", "--name", container, *HARDENED, "-e", f"TASKHERD_OPS_PORT={ports.claim([None])[0]}",
+        "run", "--name", container, *HARDENED, "-e", f"TASKHERD_OPS_PORT={ports.find_free([None])[0]}",
         "--entrypoint", "python", image, "-m", "taskherd.observability.health",
         fails=True,
     )  # fmt: skip

@@ -178,7 +178,7 @@ async def scraped(tools: Tools, external: WorkerHarness, tmp_path: Path) -> Asyn
         "TASKHERD_RUNNER_NAME": "r1",
         "TASKHERD_RUNNER_ROOT": str(tmp_path / "runner"),
     }
-    port, http, *ops = ports.claim([None] * (2 + len(PROCESSES)))
+    port, http, *ops = ports.find_free([None] * (2 + len(PROCESSES)))
     settings["TASKHERD_API_PORT"] = str(http)
     started: list[asyncio.subprocess.Process] = []
     try:

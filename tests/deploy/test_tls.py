@@ -60,7 +60,7 @@ async def tls_servers(database_url: str, tmp_path: Path) -> AsyncIterator[TlsSer
 
 @contextmanager
 def _broker(folder: Path, authority: Path, certificate: trustme.LeafCert) -> Iterator[str]:
-    (port,) = ports.claim([None])
+    (port,) = ports.find_free([None])
     files = {
         "key.pem": certificate.private_key_pem.bytes(),
         "chain.pem": certificate.cert_chain_pems[0].bytes(),

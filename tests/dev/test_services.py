@@ -140,7 +140,7 @@ async def test_a_frozen_server_answers_again_after_thaw(tmp_path: Path) -> None:
         running.postgres.freeze()
         with pytest.raises(TimeoutError):
             await asyncpg.connect(running.database_url, timeout=1)
-        running.postgres.thaw()
+        running.postgres.unfreeze()
         connection = await asyncpg.connect(running.database_url, timeout=10)
         assert await connection.fetchval("SELECT 1") == 1
         await connection.close()

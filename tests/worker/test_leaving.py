@@ -17,7 +17,7 @@ from tests.harness.worker import SECRET, TIMEOUT
 async def test_a_worker_that_waits_for_its_database_exits_with_0_on_sigterm(amqp_url: str) -> None:
     """SIGTERM ends the wait for an unreachable database, and is not a failure."""
     environment = {
-        "TASKHERD_DATABASE_URL": f"postgresql://taskherd:nobody@127.0.0.1:{ports.claim([None])[0]}/taskherd",
+        "TASKHERD_DATABASE_URL": f"postgresql://taskherd:nobody@127.0.0.1:{ports.find_free([None])[0]}/taskherd",
         "TASKHERD_AMQP_URL": amqp_url,
         "TASKHERD_SECRET_KEY": SECRET,
         "TASKHERD_OPS_PORT": "0",

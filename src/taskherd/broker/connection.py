@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from yarl import URL
 
-TIMEOUT = 5.0
+REQUEST_TIMEOUT = 5.0
 """Maximum duration of one request to the broker, in seconds."""
 HEARTBEAT = 10
 """Seconds between AMQP heartbeats; a frozen broker is detected after about three of them."""
@@ -113,7 +113,7 @@ class SupervisedConnection:
         if self._supervisor is None:
             self._supervisor = asyncio.create_task(self._supervise(), name=f"amqp {self.name}")
 
-    async def wait_up(self, timeout: float = TIMEOUT) -> None:  # noqa: ASYNC109 - becomes part of the error
+    async def wait_up(self, timeout: float = REQUEST_TIMEOUT) -> None:  # noqa: ASYNC109 - becomes part of the error
         """Wait until connected. Raise ``Unavailable`` after ``timeout`` seconds."""
         try:
             async with asyncio.timeout(timeout):
@@ -131,7 +131,7 @@ class SupervisedConnection:
         if connection is None:
             raise Unavailable(f"RabbitMQ can't be reached ({self.name})")
         with map_errors("opening a channel"):
-            async with asyncio.timeout(TIMEOUT):
+            async with asyncio.timeout(REQUEST_TIMEOUT):
                 channel = connection.channel(publisher_confirms=confirms, on_return_raises=confirms)
                 await channel.initialize()
                 underlay = await channel.get_underlay_channel()
@@ -169,7 +169,7 @@ class SupervisedConnection:
                 reason = await _wait_lost(self._connection)
                 await self._mark_down(reason)
             lifetime = asyncio.get_running_loop().time() - began
-            failures = 0 if lifetime > 2 * TIMEOUT else failures + 1
+            failures = 0 if lifetime > 2 * REQUEST_TIMEOUT else failures + 1
             await asyncio.sleep(retry.delay(failures))
 
     async def _mark_down(self, reason: str) -> None:
@@ -188,7 +188,7 @@ class SupervisedConnection:
         connection.kwargs["transport_factory"] = socket
         try:
             with map_errors("connecting to RabbitMQ"):
-                async with asyncio.timeout(TIMEOUT):
+                async with asyncio.timeout(REQUEST_TIMEOUT):
                     await connection.connect()
         except BaseException:
             await _discard(connection, socket)

@@ -17,7 +17,7 @@ from uuid import uuid4
 from taskherd import retry
 from taskherd.broker import topology
 from taskherd.broker.ack_tracker import AckTracker
-from taskherd.broker.connection import TIMEOUT, SupervisedConnection, map_errors
+from taskherd.broker.connection import REQUEST_TIMEOUT, SupervisedConnection, map_errors
 from taskherd.broker.patches.delivery_dispatcher import DeliveryDispatcher, Receive
 from taskherd.broker.patches.frame_reader import TAG_PREFIX
 from taskherd.errors import Misconfigured, Unavailable
@@ -67,7 +67,7 @@ class _Subscription:
             if self.consumer_tags:
                 return
             with map_errors("consuming"):
-                async with asyncio.timeout(TIMEOUT):
+                async with asyncio.timeout(REQUEST_TIMEOUT):
                     await self.channel.basic_qos(prefetch_count=max(1, prefetch // len(self.sources)))
                     for source in self.sources:
                         arguments: FieldTable | None = (
@@ -82,7 +82,7 @@ class _Subscription:
         """Stop consuming."""
         async with self._changing:
             with map_errors("cancelling a consumer"):
-                async with asyncio.timeout(TIMEOUT):
+                async with asyncio.timeout(REQUEST_TIMEOUT):
                     while self.consumer_tags:
                         await self.channel.basic_cancel(self.consumer_tags.pop())
 
@@ -93,7 +93,7 @@ class _Subscription:
         if acks.up_to is not None:
             frames.append((acks.up_to, True))
         with map_errors("acknowledging"):
-            async with asyncio.timeout(TIMEOUT):
+            async with asyncio.timeout(REQUEST_TIMEOUT):
                 for tag, multiple in frames:
                     # Frames are sent in order, so waiting for the last one suffices.
                     await self.channel.basic_ack(tag, multiple=multiple, wait=tag == frames[-1][0])
@@ -247,7 +247,7 @@ class Consumer:
                 await subscription.lost.wait()
                 await self._drop(subscription)
             lifetime = asyncio.get_running_loop().time() - began
-            failures = 0 if lifetime > 2 * TIMEOUT else failures + 1
+            failures = 0 if lifetime > 2 * REQUEST_TIMEOUT else failures + 1
             await asyncio.sleep(retry.delay(failures))
 
     async def _subscribe(self) -> _Subscription:
@@ -310,5 +310,5 @@ class Consumer:
 
 async def _close(channel: AbstractChannel) -> None:
     with suppress(Unavailable), map_errors("closing a channel"):
-        async with asyncio.timeout(TIMEOUT):
+        async with asyncio.timeout(REQUEST_TIMEOUT):
             await channel.close()

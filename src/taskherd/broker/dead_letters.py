@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pamqp import encode
 from pamqp.commands import Basic
 
-from taskherd.broker.connection import TIMEOUT, SupervisedConnection, map_errors
+from taskherd.broker.connection import REQUEST_TIMEOUT, SupervisedConnection, map_errors
 from taskherd.broker.publisher import JSON, OutgoingMessage, Publisher, PublishOutcome
 from taskherd.errors import Unavailable
 
@@ -204,14 +204,14 @@ async def _temporary_channel(connection: SupervisedConnection) -> AsyncIterator[
         yield channel
     finally:
         with map_errors("closing a channel"):
-            async with asyncio.timeout(TIMEOUT):
+            async with asyncio.timeout(REQUEST_TIMEOUT):
                 await channel.close()
 
 
 async def _get(channel: AbstractChannel, queue: str, limit: int) -> AsyncIterator[DeliveredMessage]:
     for _ in range(limit):
         with map_errors(f"reading {queue}"):
-            message = await channel.basic_get(queue, timeout=TIMEOUT)
+            message = await channel.basic_get(queue, timeout=REQUEST_TIMEOUT)
         if isinstance(message.delivery, Basic.GetEmpty):
             return
         yield message
@@ -220,5 +220,5 @@ async def _get(channel: AbstractChannel, queue: str, limit: int) -> AsyncIterato
 async def _ack(channel: AbstractChannel, message: DeliveredMessage) -> None:
     assert message.delivery_tag is not None
     with map_errors("acknowledging"):
-        async with asyncio.timeout(TIMEOUT):
+        async with asyncio.timeout(REQUEST_TIMEOUT):
             await channel.basic_ack(message.delivery_tag)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import aiormq
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
 
-from taskherd.broker.connection import TIMEOUT, map_errors
+from taskherd.broker.connection import REQUEST_TIMEOUT, map_errors
 from taskherd.broker.topology import DELIVERY_LIMIT, TopologyNames
 from taskherd.errors import Unavailable
 
@@ -48,12 +48,12 @@ async def connect(url: str) -> AsyncIterator[AbstractConnection]:
     connection = aiormq.Connection(url)
     try:
         with map_errors("connecting to RabbitMQ"):
-            async with asyncio.timeout(TIMEOUT):
+            async with asyncio.timeout(REQUEST_TIMEOUT):
                 await connection.connect()
         yield connection
     finally:
         with map_errors("closing"):
-            async with asyncio.timeout(TIMEOUT):
+            async with asyncio.timeout(REQUEST_TIMEOUT):
                 await connection.close()
 
 
@@ -93,16 +93,16 @@ async def _check_exchange(connection: AbstractConnection, names: TopologyNames, 
     Removing a binding that does not exist needs the last two, and changes nothing.
     """
     async with _channel(connection) as channel:
-        await channel.exchange_declare(name, passive=True, timeout=TIMEOUT)
-        await channel.exchange_declare(name, exchange_type="topic", durable=True, timeout=TIMEOUT)
+        await channel.exchange_declare(name, passive=True, timeout=REQUEST_TIMEOUT)
+        await channel.exchange_declare(name, exchange_type="topic", durable=True, timeout=REQUEST_TIMEOUT)
         other = names.events if name != names.events else names.work
-        await channel.exchange_unbind(name, other, _NO_SUCH_KEY, timeout=TIMEOUT)
+        await channel.exchange_unbind(name, other, _NO_SUCH_KEY, timeout=REQUEST_TIMEOUT)
 
 
 async def _check_queue(connection: AbstractConnection, names: TopologyNames, name: str) -> QueueInfo:
     async with _channel(connection) as channel:
-        declared = await channel.queue_declare(name, passive=True, timeout=TIMEOUT)
-        await channel.queue_declare(name, durable=True, arguments=_arguments(names, name), timeout=TIMEOUT)
+        declared = await channel.queue_declare(name, passive=True, timeout=REQUEST_TIMEOUT)
+        await channel.queue_declare(name, durable=True, arguments=_arguments(names, name), timeout=REQUEST_TIMEOUT)
     return QueueInfo(name, declared.message_count or 0, declared.consumer_count or 0)
 
 
@@ -124,7 +124,7 @@ def _arguments(names: TopologyNames, queue: str) -> FieldTable:
 async def _channel(connection: AbstractConnection) -> AsyncIterator[AbstractChannel]:
     """Open a channel for the block; each check needs its own, because the broker closes a channel on an error."""
     with map_errors("opening a channel"):
-        async with asyncio.timeout(TIMEOUT):
+        async with asyncio.timeout(REQUEST_TIMEOUT):
             channel = await connection.channel()
     try:
         yield channel
@@ -135,5 +135,5 @@ async def _channel(connection: AbstractConnection) -> AsyncIterator[AbstractChan
     finally:
         if not channel.is_closed:
             with map_errors("closing a channel"):
-                async with asyncio.timeout(TIMEOUT):
+                async with asyncio.timeout(REQUEST_TIMEOUT):
                     await channel.close()

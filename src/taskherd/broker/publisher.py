@@ -12,7 +12,7 @@ from uuid import uuid4
 from aiormq.exceptions import DeliveryError, PublishError
 from pamqp.commands import Basic
 
-from taskherd.broker.connection import TIMEOUT, SupervisedConnection, map_errors
+from taskherd.broker.connection import REQUEST_TIMEOUT, SupervisedConnection, map_errors
 from taskherd.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -92,13 +92,13 @@ class Publisher:
         )
 
     async def send(self, message: OutgoingMessage) -> PublishOutcome:
-        """Publish ``message`` and wait for the confirm. Raise ``Unavailable`` if none arrives within ``TIMEOUT``."""
+        """Publish ``message`` and wait for the confirm. Raise ``Unavailable`` if none arrives in time."""
         async with self._slots:
             began = asyncio.get_running_loop().time()
             channel = await self._open_channel()
             try:
                 with map_errors("publishing"):
-                    async with asyncio.timeout(TIMEOUT):
+                    async with asyncio.timeout(REQUEST_TIMEOUT):
                         published = await _publish(channel, message)
             except Unavailable as error:
                 if isinstance(error.__cause__, TimeoutError):
@@ -118,11 +118,11 @@ class Publisher:
         return outcomes
 
     async def close(self) -> None:
-        """Close the channel, but not the connection, within ``TIMEOUT``."""
+        """Close the channel, but not the connection, within ``REQUEST_TIMEOUT``."""
         channel, self._channel = self._channel, None
         if channel is not None:
             with suppress(Unavailable), map_errors("closing a channel"):
-                async with asyncio.timeout(TIMEOUT):
+                async with asyncio.timeout(REQUEST_TIMEOUT):
                     await channel.close()
 
     async def _open_channel(self) -> Channel:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
 
-from taskherd.broker.connection import TIMEOUT, map_errors
+from taskherd.broker.connection import REQUEST_TIMEOUT, map_errors
 from taskherd.errors import Misconfigured, Unavailable
 
 if TYPE_CHECKING:
@@ -102,17 +102,17 @@ async def declare(channel: AbstractChannel, names: TopologyNames, partitions: in
     """
     with _explain_mismatch("declaring the topology"):
         for exchange in names.exchanges:
-            await channel.exchange_declare(exchange, exchange_type="topic", durable=True, timeout=TIMEOUT)
+            await channel.exchange_declare(exchange, exchange_type="topic", durable=True, timeout=REQUEST_TIMEOUT)
         # The dead-letter queue has no delivery limit: listing it counts as a delivery, and a message over the limit
         # would be lost, because this queue has no dead-letter exchange itself.
         await _declare_quorum(channel, names.dead, {"x-delivery-limit": _UNLIMITED})
-        await channel.queue_bind(names.dead, names.dead, _ALL_KEYS, timeout=TIMEOUT)
+        await channel.queue_bind(names.dead, names.dead, _ALL_KEYS, timeout=REQUEST_TIMEOUT)
         await _declare_quorum(channel, names.reports, _dead_lettering(names))
         await _declare_quorum(channel, names.commands, _dead_lettering(names))
-        await channel.queue_bind(names.commands, names.commands, _ALL_KEYS, timeout=TIMEOUT)
+        await channel.queue_bind(names.commands, names.commands, _ALL_KEYS, timeout=REQUEST_TIMEOUT)
         if partitions == 1:
-            await channel.queue_bind(names.reports, names.reports, _ALL_KEYS, timeout=TIMEOUT)
-            await channel.exchange_unbind(names.report_hash, names.reports, _ALL_KEYS, timeout=TIMEOUT)
+            await channel.queue_bind(names.reports, names.reports, _ALL_KEYS, timeout=REQUEST_TIMEOUT)
+            await channel.exchange_unbind(names.report_hash, names.reports, _ALL_KEYS, timeout=REQUEST_TIMEOUT)
     if partitions > 1:
         await _declare_partitions(channel, names, partitions)
 
@@ -123,24 +123,24 @@ async def _declare_partitions(channel: AbstractChannel, names: TopologyNames, pa
         "declaring the partitions", "TASKHERD_REPORT_PARTITIONS", "1, or the plugin rabbitmq_consistent_hash_exchange"
     ):
         await channel.exchange_declare(
-            names.report_hash, exchange_type="x-consistent-hash", durable=True, timeout=TIMEOUT
+            names.report_hash, exchange_type="x-consistent-hash", durable=True, timeout=REQUEST_TIMEOUT
         )
         for index in range(partitions):
             queue = names.partition(index)
             await _declare_quorum(channel, queue, {**_dead_lettering(names), "x-single-active-consumer": True})
-            await channel.queue_bind(queue, names.report_hash, _EQUAL_WEIGHT, timeout=TIMEOUT)
+            await channel.queue_bind(queue, names.report_hash, _EQUAL_WEIGHT, timeout=REQUEST_TIMEOUT)
         # Add the new binding before removing the old one: for a moment a report may take both routes, but always one.
-        await channel.exchange_bind(names.report_hash, names.reports, _ALL_KEYS, timeout=TIMEOUT)
-        await channel.queue_unbind(names.reports, names.reports, _ALL_KEYS, timeout=TIMEOUT)
+        await channel.exchange_bind(names.report_hash, names.reports, _ALL_KEYS, timeout=REQUEST_TIMEOUT)
+        await channel.queue_unbind(names.reports, names.reports, _ALL_KEYS, timeout=REQUEST_TIMEOUT)
 
 
 async def check(channel: AbstractChannel, names: TopologyNames) -> None:
     """Check that the exchanges and shared queues exist. Raise ``Unavailable`` naming the first one that does not."""
     with _explain_mismatch("checking the topology"):
         for exchange in names.exchanges:
-            await channel.exchange_declare(exchange, passive=True, timeout=TIMEOUT)
+            await channel.exchange_declare(exchange, passive=True, timeout=REQUEST_TIMEOUT)
         for queue in names.queues:
-            await channel.queue_declare(queue, passive=True, timeout=TIMEOUT)
+            await channel.queue_declare(queue, passive=True, timeout=REQUEST_TIMEOUT)
 
 
 async def declare_work_queue(channel: AbstractChannel, names: TopologyNames, target: str) -> str:
@@ -151,7 +151,7 @@ async def declare_work_queue(channel: AbstractChannel, names: TopologyNames, tar
     queue = names.work_queue(target)
     with _explain_mismatch(f"declaring {queue}"):
         await _declare_quorum(channel, queue, {"x-delivery-limit": DELIVERY_LIMIT})
-        await channel.queue_bind(queue, names.work, f"*.*.{target}", timeout=TIMEOUT)
+        await channel.queue_bind(queue, names.work, f"*.*.{target}", timeout=REQUEST_TIMEOUT)
     return queue
 
 
@@ -164,10 +164,10 @@ async def declare_exclusive_queue(
     """
     limits: FieldTable = {"x-queue-type": "classic", "x-max-length": length, "x-overflow": "drop-head"}
     with _explain_mismatch("declaring an exclusive queue"):
-        declared = await channel.queue_declare(exclusive=True, arguments=limits, timeout=TIMEOUT)
+        declared = await channel.queue_declare(exclusive=True, arguments=limits, timeout=REQUEST_TIMEOUT)
         queue = str(declared.queue)
         for routing_key in routing_keys:
-            await channel.queue_bind(queue, exchange, routing_key, timeout=TIMEOUT)
+            await channel.queue_bind(queue, exchange, routing_key, timeout=REQUEST_TIMEOUT)
     return queue
 
 
@@ -187,7 +187,7 @@ def consumer_priority(worker: str, queue: str) -> int:
 async def consumer_count(channel: AbstractChannel, queue: str) -> int:
     """Return the number of consumers of ``queue``. Raise ``Unavailable`` if the queue does not exist."""
     with _explain_mismatch(f"counting the consumers of {queue}"):
-        declared = await channel.queue_declare(queue, passive=True, timeout=TIMEOUT)
+        declared = await channel.queue_declare(queue, passive=True, timeout=REQUEST_TIMEOUT)
     return declared.consumer_count or 0
 
 
@@ -196,7 +196,9 @@ def _dead_lettering(names: TopologyNames) -> FieldTable:
 
 
 async def _declare_quorum(channel: AbstractChannel, queue: str, arguments: FieldTable) -> None:
-    await channel.queue_declare(queue, durable=True, arguments={"x-queue-type": "quorum", **arguments}, timeout=TIMEOUT)
+    await channel.queue_declare(
+        queue, durable=True, arguments={"x-queue-type": "quorum", **arguments}, timeout=REQUEST_TIMEOUT
+    )
 
 
 @contextmanager

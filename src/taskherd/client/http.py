@@ -17,7 +17,7 @@ from taskherd.client.errors import ApiError, ClientError, ExitCode, Unreachable
 
 URL: Final = "TASKHERD_URL"
 TOKEN: Final = "TASKHERD_TOKEN"  # noqa: S105 - a variable's name
-TIMEOUT: Final = 30.0
+REQUEST_TIMEOUT: Final = 30.0
 """Seconds without a byte from the server after which a request fails."""
 MAX_BODY: Final = 64 * 1024 * 1024
 """Maximum size of a response body that is read, in bytes."""
@@ -58,7 +58,7 @@ class Client:
         query: Mapping[str, str] | None = None,
         body: Any = None,
         headers: Mapping[str, str] | None = None,
-        timeout: float = TIMEOUT,
+        timeout: float = REQUEST_TIMEOUT,
     ) -> ApiResponse:
         """Send a request and return the complete response.
 
@@ -82,7 +82,7 @@ class Client:
         query: Mapping[str, str] | None = None,
         body: Any = None,
         headers: Mapping[str, str] | None = None,
-        timeout: float = TIMEOUT,
+        timeout: float = REQUEST_TIMEOUT,
     ) -> Iterator[HTTPResponse]:
         """Send a request as ``request`` does, and yield the open response, whose body is still to be read."""
         url = "/".join([self._base, *(quote(part, safe="") for part in path)])

@@ -9,7 +9,7 @@ from typing import Any, Final
 from uuid import UUID, uuid4
 
 from taskherd.client.errors import ApiError, ClientError, ExitCode
-from taskherd.client.http import TIMEOUT, ApiResponse, Client
+from taskherd.client.http import REQUEST_TIMEOUT, ApiResponse, Client
 
 Task = Mapping[str, Any]
 """A task document, as the API returns it; its shape is ``TaskDocument`` in ``docs/openapi.json``."""
@@ -146,7 +146,7 @@ def wait(
     while True:
         left = max(0.0, min(MAX_WAIT, deadline - now()))
         query = {"wait": f"{left * 1000:.0f}ms", "until": awaited}
-        response = client.request("GET", *path, query=query, timeout=left + TIMEOUT)
+        response = client.request("GET", *path, query=query, timeout=left + REQUEST_TIMEOUT)
         if TIMED_OUT not in response.headers:
             return response.body, True
         if now() >= deadline:

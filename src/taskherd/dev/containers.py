@@ -106,7 +106,7 @@ class Container(ABC):
         """Freeze all processes: connections stay open and nothing answers."""
         self._wrapped.pause()
 
-    def thaw(self) -> None:
+    def unfreeze(self) -> None:
         """Resume all processes."""
         self._wrapped.unpause()
 
@@ -132,7 +132,7 @@ class Container(ABC):
                 leftover.remove(force=True, v=True)
         if not _identity_file(self.home).exists():  # the volume may survive its folder, but its password is lost then
             docker_engine.remove_volume(self.home)
-        (self._identity.port,) = ports.claim([self._identity.port])
+        (self._identity.port,) = ports.find_free([self._identity.port])
         _save_identity(self.home, self._identity)
         container: Any = DockerContainer(self.image, docker_client_kw={"timeout": _REQUEST_TIMEOUT})
         container.with_name(docker_engine.name(self.home)).with_kwargs(**self._configure(container))

@@ -42,7 +42,7 @@ def run(*, services_only: bool, data: Path = DATA) -> int:
     with suppress(KeyboardInterrupt), interruptible(_say):
         _end_leftovers(data)
         with services.start(data, announce=_say) as running:
-            (ops_port,) = ports.claim([_OPS_PORT])
+            (ops_port,) = ports.find_free([_OPS_PORT])
             environment = write_env(data, running, ops_port)
             if services_only:
                 _say_env(data)
@@ -104,7 +104,7 @@ def _process(data: Path, command: str, environment: Mapping[str, str]) -> Iterat
 
 def _serve(data: Path, environment: dict[str, str], ops_port: int) -> int:
     """Run a worker, the API and a runner until one of them exits unexpectedly; return its exit code, at least 1."""
-    api_port, api_ops_port, runner_ops_port = ports.claim([_API_PORT, _API_OPS_PORT, _RUNNER_OPS_PORT])
+    api_port, api_ops_port, runner_ops_port = ports.find_free([_API_PORT, _API_OPS_PORT, _RUNNER_OPS_PORT])
     url = f"http://{ports.HOST}:{api_port}"
     api_environment = {**environment, "TASKHERD_API_PORT": str(api_port), "TASKHERD_OPS_PORT": str(api_ops_port)}
     runner_environment = {**environment, **_runner_settings(data, url), "TASKHERD_OPS_PORT": str(runner_ops_port)}

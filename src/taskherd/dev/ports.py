@@ -16,7 +16,7 @@ _RANGE: Final = range(20_000, 32_000)
 _ATTEMPTS: Final = 200
 
 
-def claim(wanted: list[int | None]) -> list[int]:
+def find_free(wanted: list[int | None]) -> list[int]:
     """Return one free port for each element of ``wanted``, all different; an element that is a free port is kept.
 
     Raises:

@@ -118,7 +118,7 @@ class PostgresNode:
             return
         self.stop()
         self._prepare()
-        (self._identity.port,) = ports.claim([self._identity.port])
+        (self._identity.port,) = ports.find_free([self._identity.port])
         _write_private(self.home / "node.json", json.dumps(asdict(self._identity)))
         self._remove_stale_pid_file()
         arguments = options(fast=self._fast, **_PRIVATE, port=str(self._identity.port))
@@ -159,7 +159,7 @@ class PostgresNode:
         if self._server is not None:
             processes.send(processes.tree(self._server.pid), signal.SIGSTOP)
 
-    def thaw(self) -> None:
+    def unfreeze(self) -> None:
         """Resume the server and its backends with SIGCONT."""
         if self._server is not None:
             processes.send(processes.tree(self._server.pid), signal.SIGCONT)

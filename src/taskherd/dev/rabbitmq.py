@@ -113,7 +113,7 @@ class RabbitNode:
             return
         self.stop()
         identity = self._identity
-        identity.amqp_port, identity.dist_port, identity.epmd_port = ports.claim(
+        identity.amqp_port, identity.dist_port, identity.epmd_port = ports.find_free(
             [identity.amqp_port, identity.dist_port, identity.epmd_port]
         )
         self._write_configuration()
@@ -157,7 +157,7 @@ class RabbitNode:
         if self._server is not None:
             self._server.send_signal(signal.SIGSTOP)
 
-    def thaw(self) -> None:
+    def unfreeze(self) -> None:
         """Resume the server with SIGCONT."""
         if self._server is not None:
             self._server.send_signal(signal.SIGCONT)

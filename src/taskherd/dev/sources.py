@@ -55,7 +55,7 @@ class Node(RunningService, Protocol):
         """Freeze the server: connections stay open and nothing answers."""
         ...
 
-    def thaw(self) -> None:
+    def unfreeze(self) -> None:
         """Resume the server."""
         ...
 

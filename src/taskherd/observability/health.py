@@ -11,12 +11,12 @@ import os
 import sys
 
 DEFAULT_PORT = 9590
-TIMEOUT = 3.0
+FETCH_TIMEOUT = 3.0
 
 
 def request(port: int, path: str) -> tuple[bool, str]:
     """Return whether ``path`` on a local operations port answers with 200, and the response or an error message."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=FETCH_TIMEOUT)
     try:
         connection.request("GET", path)
         response = connection.getresponse()

@@ -31,7 +31,7 @@ class Claim(Enum):
     WON = "won"
     LOST = "lost"
     """Another runner claimed the build."""
-    LEFT = "left"
+    SKIPPED = "left"
     """The task does not exist, or no worker answered: do not start the build."""
 
 
@@ -55,13 +55,13 @@ class Claims:
             )
         except Unavailable as error:
             log.warning("claim unanswered", task_id=str(request.task_id), started=only_copy, reason=str(error))
-            return Claim.WON if only_copy else Claim.LEFT
+            return Claim.WON if only_copy else Claim.SKIPPED
         match ownership:
             case Ownership.EXISTS:
                 return Claim.WON
             case Ownership.OTHER_RUNNER:
                 return Claim.LOST
             case Ownership.GONE:
-                return Claim.LEFT
+                return Claim.SKIPPED
             case _:
                 assert_never(ownership)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 CONCURRENT_QUERIES = 100
 RETRY_AFTER = 10.0
 """Seconds before unanswered queries are repeated."""
-HOLD_FROM, HOLD_SHARE = 5, 0.55
+MIN_SUSPICIOUS, SUSPICIOUS_SHARE = 5, 0.55
 """Number and share of unknown tasks from which all are kept: this may be the wrong worker, or one on an old backup."""
 
 
@@ -34,7 +34,7 @@ async def find_orphans(commands: CommandClient, tasks: Sequence[UUID], on_error:
             unchecked += unanswered
             on_error(f"no worker answered whether {len(unanswered)} tasks on this disk still exist")
             await asyncio.sleep(RETRY_AFTER)
-    if len(orphans) >= HOLD_FROM and len(orphans) >= HOLD_SHARE * len(tasks):
+    if len(orphans) >= MIN_SUSPICIOUS and len(orphans) >= SUSPICIOUS_SHARE * len(tasks):
         on_error(
             f"the worker does not know {len(orphans)} of {len(tasks)} tasks on this disk; they are kept, "
             "check that this runner uses the right broker and TASKHERD_AMQP_PREFIX"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 APP_SLUG = "agent"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_AHEAD = 600_000_000
+_SEQ_CEILING_STEP = 600_000_000
 """Microseconds by which the ceiling in the journal is ahead, so that it is written only about every ten minutes."""
 
 
@@ -42,7 +42,7 @@ class SequenceGenerator:
         """Return the next sequence number."""
         self._last = max((self._now() - _EPOCH) // _MICROSECOND, self._last + 1)
         if self._last >= self._journal.seq_ceiling:
-            self._journal.seq_ceiling = self._last + _AHEAD
+            self._journal.seq_ceiling = self._last + _SEQ_CEILING_STEP
             self._save()
         return self._last
 

@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # see prctl(2)
-CHUNK = 65_536
+READ_BYTES = 65_536
 RESERVED = 4_096
 """Bytes of disk space reserved for the exit record at start, so that it can be written even if the disk is full."""
 MAX_KILLING = 30.0
 """Seconds after which processes that survive SIGKILL (in uninterruptible sleep) are left and counted as leftover."""
 AGENT_OOM_SCORE = "500"
-_POLL = 0.02
+_POLL_INTERVAL = 0.02
 _FREEZE_ROUNDS = 50
 
 
@@ -290,7 +290,7 @@ class Shim:
         """Wait briefly for processes to exit, and keep recording output."""
         with selectors.DefaultSelector() as selector:
             selector.register(self._wakeup_read, selectors.EVENT_READ)
-            selector.select(_POLL)
+            selector.select(_POLL_INTERVAL)
         self._drain_wakeups()
         while self._read_chunk():
             pass
@@ -299,7 +299,7 @@ class Shim:
     def _read_chunk(self) -> bool:
         """Record one chunk of output and return whether there was one."""
         try:
-            chunk = os.read(self._output_read, CHUNK)
+            chunk = os.read(self._output_read, READ_BYTES)
         except BlockingIOError:
             return False
         self._output.write(chunk)
@@ -307,7 +307,7 @@ class Shim:
 
     def _drain_wakeups(self) -> None:
         with suppress(BlockingIOError):
-            while os.read(self._wakeup_read, CHUNK):
+            while os.read(self._wakeup_read, READ_BYTES):
                 pass
 
     def _reap(self) -> bool:

@@ -36,7 +36,7 @@ def _not_reserved(name: str) -> str:
 
 Size = Annotated[int, BeforeValidator(parse_size), Field(ge=1024 * 1024)]
 Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$"), AfterValidator(_not_reserved)]
-Text = Annotated[str, StringConstraints(strict=True, pattern=r"^[^\x00]*$")]
+TextWithoutNul = Annotated[str, StringConstraints(strict=True, pattern=r"^[^\x00]*$")]
 
 
 class TemplateModel(BaseModel):
@@ -49,7 +49,7 @@ class Environment(TemplateModel):
     """The agent's environment variables: those inherited from the runner, and those with fixed values."""
 
     inherit: tuple[Variable, ...] = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "USER", "SHELL")
-    set: dict[Variable, Text] = Field(default_factory=dict)
+    set: dict[Variable, TextWithoutNul] = Field(default_factory=dict)
 
 
 class Limits(TemplateModel):
@@ -60,12 +60,12 @@ class Limits(TemplateModel):
     timeout: Seconds | None = Field(None, gt=0, le=30 * _DAY, description="Seconds from the agent's start.")
 
 
-class Run(TemplateModel):
+class RunConfig(TemplateModel):
     """The ``run`` section of a template version."""
 
     pool: str = Field("default", pattern=r"^[a-z0-9-]{1,64}$")
-    command: Annotated[tuple[Text, ...], Field(min_length=1)]
-    workdir: Text = Field(".", description="The working directory, relative to the task's ``work`` folder.")
+    command: Annotated[tuple[TextWithoutNul, ...], Field(min_length=1)]
+    workdir: TextWithoutNul = Field(".", description="The working directory, relative to the task's ``work`` folder.")
     env: Environment = Field(default_factory=Environment)
     agent: AgentKind = "stdio"
     limits: Limits = Field(default_factory=Limits)
@@ -77,10 +77,10 @@ class Run(TemplateModel):
     )
 
 
-def parse(run: object) -> Run:
+def parse(run: object) -> RunConfig:
     """Return the parsed ``run`` of a template. Raise ``Malformed`` with a detail for its author if it is invalid."""
     try:
-        return Run.model_validate(run)
+        return RunConfig.model_validate(run)
     except ValidationError as error:
         errors = error.errors(include_url=False, include_input=False)
         fields = [f"{'.'.join(map(str, each['loc']))}: {each['msg'].removeprefix('Value error, ')}" for each in errors]

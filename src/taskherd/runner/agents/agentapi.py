@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from taskherd.runner.outbox import Checkpoint
     from taskherd.runner.workspaces.processes import AgentExit
 
-TIMEOUT = 5.0
+REQUEST_TIMEOUT = 5.0
 STREAM_TIMEOUT = 60.0
 """Seconds without data after which the stream is reopened: a lost connection may look like a silent agent."""
 STABLE_TIMEOUT = 300.0
@@ -56,7 +56,7 @@ class AgentApiFollower:
     def __init__(self, context: AgentContext, client: httpx.AsyncClient | None = None) -> None:
         self._context = context
         base = f"http://127.0.0.1:{context.journal.port}"
-        self._client = client or httpx.AsyncClient(base_url=base, timeout=TIMEOUT, trust_env=False)
+        self._client = client or httpx.AsyncClient(base_url=base, timeout=REQUEST_TIMEOUT, trust_env=False)
         checkpoint = context.checkpoint
         self._state: str = checkpoint.get("state", "")
         self._errors: int = checkpoint.get("errors", 0)
@@ -139,7 +139,7 @@ class AgentApiFollower:
     async def _stream(self) -> None:
         """Process events until the stream breaks. Raise ``httpx.HTTPError`` then."""
         parser = sse.Parser()
-        timeout = httpx.Timeout(TIMEOUT, read=STREAM_TIMEOUT)
+        timeout = httpx.Timeout(REQUEST_TIMEOUT, read=STREAM_TIMEOUT)
         headers = {"Accept": "text/event-stream", "Accept-Encoding": "identity"}
         async with self._client.stream("GET", "/events", headers=headers, timeout=timeout) as response:
             response.raise_for_status()
@@ -269,7 +269,9 @@ class AgentApiFollower:
         """Post a message and return whether the agent accepted it; False if it is busy. Raises like ``deliver``."""
         echoed = asyncio.Event()
         self._posted = (text, self._highest_id, echoed)
-        timeout = httpx.Timeout(TIMEOUT, read=MAX_TURN)  # with the transport ``acp`` the response comes after the turn
+        timeout = httpx.Timeout(
+            REQUEST_TIMEOUT, read=MAX_TURN
+        )  # with the transport ``acp`` the response comes after the turn
         request = self._client.post("/message", json={"content": text, "type": "user"}, timeout=timeout)
         post = asyncio.create_task(request)
         self._posts.add(post)

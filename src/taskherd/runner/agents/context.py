@@ -13,7 +13,7 @@ from taskherd.observability.metrics import Metrics
 from taskherd.runner.journal import Journal
 from taskherd.runner.outbox import Checkpoint, Outbox
 from taskherd.runner.reporter import Reporter
-from taskherd.runner.template import Run
+from taskherd.runner.template import RunConfig
 from taskherd.runner.workspaces.folders import RunFolder
 from taskherd.runner.workspaces.processes import AgentExit
 
@@ -38,7 +38,7 @@ class DeliveryUnknown(TaskherdError):  # noqa: N818 - as above
 class AgentContext:
     """Everything that a follower of an agent uses."""
 
-    run: Run
+    run: RunConfig
     journal: Journal
     folder: RunFolder
     reporter: Reporter

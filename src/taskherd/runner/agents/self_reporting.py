@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from taskherd.runner.workspaces.processes import AgentExit
 
 
-class SelfReporting:
+class SelfReportingFollower:
     """The follower of a self-reporting agent: it follows nothing."""
 
     def __init__(self, context: AgentContext) -> None:

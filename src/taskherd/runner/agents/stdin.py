@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
     from taskherd.runner.agents.context import RecordAttempt
 
-TIMEOUT = 30.0
+WRITE_TIMEOUT = 30.0
 """Seconds to wait for space in the agent's stdin pipe."""
-_POLL = 0.1
+_POLL_INTERVAL = 0.1
 
 
 async def write(fifo: Path, text: str, record_attempt: RecordAttempt) -> None:
@@ -33,14 +33,14 @@ async def write(fifo: Path, text: str, record_attempt: RecordAttempt) -> None:
 
 async def _write(descriptor: int, content: bytes) -> None:
     remaining = memoryview(content)
-    deadline = asyncio.get_running_loop().time() + TIMEOUT
+    deadline = asyncio.get_running_loop().time() + WRITE_TIMEOUT
     while remaining:
         try:
             remaining = remaining[os.write(descriptor, remaining) :]
         except BlockingIOError:
             if asyncio.get_running_loop().time() > deadline:
                 break
-            await asyncio.sleep(_POLL)
+            await asyncio.sleep(_POLL_INTERVAL)
         except OSError:
             break
     if len(remaining) == len(content):

@@ -33,7 +33,7 @@ ENTRIES_PER_REPORT = 4
 """Maximum number of entries in one report, so that it fits a message."""
 STATUS_EVERY = 2.0
 """Minimum number of seconds between two statuses that differ only in the latest line."""
-_POLL = 0.2
+_POLL_INTERVAL = 0.2
 _KEYS = re.compile(r"(?:^|\s)(state|message|uri)=")
 STATUS_PREFIX = "::taskherd "
 
@@ -105,7 +105,7 @@ class StdioFollower:
                 continue
             if now - last_output_at >= self._context.run.idle_after:
                 self._handle_silence()
-            await asyncio.sleep(_POLL)
+            await asyncio.sleep(_POLL_INTERVAL)
 
     async def deliver(self, text: str, record_attempt: RecordAttempt) -> None:
         """Write an input to the agent's stdin. Raise ``NotDelivered`` or ``DeliveryUnknown``."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from taskherd.messages.work import WorkspaceStart
-    from taskherd.runner.template import Run
+    from taskherd.runner.template import RunConfig
 
 MAX_ARGUMENT = 128 * 1024 - 1
 """Maximum size in bytes of one argument or environment string on Linux (MAX_ARG_STRLEN, execve(2))."""
@@ -32,7 +32,7 @@ class LaunchPaths:
     port: int | None
 
 
-def command(run: Run, request: WorkspaceStart, paths: LaunchPaths) -> list[str]:
+def command(run: RunConfig, request: WorkspaceStart, paths: LaunchPaths) -> list[str]:
     """Return the command with its placeholders substituted. Raise ``Malformed`` if that is not possible."""
     values = _placeholders(request, paths)
     arguments = [_substitute(text, values) for text in run.command]
@@ -43,12 +43,14 @@ def command(run: Run, request: WorkspaceStart, paths: LaunchPaths) -> list[str]:
     return arguments
 
 
-def workdir(run: Run, paths: LaunchPaths) -> Path:
+def workdir(run: RunConfig, paths: LaunchPaths) -> Path:
     """Return the working directory, relative to the task's ``work`` folder unless the template's path is absolute."""
     return paths.work / run.workdir
 
 
-def variables(run: Run, request: WorkspaceStart, paths: LaunchPaths, inherited: Mapping[str, str]) -> dict[str, str]:
+def variables(
+    run: RunConfig, request: WorkspaceStart, paths: LaunchPaths, inherited: Mapping[str, str]
+) -> dict[str, str]:
     """Return the agent's environment; of the runner's (``inherited``) only the variables that the template lists."""
     values = _placeholders(request, paths)
     environ = {name: inherited[name] for name in run.env.inherit if name in inherited}

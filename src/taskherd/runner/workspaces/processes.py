@@ -31,7 +31,7 @@ LOST = (
     "The agent ended and its exit status is lost: its machine or container stopped, or its shim was killed. "
     "To start it again, pause and resume the task."
 )
-_POLL = 0.01
+_POLL_INTERVAL = 0.01
 _KILL_ROUNDS = 20
 
 
@@ -106,9 +106,9 @@ class ShimHandle:
             await exited.wait()
         finally:
             loop.remove_reader(self._descriptor)
-        return await asyncio.to_thread(self._reap)
+        return await asyncio.to_thread(self._collect_exit)
 
-    def _reap(self) -> AgentExit:
+    def _collect_exit(self) -> AgentExit:
         with suppress(ChildProcessError):  # an adopted shim is not a child of this process, unless it is init
             os.waitpid(self._pid, os.WNOHANG)
         return read_exit(self._folder)
@@ -135,7 +135,7 @@ async def start(folder: RunFolder, spec: RunSpec) -> ShimHandle:
                 if exit_wait.done():
                     handle.close()
                     raise Unavailable(str(exit_wait.result().detail))
-                await asyncio.sleep(_POLL)
+                await asyncio.sleep(_POLL_INTERVAL)
     except TimeoutError:
         handle.stop()
         handle.close()
@@ -203,7 +203,9 @@ async def adopt(folder: RunFolder) -> ShimHandle | None:
                 handle = _open_verified(folder)
                 if handle is not None:
                     return handle
-                await asyncio.sleep(_POLL)  # it has just been started, and has not written ``started.json`` yet
+                await asyncio.sleep(
+                    _POLL_INTERVAL
+                )  # it has just been started, and has not written ``started.json`` yet
     return None
 
 

@@ -15,7 +15,7 @@ from taskherd.messages.work import WorkspaceDelete, WorkspaceStart, WorkspaceSto
 from taskherd.runner import template
 from taskherd.runner.agents.agentapi import AgentApiFollower
 from taskherd.runner.agents.context import NOT_RUNNING, AgentContext, DeliveryUnknown, NotDelivered
-from taskherd.runner.agents.self_reporting import SelfReporting
+from taskherd.runner.agents.self_reporting import SelfReportingFollower
 from taskherd.runner.agents.session import AgentSession
 from taskherd.runner.agents.stdio import StdioFollower
 from taskherd.runner.journal import Phase
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from taskherd.runner.journal import Journal
     from taskherd.runner.outbox import Outbox
     from taskherd.runner.reporter import Reporter
-    from taskherd.runner.template import Run
+    from taskherd.runner.template import RunConfig
     from taskherd.runner.workspaces.folders import TaskFolder
     from taskherd.runner.workspaces.processes import AgentExit, ShimHandle
 
@@ -147,7 +147,7 @@ class TaskWorkspace:
         self.health = Health.INITIALIZING if run.agent == "agentapi" else Health.HEALTHY
         return None
 
-    async def _launch(self, run: Run, request: WorkspaceStart, reporter: Reporter) -> None:
+    async def _launch(self, run: RunConfig, request: WorkspaceStart, reporter: Reporter) -> None:
         if request.build_number > 1 and not any(self._folder.state.glob("run-*")):
             self.append_notice(
                 reporter,
@@ -199,7 +199,7 @@ class TaskWorkspace:
         except OSError as error:
             log.warning("cannot write journal", task_id=str(self._journal.task_id), reason=str(error))
 
-    def _spec(self, run: Run, request: WorkspaceStart) -> processes.RunSpec:
+    def _spec(self, run: RunConfig, request: WorkspaceStart) -> processes.RunSpec:
         context = self._context
         paths = environment.LaunchPaths(self._folder.work, self._folder.prompt, context.api_url, self._journal.port)
         cwd = environment.workdir(run, paths)
@@ -216,7 +216,7 @@ class TaskWorkspace:
             cgroup=context.cgroups.create(request.task_id, request.build_number, limits) if context.cgroups else None,
         )
 
-    def _follower_factory(self, run: Run, reporter: Reporter) -> Callable[[], Follower]:
+    def _follower_factory(self, run: RunConfig, reporter: Reporter) -> Callable[[], Follower]:
         """Return a function that creates a follower for the agent of the reporter's build."""
         context = AgentContext(
             run=run,
@@ -234,7 +234,7 @@ class TaskWorkspace:
             case "agentapi":
                 return partial(AgentApiFollower, context)
             case "self":
-                return partial(SelfReporting, context)
+                return partial(SelfReportingFollower, context)
             case _:
                 assert_never(run.agent)
 
