@@ -23,12 +23,14 @@ from typing import Any
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # see prctl(2)
 READ_BYTES = 65_536
+"""Maximum number of bytes of output that one read returns."""
 RESERVED = 4_096
 """Bytes of disk space reserved for the exit record at start, so that it can be written even if the disk is full."""
 MAX_KILLING = 30.0
 """Seconds after which processes that survive SIGKILL (in uninterruptible sleep) are left and counted as leftover."""
 AGENT_OOM_SCORE = "500"
 _POLL_INTERVAL = 0.02
+"""Seconds between two checks whether all processes have exited."""
 _FREEZE_ROUNDS = 50
 
 

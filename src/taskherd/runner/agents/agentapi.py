@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import uuid5
 
 import httpx
@@ -18,6 +18,7 @@ from taskherd import retry, sse
 from taskherd.domain.reports import AgentState, Health, Lifecycle, LogSource
 from taskherd.messages.fields import parse_instant
 from taskherd.runner.agents.context import DeliveryUnknown, NotDelivered, report_exit, shorten
+from taskherd.runner.log_ids import FIRST_ERROR_ID
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from taskherd.runner.workspaces.processes import AgentExit
 
 REQUEST_TIMEOUT = 5.0
+"""Seconds within which AgentAPI must answer a status request, and connect a stream or post."""
 STREAM_TIMEOUT = 60.0
 """Seconds without data after which the stream is reopened: a lost connection may look like a silent agent."""
 STABLE_TIMEOUT = 300.0
@@ -46,12 +48,13 @@ after this error and those about what a message "must" be is it certain that not
 MAX_MESSAGES = 2_000
 """Maximum number of changed messages that are collected, and of reported ones whose hash is kept."""
 ENTRIES_PER_REPORT = 4
-FIRST_ERROR_ID = 2**40
-"""First id of log entries for errors of AgentAPI, above all ids of messages."""
 
 
 class AgentApiFollower:
     """The follower of an agent behind AgentAPI."""
+
+    needs_port: ClassVar[bool] = True
+    initial_health: ClassVar[Health] = Health.INITIALIZING
 
     def __init__(self, context: AgentContext, client: httpx.AsyncClient | None = None) -> None:
         self._context = context

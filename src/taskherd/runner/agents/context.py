@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import ClassVar, Protocol, TypeAlias
 from uuid import UUID
 
 from taskherd.domain.reports import AgentState, Health
@@ -23,7 +23,7 @@ NOT_RUNNING = "The agent is not running."
 """The error of an input for an agent that has exited."""
 
 RecordAttempt: TypeAlias = Callable[[], Awaitable[None]]
-"""Records on disk that the agent may have received an input from now on."""
+"""A function that records on disk that the agent may have received an input from now on."""
 
 
 class NotDelivered(TaskherdError):  # noqa: N818 - named for its meaning, as the errors in ``errors``
@@ -56,7 +56,12 @@ class AgentContext:
 
 
 class Follower(Protocol):
-    """Follows one agent while it runs."""
+    """A follower of one agent, while the agent runs."""
+
+    needs_port: ClassVar[bool]
+    """True if agents of this kind serve AgentAPI, so that a port must be chosen for it."""
+    initial_health: ClassVar[Health]
+    """The app's health when the start build succeeds."""
 
     async def follow(self) -> None:
         """Report what the agent does, until cancelled."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from taskherd.domain.reports import Health, Lifecycle
 from taskherd.runner.agents import stdin
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 class SelfReportingFollower:
     """The follower of a self-reporting agent: it follows nothing."""
+
+    needs_port: ClassVar[bool] = False
+    initial_health: ClassVar[Health] = Health.HEALTHY
 
     def __init__(self, context: AgentContext) -> None:
         self._context = context

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 WRITE_TIMEOUT = 30.0
 """Seconds to wait for space in the agent's stdin pipe."""
 _POLL_INTERVAL = 0.1
+"""Seconds between two attempts to write while the pipe is full."""
 
 
 async def write(fifo: Path, text: str, record_attempt: RecordAttempt) -> None:

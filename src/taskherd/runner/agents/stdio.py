@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from taskherd.domain.reports import AgentState, Lifecycle, LogSource
+from taskherd.domain.reports import AgentState, Health, Lifecycle, LogSource
 from taskherd.messages.limits import MAX_CONTENT_BYTES
 from taskherd.runner.agents import output, stdin
 from taskherd.runner.agents.context import report_exit, shorten
@@ -27,13 +27,18 @@ READ_BYTES = 64 * 1024
 RATE = 256 * 1024
 """Characters of one agent's output that become log entries per second, after a burst of ``BURST``."""
 BURST = 1024 * 1024
+"""Characters that become log entries at once, before ``RATE`` limits them."""
 MAX_FINAL_BYTES = 1024 * 1024
-"""Maximum number of unread bytes that are read after an agent has exited: the last ones; the log marks the gap."""
+"""Maximum number of bytes of remaining output read after the exit.
+
+Earlier output is skipped, and the log marks the gap.
+"""
 ENTRIES_PER_REPORT = 4
 """Maximum number of entries in one report, so that it fits a message."""
 STATUS_EVERY = 2.0
 """Minimum number of seconds between two statuses that differ only in the latest line."""
 _POLL_INTERVAL = 0.2
+"""Seconds between two reads of output while there is none."""
 _KEYS = re.compile(r"(?:^|\s)(state|message|uri)=")
 STATUS_PREFIX = "::taskherd "
 
@@ -69,6 +74,9 @@ def _unquoted(value: str) -> str:
 
 class StdioFollower:
     """The follower of an agent's output; its checkpoint contains the offset read so far and the derived state."""
+
+    needs_port: ClassVar[bool] = False
+    initial_health: ClassVar[Health] = Health.HEALTHY
 
     def __init__(self, context: AgentContext) -> None:
         self._context = context

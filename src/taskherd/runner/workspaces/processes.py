@@ -32,6 +32,7 @@ LOST = (
     "To start it again, pause and resume the task."
 )
 _POLL_INTERVAL = 0.01
+"""Seconds between two checks whether a shim has started its agent."""
 _KILL_ROUNDS = 20
 
 

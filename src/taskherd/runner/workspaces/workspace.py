@@ -12,12 +12,10 @@ import structlog
 from taskherd.domain.reports import Health, Lifecycle, LogSource
 from taskherd.errors import Malformed, Unavailable
 from taskherd.messages.work import WorkspaceDelete, WorkspaceStart, WorkspaceStop
-from taskherd.runner import template
-from taskherd.runner.agents.agentapi import AgentApiFollower
+from taskherd.runner import log_ids, template
 from taskherd.runner.agents.context import NOT_RUNNING, AgentContext, DeliveryUnknown, NotDelivered
-from taskherd.runner.agents.self_reporting import SelfReportingFollower
+from taskherd.runner.agents.kinds import follower_class
 from taskherd.runner.agents.session import AgentSession
-from taskherd.runner.agents.stdio import StdioFollower
 from taskherd.runner.journal import Phase
 from taskherd.runner.workspaces import environment, processes
 
@@ -35,9 +33,6 @@ if TYPE_CHECKING:
     from taskherd.runner.workspaces.processes import AgentExit, ShimHandle
 
 log = structlog.get_logger(__name__)
-
-FIRST_NOTICE_ID = 2**41
-"""Added to milliseconds since the epoch to get the ids of log entries that the runner itself writes."""
 
 
 class TaskWorkspace:
@@ -118,7 +113,7 @@ class TaskWorkspace:
     def append_notice(self, reporter: Reporter, text: str) -> None:
         """Append a notice by the runner to the task's log."""
         self._last_notice = max(self._last_notice + 1, round(self._context.now().timestamp() * 1_000))
-        entry_id = FIRST_NOTICE_ID + self._last_notice
+        entry_id = log_ids.FIRST_NOTICE_ID + self._last_notice
         reporter.log([reporter.entry(entry_id, LogSource.OUTPUT, f"taskherd: {text}")])
 
     async def detach(self) -> None:
@@ -144,7 +139,7 @@ class TaskWorkspace:
         except (Malformed, OSError, ValueError, Unavailable) as error:
             return error.detail if isinstance(error, Malformed) else f"The agent could not be started: {error}"
         reporter.lifecycle(Lifecycle.STARTING)
-        self.health = Health.INITIALIZING if run.agent == "agentapi" else Health.HEALTHY
+        self.health = follower_class(run.agent).initial_health
         return None
 
     async def _launch(self, run: RunConfig, request: WorkspaceStart, reporter: Reporter) -> None:
@@ -155,7 +150,7 @@ class TaskWorkspace:
             )
         self._folder.remove_runs()
         self._folder.prompt.write_text(request.prompt, encoding="utf-8", errors="replace")
-        self._journal.port = _free_port() if run.agent == "agentapi" else None
+        self._journal.port = _free_port() if follower_class(run.agent).needs_port else None
         await self._save()
         shim = await processes.start(self._folder.run(request.build_number), self._spec(run, request))
         self._open_session(shim, request)
@@ -228,15 +223,7 @@ class TaskWorkspace:
             save=self._save,
             deliver_once=self._deliver_once,
         )
-        match run.agent:
-            case "stdio":
-                return partial(StdioFollower, context)
-            case "agentapi":
-                return partial(AgentApiFollower, context)
-            case "self":
-                return partial(SelfReportingFollower, context)
-            case _:
-                assert_never(run.agent)
+        return partial(follower_class(run.agent), context)
 
 
 def _free_port() -> int:

@@ -1,0 +1,27 @@
+"""The follower class of each kind of agent: the only place that decides by the kind."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias, assert_never
+
+from taskherd.runner.agents.agentapi import AgentApiFollower
+from taskherd.runner.agents.self_reporting import SelfReportingFollower
+from taskherd.runner.agents.stdio import StdioFollower
+
+if TYPE_CHECKING:
+    from taskherd.runner.template import AgentKind
+
+FollowerClass: TypeAlias = type[StdioFollower] | type[AgentApiFollower] | type[SelfReportingFollower]
+
+
+def follower_class(kind: AgentKind) -> FollowerClass:
+    """Return the class that follows agents of a kind."""
+    match kind:
+        case "stdio":
+            return StdioFollower
+        case "agentapi":
+            return AgentApiFollower
+        case "self":
+            return SelfReportingFollower
+        case _:
+            assert_never(kind)
