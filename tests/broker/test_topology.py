@@ -80,7 +80,7 @@ async def test_adding_and_removing_partitions_loses_no_report(
     async def prepare(_: AbstractChannel) -> list[Source]:
         return [Source(queue, priority=5) for queue in names.report_queues(3)]
 
-    consumer = Consumer(connection, prepare)
+    consumer = Consumer(connection, prepare, prefetch=10)
     try:
         try:
             await topology.declare(channel, names, 3)

@@ -27,6 +27,7 @@ REQUEST_TIMEOUT = 5.0
 HEARTBEAT = 10
 """Seconds between AMQP heartbeats; a frozen broker is detected after about three of them."""
 _CLOSE_TIMEOUT = 2.0
+"""Seconds to wait for the broker to confirm that a connection is closed."""
 
 _CONNECTION_ERRORS = (AMQPError, ChannelInvalidStateError, OSError, TimeoutError)
 _BARE_ERRORS = (Exception, RuntimeError)

@@ -111,7 +111,7 @@ class Consumer:
         connection: SupervisedConnection,
         prepare: Callable[[AbstractChannel], Awaitable[Sequence[Source]]],
         *,
-        prefetch: int = 4000,
+        prefetch: int,
         on_error: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._connection = connection

@@ -27,6 +27,7 @@ OutputOption = Annotated[
     OutputFormat, typer.Option("--output", "-o", help="Output format: a table for people, JSON for programs.")
 ]
 _MAX_MESSAGE = 80
+"""Maximum number of characters of a status message in a table."""
 
 
 def print_error(message: str, *advice: str) -> None:

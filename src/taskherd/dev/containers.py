@@ -26,10 +26,13 @@ POSTGRES_IMAGE: Final = "postgres:17"
 _PLUGINS: Final = ("/etc/rabbitmq/enabled_plugins", b"[rabbitmq_management,rabbitmq_consistent_hash_exchange].\n")
 _DEFINITIONS: Final = "definitions.json"
 _START_TIMEOUT: Final = 180.0
+"""Seconds within which the service in a new container must be ready."""
 _STOP_TIMEOUT: Final = 30
+"""Seconds that a container may take to stop before the engine kills it."""
 _REQUEST_TIMEOUT: Final = 300
 """Maximum duration of a request to the engine, in seconds; commands in a container have their own timeout."""
 _POLL_INTERVAL: Final = 0.1
+"""Seconds between two checks whether the service is ready."""
 
 
 @dataclass(slots=True)
@@ -66,20 +69,20 @@ class Container(ABC):
         self._wrapped.reload()
         return int(self._wrapped.attrs["State"]["Pid"]) or None
 
-    def start(self, *, within: float = _START_TIMEOUT) -> None:
+    def start(self) -> None:
         """Start the container and wait until its server accepts connections.
 
         The first start creates it, after removing a container left by a crash.
 
         Raises:
-            Unavailable: if it cannot be created, or is not ready within ``within`` seconds.
+            Unavailable: if it cannot be created, or is not ready within ``_START_TIMEOUT`` seconds.
         """
         try:
             if self._container is None:
                 self._create()
             else:
                 self._wrapped.start()
-            self._await_ready(within)
+            self._await_ready()
         except Exception as error:  # the errors of docker and testcontainers have no common base class
             with suppress(Exception):
                 self.stop()
@@ -143,13 +146,13 @@ class Container(ABC):
         self._container = container
         container.start()
 
-    def _await_ready(self, within: float) -> None:
-        deadline = time.monotonic() + within
+    def _await_ready(self) -> None:
+        deadline = time.monotonic() + _START_TIMEOUT
         while not self._is_ready():
             if self.pid is None:
                 raise Unavailable(f"it exited while starting; its log ends with:\n{self._tail()}")
             if time.monotonic() > deadline:
-                raise Unavailable(f"it was not ready within {within:.0f} s; its log ends with:\n{self._tail()}")
+                raise Unavailable(f"it was not ready within {_START_TIMEOUT:.0f} s; its log ends with:\n{self._tail()}")
             time.sleep(_POLL_INTERVAL)
 
     def _tail(self, lines: int = 15) -> str:

@@ -28,8 +28,11 @@ _API_PORT: Final = 7080
 _API_OPS_PORT: Final = 9591
 _RUNNER_OPS_PORT: Final = 9592
 _GRACE: Final = 30.0
+"""Seconds from SIGTERM to SIGKILL of a process."""
 _START_TIMEOUT: Final = 60.0
+"""Seconds within which the API must accept connections."""
 _POLL_INTERVAL: Final = 0.2
+"""Seconds between two checks of the processes or the port."""
 
 
 def run(*, services_only: bool, data: Path = DATA) -> int:

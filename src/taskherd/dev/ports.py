@@ -14,6 +14,8 @@ HOST: Final = "127.0.0.1"
 # a node that restarts.
 _RANGE: Final = range(20_000, 32_000)
 _ATTEMPTS: Final = 200
+_CONNECT_TIMEOUT: Final = 0.5
+"""Seconds to wait for a port to accept a connection."""
 
 
 def find_free(wanted: list[int | None]) -> list[int]:
@@ -26,10 +28,10 @@ def find_free(wanted: list[int | None]) -> list[int]:
         return [_bind(port, listeners) for port in wanted]
 
 
-def is_open(port: int, *, within: float = 0.5) -> bool:
-    """Return whether the port accepts connections, waiting up to ``within`` seconds."""
+def is_open(port: int) -> bool:
+    """Return whether the port accepts connections."""
     with closing(socket.socket()) as probe:
-        probe.settimeout(within)
+        probe.settimeout(_CONNECT_TIMEOUT)
         return probe.connect_ex((HOST, port)) == 0
 
 

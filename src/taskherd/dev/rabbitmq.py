@@ -28,6 +28,8 @@ _FOLDERS: Final = ("/usr/lib/rabbitmq/bin", "/opt/homebrew/opt/rabbitmq/sbin", "
 _LOOPBACK: Final = "-kernel inet_dist_use_interface {127,0,0,1}"
 _AMQP_GREETING: Final = b"AMQP\x00\x00\x09\x01"
 _METHOD_FRAME: Final = b"\x01"
+_START_TIMEOUT: Final = 90.0
+"""Seconds within which a started node must be ready."""
 FLUSH_DEFINITIONS: Final = "mnesia:sync_log()."
 """The Erlang expression that writes the definitions of queues and exchanges to disk."""
 
@@ -103,11 +105,11 @@ class RabbitNode:
         """The server's process id, or None if it is not running."""
         return self._server.pid if self._server and self._server.poll() is None else None
 
-    def start(self, *, within: float = 90) -> None:
+    def start(self) -> None:
         """Start the node and wait until it accepts AMQP connections; end leftovers of a crash first.
 
         Raises:
-            Unavailable: if it is not ready within ``within`` seconds.
+            Unavailable: if it is not ready within ``_START_TIMEOUT`` seconds.
         """
         if self.pid is not None:
             return
@@ -128,7 +130,7 @@ class RabbitNode:
         self._server = processes.spawn([server], home=self.home, env=self._env(), log=log)
         try:
             processes.await_ready(
-                self._server, lambda: speaks_amqp(identity.amqp_port), what="RabbitMQ", log=log, within=within
+                self._server, lambda: speaks_amqp(identity.amqp_port), what="RabbitMQ", log=log, within=_START_TIMEOUT
             )
         except BaseException:
             self.stop()

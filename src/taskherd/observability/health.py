@@ -12,6 +12,7 @@ import sys
 
 DEFAULT_PORT = 9590
 FETCH_TIMEOUT = 3.0
+"""Seconds to wait for the answer of the operations port."""
 
 
 def request(port: int, path: str) -> tuple[bool, str]:
