@@ -34,7 +34,7 @@ _TIMEOUT: Final = 10.0
 """Maximum duration of a request to the API, in seconds."""
 
 Report: TypeAlias = Callable[[str, str], None]
-"""Reports a state and a message."""
+"""A function that reports a state and a message."""
 
 
 def report_by_output(state: str, message: str) -> None:

@@ -144,7 +144,7 @@ def _crashed(row: DemoTask, _evidence: Evidence) -> Expectation:
 def _timed_out(row: DemoTask, evidence: Evidence) -> Expectation:
     met = (
         row.state == "failed"
-        and "used up its time" in row.message
+        and "exceeded its time limit" in row.message
         and evidence.observations.processes.get(row.scenario.job) == 0
     )
     return Expectation("the agent that hung was stopped at its timeout", met and row.status == "error", _describe(row))

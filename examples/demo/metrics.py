@@ -29,7 +29,7 @@ class Reading:
 
 
 class Meter:
-    """Reads the metrics of one process; ``rate`` is the reports per second between the last two readings."""
+    """The metrics of one process; ``rate`` is the reports per second between the last two readings."""
 
     def __init__(self, ops_port: int) -> None:
         self._base = f"http://{ports.HOST}:{ops_port}"

@@ -29,7 +29,7 @@ _GRACE: Final = 30.0
 
 
 class DemoProcesses:
-    """Starts the processes with a common environment; each has a folder that marks it, and a log next to the folder.
+    """The demo's processes, with a common environment; each has a folder that marks it, and a log next to the folder.
 
     As a context manager it first ends processes that a killed demo left behind, and at the end all of this demo.
     """

@@ -53,7 +53,7 @@ class Observations:
 
 @dataclass(frozen=True, slots=True)
 class ScenarioRunner:
-    """Runs all scenarios of a demo concurrently."""
+    """A runner of all scenarios of a demo, concurrently."""
 
     client: DemoClient
     table: TaskTable

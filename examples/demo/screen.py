@@ -29,7 +29,7 @@ _STYLES: Final = {
 
 
 class Screen:
-    """Displays the task table; ``say`` adds a line about what the demo does."""
+    """A display of the task table; ``say`` adds a line about what the demo does."""
 
     def __init__(self, console: Console) -> None:
         self.console = console

@@ -56,7 +56,7 @@ class DemoTask:
 
 
 class TaskTable:
-    """Consumes all change events, and all reports to learn when each was made.
+    """A consumer of all change events, and of all reports to learn when each was made.
 
     ``lags`` has, in seconds, the time from a runner's ``app.status`` report to the arrival of its event.
     """

@@ -1,12 +1,13 @@
 """The errors of taskherd, grouped by how to handle them.
 
 TaskherdError
-├── Malformed      an input is invalid               -> dead-letter it with its reason, continue with the others
+├── Malformed      a value from outside is invalid   -> refuse what depends on it, with the reason and detail
 ├── Unavailable    a dependency cannot be reached    -> keep the work in progress, retry it with backoff
 ├── Retry          a transaction conflicted          -> run it again immediately
 └── Misconfigured  a setting is missing or wrong     -> refuse to start; name the setting and the expected value
 
-A refused command is none of these: it is a result, returned as a value (``domain.handle_command``).
+Two results are returned as values, not raised: a refused command (``domain.handle_command``), and an invalid message,
+which its consumer dead-letters (``messages.decoding.InvalidMessage``).
 """
 
 # ruff: noqa: N818 - an error is named for its condition, which decides how it is handled
@@ -24,7 +25,7 @@ class TaskherdError(Exception):
 
 
 class Malformed(TaskherdError):
-    """An input is invalid; ``reason`` is a short stable code, ``detail`` an explanation for people."""
+    """A template or a reply is invalid; ``reason`` is a short stable code, ``detail`` an explanation for people."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)

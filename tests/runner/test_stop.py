@@ -72,7 +72,7 @@ async def test_an_agent_that_exceeds_its_time_limit_has_failed(harness: RunnerHa
     """A timeout is reported as such, and no process keeps running."""
     await harness.start()
     task_id = await harness.task("fork:1", "sleep", limits={"timeout": "1s"})
-    await harness.until_state(task_id, "failed", "used up its time")
+    await harness.until_state(task_id, "failed", "exceeded its time limit")
     await harness.until_status(task_id, "error")
     assert harness.marked(task_id) == set()
 

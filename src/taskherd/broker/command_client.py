@@ -32,7 +32,7 @@ MAX_WAITING: Final = 1_000
 """Maximum number of concurrent calls, and of replies in the reply queue."""
 
 Trace: TypeAlias = Callable[[], dict[str, str]]
-"""Returns the trace headers for a call."""
+"""A function that returns the trace headers for a call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +48,7 @@ class _ReplyQueueLost(Exception):  # noqa: N818 - not an error; never leaves thi
 
 
 class CommandClient:
-    """Publishes commands and waits up to ``timeout`` seconds for the reply to each.
-
-    ``waiting`` is called with the number of waiting calls whenever it changes.
-    """
+    """A client that publishes commands and waits for the reply to each."""
 
     def __init__(
         self,
@@ -63,6 +60,16 @@ class CommandClient:
         trace: Trace = dict,
         on_waiting: Callable[[int], None] = lambda _: None,
     ) -> None:
+        """Create the client; it receives replies while ``run`` runs.
+
+        Args:
+            consuming: the connection that receives replies; ``publisher`` must use another one.
+            publisher: publishes the commands.
+            names: the exchange for commands.
+            timeout: seconds that each call waits for its reply.
+            trace: returns the trace headers for a call.
+            on_waiting: called with the number of waiting calls whenever it changes.
+        """
         self._trace = trace
         self._publisher = publisher
         self._names = names

@@ -70,7 +70,7 @@ class ConnectionHooks:
 
 
 class _Socket(TransportFactory):
-    """Opens the socket as aiormq does, and keeps a reference: only an abort reliably closes a stuck connection."""
+    """A transport factory that keeps a reference to the socket: only an abort reliably closes a stuck connection."""
 
     def __init__(self) -> None:
         self._writer: asyncio.StreamWriter | None = None

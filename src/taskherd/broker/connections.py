@@ -77,7 +77,7 @@ class BrokerConnections:
 
     def _refused(self, name: str, reason: str) -> None:
         self._unready(reason)
-        log.warning("broker away", connection=name, reason=reason)
+        log.warning("cannot connect to broker", connection=name, reason=reason)
 
     def _unready(self, reason: str) -> None:
         if self._readiness is not None:

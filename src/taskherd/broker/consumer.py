@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 QUIET = 0.1
-"""Seconds without a delivery after which none is in flight, provided that nothing is acknowledged."""
+"""While acks are held back, this many seconds without a delivery mean that none is in flight."""
 
 MAX_QUIET_ROUNDS = 20
 """Maximum number of times ``QUIET`` that ``stop`` waits."""
@@ -100,10 +100,9 @@ class _Subscription:
 
 
 class Consumer:
-    """Consumes from the sources that ``prepare`` returns, and subscribes again whenever the channel is lost.
+    """A consumer of the sources that ``prepare`` returns; it subscribes again whenever the channel is lost.
 
-    ``prepare`` is called with each new channel and declares the queues, including server-named ones. ``on_trouble`` is
-    called with the reason when subscribing fails. Only one task may call ``next_batch`` at a time.
+    Only one task may call ``next_batch`` at a time.
     """
 
     def __init__(
@@ -114,6 +113,14 @@ class Consumer:
         prefetch: int,
         on_error: Callable[[str], None] = lambda _: None,
     ) -> None:
+        """Create the consumer; it subscribes after ``start``.
+
+        Args:
+            connection: a connection that is not used for publishing.
+            prepare: called with each new channel; declares the queues, including server-named ones.
+            prefetch: maximum number of unacknowledged deliveries, divided equally over the sources.
+            on_error: called with the reason when subscribing fails; the consumer retries by itself.
+        """
         self._connection = connection
         self._prepare = prepare
         self._prefetch = prefetch

@@ -1,4 +1,4 @@
-"""Publish, read, replay and purge messages in the dead-letter queue, with headers as given."""
+"""Publish, read, replay and purge messages in the dead-letter queue, passing headers through unchanged."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ async def _check_queue(connection: AbstractConnection, names: TopologyNames, nam
 
 
 def _arguments(names: TopologyNames, queue: str) -> FieldTable:
-    """Return the arguments with which ``check_topology.declare`` declares the queue; a test checks that both agree."""
+    """Return the arguments with which ``topology.declare`` declares the queue; a test checks that both agree."""
     if queue == names.dead:
         return {"x-queue-type": "quorum", "x-delivery-limit": -1}
     arguments: FieldTable = {

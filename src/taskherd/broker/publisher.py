@@ -56,7 +56,7 @@ class OutgoingMessage:
 
 
 class Publisher:
-    """Publishes on ``connection``, which must not be used for consuming.
+    """A publisher on ``connection``, which must not be used for consuming.
 
     Every failure is ``Unavailable`` and leaves the outcome unknown: the message may still arrive. Each attempt has its
     own message id, by which aiormq distinguishes returned messages; ids that must be stable over repeats belong in the

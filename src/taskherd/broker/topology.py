@@ -146,7 +146,7 @@ async def check(channel: AbstractChannel, names: TopologyNames) -> None:
 async def declare_work_queue(channel: AbstractChannel, names: TopologyNames, target: str) -> str:
     """Declare and bind the queue of the pool or runner ``target`` and return its name. Raise as ``declare`` does.
 
-    It has no dead-letter exchange: the worker itself repeats a request that is not executed, and drops it in the end.
+    It has no dead-letter exchange: the worker itself repeats a request that is not executed, and eventually gives up.
     """
     queue = names.work_queue(target)
     with _explain_mismatch(f"declaring {queue}"):

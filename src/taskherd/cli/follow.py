@@ -40,7 +40,7 @@ def wait(
 ) -> None:
     """Wait until a task is idle or complete, or as --until says.
 
-    Exits with 3 if the task fails instead, and with 124 if the time is up.
+    Exits with 3 if the task fails instead, with 124 on timeout.
     """
     awaited = {each.strip().lower() for each in until.split(",") if each.strip()}
     document, in_time = tasks.wait(http.from_environment(), task, sorted(awaited), timeout)
@@ -65,9 +65,7 @@ def watch(
         typer.Argument(metavar="[TASK]", help="Id, name, or owner/name of the task. Default: all your tasks."),
     ] = None,
     owner: Annotated[str, typer.Option("--owner", help="Without TASK: only tasks of this user.")] = "me",
-    all_owners: Annotated[
-        bool, typer.Option("--all", help="Without TASK: tasks of all users, as far as you may see them.")
-    ] = False,
+    all_owners: Annotated[bool, typer.Option("--all", help="Without TASK: all tasks visible to you.")] = False,
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Show tasks and then each of their changes, one per line.

@@ -34,7 +34,7 @@ SINGLE: Final = ("worker", "api", "runner", "mcp", "dev", "doctor", "config")
 
 
 class Commands(TyperGroup):
-    """Imports commands on demand, and turns errors that the user can fix into a message and an exit code."""
+    """A group that imports commands on demand, and turns errors that users can fix into a message and an exit code."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)

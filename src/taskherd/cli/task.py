@@ -23,7 +23,7 @@ EXIT_CODES = (
 
 
 class ErrorHandlingGroup(TyperGroup):
-    """Turns ``ClientError`` into a message, advice and an exit code."""
+    """A command group that turns ``ClientError`` into a message, advice and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
@@ -112,7 +112,7 @@ def create(
 def list_(
     *,
     owner: Annotated[str, typer.Option("--owner", help="Only tasks of this user.")] = "me",
-    all_owners: Annotated[bool, typer.Option("--all", help="Tasks of all users, as far as you may see them.")] = False,
+    all_owners: Annotated[bool, typer.Option("--all", help="All tasks visible to you.")] = False,
     status: Annotated[
         str | None,
         typer.Option("--status", help="Only tasks that are pending, initializing, active, paused, error or unknown."),
@@ -151,7 +151,7 @@ def logs(task: TaskArgument, output: OutputOption = OutputFormat.TABLE) -> None:
 
 @app.command(epilog=EXIT_CODES)
 def send(task: TaskArgument, text: TextArgument, output: OutputOption = OutputFormat.TABLE) -> None:
-    """Send a text to a task's agent; it is queued while the agent is busy."""
+    """Send input to a task's agent; it is queued while the agent is busy."""
     path = tasks.path_of(task)
     response = tasks.change(http.from_environment(), "POST", *path, "send", body={"input": read(text)})
     queued = response.headers.get("x-taskherd-queued") == "true"

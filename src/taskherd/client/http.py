@@ -24,7 +24,7 @@ MAX_BODY: Final = 64 * 1024 * 1024
 
 
 class _NoRedirect(HTTPRedirectHandler):
-    """Follows no redirect: the token must reach no other server."""
+    """A handler that follows no redirect: the token must reach no other server."""
 
     def redirect_request(self, *_: Any, **__: Any) -> None:
         return None
@@ -40,7 +40,7 @@ class ApiResponse:
 
 
 class Client:
-    """Sends requests to one server with one token.
+    """A client of one server, with one token.
 
     ``url`` is the server's base URL (``http://127.0.0.1:7080``), without ``/api/v2``. Every method raises ``ApiError``
     if the server answers with an error, and ``Unreachable`` if no usable answer arrives in time.

@@ -108,7 +108,7 @@ class UserTools:
         task_id: TaskId,
         input: Annotated[str, Field(min_length=1, description="The text to send.")],  # noqa: A002 - as above
     ) -> Document:
-        """Send a text to a task's agent. If the agent is busy, the text is queued until it is idle."""
+        """Send input to a task's agent. If the agent is busy, the input is queued until it is idle."""
         body = {"input": input}
         response = await _call(
             lambda: tasks.change(self._client, "POST", *tasks.path_of(_task_reference(task_id)), "send", body=body)

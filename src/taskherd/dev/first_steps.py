@@ -32,7 +32,7 @@ def lines(url: str, secret: str) -> list[str]:
     """Return the lines to print: the API's URL, a token, and commands to try."""
     if not secret:
         return [f"the API is at {url}; create a token with `taskherd token create --user NAME`"]
-    return [f"the API is at {url}; a token of the user {USER}: {secret}", "try it:", *commands(url, secret)]
+    return [f"the API is at {url}; API token for {USER}: {secret}", "try it:", *commands(url, secret)]
 
 
 def commands(url: str, secret: str) -> list[str]:

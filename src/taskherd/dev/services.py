@@ -77,7 +77,7 @@ def _stop(started: Future[ExternalService | Broker] | Future[ExternalService | D
 
 
 def start_broker(home: Path, announce: Announce, *, fast: bool) -> Broker:
-    """Start a RabbitMQ with its data in ``home``, for the caller to stop. Raise the same errors as ``start``."""
+    """Start a RabbitMQ with its data in ``home``; the caller must stop it. Raise the same errors as ``start``."""
     node = _broker(home, announce, fast=fast)
     node.start()
     announce(node.description)

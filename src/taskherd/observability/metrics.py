@@ -76,7 +76,7 @@ class Metrics:
         )
         self.redeliveries = self._counter(
             "redeliveries",
-            "Report deliveries that the broker had delivered before. Many mean lost connections or crashes.",
+            "Report deliveries that were delivered before. A high rate indicates lost connections or crashes.",
         )
         self.dead_lettered = self._counter("dead_lettered", "Messages published as dead letters, by reason.", "reason")
         self.texts_cleaned = self._counter(
@@ -162,7 +162,7 @@ class Metrics:
         self.pool_in_use = self._gauge(
             "database_connections_in_use", "Database connections in use; the maximum is TASKHERD_DATABASE_POOL."
         )
-        self.failpoint_armed = self._gauge("failpoint_armed", "1 if a failpoint is set; never in production.")
+        self.failpoint_armed = self._gauge("failpoint_armed", "1 if a failpoint is set; must be 0 in production.")
         self.build_info = self._gauge("build_info", "1, with the version of taskherd as a label.", "version")
 
     def _declare_runner(self) -> None:
@@ -171,8 +171,8 @@ class Metrics:
         self.runner_requests = self._counter(
             "runner_requests",
             "Work requests, by type and outcome: done, failed, repeated, ignored (an older build), lost (claimed by "
-            "another runner), left (the task was deleted, or the claim of a repeated request was not answered) or "
-            "invalid.",
+            "another runner), left (not started: the task was deleted, or no worker answered the claim of a repeated "
+            "request) or invalid. A claim is a `task.update_input` command that the worker always refuses.",
             "type",
             "outcome",
         )

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
     Check = Callable[[], "Awaitable[str | None] | str | None"]
-    """Returns None if the check succeeds, else the reason for the failure."""
+    """A check that returns None if it succeeds, else the reason for the failure."""
 
 CHECK_TIMEOUT = 2.0
 """Seconds that a check may take."""

@@ -43,7 +43,7 @@ def extract(headers: Mapping[str, Any]) -> Carrier:
 
 
 class Tracing:
-    """Propagates traces without recording spans."""
+    """A propagator of traces that records no spans."""
 
     def __init__(self) -> None:
         self._current: ContextVar[Carrier] = ContextVar("trace")
@@ -79,7 +79,7 @@ class Tracing:
 
 
 class OtelTracing(Tracing):
-    """Records spans and sends them to a collector from a separate thread; if it is unavailable, spans are dropped."""
+    """A recorder of spans that sends them from a separate thread; spans are dropped while the collector is down."""
 
     def __init__(self, provider: TracerProvider) -> None:
         super().__init__()

@@ -188,7 +188,7 @@ class RunnerProcess:
         return [Source(await topology.declare_work_queue(channel, self._names, target)) for target in (pool, name)]
 
     def _on_error(self, reason: str) -> None:
-        log.warning("waiting", reason=reason)
+        log.warning("broker operation failed, retrying", reason=reason)
 
 
 def name_of(host: str) -> str:

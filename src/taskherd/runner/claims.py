@@ -1,8 +1,11 @@
 """Claim a build before starting it: the first claim that the worker commits wins.
 
 Several copies of a request exist if it was repeated: no runner of the pool was up, the first report was delayed, or a
-queue was long. Each copy may reach another runner. A claim is an ownership query whose command id is derived from the
-build and whose actor is derived from the runner's name.
+queue was long. Each copy may reach another runner.
+
+A claim is an ownership query: a ``task.update_input`` command that the worker always refuses (see ``ownership_query``).
+Its command id is derived from the build and its actor from the runner's name. The worker keeps its reply to the first
+command with an id, so it repeats that reply to the runner that claimed first, and refuses any other actor with 409.
 """
 
 from __future__ import annotations
@@ -29,14 +32,15 @@ class Claim(Enum):
     """The result of a claim; the value is the outcome in ``taskherd_runner_requests_total``."""
 
     WON = "won"
+    """This runner may start the build."""
     LOST = "lost"
     """Another runner claimed the build."""
     SKIPPED = "left"
-    """The task does not exist, or no worker answered: do not start the build."""
+    """The task does not exist, or no worker answered: do not start this copy of the request."""
 
 
 class Claims:
-    """Claims builds in the name of one runner."""
+    """The claims of one runner."""
 
     def __init__(self, commands: CommandClient, runner: str) -> None:
         self._commands = commands
@@ -46,7 +50,8 @@ class Claims:
         """Claim a build. Idempotent.
 
         If the worker does not answer in time, a request that is certainly the ``only_copy`` still counts as won: its
-        claim is in the worker's queue, ahead of the claim of any later copy. Any other copy is left to the next repeat.
+        claim is in the worker's queue, ahead of the claim of any later copy. Other copies are dropped; the worker sends
+        the request again.
         """
         command_id = uuid5(request.task_id, f"claim/{request.build_number}")
         try:

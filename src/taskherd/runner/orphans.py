@@ -18,7 +18,11 @@ CONCURRENT_QUERIES = 100
 RETRY_AFTER = 10.0
 """Seconds before unanswered queries are repeated."""
 MIN_SUSPICIOUS, SUSPICIOUS_SHARE = 5, 0.55
-"""Number and share of unknown tasks from which all are kept: this may be the wrong worker, or one on an old backup."""
+"""Number and share of unknown tasks from which all are kept: this may be the wrong worker, or one on an old backup.
+
+They equal ``MIN_MASS`` and ``MASS_PERCENT`` of the worker's mass-loss guard (``domain.liveness``): both detect a cause
+that is common to most tasks, and operators need to know only one rule.
+"""
 
 
 async def find_orphans(commands: CommandClient, tasks: Sequence[UUID], on_error: Callable[[str], None]) -> list[UUID]:

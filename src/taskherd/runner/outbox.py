@@ -1,4 +1,6 @@
-"""The unconfirmed reports of one task: in memory for sending, and on disk for the next runner.
+"""A runner's outbox: the unconfirmed reports of one task, in memory for sending and on disk for the next runner.
+
+It is not the worker's outbox of events, which is a table (``store.outbox``).
 
 Each report keeps its seq, so sending it again has no effect. A record on disk may carry a *checkpoint*: how far the
 follower had read when it made these reports, so that after a crash no output is reported again under a different id.

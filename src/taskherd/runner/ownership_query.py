@@ -27,8 +27,11 @@ class Ownership(Enum):
     """The worker's answer; the value is the status of the error in its reply."""
 
     EXISTS = 400
+    """The task exists, and no other runner has used the command id: a claim with that id is won."""
     GONE = 404
+    """The task does not exist, or is deleted."""
     OTHER_RUNNER = 409
+    """The task exists, and another runner has used the command id: a claim with that id is lost."""
 
 
 async def query_ownership(
@@ -39,7 +42,7 @@ async def query_ownership(
     With ``no_expiry`` the worker processes the query even after the runner has stopped waiting for the reply.
 
     Raises:
-        Unavailable: no reply arrived in time, or the reply has another form.
+        Unavailable: no reply arrived in time, or the reply was malformed.
     """
     query = UpdateInput(command_id=command_id, task_id=task_id, actor_id=actor_id, input="")
     reply = await commands.call(query.type, encode_command(query), no_expiry=no_expiry)

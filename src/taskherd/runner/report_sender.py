@@ -29,7 +29,7 @@ ROUTING_KEY = "runner"
 
 
 class ReportSender:
-    """Publishes all reports of this runner."""
+    """The sender of all reports of this runner."""
 
     def __init__(
         self, publisher: Publisher, names: TopologyNames, metrics: Metrics, on_error: Callable[[str], None]

@@ -22,7 +22,7 @@ APP_SLUG = "agent"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _SEQ_CEILING_STEP = 600_000_000
-"""Microseconds by which the ceiling in the journal is ahead, so that it is written only about every ten minutes."""
+"""Microseconds by which the ceiling is raised at a time, so that it is written only about every ten minutes."""
 
 
 class SequenceGenerator:
@@ -32,7 +32,7 @@ class SequenceGenerator:
     """
 
     def __init__(self, journal: Journal, now: Callable[[], datetime], save: Callable[[], None]) -> None:
-        """``save`` writes the journal to disk, now or in the background."""
+        """Continue above the ceiling in ``journal``; ``save`` writes the journal to disk, now or in the background."""
         self._journal = journal
         self._now = now
         self._save = save
@@ -48,7 +48,7 @@ class SequenceGenerator:
 
 
 class Reporter:
-    """Reports on one build of one task."""
+    """The reports on one build of one task."""
 
     def __init__(
         self,
@@ -157,7 +157,7 @@ class Reporter:
         )
 
     def heartbeat(self) -> bytes:
-        """Return an encoded heartbeat; it is sent at once or never, so it does not go to the outbox."""
+        """Return an encoded heartbeat; it bypasses the outbox, because a late heartbeat is useless."""
         return encode_report(
             reports.AgentHeartbeat(
                 task_id=self._task_id,

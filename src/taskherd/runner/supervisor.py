@@ -56,7 +56,7 @@ class PendingRequest:
 
 
 class TaskSupervisor:
-    """Supervises one task on this runner, in ``run``."""
+    """The supervisor of one task on this runner; ``run`` executes its requests."""
 
     def __init__(self, context: RunnerContext, folder: TaskFolder, journal: Journal) -> None:
         self._context = context

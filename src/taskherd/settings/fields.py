@@ -77,7 +77,7 @@ class Settings(BaseSettings):
         "report queues were drained counts. Keep it at three or more heartbeats of the runner.",
     )
     agent_connect_timeout: Seconds = Field(
-        120.0, ge=1, le=_HOUR, description="How long a new agent may take to send its first report."
+        120.0, ge=1, le=_HOUR, description="How long a new agent may take to send its first heartbeat."
     )
     mass_silence_hold: Seconds = Field(
         300.0,
@@ -112,7 +112,7 @@ class Settings(BaseSettings):
         60.0,
         ge=0.1,
         le=_HOUR,
-        description="How long a task's runner may leave a start or delete unanswered before the pool gets it too.",
+        description="How long a task's runner may leave a start or delete unanswered before the pool receives it too.",
     )
     build_timeout: Seconds = Field(
         1800.0,
@@ -189,7 +189,7 @@ class Settings(BaseSettings):
     )
     api_cors_origins: str = Field(
         "",
-        description="Origins whose web pages may call the API, separated by commas; empty: none but its own.",
+        description="Origins whose web pages may call the API, separated by commas; empty: same-origin only.",
         json_schema_extra={"expected": "origins such as https://example.com, or * for any"},
     )
     api_rate_limit: float = Field(

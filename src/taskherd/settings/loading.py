@@ -132,7 +132,7 @@ def _kind(field: FieldInfo) -> str:
         return durations.HOW_TO_WRITE
     if field.annotation is int:
         return "a whole number"
-    return "a number" if field.annotation is float else "a text"
+    return "a number" if field.annotation is float else "a string"
 
 
 def _is_duration(field: FieldInfo) -> bool:

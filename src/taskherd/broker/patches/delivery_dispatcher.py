@@ -24,7 +24,7 @@ Receive = Callable[[Delivery], None]
 
 
 class DeliveryDispatcher:
-    """Dispatches the deliveries of one channel to receivers by consumer tag."""
+    """A dispatcher of the deliveries of one channel to receivers, by consumer tag."""
 
     def __init__(self, channel: AbstractChannel) -> None:
         self._receivers: dict[bytes, Receive] = {}

@@ -64,7 +64,7 @@ def install() -> None:
 
 
 class FrameReader:
-    """Reads frames as soon as they are complete, and taskherd's deliveries as one ``RawDelivery`` each."""
+    """A frame reader that returns complete frames at once, and each of taskherd's deliveries as one ``RawDelivery``."""
 
     def __init__(self, reader: asyncio.StreamReader) -> None:
         self._reader = reader

@@ -269,7 +269,7 @@ class AgentApiFollower:
             raise NotDelivered("The agent reported that it was ready, but rejected the input as busy.")
 
     async def _post(self, text: str) -> bool:
-        """Post a message and return whether the agent accepted it; False if it is busy. Raises like ``deliver``."""
+        """Post a message and return False if the agent is busy, else True. Raise the same errors as ``deliver``."""
         echoed = asyncio.Event()
         self._posted = (text, self._highest_id, echoed)
         timeout = httpx.Timeout(
@@ -304,7 +304,7 @@ async def _wait_either(post: asyncio.Task[httpx.Response], echoed: asyncio.Event
 
 
 def _is_accepted(post: asyncio.Task[httpx.Response]) -> bool:
-    """Return whether the response accepts the message; False if the agent is busy. Raises like ``deliver``."""
+    """Return False if the response says that the agent is busy, else True. Raise the same errors as ``deliver``."""
     try:
         response = post.result()
     except (httpx.ConnectError, httpx.ConnectTimeout):

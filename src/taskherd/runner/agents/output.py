@@ -1,4 +1,4 @@
-"""Read an agent's output from the shim's segments and split it into lines, in a limited amount of memory."""
+"""Read an agent's output from the shim's segments and split it into lines, in bounded memory."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _ESCAPE = re.compile(r"\x1b(?:\[[0-9:;<=>?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x
 
 
 class LineSplitter:
-    """Splits bytes into lines. Of a longer line than ``MAX_LINE`` bytes the rest is dropped and counted."""
+    """A splitter of bytes into lines; bytes beyond ``MAX_LINE`` are dropped and counted."""
 
     def __init__(self, skipped: int = 0) -> None:
-        """``skipped``: bytes already dropped of the line that the next chunk continues, or 0."""
+        """Continue a line of which ``skipped`` bytes were dropped already, or start a new one if that is 0."""
         self._buffer = bytearray()
         self.skipped = skipped
 

@@ -1,4 +1,7 @@
-"""The command line and environment of an agent, from the template and the request; nothing else of the runner's."""
+"""The command line and environment of an agent, from the template and the request.
+
+Nothing else is inherited from the runner.
+"""
 
 from __future__ import annotations
 

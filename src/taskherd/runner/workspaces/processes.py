@@ -62,7 +62,7 @@ class AgentExit:
             case "not started":
                 return f"The agent could not be started: {self.detail}"
             case "timeout":
-                return "The agent was stopped because it used up its time (`limits.timeout` in the template)."
+                return "The agent was stopped because it exceeded its time limit (`limits.timeout` in the template)."
             case "lost":
                 return LOST
             case _ if self.signal is not None:
