@@ -55,21 +55,7 @@ def configure(level: str, form: str, *, secrets: Iterable[str] = (), stream: Tex
         clean,
     ]
     console = form == "console" or (form == "auto" and out.isatty())
-    handler = logging.StreamHandler(out)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[structlog.stdlib.PositionalArgumentsFormatter(), *shared],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _renderer(console, out)],
-        )
-    )
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(level.upper())
-    logging.captureWarnings(capture=True)
-    for name in _NOISY:
-        logging.getLogger(name).setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
-    for name in _SILENCED:
-        logging.getLogger(name).setLevel(logging.DEBUG if level == "debug" else logging.CRITICAL)
+    _configure_logging(level, out, shared, _renderer(console, out))
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
@@ -80,6 +66,25 @@ def configure(level: str, form: str, *, secrets: Iterable[str] = (), stream: Tex
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,
     )
+
+
+def _configure_logging(level: str, out: TextIO, shared: list[Processor], renderer: Processor) -> None:
+    """Configure the standard library's logging, to which structlog passes its entries."""
+    handler = logging.StreamHandler(out)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[structlog.stdlib.PositionalArgumentsFormatter(), *shared],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    logging.captureWarnings(capture=True)
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
+    for name in _SILENCED:
+        logging.getLogger(name).setLevel(logging.DEBUG if level == "debug" else logging.CRITICAL)
 
 
 class Cleaner:
