@@ -60,18 +60,22 @@ class Journal(BaseModel):
     def accept(self, request: WorkspaceStart | WorkspaceStop | WorkspaceDelete) -> None:
         """Record a request that is to be executed."""
         self.task_name = request.task_name
-        self.build_number = request.build_number
-        self.phase = Phase.ACCEPTED
         match request:
             case WorkspaceStart():
-                self.transition = "start"
+                self.accept_build("start", request.build_number)
                 self.start, self.port, self.exit_reported, self.ready_reported = request, None, False, False
             case WorkspaceStop():
-                self.transition = "stop"
+                self.accept_build("stop", request.build_number)
             case WorkspaceDelete():
-                self.transition = "delete"
+                self.accept_build("delete", request.build_number)
             case _:
                 assert_never(request)
+
+    def accept_build(self, transition: Transition, build_number: int) -> None:
+        """Record a build that is to be executed; a stop or delete may be the runner's own decision."""
+        self.transition = transition
+        self.build_number = build_number
+        self.phase = Phase.ACCEPTED
 
     @property
     def workspace_is_up(self) -> bool:

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from taskherd.domain.reports import AgentState, Health, InputOutcome, JobStatus, Lifecycle, LogEntry, Report
-    from taskherd.messages.work import BaseWorkRequest
     from taskherd.runner.journal import Journal
     from taskherd.runner.outbox import Checkpoint, Outbox
 
@@ -52,7 +51,8 @@ class Reporter:
 
     def __init__(
         self,
-        request: BaseWorkRequest,
+        journal: Journal,
+        build_number: int,
         *,
         transition: reports.Transition,
         runner: str,
@@ -60,15 +60,15 @@ class Reporter:
         sequence: SequenceGenerator,
         now: Callable[[], datetime],
     ) -> None:
-        self.build_number = request.build_number
-        self._task_id = request.task_id
-        self._task_name = request.task_name
+        self.build_number = build_number
+        self._task_id = journal.task_id
+        self._task_name = journal.task_name
         self._transition = transition
         self._runner = runner
         self._outbox = outbox
         self._sequence = sequence
         self._now = now
-        self.agent_id = uuid5(request.task_id, f"agent/{request.build_number}")
+        self.agent_id = uuid5(journal.task_id, f"agent/{build_number}")
 
     def build(self, job_status: JobStatus, *, error: str | None = None, health: Health | None = None) -> None:
         """Report the job status of the build."""

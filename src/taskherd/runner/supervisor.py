@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, assert_never
 from uuid import UUID
 
 import structlog
 
 from taskherd.domain.reports import InputOutcome, JobStatus, Transition
-from taskherd.messages.work import AgentInput, WorkspaceDelete, WorkspaceStart, WorkspaceStop
+from taskherd.messages.work import AgentInput, WorkspaceStart
 from taskherd.runner import journal as journals
 from taskherd.runner.claims import Claim
 from taskherd.runner.journal import InputDelivery, Journal, Phase
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-BuildRequest: TypeAlias = WorkspaceStart | WorkspaceStop | WorkspaceDelete
 OnAccepted: TypeAlias = Callable[[], None]
 """Called when a request may be acknowledged."""
 
@@ -55,6 +54,13 @@ class PendingRequest:
     only_copy: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Discard:
+    """An order to remove a task that no longer exists, as a delete with ``build_number``."""
+
+    build_number: int
+
+
 class TaskSupervisor:
     """The supervisor of one task on this runner; ``run`` executes its requests."""
 
@@ -71,11 +77,11 @@ class TaskSupervisor:
             folder,
             journal,
             outbox=self._outbox,
-            reporter_for=self.reporter_for,
+            start_reporter=self._start_reporter,
             save=self._save,
             deliver_once=self._deliver_once,
         )
-        self._builds: asyncio.Queue[PendingRequest] = asyncio.Queue()
+        self._builds: asyncio.Queue[PendingRequest | _Discard] = asyncio.Queue()
         self._inputs: asyncio.Queue[PendingRequest] = asyncio.Queue()
         self._pending_inputs: set[UUID] = set()
         self._not_claimed = False
@@ -90,23 +96,12 @@ class TaskSupervisor:
         """True while an agent is running."""
         return self._workspace.running
 
-    def reporter_for(self, request: WorkRequest) -> Reporter:
-        """Return a reporter for the build of a request."""
-        kind = request.type.removeprefix("workspace.")
-        transition = Transition.START if isinstance(request, AgentInput) else Transition(kind)
-        return Reporter(
-            request,
-            transition=transition,
-            runner=self._context.name,
-            outbox=self._outbox,
-            sequence=self._sequence,
-            now=self._context.now,
-        )
-
     def heartbeat(self) -> bytes | None:
         """Return an encoded heartbeat, or None if the workspace is not up."""
         start = self._journal.start
-        return self.reporter_for(start).heartbeat() if self._journal.workspace_is_up and start is not None else None
+        if start is None or not self._journal.workspace_is_up:
+            return None
+        return self._start_reporter(start.build_number).heartbeat()
 
     def submit(self, pending: PendingRequest) -> None:
         """Queue a request for execution."""
@@ -121,13 +116,14 @@ class TaskSupervisor:
 
     def take_pending(self) -> list[PendingRequest]:
         """Remove and return the requests that were submitted and not started."""
-        queues = (self._builds, self._inputs)
-        return [queue.get_nowait() for queue in queues for _ in range(queue.qsize())]
+        builds = [self._builds.get_nowait() for _ in range(self._builds.qsize())]
+        inputs = [self._inputs.get_nowait() for _ in range(self._inputs.qsize())]
+        return [each for each in builds if isinstance(each, PendingRequest)] + inputs
 
     def discard(self) -> None:
         """Stop the agent and remove everything, without reports: the task no longer exists."""
         self._outbox.discard()
-        self._builds.put_nowait(PendingRequest(_make_delete(self._journal), lambda: None))
+        self._builds.put_nowait(_Discard(self._journal.build_number + 1))
 
     async def run(self) -> None:
         """Finish what an earlier runner started, then execute requests until the task is removed from this runner."""
@@ -135,7 +131,14 @@ class TaskSupervisor:
         try:
             await self._recover()
             while not self._is_finished():
-                await self._handle(await self._builds.get())
+                item = await self._builds.get()
+                match item:
+                    case PendingRequest():
+                        await self._handle(item)
+                    case _Discard():
+                        await self._handle_discard(item)
+                    case _:
+                        assert_never(item)
             if self._journal.build_number:
                 await self._outbox.wait_empty()
                 await asyncio.to_thread(self._folder.remove)
@@ -155,11 +158,12 @@ class TaskSupervisor:
         for input_id in interrupted:
             self._journal.record_input(input_id, InputDelivery.FAILED)
             if self._journal.start is not None:
-                self.reporter_for(self._journal.start).input(input_id, InputOutcome.FAILED, INTERRUPTED)
+                reporter = self._start_reporter(self._journal.start.build_number)
+                reporter.input(input_id, InputOutcome.FAILED, INTERRUPTED)
         if interrupted:
             await self._save()
         if self._journal.phase is Phase.ACCEPTED and self._journal.build_number:
-            await self._execute(_accepted_request(self._journal))
+            await self._execute()
 
     def _is_finished(self) -> bool:
         """Return whether the task was deleted, or this runner never claimed it; nothing is kept then."""
@@ -184,14 +188,17 @@ class TaskSupervisor:
                 pending.on_accepted()
                 return
         journal.accept(request)
-        try:
-            self._folder.create()
-            await self._save()
-        except OSError as error:
-            await self._reject(request, error)
+        await self._save_accepted()
         pending.on_accepted()
         if journal.phase is Phase.ACCEPTED:
-            await self._execute(request)
+            await self._execute()
+
+    async def _handle_discard(self, discard: _Discard) -> None:
+        """Delete the task, unless a later build was accepted after the order: the task exists then."""
+        if discard.build_number > self._journal.build_number:
+            self._journal.accept_build("delete", discard.build_number)
+            await self._save_accepted()
+            await self._execute()
 
     async def _yield_build(self, request: WorkspaceStart, claim: Claim) -> None:
         """Leave a build to the runner that claimed it.
@@ -202,32 +209,39 @@ class TaskSupervisor:
         if not self._journal.build_number:
             self._not_claimed = True
         elif claim is Claim.LOST:
-            stop = WorkspaceStop(**{**_common_fields(self._journal), "build_number": request.build_number})
-            error = await self._workspace.execute(stop, self.reporter_for(stop))
+            error = await self._workspace.stop()
             log.warning("another runner took over the task, agent stopped", task_id=str(self.task_id), error=error)
-            self._journal.accept(stop)
+            self._journal.accept_build("stop", request.build_number)
             self._journal.phase = Phase.DONE
             await self._save_if_possible()
 
-    async def _reject(self, request: BuildRequest, error: OSError) -> None:
-        """Report a start as failed if the journal cannot be written; a stop or delete is executed anyway."""
-        log.warning("cannot write journal", task_id=str(request.task_id), reason=str(error))
-        if isinstance(request, WorkspaceStart):
-            self._journal.phase = Phase.FAILED
-            self.reporter_for(request).build(JobStatus.FAILED, error=CANNOT_RECORD.format(error))
-            self._count(request.type, "failed")
+    async def _save_accepted(self) -> None:
+        """Save the accepted build. If that fails, fail a start; a stop or delete is executed anyway."""
+        journal = self._journal
+        try:
+            self._folder.create()
+            await self._save()
+        except OSError as error:
+            log.warning("cannot write journal", task_id=str(self.task_id), reason=str(error))
+            if journal.transition == "start":
+                journal.phase = Phase.FAILED
+                reporter = self._start_reporter(journal.build_number)
+                reporter.build(JobStatus.FAILED, error=CANNOT_RECORD.format(error))
+                self._count("workspace.start", "failed")
 
-    async def _execute(self, request: BuildRequest) -> None:
-        reporter = self.reporter_for(request)
+    async def _execute(self) -> None:
+        """Execute the accepted build, and report and record the result."""
+        journal, request_type = self._journal, f"workspace.{self._journal.transition}"
+        reporter = self._reporter(journal.build_number, Transition(journal.transition))
         reporter.build(JobStatus.RUNNING)
-        error = await self._workspace.execute(request, reporter)
-        self._journal.phase = Phase.FAILED if error else Phase.DONE
+        error = await self._workspace.execute(reporter)
+        journal.phase = Phase.FAILED if error else Phase.DONE
         if error:
-            log.warning("build failed", task_id=str(request.task_id), type=request.type, reason=error)
+            log.warning("build failed", task_id=str(self.task_id), type=request_type, reason=error)
             reporter.build(JobStatus.FAILED, error=error)
         else:
             reporter.build(JobStatus.SUCCEEDED, health=self._workspace.health)
-        self._count(request.type, "failed" if error else "done")
+        self._count(request_type, "failed" if error else "done")
         await self._save_if_possible()
 
     async def _deliver_inputs(self) -> None:
@@ -237,7 +251,7 @@ class TaskSupervisor:
             assert isinstance(request, AgentInput)
             if request.input_id not in self._journal.inputs:
                 error = await self._deliver_once(request.input_id, request.input)
-                reporter = self.reporter_for(request)
+                reporter = self._start_reporter(request.build_number)
                 reporter.input(request.input_id, InputOutcome.FAILED if error else InputOutcome.DELIVERED, error)
                 if error:
                     self._workspace.append_notice(reporter, f"input delivery failed: {error}")
@@ -284,35 +298,20 @@ class TaskSupervisor:
         self._background_saves.add(task)
         task.add_done_callback(self._background_saves.discard)
 
-    def _count(self, kind: str, outcome: str) -> None:
-        self._context.metrics.runner_requests.labels(kind, outcome).inc()
+    def _start_reporter(self, build_number: int) -> Reporter:
+        """Return a reporter for a start build, its agent and its inputs."""
+        return self._reporter(build_number, Transition.START)
 
+    def _reporter(self, build_number: int, transition: Transition) -> Reporter:
+        return Reporter(
+            self._journal,
+            build_number,
+            transition=transition,
+            runner=self._context.name,
+            outbox=self._outbox,
+            sequence=self._sequence,
+            now=self._context.now,
+        )
 
-def _accepted_request(journal: Journal) -> BuildRequest:
-    """Return the request that was accepted and not executed."""
-    start = journal.start
-    if journal.transition == "start" and start is not None:
-        return start
-    common = _common_fields(journal)
-    return WorkspaceDelete(**common) if journal.transition == "delete" else WorkspaceStop(**common)
-
-
-def _make_delete(journal: Journal) -> WorkspaceDelete:
-    """Return a delete request of the runner's own, with a build number above all accepted ones."""
-    return WorkspaceDelete(**{**_common_fields(journal), "build_number": journal.build_number + 1})
-
-
-def _common_fields(journal: Journal) -> dict[str, Any]:
-    """Return the fields of a request from the journal, with placeholders for fields that are not used."""
-    nil = UUID(int=0)
-    return {
-        "request_id": nil,
-        "attempt": 1,
-        "task_id": journal.task_id,
-        "task_name": journal.task_name,
-        "owner": {"id": nil, "username": ""},
-        "build_number": journal.build_number,
-        "build_id": nil,
-        "template_version_id": nil,
-        "run": {},
-    }
+    def _count(self, request_type: str, outcome: str) -> None:
+        self._context.metrics.runner_requests.labels(request_type, outcome).inc()

@@ -11,7 +11,6 @@ import structlog
 
 from taskherd.domain.reports import Health, Lifecycle, LogSource
 from taskherd.errors import Malformed, Unavailable
-from taskherd.messages.work import WorkspaceDelete, WorkspaceStart, WorkspaceStop
 from taskherd.runner import log_ids, template
 from taskherd.runner.agents.context import NOT_RUNNING, AgentContext, DeliveryUnknown, NotDelivered
 from taskherd.runner.agents.kinds import follower_class
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from uuid import UUID
 
+    from taskherd.messages.work import WorkspaceStart
     from taskherd.runner.agents.context import Follower, RecordAttempt
     from taskherd.runner.context import RunnerContext
     from taskherd.runner.journal import Journal
@@ -45,7 +45,7 @@ class TaskWorkspace:
         journal: Journal,
         *,
         outbox: Outbox,
-        reporter_for: Callable[[WorkspaceStart], Reporter],
+        start_reporter: Callable[[int], Reporter],
         save: Callable[[], Awaitable[None]],
         deliver_once: Callable[[UUID, str], Awaitable[str | None]],
     ) -> None:
@@ -53,7 +53,7 @@ class TaskWorkspace:
         self._folder = folder
         self._journal = journal
         self._outbox = outbox
-        self._reporter_for = reporter_for
+        self._start_reporter = start_reporter
         self._save = save
         self._deliver_once = deliver_once
         self._session: AgentSession | None = None
@@ -66,19 +66,33 @@ class TaskWorkspace:
         """True while an agent is running."""
         return self._session is not None
 
-    async def execute(
-        self, request: WorkspaceStart | WorkspaceStop | WorkspaceDelete, reporter: Reporter
-    ) -> str | None:
-        """Execute a request; idempotent. Return an error message, or None on success."""
-        match request:
-            case WorkspaceStart():
-                return await self._start(request, reporter)
-            case WorkspaceStop():
-                return await self._stop()
-            case WorkspaceDelete():
-                return await self._stop() or await self._remove()
+    async def execute(self, reporter: Reporter) -> str | None:
+        """Execute the accepted build of the journal; idempotent. Return an error message, or None on success."""
+        match self._journal.transition:
+            case "start":
+                assert self._journal.start is not None
+                return await self._start(self._journal.start, reporter)
+            case "stop":
+                return await self.stop()
+            case "delete":
+                return await self.stop() or await self._remove()
             case _:
-                assert_never(request)
+                assert_never(self._journal.transition)
+
+    async def stop(self) -> str | None:
+        """Stop the agent if it is running. Return an error message, or None on success."""
+        session = self._session
+        if session is None:
+            return None
+        session.reporter.lifecycle(Lifecycle.SHUTTING_DOWN)
+        agent_exit = await session.stop()
+        session.reporter.disconnected()
+        session.reporter.lifecycle(Lifecycle.OFF)
+        return (
+            f"{agent_exit.leftover} processes of the agent could not be killed; check the runner's machine."
+            if agent_exit.leftover
+            else None
+        )
 
     async def recover(self) -> None:
         """Adopt the agent that an earlier runner started, or report how it has ended."""
@@ -94,7 +108,9 @@ class TaskWorkspace:
         elif agent_ran and self._journal.transition == "start":
             agent_exit = await asyncio.to_thread(processes.read_exit, folder)
             self._context.metrics.runner_adopted.labels("lost" if agent_exit.reason == "lost" else "ended").inc()
-            self._follower_factory(template.parse(start.run), self._reporter_for(start))().conclude(agent_exit)
+            self._follower_factory(template.parse(start.run), self._start_reporter(start.build_number))().conclude(
+                agent_exit
+            )
             await self._record_exit(agent_exit)
 
     async def deliver(self, text: str, record_attempt: RecordAttempt) -> str | None:
@@ -131,7 +147,7 @@ class TaskWorkspace:
     async def _start(self, request: WorkspaceStart, reporter: Reporter) -> str | None:
         session = self._session
         if session is not None and session.reporter.build_number < request.build_number:
-            await self._stop()
+            await self.stop()
         try:
             run = template.parse(request.run)
             if self._session is None and not self._journal.exit_reported:
@@ -155,20 +171,6 @@ class TaskWorkspace:
         shim = await processes.start(self._folder.run(request.build_number), self._spec(run, request))
         self._open_session(shim, request)
 
-    async def _stop(self) -> str | None:
-        session = self._session
-        if session is None:
-            return None
-        session.reporter.lifecycle(Lifecycle.SHUTTING_DOWN)
-        agent_exit = await session.stop()
-        session.reporter.disconnected()
-        session.reporter.lifecycle(Lifecycle.OFF)
-        return (
-            f"{agent_exit.leftover} processes of the agent could not be killed; check the runner's machine."
-            if agent_exit.leftover
-            else None
-        )
-
     async def _remove(self) -> str | None:
         try:
             await asyncio.to_thread(self._folder.remove_work)
@@ -177,7 +179,7 @@ class TaskWorkspace:
         return None
 
     def _open_session(self, shim: ShimHandle, start: WorkspaceStart) -> None:
-        reporter = self._reporter_for(start)
+        reporter = self._start_reporter(start.build_number)
         make_follower = self._follower_factory(template.parse(start.run), reporter)
         self._session = AgentSession(shim, make_follower, reporter, self._record_exit)
 
