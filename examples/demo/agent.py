@@ -30,7 +30,8 @@ DONE: Final = "done.txt"
 RESULT: Final = "result"
 """File in the agent's folder: ``complete`` or ``failed``."""
 _MAX_MESSAGE: Final = 160
-_TIMEOUT: Final = 10.0
+_REQUEST_TIMEOUT: Final = 10.0
+"""Seconds to wait for the API's answer."""
 """Maximum duration of a request to the API, in seconds."""
 
 Report: TypeAlias = Callable[[str, str], None]
@@ -51,7 +52,7 @@ def report_over_http(state: str, message: str) -> None:
         headers={"Coder-Session-Token": os.environ["TASKHERD_AGENT_TOKEN"], "Content-Type": "application/json"},
         method="PATCH",
     )
-    with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:  # noqa: S310 - as above
+    with urllib.request.urlopen(request, timeout=_REQUEST_TIMEOUT) as response:  # noqa: S310 - as above
         response.read()
 
 

@@ -13,7 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from taskherd.dev import ports
 
-_TIMEOUT: Final = 3.0
+_REQUEST_TIMEOUT: Final = 3.0
+"""Seconds to wait for the answer of an operations port."""
 
 
 @dataclass(slots=True)
@@ -61,7 +62,7 @@ class Meter:
         return reading
 
     def _get(self, path: str) -> str:
-        with urllib.request.urlopen(self._base + path, timeout=_TIMEOUT) as response:  # noqa: S310 - a process of the demo, over http
+        with urllib.request.urlopen(self._base + path, timeout=_REQUEST_TIMEOUT) as response:  # noqa: S310 - a process of the demo, over http
             return str(response.read().decode())
 
 

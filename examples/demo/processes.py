@@ -25,7 +25,9 @@ ORDER: Final = ("runner", "api", "worker")
 """Shutdown order: publishers of reports before the consumer."""
 RUNNER: Final = "demo-runner"
 _START_TIMEOUT: Final = 60.0
+"""Seconds within which a process must be ready."""
 _GRACE: Final = 30.0
+"""Seconds from SIGTERM to SIGKILL of a process."""
 
 
 class DemoProcesses:

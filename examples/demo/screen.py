@@ -17,6 +17,7 @@ from examples.demo.metrics import Meter
 from examples.demo.task_table import DemoTask, TaskTable
 
 _REFRESH_INTERVAL: Final = 0.25
+"""Seconds between two updates of the table."""
 _STYLES: Final = {
     "active": "green",
     "paused": "blue",

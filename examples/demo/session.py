@@ -33,9 +33,12 @@ from taskherd.messages.dead_letters import DeadLetter, decode
 
 SUBSCRIBE_TIMEOUT: Final = 15.0
 AGREE_TIMEOUT: Final = 5.0
+"""Seconds within which events with the versions in the database must arrive."""
 MAX_DEAD_LETTERS: Final = 1_000
 _TEST_TIMEOUT: Final = 30.0
+"""Seconds that the tests of the fixed program, or ``git``, may take."""
 _POLL_INTERVAL: Final = 0.5
+"""Seconds between two checks that the processes are running."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,8 @@ from examples.demo.scenarios import Role, Scenario
 from taskherd.dev.agents import answers
 
 POOL: Final = "demo"
-TIMEOUT: Final = 12.0
+HANGING_TIMEOUT: Final = 12.0
+"""Seconds after which the runner stops the agent that hangs (``limits.timeout``)."""
 """Timeout of the agent that hangs, in seconds."""
 _CRASH_AFTER: Final = 4
 _HANG_AFTER: Final = 3
@@ -54,7 +55,7 @@ def directory(example: Mapping[str, Any], scenarios: Sequence[Scenario], root: P
 
 def _run(scenario: Scenario, root: Path) -> dict[str, Any]:
     """Return the ``run`` definition of a scenario's template."""
-    limits = {"timeout": TIMEOUT} if scenario.role is Role.HANGS else {}
+    limits = {"timeout": HANGING_TIMEOUT} if scenario.role is Role.HANGS else {}
     return {
         "pool": POOL,
         "command": [sys.executable, "-m", *_arguments(scenario, root)],

@@ -10,7 +10,8 @@ from typing import Final
 
 from taskherd.dev.sources import Missing
 
-_TIMEOUT: Final = 600
+_COMMAND_TIMEOUT: Final = 600
+"""Seconds that one ``apt-get`` command may take."""
 """Maximum duration of an apt-get command, in seconds."""
 _NO_SERVICE: Final = "RUNLEVEL=1"  # keeps invoke-rc.d from starting the installed service
 
@@ -31,10 +32,10 @@ def install(package: str, announce: Callable[[str], None]) -> Missing | None:
         command = [*prefix, *env, "apt-get", *arguments]
         try:
             process = subprocess.run(
-                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_TIMEOUT, check=False
+                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_COMMAND_TIMEOUT, check=False
             )
         except subprocess.TimeoutExpired:
-            return Missing(f"apt-get {arguments[0]} took longer than {_TIMEOUT} s")
+            return Missing(f"apt-get {arguments[0]} took longer than {_COMMAND_TIMEOUT} s")
         if process.returncode != 0 and arguments[0] == "install":
             return Missing(f"apt-get install {package} failed: {process.stderr.strip()[-300:]}")
     return None

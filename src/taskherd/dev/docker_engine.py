@@ -15,7 +15,8 @@ from taskherd.dev.sources import Missing
 
 LOCAL: Final = "unix://"
 DEFAULT_SOCKET: Final = f"{LOCAL}/var/run/docker.sock"
-_TIMEOUT: Final = 10
+_REQUEST_TIMEOUT: Final = 10
+"""Seconds to wait for the engine's answer."""
 """Maximum duration of a request to the engine, in seconds."""
 
 
@@ -31,7 +32,7 @@ def missing() -> Missing | None:
         if not _accepts_connections(os.environ.get("DOCKER_HOST") or DEFAULT_SOCKET):
             return unusable
         try:
-            client = DockerClient.from_env(timeout=_TIMEOUT)
+            client = DockerClient.from_env(timeout=_REQUEST_TIMEOUT)
         except DockerException:
             return unusable
         try:
@@ -71,7 +72,7 @@ def remove_volume(home: Path) -> None:
 def _client() -> Iterator[Any]:
     from docker.client import DockerClient  # noqa: PLC0415 - an optional dependency, needed only here
 
-    client = DockerClient.from_env(timeout=_TIMEOUT)
+    client = DockerClient.from_env(timeout=_REQUEST_TIMEOUT)
     try:
         yield client
     finally:

@@ -108,9 +108,8 @@ class TaskWorkspace:
         elif agent_ran and self._journal.transition == "start":
             agent_exit = await asyncio.to_thread(processes.read_exit, folder)
             self._context.metrics.runner_adopted.labels("lost" if agent_exit.reason == "lost" else "ended").inc()
-            self._follower_factory(template.parse(start.run), self._start_reporter(start.build_number))().conclude(
-                agent_exit
-            )
+            make_follower = self._follower_factory(template.parse(start.run), self._start_reporter(start.build_number))
+            make_follower().conclude(agent_exit)
             await self._record_exit(agent_exit)
 
     async def deliver(self, text: str, record_attempt: RecordAttempt) -> str | None:
