@@ -33,7 +33,7 @@ TYPES: dict[str, type[Contract]] = {
     "protected": ProtectedContract,
 }
 FORBIDDEN: dict[str, tuple[tuple[str, str], ...]] = {
-    "An upper room may import a lower one, never the other way; rooms in one row do not import each other": (
+    "An upper package may import a lower one, never the other way; packages in one row do not import each other": (
         ("taskherd.dev.ports", "taskherd.cli.output"),
         ("taskherd.api.app", "taskherd.dev.services"),
         ("taskherd.client.tasks", "taskherd.worker.batch"),
