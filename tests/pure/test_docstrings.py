@@ -9,6 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("src/taskherd", "tests", "examples", "benchmarks")
 ARGUMENTS = re.compile(r"^Args:\n((?:    .*\n?|\n)+)", re.MULTILINE)
+ATTRIBUTES = re.compile(r"^Attributes:\n((?:    .*\n?|\n)+)", re.MULTILINE)
 ARGUMENT = re.compile(r"^    (\w+): ", re.MULTILINE)
 EXPLAINED = re.compile(r"^``(\w+)``: ", re.MULTILINE)
 SUBJECT = re.compile(r"(?:^|[.;] |\n)``(\w+)`` (?:is|are|has|contains|identifies|states|registers|waits|calls)\b")
@@ -18,6 +19,12 @@ def explained(docstring: str) -> set[str]:
     """Return the parameters that a function's docstring explains, in ``Args`` or as ``NAME``: ...."""
     arguments = ARGUMENTS.search(docstring)
     return {*EXPLAINED.findall(docstring), *(ARGUMENT.findall(arguments[1]) if arguments else ())}
+
+
+def described(docstring: str) -> set[str]:
+    """Return the members that a class's docstring describes, in ``Attributes`` or as the subject of a sentence."""
+    attributes = ATTRIBUTES.search(docstring)
+    return {*SUBJECT.findall(docstring), *(ARGUMENT.findall(attributes[1]) if attributes else ())}
 
 
 def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> set[str]:
@@ -51,7 +58,7 @@ def wrong_names(tree: ast.Module) -> set[str]:
             case ast.FunctionDef() | ast.AsyncFunctionDef():
                 names = explained(ast.get_docstring(node) or "") - parameters(node)
             case ast.ClassDef():
-                names = set(SUBJECT.findall(ast.get_docstring(node) or "")) - members(node)
+                names = described(ast.get_docstring(node) or "") - members(node)
             case _:
                 continue
         wrong |= {f"{node.name}: {name}" for name in names}
@@ -70,10 +77,14 @@ def test_explained_parameters_exist() -> None:
 
 
 def test_a_renamed_parameter_is_found() -> None:
-    """The test above finds a name that is not in a signature, in each of the three forms."""
+    """The test above finds a name that is not in a signature, in each of the four forms."""
     source = '''
 class Consumer:
-    """A consumer. ``on_trouble`` is called on errors."""
+    """A consumer. ``on_trouble`` is called on errors.
+
+    Attributes:
+        queue: its queue.
+    """
 
     def read(self, count: int) -> None:
         """Read.
@@ -85,4 +96,4 @@ class Consumer:
             wait: how long.
         """
 '''
-    assert wrong_names(ast.parse(source)) == {"Consumer: on_trouble", "read: limit", "read: wait"}
+    assert wrong_names(ast.parse(source)) == {"Consumer: on_trouble", "Consumer: queue", "read: limit", "read: wait"}

@@ -57,7 +57,7 @@ class TimerCheck:
         watermark: the start of drained time; None while silence is inconclusive; the check then has no
             effect.
         mass_held: True while a mass loss is held: no agent is marked as lost.
-        counted_at: when the sweeper last counted the silent agents, None for now. An agent that was not
+        silence_counted_at: when the sweeper last counted the silent agents, None for now. An agent that was not
             overdue then is not marked as lost, because the decision about a mass loss did not count it.
         expired_inputs: user inputs that no runner picked up in time.
     """
