@@ -85,6 +85,13 @@ def test_constants_and_attributes_exist(page: Path) -> None:
         assert any(re.search(pattern, source) for source in candidates), f"{span} does not exist"
 
 
+@every_page
+def test_private_names_exist(page: Path) -> None:
+    """Every ``_private_name`` in backticks in a page occurs in the package."""
+    source = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
+    assert [name for name in matches(r"`(_[a-z]\w+)(?:\(\))?`", page) if not re.search(rf"\b{name}\b", source)] == []
+
+
 def test_decisions_are_listed() -> None:
     """``docs/architecture.md`` lists every decision under its title."""
     architecture = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
