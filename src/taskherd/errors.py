@@ -3,7 +3,7 @@
 TaskherdError
 ├── Malformed      a value from outside is invalid   -> refuse what depends on it, with the reason and detail
 ├── Unavailable    a dependency cannot be reached    -> keep the work in progress, retry it with backoff
-├── Retry          a transaction conflicted          -> run it again immediately
+├── Retry          a transaction conflicted          -> run it again, after a short backoff
 └── Misconfigured  a setting is missing or wrong     -> refuse to start; name the setting and the expected value
 
 Two results are returned as values, not raised: a refused command (``domain.handle_command``), and an invalid message,

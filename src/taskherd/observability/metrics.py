@@ -94,7 +94,10 @@ class Metrics:
 
     def _declare_publishing(self) -> None:
         self.publish_lag_seconds = self._histogram(
-            "publish_lag_seconds", "Seconds from the commit of a change to the broker's confirm of its event.", _SECONDS
+            "publish_lag_seconds",
+            "Seconds from the `updated_at` of a change, which is set before its transaction, to the broker's "
+            "confirm of its event.",
+            _SECONDS,
         )
         self.events_published = self._counter("events_published", "Events that the broker confirmed.")
         self.outbox_events = self._gauge("outbox_events", "Committed events that the broker has not confirmed.")
@@ -172,7 +175,8 @@ class Metrics:
             "runner_requests",
             "Work requests, by type and outcome: done, failed, repeated, ignored (an older build), lost (claimed by "
             "another runner), left (not started: the task was deleted, or no worker answered the claim of a repeated "
-            "request) or invalid. A claim is a `task.update_input` command that the worker always refuses.",
+            "request) or invalid. A claim that is won is not counted itself. A claim is a "
+            "`task.update_input` command that the worker always refuses.",
             "type",
             "outcome",
         )

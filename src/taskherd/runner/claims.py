@@ -29,10 +29,10 @@ RUNNER_NAMESPACE = uuid5(NAMESPACE_DNS, "runners.taskherd.dev")
 
 
 class Claim(Enum):
-    """The result of a claim; the value is the outcome in ``taskherd_runner_requests_total``."""
+    """The result of a claim. The values of ``LOST`` and ``SKIPPED`` are outcomes in ``runner_requests_total``."""
 
     WON = "won"
-    """This runner may start the build."""
+    """This runner may start the build. Not counted: the request is counted when it has been executed."""
     LOST = "lost"
     """Another runner claimed the build."""
     SKIPPED = "left"

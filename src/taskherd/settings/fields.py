@@ -41,24 +41,22 @@ class Settings(BaseSettings):
         "",
         repr=False,
         description="URL of the PostgreSQL database (version 15 or newer).",
-        json_schema_extra={"secret": True, "expected": "postgresql://user:password@host:5432/database"},
+        json_schema_extra={"expected": "postgresql://user:password@host:5432/database"},
     )
     amqp_url: AmqpUrl = Field(
         "",
         repr=False,
         description="URL of the RabbitMQ broker (version 4.0 or newer).",
         json_schema_extra={
-            "secret": True,
-            "expected": "amqp://user:password@host:5672/vhost, or amqps:// with the server's certificate checked",
+            "expected": "amqp://user:password@host:5672/vhost, or amqps:// (the certificate is always verified)",
         },
     )
     secret_key: SecretKeys = Field(
         "",
         repr=False,
-        description="Keys that agent tokens are derived from, separated by commas. The first one signs, all are "
+        description="Keys that sign agent tokens, separated by commas. The first one signs new tokens, all are "
         "accepted. To rotate, put the new key first; remove the old one when no agent that was started with it runs.",
         json_schema_extra={
-            "secret": True,
             "expected": f"keys of at least {MIN_SECRET_KEY} characters, such as the output of `openssl rand -hex 32`",
         },
     )
@@ -83,8 +81,8 @@ class Settings(BaseSettings):
         300.0,
         ge=0,
         le=_HOUR,
-        description="If most connected agents fall silent at once, how long to wait before marking them lost; 0: not "
-        "at all.",
+        description="If most connected agents fall silent at once, how long to wait before marking them lost; 0 "
+        "turns the guard off.",
     )
     probe_every: Seconds = Field(
         1.0, ge=0.1, le=60, description="Time between two probes that a worker sends through each report queue."
@@ -172,7 +170,9 @@ class Settings(BaseSettings):
         "if one worker cannot keep up; all workers need the same value.",
     )
     sweep_every: Seconds = Field(1.0, ge=0.05, le=60, description="Time between two checks for overdue tasks.")
-    relay_every: Seconds = Field(1.0, ge=0.05, le=60, description="Time between two checks for unpublished events.")
+    relay_every: Seconds = Field(
+        1.0, ge=0.05, le=60, description="Time between two checks for unpublished events and due work requests."
+    )
     grace: Seconds = Field(
         25.0,
         ge=1,
@@ -242,7 +242,7 @@ class Settings(BaseSettings):
     runner_root: str = Field(
         ".taskherd/runner",
         min_length=1,
-        description="Directory for the workspaces and state of a runner's tasks; each runner needs its own.",
+        description="Folder for the workspaces and state of a runner's tasks; each runner needs its own.",
     )
     runner_cgroup: str = Field(
         "",

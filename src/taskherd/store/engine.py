@@ -176,7 +176,7 @@ async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
 
     Raises:
         Unavailable: wait and run it again; if the COMMIT was in flight, it may or may not have taken effect.
-        Retry: run it again immediately.
+        Retry: it conflicted with another transaction; run it again, after a short backoff.
         DataError: a value cannot be stored; split the batch to find it.
     """
     try:

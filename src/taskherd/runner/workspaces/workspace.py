@@ -161,7 +161,7 @@ class TaskWorkspace:
         if request.build_number > 1 and not any(self._folder.state.glob("run-*")):
             self.append_notice(
                 reporter,
-                "the workspace starts with an empty directory: this runner has no files of its earlier builds.",
+                "the workspace starts with an empty folder: this runner has no files of its earlier builds.",
             )
         self._folder.remove_runs()
         self._folder.prompt.write_text(request.prompt, encoding="utf-8", errors="replace")
