@@ -16,7 +16,7 @@ T = TypeVar("T")
 OUTAGE: Final = Backoff(first=0.1, maximum=5.0)
 """The backoff for outages that a process waits out for any length of time: of the broker, database or an agent."""
 MAX_RACES: Final = 50
-"""Number of transaction conflicts after which ``until_stopped`` stops retrying."""
+"""Number of transaction conflicts that ``until_stopped`` retries; the next one is raised."""
 
 
 def delay(failures: int) -> float:

@@ -73,7 +73,7 @@ async def report_idle(api_harness: ApiHarness, task: str, number: int = 1) -> No
 
 
 async def test_the_github_action(api_harness: ApiHarness) -> None:
-    """User by GitHub account, template, presets, tasks; a new task, and on the next run an input for the same one."""
+    """The first run finds user, template and presets and creates a task; the next sends an input to that task."""
     await api_harness.worker.database.execute("UPDATE users SET github_com_user_id = 4242 WHERE username = 'alice'")
     client, base = api_harness.carol, api_harness.base
     users = json_of(await client.get("/users?q=github_com_user_id:4242"))["users"]

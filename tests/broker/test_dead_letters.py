@@ -139,7 +139,7 @@ async def test_replay_publishes_to_the_origin(
     await publish(publisher, names, b"three", FAULT, origin=unbound)
     replayed = orjson.loads((await run_command("replay", "--reason", "fault", "--json", exit_code=1)).stdout)
     assert replayed["replayed"] == 1
-    assert list(replayed["stayed"].values()) == ["no queue is bound for it at its origin"]
+    assert list(replayed["stayed"].values()) == ["no queue is bound to its original exchange with its routing key"]
     [delivery] = await consume_reports(connect_to(amqp_url, "consume")).next_batch(10, 0.2)
     assert (delivery.body, delivery.routing_key, delivery.headers) == (b"one", "key", {"mine": 1})
     assert (delivery.reply_to, delivery.correlation_id) == ("reply", "corr")

@@ -52,7 +52,7 @@ _POOL_POLL_INTERVAL: Final = 0.5
 
 
 def main(settings: Settings) -> None:
-    """Run an API process until SIGTERM or SIGINT. Raise ``Misconfigured`` before anything starts."""
+    """Run an API process until SIGTERM or SIGINT. Raise ``Misconfigured`` if a required setting is missing."""
     missing = [name for name in REQUIRED_SETTINGS if not getattr(settings, name)]
     if missing:
         raise Misconfigured(missing[0], "must be set for the api")
@@ -197,7 +197,7 @@ class ApiProcess:
 
 
 async def _repeat(interval: float, action: Callable[[], Awaitable[None]]) -> None:
-    """Run ``action`` every ``interval`` seconds; a failure is logged, and the next run is the retry."""
+    """Run ``action`` every ``interval`` seconds; log a failure and continue with the next run."""
     while True:
         await asyncio.sleep(interval)
         try:

@@ -162,7 +162,7 @@ class ChangeFeed:
 
     @asynccontextmanager
     async def subscription(self) -> AsyncIterator[None]:
-        """Count a subscriber, and read the feed, while the block runs. Raise ``Unavailable`` at the limit."""
+        """Add a subscriber, so that the feed is read while the block runs. Raise ``Unavailable`` at the limit."""
         if self.is_full or self._stopping:
             raise Unavailable("too many subscribers of the change feed")
         self._subscriber_count += 1

@@ -161,4 +161,4 @@ class CommandClient:
 
     def _on_error(self, reason: str) -> None:
         self._queue_ready.clear()
-        log.warning("waiting for replies", reason=reason)
+        log.warning("cannot receive replies, retrying", reason=reason)

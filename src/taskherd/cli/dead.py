@@ -149,7 +149,12 @@ async def _replay(ids: list[str], reason: str | None, limit: int) -> tuple[int, 
             result = await dead_letters.replay(connection, publisher, names, target_of, limit=limit)
         finally:
             await publisher.close()
-    kept.update({decode(message).id: "no queue is bound for it at its origin" for message in result.unrouted})
+    kept.update(
+        {
+            decode(message).id: "no queue is bound to its original exchange with its routing key"
+            for message in result.unrouted
+        }
+    )
     return result.count, kept
 
 

@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 def doctor() -> None:
     """Check settings, database and broker, and print how to fix each problem.
 
-    Exits with 1 if there is an error. Notes need attention, but do not prevent operation.
+    Exits with 1 on errors. Notes are warnings only.
     """
     findings = asyncio.run(run_checks())
     table = Table(title="taskherd doctor", title_justify="left")

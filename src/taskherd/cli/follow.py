@@ -31,7 +31,7 @@ def _duration(written: str) -> float:
 def wait(
     task: TaskArgument,
     until: Annotated[
-        str, typer.Option("--until", help="Statuses or agent states to wait for, separated by commas.")
+        str, typer.Option("--until", help="Task statuses or agent states to wait for, separated by commas.")
     ] = UNTIL,
     timeout: Annotated[
         float, typer.Option("--timeout", metavar="DURATION", parser=_duration, help="Maximum wait: 30s, 10m, 2h.")

@@ -26,7 +26,7 @@ class ErrorHandlingGroup(TyperGroup):
     """A command group that turns ``ClientError`` into a message, advice and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command."""
+        """Run the command; exit with the error's code if the client fails, and with 130 if interrupted."""
         try:
             return super().invoke(ctx)
         except ClientError as error:

@@ -142,4 +142,4 @@ def _decode_json(raw: bytes) -> Any:
     try:
         return json.loads(raw)
     except ValueError:
-        raise Unreachable("the answer is not JSON, so it does not come from the taskherd API", f"check {URL}") from None
+        raise Unreachable("the response is not JSON, so it is not from the taskherd API", f"check {URL}") from None

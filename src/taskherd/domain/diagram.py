@@ -1,4 +1,4 @@
-"""Generates ``docs/state-diagram.md`` from the tables of ``view.py``: ``python -m taskherd.domain.diagram``."""
+"""Generate ``docs/state-diagram.md`` from the tables of ``view.py``: ``python -m taskherd.domain.diagram``."""
 
 from __future__ import annotations
 

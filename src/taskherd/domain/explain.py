@@ -1,4 +1,4 @@
-"""Explains a view: for each derived value the rule that gave it, a text for users, and the report that decided.
+"""Explain a view: for each derived value the rule that gave it, a text for users, and the report that decided.
 
 It evaluates the tables of ``view.py`` in the same order; a test checks that both agree.
 """

@@ -82,7 +82,7 @@ def is_plausible(at: datetime, now: datetime) -> bool:
 
 
 def detect_loss(state: TaskState, watermark: datetime, now: datetime, timeouts: Timeouts) -> TaskState:
-    """Mark the agent of the latest build as silent if its drained silence exceeds the timeout.
+    """Mark the build's agent as silent if it has been silent for longer than the timeout while the queues were drained.
 
     An agent that was connected is lost after ``agent_lost_after``. One that never sent a heartbeat takes too long to
     connect after ``agent_connect_timeout``.
@@ -123,7 +123,7 @@ def time_out_build(state: TaskState, watermark: datetime, now: datetime, timeout
 def next_deadline(
     state: TaskState, timeouts: Timeouts, now: datetime, watermark: datetime | None = None
 ) -> datetime | None:
-    """Return when the timeout of the build or of the connecting agent ends next, or None if neither is pending.
+    """Return the earlier of the build's and the agent-connect deadlines, or None if neither is pending.
 
     ``watermark``: the watermark, before which no silence is measured, or None if it is not known.
     """

@@ -31,7 +31,7 @@ MAX_BUILD_NUMBER = 2**31 - 1
 """Maximum build number in the message contract."""
 
 MAX_TRACKED_BUILDS = 16
-"""Maximum number of builds, the highest ones, of which ``last_heartbeat`` and ``first_seen`` are kept."""
+"""``last_heartbeat`` and ``first_seen`` are kept for this many of the highest build numbers."""
 
 MAX_REQUESTED_BUILDS = 256
 """Maximum number of requested builds, the latest ones, whose transition is kept to detect conflicting reports."""

@@ -1,4 +1,4 @@
-"""Generates the AsyncAPI 3 document of all messages that taskherd publishes and consumes, from the models.
+"""Generate the AsyncAPI 3 document of all messages that taskherd publishes and consumes, from the models.
 
 ``python -m taskherd.messages.asyncapi > docs/asyncapi.yaml`` writes it. The operations are those of the worker: it
 receives what other components send.

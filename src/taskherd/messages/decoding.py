@@ -1,4 +1,4 @@
-"""Decodes one JSON message with a pydantic model: on a fast path, and on a slow path if that rejects it.
+"""Decode one JSON message with a pydantic model: on a fast path, and on a slow path if that rejects it.
 
 The slow path describes the error, and accepts JSON that the fast parser rejects, such as lone surrogates.
 """

@@ -1,4 +1,4 @@
-"""Renders the task document: the JSON that API responses, events and replies contain.
+"""Render the task document: the JSON that API responses, events and replies contain.
 
 It has two parts. The *core document*, derived from the task state, is stored with the task, and the task's version
 rises if it changes. The directory's names, the prompt and ``updated_at`` are added when the document is rendered.

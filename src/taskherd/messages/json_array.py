@@ -1,4 +1,4 @@
-"""Splits a JSON array into its elements without parsing them, so that an invalid element can be kept unchanged."""
+"""Split a JSON array into its elements without parsing them, so that an invalid element can be kept unchanged."""
 
 from __future__ import annotations
 

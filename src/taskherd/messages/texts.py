@@ -1,4 +1,4 @@
-"""Sanitizes texts: removes control characters, truncates, and clears URIs whose scheme is not http, https or file.
+"""Sanitize texts: remove control characters, truncate, and clear URIs whose scheme is not http, https or file.
 
 ``counts`` accumulates a count per kind of change.
 """

@@ -58,9 +58,9 @@ class OpsServer:
         except OSError as error:
             reason = error.strerror or type(error).__name__
             if error.errno in {errno.EADDRINUSE, errno.EACCES}:
-                message = f"can't listen on port {port} of {host} ({reason}); expected a free port, or 0 for any"
+                message = f"cannot listen on port {port} of {host} ({reason}); expected a free port, or 0 for any"
                 raise Misconfigured("TASKHERD_OPS_PORT", message) from error
-            message = f"can't listen on {host} ({reason}); expected an address of this machine"
+            message = f"cannot listen on {host} ({reason}); expected an address of this machine"
             raise Misconfigured("TASKHERD_OPS_HOST", message) from error
         return int(self._server.sockets[0].getsockname()[1])
 

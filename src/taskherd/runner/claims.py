@@ -1,7 +1,7 @@
 """Claim a build before starting it: the first claim that the worker commits wins.
 
-Several copies of a request exist if it was repeated: no runner of the pool was up, the first report was delayed, or a
-queue was long. Each copy may reach another runner.
+A request is repeated if no runner of the pool was up, the first report was delayed, or a queue was long. Each copy may
+reach a different runner.
 
 A claim is an ownership query: a ``task.update_input`` command that the worker always refuses (see ``ownership_query``).
 Its command id is derived from the build and its actor from the runner's name. The worker keeps its reply to the first
@@ -49,7 +49,7 @@ class Claims:
     async def claim(self, request: WorkspaceStart, *, only_copy: bool) -> Claim:
         """Claim a build. Idempotent.
 
-        If the worker does not answer in time, a request that is certainly the ``only_copy`` still counts as won: its
+        If the worker does not answer in time, a request that is certainly the ``only_copy`` is still won: its
         claim is in the worker's queue, ahead of the claim of any later copy. Other copies are dropped; the worker sends
         the request again.
         """

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 MAX_TASK_BYTES = 1024 * 1024
-"""Bytes of unconfirmed reports of one task from which its follower stops reading."""
+"""Bytes of unconfirmed reports of one task at which its follower stops reading."""
 MAX_CONFIRMED_BYTES = 64 * 1024
 """Bytes of confirmed reports in the file above which it is rewritten without them."""
 

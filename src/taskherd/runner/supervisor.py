@@ -56,7 +56,7 @@ class PendingRequest:
 
 @dataclass(frozen=True, slots=True)
 class _Discard:
-    """An order to remove a task that no longer exists, as a delete with ``build_number``."""
+    """A request to delete the workspace of a task that no longer exists, as the build ``build_number``."""
 
     build_number: int
 
@@ -194,7 +194,7 @@ class TaskSupervisor:
             await self._execute()
 
     async def _handle_discard(self, discard: _Discard) -> None:
-        """Delete the task, unless a later build was accepted after the order: the task exists then."""
+        """Delete the task, unless a later build was accepted since the request: then the task exists."""
         if discard.build_number > self._journal.build_number:
             self._journal.accept_build("delete", discard.build_number)
             await self._save_accepted()

@@ -58,7 +58,7 @@ class CommandConsumer:
                 with self._context.tracing.span("command", parent=extract(delivery.headers)):
                     await self._handle(delivery)
             except Unavailable as error:
-                log.warning("command returned to the queue", reason=str(error))
+                log.warning("command abandoned, the broker redelivers it", reason=str(error))
                 continue
             await self._consumer.ack([delivery])
         return len(deliveries)

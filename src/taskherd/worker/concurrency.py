@@ -52,7 +52,7 @@ class BatchScheduler:
     ) -> None:
         """Start a batch as soon as a slot is free and no running batch conflicts with it.
 
-        ``batch`` is called with the task of the batch before it, after which it must end.
+        ``batch`` receives the previous batch's asyncio task and must not finish before it.
         """
         while len(self._running) >= MAX_CONCURRENT_BATCHES or any(
             _conflicts(other, footprint) for other in self._running.values()

@@ -32,10 +32,10 @@ MAX_ROUNDS = 200
 
 
 class Maintenance:
-    """Maintains the tables at intervals of ``EVERY``. The first run is due immediately."""
+    """Periodic maintenance of the tables, every ``EVERY``; the first run is due immediately."""
 
     def __init__(self, context: WorkerContext) -> None:
-        """Create it; nothing has been maintained yet."""
+        """Record that nothing has been maintained yet."""
         self._context = context
         self._done_at: datetime | None = None
 

@@ -45,7 +45,8 @@ async def reconcile(context: WorkerContext, batch: Batch, now: datetime) -> Batc
     try:
         await run_transaction(context, batch, others, result)
     finally:
-        await asyncio.wait({renewing})  # not cancelled: that would cost its database connection
+        # Do not cancel: cancelling mid-query discards the pooled connection.
+        await asyncio.wait({renewing})
         if not renewing.cancelled():
             renewing.exception()  # if both failed, asyncio would warn that this one was never retrieved
     renewed = renewing.result()

@@ -77,7 +77,7 @@ class Relay:
             self._due.set()
 
     async def run(self) -> None:
-        """Publish until stopped, and then what is left in memory. Retry during outages."""
+        """Publish until stopped, then drain the in-memory buffer. Retry during outages."""
         async with asyncio.TaskGroup() as loops:
             loops.create_task(self._poll_loop(), name="relay poll")
             loops.create_task(self._mark_loop(), name="relay mark")

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 SEQ_STEP = timedelta(microseconds=1)
-"""The time that raises a seq derived from a time by one."""
+"""One seq unit: derived seqs count microseconds."""
 
 MIN_TIME = datetime.min.replace(tzinfo=UTC)
 """Earlier than the receipt of any report."""
@@ -121,7 +121,8 @@ class ReportConsumer:
                 self._context.failpoint(Failpoint.POST_COMMIT)
                 await self._send_dead_letters(decoded, outcomes)
         except Unavailable as error:
-            log.warning("batch returned to the queue", deliveries=len(decoded.deliveries), reason=str(error))
+            reason = str(error)
+            log.warning("batch abandoned, the broker redelivers it", deliveries=len(decoded.deliveries), reason=reason)
             return
         if previous is not None:
             await asyncio.wait({previous})

@@ -1,7 +1,7 @@
 """Find everything that is overdue (silent agents, unanswered requests, due timers) and reconcile it.
 
-Of the live workers, the one with the lowest id sweeps. It measures silence only from the watermark; any interruption in
-a worker's consumption advances it.
+Of the live workers, the one with the lowest id sweeps. It measures silence only from the watermark; any
+interruption of a worker's consuming moves the watermark forward.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MAX_ROUNDS = 40
 """Maximum number of such batches in one sweep; the next sweep continues."""
 
 ROW_FRESH_FOR = timedelta(seconds=6)
-"""Maximum age of a worker's row from which the worker may sweep and counts as drained.
+"""Maximum age of a worker's row; the worker of an older one may not sweep and does not count as drained.
 
 A running worker updates its row more often. One that does not may be frozen, with unacked deliveries.
 """
@@ -125,7 +125,7 @@ class Sweeper:
                 self._started_at = self._earliest_watermark = clock
                 jumped = jumped or await database_clock.moved_back(connection, clock + MAX_SKEW)
             if jumped:
-                log.warning("database clock jumped", was=before.isoformat(), is_now=clock.isoformat())
+                log.warning("database clock jumped", previous=before.isoformat(), current=clock.isoformat())
                 self._probe.reset()
                 self._earliest_watermark = clock
                 await database_clock.clamp_future_times(connection, clock)

@@ -139,7 +139,7 @@ def test_order_repetition_and_batching_do_not_change_the_view(
 @settings(max_examples=100, deadline=None)
 @given(reports=histories(), rng=randoms())
 def test_order_does_not_change_the_task_state(reports: list[Report], rng: Random) -> None:
-    """Not only the view: the task state, with its mappings, is the same if all reports are received at one time."""
+    """The whole task state is the same, not only the view, if all reports are received at one time."""
     core = unchanged_core()
     shuffled = [report for batch in shuffled_batches(rng, reports) for report in batch]
     assert folded(core, reports) == folded(core, shuffled)

@@ -22,7 +22,7 @@ async def test_unconfirmed_reports_survive_a_restart(tmp_path: Path) -> None:
 
 
 async def test_an_incomplete_record_is_ignored(tmp_path: Path) -> None:
-    """Neither its reports nor its checkpoint count; records written after it do."""
+    """Its reports and its checkpoint are ignored; records that are written after it are read."""
     path = tmp_path / "outbox.jsonl"
     open_outbox(path).append(["1"], {"offset": 1})
     complete = path.read_bytes()
