@@ -86,7 +86,7 @@ class HeartbeatGaps:
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
+class ProcessCost:
     """CPU seconds used by processes so far, and their memory in bytes."""
 
     cpu: float
@@ -224,7 +224,7 @@ def _start(command: str, environment: dict[str, str], folder: Path) -> subproces
         )
 
 
-def _costs(running: Processes) -> dict[str, Cost]:
+def _costs(running: Processes) -> dict[str, ProcessCost]:
     """Return the cost of each process so far, and of all shims of this run together."""
     costs = {name: _cost([process]) for name, process in running.by_name.items()}
     shims = [
@@ -242,18 +242,22 @@ def _arguments(process: psutil.Process) -> list[str]:
         return []
 
 
-def _cost(measured: list[psutil.Process]) -> Cost:
+def _cost(measured: list[psutil.Process]) -> ProcessCost:
     """Return CPU and proportional memory (PSS): a shared page is divided among its processes."""
     cpu, memory = 0.0, 0
     for process in measured:
         times = process.cpu_times()
         cpu += times.user + times.system
         memory += process.memory_full_info().pss
-    return Cost(cpu, memory)
+    return ProcessCost(cpu, memory)
 
 
 def _table(
-    before: dict[str, Cost], after: dict[str, Cost], passed: float, heartbeats: HeartbeatGaps, healthy: int
+    before: dict[str, ProcessCost],
+    after: dict[str, ProcessCost],
+    passed: float,
+    heartbeats: HeartbeatGaps,
+    healthy: int,
 ) -> str:
     lines = ["| process | CPU, of one core | memory (PSS) |", "|---|---|---|"]
     for (name, cost), earlier in zip(after.items(), before.values(), strict=True):

@@ -34,7 +34,7 @@ FROM pg_stat_statements WHERE dbid = $1 AND query !~ 'FROM outbox\\)$'
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
+class RunCost:
     """The cost of one run: ``measured`` for the worker, the other fields for the database, summed over all batches."""
 
     tasks: int
@@ -106,7 +106,7 @@ async def _preload(services: BenchmarkServices, setting: str) -> None:
         await asyncio.to_thread(services.node.restart)
 
 
-async def _cost(services: BenchmarkServices, work: Workload) -> Cost:
+async def _cost(services: BenchmarkServices, work: Workload) -> RunCost:
     await services.prepare(work)
     await services.fill_queue(work)
     async with connected(services.admin_url) as admin, connected(services.database_url) as connection:
@@ -126,7 +126,7 @@ async def _cost(services: BenchmarkServices, work: Workload) -> Cost:
             process.send_signal(signal.SIGTERM)
             await asyncio.to_thread(process.wait, 40)
         row = await _counted(admin, database)
-    return Cost(work.tasks, measured, batches, *row, used, work.reports)
+    return RunCost(work.tasks, measured, batches, *row, used, work.reports)
 
 
 async def _counted(admin: asyncpg.Connection, database: int) -> tuple[int, int, float, int, int, int]:

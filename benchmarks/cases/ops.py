@@ -43,7 +43,7 @@ _PATHS: Final = ("/livez", "/readyz", "/metrics")
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
+class ServerCost:
     """Seconds and CPU seconds from start until ``/livez`` responds, and resident bytes after some requests."""
 
     start: float
@@ -85,7 +85,7 @@ SERVERS: Final[Mapping[str, Any]] = {"bare": serve_bare, "uvicorn": serve_ops}
 
 async def measure(run: Run) -> str:
     """Measure both servers in turns and return the table of medians."""
-    costs: dict[str, list[Cost]] = {kind: [] for kind in SERVERS}
+    costs: dict[str, list[ServerCost]] = {kind: [] for kind in SERVERS}
     for kind in SERVERS:
         await asyncio.to_thread(_cost, kind)  # compiles the imported modules
     for number in range(ROUNDS):
@@ -114,7 +114,7 @@ async def measure(run: Run) -> str:
     return "\n".join(lines)
 
 
-def _cost(kind: str) -> Cost:
+def _cost(kind: str) -> ServerCost:
     """Start one process, measure and stop it."""
     [port] = ports.find_free([None])
     began = time.perf_counter()
@@ -128,7 +128,7 @@ def _cost(kind: str) -> Cost:
         for _ in range(REQUESTS):
             for path in _PATHS:
                 _responds(port, path)
-        return Cost(start, used.user + used.system, psutil.Process(process.pid).memory_info().rss)
+        return ServerCost(start, used.user + used.system, psutil.Process(process.pid).memory_info().rss)
     finally:
         process.kill()
         process.wait()
@@ -144,8 +144,8 @@ def _responds(port: int, path: str) -> bool:
         return False
 
 
-def _median(costs: list[Cost]) -> Cost:
-    return Cost(
+def _median(costs: list[ServerCost]) -> ServerCost:
+    return ServerCost(
         statistics.median(cost.start for cost in costs),
         statistics.median(cost.cpu for cost in costs),
         statistics.median(cost.memory for cost in costs),

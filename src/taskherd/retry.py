@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 OUTAGE: Final = Backoff(first=0.1, maximum=5.0)
 """The backoff for outages that a process waits out for any length of time: of the broker, database or an agent."""
-MAX_RACES: Final = 50
+MAX_CONFLICTS: Final = 50
 """Number of transaction conflicts that ``until_stopped`` retries; the next one is raised."""
 
 
@@ -31,17 +31,17 @@ async def until_stopped(
 
     Raises:
         Unavailable: ``work`` failed while ``stopping`` was set.
-        Retry: it conflicted with other transactions more than ``MAX_RACES`` times.
+        Retry: it conflicted with other transactions more than ``MAX_CONFLICTS`` times.
     """
-    failures = races = 0
+    failures = conflicts = 0
     while True:
         try:
             return await work()
         except Retry:
-            races += 1
-            if races > MAX_RACES:
+            conflicts += 1
+            if conflicts > MAX_CONFLICTS:
                 raise
-            await asyncio.sleep(delay(min(races, 3)))
+            await asyncio.sleep(delay(min(conflicts, 3)))
         except Unavailable as error:
             if stopping.is_set():
                 raise

@@ -9,20 +9,20 @@ from contextlib import asynccontextmanager
 from random import Random
 
 from tests.chaos import workload
-from tests.chaos.workload import Workload
+from tests.chaos.workload import ChaosWorkload
 from tests.harness.chaos import SETTLES_WITHIN, ChaosHarness, until
 
 PIECES = 120
 
 
-def add_workload(harness: ChaosHarness, seed: str, *, tasks: int = 40, adversarial: bool = True) -> Workload:
+def add_workload(harness: ChaosHarness, seed: str, *, tasks: int = 40, adversarial: bool = True) -> ChaosWorkload:
     """Build a workload that keeps the worker busy for some seconds, and add it to the ledger."""
     work = workload.build(harness.names, Random(seed), tasks=tasks, statuses=20, adversarial=adversarial)
     harness.add_to_ledger(work)
     return work
 
 
-async def send_slowly(harness: ChaosHarness, work: Workload, last_third: asyncio.Event | None = None) -> None:
+async def send_slowly(harness: ChaosHarness, work: ChaosWorkload, last_third: asyncio.Event | None = None) -> None:
     """Send a workload piece by piece, so that something is always in progress; hold the last third until the event."""
     for number, piece in enumerate(work.split(PIECES)):
         if last_third is not None and number == PIECES * 2 // 3:

@@ -16,7 +16,7 @@ from taskherd.messages.reports import decode_reports
 from tests.broker import raw
 from tests.chaos import workload
 from tests.chaos.figures import Figures
-from tests.chaos.workload import Workload
+from tests.chaos.workload import ChaosWorkload
 from tests.harness import histories
 from tests.harness.chaos import ChaosHarness, WorkerProcess, until
 
@@ -83,7 +83,7 @@ PROPERTIES = {
 
 async def start_with_tasks(
     harness: ChaosHarness, tasks: int = 8
-) -> tuple[WorkerProcess, Workload, list[OutgoingMessage]]:
+) -> tuple[WorkerProcess, ChaosWorkload, list[OutgoingMessage]]:
     """Start a worker and create tasks; return it with the workload and the reports that are still to be sent."""
     work = workload.build(harness.names, Random(3), tasks=tasks, adversarial=False)
     work.to_delete.clear()
@@ -95,7 +95,7 @@ async def start_with_tasks(
     return worker, work, [message for message in work.messages if message not in creates]
 
 
-async def verify_unaffected(harness: ChaosHarness, work: Workload, worker: WorkerProcess) -> None:
+async def verify_unaffected(harness: ChaosHarness, work: ChaosWorkload, worker: WorkerProcess) -> None:
     """Check that valid reports are applied and invalid ones dead-lettered, without a reconnect or a restart."""
     await harness.until_settled()
     assert worker.running
@@ -242,7 +242,7 @@ async def test_all_malformed_inputs_are_dead_lettered(harness: ChaosHarness, fig
             (reason, body[:DEAD_LETTER_BYTES] if reason == "too_large" else body)
         )
     invalid_messages = [workload.message(harness.names, body) for _, body in (*bodies, *corrupted)]
-    pieces = Workload(messages=shuffled(random, valid_messages, invalid_messages)).split(len(unexpected))
+    pieces = ChaosWorkload(messages=shuffled(random, valid_messages, invalid_messages)).split(len(unexpected))
     connection = SupervisedConnection(harness.ledger.amqp_url, "chaos sends raw frames")
     connection.start()
     channel = await connection.channel()

@@ -11,7 +11,7 @@ from taskherd.observability.failpoints import Failpoint
 from tests.chaos import workload
 from tests.chaos.fault_injection import add_workload, until_committed
 from tests.chaos.figures import Figures
-from tests.chaos.workload import Workload
+from tests.chaos.workload import ChaosWorkload
 from tests.harness.chaos import ChaosHarness
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -71,7 +71,7 @@ async def test_a_worker_stopped_under_load_causes_no_redelivery(
     harness: ChaosHarness, figures: Figures, times: int
 ) -> None:
     """After SIGTERM the worker processes all its deliveries and exits with 0 in time; the next one continues."""
-    everything = Workload()
+    everything = ChaosWorkload()
     durations = []
     redelivered = 0.0
     for number in range(times):

@@ -13,7 +13,7 @@ import pytest
 from taskherd.broker.publisher import OutgoingMessage
 from tests.chaos import workload
 from tests.chaos.figures import Figures
-from tests.chaos.workload import Workload
+from tests.chaos.workload import ChaosWorkload
 from tests.harness import histories
 from tests.harness.chaos import ChaosHarness, WorkerProcess, until
 
@@ -27,9 +27,9 @@ WINDOW = 150
 """How far a report of a hot task may move ahead of others."""
 
 
-def shuffled_histories(harness: ChaosHarness, random: Random, count: int) -> Workload:
+def shuffled_histories(harness: ChaosHarness, random: Random, count: int) -> ChaosWorkload:
     """Return ``count`` histories, each of another task: permuted, repeated, and split into arrays that tasks share."""
-    work = Workload()
+    work = ChaosWorkload()
     pieces: list[list[Report]] = []
     for number in range(count):
         task_id = UUID(int=random.getrandbits(128), version=4)
@@ -50,9 +50,9 @@ def shuffled_histories(harness: ChaosHarness, random: Random, count: int) -> Wor
     return work
 
 
-def hot_tasks(harness: ChaosHarness, random: Random, tasks: int, statuses: int) -> Workload:
+def hot_tasks(harness: ChaosHarness, random: Random, tasks: int, statuses: int) -> ChaosWorkload:
     """Return many reports about few tasks, almost in order, so that nearly every batch changes nearly every task."""
-    work = Workload()
+    work = ChaosWorkload()
     reports: list[Report] = []
     for number in range(tasks):
         task_id = UUID(int=random.getrandbits(128), version=4)

@@ -16,7 +16,7 @@ from pamqp.common import FieldTable
 
 from tests.chaos import workload
 from tests.chaos.figures import Figures
-from tests.chaos.workload import Workload
+from tests.chaos.workload import ChaosWorkload
 from tests.harness.chaos import ChaosHarness, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -93,7 +93,7 @@ async def event_reader(harness: ChaosHarness) -> AsyncIterator[EventReader]:
         await database.close(timeout=5)
 
 
-async def send_creates_first(harness: ChaosHarness, work: Workload) -> None:
+async def send_creates_first(harness: ChaosHarness, work: ChaosWorkload) -> None:
     """Send the creates, and the reports when the tasks exist, so that they lead to events and are not parked."""
     creates = [message for message in work.messages if message.exchange == harness.names.commands]
     await harness.send(creates)

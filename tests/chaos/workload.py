@@ -52,7 +52,7 @@ MAX_ARRAY_LENGTH = 8
 
 
 @dataclass(slots=True)
-class Workload:
+class ChaosWorkload:
     """The reports about each task, and the messages to send."""
 
     reports: dict[UUID, list[Report]] = field(default_factory=dict)
@@ -69,9 +69,9 @@ class Workload:
 
 def build(
     names: TopologyNames, random: Random, *, tasks: int = 16, statuses: int = 6, adversarial: bool = True
-) -> Workload:
+) -> ChaosWorkload:
     """Build a workload. ``statuses``: number of app statuses and log entries in a regular lifecycle."""
-    work = Workload()
+    work = ChaosWorkload()
     reports: list[Report] = []
     creates: list[OutgoingMessage] = []
     for number in range(tasks):

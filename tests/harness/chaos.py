@@ -28,7 +28,7 @@ from taskherd.store import directory
 from taskherd.store.engine import dispose, open_engine, transaction
 from tests.chaos import workload
 from tests.chaos.ledger import Ledger
-from tests.chaos.workload import Workload
+from tests.chaos.workload import ChaosWorkload
 
 T = TypeVar("T")
 
@@ -201,11 +201,11 @@ class ChaosHarness:
                     await asyncio.sleep(0.1)
         self.sent += len(messages)
 
-    def add_to_ledger(self, work: Workload) -> None:
+    def add_to_ledger(self, work: ChaosWorkload) -> None:
         """Add the reports of a workload to the ledger, before they are sent."""
         self.ledger.reports.update(work.reports)
 
-    async def delete_existing(self, work: Workload) -> None:
+    async def delete_existing(self, work: ChaosWorkload) -> None:
         """Delete the existing tasks among those that the workload deletes."""
         existing = (await self.ledger.rows()).tasks.keys() - self.ledger.deleted
         task_ids = [task_id for task_id in work.to_delete if task_id in existing]
@@ -223,13 +223,13 @@ class ChaosHarness:
             details = "\n".join([*violations, *(self.log_tail(worker) for worker in self.workers[-1:])])
             raise AssertionError(f"not settled within {within:g} s:\n{details}") from None
 
-    async def delete_and_settle(self, work: Workload) -> None:
+    async def delete_and_settle(self, work: ChaosWorkload) -> None:
         """Delete the tasks that the workload deletes, and wait until the ledger finds no violation."""
         await until(self.ledger.rows, lambda rows: set(work.to_delete) <= rows.tasks.keys(), SETTLES_WITHIN)
         await self.delete_existing(work)
         await self.until_settled()
 
-    async def finish(self, work: Workload, worker: WorkerProcess) -> None:
+    async def finish(self, work: ChaosWorkload, worker: WorkerProcess) -> None:
         """Delete and settle, stop the worker, and check that no message is left and no invariant is violated."""
         await self.delete_and_settle(work)
         await self.stop_worker(worker)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from taskherd.client.errors import ApiError, ClientError, ExitCode, Unreachable
-from taskherd.client.events import TRIES, StreamEvent, stream_events
+from taskherd.client.events import MAX_FAILURES, StreamEvent, stream_events
 from taskherd.client.http import Client
 
 
@@ -39,7 +39,7 @@ class Server(Client):
 
 
 def test_a_stream_is_resumed_at_its_last_position() -> None:
-    """Reconnecting continues after the last event id, also one without data; after ``TRIES`` failures it stops."""
+    """Reconnecting continues after the last event id, also one without data, and stops after ``MAX_FAILURES``."""
     server = Server(
         b'event: task.updated\ndata: {"a":1}\nid: 4\n\nid: 5\n\nevent: task.upd',
         b'event: resume\ndata: {}\n\nevent: task.deleted\ndata: {"a":2}\n\n',
@@ -47,8 +47,8 @@ def test_a_stream_is_resumed_at_its_last_position() -> None:
     events: list[StreamEvent] = []
     with pytest.raises(ClientError, match="did not come back"):
         events += server.follow()
-    assert server.positions == [None, "5", *["5"] * TRIES]
-    assert len(server.notices) == TRIES
+    assert server.positions == [None, "5", *["5"] * MAX_FAILURES]
+    assert len(server.notices) == MAX_FAILURES
 
 
 def test_task_events_have_their_positions() -> None:

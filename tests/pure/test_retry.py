@@ -81,7 +81,7 @@ async def test_stopping_ends_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_conflicts_are_not_retried_forever() -> None:
     """A transaction that conflicts too often raises ``Retry``."""
-    work = Work(*[Retry()] * (retry.MAX_RACES + 1))
+    work = Work(*[Retry()] * (retry.MAX_CONFLICTS + 1))
     with pytest.raises(Retry):
         await retry.until_stopped(work, asyncio.Event(), lambda _: None)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from taskherd.api.http.ids import parse_uuid
-from taskherd.api.http.query_parameters import NoQuery, Query, QueryModel, parse
+from taskherd.api.http.query_parameters import NoQuery, Query, QueryModel, validate
 from taskherd.store.task_queries import TaskRef
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class RequestContext:
             model: the ``query`` model of the route.
         """
         assert model is self.query_model
-        return parse(model, self.query)
+        return validate(model, self.query)
 
     @property
     def caller(self) -> Caller:

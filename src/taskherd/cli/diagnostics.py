@@ -18,7 +18,7 @@ from taskherd.store.migrate import SchemaStatus
 
 MIN_POSTGRES = 15
 MIN_RABBITMQ = (4, 0)
-MAX_SKEW = 2.0
+MAX_CLOCK_DIFFERENCE = 2.0
 """Maximum difference between this machine's clock and the database's, in seconds."""
 MAX_UNPUBLISHED = 60.0
 """Maximum age of an unpublished event, in seconds."""
@@ -167,8 +167,8 @@ def _server(server: database.ServerInfo) -> Finding:
 def _skew(now: datetime, before: datetime, after: datetime) -> Finding:
     """Compare the database clock with this machine's: it was read between ``before`` and ``after``."""
     ahead = (now - after).total_seconds() if now > after else -max((before - now).total_seconds(), 0.0)
-    if abs(ahead) <= MAX_SKEW:
-        return Finding("clocks", FindingState.OK, f"at most {MAX_SKEW:g} s apart")
+    if abs(ahead) <= MAX_CLOCK_DIFFERENCE:
+        return Finding("clocks", FindingState.OK, f"at most {MAX_CLOCK_DIFFERENCE:g} s apart")
     found = f"the database clock is {abs(ahead):.1f} s {'ahead' if ahead > 0 else 'behind'}"
     return Finding("clocks", FindingState.ERROR, found, "synchronize both machines with NTP")
 

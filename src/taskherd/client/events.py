@@ -16,7 +16,7 @@ from taskherd.client.http import Client
 
 MAX_SILENCE: Final = 45.0
 """Seconds without a byte after which a stream counts as lost: three times the interval of the server's comments."""
-TRIES: Final = 8
+MAX_FAILURES: Final = 8
 """Maximum number of consecutive failed attempts to reconnect; the wait before each grows up to 15 seconds."""
 MAX_EVENT: Final = 4 * 1024 * 1024
 """Maximum size of an event, in bytes; a larger one is dropped."""
@@ -55,7 +55,7 @@ def stream_events(
         sleep: waits for the given number of seconds before a reconnect.
 
     Raises:
-        ClientError: if the server refuses the stream, or cannot be reached ``TRIES`` times in a row.
+        ClientError: if the server refuses the stream, or cannot be reached ``MAX_FAILURES`` times in a row.
     """
     position, failures = "", 0
     while True:
@@ -74,7 +74,7 @@ def stream_events(
             notice(error.message)
         position = parser.last_event_id
         failures += 1
-        if failures > TRIES:
+        if failures > MAX_FAILURES:
             raise ClientError(
                 ExitCode.ERROR, "the stream was lost and did not come back", "check that `taskherd api` is running"
             )

@@ -16,7 +16,7 @@ Task = Mapping[str, Any]
 
 PAGE: Final = 100
 """Maximum number of tasks in one list request."""
-TRIES: Final = 3
+MAX_ATTEMPTS: Final = 3
 """Attempts to send a write while the server answers 503 or 429; its Idempotency-Key makes repeats safe."""
 MAX_WAIT: Final = 60.0
 """Maximum duration of one long poll, in seconds."""
@@ -75,7 +75,7 @@ def change(client: Client, method: str, *path: str, body: Any = None, key: str |
         key: the ``Idempotency-Key``, with which a repeated request takes effect once; a random one by default.
     """
     headers = {"Idempotency-Key": key or str(uuid4())}
-    for is_last in (*[False] * (TRIES - 1), True):
+    for is_last in (*[False] * (MAX_ATTEMPTS - 1), True):
         try:
             return client.request(method, *path, body=body, headers=headers)
         except ApiError as error:

@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from taskherd.domain.reports import Health, JobStatus, Lifecycle, Transition
-from taskherd.domain.view import AGENT_STATUS, APP_STATUS, BUILD_STATUS, Status
+from taskherd.domain.view import STATUS_BY_APP_HEALTH, STATUS_BY_BUILD, STATUS_BY_LIFECYCLE, Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -32,7 +32,7 @@ Row = tuple[str, Status]
 def build_rows() -> list[Row]:
     """Return each pair of transition and job status, with the resulting status."""
     return [
-        (f"{transition} {job}", BUILD_STATUS.get((transition, job), Status.UNKNOWN))
+        (f"{transition} {job}", STATUS_BY_BUILD.get((transition, job), Status.UNKNOWN))
         for transition in Transition
         for job in JobStatus
     ]
@@ -41,12 +41,12 @@ def build_rows() -> list[Row]:
 def agent_rows() -> list[Row]:
     """Return ``no agent`` and each agent lifecycle, with the resulting status."""
     lifecycles: list[Lifecycle | None] = [None, *Lifecycle]
-    return [(lifecycle or "no agent", AGENT_STATUS.get(lifecycle, Status.UNKNOWN)) for lifecycle in lifecycles]
+    return [(lifecycle or "no agent", STATUS_BY_LIFECYCLE.get(lifecycle, Status.UNKNOWN)) for lifecycle in lifecycles]
 
 
 def app_rows() -> list[Row]:
     """Return each app health with the resulting status."""
-    return [(health, APP_STATUS[health]) for health in Health]
+    return [(health, STATUS_BY_APP_HEALTH[health]) for health in Health]
 
 
 def render() -> str:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from taskherd.domain import explanations
 from taskherd.domain.reports import AgentState, Health
 from taskherd.domain.view import (
-    AGENT_STATUS,
-    APP_STATUS,
-    BUILD_STATUS,
+    STATUS_BY_APP_HEALTH,
+    STATUS_BY_BUILD,
+    STATUS_BY_LIFECYCLE,
     Status,
     agent_of,
     app_health_of,
@@ -63,7 +63,7 @@ def explain(state: TaskState, timeouts: Timeouts) -> Explanation:
 
 def _status(state: TaskState, timeouts: Timeouts) -> ExplainedValue[Status]:
     transition = state.build.report.transition
-    build = BUILD_STATUS.get((transition, state.job_status), Status.UNKNOWN)
+    build = STATUS_BY_BUILD.get((transition, state.job_status), Status.UNKNOWN)
     if build is not Status.ACTIVE:
         rule = "build.given_up" if state.build_timed_out else f"build.{transition}.{state.job_status}"
         return ExplainedValue(build, rule, explanations.build(state, timeouts), _build_report(state))
@@ -71,14 +71,14 @@ def _status(state: TaskState, timeouts: Timeouts) -> ExplainedValue[Status]:
     if agent is None:
         return ExplainedValue(Status.INITIALIZING, "agent.none", explanations.no_agent(state), _build_report(state))
     lifecycle = _lifecycle(state)
-    by_agent = AGENT_STATUS.get(agent.lifecycle, Status.UNKNOWN)
+    by_agent = STATUS_BY_LIFECYCLE.get(agent.lifecycle, Status.UNKNOWN)
     if by_agent is not Status.ACTIVE:
         return ExplainedValue(by_agent, f"agent.{agent.lifecycle}", explanations.agent(agent.lifecycle), lifecycle)
     health = app_health_of(state)
     app: Stamped[Facet] | None = state.app if is_current(state, state.app) else None
     app_health: Stamped[Facet] | None = state.app_health if is_current(state, state.app_health) else None
     report = app_health or (lifecycle if health is Health.DISABLED else app)
-    return ExplainedValue(APP_STATUS[health], f"app.{health}", explanations.APP[health], report)
+    return ExplainedValue(STATUS_BY_APP_HEALTH[health], f"app.{health}", explanations.APP[health], report)
 
 
 def _build_report(state: TaskState) -> Stamped[Facet] | None:

@@ -32,7 +32,7 @@ class Status(StrEnum):
     ERROR = "error"
 
 
-BUILD_STATUS: Mapping[tuple[Transition, JobStatus], Status] = {
+STATUS_BY_BUILD: Mapping[tuple[Transition, JobStatus], Status] = {
     (Transition.START, JobStatus.PENDING): Status.PENDING,
     (Transition.START, JobStatus.RUNNING): Status.ACTIVE,
     (Transition.START, JobStatus.SUCCEEDED): Status.ACTIVE,
@@ -46,7 +46,7 @@ BUILD_STATUS: Mapping[tuple[Transition, JobStatus], Status] = {
 }
 """Status by the latest build; if it is ``active``, the agent decides."""
 
-AGENT_STATUS: Mapping[Lifecycle | None, Status] = {
+STATUS_BY_LIFECYCLE: Mapping[Lifecycle | None, Status] = {
     None: Status.INITIALIZING,
     Lifecycle.CREATED: Status.INITIALIZING,
     Lifecycle.STARTING: Status.INITIALIZING,
@@ -56,7 +56,7 @@ AGENT_STATUS: Mapping[Lifecycle | None, Status] = {
 }
 """Status by the agent's lifecycle, or None without an agent; if it is ``active``, the app decides."""
 
-APP_STATUS: Mapping[Health, Status] = {
+STATUS_BY_APP_HEALTH: Mapping[Health, Status] = {
     Health.INITIALIZING: Status.INITIALIZING,
     Health.UNHEALTHY: Status.ERROR,
     Health.HEALTHY: Status.ACTIVE,
@@ -177,13 +177,13 @@ def app_health_of(state: TaskState) -> Health:
 
 def status_of(state: TaskState, agent: Agent | None, app: Health) -> Status:
     """Return the first status of build, agent and app that is not ``active``."""
-    build = BUILD_STATUS.get((state.build.report.transition, state.job_status), Status.UNKNOWN)
+    build = STATUS_BY_BUILD.get((state.build.report.transition, state.job_status), Status.UNKNOWN)
     if build is not Status.ACTIVE:
         return build
     if agent is None:
         return Status.INITIALIZING
-    by_agent = AGENT_STATUS.get(agent.lifecycle, Status.UNKNOWN)
-    return APP_STATUS[app] if by_agent is Status.ACTIVE else by_agent
+    by_agent = STATUS_BY_LIFECYCLE.get(agent.lifecycle, Status.UNKNOWN)
+    return STATUS_BY_APP_HEALTH[app] if by_agent is Status.ACTIVE else by_agent
 
 
 def is_connected(state: TaskState) -> bool:

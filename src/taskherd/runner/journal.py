@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from taskherd.messages.work import WorkspaceDelete, WorkspaceStart, WorkspaceStop
 
-MAX_INPUTS = 500
+MAX_RECORDED_INPUTS = 500
 """Maximum number of recorded inputs, the latest; the worker sends one at a time and repeats none with an outcome."""
 
 Transition: TypeAlias = Literal["start", "stop", "delete"]
@@ -83,9 +83,9 @@ class Journal(BaseModel):
         return self.transition == "start" and self.phase is Phase.DONE
 
     def record_input(self, input_id: UUID, delivery: InputDelivery) -> None:
-        """Record the progress of an input, and drop the oldest one above ``MAX_INPUTS``."""
+        """Record the progress of an input, and drop the oldest one above ``MAX_RECORDED_INPUTS``."""
         self.inputs[input_id] = delivery
-        while len(self.inputs) > MAX_INPUTS:
+        while len(self.inputs) > MAX_RECORDED_INPUTS:
             del self.inputs[next(iter(self.inputs))]
 
 

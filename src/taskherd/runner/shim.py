@@ -24,9 +24,9 @@ from typing import Any
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # see prctl(2)
 READ_BYTES = 65_536
 """Maximum number of bytes of output that one read returns."""
-RESERVED = 4_096
+EXIT_RECORD_BYTES = 4_096
 """Bytes of disk space reserved for the exit record at start, so that it can be written even if the disk is full."""
-MAX_KILLING = 30.0
+KILL_TIMEOUT = 30.0
 """Seconds after which processes that survive SIGKILL (in uninterruptible sleep) are left and counted as leftover."""
 AGENT_OOM_SCORE = "500"
 _POLL_INTERVAL = 0.02
@@ -163,7 +163,7 @@ class Shim:
     def run(self) -> None:
         """Start the agent, record its output, end all of its processes, and record how it ended."""
         exit_record = os.open(self._folder / "exit.new", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        os.pwrite(exit_record, b" " * RESERVED, 0)
+        os.pwrite(exit_record, b" " * EXIT_RECORD_BYTES, 0)
         (self._folder / "output").mkdir(mode=0o700)
         os.mkfifo(self._folder / "input", 0o600)
         self._handle_signals()
@@ -262,7 +262,7 @@ class Shim:
         deadline = time.monotonic() + self._spec["grace"]
         while not self._is_alone() and time.monotonic() < deadline:
             self._pause()
-        give_up = time.monotonic() + MAX_KILLING
+        give_up = time.monotonic() + KILL_TIMEOUT
         while not self._is_alone() and time.monotonic() < give_up:
             self._kill(descendants(os.getpid()))
             self._pause()
@@ -336,7 +336,9 @@ class Shim:
             "dropped": self._output.dropped,
             "at": time.time(),
         }
-        os.pwrite(exit_record, json.dumps(record).encode()[:RESERVED], 0)  # the reserved spaces after it are valid JSON
+        os.pwrite(
+            exit_record, json.dumps(record).encode()[:EXIT_RECORD_BYTES], 0
+        )  # the reserved spaces after it are valid JSON
         os.fsync(exit_record)
         (self._folder / "exit.new").replace(self._folder / "exit.json")
 

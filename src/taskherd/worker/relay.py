@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 MAX_BUFFER = 20_000
 """Maximum number of changes in memory; further ones are published from the outbox."""
 
-MAX_EVENTS = 1_000
-"""Maximum number of events that are published together."""
+MAX_EVENTS_PER_ROUND = 1_000
+"""Maximum number of events that one round of the relay publishes."""
 
 MAX_PUBLISHING = 4
 """Maximum number of publishes that wait for the broker's confirm at the same time."""
@@ -101,7 +101,7 @@ class Relay:
 
     async def _publish_once(self, publishing: asyncio.TaskGroup) -> int:
         """Start to publish the next changes from memory, and return the number of events; 0 if they cannot be read."""
-        batch = [self._changes.popleft() for _ in range(min(MAX_EVENTS, len(self._changes)))]
+        batch = [self._changes.popleft() for _ in range(min(MAX_EVENTS_PER_ROUND, len(self._changes)))]
         changes, traces = zip(*batch, strict=True)
         try:
             rendered = await _render(self._context, [_outbox_event(change) for change in changes])
@@ -170,9 +170,9 @@ class Relay:
                 break
         if monotonic() - self._polled_at >= self._every:
             self._polled_at = monotonic()
-            while published := await republish_stale(self._context, MAX_EVENTS):
+            while published := await republish_stale(self._context, MAX_EVENTS_PER_ROUND):
                 count += published
-                if published < MAX_EVENTS:
+                if published < MAX_EVENTS_PER_ROUND:
                     break
         return count
 

@@ -30,7 +30,7 @@ class Page(QueryModel):
 def rejection(model: type[QueryModel], **parameters: str) -> tuple[str, str, str]:
     """Return message, field and detail of the error for these parameters."""
     with pytest.raises(HTTPError) as error:
-        query_parameters.parse(model, parameters)
+        query_parameters.validate(model, parameters)
     body = orjson.loads(error.value.response.body)
     [validation] = body["validations"]
     assert error.value.response.status == 400
@@ -40,7 +40,7 @@ def rejection(model: type[QueryModel], **parameters: str) -> tuple[str, str, str
 def test_missing_parameters_have_defaults_and_undeclared_ones_are_ignored() -> None:
     """A missing parameter has its default, or is empty if it is required; an undeclared one is ignored."""
     defaults, given = (
-        query_parameters.parse(Page, each) for each in ({"colour": "red"}, {"size": "007", "color": "red"})
+        query_parameters.validate(Page, each) for each in ({"colour": "red"}, {"size": "007", "color": "red"})
     )
     assert (defaults.size, defaults.color) == (50, "")
     assert (given.size, given.color) == (7, "red")
@@ -76,7 +76,7 @@ def test_a_maximum_beyond_exact_integers_is_not_declared() -> None:
     """A maximum that JSON parsers would round is enforced, but not declared in the document."""
     [after, _] = query_parameters.declared(TimelineQuery)
     assert after["schema"] == {"type": "integer", "minimum": 0}
-    assert query_parameters.parse(TimelineQuery, {"after": str(MAX_POSITION)}).after == MAX_POSITION
+    assert query_parameters.validate(TimelineQuery, {"after": str(MAX_POSITION)}).after == MAX_POSITION
     assert rejection(TimelineQuery, after=str(MAX_POSITION + 1))[1] == "after"
 
 
@@ -88,11 +88,11 @@ def test_the_first_invalid_parameter_is_named() -> None:
 
 def test_empty_parameters() -> None:
     """An empty log position means 0 and an empty cursor the first page; other empty parameters are invalid."""
-    assert query_parameters.parse(LogQuery, {"after": ""}).after == 0
-    assert query_parameters.parse(ListQuery, {"after": ""}).after is None
-    assert query_parameters.parse(ListQuery, {"after": ""}).paged
-    assert not query_parameters.parse(ListQuery, {"q": ""}).paged
-    assert query_parameters.parse(TaskQuery, {}).wait is None
+    assert query_parameters.validate(LogQuery, {"after": ""}).after == 0
+    assert query_parameters.validate(ListQuery, {"after": ""}).after is None
+    assert query_parameters.validate(ListQuery, {"after": ""}).paged
+    assert not query_parameters.validate(ListQuery, {"q": ""}).paged
+    assert query_parameters.validate(TaskQuery, {}).wait is None
     for model, name in ((TaskQuery, "wait"), (TaskQuery, "until"), (ListQuery, "limit"), (TimelineQuery, "after")):
         assert rejection(model, **{name: ""})[:2] == ("Validation failed.", name)
     assert rejection(SnapshotQuery) == (

@@ -180,8 +180,12 @@ VIEW: list[Mutation] = [
         "    if agent is None:\n        return Status.ACTIVE\n",
         view.test_status_of_each_agent,
     ),
-    ("APP_STATUS[app] if by_agent is Status.ACTIVE else by_agent", "by_agent", view.test_status_of_each_app),
-    ("APP_STATUS[app] if by_agent is Status.ACTIVE else by_agent", "APP_STATUS[app]", view.test_status_of_each_agent),
+    ("STATUS_BY_APP_HEALTH[app] if by_agent is Status.ACTIVE else by_agent", "by_agent", view.test_status_of_each_app),
+    (
+        "STATUS_BY_APP_HEALTH[app] if by_agent is Status.ACTIVE else by_agent",
+        "STATUS_BY_APP_HEALTH[app]",
+        view.test_status_of_each_agent,
+    ),
     ("app.health if app and app.health else Health.DISABLED", "Health.DISABLED", view.test_which_app_health_counts),
     # connected
     ("return state.build_number in state.last_heartbeat and", "return", ORDER),

@@ -25,7 +25,7 @@ from taskherd.domain.reports import (
     Transition,
     WorkspaceBuild,
 )
-from taskherd.domain.view import AGENT_STATUS, Status, derive_view
+from taskherd.domain.view import STATUS_BY_LIFECYCLE, Status, derive_view
 from tests.harness.histories import NOON, TASK, corpus, histories
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def checked_explanation(state: TaskState) -> Explanation:
             assert not (state.is_start and state.job_status is JobStatus.SUCCEEDED)
         if "agent is running" in text and "start-up" not in text:
             assert view.lifecycle
-            assert AGENT_STATUS[view.lifecycle] is Status.ACTIVE
+            assert STATUS_BY_LIFECYCLE[view.lifecycle] is Status.ACTIVE
         assert ("timed out" in text) <= state.build_timed_out
     return explanation
 
@@ -136,7 +136,7 @@ def test_every_lifecycle_is_explained() -> None:
     """A lifecycle that keeps the task from being active is explained, and a report of ``ready`` changes the status."""
     for at in Lifecycle:
         state = folded(UP, lifecycle(at))
-        if AGENT_STATUS.get(at) is Status.ACTIVE:
+        if STATUS_BY_LIFECYCLE.get(at) is Status.ACTIVE:
             assert checked_explanation(state).status.rule == "app.disabled"
         else:
             assert checked_explanation(state).status.explanation == explanations.agent(at)

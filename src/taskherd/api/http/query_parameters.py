@@ -32,7 +32,7 @@ class NoQuery(QueryModel):
     """No query parameters."""
 
 
-def parse(model: type[Query], query: Mapping[str, str]) -> Query:
+def validate(model: type[Query], query: Mapping[str, str]) -> Query:
     """Validate the query parameters. Undeclared ones are ignored; a required one that is missing counts as empty.
 
     Raises:

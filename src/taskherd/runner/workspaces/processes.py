@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 
 MARKER_VARIABLE = "TASKHERD_RUN_FOLDER"
 """Environment variable that marks all processes of a run, so that they can be killed if the shim was killed."""
-SEGMENT_BYTES, MAX_SEGMENTS = 1024 * 1024, 16
+SEGMENT_BYTES = 1024 * 1024
+"""Size of an output file in bytes; the shim starts a new file above it."""
+MAX_SEGMENTS = 16
+"""Maximum number of output files of a run; the shim deletes the oldest one to make room."""
 STDIN_PIPE_BYTES = 1024 * 1024
+"""Capacity of the pipe to an agent's stdin, in bytes."""
 START_TIMEOUT = 30.0
 """Seconds to wait until a shim has started its agent."""
 LOST = (
