@@ -53,7 +53,7 @@ class Environment(TemplateModel):
 
 
 class Limits(TemplateModel):
-    """Resource limits of an agent and its descendants; without a cgroup, of each process separately."""
+    """Limits of an agent and its descendants; without a cgroup, ``memory`` limits each process separately."""
 
     cpu: float | None = Field(None, gt=0, le=1024, description="Cores.")
     memory: Size | None = None

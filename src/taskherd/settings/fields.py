@@ -246,8 +246,8 @@ class Settings(BaseSettings):
     )
     runner_cgroup: str = Field(
         "",
-        description="Delegated cgroup v2 in which each agent gets a cgroup for its limits; empty: limits apply to each "
-        "process of an agent alone.",
+        description="Delegated cgroup v2 in which each agent gets a cgroup for its limits; empty: memory is "
+        "limited for each process of an agent separately.",
         json_schema_extra={"expected": "a path such as /sys/fs/cgroup/taskherd, or nothing"},
     )
     runner_heartbeat_every: Seconds = Field(
