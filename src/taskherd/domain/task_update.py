@@ -189,8 +189,8 @@ def apply_timer_check(update: TaskUpdate, check: TimerCheck, now: datetime, cont
     if task is None or check.watermark is None:
         return
     for input_id in check.expired_inputs:
-        _expire(update, task, input_id, now, context)
-    task = update.task or task
+        _expire(update, input_id, now, context)
+    task = update.existing_task
     state = task.state
     after = liveness.time_out_build(state, check.watermark, now, context.timeouts)
     if after is not state:
@@ -205,7 +205,8 @@ def apply_timer_check(update: TaskUpdate, check: TimerCheck, now: datetime, cont
     update.task = replace(task, state=after)
 
 
-def _expire(update: TaskUpdate, task: Task, input_id: UUID, now: datetime, context: UpdateContext) -> None:
+def _expire(update: TaskUpdate, input_id: UUID, now: datetime, context: UpdateContext) -> None:
+    task = update.existing_task
     report = InputOutcomeReport(
         task_id=task.id,
         build_number=task.state.build_number,

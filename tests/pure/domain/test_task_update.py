@@ -162,6 +162,16 @@ def test_an_expired_input_fails_and_the_next_is_sent() -> None:
     assert inbox(update) == (TWO, 0, TWO)
 
 
+def test_two_expired_inputs_both_take_effect() -> None:
+    """The second expired input of a check does not undo the effect of the first: the one in flight is decided."""
+    update = new_update(waiting(1, ONE), (TWO, THREE))
+    apply_timer_check(update, TimerCheck(WATERMARK, expired_inputs=(ONE, TWO)), LATER, context(ONE, TWO))
+    assert update.existing_task.state.inbox.in_flight is None
+    assert [report.input_id for report in update.input_outcomes] == [ONE, TWO]
+    finalize(update, LATER, context())
+    assert inbox(update) == (THREE, 0, THREE)
+
+
 def test_a_busy_agent_receives_no_input() -> None:
     """While the agent is working or an input is in flight, the queue does not change."""
     for state in (waiting(1, None, status(AgentState.WORKING)), waiting(1, ONE)):
