@@ -24,12 +24,12 @@ async def test_inputs_keep_their_order_and_their_first_outcome(engine: AsyncEngi
         await inputs.mark_sent(connection, ids[:1], NOW)
         assert [row.state for row in await inputs.load(connection, ids[:1])] == ["sent"]
         assert await inputs.first_queued(connection, {task_id: 5}) == {task_id: ids[1:]}
-        assert await inputs.record_outcomes(connection, [inputs.InputOutcomeRow(ids[0], "delivered", NOW, None)]) == {
-            ids[0]
-        }
-        assert (
-            await inputs.record_outcomes(connection, [inputs.InputOutcomeRow(ids[0], "failed", NOW, "late")]) == set()
-        )
+        other_tasks = inputs.InputOutcomeRow(ids[0], uuid4(), "failed", NOW, "of another task")
+        assert await inputs.record_outcomes(connection, [other_tasks]) == set()
+        delivered = inputs.InputOutcomeRow(ids[0], task_id, "delivered", NOW, None)
+        assert await inputs.record_outcomes(connection, [delivered]) == {ids[0]}
+        late = inputs.InputOutcomeRow(ids[0], task_id, "failed", NOW, "late")
+        assert await inputs.record_outcomes(connection, [late]) == set()
         assert await inputs.fail_all(connection, [task_id], NOW, "The task was deleted.") == {
             row.input_id for row in new[1:]
         }

@@ -143,6 +143,20 @@ async def test_an_outcome_of_an_unknown_input_is_dead_lettered(harness: WorkerHa
     assert await harness.database.fetchval("SELECT state FROM inputs") == "sent"
 
 
+async def test_a_task_cannot_decide_the_input_of_another_in_the_same_batch(harness: WorkerHarness) -> None:
+    """The report of another task becomes a dead letter, even if the input's own task reports in the same array."""
+    task_id, other = await harness.make_active(), await harness.make_active()
+    reply = await send(harness, task_id, "one")
+    await harness.report(
+        make_report("task.input", other, input_id=reply["input_id"], outcome="delivered", detail="from another task"),
+        make_report("task.input", task_id, input_id=reply["input_id"], outcome="failed", detail="from its own task"),
+    )
+    await harness.until(lambda: len(harness.dead_letters) == 1)
+    assert harness.reasons() == ["unknown_input"]
+    await until_state(harness, reply, "failed")
+    assert await harness.database.fetchval("SELECT detail FROM inputs") == "from its own task"
+
+
 async def test_a_pause_keeps_queued_inputs_and_a_delete_fails_them(harness: WorkerHarness) -> None:
     """Queued inputs survive a pause and are sent after the resume; a delete fails the others and requests none."""
     task_id = await harness.make_active()

@@ -114,15 +114,15 @@ class TaskUpdate:
 class UpdateContext:
     """What the decisions of a batch depend on: timeouts, and the rows loaded for it.
 
-    Of the user inputs that the batch refers to, ``known_inputs`` belong to the reported task, and ``open_inputs`` also
-    have no outcome yet.
+    Of the user inputs that the batch refers to, each as (task id, input id), ``known_inputs`` exist and belong to that
+    task, and ``open_inputs`` also have no outcome yet.
     """
 
     timeouts: Timeouts
     delete_backoff: Backoff
     command_context: CommandContext
-    open_inputs: frozenset[UUID] = frozenset()
-    known_inputs: frozenset[UUID] = frozenset()
+    open_inputs: frozenset[tuple[UUID, UUID]] = frozenset()
+    known_inputs: frozenset[tuple[UUID, UUID]] = frozenset()
 
 
 def apply_report(update: TaskUpdate, report: Report, now: datetime, context: UpdateContext) -> ReportOutcome:
@@ -157,10 +157,11 @@ def _close_answered_request(update: TaskUpdate, unanswered: int | None, after: T
 def _apply_input_outcome(
     update: TaskUpdate, report: InputOutcomeReport, now: datetime, context: UpdateContext
 ) -> ReportOutcome:
-    if report.input_id not in context.known_inputs:
+    key = (update.existing_task.id, report.input_id)
+    if key not in context.known_inputs:
         return ReportOutcome.UNKNOWN_INPUT
     decided = any(report.input_id == earlier.input_id for earlier in update.input_outcomes)
-    if decided or report.input_id not in context.open_inputs:
+    if decided or key not in context.open_inputs:
         return ReportOutcome.STALE
     task = update.existing_task
     update.input_outcomes.append(report)
@@ -215,7 +216,7 @@ def _expire(update: TaskUpdate, input_id: UUID, now: datetime, context: UpdateCo
         outcome=InputOutcome.FAILED,
         detail="No runner picked up the input in time.",
     )
-    if input_id in context.open_inputs:
+    if (task.id, input_id) in context.open_inputs:
         update.input_outcomes.append(report)
         update.task = replace(task, state=inbox.record_outcome(task.state, input_id, now, delivered=False))
 

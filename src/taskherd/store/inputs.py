@@ -46,9 +46,10 @@ class InputRow:
 
 @dataclass(frozen=True, slots=True)
 class InputOutcomeRow:
-    """The outcome of an input."""
+    """The outcome of an input of a task."""
 
     input_id: UUID
+    task_id: UUID
     state: Literal["delivered", "failed"]
     decided_at: datetime
     detail: str | None
@@ -56,7 +57,7 @@ class InputOutcomeRow:
 
 NEW: Final = [inputs.c[name] for name in ("input_id", "task_id", "content", "created_at", "actor_id")]
 NEW_ROWS: Final = ColumnArrays(NEW)
-OUTCOMES: Final = ColumnArrays([inputs.c[name] for name in ("input_id", "state", "decided_at", "detail")])
+OUTCOMES: Final = ColumnArrays([inputs.c[name] for name in ("input_id", "task_id", "state", "decided_at", "detail")])
 
 APPEND: Final = text(f"""
 INSERT INTO inputs ({column_names(NEW)}, state, ordinal)
@@ -89,7 +90,7 @@ UPDATE inputs SET state = 'sent', sent_at = :at WHERE input_id = ANY(CAST(:ids A
 RECORD_OUTCOMES: Final = text(f"""
 UPDATE inputs AS i SET state = o.state, decided_at = o.decided_at, detail = o.detail
 FROM {OUTCOMES.unnest("o")}
-WHERE i.input_id = o.input_id AND i.decided_at IS NULL
+WHERE i.input_id = o.input_id AND i.task_id = o.task_id AND i.decided_at IS NULL
 RETURNING i.input_id
 """)
 
@@ -125,7 +126,10 @@ async def mark_sent(connection: AsyncConnection, ids: Sequence[UUID], at: dateti
 
 
 async def record_outcomes(connection: AsyncConnection, outcomes: Sequence[InputOutcomeRow]) -> set[UUID]:
-    """Record outcomes, at most one per input; return the ids that had none yet, because the first outcome wins."""
+    """Record outcomes, at most one per input, and return the ids of the inputs that had none yet: the first one wins.
+
+    An outcome with another task than the input's own has no effect.
+    """
     return {input_id for (input_id,) in await connection.execute(RECORD_OUTCOMES, OUTCOMES.parameters(outcomes))}
 
 

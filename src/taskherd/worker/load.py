@@ -137,16 +137,14 @@ def digest(command: Command) -> bytes:
 
 async def _find_inputs(
     connection: AsyncConnection, keys: set[tuple[UUID, UUID]]
-) -> tuple[frozenset[UUID], frozenset[UUID]]:
+) -> tuple[frozenset[tuple[UUID, UUID]], frozenset[tuple[UUID, UUID]]]:
     """Return which user inputs of ``keys`` (task id, input id) exist, and which of those have no outcome yet."""
     if not keys:
         return frozenset(), frozenset()
     rows = await inputs.load(connection, sorted({input_id for _, input_id in keys}))
-    existing = [row for row in rows if (row.task_id, row.input_id) in keys]
-    return (
-        frozenset(row.input_id for row in existing),
-        frozenset(row.input_id for row in existing if row.decided_at is None),
-    )
+    existing = keys & {(row.task_id, row.input_id) for row in rows}
+    decided = {(row.task_id, row.input_id) for row in rows if row.decided_at is not None}
+    return frozenset(existing), frozenset(existing - decided)
 
 
 async def _load_queues(

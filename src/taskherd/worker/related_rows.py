@@ -24,10 +24,11 @@ async def save_inbox(connection: AsyncConnection, updates: Mapping[UUID, TaskUpd
     if new:
         rows = [inputs.NewInput(item.input_id, task_id, item.content, now, item.actor_id) for task_id, item in new]
         await inputs.append(connection, rows)
-    decided = [report for update in updates.values() for report in update.input_outcomes]
+    decided = [(task_id, report) for task_id, update in updates.items() for report in update.input_outcomes]
     if decided:
         outcomes = [
-            inputs.InputOutcomeRow(report.input_id, report.outcome.value, now, report.detail) for report in decided
+            inputs.InputOutcomeRow(report.input_id, task_id, report.outcome.value, now, report.detail)
+            for task_id, report in decided
         ]
         await inputs.record_outcomes(connection, outcomes)
     failed = [task_id for task_id, update in updates.items() if update.inputs_failed]

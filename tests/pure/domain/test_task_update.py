@@ -35,11 +35,12 @@ LATER = NOON + 10 * SECOND
 ONE, TWO, THREE = UUID(int=1), UUID(int=2), UUID(int=3)
 
 
-def context(*known: UUID, decided: tuple[UUID, ...] = ()) -> UpdateContext:
-    """Return the context of a task with the inputs ``known``, some of them ``decided``."""
+def context(*known: UUID, decided: tuple[UUID, ...] = (), of: UUID = TASK) -> UpdateContext:
+    """Return the context of a batch that refers to the inputs ``known`` of one task, some of them ``decided``."""
     command_context = CommandContext({}, {}, {}, lambda prompt, _names_in_use: prompt)
-    open_inputs = frozenset(known) - set(decided)
-    return UpdateContext(timeouts(unchanged_core()), Backoff(1, 1), command_context, open_inputs, frozenset(known))
+    known_inputs = frozenset((of, input_id) for input_id in known)
+    open_inputs = known_inputs - {(of, input_id) for input_id in decided}
+    return UpdateContext(timeouts(unchanged_core()), Backoff(1, 1), command_context, open_inputs, known_inputs)
 
 
 def new_update(state: Any, queue: tuple[UUID, ...] = ()) -> TaskUpdate:
@@ -160,6 +161,16 @@ def test_an_expired_input_fails_and_the_next_is_sent() -> None:
     finalize(update, LATER, context())
     assert [(report.input_id, report.outcome) for report in update.input_outcomes] == [(ONE, InputOutcome.FAILED)]
     assert inbox(update) == (TWO, 0, TWO)
+
+
+def test_the_input_of_another_task_in_the_batch_is_unknown() -> None:
+    """A report or a timer check of a task cannot decide an input that another task of the same batch has."""
+    update = new_update(waiting(0, ONE))
+    others = context(ONE, of=THREE)
+    assert apply_report(update, outcome(ONE), LATER, others) is ReportOutcome.UNKNOWN_INPUT
+    apply_timer_check(update, TimerCheck(WATERMARK, expired_inputs=(ONE,)), LATER, others)
+    assert update.input_outcomes == []
+    assert update.existing_task.state.inbox.in_flight == ONE
 
 
 def test_two_expired_inputs_both_take_effect() -> None:
