@@ -65,6 +65,28 @@ async def test_a_long_poll_times_out(api_harness: ApiHarness, monkeypatch: pytes
         assert (refused.status_code, refused.json()["message"]) == (400, "Validation failed."), params
 
 
+async def test_a_task_that_matches_at_the_deadline(api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task that matches only when it is read at the deadline is returned as a match, without the timeout header."""
+    task = await api_harness.active()
+    task_id = uuid.UUID(task["id"])
+    reads: list[str] = []
+    fetch = api_harness.api._reader.fetch
+
+    async def change_before_the_last_read(statement: str, *values: Any) -> Any:
+        if DOCUMENT in statement:
+            reads.append(statement)
+            if len(reads) == 3:
+                await api_harness.worker.report(make_report("app.status", task_id, state="idle", message="done"))
+                await api_harness.worker.until(lambda: api_harness.worker.state(task_id).get("state") == "idle")
+        return await fetch(statement, *values)
+
+    monkeypatch.setattr(api_harness.api._reader, "fetch", change_before_the_last_read)
+    response = await api_harness.alice.get(f"/tasks/me/{task_id}", params={"wait": "0s", "until": "idle"})
+    assert len(reads) == 3
+    assert (response.status_code, response.json()["current_state"]["state"]) == (200, "idle")
+    assert "X-Taskherd-Timed-Out" not in response.headers
+
+
 async def test_a_task_that_is_deleted_during_the_wait(api_harness: ApiHarness) -> None:
     """A long poll of a task that is deleted gets a 404."""
     task = await api_harness.create()

@@ -121,7 +121,10 @@ async def _wait_for(
             if change.version > row["version"] and not until.isdisjoint(change.status_and_state):
                 tag = {"ETag": etags.of_document(change.version, change.revision)}
                 return BufferedResponse(200, orjson.dumps(change.document), tag)
-    response = queries.task_response(request, await queries.get_or_404(request))
+    row = await queries.get_or_404(request)
+    response = queries.task_response(request, row)
+    if not until.isdisjoint(_status_and_state(row)):
+        return response
     return replace(response, headers={**response.headers, TIMED_OUT: "true"})
 
 
