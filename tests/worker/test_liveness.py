@@ -26,6 +26,11 @@ async def heartbeat(harness: WorkerHarness, *tasks: uuid.UUID) -> None:
     await harness.report(*(make_report("agent.heartbeat", task_id) for task_id in tasks))
 
 
+def mass_held_since(harness: WorkerHarness) -> datetime | None:
+    """Return since when the worker has held a mass loss."""
+    return harness.worker._sweeper._mass_held_since
+
+
 async def drained_since(harness: WorkerHarness) -> datetime:
     """Wait until the report queues are drained, and return since when."""
     await harness.until_row("SELECT drained_since IS NOT NULL FROM workers ORDER BY seen_at DESC LIMIT 1")
@@ -101,6 +106,29 @@ async def test_the_mass_loss_guard_waits_before_most_agents_are_lost(start_worke
             " JOIN tasks t ON t.id = e.task_id WHERE e.cause ->> 'type' = 'agent.silent'"
         )
         assert min(row["after"].total_seconds() for row in silences) > 2
+
+
+async def test_a_worker_that_no_longer_sweeps_holds_no_mass_loss(start_worker: StartWorker) -> None:
+    """A worker that stops sweeping ends its hold; when it sweeps again, a new hold starts from the beginning."""
+    async with start_worker(agent_lost_after=1, mass_silence_hold=600) as harness:
+        tasks = [await harness.create() for _ in range(6)]
+        await asyncio.gather(*(harness.make_active(task_id) for task_id in tasks))
+        await heartbeat(harness, *tasks)
+        await harness.until_metric(1, "taskherd_mass_silence_held")
+        first_hold = mass_held_since(harness)
+        await harness.database.execute(
+            "INSERT INTO workers (worker_id, started_at, seen_at, drained_since)"
+            " VALUES ('', now(), now() + interval '20 seconds', now() - interval '1 hour')"
+        )
+        await harness.until_metric(0, "taskherd_mass_silence_held")
+        assert mass_held_since(harness) is None
+        await harness.database.execute("DELETE FROM workers WHERE worker_id = ''")
+        await harness.until_metric(1, "taskherd_mass_silence_held")
+        second_hold = mass_held_since(harness)
+        assert first_hold is not None
+        assert second_hold is not None
+        assert second_hold > first_hold
+        assert all(health(harness, task_id) == HEALTHY for task_id in tasks)
 
 
 async def test_a_few_of_many_agents_are_lost_at_once(start_worker: StartWorker) -> None:

@@ -103,6 +103,7 @@ class Sweeper:
         else:
             watermark = max(watermark, self._earliest_watermark)
         if fresh and self._id != min(fresh):
+            self._end_mass_hold()
             return 0
         self._context.metrics.sweeps.inc()
         checked = 0
@@ -159,8 +160,7 @@ class Sweeper:
         if decide_mass_loss(connected, lost, held_duration, self._context.timeouts) is MassLossDecision.HOLD:
             self._hold_mass_loss(now, connected, lost)
             return 0
-        self._mass_held_since = None
-        self._context.metrics.mass_silence_held.set(0)
+        self._end_mass_hold()
         for start in range(0, len(silent), MAX_TASKS):
             await self._reconcile({task_id: TimerCheck(watermark) for task_id in silent[start : start + MAX_TASKS]})
         return len(silent)
@@ -173,6 +173,10 @@ class Sweeper:
             )
         self._context.metrics.sweeps_held.inc()
         self._context.metrics.mass_silence_held.set(1)
+
+    def _end_mass_hold(self) -> None:
+        self._mass_held_since = None
+        self._context.metrics.mass_silence_held.set(0)
 
     async def _check_expired_inputs(self, watermark: datetime, check: TimerCheck) -> int:
         ttl = self._context.timeouts.request_ttl
