@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
@@ -38,13 +39,28 @@ def validate(model: type[Query], query: Mapping[str, str]) -> Query:
     Raises:
         HTTPError: a 400 that names the first invalid parameter.
     """
-    required = {name: "" for name, field in model.model_fields.items() if field.is_required()}
+    required = _required(model)
+    if not query and not required:
+        defaults: Query = _defaults(model)
+        return defaults
     try:
         return model.model_validate({**required, **query})
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         validation = (str(first["loc"][0]), first["msg"].removeprefix("Value error, "))
         raise invalid(validation, message=model.error_message) from None
+
+
+@cache
+def _required(model: type[QueryModel]) -> Mapping[str, str]:
+    """Return the required parameters of a model, each empty."""
+    return {name: "" for name, field in model.model_fields.items() if field.is_required()}
+
+
+@cache
+def _defaults(model: type[Query]) -> Query:
+    """Return the values of a request without a query, which all such requests share: the model is frozen."""
+    return model.model_validate({})
 
 
 def declared(model: type[QueryModel]) -> list[dict[str, Any]]:
