@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import shlex
@@ -188,14 +189,19 @@ def _agents(data: Path) -> Path:
 def interruptible(announce: Callable[[str], None]) -> Iterator[None]:
     """Raise KeyboardInterrupt on the first SIGINT or SIGTERM and ignore further ones, so that the cleanup completes.
 
-    ``announce`` is called with a line when that happens.
+    ``announce`` is called with a line when that happens. In an event loop the exception is raised between two
+    callbacks: raised within one it could end any task, also one inside a library that another task then waits for.
     """
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
         announce("stopping")
-        raise KeyboardInterrupt
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise KeyboardInterrupt from None
+        loop.call_soon_threadsafe(_raise_interrupt)
 
     previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -203,6 +209,10 @@ def interruptible(announce: Callable[[str], None]) -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _raise_interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 def _secret_key(path: Path) -> str:
