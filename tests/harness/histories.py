@@ -16,12 +16,14 @@ from hypothesis import strategies as st
 
 from taskherd.domain.reports import (
     AgentDisconnected,
+    AgentExit,
     AgentHeartbeat,
     AgentLifecycle,
     AgentState,
     App,
     AppHealth,
     AppStatus,
+    ExitReason,
     Health,
     JobStatus,
     Lifecycle,
@@ -48,7 +50,7 @@ TRANSITIONS = (*Transition, *[Transition.START] * 6)
 LIFECYCLES = (*Lifecycle, *[Lifecycle.READY] * 6)
 
 
-def report(rng: Random, task_id: UUID = TASK, build_number: int | None = None) -> Report:
+def report(rng: Random, task_id: UUID = TASK, build_number: int | None = None) -> Report:  # noqa: PLR0911 - one return for each facet
     """Return a random report that concerns a facet, with a build number and seq; of ``build_number``, or of any."""
     common: dict[str, Any] = {
         "task_id": task_id,
@@ -57,7 +59,7 @@ def report(rng: Random, task_id: UUID = TASK, build_number: int | None = None) -
         "observed_at": rng.choice((None, None, NOON, NOON - timedelta(seconds=1))),
         "agent_id": rng.choice((None, *AGENTS)),
     }
-    match rng.randrange(8):
+    match rng.randrange(9):
         case 0 | 1 | 2:
             return _build(rng, common)
         case 3:
@@ -67,10 +69,18 @@ def report(rng: Random, task_id: UUID = TASK, build_number: int | None = None) -
         case 5:
             return AgentDisconnected(**common)
         case 6:
+            return _exit(rng, common)
+        case 7:
             return AppHealth(**common, health=rng.choice((*Health, Health.HEALTHY)))
         case _:
             message, uri = rng.choice(("", "a", "é", "Z")), rng.choice(("", "https://example.com/1"))
             return AppStatus(**common, state=rng.choice(tuple(AgentState)), message=message, uri=uri)
+
+
+def _exit(rng: Random, common: dict[str, Any]) -> AgentExit:
+    status, signal = rng.choice(((0, None), (3, None), (None, 9), (None, None)))
+    words = rng.choice((None, "the end"))
+    return AgentExit(**common, why=rng.choice(tuple(ExitReason)), status=status, signal=signal, words=words)
 
 
 def _build(rng: Random, common: dict[str, Any]) -> WorkspaceBuild:
@@ -88,6 +98,8 @@ def _build(rng: Random, common: dict[str, Any]) -> WorkspaceBuild:
         app=rng.choice((None, app)),
         runner=rng.choice((None, "r1", "r2")),
         error=rng.choice((None, "it broke", "it broke again")),
+        restart=rng.random() < 0.2,
+        reason=rng.choice((None, "the machine is drained")),
     )
 
 

@@ -12,12 +12,14 @@ import orjson
 from taskherd.domain import builds
 from taskherd.domain.reports import (
     AgentDisconnected,
+    AgentExit,
     AgentHeartbeat,
     AgentLifecycle,
     AgentState,
     App,
     AppHealth,
     AppStatus,
+    ExitReason,
     Health,
     JobStatus,
     Lifecycle,
@@ -25,7 +27,7 @@ from taskherd.domain.reports import (
     Workspace,
     WorkspaceBuild,
 )
-from taskherd.domain.task import Deletion, Inbox, Silence, Stamped, TaskState, TimedOut
+from taskherd.domain.task import Deletion, Inbox, LossRestarts, Silence, Stall, Stamped, TaskState, TimedOut
 from taskherd.domain.value import replace
 from taskherd.store import task_state_codec
 
@@ -35,6 +37,7 @@ TASK, AGENT, APP, WORKSPACE, INPUT = (UUID(int=number) for number in range(1, 6)
 KEYS = {
     "builds", "build", "workspace", "runner", "agent", "app", "lifecycle", "app_health", "app_status", "connection",
     "heard", "appeared", "asked", "unanswered", "silence", "given_up", "inbox", "deletion",
+    "agent_exit", "restarts", "stall", "loss_restarts",
 }  # fmt: skip
 """The keys in stored rows; renaming one means rewriting the rows."""
 
@@ -59,6 +62,7 @@ def full_state() -> TaskState:
         runner="runner-1",
     )
     stop = replace(start, build_number=4, seq=1, transition=Transition.STOP, workspace=None, app=None, error="failed")
+    stop = replace(stop, restart=True, reason="drained")
     common: dict[str, Any] = {"task_id": TASK, "build_number": 3, "observed_at": at(2), "agent_id": AGENT}
     return TaskState(
         build=Stamped(stop, at(10)),
@@ -72,12 +76,17 @@ def full_state() -> TaskState:
             AppStatus(seq=3, state=AgentState.WORKING, message="Compiling", uri="https://example.com", **common), at(6)
         ),
         connection=Stamped(AgentHeartbeat(seq=4, **common), at(7)),
+        agent_exit=Stamped(
+            AgentExit(seq=5, why=ExitReason.SIGNALLED, status=137, signal=9, words="so long", **common), at(9)
+        ),
         last_heartbeat={3: at(7), 2: at(0)},
         first_seen={3: at(2)},
         requested_builds={3: Transition.START, 4: Transition.STOP},
         unanswered_build=4,
         silence=Silence(3, lost=True),
         timed_out=TimedOut(4, 1, "no runner"),
+        stall=Stall(3, at(6)),
+        loss_restarts=LossRestarts(2, at(30)),
         inbox=Inbox(2, INPUT, at(8)),
         deletion=Deletion(1, at(20), done=True),
     )

@@ -15,12 +15,16 @@ from taskherd.domain.view import (
     STATUS_BY_BUILD,
     STATUS_BY_LIFECYCLE,
     Status,
+    agent_exit_of,
     agent_of,
     app_health_of,
     current_app_status,
     current_state_of,
+    has_failed,
     health_of,
     is_current,
+    is_lost,
+    status_of,
 )
 
 if TYPE_CHECKING:
@@ -68,6 +72,9 @@ def _status(state: TaskState, timeouts: Timeouts) -> ExplainedValue[Status]:
         rule = "build.given_up" if state.build_timed_out else f"build.{transition}.{state.job_status}"
         return ExplainedValue(build, rule, explanations.build(state, timeouts), _build_report(state))
     agent = agent_of(state)
+    if agent_exit_of(state) is not None or is_lost(state):
+        value = status_of(state, agent, app_health_of(state))
+        return ExplainedValue(value, _gone_rule(state), explanations.agent_gone(state), _gone_report(state))
     if agent is None:
         return ExplainedValue(Status.INITIALIZING, "agent.none", explanations.no_agent(state), _build_report(state))
     lifecycle = _lifecycle(state)
@@ -79,6 +86,16 @@ def _status(state: TaskState, timeouts: Timeouts) -> ExplainedValue[Status]:
     app_health: Stamped[Facet] | None = state.app_health if is_current(state, state.app_health) else None
     report = app_health or (lifecycle if health is Health.DISABLED else app)
     return ExplainedValue(STATUS_BY_APP_HEALTH[health], f"app.{health}", explanations.APP[health], report)
+
+
+def _gone_rule(state: TaskState) -> str:
+    """Return the rule for an agent that has ended or is lost: ``agent_exit.exited``, ``agent.lost``."""
+    stamped = agent_exit_of(state)
+    return "agent.lost" if stamped is None else f"agent_exit.{stamped.report.why}"
+
+
+def _gone_report(state: TaskState) -> Stamped[Facet] | None:
+    return agent_exit_of(state) or (state.connection if is_current(state, state.connection) else None)
 
 
 def _build_report(state: TaskState) -> Stamped[Facet] | None:
@@ -97,7 +114,7 @@ def _current_state(state: TaskState, status: Status) -> ExplainedValue[CurrentSt
         return ExplainedValue(None, "app_status.none", explanations.NOTHING_REPORTED)
     if stamped is not None:
         return ExplainedValue(
-            value, f"app_status.{value.state}", explanations.reported_state(stamped.report.sort_key[0]), stamped
+            value, f"app_status.{value.state}", explanations.reported_state(state, stamped.report.sort_key[0]), stamped
         )
     if value.state == AgentState.FAILED:
         return ExplainedValue(value, "build.failed", explanations.failed_build(state), _build_report(state))
@@ -109,7 +126,12 @@ def _health(state: TaskState, timeouts: Timeouts) -> ExplainedValue[AgentHealth 
     if value is None:
         return ExplainedValue(None, "agent.none", explanations.NO_AGENT)
     connection: Stamped[Facet] | None = state.connection if is_current(state, state.connection) else None
+    agent_exit = agent_exit_of(state)
     if value.reason is None:
-        return ExplainedValue(value, "healthy", explanations.healthy(timeouts), connection)
-    report = _lifecycle(state) if value.reason in _LIFECYCLE_REASONS else connection
-    return ExplainedValue(value, value.reason.replace(" ", "_"), explanations.unhealthy(value.reason, timeouts), report)
+        return ExplainedValue(value, "healthy", explanations.healthy(state, timeouts), agent_exit or connection)
+    by_lifecycle = value.reason in _LIFECYCLE_REASONS
+    report: Stamped[Facet] | None = _lifecycle(state) if by_lifecycle else connection
+    if agent_exit and has_failed(agent_exit.report):
+        report = agent_exit
+    text = explanations.unhealthy(state, value.reason, timeouts)
+    return ExplainedValue(value, value.reason.replace(" ", "_"), text, report)

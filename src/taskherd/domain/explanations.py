@@ -6,16 +6,22 @@ that it explains, it is a function of the task state.
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING, Final, assert_never
 
-from taskherd.domain.reports import Health, JobStatus, Lifecycle, Transition
+from taskherd.domain.reports import ExitReason, Health, JobStatus, Lifecycle, Transition
+from taskherd.domain.view import agent_exit_of, has_failed, is_lost
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import timedelta
 
     from taskherd.domain.liveness import Timeouts
+    from taskherd.domain.reports import AgentExit
     from taskherd.domain.task import TaskState
+
+MAX_WORDS: Final = 160
+"""Maximum number of characters of an agent's last words that a text repeats."""
 
 _PURPOSES: Final[Mapping[Transition, str]] = {
     Transition.START: "starts the workspace",
@@ -52,9 +58,7 @@ NO_AGENT: Final = (
 )
 
 _UNHEALTHY: Final[Mapping[str, str]] = {
-    "agent is not running": (
-        "The agent reported that it is off. A heartbeat of the agent or a new start of the workspace changes this."
-    ),
+    "agent is not running": ("The agent reported that it is off. A heartbeat of the agent changes this. {again}"),
     "agent has not yet connected": (
         "No heartbeat of the agent has been received yet. Its first heartbeat changes this; without one for {connect}"
         " it counts as taking too long."
@@ -64,7 +68,7 @@ _UNHEALTHY: Final[Mapping[str, str]] = {
     ),
     "agent has lost connection": (
         "The agent disconnected, or sent no heartbeat for {lost} while the worker was receiving reports. Its next"
-        " heartbeat changes this."
+        " heartbeat changes this. {again}"
     ),
     "agent startup script exited with an error": (
         "A start-up script of the agent failed. A new start of the workspace may help."
@@ -141,9 +145,74 @@ def agent(lifecycle: Lifecycle) -> str:
     )
 
 
-def reported_state(number: int) -> str:
-    """Explain a current state that the agent reported."""
+def reported_state(state: TaskState, number: int) -> str:
+    """Explain a current state that was reported in build ``number``."""
+    if number == state.build_number:
+        stamped = agent_exit_of(state)
+        if stamped is not None:
+            return f"The last state of the agent, which {how_ended(stamped.report)}. {start_again(state)}"
+        if is_lost(state):
+            return (
+                f"Reported in build {number}, before the agent was lost; it may no longer be true. {start_again(state)}"
+            )
     return f"Reported by the agent in build {number}. Its next status report replaces it."
+
+
+def agent_gone(state: TaskState) -> str:
+    """Explain the status of a task whose agent has ended or is lost, while its workspace counts as up."""
+    stamped = agent_exit_of(state)
+    if stamped is None:
+        return f"The workspace is up, as far as is known, but its agent is lost. {start_again(state)}"
+    place = "" if has_failed(stamped.report) else ", and its workspace is up"
+    return f"The agent {how_ended(stamped.report)}{place}. {start_again(state)}"
+
+
+def how_ended(agent_exit: AgentExit) -> str:
+    """Describe how an agent ended, as a predicate: ``exited with status 3 ("out of disk space")``."""
+    words = f' ("{_shorten(agent_exit.words)}")' if agent_exit.words else ""
+    match agent_exit.why:
+        case ExitReason.EXITED:
+            how = "exited" if agent_exit.status is None else f"exited with status {agent_exit.status}"
+        case ExitReason.SIGNALLED:
+            how = "was ended by a signal" if agent_exit.signal is None else f"was ended by {_name(agent_exit.signal)}"
+        case ExitReason.OUT_OF_MEMORY:
+            how = "was ended because it ran out of memory"
+        case ExitReason.TIMEOUT:
+            how = "was ended because it exceeded its time limit"
+        case ExitReason.LOST:
+            how = "ended without a record of how: its machine or container stopped, or its shim was killed"
+        case ExitReason.STOPPED:
+            how = "was stopped with its workspace"
+        case ExitReason.INTERRUPTED:
+            how = "was ended because a user interrupted it"
+        case ExitReason.NOT_STARTED:
+            how = "could not be started"
+        case _:
+            assert_never(agent_exit.why)
+    return how + words
+
+
+def _name(number: int) -> str:
+    try:
+        return f"signal {number} ({signal.Signals(number).name})"
+    except ValueError:
+        return f"signal {number}"
+
+
+def _shorten(text: str) -> str:
+    last = " ".join(text.split())
+    return last if len(last) <= MAX_WORDS else f"…{last[-MAX_WORDS:]}"
+
+
+def start_again(state: TaskState) -> str:
+    """Say what starts the agent of a task again, which has ended or is lost."""
+    if state.deletion is not None:
+        return "The task is being deleted."
+    if state.has_active_build:
+        return "It can be started again when the build of its workspace has ended."
+    if state.loss_restarts.retry_at is not None:
+        return "The worker starts it again by itself, as the template's `run.on_loss` asks for."
+    return "Resume the task to start it again."
 
 
 def failed_build(state: TaskState) -> str:
@@ -151,18 +220,26 @@ def failed_build(state: TaskState) -> str:
     return f"Build {state.build_number} failed, and no agent has reported a status in it. {_next_attempt(state)}"
 
 
-def healthy(timeouts: Timeouts) -> str:
+def healthy(state: TaskState, timeouts: Timeouts) -> str:
     """Explain why an agent is healthy: its heartbeats arrive, which the runner sends while the workspace is up."""
+    stamped = agent_exit_of(state)
+    if stamped is not None:
+        return f"The agent {how_ended(stamped.report)}, which is no fault. {start_again(state)}"
     return (
         f"The agent sends heartbeats. After {format_duration(timeouts.agent_lost_after)} without one it would count as"
         " lost."
     )
 
 
-def unhealthy(reason: str, timeouts: Timeouts) -> str:
+def unhealthy(state: TaskState, reason: str, timeouts: Timeouts) -> str:
     """Explain a reason of the agent health."""
+    stamped = agent_exit_of(state)
+    if stamped is not None and has_failed(stamped.report):
+        return f"The agent {how_ended(stamped.report)}. {start_again(state)}"
     return _UNHEALTHY[reason].format(
-        lost=format_duration(timeouts.agent_lost_after), connect=format_duration(timeouts.agent_connect_timeout)
+        lost=format_duration(timeouts.agent_lost_after),
+        connect=format_duration(timeouts.agent_connect_timeout),
+        again=start_again(state),
     )
 
 

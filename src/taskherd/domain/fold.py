@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TypeVar, assert_never
 from taskherd.domain.outcome import ReportOutcome
 from taskherd.domain.reports import (
     AgentDisconnected,
+    AgentExit,
     AgentHeartbeat,
     AgentLifecycle,
     AppHealth,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
     from taskherd.domain.reports import Report
 
-F = TypeVar("F", WorkspaceBuild, AgentLifecycle, AgentHeartbeat | AgentDisconnected, AppHealth, AppStatus)
+F = TypeVar("F", WorkspaceBuild, AgentLifecycle, AgentHeartbeat | AgentDisconnected, AgentExit, AppHealth, AppStatus)
 
 
 @value(frozen=True, slots=True)
@@ -74,6 +75,9 @@ def fold(state: TaskState, report: Report, now: datetime) -> FoldResult:  # noqa
             return FoldResult(_heartbeat(state, report, now), ReportOutcome.APPLIED)
         case AgentDisconnected():
             return _fold_result(state, _connection(_record_first_seen(state, report, now), report, now))
+        case AgentExit():
+            ended = _greater(state.agent_exit, report, now)
+            return _fold_result(state, state if ended is state.agent_exit else replace(state, agent_exit=ended))
         case AppHealth():
             health = _greater(state.app_health, report, now)
             return _fold_result(state, state if health is state.app_health else replace(state, app_health=health))

@@ -12,9 +12,9 @@ from uuid import UUID
 from taskherd.domain import builds, inbox, names
 from taskherd.domain.commands import Create, Delete, Pause, Resume, Send, UpdateInput
 from taskherd.domain.reports import JobStatus, Transition
-from taskherd.domain.task import Deletion, Task
+from taskherd.domain.task import Deletion, LossRestarts, Task
 from taskherd.domain.value import replace, value
-from taskherd.domain.view import Status, agent_of, app_health_of, status_of
+from taskherd.domain.view import Status, agent_of, app_health_of, is_agent_gone, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Mapping
@@ -207,8 +207,10 @@ def _pause(task: Task, now: datetime) -> CommandAccepted | CommandRefused:
 
 
 def _resume(task: Task, now: datetime) -> CommandAccepted | CommandRefused:
+    """Request the next start unless an agent is running, or may be."""
     state = task.state
-    if not state.has_active_build and state.is_start and state.job_status is JobStatus.SUCCEEDED:
+    is_up = not state.has_active_build and state.is_start and state.job_status is JobStatus.SUCCEEDED
+    if is_up and not is_agent_gone(state):
         return CommandRefused(409, "Task workspace is already running.")
     return _request_build(task, Transition.START, now)
 
@@ -218,7 +220,8 @@ def _request_build(task: Task, transition: Transition, now: datetime) -> Command
         return BUILD_ACTIVE
     if builds.is_exhausted(task.state):
         return NO_BUILDS_LEFT
-    return CommandAccepted(replace(task, state=builds.request_next_build(task.id, task.state, transition, now)))
+    state = replace(task.state, loss_restarts=LossRestarts())
+    return CommandAccepted(replace(task, state=builds.request_next_build(task.id, state, transition, now)))
 
 
 def current_status(state: TaskState) -> Status:

@@ -77,6 +77,26 @@ class InputOutcome(StrEnum):
     FAILED = "failed"
 
 
+class ExitReason(StrEnum):
+    """How an agent's process ended."""
+
+    EXITED = "exited"
+    """It exited by itself, with a status."""
+    SIGNALLED = "signalled"
+    """A signal ended it that its runner had not sent."""
+    OUT_OF_MEMORY = "out_of_memory"
+    TIMEOUT = "timeout"
+    """Its runner ended it because it exceeded its time limit."""
+    LOST = "lost"
+    """It no longer runs, and nothing recorded how it ended."""
+    STOPPED = "stopped"
+    """Its runner ended it because the workspace was to be stopped or deleted."""
+    INTERRUPTED = "interrupted"
+    """Its runner ended it because a user interrupted it."""
+    NOT_STARTED = "not_started"
+    """Its program could not be started."""
+
+
 class LogSource(StrEnum):
     """Author of a log entry: ``input`` is the user, ``output`` is the agent."""
 
@@ -131,7 +151,10 @@ class BaseReport:
 
 @value(frozen=True, slots=True, kw_only=True)
 class WorkspaceBuild(BaseReport):
-    """Progress of a workspace build, reported by its provisioner."""
+    """Progress of a workspace build, reported by its provisioner.
+
+    ``restart`` asks for the next start after a stop that the provisioner made of its own accord, for ``reason``.
+    """
 
     type: ClassVar[str] = "workspace.build"
     transition: Transition
@@ -140,6 +163,8 @@ class WorkspaceBuild(BaseReport):
     app: App | None = None
     runner: str | None = None
     error: str | None = None
+    restart: bool = False
+    reason: str | None = None
 
 
 @value(frozen=True, slots=True, kw_only=True)
@@ -162,6 +187,21 @@ class AgentDisconnected(BaseReport):
     """The agent disconnected deliberately."""
 
     type: ClassVar[str] = "agent.disconnected"
+
+
+@value(frozen=True, slots=True, kw_only=True)
+class AgentExit(BaseReport):
+    """The end of the agent's process.
+
+    ``status`` is its exit status and ``signal`` the number of the signal that ended it, if they are known; ``words``
+    are the last words of its output.
+    """
+
+    type: ClassVar[str] = "agent.exit"
+    why: ExitReason
+    status: int | None = None
+    signal: int | None = None
+    words: str | None = None
 
 
 @value(frozen=True, slots=True, kw_only=True)
@@ -205,6 +245,7 @@ Report: TypeAlias = (
     | AgentLifecycle
     | AgentHeartbeat
     | AgentDisconnected
+    | AgentExit
     | AppHealth
     | AppStatus
     | TaskLog
@@ -252,11 +293,15 @@ def _type_fields(report: Report) -> dict[str, object]:  # noqa: PLR0911 - one re
                 "app": _app(report.app),
                 "runner": report.runner,
                 "error": report.error,
+                "restart": report.restart or None,
+                "reason": report.reason,
             }
         case AgentLifecycle():
             return {"lifecycle": report.lifecycle}
         case AgentHeartbeat() | AgentDisconnected():
             return {}
+        case AgentExit():
+            return {"why": report.why, "status": report.status, "signal": report.signal, "words": report.words}
         case AppHealth():
             return {"health": report.health}
         case AppStatus():

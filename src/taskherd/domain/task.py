@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 from taskherd.domain.reports import (
     AgentDisconnected,
+    AgentExit,
     AgentHeartbeat,
     AgentLifecycle,
     AppHealth,
@@ -36,7 +37,9 @@ MAX_TRACKED_BUILDS = 16
 MAX_REQUESTED_BUILDS = 256
 """Maximum number of requested builds, the latest ones, whose transition is kept to detect conflicting reports."""
 
-Facet: TypeAlias = WorkspaceBuild | AgentLifecycle | AgentHeartbeat | AgentDisconnected | AppHealth | AppStatus
+Facet: TypeAlias = (
+    WorkspaceBuild | AgentLifecycle | AgentHeartbeat | AgentDisconnected | AgentExit | AppHealth | AppStatus
+)
 """The reports that are folded into a facet; log entries and input outcomes are not part of the task state."""
 
 R_co = TypeVar("R_co", covariant=True, bound=Facet)
@@ -59,6 +62,28 @@ class Silence:
 
     build_number: int
     lost: bool
+
+
+@value(frozen=True, slots=True)
+class Stall:
+    """The decision that the agent of a build is stalled: it is working, and has sent only heartbeats since ``since``.
+
+    The next report about it, other than a heartbeat, ends it.
+    """
+
+    build_number: int
+    since: datetime
+
+
+@value(frozen=True, slots=True)
+class LossRestarts:
+    """The restarts after the loss of an agent: how many were requested, and when the next one is to be requested.
+
+    ``retry_at`` is None unless the agent of the latest build is lost.
+    """
+
+    count: int = 0
+    retry_at: datetime | None = None
 
 
 @value(frozen=True, slots=True)
@@ -110,12 +135,15 @@ class TaskState:
     app_health: Stamped[AppHealth] | None = None
     app_status: Stamped[AppStatus] | None = None
     connection: Stamped[AgentHeartbeat | AgentDisconnected] | None = None
+    agent_exit: Stamped[AgentExit] | None = None
     last_heartbeat: Mapping[int, datetime] = field(default_factory=dict)
     first_seen: Mapping[int, datetime] = field(default_factory=dict)
     requested_builds: Mapping[int, Transition] = field(default_factory=dict)
     unanswered_build: int | None = None
     silence: Silence | None = None
     timed_out: TimedOut | None = None
+    stall: Stall | None = None
+    loss_restarts: LossRestarts = field(default_factory=LossRestarts)
     inbox: Inbox = field(default_factory=Inbox)
     deletion: Deletion | None = None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from taskherd.domain.reports import AgentDisconnected, AgentState, Health, JobStatus, Lifecycle, Transition
+from taskherd.domain.reports import AgentDisconnected, AgentState, ExitReason, Health, JobStatus, Lifecycle, Transition
 from taskherd.domain.value import value
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from taskherd.domain.reports import App, AppStatus
+    from taskherd.domain.reports import AgentExit, App, AppStatus
     from taskherd.domain.task import Facet, Stamped, TaskState
 
 
@@ -94,6 +94,17 @@ class AgentHealth:
 
 
 @value(frozen=True, slots=True)
+class EndedAgent:
+    """How the agent ended: see ``reports.AgentExit``; ``at`` is when, or when the report about it was received."""
+
+    why: ExitReason
+    status: int | None
+    signal: int | None
+    words: str
+    at: datetime
+
+
+@value(frozen=True, slots=True)
 class TaskView:
     """The derived part of the task document."""
 
@@ -107,6 +118,8 @@ class TaskView:
     health: AgentHealth | None
     app_id: UUID | None
     current_state: CurrentState | None
+    agent_exit: EndedAgent | None
+    stalled_since: datetime | None
 
 
 @value(frozen=True, slots=True)
@@ -135,6 +148,8 @@ def derive_view(state: TaskState, task_name: str) -> TaskView:
         health=health_of(state, agent),
         app_id=app.id if app else None,
         current_state=current_state_of(state, status, agent),
+        agent_exit=ended_agent_of(state),
+        stalled_since=stalled_since(state),
     )
 
 
@@ -195,6 +210,9 @@ def is_connected(state: TaskState) -> bool:
 
 def health_of(state: TaskState, agent: Agent | None) -> AgentHealth | None:  # noqa: PLR0911 - the reasons, in order
     """Return the health of the agent with the first reason that applies, or None if there is no agent."""
+    agent_exit = agent_exit_of(state)
+    if agent_exit is not None and has_failed(agent_exit.report):
+        return AgentHealth(healthy=False, reason="agent is not running")
     if agent is None:
         return None
     alive = is_connected(state)
@@ -212,6 +230,66 @@ def health_of(state: TaskState, agent: Agent | None) -> AgentHealth | None:  # n
     if agent.lifecycle in SHUTTING_DOWN:
         return AgentHealth(healthy=False, reason="agent is shutting down")
     return AgentHealth(healthy=True)
+
+
+def agent_exit_of(state: TaskState) -> Stamped[AgentExit] | None:
+    """Return the report of the end of the latest build's agent, or None if the agent has not ended."""
+    return state.agent_exit if is_current(state, state.agent_exit) else None
+
+
+def has_failed(agent_exit: AgentExit) -> bool:
+    """Return whether an agent ended in another way than by itself with status 0, or as it was asked to."""
+    if agent_exit.why is ExitReason.EXITED:
+        return bool(agent_exit.status)
+    return agent_exit.why not in {ExitReason.STOPPED, ExitReason.INTERRUPTED}
+
+
+def is_lost(state: TaskState) -> bool:
+    """Return whether the agent of the latest build is lost: it fell silent, or ended without a record of how."""
+    agent_exit = agent_exit_of(state)
+    if agent_exit is not None:
+        return agent_exit.report.why is ExitReason.LOST
+    silence = state.silence
+    return state.is_start and silence is not None and silence.lost and silence.build_number == state.build_number
+
+
+def is_agent_gone(state: TaskState) -> bool:
+    """Return whether the agent of the latest build, a start, is known not to run any more, or is lost."""
+    if agent_exit_of(state) is not None or is_lost(state):
+        return True
+    agent = agent_of(state)
+    if agent is None or is_connected(state):
+        return False
+    return agent.lifecycle is Lifecycle.OFF or _has_disconnected(state)
+
+
+def ended_agent_of(state: TaskState) -> EndedAgent | None:
+    """Return how the agent of the latest build ended, or None if it has not ended."""
+    stamped = agent_exit_of(state)
+    if stamped is None:
+        return None
+    report, received_at = stamped.report, stamped.received_at
+    at = received_at if report.observed_at is None else min(report.observed_at, received_at)
+    return EndedAgent(report.why, report.status, report.signal, report.words or "", at)
+
+
+def is_working(state: TaskState) -> bool:
+    """Return whether the agent of the latest build runs, is connected, and reported that it is working."""
+    stamped = current_app_status(state)
+    return (
+        state.is_start
+        and stamped is not None
+        and stamped.report.state is AgentState.WORKING
+        and agent_exit_of(state) is None
+        and is_connected(state)
+    )
+
+
+def stalled_since(state: TaskState) -> datetime | None:
+    """Return since when an agent that is working has sent nothing but heartbeats, or None if it is not stalled."""
+    stall = state.stall
+    is_stalled = stall is not None and stall.build_number == state.build_number and is_working(state)
+    return stall.since if stall is not None and is_stalled else None
 
 
 SHUTTING_DOWN = frozenset({Lifecycle.SHUTTING_DOWN, Lifecycle.SHUTDOWN_TIMEOUT, Lifecycle.SHUTDOWN_ERROR})

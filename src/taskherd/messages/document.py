@@ -13,7 +13,7 @@ from uuid import UUID
 import orjson
 from pydantic import BaseModel
 
-from taskherd.domain.reports import Lifecycle, format_rfc3339
+from taskherd.domain.reports import ExitReason, Lifecycle, format_rfc3339
 from taskherd.domain.view import Status
 
 if TYPE_CHECKING:
@@ -38,6 +38,16 @@ class AgentHealthOut(BaseModel):
 
     healthy: bool
     reason: str | None = None
+
+
+class AgentExitOut(BaseModel):
+    """How the agent ended; ``words`` are the last words of its output, ``at`` is when it ended."""
+
+    why: ExitReason
+    status: int | None
+    signal: int | None
+    words: str
+    at: datetime
 
 
 class TaskDocument(BaseModel):
@@ -66,6 +76,8 @@ class TaskDocument(BaseModel):
     initial_prompt: str
     status: Status
     current_state: CurrentStateOut | None
+    agent_exit: AgentExitOut | None
+    stalled_since: datetime | None
     created_at: datetime
     updated_at: datetime
 
@@ -86,6 +98,8 @@ def core_document(view: TaskView, task: Task) -> dict[str, Any]:
         "workspace_app_id": _id(view.app_id),
         "status": view.status.value,
         "current_state": None,
+        "agent_exit": None,
+        "stalled_since": None if view.stalled_since is None else format_rfc3339(view.stalled_since),
         "created_at": format_rfc3339(task.created_at),
     }
     if view.workspace_status:
@@ -102,6 +116,15 @@ def core_document(view: TaskView, task: Task) -> dict[str, Any]:
             "state": state.state,
             "message": state.message,
             "uri": state.uri,
+        }
+    ended = view.agent_exit
+    if ended is not None:
+        core["agent_exit"] = {
+            "why": ended.why.value,
+            "status": ended.status,
+            "signal": ended.signal,
+            "words": ended.words,
+            "at": format_rfc3339(ended.at),
         }
     return core
 

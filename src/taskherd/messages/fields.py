@@ -56,6 +56,7 @@ Instant = Annotated[
 BuildNumber = Annotated[int, Field(strict=True, ge=1, le=MAX_BUILD_NUMBER)]
 Seq = Annotated[int, Field(strict=True, ge=0, le=MAX_SEQ)]
 EntryId = Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)]
+ExitStatus = Annotated[int, Field(strict=True, ge=-(2**31), le=2**32 - 1)]
 StrictText = Annotated[str, Field(strict=True)]
 
 # At least one character must remain when control characters are removed.

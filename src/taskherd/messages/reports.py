@@ -23,6 +23,7 @@ from taskherd.messages.decoding import TOO_DEEP, InvalidMessage, Undecodable, de
 from taskherd.messages.fields import (
     BuildNumber,
     EntryId,
+    ExitStatus,
     IncomingModel,
     Instant,
     Name,
@@ -105,6 +106,10 @@ class WorkspaceBuildIn(BaseReportIn):
     app: AppIn | None = None
     runner: RunnerName | None = None
     error: StrictText | None = None
+    restart: Annotated[bool, Field(strict=True)] | None = Field(
+        None, description="Of a stop that the provisioner made of its own accord: start the workspace again."
+    )
+    reason: StrictText | None = Field(None, description="Why the provisioner stopped the workspace.")
 
     def to_domain(self, now: datetime, counts: SanitizeCounts) -> domain.WorkspaceBuild:
         """Return the report as a domain value, with sanitized texts."""
@@ -123,6 +128,8 @@ class WorkspaceBuildIn(BaseReportIn):
             app=None if self.app is None else self.app.to_domain(counts),
             runner=self.runner,
             error=None if self.error is None else texts.sanitize_message(self.error, counts),
+            restart=bool(self.restart),
+            reason=None if self.reason is None else texts.sanitize_message(self.reason, counts),
         )
 
 
@@ -173,6 +180,30 @@ class AgentDisconnectedIn(BaseReportIn):
             seq=self.seq_at(now),
             observed_at=self.observed_at,
             agent_id=self.agent_id,
+        )
+
+
+class AgentExitIn(BaseReportIn):
+    """The end of the agent's process."""
+
+    type: Literal["agent.exit"]
+    why: domain.ExitReason
+    status: ExitStatus | None = None
+    signal: ExitStatus | None = None
+    words: StrictText | None = Field(None, description="The last words of the agent's output.")
+
+    def to_domain(self, now: datetime, counts: SanitizeCounts) -> domain.AgentExit:
+        """Return the report as a domain value, with sanitized texts."""
+        return domain.AgentExit(
+            task_id=self.task_id,
+            build_number=self.build_number,
+            seq=self.seq_at(now),
+            observed_at=self.observed_at,
+            agent_id=self.agent_id,
+            why=self.why,
+            status=self.status,
+            signal=self.signal,
+            words=None if self.words is None else texts.sanitize_message(self.words, counts),
         )
 
 
@@ -261,6 +292,7 @@ ReportIn: TypeAlias = Annotated[
     | AgentLifecycleIn
     | AgentHeartbeatIn
     | AgentDisconnectedIn
+    | AgentExitIn
     | AppHealthIn
     | AppStatusIn
     | TaskLogIn

@@ -16,12 +16,14 @@ from asyncpg.pgproto.pgproto import UUID  # a subclass of uuid.UUID that is crea
 
 from taskherd.domain.reports import (
     AgentDisconnected,
+    AgentExit,
     AgentHeartbeat,
     AgentLifecycle,
     AgentState,
     App,
     AppHealth,
     AppStatus,
+    ExitReason,
     Health,
     JobStatus,
     Lifecycle,
@@ -29,7 +31,18 @@ from taskherd.domain.reports import (
     Workspace,
     WorkspaceBuild,
 )
-from taskherd.domain.task import Deletion, Facet, Inbox, Silence, Stamped, TaskState, TimedOut
+from taskherd.domain.task import (
+    Deletion,
+    Facet,
+    Inbox,
+    LossRestarts,
+    Silence,
+    Stall,
+    Stamped,
+    TaskState,
+    TimedOut,
+)
+from taskherd.domain.value import replace
 
 if TYPE_CHECKING:
     import uuid
@@ -40,6 +53,7 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound="Facet")
 
 NO_INBOX = Inbox()
+NO_LOSS_RESTARTS = LossRestarts()
 
 TRANSITIONS = {each.value: each for each in Transition}
 JOBS = {each.value: each for each in JobStatus}
@@ -66,6 +80,11 @@ def dumps(state: TaskState) -> str:
             index = _index(builds, stamped.report)
             out[name] = (index, stamped.received_at) if index or stamped.received_at != latest.received_at else 0
     out["builds"] = [_build(report) for report in builds]
+    restarts = [
+        (index, build.restart, build.reason) for index, build in enumerate(builds) if build.restart or build.reason
+    ]
+    if restarts:  # not in the rows of builds, which the previous release reads too
+        out["restarts"] = restarts
     if state.lifecycle:
         out["lifecycle"] = _facet(state.lifecycle, state.lifecycle.report.lifecycle)
     if state.app_health:
@@ -76,6 +95,10 @@ def dumps(state: TaskState) -> str:
     if state.connection:
         disconnected = isinstance(state.connection.report, AgentDisconnected)
         out["connection"] = _facet(state.connection, disconnected)
+    if state.agent_exit:
+        agent_exit = state.agent_exit.report
+        details = (agent_exit.status, agent_exit.signal, agent_exit.words)
+        out["agent_exit"] = (*_facet(state.agent_exit, agent_exit.why), *details)
     _dump_own_fields(state, out)
     return orjson.dumps(out, option=orjson.OPT_UTC_Z).decode()
 
@@ -94,11 +117,20 @@ def _dump_own_fields(state: TaskState, out: dict[str, object]) -> None:
         out["silence"] = (state.silence.build_number, state.silence.lost)
     if state.timed_out:
         out["given_up"] = (state.timed_out.build_number, state.timed_out.seq, state.timed_out.error)
+    _dump_recovery(state, out)
     inbox = state.inbox
     if inbox is not NO_INBOX and inbox != NO_INBOX:
         out["inbox"] = (inbox.queued, _plain_uuid(inbox.in_flight), inbox.delivered_at)
     if state.deletion:
         out["deletion"] = (state.deletion.attempts, state.deletion.retry_at, state.deletion.done)
+
+
+def _dump_recovery(state: TaskState, out: dict[str, object]) -> None:
+    """Add what the worker decided about a stalled or lost agent."""
+    if state.stall:
+        out["stall"] = (state.stall.build_number, state.stall.since)
+    if state.loss_restarts != NO_LOSS_RESTARTS:
+        out["loss_restarts"] = (state.loss_restarts.count, state.loss_restarts.retry_at)
 
 
 def _index(builds: list[WorkspaceBuild], report: WorkspaceBuild) -> int:
@@ -148,6 +180,8 @@ def loads(task_id: uuid.UUID, text: str | bytes) -> TaskState:
     fields: dict[str, Any] = orjson.loads(text)
     get = fields.get
     builds = [_load_build(task_id, row) for row in fields["builds"]]
+    for index, restart, reason in get("restarts", ()):
+        builds[index] = replace(builds[index], restart=restart, reason=reason)
     latest = fields["build"]
     build = Stamped(builds[latest[0]], _instant(latest[1]))
 
@@ -162,6 +196,8 @@ def loads(task_id: uuid.UUID, text: str | bytes) -> TaskState:
     silence = get("silence")
     timed_out = get("given_up")
     deletion = get("deletion")
+    stall = get("stall")
+    loss_restarts = get("loss_restarts")
     return TaskState(
         build=build,
         workspace=build_facet("workspace"),
@@ -172,12 +208,15 @@ def loads(task_id: uuid.UUID, text: str | bytes) -> TaskState:
         app_health=_load_facet(get("app_health"), task_id, _load_app_health),
         app_status=_load_facet(get("app_status"), task_id, _load_app_status),
         connection=_load_facet(get("connection"), task_id, _load_connection),
+        agent_exit=_load_facet(get("agent_exit"), task_id, _load_agent_exit),
         last_heartbeat=_instants(get("heard")),
         first_seen=_instants(get("appeared")),
         requested_builds={number: TRANSITIONS[name] for number, name in get("asked", ())},
         unanswered_build=get("unanswered"),
         silence=Silence(silence[0], silence[1]) if silence else None,
         timed_out=TimedOut(timed_out[0], timed_out[1], timed_out[2]) if timed_out else None,
+        stall=Stall(stall[0], _instant(stall[1])) if stall else None,
+        loss_restarts=LossRestarts(loss_restarts[0], _at(loss_restarts[1])) if loss_restarts else NO_LOSS_RESTARTS,
         inbox=Inbox(inbox[0], _id(inbox[1]), _at(inbox[2])) if inbox else NO_INBOX,
         deletion=Deletion(deletion[0], _at(deletion[1]), deletion[2]) if deletion else None,
     )
@@ -248,6 +287,21 @@ def _load_connection(task_id: uuid.UUID, row: list[Any]) -> AgentHeartbeat | Age
     number, seq, observed_at, agent_id, _, disconnected = row
     return (AgentDisconnected if disconnected else AgentHeartbeat)(
         task_id=task_id, build_number=number, seq=seq, observed_at=_at(observed_at), agent_id=_id(agent_id)
+    )
+
+
+def _load_agent_exit(task_id: uuid.UUID, row: list[Any]) -> AgentExit:
+    number, seq, observed_at, agent_id, _, why, status, signal, words = row
+    return AgentExit(
+        task_id=task_id,
+        build_number=number,
+        seq=seq,
+        observed_at=_at(observed_at),
+        agent_id=_id(agent_id),
+        why=ExitReason(why),
+        status=status,
+        signal=signal,
+        words=words,
     )
 
 

@@ -68,6 +68,7 @@ class _ExpectedView:
         self.lifecycle = self._if_current(_latest(of("agent.lifecycle")))
         self.health = self._if_current(_latest(of("app.health")))
         self.connection = self._if_current(_latest(of("agent.heartbeat", "agent.disconnected")))
+        self.exit = self._if_current(_latest(of("agent.exit")))
         self.status = _latest(of("app.status"))
         self.has_heartbeat = self.number in _highest_builds(of("agent.heartbeat"))
 
@@ -87,9 +88,11 @@ class _ExpectedView:
             "workspace_build_number": self.number,
             "agent_id": self.agent_id(),
             "lifecycle": self.agent_lifecycle() if agent else None,
-            "health": self.agent_health() if agent else None,
+            "health": self.agent_health() if agent or self._has_failed() else None,
             "app_id": self.app["app"]["id"] if self.app else None,
             "current_state": self.current_state(),
+            "agent_exit": self.agent_exit(),
+            "stalled_since": None,
         }
 
     def agent_id(self) -> str | None:
@@ -134,7 +137,22 @@ class _ExpectedView:
         reason = self._reason()
         return {"healthy": reason is None, "reason": reason}
 
+    def agent_exit(self) -> Fields | None:
+        if self.exit is None:
+            return None
+        ended = {name: self.exit.get(name) for name in ("status", "signal")}
+        return {"why": self.exit["why"], "words": self.exit.get("words", ""), **ended}
+
+    def _has_failed(self) -> bool:
+        if self.exit is None:
+            return False
+        if self.exit["why"] == "exited":
+            return bool(self.exit.get("status", 0))
+        return str(self.exit["why"]) not in {"stopped", "interrupted"}
+
     def _reason(self) -> str | None:
+        if self._has_failed():
+            return "agent is not running"
         disconnected = self.connection is not None and self.connection["type"] == "agent.disconnected"
         connected = self.has_heartbeat and not disconnected and self.silence <= LOST_AFTER
         lifecycle = self.agent_lifecycle()

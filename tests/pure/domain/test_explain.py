@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -11,13 +12,19 @@ from hypothesis import given, settings
 
 from taskherd.domain import explanations, fold
 from taskherd.domain.builds import initial_state, request_next_build
+from taskherd.domain.commands import Resume
 from taskherd.domain.explain import Explanation, explain
+from taskherd.domain.handle_command import CommandAccepted, CommandContext, handle_command
 from taskherd.domain.liveness import Timeouts, detect_loss, time_out_build
 from taskherd.domain.reports import (
     AgentDisconnected,
+    AgentExit,
     AgentHeartbeat,
     AgentLifecycle,
+    AgentState,
     AppHealth,
+    AppStatus,
+    ExitReason,
     Health,
     JobStatus,
     Lifecycle,
@@ -25,11 +32,13 @@ from taskherd.domain.reports import (
     Transition,
     WorkspaceBuild,
 )
-from taskherd.domain.view import STATUS_BY_LIFECYCLE, Status, derive_view
+from taskherd.domain.value import replace
+from taskherd.domain.view import STATUS_BY_LIFECYCLE, Status, derive_view, is_lost
 from tests.harness.histories import NOON, TASK, corpus, histories
+from tests.harness.tasks import make_task
 
 if TYPE_CHECKING:
-    from taskherd.domain.task import TaskState
+    from taskherd.domain.task import Task, TaskState
 
 TIMEOUTS = Timeouts(
     agent_lost_after=timedelta(seconds=30),
@@ -46,6 +55,8 @@ UP = WorkspaceBuild(
     job_status=JobStatus.SUCCEEDED,
     agent_id=UUID(int=1),
 )
+RESUME = Resume(command_id=UUID(int=2), task_id=TASK, actor_id=UUID(int=3))
+NO_CONTEXT = CommandContext({}, {}, {}, lambda _prompt, _names: "")
 HEARTBEAT = AgentHeartbeat(task_id=TASK, build_number=1, seq=9)
 
 
@@ -55,6 +66,16 @@ def folded(*reports: Report) -> TaskState:
     for report in reports:
         state = fold.fold(state, fold.with_build_number(report, state), NOON).state
     return state
+
+
+def task_with(state: TaskState) -> Task:
+    """Return a task with this state."""
+    return replace(make_task(TASK), state=state)
+
+
+def agent_exit(why: ExitReason, status: int | None = None, signal: int | None = None, words: str = "") -> AgentExit:
+    """Return the report of the end of the agent of build 1."""
+    return AgentExit(task_id=TASK, build_number=1, seq=9, why=why, status=status, signal=signal, words=words)
 
 
 def after_silence(state: TaskState, silence: timedelta) -> TaskState:
@@ -77,8 +98,9 @@ def checked_explanation(state: TaskState) -> Explanation:
         assert text[0].isupper()
         assert part.rule
         if "Resume the task" in text:
-            assert not state.has_active_build
-            assert not (state.is_start and state.job_status is JobStatus.SUCCEEDED)
+            assert isinstance(handle_command(task_with(state), RESUME, NOON, NO_CONTEXT), CommandAccepted)
+        if view.agent_exit or is_lost(state):
+            assert not re.search(r"is running|sends heartbeats|Reported by the agent|check passes", text)
         if "agent is running" in text and "start-up" not in text:
             assert view.lifecycle
             assert STATUS_BY_LIFECYCLE[view.lifecycle] is Status.ACTIVE
@@ -165,6 +187,45 @@ def test_a_heartbeat_changes_the_agent_health_as_explained() -> None:
         assert after
         assert after.reason is None
     assert len(reasons) == 4
+
+
+@pytest.mark.parametrize(
+    ("ended", "words"),
+    [
+        (agent_exit(ExitReason.EXITED, status=3, words="disk full"), 'exited with status 3 ("disk full")'),
+        (agent_exit(ExitReason.EXITED, status=0), "exited with status 0, and its workspace is up"),
+        (agent_exit(ExitReason.SIGNALLED, signal=11), "was ended by signal 11 (SIGSEGV)"),
+        (agent_exit(ExitReason.SIGNALLED, signal=63), "was ended by signal 63"),
+        (agent_exit(ExitReason.OUT_OF_MEMORY), "ran out of memory"),
+        (agent_exit(ExitReason.TIMEOUT), "exceeded its time limit"),
+        (agent_exit(ExitReason.LOST), "without a record of how"),
+        (agent_exit(ExitReason.STOPPED), "was stopped"),
+        (agent_exit(ExitReason.INTERRUPTED), "a user interrupted it"),
+        (agent_exit(ExitReason.NOT_STARTED), "could not be started"),
+    ],
+    ids=lambda each: each.why if isinstance(each, AgentExit) else "",
+)
+def test_the_end_of_an_agent_is_explained(ended: AgentExit, words: str) -> None:
+    """The status, the state and a bad health say how the agent ended, and that a resume starts it again."""
+    said = AppStatus(task_id=TASK, build_number=1, seq=1, state=AgentState.WORKING)
+    state = folded(UP, lifecycle(Lifecycle.READY), HEARTBEAT, said, app_health(Health.UNHEALTHY), ended)
+    explanation = checked_explanation(state)
+    for part in (explanation.status, explanation.health):
+        assert words.replace(", and its workspace is up", "") in part.explanation
+        assert "Resume the task" in part.explanation
+    assert words in explanation.status.explanation
+    assert "The last state of the agent" in explanation.current_state.explanation
+    assert explanation.status.rule == f"agent_exit.{ended.why}"
+
+
+def test_a_lost_agent_is_explained() -> None:
+    """Nothing claims that a lost agent runs, and a resume is offered."""
+    said = AppStatus(task_id=TASK, build_number=1, seq=1, state=AgentState.WORKING)
+    state = after_silence(folded(UP, lifecycle(Lifecycle.READY), HEARTBEAT, said), timedelta(hours=1))
+    explanation = checked_explanation(state)
+    for part in (explanation.status, explanation.current_state, explanation.health):
+        assert "lost" in part.explanation or "no heartbeat" in part.explanation
+        assert "Resume the task" in part.explanation
 
 
 def test_durations_are_written_in_seconds_or_minutes() -> None:

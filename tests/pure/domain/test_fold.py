@@ -84,6 +84,8 @@ def view_of(core: Core, state: Any, silence: timedelta = timedelta()) -> dict[st
     view = asdict(core.view.derive_view(checked, "task-name"))
     if view["current_state"]:
         del view["current_state"]["timestamp"]
+    if view["agent_exit"]:
+        del view["agent_exit"]["at"]
     return {name: str(value) if name.endswith("_id") and value else value for name, value in view.items()}
 
 

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 
 from taskherd.domain.directory import DirectoryNames
 from taskherd.domain.outcome import DeadLetterReason
-from taskherd.domain.reports import Lifecycle
-from taskherd.domain.view import AgentHealth, CurrentState, Status, TaskView
+from taskherd.domain.reports import ExitReason, Lifecycle
+from taskherd.domain.view import AgentHealth, CurrentState, EndedAgent, Status, TaskView
 from taskherd.messages import agent_tokens, document, events, work
 from taskherd.messages.dead_letters import DeadLetterHeaders
 from taskherd.messages.decoding import InvalidMessage
@@ -36,6 +36,8 @@ VIEW = TaskView(
     health=AgentHealth(healthy=True),
     app_id=UUID(OTHER),
     current_state=CurrentState(NOW, "working", "Running the tests", "https://example.com/pr/1"),
+    agent_exit=EndedAgent(ExitReason.SIGNALLED, None, 9, "so long", NOW),
+    stalled_since=NOW,
 )
 BARE = TaskView(
     status=Status.PENDING,
@@ -48,6 +50,8 @@ BARE = TaskView(
     health=None,
     app_id=None,
     current_state=None,
+    agent_exit=None,
+    stalled_since=None,
 )
 THE_TASK = make_task(
     ID,
@@ -99,6 +103,14 @@ GOLDEN: dict[str, Any] = {
         "message": "Running the tests",
         "uri": "https://example.com/pr/1",
     },
+    "agent_exit": {
+        "why": "signalled",
+        "status": None,
+        "signal": 9,
+        "words": "so long",
+        "at": "2026-03-01T12:00:00.000000Z",
+    },
+    "stalled_since": "2026-03-01T12:00:00.000000Z",
     "created_at": "2026-03-01T12:00:00.000000Z",
     "updated_at": "2026-03-01T12:00:01.500000Z",
 }
@@ -130,6 +142,8 @@ def test_an_empty_document_has_nulls_and_omits_three_fields() -> None:
         "workspace_agent_lifecycle",
         "workspace_agent_health",
         "current_state",
+        "agent_exit",
+        "stalled_since",
     }
     fields = rendered(BARE, replace(NAMES, owner_avatar_url=""))
     assert {name for name, value in fields.items() if value is None} == nulls
