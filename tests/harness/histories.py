@@ -98,7 +98,6 @@ def _build(rng: Random, common: dict[str, Any]) -> WorkspaceBuild:
         app=rng.choice((None, app)),
         runner=rng.choice((None, "r1", "r2")),
         error=rng.choice((None, "it broke", "it broke again")),
-        restart=rng.random() < 0.2,
         reason=rng.choice((None, "the machine is drained")),
     )
 

@@ -29,6 +29,7 @@ def test_no_label_is_an_id() -> None:
         "health",
         "connection",
         "version",
+        "why",
         "route",
         "method",
     }

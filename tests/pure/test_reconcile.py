@@ -10,6 +10,7 @@ from taskherd.domain.handle_command import CommandContext, TemplateVersionInfo
 from taskherd.domain.outcome import ReportOutcome
 from taskherd.domain.reports import AgentState, AppStatus, JobStatus, Transition
 from taskherd.domain.task_update import UpdateContext
+from taskherd.messages.run_policy import default_policy
 from taskherd.store.command_log import RecordedCommand
 from taskherd.worker.batch import Batch, BatchResult
 from taskherd.worker.load import LoadedBatch
@@ -43,7 +44,7 @@ def loaded(batch: Batch, recorded_reply: RecordedCommand | None = None, *, owner
         batch=batch,
         rows={},
         updates={},
-        update_context=UpdateContext(timeouts(unchanged_core()), Backoff(1, 1), command_context),
+        update_context=UpdateContext(timeouts(unchanged_core()), Backoff(1, 1), command_context, default_policy(1800)),
         lease_checked=frozenset({TASK}),
         leased=frozenset(),
         parked=[(5, conflict), (6, status(AgentState.WORKING))],

@@ -27,7 +27,7 @@ from taskherd.domain.reports import (
     Workspace,
     WorkspaceBuild,
 )
-from taskherd.domain.task import Deletion, Inbox, LossRestarts, Silence, Stall, Stamped, TaskState, TimedOut
+from taskherd.domain.task import Deletion, Inbox, LastLog, LossRestarts, Silence, Stall, Stamped, TaskState, TimedOut
 from taskherd.domain.value import replace
 from taskherd.store import task_state_codec
 
@@ -37,7 +37,7 @@ TASK, AGENT, APP, WORKSPACE, INPUT = (UUID(int=number) for number in range(1, 6)
 KEYS = {
     "builds", "build", "workspace", "runner", "agent", "app", "lifecycle", "app_health", "app_status", "connection",
     "heard", "appeared", "asked", "unanswered", "silence", "given_up", "inbox", "deletion",
-    "agent_exit", "restarts", "stall", "loss_restarts",
+    "agent_exit", "restarts", "last_log", "stall", "loss_restarts",
 }  # fmt: skip
 """The keys in stored rows; renaming one means rewriting the rows."""
 
@@ -85,6 +85,7 @@ def full_state() -> TaskState:
         unanswered_build=4,
         silence=Silence(3, lost=True),
         timed_out=TimedOut(4, 1, "no runner"),
+        last_log=LastLog(3, at(7)),
         stall=Stall(3, at(6)),
         loss_restarts=LossRestarts(2, at(30)),
         inbox=Inbox(2, INPUT, at(8)),

@@ -38,9 +38,13 @@ def expected(task: Task, reports: Sequence[Report]) -> dict[str, Any]:
 
 
 def without_timestamp(document: dict[str, Any]) -> dict[str, Any]:
-    """Return the document without the timestamp of its current state."""
-    state = document["current_state"]
-    return {**document, "current_state": state and {**state, "timestamp": None}}
+    """Return the document without the times at which its current state and the end of its agent were received."""
+    state, ended = document["current_state"], document["agent_exit"]
+    return {
+        **document,
+        "current_state": state and {**state, "timestamp": None},
+        "agent_exit": ended and {**ended, "at": None},
+    }
 
 
 def created_task(task_id: uuid.UUID, row: Any) -> Task:

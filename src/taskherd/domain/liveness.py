@@ -130,15 +130,16 @@ def next_deadline(
     times: list[datetime] = []
     if state.has_active_build:
         timeout = timeouts.request_ttl if state.unanswered_build == state.build_number else timeouts.build_timeout
-        times.append(_silence_start(state.build.received_at, watermark, now) + timeout)
+        times.append(silence_start(state.build.received_at, watermark, now) + timeout)
     first_seen = state.first_seen.get(state.build_number)
     is_silent = state.silence is not None and state.silence.build_number == state.build_number
     if first_seen and not is_silent and state.build_number not in state.last_heartbeat and agent_of(state):
-        times.append(_silence_start(first_seen, watermark, now) + timeouts.agent_connect_timeout)
+        times.append(silence_start(first_seen, watermark, now) + timeouts.agent_connect_timeout)
     return min(times, default=None)
 
 
-def _silence_start(at: datetime, watermark: datetime | None, now: datetime) -> datetime:
+def silence_start(at: datetime, watermark: datetime | None, now: datetime) -> datetime:
+    """Return the time from which a silence since ``at`` is measured: not before the watermark, if that is known."""
     at = at if is_plausible(at, now) else now  # if the clock was set back, do not wait until it reaches ``at`` again
     return at if watermark is None else max(at, watermark)
 

@@ -65,6 +65,14 @@ class Silence:
 
 
 @value(frozen=True, slots=True)
+class LastLog:
+    """The latest build with log entries, and when its latest ones were received, to ``recovery.LOG_RESOLUTION``."""
+
+    build_number: int
+    at: datetime
+
+
+@value(frozen=True, slots=True)
 class Stall:
     """The decision that the agent of a build is stalled: it is working, and has sent only heartbeats since ``since``.
 
@@ -142,6 +150,7 @@ class TaskState:
     unanswered_build: int | None = None
     silence: Silence | None = None
     timed_out: TimedOut | None = None
+    last_log: LastLog | None = None
     stall: Stall | None = None
     loss_restarts: LossRestarts = field(default_factory=LossRestarts)
     inbox: Inbox = field(default_factory=Inbox)

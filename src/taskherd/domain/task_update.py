@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from taskherd.domain import builds, fold, inbox, liveness
+from taskherd.domain import builds, fold, inbox, liveness, recovery
 from taskherd.domain.handle_command import CommandAccepted, CommandRefused, handle_command
 from taskherd.domain.lease import is_steady
 from taskherd.domain.outcome import ReportOutcome
@@ -18,7 +18,7 @@ from taskherd.domain.value import replace, value
 from taskherd.domain.view import is_connected
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from taskherd.domain.commands import Command
     from taskherd.domain.handle_command import CommandContext
     from taskherd.domain.liveness import Timeouts
+    from taskherd.domain.recovery import RecoveryPolicy
     from taskherd.domain.reports import Report
     from taskherd.domain.task import Task, TaskState
 
@@ -112,7 +113,9 @@ class TaskUpdate:
 
 @value(frozen=True, slots=True)
 class UpdateContext:
-    """What the decisions of a batch depend on: timeouts, and the rows loaded for it.
+    """What the decisions of a batch depend on: timeouts, recovery policies, and the rows loaded for it.
+
+    ``policies`` are those of template versions that differ from ``default_policy``.
 
     Of the user inputs that the batch refers to, each as (task id, input id), ``known_inputs`` exist and belong to that
     task, and ``open_inputs`` also have no outcome yet.
@@ -121,8 +124,14 @@ class UpdateContext:
     timeouts: Timeouts
     delete_backoff: Backoff
     command_context: CommandContext
+    default_policy: RecoveryPolicy
+    policies: Mapping[UUID, RecoveryPolicy] = field(default_factory=dict)
     open_inputs: frozenset[tuple[UUID, UUID]] = frozenset()
     known_inputs: frozenset[tuple[UUID, UUID]] = frozenset()
+
+    def policy_of(self, task: Task) -> RecoveryPolicy:
+        """Return the recovery policy of the task's template version."""
+        return self.policies.get(task.template_version_id, self.default_policy)
 
 
 def apply_report(update: TaskUpdate, report: Report, now: datetime, context: UpdateContext) -> ReportOutcome:
@@ -135,14 +144,16 @@ def apply_report(update: TaskUpdate, report: Report, now: datetime, context: Upd
     if isinstance(report, InputOutcomeReport):
         return _apply_input_outcome(update, report, now, context)
     folded = fold.fold(state, report, now)
+    after = recovery.record_word(folded.state, report, folded.outcome, now)
     if isinstance(report, TaskLog):
         update.logs.append(report)
-    if folded.state is not state:
-        if not (update.cause and isinstance(report, AgentHeartbeat)):
+    if after is not state:
+        is_visible = folded.state is not state or after.stall is not state.stall
+        if is_visible and not (update.cause and isinstance(report, AgentHeartbeat)):
             update.cause = Cause("report", report.type)
-        if isinstance(report, WorkspaceBuild) and folded.state.build_number != state.build_number:
+        if isinstance(report, WorkspaceBuild) and after.build_number != state.build_number:
             update.superseded.append(state)
-        update.task = replace(task, state=_close_answered_request(update, state.unanswered_build, folded.state))
+        update.task = replace(task, state=_close_answered_request(update, state.unanswered_build, after))
     return folded.outcome
 
 
@@ -203,6 +214,11 @@ def apply_timer_check(update: TaskUpdate, check: TimerCheck, now: datetime, cont
         if checked is not after:
             update.cause = Cause("sweep", "agent.silent")
         after = checked
+    if task.deleted_at is None:
+        checked = recovery.detect_stall(after, check.watermark, now, context.policy_of(task))
+        if checked is not after:
+            update.cause = update.cause or Cause("sweep", "agent.stalled")
+        after = checked
     update.task = replace(task, state=after)
 
 
@@ -228,6 +244,8 @@ def finalize(update: TaskUpdate, now: datetime, context: UpdateContext) -> None:
         return
     if task.state.deletion is not None:
         task = update.task = _advance_delete(update, task, now, context)
+    elif task.deleted_at is None:
+        task = update.task = _restart_agent(update, task, now, context.policy_of(task))
     if task.state.inbox.queued and task.deleted_at is None:
         task = update.task = _send_next_input(update, task, now)
     before = update.before.state.requested_builds if update.before else {}
@@ -245,6 +263,19 @@ def _advance_delete(update: TaskUpdate, task: Task, now: datetime, context: Upda
     return replace(task, state=state)
 
 
+def _restart_agent(update: TaskUpdate, task: Task, now: datetime, policy: RecoveryPolicy) -> Task:
+    """Request the next start of a drained or lost agent, if it is time."""
+    state, cause = recovery.restart_drained(task.id, task.state, now), "runner.drained"
+    if state is task.state:
+        state, cause = recovery.restart_lost(task.id, task.state, now, policy), "agent.lost"
+    if state is task.state:
+        return task
+    if state.build_number != task.state.build_number:
+        update.superseded.append(task.state)
+        update.cause = Cause("sweep", cause)
+    return replace(task, state=state)
+
+
 def _send_next_input(update: TaskUpdate, task: Task, now: datetime) -> Task:
     queue = [*update.queue, *(new.input_id for new in update.new_inputs)]
     decided = {report.input_id for report in update.input_outcomes}
@@ -256,17 +287,21 @@ RECHECK_AFTER = timedelta(seconds=1)
 """Minimum time until the next timer check of a task."""
 
 
-def due_at(state: TaskState, watermark: datetime | None, now: datetime, timeouts: Timeouts) -> datetime | None:
+def due_at(
+    state: TaskState, watermark: datetime | None, now: datetime, timeouts: Timeouts, policy: RecoveryPolicy
+) -> datetime | None:
     """Return when the sweeper must check the task next, or None if only a report or command can make that necessary.
 
     ``watermark``: the watermark, or None if it is not known.
     """
-    retry = state.deletion.retry_at if state.deletion else None
-    times = [
-        at
-        for at in (liveness.next_deadline(state, timeouts, now, watermark), inbox.next_check_at(state), retry)
-        if at is not None
-    ]
+    deadlines = (
+        liveness.next_deadline(state, timeouts, now, watermark),
+        inbox.next_check_at(state),
+        recovery.stall_deadline(state, watermark, now, policy),
+        state.deletion.retry_at if state.deletion else None,
+        state.loss_restarts.retry_at,
+    )
+    times = [at for at in deadlines if at is not None]
     if not is_steady(state) and is_connected(state):
         last_heartbeat = state.last_heartbeat[state.build_number]
         times.append(

@@ -138,6 +138,18 @@ class Metrics:
     def _declare_state(self) -> None:
         self.tasks = self._gauge("tasks", "Tasks that are not deleted, by status.", "status")
         self.agents = self._gauge("agents", "Agents by health: healthy, or the reason why they are not.", "health")
+        self.agents_stalled = self._gauge(
+            "agents_stalled", "Agents that are working and have sent nothing but heartbeats for `stalled_after`."
+        )
+        self.agent_events = self._counter(
+            "agent_events", "What happened to agents: started, lost (fell silent) or stalled.", "type"
+        )
+        self.agent_exits = self._counter(
+            "agent_exits",
+            "Agents that ended, by why: exited, signalled, out_of_memory, timeout, lost (nothing recorded the end), "
+            "stopped, interrupted or not_started.",
+            "why",
+        )
         self.parked = self._gauge("parked_reports", "Reports parked until their task is created.")
         self.sweeps = self._counter("sweeps", "Checks for overdue tasks. One worker at a time makes them.")
         self.sweeps_held = self._counter(

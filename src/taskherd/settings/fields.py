@@ -119,6 +119,13 @@ class Settings(BaseSettings):
         description="How long a running build may send no report before it counts as failed. Raise it if starts "
         "legitimately take longer without reporting.",
     )
+    stalled_after: Seconds = Field(
+        1800.0,
+        ge=0,
+        le=30 * 24 * _HOUR,
+        description="How long an agent that is working may send nothing but heartbeats before its task shows it as "
+        "stalled; 0 for never. A template's `run.stalled_after` overrides it.",
+    )
     delete_backoff_most: Seconds = Field(
         _HOUR, ge=1, le=24 * _HOUR, description="Maximum wait before a failed delete of a workspace is tried again."
     )

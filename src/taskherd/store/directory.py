@@ -26,6 +26,7 @@ __all__ = [
     "owners",
     "parse",
     "revision",
+    "runs",
     "template_versions",
 ]
 
@@ -86,6 +87,8 @@ JOIN organizations AS o ON o.id = t.organization_id
 WHERE v.id = ANY(CAST(:ids AS uuid[]))
 """)
 
+RUNS: Final = text("SELECT id, run FROM template_versions WHERE id = ANY(CAST(:ids AS uuid[]))")
+
 REVISION: Final = text("SELECT revision FROM directory_revision")
 
 
@@ -113,6 +116,11 @@ async def template_versions(connection: AsyncConnection, ids: Sequence[UUID]) ->
         )
         for version_id, template_id, organization_id, name, run, usable, presets in rows
     }
+
+
+async def runs(connection: AsyncConnection, versions: Sequence[UUID]) -> dict[UUID, dict[str, Any]]:
+    """Return the ``run`` of the template versions that exist among ``versions``."""
+    return {row[0]: row[1] for row in await connection.execute(RUNS, {"ids": versions})}
 
 
 async def revision(connection: AsyncConnection) -> int:

@@ -15,10 +15,14 @@ SAMPLE: Final = 50_000
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Live tasks by status, their agents by health (``healthy``, ``none`` or the reason), and the sizes of queues."""
+    """Live tasks by status, their agents by health (``healthy``, ``none`` or the reason), and the sizes of queues.
+
+    ``stalled``: number of agents that are stalled.
+    """
 
     tasks: dict[str, int]
     agents: dict[str, int]
+    stalled: int
     parked: int
     unpublished: int
     oldest_unpublished_at: datetime | None
@@ -32,7 +36,8 @@ SELECT status,
            WHEN 'false' THEN COALESCE(json_extract_path_text(document, 'workspace_agent_health', 'reason'), 'unhealthy')
            ELSE 'none'
        END AS health,
-       count(*)
+       count(*),
+       count(*) FILTER (WHERE json_extract_path_text(document, 'stalled_since') IS NOT NULL)
 FROM tasks TABLESAMPLE SYSTEM (CAST(:percent AS real))
 WHERE deleted_at IS NULL
 GROUP BY status, health
@@ -53,9 +58,11 @@ async def counts(connection: AsyncConnection) -> Counts:
     share = min(1.0, SAMPLE / estimated) if estimated > 0 else 1.0
     tasks: dict[str, int] = {}
     agents: dict[str, int] = {}
-    for status, health, sampled in await connection.execute(TASKS, {"percent": 100 * share}):
+    stalled = 0.0
+    for status, health, sampled, sampled_stalled in await connection.execute(TASKS, {"percent": 100 * share}):
         count = round(sampled / share)
         tasks[status] = tasks.get(status, 0) + count
         agents[health] = agents.get(health, 0) + count
+        stalled += sampled_stalled / share
     parked, unpublished, oldest = (await connection.execute(WAITING)).one()
-    return Counts(tasks, agents, parked, unpublished, oldest)
+    return Counts(tasks, agents, round(stalled), parked, unpublished, oldest)

@@ -35,6 +35,7 @@ from taskherd.domain.task import (
     Deletion,
     Facet,
     Inbox,
+    LastLog,
     LossRestarts,
     Silence,
     Stall,
@@ -127,6 +128,8 @@ def _dump_own_fields(state: TaskState, out: dict[str, object]) -> None:
 
 def _dump_recovery(state: TaskState, out: dict[str, object]) -> None:
     """Add what the worker decided about a stalled or lost agent."""
+    if state.last_log:
+        out["last_log"] = (state.last_log.build_number, state.last_log.at)
     if state.stall:
         out["stall"] = (state.stall.build_number, state.stall.since)
     if state.loss_restarts != NO_LOSS_RESTARTS:
@@ -196,6 +199,7 @@ def loads(task_id: uuid.UUID, text: str | bytes) -> TaskState:
     silence = get("silence")
     timed_out = get("given_up")
     deletion = get("deletion")
+    last_log = get("last_log")
     stall = get("stall")
     loss_restarts = get("loss_restarts")
     return TaskState(
@@ -215,6 +219,7 @@ def loads(task_id: uuid.UUID, text: str | bytes) -> TaskState:
         unanswered_build=get("unanswered"),
         silence=Silence(silence[0], silence[1]) if silence else None,
         timed_out=TimedOut(timed_out[0], timed_out[1], timed_out[2]) if timed_out else None,
+        last_log=LastLog(last_log[0], _instant(last_log[1])) if last_log else None,
         stall=Stall(stall[0], _instant(stall[1])) if stall else None,
         loss_restarts=LossRestarts(loss_restarts[0], _at(loss_restarts[1])) if loss_restarts else NO_LOSS_RESTARTS,
         inbox=Inbox(inbox[0], _id(inbox[1]), _at(inbox[2])) if inbox else NO_INBOX,

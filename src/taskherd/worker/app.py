@@ -29,8 +29,10 @@ from taskherd.broker.publisher import Publisher
 from taskherd.clock import Clock
 from taskherd.domain import names as task_names
 from taskherd.domain.outcome import EXTERNAL_REASONS, DeadLetterReason
+from taskherd.domain.reports import ExitReason
 from taskherd.errors import Misconfigured, Unavailable
 from taskherd.messages.agent_tokens import agent_token
+from taskherd.messages.run_policy import default_policy
 from taskherd.messages.work import REQUEST_TYPES
 from taskherd.observability import failpoints, logs
 from taskherd.observability.metrics import Metrics
@@ -128,7 +130,7 @@ class Worker:
             engine=self._engine,
             publisher=self._publisher,
             names=self._names,
-            directory_cache=DirectoryCache(self._engine),
+            directory_cache=DirectoryCache(self._engine, default_policy(settings.stalled_after)),
             metrics=self.metrics,
             now=self._clock.now,
             failpoint=failpoints.failpoint_hook(settings.failpoint),
@@ -318,6 +320,10 @@ def _initialize_metrics(metrics: Metrics, *, failpoint_armed: bool) -> None:
     for kind in REQUEST_TYPES:
         metrics.requests_given_up.labels(kind)
         metrics.requests_sent.labels(kind)
+    for event in ("started", "lost", "stalled"):
+        metrics.agent_events.labels(event)
+    for why in ExitReason:
+        metrics.agent_exits.labels(why.value)
     for failure in ("database", "broker", "bisected"):
         metrics.batch_failures.labels(failure)
     for connection in ("consume", "publish"):

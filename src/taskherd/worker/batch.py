@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from taskherd.domain.task import Task
     from taskherd.domain.task_update import TimerCheck
     from taskherd.messages.events import EventKind
+    from taskherd.worker.agent_events import AgentEvent
 
 
 MESSAGE_ERRORS = (DataError, ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
@@ -71,6 +72,7 @@ class BatchResult:
         has_new_requests: whether there are new work requests to send.
         timed_out: the transitions of the builds that timed out.
         deletes_retried: number of deletes that were requested again after a failure.
+        agent_events: what happened to agents.
     """
 
     now: datetime
@@ -81,3 +83,4 @@ class BatchResult:
     has_new_requests: bool = False
     timed_out: list[str] = field(default_factory=list)
     deletes_retried: int = 0
+    agent_events: list[AgentEvent] = field(default_factory=list)

@@ -89,7 +89,15 @@ async def load_batch(
         rows=rows,
         updates=updates,
         update_context=UpdateContext(
-            context.timeouts, context.delete_backoff, command_context, open_inputs, known_inputs
+            context.timeouts,
+            context.delete_backoff,
+            command_context,
+            context.directory_cache.default_policy,
+            await context.directory_cache.recovery_policies(
+                connection, {row.task.template_version_id for row in rows.values()}
+            ),
+            open_inputs,
+            known_inputs,
         ),
         lease_checked=frozenset(lease_checked),
         leased=frozenset(lease_of),

@@ -108,6 +108,7 @@ class Maintenance:
             counts = await stats.counts(connection)
         metrics.set_counts(metrics.tasks, counts.tasks)
         metrics.set_counts(metrics.agents, counts.agents)
+        metrics.agents_stalled.set(counts.stalled)
         metrics.parked.set(counts.parked)
         metrics.outbox_events.set(counts.unpublished)
         oldest = counts.oldest_unpublished_at

@@ -17,6 +17,7 @@ from taskherd.domain.task_update import TaskUpdate, apply_command, apply_report,
 from taskherd.observability.failpoints import Failpoint
 from taskherd.store import leases
 from taskherd.store.engine import transaction
+from taskherd.worker.agent_events import agent_events, record
 from taskherd.worker.batch import Batch, BatchResult, ParkingChanges
 from taskherd.worker.load import CONNECTION_REPORT_TYPES, load_batch
 from taskherd.worker.related_rows import save_parking
@@ -53,6 +54,7 @@ async def reconcile(context: WorkerContext, batch: Batch, now: datetime) -> Batc
     not_renewed = [index for task_id, indexes in heartbeats.items() if task_id not in renewed for index in indexes]
     if not_renewed:
         await run_transaction(context, Batch(batch.reports), not_renewed, result)
+    record(context.metrics, result.agent_events)
     return result
 
 
@@ -122,6 +124,7 @@ def summarize(loaded: LoadedBatch, indexes: list[int], writes: Writes, result: B
         if update.timed_out:
             result.timed_out.append(update.timed_out)
         result.deletes_retried += update.delete_retried
+        result.agent_events.extend(agent_events(update))
 
 
 def split_heartbeats(batch: Batch) -> tuple[dict[UUID, list[int]], list[int]]:

@@ -69,13 +69,26 @@ def derive_writes(loaded: LoadedBatch, timeouts: Timeouts, now: datetime) -> Wri
             writes.changes.append(change)
         update.core_document = core
         check = checks.get(task_id)
-        due = due_at(update.task.state, check.watermark if check else None, now, timeouts)
+        policy = loaded.update_context.policy_of(update.task)
+        due = due_at(update.task.state, check.watermark if check else None, now, timeouts, policy)
         is_new = update.before is None
+        if not (is_new or check or update.task.deleted_at):
+            due = _not_later(due, loaded.rows[task_id].due_at, now)
         due_moved = is_new or check is not None or due != loaded.rows[task_id].due_at
         row = tasks.StoredTask(update.task, view.status.value, core, due, due_moved)
         (writes.created if is_new else writes.saved).append(row)
     _derive_leases(loaded, writes)
     return writes
+
+
+def _not_later(due: datetime | None, stored: datetime | None, now: datetime) -> datetime | None:
+    """Return the stored time of a task's next timer check instead of ``due`` if it is earlier and still to come.
+
+    A check before it is necessary only sets the next time. Otherwise every report of a working agent would write it.
+    """
+    if stored is None or stored <= now or (due is not None and due < stored):
+        return due
+    return stored
 
 
 def _derive_leases(loaded: LoadedBatch, writes: Writes) -> None:

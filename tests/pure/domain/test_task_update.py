@@ -22,6 +22,7 @@ from taskherd.domain.task_update import (
     finalize,
 )
 from taskherd.domain.value import replace
+from taskherd.messages.run_policy import default_policy
 from tests.harness.histories import NOON, TASK
 from tests.harness.tasks import make_task
 from tests.pure.domain.mutated_core import unchanged_core
@@ -40,7 +41,9 @@ def context(*known: UUID, decided: tuple[UUID, ...] = (), of: UUID = TASK) -> Up
     command_context = CommandContext({}, {}, {}, lambda prompt, _names_in_use: prompt)
     known_inputs = frozenset((of, input_id) for input_id in known)
     open_inputs = known_inputs - {(of, input_id) for input_id in decided}
-    return UpdateContext(timeouts(unchanged_core()), Backoff(1, 1), command_context, open_inputs, known_inputs)
+    return UpdateContext(
+        timeouts(unchanged_core()), Backoff(1, 1), command_context, default_policy(1800), {}, open_inputs, known_inputs
+    )
 
 
 def new_update(state: Any, queue: tuple[UUID, ...] = ()) -> TaskUpdate:
