@@ -3,6 +3,8 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import aiormq
@@ -11,11 +13,22 @@ import pytest
 
 from taskherd.broker import topology
 from taskherd.broker.topology import TopologyNames
-from taskherd.cli.diagnostics import Finding, FindingState, check_broker, check_database, check_port
+from taskherd.cli.diagnostics.api import check_api
+from taskherd.cli.diagnostics.broker import check_broker
+from taskherd.cli.diagnostics.clocks import utc_now
+from taskherd.cli.diagnostics.database import check_database
+from taskherd.cli.diagnostics.findings import Finding, FindingState
+from taskherd.cli.diagnostics.pools import check_own_queues, check_pools
+from taskherd.cli.diagnostics.processes import check_processes
+from taskherd.cli.diagnostics.roles import Role
+from taskherd.cli.diagnostics.run import collect, run_checks
 from taskherd.observability.metrics import Metrics
 from taskherd.observability.ops import OpsServer
 from taskherd.observability.readiness import Readiness
 from taskherd.settings import Settings
+from tests.harness.api import ApiHarness
+from tests.harness.runner import runner_harness
+from tests.harness.worker import WorkerHarness
 
 Findings = dict[str, Finding]
 """Findings by the name of their check."""
@@ -123,13 +136,114 @@ async def test_missing_privileges_are_named(database_url: str) -> None:
     assert "tasks (DELETE, INSERT, UPDATE)" in findings["database privileges"].found
 
 
-async def test_the_operations_port_is_free_or_answers() -> None:
-    """A free port or a taskherd process that answers is fine; another program on the port is an error."""
-    server = OpsServer(Metrics(), Readiness())
+async def test_the_operations_port_says_whose_process_answers() -> None:
+    """Only a process of this installation is ours; another's, or another program, is an error on a port that is set."""
+    metrics = Metrics()
+    metrics.build_info.labels("0").set(1)
+    server = OpsServer(metrics, Readiness())
     port = await server.start("127.0.0.1", 0)
-    assert (await check_port(Settings(ops_port=port))).found == "a taskherd process answers"
-    await server.close()
-    assert (await check_port(Settings(ops_port=port))).found == "free"
+    ours = Settings(ops_port=port, amqp_url="amqp://localhost", amqp_prefix="ours")
+    what = f"operations port {port}"
+    try:
+        metrics.process_info.labels("runner", ours.installation).set(1)
+        findings = await gather(check_processes(ours, (Role.RUNNER,)))
+        assert findings[what].found.startswith("a runner of this installation, ready")
+        assert "taskherd_runner_endings_total" in findings["inputs of the runner's alerts"].found
+        theirs = ours.model_copy(update={"amqp_prefix": "theirs"})
+        findings = await gather(check_processes(theirs, (Role.RUNNER,)))
+        assert errors(findings) == {what}
+        assert "another installation" in findings[what].found
+    finally:
+        await server.close()
+    assert "free" in (await gather(check_processes(ours, (Role.RUNNER,))))[what].found
     with socket.create_server(("127.0.0.1", 0)) as other_program:
-        finding = await check_port(Settings(ops_port=other_program.getsockname()[1]))
-    assert finding.state is FindingState.ERROR
+        port = other_program.getsockname()[1]
+        assert errors(await gather(check_processes(Settings(ops_port=port), (Role.API,)))) == {f"operations port {port}"}
+
+
+async def test_a_waiting_task_without_a_runner_is_an_error_until_a_runner_consumes(
+    harness: WorkerHarness, tmp_path: Path
+) -> None:
+    """A task whose pool no runner consumes is an error with the command that helps; with a runner it is none."""
+    settings = Settings(database_url=harness.urls[0], amqp_url=harness.urls[1], amqp_prefix=harness.prefix)
+    finding = (await gather(check_pools(settings)))["pool default"]
+    assert (finding.state, "claude" in finding.found) == (FindingState.NOTE, True)
+    await harness.create()
+    await harness.until_row("SELECT count(*) FROM work_requests", is_=1)
+    findings = await gather(check_pools(settings))
+    assert errors(findings) == {"pool default"}
+    assert "1 task waits since 20" in findings["pool default"].found
+    assert "TASKHERD_RUNNER_POOL=default taskherd runner" in findings["pool default"].advice
+    async with runner_harness(harness, tmp_path) as runners:
+        await runners.start()
+        assert not errors(await gather(check_pools(settings)))
+        mine = settings.model_copy(update={"runner_name": "r1"})
+        assert not errors(await gather(check_own_queues(mine)))
+
+
+async def test_a_task_whose_runner_is_gone_is_an_error(harness: WorkerHarness) -> None:
+    """A request for a runner that does not consume is an error, unless its pool has a runner that takes over."""
+    settings = Settings(database_url=harness.urls[0], amqp_url=harness.urls[1], amqp_prefix=harness.prefix)
+    task = await harness.make_active()
+    assert (await harness.command("task.pause", task))["ok"]
+    await harness.until_row("SELECT count(*) FROM work_requests WHERE target_runner = 'r1'", is_=1)
+    findings = await gather(check_pools(settings))
+    assert errors(findings) == {"runner r1"}
+    assert "TASKHERD_RUNNER_NAME=r1 taskherd runner" in findings["runner r1"].advice
+
+
+async def test_a_runners_machine_needs_no_database(
+    harness: WorkerHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a runner's settings alone doctor checks a runner: without database URL and key, and with no error but the API's."""
+    for name, value in {
+        "AMQP_URL": harness.urls[1],
+        "AMQP_PREFIX": harness.prefix,
+        "RUNNER_ROOT": str(tmp_path / "runner"),
+        "AGENT_API_URL": "http://127.0.0.1:1",
+    }.items():
+        monkeypatch.setenv(f"TASKHERD_{name}", value)
+    for name in ("DATABASE_URL", "SECRET_KEY"):
+        monkeypatch.delenv(f"TASKHERD_{name}", raising=False)
+    findings = {finding.what: finding for finding in await run_checks()}
+    assert findings["role of this machine"].found == "runner (from the settings)"
+    assert errors(findings) == {"API http://127.0.0.1:1"}
+    assert not (tmp_path / "runner").exists()
+
+
+async def test_a_wrong_clock_is_an_error(database_url: str) -> None:
+    """A clock that is a minute off, compared with the database's, is an error with advice."""
+    settings = Settings(database_url=database_url)
+    for offset, word in ((-60, "ahead"), (60, "behind")):
+        now = lambda seconds=offset: utc_now() + timedelta(seconds=seconds)  # noqa: E731 - one line
+        findings = await gather(check_database(settings, (Role.API,), now))
+        clocks = findings["clocks of this machine and the database"]
+        assert clocks.state is FindingState.ERROR
+        assert word in clocks.found
+        assert "NTP" in clocks.advice
+
+
+async def test_a_runner_compares_its_clock_with_the_apis(api_harness: ApiHarness) -> None:
+    """The API that agents use answers with this version; its clock is compared with the runner's."""
+    settings = Settings(agent_api_url=api_harness.base.removesuffix("/api/v2"))
+    assert not errors(await gather(check_api(settings, (Role.RUNNER,))))
+    slow = await gather(check_api(settings, (Role.RUNNER,), now=lambda: utc_now() - timedelta(seconds=60)))
+    assert errors(slow) == {"clocks of this machine and the API"}
+
+
+async def test_a_check_that_hangs_or_fails_is_a_finding() -> None:
+    """A check that does not end in time or that fails becomes an error, and what it found before is kept."""
+
+    async def hangs() -> AsyncIterator[Finding]:
+        yield Finding("first", FindingState.OK, "fine")
+        await asyncio.Event().wait()
+
+    async def fails() -> AsyncIterator[Finding]:
+        yield Finding("first", FindingState.OK, "fine")
+        raise RuntimeError("amqp://u:s3cr3t@host")
+
+    for group in (hangs(), fails()):
+        findings = {finding.what: finding for finding in await collect("check", group, 0.05)}
+        assert errors(findings) == {"check"}
+        assert "first" in findings
+        assert "s3cr3t" not in str(findings)

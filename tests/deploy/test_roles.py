@@ -17,7 +17,9 @@ import httpx
 import pytest
 from aio_pika.exceptions import AMQPError
 
-from taskherd.cli.diagnostics import FindingState, check_broker, check_database
+from taskherd.cli.diagnostics.broker import check_broker
+from taskherd.cli.diagnostics.database import check_database
+from taskherd.cli.diagnostics.findings import FindingState
 from taskherd.dev.services import Services
 from taskherd.dev.sources import Broker
 from taskherd.messages.work import build_id

@@ -19,7 +19,9 @@ import httpx
 import pytest
 import trustme
 
-from taskherd.cli.diagnostics import FindingState, check_broker, check_database
+from taskherd.cli.diagnostics.broker import check_broker
+from taskherd.cli.diagnostics.database import check_database
+from taskherd.cli.diagnostics.findings import FindingState
 from taskherd.dev import docker_engine, ports, rabbitmq
 from taskherd.dev.containers import RabbitContainer
 from taskherd.dev.sources import Broker

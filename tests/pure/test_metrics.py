@@ -32,6 +32,8 @@ def test_no_label_is_an_id() -> None:
         "why",
         "route",
         "method",
+        "role",
+        "installation",
     }
 
 

@@ -73,6 +73,7 @@ class ApiProcess:
         self.listening = asyncio.Event()
         self.metrics = Metrics()
         self.metrics.build_info.labels(__version__).set(1)
+        self.metrics.process_info.labels("api", settings.installation).set(1)
         self._tracing = open_tracing(settings.tracing, "api", __version__)
         self._readiness = Readiness("serving")
         self._readiness.add_check("database", self._check_database)

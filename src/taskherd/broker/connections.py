@@ -49,6 +49,8 @@ class BrokerConnections:
         self._readiness = readiness
         self._on_down = on_disconnect
         self._connected_before: set[str] = set()
+        for name in ("consume", "publish"):
+            metrics.reconnects.labels(name)  # Prometheus misses the first increment of a new series
 
     def start(self) -> None:
         """Start connecting in the background."""

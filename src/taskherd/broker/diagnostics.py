@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from taskherd.broker.topology import DELIVERY_LIMIT, TopologyNames
 from taskherd.errors import Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterable
 
     from aiormq.abc import AbstractChannel, AbstractConnection
     from pamqp.common import FieldTable
@@ -85,6 +85,51 @@ async def check_topology(connection: AbstractConnection, names: TopologyNames, p
         except ChannelAccessRefused as error:
             forbidden.append(f"{kind} {name} ({error})")
     return TopologyReport(tuple(existing), tuple(missing), tuple(different), tuple(forbidden))
+
+
+async def queue_infos(connection: AbstractConnection, queues: Iterable[str]) -> dict[str, QueueInfo]:
+    """Return the queues among ``queues`` that exist, by name; this needs no permission.
+
+    Raises:
+        Unavailable: the broker became unreachable.
+    """
+    found: dict[str, QueueInfo] = {}
+    for name in dict.fromkeys(queues):
+        with suppress(ChannelNotFoundEntity):
+            async with _channel(connection) as channel:
+                declared = await channel.queue_declare(name, passive=True, timeout=REQUEST_TIMEOUT)
+                found[name] = QueueInfo(name, declared.message_count or 0, declared.consumer_count or 0)
+    return found
+
+
+async def check_publisher(
+    connection: AbstractConnection, names: TopologyNames, written: tuple[str, ...], read: tuple[str, ...]
+) -> TopologyReport:
+    """Check that the exchanges exist and that the user may publish to ``written`` and bind queues to ``read``.
+
+    Removing a binding that does not exist needs the right to write its destination, which is checked first, and the
+    right to read its source; a refusal of another exchange than those asked about is ignored. Raise ``Unavailable`` if
+    the broker becomes unreachable.
+    """
+    source = read[0] if read else names.work
+    missing: list[str] = []
+    forbidden: list[str] = []
+    for name in dict.fromkeys((*written, *read)):
+        try:
+            async with _channel(connection) as channel:
+                await channel.exchange_declare(name, passive=True, timeout=REQUEST_TIMEOUT)
+        except ChannelNotFoundEntity:
+            missing.append(f"exchange {name}")
+    for name in () if missing else written:
+        try:
+            async with _channel(connection) as channel:
+                await channel.exchange_unbind(name, source, _NO_SUCH_KEY, timeout=REQUEST_TIMEOUT)
+        except ChannelNotFoundEntity:
+            missing.append(f"exchange {source}")
+        except ChannelAccessRefused as error:
+            if any(f"'{exchange}'" in str(error) for exchange in (name, *read)):
+                forbidden.append(f"exchange {name} ({error})")
+    return TopologyReport((), tuple(dict.fromkeys(missing)), (), tuple(forbidden))
 
 
 async def _check_exchange(connection: AbstractConnection, names: TopologyNames, name: str) -> None:

@@ -179,6 +179,13 @@ class Metrics:
         )
         self.failpoint_armed = self._gauge("failpoint_armed", "1 if a failpoint is set; must be 0 in production.")
         self.build_info = self._gauge("build_info", "1, with the version of taskherd as a label.", "version")
+        self.process_info = self._gauge(
+            "process_info",
+            "1, with the role of this process (worker, api or runner) and a digest of its broker's address and AMQP "
+            "prefix, which all processes of an installation share, as labels.",
+            "role",
+            "installation",
+        )
 
     def _declare_runner(self) -> None:
         self.runner_tasks = self._gauge("runner_tasks", "Tasks that have a workspace on this runner.")

@@ -23,6 +23,7 @@ from taskherd.broker.consumer import Consumer, Source
 from taskherd.broker.publisher import Publisher
 from taskherd.clock import Clock
 from taskherd.errors import Misconfigured, Unavailable
+from taskherd.messages.work import REQUEST_TYPES
 from taskherd.observability import logs
 from taskherd.observability.metrics import Metrics
 from taskherd.observability.ops import OpsServer
@@ -67,13 +68,13 @@ class RunnerProcess:
     def __init__(self, settings: Settings) -> None:
         """Build everything; nothing connects before ``run``."""
         self._settings = settings
-        self._name = settings.runner_name or name_of(socket.gethostname())
+        self._name = settings.runner_name or default_name()
         if self._name == settings.runner_pool:
             raise Misconfigured("runner_name", f"{self._name} is also the name of the pool; expected another name")
         self._root = Path(settings.runner_root).resolve()
         self._stopping = asyncio.Event()
         self.metrics = Metrics()
-        self.metrics.build_info.labels(__version__).set(1)
+        _initialize_metrics(self.metrics, settings)
         self._readiness = Readiness("broker", "consumers")
         self._names = topology.TopologyNames(settings.amqp_prefix)
         self._connections = BrokerConnections(settings.amqp_url, "runner", self.metrics, self._readiness)
@@ -189,6 +190,21 @@ class RunnerProcess:
 
     def _on_error(self, reason: str) -> None:
         log.warning("broker operation failed, retrying", reason=reason)
+
+
+def _initialize_metrics(metrics: Metrics, settings: Settings) -> None:
+    """Set constant gauges, and the counters of alerts to 0: Prometheus misses the first increment of a new series."""
+    metrics.build_info.labels(__version__).set(1)
+    metrics.process_info.labels("runner", settings.installation).set(1)
+    metrics.runner_endings.labels("lost")
+    metrics.runner_requests.labels("unknown", "invalid")
+    for request_type in REQUEST_TYPES:
+        metrics.runner_requests.labels(request_type, "failed")
+
+
+def default_name() -> str:
+    """Return the name of a runner on this machine for which none is set."""
+    return name_of(socket.gethostname())
 
 
 def name_of(host: str) -> str:

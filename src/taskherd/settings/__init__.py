@@ -3,6 +3,7 @@
 from taskherd.settings.durations import Seconds
 from taskherd.settings.fields import MIN_SECRET_KEY, Settings
 from taskherd.settings.loading import SettingInfo, UnknownVariable, describe, load, unknown_variables, variable_of
+from taskherd.settings.urls import without_password
 
 __all__ = [
     "MIN_SECRET_KEY",
@@ -14,4 +15,5 @@ __all__ = [
     "load",
     "unknown_variables",
     "variable_of",
+    "without_password",
 ]

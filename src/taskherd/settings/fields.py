@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -13,6 +14,7 @@ from taskherd.settings.durations import Seconds
 PREFIX = "TASKHERD_"
 MIN_SECRET_KEY = 32
 """Minimum length of a secret key, in characters; 32 hexadecimal digits are 128 bits."""
+_INSTALLATION_BYTES = 4
 _HOUR = 3600.0
 _YEAR = 8784 * _HOUR
 
@@ -325,6 +327,12 @@ class Settings(BaseSettings):
     def secret_keys(self) -> tuple[str, ...]:
         """The keys in order: the first signs, all of them verify."""
         return tuple(key.strip() for key in self.secret_key.split(",") if key.strip())
+
+    @property
+    def installation(self) -> str:
+        """A short digest of the broker's address and the AMQP prefix, equal in all processes that work together."""
+        parts = f"{urls.broker_address(self.amqp_url)}\n{self.amqp_prefix}"
+        return blake2b(parts.encode(), digest_size=_INSTALLATION_BYTES).hexdigest()
 
     @property
     def secrets(self) -> tuple[str, ...]:

@@ -8,6 +8,9 @@ HIDDEN = "********"
 _POSTGRES = frozenset({"postgresql", "postgres", "postgresql+asyncpg"})
 _POSTGRES_OPTIONS = frozenset({"sslmode", "ssl", "host", "port", "passfile", "target_session_attrs"})
 
+_AMQP_PORT, _AMQPS_PORT = 5672, 5671
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
 
 def check_database(url: str) -> str:
     """Return ``url``; raise ``ValueError`` unless it is a PostgreSQL URL that asyncpg accepts unchanged."""
@@ -57,6 +60,15 @@ def without_password(url: str) -> str:
 def password(url: str) -> str:
     """Return the password in ``url``, percent-decoded, or "" if there is none."""
     return unquote(urlsplit(url).password or "")
+
+
+def broker_address(url: str) -> str:
+    """Return host, port and vhost of an AMQP URL as ``host:port/vhost``; every name of this machine is 127.0.0.1."""
+    parts = urlsplit(url)
+    host = (parts.hostname or "").lower()
+    port = parts.port or (_AMQPS_PORT if parts.scheme == "amqps" else _AMQP_PORT)
+    vhost = unquote(parts.path[1:]) or "/"
+    return f"{'127.0.0.1' if host in _LOOPBACK else host}:{port}/{vhost}"
 
 
 def _with_valid_port(url: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -43,6 +44,42 @@ _CONTENT: Final = text(
     """
 )
 
+_MISSING_FOR_API: Final = text(
+    """
+    SELECT tables.name || ' (SELECT)' AS missing FROM unnest(CAST(:tables AS text[])) AS tables(name)
+     WHERE to_regclass(tables.name) IS NOT NULL AND NOT has_table_privilege(to_regclass(tables.name), 'SELECT')
+     UNION ALL
+    SELECT 'api_tokens (UPDATE of last_used_at)'
+     WHERE to_regclass('api_tokens') IS NOT NULL
+       AND NOT has_column_privilege(to_regclass('api_tokens'), 'last_used_at', 'UPDATE')
+     ORDER BY missing
+    """
+)
+
+_POOL: Final = "COALESCE(NULLIF(v.run->>'pool', ''), :default_pool)"
+
+_OPEN_REQUESTS: Final = text(
+    f"""
+    SELECT {_POOL} AS pool, r.target_runner AS runner,
+           r.type = ANY (CAST(:pool_fallback AS text[])) AS may_use_pool,
+           count(DISTINCT r.task_id) AS tasks, min(r.created_at) AS since
+      FROM work_requests AS r
+      JOIN tasks AS t ON t.id = r.task_id
+      JOIN template_versions AS v ON v.id = t.template_version_id
+     GROUP BY 1, 2, 3 ORDER BY since LIMIT :limit
+    """
+)
+
+_TEMPLATE_POOLS: Final = text(
+    f"""
+    SELECT {_POOL} AS pool, array_agg(t.name ORDER BY t.name) AS templates
+      FROM templates AS t
+      JOIN template_versions AS v ON v.id = t.active_version_id
+     WHERE t.active AND v.active
+     GROUP BY 1 ORDER BY 1 LIMIT :limit
+    """
+)
+
 READ_ONLY: Final = (
     "organizations", "users", "memberships", "templates", "template_versions", "presets", "directory_revision",
 )  # fmt: skip
@@ -72,6 +109,29 @@ class ContentCounts:
     oldest: float
 
 
+@dataclass(frozen=True, slots=True)
+class OpenRequests:
+    """Unanswered work requests for one target: ``runner``, or ``pool`` if that is None.
+
+    ``may_use_pool`` is true if the pool gets these requests too after the runner left them unanswered. ``tasks`` is the
+    number of tasks, ``since`` when the oldest request was made.
+    """
+
+    pool: str
+    runner: str | None
+    may_use_pool: bool
+    tasks: int
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class TemplatePool:
+    """A pool, and the names of the active templates whose tasks it runs."""
+
+    pool: str
+    templates: tuple[str, ...]
+
+
 async def server_info(connection: AsyncConnection) -> ServerInfo:
     """Return the server's version and time, and whether it only accepts reads."""
     row = (await connection.execute(_SERVER)).one()
@@ -87,6 +147,29 @@ async def missing_privileges(connection: AsyncConnection) -> tuple[str, ...]:
     """Return the tables on which this user lacks privileges that a worker needs, each with the missing privileges."""
     tables = [table.name for table in METADATA.sorted_tables if table.name not in NOT_FOR_WORKERS]
     return tuple((await connection.execute(_MISSING_PRIVILEGES, {"tables": tables, "read_only": READ_ONLY})).scalars())
+
+
+async def missing_privileges_of_api(connection: AsyncConnection) -> tuple[str, ...]:
+    """Return the tables on which this user lacks privileges that an API needs, each with the missing privilege."""
+    tables = [table.name for table in METADATA.sorted_tables]
+    return tuple((await connection.execute(_MISSING_FOR_API, {"tables": tables})).scalars())
+
+
+async def open_requests(
+    connection: AsyncConnection, default_pool: str, pool_fallback: Iterable[str], limit: int
+) -> list[OpenRequests]:
+    """Return the unanswered work requests of up to ``limit`` targets, the oldest first; requires the schema.
+
+    ``pool_fallback`` are the types of requests that the pool gets too if the runner does not answer.
+    """
+    values = {"default_pool": default_pool, "pool_fallback": sorted(pool_fallback), "limit": limit}
+    return [OpenRequests(*row) for row in await connection.execute(_OPEN_REQUESTS, values)]
+
+
+async def template_pools(connection: AsyncConnection, default_pool: str, limit: int) -> list[TemplatePool]:
+    """Return up to ``limit`` pools that active templates name, by name; requires the schema."""
+    rows = await connection.execute(_TEMPLATE_POOLS, {"default_pool": default_pool, "limit": limit})
+    return [TemplatePool(row.pool, tuple(row.templates)) for row in rows]
 
 
 async def content_counts(connection: AsyncConnection) -> ContentCounts:

@@ -91,6 +91,7 @@ class Worker:
         self._tracing = open_tracing(settings.tracing, "worker", __version__)
         self._readiness = self._make_readiness()
         _initialize_metrics(self.metrics, failpoint_armed=bool(settings.failpoint))
+        self.metrics.process_info.labels("worker", settings.installation).set(1)
         self._id = name or f"{socket.gethostname()}-{uuid4().hex[:8]}"
         self._names = topology.TopologyNames(settings.amqp_prefix)
         self._report_queues = self._names.report_queues(settings.report_partitions)
@@ -326,8 +327,6 @@ def _initialize_metrics(metrics: Metrics, *, failpoint_armed: bool) -> None:
         metrics.agent_exits.labels(why.value)
     for failure in ("database", "broker", "bisected"):
         metrics.batch_failures.labels(failure)
-    for connection in ("consume", "publish"):
-        metrics.reconnects.labels(connection)
 
 
 def _tune_gc() -> None:

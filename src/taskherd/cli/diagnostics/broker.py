@@ -1,0 +1,70 @@
+"""Check the broker, the exchanges and queues, permissions and queue contents."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from taskherd.broker import diagnostics as broker
+from taskherd.broker.topology import TopologyNames
+from taskherd.cli.diagnostics.findings import Finding, error, note, ok, problems
+from taskherd.cli.diagnostics.roles import Role
+from taskherd.errors import TaskherdError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Collection
+
+    from taskherd.broker import AbstractConnection
+    from taskherd.settings import Settings
+
+MIN_RABBITMQ: Final = (4, 0)
+
+
+async def check_broker(settings: Settings, roles: Collection[Role] = (Role.WORKER,)) -> AsyncIterator[Finding]:
+    """Check all that the roles need from the broker; a worker needs everything that the others do."""
+    names = TopologyNames(settings.amqp_prefix)
+    try:
+        async with broker.connect(settings.amqp_url) as connection:
+            yield _version(broker.server_version(connection))
+            if Role.WORKER in roles:
+                topology = await broker.check_topology(connection, names, settings.report_partitions)
+            else:
+                topology = await _check_client(connection, names, roles)
+            yield problems("topology", topology.missing, "complete", "run `taskherd topology apply`, or start a worker")
+            advice = "delete it when it is empty and run `taskherd topology apply`, or set another TASKHERD_AMQP_PREFIX"
+            yield problems("topology arguments", topology.different, "as expected", advice)
+            advice = "grant them to this user on this vhost with `rabbitmqctl set_permissions`"
+            yield problems("broker permissions", topology.forbidden, "sufficient", advice)
+            queues = topology.queues
+            if Role.WORKER not in roles and Role.API in roles:
+                counted = (*names.report_queues(settings.report_partitions), names.commands)
+                queues = tuple((await broker.queue_infos(connection, counted)).values())
+            for queue in queues:
+                yield _queue(queue, names)
+    except TaskherdError as problem:
+        yield error("broker", str(problem), "start RabbitMQ, or correct TASKHERD_AMQP_URL")
+
+
+async def _check_client(
+    connection: AbstractConnection, names: TopologyNames, roles: Collection[Role]
+) -> broker.TopologyReport:
+    """Check what APIs and runners use: both publish commands and reports, and APIs subscribe to events."""
+    read = (names.events,) if Role.API in roles else ()
+    return await broker.check_publisher(connection, names, (names.commands, names.reports), read)
+
+
+def _version(version: tuple[int, ...]) -> Finding:
+    found = f"RabbitMQ {'.'.join(map(str, version)) or '(unknown version)'}"
+    if version < MIN_RABBITMQ:
+        return error("broker", found, "install RabbitMQ 4.0 or newer")
+    return ok("broker", found)
+
+
+def _queue(queue: broker.QueueInfo, names: TopologyNames) -> Finding:
+    what = f"queue {queue.name}"
+    found = f"{queue.messages} messages, {queue.consumers} consumers"
+    if queue.name == names.dead:
+        return note(what, found, "list them with `taskherd dead list`") if queue.messages else ok(what, found)
+    if queue.consumers:
+        return ok(what, found)
+    advice = "start a worker: `taskherd worker`"
+    return error(what, found, advice) if queue.messages else note(what, found, advice)

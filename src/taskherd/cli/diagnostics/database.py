@@ -1,0 +1,73 @@
+"""Check the database server, its clock, the schema, privileges and content."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from taskherd.cli.diagnostics import clocks
+from taskherd.cli.diagnostics.findings import Finding, error, ok, problems
+from taskherd.cli.diagnostics.roles import Role
+from taskherd.errors import TaskherdError
+from taskherd.store import diagnostics as database
+from taskherd.store.engine import dispose, open_engine, transaction
+from taskherd.store.migrate import SchemaStatus
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Collection
+
+    from taskherd.settings import Settings
+
+MIN_POSTGRES: Final = 15
+MAX_UNPUBLISHED: Final = 60.0
+"""Maximum age of an unpublished event, in seconds."""
+
+
+async def check_database(
+    settings: Settings, roles: Collection[Role] = (Role.WORKER,), now: clocks.Now = clocks.utc_now
+) -> AsyncIterator[Finding]:
+    """Check all that workers and APIs need from the database; ``now`` is this machine's clock."""
+    engine = open_engine(settings.database_url, size=1, application_name="taskherd-doctor")
+    try:
+        before = now()
+        async with transaction(engine) as conn:
+            server = await database.server_info(conn)
+            yield _server(server)
+            yield clocks.compare("the database", (server.now, server.now), (before, now()))
+            schema = await database.schema_state(conn)
+            is_current = schema.status is SchemaStatus.CURRENT
+            found = schema.actual or "none"
+            yield ok("database schema", found) if is_current else error("database schema", found, schema.advice)
+            missing = await (
+                database.missing_privileges(conn) if Role.WORKER in roles else database.missing_privileges_of_api(conn)
+            )
+            advice = "grant them to this user, or use the owner of the tables"
+            yield problems("database privileges", missing, "sufficient", advice)
+            if is_current and not missing:
+                for finding in _content(await database.content_counts(conn)):
+                    yield finding
+    except TaskherdError as problem:
+        yield error("database", str(problem), "start PostgreSQL, or correct TASKHERD_DATABASE_URL")
+    finally:
+        await dispose(engine)
+
+
+def _server(server: database.ServerInfo) -> Finding:
+    found = f"PostgreSQL {server.version}"
+    if server.major < MIN_POSTGRES:
+        return error("database", found, f"install PostgreSQL {MIN_POSTGRES} or newer")
+    if server.read_only:
+        return error("database", f"{found}, read-only", "set TASKHERD_DATABASE_URL to the primary server")
+    return ok("database", found)
+
+
+def _content(content: database.ContentCounts) -> list[Finding]:
+    found = f"{content.users} users, {content.templates} templates"
+    unpublished = f"{content.unpublished}, the oldest for {content.oldest:.0f} s" if content.unpublished else "none"
+    return [
+        ok("directory", found)
+        if content.users and content.templates
+        else error("directory", found, "run `taskherd directory apply FILE.yaml`"),
+        error("unpublished events", unpublished, "check that a worker is running and reaches the broker")
+        if content.oldest > MAX_UNPUBLISHED
+        else ok("unpublished events", unpublished),
+    ]
