@@ -158,7 +158,9 @@ async def test_the_operations_port_says_whose_process_answers() -> None:
     assert "free" in (await gather(check_processes(ours, (Role.RUNNER,))))[what].found
     with socket.create_server(("127.0.0.1", 0)) as other_program:
         port = other_program.getsockname()[1]
-        assert errors(await gather(check_processes(Settings(ops_port=port), (Role.API,)))) == {f"operations port {port}"}
+        assert errors(await gather(check_processes(Settings(ops_port=port), (Role.API,)))) == {
+            f"operations port {port}"
+        }
 
 
 async def test_a_waiting_task_without_a_runner_is_an_error_until_a_runner_consumes(
@@ -195,7 +197,7 @@ async def test_a_task_whose_runner_is_gone_is_an_error(harness: WorkerHarness) -
 async def test_a_runners_machine_needs_no_database(
     harness: WorkerHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a runner's settings alone doctor checks a runner: without database URL and key, and with no error but the API's."""
+    """With a runner's settings alone a runner is checked, which needs no database URL and no key."""
     for name, value in {
         "AMQP_URL": harness.urls[1],
         "AMQP_PREFIX": harness.prefix,

@@ -20,6 +20,8 @@ from aio_pika.exceptions import AMQPError
 from taskherd.cli.diagnostics.broker import check_broker
 from taskherd.cli.diagnostics.database import check_database
 from taskherd.cli.diagnostics.findings import FindingState
+from taskherd.cli.diagnostics.pools import check_own_queues
+from taskherd.cli.diagnostics.roles import Role
 from taskherd.dev.services import Services
 from taskherd.dev.sources import Broker
 from taskherd.messages.work import build_id
@@ -174,6 +176,13 @@ async def test_an_api_works_with_its_privileges(installation: Installation, harn
                     break
         assert (await client.post(f"/tasks/me/{created['id']}/send", json={"input": "More"})).is_success
         assert (await client.delete(f"/tasks/me/{created['id']}")).is_success
+        settings = Settings(database_url=api_urls[0], amqp_url=api_urls[1], amqp_prefix=harness.prefix)
+        findings = [
+            finding
+            for check in (check_database(settings, (Role.API,)), check_broker(settings, (Role.API,)))
+            async for finding in check
+        ]
+        assert [finding for finding in findings if finding.state is FindingState.ERROR] == []
     harness.urls = owner_urls
     await harness.until_row("SELECT count(*) FROM api_tokens WHERE last_used_at IS NOT NULL", is_=1)
 
@@ -190,6 +199,9 @@ async def test_a_runner_works_with_its_privileges(
         harness.urls = (owner_urls[0], installation.amqp_as("runner"))
         async with runner_harness(harness, tmp_path) as runners:
             first = await runners.start()
+            settings = Settings(amqp_url=harness.urls[1], amqp_prefix=harness.prefix, runner_name="r1")
+            for check in (check_broker(settings, (Role.RUNNER,)), check_own_queues(settings)):
+                assert [finding async for finding in check if finding.state is FindingState.ERROR] == []
             task = await runners.task("say:up", "sleep")
             await runners.until_output(task, "up")
             assert not any(line["event"] == "claim unanswered" for line in first.lines())

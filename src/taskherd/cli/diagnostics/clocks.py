@@ -37,6 +37,4 @@ def compare(peer: str, shown: tuple[datetime, datetime], local: tuple[datetime, 
     if abs(ahead) <= MAX_DIFFERENCE:
         return ok(what, f"at most {MAX_DIFFERENCE:g} s apart")
     found = f"the clock of {peer} is {abs(ahead):.1f} s {'ahead' if ahead > 0 else 'behind'}"
-    return error(
-        what, found, "synchronize both machines with NTP; `timedatectl` shows whether one is"
-    )
+    return error(what, found, "synchronize both machines with NTP; `timedatectl` shows whether one is")

@@ -146,9 +146,7 @@ def _runners(demand: _Demand, consumers: Mapping[str, int]) -> Iterable[Finding]
             advice = f"start it again on its machine: `TASKHERD_RUNNER_NAME={runner} taskherd runner`"
             yield error(what, found, advice)
         else:
-            advice = (
-                "its pool takes over after TASKHERD_RUNNER_ANSWER_TIMEOUT; start it again for its workspaces"
-            )
+            advice = "its pool takes over after TASKHERD_RUNNER_ANSWER_TIMEOUT; start it again for its workspaces"
             yield note(what, found, advice)
 
 

@@ -40,7 +40,7 @@ async def run_checks(chosen: tuple[Role, ...] = (), now: clocks.Now = clocks.utc
 
 
 async def collect(name: str, group: AsyncIterator[Finding], seconds: float = CHECK_TIMEOUT) -> list[Finding]:
-    """Return the findings of a group; a failure or, after that many ``seconds``, the missing rest is an error finding."""
+    """Return the findings of a group, with an error if it fails or takes longer than ``seconds``."""
     findings: list[Finding] = []
     try:
         async with asyncio.timeout(seconds):
