@@ -19,9 +19,10 @@ from taskherd.cli.diagnostics.clocks import utc_now
 from taskherd.cli.diagnostics.database import check_database
 from taskherd.cli.diagnostics.findings import Finding, FindingState
 from taskherd.cli.diagnostics.pools import check_own_queues, check_pools
-from taskherd.cli.diagnostics.processes import check_processes
+from taskherd.cli.diagnostics.processes import check_processes, running_role
 from taskherd.cli.diagnostics.roles import Role
 from taskherd.cli.diagnostics.run import collect, run_checks
+from taskherd.dev import ports
 from taskherd.observability.metrics import Metrics
 from taskherd.observability.ops import OpsServer
 from taskherd.observability.readiness import Readiness
@@ -177,10 +178,14 @@ async def test_a_waiting_task_without_a_runner_is_an_error_until_a_runner_consum
     assert "1 task waits since 20" in findings["pool default"].found
     assert "TASKHERD_RUNNER_POOL=default taskherd runner" in findings["pool default"].advice
     async with runner_harness(harness, tmp_path) as runners:
-        await runners.start()
+        (port,) = ports.find_free([None])
+        await runners.start(ops_port=str(port))
         assert not errors(await gather(check_pools(settings)))
-        mine = settings.model_copy(update={"runner_name": "r1"})
+        mine = settings.model_copy(update={"runner_name": "r1", "ops_port": port})
         assert not errors(await gather(check_own_queues(mine)))
+        assert await running_role(mine) is Role.RUNNER
+        findings = await gather(check_processes(mine, (Role.RUNNER,)))
+        assert {finding.state for finding in findings.values()} == {FindingState.OK}
 
 
 async def test_a_task_whose_runner_is_gone_is_an_error(harness: WorkerHarness) -> None:
@@ -231,6 +236,12 @@ async def test_a_runner_compares_its_clock_with_the_apis(api_harness: ApiHarness
     assert not errors(await gather(check_api(settings, (Role.RUNNER,))))
     slow = await gather(check_api(settings, (Role.RUNNER,), now=lambda: utc_now() - timedelta(seconds=60)))
     assert errors(slow) == {"clocks of this machine and the API"}
+    worker = api_harness.worker
+    server = settings.model_copy(
+        update={"amqp_url": worker.urls[1], "amqp_prefix": worker.prefix, "ops_port": api_harness.api.ops_port}
+    )
+    findings = await gather(check_processes(server, (Role.API,)))
+    assert {finding.state for finding in findings.values()} == {FindingState.OK}
 
 
 async def test_a_check_that_hangs_or_fails_is_a_finding() -> None:
