@@ -8,7 +8,8 @@ DECLARE
     table_name text;
 BEGIN
     FOREACH table_name IN ARRAY ARRAY['organizations', 'users', 'memberships', 'templates', 'template_versions',
-                                      'presets', 'directory_revision', 'taskherd_schema'] LOOP
+                                      'presets', 'runners', 'directory_revision',
+                                      'taskherd_schema'] LOOP
         EXECUTE format('REVOKE INSERT, UPDATE, DELETE ON %I FROM taskherd_worker', table_name);
     END LOOP;
 END $$;

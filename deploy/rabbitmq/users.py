@@ -25,17 +25,13 @@ def permissions(prefix: str) -> dict[str, tuple[str, str, str]]:
     """Return each user's configure, write and read patterns (https://www.rabbitmq.com/docs/access-control)."""
     p = re.escape(prefix) + r"\."
     return {
-        # Declares everything; consumes reports and commands; publishes events, work requests, dead letters, replies and
-        # probes.
+        # Declares everything; consumes reports, commands and claims; publishes events, work requests, dead letters,
+        # replies and probes.
         "worker": (f"{p}.*|{EXCLUSIVE}", f"{p}.*|{EXCLUSIVE}|{DEFAULT_EXCHANGE}", f"{p}.*|{EXCLUSIVE}"),
         # Publishes commands, and reports for agents; consumes events and the replies to its commands.
         "api": (EXCLUSIVE, f"{p}(commands|reports)|{EXCLUSIVE}", f"{p}events|{EXCLUSIVE}"),
-        # Declares, binds and consumes work queues; publishes reports, and commands to claim builds and look up tasks.
-        "runner": (
-            f"{p}work\\..+|{EXCLUSIVE}",
-            f"{p}(commands|reports)|{p}work\\..+|{EXCLUSIVE}",
-            f"{p}work(\\..+)?|{EXCLUSIVE}",
-        ),
+        # Consumes its work queues, which the worker declares, and replies; publishes reports, claims and questions.
+        "runner": (EXCLUSIVE, f"{p}(claims|reports)", f"{p}work\\..+|{EXCLUSIVE}"),
         # Your own provisioner: publishes build reports and nothing else.
         "provisioner": ("", f"{p}reports", ""),
     }

@@ -16,14 +16,14 @@ async def test_declaring_is_idempotent(names: TopologyNames, amqp_url: str, conn
     """The topology can be declared repeatedly, and passes the check."""
     channel = await connect_to(amqp_url, "test").channel()
     await topology.declare(channel, names)
-    await topology.check(channel, names)
+    await topology.check(channel, names.exchanges, names.queues)
 
 
 async def test_the_check_names_what_is_missing(amqp_url: str, amqp_prefix: str, connect_to: ConnectTo) -> None:
     """The error of the check names the command that declares the topology."""
     channel = await connect_to(amqp_url, "test").channel()
     with pytest.raises(Unavailable, match="topology apply"):
-        await topology.check(channel, TopologyNames(amqp_prefix))
+        await topology.check(channel, TopologyNames(amqp_prefix).exchanges)
 
 
 async def test_a_conflicting_queue_is_a_configuration_error(

@@ -61,7 +61,7 @@ async def test_the_topology_a_worker_declares_has_no_errors(amqp_url: str, amqp_
             await channel.exchange_delete(names.report_hash)
     assert not errors(findings)
     assert {what for what, finding in findings.items() if finding.state is FindingState.NOTE} == {
-        f"queue {queue}" for queue in (*names.report_queues(partitions), names.commands)
+        f"queue {queue}" for queue in (*names.report_queues(partitions), names.commands, names.claims)
     }
 
 

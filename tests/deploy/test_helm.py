@@ -168,11 +168,13 @@ def test_settings_of_one_process_override_common_settings() -> None:
 
 
 def test_keda_counts_the_queues_that_workers_consume() -> None:
-    """The pattern matches reports, every partition and the commands of this prefix, and no other queue."""
+    """The pattern matches reports, every partition, the commands and the claims of this prefix, and no other queue."""
     manifests = render(ALL)
     (scaled,) = kinds(manifests, "ScaledObject")
     pattern = re.compile(scaled["spec"]["triggers"][0]["metadata"]["queueName"])
-    assert all(pattern.search(f"team.a.{queue}") for queue in ("reports", "reports.0", "reports.11", "commands"))
+    assert all(
+        pattern.search(f"team.a.{queue}") for queue in ("reports", "reports.0", "reports.11", "commands", "claims")
+    )
     assert not any(
         pattern.search(queue) for queue in ("team.a.dead", "team.a.work.default", "teamxa.reports", "taskherd.reports")
     )

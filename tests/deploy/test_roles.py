@@ -260,6 +260,22 @@ async def test_a_provisioner_may_only_publish_reports(installation: Installation
                 await operation(await connection.channel())
 
 
+async def test_a_runner_may_neither_command_nor_declare(installation: Installation, harness: WorkerHarness) -> None:
+    """Claims are permitted; commands, work requests, declaring a work queue and reading others' queues are refused."""
+    prefix = harness.prefix
+    async with await aio_pika.connect(installation.amqp_as("runner"), timeout=10) as connection:
+        await _publish(await connection.channel(), f"{prefix}.claims")
+        forbidden = (
+            lambda channel: channel.declare_queue(f"{prefix}.work.mine", durable=True),
+            lambda channel: _get(channel, f"{prefix}.claims"),
+            lambda channel: _publish(channel, f"{prefix}.commands"),
+            lambda channel: _publish(channel, f"{prefix}.work"),
+        )
+        for operation in forbidden:
+            with pytest.raises(AMQPError):
+                await operation(await connection.channel())
+
+
 NOW = "2026-01-01T00:00:00Z"
 
 

@@ -81,16 +81,20 @@ class WorkerHarness:
         error: dict[str, Any] = reply["error"]
         return error
 
-    async def send(self, command: dict[str, Any] | bytes) -> dict[str, Any]:
+    async def send(self, command: dict[str, Any] | bytes, exchange: str = "commands") -> dict[str, Any]:
         """Send a command, or any bytes, and return the reply."""
         correlation = uuid.uuid4().hex
         self.answers[correlation] = asyncio.get_running_loop().create_future()
         body = command if isinstance(command, bytes) else json.dumps(command).encode()
         message = aio_pika.Message(body, reply_to=self.replies, correlation_id=correlation)
-        exchange = await self.channel.get_exchange(f"{self.prefix}.commands", ensure=False)
-        await exchange.publish(message, "any", timeout=5)
+        target = await self.channel.get_exchange(f"{self.prefix}.{exchange}", ensure=False)
+        await target.publish(message, "any", timeout=5)
         async with asyncio.timeout(TIMEOUT):
             return await self.answers[correlation]
+
+    async def ask(self, message: dict[str, Any] | bytes) -> dict[str, Any]:
+        """Send a message of a runner, or any bytes, to the claims and return the reply."""
+        return await self.send(message, exchange="claims")
 
     async def create(self, task_id: uuid.UUID | None = None, **fields: Any) -> uuid.UUID:
         """Create a task and return its id."""

@@ -49,6 +49,7 @@ def loaded(batch: Batch, recorded_reply: RecordedCommand | None = None, *, owner
         leased=frozenset(),
         parked=[(5, conflict), (6, status(AgentState.WORKING))],
         recorded_reply=recorded_reply,
+        claims={},
     )
 
 

@@ -72,6 +72,9 @@ async def test_runners_of_a_pool_share_its_tasks(patient_harness: RunnerHarness)
         assert runners_of(patient_harness, task_id) == placement[task_id]
         trace = patient_harness.folder / placement[task_id][0] / str(task_id) / "work/trace"
         await eventually_async(partial(_read, trace), "was here\nwas here\n".__eq__)
+    assert patient_harness.worker.metric("taskherd_claims_total", type="build.claim", outcome="granted") == 6
+    for kind in ("task.create", "task.update_input", "task.pause", "task.resume"):
+        assert not patient_harness.worker.metric("taskherd_commands_total", type=kind, outcome="refused")
     assert patient_harness.worker.reasons() == []
 
 
@@ -98,14 +101,14 @@ async def test_without_a_worker_only_the_only_copy_is_started(harness: RunnerHar
     await harness.until_output(first, "up")
     start = harness.worker.requests_of(first, "workspace.start")[0]
     harness.worker.worker.stop()
-    await eventually_async(partial(harness.worker.queue_counts, "commands"), (0, 0).__eq__)
+    await eventually_async(partial(harness.worker.queue_counts, "claims"), (0, 0).__eq__)
     other, third = uuid.uuid4(), uuid.uuid4()
     await harness.repeat_request(start, task_id=str(other), attempt=1)
     await harness.repeat_request(start, task_id=str(third), attempt=2)
     await eventually_async(partial(_start_requests, runner), (3).__eq__)  # the first one, and both claims timed out
     assert harness.marked(other)
     assert not (harness.root / str(third)).exists()
-    assert await harness.worker.queue_counts("commands") == (2, 0)  # the claims wait for the worker
+    assert await harness.worker.queue_counts("claims") == (2, 0)  # the claims wait for the worker
 
 
 async def test_a_returning_runner_stops_an_agent_whose_task_moved(impatient_harness: RunnerHarness) -> None:

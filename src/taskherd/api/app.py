@@ -139,7 +139,7 @@ class ApiProcess:
         commands = CommandClient(
             self._connections.consume,
             publisher,
-            names,
+            names.commands,
             timeout=settings.api_command_timeout,
             trace=self._tracing.current,
             on_waiting=self.metrics.api_commands_waiting.set,

@@ -273,7 +273,7 @@ class ChangeFeed:
             await self._wakeups.ack(deliveries)
 
     async def _prepare(self, channel: AbstractChannel) -> Sequence[Source]:
-        await topology.check(channel, self._names)
+        await topology.check(channel, [self._names.events])
         queue = await topology.declare_exclusive_queue(
             channel, length=MAX_WAKEUPS, exchange=self._names.events, routing_keys=("#",)
         )

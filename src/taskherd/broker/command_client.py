@@ -1,6 +1,7 @@
-"""Calls over RabbitMQ: commands are published with a confirm, and replies arrive on an exclusive queue.
+"""Calls over RabbitMQ: messages are published with a confirm, and replies arrive on an exclusive queue.
 
-A command whose reply queue was lost is published again, so its consumer must execute a repeated command only once.
+The API sends its commands in this way, a runner its claims. A message whose reply queue was lost is published again, so
+its consumer must execute a repeated one only once.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from taskherd.broker.connection import SupervisedConnection
     from taskherd.broker.delivery import Delivery
     from taskherd.broker.publisher import Publisher
-    from taskherd.broker.topology import TopologyNames
 
 log = structlog.get_logger(__name__)
 
@@ -48,13 +48,13 @@ class _ReplyQueueLost(Exception):  # noqa: N818 - not an error; never leaves thi
 
 
 class CommandClient:
-    """A client that publishes commands and waits for the reply to each."""
+    """A client that publishes commands or claims to one exchange and waits for the reply to each."""
 
     def __init__(
         self,
         consuming: SupervisedConnection,
         publisher: Publisher,
-        names: TopologyNames,
+        exchange: str,
         *,
         timeout: float,
         trace: Trace = dict,
@@ -64,15 +64,15 @@ class CommandClient:
 
         Args:
             consuming: the connection that receives replies; ``publisher`` must use another one.
-            publisher: publishes the commands.
-            names: the exchange for commands.
+            publisher: publishes the messages.
+            exchange: the exchange for the messages, with a queue of the same name.
             timeout: seconds that each call waits for its reply.
             trace: returns the trace headers for a call.
             on_waiting: called with the number of waiting calls whenever it changes.
         """
         self._trace = trace
         self._publisher = publisher
-        self._names = names
+        self._exchange = exchange
         self._timeout = timeout
         self._on_waiting = on_waiting
         self._consumer = Consumer(consuming, self._prepare, prefetch=MAX_WAITING, on_error=self._on_error)
@@ -96,12 +96,12 @@ class CommandClient:
         await self._consumer.stop()
 
     async def call(self, routing_key: str, body: bytes, *, no_expiry: bool = False) -> Reply:
-        """Publish a command and return the reply.
+        """Publish a message and return the reply.
 
-        By default the command expires when the call times out; with ``no_expiry`` it stays in its queue.
+        By default the message expires when the call times out; with ``no_expiry`` it stays in its queue.
 
         Raises:
-            Unavailable: no reply arrived in time; the command may or may not have been executed, or may be later.
+            Unavailable: no reply arrived in time; the message may or may not have been processed, or may be later.
         """
         if len(self._waiting) >= MAX_WAITING:
             raise Unavailable(f"{MAX_WAITING} calls are waiting for a reply already")
@@ -125,7 +125,7 @@ class CommandClient:
         self._on_waiting(len(self._waiting))
         try:
             outcome = await self._publisher.publish(
-                self._names.commands,
+                self._exchange,
                 routing_key,
                 body,
                 headers={**self._trace()} or None,
@@ -136,7 +136,7 @@ class CommandClient:
             )
             if outcome is PublishOutcome.UNROUTED:
                 raise Unavailable(
-                    f"no queue is bound to exchange {self._names.commands}; `taskherd topology apply` binds one"
+                    f"no queue is bound to exchange {self._exchange}; `taskherd topology apply` binds one"
                 )
             return await reply
         finally:
@@ -151,7 +151,7 @@ class CommandClient:
             waiting.set_result(Reply(delivery.body, delivery.headers))
 
     async def _prepare(self, channel: AbstractChannel) -> Sequence[Source]:
-        await topology.check(channel, self._names)
+        await topology.check(channel, [self._exchange], [self._exchange])
         self._queue = await topology.declare_exclusive_queue(channel, length=MAX_WAITING)
         self._queue_ready.set()
         for waiting in self._waiting.values():  # their replies go to the previous queue, which is lost

@@ -13,7 +13,7 @@ from taskherd.broker.connection import REQUEST_TIMEOUT, map_errors
 from taskherd.errors import Misconfigured, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from aiormq.abc import AbstractChannel
     from pamqp.common import FieldTable
@@ -43,6 +43,11 @@ class TopologyNames:
         return f"{self.prefix}.commands"
 
     @property
+    def claims(self) -> str:
+        """Exchange and queue of the claims and questions of runners."""
+        return f"{self.prefix}.claims"
+
+    @property
     def events(self) -> str:
         """Exchange of the events."""
         return f"{self.prefix}.events"
@@ -60,12 +65,12 @@ class TopologyNames:
     @property
     def exchanges(self) -> tuple[str, ...]:
         """Every topic exchange."""
-        return (self.dead, self.reports, self.commands, self.events, self.work)
+        return (self.dead, self.reports, self.commands, self.claims, self.events, self.work)
 
     @property
     def queues(self) -> tuple[str, ...]:
         """The shared queues that always exist."""
-        return (self.dead, self.reports, self.commands)
+        return (self.dead, self.reports, self.commands, self.claims)
 
     @property
     def report_hash(self) -> str:
@@ -108,8 +113,9 @@ async def declare(channel: AbstractChannel, names: TopologyNames, partitions: in
         await _declare_quorum(channel, names.dead, {"x-delivery-limit": _UNLIMITED})
         await channel.queue_bind(names.dead, names.dead, _ALL_KEYS, timeout=REQUEST_TIMEOUT)
         await _declare_quorum(channel, names.reports, _dead_lettering(names))
-        await _declare_quorum(channel, names.commands, _dead_lettering(names))
-        await channel.queue_bind(names.commands, names.commands, _ALL_KEYS, timeout=REQUEST_TIMEOUT)
+        for queue in (names.commands, names.claims):
+            await _declare_quorum(channel, queue, _dead_lettering(names))
+            await channel.queue_bind(queue, queue, _ALL_KEYS, timeout=REQUEST_TIMEOUT)
         if partitions == 1:
             await channel.queue_bind(names.reports, names.reports, _ALL_KEYS, timeout=REQUEST_TIMEOUT)
             await channel.exchange_unbind(names.report_hash, names.reports, _ALL_KEYS, timeout=REQUEST_TIMEOUT)
@@ -134,12 +140,15 @@ async def _declare_partitions(channel: AbstractChannel, names: TopologyNames, pa
         await channel.queue_unbind(names.reports, names.reports, _ALL_KEYS, timeout=REQUEST_TIMEOUT)
 
 
-async def check(channel: AbstractChannel, names: TopologyNames) -> None:
-    """Check that the exchanges and shared queues exist. Raise ``Unavailable`` naming the first one that does not."""
+async def check(channel: AbstractChannel, exchanges: Iterable[str] = (), queues: Iterable[str] = ()) -> None:
+    """Check that these exchanges and queues exist. Raise ``Unavailable`` naming the first one that does not.
+
+    A process checks only what it uses itself, so that it can start before others have a new version.
+    """
     with _explain_mismatch("checking the topology"):
-        for exchange in names.exchanges:
+        for exchange in exchanges:
             await channel.exchange_declare(exchange, passive=True, timeout=REQUEST_TIMEOUT)
-        for queue in names.queues:
+        for queue in queues:
             await channel.queue_declare(queue, passive=True, timeout=REQUEST_TIMEOUT)
 
 
@@ -153,6 +162,23 @@ async def declare_work_queue(channel: AbstractChannel, names: TopologyNames, tar
         await _declare_quorum(channel, queue, {"x-delivery-limit": DELIVERY_LIMIT})
         await channel.queue_bind(queue, names.work, f"*.*.{target}", timeout=REQUEST_TIMEOUT)
     return queue
+
+
+async def delete_idle_work_queue(channel: AbstractChannel, names: TopologyNames, target: str) -> bool:
+    """Delete the queue of a runner or pool that has no consumer and return True; return False if it has one.
+
+    The broker has no conditional delete of quorum queues. A runner that subscribes at the same moment loses its
+    consumer, and asks for its queue again. Raise as ``declare`` does.
+    """
+    queue = names.work_queue(target)
+    # queue.delete succeeds for a queue that does not exist; declaring it first avoids the error of a passive declare.
+    await declare_work_queue(channel, names, target)
+    with _explain_mismatch(f"deleting {queue}"):
+        declared = await channel.queue_declare(queue, passive=True, timeout=REQUEST_TIMEOUT)
+        if declared.consumer_count:
+            return False
+        await channel.queue_delete(queue, timeout=REQUEST_TIMEOUT)
+    return True
 
 
 async def declare_exclusive_queue(

@@ -9,6 +9,8 @@ import typer
 from taskherd.broker import topology
 from taskherd.broker.connection import SupervisedConnection
 from taskherd.settings import Settings, load
+from taskherd.store import runners
+from taskherd.store.engine import dispose, open_engine, transaction
 
 app = typer.Typer(help="Declare the exchanges and queues in RabbitMQ.", no_args_is_help=True)
 
@@ -20,19 +22,38 @@ def group() -> None:
 
 @app.command()
 def apply() -> None:
-    """Declare all exchanges and shared queues at TASKHERD_AMQP_URL. Running it again changes nothing."""
+    """Declare all exchanges and shared queues at TASKHERD_AMQP_URL. Running it again changes nothing.
+
+    With TASKHERD_DATABASE_URL, also the work queues of all pools and runners of the directory.
+    """
     settings = load("amqp_url")
     names = topology.TopologyNames(settings.amqp_prefix)
-    asyncio.run(_apply(settings, names))
+    targets = asyncio.run(_apply(settings, names))
     queues = dict.fromkeys((*names.queues, *names.report_queues(settings.report_partitions)))
     typer.echo(f"exchanges: {', '.join(names.exchanges)}")
-    typer.echo(f"queues: {', '.join(queues)}")
+    typer.echo(f"queues: {', '.join((*queues, *map(names.work_queue, targets)))}")
 
 
-async def _apply(settings: Settings, names: topology.TopologyNames) -> None:
+async def _work_targets(database_url: str) -> list[str]:
+    """Return all pools and runners that the database knows."""
+    engine = open_engine(database_url, size=1, application_name="taskherd-topology")
+    try:
+        async with transaction(engine) as connection:
+            known = await runners.targets(connection)
+        return sorted(known.pools | known.runners)
+    finally:
+        await dispose(engine)
+
+
+async def _apply(settings: Settings, names: topology.TopologyNames) -> list[str]:
+    """Declare everything and return the pools and runners with a queue; without a database there are none."""
+    targets = await _work_targets(settings.database_url) if settings.database_url else []
     connection = SupervisedConnection(settings.amqp_url, "topology")
     connection.start()
     try:
         await topology.declare(await connection.channel(), names, settings.report_partitions)
+        for target in targets:
+            await topology.declare_work_queue(await connection.channel(), names, target)
     finally:
         await connection.close()
+    return targets

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from taskherd.domain.outcome import DeadLetterReason
-from taskherd.messages import commands, events, reports, work
+from taskherd.messages import claims, commands, events, reports, work
 from taskherd.messages.dead_letters import MEANINGS, DeadLetterHeaders
 from taskherd.messages.limits import MAX_ELEMENTS
 from taskherd.messages.replies import AcceptedReply, RefusedReply
@@ -37,6 +37,12 @@ def _models(union: object) -> dict[str, type[BaseModel]]:
 REPORTS = _models(reports.ReportIn)
 COMMANDS = _models(commands.CommandIn)
 WORK = _models(work.WorkRequest)
+CLAIMS = _models(claims.ClaimIn)
+CLAIM_REPLIES: dict[str, type[BaseModel]] = {
+    "claimReply": claims.ClaimReply,
+    "ownershipReply": claims.OwnershipReply,
+    "helloReply": claims.HelloReply,
+}
 REPLIES: dict[str, type[BaseModel]] = {"accepted": AcceptedReply, "refused": RefusedReply}
 
 
@@ -83,6 +89,13 @@ def _channels() -> dict[str, Any]:
         "reportsQueue": _queue(f"{PREFIX}.reports", [*REPORTS, "reports"], "Bound to the exchange with #."),
         "commands": _exchange(f"{PREFIX}.commands", "{type}", [*COMMANDS], {"type": {"enum": list(COMMANDS)}}),
         "commandsQueue": _queue(f"{PREFIX}.commands", [*COMMANDS], "Bound to the exchange with #."),
+        "claims": _exchange(f"{PREFIX}.claims", "{type}", [*CLAIMS], {"type": {"enum": list(CLAIMS)}}),
+        "claimsQueue": _queue(f"{PREFIX}.claims", [*CLAIMS], "Bound to the exchange with #."),
+        "claimReplies": {
+            "address": None,
+            "description": "The queue of the runner that reply_to names, through the default exchange.",
+            "messages": _refs([*CLAIM_REPLIES, "refused"]),
+        },
         "replies": {
             "address": None,
             "description": "The queue of the sender that reply_to names, through the default exchange.",
@@ -134,6 +147,10 @@ def _operations() -> dict[str, Any]:
     return {
         "receiveReports": _operation("receive", "reportsQueue", "A report, or an array of reports."),
         "receiveCommands": {**_operation("receive", "commandsQueue", "Replied to if reply_to is set."), "reply": reply},
+        "receiveClaims": {
+            **_operation("receive", "claimsQueue", "Replied to if reply_to is set: refused if it is invalid."),
+            "reply": {**reply, "channel": {"$ref": "#/channels/claimReplies"}},
+        },
         "publishEvents": _operation("send", "events", "Change events, several per message; they may be repeated."),
         "requestWork": _operation("send", "work", "Repeated with backoff until a report answers the request."),
         "publishDeadLetters": _operation(
@@ -160,7 +177,11 @@ def _messages() -> dict[str, Any]:
         **{name: _message(name, _ref_to(model)) for name, model in REPORTS.items()},
         "reports": {**_message("reports", array), "summary": "Several reports, each decoded by itself."},
         **{name: {**_message(name, _ref_to(model)), "correlationId": correlation} for name, model in COMMANDS.items()},
-        **{name: {**_message(name, _ref_to(model)), "correlationId": correlation} for name, model in REPLIES.items()},
+        **{name: {**_message(name, _ref_to(model)), "correlationId": correlation} for name, model in CLAIMS.items()},
+        **{
+            name: {**_message(name, _ref_to(model)), "correlationId": correlation}
+            for name, model in {**REPLIES, **CLAIM_REPLIES}.items()
+        },
         "events": {**_message("events", batch), "contentType": events.CONTENT_TYPE},
         **{name: _message(name, _ref_to(model)) for name, model in WORK.items()},
         "dead": {"name": "dead", "headers": headers, "summary": "The unchanged message.", "payload": {}},
@@ -173,6 +194,7 @@ def _message(name: str, payload: dict[str, Any]) -> dict[str, Any]:
 
 def _schemas() -> dict[str, Any]:
     models: list[type[BaseModel]] = [*REPORTS.values(), *COMMANDS.values(), *REPLIES.values(), *WORK.values()]
+    models += [*CLAIMS.values(), *CLAIM_REPLIES.values()]
     models += [events.CloudEvent, DeadLetterHeaders]
     inputs: list[tuple[type[BaseModel], JsonSchemaMode]] = [(model, "validation") for model in models]
     _, definitions = models_json_schema(inputs, ref_template="#/components/schemas/{model}")

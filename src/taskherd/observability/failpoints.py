@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Failpoint(StrEnum):
-    """The failpoints, in the order in which a report reaches them."""
+    """The failpoints, in the order in which a report reaches them; at the last one a claim is committed."""
 
     RECEIVE = "receive"
     WRITE = "write"
@@ -25,6 +25,7 @@ class Failpoint(StrEnum):
     RELAY_PUBLISH = "relay_publish"
     RELAY_CONFIRM = "relay_confirm"
     RELAY_MARK = "relay_mark"
+    POST_CLAIM = "post_claim"
 
 
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}

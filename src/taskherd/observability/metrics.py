@@ -66,6 +66,14 @@ class Metrics:
             "type",
             "outcome",
         )
+        self.claims = self._counter(
+            "claims",
+            "Messages of runners processed, by type and outcome: granted, repeated (granted again to the same runner), "
+            "taken (another runner has the build) or gone for build.claim, answered for task.owned, accepted or "
+            "refused for runner.hello, and invalid.",
+            "type",
+            "outcome",
+        )
         self.batch_size = self._histogram("batch_size", "Number of report deliveries in a batch.", _SIZES)
         self.batch_seconds = self._histogram(
             "batch_seconds", "Seconds from the start of a batch to its commit, retries included.", _SECONDS
@@ -193,9 +201,8 @@ class Metrics:
         self.runner_requests = self._counter(
             "runner_requests",
             "Work requests, by type and outcome: done, failed, repeated, ignored (an older build), lost (claimed by "
-            "another runner), left (not started: the task was deleted, or no worker answered the claim of a repeated "
-            "request) or invalid. A claim that is won is not counted itself. A claim is a "
-            "`task.update_input` command that the worker always refuses.",
+            "another runner), left (not started: the build is gone, or no worker answered the claim of a repeated "
+            "request) or invalid. A claim that is won is not counted itself.",
             "type",
             "outcome",
         )

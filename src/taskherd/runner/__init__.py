@@ -37,6 +37,8 @@ What survives what:
   after 5 s without a reply to its claim; other copies are left to the next repeat.
 - The disk is full: output is dropped and counted, exit records still fit into reserved space, and starts fail with an
   error that says so. Stops and deletes are executed.
+- The runner's queues do not exist: the worker declares them when the runner says hello (``hello``), which it repeats
+  until then.
 - A task was deleted while this runner was away: at startup ``orphans`` asks the worker which tasks still exist, and the
   runner removes the others.
 """

@@ -23,6 +23,7 @@ from taskherd.broker.consumer import Consumer, Source
 from taskherd.broker.publisher import Publisher
 from taskherd.clock import Clock
 from taskherd.errors import Misconfigured, Unavailable
+from taskherd.messages.claims import RunnerHello
 from taskherd.messages.work import REQUEST_TYPES
 from taskherd.observability import logs
 from taskherd.observability.metrics import Metrics
@@ -32,6 +33,7 @@ from taskherd.runner import orphans, shim
 from taskherd.runner.claims import Claims
 from taskherd.runner.context import RunnerContext
 from taskherd.runner.dispatcher import Dispatcher
+from taskherd.runner.hello import Hellos
 from taskherd.runner.outbox import Budget
 from taskherd.runner.report_sender import ReportSender
 from taskherd.runner.workspaces.cgroups import Cgroups
@@ -48,7 +50,7 @@ OPS_PORT = 9592
 PREFETCH = 8_000
 """Maximum number of unacknowledged requests; each task may have one input whose outcome is not known yet."""
 REPLY_TIMEOUT = 5.0
-"""Seconds to wait for the worker's reply to a query or claim."""
+"""Seconds to wait for the worker's reply to a hello, a question or a claim."""
 PR_SET_DUMPABLE = 4
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9-]+")
 
@@ -81,7 +83,10 @@ class RunnerProcess:
         publisher = Publisher(self._connections.publish)
         self._consumer = Consumer(self._connections.consume, self._prepare, prefetch=PREFETCH, on_error=self._on_error)
         self._sender = ReportSender(publisher, self._names, self.metrics, self._on_error)
-        self._commands = CommandClient(self._connections.consume, publisher, self._names, timeout=REPLY_TIMEOUT)
+        self._claims = CommandClient(self._connections.consume, publisher, self._names.claims, timeout=REPLY_TIMEOUT)
+        self._hellos = Hellos(
+            self._claims, self._connections.consume, self._names, RunnerHello(self._name, settings.runner_pool)
+        )
         self._dispatcher = Dispatcher(self._make_context(), self._consumer)
         self._ops = OpsServer(self.metrics, self._readiness)
 
@@ -93,7 +98,7 @@ class RunnerProcess:
             api_url=settings.agent_api_url,
             environ=os.environ,
             metrics=self.metrics,
-            claims=Claims(self._commands, self._name),
+            claims=Claims(self._claims, self._name),
             budget=Budget(settings.runner_buffer_most),
             now=Clock().now,
             schedule_outbox=self._sender.schedule,
@@ -131,7 +136,7 @@ class RunnerProcess:
         tasks = [
             asyncio.create_task(self._dispatcher.run(), name="requests"),
             asyncio.create_task(self._sender.run(), name="reports"),
-            asyncio.create_task(self._commands.run(), name="replies"),
+            asyncio.create_task(self._claims.run(), name="replies"),
             asyncio.create_task(
                 self._sender.send_heartbeats(self._settings.runner_heartbeat_every, self._dispatcher.heartbeats),
                 name="heartbeats",
@@ -170,7 +175,10 @@ class RunnerProcess:
         tasks = self._dispatcher.tasks
         if not tasks:
             return
-        for task_id in await orphans.find_orphans(self._commands, tasks, self._on_error):
+        found = await orphans.find_orphans(self._claims, self._name, tasks, self._on_error)
+        for task_id in found.elsewhere:
+            log.warning("another runner has taken over a task on this disk", task_id=str(task_id))
+        for task_id in found.gone:
             log.info("task no longer exists, removing its files", task_id=str(task_id))
             self.metrics.runner_orphans.inc()
             self._dispatcher.discard(task_id)
@@ -184,9 +192,8 @@ class RunnerProcess:
                 self._readiness.set_failed("consumers", "not consuming")
             await asyncio.sleep(0.5)
 
-    async def _prepare(self, channel: AbstractChannel) -> Sequence[Source]:
-        pool, name = self._settings.runner_pool, self._name
-        return [Source(await topology.declare_work_queue(channel, self._names, target)) for target in (pool, name)]
+    async def _prepare(self, _: AbstractChannel) -> Sequence[Source]:
+        return [Source(queue) for queue in await self._hellos.obtain_queues()]
 
     def _on_error(self, reason: str) -> None:
         log.warning("broker operation failed, retrying", reason=reason)

@@ -2,30 +2,25 @@
 
 A request is repeated if no runner of the pool was up, the first report was delayed, or a queue was long. Each copy may
 reach a different runner.
-
-A claim is an ownership query: a ``task.update_input`` command that the worker always refuses (see ``ownership_query``).
-Its command id is derived from the build and its actor from the runner's name. The worker keeps its reply to the first
-command with an id, so it repeats that reply to the runner that claimed first, and refuses any other actor with 409.
 """
 
 from __future__ import annotations
 
 from enum import Enum
 from typing import TYPE_CHECKING, assert_never
-from uuid import NAMESPACE_DNS, uuid5
 
 import structlog
 
-from taskherd.errors import Unavailable
-from taskherd.runner.ownership_query import Ownership, query_ownership
+from taskherd.domain.claims import BuildClaim, ClaimOutcome
+from taskherd.errors import Malformed, Unavailable
+from taskherd.messages.claims import BUILD_CLAIM, decode_claim_reply, encode_claim
 
 if TYPE_CHECKING:
     from taskherd.broker.command_client import CommandClient
+    from taskherd.domain.claims import ClaimDecision
     from taskherd.messages.work import WorkspaceStart
 
 log = structlog.get_logger(__name__)
-
-RUNNER_NAMESPACE = uuid5(NAMESPACE_DNS, "runners.taskherd.dev")
 
 
 class Claim(Enum):
@@ -36,15 +31,15 @@ class Claim(Enum):
     LOST = "lost"
     """Another runner claimed the build."""
     SKIPPED = "left"
-    """The task does not exist, or no worker answered: do not start this copy of the request."""
+    """The build is gone, or no worker answered: do not start this copy of the request."""
 
 
 class Claims:
     """The claims of one runner."""
 
-    def __init__(self, commands: CommandClient, runner: str) -> None:
-        self._commands = commands
-        self._actor_id = uuid5(RUNNER_NAMESPACE, runner)
+    def __init__(self, client: CommandClient, runner: str) -> None:
+        self._client = client
+        self._runner = runner
 
     async def claim(self, request: WorkspaceStart, *, only_copy: bool) -> Claim:
         """Claim a build. Idempotent.
@@ -53,20 +48,27 @@ class Claims:
         claim is in the worker's queue, ahead of the claim of any later copy. Other copies are dropped; the worker sends
         the request again.
         """
-        command_id = uuid5(request.task_id, f"claim/{request.build_number}")
+        claim = BuildClaim(request.task_id, request.build_number, self._runner)
         try:
-            ownership = await query_ownership(
-                self._commands, request.task_id, command_id, actor_id=self._actor_id, no_expiry=True
-            )
+            decision = await self._ask(claim)
         except Unavailable as error:
             log.warning("claim unanswered", task_id=str(request.task_id), started=only_copy, reason=str(error))
             return Claim.WON if only_copy else Claim.SKIPPED
-        match ownership:
-            case Ownership.EXISTS:
+        match decision.outcome:
+            case ClaimOutcome.GRANTED | ClaimOutcome.REPEATED:
                 return Claim.WON
-            case Ownership.OTHER_RUNNER:
+            case ClaimOutcome.TAKEN:
+                log.info("build claimed by another runner", task_id=str(request.task_id), by=decision.by)
                 return Claim.LOST
-            case Ownership.GONE:
+            case ClaimOutcome.GONE:
                 return Claim.SKIPPED
             case _:
-                assert_never(ownership)
+                assert_never(decision.outcome)
+
+    async def _ask(self, claim: BuildClaim) -> ClaimDecision:
+        """Return the worker's decision, which it makes even after this runner has stopped waiting for the reply."""
+        reply = await self._client.call(BUILD_CLAIM, encode_claim(claim), no_expiry=True)
+        try:
+            return decode_claim_reply(reply.body)
+        except Malformed as error:
+            raise Unavailable(f"unexpected reply to {BUILD_CLAIM}: {error}") from error

@@ -1,22 +1,24 @@
-"""Find tasks on this disk that no longer exist."""
+"""Find tasks on this disk that no longer exist, or that another runner has taken over."""
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
-from uuid import UUID, uuid4
 
-from taskherd.errors import Unavailable
-from taskherd.runner.ownership_query import Ownership, query_ownership
+from taskherd.domain.claims import Ownership
+from taskherd.errors import Malformed, Unavailable
+from taskherd.messages.claims import TASK_OWNED, OwnershipQuery, decode_ownership_reply, encode_ownership_query
+from taskherd.messages.limits import MAX_ELEMENTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from uuid import UUID
 
     from taskherd.broker.command_client import CommandClient
 
-CONCURRENT_QUERIES = 100
 RETRY_AFTER = 10.0
-"""Seconds before unanswered queries are repeated."""
+"""Seconds before unanswered questions are repeated."""
 MIN_SUSPICIOUS, SUSPICIOUS_SHARE = 5, 0.55
 """Number and share of unknown tasks from which all are kept: this may be the wrong worker, or one on an old backup.
 
@@ -25,30 +27,45 @@ that is common to most tasks, and operators need to know only one rule.
 """
 
 
-async def find_orphans(commands: CommandClient, tasks: Sequence[UUID], on_error: Callable[[str], None]) -> list[UUID]:
-    """Return the tasks that no longer exist, once the worker has answered for all; none if nearly all are unknown."""
-    unchecked = list(tasks)
-    orphans: list[UUID] = []
-    while unchecked:
-        batch, unchecked = unchecked[:CONCURRENT_QUERIES], unchecked[CONCURRENT_QUERIES:]
-        answers = await asyncio.gather(*(_ownership(commands, task_id) for task_id in batch))
-        orphans += [task_id for task_id, answer in zip(batch, answers, strict=True) if answer is Ownership.GONE]
-        unanswered = [task_id for task_id, answer in zip(batch, answers, strict=True) if answer is None]
-        if unanswered:
-            unchecked += unanswered
-            on_error(f"no worker answered whether {len(unanswered)} tasks on this disk still exist")
-            await asyncio.sleep(RETRY_AFTER)
-    if len(orphans) >= MIN_SUSPICIOUS and len(orphans) >= SUSPICIOUS_SHARE * len(tasks):
+@dataclass(slots=True)
+class Orphans:
+    """The tasks that no longer exist, and those that another runner has taken over."""
+
+    gone: list[UUID] = field(default_factory=list)
+    elsewhere: list[UUID] = field(default_factory=list)
+
+
+async def find_orphans(
+    client: CommandClient, runner: str, tasks: Sequence[UUID], on_error: Callable[[str], None]
+) -> Orphans:
+    """Return the tasks that are not this runner's, once the worker has answered for all.
+
+    No task counts as gone if nearly all are unknown.
+    """
+    orphans = Orphans()
+    for start in range(0, len(tasks), MAX_ELEMENTS):
+        for task_id, ownership in (await _ask(client, runner, tasks[start : start + MAX_ELEMENTS], on_error)).items():
+            if ownership is Ownership.GONE:
+                orphans.gone.append(task_id)
+            elif ownership is Ownership.ELSEWHERE:
+                orphans.elsewhere.append(task_id)
+    if len(orphans.gone) >= MIN_SUSPICIOUS and len(orphans.gone) >= SUSPICIOUS_SHARE * len(tasks):
         on_error(
-            f"the worker does not know {len(orphans)} of {len(tasks)} tasks on this disk; they are kept, "
+            f"the worker does not know {len(orphans.gone)} of {len(tasks)} tasks on this disk; they are kept, "
             "check that this runner uses the right broker and TASKHERD_AMQP_PREFIX"
         )
-        return []
+        orphans.gone.clear()
     return orphans
 
 
-async def _ownership(commands: CommandClient, task_id: UUID) -> Ownership | None:
-    try:
-        return await query_ownership(commands, task_id, uuid4())
-    except Unavailable:
-        return None
+async def _ask(
+    client: CommandClient, runner: str, tasks: Sequence[UUID], on_error: Callable[[str], None]
+) -> dict[UUID, Ownership]:
+    """Return the worker's answer, and ask again until there is one."""
+    body = encode_ownership_query(OwnershipQuery(tuple(tasks), runner))
+    while True:
+        try:
+            return decode_ownership_reply((await client.call(TASK_OWNED, body)).body)
+        except (Unavailable, Malformed) as error:
+            on_error(f"no worker answered whether {len(tasks)} tasks on this disk still exist: {error}")
+            await asyncio.sleep(RETRY_AFTER)

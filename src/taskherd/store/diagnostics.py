@@ -81,7 +81,8 @@ _TEMPLATE_POOLS: Final = text(
 )
 
 READ_ONLY: Final = (
-    "organizations", "users", "memberships", "templates", "template_versions", "presets", "directory_revision",
+    "organizations", "users", "memberships", "templates", "template_versions", "presets", "runners",
+    "directory_revision",
 )  # fmt: skip
 """Tables that a worker only reads: the directory, which ``taskherd directory apply`` writes."""
 

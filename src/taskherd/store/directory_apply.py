@@ -54,6 +54,7 @@ TABLE_SPECS: Final = (
     TableSpec(tables.memberships),
     TableSpec(tables.templates, fixed=("organization_id",), name="name", scope=("organization_id",)),
     TableSpec(tables.template_versions, fixed=("template_id",), name="name", scope=("template_id",)),
+    TableSpec(tables.runners),
     TableSpec(tables.presets, fixed=("template_version_id",), name="name", scope=("template_version_id",)),
 )
 
@@ -153,6 +154,7 @@ def _desired_rows(directory: Directory) -> Iterator[Rows]:
     yield _memberships(directory, organization_ids)
     yield _templates(directory, organization_ids)
     yield _template_versions(directory)
+    yield {(each.name,): {"name": each.name, "pool": each.pool, "active": True} for each in directory.runners}
     yield _presets(directory)
 
 

@@ -40,6 +40,7 @@ def _valid_run(run: dict[str, Any]) -> dict[str, Any]:
 Id: TypeAlias = Annotated[UUID, AfterValidator(_not_nil)]
 Slug: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9]+(?:[-_.][A-Za-z0-9]+)*$", max_length=64)]
 Title: TypeAlias = Annotated[str, Field(max_length=64)]
+TargetName: TypeAlias = Annotated[str, Field(pattern=r"^[a-z0-9-]+$", max_length=MAX_POOL)]
 Link: TypeAlias = Annotated[str, Field(max_length=2048)]
 
 
@@ -100,12 +101,26 @@ class TemplatePart(DirectoryPart):
     versions: Annotated[list[VersionPart], Field(min_length=1)]
 
 
+class RunnerPart(DirectoryPart):
+    """A runner whose queue is declared before it first says hello."""
+
+    name: TargetName
+    pool: TargetName = "default"
+
+
 class Directory(DirectoryPart):
     """The complete file."""
 
     organizations: list[OrganizationPart] = []
     users: list[UserPart] = []
     templates: list[TemplatePart] = []
+    runners: list[RunnerPart] = []
+
+    @property
+    def pools(self) -> set[str]:
+        """The pools that a template or a runner names."""
+        versions = [version for template in self.templates for version in template.versions]
+        return {str(version.run.get("pool", "default")) for version in versions} | {each.pool for each in self.runners}
 
 
 def parse(content: str | bytes) -> Directory:
@@ -123,7 +138,7 @@ def parse(content: str | bytes) -> Directory:
     except ValidationError as error:
         problems = [f"{_path(each['loc'])}: {each['msg']}" for each in error.errors(include_url=False)]
         raise InvalidDirectory(problems[:MAX_PROBLEMS]) from error
-    contradictions = [*_duplicates(directory), *_broken_references(directory)]
+    contradictions = [*_duplicates(directory), *_broken_references(directory), *_runners_named_as_pools(directory)]
     if contradictions:
         raise InvalidDirectory(contradictions[:MAX_PROBLEMS])
     return directory
@@ -173,6 +188,8 @@ def _unique_values(directory: Directory) -> Iterator[tuple[tuple[object, ...], o
         yield ("template", template.id), template.id, f"{path}.id"
         yield ("template name", template.organization.lower(), template.name.lower()), template.name, f"{path}.name"
         yield from _unique_version_values(template, path)
+    for index, runner in enumerate(directory.runners):
+        yield ("runner", runner.name), runner.name, f"runners[{index}].name"
 
 
 def _unique_version_values(
@@ -188,6 +205,14 @@ def _unique_version_values(
             yield ("preset name", version.id, preset.name.lower()), preset.name, f"{preset_path}.name"
             if preset.default:
                 yield ("default", version.id), "the default preset", f"{preset_path}.default"
+
+
+def _runners_named_as_pools(directory: Directory) -> Iterator[str]:
+    """Yield an error message for each runner with the name of a pool: both name a queue of work requests."""
+    pools = directory.pools
+    for index, runner in enumerate(directory.runners):
+        if runner.name in pools:
+            yield f"runners[{index}].name: {runner.name} is also the name of a pool; expected another name"
 
 
 def _broken_references(directory: Directory) -> Iterator[str]:

@@ -144,6 +144,15 @@ presets = Table(
     comment="Directory: named sets of parameters",
 )
 
+runners = Table(
+    "runners",
+    METADATA,
+    Column("name", Text, primary_key=True),
+    _column("pool", Text),
+    _active(),
+    comment="Directory: runners that are known before they first say hello",
+)
+
 directory_revision = Table(
     "directory_revision",
     METADATA,
@@ -379,6 +388,25 @@ command_log = Table(
     _column("created_at", Time),
     Index("command_log_created_at_idx", "created_at"),
     comment="Executed commands with their replies",
+)
+
+build_claims = Table(
+    "build_claims",
+    METADATA,
+    _id("task_id"),
+    _column("build_number", Integer),
+    _column("runner", Text),
+    _column("claimed_at", Time),
+    comment="The latest claimed build of each task; written under the lock of the task",
+)
+
+runner_hellos = Table(
+    "runner_hellos",
+    METADATA,
+    Column("name", Text, primary_key=True),
+    _column("pool", Text),
+    _column("hello_at", Time),
+    comment="Runners that said hello, whose queues the workers declare",
 )
 
 workers = Table(

@@ -6,7 +6,7 @@ that a task and its event share is sent once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -14,7 +14,7 @@ from uuid import UUID
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from taskherd.domain.task import Task
+from taskherd.domain.task import Task, TaskState
 from taskherd.store import task_state_codec
 from taskherd.store.statements import ColumnArrays, assignments, changing, column_names, selected, stored
 from taskherd.store.tables import outbox, task_events, task_prompts, tasks
@@ -142,6 +142,8 @@ INSERT INTO task_prompts ({column_names(task_prompts.c)})
 SELECT * FROM {_PROMPT_ROWS.unnest("p")}
 """)
 
+STATES: Final = text("SELECT id, CAST(state AS text), deleted_at FROM tasks WHERE id = ANY(CAST(:ids AS uuid[]))")
+
 DUE: Final = text("""
 SELECT task_id FROM task_deadlines WHERE due_at <= :now ORDER BY due_at LIMIT :limit
 """)
@@ -169,6 +171,12 @@ def _from_row(row: Row[Any], prompts: dict[UUID, str]) -> StoredTask:
     if prompts:
         values[_PROMPT] = prompts.get(task_id, values[_PROMPT])
     return StoredTask(Task(*values[: len(TASK_FIELDS)]), *values[len(TASK_FIELDS) :])
+
+
+async def states(connection: AsyncConnection, ids: Collection[UUID]) -> dict[UUID, tuple[TaskState, datetime | None]]:
+    """Return the states of the existing tasks among ``ids``, with their times of deletion, without locking."""
+    rows = await connection.execute(STATES, {"ids": list(ids)})
+    return {task_id: (task_state_codec.loads(task_id, state), deleted_at) for task_id, state, deleted_at in rows}
 
 
 async def _replaced_prompts(connection: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, str]:

@@ -28,10 +28,12 @@ from taskherd.broker.consumer import Consumer, Source
 from taskherd.broker.publisher import Publisher
 from taskherd.clock import Clock
 from taskherd.domain import names as task_names
+from taskherd.domain.claims import ClaimOutcome
 from taskherd.domain.outcome import EXTERNAL_REASONS, DeadLetterReason
 from taskherd.domain.reports import ExitReason
 from taskherd.errors import Misconfigured, Unavailable
 from taskherd.messages.agent_tokens import agent_token
+from taskherd.messages.claims import BUILD_CLAIM, RUNNER_HELLO, TASK_OWNED
 from taskherd.messages.run_policy import default_policy
 from taskherd.messages.work import REQUEST_TYPES
 from taskherd.observability import failpoints, logs
@@ -43,6 +45,7 @@ from taskherd.retry import until_stopped
 from taskherd.store import database_clock, migrate
 from taskherd.store.engine import dispose, in_use, open_engine, transaction
 from taskherd.timeouts import timeouts_of
+from taskherd.worker.claim_consumer import ClaimConsumer
 from taskherd.worker.command_consumer import CommandConsumer
 from taskherd.worker.context import RequestRetryPolicy, Retention, WorkerContext
 from taskherd.worker.directory_cache import DirectoryCache
@@ -50,6 +53,7 @@ from taskherd.worker.probe import Probe
 from taskherd.worker.relay import Relay
 from taskherd.worker.report_consumer import ReportConsumer
 from taskherd.worker.sweeper import Sweeper
+from taskherd.worker.work_queues import WorkQueues
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -63,8 +67,19 @@ REQUIRED_SETTINGS = ("database_url", "amqp_url", "secret_key")
 COMMANDS_PREFETCH = 200
 """Maximum number of unacked commands."""
 
+CLAIMS_PREFETCH = 2_000
+"""Maximum number of unacked messages of runners: a start of all runners at once fits."""
+
 MAX_REPLIES = 1_000
 """Maximum length of the queue of replies to this worker's probes."""
+
+CLAIM_OUTCOMES = {
+    BUILD_CLAIM: tuple(ClaimOutcome),
+    TASK_OWNED: ("answered",),
+    RUNNER_HELLO: ("accepted", "refused"),
+    "unknown": ("invalid",),
+}
+"""The labels of ``taskherd_claims_total``."""
 
 DELETE_RETRY_AFTER = 5.0
 """Seconds until a failed delete is requested again for the first time."""
@@ -104,12 +119,15 @@ class Worker:
         self._publisher = Publisher(self._connections.publish)
         self._reports = self._make_consumer(self._report_sources, settings.prefetch)
         self._commands = self._make_consumer(self._command_source, COMMANDS_PREFETCH)
+        self._claims = self._make_consumer(self._claim_source, CLAIMS_PREFETCH)
         self._probe_replies = self._make_consumer(self._probe_reply_source, MAX_REPLIES)
         self._context = self._make_context()
         self._relay = Relay(self._context, settings.relay_every)
         self.probe = Probe(self._publisher, self._probe_replies, self.metrics, self._clock.now)
         self._report_consumer = ReportConsumer(self._reports, self._context, self._relay, self.probe)
         self._command_consumer = CommandConsumer(self._commands, self._context, self._relay)
+        self._work_queues = WorkQueues(self._context, self._connections.consume)
+        self._claim_consumer = ClaimConsumer(self._claims, self._context, self._relay, self._work_queues)
         self._sweeper = Sweeper(self._id, self._context, self._relay, self.probe, self._clock.correct)
         self._ops = OpsServer(self.metrics, self._readiness)
 
@@ -195,12 +213,13 @@ class Worker:
     async def _work(self) -> None:
         _tune_gc()
         self._connections.start()
-        for consumer in (self._probe_replies, self._commands, self._reports):
+        for consumer in (self._probe_replies, self._commands, self._claims, self._reports):
             consumer.start()
         settings = self._settings
         consumers = [
             asyncio.create_task(self._report_consumer.run(settings.batch_most, settings.batch_wait), name="reports"),
             asyncio.create_task(self._command_consumer.run(), name="commands"),
+            asyncio.create_task(self._claim_consumer.run(), name="claims"),
         ]
         relay = asyncio.create_task(self._relay.run(), name="relay")
         background = [
@@ -211,6 +230,7 @@ class Worker:
                 self.probe.send_probes(settings.probe_every, settings.probe_timeout, self._report_queues),
                 name="probe send",
             ),
+            asyncio.create_task(self._work_queues.run(), name="work queues"),
             asyncio.create_task(self._update_gauges(), name="gauges"),
         ]
         stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
@@ -226,7 +246,7 @@ class Worker:
         self._readiness.set_failed("consumers", "stopping")
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.grace):
-                await asyncio.gather(self._reports.stop(), self._commands.stop())
+                await asyncio.gather(self._reports.stop(), self._commands.stop(), self._claims.stop())
                 await asyncio.wait(consumers)
                 self._relay.stop()
                 await asyncio.wait({relay})
@@ -236,7 +256,7 @@ class Worker:
         for task in tasks:
             task.cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
-        for consumer in (self._reports, self._commands, self._probe_replies):
+        for consumer in (self._reports, self._commands, self._claims, self._probe_replies):
             await consumer.close()
         for result in results:
             if isinstance(result, Exception):
@@ -245,7 +265,7 @@ class Worker:
     async def _update_gauges(self) -> None:
         """Update the readiness and the gauges of consuming twice a second."""
         while True:
-            consuming = self._reports.consuming and self._commands.consuming
+            consuming = self._reports.consuming and self._commands.consuming and self._claims.consuming
             if consuming:
                 self._readiness.set_ok("consumers")
             else:
@@ -261,6 +281,9 @@ class Worker:
 
     async def _command_source(self, channel: AbstractChannel) -> Sequence[Source]:
         return await self._queue_sources((self._names.commands,), channel)
+
+    async def _claim_source(self, channel: AbstractChannel) -> Sequence[Source]:
+        return await self._queue_sources((self._names.claims,), channel)
 
     async def _report_sources(self, channel: AbstractChannel) -> Sequence[Source]:
         """Return the report queues: the first is shared; a partition goes to the consumer with the highest priority."""
@@ -286,6 +309,7 @@ class Worker:
     def _on_disconnect(self) -> None:
         """Reset ``drained_since``: reports may now wait in the queues."""
         self.probe.reset()
+        self._work_queues.reset()
 
     def _on_error(self, reason: str) -> None:
         self.probe.reset()
@@ -325,6 +349,9 @@ def _initialize_metrics(metrics: Metrics, *, failpoint_armed: bool) -> None:
         metrics.agent_events.labels(event)
     for why in ExitReason:
         metrics.agent_exits.labels(why.value)
+    for kind, outcomes in CLAIM_OUTCOMES.items():
+        for outcome in outcomes:
+            metrics.claims.labels(kind, outcome)
     for failure in ("database", "broker", "bisected"):
         metrics.batch_failures.labels(failure)
 

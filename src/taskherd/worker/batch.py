@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
+    from taskherd.domain.claims import BuildClaim, ClaimDecision
     from taskherd.domain.commands import Command
     from taskherd.domain.outcome import ReportOutcome
     from taskherd.domain.reports import Report
@@ -28,10 +29,14 @@ MESSAGE_ERRORS = (DataError, ArithmeticError, AssertionError, AttributeError, Lo
 
 @value(frozen=True, slots=True)
 class Batch:
-    """Messages in the order received; ``timer_checks`` by task id. Outcomes match reports by index."""
+    """Messages in the order received; ``timer_checks`` by task id.
+
+    Outcomes match reports, and decisions claims, by index.
+    """
 
     reports: Sequence[Report] = ()
     command: Command | None = None
+    claims: Sequence[BuildClaim] = ()
     timer_checks: Mapping[UUID, TimerCheck] = field(default_factory=dict)
 
 
@@ -66,6 +71,7 @@ class BatchResult:
 
     Attributes:
         outcomes: one for each report, by the report's index in the batch.
+        decisions: one for each claim, by the claim's index in the batch.
         reply: the reply to the command.
         repeated: whether the command was executed before, and this is its recorded reply.
         changes: the changes to publish.
@@ -77,6 +83,7 @@ class BatchResult:
 
     now: datetime
     outcomes: list[ReportOutcome]
+    decisions: list[ClaimDecision] = field(default_factory=list)
     reply: bytes | None = None
     repeated: bool = False
     changes: list[CommittedChange] = field(default_factory=list)

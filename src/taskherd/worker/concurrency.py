@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterator, Sequence
     from typing import Any
     from uuid import UUID
+
+    from taskherd.broker.delivery import Delivery
 
 MAX_CONCURRENT_BATCHES = 2
 """Maximum number of batches that run at the same time."""
@@ -64,6 +66,21 @@ class BatchScheduler:
 
     async def _one_done(self) -> None:
         await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+
+
+def isolate_possible_poison(deliveries: Sequence[Delivery]) -> Iterator[Sequence[Delivery]]:
+    """Yield the deliveries in order, each possible poison message separately."""
+    run: list[Delivery] = []
+    for delivery in deliveries:
+        if delivery.possible_poison:
+            if run:
+                yield run
+            yield [delivery]
+            run = []
+        else:
+            run.append(delivery)
+    if run:
+        yield run
 
 
 def _conflicts(one: BatchFootprint, other: BatchFootprint) -> bool:

@@ -12,6 +12,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from taskherd.domain import lease as lease_module
+from taskherd.domain.claims import ownership
 from taskherd.domain.commands import Create, canonical_json
 from taskherd.domain.handle_command import CommandContext, TemplateVersionInfo
 from taskherd.domain.reports import (
@@ -23,7 +24,7 @@ from taskherd.domain.reports import (
 )
 from taskherd.domain.task_update import TaskUpdate, UpdateContext
 from taskherd.messages.reports import decode_stored_report
-from taskherd.store import command_log, directory, inputs, leases, tasks
+from taskherd.store import build_claims, command_log, directory, inputs, leases, tasks
 from taskherd.store import parked_reports as parked
 
 if TYPE_CHECKING:
@@ -31,8 +32,10 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
+    from taskherd.domain.claims import BuildClaim, Ownership
     from taskherd.domain.commands import Command
     from taskherd.domain.reports import Report
+    from taskherd.messages.claims import OwnershipQuery
     from taskherd.store import AsyncConnection
     from taskherd.store.command_log import RecordedCommand
     from taskherd.store.tasks import StoredTask
@@ -54,6 +57,7 @@ class LoadedBatch:
         leased: those of them that have a lease.
         parked: the reports that were parked until the command's create, with their row ids.
         recorded_reply: the earlier reply to the same command id.
+        claims: the latest granted claim of each task that has one, of the tasks with claims in this batch.
     """
 
     batch: Batch
@@ -64,15 +68,17 @@ class LoadedBatch:
     leased: frozenset[UUID]
     parked: list[tuple[int, Report]]
     recorded_reply: RecordedCommand | None
+    claims: dict[UUID, BuildClaim]
 
 
 async def load_batch(
     connection: AsyncConnection, context: WorkerContext, batch: Batch, indexes: Sequence[int], now: datetime
 ) -> LoadedBatch:
-    """Lock the tasks of the batch's command, timer checks and reports at ``indexes``, and read what they need."""
+    """Lock the tasks of the batch's command, claims, timer checks and reports at ``indexes``; read what they need."""
     reports = [batch.reports[index] for index in indexes]
     lease_checked = set(batch.timer_checks) | ({batch.command.task_id} if batch.command else set())
-    rows = await _lock_tasks(connection, {report.task_id for report in reports} | lease_checked)
+    claimed = {claim.task_id for claim in batch.claims}
+    rows = await _lock_tasks(connection, {report.task_id for report in reports} | lease_checked | claimed)
     lease_checked |= {report.task_id for report in reports if report.type in CONNECTION_REPORT_TYPES}
     lease_of = {lease.task_id: lease for lease in await leases.lock(connection, list(lease_checked & rows.keys()))}
     updates = {task_id: _start_update(row, lease_of.get(task_id)) for task_id, row in rows.items()}
@@ -103,7 +109,18 @@ async def load_batch(
         leased=frozenset(lease_of),
         parked=parked_reports,
         recorded_reply=await _register_command(connection, batch.command, now),
+        claims=await build_claims.latest(connection, claimed) if claimed else {},
     )
+
+
+async def load_ownership(connection: AsyncConnection, queries: Sequence[OwnershipQuery]) -> list[dict[UUID, Ownership]]:
+    """Return for each query where each of its tasks is. This locks and changes nothing."""
+    task_ids = {task_id for query in queries for task_id in query.task_ids}
+    states = await tasks.states(connection, task_ids)
+    claims = await build_claims.latest(connection, task_ids)
+    return [
+        {task_id: ownership(states, claims, task_id, query.runner) for task_id in query.task_ids} for query in queries
+    ]
 
 
 def _start_update(row: StoredTask, lease: lease_module.Lease | None) -> TaskUpdate:

@@ -1,7 +1,7 @@
 """Reconcile a batch with the database: load and lock its tasks, fold its messages, save, commit.
 
-Reports, commands and timer checks all go through ``reconcile``; nothing else writes a task. Reconciling the same batch
-again changes nothing, so callers retry freely.
+Reports, commands, claims and timer checks all go through ``reconcile``; nothing else writes a task. Reconciling the
+same batch again changes nothing, so callers retry freely.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import asyncio
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
+from taskherd.domain.claims import ClaimOutcome, decide_claim
 from taskherd.domain.lease import summarize_heartbeats
 from taskherd.domain.outcome import ReportOutcome
 from taskherd.domain.reports import AgentHeartbeat
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
+    from taskherd.domain.claims import BuildClaim, ClaimDecision
     from taskherd.domain.commands import Command
     from taskherd.store import AsyncEngine
     from taskherd.worker.context import WorkerContext
@@ -59,8 +61,8 @@ async def reconcile(context: WorkerContext, batch: Batch, now: datetime) -> Batc
 
 
 async def run_transaction(context: WorkerContext, batch: Batch, indexes: list[int], result: BatchResult) -> None:
-    """Load, fold and save the reports at ``indexes``, the command and the timer checks, in one transaction."""
-    if not (indexes or batch.command or batch.timer_checks):
+    """Load, fold and save the reports at ``indexes``, command, claims and timer checks, in one transaction."""
+    if not (indexes or batch.command or batch.claims or batch.timer_checks):
         return
     now = result.now
     with context.tracing.span("commit", reports=len(indexes)):
@@ -77,11 +79,13 @@ async def run_transaction(context: WorkerContext, batch: Batch, indexes: list[in
 
 
 def fold_batch(loaded: LoadedBatch, indexes: list[int], result: BatchResult) -> ParkingChanges:
-    """Apply the command, the reports in order and the timer checks to their tasks, and decide what follows."""
+    """Apply command, claims and reports in order, and timer checks, to their tasks, and decide what follows."""
     batch, updates, update_context, now = loaded.batch, loaded.updates, loaded.update_context, result.now
     parking = ParkingChanges()
     if batch.command:
         _fold_command(loaded, batch.command, parking, now)
+    for claim in batch.claims:
+        result.decisions.append(_fold_claim(loaded, claim))
     for index in indexes:
         report = batch.reports[index]
         update = updates.get(report.task_id)
@@ -109,6 +113,14 @@ def _fold_command(loaded: LoadedBatch, command: Command, parking: ParkingChanges
             outcome = apply_report(update, report, now, loaded.update_context)
             if outcome.dead_letter_reason is None:  # a rejected one stays parked until it expires to the dead letters
                 parking.folded.append(row_id)
+
+
+def _fold_claim(loaded: LoadedBatch, claim: BuildClaim) -> ClaimDecision:
+    update = loaded.updates.get(claim.task_id)
+    decision = decide_claim(update.task if update else None, loaded.claims.get(claim.task_id), claim)
+    if decision.outcome is ClaimOutcome.GRANTED:
+        loaded.claims[claim.task_id] = claim
+    return decision
 
 
 def summarize(loaded: LoadedBatch, indexes: list[int], writes: Writes, result: BatchResult) -> None:

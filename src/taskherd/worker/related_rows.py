@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING
 from uuid import UUID, uuid5
 
 from taskherd.domain import fold
+from taskherd.domain.claims import ClaimOutcome
 from taskherd.domain.reports import canonical_json
-from taskherd.store import inputs, logs, parked_reports, work_requests
+from taskherd.store import build_claims, inputs, logs, parked_reports, work_requests
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
+    from taskherd.domain.claims import BuildClaim, ClaimDecision
     from taskherd.domain.task_update import TaskUpdate
     from taskherd.store import AsyncConnection
     from taskherd.worker.batch import ParkingChanges
@@ -91,6 +93,17 @@ def _new_requests(update: TaskUpdate, now: datetime) -> list[work_requests.WorkR
     if update.sent_input:
         rows.append(request(update.sent_input, task.state.build_number, "agent.input", update.sent_input))
     return rows
+
+
+async def save_claims(
+    connection: AsyncConnection, claims: Sequence[BuildClaim], decisions: Sequence[ClaimDecision], now: datetime
+) -> None:
+    """Save the claims that were granted for the first time; of one task there is at most one in a batch."""
+    granted = [
+        claim for claim, decision in zip(claims, decisions, strict=True) if decision.outcome is ClaimOutcome.GRANTED
+    ]
+    if granted:
+        await build_claims.save(connection, granted, now)
 
 
 async def save_parking(

@@ -27,13 +27,13 @@ from taskherd.observability.failpoints import Failpoint
 from taskherd.observability.tracing import MAX_LINKS, extract
 from taskherd.store.engine import DataError
 from taskherd.worker.batch import MESSAGE_ERRORS, Batch
-from taskherd.worker.concurrency import BatchFootprint, BatchScheduler
+from taskherd.worker.concurrency import BatchFootprint, BatchScheduler, isolate_possible_poison
 from taskherd.worker.dead_letters import dead_letter_of
 from taskherd.worker.probe import is_probe
 from taskherd.worker.reconcile import reconcile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from taskherd.broker.consumer import Consumer
     from taskherd.broker.delivery import Delivery
@@ -107,7 +107,7 @@ class ReportConsumer:
     async def _consume_once(self, scheduler: BatchScheduler, limit: int, wait: float) -> int:
         """Start to process the next batch and return its number of deliveries; 0 after the last one."""
         deliveries = await self._consumer.next_batch(limit, wait)
-        for part in _isolate_possible_poison(deliveries):
+        for part in isolate_possible_poison(deliveries):
             self._context.failpoint(Failpoint.RECEIVE)
             decoded = self._decode(part)
             await scheduler.submit(decoded.footprint, partial(self._process, decoded))
@@ -205,18 +205,3 @@ class ReportConsumer:
         counts["unknown", "invalid"] += len(decoded.invalid)
         for (kind, label), count in counts.items():
             self._context.metrics.reports.labels(kind, label).inc(count)
-
-
-def _isolate_possible_poison(deliveries: Sequence[Delivery]) -> Iterator[Sequence[Delivery]]:
-    """Yield the deliveries in order, each possible poison message separately."""
-    run: list[Delivery] = []
-    for delivery in deliveries:
-        if delivery.possible_poison:
-            if run:
-                yield run
-            yield [delivery]
-            run = []
-        else:
-            run.append(delivery)
-    if run:
-        yield run

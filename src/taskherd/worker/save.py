@@ -122,6 +122,7 @@ async def save_batch(connection: AsyncConnection, loaded: LoadedBatch, writes: W
         await leases.delete(connection, writes.ended_leases)
     await related_rows.save_requests(connection, updates, now)
     await save_builds(connection, updates, now)
+    await related_rows.save_claims(connection, loaded.batch.claims, result.decisions, now)
     if loaded.batch.command:
         result.reply = await _reply(connection, loaded, loaded.batch.command, result)
 

@@ -1,0 +1,241 @@
+"""Consume what runners ask: claims of builds, whose their tasks are, and their queues.
+
+They have a queue of their own, so a start waits behind nobody's reports or commands. All claims that wait are decided
+in one transaction and answered after its commit. Hellos wait for the broker's declarations, so they are handled beside
+the claims.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
+
+import structlog
+
+from taskherd.broker.dead_letters import publish_dead_letters
+from taskherd.broker.publisher import OutgoingMessage, PublishOutcome
+from taskherd.domain.claims import BuildClaim
+from taskherd.domain.handle_command import CommandRefused
+from taskherd.domain.outcome import DeadLetterReason
+from taskherd.errors import Unavailable
+from taskherd.messages import claims, replies
+from taskherd.messages.claims import BUILD_CLAIM, RUNNER_HELLO, TASK_OWNED, OwnershipQuery, RunnerHello
+from taskherd.messages.decoding import InvalidMessage
+from taskherd.observability.failpoints import Failpoint
+from taskherd.store.engine import DataError, transaction
+from taskherd.worker.batch import MESSAGE_ERRORS, Batch
+from taskherd.worker.concurrency import isolate_possible_poison
+from taskherd.worker.dead_letters import dead_letter_of
+from taskherd.worker.load import load_ownership
+from taskherd.worker.reconcile import reconcile
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from taskherd.broker.consumer import Consumer
+    from taskherd.broker.delivery import Delivery
+    from taskherd.domain.claims import ClaimDecision
+    from taskherd.worker.context import WorkerContext
+    from taskherd.worker.relay import Relay
+    from taskherd.worker.work_queues import WorkQueues
+
+log = structlog.get_logger(__name__)
+
+MAX_DELIVERIES = 500
+"""Maximum number of messages that are taken from the buffer at a time."""
+MAX_QUERIES = 5
+"""Maximum number of ownership queries that are answered in one transaction; each has up to 1,000 tasks."""
+MAX_HELLOS = 100
+"""Maximum number of hellos that are recorded in one transaction."""
+
+Invalid: TypeAlias = tuple["Delivery", InvalidMessage]
+
+
+@dataclass(slots=True)
+class DecodedMessages:
+    """The messages in some deliveries, by type, each with its delivery."""
+
+    claims: list[tuple[Delivery, BuildClaim]] = field(default_factory=list)
+    queries: list[tuple[Delivery, OwnershipQuery]] = field(default_factory=list)
+    hellos: list[tuple[Delivery, RunnerHello]] = field(default_factory=list)
+    invalid: list[Invalid] = field(default_factory=list)
+
+
+class ClaimConsumer:
+    """Consumes the messages of runners until ``consumer`` is stopped."""
+
+    def __init__(self, consumer: Consumer, context: WorkerContext, relay: Relay, work_queues: WorkQueues) -> None:
+        """Create the consumer; ``run`` starts it."""
+        self._consumer = consumer
+        self._context = context
+        self._relay = relay
+        self._work_queues = work_queues
+        self._hellos: list[tuple[Delivery, RunnerHello]] = []  # unacked, so the prefetch bounds it
+        self._hello_arrived = asyncio.Event()
+        self._finished = False
+
+    async def run(self) -> None:
+        """Process messages until consuming has stopped and the buffer is empty."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._handle_hellos(), name="hellos")
+            try:
+                while await self._consume_once():
+                    continue
+            finally:
+                self._finished = True
+                self._hello_arrived.set()
+
+    async def _consume_once(self) -> int:
+        """Process the next messages and return their number; 0 after the last one."""
+        deliveries = await self._consumer.next_batch(MAX_DELIVERIES, 0)
+        for part in isolate_possible_poison(deliveries):
+            decoded = _decode(part)
+            if decoded.hellos:
+                self._hellos += decoded.hellos
+                self._hello_arrived.set()
+            try:
+                with self._context.tracing.span("claims", deliveries=len(part)):
+                    await self._handle(decoded)
+            except Unavailable as error:
+                log.warning("claims abandoned, the broker redelivers them", reason=str(error))
+        return len(deliveries)
+
+    async def _handle(self, decoded: DecodedMessages) -> None:
+        """Decide and answer claims first: agents wait for them."""
+        if decoded.claims:
+            decisions = await self._decide([claim for _, claim in decoded.claims])
+            self._context.failpoint(Failpoint.POST_CLAIM)
+            answers: list[tuple[Delivery, bytes]] = []
+            for (delivery, _), decision in zip(decoded.claims, decisions, strict=True):
+                if isinstance(decision, DeadLetterReason):
+                    detail = "The claim could not be processed."
+                    decoded.invalid.append((delivery, InvalidMessage(None, decision, detail, delivery.body)))
+                    continue
+                self._count(BUILD_CLAIM, decision.outcome.value)
+                answers.append((delivery, claims.claim_reply(decision)))
+            await self._answer(answers)
+        for start in range(0, len(decoded.queries), MAX_QUERIES):
+            await self._answer_queries(decoded.queries[start : start + MAX_QUERIES])
+        if decoded.invalid:
+            await self._reject(decoded.invalid)
+
+    async def _decide(self, batch: Sequence[BuildClaim]) -> list[ClaimDecision | DeadLetterReason]:
+        """Return the committed decisions. A failing batch is halved until the claim that makes it fail is found."""
+        try:
+            result = await self._context.until_stopped(
+                lambda: reconcile(self._context, Batch(claims=batch), self._context.now()), "database"
+            )
+        except MESSAGE_ERRORS as error:
+            if len(batch) == 1:
+                log.warning("claim rejected", task_id=str(batch[0].task_id), reason=repr(error)[:200])
+                return [DeadLetterReason.DATA_ERROR if isinstance(error, DataError) else DeadLetterReason.FAULT]
+            self._context.metrics.batch_failures.labels("bisected").inc()
+            half = len(batch) // 2
+            return [*await self._decide(batch[:half]), *await self._decide(batch[half:])]
+        self._relay.offer(result.changes, has_new_requests=result.has_new_requests)
+        return [*result.decisions]
+
+    async def _answer_queries(self, queries: Sequence[tuple[Delivery, OwnershipQuery]]) -> None:
+        async def read() -> Sequence[bytes]:
+            async with transaction(self._context.engine) as connection:
+                answers = await load_ownership(connection, [query for _, query in queries])
+            return [claims.ownership_reply(answer) for answer in answers]
+
+        bodies = await self._context.until_stopped(read, "database")
+        await self._answer([(delivery, body) for (delivery, _), body in zip(queries, bodies, strict=True)])
+        for _ in queries:
+            self._count(TASK_OWNED, "answered")
+
+    async def _handle_hellos(self) -> None:
+        """Declare the queues of runners that say hello, until the consumer has finished."""
+        while True:
+            await self._hello_arrived.wait()
+            self._hello_arrived.clear()
+            while self._hellos:
+                batch, self._hellos = self._hellos[:MAX_HELLOS], self._hellos[MAX_HELLOS:]
+                try:
+                    await self._answer_hellos(batch)
+                except Unavailable as error:
+                    log.warning("hellos abandoned, the broker redelivers them", reason=str(error))
+            if self._finished:
+                return
+
+    async def _answer_hellos(self, batch: Sequence[tuple[Delivery, RunnerHello]]) -> None:
+        refusals = await self._context.until_stopped(
+            lambda: self._work_queues.register([hello for _, hello in batch], self._context.now()), "broker"
+        )
+        answers: list[tuple[Delivery, bytes]] = []
+        refused: list[Invalid] = []
+        for (delivery, hello), refusal in zip(batch, refusals, strict=True):
+            self._count(RUNNER_HELLO, "refused" if refusal else "accepted")
+            if refusal is None:
+                answers.append((delivery, claims.hello_reply()))
+                continue
+            log.warning("hello of a runner refused", runner=hello.runner, pool=hello.pool, reason=refusal)
+            if delivery.reply_to:
+                answers.append((delivery, replies.refused_reply(CommandRefused(409, refusal))))
+            else:
+                reason = DeadLetterReason.COMMAND_REFUSED
+                refused.append((delivery, InvalidMessage(None, reason, refusal, delivery.body)))
+        await self._answer(answers)
+        if refused:
+            await self._publish_dead_letters(refused)
+
+    async def _reject(self, invalid: Sequence[Invalid]) -> None:
+        """Reply to invalid messages with an error, and publish them as dead letters."""
+        for _ in invalid:
+            self._count("unknown", "invalid")
+        await self._publish_replies([(delivery, replies.invalid_message_reply(each)) for delivery, each in invalid])
+        await self._publish_dead_letters(invalid)
+
+    async def _publish_dead_letters(self, invalid: Sequence[Invalid]) -> None:
+        messages = [dead_letter_of(self._context.names, delivery, each) for delivery, each in invalid]
+        await self._context.until_stopped(partial(publish_dead_letters, self._context.publisher, messages), "broker")
+        for _, each in invalid:
+            self._context.metrics.dead_lettered.labels(each.reason.value).inc()
+        await self._consumer.ack([delivery for delivery, _ in invalid])
+
+    async def _answer(self, answers: Sequence[tuple[Delivery, bytes]]) -> None:
+        """Publish the replies and ack their messages."""
+        await self._publish_replies(answers)
+        await self._consumer.ack([delivery for delivery, _ in answers])
+
+    async def _publish_replies(self, answers: Sequence[tuple[Delivery, bytes]]) -> None:
+        """Send the replies to messages with a reply_to. One is dropped if its queue is gone."""
+        messages = [
+            OutgoingMessage("", delivery.reply_to, body, mandatory=True, correlation_id=delivery.correlation_id)
+            for delivery, body in answers
+            if delivery.reply_to
+        ]
+
+        async def publish() -> None:
+            outcomes = await self._context.publisher.publish_many(messages)
+            failed = [(m, o) for m, o in zip(messages, outcomes, strict=True) if isinstance(o, Unavailable)]
+            unrouted = sum(outcome is PublishOutcome.UNROUTED for outcome in outcomes)
+            if unrouted:
+                log.info("reply queues are gone, replies dropped", count=unrouted)
+            messages[:] = [message for message, _ in failed]
+            if failed:
+                raise failed[0][1]
+
+        await self._context.until_stopped(publish, "broker")
+
+    def _count(self, kind: str, outcome: str) -> None:
+        self._context.metrics.claims.labels(kind, outcome).inc()
+
+
+def _decode(deliveries: Sequence[Delivery]) -> DecodedMessages:
+    decoded = DecodedMessages()
+    for delivery in deliveries:
+        match claims.decode_runner_message(delivery.body):
+            case BuildClaim() as claim:
+                decoded.claims.append((delivery, claim))
+            case OwnershipQuery() as query:
+                decoded.queries.append((delivery, query))
+            case RunnerHello() as hello:
+                decoded.hellos.append((delivery, hello))
+            case InvalidMessage() as invalid:
+                decoded.invalid.append((delivery, invalid))
+    return decoded

@@ -1,0 +1,154 @@
+"""The queues of work requests: declare one for each pool and runner, and delete those of runners long gone."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import structlog
+
+from taskherd.broker import topology
+from taskherd.broker.connection import REQUEST_TIMEOUT
+from taskherd.errors import Misconfigured, Retry, Unavailable
+from taskherd.store import runners
+from taskherd.store.engine import transaction
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from taskherd.broker.connection import SupervisedConnection
+    from taskherd.messages.claims import RunnerHello
+    from taskherd.store.runners import WorkTargets
+    from taskherd.worker.context import WorkerContext
+
+log = structlog.get_logger(__name__)
+
+EVERY = 30.0
+"""Seconds between two looks at the pools and runners in the database."""
+MAX_RUNNERS = 1_000
+"""Maximum number of runners that said hello: each costs the broker a quorum queue, a process with files of its own."""
+MAX_POOLS = 100
+"""Maximum number of pools that only hellos name; those of templates are the administrator's decision."""
+RUNNER_RETENTION = timedelta(days=7)
+"""Time after its last hello from which the queue of a runner without a consumer is deleted."""
+MAX_FORGOTTEN = 20
+"""Maximum number of runners that are forgotten in one round."""
+
+
+class WorkQueues:
+    """Declares the queues of all pools and runners, and those of runners that say hello."""
+
+    def __init__(self, context: WorkerContext, connection: SupervisedConnection) -> None:
+        """Create the object; ``run`` starts the periodic part."""
+        self._context = context
+        self._connection = connection
+        self._declared: set[str] = set()
+
+    async def run(self) -> None:
+        """Declare missing queues and delete idle ones, periodically."""
+        while True:
+            try:
+                await self.declare_missing_once()
+                await self.forget_idle_once(self._context.now())
+            except (Unavailable, Retry, Misconfigured) as error:
+                log.warning("cannot declare work queues, retrying", reason=str(error))
+            await asyncio.sleep(EVERY)
+
+    def reset(self) -> None:
+        """Declare all queues again: after a reconnect the broker may be another one."""
+        self._declared.clear()
+
+    async def declare_missing_once(self) -> None:
+        """Declare the queues of all pools and runners that were not declared yet."""
+        async with transaction(self._context.engine) as connection:
+            targets = await runners.targets(connection)
+        for target in sorted((targets.pools | targets.runners) - self._declared):
+            await self._declare(target)
+
+    async def register(self, hellos: Sequence[RunnerHello], now: datetime) -> list[str | None]:
+        """Record runners and declare their queues. Return for each hello why it was refused, or None.
+
+        Raises:
+            Unavailable: the database or the broker cannot be reached.
+        """
+        refusals: list[str | None] = []
+        async with transaction(self._context.engine) as connection:
+            await runners.lock(connection)
+            targets = await runners.targets(connection)
+            said_hello = dict(targets.said_hello)
+            accepted: dict[str, str] = {}
+            for hello in hellos:
+                known = runners.WorkTargets(targets.directory_pools, targets.listed, said_hello)
+                refusal = hello_refusal(known, hello)
+                refusals.append(refusal)
+                if refusal is None:
+                    accepted[hello.runner] = said_hello[hello.runner] = hello.pool
+            if accepted:
+                await runners.record_hellos(connection, accepted, now)
+        for index, hello in enumerate(hellos):
+            if refusals[index] is None:
+                try:
+                    await self._declare(hello.pool)
+                    await self._declare(hello.runner)
+                except Misconfigured as error:
+                    refusals[index] = str(error)
+        return refusals
+
+    async def forget_idle_once(self, now: datetime) -> None:
+        """Delete the queues of some runners that said no hello for ``RUNNER_RETENTION`` and have no consumer."""
+        before = now - RUNNER_RETENTION
+        async with transaction(self._context.engine) as connection:
+            names = await runners.idle(connection, before, MAX_FORGOTTEN)
+        for name in names:
+            if not await self._delete_idle(name):
+                async with transaction(self._context.engine) as connection:
+                    await runners.touch(connection, name, now)
+                continue
+            async with transaction(self._context.engine) as connection:
+                await runners.lock(connection)
+                pool = await runners.forget(connection, name, before)
+                unused = pool is not None and pool not in (await runners.targets(connection)).pools
+            log.info("idle runner forgotten", runner=name, pool=pool)
+            if unused and pool is not None:
+                await self._delete_idle(pool)
+
+    async def _declare(self, target: str) -> None:
+        channel = await self._connection.channel()
+        try:
+            await topology.declare_work_queue(channel, self._context.names, target)
+            self._declared.add(target)
+        finally:
+            with suppress(Exception):
+                await asyncio.wait_for(channel.close(), REQUEST_TIMEOUT)
+
+    async def _delete_idle(self, target: str) -> bool:
+        """Delete a queue without a consumer. Return False if it has one; True if it is gone."""
+        channel = await self._connection.channel()
+        try:
+            deleted = await topology.delete_idle_work_queue(channel, self._context.names, target)
+        finally:
+            with suppress(Exception):
+                await asyncio.wait_for(channel.close(), REQUEST_TIMEOUT)
+        if deleted:
+            self._declared.discard(target)
+        return deleted
+
+
+def hello_refusal(targets: WorkTargets, hello: RunnerHello) -> str | None:
+    """Return why a hello is refused, or None. Pools and runners share one namespace, that of their queues."""
+    if hello.runner == hello.pool or hello.runner in targets.pools:
+        return f"{hello.runner} is the name of a pool; expected another name of the runner (TASKHERD_RUNNER_NAME)."
+    if hello.pool in targets.runners:
+        return f"{hello.pool} is the name of a runner; expected another name of the pool (TASKHERD_RUNNER_POOL)."
+    listed = targets.listed.get(hello.runner)
+    if listed is not None and listed != hello.pool:
+        return f"The directory says that runner {hello.runner} belongs to pool {listed}, not {hello.pool}."
+    if hello.runner not in targets.runners and len(targets.said_hello) >= MAX_RUNNERS:
+        return f"{MAX_RUNNERS} runners have said hello already; list the runner in the directory file."
+    pools = {*targets.said_hello.values()} - targets.directory_pools - {*targets.listed.values()}
+    if hello.pool not in targets.pools and len(pools) >= MAX_POOLS:
+        return f"{MAX_POOLS} pools are in use that no template names; name pool {hello.pool} in a template first."
+    return None

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from uuid import uuid4
+
+import pytest
+
+from taskherd.domain.claims import BuildClaim, ClaimDecision, ClaimOutcome, Ownership
+from taskherd.domain.handle_command import CommandRefused
+from taskherd.errors import Malformed
+from taskherd.messages import claims, replies
+from taskherd.messages.decoding import InvalidMessage
+
+TASK = uuid4()
+
+
+def test_each_message_is_decoded_as_it_was_encoded() -> None:
+    """Both directions of each type agree."""
+    claim = BuildClaim(TASK, 3, "r1")
+    query = claims.OwnershipQuery((TASK, uuid4()), "r1")
+    hello = claims.RunnerHello("r1", "default")
+    assert claims.decode_runner_message(claims.encode_claim(claim)) == claim
+    assert claims.decode_runner_message(claims.encode_ownership_query(query)) == query
+    assert claims.decode_runner_message(claims.encode_hello(hello)) == hello
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b'{"type": "build.claim"}', b'{"type": "x"}', b" " * (2**20 + 1)])
+def test_an_invalid_message_is_a_value(body: bytes) -> None:
+    """Nothing that arrives raises."""
+    assert isinstance(claims.decode_runner_message(body), InvalidMessage)
+
+
+@pytest.mark.parametrize(
+    ("decision", "body"),
+    [
+        (ClaimDecision(ClaimOutcome.GRANTED), b'{"granted":true}'),
+        (ClaimDecision(ClaimOutcome.TAKEN, "r2"), b'{"granted":false,"by":"r2"}'),
+        (ClaimDecision(ClaimOutcome.GONE), b'{"granted":false,"gone":true}'),
+    ],
+)
+def test_replies_to_claims(decision: ClaimDecision, body: bytes) -> None:
+    """A reply has only the fields that say something; a repeated grant looks like the first one."""
+    assert claims.claim_reply(decision) == body
+    assert claims.decode_claim_reply(body) == decision
+    assert claims.claim_reply(ClaimDecision(ClaimOutcome.REPEATED)) == b'{"granted":true}'
+
+
+def test_replies_to_questions_and_hellos() -> None:
+    """What the worker answers is what the runner reads."""
+    assert claims.decode_ownership_reply(claims.ownership_reply({TASK: Ownership.GONE})) == {TASK: Ownership.GONE}
+    assert claims.decode_hello_reply(claims.hello_reply()) is None
+    assert claims.decode_hello_reply(replies.refused_reply(CommandRefused(409, "No."))) == "No."
+
+
+@pytest.mark.parametrize(
+    "decode", [claims.decode_claim_reply, claims.decode_ownership_reply, claims.decode_hello_reply]
+)
+def test_another_reply_is_malformed(decode: object) -> None:
+    """A runner does not take the refusal of an invalid message for an answer."""
+    assert callable(decode)
+    for body in (b"x", b"{}", b"[]"):
+        with pytest.raises(Malformed):
+            decode(body)

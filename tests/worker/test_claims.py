@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import uuid
+from datetime import UTC, datetime
+from typing import Any
+
+import aio_pika
+import pytest
+from aio_pika.exceptions import ChannelNotFoundEntity
+
+from tests.harness.worker import SECRET, WorkerHarness, build_report, external_harness, running_worker
+
+CLAIMED_BY = "SELECT runner FROM build_claims WHERE task_id = $1 AND build_number = $2"
+
+
+def claim(task_id: uuid.UUID, runner: str, number: int = 1) -> dict[str, Any]:
+    """Return a claim."""
+    return {"type": "build.claim", "task_id": str(task_id), "build_number": number, "runner": runner}
+
+
+async def test_the_first_claim_wins_and_is_repeated(harness: WorkerHarness) -> None:
+    """The same runner gets the same answer again; another one learns who has the build."""
+    task_id = await harness.create()
+    for _ in range(2):
+        assert await harness.ask(claim(task_id, "r1")) == {"granted": True}
+    assert await harness.ask(claim(task_id, "r2")) == {"granted": False, "by": "r1"}
+    assert await harness.database.fetchval(CLAIMED_BY, task_id, 1) == "r1"
+    for outcome, count in (("granted", 1), ("repeated", 1), ("taken", 1)):
+        await harness.until_metric(count, "taskherd_claims_total", type="build.claim", outcome=outcome)
+    assert harness.reasons() == []
+
+
+async def test_only_the_latest_start_can_be_claimed(harness: WorkerHarness) -> None:
+    """Claims of unknown and deleted tasks, of superseded, future and stop builds are gone, also repeated ones."""
+    task_id = await harness.make_active()
+    gone = {"granted": False, "gone": True}
+    assert await harness.ask(claim(task_id, "r1")) == {"granted": True}
+    assert await harness.ask(claim(task_id, "r1", 2)) == gone
+    assert (await harness.command("task.pause", task_id))["ok"]
+    assert await harness.ask(claim(task_id, "r1")) == gone
+    assert await harness.ask(claim(task_id, "r1", 2)) == gone
+    await harness.report(build_report(task_id, 2, "stop", "succeeded"))
+    await harness.until(lambda: harness.document(task_id).get("status") == "paused")
+    assert (await harness.command("task.resume", task_id))["ok"]
+    assert await harness.ask(claim(task_id, "r2", 3)) == {"granted": True}
+    assert await harness.ask(claim(task_id, "r1", 3)) == {"granted": False, "by": "r2"}
+    assert (await harness.command("task.delete", task_id))["ok"]
+    assert await harness.ask(claim(task_id, "r2", 3)) == gone
+    assert await harness.ask(claim(uuid.uuid4(), "r1")) == gone
+
+
+async def test_a_reported_build_belongs_to_the_runner_that_reported_it(harness: WorkerHarness) -> None:
+    """A build that was begun without an answer to its claim is granted to no other runner."""
+    task_id = await harness.make_active()
+    assert await harness.ask(claim(task_id, "r2")) == {"granted": False, "by": "r1"}
+    assert await harness.ask(claim(task_id, "r1")) == {"granted": True}
+
+
+async def test_of_two_runners_at_once_one_wins(harness: WorkerHarness) -> None:
+    """Of concurrent claims for many builds by two runners, with two workers, each build has exactly one winner."""
+    tasks = [await harness.create() for _ in range(20)]
+    first = harness.worker
+    async with running_worker(harness):
+        answers = await asyncio.gather(
+            *(harness.ask(claim(task, name)) for task in tasks for name in ("r1", "r2", "r3"))
+        )
+    harness.worker = first
+    for task, *decisions in zip(tasks, answers[::3], answers[1::3], answers[2::3], strict=True):
+        winner = await harness.database.fetchval(CLAIMED_BY, task, 1)
+        assert sorted(decision["granted"] for decision in decisions) == [False, False, True]
+        assert {decision["by"] for decision in decisions if not decision["granted"]} == {winner}
+
+
+async def test_invalid_messages_are_answered_and_dead_lettered(harness: WorkerHarness) -> None:
+    """They do not hold up the others."""
+    task_id = await harness.create()
+    for body in (b"nonsense", {"type": "build.steal"}, {**claim(task_id, "R 1")}, {**claim(task_id, "r1", 0)}):
+        reply = await harness.ask(body)
+        assert reply["error"]["status"] == 400
+    assert await harness.ask(claim(task_id, "r1")) == {"granted": True}
+    await harness.until(lambda: harness.reasons() == ["not_json", "unknown_type", "invalid", "invalid"])
+
+
+async def test_ownership(harness: WorkerHarness) -> None:
+    """A task is gone, or belongs to the runner that claimed or reported its latest start, or to anyone if none did."""
+    mine, theirs, new, deleted = [await harness.create() for _ in range(4)]
+    await harness.ask(claim(mine, "r1"))
+    await harness.ask(claim(theirs, "r2"))
+    assert (await harness.command("task.delete", deleted))["ok"]
+    unknown = uuid.uuid4()
+    ids = [str(task) for task in (mine, theirs, new, deleted, unknown)]
+    reply = await harness.ask({"type": "task.owned", "task_ids": ids, "runner": "r1"})
+    assert reply == {"tasks": dict(zip(ids, ["owned", "elsewhere", "owned", "gone", "gone"], strict=True))}
+    too_many = {"type": "task.owned", "task_ids": [str(uuid.uuid4())] * 1001, "runner": "r1"}
+    assert (await harness.ask(too_many))["ok"] is False
+
+
+async def test_hello_declares_both_queues_once_named_apart(harness: WorkerHarness) -> None:
+    """The queues exist when the reply arrives, also after someone deleted them; a runner named as a pool is refused."""
+    hello = {"type": "runner.hello", "runner": "r9", "pool": "gpu"}
+    for _ in range(2):
+        assert await harness.ask(hello) == {"ok": True}
+        for name in ("work.r9", "work.gpu"):
+            assert await harness.queue_counts(name) == (0, 0)
+            await harness.channel.queue_delete(f"{harness.prefix}.{name}", timeout=5)
+    for runner, pool in (("gpu", "other"), ("r8", "r9"), ("same", "same"), ("default", "gpu")):
+        reply = await harness.ask({"type": "runner.hello", "runner": runner, "pool": pool})
+        assert "is the name of a" in reply["error"]["message"]
+    assert await harness.database.fetchval("SELECT count(*) FROM runner_hellos") == 1
+
+
+@pytest.mark.timeout(120)
+async def test_a_claim_survives_its_worker(database_url: str, amqp_url: str, amqp_prefix: str) -> None:
+    """A worker killed between commit and reply leaves the claim in the queue; the next one gives the same answer."""
+    async with external_harness(database_url, amqp_url, amqp_prefix) as harness:
+        async with running_worker(harness):
+            task_id = await harness.create()
+        answer = asyncio.create_task(harness.ask(claim(task_id, "r1")))
+        settings = {
+            "database_url": database_url,
+            "amqp_url": amqp_url,
+            "amqp_prefix": amqp_prefix,
+            "secret_key": SECRET,
+            "ops_port": "0",
+            "failpoint": "post_claim:kill",
+        }
+        environment = {**os.environ, **{f"TASKHERD_{name.upper()}": value for name, value in settings.items()}}
+        process = await asyncio.create_subprocess_exec(sys.executable, "-m", "taskherd", "worker", env=environment)
+        assert await asyncio.wait_for(process.wait(), 60) == -9
+        assert await harness.database.fetchval(CLAIMED_BY, task_id, 1) == "r1"
+        assert not answer.done()
+        async with running_worker(harness):
+            assert await answer == {"granted": True}
+            assert await harness.ask(claim(task_id, "r2")) == {"granted": False, "by": "r1"}
+
+
+async def test_waiting_claims_are_decided_together(database_url: str, amqp_url: str, amqp_prefix: str) -> None:
+    """200 claims that wait take a few transactions, and do not wait behind commands or reports."""
+    async with external_harness(database_url, amqp_url, amqp_prefix) as harness:
+        async with running_worker(harness):
+            tasks = [await harness.create() for _ in range(200)]
+        exchange = await harness.channel.get_exchange(f"{harness.prefix}.claims", ensure=False)
+        for task in tasks:
+            await exchange.publish(aio_pika.Message(json.dumps(claim(task, "r1")).encode()), "build.claim", timeout=5)
+        async with running_worker(harness):
+            count = "SELECT count(*) FROM build_claims WHERE runner = 'r1'"
+            await harness.until_row(count, is_=200)
+            transactions = "SELECT count(DISTINCT xmin::text) FROM build_claims"
+            assert await harness.database.fetchval(transactions) <= 20
+
+
+async def test_queues_of_the_directory_exist_without_a_hello(
+    database_url: str, amqp_url: str, amqp_prefix: str
+) -> None:
+    """A worker declares the queues of all pools and listed runners; a listed runner can be in no other pool."""
+    async with external_harness(database_url, amqp_url, amqp_prefix) as harness:
+        await harness.database.execute('UPDATE template_versions SET run = \'{"pool": "gpu"}\'')
+        await harness.database.execute("INSERT INTO runners (name, pool) VALUES ('r1', 'gpu')")
+        async with running_worker(harness):
+            reply = await harness.ask({"type": "runner.hello", "runner": "r1", "pool": "other"})
+            assert "belongs to pool gpu" in reply["error"]["message"]
+            assert await harness.ask({"type": "runner.hello", "runner": "r2", "pool": "gpu"}) == {"ok": True}
+            await harness.worker._work_queues.declare_missing_once()
+            for name in ("gpu", "r1", "r2"):
+                assert await harness.queue_counts(f"work.{name}") == (0, 0)
+                await harness.channel.queue_delete(f"{harness.prefix}.work.{name}", timeout=5)
+
+
+async def test_an_idle_runner_is_forgotten(harness: WorkerHarness) -> None:
+    """After a week without a hello its queue is deleted unless consumed, and its pool's if no one names it."""
+    for runner, pool in (("idle", "old"), ("busy", "new")):
+        assert await harness.ask({"type": "runner.hello", "runner": runner, "pool": pool}) == {"ok": True}
+    queue = await harness.channel.get_queue(f"{harness.prefix}.work.busy", ensure=False)
+    received: asyncio.Queue[object] = asyncio.Queue()
+    await queue.consume(received.put)
+    await harness.database.execute("UPDATE runner_hellos SET hello_at = now() - interval '8 days'")
+    work_queues = harness.worker._work_queues
+    await work_queues.forget_idle_once(datetime.now(UTC))
+    names = await harness.database.fetch("SELECT name FROM runner_hellos WHERE hello_at > now() - interval '1 hour'")
+    assert [row["name"] for row in names] == ["busy"]
+    assert await harness.database.fetchval("SELECT count(*) FROM runner_hellos") == 1
+    for name in ("idle", "old"):
+        async with await aio_pika.connect(harness.urls[1], timeout=5) as connection:
+            channel = await connection.channel()
+            with pytest.raises(ChannelNotFoundEntity):
+                await channel.declare_queue(f"{harness.prefix}.work.{name}", passive=True, timeout=5)
+    for name in ("busy", "new"):
+        await harness.channel.queue_delete(f"{harness.prefix}.work.{name}", timeout=5)
