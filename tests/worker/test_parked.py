@@ -6,7 +6,7 @@ import asyncio
 import json
 import uuid
 
-from tests.harness.worker import WorkerHarness, build_report, make_report
+from tests.harness.worker import ALICE, WorkerHarness, build_report, make_report
 from tests.worker.conftest import StartWorker
 
 
@@ -24,6 +24,8 @@ async def test_parked_reports_are_folded_with_the_create(harness: WorkerHarness)
     await harness.until(lambda: harness.document(task_id))
     document = harness.document(task_id)
     assert harness.versions(task_id) == [1]
+    cause = harness.events_of(task_id)[0]["cause"]
+    assert (cause["kind"], cause["type"], cause["actor_id"]) == ("command", "task.create", str(ALICE))
     assert (document["status"], document["current_state"]["message"]) == ("active", "Early")
     assert document["workspace_agent_health"] == {"healthy": True}
     assert await harness.database.fetchval("SELECT count(*) FROM parked") == 0

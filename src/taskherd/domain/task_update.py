@@ -110,6 +110,11 @@ class TaskUpdate:
             raise AssertionError
         return self.task
 
+    def note_cause(self, cause: Cause) -> None:
+        """Set the cause of the update; a command stays it, whatever reports and timer checks follow in the batch."""
+        if self.cause is None or self.cause.kind != "command":
+            self.cause = cause
+
 
 @value(frozen=True, slots=True)
 class UpdateContext:
@@ -150,7 +155,7 @@ def apply_report(update: TaskUpdate, report: Report, now: datetime, context: Upd
     if after is not state:
         is_visible = folded.state is not state or after.stall is not state.stall
         if is_visible and not (update.cause and isinstance(report, AgentHeartbeat)):
-            update.cause = Cause("report", report.type)
+            update.note_cause(Cause("report", report.type))
         if isinstance(report, WorkspaceBuild) and after.build_number != state.build_number:
             update.superseded.append(state)
         update.task = replace(task, state=_close_answered_request(update, state.unanswered_build, after))
@@ -191,7 +196,7 @@ def apply_command(update: TaskUpdate, command: Command, now: datetime, context: 
         if result.task.deleted_at is not None:
             update.inputs_failed = True
         update.task = result.task
-        update.cause = Cause("command", command.type, command.command_id, command.actor_id)
+        update.note_cause(Cause("command", command.type, command.command_id, command.actor_id))
     update.command_result = result
 
 
@@ -208,16 +213,16 @@ def apply_timer_check(update: TaskUpdate, check: TimerCheck, now: datetime, cont
     if after is not state:
         update.timed_out = after.build.report.transition.value
         update.closed_requests.append(after.build_number)
-        update.cause = Cause("sweep", "build.given_up")
+        update.note_cause(Cause("sweep", "build.given_up"))
     if not check.mass_held and task.deleted_at is None:
         checked = liveness.detect_loss(after, check.watermark, check.silence_counted_at or now, context.timeouts)
         if checked is not after:
-            update.cause = Cause("sweep", "agent.silent")
+            update.note_cause(Cause("sweep", "agent.silent"))
         after = checked
     if task.deleted_at is None:
         checked = recovery.detect_stall(after, check.watermark, now, context.policy_of(task))
         if checked is not after:
-            update.cause = update.cause or Cause("sweep", "agent.stalled")
+            update.note_cause(Cause("sweep", "agent.stalled"))
         after = checked
     update.task = replace(task, state=after)
 
@@ -272,7 +277,7 @@ def _restart_agent(update: TaskUpdate, task: Task, now: datetime, policy: Recove
         return task
     if state.build_number != task.state.build_number:
         update.superseded.append(task.state)
-        update.cause = Cause("sweep", cause)
+        update.note_cause(Cause("sweep", cause))
     return replace(task, state=state)
 
 

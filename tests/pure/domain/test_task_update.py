@@ -7,12 +7,13 @@ from typing import Any
 from uuid import UUID
 
 from taskherd.backoff import Backoff
-from taskherd.domain.commands import Delete, Send
+from taskherd.domain.commands import Delete, Pause, Send
 from taskherd.domain.handle_command import CommandContext
 from taskherd.domain.outcome import ReportOutcome
 from taskherd.domain.reports import AgentState, InputOutcome, InputOutcomeReport, JobStatus, Transition
 from taskherd.domain.task import Inbox
 from taskherd.domain.task_update import (
+    Cause,
     TaskUpdate,
     TimerCheck,
     UpdateContext,
@@ -96,6 +97,20 @@ def test_each_report_has_an_outcome() -> None:
     assert apply_report(update, status(AgentState.WORKING), LATER, context()) is ReportOutcome.APPLIED
     apply_command(update, Delete(command_id=ONE, task_id=TASK, actor_id=TWO), LATER, context())
     assert apply_report(update, heartbeat(), LATER, context()) is ReportOutcome.TOMBSTONE
+
+
+def test_a_command_is_the_cause_whatever_follows_in_its_batch() -> None:
+    """Reports and timer checks of the same batch do not replace a command as the cause; a later report replaces one."""
+    update = new_update(running(unchanged_core()))
+    apply_command(update, Pause(command_id=ONE, task_id=TASK, actor_id=TWO), LATER, context())
+    assert apply_report(update, status(AgentState.WORKING), LATER, context()) is ReportOutcome.APPLIED
+    apply_timer_check(update, TimerCheck(WATERMARK), LATER + timedelta(days=1), context())
+    assert update.timed_out
+    assert update.cause == Cause("command", "task.pause", ONE, TWO)
+    reports = new_update(running(unchanged_core()))
+    apply_report(reports, heartbeat(), LATER, context())
+    apply_report(reports, status(AgentState.WORKING), LATER, context())
+    assert reports.cause == Cause("report", "app.status")
 
 
 def test_the_first_outcome_of_an_input_counts() -> None:
