@@ -23,6 +23,7 @@ USER_TOOLS = {
     "coder_get_task_logs": {"task_id"},
     "coder_get_task_status": {"task_id"},
     "coder_list_tasks": {"status", "user"},
+    "coder_list_templates": set(),
     "coder_send_task_input": {"task_id", "input"},
 }
 AGENT_TOOLS = {"coder_report_task": {"summary", "link", "state"}}
@@ -53,6 +54,8 @@ async def test_an_assistant_uses_all_tools(api_harness: ApiHarness) -> None:
     """All tools of a user, with Coder's names: create, list, status, send input, logs, delete."""
     async with mcp_client(TASKHERD_URL=api_harness.base, TASKHERD_TOKEN=api_harness.tokens["alice"]) as client:
         assert await tools(client) == USER_TOOLS
+        (template,) = await call(client, "coder_list_templates")
+        assert (template["name"], template["active_version_id"]) == ("claude", str(VERSION))
         created = await call(client, "coder_create_task", input="Fix it", template_version_id=str(VERSION))
         task_id = uuid.UUID(created["id"])
         await api_harness.worker.make_active(task_id)

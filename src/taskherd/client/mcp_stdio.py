@@ -1,0 +1,213 @@
+"""A server of the Model Context Protocol (MCP) for tools only, on stdin and stdout, without libraries.
+
+Messages are JSON-RPC 2.0, one per line: https://modelcontextprotocol.io/specification/2025-11-25/basic/transports.
+It is our own because importing the SDK takes longer than an assistant should wait for its tools, see ADR 28.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import BoundedSemaphore, Lock
+from typing import Any, BinaryIO, Final
+
+from taskherd.client.errors import ClientError
+
+VERSIONS: Final = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
+"""Supported versions of the protocol, newest first. A client that asks for another one is offered the newest."""
+MAX_LINE: Final = 4 * 1024 * 1024
+"""Maximum size of a message in bytes; a longer one is skipped and answered with an error."""
+MAX_CALLS: Final = 32
+"""Maximum number of tool calls in progress or waiting; a further one is answered with an error."""
+THREADS: Final = 8
+"""Number of tool calls that run at the same time."""
+
+PARSE_ERROR: Final = -32700
+INVALID_REQUEST: Final = -32600
+METHOD_NOT_FOUND: Final = -32601
+INVALID_PARAMS: Final = -32602
+BUSY: Final = -32000
+"""Error codes: those of JSON-RPC 2.0, and the first that it leaves to servers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """An argument of a tool, always a text; ``required`` ones are not empty, others default to "".
+
+    ``choices``: the allowed values; none allows every text.
+    """
+
+    description: str
+    required: bool = False
+    choices: tuple[str, ...] = ()
+
+    def schema(self) -> dict[str, Any]:
+        """Return the JSON schema of the argument."""
+        schema: dict[str, Any] = {"type": "string", "description": self.description}
+        if self.choices:
+            schema["enum"] = list(self.choices) if self.required else ["", *self.choices]
+        elif self.required:
+            schema["minLength"] = 1
+        return schema if self.required else {**schema, "default": ""}
+
+    def error(self, value: Any) -> str:
+        """Return what is wrong with a value, or ""."""
+        if not isinstance(value, str):
+            return "expected a string"
+        if self.required and not value:
+            return "expected a text that is not empty"
+        if self.choices and value and value not in self.choices:
+            return f"expected one of: {', '.join(self.choices)}"
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A tool. ``call`` receives its arguments by name, blocks, returns JSON, and raises ``ClientError``."""
+
+    name: str
+    description: str
+    arguments: Mapping[str, Argument]
+    call: Callable[..., Any]
+
+    def listing(self) -> dict[str, Any]:
+        """Return the tool as it appears in ``tools/list``."""
+        schema: dict[str, Any] = {
+            "type": "object",
+            "properties": {name: argument.schema() for name, argument in self.arguments.items()},
+            "required": [name for name, argument in self.arguments.items() if argument.required],
+        }
+        return {"name": self.name, "description": self.description, "inputSchema": schema}
+
+
+class ProtocolError(Exception):
+    """A request that is answered with an error of JSON-RPC."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class Server:
+    """A server of one client. Calls of tools run in threads, so that the client can ping and call meanwhile."""
+
+    def __init__(self, name: str, version: str, tools: Sequence[Tool], output: BinaryIO) -> None:
+        self._info = {"name": name, "version": version}
+        self._tools = {tool.name: tool for tool in tools}
+        self._output = output
+        self._writing = Lock()
+        self._free = BoundedSemaphore(MAX_CALLS)
+
+    def run(self, source: BinaryIO) -> None:
+        """Serve until ``source`` ends, and answer the calls in progress before returning.
+
+        Raises:
+            OSError: the client no longer reads.
+        """
+        with ThreadPoolExecutor(THREADS, "mcp") as pool:
+            while line := source.readline(MAX_LINE + 1):
+                if len(line) > MAX_LINE:
+                    while line and not line.endswith(b"\n"):
+                        line = source.readline(MAX_LINE)
+                    self._send_error(None, ProtocolError(INVALID_REQUEST, f"Message over {MAX_LINE} bytes"))
+                elif line.strip():
+                    self._receive(line, pool)
+
+    def _receive(self, line: bytes, pool: ThreadPoolExecutor) -> None:
+        try:
+            message = json.loads(line)
+        except (ValueError, RecursionError):
+            self._send_error(None, ProtocolError(PARSE_ERROR, "Parse error"))
+            return
+        if not isinstance(message, dict):
+            self._send_error(None, ProtocolError(INVALID_REQUEST, "Invalid Request"))
+            return
+        if "method" in message and "id" not in message:
+            return  # a notification: none needs an action, as a call in progress cannot be taken back
+        if "method" not in message and ("result" in message or "error" in message):
+            return  # a response, although this server requests nothing
+        request_id = message.get("id")
+        if isinstance(request_id, bool) or not isinstance(request_id, str | int):
+            self._send_error(None, ProtocolError(INVALID_REQUEST, "Invalid Request"))
+            return
+        try:
+            self._handle(request_id, message.get("method"), message.get("params", {}), pool)
+        except ProtocolError as error:
+            self._send_error(request_id, error)
+
+    def _handle(self, request_id: str | int, method: Any, params: Any, pool: ThreadPoolExecutor) -> None:
+        if not isinstance(params, dict):
+            raise ProtocolError(INVALID_PARAMS, "Invalid params: expected an object")
+        if method == "tools/call":
+            self._start_call(request_id, params, pool)
+        else:
+            self._send({"id": request_id, "result": self._answer(method, params)})
+
+    def _answer(self, method: Any, params: Mapping[str, Any]) -> dict[str, Any]:
+        match method:
+            case "initialize":
+                asked = params.get("protocolVersion")
+                return {
+                    "protocolVersion": asked if asked in VERSIONS else VERSIONS[0],
+                    "capabilities": {"tools": {"listChanged": False}},
+                    "serverInfo": self._info,
+                }
+            case "ping":
+                return {}
+            case "tools/list":
+                return {"tools": [tool.listing() for tool in self._tools.values()]}
+            case str():
+                raise ProtocolError(METHOD_NOT_FOUND, f"Method not found: {method[:100]}")
+            case _:
+                raise ProtocolError(INVALID_REQUEST, "Invalid Request")
+
+    def _start_call(self, request_id: str | int, params: Mapping[str, Any], pool: ThreadPoolExecutor) -> None:
+        name, arguments = params.get("name"), params.get("arguments") or {}
+        tool = self._tools.get(name) if isinstance(name, str) else None
+        if tool is None:
+            raise ProtocolError(INVALID_PARAMS, f"Unknown tool: {str(name)[:100]}")
+        if not isinstance(arguments, dict):
+            raise ProtocolError(INVALID_PARAMS, "Invalid params: arguments must be an object")
+        if not self._free.acquire(blocking=False):
+            raise ProtocolError(BUSY, f"More than {MAX_CALLS} calls are in progress; try again later")
+        pool.submit(self._finish_call, request_id, tool, arguments)
+
+    def _finish_call(self, request_id: str | int, tool: Tool, arguments: Mapping[str, Any]) -> None:
+        try:
+            self._send({"id": request_id, "result": call(tool, arguments)})
+        except OSError:
+            pass  # the client no longer reads; the loop ends with its stdin
+        finally:
+            self._free.release()
+
+    def _send_error(self, request_id: str | int | None, error: ProtocolError) -> None:
+        self._send({"id": request_id, "error": {"code": error.code, "message": error.message}})
+
+    def _send(self, message: Mapping[str, Any]) -> None:
+        line = json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n"
+        with self._writing:
+            self._output.write(line)
+            self._output.flush()
+
+
+def call(tool: Tool, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Call a tool and return the result for the model, in which every failure is a text that the model reads."""
+    values = {name: arguments.get(name, "") for name in tool.arguments}  # others are ignored, as they always were
+    wrong = [f"{name}: {error}" for name, argument in tool.arguments.items() if (error := argument.error(values[name]))]
+    if wrong:
+        return _failure(f"Invalid arguments. {'; '.join(wrong)}")
+    try:
+        value = tool.call(**values)
+    except ClientError as error:
+        return _failure(f"{error.message} ({error.advice})" if error.advice else error.message)
+    except Exception as error:  # noqa: BLE001 - a bug in one tool must leave no call unanswered
+        return _failure(f"The tool failed: {type(error).__name__}")
+    result: dict[str, Any] = {"content": [{"type": "text", "text": json.dumps(value)}], "isError": False}
+    return {**result, "structuredContent": value} if isinstance(value, dict) else result
+
+
+def _failure(text: str) -> dict[str, Any]:
+    return {"content": [{"type": "text", "text": text}], "isError": True}
