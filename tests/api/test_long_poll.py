@@ -128,6 +128,21 @@ async def test_many_long_polls(api_harness: ApiHarness) -> None:
     assert {each.json()["current_state"]["state"] for each in responses} == {"complete"}
 
 
+async def test_the_timeline_names_who_acted(api_harness: ApiHarness) -> None:
+    """A send and a pause by an admin are in the owner's timeline by name; who may not see the task sees neither."""
+    task_id = (await api_harness.active())["id"]
+    sent = await api_harness.clients["carol"].post(f"/tasks/alice/{task_id}/send", json={"input": "Hurry"})
+    assert sent.status_code == 204
+    assert (await api_harness.clients["carol"].post(f"/tasks/alice/{task_id}/pause")).status_code == 202
+    await api_harness.worker.until_row("SELECT count(*) FROM outbox", is_=0)
+    timeline = (await api_harness.alice.get(f"/tasks/me/{task_id}/events")).json()
+    (action,) = timeline["actions"]
+    assert (action["type"], action["actor_name"], action["input"]) == ("task.send", "carol", "Hurry")
+    causes = {each["cause"]["type"]: each["cause"].get("actor_name") for each in timeline["events"]}
+    assert (causes["task.create"], causes["task.pause"], causes["workspace.build"]) == ("alice", "carol", None)
+    assert (await api_harness.bob.get(f"/tasks/alice/{task_id}/events")).status_code == 404
+
+
 async def test_the_timeline(api_harness: ApiHarness) -> None:
     """A timeline has the changes of a task in order, with old and new values and the cause, in pages."""
     task = await api_harness.create(input="first")

@@ -94,7 +94,7 @@ WHERE EXISTS (SELECT 1 FROM outbox AS b WHERE b.task_id = k.task_id AND b.versio
 TIMELINE: Final = f"""
 SELECT s.id, f.position, f.version, f.occurred_at, e.changes, CAST(e.cause AS text) AS cause,
        CAST(e.document AS text) AS core_document, p.prompt, CAST(b.document AS text) AS core_document_before, q.prompt
-       AS prompt_before
+       AS prompt_before, w.username AS actor_name
 FROM (SELECT t.id FROM tasks AS t WHERE t.id = $2 AND t.deleted_at IS NULL AND {CAN_SEE}) AS s
 LEFT JOIN LATERAL (
     SELECT * FROM task_feed WHERE task_id = s.id AND position > $3 ORDER BY version LIMIT $4) AS f ON true
@@ -109,7 +109,21 @@ LEFT JOIN LATERAL (
 LEFT JOIN LATERAL (
     SELECT prompt FROM task_prompts WHERE task_id = s.id AND version = b.prompt_version
       AND 'initial_prompt' = ANY(e.changes)) AS q ON true
+LEFT JOIN LATERAL (
+    SELECT username FROM users WHERE id = CAST(e.cause ->> 'actor_id' AS uuid) LIMIT 1) AS w ON true
 ORDER BY f.position
+"""
+
+# What people did with a task that changes nothing in its document and so has no version; the newest, oldest first.
+ACTIONS: Final = f"""
+SELECT i.input_id, left(i.content, 2000) AS input, i.state, i.created_at, i.sent_at, i.decided_at, i.detail,
+       i.actor_id, COALESCE(w.username, CAST(i.actor_id AS text)) AS actor_name
+FROM (
+    SELECT * FROM inputs
+    WHERE task_id = $2 AND EXISTS (SELECT 1 FROM tasks AS t WHERE t.id = $2 AND t.deleted_at IS NULL AND {CAN_SEE})
+    ORDER BY ordinal DESC LIMIT $3) AS i
+LEFT JOIN LATERAL (SELECT username FROM users WHERE id = i.actor_id LIMIT 1) AS w ON true
+ORDER BY i.ordinal
 """
 
 
@@ -164,3 +178,8 @@ async def timeline(pool: ReadPool, caller: UUID, task_id: UUID, after: int, limi
     """Return the changes of a task, each with the document before it; one row without a position if there are none."""
     values: tuple[Any, ...] = (caller, task_id, after, limit)
     return await pool.fetch(TIMELINE, *values)
+
+
+async def actions(pool: ReadPool, caller: UUID, task_id: UUID, limit: int) -> Sequence[Row]:
+    """Return the newest inputs of a task, oldest first, with who sent them; none if the caller may not see the task."""
+    return await pool.fetch(ACTIONS, caller, task_id, limit)

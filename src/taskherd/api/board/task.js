@@ -16,6 +16,7 @@ let lastEventId = "";
 let lastPosition = 0; // of the timeline
 let streamController = null; // aborts the stream
 const logElements = new Map(); // by the id of the entry
+const actionElements = new Map(); // of the timeline, by the id of the action
 
 class Unauthorized extends Error {}
 class NotFound extends Error {}
@@ -102,7 +103,8 @@ function showChange(change) {
   const item = element("li");
   const cause = change.cause.type ? `${change.cause.kind} ${change.cause.type}` : change.cause.kind;
   const heading = element("p");
-  heading.append(timeElement(change.time), element("span", ` · ${cause}`, "who"));
+  const by = change.cause.actor_name ? ` by ${change.cause.actor_name}` : "";
+  heading.append(timeElement(change.time), element("span", ` · ${cause}${by}`, "who"));
   item.append(heading);
   if (change.version === 1) item.append(element("p", "created"));
   else {
@@ -115,16 +117,27 @@ function showChange(change) {
   $("timeline").prepend(item);
 }
 
+function showAction(action) { // shown again when its state changes
+  const item = element("li");
+  const heading = element("p");
+  heading.append(timeElement(action.time), element("span", ` · ${action.type} by ${action.actor_name}`, "who"));
+  item.append(heading, element("p", `${action.input.slice(0, 200)} (${action.state})`));
+  const existing = actionElements.get(action.id);
+  if (existing) existing.replaceWith(item);
+  else $("timeline").prepend(item);
+  actionElements.set(action.id, item);
+}
+
 async function loadTimeline() {
   for (;;) {
-    const { events } = await (await request(`/events?after=${lastPosition}&limit=${TIMELINE_PAGE}`)).json();
+    const { events, actions } = await (await request(`/events?after=${lastPosition}&limit=${TIMELINE_PAGE}`)).json();
     for (const change of events) {
       if (change.position > lastPosition) {
         lastPosition = change.position;
         showChange(change);
       }
     }
-    if (events.length < TIMELINE_PAGE) return;
+    if (events.length < TIMELINE_PAGE) return actions.forEach(showAction);
   }
 }
 
@@ -232,6 +245,7 @@ function showSignIn(reason = "") {
   sessionStorage.removeItem(TOKEN_KEY);
   lastPosition = 0;
   logElements.clear();
+  actionElements.clear();
   $("log").replaceChildren();
   $("timeline").replaceChildren();
   $("task").hidden = true;

@@ -12,6 +12,7 @@ from taskherd.api.http.errors import not_found
 from taskherd.api.http.query_parameters import MAX_POSITION, QueryModel, whole_number
 from taskherd.api.http.responses import BufferedResponse, json
 from taskherd.api.tasks import queries
+from taskherd.domain.commands import Send
 from taskherd.domain.explain import explain
 from taskherd.domain.reports import format_rfc3339
 from taskherd.store import feed, task_queries, task_state_codec
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 MAX_LIMIT: Final = 500
 DEFAULT_LIMIT: Final = 100
+MAX_ACTIONS: Final = 100
+"""Maximum number of actions in a timeline, the newest ones; unlike changes they have no pages."""
 
 
 class TimelineQuery(QueryModel):
@@ -50,19 +53,44 @@ async def timeline(request: RequestContext) -> BufferedResponse:
     )
     if not rows:
         raise not_found()
-    return json({"events": [_event_json(row) for row in rows if row["core_document"] is not None]})
+    actions = await feed.actions(request.api.reader, request.caller.user_id, rows[0]["id"], MAX_ACTIONS)
+    return json(
+        {
+            "events": [_event_json(row) for row in rows if row["core_document"] is not None],
+            "actions": [_send_json(row) for row in actions],
+        }
+    )
+
+
+def _send_json(row: Row) -> dict[str, Any]:
+    """Return a send as an action of the timeline; another kind of action gets a type of its own."""
+    return {
+        "type": Send.type,
+        "id": row["input_id"],
+        "time": format_rfc3339(row["created_at"]),
+        "actor_id": row["actor_id"],
+        "actor_name": row["actor_name"],
+        "input": row["input"],
+        "state": row["state"],
+        "sent_at": row["sent_at"] and format_rfc3339(row["sent_at"]),
+        "decided_at": row["decided_at"] and format_rfc3339(row["decided_at"]),
+        "detail": row["detail"],
+    }
 
 
 def _event_json(row: Row) -> dict[str, Any]:
     after = {**orjson.loads(row["core_document"]), "initial_prompt": row["prompt"]}
     before = orjson.loads(row["core_document_before"]) if row["core_document_before"] else {}
     before["initial_prompt"] = row["prompt_before"]
+    cause = orjson.loads(row["cause"])
+    if "actor_id" in cause:
+        cause["actor_name"] = row["actor_name"] or cause["actor_id"]
     return {
         "position": row["position"],
         "version": row["version"],
         "time": format_rfc3339(row["occurred_at"]),
         "changes": {name: {"from": before.get(name), "to": after.get(name)} for name in row["changes"]},
-        "cause": orjson.loads(row["cause"]),
+        "cause": cause,
     }
 
 

@@ -91,6 +91,12 @@ class FieldChange(BaseModel):
     after: Any = Field(None, alias="to")
 
 
+class TimelineCause(CauseOut):
+    """The cause of a change, with the name of who sent the command; the id if the directory has no such user."""
+
+    actor_name: str | None = None
+
+
 class TimelineEvent(BaseModel):
     """One change of a task."""
 
@@ -98,13 +104,29 @@ class TimelineEvent(BaseModel):
     version: int
     time: datetime
     changes: dict[str, FieldChange]
-    cause: CauseOut
+    cause: TimelineCause
+
+
+class TimelineAction(BaseModel):
+    """Something that a person did and that changes nothing in the document, so that it has no version."""
+
+    type: Literal["task.send"]
+    id: UUID
+    time: datetime
+    actor_id: UUID | None
+    actor_name: str | None = Field(description="Username; the id if the directory has no such user.")
+    input: str = Field(description="Truncated to 2,000 characters.")
+    state: Literal["queued", "sent", "delivered", "failed"]
+    sent_at: datetime | None
+    decided_at: datetime | None = Field(description="When it was delivered or failed.")
+    detail: str | None
 
 
 class Timeline(BaseModel):
-    """The changes of a task, oldest first."""
+    """The changes of a task, oldest first, and the newest 100 actions, which are the same on every page."""
 
     events: list[TimelineEvent]
+    actions: list[TimelineAction]
 
 
 class ReportOut(BaseModel):
