@@ -138,8 +138,8 @@ async def test_the_timeline_names_who_acted(api_harness: ApiHarness) -> None:
     timeline = (await api_harness.alice.get(f"/tasks/me/{task_id}/events")).json()
     (action,) = timeline["actions"]
     assert (action["type"], action["actor_name"], action["input"]) == ("task.send", "carol", "Hurry")
-    causes = {each["cause"]["type"]: each["cause"].get("actor_name") for each in timeline["events"]}
-    assert (causes["task.create"], causes["task.pause"], causes["workspace.build"]) == ("alice", "carol", None)
+    named = [(each["cause"]["type"], each["cause"].get("actor_name")) for each in timeline["events"]]
+    assert [cause for cause in named if cause[1]] == [("task.create", "alice"), ("task.pause", "carol")]
     assert (await api_harness.bob.get(f"/tasks/alice/{task_id}/events")).status_code == 404
 
 
