@@ -13,6 +13,6 @@ BEGIN
         EXECUTE format('REVOKE INSERT, UPDATE, DELETE ON %I FROM taskherd_worker', table_name);
     END LOOP;
 END $$;
--- `taskherd token`, run as the migrator, creates and revokes API tokens.
+-- `taskherd token`, run as the migrator, creates and revokes API tokens; the API issues those that users ask for.
 REVOKE ALL ON api_tokens FROM taskherd_worker;
-GRANT UPDATE (last_used_at) ON api_tokens TO taskherd_api;
+GRANT INSERT, UPDATE (last_used_at) ON api_tokens TO taskherd_api;

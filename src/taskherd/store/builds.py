@@ -18,6 +18,7 @@ from taskherd.store.read_pool import ReadPool, Row
 from taskherd.store.statements import ColumnArrays, assignments, changing, column_names, stored
 from taskherd.store.tables import task_builds
 from taskherd.store.task_queries import CAN_SEE
+from taskherd.store.task_state_codec import APP_SLUG
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +50,21 @@ SET {assignments(changing(task_builds), "excluded")}
 """)
 
 # No further report is stored for a superseded build, so its final status is unknown.
-_SELECT: Final = """
+_SELECT: Final = f"""
 SELECT b.build_id, b.task_id, b.number, b.transition, b.workspace_id, b.agent_id, b.error, b.created_at, b.updated_at,
        CASE WHEN l.is_latest OR b.job_status IN ('succeeded', 'failed', 'canceled') THEN b.job_status
             ELSE 'unknown' END AS job_status,
        l.is_latest, t.owner_id, o.username, o.avatar_url, t.organization_id, g.name AS organization_name, t.template_id,
        m.name AS template_name, m.display_name AS template_display_name, m.icon AS template_icon,
-       m.active_version_id, t.template_version_id,
+       m.active_version_id, t.template_version_id, v.name AS template_version_name,
+       t.preset_id, CAST(p.parameters AS text) AS parameters,
        t.created_at AS task_created_at, t.updated_at AS task_updated_at,
        t.document ->> 'workspace_name' AS workspace_name,
-       CAST(t.document -> 'workspace_agent_health' ->> 'healthy' AS boolean) AS healthy
+       CAST(t.document -> 'workspace_agent_health' ->> 'healthy' AS boolean) AS healthy,
+       t.document -> 'workspace_agent_health' ->> 'reason' AS health_reason,
+       t.document ->> 'workspace_agent_lifecycle' AS lifecycle, t.document ->> 'workspace_app_id' AS app_id,
+       {APP_SLUG} AS app_slug,
+       CAST(t.document -> 'current_state' AS text) AS current_state
 FROM task_builds AS b JOIN tasks AS t ON t.id = b.task_id
 CROSS JOIN LATERAL (
     SELECT NOT EXISTS (SELECT 1 FROM task_builds WHERE task_id = b.task_id AND number > b.number) AS is_latest) AS l
@@ -66,11 +72,18 @@ CROSS JOIN LATERAL (SELECT username, avatar_url FROM users WHERE id = t.owner_id
 CROSS JOIN LATERAL (SELECT name FROM organizations WHERE id = t.organization_id LIMIT 1) AS g
 CROSS JOIN LATERAL (
     SELECT name, display_name, icon, active_version_id FROM templates WHERE id = t.template_id LIMIT 1) AS m
+CROSS JOIN LATERAL (SELECT name FROM template_versions WHERE id = t.template_version_id LIMIT 1) AS v
+LEFT JOIN LATERAL (SELECT parameters FROM presets WHERE id = t.preset_id LIMIT 1) AS p ON true
 """
 _CAN_SEE: Final = f"t.deleted_at IS NULL AND {CAN_SEE} ORDER BY b.number DESC LIMIT 1"
 BUILD: Final = f"{_SELECT} WHERE b.build_id = $2 AND {_CAN_SEE}"
 WORKSPACE: Final = f"{_SELECT} WHERE b.workspace_id = $2 AND {_CAN_SEE}"
 AGENT: Final = f"{_SELECT} WHERE b.agent_id = $2 AND {_CAN_SEE}"
+OF_TASK: Final = f"{_SELECT} WHERE b.task_id = $2 AND {_CAN_SEE}"
+OF_TASKS: Final = f"""{_SELECT}
+WHERE b.task_id = ANY($2::uuid[]) AND l.is_latest AND t.deleted_at IS NULL AND {CAN_SEE}
+ORDER BY t.created_at DESC, t.id DESC
+"""
 
 # The history of one build; ``$4``: only versions that changed one of these fields.
 HISTORY: Final = """
@@ -82,6 +95,17 @@ FROM task_events AS e
 WHERE e.task_id = $1 AND e.version > $2 AND CAST(e.document ->> 'workspace_build_number' AS bigint) = $3
   AND e.changes && $4::text[]
 ORDER BY e.version LIMIT $5
+"""
+
+
+# What the app of one build reported, the newest first.
+APP_STATUSES: Final = """
+SELECT e.version, e.occurred_at, e.document -> 'current_state' ->> 'state' AS state,
+       e.document -> 'current_state' ->> 'message' AS message, e.document -> 'current_state' ->> 'uri' AS uri
+FROM task_events AS e
+WHERE e.task_id = $1 AND CAST(e.document ->> 'workspace_build_number' AS bigint) = $2
+  AND 'current_state' = ANY(e.changes) AND e.document -> 'current_state' ->> 'state' IS NOT NULL
+ORDER BY e.version DESC LIMIT $3
 """
 
 
@@ -97,8 +121,27 @@ async def build(pool: ReadPool, caller: UUID, build_id: UUID) -> Row | None:
 
 
 async def latest_of_workspace(pool: ReadPool, caller: UUID, workspace_id: UUID) -> Row | None:
-    """Return the latest build of a workspace, or None if there is none or the caller may not see it."""
-    return await pool.fetch_one(WORKSPACE, caller, workspace_id)
+    """Return the latest build of a workspace, or None if there is none or the caller may not see it.
+
+    The id of a task also names its workspace, because a workspace has no id before a runner has reported it.
+    """
+    row = await pool.fetch_one(WORKSPACE, caller, workspace_id)
+    return row or await of_task(pool, caller, workspace_id)
+
+
+async def of_task(pool: ReadPool, caller: UUID, task_id: UUID) -> Row | None:
+    """Return the latest build of a task, or None if there is none or the caller may not see it."""
+    return await pool.fetch_one(OF_TASK, caller, task_id)
+
+
+async def of_tasks(pool: ReadPool, caller: UUID, task_ids: Sequence[UUID]) -> Sequence[Row]:
+    """Return the latest builds of these tasks as far as the caller may see them, newest task first."""
+    return await pool.fetch(OF_TASKS, caller, list(task_ids))
+
+
+async def app_statuses(pool: ReadPool, task_id: UUID, number: int, limit: int) -> Sequence[Row]:
+    """Return up to ``limit`` statuses that the app of a build reported, newest first. Pruned history is missing."""
+    return await pool.fetch(APP_STATUSES, task_id, number, limit)
 
 
 async def of_agent(pool: ReadPool, caller: UUID, agent_id: UUID) -> Row | None:

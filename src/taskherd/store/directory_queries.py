@@ -120,6 +120,11 @@ async def template(pool: ReadPool, caller: UUID, organization_id: UUID, id_or_na
     return await pool.fetch_one(statement, caller, organization_id, id_or_name)
 
 
+async def template_by_id(pool: ReadPool, caller: UUID, template_id: UUID) -> Row | None:
+    """Return a template of any of the caller's organizations."""
+    return await pool.fetch_one(f"{_TEMPLATES} AND t.id = $2", caller, template_id)
+
+
 async def version(pool: ReadPool, caller: UUID, version_id: UUID) -> Row | None:
     """Return a template version of one of the caller's organizations, active or not."""
     return await pool.fetch_one(VERSION, caller, version_id)

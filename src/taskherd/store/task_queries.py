@@ -31,6 +31,9 @@ CROSS JOIN LATERAL (SELECT name, display_name, icon FROM templates WHERE id = t.
 """
 
 
+_TASK_OF_WORKSPACE: Final = "SELECT task_id FROM task_builds WHERE workspace_id = $2 ORDER BY number DESC LIMIT 1"
+
+
 @dataclass(frozen=True, slots=True)
 class TaskRef:
     """The task that a request path names: ``user`` is an id or a username, ``task`` an id or a name."""
@@ -50,6 +53,11 @@ class TaskFilter:
     organization: UUID | None = None
     status: str | None = None
     after: tuple[datetime, UUID] | None = None
+    name: str | None = None
+    """A lowercase part of the name."""
+    template: str | None = None
+    """The lowercase name of the template."""
+    workspace_status: str | None = None
 
 
 @dataclass(slots=True)
@@ -85,6 +93,9 @@ async def _find(pool: ReadPool, select: str, ref: TaskRef) -> Row | None:
         )
         text = f"{select} WHERE t.id = $2 AND t.deleted_at IS NULL AND {CAN_SEE} {exists}"
         row = await pool.fetch_one(text, *statement.values)
+        if row is None:  # early clients of the Tasks API name a task by the id of its workspace
+            text = f"""{select} WHERE t.id = ({_TASK_OF_WORKSPACE}) AND t.deleted_at IS NULL AND {CAN_SEE} {exists}"""
+            row = await pool.fetch_one(text, *statement.values)
     name = _possible_name(ref.task)
     if row is None and name:
         statement = _Statement([ref.caller, name])
@@ -112,6 +123,20 @@ async def tasks(pool: ReadPool, criteria: TaskFilter) -> Sequence[Row]:
     One task more than ``limit`` is returned if there are more.
     """
     statement = _Statement([criteria.caller])
+    selection = _selection(criteria, statement, "t.*")
+    text = f"SELECT {DOCUMENT} FROM ({selection}) AS t {JOINED} ORDER BY t.created_at DESC, t.id DESC"
+    return await pool.fetch(text, *statement.values)
+
+
+async def task_ids(pool: ReadPool, criteria: TaskFilter) -> Sequence[UUID]:
+    """Return the ids of tasks, newest first; one more than ``limit`` if there are more."""
+    statement = _Statement([criteria.caller])
+    rows = await pool.fetch(_selection(criteria, statement, "t.id, t.created_at"), *statement.values)
+    return [row["id"] for row in rows]
+
+
+def _selection(criteria: TaskFilter, statement: _Statement, columns: str) -> str:
+    """Return a statement that selects columns of the tasks, among them id and creation time."""
     conditions = ""
     if criteria.organization is not None:
         conditions += f" AND t.organization_id = {statement.bind(criteria.organization)}"
@@ -120,28 +145,32 @@ async def tasks(pool: ReadPool, criteria: TaskFilter) -> Sequence[Row]:
     if criteria.after is not None:
         created_at, task_id = criteria.after
         conditions += f" AND (t.created_at, t.id) < ({statement.bind(created_at)}, {statement.bind(task_id)})"
+    if criteria.name is not None:
+        conditions += f" AND strpos(lower(t.name), {statement.bind(criteria.name)}) > 0"
+    if criteria.template is not None:
+        name = statement.bind(criteria.template)
+        conditions += f" AND t.template_id IN (SELECT m.id FROM templates AS m WHERE lower(m.name) = {name})"
+    if criteria.workspace_status is not None:
+        conditions += f" AND t.document ->> 'workspace_status' = {statement.bind(criteria.workspace_status)}"
     limit = statement.bind(criteria.limit + 1)
     ordered = f"ORDER BY t.created_at DESC, t.id DESC LIMIT {limit}"
-    own = f"SELECT t.* FROM tasks AS t WHERE t.owner_id = $1 AND t.deleted_at IS NULL {conditions} {ordered}"
+    own = f"SELECT {columns} FROM tasks AS t WHERE t.owner_id = $1 AND t.deleted_at IS NULL {conditions} {ordered}"
     if criteria.owner == criteria.caller:
-        selection = own
-    elif criteria.owner is not None:
+        return own
+    if criteria.owner is not None:
         owner = statement.bind(criteria.owner)
-        selection = f"""
-        SELECT t.* FROM tasks AS t
+        return f"""
+        SELECT {columns} FROM tasks AS t
         WHERE t.owner_id = {owner} AND t.deleted_at IS NULL AND {CAN_SEE} {conditions} {ordered}"""
-    else:
-        selection = f"""
-        SELECT t.* FROM (
-            ({own}) UNION ALL
-            SELECT t.* FROM memberships AS a CROSS JOIN LATERAL (
-                SELECT t.* FROM tasks AS t
-                WHERE t.organization_id = a.organization_id AND t.deleted_at IS NULL AND t.owner_id <> $1 {conditions}
-                {ordered}) AS t
-            WHERE a.user_id = $1 AND a.role = 'admin' AND a.active
-        ) AS t {ordered}"""
-    text = f"SELECT {DOCUMENT} FROM ({selection}) AS t {JOINED} ORDER BY t.created_at DESC, t.id DESC"
-    return await pool.fetch(text, *statement.values)
+    return f"""
+    SELECT {columns} FROM (
+        ({own}) UNION ALL
+        SELECT t.* FROM memberships AS a CROSS JOIN LATERAL (
+            SELECT {columns} FROM tasks AS t
+            WHERE t.organization_id = a.organization_id AND t.deleted_at IS NULL AND t.owner_id <> $1 {conditions}
+            {ordered}) AS t
+        WHERE a.user_id = $1 AND a.role = 'admin' AND a.active
+    ) AS t {ordered}"""
 
 
 # The newest entries that fit, oldest first. A task without entries gives one row with only its status.

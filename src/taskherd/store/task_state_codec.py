@@ -9,7 +9,7 @@ functions instead of models.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Final, TYPE_CHECKING, Any, TypeVar
 
 import orjson
 from asyncpg.pgproto.pgproto import UUID  # a subclass of uuid.UUID that is created eight times as fast
@@ -64,6 +64,11 @@ STATES = {each.value: each for each in AgentState}
 """A lookup costs a tenth of calling the enum."""
 
 _instant = datetime.fromisoformat
+
+
+APP_SLUG: Final = """t.state -> 'builds' -> CASE json_typeof(t.state -> 'app')
+    WHEN 'array' THEN CAST(t.state -> 'app' ->> 0 AS integer) ELSE CAST(t.state ->> 'app' AS integer) END -> 7 ->> 1"""
+"""SQL for the slug of the app in the state of the task ``t``, or null without an app."""
 
 
 def dumps(state: TaskState) -> str:

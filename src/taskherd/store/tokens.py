@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
@@ -38,6 +38,26 @@ FROM users AS u WHERE lower(u.username) = lower(:username) AND u.active
 RETURNING user_id
 """)
 
+# ``$1`` is the caller. A token for somebody else needs an admin of every organization of that user, so that it opens
+# nothing that was closed to the admin. It ends no later than the token with which it was requested.
+ISSUE: Final = text("""
+INSERT INTO api_tokens (id, user_id, secret_hash, expires_at)
+SELECT :id, u.id, :secret_hash, least(now() + CAST(:lifetime AS interval), k.expires_at)
+FROM users AS u JOIN api_tokens AS k ON k.id = :presented
+WHERE u.id = :user_id AND u.active
+  AND (u.id = :caller OR EXISTS (SELECT 1 FROM memberships AS b WHERE b.user_id = u.id AND b.active)
+       AND NOT EXISTS (
+           SELECT 1 FROM memberships AS b WHERE b.user_id = u.id AND b.active AND NOT EXISTS (
+               SELECT 1 FROM memberships AS a WHERE a.user_id = :caller AND a.organization_id = b.organization_id
+               AND a.role = 'admin' AND a.active)))
+RETURNING user_id
+""")
+
+VALID: Final = text("""
+SELECT count(*) FROM api_tokens
+WHERE user_id = :user_id AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())
+""")
+
 LIST: Final = text("""
 SELECT k.id, u.username, k.created_at, k.expires_at, k.last_used_at,
        CASE WHEN k.revoked_at IS NOT NULL OR NOT u.active THEN 'revoked'
@@ -67,6 +87,28 @@ async def add(
     values = {"id": token_id, "secret_hash": secret_hash, "username": username, "lifetime": lifetime}
     user_id: UUID | None = (await connection.execute(ADD, values)).scalar_one_or_none()
     return user_id
+
+
+@dataclass(frozen=True, slots=True)
+class NewToken:
+    """A token to issue on behalf of ``caller``, who presented the token ``presented``."""
+
+    id: str
+    secret_hash: bytes
+    user_id: UUID
+    caller: UUID
+    presented: str
+
+
+async def issue(connection: AsyncConnection, token: NewToken, lifetime: timedelta) -> bool:
+    """Store a token of a user for the caller. Return False if there is no such user for whom the caller may."""
+    values = {**asdict(token), "lifetime": lifetime}
+    return (await connection.execute(ISSUE, values)).scalar_one_or_none() is not None
+
+
+async def count_valid(connection: AsyncConnection, user_id: UUID) -> int:
+    """Return how many tokens of a user are valid."""
+    return int((await connection.execute(VALID, {"user_id": user_id})).scalar_one())
 
 
 async def list_tokens(connection: AsyncConnection, username: str | None, limit: int) -> list[TokenRow]:

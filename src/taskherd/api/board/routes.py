@@ -9,6 +9,7 @@ from __future__ import annotations
 from html import escape
 from importlib.resources import files
 from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
 
 from taskherd.api.http.responses import BufferedResponse
 from taskherd.api.http.route import Auth, ResponseSpec, Route
@@ -42,6 +43,16 @@ async def page(request: RequestContext) -> BufferedResponse:
     return BufferedResponse(200, html.encode("utf-8", "replace"), _HEADERS, "text/html; charset=utf-8")
 
 
+async def redirect(request: RequestContext) -> BufferedResponse:
+    """Redirect a link to a workspace, its builds or its apps, as Coder's clients make them, to the page of the task.
+
+    The answer is the same whether the task exists or not; the page asks the API with the reader's token.
+    """
+    workspace = request.params["workspace"].partition(".")[0]  # an agent's name or a workspace's id may follow
+    location = f"/tasks/{quote(request.params['owner'], safe='')}/{quote(workspace, safe='')}"
+    return BufferedResponse(307, b"", {"Location": location, "Cache-Control": "no-cache"})
+
+
 async def script(_request: RequestContext) -> BufferedResponse:
     """Return the script of the page."""
     return _asset("task.js")
@@ -67,6 +78,17 @@ ROUTES: Final = (
         summary="Get the page of a task",
         auth=Auth.NONE,
         responses=_PAGE_RESPONSE,
+    ),
+    *(
+        Route(
+            method="GET",
+            path=f"/@{{owner}}/{{workspace}}{rest}",
+            handler=redirect,
+            summary="Get the page of a workspace",
+            auth=Auth.NONE,
+            responses={307: ResponseSpec("The page of the workspace's task.")},
+        )
+        for rest in ("", "/{rest:path}")
     ),
     Route(
         method="GET",

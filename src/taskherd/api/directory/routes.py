@@ -10,6 +10,7 @@ from taskherd.api.directory import templates, users
 from taskherd.api.directory.schemas import (
     KeyOut,
     OrganizationOut,
+    ParameterOut,
     PresetOut,
     TemplateOut,
     TemplateVersionOut,
@@ -79,9 +80,23 @@ ROUTES: Final = (
         path="/users/{user}/keys",
         handler=users.key,
         summary="Create a session key",
-        description="Returns the caller's own token, so that revoking it also revokes the key.",
-        responses={201: ResponseSpec("The token.", KeyOut)},
+        description=(
+            "Creates a token of the caller, or of a user of whose organizations the caller is an admin. It ends after"
+            " seven days, or with the token of this request; `taskherd token` lists and revokes it as any other."
+        ),
+        responses={
+            201: ResponseSpec("The token, which cannot be shown again.", KeyOut),
+            409: ResponseSpec("Too many tokens of the user are valid."),
+        },
         tag="users",
+    ),
+    Route(
+        method="GET",
+        path="/organizations",
+        handler=users.own_organizations,
+        summary="Get organizations",
+        responses={200: ResponseSpec("The caller's organizations, the default one first.", list[OrganizationOut])},
+        tag="organizations",
     ),
     Route(
         method="GET",
@@ -127,6 +142,14 @@ ROUTES: Final = (
     ),
     Route(
         method="GET",
+        path="/templates/{template}",
+        handler=templates.by_id,
+        summary="Get a template by ID",
+        responses={200: ResponseSpec("The template.", TemplateOut)},
+        tag="templates",
+    ),
+    Route(
+        method="GET",
         path="/templateversions/{version}",
         handler=templates.version,
         summary="Get a template version by ID",
@@ -139,6 +162,14 @@ ROUTES: Final = (
         handler=templates.presets,
         summary="Get the presets of a template version",
         responses={200: ResponseSpec("The presets, the default one first.", list[PresetOut])},
+        tag="templates",
+    ),
+    Route(
+        method="GET",
+        path="/templateversions/{version}/rich-parameters",
+        handler=templates.rich_parameters,
+        summary="Get the parameters of a template version",
+        responses={200: ResponseSpec("The prompt, then the parameters that presets set, by name.", list[ParameterOut])},
         tag="templates",
     ),
 )

@@ -30,7 +30,7 @@ class UsersList(BaseModel):
 
 
 class KeyOut(BaseModel):
-    """The token that the caller presented."""
+    """A new token, which cannot be shown again."""
 
     key: str
 
@@ -78,6 +78,32 @@ class TemplateVersionOut(BaseModel):
     message: str
     archived: bool
     job: VersionJobOut
+
+
+class ParameterOptionOut(BaseModel):
+    """A value that a parameter may have. Templates declare none."""
+
+    name: str
+    description: str
+    value: str
+    icon: str
+
+
+class ParameterOut(BaseModel):
+    """A parameter of a version: the prompt, or one that a preset sets. Every value is text."""
+
+    name: str
+    display_name: str
+    description: str
+    description_plaintext: str
+    type: Literal["string"]
+    form_type: Literal["input", "textarea"]
+    mutable: bool
+    default_value: str
+    icon: str
+    options: list[ParameterOptionOut]
+    required: bool
+    ephemeral: bool
 
 
 class PresetParameterOut(BaseModel):

@@ -18,12 +18,14 @@ from taskherd.api.tasks import search
 from taskherd.store import directory_queries, task_queries
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from taskherd.api.context import RequestContext
     from taskherd.store.read_pool import Row
 
 MESSAGE: Final = "Invalid template search query."
+PROMPT_PARAMETER: Final = "AI Prompt"
+"""The parameter that is a task's prompt, as in Coder's templates for tasks."""
 _DEFAULT: Final = "default"
 _TERMS: Final = ("name", "exact_name", "organization", "has-ai-task", "deprecated")
 _BOOLEANS: Final[Mapping[str, bool]] = {"true": True, "1": True, "t": True, "false": False, "0": False, "f": False}
@@ -85,13 +87,60 @@ async def version(request: RequestContext) -> BufferedResponse:
 
 async def presets(request: RequestContext) -> BufferedResponse:
     """Return the presets of a version, the default first."""
+    return json([_preset_json(row) for row in await _presets_or_404(request)])
+
+
+async def _presets_or_404(request: RequestContext) -> Sequence[Row]:
     version_id = parse_uuid(request.params["version"])
     rows = None
     if version_id is not None:
         rows = await directory_queries.presets(request.api.reader, request.caller.user_id, version_id)
     if rows is None:
         raise not_found()
-    return json([_preset_json(row) for row in rows])
+    return rows
+
+
+async def by_id(request: RequestContext) -> BufferedResponse:
+    """Return one template, by id."""
+    template_id = parse_uuid(request.params["template"])
+    row = None
+    if template_id is not None:
+        row = await directory_queries.template_by_id(request.api.reader, request.caller.user_id, template_id)
+    if row is None:
+        raise not_found()
+    return json(_template_json(row))
+
+
+async def rich_parameters(request: RequestContext) -> BufferedResponse:
+    """Return the parameters of a version: the prompt, and those that its presets set, with the default preset's values.
+
+    Templates declare no parameters of their own; a runner passes on those of the task's preset.
+    """
+    defaults: dict[str, str] = {}
+    for row in await _presets_or_404(request):
+        for name, value in preset_parameters(row["parameters"]).items():
+            defaults.setdefault(name, value if row["is_default"] else "")
+    defaults.pop(PROMPT_PARAMETER, None)
+    parameters = [_parameter_json(name, value) for name, value in sorted(defaults.items())]
+    return json([_parameter_json(PROMPT_PARAMETER, "", form="textarea"), *parameters])
+
+
+def _parameter_json(name: str, default: str, *, form: str = "input") -> dict[str, Any]:
+    text = "The prompt of the task." if name == PROMPT_PARAMETER else "Set by presets."
+    return {
+        "name": name,
+        "display_name": "",
+        "description": text,
+        "description_plaintext": text,
+        "type": "string",
+        "form_type": form,
+        "mutable": name == PROMPT_PARAMETER,
+        "default_value": default,
+        "icon": "",
+        "options": [],
+        "required": False,
+        "ephemeral": False,
+    }
 
 
 async def _organization(request: RequestContext) -> tuple[Row, bool]:
@@ -171,17 +220,20 @@ def _version_json(row: Row | None) -> dict[str, Any]:
 
 
 def _preset_json(row: Row) -> dict[str, Any]:
-    parameters = orjson.loads(row["parameters"])
+    parameters = preset_parameters(row["parameters"])
     return {
         "ID": row["id"],
         "Name": row["name"],
         "Default": row["is_default"],
         "Description": "",
         "Icon": "",
-        "Parameters": [{"Name": name, "Value": _parameter_text(value)} for name, value in sorted(parameters.items())],
+        "Parameters": [{"Name": name, "Value": value} for name, value in sorted(parameters.items())],
     }
 
 
-def _parameter_text(value: Any) -> str:
-    """Return the value of a parameter as text, which it always is in Coder's API."""
-    return value if isinstance(value, str) else orjson.dumps(value).decode()
+def preset_parameters(stored: str | None) -> dict[str, str]:
+    """Return the parameters of a stored preset, each as text, which it always is in Coder's API; none without a preset."""
+    parameters: dict[str, Any] = orjson.loads(stored) if stored else {}
+    return {
+        name: value if isinstance(value, str) else orjson.dumps(value).decode() for name, value in parameters.items()
+    }

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import Field
 
 from taskherd.api.http import search_query
-from taskherd.api.http.auth import token_of
-from taskherd.api.http.errors import not_found
+from taskherd.api.http import user_tokens
+from taskherd.api.http.errors import HTTPError, not_found
 from taskherd.api.http.ids import is_searchable
 from taskherd.api.http.query_parameters import QueryModel
 from taskherd.api.http.responses import BufferedResponse, json
-from taskherd.store import directory_queries
+from taskherd.store import directory_queries, tokens
+from taskherd.store.engine import transaction
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
     from taskherd.store.read_pool import Row
 
 MESSAGE: Final = "Invalid user search query."
+KEY_LIFETIME: Final = timedelta(days=7)
+"""As in Coder. The token with which the key was requested may end it earlier."""
+MAX_TOKENS: Final = 1_000
+"""Maximum number of valid tokens of a user beyond which no key is created."""
 _MAX_GITHUB_ID: Final = 2**63 - 1
 
 
@@ -67,10 +73,23 @@ async def organizations(request: RequestContext) -> BufferedResponse:
 
 
 async def key(request: RequestContext) -> BufferedResponse:
-    """Return the presented token. A second token would survive the revocation of the first."""
-    if request.user() != request.caller.user_id:
-        raise not_found()
-    return json({"key": token_of(request.headers)}, 201)
+    """Create a token of the caller, or of a user of whose organizations the caller is an admin, and return it once."""
+    caller, user = request.caller, await get_or_404(request)
+    text, parsed = user_tokens.generate()
+    token = tokens.NewToken(parsed.id, parsed.secret_hash, user["id"], caller.user_id, caller.token_id)
+    async with transaction(request.api.engine) as connection:
+        if not await tokens.issue(connection, token, KEY_LIFETIME):
+            raise not_found()
+        if await tokens.count_valid(connection, user["id"]) > MAX_TOKENS:
+            raise HTTPError(409, "Too many tokens are valid.", f"A user may have {MAX_TOKENS}; revoke unused ones.")
+    return json({"key": text}, 201)
+
+
+async def own_organizations(request: RequestContext) -> BufferedResponse:
+    """Return the caller's organizations, the default one first."""
+    caller = request.caller.user_id
+    rows = await directory_queries.organizations_of(request.api.reader, caller, caller)
+    return json([organization_json(each, default=index == 0) for index, each in enumerate(rows)])
 
 
 async def first(_request: RequestContext) -> BufferedResponse:

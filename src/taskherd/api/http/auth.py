@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from taskherd.api.context import ApiContext, RequestContext
 
 SESSION_TOKEN: Final = "coder-session-token"  # noqa: S105 - a header's name
+COOKIE: Final = "coder_session_token"
+_SAFE: Final = frozenset({"GET", "HEAD"})
 _BEARER: Final = "bearer "
 
 
@@ -28,15 +30,14 @@ async def authenticate(request: RequestContext, auth: Auth, scope: Scope) -> Non
     api = request.api
     if auth is Auth.NONE:
         return
-    text = token_of(request.headers)
     if auth is Auth.AGENT:
-        request.agent = verify_agent_token(api.settings.secret_keys, text)
+        request.agent = verify_agent_token(api.settings.secret_keys, _token_in_headers(request.headers))
         if request.agent is None:
             raise unauthorized()
         _charge(api, request.agent)
         return
     address = ("address", (scope.get("client") or ("", 0))[0])
-    token = user_tokens.parse(text)
+    token = user_tokens.parse(token_of(request))
     caller = api.authenticator.cached(token) if token else None
     if caller is None:
         wait = api.rate_limiter.retry_after(address)
@@ -55,12 +56,39 @@ async def token_is_valid(request: RequestContext) -> bool:
 
     Raise ``Unavailable`` if the database cannot be reached.
     """
-    token = user_tokens.parse(token_of(request.headers))
+    token = user_tokens.parse(token_of(request))
     return token is not None and await request.api.authenticator.authenticate(token) is not None
 
 
-def token_of(headers: Mapping[str, str]) -> str:
-    """Return the token of a request, or "" without one."""
+def token_of(request: RequestContext) -> str:
+    """Return the token of a user's request, or "" without one.
+
+    A request that changes nothing, and so also the handshake of a WebSocket, may carry it in a cookie, because a browser
+    cannot set headers there. Another site's page can make a browser send the cookie too: it is ignored if the request
+    names another origin than the host it was sent to (RFC 6455, section 10.2).
+    """
+    token = _token_in_headers(request.headers)
+    if not token and request.method in _SAFE and _is_same_origin(request.headers):
+        token = _cookie(request.headers.get("cookie", ""), COOKIE)
+    return token
+
+
+def _is_same_origin(headers: Mapping[str, str]) -> bool:
+    """Return whether a request names no origin, as clients other than browsers do, or that of its own host."""
+    origin = headers.get("origin")
+    return origin is None or origin.partition("://")[2].lower() == headers.get("host", "").lower()
+
+
+def _cookie(text: str, name: str) -> str:
+    """Return the value of the first cookie of this name, or ""."""
+    for pair in text.split(";"):
+        key, _, value = pair.strip().partition("=")
+        if key == name:
+            return value.strip().strip('"')
+    return ""
+
+
+def _token_in_headers(headers: Mapping[str, str]) -> str:
     token = headers.get(SESSION_TOKEN, "")
     if not token:
         text = headers.get("authorization", "")
