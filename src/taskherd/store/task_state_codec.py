@@ -9,7 +9,7 @@ functions instead of models.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Final, TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import orjson
 from asyncpg.pgproto.pgproto import UUID  # a subclass of uuid.UUID that is created eight times as fast

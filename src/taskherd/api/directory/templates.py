@@ -143,6 +143,13 @@ def _parameter_json(name: str, default: str, *, form: str = "input") -> dict[str
     }
 
 
+async def organization_id(request: RequestContext) -> UUID:
+    """Return the id of the organization that the path names. Raise a 404 if the caller is not a member."""
+    row, _ = await _organization(request)
+    found: UUID = row["id"]
+    return found
+
+
 async def _organization(request: RequestContext) -> tuple[Row, bool]:
     """Return the organization that the path names, and whether it is the caller's default one."""
     text = request.params["organization"]
@@ -232,7 +239,7 @@ def _preset_json(row: Row) -> dict[str, Any]:
 
 
 def preset_parameters(stored: str | None) -> dict[str, str]:
-    """Return the parameters of a stored preset, each as text, which it always is in Coder's API; none without a preset."""
+    """Return the parameters of a stored preset, each as text as in Coder; none without a preset."""
     parameters: dict[str, Any] = orjson.loads(stored) if stored else {}
     return {
         name: value if isinstance(value, str) else orjson.dumps(value).decode() for name, value in parameters.items()

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import Field
 
-from taskherd.api.http import search_query
-from taskherd.api.http import user_tokens
+from taskherd.api.http import search_query, user_tokens
 from taskherd.api.http.errors import HTTPError, not_found
 from taskherd.api.http.ids import is_searchable
 from taskherd.api.http.query_parameters import QueryModel

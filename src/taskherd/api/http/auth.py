@@ -63,9 +63,9 @@ async def token_is_valid(request: RequestContext) -> bool:
 def token_of(request: RequestContext) -> str:
     """Return the token of a user's request, or "" without one.
 
-    A request that changes nothing, and so also the handshake of a WebSocket, may carry it in a cookie, because a browser
-    cannot set headers there. Another site's page can make a browser send the cookie too: it is ignored if the request
-    names another origin than the host it was sent to (RFC 6455, section 10.2).
+    A request that changes nothing, and so also the handshake of a WebSocket, may carry it in a cookie, because a
+    browser cannot set headers there. Another site's page can make a browser send the cookie too: it is ignored if the
+    request names another origin than the host it was sent to (RFC 6455, section 10.2).
     """
     token = _token_in_headers(request.headers)
     if not token and request.method in _SAFE and _is_same_origin(request.headers):

@@ -18,7 +18,9 @@ from taskherd.messages import texts
 from taskherd.store import task_queries
 
 if TYPE_CHECKING:
+    from taskherd.api.commands import CommandResult
     from taskherd.api.context import RequestContext
+    from taskherd.api.tasks.schemas import CreateTask
 
 _NIL: Final = UUID(int=0)
 _MAX_SENT_NAME: Final = 1_000
@@ -30,12 +32,19 @@ It only bounds the message; the worker applies the rules of ``domain.names`` and
 
 async def create(request: RequestContext) -> BufferedResponse:
     """Create a task for the path's user. Repeating the request with the same Idempotency-Key returns the same task."""
-    body = request.body
+    result = await create_task(request, request.body)
+    status = 200 if idempotency_key_of(request) is not None and result.repeated else 201
+    rendered = documents.render_reply(result.task, nullable_ids_as_objects=request.api.nullable_ids_as_objects)
+    return BufferedResponse(status, rendered)
+
+
+async def create_task(request: RequestContext, body: CreateTask) -> CommandResult:
+    """Create the task that ``body`` describes for the path's user."""
     version = body.template_version_id or _NIL
     owner = await _owner(request, version)
     command_id = command_id_of(request)
     has_key = idempotency_key_of(request) is not None
-    result = await send_command(
+    return await send_command(
         request,
         Create(
             command_id=command_id,
@@ -49,9 +58,6 @@ async def create(request: RequestContext) -> BufferedResponse:
             display_name=(body.display_name or "").strip()[:_MAX_SENT_NAME],
         ),
     )
-    status = 200 if has_key and result.repeated else 201
-    rendered = documents.render_reply(result.task, nullable_ids_as_objects=request.api.nullable_ids_as_objects)
-    return BufferedResponse(status, rendered)
 
 
 async def _owner(request: RequestContext, version: UUID) -> UUID:

@@ -86,7 +86,7 @@ async def task_filter(request: RequestContext, query: ListQuery | WatchQuery) ->
     return TaskFilter(
         caller=request.caller.user_id,
         limit=page.limit if page.paged else limit,
-        owner=await _owner(request, terms["owner"]) if "owner" in terms else None,
+        owner=await owner(request, terms["owner"], MESSAGE) if "owner" in terms else None,
         organization=await organization(request, terms["organization"], MESSAGE) if "organization" in terms else None,
         status=status,
         after=page.after,
@@ -99,7 +99,8 @@ def cursor(row: Row) -> str:
     return urlsafe_b64encode(instant.to_bytes(_INSTANT_BYTES, "big", signed=True) + row["id"].bytes).decode()
 
 
-async def _owner(request: RequestContext, text: str) -> UUID:
+async def owner(request: RequestContext, text: str, message: str) -> UUID:
+    """Return the id of the user that a term names. An id is not looked up. Raise a 400 with this ``message``."""
     caller = request.caller
     if text in {ME, caller.username.lower()}:
         return caller.user_id
@@ -108,7 +109,7 @@ async def _owner(request: RequestContext, text: str) -> UUID:
     )
     if user_id is None:
         raise search_query.invalid_value(
-            MESSAGE, "owner", f'user "{text}" either does not exist, or you are unauthorized to view them'
+            message, "owner", f'user "{text}" either does not exist, or you are unauthorized to view them'
         )
     return user_id
 

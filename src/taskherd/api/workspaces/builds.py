@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
+from taskherd.api.workspaces.resources import resources_json
 from taskherd.domain.reports import JobStatus, Transition, format_rfc3339
 from taskherd.domain.view import WORKSPACE_STATUS
 from taskherd.messages.work import build_id
@@ -18,8 +19,8 @@ ENDED: Final = frozenset({"succeeded", "failed", "canceled", "unknown"})
 _REASONS: Final[Mapping[str, str]] = {"stop": "task_manual_pause", "start": "task_resume", "delete": "initiator"}
 
 
-def build_json(row: Row) -> dict[str, Any]:
-    """Return the JSON of a build, from a row of ``store.builds``."""
+def build_json(row: Row, statuses: Sequence[Row] | None = None) -> dict[str, Any]:
+    """Return the JSON of a build, from a row of ``store.builds``; ``statuses`` as in ``resources_json``."""
     status = row["job_status"]
     job = {"id": str(row["build_id"]), "status": status, "created_at": format_rfc3339(row["created_at"])}
     if status != "pending":
@@ -28,7 +29,7 @@ def build_json(row: Row) -> dict[str, Any]:
         job["completed_at"] = format_rfc3339(row["updated_at"])
     if row["error"] and status == "failed":
         job["error"] = row["error"]
-    return _build_json(
+    build = _build_json(
         job,
         number=row["number"],
         transition=row["transition"],
@@ -40,6 +41,11 @@ def build_json(row: Row) -> dict[str, Any]:
         reason="initiator" if row["number"] == 1 else _REASONS[row["transition"]],
         updated_at=format_rfc3339(row["updated_at"]),
     )
+    build["template_version_name"] = row["template_version_name"]
+    build["template_version_preset_id"] = row["preset_id"]
+    build["workspace_owner_avatar_url"] = row["avatar_url"]
+    build["resources"] = resources_json(row, statuses)
+    return build
 
 
 def requested_build_json(
@@ -88,10 +94,15 @@ def _build_json(
         "workspace_owner_id": owner[0],
         "workspace_owner_name": owner[1],
         "template_version_id": version_id,
+        "template_version_name": "",
+        "template_version_preset_id": None,
         "initiator_id": initiator[0],
         "initiator_name": initiator[1],
         "reason": reason,
         "resources": [],
+        "daily_cost": 0,
+        "has_ai_task": True,
+        "has_external_agent": False,
         "created_at": job["created_at"],
         "updated_at": updated_at,
     }

@@ -122,7 +122,7 @@ async def _follow(request: RequestContext, socket: WebSocket, kind: LogKind) -> 
 async def _serve(log_stream: _LogStream, row: Row, after: int) -> None:
     socket = log_stream.socket
     await socket.accept()
-    disconnect = asyncio.create_task(_wait_disconnect(socket))
+    disconnect = asyncio.create_task(wait_disconnect(socket))
     stopping = asyncio.create_task(log_stream.request.api.stopping.wait())
     try:
         code = await log_stream.stream(row, after, {disconnect, stopping})
@@ -136,7 +136,7 @@ async def _serve(log_stream: _LogStream, row: Row, after: int) -> None:
         await asyncio.wait({disconnect, stopping})
 
 
-async def _wait_disconnect(socket: WebSocket) -> bool:
+async def wait_disconnect(socket: WebSocket) -> bool:
     """Wait until the client disconnects, ignoring its messages."""
     while (await socket.receive())["type"] != "websocket.disconnect":
         continue

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, assert_never
 from uuid import UUID
 
 from taskherd.api.commands import command_id_of, send_command
+from taskherd.api.directory import templates
 from taskherd.api.http.errors import not_found
-from taskherd.api.http.ids import parse_uuid
+from taskherd.api.http.ids import is_searchable, parse_uuid
 from taskherd.api.http.responses import BufferedResponse, json
 from taskherd.api.workspaces import builds as build_documents
-from taskherd.domain.commands import Pause, Resume
+from taskherd.api.workspaces.resources import MAX_STATUSES, latest_status
+from taskherd.domain.commands import Delete, Pause, Resume
 from taskherd.domain.reports import format_rfc3339
-from taskherd.store import builds
+from taskherd.store import builds, task_queries
+from taskherd.store.task_queries import TaskRef
 
 if TYPE_CHECKING:
     from taskherd.api.context import RequestContext
@@ -39,11 +42,58 @@ async def build(request: RequestContext) -> BufferedResponse:
 
 async def workspace(request: RequestContext) -> BufferedResponse:
     """Return one workspace."""
-    return json(_workspace_json(await get_or_404(request, builds.latest_of_workspace)))
+    return await workspace_response(request, await get_or_404(request, builds.latest_of_workspace))
+
+
+async def workspace_by_name(request: RequestContext) -> BufferedResponse:
+    """Return the workspace of a user's task, by the task's name."""
+    return await workspace_response(request, await of_task_or_404(request, await _task_of_name(request)))
+
+
+async def _task_of_name(request: RequestContext) -> UUID:
+    user, name = request.user(), request.params["workspace"]
+    task_id = None
+    if is_searchable(name) and (isinstance(user, UUID) or is_searchable(user)):
+        task_id = await task_queries.find_id(request.api.reader, TaskRef(request.caller.user_id, user, name))
+    if task_id is None:
+        raise not_found()
+    return task_id
+
+
+async def of_task_or_404(request: RequestContext, task_id: UUID) -> Row:
+    """Return the row of a task's latest build. Raise a 404 if the caller may not see it."""
+    row = await builds.of_task(request.api.reader, request.caller.user_id, task_id)
+    if row is None:
+        raise not_found()
+    return row
+
+
+async def workspace_response(request: RequestContext, row: Row, status: int = 200) -> BufferedResponse:
+    """Return a response with one workspace, from the row of its latest build."""
+    return json(await full_workspace(request, row), status)
+
+
+async def full_workspace(request: RequestContext, row: Row) -> dict[str, Any]:
+    """Return the JSON of a workspace with all that its app has reported in the latest build."""
+    statuses: Sequence[Row] = ()
+    if row["agent_id"] is not None:
+        statuses = await builds.app_statuses(request.api.reader, row["task_id"], row["number"], MAX_STATUSES)
+    return workspace_json(row, statuses)
+
+
+async def build_parameters(request: RequestContext) -> BufferedResponse:
+    """Return the parameters of a build: the prompt, and what the task's preset sets."""
+    row = await get_or_404(request, builds.build)
+    caller = request.caller.user_id
+    task = await task_queries.task(request.api.reader, TaskRef(caller, caller, row["task_id"]))
+    if task is None:
+        raise not_found()
+    values = {**templates.preset_parameters(row["parameters"]), templates.PROMPT_PARAMETER: task["prompt"]}
+    return json([{"name": name, "value": value} for name, value in sorted(values.items())])
 
 
 async def request_build(request: RequestContext) -> BufferedResponse:
-    """Start or stop a workspace: resume or pause its task, as clients did before tasks had routes for that."""
+    """Start, stop or delete a workspace: resume, pause or delete its task, as clients did before tasks had routes."""
     row = await get_or_404(request, builds.latest_of_workspace)
     common = {"command_id": command_id_of(request), "task_id": row["task_id"], "actor_id": request.caller.user_id}
     match request.body.transition:
@@ -51,6 +101,8 @@ async def request_build(request: RequestContext) -> BufferedResponse:
             result = await send_command(request, Resume(**common))
         case "stop":
             result = await send_command(request, Pause(**common))
+        case "delete":
+            result = await send_command(request, Delete(**common))
         case _:
             assert_never(request.body.transition)
     body = build_documents.requested_build_json(
@@ -59,12 +111,17 @@ async def request_build(request: RequestContext) -> BufferedResponse:
     return json(body["workspace_build"], 201)
 
 
-def _workspace_json(row: Row) -> dict[str, Any]:
+def workspace_json(row: Row, statuses: Sequence[Row] | None = None) -> dict[str, Any]:
+    """Return the JSON of a workspace, from the row of its latest build; ``statuses`` as in ``resources_json``.
+
+    Before a runner has reported the workspace, it has the id of its task.
+    """
     agent = row["agent_id"]
     healthy = agent is None or bool(row["healthy"])
     updated_at = format_rfc3339(row["task_updated_at"])
+    workspace_id = row["workspace_id"] or row["task_id"]
     return {
-        "id": row["workspace_id"],
+        "id": workspace_id,
         "name": row["workspace_name"],
         "owner_id": row["owner_id"],
         "owner_name": row["username"],
@@ -76,11 +133,22 @@ def _workspace_json(row: Row) -> dict[str, Any]:
         "template_display_name": row["template_display_name"],
         "template_icon": row["template_icon"],
         "template_active_version_id": row["active_version_id"],
+        "template_allow_user_cancel_workspace_jobs": False,
+        "template_require_active_version": False,
+        "template_use_classic_parameter_flow": True,
         "task_id": row["task_id"],
-        "latest_build": build_documents.build_json(row),
+        "latest_build": {**build_documents.build_json(row, statuses), "workspace_id": workspace_id},
+        "latest_app_status": latest_status(row),
         "outdated": row["active_version_id"] != row["template_version_id"],
         "health": {"healthy": healthy, "failing_agents": [] if healthy else [agent]},
         "created_at": format_rfc3339(row["task_created_at"]),
         "updated_at": updated_at,
         "last_used_at": updated_at,
+        "deleting_at": None,
+        "dormant_at": None,
+        "next_start_at": None,
+        "automatic_updates": "never",
+        "allow_renames": False,
+        "favorite": False,
+        "is_prebuild": False,
     }

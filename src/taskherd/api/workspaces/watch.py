@@ -1,0 +1,113 @@
+"""Watch a workspace: Coder's server-sent events, and the same events as the frames of a WebSocket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
+from typing import TYPE_CHECKING, Final
+
+import orjson
+from starlette.websockets import WebSocketDisconnect, WebSocketState
+
+from taskherd.api.changes import ChangeFilter
+from taskherd.api.http.auth import token_is_valid
+from taskherd.api.http.errors import unavailable
+from taskherd.api.http.sse import EventStream
+from taskherd.api.workspaces.log_stream import GOING_AWAY, NORMAL, wait_disconnect
+from taskherd.api.workspaces.queries import full_workspace, get_or_404
+from taskherd.errors import Retry, Unavailable
+from taskherd.store import builds
+
+if TYPE_CHECKING:
+    from starlette.websockets import WebSocket
+
+    from taskherd.api.change_feed import Subscriber
+    from taskherd.api.context import RequestContext
+    from taskherd.store.read_pool import Row
+
+PING_INTERVAL: Final = 10.0
+"""Seconds without a change after which a ping is sent, and the token and the workspace are checked again."""
+OUTAGE_INTERVAL: Final = 1.0
+"""The same without a subscription to the change feed."""
+
+
+async def events(request: RequestContext) -> EventStream:
+    """Stream the workspace, now and after each change, until its task is deleted."""
+    row = await _first(request)
+    return EventStream(_frames(request, row))
+
+
+async def socket(request: RequestContext, opened: WebSocket) -> None:
+    """Send the workspace, now and after each change, until its task is deleted."""
+    row = await _first(request)
+    await opened.accept()
+    disconnect = asyncio.create_task(wait_disconnect(opened))
+    sending = asyncio.create_task(_send(request, opened, row))
+    stopping = asyncio.create_task(request.api.stopping.wait())
+    try:
+        await asyncio.wait({disconnect, sending, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if opened.application_state is WebSocketState.CONNECTED and not disconnect.done():
+            with suppress(WebSocketDisconnect):
+                await opened.close(NORMAL if sending.done() else GOING_AWAY)
+    finally:
+        for each in (disconnect, sending, stopping):
+            each.cancel()
+        await asyncio.wait({disconnect, sending, stopping})
+
+
+async def _first(request: RequestContext) -> Row:
+    row = await get_or_404(request, builds.latest_of_workspace)
+    if request.api.change_feed.is_full:
+        raise unavailable("Too many streams are open.")
+    return row
+
+
+async def _frames(request: RequestContext, row: Row) -> AsyncGenerator[bytes, None]:
+    async with aclosing(_workspaces(request, row)) as workspaces:
+        async for workspace in workspaces:
+            yield b"event: ping\n\n" if workspace is None else b"event: data\ndata: %b\n\n" % workspace
+
+
+async def _send(request: RequestContext, opened: WebSocket, row: Row) -> None:
+    async with aclosing(_workspaces(request, row)) as workspaces:
+        async for workspace in workspaces:
+            frame = b'{"type":"ping"}' if workspace is None else b'{"type":"data","data":%b}' % workspace
+            with suppress(WebSocketDisconnect):
+                await opened.send_text(frame.decode())
+
+
+async def _workspaces(request: RequestContext, row: Row) -> AsyncGenerator[bytes | None, None]:
+    """Generate the workspace as JSON whenever it has changed, and None at the start and while nothing changes.
+
+    Changes that come while the workspace is being read are seen in one read after it. During an outage nothing is read.
+    """
+    feed = request.api.change_feed
+    async with feed.subscription():
+        subscriber = feed.subscribe(ChangeFilter(request.caller.user_id, task=row["task_id"]), await feed.position())
+        try:
+            yield None
+            shown = b""
+            while True:
+                with suppress(Unavailable, Retry):
+                    if not await token_is_valid(request):
+                        return
+                    current = await builds.of_task(request.api.reader, request.caller.user_id, row["task_id"])
+                    if current is None:
+                        return
+                    workspace = orjson.dumps(await full_workspace(request, current), default=str)
+                    yield workspace if workspace != shown else None
+                    shown = workspace
+                await _wait_change(subscriber)
+                if request.api.stopping.is_set():
+                    return
+        finally:
+            if subscriber is not None:
+                feed.unsubscribe(subscriber)
+
+
+async def _wait_change(subscriber: Subscriber | None) -> None:
+    if subscriber is None or subscriber.ended:
+        await asyncio.sleep(OUTAGE_INTERVAL)
+    else:
+        await subscriber.next(PING_INTERVAL)
