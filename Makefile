@@ -1,6 +1,6 @@
 # `make` lists the targets. They run in .venv, which is created from requirements.lock when a target first needs it.
 .DEFAULT_GOAL := help
-.PHONY: help check test pure demo dev bench bench-quick chaos fuzz lint format docs lock lock-image audit image clean
+.PHONY: help check test pure demo dev bench bench-quick chaos fuzz clients lint format docs lock lock-image audit image clean
 BIN := .venv/bin
 READY := .venv/ready
 FIGURES := .taskherd/chaos.jsonl
@@ -47,6 +47,10 @@ chaos: $(READY) ## kill, freeze and starve worker, broker and database for half 
 
 fuzz: $(READY) ## fuzz the API for ten minutes with requests made from its OpenAPI document
 	FUZZ_SECONDS=600 $(BIN)/pytest -q tests/api/test_fuzz.py
+
+clients: $(READY) ## run unmodified clients from PyPI against a real API, and record their requests
+	python3 -m venv .taskherd/clients/fleet && .taskherd/clients/fleet/bin/pip install -q setup-fleet-mcp==0.12.1
+	$(BIN)/pytest -q -s -p no:xdist tests/clients/fleet_mcp.py
 
 image: ## build the container image taskherd:dev (needs Docker)
 	docker build -t taskherd:dev .
