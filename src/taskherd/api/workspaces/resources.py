@@ -99,6 +99,7 @@ def _app(row: Row, statuses: Sequence[Row] | None, *, healthy: bool | None) -> d
         ]
     return {
         "id": _app_id(row),
+        "url": "",
         "external": False,
         "slug": row["app_slug"] or "agent",
         "display_name": row["template_display_name"] or row["template_name"],

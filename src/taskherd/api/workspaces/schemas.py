@@ -38,6 +38,7 @@ class AppOut(BaseModel):
     """The program of the agent; ``statuses`` are what it reported in the build, newest first, at most 100."""
 
     id: UUID
+    url: str
     external: bool
     slug: str
     display_name: str
