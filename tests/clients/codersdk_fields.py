@@ -1,9 +1,9 @@
 """The fields of codersdk's Go types, and what a response lacks of them.
 
-``python -m tests.clients.codersdk_fields FOLDER REVISION`` reads the struct types from the ``codersdk`` folder of Coder's
-public repository and prints their fields as JSON: for each type, each field's name in JSON, its Go type, and whether Go
-may leave it out. ``codersdk_fields.json`` is that output, so that the comparison in ``tests/api/test_codersdk.py`` needs
-neither Go nor a network.
+``python -m tests.clients.codersdk_fields FOLDER REVISION`` reads the struct types from the ``codersdk`` folder of
+Coder's public repository and prints their fields as JSON: for each type, each field's name in JSON, its Go type, and
+whether Go may leave it out. ``codersdk_fields.json`` is that output, so that the comparison in
+``tests/api/test_codersdk.py`` needs neither Go nor a network.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def read(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def differences(facts: Fields, name: str, value: Any, path: str = "") -> Iterator[str]:
-    """Yield what makes a value differ from this Go type: missing fields, other kinds, and fields that Go does not know."""
+    """Yield how a value differs from this Go type: missing fields, other kinds, and fields that Go does not know."""
     where = path or name
     if not isinstance(value, dict):
         yield f"{where}: {value!r} is no object"

@@ -1,8 +1,8 @@
 """Run all tools of the PyPI package ``setup-fleet-mcp``, unmodified, against a real API: ``make clients``.
 
-The package is installed into ``.taskherd/clients``, never into the project's own environment, and speaks MCP over stdio as
-it does to an assistant. What it requests is written to ``fleet_mcp_requests.json``, which ``tests/api/test_fleet_mcp.py``
-replays without the package.
+The package is installed into ``.taskherd/clients``, never into the project's own environment, and speaks MCP over stdio
+as it does to an assistant. What it requests is written to ``fleet_mcp_requests.json``, which
+``tests/api/test_fleet_mcp.py`` replays without the package.
 """
 
 from __future__ import annotations
@@ -49,7 +49,6 @@ async def test_all_tools_of_the_package(api_harness: ApiHarness) -> None:
                 text = "".join(getattr(each, "text", "") for each in result.content)
                 if result.is_error or '"error"' in text[:200].lower():
                     failed[tool] = text
-                print(tool, "failed" if tool in failed else "works", text[:160])
                 for each in recorder.requests:
                     each["path"] = re.sub(r"(/workspacebuilds/)[^/]+", r"\1{build}", each["path"])
                 recorded.append({"tool": tool, "requests": list(recorder.requests)})

@@ -15,7 +15,10 @@ Call: TypeAlias = Callable[[str, dict[str, Any]], Awaitable[Any]]
 
 WORKSPACE, AGENT, APP = (str(uuid.UUID(int=number)) for number in (0x305, 0xA9E, 0xA99))
 # The package takes a template for a project only if it has parameters for both prompts.
-PROJECT = """UPDATE presets SET parameters = '{"System Prompt": "Be brief"}'; UPDATE templates SET display_name = 'Claude Code'"""
+PROJECT = """
+UPDATE presets SET parameters = '{"System Prompt": "Be brief"}';
+UPDATE templates SET display_name = 'Claude Code'
+"""
 NAME = "fleet"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
@@ -38,7 +38,7 @@ FROM users AS u WHERE lower(u.username) = lower(:username) AND u.active
 RETURNING user_id
 """)
 
-# ``$1`` is the caller. A token for somebody else needs an admin of every organization of that user, so that it opens
+# A token for somebody else needs an admin of every organization of that user, so that it opens
 # nothing that was closed to the admin. It ends no later than the token with which it was requested.
 ISSUE: Final = text("""
 INSERT INTO api_tokens (id, user_id, secret_hash, expires_at)
@@ -102,7 +102,14 @@ class NewToken:
 
 async def issue(connection: AsyncConnection, token: NewToken, lifetime: timedelta) -> bool:
     """Store a token of a user for the caller. Return False if there is no such user for whom the caller may."""
-    values = {**asdict(token), "lifetime": lifetime}
+    values = {
+        "id": token.id,
+        "secret_hash": token.secret_hash,
+        "user_id": token.user_id,
+        "caller": token.caller,
+        "presented": token.presented,
+        "lifetime": lifetime,
+    }
     return (await connection.execute(ISSUE, values)).scalar_one_or_none() is not None
 
 
