@@ -22,6 +22,8 @@ LATER = {
     "WorkspaceAgent.parent_id",
 }
 """Fields of later revisions of Coder, which the compared one does not have yet."""
+OWN = {"Task.agent_exit", "Task.stalled_since"}
+"""Fields of taskherd's own; clients ignore them."""
 
 
 def unexpected(name: str, value: Any) -> list[str]:
@@ -29,7 +31,7 @@ def unexpected(name: str, value: Any) -> list[str]:
     found = []
     for each in differences(FIELDS, name, value):
         field, _, what = each.partition(": ")
-        if what != "unknown" or not any(later.partition(".")[2] == field.rpartition(".")[2] for later in LATER):
+        if what != "unknown" or not any(later.partition(".")[2] == field.rpartition(".")[2] for later in LATER | OWN):
             found.append(each)
     return found
 
