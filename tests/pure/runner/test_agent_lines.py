@@ -16,6 +16,13 @@ from taskherd.runner.agents.stdio import StatusLine, parse_status_line
             StatusLine(AgentState.COMPLETE, "a = b", "https://x.y/z"),
         ),
         ("::taskherd uri=file:///a message='x' state=failure", StatusLine(AgentState.FAILED, "x", "file:///a")),
+        (
+            '::taskherd state=working message="set uri=x and state=idle" uri=https://x.y',
+            StatusLine(AgentState.WORKING, "set uri=x and state=idle", "https://x.y"),
+        ),
+        ("::taskherd message='' state=idle", StatusLine(AgentState.IDLE, "", "")),
+        ('::taskherd state=idle message="a "b" c"', StatusLine(AgentState.IDLE, 'a "b" c', "")),
+        ('::taskherd state=idle message="open', StatusLine(AgentState.IDLE, '"open', "")),
         ("::taskherd state=dancing", None),
         ("::taskherd", None),
         ("::taskherds state=idle", None),

@@ -18,6 +18,7 @@ from taskherd import retry, sse
 from taskherd.domain.reports import AgentState, Health, Lifecycle, LogSource
 from taskherd.messages.fields import parse_instant
 from taskherd.runner.agents.context import DeliveryUnknown, NotDelivered, report_exit, shorten
+from taskherd.runner.agents.words import last_with_words
 from taskherd.runner.log_ids import FIRST_ERROR_ID
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ class AgentApiFollower:
         at = _parse_time(fields.get("time"))
         self._changed[message_id] = self._context.reporter.entry(message_id, source, text.rstrip(), at)
         if source is LogSource.OUTPUT:
-            self._latest = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), self._latest)
+            self._latest = last_with_words(text.splitlines(), self._latest)
         elif self._posted and message_id > self._posted[1] and _is_echo(self._posted[0], text):
             self._posted[2].set()
         self._highest_id = max(self._highest_id, message_id)

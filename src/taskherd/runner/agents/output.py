@@ -15,8 +15,13 @@ if TYPE_CHECKING:
 
 MAX_LINE = MAX_CONTENT_BYTES - 64
 """Maximum number of bytes kept of a line; they fit a log entry together with the note about the rest."""
-_ESCAPE = re.compile(r"\x1b(?:\[[0-9:;<=>?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")
-"""Terminal control sequences, see ECMA-48 section 5.4 and xterm's documentation."""
+_ESCAPE = re.compile(
+    r"\x1b(?:\[[0-?]*[ -/]*(?:[@-~]|$)"  # CSI: colours, cursor moves
+    r"|\][^\x07\x1b]*(?:\x07|\x1b\\|$)"  # OSC: titles, links
+    r"|[PX^_][^\x1b]*(?:\x1b\\|$)"  # DCS, SOS, PM, APC
+    r"|[ -/]+[0-~]|[0-~]|$)"  # all others
+)
+"""Terminal control sequences, complete or cut; see ECMA-35, ECMA-48 section 5.4 and xterm's documentation."""
 
 
 class LineSplitter:

@@ -14,6 +14,7 @@ from taskherd.domain.reports import AgentState, Health, Lifecycle, LogSource
 from taskherd.messages.limits import MAX_CONTENT_BYTES
 from taskherd.runner.agents import output, stdin
 from taskherd.runner.agents.context import report_exit, shorten
+from taskherd.runner.agents.words import last_with_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,7 +40,11 @@ STATUS_EVERY = 2.0
 """Minimum number of seconds between two statuses that differ only in the latest line."""
 _POLL_INTERVAL = 0.2
 """Seconds between two reads of output while there is none."""
-_KEYS = re.compile(r"(?:^|\s)(state|message|uri)=")
+_END = r"(?=\s{1,8}(?:state|message|uri)=|$)"
+_FIELD = re.compile(
+    rf"(?:^|\s)(state|message|uri)=(?:\"(?P<double>.*?)\"{_END}|'(?P<single>.*?)'{_END}|(?P<bare>.*?){_END})"
+)
+"""A field of a status line; a quoted value may contain what looks like another field."""
 STATUS_PREFIX = "::taskherd "
 
 
@@ -56,8 +61,8 @@ def parse_status_line(line: str) -> StatusLine | None:
     """Parse a line ``::taskherd state=… message=… uri=…``, values quoted or not. Return None for any other line."""
     if not line.startswith(STATUS_PREFIX):
         return None
-    _, *parts = _KEYS.split(line.removeprefix(STATUS_PREFIX.rstrip()))
-    values = {key: _unquoted(value.strip()) for key, value in zip(parts[::2], parts[1::2], strict=True)}
+    fields = _FIELD.finditer(line.removeprefix(STATUS_PREFIX.rstrip()).rstrip())
+    values = {field[1]: (field["double"] or field["single"] or field["bare"] or "").strip() for field in fields}
     try:
         state = AgentState(values.get("state", ""))
     except ValueError:
@@ -65,11 +70,6 @@ def parse_status_line(line: str) -> StatusLine | None:
     return StatusLine(
         AgentState.FAILED if state is AgentState.FAILURE else state, values.get("message", ""), values.get("uri", "")
     )
-
-
-def _unquoted(value: str) -> str:
-    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
-    return value[1:-1] if quoted else value
 
 
 class StdioFollower:
@@ -163,7 +163,7 @@ class StdioFollower:
                 continue
             self._self_reported, self._state = True, status.state
             reports = [self._context.reporter.status_report(status.state, status.message, status.uri)]
-        self._last_line = next((line.strip() for line in reversed(lines) if line.strip()), self._last_line)
+        self._last_line = last_with_words(lines, self._last_line)
         if chunk.data and not self._self_reported:
             reports = self._activity_status(now)
         self._report_lines(lines, reports)
@@ -179,7 +179,7 @@ class StdioFollower:
     def _handle_silence(self) -> None:
         """Report ``idle``, and an incomplete line as an entry."""
         lines = [self._lines.flush()] if self._lines.pending else []  # perhaps a prompt that waits for an answer
-        self._last_line = next((line.strip() for line in lines if line.strip()), self._last_line)
+        self._last_line = last_with_words(lines, self._last_line)
         reports = []
         if not self._self_reported and self._state == AgentState.WORKING:
             self._state = AgentState.IDLE
