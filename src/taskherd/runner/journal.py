@@ -6,6 +6,7 @@ which is harmless. An input is delivered at most once.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from enum import StrEnum
 from pathlib import Path
@@ -53,6 +54,8 @@ class Journal(BaseModel):
     exit_reported: bool = Field(default=False, description="Whether the exit of this build's agent was reported.")
     ready_reported: bool = Field(default=False, description="Whether this build's agent was reported as ready.")
     start: WorkspaceStart | None = Field(None, description="The latest start request.")
+    gives_prompt: bool = Field(default=True, description="Whether this build's agent is given the prompt.")
+    given_prompt: str = Field("", description="Digest of the prompt that an agent here was given last; empty if none.")
     port: int | None = Field(None, description="The port on which the agent serves AgentAPI.")
     inputs: dict[UUID, InputDelivery] = Field(default_factory=dict)
     seq_ceiling: int = Field(0, description="Upper bound of the seq of all reports so far.")
@@ -82,6 +85,15 @@ class Journal(BaseModel):
         """True while the workspace is up."""
         return self.transition == "start" and self.phase is Phase.DONE
 
+    def was_given(self, prompt: str) -> bool:
+        """Return whether the prompt that an agent in this folder was given last is this one."""
+        return self.given_prompt == _digest(prompt)
+
+    def record_prompt(self) -> None:
+        """Record that the agent was given the prompt of the latest start."""
+        if self.start is not None:
+            self.given_prompt = _digest(self.start.prompt)
+
     def record_input(self, input_id: UUID, delivery: InputDelivery) -> None:
         """Record the progress of an input, and drop the oldest one above ``MAX_RECORDED_INPUTS``."""
         self.inputs[input_id] = delivery
@@ -107,6 +119,10 @@ def load(path: Path) -> Journal | None:
         return Journal.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
         return None
+
+
+def _digest(prompt: str) -> str:
+    return hashlib.sha256(prompt.encode(errors="replace")).hexdigest()
 
 
 def _sync(folder: Path) -> None:

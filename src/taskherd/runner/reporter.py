@@ -96,6 +96,20 @@ class Reporter:
             )
         )
 
+    def ready(self) -> None:
+        """Report that the agent is ready, with its first heartbeat before that.
+
+        Else the agent would be ready, but not connected, until the next regular heartbeat.
+        """
+        heartbeat = self._heartbeat()
+        ready = reports.AgentLifecycle(
+            task_id=self._task_id,
+            build_number=self.build_number,
+            seq=self._sequence.next(),
+            lifecycle=reports.Lifecycle.READY,
+        )
+        self._report(heartbeat, ready)
+
     def disconnected(self) -> None:
         """Report that the agent disconnected."""
         self._report(
@@ -158,13 +172,14 @@ class Reporter:
 
     def heartbeat(self) -> bytes:
         """Return an encoded heartbeat; it bypasses the outbox, because a late heartbeat is useless."""
-        return encode_report(
-            reports.AgentHeartbeat(
-                task_id=self._task_id,
-                build_number=self.build_number,
-                seq=self._sequence.next(),
-                agent_id=self.agent_id,
-            )
+        return encode_report(self._heartbeat())
+
+    def _heartbeat(self) -> Report:
+        return reports.AgentHeartbeat(
+            task_id=self._task_id,
+            build_number=self.build_number,
+            seq=self._sequence.next(),
+            agent_id=self.agent_id,
         )
 
     def entry(self, entry_id: int, source: reports.LogSource, content: str, at: datetime | None = None) -> LogEntry:

@@ -189,11 +189,8 @@ class Shim:
 
     def _start(self) -> str | None:
         """Start the agent. Return an error message, or None on success."""
-        # Opened for reading and writing, a FIFO never reaches end-of-file, however often its writers come and go.
-        stdin = os.open(self._folder / "input", os.O_RDWR | os.O_CLOEXEC)
-        with suppress(OSError):  # so that a complete input fits, even before the agent reads any of it
-            fcntl.fcntl(stdin, fcntl.F_SETPIPE_SZ, self._spec["stdin_pipe_bytes"])
         try:
+            stdin = self._open_stdin()
             # This process has one thread, so running Python between fork and exec is safe.
             agent = subprocess.Popen(  # noqa: S603 - running the template's command is what this is for
                 self._spec["argv"],
@@ -213,6 +210,16 @@ class Shim:
             self._agent_start = start_ticks(agent.pid)
         agent.returncode = 0  # Popen must not wait for it: ``_reap`` does, for all children and adopted orphans
         return None
+
+    def _open_stdin(self) -> int:
+        """Open the file that the agent reads until its end, or the FIFO for inputs."""
+        if file := self._spec.get("stdin"):
+            return os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        # Opened for reading and writing, a FIFO never reaches end-of-file, however often its writers come and go.
+        stdin = os.open(self._folder / "input", os.O_RDWR | os.O_CLOEXEC)
+        with suppress(OSError):  # so that a complete input fits, even before the agent reads any of it
+            fcntl.fcntl(stdin, fcntl.F_SETPIPE_SZ, self._spec["stdin_pipe_bytes"])
+        return stdin
 
     def _apply_limits(self) -> None:
         """Prepare the agent's process between fork and exec: signals, OOM score, cgroup or rlimits."""

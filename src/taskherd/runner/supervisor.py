@@ -38,6 +38,11 @@ INTERRUPTED = (
     "check the agent's output before you send it again."
 )
 """Detail of an input whose delivery an earlier runner did not complete."""
+UNEXPECTED = (
+    "The runner failed while it was delivering the input; its log says why. "
+    "It is unknown whether the agent received it."
+)
+"""Detail of an input whose delivery failed with an unexpected error."""
 CANNOT_RECORD = (
     "The runner cannot write its journal: {}. Free disk space under its TASKHERD_RUNNER_ROOT or fix the permissions, "
     "then resume the task."
@@ -250,7 +255,7 @@ class TaskSupervisor:
             request = pending.request
             assert isinstance(request, AgentInput)
             if request.input_id not in self._journal.inputs:
-                error = await self._deliver_once(request.input_id, request.input)
+                error = await self._deliver_safely(request.input_id, request.input)
                 reporter = self._start_reporter(request.build_number)
                 reporter.input(request.input_id, InputOutcome.FAILED if error else InputOutcome.DELIVERED, error)
                 if error:
@@ -261,6 +266,15 @@ class TaskSupervisor:
                 self._count(request.type, "repeated")
             self._pending_inputs.discard(request.input_id)
             pending.on_accepted()
+
+    async def _deliver_safely(self, input_id: UUID, text: str) -> str | None:
+        """Deliver an input at most once; also an unexpected error is an outcome, so that later inputs are delivered."""
+        try:
+            return await self._deliver_once(input_id, text)
+        except Exception:
+            log.exception("input delivery failed", task_id=str(self.task_id), input_id=str(input_id))
+            self._journal.record_input(input_id, InputDelivery.FAILED)
+            return UNEXPECTED
 
     async def _deliver_once(self, input_id: UUID, text: str) -> str | None:
         """Deliver an input at most once.

@@ -5,7 +5,16 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from taskherd.errors import Malformed
 from taskherd.settings.durations import Seconds
@@ -19,6 +28,11 @@ RESERVED_PREFIXES = ("TASKHERD_", "CODER_")
 
 AgentKind: TypeAlias = Literal["stdio", "agentapi", "self"]
 """How the runner follows the agent: its output, its AgentAPI, or not at all (the agent reports its own status)."""
+
+StdinKind: TypeAlias = Literal["pipe", "none", "prompt"]
+"""What an agent reads from its stdin: inputs, nothing (end of file), or the prompt and then end of file."""
+ResumeKind: TypeAlias = Literal["prompt", "continue", "nothing"]
+"""What an agent gets that is started again after it was given its prompt."""
 
 
 def parse_size(value: object) -> object:
@@ -65,6 +79,14 @@ class RunConfig(TemplateModel):
 
     pool: str = Field("default", pattern=r"^[a-z0-9-]{1,64}$")
     command: Annotated[tuple[TextWithoutNul, ...], Field(min_length=1)]
+    resume_command: Annotated[tuple[TextWithoutNul, ...], Field(min_length=1)] | None = Field(
+        None, description="The command of a resume that continues; ``resume: continue`` requires it."
+    )
+    resume: ResumeKind | None = Field(
+        None, description="What a resume gives the agent. Absent: the prompt, unless the agent had finished with it."
+    )
+    stdin: StdinKind | None = Field(None, description="Absent: ``none`` for ``agentapi``, else ``pipe``.")
+    on_exit: Literal["complete", "idle"] = Field("complete", description="The state after exit status 0.")
     workdir: TextWithoutNul = Field(".", description="The working directory, relative to the task's ``work`` folder.")
     env: Environment = Field(default_factory=Environment)
     agent: AgentKind = "stdio"
@@ -76,6 +98,19 @@ class RunConfig(TemplateModel):
         default=True, description="Whether the prompt is posted as the first message to AgentAPI."
     )
 
+    @model_validator(mode="after")
+    def _check_combinations(self) -> RunConfig:
+        if (self.resume == "continue") != (self.resume_command is not None):
+            raise ValueError("`resume: continue` and `resume_command` require each other")
+        if self.agent == "agentapi" and self.stdin == "prompt":
+            raise ValueError("`stdin: prompt` does not suit `agentapi`, which gets its prompt as the first message")
+        return self
+
+    @property
+    def stdin_kind(self) -> StdinKind:
+        """What the agent reads from its stdin."""
+        return self.stdin or ("none" if self.agent == "agentapi" else "pipe")
+
 
 def parse(run: object) -> RunConfig:
     """Return the parsed ``run`` of a template. Raise ``Malformed`` with a detail for its author if it is invalid."""
@@ -83,7 +118,10 @@ def parse(run: object) -> RunConfig:
         return RunConfig.model_validate(run)
     except ValidationError as error:
         errors = error.errors(include_url=False, include_input=False)
-        fields = [f"{'.'.join(map(str, each['loc']))}: {each['msg'].removeprefix('Value error, ')}" for each in errors]
+        fields = [
+            ": ".join(filter(None, (".".join(map(str, each["loc"])), each["msg"].removeprefix("Value error, "))))
+            for each in errors
+        ]
         raise invalid_run("; ".join(fields[:_MAX_ERRORS])) from None
 
 

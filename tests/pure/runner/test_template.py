@@ -4,6 +4,7 @@ import pytest
 
 from taskherd.errors import Malformed
 from taskherd.runner import template
+from taskherd.runner.workspaces.launch_plan import LaunchPlan, plan_launch
 
 
 def test_only_command_is_required() -> None:
@@ -20,6 +21,44 @@ def test_durations_and_sizes_have_units() -> None:
 
 
 @pytest.mark.parametrize(
+    ("run", "kind"),
+    [
+        ({}, "pipe"),
+        ({"agent": "self"}, "pipe"),
+        ({"agent": "agentapi"}, "none"),
+        ({"agent": "agentapi", "stdin": "pipe"}, "pipe"),
+        ({"stdin": "prompt"}, "prompt"),
+    ],
+)
+def test_the_default_of_stdin_depends_on_the_kind_of_agent(run: dict[str, str], kind: str) -> None:
+    """AgentAPI reads a piped stdin to its end before it serves, so it gets none."""
+    assert template.parse({"command": ["a"], **run}).stdin_kind == kind
+
+
+@pytest.mark.parametrize(
+    ("run", "given", "finished", "command", "gives_prompt"),
+    [
+        ({}, False, False, "start", True),
+        ({}, False, True, "start", True),
+        ({}, True, False, "start", True),
+        ({}, True, True, "start", False),
+        ({"resume": "prompt"}, True, True, "start", True),
+        ({"resume": "nothing"}, False, True, "start", True),
+        ({"resume": "nothing"}, True, False, "start", False),
+        ({"resume": "continue", "resume_command": ["go on"]}, False, False, "start", True),
+        ({"resume": "continue", "resume_command": ["go on"]}, True, False, "go on", False),
+        ({"resume": "continue", "resume_command": ["go on"]}, True, True, "go on", False),
+    ],
+)
+def test_what_a_start_gives_the_agent(
+    run: dict[str, object], *, given: bool, finished: bool, command: str, gives_prompt: bool
+) -> None:
+    """A new or changed prompt is always given; one that was given before only as ``resume`` says."""
+    plan = plan_launch(template.parse({"command": ["start"], **run}), given=given, finished=finished)
+    assert plan == LaunchPlan((command,), gives_prompt=gives_prompt)
+
+
+@pytest.mark.parametrize(
     ("run", "problem"),
     [
         ({}, "command: Field required"),
@@ -32,6 +71,12 @@ def test_durations_and_sizes_have_units() -> None:
         ({"command": ["a"], "limits": {"memory": "lots"}}, "limits.memory: "),
         ({"command": ["a"], "env": {"set": {"TASKHERD_AMQP_URL": "x"}}}, "are reserved for the runner"),
         ({"command": ["a"], "env": {"inherit": ["TASKHERD_SECRET_KEY"]}}, "are reserved for the runner"),
+        ({"command": ["a"], "resume": "continue"}, "`resume: continue` and `resume_command` require each other"),
+        ({"command": ["a"], "resume_command": ["b"]}, "`resume: continue` and `resume_command` require each other"),
+        ({"command": ["a"], "resume": "again"}, "resume: "),
+        ({"command": ["a"], "stdin": "tty"}, "stdin: "),
+        ({"command": ["a"], "agent": "agentapi", "stdin": "prompt"}, "does not suit `agentapi`"),
+        ({"command": ["a"], "on_exit": "working"}, "on_exit: "),
         ([], "Input should be a valid dictionary"),
     ],
 )

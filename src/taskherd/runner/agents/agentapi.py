@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
-from uuid import uuid5
 
 import httpx
 import orjson
@@ -120,13 +119,12 @@ class AgentApiFollower:
                 context.reporter.lifecycle(Lifecycle.START_TIMEOUT)
                 context.reporter.health(Health.UNHEALTHY)
                 await self._reached.wait()
-            context.reporter.lifecycle(Lifecycle.READY)
+            context.reporter.ready()
             context.reporter.health(Health.HEALTHY)
             context.journal.ready_reported = True
             await context.save()
-        start = context.journal.start
-        if context.run.post_prompt and start is not None and start.prompt:
-            error = await context.deliver_once(uuid5(start.build_id, "prompt"), start.prompt)
+        if context.run.post_prompt:
+            error = await context.post_prompt()
             if error:
                 self._report_error(f"Prompt delivery failed: {error}")
 

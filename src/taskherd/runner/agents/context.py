@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, TypeAlias
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from taskherd.domain.reports import AgentState, Health
 from taskherd.errors import TaskherdError
 from taskherd.observability.metrics import Metrics
-from taskherd.runner.journal import Journal
+from taskherd.runner.journal import InputDelivery, Journal
 from taskherd.runner.outbox import Checkpoint, Outbox
 from taskherd.runner.reporter import Reporter
 from taskherd.runner.template import RunConfig
@@ -47,6 +47,24 @@ class AgentContext:
     save: Callable[[], Awaitable[None]]
     deliver_once: Callable[[UUID, str], Awaitable[str | None]]
     """Deliver an input at most once; return an error message, or None if it was delivered or attempted before."""
+
+    @property
+    def prompt(self) -> str:
+        """The prompt that this build's agent is given, or "" if it is given none."""
+        start = self.journal.start
+        return start.prompt if start is not None and self.journal.gives_prompt else ""
+
+    async def post_prompt(self) -> str | None:
+        """Deliver the prompt as the first input, at most once. Return an error message, or None."""
+        start = self.journal.start
+        if start is None or not self.prompt:
+            return None
+        prompt_id = uuid5(start.build_id, "prompt")
+        error = await self.deliver_once(prompt_id, self.prompt)
+        if self.journal.inputs.get(prompt_id) is InputDelivery.DELIVERED:
+            self.journal.record_prompt()
+            await self.save()
+        return error
 
     @property
     def checkpoint(self) -> Checkpoint:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, ClassVar
 
-from taskherd.domain.reports import Health, Lifecycle
+from taskherd.domain.reports import Health
 from taskherd.runner.agents import stdin
 from taskherd.runner.agents.context import report_exit
 
@@ -26,14 +26,14 @@ class SelfReportingFollower:
     async def follow(self) -> None:
         """Report that the agent is ready, then wait until cancelled."""
         if not self._context.journal.ready_reported:
-            self._context.reporter.lifecycle(Lifecycle.READY)
+            self._context.reporter.ready()
             self._context.journal.ready_reported = True
             await self._context.save()
         await asyncio.Event().wait()
 
     async def deliver(self, text: str, record_attempt: RecordAttempt) -> None:
         """Write an input to the agent's stdin. Raise ``NotDelivered`` or ``DeliveryUnknown``."""
-        await stdin.write(self._context.folder.input, text, record_attempt)
+        await stdin.deliver(self._context, text, record_attempt)
 
     def conclude(self, agent_exit: AgentExit) -> None:
         """Report a failure, which the agent can no longer report itself; after success only the health changes."""

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+SETTLE_TIMEOUT = 2.0
+"""Seconds that the delivery of an input may go on after the agent has exited."""
+
 
 class AgentSession:
     """A running agent, from its start or adoption to its exit."""
@@ -51,11 +54,15 @@ class AgentSession:
         self._shim.close()
 
     async def run_while_alive(self, work: Coroutine[None, None, None]) -> None:
-        """Await ``work``; raise ``NotDelivered`` if the agent exits first."""
+        """Await ``work``; raise ``NotDelivered`` if the agent exits first.
+
+        After the exit, ``work`` has ``SETTLE_TIMEOUT`` to find out by itself what became of it.
+        """
         work_task = asyncio.create_task(work)
         exit_wait = asyncio.create_task(self._exited.wait())
         try:
             await asyncio.wait({work_task, exit_wait}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({work_task}, timeout=SETTLE_TIMEOUT)
         finally:
             exit_wait.cancel()
             work_task.cancel()

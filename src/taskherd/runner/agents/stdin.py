@@ -1,52 +1,134 @@
-"""Write to an agent's stdin, through the FIFO that its shim keeps open."""
+"""Write inputs to an agent's stdin, through the FIFO that its shim keeps open.
+
+An input counts as delivered once all of its bytes have left the pipe. Bytes that nobody reads in time are taken back,
+so that what the outcome says stays true.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import json
 import os
+import struct
+import termios
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from taskherd.runner import shim
 from taskherd.runner.agents.context import NOT_RUNNING, DeliveryUnknown, NotDelivered
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from taskherd.runner.agents.context import RecordAttempt
+    from taskherd.runner.agents.context import AgentContext, RecordAttempt
+    from taskherd.runner.workspaces.folders import RunFolder
 
-WRITE_TIMEOUT = 30.0
-"""Seconds to wait for space in the agent's stdin pipe."""
+READ_TIMEOUT = 60.0
+"""Seconds within which the agent must have read an input from its stdin."""
+READER_CHECK_INTERVAL = 1.0
+"""Seconds between two checks whether any process of the agent still has its stdin open."""
+CLOSED = "The agent has closed its stdin, so it takes no inputs."
+EXITED = "The agent exited before it read the input."
 _POLL_INTERVAL = 0.1
-"""Seconds between two attempts to write while the pipe is full."""
+"""Seconds between two attempts to write, or to see whether everything was read."""
+_READ_BYTES = 65_536
 
 
-async def write(fifo: Path, text: str, record_attempt: RecordAttempt) -> None:
-    """Write an input and a newline. Raise ``NotDelivered`` or ``DeliveryUnknown``."""
+async def deliver(context: AgentContext, text: str, record_attempt: RecordAttempt) -> None:
+    """Deliver an input to the agent's stdin. Raise ``NotDelivered`` or ``DeliveryUnknown``."""
+    kind = context.run.stdin_kind
+    if kind != "pipe":
+        raise NotDelivered(f"The agent takes no inputs: its template has `stdin: {kind}`.")
+    await write(context.folder, text, record_attempt)
+
+
+async def write(
+    folder: RunFolder, text: str, record_attempt: RecordAttempt, *, read_timeout: float = READ_TIMEOUT
+) -> None:
+    """Write an input and a newline, and wait until they are read. Raise ``NotDelivered`` or ``DeliveryUnknown``."""
     try:
-        descriptor = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(folder.input, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:  # ENXIO: no process has it open for reading; ENOENT: it was never created
         raise NotDelivered(NOT_RUNNING) from error
     try:
+        if not await asyncio.to_thread(has_reader, folder):
+            raise NotDelivered(EXITED if folder.exit.exists() else CLOSED)
         await record_attempt()
-        await _write(descriptor, text.encode() + b"\n")
+        await _write(folder, descriptor, text.encode() + b"\n", read_timeout)
     finally:
         os.close(descriptor)
 
 
-async def _write(descriptor: int, content: bytes) -> None:
-    remaining = memoryview(content)
-    deadline = asyncio.get_running_loop().time() + WRITE_TIMEOUT
-    while remaining:
-        try:
-            remaining = remaining[os.write(descriptor, remaining) :]
-        except BlockingIOError:
-            if asyncio.get_running_loop().time() > deadline:
-                break
+async def _write(folder: RunFolder, descriptor: int, content: bytes, read_timeout: float) -> None:
+    loop = asyncio.get_running_loop()
+    deadline, check_at = loop.time() + read_timeout, loop.time() + READER_CHECK_INTERVAL
+    written, problem = 0, ""
+    while not problem:
+        with suppress(BlockingIOError):
+            written += os.write(descriptor, content[written:]) if written < len(content) else 0
+        if written == len(content) and not unread_bytes(descriptor):
+            return
+        if folder.exit.exists():
+            problem = EXITED
+        elif loop.time() > deadline:
+            problem = f"The agent did not read the input from its stdin within {read_timeout:g} s."
+        elif loop.time() > check_at:
+            problem = "" if await asyncio.to_thread(has_reader, folder) else CLOSED
+            check_at = loop.time() + READER_CHECK_INTERVAL
+        else:
             await asyncio.sleep(_POLL_INTERVAL)
-        except OSError:
-            break
-    if len(remaining) == len(content):
-        raise NotDelivered("The agent did not read the input from its stdin.")
-    if remaining:
-        raise DeliveryUnknown(
-            f"The agent received only a part of the input: {len(content) - len(remaining)} of {len(content)} bytes."
-        )
+    read = written - min(written, _take_back(folder.input, descriptor))
+    if not read:
+        raise NotDelivered(problem)
+    if read < len(content):
+        raise DeliveryUnknown(f"{problem} It received only a part of the input: {read} of {len(content)} bytes.")
+
+
+def unread_bytes(descriptor: int) -> int:
+    """Return the number of bytes in a pipe that nobody has read yet; see FIONREAD in pipe(7)."""
+    (count,) = struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)))
+    return int(count)
+
+
+def has_reader(folder: RunFolder) -> bool:
+    """Return whether a process of the agent has its stdin open; also if that cannot be found out."""
+    try:
+        shim_pid = json.loads(folder.started.read_text())["pid"]
+        fifo = folder.input.stat()
+    except (OSError, ValueError, KeyError):
+        return False
+    if folder.exit.exists():
+        return False
+    return any(_holds(pid, (fifo.st_dev, fifo.st_ino)) for pid in shim.descendants(shim_pid))
+
+
+def _holds(pid: int, file_id: tuple[int, int]) -> bool:
+    try:
+        names = os.listdir(f"/proc/{pid}/fd")  # noqa: PTH208 - strings are enough
+    except FileNotFoundError:
+        return False  # it has exited
+    except OSError:
+        return True
+    for name in names:
+        with suppress(OSError):
+            status = os.stat(f"/proc/{pid}/fd/{name}")  # noqa: PTH116 - as above
+            if (status.st_dev, status.st_ino) == file_id:
+                return True
+    return False
+
+
+def _take_back(fifo: Path, descriptor: int) -> int:
+    """Remove what nobody has read from the pipe, and return the number of bytes.
+
+    ``descriptor`` keeps the pipe's content alive, also after the agent has exited.
+    """
+    taken = 0
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        with suppress(BlockingIOError):
+            while unread_bytes(descriptor):
+                taken += len(os.read(reader, _READ_BYTES))
+    finally:
+        os.close(reader)
+    return taken

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from taskherd.domain.reports import AgentState, Health, Lifecycle, LogSource
+from taskherd.domain.reports import AgentState, Health, LogSource
 from taskherd.messages.limits import MAX_CONTENT_BYTES
 from taskherd.runner.agents import output, stdin
 from taskherd.runner.agents.context import report_exit, shorten
@@ -98,7 +98,7 @@ class StdioFollower:
         if self._is_new:
             self._report_start()
         if not self._context.journal.ready_reported:
-            self._context.reporter.lifecycle(Lifecycle.READY)
+            self._context.reporter.ready()
             self._context.journal.ready_reported = True
             await self._context.save()
         last_output_at = refilled_at = loop.time()
@@ -117,7 +117,7 @@ class StdioFollower:
 
     async def deliver(self, text: str, record_attempt: RecordAttempt) -> None:
         """Write an input to the agent's stdin. Raise ``NotDelivered`` or ``DeliveryUnknown``."""
-        await stdin.write(self._context.folder.input, text, record_attempt)
+        await stdin.deliver(self._context, text, record_attempt)
         self._report([self._entry(LogSource.INPUT, text)])
 
     def conclude(self, agent_exit: AgentExit) -> None:
@@ -137,7 +137,7 @@ class StdioFollower:
 
     def _report_start(self) -> None:
         """Log the prompt and report ``working``."""
-        prompt = self._context.journal.start.prompt if self._context.journal.start else ""
+        prompt = self._context.prompt
         self._state = AgentState.WORKING
         entries = [self._entry(LogSource.INPUT, prompt)] if prompt else []
         self._report(entries, self._context.reporter.status_report(AgentState.WORKING, "The agent has started."))

@@ -121,10 +121,14 @@ class TaskFolder:
         self.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.work.mkdir(mode=0o700, exist_ok=True)
 
+    def list_runs(self) -> list[RunFolder]:
+        """Return the folders of the runs that are on this disk."""
+        return [RunFolder(path) for path in self.state.glob("run-*")]
+
     def remove_runs(self) -> None:
         """Remove the folders of all runs."""
-        for path in self.state.glob("run-*"):
-            shutil.rmtree(path, ignore_errors=True)
+        for run in self.list_runs():
+            shutil.rmtree(run.path, ignore_errors=True)
 
     def remove_work(self) -> None:
         """Remove the agent's files and the runs. Raise ``OSError`` if a file cannot be removed."""

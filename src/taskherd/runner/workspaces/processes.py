@@ -77,7 +77,7 @@ class AgentExit:
 
 @dataclass(frozen=True, slots=True)
 class RunSpec:
-    """The command, environment and limits of a run."""
+    """The command, environment, stdin and limits of a run."""
 
     argv: Sequence[str]
     cwd: Path
@@ -87,6 +87,8 @@ class RunSpec:
     memory: int | None
     cpu: float | None
     cgroup: Path | None
+    stdin: Path | None
+    """The file that is the agent's stdin; None: a FIFO for inputs."""
 
 
 class ShimHandle:
@@ -179,6 +181,7 @@ def _spec_record(spec: RunSpec) -> dict[str, Any]:
         "memory": spec.memory,
         "cpu": spec.cpu,
         "cgroup": str(spec.cgroup) if spec.cgroup else None,
+        "stdin": str(spec.stdin) if spec.stdin else None,
         "segment_bytes": SEGMENT_BYTES,
         "max_segments": MAX_SEGMENTS,
         "stdin_pipe_bytes": STDIN_PIPE_BYTES,
@@ -245,6 +248,15 @@ def read_exit(folder: RunFolder) -> AgentExit:
         record.get("leftover", 0),
         record.get("dropped", 0),
     )
+
+
+def has_succeeded(folder: RunFolder) -> bool:
+    """Return whether a run is recorded to have exited on its own, with exit status 0."""
+    try:
+        record = json.loads(folder.exit.read_text())
+    except (OSError, ValueError):
+        return False
+    return bool(record.get("reason") == "exited" and record.get("code") == 0)
 
 
 def kill_marked(folder: RunFolder) -> int:

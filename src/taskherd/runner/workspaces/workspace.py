@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
 import structlog
 
-from taskherd.domain.reports import Health, Lifecycle, LogSource
+from taskherd.domain.reports import AgentState, Health, Lifecycle, LogSource
 from taskherd.errors import Malformed, Unavailable
 from taskherd.runner import log_ids, template
 from taskherd.runner.agents.context import NOT_RUNNING, AgentContext, DeliveryUnknown, NotDelivered
@@ -17,6 +19,7 @@ from taskherd.runner.agents.kinds import follower_class
 from taskherd.runner.agents.session import AgentSession
 from taskherd.runner.journal import Phase
 from taskherd.runner.workspaces import environment, processes
+from taskherd.runner.workspaces.launch_plan import plan_launch
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -163,12 +166,22 @@ class TaskWorkspace:
                 reporter,
                 "the workspace starts with an empty folder: this runner has no files of its earlier builds.",
             )
+        plan = plan_launch(run, given=self._journal.was_given(request.prompt), finished=self._has_finished())
+        self._journal.gives_prompt = plan.gives_prompt
         self._folder.remove_runs()
-        self._folder.prompt.write_text(request.prompt, encoding="utf-8", errors="replace")
+        run = run.model_copy(update={"command": plan.command})
+        launched = request if plan.gives_prompt else request.model_copy(update={"prompt": ""})
+        self._folder.prompt.write_text(launched.prompt, encoding="utf-8", errors="replace")
         self._journal.port = _free_port() if follower_class(run.agent).needs_port else None
         await self._save()
-        shim = await processes.start(self._folder.run(request.build_number), self._spec(run, request))
+        shim = await processes.start(self._folder.run(request.build_number), self._spec(run, launched))
         self._open_session(shim, request)
+
+    def _has_finished(self) -> bool:
+        """Return whether the latest agent in this folder had done what it was given: it waited, or exited with 0."""
+        if self._outbox.checkpoint.get("state") in {AgentState.IDLE, AgentState.COMPLETE}:
+            return True
+        return any(processes.has_succeeded(run) for run in self._folder.list_runs())
 
     async def _remove(self) -> str | None:
         try:
@@ -179,7 +192,10 @@ class TaskWorkspace:
 
     def _open_session(self, shim: ShimHandle, start: WorkspaceStart) -> None:
         reporter = self._start_reporter(start.build_number)
-        make_follower = self._follower_factory(template.parse(start.run), reporter)
+        run = template.parse(start.run)
+        if self._journal.gives_prompt and not (run.agent == "agentapi" and run.post_prompt):
+            self._journal.record_prompt()
+        make_follower = self._follower_factory(run, reporter)
         self._session = AgentSession(shim, make_follower, reporter, self._record_exit)
 
     async def _record_exit(self, agent_exit: AgentExit) -> None:
@@ -200,6 +216,7 @@ class TaskWorkspace:
         paths = environment.LaunchPaths(self._folder.work, self._folder.prompt, context.api_url, self._journal.port)
         cwd = environment.workdir(run, paths)
         cwd.mkdir(parents=True, exist_ok=True)
+        stdin = {"pipe": None, "none": Path(os.devnull), "prompt": self._folder.prompt}[run.stdin_kind]
         limits = run.limits
         return processes.RunSpec(
             argv=environment.command(run, request, paths),
@@ -210,6 +227,7 @@ class TaskWorkspace:
             memory=limits.memory,
             cpu=limits.cpu,
             cgroup=context.cgroups.create(request.task_id, request.build_number, limits) if context.cgroups else None,
+            stdin=stdin,
         )
 
     def _follower_factory(self, run: RunConfig, reporter: Reporter) -> Callable[[], Follower]:
