@@ -155,6 +155,11 @@ def reported_state(state: TaskState, number: int) -> str:
             return (
                 f"Reported in build {number}, before the agent was lost; it may no longer be true. {start_again(state)}"
             )
+    if state.app_status is not None and (guessed_from := state.app_status.report.guessed_from):
+        return (
+            f"The agent did not say this itself: the runner concluded it in build {number} from {guessed_from}. The"
+            " next status replaces it."
+        )
     return f"Reported by the agent in build {number}. Its next status report replaces it."
 
 

@@ -214,12 +214,13 @@ class AppHealth(BaseReport):
 
 @value(frozen=True, slots=True, kw_only=True)
 class AppStatus(BaseReport):
-    """What the agent is doing, reported by itself."""
+    """What the agent is doing, reported by itself, or by its runner, which says what it was ``guessed_from``."""
 
     type: ClassVar[str] = "app.status"
     state: AgentState
     message: str = ""
     uri: str = ""
+    guessed_from: str = ""
 
 
 @value(frozen=True, slots=True, kw_only=True)
@@ -305,7 +306,12 @@ def _type_fields(report: Report) -> dict[str, object]:  # noqa: PLR0911 - one re
         case AppHealth():
             return {"health": report.health}
         case AppStatus():
-            return {"state": report.state, "message": report.message or None, "uri": report.uri or None}
+            return {
+                "state": report.state,
+                "message": report.message or None,
+                "uri": report.uri or None,
+                "guessed_from": report.guessed_from or None,
+            }
         case TaskLog():
             return {"entries": [_entry(entry) for entry in report.entries]}
         case InputOutcomeReport():

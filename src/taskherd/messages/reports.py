@@ -226,12 +226,15 @@ class AppHealthIn(BaseReportIn):
 
 
 class AppStatusIn(BaseReportIn):
-    """What the agent is doing, reported by itself."""
+    """What the agent is doing, reported by itself, or concluded by its runner."""
 
     type: Literal["app.status"]
     state: domain.AgentState
     message: StrictText | None = None
     uri: StrictText | None = None
+    guessed_from: StrictText | None = Field(
+        None, description="From what the runner concluded the state. Absent: the agent reported it itself."
+    )
 
     def to_domain(self, now: datetime, counts: SanitizeCounts) -> domain.AppStatus:
         """Return the report as a domain value, with sanitized texts."""
@@ -244,6 +247,7 @@ class AppStatusIn(BaseReportIn):
             state=self.state,
             message=texts.sanitize_message(self.message, counts) if self.message else "",
             uri=texts.sanitize_uri(self.uri, counts) if self.uri else "",
+            guessed_from=texts.sanitize_message(self.guessed_from, counts) if self.guessed_from else "",
         )
 
 

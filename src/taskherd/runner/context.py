@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from taskherd.runner.activity import ProcessMonitor
 
 if TYPE_CHECKING:
     from taskherd.observability.metrics import Metrics
@@ -33,3 +35,4 @@ class RunnerContext:
     schedule_outbox: Callable[[Outbox], None]
     drop_outbox: Callable[[Outbox], None]
     cgroups: Cgroups | None = None
+    processes: ProcessMonitor = field(default_factory=ProcessMonitor)

@@ -110,6 +110,21 @@ class Reporter:
         )
         self._report(heartbeat, ready)
 
+    def agent_exit(self, why: reports.ExitReason, status: int | None, signal: int | None, words: str) -> None:
+        """Report how the agent's process ended."""
+        self._report(
+            reports.AgentExit(
+                task_id=self._task_id,
+                build_number=self.build_number,
+                seq=self._sequence.next(),
+                observed_at=self._now(),
+                why=why,
+                status=status,
+                signal=signal,
+                words=texts.sanitize_message(words, {}) or None,
+            )
+        )
+
     def disconnected(self) -> None:
         """Report that the agent disconnected."""
         self._report(
@@ -131,8 +146,11 @@ class Reporter:
         """Report what the agent is doing."""
         self._report(self.status_report(state, message, uri))
 
-    def status_report(self, state: AgentState, message: str = "", uri: str = "") -> Report:
-        """Return a report of what the agent is doing, to be passed to ``log``."""
+    def status_report(self, state: AgentState, message: str = "", uri: str = "", guessed_from: str = "") -> Report:
+        """Return a report of what the agent is doing, to be passed to ``log``.
+
+        ``guessed_from`` says from what it was concluded, if the agent did not say it itself.
+        """
         return reports.AppStatus(
             task_id=self._task_id,
             build_number=self.build_number,
@@ -140,6 +158,7 @@ class Reporter:
             state=state,
             message=texts.sanitize_message(message, {}),
             uri=texts.sanitize_uri(uri, {}),
+            guessed_from=guessed_from,
         )
 
     def log(self, entries: Sequence[LogEntry], *others: Report, checkpoint: Checkpoint | None = None) -> None:

@@ -19,7 +19,10 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # see prctl(2)
 READ_BYTES = 65_536
@@ -43,14 +46,17 @@ def prctl(option: int, value: int) -> None:
 
 def parents() -> dict[int, int]:
     """Return the parent of every process that /proc shows, except zombies."""
-    parent_of = {}
+    return {pid: int(fields[1]) for pid, fields in processes()}
+
+
+def processes() -> Iterator[tuple[int, list[str]]]:
+    """Yield the pid of every process that /proc shows, except zombies, and the fields of its stat from the third."""
     for entry in os.listdir("/proc"):  # noqa: PTH208 - as below
         if entry.isdigit():
             with suppress(OSError):
-                state, parent = _stat(int(entry))[:2]
-                if state != "Z":
-                    parent_of[int(entry)] = int(parent)
-    return parent_of
+                fields = _stat(int(entry))
+                if fields[0] != "Z":
+                    yield int(entry), fields
 
 
 def start_ticks(pid: int) -> int:
@@ -66,8 +72,13 @@ def _stat(pid: int) -> list[str]:
 
 def descendants(root: int) -> set[int]:
     """Return the living descendants of ``root``, a subreaper, so that orphaned descendants remain below it."""
+    return descendants_in(parents(), root)
+
+
+def descendants_in(parent_of: dict[int, int], root: int) -> set[int]:
+    """Return the descendants of ``root`` among processes with these parents."""
     children: dict[int, list[int]] = {}
-    for pid, parent in parents().items():
+    for pid, parent in parent_of.items():
         children.setdefault(parent, []).append(pid)
     found: set[int] = set()
     unvisited = [root]
@@ -330,6 +341,14 @@ class Shim:
             self._childless = True
         return self._status is not None
 
+    def _was_out_of_memory(self) -> bool:
+        """Return whether the kernel's OOM killer ended a process of the agent's cgroup (``memory.events``)."""
+        if cgroup := self._spec.get("cgroup"):
+            with suppress(OSError, ValueError):
+                lines = (Path(cgroup) / "memory.events").read_text().splitlines()
+                return any(int(line.split()[1]) > 0 for line in lines if line.startswith("oom_kill "))
+        return False
+
     def _record_exit(self, exit_record: int, error: str | None, leftover: int) -> None:
         status = self._status
         code = os.waitstatus_to_exitcode(status) if status is not None else None
@@ -338,6 +357,7 @@ class Shim:
             "code": code if code is not None and code >= 0 else None,
             "signal": -code if code is not None and code < 0 else None,
             "detail": error[:1_000] if error else None,
+            "out_of_memory": self._was_out_of_memory(),
             "leftover": leftover,
             "output": self._output.total,
             "dropped": self._output.dropped,

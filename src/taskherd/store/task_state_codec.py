@@ -9,6 +9,7 @@ functions instead of models.
 from __future__ import annotations
 
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import orjson
@@ -98,6 +99,8 @@ def dumps(state: TaskState) -> str:
     if state.app_status:
         report = state.app_status.report
         out["app_status"] = (*_facet(state.app_status, report.state), report.message, report.uri)
+        if report.guessed_from:  # not in the row, which the previous release reads too
+            out["guessed_from"] = report.guessed_from
     if state.connection:
         disconnected = isinstance(state.connection.report, AgentDisconnected)
         out["connection"] = _facet(state.connection, disconnected)
@@ -215,7 +218,7 @@ def loads(task_id: uuid.UUID, text: str | bytes) -> TaskState:
         app=build_facet("app"),
         lifecycle=_load_facet(get("lifecycle"), task_id, _load_lifecycle),
         app_health=_load_facet(get("app_health"), task_id, _load_app_health),
-        app_status=_load_facet(get("app_status"), task_id, _load_app_status),
+        app_status=_load_facet(get("app_status"), task_id, partial(_load_app_status, get("guessed_from", ""))),
         connection=_load_facet(get("connection"), task_id, _load_connection),
         agent_exit=_load_facet(get("agent_exit"), task_id, _load_agent_exit),
         last_heartbeat=_instants(get("heard")),
@@ -279,7 +282,7 @@ def _load_app_health(task_id: uuid.UUID, row: list[Any]) -> AppHealth:
     )
 
 
-def _load_app_status(task_id: uuid.UUID, row: list[Any]) -> AppStatus:
+def _load_app_status(guessed_from: str, task_id: uuid.UUID, row: list[Any]) -> AppStatus:
     number, seq, observed_at, agent_id, _, state, message, uri = row
     return AppStatus(
         task_id=task_id,
@@ -290,6 +293,7 @@ def _load_app_status(task_id: uuid.UUID, row: list[Any]) -> AppStatus:
         state=STATES[state],
         message=message,
         uri=uri,
+        guessed_from=guessed_from,
     )
 
 

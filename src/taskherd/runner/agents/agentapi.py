@@ -16,7 +16,7 @@ import orjson
 from taskherd import retry, sse
 from taskherd.domain.reports import AgentState, Health, Lifecycle, LogSource
 from taskherd.messages.fields import parse_instant
-from taskherd.runner.agents.context import DeliveryUnknown, NotDelivered, report_exit, shorten
+from taskherd.runner.agents.context import DeliveryUnknown, NotDelivered, log_last_output, report_exit, shorten
 from taskherd.runner.agents.words import last_with_words
 from taskherd.runner.log_ids import FIRST_ERROR_ID
 
@@ -106,7 +106,8 @@ class AgentApiFollower:
         """Report the last messages and the exit."""
         self._report(list(self._changed.values()))
         self._changed.clear()
-        report_exit(self._context, agent_exit, self._state, shorten(self._latest))
+        words = log_last_output(self._context, agent_exit)
+        report_exit(self._context, agent_exit, self._state, shorten(self._latest), self._latest or words)
 
     async def _report_start(self) -> None:
         """Report when the agent is ready or exceeds its start timeout, then post the prompt."""

@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol, TypeAlias
 from uuid import UUID, uuid5
 
-from taskherd.domain.reports import AgentState, Health
+from taskherd.domain.reports import AgentState, Health, LogSource
 from taskherd.errors import TaskherdError
 from taskherd.observability.metrics import Metrics
+from taskherd.runner import log_ids
+from taskherd.runner.activity import ProcessMonitor
+from taskherd.runner.agents import output
+from taskherd.runner.agents.words import last_words
 from taskherd.runner.journal import InputDelivery, Journal
 from taskherd.runner.outbox import Checkpoint, Outbox
 from taskherd.runner.reporter import Reporter
@@ -19,6 +23,8 @@ from taskherd.runner.workspaces.processes import AgentExit
 
 MAX_STATUS = 160
 """Maximum length, in characters, of a status message that is made from an agent's output."""
+TAIL_BYTES = 16 * 1024
+"""Bytes at the end of an agent's output in which its last words are looked for."""
 NOT_RUNNING = "The agent is not running."
 """The error of an input for an agent that has exited."""
 
@@ -47,6 +53,7 @@ class AgentContext:
     save: Callable[[], Awaitable[None]]
     deliver_once: Callable[[UUID, str], Awaitable[str | None]]
     """Deliver an input at most once; return an error message, or None if it was delivered or attempted before."""
+    processes: ProcessMonitor
 
     @property
     def prompt(self) -> str:
@@ -91,22 +98,34 @@ class Follower(Protocol):
         """Report the remaining output and the exit, after the agent has exited."""
 
 
-def report_exit(context: AgentContext, agent_exit: AgentExit, state: str, last_output: str) -> None:
-    """Report the final state of an agent that exited without reporting it, with its last output if there is any.
+def report_exit(context: AgentContext, agent_exit: AgentExit, state: str, last_output: str, words: str) -> None:
+    """Report how the agent ended, and the state that is true from then on, with its last output if there is any.
 
-    ``state`` is the state that the agent reported last, or "" if it reports none.
+    ``state`` is the state that the agent reported last, or "" if it reports none; ``words`` are its last words.
     """
+    reporter = context.reporter
+    reporter.agent_exit(agent_exit.why, agent_exit.code, agent_exit.signal, words)
     if agent_exit.reason == "stopped":
         return
     if agent_exit.succeeded:
-        if state not in {AgentState.COMPLETE, AgentState.FAILED}:
-            context.reporter.status(AgentState.COMPLETE, last_output or "The agent has completed its task.")
-        context.reporter.health(Health.DISABLED)
+        final = AgentState(context.run.on_exit)
+        if state not in {final, AgentState.COMPLETE, AgentState.FAILED} or state == AgentState.COMPLETE != final:
+            reporter.status(final, last_output or "The agent has completed its task.")
+        reporter.health(Health.DISABLED)
         return
     description = agent_exit.describe()
     message = f"{description} Last output: {last_output}" if last_output else description
-    context.reporter.status(AgentState.FAILED, message)
-    context.reporter.health(Health.UNHEALTHY)
+    reporter.status(AgentState.FAILED, message)
+    reporter.health(Health.UNHEALTHY)
+
+
+def log_last_output(context: AgentContext, agent_exit: AgentExit) -> str:
+    """Return the last words of an agent whose output is not its log; if it failed, append them to the log."""
+    words = last_words(output.tail(context.folder.output, TAIL_BYTES))
+    if words and agent_exit.reason != "stopped" and not agent_exit.succeeded:
+        text = f"taskherd: the agent's last output:\n{words}"
+        context.reporter.log([context.reporter.entry(log_ids.LAST_OUTPUT_ID, LogSource.OUTPUT, text)])
+    return words
 
 
 def shorten(text: str) -> str:

@@ -107,6 +107,15 @@ def size(folder: Path) -> int:
         return int(names[-1])
 
 
+def tail(folder: Path, limit: int) -> str:
+    """Return the end of the output, at most ``limit`` bytes, as text."""
+    end = size(folder)
+    text = b""
+    while (chunk := read(folder, max(0, end - limit) + len(text), limit)).data and len(text) < limit:
+        text += chunk.data
+    return text.decode(errors="replace")
+
+
 def _names(folder: Path) -> list[str]:
     try:
         return [name for name in os.listdir(folder) if name.isdigit()]  # noqa: PTH208 - five times a second for each agent

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, ClassVar
 
-from taskherd.domain.reports import Health
+from taskherd.domain.reports import Health, LogSource
 from taskherd.runner.agents import stdin
-from taskherd.runner.agents.context import report_exit
+from taskherd.runner.agents.context import log_last_output, report_exit, shorten
+from taskherd.runner.log_ids import FIRST_INPUT_ID
 
 if TYPE_CHECKING:
     from taskherd.runner.agents.context import AgentContext, RecordAttempt
@@ -22,9 +23,14 @@ class SelfReportingFollower:
 
     def __init__(self, context: AgentContext) -> None:
         self._context = context
+        self._is_new = not context.checkpoint
+        self._inputs: int = context.checkpoint.get("inputs", 0)
 
     async def follow(self) -> None:
-        """Report that the agent is ready, then wait until cancelled."""
+        """Log the prompt and report that the agent is ready, then wait until cancelled."""
+        if self._is_new and self._context.prompt:
+            self._is_new = False
+            self._log_input(self._context.prompt)
         if not self._context.journal.ready_reported:
             self._context.reporter.ready()
             self._context.journal.ready_reported = True
@@ -34,10 +40,16 @@ class SelfReportingFollower:
     async def deliver(self, text: str, record_attempt: RecordAttempt) -> None:
         """Write an input to the agent's stdin. Raise ``NotDelivered`` or ``DeliveryUnknown``."""
         await stdin.deliver(self._context, text, record_attempt)
+        self._log_input(text)
 
     def conclude(self, agent_exit: AgentExit) -> None:
-        """Report a failure, which the agent can no longer report itself; after success only the health changes."""
-        if agent_exit.succeeded:
-            self._context.reporter.health(Health.DISABLED)
-        else:
-            report_exit(self._context, agent_exit, "", "")
+        """Report how the agent ended and its final state, which it can no longer report itself."""
+        words = log_last_output(self._context, agent_exit)
+        report_exit(self._context, agent_exit, "", shorten(words.rpartition("\n")[2]), words)
+
+    def _log_input(self, text: str) -> None:
+        """Append the prompt or an input to the log; the agent's own entries have other ids."""
+        entry = self._context.reporter.entry(FIRST_INPUT_ID + self._inputs, LogSource.INPUT, text)
+        self._inputs += 1
+        checkpoint = {"build": self._context.reporter.build_number, "inputs": self._inputs}
+        self._context.reporter.log([entry], checkpoint=checkpoint)

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from taskherd.domain.reports import AgentState, Health, LogSource
 from taskherd.messages.limits import MAX_CONTENT_BYTES
+from taskherd.runner.activity import LOOK_INTERVAL, ActivityWatch
 from taskherd.runner.agents import output, stdin
-from taskherd.runner.agents.context import report_exit, shorten
-from taskherd.runner.agents.words import last_with_words
+from taskherd.runner.agents.context import TAIL_BYTES, report_exit, shorten
+from taskherd.runner.agents.words import last_with_words, last_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,6 +39,8 @@ ENTRIES_PER_REPORT = 4
 """Maximum number of entries in one report, so that it fits a message."""
 STATUS_EVERY = 2.0
 """Minimum number of seconds between two statuses that differ only in the latest line."""
+IDLE_LOOK_INTERVAL = 5.0
+"""Seconds between two looks at the processes of an agent that counts as idle."""
 _POLL_INTERVAL = 0.2
 """Seconds between two reads of output while there is none."""
 _END = r"(?=\s{1,8}(?:state|message|uri)=|$)"
@@ -90,6 +93,8 @@ class StdioFollower:
         """True once the agent has reported its state; other lines and silence then no longer change the state."""
         self._last_line: str = checkpoint.get("last", "")
         self._status_at = 0.0
+        self._activity = ActivityWatch(context.processes, context.folder)
+        self._look_at = 0.0
         self._allowed = float(BURST)
 
     async def follow(self) -> None:
@@ -109,10 +114,10 @@ class StdioFollower:
             refilled_at = now
             if self._allowed > 0 and self._read_chunk(now):
                 last_output_at = now
+                self._activity.reset()
                 await asyncio.sleep(0)
                 continue
-            if now - last_output_at >= self._context.run.idle_after:
-                self._handle_silence()
+            await self._handle_silence(now - last_output_at)
             await asyncio.sleep(_POLL_INTERVAL)
 
     async def deliver(self, text: str, record_attempt: RecordAttempt) -> None:
@@ -133,7 +138,9 @@ class StdioFollower:
             self._report_lines([self._lines.flush()], [])
         if agent_exit.dropped:
             self._context.metrics.runner_output_lost.inc(agent_exit.dropped)
-        report_exit(self._context, agent_exit, self._state if self._self_reported else "", shorten(self._last_line))
+        words = last_words(output.tail(self._context.folder.output, TAIL_BYTES))
+        state = self._state if self._self_reported else ""
+        report_exit(self._context, agent_exit, state, shorten(self._last_line), words)
 
     def _report_start(self) -> None:
         """Log the prompt and report ``working``."""
@@ -174,18 +181,40 @@ class StdioFollower:
         if self._state == AgentState.WORKING and now - self._status_at < STATUS_EVERY:
             return []
         self._state, self._status_at = AgentState.WORKING, now
-        return [self._context.reporter.status_report(AgentState.WORKING, shorten(self._last_line))]
+        return [self._guess(AgentState.WORKING, "its output")]
 
-    def _handle_silence(self) -> None:
-        """Report ``idle``, and an incomplete line as an entry."""
-        lines = [self._lines.flush()] if self._lines.pending else []  # perhaps a prompt that waits for an answer
-        self._last_line = last_with_words(lines, self._last_line)
-        reports = []
-        if not self._self_reported and self._state == AgentState.WORKING:
-            self._state = AgentState.IDLE
-            reports = [self._context.reporter.status_report(AgentState.IDLE, shorten(self._last_line))]
-        if lines or reports:
-            self._report_lines(lines, reports)
+    async def _handle_silence(self, silence: float) -> None:
+        """Look at the agent's processes, and report ``idle`` if none is working, and an incomplete line as an entry.
+
+        The first look comes before ``idle_after`` is over, because CPU use is measured from look to look.
+        """
+        idle_after = self._context.run.idle_after
+        now = asyncio.get_running_loop().time()
+        if silence >= idle_after and self._lines.pending:
+            line = self._lines.flush()  # perhaps a prompt that waits for an answer
+            self._last_line = last_with_words([line], self._last_line)
+            self._report_lines([line], [])
+        if self._self_reported or not self._can_wait or silence < idle_after - LOOK_INTERVAL or now < self._look_at:
+            return
+        is_working = await self._activity.is_working()
+        self._look_at = now + (IDLE_LOOK_INTERVAL if self._state == AgentState.IDLE else LOOK_INTERVAL / 2)
+        if is_working is None or silence < idle_after:
+            return
+        state = AgentState.WORKING if is_working else AgentState.IDLE
+        if state != self._state:
+            reason = "a process that runs or uses CPU"
+            if not is_working:
+                reason = f"{idle_after:g} s without output, while no process of it ran or used CPU"
+            self._state = state
+            self._report_lines([], [self._guess(state, reason)])
+
+    @property
+    def _can_wait(self) -> bool:
+        """True if the agent can wait for a person: one that takes no inputs works until it ends."""
+        return self._context.run.stdin_kind == "pipe"
+
+    def _guess(self, state: AgentState, guessed_from: str) -> Report:
+        return self._context.reporter.status_report(state, shorten(self._last_line), guessed_from=guessed_from)
 
     def _report_gap(self, count: int) -> None:
         self._context.metrics.runner_output_lost.inc(count)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from taskherd.domain.reports import ExitReason
 from taskherd.errors import Unavailable
 from taskherd.runner import shim
 
@@ -33,8 +34,10 @@ START_TIMEOUT = 30.0
 """Seconds to wait until a shim has started its agent."""
 LOST = (
     "The agent ended and its exit status is lost: its machine or container stopped, or its shim was killed. "
-    "To start it again, pause and resume the task."
+    "Resume the task to start it again."
 )
+KILLED_STATUS = 128 + signal.SIGKILL
+"""Exit status of a shell whose command was killed with SIGKILL."""
 _POLL_INTERVAL = 0.01
 """Seconds between two checks whether a shim has started its agent."""
 _KILL_ROUNDS = 20
@@ -46,6 +49,7 @@ class AgentExit:
 
     ``reason`` is exited, stopped, timeout, not started, or lost (no shim was there to record it). ``leftover`` is the
     number of processes that could not be killed, ``dropped`` the number of output bytes that could not be written.
+    ``out_of_memory`` says whether the kernel killed a process of the agent's cgroup because memory ran out.
     """
 
     reason: str
@@ -54,11 +58,25 @@ class AgentExit:
     detail: str | None = None
     leftover: int = 0
     dropped: int = 0
+    out_of_memory: bool = False
 
     @property
     def succeeded(self) -> bool:
         """True if the agent exited on its own, with exit status 0."""
         return self.reason == "exited" and self.code == 0
+
+    @property
+    def why(self) -> ExitReason:
+        """How the agent ended, as it is reported."""
+        match self.reason:
+            case "not started":
+                return ExitReason.NOT_STARTED
+            case "exited" if self.out_of_memory and (self.signal == signal.SIGKILL or self.code == KILLED_STATUS):
+                return ExitReason.OUT_OF_MEMORY
+            case "exited":
+                return ExitReason.EXITED if self.signal is None else ExitReason.SIGNALLED
+            case reason:
+                return ExitReason(reason)
 
     def describe(self) -> str:
         """Describe the exit in a sentence, for users."""
@@ -69,6 +87,8 @@ class AgentExit:
                 return "The agent was stopped because it exceeded its time limit (`limits.timeout` in the template)."
             case "lost":
                 return LOST
+            case _ if self.why is ExitReason.OUT_OF_MEMORY:
+                return "The agent ran out of memory (`limits.memory` in the template) and was killed."
             case _ if self.signal is not None:
                 return f"The agent was killed by signal {self.signal} ({_signal_name(self.signal)})."
             case _:
@@ -247,6 +267,7 @@ def read_exit(folder: RunFolder) -> AgentExit:
         record.get("detail"),
         record.get("leftover", 0),
         record.get("dropped", 0),
+        record.get("out_of_memory", False),
     )
 
 

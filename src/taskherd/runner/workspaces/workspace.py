@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, assert_never
 
 import structlog
 
-from taskherd.domain.reports import AgentState, Health, Lifecycle, LogSource
+from taskherd.domain.reports import AgentState, ExitReason, Health, Lifecycle, LogSource
 from taskherd.errors import Malformed, Unavailable
 from taskherd.runner import log_ids, template
 from taskherd.runner.agents.context import NOT_RUNNING, AgentContext, DeliveryUnknown, NotDelivered
@@ -108,7 +108,7 @@ class TaskWorkspace:
         if shim is not None:
             self._context.metrics.runner_adopted.labels("running").inc()
             self._open_session(shim, start)
-        elif agent_ran and self._journal.transition == "start":
+        elif agent_ran:
             agent_exit = await asyncio.to_thread(processes.read_exit, folder)
             self._context.metrics.runner_adopted.labels("lost" if agent_exit.reason == "lost" else "ended").inc()
             make_follower = self._follower_factory(template.parse(start.run), self._start_reporter(start.build_number))
@@ -155,7 +155,10 @@ class TaskWorkspace:
             if self._session is None and not self._journal.exit_reported:
                 await self._launch(run, request, reporter)
         except (Malformed, OSError, ValueError, Unavailable) as error:
-            return error.detail if isinstance(error, Malformed) else f"The agent could not be started: {error}"
+            if isinstance(error, Malformed):
+                return error.detail
+            reporter.agent_exit(ExitReason.NOT_STARTED, None, None, str(error))
+            return f"The agent could not be started: {error}"
         reporter.lifecycle(Lifecycle.STARTING)
         self.health = follower_class(run.agent).initial_health
         return None
@@ -241,6 +244,7 @@ class TaskWorkspace:
             metrics=self._context.metrics,
             save=self._save,
             deliver_once=self._deliver_once,
+            processes=self._context.processes,
         )
         return partial(follower_class(run.agent), context)
 

@@ -1,0 +1,117 @@
+"""How an agent ended, as its runner reports it."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import pytest
+
+from tests.harness.runner import RunnerHarness, eventually
+
+pytestmark = pytest.mark.timeout(180)
+
+
+async def shell(harness: RunnerHarness, script: str, **run: Any) -> uuid.UUID:
+    """Create a task whose agent is a shell script."""
+    await harness.template({"command": ["sh", "-c", script], "grace": 1, **run})
+    return await harness.worker.create(input="Do it")
+
+
+async def until_ended(harness: RunnerHarness, task_id: uuid.UUID) -> dict[str, Any]:
+    """Wait until the task says how its agent ended, and return that without the time."""
+    await harness.until(lambda: harness.worker.document(task_id).get("agent_exit"))
+    ended = dict(harness.worker.document(task_id)["agent_exit"])
+    del ended["at"]
+    return ended
+
+
+@pytest.mark.parametrize("kind", ["stdio", "self"])
+@pytest.mark.parametrize(
+    ("script", "run", "ended", "state"),
+    [
+        ("echo All done", {}, {"why": "exited", "status": 0, "signal": None, "words": "All done"}, "complete"),
+        ("exit 0", {"on_exit": "idle"}, {"why": "exited", "status": 0, "signal": None, "words": ""}, "idle"),
+        ("echo Oh no; exit 3", {}, {"why": "exited", "status": 3, "signal": None, "words": "Oh no"}, "failed"),
+        ("kill -11 $$", {}, {"why": "signalled", "status": None, "signal": 11, "words": ""}, "failed"),
+        (
+            "echo Waiting; exec sleep 1000",
+            {"limits": {"timeout": "500ms"}},
+            {"why": "timeout", "status": None, "signal": 15, "words": "Waiting"},
+            "failed",
+        ),
+    ],
+)
+async def test_the_end_of_an_agent_is_reported(
+    harness: RunnerHarness,
+    *,
+    kind: str,
+    script: str,
+    run: dict[str, Any],
+    ended: dict[str, Any],
+    state: str,
+) -> None:
+    """For every kind of agent the task says how it ended, and shows the state that is true from then on."""
+    await harness.start()
+    task_id = await shell(harness, script, agent=kind, **run)
+    assert await until_ended(harness, task_id) == ended
+    await harness.until_state(task_id, state)
+    assert await harness.inputs(task_id) == ["Do it"]
+    if state == "failed" and ended["words"]:
+        await harness.until_output(task_id, ended["words"])
+    assert harness.worker.reasons() == []
+
+
+async def test_a_paused_agent_was_stopped(harness: RunnerHarness) -> None:
+    """A stop that a user asked for is not a failure."""
+    await harness.start()
+    task_id = await shell(harness, "echo up; exec sleep 1000")
+    await harness.until_output(task_id, "up")
+    await harness.until_status(task_id, "active")
+    assert (await harness.worker.command("task.pause", task_id))["ok"]
+    await harness.until_status(task_id, "paused")
+    row = await harness.worker.database.fetchval("SELECT state FROM tasks WHERE id = $1", task_id)
+    assert '"stopped"' in row
+
+
+async def test_an_agent_without_an_exit_record_is_lost(harness: RunnerHarness) -> None:
+    """If runner, shim and agent were killed, the next runner reports the loss, and a resume alone starts it again."""
+    first = await harness.start()
+    task_id = await shell(harness, "echo up; exec sleep 1000")
+    await harness.until_output(task_id, "up")
+    await first.kill()
+    for pid in harness.marked(task_id):
+        harness.kill(pid)
+    await eventually(lambda: harness.marked(task_id) == set())
+    await harness.start()
+    assert await until_ended(harness, task_id) == {"why": "lost", "status": None, "signal": None, "words": "up"}
+    await harness.until_state(task_id, "failed", "Resume the task to start it again.")
+    assert (await harness.worker.command("task.resume", task_id))["ok"]
+    await harness.until_status(task_id, "active")
+    await harness.until(lambda: harness.worker.document(task_id)["agent_exit"] is None)
+
+
+async def test_an_agent_killed_for_want_of_memory_is_told_from_one_that_was_killed(harness: RunnerHarness) -> None:
+    """With a cgroup, the kernel's count of OOM kills tells the two apart.
+
+    A folder takes the place of the cgroup: the development machines have no cgroup v2 with controllers.
+    """
+    cgroup = harness.folder / "cgroup"
+    cgroup.mkdir()
+    (cgroup / "cgroup.controllers").write_text("cpu memory")
+    await harness.start(runner_cgroup=str(cgroup))
+    events = f"{cgroup}/$TASKHERD_TASK_ID-1/memory.events"
+    task_id = uuid.UUID(int=0)
+    for count, why in ((1, "out_of_memory"), (0, "signalled")):
+        task_id = await shell(harness, f'echo "oom_kill {count}" > {events}; kill -9 $$', limits={"memory": "1Gi"})
+        assert await until_ended(harness, task_id) == {"why": why, "status": None, "signal": 9, "words": ""}
+    await harness.until_state(task_id, "failed", "signal 9 (SIGKILL)")
+
+
+async def test_a_program_that_cannot_be_started_was_not_started(harness: RunnerHarness) -> None:
+    """The build fails, and the task's agent counts as not started."""
+    await harness.start()
+    await harness.template({"command": ["/no/such/program"]})
+    task_id = await harness.worker.create()
+    await harness.until_status(task_id, "error")
+    await harness.worker.until_row("SELECT state LIKE '%not_started%' FROM tasks WHERE id = $1", task_id, is_=True)
