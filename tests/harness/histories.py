@@ -74,7 +74,10 @@ def report(rng: Random, task_id: UUID = TASK, build_number: int | None = None) -
             return AppHealth(**common, health=rng.choice((*Health, Health.HEALTHY)))
         case _:
             message, uri = rng.choice(("", "a", "é", "Z")), rng.choice(("", "https://example.com/1"))
-            return AppStatus(**common, state=rng.choice(tuple(AgentState)), message=message, uri=uri)
+            guessed_from = rng.choice(("", "its output"))
+            return AppStatus(
+                **common, state=rng.choice(tuple(AgentState)), message=message, uri=uri, guessed_from=guessed_from
+            )
 
 
 def _exit(rng: Random, common: dict[str, Any]) -> AgentExit:

@@ -35,6 +35,7 @@ NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 TASK, AGENT, APP, WORKSPACE, INPUT = (UUID(int=number) for number in range(1, 6))
 
 KEYS = {
+    "guessed_from",
     "builds", "build", "workspace", "runner", "agent", "app", "lifecycle", "app_health", "app_status", "connection",
     "heard", "appeared", "asked", "unanswered", "silence", "given_up", "inbox", "deletion",
     "agent_exit", "restarts", "last_log", "stall", "loss_restarts",
@@ -73,7 +74,15 @@ def full_state() -> TaskState:
         lifecycle=Stamped(AgentLifecycle(seq=1, lifecycle=Lifecycle.READY, **common), at(4)),
         app_health=Stamped(AppHealth(seq=2, health=Health.UNHEALTHY, **common), at(5)),
         app_status=Stamped(
-            AppStatus(seq=3, state=AgentState.WORKING, message="Compiling", uri="https://example.com", **common), at(6)
+            AppStatus(
+                seq=3,
+                state=AgentState.WORKING,
+                message="Compiling",
+                uri="https://example.com",
+                guessed_from="x",
+                **common,
+            ),
+            at(6),
         ),
         connection=Stamped(AgentHeartbeat(seq=4, **common), at(7)),
         agent_exit=Stamped(

@@ -114,4 +114,6 @@ async def test_a_program_that_cannot_be_started_was_not_started(harness: RunnerH
     await harness.template({"command": ["/no/such/program"]})
     task_id = await harness.worker.create()
     await harness.until_status(task_id, "error")
-    await harness.worker.until_row("SELECT state LIKE '%not_started%' FROM tasks WHERE id = $1", task_id, is_=True)
+    await harness.worker.until_row(
+        "SELECT state::text LIKE '%not_started%' FROM tasks WHERE id = $1", task_id, is_=True
+    )

@@ -218,6 +218,15 @@ def test_the_end_of_an_agent_is_explained(ended: AgentExit, words: str) -> None:
     assert explanation.status.rule == f"agent_exit.{ended.why}"
 
 
+def test_a_guessed_state_is_explained_as_a_guess() -> None:
+    """A state that the runner concluded is not called the agent's own word, and it says what it was concluded from."""
+    guess = AppStatus(task_id=TASK, build_number=1, seq=1, state=AgentState.IDLE, guessed_from="10 s without output")
+    explained = checked_explanation(folded(UP, lifecycle(Lifecycle.READY), HEARTBEAT, guess)).current_state.explanation
+    assert "did not say this itself" in explained
+    assert "from 10 s without output" in explained
+    assert "Reported by the agent" not in explained
+
+
 def test_a_lost_agent_is_explained() -> None:
     """Nothing claims that a lost agent runs, and a resume is offered."""
     said = AppStatus(task_id=TASK, build_number=1, seq=1, state=AgentState.WORKING)
