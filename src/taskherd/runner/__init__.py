@@ -11,6 +11,7 @@ The parts, in the order in which a request passes through them:
    removes and recovers it.
 4. ``shim``: the agent's parent process. It writes the output to segment files and the exit status to a record,
    enforces the time limit, and ends all descendants on SIGTERM. It shares only files and signals with the runner.
+   ``activity`` tells from /proc whether a silent agent is working.
 5. ``agents/``: a session for each running agent waits for its exit. A follower reads what the agent does (from its
    output or its AgentAPI) and delivers inputs; there is one follower for each value of ``agent`` in a template.
 6. ``reporter``: turns what supervisor and follower observe into reports with rising sequence numbers.
@@ -29,7 +30,7 @@ What survives what:
 - The shim is killed: the kernel kills its agent too (PR_SET_PDEATHSIG). The runner kills all other processes that carry
   the run's marker variable, and reports that the exit status is lost.
 - The machine or container stops: folders survive if their disk does. Agents are reported as lost, and resuming a task
-  starts its agent again in the same folder.
+  starts its agent again in the same folder, with its prompt unless it had finished with it.
 - The broker is unreachable: agents continue and reports wait in the outboxes. At 1 MiB of reports of one task, or at
   ``TASKHERD_RUNNER_BUFFER_MOST`` of all tasks, followers stop reading; the shims keep the latest 16 MiB of each agent's
   output. Heartbeats are not stored.

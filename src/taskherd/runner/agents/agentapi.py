@@ -214,7 +214,7 @@ class AgentApiFollower:
                 self._stable_since = 0.0
                 if self._state != AgentState.WORKING:
                     self._state = AgentState.WORKING
-                    self._report([], self._context.reporter.status_report(AgentState.WORKING, "The agent is working."))
+                    self._report([], self._guess(AgentState.WORKING, "The agent is working."))
             case "stable":
                 if not self._stable.is_set():
                     self._stable_since = asyncio.get_running_loop().time()
@@ -232,7 +232,7 @@ class AgentApiFollower:
             now = asyncio.get_running_loop().time()
             if self._stable.is_set() and now - since >= self._context.run.idle_after and self._state != AgentState.IDLE:
                 self._state = AgentState.IDLE
-                self._report([], self._context.reporter.status_report(AgentState.IDLE, shorten(self._latest)))
+                self._report([], self._guess(AgentState.IDLE, shorten(self._latest)))
 
     def _flush(self) -> None:
         """Report changed messages; after a reconnect AgentAPI sends all messages again, most of them unchanged."""
@@ -254,6 +254,9 @@ class AgentApiFollower:
             entries = entries[ENTRIES_PER_REPORT:]
         if entries or reports:
             self._context.reporter.log(entries, *reports, checkpoint=self._checkpoint())
+
+    def _guess(self, state: AgentState, message: str) -> Report:
+        return self._context.reporter.status_report(state, message, guessed_from="its screen, which AgentAPI watches")
 
     def _checkpoint(self) -> Checkpoint:
         return {"build": self._context.reporter.build_number, "state": str(self._state), "errors": self._errors}
