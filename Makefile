@@ -1,9 +1,11 @@
 # `make` lists the targets. They run in .venv, which is created from requirements.lock when a target first needs it.
 .DEFAULT_GOAL := help
-.PHONY: help check test pure demo dev bench bench-quick chaos fuzz clients lint format docs lock lock-image audit image clean
+.PHONY: help check test pure agents demo dev bench bench-quick chaos fuzz clients lint format docs lock lock-image audit image clean
 BIN := .venv/bin
 READY := .venv/ready
 FIGURES := .taskherd/chaos.jsonl
+AGENTAPI ?= agentapi
+CLAUDE_CODE ?= latest
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,7 +28,11 @@ pure: $(READY)
 	$(BIN)/pytest -q tests/pure
 
 test: $(READY) ## run all tests except the long chaos campaigns, on real RabbitMQ and PostgreSQL; less than ten minutes
-	$(BIN)/pytest -q -m "not chaos" -n 3 --dist loadfile --no-loadscope-reorder tests
+	$(BIN)/pytest -q -m "not chaos and not agents" -n 3 --dist loadfile --no-loadscope-reorder tests
+
+agents: $(READY) ## run Claude Code behind AgentAPI (AGENTAPI=program) under a runner, against a scripted model (needs npm)
+	npm install --silent --no-fund --no-audit --prefix .agents @anthropic-ai/claude-code@$(CLAUDE_CODE)
+	AGENTAPI=$(AGENTAPI) CLAUDE=$(CURDIR)/.agents/node_modules/.bin $(BIN)/pytest -q -m agents --timeout 300 tests/real_agents
 
 demo: $(READY) ## run the whole system on this machine for a minute
 	@$(BIN)/python -m examples.demo
@@ -80,4 +86,4 @@ lock-image: # the image's runtime and build dependencies: subsets of requirement
 	echo hatchling | $(PIN) - -c requirements.lock -o deploy/image/build.lock
 
 clean: ## remove the virtual environment, caches and the private services' data
-	rm -rf .venv .taskherd .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .taskherd .agents .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,8 +92,8 @@ class RunnerHarness:
         """Return the ``work`` folder of a task."""
         return self.root / str(task_id) / "work"
 
-    async def start(self, name: str = "r1", **settings: str) -> RunnerSubprocess:
-        """Start a runner and wait until it is ready."""
+    async def start(self, name: str = "r1", *, prefix: Sequence[str] = (), **settings: str) -> RunnerSubprocess:
+        """Start a runner and wait until it is ready; ``prefix`` is a command that runs another, such as setpriv."""
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("TASKHERD_")}
         defaults = {
             "amqp_url": self.worker.urls[1],
@@ -109,7 +109,7 @@ class RunnerHarness:
         log = self.folder / f"runner-{len(self.runners)}.log"
         with log.open("wb") as output:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "taskherd", "runner", env=environment, stdout=output, stderr=output
+                *prefix, sys.executable, "-m", "taskherd", "runner", env=environment, stdout=output, stderr=output
             )
         runner = RunnerSubprocess(process, log)
         self.names.add(name)

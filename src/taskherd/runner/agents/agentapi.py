@@ -7,8 +7,10 @@ only after the stream has broken.
 from __future__ import annotations
 
 import asyncio
+import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
+from zlib import crc32
 
 import httpx
 import orjson
@@ -48,6 +50,10 @@ after this error and those about what a message "must" be is it certain that not
 MAX_MESSAGES = 2_000
 """Maximum number of changed messages that are collected, and of reported ones whose hash is kept."""
 ENTRIES_PER_REPORT = 4
+MAX_ERRORS = 100
+"""Maximum number of errors that are remembered as reported; AgentAPI keeps as many."""
+_PROGRESS = re.compile(r"[·✢✳✶✻✽*] \S+(…| for \d)")
+"""Claude Code's progress line, as ``✽ Pondering… (3s)`` and afterwards ``✻ Cooked for 6s``."""
 
 
 class AgentApiFollower:
@@ -65,7 +71,10 @@ class AgentApiFollower:
         self._errors: int = checkpoint.get("errors", 0)
         self._stable = asyncio.Event()
         self._stable_since = 0.0
+        self._errors_seen: dict[int, None] = dict.fromkeys(checkpoint.get("errors_seen", ()))
         self._failures = 0
+        self._unreachable = False
+        """Whether the app was reported as unhealthy because AgentAPI does not answer."""
         self._reached = asyncio.Event()
         self._changed: dict[int, LogEntry] = {}
         self._reported: dict[int, int] = {}
@@ -135,8 +144,7 @@ class AgentApiFollower:
                 await self._stream()
             self._failures += 1
             await self._poll_status()
-            if self._failures == UNREACHABLE_AFTER and self._context.journal.ready_reported and not self._posts:
-                self._context.reporter.health(Health.UNHEALTHY)
+            self._report_unreachable()
             await asyncio.sleep(retry.delay(self._failures))
 
     async def _stream(self) -> None:
@@ -161,10 +169,18 @@ class AgentApiFollower:
 
     def _mark_reachable(self) -> None:
         """Reset the count of failures, and report the app as healthy if it was unhealthy."""
-        if self._failures >= UNREACHABLE_AFTER and self._context.journal.ready_reported:
+        if self._unreachable:
             self._context.reporter.health(Health.HEALTHY)
+        self._unreachable = False
         self._failures = 0
         self._reached.set()
+
+    def _report_unreachable(self) -> None:
+        """Report the app as unhealthy, once, unless a post explains why AgentAPI does not answer."""
+        is_ready = self._context.journal.ready_reported and not self._posts
+        if self._failures >= UNREACHABLE_AFTER and is_ready and not self._unreachable:
+            self._unreachable = True
+            self._context.reporter.health(Health.UNHEALTHY)
 
     async def _handle_event(self, event: sse.Event) -> None:
         try:
@@ -175,7 +191,7 @@ class AgentApiFollower:
                 case "status_change":
                     self._set_status(str(fields["status"]))
                 case "agent_error":
-                    self._report_error(f"AgentAPI {fields.get('level', 'error')}: {fields['message']}")
+                    self._handle_error(str(fields["message"]), str(fields.get("level", "error")), fields.get("time"))
                 case _:
                     return  # a newer AgentAPI may send other types
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError):
@@ -191,12 +207,23 @@ class AgentApiFollower:
         if not 0 <= message_id < FIRST_ERROR_ID:
             raise ValueError(message_id)
         at = _parse_time(fields.get("time"))
-        self._changed[message_id] = self._context.reporter.entry(message_id, source, text.rstrip(), at)
+        lines = [line.rstrip() for line in text.split("\n")]  # AgentAPI pads the lines of a screen to its width
+        self._changed[message_id] = self._context.reporter.entry(message_id, source, "\n".join(lines).rstrip(), at)
         if source is LogSource.OUTPUT:
-            self._latest = last_with_words(text.splitlines(), self._latest)
+            self._latest = last_with_words(_spoken_lines(lines), self._latest)
         elif self._posted and message_id > self._posted[1] and _is_echo(self._posted[0], text):
             self._posted[2].set()
         self._highest_id = max(self._highest_id, message_id)
+
+    def _handle_error(self, message: str, level: str, time: object) -> None:
+        """Report an error of AgentAPI once: each new stream starts with the errors of all earlier ones."""
+        digest = crc32(f"{time} {message}".encode())
+        if digest in self._errors_seen:
+            return
+        self._errors_seen[digest] = None
+        while len(self._errors_seen) > MAX_ERRORS:
+            del self._errors_seen[next(iter(self._errors_seen))]
+        self._report_error(f"AgentAPI {level}: {message}")
 
     def _report_error(self, message: str) -> None:
         """Report an error as a log entry and in the message of the current state."""
@@ -259,7 +286,12 @@ class AgentApiFollower:
         return self._context.reporter.status_report(state, message, guessed_from="its screen, which AgentAPI watches")
 
     def _checkpoint(self) -> Checkpoint:
-        return {"build": self._context.reporter.build_number, "state": str(self._state), "errors": self._errors}
+        return {
+            "build": self._context.reporter.build_number,
+            "state": str(self._state),
+            "errors": self._errors,
+            "errors_seen": list(self._errors_seen),
+        }
 
     async def _wait_stable(self, deadline: float) -> None:
         """Wait until the agent is stable. Raise ``NotDelivered`` after ``deadline``."""
@@ -338,6 +370,12 @@ def _retrieve(post: asyncio.Task[httpx.Response]) -> None:
 def _is_echo(posted: str, message: str) -> bool:
     """Return whether a message is the posted one; terminals trim it and break its lines."""
     return "".join(posted.split()) == "".join(message.split())
+
+
+def _spoken_lines(lines: list[str]) -> list[str]:
+    """Return the lines of a screen without bullets and without those about the agent's progress."""
+    stripped = [line.strip() for line in lines]
+    return [line.removeprefix("● ") for line in stripped if not _PROGRESS.match(line)]
 
 
 def _parse_time(value: object) -> datetime | None:

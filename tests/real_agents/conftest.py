@@ -1,0 +1,107 @@
+"""Claude Code, AgentAPI, the scripted model, and a runner whose user may run them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from asyncio import create_subprocess_exec
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from tests.harness.runner import RunnerHarness, eventually_async, runner_harness
+from tests.harness.worker import worker_harness
+
+TEMPLATES = Path(__file__).parents[2] / "deploy" / "templates"
+MODEL = Path(__file__).parent / "model.py"
+NOBODY = 65_534
+API_KEY = "sk-ant-api03-of-the-scripted-model-0123456789"
+
+
+def shipped_run(name: str) -> dict[str, Any]:
+    """Return the ``run`` of a template in ``deploy/templates``."""
+    directory = yaml.safe_load((TEMPLATES / name).read_text())
+    run: dict[str, Any] = directory["templates"][0]["versions"][0]["run"]
+    return run
+
+
+@dataclass(frozen=True, slots=True)
+class ModelServer:
+    """The running model server."""
+
+    url: str
+
+    async def request_counts(self) -> dict[str, int]:
+        """Return how often each route was called; empty until the server listens."""
+        async with httpx.AsyncClient() as client:
+            with suppress(httpx.ConnectError):
+                counts: dict[str, int] = (await client.get(f"{self.url}/requests")).json()
+                return counts
+        return {}
+
+
+@pytest.fixture
+def agent_path() -> str:
+    """Return a PATH with ``claude`` and ``agentapi``, named by the variables that ``make agents`` sets."""
+    agentapi = shutil.which(os.environ.get("AGENTAPI") or "agentapi")
+    claude = shutil.which("claude", path=os.environ.get("CLAUDE") or os.environ["PATH"])
+    assert agentapi, "AgentAPI is not installed. Install it as its project describes, or name it: make agents AGENTAPI=…"
+    assert claude, "Claude Code is not installed: run `make agents`."
+    folders = (str(Path(program).absolute().parent) for program in (agentapi, claude))
+    return os.pathsep.join([*folders, os.environ["PATH"]])
+
+
+@pytest.fixture
+async def model(unused_tcp_port: int) -> AsyncIterator[ModelServer]:
+    """Run the scripted model server."""
+    process = await create_subprocess_exec(sys.executable, str(MODEL), str(unused_tcp_port))
+    try:
+        server = ModelServer(f"http://127.0.0.1:{unused_tcp_port}")
+        await eventually_async(server.request_counts, bool)
+        yield server
+    finally:
+        process.kill()
+        await process.wait()
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Yield a folder that belongs to the agents' user; pytest's own ones are closed to others."""
+    with tempfile.TemporaryDirectory(prefix="real-agents-") as name:
+        path = Path(name)
+        if os.geteuid() == 0:
+            os.chown(path, NOBODY, NOBODY)
+        path.chmod(0o755)
+        yield path
+
+
+@pytest.fixture
+async def harness(database_url: str, amqp_url: str, amqp_prefix: str, folder: Path) -> AsyncIterator[RunnerHarness]:
+    """Yield a worker with its own database and queues, and no runner yet."""
+    async with (
+        worker_harness(database_url, amqp_url, amqp_prefix, log_level="warning") as worker,
+        runner_harness(worker, folder) as harness,
+    ):
+        yield harness
+
+
+@pytest.fixture
+async def runner(
+    harness: RunnerHarness, model: ModelServer, agent_path: str, monkeypatch: pytest.MonkeyPatch
+) -> RunnerHarness:
+    """Return a harness with a runner that is not root, with the environment that the templates inherit."""
+    monkeypatch.setenv("PATH", agent_path)
+    monkeypatch.setenv("ANTHROPIC_API_KEY", API_KEY)
+    monkeypatch.setenv("ANTHROPIC_BASE_URL", model.url)
+    user = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups") if os.geteuid() == 0 else ()
+    (harness.folder / "runner-0.log").touch()
+    await harness.start(prefix=user)
+    return harness

@@ -1,0 +1,162 @@
+"""A scripted model server for Claude Code: Anthropic's Messages API on loopback, ``python model.py PORT``.
+
+It plays one script, chosen by the last thing that the user wrote. ``run: COMMAND`` answers with a sentence and a call of
+the tool Bash; the tool's result is answered with ``The command printed: …``. Anything else is answered with ``You
+said: …``. The server keeps no state: what Claude Code sends contains the whole conversation. Requests without tools
+(titles, summaries, quota checks) get a short answer that no test looks for.
+
+``GET /requests`` returns how often each route was called, by ``METHOD PATH``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, TypeAlias
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+Block: TypeAlias = dict[str, Any]
+Message: TypeAlias = dict[str, Any]
+
+BEFORE_TOOL = "I run the command."
+_REMINDER = re.compile(r"<system-reminder>.*?</system-reminder>", re.DOTALL)
+_RUN = re.compile(r"run: (?P<command>.+)", re.DOTALL)
+_PIECE = 12
+"""Characters of one streamed piece of text."""
+
+counts: Counter[str] = Counter()
+
+
+def blocks(message: Message) -> list[Block]:
+    """Return the content blocks of a message, whose content may also be a plain text."""
+    content = message["content"]
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def user_text(message: Message) -> str:
+    """Return what the user wrote: a message's text without the reminders that Claude Code adds."""
+    texts = (block["text"] for block in blocks(message) if block["type"] == "text")
+    kept = (_REMINDER.sub("", text).strip() for text in texts)
+    return "\n".join(text for text in kept if text)
+
+
+def result_text(block: Block) -> str:
+    """Return the text of a tool's result."""
+    content = block.get("content") or ""
+    return content if isinstance(content, str) else "\n".join(part.get("text", "") for part in content)
+
+
+def answer(body: dict[str, Any]) -> list[Block]:
+    """Return the content blocks with which the script answers a request."""
+    if not any(tool.get("name") == "Bash" for tool in body.get("tools") or ()):
+        return [{"type": "text", "text": '{"title": "A scripted conversation"}'}]
+    users = [message for message in body["messages"] if message["role"] == "user"]
+    results = [block for block in blocks(users[-1]) if block["type"] == "tool_result"]
+    if results:
+        return [{"type": "text", "text": f"The command printed: {result_text(results[-1]).strip()}"}]
+    said = user_text(users[-1])
+    if match := _RUN.search(said):
+        call = {"command": match["command"].strip(), "description": "Run the command of the script"}
+        name = f"toolu_{len(body['messages']):04d}"
+        return [
+            {"type": "text", "text": BEFORE_TOOL},
+            {"type": "tool_use", "id": name, "name": "Bash", "input": call},
+        ]
+    return [{"type": "text", "text": f"You said: {said}"}]
+
+
+def events(message: Message) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the events that stream a message."""
+    start = {**message, "content": [], "stop_reason": None, "usage": {**message["usage"], "output_tokens": 0}}
+    yield "message_start", {"message": start}
+    for index, block in enumerate(message["content"]):
+        if block["type"] == "text":
+            empty, text = {**block, "text": ""}, block["text"]
+            deltas = [{"type": "text_delta", "text": text[at : at + _PIECE]} for at in range(0, len(text), _PIECE)]
+        else:
+            empty = {**block, "input": {}}
+            deltas = [{"type": "input_json_delta", "partial_json": json.dumps(block["input"])}]
+        yield "content_block_start", {"index": index, "content_block": empty}
+        for delta in deltas:
+            yield "content_block_delta", {"index": index, "delta": delta}
+        yield "content_block_stop", {"index": index}
+    delta = {"stop_reason": message["stop_reason"], "stop_sequence": None}
+    yield "message_delta", {"delta": delta, "usage": message["usage"]}
+    yield "message_stop", {}
+
+
+async def stream(message: Message) -> AsyncIterator[bytes]:
+    """Yield a message as server-sent events."""
+    for name, fields in events(message):
+        yield f"event: {name}\ndata: {json.dumps({'type': name, **fields})}\n\n".encode()
+
+
+async def create_message(request: Request) -> Response:
+    """Answer ``POST /v1/messages``, streamed or whole."""
+    body = await request.json()
+    content = answer(body)
+    calls_tool = any(block["type"] == "tool_use" for block in content)
+    message = {
+        "id": f"msg_{counts['POST /v1/messages']:04d}",
+        "type": "message",
+        "role": "assistant",
+        "model": body["model"],
+        "content": content,
+        "stop_reason": "tool_use" if calls_tool else "end_turn",
+        "stop_sequence": None,
+        "usage": {"input_tokens": 100, "output_tokens": 20},
+    }
+    if body.get("stream"):
+        return StreamingResponse(stream(message), media_type="text/event-stream")
+    return JSONResponse(message)
+
+
+async def count_tokens(_request: Request) -> Response:
+    """Answer ``POST /v1/messages/count_tokens``."""
+    return JSONResponse({"input_tokens": 100})
+
+
+async def requests(_request: Request) -> Response:
+    """Return how often each route was called."""
+    return JSONResponse(dict(counts))
+
+
+async def unknown(_request: Request) -> Response:
+    """Answer everything else as the real API answers what it does not know."""
+    return JSONResponse({"type": "error", "error": {"type": "not_found_error", "message": "Not found"}}, 404)
+
+
+class CountRequests:
+    """ASGI middleware that counts the requests."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Count a request and pass it on."""
+        if scope["type"] == "http":
+            counts[f"{scope['method']} {scope['path']}"] += 1
+        await self._app(scope, receive, send)
+
+
+app = CountRequests(
+    Starlette(
+        routes=[
+            Route("/requests", requests),
+            Route("/v1/messages", create_message, methods=["POST"]),
+            Route("/v1/messages/count_tokens", count_tokens, methods=["POST"]),
+            Route("/{path:path}", unknown, methods=["GET", "POST", "HEAD"]),
+        ]
+    )
+)
+
+if __name__ == "__main__":
+    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning")

@@ -1,0 +1,75 @@
+"""The shipped templates, with the real Claude Code and the real AgentAPI; only the model is scripted."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+import pytest
+
+from tests.harness.runner import RunnerHarness, eventually, eventually_async
+from tests.real_agents.conftest import shipped_run
+
+pytestmark = [pytest.mark.agents, pytest.mark.timeout(300)]
+
+
+async def create(runner: RunnerHarness, template: str, prompt: str) -> uuid.UUID:
+    """Create a task from a shipped template, as it is but for a shorter ``idle_after``."""
+    await runner.template(shipped_run(template) | {"idle_after": "3s"})
+    return await runner.worker.create(input=prompt)
+
+
+def states(runner: RunnerHarness, task_id: uuid.UUID) -> list[str]:
+    """Return the states that the task has shown, without repetitions."""
+    shown = [event["task"]["current_state"] for event in runner.worker.events_of(task_id)]
+    seen = [state["state"] for state in shown if state]
+    return [state for state, last in zip(seen, ["", *seen], strict=False) if state != last]
+
+
+async def test_claude_behind_agentapi_works_and_answers(runner: RunnerHarness) -> None:
+    """A prompt runs a command for some seconds, all the while working; then an input is answered."""
+    task_id = await create(runner, "claude-agentapi.yaml", "run: sleep 8; echo it is done > result; cat result")
+    await runner.until_state(task_id, "working")
+    await eventually(lambda: (runner.work(task_id) / "project/result").exists())
+    assert runner.worker.state(task_id)["state"] == "working"
+    await runner.until_state(task_id, "idle", "The command printed: it is done")
+    assert runner.worker.document(task_id)["status"] == "active"
+    reply = await runner.worker.command("task.send", task_id, input="Thank you\nand good night")
+    assert reply["ok"], reply
+    await runner.until_output(task_id, "You said: Thank you")
+    await runner.until_state(task_id, "idle", "and good night")
+    assert await runner.inputs(task_id) == [
+        "run: sleep 8; echo it is done > result; cat result",
+        "Thank you\nand good night",
+    ]
+    assert not any(line.endswith(" ") for entry in await runner.output(task_id) for line in entry.splitlines())
+    assert set(states(runner, task_id)) == {"working", "idle"}
+    assert runner.worker.reasons() == []
+
+
+async def test_claude_behind_agentapi_continues_after_a_pause(runner: RunnerHarness) -> None:
+    """The folder and the conversation are kept: Claude Code shows what was said before."""
+    task_id = await create(runner, "claude-agentapi.yaml", "remember the word marmalade")
+    await runner.until_state(task_id, "idle", "You said: remember the word marmalade")
+    assert (await runner.worker.command("task.pause", task_id))["ok"]
+    await runner.until_status(task_id, "paused")
+    before = len(await runner.output(task_id))
+    assert (await runner.worker.command("task.resume", task_id))["ok"]
+    await runner.until_status(task_id, "active")
+    await eventually_async(lambda: runner.output(task_id), lambda entries: "marmalade" in "".join(entries[before:]))
+
+
+async def test_the_end_of_claude_is_reported(runner: RunnerHarness) -> None:
+    """When a person ends Claude Code with ``/exit``, the agent is complete."""
+    task_id = await create(runner, "claude-agentapi.yaml", "hello")
+    await runner.until_state(task_id, "idle", "You said: hello")
+    assert (await runner.worker.command("task.send", task_id, input="/exit"))["ok"]
+    await runner.until_state(task_id, "complete")
+
+
+async def test_claude_as_stdio_runs_once(runner: RunnerHarness, tmp_path: Path) -> None:
+    """The prompt comes from a file, the answer is the output, and the end is complete."""
+    prompt = "run: sleep 3; echo it is done"
+    task_id = await create(runner, "claude-stdio.yaml", prompt)
+    await runner.until_state(task_id, "complete", "The command printed: it is done")
+    assert await runner.output(task_id) == ["The command printed: it is done"]
