@@ -53,7 +53,9 @@ def agent_path() -> str:
     """Return a PATH with ``claude`` and ``agentapi``, named by the variables that ``make agents`` sets."""
     agentapi = shutil.which(os.environ.get("AGENTAPI") or "agentapi")
     claude = shutil.which("claude", path=os.environ.get("CLAUDE") or os.environ["PATH"])
-    assert agentapi, "AgentAPI is not installed. Install it as its project describes, or name it: make agents AGENTAPI=…"
+    assert agentapi, (
+        "AgentAPI is not installed. Install it as its project describes, or name it: make agents AGENTAPI=…"
+    )
     assert claude, "Claude Code is not installed: run `make agents`."
     folders = (str(Path(program).absolute().parent) for program in (agentapi, claude))
     return os.pathsep.join([*folders, os.environ["PATH"]])

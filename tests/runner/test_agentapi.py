@@ -13,6 +13,12 @@ from tests.runner.test_input import outcome
 pytestmark = pytest.mark.timeout(180)
 
 SERVER = Path(__file__).parent / "agentapi.py"
+WELCOME = "Welcome back!\nTips for getting started"
+
+
+def did(text: str) -> str:
+    """Return the agent's message of a turn, as it stands on the screen."""
+    return f"● Did: {text}\n\n✻ Cooked for 6s"
 
 
 async def create_agentapi_task(harness: RunnerHarness, prompt: str = "hello", **run: Any) -> uuid.UUID:
@@ -39,7 +45,7 @@ async def test_messages_become_log_entries(harness: RunnerHarness) -> None:
     await send(harness, task_id, "next")
     await harness.until_output(task_id, "Did: next")
     assert await harness.inputs(task_id) == ["hello", "next"]
-    assert await harness.output(task_id) == ["Did: hello", "Did: next"]
+    assert await harness.output(task_id) == [WELCOME, did("hello"), did("next")]
     await harness.until_state(task_id, "idle", "Did: next")
     assert harness.worker.reasons() == []
 
@@ -75,7 +81,7 @@ async def test_a_broken_stream_is_reopened(harness: RunnerHarness) -> None:
     await send(harness, task_id, "cut")
     await harness.until_output(task_id, "Did: cut")
     await harness.until_state(task_id, "idle", "Did: cut")
-    assert await harness.output(task_id) == ["Did: hello", "Did: cut"]
+    assert await harness.output(task_id) == [WELCOME, did("hello"), did("cut")]
 
 
 async def test_an_agent_error_is_logged(harness: RunnerHarness) -> None:
@@ -87,13 +93,29 @@ async def test_an_agent_error_is_logged(harness: RunnerHarness) -> None:
     await harness.until_output(task_id, "AgentAPI error: quota exceeded")
 
 
+async def test_an_agent_error_is_logged_once(harness: RunnerHarness) -> None:
+    """AgentAPI sends earlier errors again to each new stream, also to the stream of the next runner."""
+    first = await harness.start()
+    task_id = await create_agentapi_task(harness)
+    await harness.until_state(task_id, "idle")
+    await send(harness, task_id, "error")
+    await harness.until_state(task_id, "idle", "Did: error")
+    await send(harness, task_id, "cut")
+    await harness.until_state(task_id, "idle", "Did: cut")
+    await first.kill()
+    await harness.start()
+    await send(harness, task_id, "again")
+    await harness.until_state(task_id, "idle", "Did: again")
+    assert (await harness.output(task_id)).count("AgentAPI error: quota exceeded") == 1
+
+
 async def test_an_agent_that_exits_with_an_error_has_failed(harness: RunnerHarness) -> None:
     """The state's message contains the exit status."""
     await harness.start()
     task_id = await create_agentapi_task(harness)
     await harness.until_state(task_id, "idle")
     assert (await harness.worker.command("task.send", task_id, input="die"))["ok"]
-    await harness.until_state(task_id, "failed", "exit status 7")
+    await harness.until_state(task_id, "failed", "exit status 1")
     await harness.until_status(task_id, "error")
 
 
@@ -107,4 +129,4 @@ async def test_the_next_runner_continues_the_conversation(harness: RunnerHarness
     await send(harness, task_id, "again")
     await harness.until_output(task_id, "Did: again")
     assert await harness.inputs(task_id) == ["hello", "again"]
-    assert await harness.output(task_id) == ["Did: hello", "Did: again"]
+    assert await harness.output(task_id) == [WELCOME, did("hello"), did("again")]
