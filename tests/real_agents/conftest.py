@@ -11,26 +11,16 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
-import yaml
 
 from tests.harness.runner import RunnerHarness, eventually_async, runner_harness
 from tests.harness.worker import worker_harness
 
-TEMPLATES = Path(__file__).parents[2] / "deploy" / "templates"
 MODEL = Path(__file__).parent / "model.py"
 NOBODY = 65_534
 API_KEY = "sk-ant-api03-of-the-scripted-model-0123456789"
-
-
-def shipped_run(name: str) -> dict[str, Any]:
-    """Return the ``run`` of a template in ``deploy/templates``."""
-    directory = yaml.safe_load((TEMPLATES / name).read_text())
-    run: dict[str, Any] = directory["templates"][0]["versions"][0]["run"]
-    return run
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,8 @@ Message: TypeAlias = dict[str, Any]
 BEFORE_TOOL = "I run the command."
 _REMINDER = re.compile(r"<system-reminder>.*?</system-reminder>", re.DOTALL)
 _RUN = re.compile(r"run: (?P<command>.+)", re.DOTALL)
+_PROBE = "x\b"
+"""The keys that AgentAPI types before a message; on a busy machine Claude Code takes them for a part of it."""
 _PIECE = 12
 """Characters of one streamed piece of text."""
 
@@ -44,7 +46,7 @@ def blocks(message: Message) -> list[Block]:
 def user_text(message: Message) -> str:
     """Return what the user wrote: a message's text without the reminders that Claude Code adds."""
     texts = (block["text"] for block in blocks(message) if block["type"] == "text")
-    kept = (_REMINDER.sub("", text).strip() for text in texts)
+    kept = (_REMINDER.sub("", text).replace(_PROBE, "").strip() for text in texts)
     return "\n".join(text for text in kept if text)
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import uuid
-from pathlib import Path
 
 import pytest
 
 from tests.harness.runner import RunnerHarness, eventually, eventually_async
-from tests.real_agents.conftest import shipped_run
+from tests.harness.templates import shipped_run
 
 pytestmark = [pytest.mark.agents, pytest.mark.timeout(300)]
 
@@ -30,7 +29,7 @@ async def test_claude_behind_agentapi_works_and_answers(runner: RunnerHarness) -
     """A prompt runs a command for some seconds, all the while working; then an input is answered."""
     task_id = await create(runner, "claude-agentapi.yaml", "run: sleep 8; echo it is done > result; cat result")
     await runner.until_state(task_id, "working")
-    await eventually(lambda: (runner.work(task_id) / "project/result").exists())
+    await eventually((runner.work(task_id) / "project/result").exists)
     assert runner.worker.state(task_id)["state"] == "working"
     await runner.until_state(task_id, "idle", "The command printed: it is done")
     assert runner.worker.document(task_id)["status"] == "active"
@@ -67,7 +66,7 @@ async def test_the_end_of_claude_is_reported(runner: RunnerHarness) -> None:
     await runner.until_state(task_id, "complete")
 
 
-async def test_claude_as_stdio_runs_once(runner: RunnerHarness, tmp_path: Path) -> None:
+async def test_claude_as_stdio_runs_once(runner: RunnerHarness) -> None:
     """The prompt comes from a file, the answer is the output, and the end is complete."""
     prompt = "run: sleep 3; echo it is done"
     task_id = await create(runner, "claude-stdio.yaml", prompt)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sys
 import uuid
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.harness.runner import RunnerHarness, eventually_async
+from tests.harness.templates import shipped_run
 from tests.runner.test_input import outcome
 
 pytestmark = pytest.mark.timeout(180)
@@ -130,3 +132,22 @@ async def test_the_next_runner_continues_the_conversation(harness: RunnerHarness
     await harness.until_output(task_id, "Did: again")
     assert await harness.inputs(task_id) == ["hello", "again"]
     assert await harness.output(task_id) == [WELCOME, did("hello"), did("again")]
+
+
+async def test_the_shipped_template_starts_agentapi(
+    harness: RunnerHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``deploy/templates/claude-agentapi.yaml`` runs as it is; here the emulator stands in for AgentAPI."""
+    for name, script in {"id": "echo 1000", "claude": "", "agentapi": f'exec {sys.executable} {SERVER} "$@"'}.items():
+        program = tmp_path / "bin" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "a-key")
+    await harness.start()
+    await harness.template(shipped_run("claude-agentapi.yaml") | {"idle_after": 1})
+    task_id = await harness.worker.create(input="hello")
+    await harness.until_state(task_id, "idle", "Did: hello")
+    await send(harness, task_id, "next")
+    await harness.until_state(task_id, "idle", "Did: next")

@@ -1,0 +1,79 @@
+"""What the start scripts of ``deploy/templates`` do before they start an agent; the programs around them are stubs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from taskherd.runner import template
+from tests.harness.templates import TEMPLATES, shipped_run
+
+NAMES = sorted(path.name for path in TEMPLATES.iterdir())
+KEY = "sk-of-the-test-0123456789-0123456789"
+
+
+def start(tmp_path: Path, name: str, user_id: int = 1000, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a template's command in ``tmp_path/it's "work"/project``, with stubs that print their arguments and HOME."""
+    project = tmp_path / 'it\'s "work"' / "project"
+    stubs = tmp_path / "bin"
+    for folder in (project, stubs):
+        folder.mkdir(parents=True, exist_ok=True)
+    print_arguments = 'printf "%s\\n" "$(basename "$0")" "$@" "$HOME"'
+    for program, script in {"id": f"echo {user_id}", "agentapi": print_arguments, "claude": print_arguments}.items():
+        (stubs / program).write_text(f"#!/bin/sh\n{script}\n")
+        (stubs / program).chmod(0o755)
+    prompt = tmp_path / "prompt"
+    prompt.write_text("Do it")
+    variables = {
+        "PATH": f"{stubs}:{os.environ['PATH']}",
+        "ANTHROPIC_API_KEY": KEY,
+        "AGENTAPI_PORT": "3284",
+        "TASKHERD_PROMPT_FILE": str(prompt),
+    }
+    command = template.parse(shipped_run(name)).command
+    env = {**variables, **environment}
+    return subprocess.run(command, cwd=project, env=env, capture_output=True, text=True, check=False, timeout=30)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_refuses_what_cannot_work(tmp_path: Path, name: str) -> None:
+    """As root, without a key or without the agent's program it ends at once, with a status of its own and the reason."""
+    as_root = start(tmp_path, name, user_id=0)
+    without_key = start(tmp_path, name, ANTHROPIC_API_KEY="")
+    without_program = start(tmp_path, name, PATH="/usr/bin:/bin") if os.geteuid() else None
+    assert (as_root.returncode, without_key.returncode) == (78, 78)
+    assert "start the runner as another user" in as_root.stderr
+    assert "ANTHROPIC_API_KEY is not set" in without_key.stderr
+    assert without_program is None or "is not in the PATH" in without_program.stderr
+
+
+def test_claude_behind_agentapi_has_a_home_of_its_own(tmp_path: Path) -> None:
+    """Its files answer the dialogs of a first start, for this folder and this key, and only the user can read them."""
+    ended = start(tmp_path, "claude-agentapi.yaml")
+    work = tmp_path / 'it\'s "work"'
+    arguments = ["agentapi", "server", "--type=claude", "--port=3284", "--", "claude", "--dangerously-skip-permissions"]
+    assert ended.stdout.splitlines() == [*arguments, str(work / "home")], ended.stderr
+    state = json.loads((work / "home/.claude.json").read_text())
+    assert state["projects"] == {str(work / "project"): {"hasTrustDialogAccepted": True}}
+    assert state["customApiKeyResponses"]["approved"] == [KEY[-20:]]
+    assert json.loads((work / "home/.claude/settings.json").read_text())["skipDangerousModePermissionPrompt"]
+    assert (work / "home/.claude.json").stat().st_mode & 0o077 == 0
+
+
+def test_claude_behind_agentapi_continues(tmp_path: Path) -> None:
+    """A later start continues the conversation of the earlier one, if there was one."""
+    session = tmp_path / 'it\'s "work"' / "home/.claude/projects/p/session.jsonl"
+    session.parent.mkdir(parents=True)
+    session.write_text("{}\n")
+    assert "--continue" in start(tmp_path, "claude-agentapi.yaml").stdout.splitlines()
+
+
+def test_claude_as_stdio(tmp_path: Path) -> None:
+    """It prints one answer, from a HOME of its own."""
+    ended = start(tmp_path, "claude-stdio.yaml")
+    home = str(tmp_path / 'it\'s "work"' / "home")
+    assert ended.stdout.splitlines() == ["claude", "-p", "--dangerously-skip-permissions", home], ended.stderr
