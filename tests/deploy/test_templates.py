@@ -16,7 +16,9 @@ NAMES = sorted(path.name for path in TEMPLATES.iterdir())
 KEY = "sk-of-the-test-0123456789-0123456789"
 
 
-def start(tmp_path: Path, name: str, user_id: int = 1000, **environment: str) -> subprocess.CompletedProcess[str]:
+def start(
+    tmp_path: Path, name: str, user_id: int = 1000, without: str = "", **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run a template's command in ``tmp_path/it's "work"/project``, with stubs that print their arguments and HOME."""
     project = tmp_path / 'it\'s "work"' / "project"
     stubs = tmp_path / "bin"
@@ -26,6 +28,8 @@ def start(tmp_path: Path, name: str, user_id: int = 1000, **environment: str) ->
     for program, script in {"id": f"echo {user_id}", "agentapi": print_arguments, "claude": print_arguments}.items():
         (stubs / program).write_text(f"#!/bin/sh\n{script}\n")
         (stubs / program).chmod(0o755)
+    if without:
+        (stubs / without).unlink()
     prompt = tmp_path / "prompt"
     prompt.write_text("Do it")
     variables = {
@@ -34,21 +38,21 @@ def start(tmp_path: Path, name: str, user_id: int = 1000, **environment: str) ->
         "AGENTAPI_PORT": "3284",
         "TASKHERD_PROMPT_FILE": str(prompt),
     }
-    command = template.parse(shipped_run(name)).command
+    command = ("/bin/sh", *template.parse(shipped_run(name)).command[1:])
     env = {**variables, **environment}
     return subprocess.run(command, cwd=project, env=env, capture_output=True, text=True, check=False, timeout=30)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_refuses_what_cannot_work(tmp_path: Path, name: str) -> None:
-    """As root, without a key or without the agent's program it ends at once, with a status of its own and the reason."""
+    """As root, without a key or without a program it ends at once, with a status of its own and the reason."""
     as_root = start(tmp_path, name, user_id=0)
     without_key = start(tmp_path, name, ANTHROPIC_API_KEY="")
-    without_program = start(tmp_path, name, PATH="/usr/bin:/bin") if os.geteuid() else None
-    assert (as_root.returncode, without_key.returncode) == (78, 78)
+    without_program = start(tmp_path, name, PATH=str(tmp_path / "bin"), without="claude")
+    assert {ended.returncode for ended in (as_root, without_key, without_program)} == {78}
     assert "start the runner as another user" in as_root.stderr
     assert "ANTHROPIC_API_KEY is not set" in without_key.stderr
-    assert without_program is None or "is not in the PATH" in without_program.stderr
+    assert "claude is not in the PATH" in without_program.stderr
 
 
 def test_claude_behind_agentapi_has_a_home_of_its_own(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """A scripted model server for Claude Code: Anthropic's Messages API on loopback, ``python model.py PORT``.
 
-It plays one script, chosen by the last thing that the user wrote. ``run: COMMAND`` answers with a sentence and a call of
-the tool Bash; the tool's result is answered with ``The command printed: …``. Anything else is answered with ``You
-said: …``. The server keeps no state: what Claude Code sends contains the whole conversation. Requests without tools
-(titles, summaries, quota checks) get a short answer that no test looks for.
+It plays one script, chosen by the last thing that the user wrote. ``run: COMMAND`` is answered with a sentence and a
+call of the tool Bash; the tool's result is answered with ``The command printed: …``. Anything else is answered with
+``You said: …``. The server keeps no state: what Claude Code sends contains the whole conversation. Requests without
+tools (titles, summaries, quota checks) get a short answer that no test looks for.
 
 ``GET /requests`` returns how often each route was called, by ``METHOD PATH``.
 """
