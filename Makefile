@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/ready
 FIGURES := .taskherd/chaos.jsonl
 AGENTAPI ?= agentapi
-CLAUDE_CODE ?= latest
+CLAUDE_CODE ?= 2.1.197
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
