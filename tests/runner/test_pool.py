@@ -160,7 +160,8 @@ async def test_tasks_of_a_permanently_lost_runner_move_to_another(impatient_harn
         lambda: impatient_harness.worker.document(kept).get("workspace_agent_health") == {"healthy": True}
     )
     assert runners_of(impatient_harness, kept) == ["r1", "r2"]
-    assert (impatient_harness.folder / "r2" / str(kept) / "work/trace").read_text() == "was here\n"
+    trace = impatient_harness.folder / "r2" / str(kept) / "work/trace"
+    await impatient_harness.until(lambda: trace.exists() and trace.read_text() == "was here\n")
 
 
 async def test_a_self_reporting_agent_sets_its_state(
