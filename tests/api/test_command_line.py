@@ -15,7 +15,9 @@ from typer.testing import CliRunner, Result
 
 from taskherd.cli.main import app
 from taskherd.observability import logs
-from tests.harness.api import ApiHarness
+from tests.api.conftest import StartApi
+from tests.api.test_sse import until_subscribers
+from tests.harness.api import CAROL, ApiHarness
 from tests.harness.worker import build_report, make_report
 
 
@@ -126,16 +128,192 @@ async def test_the_exit_codes_of_wait(api_harness: ApiHarness) -> None:
     assert (await shell.code("wait", "w", "--timeout", "soon"))[0] == 2
 
 
+ENDS = [
+    ({"why": "exited", "status": 3, "words": "disk full\x1b[2J"}, "exited with status 3", '("disk full'),
+    ({"why": "signalled", "signal": 9}, "was ended by signal 9 (SIGKILL)", ""),
+    ({"why": "out_of_memory"}, "was ended because it ran out of memory", ""),
+    ({"why": "timeout"}, "was ended because it exceeded its time limit", ""),
+    ({"why": "lost"}, "is lost", ""),
+    ({"why": "not_started", "words": "No such file"}, "could not be started", '("No such file")'),
+    ({"why": "exited", "status": 0}, "exited with status 0", ""),
+]
+
+
+@pytest.mark.parametrize(("fields", "how", "words"), ENDS, ids=lambda each: str(each) if isinstance(each, str) else "")
+async def test_each_command_says_how_an_agent_ended(
+    api_harness: ApiHarness, fields: dict[str, Any], how: str, words: str
+) -> None:
+    """``show`` and ``explain`` also print the next step, which works; ``wait`` ends with 3, and names it."""
+    task = uuid.UUID((await api_harness.active(name="w"))["id"])
+    shell = Shell(api_harness)
+    await api_harness.worker.report(make_report("app.status", task, state="working", message="Busy"))
+    await api_harness.worker.until(lambda: api_harness.worker.state(task).get("state") == "working")
+    waiting = asyncio.create_task(shell.code("wait", "w", "--timeout", "60s"))
+    await api_harness.worker.report(make_report("agent.exit", task, **fields))
+    code, stderr = await waiting
+    assert (code, how in stderr, words in stderr, "taskherd task resume" in stderr) == (3, True, True, True)
+    listed = (await shell.run("list")).stdout
+    assert how in listed
+    shown = (await shell.run("show", "w")).stdout
+    assert how in shown
+    assert words in shown
+    explained = (await shell.run("explain", "alice/w")).stdout
+    assert how in explained
+    assert "alice created the task, " in explained
+    assert "\x1b" not in listed + shown + explained + stderr
+    step = shown.split("next")[1].strip()
+    assert step == "taskherd task resume w"
+    assert "taskherd task resume alice/w" in explained
+    assert (await shell.code(*step.split()[2:]))[0] == 0
+    assert (await shell.json("show", "w"))["agent_exit"] is None
+    assert "next" not in (await shell.run("show", "w")).stdout
+
+
+async def test_the_last_state_of_an_agent_that_ended_is_awaited(api_harness: ApiHarness) -> None:
+    """The report of the end comes first, the true last state follows; it decides what ``wait`` exits with."""
+    task = uuid.UUID((await api_harness.active(name="w"))["id"])
+    shell = Shell(api_harness)
+    await api_harness.worker.report(make_report("agent.exit", task, why="exited", status=0))
+    await api_harness.worker.until(lambda: api_harness.worker.document(task).get("agent_exit"))
+    waiting = asyncio.create_task(shell.code("wait", "w", "--until", "complete", "--timeout", "60s"))
+    await until_subscribers(api_harness, 1)
+    await api_harness.worker.report(make_report("app.status", task, state="complete", message="Done"))
+    assert (await waiting)[0] == 0
+    assert (await shell.code("wait", "w", "--timeout", "60s"))[0] == 0
+    assert (await shell.code("wait", "w", "--until", "idle", "--timeout", "60s"))[0] == 3
+
+
+async def test_wait_ends_when_the_agent_is_lost(start_api: StartApi) -> None:
+    """Though no report says so, and the state that it reported stands."""
+    async with start_api(agent_lost_after=1) as api_harness:
+        await api_harness.active(name="w")
+        shell = Shell(api_harness)
+        code, stderr = await shell.code("wait", "w", "--timeout", "60s")
+        assert (code, "the agent is lost: its heartbeats stopped" in stderr) == (3, True)
+        assert "is lost" in (await shell.run("list")).stdout
+        assert "taskherd task resume w" in (await shell.run("show", "w")).stdout
+        assert (await shell.code("resume", "w"))[0] == 0
+
+
+async def test_wait_goes_on_if_the_worker_starts_a_lost_agent_again(start_api: StartApi) -> None:
+    """The template asks for one restart: the wait is over with the second loss."""
+    async with start_api(agent_lost_after=1) as api_harness:
+        worker = api_harness.worker
+        run = json.dumps({"on_loss": {"action": "restart", "most": 1, "backoff": "1s"}})
+        await worker.database.execute("UPDATE template_versions SET run = $1", run)
+        await worker.database.execute("UPDATE directory_revision SET revision = revision + 1")
+        task = uuid.UUID((await api_harness.active(name="w"))["id"])
+        shell = Shell(api_harness)
+        waiting = asyncio.create_task(shell.code("wait", "w", "--timeout", "60s"))
+        await worker.until(lambda: worker.document(task).get("workspace_build_number") == 2)
+        assert not waiting.done()
+        await worker.make_active(task, 2)
+        await worker.report(make_report("app.status", task, build_number=2, state="idle", message="Hello again"))
+        assert (await waiting)[0] == 0
+
+
+async def test_a_stalled_agent_is_shown_with_the_step_that_works(start_api: StartApi) -> None:
+    """A resume of a running agent is refused, so the step begins with a pause."""
+    async with start_api(stalled_after=1) as api_harness:
+        task = uuid.UUID((await api_harness.active(name="slow"))["id"])
+        shell = Shell(api_harness)
+        await api_harness.worker.report(make_report("app.status", task, state="working", message="Compiling"))
+        await api_harness.worker.until(lambda: api_harness.worker.document(task).get("stalled_since"))
+        since = api_harness.worker.document(task)["stalled_since"][:19].replace("T", " ")
+        for words in (("list",), ("show", "slow")):
+            assert f"has stalled since {since}" in (await shell.run(*words)).stdout
+        for words in (("show", "slow"), ("explain", "slow")):
+            assert (
+                "taskherd task pause slow, and when it is paused: taskherd task resume slow"
+                in (await shell.run(*words)).stdout
+            )
+        assert since in (await shell.run("explain", "slow")).stdout
+        code, stderr = await shell.code("resume", "slow")
+        assert (code, "already running" in stderr) == (6, True)
+        assert (await shell.code("pause", "slow"))[0] == 0
+        await api_harness.worker.report(build_report(task, 2, "stop", "succeeded"))
+        await api_harness.worker.until(lambda: api_harness.worker.document(task).get("status") == "paused")
+        assert (await shell.code("resume", "slow"))[0] == 0
+
+
+async def test_several_tasks_are_resumed_each_by_itself(api_harness: ApiHarness) -> None:
+    """One that is refused or missing does not keep the others from it; a wrong reference does, before all of them."""
+    for name in ("one", "two", "runs"):
+        task = uuid.UUID((await api_harness.active(name=name))["id"])
+        if name != "runs":
+            await api_harness.worker.report(make_report("agent.exit", task, why="lost"))
+            await api_harness.worker.until(lambda task=task: api_harness.worker.document(task).get("agent_exit"))  # type: ignore[misc]
+    shell = Shell(api_harness)
+    assert (await shell.code("resume", "one", "a/b/c"))[0] == 2
+    assert (await shell.json("show", "one"))["status"] == "active"
+    result = await shell.run("resume", "one", "runs", "none", "two")
+    assert result.exit_code == 6
+    assert "one: Build 2 (start) was requested" in result.stdout
+    assert "two: Build 2 (start) was requested" in result.stdout
+    assert "runs: Task workspace is already running." in result.stderr
+    assert "none: Resource not found" in result.stderr
+    result = await shell.run("pause", "runs", "two", "-o", "json")
+    assert (result.exit_code, json.loads(result.stdout)["workspace_build"]["transition"]) == (6, "stop")
+    assert (await shell.code("resume"))[0] == 2
+
+
+async def test_events_shows_who_did_what(api_harness: ApiHarness) -> None:
+    """The timeline merges changes and sends by time, with their causes in words, up to ``--limit``."""
+    task = uuid.UUID((await api_harness.active(name="talk"))["id"])
+    shell = Shell(api_harness)
+    assert (await shell.code("send", "talk", "And the \x1b docs?"))[0] == 0
+    sent = await api_harness.carol.post(f"/tasks/alice/{task}/send", json={"input": "Hurry"})
+    assert sent.status_code == 204
+    assert (await api_harness.carol.post(f"/tasks/alice/{task}/pause")).status_code == 202
+    await api_harness.worker.until_row("SELECT count(*) FROM outbox", is_=0)
+    entries = await shell.json("events", "talk")
+    assert [each["time"] for each in entries] == sorted(each["time"] for each in entries)
+    lines = (await shell.run("events", "talk")).stdout.splitlines()
+    assert len(lines) == len(entries)
+    assert lines[0].endswith("alice created the task  new → pending")
+    who = [line[21:].split("  ")[0] for line in lines]
+    assert [each for each in who if each.startswith(("alice", "carol"))] == [
+        "alice created the task",
+        "alice sent an input",
+        "carol sent an input",
+        "carol paused the task",
+    ]
+    assert "\x1b" not in "".join(lines)
+    assert any("docs? (" in line for line in lines)
+    assert await shell.json("events", "talk", "--limit", "2") == entries[-2:]
+    assert (await shell.code("events", "talk", "--limit", "501"))[0] == 2
+    assert (await shell.code("events", "nothing"))[0] == 5
+
+
+async def test_watch_says_how_an_agent_ended(api_harness: ApiHarness) -> None:
+    """As part of the line of each change."""
+    task = uuid.UUID((await api_harness.active(name="seen"))["id"])
+    process = await _start_watch(api_harness, "seen")
+    assert process.stdout is not None
+    assert b"alice/seen  active" in await asyncio.wait_for(process.stdout.readline(), 20)
+    await api_harness.worker.report(make_report("agent.exit", task, why="exited", status=3, words="disk full"))
+    line = (await asyncio.wait_for(process.stdout.readline(), 20)).decode()
+    assert line.rstrip().endswith('alice/seen  active  [agent exited with status 3 ("disk full")]')
+    deleted = await api_harness.carol.delete(f"/tasks/alice/{task}")
+    assert deleted.status_code == 202
+    assert await asyncio.wait_for(process.wait(), 20) == 0
+
+
 async def test_watch_ends_when_the_task_is_deleted(api_harness: ApiHarness) -> None:
-    """Watch prints the current task, each change, and the deletion."""
+    """Watch prints the task, each change, and the deletion with who it was: nothing else shows a deleted task."""
     task = await api_harness.active(name="seen")
     process = await _start_watch(api_harness, "seen", "-o", "json")
     assert process.stdout is not None
     first = json.loads(await asyncio.wait_for(process.stdout.readline(), 20))
     assert (first["event"], first["data"]["id"]) == ("task.snapshot", task["id"])
-    await api_harness.alice.delete("/tasks/me/seen")
+    await api_harness.carol.delete(f"/tasks/alice/{task['id']}")
     stdout, stderr = await asyncio.wait_for(process.communicate(), 20)
-    assert json.loads(stdout.splitlines()[-1])["event"] == "task.deleted"
+    last = json.loads(stdout.splitlines()[-1])
+    assert last["event"] == "task.deleted"
+    assert (last["data"]["data"]["cause"]["type"], last["data"]["data"]["cause"]["actor_id"]) == (
+        "task.delete",
+        str(CAROL),
+    )
     assert (process.returncode, stderr) == (0, b"")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from taskherd.store.task_queries import DOCUMENT
+from tests.api.conftest import StartApi
 from tests.api.test_sse import until_subscribers
 from tests.harness.api import TIMEOUT, ApiHarness
 from tests.harness.worker import STATUSES, bring_to_status, build_report, make_report
@@ -143,6 +144,110 @@ async def test_the_timeline_names_who_acted(api_harness: ApiHarness) -> None:
     assert (await api_harness.bob.get(f"/tasks/alice/{task_id}/events")).status_code == 404
 
 
+async def test_the_timeline_has_an_edit_of_the_prompt_by_an_admin(api_harness: ApiHarness) -> None:
+    """It has her name, in words too; so has the explanation, as the last command."""
+    task_id = await bring_to_status(api_harness.worker, "paused")
+    edited = await api_harness.carol.patch(f"/tasks/alice/{task_id}/input", json={"input": "Fix only the parser"})
+    assert edited.status_code == 204
+    await api_harness.worker.until_row("SELECT count(*) FROM outbox", is_=0)
+    event = (await api_harness.alice.get(f"/tasks/me/{task_id}/events")).json()["events"][-1]
+    assert event["changes"] == {"initial_prompt": {"from": "Fix the flaky test", "to": "Fix only the parser"}}
+    assert (event["cause"]["actor_name"], event["cause"]["words"]) == ("carol", "carol changed the prompt")
+    last = (await api_harness.alice.get(f"/tasks/me/{task_id}/explain")).json()["last_command"]
+    assert (last["type"], last["actor_name"], last["words"]) == (
+        "task.update_input",
+        "carol",
+        "carol changed the prompt",
+    )
+    assert last["time"] == event["time"]
+
+
+async def test_the_newest_changes_of_a_timeline(api_harness: ApiHarness) -> None:
+    """``newest`` returns the last changes after a position, in order; the last command may be a send."""
+    task_id = uuid.UUID((await api_harness.active())["id"])
+    for number in range(4):
+        await api_harness.worker.report(make_report("app.status", task_id, state="idle", message=f"{number}"))
+    assert (await api_harness.carol.post(f"/tasks/alice/{task_id}/send", json={"input": "Hurry"})).status_code == 204
+    await api_harness.worker.until(lambda: api_harness.worker.state(task_id).get("message") == "3")
+    await api_harness.worker.until_row("SELECT count(*) FROM outbox", is_=0)
+    every = (await api_harness.alice.get(f"/tasks/me/{task_id}/events")).json()["events"]
+    params = {"newest": "true", "limit": "2"}
+    newest = (await api_harness.alice.get(f"/tasks/me/{task_id}/events", params=params)).json()["events"]
+    assert newest == every[-2:]
+    params["after"] = str(every[-2]["position"])
+    newest = (await api_harness.alice.get(f"/tasks/me/{task_id}/events", params=params)).json()["events"]
+    assert newest == every[-1:]
+    assert (await api_harness.alice.get(f"/tasks/me/{task_id}/events", params={"newest": "1"})).status_code == 400
+    explanation = (await api_harness.alice.get(f"/tasks/me/{task_id}/explain")).json()
+    assert explanation["last_command"]["words"] == "carol sent an input"
+
+
+async def test_an_agent_that_ended_is_explained_until_it_is_resumed(api_harness: ApiHarness) -> None:
+    """The explanation says how it ended and that a resume is accepted, the timeline what happened, in words."""
+    task_id = uuid.UUID((await api_harness.active())["id"])
+    running = (await api_harness.alice.get(f"/tasks/me/{task_id}/explain")).json()
+    assert (running["agent_exit"]["value"], running["resume"]["value"]) == (None, False)
+    assert running["resume"]["because"] == "Task workspace is already running."
+    await api_harness.worker.report(
+        make_report("agent.exit", task_id, why="signalled", signal=9, words="<b>bye</b>", build_number=1)
+    )
+    await api_harness.worker.until(lambda: api_harness.worker.document(task_id).get("agent_exit"))
+    ended = (await api_harness.alice.get(f"/tasks/me/{task_id}/explain")).json()
+    assert ended["agent_exit"]["value"] == (await api_harness.get(str(task_id)))["agent_exit"]
+    assert ended["agent_exit"]["because"] == (
+        'The agent was ended by signal 9 (SIGKILL) ("<b>bye</b>"). Resume the task to start it again.'
+    )
+    assert ended["agent_exit"]["report"]["type"] == "agent.exit"
+    assert (ended["resume"]["value"], ended["stalled_since"]["value"], ended["restart_at"]) == (True, None, None)
+    assert (await api_harness.carol.post(f"/tasks/alice/{task_id}/resume")).status_code == 202
+    await api_harness.worker.until_row("SELECT count(*) FROM outbox", is_=0)
+    words = [
+        each["cause"]["words"] for each in (await api_harness.alice.get(f"/tasks/me/{task_id}/events")).json()["events"]
+    ]
+    assert words[0] == "alice created the task"
+    assert words[-2:] == [
+        'the agent was ended by signal 9 (SIGKILL) ("<b>bye</b>")',
+        "carol resumed the task",
+    ]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"why": "exited", "status": 0}, {"why": "lost"}, {"why": "out_of_memory"}, {"why": "interrupted"}],
+    ids=lambda fields: fields["why"],
+)
+async def test_a_long_poll_ends_when_the_agent_has_ended(api_harness: ApiHarness, fields: dict[str, Any]) -> None:
+    """By default, or with ``ended``; a stop of the workspace is no such end, and other values are not matched."""
+    task_id = uuid.UUID((await api_harness.active())["id"])
+    for params in ({"wait": "30s"}, {"wait": "30s", "until": "ended,paused"}):
+        waiting = asyncio.create_task(api_harness.alice.get(f"/tasks/me/{task_id}", params=params))
+        await until_subscribers(api_harness, 1)
+        number = api_harness.worker.document(task_id)["workspace_build_number"]
+        await api_harness.worker.report(make_report("agent.exit", task_id, why="stopped", build_number=number, seq=1))
+        await api_harness.worker.until(lambda: api_harness.worker.document(task_id).get("agent_exit"))
+        assert not waiting.done()
+        await api_harness.worker.report(make_report("agent.exit", task_id, **fields, build_number=number, seq=2))
+        response = await asyncio.wait_for(waiting, TIMEOUT)
+        assert response.json()["agent_exit"]["why"] == fields["why"]
+        assert "X-Taskherd-Timed-Out" not in response.headers
+        assert (await api_harness.alice.post(f"/tasks/me/{task_id}/resume")).status_code == 202
+        await api_harness.worker.make_active(task_id, number + 1)
+    params = {"wait": "0s", "until": "ended"}
+    response = await api_harness.alice.get(f"/tasks/me/{task_id}", params=params)
+    assert response.headers["X-Taskherd-Timed-Out"] == "true"
+
+
+async def test_a_long_poll_ends_when_the_agent_is_lost(start_api: StartApi) -> None:
+    """Also if nothing reports the end of the agent."""
+    async with start_api(agent_lost_after=1) as api_harness:
+        task_id = uuid.UUID((await api_harness.active())["id"])
+        response = await api_harness.alice.get(f"/tasks/me/{task_id}", params={"wait": "30s"})
+        assert response.json()["workspace_agent_health"]["reason"] == "agent has lost connection"
+        explanation = (await api_harness.alice.get(f"/tasks/me/{task_id}/explain")).json()
+        assert (explanation["agent_exit"]["value"], explanation["agent_exit"]["rule"]) == (None, "agent.lost")
+        assert explanation["resume"]["value"] is True
+
+
 async def test_the_timeline(api_harness: ApiHarness) -> None:
     """A timeline has the changes of a task in order, with old and new values and the cause, in pages."""
     task = await api_harness.create(input="first")
@@ -162,7 +267,11 @@ async def test_the_timeline(api_harness: ApiHarness) -> None:
     assert events[0]["cause"]["kind"] == "command"
     assert events[0]["time"] == task["created_at"]
     assert events[1]["changes"]["status"] == {"from": "pending", "to": "error"}
-    assert events[1]["cause"] == {"kind": "report", "type": "workspace.build"}
+    assert events[1]["cause"] == {
+        "kind": "report",
+        "type": "workspace.build",
+        "words": "the workspace was reported",
+    }
     assert events[-1]["changes"] == {"initial_prompt": {"from": "first", "to": "second"}}
     for before, after in pairwise(events):
         assert before["position"] < after["position"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +12,8 @@ from uuid import UUID
 import orjson
 
 from taskherd.api.tasks.documents import names_of
+from taskherd.domain.reports import ExitReason
+from taskherd.domain.view import LOST_CONNECTION, NOT_RUNNING
 from taskherd.messages import document, events
 
 if TYPE_CHECKING:
@@ -59,10 +62,9 @@ class Change:
         return stored
 
     @property
-    def status_and_state(self) -> tuple[str, str]:
-        """The task's status, and the state of its agent or "" without one."""
-        state = self.core_document["current_state"]
-        return self.core_document["status"], "" if state is None else state["state"]
+    def long_poll_values(self) -> frozenset[str]:
+        """What a long poll can wait for and the task has."""
+        return long_poll_values(self.core_document)
 
     @cached_property
     def document(self) -> dict[str, Any]:
@@ -107,6 +109,23 @@ class Change:
         before: str | None = self._row["previous_status"]
         changed = "status" in self._row["changes"] and self._row["kind"] != events.EventKind.CREATED.value
         return changed and (before is None or before == status)  # None: the previous version is pruned, so possible
+
+
+ENDED: Final = "ended"
+"""Value of a long poll for a task whose agent has ended or is lost."""
+
+
+def long_poll_values(core_document: Mapping[str, Any]) -> frozenset[str]:
+    """Return the task's status, its agent's state, and ``ENDED`` if no agent runs any more.
+
+    An agent that was stopped with its workspace does not count: the build that stopped it says what the task is.
+    """
+    state, health = core_document["current_state"], core_document["workspace_agent_health"]
+    agent_exit = core_document.get("agent_exit")  # documents of earlier releases have none
+    has_ended = agent_exit is not None and agent_exit["why"] != ExitReason.STOPPED
+    is_gone = health is not None and health.get("reason") in {LOST_CONNECTION, NOT_RUNNING}
+    values = {core_document["status"], "" if state is None else state["state"]}
+    return frozenset(values | ({ENDED} if has_ended or is_gone else set()))
 
 
 def make_frame(event: str, data: bytes, position: int | None = None) -> bytes:

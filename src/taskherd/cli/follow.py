@@ -16,6 +16,7 @@ __all__ = ["app"]
 
 UNTIL = "idle,complete"
 _EXPLAIN = "run `taskherd task explain` to see why"
+_NEXT = "run `taskherd task explain` to see why, and `taskherd task resume` to start the agent again"
 
 
 def _duration(written: str) -> float:
@@ -40,7 +41,7 @@ def wait(
 ) -> None:
     """Wait until a task is idle or complete, or as --until says.
 
-    Exits with 3 if the task fails instead, with 124 on timeout.
+    Exits with 3 if the task fails instead, or if its agent ends or is lost; with 124 on timeout.
     """
     awaited = {each.strip().lower() for each in until.split(",") if each.strip()}
     document, in_time = tasks.wait(http.from_environment(), task, sorted(awaited), timeout)
@@ -54,8 +55,12 @@ def wait(
         message = f"the task did not become {' or '.join(sorted(awaited))} within {durations.render(timeout)}"
         raise ClientError(ExitCode.TIMEOUT, message, _EXPLAIN)
     reached = set(tasks.status_and_state(document))
-    if not reached & awaited and reached & set(tasks.FAILURES):
-        raise ClientError(ExitCode.FAILED, "the task failed", _EXPLAIN)
+    if reached & awaited:
+        return
+    note = task_output.agent_note(document, words=True)
+    if note:
+        raise ClientError(ExitCode.FAILED, f"the agent {note}", _NEXT)
+    raise ClientError(ExitCode.FAILED, "the task failed", _EXPLAIN)
 
 
 @app.command(epilog=EXIT_CODES)

@@ -14,10 +14,11 @@ from typer.core import TyperGroup
 from taskherd.cli import output as task_output
 from taskherd.cli.output import OutputFormat, OutputOption, print_error, printable
 from taskherd.client import http, tasks
-from taskherd.client.errors import ClientError, ExitCode
+from taskherd.client.errors import ApiError, ClientError, ExitCode
 
 EXIT_CODES = (
-    "Exit codes: 0 success, 1 server unreachable or failed, 2 invalid command line or environment, 3 task failed, "
+    "Exit codes: 0 success, 1 server unreachable or failed, 2 invalid command line or environment, "
+    "3 task failed or agent ended, "
     "4 token invalid, 5 not found, 6 request refused, 124 timed out, 130 Ctrl-C."
 )
 
@@ -59,6 +60,15 @@ TaskArgument = Annotated[
     str,
     typer.Argument(
         metavar="TASK", help="Id, name, or owner/name of the task.", autocompletion=_complete_names, show_default=False
+    ),
+]
+TasksArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="TASK...",
+        help="Ids, names, or owner/name of the tasks.",
+        autocompletion=_complete_names,
+        show_default=False,
     ),
 ]
 PromptArgument = Annotated[
@@ -133,8 +143,12 @@ def list_(
 
 @app.command(epilog=EXIT_CODES)
 def show(task: TaskArgument, output: OutputOption = OutputFormat.TABLE) -> None:
-    """Show a task."""
-    _print_task(tasks.show(http.from_environment(), task), output)
+    """Show a task, how its agent ended, and the command that starts it again."""
+    client = http.from_environment()
+    document = tasks.show(client, task)
+    _print_task(document, output)
+    if output is OutputFormat.TABLE:
+        task_output.next_step(tasks.explain(client, _id_of(document)), task)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -162,15 +176,21 @@ def send(task: TaskArgument, text: TextArgument, output: OutputOption = OutputFo
 
 
 @app.command(epilog=EXIT_CODES)
-def pause(task: TaskArgument, output: OutputOption = OutputFormat.TABLE) -> None:
-    """Pause a task: stop its workspace and keep its files."""
-    _request_build(task, "pause", output)
+def pause(task: TasksArgument, output: OutputOption = OutputFormat.TABLE) -> None:
+    """Pause tasks: stop their workspaces and keep their files.
+
+    Each task is judged by itself; the exit code is that of the first one that is refused.
+    """
+    _request_builds(task, "pause", output)
 
 
 @app.command(epilog=EXIT_CODES)
-def resume(task: TaskArgument, output: OutputOption = OutputFormat.TABLE) -> None:
-    """Resume a paused task: start its workspace again."""
-    _request_build(task, "resume", output)
+def resume(task: TasksArgument, output: OutputOption = OutputFormat.TABLE) -> None:
+    """Start tasks again that are paused, or whose agent ended, is lost, or did not start.
+
+    Each task is judged by itself; the exit code is that of the first one that is refused.
+    """
+    _request_builds(task, "resume", output)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -181,25 +201,65 @@ def delete(task: TaskArgument) -> None:
 
 @app.command(epilog=EXIT_CODES)
 def explain(task: TaskArgument, output: OutputOption = OutputFormat.TABLE) -> None:
-    """Explain a task's status, and what would change it."""
-    body = http.from_environment().request("GET", *tasks.path_of(task), "explain").body
+    """Explain a task's status, who acted last, and what would change it."""
+    body = tasks.explain(http.from_environment(), task)
     if output is OutputFormat.JSON:
         task_output.document(body)
         return
     names = (("status", "status"), ("current_state", "state"), ("health", "agent"))
-    task_output.fields(*((title, body[name]["because"]) for name, title in names))
+    command = body["last_command"]
+    task_output.fields(
+        *((title, body[name]["because"]) for name, title in names),
+        ("stalled", body["stalled_since"]["because"] if body["stalled_since"]["value"] else ""),
+        ("last", f"{command['words']}, {task_output.moment(command['time'])}" if command else ""),
+    )
     for title, items in (("inbox", body["inbox"]), ("requests", body["requests"])):
         for item in items:
             task_output.fields((title, ", ".join(f"{key} {value}" for key, value in item.items() if value is not None)))
+    task_output.next_step(body, task)
 
 
-def _request_build(task: str, action: str, output: OutputFormat) -> None:
-    body = tasks.change(http.from_environment(), "POST", *tasks.path_of(task), action).body
+@app.command(epilog=EXIT_CODES)
+def events(
+    task: TaskArgument,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=500, help="Maximum number of entries, the newest.")] = 50,
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
+    """Show a task's timeline, oldest first: who did what, and what changed."""
+    entries = tasks.timeline(http.from_environment(), task, limit)
     if output is OutputFormat.JSON:
-        task_output.document(body)
+        task_output.document(entries)
     else:
-        build = body["workspace_build"]
-        typer.echo(f"Build {build['build_number']} ({build['transition']}) was requested; its id is {build['id']}.")
+        task_output.timeline(entries)
+
+
+def _request_builds(references: list[str], action: str, output: OutputFormat) -> None:
+    """Request a build of each task; go on after a refusal, and exit with the code of the first one at the end."""
+    client = http.from_environment()
+    paths = [tasks.path_of(each) for each in references]  # a wrong reference is found before anything is changed
+    refused: list[ApiError] = []
+    for reference, path in zip(references, paths, strict=True):
+        try:
+            body = tasks.change(client, "POST", *path, action).body
+        except ApiError as error:
+            if len(references) == 1:
+                raise
+            refused.append(error)
+            print_error(f"{printable(reference)}: {printable(error.message)}", printable(error.advice))
+            continue
+        if output is OutputFormat.JSON:
+            (task_output.document if len(references) == 1 else task_output.line)(body)
+        else:
+            build = body["workspace_build"]
+            name = f"{printable(reference)}: " if len(references) > 1 else ""
+            number, transition = build["build_number"], build["transition"]
+            typer.echo(f"{name}Build {number} ({transition}) was requested; its id is {build['id']}.")
+    if refused:
+        raise typer.Exit(refused[0].code)
+
+
+def _id_of(document: tasks.Task) -> str:
+    return f"{document['owner_id']}/{document['id']}"
 
 
 def _print_task(task: tasks.Task, output: OutputFormat) -> None:

@@ -18,7 +18,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     """The command line or the environment is wrong."""
     FAILED = 3
-    """The task failed."""
+    """The task failed, or its agent ended or is lost without what was awaited."""
     UNAUTHORIZED = 4
     """The token is not valid, or does not permit the request."""
     NOT_FOUND = 5

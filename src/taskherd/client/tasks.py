@@ -22,6 +22,12 @@ MAX_WAIT: Final = 60.0
 """Maximum duration of one long poll, in seconds."""
 FAILURES: Final = ("failed", "error")
 """The agent's state, and the status, of a task that failed."""
+STARTING: Final = ("pending", "initializing")
+"""The statuses of a task whose workspace or agent starts."""
+ENDED: Final = "ended"
+"""What a long poll waits for that is to end when the agent has ended or is lost."""
+SETTLE: Final = 2.0
+"""Seconds within which the last state of an agent follows the report of its end."""
 TIMED_OUT: Final = "x-taskherd-timed-out"
 """Response header of a long poll that ended without the requested status or state."""
 _RETRIED: Final = frozenset({HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS})
@@ -124,7 +130,10 @@ def preset(client: Client, version: str, name: str) -> str:
 def wait(
     client: Client, task: str, until: Iterable[str], within: float, now: Callable[[], float] = time.monotonic
 ) -> tuple[Task, bool]:
-    """Wait until a task's status or its agent's state is one of ``until``, or the task has failed.
+    """Wait until a task's status or its agent's state is one of ``until``, or no longer will be.
+
+    That is, until the task has failed or its agent has ended or is lost; but not if the worker starts a lost agent
+    again by itself (``run.on_loss``).
 
     The task is resolved once: if it is deleted meanwhile, the wait raises ``ClientError`` with
     ``ExitCode.NOT_FOUND``, even if another task takes its name.
@@ -137,20 +146,52 @@ def wait(
         now: the clock, in seconds.
 
     Returns:
-        The latest task document, and whether the condition was met before the time was up.
+        The latest task document, and whether the wait ended before the time was up.
     """
     document = show(client, task)
     path = ("tasks", str(UUID(document["owner_id"])), str(UUID(document["id"])))
-    awaited = ",".join(dict.fromkeys((*until, *FAILURES)))
+    awaited = set(until)
     deadline = now() + within
     while True:
         left = max(0.0, min(MAX_WAIT, deadline - now()))
-        query = {"wait": f"{left * 1000:.0f}ms", "until": awaited}
-        response = client.request("GET", *path, query=query, timeout=left + REQUEST_TIMEOUT)
-        if TIMED_OUT not in response.headers:
-            return response.body, True
-        if now() >= deadline:
-            return response.body, False
+        document, is_over = _long_poll(client, path, (*awaited, *FAILURES, ENDED), left)
+        if is_over and not awaited.intersection(status_and_state(document)):
+            left = max(0.0, min(MAX_WAIT, deadline - now()))
+            if document.get("agent_exit") is not None:
+                document, is_awaited = _long_poll(client, path, awaited, min(SETTLE, left))
+                if is_awaited:
+                    return document, True
+            is_over = not _starts_again(client, path)
+            if not is_over:
+                _long_poll(client, path, (*awaited, *STARTING), left)
+        if is_over or now() >= deadline:
+            return document, is_over
+
+
+def _long_poll(client: Client, path: tuple[str, ...], until: Iterable[str], wait: float) -> tuple[Task, bool]:
+    """Return the document, and whether it had one of these values within ``wait`` seconds."""
+    query = {"wait": f"{wait * 1000:.0f}ms", "until": ",".join(sorted(set(until)))}
+    response = client.request("GET", *path, query=query, timeout=wait + REQUEST_TIMEOUT)
+    return response.body, TIMED_OUT not in response.headers
+
+
+def _starts_again(client: Client, path: tuple[str, ...]) -> bool:
+    """Return whether the agent will be started again without anybody asking for it, or a start is in progress."""
+    body = client.request("GET", *path, "explain").body
+    return body["restart_at"] is not None or body["status"]["value"] in STARTING
+
+
+def explain(client: Client, task: str) -> Mapping[str, Any]:
+    """Return the explanation of a task; its shape is ``TaskExplanation`` in ``docs/openapi.json``."""
+    body: Mapping[str, Any] = client.request("GET", *path_of(task), "explain").body
+    return body
+
+
+def timeline(client: Client, task: str, limit: int) -> list[Mapping[str, Any]]:
+    """Return the newest ``limit`` (1 to 500) changes and actions of a task, oldest first."""
+    query = {"newest": "true", "limit": str(limit)}
+    body = client.request("GET", *path_of(task), "events", query=query).body
+    return sorted((*body["events"], *body["actions"]), key=lambda entry: str(entry["time"]))[-limit:]
 
 
 def status_and_state(task: Task) -> tuple[str, str]:

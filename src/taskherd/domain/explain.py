@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from taskherd.domain import explanations
+from taskherd.domain.handle_command import resume_refusal
 from taskherd.domain.reports import AgentState, Health
 from taskherd.domain.view import (
+    NOT_RUNNING,
     STATUS_BY_APP_HEALTH,
     STATUS_BY_BUILD,
     STATUS_BY_LIFECYCLE,
@@ -20,23 +22,25 @@ from taskherd.domain.view import (
     app_health_of,
     current_app_status,
     current_state_of,
+    ended_agent_of,
     has_failed,
     health_of,
     is_current,
     is_lost,
+    stalled_since,
     status_of,
 )
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from taskherd.domain.liveness import Timeouts
     from taskherd.domain.task import Facet, Stamped, TaskState
-    from taskherd.domain.view import AgentHealth, CurrentState
+    from taskherd.domain.view import AgentHealth, CurrentState, EndedAgent
 
 V = TypeVar("V")
 
-_LIFECYCLE_REASONS = frozenset(
-    {"agent is not running", "agent startup script exited with an error", "agent is shutting down"}
-)
+_LIFECYCLE_REASONS = frozenset({NOT_RUNNING, "agent startup script exited with an error", "agent is shutting down"})
 """Reasons for an unhealthy agent that result from its lifecycle; all others result from its connection."""
 
 
@@ -52,17 +56,52 @@ class ExplainedValue(Generic[V]):
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """The explanation of a task's status, current state and agent health."""
+    """The explanation of a task's status, current state, agent and whether a resume is accepted.
+
+    ``restart_at`` is when the worker starts a lost agent again by itself, None if it does not.
+    """
 
     status: ExplainedValue[Status]
     current_state: ExplainedValue[CurrentState | None]
     health: ExplainedValue[AgentHealth | None]
+    agent_exit: ExplainedValue[EndedAgent | None]
+    stalled_since: ExplainedValue[datetime | None]
+    resume: ExplainedValue[bool]
+    restart_at: datetime | None
 
 
 def explain(state: TaskState, timeouts: Timeouts) -> Explanation:
-    """Derive and explain the status, current state and agent health of a task."""
+    """Derive and explain the status, current state and agent of a task, and whether a resume is accepted."""
     status = _status(state, timeouts)
-    return Explanation(status, _current_state(state, status.value), _health(state, timeouts))
+    return Explanation(
+        status,
+        _current_state(state, status.value),
+        _health(state, timeouts),
+        _agent_exit(state),
+        _stalled_since(state),
+        _resume(state),
+        state.loss_restarts.retry_at,
+    )
+
+
+def _agent_exit(state: TaskState) -> ExplainedValue[EndedAgent | None]:
+    is_over = agent_exit_of(state) is not None or is_lost(state)
+    rule = _gone_rule(state) if is_over else "agent_exit.none"
+    return ExplainedValue(ended_agent_of(state), rule, explanations.agent_exit(state), agent_exit_of(state))
+
+
+def _stalled_since(state: TaskState) -> ExplainedValue[datetime | None]:
+    since = stalled_since(state)
+    rule = "stalled.none" if since is None else "stalled"
+    return ExplainedValue(
+        since, rule, explanations.stalled(since), None if since is None else current_app_status(state)
+    )
+
+
+def _resume(state: TaskState) -> ExplainedValue[bool]:
+    refusal = resume_refusal(state)
+    text = explanations.resume(refusal.message if refusal else None)
+    return ExplainedValue(refusal is None, "resume.refused" if refusal else "resume.accepted", text)
 
 
 def _status(state: TaskState, timeouts: Timeouts) -> ExplainedValue[Status]:

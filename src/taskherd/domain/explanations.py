@@ -10,15 +10,16 @@ import signal
 from typing import TYPE_CHECKING, Final, assert_never
 
 from taskherd.domain.reports import ExitReason, Health, JobStatus, Lifecycle, Transition
-from taskherd.domain.view import agent_exit_of, has_failed, is_lost
+from taskherd.domain.view import LOST_CONNECTION, NOT_RUNNING, agent_exit_of, has_failed, is_lost
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from datetime import timedelta
+    from datetime import datetime, timedelta
 
     from taskherd.domain.liveness import Timeouts
     from taskherd.domain.reports import AgentExit
     from taskherd.domain.task import TaskState
+    from taskherd.domain.view import EndedAgent
 
 MAX_WORDS: Final = 160
 """Maximum number of characters of an agent's last words that a text repeats."""
@@ -58,7 +59,7 @@ NO_AGENT: Final = (
 )
 
 _UNHEALTHY: Final[Mapping[str, str]] = {
-    "agent is not running": ("The agent reported that it is off. A heartbeat of the agent changes this. {again}"),
+    NOT_RUNNING: ("The agent reported that it is off. A heartbeat of the agent changes this. {again}"),
     "agent has not yet connected": (
         "No heartbeat of the agent has been received yet. Its first heartbeat changes this; without one for {connect}"
         " it counts as taking too long."
@@ -66,7 +67,7 @@ _UNHEALTHY: Final[Mapping[str, str]] = {
     "agent is taking too long to connect": (
         "No heartbeat of the agent was received within {connect}. Its first heartbeat changes this."
     ),
-    "agent has lost connection": (
+    LOST_CONNECTION: (
         "The agent disconnected, or sent no heartbeat for {lost} while the worker was receiving reports. Its next"
         " heartbeat changes this. {again}"
     ),
@@ -172,7 +173,7 @@ def agent_gone(state: TaskState) -> str:
     return f"The agent {how_ended(stamped.report)}{place}. {start_again(state)}"
 
 
-def how_ended(agent_exit: AgentExit) -> str:
+def how_ended(agent_exit: AgentExit | EndedAgent) -> str:
     """Describe how an agent ended, as a predicate: ``exited with status 3 ("out of disk space")``."""
     words = f' ("{_shorten(agent_exit.words)}")' if agent_exit.words else ""
     match agent_exit.why:
@@ -185,7 +186,7 @@ def how_ended(agent_exit: AgentExit) -> str:
         case ExitReason.TIMEOUT:
             how = "was ended because it exceeded its time limit"
         case ExitReason.LOST:
-            how = "ended without a record of how: its machine or container stopped, or its shim was killed"
+            how = "is lost: it ended without a record of how, because its machine, container or shim was stopped"
         case ExitReason.STOPPED:
             how = "was stopped with its workspace"
         case ExitReason.INTERRUPTED:
@@ -218,6 +219,35 @@ def start_again(state: TaskState) -> str:
     if state.loss_restarts.retry_at is not None:
         return "The worker starts it again by itself, as the template's `run.on_loss` asks for."
     return "Resume the task to start it again."
+
+
+def agent_exit(state: TaskState) -> str:
+    """Explain whether and how the agent of the latest build has ended."""
+    stamped = agent_exit_of(state)
+    if stamped is not None:
+        return f"The agent {how_ended(stamped.report)}. {start_again(state)}"
+    if is_lost(state):
+        return f"The agent is lost: its heartbeats stopped, and nothing says how it ended. {start_again(state)}"
+    return "No agent of the latest build has ended. The end of its agent changes this."
+
+
+def stalled(since: datetime | None) -> str:
+    """Explain since when the agent has stalled, or that it has not."""
+    if since is None:
+        return (
+            "The agent has not stalled: it is not working, or has reported something within the time that"
+            " `run.stalled_after` allows."
+        )
+    return (
+        "The agent reported that it is working, and has sent nothing but heartbeats since"
+        f" {since:%Y-%m-%d %H:%M:%S} UTC. Its next report changes this. To start it again, pause the task, and"
+        " resume it when it is paused."
+    )
+
+
+def resume(refusal: str | None) -> str:
+    """Say what a resume does, or why it is refused."""
+    return refusal or "A resume is accepted: it starts the workspace and its agent again."
 
 
 def failed_build(state: TaskState) -> str:

@@ -82,6 +82,7 @@ NOT_FOUND = CommandRefused(404, "Resource not found or you do not have access to
 NO_VERSION = CommandRefused(400, "Template version not found or you do not have access to this resource")
 NO_OWNER = CommandRefused(400, "Owner not found.")
 BUILD_ACTIVE = CommandRefused(409, "A workspace build is already active.")
+ALREADY_RUNNING = CommandRefused(409, "Task workspace is already running.")
 NO_BUILDS_LEFT = CommandRefused(409, "This task has reached the maximum number of builds.")
 
 
@@ -208,18 +209,27 @@ def _pause(task: Task, now: datetime) -> CommandAccepted | CommandRefused:
 
 def _resume(task: Task, now: datetime) -> CommandAccepted | CommandRefused:
     """Request the next start unless an agent is running, or may be."""
-    state = task.state
+    return resume_refusal(task.state) or _request_build(task, Transition.START, now)
+
+
+def resume_refusal(state: TaskState) -> CommandRefused | None:
+    """Return why a resume of a task with this state is refused, or None if it is accepted."""
     is_up = not state.has_active_build and state.is_start and state.job_status is JobStatus.SUCCEEDED
     if is_up and not is_agent_gone(state):
-        return CommandRefused(409, "Task workspace is already running.")
-    return _request_build(task, Transition.START, now)
+        return ALREADY_RUNNING
+    return _build_refusal(state)
+
+
+def _build_refusal(state: TaskState) -> CommandRefused | None:
+    if state.has_active_build:
+        return BUILD_ACTIVE
+    return NO_BUILDS_LEFT if builds.is_exhausted(state) else None
 
 
 def _request_build(task: Task, transition: Transition, now: datetime) -> CommandAccepted | CommandRefused:
-    if task.state.has_active_build:
-        return BUILD_ACTIVE
-    if builds.is_exhausted(task.state):
-        return NO_BUILDS_LEFT
+    refusal = _build_refusal(task.state)
+    if refusal is not None:
+        return refusal
     state = replace(task.state, loss_restarts=LossRestarts())
     return CommandAccepted(replace(task, state=builds.request_next_build(task.id, state, transition, now)))
 

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from taskherd.domain.task import Facet, Stamped, TaskState
 
 
+LOST_CONNECTION = "agent has lost connection"
+"""Reason for the health of an agent that fell silent."""
+NOT_RUNNING = "agent is not running"
+"""Reason for the health of an agent that ended other than it should, or that reported that it is off."""
+
+
 class Status(StrEnum):
     """The status of a task, as in the task document."""
 
@@ -212,19 +218,19 @@ def health_of(state: TaskState, agent: Agent | None) -> AgentHealth | None:  # n
     """Return the health of the agent with the first reason that applies, or None if there is no agent."""
     agent_exit = agent_exit_of(state)
     if agent_exit is not None and has_failed(agent_exit.report):
-        return AgentHealth(healthy=False, reason="agent is not running")
+        return AgentHealth(healthy=False, reason=NOT_RUNNING)
     if agent is None:
         return None
     alive = is_connected(state)
     if not alive and agent.lifecycle is Lifecycle.OFF:
-        return AgentHealth(healthy=False, reason="agent is not running")
+        return AgentHealth(healthy=False, reason=NOT_RUNNING)
     if state.build_number not in state.last_heartbeat and not _has_disconnected(state):
         silence = state.silence
         late = silence is not None and silence.build_number == state.build_number
         reason = "agent is taking too long to connect" if late else "agent has not yet connected"
         return AgentHealth(healthy=False, reason=reason)
     if not alive:
-        return AgentHealth(healthy=False, reason="agent has lost connection")
+        return AgentHealth(healthy=False, reason=LOST_CONNECTION)
     if agent.lifecycle is Lifecycle.START_ERROR:
         return AgentHealth(healthy=False, reason="agent startup script exited with an error")
     if agent.lifecycle in SHUTTING_DOWN:

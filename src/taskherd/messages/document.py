@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from taskherd.domain.directory import DirectoryNames
     from taskherd.domain.task import Task
-    from taskherd.domain.view import TaskView
+    from taskherd.domain.view import EndedAgent, TaskView
 
 
 class CurrentStateOut(BaseModel):
@@ -117,16 +117,20 @@ def core_document(view: TaskView, task: Task) -> dict[str, Any]:
             "message": state.message,
             "uri": state.uri,
         }
-    ended = view.agent_exit
-    if ended is not None:
-        core["agent_exit"] = {
-            "why": ended.why.value,
-            "status": ended.status,
-            "signal": ended.signal,
-            "words": ended.words,
-            "at": format_rfc3339(ended.at),
-        }
+    if view.agent_exit is not None:
+        core["agent_exit"] = agent_exit(view.agent_exit)
     return core
+
+
+def agent_exit(ended: EndedAgent) -> dict[str, Any]:
+    """Return how an agent ended, as in the document."""
+    return {
+        "why": ended.why.value,
+        "status": ended.status,
+        "signal": ended.signal,
+        "words": ended.words,
+        "at": format_rfc3339(ended.at),
+    }
 
 
 def render(core: Mapping[str, Any], prompt: str, names: DirectoryNames, updated_at: datetime) -> dict[str, Any]:

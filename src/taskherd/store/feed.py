@@ -91,13 +91,13 @@ WHERE EXISTS (SELECT 1 FROM outbox AS b WHERE b.task_id = k.task_id AND b.versio
 """
 
 # Versions and positions of a task rise together. ``$3``: the position to continue after.
-TIMELINE: Final = f"""
+_TIMELINE: Final = f"""
 SELECT s.id, f.position, f.version, f.occurred_at, e.changes, CAST(e.cause AS text) AS cause,
        CAST(e.document AS text) AS core_document, p.prompt, CAST(b.document AS text) AS core_document_before, q.prompt
        AS prompt_before, w.username AS actor_name
 FROM (SELECT t.id FROM tasks AS t WHERE t.id = $2 AND t.deleted_at IS NULL AND {CAN_SEE}) AS s
 LEFT JOIN LATERAL (
-    SELECT * FROM task_feed WHERE task_id = s.id AND position > $3 ORDER BY version LIMIT $4) AS f ON true
+    SELECT * FROM task_feed WHERE task_id = s.id AND position > $3 ORDER BY version {{order}} LIMIT $4) AS f ON true
 LEFT JOIN LATERAL (
     SELECT * FROM task_events WHERE task_id = f.task_id AND version = f.version AND occurred_at = f.occurred_at LIMIT 1
 ) AS e ON true
@@ -113,6 +113,8 @@ LEFT JOIN LATERAL (
     SELECT username FROM users WHERE id = CAST(e.cause ->> 'actor_id' AS uuid) LIMIT 1) AS w ON true
 ORDER BY f.position
 """
+TIMELINE: Final = _TIMELINE.format(order="ASC")
+TIMELINE_NEWEST: Final = _TIMELINE.format(order="DESC")
 
 # What people did with a task that changes nothing in its document and so has no version; the newest, oldest first.
 ACTIONS: Final = f"""
@@ -174,10 +176,15 @@ async def will_replay(pool: ReadPool, after: int, versions: Sequence[tuple[UUID,
     return {row["task_id"]: row["version"] for row in await pool.fetch(WILL_REPLAY, after, ids, numbers)}
 
 
-async def timeline(pool: ReadPool, caller: UUID, task_id: UUID, after: int, limit: int) -> Sequence[Row]:
-    """Return the changes of a task, each with the document before it; one row without a position if there are none."""
+async def timeline(
+    pool: ReadPool, caller: UUID, task_id: UUID, after: int, limit: int, *, newest: bool = False
+) -> Sequence[Row]:
+    """Return changes of a task, each with the document before it; one row without a position if there are none.
+
+    They are in order: the first ``limit`` after the position ``after``, or with ``newest`` the last ones.
+    """
     values: tuple[Any, ...] = (caller, task_id, after, limit)
-    return await pool.fetch(TIMELINE, *values)
+    return await pool.fetch(TIMELINE_NEWEST if newest else TIMELINE, *values)
 
 
 async def actions(pool: ReadPool, caller: UUID, task_id: UUID, limit: int) -> Sequence[Row]:

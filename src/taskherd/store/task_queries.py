@@ -191,9 +191,18 @@ async def logs(pool: ReadPool, caller: UUID, task_id: UUID, *, entries: int, con
     return await pool.fetch(LOGS, caller, task_id, entries, content_bytes)
 
 
-# Only open inputs and requests; the outcomes of earlier ones are in the timeline.
+# Only open inputs and requests; the outcomes of earlier ones are in the timeline. A send has no change of its
+# own, so the last command may be among the inputs.
 EXPLANATION_FACTS: Final = """
 SELECT t.id, t.version, CAST(t.state AS text) AS state,
+       (SELECT json_build_object('type', c.type, 'time', c.at, 'actor_id', c.actor_id, 'actor_name', w.username)
+        FROM (
+            (SELECT e.cause ->> 'type' AS type, e.occurred_at AS at, CAST(e.cause ->> 'actor_id' AS uuid) AS actor_id
+             FROM (SELECT * FROM task_events WHERE task_id = t.id ORDER BY version DESC LIMIT 500) AS e
+             WHERE e.cause ->> 'kind' = 'command' ORDER BY e.version DESC LIMIT 1)
+            UNION ALL
+            (SELECT 'task.send', created_at, actor_id FROM inputs WHERE task_id = t.id ORDER BY ordinal DESC LIMIT 1)
+        ) AS c LEFT JOIN users AS w ON w.id = c.actor_id ORDER BY c.at DESC LIMIT 1)::text AS last_command,
        (SELECT json_agg(i) FROM (
            SELECT input_id, state, left(content, 2000) AS input, created_at, sent_at FROM inputs
            WHERE task_id = t.id AND decided_at IS NULL ORDER BY ordinal LIMIT 100) AS i)::text AS inbox,

@@ -74,7 +74,7 @@ def test_parameters_are_declared_as_they_are_validated() -> None:
 
 def test_a_maximum_beyond_exact_integers_is_not_declared() -> None:
     """A maximum that JSON parsers would round is enforced, but not declared in the document."""
-    [after, _] = query_parameters.declared(TimelineQuery)
+    [after, _, _] = query_parameters.declared(TimelineQuery)
     assert after["schema"] == {"type": "integer", "minimum": 0}
     assert query_parameters.validate(TimelineQuery, {"after": str(MAX_POSITION)}).after == MAX_POSITION
     assert rejection(TimelineQuery, after=str(MAX_POSITION + 1))[1] == "after"
@@ -107,4 +107,4 @@ def test_every_parameter_is_described() -> None:
     for model in {route.query for route in ROUTES} | {socket.query for socket in SOCKETS}:
         for each in query_parameters.declared(model):
             assert each["description"]
-            assert each["schema"]["type"] in {"string", "integer"}
+            assert each["schema"]["type"] in {"string", "integer", "boolean"}

@@ -32,6 +32,7 @@ from taskherd.domain.reports import (
     Transition,
     WorkspaceBuild,
 )
+from taskherd.domain.task import Stall
 from taskherd.domain.value import replace
 from taskherd.domain.view import STATUS_BY_LIFECYCLE, Status, derive_view, is_lost
 from tests.harness.histories import NOON, TASK, corpus, histories
@@ -91,14 +92,25 @@ def checked_explanation(state: TaskState) -> Explanation:
     assert explanation.status.value is view.status
     assert explanation.current_state.value == view.current_state
     assert explanation.health.value == view.health
-    for part in (explanation.status, explanation.current_state, explanation.health):
+    assert explanation.agent_exit.value == view.agent_exit
+    assert explanation.stalled_since.value == view.stalled_since
+    accepted = isinstance(handle_command(task_with(state), RESUME, NOON, NO_CONTEXT), CommandAccepted)
+    assert explanation.resume.value is accepted
+    for part in (
+        explanation.status,
+        explanation.current_state,
+        explanation.health,
+        explanation.agent_exit,
+        explanation.stalled_since,
+        explanation.resume,
+    ):
         text = part.explanation
         assert text.endswith(".")
         assert ".." not in text
         assert text[0].isupper()
         assert part.rule
         if "Resume the task" in text:
-            assert isinstance(handle_command(task_with(state), RESUME, NOON, NO_CONTEXT), CommandAccepted)
+            assert accepted
         if view.agent_exit or is_lost(state):
             assert not re.search(r"is running|sends heartbeats|Reported by the agent|check passes", text)
         if "agent is running" in text and "start-up" not in text:
@@ -210,7 +222,7 @@ def test_the_end_of_an_agent_is_explained(ended: AgentExit, words: str) -> None:
     said = AppStatus(task_id=TASK, build_number=1, seq=1, state=AgentState.WORKING)
     state = folded(UP, lifecycle(Lifecycle.READY), HEARTBEAT, said, app_health(Health.UNHEALTHY), ended)
     explanation = checked_explanation(state)
-    for part in (explanation.status, explanation.health):
+    for part in (explanation.status, explanation.health, explanation.agent_exit):
         assert words.replace(", and its workspace is up", "") in part.explanation
         assert "Resume the task" in part.explanation
     assert words in explanation.status.explanation
@@ -232,9 +244,21 @@ def test_a_lost_agent_is_explained() -> None:
     said = AppStatus(task_id=TASK, build_number=1, seq=1, state=AgentState.WORKING)
     state = after_silence(folded(UP, lifecycle(Lifecycle.READY), HEARTBEAT, said), timedelta(hours=1))
     explanation = checked_explanation(state)
-    for part in (explanation.status, explanation.current_state, explanation.health):
+    for part in (explanation.status, explanation.current_state, explanation.health, explanation.agent_exit):
         assert "lost" in part.explanation or "no heartbeat" in part.explanation
         assert "Resume the task" in part.explanation
+
+
+def test_a_stalled_agent_is_explained() -> None:
+    """The text says since when, and what starts the agent again: a resume of a running agent is refused."""
+    said = AppStatus(task_id=TASK, build_number=1, seq=1, state=AgentState.WORKING)
+    state = replace(folded(UP, lifecycle(Lifecycle.READY), HEARTBEAT, said), stall=Stall(1, NOON))
+    explanation = checked_explanation(state)
+    assert explanation.stalled_since.value == NOON
+    assert "since 2026-03-01 12:00:00 UTC" in explanation.stalled_since.explanation
+    assert "pause the task" in explanation.stalled_since.explanation
+    assert explanation.resume.value is False
+    assert explanation.resume.explanation == "Task workspace is already running."
 
 
 def test_durations_are_written_in_seconds_or_minutes() -> None:

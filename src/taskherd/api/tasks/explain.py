@@ -9,12 +9,15 @@ import orjson
 from pydantic import Field
 
 from taskherd.api.http.errors import not_found
-from taskherd.api.http.query_parameters import MAX_POSITION, QueryModel, whole_number
+from taskherd.api.http.query_parameters import MAX_POSITION, QueryModel, TextParameter, whole_number
 from taskherd.api.http.responses import BufferedResponse, json
 from taskherd.api.tasks import queries
+from taskherd.domain import causes
 from taskherd.domain.commands import Send
 from taskherd.domain.explain import explain
-from taskherd.domain.reports import format_rfc3339
+from taskherd.domain.reports import AgentExit, ExitReason, format_rfc3339
+from taskherd.domain.view import EndedAgent
+from taskherd.messages import document
 from taskherd.store import feed, task_queries, task_state_codec
 from taskherd.timeouts import timeouts_of
 
@@ -30,6 +33,13 @@ MAX_ACTIONS: Final = 100
 """Maximum number of actions in a timeline, the newest ones; unlike changes they have no pages."""
 
 
+def _flag(text: str) -> bool:
+    if text not in {"true", "false"}:
+        message = "Expected true or false."
+        raise ValueError(message)
+    return text == "true"
+
+
 class TimelineQuery(QueryModel):
     """Query parameters of a timeline."""
 
@@ -40,6 +50,10 @@ class TimelineQuery(QueryModel):
         DEFAULT_LIMIT,
         description=f"Maximum number of changes in the response, 1 to {MAX_LIMIT}; by default {DEFAULT_LIMIT}.",
     )
+    newest: Annotated[bool, TextParameter(_flag, {"type": "boolean"})] = Field(
+        default=False,
+        description="If more than `limit` changes follow `after`: true returns the last of them instead of the first.",
+    )
 
 
 async def timeline(request: RequestContext) -> BufferedResponse:
@@ -47,7 +61,9 @@ async def timeline(request: RequestContext) -> BufferedResponse:
     query = request.parameters(TimelineQuery)
     task_id = await task_queries.find_id(request.api.reader, queries.task_ref_of(request))
     rows = (
-        await feed.timeline(request.api.reader, request.caller.user_id, task_id, query.after, query.limit)
+        await feed.timeline(
+            request.api.reader, request.caller.user_id, task_id, query.after, query.limit, newest=query.newest
+        )
         if task_id
         else ()
     )
@@ -70,6 +86,7 @@ def _send_json(row: Row) -> dict[str, Any]:
         "time": format_rfc3339(row["created_at"]),
         "actor_id": row["actor_id"],
         "actor_name": row["actor_name"],
+        "words": causes.describe("command", Send.type, row["actor_name"] or ""),
         "input": row["input"],
         "state": row["state"],
         "sent_at": row["sent_at"] and format_rfc3339(row["sent_at"]),
@@ -85,6 +102,8 @@ def _event_json(row: Row) -> dict[str, Any]:
     cause = orjson.loads(row["cause"])
     if "actor_id" in cause:
         cause["actor_name"] = row["actor_name"] or cause["actor_id"]
+    ended = _ended_agent(after.get("agent_exit")) if cause["type"] == AgentExit.type else None
+    cause["words"] = causes.describe(cause["kind"], cause["type"], cause.get("actor_name", ""), ended)
     return {
         "position": row["position"],
         "version": row["version"],
@@ -94,21 +113,46 @@ def _event_json(row: Row) -> dict[str, Any]:
     }
 
 
+def _ended_agent(agent_exit: dict[str, Any] | None) -> EndedAgent | None:
+    """Return the field of a stored document; a reason is one of this release or of an earlier one."""
+    if agent_exit is None:
+        return None
+    at = datetime.fromisoformat(agent_exit["at"])
+    why = ExitReason(agent_exit["why"])
+    return EndedAgent(why, agent_exit["status"], agent_exit["signal"], agent_exit["words"], at)
+
+
 async def explain_task(request: RequestContext) -> BufferedResponse:
     """Return why the task has its status, state and health, and its undelivered inputs and unanswered requests."""
     row = await task_queries.explanation_facts(request.api.reader, queries.task_ref_of(request))
     if row is None:
         raise not_found()
     explanation = explain(task_state_codec.loads(row["id"], row["state"]), timeouts_of(request.api.settings))
+    ended, since = explanation.agent_exit.value, explanation.stalled_since.value
     return json(
         {
             "status": _reason_json(explanation.status, str(explanation.status.value)),
             "current_state": _reason_json(explanation.current_state, _state_json(explanation.current_state.value)),
             "health": _reason_json(explanation.health, _health_json(explanation.health.value)),
+            "agent_exit": _reason_json(explanation.agent_exit, ended and document.agent_exit(ended)),
+            "stalled_since": _reason_json(explanation.stalled_since, since and format_rfc3339(since)),
+            "resume": _reason_json(explanation.resume, explanation.resume.value),
+            "restart_at": explanation.restart_at and format_rfc3339(explanation.restart_at),
+            "last_command": _last_command_json(row["last_command"]),
             "inbox": _rows_json(row["inbox"]),
             "requests": _rows_json(row["requests"]),
         }
     )
+
+
+def _last_command_json(text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    command: dict[str, Any] = orjson.loads(text)
+    name = command["actor_name"] or command["actor_id"]
+    time = format_rfc3339(datetime.fromisoformat(command["time"]))
+    words = causes.describe("command", command["type"], name or "")
+    return {**command, "time": time, "actor_name": name, "words": words}
 
 
 def _reason_json(reason: ExplainedValue[Any], value: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import orjson
 from pydantic import Field
 
-from taskherd.api.changes import ChangeFilter
+from taskherd.api.changes import ENDED, ChangeFilter, long_poll_values
 from taskherd.api.http import etags
 from taskherd.api.http.auth import token_is_valid
 from taskherd.api.http.errors import not_found, unauthorized
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 MAX_WAIT: Final = 60.0
 """Maximum of ``wait``, in seconds."""
 TIMED_OUT: Final = "X-Taskherd-Timed-Out"
-_VALUES: Final = frozenset(Status) | frozenset(AgentState) - {AgentState.FAILURE}
-_UNTIL: Final = "idle,complete,failed"
+_VALUES: Final = frozenset(Status) | frozenset(AgentState) - {AgentState.FAILURE} | {ENDED}
+_UNTIL: Final = "idle,complete,failed,ended"
 _DEFAULT: Final = frozenset(_UNTIL.split(","))
 
 
@@ -67,7 +67,8 @@ class TaskQuery(QueryModel):
         _DEFAULT,
         description=(
             "With `wait`: values of `status` or `current_state.state` to wait for, separated by commas;"
-            f" by default `{_UNTIL}`."
+            f" by default `{_UNTIL}`. `{ENDED}`: the agent has ended other than by a stop of its workspace, or is lost;"
+            " no other value follows by itself, unless the template restarts lost agents."
         ),
     )
     wait: Annotated[
@@ -91,7 +92,7 @@ async def get(request: RequestContext) -> BufferedResponse:
         return await queries.get(request)
     deadline = asyncio.get_running_loop().time() + query.wait
     row = await queries.get_or_404(request)
-    if not query.until.isdisjoint(_status_and_state(row)):
+    if not query.until.isdisjoint(_values(row)):
         return queries.task_response(request, row)
     feed = request.api.change_feed
     async with feed.subscription():
@@ -111,24 +112,22 @@ async def _wait_for(
     request: RequestContext, subscriber: Subscriber, until: AbstractSet[str], deadline: float
 ) -> BufferedResponse:
     row = await queries.get_or_404(request)  # includes the changes before the subscription
-    if not until.isdisjoint(_status_and_state(row)):
+    if not until.isdisjoint(_values(row)):
         return queries.task_response(request, row)
     loop = asyncio.get_running_loop()
     while not subscriber.ended and (remaining := deadline - loop.time()) > 0:
         for change in await subscriber.next(remaining):
             if change.deleted:
                 raise not_found()
-            if change.version > row["version"] and not until.isdisjoint(change.status_and_state):
+            if change.version > row["version"] and not until.isdisjoint(change.long_poll_values):
                 tag = {"ETag": etags.of_document(change.version, change.revision)}
                 return BufferedResponse(200, orjson.dumps(change.document), tag)
     row = await queries.get_or_404(request)
     response = queries.task_response(request, row)
-    if not until.isdisjoint(_status_and_state(row)):
+    if not until.isdisjoint(_values(row)):
         return response
     return replace(response, headers={**response.headers, TIMED_OUT: "true"})
 
 
-def _status_and_state(row: Row) -> set[str]:
-    document = orjson.loads(row["core_document"])
-    state = document["current_state"]
-    return {document["status"], "" if state is None else state["state"]}
+def _values(row: Row) -> frozenset[str]:
+    return long_poll_values(orjson.loads(row["core_document"]))

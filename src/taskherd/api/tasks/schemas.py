@@ -12,7 +12,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 
 from taskherd.domain.view import Status
-from taskherd.messages.document import AgentHealthOut, CurrentStateOut, TaskDocument
+from taskherd.messages.document import AgentExitOut, AgentHealthOut, CurrentStateOut, TaskDocument
 from taskherd.messages.events import CauseOut
 from taskherd.messages.fields import Input
 
@@ -95,6 +95,7 @@ class TimelineCause(CauseOut):
     """The cause of a change, with the name of who sent the command; the id if the directory has no such user."""
 
     actor_name: str | None = None
+    words: str = Field(description="Who did what, or what was reported or found, for people.")
 
 
 class TimelineEvent(BaseModel):
@@ -116,6 +117,7 @@ class TimelineAction(BaseModel):
     actor_id: UUID | None
     actor_name: str | None = Field(description="Username; the id if the directory has no such user.")
     input: str = Field(description="Truncated to 2,000 characters.")
+    words: str = Field(description="Who did what, for people.")
     state: Literal["queued", "sent", "delivered", "failed"]
     sent_at: datetime | None
     decided_at: datetime | None = Field(description="When it was delivered or failed.")
@@ -165,6 +167,43 @@ class ExplainedHealth(BaseModel):
     report: ReportOut | None
 
 
+class ExplainedAgentExit(BaseModel):
+    """How the agent ended, null while it has not, and the reason; the rule of a lost agent is ``agent.lost``."""
+
+    value: AgentExitOut | None
+    because: str
+    rule: str
+    report: ReportOut | None
+
+
+class ExplainedStall(BaseModel):
+    """Since when a working agent has sent nothing but heartbeats, null if it has not stalled, and the reason."""
+
+    value: datetime | None
+    because: str
+    rule: str
+    report: ReportOut | None
+
+
+class ExplainedResume(BaseModel):
+    """Whether a resume is accepted right now; if it is not, ``because`` is the message of the refusal."""
+
+    value: bool
+    because: str
+    rule: str
+    report: ReportOut | None
+
+
+class LastCommand(BaseModel):
+    """The latest command that was accepted; ``actor_name`` as in the timeline, null without an actor."""
+
+    type: str
+    time: datetime
+    actor_id: UUID | None
+    actor_name: str | None
+    words: str = Field(description="Who did what, for people.")
+
+
 class UndeliveredInput(BaseModel):
     """An input that is not delivered yet: queued, or sent to the runner without an outcome."""
 
@@ -190,10 +229,19 @@ class UnansweredRequest(BaseModel):
 
 
 class TaskExplanation(BaseModel):
-    """The reasons for a task's status, state and health, and the first 100 open inputs and requests."""
+    """The reasons for a task's status, state, health and agent, and the first 100 open inputs and requests."""
 
     status: ExplainedStatus
     current_state: ExplainedState
     health: ExplainedHealth
+    agent_exit: ExplainedAgentExit
+    stalled_since: ExplainedStall
+    resume: ExplainedResume
+    restart_at: datetime | None = Field(
+        description="When the worker starts the lost agent again by itself (`run.on_loss`); null if it does not."
+    )
+    last_command: LastCommand | None = Field(
+        description="Null if it is not among the latest 500 changes, or if it was pruned."
+    )
     inbox: list[UndeliveredInput]
     requests: list[UnansweredRequest]

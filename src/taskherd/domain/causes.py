@@ -1,0 +1,65 @@
+"""Say in words why a task changed: who did what, or what was reported or found.
+
+The texts name the actor of a command; everything else happened by itself. They begin with a lower-case letter.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from taskherd.domain.explanations import how_ended
+from taskherd.domain.reports import AgentExit
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from taskherd.domain.view import EndedAgent
+
+COMMANDS: Final[Mapping[str, str]] = {
+    "task.create": "created the task",
+    "task.delete": "deleted the task",
+    "task.update_input": "changed the prompt",
+    "task.send": "sent an input",
+    "task.pause": "paused the task",
+    "task.resume": "resumed the task",
+}
+"""What the actor of each type of command did."""
+
+REPORTS: Final[Mapping[str, str]] = {
+    "workspace.build": "the workspace was reported",
+    "agent.lifecycle": "the agent's start-up or shutdown was reported",
+    "agent.heartbeat": "the agent sent a heartbeat",
+    "agent.disconnected": "the agent disconnected",
+    "agent.exit": "the end of the agent was reported",
+    "app.health": "the health of the agent's app was reported",
+    "app.status": "the agent's state was reported",
+    "task.log": "the agent's log was reported",
+    "task.input": "what became of an input was reported",
+}
+"""What each type of report says."""
+
+FINDINGS: Final[Mapping[str, str]] = {
+    "build.given_up": "the worker gave the build up, because nothing about it was reported in time",
+    "agent.silent": "no heartbeat of the agent came in time",
+    "agent.stalled": "the agent stalled: nothing but heartbeats came from it",
+    "agent.lost": "the worker started the lost agent again",
+    "runner.drained": "the worker started the agent again, which a runner that was drained had stopped",
+    "task.looked_at": "the worker checked the task",
+}
+"""What each finding of the worker means."""
+
+
+def describe(kind: str, message_type: str, actor: str, ended: EndedAgent | None = None) -> str:
+    """Return the cause of a change in words; a type that this release does not know is named as it is.
+
+    Args:
+        kind: ``command``, ``report`` or ``sweep``.
+        message_type: the type of the command or report, or the finding of the sweep.
+        actor: the name of who sent a command, "" if it is not known.
+        ended: how the agent ended, for the report about that.
+    """
+    if kind == "command":
+        return f"{actor or 'somebody'} {COMMANDS.get(message_type, f'sent {message_type}')}"
+    if message_type == AgentExit.type and ended is not None:
+        return f"the agent {how_ended(ended)}"
+    return (REPORTS if kind == "report" else FINDINGS).get(message_type, message_type)
