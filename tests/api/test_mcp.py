@@ -13,6 +13,7 @@ from typing import Any
 from mcp.client.client import Client
 from mcp.client.stdio import StdioServerParameters
 
+from taskherd.client import mcp_tools
 from taskherd.messages.agent_tokens import agent_token
 from tests.harness.api import VERSION, ApiHarness
 from tests.harness.worker import SECRET, make_report
@@ -56,6 +57,7 @@ async def test_an_assistant_uses_all_tools(api_harness: ApiHarness) -> None:
         assert await tools(client) == USER_TOOLS
         (template,) = await call(client, "coder_list_templates")
         assert (template["name"], template["active_version_id"]) == ("claude", str(VERSION))
+        assert set(template) == set(mcp_tools.TEMPLATE_FIELDS)
         created = await call(client, "coder_create_task", input="Fix it", template_version_id=str(VERSION))
         task_id = uuid.UUID(created["id"])
         await api_harness.worker.make_active(task_id)
@@ -75,10 +77,23 @@ async def test_an_assistant_uses_all_tools(api_harness: ApiHarness) -> None:
             "working",
             "Looking",
         )
+        assert (status["agent_exit"], status["stalled_since"]) == (None, None)
+        assert status["workspace_agent_health"] == {"healthy": True}
         assert (await call(client, "coder_get_task_logs", task_id=created["id"]))["logs"][0]["content"] == "On it"
         assert (
             "waits" in (await call(client, "coder_send_task_input", task_id=created["name"], input="Hurry"))["message"]
         )
+        await api_harness.worker.report(make_report("agent.exit", task_id, why="exited", status=3, words="disk full"))
+        await api_harness.worker.until(lambda: api_harness.worker.document(task_id).get("agent_exit"))
+        status = await call(client, "coder_get_task_status", task_id=created["id"])
+        assert status["state"]["state"] == "working"  # what the agent reported last
+        assert (status["agent_exit"]["why"], status["agent_exit"]["status"]) == ("exited", 3)
+        assert status["agent_exit"]["words"] == "disk full"
+        assert status["workspace_agent_health"] == {"healthy": False, "reason": "agent is not running"}
+        (listed,) = (await call(client, "coder_list_tasks"))["tasks"]
+        assert {name: listed[name] for name in mcp_tools.AGENT_FIELDS} == {
+            name: status[name] for name in mcp_tools.AGENT_FIELDS
+        }
         await call(client, "coder_delete_task", task_id=created["id"])
         deleted = await client.call_tool("coder_get_task_status", {"task_id": created["id"]})
         assert deleted.is_error

@@ -26,6 +26,9 @@ USER_URL: Final = (URL, "CODER_URL")
 TEMPLATE_FIELDS: Final = ("display_name", "id", "name", "description", "active_version_id", "active_user_count")
 """The fields of a template that a model sees, those of Coder's tool."""
 
+AGENT_FIELDS: Final = ("agent_exit", "stalled_since", "workspace_agent_health")
+"""The fields of a task that say whether its agent still runs; Coder's tool returns only status and state."""
+
 STATUSES: Final = ("pending", "initializing", "active", "paused", "unknown", "error")
 TASK_ID: Final = Argument("The task: its id, or [owner/]name; the default owner is you.", required=True)
 USER: Final = Argument("A username or id. Default: the user who owns the token.")
@@ -98,13 +101,16 @@ class UserTools:
             ),
             Tool(
                 "coder_list_tasks",
-                "List up to 100 tasks, newest first.",
+                "List up to 100 tasks, newest first. The state of a task is what its agent reported last: see agent_exit,"
+                " stalled_since and workspace_agent_health for whether that agent still runs.",
                 {"status": Argument("Return only tasks with this status.", choices=STATUSES), "user": USER},
                 self.list_tasks,
             ),
             Tool(
                 "coder_get_task_status",
-                "Return the status of a task and what its agent is doing.",
+                "Return the status of a task and what its agent reported last. agent_exit says how the agent ended, null"
+                " while it has not; stalled_since, since when it has sent nothing but heartbeats; workspace_agent_health,"
+                " whether it is running and connected. An agent that ended, is lost or has stalled works on nothing.",
                 {"task_id": TASK_ID},
                 self.get_task_status,
             ),
@@ -153,9 +159,10 @@ class UserTools:
         return {"tasks": list(tasks.list_tasks(self._client, terms, MAX_LISTED))}
 
     def get_task_status(self, task_id: str) -> Document:
-        """Return a task's status and its agent's state."""
+        """Return a task's status and its agent's state, and whether the agent is there at all."""
         document = tasks.show(self._client, _task_reference(task_id))
-        return {"status": document["status"], "state": document["current_state"]}
+        agent = {name: document.get(name) for name in AGENT_FIELDS}
+        return {"status": document["status"], "state": document["current_state"], **agent}
 
     def get_task_logs(self, task_id: str) -> Document:
         """Return the conversation with a task's agent."""

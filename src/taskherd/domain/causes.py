@@ -42,8 +42,8 @@ FINDINGS: Final[Mapping[str, str]] = {
     "build.given_up": "the worker gave the build up, because nothing about it was reported in time",
     "agent.silent": "no heartbeat of the agent came in time",
     "agent.stalled": "the agent stalled: nothing but heartbeats came from it",
-    "agent.lost": "the worker started the lost agent again",
-    "runner.drained": "the worker started the agent again, which a runner that was drained had stopped",
+    "agent.lost": "the worker started the agent again after it was lost",
+    "runner.drained": "the worker started the agent again after the runner was drained",
     "task.looked_at": "the worker checked the task",
 }
 """What each finding of the worker means."""

@@ -6,6 +6,7 @@ const LOG_INTERVAL = 3000; // milliseconds between two reads of the log
 const MAX_RETRY_DELAY = 30000; // milliseconds
 const INVALID_TOKEN = "The token is not valid.";
 const TIMELINE_PAGE = 500;
+const MAX_TIMELINE = 500; // entries on the page; older ones are removed
 
 const $ = (id) => document.getElementById(id);
 const [, base, user, task] = location.pathname.match(/^(.*)\/tasks\/([^/]+)\/([^/]+)\/?$/);
@@ -21,13 +22,16 @@ const actionElements = new Map(); // of the timeline, by the id of the action
 class Unauthorized extends Error {}
 class NotFound extends Error {}
 
-async function request(path, headers = {}, signal = undefined) {
+async function request(path, headers = {}, signal = undefined, method = "GET") {
   const response = await fetch(api + path, {
-    headers: { "Coder-Session-Token": token, ...headers }, signal, cache: "no-store", credentials: "omit",
+    method, headers: { "Coder-Session-Token": token, ...headers }, signal, cache: "no-store", credentials: "omit",
   });
   if (response.status === 401) throw new Unauthorized();
   if (response.status === 404) throw new NotFound();
-  if (!response.ok) throw new Error(`The server answered ${response.status}.`);
+  if (!response.ok) {
+    const { message } = await response.json().catch(() => ({}));
+    throw new Error(message || `The server answered ${response.status}.`);
+  }
   return response;
 }
 
@@ -74,6 +78,8 @@ function showTask(task) {
     Template: task.template_display_name || task.template_name,
     Workspace: `${task.workspace_name}, ${task.workspace_status || "unknown"}`,
     Agent: health ? (health.healthy ? "healthy" : health.reason) : "none",
+    ...(task.agent_exit && { "Agent ended": new Date(task.agent_exit.at).toLocaleString() }),
+    ...(task.stalled_since && { "Stalled since": new Date(task.stalled_since).toLocaleString() }),
     Created: new Date(task.created_at).toLocaleString(),
   };
   if (state && /^https?:/.test(state.uri)) facts.Link = state.uri;
@@ -95,17 +101,33 @@ function describe(value) {
   if (value === null || value === undefined || value === "") return "none";
   if (typeof value !== "object") return String(value);
   if ("state" in value) return value.message ? `${value.state} (${value.message})` : value.state;
+  if ("why" in value) return value.words ? `${value.why} (${value.words})` : value.why;
   if ("healthy" in value) return value.healthy ? "healthy" : value.reason;
   return JSON.stringify(value);
 }
 
-function showChange(change) {
+function timelineItem(time, words) {
   const item = element("li");
-  const cause = change.cause.type ? `${change.cause.kind} ${change.cause.type}` : change.cause.kind;
+  item.dataset.time = time;
   const heading = element("p");
-  const by = change.cause.actor_name ? ` by ${change.cause.actor_name}` : "";
-  heading.append(timeElement(change.time), element("span", ` · ${cause}${by}`, "who"));
+  heading.append(timeElement(time), element("span", ` · ${words}`, "who"));
   item.append(heading);
+  return item;
+}
+
+function addToTimeline(item) { // newest first; times are in one format, so their texts are in order
+  const timeline = $("timeline");
+  let next = timeline.firstElementChild;
+  while (next && next.dataset.time > item.dataset.time) next = next.nextElementSibling;
+  timeline.insertBefore(item, next);
+  if (timeline.childElementCount > MAX_TIMELINE) {
+    actionElements.delete(timeline.lastElementChild.dataset.action);
+    timeline.lastElementChild.remove();
+  }
+}
+
+function showChange(change) {
+  const item = timelineItem(change.time, change.cause.words);
   if (change.version === 1) item.append(element("p", "created"));
   else {
     const fields = Object.entries(change.changes);
@@ -114,31 +136,29 @@ function showChange(change) {
       item.append(element("p", `${field.replaceAll("_", " ")}: ${describe(from)} → ${describe(to)}`));
     }
   }
-  $("timeline").prepend(item);
+  addToTimeline(item);
 }
 
 function showAction(action) { // shown again when its state changes
-  const item = element("li");
-  const heading = element("p");
-  heading.append(timeElement(action.time), element("span", ` · ${action.type} by ${action.actor_name}`, "who"));
-  item.append(heading, element("p", `${action.input.slice(0, 200)} (${action.state})`));
+  const item = timelineItem(action.time, action.words);
+  item.dataset.action = action.id;
+  item.append(element("p", `${action.input.slice(0, 200)} (${action.state})`));
   const existing = actionElements.get(action.id);
-  if (existing) existing.replaceWith(item);
-  else $("timeline").prepend(item);
   actionElements.set(action.id, item);
+  if (existing) existing.replaceWith(item);
+  else addToTimeline(item);
 }
 
 async function loadTimeline() {
-  for (;;) {
-    const { events, actions } = await (await request(`/events?after=${lastPosition}&limit=${TIMELINE_PAGE}`)).json();
-    for (const change of events) {
-      if (change.position > lastPosition) {
-        lastPosition = change.position;
-        showChange(change);
-      }
+  const query = `after=${lastPosition}&limit=${TIMELINE_PAGE}&newest=true`;
+  const { events, actions } = await (await request(`/events?${query}`)).json();
+  for (const change of events) {
+    if (change.position > lastPosition) {
+      lastPosition = change.position;
+      showChange(change);
     }
-    if (events.length < TIMELINE_PAGE) return actions.forEach(showAction);
   }
+  actions.forEach(showAction);
 }
 
 async function loadLogs() {
@@ -164,8 +184,28 @@ async function loadLogs() {
 }
 
 async function loadExplanation() {
-  const { status } = await (await request("/explain")).json();
-  setText("because", status.because);
+  const explained = await (await request("/explain")).json();
+  setText("because", explained.status.because);
+  const isOver = explained.agent_exit.rule !== "agent_exit.none" && explained.agent_exit.rule !== explained.status.rule;
+  const isStalled = explained.stalled_since.value !== null;
+  setText("agent", isOver ? explained.agent_exit.because : isStalled ? explained.stalled_since.because : "");
+  $("agent").hidden = !$("agent").textContent;
+  $("resume").hidden = !explained.resume.value;
+}
+
+async function resume() {
+  $("resume").disabled = true;
+  try {
+    await request("/resume", {}, undefined, "POST");
+    showNote("");
+    $("resume").hidden = true;
+  } catch (error) {
+    if (error instanceof Unauthorized) return showSignIn(INVALID_TOKEN);
+    showNote(error instanceof NotFound ? "The task was deleted." : error.message);
+  } finally {
+    $("resume").disabled = false;
+  }
+  refreshDetails();
 }
 
 let refreshAgain = false;
@@ -271,6 +311,7 @@ $("signin").addEventListener("submit", (event) => {
   sessionStorage.setItem(TOKEN_KEY, token);
   start();
 });
+$("resume").addEventListener("click", resume);
 $("signout").addEventListener("click", () => showSignIn());
 setInterval(() => { // new log entries cause no event
   if (token && !document.hidden && !$("task").hidden && $("connection").classList.contains("live")) refreshDetails();
