@@ -101,17 +101,17 @@ class UserTools:
             ),
             Tool(
                 "coder_list_tasks",
-                "List up to 100 tasks, newest first. The state of a task is what its agent reported last; see agent_exit,"
-                " stalled_since and workspace_agent_health for whether that agent still runs.",
+                "List up to 100 tasks, newest first. The state of a task is what its agent reported last; see"
+                " agent_exit, stalled_since and workspace_agent_health for whether that agent still runs.",
                 {"status": Argument("Return only tasks with this status.", choices=STATUSES), "user": USER},
                 self.list_tasks,
             ),
             Tool(
                 "coder_get_task_status",
-                "Return the status of a task and what its agent reported last. agent_exit: how the agent ended, null while"
-                " it has not; stalled_since: since when it has sent nothing but heartbeats;"
-                " workspace_agent_health: whether it is running and connected. An agent that ended or is lost does nothing"
-                " more, whatever its state says.",
+                "Return the status of a task and what its agent reported last. agent_exit: how the agent ended, null"
+                " while it has not; stalled_since: since when it has sent nothing but heartbeats;"
+                " workspace_agent_health: whether it is running and connected. An agent that ended or is lost does"
+                " nothing more, whatever its state says.",
                 {"task_id": TASK_ID},
                 self.get_task_status,
             ),
