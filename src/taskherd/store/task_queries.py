@@ -198,7 +198,8 @@ SELECT t.id, t.version, CAST(t.state AS text) AS state,
        (SELECT json_build_object('type', c.type, 'time', c.at, 'actor_id', c.actor_id, 'actor_name', w.username)
         FROM (
             (SELECT e.cause ->> 'type' AS type, e.occurred_at AS at, CAST(e.cause ->> 'actor_id' AS uuid) AS actor_id
-             FROM (SELECT * FROM task_events WHERE task_id = t.id ORDER BY version DESC LIMIT 500) AS e
+             FROM (SELECT cause, occurred_at, version FROM task_events
+                   WHERE task_id = t.id ORDER BY version DESC LIMIT 500) AS e
              WHERE e.cause ->> 'kind' = 'command' ORDER BY e.version DESC LIMIT 1)
             UNION ALL
             (SELECT 'task.send', created_at, actor_id FROM inputs WHERE task_id = t.id ORDER BY ordinal DESC LIMIT 1)
