@@ -169,16 +169,20 @@ async def test_each_command_says_how_an_agent_ended(
     assert "next" not in (await shell.run("show", "w")).stdout
 
 
-async def test_the_last_state_of_an_agent_that_ended_is_awaited(api_harness: ApiHarness) -> None:
+async def test_the_last_state_of_an_agent_that_ended_is_awaited(
+    api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The report of the end comes first, the true last state follows; it decides what ``wait`` exits with."""
     task = uuid.UUID((await api_harness.active(name="w"))["id"])
     shell = Shell(api_harness)
     await api_harness.worker.report(make_report("agent.exit", task, why="exited", status=0))
     await api_harness.worker.until(lambda: api_harness.worker.document(task).get("agent_exit"))
-    waiting = asyncio.create_task(shell.code("wait", "w", "--until", "complete", "--timeout", "60s"))
-    await until_subscribers(api_harness, 1)
-    await api_harness.worker.report(make_report("app.status", task, state="complete", message="Done"))
-    assert (await waiting)[0] == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("taskherd.client.tasks.SETTLE", 30.0)
+        waiting = asyncio.create_task(shell.code("wait", "w", "--until", "complete", "--timeout", "60s"))
+        await until_subscribers(api_harness, 1)
+        await api_harness.worker.report(make_report("app.status", task, state="complete", message="Done"))
+        assert (await waiting)[0] == 0
     assert (await shell.code("wait", "w", "--timeout", "60s"))[0] == 0
     assert (await shell.code("wait", "w", "--until", "idle", "--timeout", "60s"))[0] == 3
 
@@ -196,7 +200,7 @@ async def test_wait_ends_when_the_agent_is_lost(start_api: StartApi) -> None:
 
 
 async def test_wait_goes_on_if_the_worker_starts_a_lost_agent_again(start_api: StartApi) -> None:
-    """The template asks for one restart: the wait is over with the second loss."""
+    """The first loss does not end the wait, since the template asks for a restart; the state after it does."""
     async with start_api(agent_lost_after=1) as api_harness:
         worker = api_harness.worker
         run = json.dumps({"on_loss": {"action": "restart", "most": 1, "backoff": "1s"}})
@@ -207,8 +211,12 @@ async def test_wait_goes_on_if_the_worker_starts_a_lost_agent_again(start_api: S
         waiting = asyncio.create_task(shell.code("wait", "w", "--timeout", "60s"))
         await worker.until(lambda: worker.document(task).get("workspace_build_number") == 2)
         assert not waiting.done()
-        await worker.make_active(task, 2)
-        await worker.report(make_report("app.status", task, build_number=2, state="idle", message="Hello again"))
+        await worker.report(  # in one message, so that the second loss cannot come in between
+            build_report(task, 2, "start", "succeeded", agent_id=str(uuid.uuid4()), runner="r1"),
+            make_report("agent.lifecycle", task, build_number=2, lifecycle="ready"),
+            make_report("agent.heartbeat", task, build_number=2),
+            make_report("app.status", task, build_number=2, state="idle", message="Hello again"),
+        )
         assert (await waiting)[0] == 0
 
 
