@@ -74,6 +74,7 @@ docs: $(READY) ## regenerate the generated documents
 	$(BIN)/python -m taskherd.domain.diagram > docs/state-diagram.md
 	$(BIN)/python -m taskherd.settings > docs/settings.md
 	$(BIN)/python -m taskherd.observability.metrics > docs/metrics.md
+	$(BIN)/python -m tests.clients.codersdk_routes
 
 PIN := uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate
 lock: $(READY) ## pin the newest dependencies with hashes (needs uv)

@@ -165,7 +165,7 @@ async def test_a_cookie_authenticates_what_changes_nothing(api_harness: ApiHarne
         sent = {**headers, **({"Origin": origin} if origin else {})}
         if accepted:
             async with connect(url, additional_headers=sent, open_timeout=TIMEOUT) as opened:
-                assert json.loads(await opened.recv()) == {"type": "ping"}
+                assert json.loads(await opened.recv()) == {"type": "ping", "data": None}
         else:
             with pytest.raises(InvalidStatus) as refusal:
                 await connect(url, additional_headers=sent, open_timeout=TIMEOUT)

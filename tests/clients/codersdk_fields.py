@@ -1,113 +1,254 @@
-"""The fields of codersdk's Go types, and what a response lacks of them.
+"""The fields of codersdk's Go types, and how a value in JSON differs from them.
 
-``python -m tests.clients.codersdk_fields FOLDER REVISION`` reads the struct types from the ``codersdk`` folder of
-Coder's public repository and prints their fields as JSON: for each type, each field's name in JSON, its Go type, and
-whether Go may leave it out. ``codersdk_fields.json`` is that output, so that the comparison in
-``tests/api/test_codersdk.py`` needs neither Go nor a network.
+``python -m tests.clients.codersdk_fields REPOSITORY TAG`` reads the types from a clone of Coder's public repository and
+prints them as JSON: the commit of the tag, each struct type with its file and its fields, and the constants of each
+string type. ``codersdk_fields.json`` is that output, so that the comparison in ``tests/api/test_codersdk.py`` needs
+neither Go nor a network.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Final
 
-Fields: TypeAlias = Mapping[str, Mapping[str, Mapping[str, Any]]]
-
-FACTS = Path(__file__).with_name("codersdk_fields.json")
-TYPES = [
+FACTS: Final = Path(__file__).with_name("codersdk_fields.json")
+REPOSITORY: Final = "github.com/coder/coder"
+PACKAGES: Final = {"codersdk": "", "codersdk/agentsdk": "agentsdk."}
+"""Folders that are read, and the prefix of their types' names."""
+TYPES: Final = (
+    "BuildInfoResponse",
+    "CreateTaskRequest",
+    "CreateWorkspaceBuildRequest",
+    "CreateWorkspaceRequest",
+    "GenerateAPIKeyResponse",
+    "GetUsersResponse",
+    "Organization",
+    "PauseTaskResponse",
+    "Preset",
+    "ProvisionerJobLog",
+    "Response",
+    "ResumeTaskResponse",
+    "ServerSentEvent",
     "Task",
-    "TaskStateEntry",
-    "TasksListResponse",
-    "TaskLogEntry",
     "TaskLogsResponse",
+    "TaskSendRequest",
+    "TasksListResponse",
+    "Template",
+    "TemplateVersion",
+    "TemplateVersionParameter",
+    "UpdateTaskInputRequest",
+    "User",
     "Workspace",
-    "WorkspaceHealth",
-    "WorkspacesResponse",
+    "WorkspaceAgentLog",
     "WorkspaceBuild",
-    "WorkspaceResource",
     "WorkspaceBuildParameter",
-    "WorkspaceAgent",
-    "WorkspaceAgentHealth",
-    "WorkspaceApp",
-    "Healthcheck",
-    "WorkspaceAppStatus",
-]
-_STRUCT = re.compile(r"^type (\w+) struct \{\n(.*?)^\}", re.MULTILINE | re.DOTALL)
-_FIELD = re.compile(r"^\s*\w+\s+(\S+)\s+`[^`]*json:\"([^\",]+)(,omitempty)?[^`]*`", re.MULTILINE)
-_NAMED = re.compile(r"^type (\w+) (string|int32|int64|bool)\b", re.MULTILINE)
+    "WorkspacesResponse",
+    "agentsdk.PatchAppStatus",
+)
+"""The types of requests and responses; the types of their fields are read with them."""
+
+_STRUCT: Final = re.compile(r"^type (\w+) struct \{\n(.*?)^\}", re.MULTILINE | re.DOTALL)
+_FIELD: Final = re.compile(r"^\s*(?:(\w+)\s+)?([^\s`]+)\s*(?:`(.*)`)?\s*$")
+_TAG: Final = re.compile(r'json:"([^",]*)((?:,\w+)*)"')
+_GROUP: Final = re.compile(r"^type \(\n(.*?)^\)", re.MULTILINE | re.DOTALL)
+_NAMED: Final = re.compile(r"^(?:type|\t) ?(\w+) +(string|bool|int\d*|\[\]\S+|map\[\w+\]\S+)$", re.MULTILINE)
+_CONSTANT: Final = re.compile(r'^\s*\w+\s+(\w+)\s*=\s*"([^"]*)"', re.MULTILINE)
+_COMMENT: Final = re.compile(r"^[ \t]*//.*$|[ \t]+//[^`\"\n]*$", re.MULTILINE)
+_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
+_INTEGERS: Final = {"int": 63, "int32": 31, "int64": 63, "time.Duration": 63}
+_NULLABLE: Final = frozenset({"uuid.NullUUID", "NullTime"})
+_ANYTHING: Final = frozenset({"interface{}", "any", "json.RawMessage"})
 
 
-def read(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
-    """Return the fields of ``TYPES`` by type. A named type that is a string or a number is replaced by what it is."""
-    source = "\n".join(path.read_text() for path in sorted(folder.glob("*.go")) if not path.name.endswith("_test.go"))
-    named = dict(_NAMED.findall(source))
-    return {
-        name: {
-            field: {
-                "type": re.sub(r"\w+$", lambda match: named.get(match[0], match[0]), kind),
-                "optional": bool(omitted),
-            }
-            for kind, field, omitted in _FIELD.findall(body)
-            if field != "-"
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """The Go files of a tag: the struct types' bodies and files, the named types, and the constants of string types."""
+
+    structs: Mapping[str, tuple[str, str]]
+    named: Mapping[str, str]
+    constants: Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Go types: their fields by name in JSON, and the constants of string types."""
+
+    types: Mapping[str, Mapping[str, Any]]
+    enums: Mapping[str, Sequence[str]]
+
+    def fields(self, name: str) -> Mapping[str, Mapping[str, Any]]:
+        """Return the fields of a struct type: each field's Go type, and whether Go leaves it out when it is empty."""
+        fields: Mapping[str, Mapping[str, Any]] = self.types[name]["fields"]
+        return fields
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A difference between a value and a Go type.
+
+    ``names`` are the names of the field, the shortest first: by its own type, then by the types that contain it.
+    """
+
+    names: tuple[str, ...]
+    problem: str
+
+    def __str__(self) -> str:
+        """Return the field's longest name and the problem."""
+        return f"{self.names[-1]}: {self.problem}"
+
+
+def load() -> Facts:
+    """Return the committed facts."""
+    stored = json.loads(FACTS.read_text())
+    return Facts(stored["types"], stored["enums"])
+
+
+def read(files: Mapping[str, str]) -> Sources:
+    """Parse Go files, by path."""
+    structs, named, constants = {}, {}, dict[str, list[str]]()
+    for path, text in files.items():
+        source = _COMMENT.sub("", text).replace("codersdk.", "")
+        prefix = PACKAGES[str(Path(path).parent)]
+        for name, body in _STRUCT.findall(source):
+            structs[prefix + name] = (body, path)
+        groups = "".join(_GROUP.findall(source))
+        named.update(_NAMED.findall(source.replace("\n\t", "\n ")) + _NAMED.findall(groups))
+        for name, value in _CONSTANT.findall(source):
+            constants.setdefault(name, []).append(value)
+    return Sources(structs, named, constants)
+
+
+def extract(sources: Sources, names: Sequence[str]) -> dict[str, Any]:
+    """Return these struct types and those of their fields, and the constants of their string types."""
+    types, enums, left = dict[str, Any](), dict[str, list[str]](), list(names)
+    while left:
+        name = left.pop()
+        if name in types:
+            continue
+        fields = {
+            field: {"type": _resolve(sources, kind), "optional": optional}
+            for field, kind, optional in _fields(sources, name)
         }
-        for name, body in _STRUCT.findall(source)
-        if name in TYPES
-    }
+        types[name] = {"file": sources.structs[name][1], "fields": fields}
+        for kind in re.findall(r"[\w.]+", " ".join(each["type"] for each in fields.values())):
+            if kind in sources.structs and kind not in _NULLABLE:
+                left.append(kind)
+            elif kind in sources.constants and kind in sources.named:
+                enums[kind] = sorted(sources.constants[kind])
+    return {"types": dict(sorted(types.items())), "enums": dict(sorted(enums.items()))}
 
 
-def differences(facts: Fields, name: str, value: Any, path: str = "") -> Iterator[str]:
-    """Yield how a value differs from this Go type: missing fields, other kinds, and fields that Go does not know."""
-    where = path or name
-    if not isinstance(value, dict):
-        yield f"{where}: {value!r} is no object"
+def _fields(sources: Sources, name: str) -> Iterator[tuple[str, str, bool]]:
+    """Yield name in JSON, Go type, and whether it may be left out, of each field; embedded structs' fields included."""
+    for line in filter(str.strip, sources.structs[name][0].splitlines()):
+        matched = _FIELD.match(line)
+        assert matched, line
+        field, kind, tags = matched.groups()
+        if field is None:
+            yield from _fields(sources, kind)
+            continue
+        tag = _TAG.search(tags or "")
+        json_name, options = tag.groups() if tag else ("", "")
+        if json_name != "-":
+            yield json_name or field, kind, "omitempty" in options
+
+
+def _resolve(sources: Sources, kind: str) -> str:
+    """Replace named types by what they are, except those whose values are constants."""
+
+    def underlying(match: re.Match[str]) -> str:
+        name = match[0]
+        return name if name in sources.constants else sources.named.get(name, name)
+
+    resolved = re.sub(r"\w+(?:\.\w+)?", underlying, kind)
+    return resolved if resolved == kind else _resolve(sources, resolved)
+
+
+def differences(facts: Facts, kind: str, value: Any, names: tuple[str, ...] = ()) -> Iterator[Difference]:
+    """Yield how a value differs from a Go type: missing and unknown fields, other kinds, nulls, unknown constants."""
+    if value is None:
+        if not kind.startswith("*") and kind not in _NULLABLE | _ANYTHING:
+            yield Difference(names or (kind,), "null")
         return
-    for field, fact in facts[name].items():
+    kind = kind.removeprefix("*")
+    if kind.startswith(("[]", "map[")):
+        yield from _items(facts, kind, value, names)
+    elif kind in facts.types:
+        yield from _struct(facts, kind, value, names)
+    elif kind in facts.enums:
+        if value not in facts.enums[kind]:
+            yield Difference(names or (kind,), f"{value!r} is no {kind}")
+    elif not _matches(kind, value):
+        yield Difference(names or (kind,), f"{value!r} is no {kind}")
+
+
+def _items(facts: Facts, kind: str, value: Any, names: tuple[str, ...]) -> Iterator[Difference]:
+    container: type = list if kind.startswith("[]") else dict
+    if not isinstance(value, container):
+        yield Difference(names or (kind,), f"{value!r} is no {kind}")
+        return
+    for each in value if isinstance(value, list) else value.values():
+        yield from differences(facts, kind[kind.index("]") + 1 :], each, names)
+
+
+def _struct(facts: Facts, name: str, value: Any, names: tuple[str, ...]) -> Iterator[Difference]:
+    if not isinstance(value, dict):
+        yield Difference(names or (name,), f"{value!r} is no {name}")
+        return
+    fields = facts.fields(name)
+    for field, fact in fields.items():
+        inner = (f"{name}.{field}", *(f"{outer}.{field}" for outer in names))
         if field in value:
-            yield from _kind(facts, fact["type"], value[field], f"{where}.{field}")
+            yield from differences(facts, fact["type"], value[field], inner)
         elif not fact["optional"]:
-            yield f"{where}.{field}: missing"
-    for field in value.keys() - facts[name].keys():
-        yield f"{where}.{field}: unknown"
-
-
-def _kind(facts: Fields, kind: str, value: Any, where: str) -> Iterator[str]:
-    if kind.startswith("[]"):
-        if not isinstance(value, list):
-            yield f"{where}: {value!r} is no list"
-            return
-        for each in value:
-            yield from _kind(facts, kind[2:], each, f"{where}[]")
-    elif value is None:
-        if not kind.startswith("*") and kind not in {"uuid.NullUUID", "NullTime", "uuid.UUID"}:
-            yield f"{where}: null"
-    elif kind.lstrip("*") in facts:
-        yield from differences(facts, kind.lstrip("*"), value, where)
-    elif not _matches(kind.lstrip("*"), value):
-        yield f"{where}: {value!r} is no {kind}"
+            yield Difference(inner, "missing")
+    for field in sorted(value.keys() - fields.keys()):
+        yield Difference((f"{name}.{field}", *(f"{outer}.{field}" for outer in names)), "unknown")
 
 
 def _matches(kind: str, value: Any) -> bool:
-    """Return whether Go decodes the value into a type; a type that is not compared takes any object."""
+    """Return whether Go decodes the value, which is not null, into a type that is no struct of codersdk's."""
     match kind:
         case "string":
             return isinstance(value, str)
         case "bool":
             return isinstance(value, bool)
-        case "int" | "int32" | "int64":
-            return isinstance(value, int) and not isinstance(value, bool)
+        case "float64":
+            return isinstance(value, int | float) and not isinstance(value, bool)
         case "uuid.UUID" | "uuid.NullUUID":
             return isinstance(value, str) and str(uuid.UUID(value)) == value
         case "time.Time" | "NullTime":
-            return isinstance(value, str) and datetime.fromisoformat(value).tzinfo is not None
+            return isinstance(value, str) and _TIME.fullmatch(value) is not None and bool(datetime.fromisoformat(value))
+        case _ if kind in _ANYTHING:
+            return True
         case _:
-            return isinstance(value, dict)
+            return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2 ** _INTEGERS[kind]
+
+
+def main(repository: str, tag: str) -> dict[str, Any]:
+    """Return the facts of a tag of a clone."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", repository, *arguments], check=True, capture_output=True, text=True).stdout
+
+    paths = [
+        path
+        for package in PACKAGES
+        for path in git("ls-tree", "--name-only", tag, f"{package}/").splitlines()
+        if path.endswith(".go") and not path.endswith("_test.go")
+    ]
+    sources = read({path: git("show", f"{tag}:{path}") for path in paths})
+    commit = git("rev-parse", f"{tag}^{{commit}}").strip()
+    return {"repository": REPOSITORY, "tag": tag, "commit": commit, **extract(sources, TYPES)}
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps({"revision": sys.argv[2], "types": read(Path(sys.argv[1]))}, indent=1) + "\n")
+    sys.stdout.write(json.dumps(main(*sys.argv[1:3]), indent=1) + "\n")

@@ -54,7 +54,8 @@ ORDER BY lower(t.name), o.id LIMIT $5
 """
 
 _VERSIONS: Final = f"""
-SELECT v.id, v.name, v.active, t.id AS template_id, t.active_version_id, o.id AS organization_id
+SELECT v.id, v.name, v.active, t.id AS template_id, t.name AS template_name, t.display_name AS template_display_name,
+       t.icon AS template_icon, t.active_version_id, o.id AS organization_id
 FROM template_versions AS v JOIN templates AS t ON t.id = v.template_id
 JOIN organizations AS o ON o.id = t.organization_id
 WHERE {_IS_MEMBER}

@@ -8,6 +8,7 @@ from taskherd import __version__
 from taskherd.api.context import RequestContext
 from taskherd.api.directory import templates, users
 from taskherd.api.directory.schemas import (
+    BuildInfoOut,
     KeyOut,
     OrganizationOut,
     ParameterOut,
@@ -27,7 +28,19 @@ _ORGANIZATION: Final = "/organizations/{organization}"
 
 async def build_info(_request: RequestContext) -> BufferedResponse:
     """Return the version of this server."""
-    return json({"version": f"{CODER_VERSION}+taskherd.{__version__}", "external_url": "", "dashboard_url": ""})
+    return json(
+        {
+            "version": f"{CODER_VERSION}+taskherd.{__version__}",
+            "external_url": "",
+            "dashboard_url": "",
+            "telemetry": False,
+            "workspace_proxy": False,
+            "agent_api_version": "",
+            "provisioner_api_version": "",
+            "upgrade_message": "",
+            "deployment_id": "",
+        }
+    )
 
 
 ROUTES: Final = (
@@ -36,7 +49,7 @@ ROUTES: Final = (
         path="/buildinfo",
         handler=build_info,
         summary="Get build info",
-        responses={200: ResponseSpec("The version of Coder's API and of taskherd.", dict[str, str])},
+        responses={200: ResponseSpec("The version of Coder's API and of taskherd.", BuildInfoOut)},
         auth=Auth.NONE,
         tag="general",
     ),

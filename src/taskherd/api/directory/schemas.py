@@ -7,6 +7,22 @@ from uuid import UUID
 
 from pydantic import BaseModel
 
+from taskherd.api.workspaces.schemas import JobTemplateOut
+
+
+class BuildInfoOut(BaseModel):
+    """The version of Coder's API and of taskherd; the other fields are empty."""
+
+    version: str
+    external_url: str
+    dashboard_url: str
+    telemetry: bool
+    workspace_proxy: bool
+    agent_api_version: str
+    provisioner_api_version: str
+    upgrade_message: str
+    deployment_id: str
+
 
 class UserOut(BaseModel):
     """A user; the organizations are those that the caller also belongs to."""
@@ -20,6 +36,7 @@ class UserOut(BaseModel):
     login_type: Literal["token"]
     organization_ids: list[UUID]
     roles: list[str]
+    has_ai_seat: bool
 
 
 class UsersList(BaseModel):
@@ -44,21 +61,62 @@ class OrganizationOut(BaseModel):
     description: str
     icon: str
     is_default: bool
+    default_org_member_roles: list[str]
+
+
+class AutostopOut(BaseModel):
+    """When workspaces have to stop: never."""
+
+    days_of_week: list[str]
+    weeks: int
+
+
+class AutostartOut(BaseModel):
+    """When workspaces may start by themselves: never."""
+
+    days_of_week: list[str]
 
 
 class TemplateOut(BaseModel):
-    """A template for tasks."""
+    """A template for tasks; schedules and limits are those of a template without any."""
 
     id: UUID
     organization_id: UUID
     organization_name: str
     organization_display_name: str
+    organization_icon: str
     name: str
     display_name: str
     description: str
     icon: str
     active_version_id: UUID
+    active_user_count: Literal[-1]
+    build_time_stats: dict[str, str]
     deprecated: bool
+    deprecation_message: str
+    deleted: bool
+    default_ttl_ms: int
+    activity_bump_ms: int
+    time_til_autostop_notify_ms: int
+    autostop_requirement: AutostopOut
+    autostart_requirement: AutostartOut
+    allow_user_autostart: bool
+    allow_user_autostop: bool
+    allow_user_cancel_workspace_jobs: bool
+    failure_ttl_ms: int
+    time_til_dormant_ms: int
+    time_til_dormant_autodelete_ms: int
+    require_active_version: bool
+    max_port_share_level: Literal["owner"]
+    cors_behavior: Literal["simple"]
+    use_classic_parameter_flow: bool
+    disable_module_cache: bool
+
+
+class VersionJobInput(BaseModel):
+    """What a job of a version worked on."""
+
+    template_version_id: UUID
 
 
 class VersionJobOut(BaseModel):
@@ -66,6 +124,14 @@ class VersionJobOut(BaseModel):
 
     id: UUID
     status: Literal["succeeded"]
+    organization_id: UUID
+    type: Literal["template_version_import"]
+    tags: dict[str, str]
+    queue_position: int
+    queue_size: int
+    logs_overflowed: bool
+    input: VersionJobInput
+    metadata: JobTemplateOut
 
 
 class TemplateVersionOut(BaseModel):
@@ -76,7 +142,9 @@ class TemplateVersionOut(BaseModel):
     organization_id: UUID
     name: str
     message: str
+    readme: str
     archived: bool
+    has_external_agent: bool
     job: VersionJobOut
 
 
@@ -119,6 +187,7 @@ class PresetOut(BaseModel):
     ID: UUID
     Name: str
     Default: bool
+    DesiredPrebuildInstances: None
     Description: str
     Icon: str
     Parameters: list[PresetParameterOut]

@@ -15,6 +15,7 @@ from taskherd.api.http.ids import is_searchable, parse_uuid
 from taskherd.api.http.query_parameters import QueryModel
 from taskherd.api.http.responses import BufferedResponse, json
 from taskherd.api.tasks import search
+from taskherd.api.workspaces.builds import job_json
 from taskherd.store import directory_queries, task_queries
 
 if TYPE_CHECKING:
@@ -27,6 +28,31 @@ MESSAGE: Final = "Invalid template search query."
 PROMPT_PARAMETER: Final = "AI Prompt"
 """The parameter that is a task's prompt, as in Coder's templates for tasks."""
 _DEFAULT: Final = "default"
+_NOT_IN_THE_DIRECTORY: Final[Mapping[str, Any]] = {
+    "organization_icon": "",
+    "active_user_count": -1,
+    "build_time_stats": {},
+    "deprecated": False,
+    "deprecation_message": "",
+    "deleted": False,
+    "default_ttl_ms": 0,
+    "activity_bump_ms": 0,
+    "time_til_autostop_notify_ms": 0,
+    "autostop_requirement": {"days_of_week": [], "weeks": 0},
+    "autostart_requirement": {"days_of_week": []},
+    "allow_user_autostart": False,
+    "allow_user_autostop": False,
+    "allow_user_cancel_workspace_jobs": False,
+    "failure_ttl_ms": 0,
+    "time_til_dormant_ms": 0,
+    "time_til_dormant_autodelete_ms": 0,
+    "require_active_version": False,
+    "max_port_share_level": "owner",
+    "cors_behavior": "simple",
+    "use_classic_parameter_flow": True,
+    "disable_module_cache": False,
+}
+"""What a template of Coder's also has, as for a template without any of it; a user count of -1 is one not known."""
 _TERMS: Final = ("name", "exact_name", "organization", "has-ai-task", "deprecated")
 _BOOLEANS: Final[Mapping[str, bool]] = {"true": True, "1": True, "t": True, "false": False, "0": False, "f": False}
 
@@ -209,20 +235,29 @@ def _boolean(terms: Mapping[str, str], name: str, *, default: bool) -> bool:
 
 
 def _template_json(row: Row) -> dict[str, Any]:
-    return {**dict(row), "deprecated": False}
+    return {**dict(row), **_NOT_IN_THE_DIRECTORY}
 
 
 def _version_json(row: Row | None) -> dict[str, Any]:
     if row is None:
         raise not_found()
+    job = job_json(row, None, "template_version_import")
     return {
         "id": row["id"],
         "template_id": row["template_id"],
         "organization_id": row["organization_id"],
         "name": row["name"],
         "message": "",
+        "readme": "",
         "archived": not row["active"],
-        "job": {"id": row["id"], "status": "succeeded"},
+        "has_external_agent": False,
+        "job": {
+            "id": row["id"],
+            "status": "succeeded",
+            **job,
+            "input": {"template_version_id": row["id"]},
+            "metadata": {**job["metadata"], "template_version_name": row["name"]},
+        },
     }
 
 
@@ -232,6 +267,7 @@ def _preset_json(row: Row) -> dict[str, Any]:
         "ID": row["id"],
         "Name": row["name"],
         "Default": row["is_default"],
+        "DesiredPrebuildInstances": None,
         "Description": "",
         "Icon": "",
         "Parameters": [{"Name": name, "Value": value} for name, value in sorted(parameters.items())],

@@ -119,6 +119,7 @@ def user_json(row: Row) -> dict[str, Any]:
         "login_type": "token",
         "organization_ids": row["organization_ids"],
         "roles": [],
+        "has_ai_seat": False,
     }
 
 
@@ -131,6 +132,7 @@ def organization_json(row: Row, *, default: bool) -> dict[str, Any]:
         "description": "",
         "icon": "",
         "is_default": default,
+        "default_org_member_roles": [],
     }
 
 

@@ -22,7 +22,11 @@ _REASONS: Final[Mapping[str, str]] = {"stop": "task_manual_pause", "start": "tas
 def build_json(row: Row, statuses: Sequence[Row] | None = None) -> dict[str, Any]:
     """Return the JSON of a build, from a row of ``store.builds``; ``statuses`` as in ``resources_json``."""
     status = row["job_status"]
-    job = {"id": str(row["build_id"]), "status": status, "created_at": format_rfc3339(row["created_at"])}
+    job: dict[str, Any] = {
+        "id": str(row["build_id"]),
+        "status": status,
+        "created_at": format_rfc3339(row["created_at"]),
+    }
     if status != "pending":
         job["started_at"] = job["created_at"]
     if status in ENDED:
@@ -31,6 +35,7 @@ def build_json(row: Row, statuses: Sequence[Row] | None = None) -> dict[str, Any
         job["error"] = row["error"]
     build = _build_json(
         job,
+        task={**row, "id": row["task_id"]},
         number=row["number"],
         transition=row["transition"],
         workspace_id=row["workspace_id"],
@@ -41,7 +46,7 @@ def build_json(row: Row, statuses: Sequence[Row] | None = None) -> dict[str, Any
         reason="initiator" if row["number"] == 1 else _REASONS[row["transition"]],
         updated_at=format_rfc3339(row["updated_at"]),
     )
-    build["template_version_name"] = row["template_version_name"]
+    build["template_version_name"] = job["metadata"]["template_version_name"] = row["template_version_name"]
     build["template_version_preset_id"] = row["preset_id"]
     build["workspace_owner_avatar_url"] = row["avatar_url"]
     build["resources"] = resources_json(row, statuses)
@@ -57,6 +62,7 @@ def requested_build_json(
     requested_at = task["updated_at"]
     build = _build_json(
         {"id": requested_id, "status": "pending", "created_at": requested_at},
+        task=task,
         number=number,
         transition=transition,
         workspace_id=task["workspace_id"],
@@ -71,8 +77,9 @@ def requested_build_json(
 
 
 def _build_json(
-    job: dict[str, str],
+    job: dict[str, Any],
     *,
+    task: Mapping[str, Any],
     number: int,
     transition: str,
     workspace_id: Any,
@@ -83,6 +90,14 @@ def _build_json(
     reason: str,
     updated_at: str,
 ) -> dict[str, Any]:
+    workspace_id = workspace_id or task["id"]
+    job |= job_json(task, initiator[0], "workspace_build")
+    job["input"] = {"workspace_build_id": job["id"]}
+    job["metadata"] |= {
+        "workspace_id": workspace_id,
+        "workspace_name": workspace_name,
+        "workspace_build_transition": transition,
+    }
     return {
         "id": job["id"],
         "build_number": number,
@@ -108,8 +123,31 @@ def _build_json(
     }
 
 
+def job_json(template: Mapping[str, Any], initiator_id: Any, kind: str) -> dict[str, Any]:
+    """Return what all jobs have, those of builds and of template versions; runners have no queue or tags to show.
+
+    Args:
+        template: ids and names of the template and its organization, with the prefix of their kind.
+        initiator_id: the user's id, or None if nobody is known.
+        kind: the job's type.
+    """
+    return {
+        "organization_id": template["organization_id"],
+        **({} if initiator_id is None else {"initiator_id": initiator_id}),
+        "type": kind,
+        "tags": {},
+        "queue_position": 0,
+        "queue_size": 0,
+        "logs_overflowed": False,
+        "metadata": {
+            "template_version_name": "",
+            **{f"template_{name}": template[f"template_{name}"] for name in ("id", "name", "display_name", "icon")},
+        },
+    }
+
+
 def workspace_status(transition: str, job_status: str) -> str:
-    """Return the status of the workspace with a build in this state, or "unknown" if the build's result is unknown."""
+    """Return the status of the workspace with a build in this state; an unknown result counts as failed, as in Coder."""
     if job_status == "unknown":
-        return job_status
+        return "failed"
     return str(WORKSPACE_STATUS.get((Transition(transition), JobStatus(job_status)), job_status))

@@ -8,6 +8,30 @@ from uuid import UUID
 from pydantic import BaseModel, Field
 
 
+class JobTemplateOut(BaseModel):
+    """The template of a job."""
+
+    template_id: UUID
+    template_name: str
+    template_display_name: str
+    template_icon: str
+    template_version_name: str
+
+
+class BuildJobMetadataOut(JobTemplateOut):
+    """The template and the workspace of a build's job."""
+
+    workspace_id: UUID
+    workspace_name: str
+    workspace_build_transition: Literal["start", "stop", "delete"]
+
+
+class BuildJobInputOut(BaseModel):
+    """What a build's job works on."""
+
+    workspace_build_id: UUID
+
+
 class JobOut(BaseModel):
     """The provisioner's job of a build, with the build's ``id``. Unknown: superseded before its result was reported."""
 
@@ -17,6 +41,15 @@ class JobOut(BaseModel):
     started_at: str | None = None
     completed_at: str | None = None
     error: str | None = None
+    organization_id: UUID
+    initiator_id: UUID
+    type: Literal["workspace_build"]
+    tags: dict[str, str]
+    queue_position: int
+    queue_size: int
+    logs_overflowed: bool
+    input: BuildJobInputOut
+    metadata: BuildJobMetadataOut
 
 
 class AppStatusOut(BaseModel):
@@ -119,7 +152,7 @@ class BuildOut(BaseModel):
     transition: Literal["start", "stop", "delete"]
     status: str
     job: JobOut
-    workspace_id: UUID | None
+    workspace_id: UUID
     workspace_name: str
     workspace_owner_id: UUID
     workspace_owner_name: str
@@ -127,7 +160,7 @@ class BuildOut(BaseModel):
     template_version_id: UUID
     template_version_name: str
     template_version_preset_id: UUID | None
-    initiator_id: UUID | None
+    initiator_id: UUID
     initiator_name: str
     reason: str
     resources: list[ResourceOut]
@@ -149,6 +182,8 @@ class NewBuild(BaseModel):
     """A build to request: start resumes the workspace's task, stop pauses it, delete deletes it."""
 
     transition: Literal["start", "stop", "delete"]
+    on_success: None = Field(None, description="Builds that follow another are refused; request them one by one.")
+    dry_run: Literal[False] | None = Field(None, description="Dry runs are refused.")
 
 
 class ParameterValue(BaseModel):

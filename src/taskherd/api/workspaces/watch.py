@@ -72,7 +72,7 @@ async def _frames(request: RequestContext, row: Row) -> AsyncGenerator[bytes, No
 async def _send(request: RequestContext, opened: WebSocket, row: Row) -> None:
     async with aclosing(_workspaces(request, row)) as workspaces:
         async for workspace in workspaces:
-            frame = b'{"type":"ping"}' if workspace is None else b'{"type":"data","data":%b}' % workspace
+            frame = b'{"type":"ping","data":null}' if workspace is None else b'{"type":"data","data":%b}' % workspace
             with suppress(WebSocketDisconnect):
                 await opened.send_text(frame.decode())
 
