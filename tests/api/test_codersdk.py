@@ -203,7 +203,7 @@ async def agent_reports(comparison: Comparison, task_id: uuid.UUID) -> None:
 
 
 async def failures(comparison: Comparison) -> None:
-    """Read tasks whose start failed, whose agent is lost, and whose build was superseded without a result."""
+    """Read a task whose start failed, and one whose build was superseded without a result."""
     worker = comparison.harness.worker
     for name in ("failed", "superseded"):
         task = (await comparison.harness.create(name=name))["id"]
@@ -213,7 +213,9 @@ async def failures(comparison: Comparison) -> None:
             await worker.until(lambda of=task_id: worker.document(of).get("status") == "error")
             await comparison.read_all(task, 1, task, name)
         else:
-            assert (await worker.command("task.pause", task_id))["ok"]
+            await worker.report(build_report(task_id, 1, "start", "running"))
+            await worker.report(build_report(task_id, 2, "stop", "running"))
+            await worker.until(lambda of=task_id: worker.document(of).get("workspace_build_number") == 2)
             await comparison.read_all(task, 2, task, name)
             build = await comparison.request("GET /workspacebuilds/{id}", id=expected_build_id(task, 1))
             assert (build["job"]["status"], build["status"]) == ("unknown", "failed")

@@ -214,7 +214,7 @@ async def test_failed_and_superseded_builds(api_harness: ApiHarness) -> None:
         )
         await frames(opened)
     superseded = (await api_harness.alice.get(first)).json()
-    assert (superseded["job"]["status"], superseded["status"]) == ("unknown", "unknown")
+    assert (superseded["job"]["status"], superseded["status"]) == ("unknown", "failed")
     async with socket(api_harness, f"{second}/logs?follow") as opened:
         await api_harness.worker.report(build_report(task_id, 2, "start", "failed", error="No space left"))
         last = (await frames(opened))[-1]
