@@ -13,7 +13,8 @@ import re
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -216,21 +217,37 @@ def _struct(facts: Facts, name: str, value: Any, names: tuple[str, ...]) -> Iter
 
 def _matches(kind: str, value: Any) -> bool:
     """Return whether Go decodes the value, which is not null, into a type that is no struct of codersdk's."""
-    match kind:
-        case "string":
-            return isinstance(value, str)
-        case "bool":
-            return isinstance(value, bool)
-        case "float64":
-            return isinstance(value, int | float) and not isinstance(value, bool)
-        case "uuid.UUID" | "uuid.NullUUID":
-            return isinstance(value, str) and str(uuid.UUID(value)) == value
-        case "time.Time" | "NullTime":
-            return isinstance(value, str) and _TIME.fullmatch(value) is not None and bool(datetime.fromisoformat(value))
-        case _ if kind in _ANYTHING:
-            return True
-        case _:
-            return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2 ** _INTEGERS[kind]
+    if kind in _ANYTHING:
+        return True
+    if kind in _INTEGERS:
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2 ** _INTEGERS[kind]
+    if kind == "bool":
+        return isinstance(value, bool)
+    if kind == "float64":
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, str) and _STRINGS[kind](value)
+
+
+def _is_id(text: str) -> bool:
+    with suppress(ValueError):
+        return str(uuid.UUID(text)) == text
+    return False
+
+
+def _is_time(text: str) -> bool:
+    """Return whether the text is a time of RFC 3339, which is all that Go decodes."""
+    with suppress(ValueError):
+        return _TIME.fullmatch(text) is not None and datetime.fromisoformat(text).tzinfo is not None
+    return False
+
+
+_STRINGS: Final[Mapping[str, Callable[[str], bool]]] = {
+    "string": lambda _: True,
+    "uuid.UUID": _is_id,
+    "uuid.NullUUID": _is_id,
+    "time.Time": _is_time,
+    "NullTime": _is_time,
+}
 
 
 def main(repository: str, tag: str) -> dict[str, Any]:

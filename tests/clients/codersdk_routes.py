@@ -1,4 +1,4 @@
-"""What each route is in codersdk: its request and response types, and all fields that differ from them, with the reason.
+"""What each route is in codersdk: its request and response types, and the fields that differ, with the reason.
 
 ``tests/api/test_codersdk.py`` compares real responses with these declarations. ``docs/compatibility.md`` shows them;
 ``python -m tests.clients.codersdk_routes`` writes them there.

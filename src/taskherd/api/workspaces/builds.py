@@ -147,7 +147,7 @@ def job_json(template: Mapping[str, Any], initiator_id: Any, kind: str) -> dict[
 
 
 def workspace_status(transition: str, job_status: str) -> str:
-    """Return the status of the workspace with a build in this state; an unknown result counts as failed, as in Coder."""
+    """Return the status of the workspace with a build in this state; as in Coder, an unknown result is a failure."""
     if job_status == "unknown":
         return "failed"
     return str(WORKSPACE_STATUS.get((Transition(transition), JobStatus(job_status)), job_status))
