@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,7 @@ from tests.clients import codersdk_routes
 from tests.clients.codersdk_fields import Difference, Facts, differences, extract, load, read
 from tests.clients.codersdk_routes import ADDED, IGNORED, LEFT_OUT, REFUSED, ROUTES
 from tests.harness.api import ORGANIZATION, TEMPLATE, VERSION, ApiHarness
-from tests.harness.worker import PRESET, build_report, make_report
+from tests.harness.worker import PRESET, WorkerHarness, build_report, make_report
 
 FACTS = load()
 KINDS = {"missing": LEFT_OUT, "unknown": ADDED}
@@ -82,9 +83,10 @@ class Comparison:
 
     async def follow(self, path: str, name: str, *, count: int) -> None:
         """Compare the first frames of a WebSocket."""
-        seen: list[Any] = []
+        left = iter(range(count - 1, -1, -1))
         async with socket(self.harness, path) as opened:
-            await frames(opened, lambda frame: seen.append(frame) or len(seen) == count)
+            seen = await frames(opened, lambda _: next(left) == 0)
+        assert seen, path
         for each in seen:
             self.note(f"SOCKET {name}", ROUTES[f"SOCKET {name}"].response, each)
             if name.endswith("watch-ws") and each["type"] == "data":
@@ -128,7 +130,7 @@ async def directory(comparison: Comparison) -> None:
         await comparison.request("GET /users/{user}/organizations", user=user)
     await comparison.request("POST /users/{user}/keys", user="me", status=201)
     organization, template = "GET /organizations/{organization}", "/templates/{template}"
-    in_acme = {"organization": ORGANIZATION, "template": "claude", "version": "v1"}
+    in_acme: dict[str, Any] = {"organization": ORGANIZATION, "template": "claude", "version": "v1"}
     await comparison.request(organization, **in_acme)
     await comparison.request(f"{organization}/templates", **in_acme)
     await comparison.request(f"{organization}{template}", **in_acme)
@@ -173,8 +175,7 @@ async def life_of_a_task(comparison: Comparison) -> None:
     await worker.until(lambda: worker.document(task_id)["workspace_agent_health"]["healthy"])
     for state, uri in (("working", "https://example.com/pr/1"), ("complete", ""), ("failed", ""), ("idle", "")):
         report = make_report("app.status", task_id, build_number=1, state=state, message=state, uri=uri)
-        await worker.report(report)
-        await worker.until(lambda expected=state: worker.state(task_id).get("state") == expected)
+        await report_until(worker, report, "current_state", {"state": state})
         await comparison.read_all(task, 1, WORKSPACE, "flaky")
     await comparison.follow(
         f"/workspacebuilds/{expected_build_id(task, 1)}/logs?follow", "/workspacebuilds/{id}/logs", count=3
@@ -212,19 +213,25 @@ async def agent_reports(comparison: Comparison, task_id: uuid.UUID) -> None:
 async def failures(comparison: Comparison) -> None:
     """Read a task whose start failed, and one whose build was superseded without a result."""
     worker = comparison.harness.worker
-    for name in ("failed", "superseded"):
-        task = (await comparison.harness.create(name=name))["id"]
-        task_id = uuid.UUID(task)
-        if name == "failed":
-            await worker.report(build_report(task_id, 1, "start", "failed", error="No space left"))
-            await worker.until(lambda of=task_id: worker.document(of).get("status") == "error")
-            await comparison.read_all(task, 1, task, name)
-        else:
-            await worker.report(build_report(task_id, 1, "start", "running"))
-            await worker.report(build_report(task_id, 2, "stop", "running"))
-            await worker.until(lambda of=task_id: worker.document(of).get("workspace_build_number") == 2)
-            await comparison.read_all(task, 2, task, name)
-            await comparison.request("GET /workspacebuilds/{id}", id=expected_build_id(task, 1))
+    failed, superseded = [(await comparison.harness.create(name=name))["id"] for name in ("failed", "superseded")]
+    report = build_report(uuid.UUID(failed), 1, "start", "failed", error="No space left")
+    await report_until(worker, report, "status", "error")
+    await comparison.read_all(failed, 1, failed, "failed")
+    report = build_report(uuid.UUID(superseded), 2, "stop", "running")
+    await report_until(worker, report, "workspace_build_number", 2)
+    await comparison.read_all(superseded, 2, superseded, "superseded")
+    await comparison.request("GET /workspacebuilds/{id}", id=expected_build_id(superseded, 1))
+
+
+async def report_until(worker: WorkerHarness, report: dict[str, Any], name: str, expected: Any) -> None:
+    """Report, and wait until this field of the task's document is, or contains, what is expected."""
+    await worker.report(report)
+
+    def arrived() -> bool:
+        found = worker.document(uuid.UUID(report["task_id"])).get(name)
+        return bool(found == expected or (isinstance(found, dict) and expected.items() <= found.items()))
+
+    await worker.until(arrived)
 
 
 async def workspaces(comparison: Comparison) -> None:
@@ -242,7 +249,7 @@ async def workspaces(comparison: Comparison) -> None:
     builds = "POST /workspaces/{id}/builds"
     build = filled("CreateWorkspaceBuildRequest", skip=["dry_run", "on_success"])
     for more in ({"dry_run": True}, {"on_success": {"transition": "start"}}):
-        await comparison.request(builds, id=created["id"], body={**build, "transition": "stop", **more}, status=400)
+        await comparison.request(builds, id=created["id"], body={**build, "transition": "delete", **more}, status=400)
     await comparison.request(builds, id=created["id"], body={**build, "transition": "delete"}, status=201)
 
 
@@ -281,7 +288,7 @@ def test_every_field_of_a_request_is_read_or_declared() -> None:
 
 def test_every_value_is_a_constant_of_the_go_type() -> None:
     """Whatever a status, a state or a lifecycle may be, Go has a constant for it."""
-    for name, values in {
+    ours: dict[str, Iterable[str]] = {
         "TaskStatus": Status,
         "TaskState": set(AgentState) - {AgentState.FAILURE},
         "WorkspaceAppStatusState": set(AgentState) - {AgentState.FAILED},
@@ -290,7 +297,8 @@ def test_every_value_is_a_constant_of_the_go_type() -> None:
         "WorkspaceStatus": WORKSPACE_STATUS.values(),
         "ProvisionerJobStatus": {*JobStatus, "unknown"},
         "TaskLogType": LogSource,
-    }.items():
+    }
+    for name, values in ours.items():
         assert {str(value) for value in values} <= set(FACTS.enums[name]), name
 
 
@@ -377,6 +385,6 @@ def test_differences_are_found(change: dict[str, Any], found: list[str]) -> None
 def test_a_difference_has_the_names_of_all_types_around_it() -> None:
     """So that a field may be left out of a type, or of a type only where another contains it."""
     facts = Facts(**extract(read({"codersdk/thing.go": GO}), ["Thing"]))
-    inner = {"id": str(uuid.UUID(int=1)), "colors": [], "at": None}
+    inner: dict[str, Any] = {"id": str(uuid.UUID(int=1)), "colors": [], "at": None}
     found = list(differences(facts, "[]Thing", [{**inner, "Plain": "", "other": inner}]))
     assert found == [Difference(("Thing.Plain", "Thing.other.Plain"), "missing")]

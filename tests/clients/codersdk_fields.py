@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -60,7 +60,9 @@ _STRUCT: Final = re.compile(r"^type (\w+) struct \{\n(.*?)^\}", re.MULTILINE | r
 _FIELD: Final = re.compile(r"^\s*(?:(\w+)\s+)?([^\s`]+)\s*(?:`(.*)`)?\s*$")
 _TAG: Final = re.compile(r'json:"([^",]*)((?:,\w+)*)"')
 _GROUP: Final = re.compile(r"^type \(\n(.*?)^\)", re.MULTILINE | re.DOTALL)
-_NAMED: Final = re.compile(r"^(?:type|\t) ?(\w+) +(string|bool|int\d*|\[\]\S+|map\[\w+\]\S+)$", re.MULTILINE)
+_UNDERLYING: Final = r"(\w+) +(string|bool|int\d*|\[\]\S+|map\[\w+\]\S+)$"
+_NAMED: Final = re.compile(rf"^type {_UNDERLYING}", re.MULTILINE)
+_IN_GROUP: Final = re.compile(rf"^\t{_UNDERLYING}", re.MULTILINE)
 _CONSTANT: Final = re.compile(r'^\s*\w+\s+(\w+)\s*=\s*"([^"]*)"', re.MULTILINE)
 _COMMENT: Final = re.compile(r"^[ \t]*//.*$|[ \t]+//[^`\"\n]*$", re.MULTILINE)
 _TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
@@ -114,14 +116,15 @@ def load() -> Facts:
 
 def read(files: Mapping[str, str]) -> Sources:
     """Parse Go files, by path."""
-    structs, named, constants = {}, {}, dict[str, list[str]]()
+    structs, named, constants = dict[str, tuple[str, str]](), dict[str, str](), dict[str, list[str]]()
     for path, text in files.items():
         source = _COMMENT.sub("", text).replace("codersdk.", "")
         prefix = PACKAGES[str(Path(path).parent)]
         for name, body in _STRUCT.findall(source):
             structs[prefix + name] = (body, path)
-        groups = "".join(_GROUP.findall(source))
-        named.update(_NAMED.findall(source.replace("\n\t", "\n ")) + _NAMED.findall(groups))
+        named.update(_NAMED.findall(source))
+        for group in _GROUP.findall(source):
+            named.update(_IN_GROUP.findall(group))
         for name, value in _CONSTANT.findall(source):
             constants.setdefault(name, []).append(value)
     return Sources(structs, named, constants)
@@ -139,7 +142,7 @@ def extract(sources: Sources, names: Sequence[str]) -> dict[str, Any]:
             for field, kind, optional in _fields(sources, name)
         }
         types[name] = {"file": sources.structs[name][1], "fields": fields}
-        for kind in re.findall(r"[\w.]+", " ".join(each["type"] for each in fields.values())):
+        for kind in re.findall(r"[\w.]+", " ".join(str(each["type"]) for each in fields.values())):
             if kind in sources.structs and kind not in _NULLABLE:
                 left.append(kind)
             elif kind in sources.constants and kind in sources.named:
@@ -192,11 +195,14 @@ def differences(facts: Facts, kind: str, value: Any, names: tuple[str, ...] = ()
 
 
 def _items(facts: Facts, kind: str, value: Any, names: tuple[str, ...]) -> Iterator[Difference]:
-    container: type = list if kind.startswith("[]") else dict
-    if not isinstance(value, container):
+    if kind.startswith("[]") and isinstance(value, list):
+        items: Iterable[Any] = value
+    elif kind.startswith("map[") and isinstance(value, dict):
+        items = value.values()
+    else:
         yield Difference(names or (kind,), f"{value!r} is no {kind}")
         return
-    for each in value if isinstance(value, list) else value.values():
+    for each in items:
         yield from differences(facts, kind[kind.index("]") + 1 :], each, names)
 
 

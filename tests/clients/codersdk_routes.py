@@ -16,6 +16,7 @@ from typing import Final
 from tests.clients.codersdk_fields import FACTS
 
 DOCUMENT: Final = Path(__file__).parents[2] / "docs" / "compatibility.md"
+_NAME: Final = re.compile(r"^((?:agentsdk\.)?\w+)\.(.+)$")
 _SECTION: Final = re.compile(r"(<!-- compared: .*? -->\n).*?(<!-- end -->\n)", re.DOTALL)
 
 
@@ -154,13 +155,15 @@ def _lines() -> Iterator[str]:
         request, response = (f"`{name}`" if name else "" for name in (compared.request, compared.response))
         yield f"| `{route.replace('SOCKET', 'GET (WebSocket)')}` | {request} | {compared.own or response} |"
     for title, fields in (
-        ("A response does not have", LEFT_OUT),
-        ("A response also has", ADDED),
-        ("A request may have, to no effect", IGNORED),
-        ("A request is refused for", REFUSED),
+        ("responses lack", LEFT_OUT),
+        ("responses add", ADDED),
+        ("requests, ignored", IGNORED),
+        ("requests, refused", REFUSED),
     ):
-        yield from ("", f"| {title} | |", "|---|---|")
-        yield from (f"| `{field}` | {why} |" for field, why in sorted(fields.items()))
+        yield from ("", f"| {title} | field | |", "|---|---|---|")
+        for name, why in sorted(fields.items()):
+            kind, field = _NAME.findall(name)[0]
+            yield f"| `{kind}` | `{field}` | {why} |"
 
 
 def updated(document: str) -> str:
