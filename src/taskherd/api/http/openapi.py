@@ -16,13 +16,11 @@ from taskherd.api.routes import EXPERIMENTAL, PREFIX, ROUTES, SOCKETS
 from taskherd.api.tasks.schemas import ErrorResponse
 
 _JSON: Final = "application/json"
-_EVENTS: Final = "text/event-stream"
 _EVENT: Final[Mapping[str, Any]] = {
     "type": "object",
     "description": "One event of the stream.",
     "properties": {
         "id": {"type": "string", "pattern": "^[0-9]+$"},
-        "event": {"enum": ["task.snapshot", "task.created", "task.updated", "task.deleted", "reset", "resume"]},
         "data": {"type": "string", "contentMediaType": _JSON},
     },
 }
@@ -91,7 +89,7 @@ def document(routes: Sequence[Route] = ROUTES, sockets: Sequence[SocketRoute] = 
         for prefix in (PREFIX, EXPERIMENTAL) if route.experimental else (PREFIX,):
             paths.setdefault(prefix + route.path, {})[route.method.lower()] = _operation(route, prefix, schemas)
     for socket in sockets:
-        upgrade = _upgrade(socket)
+        upgrade = _upgrade(socket, schemas)
         operation = paths.setdefault(PREFIX + socket.path, {}).setdefault("get", upgrade)
         operation["responses"] = {**upgrade["responses"], **operation["responses"]}
     return {
@@ -161,10 +159,14 @@ def _response(status: int, spec: ResponseSpec, schemas: _Schemas) -> dict[str, A
         }
     body = spec.body if spec.body is not None else ErrorResponse if status >= 400 else None  # noqa: PLR2004 - an error
     if spec.media:
-        response["content"] = {spec.media: {"schema": _EVENT if spec.media == _EVENTS else {"type": "string"}}}
+        response["content"] = {spec.media: {"schema": _event(spec.events) if spec.events else {"type": "string"}}}
     elif body is not None:
         response["content"] = {_JSON: {"schema": schemas.of(body, "serialization")}}
     return response
+
+
+def _event(names: tuple[str, ...]) -> dict[str, Any]:
+    return {**_EVENT, "properties": {**_EVENT["properties"], "event": {"enum": list(names)}}}
 
 
 def _path_parameters(path: str) -> list[dict[str, Any]]:
@@ -189,14 +191,17 @@ def _header(header: Header) -> dict[str, Any]:
     }
 
 
-def _upgrade(socket: SocketRoute) -> dict[str, Any]:
+def _upgrade(socket: SocketRoute, schemas: _Schemas) -> dict[str, Any]:
     return {
         "operationId": _identifier("GET", PREFIX + socket.path),
         "summary": socket.summary,
         "tags": [socket.tag],
         "description": "Opens a WebSocket; each text frame is JSON.",
         "parameters": [*_path_parameters(socket.path), *declared(socket.query)],
-        "responses": {"101": {"description": "The WebSocket is open, if the request asked for the upgrade."}},
+        "responses": {
+            "101": {"description": "The WebSocket is open, if the request asked for the upgrade."},
+            "404": _response(404, _NOT_FOUND, schemas),
+        },
     }
 
 

@@ -47,13 +47,15 @@ class Header:
 class ResponseSpec:
     """A documented response: description, type of the body (None if it is empty) and headers.
 
-    ``media`` is the content type if it is not JSON; the description explains the format then.
+    ``media`` is the content type if it is not JSON; the description explains the format then. ``events`` are the names
+    of the events of a stream.
     """
 
     description: str
     body: Any = None
     headers: Mapping[str, str] = field(default_factory=dict)
     media: str = ""
+    events: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

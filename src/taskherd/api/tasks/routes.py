@@ -31,6 +31,7 @@ _STREAM: Final = ResponseSpec(
     " was pruned, and snapshots follow. `resume`: the stream ends, connect again with the last id. A comment is sent"
     " after at most 15 seconds without an event.",
     media="text/event-stream",
+    events=("task.snapshot", "task.created", "task.updated", "task.deleted", "reset", "resume"),
 )
 
 ROUTES: Final = (

@@ -45,6 +45,7 @@ ROUTES: Final = (
             200: ResponseSpec(
                 "Events `data`, each with the workspace, now and after each change, and events `ping`.",
                 media="text/event-stream",
+                events=("data", "ping"),
             )
         },
         tag="workspaces",
