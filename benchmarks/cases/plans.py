@@ -17,6 +17,7 @@ from uuid import UUID, uuid4
 from benchmarks.harness.services import BenchmarkServices, connected, with_database
 from benchmarks.harness.sql_loop import BATCH, event, saved_task
 from benchmarks.harness.workload import agent_id, task_id
+from taskherd.domain.directory import TemplatePool
 from taskherd.domain.lease import HeartbeatSummary, Lease
 from taskherd.store import command_log, inputs, leases, outbox, parked_reports, partitions, stats, tasks, work_requests
 from taskherd.store.engine import open_engine
@@ -172,7 +173,7 @@ CALLS: dict[str, Call] = {
     _name(inputs.first_queued): lambda b: inputs.first_queued(b.connection, dict.fromkeys(b.ids, 2)),
     _name(command_log.register): lambda b: command_log.register(b.connection, [(uuid4(), b"0")], b.now),
     _name(parked_reports.lock): lambda b: parked_reports.lock(b.connection, b.ids),
-    _name(stats.counts): lambda b: stats.counts(b.connection),
+    _name(stats.counts): lambda b: stats.counts(b.connection, [TemplatePool("claude", "default")]),
     _name(partitions.prune_feed): lambda b: partitions.prune_feed(b.connection, b.now - timedelta(days=90), 500),
 }
 """The calls of a batch, of a sweep and of maintenance."""

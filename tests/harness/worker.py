@@ -183,8 +183,10 @@ class WorkerHarness:
         return sum(sample.value for family in families for sample in family.samples)
 
     def metric(self, name: str, **labels: str) -> float:
-        """Return a metric of the worker, 0 if it was not counted yet."""
-        return self.worker.metrics.registry.get_sample_value(name, labels) or 0.0
+        """Return the sum of a metric's samples with these labels."""
+        families = self.worker.metrics.registry.collect()
+        samples = (sample for family in families for sample in family.samples if sample.name == name)
+        return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
     async def _on_events(self, message: AbstractIncomingMessage) -> None:
         self.messages.append(message)

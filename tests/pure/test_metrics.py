@@ -18,7 +18,7 @@ def test_names_follow_the_convention() -> None:
 
 
 def test_no_label_is_an_id() -> None:
-    """Every label has few, known values: none is the id or name of a task, agent or user."""
+    """Every label has few values: none is the id or name of a task, agent or user."""
     labels = {label for each in Metrics().declared for label in each.labels}
     assert labels == {
         "type",
@@ -30,6 +30,8 @@ def test_no_label_is_an_id() -> None:
         "connection",
         "version",
         "why",
+        "template",
+        "pool",
         "route",
         "method",
         "role",
@@ -58,10 +60,11 @@ def test_each_instance_has_its_own_registry() -> None:
 def test_a_vanished_label_value_is_set_to_zero() -> None:
     """A status that no task has any more is exposed as 0, not with its last count."""
     metrics = Metrics()
-    metrics.set_counts(metrics.tasks, {"active": 2, "error": 1})
-    metrics.set_counts(metrics.tasks, {"active": 5})
-    assert metrics.registry.get_sample_value("taskherd_tasks", {"status": "active"}) == 5
-    assert metrics.registry.get_sample_value("taskherd_tasks", {"status": "error"}) == 0
+    metrics.set_counts(metrics.tasks, {("active", "claude", "gpu"): 2, ("error", "claude", "gpu"): 1})
+    metrics.set_counts(metrics.tasks, {("active", "claude", "gpu"): 5})
+    labels = {"template": "claude", "pool": "gpu"}
+    assert metrics.registry.get_sample_value("taskherd_tasks", {"status": "active", **labels}) == 5
+    assert metrics.registry.get_sample_value("taskherd_tasks", {"status": "error", **labels}) == 0
 
 
 def test_every_metric_is_documented() -> None:

@@ -50,6 +50,7 @@ def loaded(batch: Batch, recorded_reply: RecordedCommand | None = None, *, owner
         parked=[(5, conflict), (6, status(AgentState.WORKING))],
         recorded_reply=recorded_reply,
         claims={},
+        template_pools={},
     )
 
 

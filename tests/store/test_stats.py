@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from uuid import UUID
+
 import pytest
+import yaml
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from taskherd.store import stats, tasks
+from taskherd.domain.directory import TemplatePool
+from taskherd.domain.value import replace
+from taskherd.store import directory, stats, tasks
 from taskherd.store.engine import transaction
 from tests.store.conftest import NOW, event, task_row
 
@@ -28,7 +33,61 @@ async def test_counts_of_few_tasks_are_exact(engine: AsyncEngine, analyzed: bool
         async with transaction(engine) as connection:
             await connection.execute(text("ANALYZE tasks"))
     async with transaction(engine) as connection:
-        counts = await stats.counts(connection)
-    assert counts.tasks == {"pending": 2}
-    assert counts.agents == {"none": 1, "agent has lost connection": 1}
+        counts = await stats.counts(connection, [])
+    assert counts.tasks == {("pending", "other", "other"): 2}
+    assert counts.agents == {("none", "other", "other"): 1, ("agent has lost connection", "other", "other"): 1}
+    assert counts.stalled == {("other", "other"): 0}
     assert (counts.unpublished, counts.oldest_unpublished_at, counts.parked) == (1, NOW, 0)
+
+
+def template(number: int, organization: str, name: str, run: dict[str, str]) -> dict[str, object]:
+    """Return a template of the directory file with one version, whose id is ``version_id(number)``."""
+    version = {"id": str(version_id(number)), "name": "v1", "run": run}
+    return {
+        "id": str(UUID(int=number)),
+        "organization": organization,
+        "name": name,
+        "active_version": version["id"],
+        "versions": [version],
+    }
+
+
+def version_id(number: int) -> UUID:
+    """Return the id of the version of a template."""
+    return UUID(int=100 + number)
+
+
+async def apply(engine: AsyncEngine, *templates: dict[str, object]) -> None:
+    """Apply a directory of two organizations with these templates."""
+    organizations = [{"id": str(UUID(int=1)), "name": "acme"}, {"id": str(UUID(int=2)), "name": "umbrella"}]
+    content = yaml.safe_dump({"organizations": organizations, "users": [], "templates": templates})
+    async with transaction(engine) as connection:
+        await directory.apply(connection, directory.parse(content))
+
+
+async def test_tasks_are_counted_by_the_names_of_template_and_pool(engine: AsyncEngine) -> None:
+    """Templates of two organizations with the same name count together; what metrics do not name is ``other``."""
+    templates = [
+        template(1, "acme", "claude", {"pool": "gpu"}),
+        template(2, "umbrella", "claude", {"pool": "gpu"}),
+        template(3, "acme", "aider", {}),
+        template(4, "acme", "old", {}),
+    ]
+    await apply(engine, *templates)
+    await apply(engine, *templates[:3])
+    rows = [task_row() for _ in templates]
+    rows = [
+        row._replace(task=replace(row.task, template_version_id=version_id(number)))
+        for number, row in enumerate(rows, start=1)
+    ]
+    async with transaction(engine) as connection:
+        await tasks.insert_tasks(connection, rows)
+        named = await directory.template_pools(connection, 50)
+        assert named == {TemplatePool("claude", "gpu"), TemplatePool("aider", "default")}
+        assert await directory.template_pools(connection, 1) == {TemplatePool("aider", "default")}
+        counts = await stats.counts(connection, named)
+    assert counts.tasks == {
+        ("pending", "claude", "gpu"): 2,
+        ("pending", "aider", "default"): 1,
+        ("pending", "other", "other"): 1,
+    }

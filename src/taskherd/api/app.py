@@ -24,6 +24,7 @@ from taskherd.api.context import ApiContext
 from taskherd.api.http import asgi, server
 from taskherd.api.http.authenticator import NOTE_USE_INTERVAL, Authenticator
 from taskherd.api.http.rate_limit import RateLimiter
+from taskherd.api.metric_labels import LABEL_VALUES
 from taskherd.broker import topology
 from taskherd.broker.command_client import CommandClient
 from taskherd.broker.connections import BrokerConnections
@@ -72,6 +73,7 @@ class ApiProcess:
         self.ops_port = 0
         self.listening = asyncio.Event()
         self.metrics = Metrics()
+        self.metrics.initialize(LABEL_VALUES)
         self.metrics.build_info.labels(__version__).set(1)
         self.metrics.process_info.labels("api", settings.installation).set(1)
         self._tracing = open_tracing(settings.tracing, "api", __version__)

@@ -1,8 +1,8 @@
-"""The directory's names that appear in a task document."""
+"""The directory's names that appear in a task document, and in the labels of metrics."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from taskherd.domain.value import value
 
@@ -21,3 +21,17 @@ class DirectoryNames:
     template_name: str
     template_display_name: str
     template_icon: str
+
+
+class TemplatePool(NamedTuple):
+    """The name of a template and of the pool that runs its tasks, as metrics label what happens to them.
+
+    Templates of several organizations with the same name are not distinguished.
+    """
+
+    template: str
+    pool: str
+
+
+OTHER: Final = TemplatePool("other", "other")
+"""The label of all templates and pools that metrics do not name."""

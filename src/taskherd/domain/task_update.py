@@ -84,6 +84,7 @@ class TaskUpdate:
         superseded: the task states from just before a later build became the latest.
         inputs_failed: True if the task's delete fails all inputs without an outcome.
         timed_out: the transition of the build that timed out.
+        inputs_expired: number of user inputs that no runner picked up in time.
     """
 
     before: Task | None
@@ -100,6 +101,7 @@ class TaskUpdate:
     input_outcomes: list[InputOutcomeReport] = field(default_factory=list)
     inputs_failed: bool = False
     timed_out: str | None = None
+    inputs_expired: int = 0
     delete_retried: bool = False
     cause: Cause | None = None
 
@@ -238,6 +240,7 @@ def _expire(update: TaskUpdate, input_id: UUID, now: datetime, context: UpdateCo
         detail="No runner picked up the input in time.",
     )
     if (task.id, input_id) in context.open_inputs:
+        update.inputs_expired += 1
         update.input_outcomes.append(report)
         update.task = replace(task, state=inbox.record_outcome(task.state, input_id, now, delivered=False))
 

@@ -1,13 +1,14 @@
 """All metrics of taskherd, named by Prometheus' conventions (https://prometheus.io/docs/practices/naming/).
 
-No task, agent or user id is a label: every label has few, known values.
+No task, agent or user id is a label: every label has few, known values. A process declares the values of its counters
+in its ``metric_labels.py`` and sets all of them to 0 at start: Prometheus misses the first increment of a new series.
 """
 
 from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -19,10 +20,14 @@ from prometheus_client import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+M = TypeVar("M", Counter, Gauge)
 
 NAMESPACE = "taskherd"
 _SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
+TEMPLATE_AND_POOL = ("template", "pool")
+"""The last labels of metrics by template and pool; the worker bounds the number of their values."""
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
@@ -44,6 +49,8 @@ class Metrics:
         disable_start_times()
         self.registry = CollectorRegistry()
         self.declared: list[MetricInfo] = []
+        self._counters: dict[str, Counter] = {}
+        self._by_template_and_pool: list[Counter | Gauge] = []
         ProcessCollector(registry=self.registry)
         self._declare_consuming()
         self._declare_publishing()
@@ -116,8 +123,9 @@ class Metrics:
         self.requests_sent = self._counter("requests_sent", "Work requests sent, repeats included, by type.", "type")
         self.requests_given_up = self._counter(
             "requests_given_up",
-            "Work requests that were not answered in time, and builds that fell silent, by type.",
+            "Work requests that were not answered in time, and builds that fell silent, by type, template and pool.",
             "type",
+            *TEMPLATE_AND_POOL,
         )
         self.deletes_retried = self._counter("deletes_retried", "Workspace deletes requested again after a failure.")
 
@@ -144,19 +152,32 @@ class Metrics:
         )
 
     def _declare_state(self) -> None:
-        self.tasks = self._gauge("tasks", "Tasks that are not deleted, by status.", "status")
-        self.agents = self._gauge("agents", "Agents by health: healthy, or the reason why they are not.", "health")
+        self.tasks = self._gauge(
+            "tasks", "Tasks that are not deleted, by status, template and pool.", "status", *TEMPLATE_AND_POOL
+        )
+        self.agents = self._gauge(
+            "agents",
+            "Agents by health (healthy, or the reason why they are not), template and pool.",
+            "health",
+            *TEMPLATE_AND_POOL,
+        )
         self.agents_stalled = self._gauge(
-            "agents_stalled", "Agents that are working and have sent nothing but heartbeats for `stalled_after`."
+            "agents_stalled",
+            "Agents that are working and have sent nothing but heartbeats for `stalled_after`, by template and pool.",
+            *TEMPLATE_AND_POOL,
         )
         self.agent_events = self._counter(
-            "agent_events", "What happened to agents: started, lost (fell silent) or stalled.", "type"
+            "agent_events",
+            "What happened to agents, by type (started, lost (fell silent) or stalled), template and pool.",
+            "type",
+            *TEMPLATE_AND_POOL,
         )
         self.agent_exits = self._counter(
             "agent_exits",
-            "Agents that ended, by why: exited, signalled, out_of_memory, timeout, lost (nothing recorded the end), "
-            "stopped, interrupted or not_started.",
+            "Agents that ended, by why (exited, signalled, out_of_memory, timeout, lost (nothing recorded the end), "
+            "stopped, interrupted or not_started), template and pool.",
             "why",
+            *TEMPLATE_AND_POOL,
         )
         self.parked = self._gauge("parked_reports", "Reports parked until their task is created.")
         self.sweeps = self._counter("sweeps", "Checks for overdue tasks. One worker at a time makes them.")
@@ -226,22 +247,41 @@ class Metrics:
             "runner_agent_events_bad", "Events of an AgentAPI server that could not be decoded."
         )
 
-    def set_counts(self, gauge: Gauge, counts: Mapping[str, float]) -> None:
-        """Set a gauge with one label to ``counts``; label values that are no longer in ``counts`` become 0."""
-        for family in gauge.collect():
-            for sample in family.samples:
-                for label_value in sample.labels.values():
-                    gauge.labels(label_value).set(counts.get(label_value, 0))
-        for value, count in counts.items():
-            gauge.labels(value).set(count)
+    def initialize(self, label_values: Mapping[str, Iterable[Sequence[str]]]) -> None:
+        """Set counters to 0: the values of their labels, in order, by the name without prefix and ``_total``."""
+        for name, values in label_values.items():
+            for each in values:
+                self._counters[name].labels(*each)
+
+    def forget(self, template: str, pool: str) -> None:
+        """Expose no series of this template and pool any longer."""
+        for metric in self._by_template_and_pool:
+            metric.remove_by_labels(dict(zip(TEMPLATE_AND_POOL, (template, pool), strict=True)))
+
+    def set_counts(self, gauge: Gauge, counts: Mapping[tuple[str, ...], float]) -> None:
+        """Set a gauge with labels to ``counts``, by label values in order; those no longer in ``counts`` become 0."""
+        family = next(iter(gauge.collect()))
+        labels = next(each.labels for each in self.declared if each.name == family.name)
+        exposed = {tuple(sample.labels[label] for label in labels) for sample in family.samples}
+        for values in exposed - counts.keys():
+            gauge.labels(*values).set(0)
+        for values, count in counts.items():
+            gauge.labels(*values).set(count)
 
     def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
         self._declare(f"{name}_total", "counter", labels, meaning)
-        return Counter(name, meaning, labels, namespace=NAMESPACE, registry=self.registry)
+        counter = Counter(name, meaning, labels, namespace=NAMESPACE, registry=self.registry)
+        self._counters[name] = counter
+        return self._track(counter, labels)
 
     def _gauge(self, name: str, meaning: str, *labels: str) -> Gauge:
         self._declare(name, "gauge", labels, meaning)
-        return Gauge(name, meaning, labels, namespace=NAMESPACE, registry=self.registry)
+        return self._track(Gauge(name, meaning, labels, namespace=NAMESPACE, registry=self.registry), labels)
+
+    def _track(self, metric: M, labels: tuple[str, ...]) -> M:
+        if labels[-2:] == TEMPLATE_AND_POOL:
+            self._by_template_and_pool.append(metric)
+        return metric
 
     def _histogram(self, name: str, meaning: str, buckets: tuple[float, ...]) -> Histogram:
         self._declare(name, "histogram", (), meaning)

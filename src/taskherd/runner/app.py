@@ -24,7 +24,6 @@ from taskherd.broker.publisher import Publisher
 from taskherd.clock import Clock
 from taskherd.errors import Misconfigured, Unavailable
 from taskherd.messages.claims import RunnerHello
-from taskherd.messages.work import REQUEST_TYPES
 from taskherd.observability import logs
 from taskherd.observability.metrics import Metrics
 from taskherd.observability.ops import OpsServer
@@ -34,6 +33,7 @@ from taskherd.runner.claims import Claims
 from taskherd.runner.context import RunnerContext
 from taskherd.runner.dispatcher import Dispatcher
 from taskherd.runner.hello import Hellos
+from taskherd.runner.metric_labels import LABEL_VALUES
 from taskherd.runner.outbox import Budget
 from taskherd.runner.report_sender import ReportSender
 from taskherd.runner.workspaces.cgroups import Cgroups
@@ -200,13 +200,10 @@ class RunnerProcess:
 
 
 def _initialize_metrics(metrics: Metrics, settings: Settings) -> None:
-    """Set constant gauges, and the counters of alerts to 0: Prometheus misses the first increment of a new series."""
+    """Set constant gauges, and all counters to 0."""
     metrics.build_info.labels(__version__).set(1)
     metrics.process_info.labels("runner", settings.installation).set(1)
-    metrics.runner_endings.labels("lost")
-    metrics.runner_requests.labels("unknown", "invalid")
-    for request_type in REQUEST_TYPES:
-        metrics.runner_requests.labels(request_type, "failed")
+    metrics.initialize(LABEL_VALUES)
 
 
 def default_name() -> str:

@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from taskherd.domain.directory import DirectoryNames
+from taskherd.domain.directory import DirectoryNames, TemplatePool
 from taskherd.store.directory_apply import AppliedChanges, apply
 from taskherd.store.directory_file import Directory, InvalidDirectory, parse
 
@@ -21,12 +21,14 @@ __all__ = [
     "InvalidDirectory",
     "Owner",
     "TemplateVersion",
+    "VersionRun",
     "apply",
     "names",
     "owners",
     "parse",
     "revision",
     "runs",
+    "template_pools",
     "template_versions",
 ]
 
@@ -60,6 +62,14 @@ class TemplateVersion:
     presets: frozenset[UUID]
 
 
+@dataclass(frozen=True, slots=True)
+class VersionRun:
+    """The ``run`` of a template version, with the names of its template and pool."""
+
+    run: Mapping[str, Any]
+    template_pool: TemplatePool
+
+
 NAMES: Final = text("""
 SELECT u.id, v.id, u.username, u.avatar_url, t.organization_id, t.id, t.name, t.display_name, t.icon
 FROM unnest(CAST(:owners AS uuid[]), CAST(:versions AS uuid[])) AS pairs(owner_id, version_id)
@@ -87,7 +97,25 @@ JOIN organizations AS o ON o.id = t.organization_id
 WHERE v.id = ANY(CAST(:ids AS uuid[]))
 """)
 
-RUNS: Final = text("SELECT id, run FROM template_versions WHERE id = ANY(CAST(:ids AS uuid[]))")
+POOL: Final = "COALESCE(NULLIF(v.run->>'pool', ''), 'default')"
+"""The pool of the template version ``v``."""
+
+RUNS: Final = text(f"""
+SELECT v.id, v.run, t.name, {POOL}
+FROM template_versions AS v
+JOIN templates AS t ON t.id = v.template_id
+WHERE v.id = ANY(CAST(:ids AS uuid[]))
+""")
+
+TEMPLATE_POOLS: Final = text(f"""
+SELECT DISTINCT t.name, {POOL}
+FROM template_versions AS v
+JOIN templates AS t ON t.id = v.template_id
+JOIN organizations AS o ON o.id = t.organization_id
+WHERE v.active AND t.active AND o.active
+ORDER BY 1, 2
+LIMIT :most
+""")
 
 REVISION: Final = text("SELECT revision FROM directory_revision")
 
@@ -118,9 +146,18 @@ async def template_versions(connection: AsyncConnection, ids: Sequence[UUID]) ->
     }
 
 
-async def runs(connection: AsyncConnection, versions: Sequence[UUID]) -> dict[UUID, dict[str, Any]]:
+async def runs(connection: AsyncConnection, versions: Sequence[UUID]) -> dict[UUID, VersionRun]:
     """Return the ``run`` of the template versions that exist among ``versions``."""
-    return {row[0]: row[1] for row in await connection.execute(RUNS, {"ids": versions})}
+    rows = await connection.execute(RUNS, {"ids": versions})
+    return {version: VersionRun(run, TemplatePool(template, pool)) for version, run, template, pool in rows}
+
+
+async def template_pools(connection: AsyncConnection, most: int) -> frozenset[TemplatePool]:
+    """Return the first ``most`` pairs of the names of an active template and the pool of one of its active versions.
+
+    The order is that of the names, so all workers name the same ones, whenever they started.
+    """
+    return frozenset(TemplatePool(*row) for row in await connection.execute(TEMPLATE_POOLS, {"most": most}))
 
 
 async def revision(connection: AsyncConnection) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -9,38 +11,52 @@ from typing import Final
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from taskherd.domain.directory import OTHER, TemplatePool
+from taskherd.store.directory import POOL
+
 SAMPLE: Final = 50_000
 """Number of tasks up to which counts are exact; above it they are estimated from a sample of about that size."""
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Live tasks by status, their agents by health (``healthy``, ``none`` or the reason), and the sizes of queues.
+    """Live tasks by status, template and pool, their agents by health, template and pool, and the sizes of queues.
 
-    ``stalled``: number of agents that are stalled.
+    Health is ``healthy``, ``none`` or the reason. ``stalled``: numbers of stalled agents, by template and pool.
     """
 
-    tasks: dict[str, int]
-    agents: dict[str, int]
-    stalled: int
+    tasks: Mapping[tuple[str, ...], float]
+    agents: Mapping[tuple[str, ...], float]
+    stalled: Mapping[tuple[str, ...], float]
     parked: int
     unpublished: int
     oldest_unpublished_at: datetime | None
 
 
-# Sampling complete pages introduces no bias, because the page of a task does not depend on its status.
-TASKS: Final = text("""
-SELECT status,
-       CASE json_extract_path_text(document, 'workspace_agent_health', 'healthy')
-           WHEN 'true' THEN 'healthy'
-           WHEN 'false' THEN COALESCE(json_extract_path_text(document, 'workspace_agent_health', 'reason'), 'unhealthy')
-           ELSE 'none'
-       END AS health,
-       count(*),
-       count(*) FILTER (WHERE json_extract_path_text(document, 'stalled_since') IS NOT NULL)
-FROM tasks TABLESAMPLE SYSTEM (CAST(:percent AS real))
-WHERE deleted_at IS NULL
-GROUP BY status, health
+# Sampling complete pages introduces no bias, because the page of a task does not depend on its status. Names are joined
+# after grouping by version, so their cost does not depend on the number of tasks.
+TASKS: Final = text(f"""
+WITH counted AS (
+    SELECT template_version_id, status,
+           CASE json_extract_path_text(document, 'workspace_agent_health', 'healthy')
+               WHEN 'true' THEN 'healthy'
+               WHEN 'false'
+               THEN COALESCE(json_extract_path_text(document, 'workspace_agent_health', 'reason'), 'unhealthy')
+               ELSE 'none'
+           END AS health,
+           count(*) AS tasks,
+           count(*) FILTER (WHERE json_extract_path_text(document, 'stalled_since') IS NOT NULL) AS stalled
+    FROM tasks TABLESAMPLE SYSTEM (CAST(:percent AS real))
+    WHERE deleted_at IS NULL
+    GROUP BY template_version_id, status, health
+)
+SELECT COALESCE(named.template, :other), COALESCE(named.pool, :other), c.status, c.health, sum(c.tasks), sum(c.stalled)
+FROM counted AS c
+LEFT JOIN template_versions AS v ON v.id = c.template_version_id
+LEFT JOIN templates AS t ON t.id = v.template_id
+LEFT JOIN unnest(CAST(:templates AS text[]), CAST(:pools AS text[])) AS named(template, pool)
+    ON named.template = t.name AND named.pool = {POOL}
+GROUP BY 1, 2, c.status, c.health
 """)
 
 ESTIMATE: Final = text("SELECT CAST(reltuples AS float8) FROM pg_class WHERE oid = CAST('tasks' AS regclass)")
@@ -52,17 +68,24 @@ SELECT (SELECT count(*) FROM parked),
 """)
 
 
-async def counts(connection: AsyncConnection) -> Counts:
-    """Count tasks, agents and queued rows; cheap enough for one worker to do it every few seconds."""
+async def counts(connection: AsyncConnection, template_pools: Collection[TemplatePool]) -> Counts:
+    """Count tasks, agents and queued rows; cheap enough for one worker to do it every few seconds.
+
+    Templates and pools that are not among ``template_pools`` are counted as ``OTHER``.
+    """
     estimated = float((await connection.execute(ESTIMATE)).scalar_one())
     share = min(1.0, SAMPLE / estimated) if estimated > 0 else 1.0
-    tasks: dict[str, int] = {}
-    agents: dict[str, int] = {}
-    stalled = 0.0
-    for status, health, sampled, sampled_stalled in await connection.execute(TASKS, {"percent": 100 * share}):
-        count = round(sampled / share)
-        tasks[status] = tasks.get(status, 0) + count
-        agents[health] = agents.get(health, 0) + count
-        stalled += sampled_stalled / share
+    values = {
+        "percent": 100 * share,
+        "other": OTHER.template,
+        "templates": [each.template for each in template_pools],
+        "pools": [each.pool for each in template_pools],
+    }
+    tasks, agents, stalled = (defaultdict[tuple[str, ...], float](float) for _ in range(3))
+    for template, pool, status, health, sampled, sampled_stalled in await connection.execute(TASKS, values):
+        count = round(float(sampled) / share)
+        tasks[status, template, pool] += count
+        agents[health, template, pool] += count
+        stalled[template, pool] += round(float(sampled_stalled) / share)
     parked, unpublished, oldest = (await connection.execute(WAITING)).one()
-    return Counts(tasks, agents, round(stalled), parked, unpublished, oldest)
+    return Counts(tasks, agents, stalled, parked, unpublished, oldest)

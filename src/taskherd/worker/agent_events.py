@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -13,12 +13,16 @@ from taskherd.domain.view import agent_exit_of, is_current, is_lost, stalled_sin
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from taskherd.domain.directory import TemplatePool
     from taskherd.domain.reports import AgentExit
     from taskherd.domain.task import Task, TaskState
     from taskherd.domain.task_update import TaskUpdate
-    from taskherd.observability.metrics import Metrics
+    from taskherd.worker.context import WorkerContext
 
 log = structlog.get_logger(__name__)
+
+COUNTED: Final = {"started": "agent started", "lost": "agent lost", "stalled": "agent stalled"}
+"""The events of ``taskherd_agent_events_total``, with the message in the log; an end is counted by its reason."""
 
 
 @value(frozen=True, slots=True)
@@ -26,42 +30,40 @@ class AgentEvent:
     """Something that happened to the agent of a task's latest build; ``agent_exit`` is the report of its end."""
 
     task: Task
+    template_pool: TemplatePool
     event: str
     agent_exit: AgentExit | None = None
 
 
-def agent_events(update: TaskUpdate) -> Iterator[AgentEvent]:
+def agent_events(update: TaskUpdate, template_pool: TemplatePool) -> Iterator[AgentEvent]:
     """Yield what the update says about the agent that was not known before. Facets that did not change are the same."""
     task = update.task
     if task is None or task.deleted_at is not None:
         return
     before, after = update.before.state if update.before else None, task.state
     if _has_started(before, after):
-        yield AgentEvent(task, "started")
+        yield AgentEvent(task, template_pool, "started")
     if before is None or after.agent_exit is not before.agent_exit:
         ended = agent_exit_of(after)
         if ended is not None and (before is None or agent_exit_of(before) != ended):
-            yield AgentEvent(task, "ended", ended.report)
+            yield AgentEvent(task, template_pool, "ended", ended.report)
     if (before is None or after.silence is not before.silence) and agent_exit_of(after) is None and is_lost(after):
-        yield AgentEvent(task, "lost")
+        yield AgentEvent(task, template_pool, "lost")
     if after.stall is not None and (before is None or after.stall is not before.stall) and stalled_since(after):
-        yield AgentEvent(task, "stalled")
+        yield AgentEvent(task, template_pool, "stalled")
 
 
-def record(metrics: Metrics, events: Iterable[AgentEvent]) -> None:
+def record(context: WorkerContext, events: Iterable[AgentEvent]) -> None:
     """Count and log these events, whose batch is committed."""
     for each in events:
         fields = {"task_id": str(each.task.id), "task": each.task.name, "build_number": each.task.state.build_number}
-        ended = each.agent_exit
+        ended, label = each.agent_exit, context.directory_cache.metric_label(each.template_pool)
         if ended is None:
-            metrics.agent_events.labels(each.event).inc()
-            log.info(_MESSAGES[each.event], **fields)
+            context.metrics.agent_events.labels(each.event, *label).inc()
+            log.info(COUNTED[each.event], **fields)
         else:
-            metrics.agent_exits.labels(ended.why.value).inc()
+            context.metrics.agent_exits.labels(ended.why.value, *label).inc()
             log.info("agent ended", **fields, why=ended.why.value, status=ended.status, signal=ended.signal)
-
-
-_MESSAGES = {"started": "agent started", "lost": "agent lost", "stalled": "agent stalled"}
 
 
 def _has_started(before: TaskState | None, after: TaskState) -> bool:

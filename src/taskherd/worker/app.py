@@ -28,14 +28,9 @@ from taskherd.broker.consumer import Consumer, Source
 from taskherd.broker.publisher import Publisher
 from taskherd.clock import Clock
 from taskherd.domain import names as task_names
-from taskherd.domain.claims import ClaimOutcome
-from taskherd.domain.outcome import EXTERNAL_REASONS, DeadLetterReason
-from taskherd.domain.reports import ExitReason
 from taskherd.errors import Misconfigured, Unavailable
 from taskherd.messages.agent_tokens import agent_token
-from taskherd.messages.claims import BUILD_CLAIM, RUNNER_HELLO, TASK_OWNED
 from taskherd.messages.run_policy import default_policy
-from taskherd.messages.work import REQUEST_TYPES
 from taskherd.observability import failpoints, logs
 from taskherd.observability.metrics import Metrics
 from taskherd.observability.ops import OpsServer
@@ -45,6 +40,7 @@ from taskherd.retry import until_stopped
 from taskherd.store import database_clock, migrate
 from taskherd.store.engine import dispose, in_use, open_engine, transaction
 from taskherd.timeouts import timeouts_of
+from taskherd.worker import metric_labels
 from taskherd.worker.claim_consumer import ClaimConsumer
 from taskherd.worker.command_consumer import CommandConsumer
 from taskherd.worker.context import RequestRetryPolicy, Retention, WorkerContext
@@ -72,14 +68,6 @@ CLAIMS_PREFETCH = 2_000
 
 MAX_REPLIES = 1_000
 """Maximum length of the queue of replies to this worker's probes."""
-
-CLAIM_OUTCOMES = {
-    BUILD_CLAIM: tuple(ClaimOutcome),
-    TASK_OWNED: ("answered",),
-    RUNNER_HELLO: ("accepted", "refused"),
-    "unknown": ("invalid",),
-}
-"""The labels of ``taskherd_claims_total``."""
 
 DELETE_RETRY_AFTER = 5.0
 """Seconds until a failed delete is requested again for the first time."""
@@ -336,24 +324,10 @@ def _retention(settings: Settings) -> Retention:
 
 
 def _initialize_metrics(metrics: Metrics, *, failpoint_armed: bool) -> None:
-    """Set constant gauges, and counters to 0, because Prometheus misses the first increment of a new series."""
+    """Set constant gauges, and all counters to 0."""
     metrics.failpoint_armed.set(failpoint_armed)
     metrics.build_info.labels(__version__).set(1)
-    for reason in DeadLetterReason:
-        if reason not in EXTERNAL_REASONS:
-            metrics.dead_lettered.labels(reason.value)
-    for kind in REQUEST_TYPES:
-        metrics.requests_given_up.labels(kind)
-        metrics.requests_sent.labels(kind)
-    for event in ("started", "lost", "stalled"):
-        metrics.agent_events.labels(event)
-    for why in ExitReason:
-        metrics.agent_exits.labels(why.value)
-    for kind, outcomes in CLAIM_OUTCOMES.items():
-        for outcome in outcomes:
-            metrics.claims.labels(kind, outcome)
-    for failure in ("database", "broker", "bisected"):
-        metrics.batch_failures.labels(failure)
+    metric_labels.initialize(metrics)
 
 
 def _tune_gc() -> None:

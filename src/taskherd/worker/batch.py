@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from taskherd.domain.claims import BuildClaim, ClaimDecision
     from taskherd.domain.commands import Command
+    from taskherd.domain.directory import TemplatePool
     from taskherd.domain.outcome import ReportOutcome
     from taskherd.domain.reports import Report
     from taskherd.domain.task import Task
@@ -76,7 +77,7 @@ class BatchResult:
         repeated: whether the command was executed before, and this is its recorded reply.
         changes: the changes to publish.
         has_new_requests: whether there are new work requests to send.
-        timed_out: the transitions of the builds that timed out.
+        given_up: type, template and pool of the work requests that timed out: of builds and of inputs.
         deletes_retried: number of deletes that were requested again after a failure.
         agent_events: what happened to agents.
     """
@@ -88,6 +89,6 @@ class BatchResult:
     repeated: bool = False
     changes: list[CommittedChange] = field(default_factory=list)
     has_new_requests: bool = False
-    timed_out: list[str] = field(default_factory=list)
+    given_up: list[tuple[str, TemplatePool]] = field(default_factory=list)
     deletes_retried: int = 0
     agent_events: list[AgentEvent] = field(default_factory=list)

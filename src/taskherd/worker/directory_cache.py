@@ -1,9 +1,10 @@
-"""A cache of the names of owners and templates, and of recovery policies, cleared when the directory changes."""
+"""A cache of what the worker needs of the directory, cleared when the directory changes."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from taskherd.domain.directory import OTHER
 from taskherd.messages.run_policy import recovery_policy
 from taskherd.store import directory
 from taskherd.store.engine import transaction
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from uuid import UUID
 
-    from taskherd.domain.directory import DirectoryNames
+    from taskherd.domain.directory import DirectoryNames, TemplatePool
     from taskherd.domain.recovery import RecoveryPolicy
     from taskherd.store import AsyncConnection, AsyncEngine
 
@@ -21,20 +22,29 @@ if TYPE_CHECKING:
 MAX_ENTRIES = 50_000
 """Maximum number of cached pairs of owner and template version, and of recovery policies."""
 
+MAX_TEMPLATE_POOLS = 50
+"""Maximum number of pairs of template and pool that metrics name, and so of either; all others are ``OTHER``.
+
+Each pair has about 40 series, so a worker exposes at most 2,000 of them, whatever the directory contains.
+"""
+
 
 class DirectoryCache:
     """The names that are rendered into documents, by owner and template version, and the versions' recovery policies.
 
-    ``default_policy`` is the policy of a version whose ``run`` asks for nothing else.
+    ``default_policy`` is the policy of a version whose ``run`` asks for nothing else. ``template_pools`` are the pairs
+    of template and pool that metrics name.
     """
 
     def __init__(self, engine: AsyncEngine, default_policy: RecoveryPolicy) -> None:
         """Create an empty cache."""
         self.default_policy = default_policy
         self._engine = engine
+        self.template_pools: frozenset[TemplatePool] = frozenset()
         self._policies: dict[UUID, RecoveryPolicy] = {}
+        self._template_pool_of: dict[UUID, TemplatePool] = {}
         self._names: dict[Pair, DirectoryNames] = {}
-        self._revision = -1
+        self.revision = -1
 
     async def look_up(self, pairs: Iterable[Pair]) -> Mapping[Pair, DirectoryNames]:
         """Return the names of these pairs. Raises ``Unavailable`` if missing ones cannot be read."""
@@ -43,10 +53,10 @@ class DirectoryCache:
         missing = sorted(requested - cached.keys())
         if not missing:
             return cached
-        revision = self._revision
+        revision = self.revision
         async with transaction(self._engine) as connection:
             read = await directory.names(connection, missing)
-        if revision == self._revision:  # otherwise the names may have been read before the directory changed
+        if revision == self.revision:  # otherwise the names may have been read before the directory changed
             if len(self._names) + len(read) > MAX_ENTRIES:
                 self._names.clear()
             self._names.update(read)
@@ -55,19 +65,35 @@ class DirectoryCache:
     async def recovery_policies(
         self, connection: AsyncConnection, versions: Iterable[UUID]
     ) -> Mapping[UUID, RecoveryPolicy]:
-        """Return the recovery policies of at least these template versions, missing ones read with ``connection``."""
+        """Return the recovery policies of at least these template versions, missing ones read with ``connection``.
+
+        Their templates and pools are then known to ``known_template_pools`` too.
+        """
         missing = sorted(set(versions) - self._policies.keys())
         if not missing:
             return self._policies
         runs = await directory.runs(connection, missing)
         if len(self._policies) + len(runs) > MAX_ENTRIES:
-            self._policies = {}
-        self._policies |= {version: recovery_policy(run, self.default_policy) for version, run in runs.items()}
+            self._forget_versions()
+        self._policies |= {version: recovery_policy(each.run, self.default_policy) for version, each in runs.items()}
+        self._template_pool_of |= {version: each.template_pool for version, each in runs.items()}
         return self._policies
 
-    def refresh(self, revision: int) -> None:
-        """Clear the cache if the directory has another revision."""
-        if revision != self._revision:
-            self._names.clear()
-            self._policies = {}
-            self._revision = revision
+    def known_template_pools(self) -> Mapping[UUID, TemplatePool]:
+        """Return the template and pool of each version whose recovery policy was read; a later clearing keeps them."""
+        return self._template_pool_of
+
+    def metric_label(self, template_pool: TemplatePool) -> TemplatePool:
+        """Return the pair that metrics name for this one: itself or ``OTHER``."""
+        return template_pool if template_pool in self.template_pools else OTHER
+
+    def replace(self, revision: int, template_pools: frozenset[TemplatePool]) -> None:
+        """Clear the cache for another revision of the directory, in which metrics name these templates and pools."""
+        self._names.clear()
+        self._forget_versions()
+        self.template_pools = template_pools
+        self.revision = revision
+
+    def _forget_versions(self) -> None:
+        self._policies = {}
+        self._template_pool_of = {}

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from taskherd.domain.claims import BuildClaim, Ownership
     from taskherd.domain.commands import Command
+    from taskherd.domain.directory import TemplatePool
     from taskherd.domain.reports import Report
     from taskherd.messages.claims import OwnershipQuery
     from taskherd.store import AsyncConnection
@@ -58,6 +59,7 @@ class LoadedBatch:
         parked: the reports that were parked until the command's create, with their row ids.
         recorded_reply: the earlier reply to the same command id.
         claims: the latest granted claim of each task that has one, of the tasks with claims in this batch.
+        template_pools: the names of the templates and pools of at least its tasks, by template version.
     """
 
     batch: Batch
@@ -69,6 +71,7 @@ class LoadedBatch:
     parked: list[tuple[int, Report]]
     recorded_reply: RecordedCommand | None
     claims: dict[UUID, BuildClaim]
+    template_pools: Mapping[UUID, TemplatePool]
 
 
 async def load_batch(
@@ -90,6 +93,9 @@ async def load_batch(
     known_inputs, open_inputs = await _find_inputs(connection, input_keys)
     await _load_queues(connection, updates, input_keys)
     command_context = await _load_command_context(connection, context, batch.command)
+    versions = {row.task.template_version_id for row in rows.values()}
+    policies = await context.directory_cache.recovery_policies(connection, versions)
+    template_pools = context.directory_cache.known_template_pools()
     return LoadedBatch(
         batch=batch,
         rows=rows,
@@ -99,9 +105,7 @@ async def load_batch(
             context.delete_backoff,
             command_context,
             context.directory_cache.default_policy,
-            await context.directory_cache.recovery_policies(
-                connection, {row.task.template_version_id for row in rows.values()}
-            ),
+            policies,
             open_inputs,
             known_inputs,
         ),
@@ -110,6 +114,7 @@ async def load_batch(
         parked=parked_reports,
         recorded_reply=await _register_command(connection, batch.command, now),
         claims=await build_claims.latest(connection, claimed) if claimed else {},
+        template_pools=template_pools,
     )
 
 

@@ -105,10 +105,10 @@ class Maintenance:
     async def _count(self, now: datetime) -> None:
         metrics = self._context.metrics
         async with transaction(self._context.engine) as connection:
-            counts = await stats.counts(connection)
+            counts = await stats.counts(connection, self._context.directory_cache.template_pools)
         metrics.set_counts(metrics.tasks, counts.tasks)
         metrics.set_counts(metrics.agents, counts.agents)
-        metrics.agents_stalled.set(counts.stalled)
+        metrics.set_counts(metrics.agents_stalled, counts.stalled)
         metrics.parked.set(counts.parked)
         metrics.outbox_events.set(counts.unpublished)
         oldest = counts.oldest_unpublished_at

@@ -11,6 +11,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from taskherd.domain.claims import ClaimOutcome, decide_claim
+from taskherd.domain.directory import OTHER
 from taskherd.domain.lease import summarize_heartbeats
 from taskherd.domain.outcome import ReportOutcome
 from taskherd.domain.reports import AgentHeartbeat
@@ -56,7 +57,7 @@ async def reconcile(context: WorkerContext, batch: Batch, now: datetime) -> Batc
     not_renewed = [index for task_id, indexes in heartbeats.items() if task_id not in renewed for index in indexes]
     if not_renewed:
         await run_transaction(context, Batch(batch.reports), not_renewed, result)
-    record(context.metrics, result.agent_events)
+    record(context, result.agent_events)
     return result
 
 
@@ -133,10 +134,14 @@ def summarize(loaded: LoadedBatch, indexes: list[int], writes: Writes, result: B
     for update in loaded.updates.values():
         if update.requested_builds or update.sent_input:
             result.has_new_requests = True
+        if update.task is None:
+            continue
+        template_pool = loaded.template_pools.get(update.task.template_version_id, OTHER)
         if update.timed_out:
-            result.timed_out.append(update.timed_out)
+            result.given_up.append((f"workspace.{update.timed_out}", template_pool))
+        result.given_up.extend([("agent.input", template_pool)] * update.inputs_expired)
         result.deletes_retried += update.delete_retried
-        result.agent_events.extend(agent_events(update))
+        result.agent_events.extend(agent_events(update, template_pool))
 
 
 def split_heartbeats(batch: Batch) -> tuple[dict[UUID, list[int]], list[int]]:

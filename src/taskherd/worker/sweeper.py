@@ -18,7 +18,9 @@ from taskherd.domain.value import replace
 from taskherd.errors import Retry, Unavailable
 from taskherd.store import database_clock, directory, leases, tasks, work_requests, workers
 from taskherd.store.engine import DataError, transaction
+from taskherd.worker import metric_labels
 from taskherd.worker.batch import Batch
+from taskherd.worker.directory_cache import MAX_TEMPLATE_POOLS
 from taskherd.worker.maintenance import Maintenance
 from taskherd.worker.reconcile import reconcile
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
+    from taskherd.store import AsyncConnection
     from taskherd.worker.context import WorkerContext
     from taskherd.worker.probe import Probe
     from taskherd.worker.relay import Relay
@@ -132,10 +135,19 @@ class Sweeper:
                 await database_clock.clamp_future_times(connection, clock)
             row = workers.WorkerRow(self._id, self._started_at, self._context.now(), self._probe.drained_since)
             await workers.record_seen(connection, row)
-            self._context.directory_cache.refresh(await directory.revision(connection))
+            await self._follow_directory(connection)
             live = await workers.live(connection, self._context.now() - WORKER_EXPIRY)
         self._registered = True
         return live
+
+    async def _follow_directory(self, connection: AsyncConnection) -> None:
+        """If the directory has changed, read again which templates and pools metrics name, and clear the cache."""
+        cache = self._context.directory_cache
+        revision = await directory.revision(connection)
+        if revision != cache.revision:
+            template_pools = await directory.template_pools(connection, MAX_TEMPLATE_POOLS)
+            metric_labels.follow(self._context.metrics, cache.template_pools, template_pools)
+            cache.replace(revision, template_pools)
 
     async def _check_due(self, check: TimerCheck) -> int:
         checked = 0
@@ -189,14 +201,14 @@ class Sweeper:
             earlier = checks.get(task_id, check)
             checks[task_id] = replace(earlier, expired_inputs=(*earlier.expired_inputs, input_id))
         await self._reconcile(checks)
-        self._context.metrics.requests_given_up.labels("agent.input").inc(len(expired))
         return len(checks)
 
     async def _reconcile(self, checks: dict[UUID, TimerCheck]) -> None:
         if not checks:
             return
         result = await reconcile(self._context, Batch(timer_checks=checks), self._context.now())
-        for transition in result.timed_out:
-            self._context.metrics.requests_given_up.labels(f"workspace.{transition}").inc()
+        for request_type, template_pool in result.given_up:
+            label = self._context.directory_cache.metric_label(template_pool)
+            self._context.metrics.requests_given_up.labels(request_type, *label).inc()
         self._context.metrics.deletes_retried.inc(result.deletes_retried)
         self._relay.offer(result.changes, has_new_requests=result.has_new_requests)

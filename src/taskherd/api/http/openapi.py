@@ -133,12 +133,12 @@ def _operation(route: Route, prefix: str, schemas: _Schemas) -> dict[str, Any]:
         schema = schemas.of(route.body, "validation")
         operation["requestBody"] = {"required": True, "content": {_JSON: {"schema": schema}}}
     operation["responses"] = {
-        str(status): _response(status, spec, schemas) for status, spec in sorted(_responses(route).items())
+        str(status): _response(status, spec, schemas) for status, spec in sorted(responses_of(route).items())
     }
     return operation
 
 
-def _responses(route: Route) -> Mapping[int, ResponseSpec]:
+def responses_of(route: Route) -> Mapping[int, ResponseSpec]:
     """Return all responses of a route; its own override the common ones."""
     common = dict(_COMMON)
     if route.auth is not Auth.NONE:
