@@ -21,7 +21,10 @@ ALERT_INPUTS: Final[Mapping[str, frozenset[str]]] = {
     | {
         "process_resident_memory_bytes",
         "process_start_time_seconds",
+        "taskherd_agent_events_total",
+        "taskherd_agent_exits_total",
         "taskherd_agents",
+        "taskherd_agents_stalled",
         "taskherd_batch_failures_total",
         "taskherd_batch_seconds_bucket",
         "taskherd_commands_total",
@@ -44,7 +47,6 @@ ALERT_INPUTS: Final[Mapping[str, frozenset[str]]] = {
     | {"taskherd_api_crashes_total", "taskherd_api_requests_total", "taskherd_api_seconds_bucket"},
     "runner": _EVERY_PROCESS
     | {
-        "taskherd_runner_endings_total",
         "taskherd_runner_output_lost_bytes_total",
         "taskherd_runner_requests_total",
         "taskherd_runner_waiting_bytes",
@@ -52,15 +54,7 @@ ALERT_INPUTS: Final[Mapping[str, frozenset[str]]] = {
 }
 """The metrics that the rules in ``deploy/prometheus/rules`` read, by the process that exposes them; a test compares."""
 
-_EMPTY_UNTIL_USED: Final = frozenset(
-    {
-        "taskherd_agents",
-        "taskherd_api_requests_total",
-        "taskherd_commands_total",
-        "taskherd_reports_total",
-        "taskherd_tasks",
-    }
-)
+_EMPTY_UNTIL_USED: Final = frozenset({"taskherd_agents"})
 """Metrics whose label values come from use; without any, declared is enough."""
 _SUFFIXES: Final = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
 
