@@ -232,7 +232,7 @@ class Metrics:
             "runner_waiting_bytes", "Bytes of unsent reports; the maximum is TASKHERD_RUNNER_BUFFER_MOST."
         )
         self.runner_endings = self._counter(
-            "runner_endings", "Agents that exited, by reason: exited, stopped, timeout or lost.", "reason"
+            "runner_endings", "Agents that ended, by reason, with the values of `taskherd_agent_exits_total`.", "reason"
         )
         self.runner_adopted = self._counter(
             "runner_adopted",

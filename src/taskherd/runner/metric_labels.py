@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import product
 from typing import TYPE_CHECKING, Final
 
+from taskherd.domain.reports import ExitReason
 from taskherd.messages.work import REQUEST_TYPES
 from taskherd.runner.claims import Claim
 
@@ -17,7 +18,7 @@ LABEL_VALUES: Final[Mapping[str, Sequence[tuple[str, ...]]]] = {
         *(("workspace.start", claim.value) for claim in Claim if claim is not Claim.WON),
         ("unknown", "invalid"),
     ),
-    "runner_endings": (("exited",), ("stopped",), ("timeout",), ("lost",), ("not started",)),
+    "runner_endings": tuple((why.value,) for why in ExitReason),
     "runner_adopted": (("running",), ("ended",), ("lost",)),
 }
 """The counters with labels, and all values of these labels."""

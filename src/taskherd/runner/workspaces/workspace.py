@@ -206,7 +206,7 @@ class TaskWorkspace:
         start = self._journal.start
         self._session = None
         self._journal.exit_reported = True
-        self._context.metrics.runner_endings.labels(agent_exit.reason).inc()
+        self._context.metrics.runner_endings.labels(agent_exit.why.value).inc()
         if self._context.cgroups and start is not None:
             self._context.cgroups.remove(start.task_id, start.build_number)
         try:
