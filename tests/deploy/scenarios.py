@@ -150,10 +150,12 @@ async def agent_stalls(stage: Stage) -> list[Recording]:
 
 
 async def agents_disconnect(stage: Stage) -> list[Recording]:
-    """Let three of ten agents disconnect."""
+    """Let three of ten agents disconnect, while twenty tasks have no agent yet."""
     worker = await stage.start("worker")
     before = await worker.until(bool)
     tasks = [await stage.worker_harness.make_active() for _ in range(10)]
+    for _ in range(20):
+        await stage.worker_harness.create()
     await stage.worker_harness.report(*(make_report("agent.disconnected", task_id) for task_id in tasks[:3]))
     lost = {"health": "agent has lost connection", **CLAUDE}
     return [Recording("worker", before, await worker.until_value(3, "taskherd_agents", **lost))]
@@ -210,7 +212,8 @@ async def connections_break(stage: Stage) -> list[Recording]:
     before = after = await worker.until_value(1, "taskherd_broker_up")
     for times in range(1, 7):
         proxy.cut()
-        after = await worker.until_value(times, "taskherd_reconnects_total", connection="publish")
+        for connection in ("consume", "publish"):
+            await worker.until_value(times, "taskherd_reconnects_total", connection=connection)
         after = await worker.until_value(1, "taskherd_broker_up")
     return [Recording("worker", before, after)]
 
