@@ -44,13 +44,14 @@ class RunnerSubprocess:
 
     async def ready(self) -> bool:
         """Return whether ``/readyz`` reports ready."""
-        return "200 OK" in await self._get("/readyz")
+        return "200 OK" in await self.get("/readyz")
 
     async def metrics(self) -> str:
         """Return the text of ``/metrics``."""
-        return await self._get("/metrics")
+        return await self.get("/metrics")
 
-    async def _get(self, path: str) -> str:
+    async def get(self, path: str) -> str:
+        """Return the response to a GET request on the operations port, with its head."""
         port = next((line["ops_port"] for line in self.lines() if "ops_port" in line), None)
         if port is None:
             assert self.process.returncode is None, self.log.read_text()

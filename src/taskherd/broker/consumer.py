@@ -197,6 +197,11 @@ class Consumer:
         self._paused = self._stopping
         await self._apply()
 
+    def resubscribe(self) -> None:
+        """Subscribe again, to the sources that ``prepare`` returns then; unacknowledged deliveries are requeued."""
+        if self._current is not None:
+            self._current.lost.set()
+
     async def stop(self) -> None:
         """Stop consuming for good; buffered deliveries can still be processed and acknowledged.
 

@@ -219,6 +219,9 @@ class Metrics:
     def _declare_runner(self) -> None:
         self.runner_tasks = self._gauge("runner_tasks", "Tasks that have a workspace on this runner.")
         self.runner_agents = self._gauge("runner_agents", "Agents running on this runner.")
+        self.runner_draining = self._gauge(
+            "runner_draining", "1 from when the runner is told to stop and pauses its agents until it exits, else 0."
+        )
         self.runner_requests = self._counter(
             "runner_requests",
             "Work requests, by type and outcome: done, failed, repeated, ignored (an older build), lost (claimed by "

@@ -32,6 +32,7 @@ from taskherd.runner import orphans, shim
 from taskherd.runner.claims import Claims
 from taskherd.runner.context import RunnerContext
 from taskherd.runner.dispatcher import Dispatcher
+from taskherd.runner.drain import Drain
 from taskherd.runner.hello import Hellos
 from taskherd.runner.metric_labels import LABEL_VALUES
 from taskherd.runner.outbox import Budget
@@ -51,6 +52,8 @@ PREFETCH = 8_000
 """Maximum number of unacknowledged requests; each task may have one input whose outcome is not known yet."""
 REPLY_TIMEOUT = 5.0
 """Seconds to wait for the worker's reply to a hello, a question or a claim."""
+DRAIN_SHARE = 0.9
+"""Share of the grace time in which a drain pauses the agents and delivers the reports; the rest is for closing."""
 PR_SET_DUMPABLE = 4
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9-]+")
 
@@ -88,6 +91,7 @@ class RunnerProcess:
             self._claims, self._connections.consume, self._names, RunnerHello(self._name, settings.runner_pool)
         )
         self._dispatcher = Dispatcher(self._make_context(), self._consumer)
+        self._drain = self._make_drain(settings.drain_wait)
         self._ops = OpsServer(self.metrics, self._readiness)
 
     def _make_context(self) -> RunnerContext:
@@ -106,8 +110,16 @@ class RunnerProcess:
             cgroups=Cgroups(Path(settings.runner_cgroup)) if settings.runner_cgroup else None,
         )
 
+    def _make_drain(self, wait: float | None) -> Drain | None:
+        if wait is None:
+            return None
+        grace = self._settings.grace * DRAIN_SHARE
+        return Drain(self._dispatcher, self._consumer, self._sender, wait=wait, grace=grace)
+
     def stop(self) -> None:
-        """Begin an orderly shutdown, as on SIGTERM."""
+        """Begin an orderly shutdown, as on SIGTERM; each further call shortens it."""
+        if self._stopping.is_set() and self._drain is not None:
+            self._drain.hurry()
         self._stopping.set()
 
     async def run(self) -> None:
@@ -147,15 +159,27 @@ class RunnerProcess:
         orphans_task = asyncio.create_task(self._remove_orphans(), name="orphans")
         stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
         await asyncio.wait({stopping, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+        grace = self._settings.grace
+        if self._stopping.is_set() and self._drain is not None:
+            orphans_task.cancel()
+            await self._pause_agents(self._drain)
+            grace *= 1 - DRAIN_SHARE
         self._stopping.set()
-        await self._shut_down([*tasks, orphans_task])
+        await self._shut_down([*tasks, orphans_task], grace)
 
-    async def _shut_down(self, tasks: list[asyncio.Task[None]]) -> None:
-        """Stop consuming and send the remaining reports within the grace time. Agents keep running."""
+    async def _pause_agents(self, drain: Drain) -> None:
+        """Pause all agents, so that the next runner starts them again; meanwhile this one is not ready."""
+        self.metrics.runner_draining.set(1)
+        self._readiness.set_failed("consumers", "draining: the runner was told to stop and pauses its agents")
+        log.info("runner draining", mode=self._settings.runner_drain, grace=self._settings.grace)
+        await drain.run()
+
+    async def _shut_down(self, tasks: list[asyncio.Task[None]], grace: float) -> None:
+        """Stop consuming and send the remaining reports within ``grace`` seconds. Agents keep running."""
         log.info("runner stopping")
         self._readiness.set_failed("consumers", "stopping")
         with suppress(TimeoutError, Unavailable):
-            async with asyncio.timeout(self._settings.grace):
+            async with asyncio.timeout(grace):
                 await self._consumer.stop()
                 for task in tasks:
                     task.cancel()
@@ -184,8 +208,8 @@ class RunnerProcess:
             self._dispatcher.discard(task_id)
 
     async def _update_readiness(self) -> None:
-        """Keep the readiness of ``consumers`` up to date."""
-        while True:
+        """Keep the readiness of ``consumers`` up to date until the runner is to stop."""
+        while not self._stopping.is_set():
             if self._consumer.consuming:
                 self._readiness.set_ok("consumers")
             else:
@@ -193,7 +217,10 @@ class RunnerProcess:
             await asyncio.sleep(0.5)
 
     async def _prepare(self, _: AbstractChannel) -> Sequence[Source]:
-        return [Source(queue) for queue in await self._hellos.obtain_queues()]
+        queues = await self._hellos.obtain_queues()
+        if self._stopping.is_set():  # a draining runner takes no more from its pool
+            queues.remove(self._names.work_queue(self._settings.runner_pool))
+        return [Source(queue) for queue in queues]
 
     def _on_error(self, reason: str) -> None:
         log.warning("broker operation failed, retrying", reason=reason)

@@ -10,7 +10,7 @@ from uuid import UUID
 import structlog
 
 from taskherd.messages.decoding import InvalidMessage
-from taskherd.messages.work import decode_request
+from taskherd.messages.work import WorkspaceStart, decode_request
 from taskherd.runner import journal as journals
 from taskherd.runner.journal import Journal
 from taskherd.runner.supervisor import PendingRequest, TaskSupervisor
@@ -29,6 +29,8 @@ log = structlog.get_logger(__name__)
 
 BATCH = 100
 """Maximum number of deliveries taken from the consumer at a time."""
+_POLL_INTERVAL = 0.05
+"""Seconds between two looks whether all agents have ended."""
 RESTART_AFTER = 5.0
 """Seconds before a supervisor that failed with an unexpected error is restarted."""
 
@@ -43,11 +45,23 @@ class Dispatcher:
         self._loops: dict[UUID, asyncio.Task[None]] = {}
         self._acks: set[asyncio.Task[bool]] = set()
         self._detaching = False
+        self._holds_starts = False
+        self._draining = False
 
     @property
     def tasks(self) -> list[UUID]:
         """The ids of the tasks that have a supervisor."""
         return list(self._supervisors)
+
+    @property
+    def agents(self) -> int:
+        """Number of running agents."""
+        return sum(supervisor.running for supervisor in self._supervisors.values())
+
+    @property
+    def working(self) -> int:
+        """Number of running agents that are not known to wait."""
+        return sum(supervisor.is_working() for supervisor in self._supervisors.values())
 
     def adopt_tasks(self) -> int:
         """Start a supervisor for every task that an earlier runner left on this disk, and return their number."""
@@ -82,11 +96,36 @@ class Dispatcher:
         """Keep the runner's gauges up to date."""
         while True:
             self._context.metrics.runner_tasks.set(len(self._supervisors))
-            self._context.metrics.runner_agents.set(
-                sum(supervisor.running for supervisor in self._supervisors.values())
-            )
+            self._context.metrics.runner_agents.set(self.agents)
             self._context.metrics.runner_waiting_bytes.set(self._context.budget.used)
             await asyncio.sleep(1)
+
+    def hold_starts(self) -> None:
+        """Leave all starts that are not accepted yet to the next runner: they are not acknowledged."""
+        self._holds_starts = True
+        for supervisor in self._supervisors.values():
+            supervisor.hold_starts()
+
+    def drain(self, *, idle_only: bool = False) -> None:
+        """Stop all agents and have them started again, or only those that wait for an input.
+
+        In the first case no more requests are dispatched.
+        """
+        self.hold_starts()
+        self._draining = self._draining or not idle_only
+        for supervisor in self._supervisors.values():
+            if not (idle_only and (supervisor.is_working() or supervisor.drained)):
+                supervisor.drain()
+
+    def kill_agents(self) -> None:
+        """Cut short the grace time of all agents that are being stopped."""
+        for supervisor in self._supervisors.values():
+            supervisor.kill_agent()
+
+    async def wait_drained(self) -> None:
+        """Wait until all agents have ended."""
+        while not all(supervisor.drained for supervisor in self._supervisors.values()):  # noqa: ASYNC110 - see below
+            await asyncio.sleep(_POLL_INTERVAL)  # supervisors come and go
 
     async def detach(self) -> None:
         """Stop all supervisors; their agents keep running."""
@@ -98,13 +137,16 @@ class Dispatcher:
     def _dispatch(self, delivery: Delivery) -> bool:
         """Pass a request on and return whether it will be acknowledged later.
 
-        An undecodable request is acknowledged at once: no runner can execute it.
+        An undecodable request is acknowledged at once: no runner can execute it. One that is left to the next runner is
+        not acknowledged.
         """
         request = decode_request(delivery.body)
         if isinstance(request, InvalidMessage):
             log.warning("invalid request dropped", routing_key=delivery.routing_key, detail=request.detail)
             self._context.metrics.runner_requests.labels("unknown", "invalid").inc()
             return False
+        if self._draining or (self._holds_starts and isinstance(request, WorkspaceStart)):
+            return True
         only_copy = request.attempt == 1 and not delivery.redelivered
         pending = PendingRequest(request, partial(self._on_accepted, delivery), only_copy)
         self._supervisor_of(request).submit(pending)

@@ -51,6 +51,9 @@ class Journal(BaseModel):
     build_number: int = Field(0, description="The highest accepted build number; 0 if none was.")
     transition: Transition = "stop"
     phase: Phase = Phase.DONE
+    restart_reason: str | None = Field(
+        None, description="Why the runner stopped the workspace of its own accord, to have it started again; else null."
+    )
     exit_reported: bool = Field(default=False, description="Whether the exit of this build's agent was reported.")
     ready_reported: bool = Field(default=False, description="Whether this build's agent was reported as ready.")
     start: WorkspaceStart | None = Field(None, description="The latest start request.")
@@ -79,6 +82,22 @@ class Journal(BaseModel):
         self.transition = transition
         self.build_number = build_number
         self.phase = Phase.ACCEPTED
+        self.restart_reason = None
+
+    def accept_drain(self, reason: str) -> None:
+        """Record the runner's own decision to stop the workspace and have it started again."""
+        self.accept_build("stop", self.build_number + 1)
+        self.restart_reason = reason
+
+    def is_superseded(self, request: WorkspaceStart | WorkspaceStop | WorkspaceDelete) -> bool:
+        """Return whether a build as late as the requested one was accepted.
+
+        The number of a build that was the runner's own decision may also be that of a request of the worker's for
+        something else, which counts for more.
+        """
+        if request.build_number != self.build_number or self.restart_reason is None:
+            return request.build_number <= self.build_number
+        return isinstance(request, WorkspaceStop)
 
     @property
     def workspace_is_up(self) -> bool:

@@ -40,15 +40,24 @@ class ReportSender:
         self._on_error = on_error
         self._due: OrderedDict[int, Outbox] = OrderedDict()
         self._wakeup = asyncio.Event()
+        self._sent = asyncio.Event()
+        self._sent.set()
 
     def schedule(self, outbox: Outbox) -> None:
         """Schedule an outbox that has reports to send."""
         self._due[id(outbox)] = outbox
         self._wakeup.set()
+        self._sent.clear()
 
     def drop(self, outbox: Outbox) -> None:
         """Send nothing more from an outbox."""
         self._due.pop(id(outbox), None)
+        if not self._due:
+            self._sent.set()
+
+    async def wait_sent(self) -> None:
+        """Wait until all reports are sent; ``run`` must be running."""
+        await self._sent.wait()
 
     async def run(self) -> None:
         """Send until cancelled."""
@@ -86,6 +95,7 @@ class ReportSender:
                 self._due.pop(id(outbox), None)
         if not self._due:
             self._wakeup.clear()
+            self._sent.set()
         return len(reports)
 
     async def send_heartbeats(self, every: float, heartbeats: Callable[[], Iterable[bytes]]) -> None:

@@ -70,8 +70,15 @@ class Reporter:
         self._now = now
         self.agent_id = uuid5(journal.task_id, f"agent/{build_number}")
 
-    def build(self, job_status: JobStatus, *, error: str | None = None, health: Health | None = None) -> None:
-        """Report the job status of the build."""
+    def build(
+        self,
+        job_status: JobStatus,
+        *,
+        error: str | None = None,
+        health: Health | None = None,
+        restart_reason: str | None = None,
+    ) -> None:
+        """Report the job status of the build; with a ``restart_reason`` the worker is to request the next start."""
         task_id = self._task_id
         starts = self._transition is reports.Transition.START
         report = reports.WorkspaceBuild(
@@ -85,6 +92,8 @@ class Reporter:
             app=reports.App(uuid5(task_id, "app"), APP_SLUG, None, health) if starts else None,
             runner=self._runner,
             error=texts.sanitize_message(error, {}) if error else None,
+            restart=restart_reason is not None,
+            reason=restart_reason,
         )
         self._report(report)
 

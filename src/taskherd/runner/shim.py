@@ -163,6 +163,7 @@ class Shim:
         self._spec: dict[str, Any] = json.loads((folder / "spec.json").read_text())
         self._output = SegmentWriter(folder / "output", self._spec["segment_bytes"], self._spec["max_segments"])
         self._stop = False
+        self._kill_now = False
         self._reason = "exited"
         self._status: int | None = None
         self._childless = False
@@ -196,6 +197,7 @@ class Shim:
             signal.signal(number, signal.SIG_IGN)
 
     def _on_stop_signal(self, *_: object) -> None:
+        self._kill_now = self._stop
         self._stop = True
 
     def _start(self) -> str | None:
@@ -271,14 +273,17 @@ class Shim:
                         selector.unregister(self._output_read)
 
     def _end(self) -> int:
-        """End all descendants: SIGTERM, grace time, SIGKILL. Return the number of processes that survived it."""
+        """End all descendants: SIGTERM, grace time, SIGKILL. Return the number of processes that survived it.
+
+        A second stop signal ends the grace time.
+        """
         if self._reason != "exited":
             with suppress(OSError):
                 os.killpg(self._agent, signal.SIGTERM)
         else:
             send_signal(descendants(os.getpid()), signal.SIGTERM)
         deadline = time.monotonic() + self._spec["grace"]
-        while not self._is_alone() and time.monotonic() < deadline:
+        while not self._is_alone() and not self._kill_now and time.monotonic() < deadline:
             self._pause()
         give_up = time.monotonic() + KILL_TIMEOUT
         while not self._is_alone() and time.monotonic() < give_up:

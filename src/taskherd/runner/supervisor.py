@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias, assert_never
 from uuid import UUID
@@ -18,6 +19,7 @@ from taskherd.domain.reports import InputOutcome, JobStatus, Transition
 from taskherd.messages.work import AgentInput, WorkspaceStart
 from taskherd.runner import journal as journals
 from taskherd.runner.claims import Claim
+from taskherd.runner.drain import NOTICE, REASON
 from taskherd.runner.journal import InputDelivery, Journal, Phase
 from taskherd.runner.outbox import Outbox
 from taskherd.runner.reporter import Reporter, SequenceGenerator
@@ -43,6 +45,8 @@ UNEXPECTED = (
     "It is unknown whether the agent received it."
 )
 """Detail of an input whose delivery failed with an unexpected error."""
+RESTART_TIMEOUT = 60.0
+"""Seconds that an input for a drained agent waits for its next start on this runner."""
 CANNOT_RECORD = (
     "The runner cannot write its journal: {}. Free disk space under its TASKHERD_RUNNER_ROOT or fix the permissions, "
     "then resume the task."
@@ -57,6 +61,11 @@ class PendingRequest:
     request: WorkRequest
     on_accepted: OnAccepted
     only_copy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Drain:
+    """A decision of the runner to stop the agent and have it started again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +95,14 @@ class TaskSupervisor:
             save=self._save,
             deliver_once=self._deliver_once,
         )
-        self._builds: asyncio.Queue[PendingRequest | _Discard] = asyncio.Queue()
+        self._builds: asyncio.Queue[PendingRequest | _Discard | _Drain] = asyncio.Queue()
         self._inputs: asyncio.Queue[PendingRequest] = asyncio.Queue()
         self._pending_inputs: set[UUID] = set()
         self._not_claimed = False
+        self._holds_starts = False
+        self._draining = False
+        self._accepts_inputs = asyncio.Event()
+        self._accepts_inputs.set()
 
     @property
     def task_id(self) -> UUID:
@@ -100,6 +113,15 @@ class TaskSupervisor:
     def running(self) -> bool:
         """True while an agent is running."""
         return self._workspace.running
+
+    def is_working(self) -> bool:
+        """Return whether an agent is running that is not known to wait."""
+        return self._workspace.is_working(asyncio.get_running_loop().time())
+
+    @property
+    def drained(self) -> bool:
+        """True if no agent is running, or about to be started or stopped."""
+        return not self.running and self._journal.phase is not Phase.ACCEPTED
 
     def heartbeat(self) -> bytes | None:
         """Return an encoded heartbeat, or None if the workspace is not up."""
@@ -125,6 +147,22 @@ class TaskSupervisor:
         inputs = [self._inputs.get_nowait() for _ in range(self._inputs.qsize())]
         return [each for each in builds if isinstance(each, PendingRequest)] + inputs
 
+    def hold_starts(self) -> None:
+        """Leave starts that are not accepted yet to the next runner."""
+        self._holds_starts = True
+
+    def drain(self) -> None:
+        """Stop the agent and have it started again; inputs that it has not received are left to the next runner."""
+        if not self._draining:
+            self._draining = self._holds_starts = True
+            self._accepts_inputs.clear()
+            self._builds.put_nowait(_Drain())
+
+    def kill_agent(self) -> None:
+        """Cut short the grace time of an agent that is being stopped."""
+        if self._journal.transition != "start":
+            self._workspace.kill()
+
     def discard(self) -> None:
         """Stop the agent and remove everything, without reports: the task no longer exists."""
         self._outbox.discard()
@@ -142,6 +180,8 @@ class TaskSupervisor:
                         await self._handle(item)
                     case _Discard():
                         await self._handle_discard(item)
+                    case _Drain():
+                        await self._handle_drain()
                     case _:
                         assert_never(item)
             if self._journal.build_number:
@@ -167,8 +207,11 @@ class TaskSupervisor:
                 reporter.input(input_id, InputOutcome.FAILED, INTERRUPTED)
         if interrupted:
             await self._save()
-        if self._journal.phase is Phase.ACCEPTED and self._journal.build_number:
-            await self._execute()
+        is_drained = self._journal.restart_reason is not None
+        if is_drained:
+            self._accepts_inputs.clear()
+        if (self._journal.phase is Phase.ACCEPTED or is_drained) and self._journal.build_number:
+            await self._execute()  # a drain is reported again, in case its reports are lost
 
     def _is_finished(self) -> bool:
         """Return whether the task was deleted, or this runner never claimed it; nothing is kept then."""
@@ -181,7 +224,9 @@ class TaskSupervisor:
         """Execute a build request, unless it was executed before or another runner claimed it."""
         request, journal = pending.request, self._journal
         assert not isinstance(request, AgentInput)
-        if request.build_number <= journal.build_number:
+        if self._holds_starts and isinstance(request, WorkspaceStart):
+            return  # it is not acknowledged, so the broker delivers it again
+        if journal.is_superseded(request):
             same = request.build_number == journal.build_number
             self._count(request.type, "repeated" if same and request.type.endswith(journal.transition) else "ignored")
             pending.on_accepted()
@@ -195,7 +240,20 @@ class TaskSupervisor:
         journal.accept(request)
         await self._save_accepted()
         pending.on_accepted()
-        if journal.phase is Phase.ACCEPTED:
+        if self._holds_starts and journal.transition == "start":
+            await self._handle_drain()  # it was claimed before, and so no other runner may start it
+        elif journal.phase is Phase.ACCEPTED:
+            await self._execute()
+
+    async def _handle_drain(self) -> None:
+        """Stop the agent and have it started again, unless there is none or it has just done its work."""
+        journal = self._journal
+        is_accepted = journal.phase is Phase.ACCEPTED
+        if journal.transition == "start" and (is_accepted or (self.running and not self._workspace.has_succeeded())):
+            if self.running:
+                self._workspace.append_notice(self._start_reporter(journal.build_number), NOTICE)
+            journal.accept_drain(REASON)
+            await self._save_accepted()
             await self._execute()
 
     async def _handle_discard(self, discard: _Discard) -> None:
@@ -238,20 +296,26 @@ class TaskSupervisor:
         """Execute the accepted build, and report and record the result."""
         journal, request_type = self._journal, f"workspace.{self._journal.transition}"
         reporter = self._reporter(journal.build_number, Transition(journal.transition))
-        reporter.build(JobStatus.RUNNING)
+        reporter.build(JobStatus.RUNNING, restart_reason=journal.restart_reason)
         error = await self._workspace.execute(reporter)
         journal.phase = Phase.FAILED if error else Phase.DONE
+        if journal.restart_reason is not None and self._workspace.has_succeeded():
+            journal.restart_reason = None  # it ended well before it could be stopped
+        if journal.transition != "stop" or journal.restart_reason is None:
+            self._accepts_inputs.set()
         if error:
             log.warning("build failed", task_id=str(self.task_id), type=request_type, reason=error)
-            reporter.build(JobStatus.FAILED, error=error)
+            reporter.build(JobStatus.FAILED, error=error, restart_reason=journal.restart_reason)
         else:
-            reporter.build(JobStatus.SUCCEEDED, health=self._workspace.health)
+            health = self._workspace.health
+            reporter.build(JobStatus.SUCCEEDED, health=health, restart_reason=journal.restart_reason)
         self._count(request_type, "failed" if error else "done")
         await self._save_if_possible()
 
     async def _deliver_inputs(self) -> None:
         while True:
             pending = await self._inputs.get()
+            await self._wait_restarted()
             request = pending.request
             assert isinstance(request, AgentInput)
             if request.input_id not in self._journal.inputs:
@@ -266,6 +330,12 @@ class TaskSupervisor:
                 self._count(request.type, "repeated")
             self._pending_inputs.discard(request.input_id)
             pending.on_accepted()
+
+    async def _wait_restarted(self) -> None:
+        """Wait until a drained agent was started again: at most ``RESTART_TIMEOUT``, or until this runner ends."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None if self._draining else RESTART_TIMEOUT):
+                await self._accepts_inputs.wait()
 
     async def _deliver_safely(self, input_id: UUID, text: str) -> str | None:
         """Deliver an input at most once; also an unexpected error is an outcome, so that later inputs are delivered."""

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from taskherd.errors import Malformed
+from taskherd.messages.run_policy import OnLoss, OnLossField, StalledAfter
 from taskherd.settings.durations import Seconds
 
 _SIZE = re.compile(r"\s*(\d{1,12})\s*([KMGT]i?)?B?\s*", re.ASCII)
@@ -93,6 +94,10 @@ class RunConfig(TemplateModel):
     limits: Limits = Field(default_factory=Limits)
     idle_after: Seconds = Field(10.0, gt=0, le=_DAY, description="Seconds of silence or stability that count as idle.")
     grace: Seconds = Field(10.0, ge=0, le=600, description="Seconds from SIGTERM to SIGKILL.")
+    on_loss: OnLossField = Field(default_factory=OnLoss, description="What the worker does when the agent is lost.")
+    stalled_after: StalledAfter | None = Field(
+        None, description="Seconds without a word after which a working agent counts as stalled; 0: never."
+    )
     start_timeout: Seconds = Field(120.0, gt=0, le=_DAY, description="Seconds within which AgentAPI must answer.")
     post_prompt: bool = Field(
         default=True, description="Whether the prompt is posted as the first message to AgentAPI."

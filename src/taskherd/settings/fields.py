@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from taskherd.settings import urls
-from taskherd.settings.durations import Seconds
+from taskherd.settings.durations import Seconds, parse
 
 PREFIX = "TASKHERD_"
 MIN_SECRET_KEY = 32
@@ -17,6 +17,7 @@ MIN_SECRET_KEY = 32
 _INSTALLATION_BYTES = 4
 _HOUR = 3600.0
 _YEAR = 8784 * _HOUR
+_MAX_DRAIN_WAIT = 24 * _HOUR
 
 
 def _check_keys(keys: str) -> str:
@@ -27,9 +28,19 @@ def _check_keys(keys: str) -> str:
     return keys
 
 
+def _check_drain(drain: str) -> str:
+    if drain not in {"keep", "pause"}:
+        mode, _, duration = drain.partition(":")
+        if mode != "wait" or not 0 < parse(duration) <= _MAX_DRAIN_WAIT:
+            message = "unknown mode, or not a duration from 1ms to 24h"
+            raise ValueError(message)
+    return drain
+
+
 DatabaseUrl = Annotated[str, AfterValidator(lambda url: urls.check_database(url) if url else url)]
 AmqpUrl = Annotated[str, AfterValidator(lambda url: urls.check_amqp(url) if url else url)]
 SecretKeys = Annotated[str, AfterValidator(_check_keys)]
+Drain = Annotated[str, AfterValidator(_check_drain)]
 
 
 class Settings(BaseSettings):
@@ -266,6 +277,14 @@ class Settings(BaseSettings):
         description="Time between two heartbeats of each agent, varied by up to a tenth; at most a third of "
         "TASKHERD_AGENT_LOST_AFTER.",
     )
+    runner_drain: Drain = Field(
+        "keep",
+        description="What a runner does with its agents when it is told to stop. keep: they go on, and the next runner "
+        "adopts them. pause: it pauses them and has them started again, for containers, in which no agent outlives the "
+        "runner; the image sets this. wait:DURATION: the same, after waiting up to that long for those that work. The "
+        "orchestrator must wait longer than this duration and TASKHERD_GRACE together.",
+        json_schema_extra={"expected": "keep, pause, or wait: and a duration, such as wait:10m"},
+    )
     runner_buffer_most: int = Field(
         64 * 1024 * 1024,
         ge=1024 * 1024,
@@ -327,6 +346,13 @@ class Settings(BaseSettings):
     def secret_keys(self) -> tuple[str, ...]:
         """The keys in order: the first signs, all of them verify."""
         return tuple(key.strip() for key in self.secret_key.split(",") if key.strip())
+
+    @property
+    def drain_wait(self) -> float | None:
+        """Seconds that a stopping runner waits for working agents before it pauses them; None: it leaves them alone."""
+        if self.runner_drain == "keep":
+            return None
+        return 0.0 if self.runner_drain == "pause" else parse(self.runner_drain.partition(":")[2])
 
     @property
     def installation(self) -> str:

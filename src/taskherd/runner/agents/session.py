@@ -47,6 +47,10 @@ class AgentSession:
         self._shim.stop()
         return await asyncio.shield(self._loop)
 
+    def kill(self) -> None:
+        """Cut short the grace time after ``stop``: SIGKILL now."""
+        self._shim.stop()
+
     async def detach(self) -> None:
         """Stop following; the agent keeps running."""
         self._loop.cancel()

@@ -120,7 +120,7 @@ class ShimHandle:
         self._descriptor = os.pidfd_open(pid)
 
     def stop(self) -> None:
-        """Request that the shim ends the agent: SIGTERM, grace time, SIGKILL."""
+        """Request that the shim ends the agent: SIGTERM, grace time, SIGKILL. Another request ends the grace time."""
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._descriptor, signal.SIGTERM)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+ENDING_TIMEOUT = 10.0
+"""Seconds that an agent may take to exit after it has said that it is done, before it counts as waiting."""
+
 
 class TaskWorkspace:
     """The workspace of one task."""
@@ -61,6 +65,7 @@ class TaskWorkspace:
         self._deliver_once = deliver_once
         self._session: AgentSession | None = None
         self._last_notice = 0
+        self._ending_since: float | None = None
         self.health: Health | None = None
         """The app's health to report when the start build succeeds."""
 
@@ -68,6 +73,25 @@ class TaskWorkspace:
     def running(self) -> bool:
         """True while an agent is running."""
         return self._session is not None
+
+    def is_working(self, now: float) -> bool:
+        """Return whether an agent is running that is not known to wait; ``now`` is in seconds of the event loop.
+
+        The runner does not know the states of agents that report their own, so these always count as working.
+        """
+        checkpoint, start = self._outbox.checkpoint, self._journal.start
+        is_current = start is not None and checkpoint.get("build") == start.build_number
+        state = checkpoint.get("state") if is_current else None
+        if state not in {AgentState.COMPLETE, AgentState.FAILED}:
+            self._ending_since = None
+            return self.running and state != AgentState.IDLE
+        self._ending_since = now if self._ending_since is None else self._ending_since
+        return self.running and now - self._ending_since < ENDING_TIMEOUT
+
+    def has_succeeded(self) -> bool:
+        """Return whether the agent of the latest start is recorded to have exited on its own, with exit status 0."""
+        start = self._journal.start
+        return start is not None and processes.has_succeeded(self._folder.run(start.build_number))
 
     async def execute(self, reporter: Reporter) -> str | None:
         """Execute the accepted build of the journal; idempotent. Return an error message, or None on success."""
@@ -97,6 +121,11 @@ class TaskWorkspace:
             else None
         )
 
+    def kill(self) -> None:
+        """Cut short the grace time of the agent that is being stopped."""
+        if self._session is not None:
+            self._session.kill()
+
     async def recover(self) -> None:
         """Adopt the agent that an earlier runner started, or report how it has ended."""
         start = self._journal.start
@@ -110,6 +139,8 @@ class TaskWorkspace:
             self._open_session(shim, start)
         elif agent_ran:
             agent_exit = await asyncio.to_thread(processes.read_exit, folder)
+            if agent_exit.reason == "lost" and self._journal.transition != "start":
+                agent_exit = replace(agent_exit, reason="stopped")  # the earlier runner was stopping it
             self._context.metrics.runner_adopted.labels("lost" if agent_exit.reason == "lost" else "ended").inc()
             make_follower = self._follower_factory(template.parse(start.run), self._start_reporter(start.build_number))
             make_follower().conclude(agent_exit)
