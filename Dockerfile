@@ -24,9 +24,11 @@ RUN groupadd --gid 10001 taskherd \
  && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /var/lib/taskherd --shell /usr/sbin/nologin taskherd \
  && install -d -o 10001 -g 10001 -m 0750 /var/lib/taskherd
 COPY --from=build /opt/taskherd /opt/taskherd
+# TASKHERD_RUNNER_DRAIN: no agent outlives its runner's container, so the runner pauses them, and the next one starts them.
 ENV PATH=/opt/taskherd/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
-    TASKHERD_OPS_HOST=0.0.0.0 TASKHERD_OPS_PORT=9590 TASKHERD_API_HOST=0.0.0.0 TASKHERD_LOG_FORMAT=json
+    TASKHERD_OPS_HOST=0.0.0.0 TASKHERD_OPS_PORT=9590 TASKHERD_API_HOST=0.0.0.0 TASKHERD_LOG_FORMAT=json \
+    TASKHERD_RUNNER_DRAIN=pause
 WORKDIR /var/lib/taskherd
 USER 10001:10001
 EXPOSE 9590 7080

@@ -6,7 +6,9 @@ import json
 import os
 import shutil
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,15 @@ AGENT = """
           idle_after: 1s
 """
 """The ``run`` of the example template in this test: an agent that needs only a shell."""
+AGENTS = 10
+WORKING_AGENT = """
+        run:
+          command:
+            - sh
+            - -c
+            - 'echo >> runs; echo "::taskherd state=working message=run $(wc -l < runs)"; exec sleep 600'
+"""
+"""An agent that is at work for the whole test, and counts how often it was started."""
 
 
 class Project:
@@ -70,16 +81,8 @@ async def test_the_whole_system_starts_and_runs_a_task(project: Project) -> None
     assert lines["migrate"].split() == ["exited", "0"]
     assert all(lines[service].startswith("running healthy") for service in ("rabbitmq", "postgres", *PROCESSES))
 
-    directory = (
-        (ROOT / "deploy" / "example-directory.yaml").read_text().replace("        run: {}\n", AGENT.lstrip("\n"))
-    )
-    load = f"cat > /tmp/d.yaml <<'X'\n{directory}\nX\ntaskherd directory apply /tmp/d.yaml"
-    await project("run", "--rm", "-T", "--no-deps", "-v", "/tmp", "--entrypoint", "sh", "worker", "-c", load)  # noqa: S108 - a volume of the container
-    token = (await project("exec", "-T", "worker", "taskherd", "token", "create", "--user", "alice")).splitlines()[-1]
-    address = await project("port", "api", "7080")
-    async with httpx.AsyncClient(
-        base_url=f"http://{address}/api/v2", headers={"Coder-Session-Token": token}, timeout=30
-    ) as client:
+    await load_directory(project, AGENT)
+    async with connect(project) as client:
         created = (await client.post("/tasks/me", json={"template_version_id": CLAUDE, "input": "Say hello"})).json()
         path = f"/tasks/me/{created['id']}"
         task = await until(lambda: _json(client, path), lambda task: task["status"] == "active", 60)
@@ -98,6 +101,61 @@ async def test_the_whole_system_starts_and_runs_a_task(project: Project) -> None
     config = await project("exec", "-T", "worker", "sh", "-c", "taskherd config; cat /proc/1/environ")
     for name in ("postgres_password", "rabbitmq_password", "secret_key"):
         assert project.secret(name) not in findings + config
+
+
+async def load_directory(project: Project, run: str) -> None:
+    """Load the example directory with this ``run`` of its first template."""
+    directory = (ROOT / "deploy" / "example-directory.yaml").read_text().replace("        run: {}\n", run.lstrip("\n"))
+    load = f"cat > /tmp/d.yaml <<'X'\n{directory}\nX\ntaskherd directory apply /tmp/d.yaml"
+    await project("run", "--rm", "-T", "--no-deps", "-v", "/tmp", "--entrypoint", "sh", "worker", "-c", load)  # noqa: S108 - a volume of the container
+
+
+@asynccontextmanager
+async def connect(project: Project) -> AsyncIterator[httpx.AsyncClient]:
+    """Open a client of the project's API for alice."""
+    token = (await project("exec", "-T", "worker", "taskherd", "token", "create", "--user", "alice")).splitlines()[-1]
+    address = await project("port", "api", "7080")
+    async with httpx.AsyncClient(
+        base_url=f"http://{address}/api/v2", headers={"Coder-Session-Token": token}, timeout=30
+    ) as client:
+        yield client
+
+
+async def test_agents_at_work_go_on_after_an_upgrade(
+    project: Project, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new image of the runner, applied as documented, stops and restarts ten working agents; none ends in error."""
+    await project("up", "-d", "--no-build", "--wait", "--wait-timeout", "240", *PROCESSES, within=300)
+    await load_directory(project, WORKING_AGENT)
+    async with connect(project) as client:
+        body = {"template_version_id": CLAUDE, "input": "Count"}
+        for _ in range(AGENTS):
+            (await client.post("/tasks/me", json=body)).raise_for_status()
+        await until(lambda: _states(client), lambda states: states == {("active", 1, "run 1"): AGENTS}, 120)
+        before = await project("ps", "-q", "runner")
+
+        upgraded = f"{image}-upgraded"
+        await docker("build", "-q", "--label", "upgraded=yes", "-t", upgraded, ".", within=BUILD_WITHIN)
+        monkeypatch.setenv("TASKHERD_RUNNER_IMAGE", upgraded)
+        await project("up", "-d", "--no-build", "--no-deps", "--wait", "--wait-timeout", "120", "runner", within=180)
+        assert await project("ps", "-q", "runner") != before
+        await until(lambda: _states(client), lambda states: states == {("active", 3, "run 2"): AGENTS}, 120)
+
+    query = "SELECT DISTINCT document ->> 'status' FROM task_events"
+    password = f"PGPASSWORD={project.secret('postgres_password')}"
+    psql = ("psql", "-h", "127.0.0.1", "-U", "taskherd", "-d", "taskherd", "-Atc", query)
+    shown = await project("exec", "-T", "-e", password, "postgres", *psql)
+    assert "active" in shown.split(), shown
+    assert "error" not in shown.split(), shown
+
+
+async def _states(client: httpx.AsyncClient) -> Counter[tuple[str, int, str]]:
+    """Return how many tasks have each status, build number and message."""
+    tasks = (await _json(client, "/tasks"))["tasks"]
+    return Counter(
+        (task["status"], task["workspace_build_number"], (task["current_state"] or {}).get("message", ""))
+        for task in tasks
+    )
 
 
 async def _json(client: httpx.AsyncClient, path: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import re
 import signal
 import uuid
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def statuses(harness: RunnerHarness, task_id: uuid.UUID) -> set[str]:
 async def until_restarted(harness: RunnerHarness, *tasks: uuid.UUID, build_number: int = 3) -> None:
     """Wait until the agents of all tasks run again, in this build."""
     for task_id in tasks:
-        await harness.until(lambda task_id=task_id: is_up(harness, task_id, build_number))
+        await harness.until(partial(is_up, harness, task_id, build_number))
 
 
 def is_up(harness: RunnerHarness, task_id: uuid.UUID, build_number: int) -> bool:
