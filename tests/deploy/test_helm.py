@@ -103,6 +103,18 @@ def test_the_grace_period_of_a_pod_exceeds_that_of_the_process(values: Manifest)
 
 
 @every_values
+def test_a_runner_keeps_its_name_and_disk_and_has_time_to_pause_its_agents(values: Manifest) -> None:
+    """It is a StatefulSet with a disk per pod and no name of its own choosing, and the image's mode counts."""
+    manifests = render(values)
+    (runner,) = kinds(manifests, "StatefulSet")
+    pod = runner["spec"]["template"]["spec"]
+    assert [claim["metadata"]["name"] for claim in runner["spec"]["volumeClaimTemplates"]] == ["tasks"]
+    assert {"name": "tasks", "mountPath": "/var/lib/taskherd"} in pod["containers"][0]["volumeMounts"]
+    assert not {"TASKHERD_RUNNER_NAME", "TASKHERD_RUNNER_DRAIN", "TASKHERD_RUNNER_ROOT"} & environment(pod).keys()
+    assert pod["terminationGracePeriodSeconds"] > durations.parse(environment(pod)["TASKHERD_GRACE"])
+
+
+@every_values
 def test_the_chart_sets_valid_settings(values: Manifest) -> None:
     """Every variable that the chart sets is a setting with a valid value."""
     for name, pod in pods(render(values)):

@@ -224,3 +224,25 @@ def test_a_rate_is_not_read_as_a_duration(environment: pytest.MonkeyPatch) -> No
     """A duration is rejected for a setting that is a number."""
     environment.setenv("TASKHERD_API_RATE_LIMIT", "100s")
     assert problems()["TASKHERD_API_RATE_LIMIT"].endswith("; expected a number, 0 to 1000000")
+
+
+@pytest.mark.parametrize(
+    ("written", "wait"),
+    [("keep", None), ("pause", 0.0), ("wait:10m", 600.0), ("wait:90", 90.0), ("wait:24h", 86_400.0)],
+)
+def test_a_drain_keeps_pauses_or_waits_first(environment: pytest.MonkeyPatch, written: str, wait: float | None) -> None:
+    """``drain_wait`` is the time to wait before agents are paused, or None if they go on."""
+    environment.setenv("TASKHERD_RUNNER_DRAIN", written)
+    assert load().drain_wait == wait
+
+
+@pytest.mark.parametrize("written", ["stop", "wait", "wait:", "wait:soon", "wait:0s", "wait:25h", "pause:10m", "KEEP"])
+def test_another_drain_is_refused(environment: pytest.MonkeyPatch, written: str) -> None:
+    """The error says what is expected."""
+    environment.setenv("TASKHERD_RUNNER_DRAIN", written)
+    assert "expected keep, pause, or wait: and a duration" in problems()["TASKHERD_RUNNER_DRAIN"]
+
+
+def test_runners_keep_their_agents_by_default() -> None:
+    """On a machine, agents outlive the runner; the image sets another default for containers."""
+    assert load().drain_wait is None

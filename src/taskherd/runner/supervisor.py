@@ -99,8 +99,7 @@ class TaskSupervisor:
         self._inputs: asyncio.Queue[PendingRequest] = asyncio.Queue()
         self._pending_inputs: set[UUID] = set()
         self._not_claimed = False
-        self._holds_starts = False
-        self._draining = False
+        self._holds_starts = self._draining = False
         self._accepts_inputs = asyncio.Event()
         self._accepts_inputs.set()
 

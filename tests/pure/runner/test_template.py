@@ -85,3 +85,13 @@ def test_an_invalid_run_is_rejected_with_its_field(run: object, problem: str) ->
     with pytest.raises(Malformed) as caught:
         template.parse(run)
     assert problem in caught.value.detail
+
+
+def test_what_the_worker_reads_is_validated_by_the_runner() -> None:
+    """``on_loss`` has a short form; without ``stalled_after`` the worker's setting counts."""
+    run = template.parse({"command": ["a"], "on_loss": "restart", "stalled_after": "5m"})
+    assert (run.on_loss.action, run.on_loss.most, run.stalled_after) == ("restart", 3, 300)
+    assert template.parse({"command": ["a"]}).on_loss.action == "nothing"
+    assert template.parse({"command": ["a"]}).stalled_after is None
+    with pytest.raises(Malformed, match=r"on_loss\.most"):
+        template.parse({"command": ["a"], "on_loss": {"action": "restart", "most": 0}})
