@@ -114,8 +114,9 @@ class TaskSupervisor:
         return self._workspace.running
 
     def is_working(self) -> bool:
-        """Return whether an agent is running that is not known to wait."""
-        return self._workspace.is_working(asyncio.get_running_loop().time())
+        """Return whether an agent is running that is not known to wait, or that is just getting an input."""
+        is_getting_input = self.running and bool(self._pending_inputs)
+        return is_getting_input or self._workspace.is_working(asyncio.get_running_loop().time())
 
     @property
     def drained(self) -> bool:
@@ -306,8 +307,8 @@ class TaskSupervisor:
             log.warning("build failed", task_id=str(self.task_id), type=request_type, reason=error)
             reporter.build(JobStatus.FAILED, error=error, restart_reason=journal.restart_reason)
         else:
-            health = self._workspace.health
-            reporter.build(JobStatus.SUCCEEDED, health=health, restart_reason=journal.restart_reason)
+            reason = journal.restart_reason
+            reporter.build(JobStatus.SUCCEEDED, health=self._workspace.health, restart_reason=reason)
         self._count(request_type, "failed" if error else "done")
         await self._save_if_possible()
 
