@@ -12,7 +12,7 @@ import pytest
 from taskherd.dev import ports
 from tests.deploy.docker import BUILD_WITHIN, docker, inspect
 from tests.harness.chaos import until
-from tests.harness.worker import SECRET
+from tests.harness.worker import SECRET, WorkerHarness, worker_harness
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(BUILD_WITHIN)]
 HARDENED = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--network", "host")
@@ -40,6 +40,14 @@ async def container() -> AsyncIterator[str]:
         await docker("rm", "-f", "-v", name)
 
 
+@pytest.fixture
+async def worker(database_url: str, amqp_url: str, amqp_prefix: str) -> AsyncIterator[WorkerHarness]:
+    """Yield a worker on the same database and queues, which declares the queues of runners."""
+    async with worker_harness(database_url, amqp_url, amqp_prefix) as harness:
+        yield harness
+
+
+@pytest.mark.usefixtures("worker")
 @pytest.mark.parametrize("process", ["worker", "api", "runner"])
 async def test_a_process_becomes_healthy_and_exits_cleanly(
     image: str, environment: list[str], container: str, process: str
@@ -65,7 +73,7 @@ async def test_a_process_becomes_healthy_and_exits_cleanly(
     assert await docker("diff", container) == ""
     await docker("stop", "-t", "30", container)
     assert (await inspect(container))["State"]["ExitCode"] == 0
-    assert f"{process} ended" in await docker("logs", container)
+    assert f"{process} stopped" in await docker("logs", container)
 
 
 async def test_the_health_check_fails_if_no_process_answers(image: str, container: str) -> None:
