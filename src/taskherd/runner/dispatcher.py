@@ -122,9 +122,14 @@ class Dispatcher:
         for supervisor in self._supervisors.values():
             supervisor.kill_agent()
 
+    @property
+    def drained(self) -> bool:
+        """True if no agent is running, or about to be started or stopped."""
+        return all(supervisor.drained for supervisor in self._supervisors.values())
+
     async def wait_drained(self) -> None:
         """Wait until all agents have ended."""
-        while not all(supervisor.drained for supervisor in self._supervisors.values()):  # noqa: ASYNC110 - see below
+        while not self.drained:  # noqa: ASYNC110 - see below
             await asyncio.sleep(_POLL_INTERVAL)  # supervisors come and go
 
     async def detach(self) -> None:

@@ -63,11 +63,10 @@ class Drain:
         self._dispatcher.drain()
         if not await self._step(self._dispatcher.wait_drained(), self._grace * PAUSE_SHARE):
             log.warning("agents did not end in time, killing them", agents=self._dispatcher.agents)
-            self._dispatcher.kill_agents()
-            await self._step(self._dispatcher.wait_drained(), self._grace * (KILL_SHARE - PAUSE_SHARE))
-        remaining = deadline - asyncio.get_running_loop().time()
-        reported = await self._step(self._sender.wait_sent(), remaining)
-        log.info("agents paused", agents=agents, left=self._dispatcher.agents, reported=reported)
+            await self._step(self._kill_agents(), self._grace * (KILL_SHARE - PAUSE_SHARE))
+        log.info("agents paused", agents=agents, left=self._dispatcher.agents)
+        if not await self._step(self._sender.wait_sent(), deadline - asyncio.get_running_loop().time()):
+            log.warning("reports not delivered in time, the next runner sends them")
         closing.cancel()
         await asyncio.wait({closing})
 
@@ -77,6 +76,11 @@ class Drain:
         self._dispatcher.hold_starts()
         self._consumer.resubscribe()
         await self._step(self._pause_idle_agents(), self._wait)
+
+    async def _kill_agents(self) -> None:
+        while not self._dispatcher.drained:
+            self._dispatcher.kill_agents()
+            await asyncio.sleep(_POLL_INTERVAL)
 
     async def _pause_idle_agents(self) -> None:
         while self._dispatcher.working:
