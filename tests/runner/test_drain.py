@@ -172,8 +172,9 @@ async def test_a_drain_that_was_killed_is_finished_by_the_next_runner(harness: R
         await until_stopping(harness, task_id)
     await first.kill()
     end_container(harness, *tasks)
-    await harness.start()
+    second = await harness.start()
     await until_restarted(harness, *tasks)
+    assert 'taskherd_runner_endings_total{reason="lost"} 0.0' in await second.metrics(), "it was being stopped"
     assert all("error" not in statuses(harness, task_id) for task_id in tasks)
     assert harness.worker.reasons() == []
 
