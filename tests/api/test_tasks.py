@@ -249,6 +249,20 @@ async def test_logs(api_harness: ApiHarness) -> None:
     assert TIME.fullmatch(paused["snapshot_at"])
 
 
+async def test_times_of_a_clock_that_is_far_off_are_bounded(api_harness: ApiHarness) -> None:
+    """Times at the ends of the calendar come back as times in UTC, within the years 1970 to 2999."""
+    task_id = uuid.UUID((await api_harness.create())["id"])
+    times = ("0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999999Z")
+    entries = [{"id": id_, "type": "output", "content": "x", "time": time} for id_, time in enumerate(times)]
+    await api_harness.worker.report(
+        *(make_report("agent.heartbeat", task_id, build_number=1, observed_at=time) for time in times),
+        make_report("task.log", task_id, build_number=1, observed_at=times[1], entries=entries),
+    )
+    await api_harness.worker.until_row("SELECT count(*) FROM task_logs", is_=2)
+    logs = (await api_harness.alice.get(f"/tasks/me/{task_id}/logs")).json()["logs"]
+    assert [each["time"] for each in logs] == ["1970-01-01T00:00:00.000000Z", "2999-12-31T23:59:59.999999Z"]
+
+
 async def test_an_idempotency_key_creates_one_task(api_harness: ApiHarness) -> None:
     """Repeating a key returns a 200 with the same task, or a 409 for another body; each user has separate keys."""
     body = {"template_version_id": str(VERSION), "input": "Once"}

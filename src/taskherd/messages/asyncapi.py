@@ -57,7 +57,8 @@ def document() -> dict[str, Any]:
             "description": (
                 "Generated from taskherd.messages; do not edit. Unknown fields are ignored; messages of unknown types"
                 " become dead letters. Times are accepted as RFC 3339 with an offset, and published in UTC with six"
-                " fractional digits and Z."
+                " fractional digits and Z. A time outside the years 1970 to 2999 is taken as the nearest within them: a"
+                " report is not refused because a clock is wrong."
             ),
         },
         "defaultContentType": _JSON,

@@ -14,6 +14,12 @@ from taskherd.messages.limits import MAX_INPUT_BYTES, MAX_NAME_CHARACTERS, MAX_S
 _RFC3339 = r"^\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.\d+)?(?:[Zz]|[+-]\d\d:\d\d)$"
 _MAX_TIME_CHARACTERS = 64
 
+EARLIEST_TIME = datetime(1970, 1, 1, tzinfo=UTC)
+"""The earliest time that a message keeps; that of a machine whose clock was never set."""
+
+LATEST_TIME = datetime(2999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
+"""The latest time that a message keeps. PostgreSQL's driver takes the last microsecond of the year 9999 as infinity."""
+
 
 class IncomingModel(BaseModel):
     """Base of all incoming models. Unknown fields are ignored, because producers may be newer than the worker."""
@@ -24,15 +30,16 @@ class IncomingModel(BaseModel):
 def parse_instant(text: str) -> datetime:
     """Parse an RFC 3339 time as UTC, with digits after the microseconds dropped.
 
-    Raises ValueError if there is no such time, or if it is outside the years 1 to 9999 in UTC.
+    A time before ``EARLIEST_TIME`` or after ``LATEST_TIME`` becomes that time: what an agent says counts, whatever its
+    clock shows. Raises ValueError if there is no such time, or if it is outside the years 1 to 9999 in UTC.
     """
     time = datetime.fromisoformat(text.upper())
-    if time.tzinfo is UTC:
-        return time
-    try:
-        return time.astimezone(UTC)
-    except OverflowError as error:
-        raise ValueError("out of range") from error
+    if time.tzinfo is not UTC:
+        try:
+            time = time.astimezone(UTC)
+        except OverflowError as error:
+            raise ValueError("out of range") from error
+    return min(max(time, EARLIEST_TIME), LATEST_TIME)
 
 
 def _instant_schema(_source: Any, _handler: Any) -> CoreSchema:
@@ -53,6 +60,8 @@ def _check_input_size(text: str) -> str:
 Instant = Annotated[
     datetime, GetPydanticSchema(_instant_schema), WithJsonSchema({"type": "string", "format": "date-time"})
 ]
+"""A time; one outside the years 1970 to 2999 becomes the nearest time within them, see ``parse_instant``."""
+
 BuildNumber = Annotated[int, Field(strict=True, ge=1, le=MAX_BUILD_NUMBER)]
 Seq = Annotated[int, Field(strict=True, ge=0, le=MAX_SEQ)]
 EntryId = Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)]

@@ -228,7 +228,10 @@ def test_ignored_fields_must_be_json_too(more: bytes) -> None:
         ("2026-03-01T14:00:00+02:00", NOW),
         ("2026-03-01T12:00:00.0000009Z", NOW),
         ("2026-03-01T11:59:59.999999999+00:00", NOW - timedelta(microseconds=1)),
-        ("9999-12-31T23:59:59.9999999Z", datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)),
+        ("9999-12-31T23:59:59.9999999Z", datetime(2999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)),
+        ("3000-01-01T00:59:59+02:00", datetime(2999, 12, 31, 22, 59, 59, tzinfo=UTC)),
+        ("1969-12-31T23:59:59.999999Z", datetime(1970, 1, 1, tzinfo=UTC)),
+        ("0001-01-01T00:00:00Z", datetime(1970, 1, 1, tzinfo=UTC)),
         ("2026-03-01T12:00:00+0000", None),
         ("2026-03-01T14:00:00+0200", None),
         ("2026-03-01T24:00:00Z", None),
@@ -240,7 +243,10 @@ def test_ignored_fields_must_be_json_too(more: bytes) -> None:
     ],
 )
 def test_which_times_are_valid(text: str, observed_at: datetime | None) -> None:
-    """Times are RFC 3339 with an offset, decoded as UTC to the microsecond; other forms of ISO 8601 are invalid."""
+    """Times are RFC 3339 with an offset, decoded as UTC to the microsecond; other forms of ISO 8601 are invalid.
+
+    One outside the years 1970 to 2999 becomes the nearest time within them.
+    """
     element = one(HEARTBEAT[:-1] + b',"observed_at":"' + text.encode() + b'"}')
     if observed_at is None:
         assert isinstance(element, InvalidMessage)
