@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from typing import Any
 
 from taskherd.messages.agent_tokens import agent_token
 from tests.harness.worker import ALICE, SECRET, VERSION, WorkerHarness, build_report, make_report, running_worker
@@ -113,6 +114,33 @@ async def test_a_build_with_another_transition_is_dead_lettered(harness: WorkerH
     assert indexes == [None, 1, 0]
     await harness.until(lambda: harness.document(task_id).get("status") == "initializing")
     await harness.until_metric(3, "taskherd_reports_total", type="workspace.build", outcome="conflict")
+
+
+async def test_a_build_number_far_above_the_requested_ones_is_dead_lettered(harness: WorkerHarness) -> None:
+    """A stray report with the greatest build number neither hides the task's own reports nor uses up its numbers."""
+    task_id = await harness.make_active()
+    stray: dict[str, Any] = {"build_number": 2**31 - 1}
+    entry = {"id": 0, "type": "output", "content": "x", "time": "2026-03-01T12:00:00Z"}
+    strays = [
+        build_report(task_id, 2**31 - 1, "start", "succeeded", runner="r9", agent_id=str(uuid.uuid4())),
+        make_report("agent.lifecycle", task_id, lifecycle="off", **stray),
+        make_report("agent.heartbeat", task_id, **stray),
+        make_report("agent.disconnected", task_id, **stray),
+        make_report("agent.exit", task_id, why="exited", status=0, **stray),
+        make_report("app.health", task_id, health="unhealthy", **stray),
+        make_report("app.status", task_id, state="failed", message="stray", **stray),
+        make_report("task.log", task_id, entries=[entry], **stray),
+        make_report("task.input", task_id, input_id=str(uuid.uuid4()), outcome="failed", **stray),
+    ]
+    await harness.report(*strays)
+    await harness.report(strays[2])
+    await harness.until(lambda: len(harness.dead_letters) == len(strays) + 1)
+    assert set(harness.reasons()) == {"build_out_of_range"}
+    assert [json.loads(letter.body) for letter in harness.dead_letters] == [*strays, strays[2]]
+    await harness.report(make_report("app.status", task_id, build_number=1, state="working", message="Still seen"))
+    await harness.until(lambda: harness.state(task_id).get("message") == "Still seen")
+    assert harness.document(task_id)["status"] == "active"
+    assert (await harness.command("task.pause", task_id))["task"]["workspace_build_number"] == 2
 
 
 async def test_a_delete_waits_for_the_active_build(harness: WorkerHarness) -> None:

@@ -85,3 +85,20 @@ async def test_a_parked_report_in_conflict_with_its_create_expires(start_worker:
         assert json.loads(harness.dead_letters[0].body) == conflict
         assert harness.reasons() == ["parked_expired"]
         await harness.until_row("SELECT count(*) FROM parked", is_=0)
+
+
+async def test_a_parked_report_with_a_build_number_far_too_high_expires(start_worker: StartWorker) -> None:
+    """It is judged when its task is created, does not affect the task, and is dead-lettered after parked_ttl."""
+    async with start_worker(parked_ttl=1) as harness:
+        task_id = uuid.uuid4()
+        stray = make_report("app.status", task_id, build_number=2**31 - 1, seq=1, state="failed", message="stray")
+        await harness.report(
+            stray, make_report("app.status", task_id, build_number=1, seq=1, state="idle", message="x")
+        )
+        await harness.until_row("SELECT count(*) FROM parked", is_=2)
+        await harness.create(task_id)
+        await harness.until(lambda: harness.document(task_id))
+        assert harness.document(task_id)["current_state"]["message"] == "x"
+        await harness.until(lambda: harness.dead_letters)
+        assert [json.loads(letter.body) for letter in harness.dead_letters] == [stray]
+        await harness.until_row("SELECT count(*) FROM parked", is_=0)

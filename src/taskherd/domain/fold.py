@@ -11,6 +11,8 @@ only the times of receipt differ. The rules, which the tests in ``tests/pure/dom
    of seq.
 4. A build report whose transition is not the one that the worker requested under its number is a conflict and changes
    nothing.
+5. Rules 1 to 3 are for build numbers in range, see ``is_out_of_range``: a single report with the greatest number would
+   otherwise outlast every build to come.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from taskherd.domain.reports import (
     WorkspaceBuild,
     canonical_json,
 )
-from taskherd.domain.task import MAX_TRACKED_BUILDS, Stamped, TaskState
+from taskherd.domain.task import MAX_BUILDS_AHEAD, MAX_TRACKED_BUILDS, Stamped, TaskState
 from taskherd.domain.value import replace, value
 
 if TYPE_CHECKING:
@@ -55,6 +57,14 @@ def with_build_number(report: Report, state: TaskState | None) -> Report:
     if report.build_number is not None:
         return report
     return replace(report, build_number=state.build_number if state else 1)
+
+
+def is_out_of_range(report: Report, state: TaskState) -> bool:
+    """Return whether a report's build number is too far above the highest one that the worker requested.
+
+    Provisioners number builds of their own accord too, but only one after the other.
+    """
+    return (report.build_number or 1) > max(state.requested_builds, default=1) + MAX_BUILDS_AHEAD
 
 
 def fold(state: TaskState, report: Report, now: datetime) -> FoldResult:  # noqa: PLR0911 - one return for each facet

@@ -17,6 +17,7 @@ class DeadLetterReason(StrEnum):
     UNKNOWN_TYPE = "unknown_type"
     INVALID = "invalid"
     BUILD_CONFLICT = "build_conflict"
+    BUILD_OUT_OF_RANGE = "build_out_of_range"
     UNKNOWN_INPUT = "unknown_input"
     PARKED_EXPIRED = "parked_expired"
     PARKED_OVERFLOW = "parked_overflow"
@@ -67,6 +68,11 @@ class ReportOutcome(Enum):
         "conflict",
         DeadLetterReason.BUILD_CONFLICT,
         "The worker requested another transition under this build number.",
+    )
+    BUILD_OUT_OF_RANGE = (
+        "invalid",
+        DeadLetterReason.BUILD_OUT_OF_RANGE,
+        "The build number is more than 1,000 above the highest one that the worker requested.",
     )
     UNKNOWN_INPUT = ("invalid", DeadLetterReason.UNKNOWN_INPUT, "The task has no input with this id.")
     PARKED_OVERFLOW = (

@@ -34,6 +34,9 @@ MAX_BUILD_NUMBER = 2**31 - 1
 MAX_TRACKED_BUILDS = 16
 """``last_heartbeat`` and ``first_seen`` are kept for this many of the highest build numbers."""
 
+MAX_BUILDS_AHEAD = 1_000
+"""Maximum distance of a report's build number above the highest one that the worker requested."""
+
 MAX_REQUESTED_BUILDS = 256
 """Maximum number of requested builds, the latest ones, whose transition is kept to detect conflicting reports."""
 

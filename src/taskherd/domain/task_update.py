@@ -147,6 +147,8 @@ def apply_report(update: TaskUpdate, report: Report, now: datetime, context: Upd
     if task.deleted_at is not None and not isinstance(report, WorkspaceBuild):
         return ReportOutcome.TOMBSTONE
     state = task.state
+    if fold.is_out_of_range(report, state):
+        return ReportOutcome.BUILD_OUT_OF_RANGE
     report = fold.with_build_number(report, state)
     if isinstance(report, InputOutcomeReport):
         return _apply_input_outcome(update, report, now, context)

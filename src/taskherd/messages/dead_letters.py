@@ -33,6 +33,7 @@ MEANINGS: Mapping[DeadLetterReason, str] = {
     DeadLetterReason.UNKNOWN_TYPE: "The type is not one of this contract.",
     DeadLetterReason.INVALID: "A field is missing or invalid.",
     DeadLetterReason.BUILD_CONFLICT: "A build report has another transition than the build with its number.",
+    DeadLetterReason.BUILD_OUT_OF_RANGE: "A build number more than 1,000 above the highest that the worker requested.",
     DeadLetterReason.UNKNOWN_INPUT: "An outcome was reported for an input the task does not have.",
     DeadLetterReason.PARKED_EXPIRED: "A report whose task was not created within parked_ttl.",
     DeadLetterReason.PARKED_OVERFLOW: "Too many reports are parked for the task already.",

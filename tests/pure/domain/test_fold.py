@@ -186,6 +186,25 @@ def test_a_missing_build_number_means_the_latest_build(core: Core) -> None:
     assert core.fold.with_build_number(numbered, state) is numbered
 
 
+def test_which_build_numbers_are_out_of_range(core: Core) -> None:
+    """A build number may be up to 1,000 above the highest requested one, and none is too low."""
+    state = core.builds.initial_state(TASK, NOON)
+    assert [
+        number for number in (1, 1_001, 1_002, 2**31 - 1) if core.fold.is_out_of_range(heartbeat(number), state)
+    ] == [
+        1_002,
+        2**31 - 1,
+    ]
+    reported = core.fold.fold(state, build(900, job=JobStatus.SUCCEEDED), NOON).state
+    assert core.fold.is_out_of_range(heartbeat(1_002), reported)
+    requested = core.builds.request_next_build(TASK, reported, Transition.STOP, NOON)
+    assert [number for number in (1, 1_901, 1_902) if core.fold.is_out_of_range(heartbeat(number), requested)] == [
+        1_902
+    ]
+    unnumbered = AgentHeartbeat(task_id=TASK, build_number=None, seq=9)
+    assert not core.fold.is_out_of_range(unnumbered, state)
+
+
 def test_only_the_16_highest_builds_are_kept(core: Core) -> None:
     """The 16 highest builds are kept, whatever their number and order."""
     numbers = list(range(1, 60))

@@ -87,12 +87,15 @@ def test_an_agent_that_was_not_overdue_at_the_last_count_is_not_lost() -> None:
 
 
 def test_each_report_has_an_outcome() -> None:
-    """A report is applied, stale, a conflict or a tombstone; stale and conflicting ones do not change the task."""
+    """A report is applied, stale, a conflict, out of range or a tombstone; only an applied one changes the task."""
     update = new_update(active(unchanged_core()))
     start = update.task
     assert apply_report(update, build(job=JobStatus.SUCCEEDED), LATER, context()) is ReportOutcome.STALE
     wrong = build(seq=9, transition=Transition.STOP)
     assert apply_report(update, wrong, LATER, context()) is ReportOutcome.CONFLICT
+    outcome = InputOutcomeReport(task_id=TASK, build_number=1_002, seq=0, input_id=ONE, outcome=InputOutcome.DELIVERED)
+    for stray in (build(1_002), heartbeat(1_002), outcome):
+        assert apply_report(update, stray, LATER, context(ONE)) is ReportOutcome.BUILD_OUT_OF_RANGE
     assert update.task is start
     assert apply_report(update, status(AgentState.WORKING), LATER, context()) is ReportOutcome.APPLIED
     apply_command(update, Delete(command_id=ONE, task_id=TASK, actor_id=TWO), LATER, context())
