@@ -217,3 +217,29 @@ async def test_reports_without_a_seq_keep_their_order(harness: WorkerHarness) ->
         await harness.until_processed(processed)
         await harness.until_row("SELECT count(*) FROM outbox", is_=0)
         assert (harness.state(one)["state"], harness.state(other)["state"]) == (last, last)
+
+
+async def test_a_send_is_executed_once_even_when_its_reply_is_forgotten(harness: WorkerHarness) -> None:
+    """A send repeated after its reply was pruned is accepted and changes nothing, whatever the task's status is now."""
+    task_id = await harness.make_active()
+    command = make_command("task.send", task_id, input="one")
+    first = await harness.send(command)
+    waiting = make_command("task.send", task_id, input="two")
+    assert (await harness.send(waiting))["queued"] is True
+    await harness.report(make_report("task.input", task_id, input_id=first["input_id"], outcome="delivered"))
+    await until_state(harness, first, "delivered")
+    await harness.database.execute("DELETE FROM command_log")
+    again = await harness.send(command)
+    assert (again["ok"], again["input_id"], again["queued"]) == (True, first["input_id"], False)
+    assert (await harness.send(waiting))["queued"] is True
+    assert (await harness.command("task.pause", task_id))["ok"]
+    await harness.database.execute("DELETE FROM command_log")
+    assert (await harness.send(command))["ok"]
+    await harness.until_metric(3, "taskherd_commands_total", type="task.send", outcome="repeated")
+    other = await harness.make_active()
+    for changed in ({"input": "other"}, {"task_id": str(other)}, {"actor_id": str(uuid.uuid4())}):
+        await harness.database.execute("DELETE FROM command_log")
+        reply = await harness.send({**command, **changed})
+        assert reply["error"] == {"status": 409, "message": "command_id was used for another command."}
+    assert await harness.database.fetchval("SELECT count(*) FROM inputs") == 2
+    assert harness.dead_letters == []

@@ -8,10 +8,10 @@ from uuid import UUID, uuid4, uuid5
 
 from taskherd.api.http.errors import HTTPError, invalid, unavailable
 from taskherd.api.http.route import Header
-from taskherd.domain.handle_command import CommandRefused
+from taskherd.domain.handle_command import COMMAND_ID_REUSED, CommandRefused
 from taskherd.errors import Malformed, Unavailable
 from taskherd.messages.commands import encode_command
-from taskherd.messages.replies import COMMAND_ID_REUSED, REPEATED_HEADER, decode_reply
+from taskherd.messages.replies import REPEATED_HEADER, decode_reply
 
 if TYPE_CHECKING:
     from taskherd.api.context import RequestContext
@@ -74,6 +74,6 @@ async def send_command(request: RequestContext, command: Command) -> CommandResu
 
 def _http_error(refused: CommandRefused, *, has_key: bool) -> HTTPError:
     message = refused.message
-    if has_key and message == COMMAND_ID_REUSED:
+    if has_key and message == COMMAND_ID_REUSED.message:
         message = f"{IDEMPOTENCY_KEY} was used for another request."
     return HTTPError(refused.status, message, refused.detail, refused.validations)

@@ -41,12 +41,26 @@ class CommandRefused:
 
 @value(frozen=True, slots=True)
 class CommandAccepted:
-    """The task after a command. ``input``: the text to append to the inbox; ``queued``: it cannot be sent right now."""
+    """The task after a command. ``input``: the text to append to the inbox; ``queued``: it cannot be sent right now.
+
+    ``repeated``: an earlier execution of the command made the change.
+    """
 
     task: Task
     input_id: UUID | None = None
     input: str | None = None
     queued: bool = False
+    repeated: bool = False
+
+
+@value(frozen=True, slots=True)
+class EarlierInput:
+    """The input that an earlier send with the same command id appended. Inputs are kept longer than replies are."""
+
+    task_id: UUID
+    content: str
+    actor_id: UUID | None
+    queued: bool
 
 
 @value(frozen=True, slots=True)
@@ -69,6 +83,7 @@ class CommandContext:
         names_in_use: the lowercase names of each owner's tasks that are not deleted.
         generate_name: returns a name for a prompt that is not among the given names.
         strict_send: True if an input for a busy agent is refused instead of queued.
+        earlier_input: the input with the id of the command, a send whose recorded reply is gone.
     """
 
     owners: Mapping[UUID, frozenset[UUID]]
@@ -76,11 +91,13 @@ class CommandContext:
     names_in_use: Mapping[UUID, Container[str]]
     generate_name: Callable[[str, Container[str]], str]
     strict_send: bool = False
+    earlier_input: EarlierInput | None = None
 
 
 NOT_FOUND = CommandRefused(404, "Resource not found or you do not have access to this resource")
 NO_VERSION = CommandRefused(400, "Template version not found or you do not have access to this resource")
 NO_OWNER = CommandRefused(400, "Owner not found.")
+COMMAND_ID_REUSED = CommandRefused(409, "command_id was used for another command.")
 BUILD_ACTIVE = CommandRefused(409, "A workspace build is already active.")
 ALREADY_RUNNING = CommandRefused(409, "Task workspace is already running.")
 NO_BUILDS_LEFT = CommandRefused(409, "This task has reached the maximum number of builds.")
@@ -104,6 +121,8 @@ def handle_command(  # noqa: PLR0911 - one return for each command
         case UpdateInput():
             return _update_input(task, command)
         case Send():
+            if context.earlier_input is not None:
+                return _repeat_send(task, command, context.earlier_input)
             return _send(task, command, now, strict=context.strict_send)
         case Pause():
             return _pause(task, now)
@@ -201,6 +220,14 @@ def _send(task: Task, command: Send, now: datetime, *, strict: bool) -> CommandA
             return CommandAccepted(after, command.command_id, command.input, queued=not sent_now)
         case _:
             assert_never(status)
+
+
+def _repeat_send(task: Task, command: Send, earlier: EarlierInput) -> CommandAccepted | CommandRefused:
+    """Accept a repeated send again, whatever the task's status is now: its input is in the inbox, or was."""
+    same_actor = earlier.actor_id in {None, command.actor_id}
+    if earlier.task_id != task.id or earlier.content != command.input or not same_actor:
+        return COMMAND_ID_REUSED
+    return CommandAccepted(task, command.command_id, queued=earlier.queued, repeated=True)
 
 
 def _pause(task: Task, now: datetime) -> CommandAccepted | CommandRefused:

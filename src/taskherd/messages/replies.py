@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 REPEATED_HEADER = "x-taskherd-repeated"
 """Header of a repeated reply: the command had been executed before, and nothing changed this time."""
 
-COMMAND_ID_REUSED = "command_id was used for another command."
-
 
 class Validation(BaseModel):
     """What is wrong with one field of a request."""

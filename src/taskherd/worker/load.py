@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from taskherd.domain import lease as lease_module
 from taskherd.domain.claims import ownership
-from taskherd.domain.commands import Create, canonical_json
-from taskherd.domain.handle_command import CommandContext, TemplateVersionInfo
+from taskherd.domain.commands import Create, Send, canonical_json
+from taskherd.domain.handle_command import CommandContext, EarlierInput, TemplateVersionInfo
 from taskherd.domain.reports import (
     AgentDisconnected,
     AgentHeartbeat,
@@ -177,6 +177,17 @@ async def _find_inputs(
     return frozenset(existing), frozenset(existing - decided)
 
 
+async def _find_earlier_input(connection: AsyncConnection, command: Send) -> EarlierInput | None:
+    """Return the input that this very send appended before: its id is that of the command."""
+    return next(
+        (
+            EarlierInput(row.task_id, row.content, row.actor_id, row.state == "queued")
+            for row in await inputs.load(connection, [command.command_id])
+        ),
+        None,
+    )
+
+
 async def _load_queues(
     connection: AsyncConnection, updates: Mapping[UUID, TaskUpdate], input_keys: set[tuple[UUID, UUID]]
 ) -> None:
@@ -194,7 +205,8 @@ async def _load_command_context(
     connection: AsyncConnection, context: WorkerContext, command: Command | None
 ) -> CommandContext:
     if not isinstance(command, Create):
-        return CommandContext({}, {}, {}, context.generate_name, strict_send=context.strict_send)
+        earlier = await _find_earlier_input(connection, command) if isinstance(command, Send) else None
+        return CommandContext({}, {}, {}, context.generate_name, strict_send=context.strict_send, earlier_input=earlier)
     owners = await directory.owners(connection, [command.owner_id])
     versions = await directory.template_versions(connection, [command.template_version_id])
     names_in_use = frozenset[str]()

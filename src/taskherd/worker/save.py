@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from taskherd.domain import lease as lease_module
-from taskherd.domain.handle_command import CommandRefused
+from taskherd.domain.handle_command import COMMAND_ID_REUSED, CommandRefused
 from taskherd.domain.task_update import Cause, due_at
 from taskherd.domain.value import replace
 from taskherd.domain.view import derive_view
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
     from taskherd.store import AsyncConnection
     from taskherd.worker.batch import BatchResult
     from taskherd.worker.load import LoadedBatch
-
-
-COMMAND_ID_REUSED = CommandRefused(409, replies.COMMAND_ID_REUSED)
 
 
 @dataclass(slots=True)
@@ -200,6 +197,7 @@ async def _reply(connection: AsyncConnection, loaded: LoadedBatch, command: Comm
     if isinstance(command_result, CommandRefused):
         reply = replies.refused_reply(command_result)
     else:
+        result.repeated = command_result.repeated
         task = update.existing_task
         pair = (task.owner_id, task.template_version_id)
         names = (await directory.names(connection, [pair]))[pair]
