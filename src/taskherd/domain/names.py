@@ -29,6 +29,12 @@ PROMPT_ATTEMPTS = 16
 MAX_ATTEMPTS = 64
 """Maximum number of attempts to find an unused name."""
 
+BIDI_CONTROL = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""A character that changes the direction of the text around it, with which a name can look like another one.
+
+https://www.unicode.org/reports/tr9/#Directional_Formatting_Characters
+"""
+
 _NAME = re.compile(r"[a-zA-Z0-9]+(?:-[a-zA-Z0-9]+)*")
 _RESERVED = frozenset({"new", "create"})
 _APOSTROPHES = re.compile("['\u2019]")
@@ -75,7 +81,7 @@ def generate(prompt: str, names_in_use: Container[str], randomness: NameRandomne
 
 def display_name(prompt: str, name: str = "") -> str:
     """Return the beginning of the prompt as a title, or the words of ``name`` if it contains no letter or digit."""
-    text = " ".join(prompt[:MAX_PROMPT_READ].split())
+    text = " ".join(BIDI_CONTROL.sub("", prompt[:MAX_PROMPT_READ]).split())
     if not any(character.isalnum() for character in text):
         generated = _GENERATED.fullmatch(name)
         text = (generated[1] if generated else name).replace("-", " ")

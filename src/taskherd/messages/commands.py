@@ -55,7 +55,7 @@ class CreateIn(BaseCommandIn):
             template_version_preset_id=None if preset == _NIL else preset,
             input=texts.sanitize(self.input, counts),
             name=self.name,
-            display_name=None if self.display_name is None else texts.sanitize(self.display_name, counts),
+            display_name=None if self.display_name is None else texts.sanitize_name(self.display_name, counts),
         )
 
 

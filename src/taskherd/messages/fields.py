@@ -68,7 +68,8 @@ EntryId = Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)]
 ExitStatus = Annotated[int, Field(strict=True, ge=-(2**31), le=2**32 - 1)]
 StrictText = Annotated[str, Field(strict=True)]
 
-# At least one character must remain when control characters are removed.
-Name = Annotated[str, StringConstraints(strict=True, max_length=MAX_NAME_CHARACTERS, pattern=r"[^\x00-\x1f\x7f-\x9f]")]
+# At least one character must remain when control characters, also bidirectional ones, are removed.
+_NAME_CHARACTER = r"[^\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+Name = Annotated[str, StringConstraints(strict=True, max_length=MAX_NAME_CHARACTERS, pattern=_NAME_CHARACTER)]
 RunnerName = Annotated[str, StringConstraints(strict=True, max_length=MAX_NAME_CHARACTERS, pattern=r"^[a-z0-9-]+$")]
 Input = Annotated[str, Field(strict=True), AfterValidator(_check_input_size)]

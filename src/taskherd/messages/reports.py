@@ -78,7 +78,7 @@ class AppIn(IncomingModel):
     def to_domain(self, counts: SanitizeCounts) -> domain.App:
         """Return the app as a domain value; a cleared URL becomes None."""
         url = texts.sanitize_uri(self.url, counts) or None if self.url else None
-        return domain.App(id=self.id, slug=texts.sanitize(self.slug, counts), url=url, health=self.health)
+        return domain.App(id=self.id, slug=texts.sanitize_name(self.slug, counts), url=url, health=self.health)
 
 
 class EntryIn(IncomingModel):
@@ -115,7 +115,7 @@ class WorkspaceBuildIn(BaseReportIn):
         """Return the report as a domain value, with sanitized texts."""
         workspace = None
         if self.workspace is not None:
-            workspace = domain.Workspace(id=self.workspace.id, name=texts.sanitize(self.workspace.name, counts))
+            workspace = domain.Workspace(id=self.workspace.id, name=texts.sanitize_name(self.workspace.name, counts))
         return domain.WorkspaceBuild(
             task_id=self.task_id,
             build_number=self.build_number,

@@ -1,17 +1,22 @@
 """Sanitize texts: remove control characters, truncate, and clear URIs whose scheme is not http, https or file.
 
+Characters that control the direction of text can make it look like another text. They are removed from names and
+escaped in messages; contents of log entries and inputs keep them, since they may be part of what they quote.
+
 ``counts`` accumulates a count per kind of change.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import TypeAlias
 
+from taskherd.domain.names import BIDI_CONTROL
 from taskherd.messages.limits import MAX_CONTENT_BYTES, MAX_TEXT_CHARACTERS, MAX_URI_CHARACTERS
 
 SanitizeCounts: TypeAlias = dict[str, int]
-"""Changes to the texts of a message: ``control`` (characters removed), ``cut`` (truncated), ``uri`` (cleared)."""
+"""Changes to texts: ``control`` (characters removed or escaped), ``cut`` (truncated), ``uri`` (cleared)."""
 
 CONTROL = "control"
 CUT = "cut"
@@ -37,10 +42,29 @@ def sanitize(text: str, counts: SanitizeCounts) -> str:
     return sanitized
 
 
+def sanitize_name(text: str, counts: SanitizeCounts) -> str:
+    """Sanitize a name, and remove its bidirectional control characters."""
+    return _replace_bidi_controls(sanitize(text, counts), "", counts)
+
+
+def _replace_bidi_controls(text: str, by: str | Callable[[re.Match[str]], str], counts: SanitizeCounts) -> str:
+    replaced, found = BIDI_CONTROL.subn(by, text)
+    if found:
+        add_count(counts, CONTROL, found)
+    return replaced
+
+
+def _escape(found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):04x}"
+
+
 def sanitize_message(text: str, counts: SanitizeCounts) -> str:
-    """Sanitize a status message, error or detail, and truncate it to 2,000 characters, the last of them ``…``."""
+    """Sanitize a status message, error or detail, and truncate it to 2,000 characters, the last of them ``…``.
+
+    A bidirectional control character becomes a backslash and its number, such as ``u202e``.
+    """
     if not text.isprintable():
-        text = sanitize(text, counts)
+        text = _replace_bidi_controls(sanitize(text, counts), _escape, counts)
     if len(text) <= MAX_TEXT_CHARACTERS:
         return text
     add_count(counts, CUT)
@@ -60,12 +84,15 @@ def sanitize_content(text: str, counts: SanitizeCounts) -> str:
 
 
 def sanitize_uri(text: str, counts: SanitizeCounts) -> str:
-    """Sanitize a URI; return "" if its scheme is not http, https or file, or if it exceeds 2,048 characters."""
+    """Sanitize a URI; return "" if its scheme is not http, https or file, or if it exceeds 2,048 characters.
+
+    One with bidirectional control characters is cleared too (RFC 3987, section 4.1).
+    """
     if not text:
         return text
     if not text.isprintable():
         text = sanitize(text, counts)
-    if len(text) <= MAX_URI_CHARACTERS and _SCHEME.match(text):
+    if len(text) <= MAX_URI_CHARACTERS and _SCHEME.match(text) and not BIDI_CONTROL.search(text):
         return text
     add_count(counts, URI)
     return ""

@@ -96,8 +96,8 @@ class Metrics:
         self.dead_lettered = self._counter("dead_lettered", "Messages published as dead letters, by reason.", "reason")
         self.texts_cleaned = self._counter(
             "texts_cleaned",
-            "Texts in reports that were changed, by cause: control (control characters removed), uri (URI cleared) or "
-            "cut (truncated).",
+            "Texts in reports that were changed, by cause: control (control characters removed, or escaped if "
+            "bidirectional), uri (URI cleared) or cut (truncated).",
             "what",
         )
         self.batch_failures = self._counter(

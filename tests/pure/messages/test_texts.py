@@ -9,12 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskherd.domain.reports import AppStatus, TaskLog
+from taskherd.domain import names
+from taskherd.domain.commands import Create
+from taskherd.domain.reports import AppStatus, TaskLog, WorkspaceBuild
 from taskherd.messages import texts
+from taskherd.messages.commands import decode_command
+from taskherd.messages.decoding import InvalidMessage
 from taskherd.messages.limits import MAX_CONTENT_BYTES
 from taskherd.messages.reports import DecodedReport, decode_reports
 from taskherd.messages.texts import SanitizeCounts
-from tests.pure.messages.samples import NOW, TASK
+from tests.pure.messages.samples import COMMANDS, NOW, TASK
+
+BIDI_CLASSES = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 
 any_text = st.text(st.characters(), max_size=50) | st.text("\x00\n\t\x7f\x9f\ud800\udfffa", max_size=50)
 
@@ -74,6 +80,47 @@ def test_uris_with_other_schemes_or_too_long_are_cleared(uri: str, valid: bool) 
     counts: SanitizeCounts = {}
     assert texts.sanitize_uri(uri, counts) == (uri if valid else "")
     assert counts.get("uri", 0) == (0 if valid else 1)
+
+
+BIDI_CONTROLS = [
+    *"\u061c\u200e\u200f",  # the marks, which have the classes of letters
+    *(chr(code) for code in range(0x10000) if unicodedata.bidirectional(chr(code)) in BIDI_CLASSES),
+]
+
+
+def test_bidirectional_controls_are_removed_from_names_and_escaped_in_messages() -> None:
+    """A text cannot look like another one by changing the direction of what follows; contents are unchanged."""
+    assert len(BIDI_CONTROLS) == 12
+    for letter in BIDI_CONTROLS:
+        counts: SanitizeCounts = {}
+        assert texts.sanitize_name(f"a{letter}b\x00", counts) == "ab"
+        shown = texts.sanitize_message(f"safe{letter}exe", counts)
+        assert shown == f"safe\\u{ord(letter):04x}exe"
+        assert texts.sanitize_message(shown, {}) == shown
+        assert texts.sanitize_uri(f"https://a.example/{letter}x", counts) == ""
+        assert counts == {"control": 3, "uri": 1}
+        assert texts.sanitize_content(f"a{letter}b", {}) == f"a{letter}b"
+    assert len(texts.sanitize_message("\u202e" * 2000, {})) == 2000
+
+
+def test_names_in_messages_have_no_bidirectional_controls() -> None:
+    """Workspace names, slugs and display names lose them; a workspace name or slug that consists of them is invalid."""
+    app = {"id": TASK, "slug": "cc\u202ew"}
+    workspace = {"id": TASK, "name": "\u2066main\u2069"}
+    build = {"type": "workspace.build", "task_id": TASK, "transition": "start", "job_status": "running"}
+    element = decode_reports(orjson.dumps({**build, "app": app, "workspace": workspace}), NOW)[0]
+    assert isinstance(element, DecodedReport)
+    assert isinstance(element.report, WorkspaceBuild)
+    assert element.report.workspace
+    assert element.report.app
+    assert (element.report.workspace.name, element.report.app.slug) == ("main", "ccw")
+    assert element.sanitize_counts == {"control": 3}
+    for fields in ({"app": {**app, "slug": "\u202e"}}, {"workspace": {**workspace, "name": "\u200f\x00"}}):
+        assert isinstance(decode_reports(orjson.dumps({**build, **fields}), NOW)[0], InvalidMessage)
+    command = decode_command(orjson.dumps({**COMMANDS[0], "display_name": "Pay \u202e100"}))
+    assert isinstance(command, Create)
+    assert command.display_name == "Pay 100"
+    assert names.display_name("fix \u202eit") == "Fix it"
 
 
 def test_changes_to_texts_are_counted() -> None:
