@@ -80,12 +80,13 @@ async def test_a_name_that_looks_like_an_id(api_harness: ApiHarness) -> None:
 
 
 async def test_optional_fields_of_a_create(api_harness: ApiHarness) -> None:
-    """A nil preset means none, null an absent field; an empty input is accepted; missing names are generated."""
-    body: dict[str, Any] = {"template_version_id": str(VERSION), "template_version_preset_id": str(uuid.UUID(int=0))}
-    for fields in ({"input": ""}, {"input": None, "name": None, "display_name": None}, {"name": "", "unknown": [1]}):
+    """A nil preset means none, null an absent field; missing names are generated."""
+    nil = str(uuid.UUID(int=0))
+    body: dict[str, Any] = {"template_version_id": str(VERSION), "template_version_preset_id": nil, "input": "!"}
+    for fields in ({}, {"name": None, "display_name": None}, {"name": "", "unknown": [1]}):
         response = await api_harness.alice.post("/tasks/me", json={**body, **fields})
         assert response.status_code == 201, response.text
-        assert response.json()["initial_prompt"] == ""
+        assert response.json()["initial_prompt"] == "!"
         assert response.json()["name"]
         assert response.json()["display_name"]
     task = await api_harness.create(template_version_preset_id=str(PRESET), input="Fix it\x00\x01 now\n")
@@ -106,6 +107,9 @@ async def test_an_invalid_create_is_rejected(api_harness: ApiHarness) -> None:
         ({"template_version_id": None}, 400, no_version),
         ({"template_version_id": str(uuid.uuid4())}, 400, no_version),
         ({"template_version_preset_id": str(uuid.uuid4())}, 400, "Preset not found."),
+        ({"input": ""}, 400, "Task input is required."),
+        ({"input": None}, 400, "Task input is required."),
+        ({"input": " \n"}, 400, "Task input is required."),
         ({"name": "a b"}, 400, bad_name),
         ({"name": "new"}, 400, bad_name),
         ({"name": "x" * 33}, 400, bad_name),

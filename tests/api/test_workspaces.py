@@ -100,6 +100,8 @@ async def test_creating_and_deleting_a_workspace(api_harness: ApiHarness) -> Non
     assert (await api_harness.alice.post("/users/me/workspaces", json={**body, "name": "other"})).status_code == 409
     unknown = {**body, "name": "x", "rich_parameter_values": [{"name": "cpu", "value": "8"}]}
     assert (await api_harness.alice.post("/users/me/workspaces", json=unknown)).status_code == 400
+    no_prompt = await api_harness.alice.post("/users/me/workspaces", json={**body, "rich_parameter_values": []})
+    assert (no_prompt.status_code, no_prompt.json()["message"]) == (400, "Task input is required.")
     assert (await api_harness.bob.post("/users/alice/workspaces", json={**body, "name": "y"})).status_code == 404
     mallory = await api_harness.mallory.post("/users/me/workspaces", json={**body, "name": "z"})
     assert mallory.status_code == 404

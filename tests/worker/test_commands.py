@@ -48,7 +48,7 @@ INSERT INTO users (id, username, name, email, avatar_url, active)
 
 
 async def test_a_create_is_refused_by_its_first_violated_precondition(harness: WorkerHarness) -> None:
-    """Owner, template version, preset, name and display name are checked in this order, each with its own error."""
+    """Owner, version, preset, prompt, name and display name are checked in this order, each with its own error."""
     await harness.database.execute(OTHER_DIRECTORY)
 
     async def refused(**fields: Any) -> dict[str, Any]:
@@ -62,6 +62,8 @@ async def test_a_create_is_refused_by_its_first_violated_precondition(harness: W
         assert await refused(template_version_id=version, template_version_preset_id=unknown) == NO_VERSION
     error = await refused(template_version_preset_id=unknown, name="new")
     assert error == {"status": 400, "message": "Preset not found."}
+    for blank in ("", " \n\t", "\u2003\x00"):
+        assert await refused(input=blank, name="new") == {"status": 400, "message": "Task input is required."}
     for name in ("new", "create", "a--b", "-a", "a-", "a_b", "é", "a" * 33, "a b"):
         error = await refused(name=name, display_name="x" * 65)
         assert (error["status"], error["message"], bool(error["detail"])) == (400, BAD_NAME, True)
@@ -90,9 +92,9 @@ async def test_a_create_names_the_task_and_selects_its_preset(harness: WorkerHar
     ]
     stem, _, digits = generated["name"].rpartition("-")
     assert (stem, len(digits), generated["display_name"]) == ("fix-the-flaky-test", 4, "Fix the flaky test")
-    empty = (await harness.command("task.create", uuid.uuid4(), **{**WANTED, "input": "", "name": ""}))["task"]
-    assert empty["name"]
-    assert empty["display_name"]
+    symbols = (await harness.command("task.create", uuid.uuid4(), **{**WANTED, "input": "?!", "name": ""}))["task"]
+    assert symbols["name"]
+    assert symbols["display_name"]
     await harness.until(lambda: len(harness.requests) == 3)
     presets = {each["task_id"]: each["preset"] for each in harness.requests}
     assert presets[str(task_id)] is None

@@ -96,6 +96,7 @@ class CommandContext:
 
 NOT_FOUND = CommandRefused(404, "Resource not found or you do not have access to this resource")
 NO_VERSION = CommandRefused(400, "Template version not found or you do not have access to this resource")
+NO_INPUT = CommandRefused(400, "Task input is required.")
 NO_OWNER = CommandRefused(400, "Owner not found.")
 COMMAND_ID_REUSED = CommandRefused(409, "command_id was used for another command.")
 BUILD_ACTIVE = CommandRefused(409, "A workspace build is already active.")
@@ -144,6 +145,8 @@ def _create(command: Create, now: datetime, context: CommandContext) -> CommandA
     preset = None if preset == NIL else preset
     if preset is not None and preset not in version.presets:
         return CommandRefused(400, "Preset not found.")
+    if not command.input.strip():
+        return NO_INPUT
     name = _refuse_bad_names(command) or _choose_name(command, context)
     if isinstance(name, CommandRefused):
         return name
@@ -195,7 +198,7 @@ def _delete(task: Task, now: datetime) -> CommandAccepted:
 
 def _update_input(task: Task, command: UpdateInput) -> CommandAccepted | CommandRefused:
     if not command.input.strip():
-        return CommandRefused(400, "Task input is required.")
+        return NO_INPUT
     if current_status(task.state) is not Status.PAUSED:
         return CommandRefused(409, "Unable to update task input, task must be paused.")
     return CommandAccepted(replace(task, prompt=command.input))
@@ -203,7 +206,7 @@ def _update_input(task: Task, command: UpdateInput) -> CommandAccepted | Command
 
 def _send(task: Task, command: Send, now: datetime, *, strict: bool) -> CommandAccepted | CommandRefused:
     if not command.input:
-        return CommandRefused(400, "Task input is required.")
+        return NO_INPUT
     status = current_status(task.state)
     match status:
         case Status.PENDING | Status.INITIALIZING:

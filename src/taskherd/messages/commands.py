@@ -39,7 +39,7 @@ class CreateIn(BaseCommandIn):
     owner_id: UUID
     template_version_id: UUID
     template_version_preset_id: UUID | None = Field(None, description="Absent or the nil UUID: no preset.")
-    input: Input
+    input: Input = Field(description="The prompt; a blank one is refused.")
     name: _UncheckedName | None = Field(None, description="Absent: generated from the input.")
     display_name: _UncheckedName | None = Field(None, description="Absent: generated from the input.")
 

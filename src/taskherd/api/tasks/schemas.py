@@ -26,7 +26,7 @@ class CreateTask(BaseModel):
     template_version_preset_id: UUID | None = Field(
         None, description="Preset of the template version. The nil UUID means none."
     )
-    input: Input | None = Field(None, description="Prompt, at most 256 KiB of UTF-8.")
+    input: Input | None = Field(None, description="Prompt: not blank, at most 256 KiB of UTF-8. Required.")
     name: Strict | None = Field(
         None, description="Name, unique among the owner's tasks: 1 to 32 letters, digits and single hyphens."
     )
