@@ -246,7 +246,7 @@ async def test_an_agent(api_harness: ApiHarness) -> None:
     await api_harness.worker.until(lambda: api_harness.worker.state(task_id).get("state") == "failed")
     snapshot = {
         "messages": [
-            {"id": 0, "content": "Fix it", "role": "user", "time": "2026-01-02T03:04:05Z"},
+            {"id": 0, "content": "Fix the flaky test", "role": "user", "time": "2026-01-02T03:04:05Z"},
             {"id": 1, "content": "Fixed", "role": "agent", "time": "2026-01-02T03:04:06.5+01:00"},
         ]
     }
@@ -255,4 +255,7 @@ async def test_an_agent(api_harness: ApiHarness) -> None:
     assert (uploaded.status_code, uploaded.content) == (204, b"")
     await api_harness.worker.until_row("SELECT count(*) FROM task_logs", is_=2)
     logs = json_of(await api_harness.alice.get(f"/tasks/me/{task_id}/logs"))["logs"]
-    assert [(each["type"], each["content"]) for each in logs] == [("input", "Fix it"), ("output", "Fixed")]
+    assert [(each["type"], each["content"]) for each in logs] == [
+        ("input", "Fix the flaky test"),
+        ("output", "Fixed"),
+    ]

@@ -341,7 +341,7 @@ async def test_invalid_requests_of_agents_are_rejected(api_harness: ApiHarness, 
 async def test_agents_without_a_broker(api_harness: ApiHarness, database_url: str, amqp_prefix: str) -> None:
     """While the broker is unavailable an agent gets a 503 with Retry-After, and lookups keep working."""
     async with running_api(database_url, "amqp://127.0.0.1:1/", amqp_prefix) as api:
-        token = {"Coder-Session-Token": agent_token(SECRET, uuid.uuid4(), 1)}
+        token = {"Coder-Session-Token": agent_token(SECRET, uuid.UUID((await api_harness.create())["id"]), 1)}
         headers = {"Coder-Session-Token": api_harness.tokens["alice"]}
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{api.port}/api/v2", timeout=TIMEOUT) as client:
             body = {"app_slug": "x", "state": "idle", "message": "", "uri": ""}

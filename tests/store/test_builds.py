@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from taskherd.store import builds
+from taskherd.store import agent_queries, builds
 from taskherd.store.builds import BuildRow
 from taskherd.store.engine import transaction
 from tests.store.conftest import NOW
@@ -63,8 +63,10 @@ async def test_the_last_saved_row_of_a_build_wins(engine: AsyncEngine) -> None:
         (builds.WORKSPACE, ["md5('o1')::uuid", "md5('w3')::uuid"]),
         (builds.AGENT, ["md5('o1')::uuid", "md5('a3')::uuid"]),
         (builds.HISTORY, ["md5('t1')::uuid", "0", "1", "'{workspace_status}'", "1000"]),
+        (agent_queries.IS_LATEST_START, ["md5('t1')::uuid", "1"]),
+        (agent_queries.GIVEN_TEXTS, ["md5('t1')::uuid", "'{Fixit}'", "20", "200", "65536"]),
     ],
-    ids=["build", "workspace", "agent", "steps"],
+    ids=["build", "workspace", "agent", "steps", "token", "given"],
 )
 async def test_no_lookup_scans_a_table(database_url: str, statement: str, values: list[str]) -> None:
     """The generic plan reads builds, tasks and history by index."""

@@ -15,14 +15,19 @@ from taskherd.api.http.responses import BufferedResponse, empty, json
 from taskherd.domain.reports import AgentState, AppStatus, LogEntry, LogSource, TaskLog
 from taskherd.messages import texts
 from taskherd.messages.limits import MAX_ELEMENTS
+from taskherd.store import agent_queries
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from uuid import UUID
 
+    from taskherd.api.agents.schemas import SnapshotMessage
     from taskherd.api.context import RequestContext
     from taskherd.domain.reports import Report
 
 FORMAT: Final = "agentapi"
+MAX_GIVEN_BYTES: Final = 64 * 1024
+"""Maximum size of a prompt or input that is recognized in a snapshot, in bytes; a snapshot is not larger."""
 _STATES: Final = {
     "working": AgentState.WORKING,
     "idle": AgentState.IDLE,
@@ -30,7 +35,9 @@ _STATES: Final = {
     "failure": AgentState.FAILED,
     "failed": AgentState.FAILED,
 }
-_SOURCES: Final = {"user": LogSource.INPUT, "agent": LogSource.OUTPUT}
+_USER: Final = "user"
+_WHITE_SPACE: Final = dict.fromkeys(map(ord, " \t\n"))
+_ROLES: Final = frozenset({_USER, "agent"})
 
 
 def _format(text: str) -> str:
@@ -67,23 +74,45 @@ async def app_status(request: RequestContext) -> BufferedResponse:
 
 
 async def log_snapshot(request: RequestContext) -> BufferedResponse:
-    """Publish the end of the conversation as reports, so that it can be read while no agent is running."""
+    """Publish the end of the conversation as reports, so that it can be read while no agent is running.
+
+    A user's message counts as input only if the agent was given it: an agent's words are never shown as a person's.
+    """
     if request.agent is None or parse_uuid(request.params["id"]) != request.agent[0]:
         raise not_found()
     request.parameters(SnapshotQuery)
     body: LogSnapshot = request.body
-    if any(message.role not in _SOURCES for message in body.messages):
+    if any(message.role not in _ROLES for message in body.messages):
         raise HTTPError(400, "Invalid agentapi payload structure.", "The role of a message must be user or agent.")
     common = _common(request)
     now: datetime = common["observed_at"]
+    given = await _given_texts(request, common["task_id"], body.messages)
     entries = tuple(
-        LogEntry(message.id, _SOURCES[message.role], texts.sanitize_content(message.content, {}), message.time or now)
+        LogEntry(
+            message.id,
+            LogSource.INPUT if message.role == _USER and _compact(message.content) in given else LogSource.OUTPUT,
+            texts.sanitize_content(message.content, {}),
+            message.time or now,
+        )
         for message in body.messages
     )
     parts = [entries[start : start + MAX_ELEMENTS] for start in range(0, len(entries), MAX_ELEMENTS)]
     if parts:
         await _publish(request, [TaskLog(**common, entries=part) for part in parts])
     return empty(204)
+
+
+async def _given_texts(request: RequestContext, task_id: UUID, messages: Sequence[SnapshotMessage]) -> set[str]:
+    """Return the compact texts of those users' messages that are inputs which the agent was given."""
+    claimed = {_compact(message.content) for message in messages if message.role == _USER}
+    if not claimed:
+        return set()
+    return await agent_queries.given_texts(request.api.reader, task_id, sorted(claimed), max_bytes=MAX_GIVEN_BYTES)
+
+
+def _compact(text: str) -> str:
+    """Return a text as ``agent_queries`` compares it, without the white space that agents change."""
+    return texts.sanitize(text, {}).translate(_WHITE_SPACE)
 
 
 def _common(request: RequestContext) -> dict[str, Any]:

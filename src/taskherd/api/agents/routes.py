@@ -28,7 +28,8 @@ ROUTES: Final = (
         path="/workspaceagents/me/tasks/{id}/log-snapshot",
         handler=handlers.log_snapshot,
         summary="Upload a snapshot of the task log",
-        description="Stores the end of the conversation, so that it can be read while no agent is running.",
+        description="Stores the end of the conversation, so that it can be read while no agent is running. A user's"
+        " message is an input only if the agent was given it, else output.",
         auth=Auth.AGENT,
         body=LogSnapshot,
         max_body=MAX_SNAPSHOT_BYTES,

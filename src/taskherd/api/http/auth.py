@@ -9,6 +9,7 @@ from taskherd.api.http import user_tokens
 from taskherd.api.http.errors import rate_limited, unauthorized
 from taskherd.api.http.route import Auth
 from taskherd.messages.agent_tokens import verify_agent_token
+from taskherd.store import agent_queries
 
 if TYPE_CHECKING:
     from starlette.types import Scope
@@ -24,6 +25,9 @@ _BEARER: Final = "bearer "
 async def authenticate(request: RequestContext, auth: Auth, scope: Scope) -> None:
     """Authenticate a request and record its caller. Raise a 401, or a 429 if the caller exceeds its rate.
 
+    An agent's token ends with its task, or with a later start of it: what an agent that should be gone says is not
+    about the agent that people see. This is looked up for every request; the rate limit bounds it.
+
     A failed token lookup counts against the rate limit of the client address, which limits how many guesses reach the
     database.
     """
@@ -35,6 +39,8 @@ async def authenticate(request: RequestContext, auth: Auth, scope: Scope) -> Non
         if request.agent is None:
             raise unauthorized()
         _charge(api, request.agent)
+        if not await agent_queries.is_latest_start(api.reader, *request.agent):
+            raise unauthorized()
         return
     address = ("address", (scope.get("client") or ("", 0))[0])
     token = user_tokens.parse(token_of(request))

@@ -1,0 +1,47 @@
+"""Queries on behalf of agents, for ``ReadPool``: whether a token still counts, and what its agent was given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+from uuid import UUID
+
+from taskherd.store.read_pool import ReadPool
+
+MAX_PROMPTS: Final = 20
+"""Number of a task's latest prompts that ``given_texts`` reads."""
+
+MAX_INPUTS: Final = 200
+"""Number of a task's latest inputs that ``given_texts`` reads."""
+
+# Both conditions are index lookups. A stop does not end a token: the agent says its last words during it.
+IS_LATEST_START: Final = """
+SELECT 1 FROM tasks AS t
+WHERE t.id = $1 AND t.deleted_at IS NULL AND NOT EXISTS (
+    SELECT 1 FROM task_builds AS b WHERE b.task_id = $1 AND b.number > $2 AND b.transition = 'start')
+"""
+
+# Without blanks, tabs and newlines, because agents trim texts and break their lines.
+GIVEN_TEXTS: Final = r"""
+SELECT DISTINCT translate(given.content, E' \t\n', '') AS text
+FROM (
+    (SELECT prompt AS content FROM task_prompts WHERE task_id = $1 ORDER BY version DESC LIMIT $3)
+    UNION ALL
+    (SELECT content FROM inputs WHERE task_id = $1 AND state IN ('sent', 'delivered') ORDER BY ordinal DESC LIMIT $4)
+) AS given
+WHERE octet_length(given.content) <= $5 AND translate(given.content, E' \t\n', '') = ANY($2::text[])
+"""
+
+
+async def is_latest_start(pool: ReadPool, task_id: UUID, build_number: int) -> bool:
+    """Return whether the task exists, is not deleted, and has no later build that is a start."""
+    return await pool.fetch_one(IS_LATEST_START, task_id, build_number) is not None
+
+
+async def given_texts(pool: ReadPool, task_id: UUID, texts: Sequence[str], *, max_bytes: int) -> set[str]:
+    """Return which of these texts are a prompt or a sent input of up to ``max_bytes``; only the latest ones are read.
+
+    ``texts`` and the result are without blanks, tabs and newlines.
+    """
+    rows = await pool.fetch(GIVEN_TEXTS, task_id, list(texts), MAX_PROMPTS, MAX_INPUTS, max_bytes)
+    return {row["text"] for row in rows}
