@@ -1,26 +1,49 @@
 """uvicorn's HTTP protocol with limits on request heads and connections, and with JSON errors.
 
 uvicorn limits neither the size of a request's head nor the time it may take. This subclass of its protocol limits both,
-because the protocol receives the bytes. The API and the operations port use it.
+because the protocol receives the bytes. It also keeps a connection open until the body of an already answered request
+has arrived: closing it earlier resets it, and many clients then never see the response (RFC 9112, section 9.6). The API
+and the operations port use it.
 """
 
 from __future__ import annotations
 
 import asyncio
 from http import HTTPStatus
-from typing import Final
+from typing import Final, cast
 
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD: Final = 32 * 1024
 """Default maximum size of a request's head, in bytes."""
-MAX_DISCARD: Final = 16 * 1024 * 1024
-"""Maximum size of a rejected body that is still read, in bytes, so that the client can read the error response."""
+MAX_DISCARD: Final = 256 * 1024 * 1024
+"""Maximum size of the rest of a body that is read and discarded after the response, in bytes."""
+DISCARD_TIMEOUT: Final = 30.0
+"""Seconds within which that rest must have arrived; then the connection is closed."""
 STUCK_AFTER: Final = 60.0
 """Default number of seconds after which a connection is aborted if the client reads nothing of the response."""
 _FIELD_EXTRA: Final = 4  # a colon, a space and the line end
 _HEAD_TOO_LARGE: Final = (HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "Request header is too large.")
+
+
+class _ResponseTransport:
+    """The transport as uvicorn uses it for a response: it closes the connection once the request has arrived too."""
+
+    def __init__(self, protocol: LimitedProtocol) -> None:
+        self._protocol = protocol
+
+    def is_closing(self) -> bool:
+        """Return whether the connection is closing."""
+        return self._protocol.transport.is_closing()
+
+    def write(self, data: bytes) -> None:
+        """Send a part of the response."""
+        self._protocol.transport.write(data)
+
+    def close(self) -> None:
+        """Close the connection after the rest of the request's body."""
+        self._protocol.close_after_body()
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -37,7 +60,9 @@ class LimitedProtocol(HttpToolsProtocol):
     _unparsed_bytes = 0
     _discarded_bytes = 0
     _rejection: tuple[HTTPStatus, str] | None = None
+    _closes_after_body = False
     _head_timer: asyncio.TimerHandle | None = None
+    _discard_timer: asyncio.TimerHandle | None = None
     _write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in uvicorn
@@ -51,6 +76,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancel the timers of the connection."""
         self._stop_head_timer()
+        self._stop_discard_timer()
         self._stop_write_timer()
         super().connection_lost(exc)
 
@@ -94,6 +120,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._in_head = False
         self._stop_head_timer()
         super().on_headers_complete()
+        if self.cycle is not None:  # there is none if a connection begins with an upgrade
+            self.cycle.transport = cast("asyncio.Transport", _ResponseTransport(self))
 
     def on_body(self, body: bytes) -> None:
         """Pass on a part of the body; close the connection if too much of an already rejected body arrives."""
@@ -102,6 +130,26 @@ class LimitedProtocol(HttpToolsProtocol):
             if self._discarded_bytes > MAX_DISCARD:
                 self.transport.close()
         super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Close the connection if only the rest of the body kept it open."""
+        self._stop_discard_timer()
+        super().on_message_complete()
+        if self._closes_after_body:
+            self.transport.close()
+
+    def on_response_complete(self) -> None:
+        """Limit the time that the rest of the body may take."""
+        if self.cycle.response_complete and self.cycle.more_body:
+            self._discard_timer = self.loop.call_later(DISCARD_TIMEOUT, self.transport.close)
+        super().on_response_complete()
+
+    def close_after_body(self) -> None:
+        """Close the connection after a response: when the body of its request has arrived, or at once if it has."""
+        if self.cycle.response_complete and self.cycle.more_body:
+            self._closes_after_body = True
+        else:
+            self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
         """Respond to invalid HTTP, or to a request that a callback rejected."""
@@ -115,6 +163,11 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+    def _stop_discard_timer(self) -> None:
+        if self._discard_timer is not None:
+            self._discard_timer.cancel()
+            self._discard_timer = None
 
     def _stop_write_timer(self) -> None:
         if self._write_timer is not None:

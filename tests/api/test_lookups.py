@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import uuid
+from logging import DEBUG
 from typing import Any
 
 import httpx
@@ -161,6 +163,21 @@ async def denied(api_harness: ApiHarness, path: str, token: str) -> tuple[int, d
     assert response.headers["content-type"] == "application/json"
     body: dict[str, Any] = json.loads(response.body or b"")
     return response.status_code, body
+
+
+async def test_a_denied_socket_is_no_error_of_the_server(
+    api_harness: ApiHarness, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A refused handshake, or one that is none, logs nothing above debug."""
+    await denied(api_harness, f"{PREFIX}/workspaceagents/{NOTHING}/logs", "x")
+    await denied(api_harness, f"{PREFIX}/nothing", api_harness.tokens["alice"])
+    reader, writer = await asyncio.open_connection("127.0.0.1", api_harness.api.port)
+    writer.write(b"GET /api/v2/x HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")
+    async with asyncio.timeout(TIMEOUT):
+        assert (await reader.read()).split()[1] in {b"400", b"426"}
+    writer.close()
+    api_harness.api.stop()
+    assert [record for record in caplog.records if record.name.startswith("uvicorn") and record.levelno > DEBUG] == []
 
 
 async def test_denied_sockets_get_a_json_error(api_harness: ApiHarness, task: dict[str, Any]) -> None:

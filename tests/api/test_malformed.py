@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import os
+from contextlib import suppress
 from random import Random
 from typing import Any
 
 import pytest
 
+from taskherd import http_protocol
 from tests.api.conftest import StartApi
 from tests.harness.api import TIMEOUT, VERSION, ApiHarness
 
@@ -102,6 +105,49 @@ async def test_a_body_over_the_limit_is_rejected(api_harness: ApiHarness) -> Non
     assert response.status_code == 413
     below_limit = json.dumps({"template_version_id": str(VERSION), "input": "x" * 200_000, "more": "y" * 800_000})
     assert (await api_harness.alice.post("/tasks/me", content=below_limit)).status_code == 201
+
+
+def post(port: int, token: str, size: int, headers: dict[str, str]) -> tuple[int, str]:
+    """Post a body of this size as ``urllib`` and ``requests`` do, all of it before the response is read."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)
+    try:
+        sent = {"Coder-Session-Token": token, "Content-Length": str(size), **headers}
+        parts = (b" " * min(65_536, size - start) for start in range(0, size, 65_536))
+        connection.request("POST", "/api/v2/tasks/me", body=parts, headers=sent)
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())["message"]
+    finally:
+        connection.close()
+
+
+async def test_a_client_that_sends_all_of_a_rejected_body_reads_why(api_harness: ApiHarness) -> None:
+    """The connection stays open until the client has sent its body: a reset would take the response from it."""
+    token, port = api_harness.tokens["alice"], api_harness.api.port
+    too_large = (413, "Request body is too large.")
+    for size in (2 * 1024 * 1024, 64 * 1024 * 1024):
+        for headers in ({}, {"Connection": "close"}):
+            assert await asyncio.to_thread(post, port, token, size, headers) == too_large
+    signed_out = await asyncio.to_thread(post, port, "x", 4 * 1024 * 1024, {"Connection": "close"})
+    assert signed_out[0] == 401
+
+
+async def test_a_rejected_body_without_end_is_cut_off(api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read after the response is limited in size and in time."""
+    token = api_harness.tokens["alice"]
+    head = f"POST /api/v2/tasks/me HTTP/1.1\r\nHost: x\r\nCoder-Session-Token: {token}\r\n"
+    head += "Content-Length: 999999999\r\n\r\n"
+    for limit in ("MAX_DISCARD", "DISCARD_TIMEOUT"):
+        with monkeypatch.context() as patch:
+            patch.setattr(http_protocol, limit, 1)
+            reader, writer = await asyncio.open_connection("127.0.0.1", api_harness.api.port)
+            writer.write(head.encode())
+            async with asyncio.timeout(TIMEOUT):
+                assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 413 ")
+                if limit == "MAX_DISCARD":
+                    writer.write(b"xx")
+                with suppress(ConnectionError):
+                    await reader.read()
+            writer.close()
 
 
 async def test_bytes_that_are_not_http(api_harness: ApiHarness) -> None:

@@ -50,6 +50,9 @@ REPLACED = {
 EXTENDED = {
     "api/http/server.py": {
         "uvicorn.protocols.http.httptools_impl:HttpToolsProtocol": "ae3ad6c5410895e2",
+        "uvicorn.protocols.http.httptools_impl:RequestResponseCycle": "4523b6e7688451ff",
+        "uvicorn.protocols.websockets.websockets_sansio_impl:WebSocketsSansIOProtocol.send": "4ea267c383aa471b",
+        "uvicorn.protocols.websockets.websockets_sansio_impl:WebSocketsSansIOProtocol.run_asgi": "3a4c0390b5f27645",
         "uvicorn.server:Server.serve": "ed2360112e98e654",
         "uvicorn.server:Server.capture_signals": "7c7db736319e43e7",
     },

@@ -9,12 +9,14 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 import uvicorn
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from taskherd.errors import Misconfigured
 from taskherd.http_protocol import LimitedProtocol
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
+    from uvicorn._types import ASGISendEvent
 
     from taskherd.settings import Settings
 
@@ -26,6 +28,16 @@ MAX_SOCKET_MESSAGE: Final = 64 * 1024
 """Maximum size of a WebSocket message from a client, in bytes."""
 _PING_INTERVAL: Final = 20.0
 """Seconds between two pings on a WebSocket, and until a missing pong closes it."""
+
+
+class SocketProtocol(WebSocketsSansIOProtocol):
+    """uvicorn's WebSocket protocol, which takes a handshake that was denied with a response for one without an end."""
+
+    async def send(self, message: ASGISendEvent) -> None:
+        """Send a message, and note the end of a denied handshake, or uvicorn logs an error about it."""
+        await super().send(message)
+        if self.initial_response is not None and self.close_sent:
+            self.handshake_complete = True
 
 
 class HttpServer(uvicorn.Server):
@@ -66,7 +78,7 @@ def make(app: ASGIApp, settings: Settings) -> HttpServer:
         uvicorn.Config(
             app,
             http=protocol,
-            ws="websockets-sansio",
+            ws=SocketProtocol,
             ws_max_size=MAX_SOCKET_MESSAGE,
             ws_ping_interval=_PING_INTERVAL,
             ws_ping_timeout=_PING_INTERVAL,
