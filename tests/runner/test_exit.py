@@ -117,3 +117,28 @@ async def test_a_program_that_cannot_be_started_was_not_started(harness: RunnerH
     await harness.worker.until_row(
         "SELECT state::text LIKE '%not_started%' FROM tasks WHERE id = $1", task_id, is_=True
     )
+
+
+@pytest.mark.parametrize("deleted", ['"${PWD%/*}"', '"$TASKHERD_RUN_FOLDER"'], ids=["task", "run"])
+@pytest.mark.parametrize("then", ["exit 3", "exec sleep 1000"])
+async def test_an_agent_that_deletes_its_own_folder_did_run(harness: RunnerHarness, deleted: str, then: str) -> None:
+    """Its end is lost with the folder, and the task says so; it can be resumed, and its processes are gone."""
+    runner = await harness.start()
+    task_id = await shell(harness, f"echo up; until [ -e ../go ]; do sleep 0.05; done; rm -rf {deleted}; {then}")
+    await harness.until_output(task_id, "up")
+    await harness.until_status(task_id, "active")
+    (harness.work(task_id).parent / "go").touch()
+    if then != "exit 3":
+        await eventually(lambda: not (harness.state(task_id) / "run-1").exists())
+        assert (await harness.worker.command("task.pause", task_id))["ok"]
+        await harness.until_status(task_id, "paused")
+    else:
+        ended = await until_ended(harness, task_id)
+        assert (ended["why"], ended["status"]) == ("lost", None)
+        await harness.until_state(task_id, "failed", "the folder of its run was deleted")
+    assert harness.marked(task_id) == set()
+    await shell(harness, "echo up again; exec sleep 1000")
+    assert (await harness.worker.command("task.resume", task_id))["ok"]
+    await harness.until_status(task_id, "active")
+    assert [line for line in runner.lines() if "exception" in line] == []
+    assert harness.worker.reasons() == []

@@ -36,6 +36,10 @@ LOST = (
     "The agent ended and its exit status is lost: its machine or container stopped, or its shim was killed. "
     "Resume the task to start it again."
 )
+FOLDER_DELETED = (
+    "The agent ended and its exit status is lost: the folder of its run was deleted, perhaps by the agent itself. "
+    "Resume the task to start it again."
+)
 KILLED_STATUS = 128 + signal.SIGKILL
 """Exit status of a shell whose command was killed with SIGKILL."""
 _POLL_INTERVAL = 0.01
@@ -86,7 +90,7 @@ class AgentExit:
             case "timeout":
                 return "The agent was stopped because it exceeded its time limit (`limits.timeout` in the template)."
             case "lost":
-                return LOST
+                return self.detail or LOST
             case _ if self.why is ExitReason.OUT_OF_MEMORY:
                 return "The agent ran out of memory (`limits.memory` in the template) and was killed."
             case _ if self.signal is not None:
@@ -118,6 +122,8 @@ class ShimHandle:
         self._folder = folder
         self._pid = pid
         self._descriptor = os.pidfd_open(pid)
+        self.agent_started = False
+        """Whether the agent is known to have started, whatever is left of its folder."""
 
     def stop(self) -> None:
         """Request that the shim ends the agent: SIGTERM, grace time, SIGKILL. Another request ends the grace time."""
@@ -138,7 +144,7 @@ class ShimHandle:
     def _collect_exit(self) -> AgentExit:
         with suppress(ChildProcessError):  # an adopted shim is not a child of this process, unless it is init
             os.waitpid(self._pid, os.WNOHANG)
-        return read_exit(self._folder)
+        return read_exit(self._folder, agent_started=self.agent_started)
 
     def close(self) -> None:
         """Close the pidfd; the shim keeps running."""
@@ -172,6 +178,7 @@ async def start(folder: RunFolder, spec: RunSpec) -> ShimHandle:
     finally:
         exit_wait.cancel()
         await asyncio.wait({exit_wait})
+    handle.agent_started = True
     return handle
 
 
@@ -247,19 +254,26 @@ def _open_verified(folder: RunFolder) -> ShimHandle | None:
         return None
     with suppress(OSError, IndexError):  # it may have exited
         if shim.start_ticks(pid) == start:
+            handle.agent_started = True
             return handle
     handle.close()
     return None
 
 
-def read_exit(folder: RunFolder) -> AgentExit:
-    """Return how a finished run ended. If its shim was killed, kill the processes that it left."""
+def read_exit(folder: RunFolder, *, agent_started: bool = False) -> AgentExit:
+    """Return how a finished run ended. If its shim was killed, kill the processes that it left.
+
+    ``agent_started``: whether the agent is known to have started; otherwise the folder says so.
+    """
     try:
         record = json.loads(folder.exit.read_text())
     except (OSError, ValueError):
         record = {"reason": "lost", "leftover": kill_marked(folder)}
         if not folder.started.exists():
-            record = {"reason": "not started", "detail": _startup_error(folder)}
+            if agent_started:
+                record["detail"] = FOLDER_DELETED
+            else:
+                record = {"reason": "not started", "detail": _startup_error(folder)}
     return AgentExit(
         record["reason"],
         record.get("code"),
