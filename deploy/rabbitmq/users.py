@@ -44,8 +44,19 @@ def password_hash(password: str) -> str:
 
 
 def definitions(passwords: Path, prefix: str) -> dict[str, object]:
-    """Return the users that have a password file, with their permissions on the vhost "/"."""
+    """Return the users that have a password file, with their permissions on the vhost "/".
+
+    Raises:
+        SystemExit: there is no folder, no password file in it, or one without a password.
+    """
+    if not passwords.is_dir():
+        sys.exit(f"users.py: {passwords} is not a folder; expected one with password files\n{__doc__}")
     wanted = {name: rights for name, rights in permissions(prefix).items() if (passwords / name).is_file()}
+    if not wanted:
+        sys.exit(f"users.py: {passwords} has no password file; expected one of: {', '.join(permissions(prefix))}")
+    for name in wanted:
+        if not (passwords / name).read_text().strip():
+            sys.exit(f"users.py: {passwords / name} is empty; expected a password")
     return {
         "users": [
             {
