@@ -22,20 +22,24 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Create, list and revoke the API tokens of users and their tools.", no_args_is_help=True)
 
 MAX_LISTED = 10_000
+NEVER = "never"
+DEFAULT_LIFETIME = "90d"
 _DAYS = {"d": 86_400.0, "w": 7 * 86_400.0}
 _MAX_LIFETIME = 100 * 366 * _DAYS["d"]
 T = TypeVar("T")
 
 
-def _lifetime(written: str) -> timedelta:
-    """Parse a duration, which may also be in days or weeks."""
+def _lifetime(written: str) -> timedelta | None:
+    """Parse a duration, which may also be in days or weeks; None stands for ``never``."""
+    if written == NEVER:
+        return None
     unit = _DAYS.get(written[-1:])
     try:
         seconds = float(written[:-1]) * unit if unit else durations.parse(written)
     except ValueError:
         seconds = 0.0
     if not 0 < seconds <= _MAX_LIFETIME:
-        raise typer.BadParameter(f"invalid lifetime {written!r}; expected one such as 12h, 30d or 4w")
+        raise typer.BadParameter(f"invalid lifetime {written!r}; expected one such as 12h, 30d or 4w, or {NEVER}")
     return timedelta(seconds=seconds)
 
 
@@ -45,11 +49,9 @@ def create(
         str, typer.Option("--user", metavar="NAME", help="User the token belongs to; it has the rights of this user.")
     ],
     expires: Annotated[
-        timedelta | None,
-        typer.Option(
-            metavar="DURATION", parser=_lifetime, help="Lifetime: 12h, 30d, 4w. By default the token never expires."
-        ),
-    ] = None,
+        str,
+        typer.Option(metavar="DURATION", help=f"Lifetime, such as 12h, 30d or 4w, or {NEVER}."),
+    ] = DEFAULT_LIFETIME,
 ) -> None:
     """Create an API token and print it.
 
@@ -57,8 +59,9 @@ def create(
     """
     from taskherd.api.http import user_tokens  # noqa: PLC0415 - the other commands start faster without it
 
+    lifetime = _lifetime(expires)
     token, parsed = user_tokens.generate()
-    owner = _run(lambda conn: tokens.add(conn, parsed.id, parsed.secret_hash, user, expires))
+    owner = _run(lambda conn: tokens.add(conn, parsed.id, parsed.secret_hash, user, lifetime))
     if owner is None:
         print_error(
             f"there is no active user {user!r}", "add the user to the directory file and run `taskherd directory apply`"
