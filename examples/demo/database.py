@@ -10,9 +10,9 @@ from uuid import UUID
 from sqlalchemy import text
 
 from taskherd.dev import services
+from taskherd.directory_file.model import Directory
 from taskherd.errors import Misconfigured
 from taskherd.store import migrate
-from taskherd.store.directory import Directory
 from taskherd.store.engine import dispose, open_engine, transaction
 
 VERSIONS: Final = text("SELECT id, version FROM tasks WHERE id = ANY(CAST(:ids AS uuid[]))")

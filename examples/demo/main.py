@@ -21,9 +21,10 @@ from examples.demo.scenarios import Scenario, scenarios
 from taskherd.broker import diagnostics
 from taskherd.broker.topology import TopologyNames
 from taskherd.dev import dev, first_steps, ports, processes, services
+from taskherd.directory_file.parse import parse
 from taskherd.errors import Misconfigured, TaskherdError, Unavailable
 from taskherd.settings import load
-from taskherd.store import directory
+from taskherd.store import migrate
 
 DATA: Final = dev.DATA / "demo"
 INTERRUPTED: Final = 130
@@ -99,8 +100,10 @@ def _run(data: Path, console: Console) -> DemoResult:
             asyncio.run(_check_broker(running.amqp_url))
         file = _write_directory(data, demo_scenarios)
         if running.postgres is None:
-            database.refuse_foreign_directory(running.database_url, directory.parse(file.read_bytes()))
-        dev.prepare(running.database_url, {**os.environ, **environment}, file)
+            database.refuse_foreign_directory(running.database_url, parse(file.read_bytes()))
+        migrate.upgrade(running.database_url)
+        if not dev.apply_directory({**os.environ, **environment}, file):
+            raise Unavailable(f"could not apply {file}")
         token = first_steps.token({**os.environ, **environment})
         with DemoProcesses(data, environment) as demo_processes:
             meter, *_ = demo_processes.start("worker", "api", "runner", worker_port=ops_port)

@@ -46,7 +46,7 @@ templates:
     display_name: Claude
     icon: ""
     active_version: {VERSION}
-    versions: [{{id: {VERSION}, name: v1, presets: [], run: {{}}}}]
+    versions: [{{id: {VERSION}, name: v1, presets: [], run: {{command: [none]}}}}]
 """
 MAX_ARRAY_LENGTH = 8
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 
 from tests.deploy.docker import BUILD_WITHIN, ROOT, docker
 from tests.harness.chaos import until
@@ -24,20 +25,16 @@ ANSWERS = "7a2d9c11-58e4-4b6f-9f3a-2c8e6d4b1a32"
 PROCESSES = ("worker", "api", "runner")
 """The processes to start; compose also starts the services they depend on."""
 
-AGENT = """
-        run:
-          command: [sh, -c, 'echo "The prompt is: $TASKHERD_PROMPT"; exec sleep 600']
-          idle_after: 1s
-"""
+AGENT = {"command": ["sh", "-c", 'echo "The prompt is: $TASKHERD_PROMPT"; exec sleep 600'], "idle_after": "1s"}
 """The ``run`` of the example template in this test: an agent that needs only a shell."""
 AGENTS = 10
-WORKING_AGENT = """
-        run:
-          command:
-            - sh
-            - -c
-            - 'echo >> runs; echo "::taskherd state=working message=run $(wc -l < runs)"; exec sleep 600'
-"""
+WORKING_AGENT = {
+    "command": [
+        "sh",
+        "-c",
+        'echo >> runs; echo "::taskherd state=working message=run $(wc -l < runs)"; exec sleep 600',
+    ]
+}
 """An agent that is at work for the whole test, and counts how often it was started."""
 
 
@@ -103,9 +100,11 @@ async def test_the_whole_system_starts_and_runs_a_task(project: Project) -> None
         assert project.secret(name) not in findings + config
 
 
-async def load_directory(project: Project, run: str) -> None:
+async def load_directory(project: Project, run: dict[str, Any]) -> None:
     """Load the example directory with this ``run`` of its first template."""
-    directory = (ROOT / "deploy" / "example-directory.yaml").read_text().replace("        run: {}\n", run.lstrip("\n"))
+    example = yaml.safe_load((ROOT / "deploy" / "example-directory.yaml").read_text())
+    example["templates"][0]["versions"][0]["run"] = run
+    directory = yaml.safe_dump(example)
     load = f"cat > /tmp/d.yaml <<'X'\n{directory}\nX\ntaskherd directory apply /tmp/d.yaml"
     await project("run", "--rm", "-T", "--no-deps", "-v", "/tmp", "--entrypoint", "sh", "worker", "-c", load)  # noqa: S108 - a volume of the container
 

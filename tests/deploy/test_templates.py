@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from taskherd.directory_file.parse import parse
 from taskherd.runner import template
-from tests.harness.templates import TEMPLATES, shipped_run
+from tests.harness.templates import EXAMPLE, TEMPLATES, shipped_run
 
 NAMES = sorted(path.name for path in TEMPLATES.iterdir())
 KEY = "sk-of-the-test-0123456789-0123456789"
@@ -41,6 +42,20 @@ def start(
     command = ("/bin/sh", *template.parse(shipped_run(name)).command[1:])
     env = {**variables, **environment}
     return subprocess.run(command, cwd=project, env=env, capture_output=True, text=True, check=False, timeout=30)
+
+
+def test_the_example_runs_claude_as_the_complete_template_does() -> None:
+    """The shipped example is valid, and its Claude Code is the complete template, not a part of it."""
+    runs = {each.name: each.versions[0].run for each in parse(EXAMPLE.read_bytes()).templates}
+    assert runs.keys() == {"claude", "counts"}
+    assert runs["claude"] == shipped_run("claude-agentapi.yaml")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_template_is_valid_as_it_is(name: str) -> None:
+    """Put into the example, below its templates, each shipped template can be applied."""
+    entry = (TEMPLATES / name).read_text().split("templates:\n", 1)[1]
+    assert len(parse(EXAMPLE.read_bytes() + entry.encode()).templates) == 3
 
 
 @pytest.mark.parametrize("name", NAMES)

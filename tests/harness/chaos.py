@@ -24,6 +24,7 @@ from taskherd.broker.connection import SupervisedConnection
 from taskherd.broker.publisher import OutgoingMessage, Publisher, PublishOutcome
 from taskherd.broker.topology import TopologyNames
 from taskherd.dev.sources import Broker
+from taskherd.directory_file.parse import parse
 from taskherd.store import directory
 from taskherd.store.engine import dispose, open_engine, transaction
 from tests.chaos import workload
@@ -309,7 +310,7 @@ async def chaos_harness(database_url: str, amqp_url: str, prefix: str, folder: P
 async def _fill_directory(database_url: str) -> None:
     engine = open_engine(database_url, size=1, application_name="chaos")
     async with transaction(engine) as connection:
-        await directory.apply(connection, directory.parse(workload.DIRECTORY))
+        await directory.apply(connection, parse(workload.DIRECTORY.encode()))
     await dispose(engine)
 
 

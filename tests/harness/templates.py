@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 TEMPLATES = Path(__file__).parents[2] / "deploy" / "templates"
+EXAMPLE = TEMPLATES.parent / "example-directory.yaml"
 
 
 def shipped_run(name: str) -> dict[str, Any]:

@@ -40,6 +40,7 @@ FORBIDDEN: dict[str, tuple[tuple[str, str], ...]] = {
         ("taskherd.store.tasks", "taskherd.timeouts"),
         ("taskherd.timeouts", "taskherd.worker.context"),
         ("taskherd.domain.fold", "taskherd.messages.reports"),
+        ("taskherd.directory_file.run", "taskherd.messages.run_policy"),
         ("taskherd.observability.ops", "taskherd.domain.task"),
         ("taskherd.http_protocol", "taskherd.observability.metrics"),
         ("taskherd.settings.fields", "taskherd.http_protocol"),
@@ -73,8 +74,9 @@ FORBIDDEN: dict[str, tuple[tuple[str, str], ...]] = {
         ("taskherd.domain.liveness", "taskherd.clock"),
         ("taskherd.domain.liveness", "time"),
     ),
-    "domain, messages and store neither log nor count": (
+    "domain, directory_file, messages and store neither log nor count": (
         ("taskherd.domain.fold", "logging"),
+        ("taskherd.directory_file.parse", "logging"),
         ("taskherd.messages.decoding", "structlog"),
         ("taskherd.store.stats", "prometheus_client"),
         ("taskherd.store.engine", "taskherd.observability.metrics"),

@@ -9,8 +9,9 @@ import yaml
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from taskherd.directory_file.parse import InvalidDirectory, parse
 from taskherd.store import directory
-from taskherd.store.directory import InvalidDirectory
+from taskherd.store.directory_changes import Action, Change
 from taskherd.store.engine import transaction
 
 
@@ -47,12 +48,12 @@ def file() -> dict[str, Any]:
                 "icon": "/icon/claude.svg",
                 "active_version": identity(32),
                 "versions": [
-                    {"id": identity(31), "name": "v1", "run": {}},
+                    {"id": identity(31), "name": "v1", "run": {"command": ["agent"]}},
                     {
                         "id": identity(32),
                         "name": "v2",
                         "presets": [{"id": identity(41), "name": "Default", "default": True, "parameters": {"a": [1]}}],
-                        "run": {"pool": "gpu"},
+                        "run": {"pool": "gpu", "command": ["agent"]},
                     },
                 ],
             }
@@ -60,16 +61,21 @@ def file() -> dict[str, Any]:
     }
 
 
-async def apply(engine: AsyncEngine, content: dict[str, Any]) -> directory.AppliedChanges:
+async def apply(engine: AsyncEngine, content: dict[str, Any], *, allow: bool = True) -> directory.AppliedChanges:
     """Parse and apply the file, as the command does."""
     async with transaction(engine) as connection:
-        return await directory.apply(connection, directory.parse(yaml.safe_dump(content)))
+        return await directory.apply(connection, parse(yaml.safe_dump(content).encode()), allow_deactivate=allow)
+
+
+def counts(applied: directory.AppliedChanges) -> tuple[int, ...]:
+    """Return how many entries were added, changed, reactivated and deactivated."""
+    return tuple(applied.changes.count(action) for action in Action)
 
 
 async def test_applying_twice_changes_nothing(engine: AsyncEngine) -> None:
     """Applying the same file again creates, updates and deactivates nothing and keeps the revision."""
     first = await apply(engine, file())
-    assert (first.created, first.updated, first.deactivated, first.revision) == (10, 0, 0, 1)
+    assert (counts(first), first.revision) == ((10, 0, 0, 0), 1)
     again = await apply(engine, file())
     assert (again.changed, again.revision) == (False, 1)
     async with transaction(engine) as connection:
@@ -85,7 +91,7 @@ async def test_missing_entries_are_deactivated_and_can_return(engine: AsyncEngin
     content["templates"][0]["versions"][1]["presets"] = []
     content["templates"][0]["versions"] = content["templates"][0]["versions"][1:]
     changes = await apply(engine, content)
-    assert (changes.created, changes.updated, changes.deactivated) == (0, 0, 5)
+    assert counts(changes) == (0, 0, 0, 5)
     async with transaction(engine) as connection:
         owners = await directory.owners(connection, [UUID(int=11), UUID(int=12), UUID(int=99)])
         versions = await directory.template_versions(connection, [UUID(int=31), UUID(int=32)])
@@ -99,10 +105,10 @@ async def test_missing_entries_are_deactivated_and_can_return(engine: AsyncEngin
         31: (False, frozenset()),
         32: (True, frozenset()),
     }
-    assert (await apply(engine, file())).updated == 5
+    assert counts(await apply(engine, file())) == (0, 0, 5, 0)
     async with transaction(engine) as connection:
         (version,) = (await directory.template_versions(connection, [UUID(int=32)])).values()
-    assert dict(version.run) == {"pool": "gpu"}
+    assert dict(version.run) == {"pool": "gpu", "command": ["agent"]}
     assert version.presets == {UUID(int=41)}
     assert version.usable
 
@@ -112,53 +118,78 @@ async def test_two_can_swap_their_names(engine: AsyncEngine) -> None:
     await apply(engine, file())
     content = file()
     content["users"][0]["username"], content["users"][1]["username"] = "Bob", "alice"
-    assert (await apply(engine, content)).updated == 2
+    assert counts(await apply(engine, content)) == (0, 2, 0, 0)
     async with transaction(engine) as connection:
         rows = await connection.execute(text("SELECT username FROM users ORDER BY id"))
         assert list(rows.scalars()) == ["Bob", "alice"]
 
 
-def _set(content: dict[str, Any], path: str, value: object) -> None:
-    *steps, last = (int(step) if step.isdigit() else step for step in path.split("/"))
-    target: Any = content
-    for step in steps:
-        target = target[step]
-    target[last] = value
+def crowd(size: int) -> dict[str, Any]:
+    """Return a directory file with an organization of this many users."""
+    users = [
+        {"id": identity(100 + number), "username": f"user{number}", "email": "u@x", "organizations": {"acme": "member"}}
+        for number in range(size)
+    ]
+    return {"organizations": [{"id": identity(1), "name": "acme"}], "users": users}
 
 
-@pytest.mark.parametrize(
-    ("path", "value", "message"),
-    [
-        (
-            "users/0/organizations",
-            {"nowhere": "member"},
-            "users[0].organizations.nowhere: the file has no organization",
-        ),
-        ("users/0/organizations", {"acme": "owner"}, "users[0].organizations.acme: Input should be"),
-        ("users/1/username", "ALICE", "users[1].username: ALICE is already at users[0].username"),
-        ("users/1/id", identity(11), "users[1].id: 00000000-0000-0000-0000-00000000000b is already at users[0].id"),
-        ("users/0/usrname", "x", "users[0].usrname: Extra inputs are not permitted"),
-        ("organizations/0/id", identity(0), "organizations[0].id: Value error, the nil UUID"),
-        ("templates/0/organization", "nowhere", "templates[0].organization: the file has no organization 'nowhere'"),
-        ("templates/0/active_version", identity(77), "templates[0].active_version: "),
-        ("templates/0/versions/0/name", "V2", "templates[0].versions[1].name: v2 is already at"),
-        ("templates/0/versions/0/run", {"pool": "No!"}, "templates[0].versions[0].run: Value error, pool must be"),
-    ],
-)
-def test_an_invalid_file_is_rejected_with_the_path(path: str, value: object, message: str) -> None:
-    """The error names the path in the file and what is wrong there."""
+async def test_more_than_a_tenth_is_not_deactivated_unless_allowed(engine: AsyncEngine) -> None:
+    """Exactly a tenth of the users and their memberships may go; one more is refused, and then nothing changes."""
+    content = crowd(20)
+    await apply(engine, content)
+    content["users"] = content["users"][:18]
+    assert counts(await apply(engine, content, allow=False)) == (0, 0, 0, 4)
+    content["users"] = [{**user, "name": "Renamed"} for user in content["users"][:16]]
+    with pytest.raises(directory.TooManyDeactivated) as refused:
+        await apply(engine, content, allow=False)
+    assert refused.value.reasons == (
+        "2 of 18 active user entries, more than a tenth",
+        "2 of 18 active membership entries, more than a tenth",
+    )
+    async with transaction(engine) as connection:
+        assert await directory.revision(connection) == 2
+        rows = await connection.execute(text("SELECT count(*) FROM users WHERE active AND name = ''"))
+        assert rows.scalar_one() == 18
+    assert counts(await apply(engine, content)) == (0, 16, 0, 4)
+
+
+async def test_a_whole_organization_is_not_deactivated_unless_allowed(engine: AsyncEngine) -> None:
+    """One of many organizations, less than a tenth of them, must be allowed too."""
+    content = crowd(1)
+    content["organizations"] += [{"id": identity(50 + number), "name": f"o{number}"} for number in range(20)]
+    await apply(engine, content)
+    content["organizations"].pop()
+    with pytest.raises(directory.TooManyDeactivated, match=r"^the organization o19 as a whole$"):
+        await apply(engine, content, allow=False)
+    assert counts(await apply(engine, content)) == (0, 0, 0, 1)
+
+
+async def test_a_plan_names_what_would_change_and_changes_nothing(engine: AsyncEngine) -> None:
+    """It has every entry that changes, with kind, name and names of fields, and no values."""
+    await apply(engine, file())
     content = file()
-    _set(content, path, value)
-    with pytest.raises(InvalidDirectory) as error:
-        directory.parse(yaml.safe_dump(content))
-    assert message in str(error.value)
-
-
-@pytest.mark.parametrize("content", ["a: [", "- 1", "users: 3", "users: []\nusers: []", "a: &a [*a]", "? [1]\n: 2"])
-def test_content_that_is_no_directory_is_rejected(content: str) -> None:
-    """Invalid YAML, another structure and a repeated key are rejected."""
-    with pytest.raises(InvalidDirectory):
-        directory.parse(content)
+    bob = content["users"].pop()
+    await apply(engine, content)
+    content["users"] = [{**content["users"][0], "username": "Alicia"}, {**bob, "name": "Bob"}]
+    content["users"][0]["organizations"] = {"other": "member"}
+    version = content["templates"][0]["versions"][1]
+    version["presets"] = []
+    version["run"] = {"command": ["agent"], "env": {"set": {"KEY": "s3cr3t"}}}
+    async with transaction(engine) as connection:
+        changes = await directory.plan(connection, parse(yaml.safe_dump(content).encode()))
+    assert changes.changes == (
+        Change(Action.CHANGED, "user", "Alicia", ("username",)),
+        Change(Action.REACTIVATED, "user", "bob", ("name",)),
+        Change(Action.ADDED, "membership", "Alicia in other"),
+        Change(Action.REACTIVATED, "membership", "bob in acme"),
+        Change(Action.DEACTIVATED, "membership", "Alicia in acme"),
+        Change(Action.CHANGED, "version", "acme/claude/v2", ("run.env", "run.pool")),
+        Change(Action.DEACTIVATED, "preset", "acme/claude/v2/Default"),
+    )
+    async with transaction(engine) as connection:
+        assert await directory.revision(connection) == 2
+    assert (await apply(engine, content)).changes == changes
+    assert not (await apply(engine, content)).changed
 
 
 async def test_an_entry_cannot_move_to_another_parent(engine: AsyncEngine) -> None:
@@ -173,19 +204,28 @@ async def test_an_entry_cannot_move_to_another_parent(engine: AsyncEngine) -> No
 
 
 async def test_a_name_cannot_move_to_another_id(engine: AsyncEngine) -> None:
-    """The name of an entry missing from the file cannot be used for another id, because tasks still show it."""
+    """The name of an entry missing from the file cannot be used for another id, because tasks still show it.
+
+    All such mistakes are reported at once.
+    """
     await apply(engine, file())
     content = file()
     content["users"][1]["id"] = identity(13)
-    with pytest.raises(InvalidDirectory, match="leaves out"):
+    content["organizations"][1]["id"] = identity(3)
+    with pytest.raises(InvalidDirectory) as refused:
         await apply(engine, content)
+    assert [problem.split(":")[0] for problem in refused.value.problems] == [
+        f"organizations {identity(3)}",
+        f"users {identity(13)}",
+    ]
+    assert all("leaves out" in problem for problem in refused.value.problems)
 
 
 async def test_names_are_returned_for_known_pairs(engine: AsyncEngine, tmp_path: Path) -> None:
     """A pair of owner and version has its names; a pair that the directory never contained is missing."""
     (tmp_path / "directory.yaml").write_text(yaml.safe_dump(file()))
     async with transaction(engine) as connection:
-        await directory.apply(connection, directory.parse((tmp_path / "directory.yaml").read_bytes()))
+        await directory.apply(connection, parse((tmp_path / "directory.yaml").read_bytes()))
         pair = (UUID(int=11), UUID(int=32))
         names = await directory.names(connection, [pair, (UUID(int=98), UUID(int=99))])
     assert names == {

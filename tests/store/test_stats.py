@@ -9,6 +9,7 @@ import yaml
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from taskherd.directory_file.parse import parse
 from taskherd.domain.directory import TemplatePool
 from taskherd.domain.value import replace
 from taskherd.store import directory, stats, tasks
@@ -42,7 +43,7 @@ async def test_counts_of_few_tasks_are_exact(engine: AsyncEngine, analyzed: bool
 
 def template(number: int, organization: str, name: str, run: dict[str, str]) -> dict[str, object]:
     """Return a template of the directory file with one version, whose id is ``version_id(number)``."""
-    version = {"id": str(version_id(number)), "name": "v1", "run": run}
+    version = {"id": str(version_id(number)), "name": "v1", "run": {"command": ["agent"], **run}}
     return {
         "id": str(UUID(int=number)),
         "organization": organization,
@@ -62,7 +63,7 @@ async def apply(engine: AsyncEngine, *templates: dict[str, object]) -> None:
     organizations = [{"id": str(UUID(int=1)), "name": "acme"}, {"id": str(UUID(int=2)), "name": "umbrella"}]
     content = yaml.safe_dump({"organizations": organizations, "users": [], "templates": templates})
     async with transaction(engine) as connection:
-        await directory.apply(connection, directory.parse(content))
+        await directory.apply(connection, parse(content.encode()), allow_deactivate=True)
 
 
 async def test_tasks_are_counted_by_the_names_of_template_and_pool(engine: AsyncEngine) -> None:

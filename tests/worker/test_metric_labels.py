@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import yaml
 
+from taskherd.directory_file.parse import parse
 from taskherd.domain.directory import OTHER, TemplatePool
 from taskherd.observability.metrics import Metrics
 from taskherd.store import directory
@@ -44,14 +45,16 @@ async def apply(harness: WorkerHarness, templates: Iterable[tuple[int, str, str]
                 "organization": "acme",
                 "name": name,
                 "active_version": str(version_of(number)),
-                "versions": [{"id": str(version_of(number)), "name": "v1", "run": {"pool": pool}}],
+                "versions": [
+                    {"id": str(version_of(number)), "name": "v1", "run": {"pool": pool, "command": ["agent"]}}
+                ],
             }
             for number, name, pool in templates
         ],
     }
     engine = open_engine(harness.urls[0], size=1, application_name="tests")
     async with transaction(engine) as connection:
-        await directory.apply(connection, directory.parse(yaml.safe_dump(content)))
+        await directory.apply(connection, parse(yaml.safe_dump(content).encode()), allow_deactivate=True)
     await dispose(engine)
 
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from taskherd.cli.output import print_error
+from taskherd.cli.output import print_error, printable
+from taskherd.directory_file.document import MAX_BYTES
+from taskherd.directory_file.model import Directory
+from taskherd.directory_file.parse import InvalidDirectory, parse
 from taskherd.errors import Retry
 from taskherd.settings import load
 from taskherd.store import directory, migrate
+from taskherd.store.directory_changes import DirectoryChanges
 from taskherd.store.engine import dispose, open_engine, transaction
 
 app = typer.Typer(help="Load the organizations, users and templates that tasks refer to.", no_args_is_help=True)
+
+NOTHING_CHANGED = "nothing was changed"
+PERMISSION = "--allow-deactivate"
 
 
 @app.callback()
@@ -24,33 +30,72 @@ def group() -> None:
 
 @app.command()
 def apply(
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="Directory file, as YAML.")],
+    file: Annotated[typer.FileBinaryRead, typer.Argument(help="Directory file, as YAML; - is stdin.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")] = False,
+    allow_deactivate: Annotated[
+        bool,
+        typer.Option(
+            PERMISSION, help="Allow to deactivate an organization, or more than a tenth of the entries of a kind."
+        ),
+    ] = False,
 ) -> None:
     """Make the directory match FILE. Running it again changes nothing.
 
-    Entries that are missing from FILE are deactivated, never deleted.
+    Entries that are missing from FILE are deactivated, never deleted. Exits with 1 if FILE is invalid or deactivates
+    more than is allowed; then nothing was changed.
     """
-    settings = load("database_url")
+    database_url = load("database_url").database_url
+    name = file.name.strip("<>")  # stdin is called <stdin>
     try:
-        changes = asyncio.run(_apply(settings.database_url, directory.parse(file.read_bytes())))
-    except directory.InvalidDirectory as error:
-        print_error(f"{file} is invalid; nothing was changed", str(error))
+        content = parse(file.read(MAX_BYTES + 1))
+        if dry_run:
+            _show(asyncio.run(_plan(database_url, content)), allowed=allow_deactivate)
+        else:
+            _report(asyncio.run(_apply(database_url, content, allow_deactivate=allow_deactivate)))
+    except InvalidDirectory as error:
+        print_error(f"{name} is invalid; {NOTHING_CHANGED}", *map(printable, error.problems))
+        raise typer.Exit(1) from None
+    except directory.TooManyDeactivated as error:
+        print_error(
+            f"{name} would deactivate too much; {NOTHING_CHANGED}",
+            *map(printable, error.reasons),
+            f"see what would change with --dry-run; if that is what you want, add {PERMISSION}",
+        )
         raise typer.Exit(1) from None
     except Retry as error:
-        print_error(f"another apply is running ({error}); nothing was changed", "try again")
+        print_error(f"another apply is running ({error}); {NOTHING_CHANGED}", "try again")
         raise typer.Exit(1) from None
-    if changes.changed:
-        counts = f"{changes.created} created, {changes.updated} updated, {changes.deactivated} deactivated"
-        typer.echo(f"{counts}; the directory is at revision {changes.revision}.")
-    else:
-        typer.echo(f"No changes; the directory is at revision {changes.revision}.")
 
 
-async def _apply(database_url: str, content: directory.Directory) -> directory.AppliedChanges:
+def _show(changes: DirectoryChanges, *, allowed: bool) -> None:
+    for each in changes.changes:
+        fields = f": {', '.join(each.fields)}" if each.fields else ""
+        typer.echo(printable(f"{each.action.value} {each.kind} {each.name}{fields}"))
+    typer.echo(f"{changes.summary if changes.changes else 'No changes'}; this was a dry run.")
+    if changes.excessive and not allowed:
+        typer.echo(printable(f"To apply this, add {PERMISSION}: it deactivates {'; '.join(changes.excessive)}."))
+
+
+def _report(applied: directory.AppliedChanges) -> None:
+    result = applied.changes.summary if applied.changed else "No changes"
+    typer.echo(f"{result}; the directory is at revision {applied.revision}.")
+
+
+async def _plan(database_url: str, content: Directory) -> DirectoryChanges:
     engine = open_engine(database_url, size=1, application_name="taskherd-directory")
     try:
         async with transaction(engine) as conn:
             await migrate.check(conn)
-            return await directory.apply(conn, content)
+            return await directory.plan(conn, content)
+    finally:
+        await dispose(engine)
+
+
+async def _apply(database_url: str, content: Directory, *, allow_deactivate: bool) -> directory.AppliedChanges:
+    engine = open_engine(database_url, size=1, application_name="taskherd-directory")
+    try:
+        async with transaction(engine) as conn:
+            await migrate.check(conn)
+            return await directory.apply(conn, content, allow_deactivate=allow_deactivate)
     finally:
         await dispose(engine)

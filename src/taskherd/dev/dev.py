@@ -52,7 +52,9 @@ def run(*, services_only: bool, data: Path = DATA) -> int:
                 _say_env(data)
                 _say("RabbitMQ and PostgreSQL are running; Ctrl-C stops both")
                 threading.Event().wait()
-            prepare(running.database_url, {**os.environ, **environment})
+            migrate.upgrade(running.database_url)
+            if not apply_directory({**os.environ, **environment}, EXAMPLE_DIRECTORY):
+                _say("the directory stays as it is")
             return _serve(data, environment, ops_port)
     return 0
 
@@ -76,13 +78,13 @@ def _write_env_file(data: Path, environment: dict[str, str]) -> dict[str, str]:
     return environment
 
 
-def prepare(database_url: str, environ: Mapping[str, str], directory: Path = EXAMPLE_DIRECTORY) -> None:
-    """Migrate the database, and apply a directory file if it exists; raise ``Unavailable`` if that fails."""
-    migrate.upgrade(database_url)
-    if directory.exists():
-        command = [sys.executable, "-m", "taskherd", "directory", "apply", str(directory)]
-        if subprocess.run(command, env=environ, timeout=60, check=False).returncode != 0:
-            raise Unavailable(f"could not apply {directory}")
+def apply_directory(environ: Mapping[str, str], file: Path) -> bool:
+    """Apply a directory file if it exists. Return False, with the reason on stderr, if that was refused.
+
+    It is refused where people have loaded another directory, most of which the file would deactivate.
+    """
+    command = [sys.executable, "-m", "taskherd", "directory", "apply", str(file)]
+    return not file.exists() or subprocess.run(command, env=environ, timeout=60, check=False).returncode == 0
 
 
 @contextmanager

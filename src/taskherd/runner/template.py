@@ -1,120 +1,13 @@
-"""The ``run`` of a template version: how a runner runs its agent, as written in the directory file."""
+"""The template's ``run`` as a runner finds it in a work request: valid, or the reason why the build fails."""
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Literal, TypeAlias
+from pydantic import ValidationError
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationError,
-    model_validator,
-)
-
+from taskherd.directory_file.run import RunConfig
 from taskherd.errors import Malformed
-from taskherd.messages.run_policy import OnLoss, OnLossField, StalledAfter
-from taskherd.settings.durations import Seconds
 
-_SIZE = re.compile(r"\s*(\d{1,12})\s*([KMGT]i?)?B?\s*", re.ASCII)
-_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
-_DAY = 86_400.0
 _MAX_ERRORS = 3
-RESERVED_PREFIXES = ("TASKHERD_", "CODER_")
-"""Prefixes of the variables that only the runner sets for an agent."""
-
-AgentKind: TypeAlias = Literal["stdio", "agentapi", "self"]
-"""How the runner follows the agent: its output, its AgentAPI, or not at all (the agent reports its own status)."""
-
-StdinKind: TypeAlias = Literal["pipe", "none", "prompt"]
-"""What an agent reads from its stdin: inputs, nothing (end of file), or the prompt and then end of file."""
-ResumeKind: TypeAlias = Literal["prompt", "continue", "nothing"]
-"""What an agent gets that is started again after it was given its prompt."""
-
-
-def parse_size(value: object) -> object:
-    """Return the number of bytes in a text like ``512Mi`` (powers of 1,024; ``M`` means the same), else ``value``."""
-    if isinstance(value, str) and (match := _SIZE.fullmatch(value)):
-        return int(match[1]) * 1024 ** _POWERS[(match[2] or "")[:1]]
-    return value
-
-
-def _not_reserved(name: str) -> str:
-    if name.upper().startswith(RESERVED_PREFIXES):
-        raise ValueError("names that begin with TASKHERD_ or CODER_ are reserved for the runner")
-    return name
-
-
-Size = Annotated[int, BeforeValidator(parse_size), Field(ge=1024 * 1024)]
-Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$"), AfterValidator(_not_reserved)]
-TextWithoutNul = Annotated[str, StringConstraints(strict=True, pattern=r"^[^\x00]*$")]
-
-
-class TemplateModel(BaseModel):
-    """A part of a template; unknown fields are rejected."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Environment(TemplateModel):
-    """The agent's environment variables: those inherited from the runner, and those with fixed values."""
-
-    inherit: tuple[Variable, ...] = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "USER", "SHELL")
-    set: dict[Variable, TextWithoutNul] = Field(default_factory=dict)
-
-
-class Limits(TemplateModel):
-    """Limits of an agent and its descendants; without a cgroup, ``memory`` limits each process separately."""
-
-    cpu: float | None = Field(None, gt=0, le=1024, description="Cores.")
-    memory: Size | None = None
-    timeout: Seconds | None = Field(None, gt=0, le=30 * _DAY, description="Seconds from the agent's start.")
-
-
-class RunConfig(TemplateModel):
-    """The ``run`` section of a template version."""
-
-    pool: str = Field("default", pattern=r"^[a-z0-9-]{1,64}$")
-    command: Annotated[tuple[TextWithoutNul, ...], Field(min_length=1)]
-    resume_command: Annotated[tuple[TextWithoutNul, ...], Field(min_length=1)] | None = Field(
-        None, description="The command of a resume that continues; ``resume: continue`` requires it."
-    )
-    resume: ResumeKind | None = Field(
-        None, description="What a resume gives the agent. Absent: the prompt, unless the agent had finished with it."
-    )
-    stdin: StdinKind | None = Field(None, description="Absent: ``none`` for ``agentapi``, else ``pipe``.")
-    on_exit: Literal["complete", "idle"] = Field("complete", description="The state after exit status 0.")
-    workdir: TextWithoutNul = Field(".", description="The working directory, relative to the task's ``work`` folder.")
-    env: Environment = Field(default_factory=Environment)
-    agent: AgentKind = "stdio"
-    limits: Limits = Field(default_factory=Limits)
-    idle_after: Seconds = Field(10.0, gt=0, le=_DAY, description="Seconds of silence or stability that count as idle.")
-    grace: Seconds = Field(10.0, ge=0, le=600, description="Seconds from SIGTERM to SIGKILL.")
-    on_loss: OnLossField = Field(default_factory=OnLoss, description="What the worker does when the agent is lost.")
-    stalled_after: StalledAfter | None = Field(
-        None, description="Seconds without a word after which a working agent counts as stalled; 0: never."
-    )
-    start_timeout: Seconds = Field(120.0, gt=0, le=_DAY, description="Seconds within which AgentAPI must answer.")
-    post_prompt: bool = Field(
-        default=True, description="Whether the prompt is posted as the first message to AgentAPI."
-    )
-
-    @model_validator(mode="after")
-    def _check_combinations(self) -> RunConfig:
-        if (self.resume == "continue") != (self.resume_command is not None):
-            raise ValueError("`resume: continue` and `resume_command` require each other")
-        if self.agent == "agentapi" and self.stdin == "prompt":
-            raise ValueError("`stdin: prompt` does not suit `agentapi`, which gets its prompt as the first message")
-        return self
-
-    @property
-    def stdin_kind(self) -> StdinKind:
-        """What the agent reads from its stdin."""
-        return self.stdin or ("none" if self.agent == "agentapi" else "pipe")
 
 
 def parse(run: object) -> RunConfig:

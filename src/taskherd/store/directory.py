@@ -11,21 +11,21 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from taskherd.domain.directory import DirectoryNames, TemplatePool
-from taskherd.store.directory_apply import AppliedChanges, apply
-from taskherd.store.directory_file import Directory, InvalidDirectory, parse
+from taskherd.store.directory_apply import AppliedChanges, apply, plan
+from taskherd.store.directory_changes import DirectoryChanges, TooManyDeactivated
 
 __all__ = [
     "AppliedChanges",
-    "Directory",
+    "DirectoryChanges",
     "DirectoryNames",
-    "InvalidDirectory",
     "Owner",
     "TemplateVersion",
+    "TooManyDeactivated",
     "VersionRun",
     "apply",
     "names",
     "owners",
-    "parse",
+    "plan",
     "revision",
     "runs",
     "template_pools",

@@ -10,8 +10,10 @@ from uuid import UUID
 from sqlalchemy import Table, bindparam, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from taskherd.directory_file.model import Directory
+from taskherd.directory_file.parse import InvalidDirectory
 from taskherd.store import tables
-from taskherd.store.directory_file import Directory, InvalidDirectory
+from taskherd.store.directory_changes import ORGANIZATION, Action, Change, DirectoryChanges, TooManyDeactivated
 
 Key: TypeAlias = tuple[Any, ...]
 Rows: TypeAlias = Mapping[Key, Mapping[str, Any]]
@@ -19,24 +21,26 @@ Rows: TypeAlias = Mapping[Key, Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class AppliedChanges:
-    """Number of entries created, updated and deactivated, and the revision of the directory afterwards."""
+    """What was changed, and the revision of the directory afterwards."""
 
-    created: int
-    updated: int
-    deactivated: int
+    changes: DirectoryChanges
     revision: int
 
     @property
     def changed(self) -> bool:
-        """True if any entry was created, updated or deactivated."""
-        return bool(self.created or self.updated or self.deactivated)
+        """True if any entry was changed."""
+        return bool(self.changes.changes)
 
 
 @dataclass(frozen=True, slots=True)
 class TableSpec:
-    """A table of the directory: its columns that never change, and the scope in which its name is unique."""
+    """A table of the directory.
+
+    ``kind``: what a row is. ``fixed``: columns that never change. ``scope``: in which ``name`` is unique.
+    """
 
     table: Table
+    kind: str
     fixed: tuple[str, ...] = ()
     name: str | None = None
     scope: tuple[str, ...] = ()
@@ -49,46 +53,147 @@ class TableSpec:
 
 # Parents first, so that foreign keys find them.
 TABLE_SPECS: Final = (
-    TableSpec(tables.organizations, name="name"),
-    TableSpec(tables.users, name="username"),
-    TableSpec(tables.memberships),
-    TableSpec(tables.templates, fixed=("organization_id",), name="name", scope=("organization_id",)),
-    TableSpec(tables.template_versions, fixed=("template_id",), name="name", scope=("template_id",)),
-    TableSpec(tables.runners),
-    TableSpec(tables.presets, fixed=("template_version_id",), name="name", scope=("template_version_id",)),
+    TableSpec(tables.organizations, ORGANIZATION, name="name"),
+    TableSpec(tables.users, "user", name="username"),
+    TableSpec(tables.memberships, "membership"),
+    TableSpec(tables.templates, "template", fixed=("organization_id",), name="name", scope=("organization_id",)),
+    TableSpec(tables.template_versions, "version", fixed=("template_id",), name="name", scope=("template_id",)),
+    TableSpec(tables.runners, "runner"),
+    TableSpec(tables.presets, "preset", fixed=("template_version_id",), name="name", scope=("template_version_id",)),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class TablePlan:
+    """The rows that a table has, and those that it should have, by key."""
+
+    spec: TableSpec
+    existing: Rows
+    desired: Rows
+
+    @property
+    def new(self) -> list[Key]:
+        """The keys of rows to insert."""
+        return [key for key in self.desired if key not in self.existing]
+
+    @property
+    def different(self) -> list[Key]:
+        """The keys of rows to update."""
+        return [key for key, row in self.desired.items() if key in self.existing and self.existing[key] != row]
+
+    @property
+    def missing(self) -> list[Key]:
+        """The keys of rows to deactivate."""
+        return [key for key, row in self.existing.items() if key not in self.desired and row["active"]]
+
 
 LOCK: Final = text("SELECT pg_advisory_xact_lock(hashtextextended('taskherd directory', 0))")
 REVISION: Final = text("UPDATE directory_revision SET revision = revision + :by RETURNING revision")
 
 
-async def apply(connection: AsyncConnection, directory: Directory) -> AppliedChanges:
+async def plan(connection: AsyncConnection, directory: Directory) -> DirectoryChanges:
+    """Return what ``apply`` would change. Raise ``InvalidDirectory`` as it would."""
+    return _describe(await _plan(connection, directory))
+
+
+async def apply(connection: AsyncConnection, directory: Directory, *, allow_deactivate: bool = False) -> AppliedChanges:
     """Make the tables match ``directory``. Idempotent: a repeat leaves the revision as it is.
 
     Raises:
         InvalidDirectory: an entry would move to another parent, or take the name of an entry missing from the file.
+        TooManyDeactivated: an organization or more than a tenth of the entries of a kind would be deactivated, and
+            ``allow_deactivate`` is not set.
     """
+    plans = await _plan(connection, directory)
+    changes = _describe(plans)
+    if changes.excessive and not allow_deactivate:
+        raise TooManyDeactivated(changes.excessive)
+    for each in plans:
+        await _execute(connection, each)
+    revision = (await connection.execute(REVISION, {"by": int(bool(changes.changes))})).scalar_one()
+    return AppliedChanges(changes, revision)
+
+
+async def _plan(connection: AsyncConnection, directory: Directory) -> list[TablePlan]:
     await connection.execute(LOCK)
-    created = updated = deactivated = 0
-    for spec, desired in zip(TABLE_SPECS, _desired_rows(directory), strict=True):
-        existing = await _existing_rows(connection, spec)
-        problems = [*_parent_changes(spec, desired, existing), *_name_conflicts(spec, desired, existing)]
-        if problems:
-            raise InvalidDirectory(problems)
-        new = [row for key, row in desired.items() if key not in existing]
-        changed_keys = [key for key, row in desired.items() if key in existing and existing[key] != row]
-        missing_keys = [key for key, row in existing.items() if key not in desired and row["active"]]
-        await _free_names(
-            connection, spec, [key for key in changed_keys if _is_renamed(spec, desired[key], existing[key])]
-        )
-        await _update(connection, spec, [dict(desired[key]) for key in changed_keys])
-        await _update(connection, spec, [{**existing[key], "active": False} for key in missing_keys])
-        if new:
-            await connection.execute(insert(spec.table), [dict(row) for row in new])
-        created, updated, deactivated = created + len(new), updated + len(changed_keys), deactivated + len(missing_keys)
-    changed = bool(created or updated or deactivated)
-    revision = (await connection.execute(REVISION, {"by": int(changed)})).scalar_one()
-    return AppliedChanges(created, updated, deactivated, revision)
+    plans = [
+        TablePlan(spec, await _existing_rows(connection, spec), desired)
+        for spec, desired in zip(TABLE_SPECS, _desired_rows(directory), strict=True)
+    ]
+    problems = [
+        problem
+        for each in plans
+        for find in (_parent_changes, _name_conflicts)
+        for problem in find(each.spec, each.desired, each.existing)
+    ]
+    if problems:
+        raise InvalidDirectory(problems)
+    return plans
+
+
+async def _execute(connection: AsyncConnection, plan: TablePlan) -> None:
+    spec, desired, existing = plan.spec, plan.desired, plan.existing
+    different = plan.different
+    await _free_names(connection, spec, [key for key in different if _is_renamed(spec, desired[key], existing[key])])
+    await _update(connection, spec, [dict(desired[key]) for key in different])
+    await _update(connection, spec, [{**existing[key], "active": False} for key in plan.missing])
+    if new := [dict(desired[key]) for key in plan.new]:
+        await connection.execute(insert(spec.table), new)
+
+
+def _describe(plans: Sequence[TablePlan]) -> DirectoryChanges:
+    labels = _Labels(plans)
+    active = {each.spec.kind: sum(row["active"] for row in each.existing.values()) for each in plans}
+    return DirectoryChanges(tuple(change for each in plans for change in _table_changes(each, labels)), active)
+
+
+def _table_changes(plan: TablePlan, labels: _Labels) -> Iterator[Change]:
+    kind = plan.spec.kind
+    for key in plan.new:
+        yield Change(Action.ADDED, kind, labels.of(kind, key))
+    for key in plan.different:
+        before, after = plan.existing[key], plan.desired[key]
+        action = Action.CHANGED if before["active"] else Action.REACTIVATED
+        yield Change(action, kind, labels.of(kind, key), tuple(_changed_fields(before, after)))
+    for key in plan.missing:
+        yield Change(Action.DEACTIVATED, kind, labels.of(kind, key))
+
+
+def _changed_fields(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the names of changed columns, and of the changed fields of ``run``, which may have secrets as values."""
+    for column in after:
+        if column == "active" or before[column] == after[column]:
+            continue
+        if column == "run":
+            names = sorted({*before[column], *after[column]})
+            yield from (f"run.{name}" for name in names if before[column].get(name) != after[column].get(name))
+        else:
+            yield column
+
+
+class _Labels:
+    """The names of entries with the names around them, from the file if it has the entry, else from the table."""
+
+    def __init__(self, plans: Sequence[TablePlan]) -> None:
+        self._rows = {each.spec.kind: {**each.existing, **each.desired} for each in plans}
+
+    def of(self, kind: str, key: Key) -> str:
+        row = self._rows[kind][key]
+        match kind:
+            case "membership":
+                user, organization = (self.of("user", key[:1]), self.of(ORGANIZATION, key[1:]))
+                return f"{user} in {organization}"
+            case "user":
+                return str(row["username"])
+            case "template":
+                parents = self.of(ORGANIZATION, (row["organization_id"],))
+            case "version":
+                parents = self.of("template", (row["template_id"],))
+            case "preset":
+                parents = self.of("version", (row["template_version_id"],))
+            case _:
+                return str(row["name"])
+        return f"{parents}/{row['name']}"
 
 
 async def _existing_rows(connection: AsyncConnection, spec: TableSpec) -> Rows:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol, TypeAlias
 from uuid import UUID, uuid5
 
+from taskherd.directory_file.run import RunConfig
 from taskherd.domain.reports import AgentState, Health, LogSource
 from taskherd.errors import TaskherdError
 from taskherd.observability.metrics import Metrics
@@ -17,7 +18,6 @@ from taskherd.runner.agents.words import last_words
 from taskherd.runner.journal import InputDelivery, Journal
 from taskherd.runner.outbox import Checkpoint, Outbox
 from taskherd.runner.reporter import Reporter
-from taskherd.runner.template import RunConfig
 from taskherd.runner.workspaces.folders import RunFolder
 from taskherd.runner.workspaces.processes import AgentExit
 

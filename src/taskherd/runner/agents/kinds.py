@@ -9,7 +9,7 @@ from taskherd.runner.agents.self_reporting import SelfReportingFollower
 from taskherd.runner.agents.stdio import StdioFollower
 
 if TYPE_CHECKING:
-    from taskherd.runner.template import AgentKind
+    from taskherd.directory_file.run import AgentKind
 
 FollowerClass: TypeAlias = type[StdioFollower] | type[AgentApiFollower] | type[SelfReportingFollower]
 

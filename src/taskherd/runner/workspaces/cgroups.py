@@ -14,7 +14,7 @@ from taskherd.errors import Misconfigured
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from taskherd.runner.template import Limits
+    from taskherd.directory_file.run import Limits
 
 CONTROLLERS = frozenset({"cpu", "memory"})
 PERIOD = 100_000

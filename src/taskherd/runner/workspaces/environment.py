@@ -16,8 +16,8 @@ from taskherd.runner.template import invalid_run
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from taskherd.directory_file.run import RunConfig
     from taskherd.messages.work import WorkspaceStart
-    from taskherd.runner.template import RunConfig
 
 MAX_ARGUMENT = 128 * 1024 - 1
 """Maximum size in bytes of one argument or environment string on Linux (MAX_ARG_STRLEN, execve(2))."""

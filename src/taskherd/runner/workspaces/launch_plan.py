@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, assert_never
 
 if TYPE_CHECKING:
-    from taskherd.runner.template import RunConfig
+    from taskherd.directory_file.run import RunConfig
 
 
 @dataclass(frozen=True, slots=True)

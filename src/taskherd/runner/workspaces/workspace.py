@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from uuid import UUID
 
+    from taskherd.directory_file.run import RunConfig
     from taskherd.messages.work import WorkspaceStart
     from taskherd.runner.agents.context import Follower, RecordAttempt
     from taskherd.runner.context import RunnerContext
     from taskherd.runner.journal import Journal
     from taskherd.runner.outbox import Outbox
     from taskherd.runner.reporter import Reporter
-    from taskherd.runner.template import RunConfig
     from taskherd.runner.workspaces.folders import TaskFolder
     from taskherd.runner.workspaces.processes import AgentExit, ShimHandle
 

@@ -1,0 +1,113 @@
+"""``taskherd directory apply`` and ``taskherd token create`` as people run them, on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TypeAlias
+
+import asyncpg
+import pytest
+
+from tests.harness.templates import EXAMPLE
+
+Run: TypeAlias = Callable[..., subprocess.CompletedProcess[bytes]]
+
+
+@pytest.fixture
+def run(database_url: str) -> Run:
+    """Return a function that runs a command of ``taskherd``, with ``content`` as its stdin."""
+
+    def run(*arguments: str, content: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            [sys.executable, "-m", "taskherd", *arguments],
+            input=content,
+            env={**os.environ, "TASKHERD_DATABASE_URL": database_url, "COLUMNS": "300"},
+            capture_output=True,
+            check=False,
+            timeout=60,
+        )
+
+    return run
+
+
+def applied(run: Run, content: bytes, *options: str) -> tuple[int, str, str]:
+    """Apply a file from stdin; return exit code, stdout and stderr."""
+    ended = run("directory", "apply", *options, "-", content=content)
+    return ended.returncode, ended.stdout.decode(), ended.stderr.decode()
+
+
+def test_the_example_is_applied_from_stdin_and_again_changes_nothing(run: Run) -> None:
+    """``-`` is stdin; applying twice changes nothing; a dry run says what would change, and changes nothing."""
+    example = EXAMPLE.read_bytes()
+    code, shown, _ = applied(run, example, "--dry-run")
+    assert code == 0
+    assert shown.splitlines()[:3] == ["added organization acme", "added user alice", "added user bob"]
+    assert "added preset acme/claude/v1/Default" in shown
+    assert shown.splitlines()[-1] == "11 added, 0 changed, 0 reactivated, 0 deactivated; this was a dry run."
+    summary = "11 added, 0 changed, 0 reactivated, 0 deactivated; the directory is at revision 1.\n"
+    assert applied(run, example) == (0, summary, "")
+    assert applied(run, example) == (0, "No changes; the directory is at revision 1.\n", "")
+    assert run("directory", "apply", str(EXAMPLE)).stdout == b"No changes; the directory is at revision 1.\n"
+    assert applied(run, example, "--dry-run") == (0, "No changes; this was a dry run.\n", "")
+
+
+def test_an_invalid_file_changes_nothing(run: Run) -> None:
+    """It exits with 1, whatever is allowed; control characters do not reach the terminal."""
+    example = EXAMPLE.read_bytes()
+    applied(run, example)
+    for options, content, message in (
+        ((), b"", "stdin is invalid; nothing was changed\n  the file is empty"),
+        (("--allow-deactivate",), b"users: []\n", "line 1: organizations: expected at least one organization"),
+        (("--dry-run",), b"a: \xff", "line 1: not UTF-8"),
+        ((), example.replace(b"agent: stdio", b"agent: stdoi"), ".run.agent: Input should be 'stdio'"),
+        ((), example + b'"\\e[31m": 1\n', " [31m: Extra inputs"),
+    ):
+        code, shown, errors = applied(run, content, *options)
+        assert (code, shown) == (1, "")
+        assert message in errors
+        assert "\x1b" not in errors
+    assert applied(run, example)[1] == "No changes; the directory is at revision 1.\n"
+
+
+def test_deactivating_much_must_be_allowed(run: Run) -> None:
+    """A shorter file is refused without ``--allow-deactivate``; a dry run shows what it would do."""
+    example = EXAMPLE.read_bytes()
+    applied(run, example)
+    shorter = example[: example.index(b"templates:")]
+    code, shown, errors = applied(run, shorter)
+    assert (code, shown) == (1, "")
+    assert "stdin would deactivate too much; nothing was changed" in errors
+    assert "2 of 2 active template entries, more than a tenth" in errors
+    assert "--allow-deactivate" in errors
+    code, shown, _ = applied(run, shorter, "--dry-run")
+    assert code == 0
+    assert shown.startswith("deactivated template acme/claude\ndeactivated template acme/counts\n")
+    assert "To apply this, add --allow-deactivate: it deactivates 2 of 2 active template entries" in shown
+    assert "0 added, 0 changed, 0 reactivated, 6 deactivated;" in applied(run, shorter, "--allow-deactivate")[1]
+    assert "0 added, 0 changed, 6 reactivated, 0 deactivated;" in applied(run, example)[1]
+
+
+async def test_tokens_expire_unless_asked_otherwise(run: Run, database_url: str) -> None:
+    """A token is valid for 90 days by default, and without end only with ``--expires never``."""
+    applied(run, EXAMPLE.read_bytes())
+    lifetimes: list[timedelta | None] = []
+    connection = await asyncpg.connect(database_url, timeout=10, command_timeout=30)
+    try:
+        for options in ((), ("--expires", "12h"), ("--expires", "never")):
+            ended = run("token", "create", "--user", "alice", *options)
+            assert ended.returncode == 0, ended.stderr
+            token_id = ended.stdout.decode().partition("-")[0]
+            lifetimes.append(
+                await connection.fetchval("SELECT expires_at - created_at FROM api_tokens WHERE id = $1", token_id)
+            )
+    finally:
+        await connection.close(timeout=5)
+    assert lifetimes == [timedelta(days=90), timedelta(hours=12), None]
+    for wrong in ("soon", "-1d", "999999w"):
+        refused = run("token", "create", "--user", "alice", "--expires", wrong)
+        assert (refused.returncode, refused.stdout) == (2, b"")
+        assert b"30d or 4w, or never" in refused.stderr
