@@ -102,7 +102,7 @@ def _run(data: Path, console: Console) -> DemoResult:
         if running.postgres is None:
             database.refuse_foreign_directory(running.database_url, parse(file.read_bytes()))
         migrate.upgrade(running.database_url)
-        if not dev.apply_directory({**os.environ, **environment}, file):
+        if not dev.apply_directory({**os.environ, **environment}, file, dev.ALLOW_DEACTIVATE):
             raise Unavailable(f"could not apply {file}")
         token = first_steps.token({**os.environ, **environment})
         with DemoProcesses(data, environment) as demo_processes:

@@ -7,11 +7,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeAlias
 
 import asyncpg
 import pytest
 
+from taskherd.dev import dev
 from tests.harness.templates import EXAMPLE
 
 Run: TypeAlias = Callable[..., subprocess.CompletedProcess[bytes]]
@@ -111,3 +113,14 @@ async def test_tokens_expire_unless_asked_otherwise(run: Run, database_url: str)
         refused = run("token", "create", "--user", "alice", "--expires", wrong)
         assert (refused.returncode, refused.stdout) == (2, b"")
         assert b"30d or 4w, or never" in refused.stderr
+
+
+def test_dev_keeps_a_directory_that_people_loaded(database_url: str, tmp_path: Path) -> None:
+    """The example is not applied where it would deactivate another directory, unless that is allowed."""
+    environ = {**os.environ, "TASKHERD_DATABASE_URL": database_url}
+    own = tmp_path / "own.yaml"
+    own.write_text("organizations: [{id: 00000000-0000-0000-0000-000000000001, name: own}]\n")
+    assert dev.apply_directory(environ, tmp_path / "missing.yaml")
+    assert dev.apply_directory(environ, own)
+    assert not dev.apply_directory(environ, EXAMPLE)
+    assert dev.apply_directory(environ, EXAMPLE, dev.ALLOW_DEACTIVATE)

@@ -24,6 +24,7 @@ from taskherd.store import migrate
 
 DATA: Final = Path(".taskherd")
 EXAMPLE_DIRECTORY: Final = Path("deploy/example-directory.yaml")
+ALLOW_DEACTIVATE: Final = "--allow-deactivate"
 _OPS_PORT: Final = 9590
 _API_PORT: Final = 7080
 _API_OPS_PORT: Final = 9591
@@ -78,12 +79,12 @@ def _write_env_file(data: Path, environment: dict[str, str]) -> dict[str, str]:
     return environment
 
 
-def apply_directory(environ: Mapping[str, str], file: Path) -> bool:
+def apply_directory(environ: Mapping[str, str], file: Path, *options: str) -> bool:
     """Apply a directory file if it exists. Return False, with the reason on stderr, if that was refused.
 
-    It is refused where people have loaded another directory, most of which the file would deactivate.
+    Without ``ALLOW_DEACTIVATE`` it is refused where people have loaded more than the file has.
     """
-    command = [sys.executable, "-m", "taskherd", "directory", "apply", str(file)]
+    command = [sys.executable, "-m", "taskherd", "directory", "apply", *options, str(file)]
     return not file.exists() or subprocess.run(command, env=environ, timeout=60, check=False).returncode == 0
 
 

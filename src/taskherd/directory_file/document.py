@@ -26,6 +26,8 @@ _LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, and 
 _RESOLVER: Final[Any] = yaml.SafeLoader("")
 _TAG: Final = "tag:yaml.org,2002:"
 _MERGE: Final = f"{_TAG}merge"
+_STORABLE: Final = range(-(2**63), 2**64)
+"""Integers that the database's JSON encoder accepts."""
 _SCALARS: Final = frozenset(f"{_TAG}{name}" for name in ("null", "bool", "int", "float", "str", "timestamp"))
 
 
@@ -182,6 +184,8 @@ class _Composer:
             return event.value
         if isinstance(value, float) and not math.isfinite(value):
             self._mistakes.append((line, f"{event.value} is not a finite number"))
+        elif isinstance(value, int) and value not in _STORABLE:
+            self._mistakes.append((line, f"{event.value[:80]} does not fit into 64 bits"))
         elif isinstance(value, str) and ("\0" in value or not _is_encodable(value)):
             self._mistakes.append((line, "the text has a NUL or a character that is not valid Unicode"))
         return value

@@ -169,6 +169,8 @@ def test_what_is_no_directory_is_refused(content: str | bytes, problem: str) -> 
         ("!!set {a}", "the tag tag:yaml.org,2002:set is not supported"),
         ("{a: .nan}", ".nan is not a finite number"),
         ("{a: 1.0e+999}", "1.0e+999 is not a finite number"),
+        (f"{{a: {2**64}}}", f"{2**64} does not fit into 64 bits"),
+        (f"{{a: {-(2**63) - 1}}}", f"{-(2**63) - 1} does not fit into 64 bits"),
         ("{a: 2026-99-99}", "'2026-99-99' is no timestamp"),
         ("{a: !!int x}", "'x' is no int"),
         (f"{{a: {'9' * 5000}}}", f"'{'9' * 80}' is no int"),
