@@ -76,6 +76,10 @@ def facets(state: TaskState) -> dict[str, object]:
 
 
 def without_timestamp(document: dict[str, Any]) -> dict[str, Any]:
-    """Return the document without the timestamp of its current state."""
-    state = document["current_state"]
-    return {**document, "current_state": state and {**state, "timestamp": ""}}
+    """Return the document without the times at which its current state and the end of its agent were received."""
+    state, ended = document["current_state"], document["agent_exit"]
+    return {
+        **document,
+        "current_state": state and {**state, "timestamp": ""},
+        "agent_exit": ended and {**ended, "at": ""},
+    }

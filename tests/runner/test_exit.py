@@ -62,6 +62,19 @@ async def test_the_end_of_an_agent_is_reported(
     assert harness.worker.reasons() == []
 
 
+@pytest.mark.parametrize(("status", "shown"), [(78, "error"), (0, "active")])
+async def test_an_agent_that_ends_before_it_is_ready_is_not_starting_for_ever(
+    harness: RunnerHarness, status: int, shown: str
+) -> None:
+    """An AgentAPI that exits before it listens leaves a task with the start-up error, not one that initializes."""
+    await harness.start()
+    task_id = await shell(harness, f"echo No key; exit {status}", agent="agentapi")
+    assert (await until_ended(harness, task_id))["status"] == status
+    await harness.until_status(task_id, shown)
+    assert harness.worker.document(task_id)["workspace_agent_lifecycle"] == "start_error"
+    assert not harness.worker.document(task_id)["workspace_agent_health"]["healthy"]
+
+
 async def test_a_paused_agent_was_stopped(harness: RunnerHarness) -> None:
     """A stop that a user asked for is not a failure."""
     await harness.start()

@@ -47,9 +47,12 @@ async def check_broker(settings: Settings, roles: Collection[Role] = (Role.WORKE
 async def _check_client(
     connection: AbstractConnection, names: TopologyNames, roles: Collection[Role]
 ) -> broker.TopologyReport:
-    """Check what APIs and runners use: both publish commands and reports, and APIs subscribe to events."""
-    read = (names.events,) if Role.API in roles else ()
-    return await broker.check_publisher(connection, names, (names.commands, names.reports), read)
+    """Check what APIs and runners use: reports of both, commands and events of APIs, claims of runners."""
+    is_api = Role.API in roles
+    commands = (names.commands,) if is_api else ()
+    claims = (names.claims,) if Role.RUNNER in roles else ()
+    read = (names.events,) if is_api else ()
+    return await broker.check_publisher(connection, names, (*commands, *claims, names.reports), read)
 
 
 def _version(version: tuple[int, ...]) -> Finding:

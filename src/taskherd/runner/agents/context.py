@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol, TypeAlias
 from uuid import UUID, uuid5
 
 from taskherd.directory_file.run import RunConfig
-from taskherd.domain.reports import AgentState, Health, LogSource
+from taskherd.domain.reports import AgentState, Health, Lifecycle, LogSource
 from taskherd.errors import TaskherdError
 from taskherd.observability.metrics import Metrics
 from taskherd.runner import log_ids
@@ -107,6 +107,8 @@ def report_exit(context: AgentContext, agent_exit: AgentExit, state: str, last_o
     reporter.agent_exit(agent_exit.why, agent_exit.code, agent_exit.signal, words)
     if agent_exit.reason == "stopped":
         return
+    if not context.journal.ready_reported:  # otherwise the task would be starting for ever
+        reporter.lifecycle(Lifecycle.START_ERROR)
     if agent_exit.succeeded:
         final = AgentState(context.run.on_exit)
         if state not in {final, AgentState.COMPLETE, AgentState.FAILED} or state == AgentState.COMPLETE != final:
