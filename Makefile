@@ -27,7 +27,7 @@ lint: $(READY)
 pure: $(READY)
 	$(BIN)/pytest -q tests/pure
 
-test: $(READY) ## run all tests except the long chaos campaigns, on real RabbitMQ and PostgreSQL; less than ten minutes
+test: $(READY) ## run all tests except the long chaos campaigns, on real RabbitMQ and PostgreSQL; about a quarter of an hour
 	$(BIN)/pytest -q -m "not chaos and not agents" -n 3 --dist loadfile --no-loadscope-reorder tests
 
 agents: $(READY) ## run Claude Code behind AgentAPI (AGENTAPI=program) under a runner, against a scripted model (needs npm)
