@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from taskherd.directory_file.parse import InvalidDirectory, parse
 from taskherd.store import directory
-from taskherd.store.directory_changes import Action, Change
+from taskherd.store.directory_changes import Action, EntryChange
 from taskherd.store.engine import transaction
 
 
@@ -178,13 +178,13 @@ async def test_a_plan_names_what_would_change_and_changes_nothing(engine: AsyncE
     async with transaction(engine) as connection:
         changes = await directory.plan(connection, parse(yaml.safe_dump(content).encode()))
     assert changes.changes == (
-        Change(Action.CHANGED, "user", "Alicia", ("username",)),
-        Change(Action.REACTIVATED, "user", "bob", ("name",)),
-        Change(Action.ADDED, "membership", "Alicia in other"),
-        Change(Action.REACTIVATED, "membership", "bob in acme"),
-        Change(Action.DEACTIVATED, "membership", "Alicia in acme"),
-        Change(Action.CHANGED, "version", "acme/claude/v2", ("run.env", "run.pool")),
-        Change(Action.DEACTIVATED, "preset", "acme/claude/v2/Default"),
+        EntryChange(Action.CHANGED, "user", "Alicia", ("username",)),
+        EntryChange(Action.REACTIVATED, "user", "bob", ("name",)),
+        EntryChange(Action.ADDED, "membership", "Alicia in other"),
+        EntryChange(Action.REACTIVATED, "membership", "bob in acme"),
+        EntryChange(Action.DEACTIVATED, "membership", "Alicia in acme"),
+        EntryChange(Action.CHANGED, "version", "acme/claude/v2", ("run.env", "run.pool")),
+        EntryChange(Action.DEACTIVATED, "preset", "acme/claude/v2/Default"),
     )
     async with transaction(engine) as connection:
         assert await directory.revision(connection) == 2

@@ -41,12 +41,12 @@ class UnreadableFile(Exception):  # noqa: N818 - described, like an error of ``e
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
+class YamlNode:
     """A value with its parts, the line (from 1) of its key or list item, and its number of values, aliases expanded."""
 
     value: Any
     line: int
-    parts: dict[int | str, Node] = field(default_factory=dict)
+    parts: dict[int | str, YamlNode] = field(default_factory=dict)
     size: int = 1
 
 
@@ -54,7 +54,7 @@ class Node:
 class Document:
     """A file's values, and the mistakes in it that no value shows: lines and what is wrong there."""
 
-    root: Node
+    root: YamlNode
     mistakes: tuple[tuple[int, str], ...]
 
     def line(self, location: Location) -> int:
@@ -96,13 +96,13 @@ class _Composer:
 
     def __init__(self, events: Iterator[Any]) -> None:
         self._events = events
-        self._anchors: dict[str, Node] = {}
+        self._anchors: dict[str, YamlNode] = {}
         self._mistakes: list[tuple[int, str]] = []
         self._values = 0
 
     def compose(self) -> Document:
         next(self._events)  # the start of the stream
-        root = Node(None, 1)
+        root = YamlNode(None, 1)
         if isinstance(next(self._events), yaml.DocumentStartEvent):
             root = self._node(next(self._events), None, 0)
             next(self._events)  # the end of the document
@@ -111,14 +111,14 @@ class _Composer:
                 raise UnreadableFile("a second document begins here", following.start_mark.line + 1)
         return Document(root, tuple(self._mistakes))
 
-    def _node(self, event: Any, key_line: int | None, depth: int) -> Node:
+    def _node(self, event: Any, key_line: int | None, depth: int) -> YamlNode:
         line = event.start_mark.line + 1
         if depth > MAX_DEPTH:
             raise UnreadableFile(f"more than {MAX_DEPTH} lists and mappings within each other", line)
         if isinstance(event, yaml.AliasEvent):
             node = self._alias(event, line)
         elif isinstance(event, yaml.ScalarEvent):
-            node = Node(self._scalar(event, line), line)
+            node = YamlNode(self._scalar(event, line), line)
         else:
             is_list = isinstance(event, yaml.SequenceStartEvent)
             if event.tag not in {None, "!", f"{_TAG}{'seq' if is_list else 'map'}"}:
@@ -130,23 +130,25 @@ class _Composer:
         anchor = getattr(event, "anchor", None)
         if anchor and not isinstance(event, yaml.AliasEvent):
             self._anchors[anchor] = node
-        return Node(node.value, key_line or line, node.parts, node.size)
+        return YamlNode(node.value, key_line or line, node.parts, node.size)
 
-    def _alias(self, event: Any, line: int) -> Node:
+    def _alias(self, event: Any, line: int) -> YamlNode:
         if event.anchor not in self._anchors:
             raise UnreadableFile(f"the alias *{event.anchor} stands for nothing that is complete before it", line)
         return self._anchors[event.anchor]
 
-    def _list(self, line: int, depth: int) -> Node:
-        items: list[Node] = []
+    def _list(self, line: int, depth: int) -> YamlNode:
+        items: list[YamlNode] = []
         for event in iter(self._events.__next__, None):
             if isinstance(event, yaml.SequenceEndEvent):
                 break
             items.append(self._node(event, None, depth + 1))
-        return Node([item.value for item in items], line, dict(enumerate(items)), 1 + sum(item.size for item in items))
+        return YamlNode(
+            [item.value for item in items], line, dict(enumerate(items)), 1 + sum(item.size for item in items)
+        )
 
-    def _mapping(self, line: int, depth: int) -> Node:
-        parts: dict[int | str, Node] = {}
+    def _mapping(self, line: int, depth: int) -> YamlNode:
+        parts: dict[int | str, YamlNode] = {}
         for event in iter(self._events.__next__, None):
             if isinstance(event, yaml.MappingEndEvent):
                 break
@@ -159,7 +161,7 @@ class _Composer:
                 self._mistakes.append((key_line, f"{key!r} is already given in line {parts[key].line}"))
             parts.setdefault(key, value)
         size = 1 + sum(part.size for part in parts.values())
-        return Node({key: part.value for key, part in parts.items()}, line, parts, size)
+        return YamlNode({key: part.value for key, part in parts.items()}, line, parts, size)
 
     def _key(self, event: Any, line: int, depth: int) -> str | None:
         if isinstance(event, yaml.ScalarEvent) and self._tag(event) == _MERGE:

@@ -77,7 +77,9 @@ class OnLoss(TemplateModel):
     """What to do when an agent is lost: leave the task to people, or start it again."""
 
     action: Literal["nothing", "restart"] = "nothing"
-    most: int = Field(3, ge=1, le=100, description="Restarts until somebody pauses or resumes the task.")
+    most: int = Field(
+        3, ge=1, le=100, description="Maximum number of restarts until a user pauses or resumes the task."
+    )
     backoff: Seconds = Field(
         10.0, gt=0, le=MAX_BACKOFF, description="Seconds before the first restart; doubled for each further one."
     )

@@ -31,7 +31,7 @@ class RecoveryPolicy:
 
     Attributes:
         stalled_after: time without a word after which an agent that is working counts as stalled; zero for never.
-        max_loss_restarts: how often a lost agent is started again until somebody pauses or resumes the task.
+        max_loss_restarts: how often a lost agent is started again until a user pauses or resumes the task.
         loss_backoff: how long each of these restarts waits.
     """
 
@@ -79,7 +79,7 @@ def stall_deadline(
 def restart_drained(task_id: UUID, state: TaskState, now: datetime) -> TaskState:
     """Request the next start if a runner stopped the workspace of its own accord, and asked for a restart.
 
-    Nothing is requested if somebody has paused or deleted the task: the stop then answers that request, or a delete
+    Nothing is requested if a user has paused or deleted the task: the stop then answers that request, or a delete
     follows it.
     """
     report = state.build.report

@@ -220,7 +220,8 @@ class Metrics:
         self.runner_tasks = self._gauge("runner_tasks", "Tasks that have a workspace on this runner.")
         self.runner_agents = self._gauge("runner_agents", "Agents running on this runner.")
         self.runner_draining = self._gauge(
-            "runner_draining", "1 from when the runner is told to stop and pauses its agents until it exits, else 0."
+            "runner_draining",
+            "1 while the runner pauses its agents because it was told to stop, until it exits, else 0.",
         )
         self.runner_requests = self._counter(
             "runner_requests",

@@ -126,7 +126,7 @@ class OpenRequests:
 
 
 @dataclass(frozen=True, slots=True)
-class TemplatePool:
+class PoolTemplates:
     """A pool, and the names of the active templates whose tasks it runs."""
 
     pool: str
@@ -167,10 +167,10 @@ async def open_requests(
     return [OpenRequests(*row) for row in await connection.execute(_OPEN_REQUESTS, values)]
 
 
-async def template_pools(connection: AsyncConnection, default_pool: str, limit: int) -> list[TemplatePool]:
+async def template_pools(connection: AsyncConnection, default_pool: str, limit: int) -> list[PoolTemplates]:
     """Return up to ``limit`` pools that active templates name, by name; requires the schema."""
     rows = await connection.execute(_TEMPLATE_POOLS, {"default_pool": default_pool, "limit": limit})
-    return [TemplatePool(row.pool, tuple(row.templates)) for row in rows]
+    return [PoolTemplates(row.pool, tuple(row.templates)) for row in rows]
 
 
 async def content_counts(connection: AsyncConnection) -> ContentCounts:

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from taskherd.directory_file.model import Directory
 from taskherd.directory_file.parse import InvalidDirectory
 from taskherd.store import tables
-from taskherd.store.directory_changes import ORGANIZATION, Action, Change, DirectoryChanges, TooManyDeactivated
+from taskherd.store.directory_changes import ORGANIZATION, Action, DirectoryChanges, EntryChange, TooManyDeactivated
 
 Key: TypeAlias = tuple[Any, ...]
 Rows: TypeAlias = Mapping[Key, Mapping[str, Any]]
@@ -147,16 +147,16 @@ def _describe(plans: Sequence[TablePlan]) -> DirectoryChanges:
     return DirectoryChanges(tuple(change for each in plans for change in _table_changes(each, labels)), active)
 
 
-def _table_changes(plan: TablePlan, labels: _Labels) -> Iterator[Change]:
+def _table_changes(plan: TablePlan, labels: _Labels) -> Iterator[EntryChange]:
     kind = plan.spec.kind
     for key in plan.new:
-        yield Change(Action.ADDED, kind, labels.of(kind, key))
+        yield EntryChange(Action.ADDED, kind, labels.of(kind, key))
     for key in plan.different:
         before, after = plan.existing[key], plan.desired[key]
         action = Action.CHANGED if before["active"] else Action.REACTIVATED
-        yield Change(action, kind, labels.of(kind, key), tuple(_changed_fields(before, after)))
+        yield EntryChange(action, kind, labels.of(kind, key), tuple(_changed_fields(before, after)))
     for key in plan.missing:
-        yield Change(Action.DEACTIVATED, kind, labels.of(kind, key))
+        yield EntryChange(Action.DEACTIVATED, kind, labels.of(kind, key))
 
 
 def _changed_fields(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:

@@ -24,7 +24,7 @@ class Action(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class EntryChange:
     """A change of one entry.
 
     ``kind``: such as ``user``. ``name``: with the names around it, such as ``acme/claude/v1``. ``fields``: what changes
@@ -41,7 +41,7 @@ class Change:
 class DirectoryChanges:
     """All changes, and how many entries of each kind are active before."""
 
-    changes: tuple[Change, ...]
+    changes: tuple[EntryChange, ...]
     active: Mapping[str, int]
 
     def count(self, action: Action, kind: str | None = None) -> int:

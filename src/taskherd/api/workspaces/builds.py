@@ -128,7 +128,7 @@ def job_json(template: Mapping[str, Any], initiator_id: Any, kind: str) -> dict[
 
     Args:
         template: ids and names of the template and its organization, with the prefix of their kind.
-        initiator_id: the user's id, or None if nobody is known.
+        initiator_id: the user's id, or None if the user is not known.
         kind: the job's type.
     """
     return {

@@ -7,6 +7,8 @@ from uuid import UUID
 
 from pydantic import BaseModel, Field
 
+from taskherd.messages.document import AgentHealthOut
+
 
 class JobTemplateOut(BaseModel):
     """The template of a job."""
@@ -83,13 +85,6 @@ class AppOut(BaseModel):
     hidden: bool
     open_in: str
     statuses: list[AppStatusOut]
-
-
-class AgentHealthOut(BaseModel):
-    """The health of an agent."""
-
-    healthy: bool
-    reason: str | None = None
 
 
 class AgentOut(BaseModel):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from taskherd.settings import Settings
-    from taskherd.store.diagnostics import OpenRequests, TemplatePool
+    from taskherd.store.diagnostics import OpenRequests, PoolTemplates
 
 MAX_TARGETS: Final = 100
 """Maximum number of pools, and of targets of work requests, that are checked."""
@@ -35,7 +35,7 @@ class _Demand:
 
     now: datetime
     requests: Sequence[OpenRequests]
-    pools: Sequence[TemplatePool]
+    pools: Sequence[PoolTemplates]
 
 
 async def check_pools(settings: Settings) -> AsyncIterator[Finding]:

@@ -30,7 +30,7 @@ _FREE_PORT: Final = "set TASKHERD_OPS_PORT to a free port"
 
 
 async def running_role(settings: Settings) -> Role | None:
-    """Return the role of the process that these settings belong to; None if their port is not set or nobody answers."""
+    """Return the role of the process that these settings belong to; None if their port is not set or silent."""
     if not _is_explicit(settings):
         return None
     try:

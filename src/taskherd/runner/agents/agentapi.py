@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from taskherd.domain.reports import LogEntry, Report
     from taskherd.runner.agents.context import AgentContext, RecordAttempt
     from taskherd.runner.outbox import Checkpoint
-    from taskherd.runner.workspaces.processes import AgentExit
+    from taskherd.runner.workspaces.processes import ExitRecord
 
 REQUEST_TIMEOUT = 5.0
 """Seconds within which AgentAPI must answer a status request, and connect a stream or post."""
@@ -111,7 +111,7 @@ class AgentApiFollower:
                 await asyncio.sleep(1)
                 await self._wait_stable(deadline)
 
-    def conclude(self, agent_exit: AgentExit) -> None:
+    def conclude(self, agent_exit: ExitRecord) -> None:
         """Report the last messages and the exit."""
         self._report(list(self._changed.values()))
         self._changed.clear()

@@ -19,7 +19,7 @@ from taskherd.runner.journal import InputDelivery, Journal
 from taskherd.runner.outbox import Checkpoint, Outbox
 from taskherd.runner.reporter import Reporter
 from taskherd.runner.workspaces.folders import RunFolder
-from taskherd.runner.workspaces.processes import AgentExit
+from taskherd.runner.workspaces.processes import ExitRecord
 
 MAX_STATUS = 160
 """Maximum length, in characters, of a status message that is made from an agent's output."""
@@ -94,11 +94,11 @@ class Follower(Protocol):
     async def deliver(self, text: str, record_attempt: RecordAttempt) -> None:
         """Deliver an input, after awaiting ``record_attempt``. Raise ``NotDelivered`` or ``DeliveryUnknown``."""
 
-    def conclude(self, agent_exit: AgentExit) -> None:
+    def conclude(self, agent_exit: ExitRecord) -> None:
         """Report the remaining output and the exit, after the agent has exited."""
 
 
-def report_exit(context: AgentContext, agent_exit: AgentExit, state: str, last_output: str, words: str) -> None:
+def report_exit(context: AgentContext, agent_exit: ExitRecord, state: str, last_output: str, words: str) -> None:
     """Report how the agent ended, and the state that is true from then on, with its last output if there is any.
 
     ``state`` is the state that the agent reported last, or "" if it reports none; ``words`` are its last words.
@@ -121,7 +121,7 @@ def report_exit(context: AgentContext, agent_exit: AgentExit, state: str, last_o
     reporter.health(Health.UNHEALTHY)
 
 
-def log_last_output(context: AgentContext, agent_exit: AgentExit) -> str:
+def log_last_output(context: AgentContext, agent_exit: ExitRecord) -> str:
     """Return the last words of an agent whose output is not its log; if it failed, append them to the log."""
     words = last_words(output.tail(context.folder.output, TAIL_BYTES))
     if words and agent_exit.reason != "stopped" and not agent_exit.succeeded:

@@ -12,7 +12,7 @@ from taskherd.runner.log_ids import FIRST_INPUT_ID
 
 if TYPE_CHECKING:
     from taskherd.runner.agents.context import AgentContext, RecordAttempt
-    from taskherd.runner.workspaces.processes import AgentExit
+    from taskherd.runner.workspaces.processes import ExitRecord
 
 
 class SelfReportingFollower:
@@ -42,7 +42,7 @@ class SelfReportingFollower:
         await stdin.deliver(self._context, text, record_attempt)
         self._log_input(text)
 
-    def conclude(self, agent_exit: AgentExit) -> None:
+    def conclude(self, agent_exit: ExitRecord) -> None:
         """Report how the agent ended and its final state, which it can no longer report itself."""
         words = log_last_output(self._context, agent_exit)
         report_exit(self._context, agent_exit, "", shorten(words.rpartition("\n")[2]), words)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from taskherd.runner.agents.context import Follower
     from taskherd.runner.reporter import Reporter
-    from taskherd.runner.workspaces.processes import AgentExit, ShimHandle
+    from taskherd.runner.workspaces.processes import ExitRecord, ShimHandle
 
 log = structlog.get_logger(__name__)
 
@@ -31,7 +31,7 @@ class AgentSession:
         shim: ShimHandle,
         make_follower: Callable[[], Follower],
         reporter: Reporter,
-        on_exit: Callable[[AgentExit], Awaitable[None]],
+        on_exit: Callable[[ExitRecord], Awaitable[None]],
     ) -> None:
         """Start following the agent."""
         self.reporter = reporter
@@ -42,7 +42,7 @@ class AgentSession:
         self._exited = asyncio.Event()
         self._loop = asyncio.create_task(self._run(), name="session")
 
-    async def stop(self) -> AgentExit:
+    async def stop(self) -> ExitRecord:
         """End the agent and its descendants (SIGTERM, grace time, SIGKILL), and return how it ended."""
         self._shim.stop()
         return await asyncio.shield(self._loop)
@@ -75,7 +75,7 @@ class AgentSession:
             raise NotDelivered("The agent exited before it received the input.")
         work_task.result()
 
-    async def _run(self) -> AgentExit:
+    async def _run(self) -> ExitRecord:
         follow_task = asyncio.create_task(self._follow(), name="follower")
         try:
             agent_exit = await self._shim.wait()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from taskherd.domain.reports import LogEntry, Report
     from taskherd.runner.agents.context import AgentContext, RecordAttempt
     from taskherd.runner.outbox import Checkpoint
-    from taskherd.runner.workspaces.processes import AgentExit
+    from taskherd.runner.workspaces.processes import ExitRecord
 
 READ_BYTES = 64 * 1024
 RATE = 256 * 1024
@@ -125,7 +125,7 @@ class StdioFollower:
         await stdin.deliver(self._context, text, record_attempt)
         self._report([self._entry(LogSource.INPUT, text)])
 
-    def conclude(self, agent_exit: AgentExit) -> None:
+    def conclude(self, agent_exit: ExitRecord) -> None:
         """Report the remaining output and the exit."""
         unread = output.size(self._context.folder.output) - self._offset
         if unread > MAX_FINAL_BYTES:

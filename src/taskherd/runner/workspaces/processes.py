@@ -48,8 +48,8 @@ _KILL_ROUNDS = 20
 
 
 @dataclass(frozen=True, slots=True)
-class AgentExit:
-    """How a run ended.
+class ExitRecord:
+    """How a run of an agent ended, as its shim recorded it.
 
     ``reason`` is exited, stopped, timeout, not started, or lost (no shim was there to record it). ``leftover`` is the
     number of processes that could not be killed, ``dropped`` the number of output bytes that could not be written.
@@ -130,7 +130,7 @@ class ShimHandle:
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._descriptor, signal.SIGTERM)
 
-    async def wait(self) -> AgentExit:
+    async def wait(self) -> ExitRecord:
         """Wait until the shim has exited, kill processes that it left, and return how the run ended."""
         loop = asyncio.get_running_loop()
         exited = asyncio.Event()
@@ -141,7 +141,7 @@ class ShimHandle:
             loop.remove_reader(self._descriptor)
         return await asyncio.to_thread(self._collect_exit)
 
-    def _collect_exit(self) -> AgentExit:
+    def _collect_exit(self) -> ExitRecord:
         with suppress(ChildProcessError):  # an adopted shim is not a child of this process, unless it is init
             os.waitpid(self._pid, os.WNOHANG)
         return read_exit(self._folder, agent_started=self.agent_started)
@@ -260,7 +260,7 @@ def _open_verified(folder: RunFolder) -> ShimHandle | None:
     return None
 
 
-def read_exit(folder: RunFolder, *, agent_started: bool = False) -> AgentExit:
+def read_exit(folder: RunFolder, *, agent_started: bool = False) -> ExitRecord:
     """Return how a finished run ended. If its shim was killed, kill the processes that it left.
 
     ``agent_started``: whether the agent is known to have started; otherwise the folder says so.
@@ -274,7 +274,7 @@ def read_exit(folder: RunFolder, *, agent_started: bool = False) -> AgentExit:
                 record["detail"] = FOLDER_DELETED
             else:
                 record = {"reason": "not started", "detail": _startup_error(folder)}
-    return AgentExit(
+    return ExitRecord(
         record["reason"],
         record.get("code"),
         record.get("signal"),

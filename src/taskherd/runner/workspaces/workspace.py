@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from taskherd.runner.outbox import Outbox
     from taskherd.runner.reporter import Reporter
     from taskherd.runner.workspaces.folders import TaskFolder
-    from taskherd.runner.workspaces.processes import AgentExit, ShimHandle
+    from taskherd.runner.workspaces.processes import ExitRecord, ShimHandle
 
 log = structlog.get_logger(__name__)
 
@@ -232,7 +232,7 @@ class TaskWorkspace:
         make_follower = self._follower_factory(run, reporter)
         self._session = AgentSession(shim, make_follower, reporter, self._record_exit)
 
-    async def _record_exit(self, agent_exit: AgentExit) -> None:
+    async def _record_exit(self, agent_exit: ExitRecord) -> None:
         """Record that the exit of the agent was reported, and clean up after it."""
         start = self._journal.start
         self._session = None
