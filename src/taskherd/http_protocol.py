@@ -97,7 +97,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._in_head and not self.transport.is_closing():
             self._unparsed_bytes += len(data)
             if self._unparsed_bytes > self.max_head_bytes:
-                self._reject(*_HEAD_TOO_LARGE)
+                self.reject(*_HEAD_TOO_LARGE)
             else:
                 self._start_head_timer()
 
@@ -153,7 +153,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Respond to invalid HTTP, or to a request that a callback rejected."""
-        self._reject(*(self._rejection or (HTTPStatus.BAD_REQUEST, msg)))
+        self.reject(*(self._rejection or (HTTPStatus.BAD_REQUEST, msg)))
 
     def _start_head_timer(self) -> None:
         if self._head_timer is None:
@@ -177,9 +177,10 @@ class LimitedProtocol(HttpToolsProtocol):
     def _head_timed_out(self) -> None:
         self._head_timer = None
         if not self.transport.is_closing():
-            self._reject(HTTPStatus.REQUEST_TIMEOUT, "Request header did not arrive in time.")
+            self.reject(HTTPStatus.REQUEST_TIMEOUT, "Request header did not arrive in time.")
 
-    def _reject(self, status: HTTPStatus, message: str) -> None:
+    def reject(self, status: HTTPStatus, message: str) -> None:
+        """Answer with an error that has this message, and close the connection."""
         body = orjson.dumps({"message": message})
         head = (
             f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n"

@@ -37,6 +37,7 @@ EVALUATED_AT: Final = {
     "TaskherdAgentsUnhealthy": "20m",
     "TaskherdApiErrors": "15m",
     "TaskherdBatchesFail": "30m",
+    "TaskherdSignInsFail": "20m",
     "TaskherdTasksFail": "20m",
 }
 """When an alert must fire, if its `for` is longer than that of the others."""

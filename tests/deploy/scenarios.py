@@ -21,6 +21,8 @@ CLAUDE: Final = {"template": "claude", "pool": "default"}
 """The labels of the harness's template."""
 HASTY: Final = {"request_backoff_first": "100ms", "request_backoff_most": "300ms"}
 FIVE: Final = 5
+GUESSES: Final = 100
+"""Guesses in a minute, which are fewer than an address may make at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +234,19 @@ async def api_has_no_database(stage: Stage) -> list[Recording]:
     return [Recording("api", before, await api.until_value(3, "taskherd_api_requests_total", **labels))]
 
 
+async def tokens_are_guessed(stage: Stage) -> list[Recording]:
+    """Ask an API for tasks with tokens that do not exist."""
+    (port,) = ports.find_free([None])
+    api = await stage.start("api", api_port=str(port))
+    before = await api.until(bool)
+    url, guess = f"http://{ports.HOST}:{port}/api/v2/tasks", {"Coder-Session-Token": "a" * 10 + "-" + "b" * 22}
+    async with httpx.AsyncClient(timeout=30, trust_env=False) as client:
+        for _ in range(GUESSES):
+            assert (await client.get(url, headers=guess)).status_code == httpx.codes.UNAUTHORIZED
+    after = await api.until_value(GUESSES, "taskherd_api_sign_in_failures_total", reason="unknown")
+    return [Recording("api", before, after)]
+
+
 SCENARIOS: Final = (
     Scenario("an agent falls silent", agent_falls_silent, {"TaskherdAgentsLost": "worker"}),
     Scenario("nothing records the end of an agent", end_is_not_recorded, {"TaskherdAgentsLost": "worker"}),
@@ -248,6 +263,7 @@ SCENARIOS: Final = (
     Scenario("the database is away", database_goes_away, {"TaskherdBatchesFail": "worker"}, repeats=True),
     Scenario("connections break", connections_break, {"TaskherdReconnecting": "worker"}),
     Scenario("the API has no database", api_has_no_database, {"TaskherdApiErrors": "api"}, repeats=True),
+    Scenario("tokens are guessed", tokens_are_guessed, {"TaskherdSignInsFail": "api"}, repeats=True),
 )
 
 

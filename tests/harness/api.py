@@ -116,7 +116,9 @@ async def token_for(database_url: str, username: str) -> str:
 @asynccontextmanager
 async def running_api(database_url: str, amqp_url: str, prefix: str, **settings: Any) -> AsyncIterator[ApiProcess]:
     """Run an API in this process on a free port while the block runs."""
-    defaults = {"api_port": 0, "ops_port": 0, "amqp_prefix": prefix, "database_pool": 4, "api_rate_limit": 0}
+    ports = {"api_port": 0, "ops_port": 0}
+    unlimited = {"api_rate_limit": 0, "api_create_rate": 0, "api_agent_rate": 0}
+    defaults = {**ports, **unlimited, "amqp_prefix": prefix, "database_pool": 4}
     urls: dict[str, Any] = {"database_url": database_url, "amqp_url": amqp_url, "secret_key": SECRET}
     api = ApiProcess(Settings(**urls, **{**defaults, **settings}))
     running = asyncio.create_task(api.run())

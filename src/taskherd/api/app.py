@@ -23,7 +23,10 @@ from taskherd.api.change_feed import ChangeFeed
 from taskherd.api.context import ApiContext
 from taskherd.api.http import asgi, server
 from taskherd.api.http.authenticator import NOTE_USE_INTERVAL, Authenticator
-from taskherd.api.http.rate_limit import RateLimiter
+from taskherd.api.http.client_address import ClientAddresses
+from taskherd.api.http.connections import ClientConnections, ConnectionLimits
+from taskherd.api.http.rate_limit import RateLimits
+from taskherd.api.http.sign_in_failures import LOG_INTERVAL, SignInFailures
 from taskherd.api.metric_labels import LABEL_VALUES
 from taskherd.broker import topology
 from taskherd.broker.command_client import CommandClient
@@ -97,13 +100,19 @@ class ApiProcess:
     def _make_context(self, commands: CommandClient, reports: ReportPublisher) -> ApiContext:
         settings = self._settings
         now = asyncio.get_running_loop().time
+        clients = ClientAddresses(settings.trusted_proxies)
+        limits = ConnectionLimits(settings.api_connections, settings.api_anonymous_connections)
+        closed = self.metrics.api_connections_closed
         return ApiContext(
             settings=settings,
             metrics=self.metrics,
             reader=self._reader,
             engine=self._engine,
             authenticator=Authenticator(self._reader, now),
-            rate_limiter=RateLimiter(settings.api_rate_limit, settings.api_rate_burst, now),
+            client_addresses=clients,
+            connections=ClientConnections(limits, clients, lambda limit: closed.labels(limit).inc()),
+            sign_in_failures=SignInFailures(self.metrics),
+            rate_limits=RateLimits.of(settings, now),
             commands=commands,
             change_feed=self.change_feed,
             reports=reports,
@@ -148,7 +157,7 @@ class ApiProcess:
         )
         api = self._make_context(commands, ReportPublisher(publisher, names, self._tracing))
         self._connections.start()
-        http_server = server.make(asgi.application(api), settings)
+        http_server = server.make(asgi.application(api), settings, api.connections)
         http = asyncio.create_task(http_server.serve([sock]), name="http")
         note_uses = _repeat(NOTE_USE_INTERVAL, lambda: api.authenticator.note_uses(self._engine))
         tasks: list[asyncio.Task[Any]] = [
@@ -156,6 +165,7 @@ class ApiProcess:
             asyncio.create_task(commands.run(), name="replies"),
             asyncio.create_task(self.change_feed.run(), name="change feed"),
             asyncio.create_task(note_uses, name="token uses"),
+            asyncio.create_task(_repeat(LOG_INTERVAL, api.sign_in_failures.log_summaries), name="sign-in failures"),
             asyncio.create_task(_repeat(_POOL_POLL_INTERVAL, self._poll_pool), name="pool metric"),
         ]
         self._readiness.set_ok("serving")

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from taskherd.api.agents.report_publisher import ReportPublisher
     from taskherd.api.change_feed import ChangeFeed
     from taskherd.api.http.authenticator import Authenticator, Caller
-    from taskherd.api.http.rate_limit import RateLimiter
+    from taskherd.api.http.client_address import ClientAddresses
+    from taskherd.api.http.connections import ClientConnections
+    from taskherd.api.http.rate_limit import RateLimits
+    from taskherd.api.http.sign_in_failures import SignInFailures
     from taskherd.broker.command_client import CommandClient
     from taskherd.observability.metrics import Metrics
     from taskherd.observability.tracing import Tracing
@@ -36,7 +39,10 @@ class ApiContext:
     reader: ReadPool
     engine: AsyncEngine
     authenticator: Authenticator
-    rate_limiter: RateLimiter
+    client_addresses: ClientAddresses
+    connections: ClientConnections
+    sign_in_failures: SignInFailures
+    rate_limits: RateLimits
     commands: CommandClient
     reports: ReportPublisher
     change_feed: ChangeFeed

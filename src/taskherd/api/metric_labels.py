@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from taskherd.api.http.connections import LIMITS
 from taskherd.api.http.openapi import responses_of
+from taskherd.api.http.sign_in_failures import SignInFailure
 from taskherd.api.routes import EXPERIMENTAL, PREFIX, ROUTES, SOCKETS
 
 if TYPE_CHECKING:
@@ -29,5 +31,9 @@ def _requests() -> Iterator[tuple[str, str, str]]:
             yield PREFIX + socket.path, "GET", str(status)
 
 
-LABEL_VALUES: Final[Mapping[str, Sequence[tuple[str, ...]]]] = {"api_requests": tuple(dict.fromkeys(_requests()))}
+LABEL_VALUES: Final[Mapping[str, Sequence[tuple[str, ...]]]] = {
+    "api_requests": tuple(dict.fromkeys(_requests())),
+    "api_sign_in_failures": tuple((reason.value,) for reason in SignInFailure),
+    "api_connections_closed": tuple((limit,) for limit in LIMITS),
+}
 """The counters with labels, and all values of these labels."""

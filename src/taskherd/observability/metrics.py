@@ -147,6 +147,18 @@ class Metrics:
             "api_commands_waiting", "Writes that wait for the worker's reply. It rises while workers cannot keep up."
         )
         self.api_followers = self._gauge("api_followers", "Readers of the change feed: streams and long polls.")
+        self.api_sign_in_failures = self._counter(
+            "api_sign_in_failures",
+            "HTTP requests whose token was not accepted, by reason: missing, malformed, unknown, expired, revoked, "
+            "deactivated (its user) or rate_limited (refused without a lookup, after too many failures of its client).",
+            "reason",
+        )
+        self.api_connections_closed = self._counter(
+            "api_connections_closed",
+            "Client connections closed because there were too many, by reason: client (without a valid token, of one "
+            "client), anonymous (without a valid token, of all clients) or total.",
+            "reason",
+        )
         self.api_crashes = self._counter(
             "api_crashes", "HTTP requests answered with 500 because of a bug; see the log for the stack trace."
         )

@@ -44,7 +44,12 @@ ALERT_INPUTS: Final[Mapping[str, frozenset[str]]] = {
         "taskherd_tasks",
     },
     "api": _EVERY_PROCESS
-    | {"taskherd_api_crashes_total", "taskherd_api_requests_total", "taskherd_api_seconds_bucket"},
+    | {
+        "taskherd_api_crashes_total",
+        "taskherd_api_requests_total",
+        "taskherd_api_seconds_bucket",
+        "taskherd_api_sign_in_failures_total",
+    },
     "runner": _EVERY_PROCESS
     | {
         "taskherd_runner_output_lost_bytes_total",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hashlib import blake2b
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -28,6 +29,15 @@ def _check_keys(keys: str) -> str:
     return keys
 
 
+def _check_networks(networks: str) -> str:
+    _networks(networks)
+    return networks
+
+
+def _networks(networks: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    return tuple(ip_network(each.strip()) for each in networks.split(",") if each.strip())
+
+
 def _check_drain(drain: str) -> str:
     if drain not in {"keep", "pause"}:
         mode, _, duration = drain.partition(":")
@@ -40,6 +50,7 @@ def _check_drain(drain: str) -> str:
 DatabaseUrl = Annotated[str, AfterValidator(lambda url: urls.check_database(url) if url else url)]
 AmqpUrl = Annotated[str, AfterValidator(lambda url: urls.check_amqp(url) if url else url)]
 SecretKeys = Annotated[str, AfterValidator(_check_keys)]
+Networks = Annotated[str, AfterValidator(_check_networks)]
 Drain = Annotated[str, AfterValidator(_check_drain)]
 
 
@@ -169,6 +180,20 @@ class Settings(BaseSettings):
     )
     log_retention: Seconds = Field(2160 * _HOUR, ge=24 * _HOUR, description="How long the logs of tasks are kept.")
 
+    log_bytes_rate: int = Field(
+        256 * 1024,
+        ge=1024,
+        description="Bytes per second that one agent may add to its task's log, after a burst of 8 times as many. What "
+        "an agent prints faster waits on the runner's disk; where that is full, the log says what was left out.",
+    )
+    log_entries_rate: int = Field(
+        50,
+        ge=1,
+        le=1_000_000,
+        description="Log entries per second that one agent may add to its task's log, after a burst of 8 times as "
+        "many.",
+    )
+
     batch_most: int = Field(1000, ge=1, le=10_000, description="Maximum number of report deliveries in one batch.")
     batch_wait: Seconds = Field(
         0.0,
@@ -218,6 +243,31 @@ class Settings(BaseSettings):
     api_rate_burst: int = Field(
         500, ge=1, le=1_000_000, description="Number of requests that one user may make in one burst."
     )
+    api_create_rate: float = Field(
+        60.0,
+        ge=0,
+        le=1_000_000,
+        description="Sustained task creates per minute that one user may make; 0: limited only by the request rate.",
+    )
+    api_create_burst: int = Field(
+        60, ge=1, le=1_000_000, description="Number of tasks that one user may create in one burst."
+    )
+    api_agent_rate: float = Field(
+        10.0,
+        ge=0,
+        le=1_000_000,
+        description="Sustained requests per second that one agent may make with its token; 0: unlimited.",
+    )
+    api_agent_burst: int = Field(
+        100, ge=1, le=1_000_000, description="Number of requests that one agent may make in one burst."
+    )
+    api_trusted_proxies: Networks = Field(
+        "",
+        description="Networks of the proxies in front of the API, separated by commas. Behind them the client of a "
+        "request is taken from X-Forwarded-For; from others that header is ignored. Rates and connections are counted "
+        "by client.",
+        json_schema_extra={"expected": "networks such as 10.0.0.0/8, 192.0.2.7 or 2001:db8::/32, separated by commas"},
+    )
     api_command_timeout: Seconds = Field(
         10.0,
         ge=0.5,
@@ -231,7 +281,18 @@ class Settings(BaseSettings):
         description="How long a client may take to send a request's head, and then its body.",
     )
     api_connections: int = Field(
-        4000, ge=1, le=100_000, description="Maximum number of client connections of one API process."
+        4000,
+        ge=1,
+        le=100_000,
+        description="Maximum number of client connections of one API process; half of them are reserved for clients "
+        "that have presented a valid token.",
+    )
+    api_anonymous_connections: int = Field(
+        200,
+        ge=1,
+        le=100_000,
+        description="Maximum number of connections of one client address that have not presented a valid token; of "
+        "more, the one that has been quiet for longest is closed.",
     )
     api_list_most: int = Field(
         5000,
@@ -341,6 +402,11 @@ class Settings(BaseSettings):
     def cors_origins(self) -> tuple[str, ...]:
         """The origins whose web pages may call the API."""
         return tuple(origin.strip() for origin in self.api_cors_origins.split(",") if origin.strip())
+
+    @property
+    def trusted_proxies(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        """The networks of the trusted proxies."""
+        return _networks(self.api_trusted_proxies)
 
     @property
     def secret_keys(self) -> tuple[str, ...]:

@@ -24,11 +24,22 @@ class TokenRow:
     state: str
 
 
-# For ``ReadPool``. ``holds``: the remaining lifetime in seconds, by the database clock, which also set the expiry.
+# For ``ReadPool``. ``holds``: the remaining lifetime in seconds, by the database clock, which also set the expiry;
+# ``problem``: why the token is not valid, or null.
 HOLDER: Final = """
-SELECT k.secret_hash, u.id, u.username, extract(epoch FROM k.expires_at - now())::float8 AS holds
+SELECT k.secret_hash, u.id, u.username, extract(epoch FROM k.expires_at - now())::float8 AS holds,
+       CASE WHEN k.revoked_at IS NOT NULL THEN 'revoked' WHEN k.expires_at <= now() THEN 'expired'
+            WHEN NOT u.active THEN 'deactivated' END AS problem
 FROM api_tokens AS k JOIN users AS u ON u.id = k.user_id
-WHERE k.id = $1 AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now()) AND u.active
+WHERE k.id = $1
+"""
+
+VALID_HASHES: Final = """
+SELECT k.id, k.secret_hash
+FROM api_tokens AS k JOIN users AS u ON u.id = k.user_id
+WHERE k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now()) AND u.active
+ORDER BY greatest(k.created_at, k.last_used_at) DESC
+LIMIT $1
 """
 
 ADD: Final = text("""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final
 from pydantic import Field
 
 from taskherd.api.agents.schemas import AppStatusPatch, LogSnapshot
-from taskherd.api.http.errors import HTTPError, invalid, not_found
+from taskherd.api.http.errors import HTTPError, invalid, not_found, rate_limited
 from taskherd.api.http.ids import parse_uuid
 from taskherd.api.http.query_parameters import QueryModel, TextParameter
 from taskherd.api.http.responses import BufferedResponse, empty, json
@@ -84,6 +84,7 @@ async def log_snapshot(request: RequestContext) -> BufferedResponse:
     body: LogSnapshot = request.body
     if any(message.role not in _ROLES for message in body.messages):
         raise HTTPError(400, "Invalid agentapi payload structure.", "The role of a message must be user or agent.")
+    _charge_log(request, body.messages)
     common = _common(request)
     now: datetime = common["observed_at"]
     given = await _given_texts(request, common["task_id"], body.messages)
@@ -100,6 +101,17 @@ async def log_snapshot(request: RequestContext) -> BufferedResponse:
     if parts:
         await _publish(request, [TaskLog(**common, entries=part) for part in parts])
     return empty(204)
+
+
+def _charge_log(request: RequestContext, messages: Sequence[SnapshotMessage]) -> None:
+    """Count a snapshot against the rate at which a task's log may grow. Raise a 429 if it exceeds it."""
+    assert request.agent is not None
+    task_id, limits = request.agent[0], request.api.rate_limits
+    wait = limits.log_entries.acquire(task_id, len(messages)) or limits.log_bytes.acquire(
+        task_id, sum(len(message.content.encode(errors="replace")) for message in messages)
+    )
+    if wait > 0:
+        raise rate_limited(wait, "The log of this task grows too fast. Please wait.")
 
 
 async def _given_texts(request: RequestContext, task_id: UUID, messages: Sequence[SnapshotMessage]) -> set[str]:

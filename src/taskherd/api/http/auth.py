@@ -6,8 +6,10 @@ from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING, Final
 
 from taskherd.api.http import user_tokens
+from taskherd.api.http.authenticator import Caller
 from taskherd.api.http.errors import rate_limited, unauthorized
 from taskherd.api.http.route import Auth
+from taskherd.api.http.sign_in_failures import SignInFailure
 from taskherd.messages.agent_tokens import verify_agent_token
 from taskherd.store import agent_queries
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from starlette.types import Scope
 
     from taskherd.api.context import ApiContext, RequestContext
+    from taskherd.api.http.errors import HTTPError
 
 SESSION_TOKEN: Final = "coder-session-token"  # noqa: S105 - a header's name
 COOKIE: Final = "coder_session_token"
@@ -25,36 +28,70 @@ _BEARER: Final = "bearer "
 async def authenticate(request: RequestContext, auth: Auth, scope: Scope) -> None:
     """Authenticate a request and record its caller. Raise a 401, or a 429 if the caller exceeds its rate.
 
-    An agent's token ends with its task, or with a later start of it: what an agent that should be gone says is not
-    about the agent that people see. This is looked up for every request; the rate limit bounds it.
-
-    A failed token lookup counts against the rate limit of the client address, which limits how many guesses reach the
-    database.
+    A connection over which a valid token came is no longer limited as one of a stranger.
     """
-    api = request.api
     if auth is Auth.NONE:
         return
+    client = request.api.client_addresses.client_of(scope)
     if auth is Auth.AGENT:
-        request.agent = verify_agent_token(api.settings.secret_keys, _token_in_headers(request.headers))
-        if request.agent is None:
-            raise unauthorized()
-        _charge(api, request.agent)
-        if not await agent_queries.is_latest_start(api.reader, *request.agent):
-            raise unauthorized()
-        return
-    address = ("address", (scope.get("client") or ("", 0))[0])
-    token = user_tokens.parse(token_of(request))
+        await _authenticate_agent(request, client)
+    else:
+        await _authenticate_user(request, client)
+    if scope.get("client"):
+        request.api.connections.authenticated(tuple(scope["client"]))
+
+
+async def _authenticate_agent(request: RequestContext, client: str) -> None:
+    """Authenticate an agent.
+
+    Its token ends with its task, or with a later start of it: what an agent that should be gone says is not about the
+    agent that people see. This is looked up for every request; the rate limit bounds it.
+    """
+    api = request.api
+    token = _token_in_headers(request.headers)
+    request.agent = verify_agent_token(api.settings.secret_keys, token)
+    if request.agent is None:
+        raise _failed(api, client, SignInFailure.UNKNOWN if token else SignInFailure.MISSING)
+    wait = api.rate_limits.reports.acquire(request.agent)
+    if wait > 0:
+        raise rate_limited(wait)
+    if not await agent_queries.is_latest_start(api.reader, *request.agent):
+        raise _failed(api, client, SignInFailure.REVOKED)
+
+
+async def _authenticate_user(request: RequestContext, client: str) -> None:
+    """Authenticate a user.
+
+    Every failure counts against the rate limit of the client's address, and success never does. Once the address is
+    over it, only tokens that are known to be valid are looked up: guessing costs the database nothing, and does not
+    shut out others behind the same address.
+    """
+    api, address = request.api, ("address", client)
+    text = token_of(request)
+    token = user_tokens.parse(text)
     caller = api.authenticator.cached(token) if token else None
     if caller is None:
-        wait = api.rate_limiter.retry_after(address)
-        if wait > 0:
+        wait = api.rate_limits.requests.retry_after(address)
+        if wait > 0 and not (token and await api.authenticator.is_known(token)):
+            api.sign_in_failures.record(client, SignInFailure.RATE_LIMITED)
             raise rate_limited(wait)
-        caller = await api.authenticator.authenticate(token) if token else None
-    if caller is None:
-        api.rate_limiter.acquire(address)
-        raise unauthorized()
+        found = await api.authenticator.authenticate(token) if token else _without_token(text)
+        if isinstance(found, SignInFailure):
+            api.rate_limits.requests.acquire(address)
+            raise _failed(api, client, found)
+        caller = found
     _charge(api, caller.user_id)
     request.set_caller(caller)
+
+
+def _without_token(text: str) -> SignInFailure:
+    return SignInFailure.MALFORMED if text else SignInFailure.MISSING
+
+
+def _failed(api: ApiContext, client: str, reason: SignInFailure) -> HTTPError:
+    """Record a failure, and return the 401; the reason is only logged and counted."""
+    api.sign_in_failures.record(client, reason)
+    return unauthorized()
 
 
 async def token_is_valid(request: RequestContext) -> bool:
@@ -63,7 +100,7 @@ async def token_is_valid(request: RequestContext) -> bool:
     Raise ``Unavailable`` if the database cannot be reached.
     """
     token = user_tokens.parse(token_of(request))
-    return token is not None and await request.api.authenticator.authenticate(token) is not None
+    return token is not None and isinstance(await request.api.authenticator.authenticate(token), Caller)
 
 
 def token_of(request: RequestContext) -> str:
@@ -104,6 +141,6 @@ def _token_in_headers(headers: Mapping[str, str]) -> str:
 
 
 def _charge(api: ApiContext, key: Hashable) -> None:
-    wait = api.rate_limiter.acquire(key)
+    wait = api.rate_limits.requests.acquire(key)
     if wait > 0:
         raise rate_limited(wait)

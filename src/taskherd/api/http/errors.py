@@ -81,10 +81,11 @@ def too_slow() -> HTTPError:
     return HTTPError(408, "Request body did not arrive in time.", headers={"Connection": "close"})
 
 
-def rate_limited(seconds: float) -> HTTPError:
+def rate_limited(seconds: float, message: str = "You have made too many requests. Please wait.") -> HTTPError:
     """Return a 429; the next request is accepted in ``seconds``."""
     wait = max(1, -int(-seconds // 1))
-    return HTTPError(429, "You have made too many requests. Please wait.", headers={"Retry-After": str(wait)})
+    detail = f"The next one is accepted in {wait} s."
+    return HTTPError(429, message, detail, headers={"Retry-After": str(wait)})
 
 
 def unavailable(message: str) -> HTTPError:

@@ -1,13 +1,21 @@
-"""Rate limits: a token bucket for each caller, in this process."""
+"""Rate limits: token buckets for each caller, in this process."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from taskherd.settings import Settings
 
 MAX_BUCKETS: Final = 10_000
+_MINUTE: Final = 60
+
+
+LOG_BURST: Final = 8
+"""Seconds of a task's log rate that may come at once."""
 
 
 @dataclass(slots=True)
@@ -28,15 +36,19 @@ class RateLimiter:
         self._now = now
         self._buckets: OrderedDict[Hashable, _Bucket] = OrderedDict()
 
-    def acquire(self, key: Hashable) -> float:
-        """Take one request from the bucket of ``key``. Return 0, or the seconds until one is available."""
+    def acquire(self, key: Hashable, cost: float = 1) -> float:
+        """Take ``cost`` from the bucket of ``key``. Return 0, or the seconds until that is available.
+
+        What costs more than ``burst`` is accepted once the bucket is full, and empties it.
+        """
         if not self._per_second:
             return 0.0
         bucket = self._refill(key)
-        if bucket.tokens >= 1:
-            bucket.tokens -= 1
+        cost = min(cost, self._burst)
+        if bucket.tokens >= cost:
+            bucket.tokens -= cost
             return 0.0
-        return (1 - bucket.tokens) / self._per_second
+        return (cost - bucket.tokens) / self._per_second
 
     def retry_after(self, key: Hashable) -> float:
         """Return the seconds until a request of ``key`` is accepted, without taking one."""
@@ -60,3 +72,34 @@ class RateLimiter:
         bucket.tokens = min(self._burst, bucket.tokens + max(0.0, now - bucket.refilled_at) * self._per_second)
         bucket.refilled_at = now
         return bucket
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimits:
+    """The rate limits of a process.
+
+    Attributes:
+        requests: requests by user, and failed sign-ins by client address.
+        creates: created tasks by user.
+        reports: requests of agents, by task and build.
+        log_bytes: bytes of log entries, by task.
+        log_entries: log entries, by task.
+    """
+
+    requests: RateLimiter
+    creates: RateLimiter
+    reports: RateLimiter
+    log_bytes: RateLimiter
+    log_entries: RateLimiter
+
+    @classmethod
+    def of(cls, settings: Settings, now: Callable[[], float]) -> RateLimits:
+        """Return the limits of these settings; ``now`` is a monotonic clock in seconds."""
+        bytes_rate, entries_rate = settings.log_bytes_rate, settings.log_entries_rate
+        return cls(
+            requests=RateLimiter(settings.api_rate_limit, settings.api_rate_burst, now),
+            creates=RateLimiter(settings.api_create_rate / _MINUTE, settings.api_create_burst, now),
+            reports=RateLimiter(settings.api_agent_rate, settings.api_agent_burst, now),
+            log_bytes=RateLimiter(bytes_rate, bytes_rate * LOG_BURST, now),
+            log_entries=RateLimiter(entries_rate, entries_rate * LOG_BURST, now),
+        )

@@ -6,6 +6,7 @@ import errno
 import logging
 import socket
 from contextlib import AbstractContextManager, nullcontext
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 import uvicorn
@@ -15,9 +16,12 @@ from taskherd.errors import Misconfigured
 from taskherd.http_protocol import LimitedProtocol
 
 if TYPE_CHECKING:
+    import asyncio
+
     from starlette.types import ASGIApp
     from uvicorn._types import ASGISendEvent
 
+    from taskherd.api.http.connections import ClientConnections
     from taskherd.settings import Settings
 
 KEEP_ALIVE: Final = 75.0
@@ -26,12 +30,63 @@ BACKLOG: Final = 1024
 """Maximum number of connections that wait to be accepted."""
 MAX_SOCKET_MESSAGE: Final = 64 * 1024
 """Maximum size of a WebSocket message from a client, in bytes."""
+_BACKSTOP: Final = 2
+"""Times ``TASKHERD_API_CONNECTIONS`` that may be open while the closing ones of them are not closed yet."""
 _PING_INTERVAL: Final = 20.0
 """Seconds between two pings on a WebSocket, and until a missing pong closes it."""
 
 
+class ApiProtocol(LimitedProtocol):
+    """The HTTP protocol of one client connection, which ``client_connections`` may close."""
+
+    client_connections: ClientConnections
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in uvicorn
+        """Add the connection, which may close it or another one."""
+        super().connection_made(transport)
+        if self.client is not None and not transport.is_closing():
+            self.client_connections.open(self.client, self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Remove the connection."""
+        if self.client is not None:
+            self.client_connections.lost(self.client)
+        super().connection_lost(exc)
+
+    def on_headers_complete(self) -> None:
+        """Note that the connection is in use."""
+        if self.client is not None:
+            self.client_connections.touch(self.client)
+        super().on_headers_complete()
+
+    def close_for_limit(self, message: str) -> None:
+        """Close the connection: with a 429, or at once during a response."""
+        if self._in_head or self.cycle.response_complete:
+            self.reject(HTTPStatus.TOO_MANY_REQUESTS, message)
+        else:
+            self.transport.abort()
+
+
 class SocketProtocol(WebSocketsSansIOProtocol):
     """uvicorn's WebSocket protocol, which takes a handshake that was denied with a response for one without an end."""
+
+    client_connections: ClientConnections
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the connection over from the HTTP protocol."""
+        super().connection_made(transport)
+        if self.client is not None:
+            self.client_connections.replace(self.client, self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Remove the connection."""
+        if self.client is not None:
+            self.client_connections.lost(self.client)
+        super().connection_lost(exc)
+
+    def close_for_limit(self, message: str) -> None:  # noqa: ARG002 - a handshake in progress has no place for it
+        """Close the connection at once."""
+        self.transport.abort()
 
     async def send(self, message: ASGISendEvent) -> None:
         """Send a message, and note the end of a denied handshake, or uvicorn logs an error about it."""
@@ -66,19 +121,24 @@ def listen(host: str, port: int) -> socket.socket:
     return sock
 
 
-def make(app: ASGIApp, settings: Settings) -> HttpServer:
-    """Return a server for ``app``.
+def make(app: ASGIApp, settings: Settings, connections: ClientConnections) -> HttpServer:
+    """Return a server for ``app``, whose connections are added to ``connections``.
 
     It serves until ``should_exit`` is set, then finishes the requests in progress.
     """
-    limits = {"head_timeout": settings.api_read_timeout, "max_connections": settings.api_connections}
-    protocol: Any = type("Protocol", (LimitedProtocol,), limits)
+    limits = {
+        "client_connections": connections,
+        "head_timeout": settings.api_read_timeout,
+        "max_connections": _BACKSTOP * settings.api_connections,
+    }
+    protocol: Any = type("Protocol", (ApiProtocol,), limits)
+    socket_protocol: Any = type("Socket", (SocketProtocol,), {"client_connections": connections})
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a malformed request is no problem of the server
     return HttpServer(
         uvicorn.Config(
             app,
             http=protocol,
-            ws=SocketProtocol,
+            ws=socket_protocol,
             ws_max_size=MAX_SOCKET_MESSAGE,
             ws_ping_interval=_PING_INTERVAL,
             ws_ping_timeout=_PING_INTERVAL,

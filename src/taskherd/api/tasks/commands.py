@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 from uuid import UUID, uuid4, uuid5
 
 from taskherd.api.commands import command_id_of, idempotency_key_of, send_command
-from taskherd.api.http.errors import HTTPError, not_found
+from taskherd.api.http.errors import HTTPError, not_found, rate_limited
 from taskherd.api.http.ids import is_searchable
 from taskherd.api.http.responses import BufferedResponse, empty, json
 from taskherd.api.tasks import documents
@@ -42,6 +42,7 @@ async def create_task(request: RequestContext, body: CreateTask) -> CommandResul
     """Create the task that ``body`` describes for the path's user."""
     version = body.template_version_id or _NIL
     owner = await _owner(request, version)
+    _charge_create(request)
     command_id = command_id_of(request)
     has_key = idempotency_key_of(request) is not None
     return await send_command(
@@ -58,6 +59,13 @@ async def create_task(request: RequestContext, body: CreateTask) -> CommandResul
             display_name=(body.display_name or "").strip()[:_MAX_SENT_NAME],
         ),
     )
+
+
+def _charge_create(request: RequestContext) -> None:
+    """Count a create against the caller's rate. Raise a 429 if it exceeds it."""
+    wait = request.api.rate_limits.creates.acquire(request.caller.user_id)
+    if wait > 0:
+        raise rate_limited(wait, "You have created too many tasks. Please wait.")
 
 
 async def _owner(request: RequestContext, version: UUID) -> UUID:
