@@ -36,6 +36,8 @@ T = TypeVar("T")
 HOURS = "1h"
 SETTINGS = {
     "TASKHERD_SECRET_KEY": "chaos" * 8,
+    "TASKHERD_API_CREATE_RATE": "0",
+    "TASKHERD_TASKS_RUNNING_MOST": "0",
     "TASKHERD_OPS_PORT": "0",
     "TASKHERD_LOG_FORMAT": "json",
     # Lost agents are not the subject of these tests.

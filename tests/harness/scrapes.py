@@ -60,6 +60,7 @@ class ScrapedProcess:
             "runner_name": "r1",
             "runner_root": str(folder / "r1"),
             "sweep_every": "200ms",
+            "tasks_running_most": "0",
             "probe_every": "200ms",
         }
         if role != "runner":  # as deployed: without database and key

@@ -289,6 +289,7 @@ async def running_worker(harness: WorkerHarness, **settings: Any) -> AsyncIterat
         "sweep_every": 0.1,
         "relay_every": 0.2,
         "probe_every": 0.1,
+        "tasks_running_most": 0,
     }
     worker = Worker(
         Settings(database_url=database_url, amqp_url=amqp_url, secret_key=SECRET, **{**defaults, **settings})

@@ -84,6 +84,8 @@ class CommandContext:
         generate_name: returns a name for a prompt that is not among the given names.
         strict_send: True if an input for a busy agent is refused instead of queued.
         earlier_input: the input with the id of the command, a send whose recorded reply is gone.
+        running: number of running tasks of the owner, counted up to ``max_running``.
+        max_running: maximum number of running tasks of one owner, 0 for no maximum.
     """
 
     owners: Mapping[UUID, frozenset[UUID]]
@@ -92,6 +94,8 @@ class CommandContext:
     generate_name: Callable[[str, Container[str]], str]
     strict_send: bool = False
     earlier_input: EarlierInput | None = None
+    running: int = 0
+    max_running: int = 0
 
 
 NOT_FOUND = CommandRefused(404, "Resource not found or you do not have access to this resource")
@@ -128,7 +132,7 @@ def handle_command(  # noqa: PLR0911 - one return for each command
         case Pause():
             return _pause(task, now)
         case Resume():
-            return _resume(task, now)
+            return _resume(task, now, context)
         case _:
             assert_never(command)
 
@@ -168,7 +172,7 @@ def _create(command: Create, now: datetime, context: CommandContext) -> CommandA
         deleted_at=None,
         state=builds.initial_state(command.task_id, now),
     )
-    return CommandAccepted(task)
+    return _running_refusal(context) or CommandAccepted(task)
 
 
 def _refuse_bad_names(command: Create) -> CommandRefused | None:
@@ -237,9 +241,21 @@ def _pause(task: Task, now: datetime) -> CommandAccepted | CommandRefused:
     return _request_build(task, Transition.STOP, now)
 
 
-def _resume(task: Task, now: datetime) -> CommandAccepted | CommandRefused:
+def _resume(task: Task, now: datetime, context: CommandContext) -> CommandAccepted | CommandRefused:
     """Request the next start unless an agent is running, or may be."""
-    return resume_refusal(task.state) or _request_build(task, Transition.START, now)
+    return resume_refusal(task.state) or _running_refusal(context) or _request_build(task, Transition.START, now)
+
+
+def _running_refusal(context: CommandContext) -> CommandRefused | None:
+    """Return why the owner may start no further task, or None. This is checked last."""
+    if not context.max_running or context.running < context.max_running:
+        return None
+    return CommandRefused(
+        409,
+        "Too many tasks are running.",
+        f"The owner may have {context.max_running} running tasks. Pause or delete one, or wait until its agent has "
+        "ended, then try again.",
+    )
 
 
 def resume_refusal(state: TaskState) -> CommandRefused | None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from taskherd.domain.reports import AgentExit, App, AppStatus
-    from taskherd.domain.task import Facet, Stamped, TaskState
+    from taskherd.domain.task import Facet, Stamped, Task, TaskState
 
 
 LOST_CONNECTION = "agent has lost connection"
@@ -267,6 +267,17 @@ def is_agent_gone(state: TaskState) -> bool:
     if agent is None or is_connected(state):
         return False
     return agent.lifecycle is Lifecycle.OFF or _has_disconnected(state)
+
+
+def is_running(task: Task) -> bool:
+    """Return whether a task counts as running: its latest build is a start that neither failed nor lost its agent.
+
+    A task counts from its create or resume on, before its agent runs, and until a pause is accepted or it is deleted.
+    """
+    state = task.state
+    if task.deleted_at is not None or not state.is_start:
+        return False
+    return state.has_active_build or (state.job_status is JobStatus.SUCCEEDED and not is_agent_gone(state))
 
 
 def ended_agent_of(state: TaskState) -> EndedAgent | None:

@@ -194,6 +194,13 @@ class Settings(BaseSettings):
         "many.",
     )
 
+    tasks_running_most: int = Field(
+        100,
+        ge=0,
+        description="Maximum number of running tasks of one user: another create or resume is refused until one is "
+        "paused or deleted, or its agent has ended; 0: unlimited.",
+    )
+
     batch_most: int = Field(1000, ge=1, le=10_000, description="Maximum number of report deliveries in one batch.")
     batch_wait: Seconds = Field(
         0.0,

@@ -200,6 +200,15 @@ task_prompts = Table(
     comment="Prompts, separate from tasks because they are long and seldom change; rows are immutable",
 )
 
+running_tasks = Table(
+    "running_tasks",
+    METADATA,
+    _id("task_id"),
+    _column("owner_id", Uuid),
+    Index("running_tasks_owner_id_idx", "owner_id"),
+    comment="The running tasks, to count those of an owner; written when a task starts or ends, unlike tasks",
+)
+
 task_deadlines = Table(
     "task_deadlines",
     METADATA,

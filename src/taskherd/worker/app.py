@@ -150,6 +150,7 @@ class Worker:
             make_agent_token=partial(agent_token, settings.secret_keys[0]),
             generate_name=partial(task_names.generate, randomness=randomness),
             strict_send=settings.send_mode == "strict",
+            max_running=settings.tasks_running_most,
             tracing=self._tracing,
         )
 

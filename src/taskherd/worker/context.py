@@ -67,6 +67,7 @@ class WorkerContext:
         failpoint: kills or freezes the process if this failpoint is armed.
         on_error: called with the reason of every failure that is retried.
         make_agent_token: creates the agent token for a task and build number.
+        max_running: maximum number of running tasks of one owner, 0 for no maximum.
         generate_name: returns a task name for a prompt that is not among the given names.
     """
 
@@ -86,6 +87,7 @@ class WorkerContext:
     make_agent_token: Callable[[UUID, int], str]
     generate_name: Callable[[str, Container[str]], str]
     strict_send: bool
+    max_running: int
     tracing: Tracing
 
     async def until_stopped(self, work: Callable[[], Awaitable[T]], dependency: str) -> T:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from taskherd.domain import lease as lease_module
 from taskherd.domain.claims import ownership
-from taskherd.domain.commands import Create, Send, canonical_json
+from taskherd.domain.commands import Create, Resume, Send, canonical_json
 from taskherd.domain.handle_command import CommandContext, EarlierInput, TemplateVersionInfo
 from taskherd.domain.reports import (
     AgentDisconnected,
@@ -24,7 +24,7 @@ from taskherd.domain.reports import (
 )
 from taskherd.domain.task_update import TaskUpdate, UpdateContext
 from taskherd.messages.reports import decode_stored_report
-from taskherd.store import build_claims, command_log, directory, inputs, leases, tasks
+from taskherd.store import build_claims, command_log, directory, inputs, leases, running_tasks, tasks
 from taskherd.store import parked_reports as parked
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ async def load_batch(
     input_keys |= {(task_id, each) for task_id, check in batch.timer_checks.items() for each in check.expired_inputs}
     known_inputs, open_inputs = await _find_inputs(connection, input_keys)
     await _load_queues(connection, updates, input_keys)
-    command_context = await _load_command_context(connection, context, batch.command)
+    command_context = await _load_command_context(connection, context, batch.command, rows)
     versions = {row.task.template_version_id for row in rows.values()}
     policies = await context.directory_cache.recovery_policies(connection, versions)
     template_pools = context.directory_cache.known_template_pools()
@@ -202,11 +202,20 @@ async def _load_queues(
 
 
 async def _load_command_context(
-    connection: AsyncConnection, context: WorkerContext, command: Command | None
+    connection: AsyncConnection, context: WorkerContext, command: Command | None, rows: Mapping[UUID, StoredTask]
 ) -> CommandContext:
     if not isinstance(command, Create):
-        earlier = await _find_earlier_input(connection, command) if isinstance(command, Send) else None
-        return CommandContext({}, {}, {}, context.generate_name, strict_send=context.strict_send, earlier_input=earlier)
+        row = rows.get(command.task_id) if isinstance(command, Resume) else None
+        return CommandContext(
+            {},
+            {},
+            {},
+            context.generate_name,
+            strict_send=context.strict_send,
+            earlier_input=await _find_earlier_input(connection, command) if isinstance(command, Send) else None,
+            running=await _count_running(connection, context, row.task.owner_id) if row else 0,
+            max_running=context.max_running,
+        )
     owners = await directory.owners(connection, [command.owner_id])
     versions = await directory.template_versions(connection, [command.template_version_id])
     names_in_use = frozenset[str]()
@@ -222,4 +231,13 @@ async def _load_command_context(
         },
         names_in_use={command.owner_id: names_in_use},
         generate_name=context.generate_name,
+        running=await _count_running(connection, context, command.owner_id),
+        max_running=context.max_running,
     )
+
+
+async def _count_running(connection: AsyncConnection, context: WorkerContext, owner_id: UUID) -> int:
+    """Return the number of running tasks of an owner, who cannot start another until this transaction ends."""
+    if not context.max_running:
+        return 0
+    return await running_tasks.lock_and_count(connection, owner_id, context.max_running)

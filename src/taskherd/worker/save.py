@@ -15,10 +15,10 @@ from taskherd.domain import lease as lease_module
 from taskherd.domain.handle_command import COMMAND_ID_REUSED, CommandRefused
 from taskherd.domain.task_update import Cause, due_at
 from taskherd.domain.value import replace
-from taskherd.domain.view import derive_view
+from taskherd.domain.view import derive_view, is_running
 from taskherd.errors import Retry
 from taskherd.messages import document, events, replies
-from taskherd.store import command_log, directory, leases, tasks
+from taskherd.store import command_log, directory, leases, running_tasks, tasks
 from taskherd.worker import related_rows
 from taskherd.worker.batch import CommittedChange
 from taskherd.worker.build_rows import save_builds
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from taskherd.domain.commands import Command
     from taskherd.domain.lease import Lease
     from taskherd.domain.liveness import Timeouts
+    from taskherd.domain.task import Task
     from taskherd.domain.task_update import TaskUpdate
     from taskherd.domain.view import TaskView
     from taskherd.store import AsyncConnection
@@ -48,6 +49,9 @@ class Writes:
     changes: list[CommittedChange] = field(default_factory=list)
     leases: list[Lease] = field(default_factory=list)
     ended_leases: list[UUID] = field(default_factory=list)
+    started: list[tuple[UUID, UUID]] = field(default_factory=list)
+    """The tasks that run now and did not before, each with its owner."""
+    ended: list[UUID] = field(default_factory=list)
 
 
 def derive_writes(loaded: LoadedBatch, timeouts: Timeouts, now: datetime) -> Writes:
@@ -74,8 +78,18 @@ def derive_writes(loaded: LoadedBatch, timeouts: Timeouts, now: datetime) -> Wri
         due_moved = is_new or check is not None or due != loaded.rows[task_id].due_at
         row = tasks.StoredTask(update.task, view.status.value, core, due, due_moved)
         (writes.created if is_new else writes.saved).append(row)
+        _derive_running(writes, update.task, None if is_new else loaded.rows[task_id].task)
     _derive_leases(loaded, writes)
     return writes
+
+
+def _derive_running(writes: Writes, task: Task, stored: Task | None) -> None:
+    """Note whether a task has started or ended to run since it was stored; the delete of one always ends it."""
+    runs = is_running(task)
+    if runs and (stored is None or not is_running(stored)):
+        writes.started.append((task.id, task.owner_id))
+    elif not runs and stored is not None and (is_running(stored) or task.deleted_at != stored.deleted_at):
+        writes.ended.append(task.id)
 
 
 def _not_later(due: datetime | None, stored: datetime | None, now: datetime) -> datetime | None:
@@ -112,6 +126,10 @@ async def save_batch(connection: AsyncConnection, loaded: LoadedBatch, writes: W
         raise Retry("a task with this name or id was created concurrently")
     if writes.saved or writes.changes:
         await tasks.save(connection, writes.saved, [_event(change) for change in writes.changes])
+    if writes.started:
+        await running_tasks.add(connection, writes.started)
+    if writes.ended:
+        await running_tasks.delete(connection, writes.ended)
     await _save_prompts(connection, writes.changes)
     if writes.leases:
         await leases.upsert(connection, writes.leases)

@@ -1,0 +1,62 @@
+"""The running tasks of each owner: counted under a lock, from an index."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from uuid import UUID, uuid4
+
+import asyncpg
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from taskherd.store import running_tasks
+from taskherd.store.engine import transaction
+
+ALICE, BOB = UUID(int=0xA1), UUID(int=0xB1)
+
+
+async def test_tasks_are_counted_by_owner_up_to_the_limit(engine: AsyncEngine) -> None:
+    """Adding a task twice counts it once, and deleting one that is not there changes nothing."""
+    own = [(uuid4(), ALICE) for _ in range(3)]
+    async with transaction(engine) as connection:
+        await running_tasks.add(connection, [*own, (uuid4(), BOB)])
+        await running_tasks.add(connection, own[:1])
+        await running_tasks.delete(connection, [own[1][0], uuid4()])
+        assert await running_tasks.lock_and_count(connection, ALICE, 10) == 2
+        assert await running_tasks.lock_and_count(connection, ALICE, 1) == 1
+        assert await running_tasks.lock_and_count(connection, BOB, 10) == 1
+
+
+async def test_a_count_waits_for_the_transaction_that_counted_before(engine: AsyncEngine) -> None:
+    """Who counts an owner's tasks sees what the previous one added, and does not wait for other owners."""
+    async with transaction(engine) as first:
+        assert await running_tasks.lock_and_count(first, ALICE, 10) == 0
+
+        async def count(owner: UUID) -> int:
+            async with transaction(engine) as connection:
+                return await running_tasks.lock_and_count(connection, owner, 10)
+
+        assert await count(BOB) == 0
+        second = asyncio.create_task(count(ALICE))
+        await running_tasks.add(first, [(uuid4(), ALICE)])
+        done, _ = await asyncio.wait({second}, timeout=0.2)
+        assert not done
+    assert await second == 1
+
+
+async def test_the_count_reads_an_index(database_url: str) -> None:
+    """With many running tasks of many owners, a count reads only as many index entries as the limit."""
+    connection = await asyncpg.connect(database_url, timeout=5)
+    try:
+        await connection.execute(
+            "INSERT INTO running_tasks (task_id, owner_id)"
+            " SELECT gen_random_uuid(), md5((n % 500)::text)::uuid FROM generate_series(1, 50000) AS n"
+        )
+        await connection.execute("VACUUM ANALYZE running_tasks")
+        statement = str(running_tasks.COUNT).replace(":owner_id", "md5('7')::uuid").replace(":limit", "100")
+        plan = json.loads(await connection.fetchval("EXPLAIN (ANALYZE, FORMAT JSON) " + statement))
+        (scan,) = plan[0]["Plan"]["Plans"][0]["Plans"]
+        assert scan["Index Name"] == "running_tasks_owner_id_idx"
+        assert scan["Actual Rows"] == 100
+    finally:
+        await connection.close()
