@@ -32,6 +32,14 @@ RESPAWN_SECONDS = 60.0
 """Seconds after which a respawning process stops by itself, so that a failing test does not leave it running."""
 
 
+def chatter(seconds: float) -> None:
+    """Print short lines for some time, each by itself."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        say("chatter")
+        time.sleep(0.005)
+
+
 def main(steps: list[str]) -> None:
     """Execute the steps; each is a verb, with its argument after a colon."""
     for step in steps:
@@ -57,6 +65,8 @@ def main(steps: list[str]) -> None:
                 chunk = b"x" * 1_000_000
                 for _ in range(int(argument)):
                     os.write(1, chunk) == len(chunk) or os.write(1, b"x")
+            case "chatter":
+                chatter(float(argument))
             case "binary":
                 sys.stdout.buffer.write(bytes(range(256)) * 4 + b"\n")
                 sys.stdout.flush()

@@ -94,7 +94,7 @@ async def test_a_full_disk_loses_only_output(harness: RunnerHarness) -> None:
         await harness.start(runner_root=str(disk))
         task_id = await harness.task("say:before", "flood:8", "say:", "say:after", "exit:3")
         await harness.until_state(task_id, "failed", "exit status 3")
-        await harness.until_output(task_id, "were dropped")
+        await harness.until_output(task_id, "were dropped since 20")
         filler = disk / "filler"
         with suppress(OSError), filler.open("wb", buffering=0) as file:
             while file.write(bytes(4096)):
@@ -114,3 +114,16 @@ async def test_a_full_disk_loses_only_output(harness: RunnerHarness) -> None:
         for runner in harness.runners:
             await runner.kill()
         subprocess.run(["umount", "-l", disk], check=True)
+
+
+async def test_an_agent_that_never_stops_printing_adds_few_entries(harness: RunnerHarness) -> None:
+    """Its lines come together in as many entries as the rate admits, and none of them is lost."""
+    await harness.start(log_entries_rate="1")
+    task_id = await harness.task("say:before", "chatter:4", "say:after", "sleep")
+    await harness.until_output(task_id, "after")
+    entries = await harness.output(task_id)
+    assert len(entries) <= 12
+    lines = [line for entry in entries for line in entry.split("\n")]
+    assert (lines[0], lines[-1]) == ("before", "after")
+    assert set(lines[1:-1]) == {"chatter"}
+    assert len(lines) > 100

@@ -10,8 +10,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from taskherd.store import logs
 from taskherd.store.engine import transaction
-from taskherd.store.logs import LogEntryRow
+from taskherd.store.logs import FullLog, LogEntryRow, LogLimits
 from tests.store.conftest import NOW
+
+LIMITS = LogLimits(max_entries=100, max_bytes=1_000)
 
 
 def entry(task_id: UUID, entry_id: int, seq: int, content: str, build: int = 1) -> LogEntryRow:
@@ -31,11 +33,59 @@ async def test_log_ids_count_per_task_and_never_change(engine: AsyncEngine) -> N
 
     async with transaction(engine) as connection:
         batch = [entry(one, 7, 1, "a"), entry(other, 0, 1, "x"), entry(one, 3, 1, "b"), entry(one, 7, 2, "a2")]
-        assert await logs.append(connection, batch, NOW) == 3
+        assert (await logs.append(connection, batch, NOW, LIMITS)).added == 3
         assert await stored() == [(0, "a2"), (1, "b")]
         again = [entry(one, 3, 2, "b2"), entry(one, 7, 1, "old"), entry(one, 7, 1, "c", build=2)]
-        assert await logs.append(connection, again, NOW + timedelta(weeks=1)) == 1
+        assert (await logs.append(connection, again, NOW + timedelta(weeks=1), LIMITS)).added == 1
         assert await stored() == [(0, "a2"), (1, "b2"), (2, "c")]
         await connection.execute(text("DELETE FROM task_logs"))
-        assert await logs.append(connection, [entry(one, 9, 1, "d")], NOW) == 1
+        assert (await logs.append(connection, [entry(one, 9, 1, "d")], NOW, LIMITS)).added == 1
         assert await stored() == [(3, "d")]
+
+
+async def test_a_full_log_keeps_its_beginning_and_counts_the_rest(engine: AsyncEngine) -> None:
+    """From the first entry that does not fit, all are left out, also smaller ones; the counts go on."""
+    one, other = uuid4(), uuid4()
+    limits, later = LogLimits(max_entries=3, max_bytes=10), NOW + timedelta(minutes=1)
+    async with transaction(engine) as connection:
+        batch = [entry(one, 0, 1, "four"), entry(other, 0, 1, "x"), entry(one, 1, 1, "é" * 4), entry(one, 2, 1, "s")]
+        result = await logs.append(connection, batch, NOW, limits)
+        assert (result.added, list(result.full)) == (2, [FullLog(one, 1, 2, 9, NOW, is_new=True)])
+        result = await logs.append(connection, [entry(one, 3, 1, "a"), entry(other, 1, 1, "y")], later, limits)
+        assert (result.added, list(result.full)) == (1, [FullLog(one, 1, 3, 10, NOW, is_new=False)])
+        more = [entry(other, number, 1, "z") for number in (2, 3)]
+        full = (await logs.append(connection, more, later, limits)).full
+        assert list(full) == [FullLog(other, 3, 1, 1, later, is_new=True)]
+
+
+async def test_replacing_entries_does_not_pass_the_limit(engine: AsyncEngine) -> None:
+    """An entry that grows counts by its growth; one that would pass the limit keeps its content, and may shrink."""
+    task_id, limits = uuid4(), LogLimits(max_entries=10, max_bytes=10)
+
+    async def contents() -> list[str]:
+        rows = await connection.execute(text("SELECT content FROM task_logs ORDER BY log_id"))
+        return [content for (content,) in rows]
+
+    async with transaction(engine) as connection:
+        await logs.append(connection, [entry(task_id, 0, 1, "1234"), entry(task_id, 1, 1, "12")], NOW, limits)
+        assert not (await logs.append(connection, [entry(task_id, 1, 2, "123456")], NOW, limits)).full
+        (full,) = (await logs.append(connection, [entry(task_id, 0, 2, "12345")], NOW, limits)).full
+        assert (full.omitted_entries, full.omitted_bytes, full.notice_log_id) == (1, 5, 2)
+        assert await contents() == ["1234", "123456"]
+        assert not (await logs.append(connection, [entry(task_id, 1, 3, "1")], NOW, limits)).full
+        assert await contents() == ["1234", "1"]
+        assert not (await logs.append(connection, [entry(task_id, 0, 1, "stale and too long")], NOW, limits)).full
+
+
+async def test_a_full_log_has_one_notice(engine: AsyncEngine) -> None:
+    """The notice is written once and its content replaced; after its partition was dropped it does not come back."""
+    task_id = uuid4()
+    first, second = (FullLog(task_id, 5, 1, 1, NOW, is_new=is_new) for is_new in (True, False))
+    query = text("SELECT log_id, entry_id, content FROM task_logs")
+    async with transaction(engine) as connection:
+        await logs.write_notice(connection, first, 1, "1 left out", NOW)
+        await logs.write_notice(connection, second, 1, "2 left out", NOW)
+        assert [tuple(row) for row in await connection.execute(query)] == [(5, logs.NOTICE_ENTRY_ID, "2 left out")]
+        await connection.execute(text("DELETE FROM task_logs"))
+        await logs.write_notice(connection, second, 1, "3 left out", NOW)
+        assert not (await connection.execute(query)).all()

@@ -101,3 +101,26 @@ async def test_a_heartbeat_of_another_agent_or_build_changes_the_task(start_work
         await harness.until(lambda: harness.document(task_id)["workspace_build_number"] == 2)
         document = harness.document(task_id)
         assert (document["workspace_agent_id"], document["workspace_agent_health"]) == (one, {"healthy": True})
+
+
+async def test_a_full_log_says_what_was_left_out(start_worker: StartWorker) -> None:
+    """A flood of entries fills neither the database nor other logs: the last entry tells how many are missing."""
+    async with start_worker(log_entries_most=100, log_bytes_most=64 * 1024) as harness:
+        loud, quiet, long = [await harness.create(input=each) for each in ("Loud", "Quiet", "Long")]
+        for seq in range(1, 6):
+            await harness.report(log(loud, seq, *((seq * 50 + number, f"line {number}") for number in range(50))))
+        await harness.report(log(quiet, 1, (0, "of another task")))
+        await harness.report(log(long, 1, (0, "x" * 60_000)), log(long, 2, (1, "y" * 60_000)))
+        await harness.until_processed(8)
+        found = await lines(harness, loud)
+        assert [content for _, content in found[:50]] == [f"line {number}" for number in range(50)]
+        assert [log_id for log_id, _ in found] == list(range(101))
+        assert "this log is full. 150 entries with" in found[-1][1]
+        assert "were left out since 20" in found[-1][1]
+        assert await lines(harness, quiet) == [(0, "of another task")]
+        (_, kept), (_, notice) = await lines(harness, long)
+        assert kept == "x" * 60_000
+        assert "1 entries with 60000 bytes were left out" in notice
+        await harness.report(log(loud, 9, (50, "line 0, replaced")))
+        await harness.until_processed(9)
+        assert (await lines(harness, loud))[0] == (0, "line 0, replaced")

@@ -22,6 +22,9 @@ MAX_INPUT_BYTES: Final = 256 * 1024
 MAX_CONTENT_BYTES: Final = 64 * 1024
 """Maximum size of a log entry; longer ones are truncated."""
 
+LOG_BURST: Final = 4
+"""Seconds of the rate of a task's log that may come at once."""
+
 MAX_TEXT_CHARACTERS: Final = 2000
 """Maximum length of a status message, error or detail; longer ones are truncated."""
 

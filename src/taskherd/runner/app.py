@@ -29,6 +29,7 @@ from taskherd.observability.metrics import Metrics
 from taskherd.observability.ops import OpsServer
 from taskherd.observability.readiness import Readiness
 from taskherd.runner import orphans, shim
+from taskherd.runner.agents.log_budget import LogRates
 from taskherd.runner.claims import Claims
 from taskherd.runner.context import RunnerContext
 from taskherd.runner.dispatcher import Dispatcher
@@ -104,6 +105,7 @@ class RunnerProcess:
             metrics=self.metrics,
             claims=Claims(self._claims, self._name),
             budget=Budget(settings.runner_buffer_most),
+            log_rates=LogRates(settings.log_bytes_rate, settings.log_entries_rate),
             now=Clock().now,
             schedule_outbox=self._sender.schedule,
             drop_outbox=self._sender.drop,

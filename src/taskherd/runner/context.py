@@ -12,6 +12,7 @@ from taskherd.runner.activity import ProcessMonitor
 
 if TYPE_CHECKING:
     from taskherd.observability.metrics import Metrics
+    from taskherd.runner.agents.log_budget import LogRates
     from taskherd.runner.claims import Claims
     from taskherd.runner.outbox import Budget, Outbox
     from taskherd.runner.workspaces.cgroups import Cgroups
@@ -31,6 +32,7 @@ class RunnerContext:
     metrics: Metrics
     claims: Claims
     budget: Budget
+    log_rates: LogRates
     now: Callable[[], datetime]
     schedule_outbox: Callable[[Outbox], None]
     drop_outbox: Callable[[Outbox], None]

@@ -210,6 +210,10 @@ class Reporter:
             agent_id=self.agent_id,
         )
 
+    def now(self) -> datetime:
+        """Return the time of the runner's clock."""
+        return self._now()
+
     def entry(self, entry_id: int, source: reports.LogSource, content: str, at: datetime | None = None) -> LogEntry:
         """Return a log entry with the time ``at``, by default now."""
         return reports.LogEntry(entry_id, source, texts.sanitize_content(content, {}), at or self._now())

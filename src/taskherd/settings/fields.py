@@ -183,17 +183,29 @@ class Settings(BaseSettings):
     log_bytes_rate: int = Field(
         256 * 1024,
         ge=1024,
-        description="Bytes per second that one agent may add to its task's log, after a burst of 8 times as many. What "
+        description="Bytes per second that one agent may add to its task's log, after a burst of 4 times as many. What "
         "an agent prints faster waits on the runner's disk; where that is full, the log says what was left out.",
     )
     log_entries_rate: int = Field(
         50,
         ge=1,
         le=1_000_000,
-        description="Log entries per second that one agent may add to its task's log, after a burst of 8 times as "
+        description="Log entries per second that one agent may add to its task's log, after a burst of 4 times as "
         "many.",
     )
 
+    log_bytes_most: int = Field(
+        64 * 1024 * 1024,
+        ge=64 * 1024,
+        description="Bytes of log entries that are kept of one task. Later entries are left out, and the last entry of "
+        "the log says how many.",
+    )
+    log_entries_most: int = Field(
+        100_000,
+        ge=100,
+        description="Number of log entries that are kept of one task. Later entries are left out, and the last entry "
+        "of the log says how many.",
+    )
     tasks_running_most: int = Field(
         100,
         ge=0,

@@ -304,7 +304,12 @@ task_log_heads = Table(
     METADATA,
     _id("task_id"),
     _column("next_log_id", BigInteger),
-    comment="The next log id of each task; kept when its logs are pruned",
+    _column("content_bytes", BigInteger, server_default=text("0")),
+    _column("omitted_entries", BigInteger, server_default=text("0"), comment="entries left out of a full log"),
+    _column("omitted_bytes", BigInteger, server_default=text("0")),
+    Column("omitted_since", Time),
+    Column("notice_log_id", BigInteger, comment="the entry that says what was left out"),
+    comment="The next log id and the size of each task's log; kept when its logs are pruned",
 )
 
 # History and outbox.

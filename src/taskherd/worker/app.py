@@ -39,6 +39,7 @@ from taskherd.observability.tracing import open_tracing
 from taskherd.retry import until_stopped
 from taskherd.store import database_clock, migrate
 from taskherd.store.engine import dispose, in_use, open_engine, transaction
+from taskherd.store.logs import LogLimits
 from taskherd.timeouts import timeouts_of
 from taskherd.worker import metric_labels
 from taskherd.worker.claim_consumer import ClaimConsumer
@@ -151,6 +152,7 @@ class Worker:
             generate_name=partial(task_names.generate, randomness=randomness),
             strict_send=settings.send_mode == "strict",
             max_running=settings.tasks_running_most,
+            log_limits=LogLimits(settings.log_entries_most, settings.log_bytes_most),
             tracing=self._tracing,
         )
 

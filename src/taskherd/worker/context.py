@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from taskherd.observability.metrics import Metrics
     from taskherd.observability.tracing import Tracing
     from taskherd.store import AsyncEngine
+    from taskherd.store.logs import LogLimits
     from taskherd.worker.directory_cache import DirectoryCache
 
 
@@ -88,6 +89,7 @@ class WorkerContext:
     generate_name: Callable[[str, Container[str]], str]
     strict_send: bool
     max_running: int
+    log_limits: LogLimits
     tracing: Tracing
 
     async def until_stopped(self, work: Callable[[], Awaitable[T]], dependency: str) -> T:

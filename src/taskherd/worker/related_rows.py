@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid5
 
@@ -41,8 +42,10 @@ async def save_inbox(connection: AsyncConnection, updates: Mapping[UUID, TaskUpd
         await inputs.mark_sent(connection, sent, now)
 
 
-async def save_logs(connection: AsyncConnection, updates: Mapping[UUID, TaskUpdate], now: datetime) -> None:
-    """Append the reported log entries, in order."""
+async def save_logs(
+    connection: AsyncConnection, updates: Mapping[UUID, TaskUpdate], limits: logs.LogLimits, now: datetime
+) -> None:
+    """Append the reported log entries, in order; a log that is full says how many were left out."""
     entries = [
         logs.LogEntryRow(
             report.task_id, report.sort_key[0], entry.id, report.seq, entry.type.value, entry.content, entry.time
@@ -52,7 +55,17 @@ async def save_logs(connection: AsyncConnection, updates: Mapping[UUID, TaskUpda
         for entry in report.entries
     ]
     if entries:
-        await logs.append(connection, entries, now)
+        for full in (await logs.append(connection, entries, now, limits)).full:
+            number = updates[full.task_id].existing_task.state.build_number
+            await logs.write_notice(connection, full, number, _full_notice(full, limits), now)
+
+
+def _full_notice(full: logs.FullLog, limits: logs.LogLimits) -> str:
+    since = full.omitted_since.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return (
+        f"taskherd: this log is full. {full.omitted_entries} entries with {full.omitted_bytes} bytes were left out "
+        f"since {since}. The limit is {limits.max_entries} entries and {limits.max_bytes} bytes."
+    )
 
 
 async def save_requests(connection: AsyncConnection, updates: Mapping[UUID, TaskUpdate], now: datetime) -> None:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from taskherd.domain.task_update import TaskUpdate
     from taskherd.domain.view import TaskView
     from taskherd.store import AsyncConnection
+    from taskherd.store.logs import LogLimits
     from taskherd.worker.batch import BatchResult
     from taskherd.worker.load import LoadedBatch
 
@@ -113,7 +114,9 @@ def _derive_leases(loaded: LoadedBatch, writes: Writes) -> None:
     writes.ended_leases = sorted(loaded.leased - {lease.task_id for lease in writes.leases})
 
 
-async def save_batch(connection: AsyncConnection, loaded: LoadedBatch, writes: Writes, result: BatchResult) -> None:
+async def save_batch(
+    connection: AsyncConnection, loaded: LoadedBatch, writes: Writes, log_limits: LogLimits, result: BatchResult
+) -> None:
     """Write a folded batch, and set the command's reply in the result.
 
     Raises:
@@ -121,7 +124,7 @@ async def save_batch(connection: AsyncConnection, loaded: LoadedBatch, writes: W
     """
     updates, now = loaded.updates, result.now
     await related_rows.save_inbox(connection, updates, now)
-    await related_rows.save_logs(connection, updates, now)
+    await related_rows.save_logs(connection, updates, log_limits, now)
     if writes.created and len(await tasks.insert_tasks(connection, writes.created)) < len(writes.created):
         raise Retry("a task with this name or id was created concurrently")
     if writes.saved or writes.changes:

@@ -7,15 +7,13 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from taskherd.messages.limits import LOG_BURST
+
 if TYPE_CHECKING:
     from taskherd.settings import Settings
 
 MAX_BUCKETS: Final = 10_000
 _MINUTE: Final = 60
-
-
-LOG_BURST: Final = 8
-"""Seconds of a task's log rate that may come at once."""
 
 
 @dataclass(slots=True)

@@ -50,6 +50,10 @@ after this error and those about what a message "must" be is it certain that not
 MAX_MESSAGES = 2_000
 """Maximum number of changed messages that are collected, and of reported ones whose hash is kept."""
 ENTRIES_PER_REPORT = 4
+MAX_CHANGED_SIZE = 4 * 1024 * 1024
+"""Size of the changes, repeated ones included, after which they are reported without waiting for the next flush."""
+BUDGET_POLL_INTERVAL = 0.1
+"""Seconds between two looks whether there is budget for the log again."""
 MAX_ERRORS = 100
 """Maximum number of errors that are remembered as reported; AgentAPI keeps as many."""
 _PROGRESS = re.compile(r"[·✢✳✶✻✽*] \S+(…| for \d)")
@@ -77,6 +81,8 @@ class AgentApiFollower:
         """Whether the app was reported as unhealthy because AgentAPI does not answer."""
         self._reached = asyncio.Event()
         self._changed: dict[int, LogEntry] = {}
+        self._changed_size = 0
+        """Characters of all changes since the last flush, also of those that were changed again."""
         self._reported: dict[int, int] = {}
         self._latest = ""
         self._delivery_lock = asyncio.Lock()
@@ -183,6 +189,7 @@ class AgentApiFollower:
             self._context.reporter.health(Health.UNHEALTHY)
 
     async def _handle_event(self, event: sse.Event) -> None:
+        await self._wait_allowed()
         try:
             fields = orjson.loads(event.data)
             match event.type:
@@ -197,8 +204,7 @@ class AgentApiFollower:
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError):
             self._context.metrics.runner_agent_events_bad.inc()
             return
-        if len(self._changed) >= MAX_MESSAGES:
-            await self._context.outbox.wait_room()
+        if len(self._changed) >= MAX_MESSAGES or self._changed_size >= MAX_CHANGED_SIZE:
             self._flush()
 
     def _handle_message(self, fields: dict[str, Any]) -> None:
@@ -208,7 +214,9 @@ class AgentApiFollower:
             raise ValueError(message_id)
         at = _parse_time(fields.get("time"))
         lines = [line.rstrip() for line in text.split("\n")]  # AgentAPI pads the lines of a screen to its width
-        self._changed[message_id] = self._context.reporter.entry(message_id, source, "\n".join(lines).rstrip(), at)
+        entry = self._context.reporter.entry(message_id, source, "\n".join(lines).rstrip(), at)
+        self._changed[message_id] = entry
+        self._changed_size += len(entry.content)
         if source is LogSource.OUTPUT:
             self._latest = last_with_words(_spoken_lines(lines), self._latest)
         elif self._posted and message_id > self._posted[1] and _is_echo(self._posted[0], text):
@@ -253,13 +261,19 @@ class AgentApiFollower:
         """Report changed messages at regular intervals, and whether the agent has become idle."""
         while True:
             await asyncio.sleep(FLUSH_EVERY)
-            await self._context.outbox.wait_room()
+            await self._wait_allowed()
             self._flush()
             since = self._stable_since
             now = asyncio.get_running_loop().time()
             if self._stable.is_set() and now - since >= self._context.run.idle_after and self._state != AgentState.IDLE:
                 self._state = AgentState.IDLE
                 self._report([], self._guess(AgentState.IDLE, shorten(self._latest)))
+
+    async def _wait_allowed(self) -> None:
+        """Wait until more may be reported; AgentAPI's events wait in the connection meanwhile."""
+        await self._context.outbox.wait_room()
+        while not self._context.log_budget.has_room:  # noqa: ASYNC110 - a budget sends no event
+            await asyncio.sleep(BUDGET_POLL_INTERVAL)
 
     def _flush(self) -> None:
         """Report changed messages; after a reconnect AgentAPI sends all messages again, most of them unchanged."""
@@ -273,9 +287,12 @@ class AgentApiFollower:
         while len(self._reported) > MAX_MESSAGES:
             del self._reported[next(iter(self._reported))]
         self._changed.clear()
+        self._changed_size = 0
         self._report(entries)
 
     def _report(self, entries: list[LogEntry], *reports: Report) -> None:
+        size = sum(len(entry.content.encode(errors="replace")) for entry in entries)
+        self._context.log_budget.spend(len(entries) + len(reports), size)
         while len(entries) > ENTRIES_PER_REPORT:
             self._context.reporter.log(entries[:ENTRIES_PER_REPORT])
             entries = entries[ENTRIES_PER_REPORT:]

@@ -14,6 +14,7 @@ from taskherd.observability.metrics import Metrics
 from taskherd.runner import log_ids
 from taskherd.runner.activity import ProcessMonitor
 from taskherd.runner.agents import output
+from taskherd.runner.agents.log_budget import LogBudget
 from taskherd.runner.agents.words import last_words
 from taskherd.runner.journal import InputDelivery, Journal
 from taskherd.runner.outbox import Checkpoint, Outbox
@@ -54,6 +55,7 @@ class AgentContext:
     deliver_once: Callable[[UUID, str], Awaitable[str | None]]
     """Deliver an input at most once; return an error message, or None if it was delivered or attempted before."""
     processes: ProcessMonitor
+    log_budget: LogBudget
 
     @property
     def prompt(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 from dataclasses import dataclass
+from datetime import UTC
 from typing import TYPE_CHECKING, ClassVar
 
 from taskherd.domain.reports import AgentState, Health, LogSource
@@ -26,10 +27,6 @@ if TYPE_CHECKING:
     from taskherd.runner.workspaces.processes import ExitRecord
 
 READ_BYTES = 64 * 1024
-RATE = 256 * 1024
-"""Characters of one agent's output that become log entries per second, after a burst of ``BURST``."""
-BURST = 1024 * 1024
-"""Characters that become log entries at once, before ``RATE`` limits them."""
 MAX_FINAL_BYTES = 1024 * 1024
 """Maximum number of bytes of remaining output read after the exit.
 
@@ -95,7 +92,8 @@ class StdioFollower:
         self._status_at = 0.0
         self._activity = ActivityWatch(context.processes, context.folder)
         self._look_at = 0.0
-        self._allowed = float(BURST)
+        self._read_at = context.reporter.now()
+        """When output was last read: what is missing before the next output was written since."""
 
     async def follow(self) -> None:
         """Report what the agent writes, until cancelled."""
@@ -106,13 +104,11 @@ class StdioFollower:
             self._context.reporter.ready()
             self._context.journal.ready_reported = True
             await self._context.save()
-        last_output_at = refilled_at = loop.time()
+        last_output_at = loop.time()
         while True:
             await self._context.outbox.wait_room()
             now = loop.time()
-            self._allowed = min(BURST, self._allowed + (now - refilled_at) * RATE)
-            refilled_at = now
-            if self._allowed > 0 and self._read_chunk(now):
+            if self._context.log_budget.has_room and self._read_chunk(now):
                 last_output_at = now
                 self._activity.reset()
                 await asyncio.sleep(0)
@@ -159,6 +155,7 @@ class StdioFollower:
                 self._report_lines([self._lines.flush()], [])
             self._offset += chunk.missing
             self._report_gap(chunk.missing)
+        self._read_at = self._context.reporter.now()
         advanced = chunk.missing + chunk.end - self._offset
         self._offset = chunk.end
         lines: list[str] = []
@@ -218,12 +215,13 @@ class StdioFollower:
 
     def _report_gap(self, count: int) -> None:
         self._context.metrics.runner_output_lost.inc(count)
-        self._report([self._entry(LogSource.OUTPUT, f"… ({count} bytes of output were dropped)")])
+        text = f"… ({count} bytes of output were dropped since {self._read_at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ})"
+        self._report([self._entry(LogSource.OUTPUT, text)])
 
     def _report_lines(self, lines: list[str], reports: list[Report]) -> None:
         """Report lines as log entries, followed by other reports."""
         texts = list(_joined(lines))
-        self._allowed -= sum(map(len, texts))
+        self._context.log_budget.spend(len(texts), sum(len(text.encode(errors="replace")) for text in texts))
         while len(texts) > ENTRIES_PER_REPORT:
             self._report([self._entry(LogSource.OUTPUT, text) for text in texts[:ENTRIES_PER_REPORT]], complete=False)
             texts = texts[ENTRIES_PER_REPORT:]

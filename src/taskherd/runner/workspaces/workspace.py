@@ -17,6 +17,7 @@ from taskherd.errors import Malformed, Unavailable
 from taskherd.runner import log_ids, template
 from taskherd.runner.agents.context import NOT_RUNNING, AgentContext, DeliveryUnknown, NotDelivered
 from taskherd.runner.agents.kinds import follower_class
+from taskherd.runner.agents.log_budget import LogBudget
 from taskherd.runner.agents.session import AgentSession
 from taskherd.runner.journal import Phase
 from taskherd.runner.workspaces import environment, processes
@@ -276,6 +277,7 @@ class TaskWorkspace:
             save=self._save,
             deliver_once=self._deliver_once,
             processes=self._context.processes,
+            log_budget=LogBudget(self._context.log_rates),
         )
         return partial(follower_class(run.agent), context)
 

@@ -1,0 +1,66 @@
+"""How much one member and one agent may ask for."""
+
+from __future__ import annotations
+
+import uuid
+
+from tests.api.conftest import StartApi
+from tests.api.test_agents import message, say, upload
+from tests.harness.api import VERSION
+
+
+async def test_creates_have_a_rate_of_their_own(start_api: StartApi) -> None:
+    """A member over the rate gets a 429 that says when the next create is accepted; reads and others go on."""
+    async with start_api(api_create_rate=1, api_create_burst=3) as api_harness:
+        for number in range(3):
+            await api_harness.create(input=f"One of a burst {number}")
+        body = {"template_version_id": str(VERSION), "input": "One too many"}
+        response = await api_harness.alice.post("/tasks/me", json=body)
+        assert response.status_code == 429
+        assert response.json()["message"] == "You have created too many tasks. Please wait."
+        assert 1 <= int(response.headers["Retry-After"]) <= 60
+        assert response.json()["detail"] == f"The next one is accepted in {response.headers['Retry-After']} s."
+        workspace = {"template_version_id": str(VERSION), "name": "by-another-route"}
+        assert (await api_harness.alice.post("/users/me/workspaces", json=workspace)).status_code == 429
+        assert (await api_harness.alice.get("/tasks")).status_code == 200
+        await api_harness.create(api_harness.bob, input="Of another member")
+
+
+async def test_too_many_running_tasks_are_refused_with_what_to_do(start_api: StartApi) -> None:
+    """The refusal of the worker is a 409 of the API, with its detail."""
+    async with start_api(tasks_running_most=1) as api_harness:
+        task = await api_harness.create(input="The only one")
+        body = {"template_version_id": str(VERSION), "input": "Another one"}
+        response = await api_harness.alice.post("/tasks/me", json=body)
+        assert (response.status_code, response.json()["message"]) == (409, "Too many tasks are running.")
+        assert "Pause or delete one" in response.json()["detail"]
+        assert (await api_harness.alice.delete(f"/tasks/me/{task['id']}")).status_code == 202
+        await api_harness.create(input="In its place")
+
+
+async def test_an_agents_reports_are_limited_by_its_token(start_api: StartApi) -> None:
+    """An agent over its rate gets a 429 with Retry-After; the agents of other tasks go on."""
+    async with start_api(api_agent_rate=0.1, api_agent_burst=3) as api_harness:
+        loud, quiet = [uuid.UUID((await api_harness.active(input=each))["id"]) for each in ("Loud", "Quiet")]
+        statuses = [(await say(api_harness, loud, 1)).status_code for _ in range(5)]
+        assert statuses == [200, 200, 200, 429, 429]
+        assert 1 <= int((await say(api_harness, loud, 1)).headers["Retry-After"]) <= 10
+        assert (await say(api_harness, quiet, 1)).status_code == 200
+
+
+async def test_an_agents_log_is_limited_in_bytes_and_entries(start_api: StartApi) -> None:
+    """Snapshots over the rate of bytes or of entries get a 429 with Retry-After; statuses go on."""
+    async with start_api(log_bytes_rate=1024, log_entries_rate=10) as api_harness:
+        by_bytes, by_entries = [uuid.UUID((await api_harness.active(input=each))["id"]) for each in ("Long", "Many")]
+        long = [message(0, "agent", "x" * 3_000)]
+        assert (await upload(api_harness, by_bytes, 1, *long)).status_code == 204
+        refused = await upload(api_harness, by_bytes, 1, *long)
+        assert (refused.status_code, refused.json()["message"]) == (
+            429,
+            "The log of this task grows too fast. Please wait.",
+        )
+        assert 1 <= int(refused.headers["Retry-After"]) <= 3
+        assert (await say(api_harness, by_bytes, 1)).status_code == 200
+        many = [message(number, "agent", "x") for number in range(30)]
+        assert (await upload(api_harness, by_entries, 1, *many)).status_code == 204
+        assert (await upload(api_harness, by_entries, 1, *many)).status_code == 429
