@@ -131,7 +131,9 @@ FORBIDDEN: dict[str, tuple[tuple[str, str], ...]] = {
         ("taskherd.observability.failpoints", "tests"),
     ),
 }
-STANDARD_LIBRARY_ONLY = ("runner/shim.py", "observability/health.py")
+SHIM = ("__init__.py", "runner/__init__.py", "runner/shim.py", "runner/privileges.py", "runner/segments.py")
+"""The modules that the shim of an agent loads."""
+STANDARD_LIBRARY_ONLY = (*SHIM, "observability/health.py")
 """Files that a process for each agent, or each health check, runs: with other imports they start slowly and grow."""
 
 
@@ -178,12 +180,14 @@ def test_a_new_package_needs_a_layer(imports: ImportGraph) -> None:
 
 @pytest.mark.parametrize("path", STANDARD_LIBRARY_ONLY)
 def test_standard_library_only(path: str) -> None:
-    """The shim of an agent and the health check import nothing but the standard library."""
+    """The shim of an agent and the health check import the standard library, and the shim its own modules, only."""
     tree = ast.parse((ROOT / "src" / "taskherd" / path).read_text(encoding="utf-8"))
     imported = {
-        name.partition(".")[0]
+        f"{node.module}.{each.name}" if isinstance(node, ast.ImportFrom) else each.name
         for node in ast.walk(tree)
         if isinstance(node, ast.Import | ast.ImportFrom)
-        for name in ([node.module or "."] if isinstance(node, ast.ImportFrom) else [each.name for each in node.names])
+        for each in node.names
     }
-    assert imported <= sys.stdlib_module_names
+    own = {f"taskherd.{module.removesuffix('.py').replace('/', '.')}" for module in SHIM if path in SHIM}
+    others = {name for name in imported if not any(name == each or name.startswith(f"{each}.") for each in own)}
+    assert {name.partition(".")[0] for name in others} <= sys.stdlib_module_names

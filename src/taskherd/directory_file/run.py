@@ -33,6 +33,11 @@ StdinKind: TypeAlias = Literal["pipe", "none", "prompt"]
 ResumeKind: TypeAlias = Literal["prompt", "continue", "nothing"]
 """What an agent gets that is started again after it was given its prompt."""
 
+SandboxKind: TypeAlias = Literal["none", "bwrap"]
+"""What separates an agent from its machine, besides its user: nothing, or bubblewrap."""
+Network: TypeAlias = Literal["host", "none"]
+"""The network of an agent: its machine's, or none."""
+
 
 def parse_size(value: object) -> object:
     """Return the number of bytes in a text like ``512Mi`` (powers of 1,024; ``M`` means the same), else ``value``."""
@@ -111,6 +116,10 @@ class RunConfig(TemplateModel):
     env: Environment = Field(default_factory=Environment)
     agent: AgentKind = "stdio"
     limits: Limits = Field(default_factory=Limits)
+    sandbox: SandboxKind = Field(
+        "none", description="``bwrap``: in a sandbox that shows it the system and its own files."
+    )
+    network: Network = Field("host", description="``none``: without a network; requires ``sandbox: bwrap``.")
     idle_after: Seconds = Field(10.0, gt=0, le=_DAY, description="Seconds of silence or stability that count as idle.")
     grace: Seconds = Field(10.0, ge=0, le=600, description="Seconds from SIGTERM to SIGKILL.")
     on_loss: OnLossField = Field(default_factory=OnLoss, description="What the worker does when the agent is lost.")
@@ -128,6 +137,18 @@ class RunConfig(TemplateModel):
             raise ValueError("`resume: continue` and `resume_command` require each other")
         if self.agent == "agentapi" and self.stdin == "prompt":
             raise ValueError("`stdin: prompt` does not suit `agentapi`, which gets its prompt as the first message")
+        return self
+
+    @model_validator(mode="after")
+    def _check_sandbox(self) -> RunConfig:
+        if self.network == "none" and self.sandbox == "none":
+            raise ValueError("`network: none` requires `sandbox: bwrap`")
+        if self.network == "none" and self.agent != "stdio":
+            raise ValueError(f"`network: none` does not suit `{self.agent}`, which the runner or the API must reach")
+        if self.sandbox != "none" and (self.workdir.startswith("/") or ".." in self.workdir.split("/")):
+            raise ValueError(
+                "`workdir` must be inside the task's `work` folder with `sandbox: bwrap`, which hides others"
+            )
         return self
 
     @property

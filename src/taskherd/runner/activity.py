@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 from taskherd.runner import shim
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from taskherd.runner.workspaces.folders import RunFolder
 
 BUSY_CPU = 0.05
@@ -94,7 +96,20 @@ class ActivityWatch:
             self._last = last or self._last
             return None
         share = (ticks - last[1]) / _TICKS_PER_SECOND / (table.taken_at - last[0])
+        if record.get("sandboxed"):
+            agent = inside_sandbox(table.parents, agent)
         return share >= BUSY_CPU or any(_runs(pid) for pid in table.below(agent))
+
+
+def sandbox_around(parents: Mapping[int, int], outermost: int) -> set[int]:
+    """Return the two processes of bubblewrap: the outermost, and the first process in its pid namespace."""
+    return {outermost, *(pid for pid, parent in parents.items() if parent == outermost)}
+
+
+def inside_sandbox(parents: Mapping[int, int], outermost: int) -> int:
+    """Return the agent itself, the oldest child of the first process in the namespace, or ``outermost``."""
+    around = sandbox_around(parents, outermost)
+    return min((pid for pid, parent in parents.items() if parent in around and pid not in around), default=outermost)
 
 
 def _runs(pid: int) -> bool:

@@ -28,7 +28,7 @@ from taskherd.observability import logs
 from taskherd.observability.metrics import Metrics
 from taskherd.observability.ops import OpsServer
 from taskherd.observability.readiness import Readiness
-from taskherd.runner import orphans, shim
+from taskherd.runner import orphans, privileges
 from taskherd.runner.agents.log_budget import LogRates
 from taskherd.runner.claims import Claims
 from taskherd.runner.context import RunnerContext
@@ -39,6 +39,10 @@ from taskherd.runner.metric_labels import LABEL_VALUES
 from taskherd.runner.outbox import Budget
 from taskherd.runner.report_sender import ReportSender
 from taskherd.runner.workspaces.cgroups import Cgroups
+from taskherd.runner.workspaces.isolation import Isolation
+from taskherd.runner.workspaces.sandbox import Sandbox
+from taskherd.runner.workspaces.users import AgentUsers
+from taskherd.settings.isolation import parse_uids
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,7 +68,7 @@ def main(settings: Settings) -> None:
     logs.configure(settings.log_level, settings.log_format, secrets=settings.secrets)
     # Agents of the same user then cannot read this process's memory or environment, unless that user is root;
     # see proc(5) and ptrace(2).
-    shim.prctl(PR_SET_DUMPABLE, 0)
+    privileges.prctl(PR_SET_DUMPABLE, 0)
     uvloop.run(RunnerProcess(settings).run())
 
 
@@ -91,6 +95,7 @@ class RunnerProcess:
         self._hellos = Hellos(
             self._claims, self._connections.consume, self._names, RunnerHello(self._name, settings.runner_pool)
         )
+        self._isolation = _make_isolation(settings)
         self._dispatcher = Dispatcher(self._make_context(), self._consumer)
         self._drain = self._make_drain(settings.drain_wait)
         self._ops = OpsServer(self.metrics, self._readiness)
@@ -109,7 +114,7 @@ class RunnerProcess:
             now=Clock().now,
             schedule_outbox=self._sender.schedule,
             drop_outbox=self._sender.drop,
-            cgroups=Cgroups(Path(settings.runner_cgroup)) if settings.runner_cgroup else None,
+            isolation=self._isolation,
         )
 
     def _make_drain(self, wait: float | None) -> Drain | None:
@@ -127,12 +132,14 @@ class RunnerProcess:
     async def run(self) -> None:
         """Start, work until ``stop`` is called, and shut down in order."""
         lock = _lock_root(self._root)
+        if self._isolation.users is not None:
+            self._isolation.users.check(self._root)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
         port = await self._ops.start(self._settings.ops_host, self._settings.ops_port_or(OPS_PORT))
-        limits = "cgroup v2" if self._settings.runner_cgroup else "rlimit and CPU affinity, for each process"
-        log.info("runner starting", runner=self._name, root=str(self._root), ops_port=port, limits=limits)
+        isolation = await asyncio.to_thread(self._isolation.describe)
+        log.info("runner starting", runner=self._name, root=str(self._root), ops_port=port, **isolation)
         try:
             await self._work()
         finally:
@@ -226,6 +233,17 @@ class RunnerProcess:
 
     def _on_error(self, reason: str) -> None:
         log.warning("broker operation failed, retrying", reason=reason)
+
+
+def _make_isolation(settings: Settings) -> Isolation:
+    """Return what separates agents from each other and from the runner. Raise ``Misconfigured`` if it cannot be had."""
+    uids = parse_uids(settings.runner_agent_uids)
+    cgroups = Cgroups(Path(settings.runner_cgroup)) if settings.runner_cgroup else None
+    if cgroups is not None and not cgroups.has_limits:
+        missing = ", ".join(sorted(cgroups.missing_controllers))
+        log.warning("the cgroup lacks controllers, so limits apply to each process", missing=missing)
+    paths = [path for path in settings.runner_sandbox_paths.split(":") if path]
+    return Isolation(Sandbox(paths, uids[0] if uids else None), AgentUsers(*uids) if uids else None, cgroups)
 
 
 def _initialize_metrics(metrics: Metrics, settings: Settings) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from taskherd.runner.agents.log_budget import LogRates
     from taskherd.runner.claims import Claims
     from taskherd.runner.outbox import Budget, Outbox
-    from taskherd.runner.workspaces.cgroups import Cgroups
+    from taskherd.runner.workspaces.isolation import Isolation
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,5 +36,5 @@ class RunnerContext:
     now: Callable[[], datetime]
     schedule_outbox: Callable[[Outbox], None]
     drop_outbox: Callable[[Outbox], None]
-    cgroups: Cgroups | None = None
+    isolation: Isolation
     processes: ProcessMonitor = field(default_factory=ProcessMonitor)

@@ -69,6 +69,7 @@ class Dispatcher:
             journal = journals.load(folder.journal)
             if journal is None or journal.task_id != folder.task_id:
                 log.warning("folder without a readable journal, ignored", folder=str(folder.path))
+                self._context.isolation.hold_user(folder.task_id, folder.owner())
                 continue
             self._add_supervisor(folder, journal)
         return len(self._supervisors)

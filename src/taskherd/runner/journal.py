@@ -59,6 +59,7 @@ class Journal(BaseModel):
     start: WorkspaceStart | None = Field(None, description="The latest start request.")
     gives_prompt: bool = Field(default=True, description="Whether this build's agent is given the prompt.")
     given_prompt: str = Field("", description="Digest of the prompt that an agent here was given last; empty if none.")
+    agent_uid: int | None = Field(None, description="The user that the task's agents run as; null: the runner's.")
     port: int | None = Field(None, description="The port on which the agent serves AgentAPI.")
     inputs: dict[UUID, InputDelivery] = Field(default_factory=dict)
     seq_ceiling: int = Field(0, description="Upper bound of the seq of all reports so far.")

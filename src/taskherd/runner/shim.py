@@ -1,12 +1,12 @@
 """The shim: run one agent, record its output and exit status on disk, and survive the runner.
 
-It runs as a file (``python -I -S shim.py RUN_FOLDER``) and imports only the standard library, because one shim process
-stays in memory for each agent. Its environment is the agent's. ``workspaces/folders.py`` lists the files that it uses.
+It runs as a file (``python -I -S shim.py RUN_FOLDER``) and imports only the standard library and two modules beside it,
+because one shim process stays in memory for each agent. Its environment is the agent's, except the variables that the
+dynamic linker reads. ``workspaces/folders.py`` lists the files that it uses.
 """
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import json
 import math
@@ -14,12 +14,19 @@ import os
 import resource
 import selectors
 import signal
+import stat
 import subprocess
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+if not __package__:  # it runs as a file, and without site-packages only the standard library is found
+    sys.path.append(__file__.removesuffix("taskherd/runner/shim.py"))
+from taskherd.runner import privileges
+from taskherd.runner.privileges import prctl
+from taskherd.runner.segments import SegmentWriter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,13 +42,6 @@ AGENT_OOM_SCORE = "500"
 _POLL_INTERVAL = 0.02
 """Seconds between two checks whether all processes have exited."""
 _FREEZE_ROUNDS = 50
-
-
-def prctl(option: int, value: int) -> None:
-    """Set an attribute of this process with the system call of that name."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(option, value, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "prctl")
 
 
 def parents() -> dict[int, int]:
@@ -106,55 +106,6 @@ def write_atomically(path: Path, record: dict[str, Any]) -> None:
     temporary.replace(path)
 
 
-class SegmentWriter:
-    """The agent's output in segment files named by their start offset; the oldest is deleted to make room.
-
-    Bytes that cannot be written (the disk is full) are dropped and show as a gap between two segments.
-    """
-
-    def __init__(self, folder: Path, segment_bytes: int, max_segments: int) -> None:
-        self._folder = folder
-        self._segment_bytes = segment_bytes
-        self._max_segments = max_segments
-        self._paths: list[Path] = []
-        self._file: int | None = None
-        self._size = 0
-        self.total = 0
-        self.dropped = 0
-
-    def write(self, chunk: bytes) -> None:
-        """Append a chunk, or count what cannot be written as dropped."""
-        remaining = memoryview(chunk)
-        try:
-            while remaining:
-                if self._file is None or self._size >= self._segment_bytes:
-                    self._open_next()
-                assert self._file is not None
-                written = os.write(self._file, remaining)
-                self._size += written
-                self.total += written
-                remaining = remaining[written:]
-        except OSError:
-            self.total += len(remaining)
-            self.dropped += len(remaining)
-            self._close()
-
-    def _open_next(self) -> None:
-        self._close()
-        while len(self._paths) >= self._max_segments:
-            self._paths.pop(0).unlink(missing_ok=True)
-        path = self._folder / f"{self.total:020d}"
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        self._paths.append(path)
-        self._size = 0
-
-    def _close(self) -> None:
-        if self._file is not None:
-            with suppress(OSError):
-                os.close(self._file)
-            self._file = None
-
-
 class Shim:
     """One run of an agent, from its start to its exit record."""
 
@@ -183,7 +134,7 @@ class Shim:
         leftover = 0
         if not error:
             shim = {"pid": os.getpid(), "start": start_ticks(os.getpid()), "at": time.time()}
-            agent = {"agent": self._agent, "agent_start": self._agent_start}
+            agent = {"agent": self._agent, "agent_start": self._agent_start, "sandboxed": self._spec["sandboxed"]}
             write_atomically(self._folder / "started.json", {**shim, **agent})
             self._follow()
             leftover = self._end()
@@ -202,22 +153,26 @@ class Shim:
 
     def _start(self) -> str | None:
         """Start the agent. Return an error message, or None on success."""
+        problem_read, problem_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             stdin = self._open_stdin()
             # This process has one thread, so running Python between fork and exec is safe.
             agent = subprocess.Popen(  # noqa: S603 - running the template's command is what this is for
                 self._spec["argv"],
-                cwd=self._spec["cwd"],
+                env={**os.environ, **self._spec["linker_env"]},
                 stdin=stdin,
                 stdout=self._output_write,
                 stderr=self._output_write,
                 start_new_session=True,
-                preexec_fn=self._apply_limits,  # noqa: PLW1509
+                preexec_fn=lambda: self._prepare(problem_write),  # noqa: PLW1509
             )
-        except (OSError, ValueError, subprocess.SubprocessError) as error:
+        except subprocess.SubprocessError:
+            return os.read(problem_read, READ_BYTES).decode()
+        except (OSError, ValueError) as error:
             return str(error)
         finally:
-            os.close(self._output_write)
+            for descriptor in (self._output_write, problem_read, problem_write):
+                os.close(descriptor)
         self._agent = agent.pid
         with suppress(OSError, IndexError):  # it may have exited already
             self._agent_start = start_ticks(agent.pid)
@@ -234,16 +189,29 @@ class Shim:
             fcntl.fcntl(stdin, fcntl.F_SETPIPE_SZ, self._spec["stdin_pipe_bytes"])
         return stdin
 
+    def _prepare(self, problem: int) -> None:
+        """Prepare the agent's process between fork and exec: limits, user, folder. Write why not to ``problem``."""
+        try:
+            for number in (signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)
+            self._apply_limits()
+            if uid := self._spec["uid"]:
+                for descriptor in (0, 1):  # so that the agent can open /dev/stdin, /dev/stdout and /dev/stderr
+                    if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+                        os.fchown(descriptor, uid, uid)
+                privileges.drop(uid)
+            prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # after ``drop``, which resets it
+            os.chdir(self._spec["cwd"])
+        except OSError as error:
+            os.write(problem, str(error).encode())
+            raise
+
     def _apply_limits(self) -> None:
-        """Prepare the agent's process between fork and exec: signals, OOM score, cgroup or rlimits."""
-        for number in (signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        """Set OOM score, cgroup and rlimits."""
         with suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text(AGENT_OOM_SCORE)
         if cgroup := self._spec.get("cgroup"):
             (Path(cgroup) / "cgroup.procs").write_text("0")
-            return
         if memory := self._spec.get("memory"):
             resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
         if cpu := self._spec.get("cpu"):
@@ -277,11 +245,7 @@ class Shim:
 
         A second stop signal ends the grace time.
         """
-        if self._reason != "exited":
-            with suppress(OSError):
-                os.killpg(self._agent, signal.SIGTERM)
-        else:
-            send_signal(descendants(os.getpid()), signal.SIGTERM)
+        self._terminate()
         deadline = time.monotonic() + self._spec["grace"]
         while not self._is_alone() and not self._kill_now and time.monotonic() < deadline:
             self._pause()
@@ -293,6 +257,17 @@ class Shim:
             pass
         return 0 if self._is_alone() else max(1, len(descendants(os.getpid())))
 
+    def _terminate(self) -> None:
+        """Send SIGTERM to the agent's process group, or to what an agent that has exited has left."""
+        if self._reason == "exited":
+            send_signal(descendants(os.getpid()), signal.SIGTERM)
+        elif self._spec["sandboxed"]:  # bubblewrap itself must live on: when it ends, so does the agent, at once
+            group = {pid for pid, fields in processes() if int(fields[2]) == self._agent}
+            send_signal(group - {self._agent}, signal.SIGTERM)
+        else:
+            with suppress(OSError):
+                os.killpg(self._agent, signal.SIGTERM)
+
     def _is_alone(self) -> bool:
         """Return whether no descendant is left.
 
@@ -302,7 +277,13 @@ class Shim:
         return self._childless
 
     def _kill(self, pids: set[int]) -> None:
-        """Freeze all descendants before killing them, so that none can fork in the meantime."""
+        """Kill all of the agent's cgroup, of its user, and all descendants: frozen first, so that none can fork."""
+        if cgroup := self._spec.get("cgroup"):
+            with suppress(OSError):
+                (Path(cgroup) / "cgroup.kill").write_text("1")
+        if uid := self._spec["uid"]:
+            with suppress(OSError):
+                privileges.kill_all(uid, self._spec["killer_uid"])
         for _ in range(_FREEZE_ROUNDS):
             send_signal(pids, signal.SIGSTOP)
             now = descendants(os.getpid())

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias, assert_never
 from uuid import UUID
 
 import structlog
 
-from taskherd.domain.reports import InputOutcome, JobStatus, Transition
+from taskherd.domain.reports import JobStatus, Transition
 from taskherd.messages.work import AgentInput, WorkspaceStart
 from taskherd.runner import journal as journals
 from taskherd.runner.claims import Claim
 from taskherd.runner.drain import NOTICE, REASON
-from taskherd.runner.journal import InputDelivery, Journal, Phase
+from taskherd.runner.inputs import TaskInputs
+from taskherd.runner.journal import Journal, Phase
 from taskherd.runner.outbox import Outbox
 from taskherd.runner.reporter import Reporter, SequenceGenerator
 from taskherd.runner.workspaces.workspace import TaskWorkspace
@@ -35,18 +35,6 @@ log = structlog.get_logger(__name__)
 OnAccepted: TypeAlias = Callable[[], None]
 """Called when a request may be acknowledged."""
 
-INTERRUPTED = (
-    "The runner stopped while it was delivering the input. It is unknown whether the agent received it: "
-    "check the agent's output before you send it again."
-)
-"""Detail of an input whose delivery an earlier runner did not complete."""
-UNEXPECTED = (
-    "The runner failed while it was delivering the input; its log says why. "
-    "It is unknown whether the agent received it."
-)
-"""Detail of an input whose delivery failed with an unexpected error."""
-RESTART_TIMEOUT = 60.0
-"""Seconds that an input for a drained agent waits for its next start on this runner."""
 CANNOT_RECORD = (
     "The runner cannot write its journal: {}. Free disk space under its TASKHERD_RUNNER_ROOT or fix the permissions, "
     "then resume the task."
@@ -86,6 +74,8 @@ class TaskSupervisor:
         self._saving = asyncio.Lock()
         self._background_saves: set[asyncio.Task[None]] = set()
         self._sequence = SequenceGenerator(journal, context.now, self._save_in_background)
+        self._inputs = TaskInputs(journal, start_reporter=self._start_reporter, save=self._save, count=self._count)
+        context.isolation.hold_user(journal.task_id, journal.agent_uid)
         self._workspace = TaskWorkspace(
             context,
             folder,
@@ -96,12 +86,8 @@ class TaskSupervisor:
             deliver_once=self._deliver_once,
         )
         self._builds: asyncio.Queue[PendingRequest | _Discard | _Drain] = asyncio.Queue()
-        self._inputs: asyncio.Queue[PendingRequest] = asyncio.Queue()
-        self._pending_inputs: set[UUID] = set()
         self._not_claimed = False
         self._holds_starts = self._draining = False
-        self._accepts_inputs = asyncio.Event()
-        self._accepts_inputs.set()
 
     @property
     def task_id(self) -> UUID:
@@ -115,7 +101,7 @@ class TaskSupervisor:
 
     def is_working(self) -> bool:
         """Return whether an agent is running that is not known to wait, or that is just getting an input."""
-        is_getting_input = self.running and bool(self._pending_inputs)
+        is_getting_input = self.running and self._inputs.pending
         return is_getting_input or self._workspace.is_working(asyncio.get_running_loop().time())
 
     @property
@@ -132,20 +118,15 @@ class TaskSupervisor:
 
     def submit(self, pending: PendingRequest) -> None:
         """Queue a request for execution."""
-        request = pending.request
-        if not isinstance(request, AgentInput):
-            self._builds.put_nowait(pending)
-        elif request.input_id in self._pending_inputs:
-            pending.on_accepted()  # a repeat of one that is in progress
+        if isinstance(pending.request, AgentInput):
+            self._inputs.submit(pending)
         else:
-            self._pending_inputs.add(request.input_id)
-            self._inputs.put_nowait(pending)
+            self._builds.put_nowait(pending)
 
     def take_pending(self) -> list[PendingRequest]:
         """Remove and return the requests that were submitted and not started."""
         builds = [self._builds.get_nowait() for _ in range(self._builds.qsize())]
-        inputs = [self._inputs.get_nowait() for _ in range(self._inputs.qsize())]
-        return [each for each in builds if isinstance(each, PendingRequest)] + inputs
+        return [each for each in builds if isinstance(each, PendingRequest)] + self._inputs.take_pending()
 
     def hold_starts(self) -> None:
         """Leave starts that are not accepted yet to the next runner."""
@@ -155,7 +136,7 @@ class TaskSupervisor:
         """Stop the agent and have it started again; inputs that it has not received are left to the next runner."""
         if not self._draining:
             self._draining = self._holds_starts = True
-            self._accepts_inputs.clear()
+            self._inputs.drain()
             self._builds.put_nowait(_Drain())
 
     def kill_agent(self) -> None:
@@ -170,7 +151,8 @@ class TaskSupervisor:
 
     async def run(self) -> None:
         """Finish what an earlier runner started, then execute requests until the task is removed from this runner."""
-        inputs = asyncio.create_task(self._deliver_inputs(), name=f"inputs of {self.task_id}")
+        delivery = self._inputs.run(self._workspace, self._save_if_possible)
+        inputs = asyncio.create_task(delivery, name=f"inputs of {self.task_id}")
         try:
             await self._recover()
             while not self._is_finished():
@@ -187,6 +169,7 @@ class TaskSupervisor:
             if self._journal.build_number:
                 await self._outbox.wait_empty()
                 await asyncio.to_thread(self._folder.remove)
+                self._context.isolation.release_user(self.task_id)
                 for pending in self.take_pending():  # requests after the delete cannot be executed
                     pending.on_accepted()
         finally:
@@ -198,18 +181,11 @@ class TaskSupervisor:
 
     async def _recover(self) -> None:
         await self._workspace.recover()
-        inputs = self._journal.inputs
-        interrupted = [input_id for input_id in inputs if inputs[input_id] is InputDelivery.DELIVERING]
-        for input_id in interrupted:
-            self._journal.record_input(input_id, InputDelivery.FAILED)
-            if self._journal.start is not None:
-                reporter = self._start_reporter(self._journal.start.build_number)
-                reporter.input(input_id, InputOutcome.FAILED, INTERRUPTED)
-        if interrupted:
+        if self._inputs.fail_interrupted():
             await self._save()
         is_drained = self._journal.restart_reason is not None
         if is_drained:
-            self._accepts_inputs.clear()
+            self._inputs.hold()
         if (self._journal.phase is Phase.ACCEPTED or is_drained) and self._journal.build_number:
             await self._execute()  # a drain is reported again, in case its reports are lost
 
@@ -217,7 +193,7 @@ class TaskSupervisor:
         """Return whether the task was deleted, or this runner never claimed it; nothing is kept then."""
         journal = self._journal
         if not journal.build_number:
-            return self._not_claimed and self._builds.empty() and not self._pending_inputs
+            return self._not_claimed and self._builds.empty() and not self._inputs.pending
         return journal.transition == "delete" and journal.phase is Phase.DONE
 
     async def _handle(self, pending: PendingRequest) -> None:
@@ -302,7 +278,7 @@ class TaskSupervisor:
         if journal.restart_reason is not None and self._workspace.has_succeeded():
             journal.restart_reason = None  # it ended well before it could be stopped
         if journal.transition != "stop" or journal.restart_reason is None:
-            self._accepts_inputs.set()
+            self._inputs.resume()
         if error:
             log.warning("build failed", task_id=str(self.task_id), type=request_type, reason=error)
             reporter.build(JobStatus.FAILED, error=error, restart_reason=journal.restart_reason)
@@ -312,55 +288,9 @@ class TaskSupervisor:
         self._count(request_type, "failed" if error else "done")
         await self._save_if_possible()
 
-    async def _deliver_inputs(self) -> None:
-        while True:
-            pending = await self._inputs.get()
-            await self._wait_restarted()
-            request = pending.request
-            assert isinstance(request, AgentInput)
-            if request.input_id not in self._journal.inputs:
-                error = await self._deliver_safely(request.input_id, request.input)
-                reporter = self._start_reporter(request.build_number)
-                reporter.input(request.input_id, InputOutcome.FAILED if error else InputOutcome.DELIVERED, error)
-                if error:
-                    self._workspace.append_notice(reporter, f"input delivery failed: {error}")
-                self._count(request.type, "failed" if error else "done")
-                await self._save_if_possible()
-            else:
-                self._count(request.type, "repeated")
-            self._pending_inputs.discard(request.input_id)
-            pending.on_accepted()
-
-    async def _wait_restarted(self) -> None:
-        """Wait until a drained agent was started again: at most ``RESTART_TIMEOUT``, or until this runner ends."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(None if self._draining else RESTART_TIMEOUT):
-                await self._accepts_inputs.wait()
-
-    async def _deliver_safely(self, input_id: UUID, text: str) -> str | None:
-        """Deliver an input at most once; also an unexpected error is an outcome, so that later inputs are delivered."""
-        try:
-            return await self._deliver_once(input_id, text)
-        except Exception:
-            log.exception("input delivery failed", task_id=str(self.task_id), input_id=str(input_id))
-            self._journal.record_input(input_id, InputDelivery.FAILED)
-            return UNEXPECTED
-
     async def _deliver_once(self, input_id: UUID, text: str) -> str | None:
-        """Deliver an input at most once.
-
-        Return an error message, or None if it was delivered or a delivery was attempted before.
-        """
-        if input_id in self._journal.inputs:
-            return None
-
-        async def record_attempt() -> None:
-            self._journal.record_input(input_id, InputDelivery.DELIVERING)
-            await self._save()
-
-        error = await self._workspace.deliver(text, record_attempt)
-        self._journal.record_input(input_id, InputDelivery.FAILED if error else InputDelivery.DELIVERED)
-        return error
+        """Deliver an input at most once. Return an error message, or None if that is not known to have failed."""
+        return await self._inputs.deliver_once(self._workspace, input_id, text)
 
     async def _save(self) -> None:
         """Write the journal to disk. Raise ``OSError`` if that fails."""

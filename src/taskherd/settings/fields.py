@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from taskherd.settings import urls
+from taskherd.settings import isolation, urls
 from taskherd.settings.durations import Seconds, parse
 
 PREFIX = "TASKHERD_"
@@ -52,6 +52,8 @@ AmqpUrl = Annotated[str, AfterValidator(lambda url: urls.check_amqp(url) if url 
 SecretKeys = Annotated[str, AfterValidator(_check_keys)]
 Networks = Annotated[str, AfterValidator(_check_networks)]
 Drain = Annotated[str, AfterValidator(_check_drain)]
+UidRange = Annotated[str, AfterValidator(isolation.check_uids)]
+SandboxPaths = Annotated[str, AfterValidator(isolation.check_paths)]
 
 
 class Settings(BaseSettings):
@@ -349,6 +351,20 @@ class Settings(BaseSettings):
         description="Delegated cgroup v2 in which each agent gets a cgroup for its limits; empty: memory is "
         "limited for each process of an agent separately.",
         json_schema_extra={"expected": "a path such as /sys/fs/cgroup/taskherd, or nothing"},
+    )
+    runner_agent_uids: UidRange = Field(
+        "",
+        description="Range of user ids, of which each task gets one of its own: its agent runs as that user and group. "
+        "The first id runs no agent. The ids must belong to nothing else on the machine, also not to another runner; "
+        "the runner must be root or have CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_KILL, CAP_SETGID and CAP_SETUID. "
+        "Empty: all agents run as the runner's user.",
+        json_schema_extra={"expected": "a range of at least two ids such as 200000-265535, or nothing"},
+    )
+    runner_sandbox_paths: SandboxPaths = Field(
+        "/opt",
+        description="Files and folders that sandboxed agents (run.sandbox in a template) can read besides /usr, such "
+        "as their programs, separated by colons. Those that do not exist are ignored.",
+        json_schema_extra={"expected": "absolute paths separated by colons"},
     )
     runner_heartbeat_every: Seconds = Field(
         10.0,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskherd.runner.agents import output
-from taskherd.runner.shim import SegmentWriter
+from taskherd.runner.segments import SegmentWriter
 
 TEXTS = st.lists(st.text(st.characters(min_codepoint=32, exclude_categories=["Cs", "Cc"])), max_size=20)
 

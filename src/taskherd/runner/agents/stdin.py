@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from taskherd.runner import shim
+from taskherd.runner.activity import sandbox_around
 from taskherd.runner.agents.context import NOT_RUNNING, DeliveryUnknown, NotDelivered
 
 if TYPE_CHECKING:
@@ -94,13 +95,18 @@ def unread_bytes(descriptor: int) -> int:
 def has_reader(folder: RunFolder) -> bool:
     """Return whether a process of the agent has its stdin open; also if that cannot be found out."""
     try:
-        shim_pid = json.loads(folder.started.read_text())["pid"]
+        started = json.loads(folder.started.read_text())
+        shim_pid = started["pid"]
         fifo = folder.input.stat()
     except (OSError, ValueError, KeyError):
         return False
     if folder.exit.exists():
         return False
-    return any(_holds(pid, (fifo.st_dev, fifo.st_ino)) for pid in shim.descendants(shim_pid))
+    parents = shim.parents()
+    pids = shim.descendants_in(parents, shim_pid)
+    if started.get("sandboxed"):
+        pids -= sandbox_around(parents, started["agent"])  # they keep stdin open and do not read it
+    return any(_holds(pid, (fifo.st_dev, fifo.st_ino)) for pid in pids)
 
 
 def _holds(pid: int, file_id: tuple[int, int]) -> bool:

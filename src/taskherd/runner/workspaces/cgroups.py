@@ -1,10 +1,14 @@
-"""A cgroup for each run, if the runner has a delegated cgroup v2: the only limits that apply to a whole process tree.
+"""A cgroup for each run, if the runner has a delegated cgroup v2.
+
+Its limits are the only ones that apply to a whole process tree, and it ends all processes of a run at once, also those
+that have left the tree.
 
 See https://docs.kernel.org/admin-guide/cgroup-v2.html.
 """
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,36 +24,62 @@ CONTROLLERS = frozenset({"cpu", "memory"})
 PERIOD = 100_000
 """Period of the CPU quota, in microseconds."""
 
+END_TIMEOUT = 10.0
+"""Seconds within which the killed processes of a run must be gone."""
+_POLL_INTERVAL = 0.02
+
 
 class Cgroups:
     """The cgroups of all runs, children of one delegated cgroup."""
 
     def __init__(self, root: Path) -> None:
-        """Enable the controllers for children of ``root``. Raise ``Misconfigured`` if it cannot be used for that."""
+        """Enable the controllers for children of ``root``. Raise ``Misconfigured`` if it is no cgroup of its own."""
         self._root = root
         try:
-            available = set((root / "cgroup.controllers").read_text().split())
-            if not available >= CONTROLLERS:
-                missing = ", ".join(sorted(CONTROLLERS - available))
-                raise Misconfigured("runner_cgroup", f"{root} lacks {missing}; expected the controllers cpu and memory")
-            (root / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in sorted(CONTROLLERS)))
+            self.missing_controllers = CONTROLLERS - set((root / "cgroup.controllers").read_text().split())
+            """The controllers without which limits apply to each process, as without a cgroup."""
+            enabled = sorted(CONTROLLERS - self.missing_controllers)
+            (root / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in enabled))
         except OSError as error:
             problem = f"{root} cannot be used ({error.strerror}); expected a delegated cgroup v2 without processes"
             raise Misconfigured("runner_cgroup", problem) from error
 
+    @property
+    def has_limits(self) -> bool:
+        """True if limits apply to all processes of a run together."""
+        return not self.missing_controllers
+
     def create(self, task_id: UUID, build_number: int, limits: Limits) -> Path:
         """Create the cgroup of a run and set its limits. Raise ``OSError`` if that fails."""
-        path = self._root / f"{task_id}-{build_number}"
+        path = self._path(task_id, build_number)
         path.mkdir(exist_ok=True)
-        if limits.memory:
+        if limits.memory and self.has_limits:
             (path / "memory.max").write_text(str(limits.memory))
-        if limits.cpu:
+        if limits.cpu and self.has_limits:
             (path / "cpu.max").write_text(f"{round(limits.cpu * PERIOD)} {PERIOD}")
         return path
 
-    def remove(self, task_id: UUID, build_number: int) -> None:
-        """Kill all processes in the cgroup of a finished run, and remove it."""
-        path = self._root / f"{task_id}-{build_number}"
-        with suppress(OSError):  # it may be removed already, or not be empty yet; an empty cgroup costs little
+    def remove(self, task_id: UUID, build_number: int) -> int:
+        """Kill all processes in the cgroup of a run, wait until they are gone, and remove it.
+
+        Return the number of processes that are left.
+        """
+        path = self._path(task_id, build_number)
+        deadline = time.monotonic() + END_TIMEOUT
+        with suppress(OSError):  # it may be removed already
             (path / "cgroup.kill").write_text("1")
+            while _is_populated(path) and time.monotonic() < deadline:
+                time.sleep(_POLL_INTERVAL)
+            left = len((path / "cgroup.procs").read_text().split()) if _is_populated(path) else 0
+            if left:
+                return left
             path.rmdir()
+        return 0
+
+    def _path(self, task_id: UUID, build_number: int) -> Path:
+        return self._root / f"{task_id}-{build_number}"
+
+
+def _is_populated(path: Path) -> bool:
+    """Return whether a cgroup or one below it has living processes."""
+    return "populated 1" in (path / "cgroup.events").read_text()

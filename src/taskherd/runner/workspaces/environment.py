@@ -33,6 +33,10 @@ class LaunchPaths:
     prompt_file: Path
     api_url: str
     port: int | None
+    home: Path | None = None
+    """HOME of an agent that cannot use the runner's: one in a sandbox or with a user of its own."""
+    tmp: Path | None = None
+    """Its folder for temporary files, as it sees it."""
 
 
 def command(run: RunConfig, request: WorkspaceStart, paths: LaunchPaths) -> list[str]:
@@ -57,6 +61,11 @@ def variables(
     """Return the agent's environment; of the runner's (``inherited``) only the variables that the template lists."""
     values = _placeholders(request, paths)
     environ = {name: inherited[name] for name in run.env.inherit if name in inherited}
+    if paths.home is not None:
+        environ.pop("USER", None)
+        environ["HOME"] = str(paths.home)
+    if paths.tmp is not None:
+        environ["TMPDIR"] = str(paths.tmp)
     environ |= {name: _substitute(value, values) for name, value in run.env.set.items()}
     environ |= _task_variables(request, paths)
     return {name: value.replace("\0", "") for name, value in environ.items() if len(value.encode()) <= MAX_ARGUMENT}

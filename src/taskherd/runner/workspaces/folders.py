@@ -5,10 +5,12 @@ ROOT/
   lock                  locked by the running runner
   TASK_ID/
     work/               the agent's working directory
-    state/
+    home/               HOME of an agent in a sandbox or with a user of its own
+    tmp/                its folder for temporary files, emptied at each start
+    prompt.txt          the prompt, for agents that read it from a file
+    state/              not accessible to an agent in a sandbox or with a user of its own
       journal.json      accepted requests and their progress (journal.py)
       outbox.jsonl      unconfirmed reports (outbox.py)
-      prompt.txt        the prompt, for agents that read it from a file
       run-BUILD/        one run of the agent; written by its shim (shim.py)
         spec.json       command and limits; written by the runner
         lock            locked by the shim while it runs
@@ -18,11 +20,18 @@ ROOT/
         output/         output of the agent, in segments named by their start offset
         exit.json       how the agent ended
 ```
+
+An agent with a user of its own may enter ``TASK_ID``, but not list or change it, and owns ``work``, ``home`` and
+``tmp``. What it puts there, links in particular, must not lead the runner elsewhere, which may be root: files there are
+created, given away and removed relative to open folders, without following links.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
+import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
@@ -93,6 +102,16 @@ class TaskFolder:
         return self.path / "work"
 
     @property
+    def home(self) -> Path:
+        """HOME of an agent in a sandbox or with a user of its own."""
+        return self.path / "home"
+
+    @property
+    def tmp(self) -> Path:
+        """Temporary files of an agent in a sandbox or with a user of its own."""
+        return self.path / "tmp"
+
+    @property
     def state(self) -> Path:
         """Folder for the files of runner and shim."""
         return self.path / "state"
@@ -110,7 +129,7 @@ class TaskFolder:
     @property
     def prompt(self) -> Path:
         """File with the prompt."""
-        return self.state / "prompt.txt"
+        return self.path / "prompt.txt"
 
     def run(self, build_number: int) -> RunFolder:
         """Return the folder of the run that this build started."""
@@ -118,8 +137,67 @@ class TaskFolder:
 
     def create(self) -> None:
         """Create the folder, readable only by the runner's user. Raise ``OSError`` if that fails."""
-        self.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.path.mkdir(mode=0o700, exist_ok=True)
+        self.state.mkdir(mode=0o700, exist_ok=True)
         self.work.mkdir(mode=0o700, exist_ok=True)
+
+    def write_prompt(self, prompt: str, uid: int | None) -> None:
+        """Replace the file with the prompt, readable by the user. Raise ``OSError`` if that fails."""
+        self.prompt.unlink(missing_ok=True)
+        descriptor = os.open(self.prompt, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with open(descriptor, "w", encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - created with its mode
+            if uid is not None:
+                os.fchown(descriptor, -1, uid)
+                os.fchmod(descriptor, 0o640)
+            file.write(prompt)
+
+    def prepare(self, uid: int | None) -> None:
+        """Create the folders of an agent in a sandbox or with a user of its own, and give them to that user.
+
+        Raise ``OSError`` if that fails.
+        """
+        _remove(self.tmp)
+        for folder in (self.home, self.tmp):
+            folder.mkdir(mode=0o700, exist_ok=True)
+        if uid is not None:
+            os.chown(self.path, -1, uid)
+            self.path.chmod(0o710)
+            for folder in (self.work, self.home, self.tmp):
+                if folder.lstat().st_uid != uid:
+                    _give(folder, uid)
+
+    def make_workdir(self, relative: str, uid: int | None) -> None:
+        """Create the folders that are missing on a path below ``work``, and give them to the user.
+
+        At anything that is no folder, such as a link of the agent's, it stops: the agent itself follows the path.
+        """
+        if relative.startswith("/"):
+            return
+        parent = _open_folder(self.work)
+        try:
+            for name in Path(relative).parts:
+                if name == "..":
+                    return
+                with suppress(FileExistsError):
+                    os.mkdir(name, 0o700, dir_fd=parent)
+                    if uid is not None:
+                        os.chown(name, uid, uid, dir_fd=parent, follow_symlinks=False)
+                try:
+                    child = _open_folder(name, parent)
+                except OSError:
+                    return
+                os.close(parent)
+                parent = child
+        finally:
+            os.close(parent)
+
+    def owner(self) -> int | None:
+        """Return the user who owns the agent's working directory, or None if there is none."""
+        try:
+            return self.work.lstat().st_uid
+        except OSError:
+            return None
 
     def list_runs(self) -> list[RunFolder]:
         """Return the folders of the runs that are on this disk."""
@@ -132,14 +210,36 @@ class TaskFolder:
 
     def remove_work(self) -> None:
         """Remove the agent's files and the runs. Raise ``OSError`` if a file cannot be removed."""
-        if self.work.exists():
-            shutil.rmtree(self.work)
+        for folder in (self.work, self.home, self.tmp):
+            _remove(folder)
+        self.prompt.unlink(missing_ok=True)
         self.remove_runs()
 
     def remove(self) -> None:
         """Remove the whole folder. Raise ``OSError`` if a file cannot be removed."""
         if self.path.exists():
             shutil.rmtree(self.path)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder with its content, if it exists, without following links. Raise ``OSError`` if that fails."""
+    assert shutil.rmtree.avoids_symlink_attacks
+    if os.path.lexists(folder):
+        shutil.rmtree(folder)
+
+
+def _give(folder: Path, uid: int) -> None:
+    """Give a folder and what is in it to a user; not files with other names, which may be outside of the folder."""
+    for _, folders, files, descriptor in os.fwalk(folder, follow_symlinks=False):
+        for name in (*folders, *files):
+            status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+            if stat.S_ISDIR(status.st_mode) or status.st_nlink == 1:
+                os.chown(name, uid, uid, dir_fd=descriptor, follow_symlinks=False)
+    os.chown(folder, uid, uid, follow_symlinks=False)
+
+
+def _open_folder(path: Path | str, parent: int | None = None) -> int:
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
 
 
 def list_tasks(root: Path) -> list[TaskFolder]:

@@ -101,7 +101,7 @@ class ExitRecord:
 
 @dataclass(frozen=True, slots=True)
 class RunSpec:
-    """The command, environment, stdin and limits of a run."""
+    """The command, environment, stdin, limits and user of a run."""
 
     argv: Sequence[str]
     cwd: Path
@@ -113,6 +113,12 @@ class RunSpec:
     cgroup: Path | None
     stdin: Path | None
     """The file that is the agent's stdin; None: a FIFO for inputs."""
+    uid: int | None = None
+    """The agent's own user; None: the runner's."""
+    killer_uid: int | None = None
+    """The user that sends signals to all processes of the agent's user."""
+    sandboxed: bool = False
+    """Whether ``argv`` runs bubblewrap, which runs the agent in ``cwd``."""
 
 
 class ShimHandle:
@@ -192,17 +198,26 @@ def _spawn(folder: RunFolder, env: Mapping[str, str]) -> int:
             (os.POSIX_SPAWN_DUP2, log, 1),
             (os.POSIX_SPAWN_DUP2, log, 2),
         ]
-        return os.posix_spawn(
-            sys.executable, argv, {**env, MARKER_VARIABLE: str(folder.path)}, file_actions=actions, setsid=True
-        )
+        variables = {name: value for name, value in env.items() if not _is_for_linker(name)}
+        variables[MARKER_VARIABLE] = str(folder.path)
+        return os.posix_spawn(sys.executable, argv, variables, file_actions=actions, setsid=True)
     finally:
         os.close(log)
+
+
+def _is_for_linker(name: str) -> bool:
+    """Return whether the variable changes which code a program loads; the shim may be root, so it must not."""
+    return name.startswith(("LD_", "GLIBC_"))
 
 
 def _spec_record(spec: RunSpec) -> dict[str, Any]:
     return {
         "argv": list(spec.argv),
-        "cwd": str(spec.cwd),
+        "cwd": "/" if spec.sandboxed else str(spec.cwd),
+        "linker_env": {name: value for name, value in spec.env.items() if _is_for_linker(name)},
+        "uid": spec.uid,
+        "killer_uid": spec.killer_uid,
+        "sandboxed": spec.sandboxed,
         "grace": spec.grace,
         "timeout": spec.timeout,
         "memory": spec.memory,

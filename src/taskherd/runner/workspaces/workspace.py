@@ -108,19 +108,17 @@ class TaskWorkspace:
                 assert_never(self._journal.transition)
 
     async def stop(self) -> str | None:
-        """Stop the agent if it is running. Return an error message, or None on success."""
-        session = self._session
-        if session is None:
-            return None
-        session.reporter.lifecycle(Lifecycle.SHUTTING_DOWN)
-        agent_exit = await session.stop()
-        session.reporter.disconnected()
-        session.reporter.lifecycle(Lifecycle.OFF)
-        return (
-            f"{agent_exit.leftover} processes of the agent could not be killed; check the runner's machine."
-            if agent_exit.leftover
-            else None
-        )
+        """Stop the agent if it is running, and end what it left. Return an error message, or None on success."""
+        session, leftover = self._session, 0
+        if session is not None:
+            session.reporter.lifecycle(Lifecycle.SHUTTING_DOWN)
+            leftover = (await session.stop()).leftover
+            session.reporter.disconnected()
+            session.reporter.lifecycle(Lifecycle.OFF)
+        leftover = max(leftover, await self._end_processes())
+        if leftover:
+            return f"{leftover} processes of the agent could not be killed; check the runner's machine."
+        return None
 
     def kill(self) -> None:
         """Cut short the grace time of the agent that is being stopped."""
@@ -201,16 +199,40 @@ class TaskWorkspace:
                 reporter,
                 "the workspace starts with an empty folder: this runner has no files of its earlier builds.",
             )
+        uid = await self._isolate(run)
         plan = plan_launch(run, given=self._journal.was_given(request.prompt), finished=self._has_finished())
         self._journal.gives_prompt = plan.gives_prompt
         self._folder.remove_runs()
         run = run.model_copy(update={"command": plan.command})
         launched = request if plan.gives_prompt else request.model_copy(update={"prompt": ""})
-        self._folder.prompt.write_text(launched.prompt, encoding="utf-8", errors="replace")
+        self._folder.write_prompt(launched.prompt, uid)
         self._journal.port = _free_port() if follower_class(run.agent).needs_port else None
         await self._save()
-        shim = await processes.start(self._folder.run(request.build_number), self._spec(run, launched))
+        shim = await processes.start(self._folder.run(request.build_number), self._spec(run, launched, uid))
         self._open_session(shim, request)
+
+    async def _isolate(self, run: RunConfig) -> int | None:
+        """Prepare the isolation that the template and the runner's settings demand. Return the agent's user.
+
+        End what an interrupted start may have left. The user is recorded before anything runs as it.
+        """
+        isolation, journal = self._context.isolation, self._journal
+        await asyncio.to_thread(isolation.check, run)
+        for interrupted in (each for each in self._folder.list_runs() if not each.exit.exists()):
+            await asyncio.to_thread(processes.kill_marked, interrupted)
+        await self._end_processes()
+        uid = await asyncio.to_thread(isolation.assign_user, journal.task_id)
+        if uid is not None and uid != journal.agent_uid:
+            journal.agent_uid = uid
+            await self._save()
+        await asyncio.to_thread(isolation.prepare, run, self._folder, uid)
+        return uid
+
+    async def _end_processes(self) -> int:
+        """End all processes of the task that its isolation can tell from others. Return the number of those left."""
+        start = self._journal.start
+        number = start.build_number if start is not None else 0
+        return await asyncio.to_thread(self._context.isolation.end, self._journal.task_id, number)
 
     def _has_finished(self) -> bool:
         """Return whether the latest agent in this folder had done what it was given: it waited, or exited with 0."""
@@ -235,34 +257,38 @@ class TaskWorkspace:
 
     async def _record_exit(self, agent_exit: ExitRecord) -> None:
         """Record that the exit of the agent was reported, and clean up after it."""
-        start = self._journal.start
         self._session = None
         self._journal.exit_reported = True
         self._context.metrics.runner_endings.labels(agent_exit.why.value).inc()
-        if self._context.cgroups and start is not None:
-            self._context.cgroups.remove(start.task_id, start.build_number)
+        await self._end_processes()
         try:
             await self._save()
         except OSError as error:
             log.warning("cannot write journal", task_id=str(self._journal.task_id), reason=str(error))
 
-    def _spec(self, run: RunConfig, request: WorkspaceStart) -> processes.RunSpec:
-        context = self._context
-        paths = environment.LaunchPaths(self._folder.work, self._folder.prompt, context.api_url, self._journal.port)
+    def _spec(self, run: RunConfig, request: WorkspaceStart, uid: int | None) -> processes.RunSpec:
+        context, folder, isolation = self._context, self._folder, self._context.isolation
+        is_sandboxed = run.sandbox == "bwrap"
+        home = folder.home if is_sandboxed or uid is not None else None
+        tmp = Path("/tmp") if is_sandboxed else folder.tmp if uid is not None else None  # noqa: S108 - the sandbox's own
+        paths = environment.LaunchPaths(folder.work, folder.prompt, context.api_url, self._journal.port, home, tmp)
         cwd = environment.workdir(run, paths)
-        cwd.mkdir(parents=True, exist_ok=True)
-        stdin = {"pipe": None, "none": Path(os.devnull), "prompt": self._folder.prompt}[run.stdin_kind]
-        limits = run.limits
+        argv = environment.command(run, request, paths)
+        limits, cgroups = run.limits, isolation.cgroups
+        limits_each_process = cgroups is None or not cgroups.has_limits
         return processes.RunSpec(
-            argv=environment.command(run, request, paths),
+            argv=isolation.sandbox.wrap(argv, folder, cwd, run.network) if is_sandboxed else argv,
             cwd=cwd,
             env=environment.variables(run, request, paths, context.environ),
             grace=run.grace,
             timeout=limits.timeout,
-            memory=limits.memory,
-            cpu=limits.cpu,
-            cgroup=context.cgroups.create(request.task_id, request.build_number, limits) if context.cgroups else None,
-            stdin=stdin,
+            memory=limits.memory if limits_each_process else None,
+            cpu=limits.cpu if limits_each_process else None,
+            cgroup=cgroups.create(request.task_id, request.build_number, limits) if cgroups else None,
+            stdin={"pipe": None, "none": Path(os.devnull), "prompt": folder.prompt}[run.stdin_kind],
+            uid=uid,
+            killer_uid=isolation.users.killer_uid if isolation.users else None,
+            sandboxed=is_sandboxed,
         )
 
     def _follower_factory(self, run: RunConfig, reporter: Reporter) -> Callable[[], Follower]:

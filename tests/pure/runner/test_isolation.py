@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+import pytest
+
+from taskherd.errors import Malformed, Unavailable
+from taskherd.runner import template
+from taskherd.runner.workspaces.folders import TaskFolder
+from taskherd.runner.workspaces.sandbox import Sandbox
+from taskherd.runner.workspaces.users import AgentUsers
+from taskherd.settings.isolation import check_paths, parse_uids
+
+UNUSED = 3_000_000_000
+"""The first of some user ids that no process has."""
+
+
+@pytest.mark.parametrize(
+    ("run", "problem"),
+    [
+        ({"network": "none"}, "`network: none` requires `sandbox: bwrap`"),
+        ({"network": "none", "sandbox": "bwrap", "agent": "agentapi"}, "`network: none` does not suit `agentapi`"),
+        ({"network": "none", "sandbox": "bwrap", "agent": "self"}, "`network: none` does not suit `self`"),
+        ({"sandbox": "bwrap", "workdir": "/srv"}, "`workdir` must be inside the task's `work` folder"),
+        ({"sandbox": "bwrap", "workdir": "a/../../b"}, "`workdir` must be inside the task's `work` folder"),
+        ({"sandbox": "docker"}, "sandbox: Input should be 'none' or 'bwrap'"),
+    ],
+)
+def test_a_template_cannot_demand_what_no_sandbox_can_give(run: dict[str, str], problem: str) -> None:
+    """Combinations that cannot work are refused, with what to write instead."""
+    with pytest.raises(Malformed) as refused:
+        template.parse({"command": ["true"], **run})
+    assert problem in refused.value.detail
+
+
+def test_a_template_demands_no_sandbox_by_default() -> None:
+    """Without the fields an agent runs as before."""
+    run = template.parse({"command": ["true"], "workdir": "/srv"})
+    assert (run.sandbox, run.network) == ("none", "host")
+
+
+def test_a_range_of_users() -> None:
+    """A range has two ids above 0, in order."""
+    assert parse_uids("200000-265535") == (200_000, 265_535)
+    assert parse_uids("") is None
+    for wrong in ("200000", "0-5", "5-4", "5-5", "a-b", "1-2-3", "-5", f"1-{2**32 - 1}"):
+        with pytest.raises(ValueError, match="not a range of user ids"):
+            parse_uids(wrong)
+
+
+def test_paths_that_a_sandbox_shows_are_absolute() -> None:
+    """The root itself would show everything."""
+    assert check_paths("/opt:/srv/tools") == "/opt:/srv/tools"
+    for wrong in ("/", "opt", "/opt:tools", "//"):
+        with pytest.raises(ValueError, match="not a list of absolute paths"):
+            check_paths(wrong)
+
+
+def test_users_are_given_once_and_again_when_released() -> None:
+    """No two tasks have one user; one that a task on disk has is kept for it; none is left when all are given."""
+    users = AgentUsers(UNUSED, UNUSED + 3)
+    tasks = [uuid.UUID(int=number) for number in range(4)]
+    users.hold(tasks[0], UNUSED + 2)
+    users.hold(tasks[3], UNUSED + 2)  # another task has it
+    users.hold(tasks[3], UNUSED)  # sends signals
+    users.hold(tasks[3], UNUSED + 4)  # outside of the range
+    assert users.assign(tasks[0]) == UNUSED + 2
+    assert {users.assign(tasks[1]), users.assign(tasks[2])} == {UNUSED + 1, UNUSED + 3}
+    with pytest.raises(Unavailable, match="all 3 users in TASKHERD_RUNNER_AGENT_UIDS are in use; widen the range"):
+        users.assign(tasks[3])
+    assert users.end(tasks[1]) == 0
+    users.release(tasks[1])
+    assert users.assign(tasks[3]) not in {users.assign(tasks[0]), users.assign(tasks[2])}
+
+
+def test_a_user_of_a_living_process_is_not_given() -> None:
+    """It is not free, although no task is known to have it."""
+    users = AgentUsers(os.getuid() - 1, os.getuid())
+    with pytest.raises(Unavailable, match="all 1 users"):
+        users.assign(uuid.UUID(int=1))
+
+
+def test_a_sandbox_without_its_program_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error says what to install."""
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(Unavailable, match="bwrap is not installed; install the package bubblewrap"):
+        Sandbox((), None).check("host")
+
+
+def test_a_working_directory_is_not_made_through_a_link(tmp_path: Path) -> None:
+    """An agent's link leads the runner nowhere; plain folders are made, also below existing ones."""
+    folder = TaskFolder(tmp_path / "root", uuid.UUID(int=1))
+    folder.create()
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (folder.work / "link").symlink_to(outside)
+    (folder.work / "file").touch()
+    for path in ("link/made", "a/link", "a/b/c", "a/../../escaped", f"{outside}/absolute", "file/made"):
+        folder.make_workdir(path, None)
+    assert list(outside.iterdir()) == []
+    assert (folder.work / "a/b/c").is_dir()
+    assert sorted(path.name for path in folder.path.iterdir()) == ["state", "work"]
+
+
+def test_folders_are_emptied_and_removed_without_following_links(tmp_path: Path) -> None:
+    """Temporary files are removed at each start, everything at the end, and nothing outside."""
+    folder = TaskFolder(tmp_path / "root", uuid.UUID(int=1))
+    folder.create()
+    folder.prepare(None)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").touch()
+    for each in (folder.work, folder.home, folder.tmp):
+        (each / "link").symlink_to(outside)
+    folder.prepare(None)
+    assert list(folder.tmp.iterdir()) == []
+    folder.remove_work()
+    assert [path.name for path in folder.path.iterdir()] == ["state"]
+    assert [path.name for path in outside.iterdir()] == ["kept"]

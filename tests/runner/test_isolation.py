@@ -1,0 +1,432 @@
+"""Attacks by an agent on other agents, on its runner and on its own end, in each mode of isolation.
+
+The table in docs/runner.md (Trust) says the same as ``HELD``, and as the tests of what outlives a task.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import uuid
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.harness.isolation import (
+    BOTH,
+    BWRAP,
+    CGROUP,
+    CGROUPS,
+    IS_ROOT,
+    MODES,
+    NO_NETWORK,
+    NONE,
+    UIDS,
+    USERS,
+    Mode,
+    cgroup,
+    every_mode,
+    kill_all,
+    open_folder,
+    require_bubblewrap,
+    running,
+)
+from tests.harness.runner import RunnerHarness, RunnerSubprocess, eventually, runner_harness
+from tests.harness.worker import worker_harness
+
+pytestmark = pytest.mark.timeout(180)
+
+ATTACKS = {
+    "reads another agent's environment, and so its token": "grep -qa TASKHERD_AGENT_TOKEN= /proc/{victim}/environ",
+    "reads another agent's command line, and a prompt in it": "grep -qa secret-argument /proc/{victim}/cmdline",
+    "reads another agent's files": "grep -q private {folder}/{task}/work/file",
+    "writes another agent's files": "touch {folder}/{task}/work/planted",
+    "reads another agent's prompt file": "grep -q . {folder}/{task}/prompt.txt",
+    "signals another agent": "kill -0 {victim}",
+    "reads another agent's shim's environment": "grep -qa TASKHERD_AGENT_TOKEN= /proc/{shim}/environ",
+    "signals another agent's shim": "kill -0 {shim}",
+    "reads the runner's environment, and so its RabbitMQ password": "grep -qa AMQP_URL= /proc/{runner}/environ",
+    "signals the runner": "kill -0 {runner}",
+    "reads the runner's journal": "grep -q . {folder}/{task}/state/journal.json",
+    "forges an exit record": "touch {folder}/{task}/state/run-1/exit.json.planted",
+    "lists the folder of another task": "ls {folder}/{task}",
+    "reads other files of the runner's user": "grep -q credential {credential}",
+    "connects to ports of the machine, such as another agent's AgentAPI": "bash -c 'exec 3<>/dev/tcp/127.0.0.1/{port}'",
+}
+HELD: dict[str, set[str]] = {
+    NONE.name: set() if IS_ROOT else {"reads the runner's environment, and so its RabbitMQ password"},
+    CGROUPS.name: set(),
+    BWRAP.name: set(ATTACKS) - {"connects to ports of the machine, such as another agent's AgentAPI"},
+    NO_NETWORK.name: set(ATTACKS),
+    USERS.name: set(ATTACKS)
+    - {
+        "reads another agent's command line, and a prompt in it",
+        "connects to ports of the machine, such as another agent's AgentAPI",
+    },
+    BOTH.name: set(ATTACKS) - {"connects to ports of the machine, such as another agent's AgentAPI"},
+}
+"""The attacks that fail in each mode; root also reads the environment of a process that hides it."""
+
+
+@pytest.fixture
+async def harness(
+    database_url: str, amqp_url: str, amqp_prefix: str, announce: Callable[[str], None]
+) -> AsyncIterator[RunnerHarness]:
+    """Yield a harness whose folder other users may enter."""
+    require_bubblewrap(announce)
+    settings = {"request_backoff_first": 0.5, "request_backoff_most": 1, "log_level": "warning"}
+    with open_folder() as folder:
+        async with (
+            worker_harness(database_url, amqp_url, amqp_prefix, **settings) as worker,
+            runner_harness(worker, folder) as harness,
+        ):
+            yield harness
+
+
+@pytest.fixture
+async def start(harness: RunnerHarness, mode: Mode) -> AsyncIterator[Callable[[], Any]]:
+    """Yield a function that starts a runner in this mode."""
+    if mode.settings.get("runner_cgroup") != CGROUP:
+        yield lambda: harness.start(**mode.settings)
+        return
+    with cgroup() as path:
+        yield lambda: harness.start(runner_cgroup=str(path))
+
+
+async def shell(harness: RunnerHarness, mode: Mode, script: str, **run: Any) -> uuid.UUID:
+    """Create a task whose agent is a shell script."""
+    command = ["sh", "-c", script, "sh", "secret-argument"]
+    await harness.template({"command": command, "grace": 1, **mode.run, **run})
+    return await harness.worker.create(input=f"Do it {uuid.uuid4().hex}")
+
+
+def agent_of(harness: RunnerHarness, task_id: uuid.UUID) -> int:
+    """Return the pid of the agent itself, not of a sandbox around it."""
+    (agent,) = [pid for pid in running("secret-argument") if is_shell(pid) and pid in harness.marked(task_id)]
+    return agent
+
+
+def is_shell(pid: int) -> bool:
+    """Return whether a process is a shell."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"sh\0")
+
+
+@every_mode
+async def test_what_an_agent_can_do_to_others(harness: RunnerHarness, mode: Mode, start: Callable[[], Any]) -> None:
+    """In each mode exactly the attacks fail that the documentation says."""
+    runner: RunnerSubprocess = await start()
+    credential = harness.folder / "credential"
+    credential.write_text("credential")
+    credential.chmod(0o600)
+    victim = await shell(harness, mode, "umask 022; echo private > file; echo up; read line")
+    await harness.until_output(victim, "up")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        values = {
+            "victim": agent_of(harness, victim),
+            "shim": harness.agent(victim)["pid"],
+            "runner": runner.process.pid,
+            "folder": harness.root,
+            "task": victim,
+            "credential": credential,
+            "port": listener.getsockname()[1],
+        }
+        lines = [
+            f'if {attack.format(**values)} >/dev/null 2>&1; then echo "could: {name}"; else echo "failed: {name}"; fi'
+            for name, attack in ATTACKS.items()
+        ]
+        attacker = await shell(harness, mode, "\n".join([*lines, "echo attacked; read line"]))
+        await harness.until_output(attacker, "attacked")
+    output = "\n".join(await harness.output(attacker)).splitlines()
+    assert {line.removeprefix("failed: ") for line in output if line.startswith("failed: ")} == HELD[mode.name]
+    assert {line.removeprefix("could: ") for line in output if line.startswith("could: ")} == (
+        set(ATTACKS) - HELD[mode.name]
+    )
+
+
+def test_the_documentation_says_what_holds() -> None:
+    """Each row is one attack, and its columns are what the attack achieves in each mode."""
+    text = (Path(__file__).parents[2] / "docs/runner.md").read_text()
+    table = re.findall(r"(?m)^\| ([^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", text)
+    rows = {row[0]: row[1:] for row in table if row[1:] != ("neither", "`bwrap`", "users", "both")}
+    outlives = "leaves processes after a pause, a delete or an interrupted start"
+    assert rows.pop(outlives) == ("**yes**, unless `TASKHERD_RUNNER_CGROUP`", "no", "no", "no")
+    assert rows.keys() == ATTACKS.keys()
+    for attack, row in rows.items():
+        for mode, cell in zip((NONE, BWRAP, USERS, BOTH), row, strict=True):
+            if cell != "if it is root":
+                assert (cell == "no") == (attack in HELD[mode.name]), (attack, mode.name)
+        assert ("unless `network: none`" in row[1]) == (attack in HELD[NO_NETWORK.name] - HELD[BWRAP.name])
+
+
+BOMB = """
+cat > bomb <<'END'
+[ $1 -gt 0 ] || exec sleep {argument}
+setsid env -i PATH=$PATH sh bomb $(($1-1)) &
+setsid env -i PATH=$PATH sh bomb $(($1-1)) &
+END
+setsid env -i PATH=$PATH sh bomb {depth} &
+setsid env -i sleep {argument} &
+( (setsid env -i sleep {argument} &) & )
+sleep {argument} &
+echo planted
+until [ -e go ]; do sleep 0.05; done
+kill -9 $PPID
+exec sleep {argument}
+"""
+DEPTH = 6
+
+
+async def plant(harness: RunnerHarness, mode: Mode, argument: str) -> uuid.UUID:
+    """Start an agent that leaves daemons without the run's marker and then kills its parent process."""
+    task_id = await shell(harness, mode, BOMB.replace("{argument}", argument).replace("{depth}", str(DEPTH)))
+    await harness.until_output(task_id, "planted")
+    await harness.until_status(task_id, "active")
+    await eventually(lambda: len(running(argument)) == 2**DEPTH + 3)
+    return task_id
+
+
+@pytest.mark.parametrize("command", ["task.pause", "task.delete"])
+@every_mode
+async def test_nothing_outlives_its_task(
+    harness: RunnerHarness, mode: Mode, start: Callable[[], Any], command: str
+) -> None:
+    """Daemons in sessions of their own, without the run's marker, end with the task; only mode ``none`` keeps them.
+
+    Before, the agent kills its parent process with SIGKILL, which is its shim unless its isolation prevents that.
+    """
+    await start()
+    argument = f"9{uuid.uuid4().int % 10**8:08}"
+    task_id = await plant(harness, mode, argument)
+    (harness.work(task_id) / "go").touch()
+    if mode in (NONE, CGROUPS):  # its shim is killed, so it is lost
+        await harness.until_state(task_id, "failed", "lost")
+    else:
+        await eventually(lambda: len(running(argument)) == 2**DEPTH + 4)
+    assert (await harness.worker.command(command, task_id))["ok"]
+    if command == "task.delete":
+        await eventually(lambda: not (harness.root / str(task_id)).exists())
+    else:
+        await harness.until_status(task_id, "paused")
+    try:
+        assert bool(running(argument)) == (mode is NONE)
+    finally:
+        kill_all(argument)
+
+
+@every_mode
+async def test_nothing_outlives_an_interrupted_start(
+    harness: RunnerHarness, mode: Mode, start: Callable[[], Any]
+) -> None:
+    """If runner and shim are killed, the next runner ends what the agent has left, before it starts another."""
+    first: RunnerSubprocess = await start()
+    argument = f"8{uuid.uuid4().int % 10**8:08}"
+    task_id = await plant(harness, mode, argument)
+    await first.kill()
+    os.kill(harness.agent(task_id)["pid"], signal.SIGKILL)
+    await start()
+    await harness.until_state(task_id, "failed", "lost")
+    try:
+        assert bool(running(argument)) == (mode is NONE)
+    finally:
+        kill_all(argument)
+
+
+@every_mode
+async def test_an_agent_has_what_it_needs(harness: RunnerHarness, mode: Mode, start: Callable[[], Any]) -> None:
+    """Prompt, HOME, temporary folder, working directory, standard streams and inputs work in every mode."""
+    await start()
+    script = """
+        set -e
+        test "$(cat "$TASKHERD_PROMPT_FILE")" = "$TASKHERD_PROMPT"
+        cd; cd - >/dev/null
+        test "${PWD##*/work/}" = a/b
+        touch here "${TMPDIR:-/tmp}/temporary-$TASKHERD_TASK_ID"
+        rm "${TMPDIR:-/tmp}/temporary-$TASKHERD_TASK_ID"
+        echo up > /dev/stdout
+        read line
+        trap 'echo terminated; touch terminated; exit 3' TERM
+        echo "got $line" > /dev/stderr
+        while :; do sleep 0.05; done
+    """
+    task_id = await shell(harness, mode, script, workdir="a/b", grace=30)
+    await harness.until_output(task_id, "up")
+    await harness.until_status(task_id, "active")
+    assert (await harness.worker.command("task.send", task_id, input="over here"))["ok"]
+    await harness.until_output(task_id, "got over here")
+    assert (await harness.worker.command("task.pause", task_id))["ok"]
+    await harness.until_status(task_id, "paused")
+    assert (harness.work(task_id) / "a/b/terminated").exists()
+    record = json.loads((harness.state(task_id) / "run-1/exit.json").read_text())
+    assert (record["reason"], record["code"]) == ("stopped", 3)
+
+
+@pytest.mark.parametrize("mode", [each for each in MODES if each.run or each is NONE], ids=lambda mode: mode.name)
+async def test_an_agent_in_a_sandbox_that_closed_its_stdin_takes_no_inputs(
+    harness: RunnerHarness, mode: Mode, start: Callable[[], Any]
+) -> None:
+    """The sandbox around the agent keeps stdin open, but does not count."""
+    await start()
+    task_id = await shell(harness, mode, "exec 0</dev/null; echo up; exec sleep 1000")
+    await harness.until_output(task_id, "up")
+    await harness.until_status(task_id, "active")
+    assert (await harness.worker.command("task.send", task_id, input="hello"))["ok"]
+    await harness.until_output(task_id, "The agent has closed its stdin")
+
+
+@pytest.mark.parametrize("mode", [each for each in MODES if each is not NONE], ids=lambda mode: mode.name)
+async def test_a_command_that_does_not_exist_is_reported(
+    harness: RunnerHarness, mode: Mode, start: Callable[[], Any]
+) -> None:
+    """The task says which program is missing; inside a sandbox it is the sandbox that says so."""
+    await start()
+    await harness.template({"command": ["/no/such/program"], **mode.run})
+    task_id = await harness.worker.create(input="Run nothing")
+    await harness.until_state(task_id, "failed", "/no/such/program")
+
+
+async def test_a_sandbox_that_cannot_be_had_fails_the_build(harness: RunnerHarness) -> None:
+    """The error says what is missing and what to install; the runner's log said so at its start."""
+    runner = await harness.start(prefix=("env", "PATH=/nowhere"))
+    assert "install the package bubblewrap" in str(runner.lines())
+    task_id = await shell(harness, BWRAP, "true")
+    await harness.until_state(
+        task_id,
+        "failed",
+        "the template has `sandbox: bwrap`, which this runner cannot give: "
+        "bwrap is not installed; install the package bubblewrap",
+    )
+    await harness.until_status(task_id, "error")
+
+
+if IS_ROOT:
+
+    async def test_each_task_has_a_user_of_its_own_without_any_privilege(harness: RunnerHarness) -> None:
+        """Two tasks have two users, no groups, no capabilities, no way to gain any, and keep their user."""
+        first = await harness.start(runner_agent_uids=UIDS)
+        assert any(line.get("agent_users") == UIDS for line in first.lines())
+        script = "id -u; id -G; grep -E '^(Cap|NoNewPrivs)' /proc/self/status; echo up; exec sleep 1000"
+        users = {}
+        tasks = [await shell(harness, USERS, script) for _ in range(2)]
+        for task_id in tasks:
+            await harness.until_output(task_id, "up")
+            await harness.until_status(task_id, "active")
+            lines = "\n".join(await harness.output(task_id)).split()
+            user = users[task_id] = int(lines[0])
+            assert 200_001 <= user <= 200_063
+            assert lines[1] == lines[0]
+            assert [int(lines[lines.index(f"Cap{name}:") + 1], 16) for name in ("Inh", "Prm", "Eff", "Amb")] == [0] * 4
+            assert lines[lines.index("NoNewPrivs:") + 1] == "1"
+            status = harness.work(task_id).stat()
+            assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (user, user, 0o700)
+        assert len(set(users.values())) == len(tasks)
+        await first.kill()
+        await harness.start(runner_agent_uids=UIDS)
+        for task_id in tasks:
+            assert (await harness.worker.command("task.pause", task_id))["ok"]
+            await harness.until_status(task_id, "paused")
+            assert (await harness.worker.command("task.resume", task_id))["ok"]
+            await harness.until_status(task_id, "active")
+            assert harness.work(task_id).stat().st_uid == users[task_id]
+
+    async def test_a_runner_with_capabilities_need_not_be_root(harness: RunnerHarness) -> None:
+        """Its capabilities are passed on to no agent, and no process of another task is ended."""
+        names = "chown,dac_override,fowner,kill,setgid,setuid".replace(",", ",+")
+        user = ("setpriv", "--reuid", "199999", "--regid", "199999", "--clear-groups")
+        capabilities = ("--inh-caps", f"+{names}", "--ambient-caps", f"+{names}")
+        await harness.start(prefix=(*user, *capabilities), runner_agent_uids=UIDS)
+        other = await shell(harness, USERS, "echo up; exec sleep 1000")
+        await harness.until_output(other, "up")
+        await harness.until_status(other, "active")
+        argument = f"7{uuid.uuid4().int % 10**8:08}"
+        script = f"grep ^Cap /proc/self/status; setsid env -i sleep {argument} & echo up; wait"
+        task_id = await shell(harness, USERS, script)
+        await harness.until_output(task_id, "up")
+        await harness.until_status(task_id, "active")
+        await eventually(lambda: len(running(argument)) == 1)
+        lines = "\n".join(await harness.output(task_id)).split()
+        assert [int(lines[lines.index(f"Cap{name}:") + 1], 16) for name in ("Inh", "Prm", "Eff", "Amb")] == [0] * 4
+        assert (await harness.worker.command("task.delete", task_id))["ok"]
+        await eventually(lambda: not (harness.root / str(task_id)).exists())
+        assert running(argument) == set()
+        assert harness.worker.document(other)["status"] == "active"
+        assert len(harness.marked(other)) == len({"shim", "agent"})
+
+    async def test_a_range_without_a_free_user_fails_the_build(harness: RunnerHarness) -> None:
+        """A user is free again when nothing of its task is left."""
+        await harness.start(runner_agent_uids="200000-200001")
+        first = await shell(harness, USERS, "echo up; exec sleep 1000")
+        await harness.until_output(first, "up")
+        second = await shell(harness, USERS, "echo up; exec sleep 1000")
+        await harness.until_state(second, "failed", "all 1 users in TASKHERD_RUNNER_AGENT_UIDS are in use; widen")
+        assert (await harness.worker.command("task.delete", first))["ok"]
+        await eventually(lambda: not (harness.root / str(first)).exists())
+        assert (await harness.worker.command("task.resume", second))["ok"]
+        await harness.until_output(second, "up")
+
+    async def test_links_of_an_agent_lead_the_runner_nowhere(harness: RunnerHarness) -> None:
+        """The runner, which is root, neither creates, gives away nor removes anything outside of the task's folder."""
+        outside = harness.folder / "outside"
+        outside.mkdir(mode=0o755)
+        (outside / "kept").write_text("kept")
+        await harness.start(runner_agent_uids=UIDS)
+        script = f"ln -s {outside} sub; ln -s {outside} ~/link; ln -s {outside}/kept $TMPDIR/link; echo up; sleep 1000"
+        task_id = await shell(harness, USERS, script)
+        await harness.until_output(task_id, "up")
+        await harness.until_status(task_id, "active")
+        assert (await harness.worker.command("task.pause", task_id))["ok"]
+        await harness.until_status(task_id, "paused")
+        await harness.template({"command": ["sh", "-c", "pwd"], "workdir": "sub/made"})
+        assert (await harness.worker.command("task.resume", task_id))["ok"]
+        await harness.until_state(task_id, "failed", "No such file or directory")
+        assert (await harness.worker.command("task.delete", task_id))["ok"]
+        await eventually(lambda: not (harness.root / str(task_id)).exists())
+        assert [path.name for path in outside.iterdir()] == ["kept"]
+        assert (outside / "kept").stat().st_uid == outside.stat().st_uid == 0
+
+    async def test_a_task_from_before_the_setting_gets_its_files(harness: RunnerHarness) -> None:
+        """Its files become its user's, but no file with another name, which may be outside of its folder."""
+        outside = harness.folder / "outside"
+        outside.write_text("kept")
+        first = await harness.start()
+        task_id = await shell(harness, NONE, f"mkdir sub; echo 1 > sub/own; ln {outside} hard; echo up; sleep 1000")
+        await harness.until_output(task_id, "up")
+        await harness.until_status(task_id, "active")
+        assert (await harness.worker.command("task.pause", task_id))["ok"]
+        await harness.until_status(task_id, "paused")
+        await first.terminate()
+        await harness.start(runner_agent_uids=UIDS)
+        await harness.template({"command": ["sh", "-c", "echo 2 >> sub/own; echo changed; sleep 1000"]})
+        assert (await harness.worker.command("task.resume", task_id))["ok"]
+        await harness.until_output(task_id, "changed")
+        work = harness.work(task_id)
+        assert (work / "sub/own").stat().st_uid == work.stat().st_uid != 0
+        assert outside.stat().st_uid == 0
+
+    @pytest.mark.parametrize(
+        ("prefix", "settings", "problem"),
+        [
+            (
+                ("setpriv", "--bounding-set", "-setuid,-kill"),
+                {"runner_agent_uids": UIDS},
+                "the runner lacks CAP_KILL, CAP_SETUID; run it as root or with these capabilities",
+            ),
+            ((), {"runner_agent_uids": "1-100"}, "contains the ids of existing users (daemon, bin, sys)"),
+            ((), {"runner_agent_uids": "200000"}, "expected a range of at least two ids"),
+            ((), {"runner_agent_uids": UIDS, "runner_root": "{closed}/r1"}, "cannot enter {closed}; run `chmod o+x"),
+        ],
+    )
+    async def test_a_runner_that_cannot_give_users_of_their_own_does_not_start(
+        harness: RunnerHarness, prefix: tuple[str, ...], settings: dict[str, str], problem: str
+    ) -> None:
+        """The error names what is missing and what to do."""
+        closed = harness.folder / "closed"
+        closed.mkdir(mode=0o700)
+        settings = {name: value.replace("{closed}", str(closed)) for name, value in settings.items()}
+        with pytest.raises(AssertionError, match=r".") as failure:
+            await harness.start(prefix=prefix, **settings)
+        assert problem.replace("{closed}", str(closed)) in str(failure.value)
