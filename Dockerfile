@@ -19,6 +19,10 @@ FROM ${BASE}
 LABEL org.opencontainers.image.title="taskherd" \
       org.opencontainers.image.description="Runs and tracks fleets of AI coding agents" \
       org.opencontainers.image.licenses="Apache-2.0"
+# Debian packages to add, such as bubblewrap for templates with `sandbox: bwrap`: --build-arg PACKAGES=bubblewrap
+ARG PACKAGES=""
+RUN if [ -n "$PACKAGES" ]; then apt-get update && apt-get install -y --no-install-recommends $PACKAGES \
+ && rm -rf /var/lib/apt/lists/*; fi
 # An unprivileged user, who owns nothing but /var/lib/taskherd. Only the runner writes there.
 RUN groupadd --gid 10001 taskherd \
  && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /var/lib/taskherd --shell /usr/sbin/nologin taskherd \

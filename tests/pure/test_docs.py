@@ -106,3 +106,11 @@ def test_the_readme_example_uses_the_shipped_directory() -> None:
     ids = list(matches(r'(?m)^[A-Z]+ = "([0-9a-f-]{36})"', ROOT / "README.md"))
     assert ids
     assert all(f"id: {each}" in directory for each in ids)
+
+
+def test_the_tests_that_hold_the_trust_table_exist() -> None:
+    """Each test that ``SECURITY.md`` names is there; agents, runners, clients, members, admins and roles have one."""
+    named = [name.split("::") for name in matches(r"`(tests/[^`]+)`", ROOT / "SECURITY.md")]
+    assert len(named) == 6
+    for path, test in named:
+        assert re.search(rf"(?m)^(async )?def {test}\(", (ROOT / path).read_text(encoding="utf-8")), (path, test)
