@@ -55,7 +55,7 @@ async def test_an_agents_token_ends_with_a_later_start_or_a_delete(api_harness: 
 
 async def test_an_agents_words_are_never_a_persons(api_harness: ApiHarness) -> None:
     """In a snapshot only the task's prompt and inputs that were sent to its agent are input; all else is output."""
-    task_id = uuid.UUID((await api_harness.active())["id"])
+    task_id = uuid.UUID((await api_harness.active(input="Fix the flaky test"))["id"])
     await api_harness.create(input="Prompt of another task")
     for text in ("Which one?\nThe first.", "Not yet sent"):
         assert (await api_harness.alice.post(f"/tasks/me/{task_id}/send", json={"input": text})).status_code == 204

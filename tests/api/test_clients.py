@@ -229,7 +229,7 @@ async def test_the_mcp_tools(api_harness: ApiHarness) -> None:
 
 async def test_an_agent(api_harness: ApiHarness) -> None:
     """With the token of its start request, an agent reports its status and uploads its conversation."""
-    task_id = uuid.UUID((await api_harness.create())["id"])
+    task_id = uuid.UUID((await api_harness.create(input="Fix the flaky test"))["id"])
     await api_harness.worker.until(lambda: api_harness.worker.requests_of(task_id, "workspace.start"))
     await start_build(api_harness, str(task_id))
     token = api_harness.worker.requests_of(task_id, "workspace.start")[0]["agent_token"]

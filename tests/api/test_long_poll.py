@@ -13,6 +13,7 @@ from taskherd.store.task_queries import DOCUMENT
 from tests.api.conftest import StartApi
 from tests.api.test_sse import until_subscribers
 from tests.harness.api import TIMEOUT, ApiHarness
+from tests.harness.tasks import prompt_of
 from tests.harness.worker import STATUSES, bring_to_status, build_report, make_report
 
 
@@ -151,7 +152,7 @@ async def test_the_timeline_has_an_edit_of_the_prompt_by_an_admin(api_harness: A
     assert edited.status_code == 204
     await api_harness.worker.until_row("SELECT count(*) FROM outbox", is_=0)
     event = (await api_harness.alice.get(f"/tasks/me/{task_id}/events")).json()["events"][-1]
-    assert event["changes"] == {"initial_prompt": {"from": "Fix the flaky test", "to": "Fix only the parser"}}
+    assert event["changes"] == {"initial_prompt": {"from": prompt_of(task_id), "to": "Fix only the parser"}}
     assert (event["cause"]["actor_name"], event["cause"]["words"]) == ("carol", "carol changed the prompt")
     last = (await api_harness.alice.get(f"/tasks/me/{task_id}/explain")).json()["last_command"]
     assert (last["type"], last["actor_name"], last["words"]) == (

@@ -25,7 +25,7 @@ async def test_the_page_contains_no_data(api_harness: ApiHarness) -> None:
         assert response.status_code == 200
         assert POLICY in response.headers["Content-Security-Policy"]
         assert "unsafe" not in response.headers["Content-Security-Policy"]
-    assert "Fix the flaky test" not in page.text
+    assert task["initial_prompt"] not in page.text
     injected = await api_harness.anonymous.get(f"{api_harness.base}/tasks/alice/%3Cscript%3Ealert(1)%3C%2Fscript%3E")
     assert "<script>alert" not in injected.text
     assert (await api_harness.anonymous.post(f"{api_harness.base}/tasks/alice/x")).status_code == 405

@@ -16,6 +16,7 @@ from taskherd.api.http import user_tokens
 from taskherd.settings import Settings
 from taskherd.store import tokens
 from taskherd.store.engine import dispose, open_engine, transaction
+from tests.harness.tasks import prompt_of
 from tests.harness.worker import (
     ALICE,
     ORGANIZATION,
@@ -82,8 +83,8 @@ class ApiHarness:
         return self.clients[""]
 
     async def create(self, client: httpx.AsyncClient | None = None, user: str = "me", **fields: Any) -> dict[str, Any]:
-        """Create a task over HTTP and return its document."""
-        body = {"template_version_id": str(VERSION), "input": "Fix the flaky test", **fields}
+        """Create a task over HTTP, whose prompt is its own unless ``input`` is given, and return its document."""
+        body = {"template_version_id": str(VERSION), "input": prompt_of(uuid.uuid4()), **fields}
         response = await (client or self.alice).post(f"/tasks/{user}", json=body)
         assert response.status_code == 201, response.text
         document: dict[str, Any] = response.json()

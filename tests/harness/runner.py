@@ -118,10 +118,14 @@ class RunnerHarness:
         await eventually_async(runner.ready, lambda ready: ready)
         return runner
 
-    async def task(self, *steps: str, prompt: str = "Do it", **run: Any) -> uuid.UUID:
-        """Create a task whose agent executes these steps of ``tests/harness/agent.py``."""
+    async def task(self, *steps: str, prompt: str | None = None, **run: Any) -> uuid.UUID:
+        """Create a task whose agent executes these steps of ``tests/harness/agent.py``.
+
+        Its prompt is ``prompt_of`` its id unless ``prompt`` is given.
+        """
         await self.template({"command": [sys.executable, str(AGENT), *steps], "idle_after": 0.5, "grace": 1, **run})
-        return await self.worker.create(input=prompt)
+        fields: dict[str, Any] = {} if prompt is None else {"input": prompt}
+        return await self.worker.create(**fields)
 
     async def repeat_request(self, start: dict[str, Any], **changed: Any) -> None:
         """Publish another copy of a start request to the pool's queue."""

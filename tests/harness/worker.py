@@ -17,6 +17,7 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from taskherd.broker.topology import TopologyNames, declare
 from taskherd.settings import Settings
 from taskherd.worker.app import Worker
+from tests.harness.tasks import prompt_of
 
 ORGANIZATION = uuid.UUID("00000000-0000-4000-8000-000000000001")
 ALICE = uuid.UUID("00000000-0000-4000-8000-0000000000a1")
@@ -97,9 +98,9 @@ class WorkerHarness:
         return await self.send(message, exchange="claims")
 
     async def create(self, task_id: uuid.UUID | None = None, **fields: Any) -> uuid.UUID:
-        """Create a task and return its id."""
+        """Create a task, whose prompt is ``prompt_of`` its id unless ``input`` is given, and return its id."""
         task_id = task_id or uuid.uuid4()
-        defaults = {"owner_id": str(ALICE), "template_version_id": str(VERSION), "input": "Fix the flaky test"}
+        defaults = {"owner_id": str(ALICE), "template_version_id": str(VERSION), "input": prompt_of(task_id)}
         reply = await self.command("task.create", task_id, **{**defaults, **fields})
         assert reply["ok"], reply
         return task_id

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.harness.runner import RunnerHarness, eventually
+from tests.harness.tasks import prompt_of
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.timeout(180)
 async def shell(harness: RunnerHarness, script: str, **run: Any) -> uuid.UUID:
     """Create a task whose agent is a shell script."""
     await harness.template({"command": ["sh", "-c", script], "grace": 1, **run})
-    return await harness.worker.create(input="Do it")
+    return await harness.worker.create()
 
 
 async def until_ended(harness: RunnerHarness, task_id: uuid.UUID) -> dict[str, Any]:
@@ -56,7 +57,7 @@ async def test_the_end_of_an_agent_is_reported(
     task_id = await shell(harness, script, agent=kind, **run)
     assert await until_ended(harness, task_id) == ended
     await harness.until_state(task_id, state)
-    assert await harness.inputs(task_id) == ["Do it"]
+    assert await harness.inputs(task_id) == [prompt_of(task_id)]
     if state == "failed" and ended["words"]:
         await harness.until_output(task_id, ended["words"])
     assert harness.worker.reasons() == []

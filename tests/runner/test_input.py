@@ -13,6 +13,7 @@ from taskherd.runner.agents import stdin
 from taskherd.runner.agents.context import DeliveryUnknown, NotDelivered
 from taskherd.runner.workspaces.folders import RunFolder
 from tests.harness.runner import RunnerHarness, eventually, eventually_async
+from tests.harness.tasks import prompt_of
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -33,7 +34,7 @@ async def test_inputs_reach_the_agent_in_order(harness: RunnerHarness) -> None:
     await harness.until_output(task_id, "got input 2")
     lines = "\n".join(await harness.output(task_id)).splitlines()
     assert [line for line in lines if line.startswith("got")] == ["got input 0", "got input 1", "got input 2"]
-    assert await harness.inputs(task_id) == ["Do it", "input 0", "input 1", "input 2"]
+    assert await harness.inputs(task_id) == [prompt_of(task_id), "input 0", "input 1", "input 2"]
 
 
 async def test_an_input_that_may_have_been_delivered_is_not_delivered_again(harness: RunnerHarness) -> None:

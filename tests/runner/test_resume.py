@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.harness.runner import AGENT, RunnerHarness
+from tests.harness.tasks import prompt_of
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -16,7 +17,7 @@ SHELL = 'echo "prompt=$1;"; echo "::taskherd state=$2"; exec sleep 1000'
 async def create(harness: RunnerHarness, state: str, **run: Any) -> uuid.UUID:
     """Create a task whose agent writes its prompt and reports this state."""
     await harness.template({"command": ["sh", "-c", SHELL, "sh", "{prompt}", state], "grace": 1, **run})
-    task_id = await harness.worker.create(input="Do it")
+    task_id = await harness.worker.create()
     await harness.until_state(task_id, state)
     await harness.until_status(task_id, "active")
     return task_id
@@ -46,7 +47,7 @@ async def test_an_unfinished_prompt_is_given_again(harness: RunnerHarness) -> No
     await harness.start()
     task_id = await create(harness, "working")
     await resume(harness, task_id)
-    await until_prompts(harness, task_id, "Do it", "Do it")
+    await until_prompts(harness, task_id, prompt_of(task_id), prompt_of(task_id))
 
 
 async def test_a_finished_prompt_is_not_given_again(harness: RunnerHarness) -> None:
@@ -54,9 +55,9 @@ async def test_a_finished_prompt_is_not_given_again(harness: RunnerHarness) -> N
     await harness.start()
     task_id = await create(harness, "idle")
     await resume(harness, task_id)
-    await until_prompts(harness, task_id, "Do it", "")
+    await until_prompts(harness, task_id, prompt_of(task_id), "")
     await resume(harness, task_id, "Do more")
-    await until_prompts(harness, task_id, "Do it", "", "Do more")
+    await until_prompts(harness, task_id, prompt_of(task_id), "", "Do more")
 
 
 async def test_a_resume_may_continue_with_a_command_of_its_own(harness: RunnerHarness) -> None:
@@ -66,20 +67,20 @@ async def test_a_resume_may_continue_with_a_command_of_its_own(harness: RunnerHa
     task_id = await create(harness, "working", resume="continue", resume_command=command)
     await resume(harness, task_id)
     await harness.until_output(task_id, "prompt=continued;")
-    assert await harness.inputs(task_id) == ["Do it"]
+    assert await harness.inputs(task_id) == [prompt_of(task_id)]
     await resume(harness, task_id, "Do more")
     await harness.until_output(task_id, "prompt=Do more;")
-    assert await harness.inputs(task_id) == ["Do it", "Do more"]
+    assert await harness.inputs(task_id) == [prompt_of(task_id), "Do more"]
 
 
 async def test_a_prompt_that_was_never_given_is_given_by_a_resume(harness: RunnerHarness) -> None:
     """After a start that failed, a resume gives the prompt even with ``resume: nothing``."""
     await harness.start()
     await harness.template({"command": ["/no/such/program"], "resume": "nothing"})
-    task_id = await harness.worker.create(input="Do it")
+    task_id = await harness.worker.create()
     await harness.until_state(task_id, "failed")
     run = {"command": [sys.executable, str(AGENT), "env", "sleep"], "resume": "nothing", "grace": 1}
     await harness.template(run)
     await resume(harness, task_id)
-    await harness.until_output(task_id, "TASKHERD_PROMPT=Do it")
-    assert await harness.inputs(task_id) == ["Do it"]
+    await harness.until_output(task_id, f"TASKHERD_PROMPT={prompt_of(task_id)}")
+    assert await harness.inputs(task_id) == [prompt_of(task_id)]

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from taskherd.store import outbox, tasks
 from taskherd.store.engine import transaction
+from tests.harness.tasks import prompt_of
 from tests.store.conftest import NOW, event, task_row
 
 
@@ -35,7 +36,7 @@ async def test_due_events_contain_everything_to_publish(engine: AsyncEngine) -> 
     async with transaction(engine) as connection:
         assert await outbox.stale(connection, NOW - timedelta(seconds=1), 10) == []
         (due,) = await outbox.stale(connection, NOW, 10)
-        assert (due.task_id, due.version, due.kind, due.prompt) == (task_id, 1, "created", "Do it.")
+        assert (due.task_id, due.version, due.kind, due.prompt) == (task_id, 1, "created", prompt_of(task_id))
         assert due.changes == ["status", "current_state"]
         assert orjson.loads(due.cause) == {"kind": "report", "type": "app.status"}
         assert await outbox.mark_published(connection, [(task_id, 1)]) == 1

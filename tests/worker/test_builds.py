@@ -7,6 +7,7 @@ import uuid
 from typing import Any
 
 from taskherd.messages.agent_tokens import agent_token
+from tests.harness.tasks import prompt_of
 from tests.harness.worker import ALICE, SECRET, VERSION, WorkerHarness, build_report, make_report, running_worker
 from tests.worker.conftest import StartWorker
 
@@ -22,7 +23,7 @@ async def test_a_request_is_repeated_until_answered(start_worker: StartWorker) -
         assert [each["attempt"] for each in requests] == list(range(1, len(requests) + 1))
         assert [{**each, "attempt": 1} for each in requests] == [requests[0]] * len(requests)
         first = requests[0]
-        assert (first["type"], first["build_number"], first["prompt"]) == ("workspace.start", 1, "Fix the flaky test")
+        assert (first["type"], first["build_number"], first["prompt"]) == ("workspace.start", 1, prompt_of(task_id))
         assert first["owner"] == {"id": str(ALICE), "username": "alice"}
         assert first["build_id"] == str(uuid.uuid5(task_id, "1"))
         assert (first["template_version_id"], first["run"], first["preset"]) == (str(VERSION), {}, None)

@@ -10,6 +10,7 @@ from typing import Any
 import aio_pika
 import pytest
 
+from tests.harness.tasks import prompt_of
 from tests.harness.worker import (
     ALICE,
     ORGANIZATION,
@@ -232,7 +233,7 @@ async def test_a_paused_task_accepts_another_prompt(harness: WorkerHarness) -> N
     rows = await harness.database.fetch(
         "SELECT version, prompt FROM task_prompts WHERE task_id = $1 ORDER BY 1", task_id
     )
-    assert [tuple(row) for row in rows] == [(1, "Fix the flaky test"), (reply["version"], "Try again")]
+    assert [tuple(row) for row in rows] == [(1, prompt_of(task_id)), (reply["version"], "Try again")]
 
 
 async def test_concurrent_creates_never_share_a_name(start_worker: StartWorker) -> None:
