@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 import uuid
 from logging import DEBUG
 from typing import Any
@@ -13,8 +14,12 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
+from taskherd.api.context import RequestContext
 from taskherd.api.routes import PREFIX, SOCKETS
+from taskherd.api.workspaces import log_stream
+from taskherd.api.workspaces.queries import BuildLookup, get_or_404
 from taskherd.messages.agent_tokens import agent_token
+from taskherd.store.read_pool import Row
 from tests.api.conftest import StartApi
 from tests.api.test_clients import WORKSPACE, expected_build_id, frames, socket, start_build
 from tests.harness.api import (
@@ -310,6 +315,34 @@ async def test_a_socket_ends_with_its_token_and_with_the_process(api_harness: Ap
         api_harness.api.stop()
         assert await frames(admins) == []
         assert admins.close_code in {1001, 1012}
+
+
+async def test_a_log_is_followed_after_its_subscription_has_ended(
+    api_harness: ApiHarness, task: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log is read at intervals then, not again and again without a pause, and new entries still arrive."""
+    interval, reads = 0.2, 0
+
+    async def count_read(request: RequestContext, lookup: BuildLookup) -> Row:
+        nonlocal reads
+        reads += 1
+        return await get_or_404(request, lookup)
+
+    monkeypatch.setattr(log_stream, "OUTAGE_POLL_INTERVAL", interval)
+    monkeypatch.setattr(log_stream, "get_or_404", count_read)
+    async with socket(api_harness, f"/workspaceagents/{task['workspace_agent_id']}/logs?follow") as opened:
+        await frames(opened, lambda _: True)
+        (subscriber,) = api_harness.api.change_feed._subscribers[ALICE]
+        subscriber.end()
+        reads, began = 0, time.monotonic()
+        async with asyncio.timeout(TIMEOUT):
+            while reads < 10:  # noqa: ASYNC110 - a read sends no notification
+                await asyncio.sleep(0.02)
+        assert reads <= (time.monotonic() - began) / interval + 2
+        task_id = uuid.UUID(task["id"])
+        await api_harness.worker.report(make_report("agent.lifecycle", task_id, lifecycle="shutting_down"))
+        (entries,) = await frames(opened, lambda _: True)
+        assert entries[-1]["output"].startswith("Agent is shutting down")
 
 
 async def test_invalid_requests_of_agents_are_rejected(api_harness: ApiHarness, task: dict[str, Any]) -> None:

@@ -142,6 +142,38 @@ async def test_a_client_that_reconnects_misses_nothing(api_harness: ApiHarness) 
     assert foreign.status_code == 404
 
 
+async def test_a_change_has_the_prompt_of_its_own_task_and_version(api_harness: ApiHarness) -> None:
+    """In a live stream, in what a client catches up with, of all tasks or of one, and in the timeline."""
+    prompts: dict[str, list[str]] = {}
+    async with sse_client(api_harness.alice, "/tasks/watch") as live:
+        await live.ready()
+        for number in range(3):
+            task_id = (await api_harness.create(input=f"First prompt of task {number}"))["id"]
+            await bring_to_status(api_harness.worker, "paused", uuid.UUID(task_id))
+            prompts[task_id] = [f"First prompt of task {number}", f"Second prompt of task {number}"]
+            path = f"/tasks/me/{task_id}/input"
+            assert (await api_harness.alice.patch(path, json={"input": prompts[task_id][1]})).status_code == 204
+        await live.until(lambda: _prompts_by_task(live) == prompts)
+    async with sse_client(api_harness.alice, "/tasks/watch", "0") as resumed:
+        await resumed.until(lambda: _prompts_by_task(resumed) == prompts)
+    for task_id, own in prompts.items():
+        async with sse_client(api_harness.alice, f"/tasks/me/{task_id}/watch", "0") as one:
+            await one.until(lambda: _prompts_by_task(one) == {task_id: own})  # noqa: B023 - awaited in this iteration
+        events = (await api_harness.alice.get(f"/tasks/me/{task_id}/events")).json()["events"]
+        edits = [each["changes"]["initial_prompt"] for each in events if "initial_prompt" in each["changes"]]
+        assert edits == [{"from": None, "to": own[0]}, {"from": own[0], "to": own[1]}]
+
+
+def _prompts_by_task(stream: SseClient) -> dict[str, list[str]]:
+    """Return the prompts of each task's changes, in order and each once in a row."""
+    prompts: dict[str, list[str]] = {}
+    for each in stream.events:
+        own = prompts.setdefault(each.task["id"], [])
+        if each.task["initial_prompt"] not in own[-1:]:
+            own.append(each.task["initial_prompt"])
+    return prompts
+
+
 async def test_a_pruned_position_resets_the_client(api_harness: ApiHarness) -> None:
     """A client that resumes from a pruned or unknown position receives ``reset`` and the current documents."""
     task = await api_harness.active()

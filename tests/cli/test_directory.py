@@ -3,37 +3,14 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeAlias
 
 import asyncpg
-import pytest
 
 from taskherd.dev import dev
+from tests.cli.conftest import Run
 from tests.harness.templates import EXAMPLE
-
-Run: TypeAlias = Callable[..., subprocess.CompletedProcess[bytes]]
-
-
-@pytest.fixture
-def run(database_url: str) -> Run:
-    """Return a function that runs a command of ``taskherd``, with ``content`` as its stdin."""
-
-    def run(*arguments: str, content: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(
-            [sys.executable, "-m", "taskherd", *arguments],
-            input=content,
-            env={**os.environ, "TASKHERD_DATABASE_URL": database_url, "COLUMNS": "300"},
-            capture_output=True,
-            check=False,
-            timeout=60,
-        )
-
-    return run
 
 
 def applied(run: Run, content: bytes, *options: str) -> tuple[int, str, str]:

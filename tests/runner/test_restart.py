@@ -75,6 +75,26 @@ async def test_a_lost_exit_status_is_reported(harness: RunnerHarness) -> None:
     await harness.until_status(task_id, "active")
 
 
+async def test_a_supervisor_that_failed_is_started_again(harness: RunnerHarness) -> None:
+    """An unexpected error stops only its own task, which continues as soon as the cause is gone."""
+    first = await harness.start()
+    task_id = await harness.task("say:up", "await:go", "say:well done")
+    await harness.until_output(task_id, "up")
+    await first.kill()
+    (harness.work(task_id) / "go").touch()
+    exit_record = harness.state(task_id) / "run-1/exit.json"
+    await eventually(exit_record.exists)
+    readable = exit_record.read_text()
+    exit_record.write_text("{}")
+    second = await harness.start()
+    await eventually(lambda: any(line["event"].startswith("supervisor failed") for line in second.lines()))
+    other = await harness.task("say:also up", "sleep")
+    await harness.until_output(other, "also up")
+    exit_record.write_text(readable)
+    await harness.until_state(task_id, "complete", "well done")
+    assert second.process.returncode is None
+
+
 async def test_a_repeated_request_is_executed_once(harness: RunnerHarness) -> None:
     """However often a request is repeated, a build is executed once, and an older build is never executed again."""
     first = await harness.start()

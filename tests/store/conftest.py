@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from taskherd.domain import builds
@@ -25,6 +27,17 @@ async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
     test_engine = open_engine(database_url, size=10, application_name="taskherd-tests")
     yield test_engine
     await dispose(test_engine)
+
+
+WAITING = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()")
+
+
+async def waits_for_lock(engine: AsyncEngine, work: asyncio.Task[Any]) -> bool:
+    """Wait until ``work`` waits for a lock, or is done, and return whether it waits."""
+    async with engine.connect() as observer:
+        while not work.done() and (await observer.execute(WAITING)).scalar_one() == 0:
+            await observer.rollback()
+    return not work.done()
 
 
 def task_row(task_id: UUID | None = None, owner_id: UUID | None = None, name: str | None = None) -> StoredTask:

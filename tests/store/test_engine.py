@@ -4,11 +4,12 @@ import asyncio
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from taskherd.errors import Misconfigured, Retry, Unavailable
+from taskherd.errors import Misconfigured, Retry, TaskherdError, Unavailable
 from taskherd.store import tasks
-from taskherd.store.engine import DataError, ReadOnly, dispose, open_engine, sqlalchemy_url, transaction
+from taskherd.store.engine import DataError, ReadOnly, classify, dispose, open_engine, sqlalchemy_url, transaction
 from tests.store.conftest import task_row
 
 
@@ -81,10 +82,12 @@ async def test_an_exhausted_pool_is_unavailable(database_url: str) -> None:
 
 
 async def test_a_bug_surfaces(engine: AsyncEngine) -> None:
-    """An error in a statement is raised as it is, not as an outage."""
-    with pytest.raises(Exception, match="no_such_table"):
+    """An error in a statement is raised as it is: nothing waits for the end of an outage, or blames a value."""
+    with pytest.raises(ProgrammingError, match="no_such_table") as raised:
         async with transaction(engine) as connection:
             await connection.execute(text("SELECT * FROM no_such_table"))
+    assert not isinstance(raised.value, TaskherdError)
+    assert classify(raised.value) is None
 
 
 async def test_a_deadlock_is_retried_by_one_transaction(engine: AsyncEngine) -> None:

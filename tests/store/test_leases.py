@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from uuid import uuid4
+from operator import attrgetter
+from uuid import UUID, uuid4
 
-from sqlalchemy.ext.asyncio import AsyncEngine
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from taskherd.domain.lease import HeartbeatSummary, Lease
 from taskherd.store import leases
 from taskherd.store.engine import transaction
-from tests.store.conftest import NOW
+from tests.store.conftest import NOW, waits_for_lock
 
 LATER = NOW + timedelta(seconds=10)
 
@@ -60,6 +64,91 @@ async def test_concurrent_renewals_keep_the_greatest_seq(engine: AsyncEngine) ->
     await asyncio.gather(*(renew(seq) for seq in range(101, 121)))
     async with transaction(engine) as connection:
         assert {row.seq for row in await leases.lock(connection, [row.task_id for row in existing])} == {120}
+
+
+async def upsert_all(connection: AsyncConnection, rows: Sequence[Lease]) -> None:
+    """Replace the leases."""
+    await leases.upsert(connection, rows)
+
+
+async def renew_all(connection: AsyncConnection, rows: Sequence[Lease]) -> None:
+    """Renew the leases."""
+    await leases.renew(connection, [heartbeat(row, 101) for row in rows])
+
+
+async def lock_all(connection: AsyncConnection, rows: Sequence[Lease]) -> None:
+    """Lock the leases."""
+    await leases.lock(connection, [row.task_id for row in rows])
+
+
+async def delete_all(connection: AsyncConnection, rows: Sequence[Lease]) -> None:
+    """Delete the leases."""
+    await leases.delete(connection, [row.task_id for row in rows])
+
+
+@pytest.mark.parametrize("lock_again", [upsert_all, renew_all, lock_all, delete_all])
+async def test_leases_are_locked_in_id_order(
+    engine: AsyncEngine, lock_again: Callable[[AsyncConnection, Sequence[Lease]], Awaitable[None]]
+) -> None:
+    """A transaction that waits for a lease holds none with a greater id, so two of them never wait for each other."""
+    low, high = sorted((lease() for _ in range(2)), key=attrgetter("task_id"))
+
+    async def wait() -> None:
+        async with transaction(engine) as connection:
+            await lock_again(connection, [high, low])
+
+    async with transaction(engine) as connection:
+        await leases.upsert(connection, [low, high])
+    async with transaction(engine) as connection:
+        await leases.lock(connection, [low.task_id])
+        waiting = asyncio.create_task(wait())
+        assert await waits_for_lock(engine, waiting)
+        async with transaction(engine) as other:
+            unlocked = text("SELECT task_id FROM leases FOR UPDATE SKIP LOCKED")
+            assert (await other.execute(unlocked)).scalars().all() == [high.task_id]
+    await waiting
+
+
+async def test_a_heartbeat_waits_for_a_transaction_that_has_read_the_lease(engine: AsyncEngine) -> None:
+    """Otherwise what that transaction writes would replace a heartbeat that it has not seen."""
+    read = lease()
+
+    async def renew() -> set[UUID]:
+        async with transaction(engine) as connection:
+            return await leases.renew(connection, [heartbeat(read, 101)])
+
+    async with transaction(engine) as connection:
+        await leases.upsert(connection, [read])
+    async with transaction(engine) as connection:
+        assert await leases.lock(connection, [read.task_id]) == [read]
+        renewing = asyncio.create_task(renew())
+        assert await waits_for_lock(engine, renewing)
+        await leases.upsert(connection, [replace(read, observed_at=NOW + timedelta(seconds=1))])
+    assert await renewing == {read.task_id}
+    async with transaction(engine) as connection:
+        assert await leases.lock(connection, [read.task_id]) == [
+            replace(read, seq=101, observed_at=LATER, last_heartbeat_at=LATER)
+        ]
+
+
+async def test_a_heartbeat_that_has_waited_renews_no_lease_of_another_build(engine: AsyncEngine) -> None:
+    """What the other transaction has written decides whether it renews the lease, not what was there before."""
+    read = lease()
+    replaced = replace(read, build_number=4, seq=7)
+
+    async def renew() -> set[UUID]:
+        async with transaction(engine) as connection:
+            return await leases.renew(connection, [heartbeat(read, 101)])
+
+    async with transaction(engine) as connection:
+        await leases.upsert(connection, [read])
+    async with transaction(engine) as connection:
+        await leases.upsert(connection, [replaced])
+        renewing = asyncio.create_task(renew())
+        assert await waits_for_lock(engine, renewing)
+    assert await renewing == set()
+    async with transaction(engine) as connection:
+        assert await leases.lock(connection, [read.task_id]) == [replaced]
 
 
 async def test_silent_tasks_are_returned_longest_silent_first(engine: AsyncEngine) -> None:

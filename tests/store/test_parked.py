@@ -6,12 +6,11 @@ import asyncio
 from datetime import timedelta
 from uuid import uuid4
 
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from taskherd.store import parked_reports
 from taskherd.store.engine import transaction
-from tests.store.conftest import NOW
+from tests.store.conftest import NOW, waits_for_lock
 
 
 async def test_parking_is_limited_per_task_and_keeps_the_order(engine: AsyncEngine) -> None:
@@ -38,6 +37,38 @@ async def test_parking_is_limited_per_task_and_keeps_the_order(engine: AsyncEngi
         ]
 
 
+async def test_an_expiry_skips_what_another_transaction_has_locked(engine: AsyncEngine) -> None:
+    """Two workers expire different reports, and none that a create has read: nobody waits, and none is taken twice."""
+    created, expired, waiting = uuid4(), uuid4(), uuid4()
+    late = NOW + timedelta(seconds=1)
+    async with transaction(engine) as connection:
+        reports = [parked_reports.ReportToPark(each, NOW, "{}") for each in (created, expired, waiting)]
+        assert await parked_reports.park(connection, reports, 2) == []
+    async with transaction(engine) as create, transaction(engine) as first, transaction(engine) as second:
+        assert [row.task_id for row in await parked_reports.lock(create, [created])] == [created]
+        assert [row.task_id for row in await parked_reports.lock_expired(first, late, 1)] == [expired]
+        assert [row.task_id for row in await parked_reports.lock_expired(second, late, 10)] == [waiting]
+
+
+async def test_a_create_waits_for_an_expiry(engine: AsyncEngine) -> None:
+    """A create that comes while reports for it expire finds none of them: a dead letter is not folded as well."""
+    task_id = uuid4()
+
+    async def read() -> list[parked_reports.ParkedReport]:
+        async with transaction(engine) as connection:
+            await parked_reports.lock_task_ids(connection, [task_id])
+            return await parked_reports.lock(connection, [task_id])
+
+    async with transaction(engine) as connection:
+        await parked_reports.park(connection, [parked_reports.ReportToPark(task_id, NOW, "{}")], 1)
+    async with transaction(engine) as connection:
+        (expired,) = await parked_reports.lock_expired(connection, NOW + timedelta(seconds=1), 10)
+        reading = asyncio.create_task(read())
+        assert await waits_for_lock(engine, reading)
+        await parked_reports.delete(connection, [expired.id])
+    assert await reading == []
+
+
 async def test_locked_task_ids_exclude_other_transactions(engine: AsyncEngine) -> None:
     """A transaction that parks for a task waits until the one that creates it has committed, for any number of ids."""
     ids = [uuid4() for _ in range(2000)]
@@ -51,12 +82,7 @@ async def test_locked_task_ids_exclude_other_transactions(engine: AsyncEngine) -
     async with transaction(engine) as connection:
         await parked_reports.lock_task_ids(connection, ids)
         waiter = asyncio.create_task(second())
-        blocked = text(
-            "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'advisory' AND datname = current_database()"
-        )
-        async with engine.connect() as observer:
-            while (await observer.execute(blocked)).scalar_one() == 0:
-                await observer.rollback()
+        assert await waits_for_lock(engine, waiter)
         order.append("first")
     await waiter
     assert order == ["first", "second"]

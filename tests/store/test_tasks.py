@@ -12,7 +12,7 @@ from taskherd.domain import builds
 from taskherd.domain.value import replace
 from taskherd.store import tasks
 from taskherd.store.engine import transaction
-from tests.store.conftest import NOW, event, next_version, task_row
+from tests.store.conftest import NOW, event, next_version, task_row, waits_for_lock
 
 
 async def test_an_inserted_task_is_returned_unchanged(engine: AsyncEngine) -> None:
@@ -110,12 +110,7 @@ async def test_a_transaction_that_waited_for_a_lock_reads_the_new_prompt(engine:
     async with transaction(engine) as connection:
         await tasks.lock(connection, [row.task.id])
         waiter = asyncio.create_task(waiting())
-        blocked = text(
-            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-        )
-        async with engine.connect() as observer:
-            while (await observer.execute(blocked)).scalar_one() == 0:
-                await observer.rollback()
+        assert await waits_for_lock(engine, waiter)
         changed = next_version(row, 2, prompt="Do it well.", prompt_version=2)
         await tasks.add_prompts(connection, [changed.task])
         await tasks.save(connection, [changed], [])

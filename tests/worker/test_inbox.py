@@ -31,6 +31,15 @@ async def until_state(harness: WorkerHarness, reply: dict[str, Any], state: str)
     await harness.until_row("SELECT state FROM inputs WHERE input_id = $1", uuid.UUID(reply["input_id"]), is_=state)
 
 
+async def sent_with_the_decision_of(harness: WorkerHarness, first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """Return whether the second input was sent in the transaction that stored the outcome of the first."""
+    query = """
+        SELECT b.sent_at = a.decided_at FROM inputs AS a, inputs AS b WHERE a.input_id = $1 AND b.input_id = $2
+    """
+    values = (uuid.UUID(first["input_id"]), uuid.UUID(second["input_id"]))
+    return bool(await harness.database.fetchval(query, *values))
+
+
 def requested_inputs(harness: WorkerHarness, task_id: uuid.UUID) -> list[str]:
     """Return the requested inputs, in order, each once."""
     return list(dict.fromkeys(each["input"] for each in harness.requests_of(task_id, "agent.input")))
@@ -98,6 +107,7 @@ async def test_after_a_failed_input_the_next_is_sent_at_once(harness: WorkerHarn
     first, second = [await send(harness, task_id, text) for text in ("one", "two")]
     await decide(harness, task_id, first, "failed", detail="The agent has exited")
     await until_state(harness, second, "sent")
+    assert await sent_with_the_decision_of(harness, first, second)
     stale = make_report("task.input", task_id, input_id=first["input_id"], outcome="delivered")
     await harness.report(stale, stale)
     await decide(harness, task_id, second, "delivered")
@@ -180,7 +190,7 @@ async def test_a_pause_keeps_queued_inputs_and_a_delete_fails_them(harness: Work
 
 
 async def test_an_unanswered_input_fails(start_worker: StartWorker) -> None:
-    """It is repeated until request_ttl after its first attempt, then it fails and the next one is sent."""
+    """It is repeated until request_ttl after its first attempt, then it fails and the next one is sent at once."""
     async with start_worker(request_backoff_first=0.1, request_backoff_most=0.3, request_ttl=1) as harness:
         task_id = await harness.make_active()
         first, second = [await send(harness, task_id, text) for text in ("one", "two")]
@@ -191,6 +201,7 @@ async def test_an_unanswered_input_fails(start_worker: StartWorker) -> None:
         assert attempts == list(range(1, len(attempts) + 1))
         assert len(attempts) > 2
         await until_state(harness, second, "sent")
+        assert await sent_with_the_decision_of(harness, first, second)
         await harness.until_metric(1, "taskherd_requests_given_up_total", type="agent.input")
 
 

@@ -82,6 +82,22 @@ def test_uris_with_other_schemes_or_too_long_are_cleared(uri: str, valid: bool) 
     assert counts.get("uri", 0) == (0 if valid else 1)
 
 
+@pytest.mark.parametrize(
+    ("uri", "sanitized", "removed"),
+    [
+        ("https://exam\x00ple.com/a", "https://example.com/a", 1),
+        ("file:///home/\x1b[31mx\x7f\x9f", "file:///home/[31mx", 3),
+        ("\x07https://example.com", "https://example.com", 1),
+        ("https://example.com/\ud800", "https://example.com/", 1),
+    ],
+)
+def test_control_characters_are_removed_from_a_uri(uri: str, sanitized: str, removed: int) -> None:
+    """A URI that is good without its control characters is kept without them, and they are counted."""
+    counts: SanitizeCounts = {}
+    assert texts.sanitize_uri(uri, counts) == sanitized
+    assert counts == {"control": removed}
+
+
 BIDI_CONTROLS = [
     *"\u061c\u200e\u200f",  # the marks, which have the classes of letters
     *(chr(code) for code in range(0x10000) if unicodedata.bidirectional(chr(code)) in BIDI_CLASSES),

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -8,7 +10,14 @@ import httpx
 import pytest
 
 from taskherd.domain.reports import Health
-from taskherd.runner.agents.agentapi import UNREACHABLE_AFTER, AgentApiFollower, _spoken_lines
+from taskherd.runner.agents.agentapi import (
+    MAX_TURN,
+    REQUEST_TIMEOUT,
+    UNREACHABLE_AFTER,
+    AgentApiFollower,
+    _spoken_lines,
+)
+from taskherd.runner.agents.context import DeliveryUnknown
 
 
 async def test_an_unreachable_agentapi_is_reported_once_the_post_is_over() -> None:
@@ -31,6 +40,72 @@ async def test_an_unreachable_agentapi_is_reported_once_the_post_is_over() -> No
         follower._mark_reachable()
         follower._mark_reachable()
     assert reported == [Health.UNHEALTHY, Health.HEALTHY]
+
+
+def follower_of(respond: Callable[[httpx.Request], httpx.Response]) -> AgentApiFollower:
+    """Return a follower of an agent whose AgentAPI responds like this."""
+    context = SimpleNamespace(journal=SimpleNamespace(port=1, ready_reported=True), checkpoint={})
+    client = httpx.AsyncClient(base_url="http://127.0.0.1:1", transport=httpx.MockTransport(respond))
+    return AgentApiFollower(cast("Any", context), client)
+
+
+async def test_an_attempt_is_recorded_when_the_agent_is_stable() -> None:
+    """Not earlier: a runner that ends while the input waits leaves it to the next one, instead of failing it."""
+    events: list[str] = []
+
+    async def record_attempt() -> None:
+        events.append("recorded")
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        events.append(f"posted {json.loads(request.content)['content']}")
+        return httpx.Response(200)
+
+    follower = follower_of(respond)
+    delivery = asyncio.create_task(follower.deliver(" hello ", record_attempt))
+    for _ in range(20):  # more steps than a delivery takes
+        await asyncio.sleep(0)
+    assert events == []
+    follower._set_status("stable")
+    await delivery
+    assert events == ["recorded", "posted hello"]
+
+
+@pytest.mark.parametrize("error", [httpx.ConnectTimeout, httpx.ConnectError])
+async def test_a_post_that_did_not_connect_is_repeated(error: type[httpx.RequestError]) -> None:
+    """Nothing was typed into the agent's terminal then, so the input is neither lost nor of unknown outcome."""
+    timeouts: list[dict[str, float]] = []
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        timeouts.append(request.extensions["timeout"])
+        if len(timeouts) == 1:
+            raise error("no connection", request=request)
+        return httpx.Response(200)
+
+    follower = follower_of(respond)
+    follower._set_status("stable")
+    await follower.deliver("hello", recorded)
+    assert [(each["connect"], each["read"]) for each in timeouts] == [(REQUEST_TIMEOUT, MAX_TURN)] * 2
+
+
+@pytest.mark.parametrize("error", [httpx.ReadTimeout, httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError])
+async def test_a_post_that_broke_off_is_of_unknown_outcome(error: type[httpx.RequestError]) -> None:
+    """The agent may have received it, so it is not posted again."""
+    posts = 0
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        nonlocal posts
+        posts += 1
+        raise error("broken", request=request)
+
+    follower = follower_of(respond)
+    follower._set_status("stable")
+    with pytest.raises(DeliveryUnknown, match=error.__name__):
+        await follower.deliver("hello", recorded)
+    assert posts == 1
+
+
+async def recorded() -> None:
+    """Record nothing: these tests have no journal."""
 
 
 @pytest.mark.parametrize(
