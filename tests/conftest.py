@@ -15,8 +15,8 @@ import pytest
 
 from taskherd.dev.services import Services, start
 
-EXCHANGES = ("reports", "commands", "events", "work", "dead")
-QUEUES = ("reports", "commands", "dead", "work.default")
+EXCHANGES = ("reports", "commands", "claims", "events", "work", "dead")
+QUEUES = ("reports", "commands", "claims", "dead", "work.default")
 
 
 @pytest.fixture(scope="session")

@@ -191,7 +191,7 @@ VIEW: list[Mutation] = [
     ),
     ("app.health if app and app.health else Health.DISABLED", "Health.DISABLED", view.test_which_app_health_counts),
     # connected
-    ("return state.build_number in state.last_heartbeat and", "return", ORDER),
+    ("return state.build_number in state.last_heartbeat and", "return", view.test_who_is_connected),
     (
         "and not _has_disconnected(state) and not is_silent",
         "and not is_silent",
@@ -253,8 +253,8 @@ VIEW: list[Mutation] = [
     ),
     ("if state.job_status is JobStatus.RUNNING:", "if False:", view.test_start_up_messages_in_order),
     (
-        '    if agent is None:\n        return "Init',
-        '    if False:\n        return "Init',
+        '    if agent is None:\n        return "Initializing workspace"\n    if agent.lifecycle',
+        "    if agent is None or agent.lifecycle",
         view.test_start_up_messages_in_order,
     ),
     ("if agent.lifecycle is Lifecycle.CREATED:", "if False:", view.test_start_up_messages_in_order),

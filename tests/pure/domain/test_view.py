@@ -126,6 +126,14 @@ def test_health_reasons_in_order(core: Core) -> None:
     assert view_after(core, build(job=UP))["health"] is None
 
 
+def test_who_is_connected(core: Core) -> None:
+    """An agent is connected from the first heartbeat of the latest build until it says goodbye."""
+    assert not core.view.is_connected(folded(core, [build(), lifecycle()]))
+    assert core.view.is_connected(folded(core, [build(), lifecycle(), heartbeat()]))
+    assert not core.view.is_connected(folded(core, [build(), heartbeat(), disconnected(seq=1)]))
+    assert not core.view.is_connected(folded(core, [build(), heartbeat(), build(2), lifecycle(number=2)]))
+
+
 def test_start_up_messages_in_order(core: Core) -> None:
     """While a task initializes, its state is the progress of the start-up, with the time of the build facet."""
     up = build(job=UP)
