@@ -95,11 +95,12 @@ def test_secrets_are_files_and_not_shared(values: Manifest) -> None:
 @every_values
 def test_the_grace_period_of_a_pod_exceeds_that_of_the_process(values: Manifest) -> None:
     """The grace period of each pod is longer than TASKHERD_GRACE, which equals the chart's value."""
-    for name, pod in pods(render(values)):
-        if not name.endswith("-migrate"):
-            grace = durations.parse(environment(pod)["TASKHERD_GRACE"])
-            assert grace == values.get("grace", Settings.model_fields["grace"].default)
-            assert pod["terminationGracePeriodSeconds"] > grace
+    processes = [pod for name, pod in pods(render(values)) if not name.endswith("-migrate")]
+    assert processes
+    for pod in processes:
+        grace = durations.parse(environment(pod)["TASKHERD_GRACE"])
+        assert grace == values.get("grace", Settings.model_fields["grace"].default)
+        assert pod["terminationGracePeriodSeconds"] > grace
 
 
 @every_values
