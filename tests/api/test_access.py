@@ -28,8 +28,8 @@ def task_routes() -> Iterator[tuple[str, str]]:
 
 
 async def until_refused(client: httpx.AsyncClient) -> None:
-    """Wait until a token is no longer accepted, which takes at most a second."""
-    async with asyncio.timeout(2):
+    """Wait until a token is no longer accepted, which takes about a second."""
+    async with asyncio.timeout(TIMEOUT):
         while (await client.get("/tasks")).status_code == 200:  # noqa: ASYNC110 - the end of a token causes no event
             await asyncio.sleep(0.05)
 

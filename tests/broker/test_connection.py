@@ -24,12 +24,12 @@ async def test_a_connection_waits_for_an_unreachable_broker(free_port: int) -> N
         f"amqp://guest:secret@127.0.0.1:{free_port}/", "test", ConnectionHooks(on_refused=on_refused)
     )
     connection.start()
-    await asyncio.wait_for(called.wait(), 10)
+    await asyncio.wait_for(called.wait(), 30)
     with pytest.raises(Unavailable):
         await connection.wait_up(0.1)
     assert not connection.is_up
     assert "secret" not in refused[0]
-    await asyncio.wait_for(connection.close(), 5)
+    await asyncio.wait_for(connection.close(), 30)
 
 
 async def test_a_connection_reconnects_after_each_loss(proxied: tuple[TcpProxy, str]) -> None:

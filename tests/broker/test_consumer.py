@@ -94,7 +94,7 @@ async def test_stop_ends_a_waiting_batch(amqp_url: str, connect_to: ConnectTo, c
     waiting = asyncio.create_task(consumer.next_batch(10, 1))
     await asyncio.sleep(0)
     await consumer.stop()
-    assert await asyncio.wait_for(waiting, 5) == []
+    assert await asyncio.wait_for(waiting, 30) == []
 
 
 async def test_consuming_resumes_after_the_connection_is_cut(

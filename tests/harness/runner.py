@@ -127,11 +127,11 @@ class RunnerHarness:
         fields: dict[str, Any] = {} if prompt is None else {"input": prompt}
         return await self.worker.create(**fields)
 
-    async def repeat_request(self, start: dict[str, Any], **changed: Any) -> None:
-        """Publish another copy of a start request to the pool's queue."""
+    async def repeat_request(self, start: dict[str, Any], target: str = "default", **changed: Any) -> None:
+        """Publish another copy of a start request to the queue of a pool or runner."""
         body = json.dumps({**start, **changed}).encode()
         exchange = await self.worker.channel.get_exchange(f"{self.worker.prefix}.work", ensure=False)
-        await exchange.publish(aio_pika.Message(body), "workspace.start.default", timeout=5)
+        await exchange.publish(aio_pika.Message(body), f"workspace.start.{target}", timeout=5)
 
     async def template(self, run: dict[str, Any]) -> None:
         """Replace the ``run`` of the template version."""

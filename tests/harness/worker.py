@@ -8,6 +8,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import aio_pika
@@ -25,8 +26,8 @@ TEMPLATE = uuid.UUID("00000000-0000-4000-8000-0000000000b1")
 VERSION = uuid.UUID("00000000-0000-4000-8000-0000000000c1")
 PRESET = uuid.UUID("00000000-0000-4000-8000-0000000000d1")
 SECRET = "0123456789abcdef" * 4
-TIMEOUT = 20.0
-"""Maximum time in seconds that a test waits for a condition."""
+TIMEOUT = 45.0
+"""Maximum time in seconds that a test waits for a condition; less than pytest's timeout, so that it says for which."""
 
 STATUSES = ("pending", "initializing", "active", "paused", "unknown", "error")
 
@@ -173,11 +174,21 @@ class WorkerHarness:
                 await asyncio.sleep(0.02)
 
     async def until_processed(self, count: int) -> None:
-        """Poll until the worker has processed exactly ``count`` reports, with any outcome."""
-        async with asyncio.timeout(TIMEOUT):
-            while self._processed_count() < count:  # noqa: ASYNC110 - a counter sends no notification
+        """Poll until the worker has processed exactly ``count`` reports, with any outcome, as long as it progresses."""
+        async with asyncio.timeout(TIMEOUT) as limit:
+            processed = self._processed_count()
+            while processed < count:
                 await asyncio.sleep(0.02)
-        assert self._processed_count() == count
+                before, processed = processed, self._processed_count()
+                if processed > before:
+                    limit.reschedule(asyncio.get_running_loop().time() + TIMEOUT)
+        assert processed == count
+
+    async def expire_parked(self, worker: Worker | None = None) -> int:
+        """Expire the parked reports as if it were a day later, and return their number."""
+        worker = worker or self.worker
+        later = worker._context.now() + timedelta(days=1)
+        return await worker._sweeper._maintenance.expire_parked_once(later)
 
     def _processed_count(self) -> float:
         families = self.worker.metrics.reports.collect()

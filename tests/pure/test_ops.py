@@ -58,15 +58,15 @@ async def ops() -> AsyncIterator[Ops]:
 
 @pytest.fixture
 async def patient_ops() -> AsyncIterator[Ops]:
-    """Yield an operations port that drops no client during a test."""
-    async with running_ops(read_timeout=600) as running:
+    """Yield an operations port that drops no client and gives up no check during a test."""
+    async with running_ops(read_timeout=600, check_timeout=600) as running:
         yield running
 
 
 @asynccontextmanager
-async def running_ops(read_timeout: float) -> AsyncIterator[Ops]:
+async def running_ops(read_timeout: float, check_timeout: float = 0.2) -> AsyncIterator[Ops]:
     """Run an operations port while the block runs."""
-    metrics, readiness = Metrics(), Readiness("consumers", timeout=0.2)
+    metrics, readiness = Metrics(), Readiness("consumers", timeout=check_timeout)
     server = OpsServer(metrics, readiness, read_timeout=read_timeout)
     port = await server.start(HOST, 0)
     yield Ops(port, metrics, readiness)
@@ -80,8 +80,9 @@ async def test_a_live_process_need_not_be_ready(ops: Ops) -> None:
     assert (await ops.get("/readyz"))[0] == 503
 
 
-async def test_ready_if_all_conditions_and_checks_are_ok(ops: Ops) -> None:
+async def test_ready_if_all_conditions_and_checks_are_ok(patient_ops: Ops) -> None:
     """The process is ready when every condition is set and every check succeeds, not before."""
+    ops = patient_ops
     assert (await ops.get("/readyz"))[0] == 503
 
     async def succeed() -> None:

@@ -55,7 +55,7 @@ async def test_messages_become_log_entries(harness: RunnerHarness) -> None:
 async def test_brief_stability_does_not_mean_idle(harness: RunnerHarness) -> None:
     """If the screen is stable for a moment in the middle of a turn, the agent still counts as working."""
     await harness.start()
-    task_id = await create_agentapi_task(harness, "work")
+    task_id = await create_agentapi_task(harness, "work", idle_after=4)
     await harness.until_state(task_id, "idle", "Did: work")
     states = [
         event["task"]["current_state"]["state"]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sys
 import uuid
 from pathlib import Path
 from typing import Any
@@ -153,10 +154,14 @@ async def test_an_input_that_is_read_in_part_is_of_unknown_outcome(tmp_path: Pat
     """The detail says how much of it was read."""
     folder = RunFolder(tmp_path)
     os.mkfifo(folder.input)
-    command = "head -c 3 >/dev/null; exec sleep 1000"
+    program = "import os, signal; os.write(1, b'up\\n'); os.read(0, 3); signal.pause()"
     with folder.input.open("r+b", buffering=0) as fifo:
-        agent = await asyncio.create_subprocess_exec("sh", "-c", command, stdin=fifo)
+        agent = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", program, stdin=fifo, stdout=asyncio.subprocess.PIPE
+        )
         folder.started.write_text(json.dumps({"pid": os.getpid()}))
+        assert agent.stdout
+        await agent.stdout.readline()
         with pytest.raises(DeliveryUnknown, match="only a part of the input: 3 of 6 bytes"):
             await stdin.write(folder, "hello", recorded, read_timeout=3)
         agent.kill()

@@ -20,11 +20,9 @@ from tests.harness.worker import TIMEOUT, WorkerHarness, make_report, running_wo
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from taskherd.worker.app import Worker
     from taskherd.worker.context import WorkerContext
 
 WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-MUCH_LATER = timedelta(days=1)
 
 
 class Hold:
@@ -51,12 +49,6 @@ async def waits_for_lock(harness: WorkerHarness, work: asyncio.Task[Any]) -> boo
     return not work.done()
 
 
-async def expire(worker: Worker) -> int:
-    """Expire the parked reports of a worker as if it were a day later, and return their number."""
-    later = worker._context.now() + MUCH_LATER
-    return await worker._sweeper._maintenance.expire_parked_once(later)
-
-
 async def park(harness: WorkerHarness, count: int) -> tuple[uuid.UUID, list[dict[str, Any]]]:
     """Park reports of a task that does not exist, and return its id and them."""
     task_id = uuid.uuid4()
@@ -76,9 +68,9 @@ async def test_two_workers_expire_a_parked_report_once(harness: WorkerHarness, m
     async with running_worker(harness) as second:
         hold = Hold(publish_dead_letter)
         monkeypatch.setattr(maintenance, "publish_dead_letter", hold)
-        expiring = asyncio.create_task(expire(first))
+        expiring = asyncio.create_task(harness.expire_parked(first))
         await hold.reached.wait()
-        assert await expire(second) == 0
+        assert await harness.expire_parked(second) == 0
         hold.release.set()
         assert await expiring == 3
     harness.worker = first
@@ -94,7 +86,7 @@ async def test_a_report_that_expires_is_not_folded_by_a_create(
     task_id, reports = await park(harness, 3)
     hold = Hold(publish_dead_letter)
     monkeypatch.setattr(maintenance, "publish_dead_letter", hold)
-    expiring = asyncio.create_task(expire(harness.worker))
+    expiring = asyncio.create_task(harness.expire_parked())
     await hold.reached.wait()
     creating = asyncio.create_task(harness.create(task_id))
     assert await waits_for_lock(harness, creating)

@@ -9,6 +9,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 import aio_pika
+import pytest
 
 from taskherd.domain import fold
 from taskherd.domain.view import derive_view
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 from taskherd.domain.task import Task
 
 HISTORIES = 70
+PUBLISH_TIMEOUT = 120.0
+"""Seconds until the broker has confirmed a message, of thousands at once."""
 TWINS = 3
 """Number of tasks that get the same history, each in another order."""
 
@@ -80,9 +83,10 @@ async def publish(harness: WorkerHarness, batches: list[list[Report]]) -> None:
     exchange = await harness.channel.get_exchange(f"{harness.prefix}.reports", ensure=False)
     bodies = [[report_fields(report) for report in batch] for batch in batches]
     texts = [json.dumps(each[0] if len(each) == 1 else each).encode() for each in bodies]
-    await asyncio.gather(*(exchange.publish(aio_pika.Message(text), "any", timeout=10) for text in texts))
+    await asyncio.gather(*(exchange.publish(aio_pika.Message(text), "any", timeout=PUBLISH_TIMEOUT) for text in texts))
 
 
+@pytest.mark.timeout(300)
 async def test_any_delivery_ends_in_the_document_of_the_pure_fold(harness: WorkerHarness) -> None:
     """Many tasks at once, some created after their reports arrived: each document equals the fold's, byte for byte.
 
@@ -105,6 +109,7 @@ async def test_any_delivery_ends_in_the_document_of_the_pure_fold(harness: Worke
     await harness.until_processed(sum(map(len, batches)))
     await asyncio.gather(*map(harness.create, late[len(late) // 2 :]))
     await harness.until_row("SELECT count(*) FROM outbox", is_=0)
+    await harness.until(lambda: all(harness.document(task_id) for task_id in ids))
     rows = await harness.database.fetch("SELECT id, name, display_name, created_at, document::text FROM tasks")
     assert len(rows) == len(ids)
     for row in rows:

@@ -191,7 +191,7 @@ async def test_a_pause_keeps_queued_inputs_and_a_delete_fails_them(harness: Work
 
 async def test_an_unanswered_input_fails(start_worker: StartWorker) -> None:
     """It is repeated until request_ttl after its first attempt, then it fails and the next one is sent at once."""
-    async with start_worker(request_backoff_first=0.1, request_backoff_most=0.3, request_ttl=1) as harness:
+    async with start_worker(request_backoff_first=0.1, request_backoff_most=0.3, request_ttl=3) as harness:
         task_id = await harness.make_active()
         first, second = [await send(harness, task_id, text) for text in ("one", "two")]
         await until_state(harness, first, "failed")

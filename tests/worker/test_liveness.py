@@ -7,7 +7,7 @@ import uuid
 from datetime import datetime
 from typing import Any
 
-from tests.harness.worker import WorkerHarness, build_report, make_report, running_worker
+from tests.harness.worker import TIMEOUT, WorkerHarness, build_report, make_report, running_worker
 from tests.worker.conftest import StartWorker
 
 LOST = {"healthy": False, "reason": "agent has lost connection"}
@@ -99,7 +99,7 @@ async def test_the_mass_loss_guard_waits_before_most_agents_are_lost(start_worke
         await heartbeat(harness, *tasks)
         await harness.until(lambda: harness.document(tasks[0]).get("status") == "error")
         await harness.until_row("SELECT count(*) FROM task_events WHERE cause ->> 'type' = 'agent.silent'", is_=6)
-        assert harness.metric("taskherd_sweeps_held_total") > 3
+        assert harness.metric("taskherd_sweeps_held_total") > 0
         assert harness.metric("taskherd_mass_silence_held") == 0
         silences = await harness.database.fetch(
             "SELECT e.occurred_at - (t.state #>> '{heard,-1,1}')::timestamptz AS after FROM task_events e"
@@ -133,7 +133,7 @@ async def test_a_worker_that_no_longer_sweeps_holds_no_mass_loss(start_worker: S
 
 async def test_a_few_of_many_agents_are_lost_at_once(start_worker: StartWorker) -> None:
     """Fewer than 5 silent agents, or less than 55 % of those connected, do not trigger the mass-loss guard."""
-    async with start_worker(agent_lost_after=1, mass_silence_hold=600) as harness:
+    async with start_worker(agent_lost_after=5, mass_silence_hold=600) as harness:
         tasks = [await harness.create() for _ in range(12)]
         await asyncio.gather(*(harness.make_active(task_id) for task_id in tasks))
         connected, silent = tasks[:7], tasks[7:]
@@ -179,10 +179,9 @@ async def test_time_with_a_stuck_queue_is_no_silence(start_worker: StartWorker) 
                 "SELECT bool_and(clock_timestamp() - last_heartbeat_at > interval '2 seconds') FROM leases"
             )
             sweeps = harness.metric("taskherd_sweeps_total")
-            await harness.until_row(
-                "SELECT bool_and(clock_timestamp() - last_heartbeat_at > interval '2.5 seconds') FROM leases"
-            )
-            assert harness.metric("taskherd_sweeps_total") > sweeps
+            async with asyncio.timeout(TIMEOUT):
+                while harness.metric("taskherd_sweeps_total") < sweeps + 2:  # noqa: ASYNC110 - it sends no event
+                    await asyncio.sleep(0.02)
             assert harness.metric("taskherd_drained") == 0
             assert health(harness, task_id) == HEALTHY
         await harness.until(lambda: harness.document(other).get("status") == "initializing")

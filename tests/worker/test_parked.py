@@ -40,12 +40,12 @@ async def test_no_report_is_lost_to_the_race_with_its_create(harness: WorkerHarn
     reports = [
         harness.report(
             build_report(task_id, 1, "start", "running", seq=1),
-            make_report("app.status", task_id, build_number=1, state="idle", message="there", seq=1),
+            make_report("app.status", task_id, build_number=1, state="idle", message=f"In {task_id}", seq=1),
         )
         for task_id in ids
     ]
     await asyncio.gather(*(both for pair in zip(reports, map(harness.create, ids), strict=True) for both in pair))
-    await harness.until(lambda: all(harness.state(each).get("message") == "there" for each in ids))
+    await harness.until(lambda: all(harness.state(each).get("message") == f"In {each}" for each in ids))
     assert await harness.database.fetchval("SELECT count(*) FROM parked") == 0
     assert {harness.document(each)["workspace_status"] for each in ids} == {"starting"}
 
@@ -59,9 +59,9 @@ async def test_too_many_and_too_old_parked_reports_are_dead_lettered(start_worke
         ]
         await harness.report(*reports[:4])
         await harness.report(*reports[4:])
-        await harness.until(lambda: len(harness.dead_letters) == 3)
-        assert harness.reasons() == ["parked_overflow"] * 3
-        assert [json.loads(letter.body) for letter in harness.dead_letters] == reports[5:]
+        await harness.until(lambda: len(harness.dead_letters) >= 3)
+        assert harness.reasons()[:3] == ["parked_overflow"] * 3
+        assert [json.loads(letter.body) for letter in harness.dead_letters[:3]] == reports[5:]
         await harness.until(lambda: len(harness.dead_letters) == 8)
         assert harness.reasons()[3:] == ["parked_expired"] * 5
         expired = [json.loads(letter.body) for letter in harness.dead_letters[3:]]
@@ -71,34 +71,32 @@ async def test_too_many_and_too_old_parked_reports_are_dead_lettered(start_worke
         assert harness.document(task_id)["current_state"] is None
 
 
-async def test_a_parked_report_in_conflict_with_its_create_expires(start_worker: StartWorker) -> None:
+async def test_a_parked_report_in_conflict_with_its_create_expires(harness: WorkerHarness) -> None:
     """It is not folded, does not affect other reports, and is dead-lettered after parked_ttl."""
-    async with start_worker(parked_ttl=1) as harness:
-        task_id = uuid.uuid4()
-        conflict = build_report(task_id, 1, "delete", "succeeded", seq=9)
-        await harness.report(conflict, build_report(task_id, 1, "start", "running", seq=1))
-        await harness.until_row("SELECT count(*) FROM parked", is_=2)
-        await harness.create(task_id)
-        await harness.until(lambda: harness.document(task_id))
-        assert harness.document(task_id)["workspace_status"] == "starting"
-        await harness.until(lambda: harness.dead_letters)
-        assert json.loads(harness.dead_letters[0].body) == conflict
-        assert harness.reasons() == ["parked_expired"]
-        await harness.until_row("SELECT count(*) FROM parked", is_=0)
+    task_id = uuid.uuid4()
+    conflict = build_report(task_id, 1, "delete", "succeeded", seq=9)
+    await harness.report(conflict, build_report(task_id, 1, "start", "running", seq=1))
+    await harness.until_row("SELECT count(*) FROM parked", is_=2)
+    await harness.create(task_id)
+    await harness.until(lambda: harness.document(task_id))
+    assert harness.document(task_id)["workspace_status"] == "starting"
+    assert await harness.expire_parked() == 1
+    await harness.until(lambda: harness.dead_letters)
+    assert json.loads(harness.dead_letters[0].body) == conflict
+    assert harness.reasons() == ["parked_expired"]
+    assert await harness.database.fetchval("SELECT count(*) FROM parked") == 0
 
 
-async def test_a_parked_report_with_a_build_number_far_too_high_expires(start_worker: StartWorker) -> None:
+async def test_a_parked_report_with_a_build_number_far_too_high_expires(harness: WorkerHarness) -> None:
     """It is judged when its task is created, does not affect the task, and is dead-lettered after parked_ttl."""
-    async with start_worker(parked_ttl=1) as harness:
-        task_id = uuid.uuid4()
-        stray = make_report("app.status", task_id, build_number=2**31 - 1, seq=1, state="failed", message="stray")
-        await harness.report(
-            stray, make_report("app.status", task_id, build_number=1, seq=1, state="idle", message="x")
-        )
-        await harness.until_row("SELECT count(*) FROM parked", is_=2)
-        await harness.create(task_id)
-        await harness.until(lambda: harness.document(task_id))
-        assert harness.document(task_id)["current_state"]["message"] == "x"
-        await harness.until(lambda: harness.dead_letters)
-        assert [json.loads(letter.body) for letter in harness.dead_letters] == [stray]
-        await harness.until_row("SELECT count(*) FROM parked", is_=0)
+    task_id = uuid.uuid4()
+    stray = make_report("app.status", task_id, build_number=2**31 - 1, seq=1, state="failed", message="stray")
+    await harness.report(stray, make_report("app.status", task_id, build_number=1, seq=1, state="idle", message="x"))
+    await harness.until_row("SELECT count(*) FROM parked", is_=2)
+    await harness.create(task_id)
+    await harness.until(lambda: harness.document(task_id))
+    assert harness.document(task_id)["current_state"]["message"] == "x"
+    assert await harness.expire_parked() == 1
+    await harness.until(lambda: harness.dead_letters)
+    assert [json.loads(letter.body) for letter in harness.dead_letters] == [stray]
+    assert await harness.database.fetchval("SELECT count(*) FROM parked") == 0
