@@ -15,6 +15,7 @@ from benchmarks.cases import (
     agents,
     api,
     bloat,
+    commands,
     compare,
     cpu,
     growth,
@@ -45,6 +46,7 @@ ROWS: dict[str, tuple[str, Callable[[Run], Awaitable[None]]]] = {
     "scale": ("Reports/s with a million tasks, compared with a thousand", throughput.measure_scale),
     "memory": ("The worker's memory with a million messages waiting", memory.measure),
     "api": ("The API's reads, writes and events, compared with FastAPI and SQLAlchemy's ORM", api.measure),
+    "commands": ("POSTs of tasks, compared with FastAPI, SQLAlchemy's ORM and a confirmed publish", commands.measure),
 }
 """Cases that add rows to the table of results."""
 

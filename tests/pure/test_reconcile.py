@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from uuid import UUID, uuid4
 
 from taskherd.backoff import Backoff
 from taskherd.domain.commands import Create
-from taskherd.domain.handle_command import CommandContext, TemplateVersionInfo
+from taskherd.domain.handle_command import CommandAccepted, CommandContext, TemplateVersionInfo
 from taskherd.domain.outcome import ReportOutcome
 from taskherd.domain.reports import AgentState, AppStatus, JobStatus, Transition
 from taskherd.domain.task_update import UpdateContext
+from taskherd.domain.value import replace
 from taskherd.messages.run_policy import default_policy
 from taskherd.store.command_log import RecordedCommand
 from taskherd.worker.batch import Batch, BatchResult
@@ -47,8 +49,8 @@ def loaded(batch: Batch, recorded_reply: RecordedCommand | None = None, *, owner
         update_context=UpdateContext(timeouts(unchanged_core()), Backoff(1, 1), command_context, default_policy(1800)),
         lease_checked=frozenset({TASK}),
         leased=frozenset(),
-        parked=[(5, conflict), (6, status(AgentState.WORKING))],
-        recorded_reply=recorded_reply,
+        parked={TASK: [(5, conflict), (6, status(AgentState.WORKING))]},
+        recorded_replies={CREATE.command_id: recorded_reply} if recorded_reply else {},
         claims={},
         template_pools={},
     )
@@ -61,7 +63,7 @@ def result(batch: Batch) -> BatchResult:
 
 def test_a_create_folds_its_parked_reports_except_a_conflict() -> None:
     """The conflicting report stays parked; the other one is part of the created task."""
-    batch = Batch(command=CREATE)
+    batch = Batch(commands=[CREATE])
     loaded_batch, batch_result = loaded(batch), result(batch)
     assert fold_batch(loaded_batch, [], batch_result).folded == [6]
     task = loaded_batch.updates[TASK].existing_task
@@ -71,9 +73,36 @@ def test_a_create_folds_its_parked_reports_except_a_conflict() -> None:
 
 def test_a_refused_or_repeated_create_folds_no_parked_report() -> None:
     """Only the create that is executed folds the reports that were parked for it."""
-    batch = Batch(command=CREATE)
+    batch = Batch(commands=[CREATE])
     assert fold_batch(loaded(batch, owner=OTHER), [], result(batch)).folded == []
     assert fold_batch(loaded(batch, RecordedCommand(b"", "{}")), [], result(batch)).folded == []
+
+
+def test_creates_of_one_batch_cannot_take_the_same_name() -> None:
+    """The second create with a name is refused, also in another case; generated names avoid those of the batch."""
+    owners = {ACTOR: "Fix-It", OTHER: "fix-it"}
+    creates = [
+        replace(CREATE, command_id=uuid4(), task_id=uuid4(), owner_id=owner, name=name)
+        for owner, name in ((ACTOR, owners[ACTOR]), (ACTOR, "FIX-it"), (OTHER, owners[OTHER]), (ACTOR, None))
+    ]
+    batch = Batch(commands=creates)
+    loaded_batch = loaded(batch)
+    organizations = frozenset({ORGANIZATION})
+    versions = loaded_batch.update_context.command_context.versions
+    given: list[set[str]] = []
+
+    def generate(_prompt: str, names_in_use: Container[str]) -> str:
+        assert isinstance(names_in_use, set)
+        given.append(set(names_in_use))
+        return "generated"
+
+    context = CommandContext({ACTOR: organizations, OTHER: organizations}, versions, {}, generate)
+    loaded_batch.update_context = replace(loaded_batch.update_context, command_context=context)
+    fold_batch(loaded_batch, [], result(batch))
+    results = [loaded_batch.updates[create.task_id].command_result for create in creates]
+    assert [isinstance(each, CommandAccepted) for each in results] == [True, False, True, True]
+    assert given == [{"fix-it"}]
+    assert context.names_in_use == {ACTOR: {"fix-it", "generated"}, OTHER: {"fix-it"}}
 
 
 def test_a_report_without_a_task_is_parked_under_its_index() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator
+from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -12,7 +14,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from taskherd.store import running_tasks
 from taskherd.store.engine import transaction
 
-ALICE, BOB = UUID(int=0xA1), UUID(int=0xB1)
+ALICE, BOB, CAROL = UUID(int=0xA1), UUID(int=0xB1), UUID(int=0xC1)
+
+
+def nodes_of(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield all nodes of a plan."""
+    yield plan
+    for part in plan.get("Plans", ()):
+        yield from nodes_of(part)
 
 
 async def test_tasks_are_counted_by_owner_up_to_the_limit(engine: AsyncEngine) -> None:
@@ -22,26 +31,25 @@ async def test_tasks_are_counted_by_owner_up_to_the_limit(engine: AsyncEngine) -
         await running_tasks.add(connection, [*own, (uuid4(), BOB)])
         await running_tasks.add(connection, own[:1])
         await running_tasks.delete(connection, [own[1][0], uuid4()])
-        assert await running_tasks.lock_and_count(connection, ALICE, 10) == 2
-        assert await running_tasks.lock_and_count(connection, ALICE, 1) == 1
-        assert await running_tasks.lock_and_count(connection, BOB, 10) == 1
+        assert await running_tasks.lock_and_count(connection, [ALICE, BOB, CAROL], 10) == {ALICE: 2, BOB: 1, CAROL: 0}
+        assert await running_tasks.lock_and_count(connection, [ALICE], 1) == {ALICE: 1}
 
 
 async def test_a_count_waits_for_the_transaction_that_counted_before(engine: AsyncEngine) -> None:
     """Who counts an owner's tasks sees what the previous one added, and does not wait for other owners."""
     async with transaction(engine) as first:
-        assert await running_tasks.lock_and_count(first, ALICE, 10) == 0
+        assert await running_tasks.lock_and_count(first, [ALICE], 10) == {ALICE: 0}
 
-        async def count(owner: UUID) -> int:
+        async def count(*owners: UUID) -> dict[UUID, int]:
             async with transaction(engine) as connection:
-                return await running_tasks.lock_and_count(connection, owner, 10)
+                return await running_tasks.lock_and_count(connection, owners, 10)
 
-        assert await count(BOB) == 0
-        second = asyncio.create_task(count(ALICE))
+        assert await count(BOB) == {BOB: 0}
+        second = asyncio.create_task(count(BOB, ALICE))
         await running_tasks.add(first, [(uuid4(), ALICE)])
         done, _ = await asyncio.wait({second}, timeout=0.2)
         assert not done
-    assert await second == 1
+    assert await second == {ALICE: 1, BOB: 0}
 
 
 async def test_the_count_reads_an_index(database_url: str) -> None:
@@ -53,9 +61,9 @@ async def test_the_count_reads_an_index(database_url: str) -> None:
             " SELECT gen_random_uuid(), md5((n % 500)::text)::uuid FROM generate_series(1, 50000) AS n"
         )
         await connection.execute("VACUUM ANALYZE running_tasks")
-        statement = str(running_tasks.COUNT).replace(":owner_id", "md5('7')::uuid").replace(":limit", "100")
+        statement = str(running_tasks.COUNT).replace(":owner_ids", "ARRAY[md5('7')]").replace(":limit", "100")
         plan = json.loads(await connection.fetchval("EXPLAIN (ANALYZE, FORMAT JSON) " + statement))
-        (scan,) = plan[0]["Plan"]["Plans"][0]["Plans"]
+        (scan,) = (node for node in nodes_of(plan[0]["Plan"]) if node.get("Relation Name") == "running_tasks")
         assert scan["Index Name"] == "running_tasks_owner_id_idx"
         assert scan["Actual Rows"] == 100
     finally:

@@ -53,7 +53,8 @@ async def test_names_are_unique_among_an_owners_live_tasks(engine: AsyncEngine) 
         same_name = new._replace(task=replace(new.task, id=uuid4()))
         inserted = await tasks.insert_tasks(connection, [first, again, new, same_name])
         assert inserted in ({new.task.id}, {same_name.task.id})
-        assert await tasks.names_in_use(connection, owner, ["fix-it", "free"]) == {"fix-it"}
+        asked = [(owner, "fix-it"), (owner, "free"), (uuid4(), "fix-it")]
+        assert await tasks.names_in_use(connection, asked) == {owner: {"fix-it"}}
         await tasks.save(connection, [next_version(first, 2, deleted_at=NOW)], [])
         assert await tasks.insert_tasks(connection, [again]) == {again.task.id}
 

@@ -6,6 +6,7 @@ because clients match on them.
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import TYPE_CHECKING, assert_never
 from uuid import UUID
 
@@ -14,7 +15,7 @@ from taskherd.domain.commands import Create, Delete, Pause, Resume, Send, Update
 from taskherd.domain.reports import JobStatus, Transition
 from taskherd.domain.task import Deletion, LossRestarts, Task
 from taskherd.domain.value import replace, value
-from taskherd.domain.view import Status, agent_of, app_health_of, is_agent_gone, status_of
+from taskherd.domain.view import Status, agent_of, app_health_of, is_agent_gone, is_running, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Mapping
@@ -80,22 +81,30 @@ class CommandContext:
     Attributes:
         owners: the organizations of each owner.
         versions: the template versions by id.
-        names_in_use: the lowercase names of each owner's tasks that are not deleted.
+        names_in_use: lowercase names of each owner's tasks that are not deleted, including those of the tasks that
+            the batch has created so far.
         generate_name: returns a name for a prompt that is not among the given names.
         strict_send: True if an input for a busy agent is refused instead of queued.
-        earlier_input: the input with the id of the command, a send whose recorded reply is gone.
-        running: number of running tasks of the owner, counted up to ``max_running``.
+        earlier_inputs: the inputs with the ids of commands: of sends whose recorded replies are gone.
+        running: number of running tasks of each owner who starts one, kept up to date while the batch is applied.
         max_running: maximum number of running tasks of one owner, 0 for no maximum.
     """
 
     owners: Mapping[UUID, frozenset[UUID]]
     versions: Mapping[UUID, TemplateVersionInfo]
-    names_in_use: Mapping[UUID, Container[str]]
+    names_in_use: dict[UUID, set[str]]
     generate_name: Callable[[str, Container[str]], str]
     strict_send: bool = False
-    earlier_input: EarlierInput | None = None
-    running: int = 0
+    earlier_inputs: Mapping[UUID, EarlierInput] = field(default_factory=dict)
+    running: dict[UUID, int] = field(default_factory=dict)
     max_running: int = 0
+
+    def note_change(self, before: Task | None, after: Task) -> None:
+        """Let the next commands of the batch see the name that a create took, and what runs now."""
+        if before is None:
+            self.names_in_use.setdefault(after.owner_id, set()).add(after.name.lower())
+        change = is_running(after) - (before is not None and is_running(before))
+        self.running[after.owner_id] = self.running.get(after.owner_id, 0) + change
 
 
 NOT_FOUND = CommandRefused(404, "Resource not found or you do not have access to this resource")
@@ -126,8 +135,9 @@ def handle_command(  # noqa: PLR0911 - one return for each command
         case UpdateInput():
             return _update_input(task, command)
         case Send():
-            if context.earlier_input is not None:
-                return _repeat_send(task, command, context.earlier_input)
+            earlier = context.earlier_inputs.get(command.command_id)
+            if earlier is not None:
+                return _repeat_send(task, command, earlier)
             return _send(task, command, now, strict=context.strict_send)
         case Pause():
             return _pause(task, now)
@@ -172,7 +182,7 @@ def _create(command: Create, now: datetime, context: CommandContext) -> CommandA
         deleted_at=None,
         state=builds.initial_state(command.task_id, now),
     )
-    return _running_refusal(context) or CommandAccepted(task)
+    return _running_refusal(task.owner_id, context) or CommandAccepted(task)
 
 
 def _refuse_bad_names(command: Create) -> CommandRefused | None:
@@ -186,7 +196,7 @@ def _refuse_bad_names(command: Create) -> CommandRefused | None:
 
 
 def _choose_name(command: Create, context: CommandContext) -> str | CommandRefused:
-    names_in_use = context.names_in_use.get(command.owner_id, frozenset())
+    names_in_use = context.names_in_use.get(command.owner_id, set())
     if not command.name:
         return context.generate_name(command.input, names_in_use)
     if command.name.lower() in names_in_use:
@@ -243,12 +253,16 @@ def _pause(task: Task, now: datetime) -> CommandAccepted | CommandRefused:
 
 def _resume(task: Task, now: datetime, context: CommandContext) -> CommandAccepted | CommandRefused:
     """Request the next start unless an agent is running, or may be."""
-    return resume_refusal(task.state) or _running_refusal(context) or _request_build(task, Transition.START, now)
+    return (
+        resume_refusal(task.state)
+        or _running_refusal(task.owner_id, context)
+        or _request_build(task, Transition.START, now)
+    )
 
 
-def _running_refusal(context: CommandContext) -> CommandRefused | None:
+def _running_refusal(owner_id: UUID, context: CommandContext) -> CommandRefused | None:
     """Return why the owner may start no further task, or None. This is checked last."""
-    if not context.max_running or context.running < context.max_running:
+    if not context.max_running or context.running.get(owner_id, 0) < context.max_running:
         return None
     return CommandRefused(
         409,

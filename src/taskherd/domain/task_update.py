@@ -199,6 +199,7 @@ def apply_command(update: TaskUpdate, command: Command, now: datetime, context: 
             update.new_inputs.append(AcceptedInput(result.input_id, result.input, command.actor_id))
         if result.task.deleted_at is not None:
             update.inputs_failed = True
+        context.command_context.note_change(update.task, result.task)
         update.task = result.task
         update.note_cause(Cause("command", command.type, command.command_id, command.actor_id))
     update.command_result = result

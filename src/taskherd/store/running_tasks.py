@@ -12,10 +12,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 LOCK_CLASS: Final = 7_745_502
 """First key of the advisory locks of owners; any number that no other application in the database uses."""
 
-LOCK_OWNER: Final = text(f"SELECT pg_advisory_xact_lock({LOCK_CLASS}, hashtext(CAST(CAST(:owner_id AS uuid) AS text)))")
+LOCK_OWNERS: Final = text(f"""
+SELECT pg_advisory_xact_lock({LOCK_CLASS}, hash)
+FROM (
+    SELECT DISTINCT hashtext(CAST(id AS text)) AS hash FROM unnest(CAST(:owner_ids AS uuid[])) AS id ORDER BY hash
+) AS hashes
+""")
 
 COUNT: Final = text("""
-SELECT count(*) FROM (SELECT 1 FROM running_tasks WHERE owner_id = :owner_id LIMIT :limit) AS running
+SELECT o.id, (SELECT count(*) FROM (SELECT 1 FROM running_tasks AS r WHERE r.owner_id = o.id LIMIT :limit) AS counted)
+FROM unnest(CAST(:owner_ids AS uuid[])) AS o(id)
 """)
 
 ADD: Final = text("""
@@ -28,14 +34,15 @@ ON CONFLICT DO NOTHING
 DELETE: Final = text("DELETE FROM running_tasks WHERE task_id = ANY(CAST(:task_ids AS uuid[]))")
 
 
-async def lock_and_count(connection: AsyncConnection, owner_id: UUID, limit: int) -> int:
-    """Return the number of running tasks of an owner, at most ``limit``.
+async def lock_and_count(connection: AsyncConnection, owner_ids: Sequence[UUID], limit: int) -> dict[UUID, int]:
+    """Return the number of running tasks of each owner, at most ``limit``.
 
     Until the end of the transaction no other transaction can count them, so two starts cannot both see the last place.
     Lock the tasks of the transaction before.
     """
-    await connection.execute(LOCK_OWNER, {"owner_id": owner_id})
-    return int((await connection.execute(COUNT, {"owner_id": owner_id, "limit": limit})).scalar_one())
+    await connection.execute(LOCK_OWNERS, {"owner_ids": owner_ids})
+    rows = await connection.execute(COUNT, {"owner_ids": owner_ids, "limit": limit})
+    return {row[0]: row[1] for row in rows}
 
 
 async def add(connection: AsyncConnection, owners: Sequence[tuple[UUID, UUID]]) -> None:

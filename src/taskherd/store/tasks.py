@@ -6,6 +6,7 @@ that a task and its event share is sent once.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
@@ -149,8 +150,9 @@ SELECT task_id FROM task_deadlines WHERE due_at <= :now ORDER BY due_at LIMIT :l
 """)
 
 NAMES_IN_USE: Final = text("""
-SELECT lower(name) FROM tasks
-WHERE owner_id = :owner_id AND deleted_at IS NULL AND lower(name) = ANY(CAST(:names AS text[]))
+SELECT t.owner_id, lower(t.name)
+FROM unnest(CAST(:owner_ids AS uuid[]), CAST(:names AS text[])) AS chosen(owner_id, name)
+JOIN tasks AS t ON t.owner_id = chosen.owner_id AND lower(t.name) = chosen.name AND t.deleted_at IS NULL
 """)
 
 
@@ -227,10 +229,16 @@ async def add_prompts(connection: AsyncConnection, changed: Sequence[Task]) -> N
     await connection.execute(ADD_PROMPTS, _PROMPT_ROWS.parameters(changed))
 
 
-async def names_in_use(connection: AsyncConnection, owner_id: UUID, names: Sequence[str]) -> frozenset[str]:
-    """Return the names among ``names``, lowercase, that live tasks of the owner have."""
-    rows = await connection.execute(NAMES_IN_USE, {"owner_id": owner_id, "names": names})
-    return frozenset(name for (name,) in rows)
+async def names_in_use(connection: AsyncConnection, names: Sequence[tuple[UUID, str]]) -> dict[UUID, set[str]]:
+    """Return which of these names live tasks of the same owner have, by owner.
+
+    ``names`` are pairs of an owner's id and a lowercase name.
+    """
+    values = {"owner_ids": [owner_id for owner_id, _ in names], "names": [name for _, name in names]}
+    found: dict[UUID, set[str]] = defaultdict(set)
+    for owner_id, name in await connection.execute(NAMES_IN_USE, values):
+        found[owner_id].add(name)
+    return dict(found)
 
 
 async def due(connection: AsyncConnection, now: datetime, limit: int) -> list[UUID]:

@@ -43,7 +43,7 @@ from taskherd.store.logs import LogLimits
 from taskherd.timeouts import timeouts_of
 from taskherd.worker import metric_labels
 from taskherd.worker.claim_consumer import ClaimConsumer
-from taskherd.worker.command_consumer import CommandConsumer
+from taskherd.worker.command_consumer import MAX_WAITING, CommandConsumer
 from taskherd.worker.context import RequestRetryPolicy, Retention, WorkerContext
 from taskherd.worker.directory_cache import DirectoryCache
 from taskherd.worker.probe import Probe
@@ -61,9 +61,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 REQUIRED_SETTINGS = ("database_url", "amqp_url", "secret_key")
-COMMANDS_PREFETCH = 200
-"""Maximum number of unacked commands."""
-
 CLAIMS_PREFETCH = 2_000
 """Maximum number of unacked messages of runners: a start of all runners at once fits."""
 
@@ -107,7 +104,7 @@ class Worker:
         )
         self._publisher = Publisher(self._connections.publish)
         self._reports = self._make_consumer(self._report_sources, settings.prefetch)
-        self._commands = self._make_consumer(self._command_source, COMMANDS_PREFETCH)
+        self._commands = self._make_consumer(self._command_source, MAX_WAITING)
         self._claims = self._make_consumer(self._claim_source, CLAIMS_PREFETCH)
         self._probe_replies = self._make_consumer(self._probe_reply_source, MAX_REPLIES)
         self._context = self._make_context()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from taskherd.domain.claims import BuildClaim, ClaimDecision
     from taskherd.domain.commands import Command
     from taskherd.domain.directory import TemplatePool
+    from taskherd.domain.handle_command import CommandRefused
     from taskherd.domain.outcome import ReportOutcome
     from taskherd.domain.reports import Report
     from taskherd.domain.task import Task
@@ -32,13 +33,35 @@ MESSAGE_ERRORS = (DataError, ArithmeticError, AssertionError, AttributeError, Lo
 class Batch:
     """Messages in the order received; ``timer_checks`` by task id.
 
-    Outcomes match reports, and decisions claims, by index.
+    Outcomes match reports, replies commands, and decisions claims, by index. There is at most one command for each
+    task and with each command id, so that each has an event, a version and a reply of its own.
     """
 
     reports: Sequence[Report] = ()
-    command: Command | None = None
+    commands: Sequence[Command] = ()
     claims: Sequence[BuildClaim] = ()
     timer_checks: Mapping[UUID, TimerCheck] = field(default_factory=dict)
+
+
+@value(frozen=True, slots=True)
+class CommandReply:
+    """The reply to a command, as it is sent.
+
+    Attributes:
+        refusal: why the command was refused, None if it was accepted.
+        repeated: whether the command was executed before, and this is its recorded reply.
+    """
+
+    body: bytes
+    refusal: CommandRefused | None = None
+    repeated: bool = False
+
+    @property
+    def outcome(self) -> str:
+        """The label of the command's outcome in metrics."""
+        if self.repeated:
+            return "repeated"
+        return "accepted" if self.refusal is None else "refused"
 
 
 @value(frozen=True, slots=True)
@@ -73,8 +96,7 @@ class BatchResult:
     Attributes:
         outcomes: one for each report, by the report's index in the batch.
         decisions: one for each claim, by the claim's index in the batch.
-        reply: the reply to the command.
-        repeated: whether the command was executed before, and this is its recorded reply.
+        replies: one for each command, by the command's index in the batch.
         changes: the changes to publish.
         has_new_requests: whether there are new work requests to send.
         given_up: type, template and pool of the work requests that timed out: of builds and of inputs.
@@ -85,8 +107,7 @@ class BatchResult:
     now: datetime
     outcomes: list[ReportOutcome]
     decisions: list[ClaimDecision] = field(default_factory=list)
-    reply: bytes | None = None
-    repeated: bool = False
+    replies: list[CommandReply] = field(default_factory=list)
     changes: list[CommittedChange] = field(default_factory=list)
     has_new_requests: bool = False
     given_up: list[tuple[str, TemplatePool]] = field(default_factory=list)

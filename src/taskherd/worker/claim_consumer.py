@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import structlog
 
-from taskherd.broker.dead_letters import publish_dead_letters
-from taskherd.broker.publisher import OutgoingMessage, PublishOutcome
 from taskherd.domain.claims import BuildClaim
 from taskherd.domain.handle_command import CommandRefused
 from taskherd.domain.outcome import DeadLetterReason
@@ -25,9 +22,9 @@ from taskherd.messages.claims import BUILD_CLAIM, RUNNER_HELLO, TASK_OWNED, Owne
 from taskherd.messages.decoding import InvalidMessage
 from taskherd.observability.failpoints import Failpoint
 from taskherd.store.engine import DataError, transaction
+from taskherd.worker.answers import Answer, publish_rejected, publish_replies
 from taskherd.worker.batch import MESSAGE_ERRORS, Batch
 from taskherd.worker.concurrency import isolate_possible_poison
-from taskherd.worker.dead_letters import dead_letter_of
 from taskherd.worker.load import load_ownership
 from taskherd.worker.reconcile import reconcile
 
@@ -37,6 +34,7 @@ if TYPE_CHECKING:
     from taskherd.broker.consumer import Consumer
     from taskherd.broker.delivery import Delivery
     from taskherd.domain.claims import ClaimDecision
+    from taskherd.worker.answers import Rejected
     from taskherd.worker.context import WorkerContext
     from taskherd.worker.relay import Relay
     from taskherd.worker.work_queues import WorkQueues
@@ -50,8 +48,6 @@ MAX_QUERIES = 5
 MAX_HELLOS = 100
 """Maximum number of hellos that are recorded in one transaction."""
 
-Invalid: TypeAlias = tuple["Delivery", InvalidMessage]
-
 
 @dataclass(slots=True)
 class DecodedMessages:
@@ -60,7 +56,7 @@ class DecodedMessages:
     claims: list[tuple[Delivery, BuildClaim]] = field(default_factory=list)
     queries: list[tuple[Delivery, OwnershipQuery]] = field(default_factory=list)
     hellos: list[tuple[Delivery, RunnerHello]] = field(default_factory=list)
-    invalid: list[Invalid] = field(default_factory=list)
+    invalid: list[Rejected] = field(default_factory=list)
 
 
 class ClaimConsumer:
@@ -107,14 +103,14 @@ class ClaimConsumer:
         if decoded.claims:
             decisions = await self._decide([claim for _, claim in decoded.claims])
             self._context.failpoint(Failpoint.POST_CLAIM)
-            answers: list[tuple[Delivery, bytes]] = []
+            answers: list[Answer] = []
             for (delivery, _), decision in zip(decoded.claims, decisions, strict=True):
                 if isinstance(decision, DeadLetterReason):
                     detail = "The claim could not be processed."
                     decoded.invalid.append((delivery, InvalidMessage(None, decision, detail, delivery.body)))
                     continue
                 self._count(BUILD_CLAIM, decision.outcome.value)
-                answers.append((delivery, claims.claim_reply(decision)))
+                answers.append(Answer(delivery, claims.claim_reply(decision)))
             await self._answer(answers)
         for start in range(0, len(decoded.queries), MAX_QUERIES):
             await self._answer_queries(decoded.queries[start : start + MAX_QUERIES])
@@ -144,7 +140,7 @@ class ClaimConsumer:
             return [claims.ownership_reply(answer) for answer in answers]
 
         bodies = await self._context.until_stopped(read, "database")
-        await self._answer([(delivery, body) for (delivery, _), body in zip(queries, bodies, strict=True)])
+        await self._answer([Answer(delivery, body) for (delivery, _), body in zip(queries, bodies, strict=True)])
         for _ in queries:
             self._count(TASK_OWNED, "answered")
 
@@ -166,61 +162,39 @@ class ClaimConsumer:
         refusals = await self._context.until_stopped(
             lambda: self._work_queues.register([hello for _, hello in batch], self._context.now()), "broker"
         )
-        answers: list[tuple[Delivery, bytes]] = []
-        refused: list[Invalid] = []
+        answers: list[Answer] = []
+        refused: list[Rejected] = []
         for (delivery, hello), refusal in zip(batch, refusals, strict=True):
             self._count(RUNNER_HELLO, "refused" if refusal else "accepted")
             if refusal is None:
-                answers.append((delivery, claims.hello_reply()))
+                answers.append(Answer(delivery, claims.hello_reply()))
                 continue
             log.warning("hello of a runner refused", runner=hello.runner, pool=hello.pool, reason=refusal)
             if delivery.reply_to:
-                answers.append((delivery, replies.refused_reply(CommandRefused(409, refusal))))
+                answers.append(Answer(delivery, replies.refused_reply(CommandRefused(409, refusal))))
             else:
                 reason = DeadLetterReason.COMMAND_REFUSED
                 refused.append((delivery, InvalidMessage(None, reason, refusal, delivery.body)))
         await self._answer(answers)
         if refused:
-            await self._publish_dead_letters(refused)
+            await self._publish_rejected(refused)
 
-    async def _reject(self, invalid: Sequence[Invalid]) -> None:
+    async def _reject(self, rejected: Sequence[Rejected]) -> None:
         """Reply to invalid messages with an error, and publish them as dead letters."""
-        for _ in invalid:
+        for _ in rejected:
             self._count("unknown", "invalid")
-        await self._publish_replies([(delivery, replies.invalid_message_reply(each)) for delivery, each in invalid])
-        await self._publish_dead_letters(invalid)
+        answers = [Answer(delivery, replies.invalid_message_reply(invalid)) for delivery, invalid in rejected]
+        await publish_replies(self._context, answers)
+        await self._publish_rejected(rejected)
 
-    async def _publish_dead_letters(self, invalid: Sequence[Invalid]) -> None:
-        messages = [dead_letter_of(self._context.names, delivery, each) for delivery, each in invalid]
-        await self._context.until_stopped(partial(publish_dead_letters, self._context.publisher, messages), "broker")
-        for _, each in invalid:
-            self._context.metrics.dead_lettered.labels(each.reason.value).inc()
-        await self._consumer.ack([delivery for delivery, _ in invalid])
+    async def _publish_rejected(self, rejected: Sequence[Rejected]) -> None:
+        await publish_rejected(self._context, rejected)
+        await self._consumer.ack([delivery for delivery, _ in rejected])
 
-    async def _answer(self, answers: Sequence[tuple[Delivery, bytes]]) -> None:
+    async def _answer(self, answers: Sequence[Answer]) -> None:
         """Publish the replies and ack their messages."""
-        await self._publish_replies(answers)
-        await self._consumer.ack([delivery for delivery, _ in answers])
-
-    async def _publish_replies(self, answers: Sequence[tuple[Delivery, bytes]]) -> None:
-        """Send the replies to messages with a reply_to. One is dropped if its queue is gone."""
-        messages = [
-            OutgoingMessage("", delivery.reply_to, body, mandatory=True, correlation_id=delivery.correlation_id)
-            for delivery, body in answers
-            if delivery.reply_to
-        ]
-
-        async def publish() -> None:
-            outcomes = await self._context.publisher.publish_many(messages)
-            failed = [(m, o) for m, o in zip(messages, outcomes, strict=True) if isinstance(o, Unavailable)]
-            unrouted = sum(outcome is PublishOutcome.UNROUTED for outcome in outcomes)
-            if unrouted:
-                log.info("reply queues are gone, replies dropped", count=unrouted)
-            messages[:] = [message for message, _ in failed]
-            if failed:
-                raise failed[0][1]
-
-        await self._context.until_stopped(publish, "broker")
+        await publish_replies(self._context, answers)
+        await self._consumer.ack([answer.delivery for answer in answers])
 
     def _count(self, kind: str, outcome: str) -> None:
         self._context.metrics.claims.labels(kind, outcome).inc()

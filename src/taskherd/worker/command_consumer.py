@@ -1,6 +1,7 @@
-"""Consume commands: one command, one transaction, one reply.
+"""Consume commands: all that wait are executed together, each is judged and answered by itself.
 
-Commands have their own queue, so they do not wait behind reports.
+Commands have their own queue, so they do not wait behind reports. A batch is one transaction; after its commit the
+replies are sent and the batch is acked. A batch that fails is halved until the command that makes it fail is found.
 """
 
 from __future__ import annotations
@@ -9,31 +10,36 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from taskherd.broker.dead_letters import publish_dead_letter
-from taskherd.broker.publisher import PublishOutcome
-from taskherd.domain.handle_command import CommandRefused
 from taskherd.domain.outcome import DeadLetterReason
 from taskherd.errors import Unavailable
 from taskherd.messages import replies
 from taskherd.messages.commands import decode_command
 from taskherd.messages.decoding import InvalidMessage
-from taskherd.observability.tracing import extract
+from taskherd.observability.tracing import MAX_LINKS, extract
 from taskherd.store.engine import DataError
+from taskherd.worker.answers import Answer, publish_rejected, publish_replies
 from taskherd.worker.batch import MESSAGE_ERRORS, Batch
-from taskherd.worker.dead_letters import dead_letter_of
+from taskherd.worker.command_order import WaitingCommand, next_commands
 from taskherd.worker.reconcile import reconcile
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from contextlib import AbstractContextManager
+
     from taskherd.broker.consumer import Consumer
     from taskherd.broker.delivery import Delivery
-    from taskherd.domain.commands import Command
+    from taskherd.worker.answers import Rejected
+    from taskherd.worker.batch import BatchResult, CommandReply
     from taskherd.worker.context import WorkerContext
     from taskherd.worker.relay import Relay
 
 log = structlog.get_logger(__name__)
 
-MAX_DELIVERIES = 100
-"""Maximum number of commands that are taken from the buffer at a time."""
+MAX_COMMANDS = 100
+"""Maximum number of commands that are executed in one transaction."""
+
+MAX_WAITING = 2_000
+"""Maximum number of unacked commands: an actor's turn comes among those."""
 
 
 class CommandConsumer:
@@ -44,89 +50,112 @@ class CommandConsumer:
         self._consumer = consumer
         self._context = context
         self._relay = relay
+        self._waiting: list[WaitingCommand] = []
 
     async def run(self) -> None:
-        """Execute commands in order until consuming has stopped and the buffer is empty."""
-        while await self._consume_once():
-            continue
+        """Execute commands until consuming has stopped and the buffer is empty."""
+        while await self._receive():
+            batch = next_commands(self._waiting, MAX_COMMANDS)
+            chosen = {id(each.delivery) for each in batch}
+            self._waiting = [each for each in self._waiting if id(each.delivery) not in chosen]
+            if batch:
+                await self._handle(batch)
 
-    async def _consume_once(self) -> int:
-        """Execute and ack the next commands, and return their number; 0 after the last one."""
-        deliveries = await self._consumer.next_batch(MAX_DELIVERIES, 0)
+    async def _receive(self) -> bool:
+        """Take all buffered commands; wait for one if none is waiting. Return False after the last one."""
+        if self._waiting and not self._consumer.buffered:
+            return True
+        deliveries = await self._consumer.next_batch(MAX_WAITING, 0)
+        await self._reject(list(self._decode(deliveries)))
+        return bool(deliveries or self._waiting)
+
+    def _decode(self, deliveries: Sequence[Delivery]) -> Iterator[Rejected]:
+        """Append the commands in these deliveries to those that wait, and yield the invalid ones."""
         for delivery in deliveries:
-            try:
-                with self._context.tracing.span("command", parent=extract(delivery.headers)):
-                    await self._handle(delivery)
-            except Unavailable as error:
-                log.warning("command abandoned, the broker redelivers it", reason=str(error))
-                continue
-            await self._consumer.ack([delivery])
-        return len(deliveries)
+            command = decode_command(delivery.body)
+            if isinstance(command, InvalidMessage):
+                self._context.metrics.commands.labels("unknown", "invalid").inc()
+                yield delivery, command
+            else:
+                self._waiting.append(WaitingCommand(delivery, command))
 
-    async def _handle(self, delivery: Delivery) -> None:
-        """Execute a command and reply. An invalid one, or one refused without a reply_to, becomes a dead letter."""
-        command = decode_command(delivery.body)
-        if isinstance(command, InvalidMessage):
-            self._context.metrics.commands.labels("unknown", "invalid").inc()
-            await self._reject(delivery, command)
+    async def _handle(self, batch: Sequence[WaitingCommand]) -> None:
+        """Execute commands, reply to them, publish dead letters, and ack."""
+        try:
+            with self._span(batch):
+                outcomes = await self._execute(batch)
+            await self._answer(batch, outcomes)
+        except Unavailable as error:
+            log.warning("commands abandoned, the broker redelivers them", count=len(batch), reason=str(error))
+
+    async def _execute(self, batch: Sequence[WaitingCommand]) -> list[CommandReply | DeadLetterReason]:
+        """Return the reply to each command, or why it is dead-lettered."""
+        commands = [command for _, command in batch]
+        try:
+            result = await self._context.until_stopped(
+                lambda: reconcile(self._context, Batch(commands=commands), self._context.now()), "database"
+            )
+        except MESSAGE_ERRORS as error:
+            if len(batch) == 1:
+                log.warning("command rejected", command_id=str(commands[0].command_id), reason=repr(error)[:200])
+                return [DeadLetterReason.DATA_ERROR if isinstance(error, DataError) else DeadLetterReason.FAULT]
+            self._context.metrics.batch_failures.labels("bisected").inc()
+            half = len(batch) // 2
+            return [*await self._execute(batch[:half]), *await self._execute(batch[half:])]
+        self._offer(batch, result)
+        return [*result.replies]
+
+    def _offer(self, batch: Sequence[WaitingCommand], result: BatchResult) -> None:
+        """Pass each change to the relay in the trace of its command."""
+        if len(batch) == 1:
+            self._relay.offer(result.changes, has_new_requests=result.has_new_requests)
+            return
+        deliveries = {command.task_id: delivery for delivery, command in batch}
+        for change in result.changes:
+            with self._context.tracing.span("command", parent=extract(deliveries[change.task.id].headers)):
+                self._relay.offer([change], has_new_requests=False)
+        self._relay.offer([], has_new_requests=result.has_new_requests)
+
+    def _span(self, batch: Sequence[WaitingCommand]) -> AbstractContextManager[None]:
+        """Return the span of a batch: a child of its command's span, or linked to those of its first commands."""
+        traces = [extract(delivery.headers) for delivery, _ in batch[:MAX_LINKS]]
+        if len(batch) == 1:
+            return self._context.tracing.span("command", parent=traces[0])
+        return self._context.tracing.span("commands", links=traces, commands=len(batch))
+
+    async def _answer(
+        self, batch: Sequence[WaitingCommand], outcomes: Sequence[CommandReply | DeadLetterReason]
+    ) -> None:
+        """Reply to commands and ack them. One that was refused without a reply_to becomes a dead letter."""
+        answers: list[Answer] = []
+        rejected: list[Rejected] = []
+        refused: list[Rejected] = []
+        for (delivery, command), outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, DeadLetterReason):
+                detail = "The command could not be processed."
+                rejected.append((delivery, InvalidMessage(None, outcome, detail, delivery.body)))
+                continue
+            answers.append(Answer(delivery, outcome.body, outcome.repeated))
+            self._context.metrics.commands.labels(command.type, outcome.outcome).inc()
+            log.info("command handled", type=command.type, outcome=outcome.outcome, task_id=str(command.task_id))
+            if outcome.refusal is not None and not delivery.reply_to:
+                detail = f"{outcome.refusal.status} {outcome.refusal.message}"
+                reason = DeadLetterReason.COMMAND_REFUSED
+                refused.append((delivery, InvalidMessage(None, reason, detail, delivery.body)))
+        await publish_replies(self._context, answers)
+        await publish_rejected(self._context, refused)
+        await self._consumer.ack([answer.delivery for answer in answers])
+        await self._reject(rejected)
+
+    async def _reject(self, rejected: Sequence[Rejected]) -> None:
+        """Reply to commands with an error, publish them as dead letters, and ack them."""
+        if not rejected:
             return
         try:
-            reply, repeated = await self._execute(command)
-        except MESSAGE_ERRORS as error:
-            log.warning("command rejected", command_id=str(command.command_id), reason=repr(error)[:200])
-            reason = DeadLetterReason.DATA_ERROR if isinstance(error, DataError) else DeadLetterReason.FAULT
-            detail = "The command could not be processed."
-            await self._reject(delivery, InvalidMessage(None, reason, detail, delivery.body))
+            answers = [Answer(delivery, replies.invalid_message_reply(invalid)) for delivery, invalid in rejected]
+            await publish_replies(self._context, answers)
+            await publish_rejected(self._context, rejected)
+        except Unavailable as error:
+            log.warning("commands abandoned, the broker redelivers them", count=len(rejected), reason=str(error))
             return
-        decoded = replies.decode_reply(reply)
-        outcome = "repeated" if repeated else "refused" if isinstance(decoded, CommandRefused) else "accepted"
-        self._context.metrics.commands.labels(command.type, outcome).inc()
-        log.info("command handled", type=command.type, outcome=outcome, task_id=str(command.task_id))
-        if delivery.reply_to:
-            await self._reply(delivery, reply, repeated=repeated)
-        elif isinstance(decoded, CommandRefused):
-            detail = f"{decoded.status} {decoded.message}"
-            await self._publish_dead_letter(
-                delivery, InvalidMessage(None, DeadLetterReason.COMMAND_REFUSED, detail, delivery.body)
-            )
-
-    async def _execute(self, command: Command) -> tuple[bytes, bool]:
-        """Return the reply, and whether it is the recorded reply of an earlier execution."""
-        result = await self._context.until_stopped(
-            lambda: reconcile(self._context, Batch(command=command), self._context.now()), "database"
-        )
-        self._relay.offer(result.changes, has_new_requests=result.has_new_requests)
-        if result.reply is None:
-            raise AssertionError
-        return result.reply, result.repeated
-
-    async def _reply(self, delivery: Delivery, reply: bytes, *, repeated: bool = False) -> None:
-        """Send the reply if the command has a reply_to, and mark a repeated one. Drop it if the reply queue is gone."""
-        if not delivery.reply_to:
-            return
-        published = await self._context.until_stopped(
-            lambda: self._context.publisher.publish(
-                "",
-                delivery.reply_to or "",
-                reply,
-                headers={replies.REPEATED_HEADER: True} if repeated else None,
-                correlation_id=delivery.correlation_id,
-                mandatory=True,
-            ),
-            "broker",
-        )
-        if published is PublishOutcome.UNROUTED:
-            log.info("reply queue is gone, reply dropped", correlation_id=delivery.correlation_id)
-
-    async def _reject(self, delivery: Delivery, invalid: InvalidMessage) -> None:
-        """Reply with an error and publish the command as a dead letter."""
-        await self._reply(delivery, replies.invalid_message_reply(invalid))
-        await self._publish_dead_letter(delivery, invalid)
-
-    async def _publish_dead_letter(self, delivery: Delivery, invalid: InvalidMessage) -> None:
-        dead_letter = dead_letter_of(self._context.names, delivery, invalid)
-        await self._context.until_stopped(
-            lambda: publish_dead_letter(self._context.publisher, dead_letter),
-            "broker",
-        )
-        self._context.metrics.dead_lettered.labels(invalid.reason.value).inc()
+        await self._consumer.ack([delivery for delivery, _ in rejected])

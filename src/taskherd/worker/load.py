@@ -6,7 +6,7 @@ lock, so a report is either parked before the create reads the parked reports, o
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING
@@ -56,8 +56,8 @@ class LoadedBatch:
     Attributes:
         lease_checked: the tasks whose leases were looked up.
         leased: those of them that have a lease.
-        parked: the reports that were parked until the command's create, with their row ids.
-        recorded_reply: the earlier reply to the same command id.
+        parked: the reports that were parked until one of the creates, with their row ids, by task.
+        recorded_replies: the earlier replies to commands of the batch, by command id.
         claims: the latest granted claim of each task that has one, of the tasks with claims in this batch.
         template_pools: the names of the templates and pools of at least its tasks, by template version.
     """
@@ -68,8 +68,8 @@ class LoadedBatch:
     update_context: UpdateContext
     lease_checked: frozenset[UUID]
     leased: frozenset[UUID]
-    parked: list[tuple[int, Report]]
-    recorded_reply: RecordedCommand | None
+    parked: Mapping[UUID, Sequence[tuple[int, Report]]]
+    recorded_replies: Mapping[UUID, RecordedCommand]
     claims: dict[UUID, BuildClaim]
     template_pools: Mapping[UUID, TemplatePool]
 
@@ -77,22 +77,21 @@ class LoadedBatch:
 async def load_batch(
     connection: AsyncConnection, context: WorkerContext, batch: Batch, indexes: Sequence[int], now: datetime
 ) -> LoadedBatch:
-    """Lock the tasks of the batch's command, claims, timer checks and reports at ``indexes``; read what they need."""
+    """Lock the tasks of the batch's commands, claims, timer checks and reports at ``indexes``; read what they need."""
     reports = [batch.reports[index] for index in indexes]
-    lease_checked = set(batch.timer_checks) | ({batch.command.task_id} if batch.command else set())
+    lease_checked = set(batch.timer_checks) | {command.task_id for command in batch.commands}
     claimed = {claim.task_id for claim in batch.claims}
     rows = await _lock_tasks(connection, {report.task_id for report in reports} | lease_checked | claimed)
     lease_checked |= {report.task_id for report in reports if report.type in CONNECTION_REPORT_TYPES}
     lease_of = {lease.task_id: lease for lease in await leases.lock(connection, list(lease_checked & rows.keys()))}
     updates = {task_id: _start_update(row, lease_of.get(task_id)) for task_id, row in rows.items()}
-    parked_reports: list[tuple[int, Report]] = []
-    if isinstance(batch.command, Create) and batch.command.task_id not in rows:
-        parked_reports = await _lock_parked_reports(connection, batch.command.task_id, now)
+    created = [each.task_id for each in batch.commands if isinstance(each, Create) and each.task_id not in rows]
+    parked_reports = await _lock_parked_reports(connection, created, now) if created else {}
     input_keys = {(report.task_id, report.input_id) for report in reports if isinstance(report, InputOutcomeReport)}
     input_keys |= {(task_id, each) for task_id, check in batch.timer_checks.items() for each in check.expired_inputs}
     known_inputs, open_inputs = await _find_inputs(connection, input_keys)
     await _load_queues(connection, updates, input_keys)
-    command_context = await _load_command_context(connection, context, batch.command, rows)
+    command_context = await load_command_context(connection, context, batch.commands, rows)
     versions = {row.task.template_version_id for row in rows.values()}
     policies = await context.directory_cache.recovery_policies(connection, versions)
     template_pools = context.directory_cache.known_template_pools()
@@ -112,7 +111,7 @@ async def load_batch(
         lease_checked=frozenset(lease_checked),
         leased=frozenset(lease_of),
         parked=parked_reports,
-        recorded_reply=await _register_command(connection, batch.command, now),
+        recorded_replies=await _register_commands(connection, batch.commands, now),
         claims=await build_claims.latest(connection, claimed) if claimed else {},
         template_pools=template_pools,
     )
@@ -144,20 +143,23 @@ async def _lock_tasks(connection: AsyncConnection, ids: set[UUID]) -> dict[UUID,
     return rows
 
 
-async def _lock_parked_reports(connection: AsyncConnection, task_id: UUID, now: datetime) -> list[tuple[int, Report]]:
-    """Lock the reports parked for a task and return them, with their row ids. Each was valid when it was parked."""
-    return [(row.id, decode_stored_report(row.report, now)) for row in await parked.lock(connection, [task_id])]
+async def _lock_parked_reports(
+    connection: AsyncConnection, task_ids: Sequence[UUID], now: datetime
+) -> dict[UUID, list[tuple[int, Report]]]:
+    """Lock the reports parked for tasks and return them, with their row ids. Each was valid when it was parked."""
+    reports: dict[UUID, list[tuple[int, Report]]] = defaultdict(list)
+    for row in await parked.lock(connection, task_ids):
+        reports[row.task_id].append((row.id, decode_stored_report(row.report, now)))
+    return reports
 
 
-async def _register_command(
-    connection: AsyncConnection, command: Command | None, now: datetime
-) -> RecordedCommand | None:
-    """Return the earlier reply to this command. If there is none, register the command, to record its reply later."""
-    if command is None:
-        return None
-    return (await command_log.register(connection, [(command.command_id, digest(command))], now)).get(
-        command.command_id
-    )
+async def _register_commands(
+    connection: AsyncConnection, commands: Sequence[Command], now: datetime
+) -> Mapping[UUID, RecordedCommand]:
+    """Return the earlier replies to these commands, and register the others, to record their replies later."""
+    if not commands:
+        return {}
+    return await command_log.register(connection, [(each.command_id, digest(each)) for each in commands], now)
 
 
 def digest(command: Command) -> bytes:
@@ -177,15 +179,10 @@ async def _find_inputs(
     return frozenset(existing), frozenset(existing - decided)
 
 
-async def _find_earlier_input(connection: AsyncConnection, command: Send) -> EarlierInput | None:
-    """Return the input that this very send appended before: its id is that of the command."""
-    return next(
-        (
-            EarlierInput(row.task_id, row.content, row.actor_id, row.state == "queued")
-            for row in await inputs.load(connection, [command.command_id])
-        ),
-        None,
-    )
+async def _find_earlier_inputs(connection: AsyncConnection, sends: Sequence[Send]) -> dict[UUID, EarlierInput]:
+    """Return the inputs that these very sends appended before: the id of an input is that of its command."""
+    rows = await inputs.load(connection, sorted(send.command_id for send in sends))
+    return {row.input_id: EarlierInput(row.task_id, row.content, row.actor_id, row.state == "queued") for row in rows}
 
 
 async def _load_queues(
@@ -201,26 +198,20 @@ async def _load_queues(
         updates[task_id].queue = queue
 
 
-async def _load_command_context(
-    connection: AsyncConnection, context: WorkerContext, command: Command | None, rows: Mapping[UUID, StoredTask]
+async def load_command_context(
+    connection: AsyncConnection, context: WorkerContext, commands: Sequence[Command], rows: Mapping[UUID, StoredTask]
 ) -> CommandContext:
-    if not isinstance(command, Create):
-        row = rows.get(command.task_id) if isinstance(command, Resume) else None
-        return CommandContext(
-            {},
-            {},
-            {},
-            context.generate_name,
-            strict_send=context.strict_send,
-            earlier_input=await _find_earlier_input(connection, command) if isinstance(command, Send) else None,
-            running=await _count_running(connection, context, row.task.owner_id) if row else 0,
-            max_running=context.max_running,
+    """Read the directory entries, names and earlier inputs that the commands refer to."""
+    creates = [command for command in commands if isinstance(command, Create)]
+    sends = [command for command in commands if isinstance(command, Send)]
+    owners: Mapping[UUID, directory.Owner] = {}
+    versions: Mapping[UUID, directory.TemplateVersion] = {}
+    if creates:
+        owners = await directory.owners(connection, sorted({create.owner_id for create in creates}))
+        versions = await directory.template_versions(
+            connection, sorted({create.template_version_id for create in creates})
         )
-    owners = await directory.owners(connection, [command.owner_id])
-    versions = await directory.template_versions(connection, [command.template_version_id])
-    names_in_use = frozenset[str]()
-    if command.name:
-        names_in_use = await tasks.names_in_use(connection, command.owner_id, [command.name.lower()])
+    chosen = [(create.owner_id, create.name.lower()) for create in creates if create.name]
     return CommandContext(
         owners={owner.id: owner.organizations for owner in owners.values() if owner.active},
         versions={
@@ -229,15 +220,28 @@ async def _load_command_context(
             )
             for version in versions.values()
         },
-        names_in_use={command.owner_id: names_in_use},
+        names_in_use=await tasks.names_in_use(connection, chosen) if chosen else {},
         generate_name=context.generate_name,
-        running=await _count_running(connection, context, command.owner_id),
+        strict_send=context.strict_send,
+        earlier_inputs=await _find_earlier_inputs(connection, sends) if sends else {},
+        running=await _count_running(connection, context, commands, rows),
         max_running=context.max_running,
     )
 
 
-async def _count_running(connection: AsyncConnection, context: WorkerContext, owner_id: UUID) -> int:
-    """Return the number of running tasks of an owner, who cannot start another until this transaction ends."""
+async def _count_running(
+    connection: AsyncConnection, context: WorkerContext, commands: Sequence[Command], rows: Mapping[UUID, StoredTask]
+) -> dict[UUID, int]:
+    """Return the number of running tasks of each owner of a task that is to start, who cannot start others meanwhile.
+
+    The numbers are exact up to the maximum and the number of commands, which may end some.
+    """
     if not context.max_running:
-        return 0
-    return await running_tasks.lock_and_count(connection, owner_id, context.max_running)
+        return {}
+    owners = {command.owner_id for command in commands if isinstance(command, Create)}
+    resumed = (rows.get(command.task_id) for command in commands if isinstance(command, Resume))
+    owners |= {row.task.owner_id for row in resumed if row is not None}
+    if not owners:
+        return {}
+    limit = context.max_running + len(commands)
+    return await running_tasks.lock_and_count(connection, sorted(owners), limit)

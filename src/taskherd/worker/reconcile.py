@@ -62,8 +62,8 @@ async def reconcile(context: WorkerContext, batch: Batch, now: datetime) -> Batc
 
 
 async def run_transaction(context: WorkerContext, batch: Batch, indexes: list[int], result: BatchResult) -> None:
-    """Load, fold and save the reports at ``indexes``, command, claims and timer checks, in one transaction."""
-    if not (indexes or batch.command or batch.claims or batch.timer_checks):
+    """Load, fold and save the reports at ``indexes``, commands, claims and timer checks, in one transaction."""
+    if not (indexes or batch.commands or batch.claims or batch.timer_checks):
         return
     now = result.now
     with context.tracing.span("commit", reports=len(indexes)):
@@ -80,11 +80,11 @@ async def run_transaction(context: WorkerContext, batch: Batch, indexes: list[in
 
 
 def fold_batch(loaded: LoadedBatch, indexes: list[int], result: BatchResult) -> ParkingChanges:
-    """Apply command, claims and reports in order, and timer checks, to their tasks, and decide what follows."""
+    """Apply commands, claims and reports in order, and timer checks, to their tasks, and decide what follows."""
     batch, updates, update_context, now = loaded.batch, loaded.updates, loaded.update_context, result.now
     parking = ParkingChanges()
-    if batch.command:
-        _fold_command(loaded, batch.command, parking, now)
+    for command in batch.commands:
+        _fold_command(loaded, command, parking, now)
     for claim in batch.claims:
         result.decisions.append(_fold_claim(loaded, claim))
     for index in indexes:
@@ -106,11 +106,11 @@ def fold_batch(loaded: LoadedBatch, indexes: list[int], result: BatchResult) -> 
 def _fold_command(loaded: LoadedBatch, command: Command, parking: ParkingChanges, now: datetime) -> None:
     """Apply the command unless its reply is recorded. If it creates the task, apply the task's parked reports too."""
     update = loaded.updates.setdefault(command.task_id, TaskUpdate(None, None))
-    if loaded.recorded_reply:
+    if command.command_id in loaded.recorded_replies:
         return
     apply_command(update, command, now, loaded.update_context)
     if update.before is None and update.task is not None:
-        for row_id, report in loaded.parked:
+        for row_id, report in loaded.parked.get(command.task_id, ()):
             outcome = apply_report(update, report, now, loaded.update_context)
             if outcome.dead_letter_reason is None:  # a rejected one stays parked until it expires to the dead letters
                 parking.folded.append(row_id)

@@ -20,22 +20,24 @@ from taskherd.errors import Retry
 from taskherd.messages import document, events, replies
 from taskherd.store import command_log, directory, leases, running_tasks, tasks
 from taskherd.worker import related_rows
-from taskherd.worker.batch import CommittedChange
+from taskherd.worker.batch import CommandReply, CommittedChange
 from taskherd.worker.build_rows import save_builds
 from taskherd.worker.load import digest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
     from uuid import UUID
 
     from taskherd.domain.commands import Command
+    from taskherd.domain.directory import DirectoryNames
     from taskherd.domain.lease import Lease
     from taskherd.domain.liveness import Timeouts
     from taskherd.domain.task import Task
     from taskherd.domain.task_update import TaskUpdate
     from taskherd.domain.view import TaskView
     from taskherd.store import AsyncConnection
+    from taskherd.store.command_log import RecordedCommand
     from taskherd.store.logs import LogLimits
     from taskherd.worker.batch import BatchResult
     from taskherd.worker.load import LoadedBatch
@@ -117,7 +119,7 @@ def _derive_leases(loaded: LoadedBatch, writes: Writes) -> None:
 async def save_batch(
     connection: AsyncConnection, loaded: LoadedBatch, writes: Writes, log_limits: LogLimits, result: BatchResult
 ) -> None:
-    """Write a folded batch, and set the command's reply in the result.
+    """Write a folded batch, and add the replies to its commands to the result.
 
     Raises:
         Retry: another transaction has created a task with the same name or id.
@@ -141,8 +143,8 @@ async def save_batch(
     await related_rows.save_requests(connection, updates, now)
     await save_builds(connection, updates, now)
     await related_rows.save_claims(connection, loaded.batch.claims, result.decisions, now)
-    if loaded.batch.command:
-        result.reply = await _reply(connection, loaded, loaded.batch.command, result)
+    if loaded.batch.commands:
+        result.replies = await _replies(connection, loaded)
 
 
 def _change(update: TaskUpdate, view: TaskView, now: datetime) -> tuple[str, CommittedChange | None]:
@@ -205,26 +207,41 @@ async def _save_prompts(connection: AsyncConnection, changes: Sequence[Committed
         await tasks.add_prompts(connection, new)
 
 
-async def _reply(connection: AsyncConnection, loaded: LoadedBatch, command: Command, result: BatchResult) -> bytes:
-    """Return the recorded reply to the command, or create and record one."""
-    if loaded.recorded_reply:
-        result.repeated = True
-        same_command = loaded.recorded_reply.digest == digest(command)
-        return loaded.recorded_reply.reply.encode() if same_command else replies.refused_reply(COMMAND_ID_REUSED)
-    update = loaded.updates[command.task_id]
+async def _replies(connection: AsyncConnection, loaded: LoadedBatch) -> list[CommandReply]:
+    """Return the reply to each command: the recorded one, or a new one, which is recorded."""
+    commands = loaded.batch.commands
+    new = [command for command in commands if command.command_id not in loaded.recorded_replies]
+    tasks_of = (loaded.updates[command.task_id].task for command in new)
+    pairs = {(task.owner_id, task.template_version_id) for task in tasks_of if task is not None}
+    names = await directory.names(connection, sorted(pairs)) if pairs else {}
+    replies_of = {command.command_id: _new_reply(loaded.updates[command.task_id], names) for command in new}
+    if replies_of:
+        await command_log.record(connection, [(each, reply.body.decode()) for each, reply in replies_of.items()])
+    for command in commands:
+        recorded = loaded.recorded_replies.get(command.command_id)
+        if recorded is not None:
+            replies_of[command.command_id] = _recorded_reply(command, recorded)
+    return [replies_of[command.command_id] for command in commands]
+
+
+def _new_reply(update: TaskUpdate, names: Mapping[tuple[UUID, UUID], DirectoryNames]) -> CommandReply:
     command_result = update.command_result
     if command_result is None:
         raise AssertionError
     if isinstance(command_result, CommandRefused):
-        reply = replies.refused_reply(command_result)
-    else:
-        result.repeated = command_result.repeated
-        task = update.existing_task
-        pair = (task.owner_id, task.template_version_id)
-        names = (await directory.names(connection, [pair]))[pair]
-        rendered = document.render(orjson.loads(update.core_document), task.prompt, names, task.updated_at)
-        reply = replies.accepted_reply(
-            rendered, task.version, input_id=command_result.input_id, queued=command_result.queued
-        )
-    await command_log.record(connection, [(command.command_id, reply.decode())])
-    return reply
+        return CommandReply(replies.refused_reply(command_result), command_result)
+    task = update.existing_task
+    task_names = names[task.owner_id, task.template_version_id]
+    rendered = document.render(orjson.loads(update.core_document), task.prompt, task_names, task.updated_at)
+    body = replies.accepted_reply(
+        rendered, task.version, input_id=command_result.input_id, queued=command_result.queued
+    )
+    return CommandReply(body, repeated=command_result.repeated)
+
+
+def _recorded_reply(command: Command, recorded: RecordedCommand) -> CommandReply:
+    if recorded.digest != digest(command):
+        return CommandReply(replies.refused_reply(COMMAND_ID_REUSED), COMMAND_ID_REUSED, repeated=True)
+    body = recorded.reply.encode()
+    decoded = replies.decode_reply(body)
+    return CommandReply(body, decoded if isinstance(decoded, CommandRefused) else None, repeated=True)

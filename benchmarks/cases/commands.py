@@ -1,0 +1,68 @@
+"""POSTs of tasks at several concurrencies, compared with FastAPI, SQLAlchemy's ORM and one confirmed publish."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+from typing import TYPE_CHECKING, Final
+
+from benchmarks.harness import http_load
+from benchmarks.harness.api_databases import TASKHERD_API, fill, running_api, running_worker
+from benchmarks.harness.http_load import LoadPlan, LoadResult, request
+from benchmarks.harness.run import Row
+from benchmarks.harness.seed import VERSION
+
+if TYPE_CHECKING:
+    from benchmarks.harness.api_databases import ApiDatabase
+    from benchmarks.harness.run import Run
+
+CONCURRENCIES: Final = (1, 4, 64)
+PEER: Final = "benchmarks.peers.fastapi_writes"
+_NAMES: Final = {TASKHERD_API: "taskherd api and worker", PEER: "FastAPI + ORM + confirmed publish"}
+_TASKS: Final = 1_000
+
+
+async def measure(run: Run) -> None:
+    """Add the rows of writes: our API with one worker, and the peer, in turns on the same services."""
+    seconds = 3.0 if run.options.quick else 8.0
+    database = await fill(run.services, _TASKS)
+    results: dict[tuple[str, int], list[LoadResult]] = {}
+    with (
+        running_api(run.services, TASKHERD_API) as ours,
+        running_worker(run.services),
+        running_api(run.services, PEER) as peer,
+    ):
+        for number in range(run.rounds):
+            for connections in CONCURRENCIES:
+                for module, port in ((TASKHERD_API, ours), (PEER, peer)):
+                    result = await asyncio.to_thread(http_load.run, _plan(port, database, connections, seconds))
+                    results.setdefault((module, connections), []).append(result)
+                    run.record(
+                        f"round {number + 1}: {_NAMES[module]}: POST of a task, {connections} at a time: "
+                        f"{result.description}"
+                    )
+    _add_rows(run, results)
+
+
+def _plan(port: int, database: ApiDatabase, connections: int, seconds: float) -> LoadPlan:
+    bodies = [{"template_version_id": str(VERSION), "input": f"Find out why step {step} fails"} for step in range(50)]
+    requests = [request("POST", "/api/v2/tasks/me", database.token, body=json.dumps(body)) for body in bodies]
+    return LoadPlan(port, requests, connections, seconds, 201)
+
+
+def _add_rows(run: Run, results: dict[tuple[str, int], list[LoadResult]]) -> None:
+    rate = {key: statistics.median(one.rate for one in loads) for key, loads in results.items()}
+    p50 = {key: statistics.median(one.p50 for one in loads) for key, loads in results.items()}
+    ours, peer = (TASKHERD_API, 1), (PEER, 1)
+    cells = [f"{p50[key] * 1e3:.1f} ms" for key in (ours, peer)]
+    ratio = p50[ours] / p50[peer]
+    run.rows.append(Row("POST of a task, 1 at a time, p50", cells[0], _NAMES[PEER], cells[1], ratio, 2, at_most=True))
+    best = max(rate[PEER, connections] for connections in CONCURRENCIES)
+    for connections, other, name, target in (
+        (4, rate[PEER, 4], _NAMES[PEER], 1.5),
+        (64, best, f"{_NAMES[PEER]}, at its best", 3.0),
+    ):
+        mine = rate[TASKHERD_API, connections]
+        what = f"POST of a task, {connections} at a time"
+        run.rows.append(Row(what, f"{mine:,.0f}/s", name, f"{other:,.0f}/s", mine / other, target))

@@ -1,0 +1,44 @@
+"""The order in which waiting commands are executed: actors take turns, and the commands for a task keep their order."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
+
+    from taskherd.broker.delivery import Delivery
+    from taskherd.domain.commands import Command
+
+
+class WaitingCommand(NamedTuple):
+    """A decoded command and its delivery."""
+
+    delivery: Delivery
+    command: Command
+
+
+def next_commands(waiting: Sequence[WaitingCommand], limit: int) -> list[WaitingCommand]:
+    """Return up to ``limit`` of the waiting commands, which are in the order received, to execute together.
+
+    First come the oldest command of every actor, then the second oldest, and so on, so that an actor with one command
+    does not wait for another's thousand. Of the commands for one task, and of those with one command id, only the
+    oldest is included. Possible poison is returned alone.
+    """
+    turns: Counter[UUID] = Counter()
+    ordered: list[tuple[int, int]] = []
+    tasks: set[UUID] = set()
+    ids: set[UUID] = set()
+    for index, (_, command) in enumerate(waiting):
+        if command.task_id not in tasks and command.command_id not in ids:
+            ordered.append((turns[command.actor_id], index))
+            turns[command.actor_id] += 1
+        tasks.add(command.task_id)
+        ids.add(command.command_id)
+    ordered.sort()
+    chosen = [waiting[index] for _, index in ordered[:limit]]
+    if chosen and chosen[0].delivery.possible_poison:
+        return chosen[:1]
+    return [each for each in chosen if not each.delivery.possible_poison]
