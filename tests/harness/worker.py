@@ -85,14 +85,19 @@ class WorkerHarness:
 
     async def send(self, command: dict[str, Any] | bytes, exchange: str = "commands") -> dict[str, Any]:
         """Send a command, or any bytes, and return the reply."""
+        reply = await self.post(command, exchange)
+        async with asyncio.timeout(TIMEOUT):
+            return await reply
+
+    async def post(self, command: dict[str, Any] | bytes, exchange: str = "commands") -> asyncio.Future[dict[str, Any]]:
+        """Send a command, or any bytes, and return the future of its reply."""
         correlation = uuid.uuid4().hex
-        self.answers[correlation] = asyncio.get_running_loop().create_future()
+        reply = self.answers[correlation] = asyncio.get_running_loop().create_future()
         body = command if isinstance(command, bytes) else json.dumps(command).encode()
         message = aio_pika.Message(body, reply_to=self.replies, correlation_id=correlation)
         target = await self.channel.get_exchange(f"{self.prefix}.{exchange}", ensure=False)
         await target.publish(message, "any", timeout=5)
-        async with asyncio.timeout(TIMEOUT):
-            return await self.answers[correlation]
+        return reply
 
     async def ask(self, message: dict[str, Any] | bytes) -> dict[str, Any]:
         """Send a message of a runner, or any bytes, to the claims and return the reply."""

@@ -1,0 +1,92 @@
+"""Commands that wait are executed together, each is judged by itself, and no actor waits for another's thousand."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from typing import Any
+
+from tests.harness.worker import ALICE, ORGANIZATION, TIMEOUT, VERSION, WorkerHarness, make_command, running_worker
+
+BOB = uuid.UUID("00000000-0000-4000-8000-0000000000a2")
+SECOND_OWNER = f"""
+INSERT INTO users (id, username, name, email, avatar_url) VALUES ('{BOB}', 'bob', 'Bob', 'bob@example.com', '');
+INSERT INTO memberships (user_id, organization_id, role) VALUES ('{BOB}', '{ORGANIZATION}', 'member');
+"""
+
+
+def create(owner: uuid.UUID, prompt: str, **fields: Any) -> dict[str, Any]:
+    """Return a create by ``owner``."""
+    task_id = uuid.uuid4()
+    wanted = {"actor_id": str(owner), "owner_id": str(owner), "template_version_id": str(VERSION), "input": prompt}
+    return {**make_command("task.create", task_id), **wanted, **fields}
+
+
+async def replies_of(futures: list[asyncio.Future[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Wait for all replies."""
+    async with asyncio.timeout(TIMEOUT):
+        return await asyncio.gather(*futures)
+
+
+async def test_an_actor_with_one_command_does_not_wait_for_anothers_thousand(external: WorkerHarness) -> None:
+    """Bob's create, sent after a thousand of Alice's, is answered before most of hers."""
+    await external.database.execute(SECOND_OWNER)
+    first = [await external.post(create(ALICE, f"Step {number} of a thousand")) for number in range(1_000)]
+    answered: list[str] = []
+    for future in first:
+        future.add_done_callback(lambda _: answered.append("alice"))
+    bob = await external.post(create(BOB, "One small thing"))
+    bob.add_done_callback(lambda _: answered.append("bob"))
+    async with running_worker(external):
+        replies = await replies_of([*first, bob])
+    assert all(reply["ok"] for reply in replies)
+    assert answered.index("bob") < 200
+
+
+async def test_each_command_of_a_batch_is_judged_by_itself(external: WorkerHarness) -> None:
+    """One that the database rejects and those that are refused cost only themselves; all others are executed once."""
+    await external.database.execute("ALTER TABLE task_prompts ADD CHECK (prompt <> 'rejected')")
+    creates = [create(ALICE, f"Good task {number}") for number in range(30)]
+    bad = [create(ALICE, "rejected"), create(ALICE, "Bad name", name="new"), make_command("task.pause", uuid.uuid4())]
+    commands = [*creates[:10], bad[0], *creates[10:20], bad[1], *creates[20:], bad[2]]
+    futures = {command["command_id"]: await external.post(command) for command in commands}
+    async with running_worker(external):
+        await replies_of([*futures.values()])
+        await external.until(lambda: external.reasons() == ["data_error"])
+    assert all(futures[command["command_id"]].result()["ok"] for command in creates)
+    statuses = [futures[command["command_id"]].result()["error"]["status"] for command in bad]
+    assert statuses == [400, 400, 404]
+    prompts = {row["prompt"] for row in await external.database.fetch("SELECT prompt FROM task_prompts")}
+    assert prompts == {command["input"] for command in creates}
+    for command in creates:
+        task = futures[command["command_id"]].result()["task"]
+        assert (task["id"], task["initial_prompt"]) == (command["task_id"], command["input"])
+
+
+async def test_the_commands_for_a_task_are_executed_in_the_order_sent(external: WorkerHarness) -> None:
+    """Each has a reply, a version and an event of its own, and the same command twice is executed once."""
+    await external.database.execute(SECOND_OWNER)
+    first = create(ALICE, "Do it")
+    task_id = uuid.UUID(first["task_id"])
+    delete = {**make_command("task.delete", task_id), "actor_id": str(BOB)}
+    sent = [first, first, {**make_command("task.pause", task_id), "actor_id": str(BOB)}, delete, delete]
+    futures = [await external.post(command) for command in sent]
+    async with running_worker(external):
+        created, repeated, paused, deleted, deleted_again = await replies_of(futures)
+        await external.until(lambda: len(external.events_of(task_id)) == 2)
+    assert created["ok"]
+    assert created == repeated
+    assert paused["error"]["message"] == "A workspace build is already active."
+    assert deleted["ok"]
+    assert deleted == deleted_again
+    causes = {each["version"]: each["cause"]["id"] for each in external.events_of(task_id)}
+    assert causes == {1: first["command_id"], 2: delete["command_id"]}
+
+
+async def test_waiting_commands_share_transactions(external: WorkerHarness) -> None:
+    """A hundred creates that wait are committed in far fewer transactions than commands."""
+    futures = [await external.post(create(ALICE, f"Shared {number}")) for number in range(100)]
+    async with running_worker(external):
+        assert all(reply["ok"] for reply in await replies_of(futures))
+    transactions = await external.database.fetchval("SELECT count(DISTINCT xmin::text) FROM command_log")
+    assert transactions <= 20
