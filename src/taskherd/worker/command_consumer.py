@@ -6,6 +6,8 @@ replies are sent and the batch is acked. A batch that fails is halved until the 
 
 from __future__ import annotations
 
+import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -20,6 +22,7 @@ from taskherd.store.engine import DataError
 from taskherd.worker.answers import Answer, publish_rejected, publish_replies
 from taskherd.worker.batch import MESSAGE_ERRORS, Batch
 from taskherd.worker.command_order import WaitingCommand, next_commands
+from taskherd.worker.concurrency import BatchFootprint, BatchScheduler
 from taskherd.worker.reconcile import reconcile
 
 if TYPE_CHECKING:
@@ -54,12 +57,15 @@ class CommandConsumer:
 
     async def run(self) -> None:
         """Execute commands until consuming has stopped and the buffer is empty."""
-        while await self._receive():
-            batch = next_commands(self._waiting, MAX_COMMANDS)
-            chosen = {id(each.delivery) for each in batch}
-            self._waiting = [each for each in self._waiting if id(each.delivery) not in chosen]
-            if batch:
-                await self._handle(batch)
+        async with asyncio.TaskGroup() as group:
+            scheduler = BatchScheduler(group)
+            while await self._receive():
+                await scheduler.wait_slot()
+                batch = next_commands(self._waiting, MAX_COMMANDS)
+                chosen = {id(each.delivery) for each in batch}
+                self._waiting = [each for each in self._waiting if id(each.delivery) not in chosen]
+                if batch:
+                    await scheduler.submit(_footprint(batch), partial(self._handle, batch))
 
     async def _receive(self) -> bool:
         """Take all buffered commands; wait for one if none is waiting. Return False after the last one."""
@@ -79,7 +85,7 @@ class CommandConsumer:
             else:
                 self._waiting.append(WaitingCommand(delivery, command))
 
-    async def _handle(self, batch: Sequence[WaitingCommand]) -> None:
+    async def _handle(self, batch: Sequence[WaitingCommand], _previous: asyncio.Task[None] | None) -> None:
         """Execute commands, reply to them, publish dead letters, and ack."""
         try:
             with self._span(batch):
@@ -159,3 +165,9 @@ class CommandConsumer:
             log.warning("commands abandoned, the broker redelivers them", count=len(rejected), reason=str(error))
             return
         await self._consumer.ack([delivery for delivery, _ in rejected])
+
+
+def _footprint(batch: Sequence[WaitingCommand]) -> BatchFootprint:
+    """Return the tasks of a batch: two batches of the same task are not executed at the same time."""
+    alone = any(delivery.possible_poison for delivery, _ in batch)
+    return BatchFootprint(frozenset(command.task_id for _, command in batch), len(batch), alone=alone)

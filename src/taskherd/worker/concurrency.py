@@ -49,6 +49,11 @@ class BatchScheduler:
         while self._running and not (len(self._running) < MAX_CONCURRENT_BATCHES and full()):
             await self._one_done()
 
+    async def wait_slot(self) -> None:
+        """Wait until a slot is free."""
+        while len(self._running) >= MAX_CONCURRENT_BATCHES:
+            await self._one_done()
+
     async def submit(
         self, footprint: BatchFootprint, batch: Callable[[asyncio.Task[None] | None], Coroutine[Any, Any, None]]
     ) -> None:

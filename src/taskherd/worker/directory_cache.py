@@ -46,16 +46,24 @@ class DirectoryCache:
         self._names: dict[Pair, DirectoryNames] = {}
         self.revision = -1
 
-    async def look_up(self, pairs: Iterable[Pair]) -> Mapping[Pair, DirectoryNames]:
-        """Return the names of these pairs. Raises ``Unavailable`` if missing ones cannot be read."""
+    async def look_up(
+        self, pairs: Iterable[Pair], connection: AsyncConnection | None = None
+    ) -> Mapping[Pair, DirectoryNames]:
+        """Return the names of these pairs; missing ones are read with ``connection``, or with one from the pool.
+
+        Raises ``Unavailable`` if they cannot be read.
+        """
         requested = set(pairs)
         cached = {pair: self._names[pair] for pair in requested if pair in self._names}
         missing = sorted(requested - cached.keys())
         if not missing:
             return cached
         revision = self.revision
-        async with transaction(self._engine) as connection:
+        if connection is not None:
             read = await directory.names(connection, missing)
+        else:
+            async with transaction(self._engine) as own_connection:
+                read = await directory.names(own_connection, missing)
         if revision == self.revision:  # otherwise the names may have been read before the directory changed
             if len(self._names) + len(read) > MAX_ENTRIES:
                 self._names.clear()

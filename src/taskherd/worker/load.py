@@ -81,11 +81,13 @@ async def load_batch(
     reports = [batch.reports[index] for index in indexes]
     lease_checked = set(batch.timer_checks) | {command.task_id for command in batch.commands}
     claimed = {claim.task_id for claim in batch.claims}
-    rows = await _lock_tasks(connection, {report.task_id for report in reports} | lease_checked | claimed)
+    to_create = {command.task_id for command in batch.commands if isinstance(command, Create)}
+    task_ids = {report.task_id for report in reports} | lease_checked | claimed
+    rows = await _lock_tasks(connection, task_ids, to_create)
     lease_checked |= {report.task_id for report in reports if report.type in CONNECTION_REPORT_TYPES}
     lease_of = {lease.task_id: lease for lease in await leases.lock(connection, list(lease_checked & rows.keys()))}
     updates = {task_id: _start_update(row, lease_of.get(task_id)) for task_id, row in rows.items()}
-    created = [each.task_id for each in batch.commands if isinstance(each, Create) and each.task_id not in rows]
+    created = sorted(to_create - rows.keys())
     parked_reports = await _lock_parked_reports(connection, created, now) if created else {}
     input_keys = {(report.task_id, report.input_id) for report in reports if isinstance(report, InputOutcomeReport)}
     input_keys |= {(task_id, each) for task_id, check in batch.timer_checks.items() for each in check.expired_inputs}
@@ -134,8 +136,10 @@ def _start_update(row: StoredTask, lease: lease_module.Lease | None) -> TaskUpda
     return TaskUpdate(task, task, core_document=row.document)
 
 
-async def _lock_tasks(connection: AsyncConnection, ids: set[UUID]) -> dict[UUID, StoredTask]:
-    rows = {row.task.id: row for row in await tasks.lock(connection, list(ids))}
+async def _lock_tasks(connection: AsyncConnection, ids: set[UUID], to_create: set[UUID]) -> dict[UUID, StoredTask]:
+    """Lock and return the tasks that exist; those ``to_create`` are expected not to."""
+    expected = list(ids - to_create)
+    rows = {row.task.id: row for row in await tasks.lock(connection, expected)} if expected else {}
     missing = sorted(ids - rows.keys())
     if missing:
         await parked.lock_task_ids(connection, missing)

@@ -73,7 +73,7 @@ async def run_transaction(context: WorkerContext, batch: Batch, indexes: list[in
             writes = derive_writes(loaded, context.timeouts, now)
             summarize(loaded, indexes, writes, result)
             context.failpoint(Failpoint.WRITE)
-            await save_batch(connection, loaded, writes, context.log_limits, result)
+            await save_batch(connection, context, loaded, writes, result)
             for index in await save_parking(connection, parking, now, context.retention.max_parked):
                 result.outcomes[index] = ReportOutcome.PARKED_OVERFLOW
             context.failpoint(Failpoint.PRE_COMMIT)

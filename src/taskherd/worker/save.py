@@ -18,7 +18,7 @@ from taskherd.domain.value import replace
 from taskherd.domain.view import derive_view, is_running
 from taskherd.errors import Retry
 from taskherd.messages import document, events, replies
-from taskherd.store import command_log, directory, leases, running_tasks, tasks
+from taskherd.store import command_log, leases, running_tasks, tasks
 from taskherd.worker import related_rows
 from taskherd.worker.batch import CommandReply, CommittedChange
 from taskherd.worker.build_rows import save_builds
@@ -38,8 +38,9 @@ if TYPE_CHECKING:
     from taskherd.domain.view import TaskView
     from taskherd.store import AsyncConnection
     from taskherd.store.command_log import RecordedCommand
-    from taskherd.store.logs import LogLimits
     from taskherd.worker.batch import BatchResult
+    from taskherd.worker.context import WorkerContext
+    from taskherd.worker.directory_cache import DirectoryCache
     from taskherd.worker.load import LoadedBatch
 
 
@@ -117,7 +118,7 @@ def _derive_leases(loaded: LoadedBatch, writes: Writes) -> None:
 
 
 async def save_batch(
-    connection: AsyncConnection, loaded: LoadedBatch, writes: Writes, log_limits: LogLimits, result: BatchResult
+    connection: AsyncConnection, context: WorkerContext, loaded: LoadedBatch, writes: Writes, result: BatchResult
 ) -> None:
     """Write a folded batch, and add the replies to its commands to the result.
 
@@ -126,7 +127,7 @@ async def save_batch(
     """
     updates, now = loaded.updates, result.now
     await related_rows.save_inbox(connection, updates, now)
-    await related_rows.save_logs(connection, updates, log_limits, now)
+    await related_rows.save_logs(connection, updates, context.log_limits, now)
     if writes.created and len(await tasks.insert_tasks(connection, writes.created)) < len(writes.created):
         raise Retry("a task with this name or id was created concurrently")
     if writes.saved or writes.changes:
@@ -144,7 +145,7 @@ async def save_batch(
     await save_builds(connection, updates, now)
     await related_rows.save_claims(connection, loaded.batch.claims, result.decisions, now)
     if loaded.batch.commands:
-        result.replies = await _replies(connection, loaded)
+        result.replies = await _replies(connection, context.directory_cache, loaded)
 
 
 def _change(update: TaskUpdate, view: TaskView, now: datetime) -> tuple[str, CommittedChange | None]:
@@ -207,13 +208,15 @@ async def _save_prompts(connection: AsyncConnection, changes: Sequence[Committed
         await tasks.add_prompts(connection, new)
 
 
-async def _replies(connection: AsyncConnection, loaded: LoadedBatch) -> list[CommandReply]:
+async def _replies(
+    connection: AsyncConnection, directory_cache: DirectoryCache, loaded: LoadedBatch
+) -> list[CommandReply]:
     """Return the reply to each command: the recorded one, or a new one, which is recorded."""
     commands = loaded.batch.commands
     new = [command for command in commands if command.command_id not in loaded.recorded_replies]
     tasks_of = (loaded.updates[command.task_id].task for command in new)
     pairs = {(task.owner_id, task.template_version_id) for task in tasks_of if task is not None}
-    names = await directory.names(connection, sorted(pairs)) if pairs else {}
+    names = await directory_cache.look_up(pairs, connection)
     replies_of = {command.command_id: _new_reply(loaded.updates[command.task_id], names) for command in new}
     if replies_of:
         await command_log.record(connection, [(each, reply.body.decode()) for each, reply in replies_of.items()])
