@@ -12,6 +12,7 @@ RUN /tools/bin/python -m pip install --require-hashes -r build.lock \
  && /tools/bin/python -m pip --python /opt/taskherd/bin/python install --require-hashes -r requirements.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY src src
+COPY deploy/example-directory.yaml deploy/
 RUN /tools/bin/python -m pip wheel --no-deps --no-build-isolation -w dist . \
  && /tools/bin/python -m pip --python /opt/taskherd/bin/python install --no-deps dist/*.whl
 

@@ -83,7 +83,7 @@ lock: $(READY) ## pin the newest dependencies with hashes (needs uv)
 	$(MAKE) lock-image
 
 lock-image: # the image's runtime and build dependencies: subsets of requirements.lock, at the same versions
-	$(PIN) --extra otel pyproject.toml -c requirements.lock -o deploy/image/requirements.lock
+	$(PIN) --extra server --extra otel pyproject.toml -c requirements.lock -o deploy/image/requirements.lock
 	echo hatchling | $(PIN) - -c requirements.lock -o deploy/image/build.lock
 
 clean: ## remove the virtual environment, caches and the private services' data

@@ -79,7 +79,8 @@ def _lock(root: Path) -> list[Step]:
 
 
 def _direct(root: Path) -> list[str]:
-    requirements = tomllib.loads((root / "pyproject.toml").read_text())["project"]["dependencies"]
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    requirements = [*project["dependencies"], *project["optional-dependencies"]["server"]]
     return [re.split(r"[\[<>=~!; ]", each, maxsplit=1)[0] for each in requirements]
 
 

@@ -21,6 +21,7 @@ from examples.demo.scenarios import Scenario, scenarios
 from taskherd.broker import diagnostics
 from taskherd.broker.topology import TopologyNames
 from taskherd.dev import dev, first_steps, ports, processes, services
+from taskherd.directory_file.example import EXAMPLE
 from taskherd.directory_file.parse import parse
 from taskherd.errors import Misconfigured, TaskherdError, Unavailable
 from taskherd.settings import load
@@ -150,10 +151,10 @@ def _run_session(context: session.SessionContext) -> list[Expectation]:
 
 def _write_directory(data: Path, demo_scenarios: Sequence[Scenario]) -> Path:
     """Write the directory file: the example's content and the demo's templates. Requires a checkout of taskherd."""
-    if not (dev.EXAMPLE_DIRECTORY.exists() and Path("src/taskherd").is_dir()):
+    if not Path("src/taskherd").is_dir():
         raise Misconfigured("the demo", "its agents check the source of taskherd; run it in a checkout of taskherd")
     path = data / "directory.yaml"
-    example = yaml.safe_load(dev.EXAMPLE_DIRECTORY.read_bytes())
+    example = yaml.safe_load(EXAMPLE.read_bytes())
     path.write_text(templates.directory(example, demo_scenarios, Path.cwd()))
     return path
 

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from tests.api.conftest import api_harness, start_api  # noqa: F401 - fixtures
 from tests.deploy import docker
 from tests.worker.conftest import external  # noqa: F401 - a fixture
 

@@ -12,7 +12,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from taskherd.settings import Settings, durations, unknown_variables
+from taskherd import durations
+from taskherd.settings import Settings, unknown_variables
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy" / "helm" / "taskherd"

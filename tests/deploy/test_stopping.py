@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from taskherd.settings import Settings, durations
+from taskherd import durations
+from taskherd.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 GRACE: float = Settings.model_fields["grace"].default

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from taskherd.settings import Settings, durations, unknown_variables
+from taskherd import durations
+from taskherd.settings import Settings, unknown_variables
 
 UNITS = sorted((Path(__file__).parents[2] / "deploy" / "systemd").glob("*.service"))
 INSTALLED = "/opt/taskherd/bin/taskherd"

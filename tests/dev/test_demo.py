@@ -20,7 +20,7 @@ from examples.demo.checks import Evidence, check, check_shutdown
 from examples.demo.scenario_runner import Observations
 from examples.demo.scenarios import Role, scenarios
 from examples.demo.task_table import DemoTask
-from taskherd.dev import dev
+from taskherd.directory_file.example import EXAMPLE
 from taskherd.directory_file.parse import parse
 
 ROOT = Path(__file__).parents[2]
@@ -107,7 +107,7 @@ def test_every_scenario_has_a_job_of_at_least_three_steps(monkeypatch: pytest.Mo
 
 def test_the_directory_adds_templates_to_the_example() -> None:
     """The demo's directory is valid and has the example's content and one template for each scenario."""
-    example = yaml.safe_load((ROOT / dev.EXAMPLE_DIRECTORY).read_bytes())
+    example = yaml.safe_load(EXAMPLE.read_bytes())
     combined = parse(templates.directory(example, scenarios(), ROOT).encode())
     assert len(combined.templates) == len(example["templates"]) + COUNT
 

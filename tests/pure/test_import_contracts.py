@@ -48,6 +48,7 @@ FORBIDDEN: dict[str, tuple[tuple[str, str], ...]] = {
         ("taskherd.errors", "taskherd.retry"),
         ("taskherd.backoff", "taskherd.errors"),
         ("taskherd.clock", "taskherd.sse"),
+        ("taskherd.durations", "taskherd.errors"),
     ),
     "The processes (api, worker, runner) never import each other": (
         ("taskherd.api.tasks.explain", "taskherd.worker.context"),
@@ -94,6 +95,12 @@ FORBIDDEN: dict[str, tuple[tuple[str, str], ...]] = {
         ("taskherd.client.mcp_tools", "taskherd.messages.limits"),
         ("taskherd.client.http", "taskherd.settings"),
         ("taskherd.client.tasks", "taskherd.domain.task"),
+    ),
+    "client, and the commands that use it, need nothing of the extra `server`": (
+        ("taskherd.cli.follow", "taskherd.settings"),
+        ("taskherd.cli.output", "taskherd.directory_file.run"),
+        ("taskherd.client.http", "httpx"),
+        ("taskherd.durations", "pydantic"),
     ),
     "runner never touches the database": (
         ("taskherd.runner.app", "taskherd.store.engine"),

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from taskherd import durations
 from taskherd.errors import Misconfigured
-from taskherd.settings import Settings, describe, durations, load, unknown_variables, urls, variable_of
+from taskherd.settings import Settings, describe, load, unknown_variables, urls, variable_of
 from taskherd.settings.__main__ import table
 
 KEY = "0123456789abcdef0123456789abcdef"

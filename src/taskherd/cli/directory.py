@@ -9,6 +9,7 @@ import typer
 
 from taskherd.cli.output import print_error, printable
 from taskherd.directory_file.document import MAX_BYTES
+from taskherd.directory_file.example import EXAMPLE
 from taskherd.directory_file.model import Directory
 from taskherd.directory_file.parse import InvalidDirectory, parse
 from taskherd.errors import Retry
@@ -23,9 +24,10 @@ NOTHING_CHANGED = "nothing was changed"
 PERMISSION = "--allow-deactivate"
 
 
-@app.callback()
-def group() -> None:
-    """Keep ``apply`` a subcommand: typer runs a single command without its name."""
+@app.command()
+def example() -> None:
+    """Print an example of a directory file, to start your own from: two users, and two templates."""
+    typer.echo(EXAMPLE.read_text(encoding="utf-8"), nl=False)
 
 
 @app.command()

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from taskherd import durations
 from taskherd.cli import output as task_output
 from taskherd.cli.output import OutputFormat, OutputOption
 from taskherd.cli.task import EXIT_CODES, TaskArgument, app
@@ -20,8 +21,6 @@ _NEXT = "run `taskherd task explain` to see why, and `taskherd task resume` to s
 
 
 def _duration(written: str) -> float:
-    from taskherd.settings import durations  # noqa: PLC0415 - only ``wait`` needs the settings, which load slowly
-
     try:
         return durations.parse(written)
     except ValueError:
@@ -50,8 +49,6 @@ def wait(
     else:
         task_output.tasks([document])
     if not in_time:
-        from taskherd.settings import durations  # noqa: PLC0415 - as above
-
         message = f"the task did not become {' or '.join(sorted(awaited))} within {durations.render(timeout)}"
         raise ClientError(ExitCode.TIMEOUT, message, _EXPLAIN)
     reached = set(tasks.status_and_state(document))

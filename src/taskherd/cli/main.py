@@ -18,6 +18,7 @@ from taskherd.errors import Misconfigured, Unavailable
 
 EXIT_UNAVAILABLE = 1
 EXIT_MISCONFIGURED = 2
+_PACKAGE: Final = "taskherd"
 
 GROUPS: Final = {
     "db": "db",
@@ -51,14 +52,12 @@ class Commands(TyperGroup):
 
     def get_command(self, _ctx: Any, cmd_name: str) -> Any:
         """Import and return a command, or return None if there is none with this name."""
-        if cmd_name in GROUPS:
-            command: Any = typer.main.get_group(import_module(f"taskherd.cli.{GROUPS[cmd_name]}").app)
-        elif cmd_name in SINGLE:
-            single = typer.Typer(add_completion=False)
-            import_module(f"taskherd.cli.{cmd_name}").register(single)
-            command = typer.main.get_command(single)
-        else:
+        if cmd_name not in {*GROUPS, *SINGLE}:
             return None
+        try:
+            command = _import_command(cmd_name)
+        except ModuleNotFoundError as error:
+            command = _unavailable_command(_missing_extra(error, cmd_name))
         command.name = cmd_name
         return command
 
@@ -66,12 +65,48 @@ class Commands(TyperGroup):
         """Run the command."""
         try:
             return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            print_error(_missing_extra(error, ctx.invoked_subcommand))
+            raise typer.Exit(EXIT_MISCONFIGURED) from None
         except Misconfigured as error:
             print_error("cannot start", *(f"{_variable(setting)}: {expected}" for setting, expected in error.wrong))
             raise typer.Exit(EXIT_MISCONFIGURED) from None
         except Unavailable as error:
             print_error(str(error))
             raise typer.Exit(EXIT_UNAVAILABLE) from None
+
+
+def _import_command(name: str) -> Any:
+    if name in GROUPS:
+        return typer.main.get_group(import_module(f"taskherd.cli.{GROUPS[name]}").app)
+    single = typer.Typer(add_completion=False)
+    import_module(f"taskherd.cli.{name}").register(single)
+    return typer.main.get_command(single)
+
+
+def _missing_extra(error: ModuleNotFoundError, command: str | None) -> str:
+    """Return what to install for a command that lacks a library; raise ``error`` if a module of taskherd is missing."""
+    library = (error.name or _PACKAGE).partition(".")[0]
+    if library == _PACKAGE:
+        raise error
+    return f"`taskherd {command}` needs more than the client: run `{_install(command)}`"
+
+
+def _install(command: str | None) -> str:
+    return f"pip install 'taskherd[{'local' if command == 'dev' else 'server'}]'"
+
+
+def _unavailable_command(reason: str) -> Any:
+    """Return a command that accepts any arguments and ends with ``reason``, which is its help, too."""
+    unavailable = typer.Typer(add_completion=False)
+    accepts_anything = {"ignore_unknown_options": True, "allow_extra_args": True}
+
+    @unavailable.command(context_settings=accepts_anything, help=f"Not installed: {reason}.")
+    def end() -> None:
+        print_error(reason)
+        raise typer.Exit(EXIT_MISCONFIGURED)
+
+    return typer.main.get_command(unavailable)
 
 
 _HELP: Final = """Run and track AI coding agents.

@@ -11,8 +11,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from taskherd import durations
 from taskherd.cli.output import print_error
-from taskherd.settings import durations, load
+from taskherd.settings import load
 from taskherd.store import migrate, tokens
 from taskherd.store.engine import dispose, open_engine, transaction
 

@@ -18,12 +18,12 @@ from types import FrameType
 from typing import Final
 
 from taskherd.dev import first_steps, ports, processes, services
+from taskherd.directory_file.example import EXAMPLE
 from taskherd.errors import Unavailable
 from taskherd.runner.workspaces.processes import MARKER_VARIABLE
 from taskherd.store import migrate
 
 DATA: Final = Path(".taskherd")
-EXAMPLE_DIRECTORY: Final = Path("deploy/example-directory.yaml")
 ALLOW_DEACTIVATE: Final = "--allow-deactivate"
 _OPS_PORT: Final = 9590
 _API_PORT: Final = 7080
@@ -54,7 +54,7 @@ def run(*, services_only: bool, data: Path = DATA) -> int:
                 _say("RabbitMQ and PostgreSQL are running; Ctrl-C stops both")
                 threading.Event().wait()
             migrate.upgrade(running.database_url)
-            if not apply_directory({**os.environ, **environment}, EXAMPLE_DIRECTORY):
+            if not apply_directory({**os.environ, **environment}, EXAMPLE):
                 _say("the directory stays as it is")
             return _serve(data, environment, ops_port)
     return 0
@@ -80,12 +80,12 @@ def _write_env_file(data: Path, environment: dict[str, str]) -> dict[str, str]:
 
 
 def apply_directory(environ: Mapping[str, str], file: Path, *options: str) -> bool:
-    """Apply a directory file if it exists. Return False, with the reason on stderr, if that was refused.
+    """Apply a directory file. Return False, with the reason on stderr, if that was refused.
 
     Without ``ALLOW_DEACTIVATE`` it is refused where people have loaded more than the file has.
     """
     command = [sys.executable, "-m", "taskherd", "directory", "apply", *options, str(file)]
-    return not file.exists() or subprocess.run(command, env=environ, timeout=60, check=False).returncode == 0
+    return subprocess.run(command, env=environ, timeout=60, check=False).returncode == 0
 
 
 @contextmanager
@@ -116,7 +116,7 @@ def _serve(data: Path, environment: dict[str, str], ops_port: int) -> int:
     api_environment = {**environment, "TASKHERD_API_PORT": str(api_port), "TASKHERD_OPS_PORT": str(api_ops_port)}
     runner_environment = {**environment, **_runner_settings(data, url), "TASKHERD_OPS_PORT": str(runner_ops_port)}
     with worker(data, environment, ops_port) as worker_process:
-        token = first_steps.token({**os.environ, **environment}) if EXAMPLE_DIRECTORY.exists() else ""
+        token = _first_token({**os.environ, **environment})
         _write_env_file(data, {**environment, "TASKHERD_URL": url, **({"TASKHERD_TOKEN": token} if token else {})})
         with (
             _process(data, "api", api_environment) as api,
@@ -130,6 +130,15 @@ def _serve(data: Path, environment: dict[str, str], ops_port: int) -> int:
             pids = f"{worker_process.pid}, {api.pid} and {runner.pid}"
             _say(f"worker, API and runner are running as processes {pids}; Ctrl-C stops everything")
             return _wait_for_exit({"worker": worker_process, "api": api, "runner": runner})
+
+
+def _first_token(environ: Mapping[str, str]) -> str:
+    """Return a token of the example user, or "" if the directory is another one, without that user."""
+    try:
+        return first_steps.token(environ)
+    except Unavailable as error:
+        _say(str(error))
+        return ""
 
 
 def _runner_settings(data: Path, url: str) -> dict[str, str]:

@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from taskherd.settings.durations import Seconds
+from taskherd.settings import Seconds
 
 _SIZE = re.compile(r"\s*(\d{1,12})\s*([KMGT]i?)?B?\s*", re.ASCII)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}

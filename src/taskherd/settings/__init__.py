@@ -1,7 +1,6 @@
 """Settings from ``TASKHERD_…`` environment variables, validated at start; all errors are reported together."""
 
-from taskherd.settings.durations import Seconds
-from taskherd.settings.fields import MIN_SECRET_KEY, Settings
+from taskherd.settings.fields import MIN_SECRET_KEY, Seconds, Settings
 from taskherd.settings.loading import SettingInfo, UnknownVariable, describe, load, unknown_variables, variable_of
 from taskherd.settings.urls import without_password
 

@@ -6,11 +6,11 @@ from hashlib import blake2b
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from taskherd.durations import parse
 from taskherd.settings import isolation, urls
-from taskherd.settings.durations import Seconds, parse
 
 PREFIX = "TASKHERD_"
 MIN_SECRET_KEY = 32
@@ -47,6 +47,8 @@ def _check_drain(drain: str) -> str:
     return drain
 
 
+Seconds = Annotated[float, BeforeValidator(parse)]
+"""A duration in seconds; settings accept every form that ``durations.parse`` reads."""
 DatabaseUrl = Annotated[str, AfterValidator(lambda url: urls.check_database(url) if url else url)]
 AmqpUrl = Annotated[str, AfterValidator(lambda url: urls.check_amqp(url) if url else url)]
 SecretKeys = Annotated[str, AfterValidator(_check_keys)]

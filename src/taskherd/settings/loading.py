@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from pydantic import BeforeValidator, ValidationError
 
+from taskherd import durations
 from taskherd.errors import Misconfigured
-from taskherd.settings import durations, urls
+from taskherd.settings import urls
 from taskherd.settings.fields import PREFIX, Settings
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import orjson
 from pydantic import Field
 
+from taskherd import durations
 from taskherd.api.changes import ENDED, ChangeFilter, long_poll_values
 from taskherd.api.http import etags
 from taskherd.api.http.auth import token_is_valid
@@ -21,7 +22,6 @@ from taskherd.api.http.responses import BufferedResponse
 from taskherd.api.tasks import queries
 from taskherd.domain.reports import AgentState
 from taskherd.domain.view import Status
-from taskherd.settings import durations
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet

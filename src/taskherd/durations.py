@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated
-
-from pydantic import BeforeValidator
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"\s*(\d{1,12}(?:\.\d{1,9})?)\s*(ms|s|m|h)?\s*", re.ASCII)
@@ -33,7 +30,3 @@ def render(seconds: float) -> str:
         if count >= 1 and count == int(count):
             return f"{int(count)}{unit}"
     return f"{seconds:.6f}".rstrip("0").rstrip(".") + "s"
-
-
-Seconds = Annotated[float, BeforeValidator(parse)]
-"""A duration in seconds; settings accept every form that ``parse`` reads."""
