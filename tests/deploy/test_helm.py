@@ -51,6 +51,17 @@ def environment(pod: Manifest) -> dict[str, str]:
     return {each["name"]: each["value"] for each in pod["containers"][0]["env"]}
 
 
+def runners(manifests: list[Manifest]) -> dict[str, Manifest]:
+    """Return the workload of each pool of runners."""
+    return {environment(pod_of(each)).get("TASKHERD_RUNNER_POOL", ""): each for each in kinds(manifests, "StatefulSet")}
+
+
+def pod_of(workload: Manifest) -> Manifest:
+    """Return the spec of a workload's pods."""
+    pod: Manifest = workload["spec"]["template"]["spec"]
+    return pod
+
+
 @every_values
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
 def test_every_manifest_is_valid(values: Manifest, version: str) -> None:
@@ -90,7 +101,7 @@ def test_secrets_are_files_and_not_shared(values: Manifest) -> None:
         variables = environment(pod)
         assert not {"TASKHERD_DATABASE_URL", "TASKHERD_AMQP_URL", "TASKHERD_SECRET_KEY"} & variables.keys()
         secrets[name] = next(volume["secret"]["secretName"] for volume in pod["volumes"] if volume["name"] == "secrets")
-    assert len(set(secrets.values())) == len(secrets) == 4
+    assert len(set(secrets.values())) == len(secrets) == (5 if values else 4)
 
 
 @every_values
@@ -107,13 +118,13 @@ def test_the_grace_period_of_a_pod_exceeds_that_of_the_process(values: Manifest)
 @every_values
 def test_a_runner_keeps_its_name_and_disk_and_has_time_to_pause_its_agents(values: Manifest) -> None:
     """It is a StatefulSet with a disk per pod and no name of its own choosing, and the image's mode counts."""
-    manifests = render(values)
-    (runner,) = kinds(manifests, "StatefulSet")
-    pod = runner["spec"]["template"]["spec"]
-    assert [claim["metadata"]["name"] for claim in runner["spec"]["volumeClaimTemplates"]] == ["tasks"]
-    assert {"name": "tasks", "mountPath": "/var/lib/taskherd"} in pod["containers"][0]["volumeMounts"]
-    assert not {"TASKHERD_RUNNER_NAME", "TASKHERD_RUNNER_DRAIN", "TASKHERD_RUNNER_ROOT"} & environment(pod).keys()
-    assert pod["terminationGracePeriodSeconds"] > durations.parse(environment(pod)["TASKHERD_GRACE"])
+    for pool, runner in runners(render(values)).items():
+        pod = pod_of(runner)
+        assert [claim["metadata"]["name"] for claim in runner["spec"]["volumeClaimTemplates"]] == ["tasks"]
+        assert {"name": "tasks", "mountPath": "/var/lib/taskherd"} in pod["containers"][0]["volumeMounts"]
+        chosen = {"TASKHERD_RUNNER_NAME", "TASKHERD_RUNNER_DRAIN", "TASKHERD_RUNNER_ROOT"} & environment(pod).keys()
+        assert chosen == ({"TASKHERD_RUNNER_DRAIN"} if pool == "gpu" else set())
+        assert pod["terminationGracePeriodSeconds"] > durations.parse(environment(pod)["TASKHERD_GRACE"])
 
 
 @every_values
@@ -134,16 +145,15 @@ def test_the_chart_sets_valid_settings(values: Manifest) -> None:
 def test_a_runner_has_no_secret_but_the_broker_url(values: Manifest) -> None:
     """A runner has no other secret, no network access to the database, and the URL of the API for its agents."""
     manifests = render(values)
-    pod = next(pod for name, pod in pods(manifests) if name.endswith("-runner"))
-    variables = environment(pod)
-    assert {name for name in variables if name.endswith("_FILE")} == {"TASKHERD_AMQP_URL_FILE"}
-    secret = next(volume["secret"] for volume in pod["volumes"] if volume["name"] == "secrets")
-    assert [item["path"] for item in secret["items"]] == ["amqp-url"]
     service = next(each for each in kinds(manifests, "Service") if each["metadata"]["name"].endswith("-api"))
-    assert (
-        variables["TASKHERD_AGENT_API_URL"]
-        == f"http://{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
-    )
+    url = f"http://{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
+    for runner in runners(manifests).values():
+        pod = pod_of(runner)
+        variables = environment(pod)
+        assert {name for name in variables if name.endswith("_FILE")} == {"TASKHERD_AMQP_URL_FILE"}
+        secret = next(volume["secret"] for volume in pod["volumes"] if volume["name"] == "secrets")
+        assert [item["path"] for item in secret["items"]] == ["amqp-url"]
+        assert variables["TASKHERD_AGENT_API_URL"] == url
     policy = next(each for each in kinds(manifests, "NetworkPolicy") if each["metadata"]["name"].endswith("-runner"))
     assert 5432 not in {port["port"] for rule in policy["spec"]["egress"] for port in rule.get("ports", ())}
 
@@ -179,6 +189,85 @@ def test_settings_of_one_process_override_common_settings() -> None:
     assert environments["herd-api"]["TASKHERD_LOG_LEVEL"] == "debug"
     assert environments["herd-worker"]["TASKHERD_AGENT_LOST_AFTER"] == "45s"
     assert environments["herd-worker"]["TASKHERD_REPORT_PARTITIONS"] == "12"
+
+
+def test_extra_variables_and_volumes_reach_every_container() -> None:
+    """What all containers have comes first, then what one process has; the chart's own come before both."""
+    seen = dict(pods(render(ALL)))
+    for name, pod in seen.items():
+        (container,) = pod["containers"]
+        assert environment(pod)["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://collector:4318", name
+        assert container["envFrom"][0] == {"configMapRef": {"name": "everywhere"}}, name
+        assert {"name": "shared", "mountPath": "/shared"} in container["volumeMounts"], name
+        assert {"name": "shared", "emptyDir": {}} in pod["volumes"], name
+        mounted = {each["name"] for each in container["volumeMounts"]} - {"tasks"}
+        assert mounted <= {each["name"] for each in pod["volumes"]}, name
+    assert environment(seen["herd-worker"])["OTEL_RESOURCE_ATTRIBUTES"] == "team=herd"
+    assert "OTEL_RESOURCE_ATTRIBUTES" not in environment(seen["herd-api"])
+    assert environment(seen["herd-migrate"])["PGOPTIONS"] == "-c statement_timeout=0"
+    assert seen["herd-runner-default"]["containers"][0]["envFrom"][1:] == [{"secretRef": {"name": "model-keys"}}]
+    assert {"name": "cache", "mountPath": "/cache", "readOnly": True} in seen["herd-runner-gpu"]["containers"][0][
+        "volumeMounts"
+    ]
+    for pod in dict(pods(render({}))).values():
+        assert "envFrom" not in pod["containers"][0]
+
+
+def test_every_process_may_send_to_the_additional_addresses() -> None:
+    """``networkPolicy.extraEgress`` is part of the policy of every process, for example for a collector of traces."""
+    (rule,) = ALL["networkPolicy"]["extraEgress"]
+    policies = list(kinds(render(ALL), "NetworkPolicy"))
+    assert len(policies) == 4
+    assert all(rule in policy["spec"]["egress"] for policy in policies)
+
+
+def test_each_pool_of_runners_is_a_workload_of_its_own() -> None:
+    """A pool has its own replicas, user, image, resources and environment; ``runner`` has what it leaves out."""
+    manifests = render(ALL)
+    pools = runners(manifests)
+    default, gpu = pools["default"], pools["gpu"]
+    assert {each["metadata"]["name"] for each in pools.values()} == {"herd-runner-default", "herd-runner-gpu"}
+    assert (default["spec"]["replicas"], gpu["spec"]["replicas"]) == (3, 2)
+    containers = {name: pod_of(each)["containers"][0] for name, each in pools.items()}
+    assert containers["default"]["image"] == "registry.example.com/agents:7"
+    assert containers["gpu"]["image"] == "registry.example.com/gpu-agents:8"
+    assert containers["gpu"]["resources"] == {"requests": {"cpu": "4", "memory": "1Gi"}, "limits": {"memory": "64Gi"}}
+    assert containers["gpu"]["envFrom"][1:] == [{"secretRef": {"name": "gpu-keys"}}]
+    assert pod_of(gpu)["nodeSelector"] == {"accelerator": "a100"}
+    assert "nodeSelector" not in pod_of(default)
+    secrets = {
+        name: volume["secret"]["secretName"]
+        for name, each in pools.items()
+        for volume in pod_of(each)["volumes"]
+        if volume["name"] == "secrets"
+    }
+    assert secrets == {"default": "taskherd-runner", "gpu": "taskherd-runner-gpu"}
+    for each in pools.values():
+        others = [other for other in pools.values() if other is not each]
+        selector = each["spec"]["selector"]["matchLabels"].items()
+        assert selector <= each["spec"]["template"]["metadata"]["labels"].items()
+        assert not any(selector <= other["spec"]["template"]["metadata"]["labels"].items() for other in others)
+
+
+def test_all_pools_are_scraped_and_have_network_access() -> None:
+    """The Service, the NetworkPolicy and the PodDisruptionBudget of runners select the pods of every pool."""
+    manifests = render(ALL)
+    labels = [each["spec"]["template"]["metadata"]["labels"].items() for each in runners(manifests).values()]
+    selectors = [
+        each["spec"].get("podSelector", each["spec"].get("selector"))
+        for each in kinds(manifests, "NetworkPolicy", "Service", "PodDisruptionBudget")
+        if each["metadata"]["name"] == "herd-runner"
+    ]
+    assert len(selectors) == 3
+    for selector in selectors:
+        wanted = selector.get("matchLabels", selector).items()
+        assert all(wanted <= each for each in labels)
+
+
+def test_a_name_too_long_for_a_stateful_set_is_refused() -> None:
+    """Kubernetes adds a hash to a StatefulSet's name to make a label of at most 63 characters."""
+    with pytest.raises(helm.HelmError, match="shorten the release's name"):
+        render({"nameOverride": "h" * 30, "runner": {"pools": [{"name": "p" * 30}]}})
 
 
 def test_keda_counts_the_queues_that_workers_consume() -> None:
@@ -228,6 +317,10 @@ def test_the_chart_ships_the_tested_rules_and_dashboard() -> None:
         {"settings": {"agent_lost_after": "30s"}},
         {"image": {"digest": "latest"}},
         {"ca": {"secret": "a", "configMap": "b"}},
+        {"runner": {"pools": [{"replicas": 2}]}},
+        {"runner": {"pools": [{"name": "GPU"}]}},
+        {"runner": {"pools": [{"name": "gpu", "settings": {"RUNNER_POOL": "other"}}]}},
+        {"extraEnv": {"A": "b"}},
     ],
     ids=str,
 )

@@ -3,10 +3,23 @@
 {{- default .Release.Name .Values.nameOverride | trunc 40 | trimSuffix "-" -}}
 {{- end -}}
 
+{{/*
+The workload's name, and the values of one pool of runners: those of `runner`, replaced by those of the pool. Without
+pools there is one workload for the pool `default`.
+*/}}
+{{- define "taskherd.runnerName" -}}
+{{- $name := printf "%s-runner%s" (include "taskherd.name" .root) (ternary (printf "-%s" .pool) "" (not (empty .pool))) -}}
+{{- if gt (len $name) 52 }}{{ fail (printf "the name %s is longer than 52 characters, the most that a StatefulSet can have: shorten the release's name, nameOverride or the pool's name" $name) }}{{ end -}}
+{{- $name -}}
+{{- end -}}
+
 {{- define "taskherd.selector" -}}
 app.kubernetes.io/name: taskherd
 app.kubernetes.io/instance: {{ .root.Release.Name }}
 app.kubernetes.io/component: {{ .process }}
+{{- with .pool }}
+taskherd.dev/pool: {{ . }}
+{{- end }}
 {{- end -}}
 
 {{- define "taskherd.labels" -}}
@@ -18,7 +31,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 
 {{- define "taskherd.image" -}}
 {{- $image := .root.Values.image -}}
-{{- $own := (index .root.Values .process).image | default dict -}}
+{{- $own := (.values | default (index .root.Values .process)).image | default dict -}}
 {{- $repository := $own.repository | default $image.repository -}}
 {{- $digest := ternary $own.digest $image.digest (not (empty $own.repository)) -}}
 {{- $tag := ternary $own.tag $image.tag (not (empty $own.repository)) | default .root.Chart.AppVersion -}}
@@ -48,7 +61,7 @@ capabilities: {drop: [ALL]}
 
 {{/* Secrets are mounted as files, so that no environment contains them. */}}
 {{- define "taskherd.environment" -}}
-{{- $values := index .root.Values .process -}}
+{{- $values := .values | default (index .root.Values .process) -}}
 - {name: TASKHERD_OPS_PORT, value: {{ .ops | quote }}}
 - {name: TASKHERD_GRACE, value: {{ printf "%ds" (int .root.Values.grace) }}}
 - {name: TASKHERD_MIGRATE, value: never}
@@ -61,13 +74,31 @@ capabilities: {drop: [ALL]}
   value: http://{{ include "taskherd.name" .root }}-api:{{ .root.Values.api.service.port }}
 {{- end }}
 {{- include "taskherd.caEnvironment" .root }}
+{{- with .pool }}
+- {name: TASKHERD_RUNNER_POOL, value: {{ . | quote }}}
+{{- end }}
 {{- range $name, $value := merge (dict) ($values.settings | default dict) .root.Values.settings }}
 - {name: {{ printf "TASKHERD_%s" $name }}, value: {{ $value | quote }}}
+{{- end }}
+{{- include "taskherd.extra" (dict "ctx" . "key" "extraEnv") }}
+{{- end -}}
+
+{{/* The entries of a list that all pods have, then those of this process. `key` is the name of both lists. */}}
+{{- define "taskherd.extra" -}}
+{{- $values := .ctx.values | default (index .ctx.root.Values .ctx.process) -}}
+{{- with concat (index .ctx.root.Values .key | default list) (index $values .key | default list) }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "taskherd.envFrom" -}}
+{{- with include "taskherd.extra" (dict "ctx" . "key" "envFrom") }}
+envFrom: {{- . | indent 2 }}
 {{- end }}
 {{- end -}}
 
 {{- define "taskherd.secretVolume" -}}
-{{- $secret := index .root.Values.secrets .process -}}
+{{- $secret := (.values | default dict).secret | default (index .root.Values.secrets .process) -}}
 - name: secrets
   secret:
     secretName: {{ $secret.name }}
@@ -88,6 +119,7 @@ capabilities: {drop: [ALL]}
 {{- with .root.Values.ca.configMap }}
 - {name: ca, configMap: {name: {{ . }}}}
 {{- end }}
+{{- include "taskherd.extra" (dict "ctx" . "key" "extraVolumes") }}
 {{- end -}}
 
 {{- define "taskherd.secretMounts" -}}
@@ -95,6 +127,7 @@ capabilities: {drop: [ALL]}
 {{- if or .root.Values.ca.secret .root.Values.ca.configMap }}
 - {name: ca, mountPath: /etc/taskherd/ca, readOnly: true}
 {{- end }}
+{{- include "taskherd.extra" (dict "ctx" . "key" "extraVolumeMounts") }}
 {{- end -}}
 
 {{/*
@@ -119,7 +152,7 @@ readinessProbe:
 {{- end -}}
 
 {{- define "taskherd.scheduling" -}}
-{{- $values := index .root.Values .process -}}
+{{- $values := .values | default (index .root.Values .process) -}}
 {{- with $values.nodeSelector }}
 nodeSelector: {{- toYaml . | nindent 2 }}
 {{- end }}
