@@ -1,6 +1,6 @@
 # `make` lists the targets. They run in .venv, which is created from requirements.lock when a target first needs it.
 .DEFAULT_GOAL := help
-.PHONY: help check test pure agents demo dev bench bench-quick chaos fuzz clients lint format docs lock lock-image audit image clean
+.PHONY: help bare check test pure agents demo dev bench bench-quick chaos fuzz clients lint format docs lock lock-image audit sbom image clean
 BIN := .venv/bin
 READY := .venv/ready
 FIGURES := .taskherd/chaos.jsonl
@@ -37,6 +37,9 @@ agents: $(READY) ## run Claude Code behind AgentAPI (AGENTAPI=program) under a r
 demo: $(READY) ## run the whole system on this machine for a minute
 	@$(BIN)/python -m examples.demo
 
+bare: ## run demo and tests on a bare Debian 13 in a chroot (needs root); TEST=tests/dev selects tests, WAYS= and more in .ci/bare
+	@sh .ci/bare
+
 dev: $(READY) ## run private RabbitMQ and PostgreSQL, a worker, the API and a runner until Ctrl-C
 	@$(BIN)/taskherd dev
 
@@ -58,8 +61,11 @@ clients: $(READY) ## run unmodified clients from PyPI against a real API, and re
 	python3 -m venv .taskherd/clients/fleet && .taskherd/clients/fleet/bin/pip install -q setup-fleet-mcp==0.12.1
 	$(BIN)/pytest -q -s -p no:xdist tests/clients/fleet_mcp.py
 
-image: ## build the container image taskherd:dev (needs Docker)
-	docker build -t taskherd:dev .
+image: ## build the container image taskherd:dev (needs Docker); BASE=image@sha256:… pins its base
+	docker build $(if $(BASE),--build-arg BASE=$(BASE)) -t taskherd:dev .
+
+sbom: $(READY) ## write a CycloneDX SBOM of the image's Python packages to build/sbom.cdx.json
+	@sh deploy/sbom.sh
 
 audit: $(READY) ## look for known vulnerabilities and risky code, and write an SBOM of the image
 	@sh deploy/audit.sh

@@ -15,8 +15,8 @@ from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
 
-from taskherd.dev import apt
 from tests.harness.api import TIMEOUT
+from tests.harness.programs import find_program
 
 START_TIMEOUT = 60.0
 _ADDRESS = re.compile(rb"DevTools listening on (ws://\S+)")
@@ -24,13 +24,7 @@ _ADDRESS = re.compile(rb"DevTools listening on (ws://\S+)")
 
 def find_chromium(announce: Callable[[str], None]) -> str:
     """Return the path of the program, and install it if it is missing."""
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        error = apt.install("chromium", announce)
-        assert error is None, f"cannot show the page without chromium: {error}"
-        path = shutil.which("chromium")
-    assert path is not None
-    return path
+    return shutil.which("google-chrome") or find_program("chromium", "chromium", announce)
 
 
 @dataclass

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import urllib.parse
@@ -21,10 +20,10 @@ import httpx
 import pytest
 import yaml
 
-from taskherd.dev import apt, ports
-from taskherd.dev.sources import Missing
+from taskherd.dev import ports
 from tests.harness.api import token_for
 from tests.harness.chaos import WorkerProcess, until
+from tests.harness.programs import find_program
 from tests.harness.worker import SECRET, VERSION, WorkerHarness, make_report
 
 ROOT = Path(__file__).parents[2]
@@ -54,10 +53,7 @@ class Tools:
 @pytest.fixture(scope="session")
 def tools(announce: Callable[[str], None]) -> Tools:
     """Return Prometheus and promtool of this machine; install them if they are missing."""
-    if shutil.which("promtool") is None:
-        missing = apt.install("prometheus", announce)
-        assert not isinstance(missing, Missing), missing
-    return Tools(shutil.which("prometheus") or "", shutil.which("promtool") or "")
+    return Tools(*(find_program(name, "prometheus", announce) for name in ("prometheus", "promtool")))
 
 
 def rules() -> Iterator[dict[str, Any]]:

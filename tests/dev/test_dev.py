@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import pytest
 
 from taskherd.dev import processes
 from taskherd.runner.workspaces.processes import MARKER_VARIABLE
+from tests.harness.programs import find_program
 
 ROOT = Path(__file__).parents[2]
 HEADING = "## A task's life, in curl\n"
@@ -25,9 +26,8 @@ TIMEOUT = 120.0
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
-def make_checkout(folder: Path) -> dict[str, str]:
-    """Make a folder look like a checkout, and return the environment for commands in it."""
-    (folder / "deploy").symlink_to(ROOT / "deploy")
+def make_folder(folder: Path) -> dict[str, str]:
+    """Make an empty folder with a Python for the README's commands, and return the environment for commands in it."""
     (folder / ".venv/bin").mkdir(parents=True)
     python = folder / ".venv/bin/python"
     python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
@@ -88,10 +88,14 @@ def json_objects(text: str) -> list[Any]:
     return found
 
 
-async def test_the_printed_commands_and_those_of_the_readme_work(tmp_path: Path) -> None:
+async def test_the_printed_commands_and_those_of_the_readme_work(
+    tmp_path: Path, announce: Callable[[str], None]
+) -> None:
     """The printed curl commands, the README's commands, and ``taskherd task`` with ``.taskherd/env``."""
-    env = make_checkout(tmp_path)
+    find_program("curl", "curl", announce)
+    env = make_folder(tmp_path)
     async with session(tmp_path, env) as lines:
+        assert not [line for line in lines if re.search("warning|error|Traceback", line)]
         curls = [line.partition(": ")[2].strip() for line in lines if "curl " in line]
         created, listed = [json_objects(await shell(line, tmp_path, env))[0] for line in curls]
         assert created["initial_prompt"] == "How large is this program?"

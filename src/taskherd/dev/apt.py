@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 from taskherd.dev.sources import Missing
 
 _COMMAND_TIMEOUT: Final = 600
-"""Seconds that one ``apt-get`` command may take."""
 """Maximum duration of an apt-get command, in seconds."""
+_OPTIONS: Final = ("-q", "-o", "DPkg::Lock::Timeout=300")  # another apt-get may be running
 _NO_SERVICE: Final = "RUNLEVEL=1"  # keeps invoke-rc.d from starting the installed service
 
 
@@ -27,9 +31,14 @@ def install(package: str, announce: Callable[[str], None]) -> Missing | None:
     if isinstance(prefix, Missing):
         return prefix
     announce(f"installing {package} with apt-get")
-    for arguments in (["update", "-q"], ["install", "-yq", "--no-install-recommends", package]):
+    with _one_at_a_time():
+        return _install(package, prefix)
+
+
+def _install(package: str, prefix: list[str]) -> Missing | None:
+    for arguments in (["update"], ["install", "-y", "--no-install-recommends", package]):
         env = ["env", "DEBIAN_FRONTEND=noninteractive", _NO_SERVICE]
-        command = [*prefix, *env, "apt-get", *arguments]
+        command = [*prefix, *env, "apt-get", *_OPTIONS, *arguments]
         try:
             process = subprocess.run(
                 command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_COMMAND_TIMEOUT, check=False
@@ -39,6 +48,18 @@ def install(package: str, announce: Callable[[str], None]) -> Missing | None:
         if process.returncode != 0 and arguments[0] == "install":
             return Missing(f"apt-get install {package} failed: {process.stderr.strip()[-300:]}")
     return None
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Let the processes of a parallel test run install one after the other: apt-get fails if its lists are locked."""
+    path = Path(tempfile.gettempdir()) / f"taskherd-apt-{os.geteuid()}.lock"
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # held no longer than the two commands may take
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _root_prefix() -> list[str] | Missing:
