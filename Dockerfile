@@ -1,5 +1,6 @@
 # One image for all processes: `docker run … taskherd worker`, `api`, `runner`, and `db upgrade` as the migration job.
 # `make image` builds it; deploy/compose.yaml and deploy/helm run it.
+# `make image BASE=python:3.13-slim@sha256:…` pins the base by digest (docs/operations.md, "The image").
 ARG BASE=python:3.13-slim
 
 FROM ${BASE} AS build

@@ -52,13 +52,20 @@ def _has_image(image: str) -> bool:
     return subprocess.run(["docker", "image", "inspect", image], capture_output=True, check=False).returncode == 0
 
 
-async def docker(*arguments: str, within: float = 60.0, cwd: Path = ROOT, fails: bool = False) -> str:
+async def docker(
+    *arguments: str, within: float = 60.0, cwd: Path = ROOT, fails: bool = False, stdin: bytes | None = None
+) -> str:
     """Run a docker command and return its output; it must succeed, or fail if ``fails`` is set."""
     process = await asyncio.create_subprocess_exec(
-        "docker", *arguments, cwd=cwd, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        "docker",
+        *arguments,
+        cwd=cwd,
+        stdin=None if stdin is None else asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
     )
     async with asyncio.timeout(within):
-        output, _ = await process.communicate()
+        output, _ = await process.communicate(stdin)
     assert bool(process.returncode) == fails, f"docker {' '.join(arguments)}: {output.decode(errors='replace')[-4000:]}"
     return output.decode(errors="replace").strip()
 

@@ -47,10 +47,11 @@ class Project:
         shutil.copytree(ROOT / "deploy", self._deploy, ignore=shutil.ignore_patterns("secrets"))
         shutil.copy(ROOT / "tests" / "deploy" / "compose.yaml", self._deploy / "compose.test.yaml")
 
-    async def __call__(self, *arguments: str, within: float = 120.0) -> str:
+    async def __call__(self, *arguments: str, within: float = 120.0, stdin: bytes | None = None) -> str:
         """Run a docker compose command."""
         files = ("-f", str(self._deploy / "compose.yaml"), "-f", str(self._deploy / "compose.test.yaml"))
-        return await docker("compose", "-p", self._name, *files, *arguments, within=within, cwd=self._deploy)
+        command = ("compose", "-p", self._name, *files, *arguments)
+        return await docker(*command, within=within, cwd=self._deploy, stdin=stdin)
 
     def secret(self, name: str) -> str:
         """Return the content of a secret's file."""
@@ -101,12 +102,11 @@ async def test_the_whole_system_starts_and_runs_a_task(project: Project) -> None
 
 
 async def load_directory(project: Project, run: dict[str, Any]) -> None:
-    """Load the example directory with this ``run`` of its first template."""
+    """Load the example directory with this ``run`` of its first template, as docs/operations.md says."""
     example = yaml.safe_load((ROOT / "deploy" / "example-directory.yaml").read_text())
     example["templates"][0]["versions"][0]["run"] = run
-    directory = yaml.safe_dump(example)
-    load = f"cat > /tmp/d.yaml <<'X'\n{directory}\nX\ntaskherd directory apply /tmp/d.yaml"
-    await project("run", "--rm", "-T", "--no-deps", "-v", "/tmp", "--entrypoint", "sh", "worker", "-c", load)  # noqa: S108 - a volume of the container
+    command = ("exec", "-T", "worker", "taskherd", "directory", "apply", "-")
+    await project(*command, stdin=yaml.safe_dump(example).encode())
 
 
 @asynccontextmanager

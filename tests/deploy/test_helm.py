@@ -264,6 +264,15 @@ def test_all_pools_are_scraped_and_have_network_access() -> None:
         assert all(wanted <= each for each in labels)
 
 
+def test_the_documented_pools_are_valid() -> None:
+    """The example of values in docs/operations.md renders its two pools."""
+    (block,) = re.findall(r"(?ms)^```yaml\n(runner:.*?)^```$", (ROOT / "docs" / "operations.md").read_text("utf-8"))
+    values = yaml.safe_load(block)
+    with helm.Chart.load(str(CHART)) as chart:
+        chart.validate_schema(chart.merge_values(values))
+    assert runners(render(values)).keys() == {"default", "gpu"}
+
+
 def test_a_name_too_long_for_a_stateful_set_is_refused() -> None:
     """Kubernetes adds a hash to a StatefulSet's name to make a label of at most 63 characters."""
     with pytest.raises(helm.HelmError, match="shorten the release's name"):

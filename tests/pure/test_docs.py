@@ -4,9 +4,15 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+import yaml
 
+from taskherd.cli.main import app
+from taskherd.directory_file.example import EXAMPLE
+from taskherd.directory_file.parse import parse
 from taskherd.observability import metrics
 from taskherd.settings import __main__ as settings
 from taskherd.settings import unknown_variables
@@ -90,6 +96,43 @@ def test_private_names_exist(page: Path) -> None:
     """Every ``_private_name`` in backticks in a page occurs in the package."""
     source = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
     assert [name for name in matches(r"`(_[a-z]\w+)(?:\(\))?`", page) if not re.search(rf"\b{name}\b", source)] == []
+
+
+@every_page
+def test_templates_can_be_applied(page: Path) -> None:
+    """Each YAML example of a template or its ``run`` is valid where the text says that it belongs."""
+    example = EXAMPLE.read_text(encoding="utf-8")
+    for block in re.findall(r"(?ms)^```yaml\n(.*?)^```$", page.read_text(encoding="utf-8")):
+        if block.startswith("run:"):
+            directory = yaml.safe_load(example)
+            directory["templates"][0]["versions"][0]["run"] = yaml.safe_load(block)["run"]
+            assert parse(yaml.safe_dump(directory).encode()).templates
+        elif block.startswith("  - id:"):
+            assert len(parse((example + block).encode()).templates) == len(parse(example.encode()).templates) + 1
+        else:
+            assert block.startswith("runner:\n"), "an example of something else than directory files and chart values"
+
+
+@every_page
+def test_commands_and_their_options_exist(page: Path) -> None:
+    """Every ``taskherd …`` command in backticks or in a shell example exists, with the options that it is given."""
+    text = page.read_text(encoding="utf-8")
+    spans = re.findall(r"`taskherd ([a-z][^`\n]*)`", text)
+    for block in re.findall(r"(?ms)^```(?:sh|console)\n(.*?)^```$", text):
+        spans += re.findall(r"(?:^|\s)(?:[\w./]*/)?taskherd ([a-z][^#|<>\n]*)", block)
+    for span in spans:
+        command: Any = typer.main.get_command(app)
+        words = span.replace(",", " ").split()
+        while words and isinstance(command, typer.core.TyperGroup):
+            found = command.get_command(typer.Context(command), words[0])
+            if found is None:
+                break
+            command = found
+            words.pop(0)
+        assert command.name != "taskherd", f"taskherd {span}"
+        options = {option for each in command.params for option in each.opts}
+        written = [word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)]
+        assert isinstance(command, typer.core.TyperGroup) or set(written) <= options, f"taskherd {span}"
 
 
 def test_decisions_are_listed() -> None:
