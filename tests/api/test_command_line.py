@@ -11,8 +11,10 @@ import uuid
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
+from taskherd.cli.follow import app as task_app
 from taskherd.cli.main import app
 from taskherd.observability import logs
 from tests.api.conftest import StartApi
@@ -228,8 +230,8 @@ async def test_a_stalled_agent_is_shown_with_the_step_that_works(start_api: Star
         await api_harness.worker.report(make_report("app.status", task, state="working", message="Compiling"))
         await api_harness.worker.until(lambda: api_harness.worker.document(task).get("stalled_since"))
         since = api_harness.worker.document(task)["stalled_since"][:19].replace("T", " ")
-        for words in (("list",), ("show", "slow")):
-            assert f"has stalled since {since}" in (await shell.run(*words)).stdout
+        assert "agent has stalled for " in (await shell.run("list")).stdout
+        assert f"has stalled since {since} UTC" in (await shell.run("show", "slow")).stdout
         for words in (("show", "slow"), ("explain", "slow")):
             assert (
                 "taskherd task pause slow, and when it is paused: taskherd task resume slow"
@@ -263,6 +265,81 @@ async def test_several_tasks_are_resumed_each_by_itself(api_harness: ApiHarness)
     result = await shell.run("pause", "runs", "two", "-o", "json")
     assert (result.exit_code, json.loads(result.stdout)["workspace_build"]["transition"]) == (6, "stop")
     assert (await shell.code("resume"))[0] == 2
+
+
+async def test_a_list_is_filtered_by_state_and_template(api_harness: ApiHarness) -> None:
+    """``--state`` is what the agent reported, ``--template`` the name; an empty list says what to do on stderr."""
+    for name in ("busy", "done"):
+        await api_harness.active(name=name)
+    task = uuid.UUID((await api_harness.alice.get("/tasks/me/done")).json()["id"])
+    await api_harness.worker.report(make_report("app.status", task, state="failure", message="No", uri=""))
+    await api_harness.worker.until(lambda: api_harness.worker.state(task).get("state") == "failed")
+    shell = Shell(api_harness)
+    assert [each["name"] for each in await shell.json("list", "--state", "failed")] == ["done"]
+    assert [each["name"] for each in await shell.json("list", "--template", "CLAUDE")] == ["done", "busy"]
+    assert await shell.json("list", "--template", "claude", "--state", "idle", "--status", "active") == []
+    assert await shell.json("list", "--template", "other") == []
+    assert (await shell.code("list", "--state", "failure"))[0] == 6
+    result = await shell.run("list", "--state", "idle")
+    assert (result.stdout, "No tasks match." in result.stderr) == ("", True)
+    result = await shell.run("list", "--limit", "1")
+    assert (len(result.stdout.splitlines()), "newest 1" in result.stderr) == (2, True)
+    watched = await api_harness.alice.get("/tasks/watch", params={"q": "state:idle"})
+    assert watched.status_code == 400
+
+
+async def test_a_followed_conversation_ends_with_its_agent(api_harness: ApiHarness) -> None:
+    """New entries are printed as they arrive, each once; the exit code is 0 once the agent has ended."""
+    task = uuid.UUID((await api_harness.active(name="talk"))["id"])
+    worker = api_harness.worker
+    texts = ("first", "second", "third")
+    process = await _start(api_harness, "logs", "-f", "talk", "-o", "json")
+    assert process.stdout is not None
+    for number, text in enumerate(texts):
+        entry = {"id": number, "type": "output", "content": text, "time": "2026-01-01T10:00:00Z"}
+        await worker.report(make_report("task.log", task, entries=[entry]))
+        assert json.loads(await asyncio.wait_for(process.stdout.readline(), 20))["content"] == text
+    await worker.report(make_report("agent.exit", task, why="exited", status=0))
+    stdout, stderr = await asyncio.wait_for(process.communicate(), 30)
+    assert (process.returncode, stdout, stderr) == (0, b"", b"")
+    lines = (await Shell(api_harness).run("logs", "--follow", "talk")).stdout.splitlines()
+    assert [each[11:] for each in lines] == list(texts)
+
+
+async def test_a_followed_conversation_ends_quietly(api_harness: ApiHarness) -> None:
+    """With 130 on Ctrl-C, and without a word when the reader of a pipe goes away, or when the task is deleted."""
+    task = uuid.UUID((await api_harness.active(name="talk"))["id"])
+    entry = {"id": 0, "type": "output", "content": "Working on it", "time": "2026-01-01T10:00:00Z"}
+    await api_harness.worker.report(make_report("task.log", task, entries=[entry]))
+    await api_harness.worker.until_row("SELECT count(*) FROM task_logs", is_=1)
+    interrupted, deleted = [await _start(api_harness, "logs", "-f", "talk") for _ in range(2)]
+    for process in (interrupted, deleted):
+        assert process.stdout is not None
+        assert b"Working on it" in await asyncio.wait_for(process.stdout.readline(), 20)
+    interrupted.send_signal(signal.SIGINT)
+    _, stderr = await asyncio.wait_for(interrupted.communicate(), 20)
+    assert (interrupted.returncode, stderr.strip()) == (130, b"")
+    command = f"{sys.executable} -m taskherd task logs talk | exec true"
+    env = {**os.environ, **Shell(api_harness).env}
+    piped = await asyncio.create_subprocess_shell(command, env=env, stderr=asyncio.subprocess.PIPE)
+    assert (await asyncio.wait_for(piped.communicate(), 20))[1] == b""
+    assert (await Shell(api_harness).code("delete", "talk"))[0] == 0
+    _, stderr = await asyncio.wait_for(deleted.communicate(), 20)
+    assert (deleted.returncode, stderr) == (0, b"")
+
+
+async def test_each_command_prints_json(api_harness: ApiHarness) -> None:
+    """Every command of ``taskherd task`` takes ``-o json``."""
+    await api_harness.active(name="one")
+    shell = Shell(api_harness)
+    assert set(typer.main.get_group(task_app).list_commands(None)) == {  # type: ignore[arg-type]
+        *("create", "list", "show", "send", "pause", "resume", "delete", "explain", "events", "wait", "watch", "logs")
+    }
+    for words in (
+        *(("create", "x"), ("list",), ("show", "one"), ("logs", "one"), ("explain", "one"), ("events", "one")),
+        *(("send", "one", "Hello"), ("wait", "one", "--until", "active"), ("pause", "one"), ("delete", "one")),
+    ):
+        assert await shell.json(*words) is not None
 
 
 async def test_events_shows_who_did_what(api_harness: ApiHarness) -> None:
@@ -356,12 +433,15 @@ async def test_errors_have_an_exit_code_and_advice(api_harness: ApiHarness) -> N
 
 
 async def _start_watch(api_harness: ApiHarness, *words: str) -> asyncio.subprocess.Process:
+    return await _start(api_harness, "watch", *words)
+
+
+async def _start(api_harness: ApiHarness, *words: str) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "taskherd",
         "task",
-        "watch",
         *words,
         env={**os.environ, **Shell(api_harness).env},
         stdout=asyncio.subprocess.PIPE,

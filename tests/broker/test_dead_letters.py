@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import orjson
@@ -137,7 +138,7 @@ async def test_replay_publishes_to_the_origin(
     await publish(publisher, names, b"one", FAULT, origin=reports, headers={"mine": 1}, content_type="text/plain")
     await publish(publisher, names, b"two", INVALID, origin=reports)
     await publish(publisher, names, b"three", FAULT, origin=unbound)
-    replayed = orjson.loads((await run_command("replay", "--reason", "fault", "--json", exit_code=1)).stdout)
+    replayed = orjson.loads((await run_command("replay", "--reason", "fault", "-o", "json", exit_code=1)).stdout)
     assert replayed["replayed"] == 1
     assert list(replayed["stayed"].values()) == ["no queue is bound to its original exchange with its routing key"]
     [delivery] = await consume_reports(connect_to(amqp_url, "consume")).next_batch(10, 0.2)
@@ -167,7 +168,7 @@ async def test_a_dead_letter_that_cannot_be_replayed_stays(
 ) -> None:
     """Replay keeps a dead letter with a truncated body or an unusable origin, and reports why."""
     await publish(publisher, names, b"begin", origin=origin, length=length)
-    replayed = orjson.loads((await run_command("replay", "--all", "--json", exit_code=1)).stdout)
+    replayed = orjson.loads((await run_command("replay", "--all", "-o", "json", exit_code=1)).stdout)
     assert (replayed["replayed"], list(replayed["stayed"].values())) == (0, [obstacle])
     assert len(await read(connection, names)) == 1
 
@@ -187,7 +188,9 @@ async def test_a_message_dead_lettered_by_the_broker_is_listed_and_replayed(
     [letter] = letters
     assert (letter.reason, letter.body) == ("rejected", b"body")
     assert letter.origin == Origin(names.reports, names.reports, "key")
-    assert orjson.loads((await run_command("replay", letter.id, "--json")).stdout)["replayed"] == 1
+    assert letter.time is not None
+    assert abs(datetime.now(UTC) - letter.time) < timedelta(minutes=5)  # RabbitMQ's clock, in whole seconds
+    assert orjson.loads((await run_command("replay", letter.id, "-o", "json")).stdout)["replayed"] == 1
     channel = await connection.channel()
     replayed = await channel.basic_get(names.reports, no_ack=True, timeout=5)
     assert (replayed.body, replayed.header.properties.headers) == (b"body", {"mine": 1})
@@ -196,13 +199,20 @@ async def test_a_message_dead_lettered_by_the_broker_is_listed_and_replayed(
 async def test_purge_removes_the_selected_or_all(
     names: TopologyNames, publisher: Publisher, connection: SupervisedConnection, run_command: RunCommand
 ) -> None:
-    """Purge removes exactly the dead letters with the given ids, or all of them."""
+    """Purge removes exactly the dead letters with the given ids, the given reason or both, or all of them."""
     for n in range(3):
         await publish(publisher, names, b"%d" % n)
+    await publish(publisher, names, b"bug", FAULT)
     letters = await read(connection, names)
-    assert orjson.loads((await run_command("purge", letters[1].id, "--json")).stdout) == {"purged": 1}
+    both = await run_command("purge", letters[0].id, "--reason", "fault", "-o", "json")
+    assert orjson.loads(both.stdout) == {"purged": 0}
+    assert orjson.loads((await run_command("purge", "--reason", "fault", "-o", "json")).stdout) == {"purged": 1}
+    assert [each.body for each in await read(connection, names)] == [b"0", b"1", b"2"]
+    await run_command("purge", "--reason", "fault", "--all", exit_code=2)
+    await run_command("purge", exit_code=2)
+    assert orjson.loads((await run_command("purge", letters[1].id, "-o", "json")).stdout) == {"purged": 1}
     assert [each.body for each in await read(connection, names)] == [b"0", b"2"]
-    assert orjson.loads((await run_command("purge", "--all", "--json")).stdout) == {"purged": 2}
+    assert orjson.loads((await run_command("purge", "--all", "-o", "json")).stdout) == {"purged": 2}
     assert await read(connection, names) == []
 
 
@@ -220,7 +230,7 @@ async def test_the_command_lists_and_shows_dead_letters(
 ) -> None:
     """``taskherd dead list`` and ``show`` print dead letters without control characters."""
     await publish(publisher, names, b"\x1b[2Jbody", INVALID, "why")
-    [listed] = orjson.loads((await run_command("list", "--json")).stdout)
+    [listed] = orjson.loads((await run_command("list", "-o", "json")).stdout)
     assert (listed["reason"], listed["detail"], listed["queue"]) == ("invalid", "why", "queue")
     table = (await run_command("list")).stdout
     assert listed["id"] in table

@@ -41,12 +41,12 @@ def test_a_missing_setting_is_named_with_an_example() -> None:
 
 def test_an_unknown_variable_is_warned_about() -> None:
     """A misspelled variable causes a warning on stderr with the nearest name; the command still runs."""
-    result = CliRunner().invoke(app, ["config", "--plain"], env={"TASKHERD_AGENT_LOST_AFTR": "5s"})
+    result = CliRunner().invoke(app, ["config", "-o", "json"], env={"TASKHERD_AGENT_LOST_AFTR": "5s"})
     assert result.exit_code == 0
     assert "unknown setting TASKHERD_AGENT_LOST_AFTR; did you mean TASKHERD_AGENT_LOST_AFTER?" in result.stderr
 
 
-@pytest.mark.parametrize("arguments", [["config"], ["config", "--plain"]])
+@pytest.mark.parametrize("arguments", [["config"], ["config", "-o", "json"]])
 def test_config_hides_secrets(arguments: list[str]) -> None:
     """``taskherd config`` shows every setting and no secret."""
     env = {

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-import typer
-from rich.console import Console
-from rich.table import Table
-
+from taskherd.cli.output import OutputFormat, OutputOption, document
+from taskherd.cli.tables import Column, table
 from taskherd.settings import describe, load
+
+if TYPE_CHECKING:
+    import typer
+
+_COLUMNS = (
+    Column("VARIABLE"),
+    Column("VALUE"),
+    Column("SOURCE", optional=1),
+    Column("DESCRIPTION", optional=2, shortest=30),
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -16,21 +24,11 @@ def register(app: typer.Typer) -> None:
     app.command("config")(config)
 
 
-def config(
-    plain: Annotated[bool, typer.Option("--plain", help="Print NAME=value lines instead of a table.")] = False,
-) -> None:
+def config(output: OutputOption = OutputFormat.TABLE) -> None:
     """Show every setting: its value, where the value comes from, and what it does. Secrets are hidden."""
     settings = describe(load("amqp_prefix"))
-    if plain:
-        for setting in settings:
-            typer.echo(f"{setting.variable}={setting.value}")
-        return
-    table = Table(title="taskherd settings", title_justify="left")
-    table.add_column("variable", no_wrap=True)
-    table.add_column("value", overflow="fold")
-    table.add_column("source")
-    table.add_column("description")
-    for setting in settings:
-        style = "" if setting.source == "default" else "bold"
-        table.add_row(setting.variable, setting.value, setting.source, setting.description, style=style)
-    Console(markup=False, highlight=False).print(table)
+    if output is OutputFormat.JSON:
+        names = ("variable", "value", "source", "default", "expected", "description")
+        document([{name: getattr(each, name) for name in names} for each in settings])
+    else:
+        table(_COLUMNS, ((each.variable, each.value, each.source, each.description) for each in settings))

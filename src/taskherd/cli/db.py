@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from taskherd.cli.output import print_error
+from taskherd.cli.output import OutputFormat, OutputOption, document, print_error
 from taskherd.errors import Retry
 from taskherd.settings import load
 from taskherd.store import migrate
@@ -17,6 +17,7 @@ app = typer.Typer(help="Create, migrate and check the database schema at TASKHER
 @app.command()
 def upgrade(
     revision: Annotated[str, typer.Argument(help="Schema revision to migrate to; head is the newest.")] = migrate.HEAD,
+    output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Create the schema, or migrate it to this release. Running it again changes nothing."""
     settings = load("database_url")
@@ -27,21 +28,35 @@ def upgrade(
             f"could not lock the tables ({error}); nothing was changed", "try again when the database is less busy"
         )
         raise typer.Exit(1) from None
-    typer.echo(f"The schema is at revision {state.actual}.")
+    _print(state, f"The schema is at revision {state.actual}.", output)
 
 
 @app.command()
-def current() -> None:
+def current(output: OutputOption = OutputFormat.TABLE) -> None:
     """Show the revision of the schema and the revision that this release needs."""
     state = migrate.current(load("database_url").database_url)
-    typer.echo(f"found {state.actual or 'none'}, needed {state.expected}: {state.status.value}")
+    _print(state, f"found {state.actual or 'none'}, needed {state.expected}: {state.status.value}", output)
 
 
 @app.command()
-def check() -> None:
+def check(output: OutputOption = OutputFormat.TABLE) -> None:
     """Check that the schema fits this release; exit with 1 and print what to do if it does not."""
     state = migrate.current(load("database_url").database_url)
-    if state.advice:
-        print_error(state.advice)
-        raise typer.Exit(1)
-    typer.echo(f"The schema is at revision {state.actual}, as this release requires.")
+    if not state.advice:
+        _print(state, f"The schema is at revision {state.actual}, as this release requires.", output)
+        return
+    if output is OutputFormat.JSON:
+        document(_as_json(state))
+    print_error(state.advice)
+    raise typer.Exit(1)
+
+
+def _print(state: migrate.SchemaState, sentence: str, output: OutputFormat) -> None:
+    if output is OutputFormat.JSON:
+        document(_as_json(state))
+    else:
+        typer.echo(sentence)
+
+
+def _as_json(state: migrate.SchemaState) -> dict[str, Any]:
+    return {"found": state.actual, "needed": state.expected, "status": state.status.value}

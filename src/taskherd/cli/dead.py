@@ -6,17 +6,24 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
-import orjson
 import typer
-from rich.console import Console
-from rich.table import Column, Table
 
 from taskherd.broker import dead_letters
 from taskherd.broker.connection import SupervisedConnection
 from taskherd.broker.dead_letters import QueuedMessage, ReplayTarget
 from taskherd.broker.publisher import Publisher
 from taskherd.broker.topology import TopologyNames
-from taskherd.cli.output import print_error
+from taskherd.cli.output import (
+    OutputFormat,
+    OutputOption,
+    age,
+    document,
+    moment_and_age,
+    print_error,
+    print_note,
+)
+from taskherd.cli.tables import Column, fields, table
+from taskherd.domain.reports import format_rfc3339
 from taskherd.messages.dead_letters import DeadLetter, decode
 from taskherd.settings import load
 
@@ -27,38 +34,56 @@ app = typer.Typer(
     help="Inspect, replay and purge dead letters: messages that could not be processed.", no_args_is_help=True
 )
 
-JSONOption = Annotated[bool, typer.Option("--json", help="Print a JSON document.")]
 LimitOption = Annotated[
     int, typer.Option("--limit", min=1, max=10_000, help="Maximum number of dead letters to read, oldest first.")
 ]
 IdsArgument = Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids from `taskherd dead list`.")]
 ReasonOption = Annotated[str | None, typer.Option("--reason", help="Only dead letters with this reason.")]
 AllOption = Annotated[bool, typer.Option("--all", help="All dead letters, up to --limit.")]
-_PREVIEW_BYTES = 60
+_PREVIEW_BYTES = 200
+_COLUMNS = (
+    Column("ID"),
+    Column("REASON"),
+    Column("AGE", optional=1),
+    Column("DETAIL", optional=2, shortest=16),
+    Column("QUEUE", optional=4),
+    Column("ROUTING KEY", optional=5),
+    Column("BYTES", optional=6),
+    Column("BODY", optional=3, shortest=16),
+)
 
 
 @app.command("list")
-def list_(limit: LimitOption = 100, reason: ReasonOption = None, as_json: JSONOption = False) -> None:
-    """List the oldest dead letters. They stay in the queue."""
-    letters = [each for each in asyncio.run(_read(limit)) if reason in (None, each.reason)]
-    if as_json:
-        typer.echo(orjson.dumps([_as_json(each) for each in letters], option=orjson.OPT_INDENT_2))
-        return
-    table = Table(Column("id", no_wrap=True), "reason", "detail", "from", "routing key", "bytes", "body")
-    for each in letters:
-        body = each.body[:_PREVIEW_BYTES].decode("utf-8", "backslashreplace")
-        cells = (each.id, each.reason, each.detail, each.origin.queue, each.origin.routing_key, str(each.length), body)
-        table.add_row(*map(_printable, cells))
-    Console(markup=False).print(table)
+def list_(limit: LimitOption = 100, reason: ReasonOption = None, output: OutputOption = OutputFormat.TABLE) -> None:
+    """List the oldest dead letters, and how long ago they were dead-lettered. They stay in the queue."""
+    found = asyncio.run(_read(limit + 1))
+    letters = [each for each in found[:limit] if reason in (None, each.reason)]
+    if output is OutputFormat.JSON:
+        document([_as_json(each) for each in letters])
+    elif letters:
+        table(_COLUMNS, map(_row, letters))
+    elif reason and found:
+        print_note(f"No dead letters with this reason among the oldest {limit}.")
+    else:
+        print_note("No dead letters.")
+    if len(found) > limit:
+        print_note(f"Only the oldest {limit} were read; read more with --limit.")
+
+
+def _row(letter: DeadLetter) -> tuple[object, ...]:
+    died = age(letter.time) if letter.time else ""
+    body = letter.body[:_PREVIEW_BYTES].decode("utf-8", "backslashreplace")
+    origin = letter.origin
+    return letter.id, letter.reason, died, letter.detail, origin.queue, origin.routing_key, letter.length, body
 
 
 @app.command()
 def show(
     letter: Annotated[str, typer.Argument(metavar="ID", help="Id from `taskherd dead list`.")],
     limit: LimitOption = 1000,
-    as_json: JSONOption = False,
+    output: OutputOption = OutputFormat.TABLE,
 ) -> None:
-    """Show a dead letter with its complete body."""
+    """Show a dead letter with its complete body, and when it was dead-lettered."""
     found = next((each for each in asyncio.run(_read(limit)) if each.id == letter), None)
     if found is None:
         print_error(
@@ -66,12 +91,25 @@ def show(
             "`taskherd dead list` shows the ids; read more with --limit",
         )
         raise typer.Exit(1)
-    document = {**_as_json(found), "body": found.body.decode("utf-8", "backslashreplace")}
-    if as_json:
-        typer.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2))
+    body = found.body.decode("utf-8", "backslashreplace")
+    if output is OutputFormat.JSON:
+        document({**_as_json(found), "body": body})
         return
-    for name, value in document.items():
-        typer.echo(f"{name}: {_printable(str(value))}")
+    origin = found.origin
+    fields(
+        ("id", found.id),
+        ("reason", found.reason),
+        ("detail", found.detail),
+        ("time", moment_and_age(found.time)),
+        ("queue", origin.queue),
+        ("exchange", origin.exchange),
+        ("routing key", origin.routing_key),
+        ("index", "" if found.index is None else f"{found.index} of the array it arrived in"),
+        ("size", f"{found.length} bytes{', of which only the beginning was kept' if found.truncated else ''}"),
+        ("body", body),
+        ("next", f"taskherd dead replay {found.id}" if found.replay_obstacle is None else ""),
+        ("no replay", found.replay_obstacle or ""),
+    )
 
 
 @app.command()
@@ -80,7 +118,7 @@ def replay(
     reason: ReasonOption = None,
     everything: AllOption = False,
     limit: LimitOption = 1000,
-    as_json: JSONOption = False,
+    output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Publish dead letters again to the exchange they came from.
 
@@ -89,8 +127,8 @@ def replay(
     """
     _check_selection(ids, reason, everything=everything, hint="name ids, or use --reason or --all")
     count, kept = asyncio.run(_replay(ids or [], reason, limit))
-    if as_json:
-        typer.echo(orjson.dumps({"replayed": count, "stayed": kept}))
+    if output is OutputFormat.JSON:
+        document({"replayed": count, "stayed": kept})
     else:
         typer.echo(f"{count} replayed")
         for letter, obstacle in kept.items():
@@ -101,12 +139,19 @@ def replay(
 
 @app.command()
 def purge(
-    ids: IdsArgument = None, everything: AllOption = False, limit: LimitOption = 1000, as_json: JSONOption = False
+    ids: IdsArgument = None,
+    reason: ReasonOption = None,
+    everything: Annotated[bool, typer.Option("--all", help="All dead letters, beyond --limit too.")] = False,
+    limit: LimitOption = 1000,
+    output: OutputOption = OutputFormat.TABLE,
 ) -> None:
-    """Delete dead letters permanently."""
-    _check_selection(ids, None, everything=everything, hint="name ids, or use --all")
-    removed = asyncio.run(_purge(ids or [], limit))
-    typer.echo(orjson.dumps({"purged": removed}) if as_json else f"{removed} purged")
+    """Delete dead letters permanently: those with these ids, with this reason or, if both are given, with both."""
+    _check_selection(ids, reason, everything=everything, hint="name ids, or use --reason or --all")
+    removed = asyncio.run(_purge(ids or [], reason, limit))
+    if output is OutputFormat.JSON:
+        document({"purged": removed})
+    else:
+        typer.echo(f"{removed} purged")
 
 
 def _check_selection(ids: list[str] | None, reason: str | None, *, everything: bool, hint: str) -> None:
@@ -136,7 +181,7 @@ async def _replay(ids: list[str], reason: str | None, limit: int) -> tuple[int, 
 
     def target_of(message: QueuedMessage) -> ReplayTarget | None:
         letter = decode(message)
-        if (ids and letter.id not in ids) or reason not in {None, letter.reason}:
+        if not _is_selected(letter, ids, reason):
             return None
         if letter.replay_obstacle is not None:
             kept[letter.id] = letter.replay_obstacle
@@ -158,10 +203,15 @@ async def _replay(ids: list[str], reason: str | None, limit: int) -> tuple[int, 
     return result.count, kept
 
 
-async def _purge(ids: list[str], limit: int) -> int:
+async def _purge(ids: list[str], reason: str | None, limit: int) -> int:
     async with _broker() as (connection, names):
-        select = (lambda message: decode(message).id in ids) if ids else None
+        select = (lambda message: _is_selected(decode(message), ids, reason)) if ids or reason else None
         return await dead_letters.purge(connection, names, select, limit=limit)
+
+
+def _is_selected(letter: DeadLetter, ids: list[str], reason: str | None) -> bool:
+    """Return whether a dead letter has one of the ids, unless there are none, and the reason, unless it is None."""
+    return (not ids or letter.id in ids) and reason in {None, letter.reason}
 
 
 def _as_json(letter: DeadLetter) -> dict[str, Any]:
@@ -169,6 +219,7 @@ def _as_json(letter: DeadLetter) -> dict[str, Any]:
         "id": letter.id,
         "reason": letter.reason,
         "detail": letter.detail,
+        "time": None if letter.time is None else format_rfc3339(letter.time),
         "queue": letter.origin.queue,
         "exchange": letter.origin.exchange,
         "routing_key": letter.origin.routing_key,
@@ -176,8 +227,3 @@ def _as_json(letter: DeadLetter) -> dict[str, Any]:
         "length": letter.length,
         "truncated": letter.truncated,
     }
-
-
-def _printable(text: str) -> str:
-    """Return ``text`` with control characters escaped: it is untrusted and could control the terminal."""
-    return "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in text)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from dataclasses import asdict
+from typing import Annotated, Any
 
 import typer
 
-from taskherd.cli.output import print_error, printable
+from taskherd.cli.output import OutputFormat, OutputOption, document, print_error, printable
 from taskherd.directory_file.document import MAX_BYTES
 from taskherd.directory_file.example import EXAMPLE
 from taskherd.directory_file.model import Directory
@@ -15,7 +16,7 @@ from taskherd.directory_file.parse import InvalidDirectory, parse
 from taskherd.errors import Retry
 from taskherd.settings import load
 from taskherd.store import directory, migrate
-from taskherd.store.directory_changes import DirectoryChanges
+from taskherd.store.directory_changes import Action, DirectoryChanges
 from taskherd.store.engine import dispose, open_engine, transaction
 
 app = typer.Typer(help="Load the organizations, users and templates that tasks refer to.", no_args_is_help=True)
@@ -40,6 +41,7 @@ def apply(
             PERMISSION, help="Allow to deactivate an organization, or more than a tenth of the entries of a kind."
         ),
     ] = False,
+    output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Make the directory match FILE. Running it again changes nothing.
 
@@ -51,9 +53,9 @@ def apply(
     try:
         content = parse(file.read(MAX_BYTES + 1))
         if dry_run:
-            _show(asyncio.run(_plan(database_url, content)), allowed=allow_deactivate)
+            _show(asyncio.run(_plan(database_url, content)), output, allowed=allow_deactivate)
         else:
-            _report(asyncio.run(_apply(database_url, content, allow_deactivate=allow_deactivate)))
+            _report(asyncio.run(_apply(database_url, content, allow_deactivate=allow_deactivate)), output)
     except InvalidDirectory as error:
         print_error(f"{name} is invalid; {NOTHING_CHANGED}", *map(printable, error.problems))
         raise typer.Exit(1) from None
@@ -69,7 +71,10 @@ def apply(
         raise typer.Exit(1) from None
 
 
-def _show(changes: DirectoryChanges, *, allowed: bool) -> None:
+def _show(changes: DirectoryChanges, output: OutputFormat, *, allowed: bool) -> None:
+    if output is OutputFormat.JSON:
+        document({"dry_run": True, **_as_json(changes), "not_allowed": [] if allowed else list(changes.excessive)})
+        return
     for each in changes.changes:
         fields = f": {', '.join(each.fields)}" if each.fields else ""
         typer.echo(printable(f"{each.action.value} {each.kind} {each.name}{fields}"))
@@ -78,7 +83,15 @@ def _show(changes: DirectoryChanges, *, allowed: bool) -> None:
         typer.echo(printable(f"To apply this, add {PERMISSION}: it deactivates {'; '.join(changes.excessive)}."))
 
 
-def _report(applied: directory.AppliedChanges) -> None:
+def _as_json(changes: DirectoryChanges) -> dict[str, Any]:
+    listed = [{**vars_of, "fields": list(vars_of["fields"])} for vars_of in map(asdict, changes.changes)]
+    return {"changes": listed, **{action.value: changes.count(action) for action in Action}}
+
+
+def _report(applied: directory.AppliedChanges, output: OutputFormat) -> None:
+    if output is OutputFormat.JSON:
+        document({"dry_run": False, **_as_json(applied.changes), "revision": applied.revision})
+        return
     result = applied.changes.summary if applied.changed else "No changes"
     typer.echo(f"{result}; the directory is at revision {applied.revision}.")
 

@@ -6,21 +6,20 @@ import asyncio
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
-import orjson
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from taskherd.cli.diagnostics.findings import FindingState
 from taskherd.cli.diagnostics.roles import Role
 from taskherd.cli.diagnostics.run import run_checks
+from taskherd.cli.output import OutputFormat, OutputOption, document, printable
+from taskherd.cli.tables import COLORS, colored, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from taskherd.cli.diagnostics.findings import Finding
 
-_STYLES = {FindingState.OK: "green", FindingState.NOTE: "yellow", FindingState.ERROR: "bold red"}
+_INDENT = max(map(len, FindingState)) + 2
 
 
 class RoleChoice(StrEnum):
@@ -42,15 +41,15 @@ def doctor(
         RoleChoice | None,
         typer.Argument(help="What this machine runs; by default what runs with these settings or is set up by them."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON document.")] = False,
+    output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Check what this machine's processes need, and print how to fix each problem.
 
     Exits with 1 on errors. Notes are warnings only.
     """
     findings = asyncio.run(run_checks(_roles(role)))
-    if as_json:
-        typer.echo(orjson.dumps([_as_json(each) for each in findings], option=orjson.OPT_INDENT_2))
+    if output is OutputFormat.JSON:
+        document([_as_json(each) for each in findings])
     else:
         _print(findings)
     if any(finding.state is FindingState.ERROR for finding in findings):
@@ -68,10 +67,10 @@ def _as_json(finding: Finding) -> dict[str, str]:
 
 
 def _print(findings: Iterable[Finding]) -> None:
-    table = Table(title="taskherd doctor", title_justify="left")
-    table.add_column("result", no_wrap=True)
-    for heading in ("check", "found", "how to fix it"):
-        table.add_column(heading, overflow="fold")
+    """Print each finding, and below it how to fix it; nothing is cut off, however narrow the terminal is."""
     for finding in findings:
-        table.add_row(finding.state, finding.what, finding.found, finding.advice, style=_STYLES[finding.state])
-    Console(markup=False, highlight=False).print(table)
+        result = colored(finding.state, COLORS[finding.state]) + " " * (_INDENT - len(finding.state))
+        lines = wrapped(f"{printable(finding.what)}: {finding.found}", indent=_INDENT)
+        if finding.advice:
+            lines += wrapped(f"To fix it: {finding.advice}", indent=_INDENT)
+        typer.echo(result + ("\n" + " " * _INDENT).join(lines))

@@ -1,16 +1,16 @@
-"""``taskherd task wait`` and ``taskherd task watch``: follow tasks over time."""
+"""``taskherd task wait``, ``watch`` and ``logs``: follow tasks over time."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from taskherd import durations
-from taskherd.cli import output as task_output
-from taskherd.cli.output import OutputFormat, OutputOption
+from taskherd.cli import task_output
+from taskherd.cli.output import OutputFormat, OutputOption, document, line, print_error, print_note, printable
 from taskherd.cli.task import EXIT_CODES, TaskArgument, app
-from taskherd.client import events, http, tasks
+from taskherd.client import events, http, task_logs, tasks
 from taskherd.client.errors import ClientError, ExitCode
 
 __all__ = ["app"]
@@ -43,18 +43,17 @@ def wait(
     Exits with 3 if the task fails instead, or if its agent ends or is lost; with 124 on timeout.
     """
     awaited = {each.strip().lower() for each in until.split(",") if each.strip()}
-    document, in_time = tasks.wait(http.from_environment(), task, sorted(awaited), timeout)
+    reached, in_time = tasks.wait(http.from_environment(), task, sorted(awaited), timeout)
     if output is OutputFormat.JSON:
-        task_output.document(document)
+        document(reached)
     else:
-        task_output.tasks([document])
+        task_output.tasks([reached])
     if not in_time:
         message = f"the task did not become {' or '.join(sorted(awaited))} within {durations.render(timeout)}"
         raise ClientError(ExitCode.TIMEOUT, message, _EXPLAIN)
-    reached = set(tasks.status_and_state(document))
-    if reached & awaited:
+    if awaited.intersection(tasks.status_and_state(reached)):
         return
-    note = task_output.agent_note(document, words=True)
+    note = task_output.agent_note(reached, words=True)
     if note:
         raise ClientError(ExitCode.FAILED, f"the agent {note}", _NEXT)
     raise ClientError(ExitCode.FAILED, "the task failed", _EXPLAIN)
@@ -79,14 +78,49 @@ def watch(
     query = None if task or all_owners else {"q": f'owner:"{owner}"'}
     for event in events.stream_events(client, *path, query=query, notice=_notice):
         if output is OutputFormat.JSON:
-            task_output.line({"event": event.type, "id": event.id, "data": event.data})
+            line({"event": event.type, "id": event.id, "data": event.data})
         else:
             is_snapshot = event.type == "task.snapshot"
-            document = event.data if is_snapshot else event.data["data"]["task"]
-            task_output.change(event.type, document, document["updated_at"] if is_snapshot else event.data["time"])
+            shown = event.data if is_snapshot else event.data["data"]["task"]
+            task_output.change(event.type, shown, shown["updated_at"] if is_snapshot else event.data["time"])
         if task and event.type == "task.deleted":
             return
 
 
+@app.command(epilog=EXIT_CODES)
+def logs(
+    task: TaskArgument,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on printing new entries until the agent has ended, or Ctrl-C.")
+    ] = False,
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
+    """Show the conversation with a task's agent; entries with > were sent to it. Times are in UTC.
+
+    With --follow, JSON is one entry per line. It ends with 0 when the agent has ended or is lost, or the task is paused
+    or deleted; but not while an agent starts or will be started again, nor while a complete task still has its agent.
+    """
+    client = http.from_environment()
+    if follow:
+        for entries in task_logs.follow(client, task, notice=_notice):
+            _print_entries(entries, output)
+        return
+    body = client.request("GET", *tasks.path_of(task), "logs").body
+    if output is OutputFormat.JSON:
+        document(body)
+    elif body["logs"]:
+        task_output.log_entries(body["logs"])
+    else:
+        print_note("No entries yet.", f"  wait for them with: taskherd task logs -f {printable(task)}")
+
+
+def _print_entries(entries: list[dict[str, Any]], output: OutputFormat) -> None:
+    if output is OutputFormat.JSON:
+        for entry in entries:
+            line(entry)
+    else:
+        task_output.log_entries(entries)
+
+
 def _notice(reason: str) -> None:
-    task_output.print_error(f"{task_output.printable(reason)}; reconnecting")
+    print_error(f"{printable(reason)}; reconnecting")

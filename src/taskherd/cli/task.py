@@ -6,13 +6,15 @@ The server is read from ``TASKHERD_URL``, the caller's token from ``TASKHERD_TOK
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from taskherd.cli import output as task_output
-from taskherd.cli.output import OutputFormat, OutputOption, print_error, printable
+from taskherd.cli import task_output
+from taskherd.cli.output import OutputFormat, OutputOption, document, line, moment, print_error, print_note, printable
+from taskherd.cli.tables import fields
 from taskherd.client import http, tasks
 from taskherd.client.errors import ApiError, ClientError, ExitCode
 
@@ -127,40 +129,39 @@ def list_(
         str | None,
         typer.Option("--status", help="Only tasks that are pending, initializing, active, paused, error or unknown."),
     ] = None,
+    state: Annotated[
+        str | None, typer.Option("--state", help="Only tasks whose agent is working, idle, complete or failed.")
+    ] = None,
+    template: Annotated[str | None, typer.Option("--template", help="Only tasks of the template of this name.")] = None,
     organization: Annotated[str | None, typer.Option("--organization", help="Only tasks of this organization.")] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Maximum number of tasks.")] = 100,
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
-    """List tasks, newest first."""
-    terms = {"owner": None if all_owners else owner, "status": status, "organization": organization}
-    given = {key: value for key, value in terms.items() if value}
-    documents = list(tasks.list_tasks(http.from_environment(), given, limit))
+    """List tasks, newest first, with the time since they were created (AGE) and since their last change (UPDATED)."""
+    filters = {"status": status, "state": state, "template": template, "organization": organization}
+    terms = {key: value for key, value in {"owner": None if all_owners else owner, **filters}.items() if value}
+    found = list(tasks.list_tasks(http.from_environment(), terms, limit + 1))
+    documents = found[:limit]
     if output is OutputFormat.JSON:
-        task_output.document(documents)
-    else:
+        document(documents)
+    elif documents:
         task_output.tasks(documents)
+    elif any(filters.values()) or owner != "me":
+        print_note("No tasks match.", "  leave out a filter, or add --all for the tasks of all owners")
+    else:
+        print_note("No tasks.", '  create one with: taskherd task create "PROMPT"')
+    if len(found) > limit:
+        print_note(f"Only the newest {limit} are listed; see more with --limit.")
 
 
 @app.command(epilog=EXIT_CODES)
 def show(task: TaskArgument, output: OutputOption = OutputFormat.TABLE) -> None:
     """Show a task, how its agent ended, and the command that starts it again."""
     client = http.from_environment()
-    document = tasks.show(client, task)
-    _print_task(document, output)
+    shown = tasks.show(client, task)
+    _print_task(shown, output)
     if output is OutputFormat.TABLE:
-        task_output.next_step(tasks.explain(client, _id_of(document)), task)
-
-
-@app.command(epilog=EXIT_CODES)
-def logs(task: TaskArgument, output: OutputOption = OutputFormat.TABLE) -> None:
-    """Show the conversation with a task's agent; lines with > were sent to it."""
-    body = http.from_environment().request("GET", *tasks.path_of(task), "logs").body
-    if output is OutputFormat.JSON:
-        task_output.document(body)
-        return
-    for entry in body["logs"]:
-        lines = [printable(line) for line in entry["content"].splitlines()]
-        typer.echo(f"{entry['time'][11:19]} {'>' if entry['type'] == 'input' else ' '} " + "\n           ".join(lines))
+        task_output.next_step(tasks.explain(client, _id_of(shown)), task)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -170,7 +171,7 @@ def send(task: TaskArgument, text: TextArgument, output: OutputOption = OutputFo
     response = tasks.change(http.from_environment(), "POST", *path, "send", body={"input": read(text)})
     queued = response.headers.get("x-taskherd-queued") == "true"
     if output is OutputFormat.JSON:
-        task_output.document({"queued": queued})
+        document({"queued": queued})
     else:
         typer.echo("Queued until the agent is idle." if queued else "Sent.")
 
@@ -194,9 +195,19 @@ def resume(task: TasksArgument, output: OutputOption = OutputFormat.TABLE) -> No
 
 
 @app.command(epilog=EXIT_CODES)
-def delete(task: TaskArgument) -> None:
-    """Delete a task and its workspace."""
-    tasks.change(http.from_environment(), "DELETE", *tasks.path_of(task))
+def delete(task: TasksArgument, output: OutputOption = OutputFormat.TABLE) -> None:
+    """Delete tasks and their workspaces.
+
+    Each task is judged by itself; the exit code is that of the first one that is refused.
+    """
+    client = http.from_environment()
+    _change_each(
+        task,
+        output,
+        change=lambda path: tasks.change(client, "DELETE", *path),
+        result=lambda reference, _: {"task": reference, "deleted": True},
+        sentence=lambda _: "Deleted; its workspace will be removed.",
+    )
 
 
 @app.command(epilog=EXIT_CODES)
@@ -204,18 +215,18 @@ def explain(task: TaskArgument, output: OutputOption = OutputFormat.TABLE) -> No
     """Explain a task's status, who acted last, and what would change it."""
     body = tasks.explain(http.from_environment(), task)
     if output is OutputFormat.JSON:
-        task_output.document(body)
+        document(body)
         return
     names = (("status", "status"), ("current_state", "state"), ("health", "agent"))
     command = body["last_command"]
-    task_output.fields(
+    fields(
         *((title, body[name]["because"]) for name, title in names),
         ("stalled", body["stalled_since"]["because"] if body["stalled_since"]["value"] else ""),
-        ("last", f"{command['words']}, {task_output.moment(command['time'])}" if command else ""),
+        ("last", f"{command['words']}, {moment(command['time'])} UTC" if command else ""),
     )
     for title, items in (("inbox", body["inbox"]), ("requests", body["requests"])):
         for item in items:
-            task_output.fields((title, ", ".join(f"{key} {value}" for key, value in item.items() if value is not None)))
+            fields((title, ", ".join(f"{key} {value}" for key, value in item.items() if value is not None)))
     task_output.next_step(body, task)
 
 
@@ -228,19 +239,48 @@ def events(
     """Show a task's timeline, oldest first: who did what, and what changed."""
     entries = tasks.timeline(http.from_environment(), task, limit)
     if output is OutputFormat.JSON:
-        task_output.document(entries)
-    else:
+        document(entries)
+    elif entries:
         task_output.timeline(entries)
+    else:
+        print_note("No entries: the task's history was deleted after its retention.")
 
 
 def _request_builds(references: list[str], action: str, output: OutputFormat) -> None:
-    """Request a build of each task; go on after a refusal, and exit with the code of the first one at the end."""
+    """Request a build of each task."""
     client = http.from_environment()
+    _change_each(
+        references,
+        output,
+        change=lambda path: tasks.change(client, "POST", *path, action),
+        result=lambda _, body: body,
+        sentence=_requested_build,
+    )
+
+
+def _requested_build(body: Any) -> str:
+    build = body["workspace_build"]
+    return f"Build {build['build_number']} ({build['transition']}) was requested; its id is {build['id']}."
+
+
+def _change_each(
+    references: list[str],
+    output: OutputFormat,
+    *,
+    change: Callable[[tuple[str, str, str]], http.ApiResponse],
+    result: Callable[[str, Any], Any],
+    sentence: Callable[[Any], str],
+) -> None:
+    """Change each task; go on after a refusal, and exit with the code of the first one at the end.
+
+    ``result`` is called with the reference and the response's body, and returns the JSON to print; ``sentence`` returns
+    what people read instead.
+    """
     paths = [tasks.path_of(each) for each in references]  # a wrong reference is found before anything is changed
     refused: list[ApiError] = []
     for reference, path in zip(references, paths, strict=True):
         try:
-            body = tasks.change(client, "POST", *path, action).body
+            body = change(path).body
         except ApiError as error:
             if len(references) == 1:
                 raise
@@ -248,22 +288,20 @@ def _request_builds(references: list[str], action: str, output: OutputFormat) ->
             print_error(f"{printable(reference)}: {printable(error.message)}", printable(error.advice))
             continue
         if output is OutputFormat.JSON:
-            (task_output.document if len(references) == 1 else task_output.line)(body)
+            (document if len(references) == 1 else line)(result(reference, body))
         else:
-            build = body["workspace_build"]
             name = f"{printable(reference)}: " if len(references) > 1 else ""
-            number, transition = build["build_number"], build["transition"]
-            typer.echo(f"{name}Build {number} ({transition}) was requested; its id is {build['id']}.")
+            typer.echo(name + sentence(body))
     if refused:
         raise typer.Exit(refused[0].code)
 
 
-def _id_of(document: tasks.Task) -> str:
-    return f"{document['owner_id']}/{document['id']}"
+def _id_of(task: tasks.Task) -> str:
+    return f"{task['owner_id']}/{task['id']}"
 
 
 def _print_task(task: tasks.Task, output: OutputFormat) -> None:
     if output is OutputFormat.JSON:
-        task_output.document(task)
+        document(task)
     else:
         task_output.task(task)

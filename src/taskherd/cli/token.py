@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from taskherd import durations
-from taskherd.cli.output import print_error
+from taskherd.cli.output import OutputFormat, OutputOption, age, document, duration, print_error, print_note
+from taskherd.cli.tables import COLORS, Column, table
+from taskherd.domain.reports import format_rfc3339
 from taskherd.settings import load
 from taskherd.store import migrate, tokens
 from taskherd.store.engine import dispose, open_engine, transaction
@@ -27,6 +27,14 @@ NEVER = "never"
 DEFAULT_LIFETIME = "90d"
 _DAYS = {"d": 86_400.0, "w": 7 * 86_400.0}
 _MAX_LIFETIME = 100 * 366 * _DAYS["d"]
+_COLUMNS = (
+    Column("ID"),
+    Column("USER"),
+    Column("STATE", colors=COLORS),
+    Column("AGE", optional=2),
+    Column("EXPIRES", optional=1),
+    Column("LAST USED", optional=3),
+)
 T = TypeVar("T")
 
 
@@ -53,6 +61,7 @@ def create(
         str,
         typer.Option(metavar="DURATION", help=f"Lifetime, such as 12h, 30d or 4w, or {NEVER}."),
     ] = DEFAULT_LIFETIME,
+    output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Create an API token and print it.
 
@@ -68,36 +77,59 @@ def create(
             f"there is no active user {user!r}", "add the user to the directory file and run `taskherd directory apply`"
         )
         raise typer.Exit(1)
-    typer.echo(token)
+    if output is OutputFormat.JSON:
+        document({"id": parsed.id, "token": token})
+    else:
+        typer.echo(token)
 
 
 @app.command("list")
 def list_(
     user: Annotated[str | None, typer.Option("--user", metavar="NAME", help="Only tokens of this user.")] = None,
+    output: OutputOption = OutputFormat.TABLE,
 ) -> None:
-    """List all tokens with owner, state, expiry and last use."""
+    """List all tokens: owner, state, time since they were created and last used, and time until they expire."""
     listed = _run(lambda conn: tokens.list_tokens(conn, user, MAX_LISTED))
-    table = Table("id", "user", "state", "created", "expires", "last used")
-    for each in listed:
-        times = (_format_time(moment) for moment in (each.created_at, each.expires_at, each.last_used_at))
-        table.add_row(each.id, each.username, each.state, *times)
-    Console(markup=False, highlight=False).print(table)
+    if output is OutputFormat.JSON:
+        document([_as_json(each) for each in listed])
+    elif listed:
+        table(_COLUMNS, map(_row, listed))
+    else:
+        print_note("No tokens.", "  create one with: taskherd token create --user NAME")
 
 
 @app.command()
 def revoke(
     token: Annotated[str, typer.Argument(metavar="ID", help="Id of the token, or the token itself.")],
+    output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Revoke a token. The API rejects it within a second."""
     token_id = token.partition("-")[0]
     if not _run(lambda conn: tokens.revoke(conn, token_id)):
         print_error(f"there is no valid token {token_id[:10]!r}", "`taskherd token list` shows all tokens")
         raise typer.Exit(1)
-    typer.echo(f"Revoked token {token_id}.")
+    if output is OutputFormat.JSON:
+        document({"revoked": token_id})
+    else:
+        typer.echo(f"Revoked token {token_id}.")
 
 
-def _format_time(moment: datetime | None) -> str:
-    return "" if moment is None else moment.isoformat(sep=" ", timespec="seconds")
+def _row(token: tokens.TokenRow) -> tuple[str, ...]:
+    used = age(token.last_used_at) if token.last_used_at else NEVER
+    return token.id, token.username, token.state, age(token.created_at), _expiry(token), used
+
+
+def _expiry(token: tokens.TokenRow) -> str:
+    if token.expires_at is None:
+        return NEVER
+    left = int((token.expires_at - datetime.now(UTC)).total_seconds())
+    return f"in {duration(left)}" if left > 0 else f"{duration(-left)} ago"
+
+
+def _as_json(token: tokens.TokenRow) -> dict[str, str | None]:
+    times = {name: getattr(token, name) for name in ("created_at", "expires_at", "last_used_at")}
+    shown = {name: None if time is None else format_rfc3339(time) for name, time in times.items()}
+    return {"id": token.id, "user": token.username, "state": token.state, **shown}
 
 
 def _run(query: Callable[[AsyncConnection], Awaitable[T]]) -> T:

@@ -8,6 +8,8 @@ import typer
 
 from taskherd.broker import topology
 from taskherd.broker.connection import SupervisedConnection
+from taskherd.cli.output import OutputFormat, OutputOption, document
+from taskherd.cli.tables import fields
 from taskherd.settings import Settings, load
 from taskherd.store import runners
 from taskherd.store.engine import dispose, open_engine, transaction
@@ -21,7 +23,7 @@ def group() -> None:
 
 
 @app.command()
-def apply() -> None:
+def apply(output: OutputOption = OutputFormat.TABLE) -> None:
     """Declare all exchanges and shared queues at TASKHERD_AMQP_URL. Running it again changes nothing.
 
     With TASKHERD_DATABASE_URL, also the work queues of all pools and runners of the directory.
@@ -29,9 +31,12 @@ def apply() -> None:
     settings = load("amqp_url")
     names = topology.TopologyNames(settings.amqp_prefix)
     targets = asyncio.run(_apply(settings, names))
-    queues = dict.fromkeys((*names.queues, *names.report_queues(settings.report_partitions)))
-    typer.echo(f"exchanges: {', '.join(names.exchanges)}")
-    typer.echo(f"queues: {', '.join((*queues, *map(names.work_queue, targets)))}")
+    shared = (*names.queues, *names.report_queues(settings.report_partitions))
+    queues = list(dict.fromkeys((*shared, *map(names.work_queue, targets))))
+    if output is OutputFormat.JSON:
+        document({"exchanges": list(names.exchanges), "queues": queues})
+    else:
+        fields(("exchanges", "\n".join(names.exchanges)), ("queues", "\n".join(queues)))
 
 
 async def _work_targets(database_url: str) -> list[str]:

@@ -26,6 +26,8 @@ STARTING: Final = ("pending", "initializing")
 """The statuses of a task whose workspace or agent starts."""
 ENDED: Final = "ended"
 """What a long poll waits for that is to end when the agent has ended or is lost."""
+LOST: Final = "agent has lost connection"
+"""The reason in the agent health of a task whose agent is lost."""
 SETTLE: Final = 2.0
 """Seconds within which the last state of an agent follows the report of its end."""
 TIMED_OUT: Final = "x-taskherd-timed-out"
@@ -56,7 +58,8 @@ def list_tasks(client: Client, terms: Mapping[str, str], limit: int) -> Iterator
 
     Args:
         client: the server and token to use.
-        terms: the search terms, all of which must match: ``owner``, ``status`` and ``organization``.
+        terms: the search terms, all of which must match: ``owner``, ``status``, ``state``, ``template`` and
+            ``organization``.
         limit: the maximum number of tasks.
     """
     query = {"q": " ".join(f'{key}:"{value}"' for key, value in terms.items())}
@@ -166,6 +169,14 @@ def wait(
                 _long_poll(client, path, (*awaited, *STARTING), left)
         if is_over or now() >= deadline:
             return document, is_over
+
+
+def has_ended(client: Client, path: tuple[str, ...]) -> bool:
+    """Return whether the task at ``path`` has no running agent, and none will be started without being asked for."""
+    document = client.request("GET", *path).body
+    lost = (document["workspace_agent_health"] or {}).get("reason") == LOST
+    ended = document["status"] in {"paused", "error"} or document.get("agent_exit") is not None or lost
+    return ended and not _starts_again(client, path)
 
 
 def _long_poll(client: Client, path: tuple[str, ...], until: Iterable[str], wait: float) -> tuple[Task, bool]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from taskherd.domain.outcome import DeadLetterReason
+from taskherd.domain.reports import format_rfc3339
 from taskherd.messages.limits import MAX_BODY_BYTES, TRUNCATED_BYTES
 
 MAX_DETAIL = 500
@@ -65,6 +67,7 @@ class DeadLetterHeaders(BaseModel):
     exchange: str | None = Field(None, alias=f"{PREFIX}exchange", description="Exchange it was published to.")
     routing_key: str | None = Field(None, alias=f"{PREFIX}routing-key")
     queue: str | None = Field(None, alias=f"{PREFIX}queue", description="Queue it was consumed from.")
+    time: str | None = Field(None, alias=f"{PREFIX}time", description="When it was dead-lettered, in RFC 3339.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,8 @@ class Origin:
 class DeadLetter:
     """A message in the dead-letter queue; ``id`` is the same each time it is read.
 
-    ``length`` is the original size of the body in bytes; ``headers`` are those that the producer set.
+    ``length`` is the original size of the body in bytes; ``headers`` are those that the producer set; ``time`` is when
+    it was dead-lettered, in UTC, None if that is unknown.
     """
 
     id: str
@@ -91,6 +95,7 @@ class DeadLetter:
     length: int
     body: bytes = field(repr=False)
     headers: Mapping[str, Any] = field(default_factory=dict)
+    time: datetime | None = None
 
     @property
     def truncated(self) -> bool:
@@ -141,6 +146,7 @@ def encode(
     *,
     index: int | None = None,
     length: int | None = None,
+    time: datetime | None = None,
 ) -> tuple[bytes, dict[str, Any]]:
     """Return the body and the headers of a dead letter.
 
@@ -153,6 +159,7 @@ def encode(
         origin: where the message was published and consumed.
         index: the index of the element in the array it arrived in.
         length: the original size in bytes, if ``body`` was truncated before.
+        time: when it is dead-lettered, with a time zone.
     """
     if len(body) > MAX_BODY_BYTES:
         body, length = body[:TRUNCATED_BYTES], len(body) if length is None else length
@@ -164,6 +171,7 @@ def encode(
         exchange=origin.exchange,
         routing_key=origin.routing_key,
         queue=origin.queue,
+        time=None if time is None else format_rfc3339(time),
     )
     return body, headers.model_dump(mode="json", by_alias=True, exclude_none=True)
 
@@ -174,6 +182,7 @@ def decode(message: StoredMessage) -> DeadLetter:
     if f"{PREFIX}reason" in headers:
         reason, detail = str(headers[f"{PREFIX}reason"]), str(headers.get(f"{PREFIX}detail", ""))
         origin = Origin(*(str(headers.get(f"{PREFIX}{name}", "")) for name in ("queue", "exchange", "routing-key")))
+        time = headers.get(f"{PREFIX}time")
     else:
         death = _first_death(headers)
         reason = str(death.get("reason", DeadLetterReason.UNKNOWN.value))
@@ -181,6 +190,7 @@ def decode(message: StoredMessage) -> DeadLetter:
         origin = Origin(
             str(death.get("queue", "")), str(death.get("exchange", message.exchange)), _routing_key(death, message)
         )
+        time = death.get("time")
     index, length = headers.get(f"{PREFIX}index"), headers.get(f"{PREFIX}length")
     return DeadLetter(
         id=_id(message, reason, origin),
@@ -191,7 +201,17 @@ def decode(message: StoredMessage) -> DeadLetter:
         length=length if isinstance(length, int) else len(message.body),
         body=message.body,
         headers=producer_headers(headers),
+        time=_time(time),
     )
+
+
+def _time(value: object) -> datetime | None:
+    """Return the time of taskherd's header (RFC 3339) or RabbitMQ's (an AMQP timestamp), or None if it is invalid."""
+    try:
+        time = datetime.fromisoformat(value) if isinstance(value, str) else value
+        return time.astimezone(UTC) if isinstance(time, datetime) else None
+    except (ValueError, OverflowError):
+        return None
 
 
 def producer_headers(headers: Mapping[str, Any]) -> dict[str, Any]:

@@ -52,6 +52,8 @@ class TaskFilter:
     owner: UUID | None = None
     organization: UUID | None = None
     status: str | None = None
+    state: str | None = None
+    """The state that the agent reported."""
     after: tuple[datetime, UUID] | None = None
     name: str | None = None
     """A lowercase part of the name."""
@@ -142,6 +144,8 @@ def _selection(criteria: TaskFilter, statement: _Statement, columns: str) -> str
         conditions += f" AND t.organization_id = {statement.bind(criteria.organization)}"
     if criteria.status is not None:
         conditions += f" AND t.status = {statement.bind(criteria.status)}"
+    if criteria.state is not None:
+        conditions += f" AND t.document #>> '{{current_state,state}}' = {statement.bind(criteria.state)}"
     if criteria.after is not None:
         created_at, task_id = criteria.after
         conditions += f" AND (t.created_at, t.id) < ({statement.bind(created_at)}, {statement.bind(task_id)})"
@@ -173,12 +177,12 @@ def _selection(criteria: TaskFilter, statement: _Statement, columns: str) -> str
     ) AS t {ordered}"""
 
 
-# The newest entries that fit, oldest first. A task without entries gives one row with only its status.
+# The newest entries after the id $5 that fit, oldest first. A task without entries gives one row with only its status.
 LOGS: Final = f"""
 WITH task AS (SELECT t.id, t.status FROM tasks AS t WHERE t.id = $2 AND t.deleted_at IS NULL AND {CAN_SEE}), newest AS (
     SELECT log_id, type, content, time, logged_at,
            sum(octet_length(content)) OVER (ORDER BY log_id DESC ROWS UNBOUNDED PRECEDING) AS bytes
-    FROM (SELECT * FROM task_logs WHERE task_id = $2 ORDER BY log_id DESC LIMIT $3) AS limited
+    FROM (SELECT * FROM task_logs WHERE task_id = $2 AND log_id > $5 ORDER BY log_id DESC LIMIT $3) AS limited
 )
 SELECT task.status, l.log_id, l.type, l.content, l.time, l.logged_at
 FROM task LEFT JOIN newest AS l ON l.bytes <= $4
@@ -186,9 +190,14 @@ ORDER BY l.log_id
 """
 
 
-async def logs(pool: ReadPool, caller: UUID, task_id: UUID, *, entries: int, content_bytes: int) -> Sequence[Row]:
-    """Return the newest log entries of a task, oldest first, with its status; no row if the caller may not see it."""
-    return await pool.fetch(LOGS, caller, task_id, entries, content_bytes)
+async def logs(
+    pool: ReadPool, caller: UUID, task_id: UUID, *, after: int, entries: int, content_bytes: int
+) -> Sequence[Row]:
+    """Return the newest log entries of a task after an id, oldest first, with its status.
+
+    No row is returned if the caller may not see the task.
+    """
+    return await pool.fetch(LOGS, caller, task_id, entries, content_bytes, after)
 
 
 # Only open inputs and requests; the outcomes of earlier ones are in the timeline. A send has no change of its

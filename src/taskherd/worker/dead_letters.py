@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from taskherd.broker.dead_letters import build_dead_letter
@@ -18,7 +19,13 @@ def dead_letter_of(names: TopologyNames, delivery: Delivery, invalid: InvalidMes
     """Return the dead letter for ``delivery``, or for the element of it that is ``invalid``."""
     origin = Origin(delivery.queue, delivery.exchange, delivery.routing_key)
     body, headers = encode(
-        invalid.body, invalid.reason, invalid.detail, origin, index=invalid.index, length=invalid.length
+        invalid.body,
+        invalid.reason,
+        invalid.detail,
+        origin,
+        index=invalid.index,
+        length=invalid.length,
+        time=datetime.now(UTC),
     )
     return build_dead_letter(
         names,

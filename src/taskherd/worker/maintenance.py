@@ -71,6 +71,7 @@ class Maintenance:
                     reason,
                     "The task was not created in time, or its create rejected the report.",
                     origin,
+                    time=now,
                 )
                 dead_letter = build_dead_letter(context.names, origin.routing_key, body, headers)
                 await publish_dead_letter(context.publisher, dead_letter)

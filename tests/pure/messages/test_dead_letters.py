@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from hypothesis import given
@@ -30,15 +31,17 @@ class Stored:
     detail=st.text(max_size=2 * MAX_DETAIL),
     origin=st.builds(Origin, st.text("ab.", max_size=5), st.text("ab.", max_size=5), st.text("ab.é", max_size=300)),
     index=st.none() | st.integers(0, 2000),
+    time=st.none() | st.datetimes(timezones=st.just(UTC)),
 )
 def test_decoding_returns_what_was_encoded(
-    body: bytes, reason: DeadLetterReason, detail: str, origin: Origin, index: int | None
+    *, body: bytes, reason: DeadLetterReason, detail: str, origin: Origin, index: int | None, time: datetime | None
 ) -> None:
-    """Body, reason, origin and index come back unchanged, and the headers obey the contract."""
-    encoded, headers = encode(body, reason, detail, origin, index=index)
+    """Body, reason, origin, index and time come back unchanged, and the headers obey the contract."""
+    encoded, headers = encode(body, reason, detail, origin, index=index, time=time)
     letter = decode(Stored(encoded, {**headers, "mine": 1, "x-delivery-count": 4}))
     assert (letter.body, letter.reason, letter.origin, letter.index) == (body, reason, origin, index)
     assert letter.headers == {"mine": 1}
+    assert letter.time == time
     assert not letter.truncated
     DeadLetterHeaders.model_validate(headers)
 
@@ -56,3 +59,13 @@ def test_the_id_is_stable_and_depends_on_the_message() -> None:
     assert decode(Stored(body, {**headers, "x-acquired-count": 7})).id == letter.id
     assert decode(Stored(b"y", headers)).id != letter.id
     assert decode(Stored(body, headers, message_id="other")).id != letter.id
+
+
+def test_an_unreadable_time_is_unknown() -> None:
+    """A time that is missing, of another type, or not RFC 3339 is None; RabbitMQ's is that of its oldest entry."""
+    body, headers = encode(b"x", DeadLetterReason.INVALID, "", Origin("q", "e", "k"))
+    for wrong in (None, 7, "", "yesterday", b"2026-01-01"):
+        assert decode(Stored(body, {**headers, "x-taskherd-time": wrong})).time is None
+    oldest = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    deaths = [{"reason": "expired", "time": datetime(2026, 2, 1, tzinfo=UTC)}, {"reason": "rejected", "time": oldest}]
+    assert decode(Stored(b"x", {"x-death": deaths})).time == oldest

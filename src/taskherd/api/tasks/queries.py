@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 from uuid import UUID
 
 import orjson
+from pydantic import Field
 
 from taskherd.api.http import etags
 from taskherd.api.http.errors import not_found
 from taskherd.api.http.ids import is_searchable
+from taskherd.api.http.query_parameters import MAX_POSITION, QueryModel, whole_number
 from taskherd.api.http.responses import BufferedResponse, json
 from taskherd.api.tasks import documents, search
 from taskherd.domain.reports import format_rfc3339
@@ -28,6 +30,14 @@ MAX_LOG_BYTES: Final = 8 * 1024 * 1024
 """Limits of one response with log entries; the newest are returned."""
 _SNAPSHOT_STATUSES: Final = frozenset({Status.PAUSED, Status.PENDING, Status.INITIALIZING})
 """Statuses without a running agent: the log is the last one received."""
+
+
+class TaskLogQuery(QueryModel):
+    """Query parameters of a task's log."""
+
+    after: Annotated[int | None, whole_number(0, MAX_POSITION, expected="Expected the id of an entry.")] = Field(
+        None, description="ID of an entry; only entries after it are returned. By default all entries are."
+    )
 
 
 def task_ref_of(request: RequestContext) -> TaskRef:
@@ -89,12 +99,12 @@ def _etag_parts(rows: Sequence[Row], *, more: bool) -> list[object]:
 
 async def logs(request: RequestContext) -> BufferedResponse:
     """Return the log of a task in any status; of a very long one the newest entries."""
-    ref = task_ref_of(request)
+    ref, after = task_ref_of(request), request.parameters(TaskLogQuery).after
     by_id = ref.task if isinstance(ref.task, UUID) and ref.user == request.caller.user_id else None
-    rows = await _logs(request, by_id) if by_id else ()
+    rows = await _logs(request, by_id, after) if by_id else ()
     if not rows:
         task_id = await task_queries.find_id(request.api.reader, ref)
-        rows = await _logs(request, task_id) if task_id else ()
+        rows = await _logs(request, task_id, after) if task_id else ()
     if not rows:
         raise not_found()
     body: dict[str, Any] = {
@@ -111,7 +121,12 @@ async def logs(request: RequestContext) -> BufferedResponse:
     return json(body)
 
 
-async def _logs(request: RequestContext, task_id: UUID) -> Sequence[Row]:
+async def _logs(request: RequestContext, task_id: UUID, after: int | None) -> Sequence[Row]:
     return await task_queries.logs(
-        request.api.reader, request.caller.user_id, task_id, entries=MAX_LOG_ENTRIES, content_bytes=MAX_LOG_BYTES
+        request.api.reader,
+        request.caller.user_id,
+        task_id,
+        after=-1 if after is None else after,
+        entries=MAX_LOG_ENTRIES,
+        content_bytes=MAX_LOG_BYTES,
     )

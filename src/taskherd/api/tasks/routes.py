@@ -143,6 +143,7 @@ ROUTES: Final = (
         path=f"{_ONE}/logs",
         handler=queries.logs,
         summary="Get the logs of an AI task",
+        query=queries.TaskLogQuery,
         responses={200: ResponseSpec("The log entries.", TaskLogs)},
         experimental=True,
     ),

@@ -14,6 +14,7 @@ from taskherd.api.context import ME
 from taskherd.api.http import search_query
 from taskherd.api.http.ids import is_searchable, parse_uuid
 from taskherd.api.http.query_parameters import QueryModel, TextParameter, whole_number
+from taskherd.domain.reports import AgentState
 from taskherd.domain.view import Status
 from taskherd.store import task_queries
 from taskherd.store.task_queries import TaskFilter
@@ -30,8 +31,11 @@ _CURSOR: Final = re.compile(r"[A-Za-z0-9_-]{32}", re.ASCII)
 _INSTANT_BYTES: Final = 8
 _Q: Final = (
     "Search terms, separated by spaces: `owner:<username, ID or me>`, `organization:<name, ID or default>`,"
-    " `status:<status>`. A word without a colon is an owner. At most 4,096 characters."
+    " `status:<status>`{more}. A word without a colon is an owner. At most 4,096 characters."
 )
+_WATCHED_TERMS: Final = ("owner", "organization", "status")
+_LISTED_TERMS: Final = (*_WATCHED_TERMS, "state", "template")
+_STATES: Final = tuple(state for state in AgentState if state is not AgentState.FAILURE)  # that is shown as failed
 _MAX_INSTANT: Final = 253_402_300_799_999_999
 """The last microsecond of the year 9999, since the epoch."""
 
@@ -50,13 +54,13 @@ def _cursor(text: str) -> tuple[datetime, UUID] | None:
 class WatchQuery(QueryModel):
     """Query parameters of the stream of all tasks."""
 
-    q: str = Field("", description=_Q)
+    q: str = Field("", description=_Q.format(more=""))
 
 
 class ListQuery(QueryModel):
     """Query parameters of the list of tasks."""
 
-    q: str = Field("", description=_Q)
+    q: str = Field("", description=_Q.format(more=", `state:<state of the agent>`, `template:<name>`"))
     limit: Annotated[int, whole_number(1, MAX_LIMIT)] = Field(
         MAX_LIMIT, description=f"Maximum number of tasks in the response, 1 to {MAX_LIMIT}."
     )
@@ -76,11 +80,13 @@ class ListQuery(QueryModel):
 
 async def task_filter(request: RequestContext, query: ListQuery | WatchQuery) -> TaskFilter:
     """Return the filter for a request. Raise a 400 that names an invalid term."""
-    terms = search_query.read(query.q, bare="owner", allowed=("owner", "organization", "status"), message=MESSAGE)
-    status = terms.get("status")
-    if status is not None and status not in set(Status):
-        reason = f'"{status}" is not a valid value. Valid values: {", ".join(Status)}'
-        raise search_query.invalid_value(MESSAGE, "status", reason)
+    allowed = _LISTED_TERMS if isinstance(query, ListQuery) else _WATCHED_TERMS
+    terms = search_query.read(query.q, bare="owner", allowed=allowed, message=MESSAGE)
+    for term, values in (("status", Status), ("state", _STATES)):
+        value = terms.get(term)
+        if value is not None and value not in set(values):
+            reason = f'"{value}" is not a valid value. Valid values: {", ".join(values)}'
+            raise search_query.invalid_value(MESSAGE, term, reason)
     limit = request.api.settings.api_list_most
     page = query if isinstance(query, ListQuery) else ListQuery()
     return TaskFilter(
@@ -88,7 +94,9 @@ async def task_filter(request: RequestContext, query: ListQuery | WatchQuery) ->
         limit=page.limit if page.paged else limit,
         owner=await owner(request, terms["owner"], MESSAGE) if "owner" in terms else None,
         organization=await organization(request, terms["organization"], MESSAGE) if "organization" in terms else None,
-        status=status,
+        status=terms.get("status"),
+        state=terms.get("state"),
+        template=terms.get("template"),
         after=page.after,
     )
 

@@ -1,0 +1,154 @@
+"""Print tasks, their conversations and their timelines for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import typer
+
+from taskherd.cli.output import age, moment, moment_and_age, printable
+from taskherd.cli.tables import COLORS, Column, colored, fields, table
+from taskherd.client.tasks import LOST
+
+if TYPE_CHECKING:
+    from taskherd.client.tasks import Task
+
+_MAX_DETAIL = 200
+"""Maximum number of characters of the details of an entry of a timeline."""
+_TASK_COLUMNS: Final = (
+    Column("TASK"),
+    Column("STATUS", colors=COLORS),
+    Column("STATE", optional=1, colors=COLORS),
+    Column("AGE", optional=4),
+    Column("UPDATED", optional=2),
+    Column("TEMPLATE", optional=5),
+    Column("MESSAGE", optional=3, shortest=16),
+)
+
+
+def tasks(documents: Iterable[Task]) -> None:
+    """Print a table of tasks, one per line."""
+    table(_TASK_COLUMNS, map(_row, documents))
+
+
+def _row(document: Task) -> tuple[str, ...]:
+    state, note = document["current_state"] or {}, agent_note(document)
+    message = state.get("message", "")
+    if note:
+        message = f"agent {note}; {message}" if message else f"agent {note}"
+    return (
+        f"{document['owner_name']}/{document['name']}",
+        document["status"],
+        state.get("state", ""),
+        age(document["created_at"]),
+        age(document["updated_at"]),
+        document["template_name"],
+        message,
+    )
+
+
+def task(document: Task) -> None:
+    """Print a task, one field per line."""
+    state, health = document["current_state"] or {}, document["workspace_agent_health"] or {}
+    ended = document.get("agent_exit")
+    fields(
+        ("task", f"{document['owner_name']}/{document['name']}"),
+        ("id", document["id"]),
+        ("title", document["display_name"]),
+        ("status", document["status"]),
+        ("state", state.get("state", "")),
+        ("message", state.get("message", "")),
+        ("uri", state.get("uri", "")),
+        ("agent", agent_note(document, words=True) or ("is healthy" if health.get("healthy") else "")),
+        ("ended", moment_and_age(ended["at"]) if ended else ""),
+        ("workspace", f"{document['workspace_name']} {document.get('workspace_status') or ''}".rstrip()),
+        ("template", document["template_display_name"] or document["template_name"]),
+        ("created", moment_and_age(document["created_at"])),
+        ("updated", moment_and_age(document["updated_at"])),
+        ("prompt", document["initial_prompt"]),
+    )
+
+
+def agent_note(document: Task, *, words: bool = False) -> str:
+    """Return what is to be known about a task's agent, as a predicate; "" if it is healthy and not stalled.
+
+    That is how it ended (with its last words if ``words``), since when it has stalled, or why it is not healthy.
+    """
+    agent_exit, health = document.get("agent_exit"), document["workspace_agent_health"] or {}
+    if agent_exit:
+        return _how_ended(agent_exit, words=words)
+    stalled = document.get("stalled_since")
+    if stalled:
+        return f"has stalled since {moment(stalled)} UTC" if words else f"has stalled for {age(stalled)}"
+    if health.get("healthy", True):
+        return ""
+    reason = str(health.get("reason", "is not healthy"))
+    return _LOST if reason == LOST else reason.removeprefix("agent ")
+
+
+_LOST = "is lost: its heartbeats stopped"
+
+
+def _how_ended(agent_exit: Mapping[str, Any], *, words: bool) -> str:
+    from taskherd.domain import explanations, view  # noqa: PLC0415 - few tasks need it, and it loads slowly
+    from taskherd.domain.reports import ExitReason  # noqa: PLC0415
+
+    try:
+        why = ExitReason(agent_exit["why"])
+    except ValueError:  # of a later release
+        return f"ended: {agent_exit['why']}"
+    if why is ExitReason.LOST and not words:
+        return "is lost"
+    last_words, at = agent_exit["words"] if words else "", datetime.fromisoformat(agent_exit["at"])
+    return explanations.how_ended(view.EndedAgent(why, agent_exit["status"], agent_exit["signal"], last_words, at))
+
+
+def next_step(explanation: Mapping[str, Any], task: str) -> None:
+    """Print the command that starts the agent of a task again, if none is running or it has stalled."""
+    if explanation["resume"]["value"]:
+        fields(("next", f"taskherd task resume {task}"))
+    elif explanation["stalled_since"]["value"]:
+        fields(("next", f"taskherd task pause {task}, and when it is paused: taskherd task resume {task}"))
+
+
+def log_entries(entries: Iterable[Mapping[str, Any]]) -> None:
+    """Print entries of a conversation; those that were sent to the agent are marked with ``>``."""
+    for entry in entries:
+        lines = [printable(each) for each in entry["content"].splitlines()]
+        mark = colored(">", "cyan") if entry["type"] == "input" else " "
+        typer.echo(f"{moment(entry['time'])[11:]} {mark} " + "\n           ".join(lines))
+
+
+def timeline(entries: Iterable[Mapping[str, Any]]) -> None:
+    """Print the entries of a timeline, one per line: its changes, and the inputs that were sent."""
+    for each in entries:
+        is_action = "input" in each
+        words = each["words"] if is_action else each["cause"]["words"]
+        detail = f"{each['input']} ({each['state']})" if is_action else _changes(each)
+        typer.echo(f"{moment(each['time'])}  {printable(words)}  {printable(detail)[:_MAX_DETAIL]}".rstrip())
+
+
+def _changes(event: Mapping[str, Any]) -> str:
+    """Return the changes that matter to people: status, state and prompt."""
+    changes, parts = event["changes"], []
+    if "status" in changes:
+        parts.append(f"{changes['status']['from'] or 'new'} → {changes['status']['to']}")
+    state = changes.get("current_state", {}).get("to")
+    if state:
+        parts.append(f"{state['state']}: {state['message']}".rstrip(": "))
+    if "initial_prompt" in changes and event["version"] > 1:
+        parts.append(changes["initial_prompt"]["to"])
+    return ", ".join(parts)
+
+
+def change(event_type: str, document: Task, time: str) -> None:
+    """Print one change of a task on one line; ``time`` is in RFC 3339."""
+    state = document["current_state"] or {}
+    note = agent_note(document, words=True)
+    parts = (state.get("state", ""), state.get("message", ""), f"[agent {note}]" if note else "")
+    text = printable(" ".join(filter(None, parts)))
+    status = "deleted" if event_type == "task.deleted" else document["status"]
+    name = f"{printable(document['owner_name'])}/{printable(document['name'])}"
+    typer.echo(f"{moment(time)[11:]}  {name}  {colored(status, COLORS.get(status, ''))}  {text}".rstrip())

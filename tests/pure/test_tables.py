@@ -1,0 +1,112 @@
+"""Tables and lists of fields for terminals of any width."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from rich.cells import cell_len
+
+from taskherd.cli import tables
+from taskherd.cli.output import age, printable
+from taskherd.cli.tables import COLORS, Column
+
+COLUMNS = (
+    Column("TASK"),
+    Column("STATUS", colors=COLORS),
+    Column("AGE", optional=2),
+    Column("MESSAGE", optional=1, shortest=16),
+)
+LONG_NAME = "alice/" + "n" * 32
+ROWS = [
+    (LONG_NAME, "active", "3m", "Running the tests of everything that there is in this repository, " * 3),
+    ("bob/wide", "error", "12d", "\u6f22\u5b57" * 40),
+    ("bob/rtl", "paused", "2h", "\u05e2\u05d1\u05e8\u05d9\u05ea \u202egnp.exe\x1b[31m"),
+]
+
+
+def printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int | None) -> list[str]:
+    """Return the lines of the table at a width of the terminal; None: of a pipe."""
+    if width is None:
+        monkeypatch.delenv("COLUMNS", raising=False)
+    else:
+        monkeypatch.setenv("COLUMNS", str(width))
+    tables.table(COLUMNS, ROWS)
+    return capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_a_table_fits_and_names_are_complete(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    """Rows fit in the terminal, also with wide characters; names and statuses are never cut, controls are escaped."""
+    lines = printed(capsys, monkeypatch, width)
+    assert max(map(cell_len, lines)) <= width
+    for line, (name, status, *_) in zip(lines[1:], ROWS, strict=True):
+        assert line.split()[:2] == [name, status]
+    assert ("MESSAGE" in lines[0], "AGE" in lines[0]) == (width > 60, width > 60)
+    assert not {"\x1b", "\u202e"} & set("".join(lines))
+
+
+def test_the_least_important_columns_go_first_and_names_last(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 66 columns a message of 16 fits, but no age; at 20, name and status are still complete."""
+    assert printed(capsys, monkeypatch, 66)[0].split() == ["TASK", "STATUS", "MESSAGE"]
+    lines = printed(capsys, monkeypatch, 20)
+    assert lines[1].split() == [LONG_NAME, "active"]
+
+
+def test_a_pipe_gets_whole_texts_without_colors(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is searched with grep is neither cut nor colored."""
+    text = "\n".join(printed(capsys, monkeypatch, None))
+    assert "in this repository" in text
+    assert "\u2026" not in text.splitlines()[3]
+    assert "\x1b" not in text
+
+
+@pytest.mark.parametrize(
+    ("env", "is_colored"),
+    [({"TERM": "xterm"}, True), ({"TERM": "dumb"}, False), ({"TERM": "xterm", "NO_COLOR": "1"}, False)],
+)
+def test_colors_are_for_terminals_that_show_them(
+    monkeypatch: pytest.MonkeyPatch, env: dict[str, str], *, is_colored: bool
+) -> None:
+    """``NO_COLOR`` and ``TERM=dumb`` turn colors off."""
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert ("\x1b" in tables.colored("active", "green")) is is_colored
+
+
+def test_fields_continue_below_their_beginning(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long or multi-line value is indented, so that it cannot pass for another field; words stay whole."""
+    monkeypatch.setenv("COLUMNS", "40")
+    tables.fields(("id", "x" * 60), ("empty", ""), ("prompt", "one two three four five six seven eight\nstatus active"))
+    assert capsys.readouterr().out.splitlines() == [
+        f"id      {'x' * 60}",
+        "prompt  one two three four five six",
+        "        seven eight",
+        "        status active",
+    ]
+
+
+def test_ages_have_one_unit() -> None:
+    """The largest unit, rounded down; a time in the future, of a clock that differs, is 0s."""
+    now = datetime(2026, 11, 26, 12, tzinfo=UTC)
+    for ago, expected in ((0, "0s"), (59, "59s"), (60, "1m"), (3_599, "59m"), (7_200, "2h"), (86_400 * 5, "5d")):
+        assert age(now - timedelta(seconds=ago), now) == expected
+    assert age("2026-11-26T12:00:07.5Z", now) == "0s"
+
+
+def test_printable_keeps_text_and_escapes_controls() -> None:
+    """Emoji and joiners stay; escapes, bidirectional controls and surrogates are shown; white space is a space."""
+    family = "\U0001f469\u200d\U0001f467"
+    assert printable(f"a\tb\nc {family}") == f"a b c {family}"
+    assert printable("\x1b[2J\u202e\ud800\x9b") == r"\x1b[2J\u202e\ud800\x9b"
