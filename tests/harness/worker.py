@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import aio_pika
@@ -52,6 +53,7 @@ class WorkerHarness:
     prefix: str
     urls: tuple[str, str]
     worker: Worker = field(init=False)
+    stop_dead_letters: Callable[[], Awaitable[Any]] = field(init=False)
     replies: str = ""
     events: list[dict[str, Any]] = field(default_factory=list)
     dead_letters: list[AbstractIncomingMessage] = field(default_factory=list)
@@ -236,7 +238,7 @@ class WorkerHarness:
         await work.bind(f"{self.prefix}.work", "#")
         await work.consume(self._on_request)
         dead = await self.channel.get_queue(f"{self.prefix}.dead", ensure=False)
-        await dead.consume(self._on_dead_letter)
+        self.stop_dead_letters = partial(dead.cancel, await dead.consume(self._on_dead_letter))
         replies = await self.channel.declare_queue(exclusive=True)
         self.replies = replies.name
         await replies.consume(self._on_reply)

@@ -146,7 +146,7 @@ class ApiProcess:
     async def _serve(self, sock: socket.socket) -> None:
         settings = self._settings
         names = topology.TopologyNames(settings.amqp_prefix)
-        publisher = Publisher(self._connections.publish)
+        publisher = Publisher(self._connections.publish, identified=True)
         commands = CommandClient(
             self._connections.consume,
             publisher,

@@ -105,6 +105,15 @@ class SupervisedConnection:
         self._supervisor: asyncio.Task[None] | None = None
 
     @property
+    def user(self) -> str | None:
+        """The name under which the broker knows this connection, None if only the broker can tell.
+
+        It is the user of the URL, percent-decoded; with ``auth=external`` the name comes from the certificate.
+        """
+        url = make_url(self._url)
+        return None if url.query.get("auth", "").lower() == "external" else url.user or "guest"
+
+    @property
     def is_up(self) -> bool:
         """True while connected, as far as is known."""
         return self._up.is_set()

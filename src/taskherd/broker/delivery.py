@@ -76,6 +76,11 @@ class Delivery(ABC):
         return self.properties.correlation_id or None
 
     @property
+    def sender(self) -> str | None:
+        """The RabbitMQ user that published the message, checked by the broker; None if the publisher did not say."""
+        return self.properties.user_id or None
+
+    @property
     def delivery_count(self) -> int:
         """Number of earlier failed deliveries, as counted by the quorum queue."""
         count = self.headers.get(DELIVERY_COUNT, 0)

@@ -63,8 +63,14 @@ class Publisher:
     body or in a header.
     """
 
-    def __init__(self, connection: SupervisedConnection) -> None:
+    def __init__(self, connection: SupervisedConnection, *, identified: bool = False) -> None:
+        """Create a publisher; if ``identified``, each message names its user in the property ``user_id``.
+
+        The broker refuses a message that names another user than the connection's
+        (https://www.rabbitmq.com/docs/validated-user-id), so a consumer can rely on it.
+        """
         self._connection = connection
+        self._user = connection.user if identified else None
         self._channel: Channel | None = None
         self._opening = asyncio.Lock()
         self._slots = asyncio.Semaphore(MAX_IN_FLIGHT)
@@ -99,7 +105,7 @@ class Publisher:
             try:
                 with map_errors("publishing"):
                     async with asyncio.timeout(REQUEST_TIMEOUT):
-                        published = await _publish(channel, message)
+                        published = await _publish(channel, message, self._user)
             except Unavailable as error:
                 if isinstance(error.__cause__, TimeoutError):
                     self._drop_if_stuck(began)
@@ -156,13 +162,13 @@ def _chunks(messages: Sequence[OutgoingMessage]) -> Iterator[Sequence[OutgoingMe
         yield messages[start:]
 
 
-async def _publish(channel: Channel, message: OutgoingMessage) -> PublishOutcome:
+async def _publish(channel: Channel, message: OutgoingMessage, user: str | None) -> PublishOutcome:
     try:
         await channel.basic_publish(
             message.body,
             exchange=message.exchange,
             routing_key=message.routing_key,
-            properties=_properties(message),
+            properties=_properties(message, user),
             mandatory=message.mandatory,
             wait=False,
         )
@@ -173,7 +179,7 @@ async def _publish(channel: Channel, message: OutgoingMessage) -> PublishOutcome
     return PublishOutcome.CONFIRMED
 
 
-def _properties(message: OutgoingMessage) -> Basic.Properties:
+def _properties(message: OutgoingMessage, user: str | None) -> Basic.Properties:
     return Basic.Properties(
         content_type=message.content_type,
         headers=message.headers,
@@ -182,4 +188,5 @@ def _properties(message: OutgoingMessage) -> Basic.Properties:
         reply_to=message.reply_to,
         expiration=None if message.expiration is None else str(max(1, round(message.expiration * 1000))),
         message_id=uuid4().hex,
+        user_id=user,
     )

@@ -23,6 +23,7 @@ from taskherd.cli.output import (
     print_note,
 )
 from taskherd.cli.tables import Column, fields, table
+from taskherd.domain.outcome import DeadLetterReason
 from taskherd.domain.reports import format_rfc3339
 from taskherd.messages.dead_letters import DeadLetter, decode
 from taskherd.settings import load
@@ -123,7 +124,8 @@ def replay(
     """Publish dead letters again to the exchange they came from.
 
     Each one is removed from the dead letters after the broker has confirmed it. Exits with 1 if some could not be
-    published.
+    published. They are sent as your own RabbitMQ user, so you vouch for them: those of an untrusted sender are
+    replayed only by their id, and commands count only if TASKHERD_COMMAND_SENDERS has your user.
     """
     _check_selection(ids, reason, everything=everything, hint="name ids, or use --reason or --all")
     count, kept = asyncio.run(_replay(ids or [], reason, limit))
@@ -183,13 +185,16 @@ async def _replay(ids: list[str], reason: str | None, limit: int) -> tuple[int, 
         letter = decode(message)
         if not _is_selected(letter, ids, reason):
             return None
-        if letter.replay_obstacle is not None:
-            kept[letter.id] = letter.replay_obstacle
+        obstacle = letter.replay_obstacle
+        if letter.reason == DeadLetterReason.UNTRUSTED_SENDER and not ids:
+            obstacle = "it came from no trusted sender; if you trust what it asks for, name its id"
+        if obstacle is not None:
+            kept[letter.id] = obstacle
             return None
         return ReplayTarget(letter.origin.exchange, letter.origin.routing_key, letter.headers)
 
     async with _broker() as (connection, names):
-        publisher = Publisher(connection)
+        publisher = Publisher(connection, identified=True)
         try:
             result = await dead_letters.replay(connection, publisher, names, target_of, limit=limit)
         finally:

@@ -19,6 +19,7 @@ class DeadLetterReason(StrEnum):
     BUILD_CONFLICT = "build_conflict"
     BUILD_OUT_OF_RANGE = "build_out_of_range"
     UNKNOWN_INPUT = "unknown_input"
+    UNTRUSTED_SENDER = "untrusted_sender"
     PARKED_EXPIRED = "parked_expired"
     PARKED_OVERFLOW = "parked_overflow"
     COMMAND_REFUSED = "command_refused"
@@ -75,6 +76,11 @@ class ReportOutcome(Enum):
         "The build number is more than 1,000 above the highest one that the worker requested.",
     )
     UNKNOWN_INPUT = ("invalid", DeadLetterReason.UNKNOWN_INPUT, "The task has no input with this id.")
+    UNTRUSTED_SENDER = (
+        "invalid",
+        DeadLetterReason.UNTRUSTED_SENDER,
+        "TASKHERD_REPORT_SENDERS does not name this pool for its sender, or the task is unknown.",
+    )
     PARKED_OVERFLOW = (
         "invalid",
         DeadLetterReason.PARKED_OVERFLOW,

@@ -37,6 +37,7 @@ MEANINGS: Mapping[DeadLetterReason, str] = {
     DeadLetterReason.BUILD_CONFLICT: "A build report has another transition than the build with its number.",
     DeadLetterReason.BUILD_OUT_OF_RANGE: "A build number more than 1,000 above the highest that the worker requested.",
     DeadLetterReason.UNKNOWN_INPUT: "An outcome was reported for an input the task does not have.",
+    DeadLetterReason.UNTRUSTED_SENDER: "Its property user_id is missing, or names a user that may not send it.",
     DeadLetterReason.PARKED_EXPIRED: "A report whose task was not created within parked_ttl.",
     DeadLetterReason.PARKED_OVERFLOW: "Too many reports are parked for the task already.",
     DeadLetterReason.COMMAND_REFUSED: "A command that was refused and has no reply_to.",

@@ -9,6 +9,7 @@ import orjson
 from pydantic import BaseModel, Field
 
 from taskherd.domain.handle_command import CommandRefused
+from taskherd.domain.outcome import DeadLetterReason
 from taskherd.domain.value import value
 from taskherd.errors import Malformed
 from taskherd.messages.document import TaskDocument
@@ -77,11 +78,12 @@ def refused_reply(refusal: CommandRefused) -> bytes:
 
 
 def invalid_message_reply(invalid: InvalidMessage) -> bytes:
-    """Encode the reply to a command that could not be decoded."""
+    """Encode the reply to a message that could not be decoded, or whose sender is not trusted."""
+    status, message = 400, "Command could not be read."
+    if invalid.reason is DeadLetterReason.UNTRUSTED_SENDER:
+        status, message = 403, "The sender is not trusted."
     detail = f"{invalid.reason.value}: {invalid.detail}"
-    return orjson.dumps(
-        {"ok": False, "error": {"status": 400, "message": "Command could not be read.", "detail": detail}}
-    )
+    return orjson.dumps({"ok": False, "error": {"status": status, "message": message, "detail": detail}})
 
 
 @value(frozen=True, slots=True)

@@ -88,7 +88,7 @@ class RunnerProcess:
         self._readiness = Readiness("broker", "consumers")
         self._names = topology.TopologyNames(settings.amqp_prefix)
         self._connections = BrokerConnections(settings.amqp_url, "runner", self.metrics, self._readiness)
-        publisher = Publisher(self._connections.publish)
+        publisher = Publisher(self._connections.publish, identified=True)
         self._consumer = Consumer(self._connections.consume, self._prepare, prefetch=PREFETCH, on_error=self._on_error)
         self._sender = ReportSender(publisher, self._names, self.metrics, self._on_error)
         self._claims = CommandClient(self._connections.consume, publisher, self._names.claims, timeout=REPLY_TIMEOUT)

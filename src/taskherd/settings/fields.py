@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from hashlib import blake2b
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Literal, Self
@@ -15,6 +17,8 @@ from taskherd.settings import isolation, urls
 PREFIX = "TASKHERD_"
 MIN_SECRET_KEY = 32
 """Minimum length of a secret key, in characters; 32 hexadecimal digits are 128 bits."""
+ANY_POOL = "*"
+_POOL_NAME = re.compile(r"[a-z0-9-]{1,64}")
 _INSTALLATION_BYTES = 4
 _HOUR = 3600.0
 _YEAR = 8784 * _HOUR
@@ -38,6 +42,43 @@ def _networks(networks: str) -> tuple[IPv4Network | IPv6Network, ...]:
     return tuple(ip_network(each.strip()) for each in networks.split(",") if each.strip())
 
 
+def _parse_senders(senders: str) -> frozenset[str]:
+    return frozenset(name.strip() for name in senders.split(",") if name.strip())
+
+
+def _parse_sender_pools(senders: str) -> dict[str, frozenset[str] | None]:
+    """Return the pools of each user, None for all of them. Raise ``ValueError`` if the text is malformed."""
+    pools: dict[str, frozenset[str] | None] = {}
+    for entry in filter(None, (part.strip() for part in senders.split(","))):
+        user, equals, names = (part.strip() for part in entry.rpartition("="))
+        if not user or not equals:
+            message = "an entry has no user or no ="
+            raise ValueError(message)
+        if user in pools:
+            message = f"user {user[:64]} has two entries"
+            raise ValueError(message)
+        chosen = frozenset(name.strip() for name in names.split("|"))
+        if names != ANY_POOL and not all(_POOL_NAME.fullmatch(name) for name in chosen):
+            message = f"user {user[:64]} has no pool, or one that is not up to 64 of a-z 0-9 -"
+            raise ValueError(message)
+        pools[user] = None if names == ANY_POOL else chosen
+    return pools
+
+
+def _check_senders(senders: str) -> str:
+    if senders.strip() and not _parse_senders(senders):
+        message = "it names no user"
+        raise ValueError(message)
+    return senders
+
+
+def _check_sender_pools(senders: str) -> str:
+    if senders.strip() and not _parse_sender_pools(senders):
+        message = "it names no user"
+        raise ValueError(message)
+    return senders
+
+
 def _check_drain(drain: str) -> str:
     if drain not in {"keep", "pause"}:
         mode, _, duration = drain.partition(":")
@@ -53,6 +94,10 @@ DatabaseUrl = Annotated[str, AfterValidator(lambda url: urls.check_database(url)
 AmqpUrl = Annotated[str, AfterValidator(lambda url: urls.check_amqp(url) if url else url)]
 SecretKeys = Annotated[str, AfterValidator(_check_keys)]
 Networks = Annotated[str, AfterValidator(_check_networks)]
+
+
+Senders = Annotated[str, AfterValidator(_check_senders)]
+SenderPools = Annotated[str, AfterValidator(_check_sender_pools)]
 Drain = Annotated[str, AfterValidator(_check_drain)]
 UidRange = Annotated[str, AfterValidator(isolation.check_uids)]
 SandboxPaths = Annotated[str, AfterValidator(isolation.check_paths)]
@@ -93,6 +138,20 @@ class Settings(BaseSettings):
         pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$",
         description="Prefix of the names of all exchanges and queues; set it if installations share a vhost.",
         json_schema_extra={"expected": "1 to 64 of the characters a-z 0-9 . _ -, the first a letter or digit"},
+    )
+
+    command_senders: Senders = Field(
+        "",
+        description="RabbitMQ users whose commands a worker executes, separated by commas: that of the API, and of the "
+        "operators who replay commands. Others' commands are dead-lettered. Empty: whoever the broker lets write.",
+        json_schema_extra={"expected": "names of RabbitMQ users, such as taskherd-api"},
+    )
+    report_senders: SenderPools = Field(
+        "",
+        description="RabbitMQ users whose reports and claims a worker accepts, each with the pools of the tasks that "
+        "they may be about. The API needs `*`, because it publishes the reports of agents. Empty: whoever the broker "
+        "lets write, about any task.",
+        json_schema_extra={"expected": "USER=POOL|POOL,USER=* such as taskherd-api=*,taskherd-runner=default"},
     )
 
     agent_lost_after: Seconds = Field(
@@ -444,6 +503,16 @@ class Settings(BaseSettings):
     def trusted_proxies(self) -> tuple[IPv4Network | IPv6Network, ...]:
         """The networks of the trusted proxies."""
         return _networks(self.api_trusted_proxies)
+
+    @property
+    def trusted_command_senders(self) -> frozenset[str]:
+        """The users whose commands count; empty: any."""
+        return _parse_senders(self.command_senders)
+
+    @property
+    def sender_pools(self) -> Mapping[str, frozenset[str] | None]:
+        """The pools of each user whose reports and claims count, None for all; empty: any user, any pool."""
+        return _parse_sender_pools(self.report_senders)
 
     @property
     def secret_keys(self) -> tuple[str, ...]:

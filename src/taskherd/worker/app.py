@@ -49,6 +49,7 @@ from taskherd.worker.directory_cache import DirectoryCache
 from taskherd.worker.probe import Probe
 from taskherd.worker.relay import Relay
 from taskherd.worker.report_consumer import ReportConsumer
+from taskherd.worker.sender_pools import SenderPools
 from taskherd.worker.sweeper import Sweeper
 from taskherd.worker.work_queues import WorkQueues
 
@@ -147,6 +148,8 @@ class Worker:
             retention=_retention(settings),
             make_agent_token=partial(agent_token, settings.secret_keys[0]),
             generate_name=partial(task_names.generate, randomness=randomness),
+            command_senders=settings.trusted_command_senders,
+            senders=SenderPools(settings.sender_pools),
             strict_send=settings.send_mode == "strict",
             max_running=settings.tasks_running_most,
             log_limits=LogLimits(settings.log_entries_most, settings.log_bytes_most),

@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from taskherd.domain.commands import Command
     from taskherd.domain.directory import TemplatePool
     from taskherd.domain.handle_command import CommandRefused
-    from taskherd.domain.outcome import ReportOutcome
+    from taskherd.domain.outcome import DeadLetterReason, ReportOutcome
     from taskherd.domain.reports import Report
     from taskherd.domain.task import Task
     from taskherd.domain.task_update import TimerCheck
     from taskherd.messages.events import EventKind
     from taskherd.worker.agent_events import AgentEvent
+    from taskherd.worker.sender_pools import Pools
 
 
 MESSAGE_ERRORS = (DataError, ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
@@ -33,6 +34,9 @@ MESSAGE_ERRORS = (DataError, ArithmeticError, AssertionError, AttributeError, Lo
 class Batch:
     """Messages in the order received; ``timer_checks`` by task id.
 
+    ``report_pools`` and ``claim_pools`` have for each report and claim the pools of whose tasks its sender may speak;
+    they are empty if senders are not checked.
+
     Outcomes match reports, replies commands, and decisions claims, by index. There is at most one command for each
     task and with each command id, so that each has an event, a version and a reply of its own.
     """
@@ -40,6 +44,8 @@ class Batch:
     reports: Sequence[Report] = ()
     commands: Sequence[Command] = ()
     claims: Sequence[BuildClaim] = ()
+    report_pools: Sequence[Pools] = ()
+    claim_pools: Sequence[Pools] = ()
     timer_checks: Mapping[UUID, TimerCheck] = field(default_factory=dict)
 
 
@@ -95,7 +101,7 @@ class BatchResult:
 
     Attributes:
         outcomes: one for each report, by the report's index in the batch.
-        decisions: one for each claim, by the claim's index in the batch.
+        decisions: one for each claim, or why it is refused, by the claim's index in the batch.
         replies: one for each command, by the command's index in the batch.
         changes: the changes to publish.
         has_new_requests: whether there are new work requests to send.
@@ -106,7 +112,7 @@ class BatchResult:
 
     now: datetime
     outcomes: list[ReportOutcome]
-    decisions: list[ClaimDecision] = field(default_factory=list)
+    decisions: list[ClaimDecision | DeadLetterReason] = field(default_factory=list)
     replies: list[CommandReply] = field(default_factory=list)
     changes: list[CommittedChange] = field(default_factory=list)
     has_new_requests: bool = False

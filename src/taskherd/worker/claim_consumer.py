@@ -15,7 +15,7 @@ import structlog
 
 from taskherd.domain.claims import BuildClaim
 from taskherd.domain.handle_command import CommandRefused
-from taskherd.domain.outcome import DeadLetterReason
+from taskherd.domain.outcome import DeadLetterReason, ReportOutcome
 from taskherd.errors import Unavailable
 from taskherd.messages import claims, replies
 from taskherd.messages.claims import BUILD_CLAIM, RUNNER_HELLO, TASK_OWNED, OwnershipQuery, RunnerHello
@@ -25,8 +25,10 @@ from taskherd.store.engine import DataError, transaction
 from taskherd.worker.answers import Answer, publish_rejected, publish_replies
 from taskherd.worker.batch import MESSAGE_ERRORS, Batch
 from taskherd.worker.concurrency import isolate_possible_poison
+from taskherd.worker.dead_letters import untrusted_sender
 from taskherd.worker.load import load_ownership
 from taskherd.worker.reconcile import reconcile
+from taskherd.worker.sender_pools import NO_POOL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,9 +39,12 @@ if TYPE_CHECKING:
     from taskherd.worker.answers import Rejected
     from taskherd.worker.context import WorkerContext
     from taskherd.worker.relay import Relay
+    from taskherd.worker.sender_pools import Pools, SenderPools
     from taskherd.worker.work_queues import WorkQueues
 
 log = structlog.get_logger(__name__)
+
+UNPROCESSED = "The claim could not be processed."
 
 MAX_DELIVERIES = 500
 """Maximum number of messages that are taken from the buffer at a time."""
@@ -87,7 +92,7 @@ class ClaimConsumer:
         """Process the next messages and return their number; 0 after the last one."""
         deliveries = await self._consumer.next_batch(MAX_DELIVERIES, 0)
         for part in isolate_possible_poison(deliveries):
-            decoded = _decode(part)
+            decoded = _decode(part, self._context.senders)
             if decoded.hellos:
                 self._hellos += decoded.hellos
                 self._hello_arrived.set()
@@ -101,12 +106,16 @@ class ClaimConsumer:
     async def _handle(self, decoded: DecodedMessages) -> None:
         """Decide and answer claims first: agents wait for them."""
         if decoded.claims:
-            decisions = await self._decide([claim for _, claim in decoded.claims])
+            senders = self._context.senders
+            pools = [senders.pools_of(delivery) for delivery, _ in decoded.claims] if senders.restricted else []
+            decisions = await self._decide([claim for _, claim in decoded.claims], pools)
             self._context.failpoint(Failpoint.POST_CLAIM)
             answers: list[Answer] = []
             for (delivery, _), decision in zip(decoded.claims, decisions, strict=True):
                 if isinstance(decision, DeadLetterReason):
-                    detail = "The claim could not be processed."
+                    detail = UNPROCESSED
+                    if decision is DeadLetterReason.UNTRUSTED_SENDER:
+                        detail = ReportOutcome.UNTRUSTED_SENDER.detail
                     decoded.invalid.append((delivery, InvalidMessage(None, decision, detail, delivery.body)))
                     continue
                 self._count(BUILD_CLAIM, decision.outcome.value)
@@ -117,11 +126,14 @@ class ClaimConsumer:
         if decoded.invalid:
             await self._reject(decoded.invalid)
 
-    async def _decide(self, batch: Sequence[BuildClaim]) -> list[ClaimDecision | DeadLetterReason]:
+    async def _decide(
+        self, batch: Sequence[BuildClaim], pools: Sequence[Pools]
+    ) -> list[ClaimDecision | DeadLetterReason]:
         """Return the committed decisions. A failing batch is halved until the claim that makes it fail is found."""
         try:
             result = await self._context.until_stopped(
-                lambda: reconcile(self._context, Batch(claims=batch), self._context.now()), "database"
+                lambda: reconcile(self._context, Batch(claims=batch, claim_pools=pools), self._context.now()),
+                "database",
             )
         except MESSAGE_ERRORS as error:
             if len(batch) == 1:
@@ -129,7 +141,10 @@ class ClaimConsumer:
                 return [DeadLetterReason.DATA_ERROR if isinstance(error, DataError) else DeadLetterReason.FAULT]
             self._context.metrics.batch_failures.labels("bisected").inc()
             half = len(batch) // 2
-            return [*await self._decide(batch[:half]), *await self._decide(batch[half:])]
+            return [
+                *await self._decide(batch[:half], pools[:half]),
+                *await self._decide(batch[half:], pools[half:]),
+            ]
         self._relay.offer(result.changes, has_new_requests=result.has_new_requests)
         return [*result.decisions]
 
@@ -200,14 +215,22 @@ class ClaimConsumer:
         self._context.metrics.claims.labels(kind, outcome).inc()
 
 
-def _decode(deliveries: Sequence[Delivery]) -> DecodedMessages:
+def _decode(deliveries: Sequence[Delivery], senders: SenderPools) -> DecodedMessages:
     decoded = DecodedMessages()
     for delivery in deliveries:
+        pools = senders.pools_of(delivery)
+        if pools == NO_POOL:
+            decoded.invalid.append((delivery, untrusted_sender(delivery, "TASKHERD_REPORT_SENDERS")))
+            continue
         match claims.decode_runner_message(delivery.body):
             case BuildClaim() as claim:
                 decoded.claims.append((delivery, claim))
             case OwnershipQuery() as query:
                 decoded.queries.append((delivery, query))
+            case RunnerHello() as hello if pools is not None and hello.pool not in pools:
+                detail = ReportOutcome.UNTRUSTED_SENDER.detail
+                reason = DeadLetterReason.UNTRUSTED_SENDER
+                decoded.invalid.append((delivery, InvalidMessage(None, reason, detail, delivery.body)))
             case RunnerHello() as hello:
                 decoded.hellos.append((delivery, hello))
             case InvalidMessage() as invalid:

@@ -23,6 +23,7 @@ from taskherd.worker.answers import Answer, publish_rejected, publish_replies
 from taskherd.worker.batch import MESSAGE_ERRORS, Batch
 from taskherd.worker.command_order import WaitingCommand, next_commands
 from taskherd.worker.concurrency import BatchFootprint, BatchScheduler
+from taskherd.worker.dead_letters import untrusted_sender
 from taskherd.worker.reconcile import reconcile
 
 if TYPE_CHECKING:
@@ -77,7 +78,14 @@ class CommandConsumer:
 
     def _decode(self, deliveries: Sequence[Delivery]) -> Iterator[Rejected]:
         """Append the commands in these deliveries to those that wait, and yield the invalid ones."""
+        trusted = self._context.command_senders
         for delivery in deliveries:
+            if trusted and delivery.sender not in trusted:
+                self._context.metrics.commands.labels("unknown", "invalid").inc()
+                invalid = untrusted_sender(delivery, "TASKHERD_COMMAND_SENDERS")
+                log.warning("command of an untrusted sender rejected", detail=invalid.detail)
+                yield delivery, invalid
+                continue
             command = decode_command(delivery.body)
             if isinstance(command, InvalidMessage):
                 self._context.metrics.commands.labels("unknown", "invalid").inc()

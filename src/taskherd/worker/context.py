@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from taskherd.store import AsyncEngine
     from taskherd.store.logs import LogLimits
     from taskherd.worker.directory_cache import DirectoryCache
+    from taskherd.worker.sender_pools import SenderPools
 
 
 T = TypeVar("T")
@@ -69,6 +70,8 @@ class WorkerContext:
         on_error: called with the reason of every failure that is retried.
         make_agent_token: creates the agent token for a task and build number.
         max_running: maximum number of running tasks of one owner, 0 for no maximum.
+        command_senders: the RabbitMQ users whose commands count; empty: any.
+        senders: the RabbitMQ users whose reports and claims count, and about which tasks.
         generate_name: returns a task name for a prompt that is not among the given names.
     """
 
@@ -90,6 +93,8 @@ class WorkerContext:
     strict_send: bool
     max_running: int
     log_limits: LogLimits
+    command_senders: frozenset[str]
+    senders: SenderPools
     tracing: Tracing
 
     async def until_stopped(self, work: Callable[[], Awaitable[T]], dependency: str) -> T:

@@ -6,13 +6,22 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from taskherd.broker.dead_letters import build_dead_letter
+from taskherd.domain.outcome import DeadLetterReason
 from taskherd.messages.dead_letters import Origin, encode, producer_headers
+from taskherd.messages.decoding import InvalidMessage
 
 if TYPE_CHECKING:
     from taskherd.broker.delivery import Delivery
     from taskherd.broker.publisher import OutgoingMessage
     from taskherd.broker.topology import TopologyNames
-    from taskherd.messages.decoding import InvalidMessage
+
+
+def untrusted_sender(delivery: Delivery, setting: str) -> InvalidMessage:
+    """Return why a message is refused whose sender the ``setting`` does not name."""
+    sender = delivery.sender
+    found = "The property user_id is missing" if sender is None else f"The property user_id is {sender[:64]!r}"
+    detail = f"{found}; expected a user in {setting}."
+    return InvalidMessage(None, DeadLetterReason.UNTRUSTED_SENDER, detail, delivery.body)
 
 
 def dead_letter_of(names: TopologyNames, delivery: Delivery, invalid: InvalidMessage) -> OutgoingMessage:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from taskherd.domain.claims import ClaimOutcome, decide_claim
 from taskherd.domain.directory import OTHER
 from taskherd.domain.lease import summarize_heartbeats
-from taskherd.domain.outcome import ReportOutcome
+from taskherd.domain.outcome import DeadLetterReason, ReportOutcome
 from taskherd.domain.reports import AgentHeartbeat
 from taskherd.domain.task_update import TaskUpdate, apply_command, apply_report, apply_timer_check, finalize
 from taskherd.observability.failpoints import Failpoint
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from taskherd.worker.context import WorkerContext
     from taskherd.worker.load import LoadedBatch
     from taskherd.worker.save import Writes
+    from taskherd.worker.sender_pools import Pools
 
 
 async def reconcile(context: WorkerContext, batch: Batch, now: datetime) -> BatchResult:
@@ -56,7 +57,7 @@ async def reconcile(context: WorkerContext, batch: Batch, now: datetime) -> Batc
     renewed = renewing.result()
     not_renewed = [index for task_id, indexes in heartbeats.items() if task_id not in renewed for index in indexes]
     if not_renewed:
-        await run_transaction(context, Batch(batch.reports), not_renewed, result)
+        await run_transaction(context, Batch(batch.reports, report_pools=batch.report_pools), not_renewed, result)
     record(context, result.agent_events)
     return result
 
@@ -85,12 +86,16 @@ def fold_batch(loaded: LoadedBatch, indexes: list[int], result: BatchResult) -> 
     parking = ParkingChanges()
     for command in batch.commands:
         _fold_command(loaded, command, parking, now)
-    for claim in batch.claims:
-        result.decisions.append(_fold_claim(loaded, claim))
+    for number, claim in enumerate(batch.claims):
+        pools = batch.claim_pools[number] if batch.claim_pools else None
+        trusted = _may_speak_of(loaded, claim.task_id, pools)
+        result.decisions.append(_fold_claim(loaded, claim) if trusted else DeadLetterReason.UNTRUSTED_SENDER)
     for index in indexes:
         report = batch.reports[index]
         update = updates.get(report.task_id)
-        if update is None or update.task is None:
+        if batch.report_pools and not _may_speak_of(loaded, report.task_id, batch.report_pools[index]):
+            result.outcomes[index] = ReportOutcome.UNTRUSTED_SENDER
+        elif update is None or update.task is None:
             result.outcomes[index] = ReportOutcome.PARKED
             parking.new[index] = report
         else:
@@ -101,6 +106,17 @@ def fold_batch(loaded: LoadedBatch, indexes: list[int], result: BatchResult) -> 
     for update in updates.values():
         finalize(update, now, update_context)
     return parking
+
+
+def _may_speak_of(loaded: LoadedBatch, task_id: UUID, pools: Pools) -> bool:
+    """Return whether a sender of these pools may speak of the task; a task that does not exist is in no pool."""
+    if pools is None:
+        return True
+    update = loaded.updates.get(task_id)
+    if update is None or update.task is None:
+        return False
+    template_pool = loaded.template_pools.get(update.task.template_version_id)
+    return template_pool is not None and template_pool.pool in pools
 
 
 def _fold_command(loaded: LoadedBatch, command: Command, parking: ParkingChanges, now: datetime) -> None:
@@ -147,7 +163,8 @@ def summarize(loaded: LoadedBatch, indexes: list[int], writes: Writes, result: B
 def split_heartbeats(batch: Batch) -> tuple[dict[UUID, list[int]], list[int]]:
     """Split a batch into heartbeats that may only renew a lease and all other reports.
 
-    If its task has a timer check or another report that may change the connection, a heartbeat is one of the others.
+    If its task has a timer check or another report that may change the connection, a heartbeat is one of the others;
+    so is one whose sender may not speak of all pools, because only the task tells its pool.
 
     Returns:
         The indexes of those heartbeats by task id, and the indexes of all other reports, in order.
@@ -156,7 +173,7 @@ def split_heartbeats(batch: Batch) -> tuple[dict[UUID, list[int]], list[int]]:
     heartbeats: dict[UUID, list[int]] = defaultdict(list)
     others: list[int] = []
     for index, report in enumerate(batch.reports):
-        if isinstance(report, AgentHeartbeat):
+        if isinstance(report, AgentHeartbeat) and (not batch.report_pools or batch.report_pools[index] is None):
             heartbeats[report.task_id].append(index)
         else:
             others.append(index)

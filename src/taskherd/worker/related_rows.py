@@ -8,6 +8,7 @@ from uuid import UUID, uuid5
 
 from taskherd.domain import fold
 from taskherd.domain.claims import ClaimOutcome
+from taskherd.domain.outcome import DeadLetterReason
 from taskherd.domain.reports import canonical_json
 from taskherd.store import build_claims, inputs, logs, parked_reports, work_requests
 
@@ -109,11 +110,16 @@ def _new_requests(update: TaskUpdate, now: datetime) -> list[work_requests.WorkR
 
 
 async def save_claims(
-    connection: AsyncConnection, claims: Sequence[BuildClaim], decisions: Sequence[ClaimDecision], now: datetime
+    connection: AsyncConnection,
+    claims: Sequence[BuildClaim],
+    decisions: Sequence[ClaimDecision | DeadLetterReason],
+    now: datetime,
 ) -> None:
     """Save the claims that were granted for the first time; of one task there is at most one in a batch."""
     granted = [
-        claim for claim, decision in zip(claims, decisions, strict=True) if decision.outcome is ClaimOutcome.GRANTED
+        claim
+        for claim, decision in zip(claims, decisions, strict=True)
+        if not isinstance(decision, DeadLetterReason) and decision.outcome is ClaimOutcome.GRANTED
     ]
     if granted:
         await build_claims.save(connection, granted, now)

@@ -28,9 +28,10 @@ from taskherd.observability.tracing import MAX_LINKS, extract
 from taskherd.store.engine import DataError
 from taskherd.worker.batch import MESSAGE_ERRORS, Batch
 from taskherd.worker.concurrency import BatchFootprint, BatchScheduler, isolate_possible_poison
-from taskherd.worker.dead_letters import dead_letter_of
+from taskherd.worker.dead_letters import dead_letter_of, untrusted_sender
 from taskherd.worker.probe import is_probe
 from taskherd.worker.reconcile import reconcile
+from taskherd.worker.sender_pools import NO_POOL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from taskherd.worker.context import WorkerContext
     from taskherd.worker.probe import Probe
     from taskherd.worker.relay import Relay
+    from taskherd.worker.sender_pools import Pools
 
 log = structlog.get_logger(__name__)
 
@@ -57,11 +59,15 @@ MAX_LOGGED = 5
 
 @dataclass(slots=True)
 class DecodedBatch:
-    """The reports in some deliveries, each with its delivery and array index; the invalid elements; the probes."""
+    """The reports in some deliveries, each with its delivery and array index; the invalid elements; the probes.
+
+    ``pools`` has the pools of each report's sender; it is empty if senders are not checked.
+    """
 
     deliveries: Sequence[Delivery]
     reports: list[Report] = field(default_factory=list)
     origins: list[tuple[Delivery, int | None]] = field(default_factory=list)
+    pools: list[Pools] = field(default_factory=list)
     invalid: list[tuple[Delivery, InvalidMessage]] = field(default_factory=list)
     probes: list[Delivery] = field(default_factory=list)
 
@@ -117,7 +123,7 @@ class ReportConsumer:
         """Reconcile a batch, publish its dead letters, and ack it after the ``previous`` batch has ended."""
         try:
             with self._context.tracing.span("batch", links=decoded.traces, deliveries=len(decoded.deliveries)):
-                outcomes = await self._reconcile(decoded.reports)
+                outcomes = await self._reconcile(decoded.reports, decoded.pools)
                 self._context.failpoint(Failpoint.POST_COMMIT)
                 await self._send_dead_letters(decoded, outcomes)
         except Unavailable as error:
@@ -142,11 +148,16 @@ class ReportConsumer:
     def _decode(self, deliveries: Sequence[Delivery]) -> DecodedBatch:
         now = max(self._context.now(), self._received_until)
         decoded = DecodedBatch(deliveries)
+        senders = self._context.senders
         for delivery in deliveries:
             if delivery.redelivered:
                 self._context.metrics.redeliveries.inc()
             if is_probe(delivery):
                 decoded.probes.append(delivery)
+                continue
+            pools = senders.pools_of(delivery)
+            if pools == NO_POOL:
+                decoded.invalid.append((delivery, untrusted_sender(delivery, "TASKHERD_REPORT_SENDERS")))
                 continue
             elements = decode_reports(delivery.body, now)
             now += len(elements) * SEQ_STEP  # so that reports without a seq keep the order received
@@ -157,19 +168,21 @@ class ReportConsumer:
                 else:
                     decoded.reports.append(element.report)
                     decoded.origins.append((delivery, None if single else index))
+                    if senders.restricted:
+                        decoded.pools.append(pools)
                     for change, count in element.sanitize_counts.items():
                         self._context.metrics.texts_cleaned.labels(change).inc(count)
         self._received_until = now
         return decoded
 
-    async def _reconcile(self, reports: Sequence[Report]) -> list[ReportOutcome]:
+    async def _reconcile(self, reports: Sequence[Report], pools: Sequence[Pools]) -> list[ReportOutcome]:
         """Reconcile reports and return their outcomes. A failing batch is halved until the invalid report is found."""
         if not reports:
             return []
         started_at = perf_counter()
         try:
             result = await self._context.until_stopped(
-                lambda: reconcile(self._context, Batch(reports), self._context.now()), "database"
+                lambda: reconcile(self._context, Batch(reports, report_pools=pools), self._context.now()), "database"
             )
         except MESSAGE_ERRORS as error:
             if len(reports) == 1:
@@ -177,7 +190,10 @@ class ReportConsumer:
                 return [ReportOutcome.DATA_ERROR if isinstance(error, DataError) else ReportOutcome.FAULT]
             self._context.metrics.batch_failures.labels("bisected").inc()
             half = len(reports) // 2
-            return [*await self._reconcile(reports[:half]), *await self._reconcile(reports[half:])]
+            return [
+                *await self._reconcile(reports[:half], pools[:half]),
+                *await self._reconcile(reports[half:], pools[half:]),
+            ]
         self._context.metrics.batch_seconds.observe(perf_counter() - started_at)
         self._relay.offer(result.changes, has_new_requests=result.has_new_requests)
         return result.outcomes

@@ -1,0 +1,179 @@
+"""Messages count only if the broker vouches for a trusted sender: each attack is played with a real RabbitMQ user."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import aio_pika
+import pytest
+from aio_pika.exceptions import AMQPError
+
+from taskherd.broker.command_client import CommandClient
+from taskherd.broker.connection import SupervisedConnection
+from taskherd.broker.publisher import Publisher
+from taskherd.dev.services import Services
+from tests.harness.worker import ALICE, VERSION, WorkerHarness, external_harness, make_command, running_worker
+
+pytestmark = [pytest.mark.timeout(120)]
+
+
+def as_user(url: str, user: str, password: str) -> str:
+    """Return the broker's URL for another user."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=f"{quote(user, safe='')}:{password}@{parts.hostname}:{parts.port}").geturl()
+
+
+@pytest.fixture
+async def users(services: Services) -> AsyncIterator[dict[str, str]]:
+    """Yield the URLs of three users that may do everything, so that only the worker itself can refuse them."""
+    assert services.rabbit is not None
+    names = {role: f"{role}@{uuid.uuid4().hex[:6]} 100%" for role in ("api", "developer", "runner")}
+    definitions = {
+        "users": [{"name": name, "password": "pw", "tags": []} for name in names.values()],
+        "permissions": [
+            {"user": name, "vhost": "/", "configure": ".*", "write": ".*", "read": ".*"} for name in names.values()
+        ],
+    }
+    await asyncio.to_thread(services.rabbit.import_definitions, json.dumps(definitions).encode())
+    yield {role: as_user(services.amqp_url, name, "pw") for role, name in names.items()}
+    for name in names.values():
+        await asyncio.to_thread(services.rabbit.ctl, "delete_user", name)
+
+
+def name_of(url: str) -> str:
+    """Return the broker's name of the user of a URL."""
+    user = SupervisedConnection(url, "name").user
+    assert user
+    return user
+
+
+@pytest.fixture
+async def outside(database_url: str, amqp_url: str, amqp_prefix: str) -> AsyncIterator[WorkerHarness]:
+    """Yield a harness without a worker."""
+    async with external_harness(database_url, amqp_url, amqp_prefix) as harness:
+        yield harness
+
+
+async def publish(url: str, exchange: str, body: Any, **properties: Any) -> None:
+    """Publish a message as this user. Raise ``AMQPError`` if the broker refuses it."""
+    async with await aio_pika.connect(url, timeout=10) as connection:
+        channel = await connection.channel()
+        target = await channel.get_exchange(exchange, ensure=False)
+        await target.publish(aio_pika.Message(json.dumps(body).encode(), **properties), "any", timeout=10)
+
+
+def create_command(task_id: uuid.UUID, prompt: str) -> dict[str, Any]:
+    """Return a create of this task."""
+    return make_command("task.create", task_id, owner_id=str(ALICE), template_version_id=str(VERSION), input=prompt)
+
+
+async def test_a_forged_command_is_refused(outside: WorkerHarness, users: dict[str, str]) -> None:
+    """A delete in another's name counts only from a named sender: not a runner's, not one without ``user_id``."""
+    commands = f"{outside.prefix}.commands"
+    async with running_worker(outside):  # nothing is checked yet
+        task_id = await outside.create(input="Keep this task")
+    async with running_worker(outside, command_senders=f"{name_of(users['api'])}, {name_of(users['developer'])}"):
+        forged = make_command("task.delete", task_id)
+        await publish(users["runner"], commands, forged, user_id=name_of(users["runner"]))
+        await publish(users["runner"], commands, forged)
+        await publish(users["developer"], commands, forged)
+        with pytest.raises(AMQPError):  # the broker refuses another's name
+            await publish(users["runner"], commands, forged, user_id=name_of(users["api"]))
+        await outside.until(lambda: outside.reasons() == ["untrusted_sender"] * 3)
+        assert [json.loads(letter.body) for letter in outside.dead_letters] == [forged] * 3
+        refused = await outside.refused_command("task.delete", task_id)
+        assert (refused["status"], "untrusted_sender" in refused["detail"]) == (403, True)
+        await outside.until_metric(4, "taskherd_dead_lettered_total", reason="untrusted_sender")
+        await outside.until_row("SELECT deleted_at IS NULL FROM tasks WHERE id = $1", task_id)
+        await publish(users["developer"], commands, forged, user_id=name_of(users["developer"]))
+        await outside.until_row("SELECT deleted_at IS NOT NULL FROM tasks WHERE id = $1", task_id)
+
+
+async def test_the_api_names_its_user(outside: WorkerHarness, users: dict[str, str]) -> None:
+    """What the API's client publishes carries the user of its URL, percent-decoded, and is executed."""
+    consuming, publishing = (SupervisedConnection(users["api"], name) for name in ("consume", "publish"))
+    for connection in (consuming, publishing):
+        connection.start()
+    client = CommandClient(consuming, Publisher(publishing, identified=True), f"{outside.prefix}.commands", timeout=20)
+    replies = asyncio.create_task(client.run())
+    try:
+        async with running_worker(outside, command_senders=name_of(users["api"])):
+            body = json.dumps(create_command(uuid.uuid4(), "Say hello to the API")).encode()
+            reply = json.loads((await client.call("task.create", body)).body)
+            assert reply["ok"], reply
+    finally:
+        await client.stop()
+        await replies
+        for connection in (consuming, publishing):
+            await connection.close()
+
+
+async def test_an_operator_replays_a_command(outside: WorkerHarness, users: dict[str, str], tmp_path: Path) -> None:
+    """``taskherd dead replay`` vouches with the operator's user; refused ones are replayed by their id only."""
+    task_id = uuid.uuid4()
+    async with running_worker(outside, command_senders=name_of(users["developer"])):
+        await publish(users["runner"], f"{outside.prefix}.commands", create_command(task_id, "Replay me"))
+        await outside.until(lambda: outside.reasons() == ["untrusted_sender"])
+        letter = outside.dead_letters[0]
+        await outside.stop_dead_letters()
+        taken = aio_pika.Message(letter.body, headers=letter.headers, message_id="m")
+        await outside.channel.default_exchange.publish(taken, f"{outside.prefix}.dead", timeout=5)
+
+        async def dead(*arguments: str) -> tuple[int, str]:
+            environment = {
+                "TASKHERD_AMQP_URL": users["developer"], "TASKHERD_AMQP_PREFIX": outside.prefix, "PATH": "",
+            }  # fmt: skip
+            command = [sys.executable, "-m", "taskherd", "dead", *arguments]
+            done = await asyncio.to_thread(
+                subprocess.run, command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60,
+                check=False,
+            )  # fmt: skip
+            return done.returncode, done.stdout + done.stderr
+
+        code, output = await dead("replay", "--all")
+        assert (code, "came from no trusted sender" in output) == (1, True), output
+        _, listed = await dead("list", "-o", "json")
+        identity = json.loads(listed)[0]["id"]
+        assert (await dead("replay", identity))[0] == 0
+        await outside.until_row("SELECT count(*) FROM tasks WHERE id = $1", task_id, is_=1)
+
+
+async def test_a_runner_reports_on_its_pools_only(outside: WorkerHarness, users: dict[str, str]) -> None:
+    """Reports, heartbeats, claims and hellos about another pool, and those without ``user_id``, are refused alone."""
+    await outside.database.execute('UPDATE template_versions SET run = \'{"pool": "gpu"}\'')
+    reports, claims = f"{outside.prefix}.reports", f"{outside.prefix}.claims"
+    runner, api = name_of(users["runner"]), name_of(users["api"])
+    async with running_worker(outside):
+        task_id = await outside.make_active(await outside.create(input="Train the model"))
+    attacks: list[tuple[str, dict[str, Any]]] = [
+        (reports, {"type": "app.status", "task_id": str(task_id), "state": "failed", "message": "Forged"}),
+        (reports, {"type": "agent.heartbeat", "task_id": str(task_id), "build_number": 1}),
+        (reports, {"type": "agent.heartbeat", "task_id": str(uuid.uuid4()), "build_number": 1}),
+        (claims, {"type": "build.claim", "task_id": str(task_id), "build_number": 1, "runner": "r1"}),
+        (claims, {"type": "runner.hello", "runner": "thief", "pool": "gpu"}),
+    ]
+    async with running_worker(outside, report_senders=f"{api}=*,{runner}=cpu|other"):
+        for exchange, body in attacks:
+            await publish(users["runner"], exchange, body, user_id=runner)
+            await publish(users["api"], exchange, body)  # no user_id
+        await outside.until(lambda: len(outside.dead_letters) == 2 * len(attacks))
+        assert set(outside.reasons()) == {"untrusted_sender"}
+        genuine = {"type": "app.status", "task_id": str(task_id), "state": "idle", "message": "Through the API"}
+        await publish(users["api"], reports, genuine, user_id=api)
+        await outside.until(lambda: outside.state(task_id).get("message") == "Through the API")
+        assert await outside.database.fetchval("SELECT count(*) FROM parked") == 0
+        assert await outside.database.fetchval("SELECT count(*) FROM runner_hellos") == 0
+    async with running_worker(outside, report_senders=f"{api}=*,{runner}=cpu|gpu"):
+        mixed = [{**attacks[0][1], "message": "Its own pool"}, {**attacks[0][1], "task_id": str(uuid.uuid4())}]
+        await publish(users["runner"], reports, mixed, user_id=runner)
+        await outside.until(lambda: outside.state(task_id).get("message") == "Its own pool")
+        await outside.until(lambda: len(outside.dead_letters) == 2 * len(attacks) + 1)
+        assert outside.dead_letters[-1].headers["x-taskherd-index"] == 1
