@@ -118,3 +118,20 @@ async def test_the_printed_commands_and_those_of_the_readme_work(
             await shell(". .taskherd/env; .venv/bin/python -m taskherd task list -o json", tmp_path, env)
         )
         assert [each["id"] for each in listed_by_cli] == [created["id"]]
+
+
+async def test_the_runner_gets_no_secret_of_the_servers(tmp_path: Path) -> None:
+    """``/proc`` shows the runner neither the database URL nor the secret key, however they were given."""
+    env = {**make_folder(tmp_path), "TASKHERD_SECRET_KEY": "0123456789abcdef" * 4, "PASSED_ON": "yes"}
+    async with session(tmp_path, env) as lines:
+        (pids,) = re.findall(r"running as processes (\d+), (\d+) and (\d+);", lines[-1])
+        worker, _, runner = (
+            dict(item.split("=", 1) for item in Path(f"/proc/{pid}/environ").read_text().split("\0") if "=" in item)
+            for pid in pids
+        )
+    assert {"TASKHERD_DATABASE_URL", "TASKHERD_SECRET_KEY"} <= worker.keys()
+    kept = {name for name in runner if name.startswith(("TASKHERD_DATABASE", "TASKHERD_SECRET", "TASKHERD_TOKEN"))}
+    assert kept == set()
+    assert worker["TASKHERD_DATABASE_URL"] not in runner.values()
+    assert worker["TASKHERD_SECRET_KEY"] not in runner.values()
+    assert (runner["TASKHERD_AMQP_URL"], runner["PASSED_ON"]) == (worker["TASKHERD_AMQP_URL"], "yes")

@@ -25,6 +25,8 @@ from taskherd.store import migrate
 
 DATA: Final = Path(".taskherd")
 ALLOW_DEACTIVATE: Final = "--allow-deactivate"
+_SERVER_SECRETS: Final = ("DATABASE_", "SECRET_KEY", "TOKEN")
+"""How the variables begin, after taskherd's prefix, that only servers and people use."""
 _OPS_PORT: Final = 9590
 _API_PORT: Final = 7080
 _API_OPS_PORT: Final = 9591
@@ -95,11 +97,22 @@ def worker(data: Path, environment: Mapping[str, str], ops_port: int) -> Iterato
         yield process
 
 
+def process_environment(command: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment for ``taskherd COMMAND``: a runner gets no credential but that of the broker.
+
+    Its agents may be able to read what it has. Variables that are no settings stay, because templates can pass them on.
+    """
+    if command != "runner":
+        return dict(environ)
+    withheld = tuple(f"TASKHERD_{name}" for name in _SERVER_SECRETS)
+    return {name: value for name, value in environ.items() if not name.startswith(withheld)}
+
+
 @contextmanager
 def _process(data: Path, command: str, environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(
         [sys.executable, "-m", "taskherd", command],
-        env=processes.marked({**os.environ, **environment}, _home(data)),
+        env=processes.marked(process_environment(command, {**os.environ, **environment}), _home(data)),
         stdin=subprocess.DEVNULL,
         start_new_session=True,
     )
