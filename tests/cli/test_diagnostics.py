@@ -61,7 +61,8 @@ async def test_the_topology_a_worker_declares_has_no_errors(amqp_url: str, amqp_
             await channel.exchange_delete(names.report_hash)
     assert not errors(findings)
     assert {what for what, finding in findings.items() if finding.state is FindingState.NOTE} == {
-        f"queue {queue}" for queue in (*names.report_queues(partitions), names.commands, names.claims)
+        "senders of commands",
+        *(f"queue {queue}" for queue in (*names.report_queues(partitions), names.commands, names.claims)),
     }
 
 
@@ -260,3 +261,11 @@ async def test_a_check_that_hangs_or_fails_is_a_finding() -> None:
         assert errors(findings) == {"check"}
         assert "first" in findings
         assert "s3cr3t" not in str(findings)
+
+
+async def test_the_senders_of_commands_are_shown(amqp_url: str, amqp_prefix: str) -> None:
+    """A worker that believes every sender is noted; one that does not says whom it believes."""
+    for senders, state, found in (("", FindingState.NOTE, "lets write"), ("b, a", FindingState.OK, "a, b")):
+        settings = Settings(amqp_url=amqp_url, amqp_prefix=amqp_prefix, command_senders=senders)
+        findings = [each async for each in check_broker(settings) if each.what == "senders of commands"]
+        assert [(each.state, found in each.found) for each in findings] == [(state, True)]

@@ -26,6 +26,7 @@ async def check_broker(settings: Settings, roles: Collection[Role] = (Role.WORKE
         async with broker.connect(settings.amqp_url) as connection:
             yield _version(broker.server_version(connection))
             if Role.WORKER in roles:
+                yield _command_senders(settings)
                 topology = await broker.check_topology(connection, names, settings.report_partitions)
             else:
                 topology = await _check_client(connection, names, roles)
@@ -53,6 +54,13 @@ async def _check_client(
     claims = (names.claims,) if Role.RUNNER in roles else ()
     read = (names.events,) if is_api else ()
     return await broker.check_publisher(connection, names, (*commands, *claims, names.reports), read)
+
+
+def _command_senders(settings: Settings) -> Finding:
+    what, senders = "senders of commands", sorted(settings.trusted_command_senders)
+    if senders:
+        return ok(what, ", ".join(senders))
+    return note(what, "whoever the broker lets write", "set TASKHERD_COMMAND_SENDERS to the API's RabbitMQ user")
 
 
 def _version(version: tuple[int, ...]) -> Finding:
