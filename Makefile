@@ -1,6 +1,6 @@
 # `make` lists the targets. They run in .venv, which is created from requirements.lock when a target first needs it.
 .DEFAULT_GOAL := help
-.PHONY: help bare check test pure agents demo dev bench bench-quick chaos fuzz clients lint format docs lock lock-image audit sbom image clean
+.PHONY: help bare check test pure agents demo dev bench bench-quick chaos mutants fuzz clients lint format docs lock lock-image audit sbom image clean
 BIN := .venv/bin
 READY := .venv/ready
 FIGURES := .taskherd/chaos.jsonl
@@ -53,6 +53,9 @@ chaos: $(READY) ## kill, freeze and starve worker, broker and database for half 
 	@mkdir -p $(dir $(FIGURES)) && : > $(FIGURES)
 	@CHAOS_FIGURES=$(FIGURES) $(BIN)/pytest -q --timeout 3600 $(if $(ROW),-k "$(ROW)") tests/chaos; ended=$$?; \
 	$(BIN)/python -m tests.chaos.figures $(FIGURES) $(if $(ROW),,docs/reliability.md); exit $$ended
+
+mutants: $(READY) ## change the code in COUNT small ways drawn by SEED, and print the changes that no test notices; hours (needs bubblewrap)
+	$(BIN)/python -m tests.mutation --seed $(or $(SEED),1) --count $(or $(COUNT),200)
 
 fuzz: $(READY) ## fuzz the API for ten minutes with requests made from its OpenAPI document
 	FUZZ_SECONDS=600 $(BIN)/pytest -q tests/api/test_fuzz.py

@@ -1,0 +1,96 @@
+"""The tests of a mutation are those that execute the line, or use what it defines."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tests.mutation.coverage_map import SOURCE_READERS, TestMap
+from tests.mutation.room import ROOT
+from tests.mutation.selection import Selector, innermost, qualified_name
+from tests.mutation.source import Mutation
+
+CODE = '''"""Example."""
+
+LIMIT = 3
+QUERY = f"SELECT {LIMIT}"
+
+
+class Reader:
+    size: int = 4
+
+    @property
+    def half(self) -> int:
+        return self.size // 2
+
+
+def read():
+    if QUERY:
+        return QUERY
+    return None
+'''
+USER = "from taskherd.store import example\n\n\ndef use():\n    return example.LIMIT\n"
+
+
+@pytest.fixture
+def selector(tmp_path: Path) -> Selector:
+    """Return a selector for two modules and five tests."""
+    for name, text in {"store/example.py": CODE, "worker/user.py": USER}.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(text)
+    measured = TestMap()
+    tests = {
+        "tests/worker/test_user.py::test_use": 0.5,
+        "tests/store/test_other.py::test_slow": 9.0,
+        "tests/store/test_other.py::test_fast": 0.1,
+        "tests/store/test_example.py::test_half": 2.0,
+        "tests/pure/test_example.py::test_pure": 3.0,
+        "tests/pure/test_docs.py::test_source": 0.1,
+    }
+    measured.seconds.update(tests)
+    use, slow, fast, half, pure, source = tests
+    measured.lines["store/example.py"] |= {3: {source}, 12: {half}, 16: {slow, fast, pure, source}, 17: {slow}}
+    measured.lines["worker/user.py"] |= {5: {use}}
+    return Selector(tmp_path, measured)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (17, ["test_slow"]),
+        (16, ["test_pure", "test_fast", "test_slow"]),
+        (18, []),
+        (4, ["test_pure", "test_fast", "test_slow"]),
+        (3, ["test_pure", "test_fast", "test_use", "test_slow"]),
+        (8, ["test_half"]),
+        (10, ["test_half"]),
+    ],
+)
+def test_tests_execute_the_line_or_use_its_definition(selector: Selector, line: int, expected: list[str]) -> None:
+    """The pure ones come first, then the fastest; tests that only read source code are left out."""
+    tests = selector.tests(Mutation("store/example.py", line, 0, 0, "", "constant"))
+    assert [test.partition("::")[2] for test in tests] == expected
+
+
+def test_tests_that_failed_on_unchanged_code_decide_nothing(selector: Selector) -> None:
+    """A test that fails without the mutation says nothing about the mutation."""
+    selector._measured.broken.add("tests/store/test_other.py::test_slow")
+    assert selector.tests(Mutation("store/example.py", 17, 0, 0, "", "constant")) == []
+
+
+def test_a_line_belongs_to_its_innermost_function() -> None:
+    """A decorator and a default belong to what is around the function."""
+    tree = ast.parse(CODE)
+    names = {3: "", 8: "Reader", 10: "Reader.half", 12: "Reader.half", 17: "read"}
+    assert {line: qualified_name(tree, line) for line in names} == names
+    assert innermost(tree, 10)[1] is None
+
+
+@pytest.mark.parametrize("entry", SOURCE_READERS)
+def test_every_test_that_is_left_out_exists(entry: str) -> None:
+    """An entry that names nothing would let a test that reads source code decide."""
+    file, _, test = entry.partition("::")
+    assert (ROOT / file).exists()
+    assert f"def {test}" in (ROOT / file).read_text() if test else True
