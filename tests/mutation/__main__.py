@@ -7,6 +7,7 @@ import ast
 import fcntl
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -148,4 +149,5 @@ def say(line: str) -> None:
 
 if __name__ == "__main__":
     os.nice(10)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # the services are stopped, too
     sys.exit(main())

@@ -110,6 +110,7 @@ def measure(
 
 
 def _measure_folder(room: Room, folder: str, environment: Mapping[str, str]) -> None:
+    outcomes_kept, data_kept = _outcomes(folder), _data(folder)  # before the tree can change
     room.prepare()
     measured = room.path / "coverage"
     measured.mkdir()
@@ -123,12 +124,11 @@ def _measure_folder(room: Room, folder: str, environment: Mapping[str, str]) -> 
     for part in measured.glob(f"*{SUFFIX}"):
         coverage.CoverageData(str(measured / f".coverage.{part.stem}")).loads(part.read_bytes())
     data = sorted(str(path) for path in measured.glob(".coverage.*"))
-    target = _data(folder)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    combined = coverage.Coverage(data_file=str(target), config_file=str(measured / "rc"))
+    data_kept.parent.mkdir(parents=True, exist_ok=True)
+    combined = coverage.Coverage(data_file=str(data_kept), config_file=str(measured / "rc"))
     combined.combine(data, strict=True)
     combined.save()
-    shutil.copy2(outcomes, _outcomes(folder))
+    shutil.copy2(outcomes, outcomes_kept)
 
 
 def _load(folder: str, into: TestMap) -> None:

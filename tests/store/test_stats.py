@@ -41,6 +41,19 @@ async def test_counts_of_few_tasks_are_exact(engine: AsyncEngine, analyzed: bool
     assert (counts.unpublished, counts.oldest_unpublished_at, counts.parked) == (1, NOW, 0)
 
 
+async def test_counts_of_many_tasks_are_estimated(engine: AsyncEngine) -> None:
+    """Above ``SAMPLE`` tasks a share of the pages is read, and what it contains is scaled up to the whole."""
+    async with transaction(engine) as connection:
+        await tasks.insert_tasks(connection, [task_row() for _ in range(400)])
+        assume = text("UPDATE pg_class SET reltuples = :tasks WHERE oid = CAST('tasks' AS regclass)")
+        await connection.execute(assume, {"tasks": 2 * stats.SAMPLE})
+        counted = [(await stats.counts(connection, [])).tasks for _ in range(20)]
+        await connection.execute(assume, {"tasks": stats.SAMPLE})
+        assert (await stats.counts(connection, [])).tasks == {("pending", "other", "other"): 400}
+    average = sum(sum(each.values()) for each in counted) / len(counted)
+    assert 300 < average < 500
+
+
 def template(number: int, organization: str, name: str, run: dict[str, str]) -> dict[str, object]:
     """Return a template of the directory file with one version, whose id is ``version_id(number)``."""
     version = {"id": str(version_id(number)), "name": "v1", "run": {"command": ["agent"], **run}}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -69,3 +70,10 @@ def test_an_unreadable_time_is_unknown() -> None:
     oldest = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     deaths = [{"reason": "expired", "time": datetime(2026, 2, 1, tzinfo=UTC)}, {"reason": "rejected", "time": oldest}]
     assert decode(Stored(b"x", {"x-death": deaths})).time == oldest
+
+
+@pytest.mark.parametrize("deaths", [[], "no list", [1], {"reason": "expired"}])
+def test_deaths_that_the_broker_does_not_write_are_ignored(deaths: object) -> None:
+    """A header of the broker's name that a producer set does not prevent a dead letter from being shown."""
+    letter = decode(Stored(b"x", {"x-death": deaths}))
+    assert (letter.reason, letter.origin) == (DeadLetterReason.UNKNOWN, Origin("", "dead", "key"))
