@@ -256,7 +256,7 @@ async def test_an_idle_stream_sends_comments_and_ends_with_its_token(
     api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Comments keep an idle connection open; the stream ends when its token is revoked."""
-    monkeypatch.setattr(sse, "CHECK_INTERVAL", 0.1)
+    monkeypatch.setattr(sse, "COMMENT_INTERVAL", 0.1)
     async with sse_client(api_harness.alice, "/tasks/watch") as stream:
         await stream.ready()
         await stream.until(lambda: stream.comments > 3)
@@ -267,7 +267,7 @@ async def test_an_idle_stream_sends_comments_and_ends_with_its_token(
 
 async def test_a_busy_stream_ends_with_its_token(api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream that is never idle checks its token too, and ends when it is revoked."""
-    monkeypatch.setattr(sse, "CHECK_INTERVAL", 1.0)
+    monkeypatch.setattr(sse, "COMMENT_INTERVAL", 1.0)
     task = await api_harness.active()
     async with sse_client(api_harness.alice, "/tasks/watch") as stream:
         await stream.ready()

@@ -113,7 +113,7 @@ async def test_without_the_broker(api_harness: ApiHarness, database_url: str, am
 
 async def test_without_the_database(start_api: StartApi, services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     """Streams stay connected while the database is unavailable, and then receive every change once."""
-    monkeypatch.setattr(sse, "CHECK_INTERVAL", 0.2)
+    monkeypatch.setattr(sse, "COMMENT_INTERVAL", 0.2)
     async with start_api() as api_harness:
         task = await api_harness.active()
         await api_harness.worker.until_row("SELECT count(*) FROM outbox", is_=0)

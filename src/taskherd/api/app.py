@@ -25,6 +25,7 @@ from taskherd.api.http import asgi, server
 from taskherd.api.http.authenticator import NOTE_USE_INTERVAL, Authenticator
 from taskherd.api.http.client_address import ClientAddresses
 from taskherd.api.http.connections import ClientConnections, ConnectionLimits
+from taskherd.api.http.open_requests import AccessMonitor
 from taskherd.api.http.rate_limit import RateLimits
 from taskherd.api.http.sign_in_failures import LOG_INTERVAL, SignInFailures
 from taskherd.api.metric_labels import LABEL_VALUES
@@ -113,6 +114,7 @@ class ApiProcess:
             connections=ClientConnections(limits, clients, lambda limit: closed.labels(limit).inc()),
             sign_in_failures=SignInFailures(self.metrics),
             rate_limits=RateLimits.of(settings, now),
+            access=AccessMonitor(self._reader, now),
             commands=commands,
             change_feed=self.change_feed,
             reports=reports,
@@ -166,6 +168,7 @@ class ApiProcess:
             asyncio.create_task(self.change_feed.run(), name="change feed"),
             asyncio.create_task(note_uses, name="token uses"),
             asyncio.create_task(_repeat(LOG_INTERVAL, api.sign_in_failures.log_summaries), name="sign-in failures"),
+            asyncio.create_task(api.access.run(), name="access checks"),
             asyncio.create_task(_repeat(_POOL_POLL_INTERVAL, self._poll_pool), name="pool metric"),
         ]
         self._readiness.set_ok("serving")

@@ -247,7 +247,7 @@ class ChangeFeed:
                     Change(
                         row,
                         nullable_ids_as_objects=self._nullable_ids_as_objects,
-                        admins=frozenset(row["admins"] or ()),
+                        viewers=frozenset(row["admins"] or ()) | ({row["owner_id"]} if row["owner_can_see"] else set()),
                     )
                 )
                 self._position = row["position"]
@@ -258,7 +258,7 @@ class ChangeFeed:
         if change.pruned:
             self._end_all()
             return
-        for user_id in change.admins | {change.owner_id}:
+        for user_id in change.viewers:
             for subscriber in self._subscribers.get(user_id, ()):
                 subscriber.offer(change)
 

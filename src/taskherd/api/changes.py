@@ -34,7 +34,7 @@ class ChangeFilter:
 class Change:
     """One position of the feed, with the users who may see it."""
 
-    def __init__(self, row: Row, *, nullable_ids_as_objects: bool, admins: AbstractSet[UUID] = frozenset()) -> None:
+    def __init__(self, row: Row, *, nullable_ids_as_objects: bool, viewers: AbstractSet[UUID] = frozenset()) -> None:
         """Wrap a row of ``store.feed``. Coder's documentation shows nullable ids as objects."""
         self._row = row
         self._nullable_ids_as_objects = nullable_ids_as_objects
@@ -43,7 +43,7 @@ class Change:
         self.version: int = row["version"]
         self.revision: int = row["revision"]
         self.owner_id: UUID = row["owner_id"]
-        self.admins = admins
+        self.viewers = viewers
 
     @property
     def pruned(self) -> bool:
@@ -137,7 +137,6 @@ def make_frame(event: str, data: bytes, position: int | None = None) -> bytes:
     return b"%bevent: %b\ndata: %b\n\n" % (event_id, event.encode(), data)
 
 
-COMMENT: Final = b": keep-alive\n\n"
 RESUME: Final = make_frame("resume", b"{}")
 RESET: Final = make_frame("reset", b"{}")
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from taskherd.api.http.authenticator import Authenticator, Caller
     from taskherd.api.http.client_address import ClientAddresses
     from taskherd.api.http.connections import ClientConnections
+    from taskherd.api.http.open_requests import AccessMonitor
     from taskherd.api.http.rate_limit import RateLimits
     from taskherd.api.http.sign_in_failures import SignInFailures
     from taskherd.broker.command_client import CommandClient
@@ -43,6 +44,7 @@ class ApiContext:
     connections: ClientConnections
     sign_in_failures: SignInFailures
     rate_limits: RateLimits
+    access: AccessMonitor
     commands: CommandClient
     reports: ReportPublisher
     change_feed: ChangeFeed

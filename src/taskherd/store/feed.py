@@ -11,7 +11,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from taskherd.store.read_pool import ReadPool, Row
-from taskherd.store.task_queries import CAN_SEE
+from taskherd.store.task_queries import CAN_SEE, can_see
 
 LATEST: Final = "SELECT COALESCE(max(position), 0) AS position FROM task_feed"
 
@@ -42,7 +42,8 @@ CROSS JOIN LATERAL (SELECT username, avatar_url FROM users WHERE id = t.owner_id
 CROSS JOIN LATERAL (SELECT name, display_name, icon FROM templates WHERE id = t.template_id LIMIT 1) AS m
 """
 
-# For all subscribers of an API process: each change with the admins of the task's organization, who may see it too.
+# For all subscribers of an API process: each change with the users who may see it, by the rule ``can_see``. These are
+# the admins of the task's organization, and the owner while a member of it.
 CHANGES_AFTER: Final = f"""
 WITH page AS MATERIALIZED (
     SELECT f.*, t.organization_id
@@ -52,7 +53,7 @@ WITH page AS MATERIALIZED (
     SELECT organization_id, array_agg(user_id) AS ids FROM memberships
     WHERE role = 'admin' AND active AND organization_id IN (SELECT organization_id FROM page) GROUP BY organization_id
 )
-{_CHANGE}, a.ids AS admins
+{_CHANGE}, a.ids AS admins, {can_see("t.owner_id")} AS owner_can_see
 FROM page AS f {_CHANGE_JOINS} LEFT JOIN admins AS a ON a.organization_id = f.organization_id
 ORDER BY f.position
 """

@@ -1,8 +1,9 @@
 """Queries for tasks on behalf of a caller, one statement each; its WHERE clause checks the caller's access.
 
-Members see their own tasks, admins of an organization all of its tasks; a caller who may see a task may also change it.
-The statements are for ``ReadPool``; ``$1`` is always the caller. Prompts and names are joined by LATERAL … LIMIT 1,
-which is an index lookup per row whatever the planner assumes about a LIMIT that is a parameter.
+``can_see`` is the only rule of access to tasks: active members of a task's organization see it if they own it or are
+admins of the organization. A caller who may see a task may also change it; who leaves an organization loses the tasks
+in it. The statements are for ``ReadPool``; ``$1`` is always the caller. Prompts and names are joined by LATERAL …
+LIMIT 1, which is an index lookup per row whatever the planner assumes about a LIMIT that is a parameter.
 """
 
 from __future__ import annotations
@@ -15,9 +16,24 @@ from uuid import UUID
 
 from taskherd.store.read_pool import ReadPool, Row
 
-CAN_SEE: Final = """(t.owner_id = $1 OR EXISTS (
-    SELECT 1 FROM memberships AS a
-    WHERE a.user_id = $1 AND a.organization_id = t.organization_id AND a.role = 'admin' AND a.active))"""
+
+def can_see(user: str) -> str:
+    """Return the condition that a user, given as SQL, may see the task ``t``, deleted or not.
+
+    As a scalar subquery it leaves the planner a single plan: a lookup by primary key for each task that is tested.
+    """
+    return f"""COALESCE((
+    SELECT a.role = 'admin' OR a.user_id = t.owner_id
+    FROM memberships AS a WHERE a.user_id = {user} AND a.organization_id = t.organization_id AND a.active), false)"""
+
+
+CAN_SEE: Final = can_see("$1")
+"""The caller may see the task ``t``."""
+
+# Users whose names a caller may know; admins also know former members, whose tasks they still see.
+KNOWN_USER: Final = """(w.id = $1 OR EXISTS (
+    SELECT 1 FROM memberships AS b JOIN memberships AS a ON a.organization_id = b.organization_id
+    WHERE b.user_id = w.id AND a.user_id = $1 AND a.active AND (b.active OR a.role = 'admin')))"""
 
 DOCUMENT: Final = """t.id, t.version, d.revision, t.created_at, t.updated_at, CAST(t.document AS text) AS core_document,
        p.prompt, o.username, o.avatar_url, t.organization_id, t.template_id, m.name, m.display_name, m.icon"""
@@ -86,12 +102,14 @@ async def find_id(pool: ReadPool, ref: TaskRef) -> UUID | None:
 
 
 async def _find(pool: ReadPool, select: str, ref: TaskRef) -> Row | None:
-    """Look the task up by id, where the user in the path only has to exist, then by name among the user's tasks."""
+    """Look the task up by id, where the user in the path only has to be known, then by name among the user's tasks."""
     row = None
     if isinstance(ref.task, UUID):
         statement = _Statement([ref.caller, ref.task])
         exists = (
-            "" if ref.user == ref.caller else f"AND EXISTS (SELECT 1 FROM users AS w WHERE {_is_user(ref, statement)})"
+            ""
+            if ref.user == ref.caller
+            else f"AND EXISTS (SELECT 1 FROM users AS w WHERE {_is_user(ref, statement)} AND {KNOWN_USER})"
         )
         text = f"{select} WHERE t.id = $2 AND t.deleted_at IS NULL AND {CAN_SEE} {exists}"
         row = await pool.fetch_one(text, *statement.values)
@@ -158,7 +176,9 @@ def _selection(criteria: TaskFilter, statement: _Statement, columns: str) -> str
         conditions += f" AND t.document ->> 'workspace_status' = {statement.bind(criteria.workspace_status)}"
     limit = statement.bind(criteria.limit + 1)
     ordered = f"ORDER BY t.created_at DESC, t.id DESC LIMIT {limit}"
-    own = f"SELECT {columns} FROM tasks AS t WHERE t.owner_id = $1 AND t.deleted_at IS NULL {conditions} {ordered}"
+    own = f"""
+    SELECT {columns} FROM tasks AS t
+    WHERE t.owner_id = $1 AND t.deleted_at IS NULL AND {CAN_SEE} {conditions} {ordered}"""
     if criteria.owner == criteria.caller:
         return own
     if criteria.owner is not None:
@@ -228,8 +248,12 @@ async def explanation_facts(pool: ReadPool, ref: TaskRef) -> Row | None:
     return await _find(pool, EXPLANATION_FACTS, ref)
 
 
-USER_ID: Final = "SELECT id FROM users WHERE lower(username) = lower($1)"
-ORGANIZATION_ID: Final = "SELECT id FROM organizations WHERE lower(name) = lower($1)"
+USER_ID: Final = f"SELECT w.id FROM users AS w WHERE lower(w.username) = lower($2) AND {KNOWN_USER}"
+ORGANIZATION_ID: Final = """
+SELECT o.id FROM organizations AS o
+WHERE lower(o.name) = lower($2) AND EXISTS (
+    SELECT 1 FROM memberships AS a WHERE a.user_id = $1 AND a.organization_id = o.id AND a.active)
+"""
 
 # The organization that ``default`` stands for, because the directory marks none as the default.
 DEFAULT_ORGANIZATION_ID: Final = """
@@ -239,12 +263,12 @@ ORDER BY lower(o.name) <> 'default', lower(o.name) LIMIT 1
 """
 
 # The user for whom the caller, as an admin of a shared organization, may create tasks. ``may``: also from this template
-# version.
+# version; false for one that does not exist, so that the answer to it is the same as for one of another organization.
 OWNER: Final = """
-SELECT w.id, NOT EXISTS (
+SELECT w.id, EXISTS (
     SELECT 1 FROM template_versions AS v JOIN templates AS t ON t.id = v.template_id
-    WHERE v.id = $2 AND t.organization_id NOT IN (
-        SELECT a.organization_id FROM memberships AS a WHERE a.user_id = $1 AND a.role = 'admin' AND a.active)
+    JOIN memberships AS a ON a.organization_id = t.organization_id
+    WHERE v.id = $2 AND a.user_id = $1 AND a.role = 'admin' AND a.active
 ) AS may
 FROM users AS w
 WHERE {person} AND w.active AND EXISTS (
@@ -253,14 +277,14 @@ WHERE {person} AND w.active AND EXISTS (
 """
 
 
-async def user_id(pool: ReadPool, username: str) -> UUID | None:
-    """Return the id of the user of this name, active or not."""
-    return await _id(pool, USER_ID, username)
+async def user_id(pool: ReadPool, caller: UUID, username: str) -> UUID | None:
+    """Return the id of the user of this name, active or not, or None if the caller knows no such user."""
+    return await _id(pool, USER_ID, caller, username)
 
 
-async def organization_id(pool: ReadPool, name: str) -> UUID | None:
-    """Return the id of the organization of this name, active or not."""
-    return await _id(pool, ORGANIZATION_ID, name)
+async def organization_id(pool: ReadPool, caller: UUID, name: str) -> UUID | None:
+    """Return the id of the caller's organization of this name, active or not."""
+    return await _id(pool, ORGANIZATION_ID, caller, name)
 
 
 async def default_organization_id(pool: ReadPool, caller: UUID) -> UUID | None:
@@ -271,14 +295,13 @@ async def default_organization_id(pool: ReadPool, caller: UUID) -> UUID | None:
 async def find_owner(pool: ReadPool, caller: UUID, user: UUID | str, version: UUID) -> tuple[UUID, bool] | None:
     """Return the id of a user for whom the caller may create tasks, and whether from this template version.
 
-    True also for a template version that does not exist. Return None if there is no such user, or the caller is not an
-    admin of an organization of the user.
+    Return None if there is no such user, or the caller is not an admin of an organization of the user.
     """
     is_user = "w.id = $3" if isinstance(user, UUID) else "lower(w.username) = lower($3)"
     row = await pool.fetch_one(OWNER.format(person=is_user), caller, version, user)
     return None if row is None else (row["id"], bool(row["may"]))
 
 
-async def _id(pool: ReadPool, statement: str, value: Any) -> UUID | None:
-    row = await pool.fetch_one(statement, value)
+async def _id(pool: ReadPool, statement: str, *values: Any) -> UUID | None:
+    row = await pool.fetch_one(statement, *values)
     return None if row is None else row["id"]

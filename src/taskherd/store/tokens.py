@@ -24,6 +24,9 @@ class TokenRow:
     state: str
 
 
+IS_VALID: Final = "k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now()) AND u.active"
+"""The token ``k`` of the user ``u`` is valid."""
+
 # For ``ReadPool``. ``holds``: the remaining lifetime in seconds, by the database clock, which also set the expiry;
 # ``problem``: why the token is not valid, or null.
 HOLDER: Final = """
@@ -34,10 +37,10 @@ FROM api_tokens AS k JOIN users AS u ON u.id = k.user_id
 WHERE k.id = $1
 """
 
-VALID_HASHES: Final = """
+VALID_HASHES: Final = f"""
 SELECT k.id, k.secret_hash
 FROM api_tokens AS k JOIN users AS u ON u.id = k.user_id
-WHERE k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now()) AND u.active
+WHERE {IS_VALID}
 ORDER BY greatest(k.created_at, k.last_used_at) DESC
 LIMIT $1
 """

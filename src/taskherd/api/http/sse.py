@@ -1,16 +1,28 @@
-"""Server-sent events: a response that ends with its frames or when the client disconnects."""
+"""Server-sent events: a response that ends with its frames, when the client disconnects or when it loses its access."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Final
 
 from starlette.responses import Response
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from starlette.types import Receive, Scope, Send
+
+    from taskherd.api.context import RequestContext
+    from taskherd.api.http.open_requests import OpenRequest
+
+COMMENT: Final = b": keep-alive\n\n"
+PING: Final = b"event: ping\n\n"
+_WITHOUT_DATA: Final = frozenset({COMMENT, PING})
+"""Frames that keep a connection open, also while the client's access cannot be checked."""
+_END_TIMEOUT: Final = 1.0
+"""Seconds within which a client that has lost its access must take the last frame."""
 
 _HEADERS: Final = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -20,32 +32,58 @@ _HEADERS: Final = {
 
 
 class EventStream(Response):
-    """A response that sends frames as they are generated, and always closes their generator."""
+    """A response that sends frames as they are generated, and always closes their generator.
 
-    def __init__(self, frames: AsyncGenerator[bytes, None]) -> None:
+    Args:
+        frames: the frames.
+        task_id: the task that the caller must be able to see, if the stream is about one task.
+        last: the frame that ends the stream if the caller loses its access.
+    """
+
+    def __init__(
+        self,
+        request: RequestContext,
+        frames: AsyncGenerator[bytes, None],
+        *,
+        task_id: UUID | None,
+        last: bytes = b"",
+    ) -> None:
         super().__init__(status_code=200, headers=_HEADERS)
         del self.headers["content-length"]
+        self._request = request
         self._frames = frames
+        self._task_id = task_id
+        self._last = last
+        self._sent_all = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send until the frames end or the client disconnects."""
+        """Send until the frames end, the client disconnects or the caller loses its access."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        sending = asyncio.create_task(self._send_frames(send, head_only=scope["method"] == "HEAD"))
-        disconnect = asyncio.create_task(_wait_disconnect(receive))
-        try:
-            await asyncio.wait({sending, disconnect}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            sending.cancel()
-            disconnect.cancel()
-            results = await asyncio.gather(sending, disconnect, return_exceptions=True)
+        with self._request.api.access.watch(self._request.caller, self._task_id) as access:
+            sending = asyncio.create_task(self._send_frames(send, access, head_only=scope["method"] == "HEAD"))
+            disconnect = asyncio.create_task(_wait_disconnect(receive))
+            lost = asyncio.create_task(access.wait_lost())
+            try:
+                await asyncio.wait({sending, disconnect, lost}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for each in (sending, disconnect, lost):
+                    each.cancel()
+                results = await asyncio.gather(sending, disconnect, lost, return_exceptions=True)
         if isinstance(results[0], Exception):
             raise results[0]
+        if access.loss is not None and not self._sent_all:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_END_TIMEOUT):
+                    await send({"type": "http.response.body", "body": self._last})
 
-    async def _send_frames(self, send: Send, *, head_only: bool) -> None:
+    async def _send_frames(self, send: Send, access: OpenRequest, *, head_only: bool) -> None:
         async with aclosing(self._frames) as frames:
             if not head_only:
                 async for part in frames:
+                    if part not in _WITHOUT_DATA and not await access.may_send():
+                        return
                     await send({"type": "http.response.body", "body": part, "more_body": True})
+        self._sent_all = True
         await send({"type": "http.response.body", "body": b""})
 
 

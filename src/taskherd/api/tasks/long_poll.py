@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, assert_never
 
 import orjson
 from pydantic import Field
@@ -16,7 +16,8 @@ from taskherd import durations
 from taskherd.api.changes import ENDED, ChangeFilter, long_poll_values
 from taskherd.api.http import etags
 from taskherd.api.http.auth import token_is_valid
-from taskherd.api.http.errors import not_found, unauthorized
+from taskherd.api.http.errors import HTTPError, not_found, unauthorized, unavailable
+from taskherd.api.http.open_requests import AccessLoss
 from taskherd.api.http.query_parameters import QueryModel, TextParameter
 from taskherd.api.http.responses import BufferedResponse
 from taskherd.api.tasks import queries
@@ -25,6 +26,7 @@ from taskherd.domain.view import Status
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
+    from uuid import UUID
 
     from taskherd.api.change_feed import Subscriber
     from taskherd.api.context import RequestContext
@@ -94,18 +96,49 @@ async def get(request: RequestContext) -> BufferedResponse:
     row = await queries.get_or_404(request)
     if not query.until.isdisjoint(_values(row)):
         return queries.task_response(request, row)
-    feed = request.api.change_feed
-    async with feed.subscription():
-        change_filter = ChangeFilter(request.caller.user_id, task=row["id"])
-        subscriber = feed.subscribe(change_filter, await feed.position())
-        assert subscriber is not None  # the position cannot change between the two calls
+    with request.api.access.watch(request.caller, row["id"]) as access:
+        waiting = asyncio.create_task(_subscribe_and_wait(request, row["id"], query.until, deadline))
+        lost = asyncio.create_task(access.wait_lost())
         try:
-            response = await _wait_for(request, subscriber, query.until, deadline)
+            await asyncio.wait({waiting, lost}, return_when=asyncio.FIRST_COMPLETED)
+            if waiting.done() and waiting.exception() is None:
+                await access.may_send()
+            if access.loss is not None:
+                raise _error_of(access.loss)
+            response = await waiting
         finally:
-            feed.unsubscribe(subscriber)
+            waiting.cancel()
+            lost.cancel()
+            await asyncio.wait({waiting, lost})
     if not await token_is_valid(request):
         raise unauthorized()
     return response
+
+
+def _error_of(loss: AccessLoss) -> HTTPError:
+    match loss:
+        case AccessLoss.SIGNED_OUT:
+            return unauthorized()
+        case AccessLoss.NOT_VISIBLE:
+            return not_found()
+        case AccessLoss.UNCHECKED:
+            return unavailable("The service is temporarily unavailable.")
+        case _:
+            assert_never(loss)
+
+
+async def _subscribe_and_wait(
+    request: RequestContext, task_id: UUID, until: AbstractSet[str], deadline: float
+) -> BufferedResponse:
+    feed = request.api.change_feed
+    async with feed.subscription():
+        change_filter = ChangeFilter(request.caller.user_id, task=task_id)
+        subscriber = feed.subscribe(change_filter, await feed.position())
+        assert subscriber is not None  # the position cannot change between the two calls
+        try:
+            return await _wait_for(request, subscriber, until, deadline)
+        finally:
+            feed.unsubscribe(subscriber)
 
 
 async def _wait_for(

@@ -108,12 +108,16 @@ def cursor(row: Row) -> str:
 
 
 async def owner(request: RequestContext, text: str, message: str) -> UUID:
-    """Return the id of the user that a term names. An id is not looked up. Raise a 400 with this ``message``."""
+    """Return the id of the user that a term names, if the caller knows the user. An id is not looked up.
+
+    Raises:
+        HTTPError: a 400 with this ``message``, the same for a name of another tenant and one that does not exist.
+    """
     caller = request.caller
     if text in {ME, caller.username.lower()}:
         return caller.user_id
     user_id = parse_uuid(text) or (
-        await task_queries.user_id(request.api.reader, text) if is_searchable(text) else None
+        await task_queries.user_id(request.api.reader, caller.user_id, text) if is_searchable(text) else None
     )
     if user_id is None:
         raise search_query.invalid_value(
@@ -123,16 +127,16 @@ async def owner(request: RequestContext, text: str, message: str) -> UUID:
 
 
 async def organization(request: RequestContext, text: str, message: str) -> UUID:
-    """Return the id of the organization that a term names. An id is not looked up.
+    """Return the id of the caller's organization that a term names. An id is not looked up.
 
     Raises:
-        HTTPError: a 400 with this ``message``, if there is no such organization.
+        HTTPError: a 400 with this ``message``, the same for a name of another tenant and one that does not exist.
     """
     organization_id = parse_uuid(text)
     if organization_id is None and text == "default":
         organization_id = await task_queries.default_organization_id(request.api.reader, request.caller.user_id)
     elif organization_id is None and is_searchable(text):
-        organization_id = await task_queries.organization_id(request.api.reader, text)
+        organization_id = await task_queries.organization_id(request.api.reader, request.caller.user_id, text)
     if organization_id is None:
         raise search_query.invalid_value(
             message, "organization", f'organization "{text}" either does not exist, or you are unauthorized to view it'

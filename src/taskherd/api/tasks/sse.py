@@ -6,7 +6,6 @@ is part of its snapshot is not sent again, even if its event is published later.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Final
@@ -16,11 +15,9 @@ import structlog
 
 from taskherd.api import changes
 from taskherd.api.changes import Change, ChangeFilter
-from taskherd.api.http.auth import token_is_valid
-from taskherd.api.http.authenticator import CACHE_TTL
 from taskherd.api.http.errors import invalid, not_found, unavailable
 from taskherd.api.http.query_parameters import MAX_POSITION
-from taskherd.api.http.sse import EventStream
+from taskherd.api.http.sse import COMMENT, EventStream
 from taskherd.api.tasks import documents, queries, search
 from taskherd.errors import Retry, Unavailable
 from taskherd.store import feed, task_queries
@@ -35,11 +32,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-CHECK_INTERVAL = 15.0 - CACHE_TTL
-"""Seconds between two checks of the token; a comment is sent then if there is no event.
-
-A revoked token thus ends the stream within 15 seconds, of which the cache may accept it for ``CACHE_TTL``.
-"""
+COMMENT_INTERVAL = 15.0
+"""Seconds without an event after which a comment is sent."""
 PAGE_SIZE: Final = 200
 """Maximum number of documents or changes that one statement reads."""
 LAST_EVENT_ID: Final = "Last-Event-ID"
@@ -76,7 +70,8 @@ def _last_event_id(request: RequestContext) -> int | None:
 def _stream(request: RequestContext, change_filter: ChangeFilter, last: int | None) -> EventStream:
     if request.api.change_feed.is_full:  # subscribing would fail too, but only after the status 200 was sent
         raise unavailable("Too many streams are open.")
-    return EventStream(_TaskStream(request, change_filter, last).frames())
+    frames = _TaskStream(request, change_filter, last).frames()
+    return EventStream(request, frames, task_id=change_filter.task, last=changes.RESUME)
 
 
 class _TaskStream:
@@ -90,8 +85,6 @@ class _TaskStream:
         self._filter = change_filter
         self._last = last
         self._subscriber: Subscriber | None = None
-        self._now = asyncio.get_running_loop().time
-        self._check_token_at = self._now() + CHECK_INTERVAL
         self._finished = False
         """True once the watched task was deleted."""
         self._sent_versions: dict[UUID, int] = {}
@@ -102,8 +95,6 @@ class _TaskStream:
         try:
             async with self._feed.subscription(), aclosing(self._parts()) as parts:
                 async for part in parts:
-                    if not await self._may_continue():
-                        break
                     yield part
         except (Unavailable, Retry) as error:
             log.info("stream ended, client must resume", reason=str(error))
@@ -143,12 +134,12 @@ class _TaskStream:
         """Generate the changes that the feed distributes, and comments."""
         subscriber = self._subscriber
         while subscriber is not None and not subscriber.ended and not self._finished:
-            received = await subscriber.next(max(0.0, self._check_token_at - self._now()))
+            received = await subscriber.next(COMMENT_INTERVAL)
             new = [change for change in received if self._is_new(change)]
             if new:
                 yield self._frames_of(new)
             elif not subscriber.ended:
-                yield changes.COMMENT
+                yield COMMENT
 
     async def _documents(self, after: int) -> AsyncGenerator[bytes, None]:
         """Generate the current documents, page by page, and record which the feed repeats after position ``after``."""
@@ -217,13 +208,3 @@ class _TaskStream:
         """Return the changes as SSE frames, and finish the stream if the watched task was deleted."""
         self._finished = self._filter.task is not None and any(change.deleted for change in new)
         return b"".join(change.frame for change in new)
-
-    async def _may_continue(self) -> bool:
-        """Check the token if that is due. Return whether it is valid; assume so while the database is unavailable."""
-        if self._now() < self._check_token_at:
-            return True
-        self._check_token_at = self._now() + CHECK_INTERVAL
-        try:
-            return await token_is_valid(self._request)
-        except (Unavailable, Retry):
-            return True

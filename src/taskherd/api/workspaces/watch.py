@@ -8,13 +8,11 @@ from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Final
 
 import orjson
-from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from taskherd.api.changes import ChangeFilter
-from taskherd.api.http.auth import token_is_valid
 from taskherd.api.http.errors import unavailable
-from taskherd.api.http.sse import EventStream
-from taskherd.api.workspaces.log_stream import GOING_AWAY, NORMAL, wait_disconnect
+from taskherd.api.http.sse import PING, EventStream
+from taskherd.api.http.websocket import NORMAL, SendText, serve
 from taskherd.api.workspaces.queries import full_workspace, get_or_404
 from taskherd.errors import Retry, Unavailable
 from taskherd.store import builds
@@ -27,7 +25,7 @@ if TYPE_CHECKING:
     from taskherd.store.read_pool import Row
 
 PING_INTERVAL: Final = 10.0
-"""Seconds without a change after which a ping is sent, and the token and the workspace are checked again."""
+"""Seconds without a change after which a ping is sent, and the workspace is read again."""
 OUTAGE_INTERVAL: Final = 1.0
 """The same without a subscription to the change feed."""
 
@@ -35,25 +33,13 @@ OUTAGE_INTERVAL: Final = 1.0
 async def events(request: RequestContext) -> EventStream:
     """Stream the workspace, now and after each change, until its task is deleted."""
     row = await _first(request)
-    return EventStream(_frames(request, row))
+    return EventStream(request, _frames(request, row), task_id=row["task_id"])
 
 
 async def socket(request: RequestContext, opened: WebSocket) -> None:
     """Send the workspace, now and after each change, until its task is deleted."""
     row = await _first(request)
-    await opened.accept()
-    disconnect = asyncio.create_task(wait_disconnect(opened))
-    sending = asyncio.create_task(_send(request, opened, row))
-    stopping = asyncio.create_task(request.api.stopping.wait())
-    try:
-        await asyncio.wait({disconnect, sending, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if opened.application_state is WebSocketState.CONNECTED and not disconnect.done():
-            with suppress(WebSocketDisconnect):
-                await opened.close(NORMAL if sending.done() else GOING_AWAY)
-    finally:
-        for each in (disconnect, sending, stopping):
-            each.cancel()
-        await asyncio.wait({disconnect, sending, stopping})
+    await serve(request, opened, row["task_id"], lambda send_text: _send(request, send_text, row))
 
 
 async def _first(request: RequestContext) -> Row:
@@ -66,15 +52,15 @@ async def _first(request: RequestContext) -> Row:
 async def _frames(request: RequestContext, row: Row) -> AsyncGenerator[bytes, None]:
     async with aclosing(_workspaces(request, row)) as workspaces:
         async for workspace in workspaces:
-            yield b"event: ping\n\n" if workspace is None else b"event: data\ndata: %b\n\n" % workspace
+            yield PING if workspace is None else b"event: data\ndata: %b\n\n" % workspace
 
 
-async def _send(request: RequestContext, opened: WebSocket, row: Row) -> None:
+async def _send(request: RequestContext, send_text: SendText, row: Row) -> int:
     async with aclosing(_workspaces(request, row)) as workspaces:
         async for workspace in workspaces:
             frame = b'{"type":"ping","data":null}' if workspace is None else b'{"type":"data","data":%b}' % workspace
-            with suppress(WebSocketDisconnect):
-                await opened.send_text(frame.decode())
+            await send_text(frame.decode())
+    return NORMAL
 
 
 async def _workspaces(request: RequestContext, row: Row) -> AsyncGenerator[bytes | None, None]:
@@ -90,8 +76,6 @@ async def _workspaces(request: RequestContext, row: Row) -> AsyncGenerator[bytes
             shown = b""
             while True:
                 with suppress(Unavailable, Retry):
-                    if not await token_is_valid(request):
-                        return
                     current = await builds.of_task(request.api.reader, request.caller.user_id, row["task_id"])
                     if current is None:
                         return

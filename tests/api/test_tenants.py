@@ -1,0 +1,236 @@
+"""Tenants: who leaves an organization loses its tasks; what exists elsewhere answers as what does not exist."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import httpx
+import pytest
+from websockets.exceptions import InvalidStatus
+
+from taskherd.api.tasks import sse
+from taskherd.messages.agent_tokens import agent_token
+from tests.api.test_clients import AGENT, WORKSPACE, expected_build_id, report_idle, socket, start_build
+from tests.api.test_open_requests import leave
+from tests.harness.api import ALICE, OTHER, OTHER_TEMPLATE, OTHER_VERSION, VERSION, ApiHarness
+from tests.harness.sse import sse_client
+from tests.harness.worker import SECRET
+
+NEW = str(uuid.uuid4())
+"""An id that nothing has."""
+
+
+def answer(response: httpx.Response, *words: str) -> tuple[Any, ...]:
+    """Return all that a client sees of a response, without the names that it asked for itself."""
+    text = response.text
+    for word in words:
+        text = text.replace(word, "?")
+    headers = {name: value for name, value in response.headers.items() if name not in {"date", "content-length"}}
+    return response.status_code, text, sorted(headers.items())
+
+
+async def foreign_task(api_harness: ApiHarness) -> str:
+    """Create an active task of alice with a workspace and an agent, and return its id."""
+    task: str = (await api_harness.create(name="secret", input="Do not tell mallory"))["id"]
+    await start_build(api_harness, task)
+    await report_idle(api_harness, task)
+    return task
+
+
+async def test_who_leaves_an_organization_loses_its_tasks(
+    api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The former member reads and changes nothing of its tasks on any route; an admin still sees and deletes them."""
+    monkeypatch.setattr(sse, "COMMENT_INTERVAL", 0.1)
+    task = await foreign_task(api_harness)
+    build = expected_build_id(task, 1)
+    async with sse_client(api_harness.alice, "/tasks/watch") as stream:
+        await stream.ready()
+        last = stream.last
+    await leave(api_harness)
+    client = api_harness.alice
+    for method, path, body in (
+        ("GET", "", None),
+        ("GET", "/logs", None),
+        ("GET", "/events", None),
+        ("GET", "/explain", None),
+        ("GET", "/watch", None),
+        ("GET", "?wait=1s", None),
+        ("POST", "/send", {"input": "And now?"}),
+        ("PATCH", "/input", {"input": "Something else"}),
+        ("POST", "/pause", None),
+        ("POST", "/resume", None),
+        ("DELETE", "", None),
+    ):
+        for ref in (task, "secret"):
+            response = await client.request(method, f"/tasks/me/{ref}{path}", json=body)
+            assert response.status_code == 404, (method, path)
+    for path in (
+        f"/workspaces/{WORKSPACE}",
+        f"/workspaces/{task}",
+        f"/workspaces/{WORKSPACE}/watch",
+        "/users/me/workspace/secret",
+        f"/workspacebuilds/{build}",
+        f"/workspacebuilds/{build}/parameters",
+        f"/workspacebuilds/{build}/logs",
+        f"/workspaceagents/{AGENT}/logs",
+    ):
+        assert (await client.get(path)).status_code == 404, path
+    stop = await client.post(f"/workspaces/{WORKSPACE}/builds", json={"transition": "stop"})
+    assert stop.status_code == 404
+    assert (await client.get(f"/tasks/me/{task}/watch", headers={"Last-Event-ID": last})).status_code == 404
+    for path in (
+        f"/workspaces/{WORKSPACE}/watch-ws",
+        f"/workspacebuilds/{build}/logs",
+        f"/workspaceagents/{AGENT}/logs",
+    ):
+        with pytest.raises(InvalidStatus, match="HTTP 404"):
+            await socket(api_harness, path)
+    for path in ("/tasks", "/tasks?q=owner:me", f"/tasks?q=owner:{ALICE}", "/workspaces"):
+        assert (await client.get(path)).json()["count"] == 0, path
+    async with sse_client(client, "/tasks/watch") as stream, sse_client(client, "/tasks/watch", "0") as from_start:
+        await stream.ready()
+        await from_start.until(lambda: from_start.comments)
+        assert stream.events == from_start.events == []
+    for ref in (f"me/{task}", f"alice/{task}", "alice/secret"):
+        assert (await api_harness.carol.get(f"/tasks/{ref}")).json()["id"] == task
+    listed = (await api_harness.carol.get("/tasks?q=owner:alice")).json()
+    assert [each["id"] for each in listed["tasks"]] == [task]
+    assert (await api_harness.carol.delete("/tasks/alice/secret")).status_code == 202
+
+
+async def test_the_agent_of_a_former_member_may_still_report(api_harness: ApiHarness) -> None:
+    """A task goes on after its owner has left: admins of the organization follow it, so its agent's token counts."""
+    task = await foreign_task(api_harness)
+    await leave(api_harness)
+    headers = {"Coder-Session-Token": agent_token(SECRET, uuid.UUID(task), 1)}
+    body = {"app_slug": "", "state": "working", "message": "Still at it", "uri": ""}
+    path = "/workspaceagents/me/app-status"
+    assert (await api_harness.anonymous.patch(path, json=body, headers=headers)).status_code == 200
+    await api_harness.worker.until(lambda: api_harness.worker.state(uuid.UUID(task)).get("message") == "Still at it")
+    for path in ("/tasks/watch", f"/tasks/me/{task}/watch", f"/tasks/me/{task}?wait=5s", f"/workspaces/{task}/watch"):
+        assert (await api_harness.anonymous.get(path, headers=headers)).status_code == 401
+
+
+CREATE = {"input": "Go", "template_version_id": str(VERSION)}
+PROBES: tuple[tuple[str, str, Any, str, str], ...] = (
+    ("GET", "/tasks?q=owner:{}", None, "alice", "nobodyx"),
+    ("GET", "/tasks?q={}", None, "alice", "nobodyx"),
+    ("GET", "/tasks?q=owner:{}", None, "{alice}", "{new}"),
+    ("GET", "/tasks?q=organization:{}", None, "acme", "nothing"),
+    ("GET", "/tasks?q=organization:{}", None, "{acme}", "{new}"),
+    ("GET", "/tasks/watch?q=owner:{}", None, "alice", "nobodyx"),
+    ("GET", "/tasks/watch?q=organization:{}", None, "acme", "nothing"),
+    ("GET", "/workspaces?q=owner:{}", None, "alice", "nobodyx"),
+    ("GET", "/workspaces?q=organization:{}", None, "acme", "nothing"),
+    ("GET", "/workspaces?q=template:{}", None, "claude", "nothing"),
+    ("GET", "/workspaces?q={}/secret", None, "alice", "nobodyx"),
+    ("GET", "/templates?q=organization:{}", None, "acme", "nothing"),
+    ("GET", "/templates?q=exact_name:{}", None, "claude", "nothing"),
+    ("GET", "/users?q={}", None, "alice@example.com", "nobodyx"),
+    ("GET", "/users?q=github_com_user_id:{}", None, "4242", "4243"),
+    ("GET", "/users/{}", None, "alice", "nobodyx"),
+    ("GET", "/users/{}", None, "{alice}", "{new}"),
+    ("GET", "/users/{}/organizations", None, "alice", "nobodyx"),
+    ("POST", "/users/{}/keys", None, "alice", "nobodyx"),
+    ("GET", "/users/{}/workspace/secret", None, "alice", "nobodyx"),
+    ("GET", "/organizations/{}", None, "acme", "nothing"),
+    ("GET", "/organizations/{}", None, "{acme}", "{new}"),
+    ("GET", "/organizations/{}/templates", None, "acme", "nothing"),
+    ("GET", "/organizations/other/templates/{}", None, "claude", "nothing"),
+    ("GET", "/organizations/other/templates/{}", None, "{template}", "{new}"),
+    ("GET", "/organizations/other/templates/codex/versions/{}", None, "{version}", "{new}"),
+    ("GET", "/templates/{}", None, "{template}", "{new}"),
+    ("GET", "/templateversions/{}", None, "{version}", "{new}"),
+    ("GET", "/templateversions/{}/presets", None, "{version}", "{new}"),
+    ("GET", "/templateversions/{}/rich-parameters", None, "{version}", "{new}"),
+    ("POST", "/tasks/{}", CREATE, "alice", "nobodyx"),
+    ("POST", "/tasks/{}", CREATE, "{alice}", "{new}"),
+    ("POST", "/tasks/me", {"input": "Go", "template_version_id": "{}"}, "{version}", "{new}"),
+    ("POST", "/tasks/sub", {"input": "Go", "template_version_id": "{}"}, "{version}", "{new}"),
+    (
+        "POST",
+        "/tasks/me",
+        {"input": "Go", "template_version_id": str(OTHER_VERSION), "template_version_preset_id": "{}"},
+        "{preset}",
+        "{new}",
+    ),
+    ("POST", "/users/me/workspaces", {"template_id": "{}", "name": "x"}, "{template}", "{new}"),
+    ("POST", "/users/{}/workspaces", {"template_id": str(OTHER_TEMPLATE), "name": "x"}, "alice", "nobodyx"),
+    ("POST", "/organizations/{}/members/me/workspaces", {"template_version_id": NEW}, "acme", "nothing"),
+    ("GET", "/tasks/{}/secret", None, "alice", "nobodyx"),
+    ("GET", "/tasks/{}/mine", None, "alice", "nobodyx"),
+    ("GET", "/tasks/{}/{mine}", None, "alice", "nobodyx"),
+    ("GET", "/tasks/{}/{mine}", None, "{alice}", "{new}"),
+    ("POST", "/tasks/{}/{mine}/pause", None, "alice", "nobodyx"),
+    ("GET", "/tasks/me/{}", None, "{task}", "{new}"),
+    ("GET", "/tasks/me/{}", None, "{workspace}", "{new}"),
+    ("GET", "/tasks/me/{}/logs", None, "{task}", "{new}"),
+    ("GET", "/tasks/me/{}/watch", None, "{task}", "{new}"),
+    ("POST", "/tasks/me/{}/send", {"input": "x"}, "{task}", "{new}"),
+    ("DELETE", "/tasks/me/{}", None, "{task}", "{new}"),
+    ("GET", "/workspaces/{}", None, "{workspace}", "{new}"),
+    ("GET", "/workspaces/{}/watch", None, "{workspace}", "{new}"),
+    ("POST", "/workspaces/{}/builds", {"transition": "stop"}, "{workspace}", "{new}"),
+    ("GET", "/workspacebuilds/{}", None, "{build}", "{new}"),
+    ("GET", "/workspacebuilds/{}/parameters", None, "{build}", "{new}"),
+    ("GET", "/workspacebuilds/{}/logs", None, "{build}", "{new}"),
+    ("GET", "/workspaceagents/{}/logs", None, "{agent}", "{new}"),
+)
+"""Method, path and body with a place for a name or id, one that exists elsewhere, and one that does not exist."""
+
+
+async def test_what_exists_elsewhere_answers_as_what_does_not_exist(api_harness: ApiHarness) -> None:
+    """For an admin of another organization, status, body and headers are the same, on every route that takes a name."""
+    task = await foreign_task(api_harness)
+    database = api_harness.worker.database
+    await database.execute("UPDATE users SET github_com_user_id = 4242 WHERE username = 'alice'")
+    sub = uuid.uuid4()
+    await database.execute(f"""
+        INSERT INTO users (id, username, name, email, avatar_url) VALUES ('{sub}', 'sub', '', 'sub@example.com', '');
+        INSERT INTO memberships (user_id, organization_id, role) VALUES ('{sub}', '{OTHER}', 'member')""")
+    mine = await api_harness.create(api_harness.mallory, template_version_id=str(OTHER_VERSION), name="mine")
+    ids = {
+        "alice": ALICE,
+        "new": NEW,
+        "acme": await database.fetchval("SELECT id FROM organizations WHERE name = 'acme'"),
+        "template": await database.fetchval("SELECT id FROM templates WHERE name = 'claude'"),
+        "version": VERSION,
+        "preset": await database.fetchval("SELECT id FROM presets"),
+        "task": task,
+        "workspace": WORKSPACE,
+        "build": expected_build_id(task, 1),
+        "agent": AGENT,
+        "mine": mine["id"],
+    }
+
+    def filled(text: str, word: str) -> str:
+        text = text.replace("{}", word)
+        for name, value in ids.items():
+            text = text.replace(f"{{{name}}}", str(value))
+        return text
+
+    for method, path, body, elsewhere, missing in PROBES:
+        answers = []
+        for word in (elsewhere, missing):
+            sent = None if body is None else {name: filled(value, word) for name, value in body.items()}
+            response = await api_harness.mallory.request(method, filled(path, word), json=sent)
+            answers.append(answer(response, filled(word, "")))
+        assert answers[0] == answers[1], (method, path, elsewhere)
+    assert await api_harness.get(task) == await api_harness.get(task, api_harness.carol)
+
+
+async def test_members_find_each_other_by_name(api_harness: ApiHarness) -> None:
+    """Members of one organization may name each other and it in a query; admins also name former members."""
+    await foreign_task(api_harness)
+    for client, query, count in (
+        (api_harness.bob, "owner:alice", 0),
+        (api_harness.carol, "owner:alice organization:acme", 1),
+        (api_harness.alice, "organization:acme", 1),
+    ):
+        assert (await client.get("/tasks", params={"q": query})).json()["count"] == count, query
+    await leave(api_harness)
+    assert (await api_harness.carol.get("/tasks?q=owner:alice")).json()["count"] == 1
+    assert (await api_harness.bob.get("/tasks?q=owner:alice")).status_code == 400
+    assert (await api_harness.alice.get("/tasks?q=organization:acme")).status_code == 400
