@@ -171,7 +171,7 @@ CALLS: dict[str, Call] = {
         b.connection, [(each, 1) for each in b.ids]
     ),
     _name(inputs.first_queued): lambda b: inputs.first_queued(b.connection, dict.fromkeys(b.ids, 2)),
-    _name(command_log.register): lambda b: command_log.register(b.connection, [(uuid4(), b"0")], b.now),
+    _name(command_log.register): lambda b: command_log.register(b.connection, [(uuid4(), uuid4(), b"0")], b.now),
     _name(parked_reports.lock): lambda b: parked_reports.lock(b.connection, b.ids),
     _name(stats.counts): lambda b: stats.counts(b.connection, [TemplatePool("claude", "default")]),
     _name(partitions.prune_feed): lambda b: partitions.prune_feed(b.connection, b.now - timedelta(days=90), 500),

@@ -19,7 +19,7 @@ async def test_one_worker_registers_a_command_and_the_other_gets_its_reply(engin
 
     async def execute() -> dict[UUID, command_log.RecordedCommand]:
         async with transaction(engine) as connection:
-            earlier = await command_log.register(connection, [(command_id, b"digest")], NOW)
+            earlier = await command_log.register(connection, [(command_id, command_id, b"digest")], NOW)
             if not earlier:
                 await command_log.record(connection, [(command_id, '{"ok":true}')])
             return earlier

@@ -258,6 +258,8 @@ class ChangeFeed:
         if change.pruned:
             self._end_all()
             return
+        if change.erased:
+            return
         for user_id in change.viewers:
             for subscriber in self._subscribers.get(user_id, ()):
                 subscriber.offer(change)

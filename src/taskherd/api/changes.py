@@ -48,7 +48,12 @@ class Change:
     @property
     def pruned(self) -> bool:
         """True if the event was pruned and only its position remains."""
-        return self._row["kind"] is None
+        return self._row["kind"] is None and not self._row["erased"]
+
+    @property
+    def erased(self) -> bool:
+        """True if the event was erased with its deleted task; readers need only the deletion, which follows."""
+        return self._row["kind"] is None and bool(self._row["erased"])
 
     @property
     def deleted(self) -> bool:

@@ -196,7 +196,10 @@ ACTIVE_JOBS = frozenset({JobStatus.PENDING, JobStatus.RUNNING, JobStatus.CANCELI
 
 @value(frozen=True, slots=True)
 class Task:
-    """A task: its owner, template, names and prompt, its version, and its task state."""
+    """A task: its owner, template, names and prompt, its version, and its task state.
+
+    A task with an ``erased_at`` is a tombstone without its contents, see ``erasure``.
+    """
 
     id: UUID
     owner_id: UUID
@@ -213,6 +216,7 @@ class Task:
     version: int
     deleted_at: datetime | None
     state: TaskState
+    erased_at: datetime | None = None
 
 
 def request_build(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from taskherd.domain import builds, fold, inbox, liveness, recovery
+from taskherd.domain import builds, erasure, fold, inbox, liveness, recovery
 from taskherd.domain.handle_command import CommandAccepted, CommandRefused, handle_command
 from taskherd.domain.lease import is_steady
 from taskherd.domain.outcome import ReportOutcome
@@ -61,12 +61,14 @@ class TimerCheck:
         silence_counted_at: when the sweeper last counted the silent agents, None for now. An agent that was not
             overdue then is not marked as lost, because the decision about a mass loss did not count it.
         expired_inputs: user inputs that no runner picked up in time.
+        erase: the retention time of the task, which is deleted, has passed.
     """
 
     watermark: datetime | None
     mass_held: bool = False
     silence_counted_at: datetime | None = None
     expired_inputs: tuple[UUID, ...] = ()
+    erase: bool = False
 
 
 @dataclass(slots=True)
@@ -85,6 +87,7 @@ class TaskUpdate:
         inputs_failed: True if the task's delete fails all inputs without an outcome.
         timed_out: the transition of the build that timed out.
         inputs_expired: number of user inputs that no runner picked up in time.
+        erased: True if the contents of the task are erased.
     """
 
     before: Task | None
@@ -103,6 +106,7 @@ class TaskUpdate:
     timed_out: str | None = None
     inputs_expired: int = 0
     delete_retried: bool = False
+    erased: bool = False
     cause: Cause | None = None
 
     @property
@@ -156,6 +160,8 @@ def apply_report(update: TaskUpdate, report: Report, now: datetime, context: Upd
     after = recovery.record_word(folded.state, report, folded.outcome, now)
     if isinstance(report, TaskLog):
         update.logs.append(report)
+    if after is not state and task.erased_at is not None:
+        after = erasure.scrub(after)
     if after is not state:
         is_visible = folded.state is not state or after.stall is not state.stall
         if is_visible and not (update.cause and isinstance(report, AgentHeartbeat)):
@@ -208,6 +214,9 @@ def apply_command(update: TaskUpdate, command: Command, now: datetime, context: 
 def apply_timer_check(update: TaskUpdate, check: TimerCheck, now: datetime, context: UpdateContext) -> None:
     """Apply a timer check: fail expired user inputs, time out the latest build, and mark a lost agent."""
     task = update.task
+    if task is not None and check.erase and task.deleted_at is not None and task.erased_at is None:
+        task = update.task = erasure.erase(task, now)
+        update.erased = True
     if task is None or check.watermark is None:
         return
     for input_id in check.expired_inputs:

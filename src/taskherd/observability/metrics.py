@@ -127,6 +127,7 @@ class Metrics:
             "type",
             *TEMPLATE_AND_POOL,
         )
+        self.tasks_erased = self._counter("tasks_erased", "Deleted tasks whose contents were erased.")
         self.deletes_retried = self._counter("deletes_retried", "Workspace deletes requested again after a failure.")
 
     def _declare_api(self) -> None:

@@ -243,6 +243,15 @@ class Settings(BaseSettings):
     )
     log_retention: Seconds = Field(2160 * _HOUR, ge=24 * _HOUR, description="How long the logs of tasks are kept.")
 
+    deleted_retention: Seconds = Field(
+        720 * _HOUR,
+        ge=0,
+        description=(
+            "How long the contents of a deleted task are kept: prompt, inputs, log, history and replies. 0: they are"
+            " erased within about 15 seconds after the deletion was published."
+        ),
+    )
+
     log_bytes_rate: int = Field(
         256 * 1024,
         ge=1024,

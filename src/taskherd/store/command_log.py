@@ -21,9 +21,9 @@ class RecordedCommand:
 
 
 REGISTER: Final = text("""
-INSERT INTO command_log (command_id, digest, created_at)
-SELECT command_id, digest, :now
-FROM unnest(CAST(:id AS uuid[]), CAST(:digest AS bytea[])) AS c(command_id, digest)
+INSERT INTO command_log (command_id, task_id, digest, created_at)
+SELECT command_id, task_id, digest, :now
+FROM unnest(CAST(:id AS uuid[]), CAST(:task_id AS uuid[]), CAST(:digest AS bytea[])) AS c(command_id, task_id, digest)
 ORDER BY command_id
 ON CONFLICT (command_id) DO NOTHING
 RETURNING command_id
@@ -47,20 +47,21 @@ DELETE FROM command_log WHERE command_id IN (
 
 
 async def register(
-    connection: AsyncConnection, commands: Sequence[tuple[UUID, bytes]], now: datetime
+    connection: AsyncConnection, commands: Sequence[tuple[UUID, UUID, bytes]], now: datetime
 ) -> dict[UUID, RecordedCommand]:
-    """Register (command id, digest) pairs with unique ids; return the commands executed earlier, with their replies.
+    """Register (command id, task id, digest) triples, and return the commands executed earlier, with their replies.
 
-    Blocks while another transaction holds the same command id. Each command registered here must get its reply by
-    ``record`` in the same transaction.
+    The command ids are unique. Blocks while another transaction holds one of them. Each command registered here must
+    get its reply by ``record`` in the same transaction.
     """
     values = {
-        "id": [command_id for command_id, _ in commands],
-        "digest": [digest for _, digest in commands],
+        "id": [command_id for command_id, _, _ in commands],
+        "task_id": [task_id for _, task_id, _ in commands],
+        "digest": [digest for _, _, digest in commands],
         "now": now,
     }
     registered = {command_id for (command_id,) in await connection.execute(REGISTER, values)}
-    earlier = [command_id for command_id, _ in commands if command_id not in registered]
+    earlier = [command_id for command_id, _, _ in commands if command_id not in registered]
     return await find(connection, earlier) if earlier else {}
 
 

@@ -20,10 +20,12 @@ SELECT EXISTS (SELECT 1 FROM task_feed WHERE position = $1)
     OR ($1 = 0 AND COALESCE((SELECT min(position) FROM task_feed), 1) = 1) AS resumable
 """
 
-# ``kind`` is null if the event was pruned before its position. ``previous_status``: set if the change altered it.
+# ``kind`` is null if the event was pruned before its position, or ``erased`` with its task. ``previous_status``: set if
+# the change altered it.
 _CHANGE: Final = """
-SELECT f.position, f.task_id, f.version, f.occurred_at, e.kind, CAST(e.document AS text) AS core_document, e.changes,
-       CAST(e.cause AS text) AS cause, p.prompt, t.owner_id, t.organization_id, t.template_id, d.revision,
+SELECT f.position, f.task_id, f.version, f.occurred_at, t.erased_at IS NOT NULL AS erased, e.kind,
+       CAST(e.document AS text) AS core_document, e.changes, CAST(e.cause AS text) AS cause, p.prompt,
+       t.owner_id, t.organization_id, t.template_id, d.revision,
        o.username, o.avatar_url, m.name, m.display_name, m.icon,
        CASE WHEN 'status' = ANY(e.changes) THEN (
            SELECT document ->> 'status' FROM task_events WHERE task_id = f.task_id AND version = f.version - 1 LIMIT 1

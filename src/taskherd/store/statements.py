@@ -17,7 +17,7 @@ from sqlalchemy.dialects import postgresql
 
 DIALECT: Final = postgresql.dialect()  # type: ignore[no-untyped-call]
 SET_ONCE: Final = {"set_once": True}
-"""``info`` of a column that is set when a row is inserted and never changes."""
+"""``info`` of a column that is set when a row is inserted; of those of ``tasks``, only erasure changes some later."""
 
 NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 

@@ -184,9 +184,11 @@ tasks = Table(
     _column("state", JSON, comment="the task state, which the document is derived from"),
     Column("due_at", Time, comment="when the task must be checked even if nothing was reported; see task_deadlines"),
     _column("prompt_version", BigInteger, comment="version of the current prompt in task_prompts"),
+    Column("erased_at", Time, info=SET_ONCE, comment="set for a tombstone whose contents were erased"),
     Index("tasks_owner_name_key", "owner_id", text("lower(name)"), unique=True, postgresql_where=LIVE),
     _newest_live("tasks_owner_created_idx", "owner_id"),
     _newest_live("tasks_organization_created_idx", "organization_id"),
+    Index("tasks_unerased_idx", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL AND erased_at IS NULL")),
     comment="One row per task; deleted tasks stay as tombstones",
 )
 
@@ -400,7 +402,9 @@ command_log = Table(
     _column("digest", LargeBinary, comment="digest of the body; a repeated id with another body is rejected"),
     Column("reply", JSON, comment="null only inside the transaction that executes the command"),
     _column("created_at", Time),
+    Column("task_id", Uuid, comment="null for commands of releases that did not record it"),
     Index("command_log_created_at_idx", "created_at"),
+    Index("command_log_task_id_idx", "task_id"),
     comment="Executed commands with their replies",
 )
 

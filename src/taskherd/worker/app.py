@@ -323,6 +323,7 @@ def _retention(settings: Settings) -> Retention:
         command_retention=timedelta(seconds=settings.command_memory),
         history_retention=timedelta(seconds=settings.history_retention),
         log_retention=timedelta(seconds=settings.log_retention),
+        deleted_retention=timedelta(seconds=settings.deleted_retention),
     )
 
 

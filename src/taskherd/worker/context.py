@@ -58,6 +58,7 @@ class Retention:
     command_retention: timedelta
     history_retention: timedelta
     log_retention: timedelta
+    deleted_retention: timedelta
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -163,7 +163,8 @@ async def _register_commands(
     """Return the earlier replies to these commands, and register the others, to record their replies later."""
     if not commands:
         return {}
-    return await command_log.register(connection, [(each.command_id, digest(each)) for each in commands], now)
+    triples = [(each.command_id, each.task_id, digest(each)) for each in commands]
+    return await command_log.register(connection, triples, now)
 
 
 def digest(command: Command) -> bytes:

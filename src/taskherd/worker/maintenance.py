@@ -1,4 +1,4 @@
-"""Periodic maintenance of the tables: expire parked reports, prune old rows, and count rows for the metrics."""
+"""Periodic maintenance: expire parked reports, prune old rows, erase deleted tasks, count rows for the metrics."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING
 
 from taskherd.broker.dead_letters import build_dead_letter, publish_dead_letter
 from taskherd.domain.outcome import DeadLetterReason
+from taskherd.domain.task_update import TimerCheck
 from taskherd.messages.dead_letters import Origin, encode
-from taskherd.store import command_log, parked_reports, partitions, stats, workers
+from taskherd.store import command_log, erasure, parked_reports, partitions, stats, workers
 from taskherd.store.engine import transaction
+from taskherd.worker.batch import Batch
+from taskherd.worker.reconcile import reconcile
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -26,6 +29,9 @@ WORKER_RETENTION = timedelta(minutes=10)
 
 MAX_ROWS = 500
 """Maximum number of rows that one transaction expires or deletes."""
+
+MAX_ERASED = 100
+"""Maximum number of deleted tasks whose contents are erased in one transaction."""
 
 MAX_ROUNDS = 200
 """Maximum number of transactions for one table in one run; the next run continues."""
@@ -55,6 +61,9 @@ class Maintenance:
         if self._done_at is not None and now - self._done_at < EVERY:
             return
         await self._prune(now)
+        for _ in range(MAX_ROUNDS):
+            if await self.erase_once(now) < MAX_ERASED:
+                break
         await self._count(now)
         self._done_at = now
 
@@ -79,6 +88,24 @@ class Maintenance:
             if rows:
                 await parked_reports.delete(connection, [row.id for row in rows])
         return len(rows)
+
+    async def erase_once(self, now: datetime) -> int:
+        """Erase the contents of deleted tasks whose retention time has passed, and return their number."""
+        context = self._context
+        async with transaction(context.engine) as connection:
+            ids = await erasure.due(connection, now - context.retention.deleted_retention, MAX_ERASED)
+        if not ids:
+            return 0
+        for _ in range(MAX_ROUNDS):
+            async with transaction(context.engine) as connection:
+                if await erasure.delete_contents(connection, ids, MAX_ROWS) < MAX_ROWS:
+                    break
+        else:
+            return 0  # the next run continues with the same tasks
+        check = TimerCheck(None, erase=True)
+        await reconcile(context, Batch(timer_checks=dict.fromkeys(ids, check)), now)
+        context.metrics.tasks_erased.inc(len(ids))
+        return len(ids)
 
     async def _prune(self, now: datetime) -> None:
         context = self._context

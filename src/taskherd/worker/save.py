@@ -18,7 +18,7 @@ from taskherd.domain.value import replace
 from taskherd.domain.view import derive_view, is_running
 from taskherd.errors import Retry
 from taskherd.messages import document, events, replies
-from taskherd.store import command_log, leases, running_tasks, tasks
+from taskherd.store import command_log, directory, erasure, leases, running_tasks, tasks
 from taskherd.worker import related_rows
 from taskherd.worker.batch import CommandReply, CommittedChange
 from taskherd.worker.build_rows import save_builds
@@ -144,6 +144,7 @@ async def save_batch(
     await related_rows.save_requests(connection, updates, now)
     await save_builds(connection, updates, now)
     await related_rows.save_claims(connection, loaded.batch.claims, result.decisions, now)
+    await _erase(connection, loaded, now)
     if loaded.batch.commands:
         result.replies = await _replies(connection, context.directory_cache, loaded)
 
@@ -196,6 +197,22 @@ def _cause_text(cause: Cause) -> str:
 
 def _event(change: CommittedChange) -> tasks.TaskEventRow:
     return tasks.TaskEventRow(change.task, change.kind.value, change.core_document, change.changes, change.cause)
+
+
+async def _erase(connection: AsyncConnection, loaded: LoadedBatch, now: datetime) -> None:
+    """Erase the contents of the tasks whose tombstones this batch has saved."""
+    updates = [update for update in loaded.updates.values() if update.erased]
+    if not updates:
+        return
+    tasks_erased = [update.existing_task for update in updates]
+    names = await directory.names(connection, [(task.owner_id, task.template_version_id) for task in tasks_erased])
+    documents = {
+        task.id: document.render_json(
+            update.core_document, "", names[task.owner_id, task.template_version_id], task.updated_at
+        ).decode()
+        for task, update in zip(tasks_erased, updates, strict=True)
+    }
+    await erasure.finish(connection, documents, now)
 
 
 async def _save_prompts(connection: AsyncConnection, changes: Sequence[CommittedChange]) -> None:

@@ -227,3 +227,36 @@ def test_a_build_is_requested_once() -> None:
     retried = TaskUpdate(later.task, later.task)
     finalize(retried, LATER + 60 * SECOND, context())
     assert (retried.requested_builds, retried.delete_retried) == ([3], True)
+
+
+def test_only_a_deleted_task_is_erased_and_only_once() -> None:
+    """A check erases a deleted task, without a watermark; a live task or one that is erased already is left alone."""
+    task = make_task(TASK, state=waiting(1))
+    for given, erased in (
+        (task, False),
+        (replace(task, deleted_at=NOON), True),
+        (replace(task, deleted_at=NOON, erased_at=NOON), False),
+    ):
+        update = TaskUpdate(given, given)
+        apply_timer_check(update, TimerCheck(None, erase=True), LATER, context())
+        assert update.erased is erased
+        assert update.existing_task.erased_at == (LATER if erased else given.erased_at)
+        unchecked = TaskUpdate(given, given)
+        apply_timer_check(unchecked, TimerCheck(None), LATER, context())
+        assert unchecked.task is given
+
+
+def test_an_erased_task_keeps_builds_and_no_texts() -> None:
+    """The tombstone has the ids and the build of the task; of a late report, all but the error is folded."""
+    task = replace(make_task(TASK, state=waiting(1)), deleted_at=NOON)
+    update = TaskUpdate(task, task)
+    apply_timer_check(update, TimerCheck(None, erase=True), LATER, context())
+    erased = update.existing_task
+    assert (erased.name, erased.display_name, erased.prompt) == (str(TASK), "", "")
+    assert (erased.state.build_number, erased.state.is_start) == (task.state.build_number, task.state.is_start)
+    assert erased.state.app_status is None
+    late = TaskUpdate(erased, erased)
+    report = build(2, 5, JobStatus.FAILED, transition=Transition.DELETE, error="No space left on /secret")
+    assert apply_report(late, report, LATER, context()) is ReportOutcome.APPLIED
+    assert (late.existing_task.state.build_number, late.existing_task.state.job_status) == (2, JobStatus.FAILED)
+    assert late.existing_task.state.build_error is None

@@ -193,7 +193,7 @@ class _TaskStream:
         page = self._feed.changes_of(rows)
         if any(change.pruned for change in page):
             return None, []
-        new = [change for change in page if change.matches(wanted) and self._is_new(change)]
+        new = [change for change in page if not change.erased and change.matches(wanted) and self._is_new(change)]
         return (max(until, feed_position) if at_end else until), new
 
     def _is_new(self, change: Change) -> bool:

@@ -1,0 +1,84 @@
+"""Erase the contents of deleted tasks from every table. A tombstone of ids, builds and empty texts stays.
+
+Rows are deleted in bounded steps by ``delete_contents``, without a lock, because nothing adds rows to a deleted task.
+``finish`` then runs in the transaction that saves the tombstone, under the lock of its row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+# Tasks with unpublished events wait, because publishing reads the contents. The limit bounds the rows looked at.
+DUE: Final = text("""
+SELECT c.id
+FROM (SELECT id FROM tasks WHERE deleted_at <= :before AND erased_at IS NULL ORDER BY deleted_at LIMIT :limit) AS c
+WHERE NOT EXISTS (SELECT 1 FROM outbox AS o WHERE o.task_id = c.id)
+""")
+
+_STEP: Final = """
+DELETE FROM {table} WHERE ({key}) IN (
+    SELECT {key} FROM {table} WHERE task_id = ANY(CAST(:ids AS uuid[])) {condition} LIMIT :limit)
+"""
+
+# The deletion stays in the history, for readers of the feed; its document is replaced by ``finish``.
+STEPS: Final = (
+    text(_STEP.format(table="task_logs", key="task_id, log_id, logged_at", condition="")),
+    text(_STEP.format(table="task_events", key="task_id, version, occurred_at", condition="AND kind <> 'deleted'")),
+    text(_STEP.format(table="inputs", key="input_id", condition="")),
+)
+
+FINISH: Final = tuple(
+    text(statement)
+    for statement in (
+        """UPDATE tasks SET name = CAST(id AS text), display_name = '', erased_at = :now
+        WHERE id = ANY(CAST(:ids AS uuid[]))""",
+        """DELETE FROM task_prompts AS p USING tasks AS t
+        WHERE t.id = p.task_id AND p.version <> t.prompt_version AND p.task_id = ANY(CAST(:ids AS uuid[]))""",
+        "UPDATE task_prompts SET prompt = '' WHERE task_id = ANY(CAST(:ids AS uuid[]))",
+        """UPDATE task_events AS e
+        SET document = CAST(
+            jsonb_set(CAST(t.document AS jsonb), '{status}', CAST(e.document -> 'status' AS jsonb)) AS json)
+        FROM tasks AS t WHERE t.id = e.task_id AND e.task_id = ANY(CAST(:ids AS uuid[]))""",
+        "DELETE FROM task_builds WHERE task_id = ANY(CAST(:ids AS uuid[]))",
+        "DELETE FROM task_log_heads WHERE task_id = ANY(CAST(:ids AS uuid[]))",
+        "DELETE FROM build_claims WHERE task_id = ANY(CAST(:ids AS uuid[]))",
+        "DELETE FROM parked WHERE task_id = ANY(CAST(:ids AS uuid[]))",
+    )
+)
+
+# A repeated command still gets a reply of the same form.
+REPLACE_REPLIES: Final = text("""
+UPDATE command_log AS c
+SET reply = CAST(jsonb_set(CAST(c.reply AS jsonb), '{task}', CAST(e.document AS jsonb)) AS json)
+FROM unnest(CAST(:ids AS uuid[]), CAST(:documents AS text[])) AS e(task_id, document)
+WHERE c.task_id = e.task_id AND c.reply -> 'task' IS NOT NULL
+""")
+
+
+async def due(connection: AsyncConnection, before: datetime, limit: int) -> list[UUID]:
+    """Return up to ``limit`` tasks that were deleted at or before ``before``, whose events are published."""
+    return list((await connection.execute(DUE, {"before": before, "limit": limit})).scalars())
+
+
+async def delete_contents(connection: AsyncConnection, task_ids: Sequence[UUID], limit: int) -> int:
+    """Delete up to ``limit`` rows each of the logs, the history and the inputs of these deleted tasks.
+
+    Return the greatest number deleted of one table; call it until that is less than ``limit``.
+    """
+    deleted = [(await connection.execute(step, {"ids": task_ids, "limit": limit})).rowcount for step in STEPS]
+    return max(deleted)
+
+
+async def finish(connection: AsyncConnection, documents: Mapping[UUID, str], now: datetime) -> None:
+    """Erase the rest of these tasks, whose rows are locked and saved; ``documents`` replaces those in replies."""
+    ids = sorted(documents)
+    for statement in FINISH:
+        values = {"ids": ids, "now": now} if "now" in statement.compile().params else {"ids": ids}
+        await connection.execute(statement, values)
+    await connection.execute(REPLACE_REPLIES, {"ids": ids, "documents": [documents[task_id] for task_id in ids]})
