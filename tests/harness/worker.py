@@ -161,6 +161,22 @@ class WorkerHarness:
         counts = (await self.channel.declare_queue(f"{self.prefix}.{name}", passive=True, timeout=5)).declaration_result
         return counts.message_count or 0, counts.consumer_count or 0
 
+    async def block_writes(self, table: str) -> asyncpg.transaction.Transaction:
+        """Let nobody write the table until the returned transaction is rolled back."""
+        transaction = self.database.transaction()
+        await transaction.start()
+        await self.database.execute(f"LOCK TABLE {table} IN EXCLUSIVE MODE")
+        return transaction
+
+    async def until_delivered(self, name: str) -> None:
+        """Wait until all messages of a queue are with its consumers, handled or not."""
+        async with asyncio.timeout(TIMEOUT):
+            while True:
+                waiting, consumers = await self.queue_counts(name)
+                if consumers and not waiting:
+                    return
+                await asyncio.sleep(0.05)
+
     async def until(self, condition: Callable[[], Any]) -> None:
         """Wait until the messages received make the condition true."""
         async with asyncio.timeout(TIMEOUT):

@@ -146,7 +146,10 @@ async def test_waiting_claims_are_decided_together(database_url: str, amqp_url: 
         exchange = await harness.channel.get_exchange(f"{harness.prefix}.claims", ensure=False)
         for task in tasks:
             await exchange.publish(aio_pika.Message(json.dumps(claim(task, "r1")).encode()), "build.claim", timeout=5)
+        blocked = await harness.block_writes("build_claims")
         async with running_worker(harness):
+            await harness.until_delivered("claims")
+            await blocked.rollback()
             count = "SELECT count(*) FROM build_claims WHERE runner = 'r1'"
             await harness.until_row(count, is_=200)
             transactions = "SELECT count(DISTINCT xmin::text) FROM build_claims"

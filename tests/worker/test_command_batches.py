@@ -37,7 +37,10 @@ async def test_an_actor_with_one_command_does_not_wait_for_anothers_thousand(ext
         future.add_done_callback(lambda _: answered.append("alice"))
     bob = await external.post(create(BOB, "One small thing"))
     bob.add_done_callback(lambda _: answered.append("bob"))
+    blocked = await external.block_writes("command_log")
     async with running_worker(external):
+        await external.until_delivered("commands")
+        await blocked.rollback()
         replies = await replies_of([*first, bob])
     assert all(reply["ok"] for reply in replies)
     assert answered.index("bob") < 500
@@ -86,7 +89,10 @@ async def test_the_commands_for_a_task_are_executed_in_the_order_sent(external: 
 async def test_waiting_commands_share_transactions(external: WorkerHarness) -> None:
     """A hundred creates that wait are committed in far fewer transactions than commands."""
     futures = [await external.post(create(ALICE, f"Shared {number}")) for number in range(100)]
+    blocked = await external.block_writes("command_log")
     async with running_worker(external):
+        await external.until_delivered("commands")
+        await blocked.rollback()
         assert all(reply["ok"] for reply in await replies_of(futures))
     transactions = await external.database.fetchval("SELECT count(DISTINCT xmin::text) FROM command_log")
     assert transactions <= 20
