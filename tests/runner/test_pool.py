@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.broker.conftest import TcpProxy
 from tests.harness.api import running_api
 from tests.harness.runner import RunnerHarness, RunnerSubprocess, eventually, eventually_async, runner_harness
 from tests.harness.worker import worker_harness
@@ -115,32 +116,73 @@ async def test_without_a_worker_only_the_only_copy_is_started(harness: RunnerHar
     await eventually_async(partial(harness.worker.queue_counts, "claims"), (2, 0).__eq__)  # they wait for the worker
 
 
+async def move_to_another_runner(harness: RunnerHarness, task_id: uuid.UUID) -> None:
+    """Pause a task whose runner ``r1`` does not answer, and resume it on ``r2``; requests to ``r1`` expire."""
+    assert (await harness.worker.command("task.pause", task_id))["ok"]
+    await harness.until(lambda: harness.worker.document(task_id).get("workspace_status") == "failed")
+    await harness.start("r2")
+    assert (await harness.worker.command("task.resume", task_id))["ok"]
+    await harness.until(lambda: harness.worker.document(task_id).get("workspace_agent_health") == {"healthy": True})
+    assert harness.marked(task_id)
+    own_queue = await harness.worker.channel.get_queue(f"{harness.worker.prefix}.work.r1", ensure=False)
+    await own_queue.purge(timeout=5)
+
+
+async def until_only_the_new_agent_runs(harness: RunnerHarness, task_id: uuid.UUID) -> None:
+    """Wait until ``r1`` has ended its agent; that of ``r2`` goes on, and the task's builds are the same."""
+    await eventually(lambda: not harness.marked(task_id))
+    assert harness.marked(task_id, harness.folder / "r2")
+    assert harness.worker.document(task_id)["workspace_build_number"] == 3
+    assert harness.worker.document(task_id)["status"] == "active"
+
+
 async def test_a_returning_runner_stops_an_agent_whose_task_moved(impatient_harness: RunnerHarness) -> None:
-    """If another runner took over the task in the meantime, a returning runner stops its own agent."""
+    """It asks whose its tasks are, also if all copies of requests to it have expired."""
     first = await impatient_harness.start("r1")
     task_id = await impatient_harness.task("say:up", "sleep")
     await impatient_harness.until_output(task_id, "up")
     await first.kill()
-    assert (await impatient_harness.worker.command("task.pause", task_id))["ok"]
-    await impatient_harness.until(
-        lambda: impatient_harness.worker.document(task_id).get("workspace_status") == "failed"
-    )
-    own_queue = await impatient_harness.worker.channel.get_queue(
-        f"{impatient_harness.worker.prefix}.work.r1", ensure=False
-    )
-    await own_queue.purge(timeout=5)  # as if the stop request had expired
-    await impatient_harness.start("r2")
-    assert (await impatient_harness.worker.command("task.resume", task_id))["ok"]
-    await impatient_harness.until(
-        lambda: impatient_harness.worker.document(task_id).get("workspace_agent_health") == {"healthy": True}
-    )
-    assert impatient_harness.marked(task_id)
-    await impatient_harness.start("r1")
+    await move_to_another_runner(impatient_harness, task_id)
+    second = await impatient_harness.start("r1")
+    await until_only_the_new_agent_runs(impatient_harness, task_id)
+    await second.kill()
+    await impatient_harness.start("r1")  # it does not take the task for its own again
+    assert not impatient_harness.marked(task_id)
+    assert impatient_harness.worker.reasons() == []
+
+
+async def test_a_reconnecting_runner_stops_an_agent_whose_task_moved(impatient_harness: RunnerHarness) -> None:
+    """A runner that was cut off asks again, and ends only the agents of tasks that it has lost."""
+    url = impatient_harness.worker.urls[1]
+    host, port = re.findall(r"@([^:/]+):(\d+)", url)[0]
+    relay = TcpProxy(host, int(port))
+    relay_port = await relay.start()
+    await impatient_harness.start("r1", amqp_url=url.replace(f":{port}", f":{relay_port}"))
+    moved, kept = [await impatient_harness.task("say:up", "sleep") for _ in range(2)]
+    for task_id in (moved, kept):
+        await impatient_harness.until_output(task_id, "up")
+    relay.freeze()
+    relay.cut()
+    await move_to_another_runner(impatient_harness, moved)
+    agents = impatient_harness.marked(kept)
+    relay.thaw()
+    await until_only_the_new_agent_runs(impatient_harness, moved)
+    await impatient_harness.until_status(kept, "active")
+    assert impatient_harness.marked(kept) == agents
+    await relay.stop()
+
+
+async def test_a_copy_of_a_request_tells_a_runner_that_its_task_moved(impatient_harness: RunnerHarness) -> None:
+    """Its claim is refused, and it ends its agent of the earlier build."""
+    first = await impatient_harness.start("r1")
+    task_id = await impatient_harness.task("say:up", "sleep")
+    await impatient_harness.until_output(task_id, "up")
+    await first.kill()
+    await move_to_another_runner(impatient_harness, task_id)
     start = impatient_harness.worker.requests_of(task_id, "workspace.start")[-1]
-    await impatient_harness.repeat_request(start, target="r1")  # of those sent before, all may have expired
-    await eventually(lambda: not impatient_harness.marked(task_id))
-    assert impatient_harness.marked(task_id, impatient_harness.folder / "r2")
-    assert impatient_harness.worker.document(task_id)["workspace_build_number"] == 3
+    await impatient_harness.repeat_request(start, target="r1")
+    await impatient_harness.start("r1")
+    await until_only_the_new_agent_runs(impatient_harness, task_id)
 
 
 async def test_tasks_of_a_permanently_lost_runner_move_to_another(impatient_harness: RunnerHarness) -> None:

@@ -45,7 +45,8 @@ from taskherd.runner.workspaces.users import AgentUsers
 from taskherd.settings.isolation import parse_uids
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+    from uuid import UUID
 
     from taskherd.broker import AbstractChannel
     from taskherd.settings import Settings
@@ -83,6 +84,7 @@ class RunnerProcess:
             raise Misconfigured("runner_name", f"{self._name} is also the name of the pool; expected another name")
         self._root = Path(settings.runner_root).resolve()
         self._stopping = asyncio.Event()
+        self._connected = asyncio.Event()
         self.metrics = Metrics()
         _initialize_metrics(self.metrics, settings)
         self._readiness = Readiness("broker", "consumers")
@@ -165,7 +167,7 @@ class RunnerProcess:
             asyncio.create_task(self._dispatcher.update_gauges(), name="gauges"),
             asyncio.create_task(self._update_readiness(), name="readiness"),
         ]
-        orphans_task = asyncio.create_task(self._remove_orphans(), name="orphans")
+        orphans_task = asyncio.create_task(self._find_orphans(), name="orphans")
         stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
         await asyncio.wait({stopping, *tasks}, return_when=asyncio.FIRST_COMPLETED)
         grace = self._settings.grace
@@ -203,15 +205,26 @@ class RunnerProcess:
             if isinstance(result, Exception):
                 raise result
 
-    async def _remove_orphans(self) -> None:
+    async def _find_orphans(self) -> None:
+        """After each connection, end the agents of tasks that another runner has taken over meanwhile.
+
+        After the first one, also remove tasks that no longer exist. Later this is left to the worker's requests, which
+        it repeats: no files are removed because a database was restored from a backup while the runner ran.
+        """
+        removes_gone = True
+        while True:
+            await self._connected.wait()
+            self._connected.clear()
+            if builds := self._dispatcher.builds:
+                found = await orphans.find_orphans(self._claims, self._name, list(builds), self._on_error)
+                for task_id in found.elsewhere:
+                    self._dispatcher.end_taken_over(task_id, builds[task_id])
+                self._remove(found.gone if removes_gone else ())
+            removes_gone = False
+
+    def _remove(self, gone: Iterable[UUID]) -> None:
         """Remove tasks on this disk that no longer exist."""
-        tasks = self._dispatcher.tasks
-        if not tasks:
-            return
-        found = await orphans.find_orphans(self._claims, self._name, tasks, self._on_error)
-        for task_id in found.elsewhere:
-            log.warning("another runner has taken over a task on this disk", task_id=str(task_id))
-        for task_id in found.gone:
+        for task_id in gone:
             log.info("task no longer exists, removing its files", task_id=str(task_id))
             self.metrics.runner_orphans.inc()
             self._dispatcher.discard(task_id)
@@ -229,6 +242,7 @@ class RunnerProcess:
         queues = await self._hellos.obtain_queues()
         if self._stopping.is_set():  # a draining runner takes no more from its pool
             queues.remove(self._names.work_queue(self._settings.runner_pool))
+        self._connected.set()
         return [Source(queue) for queue in queues]
 
     def _on_error(self, reason: str) -> None:

@@ -49,9 +49,10 @@ class Dispatcher:
         self._draining = False
 
     @property
-    def tasks(self) -> list[UUID]:
-        """The ids of the tasks that have a supervisor."""
-        return list(self._supervisors)
+    def builds(self) -> dict[UUID, int]:
+        """The latest build that this runner has accepted of each of its tasks."""
+        builds = {task_id: supervisor.build_number for task_id, supervisor in self._supervisors.items()}
+        return {task_id: number for task_id, number in builds.items() if number}
 
     @property
     def agents(self) -> int:
@@ -78,6 +79,11 @@ class Dispatcher:
         """Stop and remove a task that no longer exists, without reports."""
         if task_id in self._supervisors:
             self._supervisors[task_id].discard()
+
+    def end_taken_over(self, task_id: UUID, build_number: int) -> None:
+        """Stop the agent of a task that another runner has taken over, unless a later build was accepted here."""
+        if task_id in self._supervisors:
+            self._supervisors[task_id].end_taken_over(build_number)
 
     def heartbeats(self) -> Iterator[bytes]:
         """Yield an encoded heartbeat for every workspace that is up."""

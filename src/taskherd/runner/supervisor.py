@@ -63,6 +63,13 @@ class _Discard:
     build_number: int
 
 
+@dataclass(frozen=True, slots=True)
+class _TakenOver:
+    """A finding that another runner has taken the task over, made when ``build_number`` was the latest one here."""
+
+    build_number: int
+
+
 class TaskSupervisor:
     """The supervisor of one task on this runner; ``run`` executes its requests."""
 
@@ -85,7 +92,7 @@ class TaskSupervisor:
             save=self._save,
             deliver_once=self._deliver_once,
         )
-        self._builds: asyncio.Queue[PendingRequest | _Discard | _Drain] = asyncio.Queue()
+        self._builds: asyncio.Queue[PendingRequest | _Discard | _Drain | _TakenOver] = asyncio.Queue()
         self._not_claimed = False
         self._holds_starts = self._draining = False
 
@@ -93,6 +100,11 @@ class TaskSupervisor:
     def task_id(self) -> UUID:
         """The id of the task."""
         return self._journal.task_id
+
+    @property
+    def build_number(self) -> int:
+        """The latest build that this runner has accepted; 0 if none."""
+        return self._journal.build_number
 
     @property
     def running(self) -> bool:
@@ -149,6 +161,10 @@ class TaskSupervisor:
         self._outbox.discard()
         self._builds.put_nowait(_Discard(self._journal.build_number + 1))
 
+    def end_taken_over(self, build_number: int) -> None:
+        """Stop the agent, because another runner has taken the task over, unless a build was accepted since."""
+        self._builds.put_nowait(_TakenOver(build_number))
+
     async def run(self) -> None:
         """Finish what an earlier runner started, then execute requests until the task is removed from this runner."""
         delivery = self._inputs.run(self._workspace, self._save_if_possible)
@@ -164,6 +180,8 @@ class TaskSupervisor:
                         await self._handle_discard(item)
                     case _Drain():
                         await self._handle_drain()
+                    case _TakenOver():
+                        await self._handle_taken_over(item)
                     case _:
                         assert_never(item)
             if self._journal.build_number:
@@ -239,20 +257,27 @@ class TaskSupervisor:
             await self._save_accepted()
             await self._execute()
 
-    async def _yield_build(self, request: WorkspaceStart, claim: Claim) -> None:
-        """Leave a build to the runner that claimed it.
+    async def _handle_taken_over(self, item: _TakenOver) -> None:
+        """Stop the agent, unless a later build was accepted since the question whose the task is, or it is stopped."""
+        journal = self._journal
+        if item.build_number == journal.build_number and (self.running or journal.transition == "start"):
+            await self._end_taken_over(item.build_number)
 
-        Stop this runner's agent of an earlier build: its reports no longer have any effect.
-        """
+    async def _yield_build(self, request: WorkspaceStart, claim: Claim) -> None:
+        """Leave a build to the runner that claimed it."""
         self._count(request.type, claim.value)
         if not self._journal.build_number:
             self._not_claimed = True
         elif claim is Claim.LOST:
-            error = await self._workspace.stop()
-            log.warning("another runner took over the task, agent stopped", task_id=str(self.task_id), error=error)
-            self._journal.accept_build("stop", request.build_number)
-            self._journal.phase = Phase.DONE
-            await self._save_if_possible()
+            await self._end_taken_over(request.build_number)
+
+    async def _end_taken_over(self, build_number: int) -> None:
+        """Stop this runner's agent of an earlier build than another runner's: its reports no longer have any effect."""
+        error = await self._workspace.stop()
+        log.warning("another runner took over the task, agent stopped", task_id=str(self.task_id), error=error)
+        self._journal.accept_build("stop", build_number)
+        self._journal.phase = Phase.DONE
+        await self._save_if_possible()
 
     async def _save_accepted(self) -> None:
         """Save the accepted build. If that fails, fail a start; a stop or delete is executed anyway."""
