@@ -253,9 +253,9 @@ def _make_isolation(settings: Settings) -> Isolation:
     """Return what separates agents from each other and from the runner. Raise ``Misconfigured`` if it cannot be had."""
     uids = parse_uids(settings.runner_agent_uids)
     cgroups = Cgroups(Path(settings.runner_cgroup)) if settings.runner_cgroup else None
-    if cgroups is not None and not cgroups.has_limits:
+    if cgroups is not None and cgroups.missing_controllers:
         missing = ", ".join(sorted(cgroups.missing_controllers))
-        log.warning("the cgroup lacks controllers, so limits apply to each process", missing=missing)
+        log.warning("the cgroup lacks controllers, so templates with such limits fail to start", missing=missing)
     paths = [path for path in settings.runner_sandbox_paths.split(":") if path]
     return Isolation(Sandbox(paths, uids[0] if uids else None), AgentUsers(*uids) if uids else None, cgroups)
 

@@ -37,25 +37,20 @@ class Cgroups:
         self._root = root
         try:
             self.missing_controllers = CONTROLLERS - set((root / "cgroup.controllers").read_text().split())
-            """The controllers without which limits apply to each process, as without a cgroup."""
+            """The controllers whose limits cannot be set; the cgroups of runs then only end their processes."""
             enabled = sorted(CONTROLLERS - self.missing_controllers)
             (root / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in enabled))
         except OSError as error:
             problem = f"{root} cannot be used ({error.strerror}); expected a delegated cgroup v2 without processes"
             raise Misconfigured("runner_cgroup", problem) from error
 
-    @property
-    def has_limits(self) -> bool:
-        """True if limits apply to all processes of a run together."""
-        return not self.missing_controllers
-
     def create(self, task_id: UUID, build_number: int, limits: Limits) -> Path:
-        """Create the cgroup of a run and set its limits. Raise ``OSError`` if that fails."""
+        """Create the cgroup of a run and set its limits. Raise ``OSError`` if that fails, also without a controller."""
         path = self._path(task_id, build_number)
         path.mkdir(exist_ok=True)
-        if limits.memory and self.has_limits:
+        if limits.memory:
             (path / "memory.max").write_text(str(limits.memory))
-        if limits.cpu and self.has_limits:
+        if limits.cpu:
             (path / "cpu.max").write_text(f"{round(limits.cpu * PERIOD)} {PERIOD}")
         return path
 

@@ -42,13 +42,18 @@ class Isolation:
         return {
             "agent_users": str(self.users) if self.users else "the runner's own",
             "sandbox": sandbox,
-            "limits": "cgroup v2"
-            if self.cgroups and self.cgroups.has_limits
-            else "rlimit and CPU affinity, for each process",
+            "limits": self._describe_limits(),
         }
+
+    def _describe_limits(self) -> str:
+        if self.cgroups is None:
+            return "rlimit and CPU affinity, for each process"
+        missing = sorted(self.cgroups.missing_controllers)
+        return f"unavailable: the cgroup lacks the controllers {', '.join(missing)}" if missing else "cgroup v2"
 
     def check(self, run: RunConfig) -> None:
         """Raise ``Unavailable`` if the template demands more than this runner can give."""
+        self._check_limits(run)
         if run.sandbox == "none":
             return
         try:
@@ -56,6 +61,14 @@ class Isolation:
         except Unavailable as error:
             demand = f"`sandbox: {run.sandbox}`" + (" and `network: none`" if run.network == "none" else "")
             raise Unavailable(f"the template has {demand}, which this runner cannot give: {error}") from error
+
+    def _check_limits(self, run: RunConfig) -> None:
+        for name in sorted(self.cgroups.missing_controllers if self.cgroups is not None else ()):
+            if getattr(run.limits, name):
+                raise Unavailable(
+                    f"the template has `limits.{name}`, which this runner cannot give: its cgroup lacks the controller "
+                    f"{name}; delegate it, or unset TASKHERD_RUNNER_CGROUP to limit each process of an agent by itself"
+                )
 
     def hold_user(self, task_id: UUID, uid: int | None) -> None:
         """Keep the user of a task that is on this disk."""

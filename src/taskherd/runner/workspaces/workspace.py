@@ -275,15 +275,14 @@ class TaskWorkspace:
         cwd = environment.workdir(run, paths)
         argv = environment.command(run, request, paths)
         limits, cgroups = run.limits, isolation.cgroups
-        limits_each_process = cgroups is None or not cgroups.has_limits
         return processes.RunSpec(
             argv=isolation.sandbox.wrap(argv, folder, cwd, run.network) if is_sandboxed else argv,
             cwd=cwd,
             env=environment.variables(run, request, paths, context.environ),
             grace=run.grace,
             timeout=limits.timeout,
-            memory=limits.memory if limits_each_process else None,
-            cpu=limits.cpu if limits_each_process else None,
+            memory=limits.memory if cgroups is None else None,
+            cpu=limits.cpu if cgroups is None else None,
             cgroup=cgroups.create(request.task_id, request.build_number, limits) if cgroups else None,
             stdin={"pipe": None, "none": Path(os.devnull), "prompt": folder.prompt}[run.stdin_kind],
             uid=uid,
