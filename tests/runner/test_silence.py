@@ -12,19 +12,29 @@ pytestmark = pytest.mark.timeout(180)
 @pytest.mark.parametrize(
     "script",
     [
-        "echo start; sleep 4; echo done",
-        "echo start; (sleep 4 </dev/null); echo done",
-        "echo start; timeout 4 cat /dev/zero >/dev/null; echo done",
-        "echo start; timeout 4 tail -f /dev/null </dev/null; echo done",
+        "echo start; sleep 1000; echo done",
+        "echo start; (sleep 1000 </dev/null); echo done",
+        "echo start; cat /dev/zero >/dev/null; echo done",
+        "echo start; tail -f /dev/null </dev/null; echo done",
     ],
 )
 async def test_an_agent_whose_command_runs_is_working(harness: RunnerHarness, script: str) -> None:
-    """A silent command keeps the agent working, whether it uses CPU or waits."""
+    """A silent command keeps the agent working, whether it uses CPU or waits.
+
+    Another agent, which is silent for a shorter time, is found idle twice meanwhile.
+    """
     await harness.start()
     await harness.template({"command": ["bash", "-c", script], "idle_after": 0.5, "grace": 1})
-    task_id = await harness.worker.create()
-    await harness.until_state(task_id, "complete", "done")
-    states = {(event["task"]["current_state"] or {}).get("state") for event in harness.worker.events_of(task_id)}
+    task_id = await harness.worker.create(input="Run a silent command")
+    await harness.until_output(task_id, "start")
+    await harness.template({"command": ["cat"], "idle_after": 0.5, "grace": 1})
+    other = await harness.worker.create(input="Wait for input")
+    await harness.until_state(other, "idle")
+    await harness.until_status(other, "active")
+    assert (await harness.worker.command("task.send", other, input="once more"))["ok"]
+    await harness.until_state(other, "idle", "once more")
+    states = [(event["task"]["current_state"] or {}).get("state") for event in harness.worker.events_of(task_id)]
+    assert states[-1] == "working"
     assert "idle" not in states
 
 
