@@ -6,18 +6,17 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from taskherd.dev import apt
 
 IS_ROOT = os.getuid() == 0
 UIDS = "200000-200063"
@@ -27,11 +26,15 @@ CGROUP = "cgroup"
 
 @dataclass(frozen=True)
 class Mode:
-    """A mode of isolation: settings of the runner, and fields of the template's ``run``."""
+    """A mode of isolation: settings of the runner, fields of the template's ``run``, and the runner's user.
+
+    ``uid`` is an ordinary user's; by default the runner has the user of the tests.
+    """
 
     name: str
     settings: dict[str, str] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
+    uid: int | None = None
 
 
 NONE = Mode("none")
@@ -40,18 +43,33 @@ NO_NETWORK = Mode("bwrap, no network", run={"sandbox": "bwrap", "network": "none
 USERS = Mode("users", {"runner_agent_uids": UIDS})
 BOTH = Mode("users and bwrap", {"runner_agent_uids": UIDS}, {"sandbox": "bwrap"})
 CGROUPS = Mode("cgroup", {"runner_cgroup": CGROUP})
-MODES = [NONE, BWRAP, NO_NETWORK, *([USERS, BOTH, CGROUPS] if IS_ROOT else [])]
-"""The modes that can be had here: users and cgroups of their own can only be given by root."""
+ORDINARY = Mode("ordinary user", uid=199_998)
+ORDINARY_BWRAP = Mode("ordinary user, bwrap", run={"sandbox": "bwrap"}, uid=199_998)
+UNCONTAINED = (NONE, ORDINARY)
+"""The modes in which an agent's processes can outlive it."""
+
+
+def _others_may_read(path: Path) -> bool:
+    """Return whether every folder above ``path`` may be entered by every user."""
+    return all(folder.stat().st_mode & 0o001 for folder in path.resolve().parents)
+
+
+MODES = [
+    *(NONE, BWRAP, NO_NETWORK),
+    *([USERS, BOTH, CGROUPS] if IS_ROOT else []),
+    *(
+        [ORDINARY, ORDINARY_BWRAP]
+        if IS_ROOT and all(map(_others_may_read, (Path(__file__), Path(sys.prefix) / "_")))
+        else []
+    ),
+]
+"""The modes that can be had here.
+
+Only root can give users and cgroups of their own, and start a runner as another user, who must be able to read this.
+The first three are those of an ordinary user where the tests run as one.
+"""
 
 every_mode = pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
-
-
-def require_bubblewrap(announce: Callable[[str], None]) -> None:
-    """Install bubblewrap if it is missing; fail if that is not possible."""
-    if shutil.which("bwrap") is None:
-        missing = apt.install("bubblewrap", announce)
-        if missing is not None:
-            pytest.fail(f"install bubblewrap: {missing.reason}")
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.harness.isolation import (
     BOTH,
@@ -26,16 +27,19 @@ from tests.harness.isolation import (
     MODES,
     NO_NETWORK,
     NONE,
+    ORDINARY,
+    ORDINARY_BWRAP,
     UIDS,
+    UNCONTAINED,
     USERS,
     Mode,
     cgroup,
     every_mode,
     kill_all,
     open_folder,
-    require_bubblewrap,
     running,
 )
+from tests.harness.programs import find_program
 from tests.harness.runner import RunnerHarness, RunnerSubprocess, eventually, runner_harness
 from tests.harness.worker import worker_harness
 
@@ -61,6 +65,8 @@ ATTACKS = {
 HELD: dict[str, set[str]] = {
     NONE.name: set() if IS_ROOT else {"reads the runner's environment, and so its RabbitMQ password"},
     CGROUPS.name: set(),
+    ORDINARY.name: {"reads the runner's environment, and so its RabbitMQ password"},
+    ORDINARY_BWRAP.name: set(ATTACKS) - {"connects to ports of the machine, such as another agent's AgentAPI"},
     BWRAP.name: set(ATTACKS) - {"connects to ports of the machine, such as another agent's AgentAPI"},
     NO_NETWORK.name: set(ATTACKS),
     USERS.name: set(ATTACKS)
@@ -78,7 +84,7 @@ async def harness(
     database_url: str, amqp_url: str, amqp_prefix: str, announce: Callable[[str], None]
 ) -> AsyncIterator[RunnerHarness]:
     """Yield a harness whose folder other users may enter."""
-    require_bubblewrap(announce)
+    find_program("bwrap", "bubblewrap", announce)
     settings = {"request_backoff_first": 0.5, "request_backoff_most": 1, "log_level": "warning"}
     with open_folder() as folder:
         async with (
@@ -92,10 +98,20 @@ async def harness(
 async def start(harness: RunnerHarness, mode: Mode) -> AsyncIterator[Callable[[], Any]]:
     """Yield a function that starts a runner in this mode."""
     if mode.settings.get("runner_cgroup") != CGROUP:
-        yield lambda: harness.start(**mode.settings)
+        yield lambda: harness.start(prefix=become(harness, mode), **mode.settings)
         return
     with cgroup() as path:
         yield lambda: harness.start(runner_cgroup=str(path))
+
+
+def become(harness: RunnerHarness, mode: Mode) -> tuple[str, ...]:
+    """Return the command that runs another as the mode's user, who gets the runner's folder."""
+    if mode.uid is None:
+        return ()
+    harness.root.mkdir(exist_ok=True)
+    os.chown(harness.root, mode.uid, mode.uid)
+    user = ("--reuid", str(mode.uid), "--regid", str(mode.uid), "--clear-groups")
+    return ("env", f"HOME={harness.root}", "setpriv", *user, "--inh-caps", "-all", "--bounding-set", "-all")
 
 
 async def shell(harness: RunnerHarness, mode: Mode, script: str, **run: Any) -> uuid.UUID:
@@ -123,6 +139,7 @@ async def test_what_an_agent_can_do_to_others(harness: RunnerHarness, mode: Mode
     credential = harness.folder / "credential"
     credential.write_text("credential")
     credential.chmod(0o600)
+    os.chown(credential, *(2 * [-1 if mode.uid is None else mode.uid]))
     victim = await shell(harness, mode, "umask 022; echo private > file; echo up; read line")
     await harness.until_output(victim, "up")
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -195,7 +212,7 @@ async def plant(harness: RunnerHarness, mode: Mode, argument: str) -> uuid.UUID:
 async def test_nothing_outlives_its_task(
     harness: RunnerHarness, mode: Mode, start: Callable[[], Any], command: str
 ) -> None:
-    """Daemons in sessions of their own, without the run's marker, end with the task; only mode ``none`` keeps them.
+    """Daemons in sessions of their own, without the run's marker, end with the task, except in ``UNCONTAINED`` modes.
 
     Before, the agent kills its parent process with SIGKILL, which is its shim unless its isolation prevents that.
     """
@@ -203,7 +220,7 @@ async def test_nothing_outlives_its_task(
     argument = f"9{uuid.uuid4().int % 10**8:08}"
     task_id = await plant(harness, mode, argument)
     (harness.work(task_id) / "go").touch()
-    if mode in (NONE, CGROUPS):  # its shim is killed, so it is lost
+    if mode in (*UNCONTAINED, CGROUPS):  # its shim is killed, so it is lost
         await harness.until_state(task_id, "failed", "lost")
     else:
         await eventually(lambda: len(running(argument)) == 2**DEPTH + 4)
@@ -213,7 +230,7 @@ async def test_nothing_outlives_its_task(
     else:
         await harness.until_status(task_id, "paused")
     try:
-        assert bool(running(argument)) == (mode is NONE)
+        assert bool(running(argument)) == (mode in UNCONTAINED)
     finally:
         kill_all(argument)
 
@@ -231,7 +248,7 @@ async def test_nothing_outlives_an_interrupted_start(
     await start()
     await harness.until_state(task_id, "failed", "lost")
     try:
-        assert bool(running(argument)) == (mode is NONE)
+        assert bool(running(argument)) == (mode in UNCONTAINED)
     finally:
         kill_all(argument)
 
@@ -287,6 +304,34 @@ async def test_a_command_that_does_not_exist_is_reported(
     await harness.template({"command": ["/no/such/program"], **mode.run})
     task_id = await harness.worker.create(input="Run nothing")
     await harness.until_state(task_id, "failed", "/no/such/program")
+
+
+@pytest.mark.parametrize(
+    ("controllers", "limits", "missing"),
+    [("memory", {"cpu": 1}, "cpu"), ("cpu", {"memory": "4Gi"}, "memory"), ("", {"cpu": 1, "memory": "4Gi"}, "cpu")],
+)
+async def test_a_limit_that_the_cgroup_cannot_set_fails_the_build(
+    harness: RunnerHarness, controllers: str, limits: dict[str, Any], missing: str
+) -> None:
+    """The runner's log says so at its start; agents without that limit, and with others, start.
+
+    A folder takes the place of the cgroup: the development machines have no cgroup v2 with controllers.
+    """
+    path = harness.folder / "cgroup"
+    path.mkdir()
+    (path / "cgroup.controllers").write_text(controllers)
+    runner = await harness.start(runner_cgroup=str(path))
+    assert "templates with such limits fail to start" in str(runner.lines())
+    assert f"unavailable: the cgroup lacks the controllers {missing}" in str(runner.lines())
+    refused = await shell(harness, NONE, "exec sleep 1000", limits=limits)
+    reason = f"the template has `limits.{missing}`, which this runner cannot give: its cgroup lacks the controller"
+    await harness.until_state(refused, "failed", reason)
+    examples: dict[str, Any] = {"memory": "4Gi", "cpu": 1}
+    possible = {name: examples[name] for name in controllers.split()}
+    started = await shell(harness, NONE, "echo up; exec sleep 1000", limits={**possible, "timeout": "1h"})
+    await harness.until_output(started, "up")
+    assert (path / f"{started}-1" / "memory.max").exists() == ("memory" in possible)
+    assert (path / f"{started}-1" / "cpu.max").exists() == ("cpu" in possible)
 
 
 async def test_a_sandbox_that_cannot_be_had_fails_the_build(harness: RunnerHarness) -> None:
@@ -355,6 +400,32 @@ if IS_ROOT:
         assert running(argument) == set()
         assert harness.worker.document(other)["status"] == "active"
         assert len(harness.marked(other)) == len({"shim", "agent"})
+
+    async def test_the_capabilities_of_the_container_are_enough(harness: RunnerHarness) -> None:
+        """As in deploy/compose.yaml, the runner sees what agents do and ends them, and they cannot read its secret."""
+        service = yaml.safe_load((Path(__file__).parents[2] / "deploy/compose.yaml").read_text())["services"]["runner"]
+        granted = ",".join(f"+{name.lower()}" for name in service["cap_add"])
+        limits = ("--no-new-privs", "--inh-caps", "-all", "--bounding-set", f"-all,{granted}")
+        secret = harness.folder / "amqp_url"
+        secret.write_text(harness.worker.urls[1])
+        secret.chmod(0o600)
+        uids = service["environment"]["TASKHERD_RUNNER_AGENT_UIDS"]
+        runner = await harness.start(prefix=("setpriv", *limits), runner_agent_uids=uids)
+        status = Path(f"/proc/{runner.process.pid}/status").read_text()
+        assert int(re.findall(r"CapEff:\t(\w+)", status)[0], 16).bit_count() == len(service["cap_add"])
+        argument = f"6{uuid.uuid4().int % 10**8:08}"
+        attack = f"cat {secret} /proc/{runner.process.pid}/environ; (setsid env -i sleep {argument} &);"
+        script = f"{attack} sleep 3 </dev/null; echo up; read line"
+        task_id = await shell(harness, USERS, script, idle_after=0.5)
+        await harness.until_state(task_id, "idle")
+        states = [event["task"]["current_state"] or {} for event in harness.worker.events_of(task_id)]
+        assert {state["message"] for state in states if state.get("state") == "idle"} == {"up"}  # after the sleep
+        output = "\n".join(await harness.output(task_id))
+        assert output.count("Permission denied") == 2
+        assert "amqp://" not in output
+        assert (await harness.worker.command("task.delete", task_id))["ok"]
+        await eventually(lambda: not (harness.root / str(task_id)).exists())
+        assert running(argument) == set()
 
     async def test_a_range_without_a_free_user_fails_the_build(harness: RunnerHarness) -> None:
         """A user is free again when nothing of its task is left."""
