@@ -25,10 +25,11 @@ LABEL org.opencontainers.image.title="taskherd" \
 ARG PACKAGES=""
 RUN if [ -n "$PACKAGES" ]; then apt-get update && apt-get install -y --no-install-recommends $PACKAGES \
  && rm -rf /var/lib/apt/lists/*; fi
-# An unprivileged user, who owns nothing but /var/lib/taskherd. Only the runner writes there.
+# An unprivileged user, who owns nothing but /var/lib/taskherd. Only the runner writes there. Other users may pass through:
+# with TASKHERD_RUNNER_AGENT_UIDS each task's folder is its user's own.
 RUN groupadd --gid 10001 taskherd \
  && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /var/lib/taskherd --shell /usr/sbin/nologin taskherd \
- && install -d -o 10001 -g 10001 -m 0750 /var/lib/taskherd
+ && install -d -o 10001 -g 10001 -m 0711 /var/lib/taskherd
 COPY --from=build /opt/taskherd /opt/taskherd
 # TASKHERD_RUNNER_DRAIN: no agent outlives its runner's container, so the runner pauses them, and the next one starts them.
 ENV PATH=/opt/taskherd/bin:$PATH \

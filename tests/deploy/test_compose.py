@@ -170,4 +170,4 @@ async def test_the_compose_file_is_valid_with_every_profile(project: Project) ->
     published = {name for name, service in services.items() if service.get("ports")}
     assert published <= {"api", "prometheus", "grafana"}
     sources = {secret["source"] for secret in services["runner"]["secrets"]}
-    assert sources == {"amqp_url"}, "agents run as the runner's user and can read its secrets"
+    assert sources == {"runner_amqp_url"}

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from taskherd import durations
+from taskherd.runner import privileges
 from taskherd.settings import Settings, unknown_variables
 
 ROOT = Path(__file__).parents[2]
@@ -20,6 +21,7 @@ CHART = ROOT / "deploy" / "helm" / "taskherd"
 ALL = yaml.safe_load((Path(__file__).parent / "values-all.yaml").read_text())
 VALUES = {"default": {}, "all": ALL}
 OLDEST, NEWEST = "1.27", kubernetes_validate.latest_version()
+CAPABILITIES = [*sorted(privileges.REQUIRED.values()), "SYS_PTRACE"]
 CUSTOM = {"ServiceMonitor", "PrometheusRule", "ScaledObject", "TriggerAuthentication"}
 """Custom resource kinds, for which Kubernetes has no schema."""
 
@@ -79,18 +81,47 @@ def test_the_values_with_all_options_render_every_kind() -> None:
 
 @every_values
 def test_pods_have_minimal_privileges(values: Manifest) -> None:
-    """No root, no capabilities, no writable root file system, no access to Kubernetes, limited memory."""
+    """No root, no capabilities, no writable root file system, no access to Kubernetes, limited memory.
+
+    Only runners that run agents as users of their own are root, with the capabilities that this takes.
+    """
     for name, pod in pods(render(values)):
-        assert pod["securityContext"]["runAsNonRoot"], name
+        gives_users = "TASKHERD_RUNNER_AGENT_UIDS" in environment(pod)
+        assert pod["securityContext"]["runAsNonRoot"] is not gives_users, name
+        assert (pod["securityContext"]["runAsUser"] == 0) is gives_users, name
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
         assert pod["automountServiceAccountToken"] is False, name
         (container,) = pod["containers"]
         assert container["securityContext"] == {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
+            "capabilities": {"drop": ["ALL"], **({"add": CAPABILITIES} if gives_users else {})},
         }
         assert "memory" in container["resources"]["limits"], name
+
+
+@pytest.mark.parametrize(
+    ("values", "ranges"),
+    [
+        ({}, {"": "200000-265535"}),
+        ({"runner": {"agentUids": ""}}, {"": None}),
+        ({"runner": {"pools": [{"name": "a"}, {"name": "b", "agentUids": ""}]}}, {"a": "200000-265535", "b": None}),
+        ({"runner": {"agentUids": "", "pools": [{"name": "a", "agentUids": "7000-7999"}]}}, {"a": "7000-7999"}),
+    ],
+)
+def test_agents_are_users_of_their_own_unless_that_is_switched_off(
+    values: Manifest, ranges: dict[str, str | None]
+) -> None:
+    """A pool can have its own range, or none; its secret is closed to all users but root and the pod's group."""
+    found = {pool: environment(pod_of(each)) for pool, each in runners(render(values)).items()}
+    assert {pool: variables.get("TASKHERD_RUNNER_AGENT_UIDS") for pool, variables in found.items()} == ranges
+    for runner in runners(render(values)).values():
+        pod = pod_of(runner)
+        secret = next(volume["secret"] for volume in pod["volumes"] if volume["name"] == "secrets")
+        assert secret["defaultMode"] & 0o007 == 0
+        assert ("add" in pod["containers"][0]["securityContext"]["capabilities"]) == (
+            "TASKHERD_RUNNER_AGENT_UIDS" in environment(pod)
+        )
 
 
 @every_values

@@ -38,10 +38,17 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- if $digest }}{{ $repository }}@{{ $digest }}{{ else }}{{ $repository }}:{{ $tag }}{{ end -}}
 {{- end -}}
 
+{{/* A runner that runs agents as users of their own is root with few capabilities; everything else is not root and has none. */}}
 {{- define "taskherd.podSecurity" -}}
+{{- if (.values | default dict).agentUids }}
+runAsNonRoot: false
+runAsUser: 0
+runAsGroup: 0
+{{- else }}
 runAsNonRoot: true
 runAsUser: 10001
 runAsGroup: 10001
+{{- end }}
 fsGroup: 10001
 fsGroupChangePolicy: OnRootMismatch
 seccompProfile: {type: RuntimeDefault}
@@ -50,7 +57,11 @@ seccompProfile: {type: RuntimeDefault}
 {{- define "taskherd.containerSecurity" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
+{{- if (.values | default dict).agentUids }}
+capabilities: {drop: [ALL], add: {{ .values.capabilities | toJson }}}
+{{- else }}
 capabilities: {drop: [ALL]}
+{{- end }}
 {{- end -}}
 
 {{- define "taskherd.caEnvironment" -}}
@@ -76,6 +87,9 @@ capabilities: {drop: [ALL]}
 {{- include "taskherd.caEnvironment" .root }}
 {{- with .pool }}
 - {name: TASKHERD_RUNNER_POOL, value: {{ . | quote }}}
+{{- end }}
+{{- with $values.agentUids }}
+- {name: TASKHERD_RUNNER_AGENT_UIDS, value: {{ . | quote }}}
 {{- end }}
 {{- range $name, $value := merge (dict) ($values.settings | default dict) .root.Values.settings }}
 - {name: {{ printf "TASKHERD_%s" $name }}, value: {{ $value | quote }}}
