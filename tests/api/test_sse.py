@@ -227,6 +227,39 @@ async def test_a_status_filter_sends_tasks_that_leave_it(api_harness: ApiHarness
     assert (await api_harness.alice.get("/tasks/watch", params={"q": "status:done"})).status_code == 400
 
 
+async def test_a_state_filter_sends_tasks_that_enter_and_leave_it(api_harness: ApiHarness) -> None:
+    """Changes between other states, and tasks of other templates, are not sent; live and when catching up alike."""
+    task = await api_harness.active(name="worker")
+    query = "owner:me state:idle template:CLAUDE"
+    await api_harness.worker.until_row("SELECT count(*) FROM outbox", is_=0)
+    async with sse_client(api_harness.alice, "/tasks/watch") as stream:
+        await stream.ready()
+        last = stream.last
+    async with sse_client(api_harness.alice, "/tasks/watch", q=query) as live:
+        await live.ready()
+        assert live.events == []
+        async with sse_client(api_harness.alice, "/tasks/watch", q="template:other") as other:
+            for seq, state in enumerate(("working", "working", "idle", "idle", "working", "working", "idle"), 1):
+                await report_state(api_harness, task["id"], seq, state)
+                await api_harness.worker.until(
+                    lambda seq=seq: api_harness.worker.state(uuid.UUID(task["id"])).get("message") == f"step {seq}"  # type: ignore[misc]
+                )
+            await live.until(lambda: live.events and _message_of(live) == "step 7")
+            await api_harness.worker.until_row("SELECT count(*) FROM outbox", is_=0)
+            assert other.events == []
+        steps = [each.task["current_state"]["message"] for each in live.events]
+        assert steps == ["step 3", "step 4", "step 5", "step 7"]
+    async with sse_client(api_harness.alice, "/tasks/watch", last, q=query) as resumed:
+        await resumed.until(lambda: resumed.events and _message_of(resumed) == "step 7")
+        assert [each.task["current_state"]["message"] for each in resumed.events] == steps
+    for wrong in ("state:failure", "colour:red"):
+        assert (await api_harness.alice.get("/tasks/watch", params={"q": wrong})).status_code == 400
+
+
+def _message_of(stream: SseClient) -> str:
+    return str((stream.events[-1].task["current_state"] or {}).get("message"))
+
+
 async def test_clients_receive_only_the_tasks_they_may_see(api_harness: ApiHarness) -> None:
     """An admin receives all tasks of the organization, a member its own, an admin of another organization none."""
     async with AsyncExitStack() as stack:

@@ -29,6 +29,10 @@ class ChangeFilter:
     organization: UUID | None = None
     status: str | None = None
     task: UUID | None = None
+    state: str | None = None
+    """The state that the agent reported."""
+    template: str | None = None
+    """The lowercase name of the template."""
 
 
 class Change:
@@ -96,8 +100,8 @@ class Change:
     def matches(self, change_filter: ChangeFilter) -> bool:
         """Return whether the change passes the filter; whether the caller may see it is not checked here.
 
-        With a status filter, a change matches if the task has that status or had it before the change. A client
-        that maintains a list thus learns that a task has left it.
+        With a filter by status or state, a change matches if the task has that value or had it before the change. A
+        client that maintains a list thus learns that a task has left it.
         """
         wanted = change_filter
         if wanted.task is not None and wanted.task != self.task_id:
@@ -106,14 +110,25 @@ class Change:
             return False
         if wanted.organization is not None and wanted.organization != self._row["organization_id"]:
             return False
-        return wanted.status is None or self._has_or_had(wanted.status)
+        if wanted.template is not None and wanted.template != self._row["name"].lower():
+            return False
+        if wanted.status is not None and not self._has_or_had_status(wanted.status):
+            return False
+        return wanted.state is None or self._has_or_had_state(wanted.state)
 
-    def _has_or_had(self, status: str) -> bool:
-        if self.core_document["status"] == status:
+    def _has_or_had_status(self, status: str) -> bool:
+        return self.core_document["status"] == status or self._had("status", self._row["previous_status"], status)
+
+    def _has_or_had_state(self, state: str) -> bool:
+        current = self.core_document["current_state"]
+        if current is not None and current["state"] == state:
             return True
-        before: str | None = self._row["previous_status"]
-        changed = "status" in self._row["changes"] and self._row["kind"] != events.EventKind.CREATED.value
-        return changed and (before is None or before == status)  # None: the previous version is pruned, so possible
+        return self._had("current_state", self._row["previous_state"], state)
+
+    def _had(self, field: str, before: str | None, value: str) -> bool:
+        """Return whether this change altered a field from ``value``; ``before`` is None if that is not known."""
+        altered = field in self._row["changes"] and self._row["kind"] != events.EventKind.CREATED.value
+        return altered and before in {None, value}  # the previous version may be pruned
 
 
 ENDED: Final = "ended"

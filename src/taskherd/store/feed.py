@@ -29,7 +29,11 @@ SELECT f.position, f.task_id, f.version, f.occurred_at, t.erased_at IS NOT NULL 
        o.username, o.avatar_url, m.name, m.display_name, m.icon,
        CASE WHEN 'status' = ANY(e.changes) THEN (
            SELECT document ->> 'status' FROM task_events WHERE task_id = f.task_id AND version = f.version - 1 LIMIT 1
-       ) END AS previous_status
+       ) END AS previous_status,
+       CASE WHEN 'current_state' = ANY(e.changes) THEN (
+           SELECT COALESCE(document #>> '{current_state,state}', '') FROM task_events
+           WHERE task_id = f.task_id AND version = f.version - 1 LIMIT 1
+       ) END AS previous_state
 """
 
 _CHANGE_JOINS: Final = """

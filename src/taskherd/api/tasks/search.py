@@ -31,10 +31,10 @@ _CURSOR: Final = re.compile(r"[A-Za-z0-9_-]{32}", re.ASCII)
 _INSTANT_BYTES: Final = 8
 _Q: Final = (
     "Search terms, separated by spaces: `owner:<username, ID or me>`, `organization:<name, ID or default>`,"
-    " `status:<status>`{more}. A word without a colon is an owner. At most 4,096 characters."
+    " `status:<status>`, `state:<state of the agent>`, `template:<name>`. A word without a colon is an owner."
+    " At most 4,096 characters."
 )
-_WATCHED_TERMS: Final = ("owner", "organization", "status")
-_LISTED_TERMS: Final = (*_WATCHED_TERMS, "state", "template")
+_TERMS: Final = ("owner", "organization", "status", "state", "template")
 _STATES: Final = tuple(state for state in AgentState if state is not AgentState.FAILURE)  # that is shown as failed
 _MAX_INSTANT: Final = 253_402_300_799_999_999
 """The last microsecond of the year 9999, since the epoch."""
@@ -54,13 +54,13 @@ def _cursor(text: str) -> tuple[datetime, UUID] | None:
 class WatchQuery(QueryModel):
     """Query parameters of the stream of all tasks."""
 
-    q: str = Field("", description=_Q.format(more=""))
+    q: str = Field("", description=_Q)
 
 
 class ListQuery(QueryModel):
     """Query parameters of the list of tasks."""
 
-    q: str = Field("", description=_Q.format(more=", `state:<state of the agent>`, `template:<name>`"))
+    q: str = Field("", description=_Q)
     limit: Annotated[int, whole_number(1, MAX_LIMIT)] = Field(
         MAX_LIMIT, description=f"Maximum number of tasks in the response, 1 to {MAX_LIMIT}."
     )
@@ -80,8 +80,7 @@ class ListQuery(QueryModel):
 
 async def task_filter(request: RequestContext, query: ListQuery | WatchQuery) -> TaskFilter:
     """Return the filter for a request. Raise a 400 that names an invalid term."""
-    allowed = _LISTED_TERMS if isinstance(query, ListQuery) else _WATCHED_TERMS
-    terms = search_query.read(query.q, bare="owner", allowed=allowed, message=MESSAGE)
+    terms = search_query.read(query.q, bare="owner", allowed=_TERMS, message=MESSAGE)
     for term, values in (("status", Status), ("state", _STATES)):
         value = terms.get(term)
         if value is not None and value not in set(values):

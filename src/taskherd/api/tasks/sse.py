@@ -42,7 +42,14 @@ LAST_EVENT_ID: Final = "Last-Event-ID"
 async def watch_all(request: RequestContext) -> EventStream:
     """Stream the changes of all tasks that the caller may see and that match ``q``."""
     tasks = await search.task_filter(request, request.parameters(search.WatchQuery))
-    change_filter = ChangeFilter(request.caller.user_id, tasks.owner, tasks.organization, tasks.status)
+    change_filter = ChangeFilter(
+        request.caller.user_id,
+        tasks.owner,
+        tasks.organization,
+        tasks.status,
+        state=tasks.state,
+        template=tasks.template,
+    )
     return _stream(request, change_filter, _last_event_id(request))
 
 
@@ -174,6 +181,8 @@ class _TaskStream:
                 owner=wanted.owner,
                 organization=wanted.organization,
                 status=wanted.status,
+                state=wanted.state,
+                template=wanted.template,
                 after=after,
             ),
         )
