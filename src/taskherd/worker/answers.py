@@ -70,7 +70,7 @@ async def publish_rejected(context: WorkerContext, rejected: Sequence[Rejected])
     """Publish rejected deliveries as dead letters, and count them. Raises ``Unavailable`` as ``publish_replies``."""
     if not rejected:
         return
-    messages = [dead_letter_of(context.names, delivery, invalid) for delivery, invalid in rejected]
+    messages = [dead_letter_of(context, delivery, invalid) for delivery, invalid in rejected]
     await context.until_stopped(partial(publish_dead_letters, context.publisher, messages), "broker")
     for _, invalid in rejected:
         context.metrics.dead_lettered.labels(invalid.reason.value).inc()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from taskherd.broker.dead_letters import build_dead_letter
@@ -13,7 +12,7 @@ from taskherd.messages.decoding import InvalidMessage
 if TYPE_CHECKING:
     from taskherd.broker.delivery import Delivery
     from taskherd.broker.publisher import OutgoingMessage
-    from taskherd.broker.topology import TopologyNames
+    from taskherd.worker.context import WorkerContext
 
 
 def untrusted_sender(delivery: Delivery, setting: str) -> InvalidMessage:
@@ -24,7 +23,7 @@ def untrusted_sender(delivery: Delivery, setting: str) -> InvalidMessage:
     return InvalidMessage(None, DeadLetterReason.UNTRUSTED_SENDER, detail, delivery.body)
 
 
-def dead_letter_of(names: TopologyNames, delivery: Delivery, invalid: InvalidMessage) -> OutgoingMessage:
+def dead_letter_of(context: WorkerContext, delivery: Delivery, invalid: InvalidMessage) -> OutgoingMessage:
     """Return the dead letter for ``delivery``, or for the element of it that is ``invalid``."""
     origin = Origin(delivery.queue, delivery.exchange, delivery.routing_key)
     body, headers = encode(
@@ -34,10 +33,10 @@ def dead_letter_of(names: TopologyNames, delivery: Delivery, invalid: InvalidMes
         origin,
         index=invalid.index,
         length=invalid.length,
-        time=datetime.now(UTC),
+        time=context.now(),
     )
     return build_dead_letter(
-        names,
+        context.names,
         delivery.routing_key,
         body,
         headers,

@@ -207,7 +207,7 @@ class ReportConsumer:
                 rejected.append((delivery, InvalidMessage(index, outcome.dead_letter_reason, outcome.detail, body)))
         if not rejected:
             return
-        messages = [dead_letter_of(self._context.names, delivery, invalid) for delivery, invalid in rejected]
+        messages = [dead_letter_of(self._context, delivery, invalid) for delivery, invalid in rejected]
         await self._context.until_stopped(partial(publish_dead_letters, self._context.publisher, messages), "broker")
         for _, invalid in rejected:
             self._context.metrics.dead_lettered.labels(invalid.reason.value).inc()

@@ -1,0 +1,33 @@
+"""Dead letters that a worker writes."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime, timedelta
+
+import pytest
+
+from taskherd.clock import Clock
+from tests.harness.worker import make_command, make_report
+from tests.worker.conftest import StartWorker
+
+AHEAD = timedelta(hours=1)
+
+
+async def test_dead_letters_have_the_time_of_the_worker_clock(
+    start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of invalid reports and of refused commands alike; the clock of the machine does not matter."""
+    now = Clock.now
+    monkeypatch.setattr(Clock, "now", lambda clock: now(clock) + AHEAD)
+    async with start_worker() as harness:
+        before = await harness.database.fetchval("SELECT clock_timestamp()")
+        await harness.report(make_report("app.status", uuid.uuid4(), state="dancing", message="Invalid"))
+        await harness.report(raw=b"not JSON")
+        await harness.post_command(make_command("task.delete", uuid.uuid4()))
+        await harness.until(lambda: len(harness.dead_letters) == 3)
+        after = await harness.database.fetchval("SELECT clock_timestamp()")
+    assert sorted(harness.reasons()) == ["command_refused", "invalid", "not_json"]
+    for letter in harness.dead_letters:
+        time = datetime.fromisoformat(str(letter.headers["x-taskherd-time"])) - AHEAD
+        assert before - timedelta(seconds=5) < time < after + timedelta(seconds=5)
