@@ -284,8 +284,6 @@ async def test_a_list_is_filtered_by_state_and_template(api_harness: ApiHarness)
     assert (result.stdout, "No tasks match." in result.stderr) == ("", True)
     result = await shell.run("list", "--limit", "1")
     assert (len(result.stdout.splitlines()), "newest 1" in result.stderr) == (2, True)
-    watched = await api_harness.alice.get("/tasks/watch", params={"q": "state:idle"})
-    assert watched.status_code == 400
 
 
 async def test_a_followed_conversation_ends_with_its_agent(api_harness: ApiHarness) -> None:
@@ -328,6 +326,68 @@ async def test_a_followed_conversation_ends_quietly(api_harness: ApiHarness) -> 
     assert (deleted.returncode, stderr) == (0, b"")
 
 
+@pytest.mark.parametrize("end", ["paused", "lost"])
+async def test_a_followed_conversation_ends_without_an_agent(api_harness: ApiHarness, end: str) -> None:
+    """With 0 when the task is paused, and when its agent is lost; what was written until then is printed."""
+    worker = api_harness.worker
+    task = uuid.UUID((await api_harness.active(name="talk"))["id"])
+    process = await _start(api_harness, "logs", "-f", "talk")
+    assert process.stdout is not None
+    await worker.report(make_report("task.log", task, entries=[log_entry(0, f"Until it is {end}")]))
+    assert f"Until it is {end}" in (await asyncio.wait_for(process.stdout.readline(), 20)).decode()
+    if end == "paused":
+        assert (await Shell(api_harness).code("pause", "talk"))[0] == 0
+        await worker.report(build_report(task, 2, "stop", "succeeded"))
+    else:
+        await worker.report(make_report("agent.exit", task, why="lost"))
+    stdout, stderr = await asyncio.wait_for(process.communicate(), 30)
+    assert (process.returncode, stdout, stderr) == (0, b"", b"")
+
+
+async def test_following_into_a_closed_pipe_ends_quietly(api_harness: ApiHarness) -> None:
+    """At the next entry after its reader went away, as ``tail -f`` does."""
+    task = uuid.UUID((await api_harness.active(name="talk"))["id"])
+    await api_harness.worker.report(make_report("task.log", task, entries=[log_entry(0, "Read by head")]))
+    await api_harness.worker.until_row("SELECT count(*) FROM task_logs", is_=1)
+    reader, writer = os.pipe()
+    process = await _start(api_harness, "logs", "-f", "talk", stdout=writer)
+    os.close(writer)
+    try:
+        line = await asyncio.wait_for(asyncio.to_thread(os.read, reader, 1000), 20)
+        assert b"Read by head" in line
+    finally:
+        os.close(reader)
+    await api_harness.worker.report(make_report("task.log", task, entries=[log_entry(1, "Read by none")]))
+    assert (await asyncio.wait_for(process.communicate(), 30))[1] == b""
+
+
+async def test_several_tasks_are_deleted_each_by_itself(api_harness: ApiHarness) -> None:
+    """One that is missing does not keep the others from it, in both formats; a wrong reference does."""
+    for name in ("one", "two", "three", "four"):
+        await api_harness.create(name=name)
+    shell = Shell(api_harness)
+    assert (await shell.code("delete", "one", "a/b/c"))[0] == 2
+    result = await shell.run("delete", "one", "none", "alice/two")
+    assert result.exit_code == 5
+    assert result.stdout.splitlines() == [
+        "one: Deleted; its workspace will be removed.",
+        "alice/two: Deleted; its workspace will be removed.",
+    ]
+    assert "none: Resource not found" in result.stderr
+    result = await shell.run("delete", "none", "three", "four", "-o", "json")
+    assert (result.exit_code, [json.loads(line) for line in result.stdout.splitlines()]) == (
+        5,
+        [{"task": "three", "deleted": True}, {"task": "four", "deleted": True}],
+    )
+    assert await shell.json("list") == []
+    assert (await shell.code("delete"))[0] == 2
+
+
+def log_entry(number: int, content: str) -> dict[str, Any]:
+    """Return an entry of a conversation that an agent wrote."""
+    return {"id": number, "type": "output", "content": content, "time": "2026-01-01T10:00:00Z"}
+
+
 async def test_each_command_prints_json(api_harness: ApiHarness) -> None:
     """Every command of ``taskherd task`` takes ``-o json``."""
     await api_harness.active(name="one")
@@ -356,6 +416,9 @@ async def test_events_shows_who_did_what(api_harness: ApiHarness) -> None:
     lines = (await shell.run("events", "talk")).stdout.splitlines()
     assert len(lines) == len(entries)
     assert lines[0].endswith("alice created the task  new → pending")
+    narrow = (await shell.run("events", "talk", COLUMNS="60")).stdout.splitlines()
+    assert max(map(len, narrow)) <= 60
+    assert " ".join("".join(narrow).split()) == " ".join("".join(lines).split())
     who = [line[21:].split("  ")[0] for line in lines]
     assert [each for each in who if each.startswith(("alice", "carol"))] == [
         "alice created the task",
@@ -436,7 +499,9 @@ async def _start_watch(api_harness: ApiHarness, *words: str) -> asyncio.subproce
     return await _start(api_harness, "watch", *words)
 
 
-async def _start(api_harness: ApiHarness, *words: str) -> asyncio.subprocess.Process:
+async def _start(
+    api_harness: ApiHarness, *words: str, stdout: int = asyncio.subprocess.PIPE
+) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -444,6 +509,6 @@ async def _start(api_harness: ApiHarness, *words: str) -> asyncio.subprocess.Pro
         "task",
         *words,
         env={**os.environ, **Shell(api_harness).env},
-        stdout=asyncio.subprocess.PIPE,
+        stdout=stdout,
         stderr=asyncio.subprocess.PIPE,
     )

@@ -149,7 +149,7 @@ async def test_the_operations_port_says_whose_process_answers() -> None:
     try:
         metrics.process_info.labels("runner", ours.installation).set(1)
         findings = await gather(check_processes(ours, (Role.RUNNER,)))
-        assert findings[what].found.startswith("a runner of this installation, ready")
+        assert findings[what].found.startswith("runner of this installation, ready")
         assert "taskherd_runner_requests_total" in findings["inputs of the runner's alerts"].found
         theirs = ours.model_copy(update={"amqp_prefix": "theirs"})
         findings = await gather(check_processes(theirs, (Role.RUNNER,)))

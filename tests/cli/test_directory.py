@@ -43,7 +43,7 @@ def test_an_invalid_file_changes_nothing(run: Run) -> None:
         (("--allow-deactivate",), b"users: []\n", "line 1: organizations: expected at least one organization"),
         (("--dry-run",), b"a: \xff", "line 1: not UTF-8"),
         ((), example.replace(b"agent: stdio", b"agent: stdoi"), ".run.agent: Input should be 'stdio'"),
-        ((), example + b'"\\e[31m": 1\n', " [31m: Extra inputs"),
+        ((), example + b'"\\e[31m": 1\n', "\\x1b[31m: Extra inputs"),
     ):
         code, shown, errors = applied(run, content, *options)
         assert (code, shown) == (1, "")
@@ -97,7 +97,7 @@ def test_dev_keeps_a_directory_that_people_loaded(database_url: str, tmp_path: P
     environ = {**os.environ, "TASKHERD_DATABASE_URL": database_url}
     own = tmp_path / "own.yaml"
     own.write_text("organizations: [{id: 00000000-0000-0000-0000-000000000001, name: own}]\n")
-    assert dev.apply_directory(environ, tmp_path / "missing.yaml")
+    assert not dev.apply_directory(environ, tmp_path / "missing.yaml")
     assert dev.apply_directory(environ, own)
     assert not dev.apply_directory(environ, EXAMPLE)
     assert dev.apply_directory(environ, EXAMPLE, dev.ALLOW_DEACTIVATE)

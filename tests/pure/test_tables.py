@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from rich.cells import cell_len
 
-from taskherd.cli import tables
+from taskherd.cli import tables, task_output
 from taskherd.cli.output import age, printable
 from taskherd.cli.tables import COLORS, Column
 
@@ -95,6 +95,38 @@ def test_fields_continue_below_their_beginning(
         "        seven eight",
         "        status active",
     ]
+
+
+def test_the_next_command_stays_on_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However narrow the terminal is, it can be copied as a whole."""
+    monkeypatch.setenv("COLUMNS", "40")
+    command = f"taskherd task resume {LONG_NAME}"
+    tables.fields(("message", "one two three four five six seven"), ("next", command))
+    assert capsys.readouterr().out.splitlines()[-1] == f"next     {command}"
+
+
+def test_a_list_shows_the_last_words_of_an_agent_that_failed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its last line, instead of a message that repeats how it ended; a message that says what it did is kept."""
+    now = "2026-11-26T12:00:00Z"
+    agent_exit = {"why": "exited", "status": 3, "signal": None, "words": "Reading\nquota exceeded", "at": now}
+    document = {
+        "owner_name": "alice",
+        "name": "login",
+        "status": "error",
+        "template_name": "mine",
+        "created_at": now,
+        "updated_at": now,
+        "workspace_agent_health": None,
+        "agent_exit": agent_exit,
+    }
+    for state, message, expected in (
+        ("failed", "The agent ended with exit status 3.", "agent exited with status 3; quota exceeded"),
+        ("working", "Running the tests", "agent exited with status 3; Running the tests"),
+    ):
+        task_output.tasks([{**document, "current_state": {"state": state, "message": message}}])
+        assert capsys.readouterr().out.splitlines()[1].endswith(f"  {expected}")
 
 
 def test_ages_have_one_unit() -> None:

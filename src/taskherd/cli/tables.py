@@ -75,13 +75,16 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[object]]) -> None:
 
 
 def fields(*pairs: tuple[str, str]) -> None:
-    """Print names and values, without the pairs whose value is empty; long values continue below their beginning."""
+    """Print names and values, without the pairs whose value is empty; long values continue below their beginning.
+
+    The command in ``next`` stays on one line, to be copied.
+    """
     shown = [(name, value) for name, value in pairs if value]
     width = max((cell_len(name) for name, _ in shown), default=0)
     for name, value in shown:
         color = COLORS.get(value, "") if name in {"status", "state"} else ""
         label = colored(name, bold=True) + " " * (width - cell_len(name) + _GAP)
-        lines = wrapped(value, indent=width + _GAP)
+        lines = [printable(value)] if name == "next" else wrapped(value, indent=width + _GAP)
         typer.echo(("\n" + " " * (width + _GAP)).join([label + colored(lines[0], color), *lines[1:]]))
 
 

@@ -159,9 +159,11 @@ def show(task: TaskArgument, output: OutputOption = OutputFormat.TABLE) -> None:
     """Show a task, how its agent ended, and the command that starts it again."""
     client = http.from_environment()
     shown = tasks.show(client, task)
-    _print_task(shown, output)
-    if output is OutputFormat.TABLE:
-        task_output.next_step(tasks.explain(client, _id_of(shown)), task)
+    if output is OutputFormat.JSON:
+        document(shown)
+    else:
+        following = task_output.next_step(tasks.explain(client, _id_of(shown)), task)
+        task_output.task(shown, following=following)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -223,11 +225,13 @@ def explain(task: TaskArgument, output: OutputOption = OutputFormat.TABLE) -> No
         *((title, body[name]["because"]) for name, title in names),
         ("stalled", body["stalled_since"]["because"] if body["stalled_since"]["value"] else ""),
         ("last", f"{command['words']}, {moment(command['time'])} UTC" if command else ""),
+        *(
+            (title, ", ".join(f"{key} {value}" for key, value in item.items() if value is not None))
+            for title, items in (("inbox", body["inbox"]), ("requests", body["requests"]))
+            for item in items
+        ),
+        ("next", task_output.next_step(body, task)),
     )
-    for title, items in (("inbox", body["inbox"]), ("requests", body["requests"])):
-        for item in items:
-            fields((title, ", ".join(f"{key} {value}" for key, value in item.items() if value is not None)))
-    task_output.next_step(body, task)
 
 
 @app.command(epilog=EXIT_CODES)

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 import typer
 
 from taskherd.cli.output import age, moment, moment_and_age, printable
-from taskherd.cli.tables import COLORS, Column, colored, fields, table
+from taskherd.cli.tables import COLORS, Column, colored, fields, table, wrapped
 from taskherd.client.tasks import LOST
 
 if TYPE_CHECKING:
     from taskherd.client.tasks import Task
 
-_MAX_DETAIL = 200
-"""Maximum number of characters of the details of an entry of a timeline."""
 _TASK_COLUMNS: Final = (
     Column("TASK"),
     Column("STATUS", colors=COLORS),
@@ -26,6 +24,8 @@ _TASK_COLUMNS: Final = (
     Column("TEMPLATE", optional=5),
     Column("MESSAGE", optional=3, shortest=16),
 )
+_MAX_DETAIL: Final = 200
+"""Maximum number of characters of the details of an entry of a timeline."""
 
 
 def tasks(documents: Iterable[Task]) -> None:
@@ -36,6 +36,9 @@ def tasks(documents: Iterable[Task]) -> None:
 def _row(document: Task) -> tuple[str, ...]:
     state, note = document["current_state"] or {}, agent_note(document)
     message = state.get("message", "")
+    last_words = (document.get("agent_exit") or {}).get("words", "")
+    if last_words and state.get("state") == "failed":  # then the message only repeats how the agent ended
+        message = last_words.splitlines()[-1]
     if note:
         message = f"agent {note}; {message}" if message else f"agent {note}"
     return (
@@ -49,8 +52,8 @@ def _row(document: Task) -> tuple[str, ...]:
     )
 
 
-def task(document: Task) -> None:
-    """Print a task, one field per line."""
+def task(document: Task, *, following: str = "") -> None:
+    """Print a task, one field per line; ``following`` is the command to run next."""
     state, health = document["current_state"] or {}, document["workspace_agent_health"] or {}
     ended = document.get("agent_exit")
     fields(
@@ -68,6 +71,7 @@ def task(document: Task) -> None:
         ("created", moment_and_age(document["created_at"])),
         ("updated", moment_and_age(document["updated_at"])),
         ("prompt", document["initial_prompt"]),
+        ("next", following),
     )
 
 
@@ -105,12 +109,13 @@ def _how_ended(agent_exit: Mapping[str, Any], *, words: bool) -> str:
     return explanations.how_ended(view.EndedAgent(why, agent_exit["status"], agent_exit["signal"], last_words, at))
 
 
-def next_step(explanation: Mapping[str, Any], task: str) -> None:
-    """Print the command that starts the agent of a task again, if none is running or it has stalled."""
+def next_step(explanation: Mapping[str, Any], task: str) -> str:
+    """Return the command that starts the agent of a task again; "" if it runs and has not stalled."""
     if explanation["resume"]["value"]:
-        fields(("next", f"taskherd task resume {task}"))
-    elif explanation["stalled_since"]["value"]:
-        fields(("next", f"taskherd task pause {task}, and when it is paused: taskherd task resume {task}"))
+        return f"taskherd task resume {task}"
+    if explanation["stalled_since"]["value"]:
+        return f"taskherd task pause {task}, and when it is paused: taskherd task resume {task}"
+    return ""
 
 
 def log_entries(entries: Iterable[Mapping[str, Any]]) -> None:
@@ -118,16 +123,18 @@ def log_entries(entries: Iterable[Mapping[str, Any]]) -> None:
     for entry in entries:
         lines = [printable(each) for each in entry["content"].splitlines()]
         mark = colored(">", "cyan") if entry["type"] == "input" else " "
-        typer.echo(f"{moment(entry['time'])[11:]} {mark} " + "\n           ".join(lines))
+        typer.echo((f"{moment(entry['time'])[11:]} {mark} " + "\n           ".join(lines)).rstrip())
 
 
 def timeline(entries: Iterable[Mapping[str, Any]]) -> None:
-    """Print the entries of a timeline, one per line: its changes, and the inputs that were sent."""
+    """Print the entries of a timeline, oldest first: its changes, and the inputs that were sent."""
     for each in entries:
         is_action = "input" in each
         words = each["words"] if is_action else each["cause"]["words"]
         detail = f"{each['input']} ({each['state']})" if is_action else _changes(each)
-        typer.echo(f"{moment(each['time'])}  {printable(words)}  {printable(detail)[:_MAX_DETAIL]}".rstrip())
+        time = moment(each["time"])
+        lines = wrapped(f"{printable(words)}  {printable(detail)[:_MAX_DETAIL]}".rstrip(), indent=len(time) + 2)
+        typer.echo(("\n" + " " * (len(time) + 2)).join([f"{time}  {lines[0]}", *lines[1:]]))
 
 
 def _changes(event: Mapping[str, Any]) -> str:

@@ -95,7 +95,8 @@ def list_(
     elif listed:
         table(_COLUMNS, map(_row, listed))
     else:
-        print_note("No tokens.", "  create one with: taskherd token create --user NAME")
+        whose = f" of user {user!r}" if user else ""
+        print_note(f"No tokens{whose}.", f"  create one with: taskherd token create --user {user or 'NAME'}")
 
 
 @app.command()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from taskherd.broker import diagnostics as broker
 from taskherd.broker.topology import TopologyNames
-from taskherd.cli.diagnostics.findings import Finding, error, note, ok, problems
+from taskherd.cli.diagnostics.findings import Finding, counted, error, note, ok, problems
 from taskherd.cli.diagnostics.roles import Role
 from taskherd.errors import TaskherdError
 
@@ -72,7 +72,7 @@ def _version(version: tuple[int, ...]) -> Finding:
 
 def _queue(queue: broker.QueueInfo, names: TopologyNames) -> Finding:
     what = f"queue {queue.name}"
-    found = f"{queue.messages} messages, {queue.consumers} consumers"
+    found = f"{counted(queue.messages, 'message')}, {counted(queue.consumers, 'consumer')}"
     if queue.name == names.dead:
         return note(what, found, "list them with `taskherd dead list`") if queue.messages else ok(what, found)
     if queue.consumers:

@@ -42,3 +42,8 @@ def error(what: str, found: str, advice: str) -> Finding:
 def problems(what: str, found: tuple[str, ...], otherwise: str, advice: str) -> Finding:
     """Return an error that lists all problems, or a finding with the text ``otherwise`` if there are none."""
     return error(what, "\n".join(found), advice) if found else ok(what, otherwise)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, which is given in the singular: ``1 runner``, ``0 runners``."""
+    return f"{number} {noun if number == 1 else noun + 's'}"

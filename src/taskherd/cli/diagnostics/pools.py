@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from taskherd.broker import diagnostics as broker
 from taskherd.broker.topology import TopologyNames
-from taskherd.cli.diagnostics.findings import Finding, error, note, ok
+from taskherd.cli.diagnostics.findings import Finding, counted, error, note, ok
 from taskherd.errors import TaskherdError
 from taskherd.runner.app import default_name
 from taskherd.store import diagnostics as database
@@ -81,7 +81,7 @@ async def check_own_queues(settings: Settings) -> AsyncIterator[Finding]:
         elif target == name and consumers > 1:
             yield error(what, f"{consumers} runners have this name", "set another TASKHERD_RUNNER_NAME on each machine")
         else:
-            yield ok(what, f"{consumers} {'consumer' if consumers == 1 else 'consumers'}")
+            yield ok(what, counted(consumers, "consumer"))
 
 
 async def _read_demand(settings: Settings) -> _Demand | None:
@@ -117,10 +117,10 @@ def _pools(demand: _Demand, consumers: Mapping[str, int], settings: Settings) ->
             else:
                 yield note(what, f"no runner consumes; used by the templates {', '.join(templates[pool])}", start)
         elif request and demand.now - request.since > late:
-            found = f"{consumers[pool]} runners, but {_waiting(request, demand.now)}"
+            found = f"{counted(consumers[pool], 'runner')}, but {_waiting(request, demand.now)}"
             yield note(what, found, "see the runners' logs, and `taskherd task explain` for a task")
         else:
-            yield ok(what, f"{consumers[pool]} {'runner' if consumers[pool] == 1 else 'runners'}")
+            yield ok(what, counted(consumers[pool], "runner"))
 
 
 def _merged(requests: Iterable[OpenRequests], pool: str) -> OpenRequests | None:

@@ -80,10 +80,10 @@ async def _check_port(settings: Settings, url: str, expected: Collection[Role]) 
     elif not found.role:
         yield note(what, f"a process of taskherd {found.version} that does not name its installation", "upgrade it")
     elif found.installation != settings.installation:
-        text = f"a {found.role} of another installation ({found.installation}; these settings: {settings.installation})"
+        text = f"{found.role} of another installation ({found.installation}; these settings: {settings.installation})"
         yield _other(settings, what, text)
     elif found.role not in expected:
-        yield _other(settings, what, f"a {found.role} of this installation, not a {kinds}")
+        yield _other(settings, what, f"{found.role} of this installation, not {kinds}")
     else:
         yield await _readiness(what, url, found)
         advice = "restart the process with this version; alerts on these metrics cannot fire"
@@ -99,7 +99,7 @@ def _other(settings: Settings, what: str, found: str) -> Finding:
 
 async def _readiness(what: str, url: str, found: Scrape) -> Finding:
     """Return whether a process of this installation is ready, or why it is not."""
-    text = f"a {found.role} of this installation"
+    text = f"{found.role} of this installation"
     try:
         answer = await http.get(f"{url}/readyz")
         checks: dict[str, Any] = orjson.loads(answer.body)["checks"]
