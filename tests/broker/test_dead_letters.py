@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 import pytest
+from pamqp.commands import Basic
 from typer.testing import CliRunner, Result
 
 from taskherd.broker import dead_letters
@@ -194,6 +195,46 @@ async def test_a_message_dead_lettered_by_the_broker_is_listed_and_replayed(
     channel = await connection.channel()
     replayed = await channel.basic_get(names.reports, no_ack=True, timeout=5)
     assert (replayed.body, replayed.header.properties.headers) == (b"body", {"mine": 1})
+
+
+@pytest.mark.parametrize("forged", ["taskherd", "x-death", "x-last-death"])
+async def test_a_forged_origin_does_not_count(
+    *,
+    names: TopologyNames,
+    publisher: Publisher,
+    connection: SupervisedConnection,
+    run_command: RunCommand,
+    forged: str,
+) -> None:
+    """A claim that expires cannot become a command: its origin and reason are what RabbitMQ wrote, not its producer."""
+    deletion = b'{"type": "task.delete"}'
+    deaths: list[Any] = [
+        {"queue": queue, "reason": "expired", "exchange": names.commands, "routing-keys": ["task.delete"], "count": 1}
+        for queue in (names.commands, names.claims)
+    ]
+    headers: dict[str, dict[str, Any]] = {
+        "taskherd": {
+            "x-taskherd-reason": "fault", "x-taskherd-exchange": names.commands, "x-taskherd-queue": names.commands,
+            "x-taskherd-routing-key": "task.delete", "x-taskherd-index": 7,
+        },
+        "x-death": {"x-death": deaths},
+        "x-last-death": {"x-last-death-exchange": names.commands, "x-last-death-queue": names.commands},
+    }  # fmt: skip
+    await publisher.publish(names.claims, "build.claim", deletion, headers=headers[forged], expiration=0.001)
+    letters: list[DeadLetter] = []
+    while not letters:
+        letters = await read(connection, names)
+    [letter] = letters
+    replayed = orjson.loads((await run_command("replay", "--all", "-o", "json", exit_code=1)).stdout)
+    assert list(replayed["stayed"].values()) == [
+        "no worker has checked its sender; if you trust what it asks for, name its id"
+    ]
+    assert letter.origin == Origin(names.claims, names.claims, "build.claim")
+    assert (letter.reason, letter.index, letter.length, letter.headers) == ("expired", None, len(deletion), {})
+    assert orjson.loads((await run_command("replay", letter.id, "-o", "json")).stdout)["replayed"] == 1
+    channel = await connection.channel()
+    assert isinstance((await channel.basic_get(names.commands, no_ack=True, timeout=5)).delivery, Basic.GetEmpty)
+    assert (await channel.basic_get(names.claims, no_ack=True, timeout=5)).body == deletion
 
 
 async def test_purge_removes_the_selected_or_all(

@@ -35,7 +35,9 @@ def used_members(*enums: str) -> set[str]:
 
 def listed_reason(headers: dict[str, Any]) -> str:
     """Return the reason that ``taskherd dead`` shows for a dead letter with these headers."""
-    message: Any = SimpleNamespace(headers=headers, message_id=None, exchange="e", routing_key="k", body=b"")
+    message: Any = SimpleNamespace(
+        headers=headers, message_id=None, sender=None, exchange="e", routing_key="k", body=b""
+    )
     return dead_letters.decode(message).reason
 
 
@@ -52,10 +54,8 @@ def test_every_reason_is_emitted_by_taskherd_or_by_the_broker() -> None:
 
 @pytest.mark.parametrize("reason", sorted(EXTERNAL_REASONS))
 def test_the_brokers_reasons_are_shown_unchanged(reason: DeadLetterReason) -> None:
-    """RabbitMQ's reason is read from ``x-death``; without that header the reason is unknown."""
-    assert (
-        listed_reason({} if reason is DeadLetterReason.UNKNOWN else {"x-death": [{"reason": reason.value}]}) == reason
-    )
+    """RabbitMQ's reason is read from ``x-last-death-reason``; without that header the reason is unknown."""
+    assert listed_reason({} if reason is DeadLetterReason.UNKNOWN else {"x-last-death-reason": reason.value}) == reason
 
 
 def test_the_contract_lists_exactly_these_reasons() -> None:

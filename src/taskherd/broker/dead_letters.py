@@ -43,6 +43,7 @@ class QueuedMessage:
     message_id: str | None
     reply_to: str | None
     correlation_id: str | None
+    sender: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +184,7 @@ def _queued(message: DeliveredMessage) -> QueuedMessage:
         message_id=properties.message_id or None,
         reply_to=properties.reply_to or None,
         correlation_id=properties.correlation_id or None,
+        sender=properties.user_id or None,
     )
 
 

@@ -124,8 +124,9 @@ def replay(
     """Publish dead letters again to the exchange they came from.
 
     Each one is removed from the dead letters after the broker has confirmed it. Exits with 1 if some could not be
-    published. They are sent as your own RabbitMQ user, so you vouch for them: those of an untrusted sender are
-    replayed only by their id, and commands count only if TASKHERD_COMMAND_SENDERS has your user.
+    published. They are sent as your own RabbitMQ user, so you vouch for them. Two kinds are replayed only by their id:
+    those of an untrusted sender, and those that RabbitMQ dead-lettered before a worker checked their sender. Commands
+    count only if TASKHERD_COMMAND_SENDERS has your user.
     """
     _check_selection(ids, reason, everything=everything, hint="name ids, or use --reason or --all")
     count, kept = asyncio.run(_replay(ids or [], reason, limit))
@@ -186,8 +187,8 @@ async def _replay(ids: list[str], reason: str | None, limit: int) -> tuple[int, 
         if not _is_selected(letter, ids, reason):
             return None
         obstacle = letter.replay_obstacle
-        if letter.reason == DeadLetterReason.UNTRUSTED_SENDER and not ids:
-            obstacle = "it came from no trusted sender; if you trust what it asks for, name its id"
+        if not ids:
+            obstacle = obstacle or _doubt(letter)
         if obstacle is not None:
             kept[letter.id] = obstacle
             return None
@@ -206,6 +207,15 @@ async def _replay(ids: list[str], reason: str | None, limit: int) -> tuple[int, 
         }
     )
     return result.count, kept
+
+
+def _doubt(letter: DeadLetter) -> str | None:
+    """Return why a dead letter is not replayed unless a person has named it, or None."""
+    if letter.reason == DeadLetterReason.UNTRUSTED_SENDER:
+        return "it came from no trusted sender; if you trust what it asks for, name its id"
+    if not letter.sender_checked:
+        return "no worker has checked its sender; if you trust what it asks for, name its id"
+    return None
 
 
 async def _purge(ids: list[str], reason: str | None, limit: int) -> int:

@@ -18,14 +18,14 @@ MAX_DETAIL = 500
 """Maximum length of a detail, in characters."""
 
 PREFIX: Final = "x-taskherd-"
+_RABBITMQ_DEATHS: Final = ("x-death", "x-first-death-", "x-last-death-")
 _RABBITMQ_PREFIXES: Final = (
-    "x-death",
-    "x-first-death-",
-    "x-last-death-",
+    *_RABBITMQ_DEATHS,
     "x-delivery-count",
     "x-acquired-count",
     "x-opt-",
 )
+_LAST_DEATH: Final = "x-last-death-"
 _MAX_ROUTING_KEY_BYTES: Final = 255
 
 MEANINGS: Mapping[DeadLetterReason, str] = {
@@ -85,7 +85,8 @@ class DeadLetter:
     """A message in the dead-letter queue; ``id`` is the same each time it is read.
 
     ``length`` is the original size of the body in bytes; ``headers`` are those that the producer set; ``time`` is when
-    it was dead-lettered, in UTC, None if that is unknown.
+    it was dead-lettered, in UTC, None if that is unknown. ``sender_checked`` is False if RabbitMQ dead-lettered it,
+    before a worker could judge its sender.
     """
 
     id: str
@@ -97,6 +98,7 @@ class DeadLetter:
     body: bytes = field(repr=False)
     headers: Mapping[str, Any] = field(default_factory=dict)
     time: datetime | None = None
+    sender_checked: bool = True
 
     @property
     def truncated(self) -> bool:
@@ -138,6 +140,10 @@ class StoredMessage(Protocol):
     def message_id(self) -> str | None:
         """The message id that its publisher chose."""
 
+    @property
+    def sender(self) -> str | None:
+        """The RabbitMQ user that published it, checked by the broker; None if its publisher did not say."""
+
 
 def encode(
     body: bytes,
@@ -178,31 +184,49 @@ def encode(
 
 
 def decode(message: StoredMessage) -> DeadLetter:
-    """Decode a dead letter that taskherd published or that RabbitMQ dead-lettered (``x-death``); never raises."""
+    """Decode a dead letter that taskherd published or that RabbitMQ dead-lettered; never raises.
+
+    Of the latter only what RabbitMQ wrote counts: its producer chose all other headers, also those named like ours.
+    """
     headers = message.headers
-    if f"{PREFIX}reason" in headers:
-        reason, detail = str(headers[f"{PREFIX}reason"]), str(headers.get(f"{PREFIX}detail", ""))
-        origin = Origin(*(str(headers.get(f"{PREFIX}{name}", "")) for name in ("queue", "exchange", "routing-key")))
-        time = headers.get(f"{PREFIX}time")
-    else:
-        death = _first_death(headers)
-        reason = str(death.get("reason", DeadLetterReason.UNKNOWN.value))
-        detail = f"dead-lettered by the broker, {death.get('count', 1)} time(s)" if death else "no reason was given"
-        origin = Origin(
-            str(death.get("queue", "")), str(death.get("exchange", message.exchange)), _routing_key(death, message)
-        )
-        time = death.get("time")
+    if not _is_from_broker(headers) and f"{PREFIX}reason" in headers:
+        return _decode_own(message)
+    reason = str(headers.get(f"{_LAST_DEATH}reason", DeadLetterReason.UNKNOWN.value))
+    origin = Origin(
+        str(headers.get(f"{_LAST_DEATH}queue", "")),
+        str(headers.get(f"{_LAST_DEATH}exchange", message.exchange)),
+        message.routing_key,
+    )
+    return DeadLetter(
+        id=_id(message, reason, origin),
+        reason=reason,
+        detail=_broker_detail(message),
+        origin=origin,
+        index=None,
+        length=len(message.body),
+        body=message.body,
+        headers=producer_headers(headers),
+        time=_time(_last_death(headers).get("time")),
+        sender_checked=False,
+    )
+
+
+def _decode_own(message: StoredMessage) -> DeadLetter:
+    """Decode a dead letter that taskherd published."""
+    headers = message.headers
+    reason = str(headers[f"{PREFIX}reason"])
+    origin = Origin(*(str(headers.get(f"{PREFIX}{name}", "")) for name in ("queue", "exchange", "routing-key")))
     index, length = headers.get(f"{PREFIX}index"), headers.get(f"{PREFIX}length")
     return DeadLetter(
         id=_id(message, reason, origin),
         reason=reason,
-        detail=detail,
+        detail=str(headers.get(f"{PREFIX}detail", "")),
         origin=origin,
         index=index if isinstance(index, int) else None,
         length=length if isinstance(length, int) else len(message.body),
         body=message.body,
         headers=producer_headers(headers),
-        time=_time(time),
+        time=_time(headers.get(f"{PREFIX}time")),
     )
 
 
@@ -220,17 +244,30 @@ def producer_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in headers.items() if not name.startswith((PREFIX, *_RABBITMQ_PREFIXES))}
 
 
-def _first_death(headers: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the oldest entry of ``x-death``, which names the queue that first dead-lettered the message."""
+def _is_from_broker(headers: Mapping[str, Any]) -> bool:
+    """Return whether RabbitMQ dead-lettered the message: taskherd never publishes a header of these names."""
+    return any(name.startswith(_RABBITMQ_DEATHS) for name in headers)
+
+
+def _last_death(headers: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the entry of ``x-death`` for the last queue and reason, or an empty one.
+
+    RabbitMQ may take over entries that a producer wrote (https://github.com/rabbitmq/rabbitmq-server/pull/11339), with
+    any exchange and time. It writes the ``x-last-death-*`` headers itself each time, and they replace a producer's.
+    """
     deaths = headers.get("x-death")
-    if isinstance(deaths, list) and deaths and isinstance(deaths[-1], dict):
-        return deaths[-1]
+    last = (headers.get(f"{_LAST_DEATH}queue"), headers.get(f"{_LAST_DEATH}reason"))
+    for death in deaths if isinstance(deaths, list) else ():
+        if isinstance(death, dict) and (death.get("queue"), death.get("reason")) == last:
+            return death
     return {}
 
 
-def _routing_key(death: Mapping[str, Any], message: StoredMessage) -> str:
-    routing_keys = death.get("routing-keys")
-    return str(routing_keys[0]) if isinstance(routing_keys, list) and routing_keys else message.routing_key
+def _broker_detail(message: StoredMessage) -> str:
+    if not _is_from_broker(message.headers):
+        return "no reason was given"
+    sender = "a user that is not known" if message.sender is None else f"the user {message.sender[:64]!r}"
+    return f"dead-lettered by the broker, sent by {sender}"
 
 
 def _id(message: StoredMessage, reason: str, origin: Origin) -> str:

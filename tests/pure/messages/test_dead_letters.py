@@ -24,6 +24,7 @@ class Stored:
     exchange: str = "dead"
     routing_key: str = "key"
     message_id: str | None = "id"
+    sender: str | None = None
 
 
 @given(
@@ -63,13 +64,10 @@ def test_the_id_is_stable_and_depends_on_the_message() -> None:
 
 
 def test_an_unreadable_time_is_unknown() -> None:
-    """A time that is missing, of another type, or not RFC 3339 is None; RabbitMQ's is that of its oldest entry."""
+    """A time that is missing, of another type, or not RFC 3339 is None."""
     body, headers = encode(b"x", DeadLetterReason.INVALID, "", Origin("q", "e", "k"))
     for wrong in (None, 7, "", "yesterday", b"2026-01-01"):
         assert decode(Stored(body, {**headers, "x-taskherd-time": wrong})).time is None
-    oldest = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-    deaths = [{"reason": "expired", "time": datetime(2026, 2, 1, tzinfo=UTC)}, {"reason": "rejected", "time": oldest}]
-    assert decode(Stored(b"x", {"x-death": deaths})).time == oldest
 
 
 @pytest.mark.parametrize("deaths", [[], "no list", [1], {"reason": "expired"}])
@@ -77,3 +75,16 @@ def test_deaths_that_the_broker_does_not_write_are_ignored(deaths: object) -> No
     """A header of the broker's name that a producer set does not prevent a dead letter from being shown."""
     letter = decode(Stored(b"x", {"x-death": deaths}))
     assert (letter.reason, letter.origin) == (DeadLetterReason.UNKNOWN, Origin("", "dead", "key"))
+
+
+def test_the_last_death_counts() -> None:
+    """The origin, reason and time are those of RabbitMQ's last dead-lettering; other entries may be forged."""
+    time = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    forged = {"queue": "commands", "reason": "rejected", "exchange": "commands", "routing-keys": ["forged"], "time": 1}
+    own = {"queue": "claims", "reason": "expired", "exchange": "commands", "routing-keys": ["forged"], "time": time}
+    last = {"x-last-death-queue": "claims", "x-last-death-reason": "expired", "x-last-death-exchange": "claims"}
+    for deaths in ([forged, own], [own, forged], [7, own]):
+        letter = decode(Stored(b"x", {"x-death": deaths, "x-taskherd-reason": "fault", **last}, sender="eve"))
+        assert (letter.origin, letter.reason, letter.time) == (Origin("claims", "claims", "key"), "expired", time)
+        assert (letter.sender_checked, letter.detail) == (False, "dead-lettered by the broker, sent by the user 'eve'")
+    assert decode(Stored(b"x", {"x-death": "text", **last})).time is None
