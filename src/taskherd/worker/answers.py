@@ -9,6 +9,7 @@ import structlog
 
 from taskherd.broker.dead_letters import publish_dead_letters
 from taskherd.broker.publisher import OutgoingMessage, PublishOutcome
+from taskherd.broker.reply_queues import is_direct, may_reply_to
 from taskherd.errors import Unavailable
 from taskherd.messages import replies
 from taskherd.worker.dead_letters import dead_letter_of
@@ -34,12 +35,26 @@ class Answer(NamedTuple):
     repeated: bool = False
 
 
+def reply_queue(context: WorkerContext, delivery: Delivery) -> str | None:
+    """Return the queue for the reply; None if the sender wants none, or named one that it may not write to."""
+    queue = delivery.reply_to
+    return queue if queue and may_reply_to(context.names, queue) else None
+
+
 async def publish_replies(context: WorkerContext, answers: Sequence[Answer]) -> None:
-    """Send the replies to deliveries with a reply_to. A reply is dropped if its queue is gone.
+    """Send the replies to deliveries with a reply_to. A reply is dropped if its queue is gone or may not be written to.
 
     Raises ``Unavailable`` if the broker is away when the worker stops; until then, unconfirmed replies are sent again.
     """
-    messages = [_outgoing(answer) for answer in answers if answer.delivery.reply_to]
+    messages: list[OutgoingMessage] = []
+    for answer in answers:
+        queue = reply_queue(context, answer.delivery)
+        if queue is not None:
+            messages.append(_outgoing(answer, queue))
+        elif answer.delivery.reply_to:
+            log.warning(
+                "reply_to refused, reply dropped", reply_to=answer.delivery.reply_to, sender=answer.delivery.sender
+            )
 
     async def publish() -> None:
         outcomes = await context.publisher.publish_many(messages)
@@ -55,13 +70,13 @@ async def publish_replies(context: WorkerContext, answers: Sequence[Answer]) -> 
         await context.until_stopped(publish, "broker")
 
 
-def _outgoing(answer: Answer) -> OutgoingMessage:
+def _outgoing(answer: Answer, queue: str) -> OutgoingMessage:
     return OutgoingMessage(
         "",
-        answer.delivery.reply_to or "",
+        queue,
         answer.body,
         headers={replies.REPEATED_HEADER: True} if answer.repeated else None,
-        mandatory=True,
+        mandatory=not is_direct(queue),
         correlation_id=answer.delivery.correlation_id,
     )
 

@@ -22,7 +22,7 @@ from taskherd.messages.claims import BUILD_CLAIM, RUNNER_HELLO, TASK_OWNED, Owne
 from taskherd.messages.decoding import InvalidMessage
 from taskherd.observability.failpoints import Failpoint
 from taskherd.store.engine import DataError, transaction
-from taskherd.worker.answers import Answer, publish_rejected, publish_replies
+from taskherd.worker.answers import Answer, publish_rejected, publish_replies, reply_queue
 from taskherd.worker.batch import MESSAGE_ERRORS, Batch
 from taskherd.worker.concurrency import isolate_possible_poison
 from taskherd.worker.dead_letters import untrusted_sender
@@ -185,7 +185,7 @@ class ClaimConsumer:
                 answers.append(Answer(delivery, claims.hello_reply()))
                 continue
             log.warning("hello of a runner refused", runner=hello.runner, pool=hello.pool, reason=refusal)
-            if delivery.reply_to:
+            if reply_queue(self._context, delivery):
                 answers.append(Answer(delivery, replies.refused_reply(CommandRefused(409, refusal))))
             else:
                 reason = DeadLetterReason.COMMAND_REFUSED

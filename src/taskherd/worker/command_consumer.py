@@ -19,7 +19,7 @@ from taskherd.messages.commands import decode_command
 from taskherd.messages.decoding import InvalidMessage
 from taskherd.observability.tracing import MAX_LINKS, extract
 from taskherd.store.engine import DataError
-from taskherd.worker.answers import Answer, publish_rejected, publish_replies
+from taskherd.worker.answers import Answer, publish_rejected, publish_replies, reply_queue
 from taskherd.worker.batch import MESSAGE_ERRORS, Batch
 from taskherd.worker.command_order import WaitingCommand, next_commands
 from taskherd.worker.concurrency import BatchFootprint, BatchScheduler
@@ -152,7 +152,7 @@ class CommandConsumer:
             answers.append(Answer(delivery, outcome.body, outcome.repeated))
             self._context.metrics.commands.labels(command.type, outcome.outcome).inc()
             log.info("command handled", type=command.type, outcome=outcome.outcome, task_id=str(command.task_id))
-            if outcome.refusal is not None and not delivery.reply_to:
+            if outcome.refusal is not None and reply_queue(self._context, delivery) is None:
                 detail = f"{outcome.refusal.status} {outcome.refusal.message}"
                 reason = DeadLetterReason.COMMAND_REFUSED
                 refused.append((delivery, InvalidMessage(None, reason, detail, delivery.body)))
