@@ -6,9 +6,11 @@ import asyncio
 import subprocess
 import sys
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 from urllib.parse import urlsplit
 
 import aio_pika
@@ -16,6 +18,7 @@ import asyncpg
 import httpx
 import pytest
 from aio_pika.exceptions import AMQPError
+from pamqp.common import FieldTable
 
 from taskherd.cli.diagnostics.broker import check_broker
 from taskherd.cli.diagnostics.database import check_database
@@ -34,7 +37,8 @@ from tests.harness.worker import SECRET, TIMEOUT, VERSION, WorkerHarness, extern
 ROOT = Path(__file__).parents[2]
 POSTGRES = ROOT / "deploy" / "postgres"
 ROLES = ("taskherd_migrator", "taskherd_worker", "taskherd_api")
-USERS = ("worker", "api", "runner", "provisioner")
+USERS = ("worker", "api", "runner", "runner-other", "provisioner")
+RUNNERS = ("--runner", "runner=default,r1", "--runner", "runner-other=default-2,r1-2")
 PASSWORD = "correct-horse-battery"
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -99,7 +103,7 @@ async def _create_users(services: Services, folder: Path, prefix: str) -> None:
     for user in USERS:
         (folder / user).write_text(PASSWORD + "\n")
     script = ROOT / "deploy" / "rabbitmq" / "users.py"
-    command = [sys.executable, str(script), str(folder), prefix]
+    command = [sys.executable, str(script), str(folder), prefix, *RUNNERS]
     process = await asyncio.to_thread(subprocess.run, command, capture_output=True, timeout=30, check=True)
     assert PASSWORD.encode() not in process.stdout
     await asyncio.to_thread(_node(services).import_definitions, process.stdout)
@@ -261,21 +265,76 @@ async def test_a_provisioner_may_only_publish_reports(installation: Installation
 
 
 async def test_a_runner_may_neither_command_nor_declare(installation: Installation, harness: WorkerHarness) -> None:
-    """Claims are permitted; commands, work requests, declaring a work queue and reading others' queues are refused."""
+    """Claims and its own work queues are permitted; every other queue, exchange, binding and name is refused."""
     prefix = harness.prefix
+    for target in ("default", "default-2", "r1", "r1-2"):
+        queue = await harness.channel.declare_queue(f"{prefix}.work.{target}", durable=True, arguments=QUORUM)
+        await queue.bind(f"{prefix}.work", f"*.*.{target}")
     async with await aio_pika.connect(installation.amqp_as("runner"), timeout=10) as connection:
         await _publish(await connection.channel(), f"{prefix}.claims")
-        forbidden = (
-            lambda channel: channel.declare_queue(f"{prefix}.work.mine", durable=True),
-            lambda channel: _get(channel, f"{prefix}.claims"),
-            lambda channel: _publish(channel, f"{prefix}.commands"),
+        await _publish(await connection.channel(), f"{prefix}.reports")
+        for target in ("default", "r1"):
+            await _consume(await connection.channel(), f"{prefix}.work.{target}")
+        own = await (await connection.channel()).declare_queue(exclusive=True)
+        forbidden: dict[str, Operation] = {
+            "declare a work queue": lambda channel: channel.declare_queue(f"{prefix}.work.mine", durable=True),
+            "declare its own queue": lambda channel: channel.declare_queue(
+                f"{prefix}.work.r1", durable=True, arguments=QUORUM
+            ),
+            "delete its own queue": lambda channel: channel.queue_delete(f"{prefix}.work.r1"),
+            "empty its own exchange": lambda channel: channel.exchange_delete(f"{prefix}.claims"),
+            "read claims": lambda channel: _get(channel, f"{prefix}.claims"),
+            "read reports": lambda channel: _get(channel, f"{prefix}.reports"),
+            "read commands": lambda channel: _get(channel, f"{prefix}.commands"),
+            "read dead letters": lambda channel: _get(channel, f"{prefix}.dead"),
+            "read another pool": lambda channel: _get(channel, f"{prefix}.work.default-2"),
+            "consume from another pool": lambda channel: _consume(channel, f"{prefix}.work.default-2"),
+            "read another runner": lambda channel: _get(channel, f"{prefix}.work.r1-2"),
+            "bind its reply queue to work": lambda channel: _bind(channel, own.name, f"{prefix}.work"),
+            "bind its reply queue to events": lambda channel: _bind(channel, own.name, f"{prefix}.events"),
+            "bind its work queue": lambda channel: _bind(channel, f"{prefix}.work.r1", f"{prefix}.work"),
+            "publish a command": lambda channel: _publish(channel, f"{prefix}.commands"),
+            "publish a work request": lambda channel: _publish(channel, f"{prefix}.work"),
+            "publish an event": lambda channel: _publish(channel, f"{prefix}.events"),
+            "publish a dead letter": lambda channel: _publish(channel, f"{prefix}.dead"),
+            "publish to any queue": lambda channel: channel.default_exchange.publish(
+                aio_pika.Message(b"{}"), f"{prefix}.commands", timeout=10
+            ),
+            "name another user": lambda channel: _publish(channel, f"{prefix}.reports", user_id="taskherd-api"),
+        }
+        permitted = [attack for attack, operation in forbidden.items() if not await _is_refused(connection, operation)]
+        assert permitted == []
+
+
+async def test_an_api_cannot_read_work_requests(installation: Installation, harness: WorkerHarness) -> None:
+    """The user of the API reads events and replies, but no queue of workers and runners, and cannot bind to work."""
+    prefix = harness.prefix
+    await harness.channel.declare_queue(f"{prefix}.work.default", durable=True, arguments=QUORUM)
+    async with await aio_pika.connect(installation.amqp_as("api"), timeout=10) as connection:
+        own = await (await connection.channel()).declare_queue(exclusive=True)
+        await _bind(await connection.channel(), own.name, f"{prefix}.events")
+        queues = ("work.default", "commands", "reports", "claims", "dead")
+        forbidden: list[Operation] = [
+            *(partial(_get, queue=f"{prefix}.{queue}") for queue in queues),
+            lambda channel: _bind(channel, own.name, f"{prefix}.work"),
+            lambda channel: _publish(channel, f"{prefix}.claims"),
             lambda channel: _publish(channel, f"{prefix}.work"),
-        )
-        for operation in forbidden:
-            with pytest.raises(AMQPError):
-                await operation(await connection.channel())
+        ]
+        assert [await _is_refused(connection, operation) for operation in forbidden] == [True] * len(forbidden)
 
 
+Operation: TypeAlias = "Callable[[aio_pika.abc.AbstractChannel], Awaitable[object]]"
+
+
+async def _is_refused(connection: aio_pika.abc.AbstractConnection, operation: Operation) -> bool:
+    try:
+        await operation(await connection.channel())
+    except AMQPError:
+        return True
+    return False
+
+
+QUORUM: FieldTable = {"x-queue-type": "quorum", "x-delivery-limit": 200}
 NOW = "2026-01-01T00:00:00Z"
 
 
@@ -283,5 +342,17 @@ async def _get(channel: aio_pika.abc.AbstractChannel, queue: str) -> None:
     await (await channel.get_queue(queue, ensure=False)).get(timeout=10)
 
 
-async def _publish(channel: aio_pika.abc.AbstractChannel, exchange: str) -> None:
-    await (await channel.get_exchange(exchange, ensure=False)).publish(aio_pika.Message(b"{}"), "any", timeout=10)
+async def _consume(channel: aio_pika.abc.AbstractChannel, queue: str) -> None:
+    async def ignore(_message: aio_pika.abc.AbstractIncomingMessage) -> None:
+        """Leave it unacknowledged."""
+
+    await (await channel.get_queue(queue, ensure=False)).consume(ignore, timeout=10)
+
+
+async def _bind(channel: aio_pika.abc.AbstractChannel, queue: str, exchange: str) -> None:
+    await (await channel.get_queue(queue, ensure=False)).bind(exchange, "#", timeout=10)
+
+
+async def _publish(channel: aio_pika.abc.AbstractChannel, exchange: str, user_id: str | None = None) -> None:
+    target = await channel.get_exchange(exchange, ensure=False)
+    await target.publish(aio_pika.Message(b"{}", user_id=user_id), "any", timeout=10)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,11 +23,14 @@ def test_it_fails_without_passwords(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "blank").mkdir()
     (tmp_path / "blank" / "worker").write_text("\n")
+    (tmp_path / "filled").mkdir()
+    (tmp_path / "filled" / "worker").write_text("s3cr3t\n")
     for arguments, message in (
         ((), "PASSWORDS is a folder"),
         ((tmp_path / "missing",), "missing is not a folder"),
-        ((tmp_path / "empty",), "has no password file; expected one of: worker, api, runner, provisioner"),
-        ((tmp_path / "blank",), "worker is empty; expected a password"),
+        ((tmp_path / "empty",), "has no password file; expected one of: worker, api, provisioner, runner"),
+        ((tmp_path / "blank",), "worker is missing or empty; expected a password"),
+        ((tmp_path / "filled", "--runner", "runner=default,r1"), "runner is missing or empty; expected a password"),
     ):
         ended = run(*arguments)
         assert (ended.returncode, ended.stdout) == (1, "")
@@ -33,6 +39,39 @@ def test_it_fails_without_passwords(tmp_path: Path) -> None:
 
 def test_it_prints_the_users_that_have_a_password(tmp_path: Path) -> None:
     """One password file is enough."""
-    (tmp_path / "runner").write_text("s3cr3t\n")
+    (tmp_path / "worker").write_text("s3cr3t\n")
     ended = run(tmp_path)
-    assert (ended.returncode, "taskherd-runner" in ended.stdout, "s3cr3t" in ended.stdout) == (0, True, False)
+    assert (ended.returncode, "taskherd-worker" in ended.stdout, "s3cr3t" in ended.stdout) == (0, True, False)
+
+
+def test_a_runner_needs_its_targets(tmp_path: Path) -> None:
+    """The user of a runner without a list of pools and names, or with one that could match others, is refused."""
+    (tmp_path / "runner-gpu").write_text("s3cr3t\n")
+    assert "add --runner runner-gpu=POOL,NAME" in run(tmp_path).stderr
+    for wrong in ("runner-gpu", "runner-gpu=", "runner-gpu=a,,b", "runner-gpu=.*", "runner-gpu=a b", "api=a", "=a"):
+        ended = run(tmp_path, "--runner", wrong)
+        assert (ended.returncode, ended.stdout, "is wrong; expected" in ended.stderr) == (1, "", True), wrong
+    printed = json.loads(run(tmp_path, "--runner", "runner-gpu=a,b-1").stdout)
+    [rights] = printed["permissions"]
+    assert rights["user"] == "taskherd-runner-gpu"
+    for queue, readable in (("a", True), ("b-1", True), ("a-b", False), ("b", False), ("b-10", False), ("x", False)):
+        assert bool(re.fullmatch(rights["read"], f"taskherd.work.{queue}")) is readable, queue
+    for name in ("taskherd.reports", "taskherd.commands", "taskherdXwork.a", "taskherd.events", "amq.topic"):
+        assert re.fullmatch(rights["read"], name) is None, name
+        assert re.fullmatch(rights["configure"], name) is None, name
+
+
+def test_the_documented_rights_are_these() -> None:
+    """The table in docs/operations.md has the patterns of users.py, unanchored and with the default prefix."""
+    spec = importlib.util.spec_from_file_location("users", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    users = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(users)
+    rights = users.permissions("taskherd", {"runner": ["POOL", "NAME"]})
+    rows = {}
+    for line in (SCRIPT.parents[2] / "docs" / "operations.md").read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip().strip("`").replace(r"\|", "|") for cell in re.split(r"(?<!\\)\|", line)]
+        if len(cells) == 7 and cells[1].startswith("taskherd-"):
+            rows[cells[1].removeprefix("taskherd-")] = tuple(cells[2:5])
+    assert rows == rights
