@@ -11,10 +11,23 @@ make() { [ -s "$1" ] || printf '%s\n' "$2" >"$1"; }
 make postgres_password "$(random 24)"
 make database_url "postgresql://taskherd:$(cat postgres_password)@postgres:5432/taskherd"
 make rabbitmq_password "$(random 24)"
-make rabbitmq.conf "default_user = taskherd
-default_pass = $(cat rabbitmq_password)"
-make amqp_url "amqp://taskherd:$(cat rabbitmq_password)@rabbitmq:5672/"
-make runner_amqp_url "$(cat amqp_url)"
-chmod 600 runner_amqp_url
 make secret_key "$(random 32)"
 make grafana_password "$(random 16)"
+
+# RabbitMQ: the operators' user `taskherd`, which may do everything, and one for each process with the rights of
+# deploy/rabbitmq/users.py. RabbitMQ imports them at each start.
+users='{"name": "taskherd", "password": "'"$(cat rabbitmq_password)"'", "tags": ["administrator"]}'
+permissions='{"user": "taskherd", "vhost": "/", "configure": ".*", "write": ".*", "read": ".*"}'
+user() { # NAME CONFIGURE WRITE READ
+    make "rabbitmq_$1_password" "$(random 24)"
+    printf '%s\n' "amqp://taskherd-$1:$(cat "rabbitmq_$1_password")@rabbitmq:5672/" >"$1_amqp_url"
+    users="$users, "'{"name": "taskherd-'"$1"'", "password": "'"$(cat "rabbitmq_$1_password")"'", "tags": []}'
+    permissions="$permissions, "'{"user": "taskherd-'"$1"'", "vhost": "/", "configure": "'"^($2)\$"'", "write": "'"^($3)\$"'", "read": "'"^($4)\$"'"}'
+}
+own='amq\\.gen-.*'
+user worker "taskherd\\\\..*|$own" "taskherd\\\\..*|$own|amq\\\\.default" "taskherd\\\\..*|$own"
+user api "$own" "taskherd\\\\.(commands|reports)|$own" "taskherd\\\\.events|$own"
+user runner "$own" "taskherd\\\\.(claims|reports)" "taskherd\\\\.work\\\\.(default|runner)|$own"
+printf '%s\n' '{"vhosts": [{"name": "/"}], "users": ['"$users"'], "permissions": ['"$permissions"']}' >rabbitmq.json
+printf '%s\n' 'load_definitions = /etc/rabbitmq/taskherd.json' >rabbitmq.conf
+chmod 600 runner_amqp_url

@@ -97,7 +97,7 @@ async def test_the_whole_system_starts_and_runs_a_task(project: Project) -> None
 
     findings = await project("exec", "-T", "worker", "taskherd", "doctor")
     config = await project("exec", "-T", "worker", "sh", "-c", "taskherd config; cat /proc/1/environ")
-    for name in ("postgres_password", "rabbitmq_password", "secret_key"):
+    for name in ("postgres_password", "rabbitmq_password", "rabbitmq_worker_password", "secret_key"):
         assert project.secret(name) not in findings + config
 
 

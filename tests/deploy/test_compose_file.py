@@ -1,15 +1,24 @@
-"""The compose file as text: what can be checked of it without Docker."""
+"""The compose file and its secrets: what can be checked of them without Docker."""
 
 from __future__ import annotations
 
+import asyncio
+import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import aio_pika
+import pytest
 import yaml
+from aio_pika.exceptions import AMQPError
 
+from taskherd.dev import rabbitmq
+from taskherd.dev.sources import Missing
 from taskherd.runner import privileges
 from taskherd.settings.isolation import parse_uids
 
@@ -64,3 +73,72 @@ def test_the_documented_commands_name_services_that_have_the_database() -> None:
     for service, command, rest in commands:
         assert "TASKHERD_DATABASE_URL_FILE" in SERVICES[service]["environment"]
         assert command != "directory apply" or rest.rstrip().endswith("- < directory.yaml")
+
+
+def test_each_process_has_a_user_of_its_own() -> None:
+    """Only the runner's own URL reaches the runner, and the worker believes the API and operators alone."""
+    for name in ("worker", "api"):
+        assert {"source": f"{name}_amqp_url", "target": "amqp_url"} in SERVICES[name]["secrets"]
+    assert SERVICES["runner"]["secrets"] == ["runner_amqp_url"]
+    assert SERVICES["runner"]["environment"]["TASKHERD_AMQP_URL_FILE"] == "/run/secrets/runner_amqp_url"
+    environment = SERVICES["worker"]["environment"]
+    assert environment["TASKHERD_COMMAND_SENDERS"] == "taskherd-api,taskherd"
+    assert environment["TASKHERD_REPORT_SENDERS"] == "taskherd-api=*,taskherd=*,taskherd-runner=default"
+
+
+def test_the_users_of_compose_have_the_rights_of_users_py(tmp_path: Path) -> None:
+    """``secrets.sh`` gives each process the patterns of ``users.py``, with the pool and name of the only runner."""
+    definitions = json.loads(_secrets(tmp_path, "rabbitmq.json").read_text())
+    for user in ("worker", "api", "runner"):
+        (tmp_path / user).write_text("s3cr3t")
+    script, arguments = ROOT / "deploy" / "rabbitmq" / "users.py", ("--runner", "runner=default,runner")
+    printed = subprocess.run(
+        [sys.executable, script, tmp_path, *arguments], capture_output=True, check=True, timeout=30
+    )
+    operator, *rights = definitions["permissions"]
+    assert rights == json.loads(printed.stdout)["permissions"]
+    assert (operator["user"], operator["write"]) == ("taskherd", ".*")
+    assert [user["name"] for user in definitions["users"]] == [each["user"] for each in definitions["permissions"]]
+    assert len({user["password"] for user in definitions["users"]}) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+async def test_rabbitmq_starts_with_the_users_of_compose(tmp_path: Path) -> None:
+    """A new node that loads the file knows each URL, has no other user, and keeps a runner from the commands."""
+    definitions = _secrets(tmp_path, "rabbitmq.json")
+    found = rabbitmq.find()
+    assert not isinstance(found, Missing)
+    node = rabbitmq.RabbitNode(found, tmp_path / "node")
+    (tmp_path / "node" / "conf.d").mkdir(parents=True)
+    (tmp_path / "node" / "conf.d" / "90.conf").write_text(f"load_definitions = {definitions}\n")
+    await asyncio.to_thread(node.start)
+    try:
+        listed = await asyncio.to_thread(node.ctl, "list_users", "--formatter", "json")
+        names = {user["user"] for user in json.loads(listed)}
+        assert names == {"taskherd", "taskherd-worker", "taskherd-api", "taskherd-runner"}
+        address = urlsplit(node.url)
+        for user in ("worker", "api", "runner"):
+            url = urlsplit((definitions.parent / f"{user}_amqp_url").read_text().strip())
+            netloc = f"{url.username}:{url.password}@{address.hostname}:{address.port}"
+            async with await aio_pika.connect(url._replace(netloc=netloc).geturl(), timeout=10) as connection:
+                declaring = (await connection.channel()).declare_exchange("taskherd.commands", "topic", durable=True)
+                if user == "worker":
+                    await declaring
+                else:
+                    with pytest.raises(AMQPError):
+                        await declaring
+    finally:
+        await asyncio.to_thread(node.stop)
+
+
+def _secrets(folder: Path, name: str) -> Path:
+    """Run a copy of ``secrets.sh`` twice, and return the file of this name, which the second run has not changed."""
+    (folder / "compose").mkdir()
+    script = shutil.copy(ROOT / "deploy" / "compose" / "secrets.sh", folder / "compose" / "secrets.sh")
+    contents = []
+    for _ in range(2):
+        subprocess.run(["sh", script], check=True, timeout=30)
+        contents.append((folder / "compose" / "secrets" / name).read_text())
+    assert contents[0] == contents[1]
+    return folder / "compose" / "secrets" / name
