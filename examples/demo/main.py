@@ -16,7 +16,7 @@ from rich.text import Text
 from examples.demo import database, session, summary, templates
 from examples.demo.checks import Expectation
 from examples.demo.client import DemoClient
-from examples.demo.processes import DemoProcesses
+from examples.demo.processes import RUNNER, DemoProcesses
 from examples.demo.scenarios import Scenario, scenarios
 from taskherd.broker import diagnostics
 from taskherd.broker.topology import TopologyNames
@@ -106,7 +106,8 @@ def _run(data: Path, console: Console) -> DemoResult:
         if not dev.apply_directory({**os.environ, **environment}, file, dev.ALLOW_DEACTIVATE):
             raise Unavailable(f"could not apply {file}")
         token = first_steps.token({**os.environ, **environment})
-        with DemoProcesses(data, environment) as demo_processes:
+        users = dev.create_users(running, RUNNER, templates.POOL)
+        with DemoProcesses(data, environment, users) as demo_processes:
             meter, *_ = demo_processes.start("worker", "api", "runner", worker_port=ops_port)
             announce(f"worker, API ({demo_processes.url}) and runner are ready; their logs are in {data}/*.log")
             names = TopologyNames(load("amqp_prefix").amqp_prefix)

@@ -16,7 +16,7 @@ from typing import Final, Self
 from uuid import UUID
 
 from examples.demo.metrics import Meter
-from taskherd.dev import ports, processes
+from taskherd.dev import dev, ports, processes
 from taskherd.errors import Unavailable
 from taskherd.runner.workspaces.folders import TaskFolder
 from taskherd.runner.workspaces.processes import MARKER_VARIABLE
@@ -36,7 +36,10 @@ class DemoProcesses:
     As a context manager it first ends processes that a killed demo left behind, and at the end all of this demo.
     """
 
-    def __init__(self, data: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, data: Path, environment: Mapping[str, str], users: Mapping[str, Mapping[str, str]] | None = None
+    ) -> None:
+        """Create them; ``users`` are the variables that a process gets in addition, by command."""
         self.data = data.absolute()
         self.root = self.data / "agents"
         """The folder of the runner."""
@@ -49,6 +52,7 @@ class DemoProcesses:
             "TASKHERD_RUNNER_ROOT": str(self.root),
             "TASKHERD_RUNNER_NAME": RUNNER,
         }
+        self._users = users or {}
         self.running: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Self:
@@ -76,7 +80,8 @@ class DemoProcesses:
     def _spawn(self, command: str, ops_port: int | None) -> int:
         """Start a process and return its operations port."""
         port = ops_port or ports.find_free([None])[0]
-        environment = {**os.environ, **self.environment, "TASKHERD_OPS_PORT": str(port)}
+        own = {**self.environment, **self._users.get(command, {}), "TASKHERD_OPS_PORT": str(port)}
+        environment = dev.process_environment(command, {**os.environ, **own})
         with self.log(command).open("ab") as output:
             self.running[command] = subprocess.Popen(
                 [sys.executable, "-m", "taskherd", command],

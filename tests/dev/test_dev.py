@@ -7,19 +7,22 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
-from taskherd.dev import processes
+from taskherd.dev import broker_users, processes
 from taskherd.runner.workspaces.processes import MARKER_VARIABLE
 from tests.harness.programs import find_program
 
 ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 HEADING = "## A task's life, in curl\n"
 """The section of the README whose commands are run."""
 TIMEOUT = 120.0
@@ -101,7 +104,7 @@ async def test_the_printed_commands_and_those_of_the_readme_work(
         assert created["initial_prompt"] == "How large is this program?"
         assert [each["id"] for each in listed["tasks"]] == [created["id"]]
 
-        section = (ROOT / "README.md").read_text(encoding="utf-8").partition(HEADING)[2].partition("\n## ")[0]
+        section = README.partition(HEADING)[2].partition("\n## ")[0]
         output = await shell("\n".join(re.findall(r"```sh\n(.*?)```", section, re.DOTALL)), tmp_path, env)
         documents = json_objects(output)
         assert "because" in output
@@ -125,7 +128,7 @@ async def test_the_runner_gets_no_secret_of_the_servers(tmp_path: Path) -> None:
     env = {**make_folder(tmp_path), "TASKHERD_SECRET_KEY": "0123456789abcdef" * 4, "PASSED_ON": "yes"}
     async with session(tmp_path, env) as lines:
         (pids,) = re.findall(r"running as processes (\d+), (\d+) and (\d+);", lines[-1])
-        worker, _, runner = (
+        worker, api, runner = (
             dict(item.split("=", 1) for item in Path(f"/proc/{pid}/environ").read_text().split("\0") if "=" in item)
             for pid in pids
         )
@@ -134,4 +137,32 @@ async def test_the_runner_gets_no_secret_of_the_servers(tmp_path: Path) -> None:
     assert kept == set()
     assert worker["TASKHERD_DATABASE_URL"] not in runner.values()
     assert worker["TASKHERD_SECRET_KEY"] not in runner.values()
-    assert (runner["TASKHERD_AMQP_URL"], runner["PASSED_ON"]) == (worker["TASKHERD_AMQP_URL"], "yes")
+    assert runner["PASSED_ON"] == "yes"
+    users = [urlsplit(each["TASKHERD_AMQP_URL"]).username for each in (worker, api, runner)]
+    assert users == ["taskherd-worker", "taskherd-api", "taskherd-runner"]
+    assert worker["TASKHERD_COMMAND_SENDERS"] == "taskherd-api,taskherd"
+    assert all(urlsplit(other["TASKHERD_AMQP_URL"]).password not in runner.values() for other in (worker, api))
+
+
+async def test_the_program_in_the_readme_may_send_commands(tmp_path: Path) -> None:
+    """``try.py`` of the README works with the developer's user in ``.taskherd/env``, though senders are checked."""
+    env = make_folder(tmp_path)
+    (program,) = re.findall(r"save this as `try\.py`:\n\n```python\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "try.py").write_text(program)
+    async with session(tmp_path, env):
+        output = await shell(". .taskherd/env; .venv/bin/python try.py", tmp_path, env)
+    assert "Reading the log" in output
+
+
+def test_the_users_have_the_rights_of_users_py(tmp_path: Path) -> None:
+    """The patterns are those of ``deploy/rabbitmq/users.py``, for the prefix and targets of this machine."""
+    for command in ("worker", "api", "runner"):
+        (tmp_path / command).write_text("s3cr3t")
+    script = ROOT / "deploy" / "rabbitmq" / "users.py"
+    arguments = (tmp_path, "my.prefix", "--runner", "runner=gpu,dev")
+    printed = subprocess.run([sys.executable, script, *arguments], capture_output=True, check=True, timeout=30).stdout
+    expected = {
+        each["user"].removeprefix("taskherd-"): (each["configure"], each["write"], each["read"])
+        for each in json.loads(printed)["permissions"]
+    }
+    assert broker_users.rights("my.prefix", ("gpu", "dev")) == expected

@@ -17,16 +17,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from taskherd.dev import first_steps, ports, processes, services
+from taskherd.dev import broker_users, first_steps, ports, processes, services
 from taskherd.directory_file.example import EXAMPLE
 from taskherd.errors import Unavailable
 from taskherd.runner.workspaces.processes import MARKER_VARIABLE
+from taskherd.settings import load
 from taskherd.store import migrate
 
 DATA: Final = Path(".taskherd")
 ALLOW_DEACTIVATE: Final = "--allow-deactivate"
 _SERVER_SECRETS: Final = ("DATABASE_", "SECRET_KEY", "TOKEN")
 """How the variables begin, after taskherd's prefix, that only servers and people use."""
+_RUNNER_NAME: Final = "dev"
 _OPS_PORT: Final = 9590
 _API_PORT: Final = 7080
 _API_OPS_PORT: Final = 9591
@@ -58,7 +60,7 @@ def run(*, services_only: bool, data: Path = DATA) -> int:
             migrate.upgrade(running.database_url)
             if not apply_directory({**os.environ, **environment}, EXAMPLE):
                 _say("the directory stays as it is")
-            return _serve(data, environment, ops_port)
+            return _serve(data, environment, create_users(running, _RUNNER_NAME), ops_port)
     return 0
 
 
@@ -79,6 +81,18 @@ def _write_env_file(data: Path, environment: dict[str, str]) -> dict[str, str]:
     lines = [f"export {name}={shlex.quote(value)}\n" for name, value in environment.items()]
     _write_private(data / "env", "".join(lines))
     return environment
+
+
+def create_users(running: services.Services, runner: str, pool: str | None = None) -> dict[str, dict[str, str]]:
+    """Create a RabbitMQ user for each process, and return the variables that each command gets in addition.
+
+    The file ``env`` keeps the URL of the developer's user. Settings of the environment that name senders stay.
+    """
+    settings = load("amqp_prefix")
+    variables = broker_users.create(running, settings.amqp_prefix, (pool or settings.runner_pool, runner))
+    if variables and os.environ.get(broker_users.COMMAND_SENDERS):
+        del variables["worker"][broker_users.COMMAND_SENDERS]
+    return variables
 
 
 def apply_directory(environ: Mapping[str, str], file: Path, *options: str) -> bool:
@@ -122,13 +136,17 @@ def _process(data: Path, command: str, environment: Mapping[str, str]) -> Iterat
         processes.stop(process, gently=signal.SIGTERM, within=_GRACE)
 
 
-def _serve(data: Path, environment: dict[str, str], ops_port: int) -> int:
-    """Run a worker, the API and a runner until one of them exits unexpectedly; return its exit code, at least 1."""
+def _serve(data: Path, environment: dict[str, str], users: Mapping[str, Mapping[str, str]], ops_port: int) -> int:
+    """Run a worker, the API and a runner until one of them exits unexpectedly; return its exit code, at least 1.
+
+    ``users`` are the variables that each of them gets in addition.
+    """
+    own = {command: {**environment, **users.get(command, {})} for command in ("worker", "api", "runner")}
     api_port, api_ops_port, runner_ops_port = ports.find_free([_API_PORT, _API_OPS_PORT, _RUNNER_OPS_PORT])
     url = f"http://{ports.HOST}:{api_port}"
-    api_environment = {**environment, "TASKHERD_API_PORT": str(api_port), "TASKHERD_OPS_PORT": str(api_ops_port)}
-    runner_environment = {**environment, **_runner_settings(data, url), "TASKHERD_OPS_PORT": str(runner_ops_port)}
-    with worker(data, environment, ops_port) as worker_process:
+    api_environment = {**own["api"], "TASKHERD_API_PORT": str(api_port), "TASKHERD_OPS_PORT": str(api_ops_port)}
+    runner_environment = {**own["runner"], **_runner_settings(data, url), "TASKHERD_OPS_PORT": str(runner_ops_port)}
+    with worker(data, own["worker"], ops_port) as worker_process:
         token = _first_token({**os.environ, **environment})
         _write_env_file(data, {**environment, "TASKHERD_URL": url, **({"TASKHERD_TOKEN": token} if token else {})})
         with (
@@ -157,7 +175,7 @@ def _first_token(environ: Mapping[str, str]) -> str:
 def _runner_settings(data: Path, url: str) -> dict[str, str]:
     """Return the runner's settings; its PATH includes the folder of this Python, so that example agents find it."""
     return {
-        "TASKHERD_RUNNER_NAME": "dev",
+        "TASKHERD_RUNNER_NAME": _RUNNER_NAME,
         "TASKHERD_RUNNER_ROOT": str(_agents(data)),
         "TASKHERD_AGENT_API_URL": url,
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
