@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 from sqlalchemy import text
@@ -10,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from taskherd.errors import Misconfigured, Retry, TaskherdError, Unavailable
 from taskherd.store import tasks
 from taskherd.store.engine import DataError, ReadOnly, classify, dispose, open_engine, sqlalchemy_url, transaction
+from tests.broker.conftest import TcpProxy
 from tests.store.conftest import task_row
 
 
@@ -79,6 +81,33 @@ async def test_an_exhausted_pool_is_unavailable(database_url: str) -> None:
             async with transaction(engine):
                 raise AssertionError
     await dispose(engine)
+
+
+async def test_a_connection_whose_response_is_missing_is_not_reused(database_url: str) -> None:
+    """A transaction on a frozen connection ends soon after its timeout, and the next one gets another connection."""
+    parts = urlsplit(database_url)
+    proxy = TcpProxy(parts.hostname or "127.0.0.1", parts.port or 5432)
+    port = await proxy.start()
+    credentials = parts.netloc.rpartition("@")[0]
+    url = urlunsplit(parts._replace(netloc=f"{credentials}@127.0.0.1:{port}"))
+    engine = open_engine(url, size=1, application_name="taskherd-tests", command_timeout=0.5)
+    process = text("SELECT pg_backend_pid()")
+    async with transaction(engine) as connection:
+        first = (await connection.execute(process)).scalar_one()
+
+    async def ask_frozen_server() -> None:
+        async with asyncio.timeout(30), transaction(engine) as connection:
+            assert (await connection.execute(process)).scalar_one() == first
+            proxy.freeze()
+            await connection.execute(process)
+
+    with pytest.raises(Unavailable):
+        await ask_frozen_server()
+    proxy.thaw()
+    async with transaction(engine) as connection:
+        assert (await connection.execute(process)).scalar_one() != first
+    await dispose(engine)
+    await proxy.stop()
 
 
 async def test_a_bug_surfaces(engine: AsyncEngine) -> None:

@@ -109,6 +109,18 @@ async def test_leases_are_locked_in_id_order(
     await waiting
 
 
+async def test_only_the_given_leases_are_locked(engine: AsyncEngine) -> None:
+    """A transaction that locks a task's lease returns no other task's and lets others lock those."""
+    wanted, other = lease(), lease()
+    async with transaction(engine) as connection:
+        await leases.upsert(connection, [wanted, other])
+    async with transaction(engine) as connection:
+        assert await leases.lock(connection, [wanted.task_id]) == [wanted]
+        async with transaction(engine) as second:
+            unlocked = text("SELECT task_id FROM leases FOR UPDATE SKIP LOCKED")
+            assert (await second.execute(unlocked)).scalars().all() == [other.task_id]
+
+
 async def test_a_heartbeat_waits_for_a_transaction_that_has_read_the_lease(engine: AsyncEngine) -> None:
     """Otherwise what that transaction writes would replace a heartbeat that it has not seen."""
     read = lease()

@@ -1,0 +1,75 @@
+"""What commands decide that only depends on the task."""
+
+from __future__ import annotations
+
+from dataclasses import replace as with_fields
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from taskherd.domain import inbox
+from taskherd.domain.commands import Pause, Resume, Send
+from taskherd.domain.handle_command import CommandAccepted, CommandContext, CommandRefused, handle_command
+from taskherd.domain.reports import AgentState, JobStatus, Transition
+from tests.harness.histories import NOON, TASK
+from tests.pure.domain.test_explain import folded, task_with
+from tests.pure.domain.test_fold import build, lifecycle, status
+
+if TYPE_CHECKING:
+    from taskherd.domain.reports import Report
+    from taskherd.domain.task import Task
+
+ACTOR = UUID(int=3)
+LENIENT = CommandContext({}, {}, {}, lambda _prompt, _names: "")
+STRICT = with_fields(LENIENT, strict_send=True)
+
+
+def active(*reports: Report) -> Task:
+    """Return an active task after these reports, all received at noon."""
+    return task_with(folded(build(job=JobStatus.SUCCEEDED), lifecycle(), *reports))
+
+
+def send(number: int) -> Send:
+    """Return a send with an id and an input of its own."""
+    return Send(command_id=UUID(int=number), task_id=TASK, actor_id=ACTOR, input=f"input {number}")
+
+
+def accepted(task: Task, number: int, context: CommandContext = LENIENT) -> CommandAccepted:
+    """Return the result of a send that must be accepted."""
+    result = handle_command(task, send(number), NOON, context)
+    assert isinstance(result, CommandAccepted)
+    return result
+
+
+def test_an_input_behind_another_is_queued() -> None:
+    """An input for a ready agent is sent at once; the next of the same batch is queued, or refused in strict mode."""
+    first = accepted(active(status(AgentState.IDLE)), 101, STRICT)
+    assert not first.queued
+    second = accepted(first.task, 102)
+    assert second.queued
+    assert second.task.state.inbox.queued == 2
+    refused = handle_command(first.task, send(103), NOON, STRICT)
+    assert isinstance(refused, CommandRefused)
+    assert (refused.status, refused.message) == (409, "Task app is not ready to accept input.")
+
+
+def test_an_input_for_a_busy_agent_is_queued() -> None:
+    """An agent that works, or that an input is on its way to, gets no other."""
+    assert accepted(active(status(AgentState.WORKING)), 111).queued
+    idle = active(status(AgentState.IDLE))
+    in_flight = with_fields(idle, state=inbox.mark_sent(inbox.enqueue(idle.state), UUID(int=112)))
+    assert accepted(in_flight, 113).queued
+
+
+def test_a_pause_requests_a_stop_and_a_resume_a_start() -> None:
+    """Each is the next build, which is pending from now on."""
+    paused = handle_command(active(), Pause(command_id=UUID(int=121), task_id=TASK, actor_id=ACTOR), NOON, LENIENT)
+    assert isinstance(paused, CommandAccepted)
+    assert paused.task.state.requested_builds[2] is Transition.STOP
+    assert paused.task.state.build.received_at == NOON
+    stopped = task_with(
+        folded(build(job=JobStatus.SUCCEEDED), build(2, job=JobStatus.SUCCEEDED, transition=Transition.STOP))
+    )
+    resumed = handle_command(stopped, Resume(command_id=UUID(int=122), task_id=TASK, actor_id=ACTOR), NOON, LENIENT)
+    assert isinstance(resumed, CommandAccepted)
+    assert resumed.task.state.requested_builds[3] is Transition.START
+    assert resumed.task.state.build.received_at == NOON
