@@ -73,3 +73,26 @@ def test_a_pause_requests_a_stop_and_a_resume_a_start() -> None:
     assert isinstance(resumed, CommandAccepted)
     assert resumed.task.state.requested_builds[3] is Transition.START
     assert resumed.task.state.build.received_at == NOON
+
+
+def test_what_commands_of_a_batch_start_and_stop_counts_for_the_next() -> None:
+    """A start takes room, a pause makes room, and an input for a running task does neither."""
+    running = active(status(AgentState.IDLE))
+    paused = task_with(
+        folded(build(job=JobStatus.SUCCEEDED), build(2, job=JobStatus.SUCCEEDED, transition=Transition.STOP))
+    )
+    resume = Resume(command_id=UUID(int=131), task_id=TASK, actor_id=ACTOR)
+    context = with_fields(LENIENT, names_in_use={}, running={running.owner_id: 1}, max_running=2)
+    context.note_change(running, accepted(running, 132).task)
+    assert context.running[running.owner_id] == 1
+    resumed = handle_command(paused, resume, NOON, context)
+    assert isinstance(resumed, CommandAccepted)
+    context.note_change(paused, resumed.task)
+    refused = handle_command(paused, resume, NOON, context)
+    assert isinstance(refused, CommandRefused)
+    assert refused.message == "Too many tasks are running."
+    context.note_change(running, paused)
+    assert isinstance(handle_command(paused, resume, NOON, context), CommandAccepted)
+    context.note_change(None, running)
+    assert context.running[running.owner_id] == 2
+    assert context.names_in_use == {running.owner_id: {running.name.lower()}}
