@@ -18,6 +18,7 @@ from taskherd.api.context import RequestContext
 from taskherd.api.routes import PREFIX, SOCKETS
 from taskherd.api.workspaces import log_stream
 from taskherd.api.workspaces.queries import BuildLookup, get_or_404
+from taskherd.errors import Retry, Unavailable
 from taskherd.messages.agent_tokens import agent_token
 from taskherd.store.read_pool import Row
 from tests.api.conftest import StartApi
@@ -315,6 +316,31 @@ async def test_a_socket_ends_with_its_token_and_with_the_process(api_harness: Ap
         api_harness.api.stop()
         assert await frames(admins) == []
         assert admins.close_code in {1001, 1012}
+
+
+@pytest.mark.parametrize("outage", [Unavailable("The database can't be reached"), Retry("The plan is stale")])
+async def test_a_followed_log_survives_an_outage(
+    api_harness: ApiHarness, task: dict[str, Any], monkeypatch: pytest.MonkeyPatch, outage: Exception
+) -> None:
+    """While the database cannot be read the socket stays open, and then it sends what it has missed."""
+    failed = asyncio.Event()
+
+    async def fail_once(request: RequestContext, lookup: BuildLookup) -> Row:
+        if not failed.is_set():
+            failed.set()
+            raise outage
+        return await get_or_404(request, lookup)
+
+    async with socket(api_harness, f"/workspaceagents/{task['workspace_agent_id']}/logs?follow") as opened:
+        await frames(opened, lambda _: True)
+        monkeypatch.setattr(log_stream, "POLL_INTERVAL", 0.2)
+        monkeypatch.setattr(log_stream, "get_or_404", fail_once)
+        await api_harness.worker.report(
+            make_report("agent.lifecycle", uuid.UUID(task["id"]), lifecycle="shutting_down")
+        )
+        (entries,) = await frames(opened, lambda _: True)
+        assert failed.is_set()
+        assert entries[-1]["output"].startswith("Agent is shutting down")
 
 
 async def test_a_log_is_followed_after_its_subscription_has_ended(
