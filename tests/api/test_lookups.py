@@ -207,6 +207,21 @@ async def test_denied_sockets_get_a_json_error(api_harness: ApiHarness, task: di
     assert (status, body) == (404, {"message": "Route not found."})
 
 
+async def test_a_socket_is_denied_during_an_outage(
+    api_harness: ApiHarness, task: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A handshake that the database must answer gets a JSON 503, without what only operators should read."""
+
+    async def fail(_request: RequestContext, _lookup: BuildLookup) -> Row:
+        raise Unavailable("The connection to Postgres was lost")
+
+    monkeypatch.setattr(log_stream, "get_or_404", fail)
+    path = f"{PREFIX}/workspaceagents/{task['workspace_agent_id']}/logs"
+    answer = await denied(api_harness, path, api_harness.tokens["alice"])
+    detail = "Please try again in a moment."
+    assert answer == (503, {"message": "The service is temporarily unavailable.", "detail": detail})
+
+
 async def test_unknown_paths_and_methods_get_a_json_error(api_harness: ApiHarness) -> None:
     """An unknown path is a JSON 404, a wrong method a JSON 405 that names the right ones."""
     for path in ("/users/", "/users/me/logout", "/workspaceagents", "/workspaceagents/me/rpc", "/api"):

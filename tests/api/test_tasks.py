@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from taskherd.api.tasks import queries
 from tests.api.conftest import StartApi
 from tests.harness.api import VERSION, ApiHarness
 from tests.harness.worker import ALICE, PRESET, STATUSES, bring_to_status, build_report, make_report
@@ -251,6 +252,22 @@ async def test_logs(api_harness: ApiHarness) -> None:
     paused = (await api_harness.alice.get(f"/tasks/me/{task_id}/logs")).json()
     assert (paused["snapshot"], paused["logs"]) == (True, logs["logs"])
     assert TIME.fullmatch(paused["snapshot_at"])
+
+
+async def test_the_newest_entries_of_a_long_log(api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more entries than a response may have, it has the newest, oldest first; ``after`` gets those behind an id."""
+    task_id = uuid.UUID((await api_harness.create())["id"])
+    await api_harness.worker.make_active(task_id)
+    entries = [
+        {"id": number, "type": "output", "content": f"line {number}", "time": "2026-01-02T03:04:06Z"}
+        for number in range(5)
+    ]
+    await api_harness.worker.report(make_report("task.log", task_id, build_number=1, entries=entries))
+    await api_harness.worker.until_row("SELECT count(*) FROM task_logs", is_=5)
+    monkeypatch.setattr(queries, "MAX_LOG_ENTRIES", 2)
+    for after, contents in (("", ["line 3", "line 4"]), ("?after=3", ["line 4"]), ("?after=4", [])):
+        logs = (await api_harness.alice.get(f"/tasks/me/{task_id}/logs{after}")).json()["logs"]
+        assert [entry["content"] for entry in logs] == contents
 
 
 async def test_times_of_a_clock_that_is_far_off_are_bounded(api_harness: ApiHarness) -> None:
