@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.api.conftest import StartApi
-from tests.harness.api import ALICE, BOB, OTHER, ApiHarness
+from tests.harness.api import ALICE, BOB, CAROL, OTHER, ApiHarness
 from tests.harness.worker import ORGANIZATION, bring_to_status
 
 MESSAGE = "Invalid task search query."
@@ -48,6 +48,17 @@ async def test_a_query_filters_by_owner_organization_and_status(api_harness: Api
     assert await names(api_harness, "", "mallory") == []
     await api_harness.alice.delete(f"/tasks/me/{a3['id']}")
     assert await names(api_harness, "") == ["a2", "a1"]
+
+
+async def test_a_former_admin_lists_no_tasks_of_the_organization(api_harness: ApiHarness) -> None:
+    """Once the membership of an admin is deactivated, the organization's tasks are gone from every list."""
+    await api_harness.create(name="of-alice")
+    await api_harness.create(api_harness.clients["carol"], name="of-carol")
+    assert await names(api_harness, "", "carol") == ["of-carol", "of-alice"]
+    await api_harness.worker.database.execute("UPDATE memberships SET active = false WHERE user_id = $1", CAROL)
+    for query in ("", "status:pending", f"owner:{ALICE}", "owner:me"):
+        assert await names(api_harness, query, "carol") == [], query
+    assert await names(api_harness, "") == ["of-alice"]
 
 
 @pytest.mark.parametrize(

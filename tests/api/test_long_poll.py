@@ -163,6 +163,15 @@ async def test_the_timeline_has_an_edit_of_the_prompt_by_an_admin(api_harness: A
     assert last["time"] == event["time"]
 
 
+async def test_the_last_command_of_an_actor_that_the_directory_does_not_know(api_harness: ApiHarness) -> None:
+    """The explanation has the id of such an actor in place of a name."""
+    task_id = uuid.UUID((await api_harness.active())["id"])
+    actor = str(uuid.UUID(int=0xFACE))
+    assert (await api_harness.worker.command("task.pause", task_id, actor_id=actor))["ok"]
+    last = (await api_harness.alice.get(f"/tasks/me/{task_id}/explain")).json()["last_command"]
+    assert (last["type"], last["actor_id"], last["actor_name"]) == ("task.pause", actor, actor)
+
+
 async def test_the_newest_changes_of_a_timeline(api_harness: ApiHarness) -> None:
     """``newest`` returns the last changes after a position, in order; the last command may be a send."""
     task_id = uuid.UUID((await api_harness.active())["id"])
