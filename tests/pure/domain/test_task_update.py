@@ -229,6 +229,14 @@ def test_a_build_is_requested_once() -> None:
     assert (retried.requested_builds, retried.delete_retried) == ([3], True)
 
 
+def test_a_report_closes_only_an_open_request() -> None:
+    """A report closes the request that it answers; one about a build without an open request closes none."""
+    update = new_update(unchanged_core().builds.initial_state(TASK, NOON))
+    for report in (build(seq=4), build(seq=5, job=JobStatus.SUCCEEDED), heartbeat(seq=6)):
+        assert apply_report(update, report, LATER, context()) is ReportOutcome.APPLIED
+    assert update.closed_requests == [1]
+
+
 def test_only_a_deleted_task_is_erased_and_only_once() -> None:
     """A check erases a deleted task, without a watermark; a live task or one that is erased already is left alone."""
     task = make_task(TASK, state=waiting(1))
