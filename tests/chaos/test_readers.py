@@ -22,8 +22,8 @@ from tests.harness.chaos import ChaosHarness, until
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 FULL_SIZE = [pytest.mark.chaos, pytest.mark.timeout(1200)]
-MAX_LENGTH = 40
-"""Maximum length of the reader's queue; the broker drops the oldest messages."""
+MAX_LENGTH = 20
+"""Maximum length of the reader's queue; the broker drops the oldest messages, each of which holds many events."""
 
 PAGE = 500
 RESUME = """

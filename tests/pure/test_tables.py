@@ -107,8 +107,11 @@ def test_the_next_command_stays_on_one_line(
     assert capsys.readouterr().out.splitlines()[-1] == f"next     {command}"
 
 
-def test_a_list_shows_the_last_words_of_an_agent_that_failed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_list_shows_the_last_words_of_an_agent_that_failed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its last line, instead of a message that repeats how it ended; a message that says what it did is kept."""
+    monkeypatch.setenv("COLUMNS", "200")
     now = "2026-11-26T12:00:00Z"
     agent_exit = {"why": "exited", "status": 3, "signal": None, "words": "Reading\nquota exceeded", "at": now}
     document = {
