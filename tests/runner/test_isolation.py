@@ -268,7 +268,7 @@ async def test_an_agent_has_what_it_needs(harness: RunnerHarness, mode: Mode, st
         read line
         trap 'echo terminated; touch terminated; exit 3' TERM
         echo "got $line" > /dev/stderr
-        while :; do sleep 0.05; done
+        while :; do sleep 0.05 || :; done
     """
     task_id = await shell(harness, mode, script, workdir="a/b", grace=30)
     await harness.until_output(task_id, "up")
