@@ -22,11 +22,11 @@ from taskherd.messages.claims import BUILD_CLAIM, RUNNER_HELLO, TASK_OWNED, Owne
 from taskherd.messages.decoding import InvalidMessage
 from taskherd.observability.failpoints import Failpoint
 from taskherd.store.engine import DataError, transaction
-from taskherd.worker.answers import Answer, publish_rejected, publish_replies, reply_queue
 from taskherd.worker.batch import MESSAGE_ERRORS, Batch
 from taskherd.worker.concurrency import isolate_possible_poison
 from taskherd.worker.dead_letters import untrusted_sender
 from taskherd.worker.load import load_ownership
+from taskherd.worker.outgoing_replies import OutgoingReply, publish_rejected, publish_replies, reply_queue
 from taskherd.worker.reconcile import reconcile
 from taskherd.worker.sender_pools import NO_POOL
 
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from taskherd.broker.consumer import Consumer
     from taskherd.broker.delivery import Delivery
     from taskherd.domain.claims import ClaimDecision
-    from taskherd.worker.answers import Rejected
     from taskherd.worker.context import WorkerContext
+    from taskherd.worker.outgoing_replies import Rejected
     from taskherd.worker.relay import Relay
     from taskherd.worker.sender_pools import Pools, SenderPools
     from taskherd.worker.work_queues import WorkQueues
@@ -110,7 +110,7 @@ class ClaimConsumer:
             pools = [senders.pools_of(delivery) for delivery, _ in decoded.claims] if senders.restricted else []
             decisions = await self._decide([claim for _, claim in decoded.claims], pools)
             self._context.failpoint(Failpoint.POST_CLAIM)
-            answers: list[Answer] = []
+            answers: list[OutgoingReply] = []
             for (delivery, _), decision in zip(decoded.claims, decisions, strict=True):
                 if isinstance(decision, DeadLetterReason):
                     detail = UNPROCESSED
@@ -119,7 +119,7 @@ class ClaimConsumer:
                     decoded.invalid.append((delivery, InvalidMessage(None, decision, detail, delivery.body)))
                     continue
                 self._count(BUILD_CLAIM, decision.outcome.value)
-                answers.append(Answer(delivery, claims.claim_reply(decision)))
+                answers.append(OutgoingReply(delivery, claims.claim_reply(decision)))
             await self._answer(answers)
         for start in range(0, len(decoded.queries), MAX_QUERIES):
             await self._answer_queries(decoded.queries[start : start + MAX_QUERIES])
@@ -155,7 +155,7 @@ class ClaimConsumer:
             return [claims.ownership_reply(answer) for answer in answers]
 
         bodies = await self._context.until_stopped(read, "database")
-        await self._answer([Answer(delivery, body) for (delivery, _), body in zip(queries, bodies, strict=True)])
+        await self._answer([OutgoingReply(delivery, body) for (delivery, _), body in zip(queries, bodies, strict=True)])
         for _ in queries:
             self._count(TASK_OWNED, "answered")
 
@@ -177,16 +177,16 @@ class ClaimConsumer:
         refusals = await self._context.until_stopped(
             lambda: self._work_queues.register([hello for _, hello in batch], self._context.now()), "broker"
         )
-        answers: list[Answer] = []
+        answers: list[OutgoingReply] = []
         refused: list[Rejected] = []
         for (delivery, hello), refusal in zip(batch, refusals, strict=True):
             self._count(RUNNER_HELLO, "refused" if refusal else "accepted")
             if refusal is None:
-                answers.append(Answer(delivery, claims.hello_reply()))
+                answers.append(OutgoingReply(delivery, claims.hello_reply()))
                 continue
             log.warning("hello of a runner refused", runner=hello.runner, pool=hello.pool, reason=refusal)
             if reply_queue(self._context, delivery):
-                answers.append(Answer(delivery, replies.refused_reply(CommandRefused(409, refusal))))
+                answers.append(OutgoingReply(delivery, replies.refused_reply(CommandRefused(409, refusal))))
             else:
                 reason = DeadLetterReason.COMMAND_REFUSED
                 refused.append((delivery, InvalidMessage(None, reason, refusal, delivery.body)))
@@ -198,7 +198,7 @@ class ClaimConsumer:
         """Reply to invalid messages with an error, and publish them as dead letters."""
         for _ in rejected:
             self._count("unknown", "invalid")
-        answers = [Answer(delivery, replies.invalid_message_reply(invalid)) for delivery, invalid in rejected]
+        answers = [OutgoingReply(delivery, replies.invalid_message_reply(invalid)) for delivery, invalid in rejected]
         await publish_replies(self._context, answers)
         await self._publish_rejected(rejected)
 
@@ -206,7 +206,7 @@ class ClaimConsumer:
         await publish_rejected(self._context, rejected)
         await self._consumer.ack([delivery for delivery, _ in rejected])
 
-    async def _answer(self, answers: Sequence[Answer]) -> None:
+    async def _answer(self, answers: Sequence[OutgoingReply]) -> None:
         """Publish the replies and ack their messages."""
         await publish_replies(self._context, answers)
         await self._consumer.ack([answer.delivery for answer in answers])

@@ -19,11 +19,11 @@ from taskherd.messages.commands import decode_command
 from taskherd.messages.decoding import InvalidMessage
 from taskherd.observability.tracing import MAX_LINKS, extract
 from taskherd.store.engine import DataError
-from taskherd.worker.answers import Answer, publish_rejected, publish_replies, reply_queue
 from taskherd.worker.batch import MESSAGE_ERRORS, Batch
 from taskherd.worker.command_order import WaitingCommand, next_commands
 from taskherd.worker.concurrency import BatchFootprint, BatchScheduler
 from taskherd.worker.dead_letters import untrusted_sender
+from taskherd.worker.outgoing_replies import OutgoingReply, publish_rejected, publish_replies, reply_queue
 from taskherd.worker.reconcile import reconcile
 
 if TYPE_CHECKING:
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
     from taskherd.broker.consumer import Consumer
     from taskherd.broker.delivery import Delivery
-    from taskherd.worker.answers import Rejected
     from taskherd.worker.batch import BatchResult, CommandReply
     from taskherd.worker.context import WorkerContext
+    from taskherd.worker.outgoing_replies import Rejected
     from taskherd.worker.relay import Relay
 
 log = structlog.get_logger(__name__)
@@ -141,7 +141,7 @@ class CommandConsumer:
         self, batch: Sequence[WaitingCommand], outcomes: Sequence[CommandReply | DeadLetterReason]
     ) -> None:
         """Reply to commands and ack them. One that was refused without a reply_to becomes a dead letter."""
-        answers: list[Answer] = []
+        answers: list[OutgoingReply] = []
         rejected: list[Rejected] = []
         refused: list[Rejected] = []
         for (delivery, command), outcome in zip(batch, outcomes, strict=True):
@@ -149,7 +149,7 @@ class CommandConsumer:
                 detail = "The command could not be processed."
                 rejected.append((delivery, InvalidMessage(None, outcome, detail, delivery.body)))
                 continue
-            answers.append(Answer(delivery, outcome.body, outcome.repeated))
+            answers.append(OutgoingReply(delivery, outcome.body, outcome.repeated))
             self._context.metrics.commands.labels(command.type, outcome.outcome).inc()
             log.info("command handled", type=command.type, outcome=outcome.outcome, task_id=str(command.task_id))
             if outcome.refusal is not None and reply_queue(self._context, delivery) is None:
@@ -166,7 +166,9 @@ class CommandConsumer:
         if not rejected:
             return
         try:
-            answers = [Answer(delivery, replies.invalid_message_reply(invalid)) for delivery, invalid in rejected]
+            answers = [
+                OutgoingReply(delivery, replies.invalid_message_reply(invalid)) for delivery, invalid in rejected
+            ]
             await publish_replies(self._context, answers)
             await publish_rejected(self._context, rejected)
         except Unavailable as error:

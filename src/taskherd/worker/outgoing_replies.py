@@ -27,7 +27,7 @@ Rejected: TypeAlias = "tuple[Delivery, InvalidMessage]"
 """A delivery, and why it becomes a dead letter."""
 
 
-class Answer(NamedTuple):
+class OutgoingReply(NamedTuple):
     """The reply to a delivery; ``repeated`` marks the reply to a command that was executed before."""
 
     delivery: Delivery
@@ -41,7 +41,7 @@ def reply_queue(context: WorkerContext, delivery: Delivery) -> str | None:
     return queue if queue and may_reply_to(context.names, queue) else None
 
 
-async def publish_replies(context: WorkerContext, answers: Sequence[Answer]) -> None:
+async def publish_replies(context: WorkerContext, answers: Sequence[OutgoingReply]) -> None:
     """Send the replies to deliveries with a reply_to. A reply is dropped if its queue is gone or may not be written to.
 
     Raises ``Unavailable`` if the broker is away when the worker stops; until then, unconfirmed replies are sent again.
@@ -70,7 +70,7 @@ async def publish_replies(context: WorkerContext, answers: Sequence[Answer]) -> 
         await context.until_stopped(publish, "broker")
 
 
-def _outgoing(answer: Answer, queue: str) -> OutgoingMessage:
+def _outgoing(answer: OutgoingReply, queue: str) -> OutgoingMessage:
     return OutgoingMessage(
         "",
         queue,
