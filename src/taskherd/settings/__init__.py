@@ -1,7 +1,8 @@
 """Settings from ``TASKHERD_…`` environment variables, validated at start; all errors are reported together."""
 
-from taskherd.settings.fields import MIN_SECRET_KEY, Seconds, Settings
+from taskherd.settings.fields import Settings
 from taskherd.settings.loading import SettingInfo, UnknownVariable, describe, load, unknown_variables, variable_of
+from taskherd.settings.types import MIN_SECRET_KEY, Seconds
 from taskherd.settings.urls import without_password
 
 __all__ = [

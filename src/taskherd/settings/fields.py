@@ -2,105 +2,37 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from hashlib import blake2b
-from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import Annotated, Literal, Self
+from ipaddress import IPv4Network, IPv6Network
+from typing import Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from taskherd.durations import parse
-from taskherd.settings import isolation, urls
+from taskherd.settings import urls
+from taskherd.settings.types import (
+    MIN_SECRET_KEY,
+    AmqpUrl,
+    DatabaseUrl,
+    Drain,
+    Networks,
+    SandboxPaths,
+    Seconds,
+    SecretKeys,
+    SenderPools,
+    Senders,
+    UidRange,
+    parse_networks,
+    parse_sender_pools,
+    parse_senders,
+)
 
 PREFIX = "TASKHERD_"
-MIN_SECRET_KEY = 32
-"""Minimum length of a secret key, in characters; 32 hexadecimal digits are 128 bits."""
-ANY_POOL = "*"
-_POOL_NAME = re.compile(r"[a-z0-9-]{1,64}")
 _INSTALLATION_BYTES = 4
 _HOUR = 3600.0
 _YEAR = 8784 * _HOUR
-_MAX_DRAIN_WAIT = 24 * _HOUR
-
-
-def _check_keys(keys: str) -> str:
-    shortest = min((len(key.strip()) for key in keys.split(",")), default=0)
-    if keys and shortest < MIN_SECRET_KEY:
-        message = f"a key has only {shortest} characters"
-        raise ValueError(message)
-    return keys
-
-
-def _check_networks(networks: str) -> str:
-    _networks(networks)
-    return networks
-
-
-def _networks(networks: str) -> tuple[IPv4Network | IPv6Network, ...]:
-    return tuple(ip_network(each.strip()) for each in networks.split(",") if each.strip())
-
-
-def _parse_senders(senders: str) -> frozenset[str]:
-    return frozenset(name.strip() for name in senders.split(",") if name.strip())
-
-
-def _parse_sender_pools(senders: str) -> dict[str, frozenset[str] | None]:
-    """Return the pools of each user, None for all of them. Raise ``ValueError`` if the text is malformed."""
-    pools: dict[str, frozenset[str] | None] = {}
-    for entry in filter(None, (part.strip() for part in senders.split(","))):
-        user, equals, names = (part.strip() for part in entry.rpartition("="))
-        if not user or not equals:
-            message = "an entry has no user or no ="
-            raise ValueError(message)
-        if user in pools:
-            message = f"user {user[:64]} has two entries"
-            raise ValueError(message)
-        chosen = frozenset(name.strip() for name in names.split("|"))
-        if names != ANY_POOL and not all(_POOL_NAME.fullmatch(name) for name in chosen):
-            message = f"user {user[:64]} has no pool, or one that is not up to 64 of a-z 0-9 -"
-            raise ValueError(message)
-        pools[user] = None if names == ANY_POOL else chosen
-    return pools
-
-
-def _check_senders(senders: str) -> str:
-    if senders.strip() and not _parse_senders(senders):
-        message = "it names no user"
-        raise ValueError(message)
-    return senders
-
-
-def _check_sender_pools(senders: str) -> str:
-    if senders.strip() and not _parse_sender_pools(senders):
-        message = "it names no user"
-        raise ValueError(message)
-    return senders
-
-
-def _check_drain(drain: str) -> str:
-    if drain not in {"keep", "pause"}:
-        mode, _, duration = drain.partition(":")
-        if mode != "wait" or not 0 < parse(duration) <= _MAX_DRAIN_WAIT:
-            message = "unknown mode, or not a duration from 1ms to 24h"
-            raise ValueError(message)
-    return drain
-
-
-Seconds = Annotated[float, BeforeValidator(parse)]
-"""A duration in seconds; settings accept every form that ``durations.parse`` reads."""
-DatabaseUrl = Annotated[str, AfterValidator(lambda url: urls.check_database(url) if url else url)]
-AmqpUrl = Annotated[str, AfterValidator(lambda url: urls.check_amqp(url) if url else url)]
-SecretKeys = Annotated[str, AfterValidator(_check_keys)]
-Networks = Annotated[str, AfterValidator(_check_networks)]
-
-
-Senders = Annotated[str, AfterValidator(_check_senders)]
-SenderPools = Annotated[str, AfterValidator(_check_sender_pools)]
-Drain = Annotated[str, AfterValidator(_check_drain)]
-UidRange = Annotated[str, AfterValidator(isolation.check_uids)]
-SandboxPaths = Annotated[str, AfterValidator(isolation.check_paths)]
 
 
 class Settings(BaseSettings):
@@ -511,17 +443,17 @@ class Settings(BaseSettings):
     @property
     def trusted_proxies(self) -> tuple[IPv4Network | IPv6Network, ...]:
         """The networks of the trusted proxies."""
-        return _networks(self.api_trusted_proxies)
+        return parse_networks(self.api_trusted_proxies)
 
     @property
     def trusted_command_senders(self) -> frozenset[str]:
         """The users whose commands count; empty: any."""
-        return _parse_senders(self.command_senders)
+        return parse_senders(self.command_senders)
 
     @property
     def sender_pools(self) -> Mapping[str, frozenset[str] | None]:
         """The pools of each user whose reports and claims count, None for all; empty: any user, any pool."""
-        return _parse_sender_pools(self.report_senders)
+        return parse_sender_pools(self.report_senders)
 
     @property
     def secret_keys(self) -> tuple[str, ...]:
