@@ -192,11 +192,10 @@ def decode(message: StoredMessage) -> DeadLetter:
     if not _is_from_broker(headers) and f"{PREFIX}reason" in headers:
         return _decode_own(message)
     reason = str(headers.get(f"{_LAST_DEATH}reason", DeadLetterReason.UNKNOWN.value))
-    origin = Origin(
-        str(headers.get(f"{_LAST_DEATH}queue", "")),
-        str(headers.get(f"{_LAST_DEATH}exchange", message.exchange)),
-        message.routing_key,
-    )
+    origin = Origin("", "", "")  # published straight to the dead letters
+    if f"{_LAST_DEATH}queue" in headers:
+        queue, exchange = (str(headers.get(f"{_LAST_DEATH}{name}", "")) for name in ("queue", "exchange"))
+        origin = Origin(queue, exchange, message.routing_key)
     return DeadLetter(
         id=_id(message, reason, origin),
         reason=reason,

@@ -74,7 +74,13 @@ def test_an_unreadable_time_is_unknown() -> None:
 def test_deaths_that_the_broker_does_not_write_are_ignored(deaths: object) -> None:
     """A header of the broker's name that a producer set does not prevent a dead letter from being shown."""
     letter = decode(Stored(b"x", {"x-death": deaths}))
-    assert (letter.reason, letter.origin) == (DeadLetterReason.UNKNOWN, Origin("", "dead", "key"))
+    assert (letter.reason, letter.origin) == (DeadLetterReason.UNKNOWN, Origin("", "", ""))
+
+
+def test_what_was_published_straight_to_the_dead_letters_is_not_replayed() -> None:
+    """Published to where it came from, it would only come back, and be reported as replayed."""
+    letter = decode(Stored(b"x", {}, exchange="taskherd.dead", routing_key="taskherd.dead"))
+    assert letter.replay_obstacle == "its origin is unknown"
 
 
 def test_the_last_death_counts() -> None:
