@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 import uuid
 from contextlib import AsyncExitStack
@@ -304,13 +305,13 @@ async def test_a_busy_stream_ends_with_its_token(api_harness: ApiHarness, monkey
     task = await api_harness.active()
     async with sse_client(api_harness.alice, "/tasks/watch") as stream:
         await stream.ready()
-        await api_harness.worker.database.execute("UPDATE api_tokens SET revoked_at = now()")
-        seq = 0
+        seqs = itertools.count(1)
         async with asyncio.timeout(TIMEOUT):
+            while "task.updated" not in stream.types():
+                await report_state(api_harness, task["id"], next(seqs))
+            await api_harness.worker.database.execute("UPDATE api_tokens SET revoked_at = now()")
             while not stream.ended:
-                seq += 1
-                await report_state(api_harness, task["id"], seq)
-        assert "task.updated" in stream.types()
+                await report_state(api_harness, task["id"], next(seqs))
         assert stream.types()[-1] == "resume"
 
 

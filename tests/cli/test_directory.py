@@ -7,10 +7,13 @@ from datetime import timedelta
 from pathlib import Path
 
 import asyncpg
+import pytest
 
 from taskherd.dev import dev
 from tests.cli.conftest import Run
 from tests.harness.templates import EXAMPLE
+
+pytestmark = pytest.mark.timeout(300)  # a busy machine needs ten seconds for each command
 
 
 def applied(run: Run, content: bytes, *options: str) -> tuple[int, str, str]:

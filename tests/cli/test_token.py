@@ -10,6 +10,8 @@ import pytest
 from tests.cli.conftest import Run
 from tests.harness.templates import EXAMPLE
 
+pytestmark = pytest.mark.timeout(300)  # a busy machine needs ten seconds for each command
+
 
 @pytest.fixture
 def users(run: Run) -> None:
