@@ -25,9 +25,9 @@ user() { # NAME CONFIGURE WRITE READ
     permissions="$permissions, "'{"user": "taskherd-'"$1"'", "vhost": "/", "configure": "'"^($2)\$"'", "write": "'"^($3)\$"'", "read": "'"^($4)\$"'"}'
 }
 own='amq\\.gen-.*'
-user worker "taskherd\\\\..*|$own" "taskherd\\\\..*|$own|amq\\\\.default" "taskherd\\\\..*|$own"
+user worker "taskherd\\\\..*" "taskherd\\\\..*|amq\\\\.default" "taskherd\\\\..*"
 user api "$own" "taskherd\\\\.(commands|reports)|$own" "taskherd\\\\.events|$own"
-user runner "$own" "taskherd\\\\.(claims|reports)" "taskherd\\\\.work\\\\.(default|runner)|$own"
+user runner "" "taskherd\\\\.(claims|reports)" "taskherd\\\\.work\\\\.(default|runner)"
 printf '%s\n' '{"vhosts": [{"name": "/"}], "users": ['"$users"'], "permissions": ['"$permissions"']}' >rabbitmq.json
 printf '%s\n' 'load_definitions = /etc/rabbitmq/taskherd.json' >rabbitmq.conf
 chmod 600 runner_amqp_url

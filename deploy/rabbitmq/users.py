@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NoReturn
 
 EXCLUSIVE = r"amq\.gen-.*"
-"""Server-named queues, which are exclusive to one connection."""
+"""Server-named queues, which are exclusive to one connection. Replies need none: they use direct reply-to."""
 DEFAULT_EXCHANGE = r"amq\.default"
 
 
@@ -41,16 +41,16 @@ def permissions(prefix: str, runners: dict[str, list[str]]) -> dict[str, tuple[s
     rights = {
         # Declares everything; consumes reports, commands and claims; publishes events, work requests, dead letters,
         # replies and probes.
-        "worker": (f"{p}.*|{EXCLUSIVE}", f"{p}.*|{EXCLUSIVE}|{DEFAULT_EXCHANGE}", f"{p}.*|{EXCLUSIVE}"),
-        # Publishes commands, and reports for agents; consumes events and the replies to its commands.
+        "worker": (f"{p}.*", f"{p}.*|{DEFAULT_EXCHANGE}", f"{p}.*"),
+        # Publishes commands, and reports for agents; consumes events.
         "api": (EXCLUSIVE, f"{p}(commands|reports)|{EXCLUSIVE}", f"{p}events|{EXCLUSIVE}"),
         # Your own provisioner: publishes build reports and nothing else.
         "provisioner": ("", f"{p}reports", ""),
     }
     for user, targets in runners.items():
-        # Consumes the queues of its targets, which the worker declares, and replies; publishes reports and claims.
+        # Consumes the queues of its targets, which the worker declares; publishes reports and claims.
         queues = "|".join(map(re.escape, targets))
-        rights[user] = (EXCLUSIVE, f"{p}(claims|reports)", f"{p}work\\.({queues})|{EXCLUSIVE}")
+        rights[user] = ("", f"{p}(claims|reports)", f"{p}work\\.({queues})")
     return rights
 
 

@@ -376,3 +376,13 @@ def test_valid_values_are_accepted(values: Manifest) -> None:
     with helm.Chart.load(str(CHART)) as chart:
         chart.validate_schema(chart.merge_values(values))
     assert helm.lint(str(CHART))["errors"] == []
+
+
+def test_the_notes_name_the_pods_of_runners() -> None:
+    """After an installation, the operator is told which names ``users.py --runner`` needs, for each pool."""
+    pools = [{"name": "gpu", "replicas": 2}, {"name": "small"}]
+    with helm.Chart.load(str(CHART)) as chart:
+        rendered = chart.render({"runner": {"pools": pools}}, name="taskherd", namespace="prod")
+    [notes] = [text for path, text in rendered.items() if path.endswith("NOTES.txt")]
+    assert "--runner runner-gpu=gpu,taskherd-runner-gpu-0,taskherd-runner-gpu-1\n" in notes
+    assert "--runner runner-small=small,taskherd-runner-small-0\n" in notes

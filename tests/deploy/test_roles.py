@@ -6,7 +6,7 @@ import asyncio
 import subprocess
 import sys
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from pamqp.common import FieldTable
 
 from taskherd.cli.diagnostics.broker import check_broker
 from taskherd.cli.diagnostics.database import check_database
-from taskherd.cli.diagnostics.findings import FindingState
+from taskherd.cli.diagnostics.findings import Finding, FindingState
 from taskherd.cli.diagnostics.pools import check_own_queues
 from taskherd.cli.diagnostics.roles import Role
 from taskherd.dev.services import Services
@@ -148,6 +148,7 @@ async def test_a_worker_works_with_its_privileges(installation: Installation, ha
             )
         ]  # fmt: skip
         assert [finding for finding in findings if finding.state is FindingState.ERROR] == []
+        assert _spare_rights(findings) == "none"
     harness.urls = owner_urls
 
 
@@ -187,6 +188,7 @@ async def test_an_api_works_with_its_privileges(installation: Installation, harn
             async for finding in check
         ]
         assert [finding for finding in findings if finding.state is FindingState.ERROR] == []
+        assert _spare_rights(findings) == "none"
     harness.urls = owner_urls
     await harness.until_row("SELECT count(*) FROM api_tokens WHERE last_used_at IS NOT NULL", is_=1)
 
@@ -204,8 +206,10 @@ async def test_a_runner_works_with_its_privileges(
         async with runner_harness(harness, tmp_path) as runners:
             first = await runners.start()
             settings = Settings(amqp_url=harness.urls[1], amqp_prefix=harness.prefix, runner_name="r1")
-            for check in (check_broker(settings, (Role.RUNNER,)), check_own_queues(settings)):
-                assert [finding async for finding in check if finding.state is FindingState.ERROR] == []
+            checks = (check_broker(settings, (Role.RUNNER,)), check_own_queues(settings))
+            findings = [finding for check in checks async for finding in check]
+            assert [finding for finding in findings if finding.state is FindingState.ERROR] == []
+            assert _spare_rights(findings) == "none"
             task = await runners.task("say:up", "sleep")
             await runners.until_output(task, "up")
             assert not any(line["event"] == "claim unanswered" for line in first.lines())
@@ -217,6 +221,23 @@ async def test_a_runner_works_with_its_privileges(
             await eventually(lambda: not folder.exists())
             assert await second.terminate() == 0
     harness.urls = owner_urls
+
+
+async def test_the_doctor_notes_rights_to_spare(installation: Installation, harness: WorkerHarness) -> None:
+    """A runner with the API's user, or with one that may do everything, is told which rights it does not need."""
+    prefix = harness.prefix
+
+    async def spare_rights(url: str) -> str:
+        settings = Settings(amqp_url=url, amqp_prefix=prefix, runner_name="r1")
+        return _spare_rights([finding async for finding in check_broker(settings, (Role.RUNNER,))])
+
+    assert await spare_rights(installation.amqp_as("runner")) == "none"
+    server_named = "amq.gen-taskherd-doctor"
+    expected = f"configure {server_named}, write {prefix}.commands, read {server_named}"
+    assert await spare_rights(installation.amqp_as("api")) == expected
+    everything = await spare_rights(installation.amqp)
+    for right in ("configure taskherd-doctor.nothing", "write amq.default", f"read {prefix}.work.taskherd-doctor"):
+        assert right in everything
 
 
 async def test_a_role_has_no_other_privileges(installation: Installation) -> None:
@@ -275,8 +296,9 @@ async def test_a_runner_may_neither_command_nor_declare(installation: Installati
         await _publish(await connection.channel(), f"{prefix}.reports")
         for target in ("default", "r1"):
             await _consume(await connection.channel(), f"{prefix}.work.{target}")
-        own = await (await connection.channel()).declare_queue(exclusive=True)
         forbidden: dict[str, Operation] = {
+            "declare a queue with a name of RabbitMQ": lambda channel: channel.declare_queue(exclusive=True),
+            "delete a queue with such a name": lambda channel: channel.queue_delete("amq.gen-any"),
             "declare a work queue": lambda channel: channel.declare_queue(f"{prefix}.work.mine", durable=True),
             "declare its own queue": lambda channel: channel.declare_queue(
                 f"{prefix}.work.r1", durable=True, arguments=QUORUM
@@ -290,8 +312,7 @@ async def test_a_runner_may_neither_command_nor_declare(installation: Installati
             "read another pool": lambda channel: _get(channel, f"{prefix}.work.default-2"),
             "consume from another pool": lambda channel: _consume(channel, f"{prefix}.work.default-2"),
             "read another runner": lambda channel: _get(channel, f"{prefix}.work.r1-2"),
-            "bind its reply queue to work": lambda channel: _bind(channel, own.name, f"{prefix}.work"),
-            "bind its reply queue to events": lambda channel: _bind(channel, own.name, f"{prefix}.events"),
+            "bind its work queue to events": lambda channel: _bind(channel, f"{prefix}.work.r1", f"{prefix}.events"),
             "bind its work queue": lambda channel: _bind(channel, f"{prefix}.work.r1", f"{prefix}.work"),
             "publish a command": lambda channel: _publish(channel, f"{prefix}.commands"),
             "publish a work request": lambda channel: _publish(channel, f"{prefix}.work"),
@@ -324,6 +345,10 @@ async def test_an_api_cannot_read_work_requests(installation: Installation, harn
 
 
 Operation: TypeAlias = "Callable[[aio_pika.abc.AbstractChannel], Awaitable[object]]"
+
+
+def _spare_rights(findings: Iterable[Finding]) -> str:
+    return next(finding.found for finding in findings if finding.what == "broker permissions to spare")
 
 
 async def _is_refused(connection: aio_pika.abc.AbstractConnection, operation: Operation) -> bool:

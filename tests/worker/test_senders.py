@@ -99,21 +99,16 @@ async def test_a_forged_command_is_refused(outside: WorkerHarness, users: dict[s
 
 async def test_the_api_names_its_user(outside: WorkerHarness, users: dict[str, str]) -> None:
     """What the API's client publishes carries the user of its URL, percent-decoded, and is executed."""
-    consuming, publishing = (SupervisedConnection(users["api"], name) for name in ("consume", "publish"))
-    for connection in (consuming, publishing):
-        connection.start()
-    client = CommandClient(consuming, Publisher(publishing, identified=True), f"{outside.prefix}.commands", timeout=20)
-    replies = asyncio.create_task(client.run())
+    publishing = SupervisedConnection(users["api"], "publish")
+    publishing.start()
+    client = CommandClient(Publisher(publishing, identified=True), f"{outside.prefix}.commands", timeout=20)
     try:
         async with running_worker(outside, command_senders=name_of(users["api"])):
             body = json.dumps(create_command(uuid.uuid4(), "Say hello to the API")).encode()
             reply = json.loads((await client.call("task.create", body)).body)
             assert reply["ok"], reply
     finally:
-        await client.stop()
-        await replies
-        for connection in (consuming, publishing):
-            await connection.close()
+        await publishing.close()
 
 
 async def test_an_operator_replays_a_command(outside: WorkerHarness, users: dict[str, str], tmp_path: Path) -> None:

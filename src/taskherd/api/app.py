@@ -150,7 +150,6 @@ class ApiProcess:
         names = topology.TopologyNames(settings.amqp_prefix)
         publisher = Publisher(self._connections.publish, identified=True)
         commands = CommandClient(
-            self._connections.consume,
             publisher,
             names.commands,
             timeout=settings.api_command_timeout,
@@ -164,7 +163,6 @@ class ApiProcess:
         note_uses = _repeat(NOTE_USE_INTERVAL, lambda: api.authenticator.note_uses(self._engine))
         tasks: list[asyncio.Task[Any]] = [
             asyncio.create_task(self._stopping.wait(), name="stopping"),
-            asyncio.create_task(commands.run(), name="replies"),
             asyncio.create_task(self.change_feed.run(), name="change feed"),
             asyncio.create_task(note_uses, name="token uses"),
             asyncio.create_task(_repeat(LOG_INTERVAL, api.sign_in_failures.log_summaries), name="sign-in failures"),
@@ -177,14 +175,13 @@ class ApiProcess:
         await asyncio.wait({http, *tasks}, return_when=asyncio.FIRST_COMPLETED)
         self._stopping.set()
         self.change_feed.stop()
-        await self._shut_down(http_server, commands, http, tasks)
+        await self._shut_down(http_server, http, tasks)
         with suppress(TaskherdError):
             await api.authenticator.note_uses(self._engine)
 
     async def _shut_down(
         self,
         http_server: server.HttpServer,
-        commands: CommandClient,
         http: asyncio.Task[None],
         tasks: list[asyncio.Task[Any]],
     ) -> None:
@@ -193,7 +190,6 @@ class ApiProcess:
         self._readiness.set_failed("serving", "stopping")
         http_server.should_exit = True
         await asyncio.wait({http}, timeout=self._settings.grace)
-        await commands.stop()
         for task in (http, *tasks):
             task.cancel()
         for result in await asyncio.gather(http, *tasks, return_exceptions=True):

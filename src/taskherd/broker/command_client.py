@@ -1,35 +1,29 @@
-"""Calls over RabbitMQ: messages are published with a confirm, and replies arrive on an exclusive queue.
+"""Calls over RabbitMQ: messages are published with a confirm, and replies arrive on the same channel.
 
-The API sends its commands in this way, a runner its claims. A message whose reply queue was lost is published again, so
-its consumer must execute a repeated one only once.
+The API sends its commands in this way, a runner its claims. A message that could not be published, or whose channel was
+lost before the reply, is published again, so its consumer must execute a repeated one only once.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from uuid import uuid4
 
-import structlog
-
-from taskherd.broker import topology
-from taskherd.broker.consumer import Consumer, Source
+from taskherd import retry
+from taskherd.broker.direct_replies import publisher_with_replies
 from taskherd.broker.publisher import PublishOutcome
+from taskherd.broker.reply_queues import DIRECT
 from taskherd.errors import Unavailable
 
 if TYPE_CHECKING:
-    from aiormq.abc import AbstractChannel
-
-    from taskherd.broker.connection import SupervisedConnection
     from taskherd.broker.delivery import Delivery
     from taskherd.broker.publisher import Publisher
 
-log = structlog.get_logger(__name__)
-
 MAX_WAITING: Final = 1_000
-"""Maximum number of concurrent calls, and of replies in the reply queue."""
+"""Maximum number of concurrent calls."""
 
 Trace: TypeAlias = Callable[[], dict[str, str]]
 """A function that returns the trace headers for a call."""
@@ -43,8 +37,8 @@ class Reply:
     headers: Mapping[str, Any]
 
 
-class _ReplyQueueLost(Exception):  # noqa: N818 - not an error; never leaves this module
-    """The reply queue was replaced while a call was waiting."""
+class _ReplyLost(Exception):  # noqa: N818 - not an error; never leaves this module
+    """The channel for the reply was lost while a call was waiting."""
 
 
 class CommandClient:
@@ -52,7 +46,6 @@ class CommandClient:
 
     def __init__(
         self,
-        consuming: SupervisedConnection,
         publisher: Publisher,
         exchange: str,
         *,
@@ -60,40 +53,21 @@ class CommandClient:
         trace: Trace = dict,
         on_waiting: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """Create the client; it receives replies while ``run`` runs.
+        """Create the client.
 
         Args:
-            consuming: the connection that receives replies; ``publisher`` must use another one.
-            publisher: publishes the messages.
-            exchange: the exchange for the messages, with a queue of the same name.
+            publisher: its connection is used, with a channel for the calls.
+            exchange: the exchange for the messages.
             timeout: seconds that each call waits for its reply.
             trace: returns the trace headers for a call.
             on_waiting: called with the number of waiting calls whenever it changes.
         """
         self._trace = trace
-        self._publisher = publisher
+        self._publisher = publisher_with_replies(publisher, self._resolve, self._on_lost)
         self._exchange = exchange
         self._timeout = timeout
         self._on_waiting = on_waiting
-        self._consumer = Consumer(consuming, self._prepare, prefetch=MAX_WAITING, on_error=self._on_error)
-        self._queue = ""
-        self._queue_ready = asyncio.Event()
         self._waiting: dict[str, asyncio.Future[Reply]] = {}
-
-    async def run(self) -> None:
-        """Consume replies until stopped."""
-        self._consumer.start()
-        try:
-            while deliveries := await self._consumer.next_batch(MAX_WAITING, 0):
-                for delivery in deliveries:
-                    self._resolve(delivery)
-                await self._consumer.ack(deliveries)
-        finally:
-            await self._consumer.close()
-
-    async def stop(self) -> None:
-        """Stop consuming replies, after the buffered ones were passed to their calls."""
-        await self._consumer.stop()
 
     async def call(self, routing_key: str, body: bytes, *, no_expiry: bool = False) -> Reply:
         """Publish a message and return the reply.
@@ -106,16 +80,21 @@ class CommandClient:
         if len(self._waiting) >= MAX_WAITING:
             raise Unavailable(f"{MAX_WAITING} calls are waiting for a reply already")
         deadline = asyncio.get_running_loop().time() + self._timeout
+        failures = 0
+        reason = "it was published"
         try:
             async with asyncio.timeout_at(deadline):
                 while True:
-                    await self._queue_ready.wait()
                     try:
                         return await self._call_once(routing_key, body, None if no_expiry else deadline)
-                    except _ReplyQueueLost:
+                    except _ReplyLost:
                         continue
+                    except Unavailable as error:
+                        failures += 1
+                        reason = str(error)
+                        await asyncio.sleep(retry.delay(failures))
         except TimeoutError:
-            raise Unavailable(f"no reply to {routing_key} within {self._timeout:g} s") from None
+            raise Unavailable(f"no reply to {routing_key} within {self._timeout:g} s: {reason}") from None
 
     async def _call_once(self, routing_key: str, body: bytes, deadline: float | None) -> Reply:
         loop = asyncio.get_running_loop()
@@ -131,7 +110,7 @@ class CommandClient:
                 headers={**self._trace()} or None,
                 mandatory=True,
                 expiration=None if deadline is None else max(0.1, deadline - loop.time()),
-                reply_to=self._queue,
+                reply_to=DIRECT,
                 correlation_id=correlation_id,
             )
             if outcome is PublishOutcome.UNROUTED:
@@ -150,15 +129,7 @@ class CommandClient:
         if waiting is not None and not waiting.done():
             waiting.set_result(Reply(delivery.body, delivery.headers))
 
-    async def _prepare(self, channel: AbstractChannel) -> Sequence[Source]:
-        await topology.check(channel, [self._exchange], [self._exchange])
-        self._queue = await topology.declare_exclusive_queue(channel, length=MAX_WAITING)
-        self._queue_ready.set()
-        for waiting in self._waiting.values():  # their replies go to the previous queue, which is lost
+    def _on_lost(self) -> None:
+        for waiting in self._waiting.values():
             if not waiting.done():
-                waiting.set_exception(_ReplyQueueLost())
-        return [Source(self._queue)]
-
-    def _on_error(self, reason: str) -> None:
-        self._queue_ready.clear()
-        log.warning("cannot receive replies, retrying", reason=reason)
+                waiting.set_exception(_ReplyLost())

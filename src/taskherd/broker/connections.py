@@ -1,4 +1,4 @@
-"""The two broker connections of a process, for consuming and publishing, with their logs, metrics and readiness."""
+"""The broker connections of a process, for consuming and publishing, with their logs, metrics and readiness."""
 
 from __future__ import annotations
 
@@ -22,8 +22,15 @@ def _ignore() -> None:
     pass
 
 
+def _log_loss(name: str, reason: str) -> None:
+    log.warning("broker lost", connection=name, reason=reason)
+
+
 class BrokerConnections:
-    """The connections for consuming and publishing of one process."""
+    """The connections of one process: for consuming, for publishing, and for publishing without confirms.
+
+    The last one is connected only if it is used, and nothing waits for it.
+    """
 
     def __init__(
         self,
@@ -33,18 +40,21 @@ class BrokerConnections:
         readiness: Readiness | None = None,
         on_disconnect: Callable[[], None] = _ignore,
     ) -> None:
-        """Create both connections, unconnected.
+        """Create the connections, unconnected.
 
         Args:
             amqp_url: the URL of the broker.
             process: the name of the process in the broker's list of connections.
-            metrics: records reconnects, and whether both connections are up.
+            metrics: records reconnects, and whether the first two connections are up.
             readiness: where the condition "broker" is updated, if the process is not ready without the broker.
             on_disconnect: called when a connection is lost.
         """
         hooks = ConnectionHooks(on_up=self._up, on_down=self._down, on_refused=self._refused)
         self.consume = SupervisedConnection(amqp_url, f"{process} consume", hooks)
         self.publish = SupervisedConnection(amqp_url, f"{process} publish", hooks)
+        self.unconfirmed = SupervisedConnection(
+            amqp_url, f"{process} unconfirmed", ConnectionHooks(on_up=self._count_up, on_down=_log_loss)
+        )
         self._metrics = metrics
         self._readiness = readiness
         self._on_down = on_disconnect
@@ -52,19 +62,24 @@ class BrokerConnections:
         for name in ("consume", "publish"):
             metrics.reconnects.labels(name)  # Prometheus misses the first increment of a new series
 
-    def start(self) -> None:
+    def start(self, *, unconfirmed: bool = False) -> None:
         """Start connecting in the background."""
         self.consume.start()
         self.publish.start()
+        if unconfirmed:
+            self.unconfirmed.start()
 
     async def close(self) -> None:
-        """Close both connections."""
-        await asyncio.gather(self.consume.close(), self.publish.close())
+        """Close all connections."""
+        await asyncio.gather(self.consume.close(), self.publish.close(), self.unconfirmed.close())
 
-    def _up(self, name: str) -> None:
+    def _count_up(self, name: str) -> None:
         if name in self._connected_before:
             self._metrics.reconnects.labels(name.rpartition(" ")[2]).inc()
         self._connected_before.add(name)
+
+    def _up(self, name: str) -> None:
+        self._count_up(name)
         if self.consume.is_up and self.publish.is_up:
             self._metrics.broker_up.set(1)
             if self._readiness is not None:

@@ -96,7 +96,7 @@ async def queue_infos(connection: AbstractConnection, queues: Iterable[str]) -> 
     found: dict[str, QueueInfo] = {}
     for name in dict.fromkeys(queues):
         with suppress(ChannelNotFoundEntity):
-            async with _channel(connection) as channel:
+            async with open_channel(connection) as channel:
                 declared = await channel.queue_declare(name, passive=True, timeout=REQUEST_TIMEOUT)
                 found[name] = QueueInfo(name, declared.message_count or 0, declared.consumer_count or 0)
     return found
@@ -116,13 +116,13 @@ async def check_publisher(
     forbidden: list[str] = []
     for name in dict.fromkeys((*written, *read)):
         try:
-            async with _channel(connection) as channel:
+            async with open_channel(connection) as channel:
                 await channel.exchange_declare(name, passive=True, timeout=REQUEST_TIMEOUT)
         except ChannelNotFoundEntity:
             missing.append(f"exchange {name}")
     for name in () if missing else written:
         try:
-            async with _channel(connection) as channel:
+            async with open_channel(connection) as channel:
                 await channel.exchange_unbind(name, source, _NO_SUCH_KEY, timeout=REQUEST_TIMEOUT)
         except ChannelNotFoundEntity:
             missing.append(f"exchange {source}")
@@ -137,7 +137,7 @@ async def _check_exchange(connection: AbstractConnection, names: TopologyNames, 
 
     Removing a binding that does not exist needs the last two, and changes nothing.
     """
-    async with _channel(connection) as channel:
+    async with open_channel(connection) as channel:
         await channel.exchange_declare(name, passive=True, timeout=REQUEST_TIMEOUT)
         await channel.exchange_declare(name, exchange_type="topic", durable=True, timeout=REQUEST_TIMEOUT)
         other = names.events if name != names.events else names.work
@@ -145,7 +145,7 @@ async def _check_exchange(connection: AbstractConnection, names: TopologyNames, 
 
 
 async def _check_queue(connection: AbstractConnection, names: TopologyNames, name: str) -> QueueInfo:
-    async with _channel(connection) as channel:
+    async with open_channel(connection) as channel:
         declared = await channel.queue_declare(name, passive=True, timeout=REQUEST_TIMEOUT)
         await channel.queue_declare(name, durable=True, arguments=_arguments(names, name), timeout=REQUEST_TIMEOUT)
     return QueueInfo(name, declared.message_count or 0, declared.consumer_count or 0)
@@ -166,7 +166,7 @@ def _arguments(names: TopologyNames, queue: str) -> FieldTable:
 
 
 @asynccontextmanager
-async def _channel(connection: AbstractConnection) -> AsyncIterator[AbstractChannel]:
+async def open_channel(connection: AbstractConnection) -> AsyncIterator[AbstractChannel]:
     """Open a channel for the block; each check needs its own, because the broker closes a channel on an error."""
     with map_errors("opening a channel"):
         async with asyncio.timeout(REQUEST_TIMEOUT):

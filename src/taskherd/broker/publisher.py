@@ -16,7 +16,7 @@ from taskherd.broker.connection import REQUEST_TIMEOUT, SupervisedConnection, ma
 from taskherd.errors import Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from aiormq.channel import Channel
     from pamqp.common import FieldTable
@@ -55,6 +55,14 @@ class OutgoingMessage:
     correlation_id: str | None = None
 
 
+@dataclass(slots=True)
+class _Confirms:
+    """When the last confirm arrived on a connection, in seconds of the loop's clock, and how many are missing."""
+
+    latest_at: float = 0.0
+    missing: int = 0
+
+
 class Publisher:
     """A publisher on ``connection``, which must not be used for consuming.
 
@@ -71,11 +79,19 @@ class Publisher:
         """
         self._connection = connection
         self._user = connection.user if identified else None
+        self._prepare: Callable[[Channel], Awaitable[None]] | None = None
         self._channel: Channel | None = None
         self._opening = asyncio.Lock()
         self._slots = asyncio.Semaphore(MAX_IN_FLIGHT)
-        self._confirmed_at = 0.0
-        self._unconfirmed = 0
+        self._confirms = _Confirms()
+
+    def on_own_channel(self, prepare: Callable[[Channel], Awaitable[None]]) -> Publisher:
+        """Return a publisher like this one, on the same connection, that calls ``prepare`` with each new channel."""
+        publisher = Publisher(self._connection)
+        publisher._user = self._user
+        publisher._confirms = self._confirms
+        publisher._prepare = prepare
+        return publisher
 
     async def publish(
         self,
@@ -110,7 +126,7 @@ class Publisher:
                 if isinstance(error.__cause__, TimeoutError):
                     self._drop_if_stuck(began)
                 raise
-            self._confirmed_at = asyncio.get_running_loop().time()
+            self._confirms.latest_at = asyncio.get_running_loop().time()
             return published
 
     async def publish_many(self, messages: Sequence[OutgoingMessage]) -> list[PublishOutcome | Unavailable]:
@@ -127,26 +143,34 @@ class Publisher:
         """Close the channel, but not the connection, within ``REQUEST_TIMEOUT``."""
         channel, self._channel = self._channel, None
         if channel is not None:
-            with suppress(Unavailable), map_errors("closing a channel"):
-                async with asyncio.timeout(REQUEST_TIMEOUT):
-                    await channel.close()
+            await _close(channel)
 
     async def _open_channel(self) -> Channel:
         if self._channel is not None and not self._channel.is_closed:
             return self._channel
         async with self._opening:
             if self._channel is None or self._channel.is_closed:
-                self._channel = await self._connection.channel(confirms=True)
-                self._unconfirmed = 0
+                self._channel = await self._open_new_channel()
+                self._confirms.missing = 0
             return self._channel
+
+    async def _open_new_channel(self) -> Channel:
+        channel = await self._connection.channel(confirms=True)
+        if self._prepare is not None:
+            try:
+                await self._prepare(channel)
+            except BaseException:
+                await _close(channel)
+                raise
+        return channel
 
     def _drop_if_stuck(self, began: float) -> None:
         """Abort the connection if nothing was confirmed since ``began``: it may be stuck, and its buffer only grows.
 
         A connection that still confirms other messages is kept until too many confirms are missing.
         """
-        self._unconfirmed += 1
-        if self._confirmed_at < began or self._unconfirmed >= _MAX_UNCONFIRMED:
+        self._confirms.missing += 1
+        if self._confirms.latest_at < began or self._confirms.missing >= _MAX_UNCONFIRMED:
             self._connection.drop()
 
 
@@ -168,7 +192,7 @@ async def _publish(channel: Channel, message: OutgoingMessage, user: str | None)
             message.body,
             exchange=message.exchange,
             routing_key=message.routing_key,
-            properties=_properties(message, user),
+            properties=properties_of(message, user),
             mandatory=message.mandatory,
             wait=False,
         )
@@ -179,7 +203,14 @@ async def _publish(channel: Channel, message: OutgoingMessage, user: str | None)
     return PublishOutcome.CONFIRMED
 
 
-def _properties(message: OutgoingMessage, user: str | None) -> Basic.Properties:
+async def _close(channel: Channel) -> None:
+    with suppress(Unavailable), map_errors("closing a channel"):
+        async with asyncio.timeout(REQUEST_TIMEOUT):
+            await channel.close()
+
+
+def properties_of(message: OutgoingMessage, user: str | None = None) -> Basic.Properties:
+    """Return the AMQP properties of a message that ``user`` publishes."""
     return Basic.Properties(
         content_type=message.content_type,
         headers=message.headers,

@@ -20,11 +20,6 @@ _PROCESS: Final = re.compile(rb"\x83X(?:v\x00|w)(.)(reply@[0-9]{1,20}).{12}", re
 _KEY_BYTES: Final = 16
 
 
-def is_direct(queue: str) -> bool:
-    """Return whether a reply to ``queue`` goes to a channel directly; RabbitMQ returns it if it is mandatory."""
-    return queue.startswith(f"{DIRECT}.")
-
-
 def may_reply_to(names: TopologyNames, queue: str) -> bool:
     """Return whether a reply may be published to ``queue`` through the default exchange.
 
@@ -33,10 +28,11 @@ def may_reply_to(names: TopologyNames, queue: str) -> bool:
     """
     if queue.startswith(f"{names.prefix}."):
         return False
-    return not queue.startswith(_RESERVED) or queue.startswith(_SERVER_NAMED) or _is_direct_name(queue)
+    return not queue.startswith(_RESERVED) or queue.startswith(_SERVER_NAMED) or is_direct(queue)
 
 
-def _is_direct_name(queue: str) -> bool:
+def is_direct(queue: str) -> bool:
+    """Return whether this is a name that RabbitMQ gives for direct replies."""
     match = _DIRECT_NAME.fullmatch(queue)
     if match is None:
         return False

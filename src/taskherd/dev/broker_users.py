@@ -54,11 +54,10 @@ def create(services: Services, prefix: str, targets: Sequence[str]) -> dict[str,
 def rights(prefix: str, targets: Sequence[str]) -> Mapping[str, tuple[str, str, str]]:
     """Return the configure, write and read patterns of each command's user."""
     p = re.escape(prefix) + r"\."
-    own = _EXCLUSIVE
     queues = "|".join(map(re.escape, targets))
     patterns = {
-        "worker": (f"{p}.*|{own}", rf"{p}.*|{own}|amq\.default", f"{p}.*|{own}"),
-        "api": (own, f"{p}(commands|reports)|{own}", f"{p}events|{own}"),
-        "runner": (own, f"{p}(claims|reports)", rf"{p}work\.({queues})|{own}"),
+        "worker": (f"{p}.*", rf"{p}.*|amq\.default", f"{p}.*"),
+        "api": (_EXCLUSIVE, f"{p}(commands|reports)|{_EXCLUSIVE}", f"{p}events|{_EXCLUSIVE}"),
+        "runner": ("", f"{p}(claims|reports)", rf"{p}work\.({queues})"),
     }
     return {name: (f"^({c})$", f"^({w})$", f"^({r})$") for name, (c, w, r) in patterns.items()}

@@ -81,12 +81,19 @@ def speaks_amqp(port: int | None) -> bool:
 class RabbitNode:
     """A private node with its data in the folder ``home``, which the next node on the same folder reuses."""
 
-    def __init__(self, binaries: RabbitBinaries, home: Path) -> None:
+    def __init__(self, binaries: RabbitBinaries, home: Path, seed: RabbitNode | None = None) -> None:
+        """Create a node, not started. It joins the cluster of ``seed``, which must be running, if there is one."""
         self.binaries = binaries
+        self._seed = seed
         self.home = home.absolute()
         self._identity = _identity(self.home)
         self._server: subprocess.Popen[bytes] | None = None
         self._epmd: subprocess.Popen[bytes] | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the node in its cluster."""
+        return self._identity.name
 
     @property
     def url(self) -> str:
@@ -118,13 +125,11 @@ class RabbitNode:
         identity.amqp_port, identity.dist_port, identity.epmd_port = ports.find_free(
             [identity.amqp_port, identity.dist_port, identity.epmd_port]
         )
+        if self._seed is not None:
+            identity.epmd_port = self._seed._identity.epmd_port  # noqa: SLF001 - of the same class
         self._write_configuration()
-        epmd = [_epmd(), "-port", str(identity.epmd_port), "-address", ports.HOST]
-        self._epmd = processes.spawn(epmd, home=self.home, env=self._env(), log=self.home / "epmd.out")
-        port = identity.epmd_port
-        processes.await_ready(
-            self._epmd, lambda: ports.is_open(port), what="epmd", log=self.home / "epmd.out", within=10
-        )
+        if self._seed is None:
+            self._start_epmd()
         log = self.home / "server.out"
         server = self.binaries.folder / "rabbitmq-server"
         self._server = processes.spawn([server], home=self.home, env=self._env(), log=log)
@@ -135,6 +140,13 @@ class RabbitNode:
         except BaseException:
             self.stop()
             raise
+
+    def _start_epmd(self) -> None:
+        port = self._identity.epmd_port or 0
+        command = [_epmd(), "-port", str(port), "-address", ports.HOST]
+        log = self.home / "epmd.out"
+        self._epmd = processes.spawn(command, home=self.home, env=self._env(), log=log)
+        processes.await_ready(self._epmd, lambda: ports.is_open(port), what="epmd", log=log, within=10)
 
     def stop(self) -> None:
         """Stop the node and its epmd with SIGTERM; kill what is still running after 30 seconds."""
@@ -199,19 +211,20 @@ class RabbitNode:
         processes.end(processes.belonging_to(self.home), gently=signal.SIGTERM, within=20)
 
     def _write_configuration(self) -> None:
-        identity = self._identity
+        identity, seed = self._identity, self._seed
+        join = "" if seed is None else f"cluster_formation.classic_config.nodes.1 = {seed.name}\n"
         (self.home / "node.json").write_text(json.dumps(asdict(identity)))
         (self.home / "node.json").chmod(0o600)
         cookie = self.home / ".erlang.cookie"
         if not cookie.exists():
-            cookie.write_text(secrets.token_hex(16))
+            cookie.write_text(secrets.token_hex(16) if seed is None else (seed.home / cookie.name).read_text())
             cookie.chmod(0o400)
         (self.home / "enabled_plugins").write_text("[rabbitmq_consistent_hash_exchange].\n")
         (self.home / "rabbitmq.conf").write_text(
             f"listeners.tcp.local = {ports.HOST}:{identity.amqp_port}\n"
             f"default_user = taskherd\n"
             f"default_pass = {identity.password}\n"
-            "disk_free_limit.absolute = 50MB\n"
+            "disk_free_limit.absolute = 50MB\n" + join
         )
         (self.home / "rabbitmq.conf").chmod(0o600)
 

@@ -93,7 +93,7 @@ class RunnerProcess:
         publisher = Publisher(self._connections.publish, identified=True)
         self._consumer = Consumer(self._connections.consume, self._prepare, prefetch=PREFETCH, on_error=self._on_error)
         self._sender = ReportSender(publisher, self._names, self.metrics, self._on_error)
-        self._claims = CommandClient(self._connections.consume, publisher, self._names.claims, timeout=REPLY_TIMEOUT)
+        self._claims = CommandClient(publisher, self._names.claims, timeout=REPLY_TIMEOUT)
         self._hellos = Hellos(
             self._claims, self._connections.consume, self._names, RunnerHello(self._name, settings.runner_pool)
         )
@@ -159,7 +159,6 @@ class RunnerProcess:
         tasks = [
             asyncio.create_task(self._dispatcher.run(), name="requests"),
             asyncio.create_task(self._sender.run(), name="reports"),
-            asyncio.create_task(self._claims.run(), name="replies"),
             asyncio.create_task(
                 self._sender.send_heartbeats(self._settings.runner_heartbeat_every, self._dispatcher.heartbeats),
                 name="heartbeats",

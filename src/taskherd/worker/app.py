@@ -26,6 +26,7 @@ from taskherd.broker import topology
 from taskherd.broker.connections import BrokerConnections
 from taskherd.broker.consumer import Consumer, Source
 from taskherd.broker.publisher import Publisher
+from taskherd.broker.unconfirmed import UnconfirmedPublisher
 from taskherd.clock import Clock
 from taskherd.domain import names as task_names
 from taskherd.errors import Misconfigured, Unavailable
@@ -65,9 +66,6 @@ REQUIRED_SETTINGS = ("database_url", "amqp_url", "secret_key")
 CLAIMS_PREFETCH = 2_000
 """Maximum number of unacked messages of runners: a start of all runners at once fits."""
 
-MAX_REPLIES = 1_000
-"""Maximum length of the queue of replies to this worker's probes."""
-
 DELETE_RETRY_AFTER = 5.0
 """Seconds until a failed delete is requested again for the first time."""
 
@@ -104,13 +102,13 @@ class Worker:
             settings.amqp_url, "worker", self.metrics, self._readiness, self._on_disconnect
         )
         self._publisher = Publisher(self._connections.publish)
+        self._replies = UnconfirmedPublisher(self._connections.unconfirmed, self._on_reply_error)
         self._reports = self._make_consumer(self._report_sources, settings.prefetch)
         self._commands = self._make_consumer(self._command_source, MAX_WAITING)
         self._claims = self._make_consumer(self._claim_source, CLAIMS_PREFETCH)
-        self._probe_replies = self._make_consumer(self._probe_reply_source, MAX_REPLIES)
         self._context = self._make_context()
         self._relay = Relay(self._context, settings.relay_every)
-        self.probe = Probe(self._publisher, self._probe_replies, self.metrics, self._clock.now)
+        self.probe = Probe(self._publisher, self._replies, self.metrics, self._clock.now)
         self._report_consumer = ReportConsumer(self._reports, self._context, self._relay, self.probe)
         self._command_consumer = CommandConsumer(self._commands, self._context, self._relay)
         self._work_queues = WorkQueues(self._context, self._connections.consume)
@@ -135,6 +133,7 @@ class Worker:
         return WorkerContext(
             engine=self._engine,
             publisher=self._publisher,
+            replies=self._replies,
             names=self._names,
             directory_cache=DirectoryCache(self._engine, default_policy(settings.stalled_after)),
             metrics=self.metrics,
@@ -203,8 +202,8 @@ class Worker:
 
     async def _work(self) -> None:
         _tune_gc()
-        self._connections.start()
-        for consumer in (self._probe_replies, self._commands, self._claims, self._reports):
+        self._connections.start(unconfirmed=True)
+        for consumer in (self._commands, self._claims, self._reports):
             consumer.start()
         settings = self._settings
         consumers = [
@@ -213,10 +212,9 @@ class Worker:
             asyncio.create_task(self._claim_consumer.run(), name="claims"),
         ]
         relay = asyncio.create_task(self._relay.run(), name="relay")
+        unconfirmed = asyncio.create_task(self._replies.run(), name="replies")
         background = [
             asyncio.create_task(self._sweeper.run(settings.sweep_every), name="sweeper"),
-            asyncio.create_task(self.probe.send_replies(), name="probe send replies"),
-            asyncio.create_task(self.probe.receive_replies(), name="probe receive replies"),
             asyncio.create_task(
                 self.probe.send_probes(settings.probe_every, settings.probe_timeout, self._report_queues),
                 name="probe send",
@@ -225,12 +223,15 @@ class Worker:
             asyncio.create_task(self._update_gauges(), name="gauges"),
         ]
         stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
-        await asyncio.wait({stopping, relay, *consumers, *background}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({stopping, relay, unconfirmed, *consumers, *background}, return_when=asyncio.FIRST_COMPLETED)
         self._stopping.set()
-        await self._shut_down(consumers, relay, background)
+        await self._shut_down(consumers, [relay, unconfirmed], background)
 
     async def _shut_down(
-        self, consumers: list[asyncio.Task[None]], relay: asyncio.Task[None], background: list[asyncio.Task[None]]
+        self,
+        consumers: list[asyncio.Task[None]],
+        senders: list[asyncio.Task[None]],
+        background: list[asyncio.Task[None]],
     ) -> None:
         """Stop consuming, finish the batches in progress and publish what is committed, within the grace time."""
         log.info("worker stopping")
@@ -240,14 +241,15 @@ class Worker:
                 await asyncio.gather(self._reports.stop(), self._commands.stop(), self._claims.stop())
                 await asyncio.wait(consumers)
                 self._relay.stop()
-                await asyncio.wait({relay})
+                self._replies.stop()
+                await asyncio.wait(senders)
                 with suppress(Unavailable):
                     await self._sweeper.deregister()
-        tasks = [*consumers, relay, *background]
+        tasks = [*consumers, *senders, *background]
         for task in tasks:
             task.cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
-        for consumer in (self._reports, self._commands, self._claims, self._probe_replies):
+        for consumer in (self._reports, self._commands, self._claims):
             await consumer.close()
         for result in results:
             if isinstance(result, Exception):
@@ -281,10 +283,6 @@ class Worker:
         shared, *partitions = await self._queue_sources(self._report_queues, channel)
         return [shared, *(Source(each.queue, topology.consumer_priority(self._id, each.queue)) for each in partitions)]
 
-    async def _probe_reply_source(self, channel: AbstractChannel) -> Sequence[Source]:
-        self.probe.reply_queue = await topology.declare_exclusive_queue(channel, length=MAX_REPLIES)
-        return [Source(self.probe.reply_queue)]
-
     def _on_database_down(self, reason: str) -> None:
         self.metrics.database_up.set(0)
         log.warning("database unavailable", reason=reason)
@@ -301,6 +299,9 @@ class Worker:
         """Reset ``drained_since``: reports may now wait in the queues."""
         self.probe.reset()
         self._work_queues.reset()
+
+    def _on_reply_error(self, reason: str) -> None:
+        log.warning("reply dropped", reason=reason)
 
     def _on_error(self, reason: str) -> None:
         self.probe.reset()

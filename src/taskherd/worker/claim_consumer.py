@@ -26,7 +26,7 @@ from taskherd.worker.batch import MESSAGE_ERRORS, Batch
 from taskherd.worker.concurrency import isolate_possible_poison
 from taskherd.worker.dead_letters import untrusted_sender
 from taskherd.worker.load import load_ownership
-from taskherd.worker.outgoing_replies import OutgoingReply, publish_rejected, publish_replies, reply_queue
+from taskherd.worker.outgoing_replies import OutgoingReply, publish_rejected, reply_queue, send_replies
 from taskherd.worker.reconcile import reconcile
 from taskherd.worker.sender_pools import NO_POOL
 
@@ -199,7 +199,7 @@ class ClaimConsumer:
         for _ in rejected:
             self._count("unknown", "invalid")
         answers = [OutgoingReply(delivery, replies.invalid_message_reply(invalid)) for delivery, invalid in rejected]
-        await publish_replies(self._context, answers)
+        send_replies(self._context, answers)
         await self._publish_rejected(rejected)
 
     async def _publish_rejected(self, rejected: Sequence[Rejected]) -> None:
@@ -208,7 +208,7 @@ class ClaimConsumer:
 
     async def _answer(self, answers: Sequence[OutgoingReply]) -> None:
         """Publish the replies and ack their messages."""
-        await publish_replies(self._context, answers)
+        send_replies(self._context, answers)
         await self._consumer.ack([answer.delivery for answer in answers])
 
     def _count(self, kind: str, outcome: str) -> None:

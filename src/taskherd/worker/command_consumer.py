@@ -23,7 +23,7 @@ from taskherd.worker.batch import MESSAGE_ERRORS, Batch
 from taskherd.worker.command_order import WaitingCommand, next_commands
 from taskherd.worker.concurrency import BatchFootprint, BatchScheduler
 from taskherd.worker.dead_letters import untrusted_sender
-from taskherd.worker.outgoing_replies import OutgoingReply, publish_rejected, publish_replies, reply_queue
+from taskherd.worker.outgoing_replies import OutgoingReply, publish_rejected, reply_queue, send_replies
 from taskherd.worker.reconcile import reconcile
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ class CommandConsumer:
                 detail = f"{outcome.refusal.status} {outcome.refusal.message}"
                 reason = DeadLetterReason.COMMAND_REFUSED
                 refused.append((delivery, InvalidMessage(None, reason, detail, delivery.body)))
-        await publish_replies(self._context, answers)
+        send_replies(self._context, answers)
         await publish_rejected(self._context, refused)
         await self._consumer.ack([answer.delivery for answer in answers])
         await self._reject(rejected)
@@ -169,7 +169,7 @@ class CommandConsumer:
             answers = [
                 OutgoingReply(delivery, replies.invalid_message_reply(invalid)) for delivery, invalid in rejected
             ]
-            await publish_replies(self._context, answers)
+            send_replies(self._context, answers)
             await publish_rejected(self._context, rejected)
         except Unavailable as error:
             log.warning("commands abandoned, the broker redelivers them", count=len(rejected), reason=str(error))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from taskherd.backoff import Backoff
     from taskherd.broker.publisher import Publisher
     from taskherd.broker.topology import TopologyNames
+    from taskherd.broker.unconfirmed import UnconfirmedPublisher
     from taskherd.observability.failpoints import Failpoint
     from taskherd.observability.metrics import Metrics
     from taskherd.observability.tracing import Tracing
@@ -66,6 +67,7 @@ class WorkerContext:
     """The dependencies that the worker's loops share.
 
     Attributes:
+        replies: sends replies, without confirms.
         now: returns the time of the database's clock.
         failpoint: kills or freezes the process if this failpoint is armed.
         on_error: called with the reason of every failure that is retried.
@@ -78,6 +80,7 @@ class WorkerContext:
 
     engine: AsyncEngine
     publisher: Publisher
+    replies: UnconfirmedPublisher
     names: TopologyNames
     directory_cache: DirectoryCache
     metrics: Metrics

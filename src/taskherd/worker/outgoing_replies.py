@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 import structlog
 
 from taskherd.broker.dead_letters import publish_dead_letters
-from taskherd.broker.publisher import OutgoingMessage, PublishOutcome
-from taskherd.broker.reply_queues import is_direct, may_reply_to
-from taskherd.errors import Unavailable
+from taskherd.broker.publisher import OutgoingMessage
+from taskherd.broker.reply_queues import may_reply_to
 from taskherd.messages import replies
 from taskherd.worker.dead_letters import dead_letter_of
 
@@ -41,33 +40,20 @@ def reply_queue(context: WorkerContext, delivery: Delivery) -> str | None:
     return queue if queue and may_reply_to(context.names, queue) else None
 
 
-async def publish_replies(context: WorkerContext, answers: Sequence[OutgoingReply]) -> None:
+def send_replies(context: WorkerContext, answers: Sequence[OutgoingReply]) -> None:
     """Send the replies to deliveries with a reply_to. A reply is dropped if its queue is gone or may not be written to.
 
-    Raises ``Unavailable`` if the broker is away when the worker stops; until then, unconfirmed replies are sent again.
+    No confirm is awaited, because it could wait for the queue of a single caller on a hung node, and the commands of
+    all others with it. A caller that gets no reply sends its message again, and gets the recorded one.
     """
-    messages: list[OutgoingMessage] = []
     for answer in answers:
         queue = reply_queue(context, answer.delivery)
         if queue is not None:
-            messages.append(_outgoing(answer, queue))
+            context.replies.offer(_outgoing(answer, queue))
         elif answer.delivery.reply_to:
             log.warning(
                 "reply_to refused, reply dropped", reply_to=answer.delivery.reply_to, sender=answer.delivery.sender
             )
-
-    async def publish() -> None:
-        outcomes = await context.publisher.publish_many(messages)
-        failed = [(m, o) for m, o in zip(messages, outcomes, strict=True) if isinstance(o, Unavailable)]
-        unrouted = sum(outcome is PublishOutcome.UNROUTED for outcome in outcomes)
-        if unrouted:
-            log.info("reply queues are gone, replies dropped", count=unrouted)
-        messages[:] = [message for message, _ in failed]
-        if failed:
-            raise failed[0][1]
-
-    if messages:
-        await context.until_stopped(publish, "broker")
 
 
 def _outgoing(answer: OutgoingReply, queue: str) -> OutgoingMessage:
@@ -76,13 +62,12 @@ def _outgoing(answer: OutgoingReply, queue: str) -> OutgoingMessage:
         queue,
         answer.body,
         headers={replies.REPEATED_HEADER: True} if answer.repeated else None,
-        mandatory=not is_direct(queue),
         correlation_id=answer.delivery.correlation_id,
     )
 
 
 async def publish_rejected(context: WorkerContext, rejected: Sequence[Rejected]) -> None:
-    """Publish rejected deliveries as dead letters, and count them. Raises ``Unavailable`` as ``publish_replies``."""
+    """Publish rejected deliveries as dead letters, and count them. Raises ``Unavailable`` if it is stopping."""
     if not rejected:
         return
     messages = [dead_letter_of(context, delivery, invalid) for delivery, invalid in rejected]

@@ -135,7 +135,7 @@ class ReportConsumer:
         acked = await self._consumer.ack(decoded.deliveries)
         self._context.failpoint(Failpoint.POST_ACK)
         for delivery in decoded.probes:
-            self._probe.enqueue_reply(delivery)
+            self._probe.reply(delivery)
         self._count(decoded, outcomes)
         log.debug(
             "batch processed",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from taskherd.broker import diagnostics as broker
+from taskherd.broker.excess_rights import DEFAULT_EXCHANGE, NOBODYS, excess_rights
 from taskherd.broker.topology import TopologyNames
 from taskherd.cli.diagnostics.findings import Finding, counted, error, note, ok, problems
 from taskherd.cli.diagnostics.roles import Role
@@ -35,6 +36,8 @@ async def check_broker(settings: Settings, roles: Collection[Role] = (Role.WORKE
             yield problems("topology arguments", topology.different, "as expected", advice)
             advice = "grant them to this user on this vhost with `rabbitmqctl set_permissions`"
             yield problems("broker permissions", topology.forbidden, "sufficient", advice)
+            if not topology.missing:
+                yield _excess(await _excess_rights(connection, names, roles))
             queues = topology.queues
             if Role.WORKER not in roles and Role.API in roles:
                 counted = (*names.report_queues(settings.report_partitions), names.commands)
@@ -54,6 +57,31 @@ async def _check_client(
     claims = (names.claims,) if Role.RUNNER in roles else ()
     read = (names.events,) if is_api else ()
     return await broker.check_publisher(connection, names, (*commands, *claims, names.reports), read)
+
+
+async def _excess_rights(
+    connection: AbstractConnection, names: TopologyNames, roles: Collection[Role]
+) -> tuple[str, ...]:
+    """Return rights that none of these roles needs, each as an example: what deploy/rabbitmq/users.py does not give."""
+    server_named = "amq.gen-taskherd-doctor"
+    configure, write, read = [NOBODYS], [], [NOBODYS]
+    if Role.API not in roles:
+        configure.append(server_named)
+        read.append(server_named)
+    if Role.WORKER not in roles:
+        configure.append(f"{names.prefix}.doctor")
+        write += [DEFAULT_EXCHANGE, names.work, names.events, names.dead]
+        read.append(names.work_queue("taskherd-doctor"))
+        write += [] if Role.API in roles else [names.commands]
+        write += [] if Role.RUNNER in roles else [names.claims]
+    return await excess_rights(connection, configure, write, read)
+
+
+def _excess(rights: tuple[str, ...]) -> Finding:
+    what = "broker permissions to spare"
+    if not rights:
+        return ok(what, "none")
+    return note(what, ", ".join(rights), "use the users that deploy/rabbitmq/users.py creates, one per process")
 
 
 def _command_senders(settings: Settings) -> Finding:

@@ -1,0 +1,76 @@
+"""Publish without confirms what may be lost, so that nobody waits for it, least of all for a hung node."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from taskherd import retry
+from taskherd.broker.connection import REQUEST_TIMEOUT, SupervisedConnection, map_errors
+from taskherd.broker.publisher import properties_of
+from taskherd.errors import Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aiormq.channel import Channel
+
+    from taskherd.broker.publisher import OutgoingMessage
+
+MAX_WAITING: Final = 1_000
+"""Maximum number of messages in memory; the oldest are dropped."""
+
+
+class UnconfirmedPublisher:
+    """A publisher that sends messages in order, in the background, and drops those that it cannot send.
+
+    The broker stops reading from a connection whose channel publishes to a queue or process that takes nothing, as on a
+    hung node. ``connection`` must therefore be used by no publisher with confirms.
+    """
+
+    def __init__(self, connection: SupervisedConnection, on_error: Callable[[str], None] = lambda _: None) -> None:
+        """Create the publisher; it sends while ``run`` runs, and calls ``on_error`` with the reason of each failure."""
+        self._connection = connection
+        self._on_error = on_error
+        self._waiting: deque[OutgoingMessage] = deque(maxlen=MAX_WAITING)
+        self._offered = asyncio.Event()
+        self._channel: Channel | None = None
+        self._stopping = False
+
+    def offer(self, message: OutgoingMessage) -> None:
+        """Have a message sent soon."""
+        self._waiting.append(message)
+        self._offered.set()
+
+    def stop(self) -> None:
+        """Make ``run`` send what is waiting, and end."""
+        self._stopping = True
+        self._offered.set()
+
+    async def run(self) -> None:
+        """Send until stopped; a message that cannot be sent is dropped."""
+        failures = 0
+        while self._waiting or not self._stopping:
+            await self._offered.wait()
+            self._offered.clear()
+            while self._waiting:
+                try:
+                    await self._send_once(self._waiting.popleft())
+                    failures = 0
+                except Unavailable as error:
+                    failures += 1
+                    self._on_error(str(error))
+                    await asyncio.sleep(retry.delay(failures))
+
+    async def _send_once(self, message: OutgoingMessage) -> None:
+        if self._channel is None or self._channel.is_closed:
+            self._channel = await self._connection.channel()
+        with map_errors("publishing without a confirm"):
+            async with asyncio.timeout(REQUEST_TIMEOUT):
+                await self._channel.basic_publish(
+                    message.body,
+                    exchange=message.exchange,
+                    routing_key=message.routing_key,
+                    properties=properties_of(message),
+                )
