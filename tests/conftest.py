@@ -15,7 +15,7 @@ import pytest
 
 from taskherd.dev.services import Services, start
 
-EXCHANGES = ("reports", "commands", "claims", "events", "work", "dead")
+EXCHANGES = ("reports", "commands", "claims", "events", "wakeups", "work", "dead")
 QUEUES = ("reports", "commands", "claims", "dead", "work.default")
 
 

@@ -26,7 +26,7 @@ user() { # NAME CONFIGURE WRITE READ
 }
 own='amq\\.gen-.*'
 user worker "taskherd\\\\..*" "taskherd\\\\..*|amq\\\\.default" "taskherd\\\\..*"
-user api "$own" "taskherd\\\\.(commands|reports)|$own" "taskherd\\\\.events|$own"
+user api "$own" "taskherd\\\\.(commands|reports)|$own" "taskherd\\\\.wakeups|$own"
 user runner "" "taskherd\\\\.(claims|reports)" "taskherd\\\\.work\\\\.(default|runner)"
 printf '%s\n' '{"vhosts": [{"name": "/"}], "users": ['"$users"'], "permissions": ['"$permissions"']}' >rabbitmq.json
 printf '%s\n' 'load_definitions = /etc/rabbitmq/taskherd.json' >rabbitmq.conf

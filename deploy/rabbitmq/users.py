@@ -42,8 +42,8 @@ def permissions(prefix: str, runners: dict[str, list[str]]) -> dict[str, tuple[s
         # Declares everything; consumes reports, commands and claims; publishes events, work requests, dead letters,
         # replies and probes.
         "worker": (f"{p}.*", f"{p}.*|{DEFAULT_EXCHANGE}", f"{p}.*"),
-        # Publishes commands, and reports for agents; consumes events.
-        "api": (EXCLUSIVE, f"{p}(commands|reports)|{EXCLUSIVE}", f"{p}events|{EXCLUSIVE}"),
+        # Publishes commands, and reports for agents; consumes wakeups.
+        "api": (EXCLUSIVE, f"{p}(commands|reports)|{EXCLUSIVE}", f"{p}wakeups|{EXCLUSIVE}"),
         # Your own provisioner: publishes build reports and nothing else.
         "provisioner": ("", f"{p}reports", ""),
     }

@@ -317,6 +317,7 @@ async def test_a_runner_may_neither_command_nor_declare(installation: Installati
             "publish a command": lambda channel: _publish(channel, f"{prefix}.commands"),
             "publish a work request": lambda channel: _publish(channel, f"{prefix}.work"),
             "publish an event": lambda channel: _publish(channel, f"{prefix}.events"),
+            "publish a wakeup": lambda channel: _publish(channel, f"{prefix}.wakeups"),
             "publish a dead letter": lambda channel: _publish(channel, f"{prefix}.dead"),
             "publish to any queue": lambda channel: channel.default_exchange.publish(
                 aio_pika.Message(b"{}"), f"{prefix}.commands", timeout=10
@@ -328,16 +329,17 @@ async def test_a_runner_may_neither_command_nor_declare(installation: Installati
 
 
 async def test_an_api_cannot_read_work_requests(installation: Installation, harness: WorkerHarness) -> None:
-    """The user of the API reads events and replies, but no queue of workers and runners, and cannot bind to work."""
+    """The user of the API reads wakeups, but no events and no queue of workers and runners, and cannot bind to work."""
     prefix = harness.prefix
     await harness.channel.declare_queue(f"{prefix}.work.default", durable=True, arguments=QUORUM)
     async with await aio_pika.connect(installation.amqp_as("api"), timeout=10) as connection:
         own = await (await connection.channel()).declare_queue(exclusive=True)
-        await _bind(await connection.channel(), own.name, f"{prefix}.events")
+        await _bind(await connection.channel(), own.name, f"{prefix}.wakeups")
         queues = ("work.default", "commands", "reports", "claims", "dead")
         forbidden: list[Operation] = [
             *(partial(_get, queue=f"{prefix}.{queue}") for queue in queues),
             lambda channel: _bind(channel, own.name, f"{prefix}.work"),
+            lambda channel: _bind(channel, own.name, f"{prefix}.events"),
             lambda channel: _publish(channel, f"{prefix}.claims"),
             lambda channel: _publish(channel, f"{prefix}.work"),
         ]

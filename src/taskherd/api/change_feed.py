@@ -1,8 +1,8 @@
 """Read the change feed once per API process and distribute it to all subscribers, each with a bounded queue.
 
-A wakeup triggers the reading: a message in an exclusive queue on the events exchange, whose body is ignored. A change
-gets its position shortly after it is published, so each wakeup is followed by several reads. Without wakeups, as while
-the broker is unavailable, the feed is read every few seconds. Without subscribers it is not read at all.
+A wakeup triggers the reading: a message in an exclusive queue on an exchange of wakeups, whose body is ignored. More
+changes may follow before the next one, so each is followed by several reads. Without wakeups, as while the broker
+is unavailable, the feed is read every few seconds. Without subscribers it is not read at all.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ MAX_WAKEUPS: Final = 100
 POLL_INTERVAL: Final = 5.0
 """Seconds between two reads without a wakeup."""
 READ_DELAYS: Final = (0.0, 0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56)
-"""Delays of the reads after a wakeup, in seconds; an event gets its position shortly after it is published."""
+"""Delays of the reads after a wakeup, in seconds; workers send few wakeups a second."""
 MIN_READ_INTERVAL: Final = 0.002
 """Minimum number of seconds between two reads, so that simultaneous changes are read together."""
 START_TIMEOUT: Final = 5.0
@@ -275,12 +275,12 @@ class ChangeFeed:
             await self._wakeups.ack(deliveries)
 
     async def _prepare(self, channel: AbstractChannel) -> Sequence[Source]:
-        await topology.check(channel, [self._names.events])
+        await topology.check(channel, [self._names.wakeups])
         queue = await topology.declare_exclusive_queue(
-            channel, length=MAX_WAKEUPS, exchange=self._names.events, routing_keys=("#",)
+            channel, length=MAX_WAKEUPS, exchange=self._names.wakeups, routing_keys=("#",)
         )
-        self._wakeup.set()  # events may have been published before the queue existed
+        self._wakeup.set()  # wakeups may have been published before the queue existed
         return [Source(queue)]
 
     def _on_error(self, reason: str) -> None:
-        log.warning("cannot subscribe to events", reason=reason)
+        log.warning("cannot subscribe to wakeups", reason=reason)

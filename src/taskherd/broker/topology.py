@@ -53,6 +53,11 @@ class TopologyNames:
         return f"{self.prefix}.events"
 
     @property
+    def wakeups(self) -> str:
+        """Exchange of the messages that tell APIs to read the feed. Nobody awaits confirms of them."""
+        return f"{self.prefix}.wakeups"
+
+    @property
     def work(self) -> str:
         """Exchange of the work requests."""
         return f"{self.prefix}.work"
@@ -65,7 +70,7 @@ class TopologyNames:
     @property
     def exchanges(self) -> tuple[str, ...]:
         """Every topic exchange."""
-        return (self.dead, self.reports, self.commands, self.claims, self.events, self.work)
+        return (self.dead, self.reports, self.commands, self.claims, self.events, self.wakeups, self.work)
 
     @property
     def queues(self) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from taskherd.broker.publisher import OutgoingMessage
 
 MAX_WAITING: Final = 1_000
-"""Maximum number of messages in memory; the oldest are dropped."""
+"""Default maximum number of messages in memory; the oldest are dropped."""
 
 
 class UnconfirmedPublisher:
@@ -29,11 +29,17 @@ class UnconfirmedPublisher:
     hung node. ``connection`` must therefore be used by no publisher with confirms.
     """
 
-    def __init__(self, connection: SupervisedConnection, on_error: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        connection: SupervisedConnection,
+        on_error: Callable[[str], None] = lambda _: None,
+        *,
+        max_waiting: int = MAX_WAITING,
+    ) -> None:
         """Create the publisher; it sends while ``run`` runs, and calls ``on_error`` with the reason of each failure."""
         self._connection = connection
         self._on_error = on_error
-        self._waiting: deque[OutgoingMessage] = deque(maxlen=MAX_WAITING)
+        self._waiting: deque[OutgoingMessage] = deque(maxlen=max_waiting)
         self._offered = asyncio.Event()
         self._channel: Channel | None = None
         self._stopping = False

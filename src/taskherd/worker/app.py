@@ -52,6 +52,7 @@ from taskherd.worker.relay import Relay
 from taskherd.worker.report_consumer import ReportConsumer
 from taskherd.worker.sender_pools import SenderPools
 from taskherd.worker.sweeper import Sweeper
+from taskherd.worker.wakeups import Wakeups
 from taskherd.worker.work_queues import WorkQueues
 
 if TYPE_CHECKING:
@@ -103,6 +104,8 @@ class Worker:
         )
         self._publisher = Publisher(self._connections.publish)
         self._replies = UnconfirmedPublisher(self._connections.unconfirmed, self._on_reply_error)
+        self._wakeup_publisher = UnconfirmedPublisher(self._connections.unconfirmed, max_waiting=1)
+        self._wakeups = Wakeups(self._wakeup_publisher, self._names.wakeups)
         self._reports = self._make_consumer(self._report_sources, settings.prefetch)
         self._commands = self._make_consumer(self._command_source, MAX_WAITING)
         self._claims = self._make_consumer(self._claim_source, CLAIMS_PREFETCH)
@@ -134,6 +137,7 @@ class Worker:
             engine=self._engine,
             publisher=self._publisher,
             replies=self._replies,
+            wakeups=self._wakeups,
             names=self._names,
             directory_cache=DirectoryCache(self._engine, default_policy(settings.stalled_after)),
             metrics=self.metrics,
@@ -220,6 +224,8 @@ class Worker:
                 name="probe send",
             ),
             asyncio.create_task(self._work_queues.run(), name="work queues"),
+            asyncio.create_task(self._wakeups.run(), name="wakeups"),
+            asyncio.create_task(self._wakeup_publisher.run(), name="wakeup publisher"),
             asyncio.create_task(self._update_gauges(), name="gauges"),
         ]
         stopping = asyncio.create_task(self._stopping.wait(), name="stopping")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from taskherd.store.logs import LogLimits
     from taskherd.worker.directory_cache import DirectoryCache
     from taskherd.worker.sender_pools import SenderPools
+    from taskherd.worker.wakeups import Wakeups
 
 
 T = TypeVar("T")
@@ -68,6 +69,7 @@ class WorkerContext:
 
     Attributes:
         replies: sends replies, without confirms.
+        wakeups: tell APIs to read the feed.
         now: returns the time of the database's clock.
         failpoint: kills or freezes the process if this failpoint is armed.
         on_error: called with the reason of every failure that is retried.
@@ -81,6 +83,7 @@ class WorkerContext:
     engine: AsyncEngine
     publisher: Publisher
     replies: UnconfirmedPublisher
+    wakeups: Wakeups
     names: TopologyNames
     directory_cache: DirectoryCache
     metrics: Metrics

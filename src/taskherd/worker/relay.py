@@ -248,10 +248,11 @@ async def publish(
 
 
 async def mark_published(context: WorkerContext, confirmed: Sequence[events.ChangeEvent]) -> None:
-    """Remove confirmed events from the outbox. Raises ``Unavailable``."""
+    """Remove confirmed events from the outbox and wake the readers of the feed. Raises ``Unavailable``."""
     async with transaction(context.engine) as connection:
         await outbox.mark_published(connection, [(event.task_id, event.version) for event in confirmed])
         context.failpoint(Failpoint.RELAY_MARK)
+    context.wakeups.notify()
 
 
 async def republish_stale(context: WorkerContext, limit: int) -> int:

@@ -51,11 +51,11 @@ async def check_broker(settings: Settings, roles: Collection[Role] = (Role.WORKE
 async def _check_client(
     connection: AbstractConnection, names: TopologyNames, roles: Collection[Role]
 ) -> broker.TopologyReport:
-    """Check what APIs and runners use: reports of both, commands and events of APIs, claims of runners."""
+    """Check what APIs and runners use: reports of both, commands and wakeups of APIs, claims of runners."""
     is_api = Role.API in roles
     commands = (names.commands,) if is_api else ()
     claims = (names.claims,) if Role.RUNNER in roles else ()
-    read = (names.events,) if is_api else ()
+    read = (names.wakeups,) if is_api else ()
     return await broker.check_publisher(connection, names, (*commands, *claims, names.reports), read)
 
 
@@ -70,7 +70,7 @@ async def _excess_rights(
         read.append(server_named)
     if Role.WORKER not in roles:
         configure.append(f"{names.prefix}.doctor")
-        write += [DEFAULT_EXCHANGE, names.work, names.events, names.dead]
+        write += [DEFAULT_EXCHANGE, names.work, names.events, names.wakeups, names.dead]
         read.append(names.work_queue("taskherd-doctor"))
         write += [] if Role.API in roles else [names.commands]
         write += [] if Role.RUNNER in roles else [names.claims]
