@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from typing import Any
 
@@ -156,6 +157,8 @@ PROBES: tuple[tuple[str, str, Any, str, str], ...] = (
         "{preset}",
         "{new}",
     ),
+    ("POST", "/task-batches", {"tasks": [{**CREATE, "owner": "{}", "idempotency_key": "k"}]}, "alice", "nobodyx"),
+    ("POST", "/task-batches", {"tasks": [{**CREATE, "owner": "{}", "idempotency_key": "k"}]}, "{alice}", "{new}"),
     ("POST", "/users/me/workspaces", {"template_id": "{}", "name": "x"}, "{template}", "{new}"),
     ("POST", "/users/{}/workspaces", {"template_id": str(OTHER_TEMPLATE), "name": "x"}, "alice", "nobodyx"),
     ("POST", "/organizations/{}/members/me/workspaces", {"template_version_id": NEW}, "acme", "nothing"),
@@ -214,7 +217,7 @@ async def test_what_exists_elsewhere_answers_as_what_does_not_exist(api_harness:
     for method, path, body, elsewhere, missing in PROBES:
         answers = []
         for word in (elsewhere, missing):
-            sent = None if body is None else {name: filled(value, word) for name, value in body.items()}
+            sent = None if body is None else json.loads(filled(json.dumps(body), word))
             response = await api_harness.mallory.request(method, filled(path, word), json=sent)
             answers.append(answer(response, filled(word, "")))
         assert answers[0] == answers[1], (method, path, elsewhere)

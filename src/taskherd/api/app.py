@@ -24,11 +24,13 @@ from taskherd.api.context import ApiContext
 from taskherd.api.http import asgi, server
 from taskherd.api.http.authenticator import NOTE_USE_INTERVAL, Authenticator
 from taskherd.api.http.client_address import ClientAddresses
+from taskherd.api.http.concurrency import ConcurrencyLimit
 from taskherd.api.http.connections import ClientConnections, ConnectionLimits
 from taskherd.api.http.open_requests import AccessMonitor
 from taskherd.api.http.rate_limit import RateLimits
 from taskherd.api.http.sign_in_failures import LOG_INTERVAL, SignInFailures
 from taskherd.api.metric_labels import LABEL_VALUES
+from taskherd.api.tasks import batches
 from taskherd.broker import topology
 from taskherd.broker.command_client import CommandClient
 from taskherd.broker.connections import BrokerConnections
@@ -114,6 +116,7 @@ class ApiProcess:
             connections=ClientConnections(limits, clients, lambda limit: closed.labels(limit).inc()),
             sign_in_failures=SignInFailures(self.metrics),
             rate_limits=RateLimits.of(settings, now),
+            batches=ConcurrencyLimit(batches.MAX_REQUESTS, batches.MAX_REQUESTS_OF_USER, batches.TOO_MANY),
             access=AccessMonitor(self._reader, now),
             commands=commands,
             change_feed=self.change_feed,

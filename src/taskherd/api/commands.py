@@ -14,11 +14,12 @@ from taskherd.messages.commands import encode_command
 from taskherd.messages.replies import REPEATED_HEADER, decode_reply
 
 if TYPE_CHECKING:
-    from taskherd.api.context import RequestContext
+    from taskherd.api.context import ApiContext, RequestContext
     from taskherd.domain.commands import Command
 
 IDEMPOTENCY_KEY: Final = "Idempotency-Key"
 MAX_KEY_LENGTH: Final = 255
+NOT_CONFIRMED: Final = "The change was not confirmed in time."
 KEY_HEADER: Final = Header(
     IDEMPOTENCY_KEY,
     "A key of the caller's choice for this request. Repeating the request with the same key, for at least a day,"
@@ -33,12 +34,17 @@ def command_id_of(request: RequestContext) -> UUID:
     return uuid4() if key is None else uuid5(request.caller.user_id, key)
 
 
+def is_key(text: str) -> bool:
+    """Return whether a text can be an idempotency key."""
+    return 0 < len(text) <= MAX_KEY_LENGTH and text.isascii() and text.isprintable()
+
+
 def idempotency_key_of(request: RequestContext) -> str | None:
     """Return the request's Idempotency-Key, or None without one."""
     key = request.headers.get(IDEMPOTENCY_KEY.lower())
     if key is None:
         return None
-    if not 0 < len(key) <= MAX_KEY_LENGTH or not (key.isascii() and key.isprintable()):
+    if not is_key(key):
         raise invalid((IDEMPOTENCY_KEY, f"Expected 1 to {MAX_KEY_LENGTH} printable ASCII characters."))
     return key
 
@@ -62,17 +68,29 @@ async def send_command(request: RequestContext, command: Command) -> CommandResu
     """
     request.log_fields = {"command_id": str(command.command_id), "task_id": str(command.task_id)}
     try:
-        reply = await request.api.commands.call(command.type, encode_command(command))
-        response = decode_reply(reply.body)
-    except (Unavailable, Malformed) as error:
+        result = await execute(request.api, command)
+    except Unavailable as error:
         request.log_fields["reason"] = str(error)
-        raise unavailable("The change was not confirmed in time.") from None
+        raise unavailable(NOT_CONFIRMED) from None
+    if isinstance(result, CommandRefused):
+        raise refusal(result, has_key=idempotency_key_of(request) is not None)
+    return result
+
+
+async def execute(api: ApiContext, command: Command) -> CommandResult | CommandRefused:
+    """Send a command and return its result, or the worker's refusal. Raise ``Unavailable`` without a usable reply."""
+    reply = await api.commands.call(command.type, encode_command(command))
+    try:
+        response = decode_reply(reply.body)
+    except Malformed as error:
+        raise Unavailable(str(error)) from None
     if isinstance(response, CommandRefused):
-        raise _http_error(response, has_key=idempotency_key_of(request) is not None)
+        return response
     return CommandResult(response.task, response.queued, REPEATED_HEADER in reply.headers)
 
 
-def _http_error(refused: CommandRefused, *, has_key: bool) -> HTTPError:
+def refusal(refused: CommandRefused, *, has_key: bool) -> HTTPError:
+    """Return the error response for a refusal; ``has_key``: the caller knows the command's id as a key."""
     message = refused.message
     if has_key and message == COMMAND_ID_REUSED.message:
         message = f"{IDEMPOTENCY_KEY} was used for another request."

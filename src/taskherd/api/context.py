@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from taskherd.api.change_feed import ChangeFeed
     from taskherd.api.http.authenticator import Authenticator, Caller
     from taskherd.api.http.client_address import ClientAddresses
+    from taskherd.api.http.concurrency import ConcurrencyLimit
     from taskherd.api.http.connections import ClientConnections
     from taskherd.api.http.open_requests import AccessMonitor
     from taskherd.api.http.rate_limit import RateLimits
@@ -44,6 +45,8 @@ class ApiContext:
     connections: ClientConnections
     sign_in_failures: SignInFailures
     rate_limits: RateLimits
+    batches: ConcurrencyLimit
+    """The requests in progress that create many tasks."""
     access: AccessMonitor
     commands: CommandClient
     reports: ReportPublisher
@@ -103,7 +106,10 @@ class RequestContext:
 
     def user(self) -> UUID | str:
         """Return the path's ``{user}`` as an id or a username; ``me`` is the caller."""
-        text = self.params["user"]
+        return self.user_of(self.params["user"])
+
+    def user_of(self, text: str) -> UUID | str:
+        """Return the user that a text names as an id or a username; ``me`` is the caller."""
         if text == ME or text.lower() == self.caller.username.lower():
             return self.caller.user_id
         return parse_uuid(text) or text

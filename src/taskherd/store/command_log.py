@@ -33,6 +33,9 @@ FIND: Final = text("""
 SELECT command_id, digest, CAST(reply AS text) FROM command_log WHERE command_id = ANY(CAST(:ids AS uuid[]))
 """)
 
+# For ``ReadPool``: which of these ids are taken by commands that were executed.
+EXECUTED: Final = "SELECT command_id FROM command_log WHERE command_id = ANY($1)"
+
 RECORD: Final = text("""
 UPDATE command_log AS c SET reply = CAST(r.reply AS json)
 FROM unnest(CAST(:id AS uuid[]), CAST(:reply AS text[])) AS r(command_id, reply)

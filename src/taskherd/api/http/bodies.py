@@ -57,6 +57,11 @@ def parse(body: bytes, model: type[BodyModel]) -> BodyModel:
         value: Any = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise invalid_json(str(error)) from None
+    return validate(value, model)
+
+
+def validate(value: Any, model: type[BodyModel]) -> BodyModel:
+    """Validate a decoded object. Raise a 400 that names the invalid fields."""
     if not isinstance(value, dict):
         raise invalid_json("Expected an object.")
     try:

@@ -74,12 +74,8 @@ class Endpoint:
             request.query_model = route.query
             await authenticate(request, route.auth, scope)
             bodies.check_length(request.headers, route.max_body)
-            if route.body is not None:
-                body = await bodies.read(receive, self._api.settings.api_read_timeout, route.max_body)
-                request.body = bodies.parse(body, route.body)
-            tracing = self._api.tracing
-            with tracing.span("request", parent=extract(request.headers), method=request.method, route=self._path):
-                return await route.handler(request)
+            with route.admit(request):
+                return await self._handle(route, request, receive)
         except HTTPError as error:
             return error.response
         except (Unavailable, Retry) as error:
@@ -93,6 +89,15 @@ class Endpoint:
             self._api.metrics.api_crashes.inc()
             log.exception("request failed", method=request.method, route=self._path)
             return errors.internal_error().response
+
+    async def _handle(self, route: Route, request: RequestContext, receive: Receive) -> BufferedResponse | Response:
+        """Read and validate the body, if the route has one, and call the handler."""
+        if route.body is not None:
+            body = await bodies.read(receive, self._api.settings.api_read_timeout, route.max_body)
+            request.body = bodies.parse(body, route.body)
+        tracing = self._api.tracing
+        with tracing.span("request", parent=extract(request.headers), method=request.method, route=self._path):
+            return await route.handler(request)
 
     def _log(self, request: RequestContext, method: str, status: int, seconds: float) -> None:
         quiet = method in {"GET", "HEAD"} or status in {401, 404, 405, 429}

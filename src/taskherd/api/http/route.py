@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -24,6 +25,14 @@ Handler: TypeAlias = "Callable[[RequestContext], Awaitable[BufferedResponse | Re
 
 SocketHandler: TypeAlias = "Callable[[RequestContext, WebSocket], Awaitable[None]]"
 """Accepts and serves a WebSocket until it returns, or raises ``HTTPError`` to deny it."""
+
+
+Admission: TypeAlias = "Callable[[RequestContext], AbstractContextManager[None]]"
+"""Runs from before a request's body is read until it is answered; raises ``HTTPError`` if too many are in progress."""
+
+
+def _admit_all(_request: RequestContext) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 class Auth(Enum):
@@ -74,6 +83,7 @@ class Route:
     auth: Auth = Auth.USER
     body: type[BaseModel] | None = None
     max_body: int = MAX_BODY_BYTES
+    admit: Admission = _admit_all
     query: type[QueryModel] = NoQuery
     headers: tuple[Header, ...] = ()
     experimental: bool = False

@@ -40,42 +40,43 @@ async def create(request: RequestContext) -> BufferedResponse:
 
 async def create_task(request: RequestContext, body: CreateTask) -> CommandResult:
     """Create the task that ``body`` describes for the path's user."""
-    version = body.template_version_id or _NIL
-    owner = await _owner(request, version)
-    _charge_create(request)
-    command_id = command_id_of(request)
+    owner = await find_owner(request, request.user(), body.template_version_id)
+    charge_create(request)
     has_key = idempotency_key_of(request) is not None
-    return await send_command(
-        request,
-        Create(
-            command_id=command_id,
-            task_id=uuid5(command_id, "task") if has_key else uuid4(),
-            actor_id=request.caller.user_id,
-            owner_id=owner,
-            template_version_id=version,
-            template_version_preset_id=body.template_version_preset_id,
-            input=texts.sanitize(body.input or "", {}),
-            name=(body.name or "")[:_MAX_SENT_NAME],
-            display_name=(body.display_name or "").strip()[:_MAX_SENT_NAME],
-        ),
+    return await send_command(request, create_command(request, body, owner, command_id_of(request), has_key=has_key))
+
+
+def create_command(
+    request: RequestContext, body: CreateTask, owner: UUID, command_id: UUID, *, has_key: bool
+) -> Create:
+    """Return the command that creates the task which ``body`` describes; with a key, always with the same task id."""
+    return Create(
+        command_id=command_id,
+        task_id=uuid5(command_id, "task") if has_key else uuid4(),
+        actor_id=request.caller.user_id,
+        owner_id=owner,
+        template_version_id=body.template_version_id or _NIL,
+        template_version_preset_id=body.template_version_preset_id,
+        input=texts.sanitize(body.input or "", {}),
+        name=(body.name or "")[:_MAX_SENT_NAME],
+        display_name=(body.display_name or "").strip()[:_MAX_SENT_NAME],
     )
 
 
-def _charge_create(request: RequestContext) -> None:
+def charge_create(request: RequestContext) -> None:
     """Count a create against the caller's rate. Raise a 429 if it exceeds it."""
     wait = request.api.rate_limits.creates.acquire(request.caller.user_id)
     if wait > 0:
         raise rate_limited(wait, "You have created too many tasks. Please wait.")
 
 
-async def _owner(request: RequestContext, version: UUID) -> UUID:
-    """Resolve the owner: the caller, or a member of an organization they administer that has the template."""
-    user = request.user()
+async def find_owner(request: RequestContext, user: UUID | str, version: UUID | None) -> UUID:
+    """Return the id of the owner: the caller, or a member of an organization they administer that has the template."""
     if user == request.caller.user_id:
         return request.caller.user_id
     if isinstance(user, str) and not is_searchable(user):
         raise not_found()
-    row = await task_queries.find_owner(request.api.reader, request.caller.user_id, user, version)
+    row = await task_queries.find_owner(request.api.reader, request.caller.user_id, user, version or _NIL)
     if row is None:
         raise not_found()
     owner, may_use_template = row

@@ -6,8 +6,17 @@ from typing import Final
 
 from taskherd.api.commands import KEY_HEADER
 from taskherd.api.http.route import Header, ResponseSpec, Route
-from taskherd.api.tasks import commands, explain, long_poll, queries, search, sse
-from taskherd.api.tasks.schemas import CreateTask, TaskExplanation, TaskInputRequest, TaskLogs, TasksList, Timeline
+from taskherd.api.tasks import batches, commands, explain, long_poll, queries, search, sse
+from taskherd.api.tasks.schemas import (
+    CreateResults,
+    CreateTask,
+    CreateTasks,
+    TaskExplanation,
+    TaskInputRequest,
+    TaskLogs,
+    TasksList,
+    Timeline,
+)
 from taskherd.api.workspaces.schemas import RequestedBuild
 from taskherd.messages.document import TaskDocument
 
@@ -87,6 +96,29 @@ ROUTES: Final = (
             409: ResponseSpec("The name is in use, or the Idempotency-Key was used for another request."),
         },
         experimental=True,
+    ),
+    Route(
+        method="POST",
+        path="/task-batches",
+        handler=batches.create,
+        summary="Create many AI tasks",
+        description=(
+            "Creates up to 1,000 tasks. Each is judged by itself and counts against the caller's rate of creates; one"
+            " beyond the rate has a 429 in its result. Repeating the request with the same Idempotency-Key creates"
+            " nothing twice, and what was created before is not counted again."
+        ),
+        body=CreateTasks,
+        max_body=batches.MAX_BYTES,
+        admit=batches.admit,
+        headers=(KEY_HEADER,),
+        responses={
+            200: ResponseSpec("The results, in the order of the tasks.", CreateResults),
+            413: ResponseSpec("The body is larger than 4 MiB."),
+            429: ResponseSpec(
+                "The caller has exceeded its rate limit, or has two batches in progress.",
+                headers={"Retry-After": "Number of seconds after which to repeat the request."},
+            ),
+        },
     ),
     Route(
         method="GET",

@@ -6,10 +6,10 @@ As in Go's decoder, null in a request means that the field is absent.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from taskherd.domain.view import Status
 from taskherd.messages.document import AgentExitOut, AgentHealthOut, CurrentStateOut, TaskDocument
@@ -31,6 +31,43 @@ class CreateTask(BaseModel):
         None, description="Name, unique among the owner's tasks: 1 to 32 letters, digits and single hyphens."
     )
     display_name: Strict | None = Field(None, description="Display name, at most 64 characters.")
+
+
+MAX_BATCH: Final = 1_000
+"""Maximum number of tasks in one batch."""
+
+
+class BatchTask(CreateTask):
+    """A task of a batch."""
+
+    owner: Strict | None = Field(None, description="Username or ID of the owner; by default the authenticated user.")
+    idempotency_key: Strict | None = Field(
+        None,
+        description="A key of the caller's choice for this task, as a single create has it in its Idempotency-Key."
+        " Default: the Idempotency-Key of the request, a slash, and the index of the task, from 0.",
+    )
+
+
+class CreateTasks(BaseModel):
+    """Tasks to create. Each is judged by itself: what is wrong with one is in its result."""
+
+    tasks: Annotated[
+        list[Any],
+        Field(min_length=1, max_length=MAX_BATCH),
+        WithJsonSchema(
+            {
+                "type": "array",
+                "minItems": 1,
+                "maxItems": MAX_BATCH,
+                "items": {
+                    "anyOf": [
+                        BatchTask.model_json_schema(),
+                        {"description": "Anything else is answered by a 400 in its own result."},
+                    ]
+                },
+            }
+        ),
+    ]
 
 
 class TaskInputRequest(BaseModel):
@@ -82,6 +119,29 @@ class ErrorResponse(BaseModel):
     message: str
     detail: str | None = None
     validations: list[ValidationOut] | None = None
+
+
+class CreateResult(BaseModel):
+    """The result of one create of a batch: the task, or the error that a create of its own would have had."""
+
+    status: int = Field(
+        description="HTTP status of the create: 201; 200 if an earlier request with this key created the task; or that"
+        " of the error."
+    )
+    idempotency_key: str | None = Field(
+        None, description="Repeating the create with this key creates nothing twice. Absent if it was not valid."
+    )
+    task: TaskDocument | None = None
+    error: ErrorResponse | None = None
+    retry_after: int | None = Field(None, description="With 429 and 503: seconds after which to repeat the create.")
+
+
+class CreateResults(BaseModel):
+    """The results of a batch, in the order of its tasks."""
+
+    results: list[CreateResult]
+    count: int
+    created: int = Field(description="Number of results with a task.")
 
 
 class FieldChange(BaseModel):

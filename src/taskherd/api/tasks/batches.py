@@ -1,0 +1,190 @@
+"""Create many tasks with one request: each is judged and answered as a create of its own would be.
+
+The commands are in flight together, up to ``MAX_IN_FLIGHT`` of one request. Each has the command id of its idempotency
+key, so repeating the request, or a part of it, creates nothing twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID, uuid4, uuid5
+
+import orjson
+
+from taskherd.api.commands import NOT_CONFIRMED, execute, idempotency_key_of, is_key, refusal
+from taskherd.api.http import bodies
+from taskherd.api.http.errors import HTTPError, invalid, unavailable
+from taskherd.api.http.responses import BufferedResponse
+from taskherd.api.tasks import documents
+from taskherd.api.tasks.commands import charge_create, create_command, find_owner
+from taskherd.api.tasks.schemas import BatchTask
+from taskherd.domain.handle_command import CommandRefused
+from taskherd.errors import Unavailable
+from taskherd.store import command_log
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from taskherd.api.context import RequestContext
+    from taskherd.domain.commands import Create
+
+MAX_BYTES: Final = 4 * 1024 * 1024
+"""Maximum size of the body of a request."""
+MAX_REQUESTS, MAX_REQUESTS_OF_USER = 8, 2
+"""Maximum number of requests in progress in one process, of all users and of one."""
+MAX_IN_FLIGHT: Final = 64
+"""Maximum number of commands of one request that wait for their reply.
+
+More make the worker's batches larger, in which the commands of others wait; all requests together stay well below the
+maximum of the process (``broker.command_client.MAX_WAITING``).
+"""
+SEND_FOR: Final = 2.0
+"""How long commands of one request are sent, as a multiple of the time limit for the reply to a command."""
+TOO_MANY: Final = "Too many batches are in progress. Please wait."
+_RETRY: Final = "Repeat the create with the same idempotency key: a task that was created is not created again."
+
+
+def admit(request: RequestContext) -> AbstractContextManager[None]:
+    """Count a request from before its body is read; raise a 429 if there are too many."""
+    return request.api.batches.enter(request.caller.user_id)
+
+
+async def create(request: RequestContext) -> BufferedResponse:
+    """Create the tasks of the body. The results are in its order, each with the status that a single create has."""
+    results = await _Batch(request, request.body.tasks).run()
+    created = sum(result["status"] in {200, 201} for result in results)
+    request.log_fields = {"tasks": len(results), "created": created}
+    return BufferedResponse(200, orjson.dumps({"results": results, "count": len(results), "created": created}))
+
+
+class _Batch:
+    """The creates of one request."""
+
+    def __init__(self, request: RequestContext, entries: Sequence[Any]) -> None:
+        self._request = request
+        self._entries = entries
+        self._results: list[dict[str, Any]] = [{} for _ in entries]
+        self._key = idempotency_key_of(request)
+        self._keys = _keys(entries, self._key or str(uuid4()))
+        self._executed: frozenset[UUID] = frozenset()
+        self._owners: dict[tuple[str, UUID | None], UUID | HTTPError] = {}
+        self._preparing = asyncio.Lock()
+        self._next = 0
+        loop = asyncio.get_running_loop()
+        self._now = loop.time
+        self._send_until = loop.time() + SEND_FOR * request.api.settings.api_command_timeout
+        self._has_outage = False
+
+    async def run(self) -> list[dict[str, Any]]:
+        """Execute all creates, and return their results in order."""
+        await self._find_executed()
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(MAX_IN_FLIGHT, len(self._entries))):
+                group.create_task(self._run_entries())
+        return self._results
+
+    async def _find_executed(self) -> None:
+        """Find the commands that an earlier request sent, because repeating those costs nothing of the rate."""
+        if self._key is None and not any(
+            isinstance(each, dict) and "idempotency_key" in each for each in self._entries
+        ):
+            return
+        ids = [self._command_id(key) for key in self._keys if isinstance(key, str)]
+        rows = await self._request.api.reader.fetch(command_log.EXECUTED, ids)
+        self._executed = frozenset(row[0] for row in rows)
+
+    async def _run_entries(self) -> None:
+        while self._next < len(self._entries):
+            async with self._preparing:  # one after the other, so that the first ones get what is left of the rate
+                index = self._next
+                if index >= len(self._entries):
+                    return
+                self._next += 1
+                command = await self._prepare(index)
+            if command is not None:
+                await self._execute(index, command)
+
+    async def _prepare(self, index: int) -> Create | None:
+        """Return the command of an entry, or None after recording why there is none."""
+        key = self._keys[index]
+        try:
+            if isinstance(key, HTTPError):
+                raise key
+            if self._has_outage or self._now() > self._send_until:
+                raise unavailable("The create was not sent: earlier ones were not confirmed in time.")
+            body = bodies.validate(self._entries[index], BatchTask)
+            owner = await self._find_owner(body)
+            command_id = self._command_id(key)
+            if command_id not in self._executed:
+                charge_create(self._request)
+        except HTTPError as error:
+            self._record_error(index, error)
+            return None
+        return create_command(self._request, body, owner, command_id, has_key=True)
+
+    async def _find_owner(self, body: BatchTask) -> UUID:
+        user = body.owner or "me"
+        found = self._owners.get((user, body.template_version_id))
+        if found is None:
+            try:
+                found = await find_owner(self._request, self._request.user_of(user), body.template_version_id)
+            except HTTPError as error:
+                found = error
+            self._owners[user, body.template_version_id] = found
+        if isinstance(found, HTTPError):
+            raise found
+        return found
+
+    async def _execute(self, index: int, command: Create) -> None:
+        api = self._request.api
+        try:
+            result = await execute(api, command)
+        except Unavailable:
+            self._has_outage = True
+            self._record_error(index, unavailable(NOT_CONFIRMED))
+            return
+        if isinstance(result, CommandRefused):
+            self._record_error(index, refusal(result, has_key=True))
+            return
+        rendered = documents.render_reply(result.task, nullable_ids_as_objects=api.nullable_ids_as_objects)
+        self._results[index] = {
+            "status": 200 if result.repeated else 201,
+            "idempotency_key": self._keys[index],
+            "task": orjson.Fragment(rendered),
+        }
+
+    def _record_error(self, index: int, error: HTTPError) -> None:
+        key, response = self._keys[index], error.response
+        result: dict[str, Any] = {"status": response.status}
+        if isinstance(key, str):
+            result["idempotency_key"] = key
+        result["error"] = orjson.loads(response.body)
+        if "Retry-After" in response.headers:
+            result["error"]["detail"] += f" {_RETRY}"
+            result["retry_after"] = int(response.headers["Retry-After"])
+        self._results[index] = result
+
+    def _command_id(self, key: str) -> UUID:
+        """Return the command id that a single create with this Idempotency-Key has."""
+        return uuid5(self._request.caller.user_id, key)
+
+
+def _keys(entries: Sequence[Any], batch_key: str) -> list[str | HTTPError]:
+    """Return the idempotency key of each entry, or what is wrong with the one that it has."""
+    keys: list[str | HTTPError] = []
+    used: set[str] = set()
+    for index, entry in enumerate(entries):
+        key = entry.get("idempotency_key") if isinstance(entry, dict) else None
+        if key is None:
+            key = f"{batch_key}/{index}"
+        elif not isinstance(key, str) or not is_key(key):
+            keys.append(invalid(("idempotency_key", "Expected 1 to 255 printable ASCII characters.")))
+            continue
+        if key in used:
+            keys.append(invalid(("idempotency_key", "Another task of this batch has the same key.")))
+            continue
+        used.add(key)
+        keys.append(key)
+    return keys
