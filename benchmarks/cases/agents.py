@@ -230,7 +230,7 @@ def _costs(running: Processes) -> dict[str, ProcessCost]:
     shims = [
         process
         for process in processes.with_variable(MARKER_VARIABLE, f"{running.folder}/")
-        if any("shim.py" in argument for argument in _arguments(process))
+        if any("taskherd.runner.shim" in argument for argument in _arguments(process))
     ]
     return {**costs, f"{len(shims)} shims": _cost(shims)}
 

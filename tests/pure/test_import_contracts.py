@@ -138,8 +138,11 @@ FORBIDDEN: dict[str, tuple[tuple[str, str], ...]] = {
         ("taskherd.observability.failpoints", "tests"),
     ),
 }
-SHIM = ("__init__.py", "runner/__init__.py", "runner/shim.py", "runner/privileges.py", "runner/segments.py")
-"""The modules that the shim of an agent loads."""
+SHIM = (
+    "__init__.py", "runner/__init__.py", "runner/shim.py", "runner/line_feeder.py", "runner/process_table.py",
+    "runner/segments.py", "runner/agent_process.py", "runner/privileges.py",
+)  # fmt: skip
+"""The modules that the shim of an agent loads; the last two only in processes that end or become another program."""
 STANDARD_LIBRARY_ONLY = (*SHIM, "observability/health.py")
 """Files that a process for each agent, or each health check, runs: with other imports they start slowly and grow."""
 

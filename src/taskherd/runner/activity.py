@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from taskherd.runner import shim
+from taskherd.runner import process_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,14 +41,14 @@ class ProcessTable:
 
     def below(self, root: int) -> set[int]:
         """Return the descendants of a process."""
-        return shim.descendants_in(self.parents, root)
+        return process_table.descendants_in(self.parents, root)
 
 
 def scan() -> ProcessTable:
     """Read the processes of this machine, without zombies."""
     taken_at = time.monotonic()
     parents, ticks = {}, {}
-    for pid, fields in shim.processes():
+    for pid, fields in process_table.processes():
         parents[pid] = int(fields[1])
         ticks[pid] = sum(map(int, fields[11:15]))  # utime, stime, cutime, cstime
     return ProcessTable(taken_at, parents, ticks)

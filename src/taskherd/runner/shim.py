@@ -1,36 +1,38 @@
 """The shim: run one agent, record its output and exit status on disk, and survive the runner.
 
-It runs as a file (``python -I -S shim.py RUN_FOLDER``) and imports only the standard library and two modules beside it,
-because one shim process stays in memory for each agent. Its environment is the agent's, except the variables that the
-dynamic linker reads. ``workspaces/folders.py`` lists the files that it uses.
+It runs as ``python -I -S -c BOOT RUN_FOLDER`` and stays in memory for each agent. So it imports only what it cannot do
+without, no ``json``, ``pathlib``, ``subprocess`` or ``ctypes``, and nothing while the agent runs: the files of this
+installation may be replaced meanwhile. Its environment is the agent's, except the variables that the dynamic linker
+reads. ``workspaces/folders.py`` lists the files that it uses.
 """
 
 from __future__ import annotations
 
 import fcntl
-import json
-import math
+import marshal
 import os
-import resource
-import selectors
-import signal
-import stat
-import subprocess
+import select
 import sys
 import time
-from contextlib import suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-if not __package__:  # it runs as a file, and without site-packages only the standard library is found
-    sys.path.append(__file__.removesuffix("taskherd/runner/shim.py"))
-from taskherd.runner import privileges
-from taskherd.runner.privileges import prctl
+from taskherd.runner.line_feeder import LineFeeder
+from taskherd.runner.process_table import descendants, processes, send_signal, start_ticks
 from taskherd.runner.segments import SegmentWriter
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import signal
+    from typing import Any
+else:
+    import _signal as signal  # the module ``signal`` wraps this one in enums, which take 0.6 MiB
 
+BOOT = """
+import sys
+sys.path.append(sys.argv[1])
+from taskherd.runner.shim import main
+main(*sys.argv[2:])
+"""
+"""The program that runs the shim, so that it comes from its compiled file; without site-packages, its path is given."""
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # see prctl(2)
 READ_BYTES = 65_536
 """Maximum number of bytes of output that one read returns."""
@@ -38,104 +40,86 @@ EXIT_RECORD_BYTES = 4_096
 """Bytes of disk space reserved for the exit record at start, so that it can be written even if the disk is full."""
 KILL_TIMEOUT = 30.0
 """Seconds after which processes that survive SIGKILL (in uninterruptible sleep) are left and counted as leftover."""
-AGENT_OOM_SCORE = "500"
+LOG_SEGMENTS = 4
+"""Maximum number of files of what an agent writes to its stderr, if that is kept apart from its stdout."""
 _POLL_INTERVAL = 0.02
 """Seconds between two checks whether all processes have exited."""
+_FULL_INTERVAL = 0.1
+"""Seconds between two attempts to write output that the segments have no room for."""
+_CHUNKS_AT_ONCE = 16
+"""Maximum number of chunks that are read before signals are looked at again."""
 _FREEZE_ROUNDS = 50
+_KILL_ATTEMPTS = 5
+_MAX_BMP = 0xFFFF
 
 
-def parents() -> dict[int, int]:
-    """Return the parent of every process that /proc shows, except zombies."""
-    return {pid: int(fields[1]) for pid, fields in processes()}
-
-
-def processes() -> Iterator[tuple[int, list[str]]]:
-    """Yield the pid of every process that /proc shows, except zombies, and the fields of its stat from the third."""
-    for entry in os.listdir("/proc"):  # noqa: PTH208 - as below
-        if entry.isdigit():
-            with suppress(OSError):
-                fields = _stat(int(entry))
-                if fields[0] != "Z":
-                    yield int(entry), fields
-
-
-def start_ticks(pid: int) -> int:
-    """Return the start time of a process, in clock ticks since boot; pid and start time identify a process."""
-    return int(_stat(pid)[19])
-
-
-def _stat(pid: int) -> list[str]:
-    """Return the fields of /proc/PID/stat from the third on, after the last ``)``: the second may contain anything."""
-    with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123 - hundreds of times a second while killing
-        return file.read().rpartition(b")")[2].decode().split()
-
-
-def descendants(root: int) -> set[int]:
-    """Return the living descendants of ``root``, a subreaper, so that orphaned descendants remain below it."""
-    return descendants_in(parents(), root)
-
-
-def descendants_in(parent_of: dict[int, int], root: int) -> set[int]:
-    """Return the descendants of ``root`` among processes with these parents."""
-    children: dict[int, list[int]] = {}
-    for pid, parent in parent_of.items():
-        children.setdefault(parent, []).append(pid)
-    found: set[int] = set()
-    unvisited = [root]
-    while unvisited:
-        below = [pid for pid in children.get(unvisited.pop(), ()) if pid not in found]
-        found.update(below)
-        unvisited += below
-    return found
-
-
-def send_signal(pids: set[int], number: int) -> None:
-    """Send a signal to those of the processes that still exist."""
-    for pid in pids:
-        with suppress(OSError):
-            os.kill(pid, number)
-
-
-def write_atomically(path: Path, record: dict[str, Any]) -> None:
-    """Write a JSON record to a temporary file, sync it, and rename it to ``path``."""
-    temporary = path.with_suffix(".new")
-    with temporary.open("w") as file:
-        json.dump(record, file)
+def write_atomically(path: str, content: str) -> None:
+    """Write a temporary file, sync it, and rename it to ``path``. Raise ``OSError`` if that fails."""
+    with open(f"{path}.new", "w", encoding="ascii") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
+    os.rename(f"{path}.new", path)
+
+
+def encode(record: dict[str, Any]) -> str:
+    """Return a flat record of numbers, booleans, texts and None as JSON."""
+    return "{" + ", ".join(f'"{name}": {_encoded(value)}' for name, value in record.items()) + "}"
+
+
+def _encoded(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, str):
+        return '"' + "".join(map(_escaped, value)) + '"'
+    return repr(value)
+
+
+def _escaped(character: str) -> str:
+    if " " <= character <= "~" and character not in '"\\':
+        return character
+    return f"\\u{ord(character):04x}" if ord(character) <= _MAX_BMP else "?"
 
 
 class Shim:
     """One run of an agent, from its start to its exit record."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: str) -> None:
         self._folder = folder
-        self._spec: dict[str, Any] = json.loads((folder / "spec.json").read_text())
-        self._output = SegmentWriter(folder / "output", self._spec["segment_bytes"], self._spec["max_segments"])
+        with open(f"{folder}/spec", "rb") as file:
+            self._spec: dict[str, Any] = marshal.load(file)  # noqa: S302 - the runner wrote it, agents cannot
+        self._speaks: bool = self._spec["protocol"]
+        """Whether stdin and stdout carry lines of a protocol, of which none may be lost."""
+        limits = self._spec["segment_bytes"], self._spec["max_segments"]
+        self._output = SegmentWriter(f"{folder}/output", *limits, keeps_unread=self._speaks)
+        self._log = SegmentWriter(f"{folder}/log", limits[0], LOG_SEGMENTS)
+        self._unwritten = b""
+        """Output that waits until the runner has read enough of what is before it."""
         self._stop = False
         self._kill_now = False
+        self._interrupt = False
         self._reason = "exited"
         self._status: int | None = None
         self._childless = False
         self._agent = self._agent_start = 0
         self._wakeup_read, self._wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._output_read, self._output_write = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(self._output_read, False)
+        self._output_read = self._log_read = self._poke = self._feeder_write = -1
+        self._feeder: LineFeeder | None = None
 
     def run(self) -> None:
         """Start the agent, record its output, end all of its processes, and record how it ended."""
-        exit_record = os.open(self._folder / "exit.new", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        exit_record = os.open(f"{self._folder}/exit.new", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         os.pwrite(exit_record, b" " * EXIT_RECORD_BYTES, 0)
-        (self._folder / "output").mkdir(mode=0o700)
-        os.mkfifo(self._folder / "input", 0o600)
+        for name in ("output", "log", "stdin"):
+            os.mkdir(f"{self._folder}/{name}", 0o700)
+        os.mkfifo(f"{self._folder}/input", 0o600)
         self._handle_signals()
         error = self._start()
         leftover = 0
         if not error:
             shim = {"pid": os.getpid(), "start": start_ticks(os.getpid()), "at": time.time()}
             agent = {"agent": self._agent, "agent_start": self._agent_start, "sandboxed": self._spec["sandboxed"]}
-            write_atomically(self._folder / "started.json", {**shim, **agent})
+            write_atomically(f"{self._folder}/started.json", encode({**shim, **agent}))
             self._follow()
             leftover = self._end()
         self._record_exit(exit_record, error, leftover)
@@ -144,101 +128,106 @@ class Shim:
         signal.set_wakeup_fd(self._wakeup_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGTERM, self._on_stop_signal)
-        for number in (signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, self._on_interrupt_signal)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     def _on_stop_signal(self, *_: object) -> None:
         self._kill_now = self._stop
         self._stop = True
 
+    def _on_interrupt_signal(self, *_: object) -> None:
+        self._interrupt = True
+
     def _start(self) -> str | None:
         """Start the agent. Return an error message, or None on success."""
-        problem_read, problem_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             stdin = self._open_stdin()
-            # This process has one thread, so running Python between fork and exec is safe.
-            agent = subprocess.Popen(  # noqa: S603 - running the template's command is what this is for
-                self._spec["argv"],
-                env={**os.environ, **self._spec["linker_env"]},
-                stdin=stdin,
-                stdout=self._output_write,
-                stderr=self._output_write,
-                start_new_session=True,
-                preexec_fn=lambda: self._prepare(problem_write),  # noqa: PLW1509
-            )
-        except subprocess.SubprocessError:
-            return os.read(problem_read, READ_BYTES).decode()
-        except (OSError, ValueError) as error:
+        except OSError as error:
             return str(error)
-        finally:
-            for descriptor in (self._output_write, problem_read, problem_write):
-                os.close(descriptor)
-        self._agent = agent.pid
-        with suppress(OSError, IndexError):  # it may have exited already
-            self._agent_start = start_ticks(agent.pid)
-        agent.returncode = 0  # Popen must not wait for it: ``_reap`` does, for all children and adopted orphans
+        self._output_read, stdout = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._output_read, False)
+        stderr = stdout
+        if self._speaks:
+            self._log_read, stderr = os.pipe2(os.O_CLOEXEC)
+            os.set_blocking(self._log_read, False)
+        problem_read, problem_write = os.pipe2(os.O_CLOEXEC)
+        agent = os.fork()  # this process has one thread, so running Python in the child is safe
+        if not agent:
+            from taskherd.runner.agent_process import become_agent  # noqa: PLC0415 - needed in that process only
+
+            become_agent(self._spec, (stdin, stdout, stderr), problem_write)
+        for descriptor in {stdout, stderr, problem_write}:
+            os.close(descriptor)
+        if self._speaks:
+            os.close(stdin)
+        problem = os.read(problem_read, READ_BYTES).decode(errors="replace")  # empty once the agent's program runs
+        os.close(problem_read)
+        if problem:
+            os.waitpid(agent, 0)
+            return problem
+        self._agent = agent
+        try:
+            self._agent_start = start_ticks(agent)
+        except (OSError, IndexError):  # it may have exited already
+            self._agent_start = 0
         return None
 
     def _open_stdin(self) -> int:
-        """Open the file that the agent reads until its end, or the FIFO for inputs."""
-        if file := self._spec.get("stdin"):
+        """Open what the agent reads: a file until its end, the FIFO for inputs, or a pipe for the protocol's lines."""
+        if file := self._spec["stdin"]:
             return os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         # Opened for reading and writing, a FIFO never reaches end-of-file, however often its writers come and go.
-        stdin = os.open(self._folder / "input", os.O_RDWR | os.O_CLOEXEC)
-        with suppress(OSError):  # so that a complete input fits, even before the agent reads any of it
-            fcntl.fcntl(stdin, fcntl.F_SETPIPE_SZ, self._spec["stdin_pipe_bytes"])
-        return stdin
-
-    def _prepare(self, problem: int) -> None:
-        """Prepare the agent's process between fork and exec: limits, user, folder. Write why not to ``problem``."""
-        try:
-            for number in (signal.SIGINT, signal.SIGHUP):
-                signal.signal(number, signal.SIG_DFL)
-            self._apply_limits()
-            if uid := self._spec["uid"]:
-                for descriptor in (0, 1):  # so that the agent can open /dev/stdin, /dev/stdout and /dev/stderr
-                    if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
-                        os.fchown(descriptor, uid, uid)
-                privileges.drop(uid)
-            prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # after ``drop``, which resets it
-            os.chdir(self._spec["cwd"])
-        except OSError as error:
-            os.write(problem, str(error).encode())
-            raise
-
-    def _apply_limits(self) -> None:
-        """Set OOM score, cgroup and rlimits."""
-        with suppress(OSError):
-            Path("/proc/self/oom_score_adj").write_text(AGENT_OOM_SCORE)
-        if cgroup := self._spec.get("cgroup"):
-            (Path(cgroup) / "cgroup.procs").write_text("0")
-        if memory := self._spec.get("memory"):
-            resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-        if cpu := self._spec.get("cpu"):
-            usable = sorted(os.sched_getaffinity(0))
-            first = os.getpid() % len(usable)  # so that not all agents share the first cores
-            os.sched_setaffinity(0, (usable[first:] + usable[:first])[: math.ceil(cpu)])
+        fifo = os.open(f"{self._folder}/input", os.O_RDWR | os.O_CLOEXEC)
+        if self._speaks:  # through the FIFO the runner only says that there is a new line
+            self._poke = fifo
+            os.set_blocking(fifo, False)
+            stdin, self._feeder_write = os.pipe2(os.O_CLOEXEC)
+            os.set_blocking(self._feeder_write, False)
+            self._feeder = LineFeeder(f"{self._folder}/stdin", self._feeder_write)
+            return stdin
+        try:  # so that a complete input fits, even before the agent reads any of it
+            fcntl.fcntl(fifo, fcntl.F_SETPIPE_SZ, self._spec["stdin_pipe_bytes"])
+        except OSError:
+            pass
+        return fifo
 
     def _follow(self) -> None:
         """Record output until the agent exits, is to be stopped, or exceeds its time limit."""
-        timeout = self._spec.get("timeout")
+        timeout = self._spec["timeout"]
         deadline = time.monotonic() + timeout if timeout else None
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._wakeup_read, selectors.EVENT_READ)
-            selector.register(self._output_read, selectors.EVENT_READ)
-            while not self._reap():
-                if self._stop:
-                    self._reason = "stopped"
-                    return
-                remaining = None if deadline is None else deadline - time.monotonic()
-                if remaining is not None and remaining <= 0:
-                    self._reason = "timeout"
-                    return
-                for key, _ in selector.select(remaining):
-                    if key.fd == self._wakeup_read:
-                        self._drain_wakeups()
-                    elif not self._read_chunk():
-                        selector.unregister(self._output_read)
+        while not self._reap():
+            if self._stop:
+                self._reason = "stopped"
+                return
+            if self._interrupt:
+                self._interrupt = False
+                self._signal_group(signal.SIGINT)
+            remaining = None if deadline is None else deadline - time.monotonic()
+            if remaining is not None and remaining <= 0:
+                self._reason = "timeout"
+                return
+            self._pump(remaining)
+
+    def _pump(self, timeout: float | None) -> None:
+        """Record output and feed lines; return once something has happened, or after ``timeout`` seconds."""
+        poll = select.poll()
+        poll.register(self._wakeup_read, select.POLLIN)
+        if self._unwritten:
+            timeout = _FULL_INTERVAL if timeout is None else min(timeout, _FULL_INTERVAL)
+        elif self._output_read >= 0:
+            poll.register(self._output_read, select.POLLIN)
+        if self._log_read >= 0:
+            poll.register(self._log_read, select.POLLIN)
+        if self._feeder is not None:
+            poll.register(self._poke, select.POLLIN)
+            if self._feeder.is_blocked:
+                poll.register(self._feeder_write, select.POLLOUT)
+        poll.poll(None if timeout is None else max(0.0, timeout) * 1_000)
+        self._drain(self._wakeup_read)
+        self._record_output()
+        if self._feeder is not None:
+            self._drain(self._poke)
+            self._feeder.feed()
 
     def _end(self) -> int:
         """End all descendants: SIGTERM, grace time, SIGKILL. Return the number of processes that survived it.
@@ -248,25 +237,31 @@ class Shim:
         self._terminate()
         deadline = time.monotonic() + self._spec["grace"]
         while not self._is_alone() and not self._kill_now and time.monotonic() < deadline:
-            self._pause()
+            self._pump_briefly()
         give_up = time.monotonic() + KILL_TIMEOUT
         while not self._is_alone() and time.monotonic() < give_up:
             self._kill(descendants(os.getpid()))
-            self._pause()
-        while self._read_chunk():
-            pass
+            self._pump_briefly()
+        self._record_output(beyond_limit=True)
         return 0 if self._is_alone() else max(1, len(descendants(os.getpid())))
 
     def _terminate(self) -> None:
         """Send SIGTERM to the agent's process group, or to what an agent that has exited has left."""
         if self._reason == "exited":
             send_signal(descendants(os.getpid()), signal.SIGTERM)
-        elif self._spec["sandboxed"]:  # bubblewrap itself must live on: when it ends, so does the agent, at once
-            group = {pid for pid, fields in processes() if int(fields[2]) == self._agent}
-            send_signal(group - {self._agent}, signal.SIGTERM)
         else:
-            with suppress(OSError):
-                os.killpg(self._agent, signal.SIGTERM)
+            self._signal_group(signal.SIGTERM)
+
+    def _signal_group(self, number: int) -> None:
+        """Send a signal to the agent's process group."""
+        if self._spec["sandboxed"]:  # bubblewrap itself must live on: when it ends, so does the agent, at once
+            group = {pid for pid, fields in processes() if int(fields[2]) == self._agent}
+            send_signal(group - {self._agent}, number)
+            return
+        try:
+            os.killpg(self._agent, number)
+        except OSError:
+            pass
 
     def _is_alone(self) -> bool:
         """Return whether no descendant is left.
@@ -278,12 +273,14 @@ class Shim:
 
     def _kill(self, pids: set[int]) -> None:
         """Kill all of the agent's cgroup, of its user, and all descendants: frozen first, so that none can fork."""
-        if cgroup := self._spec.get("cgroup"):
-            with suppress(OSError):
-                (Path(cgroup) / "cgroup.kill").write_text("1")
-        if uid := self._spec["uid"]:
-            with suppress(OSError):
-                privileges.kill_all(uid, self._spec["killer_uid"])
+        if cgroup := self._spec["cgroup"]:
+            try:
+                with open(f"{cgroup}/cgroup.kill", "w", encoding="ascii") as file:
+                    file.write("1")
+            except OSError:
+                pass
+        if self._spec["uid"]:
+            self._kill_user()
         for _ in range(_FREEZE_ROUNDS):
             send_signal(pids, signal.SIGSTOP)
             now = descendants(os.getpid())
@@ -292,29 +289,60 @@ class Shim:
             pids = pids | now
         send_signal(pids, signal.SIGKILL)
 
-    def _pause(self) -> None:
+    def _kill_user(self) -> None:
+        """Kill all processes of the agent's user, as ``privileges.kill_all`` does."""
+        program = f"{os.path.dirname(os.path.abspath(__file__))}/privileges.py"
+        users = str(self._spec["uid"]), str(self._spec["killer_uid"])
+        for _ in range(_KILL_ATTEMPTS):
+            try:
+                command = [sys.executable, "-I", "-S", program, "kill", *users]
+                _, status = os.waitpid(os.posix_spawn(sys.executable, command, {}), 0)
+            except OSError:
+                return
+            if status == 0:
+                return
+
+    def _pump_briefly(self) -> None:
         """Wait briefly for processes to exit, and keep recording output."""
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._wakeup_read, selectors.EVENT_READ)
-            selector.select(_POLL_INTERVAL)
-        self._drain_wakeups()
-        while self._read_chunk():
-            pass
+        poll = select.poll()
+        poll.register(self._wakeup_read, select.POLLIN)
+        poll.poll(_POLL_INTERVAL * 1_000)
+        self._pump(0)
         self._reap()
 
-    def _read_chunk(self) -> bool:
-        """Record one chunk of output and return whether there was one."""
-        try:
-            chunk = os.read(self._output_read, READ_BYTES)
-        except BlockingIOError:
-            return False
-        self._output.write(chunk)
-        return bool(chunk)
+    def _record_output(self, *, beyond_limit: bool = False) -> None:
+        """Record the output that there is, until the segments are full or it is much."""
+        self._unwritten = self._output.write(self._unwritten, beyond_limit=beyond_limit)
+        chunks = 0
+        while not self._unwritten and (beyond_limit or chunks < _CHUNKS_AT_ONCE):
+            chunk = self._read("_output_read")
+            self._unwritten = self._output.write(chunk, beyond_limit=beyond_limit)
+            log = self._read("_log_read")
+            self._log.write(log)
+            if not chunk and not log:
+                return
+            chunks += 1
 
-    def _drain_wakeups(self) -> None:
-        with suppress(BlockingIOError):
-            while os.read(self._wakeup_read, READ_BYTES):
+    def _read(self, name: str) -> bytes:
+        """Read a chunk from a pipe; close it if it has ended, so that polling does not report it for ever."""
+        descriptor: int = getattr(self, name)
+        if descriptor < 0:
+            return b""
+        try:
+            chunk = os.read(descriptor, READ_BYTES)
+        except BlockingIOError:
+            return b""
+        if not chunk:
+            os.close(descriptor)
+            setattr(self, name, -1)
+        return chunk
+
+    def _drain(self, descriptor: int) -> None:
+        try:
+            while os.read(descriptor, READ_BYTES):
                 pass
+        except BlockingIOError:
+            pass
 
     def _reap(self) -> bool:
         """Reap all children that have exited and return whether the agent is among those reaped so far."""
@@ -329,10 +357,12 @@ class Shim:
 
     def _was_out_of_memory(self) -> bool:
         """Return whether the kernel's OOM killer ended a process of the agent's cgroup (``memory.events``)."""
-        if cgroup := self._spec.get("cgroup"):
-            with suppress(OSError, ValueError):
-                lines = (Path(cgroup) / "memory.events").read_text().splitlines()
-                return any(int(line.split()[1]) > 0 for line in lines if line.startswith("oom_kill "))
+        if cgroup := self._spec["cgroup"]:
+            try:
+                with open(f"{cgroup}/memory.events", encoding="ascii") as file:
+                    return any(int(line.split()[1]) > 0 for line in file if line.startswith("oom_kill "))
+            except (OSError, ValueError):
+                return False
         return False
 
     def _record_exit(self, exit_record: int, error: str | None, leftover: int) -> None:
@@ -342,33 +372,34 @@ class Shim:
             "reason": "not started" if error else self._reason,
             "code": code if code is not None and code >= 0 else None,
             "signal": -code if code is not None and code < 0 else None,
-            "detail": error[:1_000] if error else None,
+            "detail": error[:500] if error else None,
             "out_of_memory": self._was_out_of_memory(),
             "leftover": leftover,
             "output": self._output.total,
             "dropped": self._output.dropped,
             "at": time.time(),
         }
-        os.pwrite(
-            exit_record, json.dumps(record).encode()[:EXIT_RECORD_BYTES], 0
-        )  # the reserved spaces after it are valid JSON
+        os.pwrite(exit_record, encode(record).encode(), 0)  # the reserved spaces after it are valid JSON
         os.fsync(exit_record)
-        (self._folder / "exit.new").replace(self._folder / "exit.json")
+        os.rename(f"{self._folder}/exit.new", f"{self._folder}/exit.json")
 
 
-def main() -> None:
-    """Run the shim of the run folder in ``argv[1]``; do nothing if the folder has or had one already."""
-    folder = Path(sys.argv[1])
-    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def main(folder: str, *prepared: str) -> None:
+    """Run the shim of a run folder; do nothing if the folder has or had one already.
+
+    The process first becomes a subreaper, for which it needs ctypes, and then executes itself again without: the
+    kernel keeps that attribute, see PR_SET_CHILD_SUBREAPER(2const).
+    """
+    if not prepared:
+        from taskherd.runner import privileges  # noqa: PLC0415
+
+        privileges.prctl(PR_SET_CHILD_SUBREAPER, 1)
+        argv = [sys.executable, "-I", "-S", "-c", BOOT, sys.argv[1], folder, "prepared"]
+        os.execv(sys.executable, argv)  # noqa: S606 - this very program
+    lock = os.open(f"{folder}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return
-    if (folder / "started.json").exists() or (folder / "exit.json").exists():
-        return
-    prctl(PR_SET_CHILD_SUBREAPER, 1)
-    Shim(folder).run()
-
-
-if __name__ == "__main__":
-    main()
+    if not os.path.exists(f"{folder}/started.json") and not os.path.exists(f"{folder}/exit.json"):
+        Shim(folder).run()

@@ -60,7 +60,7 @@ def test_bytes_are_read_back_or_counted_as_missing(
 ) -> None:
     """Every byte, read from the start, is either returned, in order, or counted as missing."""
     folder = Path(str(tmp_path_factory.mktemp("output")))  # type: ignore[attr-defined]
-    writer = SegmentWriter(folder, segment, keep)
+    writer = SegmentWriter(str(folder), segment, keep)
     for chunk in chunks:
         writer.write(chunk)
     complete = b"".join(chunks)
@@ -73,3 +73,25 @@ def test_bytes_are_read_back_or_counted_as_missing(
     assert missing + len(read) == len(complete)
     assert complete.endswith(read)
     assert missing <= max(0, len(complete) - segment * (keep - 1))
+
+
+@given(st.lists(st.binary(max_size=50), max_size=30), st.integers(1, 40), st.integers(1, 5))
+def test_unread_output_is_kept(tmp_path_factory: object, chunks: list[bytes], segment: int, keep: int) -> None:
+    """With ``keeps_unread`` no byte is dropped: what the segments have no room for is returned, to be written later."""
+    folder = Path(str(tmp_path_factory.mktemp("output")))  # type: ignore[attr-defined]
+    writer = SegmentWriter(str(folder), segment, keep, keeps_unread=True)
+    read = waiting = b""
+    for chunk in chunks:
+        waiting = writer.write(waiting + chunk)
+        assert len(list(folder.iterdir())) <= keep
+        if waiting:  # the reader reads everything, and deletes it
+            while (piece := output.read(folder, len(read), 7)).data:
+                read += piece.data
+            for path in folder.iterdir():
+                path.unlink()
+    assert writer.write(waiting, beyond_limit=True) == b""
+    while (piece := output.read(folder, len(read), 7)).data:
+        assert not piece.missing
+        read += piece.data
+    assert read == b"".join(chunks)
+    assert writer.dropped == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,6 +95,14 @@ def read(folder: Path, offset: int, limit: int) -> OutputChunk:
         if begin < next_start:  # the rest of this segment could not be written
             return OutputChunk(b"", next_start - offset, next_start)
     return OutputChunk(b"", 0, offset)
+
+
+def discard(folder: Path, offset: int) -> None:
+    """Delete the segments that end at ``offset`` or before, except the last one."""
+    starts = sorted(int(name) for name in _names(folder))
+    for start, end in pairwise(starts):
+        if end <= offset:
+            (folder / f"{start:020d}").unlink(missing_ok=True)
 
 
 def size(folder: Path) -> int:

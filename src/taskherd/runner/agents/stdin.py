@@ -15,7 +15,7 @@ import termios
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from taskherd.runner import shim
+from taskherd.runner import process_table
 from taskherd.runner.activity import sandbox_around
 from taskherd.runner.agents.context import NOT_RUNNING, DeliveryUnknown, NotDelivered
 
@@ -102,8 +102,8 @@ def has_reader(folder: RunFolder) -> bool:
         return False
     if folder.exit.exists():
         return False
-    parents = shim.parents()
-    pids = shim.descendants_in(parents, shim_pid)
+    parents = process_table.parents()
+    pids = process_table.descendants_in(parents, shim_pid)
     if started.get("sandboxed"):
         pids -= sandbox_around(parents, started["agent"])  # they keep stdin open and do not read it
     return any(_holds(pid, (fifo.st_dev, fifo.st_ino)) for pid in pids)

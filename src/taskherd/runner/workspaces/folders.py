@@ -12,12 +12,14 @@ ROOT/
       journal.json      accepted requests and their progress (journal.py)
       outbox.jsonl      unconfirmed reports (outbox.py)
       run-BUILD/        one run of the agent; written by its shim (shim.py)
-        spec.json       command and limits; written by the runner
+        spec            command and limits; written by the runner, with marshal
         lock            locked by the shim while it runs
         shim.log        stderr of the shim, normally empty
         started.json    pid and start time of shim and agent
-        input           a FIFO: the agent's stdin
+        input           a FIFO: the agent's stdin, or that of the shim, which reads ``stdin/`` when something arrives
+        stdin/          lines of a protocol for the agent's stdin (line_feeder.py)
         output/         output of the agent, in segments named by their start offset
+        log/            its stderr, if its stdout carries a protocol
         exit.json       how the agent ended
 ```
 
@@ -46,7 +48,7 @@ class RunFolder:
     @property
     def spec(self) -> Path:
         """Command and limits of the run."""
-        return self.path / "spec.json"
+        return self.path / "spec"
 
     @property
     def lock(self) -> Path:
@@ -67,6 +69,16 @@ class RunFolder:
     def output(self) -> Path:
         """Folder with the segments of the agent's output."""
         return self.path / "output"
+
+    @property
+    def log(self) -> Path:
+        """Folder with the segments of the agent's stderr, if its output carries a protocol."""
+        return self.path / "log"
+
+    @property
+    def stdin(self) -> Path:
+        """Folder with the lines of a protocol for the agent."""
+        return self.path / "stdin"
 
     @property
     def exit(self) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import json
+import marshal
 import os
 import signal
 import sys
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from taskherd.domain.reports import ExitReason
 from taskherd.errors import Unavailable
-from taskherd.runner import shim
+from taskherd.runner import process_table, shim
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -45,6 +46,8 @@ KILLED_STATUS = 128 + signal.SIGKILL
 _POLL_INTERVAL = 0.01
 """Seconds between two checks whether a shim has started its agent."""
 _KILL_ROUNDS = 20
+_IMPORT_PATH = Path(shim.__file__).parents[2]
+"""The folder that contains the package ``taskherd``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +122,8 @@ class RunSpec:
     """The user that sends signals to all processes of the agent's user."""
     sandboxed: bool = False
     """Whether ``argv`` runs bubblewrap, which runs the agent in ``cwd``."""
+    protocol: bool = False
+    """Whether stdin and stdout carry lines of a protocol: kept until they are read, and apart from stderr."""
 
 
 class ShimHandle:
@@ -135,6 +140,11 @@ class ShimHandle:
         """Request that the shim ends the agent: SIGTERM, grace time, SIGKILL. Another request ends the grace time."""
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._descriptor, signal.SIGTERM)
+
+    def interrupt(self) -> None:
+        """Request that the shim sends SIGINT to the agent's process group."""
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._descriptor, signal.SIGINT)
 
     async def wait(self) -> ExitRecord:
         """Wait until the shim has exited, kill processes that it left, and return how the run ended."""
@@ -165,7 +175,7 @@ async def start(folder: RunFolder, spec: RunSpec) -> ShimHandle:
         Unavailable: the agent could not be started, or the shim did not start it in time.
     """
     folder.recreate()
-    folder.spec.write_text(json.dumps(_spec_record(spec)))
+    folder.spec.write_bytes(marshal.dumps(_spec_record(spec)))
     handle = ShimHandle(folder, _spawn(folder, spec.env))
     exit_wait = asyncio.create_task(handle.wait())
     try:
@@ -190,7 +200,7 @@ async def start(folder: RunFolder, spec: RunSpec) -> ShimHandle:
 
 def _spawn(folder: RunFolder, env: Mapping[str, str]) -> int:
     """Start the shim in its own session, so that signals to the runner's session do not reach it. Return its pid."""
-    argv = [sys.executable, "-I", "-S", shim.__file__, str(folder.path)]
+    argv = [sys.executable, "-I", "-S", "-c", shim.BOOT, str(_IMPORT_PATH), str(folder.path)]
     log = os.open(folder.shim_log, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         actions = [
@@ -218,6 +228,7 @@ def _spec_record(spec: RunSpec) -> dict[str, Any]:
         "uid": spec.uid,
         "killer_uid": spec.killer_uid,
         "sandboxed": spec.sandboxed,
+        "protocol": spec.protocol,
         "grace": spec.grace,
         "timeout": spec.timeout,
         "memory": spec.memory,
@@ -268,7 +279,7 @@ def _open_verified(folder: RunFolder) -> ShimHandle | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     with suppress(OSError, IndexError):  # it may have exited
-        if shim.start_ticks(pid) == start:
+        if process_table.start_ticks(pid) == start:
             handle.agent_started = True
             return handle
     handle.close()
@@ -316,15 +327,15 @@ def kill_marked(folder: RunFolder) -> int:
         pids = _marked(folder)
         if not pids:
             break
-        shim.send_signal(set(pids), signal.SIGSTOP)
-        shim.send_signal(set(_marked(folder)), signal.SIGKILL)
+        process_table.send_signal(set(pids), signal.SIGSTOP)
+        process_table.send_signal(set(_marked(folder)), signal.SIGKILL)
     return len(pids)
 
 
 def _marked(folder: RunFolder) -> list[int]:
     marker = f"{MARKER_VARIABLE}={folder.path}".encode()
     marked = []
-    for pid in shim.parents():
+    for pid in process_table.parents():
         with suppress(OSError):
             if marker in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
                 marked.append(pid)

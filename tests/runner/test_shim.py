@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from taskherd.errors import Unavailable
+from taskherd.runner.agents import output
+from taskherd.runner.workspaces import processes
+from taskherd.runner.workspaces.folders import RunFolder
+from tests.harness.runner import eventually, is_alive
+
+SEGMENT = 64 * 1024
+COUNT_AFTER_GO = """
+import os, sys, time
+while not os.path.exists('go'): time.sleep(0.01)
+for line in sys.stdin: print(len(line))
+"""
+pytestmark = pytest.mark.timeout(120)
+
+
+class ShimRun:
+    """A shim with an agent that is a Python program, whose stdin and stdout carry lines of a protocol."""
+
+    def __init__(self, path: Path) -> None:
+        self.folder = RunFolder(path)
+        self.handles: list[processes.ShimHandle] = []
+
+    async def start(self, program: str, **changed: object) -> processes.ShimHandle:
+        """Start the program."""
+        spec = processes.RunSpec(
+            argv=[sys.executable, "-u", "-c", program], cwd=self.folder.path.parent, env={"PATH": os.environ["PATH"]},
+            grace=1, timeout=None, memory=None, cpu=None, cgroup=None, stdin=None, protocol=True, **changed,  # type: ignore[arg-type]
+        )  # fmt: skip
+        handle = await processes.start(self.folder, spec)
+        self.handles.append(handle)
+        return handle
+
+    def write(self, number: int, line: bytes) -> None:
+        """Submit a line, and tell the shim."""
+        (self.folder.stdin / "new").write_bytes(line)
+        (self.folder.stdin / "new").rename(self.folder.stdin / str(number))
+        descriptor = os.open(self.folder.input, os.O_WRONLY | os.O_NONBLOCK)
+        os.write(descriptor, b"\n")
+        os.close(descriptor)
+
+    def lines(self) -> list[str]:
+        """Return the names of the files of submitted lines."""
+        return sorted(path.name for path in self.folder.stdin.iterdir())
+
+
+@pytest.fixture
+async def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ShimRun]:
+    """Yield a run whose segments are small; on exit, end its agents."""
+    monkeypatch.setattr(processes, "SEGMENT_BYTES", SEGMENT)
+    monkeypatch.setattr(processes, "MAX_SEGMENTS", 2)
+    shim_run = ShimRun(tmp_path / "run-1")
+    yield shim_run
+    for handle in shim_run.handles:
+        handle.stop()
+        handle.stop()
+        await handle.wait()
+        handle.close()
+
+
+async def test_unread_output_of_a_protocol_blocks_the_agent_and_is_never_dropped(run: ShimRun) -> None:
+    """At the limit the agent blocks; when the runner has deleted what it has read, all of the rest follows."""
+    program = "import sys\nfor n in range(400_000): print(n)\nprint('end', file=sys.stderr)"
+    handle = await run.start(program)
+    await eventually(lambda: output.size(run.folder.output) >= 2 * SEGMENT)
+    assert not run.folder.exit.exists()
+    assert output.tail(run.folder.log, 100) == ""
+    read = b""
+    while not read.endswith(b"\n399999\n"):
+        chunk = output.read(run.folder.output, len(read), SEGMENT)
+        assert chunk.missing == 0
+        read += chunk.data
+        output.discard(run.folder.output, len(read))
+    assert read == b"".join(b"%d\n" % number for number in range(400_000))
+    agent_exit = await handle.wait()
+    assert (agent_exit.code, agent_exit.dropped) == (0, 0)
+    assert output.tail(run.folder.log, 100) == "end\n"
+
+
+async def test_an_agent_that_blocks_can_be_stopped(run: ShimRun) -> None:
+    """An agent whose output nobody reads is ended like any other, and what its pipe held is kept."""
+    handle = await run.start("while True: print('x' * 99)")
+    await eventually(lambda: output.size(run.folder.output) >= 2 * SEGMENT)
+    handle.stop()
+    assert (await handle.wait()).reason == "stopped"
+    assert output.size(run.folder.output) >= 2 * SEGMENT + 4096
+
+
+async def test_a_line_is_acknowledged_once_the_agent_was_given_all_of_it(run: ShimRun) -> None:
+    """A line that the pipe cannot hold is open until the agent has read enough of it; later lines wait."""
+    await run.start(COUNT_AFTER_GO)
+    run.write(9, b"x" * 300_000 + b"\n")
+    run.write(10, b"second\n")
+    await eventually(lambda: run.lines() == ["10", "9.open"])
+    (run.folder.path.parent / "go").touch()
+    await eventually(lambda: run.lines() == ["10.done", "9.done"])
+    await eventually(lambda: output.tail(run.folder.output, 100) == "300001\n7\n")
+
+
+async def test_a_line_that_waits_can_be_taken_back(run: ShimRun) -> None:
+    """What the runner deletes before its turn is never written."""
+    await run.start(COUNT_AFTER_GO)
+    run.write(1, b"x" * 300_000 + b"\n")
+    run.write(2, b"taken back\n")
+    run.write(3, b"third\n")
+    await eventually(lambda: "1.open" in run.lines())
+    (run.folder.stdin / "2").unlink()
+    (run.folder.path.parent / "go").touch()
+    await eventually(lambda: run.lines() == ["1.done", "3.done"])
+    await eventually(lambda: output.tail(run.folder.output, 100) == "300001\n6\n")
+
+
+async def test_a_line_for_a_closed_stdin_has_failed(run: ShimRun) -> None:
+    """Once no process reads the agent's stdin, every line fails, and the shim goes on."""
+    await run.start("import os, signal\nos.close(0)\nprint('up')\nsignal.pause()")
+    await eventually(lambda: output.tail(run.folder.output, 100) == "up\n")
+    run.write(1, b"first\n")
+    run.write(2, b"second\n")
+    await eventually(lambda: run.lines() == ["1.failed", "2.failed"])
+
+
+async def test_an_interrupt_reaches_the_process_group(run: ShimRun) -> None:
+    """SIGINT to the shim reaches the agent's process group, and the agent lives on if it handles it."""
+    program = (
+        "import signal, time\ndef on_interrupt(*_): print('interrupted')\n"
+        "signal.signal(signal.SIGINT, on_interrupt)\nprint('up')\nwhile True: time.sleep(1)"
+    )
+    handle = await run.start(program)
+    await eventually(lambda: output.tail(run.folder.output, 100) == "up\n")
+    handle.interrupt()
+    await eventually(lambda: output.tail(run.folder.output, 100) == "up\ninterrupted\n")
+    assert is_alive(json.loads(run.folder.started.read_text())["agent"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [(["no-such-program"], "No such file or directory: 'no-such-program'"), (["\0"], "embedded null")],
+)
+async def test_a_program_that_cannot_be_started_is_named(tmp_path: Path, argv: list[str], message: str) -> None:
+    """The error says which program, and why."""
+    spec = processes.RunSpec(
+        argv=argv, cwd=tmp_path, env={}, grace=1, timeout=None, memory=None, cpu=None, cgroup=None, stdin=None
+    )
+    with pytest.raises(Unavailable, match=message):
+        await processes.start(RunFolder(tmp_path / "run-1"), spec)
+
+
+def own_memory(pid: int) -> int:
+    """Return the memory of a process that it shares with no other, in KiB."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty"))
+
+
+async def test_a_shim_is_small(run: ShimRun) -> None:
+    """A shim has at most 4.5 MiB of memory of its own: there is one for each agent."""
+    await run.start("import signal\nprint('up')\nsignal.pause()")
+    await eventually(lambda: output.tail(run.folder.output, 100) == "up\n")
+    assert own_memory(json.loads(run.folder.started.read_text())["pid"]) < 4.5 * 1024
