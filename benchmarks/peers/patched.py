@@ -21,7 +21,8 @@ from benchmarks.harness.backlog import Backlog
 from benchmarks.harness.workload import PREFIX
 from taskherd.broker import dead_letters
 from taskherd.broker.connection import SupervisedConnection
-from taskherd.broker.consumer import Consumer, Source
+from taskherd.broker.consumer import Consumer
+from taskherd.broker.subscription import Source
 from taskherd.broker.topology import TopologyNames
 from taskherd.errors import Unavailable
 

@@ -16,7 +16,8 @@ from aiormq.abc import AbstractChannel
 from examples.demo.scenarios import Scenario
 from taskherd.broker import topology
 from taskherd.broker.connection import SupervisedConnection
-from taskherd.broker.consumer import Consumer, Source
+from taskherd.broker.consumer import Consumer
+from taskherd.broker.subscription import Source
 from taskherd.broker.topology import TopologyNames
 
 _QUEUE_LENGTH: Final = 50_000

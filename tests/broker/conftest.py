@@ -14,8 +14,9 @@ from aiormq.abc import AbstractChannel
 
 from taskherd.broker import topology
 from taskherd.broker.connection import SupervisedConnection
-from taskherd.broker.consumer import Consumer, Source
+from taskherd.broker.consumer import Consumer
 from taskherd.broker.publisher import Publisher
+from taskherd.broker.subscription import Source
 from taskherd.broker.topology import TopologyNames
 
 

@@ -7,11 +7,13 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import nullcontext
 
 import pytest
+from aiormq.abc import AbstractChannel
 from aiormq.channel import Channel
 
 from taskherd.broker.consumer import Consumer
 from taskherd.broker.delivery import Delivery
 from taskherd.broker.publisher import OutgoingMessage, Publisher
+from taskherd.broker.subscription import Source
 from taskherd.broker.topology import TopologyNames
 from tests.broker.conftest import ConnectTo, ConsumeReports, TcpProxy, until
 from tests.library_versions import unsupported
@@ -175,8 +177,8 @@ async def test_a_closed_channel_is_opened_again(
     consumer = consume_reports(connection)
     await _publish(publisher, names, 1)
     [old] = await consumer.next_batch(10, 0)
-    assert consumer._current is not None
-    await consumer._current.channel.basic_ack(999)  # unknown: 406, the code of consumer_timeout
+    [subscription] = consumer._subscriptions.values()
+    await subscription.channel.basic_ack(999)  # unknown: 406, the code of consumer_timeout
     [again] = await consumer.next_batch(10, 0)
     assert connection.is_up
     assert again.body == old.body
@@ -197,3 +199,35 @@ async def test_pause_unsubscribes_and_resume_subscribes(
     await until(consumer.consumer_count, lambda count: count == 1)
     [delivery] = await consumer.next_batch(10, 0)
     assert await consumer.ack([delivery])
+
+
+async def test_a_queue_that_is_out_of_reach_holds_up_no_other(
+    names: TopologyNames, publisher: Publisher, amqp_url: str, connect_to: ConnectTo
+) -> None:
+    """With one queue whose check hangs and one that cannot be consumed, the third one delivers."""
+    other = await connect_to(amqp_url, "other").channel()
+    locked = (await other.queue_declare(exclusive=True, timeout=5)).queue or ""
+    answered = asyncio.Event()
+
+    async def ensure() -> None:
+        """Hang, as a declaration does while a node of the cluster hangs."""
+        await answered.wait()
+
+    async def exists() -> None:
+        """Find the queue."""
+
+    async def prepare(_: AbstractChannel) -> list[Source]:
+        return [Source(names.claims, None, ensure), Source(locked, None, exists), Source(names.reports, None, exists)]
+
+    consumer = Consumer(connect_to(amqp_url, "consume"), prepare, prefetch=30)
+    consumer.start()
+    try:
+        await publisher.publish(names.reports, "k", b"goes on")
+        [delivery] = await consumer.next_batch(10, 0)
+        assert (delivery.body, await consumer.ack([delivery]), consumer.consuming) == (b"goes on", True, False)
+        answered.set()
+        await publisher.publish(names.claims, "k", b"is back")
+        [delivery] = await consumer.next_batch(10, 0)
+        assert (delivery.body, delivery.queue) == (b"is back", names.claims)
+    finally:
+        await consumer.close()

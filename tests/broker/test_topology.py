@@ -4,9 +4,10 @@ import pytest
 from aiormq.abc import AbstractChannel
 
 from taskherd.broker import topology
-from taskherd.broker.consumer import Consumer, Source
+from taskherd.broker.consumer import Consumer
 from taskherd.broker.delivery import Delivery
 from taskherd.broker.publisher import OutgoingMessage, Publisher, PublishOutcome
+from taskherd.broker.subscription import Source
 from taskherd.broker.topology import TopologyNames
 from taskherd.errors import Misconfigured, Unavailable
 from tests.broker.conftest import ConnectTo

@@ -18,7 +18,8 @@ import structlog
 from taskherd import retry
 from taskherd.api.changes import Change, ChangeFilter
 from taskherd.broker import topology
-from taskherd.broker.consumer import Consumer, Source
+from taskherd.broker.consumer import Consumer
+from taskherd.broker.subscription import Source
 from taskherd.errors import Retry, Unavailable
 from taskherd.store import feed
 

@@ -3,33 +3,30 @@
 It uses the aiormq channel below aio-pika, because an ``aio_pika.Message`` costs more CPU than everything else here. The
 callback only appends to the buffer: aiormq cancels callbacks when a connection drops, so nothing else may run there.
 The prefetch limits the buffer, because the broker sends no more unacknowledged messages than that.
+
+Each queue is subscribed by itself, on a channel of its own, so that one which is missing or hangs holds up no other.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import defaultdict, deque
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
 from taskherd import retry
 from taskherd.broker import topology
-from taskherd.broker.ack_tracker import AckTracker
 from taskherd.broker.connection import REQUEST_TIMEOUT, SupervisedConnection, map_errors
-from taskherd.broker.patches.delivery_dispatcher import DeliveryDispatcher, Receive
-from taskherd.broker.patches.frame_reader import TAG_PREFIX
+from taskherd.broker.subscription import Source, Subscription
 from taskherd.errors import Misconfigured, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from aiormq.abc import AbstractChannel
-    from pamqp.common import FieldTable
 
     from taskherd.broker.delivery import Delivery
-
+    from taskherd.broker.patches.delivery_dispatcher import Receive
 
 QUIET = 0.1
 """While acks are held back, this many seconds without a delivery mean that none is in flight."""
@@ -38,69 +35,8 @@ MAX_QUIET_ROUNDS = 20
 """Maximum number of times ``QUIET`` that ``stop`` waits."""
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A queue to consume from; the broker serves the consumers of a queue with the highest ``priority`` first."""
-
-    queue: str
-    priority: int | None = None
-
-
-class _Subscription:
-    """The consumers on one channel, from its opening to its loss."""
-
-    def __init__(self, channel: AbstractChannel, epoch: int, sources: Sequence[Source]) -> None:
-        self.channel = channel
-        self.epoch = epoch
-        self.sources = sources
-        self._acks = AckTracker()
-        self.consumer_tags: list[str] = []
-        self._dispatcher = DeliveryDispatcher(channel)
-        self.lost = asyncio.Event()
-        self._changing = asyncio.Lock()
-        channel.closing.add_done_callback(lambda _: self.lost.set())
-        channel.on_consumer_cancel_callbacks.add(lambda _: self.lost.set())
-
-    async def consume(self, receive: Callable[[str], Receive], prefetch: int) -> None:
-        """Start consuming; idempotent."""
-        async with self._changing:
-            if self.consumer_tags:
-                return
-            with map_errors("consuming"):
-                async with asyncio.timeout(REQUEST_TIMEOUT):
-                    await self.channel.basic_qos(prefetch_count=max(1, prefetch // len(self.sources)))
-                    for source in self.sources:
-                        arguments: FieldTable | None = (
-                            None if source.priority is None else {"x-priority": source.priority}
-                        )
-                        tag = f"{TAG_PREFIX}{self.epoch}.{uuid4().hex}"
-                        callback = self._dispatcher.register(tag, receive(source.queue))
-                        await self.channel.basic_consume(source.queue, callback, arguments=arguments, consumer_tag=tag)
-                        self.consumer_tags.append(tag)
-
-    async def cancel(self) -> None:
-        """Stop consuming."""
-        async with self._changing:
-            with map_errors("cancelling a consumer"):
-                async with asyncio.timeout(REQUEST_TIMEOUT):
-                    while self.consumer_tags:
-                        await self.channel.basic_cancel(self.consumer_tags.pop())
-
-    async def ack(self, tags: Iterable[int]) -> None:
-        """Send the acks for ``tags`` and wait until they are written to the socket."""
-        acks = self._acks.acknowledge(tags)
-        frames = [(tag, False) for tag in acks.single]
-        if acks.up_to is not None:
-            frames.append((acks.up_to, True))
-        with map_errors("acknowledging"):
-            async with asyncio.timeout(REQUEST_TIMEOUT):
-                for tag, multiple in frames:
-                    # Frames are sent in order, so waiting for the last one suffices.
-                    await self.channel.basic_ack(tag, multiple=multiple, wait=tag == frames[-1][0])
-
-
 class Consumer:
-    """A consumer of the sources that ``prepare`` returns; it subscribes again whenever the channel is lost.
+    """A consumer of the sources that ``prepare`` returns; it subscribes again to each whose channel is lost.
 
     Only one task may call ``next_batch`` at a time.
     """
@@ -117,7 +53,8 @@ class Consumer:
 
         Args:
             connection: a connection that is not used for publishing.
-            prepare: called with each new channel; declares the queues, including server-named ones.
+            prepare: called with a channel for the time of the call, at the start and when a source without ``ensure``
+                is lost; declares server-named queues.
             prefetch: maximum number of unacknowledged deliveries, divided equally over the sources.
             on_error: called with the reason when subscribing fails; the consumer retries by itself.
         """
@@ -129,7 +66,10 @@ class Consumer:
         self._waiter: asyncio.Future[None] | None = None
         self._wake_at = 1
         self._epoch = 0
-        self._current: _Subscription | None = None
+        self._sources: Sequence[Source] = ()
+        self._keepers: dict[str, asyncio.Task[None]] = {}
+        self._subscriptions: dict[int, Subscription] = {}
+        self._prepare_again = asyncio.Event()
         self._supervisor: asyncio.Task[None] | None = None
         self._paused = False
         self._stopping = False
@@ -139,8 +79,9 @@ class Consumer:
 
     @property
     def consuming(self) -> bool:
-        """True while subscribed, as far as is known."""
-        return self._current is not None and bool(self._current.consumer_tags)
+        """True while subscribed to all sources, as far as is known."""
+        subscribed = {each.source.queue for each in self._subscriptions.values() if each.consuming}
+        return bool(self._sources) and subscribed.issuperset(source.queue for source in self._sources)
 
     @property
     def buffered(self) -> int:
@@ -170,37 +111,44 @@ class Consumer:
                 return [self._buffer.popleft() for _ in range(min(limit, len(self._buffer)))]
 
     async def ack(self, deliveries: Sequence[Delivery]) -> bool:
-        """Acknowledge ``deliveries``, in one frame where possible.
+        """Acknowledge ``deliveries``, in one frame for each queue where possible.
 
         Return False if some deliveries belong to a closed channel; the broker redelivers those.
         """
         await self._acks_allowed.wait()
-        current = self._current
-        if current is None:
-            return not deliveries
-        tags = [each.delivery_tag for each in deliveries if each.epoch == current.epoch]
+        tags: defaultdict[int, list[int]] = defaultdict(list)
+        for delivery in deliveries:
+            tags[delivery.epoch].append(delivery.delivery_tag)
+        acked = [await self._ack(epoch, of_channel) for epoch, of_channel in tags.items()]
+        return all(acked)
+
+    async def _ack(self, epoch: int, tags: Sequence[int]) -> bool:
+        subscription = self._subscriptions.get(epoch)
+        if subscription is None:
+            return False
         try:
-            await current.ack(tags)
+            await subscription.ack(tags)
         except Unavailable:
-            if not current.channel.is_closed:
+            if not subscription.channel.is_closed:
                 self._connection.drop()  # unknown whether they were sent; a new channel makes it certain
             return False
-        return len(tags) == len(deliveries)
+        return True
 
     async def pause(self) -> None:
         """Stop the flow of deliveries; buffered ones stay."""
         self._paused = True
-        await self._apply()
+        await self._apply_to_all()
 
     async def resume(self) -> None:
         """Consume again after ``pause``."""
         self._paused = self._stopping
-        await self._apply()
+        await self._apply_to_all()
 
     def resubscribe(self) -> None:
         """Subscribe again, to the sources that ``prepare`` returns then; unacknowledged deliveries are requeued."""
-        if self._current is not None:
-            self._current.lost.set()
+        for subscription in self._subscriptions.values():
+            subscription.lost.set()
+        self._prepare_again.set()
 
     async def stop(self) -> None:
         """Stop consuming for good; buffered deliveries can still be processed and acknowledged.
@@ -221,21 +169,21 @@ class Consumer:
         """Close the channel; the broker requeues unacknowledged deliveries."""
         self._stopping = True
         supervisor, self._supervisor = self._supervisor, None
-        if supervisor is not None:
-            supervisor.cancel()
-            await asyncio.wait({supervisor})
-        if self._current is not None:
-            await self._drop(self._current)
+        tasks = {*self._keepers.values()} | ({supervisor} if supervisor is not None else set())
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        await asyncio.gather(*map(self._drop, [*self._subscriptions.values()]))
         self._wake()
 
     async def consumer_count(self) -> int:
         """Return the broker's count of consumers of the source that has the fewest. May raise ``Unavailable``."""
-        current = self._current
-        if current is None:
+        if not self._sources:
             return 0
         channel = await self._connection.channel()
         try:
-            return min([await topology.consumer_count(channel, source.queue) for source in current.sources])
+            return min([await topology.consumer_count(channel, source.queue) for source in self._sources])
         finally:
             await _close(channel)
 
@@ -248,56 +196,96 @@ class Consumer:
                 return
 
     async def _keep_subscribed(self) -> None:
+        """Have a task for each source that ``prepare`` returns, and end those of others."""
+        failures = 0
+        while not self._stopping:
+            began = asyncio.get_running_loop().time()
+            self._prepare_again.clear()
+            try:
+                self._sources = await self._find_sources()
+            except (Unavailable, Misconfigured) as error:
+                self._on_error(str(error))
+            else:
+                await self._start_keepers()
+                await self._prepare_again.wait()
+            failures = _failures_after(began, failures)
+            await asyncio.sleep(retry.delay(failures))
+
+    async def _find_sources(self) -> Sequence[Source]:
+        channel = await self._connection.channel()
+        try:
+            return await self._prepare(channel)
+        finally:
+            await _close(channel)
+
+    async def _start_keepers(self) -> None:
+        wanted = {source.queue: source for source in self._sources}
+        unwanted = [self._keepers.pop(queue) for queue in [*self._keepers] if queue not in wanted]
+        for keeper in unwanted:
+            keeper.cancel()
+        if unwanted:
+            await asyncio.wait(unwanted)
+        for queue, source in wanted.items():
+            if queue not in self._keepers or self._keepers[queue].done():
+                self._keepers[queue] = asyncio.create_task(self._keep(source), name=f"consumer of {queue}")
+
+    async def _keep(self, source: Source) -> None:
+        """Keep one source subscribed; one without ``ensure`` only until it is lost."""
         failures = 0
         while not self._stopping:
             began = asyncio.get_running_loop().time()
             try:
-                subscription = await self._subscribe()
+                await self._subscribe_until_lost(source)
             except (Unavailable, Misconfigured) as error:
                 self._on_error(str(error))
-            else:
-                await subscription.lost.wait()
-                await self._drop(subscription)
-            lifetime = asyncio.get_running_loop().time() - began
-            failures = 0 if lifetime > 2 * REQUEST_TIMEOUT else failures + 1
+            if source.ensure is None:
+                asyncio.get_running_loop().call_soon(self._prepare_again.set)  # when this task has ended
+                return
+            failures = _failures_after(began, failures)
             await asyncio.sleep(retry.delay(failures))
 
-    async def _subscribe(self) -> _Subscription:
+    async def _subscribe_until_lost(self, source: Source) -> None:
+        if source.ensure is not None:
+            await source.ensure()
         channel = await self._connection.channel()
-        try:
-            sources = await self._prepare(channel)
-        except BaseException:
-            await _close(channel)
-            raise
         self._epoch += 1
-        self._current = _Subscription(channel, self._epoch, sources)
-        await self._apply()
-        return self._current
-
-    async def _apply(self) -> None:
-        """Start or stop consuming on the current channel; on failure, drop the channel."""
-        current = self._current
-        if current is None:
-            return
+        subscription = self._subscriptions[self._epoch] = Subscription(channel, self._epoch, source)
         try:
-            if self._paused:
-                await current.cancel()
-            else:
-                await current.consume(lambda queue: self._receiver(current.epoch, queue), self._prefetch)
+            await self._apply(subscription)
+            await subscription.lost.wait()
+        finally:
+            await self._drop(subscription)
+
+    async def _apply(self, subscription: Subscription) -> None:
+        """Start or stop consuming."""
+        if self._paused:
+            await subscription.cancel()
+        else:
+            prefetch = max(1, self._prefetch // len(self._sources))
+            await subscription.consume(self._receiver(subscription.epoch, subscription.source.queue), prefetch)
+
+    async def _apply_to_all(self) -> None:
+        """Start or stop consuming on all channels; on failure, drop the channel."""
+        await asyncio.gather(*map(self._try_apply, self._subscriptions.values()))
+
+    async def _try_apply(self, subscription: Subscription) -> None:
+        try:
+            await self._apply(subscription)
         except Unavailable as error:
             self._on_error(str(error))
-            current.lost.set()
+            subscription.lost.set()
 
-    async def _drop(self, subscription: _Subscription) -> None:
-        """Drop the deliveries of a closed channel; the broker redelivers them."""
-        self._current = None
-        self._epoch += 1
-        self._buffer.clear()
+    async def _drop(self, subscription: Subscription) -> None:
+        """Drop the deliveries of a channel that is lost; the broker redelivers them."""
+        if self._subscriptions.pop(subscription.epoch, None) is not None:
+            kept = [each for each in self._buffer if each.epoch != subscription.epoch]
+            self._buffer.clear()
+            self._buffer.extend(kept)
         await _close(subscription.channel)
 
     def _receiver(self, epoch: int, queue: str) -> Receive:
         def receive(delivery: Delivery) -> None:
-            if epoch == self._epoch:
+            if epoch in self._subscriptions:
                 delivery.epoch, delivery.queue = epoch, queue
                 self._received += 1
                 self._buffer.append(delivery)
@@ -318,6 +306,12 @@ class Consumer:
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+def _failures_after(began: float, failures: int) -> int:
+    """Return the number of failures in a row, after one that ``began`` at this time of the loop's clock."""
+    lifetime = asyncio.get_running_loop().time() - began
+    return 0 if lifetime > 2 * REQUEST_TIMEOUT else failures + 1
 
 
 async def _close(channel: AbstractChannel) -> None:

@@ -113,19 +113,32 @@ async def declare(channel: AbstractChannel, names: TopologyNames, partitions: in
     with _explain_mismatch("declaring the topology"):
         for exchange in names.exchanges:
             await channel.exchange_declare(exchange, exchange_type="topic", durable=True, timeout=REQUEST_TIMEOUT)
-        # The dead-letter queue has no delivery limit: listing it counts as a delivery, and a message over the limit
-        # would be lost, because this queue has no dead-letter exchange itself.
-        await _declare_quorum(channel, names.dead, {"x-delivery-limit": _UNLIMITED})
-        await channel.queue_bind(names.dead, names.dead, _ALL_KEYS, timeout=REQUEST_TIMEOUT)
-        await _declare_quorum(channel, names.reports, _dead_lettering(names))
-        for queue in (names.commands, names.claims):
-            await _declare_quorum(channel, queue, _dead_lettering(names))
-            await channel.queue_bind(queue, queue, _ALL_KEYS, timeout=REQUEST_TIMEOUT)
-        if partitions == 1:
-            await channel.queue_bind(names.reports, names.reports, _ALL_KEYS, timeout=REQUEST_TIMEOUT)
-            await channel.exchange_unbind(names.report_hash, names.reports, _ALL_KEYS, timeout=REQUEST_TIMEOUT)
+        for queue in names.queues:
+            await _declare_shared(channel, names, queue, partitions)
     if partitions > 1:
         await _declare_partitions(channel, names, partitions)
+
+
+async def declare_queue(channel: AbstractChannel, names: TopologyNames, queue: str, partitions: int) -> None:
+    """Declare and bind one of the shared queues or partitions; the exchanges exist. Raise as ``declare`` does."""
+    with _explain_mismatch(f"declaring {queue}"):
+        if queue in names.queues:
+            await _declare_shared(channel, names, queue, partitions)
+        else:
+            await _declare_partition(channel, names, queue)
+
+
+async def _declare_shared(channel: AbstractChannel, names: TopologyNames, queue: str, partitions: int) -> None:
+    if queue == names.dead:
+        # The dead-letter queue has no delivery limit: listing it counts as a delivery, and a message over the limit
+        # would be lost, because this queue has no dead-letter exchange itself.
+        await _declare_quorum(channel, queue, {"x-delivery-limit": _UNLIMITED})
+    else:
+        await _declare_quorum(channel, queue, _dead_lettering(names))
+    if queue != names.reports or partitions == 1:
+        await channel.queue_bind(queue, queue, _ALL_KEYS, timeout=REQUEST_TIMEOUT)
+    if queue == names.reports and partitions == 1:
+        await channel.exchange_unbind(names.report_hash, names.reports, _ALL_KEYS, timeout=REQUEST_TIMEOUT)
 
 
 async def _declare_partitions(channel: AbstractChannel, names: TopologyNames, partitions: int) -> None:
@@ -137,12 +150,31 @@ async def _declare_partitions(channel: AbstractChannel, names: TopologyNames, pa
             names.report_hash, exchange_type="x-consistent-hash", durable=True, timeout=REQUEST_TIMEOUT
         )
         for index in range(partitions):
-            queue = names.partition(index)
-            await _declare_quorum(channel, queue, {**_dead_lettering(names), "x-single-active-consumer": True})
-            await channel.queue_bind(queue, names.report_hash, _EQUAL_WEIGHT, timeout=REQUEST_TIMEOUT)
+            await _declare_partition(channel, names, names.partition(index))
         # Add the new binding before removing the old one: for a moment a report may take both routes, but always one.
         await channel.exchange_bind(names.report_hash, names.reports, _ALL_KEYS, timeout=REQUEST_TIMEOUT)
         await channel.queue_unbind(names.reports, names.reports, _ALL_KEYS, timeout=REQUEST_TIMEOUT)
+
+
+async def _declare_partition(channel: AbstractChannel, names: TopologyNames, queue: str) -> None:
+    await _declare_quorum(channel, queue, {**_dead_lettering(names), "x-single-active-consumer": True})
+    await channel.queue_bind(queue, names.report_hash, _EQUAL_WEIGHT, timeout=REQUEST_TIMEOUT)
+
+
+async def exist(channel: AbstractChannel, exchanges: Iterable[str] = (), queues: Iterable[str] = ()) -> bool:
+    """Return whether all these exchanges and queues exist; if not, the channel is closed.
+
+    This neither waits for a hung node of the broker's cluster, as a declaration does, nor sees bindings.
+
+    Raises:
+        Unavailable: the broker cannot be reached.
+    """
+    with _explain_mismatch("checking the topology"):
+        try:
+            await _declare_passively(channel, exchanges, queues)
+        except ChannelNotFoundEntity:
+            return False
+    return True
 
 
 async def check(channel: AbstractChannel, exchanges: Iterable[str] = (), queues: Iterable[str] = ()) -> None:
@@ -151,10 +183,14 @@ async def check(channel: AbstractChannel, exchanges: Iterable[str] = (), queues:
     A process checks only what it uses itself, so that it can start before others have a new version.
     """
     with _explain_mismatch("checking the topology"):
-        for exchange in exchanges:
-            await channel.exchange_declare(exchange, passive=True, timeout=REQUEST_TIMEOUT)
-        for queue in queues:
-            await channel.queue_declare(queue, passive=True, timeout=REQUEST_TIMEOUT)
+        await _declare_passively(channel, exchanges, queues)
+
+
+async def _declare_passively(channel: AbstractChannel, exchanges: Iterable[str], queues: Iterable[str]) -> None:
+    for exchange in exchanges:
+        await channel.exchange_declare(exchange, passive=True, timeout=REQUEST_TIMEOUT)
+    for queue in queues:
+        await channel.queue_declare(queue, passive=True, timeout=REQUEST_TIMEOUT)
 
 
 async def declare_work_queue(channel: AbstractChannel, names: TopologyNames, target: str) -> str:

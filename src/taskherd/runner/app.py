@@ -19,8 +19,9 @@ from taskherd import __version__
 from taskherd.broker import topology
 from taskherd.broker.command_client import CommandClient
 from taskherd.broker.connections import BrokerConnections
-from taskherd.broker.consumer import Consumer, Source
+from taskherd.broker.consumer import Consumer
 from taskherd.broker.publisher import Publisher
+from taskherd.broker.subscription import Source
 from taskherd.clock import Clock
 from taskherd.errors import Misconfigured, Unavailable
 from taskherd.messages.claims import RunnerHello

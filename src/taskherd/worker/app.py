@@ -24,8 +24,9 @@ from taskherd import __version__
 from taskherd.backoff import Backoff
 from taskherd.broker import topology
 from taskherd.broker.connections import BrokerConnections
-from taskherd.broker.consumer import Consumer, Source
+from taskherd.broker.consumer import Consumer
 from taskherd.broker.publisher import Publisher
+from taskherd.broker.subscription import Source
 from taskherd.broker.unconfirmed import UnconfirmedPublisher
 from taskherd.clock import Clock
 from taskherd.domain import names as task_names
@@ -52,6 +53,7 @@ from taskherd.worker.relay import Relay
 from taskherd.worker.report_consumer import ReportConsumer
 from taskherd.worker.sender_pools import SenderPools
 from taskherd.worker.sweeper import Sweeper
+from taskherd.worker.topology import Topology
 from taskherd.worker.wakeups import Wakeups
 from taskherd.worker.work_queues import WorkQueues
 
@@ -106,6 +108,7 @@ class Worker:
         self._replies = UnconfirmedPublisher(self._connections.unconfirmed, self._on_reply_error)
         self._wakeup_publisher = UnconfirmedPublisher(self._connections.unconfirmed, max_waiting=1)
         self._wakeups = Wakeups(self._wakeup_publisher, self._names.wakeups)
+        self._topology = Topology(self._connections.consume, self._names, settings.report_partitions, self._on_error)
         self._reports = self._make_consumer(self._report_sources, settings.prefetch)
         self._commands = self._make_consumer(self._command_source, MAX_WAITING)
         self._claims = self._make_consumer(self._claim_source, CLAIMS_PREFETCH)
@@ -223,6 +226,7 @@ class Worker:
                 self.probe.send_probes(settings.probe_every, settings.probe_timeout, self._report_queues),
                 name="probe send",
             ),
+            asyncio.create_task(self._topology.run(), name="topology"),
             asyncio.create_task(self._work_queues.run(), name="work queues"),
             asyncio.create_task(self._wakeups.run(), name="wakeups"),
             asyncio.create_task(self._wakeup_publisher.run(), name="wakeup publisher"),
@@ -274,20 +278,20 @@ class Worker:
             self.metrics.pool_in_use.set(in_use(self._engine))
             await asyncio.sleep(0.5)
 
-    async def _queue_sources(self, queues: Sequence[str], channel: AbstractChannel) -> Sequence[Source]:
-        await topology.declare(channel, self._names, self._settings.report_partitions)
-        return [Source(queue) for queue in queues]
+    def _source(self, queue: str, priority: int | None = None) -> Source:
+        return Source(queue, priority, partial(self._topology.ensure, queue))
 
-    async def _command_source(self, channel: AbstractChannel) -> Sequence[Source]:
-        return await self._queue_sources((self._names.commands,), channel)
+    async def _command_source(self, _: AbstractChannel) -> Sequence[Source]:
+        return [self._source(self._names.commands)]
 
-    async def _claim_source(self, channel: AbstractChannel) -> Sequence[Source]:
-        return await self._queue_sources((self._names.claims,), channel)
+    async def _claim_source(self, _: AbstractChannel) -> Sequence[Source]:
+        return [self._source(self._names.claims)]
 
-    async def _report_sources(self, channel: AbstractChannel) -> Sequence[Source]:
+    async def _report_sources(self, _: AbstractChannel) -> Sequence[Source]:
         """Return the report queues: the first is shared; a partition goes to the consumer with the highest priority."""
-        shared, *partitions = await self._queue_sources(self._report_queues, channel)
-        return [shared, *(Source(each.queue, topology.consumer_priority(self._id, each.queue)) for each in partitions)]
+        shared, *partitions = self._report_queues
+        prioritized = (self._source(queue, topology.consumer_priority(self._id, queue)) for queue in partitions)
+        return [self._source(shared), *prioritized]
 
     def _on_database_down(self, reason: str) -> None:
         self.metrics.database_up.set(0)
@@ -304,6 +308,7 @@ class Worker:
     def _on_disconnect(self) -> None:
         """Reset ``drained_since``: reports may now wait in the queues."""
         self.probe.reset()
+        self._topology.reset()
         self._work_queues.reset()
 
     def _on_reply_error(self, reason: str) -> None:

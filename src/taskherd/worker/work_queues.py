@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import structlog
 
 from taskherd.broker import topology
-from taskherd.broker.connection import REQUEST_TIMEOUT
 from taskherd.errors import Misconfigured, Retry, Unavailable
 from taskherd.store import runners
 from taskherd.store.engine import transaction
+from taskherd.worker.topology import open_channel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,7 +68,7 @@ class WorkQueues:
             await self._declare(target)
 
     async def register(self, hellos: Sequence[RunnerHello], now: datetime) -> list[str | None]:
-        """Record runners and declare their queues. Return for each hello why it was refused, or None.
+        """Record runners and declare their missing queues. Return for each hello why it was refused, or None.
 
         Raises:
             Unavailable: the database or the broker cannot be reached.
@@ -91,8 +90,8 @@ class WorkQueues:
         for index, hello in enumerate(hellos):
             if refusals[index] is None:
                 try:
-                    await self._declare(hello.pool)
-                    await self._declare(hello.runner)
+                    await self._ensure(hello.pool)
+                    await self._ensure(hello.runner)
                 except Misconfigured as error:
                     refusals[index] = str(error)
         return refusals
@@ -115,23 +114,22 @@ class WorkQueues:
             if unused and pool is not None:
                 await self._delete_idle(pool)
 
+    async def _ensure(self, target: str) -> None:
+        """Declare the queue of ``target`` if it is missing. A check waits for no hung node, as a declaration does."""
+        async with open_channel(self._connection) as channel:
+            if await topology.exist(channel, queues=[self._context.names.work_queue(target)]):
+                return
+        await self._declare(target)
+
     async def _declare(self, target: str) -> None:
-        channel = await self._connection.channel()
-        try:
+        async with open_channel(self._connection) as channel:
             await topology.declare_work_queue(channel, self._context.names, target)
-            self._declared.add(target)
-        finally:
-            with suppress(Exception):
-                await asyncio.wait_for(channel.close(), REQUEST_TIMEOUT)
+        self._declared.add(target)
 
     async def _delete_idle(self, target: str) -> bool:
         """Delete a queue without a consumer. Return False if it has one; True if it is gone."""
-        channel = await self._connection.channel()
-        try:
+        async with open_channel(self._connection) as channel:
             deleted = await topology.delete_idle_work_queue(channel, self._context.names, target)
-        finally:
-            with suppress(Exception):
-                await asyncio.wait_for(channel.close(), REQUEST_TIMEOUT)
         if deleted:
             self._declared.discard(target)
         return deleted

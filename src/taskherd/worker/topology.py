@@ -1,0 +1,97 @@
+"""Declare exchanges and queues without holding up consuming.
+
+A declaration waits while a node of RabbitMQ's cluster hangs, for a minute and more, and a passive check does not. So
+before it consumes, a worker checks and declares only what is missing; once after each connection, in the background, it
+declares all, which also repairs bindings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
+
+from taskherd import retry
+from taskherd.broker import topology
+from taskherd.broker.connection import REQUEST_TIMEOUT
+from taskherd.errors import Misconfigured, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from taskherd.broker import AbstractChannel
+    from taskherd.broker.connection import SupervisedConnection
+    from taskherd.broker.topology import TopologyNames
+
+
+class Topology:
+    """The exchanges and shared queues of an installation."""
+
+    def __init__(
+        self,
+        connection: SupervisedConnection,
+        names: TopologyNames,
+        partitions: int,
+        on_error: Callable[[str], None],
+    ) -> None:
+        """Create the object; ``run`` starts the background part."""
+        self._connection = connection
+        self._names = names
+        self._partitions = partitions
+        self._on_error = on_error
+        self._declaring = asyncio.Lock()
+        self._due = asyncio.Event()
+        self._due.set()
+
+    def reset(self) -> None:
+        """Have all declared again: after a reconnect the broker may be another one."""
+        self._due.set()
+
+    async def ensure(self, queue: str) -> None:
+        """Declare the shared queue ``queue``, and what it is bound to, if one of them is missing.
+
+        Raises:
+            Unavailable: the broker cannot be reached, or what is missing could not be declared in time.
+            Misconfigured: an exchange or queue exists with other properties.
+        """
+        exchanges = [*self._names.exchanges] + ([self._names.report_hash] if self._partitions > 1 else [])
+        async with open_channel(self._connection) as channel:
+            has_exchanges = await topology.exist(channel, exchanges)
+            if has_exchanges and await topology.exist(channel, queues=[queue]):
+                return
+        if not has_exchanges:
+            await self.declare_once()
+            return
+        async with open_channel(self._connection) as channel:
+            await topology.declare_queue(channel, self._names, queue, self._partitions)
+
+    async def run(self) -> None:
+        """Declare all at the start and after each ``reset``, until it succeeds."""
+        failures = 0
+        while True:
+            await self._due.wait()
+            self._due.clear()
+            try:
+                await self.declare_once()
+                failures = 0
+            except (Unavailable, Misconfigured) as error:
+                failures += 1
+                self._due.set()
+                self._on_error(str(error))
+                await asyncio.sleep(retry.delay(failures))
+
+    async def declare_once(self) -> None:
+        """Declare all. Raise as ``ensure`` does."""
+        async with self._declaring, open_channel(self._connection) as channel:
+            await topology.declare(channel, self._names, self._partitions)
+
+
+@asynccontextmanager
+async def open_channel(connection: SupervisedConnection) -> AsyncIterator[AbstractChannel]:
+    """Open a channel for the block. Raise ``Unavailable`` if not connected."""
+    channel = await connection.channel()
+    try:
+        yield channel
+    finally:
+        with suppress(Exception):
+            await asyncio.wait_for(channel.close(), REQUEST_TIMEOUT)
