@@ -86,9 +86,10 @@ class ApiProcess:
         self._readiness = Readiness("serving")
         self._readiness.add_check("database", self._check_database)
         self._readiness.add_check("schema", self._check_schema)
-        self._connections = BrokerConnections(settings.amqp_url, "api", self.metrics)
+        host = socket.gethostname()
+        self._connections = BrokerConnections(settings.amqp_url, f"api {host}", self.metrics)
         size = max(1, settings.database_pool - WRITE_CONNECTIONS)
-        name = "taskherd-api"
+        name = f"taskherd api {host}"
         self._reader = ReadPool(settings.database_url, size=size, application_name=name)
         self._engine = open_engine(settings.database_url, size=WRITE_CONNECTIONS, application_name=name)
         self.change_feed = ChangeFeed(

@@ -44,7 +44,7 @@ class BrokerConnections:
 
         Args:
             amqp_url: the URL of the broker.
-            process: the name of the process in the broker's list of connections.
+            process: the process in the broker's list of connections, as ``worker NAME``.
             metrics: records reconnects, and whether the first two connections are up.
             readiness: where the condition "broker" is updated, if the process is not ready without the broker.
             on_disconnect: called when a connection is lost.

@@ -90,7 +90,7 @@ class RunnerProcess:
         _initialize_metrics(self.metrics, settings)
         self._readiness = Readiness("broker", "consumers")
         self._names = topology.TopologyNames(settings.amqp_prefix)
-        self._connections = BrokerConnections(settings.amqp_url, "runner", self.metrics, self._readiness)
+        self._connections = BrokerConnections(settings.amqp_url, f"runner {self._name}", self.metrics, self._readiness)
         publisher = Publisher(self._connections.publish, identified=True)
         self._consumer = Consumer(self._connections.consume, self._prepare, prefetch=PREFETCH, on_error=self._on_error)
         self._sender = ReportSender(publisher, self._names, self.metrics, self._on_error)

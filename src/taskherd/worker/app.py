@@ -99,10 +99,10 @@ class Worker:
         self._names = topology.TopologyNames(settings.amqp_prefix)
         self._report_queues = self._names.report_queues(settings.report_partitions)
         self._engine = open_engine(
-            settings.database_url, size=settings.database_pool, application_name="taskherd-worker"
+            settings.database_url, size=settings.database_pool, application_name=f"taskherd worker {self._id}"
         )
         self._connections = BrokerConnections(
-            settings.amqp_url, "worker", self.metrics, self._readiness, self._on_disconnect
+            settings.amqp_url, f"worker {self._id}", self.metrics, self._readiness, self._on_disconnect
         )
         self._publisher = Publisher(self._connections.publish)
         self._replies = UnconfirmedPublisher(self._connections.unconfirmed, self._on_reply_error)

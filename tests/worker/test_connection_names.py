@@ -1,0 +1,32 @@
+"""Operators see whose connection it is, in RabbitMQ and in PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+
+from taskherd.dev.services import Services
+from tests.harness.api import running_api
+from tests.harness.worker import WorkerHarness
+
+pytestmark = [pytest.mark.timeout(120)]
+
+
+async def test_connections_have_the_names_of_their_processes(harness: WorkerHarness, services: Services) -> None:
+    """Each connection of a worker and an API says which process on which host it belongs to."""
+    rabbit = services.rabbit
+    assert rabbit is not None
+    worker, api = f"taskherd worker {harness.worker._id}", f"taskherd api {socket.gethostname()}"
+    async with running_api(*harness.urls, harness.prefix) as process:
+        await harness.create()
+        await process.change_feed.poll()
+        await harness.until_metric(1, "taskherd_drained")
+        named = await asyncio.to_thread(rabbit.ctl, "list_connections", "client_properties")
+        for name in (*(f"{worker} {purpose}" for purpose in ("consume", "publish", "unconfirmed")), f"{api} consume"):
+            assert f'"{name}"' in named, named
+        rows = await harness.database.fetch(
+            "SELECT application_name FROM pg_stat_activity WHERE datname = current_database()"
+        )
+        assert worker[:63] in {row["application_name"] for row in rows}
