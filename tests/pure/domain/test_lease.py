@@ -1,0 +1,81 @@
+"""Leases: a heartbeat bypasses the task only while it cannot change what the task shows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from taskherd.domain import lease
+from tests.harness.histories import AGENTS
+from tests.pure.domain.test_fold import build, disconnected, folded, heartbeat, lifecycle, view_of
+
+if TYPE_CHECKING:
+    from taskherd.domain.reports import Report
+    from tests.pure.domain.mutated_core import Core
+
+FIRST, SECOND, _ = AGENTS
+
+STEADY = {
+    "the build names the agent": (build(agent_id=FIRST), heartbeat(seq=1, agent_id=SECOND)),
+    "the heartbeat names no agent": (build(), lifecycle(seq=5, agent_id=FIRST), heartbeat(seq=1)),
+    "no lifecycle": (build(), heartbeat(seq=1, agent_id=FIRST)),
+    "the lifecycle names no agent": (build(), lifecycle(seq=5), heartbeat(seq=1, agent_id=FIRST)),
+    "the lifecycle names the same agent": (
+        build(),
+        lifecycle(seq=5, agent_id=FIRST),
+        heartbeat(seq=1, agent_id=FIRST),
+    ),
+    "the lifecycle named another agent before": (
+        build(),
+        lifecycle(seq=5, agent_id=FIRST),
+        heartbeat(seq=6, agent_id=SECOND),
+    ),
+    "the lifecycle named another agent in an earlier build": (
+        build(2),
+        lifecycle(number=1, seq=5, agent_id=FIRST),
+        heartbeat(2, seq=1, agent_id=SECOND),
+    ),
+}
+UNSTEADY = {
+    "never connected": (build(),),
+    "connected in an earlier build": (build(2), heartbeat(1, seq=9)),
+    "disconnected": (build(), heartbeat(seq=1), disconnected(seq=2)),
+    "the lifecycle names another agent with the same seq": (
+        build(),
+        lifecycle(seq=5, agent_id=FIRST),
+        heartbeat(seq=5, agent_id=SECOND),
+    ),
+    "the lifecycle names another agent since": (
+        build(),
+        lifecycle(seq=5, agent_id=FIRST),
+        heartbeat(seq=1, agent_id=SECOND),
+    ),
+}
+
+
+@pytest.mark.parametrize("reports", STEADY.values(), ids=STEADY)
+def test_a_heartbeat_of_a_steady_task_changes_nothing(core: Core, reports: tuple[Report, ...]) -> None:
+    """Another heartbeat of the same build and agent, with any seq, leaves what the task shows as it is."""
+    state = folded(core, reports)
+    assert lease.is_steady(state)
+    latest = state.connection.report
+    for seq in (0, latest.seq, latest.seq + 1, 100):
+        again = heartbeat(latest.build_number, seq=seq, agent_id=latest.agent_id)
+        assert view_of(core, folded(core, [again], state)) == view_of(core, state)
+
+
+@pytest.mark.parametrize("reports", UNSTEADY.values(), ids=UNSTEADY)
+def test_a_task_whose_next_heartbeat_may_change_it_has_no_lease(core: Core, reports: tuple[Report, ...]) -> None:
+    """Its heartbeats are folded like all other reports."""
+    state = folded(core, reports)
+    assert not lease.is_steady(state)
+    assert lease.lease_of(state.connection.report.task_id if state.connection else FIRST, state) is None
+
+
+def test_a_later_heartbeat_of_another_agent_changes_the_task(core: Core) -> None:
+    """The agent is the one that the report with the greater seq names."""
+    state = folded(core, UNSTEADY["the lifecycle names another agent since"])
+    after = folded(core, [heartbeat(seq=6, agent_id=SECOND)], state)
+    assert view_of(core, state)["agent_id"] == str(FIRST)
+    assert view_of(core, after)["agent_id"] == str(SECOND)
