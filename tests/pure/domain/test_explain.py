@@ -166,6 +166,16 @@ def test_the_app_decides_as_explained(start: Lifecycle) -> None:
         assert all(explain(state, TIMEOUTS).status.value != "active" for state in (failing, off, paused))
 
 
+WORDS_OF_LIFECYCLE = {
+    Lifecycle.CREATED: "has not reported that it is starting yet",
+    Lifecycle.STARTING: "is running its start-up scripts",
+    Lifecycle.SHUTTING_DOWN: "is shutting down",
+    Lifecycle.SHUTDOWN_TIMEOUT: "is shutting down",
+    Lifecycle.SHUTDOWN_ERROR: "is shutting down",
+    Lifecycle.OFF: "has stopped",
+}
+
+
 def test_every_lifecycle_is_explained() -> None:
     """A lifecycle that keeps the task from being active is explained, and a report of ``ready`` changes the status."""
     for at in Lifecycle:
@@ -173,7 +183,9 @@ def test_every_lifecycle_is_explained() -> None:
         if STATUS_BY_LIFECYCLE.get(at) is Status.ACTIVE:
             assert checked_explanation(state).status.rule == "app.disabled"
         else:
-            assert checked_explanation(state).status.explanation == explanations.agent(at)
+            explanation = checked_explanation(state).status.explanation
+            assert explanation == explanations.agent(at)
+            assert WORDS_OF_LIFECYCLE[at] in explanation
             ready = fold.fold(state, lifecycle(Lifecycle.READY, 1), NOON).state
             assert explain(ready, TIMEOUTS).status.value == "active"
 

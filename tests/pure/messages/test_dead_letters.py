@@ -94,3 +94,17 @@ def test_the_last_death_counts() -> None:
         assert (letter.origin, letter.reason, letter.time) == (Origin("claims", "claims", "key"), "expired", time)
         assert (letter.sender_checked, letter.detail) == (False, "dead-lettered by the broker, sent by the user 'eve'")
     assert decode(Stored(b"x", {"x-death": "text", **last})).time is None
+
+
+def test_a_detail_is_truncated_to_500_characters() -> None:
+    """A longer one ends with an ellipsis."""
+    for length, written in ((500, "d" * 500), (501, "d" * 499 + "…")):
+        _, headers = encode(b"x", DeadLetterReason.INVALID, "d" * length, Origin("q", "e", "k"))
+        assert headers["x-taskherd-detail"] == written
+
+
+def test_a_routing_key_of_up_to_255_bytes_is_sent_again() -> None:
+    """AMQP cannot carry a longer one (https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf, short strings)."""
+    for key, obstacle in (("é" * 127 + "k", None), ("é" * 128, "its routing key is too long to be sent")):
+        body, headers = encode(b"x", DeadLetterReason.INVALID, "", Origin("q", "e", key))
+        assert decode(Stored(body, headers)).replay_obstacle == obstacle

@@ -103,6 +103,7 @@ def test_seq_defaults_to_the_earlier_clock(observed: datetime) -> None:
         ({"observed_at": "0001-01-01T00:00:00+23:59"}, "observed_at"),
         ({"observed_at": "9999-12-31T23:59:59-23:59"}, "observed_at"),
         ({"observed_at": "2026-03-01T12:00:00+24:00"}, "observed_at"),
+        ({"observed_at": f"2026-03-01T12:00:00.{'1' * 44}Z"}, "observed_at"),
         ({"agent_id": ""}, "agent_id"),
         ({"agent_id": 5}, "agent_id"),
         ({"task_id": "not a uuid"}, "task_id"),
@@ -116,9 +117,18 @@ def test_limits_of_the_common_fields(changes: dict[str, Any], field: str) -> Non
     assert error.detail.startswith(f"{field}: ")
 
 
-@pytest.mark.parametrize("changes", [{"build_number": 1}, {"build_number": 2**31 - 1}, {"seq": 0}, {"seq": 2**53 - 1}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"build_number": 1},
+        {"build_number": 2**31 - 1},
+        {"seq": 0},
+        {"seq": 2**53 - 1},
+        {"observed_at": f"2026-03-01T12:00:00.{'1' * 43}Z"},
+    ],
+)
 def test_the_limits_themselves_are_valid(changes: dict[str, Any]) -> None:
-    """The minimum and maximum numbers of the contract are valid."""
+    """The minimum and maximum numbers of the contract are valid, and a time of 64 characters."""
     assert valid({**HEARTBEAT, **changes})
 
 
