@@ -9,6 +9,7 @@ from typing import Any
 
 import asyncpg
 import httpx
+import pytest
 
 from taskherd.dev.services import Services
 from tests.api.conftest import StartApi
@@ -113,3 +114,19 @@ async def test_requests_in_progress_are_finished_on_stop(start_api: StartApi) ->
         api_harness.api.stop()
         async with running_worker(api_harness.worker):
             assert (await waiting).status_code == 201
+
+
+async def test_a_lost_reply_is_read_from_the_database(start_api: StartApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without replies, as while a node of RabbitMQ hangs, writes get the committed result, and repeated ones too."""
+    async with start_api() as api_harness:
+        monkeypatch.setattr(api_harness.worker.worker._replies, "offer", lambda _: None)
+        key = {"Idempotency-Key": "no reply arrives"}
+        created = await api_harness.alice.post("/tasks/me", json=BODY, headers=key)
+        again = await api_harness.alice.post("/tasks/me", json=BODY, headers=key)
+        assert (created.status_code, again.status_code) == (201, 200)
+        assert created.json() == again.json()
+        task = f"/tasks/me/{created.json()['id']}"
+        assert (await api_harness.alice.post(f"{task}/pause")).status_code == 409  # its first build is pending
+        assert (await api_harness.alice.delete(task)).status_code == 202
+        other = await api_harness.alice.post("/tasks/me", json={**BODY, "input": "Another one"}, headers=key)
+        assert other.status_code == 409  # its key belongs to another command

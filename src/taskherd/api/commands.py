@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID, uuid4, uuid5
 
 from taskherd.api.http.errors import HTTPError, invalid, unavailable
 from taskherd.api.http.route import Header
+from taskherd.broker.command_client import Reply
+from taskherd.domain.commands import digest
 from taskherd.domain.handle_command import COMMAND_ID_REUSED, CommandRefused
-from taskherd.errors import Malformed, Unavailable
-from taskherd.messages.commands import encode_command
-from taskherd.messages.replies import REPEATED_HEADER, decode_reply
+from taskherd.errors import Malformed, Retry, Unavailable
+from taskherd.messages.commands import decode_command, encode_command
+from taskherd.messages.decoding import InvalidMessage
+from taskherd.messages.replies import REPEATED_HEADER, decode_reply, refused_reply
+from taskherd.store import command_log
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from taskherd.api.context import ApiContext, RequestContext
     from taskherd.domain.commands import Command
 
 IDEMPOTENCY_KEY: Final = "Idempotency-Key"
 MAX_KEY_LENGTH: Final = 255
 NOT_CONFIRMED: Final = "The change was not confirmed in time."
+CLOCK_TOLERANCE: Final = 0.1
+"""Maximum number of seconds by which a worker's clock is behind the database's."""
 KEY_HEADER: Final = Header(
     IDEMPOTENCY_KEY,
     "A key of the caller's choice for this request. Repeating the request with the same key, for at least a day,"
@@ -79,7 +88,8 @@ async def send_command(request: RequestContext, command: Command) -> CommandResu
 
 async def execute(api: ApiContext, command: Command) -> CommandResult | CommandRefused:
     """Send a command and return its result, or the worker's refusal. Raise ``Unavailable`` without a usable reply."""
-    reply = await api.commands.call(command.type, encode_command(command))
+    body = encode_command(command)
+    reply = await api.commands.call(command.type, body, recorded=_record_of(api, command, body))
     try:
         response = decode_reply(reply.body)
     except Malformed as error:
@@ -87,6 +97,27 @@ async def execute(api: ApiContext, command: Command) -> CommandResult | CommandR
     if isinstance(response, CommandRefused):
         return response
     return CommandResult(response.task, response.queued, REPEATED_HEADER in reply.headers)
+
+
+def _record_of(api: ApiContext, command: Command, body: bytes) -> Callable[[], Awaitable[Reply | None]]:
+    """Return a function that looks for the reply to ``command`` in the database, where the worker committed it."""
+    loop = asyncio.get_running_loop()
+    sent_at = loop.time()
+
+    async def find() -> Reply | None:
+        try:
+            row = await command_log.recorded(api.reader, command.command_id)
+        except (Unavailable, Retry):
+            return None
+        executed = decode_command(body)
+        if row is None or isinstance(executed, InvalidMessage):
+            return None
+        if row["digest"] != digest(executed):
+            return Reply(refused_reply(COMMAND_ID_REUSED), {})
+        is_repeated = row["age"] > loop.time() - sent_at + CLOCK_TOLERANCE
+        return Reply(row["reply"].encode(), {REPEATED_HEADER: True} if is_repeated else {})
+
+    return find
 
 
 def refusal(refused: CommandRefused, *, has_key: bool) -> HTTPError:

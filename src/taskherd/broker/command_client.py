@@ -7,7 +7,7 @@ lost before the reply, is published again, so its consumer must execute a repeat
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from uuid import uuid4
@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 MAX_WAITING: Final = 1_000
 """Maximum number of concurrent calls."""
 
+RECORDED_AFTER: Final = 1.0
+"""Seconds without a reply after which its record is looked for; then after twice as long, and so on.
+
+RabbitMQ 4.0 and 4.1 delay each direct reply by 10 s while a node of the cluster hangs.
+"""
+
 Trace: TypeAlias = Callable[[], dict[str, str]]
 """A function that returns the trace headers for a call."""
 
@@ -35,6 +41,10 @@ class Reply:
 
     body: bytes
     headers: Mapping[str, Any]
+
+
+Recorded: TypeAlias = Callable[[], Awaitable[Reply | None]]
+"""A function that looks for the reply where the consumer has recorded it."""
 
 
 class _ReplyLost(Exception):  # noqa: N818 - not an error; never leaves this module
@@ -69,10 +79,13 @@ class CommandClient:
         self._on_waiting = on_waiting
         self._waiting: dict[str, asyncio.Future[Reply]] = {}
 
-    async def call(self, routing_key: str, body: bytes, *, no_expiry: bool = False) -> Reply:
+    async def call(
+        self, routing_key: str, body: bytes, *, no_expiry: bool = False, recorded: Recorded | None = None
+    ) -> Reply:
         """Publish a message and return the reply.
 
-        By default the message expires when the call times out; with ``no_expiry`` it stays in its queue.
+        By default the message expires when the call times out; with ``no_expiry`` it stays in its queue. If no reply
+        arrives for ``RECORDED_AFTER``, ``recorded`` is asked for it, and again until it has one.
 
         Raises:
             Unavailable: no reply arrived in time; the message may or may not have been processed, or may be later.
@@ -86,7 +99,7 @@ class CommandClient:
             async with asyncio.timeout_at(deadline):
                 while True:
                     try:
-                        return await self._call_once(routing_key, body, None if no_expiry else deadline)
+                        return await self._call_once(routing_key, body, None if no_expiry else deadline, recorded)
                     except _ReplyLost:
                         continue
                     except Unavailable as error:
@@ -96,7 +109,9 @@ class CommandClient:
         except TimeoutError:
             raise Unavailable(f"no reply to {routing_key} within {self._timeout:g} s: {reason}") from None
 
-    async def _call_once(self, routing_key: str, body: bytes, deadline: float | None) -> Reply:
+    async def _call_once(
+        self, routing_key: str, body: bytes, deadline: float | None, recorded: Recorded | None
+    ) -> Reply:
         loop = asyncio.get_running_loop()
         correlation_id = uuid4().hex
         reply: asyncio.Future[Reply] = loop.create_future()
@@ -117,7 +132,7 @@ class CommandClient:
                 raise Unavailable(
                     f"no queue is bound to exchange {self._exchange}; `taskherd topology apply` binds one"
                 )
-            return await reply
+            return await _first_of(reply, recorded)
         finally:
             del self._waiting[correlation_id]
             if reply.done() and not reply.cancelled():
@@ -133,3 +148,17 @@ class CommandClient:
         for waiting in self._waiting.values():
             if not waiting.done():
                 waiting.set_exception(_ReplyLost())
+
+
+async def _first_of(reply: asyncio.Future[Reply], recorded: Recorded | None) -> Reply:
+    interval = RECORDED_AFTER
+    while recorded is not None:
+        try:
+            async with asyncio.timeout(interval):
+                return await asyncio.shield(reply)
+        except TimeoutError:
+            found = await recorded()
+            if found is not None:
+                return found
+        interval *= 2  # many calls wait while workers are slow
+    return await reply

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
+from hashlib import sha256
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 from uuid import UUID
 
@@ -87,3 +88,8 @@ def canonical_json(command: Command) -> str:
         if value is not None:
             content[field.name] = str(value) if isinstance(value, UUID) else value
     return json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def digest(command: Command) -> bytes:
+    """Return a digest that tells a repeated command from another command with the same id."""
+    return sha256(canonical_json(command).encode()).digest()

@@ -11,6 +11,8 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from taskherd.store.read_pool import ReadPool, Row
+
 
 @dataclass(frozen=True, slots=True)
 class RecordedCommand:
@@ -35,6 +37,11 @@ SELECT command_id, digest, CAST(reply AS text) FROM command_log WHERE command_id
 
 # For ``ReadPool``: which of these ids are taken by commands that were executed.
 EXECUTED: Final = "SELECT command_id FROM command_log WHERE command_id = ANY($1)"
+
+RECORDED: Final = """
+SELECT digest, CAST(reply AS text) AS reply, CAST(extract(epoch FROM now() - created_at) AS float8) AS age
+FROM command_log WHERE command_id = $1 AND reply IS NOT NULL
+"""
 
 RECORD: Final = text("""
 UPDATE command_log AS c SET reply = CAST(r.reply AS json)
@@ -72,6 +79,11 @@ async def find(connection: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, R
     """Return the commands that are recorded under these ids."""
     rows = await connection.execute(FIND, {"ids": ids})
     return {command_id: RecordedCommand(digest, reply) for command_id, digest, reply in rows}
+
+
+async def recorded(pool: ReadPool, command_id: UUID) -> Row | None:
+    """Return ``digest``, ``reply`` (JSON text) and ``age`` (seconds) of an executed command, or None."""
+    return await pool.fetch_one(RECORDED, command_id)
 
 
 async def record(connection: AsyncConnection, replies: Sequence[tuple[UUID, str]]) -> None:

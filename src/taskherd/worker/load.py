@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from taskherd.domain import lease as lease_module
 from taskherd.domain.claims import ownership
-from taskherd.domain.commands import Create, Resume, Send, canonical_json
+from taskherd.domain.commands import Create, Resume, Send, digest
 from taskherd.domain.handle_command import CommandContext, EarlierInput, TemplateVersionInfo
 from taskherd.domain.reports import (
     AgentDisconnected,
@@ -165,11 +164,6 @@ async def _register_commands(
         return {}
     triples = [(each.command_id, each.task_id, digest(each)) for each in commands]
     return await command_log.register(connection, triples, now)
-
-
-def digest(command: Command) -> bytes:
-    """Return a digest that tells a repeated command from another command with the same id."""
-    return sha256(canonical_json(command).encode()).digest()
 
 
 async def _find_inputs(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from taskherd.domain import lease as lease_module
+from taskherd.domain.commands import digest
 from taskherd.domain.handle_command import COMMAND_ID_REUSED, CommandRefused
 from taskherd.domain.task_update import Cause, due_at
 from taskherd.domain.value import replace
@@ -22,7 +23,6 @@ from taskherd.store import command_log, directory, erasure, leases, running_task
 from taskherd.worker import related_rows
 from taskherd.worker.batch import CommandReply, CommittedChange
 from taskherd.worker.build_rows import save_builds
-from taskherd.worker.load import digest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
