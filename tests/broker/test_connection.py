@@ -8,7 +8,7 @@ import pytest
 
 from taskherd.broker.connection import ConnectionHooks, SupervisedConnection
 from taskherd.errors import Unavailable
-from tests.broker.conftest import TcpProxy
+from tests.broker.conftest import ConnectTo, TcpProxy
 
 
 async def test_a_connection_waits_for_an_unreachable_broker(free_port: int) -> None:
@@ -73,3 +73,21 @@ async def test_closing_a_frozen_connection_takes_seconds(proxied: tuple[TcpProxy
     assert connection._connection is None
     assert connection._socket is None
     proxy.thaw()
+
+
+async def test_a_broker_that_opens_no_channel_loses_the_connection(
+    proxied: tuple[TcpProxy, str], connect_to: ConnectTo
+) -> None:
+    """A frozen broker is left when a channel cannot be opened in time, before its heartbeats are missed."""
+    proxy, url = proxied
+    connection = connect_to(url, "frozen")
+    await connection.channel()
+    frozen = connection._connection
+    proxy.freeze()
+    with pytest.raises(Unavailable, match="opening a channel"):
+        await connection.channel()
+    proxy.thaw()
+    async with asyncio.timeout(20):
+        while connection._connection in (frozen, None):  # noqa: ASYNC110 - it has no event for this
+            await asyncio.sleep(0.02)
+    await connection.channel()

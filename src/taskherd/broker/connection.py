@@ -140,11 +140,16 @@ class SupervisedConnection:
         connection = self._connection
         if connection is None:
             raise Unavailable(f"RabbitMQ can't be reached ({self.name})")
-        with map_errors("opening a channel"):
-            async with asyncio.timeout(REQUEST_TIMEOUT):
-                channel = connection.channel(publisher_confirms=confirms, on_return_raises=confirms)
-                await channel.initialize()
-                underlay = await channel.get_underlay_channel()
+        try:
+            with map_errors("opening a channel"):
+                async with asyncio.timeout(REQUEST_TIMEOUT):
+                    channel = connection.channel(publisher_confirms=confirms, on_return_raises=confirms)
+                    await channel.initialize()
+                    underlay = await channel.get_underlay_channel()
+        except Unavailable as error:
+            if isinstance(error.__cause__, TimeoutError) and connection is self._connection:
+                self.drop()  # the broker opens a channel at once, so it hangs
+            raise
         assert isinstance(underlay, Channel)
         return underlay
 

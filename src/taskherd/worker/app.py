@@ -108,7 +108,9 @@ class Worker:
         self._replies = UnconfirmedPublisher(self._connections.unconfirmed, self._on_reply_error)
         self._wakeup_publisher = UnconfirmedPublisher(self._connections.unconfirmed, max_waiting=1)
         self._wakeups = Wakeups(self._wakeup_publisher, self._names.wakeups)
-        self._topology = Topology(self._connections.consume, self._names, settings.report_partitions, self._on_error)
+        self._topology = Topology(
+            self._connections.consume, self._names, settings.report_partitions, self._on_declare_error
+        )
         self._reports = self._make_consumer(self._report_sources, settings.prefetch)
         self._commands = self._make_consumer(self._command_source, MAX_WAITING)
         self._claims = self._make_consumer(self._claim_source, CLAIMS_PREFETCH)
@@ -310,6 +312,9 @@ class Worker:
         self.probe.reset()
         self._topology.reset()
         self._work_queues.reset()
+
+    def _on_declare_error(self, reason: str) -> None:
+        log.warning("cannot declare the topology, retrying", reason=reason)
 
     def _on_reply_error(self, reason: str) -> None:
         log.warning("reply dropped", reason=reason)

@@ -1,0 +1,78 @@
+"""Calls over RabbitMQ, with replies on the channel that publishes them."""
+
+from __future__ import annotations
+
+import asyncio
+
+import aio_pika
+import pytest
+
+from taskherd.broker import command_client
+from taskherd.broker.command_client import CommandClient, Reply
+from taskherd.broker.publisher import Publisher
+from taskherd.broker.topology import TopologyNames
+from taskherd.errors import Unavailable
+from tests.broker.conftest import ConnectTo, TcpProxy
+
+
+async def _take(amqp_url: str, queue: str) -> aio_pika.abc.AbstractIncomingMessage:
+    """Take the next message of a queue, which must arrive."""
+    async with await aio_pika.connect(amqp_url, timeout=10) as connection:
+        source = await (await connection.channel()).get_queue(queue, ensure=False)
+        async with asyncio.timeout(20):
+            while (message := await source.get(no_ack=True, fail=False, timeout=5)) is None:  # noqa: ASYNC110 - polls
+                await asyncio.sleep(0.02)
+        return message
+
+
+async def _reply(amqp_url: str, message: aio_pika.abc.AbstractIncomingMessage, body: bytes) -> None:
+    async with await aio_pika.connect(amqp_url, timeout=10) as connection:
+        exchange = (await connection.channel()).default_exchange
+        reply = aio_pika.Message(body, correlation_id=message.correlation_id)
+        await exchange.publish(reply, message.reply_to or "", mandatory=False, timeout=5)
+
+
+async def test_each_call_gets_its_own_reply(names: TopologyNames, amqp_url: str, connect_to: ConnectTo) -> None:
+    """Replies that arrive in another order reach the calls that they answer."""
+    client = CommandClient(Publisher(connect_to(amqp_url, "calls")), names.commands, timeout=20)
+    first = asyncio.create_task(client.call("one", b"1"))
+    one = await _take(amqp_url, names.commands)
+    second = asyncio.create_task(client.call("two", b"2"))
+    two = await _take(amqp_url, names.commands)
+    await _reply(amqp_url, two, b"reply to 2")
+    await _reply(amqp_url, one, b"reply to 1")
+    assert ((await first).body, (await second).body) == (b"reply to 1", b"reply to 2")
+
+
+async def test_a_call_is_repeated_when_its_channel_is_lost(
+    names: TopologyNames, amqp_url: str, proxied: tuple[TcpProxy, str], connect_to: ConnectTo
+) -> None:
+    """The reply to the first message cannot arrive any more, so the message is published again on a new connection."""
+    proxy, url = proxied
+    client = CommandClient(Publisher(connect_to(url, "calls")), names.commands, timeout=30)
+    calling = asyncio.create_task(client.call("any", b"?"))
+    lost = await _take(amqp_url, names.commands)
+    proxy.cut()
+    again = await _take(amqp_url, names.commands)
+    assert (again.body, again.reply_to != lost.reply_to) == (b"?", True)
+    await _reply(amqp_url, lost, b"too late")
+    await _reply(amqp_url, again, b"in time")
+    assert (await calling).body == b"in time"
+
+
+async def test_a_call_without_a_reply_fails_in_time(
+    names: TopologyNames, amqp_url: str, connect_to: ConnectTo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record of a reply is asked for again and again, and returned; without one, the call fails with the reason."""
+    monkeypatch.setattr(command_client, "RECORDED_AFTER", 0.05)
+    client = CommandClient(Publisher(connect_to(amqp_url, "calls")), names.commands, timeout=1.5)
+    asked = 0
+
+    async def recorded() -> Reply | None:
+        nonlocal asked
+        asked += 1
+        return Reply(b"recorded", {}) if asked == 3 else None
+
+    assert (await client.call("any", b"?", recorded=recorded)).body == b"recorded"
+    with pytest.raises(Unavailable, match=r"no reply to any within 1\.5 s: it was published"):
+        await client.call("any", b"?")

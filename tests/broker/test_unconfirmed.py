@@ -1,0 +1,53 @@
+"""Messages without confirms: nobody waits for them, and their number is bounded."""
+
+from __future__ import annotations
+
+import asyncio
+
+from taskherd.broker.publisher import OutgoingMessage
+from taskherd.broker.unconfirmed import UnconfirmedPublisher
+from tests.broker.conftest import ConnectTo, TcpProxy
+
+
+async def test_waiting_messages_are_bounded_and_sent_before_the_end(amqp_url: str, connect_to: ConnectTo) -> None:
+    """Of those offered while nothing is sent, the newest are kept, and sent in order before ``run`` ends."""
+    reader = await connect_to(amqp_url, "reader").channel()
+    queue = (await reader.queue_declare(exclusive=True, timeout=5)).queue or ""
+    publisher = UnconfirmedPublisher(connect_to(amqp_url, "unconfirmed"), max_waiting=2)
+    for body in (b"dropped", b"first", b"second"):
+        publisher.offer(OutgoingMessage("", queue, body))
+    publisher.stop()
+    await asyncio.wait_for(publisher.run(), 20)
+    async with asyncio.timeout(20):
+        received: list[bytes] = []
+        while len(received) < 2:
+            message = await reader.basic_get(queue, no_ack=True, timeout=5)
+            received += [message.body] if message.delivery.name == "Basic.GetOk" else []
+    assert received == [b"first", b"second"]
+
+
+async def test_sending_goes_on_after_an_outage(
+    amqp_url: str, proxied: tuple[TcpProxy, str], connect_to: ConnectTo
+) -> None:
+    """When the connection is lost, later messages are sent on a new one; the failure is told."""
+    proxy, url = proxied
+    reader = await connect_to(amqp_url, "reader").channel()
+    queue = (await reader.queue_declare(exclusive=True, timeout=5)).queue or ""
+    publisher = UnconfirmedPublisher(connect_to(url, "unconfirmed"))
+    running = asyncio.create_task(publisher.run())
+
+    async def until_received(body: bytes) -> None:
+        async with asyncio.timeout(30):
+            while True:
+                publisher.offer(OutgoingMessage("", queue, body))
+                if (await reader.basic_get(queue, no_ack=True, timeout=5)).body == body:
+                    return
+                await asyncio.sleep(0.02)
+
+    try:
+        await until_received(b"before")
+        proxy.cut()
+        await until_received(b"after")
+    finally:
+        publisher.stop()
+        await asyncio.wait_for(running, 20)
