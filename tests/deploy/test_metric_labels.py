@@ -22,8 +22,9 @@ BY_TEMPLATE = {
     for name, values in worker.VALUES_PER_TEMPLATE.items()
 }
 RECONNECTS = {"reconnects": (("consume",), ("publish",))}
+WORKER_RECONNECTS = {"reconnects": (("consume",), ("publish",), ("unconfirmed",))}
 DECLARED: Mapping[str, Mapping[str, Sequence[tuple[str, ...]]]] = {
-    "worker": {**worker.LABEL_VALUES, **BY_TEMPLATE, **RECONNECTS},
+    "worker": {**worker.LABEL_VALUES, **BY_TEMPLATE, **WORKER_RECONNECTS},
     "api": {**api.LABEL_VALUES, **RECONNECTS},
     "runner": {**runner.LABEL_VALUES, **RECONNECTS},
 }

@@ -67,6 +67,7 @@ class BrokerConnections:
         self.consume.start()
         self.publish.start()
         if unconfirmed:
+            self._metrics.reconnects.labels("unconfirmed")  # as above
             self.unconfirmed.start()
 
     async def close(self) -> None:
