@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
 from typing import TypeVar
-from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 from aiormq.abc import AbstractChannel
@@ -18,72 +16,14 @@ from taskherd.broker.consumer import Consumer
 from taskherd.broker.publisher import Publisher
 from taskherd.broker.subscription import Source
 from taskherd.broker.topology import TopologyNames
-
-
-class TcpProxy:
-    """A TCP proxy in front of the broker that can cut or freeze all connections."""
-
-    def __init__(self, host: str, port: int) -> None:
-        self._broker = (host, port)
-        self._server: asyncio.Server | None = None
-        self._flowing = asyncio.Event()
-        self._flowing.set()
-        self._open: set[asyncio.WriteTransport] = set()
-        self._pumps: set[asyncio.Task[None]] = set()
-
-    async def start(self) -> int:
-        """Listen and return the port."""
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        port: int = self._server.sockets[0].getsockname()[1]
-        return port
-
-    def cut(self) -> None:
-        """Reset every connection."""
-        for transport in list(self._open):
-            transport.abort()
-
-    def freeze(self) -> None:
-        """Keep all connections open, but forward nothing."""
-        self._flowing.clear()
-
-    def thaw(self) -> None:
-        """Forward again."""
-        self._flowing.set()
-
-    async def stop(self) -> None:
-        """Reset every connection and stop listening."""
-        assert self._server is not None
-        self._server.close()
-        self.cut()
-        for pump in self._pumps:
-            pump.cancel()
-        await asyncio.gather(*self._pumps, return_exceptions=True)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        broker_reader, broker_writer = await asyncio.open_connection(*self._broker)
-        for source, sink in ((reader, broker_writer), (broker_reader, writer)):
-            self._open.add(sink.transport)
-            pump = asyncio.create_task(self._pump(source, sink))
-            self._pumps.add(pump)
-
-    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        with suppress(OSError):
-            while chunk := await source.read(65536):
-                await self._flowing.wait()
-                sink.write(chunk)
-                await sink.drain()
-        sink.transport.abort()
-        self._open.discard(sink.transport)
+from tests.harness.tcp_proxy import TcpProxy, through
 
 
 @pytest.fixture
 async def proxied(amqp_url: str) -> AsyncIterator[tuple[TcpProxy, str]]:
     """Yield a proxy in front of the broker, and the broker's URL through it."""
-    parts = urlsplit(amqp_url)
-    proxy = TcpProxy(parts.hostname or "127.0.0.1", parts.port or 5672)
-    port = await proxy.start()
-    credentials = parts.netloc.rpartition("@")[0]
-    yield proxy, urlunsplit(parts._replace(netloc=f"{credentials}@127.0.0.1:{port}"))
+    proxy = await TcpProxy.before(amqp_url)
+    yield proxy, through(amqp_url, proxy)
     await proxy.stop()
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from taskherd.broker.connection import ConnectionHooks, SupervisedConnection
 from taskherd.errors import Unavailable
-from tests.broker.conftest import ConnectTo, TcpProxy
+from tests.broker.conftest import ConnectTo
+from tests.harness.tcp_proxy import TcpProxy
 
 
 async def test_a_connection_waits_for_an_unreachable_broker(free_port: int) -> None:

@@ -15,7 +15,8 @@ from taskherd.broker.delivery import Delivery
 from taskherd.broker.publisher import OutgoingMessage, Publisher
 from taskherd.broker.subscription import Source
 from taskherd.broker.topology import TopologyNames
-from tests.broker.conftest import ConnectTo, ConsumeReports, TcpProxy, until
+from tests.broker.conftest import ConnectTo, ConsumeReports, until
+from tests.harness.tcp_proxy import TcpProxy
 from tests.library_versions import unsupported
 
 

@@ -11,7 +11,8 @@ from taskherd.broker.delivery import Delivery
 from taskherd.broker.publisher import OutgoingMessage, Publisher, PublishOutcome
 from taskherd.broker.topology import TopologyNames
 from taskherd.errors import Unavailable
-from tests.broker.conftest import ConnectTo, ConsumeReports, TcpProxy, until
+from tests.broker.conftest import ConnectTo, ConsumeReports, until
+from tests.harness.tcp_proxy import TcpProxy
 
 
 async def test_a_mandatory_message_is_routed_or_returned(names: TopologyNames, publisher: Publisher) -> None:

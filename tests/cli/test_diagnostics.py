@@ -29,6 +29,7 @@ from taskherd.observability.readiness import Readiness
 from taskherd.settings import Settings
 from tests.harness.api import ApiHarness
 from tests.harness.runner import runner_harness
+from tests.harness.tcp_proxy import TcpProxy, through
 from tests.harness.worker import WorkerHarness
 
 Findings = dict[str, Finding]
@@ -94,6 +95,29 @@ async def test_an_unreachable_broker_or_database_is_reported_in_time() -> None:
         findings = {**await gather(check_broker(settings)), **await gather(check_database(settings))}
     assert errors(findings) == {"broker", "database"}
     assert "s3cr3t" not in str(findings)
+
+
+async def test_each_of_several_hosts_is_checked(database_url: str, amqp_url: str, amqp_prefix: str) -> None:
+    """A host that does not answer is a note: the processes work with the others."""
+    database, broker = await TcpProxy.before(database_url), await TcpProxy.before(amqp_url)
+    database.freeze()
+    broker.freeze()
+    good = [TcpProxy("127.0.0.1", urlsplit(url).port or 0) for url in (database_url, amqp_url)]
+    for proxy in good:
+        await proxy.start()
+    settings = Settings(
+        database_url=through(database_url, database, good[0]),
+        amqp_url=through(amqp_url, broker, good[1]),
+        amqp_prefix=amqp_prefix,
+    )
+    findings = {**await gather(check_broker(settings)), **await gather(check_database(settings))}
+    for what, frozen, running in (("database host", database, good[0]), ("broker host", broker, good[1])):
+        assert findings[f"{what} 127.0.0.1:{frozen.port}"].state is FindingState.NOTE
+        assert "no answer within" in findings[f"{what} 127.0.0.1:{frozen.port}"].found
+        assert findings[f"{what} 127.0.0.1:{running.port}"].state is FindingState.OK
+    assert findings["database"].state is findings["broker"].state is FindingState.OK
+    for proxy in (database, broker, *good):
+        await proxy.stop()
 
 
 async def test_a_migrated_database_lacks_only_a_directory(database_url: str) -> None:

@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 import httpx
 
 from taskherd.dev import ports
-from tests.broker.conftest import TcpProxy
 from tests.harness.runner import RunnerHarness, eventually, runner_harness
 from tests.harness.scrapes import Scrape, ScrapedProcess, parse, series
+from tests.harness.tcp_proxy import TcpProxy
 from tests.harness.worker import WorkerHarness, build_report, make_report
 
 CLAUDE: Final = {"template": "claude", "pool": "default"}

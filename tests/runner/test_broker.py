@@ -10,8 +10,8 @@ import pytest
 
 from taskherd.dev.services import start_broker
 from taskherd.dev.sources import Broker
-from tests.broker.conftest import TcpProxy
 from tests.harness.runner import RunnerHarness, eventually, runner_harness
+from tests.harness.tcp_proxy import TcpProxy
 from tests.harness.worker import worker_harness
 
 pytestmark = pytest.mark.timeout(180)

@@ -12,8 +12,8 @@ from typing import Any
 import aio_pika
 import pytest
 
-from tests.broker.conftest import TcpProxy
 from tests.harness.runner import RunnerHarness, RunnerSubprocess, eventually, eventually_async, is_alive, runner_harness
+from tests.harness.tcp_proxy import TcpProxy
 from tests.harness.worker import external_harness, running_worker
 
 pytestmark = pytest.mark.timeout(180)

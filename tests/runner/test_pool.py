@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.broker.conftest import TcpProxy
 from tests.harness.api import running_api
 from tests.harness.runner import RunnerHarness, RunnerSubprocess, eventually, eventually_async, runner_harness
+from tests.harness.tcp_proxy import TcpProxy
 from tests.harness.worker import worker_harness
 
 pytestmark = pytest.mark.timeout(180)

@@ -14,9 +14,7 @@ from taskherd.store.connection_pool import ConnectionPool
 @pytest.fixture
 async def connection_pool(database_url: str) -> AsyncIterator[ConnectionPool]:
     """Yield a pool of two connections."""
-    asyncpg_pool = asyncpg.create_pool(database_url, min_size=0, max_size=2)
-    await asyncpg_pool
-    pool = ConnectionPool(asyncpg_pool, 2)
+    pool = ConnectionPool(lambda: asyncpg.connect(database_url, timeout=10), 2)
     yield pool
     await pool.close(5)
 
@@ -27,13 +25,13 @@ async def test_waiters_get_released_connections_in_order(connection_pool: Connec
     assert connection_pool.in_use == 2
     waiting = [asyncio.create_task(connection_pool.acquire(5)) for _ in range(2)]
     await asyncio.sleep(0)
-    await connection_pool.release(second)
-    await connection_pool.release(first)
+    connection_pool.release(second)
+    connection_pool.release(first)
     assert await asyncio.gather(*waiting) == [second, first]
     with pytest.raises(TimeoutError):
         await connection_pool.acquire(0.01)
     for each in (first, second):
-        await connection_pool.release(each)
+        connection_pool.release(each)
     assert connection_pool.in_use == 0
     assert await connection_pool.acquire(5) is second
 
@@ -41,14 +39,14 @@ async def test_waiters_get_released_connections_in_order(connection_pool: Connec
 async def test_a_closed_connection_is_replaced(connection_pool: ConnectionPool) -> None:
     """A connection that closes while idle, or in use while a caller waits, makes room for a new one."""
     first, second = await connection_pool.acquire(5), await connection_pool.acquire(5)
-    await connection_pool.release(first)
+    connection_pool.release(first)
     first.terminate()
     third = await connection_pool.acquire(5)
     assert await third.fetchval("SELECT 1") == 1
     waiting = asyncio.create_task(connection_pool.acquire(5))
     await asyncio.sleep(0)
     second.terminate()
-    await connection_pool.release(second)
+    connection_pool.release(second)
     fourth = await waiting
     assert await fourth.fetchval("SELECT 1") == 1
     assert connection_pool.in_use == 2
@@ -59,12 +57,12 @@ async def test_a_cancelled_waiter_loses_no_connection(connection_pool: Connectio
     first, second = await connection_pool.acquire(5), await connection_pool.acquire(5)
     cancelled, waiting = (asyncio.create_task(connection_pool.acquire(5)) for _ in range(2))
     await asyncio.sleep(0)
-    await connection_pool.release(first)
+    connection_pool.release(first)
     cancelled.cancel()
     assert await waiting is first
     assert cancelled.cancelled()
-    await connection_pool.release(first)
-    await connection_pool.release(second)
+    connection_pool.release(first)
+    connection_pool.release(second)
     assert connection_pool.in_use == 0
 
 
@@ -76,5 +74,5 @@ async def test_closing_wakes_all_waiters(connection_pool: ConnectionPool) -> Non
     await connection_pool.close(0.1)
     with pytest.raises(asyncpg.InterfaceError):
         await waiting
-    await connection_pool.release(first)
-    assert connection_pool.in_use == 1
+    connection_pool.release(first)
+    assert connection_pool.in_use == 0

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 from sqlalchemy import text
@@ -10,8 +9,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from taskherd.errors import Misconfigured, Retry, TaskherdError, Unavailable
 from taskherd.store import tasks
-from taskherd.store.engine import DataError, ReadOnly, classify, dispose, open_engine, sqlalchemy_url, transaction
-from tests.broker.conftest import TcpProxy
+from taskherd.store.connecting import sqlalchemy_url
+from taskherd.store.engine import DataError, ReadOnly, classify, dispose, open_engine, transaction
+from tests.harness.tcp_proxy import TcpProxy, through
 from tests.store.conftest import task_row
 
 
@@ -85,12 +85,8 @@ async def test_an_exhausted_pool_is_unavailable(database_url: str) -> None:
 
 async def test_a_connection_whose_response_is_missing_is_not_reused(database_url: str) -> None:
     """A transaction on a frozen connection ends soon after its timeout, and the next one gets another connection."""
-    parts = urlsplit(database_url)
-    proxy = TcpProxy(parts.hostname or "127.0.0.1", parts.port or 5432)
-    port = await proxy.start()
-    credentials = parts.netloc.rpartition("@")[0]
-    url = urlunsplit(parts._replace(netloc=f"{credentials}@127.0.0.1:{port}"))
-    engine = open_engine(url, size=1, application_name="taskherd-tests", command_timeout=0.5)
+    proxy = await TcpProxy.before(database_url)
+    engine = open_engine(through(database_url, proxy), size=1, application_name="taskherd-tests", command_timeout=0.5)
     process = text("SELECT pg_backend_pid()")
     async with transaction(engine) as connection:
         first = (await connection.execute(process)).scalar_one()

@@ -15,7 +15,9 @@ from aiormq.exceptions import AMQPError, ChannelInvalidStateError
 
 from taskherd import retry
 from taskherd.broker.patches import frame_reader, pamqp_patches
-from taskherd.errors import Unavailable
+from taskherd.endpoints import Endpoint, Endpoints
+from taskherd.errors import Misconfigured, Unavailable
+from taskherd.settings.urls import amqp_hosts, with_host
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -69,26 +71,51 @@ class ConnectionHooks:
     on_refused: Callable[[str, str], None] = _ignore
 
 
-class _Socket(TransportFactory):
-    """A transport factory that keeps a reference to the socket: only an abort reliably closes a stuck connection."""
+class Socket(TransportFactory):
+    """A transport factory for one address, which keeps the socket: only an abort reliably closes a stuck connection."""
 
-    def __init__(self) -> None:
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
         self._writer: asyncio.StreamWriter | None = None
 
     async def create(self, url: URL, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        factory = TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()
-        reader, self._writer = await factory.create(url, **options)
+        """Connect to the address; the certificate must still be that of the URL's host."""
+        address = url.with_host(self.endpoint.address)
+        if url.scheme == "amqps":
+            reader, self._writer = await TLSTransportFactory().create(address, server_hostname=url.host, **options)
+        else:
+            reader, self._writer = await TCPTransportFactory().create(address, **options)
         return reader, self._writer
 
+    @contextmanager
+    def connecting(self) -> Iterator[None]:
+        """Abort the socket if the block fails or takes longer than ``REQUEST_TIMEOUT``.
+
+        A cancelled attempt of aiormq would wait for the end of TLS, half a minute if the broker is frozen.
+        """
+        limit = asyncio.get_running_loop().call_later(REQUEST_TIMEOUT, self.abort)
+        try:
+            with map_errors("connecting to RabbitMQ"):
+                yield
+        except BaseException:
+            self.abort()
+            raise
+        finally:
+            limit.cancel()
+
     def abort(self) -> None:
+        """Close the socket without waiting for the broker."""
         if self._writer is not None:
             self._writer.transport.abort()
 
 
 class SupervisedConnection:
-    """A connection to the broker at ``url``; ``name`` states its purpose in the broker's list of connections.
+    """A connection to a host of ``url``; ``name`` states its purpose in the broker's list of connections.
 
     ``start`` returns immediately. From then until ``close`` it connects and reconnects in the background, with backoff.
+    Each address of each host has ``REQUEST_TIMEOUT`` to answer; the last good one is tried first, and one whose
+    connection was lost last.
+
     Use separate connections for consuming and publishing: a broker that blocks publishers stops reading from their
     connections, acks included.
     """
@@ -98,10 +125,11 @@ class SupervisedConnection:
         frame_reader.install()
         self.name = name
         self._url = url
+        self._endpoints = endpoints_of(url)
         self._hooks = hooks or ConnectionHooks()
         self._up = asyncio.Event()
         self._connection: Connection | None = None
-        self._socket: _Socket | None = None
+        self._socket: Socket | None = None
         self._supervisor: asyncio.Task[None] | None = None
 
     @property
@@ -110,7 +138,7 @@ class SupervisedConnection:
 
         It is the user of the URL, percent-decoded; with ``auth=external`` the name comes from the certificate.
         """
-        url = make_url(self._url)
+        url = make_url(with_host(self._url, self._endpoints.hosts[0]))
         return None if url.query.get("auth", "").lower() == "external" else url.user or "guest"
 
     @property
@@ -193,22 +221,35 @@ class SupervisedConnection:
         self._connection = self._socket = None
         self._hooks.on_down(self.name, reason)
         if connection is not None and socket is not None:
+            self._endpoints.mark_failed(socket.endpoint)
             await _discard(connection, socket)
 
-    async def _connect(self) -> tuple[Connection, _Socket]:
-        socket = _Socket()
+    async def _connect(self) -> tuple[Connection, Socket]:
+        connected, _ = await self._endpoints.connect(self._connect_to, (Unavailable,))
+        return connected
+
+    async def _connect_to(self, endpoint: Endpoint) -> tuple[Connection, Socket]:
+        socket = Socket(endpoint)
         connection = Connection(
-            make_url(self._url, heartbeat=HEARTBEAT), client_properties={"connection_name": f"taskherd {self.name}"}
+            make_url(with_host(self._url, endpoint.host), heartbeat=HEARTBEAT),
+            client_properties={"connection_name": f"taskherd {self.name}"},
         )
         connection.kwargs["transport_factory"] = socket
         try:
-            with map_errors("connecting to RabbitMQ"):
-                async with asyncio.timeout(REQUEST_TIMEOUT):
-                    await connection.connect()
+            with socket.connecting():
+                await connection.connect()
         except BaseException:
             await _discard(connection, socket)
             raise
         return connection, socket
+
+
+def endpoints_of(url: str) -> Endpoints:
+    """Return the endpoints of an AMQP URL, each with ``REQUEST_TIMEOUT``. Raise ``Misconfigured`` for a bad URL."""
+    try:
+        return Endpoints(amqp_hosts(url), REQUEST_TIMEOUT)
+    except ValueError as error:
+        raise Misconfigured("amqp_url", f"{error}; expected a URL like amqp://user:password@host:5672/vhost") from None
 
 
 async def _wait_lost(connection: Connection) -> str:
@@ -220,7 +261,7 @@ async def _wait_lost(connection: Connection) -> str:
     return str(error) if error is not None and str(error) else "closed"
 
 
-async def _discard(connection: Connection, socket: _Socket, *, graceful: bool = False) -> None:
+async def _discard(connection: Connection, socket: Socket, *, graceful: bool = False) -> None:
     if not graceful:
         socket.abort()
     with suppress(Unavailable), map_errors("closing"):

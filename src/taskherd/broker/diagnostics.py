@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING
 import aiormq
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
 
-from taskherd.broker.connection import REQUEST_TIMEOUT, map_errors
+from taskherd.broker.connection import REQUEST_TIMEOUT, Socket, endpoints_of, map_errors
 from taskherd.broker.topology import DELIVERY_LIMIT, TopologyNames
 from taskherd.errors import Unavailable
+from taskherd.settings.urls import with_host
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
     from aiormq.abc import AbstractChannel, AbstractConnection
     from pamqp.common import FieldTable
+
+    from taskherd.endpoints import Endpoint
 
 _NO_SUCH_KEY = "taskherd.doctor.binds.nothing"
 
@@ -44,12 +47,17 @@ class TopologyReport:
 
 @asynccontextmanager
 async def connect(url: str) -> AsyncIterator[AbstractConnection]:
-    """Connect for the duration of the block. Raise ``Unavailable`` if the broker cannot be reached."""
-    connection = aiormq.Connection(url)
+    """Connect to a host of ``url`` for the duration of the block. Raise ``Unavailable`` if none can be reached."""
+
+    async def connect_to(endpoint: Endpoint) -> AbstractConnection:
+        socket = Socket(endpoint)
+        connection = aiormq.Connection(with_host(url, endpoint.host), transport_factory=socket)
+        with socket.connecting():
+            await connection.connect()
+        return connection
+
+    connection, _ = await endpoints_of(url).connect(connect_to, (Unavailable,))
     try:
-        with map_errors("connecting to RabbitMQ"):
-            async with asyncio.timeout(REQUEST_TIMEOUT):
-                await connection.connect()
         yield connection
     finally:
         with map_errors("closing"):

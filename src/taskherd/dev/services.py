@@ -113,6 +113,11 @@ def _broker(home: Path, announce: Announce, *, fast: bool) -> Broker:
 def _postgres(home: Path, environ: Mapping[str, str], announce: Announce, fast: bool) -> ExternalService | Database:  # noqa: FBT001
     if url := environ.get(DATABASE_URL):
         return _external(url, f"PostgreSQL from {DATABASE_URL}", announce)
+    return start_database(home, announce, fast=fast)
+
+
+def start_database(home: Path, announce: Announce, *, fast: bool) -> Database:
+    """Start a PostgreSQL with its data in ``home``; the caller must stop it. Raise the same errors as ``start``."""
     node = _database(home, fast=fast)
     node.start()
     announce(node.description)

@@ -45,15 +45,20 @@ class Settings(BaseSettings):
     database_url: DatabaseUrl = Field(
         "",
         repr=False,
-        description="URL of the PostgreSQL database (version 15 or newer).",
-        json_schema_extra={"expected": "postgresql://user:password@host:5432/database"},
+        description="URL of the PostgreSQL database (version 15 or newer). Of several hosts the last good one is tried "
+        "first, and only one that is writable is used, unless `target_session_attrs` is `any`.",
+        json_schema_extra={
+            "expected": "postgresql://user:password@host:5432/database, or several hosts as in host1:5432,host2:5432",
+        },
     )
     amqp_url: AmqpUrl = Field(
         "",
         repr=False,
-        description="URL of the RabbitMQ broker (version 4.0 or newer).",
+        description="URL of the RabbitMQ broker (version 4.0 or newer), of several nodes of one cluster the last good "
+        "one is tried first. Name the same nodes in all processes.",
         json_schema_extra={
-            "expected": "amqp://user:password@host:5672/vhost, or amqps:// (the certificate is always verified)",
+            "expected": "amqp://user:password@host:5672/vhost, or amqps:// (the certificate is always verified), "
+            "or several hosts as in host1:5672,host2:5672",
         },
     )
     secret_key: SecretKeys = Field(

@@ -9,16 +9,13 @@ from typing import Any, Final
 
 import asyncpg
 import orjson
-from sqlalchemy import AsyncAdaptedQueuePool
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy import AsyncAdaptedQueuePool, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from taskherd.errors import Misconfigured, Retry, TaskherdError, Unavailable
-
-CONNECT_TIMEOUT: Final = 3.0
-"""Seconds until an attempt to connect fails."""
+from taskherd.errors import Retry, TaskherdError, Unavailable
+from taskherd.store.connecting import Connector, sqlalchemy_url
 
 COMMAND_TIMEOUT: Final = 5.0
 """Seconds until a statement is canceled."""
@@ -48,26 +45,18 @@ UNAVAILABLE_CODES: Final = frozenset({READ_ONLY, "25P03", "3D000"})
 """A server that became a standby, a transaction that was idle too long, a database that does not exist yet."""
 
 
+_TRANSACTION_READ_ONLY: Final = text("SHOW transaction_read_only")
+
+_CONNECTOR: Final = "taskherd_connector"
+"""The execution option of an engine that holds its ``Connector``."""
+
+
 class DataError(TaskherdError):
     """PostgreSQL rejects a value (invalid or duplicate); retrying cannot help."""
 
 
 class ReadOnly(Unavailable):
-    """The server rejects writes, like a standby after a failover; the pool was dropped so that it reconnects."""
-
-
-def sqlalchemy_url(database_url: str) -> URL:
-    """Return a ``postgresql://`` URL for asyncpg, with libpq's ``sslmode`` passed as asyncpg's ``ssl``."""
-    try:
-        url = make_url(database_url)
-    except SQLAlchemyError:
-        raise Misconfigured("database_url", "expected a URL like postgresql://user:password@host/database") from None
-    if url.get_backend_name() not in {"postgresql", "postgres"}:
-        raise Misconfigured("database_url", f"expected a postgresql:// URL, got the scheme {url.drivername!r}")
-    query = dict(url.query)
-    if "sslmode" in query:
-        query["ssl"] = query.pop("sslmode")
-    return url.set(drivername="postgresql+asyncpg", query=query)
+    """The server rejects writes, like a standby after a failover; its connections were dropped to find another."""
 
 
 def open_engine(
@@ -78,12 +67,17 @@ def open_engine(
     command_timeout: float = COMMAND_TIMEOUT,
     lock_timeout: float = LOCK_TIMEOUT,
 ) -> AsyncEngine:
-    """Return an engine of up to ``size`` connections; it connects when first used.
+    """Return an engine of up to ``size`` connections; it connects when first used, as ``Connector`` does.
 
     Timeouts are in seconds. The server cancels a statement just before the client would, so that the connection
     survives. A ping before use would not detect a frozen connection any better than the statement's own timeout.
     """
     settings = session_settings(application_name, command_timeout, lock_timeout)
+    connector = Connector(database_url, command_timeout=command_timeout, server_settings=settings)
+
+    async def connect(**_: Any) -> Any:
+        return await connector.connect()
+
     return create_async_engine(
         sqlalchemy_url(database_url),
         pool_size=size,
@@ -93,7 +87,8 @@ def open_engine(
         pool_use_lifo=True,
         json_serializer=_encode,
         json_deserializer=orjson.loads,
-        connect_args={"timeout": CONNECT_TIMEOUT, "command_timeout": command_timeout, "server_settings": settings},
+        connect_args={"async_creator_fn": connect},
+        execution_options={_CONNECTOR: connector},
     )
 
 
@@ -130,6 +125,12 @@ def sqlstate(error: BaseException) -> str | None:
     """Return PostgreSQL's five-character error code, from whichever wrapped exception has it."""
     codes = (getattr(cause, "sqlstate", None) for cause in _causes(error))
     return next((code for code in codes if isinstance(code, str)), None)
+
+
+async def check_writable(connection: AsyncConnection) -> None:
+    """Raise ``ReadOnly`` if the server is a standby or its transactions are read-only by default."""
+    if (await connection.execute(_TRANSACTION_READ_ONLY)).scalar_one() == "on":
+        raise ReadOnly("the database is read-only: a standby, or default_transaction_read_only is on")
 
 
 def classify(error: BaseException) -> Unavailable | DataError | Retry | None:
@@ -179,8 +180,10 @@ async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         Retry: it conflicted with another transaction; run it again, after a short backoff.
         DataError: a value cannot be stored; split the batch to find it.
     """
+    driver_connection: Any = None
     try:
         async with engine.begin() as connection:
+            driver_connection = _driver_connection(connection)
             try:
                 yield connection
             except TimeoutError:
@@ -190,9 +193,25 @@ async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         classified = classify(error)
         if classified is None:
             raise
-        if isinstance(classified, ReadOnly):
-            await dispose(engine)
+        if driver_connection is not None and (isinstance(error, TimeoutError) or isinstance(classified, ReadOnly)):
+            await _leave_server(engine, driver_connection)
         raise classified from error
+    except ReadOnly:
+        await _leave_server(engine, driver_connection)
+        raise
+
+
+def _driver_connection(connection: AsyncConnection) -> Any:
+    """Return the asyncpg connection."""
+    assert connection.sync_connection is not None
+    return connection.sync_connection.connection.driver_connection
+
+
+async def _leave_server(engine: AsyncEngine, driver_connection: Any) -> None:
+    """Close all connections to a server that does not answer or rejects writes, and connect to other servers first."""
+    connector: Connector = engine.sync_engine.get_execution_options()[_CONNECTOR]
+    connector.avoid(driver_connection)
+    await dispose(engine)
 
 
 async def _discard(connection: AsyncConnection) -> None:

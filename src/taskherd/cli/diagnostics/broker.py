@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from taskherd.broker import diagnostics as broker
 from taskherd.broker.excess_rights import DEFAULT_EXCHANGE, NOBODYS, excess_rights
 from taskherd.broker.topology import TopologyNames
 from taskherd.cli.diagnostics.findings import Finding, counted, error, note, ok, problems
+from taskherd.cli.diagnostics.hosts import check_hosts
 from taskherd.cli.diagnostics.roles import Role
 from taskherd.errors import TaskherdError
+from taskherd.settings import amqp_hosts, with_host
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection
 
     from taskherd.broker import AbstractConnection
+    from taskherd.endpoints import Host
     from taskherd.settings import Settings
 
 MIN_RABBITMQ: Final = (4, 0)
@@ -23,6 +27,8 @@ MIN_RABBITMQ: Final = (4, 0)
 async def check_broker(settings: Settings, roles: Collection[Role] = (Role.WORKER,)) -> AsyncIterator[Finding]:
     """Check all that the roles need from the broker; a worker needs everything that the others do."""
     names = TopologyNames(settings.amqp_prefix)
+    for finding in await check_hosts("broker host", amqp_hosts(settings.amqp_url), partial(_host, settings)):
+        yield finding
     try:
         async with broker.connect(settings.amqp_url) as connection:
             yield _version(broker.server_version(connection))
@@ -46,6 +52,12 @@ async def check_broker(settings: Settings, roles: Collection[Role] = (Role.WORKE
                 yield _queue(queue, names)
     except TaskherdError as problem:
         yield error("broker", str(problem), "start RabbitMQ, or correct TASKHERD_AMQP_URL")
+
+
+async def _host(settings: Settings, host: Host) -> str:
+    """Connect to one of several hosts and return what it is."""
+    async with broker.connect(with_host(settings.amqp_url, host)) as connection:
+        return _version(broker.server_version(connection)).found
 
 
 async def _check_client(

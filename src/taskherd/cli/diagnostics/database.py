@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from taskherd.cli.diagnostics import clocks
 from taskherd.cli.diagnostics.findings import Finding, error, ok, problems
+from taskherd.cli.diagnostics.hosts import check_hosts
 from taskherd.cli.diagnostics.roles import Role
 from taskherd.errors import TaskherdError
+from taskherd.settings import database_hosts, with_host
 from taskherd.store import diagnostics as database
 from taskherd.store.engine import dispose, open_engine, transaction
 from taskherd.store.migrate import SchemaStatus
@@ -15,6 +18,7 @@ from taskherd.store.migrate import SchemaStatus
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection
 
+    from taskherd.endpoints import Host
     from taskherd.settings import Settings
 
 MIN_POSTGRES: Final = 15
@@ -26,6 +30,8 @@ async def check_database(
     settings: Settings, roles: Collection[Role] = (Role.WORKER,), now: clocks.Now = clocks.utc_now
 ) -> AsyncIterator[Finding]:
     """Check all that workers and APIs need from the database; ``now`` is this machine's clock."""
+    for finding in await check_hosts("database host", database_hosts(settings.database_url), partial(_host, settings)):
+        yield finding
     engine = open_engine(settings.database_url, size=1, application_name="taskherd-doctor")
     try:
         before = now()
@@ -47,6 +53,17 @@ async def check_database(
                     yield finding
     except TaskherdError as problem:
         yield error("database", str(problem), "start PostgreSQL, or correct TASKHERD_DATABASE_URL")
+    finally:
+        await dispose(engine)
+
+
+async def _host(settings: Settings, host: Host) -> str:
+    """Connect to one of several hosts and return what it is."""
+    engine = open_engine(with_host(settings.database_url, host), size=1, application_name="taskherd-doctor")
+    try:
+        async with transaction(engine) as conn:
+            server = await database.server_info(conn)
+            return f"PostgreSQL {server.version}{', read-only' if server.read_only else ''}"
     finally:
         await dispose(engine)
 

@@ -1,0 +1,112 @@
+"""Several brokers: a hung one costs its limit once, and after a loss the others are tried first."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from taskherd.broker import diagnostics
+from taskherd.broker.connection import REQUEST_TIMEOUT, ConnectionHooks, SupervisedConnection
+from taskherd.errors import Misconfigured, Unavailable
+from tests.harness.tcp_proxy import TcpProxy, through
+
+SOON = REQUEST_TIMEOUT / 2
+"""Seconds within which a connection is up that waits for no hung broker."""
+
+
+@pytest.fixture
+async def proxies(amqp_url: str) -> AsyncIterator[tuple[TcpProxy, TcpProxy]]:
+    """Yield two proxies in front of the broker."""
+    first, second = await TcpProxy.before(amqp_url), await TcpProxy.before(amqp_url)
+    yield first, second
+    await first.stop()
+    await second.stop()
+
+
+class Ups:
+    """The connections of one ``SupervisedConnection`` that came up."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._changed = asyncio.Condition()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.refused: list[str] = []
+
+    @property
+    def hooks(self) -> ConnectionHooks:
+        """The hooks that count."""
+        return ConnectionHooks(on_up=lambda _: self._up(), on_refused=lambda _, reason: self.refused.append(reason))
+
+    async def wait(self, count: int, within: float) -> None:
+        """Wait until the connection came up ``count`` times."""
+        async with asyncio.timeout(within), self._changed:
+            await self._changed.wait_for(lambda: self._count >= count)
+
+    def _up(self) -> None:
+        task = asyncio.create_task(self._notify())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _notify(self) -> None:
+        async with self._changed:
+            self._count += 1
+            self._changed.notify_all()
+
+
+async def test_a_hung_first_broker_costs_its_limit_once(amqp_url: str, proxies: tuple[TcpProxy, TcpProxy]) -> None:
+    """The next broker is tried within the same attempt; after that one was lost, the hung one comes last again."""
+    hung, good = proxies
+    hung.freeze()
+    ups = Ups()
+    connection = SupervisedConnection(through(amqp_url, hung, good), "test", ups.hooks)
+    connection.start()
+    await ups.wait(1, 3 * REQUEST_TIMEOUT)
+    assert not ups.refused
+    assert (hung.accepted, good.accepted) == (1, 1)
+    await connection.channel()
+    await connection.close()
+
+
+async def test_after_a_loss_another_broker_is_tried_first(amqp_url: str, proxies: tuple[TcpProxy, TcpProxy]) -> None:
+    """A broker that hangs with its connection costs no time when reconnecting."""
+    first, second = proxies
+    ups = Ups()
+    connection = SupervisedConnection(through(amqp_url, first, second), "test", ups.hooks)
+    connection.start()
+    await ups.wait(1, 3 * REQUEST_TIMEOUT)
+    assert (first.accepted, second.accepted) == (1, 0)
+    first.freeze()
+    connection.drop()
+    await ups.wait(2, SOON)
+    assert (first.accepted, second.accepted) == (1, 1)
+    await connection.close()
+
+
+async def test_the_reason_names_each_broker(free_port: int) -> None:
+    """If no broker can be reached, the reason says why for each, without the password."""
+    hosts = f"127.0.0.1:{free_port},[::1]:{free_port},unknown.invalid:{free_port}"
+    ups = Ups()
+    connection = SupervisedConnection(f"amqp://guest:s3cr3t@{hosts}/", "test", ups.hooks)
+    connection.start()
+    async with asyncio.timeout(6 * REQUEST_TIMEOUT):
+        while not ups.refused:  # noqa: ASYNC110 - the hook is synchronous
+            await asyncio.sleep(0.02)
+    await connection.close()
+    assert all(f"{host}: connecting to RabbitMQ" in ups.refused[0] for host in hosts.split(",")[:2])
+    assert f"unknown.invalid:{free_port}: " in ups.refused[0]
+    assert "s3cr3t" not in ups.refused[0]
+    with pytest.raises(Misconfigured, match="a host is missing"):
+        SupervisedConnection("amqp://guest:s3cr3t@mq1,,mq2/", "test")
+
+
+async def test_doctor_connects_to_the_broker_that_answers(amqp_url: str, proxies: tuple[TcpProxy, TcpProxy]) -> None:
+    """The checks of ``taskherd doctor`` try the hosts in the same way."""
+    hung, good = proxies
+    hung.freeze()
+    async with diagnostics.connect(through(amqp_url, hung, good)) as connection:
+        assert diagnostics.server_version(connection) >= (4,)
+    with pytest.raises(Unavailable, match=f"127.0.0.1:{hung.port}: no answer within 5 s"):
+        async with diagnostics.connect(through(amqp_url, hung)):
+            raise AssertionError

@@ -1,0 +1,84 @@
+"""A TCP proxy that cuts or freezes connections, and URLs that lead through several of them."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Self
+from urllib.parse import urlsplit, urlunsplit
+
+
+def through(url: str, *proxies: TcpProxy, query: str = "") -> str:
+    """Return ``url`` with the proxies as its hosts, in order."""
+    parts = urlsplit(url)
+    hosts = ",".join(f"127.0.0.1:{proxy.port}" for proxy in proxies)
+    return urlunsplit(parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@{hosts}", query=query))
+
+
+class TcpProxy:
+    """A TCP proxy in front of a server that can cut or freeze all connections; frozen, it accepts and never answers."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._target = (host, port)
+        self.port = 0
+        self.accepted = 0
+        self._server: asyncio.Server | None = None
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self._open: set[asyncio.WriteTransport] = set()
+        self._pumps: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    async def before(cls, url: str) -> Self:
+        """Return a proxy in front of the only host of a URL that is listening on ``port``."""
+        parts = urlsplit(url)
+        assert parts.hostname is not None
+        assert parts.port is not None
+        proxy = cls(parts.hostname, parts.port)
+        await proxy.start()
+        return proxy
+
+    async def start(self, address: str = "127.0.0.1", port: int = 0) -> int:
+        """Listen and return the port."""
+        self._server = await asyncio.start_server(self._serve, address, port)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self.port
+
+    def cut(self) -> None:
+        """Reset every connection."""
+        for transport in list(self._open):
+            transport.abort()
+
+    def freeze(self) -> None:
+        """Keep all connections open, but forward nothing."""
+        self._flowing.clear()
+
+    def thaw(self) -> None:
+        """Forward again."""
+        self._flowing.set()
+
+    async def stop(self) -> None:
+        """Reset every connection and stop listening."""
+        assert self._server is not None
+        self._server.close()
+        self.cut()
+        for pump in self._pumps:
+            pump.cancel()
+        await asyncio.gather(*self._pumps, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
+        server_reader, server_writer = await asyncio.open_connection(*self._target)
+        for source, sink in ((reader, server_writer), (server_reader, writer)):
+            self._open.add(sink.transport)
+            pump = asyncio.create_task(self._pump(source, sink))
+            self._pumps.add(pump)
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while chunk := await source.read(65536):
+                await self._flowing.wait()
+                sink.write(chunk)
+                await sink.drain()
+        sink.transport.abort()
+        self._open.discard(sink.transport)
