@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any, Final
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import asyncpg
 from sqlalchemy.engine import URL, make_url
@@ -68,6 +68,8 @@ class Connector:
         self._target = target
         self._endpoints = Endpoints(urls.database_hosts(database_url), CONNECT_TIMEOUT, resolve)
         self._connected: WeakKeyDictionary[Any, Endpoint] = WeakKeyDictionary()
+        self._idle: WeakSet[Any] = WeakSet()
+        self._to_close: WeakSet[Any] = WeakSet()
 
     async def connect(self) -> Any:
         """Return an asyncpg connection to the first server that answers and matches ``target_session_attrs``.
@@ -84,16 +86,32 @@ class Connector:
         self._connected[connection] = endpoint
         return connection
 
-    def avoid(self, connection: Any) -> None:
-        """Connect to other servers first from now on: that of ``connection`` does not answer, or rejects writes.
+    def take(self, connection: Any) -> None:
+        """Note that a pool hands out the connection."""
+        self._idle.discard(connection)
 
-        All connections to it are closed at once, so that nothing else waits for them.
+    def give_back(self, connection: Any) -> None:
+        """Note that a pool has the connection back, with no statement in progress; close it if its server is left."""
+        if connection in self._to_close:
+            connection.terminate()
+        else:
+            self._idle.add(connection)
+
+    def avoid(self, connection: Any) -> None:
+        """Leave the server of ``connection``, which does not answer or rejects writes: connect to others first.
+
+        Its idle connections are closed at once, so that nothing waits for them, and the others when they come back:
+        asyncpg fails with an ``AttributeError`` when a connection is closed while a statement is in progress.
         """
         endpoint = self._connected.get(connection)
-        if endpoint is not None:
-            self._endpoints.mark_failed(endpoint)
-            for each in [other for other, to in self._connected.items() if to == endpoint]:
+        if endpoint is None:
+            return
+        self._endpoints.mark_failed(endpoint)
+        for each in [other for other, to in self._connected.items() if to == endpoint]:
+            if each in self._idle:
                 each.terminate()
+            else:
+                self._to_close.add(each)
 
     def is_demoted(self, connection: Any) -> bool:
         """Return whether the server of ``connection`` said since that it no longer matches ``target_session_attrs``.

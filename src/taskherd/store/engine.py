@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import asyncpg
 import orjson
-from sqlalchemy import AsyncAdaptedQueuePool, text
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy import AsyncAdaptedQueuePool, event, text
+from sqlalchemy.exc import DBAPIError, DisconnectionError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -78,7 +78,7 @@ def open_engine(
     async def connect(**_: Any) -> Any:
         return await connector.connect()
 
-    return create_async_engine(
+    engine = create_async_engine(
         sqlalchemy_url(database_url),
         pool_size=size,
         max_overflow=0,
@@ -90,6 +90,24 @@ def open_engine(
         connect_args={"async_creator_fn": connect},
         execution_options={_CONNECTOR: connector},
     )
+    _track_use(engine, connector)
+    return engine
+
+
+def _track_use(engine: AsyncEngine, connector: Connector) -> None:
+    """Tell the connector which connections are in use, and replace those that it has closed meanwhile."""
+
+    def on_checkout(dbapi_connection: Any, *_: Any) -> None:
+        connector.take(dbapi_connection.driver_connection)
+        if dbapi_connection.driver_connection.is_closed():
+            raise DisconnectionError
+
+    def on_checkin(dbapi_connection: Any, *_: Any) -> None:
+        if dbapi_connection is not None:
+            connector.give_back(dbapi_connection.driver_connection)
+
+    event.listen(engine.sync_engine, "checkout", on_checkout)
+    event.listen(engine.sync_engine, "checkin", on_checkin)
 
 
 def session_settings(
@@ -180,38 +198,29 @@ async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         Retry: it conflicted with another transaction; run it again, after a short backoff.
         DataError: a value cannot be stored; split the batch to find it.
     """
+    connector: Connector = engine.sync_engine.get_execution_options()[_CONNECTOR]
     driver_connection: Any = None
     try:
         async with engine.begin() as connection:
-            driver_connection = _driver_connection(connection)
+            assert connection.sync_connection is not None
+            driver_connection = connection.sync_connection.connection.driver_connection
             try:
                 yield connection
             except TimeoutError:
+                connector.avoid(driver_connection)
+                driver_connection.terminate()  # closing it gracefully would wait again
                 await _discard(connection)
                 raise
     except (SQLAlchemyError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         classified = classify(error)
         if classified is None:
             raise
-        if driver_connection is not None and (isinstance(error, TimeoutError) or isinstance(classified, ReadOnly)):
-            await _leave_server(engine, driver_connection)
+        if isinstance(error, TimeoutError) or isinstance(classified, ReadOnly):
+            connector.avoid(driver_connection)
         raise classified from error
     except ReadOnly:
-        await _leave_server(engine, driver_connection)
+        connector.avoid(driver_connection)
         raise
-
-
-def _driver_connection(connection: AsyncConnection) -> Any:
-    """Return the asyncpg connection."""
-    assert connection.sync_connection is not None
-    return connection.sync_connection.connection.driver_connection
-
-
-async def _leave_server(engine: AsyncEngine, driver_connection: Any) -> None:
-    """Close all connections to a server that does not answer or rejects writes, and connect to other servers first."""
-    connector: Connector = engine.sync_engine.get_execution_options()[_CONNECTOR]
-    connector.avoid(driver_connection)
-    await dispose(engine)
 
 
 async def _discard(connection: AsyncConnection) -> None:

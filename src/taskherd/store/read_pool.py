@@ -62,21 +62,22 @@ class ReadPool:
         try:
             pool = self._pool
             connection = await pool.acquire(COMMAND_TIMEOUT)
+            self._connector.take(connection)
             try:
                 rows: Sequence[Row] = await connection.fetch(statement, *values)
                 if self._connector.is_demoted(connection):
-                    self._connector.avoid(connection)  # the next statement is for another server
+                    self._connector.avoid(connection)
             except asyncpg.PostgresError as error:
                 if sqlstate(error) == READ_ONLY:
                     self._connector.avoid(connection)
                 raise  # the server responded, so the connection can be reused
-            except TimeoutError:
-                self._connector.avoid(connection)
-                raise
-            except BaseException:
+            except BaseException as error:
+                if isinstance(error, TimeoutError):
+                    self._connector.avoid(connection)
                 connection.terminate()  # the response is missing or incomplete, so the connection cannot be reused
                 raise
             finally:
+                self._connector.give_back(connection)
                 pool.release(connection)
         except FAILURES as error:
             if sqlstate(error) == _NO_TABLE:

@@ -40,7 +40,7 @@ from taskherd.observability.readiness import Readiness
 from taskherd.observability.tracing import open_tracing
 from taskherd.retry import until_stopped
 from taskherd.store import database_clock, migrate
-from taskherd.store.engine import dispose, in_use, open_engine, transaction
+from taskherd.store.engine import check_writable, dispose, in_use, open_engine, transaction
 from taskherd.store.logs import LogLimits
 from taskherd.timeouts import timeouts_of
 from taskherd.worker import metric_labels
@@ -89,6 +89,8 @@ class Worker:
         """Create all parts; nothing connects before ``run``. ``name`` must be unique among all workers."""
         self._settings = settings
         self._stopping = asyncio.Event()
+        self.ops_port = 0
+        """The operations port, once it is open."""
         self._clock = Clock()
         self.metrics = Metrics()
         self._tracing = open_tracing(settings.tracing, "worker", __version__)
@@ -173,8 +175,8 @@ class Worker:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
-        port = await self._ops.start(self._settings.ops_host, self._settings.ops_port)
-        log.info("worker starting", worker_id=self._id, ops_port=port)
+        self.ops_port = await self._ops.start(self._settings.ops_host, self._settings.ops_port)
+        log.info("worker starting", worker_id=self._id, ops_port=self.ops_port)
         try:
             if await self._prepare():
                 await self._work()
@@ -301,7 +303,7 @@ class Worker:
 
     async def _check_database(self) -> None:
         async with transaction(self._engine) as connection:
-            await database_clock.read(connection)
+            await check_writable(connection)
 
     async def _check_schema(self) -> None:
         async with transaction(self._engine) as connection:
