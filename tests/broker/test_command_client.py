@@ -12,7 +12,8 @@ from taskherd.broker.command_client import CommandClient, Reply
 from taskherd.broker.publisher import Publisher
 from taskherd.broker.topology import TopologyNames
 from taskherd.errors import Unavailable
-from tests.broker.conftest import ConnectTo, TcpProxy
+from tests.broker.conftest import ConnectTo
+from tests.harness.tcp_proxy import TcpProxy
 
 
 async def _take(amqp_url: str, queue: str) -> aio_pika.abc.AbstractIncomingMessage:

@@ -6,7 +6,8 @@ import asyncio
 
 from taskherd.broker.publisher import OutgoingMessage
 from taskherd.broker.unconfirmed import UnconfirmedPublisher
-from tests.broker.conftest import ConnectTo, TcpProxy
+from tests.broker.conftest import ConnectTo
+from tests.harness.tcp_proxy import TcpProxy
 
 
 async def test_waiting_messages_are_bounded_and_sent_before_the_end(amqp_url: str, connect_to: ConnectTo) -> None:

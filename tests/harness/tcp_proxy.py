@@ -23,8 +23,9 @@ class TcpProxy:
         self.port = 0
         self.accepted = 0
         self._server: asyncio.Server | None = None
-        self._flowing = asyncio.Event()
-        self._flowing.set()
+        self._requests = asyncio.Event()
+        self._responses = asyncio.Event()
+        self.thaw()
         self._open: set[asyncio.WriteTransport] = set()
         self._pumps: set[asyncio.Task[None]] = set()
 
@@ -51,11 +52,17 @@ class TcpProxy:
 
     def freeze(self) -> None:
         """Keep all connections open, but forward nothing."""
-        self._flowing.clear()
+        self._requests.clear()
+        self._responses.clear()
+
+    def freeze_responses(self) -> None:
+        """Forward what clients send, but nothing that the server sends."""
+        self._responses.clear()
 
     def thaw(self) -> None:
         """Forward again."""
-        self._flowing.set()
+        self._requests.set()
+        self._responses.set()
 
     async def stop(self) -> None:
         """Reset every connection and stop listening."""
@@ -69,15 +76,18 @@ class TcpProxy:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
         server_reader, server_writer = await asyncio.open_connection(*self._target)
-        for source, sink in ((reader, server_writer), (server_reader, writer)):
+        for source, sink, flowing in (
+            (reader, server_writer, self._requests),
+            (server_reader, writer, self._responses),
+        ):
             self._open.add(sink.transport)
-            pump = asyncio.create_task(self._pump(source, sink))
+            pump = asyncio.create_task(self._pump(source, sink, flowing))
             self._pumps.add(pump)
 
-    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, flowing: asyncio.Event) -> None:
         with suppress(OSError):
             while chunk := await source.read(65536):
-                await self._flowing.wait()
+                await flowing.wait()
                 sink.write(chunk)
                 await sink.drain()
         sink.transport.abort()

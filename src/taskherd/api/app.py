@@ -33,8 +33,10 @@ from taskherd.api.metric_labels import LABEL_VALUES
 from taskherd.api.tasks import batches
 from taskherd.broker import topology
 from taskherd.broker.command_client import CommandClient
+from taskherd.broker.connection import SupervisedConnection
 from taskherd.broker.connections import BrokerConnections
 from taskherd.broker.publisher import Publisher
+from taskherd.broker.repeating_client import RepeatingClient
 from taskherd.errors import Misconfigured, TaskherdError
 from taskherd.observability import logs
 from taskherd.observability.metrics import Metrics
@@ -88,6 +90,7 @@ class ApiProcess:
         self._readiness.add_check("schema", self._check_schema)
         host = socket.gethostname()
         self._connections = BrokerConnections(settings.amqp_url, f"api {host}", self.metrics)
+        self._repeats = SupervisedConnection(settings.amqp_url, f"api {host} repeat", first_host=1)
         size = max(1, settings.database_pool - WRITE_CONNECTIONS)
         name = f"taskherd api {host}"
         self._reader = ReadPool(settings.database_url, size=size, application_name=name)
@@ -101,7 +104,7 @@ class ApiProcess:
         )
         self._ops = OpsServer(self.metrics, self._readiness)
 
-    def _make_context(self, commands: CommandClient, reports: ReportPublisher) -> ApiContext:
+    def _make_context(self, commands: RepeatingClient, reports: ReportPublisher) -> ApiContext:
         settings = self._settings
         now = asyncio.get_running_loop().time
         clients = ClientAddresses(settings.trusted_proxies)
@@ -144,24 +147,30 @@ class ApiProcess:
         finally:
             sock.close()
             await self._ops.close()
-            await asyncio.gather(self._connections.close(), self._reader.close())
+            await asyncio.gather(self._connections.close(), self._repeats.close(), self._reader.close())
             await dispose(self._engine)
             await asyncio.to_thread(self._tracing.close)
             log.info("api stopped")
+
+    def _make_client(self, publisher: Publisher, exchange: str) -> RepeatingClient:
+        timeout = self._settings.api_command_timeout
+        clients = [
+            (connection, CommandClient(each, exchange, timeout=timeout, trace=self._tracing.current))
+            for connection, each in (
+                (self._connections.publish, publisher),
+                (self._repeats, Publisher(self._repeats, identified=True)),
+            )
+        ]
+        return RepeatingClient(clients, timeout=timeout, on_waiting=self.metrics.api_commands_waiting.set)
 
     async def _serve(self, sock: socket.socket) -> None:
         settings = self._settings
         names = topology.TopologyNames(settings.amqp_prefix)
         publisher = Publisher(self._connections.publish, identified=True)
-        commands = CommandClient(
-            publisher,
-            names.commands,
-            timeout=settings.api_command_timeout,
-            trace=self._tracing.current,
-            on_waiting=self.metrics.api_commands_waiting.set,
-        )
+        commands = self._make_client(publisher, names.commands)
         api = self._make_context(commands, ReportPublisher(publisher, names, self._tracing))
         self._connections.start()
+        self._repeats.start()
         http_server = server.make(asgi.application(api), settings, api.connections)
         http = asyncio.create_task(http_server.serve([sock]), name="http")
         note_uses = _repeat(NOTE_USE_INTERVAL, lambda: api.authenticator.note_uses(self._engine))
@@ -180,6 +189,7 @@ class ApiProcess:
         self._stopping.set()
         self.change_feed.stop()
         await self._shut_down(http_server, http, tasks)
+        await commands.close()
         with suppress(TaskherdError):
             await api.authenticator.note_uses(self._engine)
 

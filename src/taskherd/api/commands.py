@@ -89,7 +89,7 @@ async def send_command(request: RequestContext, command: Command) -> CommandResu
 async def execute(api: ApiContext, command: Command) -> CommandResult | CommandRefused:
     """Send a command and return its result, or the worker's refusal. Raise ``Unavailable`` without a usable reply."""
     body = encode_command(command)
-    reply = await api.commands.call(command.type, body, recorded=_record_of(api, command, body))
+    reply = await api.commands.call(command.type, body, _record_of(api, command, body))
     try:
         response = decode_reply(reply.body)
     except Malformed as error:

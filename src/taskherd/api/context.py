@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from taskherd.api.http.open_requests import AccessMonitor
     from taskherd.api.http.rate_limit import RateLimits
     from taskherd.api.http.sign_in_failures import SignInFailures
-    from taskherd.broker.command_client import CommandClient
+    from taskherd.broker.repeating_client import RepeatingClient
     from taskherd.observability.metrics import Metrics
     from taskherd.observability.tracing import Tracing
     from taskherd.settings import Settings
@@ -48,7 +48,7 @@ class ApiContext:
     batches: ConcurrencyLimit
     """The requests in progress that create many tasks."""
     access: AccessMonitor
-    commands: CommandClient
+    commands: RepeatingClient
     reports: ReportPublisher
     change_feed: ChangeFeed
     tracing: Tracing

@@ -61,7 +61,6 @@ class CommandClient:
         *,
         timeout: float,
         trace: Trace = dict,
-        on_waiting: Callable[[int], None] = lambda _: None,
     ) -> None:
         """Create the client.
 
@@ -70,29 +69,35 @@ class CommandClient:
             exchange: the exchange for the messages.
             timeout: seconds that each call waits for its reply.
             trace: returns the trace headers for a call.
-            on_waiting: called with the number of waiting calls whenever it changes.
         """
         self._trace = trace
         self._publisher = publisher_with_replies(publisher, self._resolve, self._on_lost)
         self._exchange = exchange
         self._timeout = timeout
-        self._on_waiting = on_waiting
         self._waiting: dict[str, asyncio.Future[Reply]] = {}
 
     async def call(
-        self, routing_key: str, body: bytes, *, no_expiry: bool = False, recorded: Recorded | None = None
+        self,
+        routing_key: str,
+        body: bytes,
+        *,
+        no_expiry: bool = False,
+        deadline: float | None = None,
+        recorded: Recorded | None = None,
     ) -> Reply:
         """Publish a message and return the reply.
 
-        By default the message expires when the call times out; with ``no_expiry`` it stays in its queue. If no reply
-        arrives for ``RECORDED_AFTER``, ``recorded`` is asked for it, and again until it has one.
+        By default the message expires when the call times out; with ``no_expiry`` it stays in its queue. The call ends
+        at ``deadline``, in seconds of the loop's clock, by default after the client's timeout. If no reply arrives for
+        ``RECORDED_AFTER``, ``recorded`` is asked for it, and again until it has one.
 
         Raises:
             Unavailable: no reply arrived in time; the message may or may not have been processed, or may be later.
         """
         if len(self._waiting) >= MAX_WAITING:
             raise Unavailable(f"{MAX_WAITING} calls are waiting for a reply already")
-        deadline = asyncio.get_running_loop().time() + self._timeout
+        if deadline is None:
+            deadline = asyncio.get_running_loop().time() + self._timeout
         failures = 0
         reason = "it was published"
         try:
@@ -116,7 +121,6 @@ class CommandClient:
         correlation_id = uuid4().hex
         reply: asyncio.Future[Reply] = loop.create_future()
         self._waiting[correlation_id] = reply
-        self._on_waiting(len(self._waiting))
         try:
             outcome = await self._publisher.publish(
                 self._exchange,
@@ -137,7 +141,6 @@ class CommandClient:
             del self._waiting[correlation_id]
             if reply.done() and not reply.cancelled():
                 reply.exception()  # retrieve it, or asyncio warns that it was never retrieved
-            self._on_waiting(len(self._waiting))
 
     def _resolve(self, delivery: Delivery) -> None:
         waiting = self._waiting.get(delivery.correlation_id or "")

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 REQUEST_TIMEOUT = 5.0
 """Maximum duration of one request to the broker, in seconds."""
+CHECK_TIMEOUT = 2.0
+"""Seconds within which the broker must answer on a connection that seems to hang."""
 HEARTBEAT = 10
 """Seconds between AMQP heartbeats; a frozen broker is detected after about three of them."""
 _CLOSE_TIMEOUT = 2.0
@@ -120,12 +122,13 @@ class SupervisedConnection:
     connections, acks included.
     """
 
-    def __init__(self, url: str, name: str, hooks: ConnectionHooks | None = None) -> None:
+    def __init__(self, url: str, name: str, hooks: ConnectionHooks | None = None, *, first_host: int = 0) -> None:
+        """Create it, unconnected; at first the hosts are tried in order, from that with the index ``first_host``."""
         pamqp_patches.install()
         frame_reader.install()
         self.name = name
         self._url = url
-        self._endpoints = endpoints_of(url)
+        self._endpoints = endpoints_of(url, first_host)
         self._hooks = hooks or ConnectionHooks()
         self._up = asyncio.Event()
         self._connection: Connection | None = None
@@ -180,6 +183,18 @@ class SupervisedConnection:
             raise
         assert isinstance(underlay, Channel)
         return underlay
+
+    async def drop_if_hung(self) -> None:
+        """Abort the connection if the broker does not answer a request on it within ``CHECK_TIMEOUT``."""
+        if not self.is_up:
+            return
+        try:
+            with map_errors("checking the connection"):
+                async with asyncio.timeout(CHECK_TIMEOUT):
+                    await (await self.channel()).close()
+        except Unavailable as error:
+            if isinstance(error.__cause__, TimeoutError):
+                self.drop()
 
     def drop(self) -> None:
         """Abort the connection immediately, in whatever state it is; the supervisor makes a new one."""
@@ -244,10 +259,16 @@ class SupervisedConnection:
         return connection, socket
 
 
-def endpoints_of(url: str) -> Endpoints:
-    """Return the endpoints of an AMQP URL, each with ``REQUEST_TIMEOUT``. Raise ``Misconfigured`` for a bad URL."""
+def endpoints_of(url: str, first: int = 0) -> Endpoints:
+    """Return the endpoints of an AMQP URL, from the host with this index, each with ``REQUEST_TIMEOUT``.
+
+    Raises:
+        Misconfigured: the URL names no host, or one of them is malformed.
+    """
     try:
-        return Endpoints(amqp_hosts(url), REQUEST_TIMEOUT)
+        hosts = amqp_hosts(url)
+        start = first % len(hosts)
+        return Endpoints((*hosts[start:], *hosts[:start]), REQUEST_TIMEOUT)
     except ValueError as error:
         raise Misconfigured("amqp_url", f"{error}; expected a URL like amqp://user:password@host:5672/vhost") from None
 
@@ -268,3 +289,5 @@ async def _discard(connection: Connection, socket: Socket, *, graceful: bool = F
         async with asyncio.timeout(_CLOSE_TIMEOUT):
             await connection.close()
     socket.abort()
+    if not connection.is_closed:
+        await connection.close()  # the transport is gone; without this, aio-pika would close it when it is collected

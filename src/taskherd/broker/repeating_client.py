@@ -1,0 +1,136 @@
+"""Calls that are repeated over another connection when no reply comes.
+
+A message or its reply may be stuck with a connection whose peer hangs, of this process or of the consumer, until the
+node is declared down a minute later. The consumer must execute a repeated message only once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
+
+from taskherd.errors import Unavailable
+
+if TYPE_CHECKING:
+    from taskherd.broker.command_client import CommandClient, Recorded, Reply
+    from taskherd.broker.connection import SupervisedConnection
+
+REPEAT_AFTER: Final = 2.0
+"""Seconds without a reply after which a message is sent again."""
+
+MAX_REPEATING: Final = 64
+"""Maximum number of calls that are repeated at the same time: a slow consumer must not get several times the load."""
+
+
+class RepeatingClient:
+    """A client that sends a message again, over its connections in turns, until the first reply comes."""
+
+    def __init__(
+        self,
+        clients: Sequence[tuple[SupervisedConnection, CommandClient]],
+        *,
+        timeout: float,
+        on_waiting: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """Create the client.
+
+        Args:
+            clients: connections and what calls over each; the first is used for the first attempt.
+            timeout: seconds that each call waits for its reply, over all attempts.
+            on_waiting: called with the number of waiting calls whenever it changes.
+        """
+        self._clients = clients
+        self._timeout = timeout
+        self._on_waiting = on_waiting
+        self._waiting = 0
+        self._repeating = 0
+        self._checks: dict[str, asyncio.Task[None]] = {}
+
+    async def call(self, routing_key: str, body: bytes, recorded: Recorded | None = None) -> Reply:
+        """Publish a message, again and again if need be, and return the first reply, or the one that ``recorded`` finds.
+
+        Raises:
+            Unavailable: no reply arrived in time; the message may or may not have been processed, but is not any more.
+        """
+        self._set_waiting(self._waiting + 1)
+        attempts: set[asyncio.Task[Reply]] = set()
+        try:
+            return await self._first_reply(routing_key, body, recorded, attempts)
+        finally:
+            self._set_waiting(self._waiting - 1)
+            for attempt in attempts:
+                attempt.cancel()
+            await asyncio.gather(*attempts, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Stop checking connections."""
+        checks = list(self._checks.values())
+        for check in checks:
+            check.cancel()
+        await asyncio.gather(*checks, return_exceptions=True)
+
+    async def _first_reply(
+        self, routing_key: str, body: bytes, recorded: Recorded | None, attempts: set[asyncio.Task[Reply]]
+    ) -> Reply:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._timeout
+
+        async def attempt() -> Reply | None:
+            """Send the message over the next connection, which is checked if no reply comes to any attempt."""
+            connection, client = self._clients[len(attempts) % len(self._clients)]
+            call = client.call(routing_key, body, deadline=deadline, recorded=recorded)
+            attempts.add(asyncio.create_task(call))
+            reply = await _wait(attempts, REPEAT_AFTER)
+            if reply is None:
+                self._check(connection)
+            return reply
+
+        reply = await attempt()
+        if reply is None and self._repeating < MAX_REPEATING:
+            self._repeating += 1
+            try:
+                while reply is None and deadline - loop.time() > REPEAT_AFTER / 2:
+                    reply = await attempt()
+            finally:
+                self._repeating -= 1
+        if reply is None:
+            reply = await _wait(attempts, None)  # each attempt ends at the deadline
+            assert reply is not None
+        return reply
+
+    def _check(self, connection: SupervisedConnection) -> None:
+        """Start to check whether the peer of the connection still answers, unless such a check is in progress."""
+        if connection.name not in self._checks:
+            check = asyncio.create_task(connection.drop_if_hung(), name=f"check of {connection.name}")
+            self._checks[connection.name] = check
+            check.add_done_callback(lambda _: self._checks.pop(connection.name, None))
+
+    def _set_waiting(self, number: int) -> None:
+        self._waiting = number
+        self._on_waiting(number)
+
+
+async def _wait(attempts: set[asyncio.Task[Reply]], within: float | None) -> Reply | None:
+    """Return the first reply within so many seconds, None if there is none yet.
+
+    Raises:
+        Unavailable: all attempts failed.
+    """
+    loop = asyncio.get_running_loop()
+    until = None if within is None else loop.time() + within
+    while True:
+        remaining = None if until is None else max(0.0, until - loop.time())
+        pending = {attempt for attempt in attempts if not attempt.done()}
+        failures = [attempt.exception() for attempt in attempts - pending]
+        if not pending:
+            raise failures[0] or Unavailable("no reply")
+        done, _ = await asyncio.wait(pending, timeout=remaining, return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            return None
+        for attempt in done:
+            error = attempt.exception()
+            if error is None:
+                return attempt.result()
+            if not isinstance(error, Unavailable):
+                raise error
