@@ -43,6 +43,30 @@ async def test_log_ids_count_per_task_and_never_change(engine: AsyncEngine) -> N
         assert await stored() == [(3, "d")]
 
 
+async def test_entries_that_come_late_are_read_in_the_order_of_their_seq(engine: AsyncEngine) -> None:
+    """Ids are given in the order of commit; readers see the order of builds, and of the lowest seq of each entry."""
+    task = uuid4()
+
+    async def in_order() -> list[tuple[int, str]]:
+        rows = await connection.execute(
+            text(f"SELECT log_id, content FROM task_logs WHERE task_id = :id ORDER BY {logs.ORDER}"), {"id": task}
+        )
+        return [(row.log_id, row.content) for row in rows]
+
+    async with transaction(engine) as connection:
+        await logs.append(connection, [entry(task, 2, 30, "third"), entry(task, 1, 20, "second")], NOW, LIMITS)
+        assert await in_order() == [(0, "second"), (1, "third")]
+        late = [entry(task, 5, 1, "next build", build=2), entry(task, 0, 10, "first")]
+        await logs.append(connection, late, NOW, LIMITS)
+        ordered = [(2, "first"), (0, "second"), (1, "third"), (3, "next build")]
+        assert await in_order() == ordered
+        await logs.append(connection, [entry(task, 1, 40, "second, edited")], NOW, LIMITS)
+        assert await in_order() == [(2, "first"), (0, "second, edited"), (1, "third"), (3, "next build")]
+        both = [entry(task, 2, 5, "third, begun"), entry(task, 2, 50, "third, edited")]
+        await logs.append(connection, both, NOW, LIMITS)
+        assert await in_order() == [(1, "third, edited"), (2, "first"), (0, "second, edited"), (3, "next build")]
+
+
 async def test_a_full_log_keeps_its_beginning_and_counts_the_rest(engine: AsyncEngine) -> None:
     """From the first entry that does not fit, all are left out, also smaller ones; the counts go on."""
     one, other = uuid4(), uuid4()

@@ -45,7 +45,7 @@ def follow(
             entries = client.request("GET", *path, "logs", query=query).body["logs"]
             if entries:
                 yield entries
-                after = entries[-1]["id"]
+                after = max(entry["id"] for entry in entries)  # an entry that came late is before its successors
             elif is_over:
                 return
             else:

@@ -1,5 +1,9 @@
 """Log entries of tasks. The caller holds the lock of the task's row, acquired by an earlier statement.
 
+Reports may arrive in another order than they were made, since some of them wait with a hung node. Log ids are given in
+the order of commit and never change, so that readers can ask for what is new. The order to read in is that of
+``ORDER``: by build, and in a build by the lowest ``seq`` with which each entry was reported.
+
 A log that has reached its limits is *full*: what comes later is left out, and counted in ``task_log_heads``. Its last
 entry is a notice about that, whose id no agent can give.
 """
@@ -7,7 +11,7 @@ entry is a notice about that, whose id no agent can give.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final, Literal
 from uuid import UUID
@@ -30,10 +34,17 @@ class LogEntryRow:
     type: Literal["input", "output"]
     content: str
     time: datetime
+    first_seq: int | None = None
+    """The lowest ``seq`` in the batch with which the entry was reported; None before ``append``."""
 
 
-ENTRY: Final = [task_logs.c[name] for name in ("task_id", "build_number", "entry_id", "seq", "type", "content", "time")]
+ENTRY: Final = [
+    task_logs.c[name] for name in ("task_id", "build_number", "entry_id", "seq", "type", "content", "time", "first_seq")
+]
 ENTRIES: Final = ColumnArrays(ENTRY)
+
+ORDER: Final = "entry_id < 0, build_number, first_seq NULLS FIRST, log_id"
+"""The order of a task's entries for readers; the notice of a full log is last."""
 
 NOTICE_ENTRY_ID: Final = -1
 """The entry id of the notice in a full log; agents give ids from 0."""
@@ -87,10 +98,18 @@ WITH incoming AS (
         GROUP BY i.task_id
     ) AS t LEFT JOIN task_log_heads AS h USING (task_id)
 ), replaced AS (
-    UPDATE task_logs AS l SET seq = i.seq, type = i.type, content = i.content, time = i.time
-    FROM existing AS i JOIN before AS b USING (task_id)
-    WHERE l.task_id = i.task_id AND l.build_number = i.build_number AND l.entry_id = i.entry_id AND l.seq < i.seq
-      AND (b.may_grow OR i.growth <= 0)
+    UPDATE task_logs AS l SET
+        seq = CASE WHEN i.replaces THEN i.seq ELSE l.seq END,
+        type = CASE WHEN i.replaces THEN i.type ELSE l.type END,
+        content = CASE WHEN i.replaces THEN i.content ELSE l.content END,
+        time = CASE WHEN i.replaces THEN i.time ELSE l.time END,
+        first_seq = CASE WHEN i.first_seq < l.first_seq THEN i.first_seq ELSE l.first_seq END
+    FROM (
+        SELECT e.*, e.is_newer AND (b.may_grow OR e.growth <= 0) AS replaces
+        FROM existing AS e JOIN before AS b USING (task_id)
+    ) AS i
+    WHERE l.task_id = i.task_id AND l.build_number = i.build_number AND l.entry_id = i.entry_id
+      AND (i.replaces OR i.first_seq < l.first_seq)
 ), new_entries AS (
     SELECT i.*,
            row_number() OVER (PARTITION BY i.task_id ORDER BY i.position) AS rank,
@@ -157,7 +176,7 @@ WHERE :is_new AND NOT EXISTS (SELECT 1 FROM existing)
 async def append(
     connection: AsyncConnection, entries: Sequence[LogEntryRow], logged_at: datetime, limits: LogLimits
 ) -> AppendResult:
-    """Append entries in the given order, as far as the limits allow.
+    """Append entries in the order of builds and ``seq``, those of one report as given, as far as the limits allow.
 
     An entry with the build number and id of an existing one replaces its content if its ``seq`` is greater, and keeps
     the log id that was assigned when the entry was first committed. The first entry that does not fit fills the log.
@@ -195,11 +214,13 @@ async def write_notice(
 
 
 def _newest(entries: Sequence[LogEntryRow]) -> Iterable[LogEntryRow]:
-    """Keep the entry with the greatest ``seq`` for each id, at the position where the id first appeared."""
+    """Return the entries in order, for each id that with the greatest ``seq``, at the place of that with the lowest."""
     newest: dict[tuple[UUID, int, int], LogEntryRow] = {}
-    for entry in entries:
+    for entry in sorted(entries, key=lambda each: (each.build_number, each.seq)):
         key = (entry.task_id, entry.build_number, entry.entry_id)
         current = newest.get(key)
-        if current is None or entry.seq > current.seq:
-            newest[key] = entry
+        if current is None:
+            newest[key] = replace(entry, first_seq=entry.seq)
+        elif entry.seq > current.seq:
+            newest[key] = replace(entry, first_seq=current.first_seq)
     return newest.values()

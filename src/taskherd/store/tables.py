@@ -294,6 +294,11 @@ task_logs = Table(
     _column("content", Text),
     _column("time", Time),
     _column("logged_at", Time),
+    Column(
+        "first_seq",
+        BigInteger,
+        comment="the lowest seq with which it was reported, by which readers order it; null: older than this column",
+    ),
     PrimaryKeyConstraint("task_id", "log_id", "logged_at"),
     Index("task_logs_entry_idx", "task_id", "build_number", "entry_id"),
     CheckConstraint("type IN ('input', 'output')", name="task_logs_type_check"),

@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
+from taskherd.store.logs import ORDER as LOG_ORDER
 from taskherd.store.read_pool import ReadPool, Row
 
 
@@ -197,23 +198,26 @@ def _selection(criteria: TaskFilter, statement: _Statement, columns: str) -> str
     ) AS t {ordered}"""
 
 
-# The newest entries after the id $5 that fit, oldest first. A task without entries gives one row with only its status.
+# The newest entries after the id $5 that fit, in the order in which they were made. A task without entries gives one
+# row with only its status.
 LOGS: Final = f"""
 WITH task AS (SELECT t.id, t.status FROM tasks AS t WHERE t.id = $2 AND t.deleted_at IS NULL AND {CAN_SEE}), newest AS (
-    SELECT log_id, type, content, time, logged_at,
+    SELECT log_id, type, content, time, logged_at, build_number, entry_id, first_seq,
            sum(octet_length(content)) OVER (ORDER BY log_id DESC ROWS UNBOUNDED PRECEDING) AS bytes
     FROM (SELECT * FROM task_logs WHERE task_id = $2 AND log_id > $5 ORDER BY log_id DESC LIMIT $3) AS limited
 )
 SELECT task.status, l.log_id, l.type, l.content, l.time, l.logged_at
 FROM task LEFT JOIN newest AS l ON l.bytes <= $4
-ORDER BY l.log_id
+ORDER BY {LOG_ORDER}
 """
 
 
 async def logs(
     pool: ReadPool, caller: UUID, task_id: UUID, *, after: int, entries: int, content_bytes: int
 ) -> Sequence[Row]:
-    """Return the newest log entries of a task after an id, oldest first, with its status.
+    """Return the newest log entries of a task after an id, in the order in which they were made, with its status.
+
+    An entry that arrives late has a greater id than those after it, so the last entry may not have the greatest.
 
     No row is returned if the caller may not see the task.
     """

@@ -166,18 +166,22 @@ async function loadLogs() {
   const box = $("log");
   const atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
   if (logs.length && !logElements.size) box.replaceChildren();
+  let previous = null; // an entry that came late belongs before those that are shown already
   for (const entry of logs) {
     const existing = logElements.get(entry.id);
     if (existing) {
       const body = existing.querySelector("pre");
       if (body.textContent !== entry.content) body.textContent = entry.content;
+      previous = existing;
       continue;
     }
     const created = element("div", "", `entry ${entry.type}`);
     const heading = element("div", "", "who");
     heading.append(entry.type === "input" ? "User · " : "Agent · ", timeElement(entry.time));
     created.append(heading, element("pre", entry.content));
-    box.append(created);
+    if (previous) previous.after(created);
+    else box.prepend(created);
+    previous = created;
     logElements.set(entry.id, created);
   }
   if (atEnd) box.scrollTop = box.scrollHeight;

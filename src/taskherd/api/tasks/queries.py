@@ -36,7 +36,9 @@ class TaskLogQuery(QueryModel):
     """Query parameters of a task's log."""
 
     after: Annotated[int | None, whole_number(0, MAX_POSITION, expected="Expected the id of an entry.")] = Field(
-        None, description="ID of an entry; only entries after it are returned. By default all entries are."
+        None,
+        description="ID of an entry; only entries that came after it are returned. By default all entries are. To "
+        "follow a log, give the greatest id so far: an entry that came late is listed before entries with lower ids.",
     )
 
 
@@ -98,7 +100,7 @@ def _etag_parts(rows: Sequence[Row], *, more: bool) -> list[object]:
 
 
 async def logs(request: RequestContext) -> BufferedResponse:
-    """Return the log of a task in any status; of a very long one the newest entries."""
+    """Return the log of a task in any status, in the order in which it was made; of a very long one the newest part."""
     ref, after = task_ref_of(request), request.parameters(TaskLogQuery).after
     by_id = ref.task if isinstance(ref.task, UUID) and ref.user == request.caller.user_id else None
     rows = await _logs(request, by_id, after) if by_id else ()
