@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
+import trustme
 
 from taskherd.broker import diagnostics
 from taskherd.broker.connection import REQUEST_TIMEOUT, ConnectionHooks, SupervisedConnection
@@ -110,3 +114,57 @@ async def test_doctor_connects_to_the_broker_that_answers(amqp_url: str, proxies
     with pytest.raises(Unavailable, match=f"127.0.0.1:{hung.port}: no answer within 5 s"):
         async with diagnostics.connect(through(amqp_url, hung)):
             raise AssertionError
+
+
+async def until_refused(url: str) -> tuple[str, float]:
+    """Start a connection and return the reason why it is refused, and after how many seconds."""
+    ups = Ups()
+    connection = SupervisedConnection(url, "test", ups.hooks)
+    began = asyncio.get_running_loop().time()
+    connection.start()
+    async with asyncio.timeout(8 * REQUEST_TIMEOUT):
+        while not ups.refused:  # noqa: ASYNC110 - the hook is synchronous
+            await asyncio.sleep(0.02)
+    took = asyncio.get_running_loop().time() - began
+    await connection.close()
+    return ups.refused[0], took
+
+
+@pytest.mark.parametrize("stage", ["start", "tune", "open"])
+async def test_no_stage_of_connecting_takes_longer_than_the_limit(
+    amqp_url: str, proxies: tuple[TcpProxy, TcpProxy], stage: str
+) -> None:
+    """A broker that hangs before it greets, after that, or at the last step costs its limit."""
+    hung, _ = proxies
+    hung.max_responses = ["start", "tune", "open"].index(stage)
+    reason, took = await until_refused(through(amqp_url, hung))
+    assert reason == f"127.0.0.1:{hung.port}: no answer within 5 s"
+    assert REQUEST_TIMEOUT - 0.5 < took < 2 * REQUEST_TIMEOUT
+
+
+@pytest.mark.parametrize("stage", ["handshake", "start"])
+async def test_no_stage_of_tls_takes_longer_than_the_limit(tmp_path: Path, stage: str) -> None:
+    """A broker that hangs during the TLS handshake or after it costs its limit; its certificate is for its name."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    greeted = asyncio.Event()
+    serving: set[asyncio.Task[None] | None] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving.add(asyncio.current_task())
+        with suppress(OSError):
+            while received := await reader.read(65_536):
+                if received.startswith(b"AMQP"):
+                    greeted.set()
+        writer.transport.abort()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context if stage == "start" else None)
+    port = server.sockets[0].getsockname()[1]
+    reason, took = await until_refused(f"amqps://localhost:{port}/?cafile={tmp_path}/ca.pem")
+    assert f"localhost:{port} (127.0.0.1): no answer within 5 s" in reason
+    assert took < 2 * REQUEST_TIMEOUT
+    assert greeted.is_set() == (stage == "start")
+    server.close()
+    await asyncio.wait_for(asyncio.gather(*filter(None, serving)), REQUEST_TIMEOUT)

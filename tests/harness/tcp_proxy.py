@@ -22,6 +22,8 @@ class TcpProxy:
         self._target = (host, port)
         self.port = 0
         self.accepted = 0
+        self.max_responses: int | None = None
+        """Number of responses, or parts of one, that a connection forwards before it hangs; None: all."""
         self._server: asyncio.Server | None = None
         self._requests = asyncio.Event()
         self._responses = asyncio.Event()
@@ -76,19 +78,24 @@ class TcpProxy:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
         server_reader, server_writer = await asyncio.open_connection(*self._target)
-        for source, sink, flowing in (
-            (reader, server_writer, self._requests),
-            (server_reader, writer, self._responses),
+        for source, sink, flowing, most in (
+            (reader, server_writer, self._requests, None),
+            (server_reader, writer, self._responses, self.max_responses),
         ):
             self._open.add(sink.transport)
-            pump = asyncio.create_task(self._pump(source, sink, flowing))
+            pump = asyncio.create_task(self._pump(source, sink, flowing, most))
             self._pumps.add(pump)
 
-    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, flowing: asyncio.Event) -> None:
+    async def _pump(
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, flowing: asyncio.Event, most: int | None
+    ) -> None:
+        forwarded = 0
         with suppress(OSError):
             while chunk := await source.read(65536):
-                await flowing.wait()
-                sink.write(chunk)
-                await sink.drain()
+                if forwarded != most:
+                    await flowing.wait()
+                    sink.write(chunk)
+                    await sink.drain()
+                    forwarded += 1
         sink.transport.abort()
         self._open.discard(sink.transport)

@@ -131,6 +131,21 @@ async def test_each_address_of_a_name_is_tried(database_url: str, proxies: tuple
     await hung.stop()
 
 
+@pytest.mark.parametrize("stage", range(4))
+async def test_no_stage_of_connecting_takes_longer_than_the_limit(
+    database_url: str, proxies: tuple[TcpProxy, TcpProxy], stage: int
+) -> None:
+    """A server that hangs before it answers about TLS, or in one of the steps of the login, costs its limit."""
+    hung, good = proxies
+    hung.max_responses = stage
+    reader = ReadPool(through(database_url, hung, good), size=1, application_name="taskherd-tests")
+    began = asyncio.get_running_loop().time()
+    assert await reader.fetch("SELECT 1")
+    assert CONNECT_TIMEOUT - 0.5 < asyncio.get_running_loop().time() - began < 2 * CONNECT_TIMEOUT
+    assert good.accepted == 1
+    await reader.close()
+
+
 @pytest.fixture(scope="module")
 def second_server(announce: Callable[[str], None]) -> Iterator[Database]:
     """Yield a server of its own, whose only role and database are set up by ``share``."""

@@ -184,13 +184,16 @@ class SupervisedConnection:
         assert isinstance(underlay, Channel)
         return underlay
 
-    async def drop_if_hung(self) -> None:
-        """Abort the connection if the broker does not answer a request on it within ``CHECK_TIMEOUT``."""
+    async def drop_if_hung(self, within: float = CHECK_TIMEOUT) -> None:
+        """Abort the connection if the broker does not answer a request on it ``within`` so many seconds.
+
+        Where deliveries wait for their acks, each abort costs them one of their attempts: be patient there.
+        """
         if not self.is_up:
             return
         try:
             with map_errors("checking the connection"):
-                async with asyncio.timeout(CHECK_TIMEOUT):
+                async with asyncio.timeout(within):
                     await (await self.channel()).close()
         except Unavailable as error:
             if isinstance(error.__cause__, TimeoutError):

@@ -48,7 +48,7 @@ class RepeatingClient:
         self._checks: dict[str, asyncio.Task[None]] = {}
 
     async def call(self, routing_key: str, body: bytes, recorded: Recorded | None = None) -> Reply:
-        """Publish a message, again and again if need be, and return the first reply, or the one that ``recorded`` finds.
+        """Publish a message, again if need be, and return the first reply, or the one that ``recorded`` finds.
 
         Raises:
             Unavailable: no reply arrived in time; the message may or may not have been processed, but is not any more.

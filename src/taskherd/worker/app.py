@@ -23,6 +23,7 @@ import uvloop
 from taskherd import __version__
 from taskherd.backoff import Backoff
 from taskherd.broker import topology
+from taskherd.broker.connection import REQUEST_TIMEOUT
 from taskherd.broker.connections import BrokerConnections
 from taskherd.broker.consumer import Consumer
 from taskherd.broker.publisher import Publisher
@@ -118,7 +119,7 @@ class Worker:
         self._claims = self._make_consumer(self._claim_source, CLAIMS_PREFETCH)
         self._context = self._make_context()
         self._relay = Relay(self._context, settings.relay_every)
-        self.probe = Probe(self._publisher, self._replies, self.metrics, self._clock.now)
+        self.probe = Probe(self._publisher, self._replies, self.metrics, self._clock.now, self._check_consuming)
         self._report_consumer = ReportConsumer(self._reports, self._context, self._relay, self.probe)
         self._command_consumer = CommandConsumer(self._commands, self._context, self._relay)
         self._work_queues = WorkQueues(self._context, self._connections.consume)
@@ -308,6 +309,10 @@ class Worker:
     async def _check_schema(self) -> None:
         async with transaction(self._engine) as connection:
             await migrate.check(connection)
+
+    async def _check_consuming(self) -> None:
+        """Find out whether probes are missing because the node that delivers them hangs, sooner than by heartbeats."""
+        await self._connections.consume.drop_if_hung(REQUEST_TIMEOUT)
 
     def _on_disconnect(self) -> None:
         """Reset ``drained_since``: reports may now wait in the queues."""

@@ -18,7 +18,7 @@ from taskherd.broker.reply_queues import DIRECT, is_direct
 from taskherd.errors import Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from datetime import datetime
 
     from taskherd.broker.delivery import Delivery
@@ -43,12 +43,22 @@ class Probe:
         replies: UnconfirmedPublisher,
         metrics: Metrics,
         now: Callable[[], datetime],
+        on_missing: Callable[[], Awaitable[None]],
     ) -> None:
-        """Create the probe; ``replies`` sends those to the probes of other workers."""
+        """Create the probe.
+
+        Args:
+            publisher: publishes the probes.
+            replies: sends the replies to the probes of other workers.
+            metrics: records whether the queues are drained.
+            now: the worker's clock.
+            on_missing: called when a probe did not come back in time.
+        """
         self._publisher = publisher_with_replies(publisher, self._receive_reply)
         self._replies = replies
         self._metrics = metrics
         self._now = now
+        self._on_missing = on_missing
         self._waiting: dict[str, asyncio.Future[None]] = {}
         self.drained_since: datetime | None = None
 
@@ -85,6 +95,7 @@ class Probe:
                 self._metrics.drained.set(1)
             else:
                 self.reset()
+                await self._on_missing()
             await asyncio.sleep(max(0.0, every - (monotonic() - started_at)))
 
     async def _probe_once(self, queues: Sequence[str], timeout: float) -> bool:  # noqa: ASYNC109 - a limit
