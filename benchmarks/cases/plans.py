@@ -19,7 +19,17 @@ from benchmarks.harness.sql_loop import BATCH, event, saved_task
 from benchmarks.harness.workload import agent_id, task_id
 from taskherd.domain.directory import TemplatePool
 from taskherd.domain.lease import HeartbeatSummary, Lease
-from taskherd.store import command_log, inputs, leases, outbox, parked_reports, partitions, stats, tasks, work_requests
+from taskherd.store import (
+    command_preconditions,
+    inputs,
+    leases,
+    outbox,
+    parked_reports,
+    partitions,
+    stats,
+    tasks,
+    work_requests,
+)
 from taskherd.store.engine import open_engine
 
 if TYPE_CHECKING:
@@ -171,7 +181,9 @@ CALLS: dict[str, Call] = {
         b.connection, [(each, 1) for each in b.ids]
     ),
     _name(inputs.first_queued): lambda b: inputs.first_queued(b.connection, dict.fromkeys(b.ids, 2)),
-    _name(command_log.register): lambda b: command_log.register(b.connection, [(uuid4(), uuid4(), b"0")], b.now),
+    _name(command_preconditions.lock_and_read): lambda b: command_preconditions.lock_and_read(
+        b.connection, command_preconditions.References([uuid4()], [uuid4()], [uuid4()], [(uuid4(), "name")]), 100
+    ),
     _name(parked_reports.lock): lambda b: parked_reports.lock(b.connection, b.ids),
     _name(stats.counts): lambda b: stats.counts(b.connection, [TemplatePool("claude", "default")]),
     _name(partitions.prune_feed): lambda b: partitions.prune_feed(b.connection, b.now - timedelta(days=90), 500),

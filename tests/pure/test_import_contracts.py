@@ -110,6 +110,7 @@ FORBIDDEN: dict[str, tuple[tuple[str, str], ...]] = {
     "Only the worker's reconcile path and sweeper read and write tasks through store.tasks": (
         ("taskherd.api.tasks.queries", "taskherd.store.tasks"),
         ("taskherd.worker.command_consumer", "taskherd.store.tasks"),
+        ("taskherd.worker.command_consumer", "taskherd.store.task_creation"),
     ),
     "Only store uses SQLAlchemy, asyncpg and Alembic": (
         ("taskherd.worker.maintenance", "sqlalchemy"),

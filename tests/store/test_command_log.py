@@ -4,30 +4,43 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
-from uuid import UUID, uuid4
+from uuid import uuid4
 
+import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from taskherd.store import command_log
+from taskherd.store.command_log import ExecutedCommand, RecordedCommand
 from taskherd.store.engine import transaction
-from tests.store.conftest import NOW
+from taskherd.store.task_creation import AddedRows, insert_tasks
+from tests.store.conftest import NOW, task_row
 
 
-async def test_one_worker_registers_a_command_and_the_other_gets_its_reply(engine: AsyncEngine) -> None:
-    """Of two workers that receive a command at once, one executes it; the other waits and gets the stored reply."""
-    command_id = uuid4()
+@pytest.mark.parametrize("creating", [False, True], ids=["other commands", "creates"])
+async def test_of_two_workers_one_records_a_command(engine: AsyncEngine, *, creating: bool) -> None:
+    """The other one waits for it, and is told that a command was not recorded; the first one's reply is found."""
+    old = ExecutedCommand(uuid4(), uuid4(), b"digest", '{"ok":true}', NOW)
+    recorded, release = asyncio.Event(), asyncio.Event()
 
-    async def execute() -> dict[UUID, command_log.RecordedCommand]:
+    async def record(*commands: ExecutedCommand) -> int:
         async with transaction(engine) as connection:
-            earlier = await command_log.register(connection, [(command_id, command_id, b"digest")], NOW)
-            if not earlier:
-                await command_log.record(connection, [(command_id, '{"ok":true}')])
-            return earlier
+            if creating:
+                count = (await insert_tasks(connection, [task_row()], AddedRows(commands=commands))).commands
+            else:
+                count = await command_log.record(connection, commands)
+            recorded.set()
+            await release.wait()
+            return count
 
-    results = await asyncio.gather(execute(), execute())
-    assert sorted(map(len, results)) == [0, 1]
+    first = asyncio.create_task(record(old))
+    await recorded.wait()
+    other = ExecutedCommand(uuid4(), uuid4(), b"other", '{"ok":false}', NOW)
+    second = asyncio.create_task(record(old._replace(digest=b"same id"), other))
+    done, _ = await asyncio.wait({second}, timeout=0.2)
+    assert not done
+    release.set()
+    assert (await first, await second) == (1, 1)
     async with transaction(engine) as connection:
-        assert await command_log.find(connection, [command_id]) == {
-            command_id: command_log.RecordedCommand(b"digest", '{"ok":true}')
-        }
-        assert await command_log.prune(connection, NOW + timedelta(seconds=1), 10) == 1
+        found = await command_log.find(connection, [old.command_id, uuid4()])
+        assert found == {old.command_id: RecordedCommand(b"digest", '{"ok":true}')}
+        assert await command_log.prune(connection, NOW + timedelta(seconds=1), 10) == 2

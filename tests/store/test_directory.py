@@ -101,7 +101,7 @@ async def test_missing_entries_are_deactivated_and_can_return(engine: AsyncEngin
         11: (True, frozenset()),
         12: (False, frozenset()),
     }
-    assert {key.int: (version.usable, version.presets) for key, version in versions.items()} == {
+    assert {key.int: (version.usable, frozenset(version.presets)) for key, version in versions.items()} == {
         31: (False, frozenset()),
         32: (True, frozenset()),
     }
@@ -109,7 +109,7 @@ async def test_missing_entries_are_deactivated_and_can_return(engine: AsyncEngin
     async with transaction(engine) as connection:
         (version,) = (await directory.template_versions(connection, [UUID(int=32)])).values()
     assert dict(version.run) == {"pool": "gpu", "command": ["agent"]}
-    assert version.presets == {UUID(int=41)}
+    assert version.presets.keys() == {UUID(int=41)}
     assert version.usable
 
 

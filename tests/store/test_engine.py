@@ -11,6 +11,7 @@ from taskherd.errors import Misconfigured, Retry, TaskherdError, Unavailable
 from taskherd.store import tasks
 from taskherd.store.connecting import sqlalchemy_url
 from taskherd.store.engine import DataError, ReadOnly, classify, dispose, open_engine, transaction
+from taskherd.store.task_creation import insert_tasks
 from tests.harness.tcp_proxy import TcpProxy, through
 from tests.store.conftest import task_row
 
@@ -119,7 +120,7 @@ async def test_a_deadlock_is_retried_by_one_transaction(engine: AsyncEngine) -> 
     """Of two transactions that lock in opposite order, one succeeds and the other raises ``Retry``."""
     one, other = task_row(), task_row()
     async with transaction(engine) as connection:
-        await tasks.insert_tasks(connection, [one, other])
+        await insert_tasks(connection, [one, other])
     barrier = asyncio.Barrier(2)
 
     async def lock(first: tasks.StoredTask, second: tasks.StoredTask) -> str:

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from taskherd.store import erasure, outbox, tasks
 from taskherd.store.engine import transaction
+from taskherd.store.task_creation import insert_tasks
 from tests.store.conftest import NOW, event, next_version, task_row
 
 HOUR = timedelta(hours=1)
@@ -19,7 +20,7 @@ async def test_which_tasks_are_due(engine: AsyncEngine) -> None:
     """Those deleted long enough ago, the earliest first, once their events are published, and not again."""
     live, early, late, unpublished, erased = rows = [task_row() for _ in range(5)]
     async with transaction(engine) as connection:
-        await tasks.insert_tasks(connection, rows)
+        await insert_tasks(connection, rows)
         deleted = [
             next_version(early, 2, deleted_at=NOW - 3 * HOUR),
             next_version(late, 2, deleted_at=NOW - HOUR),

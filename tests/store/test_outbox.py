@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from taskherd.store import outbox, tasks
 from taskherd.store.engine import transaction
+from taskherd.store.task_creation import insert_tasks
 from tests.harness.tasks import prompt_of
 from tests.store.conftest import NOW, event, task_row
 
@@ -19,7 +20,7 @@ async def _store_events(engine: AsyncEngine, task_count: int, versions: int) -> 
     rows = [task_row() for _ in range(task_count)]
     keys = [(row.task.id, version) for row in rows for version in range(1, versions + 1)]
     async with transaction(engine) as connection:
-        await tasks.insert_tasks(connection, rows)
+        await insert_tasks(connection, rows)
         await tasks.save(connection, [], [event(task_id, version) for task_id, version in keys])
     return keys
 
@@ -69,7 +70,7 @@ async def test_positions_rise_with_time(engine: AsyncEngine) -> None:
     }
     events = [event(*key, NOW + timedelta(seconds=when)) for key, when in at.items()]
     async with transaction(engine) as connection:
-        await tasks.insert_tasks(connection, [first, second, third])
+        await insert_tasks(connection, [first, second, third])
         await tasks.save(connection, [], events)
         assert await outbox.mark_published(connection, list(at)) == len(at)
     assert [(task_id, version) for _, task_id, version in await _feed(engine)] == [

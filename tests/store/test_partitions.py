@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from taskherd.store import outbox, partitions, tasks
 from taskherd.store.engine import transaction
+from taskherd.store.task_creation import insert_tasks
 from tests.store.conftest import NOW, event, task_row
 
 FAR = datetime(2040, 1, 4, 12, tzinfo=UTC)  # a Wednesday
@@ -60,7 +61,7 @@ async def test_prune_drops_old_weeks_without_unpublished_events(engine: AsyncEng
     row = task_row()
     async with transaction(engine) as connection:
         await partitions.ensure_ahead(connection, FAR, weeks=1)
-        await tasks.insert_tasks(connection, [row])
+        await insert_tasks(connection, [row])
         await tasks.save(connection, [], [event(row.task.id, 1)])
         assert await partitions.prune(connection, events_before=FAR, logs_before=NOW) == []
     async with transaction(engine) as connection:

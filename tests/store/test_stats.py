@@ -14,6 +14,7 @@ from taskherd.domain.directory import TemplatePool
 from taskherd.domain.value import replace
 from taskherd.store import directory, stats, tasks
 from taskherd.store.engine import transaction
+from taskherd.store.task_creation import insert_tasks
 from tests.store.conftest import NOW, event, task_row
 
 
@@ -22,7 +23,7 @@ async def test_counts_of_few_tasks_are_exact(engine: AsyncEngine, analyzed: bool
     """Tasks are counted by status and their agents by health; deleted tasks are not counted."""
     rows = [task_row() for _ in range(3)]
     async with transaction(engine) as connection:
-        await tasks.insert_tasks(connection, rows)
+        await insert_tasks(connection, rows)
         await tasks.save(connection, [], [event(rows[0].task.id, 1)])
         unhealthy = '{"workspace_agent_health":{"healthy":false,"reason":"agent has lost connection"}}'
         await connection.execute(
@@ -44,7 +45,7 @@ async def test_counts_of_few_tasks_are_exact(engine: AsyncEngine, analyzed: bool
 async def test_counts_of_many_tasks_are_estimated(engine: AsyncEngine) -> None:
     """Above ``SAMPLE`` tasks a share of the pages is read, and what it contains is scaled up to the whole."""
     async with transaction(engine) as connection:
-        await tasks.insert_tasks(connection, [task_row() for _ in range(400)])
+        await insert_tasks(connection, [task_row() for _ in range(400)])
         assume = text("UPDATE pg_class SET reltuples = :tasks WHERE oid = CAST('tasks' AS regclass)")
         await connection.execute(assume, {"tasks": 2 * stats.SAMPLE})
         counted = [(await stats.counts(connection, [])).tasks for _ in range(20)]
@@ -95,7 +96,7 @@ async def test_tasks_are_counted_by_the_names_of_template_and_pool(engine: Async
         for number, row in enumerate(rows, start=1)
     ]
     async with transaction(engine) as connection:
-        await tasks.insert_tasks(connection, rows)
+        await insert_tasks(connection, rows)
         named = await directory.template_pools(connection, 50)
         assert named == {TemplatePool("claude", "gpu"), TemplatePool("aider", "default")}
         assert await directory.template_pools(connection, 1) == {TemplatePool("aider", "default")}

@@ -12,6 +12,7 @@ from taskherd.domain import builds
 from taskherd.domain.value import replace
 from taskherd.store import tasks
 from taskherd.store.engine import transaction
+from taskherd.store.task_creation import insert_tasks
 from tests.store.conftest import NOW, event, next_version, task_row, waits_for_lock
 
 ROUNDS = 4
@@ -22,7 +23,7 @@ async def test_an_inserted_task_is_returned_unchanged(engine: AsyncEngine) -> No
     """Locking returns tasks as they were inserted, in id order, and skips unknown ids."""
     rows = sorted((task_row() for _ in range(5)), key=lambda row: row.task.id)
     async with transaction(engine) as connection:
-        assert await tasks.insert_tasks(connection, rows) == {row.task.id for row in rows}
+        assert (await insert_tasks(connection, rows)).tasks == {row.task.id for row in rows}
         assert await tasks.lock(connection, [rows[3].task.id, uuid4(), rows[1].task.id]) == [rows[1], rows[3]]
 
 
@@ -37,7 +38,7 @@ async def test_a_saved_task_is_returned_unchanged(engine: AsyncEngine) -> None:
         state=builds.initial_state(row.task.id, NOW + timedelta(1)),
     )
     async with transaction(engine) as connection:
-        await tasks.insert_tasks(connection, [row])
+        await insert_tasks(connection, [row])
         await tasks.save(connection, [changed._replace(task=replace(changed.task, name="other", owner_id=uuid4()))], [])
         assert await tasks.lock(connection, [row.task.id]) == [changed._replace(due_changed=True)]
 
@@ -47,23 +48,21 @@ async def test_names_are_unique_among_an_owners_live_tasks(engine: AsyncEngine) 
     owner = uuid4()
     first = task_row(owner_id=owner, name="Fix-It")
     async with transaction(engine) as connection:
-        assert await tasks.insert_tasks(connection, [first]) == {first.task.id}
+        assert (await insert_tasks(connection, [first])).tasks == {first.task.id}
         again = task_row(owner_id=owner, name="fix-it")
         new = task_row(owner_id=owner)
         same_name = new._replace(task=replace(new.task, id=uuid4()))
-        inserted = await tasks.insert_tasks(connection, [first, again, new, same_name])
+        inserted = (await insert_tasks(connection, [first, again, new, same_name])).tasks
         assert inserted in ({new.task.id}, {same_name.task.id})
-        asked = [(owner, "fix-it"), (owner, "free"), (uuid4(), "fix-it")]
-        assert await tasks.names_in_use(connection, asked) == {owner: {"fix-it"}}
         await tasks.save(connection, [next_version(first, 2, deleted_at=NOW)], [])
-        assert await tasks.insert_tasks(connection, [again]) == {again.task.id}
+        assert (await insert_tasks(connection, [again])).tasks == {again.task.id}
 
 
 async def test_save_is_one_statement_and_heap_only(engine: AsyncEngine) -> None:
     """Saving a batch with its history is one statement, and nearly all updates are heap-only."""
     rows = [task_row() for _ in range(400)]
     async with transaction(engine) as connection:
-        await tasks.insert_tasks(connection, rows)
+        await insert_tasks(connection, rows)
     statements: list[str] = []
     sqlalchemy_event.listen(
         engine.sync_engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2])
@@ -103,7 +102,7 @@ async def test_a_task_is_due_from_its_due_time(engine: AsyncEngine) -> None:
     """A task is due once its ``due_at`` is reached, and no longer once it has none."""
     early, late, never = task_row(), task_row(), task_row()
     async with transaction(engine) as connection:
-        await tasks.insert_tasks(connection, [early, late, never._replace(due_at=None)])
+        await insert_tasks(connection, [early, late, never._replace(due_at=None)])
         later = NOW + timedelta(minutes=1)
         await tasks.save(connection, [next_version(late, 1, due_at=later, due_changed=True)], [])
         assert await tasks.due(connection, NOW, 10) == [early.task.id]
@@ -116,7 +115,7 @@ async def test_a_transaction_that_waited_for_a_lock_reads_the_new_prompt(engine:
     """A transaction that waits for a task's lock while its prompt is replaced reads the new prompt."""
     row = task_row()
     async with transaction(engine) as connection:
-        await tasks.insert_tasks(connection, [row])
+        await insert_tasks(connection, [row])
 
     async def waiting() -> list[tasks.StoredTask]:
         async with transaction(engine) as connection:

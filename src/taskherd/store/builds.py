@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import text
@@ -36,18 +36,19 @@ class BuildRow:
     at: datetime
 
 
-ROWS: Final = ColumnArrays(
-    [column for column in task_builds.c if column.name != "created_at"], attributes={"updated_at": "at"}
+_ROWS: Final = ColumnArrays(
+    [column for column in task_builds.c if column.name != "created_at"], prefix="b_", attributes={"updated_at": "at"}
 )
 
-SAVE: Final = text(f"""
+UPSERT: Final = f"""
 INSERT INTO task_builds AS b ({column_names(task_builds.c)})
 SELECT {stored(task_builds.c, instead={"created_at": "updated_at"})}
-FROM {ROWS.unnest("n")}
+FROM {_ROWS.unnest("n")}
 ORDER BY build_id
 ON CONFLICT (build_id) DO UPDATE
 SET {assignments(changing(task_builds), "excluded")}
-""")
+"""
+SAVE: Final = text(UPSERT)
 
 # No further report is stored for a superseded build, so its final status is unknown.
 _SELECT: Final = f"""
@@ -111,8 +112,12 @@ ORDER BY e.version DESC LIMIT $3
 
 async def save(connection: AsyncConnection, rows: Sequence[BuildRow]) -> None:
     """Insert or update builds of tasks locked in this transaction; the last row of a build wins."""
-    last_rows = {row.build_id: row for row in rows}.values()
-    await connection.execute(SAVE, ROWS.parameters(last_rows))
+    await connection.execute(SAVE, parameters(rows))
+
+
+def parameters(rows: Sequence[BuildRow]) -> dict[str, Any]:
+    """Return the parameters of ``UPSERT``."""
+    return _ROWS.parameters({row.build_id: row for row in rows}.values())
 
 
 async def build(pool: ReadPool, caller: UUID, build_id: UUID) -> Row | None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from taskherd.store.read_pool import ReadPool, Row
+from taskherd.store.statements import ColumnArrays, column_names, stored
+from taskherd.store.tables import command_log
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,14 +24,26 @@ class RecordedCommand:
     reply: str
 
 
-REGISTER: Final = text("""
-INSERT INTO command_log (command_id, task_id, digest, created_at)
-SELECT command_id, task_id, digest, :now
-FROM unnest(CAST(:id AS uuid[]), CAST(:task_id AS uuid[]), CAST(:digest AS bytea[])) AS c(command_id, task_id, digest)
+class ExecutedCommand(NamedTuple):
+    """A command to record, with the digest of its body and its reply as JSON text."""
+
+    command_id: UUID
+    task_id: UUID
+    digest: bytes
+    reply: str
+    created_at: datetime
+
+
+_ROWS: Final = ColumnArrays(command_log.c, prefix="c_")
+
+INSERT: Final = f"""
+INSERT INTO command_log ({column_names(command_log.c)})
+SELECT {stored(command_log.c)}
+FROM {_ROWS.unnest("c")}
 ORDER BY command_id
 ON CONFLICT (command_id) DO NOTHING
-RETURNING command_id
-""")
+"""
+RECORD: Final = text(INSERT)
 
 FIND: Final = text("""
 SELECT command_id, digest, CAST(reply AS text) FROM command_log WHERE command_id = ANY(CAST(:ids AS uuid[]))
@@ -43,36 +57,11 @@ SELECT digest, CAST(reply AS text) AS reply, CAST(extract(epoch FROM now() - cre
 FROM command_log WHERE command_id = $1 AND reply IS NOT NULL
 """
 
-RECORD: Final = text("""
-UPDATE command_log AS c SET reply = CAST(r.reply AS json)
-FROM unnest(CAST(:id AS uuid[]), CAST(:reply AS text[])) AS r(command_id, reply)
-WHERE c.command_id = r.command_id
-""")
-
 PRUNE: Final = text("""
 DELETE FROM command_log WHERE command_id IN (
     SELECT command_id FROM command_log WHERE created_at < :before ORDER BY created_at LIMIT :limit
     FOR UPDATE SKIP LOCKED)
 """)
-
-
-async def register(
-    connection: AsyncConnection, commands: Sequence[tuple[UUID, UUID, bytes]], now: datetime
-) -> dict[UUID, RecordedCommand]:
-    """Register (command id, task id, digest) triples, and return the commands executed earlier, with their replies.
-
-    The command ids are unique. Blocks while another transaction holds one of them. Each command registered here must
-    get its reply by ``record`` in the same transaction.
-    """
-    values = {
-        "id": [command_id for command_id, _, _ in commands],
-        "task_id": [task_id for _, task_id, _ in commands],
-        "digest": [digest for _, _, digest in commands],
-        "now": now,
-    }
-    registered = {command_id for (command_id,) in await connection.execute(REGISTER, values)}
-    earlier = [command_id for command_id, _, _ in commands if command_id not in registered]
-    return await find(connection, earlier) if earlier else {}
 
 
 async def find(connection: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, RecordedCommand]:
@@ -86,10 +75,17 @@ async def recorded(pool: ReadPool, command_id: UUID) -> Row | None:
     return await pool.fetch_one(RECORDED, command_id)
 
 
-async def record(connection: AsyncConnection, replies: Sequence[tuple[UUID, str]]) -> None:
-    """Store the replies, as JSON text, of commands registered in this transaction."""
-    values = {"id": [command_id for command_id, _ in replies], "reply": [reply for _, reply in replies]}
-    await connection.execute(RECORD, values)
+async def record(connection: AsyncConnection, commands: Sequence[ExecutedCommand]) -> int:
+    """Record commands, whose ids are unique, and return the number of those that were not recorded before.
+
+    Blocks while another transaction records one of them. If any was recorded before, roll the transaction back.
+    """
+    return (await connection.execute(RECORD, parameters(commands))).rowcount
+
+
+def parameters(commands: Sequence[ExecutedCommand]) -> dict[str, Any]:
+    """Return the parameters of ``INSERT``."""
+    return _ROWS.parameters(commands)
 
 
 async def prune(connection: AsyncConnection, before: datetime, limit: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 from uuid import UUID
 
 from sqlalchemy import text
@@ -19,6 +19,7 @@ __all__ = [
     "DirectoryChanges",
     "DirectoryNames",
     "Owner",
+    "Preset",
     "TemplateVersion",
     "TooManyDeactivated",
     "VersionRun",
@@ -46,11 +47,18 @@ class Owner:
     organizations: frozenset[UUID]
 
 
+class Preset(NamedTuple):
+    """A named set of parameters."""
+
+    name: str
+    parameters: dict[str, Any]
+
+
 @dataclass(frozen=True, slots=True)
 class TemplateVersion:
     """A template version.
 
-    ``usable``: the version, its template and its organization are active. ``presets``: its active presets.
+    ``usable``: the version, its template and its organization are active. ``presets``: its active presets, by id.
     """
 
     id: UUID
@@ -59,7 +67,7 @@ class TemplateVersion:
     name: str
     run: Mapping[str, Any]
     usable: bool
-    presets: frozenset[UUID]
+    presets: Mapping[UUID, Preset]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +98,8 @@ GROUP BY u.id
 
 TEMPLATE_VERSIONS: Final = text("""
 SELECT v.id, v.template_id, t.organization_id, v.name, v.run, v.active AND t.active AND o.active,
-       (SELECT array_agg(p.id) FROM presets AS p WHERE p.template_version_id = v.id AND p.active)
+       (SELECT json_agg(json_build_array(p.id, p.name, p.parameters))
+        FROM presets AS p WHERE p.template_version_id = v.id AND p.active)
 FROM template_versions AS v
 JOIN templates AS t ON t.id = v.template_id
 JOIN organizations AS o ON o.id = t.organization_id
@@ -140,7 +149,13 @@ async def template_versions(connection: AsyncConnection, ids: Sequence[UUID]) ->
     rows = await connection.execute(TEMPLATE_VERSIONS, {"ids": ids})
     return {
         version_id: TemplateVersion(
-            version_id, template_id, organization_id, name, run, usable, frozenset(presets or ())
+            version_id,
+            template_id,
+            organization_id,
+            name,
+            run,
+            usable,
+            {UUID(preset_id): Preset(*preset) for preset_id, *preset in presets or ()},
         )
         for version_id, template_id, organization_id, name, run, usable, presets in rows
     }

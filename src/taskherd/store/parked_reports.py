@@ -44,13 +44,12 @@ class ParkedReport:
 
 
 # One lock per bucket instead of per task, because the server's lock table has room for only a few thousand locks.
+TASK_KEYS: Final = f"""
+SELECT DISTINCT hashtext(CAST(id AS text)) & {BUCKETS - 1} AS key FROM unnest(CAST(:ids AS uuid[])) AS id
+"""
+"""The second keys of the advisory locks of the tasks ``:ids``."""
 LOCK_TASK_IDS: Final = text(f"""
-SELECT pg_advisory_xact_lock({LOCK_CLASS}, bucket)
-FROM (
-    SELECT DISTINCT hashtext(CAST(id AS text)) & {BUCKETS - 1} AS bucket
-    FROM unnest(CAST(:ids AS uuid[])) AS id
-    ORDER BY bucket
-) AS buckets
+SELECT pg_advisory_xact_lock({LOCK_CLASS}, key) FROM ({TASK_KEYS} ORDER BY key) AS buckets
 """)
 
 NEW: Final = [parked.c.task_id, parked.c.parked_at, parked.c.report]

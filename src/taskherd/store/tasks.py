@@ -1,4 +1,4 @@
-"""Task rows: locked in id order, and saved together with their history in one statement.
+"""Task rows: locked in id order, and saved together with their history in one statement (new ones: ``task_creation``).
 
 The lists of columns are generated from the table, ``Task`` and ``StoredTask``, so a column is added there. A document
 that a task and its event share is sent once.
@@ -6,7 +6,6 @@ that a task and its event share is sent once.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
@@ -57,7 +56,7 @@ DERIVED: Final = tuple(name for name in StoredTask._fields if name not in ("task
 
 _ID, _PROMPT, _STATE = (TASK_FIELDS.index(name) for name in ("id", "prompt", "state"))
 
-_TASK_ATTRIBUTES: Final = {**{name: f"task.{name}" for name in TASK_FIELDS}, "state": "encoded_state"}
+TASK_ATTRIBUTES: Final = {**{name: f"task.{name}" for name in TASK_FIELDS}, "state": "encoded_state"}
 _EVENT_ATTRIBUTES: Final = {
     "task_id": "task.id",
     "version": "task.version",
@@ -66,9 +65,8 @@ _EVENT_ATTRIBUTES: Final = {
 }
 _SAVED: Final = [tasks.c.id, *changing(tasks)]
 
-_NEW_ROWS: Final = ColumnArrays([*tasks.c, task_prompts.c.prompt], attributes=_TASK_ATTRIBUTES)
-_SAVED_ROWS: Final = ColumnArrays(_SAVED, attributes=_TASK_ATTRIBUTES)
-_EVENT_ROWS: Final = ColumnArrays(task_events.c, prefix="e_", attributes=_EVENT_ATTRIBUTES)
+_SAVED_ROWS: Final = ColumnArrays(_SAVED, attributes=TASK_ATTRIBUTES)
+EVENT_ROWS: Final = ColumnArrays(task_events.c, prefix="e_", attributes=_EVENT_ATTRIBUTES)
 _PROMPT_ROWS: Final = ColumnArrays(task_prompts.c, attributes={"task_id": "id", "version": "prompt_version"})
 
 _LOCKED: Final = ", ".join(
@@ -107,7 +105,7 @@ WITH incoming AS MATERIALIZED (
     ORDER BY task_id
     ON CONFLICT (task_id) DO UPDATE SET due_at = excluded.due_at WHERE d.due_at <> excluded.due_at
 ), events AS MATERIALIZED (
-    SELECT * FROM {_EVENT_ROWS.unnest("e")}
+    SELECT * FROM {EVENT_ROWS.unnest("e")}
 ), history AS (
     INSERT INTO task_events ({column_names(task_events.c)})
     SELECT {stored(task_events.c, "e", instead={"document": "COALESCE(CAST(e.document AS json), s.document)"})}
@@ -116,26 +114,6 @@ WITH incoming AS MATERIALIZED (
     INSERT INTO outbox ({column_names(outbox.c)}) SELECT {column_names(outbox.c)} FROM events
 )
 SELECT count(*) FROM saved
-""")
-
-INSERT: Final = text(f"""
-WITH new AS (
-    SELECT * FROM {_NEW_ROWS.unnest("n")}
-), inserted AS (
-    INSERT INTO tasks ({column_names(tasks.c)})
-    SELECT {stored(tasks.c)}
-    FROM new
-    ORDER BY id
-    ON CONFLICT DO NOTHING
-    RETURNING id
-), prompts AS (
-    INSERT INTO task_prompts (task_id, version, prompt)
-    SELECT id, prompt_version, prompt FROM new JOIN inserted USING (id)
-), due AS (
-    INSERT INTO task_deadlines (task_id, due_at)
-    SELECT id, due_at FROM new JOIN inserted USING (id) WHERE due_at IS NOT NULL
-)
-SELECT id FROM inserted
 """)
 
 ADD_PROMPTS: Final = text(f"""
@@ -147,12 +125,6 @@ STATES: Final = text("SELECT id, CAST(state AS text), deleted_at FROM tasks WHER
 
 DUE: Final = text("""
 SELECT task_id FROM task_deadlines WHERE due_at <= :now ORDER BY due_at LIMIT :limit
-""")
-
-NAMES_IN_USE: Final = text("""
-SELECT t.owner_id, lower(t.name)
-FROM unnest(CAST(:owner_ids AS uuid[]), CAST(:names AS text[])) AS chosen(owner_id, name)
-JOIN tasks AS t ON t.owner_id = chosen.owner_id AND lower(t.name) = chosen.name AND t.deleted_at IS NULL
 """)
 
 
@@ -202,43 +174,29 @@ async def save(connection: AsyncConnection, rows: Sequence[StoredTask], events: 
 
 def save_parameters(rows: Sequence[StoredTask], events: Sequence[TaskEventRow]) -> dict[str, Any]:
     """Return the parameters of ``SAVE``."""
-    documents = {row.task.id: row.document for row in rows}
     due_changed = [row for row in rows if row.due_changed and row.due_at is not None]
     return {
         **_SAVED_ROWS.parameters(rows),
         "no_longer_due": [row.task.id for row in rows if row.due_changed and row.due_at is None],
         "due_changed": [row.task.id for row in due_changed],
         "new_due_at": [row.due_at for row in due_changed],
-        **_EVENT_ROWS.parameters(events),
+        **event_parameters(rows, events),
+    }
+
+
+def event_parameters(rows: Sequence[StoredTask], events: Sequence[TaskEventRow]) -> dict[str, Any]:
+    """Return the parameters of ``EVENT_ROWS``: an event's document is None if the task's row has the same."""
+    documents = {row.task.id: row.document for row in rows}
+    return {
+        **EVENT_ROWS.parameters(events),
         "e_document": [None if event.document == documents.get(event.task.id) else event.document for event in events],
         "e_changes": [",".join(event.changes) for event in events],
     }
 
 
-async def insert_tasks(connection: AsyncConnection, new: Sequence[StoredTask]) -> set[UUID]:
-    """Insert tasks with their prompts and return the ids of those inserted.
-
-    A task is skipped if its id exists, or if a live task of the same owner has its name; of two tasks in ``new`` with
-    the same name, one is inserted.
-    """
-    return {task_id for (task_id,) in await connection.execute(INSERT, _NEW_ROWS.parameters(new))}
-
-
 async def add_prompts(connection: AsyncConnection, changed: Sequence[Task]) -> None:
     """Insert the prompts of tasks that have a new ``prompt_version``."""
     await connection.execute(ADD_PROMPTS, _PROMPT_ROWS.parameters(changed))
-
-
-async def names_in_use(connection: AsyncConnection, names: Sequence[tuple[UUID, str]]) -> dict[UUID, set[str]]:
-    """Return which of these names live tasks of the same owner have, by owner.
-
-    ``names`` are pairs of an owner's id and a lowercase name.
-    """
-    values = {"owner_ids": [owner_id for owner_id, _ in names], "names": [name for _, name in names]}
-    found: dict[UUID, set[str]] = defaultdict(set)
-    for owner_id, name in await connection.execute(NAMES_IN_USE, values):
-        found[owner_id].add(name)
-    return dict(found)
 
 
 async def due(connection: AsyncConnection, now: datetime, limit: int) -> list[UUID]:

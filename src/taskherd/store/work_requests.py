@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import text
@@ -32,13 +32,14 @@ class WorkRequestRow:
     first_sent_at: datetime | None
 
 
-ROWS: Final = ColumnArrays(work_requests.c)
+_ROWS: Final = ColumnArrays(work_requests.c, prefix="r_")
 
-ADD: Final = text(f"""
+INSERT: Final = f"""
 INSERT INTO work_requests ({column_names(work_requests.c)})
-SELECT * FROM {ROWS.unnest("n")}
+SELECT * FROM {_ROWS.unnest("n")}
 ON CONFLICT (request_id) DO NOTHING
-""")
+"""
+ADD: Final = text(INSERT)
 
 DELETE_OF_BUILDS: Final = text("""
 DELETE FROM work_requests AS r
@@ -89,7 +90,12 @@ DELETE: Final = text("DELETE FROM work_requests WHERE request_id = ANY(CAST(:ids
 
 async def add(connection: AsyncConnection, requests: Sequence[WorkRequestRow]) -> None:
     """Insert requests; an existing request is left unchanged."""
-    await connection.execute(ADD, ROWS.parameters(requests))
+    await connection.execute(ADD, parameters(requests))
+
+
+def parameters(requests: Sequence[WorkRequestRow]) -> dict[str, Any]:
+    """Return the parameters of ``INSERT``."""
+    return _ROWS.parameters(requests)
 
 
 async def delete_of_builds(connection: AsyncConnection, builds: Sequence[tuple[UUID, int]]) -> set[UUID]:

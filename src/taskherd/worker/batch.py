@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from taskherd.domain.task import Task
     from taskherd.domain.task_update import TimerCheck
     from taskherd.messages.events import EventKind
+    from taskherd.store.work_request_details import WorkRequestDetails
+    from taskherd.store.work_requests import WorkRequestRow
     from taskherd.worker.agent_events import AgentEvent
     from taskherd.worker.sender_pools import Pools
 
@@ -104,7 +106,8 @@ class BatchResult:
         decisions: one for each claim, or why it is refused, by the claim's index in the batch.
         replies: one for each command, by the command's index in the batch.
         changes: the changes to publish.
-        has_new_requests: whether there are new work requests to send.
+        has_due_requests: whether there are new work requests to read and send.
+        started_requests: the new work requests whose first attempt is counted already, to be sent from memory.
         given_up: type, template and pool of the work requests that timed out: of builds and of inputs.
         deletes_retried: number of deletes that were requested again after a failure.
         agent_events: what happened to agents.
@@ -115,7 +118,8 @@ class BatchResult:
     decisions: list[ClaimDecision | DeadLetterReason] = field(default_factory=list)
     replies: list[CommandReply] = field(default_factory=list)
     changes: list[CommittedChange] = field(default_factory=list)
-    has_new_requests: bool = False
+    has_due_requests: bool = False
+    started_requests: list[tuple[WorkRequestRow, WorkRequestDetails]] = field(default_factory=list)
     given_up: list[tuple[str, TemplatePool]] = field(default_factory=list)
     deletes_retried: int = 0
     agent_events: list[AgentEvent] = field(default_factory=list)

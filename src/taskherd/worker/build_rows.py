@@ -1,4 +1,4 @@
-"""Write the rows by which clients look up builds: only those that a batch has changed."""
+"""The rows by which clients look up builds: only those that a batch has changed are written."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from taskherd.domain.view import agent_of, is_current
 from taskherd.messages.work import build_id
-from taskherd.store import builds
 from taskherd.store.builds import BuildRow
 
 if TYPE_CHECKING:
@@ -16,14 +15,11 @@ if TYPE_CHECKING:
 
     from taskherd.domain.task import TaskState
     from taskherd.domain.task_update import TaskUpdate
-    from taskherd.store import AsyncConnection
 
 
-async def save_builds(connection: AsyncConnection, updates: Mapping[UUID, TaskUpdate], now: datetime) -> None:
-    """Write the builds that these updates changed, if there are any."""
-    rows = [row for update in updates.values() for row in _changed_rows(update, now)]
-    if rows:
-        await builds.save(connection, rows)
+def changed_builds(updates: Mapping[UUID, TaskUpdate], now: datetime) -> list[BuildRow]:
+    """Return the builds that these updates changed."""
+    return [row for update in updates.values() for row in _changed_rows(update, now)]
 
 
 def _changed_rows(update: TaskUpdate, now: datetime) -> Iterator[BuildRow]:

@@ -145,7 +145,7 @@ class ClaimConsumer:
                 *await self._decide(batch[:half], pools[:half]),
                 *await self._decide(batch[half:], pools[half:]),
             ]
-        self._relay.offer(result.changes, has_new_requests=result.has_new_requests)
+        self._relay.offer(result.changes, has_due_requests=result.has_due_requests)
         return [*result.decisions]
 
     async def _answer_queries(self, queries: Sequence[tuple[Delivery, OwnershipQuery]]) -> None:

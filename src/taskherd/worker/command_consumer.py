@@ -121,14 +121,15 @@ class CommandConsumer:
 
     def _offer(self, batch: Sequence[WaitingCommand], result: BatchResult) -> None:
         """Pass each change to the relay in the trace of its command."""
+        self._relay.send(result.started_requests)
         if len(batch) == 1:
-            self._relay.offer(result.changes, has_new_requests=result.has_new_requests)
+            self._relay.offer(result.changes, has_due_requests=result.has_due_requests)
             return
         deliveries = {command.task_id: delivery for delivery, command in batch}
         for change in result.changes:
             with self._context.tracing.span("command", parent=extract(deliveries[change.task.id].headers)):
-                self._relay.offer([change], has_new_requests=False)
-        self._relay.offer([], has_new_requests=result.has_new_requests)
+                self._relay.offer([change], has_due_requests=False)
+        self._relay.offer([], has_due_requests=result.has_due_requests)
 
     def _span(self, batch: Sequence[WaitingCommand]) -> AbstractContextManager[None]:
         """Return the span of a batch: a child of its command's span, or linked to those of its first commands."""

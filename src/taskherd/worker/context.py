@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import random
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from taskherd.observability.tracing import Tracing
     from taskherd.store import AsyncEngine
     from taskherd.store.logs import LogLimits
+    from taskherd.store.work_requests import WorkRequestRow
     from taskherd.worker.directory_cache import DirectoryCache
     from taskherd.worker.sender_pools import SenderPools
     from taskherd.worker.wakeups import Wakeups
@@ -49,6 +51,11 @@ class RequestRetryPolicy:
     max_delay: timedelta
     ttl: timedelta
     runner_answer_timeout: timedelta
+
+    def first_attempt(self, row: WorkRequestRow, now: datetime) -> WorkRequestRow:
+        """Return a new request as ``pick_due`` would: its first attempt is counted, its next one is due later."""
+        wait = min(self.first_delay, self.max_delay) * random.uniform(0.9, 1.1)  # noqa: S311 - not a secret
+        return replace(row, attempt=1, first_sent_at=now, next_at=now + wait)
 
 
 @dataclass(frozen=True, slots=True)

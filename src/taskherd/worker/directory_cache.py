@@ -1,8 +1,12 @@
-"""A cache of what the worker needs of the directory, cleared when the directory changes."""
+"""A cache of what the worker needs of the directory, cleared when the directory changes.
+
+Names and policies may lag behind the directory by a moment. What decides whether a create is accepted does not: its
+entries are those of the revision that the create's own transaction has read.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from taskherd.domain.directory import OTHER
 from taskherd.messages.run_policy import recovery_policy
@@ -11,6 +15,7 @@ from taskherd.store.engine import transaction
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from collections.abc import Set as AbstractSet
     from uuid import UUID
 
     from taskherd.domain.directory import DirectoryNames, TemplatePool
@@ -20,13 +25,23 @@ if TYPE_CHECKING:
     Pair = tuple[UUID, UUID]
 
 MAX_ENTRIES = 50_000
-"""Maximum number of cached pairs of owner and template version, and of recovery policies."""
+"""Maximum number of cached pairs of owner and template version, of recovery policies, and of other entries."""
 
 MAX_TEMPLATE_POOLS = 50
 """Maximum number of pairs of template and pool that metrics name, and so of either; all others are ``OTHER``.
 
 Each pair has about 40 series, so a worker exposes at most 2,000 of them, whatever the directory contains.
 """
+
+
+class DirectoryEntries(NamedTuple):
+    """The users and template versions that the creates of a batch refer to, by id."""
+
+    owners: Mapping[UUID, directory.Owner]
+    versions: Mapping[UUID, directory.TemplateVersion]
+
+
+NO_ENTRIES: Final = DirectoryEntries({}, {})
 
 
 class DirectoryCache:
@@ -44,6 +59,9 @@ class DirectoryCache:
         self._policies: dict[UUID, RecoveryPolicy] = {}
         self._template_pool_of: dict[UUID, TemplatePool] = {}
         self._names: dict[Pair, DirectoryNames] = {}
+        self._owners: dict[UUID, directory.Owner] = {}
+        self._versions: dict[UUID, directory.TemplateVersion] = {}
+        self._entries_revision = -1
         self.revision = -1
 
     async def look_up(
@@ -69,6 +87,28 @@ class DirectoryCache:
                 self._names.clear()
             self._names.update(read)
         return cached | read
+
+    async def entries(
+        self, connection: AsyncConnection, revision: int, owners: AbstractSet[UUID], versions: AbstractSet[UUID]
+    ) -> DirectoryEntries:
+        """Return those of these users and template versions that exist.
+
+        They are those of ``revision``, which the caller has read in its transaction; missing ones are read with
+        ``connection``.
+        """
+        if revision != self._entries_revision or len(self._owners) + len(self._versions) > MAX_ENTRIES:
+            self._owners, self._versions, self._entries_revision = {}, {}, revision
+        known_owners, known_versions = self._owners, self._versions
+        if not owners <= known_owners.keys():
+            known_owners.update(await directory.owners(connection, sorted(owners - known_owners.keys())))
+        if not versions <= known_versions.keys():
+            known_versions.update(
+                await directory.template_versions(connection, sorted(versions - known_versions.keys()))
+            )
+        return DirectoryEntries(
+            {each: known_owners[each] for each in owners if each in known_owners},
+            {each: known_versions[each] for each in versions if each in known_versions},
+        )
 
     async def recovery_policies(
         self, connection: AsyncConnection, versions: Iterable[UUID]

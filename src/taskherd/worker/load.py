@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from taskherd.domain import lease as lease_module
 from taskherd.domain.claims import ownership
-from taskherd.domain.commands import Create, Resume, Send, digest
+from taskherd.domain.commands import Create, Resume, Send
 from taskherd.domain.handle_command import CommandContext, EarlierInput, TemplateVersionInfo
 from taskherd.domain.reports import (
     AgentDisconnected,
@@ -23,8 +23,9 @@ from taskherd.domain.reports import (
 )
 from taskherd.domain.task_update import TaskUpdate, UpdateContext
 from taskherd.messages.reports import decode_stored_report
-from taskherd.store import build_claims, command_log, directory, inputs, leases, running_tasks, tasks
+from taskherd.store import build_claims, command_log, command_preconditions, inputs, leases, tasks
 from taskherd.store import parked_reports as parked
+from taskherd.worker.directory_cache import NO_ENTRIES, DirectoryEntries
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from taskherd.messages.claims import OwnershipQuery
     from taskherd.store import AsyncConnection
     from taskherd.store.command_log import RecordedCommand
+    from taskherd.store.command_preconditions import Preconditions
     from taskherd.store.tasks import StoredTask
     from taskherd.worker.batch import Batch
     from taskherd.worker.context import WorkerContext
@@ -59,6 +61,7 @@ class LoadedBatch:
         recorded_replies: the earlier replies to commands of the batch, by command id.
         claims: the latest granted claim of each task that has one, of the tasks with claims in this batch.
         template_pools: the names of the templates and pools of at least its tasks, by template version.
+        entries: the entries of the directory that its creates refer to.
     """
 
     batch: Batch
@@ -71,6 +74,7 @@ class LoadedBatch:
     recorded_replies: Mapping[UUID, RecordedCommand]
     claims: dict[UUID, BuildClaim]
     template_pools: Mapping[UUID, TemplatePool]
+    entries: DirectoryEntries = NO_ENTRIES
 
 
 async def load_batch(
@@ -80,19 +84,20 @@ async def load_batch(
     reports = [batch.reports[index] for index in indexes]
     lease_checked = set(batch.timer_checks) | {command.task_id for command in batch.commands}
     claimed = {claim.task_id for claim in batch.claims}
-    to_create = {command.task_id for command in batch.commands if isinstance(command, Create)}
     task_ids = {report.task_id for report in reports} | lease_checked | claimed
-    rows = await _lock_tasks(connection, task_ids, to_create)
+    if batch.commands:
+        rows, preconditions = await _lock_for_commands(connection, context, batch.commands, task_ids)
+    else:
+        rows, preconditions = await _lock_tasks(connection, task_ids), None
     lease_checked |= {report.task_id for report in reports if report.type in CONNECTION_REPORT_TYPES}
     lease_of = {lease.task_id: lease for lease in await leases.lock(connection, list(lease_checked & rows.keys()))}
     updates = {task_id: _start_update(row, lease_of.get(task_id)) for task_id, row in rows.items()}
-    created = sorted(to_create - rows.keys())
-    parked_reports = await _lock_parked_reports(connection, created, now) if created else {}
     input_keys = {(report.task_id, report.input_id) for report in reports if isinstance(report, InputOutcomeReport)}
     input_keys |= {(task_id, each) for task_id, check in batch.timer_checks.items() for each in check.expired_inputs}
     known_inputs, open_inputs = await _find_inputs(connection, input_keys)
     await _load_queues(connection, updates, input_keys)
-    command_context = await load_command_context(connection, context, batch.commands, rows)
+    entries = await _load_entries(connection, context, batch.commands, preconditions)
+    command_context = await load_command_context(connection, context, batch.commands, preconditions, entries)
     versions = {row.task.template_version_id for row in rows.values()}
     policies = await context.directory_cache.recovery_policies(connection, versions)
     template_pools = context.directory_cache.known_template_pools()
@@ -111,10 +116,11 @@ async def load_batch(
         ),
         lease_checked=frozenset(lease_checked),
         leased=frozenset(lease_of),
-        parked=parked_reports,
-        recorded_replies=await _register_commands(connection, batch.commands, now),
+        parked=await _lock_parked_reports(connection, batch.commands, rows, preconditions, now),
+        recorded_replies=await _find_recorded(connection, preconditions),
         claims=await build_claims.latest(connection, claimed) if claimed else {},
         template_pools=template_pools,
+        entries=entries,
     )
 
 
@@ -135,10 +141,9 @@ def _start_update(row: StoredTask, lease: lease_module.Lease | None) -> TaskUpda
     return TaskUpdate(task, task, core_document=row.document)
 
 
-async def _lock_tasks(connection: AsyncConnection, ids: set[UUID], to_create: set[UUID]) -> dict[UUID, StoredTask]:
-    """Lock and return the tasks that exist; those ``to_create`` are expected not to."""
-    expected = list(ids - to_create)
-    rows = {row.task.id: row for row in await tasks.lock(connection, expected)} if expected else {}
+async def _lock_tasks(connection: AsyncConnection, ids: set[UUID]) -> dict[UUID, StoredTask]:
+    """Lock and return the tasks that exist."""
+    rows = {row.task.id: row for row in await tasks.lock(connection, list(ids))} if ids else {}
     missing = sorted(ids - rows.keys())
     if missing:
         await parked.lock_task_ids(connection, missing)
@@ -146,24 +151,68 @@ async def _lock_tasks(connection: AsyncConnection, ids: set[UUID], to_create: se
     return rows
 
 
+async def _lock_for_commands(
+    connection: AsyncConnection, context: WorkerContext, commands: Sequence[Command], ids: set[UUID]
+) -> tuple[dict[UUID, StoredTask], Preconditions]:
+    """Lock and return the tasks that exist, and what else the commands depend on. New tasks are not looked up first.
+
+    Locks the owners of tasks that are to start too, whose running tasks are counted: exactly up to the maximum and the
+    number of commands, which may end some.
+    """
+    creates = [command for command in commands if isinstance(command, Create)]
+    expected = list(ids - {create.task_id for create in creates})
+    rows = {row.task.id: row for row in await tasks.lock(connection, expected)} if expected else {}
+    owners = _owners_to_count(context, commands, rows)
+    references = command_preconditions.References(
+        missing=sorted(ids - rows.keys()),
+        command_ids=[command.command_id for command in commands],
+        counted_owners=sorted(owners),
+        names=[(create.owner_id, create.name.lower()) for create in creates if create.name],
+    )
+    max_counted = context.max_running + len(commands)
+    found = await command_preconditions.lock_and_read(connection, references, max_counted)
+    if found.existing:
+        rows.update((row.task.id, row) for row in await tasks.lock(connection, sorted(found.existing)))
+        more_owners = sorted(_owners_to_count(context, commands, rows) - owners)
+        if more_owners:
+            more = command_preconditions.References([], [], more_owners, [])
+            found.running.update((await command_preconditions.lock_and_read(connection, more, max_counted)).running)
+    return rows, found
+
+
+def _owners_to_count(context: WorkerContext, commands: Sequence[Command], rows: Mapping[UUID, StoredTask]) -> set[UUID]:
+    """Return the owners of the tasks that are to start, if there is a maximum of their running tasks."""
+    if not context.max_running:
+        return set()
+    resumed = (rows.get(command.task_id) for command in commands if isinstance(command, Resume))
+    owners = {command.owner_id for command in commands if isinstance(command, Create)}
+    return owners | {row.task.owner_id for row in resumed if row is not None}
+
+
 async def _lock_parked_reports(
-    connection: AsyncConnection, task_ids: Sequence[UUID], now: datetime
+    connection: AsyncConnection,
+    commands: Sequence[Command],
+    rows: Mapping[UUID, StoredTask],
+    preconditions: Preconditions | None,
+    now: datetime,
 ) -> dict[UUID, list[tuple[int, Report]]]:
-    """Lock the reports parked for tasks and return them, with their row ids. Each was valid when it was parked."""
+    """Lock and return the reports parked for new tasks, with their row ids. Each was valid when it was parked."""
+    if preconditions is None or not preconditions.has_parked_reports:
+        return {}
+    created = sorted(each.task_id for each in commands if isinstance(each, Create) and each.task_id not in rows)
     reports: dict[UUID, list[tuple[int, Report]]] = defaultdict(list)
-    for row in await parked.lock(connection, task_ids):
+    for row in await parked.lock(connection, created):
         reports[row.task_id].append((row.id, decode_stored_report(row.report, now)))
     return reports
 
 
-async def _register_commands(
-    connection: AsyncConnection, commands: Sequence[Command], now: datetime
+async def _find_recorded(
+    connection: AsyncConnection, preconditions: Preconditions | None
 ) -> Mapping[UUID, RecordedCommand]:
-    """Return the earlier replies to these commands, and register the others, to record their replies later."""
-    if not commands:
+    """Return the earlier replies to commands of the batch."""
+    if preconditions is None or not preconditions.recorded:
         return {}
-    triples = [(each.command_id, each.task_id, digest(each)) for each in commands]
-    return await command_log.register(connection, triples, now)
+    return await command_log.find(connection, preconditions.recorded)
 
 
 async def _find_inputs(
@@ -197,50 +246,44 @@ async def _load_queues(
         updates[task_id].queue = queue
 
 
-async def load_command_context(
-    connection: AsyncConnection, context: WorkerContext, commands: Sequence[Command], rows: Mapping[UUID, StoredTask]
-) -> CommandContext:
-    """Read the directory entries, names and earlier inputs that the commands refer to."""
+async def _load_entries(
+    connection: AsyncConnection,
+    context: WorkerContext,
+    commands: Sequence[Command],
+    preconditions: Preconditions | None,
+) -> DirectoryEntries:
     creates = [command for command in commands if isinstance(command, Create)]
-    sends = [command for command in commands if isinstance(command, Send)]
-    owners: Mapping[UUID, directory.Owner] = {}
-    versions: Mapping[UUID, directory.TemplateVersion] = {}
-    if creates:
-        owners = await directory.owners(connection, sorted({create.owner_id for create in creates}))
-        versions = await directory.template_versions(
-            connection, sorted({create.template_version_id for create in creates})
-        )
-    chosen = [(create.owner_id, create.name.lower()) for create in creates if create.name]
-    return CommandContext(
-        owners={owner.id: owner.organizations for owner in owners.values() if owner.active},
-        versions={
-            version.id: TemplateVersionInfo(
-                version.organization_id, version.template_id, version.presets, version.usable
-            )
-            for version in versions.values()
-        },
-        names_in_use=await tasks.names_in_use(connection, chosen) if chosen else {},
-        generate_name=context.generate_name,
-        strict_send=context.strict_send,
-        earlier_inputs=await _find_earlier_inputs(connection, sends) if sends else {},
-        running=await _count_running(connection, context, commands, rows),
-        max_running=context.max_running,
+    if preconditions is None or not creates:
+        return NO_ENTRIES
+    return await context.directory_cache.entries(
+        connection,
+        preconditions.directory_revision,
+        {create.owner_id for create in creates},
+        {create.template_version_id for create in creates},
     )
 
 
-async def _count_running(
-    connection: AsyncConnection, context: WorkerContext, commands: Sequence[Command], rows: Mapping[UUID, StoredTask]
-) -> dict[UUID, int]:
-    """Return the number of running tasks of each owner of a task that is to start, who cannot start others meanwhile.
-
-    The numbers are exact up to the maximum and the number of commands, which may end some.
-    """
-    if not context.max_running:
-        return {}
-    owners = {command.owner_id for command in commands if isinstance(command, Create)}
-    resumed = (rows.get(command.task_id) for command in commands if isinstance(command, Resume))
-    owners |= {row.task.owner_id for row in resumed if row is not None}
-    if not owners:
-        return {}
-    limit = context.max_running + len(commands)
-    return await running_tasks.lock_and_count(connection, sorted(owners), limit)
+async def load_command_context(
+    connection: AsyncConnection,
+    context: WorkerContext,
+    commands: Sequence[Command],
+    preconditions: Preconditions | None,
+    entries: DirectoryEntries,
+) -> CommandContext:
+    """Return the directory entries, names and earlier inputs that the commands refer to."""
+    if preconditions is None:
+        return CommandContext({}, {}, {}, context.generate_name)
+    sends = [command for command in commands if isinstance(command, Send)]
+    return CommandContext(
+        owners={owner.id: owner.organizations for owner in entries.owners.values() if owner.active},
+        versions={
+            each.id: TemplateVersionInfo(each.organization_id, each.template_id, frozenset(each.presets), each.usable)
+            for each in entries.versions.values()
+        },
+        names_in_use=preconditions.names_in_use,
+        generate_name=context.generate_name,
+        strict_send=context.strict_send,
+        earlier_inputs=await _find_earlier_inputs(connection, sends) if sends else {},
+        running=preconditions.running,
+        max_running=context.max_running,
+    )

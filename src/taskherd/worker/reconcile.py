@@ -148,8 +148,6 @@ def summarize(loaded: LoadedBatch, indexes: list[int], writes: Writes, result: B
             result.outcomes[index] = ReportOutcome.UNCHANGED
     result.changes.extend(writes.changes)
     for update in loaded.updates.values():
-        if update.requested_builds or update.sent_input:
-            result.has_new_requests = True
         if update.task is None:
             continue
         template_pool = loaded.template_pools.get(update.task.template_version_id, OTHER)

@@ -11,6 +11,8 @@ from taskherd.domain.claims import ClaimOutcome
 from taskherd.domain.outcome import DeadLetterReason
 from taskherd.domain.reports import canonical_json
 from taskherd.store import build_claims, inputs, logs, parked_reports, work_requests
+from taskherd.store.work_request_details import WorkRequestDetails
+from taskherd.store.work_requests import WorkRequestRow
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from taskherd.domain.task_update import TaskUpdate
     from taskherd.store import AsyncConnection
     from taskherd.worker.batch import ParkingChanges
+    from taskherd.worker.directory_cache import DirectoryEntries
 
 
 async def save_inbox(connection: AsyncConnection, updates: Mapping[UUID, TaskUpdate], now: datetime) -> None:
@@ -69,8 +72,8 @@ def _full_notice(full: logs.FullLog, limits: logs.LogLimits) -> str:
     )
 
 
-async def save_requests(connection: AsyncConnection, updates: Mapping[UUID, TaskUpdate], now: datetime) -> None:
-    """Delete the work requests that were answered, timed out or are no longer needed, and add the new ones."""
+async def close_requests(connection: AsyncConnection, updates: Mapping[UUID, TaskUpdate]) -> None:
+    """Delete the work requests that were answered, timed out or are no longer needed."""
     closed = [(task_id, number) for task_id, update in updates.items() for number in update.closed_requests]
     if closed:
         await work_requests.delete_of_builds(connection, closed)
@@ -81,22 +84,45 @@ async def save_requests(connection: AsyncConnection, updates: Mapping[UUID, Task
     if failed:
         open_requests = await work_requests.of_tasks(connection, failed)
         await work_requests.delete(connection, [row.request_id for row in open_requests if row.input_id is not None])
-    new = [
+
+
+def new_requests(updates: Mapping[UUID, TaskUpdate], now: datetime) -> list[WorkRequestRow]:
+    """Return the work requests of the builds that were requested, and of the inputs that are sent now."""
+    return [
         row
         for update in updates.values()
         if update.requested_builds or update.sent_input
-        for row in _new_requests(update, now)
+        for row in _requests_of(update, now)
     ]
-    if new:
-        await work_requests.add(connection, new)
 
 
-def _new_requests(update: TaskUpdate, now: datetime) -> list[work_requests.WorkRequestRow]:
+def request_details(update: TaskUpdate, entries: DirectoryEntries) -> WorkRequestDetails | None:
+    """Return the details of a new task for its work requests; None for tasks that existed."""
+    task = update.task
+    if update.before is not None or task is None:
+        return None
+    version = entries.versions[task.template_version_id]
+    preset = version.presets[task.preset_id] if task.preset_id else None
+    return WorkRequestDetails(
+        task_id=task.id,
+        task_name=task.name,
+        owner_id=task.owner_id,
+        owner_username=entries.owners[task.owner_id].username,
+        template_version_id=task.template_version_id,
+        prompt=task.prompt,
+        run=dict(version.run),
+        preset_id=task.preset_id,
+        preset_name=preset.name if preset else None,
+        preset_parameters=preset.parameters if preset else None,
+    )
+
+
+def _requests_of(update: TaskUpdate, now: datetime) -> list[WorkRequestRow]:
     task = update.existing_task
     runner = task.state.runner.report.runner if task.state.runner else None
 
-    def request(request_id: UUID, number: int, kind: str, input_id: UUID | None) -> work_requests.WorkRequestRow:
-        return work_requests.WorkRequestRow(request_id, task.id, number, kind, input_id, runner, 0, now, now, None)
+    def request(request_id: UUID, number: int, kind: str, input_id: UUID | None) -> WorkRequestRow:
+        return WorkRequestRow(request_id, task.id, number, kind, input_id, runner, 0, now, now, None)
 
     rows = [
         request(

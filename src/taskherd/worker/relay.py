@@ -33,11 +33,15 @@ if TYPE_CHECKING:
 
     from taskherd.broker import FieldTable
     from taskherd.observability.tracing import Carrier
+    from taskherd.store.work_request_details import WorkRequestDetails
+    from taskherd.store.work_requests import WorkRequestRow
     from taskherd.worker.batch import CommittedChange
     from taskherd.worker.context import WorkerContext
 
+    StartedRequest = tuple[WorkRequestRow, WorkRequestDetails]
+
 MAX_BUFFER = 20_000
-"""Maximum number of changes in memory; further ones are published from the outbox."""
+"""Maximum number of changes in memory; further ones are published from the outbox. The same for work requests."""
 
 MAX_EVENTS_PER_ROUND = 1_000
 """Maximum number of events that one round of the relay publishes."""
@@ -60,6 +64,7 @@ class Relay:
         self._context = context
         self._every = every
         self._changes: deque[tuple[CommittedChange, Carrier]] = deque()
+        self._requests: deque[StartedRequest] = deque()
         self._confirmed: list[events.ChangeEvent] = []
         self._slots = asyncio.Semaphore(MAX_PUBLISHING)
         self._changed, self._to_mark, self._due = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -67,14 +72,20 @@ class Relay:
         self._polled_at = monotonic()
         self._stopping = self._all_published = False
 
-    def offer(self, changes: Sequence[CommittedChange], *, has_new_requests: bool) -> None:
-        """Buffer committed changes for publishing, up to ``MAX_BUFFER``, and have new work requests sent."""
+    def offer(self, changes: Sequence[CommittedChange], *, has_due_requests: bool) -> None:
+        """Buffer committed changes for publishing, up to ``MAX_BUFFER``, and have due work requests sent."""
         trace = self._context.tracing.current()
         self._changes.extend(zip(changes[: max(0, MAX_BUFFER - len(self._changes))], repeat(trace), strict=False))
         if changes:
             self._changed.set()
-        if has_new_requests:
+        if has_due_requests:
             self._due.set()
+
+    def send(self, requests: Sequence[StartedRequest]) -> None:
+        """Buffer work requests whose first attempt is committed, up to ``MAX_BUFFER``; the rest is sent when due."""
+        self._requests.extend(requests[: max(0, MAX_BUFFER - len(self._requests))])
+        if requests:
+            self._changed.set()
 
     async def run(self) -> None:
         """Publish until stopped, then drain the in-memory buffer. Retry during outages."""
@@ -91,16 +102,36 @@ class Relay:
 
     async def _publish_loop(self) -> None:
         async with asyncio.TaskGroup() as publishing:
-            while self._changes or not self._stopping:
+            while self._changes or self._requests or not self._stopping:
                 await self._changed.wait()
                 self._changed.clear()
-                while self._changes:
+                while self._changes or self._requests:
+                    await self._send_once(publishing)
                     await self._publish_once(publishing)
         self._all_published = True
         self._to_mark.set()
 
+    async def _send_once(self, publishing: asyncio.TaskGroup) -> int:
+        """Start to send the next work requests from memory, and return their number."""
+        count = min(work_requests.MAX_REQUESTS, len(self._requests))
+        if count:
+            requests = [self._requests.popleft() for _ in range(count)]
+            await self._slots.acquire()
+            publishing.create_task(self._send_in_slot(requests), name="relay requests")
+        return count
+
+    async def _send_in_slot(self, requests: Sequence[StartedRequest]) -> None:
+        try:
+            await work_requests.send(self._context, requests, self._context.now())
+        except Unavailable as error:
+            await self._back_off(error)
+        finally:
+            self._slots.release()
+
     async def _publish_once(self, publishing: asyncio.TaskGroup) -> int:
         """Start to publish the next changes from memory, and return the number of events; 0 if they cannot be read."""
+        if not self._changes:
+            return 0
         batch = [self._changes.popleft() for _ in range(min(MAX_EVENTS_PER_ROUND, len(self._changes)))]
         changes, traces = zip(*batch, strict=True)
         try:

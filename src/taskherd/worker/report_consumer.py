@@ -195,7 +195,7 @@ class ReportConsumer:
                 *await self._reconcile(reports[half:], pools[half:]),
             ]
         self._context.metrics.batch_seconds.observe(perf_counter() - started_at)
-        self._relay.offer(result.changes, has_new_requests=result.has_new_requests)
+        self._relay.offer(result.changes, has_due_requests=result.has_due_requests)
         return result.outcomes
 
     async def _send_dead_letters(self, decoded: DecodedBatch, outcomes: Sequence[ReportOutcome]) -> None:

@@ -19,10 +19,11 @@ from taskherd.domain.value import replace
 from taskherd.domain.view import derive_view, is_running
 from taskherd.errors import Retry
 from taskherd.messages import document, events, replies
-from taskherd.store import command_log, directory, erasure, leases, running_tasks, tasks
+from taskherd.store import builds, command_log, directory, erasure, leases, running_tasks, tasks, work_requests
+from taskherd.store.task_creation import AddedRows, insert_tasks
 from taskherd.worker import related_rows
 from taskherd.worker.batch import CommandReply, CommittedChange
-from taskherd.worker.build_rows import save_builds
+from taskherd.worker.build_rows import changed_builds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -126,14 +127,19 @@ async def save_batch(
         Retry: another transaction has created a task with the same name or id.
     """
     updates, now = loaded.updates, result.now
+    result.replies = await _replies(connection, context.directory_cache, loaded)
+    added = AddedRows(
+        events=[_event(change) for change in writes.changes if change.kind is events.EventKind.CREATED],
+        builds=changed_builds(updates, now),
+        requests=_new_requests(context, loaded, result),
+        running=writes.started,
+        commands=_executed(loaded, result.replies, now),
+    )
     await related_rows.save_inbox(connection, updates, now)
     await related_rows.save_logs(connection, updates, context.log_limits, now)
-    if writes.created and len(await tasks.insert_tasks(connection, writes.created)) < len(writes.created):
-        raise Retry("a task with this name or id was created concurrently")
-    if writes.saved or writes.changes:
-        await tasks.save(connection, writes.saved, [_event(change) for change in writes.changes])
-    if writes.started:
-        await running_tasks.add(connection, writes.started)
+    changed = [_event(change) for change in writes.changes if change.kind is not events.EventKind.CREATED]
+    if writes.saved or changed:
+        await tasks.save(connection, writes.saved, changed)
     if writes.ended:
         await running_tasks.delete(connection, writes.ended)
     await _save_prompts(connection, writes.changes)
@@ -141,12 +147,46 @@ async def save_batch(
         await leases.upsert(connection, writes.leases)
     if writes.ended_leases:
         await leases.delete(connection, writes.ended_leases)
-    await related_rows.save_requests(connection, updates, now)
-    await save_builds(connection, updates, now)
+    await related_rows.close_requests(connection, updates)
+    await _add(connection, writes.created, added)
     await related_rows.save_claims(connection, loaded.batch.claims, result.decisions, now)
     await _erase(connection, loaded, now)
-    if loaded.batch.commands:
-        result.replies = await _replies(connection, context.directory_cache, loaded)
+
+
+def _new_requests(
+    context: WorkerContext, loaded: LoadedBatch, result: BatchResult
+) -> list[work_requests.WorkRequestRow]:
+    """Return the new work requests. Those of new tasks are sent from memory, so their first attempt is counted now."""
+    requests: list[work_requests.WorkRequestRow] = []
+    for row in related_rows.new_requests(loaded.updates, result.now):
+        details = related_rows.request_details(loaded.updates[row.task_id], loaded.entries)
+        if details is None:
+            result.has_due_requests = True
+            requests.append(row)
+        else:
+            started = context.request_retry.first_attempt(row, result.now)
+            result.started_requests.append((started, details))
+            requests.append(started)
+    return requests
+
+
+async def _add(connection: AsyncConnection, created: Sequence[tasks.StoredTask], added: AddedRows) -> None:
+    """Insert new tasks and other new rows. Raise ``Retry`` if another transaction has created or executed one."""
+    if created:
+        inserted = await insert_tasks(connection, created, added)
+        if len(inserted.tasks) < len(created):
+            raise Retry("a task with this name or id was created concurrently")
+        recorded = inserted.commands
+    else:
+        if added.running:
+            await running_tasks.add(connection, added.running)
+        if added.requests:
+            await work_requests.add(connection, added.requests)
+        if added.builds:
+            await builds.save(connection, added.builds)
+        recorded = await command_log.record(connection, added.commands) if added.commands else 0
+    if recorded < len(added.commands):
+        raise Retry("a command with this id was executed concurrently")
 
 
 def _change(update: TaskUpdate, view: TaskView, now: datetime) -> tuple[str, CommittedChange | None]:
@@ -228,20 +268,33 @@ async def _save_prompts(connection: AsyncConnection, changes: Sequence[Committed
 async def _replies(
     connection: AsyncConnection, directory_cache: DirectoryCache, loaded: LoadedBatch
 ) -> list[CommandReply]:
-    """Return the reply to each command: the recorded one, or a new one, which is recorded."""
+    """Return the reply to each command: the recorded one, or a new one."""
     commands = loaded.batch.commands
+    if not commands:
+        return []
     new = [command for command in commands if command.command_id not in loaded.recorded_replies]
     tasks_of = (loaded.updates[command.task_id].task for command in new)
     pairs = {(task.owner_id, task.template_version_id) for task in tasks_of if task is not None}
     names = await directory_cache.look_up(pairs, connection)
     replies_of = {command.command_id: _new_reply(loaded.updates[command.task_id], names) for command in new}
-    if replies_of:
-        await command_log.record(connection, [(each, reply.body.decode()) for each, reply in replies_of.items()])
     for command in commands:
         recorded = loaded.recorded_replies.get(command.command_id)
         if recorded is not None:
             replies_of[command.command_id] = _recorded_reply(command, recorded)
     return [replies_of[command.command_id] for command in commands]
+
+
+def _executed(
+    loaded: LoadedBatch, replies_: Sequence[CommandReply], now: datetime
+) -> list[command_log.ExecutedCommand]:
+    """Return the commands that were not executed before, to record them with their replies."""
+    return [
+        command_log.ExecutedCommand(
+            command.command_id, command.task_id, digest(command), reply.body.decode(), created_at=now
+        )
+        for command, reply in zip(loaded.batch.commands, replies_, strict=True)
+        if command.command_id not in loaded.recorded_replies
+    ]
 
 
 def _new_reply(update: TaskUpdate, names: Mapping[tuple[UUID, UUID], DirectoryNames]) -> CommandReply:

@@ -211,4 +211,4 @@ class Sweeper:
             label = self._context.directory_cache.metric_label(template_pool)
             self._context.metrics.requests_given_up.labels(request_type, *label).inc()
         self._context.metrics.deletes_retried.inc(result.deletes_retried)
-        self._relay.offer(result.changes, has_new_requests=result.has_new_requests)
+        self._relay.offer(result.changes, has_due_requests=result.has_due_requests)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
 
 from taskherd.broker.publisher import OutgoingMessage
 from taskherd.errors import Unavailable
@@ -11,7 +12,7 @@ from taskherd.store import work_request_details, work_requests
 from taskherd.store.engine import transaction
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from datetime import datetime, timedelta
     from uuid import UUID
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 DEFAULT_POOL = "default"
 MAX_REQUESTS = 500
 """Maximum number of requests that are sent at a time."""
+
+NO_TEXTS: Final[Mapping[UUID, str]] = MappingProxyType({})
 
 POOL_FALLBACK = frozenset({"workspace.start", "workspace.delete"})
 """The types of requests that also go to the pool if the task's runner does not answer."""
@@ -48,19 +51,25 @@ async def send_due(context: WorkerContext, now: datetime) -> int:
         input_texts = await work_request_details.input_contents(
             connection, [row.input_id for row in due if row.input_id]
         )
-    messages = [
-        message
-        for row in due
-        if row.task_id in details
-        for message in _messages(context, row, details[row.task_id], input_texts, now)
-    ]
+    known = [(row, details[row.task_id]) for row in due if row.task_id in details]
+    await send(context, known, now, input_texts)
+    return len(due)
+
+
+async def send(
+    context: WorkerContext,
+    requests: Sequence[tuple[WorkRequestRow, WorkRequestDetails]],
+    now: datetime,
+    input_texts: Mapping[UUID, str] = NO_TEXTS,
+) -> None:
+    """Send requests, whose attempts are committed. Raise ``Unavailable`` if the broker did not confirm all of them."""
+    messages = [message for row, details in requests for message in _messages(context, row, details, input_texts, now)]
     outcomes = await context.publisher.publish_many(messages)
-    for row in due:
+    for row, _ in requests:
         context.metrics.requests_sent.labels(row.type).inc()
     failed = [outcome for outcome in outcomes if isinstance(outcome, Unavailable)]
     if failed:
         raise failed[0]
-    return len(due)
 
 
 def targets(row: WorkRequestRow, run: Mapping[str, Any], now: datetime, runner_answer_timeout: timedelta) -> list[str]:
