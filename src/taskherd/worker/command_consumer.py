@@ -45,6 +45,9 @@ MAX_COMMANDS = 100
 MAX_WAITING = 2_000
 """Maximum number of unacked commands: an actor's turn comes among those."""
 
+MAX_GROW = 0.02
+"""Seconds for which a batch that is smaller than the running one waits for more commands."""
+
 
 class CommandConsumer:
     """Consumes commands until ``consumer`` is stopped."""
@@ -61,12 +64,18 @@ class CommandConsumer:
         async with asyncio.TaskGroup() as group:
             scheduler = BatchScheduler(group)
             while await self._receive():
-                await scheduler.wait_slot()
+                await scheduler.wait_slot(self._ready, MAX_GROW)
+                if self._consumer.buffered:
+                    await self._receive()
                 batch = next_commands(self._waiting, MAX_COMMANDS)
                 chosen = {id(each.delivery) for each in batch}
                 self._waiting = [each for each in self._waiting if id(each.delivery) not in chosen]
                 if batch:
                     await scheduler.submit(_footprint(batch), partial(self._handle, batch))
+
+    def _ready(self) -> int:
+        """Return the number of commands that wait to be executed."""
+        return len(self._waiting) + self._consumer.buffered
 
     async def _receive(self) -> bool:
         """Take all buffered commands; wait for one if none is waiting. Return False after the last one."""

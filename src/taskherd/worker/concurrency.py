@@ -49,8 +49,18 @@ class BatchScheduler:
         while self._running and not (len(self._running) < MAX_CONCURRENT_BATCHES and full()):
             await self._one_done()
 
-    async def wait_slot(self) -> None:
-        """Wait until a slot is free."""
+    async def wait_slot(self, at_least: Callable[[], int], max_wait: float) -> None:
+        """Wait until a slot is free and the next batch would not be smaller than the running one.
+
+        ``at_least`` returns the number of deliveries of the next batch. A smaller one waits up to ``max_wait`` seconds
+        to grow, and no longer, because the running one may wait for a lock.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + max_wait
+        while self._running and loop.time() < until:
+            if len(self._running) < MAX_CONCURRENT_BATCHES and at_least() >= self.in_flight:
+                return
+            await asyncio.wait(self._running, timeout=until - loop.time(), return_when=asyncio.FIRST_COMPLETED)
         while len(self._running) >= MAX_CONCURRENT_BATCHES:
             await self._one_done()
 
