@@ -16,6 +16,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from taskherd.store import parked_reports, running_tasks
+from taskherd.store.direct import DirectStatement
 
 LOCK: Final = text(f"""
 SELECT pg_advisory_xact_lock(class, key)
@@ -27,7 +28,7 @@ FROM (
 ) AS locks
 """)
 
-READ: Final = text(f"""
+READ: Final = DirectStatement(f"""
 SELECT (SELECT revision FROM directory_revision),
        ARRAY(SELECT id FROM tasks WHERE id = ANY(CAST(:ids AS uuid[]))),
        EXISTS (SELECT FROM parked WHERE task_id = ANY(CAST(:ids AS uuid[]))),
@@ -88,8 +89,7 @@ async def lock_and_read(connection: AsyncConnection, references: References, max
     ``max_counted``. Lock the tasks that exist before.
     """
     locked = {"ids": references.missing, "owner_ids": references.counted_owners}
-    if references.missing or references.counted_owners:
-        await connection.execute(LOCK, locked)
+    await connection.execute(LOCK, locked)
     values = {
         **locked,
         "limit": max_counted,
@@ -97,7 +97,7 @@ async def lock_and_read(connection: AsyncConnection, references: References, max
         "name_owners": [owner_id for owner_id, _ in references.names],
         "names": [name for _, name in references.names],
     }
-    row = (await connection.execute(READ, values)).one()
+    (row,) = await READ.fetch(connection, values)
     names: dict[UUID, set[str]] = defaultdict(set)
     for position in row[5]:
         owner_id, name = references.names[position - 1]

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from taskherd.store import builds, command_log, running_tasks, work_requests
+from taskherd.store.direct import DirectStatement
 from taskherd.store.statements import ColumnArrays, column_names, stored
 from taskherd.store.tables import outbox, task_events, task_prompts, tasks
 from taskherd.store.tasks import EVENT_ROWS, TASK_ATTRIBUTES, StoredTask, TaskEventRow, event_parameters
@@ -35,7 +35,7 @@ NOTHING_ADDED: Final = AddedRows()
 
 _NEW_ROWS: Final = ColumnArrays([*tasks.c, task_prompts.c.prompt], attributes=TASK_ATTRIBUTES)
 
-INSERT: Final = text(f"""
+INSERT: Final = DirectStatement(f"""
 WITH new AS MATERIALIZED (
     SELECT * FROM {_NEW_ROWS.unnest("n")}
 ), inserted AS (
@@ -93,5 +93,5 @@ async def insert_tasks(
         **running_tasks.parameters(added.running),
         **command_log.parameters(added.commands),
     }
-    rows = (await connection.execute(INSERT, values)).all()
+    rows = await INSERT.fetch(connection, values)
     return Inserted({row[0] for row in rows}, rows[0][1] if rows else 0)
