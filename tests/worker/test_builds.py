@@ -6,7 +6,11 @@ import json
 import uuid
 from typing import Any
 
+import pytest
+
+from taskherd.errors import Unavailable
 from taskherd.messages.agent_tokens import agent_token
+from taskherd.worker import work_requests
 from tests.harness.tasks import prompt_of
 from tests.harness.worker import ALICE, SECRET, VERSION, WorkerHarness, build_report, make_report, running_worker
 from tests.worker.conftest import StartWorker
@@ -35,6 +39,48 @@ async def test_a_request_is_repeated_until_answered(start_worker: StartWorker) -
         other = await harness.create()
         await harness.until(lambda: len(harness.requests_of(other)) >= 4)
         assert len(harness.requests_of(task_id)) <= count + 1
+
+
+async def test_the_first_request_of_a_task_is_like_the_repeated_ones(start_worker: StartWorker) -> None:
+    """It is made from what its create has read, with the preset and the instructions for the runner."""
+    async with start_worker(**HASTY) as harness:
+        preset = uuid.uuid4()
+        await harness.database.execute(
+            "INSERT INTO presets (id, template_version_id, name, is_default, parameters) VALUES ($1, $2, $3, true, $4)",
+            preset,
+            VERSION,
+            "Large",
+            json.dumps({"cpu": [2, "cores"]}),
+        )
+        await harness.database.execute("""UPDATE template_versions SET run = '{"pool": "gpu", "command": ["x"]}'""")
+        task_id = await harness.create(template_version_preset_id=str(preset))
+        await harness.until(lambda: len(harness.requests_of(task_id)) >= 2)
+        first, second = harness.requests_of(task_id)[:2]
+        assert second == {**first, "attempt": 2}
+        assert first["preset"] == {"id": str(preset), "name": "Large", "parameters": {"cpu": [2, "cores"]}}
+        assert first["run"] == {"pool": "gpu", "command": ["x"]}
+        assert harness.routes(task_id) == {"workspace.start.gpu"}
+
+
+async def test_a_request_that_is_lost_after_its_commit_is_sent_when_it_is_due(
+    start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first attempt is counted when the task is committed; if the broker takes none, the second one arrives."""
+    send = work_requests.send
+    lost: list[Any] = []
+
+    async def lose_first(context: Any, requests: Any, *rest: Any) -> None:
+        if not lost:
+            lost.extend(requests)
+            raise Unavailable("lost")
+        await send(context, requests, *rest)
+
+    monkeypatch.setattr(work_requests, "send", lose_first)
+    async with start_worker(**HASTY) as harness:
+        task_id = await harness.create()
+        await harness.until(lambda: harness.requests_of(task_id))
+        assert [row.attempt for row, _ in lost] == [1]
+        assert harness.requests_of(task_id)[0]["attempt"] == 2
 
 
 async def test_an_unanswered_start_also_goes_to_the_pool(start_worker: StartWorker) -> None:
