@@ -1,4 +1,7 @@
-"""POSTs of tasks at several concurrencies, compared with FastAPI, SQLAlchemy's ORM and one confirmed publish."""
+"""POSTs of tasks at several concurrencies, compared with FastAPI, SQLAlchemy's ORM and one confirmed publish.
+
+And those of a user who posts one after the other, while another user posts many at a time, compared with alone.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,16 @@ import statistics
 from typing import TYPE_CHECKING, Final
 
 from benchmarks.harness import http_load
-from benchmarks.harness.api_databases import TASKHERD_API, fill, running_api, running_worker
+from benchmarks.harness.api_databases import TASKHERD_API, fill, make_token, running_api, running_worker
 from benchmarks.harness.http_load import LoadPlan, LoadResult, request
 from benchmarks.harness.run import Row
 from benchmarks.harness.seed import VERSION
 
 if TYPE_CHECKING:
-    from benchmarks.harness.api_databases import ApiDatabase
     from benchmarks.harness.run import Run
 
 CONCURRENCIES: Final = (1, 4, 64)
+MANY: Final = 64
 PEER: Final = "benchmarks.peers.fastapi_writes"
 _NAMES: Final = {TASKHERD_API: "taskherd api and worker", PEER: "FastAPI + ORM + confirmed publish"}
 _TASKS: Final = 1_000
@@ -27,7 +30,9 @@ async def measure(run: Run) -> None:
     """Add the rows of writes: our API with one worker, and the peer, in turns on the same services."""
     seconds = 3.0 if run.options.quick else 8.0
     database = await fill(run.services, _TASKS)
+    other_token = await make_token(run.services, "owner-1")
     results: dict[tuple[str, int], list[LoadResult]] = {}
+    pairs: list[tuple[LoadResult, LoadResult]] = []
     with (
         running_api(run.services, TASKHERD_API) as ours,
         running_worker(run.services),
@@ -36,18 +41,35 @@ async def measure(run: Run) -> None:
         for number in range(run.rounds):
             for connections in CONCURRENCIES:
                 for module, port in ((TASKHERD_API, ours), (PEER, peer)):
-                    result = await asyncio.to_thread(http_load.run, _plan(port, database, connections, seconds))
+                    plan = _plan(port, database.token, connections, seconds)
+                    result = await asyncio.to_thread(http_load.run, plan)
                     results.setdefault((module, connections), []).append(result)
                     run.record(
                         f"round {number + 1}: {_NAMES[module]}: POST of a task, {connections} at a time: "
                         f"{result.description}"
                     )
+            alone, beside = await _beside_another(ours, (database.token, other_token), seconds)
+            pairs.append((alone, beside))
+            run.record(f"round {number + 1}: alone: {alone.description}; beside another user: {beside.description}")
     _add_rows(run, results)
+    cells = [statistics.median(each.p99 for each in loads) for loads in zip(*pairs, strict=True)]
+    what = f"POST of a task, 1 at a time, while another user posts {MANY} at a time, p99"
+    times = [f"{seconds * 1e3:.1f} ms" for seconds in cells]
+    run.rows.append(Row(what, times[1], "alone", times[0], cells[1] / cells[0], 3, at_most=True))
 
 
-def _plan(port: int, database: ApiDatabase, connections: int, seconds: float) -> LoadPlan:
+async def _beside_another(port: int, tokens: tuple[str, str], seconds: float) -> tuple[LoadResult, LoadResult]:
+    """Measure the POSTs of the second user: alone, and while the first one posts many at a time."""
+    one = _plan(port, tokens[1], 1, seconds)
+    alone = await asyncio.to_thread(http_load.run, one)
+    many = _plan(port, tokens[0], MANY, seconds + http_load.WARM_UP)
+    beside, _ = await asyncio.gather(*(asyncio.to_thread(http_load.run, plan) for plan in (one, many)))
+    return alone, beside
+
+
+def _plan(port: int, token: str, connections: int, seconds: float) -> LoadPlan:
     bodies = [{"template_version_id": str(VERSION), "input": f"Find out why step {step} fails"} for step in range(50)]
-    requests = [request("POST", "/api/v2/tasks/me", database.token, body=json.dumps(body)) for body in bodies]
+    requests = [request("POST", "/api/v2/tasks/me", token, body=json.dumps(body)) for body in bodies]
     return LoadPlan(port, requests, connections, seconds, 201)
 
 

@@ -44,20 +44,28 @@ class ApiDatabase:
 async def fill(services: BenchmarkServices, tasks: int) -> ApiDatabase:
     """Create a database with ``tasks`` tasks, in taskherd's tables and in the peer's."""
     await services.prepare_tasks(tasks, owners=max(1, tasks // TASKS_PER_OWNER))
-    token, stored = user_tokens.generate()
+    token = await make_token(services, "owner-0")
     async with connected(services.database_url) as connection:
-        owner = await connection.fetchval("SELECT id FROM users WHERE username = 'owner-0'")
-        await connection.execute(
-            "INSERT INTO api_tokens (id, user_id, secret_hash) VALUES ($1, $2, $3)",
-            stored.id,
-            owner,
-            stored.secret_hash,
-        )
         await _fill_peer(connection)
-        rows = await connection.fetch("SELECT id FROM tasks WHERE owner_id = $1", owner)
+        rows = await connection.fetch(
+            "SELECT id FROM tasks WHERE owner_id = (SELECT id FROM users WHERE username = 'owner-0')"
+        )
         await connection.execute("VACUUM (ANALYZE, FREEZE)")
         await connection.execute("CHECKPOINT")
     return ApiDatabase(tasks, token, [UUID(str(row["id"])) for row in rows])
+
+
+async def make_token(services: BenchmarkServices, username: str) -> str:
+    """Return a new API token of a user."""
+    token, stored = user_tokens.generate()
+    async with connected(services.database_url) as connection:
+        await connection.execute(
+            "INSERT INTO api_tokens (id, user_id, secret_hash) SELECT $1, id, $3 FROM users WHERE username = $2",
+            stored.id,
+            username,
+            stored.secret_hash,
+        )
+    return token
 
 
 async def _fill_peer(connection: asyncpg.Connection) -> None:
