@@ -16,3 +16,5 @@ END $$;
 -- `taskherd token`, run as the migrator, creates and revokes API tokens; the API issues those that users ask for.
 REVOKE ALL ON api_tokens FROM taskherd_worker;
 GRANT INSERT, UPDATE (last_used_at) ON api_tokens TO taskherd_api;
+-- Task actions are the API's: jobs, of which workers only delete the old ones. They write no task.
+GRANT INSERT, UPDATE ON task_actions, task_action_tasks TO taskherd_api;

@@ -4,7 +4,7 @@
 --
 --   taskherd_migrator  owns the tables; for `taskherd db upgrade`, `directory apply` and `token`
 --   taskherd_worker    reads and writes tasks; reads the directory
---   taskherd_api       reads; updates only the time when a token was last used
+--   taskherd_api       reads; writes API tokens and task actions, and no task
 --
 -- A runner has no role, because it only uses RabbitMQ.
 DO $$

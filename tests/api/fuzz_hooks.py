@@ -16,6 +16,7 @@ import schemathesis
 
 TASKS = os.environ["FUZZ_TASKS"].split(",")
 VERSION = os.environ["FUZZ_VERSION"]
+ACTION = os.environ["FUZZ_ACTION"]
 
 
 @schemathesis.hook
@@ -26,6 +27,8 @@ def map_path_parameters(_context: schemathesis.HookContext, path_parameters: dic
         parameters["user"] = "me"
     if "task" in parameters and _bucket(parameters["task"], 3) != 0:
         parameters["task"] = TASKS[_bucket(parameters["task"], len(TASKS))]
+    if "action" in parameters and _bucket(parameters["action"], 3) != 0:
+        parameters["action"] = ACTION
     return parameters
 
 
@@ -39,7 +42,11 @@ def map_query(_context: schemathesis.HookContext, query: dict[str, Any] | None) 
 
 @schemathesis.hook
 def map_body(_context: schemathesis.HookContext, body: Any) -> Any:
-    """Replace every UUID of a template version by that of an existing one."""
+    """Replace every UUID of a template version by that of an existing one; keep existing tasks out of actions."""
+    if isinstance(body, dict) and isinstance(body.get("tasks"), list):
+        return {**body, "tasks": [map_body(_context, each) for each in body["tasks"]]}
+    if isinstance(body, dict) and "action" in body and isinstance(body.get("q"), str) and _bucket(body["q"], 2):
+        return {**body, "q": "owner:me status:unknown"}
     if isinstance(body, dict) and _is_uuid(body.get("template_version_id")):
         return {**body, "template_version_id": VERSION}
     return body

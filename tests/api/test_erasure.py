@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from datetime import timedelta
 from io import BytesIO
+from typing import Any
 
 import asyncpg
 import pytest
@@ -148,6 +149,37 @@ async def test_the_delete_of_an_erased_task_is_requested_without_its_texts(
         assert "prompt" not in request
         await worker.report(build_report(task_id, 4, "delete", "succeeded"))
         await worker.until_row("SELECT count(*) FROM work_requests WHERE task_id = $1", task_id, is_=0)
+
+
+async def test_the_input_of_an_action_is_erased_with_its_last_task(
+    start_api: StartApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The text that an action sent to a task is in no table once the task is erased: a finished action keeps none."""
+    monkeypatch.setattr(maintenance, "EVERY", timedelta(0))
+    async with start_api(deleted_retention=0, api_action_rate=1) as api_harness:
+        worker, database, client = api_harness.worker, api_harness.worker.database, api_harness.alice
+        ids = [uuid.UUID((await api_harness.active(input=f"Will be gone {number}"))["id"]) for number in range(3)]
+        body: dict[str, Any] = {"action": "send", "q": "owner:me", "input": "To Xanadu"}
+        action = (await client.post("/task-actions", json=body)).json()["id"]
+        assert (await worker.command("task.delete", ids[0]))["ok"]
+        await worker.until_row("SELECT finished_at IS NOT NULL FROM task_actions WHERE id = $1", uuid.UUID(action))
+        for task_id in ids[1:]:
+            assert (await worker.command("task.delete", task_id))["ok"]
+        for task_id in ids:
+            await worker.until_row("SELECT erased_at IS NOT NULL FROM tasks WHERE id = $1", task_id)
+        assert await found(database) == []
+        rows = (await client.get(f"/task-actions/{action}/results")).json()["results"]
+        assert {uuid.UUID(row["task_id"]) for row in rows} == set(ids)
+        assert {row["name"] for row in rows} == {None}
+        # a canceled one keeps none either, though it is not finished when its task is deleted
+        (kept,) = [(await api_harness.active(input="Cancels it"))["id"]]
+        body = {"action": "send", "ids": [kept, *map(str, ids)], "input": "Where Alph ran"}
+        action = (await client.post("/task-actions", json=body)).json()["id"]
+        assert (await client.post(f"/task-actions/{action}/cancel")).status_code == 202
+        await worker.until_row("SELECT finished_at IS NOT NULL FROM task_actions WHERE id = $1", uuid.UUID(action))
+        assert (await worker.command("task.delete", uuid.UUID(kept)))["ok"]
+        await worker.until_row("SELECT erased_at IS NOT NULL FROM tasks WHERE id = $1", uuid.UUID(kept))
+        assert await found(database) == []
 
 
 async def test_the_retention_time(start_api: StartApi, monkeypatch: pytest.MonkeyPatch) -> None:

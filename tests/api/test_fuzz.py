@@ -31,6 +31,8 @@ async def test_responses_conform_to_the_document(
         task = await api_harness.active(name=names[0])
         for name in names[1:]:
             await api_harness.create(name=name)
+        body = {"action": "resume", "q": "owner:me"}
+        action = (await api_harness.alice.post("/task-actions", json=body)).json()
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-c",
@@ -46,6 +48,7 @@ async def test_responses_conform_to_the_document(
                 "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]),
                 "FUZZ_TASKS": ",".join(names),
                 "FUZZ_VERSION": str(VERSION),
+                "FUZZ_ACTION": action["id"],
                 "FUZZ_AGENT_TOKEN": agent_token(SECRET, uuid.UUID(task["id"]), 1),
             },
             stdout=asyncio.subprocess.PIPE,

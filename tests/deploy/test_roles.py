@@ -180,7 +180,9 @@ async def test_an_api_works_with_its_privileges(installation: Installation, harn
                 if created["id"] in line:
                     break
         assert (await client.post(f"/tasks/me/{created['id']}/send", json={"input": "More"})).is_success
-        assert (await client.delete(f"/tasks/me/{created['id']}")).is_success
+        action = await client.post("/task-actions", json={"action": "delete", "q": "owner:me"})
+        assert action.status_code == 202, action.text
+        await harness.until_row("SELECT succeeded FROM task_actions WHERE finished_at IS NOT NULL", is_=1)
         settings = Settings(database_url=api_urls[0], amqp_url=api_urls[1], amqp_prefix=harness.prefix)
         findings = [
             finding
@@ -255,6 +257,7 @@ async def test_a_role_has_no_other_privileges(installation: Installation) -> Non
             "UPDATE task_builds SET number = 1",
             "UPDATE api_tokens SET secret_hash = ''",
             "UPDATE api_tokens SET revoked_at = NULL",
+            "DELETE FROM task_actions",
             "SELECT taskherd_drop_partitions('task_logs', 'today')",
         ),
     }

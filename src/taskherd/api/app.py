@@ -18,6 +18,8 @@ import structlog
 import uvloop
 
 from taskherd import __version__
+from taskherd.api.actions import progress
+from taskherd.api.actions.executor import ActionExecutor
 from taskherd.api.agents.report_publisher import ReportPublisher
 from taskherd.api.change_feed import ChangeFeed
 from taskherd.api.context import ApiContext
@@ -55,7 +57,7 @@ log = structlog.get_logger(__name__)
 REQUIRED_SETTINGS: Final = ("database_url", "amqp_url", "secret_key")
 OPS_PORT: Final = 9591
 WRITE_CONNECTIONS: Final = 2
-"""Database connections for the few writes of the API, the last-used times of tokens, and for readiness checks."""
+"""Database connections for the few writes of the API (last-used times of tokens, actions), and for readiness checks."""
 _POOL_POLL_INTERVAL: Final = 0.5
 """Seconds between two updates of the metric of database connections in use."""
 
@@ -122,6 +124,8 @@ class ApiProcess:
             rate_limits=RateLimits.of(settings, now),
             batches=ConcurrencyLimit(batches.MAX_REQUESTS, batches.MAX_REQUESTS_OF_USER, batches.TOO_MANY),
             access=AccessMonitor(self._reader, now),
+            action_streams=ConcurrencyLimit(progress.MAX_STREAMS, progress.MAX_STREAMS_OF_USER, progress.TOO_MANY),
+            action_executor=ActionExecutor(settings.api_action_rate, settings.api_command_timeout),
             commands=commands,
             change_feed=self.change_feed,
             reports=reports,
@@ -173,6 +177,7 @@ class ApiProcess:
         self._repeats.start()
         http_server = server.make(asgi.application(api), settings, api.connections)
         http = asyncio.create_task(http_server.serve([sock]), name="http")
+        actions = asyncio.create_task(api.action_executor.run(api), name="actions")
         note_uses = _repeat(NOTE_USE_INTERVAL, lambda: api.authenticator.note_uses(self._engine))
         tasks: list[asyncio.Task[Any]] = [
             asyncio.create_task(self._stopping.wait(), name="stopping"),
@@ -185,10 +190,10 @@ class ApiProcess:
         self._readiness.set_ok("serving")
         self.listening.set()
         log.info("api serving", port=self.port, ops_port=self.ops_port)
-        await asyncio.wait({http, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({http, actions, *tasks}, return_when=asyncio.FIRST_COMPLETED)
         self._stopping.set()
         self.change_feed.stop()
-        await self._shut_down(http_server, http, tasks)
+        await self._shut_down(http_server, (http, actions), tasks)
         await commands.close()
         with suppress(TaskherdError):
             await api.authenticator.note_uses(self._engine)
@@ -196,17 +201,17 @@ class ApiProcess:
     async def _shut_down(
         self,
         http_server: server.HttpServer,
-        http: asyncio.Task[None],
+        finishing: tuple[asyncio.Task[None], ...],
         tasks: list[asyncio.Task[Any]],
     ) -> None:
-        """Finish the requests in progress within the grace time, then stop the background tasks."""
+        """Finish requests and steps of actions within the grace time, then stop the background tasks."""
         log.info("api stopping")
         self._readiness.set_failed("serving", "stopping")
         http_server.should_exit = True
-        await asyncio.wait({http}, timeout=self._settings.grace)
-        for task in (http, *tasks):
+        await asyncio.wait(finishing, timeout=self._settings.grace)
+        for task in (*finishing, *tasks):
             task.cancel()
-        for result in await asyncio.gather(http, *tasks, return_exceptions=True):
+        for result in await asyncio.gather(*finishing, *tasks, return_exceptions=True):
             if isinstance(result, Exception):
                 raise result
 

@@ -13,6 +13,7 @@ from taskherd.api.http.query_parameters import NoQuery, Query, QueryModel, valid
 from taskherd.store.task_queries import TaskRef
 
 if TYPE_CHECKING:
+    from taskherd.api.actions.executor import ActionExecutor
     from taskherd.api.agents.report_publisher import ReportPublisher
     from taskherd.api.change_feed import ChangeFeed
     from taskherd.api.http.authenticator import Authenticator, Caller
@@ -47,6 +48,9 @@ class ApiContext:
     rate_limits: RateLimits
     batches: ConcurrencyLimit
     """The requests in progress that create many tasks."""
+    action_streams: ConcurrencyLimit
+    """The open streams of the progress of actions."""
+    action_executor: ActionExecutor
     access: AccessMonitor
     commands: RepeatingClient
     reports: ReportPublisher

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from taskherd.api.actions.routes import ROUTES as ACTIONS
 from taskherd.api.agents.routes import ROUTES as AGENTS
 from taskherd.api.directory.routes import ROUTES as DIRECTORY
 from taskherd.api.http.route import Route
@@ -18,6 +19,6 @@ from taskherd.api.workspaces.routes import SOCKETS
 PREFIX: Final = "/api/v2"
 EXPERIMENTAL: Final = "/api/experimental"
 
-ROUTES: Final[tuple[Route, ...]] = (*TASKS, *WORKSPACES, *AGENTS, *DIRECTORY)
+ROUTES: Final[tuple[Route, ...]] = (*TASKS, *WORKSPACES, *AGENTS, *DIRECTORY, *ACTIONS)
 
 __all__ = ["EXPERIMENTAL", "PREFIX", "ROUTES", "SOCKETS"]

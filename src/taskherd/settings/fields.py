@@ -189,6 +189,15 @@ class Settings(BaseSettings):
         ),
     )
 
+    action_retention: Seconds = Field(
+        168 * _HOUR,
+        ge=0,
+        le=_YEAR,
+        description=(
+            "How long finished task actions are kept with their results; of one user, only the newest 20 are."
+        ),
+    )
+
     log_bytes_rate: int = Field(
         256 * 1024,
         ge=1024,
@@ -279,6 +288,12 @@ class Settings(BaseSettings):
     )
     api_create_burst: int = Field(
         60, ge=1, le=1_000_000, description="Number of tasks that one user may create in one burst."
+    )
+    api_action_rate: float = Field(
+        50.0,
+        gt=0,
+        le=10_000,
+        description="Tasks per second that the actions of one user change; they are executed one after the other.",
     )
     api_agent_rate: float = Field(
         10.0,

@@ -27,7 +27,8 @@ WHERE next_at > :now OR first_sent_at > :now
 CLAMP_WORKERS: Final = text("""
 UPDATE workers SET seen_at = :now, drained_since = LEAST(drained_since, :now) WHERE seen_at > :now
 """)
-CLAMP_STATEMENTS: Final = (CLAMP_LEASES, CLAMP_DEADLINES, CLAMP_PARKED, CLAMP_REQUESTS, CLAMP_WORKERS)
+CLAMP_ACTIONS: Final = text("UPDATE task_actions SET next_at = :now WHERE finished_at IS NULL AND next_at > :now")
+CLAMP_STATEMENTS: Final = (CLAMP_LEASES, CLAMP_DEADLINES, CLAMP_PARKED, CLAMP_REQUESTS, CLAMP_WORKERS, CLAMP_ACTIONS)
 
 
 async def read(connection: AsyncConnection) -> datetime:

@@ -52,6 +52,12 @@ _MISSING_FOR_API: Final = text(
     SELECT 'api_tokens (UPDATE of last_used_at)'
      WHERE to_regclass('api_tokens') IS NOT NULL
        AND NOT has_column_privilege(to_regclass('api_tokens'), 'last_used_at', 'UPDATE')
+     UNION ALL
+    SELECT tables.name || ' (' || string_agg(privilege, ', ' ORDER BY privilege) || ')'
+      FROM unnest(CAST(:written AS text[])) AS tables(name)
+     CROSS JOIN unnest(ARRAY['INSERT', 'UPDATE']) AS privileges(privilege)
+     WHERE to_regclass(tables.name) IS NOT NULL AND NOT has_table_privilege(to_regclass(tables.name), privilege)
+     GROUP BY tables.name
      ORDER BY missing
     """
 )
@@ -88,6 +94,10 @@ READ_ONLY: Final = (
 
 NOT_FOR_WORKERS: Final = ("api_tokens",)
 """Tables that a worker does not use: the API reads them and ``taskherd token`` writes them."""
+
+
+WRITTEN_BY_API: Final = ("task_actions", "task_action_tasks")
+"""Tables in which the API stores its jobs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +163,7 @@ async def missing_privileges(connection: AsyncConnection) -> tuple[str, ...]:
 async def missing_privileges_of_api(connection: AsyncConnection) -> tuple[str, ...]:
     """Return the tables on which this user lacks privileges that an API needs, each with the missing privilege."""
     tables = [table.name for table in METADATA.sorted_tables]
-    return tuple((await connection.execute(_MISSING_FOR_API, {"tables": tables})).scalars())
+    return tuple((await connection.execute(_MISSING_FOR_API, {"tables": tables, "written": WRITTEN_BY_API})).scalars())
 
 
 async def open_requests(

@@ -398,6 +398,48 @@ api_tokens = Table(
     comment="API tokens of users",
 )
 
+task_actions = Table(
+    "task_actions",
+    METADATA,
+    _id(),
+    _column("user_id", Uuid),
+    _column("token_id", Text, comment="the token that requested the action, which ends with it"),
+    _column("action", Text),
+    Column("input", Text, comment="for a send, while the action is not finished"),
+    Column("query", Text),
+    _column("digest", LargeBinary, comment="digest of the request; a repeated key with another one is rejected"),
+    _column("total", Integer),
+    _column("succeeded", Integer, server_default=text("0")),
+    _column("refused", Integer, server_default=text("0")),
+    _column("failures", Integer, server_default=text("0")),
+    _column("created_at", Time),
+    _column("next_at", Time, comment="when the next step is due; while a step is executed, the end of its lease"),
+    Column("lease_id", Uuid),
+    Column("started_at", Time),
+    Column("canceled_at", Time),
+    Column("finished_at", Time),
+    Column("failure", Text),
+    Index("task_actions_next_at_idx", "next_at", postgresql_where=text("finished_at IS NULL")),
+    Index("task_actions_user_idx", "user_id", text("created_at DESC"), text("id DESC")),
+    CheckConstraint("action IN ('pause', 'resume', 'delete', 'send')", name="task_actions_action_check"),
+    comment="Jobs that do one thing to many tasks; API processes write and execute them",
+)
+
+task_action_tasks = Table(
+    "task_action_tasks",
+    METADATA,
+    _column("action_id", Uuid),
+    _column("ordinal", Integer),
+    _column("task_id", Uuid),
+    Column("status", Integer, comment="the HTTP status that a request for this task would have had"),
+    Column("message", Text),
+    Column("detail", Text),
+    Column("decided_at", Time),
+    PrimaryKeyConstraint("action_id", "ordinal"),
+    Index("task_action_tasks_pending_idx", "action_id", "ordinal", postgresql_where=text("status IS NULL")),
+    comment="The tasks of each action, with their results",
+)
+
 # The worker's own bookkeeping.
 
 command_log = Table(

@@ -348,6 +348,7 @@ def _retention(settings: Settings) -> Retention:
         history_retention=timedelta(seconds=settings.history_retention),
         log_retention=timedelta(seconds=settings.log_retention),
         deleted_retention=timedelta(seconds=settings.deleted_retention),
+        action_retention=timedelta(seconds=settings.action_retention),
     )
 
 

@@ -68,6 +68,7 @@ class Retention:
     history_retention: timedelta
     log_retention: timedelta
     deleted_retention: timedelta
+    action_retention: timedelta
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from taskherd.broker.dead_letters import build_dead_letter, publish_dead_letter
 from taskherd.domain.outcome import DeadLetterReason
 from taskherd.domain.task_update import TimerCheck
 from taskherd.messages.dead_letters import Origin, encode
-from taskherd.store import command_log, erasure, parked_reports, partitions, stats, workers
+from taskherd.store import command_log, erasure, parked_reports, partitions, stats, task_actions, workers
 from taskherd.store.engine import transaction
 from taskherd.worker.batch import Batch
 from taskherd.worker.reconcile import reconcile
@@ -29,6 +29,9 @@ WORKER_RETENTION = timedelta(minutes=10)
 
 MAX_ROWS = 500
 """Maximum number of rows that one transaction expires or deletes."""
+
+MAX_FINISHED_ACTIONS = 20
+"""Number of finished task actions that are kept of one user, the newest."""
 
 MAX_ERASED = 100
 """Maximum number of deleted tasks whose contents are erased in one transaction."""
@@ -118,6 +121,7 @@ class Maintenance:
             )
         await self._prune_in_rounds(partitions.prune_feed, now - retention.history_retention)
         await self._prune_in_rounds(command_log.prune, now - retention.command_retention)
+        await self._prune_in_rounds(_prune_actions, now - retention.action_retention)
         async with transaction(context.engine) as connection:
             await workers.prune(connection, now - WORKER_RETENTION)
 
@@ -141,3 +145,7 @@ class Maintenance:
         metrics.outbox_events.set(counts.unpublished)
         oldest = counts.oldest_unpublished_at
         metrics.outbox_oldest_seconds.set((now - oldest).total_seconds() if oldest else 0)
+
+
+async def _prune_actions(connection: AsyncConnection, before: datetime, limit: int) -> int:
+    return await task_actions.prune(connection, before, MAX_FINISHED_ACTIONS, limit)

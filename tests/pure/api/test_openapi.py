@@ -53,7 +53,20 @@ def test_references_exist() -> None:
 
 def test_summaries_are_imperative_phrases() -> None:
     """Every operation has a summary that starts with a verb and has no full stop; every parameter has a description."""
-    verbs = {"Check", "Create", "Delete", "Explain", "Follow", "Get", "List", "Pause", "Resume", "Send", "Update"}
+    verbs = {
+        "Cancel",
+        "Check",
+        "Create",
+        "Delete",
+        "Explain",
+        "Follow",
+        "Get",
+        "List",
+        "Pause",
+        "Resume",
+        "Send",
+        "Update",
+    }
     verbs |= {"Upload", "Watch"}
     for operations in openapi.document()["paths"].values():
         for operation in operations.values():

@@ -22,10 +22,14 @@ class ConcurrencyLimit:
         self._message = message
         self._in_progress: Counter[UUID] = Counter()
 
+    def is_full(self, user_id: UUID) -> bool:
+        """Return whether a request of this user would exceed a limit."""
+        return self._in_progress[user_id] >= self._per_user or self._in_progress.total() >= self._most
+
     @contextmanager
     def enter(self, user_id: UUID) -> Iterator[None]:
         """Count a request while the block runs. Raise a 429 if it exceeds a limit."""
-        if self._in_progress[user_id] >= self._per_user or self._in_progress.total() >= self._most:
+        if self.is_full(user_id):
             raise rate_limited(1, self._message)
         self._in_progress[user_id] += 1
         try:

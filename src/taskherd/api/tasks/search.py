@@ -51,6 +51,10 @@ def _cursor(text: str) -> tuple[datetime, UUID] | None:
     return _EPOCH + instant * _MICROSECOND, UUID(bytes=raw[_INSTANT_BYTES:])
 
 
+PAGE_CURSOR: Final = TextParameter(_cursor, {"type": "string", "pattern": "^(A[A-Za-z0-3][A-Za-z0-9_-]{30})?$"})
+"""Annotation of a page's cursor: the time of creation and the id of the last entry of the page before."""
+
+
 class WatchQuery(QueryModel):
     """Query parameters of the stream of all tasks."""
 
@@ -64,10 +68,7 @@ class ListQuery(QueryModel):
     limit: Annotated[int, whole_number(1, MAX_LIMIT)] = Field(
         MAX_LIMIT, description=f"Maximum number of tasks in the response, 1 to {MAX_LIMIT}."
     )
-    after: Annotated[
-        tuple[datetime, UUID] | None,
-        TextParameter(_cursor, {"type": "string", "pattern": "^(A[A-Za-z0-3][A-Za-z0-9_-]{30})?$"}),
-    ] = Field(
+    after: Annotated[tuple[datetime, UUID] | None, PAGE_CURSOR] = Field(
         None,
         description="Cursor of the page: the value of `next` in the previous response. Empty for the first page.",
     )
@@ -101,7 +102,7 @@ async def task_filter(request: RequestContext, query: ListQuery | WatchQuery) ->
 
 
 def cursor(row: Row) -> str:
-    """Return the value of ``after`` for the page that starts after this task."""
+    """Return the value of ``after`` for the page that starts after this row, by its creation time and id."""
     instant = (row["created_at"] - _EPOCH) // _MICROSECOND
     return urlsafe_b64encode(instant.to_bytes(_INSTANT_BYTES, "big", signed=True) + row["id"].bytes).decode()
 

@@ -1,0 +1,1 @@
+"""Task actions: jobs that do one thing to many tasks, executed by the API processes."""

@@ -1,0 +1,169 @@
+"""Execute task actions step by step: claim a step, send the commands of its tasks, store their results.
+
+A step may be executed again, by this process or another, after any crash: the id of each command is derived from the
+ids of its action and task, so the worker executes it once and gives a repeated one the same reply.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from contextlib import suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final, assert_never
+from uuid import UUID, uuid4, uuid5
+
+import structlog
+
+from taskherd.api.actions.schemas import ActionType
+from taskherd.api.commands import execute
+from taskherd.backoff import Backoff
+from taskherd.domain.commands import Delete, Pause, Resume, Send
+from taskherd.domain.handle_command import NOT_FOUND, CommandRefused
+from taskherd.errors import TaskherdError, Unavailable
+from taskherd.store import task_actions
+from taskherd.store.engine import transaction
+from taskherd.store.task_actions import TaskResult
+
+if TYPE_CHECKING:
+    from taskherd.api.context import ApiContext
+    from taskherd.domain.commands import Command
+    from taskherd.store.task_actions import ClaimedStep, PendingTask
+
+log = structlog.get_logger(__name__)
+
+MAX_STEPS: Final = 4
+"""Maximum number of steps that one process executes at the same time."""
+STEP_SECONDS: Final = 0.5
+"""Duration of a step at the configured rate, which decides how many tasks it is for."""
+MAX_STEP: Final = 100
+"""Maximum number of tasks of one step, and so of commands in flight for one action."""
+MAX_AGE: Final = timedelta(hours=12)
+"""Age at which an action ends. It is less than the minimum time for which the worker knows repeated commands."""
+LEASE_MARGIN: Final = 15.0
+"""Seconds of a lease in addition to the time limit for the reply to a command."""
+LOOK_INTERVAL: Final = 1.0
+"""Seconds between two looks for steps that other processes made due."""
+_BACKOFF: Final = Backoff(first=1.0, maximum=60.0)
+_MAX_DETAIL: Final = 500
+
+EXPIRED: Final = "The action was not finished within 12 hours."
+SIGNED_OUT: Final = "The token with which the action was requested is no longer valid."
+
+
+class ActionExecutor:
+    """The executor of actions in one process."""
+
+    def __init__(self, rate: float, command_timeout: float) -> None:
+        """Create the executor; ``run`` starts it.
+
+        Args:
+            rate: tasks per second of one user's actions.
+            command_timeout: seconds after which a command without a reply counts as failed.
+        """
+        self._rate = rate
+        self._step_size = max(1, min(MAX_STEP, round(rate * STEP_SECONDS)))
+        self._lease = timedelta(seconds=command_timeout + LEASE_MARGIN)
+        self._looking = asyncio.Lock()
+        self._awake = asyncio.Event()
+        self._due: list[float] = []
+        """When the next steps of the actions that this process executes are due."""
+
+    def wake(self) -> None:
+        """Look for due steps now: an action was made or canceled, or the process stops."""
+        self._awake.set()
+
+    async def run(self, api: ApiContext) -> None:
+        """Execute due steps, up to ``MAX_STEPS`` at the same time, until the process stops."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(MAX_STEPS):
+                group.create_task(self._run_steps(api))
+            await api.stopping.wait()
+            self.wake()
+
+    async def _run_steps(self, api: ApiContext) -> None:
+        while not api.stopping.is_set():
+            try:
+                async with self._looking:  # one looks at a time; while none is due, the others wait for it
+                    step = await self._claim(api)
+                    if step is None:
+                        await self._wait()
+                        continue
+                await self._execute(api, step)
+            except TaskherdError as error:
+                log.warning("step of an action failed, it is repeated", reason=str(error))
+                await self._wait()
+            except Exception:
+                api.metrics.api_crashes.inc()
+                log.exception("step of an action failed, it is repeated")
+                await self._wait()
+
+    async def _wait(self) -> None:
+        """Wait until a step of this process is due again, ``wake`` is called, or it is time to look for others."""
+        now = asyncio.get_running_loop().time()
+        while self._due and self._due[0] <= now:
+            heapq.heappop(self._due)
+        seconds = min(LOOK_INTERVAL, self._due[0] - now) if self._due else LOOK_INTERVAL
+        self._awake.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._awake.wait()
+
+    async def _claim(self, api: ApiContext) -> ClaimedStep | None:
+        if not await task_actions.is_due(api.reader):
+            return None
+        async with transaction(api.engine) as connection:
+            return await task_actions.claim(connection, self._lease, uuid4())
+
+    async def _execute(self, api: ApiContext, step: ClaimedStep) -> None:
+        """Execute a claimed step, and store its results and when the next one is due."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        failure = EXPIRED if step.age > MAX_AGE else None if step.signed_in else SIGNED_OUT
+        async with transaction(api.engine) as connection:
+            if step.canceled or failure:
+                await task_actions.finish(connection, step.id, None if step.canceled else failure)
+                log.info("action ended", action_id=str(step.id), reason=failure or "canceled")
+                return
+            tasks = await task_actions.pending(connection, step, self._step_size)
+        outcomes = await asyncio.gather(*(_result(api, step, task) for task in tasks))
+        results = [outcome for outcome in outcomes if outcome is not None]
+        failed = len(results) < len(tasks)
+        seconds = _BACKOFF.delay(step.failures) if failed else len(tasks) / self._rate - (loop.time() - started)
+        seconds = max(0.0, seconds)
+        async with transaction(api.engine) as connection:
+            await task_actions.save(connection, step, results, failed=failed, delay=timedelta(seconds=seconds))
+        heapq.heappush(self._due, loop.time() + seconds)
+        self.wake()
+
+
+async def _result(api: ApiContext, step: ClaimedStep, task: PendingTask) -> TaskResult | None:
+    """Execute the action for one task and return its result, or None without a reply in time."""
+    if not task.visible:
+        return TaskResult(task.ordinal, NOT_FOUND.status, NOT_FOUND.message)
+    action = ActionType(step.action)
+    try:
+        result = await execute(api, _command(step, action, task.task_id))
+    except Unavailable as error:
+        log.warning("command of an action was not confirmed, it is repeated", reason=str(error))
+        return None
+    if isinstance(result, CommandRefused):
+        detail = None if result.detail is None else result.detail[:_MAX_DETAIL]
+        return TaskResult(task.ordinal, result.status, result.message[:_MAX_DETAIL], detail)
+    return TaskResult(task.ordinal, 204 if action is ActionType.SEND else 202)
+
+
+def _command(step: ClaimedStep, action: ActionType, task_id: UUID) -> Command:
+    """Return the command for one task, always with the same id."""
+    command_id = uuid5(step.id, str(task_id))
+    match action:
+        case ActionType.PAUSE:
+            return Pause(command_id=command_id, task_id=task_id, actor_id=step.user_id)
+        case ActionType.RESUME:
+            return Resume(command_id=command_id, task_id=task_id, actor_id=step.user_id)
+        case ActionType.DELETE:
+            return Delete(command_id=command_id, task_id=task_id, actor_id=step.user_id)
+        case ActionType.SEND:
+            return Send(command_id=command_id, task_id=task_id, actor_id=step.user_id, input=step.input or "")
+        case _:
+            assert_never(action)

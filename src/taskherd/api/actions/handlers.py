@@ -1,0 +1,260 @@
+"""Handlers of task actions: make, show, list, cancel, and their results."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any, Final
+from uuid import UUID
+
+import orjson
+from pydantic import Field
+
+from taskherd.api.actions.schemas import MAX_PREVIEW, MAX_TASKS, ActionState, ActionType, CreateAction
+from taskherd.api.commands import IDEMPOTENCY_KEY, command_id_of
+from taskherd.api.http.errors import HTTPError, invalid, not_found
+from taskherd.api.http.ids import parse_uuid
+from taskherd.api.http.query_parameters import QueryModel, TextParameter, whole_number
+from taskherd.api.http.responses import BufferedResponse, json
+from taskherd.api.tasks import search
+from taskherd.domain.handle_command import NO_INPUT, NOT_FOUND
+from taskherd.domain.reports import format_rfc3339
+from taskherd.messages import texts
+from taskherd.store import task_actions, task_queries
+from taskherd.store.engine import transaction
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from taskherd.api.context import RequestContext
+    from taskherd.store.read_pool import Row
+
+MAX_UNFINISHED: Final = 10
+"""Maximum number of actions of one user that are not finished."""
+MAX_LIMIT: Final = 500
+_AFTER_ALL: Final = (datetime(9999, 12, 31, tzinfo=UTC), UUID(int=0))
+"""A cursor before the first page."""
+
+
+def _flag(text: str) -> bool:
+    if text not in {"true", "false"}:
+        message = 'Expected "true" or "false".'
+        raise ValueError(message)
+    return text == "true"
+
+
+class ListQuery(QueryModel):
+    """Query parameters of the list of actions."""
+
+    limit: Annotated[int, whole_number(1, MAX_LIMIT)] = Field(
+        100, description=f"Maximum number of actions in the response, 1 to {MAX_LIMIT}."
+    )
+    after: Annotated[tuple[datetime, UUID] | None, search.PAGE_CURSOR] = Field(
+        None,
+        description="Cursor of the page: the value of `next` in the previous response. Empty for the first page.",
+    )
+
+
+class ResultQuery(QueryModel):
+    """Query parameters of the results of an action."""
+
+    limit: Annotated[int, whole_number(1, MAX_LIMIT)] = Field(
+        MAX_LIMIT, description=f"Maximum number of results in the response, 1 to {MAX_LIMIT}."
+    )
+    after: Annotated[int | None, whole_number(0, MAX_TASKS)] = Field(
+        None, description="Position of a task; only results after it are returned. By default all are."
+    )
+    refused: Annotated[bool, TextParameter(_flag, {"type": "boolean"})] = Field(
+        default=False, description="`true`: only results that are errors."
+    )
+
+
+async def create(request: RequestContext) -> BufferedResponse:
+    """Make an action for the tasks that match now; repeated with the same Idempotency-Key it returns the same one."""
+    body: CreateAction = request.body
+    _check(body)
+    action_id = command_id_of(request)
+    digest = _digest(body)
+    if not body.dry_run:
+        earlier = await task_actions.find(request.api.reader, request.caller.user_id, action_id)
+        if earlier is not None:
+            return _repeated(earlier, digest)
+    task_ids, missing = await _select(request, body)
+    if body.dry_run:
+        return await _preview(request, body, task_ids, missing)
+    new = task_actions.NewAction(
+        id=action_id,
+        user_id=request.caller.user_id,
+        token_id=request.caller.token_id,
+        action=body.action.value,
+        input=None if body.input is None else texts.sanitize(body.input, {}),
+        query=body.q,
+        digest=digest,
+        task_ids=task_ids,
+        missing=missing,
+    )
+    async with transaction(request.api.engine) as connection:
+        if not await task_actions.add(connection, new, NOT_FOUND.message, MAX_UNFINISHED):
+            raise HTTPError(
+                409,
+                "Too many actions are unfinished.",
+                f"You may have {MAX_UNFINISHED}. Cancel one, or wait until one is finished, then try again.",
+            )
+    request.api.action_executor.wake()
+    request.log_fields = {"action_id": str(action_id), "action": new.action, "tasks": len(task_ids)}
+    stored = await _get_or_404(request, action_id)
+    if stored["digest"] != digest:  # another request with the same key was faster
+        return _repeated(stored, digest)
+    return json(action_json(stored), 202)
+
+
+def _check(body: CreateAction) -> None:
+    """Raise a 400 unless the body selects tasks in one way, and has an input if the action needs one."""
+    if (body.q is None) == (body.ids is None):
+        raise invalid(("q", "Expected either q or ids."))
+    if body.q is not None and not body.q.strip():
+        raise invalid(("q", "Expected at least one search term, such as owner:me for all of your tasks."))
+    if (body.input is None) == (body.action is ActionType.SEND):
+        needs = "Expected an input for the action send." if body.input is None else "Only the action send has one."
+        raise invalid(("input", needs))
+    if body.input is not None and not texts.sanitize(body.input, {}):
+        raise HTTPError(NO_INPUT.status, NO_INPUT.message)
+
+
+def _digest(body: CreateAction) -> bytes:
+    content = body.model_dump(mode="json", exclude={"dry_run"})
+    return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).digest()
+
+
+def _repeated(stored: Row, digest: bytes) -> BufferedResponse:
+    if stored["digest"] != digest:
+        raise HTTPError(409, f"{IDEMPOTENCY_KEY} was used for another request.")
+    return json(action_json(stored))
+
+
+async def _select(request: RequestContext, body: CreateAction) -> tuple[Sequence[UUID], frozenset[UUID]]:
+    """Return the ids of the tasks, and those of them that do not exist or that the caller may not see."""
+    reader = request.api.reader
+    if body.ids is not None:
+        task_ids = list(dict.fromkeys(body.ids))
+        visible = await task_actions.visible(reader, request.caller.user_id, task_ids)
+        return task_ids, frozenset(task_ids) - visible
+    selected = await search.task_filter(request, search.WatchQuery(q=body.q or ""))
+    task_ids = list(await task_queries.task_ids(reader, replace(selected, limit=MAX_TASKS)))
+    if len(task_ids) > MAX_TASKS:
+        raise HTTPError(
+            400,
+            f"More than {MAX_TASKS:,} tasks match.",
+            "Narrow the search, for example by owner, status, state or template, and repeat it for the rest.",
+        )
+    return task_ids, frozenset()
+
+
+async def _preview(
+    request: RequestContext, body: CreateAction, task_ids: Sequence[UUID], missing: frozenset[UUID]
+) -> BufferedResponse:
+    first = [task_id for task_id in task_ids if task_id not in missing][:MAX_PREVIEW]
+    rows = await request.api.reader.fetch(task_actions.PREVIEW, request.caller.user_id, first)
+    tasks = [
+        {"task_id": row["id"], "owner_name": row["username"], "name": row["name"], "status": row["status"]}
+        for row in rows
+    ]
+    return json({"action": body.action, "total": len(task_ids), "missing": len(missing), "tasks": tasks})
+
+
+async def get(request: RequestContext) -> BufferedResponse:
+    """Return one action of the caller."""
+    return json(action_json(await _get_or_404(request, action_id_of(request))))
+
+
+async def list_actions(request: RequestContext) -> BufferedResponse:
+    """Return the actions of the caller, newest first."""
+    query = request.parameters(ListQuery)
+    created_at, action_id = query.after or _AFTER_ALL
+    rows = await request.api.reader.fetch(
+        task_actions.LIST, request.caller.user_id, created_at, action_id, query.limit + 1
+    )
+    after = search.cursor(rows[query.limit - 1]) if len(rows) > query.limit else None
+    return json({"actions": [action_json(row) for row in rows[: query.limit]], "next": after})
+
+
+async def results(request: RequestContext) -> BufferedResponse:
+    """Return the tasks of an action with their results, in pages."""
+    query = request.parameters(ResultQuery)
+    action = await _get_or_404(request, action_id_of(request))
+    after = -1 if query.after is None else query.after
+    rows = await request.api.reader.fetch(
+        task_actions.RESULTS, request.caller.user_id, action["id"], after, query.refused, query.limit + 1
+    )
+    page = rows[: query.limit]
+    return json(
+        {"results": [_result_json(row) for row in page], "next": page[-1]["ordinal"] if len(rows) > len(page) else None}
+    )
+
+
+async def cancel(request: RequestContext) -> BufferedResponse:
+    """Cancel an action: what was sent takes effect, and the tasks after it stay as they are."""
+    action_id = action_id_of(request)
+    await _get_or_404(request, action_id)
+    async with transaction(request.api.engine) as connection:
+        await task_actions.cancel(connection, request.caller.user_id, action_id)
+    request.api.action_executor.wake()
+    return json(action_json(await _get_or_404(request, action_id)), 202)
+
+
+def action_id_of(request: RequestContext) -> UUID:
+    """Return the id of the action that the path names. Raise a 404 if it is not an id."""
+    action_id = parse_uuid(request.params["action"])
+    if action_id is None:
+        raise not_found()
+    return action_id
+
+
+async def _get_or_404(request: RequestContext, action_id: UUID) -> Row:
+    row = await task_actions.find(request.api.reader, request.caller.user_id, action_id)
+    if row is None:
+        raise not_found()
+    return row
+
+
+def action_json(row: Row) -> dict[str, Any]:
+    """Return an action as JSON types."""
+    return {
+        "id": row["id"],
+        "action": row["action"],
+        "q": row["query"],
+        "state": _state(row),
+        "total": row["total"],
+        "succeeded": row["succeeded"],
+        "refused": row["refused"],
+        "pending": row["total"] - row["succeeded"] - row["refused"],
+        "failure": row["failure"],
+        "created_at": format_rfc3339(row["created_at"]),
+        "started_at": row["started_at"] and format_rfc3339(row["started_at"]),
+        "finished_at": row["finished_at"] and format_rfc3339(row["finished_at"]),
+    }
+
+
+def _state(row: Row) -> ActionState:
+    if row["finished_at"] is None:
+        if row["canceled_at"] is not None:
+            return ActionState.CANCELING
+        return ActionState.PENDING if row["started_at"] is None else ActionState.RUNNING
+    if row["succeeded"] + row["refused"] == row["total"]:
+        return ActionState.COMPLETED
+    return ActionState.FAILED if row["failure"] is not None else ActionState.CANCELED
+
+
+def _result_json(row: Row) -> dict[str, Any]:
+    result = {
+        "position": row["ordinal"],
+        "task_id": row["task_id"],
+        "owner_name": row["username"],
+        "name": row["name"],
+        "status": row["status"],
+        "decided_at": row["decided_at"] and format_rfc3339(row["decided_at"]),
+    }
+    if row["message"] is not None:
+        result["error"] = {"message": row["message"], **({"detail": row["detail"]} if row["detail"] else {})}
+    return result

@@ -1,0 +1,90 @@
+"""The routes of task actions."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from taskherd.api.actions import handlers, progress
+from taskherd.api.actions.schemas import Action, ActionPreview, ActionResults, Actions, CreateAction
+from taskherd.api.commands import KEY_HEADER
+from taskherd.api.http.route import ResponseSpec, Route
+
+_ONE: Final = "/task-actions/{action}"
+
+ROUTES: Final = (
+    Route(
+        method="POST",
+        path="/task-actions",
+        handler=handlers.create,
+        summary="Create an action for many AI tasks",
+        description=(
+            "Pauses, resumes or deletes up to 10,000 tasks, or sends an input to them. The tasks are those that match"
+            " now. They are changed one after the other at a limited rate, also while the API or the worker is"
+            " restarted; the action ends when the token of this request does."
+        ),
+        body=CreateAction,
+        headers=(KEY_HEADER,),
+        responses={
+            200: ResponseSpec(
+                "With `dry_run`: what the action would be for. Otherwise the action that an earlier request with this"
+                " Idempotency-Key made.",
+                ActionPreview | Action,
+            ),
+            202: ResponseSpec("The action, which is executed in the background.", Action),
+            409: ResponseSpec("Too many actions are unfinished, or the Idempotency-Key was used for another request."),
+        },
+        tag="actions",
+    ),
+    Route(
+        method="GET",
+        path="/task-actions",
+        handler=handlers.list_actions,
+        summary="List actions",
+        description="Returns the actions of the caller, newest first.",
+        query=handlers.ListQuery,
+        responses={200: ResponseSpec("The actions.", Actions)},
+        tag="actions",
+    ),
+    Route(
+        method="GET",
+        path=_ONE,
+        handler=handlers.get,
+        summary="Get an action",
+        responses={200: ResponseSpec("The action and its progress.", Action)},
+        tag="actions",
+    ),
+    Route(
+        method="GET",
+        path=f"{_ONE}/results",
+        handler=handlers.results,
+        summary="Get the results of an action",
+        description="Returns what became of each task. For the next page, set `after` to the value of `next`.",
+        query=handlers.ResultQuery,
+        responses={200: ResponseSpec("The results.", ActionResults)},
+        tag="actions",
+    ),
+    Route(
+        method="GET",
+        path=f"{_ONE}/watch",
+        handler=progress.watch,
+        summary="Watch the progress of an action",
+        responses={
+            200: ResponseSpec(
+                "Server-sent events: `action.progress` (the action) first and after each change, until it is finished."
+                " `resume`: the stream ends before, connect again.",
+                media="text/event-stream",
+                events=(progress.PROGRESS, "resume"),
+            )
+        },
+        tag="actions",
+    ),
+    Route(
+        method="POST",
+        path=f"{_ONE}/cancel",
+        handler=handlers.cancel,
+        summary="Cancel an action",
+        description="Ends the action after the commands that are in progress; tasks without a result stay as they are.",
+        responses={202: ResponseSpec("The action.", Action)},
+        tag="actions",
+    ),
+)

@@ -1,0 +1,300 @@
+"""Task actions: jobs that do one thing to many tasks, which API processes execute step by step.
+
+A step is claimed by moving ``next_at`` into the future, so that it is both the lease of the process that executes the
+step and the time of the next one. Steps of all actions are due in the order of ``next_at``; those of one user are
+executed one action after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from taskherd.store.read_pool import ReadPool, Row
+from taskherd.store.task_queries import CAN_SEE, can_see
+from taskherd.store.tokens import IS_VALID
+
+LOCK_CLASS: Final = 7_745_503
+"""First key of the advisory locks of users; any number that no other application in the database uses."""
+
+COLUMNS: Final = """a.id, a.action, a.query, a.total, a.succeeded, a.refused, a.created_at, a.started_at, a.canceled_at,
+       a.finished_at, a.failure"""
+
+# For ``ReadPool``; the caller is $1.
+
+FIND: Final = f"SELECT {COLUMNS}, a.digest FROM task_actions AS a WHERE a.user_id = $1 AND a.id = $2"
+
+LIST: Final = f"""
+SELECT {COLUMNS} FROM task_actions AS a
+WHERE a.user_id = $1 AND (a.created_at, a.id) < ($2, $3)
+ORDER BY a.created_at DESC, a.id DESC LIMIT $4
+"""
+
+# The names only of tasks that the caller may see now.
+RESULTS: Final = f"""
+SELECT r.ordinal, r.task_id, r.status, r.message, r.detail, r.decided_at, t.name, t.username
+FROM task_action_tasks AS r LEFT JOIN LATERAL (
+    SELECT t.name, o.username FROM tasks AS t JOIN users AS o ON o.id = t.owner_id
+    WHERE t.id = r.task_id AND t.deleted_at IS NULL AND {CAN_SEE}) AS t ON true
+WHERE r.action_id = $2 AND r.ordinal > $3 AND (NOT $4 OR r.status >= 300)
+ORDER BY r.ordinal LIMIT $5
+"""
+
+VISIBLE: Final = f"""
+SELECT t.id FROM tasks AS t WHERE t.id = ANY($2) AND t.deleted_at IS NULL AND {CAN_SEE}
+"""
+
+PREVIEW: Final = f"""
+SELECT t.id, t.name, o.username, t.status
+FROM unnest($2::uuid[]) WITH ORDINALITY AS r(id, position)
+JOIN tasks AS t ON t.id = r.id JOIN users AS o ON o.id = t.owner_id
+WHERE t.deleted_at IS NULL AND {CAN_SEE}
+ORDER BY r.position
+"""
+
+IS_DUE: Final = "SELECT EXISTS (SELECT FROM task_actions WHERE finished_at IS NULL AND next_at <= now()) AS due"
+
+LOCK_USER: Final = text(f"SELECT pg_advisory_xact_lock({LOCK_CLASS}, hashtext(CAST(:user_id AS text)))")
+
+UNFINISHED: Final = text("SELECT count(*) FROM task_actions WHERE user_id = :user_id AND finished_at IS NULL")
+
+ADD: Final = text("""
+INSERT INTO task_actions (id, user_id, token_id, action, input, query, digest, total, refused, created_at, next_at)
+VALUES (:id, :user_id, :token_id, :action, :input, :query, :digest, :total, :refused, now(), now())
+ON CONFLICT (id) DO NOTHING
+""")
+
+ADD_TASKS: Final = text("""
+INSERT INTO task_action_tasks (action_id, ordinal, task_id, status, message, decided_at)
+SELECT :id, r.position - 1, r.task_id, CASE WHEN r.missing THEN 404 END, CASE WHEN r.missing THEN :message END,
+       CASE WHEN r.missing THEN now() END
+FROM unnest(CAST(:task_ids AS uuid[]), CAST(:missing AS boolean[]))
+    WITH ORDINALITY AS r(task_id, missing, position)
+""")
+
+CANCEL: Final = text("""
+UPDATE task_actions SET canceled_at = COALESCE(canceled_at, now())
+WHERE id = :id AND user_id = :user_id AND finished_at IS NULL
+""")
+
+# The step that has been due for longest. Actions of one user are executed in order, but a canceled one ends at once.
+CLAIM: Final = text(f"""
+UPDATE task_actions AS c
+SET next_at = now() + CAST(:lease AS interval), lease_id = :lease_id, started_at = COALESCE(c.started_at, now())
+FROM users AS u
+WHERE u.id = c.user_id AND c.id = (
+    SELECT a.id FROM task_actions AS a
+    WHERE a.finished_at IS NULL AND a.next_at <= now() AND (a.canceled_at IS NOT NULL OR NOT EXISTS (
+        SELECT FROM task_actions AS b
+        WHERE b.user_id = a.user_id AND b.finished_at IS NULL AND (b.created_at, b.id) < (a.created_at, a.id)))
+    ORDER BY a.next_at, a.id LIMIT 1
+    FOR UPDATE SKIP LOCKED)
+RETURNING c.id, c.user_id, c.action, c.input, c.failures, c.canceled_at IS NOT NULL AS canceled,
+          EXISTS (SELECT FROM api_tokens AS k WHERE k.id = c.token_id AND {IS_VALID}) AS signed_in,
+          now() - c.created_at AS age, c.lease_id
+""")
+
+# Deleted tasks count as visible: the action itself may have deleted them, before a crash.
+PENDING: Final = text(f"""
+SELECT r.ordinal, r.task_id,
+       COALESCE((SELECT {can_see("CAST(:user_id AS uuid)")} FROM tasks AS t WHERE t.id = r.task_id), false) AS visible
+FROM task_action_tasks AS r
+WHERE r.action_id = :id AND r.status IS NULL
+ORDER BY r.ordinal LIMIT :limit
+""")
+
+SAVE: Final = text("""
+WITH decided AS (
+    UPDATE task_action_tasks AS r
+    SET status = v.status, message = v.message, detail = v.detail, decided_at = now()
+    FROM unnest(CAST(:ordinals AS int[]), CAST(:statuses AS int[]), CAST(:messages AS text[]),
+                CAST(:details AS text[])) AS v(ordinal, status, message, detail)
+    WHERE r.action_id = :id AND r.ordinal = v.ordinal AND r.status IS NULL
+    RETURNING r.status
+)
+UPDATE task_actions AS a
+SET succeeded = a.succeeded + (SELECT count(*) FROM decided WHERE status < 300),
+    refused = a.refused + (SELECT count(*) FROM decided WHERE status >= 300),
+    failures = CASE WHEN :failed THEN a.failures + 1 ELSE 0 END,
+    next_at = CASE WHEN a.lease_id = :lease_id THEN now() + CAST(:delay AS interval) ELSE a.next_at END
+WHERE a.id = :id
+""")
+
+# The input is no longer needed, and would outlive the tasks that it was sent to.
+FINISH: Final = text("""
+UPDATE task_actions SET finished_at = now(), input = NULL, failure = CAST(:failure AS text)
+WHERE id = :id AND finished_at IS NULL
+  AND (CAST(:failure AS text) IS NOT NULL OR canceled_at IS NOT NULL OR succeeded + refused = total)
+""")
+
+_PRUNED: Final = """
+SELECT id FROM (
+    SELECT id, finished_at, row_number() OVER (PARTITION BY user_id ORDER BY created_at DESC, id DESC) AS age
+    FROM task_actions WHERE finished_at IS NOT NULL) AS finished
+WHERE finished_at < :before OR age > :kept"""
+
+PRUNE_TASKS: Final = text(f"""
+DELETE FROM task_action_tasks WHERE (action_id, ordinal) IN (
+    SELECT r.action_id, r.ordinal FROM ({_PRUNED} ORDER BY id LIMIT 100) AS p
+    CROSS JOIN LATERAL (SELECT action_id, ordinal FROM task_action_tasks WHERE action_id = p.id LIMIT :limit) AS r
+    LIMIT :limit)
+""")
+
+PRUNE: Final = text(f"""
+DELETE FROM task_actions AS a WHERE a.id IN (SELECT id FROM ({_PRUNED} ORDER BY id LIMIT 100) AS p)
+AND NOT EXISTS (SELECT FROM task_action_tasks AS r WHERE r.action_id = a.id)
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class NewAction:
+    """An action to store; ``task_ids`` are unique. ``missing``: those that do not exist or are not visible."""
+
+    id: UUID
+    user_id: UUID
+    token_id: str
+    action: str
+    input: str | None
+    query: str | None
+    digest: bytes
+    task_ids: Sequence[UUID]
+    missing: frozenset[UUID]
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedStep:
+    """The next step of an action; ``failures`` is the number of steps in a row that failed."""
+
+    id: UUID
+    user_id: UUID
+    action: str
+    input: str | None
+    failures: int
+    canceled: bool
+    signed_in: bool
+    """True if the token with which the action was requested is still valid."""
+    age: timedelta
+    lease_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class PendingTask:
+    """A task that an action has not been executed for; ``visible``: the user may see it now."""
+
+    ordinal: int
+    task_id: UUID
+    visible: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResult:
+    """What became of one task: an HTTP status, and for an error its message and detail."""
+
+    ordinal: int
+    status: int
+    message: str | None = None
+    detail: str | None = None
+
+
+async def find(pool: ReadPool, user_id: UUID, action_id: UUID) -> Row | None:
+    """Return an action of a user (``COLUMNS`` and its digest), or None."""
+    return await pool.fetch_one(FIND, user_id, action_id)
+
+
+async def visible(pool: ReadPool, user_id: UUID, task_ids: Sequence[UUID]) -> frozenset[UUID]:
+    """Return those of the tasks that are not deleted and that the user may see."""
+    return frozenset(row["id"] for row in await pool.fetch(VISIBLE, user_id, task_ids))
+
+
+async def is_due(pool: ReadPool) -> bool:
+    """Return whether a step of any action may be due."""
+    row = await pool.fetch_one(IS_DUE)
+    return bool(row and row["due"])
+
+
+async def add(connection: AsyncConnection, action: NewAction, message: str, max_unfinished: int) -> bool:
+    """Store an action; tasks that are missing have the result 404 with this message.
+
+    Return False if the user has ``max_unfinished`` actions that are not finished. An action of this id is kept.
+    """
+    await connection.execute(LOCK_USER, {"user_id": str(action.user_id)})
+    unfinished = (await connection.execute(UNFINISHED, {"user_id": action.user_id})).scalar_one()
+    if unfinished >= max_unfinished:
+        return False
+    values = {
+        "id": action.id,
+        "user_id": action.user_id,
+        "token_id": action.token_id,
+        "action": action.action,
+        "input": action.input,
+        "query": action.query,
+        "digest": action.digest,
+        "total": len(action.task_ids),
+        "refused": len(action.missing),
+    }
+    if (await connection.execute(ADD, values)).rowcount:
+        missing = [task_id in action.missing for task_id in action.task_ids]
+        values = {"id": action.id, "task_ids": list(action.task_ids), "missing": missing, "message": message}
+        await connection.execute(ADD_TASKS, values)
+        await connection.execute(FINISH, {"id": action.id, "failure": None})
+    return True
+
+
+async def cancel(connection: AsyncConnection, user_id: UUID, action_id: UUID) -> None:
+    """Request that an action of this user ends, if it is not finished."""
+    await connection.execute(CANCEL, {"id": action_id, "user_id": user_id})
+
+
+async def claim(connection: AsyncConnection, lease: timedelta, lease_id: UUID) -> ClaimedStep | None:
+    """Claim the step that has been due for longest until it is saved, for at most ``lease``; None if none is due."""
+    row = (await connection.execute(CLAIM, {"lease": lease, "lease_id": lease_id})).one_or_none()
+    return None if row is None else ClaimedStep(*row)
+
+
+async def pending(connection: AsyncConnection, step: ClaimedStep, limit: int) -> list[PendingTask]:
+    """Return the next tasks of an action, up to ``limit``."""
+    rows = await connection.execute(PENDING, {"id": step.id, "user_id": step.user_id, "limit": limit})
+    return [PendingTask(*row) for row in rows]
+
+
+async def save(
+    connection: AsyncConnection, step: ClaimedStep, results: Sequence[TaskResult], *, failed: bool, delay: timedelta
+) -> None:
+    """Store the results of a step, and finish the action after its last one. The next step is due after ``delay``.
+
+    A task that has a result keeps it, so saving a step twice is harmless.
+    """
+    values = {
+        "id": step.id,
+        "lease_id": step.lease_id,
+        "ordinals": [result.ordinal for result in results],
+        "statuses": [result.status for result in results],
+        "messages": [result.message for result in results],
+        "details": [result.detail for result in results],
+        "failed": failed,
+        "delay": delay,
+    }
+    await connection.execute(SAVE, values)
+    await finish(connection, step.id, None)
+
+
+async def finish(connection: AsyncConnection, action_id: UUID, failure: str | None) -> None:
+    """Finish an action that was canceled or has all its results, or, with a ``failure``, in any case."""
+    await connection.execute(FINISH, {"id": action_id, "failure": failure})
+
+
+async def prune(connection: AsyncConnection, before: datetime, kept: int, limit: int) -> int:
+    """Delete finished actions: those that finished before ``before``, and of each user all but the newest ``kept``.
+
+    Return the number of deleted rows of tasks, at most ``limit``; call it until that is less.
+    """
+    values = {"before": before, "kept": kept}
+    deleted = (await connection.execute(PRUNE_TASKS, {**values, "limit": limit})).rowcount
+    await connection.execute(PRUNE, values)
+    return deleted

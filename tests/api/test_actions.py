@@ -1,0 +1,439 @@
+"""Task actions: one thing done to many tasks, durably, once for each, within the rights of who asked for it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import asyncpg
+import httpx
+import pytest
+
+from taskherd.api.actions import executor, handlers, progress
+from taskherd.dev.ports import find_free
+from taskherd.dev.services import Services
+from tests.api.conftest import StartApi
+from tests.api.test_open_requests import leave
+from tests.api.test_outages import rename_database
+from tests.harness.api import ALICE, VERSION, ApiHarness, running_api
+from tests.harness.sse import sse_client
+from tests.harness.worker import SECRET, build_report, running_worker
+
+
+async def act(client: httpx.AsyncClient, action: str, key: str | None = None, **fields: Any) -> Any:
+    """Create an action and return its document."""
+    headers = {"Idempotency-Key": key} if key else {}
+    response = await client.post("/task-actions", json={"action": action, **fields}, headers=headers)
+    assert response.status_code == 202, response.text
+    return response.json()
+
+
+async def finished(client: httpx.AsyncClient, action: Any) -> Any:
+    """Wait until an action is finished, and return its document."""
+    async with asyncio.timeout(45):
+        document = action
+        while document["finished_at"] is None:
+            await asyncio.sleep(0.02)
+            document = (await client.get(f"/task-actions/{action['id']}")).json()
+    return document
+
+
+async def results(client: httpx.AsyncClient, action: Any, **query: Any) -> list[Any]:
+    """Return all results of an action, read page by page."""
+    found: list[Any] = []
+    after: int | None = None
+    while True:
+        page_query = {**query, **({} if after is None else {"after": after})}
+        page = (await client.get(f"/task-actions/{action['id']}/results", params=page_query)).json()
+        found += page["results"]
+        after = page["next"]
+        if after is None:
+            return found
+
+
+async def test_an_action_changes_all_tasks_that_match(api_harness: ApiHarness) -> None:
+    """The tasks that match when the action is made are paused, each with a result; the others stay as they are."""
+    active = [await api_harness.active(input=f"Busy with step {number}") for number in range(3)]
+    pending = await api_harness.create(input="Not started yet")
+    of_bob = await api_harness.create(api_harness.bob, input="Of Bob")
+    made = await act(api_harness.alice, "pause", q="owner:me")
+    assert (made["total"], made["action"], made["q"], made["failure"]) == (4, "pause", "owner:me", None)
+    done = await finished(api_harness.alice, made)
+    assert (done["state"], done["succeeded"], done["refused"], done["pending"]) == ("completed", 3, 1, 0)
+    rows = await results(api_harness.alice, done, limit=2)
+    assert [row["position"] for row in rows] == [0, 1, 2, 3]
+    assert {row["task_id"]: row["status"] for row in rows} == {
+        **{task["id"]: 202 for task in active},
+        pending["id"]: 409,
+    }
+    (refused,) = await results(api_harness.alice, done, refused="true")
+    assert refused == {
+        "position": 0,
+        "task_id": pending["id"],
+        "owner_name": "alice",
+        "name": pending["name"],
+        "status": 409,
+        "error": {"message": "A workspace build is already active."},
+        "decided_at": refused["decided_at"],
+    }
+    for task in active:
+        assert (await api_harness.get(task["id"]))["workspace_build_number"] == 2
+    assert (await api_harness.get(of_bob["id"], api_harness.bob))["workspace_build_number"] == 1
+    cause = await api_harness.worker.database.fetchval(
+        "SELECT cause ->> 'actor_id' FROM task_events WHERE task_id = $1 AND cause ->> 'type' = 'task.pause'",
+        uuid.UUID(active[0]["id"]),
+    )
+    assert cause == str(ALICE)
+
+
+async def test_tasks_given_by_id(api_harness: ApiHarness) -> None:
+    """Tasks of others, deleted ones and ids that do not exist have the same result, and none of them is changed."""
+    mine = [await api_harness.active(input=f"Mine {number}") for number in range(2)]
+    other = await api_harness.active(input="Of Alice, but deleted")
+    assert (await api_harness.alice.delete(f"/tasks/me/{other['id']}")).status_code == 202
+    foreign = await api_harness.create(api_harness.bob, input="Of Bob, not of Alice")
+    ids = [foreign["id"], mine[1]["id"], other["id"], str(uuid.uuid4()), mine[0]["id"], mine[1]["id"]]
+    done = await finished(api_harness.alice, await act(api_harness.alice, "send", ids=ids, input="All hear this"))
+    assert (done["q"], done["total"], done["succeeded"], done["refused"]) == (None, 5, 2, 3)
+    rows = await results(api_harness.alice, done)
+    assert [row["task_id"] for row in rows] == ids[:5]
+    assert [row["status"] for row in rows] == [404, 204, 404, 404, 204]
+    gone = [{**row, "position": 0, "task_id": "", "decided_at": ""} for row in rows if row["status"] == 404]
+    assert gone[0] == gone[1] == gone[2]
+    assert gone[0]["name"] is None
+    query = "SELECT content, actor_id FROM inputs"
+    assert [tuple(row) for row in await api_harness.worker.database.fetch(query)] == [("All hear this", ALICE)] * 2
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"action": "pause"}, "q"),
+        ({"action": "pause", "q": "owner:me", "ids": [str(uuid.uuid4())]}, "q"),
+        ({"action": "pause", "q": " "}, "q"),
+        ({"action": "pause", "q": "color:red"}, "color"),
+        ({"action": "stop", "q": "owner:me"}, "action"),
+        ({"action": "send", "q": "owner:me"}, "input"),
+        ({"action": "pause", "q": "owner:me", "input": "Stop"}, "input"),
+        ({"action": "pause", "ids": []}, "ids"),
+        ({"action": "pause", "ids": ["x"]}, "ids.0"),
+        ({"action": "pause", "ids": [str(uuid.uuid4())] * 10_001}, "ids"),
+        ({"action": "pause", "q": "owner:me", "dry_run": 1}, "dry_run"),
+    ],
+)
+async def test_a_bad_request_is_refused(api_harness: ApiHarness, body: dict[str, Any], field: str) -> None:
+    """What is wrong with a request is named, and nothing is stored."""
+    response = await api_harness.alice.post("/task-actions", json=body)
+    assert response.status_code == 400
+    assert response.json()["validations"][0]["field"] == field
+    assert (await api_harness.alice.get("/task-actions")).json() == {"actions": [], "next": None}
+
+
+async def test_too_many_tasks_are_refused(api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search that matches more tasks than an action may have is refused, with what to do."""
+    monkeypatch.setattr(handlers, "MAX_TASKS", 2)
+    for number in range(3):
+        await api_harness.create(input=f"One of three {number}")
+    response = await api_harness.alice.post("/task-actions", json={"action": "delete", "q": "owner:me"})
+    assert (response.status_code, response.json()["message"]) == (400, "More than 2 tasks match.")
+    assert "Narrow the search" in response.json()["detail"]
+
+
+async def test_a_dry_run_changes_nothing(api_harness: ApiHarness) -> None:
+    """A dry run says which tasks an action would be for, and stores none."""
+    tasks = [await api_harness.create(input=f"Would be deleted {number}") for number in range(2)]
+    body = {"action": "delete", "dry_run": True}
+    response = await api_harness.alice.post("/task-actions", json={**body, "q": "owner:me"})
+    assert response.status_code == 200
+    shown = response.json()
+    assert (shown["action"], shown["total"], shown["missing"]) == ("delete", 2, 0)
+    assert shown["tasks"] == [
+        {"task_id": task["id"], "owner_name": "alice", "name": task["name"], "status": "pending"}
+        for task in reversed(tasks)
+    ]
+    foreign = await api_harness.create(api_harness.bob, input="Not of Alice")
+    response = await api_harness.alice.post("/task-actions", json={**body, "ids": [foreign["id"], tasks[0]["id"]]})
+    assert (response.json()["total"], response.json()["missing"]) == (2, 1)
+    assert [task["task_id"] for task in response.json()["tasks"]] == [tasks[0]["id"]]
+    assert (await api_harness.alice.get("/task-actions")).json()["actions"] == []
+    assert (await api_harness.get(tasks[0]["id"]))["status"] == "pending"
+
+
+async def test_an_action_is_made_once_for_a_key(api_harness: ApiHarness) -> None:
+    """The same Idempotency-Key returns the same action, for the tasks of then; another request with it is refused."""
+    await api_harness.create(input="Already there")
+    made = await act(api_harness.alice, "delete", "tidy up", q="owner:me")
+    done = await finished(api_harness.alice, made)
+    later = await api_harness.create(input="Made later")
+    body = {"action": "delete", "q": "owner:me"}
+    headers = {"Idempotency-Key": "tidy up"}
+    again = await api_harness.alice.post("/task-actions", json=body, headers=headers)
+    assert (again.status_code, again.json()) == (200, done)
+    assert (await api_harness.get(later["id"]))["id"] == later["id"]
+    other = await api_harness.alice.post("/task-actions", json={**body, "q": "status:error"}, headers=headers)
+    assert (other.status_code, other.json()["message"]) == (409, "Idempotency-Key was used for another request.")
+    of_bob = await api_harness.bob.post("/task-actions", json=body, headers=headers)
+    assert (of_bob.status_code, of_bob.json()["total"]) == (202, 0)
+    assert of_bob.json()["id"] != made["id"]
+
+
+async def test_actions_are_private(api_harness: ApiHarness) -> None:
+    """Only who made an action sees, watches and cancels it; its id is to everyone else like one that does not exist."""
+    await api_harness.create(input="Private matter")
+    made = await act(api_harness.alice, "pause", q="owner:me")
+    for user in ("bob", "carol", "mallory"):
+        client = api_harness.clients[user]
+        for method, path in (("GET", ""), ("GET", "/results"), ("GET", "/watch"), ("POST", "/cancel")):
+            found = await client.request(method, f"/task-actions/{made['id']}{path}")
+            missing = await client.request(method, f"/task-actions/{uuid.uuid4()}{path}")
+            assert (found.status_code, found.json()) == (missing.status_code, missing.json()) == (404, missing.json())
+        assert (await client.get("/task-actions")).json() == {"actions": [], "next": None}
+    assert (await api_harness.anonymous.get(f"/task-actions/{made['id']}")).status_code == 401
+    assert (await api_harness.alice.get("/task-actions/seven")).status_code == 404
+
+
+async def test_the_list_of_actions_has_pages(api_harness: ApiHarness) -> None:
+    """Actions are listed newest first, in pages."""
+    made = [
+        (await finished(api_harness.alice, await act(api_harness.alice, "pause", q="owner:me")))["id"] for _ in "123"
+    ]
+    page = (await api_harness.alice.get("/task-actions", params={"limit": 2})).json()
+    assert [action["id"] for action in page["actions"]] == [made[2], made[1]]
+    rest = (await api_harness.alice.get("/task-actions", params={"limit": 2, "after": page["next"]})).json()
+    assert ([action["id"] for action in rest["actions"]], rest["next"]) == ([made[0]], None)
+    assert (await api_harness.alice.get("/task-actions", params={"after": "x"})).status_code == 400
+
+
+async def test_an_action_keeps_to_its_rate_and_can_be_canceled(start_api: StartApi) -> None:
+    """Tasks are changed at the configured rate; after a cancel the rest stay as they are, and the progress ends."""
+    async with start_api(api_action_rate=2) as api_harness:
+        tasks = [await api_harness.create(input=f"One of six {number}") for number in range(6)]
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        made = await act(api_harness.alice, "delete", q="owner:me")
+        async with sse_client(api_harness.alice, f"/task-actions/{made['id']}/watch") as stream:
+            await stream.until(lambda: any(event.data["succeeded"] >= 3 for event in stream.events))
+            assert loop.time() - started >= 0.9  # at two a second, the third one comes a second after the first
+            canceled = await api_harness.alice.post(f"/task-actions/{made['id']}/cancel")
+            assert canceled.status_code == 202
+            assert canceled.json()["state"] in {"canceling", "canceled"}
+            await stream.until(lambda: stream.events[-1].data["finished_at"] is not None)
+        assert {event.event for event in stream.events} == {progress.PROGRESS}
+        done = await finished(api_harness.alice, made)
+        assert (done["state"], done["refused"], done["failure"]) == ("canceled", 0, None)
+        assert 3 <= done["succeeded"] < 6
+        listed = (await api_harness.alice.get("/tasks")).json()["tasks"]
+        assert len(listed) == done["pending"] == 6 - done["succeeded"]
+        left = [row for row in await results(api_harness.alice, made) if row["status"] is None]
+        assert sorted(row["task_id"] for row in left) == sorted(task["id"] for task in listed)
+        assert {row["task_id"] for row in left} < {task["id"] for task in tasks}
+        again = await api_harness.alice.post(f"/task-actions/{made['id']}/cancel")
+        assert (again.status_code, again.json()) == (202, done)
+
+
+async def test_unfinished_actions_are_limited(start_api: StartApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user has a limited number of unfinished actions, one of which is executed at a time; others are not held up."""
+    monkeypatch.setattr(handlers, "MAX_UNFINISHED", 2)
+    async with start_api(worker=False) as api_harness:
+        async with running_worker(api_harness.worker):
+            await api_harness.create(input="In many actions")
+            await api_harness.create(api_harness.bob, input="In one of Bob")
+        made = [await act(api_harness.alice, "delete", q="owner:me") for _ in range(2)]
+        response = await api_harness.alice.post("/task-actions", json={"action": "delete", "q": "owner:me"})
+        assert (response.status_code, response.json()["message"]) == (409, "Too many actions are unfinished.")
+        of_bob = await act(api_harness.bob, "delete", q="owner:me")
+        async with running_worker(api_harness.worker):
+            assert (await finished(api_harness.bob, of_bob))["succeeded"] == 1
+            assert (await finished(api_harness.alice, made[0]))["succeeded"] == 1
+            assert (await finished(api_harness.alice, made[1]))["refused"] == 1
+
+
+async def test_an_action_ends_with_its_token(start_api: StartApi) -> None:
+    """Once the token that requested it is revoked, an action fails, says why, and changes no further task."""
+    async with start_api(worker=False, api_command_timeout=3) as api_harness:
+        async with running_worker(api_harness.worker):
+            await api_harness.create(input="Stays as it is")
+        made = await act(api_harness.alice, "send", q="owner:me", input="Never arrives")
+        database = api_harness.worker.database
+        await database.execute(
+            "UPDATE api_tokens SET revoked_at = now() WHERE id = $1", api_harness.tokens["alice"][:10]
+        )
+        await api_harness.worker.until_row(
+            "SELECT failure FROM task_actions WHERE id = $1", uuid.UUID(made["id"]), is_=executor.SIGNED_OUT
+        )
+        assert await database.fetchval("SELECT input FROM task_actions") is None
+        async with running_worker(api_harness.worker):
+            assert (await api_harness.create(api_harness.bob, input="The worker is back"))["id"]
+        assert await database.fetchval("SELECT count(*) FROM inputs") == 0
+
+
+async def test_a_task_that_the_user_lost_meanwhile_is_left_alone(start_api: StartApi) -> None:
+    """Who leaves an organization while an action is executed changes no more of its tasks; the results say 404."""
+    async with start_api(api_action_rate=1, worker=False, api_command_timeout=3) as api_harness:
+        async with running_worker(api_harness.worker):
+            task = await api_harness.create(input="Of an organization that Alice leaves")
+        made = await act(api_harness.alice, "delete", q="owner:me")
+        await leave(api_harness)
+        done = await finished(api_harness.alice, made)
+        assert (done["state"], done["refused"]) == ("completed", 1)
+        (row,) = await results(api_harness.alice, done)
+        assert (row["status"], row["name"]) == (404, None)
+        assert (await api_harness.carol.get(f"/tasks/alice/{task['id']}")).status_code == 200
+
+
+async def test_an_action_goes_on_after_an_outage_of_the_worker(start_api: StartApi) -> None:
+    """What was not confirmed is sent again under the same command ids, so each task gets an input once."""
+    async with start_api(worker=False, api_command_timeout=3) as api_harness:
+        async with running_worker(api_harness.worker):
+            tasks = [await api_harness.active(input=f"Gets an input {number}") for number in range(3)]
+        made = await act(api_harness.alice, "send", q="owner:me", input="Once, please")
+        await api_harness.worker.until_row("SELECT failures > 0 FROM task_actions")
+        async with running_worker(api_harness.worker):
+            done = await finished(api_harness.alice, made)
+        assert (done["state"], done["succeeded"]) == ("completed", 3)
+        counts = await api_harness.worker.database.fetch("SELECT task_id, count(*) FROM inputs GROUP BY task_id")
+        assert {str(row[0]): row[1] for row in counts} == {task["id"]: 1 for task in tasks}
+
+
+async def test_another_process_repeats_a_step_without_doing_anything_twice(start_api: StartApi) -> None:
+    """A step whose results were lost with its process is executed again after its lease, with the same effect."""
+    async with start_api() as api_harness:
+        database = api_harness.worker.database
+        tasks = [await api_harness.active(input=f"Executed twice {number}") for number in range(3)]
+        made = await act(api_harness.alice, "send", q="owner:me", input="Said once")
+        first = await finished(api_harness.alice, made)
+        action_id = uuid.UUID(made["id"])
+        await database.execute("UPDATE task_action_tasks SET status = NULL, decided_at = NULL")
+        await database.execute(
+            "UPDATE task_actions SET finished_at = NULL, input = 'Said once', succeeded = 0, next_at = now()"
+            " WHERE id = $1",
+            action_id,
+        )
+        urls, prefix = api_harness.worker.urls, api_harness.worker.prefix
+        async with running_api(*urls, prefix):
+            again = await finished(api_harness.alice, made)
+        assert {**again, "finished_at": ""} == {**first, "finished_at": ""}
+        counts = await database.fetch("SELECT task_id, count(*) FROM inputs GROUP BY task_id")
+        assert {str(row[0]): row[1] for row in counts} == {task["id"]: 1 for task in tasks}
+
+
+async def test_a_delete_that_is_executed_twice_keeps_its_result(api_harness: ApiHarness) -> None:
+    """A task that the action itself has deleted, before its results were lost, has no 404."""
+    await api_harness.create(input="Deleted by the action")
+    made = await act(api_harness.alice, "delete", q="owner:me")
+    await finished(api_harness.alice, made)
+    database = api_harness.worker.database
+    await database.execute("UPDATE task_action_tasks SET status = NULL, decided_at = NULL")
+    await database.execute("UPDATE task_actions SET finished_at = NULL, succeeded = 0, next_at = now()")
+    done = await finished(api_harness.alice, made)
+    assert (done["succeeded"], done["refused"]) == (1, 0)
+
+
+async def test_resuming_more_than_may_run(start_api: StartApi) -> None:
+    """The limit of running tasks holds: those beyond it are refused, with what to do."""
+    async with start_api(tasks_running_most=2) as api_harness:
+        for number in range(3):
+            task = await api_harness.create(input=f"Paused {number}")
+            report = build_report(uuid.UUID(task["id"]), 1, "start", "failed", error="no machine")
+            await api_harness.worker.report(report)
+        query = "SELECT count(*) FROM tasks WHERE status = 'error'"
+        await api_harness.worker.until_row(query, is_=3)
+        done = await finished(api_harness.alice, await act(api_harness.alice, "resume", q="owner:me status:error"))
+        assert (done["succeeded"], done["refused"]) == (2, 1)
+        (refused,) = await results(api_harness.alice, done, refused="true")
+        assert refused["error"]["message"] == "Too many tasks are running."
+        assert "Pause or delete one" in refused["error"]["detail"]
+
+
+async def test_an_action_that_is_too_old_ends(start_api: StartApi) -> None:
+    """An action ends after 12 hours, before the worker could forget which commands it has executed."""
+    async with start_api(worker=False, api_command_timeout=3) as api_harness:
+        async with running_worker(api_harness.worker):
+            await api_harness.create(input="Waits for twelve hours", template_version_id=str(VERSION))
+        made = await act(api_harness.alice, "delete", q="owner:me")
+        await api_harness.worker.database.execute("UPDATE task_actions SET created_at = now() - interval '13 h'")
+        done = await finished(api_harness.alice, made)
+        assert (done["state"], done["failure"], done["pending"]) == ("failed", executor.EXPIRED, 1)
+
+
+async def test_an_action_survives_a_kill_of_the_api(start_api: StartApi) -> None:
+    """Another process goes on with the action of one that was killed; each task gets its input once."""
+    async with start_api(api_action_rate=20, api_command_timeout=3) as api_harness:
+        tasks = [await api_harness.active(input=f"Survives {number}") for number in range(12)]
+        urls, prefix = api_harness.worker.urls, api_harness.worker.prefix
+        async with killed_api(urls, prefix) as base:
+            headers = api_harness.alice.headers
+            async with httpx.AsyncClient(base_url=f"{base}/api/v2", headers=headers, timeout=30) as client:
+                made = await act(client, "send", q="owner:me", input="Once in spite of all")
+                await api_harness.worker.until_row("SELECT count(*) > 0 FROM inputs")
+        done = await finished(api_harness.alice, made)
+        assert (done["state"], done["succeeded"]) == ("completed", 12)
+        counts = await api_harness.worker.database.fetch("SELECT task_id, count(*) FROM inputs GROUP BY task_id")
+        assert {str(row[0]): row[1] for row in counts} == {task["id"]: 1 for task in tasks}
+
+
+async def test_an_action_survives_a_restart_of_the_database(start_api: StartApi, services: Services) -> None:
+    """Results that could not be stored are obtained again by the same command ids; each task gets its input once."""
+    async with start_api(api_action_rate=4, api_command_timeout=3) as api_harness:
+        worker = api_harness.worker
+        tasks = [await api_harness.active(input=f"Outlives the database {number}") for number in range(8)]
+        made = await act(api_harness.alice, "send", q="owner:me", input="Once in spite of it")
+        await worker.until_row("SELECT count(*) > 0 FROM inputs")
+        name = await worker.database.fetchval("SELECT current_database()")
+        server = await asyncpg.connect(services.database_url, timeout=5, command_timeout=10)
+        await rename_database(server, name, f"{name}_away")
+        await asyncio.wait_for(server.fetchval("SELECT 1"), 5)
+        await rename_database(server, f"{name}_away", name)
+        await server.close()
+        done = await until_finished_after_outage(api_harness, made)
+        assert (done["state"], done["succeeded"]) == ("completed", 8)
+        database = await asyncpg.connect(worker.urls[0], timeout=5)
+        counts = await database.fetch("SELECT task_id, count(*) FROM inputs GROUP BY task_id")
+        await database.close()
+        assert {str(row[0]): row[1] for row in counts} == {task["id"]: 1 for task in tasks}
+
+
+async def until_finished_after_outage(api_harness: ApiHarness, made: Any) -> Any:
+    """Wait until an action is finished, also while the API answers 503."""
+    async with asyncio.timeout(60):
+        while True:
+            response = await api_harness.alice.get(f"/task-actions/{made['id']}")
+            if response.status_code == 200 and response.json()["finished_at"] is not None:
+                return response.json()
+            await asyncio.sleep(0.1)
+
+
+@asynccontextmanager
+async def killed_api(urls: tuple[str, str], prefix: str) -> AsyncIterator[str]:
+    """Run ``taskherd api`` as a process of its own, yield its base URL, and kill it with SIGKILL."""
+    (port,) = find_free([None])
+    environment = {
+        **os.environ,
+        "TASKHERD_DATABASE_URL": urls[0],
+        "TASKHERD_AMQP_URL": urls[1],
+        "TASKHERD_AMQP_PREFIX": prefix,
+        "TASKHERD_SECRET_KEY": SECRET,
+        "TASKHERD_API_PORT": str(port),
+        "TASKHERD_OPS_PORT": "0",
+        "TASKHERD_API_ACTION_RATE": "4",
+        "TASKHERD_API_COMMAND_TIMEOUT": "3",
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "taskherd", "api", env=environment, stdout=asyncio.subprocess.DEVNULL
+    )
+    try:
+        async with httpx.AsyncClient() as client, asyncio.timeout(45):
+            while True:
+                with suppress(httpx.HTTPError):
+                    await client.get(f"http://127.0.0.1:{port}/api/v2/buildinfo")
+                    break
+                await asyncio.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        await process.wait()

@@ -1,0 +1,146 @@
+"""Task actions: steps are claimed by one process at a time, in turns, and old actions are deleted."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from taskherd.store import task_actions
+from taskherd.store.engine import transaction
+from taskherd.store.task_actions import ClaimedStep, NewAction, TaskResult
+
+LEASE = timedelta(seconds=30)
+NO_DELAY = timedelta(0)
+
+
+async def add_user(engine: AsyncEngine, name: str) -> UUID:
+    """Add a user."""
+    user_id = uuid4()
+    async with transaction(engine) as connection:
+        await connection.execute(
+            text("INSERT INTO users (id, username, name, email, avatar_url) VALUES (:id, :name, '', '', '')"),
+            {"id": user_id, "name": name},
+        )
+    return user_id
+
+
+async def add(engine: AsyncEngine, user_id: UUID, tasks: int, most: int = 10) -> UUID | None:
+    """Add an action for tasks that do not exist, and return its id; None if the user has too many."""
+    new = NewAction(
+        uuid4(), user_id, "token", "send", "Hello", None, b"digest", [uuid4() for _ in range(tasks)], frozenset()
+    )
+    async with transaction(engine) as connection:
+        return new.id if await task_actions.add(connection, new, "Not found.", most) else None
+
+
+async def claim(engine: AsyncEngine) -> ClaimedStep | None:
+    """Claim a step in a transaction of its own."""
+    async with transaction(engine) as connection:
+        return await task_actions.claim(connection, LEASE, uuid4())
+
+
+async def save(engine: AsyncEngine, step: ClaimedStep, statuses: list[int], delay: timedelta = NO_DELAY) -> None:
+    """Store results for the next tasks of a step."""
+    async with transaction(engine) as connection:
+        tasks = await task_actions.pending(connection, step, len(statuses))
+        results = [TaskResult(task.ordinal, status) for task, status in zip(tasks, statuses, strict=True)]
+        await task_actions.save(connection, step, results, failed=False, delay=delay)
+
+
+async def column(engine: AsyncEngine, name: str, action_id: UUID) -> object:
+    """Return one column of an action."""
+    async with transaction(engine) as connection:
+        return (
+            await connection.execute(text(f"SELECT {name} FROM task_actions WHERE id = :id"), {"id": action_id})
+        ).scalar_one()
+
+
+async def count(engine: AsyncEngine, table: str) -> object:
+    """Return the number of rows of a table."""
+    async with transaction(engine) as connection:
+        return (await connection.execute(text(f"SELECT count(*) FROM {table}"))).scalar_one()
+
+
+async def test_a_step_is_claimed_once(engine: AsyncEngine) -> None:
+    """Of several processes one gets a step; it is due again after it was saved, or when its lease is over."""
+    action_id = await add(engine, await add_user(engine, "one"), 3)
+    claimed = [step for step in await asyncio.gather(*(claim(engine) for _ in range(4))) if step is not None]
+    assert [step.id for step in claimed] == [action_id]
+    assert await claim(engine) is None
+    await save(engine, claimed[0], [204])
+    second = await claim(engine)
+    assert second is not None
+    async with transaction(engine) as connection:
+        await connection.execute(text("UPDATE task_actions SET next_at = now()"))  # the lease is over
+    third = await claim(engine)
+    assert third is not None
+    await save(engine, second, [204], delay=-LEASE)  # stored, but the step of the other process stays claimed
+    assert await claim(engine) is None
+    await save(engine, third, [404])
+    assert action_id is not None
+    assert await column(engine, "(succeeded, refused, finished_at IS NULL, input)::text", action_id) == "(2,1,f,)"
+
+
+async def test_results_are_stored_once(engine: AsyncEngine) -> None:
+    """A task that has a result keeps it, and is counted once, however often its step is saved."""
+    action_id = await add(engine, await add_user(engine, "one"), 2)
+    step = await claim(engine)
+    assert step is not None
+    assert action_id is not None
+    async with transaction(engine) as connection:
+        for status in (409, 204, 204):
+            await task_actions.save(connection, step, [TaskResult(0, status)], failed=False, delay=NO_DELAY)
+    assert await column(engine, "(succeeded, refused, finished_at, input)::text", action_id) == "(0,1,,Hello)"
+
+
+async def test_users_take_turns_and_their_actions_are_in_order(engine: AsyncEngine) -> None:
+    """A user's second action waits for the first; the first step of another user comes before the next of the first."""
+    one, two = await add_user(engine, "one"), await add_user(engine, "two")
+    first, second, other = await add(engine, one, 2), await add(engine, one, 1), await add(engine, two, 1)
+    order = []
+    for _ in range(4):
+        step = await claim(engine)
+        assert step is not None
+        order.append(step.id)
+        await save(engine, step, [204])
+    assert order == [first, other, first, second]
+    assert await claim(engine) is None
+
+
+async def test_the_unfinished_actions_of_a_user_are_limited(engine: AsyncEngine) -> None:
+    """The limit also holds for requests at the same time; a finished action does not count."""
+    user_id = await add_user(engine, "one")
+    added = [each for each in await asyncio.gather(*(add(engine, user_id, 1, 2) for _ in range(4))) if each is not None]
+    assert len(added) == 2
+    assert await add(engine, await add_user(engine, "two"), 1, 2) is not None
+    async with transaction(engine) as connection:
+        await task_actions.cancel(connection, user_id, added[0])
+        await task_actions.finish(connection, added[0], None)
+    assert await add(engine, user_id, 1, 2) is not None
+
+
+@pytest.mark.parametrize(("before", "kept", "left"), [(-1, 20, 3), (-1, 1, 2), (1, 20, 1)])
+async def test_old_finished_actions_are_deleted(engine: AsyncEngine, before: int, kept: int, left: int) -> None:
+    """Those are deleted that finished before a time, and all but the newest of a user; unfinished ones never are."""
+    user_id = await add_user(engine, "one")
+    ids = [await add(engine, user_id, 5) for _ in range(3)]
+    for action_id in ids[:2]:
+        assert action_id is not None
+        async with transaction(engine) as connection:
+            await task_actions.finish(connection, action_id, "ended")
+    limit, rounds = 4, 0
+    while True:
+        rounds += 1
+        async with transaction(engine) as connection:
+            if await task_actions.prune(connection, datetime.now(UTC) + timedelta(hours=before), kept, limit) < limit:
+                break
+    assert await count(engine, "task_actions") == left
+    assert await count(engine, "task_action_tasks") == 5 * left
+    assert rounds == 1 + 5 * (3 - left) // limit
+    assert ids[2] is not None
+    assert await column(engine, "finished_at", ids[2]) is None
