@@ -1,4 +1,4 @@
-"""POSTs of tasks at several concurrencies, compared with FastAPI, SQLAlchemy's ORM and one confirmed publish.
+"""POSTs of tasks, also in batches, compared with FastAPI, SQLAlchemy's ORM and one confirmed publish.
 
 And those of a user who posts one after the other, while another user posts many at a time, compared with alone.
 """
@@ -10,6 +10,7 @@ import json
 import statistics
 from typing import TYPE_CHECKING, Final
 
+from benchmarks.cases.batches import BatchMeasurement
 from benchmarks.harness import http_load
 from benchmarks.harness.api_databases import TASKHERD_API, fill, make_token, running_api, running_worker
 from benchmarks.harness.http_load import LoadPlan, LoadResult, request
@@ -38,6 +39,7 @@ async def measure(run: Run) -> None:
         running_worker(run.services),
         running_api(run.services, PEER) as peer,
     ):
+        batches = BatchMeasurement(run, ours, database)
         for number in range(run.rounds):
             for connections in CONCURRENCIES:
                 for module, port in ((TASKHERD_API, ours), (PEER, peer)):
@@ -51,7 +53,9 @@ async def measure(run: Run) -> None:
             alone, beside = await _beside_another(ours, (database.token, other_token), seconds)
             pairs.append((alone, beside))
             run.record(f"round {number + 1}: alone: {alone.description}; beside another user: {beside.description}")
+            await batches.measure(seconds)
     _add_rows(run, results)
+    batches.add_rows(_NAMES[PEER], statistics.median(one.rate for one in results[PEER, 1]))
     cells = [statistics.median(each.p99 for each in loads) for loads in zip(*pairs, strict=True)]
     what = f"POST of a task, 1 at a time, while another user posts {MANY} at a time, p99"
     times = [f"{seconds * 1e3:.1f} ms" for seconds in cells]

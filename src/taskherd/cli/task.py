@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from taskherd.cli import task_output
+from taskherd.cli import bulk, task_output
 from taskherd.cli.output import OutputFormat, OutputOption, document, line, moment, print_error, print_note, printable
 from taskherd.cli.tables import fields
 from taskherd.client import http, tasks
@@ -65,19 +65,20 @@ TaskArgument = Annotated[
     ),
 ]
 TasksArgument = Annotated[
-    list[str],
+    list[str] | None,
     typer.Argument(
-        metavar="TASK...",
+        metavar="[TASK...]",
         help="Ids, names, or owner/name of the tasks.",
         autocompletion=_complete_names,
         show_default=False,
     ),
 ]
 PromptArgument = Annotated[
-    str, typer.Argument(metavar="PROMPT", help="Prompt for the agent; - reads it from stdin.", show_default=False)
+    str | None,
+    typer.Argument(metavar="PROMPT", help="Prompt for the agent; - reads it from stdin.", show_default=False),
 ]
 TextArgument = Annotated[
-    str, typer.Argument(metavar="TEXT", help="Text to send; - reads it from stdin.", show_default=False)
+    str | None, typer.Argument(metavar="TEXT", help="Text to send; - reads it from stdin.", show_default=False)
 ]
 
 
@@ -88,8 +89,17 @@ def read(text: str) -> str:
 
 @app.command(epilog=EXIT_CODES)
 def create(
-    prompt: PromptArgument,
+    prompt: PromptArgument = None,
     *,
+    file: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            help="Create a task for each line of a file: a prompt, or a JSON object with input, name, display_name or "
+            "owner; - reads stdin.",
+        ),
+    ] = None,
     template: Annotated[
         str | None, typer.Option("--template", help="Name of the template; optional if there is only one.")
     ] = None,
@@ -107,12 +117,25 @@ def create(
     ] = None,
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
-    """Create a task: start an agent with a prompt."""
+    """Create a task: start an agent with a prompt. Or create one for each line of a file.
+
+    Each task of a file is judged by itself; the exit code is that of the first one that is refused.
+    """
+    if (prompt is None) == (file is None):
+        raise ClientError(ExitCode.USAGE, "give a prompt, or a file of prompts with --from")
     client = http.from_environment()
     version = tasks.template_version(client, template)
-    body: dict[str, Any] = {"template_version_id": version, "input": read(prompt)}
+    body: dict[str, Any] = {"template_version_id": version}
     if preset:
         body["template_version_preset_id"] = tasks.preset(client, version, preset)
+    if file is not None:
+        if name or title:
+            raise ClientError(
+                ExitCode.USAGE, "--name and --title are for one task", "set them in the lines of the file"
+            )
+        bulk.create_all(client, bulk.read_entries(file, {**body, "owner": owner}), key, output)
+        return
+    body["input"] = read(prompt or "")
     if name:
         body["name"] = name
     if title:
@@ -167,8 +190,22 @@ def show(task: TaskArgument, output: OutputOption = OutputFormat.TABLE) -> None:
 
 
 @app.command(epilog=EXIT_CODES)
-def send(task: TaskArgument, text: TextArgument, output: OutputOption = OutputFormat.TABLE) -> None:
-    """Send input to a task's agent; it is queued while the agent is busy."""
+def send(
+    task: TaskArgument,
+    text: TextArgument = None,
+    *,
+    query: bulk.QueryOption = None,
+    dry_run: bulk.DryRunOption = False,
+    yes: bulk.YesOption = False,
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
+    """Send input to a task's agent; it is queued while the agent is busy. With --query, give only the text."""
+    if query is not None:
+        bulk.one_of([] if text is None else [task], query)
+        bulk.act("send", query, text=read(task), dry_run=dry_run, yes=yes, output=output)
+        return
+    if text is None:
+        raise ClientError(ExitCode.USAGE, "give the task and the text to send")
     path = tasks.path_of(task)
     response = tasks.change(http.from_environment(), "POST", *path, "send", body={"input": read(text)})
     queued = response.headers.get("x-taskherd-queued") == "true"
@@ -179,37 +216,54 @@ def send(task: TaskArgument, text: TextArgument, output: OutputOption = OutputFo
 
 
 @app.command(epilog=EXIT_CODES)
-def pause(task: TasksArgument, output: OutputOption = OutputFormat.TABLE) -> None:
+def pause(
+    task: TasksArgument = None,
+    *,
+    query: bulk.QueryOption = None,
+    dry_run: bulk.DryRunOption = False,
+    yes: bulk.YesOption = False,
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
     """Pause tasks: stop their workspaces and keep their files.
 
-    Each task is judged by itself; the exit code is that of the first one that is refused.
+    Each task is judged by itself; the exit code is that of the first one that is refused. With --query, all tasks that
+    match are changed in the background, at a limited rate; Ctrl-C cancels what is left.
     """
-    _request_builds(task, "pause", output)
+    _change_all("pause", task, query, dry_run=dry_run, yes=yes, output=output)
 
 
 @app.command(epilog=EXIT_CODES)
-def resume(task: TasksArgument, output: OutputOption = OutputFormat.TABLE) -> None:
+def resume(
+    task: TasksArgument = None,
+    *,
+    query: bulk.QueryOption = None,
+    dry_run: bulk.DryRunOption = False,
+    yes: bulk.YesOption = False,
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
     """Start tasks again that are paused, or whose agent ended, is lost, or did not start.
 
-    Each task is judged by itself; the exit code is that of the first one that is refused.
+    Each task is judged by itself; the exit code is that of the first one that is refused. With --query, all tasks that
+    match are changed in the background, at a limited rate; Ctrl-C cancels what is left.
     """
-    _request_builds(task, "resume", output)
+    _change_all("resume", task, query, dry_run=dry_run, yes=yes, output=output)
 
 
 @app.command(epilog=EXIT_CODES)
-def delete(task: TasksArgument, output: OutputOption = OutputFormat.TABLE) -> None:
+def delete(
+    task: TasksArgument = None,
+    *,
+    query: bulk.QueryOption = None,
+    dry_run: bulk.DryRunOption = False,
+    yes: bulk.YesOption = False,
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
     """Delete tasks and their workspaces.
 
-    Each task is judged by itself; the exit code is that of the first one that is refused.
+    Each task is judged by itself; the exit code is that of the first one that is refused. With --query, all tasks that
+    match are changed in the background, at a limited rate; Ctrl-C cancels what is left.
     """
-    client = http.from_environment()
-    _change_each(
-        task,
-        output,
-        change=lambda path: tasks.change(client, "DELETE", *path),
-        result=lambda reference, _: {"task": reference, "deleted": True},
-        sentence=lambda _: "Deleted; its workspace will be removed.",
-    )
+    _change_all("delete", task, query, dry_run=dry_run, yes=yes, output=output)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -248,6 +302,33 @@ def events(
         task_output.timeline(entries)
     else:
         print_note("No entries: the task's history was deleted after its retention.")
+
+
+def _change_all(
+    action: str, references: list[str] | None, query: str | None, *, dry_run: bool, yes: bool, output: OutputFormat
+) -> None:
+    """Do one thing to the tasks that are named, or to all that match a search."""
+    bulk.one_of(references, query)
+    if query is not None:
+        bulk.act(action, query, dry_run=dry_run, yes=yes, output=output)
+    elif dry_run or yes:
+        raise ClientError(ExitCode.USAGE, "--dry-run and --yes are for --query")
+    elif action == "delete":
+        _delete_each(references or [], output)
+    else:
+        _request_builds(references or [], action, output)
+
+
+def _delete_each(references: list[str], output: OutputFormat) -> None:
+    """Delete each task."""
+    client = http.from_environment()
+    _change_each(
+        references,
+        output,
+        change=lambda path: tasks.change(client, "DELETE", *path),
+        result=lambda reference, _: {"task": reference, "deleted": True},
+        sentence=lambda _: "Deleted; its workspace will be removed.",
+    )
 
 
 def _request_builds(references: list[str], action: str, output: OutputFormat) -> None:

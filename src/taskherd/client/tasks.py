@@ -73,7 +73,14 @@ def list_tasks(client: Client, terms: Mapping[str, str], limit: int) -> Iterator
         after = page.get("next")
 
 
-def change(client: Client, method: str, *path: str, body: Any = None, key: str | None = None) -> ApiResponse:
+def change(
+    client: Client,
+    method: str,
+    *path: str,
+    body: Any = None,
+    key: str | None = None,
+    timeout: float = REQUEST_TIMEOUT,
+) -> ApiResponse:
     """Send a request that changes something; repeat it if the server is unavailable or too busy.
 
     Args:
@@ -82,11 +89,12 @@ def change(client: Client, method: str, *path: str, body: Any = None, key: str |
         path: the path's segments below ``/api/v2``.
         body: a value to send as JSON.
         key: the ``Idempotency-Key``, with which a repeated request takes effect once; a random one by default.
+        timeout: seconds without a byte from the server after which the request fails.
     """
     headers = {"Idempotency-Key": key or str(uuid4())}
     for is_last in (*[False] * (MAX_ATTEMPTS - 1), True):
         try:
-            return client.request(method, *path, body=body, headers=headers)
+            return client.request(method, *path, body=body, headers=headers, timeout=timeout)
         except ApiError as error:
             if is_last or error.status not in _RETRIED:
                 raise

@@ -1,0 +1,124 @@
+"""Creates by batch: 1,000 tasks in one request, and what others wait while such batches are executed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import threading
+import time
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from typing import TYPE_CHECKING, Final
+
+from benchmarks.harness import http_load
+from benchmarks.harness.http_load import LoadPlan, request
+from benchmarks.harness.run import Row
+from benchmarks.harness.seed import VERSION
+from benchmarks.harness.services import connected
+from taskherd.api.http import user_tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from benchmarks.harness.api_databases import ApiDatabase
+    from benchmarks.harness.http_load import LoadResult
+    from benchmarks.harness.run import Run
+
+TASKS: Final = 1_000
+_TIMEOUT: Final = 120.0
+_PATH: Final = "/api/v2/task-batches"
+
+
+class BatchMeasurement:
+    """Measurements of batches, to be compared with single creates by the peer and by ourselves."""
+
+    def __init__(self, run: Run, port: int, database: ApiDatabase) -> None:
+        self._run = run
+        self._port = port
+        self._database = database
+        self._rates: list[float] = []
+        self._alone: list[LoadResult] = []
+        self._beside: list[LoadResult] = []
+        self._other = ""
+
+    async def measure(self, seconds: float) -> None:
+        """Measure one batch alone, a user's single creates alone, and these while another user posts batches."""
+        if not self._other:
+            self._other = await self._add_user()
+        took = await asyncio.to_thread(_post_batch, self._port, self._database.token)
+        self._rates.append(TASKS / took)
+        self._run.record(f"a batch of {TASKS:,} creates: {took:.2f} s, {TASKS / took:,.0f}/s")
+        plan = LoadPlan(self._port, [request("POST", "/api/v2/tasks/me", self._other, body=_body())], 1, seconds, 201)
+        self._alone.append(await asyncio.to_thread(http_load.run, plan))
+        self._run.record(f"another user's POST of a task, alone: {self._alone[-1].description}")
+        with _posting_batches(self._port, self._database.token):
+            self._beside.append(await asyncio.to_thread(http_load.run, plan))
+        self._run.record(f"another user's POST of a task, beside batches: {self._beside[-1].description}")
+
+    async def _add_user(self) -> str:
+        """Return a new token of another user than the one who posts batches."""
+        token, stored = user_tokens.generate()
+        async with connected(self._run.services.database_url) as connection:
+            await connection.execute(
+                "INSERT INTO api_tokens (id, user_id, secret_hash)"
+                " SELECT $1, id, $2 FROM users WHERE username = 'owner-1'",
+                stored.id,
+                stored.secret_hash,
+            )
+        return token
+
+    def add_rows(self, peer_name: str, peer_rate: float) -> None:
+        """Add the rows; ``peer_rate`` is that of single creates by the peer, one at a time."""
+        rate = statistics.median(self._rates)
+        what = f"{TASKS:,} creates in one request"
+        cells = f"{rate:,.0f}/s", f"{peer_name}, 1 at a time", f"{peer_rate:,.0f}/s"
+        self._run.rows.append(Row(what, *cells, rate / peer_rate, 10.0))
+        alone, beside = (statistics.median(one.p99 for one in loads) for loads in (self._alone, self._beside))
+        what = "POST of a task beside another user's batches, p99"
+        row = Row(what, f"{beside * 1e3:.1f} ms", "alone", f"{alone * 1e3:.1f} ms", beside / alone, 3.0, at_most=True)
+        self._run.rows.append(row)
+
+
+def _body() -> str:
+    return json.dumps({"template_version_id": str(VERSION), "input": "Find out why the last step fails"})
+
+
+def _post_batch(port: int, token: str) -> float:
+    """Post a batch, and return the seconds until its response; raise ``RuntimeError`` if a create failed."""
+    tasks = [{"template_version_id": str(VERSION), "input": f"Find out why step {step} fails"} for step in range(TASKS)]
+    connection = HTTPConnection("127.0.0.1", port, timeout=_TIMEOUT)
+    began = time.perf_counter()
+    connection.request("POST", _PATH, json.dumps({"tasks": tasks}), {"Coder-Session-Token": token})
+    response = connection.getresponse()
+    body = json.loads(response.read())
+    took = time.perf_counter() - began
+    connection.close()
+    if body.get("created") != TASKS:
+        message = f"a batch failed: {json.dumps(body)[:500]}"
+        raise RuntimeError(message)
+    return took
+
+
+@contextmanager
+def _posting_batches(port: int, token: str) -> Iterator[None]:
+    """Post one batch after the other during the block."""
+    stopping = threading.Event()
+    failures: list[Exception] = []
+
+    def post() -> None:
+        try:
+            while not stopping.is_set():
+                _post_batch(port, token)
+        except Exception as error:  # noqa: BLE001 - raised in the caller's thread
+            failures.append(error)
+
+    thread = threading.Thread(target=post)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        thread.join(_TIMEOUT)
+    if failures:
+        raise failures[0]

@@ -1,0 +1,147 @@
+"""``taskherd task`` for many tasks: from a file, and for all that match a search."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from taskherd.cli import bulk as commands
+from taskherd.client import bulk
+from taskherd.client.http import Client
+from tests.api.conftest import StartApi
+from tests.api.test_command_line import Shell, quiet
+from tests.harness.api import VERSION, ApiHarness
+from tests.harness.worker import running_worker
+
+__all__ = ["quiet"]
+
+
+async def test_tasks_are_created_from_a_file(api_harness: ApiHarness, tmp_path: Path) -> None:
+    """Each line is a prompt or a JSON object; the file may be repeated with its key, and blank lines do not count."""
+    shell = Shell(api_harness)
+    file = tmp_path / "prompts.txt"
+    file.write_text('Fix the login\n\n{"input": "Write the docs", "name": "docs"}\n  Sweep the floor  \n')
+    result = await shell.run("create", "--from", str(file), "--idempotency-key", "monday")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[1] == "alice/docs"
+    tasks = (await api_harness.alice.get("/tasks")).json()["tasks"]
+    assert {task["initial_prompt"] for task in tasks} == {"Fix the login", "Write the docs", "Sweep the floor"}
+    again = await shell.run(
+        "create", "--from", "-", "--idempotency-key", "monday", "-o", "json", stdin=file.read_text()
+    )
+    assert again.exit_code == 0
+    rows = [json.loads(line) for line in again.stdout.splitlines()]
+    assert [row["status"] for row in rows] == [200, 200, 200]
+    assert (await api_harness.alice.get("/tasks")).json()["count"] == 3
+
+
+async def test_refused_creates_of_a_file_are_named(start_api: StartApi, tmp_path: Path) -> None:
+    """The exit code is that of the first refusal; what a repeat can create is said, with its key."""
+    async with start_api(api_create_rate=1, api_create_burst=3) as api_harness:
+        shell = Shell(api_harness)
+        file = tmp_path / "prompts.txt"
+        file.write_text('{"input": "Twice", "name": "twice"}\n{"input": "Thrice", "name": "twice"}\nThird\nFourth\n')
+        result = await shell.run("create", "--from", str(file), "--idempotency-key", "tuesday")
+        assert result.exit_code == 6
+        assert 'task 2: Workspace "twice" already exists.' in result.stderr
+        assert "task 4: You have created too many tasks." in result.stderr
+        assert "2 of 4 tasks were not created." in result.stderr
+        assert "repeat the command with --idempotency-key tuesday" in result.stderr
+        for words, message in (
+            (("create",), "give a prompt, or a file of prompts with --from"),
+            (("create", "x", "--from", "-"), "give a prompt, or a file of prompts with --from"),
+            (("create", "--from", str(file), "--name", "x"), "--name and --title are for one task"),
+            (("create", "--from", str(tmp_path / "none")), "cannot read"),
+            (("create", "--from", "-"), "0 tasks"),
+        ):
+            assert (await shell.code(*words))[0] == 2
+            assert message in (await shell.code(*words))[1]
+        broken = await shell.run("create", "--from", "-", stdin='Fine\n{"input": \n')
+        assert (broken.exit_code, "line 2 is not JSON" in broken.stderr) == (2, True)
+
+
+async def test_all_that_match_are_changed(api_harness: ApiHarness) -> None:
+    """The tasks that match are changed after a confirmation; who could not is named, and the exit code says so."""
+    shell = Shell(api_harness)
+    for number in range(2):
+        await api_harness.active(name=f"busy{number}")
+    await api_harness.create(name="young")
+    shown = await shell.run("pause", "--query", "owner:me", "--dry-run")
+    assert shown.exit_code == 0
+    assert shown.stdout.splitlines() == [
+        "3 tasks match.",
+        "  alice/young  pending",
+        "  alice/busy1  active",
+        "  alice/busy0  active",
+    ]
+    code, message = await shell.code("pause", "--query", "owner:me")
+    assert (code, "3 tasks match" in message, "add --yes" in message) == (2, True, True)
+    result = await shell.run("send", "--query", "owner:me status:active", "And now?", "--yes")
+    assert (result.exit_code, result.stdout) == (0, "Sent to 2 of 2 tasks.\n")
+    result = await shell.run("pause", "--query", "owner:me", "--yes")
+    assert (result.exit_code, result.stdout) == (6, "Paused 2 of 3 tasks.\n")
+    assert "alice/young: A workspace build is already active." in result.stderr
+    body = await shell.json("delete", "--query", "owner:me", "--yes")
+    assert (body["action"]["succeeded"], body["refused"]) == (3, [])
+    assert await shell.json("list") == []
+    result = await shell.run("resume", "--query", "owner:me", "--yes")
+    assert (result.exit_code, result.stdout) == (0, "Resumed 0 of 0 tasks.\n")
+
+
+async def test_a_confirmation_names_the_number_of_tasks(
+    api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a yes nothing is changed."""
+    monkeypatch.setattr(commands, "is_interactive", lambda: True)
+    shell = Shell(api_harness)
+    await api_harness.create(name="kept")
+    result = await shell.run("delete", "--query", "owner:me", stdin="n\n")
+    assert (result.exit_code, "Delete 1 task? [y/N]" in result.stderr) == (2, True)
+    assert "nothing was changed" in result.stderr
+    assert len(await shell.json("list")) == 1
+    result = await shell.run("delete", "--query", "owner:me", stdin="y\n")
+    assert (result.exit_code, "Deleted 1 of 1 tasks.\n" in result.stdout) == (0, True)
+
+
+async def test_tasks_are_named_or_searched(api_harness: ApiHarness) -> None:
+    """A command takes tasks or a search; options of the search are refused without one, and a bad search says why."""
+    shell = Shell(api_harness)
+    for words, message in (
+        (("pause",), "name the tasks, or give a search with --query"),
+        (("pause", "x", "--query", "owner:me"), "name the tasks, or give a search with --query"),
+        (("send", "x"), "give the task and the text to send"),
+        (("send", "x", "text", "--query", "owner:me"), "name the tasks, or give a search with --query"),
+        (("delete", "x", "--yes"), "--dry-run and --yes are for --query"),
+    ):
+        assert await shell.code(*words) == (2, f"taskherd: {message}\n")
+    code, message = await shell.code("pause", "--query", "color:red", "--yes")
+    assert (code, "color" in message) == (6, True)
+
+
+async def test_what_was_not_confirmed_is_sent_again(start_api: StartApi) -> None:
+    """The client repeats creates whose result is a 503, and each task is created once."""
+    async with start_api(worker=False, api_command_timeout=2) as api_harness:
+        client = Client(api_harness.base, api_harness.tokens["alice"])
+        entries = [{"template_version_id": str(VERSION), "input": f"Repeated {number}"} for number in range(5)]
+        naps: list[float] = []
+        results = [dict(each) for each in await _in_thread(client, entries, naps)]
+        assert [each["status"] for each in results] == [503] * 5
+        assert naps == [2, 2]
+        async with running_worker(api_harness.worker):
+            results = [dict(each) for each in await _in_thread(client, entries, naps)]
+            assert {each["status"] for each in results} <= {200, 201}
+            assert await api_harness.worker.database.fetchval("SELECT count(*) FROM tasks") == 5
+
+
+async def _in_thread(client: Client, entries: list[dict[str, str]], naps: list[float]) -> list[bulk.Result]:
+    return await asyncio.to_thread(lambda: list(bulk.create_many(client, entries, "repeated", naps.append)))
+
+
+def test_requests_are_split_by_size() -> None:
+    """No request has more than 1,000 tasks or 3 MiB, unless one task alone is larger."""
+    split = bulk.split_requests
+    assert [len(chunk) for chunk in split([{"input": "x"}] * 2_001)] == [1_000, 1_000, 1]
+    assert [len(chunk) for chunk in split([{"input": "x" * 1_000_000}] * 5)] == [3, 2]
