@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import re
 import sys
 import uuid
 from collections.abc import AsyncIterator
@@ -20,6 +22,7 @@ from taskherd.dev.services import Services
 from tests.api.conftest import StartApi
 from tests.api.test_open_requests import leave
 from tests.api.test_outages import rename_database
+from tests.api.test_tasks import GOLDEN, TIME
 from tests.harness.api import ALICE, VERSION, ApiHarness, running_api
 from tests.harness.sse import sse_client
 from tests.harness.worker import SECRET, build_report, running_worker
@@ -89,6 +92,19 @@ async def test_an_action_changes_all_tasks_that_match(api_harness: ApiHarness) -
         uuid.UUID(active[0]["id"]),
     )
     assert cause == str(ALICE)
+
+
+async def test_the_documents_of_an_action(api_harness: ApiHarness) -> None:
+    """All fields of a preview, an action and its results are those of the golden file."""
+    task = await api_harness.active(name="golden", input="Fix the flaky test")
+    gone = str(uuid.uuid4())
+    body: dict[str, Any] = {"action": "pause", "ids": [task["id"], gone]}
+    preview = (await api_harness.alice.post("/task-actions", json={**body, "dry_run": True})).json()
+    done = await finished(api_harness.alice, await act(api_harness.alice, **body))
+    shown = {"preview": preview, "action": done, "results": await results(api_harness.alice, done)}
+    text = json.dumps(shown).replace(task["id"], "<task>").replace(gone, "<gone>").replace(done["id"], "<action>")
+    normalized = json.loads(re.sub(f'"{TIME.pattern}"', '"<time>"', text))
+    assert normalized == json.loads((GOLDEN / "action.json").read_text())
 
 
 async def test_tasks_given_by_id(api_harness: ApiHarness) -> None:

@@ -21,6 +21,7 @@ from taskherd import __version__
 from taskherd.api.actions import progress
 from taskherd.api.actions.executor import ActionExecutor
 from taskherd.api.agents.report_publisher import ReportPublisher
+from taskherd.api.bulk_slots import BulkSlots
 from taskherd.api.change_feed import ChangeFeed
 from taskherd.api.context import ApiContext
 from taskherd.api.http import asgi, server
@@ -127,6 +128,7 @@ class ApiProcess:
             action_streams=ConcurrencyLimit(progress.MAX_STREAMS, progress.MAX_STREAMS_OF_USER, progress.TOO_MANY),
             action_executor=ActionExecutor(settings.api_action_rate, settings.api_command_timeout),
             commands=commands,
+            bulk_slots=BulkSlots(now),
             change_feed=self.change_feed,
             reports=reports,
             tracing=self._tracing,

@@ -76,18 +76,30 @@ async def send_command(request: RequestContext, command: Command) -> CommandResu
         HTTPError: the refusal of the worker, or a 503 if no reply arrives in time.
     """
     request.log_fields = {"command_id": str(command.command_id), "task_id": str(command.task_id)}
+    request.api.bulk_slots.note_single()
     try:
-        result = await execute(request.api, command)
+        result = await _call(request.api, command)
     except Unavailable as error:
         request.log_fields["reason"] = str(error)
         raise unavailable(NOT_CONFIRMED) from None
+    finally:
+        request.api.bulk_slots.note_single()
     if isinstance(result, CommandRefused):
         raise refusal(result, has_key=idempotency_key_of(request) is not None)
     return result
 
 
-async def execute(api: ApiContext, command: Command) -> CommandResult | CommandRefused:
-    """Send a command and return its result, or the worker's refusal. Raise ``Unavailable`` without a usable reply."""
+async def execute_in_bulk(api: ApiContext, command: Command) -> CommandResult | CommandRefused:
+    """Send one of many commands, and return its result or refusal; it waits for a slot before.
+
+    Raises:
+        Unavailable: no reply arrived in time.
+    """
+    async with api.bulk_slots.slot():
+        return await _call(api, command)
+
+
+async def _call(api: ApiContext, command: Command) -> CommandResult | CommandRefused:
     body = encode_command(command)
     reply = await api.commands.call(command.type, body, _record_of(api, command, body))
     try:

@@ -15,6 +15,7 @@ from taskherd.store.task_queries import TaskRef
 if TYPE_CHECKING:
     from taskherd.api.actions.executor import ActionExecutor
     from taskherd.api.agents.report_publisher import ReportPublisher
+    from taskherd.api.bulk_slots import BulkSlots
     from taskherd.api.change_feed import ChangeFeed
     from taskherd.api.http.authenticator import Authenticator, Caller
     from taskherd.api.http.client_address import ClientAddresses
@@ -53,6 +54,7 @@ class ApiContext:
     action_executor: ActionExecutor
     access: AccessMonitor
     commands: RepeatingClient
+    bulk_slots: BulkSlots
     reports: ReportPublisher
     change_feed: ChangeFeed
     tracing: Tracing

@@ -16,7 +16,7 @@ from uuid import UUID, uuid4, uuid5
 import structlog
 
 from taskherd.api.actions.schemas import ActionType
-from taskherd.api.commands import execute
+from taskherd.api.commands import execute_in_bulk
 from taskherd.backoff import Backoff
 from taskherd.domain.commands import Delete, Pause, Resume, Send
 from taskherd.domain.handle_command import NOT_FOUND, CommandRefused
@@ -143,7 +143,7 @@ async def _result(api: ApiContext, step: ClaimedStep, task: PendingTask) -> Task
         return TaskResult(task.ordinal, NOT_FOUND.status, NOT_FOUND.message)
     action = ActionType(step.action)
     try:
-        result = await execute(api, _command(step, action, task.task_id))
+        result = await execute_in_bulk(api, _command(step, action, task.task_id))
     except Unavailable as error:
         log.warning("command of an action was not confirmed, it is repeated", reason=str(error))
         return None

@@ -1,6 +1,6 @@
 """Create many tasks with one request: each is judged and answered as a create of its own would be.
 
-The commands are in flight together, up to ``MAX_IN_FLIGHT`` of one request. Each has the command id of its idempotency
+The commands are in flight together, as many as ``api.bulk_slots`` has slots. Each has the command id of its idempotency
 key, so repeating the request, or a part of it, creates nothing twice.
 """
 
@@ -13,7 +13,8 @@ from uuid import UUID, uuid4, uuid5
 
 import orjson
 
-from taskherd.api.commands import NOT_CONFIRMED, execute, idempotency_key_of, is_key, refusal
+from taskherd.api.bulk_slots import MAX_SLOTS
+from taskherd.api.commands import NOT_CONFIRMED, execute_in_bulk, idempotency_key_of, is_key, refusal
 from taskherd.api.http import bodies
 from taskherd.api.http.errors import HTTPError, invalid, unavailable
 from taskherd.api.http.responses import BufferedResponse
@@ -34,12 +35,6 @@ MAX_BYTES: Final = 4 * 1024 * 1024
 """Maximum size of the body of a request."""
 MAX_REQUESTS, MAX_REQUESTS_OF_USER = 8, 2
 """Maximum number of requests in progress in one process, of all users and of one."""
-MAX_IN_FLIGHT: Final = 64
-"""Maximum number of commands of one request that wait for their reply.
-
-More make the worker's batches larger, in which the commands of others wait; all requests together stay well below the
-maximum of the process (``broker.command_client.MAX_WAITING``).
-"""
 SEND_FOR: Final = 2.0
 """How long commands of one request are sent, as a multiple of the time limit for the reply to a command."""
 TOO_MANY: Final = "Too many batches are in progress. Please wait."
@@ -81,7 +76,7 @@ class _Batch:
         """Execute all creates, and return their results in order."""
         await self._find_executed()
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(MAX_IN_FLIGHT, len(self._entries))):
+            for _ in range(min(MAX_SLOTS, len(self._entries))):
                 group.create_task(self._run_entries())
         return self._results
 
@@ -113,7 +108,7 @@ class _Batch:
             if isinstance(key, HTTPError):
                 raise key
             if self._has_outage or self._now() > self._send_until:
-                raise unavailable("The create was not sent: earlier ones were not confirmed in time.")
+                raise unavailable("The create was not sent in time.")
             body = bodies.validate(self._entries[index], BatchTask)
             owner = await self._find_owner(body)
             command_id = self._command_id(key)
@@ -140,7 +135,7 @@ class _Batch:
     async def _execute(self, index: int, command: Create) -> None:
         api = self._request.api
         try:
-            result = await execute(api, command)
+            result = await execute_in_bulk(api, command)
         except Unavailable:
             self._has_outage = True
             self._record_error(index, unavailable(NOT_CONFIRMED))
