@@ -27,6 +27,14 @@ async def post(api_harness: ApiHarness, tasks: list[Any], key: str | None = None
     return response.json()
 
 
+async def repeat(api_harness: ApiHarness, tasks: list[Any], key: str) -> None:
+    """Create tasks with one key until all are confirmed."""
+    async with asyncio.timeout(45):
+        while 503 in statuses(body := await post(api_harness, tasks, key)):
+            continue
+    assert set(statuses(body)) <= {200, 201}
+
+
 def statuses(body: Any) -> list[int]:
     """Return the status of each result."""
     return [result["status"] for result in body["results"]]
@@ -175,9 +183,9 @@ async def test_running_tasks_beyond_the_maximum_are_refused_each_by_itself(start
 async def test_without_a_worker_every_result_is_a_503_and_a_repeat_is_safe(start_api: StartApi) -> None:
     """What was not confirmed in time says so in its own result, within the time limit; a repeat creates each once."""
     tasks = [entry(f"Patient task {number}") for number in range(bulk_slots.MAX_SLOTS + 40)]
-    async with start_api(worker=False, api_command_timeout=1) as api_harness:
+    async with start_api(worker=False, api_command_timeout=2) as api_harness:
         async with running_worker(api_harness.worker):
-            assert statuses(await post(api_harness, tasks[:3], "patient")) == [201] * 3
+            await repeat(api_harness, tasks[:3], "patient")
         loop = asyncio.get_running_loop()
         started = loop.time()
         body = await post(api_harness, tasks, "patient")
@@ -190,11 +198,27 @@ async def test_without_a_worker_every_result_is_a_503_and_a_repeat_is_safe(start
             assert "Repeat the create with the same idempotency key" in result["error"]["detail"]
             assert result["retry_after"] >= 1
         async with running_worker(api_harness.worker):
-            async with asyncio.timeout(30):
-                while 503 in statuses(repeated := await post(api_harness, tasks, "patient")):
-                    continue
-            assert set(statuses(repeated)) <= {200, 201}
+            await repeat(api_harness, tasks, "patient")
             assert await api_harness.worker.database.fetchval("SELECT count(*) FROM tasks") == len(tasks)
+
+
+async def test_an_owner_that_cannot_be_looked_up_fails_only_its_own_create(start_api: StartApi) -> None:
+    """While the database does not answer for one create, that one has a 503, and the others are sent."""
+    async with start_api(worker=False, api_command_timeout=20) as api_harness:
+        tasks = [entry("Of Carol"), entry("Of Bob", owner="bob"), entry("Of Carol too")]
+        async with api_harness.worker.database.transaction():
+            await api_harness.worker.database.execute("LOCK TABLE memberships IN ACCESS EXCLUSIVE MODE")
+            posting = asyncio.create_task(post(api_harness, tasks, user="carol"))
+            registry = api_harness.api.metrics.registry
+            async with asyncio.timeout(30):
+                while registry.get_sample_value("taskherd_api_commands_waiting") != 2:  # noqa: ASYNC110 - no notification
+                    await asyncio.sleep(0.01)
+        async with running_worker(api_harness.worker):
+            body = await posting
+    assert statuses(body) == [201, 503, 201]
+    error = body["results"][1]["error"]
+    assert error["message"] == "The service is temporarily unavailable."
+    assert "Repeat the create with the same idempotency key" in error["detail"]
 
 
 async def test_batches_in_progress_are_limited(start_api: StartApi) -> None:
