@@ -9,7 +9,7 @@ import threading
 import time
 from contextlib import contextmanager
 from http.client import HTTPConnection
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from benchmarks.harness import http_load
@@ -94,6 +94,7 @@ def _post_batch(port: int, token: str) -> float:
     tasks = [{"template_version_id": str(VERSION), "input": f"Find out why step {step} fails"} for step in range(TASKS)]
     headers = {"Coder-Session-Token": token, "Idempotency-Key": str(uuid4())}
     connection = HTTPConnection("127.0.0.1", port, timeout=_TIMEOUT)
+    body: dict[str, Any] = {}
     began = time.perf_counter()
     for _ in range(_ATTEMPTS):
         connection.request("POST", _PATH, json.dumps({"tasks": tasks}), headers)

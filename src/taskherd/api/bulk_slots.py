@@ -14,7 +14,7 @@ from typing import Final
 
 MAX_SLOTS: Final = 64
 """Maximum number of commands of batches and actions of one process that wait for a reply."""
-FEW_SLOTS: Final = 6
+FEW_SLOTS: Final = 4
 """That number while single commands are sent too."""
 QUIET: Final = 0.5
 """Seconds after a single command until all slots are used again."""

@@ -85,11 +85,11 @@ class ActionExecutor:
         while not api.stopping.is_set():
             try:
                 async with self._looking:  # one looks at a time; while none is due, the others wait for it
-                    step = await self._claim(api)
-                    if step is None:
+                    step = None if api.stopping.is_set() else await self._claim(api)
+                    if step is None and not api.stopping.is_set():
                         await self._wait()
-                        continue
-                await self._execute(api, step)
+                if step is not None:
+                    await self._execute(api, step)
             except TaskherdError as error:
                 log.warning("step of an action failed, it is repeated", reason=str(error))
                 await self._wait()
