@@ -16,13 +16,10 @@ from benchmarks.harness import http_load
 from benchmarks.harness.http_load import LoadPlan, request
 from benchmarks.harness.run import Row
 from benchmarks.harness.seed import VERSION
-from benchmarks.harness.services import connected
-from taskherd.api.http import user_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from benchmarks.harness.api_databases import ApiDatabase
     from benchmarks.harness.http_load import LoadResult
     from benchmarks.harness.run import Run
 
@@ -35,40 +32,26 @@ _PATH: Final = "/api/v2/task-batches"
 class BatchMeasurement:
     """Measurements of batches, to be compared with single creates by the peer and by ourselves."""
 
-    def __init__(self, run: Run, port: int, database: ApiDatabase) -> None:
+    def __init__(self, run: Run, port: int, tokens: tuple[str, str]) -> None:
+        """Create the measurement; ``tokens`` are that of the user who posts batches, and another user's."""
         self._run = run
         self._port = port
-        self._database = database
+        self._token, self._other = tokens
         self._rates: list[float] = []
         self._alone: list[LoadResult] = []
         self._beside: list[LoadResult] = []
-        self._other = ""
 
     async def measure(self, seconds: float) -> None:
         """Measure one batch alone, a user's single creates alone, and these while another user posts batches."""
-        if not self._other:
-            self._other = await self._add_user()
-        took = await asyncio.to_thread(_post_batch, self._port, self._database.token)
+        took = await asyncio.to_thread(_post_batch, self._port, self._token)
         self._rates.append(TASKS / took)
         self._run.record(f"a batch of {TASKS:,} creates: {took:.2f} s, {TASKS / took:,.0f}/s")
         plan = LoadPlan(self._port, [request("POST", "/api/v2/tasks/me", self._other, body=_body())], 1, seconds, 201)
         self._alone.append(await asyncio.to_thread(http_load.run, plan))
         self._run.record(f"another user's POST of a task, alone: {self._alone[-1].description}")
-        with _posting_batches(self._port, self._database.token):
+        with _posting_batches(self._port, self._token):
             self._beside.append(await asyncio.to_thread(http_load.run, plan))
         self._run.record(f"another user's POST of a task, beside batches: {self._beside[-1].description}")
-
-    async def _add_user(self) -> str:
-        """Return a new token of another user than the one who posts batches."""
-        token, stored = user_tokens.generate()
-        async with connected(self._run.services.database_url) as connection:
-            await connection.execute(
-                "INSERT INTO api_tokens (id, user_id, secret_hash)"
-                " SELECT $1, id, $2 FROM users WHERE username = 'owner-1'",
-                stored.id,
-                stored.secret_hash,
-            )
-        return token
 
     def add_rows(self, peer_name: str, peer_rate: float) -> None:
         """Add the rows; ``peer_rate`` is that of single creates by the peer, one at a time."""

@@ -39,7 +39,7 @@ async def measure(run: Run) -> None:
         running_worker(run.services),
         running_api(run.services, PEER) as peer,
     ):
-        batches = BatchMeasurement(run, ours, database)
+        batches = BatchMeasurement(run, ours, (database.token, other_token))
         for number in range(run.rounds):
             for connections in CONCURRENCIES:
                 for module, port in ((TASKHERD_API, ours), (PEER, peer)):
