@@ -6,6 +6,7 @@ import asyncio
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -14,6 +15,7 @@ import asyncpg
 import pytest
 
 from taskherd.dev.services import Services, start
+from tests.harness.pgbouncer import StartPgBouncer, running_pgbouncer
 
 EXCHANGES = ("reports", "commands", "claims", "events", "wakeups", "work", "dead")
 QUEUES = ("reports", "commands", "claims", "dead", "work.default")
@@ -63,6 +65,12 @@ async def database_url(services: Services, template_database: str) -> AsyncItera
     await _execute(services.database_url, f'CREATE DATABASE "{name}" TEMPLATE "{template_database}"')
     yield _with_database(services.database_url, name)
     await _execute(services.database_url, f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@pytest.fixture
+def start_pgbouncer(database_url: str, tmp_path: Path, announce: Callable[[str], None]) -> StartPgBouncer:
+    """Return a function that runs a PgBouncer with these settings in front of the database until its block ends."""
+    return partial(running_pgbouncer, database_url, tmp_path / "pgbouncer", announce)
 
 
 @pytest.fixture

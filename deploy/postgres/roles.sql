@@ -24,10 +24,23 @@ REVOKE ALL ON SCHEMA public FROM PUBLIC;
 GRANT USAGE, CREATE ON SCHEMA public TO taskherd_migrator;
 GRANT USAGE ON SCHEMA public TO taskherd_worker, taskherd_api;
 
--- A hung process or a forgotten transaction must not hold locks forever.
-ALTER ROLE taskherd_worker SET idle_in_transaction_session_timeout = '60s';
-ALTER ROLE taskherd_api SET idle_in_transaction_session_timeout = '30s';
-ALTER ROLE taskherd_api SET statement_timeout = '30s';
+-- The settings of all sessions. Processes set them by themselves, except behind a PgBouncer in transaction mode, where they
+-- come from here and nothing starts without them (`taskherd db role-settings` prints them).
+DO $$
+DECLARE
+    role text;
+BEGIN
+    FOREACH role IN ARRAY ARRAY['taskherd_migrator', 'taskherd_worker', 'taskherd_api'] LOOP
+        -- A hung process or a forgotten transaction must not hold locks forever.
+        EXECUTE format($set$ALTER ROLE %I SET statement_timeout = '4500ms'$set$, role);
+        EXECUTE format($set$ALTER ROLE %I SET lock_timeout = '3000ms'$set$, role);
+        EXECUTE format($set$ALTER ROLE %I SET idle_in_transaction_session_timeout = '15000ms'$set$, role);
+        -- Plans that are made while a table is empty must not scan it once it has grown.
+        EXECUTE format('ALTER ROLE %I SET jit = off', role);
+        EXECUTE format('ALTER ROLE %I SET plan_cache_mode = force_generic_plan', role);
+        EXECUTE format('ALTER ROLE %I SET enable_seqscan = off', role);
+    END LOOP;
+END $$;
 ALTER ROLE taskherd_api SET default_transaction_read_only = off;
 
 -- Privileges of the other roles on everything that the migrator creates, now and in later releases.

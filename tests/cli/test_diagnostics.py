@@ -124,6 +124,7 @@ async def test_a_migrated_database_lacks_only_a_directory(database_url: str) -> 
     """In a newly migrated database, only the missing directory is an error."""
     findings = await gather(check_database(Settings(database_url=database_url)))
     assert errors(findings) == {"directory"}
+    assert "statement_timeout 4500 ms" in findings["database sessions"].found
     assert findings["unpublished events"].state is FindingState.OK
 
 

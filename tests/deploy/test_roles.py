@@ -30,6 +30,8 @@ from taskherd.dev.sources import Broker
 from taskherd.messages.work import build_id
 from taskherd.settings import Settings
 from taskherd.store import migrate
+from taskherd.store.engine import session_settings
+from taskherd.store.sessions import deviations, settings_in_force
 from tests.harness.api import running_api, token_for
 from tests.harness.runner import eventually, runner_harness
 from tests.harness.worker import SECRET, TIMEOUT, VERSION, WorkerHarness, external_harness, make_report, running_worker
@@ -117,6 +119,17 @@ async def harness(
     await _create_users(services, tmp_path, amqp_prefix)
     async with external_harness(installation.database, installation.amqp, amqp_prefix) as harness:
         yield harness
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_each_role_has_the_settings_of_sessions(installation: Installation, role: str) -> None:
+    """A session of a role has all settings of taskherd without asking for them, as behind a PgBouncer."""
+    settings = session_settings("")
+    connection = await asyncpg.connect(installation.database_as(role), timeout=10)
+    try:
+        assert deviations(settings, await settings_in_force(connection, settings)) == ()
+    finally:
+        await connection.close(timeout=5)
 
 
 async def test_a_worker_works_with_its_privileges(installation: Installation, harness: WorkerHarness) -> None:

@@ -135,16 +135,20 @@ async def running_api(database_url: str, amqp_url: str, prefix: str, **settings:
 
 @asynccontextmanager
 async def open_api_harness(
-    database_url: str, amqp_url: str, prefix: str, *, worker: bool = True, **settings: Any
+    database_url: str, amqp_url: str, prefix: str, *, worker: bool = True, served_url: str = "", **settings: Any
 ) -> AsyncIterator[ApiHarness]:
-    """Run an API with these settings, and a worker unless the test starts one, on a directory with several users."""
+    """Run an API with these settings, and a worker unless the test starts one, on a directory with several users.
+
+    Both reach the database at ``served_url``, if that is given.
+    """
     worker_settings = {name: value for name, value in settings.items() if not name.startswith("api_")}
     async with AsyncExitStack() as stack:
         worker_harness = await stack.enter_async_context(external_harness(database_url, amqp_url, prefix))
         await worker_harness.database.execute(USERS)
+        worker_harness.urls = (served_url or database_url, amqp_url)
         if worker:
             await stack.enter_async_context(running_worker(worker_harness, **worker_settings))
-        api = await stack.enter_async_context(running_api(database_url, amqp_url, prefix, **settings))
+        api = await stack.enter_async_context(running_api(served_url or database_url, amqp_url, prefix, **settings))
         harness = ApiHarness(worker_harness, api, f"http://127.0.0.1:{api.port}")
         for username in ("alice", "bob", "carol", "mallory", ""):
             token = await token_for(database_url, username) if username else ""

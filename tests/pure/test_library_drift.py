@@ -72,6 +72,9 @@ EXTENDED = {
         "aiormq.channel:Channel._on_return_frame": "2adac7182c806274",
         "aiormq.channel:Channel._on_confirm_frame": "370e05804aa96f92",
     },
+    "store/sessions.py": {
+        "sqlalchemy.dialects.postgresql.asyncpg:AsyncAdapt_asyncpg_connection._prepare": "7414fc2593c999f6",
+    },
     "store/read_pool.py": {
         "asyncpg.connection:Connection.get_reset_query": "79d0f10a393e2eab",
         "asyncpg.connection:Connection.reset": "9196161dea665d3f",

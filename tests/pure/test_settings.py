@@ -157,6 +157,7 @@ def test_a_wrong_broker_url_is_rejected(environment: pytest.MonkeyPatch, url: st
         ("postgresql:///herd", "there is no host"),
         ("postgresql://db.example", "there is no database name"),
         ("postgresql://db.example/herd?sslmod=require", "unknown option sslmod"),
+        ("postgresql://db.example/herd?pgbouncer=statement", "pgbouncer is 'statement'"),
         ("sqlite:///herd", "the scheme is sqlite"),
     ],
 )

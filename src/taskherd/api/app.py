@@ -40,12 +40,13 @@ from taskherd.broker.connection import SupervisedConnection
 from taskherd.broker.connections import BrokerConnections
 from taskherd.broker.publisher import Publisher
 from taskherd.broker.repeating_client import RepeatingClient
-from taskherd.errors import Misconfigured, TaskherdError
+from taskherd.errors import Misconfigured, TaskherdError, Unavailable
 from taskherd.observability import logs
 from taskherd.observability.metrics import Metrics
 from taskherd.observability.ops import OpsServer
 from taskherd.observability.readiness import Readiness
 from taskherd.observability.tracing import open_tracing
+from taskherd.retry import until_stopped
 from taskherd.store import database_clock, migrate
 from taskherd.store.engine import dispose, in_use, open_engine, transaction
 from taskherd.store.read_pool import ReadPool
@@ -183,6 +184,7 @@ class ApiProcess:
         note_uses = _repeat(NOTE_USE_INTERVAL, lambda: api.authenticator.note_uses(self._engine))
         tasks: list[asyncio.Task[Any]] = [
             asyncio.create_task(self._stopping.wait(), name="stopping"),
+            asyncio.create_task(self._refuse_misconfigured_database(), name="database settings"),
             asyncio.create_task(self.change_feed.run(), name="change feed"),
             asyncio.create_task(note_uses, name="token uses"),
             asyncio.create_task(_repeat(LOG_INTERVAL, api.sign_in_failures.log_summaries), name="sign-in failures"),
@@ -219,6 +221,16 @@ class ApiProcess:
 
     async def _poll_pool(self) -> None:
         self.metrics.pool_in_use.set(self._reader.in_use + in_use(self._engine))
+
+    async def _refuse_misconfigured_database(self) -> None:
+        """Wait until the database answers, then until the process stops.
+
+        Raises:
+            Misconfigured: the URL or the database's settings are wrong, which ends the process.
+        """
+        with suppress(Unavailable):
+            await until_stopped(self._check_database, self._stopping, lambda _: None)
+        await self._stopping.wait()
 
     async def _check_database(self) -> None:
         async with transaction(self._engine) as connection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any
 
 import typer
@@ -10,6 +11,7 @@ from taskherd.cli.output import OutputFormat, OutputOption, document, print_erro
 from taskherd.errors import Retry
 from taskherd.settings import load
 from taskherd.store import migrate
+from taskherd.store import role_settings as roles
 
 app = typer.Typer(help="Create, migrate and check the database schema at TASKHERD_DATABASE_URL.", no_args_is_help=True)
 
@@ -49,6 +51,28 @@ def check(output: OutputOption = OutputFormat.TABLE) -> None:
         document(_as_json(state))
     print_error(state.advice)
     raise typer.Exit(1)
+
+
+@app.command()
+def role_settings(
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Execute the statements instead of only printing them.")
+    ] = False,
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
+    """Print the statements that give the user of TASKHERD_DATABASE_URL the settings that its sessions need.
+
+    Behind a PgBouncer in transaction mode, sessions get their timeouts from nowhere else.
+    """
+    url = load("database_url").database_url
+    statements = asyncio.run(roles.apply(url) if apply else roles.statements(url))
+    if output is OutputFormat.JSON:
+        document({"statements": list(statements), "applied": apply})
+        return
+    for statement in statements:
+        typer.echo(f"{statement};")
+    if apply:
+        typer.echo("-- applied to sessions that begin from now on: run RECONNECT in PgBouncer's console")
 
 
 def _print(state: migrate.SchemaState, sentence: str, output: OutputFormat) -> None:

@@ -18,9 +18,13 @@ TARGETS: Final = (READ_WRITE, "primary", "any")
 """Values of ``target_session_attrs``; the others are servers to which taskherd cannot write."""
 
 _SSL_MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
-_CHOICES: Final = {"sslmode": _SSL_MODES, "ssl": _SSL_MODES, "target_session_attrs": TARGETS}
+_POOL_MODES: Final = ("session", "transaction")
+"""The modes of a PgBouncer, in the option ``pgbouncer`` of a database URL."""
+_CHOICES: Final = {
+    "sslmode": _SSL_MODES, "ssl": _SSL_MODES, "target_session_attrs": TARGETS, "pgbouncer": _POOL_MODES
+}  # fmt: skip
 _POSTGRES = frozenset({"postgresql", "postgres", "postgresql+asyncpg"})
-_POSTGRES_OPTIONS = frozenset({"sslmode", "ssl", "host", "port", "passfile", "target_session_attrs"})
+_POSTGRES_OPTIONS = frozenset({"sslmode", "ssl", "host", "port", "passfile", "target_session_attrs", "pgbouncer"})
 _AMQP_PORTS: Final = {"amqp": 5672, "amqps": 5671}
 _MAX_PORT = 65_535
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})

@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from taskherd.endpoints import Endpoint, Endpoints, Resolve, resolve
 from taskherd.errors import Misconfigured
 from taskherd.settings import urls
+from taskherd.store.sessions import Pooling, SessionFactory, pooling_of
 
 CONNECT_TIMEOUT: Final = 3.0
 """Seconds until an attempt to connect to one address fails; TLS, the password and the check of the target included."""
@@ -31,17 +32,25 @@ EXAMPLE: Final = "postgresql://user:password@host/database"
 
 def sqlalchemy_url(database_url: str) -> URL:
     """Return a ``postgresql://`` URL with its first host for asyncpg, and libpq's ``sslmode`` as asyncpg's ``ssl``."""
-    try:
-        first, *_ = urls.database_hosts(database_url)
-        url = make_url(urls.with_host(database_url, first))
-    except (SQLAlchemyError, ValueError):
-        raise Misconfigured("database_url", f"expected a URL like {EXAMPLE}") from None
+    url, _ = pooling_of(_with_first_host(database_url))
     if url.get_backend_name() not in {"postgresql", "postgres"}:
         raise Misconfigured("database_url", f"expected a postgresql:// URL, got the scheme {url.drivername!r}")
     query = dict(url.query)
     if "sslmode" in query:
         query["ssl"] = query.pop("sslmode")
     return url.set(drivername="postgresql+asyncpg", query=query)
+
+
+def _with_first_host(database_url: str) -> URL:
+    try:
+        first, *_ = urls.database_hosts(database_url)
+        return make_url(urls.with_host(database_url, first))
+    except (SQLAlchemyError, ValueError):
+        raise Misconfigured("database_url", f"expected a URL like {EXAMPLE}") from None
+
+
+def _pooling(database_url: str) -> Pooling:
+    return pooling_of(_with_first_host(database_url))[1]
 
 
 class Connector:
@@ -53,15 +62,19 @@ class Connector:
         *,
         command_timeout: float,
         server_settings: Mapping[str, str],
+        checked: bool = True,
         resolve: Resolve = resolve,
     ) -> None:
-        """Remember what ``asyncpg.connect`` needs; the timeout is in seconds. Raise ``Misconfigured`` for a bad URL."""
+        """Remember what ``asyncpg.connect`` needs; the timeout is in seconds. Raise ``Misconfigured`` for a bad URL.
+
+        Unless ``checked``, sessions may lack the settings.
+        """
         url = sqlalchemy_url(database_url)
         self._options = {
             **url.get_dialect()().create_connect_args(url)[1],
             "command_timeout": command_timeout,
-            "server_settings": dict(server_settings),
         }
+        self.sessions = SessionFactory(_pooling(database_url), server_settings, checked=checked)
         target = urls.database_target(database_url)
         if target is not None:
             self._options["target_session_attrs"] = target
@@ -75,12 +88,13 @@ class Connector:
         """Return an asyncpg connection to the first server that answers and matches ``target_session_attrs``.
 
         Raises:
+            Misconfigured: the session lacks settings, see ``store.sessions``.
             OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError: the only server failed.
             Unavailable: it did not answer in time, or several servers failed; the message has the reason for each.
         """
 
         async def attempt(endpoint: Endpoint) -> Any:
-            return await asyncpg.connect(**{**self._options, **_address_options(endpoint)})
+            return await self.sessions.connect(**{**self._options, **_address_options(endpoint)})
 
         connection, endpoint = await self._endpoints.connect(attempt, FAILURES)
         self._connected[connection] = endpoint

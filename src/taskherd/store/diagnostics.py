@@ -11,6 +11,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from taskherd.store import migrate
+from taskherd.store.engine import session_settings
+from taskherd.store.sessions import settings_in_force
 from taskherd.store.tables import METADATA
 
 _SERVER: Final = text(
@@ -147,6 +149,12 @@ async def server_info(connection: AsyncConnection) -> ServerInfo:
     """Return the server's version and time, and whether it only accepts reads."""
     row = (await connection.execute(_SERVER)).one()
     return ServerInfo(row.major, row.version, row.now, row.read_only)
+
+
+async def session_settings_in_force(connection: AsyncConnection) -> dict[str, str]:
+    """Return the settings that each session of taskherd must have, with their values here, timeouts in milliseconds."""
+    session = (await connection.get_raw_connection()).driver_connection
+    return await settings_in_force(session, session_settings(""))
 
 
 async def schema_state(connection: AsyncConnection) -> migrate.SchemaState:

@@ -14,8 +14,9 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from taskherd.errors import Retry, TaskherdError, Unavailable
+from taskherd.errors import Misconfigured, Retry, TaskherdError, Unavailable
 from taskherd.store.connecting import Connector, sqlalchemy_url
+from taskherd.store.sessions import disable_statement_cache
 
 COMMAND_TIMEOUT: Final = 5.0
 """Seconds until a statement is canceled."""
@@ -49,6 +50,10 @@ _TRANSACTION_READ_ONLY: Final = text("SHOW transaction_read_only")
 
 _CONNECTOR: Final = "taskherd_connector"
 """The execution option of an engine that holds its ``Connector``."""
+
+STATEMENT_ERRORS: Final = frozenset({"26000", "42P05"})
+"""A prepared statement that does not exist, or already does: statements run in changing server sessions, as behind a
+PgBouncer in transaction mode."""
 
 
 class DataError(TaskherdError):
@@ -91,6 +96,7 @@ def open_engine(
         execution_options={_CONNECTOR: connector},
     )
     _track_use(engine, connector)
+    disable_statement_cache(engine, connector.sessions)
     return engine
 
 
@@ -151,7 +157,7 @@ async def check_writable(connection: AsyncConnection) -> None:
         raise ReadOnly("the database is read-only: a standby, or default_transaction_read_only is on")
 
 
-def classify(error: BaseException) -> Unavailable | DataError | Retry | None:
+def classify(error: BaseException) -> Unavailable | DataError | Retry | Misconfigured | None:
     """Return the error to raise for an error of the database, or None for a bug, which should surface.
 
     The codes are listed at https://www.postgresql.org/docs/current/errcodes-appendix.html.
@@ -162,6 +168,12 @@ def classify(error: BaseException) -> Unavailable | DataError | Retry | None:
         return Retry(message)
     if code == READ_ONLY:
         return ReadOnly(message)
+    if code in STATEMENT_ERRORS:
+        return Misconfigured("database_url", f"{message}; expected pgbouncer=transaction in the URL of a PgBouncer")
+    return _classify_by_class(error, code, message)
+
+
+def _classify_by_class(error: BaseException, code: str | None, message: str) -> Unavailable | DataError | None:
     if code is not None and (code.startswith(UNAVAILABLE_ERRORS) or code in UNAVAILABLE_CODES):
         return Unavailable(message)
     if code is not None and (code.startswith(("22", "23")) or code == "54001"):

@@ -15,7 +15,7 @@ from taskherd.api.http.auth import authenticate
 from taskherd.api.http.errors import HTTPError
 from taskherd.api.http.responses import BufferedResponse
 from taskherd.api.http.route import Route
-from taskherd.errors import Retry, Unavailable
+from taskherd.errors import Misconfigured, Retry, Unavailable
 from taskherd.observability.tracing import extract
 from taskherd.store.engine import DataError
 
@@ -78,7 +78,7 @@ class Endpoint:
                 return await self._handle(route, request, receive)
         except HTTPError as error:
             return error.response
-        except (Unavailable, Retry) as error:
+        except (Unavailable, Retry, Misconfigured) as error:
             log.warning("dependency unavailable", route=self._path, reason=str(error))
             return errors.unavailable("The service is temporarily unavailable.").response
         except DataError:

@@ -9,14 +9,14 @@ from taskherd.cli.diagnostics import clocks
 from taskherd.cli.diagnostics.findings import Finding, error, ok, problems
 from taskherd.cli.diagnostics.hosts import check_hosts
 from taskherd.cli.diagnostics.roles import Role
-from taskherd.errors import TaskherdError
+from taskherd.errors import Misconfigured, TaskherdError
 from taskherd.settings import database_hosts, with_host
 from taskherd.store import diagnostics as database
 from taskherd.store.engine import dispose, open_engine, transaction
 from taskherd.store.migrate import SchemaStatus
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection
+    from collections.abc import AsyncIterator, Collection, Mapping
 
     from taskherd.endpoints import Host
     from taskherd.settings import Settings
@@ -38,6 +38,7 @@ async def check_database(
         async with transaction(engine) as conn:
             server = await database.server_info(conn)
             yield _server(server)
+            yield _sessions(await database.session_settings_in_force(conn))
             yield clocks.compare("the database", (server.now, server.now), (before, now()))
             schema = await database.schema_state(conn)
             is_current = schema.status is SchemaStatus.CURRENT
@@ -51,6 +52,8 @@ async def check_database(
             if is_current and not missing:
                 for finding in _content(await database.content_counts(conn)):
                     yield finding
+    except Misconfigured as problem:
+        yield error("database sessions", problem.expected, "correct TASKHERD_DATABASE_URL, or the settings of its role")
     except TaskherdError as problem:
         yield error("database", str(problem), "start PostgreSQL, or correct TASKHERD_DATABASE_URL")
     finally:
@@ -75,6 +78,14 @@ def _server(server: database.ServerInfo) -> Finding:
     if server.read_only:
         return error("database", f"{found}, read-only", "set TASKHERD_DATABASE_URL to the primary server")
     return ok("database", found)
+
+
+def _sessions(settings: Mapping[str, str]) -> Finding:
+    """Return the settings in force; a session that lacks one cannot be opened at all."""
+    shown = (
+        f"{name} {value} ms" if name.endswith("_timeout") else f"{name} {value}" for name, value in settings.items()
+    )
+    return ok("database sessions", ", ".join(shown))
 
 
 def _content(content: database.ContentCounts) -> list[Finding]:
