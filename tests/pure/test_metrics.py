@@ -21,6 +21,7 @@ def test_no_label_is_an_id() -> None:
     """Every label has few values: none is the id or name of a task, agent or user."""
     labels = {label for each in Metrics().declared for label in each.labels}
     assert labels == {
+        "server",
         "type",
         "outcome",
         "reason",

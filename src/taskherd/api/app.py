@@ -33,6 +33,7 @@ from taskherd.api.http.open_requests import AccessMonitor
 from taskherd.api.http.rate_limit import RateLimits
 from taskherd.api.http.sign_in_failures import LOG_INTERVAL, SignInFailures
 from taskherd.api.metric_labels import LABEL_VALUES
+from taskherd.api.read_routing import STANDBY_TIMEOUT, ReadRouting
 from taskherd.api.tasks import batches
 from taskherd.broker import topology
 from taskherd.broker.command_client import CommandClient
@@ -99,6 +100,8 @@ class ApiProcess:
         name = f"taskherd api {host}"
         self._reader = ReadPool(settings.database_url, size=size, application_name=name)
         self._engine = open_engine(settings.database_url, size=WRITE_CONNECTIONS, application_name=name)
+        self._standby = self._make_standby(size)
+        self._reads: ReadRouting | None = None
         self.change_feed = ChangeFeed(
             self._connections.consume,
             topology.TopologyNames(settings.amqp_prefix),
@@ -108,9 +111,17 @@ class ApiProcess:
         )
         self._ops = OpsServer(self.metrics, self._readiness)
 
+    def _make_standby(self, size: int) -> ReadPool | None:
+        url = self._settings.database_read_url
+        if not url:
+            return None
+        self._readiness.add_note("standby", lambda: None if self._reads is None else self._reads.problem)
+        return ReadPool(url, size=size, application_name="taskherd-api", command_timeout=STANDBY_TIMEOUT)
+
     def _make_context(self, commands: RepeatingClient, reports: ReportPublisher) -> ApiContext:
         settings = self._settings
         now = asyncio.get_running_loop().time
+        self._reads = ReadRouting(self._reader, self._standby, settings.read_lag_most, self.metrics, now)
         clients = ClientAddresses(settings.trusted_proxies)
         limits = ConnectionLimits(settings.api_connections, settings.api_anonymous_connections)
         closed = self.metrics.api_connections_closed
@@ -118,6 +129,7 @@ class ApiProcess:
             settings=settings,
             metrics=self.metrics,
             reader=self._reader,
+            reads=self._reads,
             engine=self._engine,
             authenticator=Authenticator(self._reader, now),
             client_addresses=clients,
@@ -155,6 +167,8 @@ class ApiProcess:
             sock.close()
             await self._ops.close()
             await asyncio.gather(self._connections.close(), self._repeats.close(), self._reader.close())
+            if self._standby is not None:
+                await self._standby.close()
             await dispose(self._engine)
             await asyncio.to_thread(self._tracing.close)
             log.info("api stopped")
@@ -188,6 +202,7 @@ class ApiProcess:
             asyncio.create_task(self.change_feed.run(), name="change feed"),
             asyncio.create_task(note_uses, name="token uses"),
             asyncio.create_task(_repeat(LOG_INTERVAL, api.sign_in_failures.log_summaries), name="sign-in failures"),
+            asyncio.create_task(api.reads.run(), name="standby"),
             asyncio.create_task(api.access.run(), name="access checks"),
             asyncio.create_task(_repeat(_POOL_POLL_INTERVAL, self._poll_pool), name="pool metric"),
         ]
@@ -220,7 +235,8 @@ class ApiProcess:
                 raise result
 
     async def _poll_pool(self) -> None:
-        self.metrics.pool_in_use.set(self._reader.in_use + in_use(self._engine))
+        standby = 0 if self._standby is None else self._standby.in_use
+        self.metrics.pool_in_use.set(self._reader.in_use + in_use(self._engine) + standby)
 
     async def _refuse_misconfigured_database(self) -> None:
         """Wait until the database answers, then until the process stops.

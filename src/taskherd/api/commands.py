@@ -101,7 +101,10 @@ async def execute_in_bulk(api: ApiContext, command: Command) -> CommandResult | 
 
 async def _call(api: ApiContext, command: Command) -> CommandResult | CommandRefused:
     body = encode_command(command)
-    reply = await api.commands.call(command.type, body, _record_of(api, command, body))
+    try:
+        reply = await api.commands.call(command.type, body, _record_of(api, command, body))
+    finally:
+        api.reads.mark(command.actor_id)  # also without a reply: the command may have been executed
     try:
         response = decode_reply(reply.body)
     except Malformed as error:

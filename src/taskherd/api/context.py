@@ -24,12 +24,13 @@ if TYPE_CHECKING:
     from taskherd.api.http.open_requests import AccessMonitor
     from taskherd.api.http.rate_limit import RateLimits
     from taskherd.api.http.sign_in_failures import SignInFailures
+    from taskherd.api.read_routing import ReadRouting
     from taskherd.broker.repeating_client import RepeatingClient
     from taskherd.observability.metrics import Metrics
     from taskherd.observability.tracing import Tracing
     from taskherd.settings import Settings
     from taskherd.store import AsyncEngine
-    from taskherd.store.read_pool import ReadPool
+    from taskherd.store.read_pool import Reader, ReadPool
 
 ME: Final = "me"
 
@@ -41,6 +42,8 @@ class ApiContext:
     settings: Settings
     metrics: Metrics
     reader: ReadPool
+    """Reads from the primary."""
+    reads: ReadRouting
     engine: AsyncEngine
     authenticator: Authenticator
     client_addresses: ClientAddresses
@@ -83,6 +86,8 @@ class RequestContext:
     _caller: Caller | None = None
     agent: tuple[UUID, int] | None = None
     """The task and build number of an agent's token."""
+    follows: bool = False
+    """True for a request that follows changes: it reads only from the primary, like the change feed."""
     log_fields: dict[str, Any] = field(default_factory=dict)
     """Additional fields of the log line, next to method, route and status."""
 
@@ -109,6 +114,17 @@ class RequestContext:
     def set_caller(self, caller: Caller) -> None:
         """Record the authenticated caller."""
         self._caller = caller
+
+    @property
+    def reader(self) -> Reader:
+        """What executes the request's reads: for a plain GET of a user perhaps a standby, else the primary."""
+        if self.follows or self._caller is None or self.method not in {"GET", "HEAD"}:
+            return self.api.reader
+        return self.api.reads.reader(self._caller.user_id)
+
+    def mark_seen(self) -> None:
+        """Record that the caller has now seen or made the newest changes; no later read shows them less."""
+        self.api.reads.mark(self.caller.user_id)
 
     def user(self) -> UUID | str:
         """Return the path's ``{user}`` as an id or a username; ``me`` is the caller."""

@@ -32,6 +32,7 @@ def _requests() -> Iterator[tuple[str, str, str]]:
 
 
 LABEL_VALUES: Final[Mapping[str, Sequence[tuple[str, ...]]]] = {
+    "api_reads": (("primary",), ("standby",)),
     "api_requests": tuple(dict.fromkeys(_requests())),
     "api_sign_in_failures": tuple((reason.value,) for reason in SignInFailure),
     "api_connections_closed": tuple((limit,) for limit in LIMITS),

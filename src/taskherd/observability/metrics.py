@@ -147,6 +147,16 @@ class Metrics:
         self.api_commands_waiting = self._gauge(
             "api_commands_waiting", "Writes that wait for the worker's reply. It rises while workers cannot keep up."
         )
+        self.api_reads = self._counter(
+            "api_reads",
+            "Reads of users' GET requests, by the server that executed them: primary or standby; none without "
+            "TASKHERD_DATABASE_READ_URL.",
+            "server",
+        )
+        self.api_standby_lag = self._gauge(
+            "api_standby_lag_seconds",
+            "Age of the newest change that the standby may lack; infinite if it does not answer, 0 without a standby.",
+        )
         self.api_followers = self._gauge("api_followers", "Readers of the change feed: streams and long polls.")
         self.api_sign_in_failures = self._counter(
             "api_sign_in_failures",

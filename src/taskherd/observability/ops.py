@@ -115,7 +115,8 @@ class OpsServer:
 
     async def _ready(self, _request: Request) -> Response:
         reasons = await self._readiness.reasons()
-        return Response(_checks(reasons), 503 if any(reasons.values()) else 200, media_type="application/json")
+        ready = not any(reason and self._readiness.counts(name) for name, reason in reasons.items())
+        return Response(_checks(reasons, ready=ready), 200 if ready else 503, media_type="application/json")
 
     async def _scrape(self, request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
@@ -126,7 +127,6 @@ async def _live(_request: Request) -> Response:
     return PlainTextResponse("ok\n")
 
 
-def _checks(reasons: Mapping[str, str | None]) -> bytes:
+def _checks(reasons: Mapping[str, str | None], *, ready: bool) -> bytes:
     checks = {name: {"ok": not reason, **({"reason": reason} if reason else {})} for name, reason in reasons.items()}
-    ready = not any(reasons.values())
     return orjson.dumps({"ready": ready, "checks": checks}, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)

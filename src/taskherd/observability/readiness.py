@@ -25,6 +25,7 @@ class Readiness:
         self._reasons: dict[str, str | None] = dict.fromkeys(conditions, "not known yet")
         self._checks: dict[str, Check] = {}
         self._running: dict[str, asyncio.Task[str | None]] = {}
+        self._notes: set[str] = set()
         self._timeout = timeout
 
     def set_ok(self, name: str) -> None:
@@ -38,6 +39,15 @@ class Readiness:
     def add_check(self, name: str, check: Check) -> None:
         """Run ``add_check`` on every readiness request, with a timeout."""
         self._checks[name] = check
+
+    def add_note(self, name: str, check: Check) -> None:
+        """Run ``check`` on every readiness request too, and show its result without counting it."""
+        self.add_check(name, check)
+        self._notes.add(name)
+
+    def counts(self, name: str) -> bool:
+        """Return whether the process is unready while this condition or check has a reason."""
+        return name not in self._notes
 
     async def reasons(self) -> dict[str, str | None]:
         """Return for each condition and check None if it is OK, else the reason."""

@@ -51,6 +51,19 @@ class Settings(BaseSettings):
             "expected": "postgresql://user:password@host:5432/database, or several hosts as in host1:5432,host2:5432",
         },
     )
+    database_read_url: DatabaseUrl = Field(
+        "",
+        repr=False,
+        description="URL of a standby of that database, from which the API serves reads; empty: all reads go to the "
+        "primary.",
+        json_schema_extra={"expected": "postgresql://user:password@standby:5432/database"},
+    )
+    read_lag_most: Seconds = Field(
+        5.0,
+        ge=0.5,
+        le=60,
+        description="Maximum lag of the standby behind the primary; beyond it, reads go to the primary.",
+    )
     amqp_url: AmqpUrl = Field(
         "",
         repr=False,
@@ -496,5 +509,5 @@ class Settings(BaseSettings):
     @property
     def secrets(self) -> tuple[str, ...]:
         """Texts that must not appear in any log, event, header or error."""
-        passwords = (urls.password(self.database_url), urls.password(self.amqp_url))
+        passwords = [urls.password(url) for url in (self.database_url, self.database_read_url, self.amqp_url)]
         return (*self.secret_keys, *(password for password in passwords if password))

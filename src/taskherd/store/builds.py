@@ -14,7 +14,7 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from taskherd.store.read_pool import ReadPool, Row
+from taskherd.store.read_pool import Reader, Row
 from taskherd.store.statements import ColumnArrays, assignments, changing, column_names, stored
 from taskherd.store.tables import task_builds
 from taskherd.store.task_queries import CAN_SEE
@@ -120,12 +120,12 @@ def parameters(rows: Sequence[BuildRow]) -> dict[str, Any]:
     return _ROWS.parameters({row.build_id: row for row in rows}.values())
 
 
-async def build(pool: ReadPool, caller: UUID, build_id: UUID) -> Row | None:
+async def build(pool: Reader, caller: UUID, build_id: UUID) -> Row | None:
     """Return a build with its task's names, or None if it does not exist or the caller may not see it."""
     return await pool.fetch_one(BUILD, caller, build_id)
 
 
-async def latest_of_workspace(pool: ReadPool, caller: UUID, workspace_id: UUID) -> Row | None:
+async def latest_of_workspace(pool: Reader, caller: UUID, workspace_id: UUID) -> Row | None:
     """Return the latest build of a workspace, or None if there is none or the caller may not see it.
 
     The id of a task also names its workspace, because a workspace has no id before a runner has reported it.
@@ -134,28 +134,28 @@ async def latest_of_workspace(pool: ReadPool, caller: UUID, workspace_id: UUID) 
     return row or await of_task(pool, caller, workspace_id)
 
 
-async def of_task(pool: ReadPool, caller: UUID, task_id: UUID) -> Row | None:
+async def of_task(pool: Reader, caller: UUID, task_id: UUID) -> Row | None:
     """Return the latest build of a task, or None if there is none or the caller may not see it."""
     return await pool.fetch_one(OF_TASK, caller, task_id)
 
 
-async def of_tasks(pool: ReadPool, caller: UUID, task_ids: Sequence[UUID]) -> Sequence[Row]:
+async def of_tasks(pool: Reader, caller: UUID, task_ids: Sequence[UUID]) -> Sequence[Row]:
     """Return the latest builds of these tasks as far as the caller may see them, newest task first."""
     return await pool.fetch(OF_TASKS, caller, list(task_ids))
 
 
-async def app_statuses(pool: ReadPool, task_id: UUID, number: int, limit: int) -> Sequence[Row]:
+async def app_statuses(pool: Reader, task_id: UUID, number: int, limit: int) -> Sequence[Row]:
     """Return up to ``limit`` statuses that the app of a build reported, newest first. Pruned history is missing."""
     return await pool.fetch(APP_STATUSES, task_id, number, limit)
 
 
-async def of_agent(pool: ReadPool, caller: UUID, agent_id: UUID) -> Row | None:
+async def of_agent(pool: Reader, caller: UUID, agent_id: UUID) -> Row | None:
     """Return the build that this agent runs in, or None if there is none or the caller may not see it."""
     return await pool.fetch_one(AGENT, caller, agent_id)
 
 
 async def history(
-    pool: ReadPool, task_id: UUID, number: int, changes: Sequence[str], *, after: int, limit: int
+    pool: Reader, task_id: UUID, number: int, changes: Sequence[str], *, after: int, limit: int
 ) -> Sequence[Row]:
     """Return up to ``limit`` versions after ``after`` that changed any field in ``changes`` of a build, oldest first.
 

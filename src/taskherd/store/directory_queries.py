@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
-from taskherd.store.read_pool import ReadPool, Row
+from taskherd.store.read_pool import Reader, Row
 
 _USERS: Final = """
 SELECT u.id, u.username, u.name, u.email, u.avatar_url, ARRAY(
@@ -90,53 +90,53 @@ class TemplateFilter:
     part: str | None = None
 
 
-async def users(pool: ReadPool, caller: UUID, criteria: UserFilter) -> Sequence[Row]:
+async def users(pool: Reader, caller: UUID, criteria: UserFilter) -> Sequence[Row]:
     """Return the caller and the users who share an organization with the caller, by name."""
     return await pool.fetch(USERS, caller, criteria.github_com_user_id, criteria.search, criteria.limit)
 
 
-async def user(pool: ReadPool, caller: UUID, user: UUID | str) -> Row | None:
+async def user(pool: Reader, caller: UUID, user: UUID | str) -> Row | None:
     """Return one of these users, by id or username."""
     return await pool.fetch_one(f"{_USERS} AND {_matches('u', 'username', user)}", caller, user)
 
 
-async def organization(pool: ReadPool, caller: UUID, id_or_name: UUID | str) -> Row | None:
+async def organization(pool: Reader, caller: UUID, id_or_name: UUID | str) -> Row | None:
     """Return one of the caller's organizations, by id or name."""
     return await pool.fetch_one(f"{_ORGANIZATIONS} AND {_matches('o', 'name', id_or_name)}", caller, id_or_name)
 
 
-async def organizations_of(pool: ReadPool, caller: UUID, user_id: UUID) -> Sequence[Row]:
+async def organizations_of(pool: Reader, caller: UUID, user_id: UUID) -> Sequence[Row]:
     """Return the organizations that this user and the caller share, one named ``default`` first."""
     return await pool.fetch(ORGANIZATIONS_OF, caller, user_id)
 
 
-async def templates(pool: ReadPool, caller: UUID, criteria: TemplateFilter) -> Sequence[Row]:
+async def templates(pool: Reader, caller: UUID, criteria: TemplateFilter) -> Sequence[Row]:
     """Return templates of the caller's organizations, by name."""
     return await pool.fetch(TEMPLATES, caller, criteria.organization, criteria.name, criteria.part, criteria.limit)
 
 
-async def template(pool: ReadPool, caller: UUID, organization_id: UUID, id_or_name: UUID | str) -> Row | None:
+async def template(pool: Reader, caller: UUID, organization_id: UUID, id_or_name: UUID | str) -> Row | None:
     """Return a template of one of the caller's organizations, by id or name."""
     statement = f"{_TEMPLATES} AND o.id = $2 AND {_matches('t', 'name', id_or_name, '$3')}"
     return await pool.fetch_one(statement, caller, organization_id, id_or_name)
 
 
-async def template_by_id(pool: ReadPool, caller: UUID, template_id: UUID) -> Row | None:
+async def template_by_id(pool: Reader, caller: UUID, template_id: UUID) -> Row | None:
     """Return a template of any of the caller's organizations."""
     return await pool.fetch_one(f"{_TEMPLATES} AND t.id = $2", caller, template_id)
 
 
-async def version(pool: ReadPool, caller: UUID, version_id: UUID) -> Row | None:
+async def version(pool: Reader, caller: UUID, version_id: UUID) -> Row | None:
     """Return a template version of one of the caller's organizations, active or not."""
     return await pool.fetch_one(VERSION, caller, version_id)
 
 
-async def version_of(pool: ReadPool, caller: UUID, template_id: UUID, name: str) -> Row | None:
+async def version_of(pool: Reader, caller: UUID, template_id: UUID, name: str) -> Row | None:
     """Return the active version of this name of a template."""
     return await pool.fetch_one(VERSION_OF, caller, template_id, name)
 
 
-async def presets(pool: ReadPool, caller: UUID, version_id: UUID) -> Sequence[Row] | None:
+async def presets(pool: Reader, caller: UUID, version_id: UUID) -> Sequence[Row] | None:
     """Return the presets of a version, the default first, or None if the caller may not see such a version."""
     rows = await pool.fetch(PRESETS, caller, version_id)
     return [row for row in rows if row["id"] is not None] if rows else None

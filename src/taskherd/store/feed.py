@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 from uuid import UUID
 
-from taskherd.store.read_pool import ReadPool, Row
+from taskherd.store.read_pool import Reader, Row
 from taskherd.store.task_queries import CAN_SEE, can_see
 
 LATEST: Final = "SELECT COALESCE(max(position), 0) AS position FROM task_feed"
@@ -136,33 +136,31 @@ ORDER BY i.ordinal
 """
 
 
-async def latest(pool: ReadPool) -> int:
+async def latest(pool: Reader) -> int:
     """Return the greatest position, or 0 if the feed is empty."""
     row = await pool.fetch_one(LATEST)
     return 0 if row is None else int(row["position"])
 
 
-async def position_exists(pool: ReadPool, position: int) -> bool:
+async def position_exists(pool: Reader, position: int) -> bool:
     """Return whether a reader can resume at ``position``: it was assigned and is not pruned."""
     row = await pool.fetch_one(POSITION_EXISTS, position)
     return row is not None and bool(row["resumable"])
 
 
-async def changes_after(pool: ReadPool, after: int, limit: int) -> Sequence[Row]:
+async def changes_after(pool: Reader, after: int, limit: int) -> Sequence[Row]:
     """Return up to ``limit`` changes of all tasks after position ``after``."""
     return await pool.fetch(CHANGES_AFTER, after, limit)
 
 
 async def catch_up(
-    pool: ReadPool, caller: UUID, after: int, limit: int, *, owner: UUID | None, organization: UUID | None
+    pool: Reader, caller: UUID, after: int, limit: int, *, owner: UUID | None, organization: UUID | None
 ) -> tuple[int, Sequence[Row]]:
     """Read the next ``limit`` positions; return the last one (else ``after``) and the changes the caller may see."""
     return _page(await pool.fetch(CATCH_UP, caller, after, limit, owner, organization), after)
 
 
-async def catch_up_task(
-    pool: ReadPool, caller: UUID, after: int, limit: int, task_id: UUID
-) -> tuple[int, Sequence[Row]]:
+async def catch_up_task(pool: Reader, caller: UUID, after: int, limit: int, task_id: UUID) -> tuple[int, Sequence[Row]]:
     """Read the next ``limit`` positions of one task, as ``catch_up`` does for all tasks."""
     return _page(await pool.fetch(CATCH_UP_ONE, caller, after, limit, task_id), after)
 
@@ -172,19 +170,19 @@ def _page(rows: Sequence[Row], after: int) -> tuple[int, Sequence[Row]]:
     return (after if until is None else int(until)), [row for row in rows if row["position"] is not None]
 
 
-async def visible_even_deleted(pool: ReadPool, caller: UUID, task_id: UUID) -> bool:
+async def visible_even_deleted(pool: Reader, caller: UUID, task_id: UUID) -> bool:
     """Return whether the caller may see this task, even if it is deleted."""
     return await pool.fetch_one(VISIBLE_EVEN_DELETED, caller, task_id) is not None
 
 
-async def will_replay(pool: ReadPool, after: int, versions: Sequence[tuple[UUID, int]]) -> dict[UUID, int]:
+async def will_replay(pool: Reader, after: int, versions: Sequence[tuple[UUID, int]]) -> dict[UUID, int]:
     """Return the tasks, with their given version, whose change the feed will deliver after position ``after``."""
     ids, numbers = [task_id for task_id, _ in versions], [version for _, version in versions]
     return {row["task_id"]: row["version"] for row in await pool.fetch(WILL_REPLAY, after, ids, numbers)}
 
 
 async def timeline(
-    pool: ReadPool, caller: UUID, task_id: UUID, after: int, limit: int, *, newest: bool = False
+    pool: Reader, caller: UUID, task_id: UUID, after: int, limit: int, *, newest: bool = False
 ) -> Sequence[Row]:
     """Return changes of a task, each with the document before it; one row without a position if there are none.
 
@@ -194,6 +192,6 @@ async def timeline(
     return await pool.fetch(TIMELINE_NEWEST if newest else TIMELINE, *values)
 
 
-async def actions(pool: ReadPool, caller: UUID, task_id: UUID, limit: int) -> Sequence[Row]:
+async def actions(pool: Reader, caller: UUID, task_id: UUID, limit: int) -> Sequence[Row]:
     """Return the newest inputs of a task, oldest first, with who sent them; none if the caller may not see the task."""
     return await pool.fetch(ACTIONS, caller, task_id, limit)

@@ -8,7 +8,7 @@ snapshot, use ``engine.transaction``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import asyncpg
 
@@ -23,13 +23,27 @@ Row: TypeAlias = Any
 _NO_TABLE: Final = "42P01"
 
 
+class Reader(Protocol):
+    """What executes single reading statements: a pool, or a choice between several."""
+
+    async def fetch(self, statement: str, *values: Any) -> Sequence[Row]:
+        """Return all rows. Raise ``Unavailable``, or ``DataError`` if PostgreSQL rejects a value."""
+        ...
+
+    async def fetch_one(self, statement: str, *values: Any) -> Row | None:
+        """Return the first row, or None if there is none. Raise the same errors as ``fetch``."""
+        ...
+
+
 class ReadPool:
     """Up to ``size`` connections for reading; it connects when first used."""
 
-    def __init__(self, database_url: str, *, size: int, application_name: str) -> None:
-        self._connector = Connector(
-            database_url, command_timeout=COMMAND_TIMEOUT, server_settings=session_settings(application_name)
-        )
+    def __init__(
+        self, database_url: str, *, size: int, application_name: str, command_timeout: float = COMMAND_TIMEOUT
+    ) -> None:
+        self._command_timeout = command_timeout
+        settings = session_settings(application_name, command_timeout)
+        self._connector = Connector(database_url, command_timeout=command_timeout, server_settings=settings)
         self._size = size
         self._pool = self._new_pool()
 
@@ -61,7 +75,7 @@ class ReadPool:
     async def _fetch(self, statement: str, values: Sequence[Any]) -> Sequence[Row]:
         try:
             pool = self._pool
-            connection = await pool.acquire(COMMAND_TIMEOUT)
+            connection = await pool.acquire(self._command_timeout)
             self._connector.take(connection)
             try:
                 rows: Sequence[Row] = await connection.fetch(statement, *values)

@@ -15,7 +15,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from taskherd.store.logs import ORDER as LOG_ORDER
-from taskherd.store.read_pool import ReadPool, Row
+from taskherd.store.read_pool import Reader, Row
 
 
 def can_see(user: str) -> str:
@@ -91,18 +91,18 @@ class _Statement:
         return f"${len(self.values)}"
 
 
-async def task(pool: ReadPool, ref: TaskRef) -> Row | None:
+async def task(pool: Reader, ref: TaskRef) -> Row | None:
     """Return a task with the columns of its document (``DOCUMENT``), or None if the caller may not see such a task."""
     return await _find(pool, f"SELECT {DOCUMENT} FROM tasks AS t {JOINED}", ref)
 
 
-async def find_id(pool: ReadPool, ref: TaskRef) -> UUID | None:
+async def find_id(pool: Reader, ref: TaskRef) -> UUID | None:
     """Return the id of a task, or None if the caller may not see such a task."""
     row = await _find(pool, "SELECT t.id FROM tasks AS t", ref)
     return None if row is None else row["id"]
 
 
-async def _find(pool: ReadPool, select: str, ref: TaskRef) -> Row | None:
+async def _find(pool: Reader, select: str, ref: TaskRef) -> Row | None:
     """Look the task up by id, where the user in the path only has to be known, then by name among the user's tasks."""
     row = None
     if isinstance(ref.task, UUID):
@@ -138,7 +138,7 @@ def _is_user(ref: TaskRef, statement: _Statement) -> str:
     return f"w.id = {placeholder}" if isinstance(ref.user, UUID) else f"lower(w.username) = lower({placeholder})"
 
 
-async def tasks(pool: ReadPool, criteria: TaskFilter) -> Sequence[Row]:
+async def tasks(pool: Reader, criteria: TaskFilter) -> Sequence[Row]:
     """Return tasks with the columns of their documents (``DOCUMENT``), newest first.
 
     One task more than ``limit`` is returned if there are more.
@@ -149,7 +149,7 @@ async def tasks(pool: ReadPool, criteria: TaskFilter) -> Sequence[Row]:
     return await pool.fetch(text, *statement.values)
 
 
-async def task_ids(pool: ReadPool, criteria: TaskFilter) -> Sequence[UUID]:
+async def task_ids(pool: Reader, criteria: TaskFilter) -> Sequence[UUID]:
     """Return the ids of tasks, newest first; one more than ``limit`` if there are more."""
     statement = _Statement([criteria.caller])
     rows = await pool.fetch(_selection(criteria, statement, "t.id, t.created_at"), *statement.values)
@@ -213,7 +213,7 @@ ORDER BY {LOG_ORDER}
 
 
 async def logs(
-    pool: ReadPool, caller: UUID, task_id: UUID, *, after: int, entries: int, content_bytes: int
+    pool: Reader, caller: UUID, task_id: UUID, *, after: int, entries: int, content_bytes: int
 ) -> Sequence[Row]:
     """Return the newest log entries of a task after an id, in the order in which they were made, with its status.
 
@@ -247,7 +247,7 @@ FROM tasks AS t
 """
 
 
-async def explanation_facts(pool: ReadPool, ref: TaskRef) -> Row | None:
+async def explanation_facts(pool: Reader, ref: TaskRef) -> Row | None:
     """Return what an explanation of a task is derived from: its state, its open inputs and its open work requests."""
     return await _find(pool, EXPLANATION_FACTS, ref)
 
@@ -281,22 +281,22 @@ WHERE {person} AND w.active AND EXISTS (
 """
 
 
-async def user_id(pool: ReadPool, caller: UUID, username: str) -> UUID | None:
+async def user_id(pool: Reader, caller: UUID, username: str) -> UUID | None:
     """Return the id of the user of this name, active or not, or None if the caller knows no such user."""
     return await _id(pool, USER_ID, caller, username)
 
 
-async def organization_id(pool: ReadPool, caller: UUID, name: str) -> UUID | None:
+async def organization_id(pool: Reader, caller: UUID, name: str) -> UUID | None:
     """Return the id of the caller's organization of this name, active or not."""
     return await _id(pool, ORGANIZATION_ID, caller, name)
 
 
-async def default_organization_id(pool: ReadPool, caller: UUID) -> UUID | None:
+async def default_organization_id(pool: Reader, caller: UUID) -> UUID | None:
     """Return the id of the caller's organization named ``default``, else of the caller's first organization by name."""
     return await _id(pool, DEFAULT_ORGANIZATION_ID, caller)
 
 
-async def find_owner(pool: ReadPool, caller: UUID, user: UUID | str, version: UUID) -> tuple[UUID, bool] | None:
+async def find_owner(pool: Reader, caller: UUID, user: UUID | str, version: UUID) -> tuple[UUID, bool] | None:
     """Return the id of a user for whom the caller may create tasks, and whether from this template version.
 
     Return None if there is no such user, or the caller is not an admin of an organization of the user.
@@ -306,6 +306,6 @@ async def find_owner(pool: ReadPool, caller: UUID, user: UUID | str, version: UU
     return None if row is None else (row["id"], bool(row["may"]))
 
 
-async def _id(pool: ReadPool, statement: str, *values: Any) -> UUID | None:
+async def _id(pool: Reader, statement: str, *values: Any) -> UUID | None:
     row = await pool.fetch_one(statement, *values)
     return None if row is None else row["id"]

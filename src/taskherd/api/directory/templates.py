@@ -98,7 +98,7 @@ async def version_by_name(request: RequestContext) -> BufferedResponse:
     name = request.params["version"]
     row = None
     if is_searchable(name):
-        row = await directory_queries.version_of(request.api.reader, request.caller.user_id, template["id"], name)
+        row = await directory_queries.version_of(request.reader, request.caller.user_id, template["id"], name)
     return json(_version_json(row))
 
 
@@ -107,7 +107,7 @@ async def version(request: RequestContext) -> BufferedResponse:
     version_id = parse_uuid(request.params["version"])
     row = None
     if version_id is not None:
-        row = await directory_queries.version(request.api.reader, request.caller.user_id, version_id)
+        row = await directory_queries.version(request.reader, request.caller.user_id, version_id)
     return json(_version_json(row))
 
 
@@ -120,7 +120,7 @@ async def _presets_or_404(request: RequestContext) -> Sequence[Row]:
     version_id = parse_uuid(request.params["version"])
     rows = None
     if version_id is not None:
-        rows = await directory_queries.presets(request.api.reader, request.caller.user_id, version_id)
+        rows = await directory_queries.presets(request.reader, request.caller.user_id, version_id)
     if rows is None:
         raise not_found()
     return rows
@@ -131,7 +131,7 @@ async def by_id(request: RequestContext) -> BufferedResponse:
     template_id = parse_uuid(request.params["template"])
     row = None
     if template_id is not None:
-        row = await directory_queries.template_by_id(request.api.reader, request.caller.user_id, template_id)
+        row = await directory_queries.template_by_id(request.reader, request.caller.user_id, template_id)
     if row is None:
         raise not_found()
     return json(_template_json(row))
@@ -180,11 +180,11 @@ async def _organization(request: RequestContext) -> tuple[Row, bool]:
     """Return the organization that the path names, and whether it is the caller's default one."""
     text = request.params["organization"]
     caller = request.caller.user_id
-    default = await task_queries.default_organization_id(request.api.reader, caller)
+    default = await task_queries.default_organization_id(request.reader, caller)
     name_or_id = default if text.lower() == _DEFAULT else parse_uuid(text) or text
     row = None
     if isinstance(name_or_id, UUID) or (name_or_id and is_searchable(name_or_id)):
-        row = await directory_queries.organization(request.api.reader, caller, name_or_id)
+        row = await directory_queries.organization(request.reader, caller, name_or_id)
     if row is None:
         raise not_found()
     return row, row["id"] == default
@@ -197,7 +197,7 @@ async def _get_or_404(request: RequestContext) -> Row:
     row = None
     if isinstance(name_or_id, UUID) or is_searchable(name_or_id):
         row = await directory_queries.template(
-            request.api.reader, request.caller.user_id, organization_row["id"], name_or_id
+            request.reader, request.caller.user_id, organization_row["id"], name_or_id
         )
     if row is None:
         raise not_found()
@@ -221,7 +221,7 @@ async def _list(request: RequestContext, organization_id: UUID | None) -> Buffer
         template_filter = directory_queries.TemplateFilter(
             request.api.settings.api_list_most, organization_id, terms.get("exact_name"), terms.get("name")
         )
-        rows = await directory_queries.templates(request.api.reader, request.caller.user_id, template_filter)
+        rows = await directory_queries.templates(request.reader, request.caller.user_id, template_filter)
     return json([_template_json(row) for row in rows])
 
 

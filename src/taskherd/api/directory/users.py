@@ -54,7 +54,7 @@ async def list_users(request: RequestContext) -> BufferedResponse:
         user_filter = directory_queries.UserFilter(
             request.api.settings.api_list_most, _github_id(terms.get("github_com_user_id")), _search(terms)
         )
-        rows = await directory_queries.users(request.api.reader, request.caller.user_id, user_filter)
+        rows = await directory_queries.users(request.reader, request.caller.user_id, user_filter)
         users = [user_json(row) for row in rows]
     return json({"users": users, "count": len(users)})
 
@@ -67,7 +67,7 @@ async def get(request: RequestContext) -> BufferedResponse:
 async def organizations(request: RequestContext) -> BufferedResponse:
     """Return the organizations that a user shares with the caller."""
     row = await get_or_404(request)
-    rows = await directory_queries.organizations_of(request.api.reader, request.caller.user_id, row["id"])
+    rows = await directory_queries.organizations_of(request.reader, request.caller.user_id, row["id"])
     return json([organization_json(each, default=index == 0) for index, each in enumerate(rows)])
 
 
@@ -87,7 +87,7 @@ async def key(request: RequestContext) -> BufferedResponse:
 async def own_organizations(request: RequestContext) -> BufferedResponse:
     """Return the caller's organizations, the default one first."""
     caller = request.caller.user_id
-    rows = await directory_queries.organizations_of(request.api.reader, caller, caller)
+    rows = await directory_queries.organizations_of(request.reader, caller, caller)
     return json([organization_json(each, default=index == 0) for index, each in enumerate(rows)])
 
 
@@ -101,7 +101,7 @@ async def get_or_404(request: RequestContext) -> Row:
     user = request.user()
     row = None
     if not isinstance(user, str) or is_searchable(user):
-        row = await directory_queries.user(request.api.reader, request.caller.user_id, user)
+        row = await directory_queries.user(request.reader, request.caller.user_id, user)
     if row is None:
         raise not_found()
     return row

@@ -87,7 +87,7 @@ class _Batch:
         ):
             return
         ids = [self._command_id(key) for key in self._keys if isinstance(key, str)]
-        rows = await self._request.api.reader.fetch(command_log.EXECUTED, ids)
+        rows = await self._request.reader.fetch(command_log.EXECUTED, ids)
         self._executed = frozenset(row[0] for row in rows)
 
     async def _run_entries(self) -> None:

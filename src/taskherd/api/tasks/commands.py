@@ -76,7 +76,7 @@ async def find_owner(request: RequestContext, user: UUID | str, version: UUID | 
         return request.caller.user_id
     if isinstance(user, str) and not is_searchable(user):
         raise not_found()
-    row = await task_queries.find_owner(request.api.reader, request.caller.user_id, user, version or _NIL)
+    row = await task_queries.find_owner(request.reader, request.caller.user_id, user, version or _NIL)
     if row is None:
         raise not_found()
     owner, may_use_template = row
@@ -126,7 +126,7 @@ async def _build(request: RequestContext, command: Pause | Resume, transition: s
 
 async def _common(request: RequestContext) -> dict[str, UUID]:
     """Return the fields that all commands for the path's task have. Raise a 404 if the caller may not see it."""
-    task_id = await task_queries.find_id(request.api.reader, task_ref_of(request))
+    task_id = await task_queries.find_id(request.reader, task_ref_of(request))
     if task_id is None:
         raise not_found()
     return {"command_id": command_id_of(request), "task_id": task_id, "actor_id": request.caller.user_id}

@@ -59,17 +59,17 @@ class TimelineQuery(QueryModel):
 async def timeline(request: RequestContext) -> BufferedResponse:
     """Return the changes of a task, oldest first, with the old and new values."""
     query = request.parameters(TimelineQuery)
-    task_id = await task_queries.find_id(request.api.reader, queries.task_ref_of(request))
+    task_id = await task_queries.find_id(request.reader, queries.task_ref_of(request))
     rows = (
         await feed.timeline(
-            request.api.reader, request.caller.user_id, task_id, query.after, query.limit, newest=query.newest
+            request.reader, request.caller.user_id, task_id, query.after, query.limit, newest=query.newest
         )
         if task_id
         else ()
     )
     if not rows:
         raise not_found()
-    actions = await feed.actions(request.api.reader, request.caller.user_id, rows[0]["id"], MAX_ACTIONS)
+    actions = await feed.actions(request.reader, request.caller.user_id, rows[0]["id"], MAX_ACTIONS)
     return json(
         {
             "events": [_event_json(row) for row in rows if row["core_document"] is not None],
@@ -124,7 +124,7 @@ def _ended_agent(agent_exit: dict[str, Any] | None) -> EndedAgent | None:
 
 async def explain_task(request: RequestContext) -> BufferedResponse:
     """Return why the task has its status, state and health, and its undelivered inputs and unanswered requests."""
-    row = await task_queries.explanation_facts(request.api.reader, queries.task_ref_of(request))
+    row = await task_queries.explanation_facts(request.reader, queries.task_ref_of(request))
     if row is None:
         raise not_found()
     explanation = explain(task_state_codec.loads(row["id"], row["state"]), timeouts_of(request.api.settings))

@@ -92,7 +92,15 @@ async def get(request: RequestContext) -> BufferedResponse:
     query = request.parameters(TaskQuery)
     if query.wait is None:
         return await queries.get(request)
-    deadline = asyncio.get_running_loop().time() + query.wait
+    request.follows = True
+    try:
+        return await _poll(request, query, query.wait)
+    finally:
+        request.mark_seen()
+
+
+async def _poll(request: RequestContext, query: TaskQuery, wait: float) -> BufferedResponse:
+    deadline = asyncio.get_running_loop().time() + wait
     row = await queries.get_or_404(request)
     if not query.until.isdisjoint(_values(row)):
         return queries.task_response(request, row)

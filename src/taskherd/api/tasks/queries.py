@@ -53,7 +53,7 @@ def task_ref_of(request: RequestContext) -> TaskRef:
 
 async def get_or_404(request: RequestContext) -> Row:
     """Return the row of the task that the path names. Raise a 404 if the caller may not see it."""
-    row = await task_queries.task(request.api.reader, task_ref_of(request))
+    row = await task_queries.task(request.reader, task_ref_of(request))
     if row is None:
         raise not_found()
     return row
@@ -76,7 +76,7 @@ async def list_tasks(request: RequestContext) -> BufferedResponse:
     """Return the tasks that the caller may see, newest first."""
     query = request.parameters(search.ListQuery)
     task_filter = await search.task_filter(request, query)
-    rows = await task_queries.tasks(request.api.reader, task_filter)
+    rows = await task_queries.tasks(request.reader, task_filter)
     more, rows = len(rows) > task_filter.limit, rows[: task_filter.limit]
     headers = {"ETag": etags.of_list(_etag_parts(rows, more=more))}
     unchanged = etags.unchanged(request.headers, headers["ETag"])
@@ -105,7 +105,7 @@ async def logs(request: RequestContext) -> BufferedResponse:
     by_id = ref.task if isinstance(ref.task, UUID) and ref.user == request.caller.user_id else None
     rows = await _logs(request, by_id, after) if by_id else ()
     if not rows:
-        task_id = await task_queries.find_id(request.api.reader, ref)
+        task_id = await task_queries.find_id(request.reader, ref)
         rows = await _logs(request, task_id, after) if task_id else ()
     if not rows:
         raise not_found()
@@ -125,7 +125,7 @@ async def logs(request: RequestContext) -> BufferedResponse:
 
 async def _logs(request: RequestContext, task_id: UUID, after: int | None) -> Sequence[Row]:
     return await task_queries.logs(
-        request.api.reader,
+        request.reader,
         request.caller.user_id,
         task_id,
         after=-1 if after is None else after,

@@ -117,7 +117,7 @@ async def owner(request: RequestContext, text: str, message: str) -> UUID:
     if text in {ME, caller.username.lower()}:
         return caller.user_id
     user_id = parse_uuid(text) or (
-        await task_queries.user_id(request.api.reader, caller.user_id, text) if is_searchable(text) else None
+        await task_queries.user_id(request.reader, caller.user_id, text) if is_searchable(text) else None
     )
     if user_id is None:
         raise search_query.invalid_value(
@@ -134,9 +134,9 @@ async def organization(request: RequestContext, text: str, message: str) -> UUID
     """
     organization_id = parse_uuid(text)
     if organization_id is None and text == "default":
-        organization_id = await task_queries.default_organization_id(request.api.reader, request.caller.user_id)
+        organization_id = await task_queries.default_organization_id(request.reader, request.caller.user_id)
     elif organization_id is None and is_searchable(text):
-        organization_id = await task_queries.organization_id(request.api.reader, request.caller.user_id, text)
+        organization_id = await task_queries.organization_id(request.reader, request.caller.user_id, text)
     if organization_id is None:
         raise search_query.invalid_value(
             message, "organization", f'organization "{text}" either does not exist, or you are unauthorized to view it'

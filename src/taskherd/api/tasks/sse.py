@@ -41,6 +41,7 @@ LAST_EVENT_ID: Final = "Last-Event-ID"
 
 async def watch_all(request: RequestContext) -> EventStream:
     """Stream the changes of all tasks that the caller may see and that match ``q``."""
+    request.follows = True
     tasks = await search.task_filter(request, request.parameters(search.WatchQuery))
     change_filter = ChangeFilter(
         request.caller.user_id,
@@ -55,6 +56,7 @@ async def watch_all(request: RequestContext) -> EventStream:
 
 async def watch_one(request: RequestContext) -> EventStream:
     """Stream the changes of one task until it is deleted; a client that resumes may name a deleted task by its id."""
+    request.follows = True
     last = _last_event_id(request)
     ref = queries.task_ref_of(request)
     task_id = await task_queries.find_id(request.api.reader, ref)
@@ -102,6 +104,7 @@ class _TaskStream:
         try:
             async with self._feed.subscription(), aclosing(self._parts()) as parts:
                 async for part in parts:
+                    self._request.mark_seen()
                     yield part
         except (Unavailable, Retry) as error:
             log.info("stream ended, client must resume", reason=str(error))

@@ -52,7 +52,7 @@ async def _create(request: RequestContext, organization_id: UUID | None) -> Buff
 
 
 async def _active_version(request: RequestContext, template_id: UUID, organization_id: UUID | None) -> UUID:
-    row = await directory_queries.template_by_id(request.api.reader, request.caller.user_id, template_id)
+    row = await directory_queries.template_by_id(request.reader, request.caller.user_id, template_id)
     if row is None or (organization_id is not None and row["organization_id"] != organization_id):
         raise not_found()
     version: UUID = row["active_version_id"]

@@ -49,10 +49,10 @@ async def list_workspaces(request: RequestContext) -> BufferedResponse:
     most = request.api.settings.api_list_most
     ids = []
     if _has_ai_task(terms):
-        ids = list(await task_queries.task_ids(request.api.reader, await _filter(request, terms, most)))[:most]
+        ids = list(await task_queries.task_ids(request.reader, await _filter(request, terms, most)))[:most]
     end = query.offset + query.limit if query.limit else most
     page = ids[query.offset : end]
-    rows = await builds.of_tasks(request.api.reader, request.caller.user_id, page) if page else ()
+    rows = await builds.of_tasks(request.reader, request.caller.user_id, page) if page else ()
     return json({"workspaces": [workspace_json(row) for row in rows], "count": len(ids)})
 
 

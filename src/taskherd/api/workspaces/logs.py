@@ -75,7 +75,7 @@ async def _log_response(request: RequestContext, log: LogKind) -> BufferedRespon
 async def entries(request: RequestContext, log: LogKind, row: Row, after: int) -> Entries:
     """Return up to ``MAX_ENTRIES`` entries after the id ``after``, each with its id."""
     steps = await builds.history(
-        request.api.reader, row["task_id"], row["number"], log.changes, after=after, limit=MAX_ENTRIES
+        request.reader, row["task_id"], row["number"], log.changes, after=after, limit=MAX_ENTRIES
     )
     return [(step["version"], log.entry(row, step)) for step in steps]
 

@@ -20,16 +20,16 @@ from taskherd.store.task_queries import TaskRef
 
 if TYPE_CHECKING:
     from taskherd.api.context import RequestContext
-    from taskherd.store.read_pool import ReadPool, Row
+    from taskherd.store.read_pool import Reader, Row
 
-BuildLookup: TypeAlias = "Callable[[ReadPool, UUID, UUID], Awaitable[Row | None]]"
+BuildLookup: TypeAlias = "Callable[[Reader, UUID, UUID], Awaitable[Row | None]]"
 """A query of ``store.builds`` for one build."""
 
 
 async def get_or_404(request: RequestContext, lookup: BuildLookup) -> Row:
     """Return the row of the build for the path's ``{id}``. Raise a 404 if the caller may not see it."""
     path_id = parse_uuid(request.params["id"])
-    row = None if path_id is None else await lookup(request.api.reader, request.caller.user_id, path_id)
+    row = None if path_id is None else await lookup(request.reader, request.caller.user_id, path_id)
     if row is None:
         raise not_found()
     return row
@@ -54,7 +54,7 @@ async def _task_of_name(request: RequestContext) -> UUID:
     user, name = request.user(), request.params["workspace"]
     task_id = None
     if is_searchable(name) and (isinstance(user, UUID) or is_searchable(user)):
-        task_id = await task_queries.find_id(request.api.reader, TaskRef(request.caller.user_id, user, name))
+        task_id = await task_queries.find_id(request.reader, TaskRef(request.caller.user_id, user, name))
     if task_id is None:
         raise not_found()
     return task_id
@@ -62,7 +62,7 @@ async def _task_of_name(request: RequestContext) -> UUID:
 
 async def of_task_or_404(request: RequestContext, task_id: UUID) -> Row:
     """Return the row of a task's latest build. Raise a 404 if the caller may not see it."""
-    row = await builds.of_task(request.api.reader, request.caller.user_id, task_id)
+    row = await builds.of_task(request.reader, request.caller.user_id, task_id)
     if row is None:
         raise not_found()
     return row
@@ -77,7 +77,7 @@ async def full_workspace(request: RequestContext, row: Row) -> dict[str, Any]:
     """Return the JSON of a workspace with all that its app has reported in the latest build."""
     statuses: Sequence[Row] = ()
     if row["agent_id"] is not None:
-        statuses = await builds.app_statuses(request.api.reader, row["task_id"], row["number"], MAX_STATUSES)
+        statuses = await builds.app_statuses(request.reader, row["task_id"], row["number"], MAX_STATUSES)
     return workspace_json(row, statuses)
 
 
@@ -85,7 +85,7 @@ async def build_parameters(request: RequestContext) -> BufferedResponse:
     """Return the parameters of a build: the prompt, and what the task's preset sets."""
     row = await get_or_404(request, builds.build)
     caller = request.caller.user_id
-    task = await task_queries.task(request.api.reader, TaskRef(caller, caller, row["task_id"]))
+    task = await task_queries.task(request.reader, TaskRef(caller, caller, row["task_id"]))
     if task is None:
         raise not_found()
     values = {**templates.preset_parameters(row["parameters"]), templates.PROMPT_PARAMETER: task["prompt"]}

@@ -43,6 +43,7 @@ async def socket(request: RequestContext, opened: WebSocket) -> None:
 
 
 async def _first(request: RequestContext) -> Row:
+    request.follows = True
     row = await get_or_404(request, builds.latest_of_workspace)
     if request.api.change_feed.is_full:
         raise unavailable("Too many streams are open.")
@@ -79,6 +80,7 @@ async def _workspaces(request: RequestContext, row: Row) -> AsyncGenerator[bytes
                     current = await builds.of_task(request.api.reader, request.caller.user_id, row["task_id"])
                     if current is None:
                         return
+                    request.mark_seen()
                     workspace = orjson.dumps(await full_workspace(request, current), default=str)
                     yield workspace if workspace != shown else None
                     shown = workspace

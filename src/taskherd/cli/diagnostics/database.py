@@ -12,8 +12,10 @@ from taskherd.cli.diagnostics.roles import Role
 from taskherd.errors import Misconfigured, TaskherdError
 from taskherd.settings import database_hosts, with_host
 from taskherd.store import diagnostics as database
+from taskherd.store import replication
 from taskherd.store.engine import dispose, open_engine, transaction
 from taskherd.store.migrate import SchemaStatus
+from taskherd.store.read_pool import ReadPool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Mapping
@@ -78,6 +80,20 @@ def _server(server: database.ServerInfo) -> Finding:
     if server.read_only:
         return error("database", f"{found}, read-only", "set TASKHERD_DATABASE_URL to the primary server")
     return ok("database", found)
+
+
+async def check_standby(settings: Settings) -> AsyncIterator[Finding]:
+    """Check the standby from which APIs read."""
+    pool = ReadPool(settings.database_read_url, size=1, application_name="taskherd-doctor")
+    try:
+        if await replication.replayed(pool) is None:
+            yield error("standby", "not a standby", "set TASKHERD_DATABASE_READ_URL to a standby of the database")
+        else:
+            yield ok("standby", "in recovery")
+    except TaskherdError as problem:
+        yield error("standby", str(problem), "start it, or correct TASKHERD_DATABASE_READ_URL")
+    finally:
+        await pool.close()
 
 
 def _sessions(settings: Mapping[str, str]) -> Finding:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from taskherd.cli.diagnostics import api, clocks, processes
 from taskherd.cli.diagnostics.broker import check_broker
-from taskherd.cli.diagnostics.database import check_database
+from taskherd.cli.diagnostics.database import check_database, check_standby
 from taskherd.cli.diagnostics.findings import Finding, error, ok
 from taskherd.cli.diagnostics.machine import check_machine
 from taskherd.cli.diagnostics.pools import check_own_queues, check_pools
@@ -62,6 +62,8 @@ def _groups(settings: Settings, roles: tuple[Role, ...], now: clocks.Now) -> dic
     groups: dict[str, AsyncIterator[Finding]] = {}
     if is_server and settings.database_url:
         groups["database"] = check_database(settings, roles, now)
+    if Role.API in roles and settings.database_read_url:
+        groups["standby"] = check_standby(settings)
     if settings.amqp_url:
         groups["broker"] = check_broker(settings, roles)
         if is_server and settings.database_url:

@@ -1,0 +1,210 @@
+"""Reads from a real streaming standby that lags, hangs, is away, or is no standby."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, TypeAlias
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from taskherd.cli.diagnostics.database import check_standby
+from taskherd.cli.diagnostics.findings import FindingState
+from taskherd.dev.postgres import PostgresNode
+from taskherd.settings import Settings
+from taskherd.store import migrate
+from tests.harness.api import TIMEOUT, ApiHarness, open_api_harness
+from tests.harness.replication import StandbyNode, execute, running_pair
+from tests.harness.sse import sse_client
+
+pytestmark = pytest.mark.slow
+
+Pair: TypeAlias = tuple[PostgresNode, StandbyNode]
+OpenHarness: TypeAlias = Callable[..., AbstractAsyncContextManager[ApiHarness]]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    """Yield a primary and a standby for this module."""
+    with running_pair(tmp_path_factory.mktemp("pair")) as pair:
+        yield pair
+
+
+@pytest.fixture
+async def opened(pair: Pair, amqp_url: str, amqp_prefix: str) -> AsyncIterator[OpenHarness]:
+    """Yield a function that opens a worker and an API on a database of the pair, reading from the standby."""
+    primary, standby = pair
+    name = f"taskherd_{uuid.uuid4().hex[:8]}"
+    await execute(primary.url, f"CREATE DATABASE {name}")
+    url, read_url = (urlsplit(node.url)._replace(path=f"/{name}").geturl() for node in pair)
+    await asyncio.to_thread(migrate.upgrade, url)
+
+    @asynccontextmanager
+    async def open_harness(**settings: Any) -> AsyncIterator[ApiHarness]:
+        async with open_api_harness(url, amqp_url, amqp_prefix, **{"database_read_url": read_url, **settings}) as api:
+            yield api
+
+    yield open_harness
+    if standby.pid is None:
+        standby.start()
+    standby.unfreeze()
+    await _replay(standby, paused=False)
+
+
+async def _replay(standby: StandbyNode, *, paused: bool) -> None:
+    await execute(standby.url, f"SELECT pg_wal_replay_{'pause' if paused else 'resume'}()")
+
+
+async def _caught_up(pair: Pair) -> None:
+    """Wait until the standby has replayed all that the primary has written now."""
+    written = await execute(pair[0].url, "SELECT CAST(pg_current_wal_lsn() AS text)")
+    reached = f"SELECT pg_last_wal_replay_lsn() >= CAST('{written}' AS pg_lsn)"
+    async with asyncio.timeout(TIMEOUT):
+        while not await execute(pair[1].url, reached):  # noqa: ASYNC110 - the standby sends no notification
+            await asyncio.sleep(0.05)
+
+
+def _reads(api: ApiHarness, server: str) -> float:
+    value = api.api.metrics.registry.get_sample_value("taskherd_api_reads_total", {"server": server})
+    assert value is not None
+    return value
+
+
+async def _until(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(TIMEOUT):
+        while not await condition():  # noqa: ASYNC110 - a server sends no notification
+            await asyncio.sleep(0.05)
+
+
+async def _standby_serves(api: ApiHarness, client: httpx.AsyncClient, path: str) -> None:
+    """Read until the standby serves this client."""
+
+    async def served() -> bool:
+        before = _reads(api, "standby")
+        assert (await client.get(path)).status_code == 200
+        return _reads(api, "standby") > before
+
+    await _until(served)
+
+
+async def _standby_note(api: ApiHarness) -> dict[str, Any]:
+    async with httpx.AsyncClient(trust_env=False) as client:
+        response = await client.get(f"http://127.0.0.1:{api.api.ops_port}/readyz")
+    assert response.status_code == 200, response.text
+    note: dict[str, Any] = response.json()["checks"]["standby"]
+    return note
+
+
+async def test_reads_come_from_the_standby(opened: OpenHarness) -> None:
+    """A standby that keeps up serves reads, and readiness says that it is used."""
+    async with opened() as api:
+        task = await api.active()
+        await _standby_serves(api, api.alice, f"/tasks/me/{task['id']}")
+        await _standby_serves(api, api.bob, "/organizations")
+        assert (await _standby_note(api))["ok"]
+        lag = api.api.metrics.registry.get_sample_value("taskherd_api_standby_lag_seconds")
+        assert lag is not None
+        assert 0 <= lag < 5
+
+
+async def test_callers_read_their_own_writes(opened: OpenHarness, pair: Pair) -> None:
+    """While the standby stands still within the bound, whoever wrote reads the primary; others may read the standby."""
+    async with opened(read_lag_most=60) as api:
+        task = await api.active()
+        path = f"/tasks/{task['owner_name']}/{task['id']}"
+        await _standby_serves(api, api.alice, path)
+        await _standby_serves(api, api.carol, path)
+        await _caught_up(pair)
+        await _replay(pair[1], paused=True)
+        assert (await api.alice.post(f"/tasks/me/{task['id']}/pause")).status_code == 202
+        for _ in range(20):
+            assert (await api.get(task["id"]))["status"] != "active"
+        assert (await api.carol.get(path)).json()["status"] == "active"
+        created = await api.create()
+        assert (await api.carol.get(f"/tasks/alice/{created['id']}")).status_code == 200, (
+            "a miss is read from the primary"
+        )
+        await _replay(pair[1], paused=False)
+        await _standby_serves(api, api.alice, path)
+        assert (await api.get(task["id"]))["status"] != "active"
+
+
+async def test_a_follower_never_reads_an_older_version(opened: OpenHarness, pair: Pair) -> None:
+    """Whoever received a change by stream or long poll reads no older state, however far the standby is behind."""
+    async with opened(read_lag_most=60) as api:
+        task = await api.active()
+        path = f"/tasks/alice/{task['id']}"
+        await _standby_serves(api, api.carol, path)
+        await _standby_serves(api, api.alice, path)
+        await _caught_up(pair)
+        async with sse_client(api.carol, f"{path}/watch") as stream:
+            await stream.ready()
+            await _replay(pair[1], paused=True)
+            report = {"type": "app.status", "task_id": task["id"], "state": "idle", "message": "Done", "uri": ""}
+            await api.worker.report(report)
+            await stream.until(lambda: (stream.events[-1].task["current_state"] or {}).get("state") == "idle")
+            assert (await api.carol.get(path)).json()["current_state"]["state"] == "idle"
+        polled = await api.alice.get(path, params={"until": "idle", "wait": "30s"})
+        assert polled.json()["current_state"]["state"] == "idle"
+        assert (await api.alice.get(path)).json()["current_state"]["state"] == "idle"
+
+
+async def test_a_lagging_standby_is_not_read(opened: OpenHarness, pair: Pair) -> None:
+    """Beyond the bound all reads go to the primary, readiness says why, and the API stays ready."""
+    async with opened(read_lag_most=0.5) as api:
+        task = await api.active()
+        path = f"/tasks/alice/{task['id']}"
+        await _standby_serves(api, api.carol, path)
+        await _replay(pair[1], paused=True)
+        assert (await api.alice.post(f"/tasks/me/{task['id']}/pause")).status_code == 202
+
+        async def current() -> bool:
+            return bool((await api.carol.get(path)).json()["status"] != "active")
+
+        async def noted() -> bool:
+            return "lags more than 0.5 s" in (await _standby_note(api)).get("reason", "")
+
+        await _until(current)
+        await _until(noted)
+        await _replay(pair[1], paused=False)
+        await _standby_serves(api, api.carol, path)
+
+
+@pytest.mark.parametrize("fault", ["frozen", "killed"])
+async def test_without_the_standby_reads_go_to_the_primary(opened: OpenHarness, pair: Pair, fault: str) -> None:
+    """A standby that hangs or is gone fails no read; when it is back, it is used again."""
+    standby = pair[1]
+    async with opened() as api:
+        task = await api.active()
+        path = f"/tasks/me/{task['id']}"
+        await _standby_serves(api, api.alice, path)
+        standby.freeze() if fault == "frozen" else standby.kill()
+        for _ in range(30):
+            started = asyncio.get_running_loop().time()
+            assert (await api.alice.get(path)).status_code == 200
+            assert asyncio.get_running_loop().time() - started < 10
+        assert not (await _standby_note(api))["ok"]
+        standby.unfreeze() if fault == "frozen" else standby.restart()
+        await _standby_serves(api, api.alice, path)
+
+
+async def test_a_primary_is_no_standby(opened: OpenHarness, pair: Pair) -> None:
+    """With the URL of a primary where a standby belongs, everything is read from the primary, and readiness says so."""
+    name = await execute(pair[0].url, "SELECT max(datname) FROM pg_database WHERE datname LIKE 'taskherd_%'")
+    wrong = urlsplit(pair[0].url)._replace(path=f"/{name}").geturl()
+    async with opened(database_read_url=wrong) as api:
+        await api.get((await api.create())["id"])
+
+        async def noted() -> bool:
+            return "is not a standby" in (await _standby_note(api)).get("reason", "")
+
+        await _until(noted)
+        assert _reads(api, "standby") == 0
+    findings = [each async for each in check_standby(Settings(database_read_url=wrong))]
+    assert [each.state for each in findings] == [FindingState.ERROR]
+    findings = [each async for each in check_standby(Settings(database_read_url=pair[1].url))]
+    assert [each.state for each in findings] == [FindingState.OK]
