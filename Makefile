@@ -1,9 +1,10 @@
 # `make` lists the targets. They run in .venv, which is created from requirements.lock when a target first needs it.
 .DEFAULT_GOAL := help
-.PHONY: help bare check test pure agents demo dev bench bench-quick chaos mutants fuzz clients lint format docs lock lock-image audit sbom image clean
+.PHONY: help bare check test pure agents demo dev bench bench-quick chaos cluster mutants fuzz clients lint format docs lock lock-image audit sbom image clean
 BIN := .venv/bin
 READY := .venv/ready
 FIGURES := .taskherd/chaos.jsonl
+CLUSTER_FIGURES := .taskherd/cluster.jsonl
 AGENTAPI ?= agentapi
 CLAUDE_CODE ?= 2.1.197
 
@@ -28,7 +29,7 @@ pure: $(READY)
 	$(BIN)/pytest -q tests/pure
 
 test: $(READY) ## run all tests except the long chaos campaigns, on real RabbitMQ and PostgreSQL; about a quarter of an hour
-	$(BIN)/pytest -q -m "not chaos and not agents" -n 3 --dist loadfile --no-loadscope-reorder tests
+	$(BIN)/pytest -q -m "not chaos and not cluster and not agents" -n 3 --dist loadfile --no-loadscope-reorder tests
 
 agents: $(READY) ## run Claude Code behind AgentAPI (AGENTAPI=program) under a runner, against a scripted model (needs npm)
 	npm install --silent --no-fund --no-audit --prefix .agents @anthropic-ai/claude-code@$(CLAUDE_CODE)
@@ -53,6 +54,11 @@ chaos: $(READY) ## kill, freeze and starve worker, broker and database for half 
 	@mkdir -p $(dir $(FIGURES)) && : > $(FIGURES)
 	@CHAOS_FIGURES=$(FIGURES) $(BIN)/pytest -q --timeout 3600 $(if $(ROW),-k "$(ROW)") tests/chaos; ended=$$?; \
 	$(BIN)/python -m tests.chaos.figures $(FIGURES) $(if $(ROW),,docs/reliability.md); exit $$ended
+
+cluster: $(READY) ## fail a Patroni cluster over under load, in a quarter of an hour (installs Debian's patroni and etcd-server)
+	@mkdir -p $(dir $(CLUSTER_FIGURES)) && : > $(CLUSTER_FIGURES)
+	@CHAOS_FIGURES=$(CLUSTER_FIGURES) $(BIN)/pytest -q --timeout 900 $(if $(ROW),-k "$(ROW)") tests/cluster; ended=$$?; \
+	$(BIN)/python -m tests.chaos.figures $(CLUSTER_FIGURES) $(if $(ROW),,docs/reliability.md "make cluster"); exit $$ended
 
 mutants: $(READY) ## change the code in COUNT small ways drawn by SEED, and print the changes that no test notices; hours (needs bubblewrap)
 	$(BIN)/python -m tests.mutation --seed $(or $(SEED),1) --count $(or $(COUNT),200)

@@ -10,6 +10,9 @@ random() { od -An -N "$1" -tx1 /dev/urandom | tr -d ' \n'; }
 make() { [ -s "$1" ] || printf '%s\n' "$2" >"$1"; }
 make postgres_password "$(random 24)"
 make database_url "postgresql://taskherd:$(cat postgres_password)@postgres:5432/taskherd"
+make postgres_superuser_password "$(random 24)" # compose.cluster.yaml
+make pgbouncer_url "postgresql://taskherd:$(cat postgres_password)@pgbouncer:6432/taskherd?pgbouncer=transaction"
+make leader_url "postgresql://taskherd:$(cat postgres_password)@haproxy:5432/taskherd"
 make rabbitmq_password "$(random 24)"
 make secret_key "$(random 32)"
 make grafana_password "$(random 16)"

@@ -10,9 +10,9 @@ the same row, the one with more faults is shown. Failed tests are listed, by the
 Rows are written as JSON lines to the file that ``CHAOS_FIGURES`` names, so that an interrupted campaign keeps its
 figures. Without that variable nothing is recorded, and the broker is not queried. ``make chaos`` does the rest::
 
-    python -m tests.chaos.figures FIGURES [DOCUMENT]
+    python -m tests.chaos.figures FIGURES [DOCUMENT [COMMAND]]
 
-prints the table, and writes it into the document between its two markers.
+prints the table, and writes it into the document between the two markers of the command, ``make chaos`` by default.
 """
 
 from __future__ import annotations
@@ -35,7 +35,11 @@ if TYPE_CHECKING:
 
 VARIABLE: Final = "CHAOS_FIGURES"
 MAX_REASON_LENGTH = 500
-BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
+MARKERS: Final = {
+    "make chaos": ("<!-- figures -->", "<!-- end of figures -->"),
+    "make cluster": ("<!-- cluster figures -->", "<!-- end of cluster figures -->"),
+}
+"""The markers around the table of each command."""
 COLUMNS = (
     "fault", "times", "inputs sent", "lost", "duplicated", "redelivered", "republished",
     "seconds to first progress (median, longest)", "notes",
@@ -164,22 +168,24 @@ def machine() -> str:
     return f"{cores} shared cores of {model}, {memory:.0f} GiB of memory, Python {platform.python_version()}"
 
 
-def insert_table(document: str, figures: str, day: str) -> str:
-    """Return the document with these figures between its markers."""
-    before, _, remainder = document.partition(BEGIN)
-    _, end, after = remainder.partition(END)
-    assert end, f"the document has no {BEGIN} and {END}"
-    head = f"Measured on {day} with `make chaos`, which prints and rewrites this table, on {machine()}."
-    return f"{before}{BEGIN}\n{head}\n\n{figures}\n{END}{after}"
+def insert_table(document: str, figures: str, day: str, command: str = "make chaos") -> str:
+    """Return the document with these figures between the markers of the command."""
+    begin, end = MARKERS[command]
+    before, _, remainder = document.partition(begin)
+    _, found, after = remainder.partition(end)
+    assert found, f"the document has no {begin} and {end}"
+    head = f"Measured on {day} with `{command}`, which prints and rewrites this table, on {machine()}."
+    return f"{before}{begin}\n{head}\n\n{figures}\n{end}{after}"
 
 
-def main(figures: Path, document: Path | None = None) -> None:
+def main(figures: str, document: str = "", command: str = "make chaos") -> None:
     """Print the table of the figures in a file, and write it into the document if one is given."""
-    markdown = table(json.loads(line) for line in figures.read_text().splitlines())
+    markdown = table(json.loads(line) for line in Path(figures).read_text().splitlines())
     sys.stdout.write(f"\n{markdown}\n")
-    if document is not None:
-        document.write_text(insert_table(document.read_text(), markdown, f"{datetime.now(UTC):%-d %B %Y}"))
+    if document:
+        path, day = Path(document), f"{datetime.now(UTC):%-d %B %Y}"
+        path.write_text(insert_table(path.read_text(), markdown, day, command))
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main(*sys.argv[1:])

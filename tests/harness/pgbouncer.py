@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import os
 import pwd
 from collections.abc import AsyncIterator, Callable
@@ -17,6 +18,8 @@ from taskherd.dev import ports, processes
 from tests.harness.programs import find_program
 
 IGNORED = "ignore_startup_parameters"
+CONFIGURATION = Path(__file__).parents[2] / "deploy" / "cluster" / "pgbouncer.ini"
+_OF_THE_MACHINE = frozenset({"listen_addr", "listen_port", "unix_socket_dir", "auth_type", "auth_file"})
 _START_TIMEOUT = 30.0
 
 
@@ -39,6 +42,13 @@ class PgBouncer:
             await connection.execute(command)
         finally:
             connection.terminate()
+
+
+def recommended_settings() -> dict[str, str]:
+    """Return the settings in ``deploy/cluster/pgbouncer.ini``, without those of its machine."""
+    configuration = configparser.ConfigParser()
+    configuration.read(CONFIGURATION)
+    return {name: value for name, value in configuration["pgbouncer"].items() if name not in _OF_THE_MACHINE}
 
 
 StartPgBouncer: TypeAlias = Callable[..., AbstractAsyncContextManager[PgBouncer]]

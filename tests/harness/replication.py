@@ -48,6 +48,10 @@ class StandbyNode(PostgresNode):
         connection = f"host={source.hostname} port={source.port} user={source.username} password={source.password}"
         self._run([*backup, "--checkpoint=fast", "-d", f"{connection} application_name={self._name}"], within=120)
 
+    def promote(self) -> None:
+        """Make it a primary, and wait until it is."""
+        self._run([self.binaries.folder / "pg_ctl", "-D", self._cluster, "promote", "--wait"], within=60)
+
 
 @contextmanager
 def running_pair(folder: Path) -> Iterator[tuple[PostgresNode, StandbyNode]]:

@@ -1,0 +1,238 @@
+"""A PostgreSQL cluster as people run it: Patroni on three members, their leader in etcd, and a proxy to the leader."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import yaml
+
+from taskherd.dev import apt, ports, postgres, processes
+from taskherd.dev.postgres import PostgresBinaries, PostgresNode
+from tests.harness.leader_proxy import LeaderProxy
+from tests.harness.programs import find_program
+from tests.harness.replication import find_binaries
+
+MEMBERS: Final = 3
+STARTS_WITHIN: Final = 120.0
+ETCD_CLIENT: Final = Path("/usr/lib/python3/dist-packages/etcd")
+"""Where the Debian package python3-etcd is, which Patroni imports."""
+HEALTHY_WITHIN: Final = 180.0
+PROXY_INTERVAL: Final = 0.3
+"""Seconds between two checks of the proxy for the leader."""
+CONFIGURATION: Final = Path(__file__).parents[2] / "deploy" / "cluster" / "patroni.yml"
+"""The settings that deploy/ recommends; the members of the tests differ in addresses, folders and sizes."""
+
+
+class PatroniMember:
+    """One member: a Patroni, and the PostgreSQL that it runs."""
+
+    def __init__(self, name: str, home: Path, binaries: PostgresBinaries, password: str) -> None:
+        self.name = name
+        self.home = home.absolute()
+        self.binaries = binaries
+        self.rest_port, self.port = ports.find_free([None, None])
+        self._password = password
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, program: str, etcd_port: int) -> None:
+        """Start the member with its data, if it has any."""
+        self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        configuration = self.home / "patroni.json"  # JSON is YAML
+        configuration.write_text(json.dumps(self._configuration(etcd_port)))
+        if (user := postgres._other_user()) is not None:
+            shutil.chown(self.home, user.pw_uid, user.pw_gid)
+        prefix = PostgresNode(self.binaries, self.home)._as_user()
+        env = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC", "HOME": str(self.home)}
+        command: list[str | Path] = [*prefix, program, configuration]
+        self._process = processes.spawn(command, home=self.home, env=env, log=self.home / "patroni.log")
+
+    def kill(self) -> None:
+        """Kill Patroni and PostgreSQL with SIGKILL, as a crash of the machine would."""
+        if self._process is not None:
+            processes.kill(self._process)
+            processes.end(processes.belonging_to(self.home), gently=signal.SIGKILL, within=10)
+
+    def kill_postgres(self) -> None:
+        """Kill PostgreSQL alone with SIGKILL."""
+        pid = int((self.home / "data/postmaster.pid").read_text().split()[0])
+        processes.send(processes.tree(pid), signal.SIGKILL)
+
+    def freeze(self) -> None:
+        """Freeze Patroni and PostgreSQL with SIGSTOP, as a paused virtual machine."""
+        processes.send(processes.belonging_to(self.home), signal.SIGSTOP)
+
+    def unfreeze(self) -> None:
+        """Resume both."""
+        processes.send(processes.belonging_to(self.home), signal.SIGCONT)
+
+    def log_tail(self) -> str:
+        """Return the end of Patroni's log."""
+        return "\n".join((self.home / "patroni.log").read_text(errors="replace").splitlines()[-20:])
+
+    def _configuration(self, etcd_port: int) -> dict[str, Any]:
+        address, rest = f"{ports.HOST}:{self.port}", f"{ports.HOST}:{self.rest_port}"
+        login = {"password": self._password}
+        recommended = yaml.safe_load(CONFIGURATION.read_text())
+        return {
+            "scope": recommended["scope"],
+            "name": self.name,
+            "restapi": {"listen": rest, "connect_address": rest},
+            "etcd3": {"hosts": [f"{ports.HOST}:{etcd_port}"]},
+            "bootstrap": {
+                "dcs": recommended["bootstrap"]["dcs"],
+                "initdb": [{"encoding": "UTF8"}, {"locale": "C"}, "no-sync"],
+            },
+            "postgresql": {
+                "listen": address,
+                "connect_address": address,
+                "data_dir": str(self.home / "data"),
+                "bin_dir": str(self.binaries.folder),
+                "pgpass": str(self.home / "pgpass"),
+                "parameters": {"unix_socket_directories": "", "shared_buffers": "64MB", "fsync": "off"},
+                "pg_hba": [
+                    "host all all 127.0.0.1/32 scram-sha-256",
+                    "host replication all 127.0.0.1/32 scram-sha-256",
+                ],
+                "authentication": {
+                    "superuser": {"username": "taskherd", **login},
+                    "replication": {"username": "replicator", **login},
+                },
+            },
+        }
+
+
+class PatroniCluster:
+    """The members, their etcd, and a proxy whose ``url`` always leads to the leader."""
+
+    def __init__(self, folder: Path, announce: Callable[[str], None]) -> None:
+        self._folder = folder
+        self._program = find_program("patroni", "patroni", announce)
+        if not ETCD_CLIENT.exists():
+            assert apt.install("python3-etcd", announce) is None, "Patroni needs python3-etcd"
+        self._etcd_program = find_program("etcd", "etcd-server", announce)
+        self._etcd_port, self._etcd_peer_port = ports.find_free([None, None])
+        self._etcd: subprocess.Popen[bytes] | None = None
+        self._password = secrets.token_hex(16)
+        binaries = find_binaries()
+        self.members = [
+            PatroniMember(f"pg{number}", folder / f"pg{number}", binaries, self._password) for number in range(MEMBERS)
+        ]
+        self.proxy = LeaderProxy()
+        self._http = httpx.AsyncClient(timeout=1.0, trust_env=False)
+
+    @property
+    def url(self) -> str:
+        """The URL of the leader's database ``postgres``, through the proxy."""
+        return f"postgresql://taskherd:{self._password}@127.0.0.1:{self.proxy.port}/postgres"
+
+    async def start(self) -> None:
+        """Start etcd, then all members, and wait until a leader has its standbys."""
+        await self.proxy.start()
+        home = self._folder / "etcd"
+        home.mkdir(parents=True)
+        client, peer = (f"http://{ports.HOST}:{port}" for port in (self._etcd_port, self._etcd_peer_port))
+        command: list[str | Path] = [self._etcd_program, "--data-dir", home / "data", "--unsafe-no-fsync"]
+        command += ["--listen-client-urls", client, "--advertise-client-urls", client, "--name", "etcd0"]
+        command += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]
+        command += ["--initial-cluster", f"etcd0={peer}"]
+        log = home / "etcd.log"
+        self._etcd = processes.spawn(command, home=home, env=dict(os.environ), log=log)
+        processes.await_ready(self._etcd, lambda: ports.is_open(self._etcd_port), what="etcd", log=log, within=60)
+        for member in self.members:
+            self.revive(member)
+        await self.until_healthy(STARTS_WITHIN)
+
+    def revive(self, member: PatroniMember) -> None:
+        """Start a member that was killed."""
+        member.start(self._program, self._etcd_port)
+
+    async def stop(self) -> None:
+        """Kill everything."""
+        await self.proxy.stop()
+        await self._http.aclose()
+        for member in self.members:
+            member.unfreeze()
+            member.kill()
+        if self._etcd is not None:
+            processes.kill(self._etcd)
+
+    async def leader(self) -> PatroniMember | None:
+        """Return the member that says that it is the leader, None without one."""
+        answers = await asyncio.gather(*(self._get(member, "/primary") for member in self.members))
+        leaders = [member for member, answer in zip(self.members, answers, strict=True) if answer is not None]
+        return leaders[0] if len(leaders) == 1 else None
+
+    async def follow_leader(self) -> None:
+        """Lead the proxy to the leader, again and again."""
+        while True:
+            leader = await self.leader()
+            self.proxy.lead(None if leader is None else leader.port)
+            await asyncio.sleep(PROXY_INTERVAL)
+
+    async def until_leader_other_than(self, before: PatroniMember | None, within: float = 120.0) -> PatroniMember:
+        """Wait until another member is the leader, and return it."""
+        async with asyncio.timeout(within):
+            while True:
+                leader = await self.leader()
+                if leader is not None and leader is not before:
+                    return leader
+                await asyncio.sleep(0.1)
+
+    async def until_healthy(self, within: float = HEALTHY_WITHIN) -> PatroniMember:
+        """Wait until there are a leader and two streaming standbys, one of them synchronous, and return the leader."""
+        members: list[dict[str, Any]] = []
+        try:
+            async with asyncio.timeout(within):
+                while True:
+                    for member in self.members:
+                        answer = await self._get(member, "/cluster")
+                        members = members if answer is None else answer["members"]
+                    roles = sorted((each["role"], each["state"]) for each in members)
+                    leader = await self.leader()
+                    if leader is not None and roles == [
+                        ("leader", "running"), ("replica", "streaming"), ("sync_standby", "streaming")
+                    ]:  # fmt: skip
+                        return leader
+                    await asyncio.sleep(0.2)
+        except TimeoutError:
+            logs = "\n".join(f"{member.name}:\n{member.log_tail()}" for member in self.members)
+            raise AssertionError(f"not healthy within {within:g} s: {members}\n{logs}") from None
+
+    async def switch_over(self, leader: PatroniMember) -> None:
+        """Ask Patroni for a planned change of the leader, to the synchronous standby."""
+        url = f"http://{ports.HOST}:{leader.rest_port}/switchover"
+        response = await self._http.post(url, json={"leader": leader.name}, timeout=60)
+        assert response.status_code in {200, 202}, response.text
+
+    async def _get(self, member: PatroniMember, path: str) -> dict[str, Any] | None:
+        with suppress(httpx.HTTPError):
+            response = await self._http.get(f"http://{ports.HOST}:{member.rest_port}{path}")
+            if response.status_code == 200:
+                answer: dict[str, Any] = response.json()
+                return answer
+        return None
+
+
+@asynccontextmanager
+async def patroni_cluster(folder: Path, announce: Callable[[str], None]) -> AsyncIterator[PatroniCluster]:
+    """Run a cluster until the end of the block."""
+    cluster = PatroniCluster(folder, announce)
+    following = asyncio.create_task(cluster.follow_leader())
+    try:
+        await cluster.start()
+        yield cluster
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+        await cluster.stop()
