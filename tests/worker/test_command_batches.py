@@ -96,3 +96,13 @@ async def test_waiting_commands_share_transactions(external: WorkerHarness) -> N
         assert all(reply["ok"] for reply in await replies_of(futures))
     transactions = await external.database.fetchval("SELECT count(DISTINCT xmin::text) FROM command_log")
     assert transactions <= 20
+
+
+async def test_a_command_that_comes_alone_is_executed_at_once(external: WorkerHarness) -> None:
+    """Without others it does not wait for a batch to grow: thirty in turn take less than half a second each."""
+    async with running_worker(external):
+        began = asyncio.get_running_loop().time()
+        for number in range(30):
+            [reply] = await replies_of([await external.post(create(ALICE, f"Alone {number}"))])
+            assert reply["ok"]
+        assert asyncio.get_running_loop().time() - began < 15
