@@ -235,7 +235,8 @@ async def test_logs(api_harness: ApiHarness) -> None:
     await api_harness.worker.make_active(task_id)
     entries = [
         {"id": 7, "type": "input", "content": "Hello", "time": "2026-01-02T03:04:05+01:00"},
-        {"id": 8, "type": "output", "content": "Hi", "time": "2026-01-02T03:04:06Z"},
+        {"id": 8, "type": "output", "content": "Hi", "time": "2026-01-02T03:04:06Z"}
+        | {"kind": "tool_call", "title": "Say hi", "status": "completed", "data": {"kind": "other"}},
     ]
     await api_harness.worker.report(make_report("task.log", task_id, build_number=1, entries=entries))
     await api_harness.worker.until_row("SELECT count(*) FROM task_logs", is_=2)
@@ -243,7 +244,8 @@ async def test_logs(api_harness: ApiHarness) -> None:
     assert logs == {
         "logs": [
             {"id": 0, "content": "Hello", "type": "input", "time": "2026-01-02T02:04:05.000000Z"},
-            {"id": 1, "content": "Hi", "type": "output", "time": "2026-01-02T03:04:06.000000Z"},
+            {"id": 1, "content": "Hi", "type": "output", "time": "2026-01-02T03:04:06.000000Z"}
+            | {"kind": "tool_call", "title": "Say hi", "status": "completed", "data": {"kind": "other"}},
         ]
     }
     await api_harness.alice.post(f"/tasks/me/{task_id}/pause")

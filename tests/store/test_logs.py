@@ -113,3 +113,23 @@ async def test_a_full_log_has_one_notice(engine: AsyncEngine) -> None:
         await connection.execute(text("DELETE FROM task_logs"))
         await logs.write_notice(connection, second, 1, "3 left out", NOW)
         assert not (await connection.execute(query)).all()
+
+
+async def test_an_entry_is_replaced_with_its_kind_title_status_and_data(engine: AsyncEngine) -> None:
+    """What an entry is besides its text is stored, replaced with it, and counts towards the limit of the log."""
+    one = uuid4()
+    call = LogEntryRow(one, 1, 0, 1, "output", "make", NOW, "tool_call", "make", "in_progress", '{"kind":"execute"}')
+    done = LogEntryRow(one, 1, 0, 2, "output", "make\nok", NOW, "tool_call", "make", "completed", '{"kind":"other"}')
+    async with transaction(engine) as connection:
+        for row in (call, done, call):
+            await logs.append(connection, [row], NOW, LIMITS)
+        (stored,) = (await connection.execute(text("SELECT * FROM task_logs"))).all()
+        assert (stored.kind, stored.title, stored.status, stored.data) == (
+            "tool_call", "make", "completed", {"kind": "other"},
+        )  # fmt: skip
+        size = (await connection.execute(text("SELECT content_bytes FROM task_log_heads"))).scalar_one()
+        assert size == len("make\nok") + len('{"kind":"other"}')
+        plain = entry(one, 0, 3, "plain")
+        await logs.append(connection, [plain], NOW, LIMITS)
+        (stored,) = (await connection.execute(text("SELECT * FROM task_logs"))).all()
+        assert (stored.kind, stored.title, stored.status, stored.data) == (None, None, None, None)

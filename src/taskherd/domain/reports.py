@@ -122,14 +122,41 @@ class App:
     health: Health | None = None
 
 
+class LogKind(StrEnum):
+    """What a log entry of an agent is, if its protocol says so."""
+
+    MESSAGE = "message"
+    THOUGHT = "thought"
+    TOOL_CALL = "tool_call"
+    PLAN = "plan"
+    NOTICE = "notice"
+    """A notice by the runner."""
+
+
+class LogStatus(StrEnum):
+    """How far a tool call is."""
+
+    PENDING = "pending"
+    IN_PROGRESS = "in_progress"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
 @value(frozen=True, slots=True)
 class LogEntry:
-    """One entry of the conversation; ``id`` is unique within its build."""
+    """One entry of the conversation; ``id`` is unique within its build, and ``data`` is JSON in its canonical form.
+
+    ``content`` says everything in words for people; the other fields are for programs that show it in another way.
+    """
 
     id: int
     type: LogSource
     content: str
     time: datetime
+    kind: LogKind | None = None
+    title: str | None = None
+    status: LogStatus | None = None
+    data: str | None = None
 
 
 @value(frozen=True, slots=True, kw_only=True)
@@ -332,4 +359,14 @@ def _app(app: App | None) -> dict[str, str] | None:
 
 
 def _entry(entry: LogEntry) -> dict[str, object]:
-    return {"id": entry.id, "type": entry.type, "content": entry.content, "time": format_rfc3339(entry.time)}
+    fields = {
+        "id": entry.id,
+        "type": entry.type,
+        "content": entry.content,
+        "time": format_rfc3339(entry.time),
+        "kind": entry.kind,
+        "title": entry.title,
+        "status": entry.status,
+        "data": None if entry.data is None else json.loads(entry.data),
+    }
+    return {name: value for name, value in fields.items() if value is not None}

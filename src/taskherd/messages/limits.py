@@ -22,6 +22,12 @@ MAX_INPUT_BYTES: Final = 256 * 1024
 MAX_CONTENT_BYTES: Final = 64 * 1024
 """Maximum size of a log entry; longer ones are truncated."""
 
+MAX_DATA_BYTES: Final = 16 * 1024
+"""Maximum size of the data of a log entry, as canonical JSON; an entry with more is rejected."""
+
+MAX_TITLE_CHARACTERS: Final = 200
+"""Maximum length of the title of a log entry; longer ones are truncated."""
+
 LOG_BURST: Final = 4
 """Seconds of the rate of a task's log that may come at once."""
 

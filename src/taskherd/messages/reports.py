@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 from uuid import UUID
 
 import orjson
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from taskherd.domain import reports as domain
 from taskherd.domain.outcome import DeadLetterReason
@@ -31,7 +31,7 @@ from taskherd.messages.fields import (
     Seq,
     StrictText,
 )
-from taskherd.messages.limits import MAX_BODY_BYTES, MAX_ELEMENTS, MAX_SEQ
+from taskherd.messages.limits import MAX_BODY_BYTES, MAX_DATA_BYTES, MAX_ELEMENTS, MAX_SEQ
 from taskherd.messages.texts import SanitizeCounts
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -81,6 +81,14 @@ class AppIn(IncomingModel):
         return domain.App(id=self.id, slug=texts.sanitize_name(self.slug, counts), url=url, health=self.health)
 
 
+def _check_data(data: Any) -> Any:
+    texts.canonical_data(data, {})
+    return data
+
+
+EntryData: TypeAlias = Annotated[dict[str, Any] | None, AfterValidator(_check_data)]
+
+
 class EntryIn(IncomingModel):
     """One entry of the conversation; replaces an earlier entry with the same build number and id."""
 
@@ -88,11 +96,26 @@ class EntryIn(IncomingModel):
     type: domain.LogSource
     content: StrictText
     time: Instant
+    kind: domain.LogKind | None = None
+    title: StrictText | None = Field(None, description="What a tool call does, in a line.")
+    status: domain.LogStatus | None = Field(None, description="How far a tool call is.")
+    data: EntryData = Field(
+        None,
+        description="The same for programs; of a tool call its `kind`, `locations` and `diff` {`path`, `old`, `new`}. "
+        f"At most {MAX_DATA_BYTES} bytes of JSON.",
+    )
 
     def to_domain(self, counts: SanitizeCounts) -> domain.LogEntry:
         """Return the entry as a domain value, with sanitized content."""
         return domain.LogEntry(
-            id=self.id, type=self.type, content=texts.sanitize_content(self.content, counts), time=self.time
+            id=self.id,
+            type=self.type,
+            content=texts.sanitize_content(self.content, counts),
+            time=self.time,
+            kind=self.kind,
+            title=texts.sanitize_title(self.title or "", counts) or None,
+            status=self.status,
+            data=None if self.data is None else texts.canonical_data(self.data, counts),
         )
 
 

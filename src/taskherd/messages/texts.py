@@ -8,12 +8,19 @@ escaped in messages; contents of log entries and inputs keep them, since they ma
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from taskherd.domain.names import BIDI_CONTROL
-from taskherd.messages.limits import MAX_CONTENT_BYTES, MAX_TEXT_CHARACTERS, MAX_URI_CHARACTERS
+from taskherd.messages.limits import (
+    MAX_CONTENT_BYTES,
+    MAX_DATA_BYTES,
+    MAX_TEXT_CHARACTERS,
+    MAX_TITLE_CHARACTERS,
+    MAX_URI_CHARACTERS,
+)
 
 SanitizeCounts: TypeAlias = dict[str, int]
 """Changes to texts: ``control`` (characters removed or escaped), ``cut`` (truncated), ``uri`` (cleared)."""
@@ -81,6 +88,39 @@ def sanitize_content(text: str, counts: SanitizeCounts) -> str:
         return text
     add_count(counts, CUT)
     return encoded[: MAX_CONTENT_BYTES - len("…".encode())].decode(errors="ignore") + "…"
+
+
+def sanitize_title(text: str, counts: SanitizeCounts) -> str:
+    """Sanitize the title of a log entry to one line, and truncate it to 200 characters, the last of them ``…``."""
+    text = _replace_bidi_controls(" ".join(sanitize(text, counts).split()), _escape, counts)
+    if len(text) <= MAX_TITLE_CHARACTERS:
+        return text
+    add_count(counts, CUT)
+    return text[: MAX_TITLE_CHARACTERS - 1] + "…"
+
+
+def canonical_data(data: Any, counts: SanitizeCounts) -> str:
+    """Return the data of a log entry as canonical JSON, with sanitized texts.
+
+    Raise ``ValueError`` if it is larger than ``MAX_DATA_BYTES`` or no JSON, such as NaN.
+    """
+    options: dict[str, Any] = {"sort_keys": True, "ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
+    text = json.dumps(_sanitized(data, counts), **options)
+    if len(text.encode()) > MAX_DATA_BYTES:
+        raise ValueError(f"at most {MAX_DATA_BYTES} bytes of JSON were expected")
+    return text
+
+
+def _sanitized(data: Any, counts: SanitizeCounts) -> Any:
+    match data:
+        case str():
+            return sanitize(data, counts)
+        case list():
+            return [_sanitized(each, counts) for each in data]
+        case dict():
+            return {sanitize(name, counts): _sanitized(each, counts) for name, each in data.items()}
+        case _:
+            return data
 
 
 def sanitize_uri(text: str, counts: SanitizeCounts) -> str:

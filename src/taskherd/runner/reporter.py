@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid5
 
 from taskherd.domain import reports
@@ -214,9 +214,29 @@ class Reporter:
         """Return the time of the runner's clock."""
         return self._now()
 
-    def entry(self, entry_id: int, source: reports.LogSource, content: str, at: datetime | None = None) -> LogEntry:
-        """Return a log entry with the time ``at``, by default now."""
-        return reports.LogEntry(entry_id, source, texts.sanitize_content(content, {}), at or self._now())
+    def entry(
+        self,
+        entry_id: int,
+        source: reports.LogSource,
+        content: str,
+        at: datetime | None = None,
+        *,
+        kind: reports.LogKind | None = None,
+        title: str = "",
+        status: reports.LogStatus | None = None,
+        data: dict[str, Any] | None = None,
+    ) -> LogEntry:
+        """Return a log entry with the time ``at``, by default now. Raise ``ValueError`` if ``data`` is too large."""
+        return reports.LogEntry(
+            entry_id,
+            source,
+            texts.sanitize_content(content, {}),
+            at or self._now(),
+            kind,
+            texts.sanitize_title(title, {}) or None,
+            status,
+            texts.canonical_data(data, {}) if data is not None else None,
+        )
 
     def _report(self, *batch: Report, checkpoint: Checkpoint | None = None) -> None:
         self._outbox.append([encode_report(report).decode() for report in batch], checkpoint)

@@ -19,7 +19,7 @@ from uuid import UUID
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from taskherd.store.statements import ColumnArrays, column_names
+from taskherd.store.statements import ColumnArrays, column_names, stored
 from taskherd.store.tables import task_logs
 
 
@@ -34,13 +34,22 @@ class LogEntryRow:
     type: Literal["input", "output"]
     content: str
     time: datetime
+    kind: str | None = None
+    title: str | None = None
+    status: str | None = None
+    data: str | None = None
+    """Canonical JSON."""
     first_seq: int | None = None
     """The lowest ``seq`` in the batch with which the entry was reported; None before ``append``."""
 
 
 ENTRY: Final = [
-    task_logs.c[name] for name in ("task_id", "build_number", "entry_id", "seq", "type", "content", "time", "first_seq")
-]
+    task_logs.c[name]
+    for name in (
+        "task_id", "build_number", "entry_id", "seq", "type", "content", "time", "kind", "title", "status", "data",
+        "first_seq",
+    )
+]  # fmt: skip
 ENTRIES: Final = ColumnArrays(ENTRY)
 
 ORDER: Final = "entry_id < 0, build_number, first_seq NULLS FIRST, log_id"
@@ -52,7 +61,7 @@ NOTICE_ENTRY_ID: Final = -1
 
 @dataclass(frozen=True, slots=True)
 class LogLimits:
-    """The maximum number of entries of one task, and of bytes of their contents."""
+    """The maximum number of entries of one task, and of bytes of their contents and data."""
 
     max_entries: int
     max_bytes: int
@@ -78,13 +87,17 @@ class AppendResult:
     full: Sequence[FullLog]
 
 
+def _bytes(alias: str) -> str:
+    return f"octet_length({alias}.content) + COALESCE(octet_length(CAST({alias}.data AS text)), 0)"
+
+
 # No unique index can span partitions, so existing entries are looked up. The next log id has a table of its own because
 # partitions are dropped. Its row and the entries are stable within this statement, because the task is locked.
 APPEND: Final = text(f"""
 WITH incoming AS (
     SELECT * FROM {ENTRIES.unnest("i", ordinality="position")}
 ), existing AS (
-    SELECT i.*, l.seq < i.seq AS is_newer, octet_length(i.content) - octet_length(l.content) AS growth
+    SELECT i.*, l.seq < i.seq AS is_newer, {_bytes("i")} - ({_bytes("l")}) AS growth
     FROM incoming AS i JOIN task_logs AS l
         ON l.task_id = i.task_id AND l.build_number = i.build_number AND l.entry_id = i.entry_id
 ), before AS (
@@ -103,6 +116,10 @@ WITH incoming AS (
         type = CASE WHEN i.replaces THEN i.type ELSE l.type END,
         content = CASE WHEN i.replaces THEN i.content ELSE l.content END,
         time = CASE WHEN i.replaces THEN i.time ELSE l.time END,
+        kind = CASE WHEN i.replaces THEN i.kind ELSE l.kind END,
+        title = CASE WHEN i.replaces THEN i.title ELSE l.title END,
+        status = CASE WHEN i.replaces THEN i.status ELSE l.status END,
+        data = CASE WHEN i.replaces THEN CAST(i.data AS json) ELSE l.data END,
         first_seq = CASE WHEN i.first_seq < l.first_seq THEN i.first_seq ELSE l.first_seq END
     FROM (
         SELECT e.*, e.is_newer AND (b.may_grow OR e.growth <= 0) AS replaces
@@ -113,7 +130,7 @@ WITH incoming AS (
 ), new_entries AS (
     SELECT i.*,
            row_number() OVER (PARTITION BY i.task_id ORDER BY i.position) AS rank,
-           sum(octet_length(i.content)) OVER (PARTITION BY i.task_id ORDER BY i.position) AS running_bytes
+           sum({_bytes("i")}) OVER (PARTITION BY i.task_id ORDER BY i.position) AS running_bytes
     FROM incoming AS i
     WHERE NOT EXISTS (
         SELECT 1 FROM existing AS e
@@ -124,17 +141,17 @@ WITH incoming AS (
     FROM new_entries AS n JOIN before AS b USING (task_id)
 ), added AS (
     INSERT INTO task_logs ({column_names(ENTRY)}, log_id, logged_at)
-    SELECT {column_names(ENTRY, "n")}, b.next_log_id + n.rank - 1, :logged_at
+    SELECT {stored(ENTRY, "n")}, b.next_log_id + n.rank - 1, :logged_at
     FROM judged AS n JOIN before AS b USING (task_id) WHERE n.fits
 ), counted AS (
     SELECT task_id, count(*) FILTER (WHERE fits) AS entries,
-           COALESCE(sum(octet_length(content)) FILTER (WHERE fits), 0) AS bytes,
+           COALESCE(sum(bytes) FILTER (WHERE fits), 0) AS bytes,
            count(*) FILTER (WHERE NOT fits) AS omitted,
-           COALESCE(sum(octet_length(content)) FILTER (WHERE NOT fits), 0) AS omitted_bytes
+           COALESCE(sum(bytes) FILTER (WHERE NOT fits), 0) AS omitted_bytes
     FROM (
-        SELECT task_id, content, fits FROM judged
+        SELECT task_id, {_bytes("judged")} AS bytes, fits FROM judged
         UNION ALL
-        SELECT task_id, content, false FROM existing JOIN before USING (task_id)
+        SELECT task_id, {_bytes("existing")}, false FROM existing JOIN before USING (task_id)
         WHERE is_newer AND existing.growth > 0 AND NOT may_grow
     ) AS each GROUP BY task_id
 ), heads AS (

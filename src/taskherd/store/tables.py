@@ -294,6 +294,10 @@ task_logs = Table(
     _column("content", Text),
     _column("time", Time),
     _column("logged_at", Time),
+    Column("kind", Text),
+    Column("title", Text),
+    Column("status", Text),
+    Column("data", JSON, comment="the entry for programs; its content says the same to people"),
     Column(
         "first_seq",
         BigInteger,
@@ -302,6 +306,8 @@ task_logs = Table(
     PrimaryKeyConstraint("task_id", "log_id", "logged_at"),
     Index("task_logs_entry_idx", "task_id", "build_number", "entry_id"),
     CheckConstraint("type IN ('input', 'output')", name="task_logs_type_check"),
+    CheckConstraint("kind IN ('message', 'thought', 'tool_call', 'plan', 'notice')", name="task_logs_kind_check"),
+    CheckConstraint("status IN ('pending', 'in_progress', 'completed', 'failed')", name="task_logs_status_check"),
     postgresql_partition_by="RANGE (logged_at)",
     comment="Log entries: the conversations with the agents",
 )

@@ -203,10 +203,12 @@ def _selection(criteria: TaskFilter, statement: _Statement, columns: str) -> str
 LOGS: Final = f"""
 WITH task AS (SELECT t.id, t.status FROM tasks AS t WHERE t.id = $2 AND t.deleted_at IS NULL AND {CAN_SEE}), newest AS (
     SELECT log_id, type, content, time, logged_at, build_number, entry_id, first_seq,
-           sum(octet_length(content)) OVER (ORDER BY log_id DESC ROWS UNBOUNDED PRECEDING) AS bytes
+           kind, title, status, CAST(data AS text) AS data,
+           sum(octet_length(content) + COALESCE(octet_length(CAST(data AS text)), 0))
+               OVER (ORDER BY log_id DESC ROWS UNBOUNDED PRECEDING) AS bytes
     FROM (SELECT * FROM task_logs WHERE task_id = $2 AND log_id > $5 ORDER BY log_id DESC LIMIT $3) AS limited
 )
-SELECT task.status, l.log_id, l.type, l.content, l.time, l.logged_at
+SELECT task.status, l.log_id, l.type, l.content, l.time, l.logged_at, l.kind, l.title, l.status AS entry_status, l.data
 FROM task LEFT JOIN newest AS l ON l.bytes <= $4
 ORDER BY {LOG_ORDER}
 """

@@ -52,7 +52,17 @@ async def save_logs(
     """Append the reported log entries, in order; a log that is full says how many were left out."""
     entries = [
         logs.LogEntryRow(
-            report.task_id, report.sort_key[0], entry.id, report.seq, entry.type.value, entry.content, entry.time
+            report.task_id,
+            report.sort_key[0],
+            entry.id,
+            report.seq,
+            entry.type.value,
+            entry.content,
+            entry.time,
+            entry.kind,
+            entry.title,
+            entry.status,
+            entry.data,
         )
         for update in updates.values()
         for report in update.logs

@@ -40,7 +40,19 @@ REPORTS: list[dict[str, Any]] = [
     {
         "type": "task.log",
         "task_id": TASK,
-        "entries": [{"id": 0, "type": "input", "content": "hello", "time": "2026-03-01T11:59:59Z"}],
+        "entries": [
+            {"id": 0, "type": "input", "content": "hello", "time": "2026-03-01T11:59:59Z"},
+            {
+                "id": 1,
+                "type": "output",
+                "content": "make",
+                "time": "2026-03-01T11:59:59Z",
+                "kind": "tool_call",
+                "title": "make",
+                "status": "in_progress",
+                "data": {"kind": "execute", "locations": [{"path": "/a", "line": 1}]},
+            },
+        ],
     },
     {"type": "task.input", "task_id": TASK, "input_id": OTHER, "outcome": "failed", "detail": "the agent is gone"},
 ]
@@ -89,7 +101,13 @@ _ENTRIES = st.fixed_dictionaries(
         "type": st.sampled_from([*domain.LogSource]).map(str),
         "content": _TEXTS,
         "time": _TIMES,
-    }
+    },
+    optional={
+        "kind": st.sampled_from([*domain.LogKind]).map(str),
+        "title": _TEXTS,
+        "status": st.sampled_from([*domain.LogStatus]).map(str),
+        "data": st.dictionaries(_TEXTS, st.none() | st.booleans() | st.integers() | _TEXTS, max_size=3),
+    },
 )
 
 any_report: st.SearchStrategy[dict[str, Any]] = st.one_of(

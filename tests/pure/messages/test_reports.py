@@ -183,3 +183,13 @@ def test_details_do_not_quote_values() -> None:
     wrong = dict.fromkeys(("task_id", "seq", "build_number", "observed_at", "state", "agent_id"), secret)
     assert secret not in invalid({"type": "app.status", **wrong}).detail
     assert len(invalid({"type": "app.status", **wrong}).detail) <= 500
+
+
+def test_the_title_and_data_of_a_log_entry_are_bounded() -> None:
+    """A title is cut to one line of 200 characters; data above 16 KiB, or that are no object, are rejected."""
+    entry = {"id": 1, "type": "output", "content": "", "time": "2026-03-01T12:00:00Z"}
+    report = valid({**LOG, "entries": [{**entry, "title": "a\nb" + "x" * 300, "data": {"b": [1], "a": "\u0007é"}}]})
+    assert report.entries[0].title == "a b" + "x" * 196 + "…"
+    assert report.entries[0].data == '{"a":"é","b":[1]}'
+    for data in ({"a": "x" * 16_384}, ["a"], "a"):
+        assert invalid({**LOG, "entries": [{**entry, "data": data}]}).reason is DeadLetterReason.INVALID

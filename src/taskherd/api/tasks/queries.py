@@ -109,18 +109,22 @@ async def logs(request: RequestContext) -> BufferedResponse:
         rows = await _logs(request, task_id, after) if task_id else ()
     if not rows:
         raise not_found()
-    body: dict[str, Any] = {
-        "logs": [
-            {"id": row["log_id"], "content": row["content"], "type": row["type"], "time": format_rfc3339(row["time"])}
-            for row in rows
-            if row["log_id"] is not None
-        ]
-    }
+    body: dict[str, Any] = {"logs": [_log_entry(row) for row in rows if row["log_id"] is not None]}
     if rows[0]["status"] in _SNAPSHOT_STATUSES:
         body["snapshot"] = True
         if body["logs"]:
             body["snapshot_at"] = format_rfc3339(max(row["logged_at"] for row in rows))
     return json(body)
+
+
+def _log_entry(row: Row) -> dict[str, Any]:
+    """Return a log entry as it is sent: Coder's fields, and those of ours that it has."""
+    entry = {"id": row["log_id"], "content": row["content"], "type": row["type"], "time": format_rfc3339(row["time"])}
+    ours = {"kind": row["kind"], "title": row["title"], "status": row["entry_status"]}
+    entry |= {name: value for name, value in ours.items() if value is not None}
+    if row["data"] is not None:
+        entry["data"] = orjson.Fragment(row["data"])
+    return entry
 
 
 async def _logs(request: RequestContext, task_id: UUID, after: int | None) -> Sequence[Row]:

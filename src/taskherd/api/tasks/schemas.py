@@ -90,12 +90,16 @@ class TasksList(BaseModel):
 
 
 class LogEntryOut(BaseModel):
-    """One log entry; ids count from 0."""
+    """One log entry; ids count from 0. An entry that changes keeps its id; the last four fields may be absent."""
 
     id: int
     content: str
     type: Literal["input", "output"]
     time: datetime
+    kind: Literal["message", "thought", "tool_call", "plan", "notice"] | None = None
+    title: str | None = None
+    status: Literal["pending", "in_progress", "completed", "failed"] | None = None
+    data: dict[str, Any] | None = None
 
 
 class TaskLogs(BaseModel):
