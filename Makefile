@@ -6,7 +6,6 @@ READY := .venv/ready
 FIGURES := .taskherd/chaos.jsonl
 CLUSTER_FIGURES := .taskherd/cluster.jsonl
 AGENTAPI ?= agentapi
-CLAUDE_CODE ?= 2.1.197
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,9 +30,10 @@ pure: $(READY)
 test: $(READY) ## run all tests except the long chaos campaigns, on real RabbitMQ and PostgreSQL; about a quarter of an hour
 	$(BIN)/pytest -q -m "not chaos and not cluster and not agents" -n 3 --dist loadfile --no-loadscope-reorder tests
 
-agents: $(READY) ## run Claude Code behind AgentAPI (AGENTAPI=program) under a runner, against a scripted model (needs npm)
-	npm install --silent --no-fund --no-audit --prefix .agents @anthropic-ai/claude-code@$(CLAUDE_CODE)
-	AGENTAPI=$(AGENTAPI) CLAUDE=$(CURDIR)/.agents/node_modules/.bin $(BIN)/pytest -q -m agents --timeout 300 tests/real_agents
+agents: $(READY) ## run Claude Code over ACP and behind AgentAPI (AGENTAPI=program), against a scripted model; TEST= selects (needs npm)
+	@mkdir -p .agents && cp tests/real_agents/npm/*.json .agents/
+	npm ci --silent --no-fund --no-audit --prefix .agents
+	AGENTAPI=$(AGENTAPI) CLAUDE=$(CURDIR)/.agents/node_modules/.bin $(BIN)/pytest -q -m agents --timeout 300 $(or $(TEST),tests/real_agents)
 
 demo: $(READY) ## run the whole system on this machine for a minute
 	@$(BIN)/python -m examples.demo

@@ -26,7 +26,8 @@ def start(
     for folder in (project, stubs):
         folder.mkdir(parents=True, exist_ok=True)
     print_arguments = 'printf "%s\\n" "$(basename "$0")" "$@" "$HOME"'
-    for program, script in {"id": f"echo {user_id}", "agentapi": print_arguments, "claude": print_arguments}.items():
+    scripts = dict.fromkeys(("agentapi", "claude", "claude-agent-acp"), print_arguments) | {"id": f"echo {user_id}"}
+    for program, script in scripts.items():
         (stubs / program).write_text(f"#!/bin/sh\n{script}\n")
         (stubs / program).chmod(0o755)
     if without:
@@ -63,11 +64,12 @@ def test_it_refuses_what_cannot_work(tmp_path: Path, name: str) -> None:
     """As root, without a key or without a program it ends at once, with a status of its own and the reason."""
     as_root = start(tmp_path, name, user_id=0)
     without_key = start(tmp_path, name, ANTHROPIC_API_KEY="")
-    without_program = start(tmp_path, name, PATH=str(tmp_path / "bin"), without="claude")
+    program = "claude-agent-acp" if name == "claude-acp.yaml" else "claude"
+    without_program = start(tmp_path, name, PATH=str(tmp_path / "bin"), without=program)
     assert {ended.returncode for ended in (as_root, without_key, without_program)} == {78}
     assert "start the runner as another user" in as_root.stderr
     assert "ANTHROPIC_API_KEY is not set" in without_key.stderr
-    assert "claude is not in the PATH" in without_program.stderr
+    assert f"{program} is not in the PATH" in without_program.stderr
 
 
 def test_claude_behind_agentapi_has_a_home_of_its_own(tmp_path: Path) -> None:
@@ -96,3 +98,9 @@ def test_claude_as_stdio(tmp_path: Path) -> None:
     ended = start(tmp_path, "claude-stdio.yaml")
     home = str(tmp_path / 'it\'s "work"' / "home")
     assert ended.stdout.splitlines() == ["claude", "-p", "--dangerously-skip-permissions", home], ended.stderr
+
+
+def test_claude_over_acp(tmp_path: Path) -> None:
+    """It speaks the protocol, from a HOME of the task's own, in which it keeps its sessions."""
+    ended = start(tmp_path, "claude-acp.yaml")
+    assert ended.stdout.splitlines() == ["claude-agent-acp", str(tmp_path / 'it\'s "work"' / "home")], ended.stderr

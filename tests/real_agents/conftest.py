@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.harness.runner import RunnerHarness, eventually_async, runner_harness
+from tests.harness.runner import RunnerHarness, RunnerSubprocess, eventually_async, runner_harness
 from tests.harness.worker import worker_harness
 
 MODEL = Path(__file__).parent / "model.py"
@@ -49,6 +49,14 @@ def agent_path() -> str:
     assert claude, "Claude Code is not installed: run `make agents`."
     folders = (str(Path(program).absolute().parent) for program in (agentapi, claude))
     return os.pathsep.join([*folders, os.environ["PATH"]])
+
+
+@pytest.fixture
+def acp_path() -> str:
+    """Return a PATH with ``claude-agent-acp``, named by the variable that ``make agents`` sets."""
+    program = shutil.which("claude-agent-acp", path=os.environ.get("CLAUDE") or os.environ["PATH"])
+    assert program, "claude-agent-acp is not installed: run `make agents`."
+    return os.pathsep.join([str(Path(program).absolute().parent), os.environ["PATH"]])
 
 
 @pytest.fixture
@@ -90,10 +98,26 @@ async def runner(
     harness: RunnerHarness, model: ModelServer, agent_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> RunnerHarness:
     """Return a harness with a runner that is not root, with the environment that the templates inherit."""
-    monkeypatch.setenv("PATH", agent_path)
+    await start_runner(harness, model, agent_path, monkeypatch)
+    return harness
+
+
+@pytest.fixture
+async def acp_runner(
+    harness: RunnerHarness, model: ModelServer, acp_path: str, monkeypatch: pytest.MonkeyPatch
+) -> RunnerHarness:
+    """Return such a harness whose agents speak ACP."""
+    await start_runner(harness, model, acp_path, monkeypatch)
+    return harness
+
+
+async def start_runner(
+    harness: RunnerHarness, model: ModelServer, path: str, monkeypatch: pytest.MonkeyPatch
+) -> RunnerSubprocess:
+    """Start a runner that is not root."""
+    monkeypatch.setenv("PATH", path)
     monkeypatch.setenv("ANTHROPIC_API_KEY", API_KEY)
     monkeypatch.setenv("ANTHROPIC_BASE_URL", model.url)
     user = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups") if os.geteuid() == 0 else ()
-    (harness.folder / "runner-0.log").touch()
-    await harness.start(prefix=user)
-    return harness
+    (harness.folder / f"runner-{len(harness.runners)}.log").touch()
+    return await harness.start(prefix=user)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias, get_args
 
 from pydantic import (
     AfterValidator,
@@ -25,13 +25,19 @@ MAX_BACKOFF = 3600.0
 RESERVED_PREFIXES = ("TASKHERD_", "CODER_")
 """Prefixes of the variables that only the runner sets for an agent."""
 
-AgentKind: TypeAlias = Literal["stdio", "agentapi", "self"]
-"""How the runner follows the agent: its output, its AgentAPI, or not at all (the agent reports its own status)."""
+AgentKind: TypeAlias = Literal["stdio", "agentapi", "acp", "self"]
+"""How the runner follows the agent: its output, its AgentAPI, the Agent Client Protocol over stdin and stdout, or not
+at all (the agent reports its own status)."""
 
 StdinKind: TypeAlias = Literal["pipe", "none", "prompt"]
 """What an agent reads from its stdin: inputs, nothing (end of file), or the prompt and then end of file."""
 ResumeKind: TypeAlias = Literal["prompt", "continue", "nothing"]
 """What an agent gets that is started again after it was given its prompt."""
+
+ToolKind: TypeAlias = Literal["read", "edit", "delete", "move", "search", "execute", "think", "fetch", "other"]
+"""What a tool does, in the words of the Agent Client Protocol."""
+Approval: TypeAlias = Literal["ask", "allow", "deny"]
+"""What happens when an agent asks for permission: a person is asked, or the runner answers."""
 
 SandboxKind: TypeAlias = Literal["none", "bwrap"]
 """What separates an agent from its machine, besides its user: nothing, or bubblewrap."""
@@ -90,6 +96,29 @@ class OnLoss(TemplateModel):
     )
 
 
+class Approvals(TemplateModel):
+    """What the runner answers when an agent asks for permission, by the kind of the tool; the agent names the kind."""
+
+    default: Approval = Field("ask", description="For the kinds that are not listed.")
+    read: Approval | None = None
+    edit: Approval | None = None
+    delete: Approval | None = None
+    move: Approval | None = None
+    search: Approval | None = None
+    execute: Approval | None = None
+    think: Approval | None = None
+    fetch: Approval | None = None
+    other: Approval | None = None
+    expire_after: Seconds | None = Field(
+        None, gt=0, le=30 * _DAY, description="Seconds after which a question to a person is answered with a rejection."
+    )
+
+    def of(self, kind: str) -> Approval:
+        """Return the policy for a kind of tools."""
+        policy: Approval | None = getattr(self, kind, None) if kind in get_args(ToolKind) else None
+        return policy or self.default
+
+
 def _from_short_form(value: object) -> object:
     return {"action": value} if isinstance(value, str) else value
 
@@ -97,6 +126,9 @@ def _from_short_form(value: object) -> object:
 OnLossField = Annotated[OnLoss, BeforeValidator(_from_short_form)]
 """``on_loss: restart``, or a mapping with ``action``, ``most`` and ``backoff``."""
 StalledAfter = Annotated[Seconds, Field(ge=0, le=30 * _DAY)]
+
+
+_ONLY_ACP = {"approvals", "complete_after_turn", "turn_timeout", "client_files", "mcp_servers"}
 
 
 class RunConfig(TemplateModel):
@@ -126,9 +158,30 @@ class RunConfig(TemplateModel):
     stalled_after: StalledAfter | None = Field(
         None, description="Seconds without a word after which a working agent counts as stalled; 0: never."
     )
-    start_timeout: Seconds = Field(120.0, gt=0, le=_DAY, description="Seconds within which AgentAPI must answer.")
+    start_timeout: Seconds = Field(
+        120.0,
+        gt=0,
+        le=_DAY,
+        description="Seconds within which AgentAPI, or an agent at each step of the protocol, must answer.",
+    )
     post_prompt: bool = Field(
         default=True, description="Whether the prompt is posted as the first message to AgentAPI."
+    )
+
+    approvals: Approvals = Field(
+        default_factory=Approvals, description="``acp``: what is answered when the agent asks for permission."
+    )
+    complete_after_turn: bool = Field(
+        default=False, description="``acp``: whether the state after a turn is ``complete`` instead of ``idle``."
+    )
+    turn_timeout: Seconds = Field(
+        _DAY, gt=0, le=30 * _DAY, description="``acp``: seconds within which a turn must end."
+    )
+    client_files: Literal["none", "read", "write"] = Field(
+        "none", description="``acp``: files in ``work`` that the agent may read and write through the runner."
+    )
+    mcp_servers: Literal["none", "taskherd"] = Field(
+        "none", description="``acp``: ``taskherd``: the agent is given the MCP server ``taskherd mcp``."
     )
 
     @model_validator(mode="after")
@@ -137,13 +190,17 @@ class RunConfig(TemplateModel):
             raise ValueError("`resume: continue` and `resume_command` require each other")
         if self.agent == "agentapi" and self.stdin == "prompt":
             raise ValueError("`stdin: prompt` does not suit `agentapi`, which gets its prompt as the first message")
+        if self.agent == "acp" and self.stdin is not None:
+            raise ValueError("`stdin` does not suit `acp`, whose stdin carries the protocol")
+        if self.agent != "acp" and (fields := self.model_fields_set & _ONLY_ACP):
+            raise ValueError(f"`{min(fields)}` requires `agent: acp`")
         return self
 
     @model_validator(mode="after")
     def _check_sandbox(self) -> RunConfig:
         if self.network == "none" and self.sandbox == "none":
             raise ValueError("`network: none` requires `sandbox: bwrap`")
-        if self.network == "none" and self.agent != "stdio":
+        if self.network == "none" and self.agent not in {"stdio", "acp"}:
             raise ValueError(f"`network: none` does not suit `{self.agent}`, which the runner or the API must reach")
         if self.sandbox != "none" and (self.workdir.startswith("/") or ".." in self.workdir.split("/")):
             raise ValueError(

@@ -60,6 +60,9 @@ class Journal(BaseModel):
     gives_prompt: bool = Field(default=True, description="Whether this build's agent is given the prompt.")
     given_prompt: str = Field("", description="Digest of the prompt that an agent here was given last; empty if none.")
     agent_uid: int | None = Field(None, description="The user that the task's agents run as; null: the runner's.")
+    acp_session: str | None = Field(None, description="The session of the agent that speaks ACP, to be continued.")
+    interrupted: bool = Field(default=False, description="Whether this build's agent is ended by an interrupt.")
+    ended_because: str | None = Field(None, description="Why the runner ends this build's agent; null: it does not.")
     port: int | None = Field(None, description="The port on which the agent serves AgentAPI.")
     inputs: dict[UUID, InputDelivery] = Field(default_factory=dict)
     seq_ceiling: int = Field(0, description="Upper bound of the seq of all reports so far.")
@@ -71,6 +74,7 @@ class Journal(BaseModel):
             case WorkspaceStart():
                 self.accept_build("start", request.build_number)
                 self.start, self.port, self.exit_reported, self.ready_reported = request, None, False, False
+                self.interrupted, self.ended_because = False, None
             case WorkspaceStop():
                 self.accept_build("stop", request.build_number)
             case WorkspaceDelete():

@@ -95,3 +95,32 @@ def test_what_the_worker_reads_is_validated_by_the_runner() -> None:
     assert template.parse({"command": ["a"]}).stalled_after is None
     with pytest.raises(Malformed, match=r"on_loss\.most"):
         template.parse({"command": ["a"], "on_loss": {"action": "restart", "most": 0}})
+
+
+def test_approvals_have_a_default_and_kinds() -> None:
+    """What is not listed is decided by the default, which is to ask; so is a kind that is not known."""
+    asks = template.parse({"command": ["a"], "agent": "acp"}).approvals
+    assert [asks.of(kind) for kind in ("edit", "other", "expire_after")] == ["ask"] * 3
+    policy = {"default": "deny", "edit": "allow", "think": "ask", "expire_after": "1h"}
+    run = template.parse({"command": ["a"], "agent": "acp", "approvals": policy})
+    kinds = ("edit", "think", "fetch", "dance")
+    assert [run.approvals.of(kind) for kind in kinds] == ["allow", "ask", "deny", "deny"]
+    assert run.approvals.expire_after == 3600
+
+
+@pytest.mark.parametrize(
+    ("run", "problem"),
+    [
+        ({"agent": "acp", "stdin": "pipe"}, "`stdin` does not suit `acp`"),
+        ({"approvals": {"edit": "allow"}}, "`approvals` requires `agent: acp`"),
+        ({"agent": "self", "complete_after_turn": True}, "`complete_after_turn` requires `agent: acp`"),
+        ({"agent": "acp", "approvals": {"edit": "always"}}, "approvals.edit"),
+        ({"agent": "acp", "approvals": {"dance": "allow"}}, "approvals.dance"),
+        ({"agent": "acp", "turn_timeout": 0}, "turn_timeout"),
+    ],
+)
+def test_fields_of_acp_are_checked(run: dict[str, object], problem: str) -> None:
+    """Fields that only suit agents that speak ACP are refused for others, and unknown values are named."""
+    with pytest.raises(Malformed) as caught:
+        template.parse({"command": ["a"], **run})
+    assert problem in caught.value.detail

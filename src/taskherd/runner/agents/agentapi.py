@@ -65,6 +65,7 @@ class AgentApiFollower:
 
     needs_port: ClassVar[bool] = True
     initial_health: ClassVar[Health] = Health.INITIALIZING
+    start_outcome: str | None = ""
 
     def __init__(self, context: AgentContext, client: httpx.AsyncClient | None = None) -> None:
         self._context = context

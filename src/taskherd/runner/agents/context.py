@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, TypeAlias
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeAlias
 from uuid import UUID, uuid5
 
 from taskherd.directory_file.run import RunConfig
@@ -14,6 +15,7 @@ from taskherd.observability.metrics import Metrics
 from taskherd.runner import log_ids
 from taskherd.runner.activity import ProcessMonitor
 from taskherd.runner.agents import output
+from taskherd.runner.agents.acp.people import PeopleChannel
 from taskherd.runner.agents.log_budget import LogBudget
 from taskherd.runner.agents.words import last_words
 from taskherd.runner.journal import InputDelivery, Journal
@@ -41,6 +43,10 @@ class DeliveryUnknown(TaskherdError):  # noqa: N818 - as above
     """It is unknown whether the agent received the input."""
 
 
+def _do_nothing() -> None:
+    """Do nothing: the agent has exited."""
+
+
 @dataclass(frozen=True, slots=True)
 class AgentContext:
     """Everything that a follower of an agent uses."""
@@ -56,6 +62,18 @@ class AgentContext:
     """Deliver an input at most once; return an error message, or None if it was delivered or attempted before."""
     processes: ProcessMonitor
     log_budget: LogBudget
+    work: Path
+    """The task's folder ``work``."""
+    workdir: Path
+    """The agent's working directory."""
+    mcp_servers: Sequence[dict[str, Any]] = ()
+    """The MCP servers that an agent is given, as ACP describes them."""
+    people: PeopleChannel | None = None
+    """The way to people who answer what an agent asks; None while there is none."""
+    interrupt_agent: Callable[[], None] = _do_nothing
+    """Send SIGINT to the agent's process group."""
+    stop_agent: Callable[[], None] = _do_nothing
+    """End the agent and its descendants: SIGTERM, the template's ``grace``, SIGKILL."""
 
     @property
     def prompt(self) -> str:
@@ -90,6 +108,10 @@ class Follower(Protocol):
     initial_health: ClassVar[Health]
     """The app's health when the start build succeeds."""
 
+    @property
+    def start_outcome(self) -> str | None:
+        """Why the agent could not be started, "" if nothing says so, None as long as its start has to wait for that."""
+
     async def follow(self) -> None:
         """Report what the agent does, until cancelled."""
 
@@ -108,6 +130,10 @@ def report_exit(context: AgentContext, agent_exit: ExitRecord, state: str, last_
     reporter = context.reporter
     reporter.agent_exit(agent_exit.why, agent_exit.code, agent_exit.signal, words)
     if agent_exit.reason == "stopped":
+        return
+    if agent_exit.reason == "interrupted":
+        reporter.status(AgentState.IDLE, agent_exit.describe())
+        reporter.health(Health.DISABLED)
         return
     if not context.journal.ready_reported:  # otherwise the task would be starting for ever
         reporter.lifecycle(Lifecycle.START_ERROR)

@@ -10,8 +10,9 @@ from taskherd.runner.agents.stdio import StdioFollower
 
 if TYPE_CHECKING:
     from taskherd.directory_file.run import AgentKind
+    from taskherd.runner.agents.acp.follower import AcpFollower
 
-FollowerClass: TypeAlias = type[StdioFollower] | type[AgentApiFollower] | type[SelfReportingFollower]
+FollowerClass: TypeAlias = "type[StdioFollower | AgentApiFollower | SelfReportingFollower | AcpFollower]"
 
 
 def follower_class(kind: AgentKind) -> FollowerClass:
@@ -23,5 +24,10 @@ def follower_class(kind: AgentKind) -> FollowerClass:
             return AgentApiFollower
         case "self":
             return SelfReportingFollower
+        case "acp":
+            # The schema takes half a second to import, and 12 MiB, which runners without such agents do without.
+            from taskherd.runner.agents.acp.follower import AcpFollower  # noqa: PLC0415
+
+            return AcpFollower
         case _:
             assert_never(kind)

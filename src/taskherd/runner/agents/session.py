@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+_START_POLL_INTERVAL = 0.05
 SETTLE_TIMEOUT = 2.0
 """Seconds that the delivery of an input may go on after the agent has exited."""
 
@@ -46,6 +47,20 @@ class AgentSession:
         """End the agent and its descendants (SIGTERM, grace time, SIGKILL), and return how it ended."""
         self._shim.stop()
         return await asyncio.shield(self._loop)
+
+    def interrupt(self) -> None:
+        """Send SIGINT to the agent's process group."""
+        self._shim.interrupt()
+
+    def end(self) -> None:
+        """End the agent and its descendants as ``stop`` does, without waiting."""
+        self._shim.stop()
+
+    async def wait_started(self) -> str:
+        """Wait until the agent's start has succeeded or failed. Return an error message, or "" on success."""
+        while (outcome := self.follower.start_outcome) is None:  # noqa: ASYNC110 - a new follower may know it
+            await asyncio.sleep(_START_POLL_INTERVAL)
+        return outcome
 
     def kill(self) -> None:
         """Cut short the grace time after ``stop``: SIGKILL now."""

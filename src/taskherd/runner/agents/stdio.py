@@ -77,6 +77,7 @@ class StdioFollower:
 
     needs_port: ClassVar[bool] = False
     initial_health: ClassVar[Health] = Health.HEALTHY
+    start_outcome: str | None = ""
 
     def __init__(self, context: AgentContext) -> None:
         self._context = context

@@ -66,11 +66,13 @@ class ExitRecord:
     leftover: int = 0
     dropped: int = 0
     out_of_memory: bool = False
+    ended_because: str | None = None
+    """Why the exit does not count as the agent's own, in a sentence: its follower ended it, or it was at work."""
 
     @property
     def succeeded(self) -> bool:
         """True if the agent exited on its own, with exit status 0."""
-        return self.reason == "exited" and self.code == 0
+        return self.reason == "exited" and self.code == 0 and self.ended_because is None
 
     @property
     def why(self) -> ExitReason:
@@ -87,7 +89,14 @@ class ExitRecord:
 
     def describe(self) -> str:
         """Describe the exit in a sentence, for users."""
+        return self.ended_because or self._describe()
+
+    def _describe(self) -> str:  # noqa: PLR0911 - one return for each way to end
         match self.reason:
+            case "interrupted":
+                return (
+                    "The agent did not end its turn when it was interrupted, and was ended. Resume the task to go on."
+                )
             case "not started":
                 return f"The agent could not be started: {self.detail}"
             case "timeout":

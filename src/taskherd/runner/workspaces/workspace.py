@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Any, assert_never
 
 import structlog
 
@@ -190,6 +191,12 @@ class TaskWorkspace:
             reporter.agent_exit(ExitReason.NOT_STARTED, None, None, str(error))
             return f"The agent could not be started: {error}"
         reporter.lifecycle(Lifecycle.STARTING)
+        session = self._session
+        if session is not None and (problem := await session.wait_started()):
+            if self._session is not None:
+                await session.stop()
+            await self._end_processes()
+            return problem
         self.health = follower_class(run.agent).initial_health
         return None
 
@@ -250,7 +257,8 @@ class TaskWorkspace:
     def _open_session(self, shim: ShimHandle, start: WorkspaceStart) -> None:
         reporter = self._start_reporter(start.build_number)
         run = template.parse(start.run)
-        if self._journal.gives_prompt and not (run.agent == "agentapi" and run.post_prompt):
+        is_posted = run.agent == "acp" or (run.agent == "agentapi" and run.post_prompt)
+        if self._journal.gives_prompt and not is_posted:
             self._journal.record_prompt()
         make_follower = self._follower_factory(run, reporter)
         self._session = AgentSession(shim, make_follower, reporter, self._record_exit)
@@ -288,7 +296,25 @@ class TaskWorkspace:
             uid=uid,
             killer_uid=isolation.users.killer_uid if isolation.users else None,
             sandboxed=is_sandboxed,
+            protocol=run.agent == "acp",
         )
+
+    def _mcp_servers(self, run: RunConfig) -> list[dict[str, Any]]:
+        """Return the MCP servers for an agent that is given some, as ACP describes them."""
+        start = self._journal.start
+        if run.mcp_servers == "none" or start is None:
+            return []
+        env = {"TASKHERD_API_URL": self._context.api_url, "TASKHERD_AGENT_TOKEN": start.agent_token}
+        variables = [{"name": name, "value": value} for name, value in env.items()]
+        return [{"name": "taskherd", "command": sys.executable, "args": ["-m", "taskherd", "mcp"], "env": variables}]
+
+    def _interrupt_agent(self) -> None:
+        if self._session is not None:
+            self._session.interrupt()
+
+    def _stop_agent(self) -> None:
+        if self._session is not None:
+            self._session.end()
 
     def _follower_factory(self, run: RunConfig, reporter: Reporter) -> Callable[[], Follower]:
         """Return a function that creates a follower for the agent of the reporter's build."""
@@ -303,6 +329,11 @@ class TaskWorkspace:
             deliver_once=self._deliver_once,
             processes=self._context.processes,
             log_budget=LogBudget(self._context.log_rates),
+            work=self._folder.work,
+            workdir=self._folder.work / run.workdir,
+            mcp_servers=self._mcp_servers(run),
+            interrupt_agent=self._interrupt_agent,
+            stop_agent=self._stop_agent,
         )
         return partial(follower_class(run.agent), context)
 

@@ -1,0 +1,10 @@
+"""Agents that speak the Agent Client Protocol (ACP, version 1) over stdin and stdout; the runner is their client.
+
+- ``lines``: whole lines, in both directions, through the files of the shim
+- ``connection``: JSON-RPC: ids, deadlines, which lines are open; all of it survives the runner
+- ``handshake``: from ``initialize`` to an open session
+- ``conversation``: what an agent tells becomes log entries and the state's message
+- ``permissions``, ``elicitation``: what an agent asks; ``people`` is the way to somebody who answers
+- ``files``: files that the agent reads and writes through its client
+- ``follower``: puts them together; its rules stand at its top
+"""

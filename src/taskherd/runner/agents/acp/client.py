@@ -1,0 +1,69 @@
+"""The methods that an agent may call of its client: permissions, forms, and files if the template allows them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from taskherd.runner.agents.acp import files, requests
+from taskherd.runner.agents.acp.connection import INVALID_PARAMS, METHOD_NOT_FOUND, RESOURCE_NOT_FOUND
+
+if TYPE_CHECKING:
+    from taskherd.runner.agents.acp.connection import AgentCall
+    from taskherd.runner.agents.acp.requests import OpenRequests, Respond
+    from taskherd.runner.agents.context import AgentContext
+
+
+class ClientMethods:
+    """The methods of the runner as a client of one agent."""
+
+    def __init__(self, context: AgentContext, open_requests: OpenRequests, respond: Respond) -> None:
+        self._context = context
+        self._requests = open_requests
+        self._respond = respond
+
+    def handle(self, call: AgentCall, session: str | None) -> None:
+        """Carry out a request of the agent, or refuse it."""
+        allowed = self._context.run.client_files
+        if call.params.get("sessionId", session) != session:
+            self._respond.refuse(call.id, INVALID_PARAMS, "there is no such session")
+            return
+        match call.method:
+            case requests.PERMISSION if session is not None:
+                self._requests.handle_permission(call)
+            case requests.ELICITATION:
+                self._requests.handle_elicitation(call)
+            case "fs/read_text_file" if allowed != "none":
+                self._access(call)
+            case "fs/write_text_file" if allowed == "write":
+                self._access(call)
+            case _:
+                self._respond.refuse(call.id, METHOD_NOT_FOUND, f"Method not found: {call.method[:100]}")
+
+    def _access(self, call: AgentCall) -> None:
+        """Read or write a file in the task's folder."""
+        path, content = call.params.get("path"), call.params.get("content")
+        line, limit = call.params.get("line"), call.params.get("limit")
+        writes = call.method == "fs/write_text_file"
+        if (
+            not isinstance(path, str)
+            or (writes and not isinstance(content, str))
+            or not _is_count(line)
+            or not _is_count(limit)
+        ):
+            self._respond.refuse(call.id, INVALID_PARAMS, "the parameters do not fit the schema")
+            return
+        context = self._context
+        result: dict[str, Any] = {}
+        try:
+            if writes:
+                files.write_text(context.work, path, str(content), context.journal.agent_uid)
+            else:
+                result["content"] = files.read_text(context.work, path, line, limit)
+        except files.NotAllowed as error:
+            self._respond.refuse(call.id, RESOURCE_NOT_FOUND, str(error))
+        else:
+            self._respond.answer(call.id, result)
+
+
+def _is_count(value: object) -> bool:
+    return value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0)

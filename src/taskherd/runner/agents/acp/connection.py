@@ -1,0 +1,187 @@
+"""JSON-RPC 2.0 with one agent, in a form that survives the runner.
+
+What is open is part of the follower's checkpoint: the calls that await a response, and the lines that the shim has not
+acknowledged. A line is recorded before it is submitted. So the next runner knows which response belongs to what, and
+finds by the shim's files whether a line that it did not submit itself was written: it submits none twice.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+
+import orjson
+
+from taskherd.runner.agents.acp.lines import LineReader, LineWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from taskherd.runner.workspaces.folders import RunFolder
+
+METHOD_NOT_FOUND: Final = -32601
+INVALID_PARAMS: Final = -32602
+INTERNAL_ERROR: Final = -32603
+AUTH_REQUIRED: Final = -32000
+RESOURCE_NOT_FOUND: Final = -32002
+MAX_ID: Final = 256
+"""Maximum length of the agent's request ids, in characters of JSON."""
+
+RpcId: TypeAlias = int | str
+
+
+class AgentCall(NamedTuple):
+    """A request of the agent."""
+
+    id: RpcId
+    method: str
+    params: dict[str, Any]
+
+
+class Notification(NamedTuple):
+    """A message of the agent that wants no response."""
+
+    method: str
+    params: dict[str, Any]
+
+
+class AgentResponse(NamedTuple):
+    """A response of the agent to the call of ``method``; exactly one of ``result`` and ``error`` is set."""
+
+    number: int
+    method: str
+    result: dict[str, Any] | None
+    error: dict[str, Any] | None
+
+
+class BadLine(NamedTuple):
+    """A line that is no message of the protocol, or one that fits nothing that is open."""
+
+    reason: str
+    excerpt: str
+
+
+Incoming: TypeAlias = AgentCall | Notification | AgentResponse | BadLine
+
+
+class Connection:
+    """The messages to and from one agent."""
+
+    def __init__(self, folder: RunFolder, checkpoint: dict[str, Any]) -> None:
+        self.reader = LineReader(folder, checkpoint.get("offset", 0), skipping=checkpoint.get("skipping", False))
+        self.writer = LineWriter(folder)
+        self.calls: dict[int, dict[str, Any]] = {int(key): value for key, value in checkpoint.get("calls", {}).items()}
+        """Our open calls, by id: ``method``, ``deadline`` in seconds since the epoch, and ``line``."""
+        self.lines: dict[int, dict[str, Any]] = {int(key): value for key, value in checkpoint.get("lines", {}).items()}
+        """Lines that are not acknowledged: ``answers`` (the id of the agent's request), ``deadline``."""
+        self._next_id: int = checkpoint.get("next_id", 0)
+        self._next_line: int = checkpoint.get("next_line", 0)
+        self._recorded: dict[int, bytes] = {}
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Return what the next runner needs."""
+        return {
+            "offset": self.reader.offset,
+            "skipping": self.reader.skipping,
+            "calls": {str(key): value for key, value in self.calls.items()},
+            "lines": {str(key): value for key, value in self.lines.items()},
+            "next_id": self._next_id,
+            "next_line": self._next_line,
+        }
+
+    def lost_lines(self) -> dict[int, dict[str, Any]]:
+        """Return the lines that an earlier runner recorded and did not submit, and forget them.
+
+        Their calls were never made, and their answers never given.
+        """
+        known = self.writer.known()
+        lost = [number for number in self.lines if number not in known and number not in self._recorded]
+        for number in known - self.lines.keys():
+            self.writer.forget(number)  # acknowledged, and recorded as such
+        for call_id in [key for key, call in self.calls.items() if call["line"] in lost]:
+            del self.calls[call_id]
+        return {number: self.lines.pop(number) for number in lost}
+
+    def call(self, method: str, params: dict[str, Any], deadline: float, write_by: float) -> int:
+        """Record a call, and return its id; ``submit`` makes it."""
+        number, self._next_id = self._next_id, self._next_id + 1
+        line = self._record({"id": number, "method": method, "params": params}, {"deadline": write_by})
+        self.calls[number] = {"method": method, "deadline": deadline, "line": line}
+        return number
+
+    def notify(self, method: str, params: dict[str, Any], write_by: float) -> None:
+        """Record a notification."""
+        self._record({"method": method, "params": params}, {"deadline": write_by})
+
+    def answer(self, request: RpcId, result: dict[str, Any] | None, write_by: float) -> int:
+        """Record the answer to a request of the agent, and return its line."""
+        return self._record({"id": request, "result": result}, {"deadline": write_by, "answers": request})
+
+    def refuse(self, request: RpcId, code: int, message: str, write_by: float) -> None:
+        """Record an error as the answer to a request of the agent."""
+        error = {"code": code, "message": message}
+        self._record({"id": request, "error": error}, {"deadline": write_by, "answers": request})
+
+    def submit(self) -> None:
+        """Submit the recorded lines; the checkpoint with them must be saved. Raise ``OSError`` if that fails."""
+        for number in list(self._recorded):
+            self.writer.submit(number, self._recorded[number])
+            del self._recorded[number]
+
+    def acknowledged(self) -> dict[int, bool]:
+        """Return the open lines that have ended (True: written), and close them; ``forget`` them once that is saved."""
+        ended = {number: written for number, written in self.writer.endings().items() if number in self.lines}
+        for number in ended:
+            del self.lines[number]
+        return ended
+
+    def take_back(self, call_id: int) -> bool:
+        """Remove a call that the agent has not been given, and return whether it was removed."""
+        call = self.calls[call_id]
+        if self._recorded.pop(call["line"], None) is None and not self.writer.take_back(call["line"]):
+            return False
+        self.lines.pop(call["line"], None)
+        del self.calls[call_id]
+        return True
+
+    def receive(self) -> Iterator[Incoming]:
+        """Yield the messages in a chunk of output."""
+        for line in self.reader.read():
+            if line is None:
+                yield BadLine("it is too long", "")
+            elif line.strip():
+                yield self._decode(line)
+
+    def _record(self, message: dict[str, Any], about: dict[str, Any]) -> int:
+        number, self._next_line = self._next_line, self._next_line + 1
+        self._recorded[number] = orjson.dumps({"jsonrpc": "2.0", **message})
+        self.lines[number] = about
+        return number
+
+    def _decode(self, line: bytes) -> Incoming:
+        excerpt = line[:200].decode(errors="replace")
+        try:
+            message = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            return BadLine("it is no JSON", excerpt)
+        if not isinstance(message, dict):
+            return BadLine("it is no JSON-RPC message", excerpt)
+        method, number = message.get("method"), message.get("id")
+        params = message.get("params") or {}
+        if isinstance(method, str) and isinstance(params, dict):
+            if "id" not in message:
+                return Notification(method, params)
+            if isinstance(number, int | str) and not isinstance(number, bool) and len(json.dumps(number)) <= MAX_ID:
+                return AgentCall(number, method, params)
+        elif "method" not in message and ("result" in message) != ("error" in message):
+            return self._decode_response(number, message, excerpt)
+        return BadLine("it is no JSON-RPC message", excerpt)
+
+    def _decode_response(self, number: object, message: dict[str, Any], excerpt: str) -> Incoming:
+        if not isinstance(number, int) or (call := self.calls.pop(number, None)) is None:
+            return BadLine("it answers no open request", excerpt)
+        error, result = message.get("error"), message.get("result")
+        if "error" in message:
+            fields = error if isinstance(error, dict) else {}
+            return AgentResponse(number, call["method"], None, {"code": 0, "message": str(error), **fields})
+        return AgentResponse(number, call["method"], result if isinstance(result, dict) else {}, None)

@@ -1,0 +1,256 @@
+"""Follow the tests' ACP agent under a real shim, without worker and broker: its reports are read from the outbox."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+from taskherd.directory_file.run import RunConfig
+from taskherd.domain.reports import Transition
+from taskherd.messages.work import WorkspaceStart
+from taskherd.observability.metrics import Metrics
+from taskherd.runner import journal as journals
+from taskherd.runner.activity import ProcessMonitor
+from taskherd.runner.agents.acp.follower import AcpFollower
+from taskherd.runner.agents.acp.people import AgentRequest
+from taskherd.runner.agents.context import AgentContext, DeliveryUnknown, NotDelivered, RecordAttempt
+from taskherd.runner.agents.log_budget import LogBudget, LogRates
+from taskherd.runner.agents.session import AgentSession
+from taskherd.runner.inputs import TaskInputs
+from taskherd.runner.journal import Journal
+from taskherd.runner.outbox import Budget, Outbox
+from taskherd.runner.reporter import Reporter, SequenceGenerator
+from taskherd.runner.workspaces import processes
+from taskherd.runner.workspaces.folders import TaskFolder
+from tests.harness.runner import eventually
+
+KILLER = 65_533
+"""The user that ends processes of an agent with a user of its own."""
+AGENT = Path(__file__).parents[1] / "harness" / "acp_agent.py"
+
+
+@dataclass
+class People:
+    """The way to people, as the runner will have it: it keeps what was reported."""
+
+    reported: list[AgentRequest] = field(default_factory=list)
+
+    def reports(self, requests: Sequence[AgentRequest]) -> Sequence[Any]:
+        """Keep the requests."""
+        self.reported += requests
+        return ()
+
+    @property
+    def open(self) -> list[AgentRequest]:
+        """The requests whose latest report says that they are open."""
+        latest = {request.request_id: request for request in self.reported}
+        return [request for request in latest.values() if request.state == "open"]
+
+    def state(self, request_id: UUID) -> str:
+        """Return the latest state of a request."""
+        return [request for request in self.reported if request.request_id == request_id][-1].state
+
+
+class AcpRun:
+    """A task's agent that speaks ACP, and the runner's part that follows it."""
+
+    def __init__(self, root: Path, run: dict[str, Any], traits: Sequence[str], people: People | None) -> None:
+        self.task = TaskFolder(root, uuid4())
+        self.task.create()
+        self.argv = [sys.executable, str(AGENT), *traits]
+        self.env = {"PATH": os.environ["PATH"]}
+        self.uid: int | None = None
+        self.people = people
+        self.run = RunConfig.model_validate({"command": ["agent"], "agent": "acp", "grace": 1, **run})
+        self.session: AgentSession | None = None
+        self.exits: list[processes.ExitRecord] = []
+        self.build = 0
+        self.journal = Journal(task_id=self.task.task_id, task_name="t")
+        self.outbox = self._open_outbox()
+
+    def _open_outbox(self) -> Outbox:
+        return Outbox(self.task.outbox, Budget(2**30), lambda _: None)
+
+    async def start(self, prompt: str) -> None:
+        """Start the next build's agent with a prompt."""
+        self.build += 1
+        request = {
+            "type": "workspace.start", "request_id": str(uuid4()), "attempt": 1, "task_id": str(self.task.task_id),
+            "task_name": "t", "owner": {"id": str(uuid4()), "username": "u"}, "build_number": self.build,
+            "build_id": str(uuid4()), "template_version_id": str(uuid4()), "run": {}, "prompt": prompt,
+            "preset": None, "agent_token": "secret",
+        }  # fmt: skip
+        given = self.journal.was_given(prompt)
+        self.journal.accept(WorkspaceStart.model_validate(request))
+        self.journal.gives_prompt = not given
+        spec = processes.RunSpec(
+            argv=self.argv, cwd=self.task.work, env=self.env, uid=self.uid, killer_uid=KILLER,
+            grace=self.run.grace, timeout=None, memory=None, cpu=None, cgroup=None, stdin=None, protocol=True,
+        )  # fmt: skip
+        handle = await processes.start(self.task.run(self.build), spec)
+        self.follow(handle)
+
+    def follow(self, handle: processes.ShimHandle) -> None:
+        """Follow the agent."""
+        self.session = AgentSession(handle, self._make_follower, self._reporter(), self._record_exit)
+
+    async def take_over(self) -> None:
+        """Follow the agent as the next runner does, after this one was killed."""
+        assert self.session is not None  # nothing is saved on the way: the follower is cancelled, as by a SIGKILL
+        self.session._loop.cancel()
+        await asyncio.gather(self.session._loop, return_exceptions=True)
+        self.outbox.close()
+        self.journal = journals.load(self.task.journal) or self.journal
+        self.outbox = self._open_outbox()
+        handle = await processes.adopt(self.task.run(self.build))
+        assert handle is not None
+        self.follow(handle)
+
+    def end(self) -> None:
+        """End the agent, unless it has exited."""
+        if self.session is not None and not self.exits:
+            self.session.end()
+
+    @property
+    def follower(self) -> AcpFollower:
+        """The follower of the running agent."""
+        assert self.session is not None
+        assert isinstance(self.session.follower, AcpFollower)
+        return self.session.follower
+
+    async def send(self, text: str) -> str | None:
+        """Send the agent an input. Return an error message, or None."""
+        return await self._deliver_once(uuid4(), text)
+
+    async def deliver(self, text: str, record_attempt: RecordAttempt) -> str | None:
+        """Deliver an input as ``TaskWorkspace.deliver`` does."""
+        assert self.session is not None
+        try:
+            await self.session.run_while_alive(self.follower.deliver(text, record_attempt))
+        except (NotDelivered, DeliveryUnknown) as error:
+            return str(error)
+        return None
+
+    def reports(self, kind: str) -> list[dict[str, Any]]:
+        """Return all reports of a type, in order, of all runners."""
+        found: list[dict[str, Any]] = []
+        if not self.task.outbox.exists():
+            return found
+        for line in self.task.outbox.read_text().splitlines():
+            _, texts = json.loads(line)
+            found += [report for report in map(json.loads, texts) if report["type"] == kind]
+        return found
+
+    def states(self) -> list[tuple[str, str]]:
+        """Return the states that were reported, with their messages."""
+        return [(report["state"], report.get("message", "")) for report in self.reports("app.status")]
+
+    @property
+    def state(self) -> tuple[str, str]:
+        """The state that was reported last, with its message."""
+        return (self.states() or [("", "")])[-1]
+
+    def entries(self) -> list[dict[str, Any]]:
+        """Return the log as it is shown: the latest version of each entry of each build."""
+        latest: dict[tuple[int, int], dict[str, Any]] = {}
+        for report in self.reports("task.log"):
+            latest |= {(report["build_number"], entry["id"]): entry for entry in report["entries"]}
+        return [latest[key] for key in sorted(latest)]
+
+    def texts(self, kind: str = "message") -> list[str]:
+        """Return the contents of the entries of a kind."""
+        return [entry["content"] for entry in self.entries() if entry.get("kind") == kind]
+
+    def received(self) -> list[dict[str, Any]]:
+        """Return the messages that the agent has received."""
+        path = self.task.work / "received.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def received_methods(self) -> list[str]:
+        """Return the methods that the agent was called with."""
+        return [message["method"] for message in self.received() if "method" in message]
+
+    async def until_state(self, state: str, words: str = "") -> None:
+        """Wait until this is the state that was reported last."""
+        await eventually(lambda: self.state[0] == state and words in self.state[1], 60)
+
+    async def until_ended(self) -> processes.ExitRecord:
+        """Wait until the exit was reported."""
+        await eventually(lambda: self.exits, 30)
+        return self.exits[-1]
+
+    def touch(self, name: str) -> None:
+        """Create a file in the agent's working directory."""
+        (self.task.work / name).touch()
+
+    def _reporter(self) -> Reporter:
+        def now() -> datetime:
+            return datetime.now(UTC)
+
+        sequence = SequenceGenerator(self.journal, now, lambda: None)
+        start = Transition.START
+        return Reporter(
+            self.journal, self.build, transition=start, runner="r", outbox=self.outbox, sequence=sequence, now=now
+        )
+
+    def _make_follower(self) -> AcpFollower:
+        assert self.journal.start is not None
+        return AcpFollower(
+            AgentContext(
+                run=self.run,
+                journal=self.journal,
+                folder=self.task.run(self.build),
+                reporter=self._reporter(),
+                outbox=self.outbox,
+                metrics=Metrics(),
+                save=self._save,
+                deliver_once=self._deliver_once,
+                processes=ProcessMonitor(),
+                log_budget=LogBudget(LogRates(2**30, 2**20)),
+                work=self.task.work,
+                workdir=self.task.work,
+                people=self.people,
+                interrupt_agent=lambda: None if self.session is None or self.exits else self.session.interrupt(),
+                stop_agent=self.end,
+            )
+        )
+
+    async def _save(self) -> None:
+        journals.write(self.task.journal, self.journal.model_dump_json().encode())
+
+    async def _deliver_once(self, input_id: UUID, text: str) -> str | None:
+        inputs = TaskInputs(
+            self.journal, start_reporter=lambda _: self._reporter(), save=self._save, count=lambda *_: None
+        )
+        return await inputs.deliver_once(self, input_id, text)  # type: ignore[arg-type]
+
+    async def _record_exit(self, agent_exit: processes.ExitRecord) -> None:
+        self.exits.append(agent_exit)
+
+
+@asynccontextmanager
+async def acp_run(root: Path, *traits: str, people: People | None = None, **run: Any) -> AsyncIterator[AcpRun]:
+    """Open a run; on exit, kill its agents."""
+    started = AcpRun(root, run, traits, people)
+    try:
+        yield started
+    finally:
+        if started.session is not None:
+            started.session._loop.cancel()
+            await asyncio.gather(started.session._loop, return_exceptions=True)
+        for folder in started.task.list_runs():
+            handle = await processes.adopt(folder)
+            if handle is not None:
+                handle.stop()
+                handle.stop()
+                await handle.wait()
+                handle.close()

@@ -1,0 +1,418 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from taskherd.runner.agents.acp import follower
+from taskherd.runner.agents.acp.connection import Connection
+from taskherd.runner.agents.acp.people import RequestClosed
+from tests.harness.runner import eventually, is_alive
+from tests.runner.acp import People, acp_run
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def steps(*each: str) -> str:
+    """Return a prompt that the tests' agent carries out."""
+    return "\n".join(each)
+
+
+async def test_a_turn_is_told_as_the_protocol_says(tmp_path: Path) -> None:
+    """A prompt in flight is working, its response idle; messages, thoughts, plan and tool calls are entries."""
+    prompt = steps(
+        "think: hm", "say: I look ", "line: at it.", "plan: read;fix;test", "tool: 1 Run make", "wait: go",
+        "done: 1 all green", "line: It works.",
+    )  # fmt: skip
+    async with acp_run(tmp_path) as run:
+        await run.start(prompt)
+        await run.until_state("working", "fix")
+        run.touch("go")
+        await run.until_state("idle", "It works.")
+        assert [(each.get("kind"), each["type"]) for each in run.entries()] == [
+            (None, "input"), ("thought", "output"), ("message", "output"), ("plan", "output"),
+            ("tool_call", "output"), ("message", "output"),
+        ]  # fmt: skip
+        assert [each["content"].strip() for each in run.entries()] == [
+            prompt, "hm", "I look at it.", "[x] read\n[>] fix\n[ ] test", "Run make\nall green", "It works.",
+        ]  # fmt: skip
+        call = run.entries()[4]
+        assert (call["title"], call["status"], call["data"]) == ("Run make", "completed", {"kind": "execute"})
+        assert all("the protocol" in report["guessed_from"] for report in run.reports("app.status"))
+
+
+async def test_what_the_agent_is_asked(tmp_path: Path) -> None:
+    """The agent is initialized with what the template offers, and opens its session in the task's folder."""
+    async with acp_run(tmp_path, client_files="read") as run:
+        await run.start("line: hello")
+        await run.until_state("idle", "hello")
+        initialize, new, prompt = run.received()
+        assert initialize["params"]["protocolVersion"] == 1
+        fs = initialize["params"]["clientCapabilities"]["fs"]
+        assert fs == {"readTextFile": True, "writeTextFile": False}
+        assert new["params"] == {"cwd": str(run.task.work), "mcpServers": []}
+        assert prompt["params"]["prompt"] == [{"type": "text", "text": "line: hello"}]
+        assert run.journal.ready_reported
+
+
+@pytest.mark.parametrize(
+    ("trait", "words"),
+    [
+        ("auth", r"Fake Agent wants its user to sign in.*API key \(FAKE_KEY\).*env\.inherit"),
+        ("version-2", "speaks version 2"),
+        ("die", "it cannot start"),
+        ("hang-initialize", "did not answer `initialize`"),
+    ],
+)
+async def test_a_start_that_fails_says_what_to_do(tmp_path: Path, trait: str, words: str) -> None:
+    """An agent that cannot open a session fails its start, with words for whoever wrote the template."""
+    async with acp_run(tmp_path, trait, start_timeout=1.0) as run:
+        await run.start("line: hello")
+        assert run.session is not None
+        assert re.search(words, await run.session.wait_started())
+        run.end()
+        await run.until_ended()
+        assert run.state[0] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("reason", "idle", "complete"),
+    [
+        ("end_turn", ("idle", "Hm."), ("complete", "Hm.")),
+        ("refusal", ("idle", "refus"), ("failed", "refus")),
+        ("max_tokens", ("idle", "max_tokens"), ("failed", "max_tokens")),
+        ("max_turn_requests", ("idle", "max_turn_requests"), ("failed", "max_turn_requests")),
+        ("cancelled", ("idle", "nobody did that"), ("failed", "nobody did that")),
+        ("done", ("idle", "not known (done)"), ("failed", "not known (done)")),
+        ("error", ("failed", "the model is away"), ("failed", "the model is away")),
+    ],
+)
+async def test_how_a_turn_ends(tmp_path: Path, reason: str, idle: tuple[str, str], complete: tuple[str, str]) -> None:
+    """A turn ends as its response says; only one that came to its end can complete the task."""
+    for completes, (state, words) in ((False, idle), (True, complete)):
+        async with acp_run(tmp_path, complete_after_turn=completes) as run:
+            await run.start(steps("line: Hm.", f"stop: {reason}"))
+            await run.until_state(state, words)
+
+
+async def test_inputs_are_turns(tmp_path: Path) -> None:
+    """Inputs wait for the turn before them, are delivered once, and stand in the log before what they cause."""
+    async with acp_run(tmp_path) as run:
+        await run.start("line: one")
+        await run.until_state("idle", "one")
+        assert await run.send("line: two") is None
+        await run.until_state("idle", "two")
+        assert await run.send("line: three") is None
+        await run.until_state("idle", "three")
+        shown = [each["content"].strip() for each in run.entries()]
+        assert shown == ["line: one", "one", "line: two", "two", "line: three", "three"]
+
+
+async def test_the_next_runner_takes_over_in_the_middle_of_a_turn(tmp_path: Path) -> None:
+    """It continues at a line boundary, knows the prompt in flight, and tells nothing twice."""
+    prompt = steps("line: before", "tool: 1 Run make", 'torn: {"jsonrpc": ', "wait: go", 'raw: "2.0"}', "done: 1 ok",
+                   "line: after")  # fmt: skip
+    async with acp_run(tmp_path) as run:
+        await run.start(prompt)
+        await run.until_state("working", "Run make")
+        for _ in range(3):
+            await run.take_over()
+        run.touch("go")
+        await run.until_state("idle", "after")
+        assert run.received_methods() == ["initialize", "session/new", "session/prompt"]
+        assert [text.strip() for text in run.texts()] == ["before", "after"]
+        assert run.texts("tool_call") == ["Run make\nok"]
+        seqs = [report["seq"] for report in run.reports("app.status")]
+        assert seqs == sorted(set(seqs))
+        assert await run.send("line: next") is None
+        await run.until_state("idle", "next")
+
+
+async def test_a_policy_answers_by_the_kind_of_tool(tmp_path: Path) -> None:
+    """``allow`` chooses to allow once, ``deny`` to reject once; each is reported once, as answered."""
+    people = People()
+    policy = {"default": "deny", "read": "allow"}
+    prompt = steps("ask: 1 read Read a", "ask: 2 execute Run rm", "ask: 3 switch_mode Leave the plan")
+    async with acp_run(tmp_path, people=people, approvals=policy) as run:
+        await run.start(prompt)
+        await run.until_state("idle")
+        await eventually(lambda: len(people.reported) == 3)
+        chosen = [(request.tool and request.tool["kind"], request.option_id) for request in people.reported]
+        assert chosen == [("read", "o-allow_once"), ("execute", "o-reject_once"), ("other", "o-reject_once")]
+        assert {request.state for request in people.reported} == {"answered"}
+        answers = "".join(run.texts())
+        assert '1: {"outcome": {"optionId": "o-allow_once", "outcome": "selected"}}' in answers
+        assert any("Run rm" in text for text in run.texts("notice"))
+
+
+async def test_nobody_can_be_asked_yet(tmp_path: Path) -> None:
+    """Without a way to people a request is rejected, or cancelled if it offers no rejection, and the log says so."""
+    async with acp_run(tmp_path) as run:
+        await run.start(steps("ask: 1 edit Change a", "ask-nothing: 2 Change b"))
+        await run.until_state("idle")
+        answers = "".join(run.texts())
+        assert '1: {"outcome": {"optionId": "o-reject_once", "outcome": "selected"}}' in answers
+        assert '2: {"outcome": {"outcome": "cancelled"}}' in answers
+        assert any("no way to ask a person: Change a" in text for text in run.texts("notice"))
+
+
+async def test_a_request_stays_open_and_answerable_over_runners(tmp_path: Path) -> None:
+    """A request for a person shows as idle with its title; the next runner gives the answer to the same process."""
+    people = People()
+    async with acp_run(tmp_path, people=people) as run:
+        await run.start(steps("ask: 1 execute Run make", "line: done"))
+        await run.until_state("idle", "Run make")
+        (request,) = people.open
+        assert request.tool == {"kind": "execute", "input": {"command": "Run make"}}
+        assert [option.id for option in request.options] == ["o-allow_once", "o-allow_always", "o-reject_once"]
+        await run.take_over()
+        await run.take_over()
+        await run.follower.answer_request(request.request_id, "o-allow_once")
+        with pytest.raises(RequestClosed):
+            await run.follower.answer_request(request.request_id, "o-reject_once")
+        await run.until_state("idle", "done")
+        assert people.state(request.request_id) == "answered"
+        assert len([each for each in run.received() if each.get("id") == "ask-1"]) == 1
+
+
+async def test_an_answer_that_was_recorded_and_not_submitted_is_given_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the runner dies between the record of an answer and its submission, the next one submits it."""
+    people = People()
+    async with acp_run(tmp_path, people=people) as run:
+        await run.start(steps("ask: 1 execute Run make", "line: done"))
+        await run.until_state("idle", "Run make")
+        (request,) = people.open
+        with monkeypatch.context() as patch:
+            patch.setattr(Connection, "submit", lambda _: None)
+            run.follower._requests.answer(request.request_id, "o-allow_once", None)
+            run.follower._commit()
+        await run.take_over()
+        await run.until_state("idle", "done")
+        assert people.state(request.request_id) == "answered"
+        assert len([each for each in run.received() if each.get("id") == "ask-1"]) == 1
+
+
+async def test_a_request_expires_by_the_runners_clock(tmp_path: Path) -> None:
+    """The runner rejects what nobody answered in time."""
+    people = People()
+    async with acp_run(tmp_path, people=people, approvals={"expire_after": "500ms"}) as run:
+        await run.start("ask: 1 edit Change a")
+        await run.until_state("idle", "Change a")
+        await eventually(lambda: "o-reject_once" in "".join(run.texts()))
+        await eventually(lambda: {people.state(request.request_id) for request in people.reported} == {"expired"})
+
+
+async def test_the_21st_open_request_is_rejected(tmp_path: Path) -> None:
+    """An agent can have 20 requests open; the runner rejects a further one itself."""
+    people = People()
+    many = [f"ask-only: {number} Change {number}" for number in range(21)]
+    async with acp_run(tmp_path, people=people) as run:
+        await run.start(steps(*many, "answer-of: 20", "hang"))
+        await eventually(lambda: "20: " in "".join(run.texts()))
+        assert len(people.open) == 20
+        assert await run.follower.interrupt() == "stopped"
+        await eventually(lambda: not people.open)
+        answers = [each["result"]["outcome"]["outcome"] for each in run.received() if "result" in each]
+        assert answers == ["selected", *["cancelled"] * 20]
+
+
+async def test_a_form_with_one_field_is_a_question(tmp_path: Path) -> None:
+    """A field with choices has options, a text field none; any other form is declined, and the log says so."""
+    people = People()
+    choice = json.dumps({"color": {"type": "string", "enum": ["red", "blue"]}})
+    words = json.dumps({"name": {"type": "string"}})
+    number = json.dumps({"count": {"type": "integer"}})
+    async with acp_run(tmp_path, people=people) as run:
+        await run.start(steps(f"form: 1 {choice}", f"form: 2 {words}", f"form: 3 {number}"))
+        for option_id, text in (("blue", None), (None, "Ada")):
+            await eventually(lambda: people.open)
+            await run.follower.answer_request(people.open[0].request_id, option_id, text)
+        await eventually(lambda: "3: " in "".join(run.texts()))
+        results = [each["result"] for each in run.received() if "result" in each]
+        assert results == [
+            {"action": "accept", "content": {"color": "blue"}},
+            {"action": "accept", "content": {"name": "Ada"}},
+            {"action": "decline"},
+        ]
+        assert any("form cannot be passed on" in text for text in run.texts("notice"))
+
+
+async def test_files_are_read_and_written_only_in_the_tasks_folder(tmp_path: Path) -> None:
+    """What leads out of the folder is refused: other paths, links, pipes; so is what the template does not allow."""
+    async with acp_run(tmp_path, client_files="write") as run:
+        work = run.task.work
+        (work / "a").write_text("one\ntwo\nthree\n")
+        (work / "link").symlink_to("/etc")
+        (tmp_path / "secret").write_text("secret")
+        (work / "hard").hardlink_to(tmp_path / "secret")
+        requests = [
+            ("fs/read_text_file", {"path": f"{work}/a", "line": 2, "limit": 1}),
+            ("fs/write_text_file", {"path": f"{work}/new/b", "content": "bee"}),
+            ("fs/read_text_file", {"path": f"{work}/link/passwd"}),
+            ("fs/read_text_file", {"path": f"{work}/../secret"}),
+            ("fs/write_text_file", {"path": f"{work}/hard", "content": "overwritten"}),
+            ("fs/read_text_file", {"path": "/etc/passwd"}),
+            ("terminal/create", {"command": "ls"}),
+        ]
+        await run.start(
+            steps(
+                *(
+                    f"request: {number} {method} {json.dumps(params)}"
+                    for number, (method, params) in enumerate(requests)
+                )
+            )
+        )
+        await run.until_state("idle")
+        answers = [
+            each.get("error", {}).get("code") or each["result"] for each in run.received() if "method" not in each
+        ]
+        assert answers == [{"content": "two\n"}, {}, -32002, -32002, -32002, -32002, -32601]
+        assert (work / "new/b").read_text() == "bee"
+        assert (tmp_path / "secret").read_text() == "secret"
+
+
+async def test_lines_that_are_no_messages_are_counted_and_logged_once(tmp_path: Path) -> None:
+    """A banner, garbage and a line of 10 MB do no harm; a second response and a repeated request change nothing."""
+    people = People()
+    noise = ("garbage: 50", "flood: 10000000", "ask-only: 1 Change a", "ask-only: 1 Change b")
+    prompt = steps(*noise, "wait: go", "line: done", "stop: twice")
+    async with acp_run(tmp_path, "banner", people=people) as run:
+        await run.start(prompt)
+        await run.until_state("idle", "Change a")
+        assert [request.title for request in people.open] == ["Change a"]
+        run.touch("go")
+        await run.until_state("idle", "done")
+        (notice,) = run.texts("notice")
+        assert "Welcome to the agent!" in notice
+        assert await run.send("line: still here") is None
+        await run.until_state("idle", "still here")
+
+
+async def test_garbage_without_end_ends_the_agent(tmp_path: Path) -> None:
+    """After 100 lines in a row that are no messages, the agent is ended and has failed."""
+    async with acp_run(tmp_path) as run:
+        await run.start(steps("garbage: 100", "hang"))
+        await run.until_ended()
+        assert run.state[0] == "failed"
+        assert "100 lines in a row" in run.state[1]
+
+
+async def test_an_interrupt_ends_the_turn(tmp_path: Path) -> None:
+    """The turn is cancelled, whatever the agent then claims; without a turn there is nothing to do."""
+    for traits in ((), ("lie",)):
+        async with acp_run(tmp_path, *traits) as run:
+            await run.start(steps("tool: 1 Run make", "hang"))
+            await run.until_state("working", "Run make")
+            assert await run.follower.interrupt() == "stopped"
+            await run.until_state("idle", "interrupted")
+            assert await run.follower.interrupt() == "ended"
+            assert await run.send("line: go on") is None
+            await run.until_state("idle", "go on")
+
+
+@pytest.mark.parametrize("traits", [(), ("ignore-sigint",), ("ignore-sigint", "ignore-sigterm")])
+async def test_an_interrupt_always_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, traits: tuple[str, ...]
+) -> None:
+    """An agent that ignores it gets SIGINT, SIGTERM and SIGKILL; it was interrupted, and has not failed."""
+    monkeypatch.setattr(follower, "CANCEL_TIMEOUT", 0.5)
+    monkeypatch.setattr(follower, "INTERRUPT_TIMEOUT", 0.5)
+    async with acp_run(tmp_path, "ignore-cancel", *traits) as run:
+        await run.start("hang")
+        await run.until_state("working")
+        agent = json.loads(run.task.run(1).started.read_text())["agent"]
+        assert await run.follower.interrupt() == "stopped"
+        await run.until_ended()
+        assert not is_alive(agent)
+        assert run.reports("agent.exit")[-1]["why"] == "interrupted"
+        await run.until_state("idle", "Resume the task")
+
+
+async def test_a_turn_has_a_time_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A turn that exceeds it is cancelled, and an agent that ignores this is ended and has failed."""
+    monkeypatch.setattr(follower, "CANCEL_TIMEOUT", 0.5)
+    monkeypatch.setattr(follower, "INTERRUPT_TIMEOUT", 0.5)
+    async with acp_run(tmp_path, turn_timeout="1s") as run:
+        await run.start("hang")
+        await run.until_state("idle", "interrupted")
+        assert any("time limit" in text for text in run.texts("notice"))
+    async with acp_run(tmp_path, "ignore-cancel", turn_timeout="1s") as run:
+        await run.start("hang")
+        await run.until_ended()
+        assert run.state[0] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("last", "words"),
+    [("exit: 3", "exit status 3"), ("exit: 0", "in the middle of its turn")],
+)
+async def test_an_agent_that_ends_in_its_turn_has_failed(tmp_path: Path, last: str, words: str) -> None:
+    """Whatever its exit status, a turn that it did not end has failed; its last words come from its stderr."""
+    async with acp_run(tmp_path) as run:
+        await run.start(steps("stderr: out of luck", "line: hm", last, "hang"))
+        await run.until_ended()
+        assert run.state[0] == "failed"
+        assert words in run.state[1]
+        assert "out of luck" in run.reports("agent.exit")[-1]["words"]
+
+
+async def test_an_agent_that_closes_its_stdin_is_ended(tmp_path: Path) -> None:
+    """An input for it is not delivered, and it has failed: nobody can speak to it any more."""
+    async with acp_run(tmp_path) as run:
+        await run.start(steps("close-stdin: 0", "line: deaf"))
+        await run.until_state("idle", "deaf")
+        assert await run.send("line: one") in {"The agent is not running.", None}  # its last read may still get it
+        while not run.exits:
+            await run.send("line: two")
+        assert run.state[0] == "failed"
+        assert "The agent has closed its stdin." in run.state[1]
+
+
+@pytest.mark.parametrize(
+    ("trait", "method"), [("resume", "session/resume"), ("load", "session/load"), ("", "session/new")]
+)
+async def test_a_new_build_continues_the_session(tmp_path: Path, trait: str, method: str) -> None:
+    """It is continued where the agent can, and its replay is not told again; else the log says that it begins anew."""
+    async with acp_run(tmp_path, *filter(None, [trait])) as run:
+        await run.start("line: one")
+        await run.until_state("idle", "one")
+        session = run.journal.acp_session
+        assert run.session is not None
+        await run.session.stop()
+        await run.start("line: one")
+        await eventually(lambda: run.journal.ready_reported)
+        assert run.received_methods()[3:] == ["initialize", method]
+        assert await run.send("line: two") is None
+        await run.until_state("idle", "two")
+        assert (run.journal.acp_session == session) == (method != "session/new")
+        assert not any("replayed" in each["content"] for each in run.entries())
+        assert any("begins a new one" in text for text in run.texts("notice")) == (method == "session/new")
+
+
+async def test_a_session_that_the_agent_forgot_begins_anew(tmp_path: Path) -> None:
+    """If the agent refuses to continue, a new session is opened, and the log says why."""
+    async with acp_run(tmp_path, "load", "forgetful") as run:
+        await run.start("line: one")
+        await run.until_state("idle", "one")
+        assert run.session is not None
+        await run.session.stop()
+        await run.start("line: again")
+        await run.until_state("idle", "again")
+        assert run.received_methods()[3:] == ["initialize", "session/load", "session/new", "session/prompt"]
+        assert any("cannot continue" in text for text in run.texts("notice"))
+
+
+async def test_a_diff_is_cut_visibly(tmp_path: Path) -> None:
+    """The data of a tool call stay below their limit, and say how much of a diff is missing."""
+    async with acp_run(tmp_path) as run:
+        await run.start("edit: 1 50000")
+        await run.until_state("idle")
+        data = run.entries()[1]["data"]
+        assert data["locations"] == [{"path": "/a", "line": 3}]
+        assert data["diff"]["path"] == "/a"
+        assert data["diff"]["old"].endswith(" more characters)")
+        assert len(json.dumps(data, ensure_ascii=False)) <= 16_500
