@@ -67,6 +67,8 @@ def read() -> None:
             state["cancelled"] = "ignore-cancel" not in TRAITS
         else:
             inbox.put(message)
+            if "deaf" in TRAITS and message["method"] == "session/new":
+                return
 
 
 def wait(is_over: Callable[[], object]) -> None:

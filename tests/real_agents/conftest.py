@@ -18,7 +18,7 @@ import pytest
 from tests.harness.runner import RunnerHarness, RunnerSubprocess, eventually_async, runner_harness
 from tests.harness.worker import worker_harness
 
-MODEL = Path(__file__).parent / "model.py"
+MODEL = "tests.real_agents.model"
 NOBODY = 65_534
 API_KEY = "sk-ant-api03-of-the-scripted-model-0123456789"
 
@@ -62,7 +62,7 @@ def acp_path() -> str:
 @pytest.fixture
 async def model(unused_tcp_port: int) -> AsyncIterator[ModelServer]:
     """Run the scripted model server."""
-    process = await create_subprocess_exec(sys.executable, str(MODEL), str(unused_tcp_port))
+    process = await create_subprocess_exec(sys.executable, "-m", MODEL, str(unused_tcp_port))
     try:
         server = ModelServer(f"http://127.0.0.1:{unused_tcp_port}")
         await eventually_async(server.request_counts, bool)

@@ -1,4 +1,4 @@
-"""A scripted model server for Claude Code: Anthropic's Messages API on loopback, ``python model.py PORT``.
+"""A scripted model server on loopback (``python -m tests.real_agents.model PORT``): Anthropic's and Gemini's APIs.
 
 It plays one script, chosen by the last thing that the user wrote. ``run: COMMAND`` is answered with a sentence and a
 call of the tool Bash; the tool's result is answered with ``The command printed: …``. Anything else is answered with
@@ -22,6 +22,8 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+
+from tests.real_agents import gemini
 
 Block: TypeAlias = dict[str, Any]
 Message: TypeAlias = dict[str, Any]
@@ -154,6 +156,7 @@ app = CountRequests(
         routes=[
             Route("/requests", requests),
             Route("/v1/messages", create_message, methods=["POST"]),
+            Route("/v1beta/models/{name}:{method}", gemini.generate, methods=["POST"]),
             Route("/v1/messages/count_tokens", count_tokens, methods=["POST"]),
             Route("/{path:path}", unknown, methods=["GET", "POST", "HEAD"]),
         ]

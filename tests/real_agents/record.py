@@ -19,7 +19,7 @@ from tests.runner.acp import AcpRun, acp_run
 from tests.runner.acp_scenarios import SCENARIOS
 
 TEE = Path(__file__).parents[1] / "harness" / "tee_agent.py"
-MODEL = Path(__file__).parent / "model.py"
+MODEL = "tests.real_agents.model"
 NOBODY = 65_534
 PORT = 18_971
 BASE = f"http://127.0.0.1:{PORT}"
@@ -48,7 +48,7 @@ def prepare(run: AcpRun, transcript: Path, command: list[str]) -> None:
 
 async def record(name: str, transcript: Path, command: list[str]) -> None:
     """Carry out a scenario with the agent, and write the transcript."""
-    model = await asyncio.create_subprocess_exec(sys.executable, str(MODEL), str(PORT))
+    model = await asyncio.create_subprocess_exec(sys.executable, "-m", MODEL, str(PORT))
     try:
         async with httpx.AsyncClient() as client:
 

@@ -1,4 +1,4 @@
-"""The shipped template for ACP, with the real claude-agent-acp; only the model is scripted."""
+"""Real agents that speak ACP, under a real runner; only the model is scripted."""
 
 from __future__ import annotations
 
@@ -34,3 +34,19 @@ async def test_claude_over_acp_survives_its_runner_and_a_pause(
     assert (harness.work(task_id) / "project/result").read_text() == "it is done\n"
     assert (await harness.worker.command("task.delete", task_id))["ok"]
     await eventually(lambda: not harness.marked(task_id))
+
+
+async def test_gemini_works_as_the_policy_says(acp_runner: RunnerHarness, model: ModelServer) -> None:
+    """A prompt runs a command that the policy allows, and one that it denies is not run."""
+    harness = acp_runner
+    variables = {"GEMINI_API_KEY": "of-the-scripted-model", "GOOGLE_GEMINI_BASE_URL": model.url}
+    env = {"inherit": ["PATH"], "set": {**variables, "HOME": str(harness.folder)}}
+    command = ["gemini", "--acp", "--model", "gemini-2.5-pro"]
+    run = {"command": command, "agent": "acp", "env": env, "complete_after_turn": True}
+    await harness.template({**run, "approvals": {"default": "allow"}})
+    task_id = await harness.worker.create(input="run: echo it is done > result; cat result")
+    await harness.until_state(task_id, "complete", "The command printed: it is done")
+    await harness.template({**run, "approvals": {"default": "deny"}})
+    denied = await harness.worker.create(input="run: echo never > never")
+    await harness.until_state(denied, "complete", "canceled by the user")
+    assert not (harness.work(denied) / "never").exists()

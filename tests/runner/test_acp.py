@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from taskherd.runner.agents.acp import follower
 from taskherd.runner.agents.acp.connection import Connection
+from taskherd.runner.agents.acp.lines import LineWriter
 from taskherd.runner.agents.acp.people import RequestClosed
 from tests.harness.runner import eventually, is_alive
 from tests.runner.acp import People, acp_run
@@ -189,7 +191,7 @@ async def test_an_answer_that_was_recorded_and_not_submitted_is_given_once(
         with monkeypatch.context() as patch:
             patch.setattr(Connection, "submit", lambda _: None)
             run.follower._requests.answer(request.request_id, "o-allow_once", None)
-            run.follower._commit()
+            run.follower._recorder.commit()
         await run.take_over()
         await run.until_state("idle", "done")
         assert people.state(request.request_id) == "answered"
@@ -358,6 +360,55 @@ async def test_an_agent_that_ends_in_its_turn_has_failed(tmp_path: Path, last: s
         assert run.state[0] == "failed"
         assert words in run.state[1]
         assert "out of luck" in run.reports("agent.exit")[-1]["words"]
+
+
+async def test_an_agent_that_does_not_read_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it did not take from its stdin in time was not delivered for certain, and it has failed."""
+    monkeypatch.setattr(follower, "WRITE_TIMEOUT", 1.0)
+    async with acp_run(tmp_path, "deaf") as run:
+        await run.start("line: " + "x" * 200_000)
+        await run.until_ended()
+        assert run.state[0] == "failed"
+        assert "did not read from its stdin" in run.state[1]
+        assert any("may have received a part" in text for text in run.texts("notice"))
+
+
+async def test_a_prompt_that_was_recorded_and_not_submitted_was_not_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the runner dies between the two, no turn is in flight; the next input is given."""
+    async with acp_run(tmp_path) as run:
+        await run.start("line: one")
+        await run.until_state("idle", "one")
+        with monkeypatch.context() as patch:
+            patch.setattr(Connection, "submit", lambda _: None)
+            lost = asyncio.create_task(run.send("line: lost"))
+            await run.until_state("working")
+            lost.cancel()
+            await asyncio.gather(lost, return_exceptions=True)
+        await run.take_over()
+        await run.until_state("idle")
+        assert await run.send("line: two") is None
+        await run.until_state("idle", "two")
+        assert not any("lost" in json.dumps(message) for message in run.received())
+
+
+async def test_a_full_disk_is_survived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If an answer cannot be written, the follower begins again from its record, and the agent gets the answer."""
+    people = People()
+    async with acp_run(tmp_path, people=people) as run:
+        await run.start(steps("ask: 1 edit Change a", "line: done"))
+        await run.until_state("idle", "Change a")
+
+        def fail(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(LineWriter, "submit", fail)
+            with pytest.raises(OSError, match="No space"):
+                await run.follower.answer_request(people.open[0].request_id, "o-allow_once")
+        await run.take_over()
+        await run.until_state("idle", "done")
 
 
 async def test_an_agent_that_closes_its_stdin_is_ended(tmp_path: Path) -> None:

@@ -37,7 +37,8 @@ async def test_a_recorded_agent_is_followed(tmp_path: Path, transcript: Path) ->
     async with acp_run(tmp_path, people=people, **scenario.run) as run:
         run.argv = [sys.executable, str(REPLAY), str(transcript), str(tmp_path / "position")]
         await scenario.carry_out(run)
-        assert not run.texts("notice")
+        forgets = transcript.stem.startswith("gemini-cli") and "resume" in transcript.stem
+        assert [("cannot continue" in text) for text in run.texts("notice")] == [True] * forgets
 
 
 @pytest.mark.parametrize("transcript", TRANSCRIPTS, ids=lambda path: path.stem)

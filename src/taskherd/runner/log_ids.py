@@ -2,7 +2,8 @@
 
 An entry with the id of an earlier one replaces it, which is how a changed message of AgentAPI updates its entry.
 
-- From 0: lines of an agent's output (a counter), or messages of AgentAPI (its own ids).
+- From 0: lines of an agent's output (a counter), messages of AgentAPI (its own ids), or what an agent tells over ACP (a
+  counter).
 - From ``FIRST_ERROR_ID``: errors of AgentAPI (a counter).
 - From ``FIRST_NOTICE_ID``: notices by the runner (plus milliseconds since the epoch, which no two notices share).
 - ``LAST_OUTPUT_ID``: the last output of an agent whose output is not its log, after it ended.

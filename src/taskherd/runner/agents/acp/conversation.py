@@ -33,6 +33,8 @@ MAX_PLAN: Final = 50
 MAX_DIFF: Final = 6 * 1024
 """Maximum number of characters of each side of a diff."""
 MAX_PATH: Final = 500
+MAX_ID: Final = 200
+"""Number of characters by which the agent's ids of messages and tool calls are told apart."""
 STARTED: Final = "The agent has begun its turn."
 _MARKS: Final = {"completed": "[x]", "in_progress": "[>]", "pending": "[ ]"}
 _CHUNKS: Final = (schema.AgentMessageChunk, schema.AgentThoughtChunk)
@@ -96,7 +98,7 @@ class Conversation:
 
     def tool(self, call_id: str) -> dict[str, Any] | None:
         """Return what is known of a tool call: ``title``, ``kind``."""
-        return self._calls.get(call_id)
+        return self._calls.get(call_id[:MAX_ID])
 
     def apply(self, update: object) -> None:
         """Apply a session update; those that show nothing in a log are ignored."""
@@ -134,7 +136,7 @@ class Conversation:
 
     def _add_chunk(self, chunk: schema.AgentMessageChunk | schema.AgentThoughtChunk) -> None:
         kind = LogKind.MESSAGE if isinstance(chunk, schema.AgentMessageChunk) else LogKind.THOUGHT
-        message_id = getattr(chunk, "message_id", None)
+        message_id = (getattr(chunk, "message_id", None) or "")[:MAX_ID]
         text, message = _text_of(chunk.content), self._message
         is_continued = message is not None and (message["kind"], message["id"]) == (kind, message_id)
         while text:
@@ -150,10 +152,11 @@ class Conversation:
             self._last = last_with_words(message["text"][-2_000:].split("\n"), self._last)
 
     def _apply_call(self, update: schema.ToolCall | schema.ToolCallUpdate) -> None:
-        call = self._calls.pop(update.tool_call_id, None)
+        call_id = update.tool_call_id[:MAX_ID]
+        call = self._calls.pop(call_id, None)
         if call is None:
             call = {"entry": self._allocate(), "title": "A tool call", "kind": "other", "status": LogStatus.PENDING}
-        self._calls[update.tool_call_id] = call
+        self._calls[call_id] = call
         call["title"] = (update.title or call["title"])[:MAX_PATH]
         call["kind"] = update.kind or call["kind"]
         call["status"] = LogStatus(update.status) if update.status else call["status"]

@@ -12,6 +12,8 @@ from taskherd.runner.agents.acp.people import MAX_LABEL, MAX_OPTIONS, Option
 
 DECLINED: Final = {"action": "decline"}
 CANCELLED: Final = {"action": "cancel"}
+MAX_FIELD: Final = 256
+"""Maximum length of a field's name, in characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ def parse_question(params: dict[str, Any]) -> Question | None:
         return None
     ((name, field),) = fields.items()
     title = str(params.get("message") or name)
-    if not isinstance(field, dict):
+    if not isinstance(field, dict) or len(name) > MAX_FIELD:
         return None
     match field.get("type"):
         case "boolean":

@@ -1,0 +1,113 @@
+"""Report what follows from an agent's lines: one record of the outbox holds it together with the checkpoint after it.
+
+Only when that is saved are the lines submitted that it causes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+from taskherd.domain.reports import AgentState
+from taskherd.runner.agents.context import shorten
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from taskherd.domain.reports import Report
+    from taskherd.runner.agents.acp.connection import Connection
+    from taskherd.runner.agents.acp.conversation import Conversation
+    from taskherd.runner.agents.acp.requests import OpenRequests
+    from taskherd.runner.agents.context import AgentContext
+
+FLUSH_EVERY: Final = 0.5
+"""Seconds for which what an agent tells is collected."""
+STATUS_EVERY: Final = 2.0
+"""Minimum number of seconds between two statuses that differ only in their message."""
+ENTRIES_PER_REPORT: Final = 4
+"""Maximum number of entries in one report, so that it fits a message."""
+_GUESSED_FROM: Final = "the protocol (ACP), in which {}"
+_IN_FLIGHT: Final = _GUESSED_FROM.format("its turn is open")
+_ENDED: Final = _GUESSED_FROM.format("its turn has ended")
+_ASKS: Final = _GUESSED_FROM.format("it waits for an answer to its request")
+
+
+class Recorder:
+    """The records of one agent, and the state that was reported last."""
+
+    def __init__(
+        self,
+        context: AgentContext,
+        connection: Connection,
+        conversation: Conversation,
+        requests: OpenRequests,
+        *,
+        state: str,
+        checkpoint: Callable[[], dict[str, Any]],
+    ) -> None:
+        """``checkpoint`` returns the follower's own part of a checkpoint."""
+        self._context = context
+        self._connection = connection
+        self._conversation = conversation
+        self._requests = requests
+        self._checkpoint = checkpoint
+        self.state = state
+        self._message = ""
+        self._state_at = self._flushed_at = 0.0
+        self._offset = connection.reader.offset
+
+    def report_state(self, *, in_turn: bool) -> None:
+        """Report the state that the protocol shows while a turn is in flight, and record what has changed."""
+        if not in_turn:
+            self.commit()
+        elif titles := self._requests.titles:
+            self.set_state(AgentState.IDLE, titles[0], _ASKS)
+        else:
+            self.set_state(AgentState.WORKING, self._conversation.activity, _IN_FLIGHT)
+
+    def set_state(self, state: AgentState, message: str, source: str = _ENDED) -> None:
+        """Report a state unless it is the last one, and record what has changed."""
+        words = shorten(message)
+        if (state, words) == (self.state, self._message):
+            self.commit()
+            return
+        self.state, self._message = state, words
+        self._state_at = asyncio.get_running_loop().time()
+        self.commit(self._context.reporter.status_report(state, words, guessed_from=source))
+
+    def flush(self, *, in_turn: bool) -> None:
+        """Record what has changed, at intervals, and what the agent is doing now."""
+        now = asyncio.get_running_loop().time()
+        if now - self._flushed_at < FLUSH_EVERY:
+            return
+        is_new = in_turn and not self._requests.titles and shorten(self._conversation.activity) != self._message
+        if is_new and now - self._state_at >= STATUS_EVERY:
+            self.report_state(in_turn=in_turn)
+        elif self._conversation.has_changes or self._connection.reader.offset != self._offset:
+            self.commit()
+
+    def commit(self, *reports: Report) -> None:
+        """Report entries and ``reports`` with a checkpoint after them, then submit the lines that were recorded.
+
+        Raise ``OSError`` if these cannot be written to disk.
+        """
+        reporter = self._context.reporter
+        entries = self._conversation.take_entries(reporter)
+        size = sum(len(entry.content.encode(errors="replace")) + len(entry.data or "") for entry in entries)
+        self._context.log_budget.spend(len(entries), size)
+        while len(entries) > ENTRIES_PER_REPORT:
+            reporter.log(entries[:ENTRIES_PER_REPORT])
+            entries = entries[ENTRIES_PER_REPORT:]
+        checkpoint = {
+            "build": reporter.build_number,
+            "state": str(self.state),
+            "connection": self._connection.checkpoint(),
+            "conversation": self._conversation.checkpoint(),
+            "requests": self._requests.checkpoint(),
+            **self._checkpoint(),
+        }
+        reporter.log(entries, *reports, *self._requests.take_reports(), checkpoint=checkpoint)
+        self._offset = self._connection.reader.offset
+        self._flushed_at = asyncio.get_running_loop().time()
+        self._connection.submit()
+        self._connection.reader.discard_read()
