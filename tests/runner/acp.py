@@ -74,6 +74,7 @@ class AcpRun:
         self.session: AgentSession | None = None
         self.exits: list[processes.ExitRecord] = []
         self.build = 0
+        self.prompt = ""
         self.journal = Journal(task_id=self.task.task_id, task_name="t")
         self.outbox = self._open_outbox()
 
@@ -83,6 +84,7 @@ class AcpRun:
     async def start(self, prompt: str) -> None:
         """Start the next build's agent with a prompt."""
         self.build += 1
+        self.prompt = prompt
         request = {
             "type": "workspace.start", "request_id": str(uuid4()), "attempt": 1, "task_id": str(self.task.task_id),
             "task_name": "t", "owner": {"id": str(uuid4()), "username": "u"}, "build_number": self.build,

@@ -9,6 +9,7 @@ import pytest
 
 from taskherd.runner.agents.acp import follower
 from taskherd.runner.agents.acp.connection import Connection
+from taskherd.runner.agents.acp.conversation import Conversation
 from taskherd.runner.agents.acp.lines import LineWriter
 from taskherd.runner.agents.acp.people import RequestClosed
 from tests.harness.runner import eventually, is_alive
@@ -409,6 +410,27 @@ async def test_a_full_disk_is_survived(tmp_path: Path, monkeypatch: pytest.Monke
                 await run.follower.answer_request(people.open[0].request_id, "o-allow_once")
         await run.take_over()
         await run.until_state("idle", "done")
+
+
+async def test_a_follower_that_failed_begins_again_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an unexpected error the same runner follows on from the last record, and tells nothing twice."""
+    apply, failures = Conversation.apply, iter([OSError(28, "No space left on device")])
+
+    def fail_once(conversation: Conversation, update: object) -> None:
+        if "three" in str(update) and (error := next(failures, None)):
+            raise error
+        apply(conversation, update)
+
+    monkeypatch.setattr(Conversation, "apply", fail_once)
+    async with acp_run(tmp_path) as run:
+        await run.start(steps("say: one ", "wait: go", "say: two ", "say: three ", "line: done"))
+        await eventually(lambda: run.texts() == ["one "])
+        run.touch("go")
+        await run.until_state("idle", "done")
+        assert next(failures, None) is None
+        assert run.texts() == ["one two three done\n"]
 
 
 async def test_an_agent_that_closes_its_stdin_is_ended(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ _ENTRIES = st.fixed_dictionaries(
         "kind": st.sampled_from([*domain.LogKind]).map(str),
         "title": _TEXTS,
         "status": st.sampled_from([*domain.LogStatus]).map(str),
-        "data": st.dictionaries(_TEXTS, st.none() | st.booleans() | st.integers() | _TEXTS, max_size=3),
+        "data": st.dictionaries(_TEXTS, st.none() | st.booleans() | st.integers(-(2**53), 2**53) | _TEXTS, max_size=3),
     },
 )
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
+import orjson
+
 from taskherd.domain.reports import AgentState
 from taskherd.runner.agents.context import shorten
 
@@ -106,7 +108,8 @@ class Recorder:
             "requests": self._requests.checkpoint(),
             **self._checkpoint(),
         }
-        reporter.log(entries, *reports, *self._requests.take_reports(), checkpoint=checkpoint)
+        frozen = orjson.loads(orjson.dumps(checkpoint))  # what it refers to changes before the next one
+        reporter.log(entries, *reports, *self._requests.take_reports(), checkpoint=frozen)
         self._offset = self._connection.reader.offset
         self._flushed_at = asyncio.get_running_loop().time()
         self._connection.submit()
