@@ -271,7 +271,8 @@ class Metrics:
         )
         self.runner_output_lost = self._counter("runner_output_lost_bytes", "Bytes of agent output that were dropped.")
         self.runner_agent_events_bad = self._counter(
-            "runner_agent_events_bad", "Events of an AgentAPI server that could not be decoded."
+            "runner_agent_events_bad",
+            "Events of an AgentAPI server, and lines of an ACP agent, that could not be decoded.",
         )
 
     def initialize(self, label_values: Mapping[str, Iterable[Sequence[str]]]) -> None:
