@@ -13,6 +13,8 @@ import typer
 from typer.testing import CliRunner
 
 from taskherd.cli.main import GROUPS, SINGLE, Commands, app
+from taskherd.domain.outcome import DeadLetterReason
+from taskherd.messages.dead_letters import Origin, encode
 from tests.harness.templates import EXAMPLE
 
 Invoke: TypeAlias = Callable[..., Any]
@@ -35,6 +37,7 @@ COMMANDS = {
     },
     "dead replay LETTER": {"replayed", "stayed"},
     "dead purge LETTER": {"purged"},
+    "db role-settings": {"statements", "applied"},
     "token create --user alice": {"id", "token"},
     "token list": {"id", "user", "state", "created_at", "expires_at", "last_used_at"},
     "token revoke TOKEN": {"revoked"},
@@ -74,7 +77,7 @@ def test_a_command_prints_json(invoke: Invoke, amqp_url: str, amqp_prefix: str, 
         replaced["TOKEN"] = invoke("token", "create", "--user", "bob")["id"]
     if command.startswith("dead"):
         invoke("topology", "apply")
-        asyncio.run(_publish(amqp_url, f"{amqp_prefix}.dead", b"\x1b[2J \xff \n two lines"))
+        asyncio.run(_publish_dead_letter(amqp_url, amqp_prefix, b"\x1b[2J \xff \n two lines"))
         replaced["LETTER"] = invoke("dead", "list")[0]["id"]
     printed = invoke(*(replaced.get(word, word) for word in command.split()), exit_code=FAILING.get(command, 0))
     assert isinstance(printed, list) == (command in LISTS)
@@ -98,8 +101,11 @@ def _names() -> Iterator[str]:
             yield f"{group} {name}"
 
 
-async def _publish(amqp_url: str, queue: str, body: bytes) -> None:
+async def _publish_dead_letter(amqp_url: str, prefix: str, content: bytes) -> None:
+    """Publish a dead letter that can be replayed."""
+    origin = Origin(f"{prefix}.reports", f"{prefix}.reports", "key")
+    body, headers = encode(content, DeadLetterReason.NOT_JSON, "not JSON", origin)
     connection = await aio_pika.connect(amqp_url, timeout=10)
     channel = await connection.channel()
-    await channel.default_exchange.publish(aio_pika.Message(body), queue, timeout=10)
+    await channel.default_exchange.publish(aio_pika.Message(body, headers=headers), f"{prefix}.dead", timeout=10)
     await connection.close()
