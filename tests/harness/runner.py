@@ -134,10 +134,12 @@ class RunnerHarness:
         await exchange.publish(aio_pika.Message(body), f"workspace.start.{target}", timeout=5)
 
     async def template(self, run: dict[str, Any]) -> None:
-        """Replace the ``run`` of the template version."""
-        await self.worker.database.execute(
-            "UPDATE template_versions SET run = $1 WHERE id = $2", json.dumps(run), VERSION
-        )
+        """Replace the ``run`` of the template version, as applying a directory does."""
+        async with self.worker.database.transaction():
+            await self.worker.database.execute(
+                "UPDATE template_versions SET run = $1 WHERE id = $2", json.dumps(run), VERSION
+            )
+            await self.worker.database.execute("UPDATE directory_revision SET revision = revision + 1")
 
     async def until(self, condition: Callable[[], Any]) -> None:
         """Wait until messages from the worker make the condition true."""
