@@ -26,6 +26,7 @@ from benchmarks.cases import (
     pgbouncer,
     plans,
     sustained,
+    sweep,
     throughput,
     workers,
 )
@@ -64,6 +65,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Run], Awaitable[str]]]] = {
     "ops": ("Cost of uvicorn on the operations port", ops.measure),
     "profile": ("The worker's CPU time by function", cpu.profile),
     "compare": ("The worker of another checkout, compared with this one's", compare.measure),
+    "sweep": ("Sweeps of ten million leases, and probes of 256 partitions", sweep.measure),
     "sustained": ("A steady stream of reports", sustained.measure),
 }
 """Cases that add a section of their own."""

@@ -172,8 +172,14 @@ CALLS: dict[str, Call] = {
     _name(leases.upsert): lambda b: leases.upsert(b.connection, b.leases()),
     _name(outbox.stale): lambda b: outbox.stale(b.connection, b.now, BATCH),
     _name(tasks.due): lambda b: tasks.due(b.connection, b.now, 500),
-    _name(leases.count): lambda b: leases.count(b.connection, b.now - timedelta(days=1)),
-    _name(leases.silent): lambda b: leases.silent(b.connection, b.now - timedelta(days=1), 20_000),
+    _name(leases.scan): lambda b: leases.scan(
+        b.connection,
+        [4 * first for first in range(256)],
+        4,
+        before=b.now - timedelta(days=1),
+        until=b.now + timedelta(days=1),
+        time_limit=timedelta(seconds=60),
+    ),
     _name(work_requests.pick_due): lambda b: work_requests.pick_due(
         b.connection, b.now, 200, first_delay=5, max_delay=60
     ),

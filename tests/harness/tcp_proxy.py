@@ -1,4 +1,4 @@
-"""A TCP proxy that cuts or freezes connections, and URLs that lead through several of them."""
+"""A TCP proxy that cuts, freezes or delays connections, and URLs that lead through several of them."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ class TcpProxy:
         self.accepted = 0
         self.max_responses: int | None = None
         """Number of responses, or parts of one, that a connection forwards before it hangs; None: all."""
+        self.delay = 0.0
+        """Seconds by which each response, or part of one, is delayed."""
         self._server: asyncio.Server | None = None
         self._requests = asyncio.Event()
         self._responses = asyncio.Event()
@@ -94,6 +96,8 @@ class TcpProxy:
             while chunk := await source.read(65536):
                 if forwarded != most:
                     await flowing.wait()
+                    if flowing is self._responses and self.delay:
+                        await asyncio.sleep(self.delay)
                     sink.write(chunk)
                     await sink.drain()
                     forwarded += 1

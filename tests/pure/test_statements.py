@@ -73,7 +73,7 @@ def test_statements_are_printed_by_name_or_module(capsys: pytest.CaptureFixture[
     main(["tasks.SAVE", "leases"])
     printed = capsys.readouterr().out
     assert "SET version = s.version, updated_at = s.updated_at" in printed
-    assert [line for line in printed.splitlines() if line.startswith("-- ")][0::6] == [
+    assert [line for line in printed.splitlines() if line.startswith("-- ")][0::7] == [
         "-- leases.RENEW",
         "-- tasks.SAVE",
     ]

@@ -13,10 +13,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from taskherd.domain.lease import HeartbeatSummary, Lease
 from taskherd.store import leases
-from taskherd.store.engine import transaction
+from taskherd.store.engine import StatementTimeout, transaction
 from tests.store.conftest import NOW, waits_for_lock
 
 LATER = NOW + timedelta(seconds=10)
+LIMIT = timedelta(seconds=4)
 
 
 def lease() -> Lease:
@@ -163,12 +164,54 @@ async def test_a_heartbeat_that_has_waited_renews_no_lease_of_another_build(engi
         assert await leases.lock(connection, [read.task_id]) == [replaced]
 
 
-async def test_silent_tasks_are_returned_longest_silent_first(engine: AsyncEngine) -> None:
-    """Only existing leases whose last heartbeat is older than the given time are silent."""
-    first, second, latest = (replace(lease(), last_heartbeat_at=NOW + timedelta(seconds=at)) for at in (0, 1, 2))
+async def scanned(connection: AsyncConnection, *starts: int, time_limit: timedelta = LIMIT) -> list[leases.LeaseRange]:
+    """Scan ranges of four blocks for leases without a heartbeat since ``LATER``."""
+    until = LATER + timedelta(seconds=30)
+    return await leases.scan(connection, starts, 4, before=LATER, until=until, time_limit=time_limit)
+
+
+async def test_silent_leases_are_found_in_the_ranges_of_blocks_read(engine: AsyncEngine) -> None:
+    """Of each range all leases count; those with an old heartbeat are silent, and those with one far in the future."""
+    silent, heard, wrong = (
+        replace(lease(), last_heartbeat_at=LATER + timedelta(seconds=seconds)) for seconds in (-1, 0, 31)
+    )
     async with transaction(engine) as connection:
-        await leases.upsert(connection, [second, latest, first])
-        assert await leases.silent(connection, latest.last_heartbeat_at, 10) == [first.task_id, second.task_id]
-        await leases.delete(connection, [first.task_id])
-        assert await leases.silent(connection, latest.last_heartbeat_at, 10) == [second.task_id]
-        assert await leases.count(connection, latest.last_heartbeat_at) == (2, 1)
+        await leases.upsert(connection, sorted([silent, heard, wrong], key=attrgetter("task_id")))
+        await connection.execute(
+            text("INSERT INTO leases SELECT gen_random_uuid(), 1, NULL, 1, NULL, :at FROM generate_series(1, 400)"),
+            {"at": LATER},
+        )
+        blocks = await leases.count_blocks(connection)
+        assert 4 < blocks < 20
+        first, missing, *others = await scanned(connection, 0, 100, *range(4, blocks, 4))
+        assert set(first.silent) == {silent.task_id, wrong.task_id}
+        assert missing == (0, [])
+        assert first.connected + sum(each.connected for each in others) == 403
+        assert not any(each.silent for each in others)
+
+
+async def test_a_scan_reads_its_blocks_only(engine: AsyncEngine) -> None:
+    """The plan reads ranges of blocks, so that its cost does not depend on the size of the table."""
+    async with transaction(engine) as connection:
+        rows = await connection.execute(
+            text(f"EXPLAIN {leases.SCAN.text}"), {"starts": [0], "blocks": 4, "before": NOW, "until": NOW}
+        )
+        plan = "\n".join(line for (line,) in rows)
+    assert "Tid Range Scan on leases" in plan
+
+
+async def test_a_scan_that_takes_too_long_is_canceled(engine: AsyncEngine) -> None:
+    """Only the scan's own transaction has the shorter limit, and its error says that it was the time."""
+    show = text("SHOW statement_timeout")
+    async with transaction(engine) as connection:
+        before = (await connection.execute(show)).scalar_one()
+
+    async def take_too_long() -> None:
+        async with transaction(engine) as connection:
+            await scanned(connection, time_limit=timedelta(milliseconds=50))
+            await connection.execute(text("SELECT pg_sleep(30)"))
+
+    with pytest.raises(StatementTimeout):
+        await take_too_long()
+    async with transaction(engine) as connection:
+        assert (await connection.execute(show)).scalar_one() == before

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
+import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from taskherd.worker.lease_scan import LeaseSample, LeaseScan, SilentRange
 from tests.harness.worker import TIMEOUT, WorkerHarness, build_report, make_report, running_worker
 from tests.worker.conftest import StartWorker
 
@@ -108,6 +112,32 @@ async def test_the_mass_loss_guard_waits_before_most_agents_are_lost(start_worke
         assert min(row["after"].total_seconds() for row in silences) > 2
 
 
+async def test_a_mass_loss_larger_than_a_sweep_is_held_once(
+    start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When a sweep has no time for all agents of an accepted mass loss, the next sweeps take the rest at once."""
+    read = LeaseScan.read
+
+    async def read_six(scan: LeaseScan, engine: AsyncEngine, now: datetime, lost_after: timedelta) -> LeaseSample:
+        sample = await read(scan, engine, now, lost_after)
+        silent = [task_id for each in sample.ranges for task_id in each.silent][:6]
+        return LeaseSample(len(silent), len(silent), [SilentRange(silent, 0)])
+
+    monkeypatch.setattr(LeaseScan, "read", read_six)
+    async with start_worker(agent_lost_after=1, mass_silence_hold=4) as harness:
+        tasks = [await harness.create() for _ in range(12)]
+        await asyncio.gather(*(harness.make_active(task_id) for task_id in tasks))
+        await heartbeat(harness, *tasks)
+        await harness.until(lambda: all(health(harness, task_id) == LOST for task_id in tasks))
+        assert harness.metric("taskherd_sweeps_held_total") > 0
+        assert harness.metric("taskherd_mass_silence_held") == 0
+        seconds = await harness.database.fetchval(
+            "SELECT EXTRACT(epoch FROM max(occurred_at) - min(occurred_at)) FROM task_events"
+            " WHERE cause ->> 'type' = 'agent.silent'"
+        )
+        assert seconds < 4
+
+
 async def test_a_worker_that_no_longer_sweeps_holds_no_mass_loss(start_worker: StartWorker) -> None:
     """A worker that stops sweeping ends its hold; when it sweeps again, a new hold starts from the beginning."""
     async with start_worker(agent_lost_after=1, mass_silence_hold=600) as harness:
@@ -150,6 +180,32 @@ async def test_a_few_of_many_agents_are_lost_at_once(start_worker: StartWorker) 
             heartbeats.cancel()
         assert all(health(harness, task_id) == HEALTHY for task_id in connected)
         assert harness.metric("taskherd_sweeps_held_total") == 0
+
+
+SLOW_COMPARISON = """
+CREATE SCHEMA slow;
+CREATE FUNCTION slow.older(timestamptz, timestamptz) RETURNS boolean LANGUAGE plpgsql AS
+    'BEGIN PERFORM pg_sleep(0.002); RETURN $1 OPERATOR(pg_catalog.<) $2; END';
+CREATE OPERATOR slow.< (FUNCTION = slow.older, LEFTARG = timestamptz, RIGHTARG = timestamptz);
+"""
+"""Makes each comparison of a lease with a time take 2 ms, in sessions that have the schema in their search path."""
+
+OTHER_LEASES = """
+INSERT INTO leases (task_id, build_number, seq, last_heartbeat_at)
+SELECT gen_random_uuid(), 1, 1, now() + interval '20 seconds' FROM generate_series(1, $1)
+"""
+
+
+async def test_a_sweep_that_cannot_read_all_leases_in_time_still_finds_the_lost(external: WorkerHarness) -> None:
+    """When reading all leases exceeds the statement's time, each sweep judges those it read, and the next continues."""
+    async with running_worker(external):
+        tasks = [await external.make_active() for _ in range(2)]
+    await external.database.execute(SLOW_COMPARISON)
+    await external.database.execute(OTHER_LEASES, 4_000)  # 8 s, while a statement may take 4.5
+    name = await external.database.fetchval("SELECT current_database()")
+    await external.database.execute(f'ALTER DATABASE "{name}" SET search_path = slow, pg_catalog, public')
+    async with running_worker(external, agent_lost_after=1):
+        await external.until(lambda: all(health(external, task_id) == LOST for task_id in tasks))
 
 
 async def test_time_without_a_worker_is_no_silence(external: WorkerHarness) -> None:

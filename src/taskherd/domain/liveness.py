@@ -153,12 +153,18 @@ class MassLossDecision(StrEnum):
     """Mark none of them: so many at once point to the network. The next sweep decides again."""
 
 
+def is_mass_loss(connected_agents: int, would_lose: int) -> bool:
+    """Return whether a loss of ``would_lose`` of the connected agents in one sweep points to the network."""
+    return would_lose >= MIN_MASS and 100 * would_lose >= MASS_PERCENT * connected_agents
+
+
 def decide_mass_loss(
     connected_agents: int, would_lose: int, held_for: timedelta, timeouts: Timeouts
 ) -> MassLossDecision:
     """Decide whether to accept a loss of ``would_lose`` agents in one sweep.
 
-    ``held_for``: drained time since the first sweep that held this loss.
+    ``connected_agents``: the agents that the sweep looked at. ``held_for``: drained time since the first sweep that
+    held this loss.
     """
-    mass = would_lose >= MIN_MASS and 100 * would_lose >= MASS_PERCENT * connected_agents
+    mass = is_mass_loss(connected_agents, would_lose)
     return MassLossDecision.HOLD if mass and held_for < timeouts.mass_silence_hold else MassLossDecision.ACCEPT

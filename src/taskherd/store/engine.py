@@ -39,6 +39,9 @@ READ_ONLY: Final = "25006"
 RETRYABLE: Final = frozenset({"40P01", "40001", "55P03"})
 """Deadlock, serialization failure, lock not available: the same transaction may succeed immediately."""
 
+QUERY_CANCELED: Final = "57014"
+"""PostgreSQL's query_canceled: the statement's time has ended."""
+
 UNAVAILABLE_ERRORS: Final = ("08", "28", "53", "57", "58")
 """Classes: connection, authorization (a rotated password), resources, operator intervention, system error."""
 
@@ -60,8 +63,15 @@ class DataError(TaskherdError):
     """PostgreSQL rejects a value (invalid or duplicate); retrying cannot help."""
 
 
+class StatementTimeout(Unavailable):
+    """The server canceled a statement because its time had ended."""
+
+
 class ReadOnly(Unavailable):
     """The server rejects writes, like a standby after a failover; its connections were dropped to find another."""
+
+
+_OWN_CLASSES: Final = {READ_ONLY: ReadOnly, QUERY_CANCELED: StatementTimeout}
 
 
 def open_engine(
@@ -166,8 +176,8 @@ def classify(error: BaseException) -> Unavailable | DataError | Retry | Misconfi
     message = f"{_root_cause(error)} [{code}]" if code else _root_cause(error)
     if _is_stale_plan(error, code) or code in RETRYABLE:
         return Retry(message)
-    if code == READ_ONLY:
-        return ReadOnly(message)
+    if code in _OWN_CLASSES:
+        return _OWN_CLASSES[code](message)
     if code in STATEMENT_ERRORS:
         return Misconfigured("database_url", f"{message}; expected pgbouncer=transaction in the URL of a PgBouncer")
     return _classify_by_class(error, code, message)

@@ -89,7 +89,7 @@ class Probe:
         """Probe all report queues ``every`` seconds; each probe must come back within ``timeout`` seconds."""
         while True:
             started_at = monotonic()
-            if await self._probe_once(queues, timeout):
+            if await self.probe_once(queues, timeout):
                 self._metrics.probe_seconds.observe(monotonic() - started_at)
                 self.drained_since = self.drained_since or self._now()
                 self._metrics.drained.set(1)
@@ -98,17 +98,22 @@ class Probe:
                 await self._on_missing()
             await asyncio.sleep(max(0.0, every - (monotonic() - started_at)))
 
-    async def _probe_once(self, queues: Sequence[str], timeout: float) -> bool:  # noqa: ASYNC109 - a limit
-        """Send a probe through each queue and return whether all came back in time."""
+    async def probe_once(self, queues: Sequence[str], timeout: float) -> bool:  # noqa: ASYNC109 - a limit
+        """Send a probe through each queue, all together, and return whether all came back in time."""
         ids = [uuid4().hex for _ in queues]
         received = [asyncio.get_running_loop().create_future() for _ in queues]
         self._waiting = dict(zip(ids, received, strict=True))
+        # Without an expiration, because expired messages of a report queue become dead letters.
+        probes = [
+            OutgoingMessage("", queue, BODY, reply_to=DIRECT, correlation_id=probe_id)
+            for probe_id, queue in zip(ids, queues, strict=True)
+        ]
         try:
             async with asyncio.timeout(timeout):
-                for probe_id, queue in zip(ids, queues, strict=True):
-                    # Without an expiration, because expired messages of a report queue become dead letters.
-                    await self._publisher.publish("", queue, BODY, reply_to=DIRECT, correlation_id=probe_id)
+                outcomes = await self._publisher.publish_many(probes)
+                if any(isinstance(outcome, Unavailable) for outcome in outcomes):
+                    return False
                 await asyncio.gather(*received)
-        except (TimeoutError, Unavailable):
+        except TimeoutError:
             return False
         return True

@@ -8,19 +8,28 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import structlog
 
-from taskherd.domain.liveness import MAX_SKEW, MassLossDecision, WorkerWatermark, decide_mass_loss, shared_watermark
+from taskherd.domain.liveness import (
+    MAX_SKEW,
+    MassLossDecision,
+    WorkerWatermark,
+    decide_mass_loss,
+    is_mass_loss,
+    shared_watermark,
+)
 from taskherd.domain.task_update import TimerCheck
 from taskherd.domain.value import replace
 from taskherd.errors import Retry, Unavailable
-from taskherd.store import database_clock, directory, leases, tasks, work_requests, workers
+from taskherd.store import database_clock, directory, tasks, work_requests, workers
 from taskherd.store.engine import DataError, transaction
 from taskherd.worker import metric_labels
 from taskherd.worker.batch import Batch
 from taskherd.worker.directory_cache import MAX_TEMPLATE_POOLS
+from taskherd.worker.lease_scan import LeaseScan
 from taskherd.worker.maintenance import Maintenance
 from taskherd.worker.reconcile import reconcile
 
@@ -31,6 +40,7 @@ if TYPE_CHECKING:
 
     from taskherd.store import AsyncConnection
     from taskherd.worker.context import WorkerContext
+    from taskherd.worker.lease_scan import LeaseSample
     from taskherd.worker.probe import Probe
     from taskherd.worker.relay import Relay
 
@@ -41,6 +51,9 @@ MAX_TASKS = 500
 
 MAX_ROUNDS = 40
 """Maximum number of such batches in one sweep; the next sweep continues."""
+
+CHECK_TIME = 2.0
+"""Seconds after which a sweep starts no further batch of one kind; the next sweep continues."""
 
 ROW_FRESH_FOR = timedelta(seconds=6)
 """Maximum age of a worker's row; the worker of an older one may not sweep and does not count as drained.
@@ -67,7 +80,9 @@ class Sweeper:
         self._started_at = context.now()
         self._earliest_watermark = context.now()  # when this worker last saw an interruption
         self._registered = False
-        self._mass_held_since: datetime | None = None
+        self._mass_held_since: datetime | None = None  # of the present mass loss, even after it was accepted
+        self._mass_held = False
+        self._leases = LeaseScan()
         self._maintenance = Maintenance(context)
 
     async def run(self, every: float) -> None:
@@ -112,7 +127,7 @@ class Sweeper:
         checked = 0
         if watermark is not None:
             checked += await self._check_silent(watermark, now)
-        check = TimerCheck(watermark, mass_held=self._mass_held_since is not None, silence_counted_at=now)
+        check = TimerCheck(watermark, mass_held=self._mass_held, silence_counted_at=now)
         if watermark is not None:
             checked += await self._check_expired_inputs(watermark, check)
         checked += await self._check_due(check)
@@ -151,44 +166,69 @@ class Sweeper:
 
     async def _check_due(self, check: TimerCheck) -> int:
         checked = 0
+        until = monotonic() + CHECK_TIME
         for _ in range(MAX_ROUNDS):
             async with transaction(self._context.engine) as connection:
                 due = await tasks.due(connection, self._context.now(), MAX_TASKS)
             await self._reconcile(dict.fromkeys(due, check))
             checked += len(due)
-            if len(due) < MAX_TASKS:
+            if len(due) < MAX_TASKS or monotonic() > until:
                 break
         return checked
 
     async def _check_silent(self, watermark: datetime, now: datetime) -> int:
-        """Check agents that have sent no heartbeat for too long, unless the loss must be held."""
+        """Check the agents of the next leases that have sent no heartbeat for too long, unless their loss is held."""
         lost_after = self._context.timeouts.agent_lost_after
         if now - watermark <= lost_after:
             return 0
-        async with transaction(self._context.engine) as connection:
-            connected, lost = await leases.count(connection, now - lost_after)
-            silent = await leases.silent(connection, now - lost_after, MAX_TASKS * MAX_ROUNDS) if lost else []
+        sample = await self._leases.read(self._context.engine, now, lost_after)
         held_duration = now - max(self._mass_held_since, watermark) if self._mass_held_since else timedelta(0)
-        if decide_mass_loss(connected, lost, held_duration, self._context.timeouts) is MassLossDecision.HOLD:
-            self._hold_mass_loss(now, connected, lost)
+        decision = decide_mass_loss(sample.connected, sample.lost, held_duration, self._context.timeouts)
+        if decision is MassLossDecision.HOLD:
+            self._hold_mass_loss(now, sample)
             return 0
-        self._end_mass_hold()
-        for start in range(0, len(silent), MAX_TASKS):
-            await self._reconcile({task_id: TimerCheck(watermark) for task_id in silent[start : start + MAX_TASKS]})
-        return len(silent)
+        if is_mass_loss(sample.connected, sample.lost):
+            self._mark_mass_held(held=False)  # believed, and so is the rest of it, which the next sweeps read
+        else:
+            self._end_mass_hold()
+        return await self._check_sample(sample, watermark)
 
-    def _hold_mass_loss(self, now: datetime, connected: int, silent: int) -> None:
+    async def _check_sample(self, sample: LeaseSample, watermark: datetime) -> int:
+        """Check the silent agents of a sample, range by range, and continue there in the next sweep."""
+        checked = 0
+        waiting: list[UUID] = []
+        until = monotonic() + CHECK_TIME
+        for number, each in enumerate(sample.ranges, start=1):
+            waiting += each.silent
+            if len(waiting) >= MAX_TASKS or number == len(sample.ranges):
+                for start in range(0, len(waiting), MAX_TASKS):
+                    part = waiting[start : start + MAX_TASKS]
+                    await self._reconcile({task_id: TimerCheck(watermark) for task_id in part})
+                checked += len(waiting)
+                waiting = []
+                self._leases.continue_at(each.next_position)
+                if monotonic() > until:
+                    break
+        return checked
+
+    def _hold_mass_loss(self, now: datetime, sample: LeaseSample) -> None:
         if self._mass_held_since is None:
             self._mass_held_since = now
             log.warning(
-                "most agents fell silent at once, waiting before marking them lost", connected=connected, silent=silent
+                "most agents fell silent at once, waiting before marking them lost",
+                connected=sample.connected,
+                silent=sample.lost,
             )
         self._context.metrics.sweeps_held.inc()
-        self._context.metrics.mass_silence_held.set(1)
+        self._mark_mass_held(held=True)
 
     def _end_mass_hold(self) -> None:
         self._mass_held_since = None
-        self._context.metrics.mass_silence_held.set(0)
+        self._mark_mass_held(held=False)
+
+    def _mark_mass_held(self, *, held: bool) -> None:
+        self._mass_held = held
+        self._context.metrics.mass_silence_held.set(held)
 
     async def _check_expired_inputs(self, watermark: datetime, check: TimerCheck) -> int:
         ttl = self._context.timeouts.request_ttl
