@@ -12,14 +12,20 @@ from sqlalchemy import TextClause
 from taskherd import store
 
 
-def statements() -> Iterator[tuple[str, str]]:
-    """Yield the name, as ``module.CONSTANT``, and the SQL of each statement, in the order of the modules."""
+def text_clauses() -> Iterator[tuple[str, TextClause]]:
+    """Yield the name, as ``module.CONSTANT``, and each statement, in the order of the modules."""
     for module in iter_modules(store.__path__):
         if module.ispkg or module.name == "__main__":
             continue
         for name, statement in vars(import_module(f"{store.__name__}.{module.name}")).items():
             if isinstance(statement, TextClause):
-                yield f"{module.name}.{name}", str(statement).strip()
+                yield f"{module.name}.{name}", statement
+
+
+def statements() -> Iterator[tuple[str, str]]:
+    """Yield the name and the SQL of each statement, in the order of the modules."""
+    for name, statement in text_clauses():
+        yield name, str(statement).strip()
 
 
 def main(names: list[str]) -> None:
