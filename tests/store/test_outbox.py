@@ -13,7 +13,7 @@ from taskherd.store import outbox, tasks
 from taskherd.store.engine import transaction
 from taskherd.store.task_creation import insert_tasks
 from tests.harness.tasks import prompt_of
-from tests.store.conftest import NOW, event, task_row
+from tests.store.conftest import NOW, event, task_row, waits_for_lock
 
 
 async def _store_events(engine: AsyncEngine, task_count: int, versions: int) -> list[tuple[UUID, int]]:
@@ -55,6 +55,41 @@ async def test_a_later_version_waits_for_an_earlier_one(engine: AsyncEngine) -> 
     async with transaction(engine) as connection:
         assert await outbox.mark_published(connection, [(task_id, 3), (task_id, 2)]) == 2
     assert [version for _, _, version in await _feed(engine)] == [1, 2, 3]
+
+
+async def test_a_later_version_waits_for_the_transaction_with_an_earlier_one(engine: AsyncEngine) -> None:
+    """Two relays mark versions of one task at the same time: the later version waits and is not left behind."""
+    ((task_id, _), *_) = await _store_events(engine, 1, 2)
+
+    async def mark(version: int) -> int:
+        async with transaction(engine) as connection:
+            return await outbox.mark_published(connection, [(task_id, version)])
+
+    async with transaction(engine) as connection:
+        assert await outbox.mark_published(connection, [(task_id, 1)]) == 1
+        later = asyncio.create_task(mark(2))
+        assert await waits_for_lock(engine, later)
+    assert await later == 1
+    assert [version for _, _, version in await _feed(engine)] == [1, 2]
+
+
+async def test_only_the_assignment_of_positions_is_exclusive(engine: AsyncEngine) -> None:
+    """While one relay holds the lock of the feed, another already removes its events, and then waits for the lock."""
+    (first, _), (second, _) = await _store_events(engine, 2, 1)
+
+    async def mark() -> int:
+        async with transaction(engine) as connection:
+            return await outbox.mark_published(connection, [(second, 1)])
+
+    locked = text("SELECT task_id FROM outbox FOR UPDATE SKIP LOCKED")
+    async with transaction(engine) as connection:
+        assert await outbox.mark_published(connection, [(first, 1)]) == 1
+        other = asyncio.create_task(mark())
+        assert await waits_for_lock(engine, other)
+        async with transaction(engine) as observer:
+            assert (await observer.execute(locked)).all() == []
+    assert await other == 1
+    assert [task_id for _, task_id, _ in await _feed(engine)] == [first, second]
 
 
 async def test_positions_rise_with_time(engine: AsyncEngine) -> None:

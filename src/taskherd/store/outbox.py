@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import text
@@ -40,19 +40,19 @@ JOIN task_prompts AS p ON p.task_id = e.task_id AND p.version = e.prompt_version
 ORDER BY o.occurred_at, o.task_id, o.version
 """)
 
-FEED_LOCK: Final = text("SELECT pg_advisory_xact_lock(hashtextextended('taskherd feed', 0))")
-
 # Versions of a task have no gaps. A run of consecutive versions is removed unless an earlier version is unpublished:
 # then it stays, to be published again after that one. The outbox's size swings from empty to thousands of rows within
 # seconds, so the planner's estimates of it are useless: a join of 1,000 keys with 10,000 rows and 50,000 dead ones,
 # planned for an empty outbox, took 54 s. This form leaves the planner a single plan: one key lookup per run, then the
-# rows by ``ctid``.
+# rows by ``ctid``, which stay where they are because they are locked.
+#
+# Locking the rows first, in order, makes a transaction with a later version of a task wait for one with an earlier
+# version. The lock of the feed is taken after that, when all rows are known, and before the first position: it is held
+# for the insert and the commit only.
 MARK_PUBLISHED: Final = text("""
-WITH published AS (
-    SELECT task_id, version, version - dense_rank() OVER (PARTITION BY task_id ORDER BY version) AS run
-    FROM unnest(CAST(:task_id AS uuid[]), CAST(:version AS bigint[])) AS k(task_id, version)
-), runs AS (
-    SELECT task_id, min(version) AS first, max(version) AS last FROM published GROUP BY task_id, run
+WITH runs AS (
+    SELECT * FROM unnest(CAST(:task_id AS uuid[]), CAST(:first AS bigint[]), CAST(:last AS bigint[]))
+        AS k(task_id, first, last)
 ), removed AS (
     DELETE FROM outbox WHERE ctid = ANY(ARRAY(
         SELECT unnest(lowest.row_ids)
@@ -61,17 +61,20 @@ WITH published AS (
             FROM (
                 SELECT ctid, version FROM outbox WHERE task_id = r.task_id AND version <= r.last
                 ORDER BY version LIMIT r.last - r.first + 1
+                FOR UPDATE
             ) AS o
         ) AS lowest
         WHERE lowest.first >= r.first
     ))
     RETURNING task_id, version, occurred_at
+), locked AS MATERIALIZED (
+    SELECT pg_advisory_xact_lock(hashtextextended('taskherd feed', 0)) FROM (SELECT count(*) FROM removed) AS known
 ), appended AS (
     INSERT INTO task_feed (position, task_id, version, occurred_at)
     SELECT nextval('task_feed_position'), task_id, version, occurred_at
     FROM (
-        SELECT * FROM removed
-        ORDER BY max(occurred_at) OVER (PARTITION BY task_id ORDER BY version), task_id, version
+        SELECT r.* FROM locked CROSS JOIN removed AS r
+        ORDER BY max(r.occurred_at) OVER (PARTITION BY r.task_id ORDER BY r.version), r.task_id, r.version
     ) AS ordered
     RETURNING 1
 )
@@ -96,6 +99,19 @@ async def mark_published(connection: AsyncConnection, keys: Sequence[tuple[UUID,
     """
     if not keys:
         return 0
-    await connection.execute(FEED_LOCK)
-    values = {"task_id": [task_id for task_id, _ in keys], "version": [version for _, version in keys]}
-    return int((await connection.execute(MARK_PUBLISHED, values)).scalar_one())
+    return int((await connection.execute(MARK_PUBLISHED, _runs(keys))).scalar_one())
+
+
+def _runs(keys: Sequence[tuple[UUID, int]]) -> dict[str, list[Any]]:
+    """Return the runs of consecutive versions of each task, in order, as parameters."""
+    task_ids: list[UUID] = []
+    first: list[int] = []
+    last: list[int] = []
+    for task_id, version in sorted(set(keys)):
+        if task_ids and task_ids[-1] == task_id and last[-1] == version - 1:
+            last[-1] = version
+        else:
+            task_ids.append(task_id)
+            first.append(version)
+            last.append(version)
+    return {"task_id": task_ids, "first": first, "last": last}
