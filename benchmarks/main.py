@@ -25,6 +25,7 @@ from benchmarks.cases import (
     patches,
     pgbouncer,
     plans,
+    positions,
     sustained,
     sweep,
     throughput,
@@ -65,6 +66,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Run], Awaitable[str]]]] = {
     "ops": ("Cost of uvicorn on the operations port", ops.measure),
     "profile": ("The worker's CPU time by function", cpu.profile),
     "compare": ("The worker of another checkout, compared with this one's", compare.measure),
+    "positions": ("Feed positions, under one lock and in shards", positions.measure),
     "sweep": ("Sweeps of ten million leases, and probes of 256 partitions", sweep.measure),
     "sustained": ("A steady stream of reports", sustained.measure),
 }
