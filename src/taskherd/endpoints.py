@@ -134,6 +134,9 @@ class Endpoints:
                 failures.append((str(host), error))
                 self._host_order.failed(host)
                 continue
+            except asyncio.CancelledError:
+                self._host_order.failed(host)  # as below
+                raise
             for endpoint in endpoints:
                 try:
                     async with asyncio.timeout(self._limit):

@@ -121,3 +121,22 @@ async def test_the_error_of_an_only_server_is_its_own() -> None:
     servers.hung = {GOOD.name}
     with pytest.raises(Unavailable, match=r"192.0.2.2:2: no answer within 0.05 s"):
         await servers.connect(endpoints)
+
+
+async def test_a_name_that_took_too_long_to_resolve_comes_last() -> None:
+    """A caller whose own limit is shorter than the resolver's begins with another host at its next attempt."""
+    slow, servers = Host("slow.example", 5432), Servers()
+    asked: asyncio.Queue[Host] = asyncio.Queue()
+
+    async def resolve(host: Host) -> list[str]:
+        asked.put_nowait(host)
+        await asyncio.Event().wait()
+        return []
+
+    endpoints = Endpoints([slow, GOOD], LIMIT * 100, resolve)
+    attempt = asyncio.create_task(endpoints.connect(servers.attempt, (OSError,)))
+    assert await asked.get() == slow
+    attempt.cancel()
+    await asyncio.gather(attempt, return_exceptions=True)
+    assert await servers.connect(endpoints) == [GOOD.name]
+    assert asked.empty()

@@ -141,7 +141,7 @@ def test_a_secret_given_twice_is_rejected(environment: pytest.MonkeyPatch, tmp_p
         ("amqps://mq.example/?NO_VERIFY_SSL", "no_verify_ssl is not allowed"),
         ("http://mq.example/", "the scheme is http"),
         ("amqp:///", "there is no host"),
-        ("amqp://mq.example:99999/", "ort out of range"),
+        ("amqp://mq.example:99999/", "port is out of range"),
         ("mq.example", "the scheme is missing"),
     ],
 )

@@ -56,9 +56,9 @@ def test_a_broker_url_may_name_several_hosts(url: str, hosts: list[Host]) -> Non
         ("h1,,h2", "a host is missing"),
         ("h1,", "a host is missing"),
         (":5432", "a host is missing"),
-        ("h1:x", "the port 'x' is not a number"),
-        ("h1:0", "port out of range: 0"),
-        ("h1,h2:65536", "port out of range: 65536"),
+        ("h1:x", "a port is not a number"),
+        ("h1:0", "a port is out of range"),
+        ("h1,h2:65536", "a port is out of range"),
         ("[::1", "an IPv6 address needs brackets"),
         ("[::1]x", "an IPv6 address needs brackets"),
         (",".join("h" * 17), "there are 17 hosts, more than 16"),
@@ -116,3 +116,29 @@ def test_an_installation_is_the_same_whatever_the_order_of_its_hosts() -> None:
         == urls.broker_address("amqp://[::1]:5672/v")
         == "127.0.0.1:5672/v"
     )
+
+
+@pytest.mark.parametrize("secret", ["s3cret/rest", "12345678/rest", "5432x#rest", "s3cret?rest"])
+@pytest.mark.parametrize("scheme", ["postgresql", "amqp"])
+def test_a_password_that_is_not_encoded_is_not_shown(scheme: str, secret: str) -> None:
+    """A password with a character that ends the hosts looks like a port; the error does not quote it."""
+    check = urls.check_amqp if scheme == "amqp" else urls.check_database
+    with pytest.raises(ValueError, match="percent-encoded") as raised:
+        check(f"{scheme}://user:{secret}@h1/db")
+    assert re.split("[/#?]", secret)[0] not in str(raised.value)
+
+
+@pytest.mark.parametrize("host", ["%2Frun%2Frabbitmq.sock", "h1,%2Frun%2Frabbitmq.sock"])
+def test_rabbitmq_has_no_unix_sockets(host: str) -> None:
+    """A path as a host of RabbitMQ is an error, instead of a connection that is never tried."""
+    with pytest.raises(ValueError, match="Unix socket"):
+        urls.check_amqp(f"amqp://u:p@{host}/")
+
+
+@pytest.mark.parametrize("host", ["h1..example", "h" * 64, f"{'h' * 64}.example,h2"])
+def test_a_name_that_dns_cannot_have_is_refused(host: str) -> None:
+    """A host whose name no resolver accepts is an error of the URL."""
+    with pytest.raises(ValueError, match="is no host name"):
+        urls.check_amqp(f"amqp://u:p@{host}/")
+    with pytest.raises(ValueError, match="is no host name"):
+        urls.check_database(f"postgresql://u:p@{host}/db")

@@ -27,6 +27,7 @@ _POSTGRES = frozenset({"postgresql", "postgres", "postgresql+asyncpg"})
 _POSTGRES_OPTIONS = frozenset({"sslmode", "ssl", "host", "port", "passfile", "target_session_attrs", "pgbouncer"})
 _AMQP_PORTS: Final = {"amqp": 5672, "amqps": 5671}
 _MAX_PORT = 65_535
+_ENCODE: Final = "; special characters of a password must be percent-encoded"
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _NETLOC = re.compile(r"[^/?#]*")
 
@@ -51,11 +52,12 @@ def check_database(url: str) -> str:
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     if parts.scheme not in _POSTGRES:
         problem = f"the scheme is {parts.scheme or 'missing'}"
-    elif unknown := sorted(options.keys() - _POSTGRES_OPTIONS):
-        problem = f"unknown option {unknown[0]} (known: {', '.join(sorted(_POSTGRES_OPTIONS))})"
+    elif database_hosts(url) and (unknown := sorted(options.keys() - _POSTGRES_OPTIONS)):
+        name = unknown[0] if unknown[0].isidentifier() else ""  # else perhaps a part of a password
+        problem = f"unknown option {name} (known: {', '.join(sorted(_POSTGRES_OPTIONS))})"
     elif wrong := [each for each in _CHOICES if options.get(each, _CHOICES[each][0]) not in _CHOICES[each]]:
         problem = f"{wrong[0]} is {options[wrong[0]][:64]!r} (possible: {', '.join(_CHOICES[wrong[0]])})"
-    elif database_hosts(url) and len(parts.path) < len("/x"):
+    elif len(parts.path) < len("/x"):
         problem = "there is no database name"
     else:
         return url
@@ -103,7 +105,11 @@ def amqp_hosts(url: str) -> tuple[Host, ...]:
     """Return the hosts of an AMQP URL, in order, each with its port. Raise ``ValueError`` if they are malformed."""
     parts = _split(url)
     default = _AMQP_PORTS.get(parts.scheme)
-    return tuple(Host(host.name, host.port or default) for host in _parse_hosts(parts.hosts, quoted=True))
+    hosts = _parse_hosts(parts.hosts, quoted=True)
+    if any(host.is_socket for host in hosts):
+        message = "RabbitMQ has no Unix socket"
+        raise ValueError(message)
+    return tuple(Host(host.name, host.port or default) for host in hosts)
 
 
 def with_host(url: str, host: Host) -> str:
@@ -189,15 +195,30 @@ def _parse_host(host: str, *, quoted: bool) -> Host:
     if not name:
         message = "a host is missing"
         raise ValueError(message)
-    name = unquote(name) if quoted else name
-    return Host(name if name.startswith("/") else name.lower(), _parse_port(port) if port else None)
+    parsed = Host(_host_name(unquote(name) if quoted else name), _parse_port(port) if port else None)
+    if parsed.is_dns_name:
+        _check_dns_name(parsed.name)
+    return parsed
+
+
+def _host_name(name: str) -> str:
+    return name if name.startswith("/") else name.lower()
+
+
+def _check_dns_name(name: str) -> None:
+    try:
+        name.encode("idna")  # as the resolver does, whose error would be no ``OSError``
+    except UnicodeError:
+        message = "one of the hosts is no host name"
+        raise ValueError(message) from None
 
 
 def _parse_port(port: str) -> int:
+    """Return the port. The errors do not quote it: it may be a part of a password that contains a slash."""
     if not port.isascii() or not port.isdecimal():
-        message = f"the port {port[:16]!r} is not a number"
+        message = f"a port is not a number{_ENCODE}"
         raise ValueError(message)
     if not 0 < int(port[:10]) <= _MAX_PORT:
-        message = f"port out of range: {port[:16]} (1 to {_MAX_PORT})"
+        message = f"a port is out of range (1 to {_MAX_PORT}){_ENCODE}"
         raise ValueError(message)
     return int(port)
