@@ -44,8 +44,11 @@ async def opened(pair: Pair, amqp_url: str, amqp_prefix: str) -> AsyncIterator[O
     await asyncio.to_thread(migrate.upgrade, url)
 
     @asynccontextmanager
-    async def open_harness(**settings: Any) -> AsyncIterator[ApiHarness]:
-        async with open_api_harness(url, amqp_url, amqp_prefix, **{"database_read_url": read_url, **settings}) as api:
+    async def open_harness(*, reader: str | None = None, **settings: Any) -> AsyncIterator[ApiHarness]:
+        parts = urlsplit(read_url)
+        netloc = f"{reader}@{parts.hostname}:{parts.port}" if reader else parts.netloc
+        defaults = {"database_read_url": parts._replace(netloc=netloc).geturl()}
+        async with open_api_harness(url, amqp_url, amqp_prefix, **{**defaults, **settings}) as api:
             yield api
 
     yield open_harness
@@ -190,6 +193,41 @@ async def test_without_the_standby_reads_go_to_the_primary(opened: OpenHarness, 
         assert not (await _standby_note(api))["ok"]
         standby.unfreeze() if fault == "frozen" else standby.restart()
         await _standby_serves(api, api.alice, path)
+
+
+async def test_a_standby_of_another_database_is_not_read(opened: OpenHarness, pair: Pair) -> None:
+    """With the URL of another database nothing is read there, not even once, and readiness and doctor say why."""
+    async with opened(database_read_url=pair[1].url) as api:
+        await api.get((await api.create())["id"])
+
+        async def noted() -> bool:
+            return "another database" in (await _standby_note(api)).get("reason", "")
+
+        await _until(noted)
+        await api.get((await api.create())["id"])
+        assert _reads(api, "standby") == 0
+        settings = Settings(database_url=api.worker.urls[0], database_read_url=pair[1].url)
+        findings = [each async for each in check_standby(settings)]
+    assert [each.state for each in findings] == [FindingState.ERROR]
+
+
+async def test_a_standby_that_rejects_reads_fails_none(opened: OpenHarness, pair: Pair) -> None:
+    """If the user of the read URL lacks a privilege, reads go to the primary, and readiness names the setting."""
+    await execute(pair[0].url, "DROP ROLE IF EXISTS stranger")
+    await execute(pair[0].url, "CREATE ROLE stranger LOGIN PASSWORD 'stranger'")
+    async with opened(reader="stranger:stranger") as api:
+        task = await api.create()
+
+        async def noted() -> bool:
+            await api.get(task["id"])
+            return "permission denied" in (await _standby_note(api)).get("reason", "")
+
+        await _until(noted)
+        assert "database_read_url" in (await _standby_note(api))["reason"]
+        for _ in range(10):
+            await api.get(task["id"])
+            assert not (await _standby_note(api))["ok"]
+        assert _reads(api, "standby") == 0
 
 
 async def test_a_primary_is_no_standby(opened: OpenHarness, pair: Pair) -> None:

@@ -61,10 +61,11 @@ async def test_without_the_option_a_pgbouncer_is_a_misconfiguration(start_pgboun
     async with start_pgbouncer() as bouncer:
         with pytest.raises(Misconfigured, match=r"database_url: .*statement_timeout.*pgbouncer=session"):
             await _hold(bouncer.url(), "SELECT 1")
-        reader = ReadPool(bouncer.url(), size=1, application_name="taskherd-tests")
-        with pytest.raises(Misconfigured, match=r"database_url: .*pgbouncer=transaction"):
-            await reader.fetch("SELECT 1")
-        await reader.close()
+        for setting in ("database_url", "database_read_url"):
+            reader = ReadPool(bouncer.url(), size=1, application_name="taskherd-tests", setting=setting)
+            with pytest.raises(Misconfigured, match=rf"^{setting}: .*pgbouncer=transaction"):
+                await reader.fetch("SELECT 1")
+            await reader.close()
 
 
 @pytest.mark.parametrize("url", ["not a URL", "mysql://u@h/d", "postgresql://u@h/d?pgbouncer=statement"])
@@ -74,6 +75,8 @@ def test_a_bad_url_is_a_misconfiguration(url: str) -> None:
         open_engine(url, size=1, application_name="taskherd-tests")
     with pytest.raises(Misconfigured, match=r"^database_url: expected"):
         ReadPool(url, size=1, application_name="taskherd-tests")
+    with pytest.raises(Misconfigured, match=r"^database_read_url: expected"):
+        ReadPool(url, size=1, application_name="taskherd-tests", setting="database_read_url")
 
 
 @pytest.mark.parametrize("mode", ["session", "transaction"])

@@ -100,7 +100,7 @@ class ApiProcess:
         name = f"taskherd api {host}"
         self._reader = ReadPool(settings.database_url, size=size, application_name=name)
         self._engine = open_engine(settings.database_url, size=WRITE_CONNECTIONS, application_name=name)
-        self._standby = self._make_standby(size)
+        self._standby = self._make_standby(size, name)
         self._reads: ReadRouting | None = None
         self.change_feed = ChangeFeed(
             self._connections.consume,
@@ -111,12 +111,14 @@ class ApiProcess:
         )
         self._ops = OpsServer(self.metrics, self._readiness)
 
-    def _make_standby(self, size: int) -> ReadPool | None:
+    def _make_standby(self, size: int, name: str) -> ReadPool | None:
         url = self._settings.database_read_url
         if not url:
             return None
         self._readiness.add_note("standby", lambda: None if self._reads is None else self._reads.problem)
-        return ReadPool(url, size=size, application_name="taskherd-api", command_timeout=STANDBY_TIMEOUT)
+        return ReadPool(
+            url, size=size, application_name=name, command_timeout=STANDBY_TIMEOUT, setting="database_read_url"
+        )
 
     def _make_context(self, commands: RepeatingClient, reports: ReportPublisher) -> ApiContext:
         settings = self._settings

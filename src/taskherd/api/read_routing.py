@@ -32,6 +32,8 @@ SAMPLE_INTERVAL: Final = 0.2
 """Seconds between two comparisons of primary and standby."""
 STANDBY_TIMEOUT: Final = 1.0
 """Seconds until a read from the standby is canceled, and executed at the primary instead."""
+MIN_SUSPENSION: Final = 10.0
+"""Seconds for which the standby is not used after it rejected a read, although it answers comparisons."""
 MAX_MARKS: Final = 10_000
 """Maximum number of callers with a mark; beyond it, the oldest mark counts for all callers."""
 MAX_SAMPLES: Final = 1_000
@@ -105,6 +107,9 @@ class ReadRouting:
         self._metrics = metrics
         self._now = now
         self._marks = ReadMarks()
+        self._suspended_until = float("-inf")
+        self._database: replication.DatabaseId | None = None
+        """The primary's database, None until it is known."""
         self.progress = ReplicationProgress()
         self.problem: str | None = "not compared with the primary yet"
         """Why the standby is not used, None while it is."""
@@ -129,10 +134,12 @@ class ReadRouting:
         """Count a read by the server that executed it."""
         self._metrics.api_reads.labels(server).inc()
 
-    def suspend(self, reason: str) -> None:
-        """Use the primary until the standby answers the next comparison."""
+    def suspend(self, error: Exception) -> None:
+        """Use the primary until the standby answers the next comparison; after a ``Misconfigured`` for longer."""
         self.progress.forget()
-        self._note(reason)
+        if isinstance(error, Misconfigured):
+            self._suspended_until = self._now() + MIN_SUSPENSION
+        self._note(str(error))
 
     async def run(self) -> None:
         """Compare primary and standby again and again; without a standby do nothing, forever."""
@@ -143,24 +150,37 @@ class ReadRouting:
             await asyncio.sleep(SAMPLE_INTERVAL)
 
     async def sample_once(self, standby: ReadPool) -> None:
-        """Compare both positions once, and update the lag."""
+        """Compare both positions once, and update the lag, unless the standby is suspended."""
         started = self._now()
+        self._metrics.api_standby_lag.set(self.lag)
+        if started < self._suspended_until:
+            return
         written, replayed = await asyncio.gather(
             replication.written(self._primary), replication.replayed(standby), return_exceptions=True
         )
         for result in (written, replayed):
             if isinstance(result, BaseException) and not isinstance(result, FAILURES):
                 raise result
-        sample = Sample(started, written) if isinstance(written, int) else None
-        self.progress.update(sample, replayed if isinstance(replayed, int) else None)
-        lag = self.lag
-        self._metrics.api_standby_lag.set(lag)
+        problem = self._find_problem(written, replayed)
+        sample = Sample(started, written.position) if isinstance(written, replication.WalPosition) else None
+        shown = replayed.position if problem is None and isinstance(replayed, replication.WalPosition) else None
+        self.progress.update(sample, shown)
+        self._metrics.api_standby_lag.set(self.lag)
+        if problem is None and self.lag > self._max_lag:
+            problem = f"it lags more than {self._max_lag:g} s behind the primary"
+        self._note(problem)
+
+    def _find_problem(self, written: object, replayed: object) -> str | None:
+        """Return why the standby may not be read whatever its lag is, None if it may."""
+        if isinstance(written, replication.WalPosition):
+            self._database = written.database
         if isinstance(replayed, BaseException):
-            self._note(str(replayed))
-        elif replayed is None:
-            self._note("the server at database_read_url is not a standby")
-        else:
-            self._note(None if lag <= self._max_lag else f"it lags more than {self._max_lag:g} s behind the primary")
+            return str(replayed)
+        if not isinstance(replayed, replication.WalPosition):
+            return "the server at database_read_url is not a standby"
+        if self._database is not None and replayed.database != self._database:
+            return "database_read_url leads to another database than database_url"
+        return None
 
     @property
     def lag(self) -> float:
@@ -193,7 +213,7 @@ class RoutedReader:
             try:
                 rows = await self._standby.fetch(statement, *values)
             except FAILURES as error:
-                self._routing.suspend(str(error))
+                self._routing.suspend(error)
             else:
                 if rows:
                     self._routing.count("standby")

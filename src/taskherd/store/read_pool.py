@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol, TypeAlias
 
 import asyncpg
 
-from taskherd.errors import Retry, Unavailable
+from taskherd.errors import Misconfigured, Retry, Unavailable
 from taskherd.store.connecting import FAILURES, Connector
 from taskherd.store.connection_pool import ConnectionPool
 from taskherd.store.engine import CLOSE_TIMEOUT, COMMAND_TIMEOUT, READ_ONLY, classify, session_settings, sqlstate
@@ -21,6 +21,7 @@ Row: TypeAlias = Any
 """An ``asyncpg.Record``: values by index or by name."""
 
 _NO_TABLE: Final = "42P01"
+_NOT_ALLOWED: Final = "42501"
 
 
 class Reader(Protocol):
@@ -39,20 +40,40 @@ class ReadPool:
     """Up to ``size`` connections for reading; it connects when first used."""
 
     def __init__(
-        self, database_url: str, *, size: int, application_name: str, command_timeout: float = COMMAND_TIMEOUT
+        self,
+        database_url: str,
+        *,
+        size: int,
+        application_name: str,
+        command_timeout: float = COMMAND_TIMEOUT,
+        setting: str = "database_url",
     ) -> None:
+        """Create the pool, unconnected; ``Misconfigured`` names the ``setting`` that the URL comes from."""
         self._command_timeout = command_timeout
+        self._setting = setting
         settings = session_settings(application_name, command_timeout)
-        self._connector = Connector(database_url, command_timeout=command_timeout, server_settings=settings)
+        try:
+            self._connector = Connector(database_url, command_timeout=command_timeout, server_settings=settings)
+        except Misconfigured as error:
+            raise Misconfigured(setting, error.expected) from error
         self._size = size
         self._pool = self._new_pool()
 
     async def fetch(self, statement: str, *values: Any) -> Sequence[Row]:
-        """Return all rows. Raise ``Unavailable``, or ``DataError`` if PostgreSQL rejects a value."""
+        """Return all rows.
+
+        Raises:
+            Unavailable: the database cannot be reached, or has no schema.
+            DataError: PostgreSQL rejects a value.
+            Misconfigured: the session's settings are not in force, or the user lacks a privilege.
+        """
         try:
-            return await self._fetch(statement, values)
-        except Retry:  # the statement was prepared before a migration
-            return await self._fetch(statement, values)
+            try:
+                return await self._fetch(statement, values)
+            except Retry:  # the statement was prepared before a migration
+                return await self._fetch(statement, values)
+        except Misconfigured as error:
+            raise Misconfigured(self._setting, error.expected) from error
 
     async def fetch_one(self, statement: str, *values: Any) -> Row | None:
         """Return the first row, or None if there is none. Raise the same errors as ``fetch``."""
@@ -96,6 +117,9 @@ class ReadPool:
         except FAILURES as error:
             if sqlstate(error) == _NO_TABLE:
                 raise Unavailable("the database has no taskherd schema, or an older one") from error
+            if sqlstate(error) == _NOT_ALLOWED:
+                expected = f"{error}; expected a user with the privileges of deploy/postgres/grants.sql"
+                raise Misconfigured(self._setting, expected) from error
             classified = classify(error)
             if classified is None:
                 raise

@@ -6,22 +6,35 @@ https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-RECOVERY-
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 from taskherd.store.read_pool import ReadPool
 
-_WRITTEN: Final = """
-SELECT CASE WHEN NOT pg_is_in_recovery()
-       THEN CAST(pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0') AS bigint) END AS position
+_POSITION: Final = """
+SELECT CASE WHEN {condition} THEN CAST(pg_wal_lsn_diff({position}, '0/0') AS bigint) END AS position,
+       (SELECT system_identifier FROM pg_control_system()) AS cluster,
+       (SELECT oid FROM pg_database WHERE datname = current_database()) AS database
 """
 
-_REPLAYED: Final = """
-SELECT CASE WHEN pg_is_in_recovery()
-       THEN CAST(pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0') AS bigint) END AS position
-"""
+_WRITTEN: Final = _POSITION.format(condition="NOT pg_is_in_recovery()", position="pg_current_wal_lsn()")
+_REPLAYED: Final = _POSITION.format(condition="pg_is_in_recovery()", position="pg_last_wal_replay_lsn()")
 
 
-async def written(primary: ReadPool) -> int | None:
+class DatabaseId(NamedTuple):
+    """What a database and its copies on standbys have in common, and no other database has."""
+
+    cluster: int
+    database: int
+
+
+class WalPosition(NamedTuple):
+    """A position in the write-ahead log of the server that has this database."""
+
+    database: DatabaseId
+    position: int
+
+
+async def written(primary: ReadPool) -> WalPosition | None:
     """Return the position up to which the primary has written; None if the server is a standby.
 
     A commit that was acknowledged is below it. Raise the errors of ``ReadPool.fetch``.
@@ -29,7 +42,7 @@ async def written(primary: ReadPool) -> int | None:
     return await _position(primary, _WRITTEN)
 
 
-async def replayed(standby: ReadPool) -> int | None:
+async def replayed(standby: ReadPool) -> WalPosition | None:
     """Return the position up to which the standby shows changes; None if the server is not a standby.
 
     Raise the errors of ``ReadPool.fetch``.
@@ -37,6 +50,8 @@ async def replayed(standby: ReadPool) -> int | None:
     return await _position(standby, _REPLAYED)
 
 
-async def _position(pool: ReadPool, statement: str) -> int | None:
+async def _position(pool: ReadPool, statement: str) -> WalPosition | None:
     row = await pool.fetch_one(statement)
-    return None if row is None or row["position"] is None else int(row["position"])
+    if row is None or row["position"] is None:
+        return None
+    return WalPosition(DatabaseId(int(row["cluster"]), int(row["database"])), int(row["position"]))

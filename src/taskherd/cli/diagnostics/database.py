@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 MIN_POSTGRES: Final = 15
 MAX_UNPUBLISHED: Final = 60.0
 """Maximum age of an unpublished event, in seconds."""
+_SET_READ_URL: Final = "set TASKHERD_DATABASE_READ_URL to a standby of the database"
 
 
 async def check_database(
@@ -84,16 +85,34 @@ def _server(server: database.ServerInfo) -> Finding:
 
 async def check_standby(settings: Settings) -> AsyncIterator[Finding]:
     """Check the standby from which APIs read."""
-    pool = ReadPool(settings.database_read_url, size=1, application_name="taskherd-doctor")
+    pool = ReadPool(settings.database_read_url, size=1, application_name="taskherd-doctor", setting="database_read_url")
     try:
-        if await replication.replayed(pool) is None:
-            yield error("standby", "not a standby", "set TASKHERD_DATABASE_READ_URL to a standby of the database")
+        replayed = await replication.replayed(pool)
+        primary = await _primary_database(settings)
+        if replayed is None:
+            yield error("standby", "not a standby", _SET_READ_URL)
+        elif primary is not None and replayed.database != primary:
+            yield error("standby", "of another database", _SET_READ_URL)
         else:
             yield ok("standby", "in recovery")
     except TaskherdError as problem:
         yield error("standby", str(problem), "start it, or correct TASKHERD_DATABASE_READ_URL")
     finally:
         await pool.close()
+
+
+async def _primary_database(settings: Settings) -> replication.DatabaseId | None:
+    """Return what the primary's database is, None if it does not answer, which another check reports."""
+    if not settings.database_url:
+        return None
+    pool = ReadPool(settings.database_url, size=1, application_name="taskherd-doctor")
+    try:
+        written = await replication.written(pool)
+    except TaskherdError:
+        return None
+    finally:
+        await pool.close()
+    return None if written is None else written.database
 
 
 def _sessions(settings: Mapping[str, str]) -> Finding:
