@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,29 @@ async def test_tasks_are_created_from_a_file(api_harness: ApiHarness, tmp_path: 
     assert (await api_harness.alice.get("/tasks")).json()["count"] == 3
 
 
+async def test_only_newlines_end_a_line_of_a_file(api_harness: ApiHarness, tmp_path: Path) -> None:
+    """A prompt may contain what Unicode calls a line separator, as JSON does, or a form feed."""
+    file = tmp_path / "separators.txt"
+    file.write_text('{"input": "Sort the\u2028names"}\r\nPage one\fpage two\n', encoding="utf-8")
+    result = await Shell(api_harness).run("create", "--from", str(file))
+    assert result.exit_code == 0, result.output
+    tasks = (await api_harness.alice.get("/tasks")).json()["tasks"]
+    assert len(tasks) == 2
+    assert "Sort the\u2028names" in {task["initial_prompt"] for task in tasks}
+
+
+async def test_a_create_from_a_file_that_breaks_off_can_be_repeated(api_harness: ApiHarness, tmp_path: Path) -> None:
+    """If a request fails as a whole, the key is printed with which a repeat creates nothing twice."""
+    shell, file = Shell(api_harness), tmp_path / "long.txt"
+    file.write_text(f"Count the stars\n{'x' * (5 * 1024 * 1024)}\n")
+    result = await shell.run("create", "--from", str(file))
+    assert result.exit_code != 0
+    key = re.search(r"repeat the command with --idempotency-key (\S+):", result.stderr)
+    assert key is not None, result.stderr
+    await shell.run("create", "--from", str(file), "--idempotency-key", key[1])
+    assert (await api_harness.alice.get("/tasks")).json()["count"] == 1
+
+
 async def test_refused_creates_of_a_file_are_named(start_api: StartApi, tmp_path: Path) -> None:
     """The exit code is that of the first refusal; what a repeat can create is said, with its key."""
     async with start_api(api_create_rate=1, api_create_burst=3) as api_harness:
@@ -46,7 +70,8 @@ async def test_refused_creates_of_a_file_are_named(start_api: StartApi, tmp_path
         file.write_text('{"input": "Twice", "name": "twice"}\n{"input": "Thrice", "name": "twice"}\nThird\nFourth\n')
         result = await shell.run("create", "--from", str(file), "--idempotency-key", "tuesday")
         assert result.exit_code == 6
-        assert 'task 2: Workspace "twice" already exists.' in result.stderr
+        # The two are in flight together, so either may be the first.
+        assert re.search(r'task [12]: Workspace "twice" already exists\.', result.stderr), result.stderr
         assert "task 4: You have created too many tasks." in result.stderr
         assert "2 of 4 tasks were not created." in result.stderr
         assert "repeat the command with --idempotency-key tuesday" in result.stderr

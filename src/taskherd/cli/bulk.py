@@ -82,7 +82,7 @@ def act(action: str, query: str, *, text: str | None = None, dry_run: bool, yes:
 
 
 def is_interactive() -> bool:
-    """Return whether somebody can answer a question."""
+    """Return whether a person can answer a question: whether stdin is a terminal."""
     return sys.stdin.isatty()
 
 
@@ -140,7 +140,7 @@ def read_entries(path: str, defaults: Mapping[str, Any]) -> list[dict[str, Any]]
     Blank lines are skipped. ``defaults`` are the fields that a line does not give.
     """
     entries = [
-        {**defaults, **_entry(text, number)} for number, text in enumerate(_read(path).splitlines(), 1) if text.strip()
+        {**defaults, **_entry(text, number)} for number, text in enumerate(_read(path).split("\n"), 1) if text.strip()
     ]
     if not 0 < len(entries) <= MAX_LINES:
         raise ClientError(ExitCode.USAGE, f"{path}: {len(entries)} tasks", f"expected 1 to {MAX_LINES:,}, one a line")
@@ -178,15 +178,17 @@ def create_all(
     """Create tasks, and print each result; exit with the code of the first refusal at the end."""
     key = key or str(uuid4())
     refused: list[tuple[int, ApiError]] = []
-    with _progress(len(entries)) as progress:
-        for index, result in enumerate(bulk.create_many(client, entries, key)):
-            progress(index + 1)
-            if "error" in result:
-                refused.append((index, ApiError.from_response(result["status"], result["error"], None)))
-            if output is OutputFormat.JSON:
-                line(result)
-            elif "task" in result:
-                typer.echo(f"{printable(result['task']['owner_name'])}/{printable(result['task']['name'])}")
+    results = bulk.create_many(client, entries, key)
+    try:
+        with _progress(len(entries)) as progress:
+            for index, result in enumerate(results):
+                progress(index + 1)
+                if "error" in result:
+                    refused.append((index, ApiError.from_response(result["status"], result["error"], None)))
+                _show_created(result, output)
+    except (ClientError, KeyboardInterrupt):
+        print_note(_repeat_advice(key))
+        raise
     for index, error in islice(refused, MAX_SHOWN):
         print_error(f"task {index + 1}: {printable(error.message)}")
     if not refused:
@@ -194,5 +196,16 @@ def create_all(
     print_note(f"{len(refused)} of {len(entries)} tasks were not created.")
     kinds = Counter(error.code for _, error in refused)
     if kinds[ExitCode.ERROR]:
-        print_note(f"  repeat the command with --idempotency-key {key}: what was created is not created again")
+        print_note(_repeat_advice(key))
     raise typer.Exit(refused[0][1].code)
+
+
+def _show_created(result: bulk.Result, output: OutputFormat) -> None:
+    if output is OutputFormat.JSON:
+        line(result)
+    elif "task" in result:
+        typer.echo(f"{printable(result['task']['owner_name'])}/{printable(result['task']['name'])}")
+
+
+def _repeat_advice(key: str) -> str:
+    return f"  repeat the command with --idempotency-key {key}: what was created is not created again"
