@@ -222,6 +222,13 @@ async def test_an_owner_that_cannot_be_looked_up_fails_only_its_own_create(start
     assert "Repeat the create with the same idempotency key" in error["detail"]
 
 
+async def test_an_owner_that_no_user_can_have_fails_only_its_own_create(api_harness: ApiHarness) -> None:
+    """A name that the database cannot store is the name of no user."""
+    tasks = [entry("Of a name with a null byte", owner="al\x00ice"), entry("Of Alice herself")]
+    body = await post(api_harness, tasks)
+    assert statuses(body) == [404, 201]
+
+
 async def test_batches_in_progress_are_limited(start_api: StartApi) -> None:
     """A user's third batch at a time is refused; those of other users go on until the process is full."""
     async with start_api(worker=False, api_command_timeout=60) as api_harness:

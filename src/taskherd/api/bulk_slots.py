@@ -1,4 +1,4 @@
-"""How many commands of batches and actions wait for a reply: many while nobody else does, few beside single commands.
+"""How many commands of batches and actions wait for a reply: few beside single commands, else many.
 
 Commands that arrive together are executed together, so those of a batch make what others wait for longer. A process
 knows only its own users; between processes the worker lets users take turns.
@@ -58,7 +58,7 @@ class BulkSlots:
             raise
 
     def _wake(self) -> None:
-        """Give free slots to those that wait. A slot is in use whenever somebody waits, so this is called again."""
+        """Give free slots to waiters. While there are waiters a slot is in use, so this is called again."""
         while self._waiters and self._used < self._available():
             waiter = self._waiters.popleft()
             if not waiter.done():

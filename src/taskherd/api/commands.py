@@ -12,7 +12,7 @@ from taskherd.api.http.route import Header
 from taskherd.broker.command_client import Reply
 from taskherd.domain.commands import digest
 from taskherd.domain.handle_command import COMMAND_ID_REUSED, CommandRefused
-from taskherd.errors import Malformed, Retry, Unavailable
+from taskherd.errors import Malformed, Misconfigured, Retry, Unavailable
 from taskherd.messages.commands import decode_command, encode_command
 from taskherd.messages.decoding import InvalidMessage
 from taskherd.messages.replies import REPEATED_HEADER, decode_reply, refused_reply
@@ -122,7 +122,7 @@ def _record_of(api: ApiContext, command: Command, body: bytes) -> Callable[[], A
     async def find() -> Reply | None:
         try:
             row = await command_log.recorded(api.reader, command.command_id)
-        except (Unavailable, Retry):
+        except (Unavailable, Retry, Misconfigured):
             return None
         executed = decode_command(body)
         if row is None or isinstance(executed, InvalidMessage):

@@ -100,9 +100,8 @@ class ActionExecutor:
 
     async def _wait(self) -> None:
         """Wait until a step of this process is due again, ``wake`` is called, or it is time to look for others."""
+        self._forget_due()
         now = asyncio.get_running_loop().time()
-        while self._due and self._due[0] <= now:
-            heapq.heappop(self._due)
         seconds = min(LOOK_INTERVAL, self._due[0] - now) if self._due else LOOK_INTERVAL
         self._awake.clear()
         with suppress(TimeoutError):
@@ -133,8 +132,18 @@ class ActionExecutor:
         seconds = max(0.0, seconds)
         async with transaction(api.engine) as connection:
             await task_actions.save(connection, step, results, failed=failed, delay=timedelta(seconds=seconds))
-        heapq.heappush(self._due, loop.time() + seconds)
+        self._note_due(loop.time() + seconds)
         self.wake()
+
+    def _note_due(self, time: float) -> None:
+        """Remember when a step is due, and forget those that have been due: ``_wait`` may not be called for long."""
+        self._forget_due()
+        heapq.heappush(self._due, time)
+
+    def _forget_due(self) -> None:
+        now = asyncio.get_running_loop().time()
+        while self._due and self._due[0] <= now:
+            heapq.heappop(self._due)
 
 
 async def _result(api: ApiContext, step: ClaimedStep, task: PendingTask) -> TaskResult | None:

@@ -22,7 +22,7 @@ from taskherd.api.tasks import documents
 from taskherd.api.tasks.commands import charge_create, create_command, find_owner
 from taskherd.api.tasks.schemas import BatchTask
 from taskherd.domain.handle_command import CommandRefused
-from taskherd.errors import Retry, Unavailable
+from taskherd.errors import Misconfigured, Retry, Unavailable
 from taskherd.store import command_log
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class _Batch:
                 found = await find_owner(self._request, self._request.user_of(user), body.template_version_id)
             except HTTPError as error:
                 found = error
-            except (Unavailable, Retry):
+            except (Unavailable, Retry, Misconfigured):
                 raise unavailable("The service is temporarily unavailable.") from None
             self._owners[user, body.template_version_id] = found
         if isinstance(found, HTTPError):
