@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 DEFAULT_EXCHANGE: Final = "amq.default"
 """How rights name the exchange without a name (https://www.rabbitmq.com/docs/access-control)."""
-NOBODYS: Final = "taskherd-doctor.nothing"
+NONEXISTENT: Final = "taskherd-doctor.nothing"
 """A name outside every prefix, of which nothing exists."""
 
 
@@ -62,9 +62,9 @@ async def _delete(channel: AbstractChannel, queue: str) -> None:
 async def _write(channel: AbstractChannel, exchange: str) -> None:
     """Remove a binding that does not exist, or publish to a queue that does not: both need the right to write."""
     if exchange == DEFAULT_EXCHANGE:
-        await channel.basic_publish(b"", routing_key=NOBODYS, timeout=REQUEST_TIMEOUT)
+        await channel.basic_publish(b"", routing_key=NONEXISTENT, timeout=REQUEST_TIMEOUT)
     else:
-        await channel.exchange_unbind(exchange, NOBODYS, NOBODYS, timeout=REQUEST_TIMEOUT)
+        await channel.exchange_unbind(exchange, NONEXISTENT, NONEXISTENT, timeout=REQUEST_TIMEOUT)
 
 
 async def _get(channel: AbstractChannel, queue: str) -> None:

@@ -54,7 +54,7 @@ class TopologyNames:
 
     @property
     def wakeups(self) -> str:
-        """Exchange of the messages that tell APIs to read the feed. Nobody awaits confirms of them."""
+        """Exchange of the messages that tell APIs to read the feed; they are published without confirms."""
         return f"{self.prefix}.wakeups"
 
     @property

@@ -1,4 +1,4 @@
-"""Publish without confirms what may be lost, so that nobody waits for it, least of all for a hung node."""
+"""Publish what may be lost, without confirms: the caller never waits for the broker, not even for a hung node."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class LineFeeder:
                 if not self._write():
                     return
                 self._rename(OPEN, FAILED if self._closed else DONE)
-        except OSError:  # somebody has deleted the folder
+        except OSError:  # the folder was deleted
             return
 
     def _write(self) -> bool:

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from taskherd.broker import diagnostics as broker
-from taskherd.broker.excess_rights import DEFAULT_EXCHANGE, NOBODYS, excess_rights
+from taskherd.broker.excess_rights import DEFAULT_EXCHANGE, NONEXISTENT, excess_rights
 from taskherd.broker.topology import TopologyNames
 from taskherd.cli.diagnostics.findings import Finding, counted, error, note, ok, problems
 from taskherd.cli.diagnostics.hosts import check_hosts
@@ -76,7 +76,7 @@ async def _excess_rights(
 ) -> tuple[str, ...]:
     """Return rights that none of these roles needs, each as an example: what deploy/rabbitmq/users.py does not give."""
     server_named = "amq.gen-taskherd-doctor"
-    configure, write, read = [NOBODYS], [], [NOBODYS]
+    configure, write, read = [NONEXISTENT], [], [NONEXISTENT]
     if Role.API not in roles:
         configure.append(server_named)
         read.append(server_named)
