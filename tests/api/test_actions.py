@@ -68,6 +68,11 @@ async def test_an_action_changes_all_tasks_that_match(api_harness: ApiHarness) -
     assert (made["total"], made["action"], made["q"], made["failure"]) == (4, "pause", "owner:me", None)
     done = await finished(api_harness.alice, made)
     assert (done["state"], done["succeeded"], done["refused"], done["pending"]) == ("completed", 3, 1, 0)
+    counted = [
+        api_harness.api.metrics.registry.get_sample_value("taskherd_api_action_tasks_total", {"outcome": outcome})
+        for outcome in ("succeeded", "refused", "unconfirmed")
+    ]
+    assert counted == [3, 1, 0]
     rows = await results(api_harness.alice, done, limit=2)
     assert [row["position"] for row in rows] == [0, 1, 2, 3]
     assert {row["task_id"]: row["status"] for row in rows} == {

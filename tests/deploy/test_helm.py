@@ -354,6 +354,7 @@ def test_the_chart_ships_the_tested_rules_and_dashboard() -> None:
         {"worker": {"replica": 3}},
         {"worker": {"partitions": 1000}},
         {"settings": {"DATABASE_URL": "postgresql://…"}},
+        {"api": {"settings": {"DATABASE_READ_URL": "postgresql://…"}}},
         {"settings": {"agent_lost_after": "30s"}},
         {"image": {"digest": "latest"}},
         {"ca": {"secret": "a", "configMap": "b"}},

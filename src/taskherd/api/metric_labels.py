@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from taskherd.api.actions.executor import ActionOutcome
 from taskherd.api.http.connections import LIMITS
 from taskherd.api.http.openapi import responses_of
 from taskherd.api.http.sign_in_failures import SignInFailure
@@ -32,6 +33,7 @@ def _requests() -> Iterator[tuple[str, str, str]]:
 
 
 LABEL_VALUES: Final[Mapping[str, Sequence[tuple[str, ...]]]] = {
+    "api_action_tasks": tuple((outcome.value,) for outcome in ActionOutcome),
     "api_reads": (("primary",), ("standby",)),
     "api_requests": tuple(dict.fromkeys(_requests())),
     "api_sign_in_failures": tuple((reason.value,) for reason in SignInFailure),

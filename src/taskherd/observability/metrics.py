@@ -157,6 +157,12 @@ class Metrics:
             "api_standby_lag_seconds",
             "Age of the newest change that the standby may lack; infinite if it does not answer, 0 without a standby.",
         )
+        self.api_action_tasks = self._counter(
+            "api_action_tasks",
+            "Tasks that actions were executed for, by outcome: succeeded, refused (also if the task is not visible any "
+            "more), or unconfirmed, after which the command is sent again.",
+            "outcome",
+        )
         self.api_followers = self._gauge("api_followers", "Readers of the change feed: streams and long polls.")
         self.api_sign_in_failures = self._counter(
             "api_sign_in_failures",

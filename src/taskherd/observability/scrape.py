@@ -49,6 +49,7 @@ ALERT_INPUTS: Final[Mapping[str, frozenset[str]]] = {
         "taskherd_api_requests_total",
         "taskherd_api_seconds_bucket",
         "taskherd_api_sign_in_failures_total",
+        "taskherd_api_standby_lag_seconds",
     },
     "runner": _EVERY_PROCESS
     | {

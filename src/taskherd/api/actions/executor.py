@@ -10,6 +10,8 @@ import asyncio
 import heapq
 from contextlib import suppress
 from datetime import timedelta
+from enum import StrEnum
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, assert_never
 from uuid import UUID, uuid4, uuid5
 
@@ -49,6 +51,21 @@ _MAX_DETAIL: Final = 500
 
 EXPIRED: Final = "The action was not finished within 12 hours."
 SIGNED_OUT: Final = "The token with which the action was requested is no longer valid."
+
+
+class ActionOutcome(StrEnum):
+    """What became of the command for one task of an action."""
+
+    SUCCEEDED = "succeeded"
+    REFUSED = "refused"
+    UNCONFIRMED = "unconfirmed"
+
+    @classmethod
+    def of(cls, result: TaskResult | None) -> ActionOutcome:
+        """Return the outcome of a result, or of None: no reply in time."""
+        if result is None:
+            return cls.UNCONFIRMED
+        return cls.SUCCEEDED if result.status < HTTPStatus.MULTIPLE_CHOICES else cls.REFUSED
 
 
 class ActionExecutor:
@@ -126,6 +143,8 @@ class ActionExecutor:
                 return
             tasks = await task_actions.pending(connection, step, self._step_size)
         outcomes = await asyncio.gather(*(_result(api, step, task) for task in tasks))
+        for outcome in outcomes:
+            api.metrics.api_action_tasks.labels(ActionOutcome.of(outcome)).inc()
         results = [outcome for outcome in outcomes if outcome is not None]
         failed = len(results) < len(tasks)
         seconds = _BACKOFF.delay(step.failures) if failed else len(tasks) / self._rate - (loop.time() - started)
