@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from taskherd.directory_file.parse import InvalidDirectory, parse
 from taskherd.store import directory
-from taskherd.store.directory_changes import Action, EntryChange
+from taskherd.store.directory_changes import EntryAction, EntryChange
 from taskherd.store.engine import transaction
 
 
@@ -69,7 +69,7 @@ async def apply(engine: AsyncEngine, content: dict[str, Any], *, allow: bool = T
 
 def counts(applied: directory.AppliedChanges) -> tuple[int, ...]:
     """Return how many entries were added, changed, reactivated and deactivated."""
-    return tuple(applied.changes.count(action) for action in Action)
+    return tuple(applied.changes.count(action) for action in EntryAction)
 
 
 async def test_applying_twice_changes_nothing(engine: AsyncEngine) -> None:
@@ -178,13 +178,13 @@ async def test_a_plan_names_what_would_change_and_changes_nothing(engine: AsyncE
     async with transaction(engine) as connection:
         changes = await directory.plan(connection, parse(yaml.safe_dump(content).encode()))
     assert changes.changes == (
-        EntryChange(Action.CHANGED, "user", "Alicia", ("username",)),
-        EntryChange(Action.REACTIVATED, "user", "bob", ("name",)),
-        EntryChange(Action.ADDED, "membership", "Alicia in other"),
-        EntryChange(Action.REACTIVATED, "membership", "bob in acme"),
-        EntryChange(Action.DEACTIVATED, "membership", "Alicia in acme"),
-        EntryChange(Action.CHANGED, "version", "acme/claude/v2", ("run.env", "run.pool")),
-        EntryChange(Action.DEACTIVATED, "preset", "acme/claude/v2/Default"),
+        EntryChange(EntryAction.CHANGED, "user", "Alicia", ("username",)),
+        EntryChange(EntryAction.REACTIVATED, "user", "bob", ("name",)),
+        EntryChange(EntryAction.ADDED, "membership", "Alicia in other"),
+        EntryChange(EntryAction.REACTIVATED, "membership", "bob in acme"),
+        EntryChange(EntryAction.DEACTIVATED, "membership", "Alicia in acme"),
+        EntryChange(EntryAction.CHANGED, "version", "acme/claude/v2", ("run.env", "run.pool")),
+        EntryChange(EntryAction.DEACTIVATED, "preset", "acme/claude/v2/Default"),
     )
     async with transaction(engine) as connection:
         assert await directory.revision(connection) == 2

@@ -16,7 +16,7 @@ from taskherd.directory_file.parse import InvalidDirectory, parse
 from taskherd.errors import Retry
 from taskherd.settings import load
 from taskherd.store import directory, migrate
-from taskherd.store.directory_changes import Action, DirectoryChanges
+from taskherd.store.directory_changes import DirectoryChanges, EntryAction
 from taskherd.store.engine import dispose, open_engine, transaction
 
 app = typer.Typer(help="Load the organizations, users and templates that tasks refer to.", no_args_is_help=True)
@@ -85,7 +85,7 @@ def _show(changes: DirectoryChanges, output: OutputFormat, *, allowed: bool) -> 
 
 def _as_json(changes: DirectoryChanges) -> dict[str, Any]:
     listed = [{**vars_of, "fields": list(vars_of["fields"])} for vars_of in map(asdict, changes.changes)]
-    return {"changes": listed, **{action.value: changes.count(action) for action in Action}}
+    return {"changes": listed, **{action.value: changes.count(action) for action in EntryAction}}
 
 
 def _report(applied: directory.AppliedChanges, output: OutputFormat) -> None:

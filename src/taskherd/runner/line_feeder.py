@@ -1,4 +1,4 @@
-"""Write whole lines to an agent's stdin, and acknowledge each; the runner's side is ``agents/lines.py``.
+"""Write whole lines to an agent's stdin, and acknowledge each; the runner makes the files (ADR 43).
 
 A line is a file in ``stdin/``, named by its number. Its name says what became of it:
 

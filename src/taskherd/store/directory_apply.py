@@ -13,7 +13,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from taskherd.directory_file.model import Directory
 from taskherd.directory_file.parse import InvalidDirectory
 from taskherd.store import tables
-from taskherd.store.directory_changes import ORGANIZATION, Action, DirectoryChanges, EntryChange, TooManyDeactivated
+from taskherd.store.directory_changes import (
+    ORGANIZATION,
+    DirectoryChanges,
+    EntryAction,
+    EntryChange,
+    TooManyDeactivated,
+)
 
 Key: TypeAlias = tuple[Any, ...]
 Rows: TypeAlias = Mapping[Key, Mapping[str, Any]]
@@ -150,13 +156,13 @@ def _describe(plans: Sequence[TablePlan]) -> DirectoryChanges:
 def _table_changes(plan: TablePlan, labels: _Labels) -> Iterator[EntryChange]:
     kind = plan.spec.kind
     for key in plan.new:
-        yield EntryChange(Action.ADDED, kind, labels.of(kind, key))
+        yield EntryChange(EntryAction.ADDED, kind, labels.of(kind, key))
     for key in plan.different:
         before, after = plan.existing[key], plan.desired[key]
-        action = Action.CHANGED if before["active"] else Action.REACTIVATED
+        action = EntryAction.CHANGED if before["active"] else EntryAction.REACTIVATED
         yield EntryChange(action, kind, labels.of(kind, key), tuple(_changed_fields(before, after)))
     for key in plan.missing:
-        yield EntryChange(Action.DEACTIVATED, kind, labels.of(kind, key))
+        yield EntryChange(EntryAction.DEACTIVATED, kind, labels.of(kind, key))
 
 
 def _changed_fields(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:

@@ -14,7 +14,7 @@ MAX_DEACTIVATED_SHARE: Final = 0.1
 ORGANIZATION: Final = "organization"
 
 
-class Action(StrEnum):
+class EntryAction(StrEnum):
     """What becomes of an entry."""
 
     ADDED = "added"
@@ -31,7 +31,7 @@ class EntryChange:
     of an entry that exists; never values, which may be secret.
     """
 
-    action: Action
+    action: EntryAction
     kind: str
     name: str
     fields: tuple[str, ...] = ()
@@ -44,14 +44,14 @@ class DirectoryChanges:
     changes: tuple[EntryChange, ...]
     active: Mapping[str, int]
 
-    def count(self, action: Action, kind: str | None = None) -> int:
+    def count(self, action: EntryAction, kind: str | None = None) -> int:
         """Return how many entries, or entries of a kind, an action concerns."""
         return sum(each.action is action and kind in {None, each.kind} for each in self.changes)
 
     @property
     def summary(self) -> str:
         """The number of entries for each action."""
-        return ", ".join(f"{self.count(action)} {action.value}" for action in Action)
+        return ", ".join(f"{self.count(action)} {action.value}" for action in EntryAction)
 
     @property
     def excessive(self) -> tuple[str, ...]:
@@ -59,10 +59,10 @@ class DirectoryChanges:
         reasons = [
             f"the organization {each.name} as a whole"
             for each in self.changes
-            if each.action is Action.DEACTIVATED and each.kind == ORGANIZATION
+            if each.action is EntryAction.DEACTIVATED and each.kind == ORGANIZATION
         ]
         for kind, active in self.active.items():
-            deactivated = self.count(Action.DEACTIVATED, kind)
+            deactivated = self.count(EntryAction.DEACTIVATED, kind)
             if deactivated > active * MAX_DEACTIVATED_SHARE:
                 reasons.append(f"{deactivated} of {active} active {kind} entries, more than a tenth")
         return tuple(reasons)

@@ -44,7 +44,7 @@ def _flag(text: str) -> bool:
     return text == "true"
 
 
-class ListQuery(QueryModel):
+class ActionListQuery(QueryModel):
     """Query parameters of the list of actions."""
 
     limit: Annotated[int, whole_number(1, MAX_LIMIT)] = Field(
@@ -170,7 +170,7 @@ async def get(request: RequestContext) -> BufferedResponse:
 
 async def list_actions(request: RequestContext) -> BufferedResponse:
     """Return the actions of the caller, newest first."""
-    query = request.parameters(ListQuery)
+    query = request.parameters(ActionListQuery)
     created_at, action_id = query.after or _AFTER_ALL
     rows = await request.api.reader.fetch(
         task_actions.LIST, request.caller.user_id, created_at, action_id, query.limit + 1

@@ -41,7 +41,7 @@ ROUTES: Final = (
         handler=handlers.list_actions,
         summary="List actions",
         description="Returns the actions of the caller, newest first.",
-        query=handlers.ListQuery,
+        query=handlers.ActionListQuery,
         responses={200: ResponseSpec("The actions.", Actions)},
         tag="actions",
     ),

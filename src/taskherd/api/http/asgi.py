@@ -12,7 +12,7 @@ from starlette.routing import Route as StarletteRoute
 
 from taskherd.api.board.routes import ROUTES as BOARD
 from taskherd.api.http import openapi
-from taskherd.api.http.endpoint import Endpoint
+from taskherd.api.http.endpoint import HttpEndpoint
 from taskherd.api.http.errors import route_not_found
 from taskherd.api.http.responses import BufferedResponse
 from taskherd.api.http.route import Auth, ResponseSpec, Route, SocketRoute
@@ -71,7 +71,9 @@ def _endpoints(api: ApiContext, prefix: str, routes: Sequence[Route]) -> list[Ba
     by_path = groupby(sorted(routes, key=lambda each: order[each.path]), key=lambda each: each.path)
     return [
         StarletteRoute(
-            prefix + path, Endpoint(api, prefix + path, own := list(group)), methods=_fixed_path_methods(own, routes)
+            prefix + path,
+            HttpEndpoint(api, prefix + path, own := list(group)),
+            methods=_fixed_path_methods(own, routes),
         )
         for path, group in by_path
     ]

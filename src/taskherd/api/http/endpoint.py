@@ -30,7 +30,7 @@ _CLIENT_CLOSED_REQUEST: Final = 499
 """The status in logs and metrics of a request whose client disconnected (nginx uses the same)."""
 
 
-class Endpoint:
+class HttpEndpoint:
     """All methods of one path, as an ASGI application."""
 
     def __init__(self, api: ApiContext, path: str, routes: Sequence[Route]) -> None:
