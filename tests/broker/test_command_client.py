@@ -77,3 +77,26 @@ async def test_a_call_without_a_reply_fails_in_time(
     assert (await client.call("any", b"?", recorded=recorded)).body == b"recorded"
     with pytest.raises(Unavailable, match=r"no reply to any within 1\.5 s: it was published"):
         await client.call("any", b"?")
+
+
+async def test_a_record_that_takes_long_to_find_holds_up_no_reply(
+    names: TopologyNames, amqp_url: str, connect_to: ConnectTo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reply that arrives while its record is looked for is returned at once, and the look is ended."""
+    monkeypatch.setattr(command_client, "RECORDED_AFTER", 0.05)
+    client = CommandClient(Publisher(connect_to(amqp_url, "calls")), names.commands, timeout=20)
+    looking, ended = asyncio.Event(), asyncio.Event()
+
+    async def recorded() -> Reply | None:
+        looking.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        return None
+
+    calling = asyncio.create_task(client.call("any", b"?", recorded=recorded))
+    await looking.wait()
+    await _reply(amqp_url, await _take(amqp_url, names.commands), b"arrived")
+    assert (await calling).body == b"arrived"
+    assert ended.is_set()

@@ -154,14 +154,26 @@ class CommandClient:
 
 
 async def _first_of(reply: asyncio.Future[Reply], recorded: Recorded | None) -> Reply:
+    """Return the reply, or its record if that is found first."""
     interval = RECORDED_AFTER
     while recorded is not None:
-        try:
-            async with asyncio.timeout(interval):
-                return await asyncio.shield(reply)
-        except TimeoutError:
-            found = await recorded()
-            if found is not None:
-                return found
+        await asyncio.wait({reply}, timeout=interval)
+        if reply.done():
+            break
+        found = await _look_until(reply, recorded)
+        if found is not None:
+            return found
         interval *= 2  # many calls wait while workers are slow
     return await reply
+
+
+async def _look_until(reply: asyncio.Future[Reply], recorded: Recorded) -> Reply | None:
+    """Return what ``recorded`` finds; end it and return None if the reply arrives before."""
+    look = asyncio.ensure_future(recorded())
+    either: set[asyncio.Future[Any]] = {reply, look}
+    try:
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        return None if reply.done() else look.result()
+    finally:
+        look.cancel()
+        await asyncio.gather(look, return_exceptions=True)
