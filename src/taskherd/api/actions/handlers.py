@@ -83,17 +83,28 @@ async def create(request: RequestContext) -> BufferedResponse:
     task_ids, missing = await _select(request, body)
     if body.dry_run:
         return await _preview(request, body, task_ids, missing)
-    new = task_actions.NewAction(
-        id=action_id,
-        user_id=request.caller.user_id,
-        token_id=request.caller.token_id,
-        action=body.action.value,
-        input=None if body.input is None else texts.sanitize(body.input, {}),
-        query=body.q,
-        digest=digest,
-        task_ids=task_ids,
-        missing=missing,
+    await _add(
+        request,
+        task_actions.NewAction(
+            id=action_id,
+            user_id=request.caller.user_id,
+            token_id=request.caller.token_id,
+            action=body.action.value,
+            input=None if body.input is None else texts.sanitize(body.input, {}),
+            query=body.q,
+            digest=digest,
+            task_ids=task_ids,
+            missing=missing,
+        ),
     )
+    stored = await _get_or_404(request, action_id)
+    if stored["digest"] != digest:  # another request with the same key was faster
+        return _repeated(stored, digest)
+    return json(action_json(stored), 202)
+
+
+async def _add(request: RequestContext, new: task_actions.NewAction) -> None:
+    """Store an action, and have it executed. Raise a 409 if too many of the caller's are unfinished."""
     async with transaction(request.api.engine) as connection:
         if not await task_actions.add(connection, new, NOT_FOUND.message, MAX_UNFINISHED):
             raise HTTPError(
@@ -102,11 +113,7 @@ async def create(request: RequestContext) -> BufferedResponse:
                 f"You may have {MAX_UNFINISHED}. Cancel one, or wait until one is finished, then try again.",
             )
     request.api.action_executor.wake()
-    request.log_fields = {"action_id": str(action_id), "action": new.action, "tasks": len(task_ids)}
-    stored = await _get_or_404(request, action_id)
-    if stored["digest"] != digest:  # another request with the same key was faster
-        return _repeated(stored, digest)
-    return json(action_json(stored), 202)
+    request.log_fields = {"action_id": str(new.id), "action": new.action, "tasks": len(new.task_ids)}
 
 
 def _check(body: CreateAction) -> None:
