@@ -26,6 +26,7 @@ from benchmarks.cases import (
     pgbouncer,
     plans,
     positions,
+    steady,
     sustained,
     sweep,
     throughput,
@@ -68,6 +69,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Run], Awaitable[str]]]] = {
     "compare": ("The worker of another checkout, compared with this one's", compare.measure),
     "positions": ("Feed positions, under one lock and in shards", positions.measure),
     "sweep": ("Sweeps of ten million leases, and probes of 256 partitions", sweep.measure),
+    "steady": ("Workers at a steady rate below their limit", steady.measure),
     "sustained": ("A steady stream of reports", sustained.measure),
 }
 """Cases that add a section of their own."""
@@ -104,7 +106,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--arrays", action="store_true", help="profile: send reports in arrays of 100")
     parser.add_argument("--minutes", type=float, metavar="N", default=HOUR, help="sustained: duration (60)")
     parser.add_argument("--rate", type=int, metavar="N", default=1_000, help="sustained: reports per second (1000)")
-    parser.add_argument("--checkout", type=Path, metavar="DIR", help="compare: the other checkout")
+    parser.add_argument("--checkout", type=Path, metavar="DIR", help="compare, steady: the other checkout")
     parser.add_argument("--pairs", type=int, metavar="N", default=5, help="compare: pairs of runs (5)")
     arguments = parser.parse_args(words)
     if "compare" in arguments.cases and arguments.checkout is None:

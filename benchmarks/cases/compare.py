@@ -48,11 +48,11 @@ async def _pair(
 ) -> tuple[Measured, Measured]:
     """Measure both checkouts, one after the other; return the other's result and this one's."""
     trees = (THIS_CHECKOUT, other) if this_first else (other, THIS_CHECKOUT)
-    first, second = [await measure_contender(services, WORKER, work, **_environment(tree)) for tree in trees]
+    first, second = [await measure_contender(services, WORKER, work, **checkout_environment(tree)) for tree in trees]
     return (second, first) if this_first else (first, second)
 
 
-def _environment(tree: Path) -> dict[str, str]:
+def checkout_environment(tree: Path) -> dict[str, str]:
     """Return variables that make Python import ``taskherd`` and ``benchmarks`` from ``tree``, not from the cwd."""
     return {"PYTHONPATH": f"{tree / 'src'}{os.pathsep}{tree}", "PYTHONSAFEPATH": "1"}
 

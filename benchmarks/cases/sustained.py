@@ -86,10 +86,15 @@ class Reader:
         self.events += len(steps)
         self._delays += [now - int(step) / self._rate for step in steps]
 
-    def p99(self) -> float:
-        """Return the 99th percentile of the seconds from a report's due time to its event since the last call."""
+    def percentiles(self) -> tuple[float, float]:
+        """Return p50 and p99 of the seconds from a report's due time to its event since the last call."""
         delays, self._delays = self._delays, []
-        return statistics.quantiles(delays, n=100)[98] if len(delays) > 1 else 0.0
+        cuts = statistics.quantiles(delays, n=100) if len(delays) > 1 else [0.0] * 99
+        return cuts[49], cuts[98]
+
+    def p99(self) -> float:
+        """Return the 99th percentile of the same."""
+        return self.percentiles()[1]
 
 
 async def measure(run: Run) -> str:

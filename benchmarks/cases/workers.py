@@ -93,7 +93,7 @@ def _team(samples: list[list[list[float]]]) -> Team:
     """Count each worker from its first ack to its last, and the rate from the time at which all had started."""
     busy = [lines for lines in samples if len(lines) > 1]
     reports = [lines[-1][1] - lines[0][1] for lines in busy]
-    cpu = sum(lines[-1][3] - lines[0][3] for lines in busy)
+    cpu = sum(lines[-1][-1] - lines[0][-1] for lines in busy)
     started, ended = max(lines[0][0] for lines in busy), max(lines[-1][0] for lines in busy)
     before = sum(max((line[1] for line in lines if line[0] <= started), default=0.0) for lines in busy)
     rate = (sum(lines[-1][1] for lines in busy) - before) / (ended - started)

@@ -54,9 +54,18 @@ def marshal(exchange: str, messages: Iterable[tuple[str, bytes]]) -> Backlog:
 
 
 async def publish_steadily(
-    amqp_url: str, exchange: str, messages: Iterator[tuple[str, bytes]], rate: int, on_sent: Callable[[int], None]
+    amqp_url: str,
+    exchange: str,
+    messages: Iterator[tuple[str, bytes]],
+    rate: int,
+    on_sent: Callable[[int], None],
+    *,
+    tick: float = TICK,
 ) -> None:
-    """Publish ``rate`` messages per second until none is left; call ``on_sent`` with the number sent so far."""
+    """Publish ``rate`` messages per second until none is left; call ``on_sent`` with the number sent so far.
+
+    ``tick`` is the time in seconds between two writes.
+    """
     async with _channel(amqp_url) as (reader, writer):
         confirming = asyncio.create_task(_confirmed(reader, None))
         loop = asyncio.get_running_loop()
@@ -71,7 +80,7 @@ async def publish_steadily(
                 await writer.drain()
                 if backlog.count < due or confirming.done():
                     break
-                await asyncio.sleep(TICK)
+                await asyncio.sleep(tick)
         finally:
             confirming.cancel()
 

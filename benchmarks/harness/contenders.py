@@ -108,7 +108,7 @@ def _result(samples: list[list[float]], per_count: int, resident: int) -> Measur
     reports = (last[1] - first[1]) * per_count
     return Measured(
         rate=reports / (last[0] - first[0]),
-        cpu=(last[3] - first[3]) / reports * 1e6,
+        cpu=(last[-1] - first[-1]) / reports * 1e6,
         events=int(last[2]),
         resident=resident,
     )

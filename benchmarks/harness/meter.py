@@ -15,16 +15,17 @@ EVERY = 0.005
 """Seconds between two readings, each of which costs about 20 microseconds."""
 
 
-def watch(read: Callable[[], tuple[int, int]]) -> None:
-    """Print time, finished reports, confirmed events and CPU seconds from a thread; ``read`` returns both counts.
+def watch(read: Callable[[], tuple[int, ...]]) -> None:
+    """Print time, finished reports, confirmed events and CPU seconds from a thread; ``read`` returns the counts.
 
+    More counts may follow the first two, before the CPU seconds.
     Times are those of the monotonic clock, which all processes of a machine share.
     """
     threading.Thread(target=_watch, args=(read,), daemon=True, name="meter").start()
 
 
-def _watch(read: Callable[[], tuple[int, int]]) -> None:
-    before = (0, 0)
+def _watch(read: Callable[[], tuple[int, ...]]) -> None:
+    before: tuple[int, ...] = ()
     while True:
         counts = read()
         if counts != before:

@@ -22,10 +22,12 @@ def main() -> None:
     worker = Worker(settings)
     metrics = worker.metrics
 
-    def read() -> tuple[int, int]:
+    def read() -> tuple[int, int, int]:
         samples = (sample for family in metrics.reports.collect() for sample in family.samples)
         published = next(iter(metrics.events_published.collect())).samples[0].value
-        return int(sum(sample.value for sample in samples)), int(published)
+        batches = next(iter(metrics.batch_size.collect())).samples
+        count = next(sample.value for sample in batches if sample.name.endswith("_count"))
+        return int(sum(sample.value for sample in samples)), int(published), int(count)
 
     meter.watch(read)
     with sampler.sampling(os.environ.get("BENCH_SAMPLES", "")):
