@@ -87,7 +87,7 @@ async def test_a_start_that_fails_says_what_to_do(tmp_path: Path, trait: str, wo
         ("refusal", ("idle", "refus"), ("failed", "refus")),
         ("max_tokens", ("idle", "max_tokens"), ("failed", "max_tokens")),
         ("max_turn_requests", ("idle", "max_turn_requests"), ("failed", "max_turn_requests")),
-        ("cancelled", ("idle", "nobody did that"), ("failed", "nobody did that")),
+        ("cancelled", ("idle", "was not requested"), ("failed", "was not requested")),
         ("done", ("idle", "not known (done)"), ("failed", "not known (done)")),
         ("error", ("failed", "the model is away"), ("failed", "the model is away")),
     ],
@@ -200,7 +200,7 @@ async def test_an_answer_that_was_recorded_and_not_submitted_is_given_once(
 
 
 async def test_a_request_expires_by_the_runners_clock(tmp_path: Path) -> None:
-    """The runner rejects what nobody answered in time."""
+    """The runner rejects what was not answered in time."""
     people = People()
     async with acp_run(tmp_path, people=people, approvals={"expire_after": "500ms"}) as run:
         await run.start("ask: 1 edit Change a")

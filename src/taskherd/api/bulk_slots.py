@@ -1,4 +1,4 @@
-"""How many commands of batches and actions wait for a reply: few beside single commands, else many.
+"""Limit the commands of batches and actions in flight: few while single commands are sent, else many.
 
 Commands that arrive together are executed together, so those of a batch make what others wait for longer. A process
 knows only its own users; between processes the worker lets users take turns.

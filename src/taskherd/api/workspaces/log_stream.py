@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from taskherd.api.change_feed import Subscriber
     from taskherd.api.context import RequestContext
-    from taskherd.api.workspaces.logs import LogKind
+    from taskherd.api.workspaces.logs import LogSpec
     from taskherd.store.read_pool import Row
 
 POLL_INTERVAL: Final = 5.0
@@ -45,7 +45,7 @@ class _LogStream:
     """One client that follows one log."""
 
     request: RequestContext
-    kind: LogKind
+    kind: LogSpec
     subscriber: Subscriber | None
 
     async def stream(self, row: Row, after: int, send_text: SendText) -> int:
@@ -91,7 +91,7 @@ class _LogStream:
             return None
 
 
-async def _follow(request: RequestContext, socket: WebSocket, kind: LogKind) -> None:
+async def _follow(request: RequestContext, socket: WebSocket, kind: LogSpec) -> None:
     after = request.parameters(logs.LogQuery).after
     row = await get_or_404(request, kind.lookup)
     feed = request.api.change_feed

@@ -45,7 +45,7 @@ class LogQuery(QueryModel):
 
 
 @dataclass(frozen=True, slots=True)
-class LogKind:
+class LogSpec:
     """The definition of a log: how to find its build, which changes are entries, and when it is complete."""
 
     lookup: BuildLookup
@@ -66,13 +66,13 @@ async def agent_logs(request: RequestContext) -> BufferedResponse:
     return await _log_response(request, AGENT)
 
 
-async def _log_response(request: RequestContext, log: LogKind) -> BufferedResponse:
+async def _log_response(request: RequestContext, log: LogSpec) -> BufferedResponse:
     after = request.parameters(LogQuery).after
     row = await get_or_404(request, log.lookup)
     return json([entry for _, entry in await entries(request, log, row, after)])
 
 
-async def entries(request: RequestContext, log: LogKind, row: Row, after: int) -> Entries:
+async def entries(request: RequestContext, log: LogSpec, row: Row, after: int) -> Entries:
     """Return up to ``MAX_ENTRIES`` entries after the id ``after``, each with its id."""
     steps = await builds.history(
         request.reader, row["task_id"], row["number"], log.changes, after=after, limit=MAX_ENTRIES
@@ -106,14 +106,14 @@ def _agent_entry(row: Row, step: Row) -> dict[str, Any]:
     }
 
 
-BUILD: Final = LogKind(
+BUILD: Final = LogSpec(
     lookup=builds.build,
     changes=("workspace_status", "workspace_build_number"),
     entry=_build_entry,
     complete=lambda row: row["job_status"] in ENDED,
     arrays=False,
 )
-AGENT: Final = LogKind(
+AGENT: Final = LogSpec(
     lookup=builds.of_agent,
     changes=("workspace_agent_lifecycle", "workspace_agent_health", "workspace_agent_id"),
     entry=_agent_entry,

@@ -4,7 +4,7 @@
 - ``connection``: JSON-RPC: ids, deadlines, which lines are open; all of it survives the runner
 - ``handshake``: from ``initialize`` to an open session
 - ``conversation``: what an agent tells becomes log entries and the state's message
-- ``permissions``, ``elicitation``: what an agent asks; ``people`` is the way to somebody who answers
+- ``permissions``, ``elicitation``: what an agent asks; ``people`` passes it to a person
 - ``files``: files that the agent reads and writes through its client
 - ``follower``: puts them together; its rules stand at its top
 """

@@ -9,14 +9,14 @@ from taskherd.runner.agents.acp.connection import INVALID_PARAMS, METHOD_NOT_FOU
 
 if TYPE_CHECKING:
     from taskherd.runner.agents.acp.connection import AgentCall
-    from taskherd.runner.agents.acp.requests import OpenRequests, Respond
+    from taskherd.runner.agents.acp.requests import AgentRequests, Respond
     from taskherd.runner.agents.context import AgentContext
 
 
 class ClientMethods:
     """The methods of the runner as a client of one agent."""
 
-    def __init__(self, context: AgentContext, open_requests: OpenRequests, respond: Respond) -> None:
+    def __init__(self, context: AgentContext, open_requests: AgentRequests, respond: Respond) -> None:
         self._context = context
         self._requests = open_requests
         self._respond = respond

@@ -34,7 +34,7 @@ MAX_DIFF: Final = 6 * 1024
 """Maximum number of characters of each side of a diff."""
 MAX_PATH: Final = 500
 MAX_ID: Final = 200
-"""Number of characters by which the agent's ids of messages and tool calls are told apart."""
+"""Number of characters of an agent's ids of messages and tool calls that are compared."""
 STARTED: Final = "The agent has begun its turn."
 _MARKS: Final = {"completed": "[x]", "in_progress": "[>]", "pending": "[ ]"}
 _CHUNKS: Final = (schema.AgentMessageChunk, schema.AgentThoughtChunk)

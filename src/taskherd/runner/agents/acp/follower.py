@@ -7,7 +7,7 @@ Rules:
 - What follows from a line is recorded, with the reports, in one record of the outbox; only then are the lines submitted
   that it causes. The next runner continues at a line boundary, tells nothing twice, and knows all that is open.
 - Every request of ours has a deadline. What does not end is cancelled, interrupted (SIGINT), stopped (SIGTERM) and
-  killed; how it ended is told by our own record.
+  killed; the outcome comes from our own record.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from taskherd.runner.agents.acp.conversation import Conversation
 from taskherd.runner.agents.acp.opening import SessionOpening
 from taskherd.runner.agents.acp.people import RequestClosed
 from taskherd.runner.agents.acp.recorder import Recorder
-from taskherd.runner.agents.acp.requests import OpenRequests
+from taskherd.runner.agents.acp.requests import AgentRequests
 from taskherd.runner.agents.context import (
     NOT_RUNNING,
     TAIL_BYTES,
@@ -88,7 +88,7 @@ class AcpFollower:
         checkpoint: dict[str, Any] = context.checkpoint
         self._connection = Connection(context.folder, checkpoint.get("connection", {}))
         self._conversation = Conversation(checkpoint.get("conversation", {}))
-        self._requests = OpenRequests(
+        self._requests = AgentRequests(
             checkpoint.get("requests", {}),
             respond=self,
             conversation=self._conversation,
@@ -116,7 +116,7 @@ class AcpFollower:
         """True once ``follow`` has ended: another follower may go on from the checkpoint."""
         self._changed = asyncio.Condition()
         self._awaited: dict[int, bool | None] = {}
-        """The lines that somebody waits for: whether they were written, None as long as that is not known."""
+        """Lines whose writing a caller awaits: whether they were written, None until that is known."""
         self._delivery = asyncio.Lock()
         self._exited = asyncio.Event()
 
@@ -190,7 +190,7 @@ class AcpFollower:
         self._connection.refuse(request, code, message, self._in(WRITE_TIMEOUT))
 
     def conclude(self, agent_exit: ExitRecord) -> None:
-        """Report what the agent told last, and how it ended."""
+        """Report the agent's last output, and how it ended."""
         while self._connection.reader.has_more:
             before = self._connection.reader.offset
             for message in self._connection.receive():
@@ -425,7 +425,7 @@ class AcpFollower:
             self._context.stop_agent()
 
     async def _end(self, reason: str) -> None:
-        """End the agent, and have its exit told with this reason."""
+        """End the agent; its exit is reported with this reason."""
         if not self._is_ending:
             self._fail(reason)
             await self._context.save()

@@ -81,7 +81,7 @@ class SessionOpening:
         self._call(method, handshake.session_params(cwd, servers, earlier))
 
     def _handle_opened(self, response: AgentResponse) -> None:
-        """Take the session. What is replayed of a continued one came before this, and is not told again."""
+        """Use this session. The replay of a continued one came before this, and is not reported again."""
         journal = self._context.journal
         session: object = journal.acp_session
         if response.method == "session/new":

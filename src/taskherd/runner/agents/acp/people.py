@@ -1,4 +1,4 @@
-"""The way from an agent's request to somebody who answers it, and back.
+"""The way from an agent's request to a person who answers it, and back.
 
 The follower opens requests and reports how each ended, always as a whole; it also judges when one expires. Whoever
 carries them to people calls ``Follower.answer`` with what they chose. A request is known by its ``request_id``.

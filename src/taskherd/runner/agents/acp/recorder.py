@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from taskherd.domain.reports import Report
     from taskherd.runner.agents.acp.connection import Connection
     from taskherd.runner.agents.acp.conversation import Conversation
-    from taskherd.runner.agents.acp.requests import OpenRequests
+    from taskherd.runner.agents.acp.requests import AgentRequests
     from taskherd.runner.agents.context import AgentContext
 
 FLUSH_EVERY: Final = 0.5
@@ -42,7 +42,7 @@ class Recorder:
         context: AgentContext,
         connection: Connection,
         conversation: Conversation,
-        requests: OpenRequests,
+        requests: AgentRequests,
         *,
         state: str,
         checkpoint: Callable[[], dict[str, Any]],

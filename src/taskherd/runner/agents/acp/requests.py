@@ -44,7 +44,7 @@ PERMISSION: Final = "session/request_permission"
 ELICITATION: Final = "elicitation/create"
 
 
-class OpenRequests:
+class AgentRequests:
     """The open requests of one agent."""
 
     def __init__(
@@ -146,7 +146,7 @@ class OpenRequests:
         question = elicitation.parse_question(call.params)
         title = sanitize_title(str(call.params.get("message") or ""), {}) or "The agent asks a question"
         if question is None or self._people is None or len(self._open) >= MAX_OPEN:
-            why = "its form cannot be passed on" if question is None else "nobody can be asked"
+            why = "its form cannot be passed on" if question is None else "no person can be asked"
             self._conversation.add_notice(f"a question of the agent was declined, because {why}: {title}")
             self._respond.answer(call.id, elicitation.DECLINED)
             return
@@ -173,7 +173,7 @@ class OpenRequests:
             self.cancel(request_id)
 
     def withdraw_all(self) -> None:
-        """Report all open requests as withdrawn: the agent has ended, so that nobody can answer."""
+        """Report all open requests as withdrawn: the agent has ended, so that no answer can reach it."""
         for _, _, request in (*self._open.values(), *self._answered.values()):
             self._unreported.append(replace(request, state="withdrawn"))
         self._open.clear()
@@ -190,7 +190,7 @@ class OpenRequests:
             rejecting = next((each.id for each in request.options if each.kind == "reject_once"), None)
             result = permissions.outcome(rejecting) if field is None else elicitation.DECLINED
             self._close(request_id, result, "expired", rejecting)
-            self._conversation.add_notice(f"nobody answered in time: {request.title}")
+            self._conversation.add_notice(f"no answer in time: {request.title}")
         return bool(due)
 
     def _ask(self, rpc: RpcId, field: str | None, request: AgentRequest, rejecting: str | None) -> None:

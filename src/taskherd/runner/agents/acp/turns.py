@@ -12,7 +12,7 @@ _LIMITS: Final = {
     "refusal": "The model refused to go on (refusal).",
     "max_tokens": "The turn ended at the model's limit of tokens (max_tokens).",
     "max_turn_requests": "The turn ended at its maximum number of requests to the model (max_turn_requests).",
-    "cancelled": "The agent says that its turn was cancelled, although nobody did that (cancelled).",
+    "cancelled": "The agent says that its turn was cancelled, although that was not requested (cancelled).",
 }
 
 
