@@ -65,6 +65,17 @@ async def test_a_work_queue_receives_only_requests_for_its_target(
     )
 
 
+async def test_without_its_exchange_no_work_queue_is_declared(
+    amqp_url: str, amqp_prefix: str, connect_to: ConnectTo
+) -> None:
+    """A queue that cannot be bound yet is not left behind unbound, since whoever finds it takes it for bound."""
+    connection = connect_to(amqp_url, "runner")
+    names = TopologyNames(amqp_prefix)
+    with pytest.raises(Unavailable, match="topology apply"):
+        await topology.declare_work_queue(await connection.channel(), names, "default")
+    assert not await topology.exist(await connection.channel(), queues=[names.work_queue("default")])
+
+
 async def test_an_exclusive_queue_drops_the_oldest(
     names: TopologyNames, publisher: Publisher, amqp_url: str, connect_to: ConnectTo
 ) -> None:

@@ -12,6 +12,8 @@ import aio_pika
 import pytest
 from aio_pika.exceptions import ChannelNotFoundEntity
 
+from taskherd.errors import Unavailable
+from taskherd.worker.work_queues import EVERY, WorkQueues
 from tests.harness.worker import SECRET, WorkerHarness, build_report, external_harness, running_worker
 
 CLAIMED_BY = "SELECT runner FROM build_claims WHERE task_id = $1 AND build_number = $2"
@@ -171,6 +173,30 @@ async def test_queues_of_the_directory_exist_without_a_hello(
             for name in ("gpu", "r1", "r2"):
                 assert await harness.queue_counts(f"work.{name}") == (0, 0)
                 await harness.channel.queue_delete(f"{harness.prefix}.work.{name}", timeout=5)
+
+
+async def test_work_queues_are_declared_soon_after_a_failure(
+    harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a failure, as before the exchange of work requests exists, a worker tries again within seconds."""
+    work_queues = WorkQueues(harness.worker._context, harness.worker._connections.consume)
+    failures = [Unavailable("no exchange yet"), Unavailable("no exchange yet")]
+    declared = asyncio.Event()
+
+    async def declare_missing_once() -> None:
+        if failures:
+            raise failures.pop()
+        declared.set()
+
+    monkeypatch.setattr(work_queues, "declare_missing_once", declare_missing_once)
+    running = asyncio.create_task(work_queues.run())
+    try:
+        async with asyncio.timeout(EVERY / 2):
+            await declared.wait()
+    finally:
+        running.cancel()
+        await asyncio.wait({running})
+    assert not failures
 
 
 async def test_an_idle_runner_is_forgotten(harness: WorkerHarness) -> None:

@@ -196,10 +196,12 @@ async def _declare_passively(channel: AbstractChannel, exchanges: Iterable[str],
 async def declare_work_queue(channel: AbstractChannel, names: TopologyNames, target: str) -> str:
     """Declare and bind the queue of the pool or runner ``target`` and return its name. Raise as ``declare`` does.
 
-    It has no dead-letter exchange: the worker itself repeats a request that is not executed, and eventually gives up.
+    Without the exchange no queue is declared: whoever finds a queue may take it for bound. It has no dead-letter
+    exchange: the worker itself repeats a request that is not executed, and eventually gives up.
     """
     queue = names.work_queue(target)
     with _explain_mismatch(f"declaring {queue}"):
+        await channel.exchange_declare(names.work, passive=True, timeout=REQUEST_TIMEOUT)
         await _declare_quorum(channel, queue, {"x-delivery-limit": DELIVERY_LIMIT})
         await channel.queue_bind(queue, names.work, f"*.*.{target}", timeout=REQUEST_TIMEOUT)
     return queue

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from taskherd import retry
 from taskherd.broker import topology
 from taskherd.errors import Misconfigured, Retry, Unavailable
 from taskherd.store import runners
@@ -47,14 +48,17 @@ class WorkQueues:
         self._declared: set[str] = set()
 
     async def run(self) -> None:
-        """Declare missing queues and delete idle ones, periodically."""
+        """Declare missing queues and delete idle ones, periodically, and sooner after a failure."""
+        failures = 0
         while True:
             try:
                 await self.declare_missing_once()
                 await self.forget_idle_once(self._context.now())
+                failures = 0
             except (Unavailable, Retry, Misconfigured) as error:
+                failures += 1
                 log.warning("cannot declare work queues, retrying", reason=str(error))
-            await asyncio.sleep(EVERY)
+            await asyncio.sleep(retry.delay(failures) if failures else EVERY)
 
     def reset(self) -> None:
         """Declare all queues again: after a reconnect the broker may be another one."""
