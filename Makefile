@@ -30,7 +30,7 @@ pure: $(READY)
 test: $(READY) ## run all tests except the long chaos campaigns, on real RabbitMQ and PostgreSQL; about a quarter of an hour
 	$(BIN)/pytest -q -m "not chaos and not cluster and not agents" -n 3 --dist loadfile --no-loadscope-reorder tests
 
-agents: $(READY) ## run Claude Code and Gemini CLI over ACP, Claude Code behind AgentAPI (AGENTAPI=program), against a scripted model; TEST= selects (needs npm)
+agents: $(READY) ## run Claude Code, Codex, OpenCode, Gemini CLI and AgentAPI (AGENTAPI=program) against a scripted model; TEST= selects (needs npm)
 	@mkdir -p .agents && cp tests/real_agents/npm/*.json .agents/
 	npm ci --silent --no-fund --no-audit --prefix .agents
 	AGENTAPI=$(AGENTAPI) CLAUDE=$(CURDIR)/.agents/node_modules/.bin $(BIN)/pytest -q -m agents --timeout 300 $(or $(TEST),tests/real_agents)

@@ -15,6 +15,15 @@ from tests.harness.templates import EXAMPLE, TEMPLATES, shipped_run
 
 NAMES = sorted(path.name for path in TEMPLATES.iterdir())
 KEY = "sk-of-the-test-0123456789-0123456789"
+PROGRAMS = {
+    "claude-acp.yaml": "claude-agent-acp",
+    "codex.yaml": "codex-acp",
+    "gemini.yaml": "gemini",
+    "opencode.yaml": "opencode",
+}
+"""The program of each template whose program is not ``claude``."""
+KEYS = {"codex.yaml": "OPENAI_API_KEY", "gemini.yaml": "GEMINI_API_KEY", "opencode.yaml": "OPENAI_API_KEY"}
+"""The variable with the key of each template whose key is not ``ANTHROPIC_API_KEY``."""
 
 
 def start(
@@ -26,7 +35,7 @@ def start(
     for folder in (project, stubs):
         folder.mkdir(parents=True, exist_ok=True)
     print_arguments = 'printf "%s\\n" "$(basename "$0")" "$@" "$HOME"'
-    scripts = dict.fromkeys(("agentapi", "claude", "claude-agent-acp"), print_arguments) | {"id": f"echo {user_id}"}
+    scripts = dict.fromkeys(("agentapi", "claude", *PROGRAMS.values()), print_arguments) | {"id": f"echo {user_id}"}
     for program, script in scripts.items():
         (stubs / program).write_text(f"#!/bin/sh\n{script}\n")
         (stubs / program).chmod(0o755)
@@ -36,7 +45,7 @@ def start(
     prompt.write_text("Do it")
     variables = {
         "PATH": f"{stubs}:{os.environ['PATH']}",
-        "ANTHROPIC_API_KEY": KEY,
+        KEYS.get(name, "ANTHROPIC_API_KEY"): KEY,
         "AGENTAPI_PORT": "3284",
         "TASKHERD_PROMPT_FILE": str(prompt),
     }
@@ -63,12 +72,13 @@ def test_a_template_is_valid_as_it_is(name: str) -> None:
 def test_it_refuses_what_cannot_work(tmp_path: Path, name: str) -> None:
     """As root, without a key or without a program it ends at once, with a status of its own and the reason."""
     as_root = start(tmp_path, name, user_id=0)
-    without_key = start(tmp_path, name, ANTHROPIC_API_KEY="")
-    program = "claude-agent-acp" if name == "claude-acp.yaml" else "claude"
+    key = KEYS.get(name, "ANTHROPIC_API_KEY")
+    without_key = start(tmp_path, name, **{key: ""})
+    program = PROGRAMS.get(name, "claude")
     without_program = start(tmp_path, name, PATH=str(tmp_path / "bin"), without=program)
     assert {ended.returncode for ended in (as_root, without_key, without_program)} == {78}
     assert "start the runner as another user" in as_root.stderr
-    assert "ANTHROPIC_API_KEY is not set" in without_key.stderr
+    assert f"{key} is not set" in without_key.stderr
     assert f"{program} is not in the PATH" in without_program.stderr
 
 
@@ -100,7 +110,26 @@ def test_claude_as_stdio(tmp_path: Path) -> None:
     assert ended.stdout.splitlines() == ["claude", "-p", "--dangerously-skip-permissions", home], ended.stderr
 
 
-def test_claude_over_acp(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("claude-acp.yaml", ["claude-agent-acp"]),
+        ("codex.yaml", ["codex-acp"]),
+        ("gemini.yaml", ["gemini", "--acp", "--model", "gemini-2.5-pro"]),
+        ("opencode.yaml", ["opencode", "acp"]),
+    ],
+)
+def test_an_agent_over_acp(tmp_path: Path, name: str, arguments: list[str]) -> None:
     """It speaks the protocol, from a HOME of the task's own, in which it keeps its sessions."""
-    ended = start(tmp_path, "claude-acp.yaml")
-    assert ended.stdout.splitlines() == ["claude-agent-acp", str(tmp_path / 'it\'s "work"' / "home")], ended.stderr
+    ended = start(tmp_path, name)
+    assert ended.stdout.splitlines() == [*arguments, str(tmp_path / 'it\'s "work"' / "home")], ended.stderr
+
+
+def test_claude_over_acp_asks(tmp_path: Path) -> None:
+    """It asks for permission by the protocol; settings that are there already are left alone."""
+    start(tmp_path, "claude-acp.yaml")
+    settings = tmp_path / 'it\'s "work"' / "home/.claude/settings.json"
+    assert json.loads(settings.read_text()) == {"permissions": {"defaultMode": "default"}}
+    settings.write_text("{}")
+    start(tmp_path, "claude-acp.yaml")
+    assert settings.read_text() == "{}"

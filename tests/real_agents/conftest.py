@@ -17,10 +17,10 @@ import pytest
 
 from tests.harness.runner import RunnerHarness, RunnerSubprocess, eventually_async, runner_harness
 from tests.harness.worker import worker_harness
+from tests.real_agents.environment import environment
 
 MODEL = "tests.real_agents.model"
 NOBODY = 65_534
-API_KEY = "sk-ant-api03-of-the-scripted-model-0123456789"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +116,8 @@ async def start_runner(
 ) -> RunnerSubprocess:
     """Start a runner that is not root."""
     monkeypatch.setenv("PATH", path)
-    monkeypatch.setenv("ANTHROPIC_API_KEY", API_KEY)
-    monkeypatch.setenv("ANTHROPIC_BASE_URL", model.url)
+    for name, value in environment(model.url).items():
+        monkeypatch.setenv(name, value)
     user = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups") if os.geteuid() == 0 else ()
     (harness.folder / f"runner-{len(harness.runners)}.log").touch()
     return await harness.start(prefix=user)

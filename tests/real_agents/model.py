@@ -1,4 +1,4 @@
-"""A scripted model server on loopback (``python -m tests.real_agents.model PORT``): Anthropic's and Gemini's APIs.
+"""A scripted model server on loopback (``python -m tests.real_agents.model PORT``): Anthropic, Google, OpenAI.
 
 It plays one script, chosen by the last thing that the user wrote. ``run: COMMAND`` is answered with a sentence and a
 call of the tool Bash; the tool's result is answered with ``The command printed: …``. Anything else is answered with
@@ -23,7 +23,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from tests.real_agents import gemini
+from tests.real_agents import gemini, openai
 
 Block: TypeAlias = dict[str, Any]
 Message: TypeAlias = dict[str, Any]
@@ -157,6 +157,8 @@ app = CountRequests(
             Route("/requests", requests),
             Route("/v1/messages", create_message, methods=["POST"]),
             Route("/v1beta/models/{name}:{method}", gemini.generate, methods=["POST"]),
+            Route("/v1/responses", openai.responses, methods=["POST"]),
+            Route("/v1/chat/completions", openai.chat_completions, methods=["POST"]),
             Route("/v1/messages/count_tokens", count_tokens, methods=["POST"]),
             Route("/{path:path}", unknown, methods=["GET", "POST", "HEAD"]),
         ]

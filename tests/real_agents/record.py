@@ -14,25 +14,17 @@ from pathlib import Path
 
 import httpx
 
+from taskherd.dev.ports import find_free
 from tests.harness.runner import eventually, eventually_async
+from tests.real_agents.environment import CLAUDE_SETTINGS, environment
 from tests.runner.acp import AcpRun, acp_run
 from tests.runner.acp_scenarios import SCENARIOS
 
 TEE = Path(__file__).parents[1] / "harness" / "tee_agent.py"
 MODEL = "tests.real_agents.model"
 NOBODY = 65_534
-PORT = 18_971
+(PORT,) = find_free([18_971])
 BASE = f"http://127.0.0.1:{PORT}"
-KEY = "sk-ant-api03-of-the-scripted-model-0123456789"
-ENVIRONMENT = {
-    "ANTHROPIC_API_KEY": KEY,
-    "ANTHROPIC_BASE_URL": BASE,
-    "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
-    "GEMINI_API_KEY": "of-the-scripted-model",
-    "GOOGLE_GEMINI_BASE_URL": BASE,
-    "OPENAI_API_KEY": "of-the-scripted-model",
-    "OPENAI_BASE_URL": f"{BASE}/v1",
-}
 
 
 def prepare(run: AcpRun, transcript: Path, command: list[str]) -> None:
@@ -42,8 +34,13 @@ def prepare(run: AcpRun, transcript: Path, command: list[str]) -> None:
         run.task.prepare(NOBODY)
     else:
         run.task.home.mkdir(exist_ok=True)
+    settings = run.task.home / ".claude/settings.json"
+    settings.parent.mkdir(exist_ok=True)
+    settings.write_text(CLAUDE_SETTINGS)
+    if run.uid is not None:
+        os.chown(settings.parent, run.uid, run.uid)
     run.argv = [sys.executable, str(TEE), str(transcript), *command]
-    run.env = {"PATH": os.environ["PATH"], "HOME": str(run.task.home), **ENVIRONMENT}
+    run.env = {"PATH": os.environ["PATH"], "HOME": str(run.task.home), **environment(BASE)}
 
 
 async def record(name: str, transcript: Path, command: list[str]) -> None:

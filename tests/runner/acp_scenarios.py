@@ -29,8 +29,8 @@ async def _policy(run: AcpRun) -> None:
     await run.until_state("idle", ANSWER)
     assert await run.send("Thank you") is None
     await run.until_state("idle", "You said: Thank you")
-    assert await run.send("run: sleep 100") is None
-    await run.until_state("working", "sleep 100")
+    assert await run.send("run: tail -f /dev/null") is None
+    await run.until_state("working", "tail -f")
     assert await run.follower.interrupt() == "stopped"
     await run.until_state("idle", "interrupted")
 

@@ -1,0 +1,52 @@
+"""The environment in which real agents use the scripted model instead of their own."""
+
+from __future__ import annotations
+
+import json
+
+ANTHROPIC_API_KEY = "sk-ant-api03-of-the-scripted-model-0123456789"
+MODEL = "scripted"
+CLAUDE_SETTINGS = json.dumps({"permissions": {"defaultMode": "default"}})
+"""The settings with which Claude Code asks for permission, instead of having a model decide."""
+
+
+def environment(url: str) -> dict[str, str]:
+    """Return the variables that lead Claude Code, Codex, Gemini CLI and OpenCode to the model server at ``url``."""
+    codex = {
+        "model": MODEL,
+        "model_providers": {
+            MODEL: {
+                "name": MODEL,
+                "base_url": f"{url}/v1",
+                "wire_api": "responses",
+                "env_key": "OPENAI_API_KEY",
+            }
+        },
+    }
+    provider = {
+        "npm": "@ai-sdk/openai-compatible",
+        "name": "Scripted",
+        "options": {"baseURL": f"{url}/v1", "apiKey": "of-the-scripted-model"},
+        "models": {MODEL: {"name": "Scripted", "tool_call": True}},
+    }
+    opencode = {
+        "provider": {MODEL: provider},
+        "model": f"{MODEL}/{MODEL}",
+        "small_model": f"{MODEL}/{MODEL}",
+        "permission": {"bash": "ask", "edit": "ask"},
+        "autoupdate": False,
+        "share": "disabled",
+    }
+    return {
+        "ANTHROPIC_API_KEY": ANTHROPIC_API_KEY,
+        "ANTHROPIC_BASE_URL": url,
+        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        "GEMINI_API_KEY": "of-the-scripted-model",
+        "GOOGLE_GEMINI_BASE_URL": url,
+        "OPENAI_API_KEY": "of-the-scripted-model",
+        "DEFAULT_AUTH_REQUEST": json.dumps({"methodId": "api-key"}),
+        "MODEL_PROVIDER": MODEL,
+        "INITIAL_AGENT_MODE": "workspace-write",
+        "CODEX_CONFIG": json.dumps(codex),
+        "OPENCODE_CONFIG_CONTENT": json.dumps(opencode),
+    }

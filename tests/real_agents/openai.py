@@ -1,0 +1,147 @@
+"""The script of ``model.py`` in the words of OpenAI's Responses and Chat Completions APIs, for Codex and OpenCode."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+Item = dict[str, Any]
+
+BEFORE_TOOL = "I run the command."
+MODEL: Final = "gpt-scripted"
+USAGE: Final = {"input_tokens": 100, "output_tokens": 20, "total_tokens": 120}
+SHELLS: Final = {"exec_command": "cmd", "bash": "command"}
+"""The tools of Codex and OpenCode that run a command, each with the name of its argument."""
+EXTRA: Final = {
+    "exec_command": {"sandbox_permissions": "require_escalated", "justification": "May I run the command?"},
+    "bash": {"description": "Run the command of the script"},
+}
+"""Further arguments of these tools. Codex asks for permission only outside of its sandbox."""
+_RUN = re.compile(r"run: (?P<command>.+)", re.DOTALL)
+_OUTPUT = re.compile(r"Output:\n(?P<output>.*)", re.DOTALL)
+
+
+def shell(tools: list[Item]) -> tuple[str, str] | None:
+    """Return the name of the tool that runs a command, and that of its argument, or None if none is offered."""
+    names = [tool.get("function", tool).get("name") for tool in tools]
+    return next(((name, SHELLS[name]) for name in names if name in SHELLS), None)
+
+
+def text_of(content: str | list[Item]) -> str:
+    """Return the text of a message's content."""
+    return content if isinstance(content, str) else "\n".join(part.get("text", "") for part in content)
+
+
+def printed(result: str) -> str:
+    """Return what a command printed, from the result of the tool."""
+    found = _OUTPUT.search(result)
+    return (found["output"] if found else result).strip()
+
+
+def script(said: str, result: str | None, tools: list[Item]) -> tuple[str, Item | None]:
+    """Return the text that answers, and the call of a tool: its name and arguments."""
+    if result is not None:
+        return f"The command printed: {printed(result)}", None
+    tool = shell(tools)
+    if tool is not None and (match := _RUN.search(said)):
+        arguments = {tool[1]: match["command"].strip(), **EXTRA[tool[0]]}
+        return BEFORE_TOOL, {"name": tool[0], "arguments": json.dumps(arguments)}
+    return f"You said: {said}", None
+
+
+def response_items(body: Item) -> list[Item]:
+    """Return the output items with which the script answers a request to the Responses API."""
+    last = body["input"][-1]
+    is_result = last["type"].endswith("_output")
+    result = text_of(last["output"]) if is_result else None
+    text, call = script("" if is_result else text_of(last["content"]).strip(), result, body.get("tools") or [])
+    content = [{"type": "output_text", "text": text, "annotations": []}]
+    items: list[Item] = [
+        {
+            "type": "message",
+            "id": f"msg_{len(body['input']):04d}",
+            "role": "assistant",
+            "status": "completed",
+            "content": content,
+        }
+    ]
+    if call is not None:
+        name = f"call_{len(body['input']):04d}"
+        items.append({"type": "function_call", "id": f"fc_{name}", "call_id": name, "status": "completed", **call})
+    return items
+
+
+def response_events(items: list[Item], number: int) -> Iterator[Item]:
+    """Yield the events that stream a response."""
+    response: Item = {
+        "id": f"resp_{number:04d}",
+        "object": "response",
+        "created_at": 1_764_000_000,
+        "model": MODEL,
+        "status": "in_progress",
+        "output": [],
+    }
+    yield {"type": "response.created", "response": response}
+    for index, item in enumerate(items):
+        place = {"output_index": index, "item_id": item["id"]}
+        yield {"type": "response.output_item.added", "output_index": index, "item": {**item, "status": "in_progress"}}
+        if item["type"] == "message":
+            text = item["content"][0]["text"]
+            yield {"type": "response.output_text.delta", **place, "content_index": 0, "delta": text}
+        else:
+            yield {"type": "response.function_call_arguments.done", **place, "arguments": item["arguments"]}
+        yield {"type": "response.output_item.done", "output_index": index, "item": item}
+    details = {"input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 0}}
+    yield {
+        "type": "response.completed",
+        "response": {**response, "status": "completed", "output": items, "usage": {**USAGE, **details}},
+    }
+
+
+async def responses(request: Request) -> Response:
+    """Answer ``POST /v1/responses``, streamed."""
+    body = await request.json()
+    events = [
+        {**event, "sequence_number": number}
+        for number, event in enumerate(response_events(response_items(body), len(body["input"])))
+    ]
+    stream = "".join(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in events)
+    return Response(stream, media_type="text/event-stream")
+
+
+def completion(body: Item) -> Item:
+    """Return the message with which the script answers a request to the Chat Completions API."""
+    last = body["messages"][-1]
+    is_result = last["role"] == "tool"
+    content = text_of(last["content"]).strip()
+    text, call = script(content, content if is_result else None, body.get("tools") or [])
+    message: Item = {"role": "assistant", "content": text}
+    if call is not None:
+        name = f"call_{len(body['messages']):04d}"
+        message["tool_calls"] = [{"index": 0, "id": name, "type": "function", "function": call}]
+    return message
+
+
+async def chat_completions(request: Request) -> Response:
+    """Answer ``POST /v1/chat/completions``, streamed or whole."""
+    body = await request.json()
+    message = completion(body)
+    reason = "tool_calls" if "tool_calls" in message else "stop"
+    usage = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
+    common = {"id": "chatcmpl-1", "created": 1_764_000_000, "model": MODEL}
+    if not body.get("stream"):
+        choice = {"index": 0, "message": message, "finish_reason": reason}
+        return JSONResponse({**common, "object": "chat.completion", "choices": [choice], "usage": usage})
+    chunks: list[Item] = [
+        {"choices": [{"index": 0, "delta": message, "finish_reason": None}]},
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]},
+        {"choices": [], "usage": usage},
+    ]
+    lines = [json.dumps({**common, "object": "chat.completion.chunk", **chunk}) for chunk in chunks]
+    stream = "".join(f"data: {line}\n\n" for line in [*lines, "[DONE]"])
+    return Response(stream, media_type="text/event-stream")
