@@ -27,7 +27,7 @@ KEYS = {"codex.yaml": "OPENAI_API_KEY", "gemini.yaml": "GEMINI_API_KEY", "openco
 
 
 def start(
-    tmp_path: Path, name: str, user_id: int = 1000, without: str = "", **environment: str
+    tmp_path: Path, name: str, user_id: int = 1000, without: str = "", environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a template's command in ``tmp_path/it's "work"/project``, with stubs that print their arguments and HOME."""
     project = tmp_path / 'it\'s "work"' / "project"
@@ -50,7 +50,7 @@ def start(
         "TASKHERD_PROMPT_FILE": str(prompt),
     }
     command = ("/bin/sh", *template.parse(shipped_run(name)).command[1:])
-    env = {**variables, **environment}
+    env = {**variables, **(environment or {})}
     return subprocess.run(command, cwd=project, env=env, capture_output=True, text=True, check=False, timeout=30)
 
 
@@ -73,9 +73,9 @@ def test_it_refuses_what_cannot_work(tmp_path: Path, name: str) -> None:
     """As root, without a key or without a program it ends at once, with a status of its own and the reason."""
     as_root = start(tmp_path, name, user_id=0)
     key = KEYS.get(name, "ANTHROPIC_API_KEY")
-    without_key = start(tmp_path, name, **{key: ""})
+    without_key = start(tmp_path, name, environment={key: ""})
     program = PROGRAMS.get(name, "claude")
-    without_program = start(tmp_path, name, PATH=str(tmp_path / "bin"), without=program)
+    without_program = start(tmp_path, name, environment={"PATH": str(tmp_path / "bin")}, without=program)
     assert {ended.returncode for ended in (as_root, without_key, without_program)} == {78}
     assert "start the runner as another user" in as_root.stderr
     assert f"{key} is not set" in without_key.stderr
