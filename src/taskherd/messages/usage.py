@@ -1,4 +1,4 @@
-"""The fields with which agents and runners report the use of models: of the report and of the HTTP request.
+"""Usage in JSON: the fields with which agents and runners report it, and those of the task document and of sums.
 
 Money is a decimal text in JSON, never a number, which parsers read as binary floating point.
 """
@@ -6,16 +6,20 @@ Money is a decimal text in JSON, never a number, which parsers read as binary fl
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, Field, StringConstraints
 
 from taskherd.domain import reports as domain
+from taskherd.domain.usage import COUNTERS
 from taskherd.messages import texts
 from taskherd.messages.currencies import CURRENCIES
 from taskherd.messages.fields import IncomingModel
 from taskherd.messages.limits import MAX_MODEL_CHARACTERS, MAX_TOKENS
 from taskherd.messages.texts import SanitizeCounts
+
+if TYPE_CHECKING:
+    from taskherd.domain.usage import TaskUsage, UsageAmounts
 
 
 def _check_currency(code: str) -> str:
@@ -66,3 +70,46 @@ _NUMBERS: Final = (
     "context_used",
     "context_size",
 )
+
+
+class CostOut(BaseModel):
+    """An amount of money; ``amount`` is decimal text, ``currency`` a code of ISO 4217."""
+
+    amount: str
+    currency: str
+
+
+class AmountsOut(BaseModel):
+    """Numbers of tokens, and the cost in each currency, in the order of their codes."""
+
+    input_tokens: int
+    output_tokens: int
+    cache_read_tokens: int
+    cache_write_tokens: int
+    cost: list[CostOut]
+
+
+class UsageOut(AmountsOut):
+    """What the agents of a task used: the sum over its builds and models; null for a context that is not known."""
+
+    context_used: int | None
+    context_size: int | None
+
+
+def render_usage(usage: TaskUsage) -> dict[str, Any]:
+    """Return a task's usage as in its document, as JSON types."""
+    used, size = usage.context_used, usage.context_size
+    return {
+        **render_amounts(usage.total),
+        "context_used": None if used is None else used.tokens,
+        "context_size": None if size is None else size.tokens,
+    }
+
+
+def render_amounts(amounts: UsageAmounts) -> dict[str, Any]:
+    """Return amounts as JSON types."""
+    cost = [
+        {"amount": domain.format_amount(amount), "currency": currency}
+        for currency, amount in sorted(amounts.cost.items())
+    ]
+    return {**dict(zip(COUNTERS, amounts.tokens, strict=True)), "cost": cost}
