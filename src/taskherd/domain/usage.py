@@ -16,7 +16,7 @@ Rules:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from decimal import Decimal
+from decimal import Context, Decimal
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from taskherd.domain.outcome import ReportOutcome
@@ -30,10 +30,12 @@ if TYPE_CHECKING:
 COUNTERS: Final = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
 """The counters of tokens, in their order in ``UsageAmounts.tokens``."""
 
+_EXACT: Final = Context(prec=64)
+"""For additions: the default context rounds to 28 digits, and sums over many tasks have more."""
 NO_MODEL: Final = ""
 MAX_MODELS: Final = 16
 MAX_TOTAL: Final = 2**63 - 1
-"""Maximum of each counter, and of the cost in each currency, of a task: what JSON and ``Decimal`` add exactly."""
+"""Maximum of each counter, and of the cost in each currency, of a task: what a JSON parser can take."""
 
 
 class UsageKey(NamedTuple):
@@ -54,13 +56,16 @@ class UsageAmounts:
         """Return the sum."""
         cost = {**self.cost}
         for currency, amount in other.cost.items():
-            cost[currency] = cost.get(currency, Decimal()) + amount
+            cost[currency] = _EXACT.add(cost.get(currency, Decimal()), amount)
         return UsageAmounts(tuple(map(sum, zip(self.tokens, other.tokens, strict=True))), cost)
 
     def growth_to(self, other: UsageAmounts) -> UsageAmounts:
         """Return by how much ``other`` is greater: zero for what is not."""
         tokens = tuple(max(after - before, 0) for before, after in zip(self.tokens, other.tokens, strict=True))
-        growth = {currency: amount - self.cost.get(currency, Decimal()) for currency, amount in other.cost.items()}
+        growth = {
+            currency: _EXACT.subtract(amount, self.cost.get(currency, Decimal()))
+            for currency, amount in other.cost.items()
+        }
         return UsageAmounts(tokens, {currency: amount for currency, amount in growth.items() if amount > 0})
 
     def __bool__(self) -> bool:
