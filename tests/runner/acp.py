@@ -35,6 +35,7 @@ from tests.harness.runner import eventually
 
 KILLER = 65_533
 """The user that ends processes of an agent with a user of its own."""
+_NO_USAGE = {"type", "task_id", "build_number", "seq", "model"}
 AGENT = Path(__file__).parents[1] / "harness" / "acp_agent.py"
 
 
@@ -171,6 +172,16 @@ class AcpRun:
     def texts(self, kind: str = "message") -> list[str]:
         """Return the contents of the entries of a kind."""
         return [entry["content"] for entry in self.entries() if entry.get("kind") == kind]
+
+    def usage(self) -> dict[tuple[int, str], dict[str, Any]]:
+        """Return what was reported as used, by build and model: the latest of each number."""
+        latest: dict[tuple[int, str], dict[str, Any]] = {}
+        for report in self.reports("agent.usage"):
+            numbers = {name: number for name, number in report.items() if name not in _NO_USAGE}
+            if "cost" in numbers:
+                numbers["cost"] = numbers["cost"]["amount"]
+            latest.setdefault((report["build_number"], report.get("model", "")), {}).update(numbers)
+        return latest
 
     def received(self) -> list[dict[str, Any]]:
         """Return the messages that the agent has received."""
