@@ -16,9 +16,10 @@ from typer.testing import CliRunner
 
 from taskherd.cli.main import app
 from taskherd.messages.agent_tokens import agent_token
+from taskherd.observability import logs
 from tests.api.test_access import SIGNED_OUT
 from tests.harness.api import ALICE, BOB, MALLORY, OTHER, OTHER_TEMPLATE, ApiHarness
-from tests.harness.worker import ORGANIZATION, SECRET, TEMPLATE
+from tests.harness.worker import ORGANIZATION, SECRET, TEMPLATE, make_report
 
 FIRST = date(2026, 3, 1)
 COUNTERS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
@@ -184,6 +185,7 @@ async def test_an_agent_reports_its_usage(api_harness: ApiHarness) -> None:
 
 async def test_the_command_prints_sums(api_harness: ApiHarness) -> None:
     """``taskherd usage`` prints a table with the total, or the API's answer as JSON; errors have the usual codes."""
+    logs.configure("warning", "auto")  # the log of the worker, in the same process, is no output of the command
     await march(api_harness)
     env = {"TASKHERD_URL": api_harness.base, "TASKHERD_TOKEN": api_harness.tokens["carol"], "COLUMNS": "200"}
     period = ("--from", "2026-03-01", "--to", "2026-04-01")
@@ -198,6 +200,13 @@ async def test_the_command_prints_sums(api_harness: ApiHarness) -> None:
     assert ["bob", "haiku", "100", "0", "0", "2", "1", "USD"] in lines
     assert lines[-1][:2] == ["total", "135"]
     assert lines[-1][-4:] == ["3", "EUR,", "1.3", "USD"]
+    task_id = uuid.UUID((await api_harness.create(api_harness.carol, name="spent"))["id"])
+    cost = {"amount": "0.10", "currency": "USD"}
+    told = make_report("agent.usage", task_id, input_tokens=1200, cache_read_tokens=5, cost=cost)
+    await api_harness.worker.report(told)
+    await api_harness.worker.until(lambda: api_harness.worker.document(task_id).get("usage"))
+    shown = await asyncio.to_thread(CliRunner().invoke, app, ["task", "show", "spent"], env=env)
+    assert "1,200 tokens in, 0 out, 5 of a cache, 0.1 USD" in shown.stdout
     refused = await run("--by", "color")
     assert (refused.exit_code, "Traceback" in refused.output) == (6, False)
     assert "by" in refused.stderr

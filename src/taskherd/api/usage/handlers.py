@@ -60,6 +60,8 @@ def _format(text: str) -> str:
     return text or _FORMATS[0]
 
 
+_NAME: Final = f"({'|'.join(usage_queries.DIMENSIONS)})"
+_NAMES: Final = f"^{_NAME}(,{_NAME})*$"
 _DATE: Final = TextParameter(_date, {"type": "string", "format": "date"})
 
 
@@ -73,7 +75,7 @@ class UsageQuery(QueryModel):
     until: Annotated[date | None, _DATE] = Field(
         None, alias="to", description=f"The day after the last one, at most {MAX_DAYS} days later. Default: tomorrow."
     )
-    by: Annotated[tuple[str, ...], TextParameter(_dimensions, {"type": "string"})] = Field(
+    by: Annotated[tuple[str, ...], TextParameter(_dimensions, {"type": "string", "pattern": _NAMES})] = Field(
         ("day",),
         description="By what to group, separated by commas: day, organization, user, template, model. Default: day.",
     )

@@ -19,7 +19,7 @@ ROUTES: Final = (
         " Deleted tasks count too. With `format=csv` each group is a line, with a further one for each further"
         " currency, so that each column of numbers can be added up.",
         query=handlers.UsageQuery,
-        responses={200: ResponseSpec("The sums, or the same as CSV.", UsageReportOut)},
+        responses={200: ResponseSpec("The sums.", UsageReportOut, also=handlers.CSV)},
         tag="usage",
     ),
 )
