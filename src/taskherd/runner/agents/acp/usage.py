@@ -12,14 +12,14 @@ the checkpoint, which is saved with the reports, so that nothing is told twice o
 
 from __future__ import annotations
 
-from decimal import ROUND_HALF_EVEN, Decimal
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
 from taskherd.domain.reports import Cost, format_amount
 from taskherd.domain.usage import MAX_MODELS, NO_MODEL
-from taskherd.messages.currencies import CURRENCIES
 from taskherd.messages.limits import MAX_MODEL_CHARACTERS, MAX_TOKENS
 from taskherd.messages.texts import sanitize_name
+from taskherd.runner.agents.usage_numbers import MAX_AMOUNT, as_cost, is_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -35,8 +35,6 @@ _COUNTERS: Final = {
 }
 """The counters of a turn in ACP, and in a report."""
 _CONTEXT: Final = {"used": "context_used", "size": "context_size"}
-_DIGIT: Final = Decimal("0.000000001")
-_MAX_AMOUNT: Final = Decimal("999999999999.999999999")
 
 
 class UsageMeter:
@@ -119,7 +117,7 @@ class UsageMeter:
 
     def _handle_update(self, update: Mapping[str, Any], *, is_replay: bool) -> None:
         for name, field in _CONTEXT.items():
-            if _is_count(update.get(name)):
+            if is_count(update.get(name)):
                 self._context[field] = update[name]
                 self._changed.add(NO_MODEL)
         told = _cost_of(update)
@@ -137,7 +135,7 @@ class UsageMeter:
         self._spend(told.currency, told.amount - before if goes_on else told.amount)
 
     def _spend(self, currency: str, amount: Decimal) -> None:
-        self._cost[currency] = min(self._cost.get(currency, Decimal()) + amount, _MAX_AMOUNT)
+        self._cost[currency] = min(self._cost.get(currency, Decimal()) + amount, MAX_AMOUNT)
         self._changed.add(NO_MODEL)
 
 
@@ -148,9 +146,9 @@ def _turn(result: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, int]]]:
     if by_model or not isinstance(usage, dict):
         yield from by_model
         return
-    counters = {field: usage[name] for name, field in _COUNTERS.items() if _is_count(usage.get(name))}
+    counters = {field: usage[name] for name, field in _COUNTERS.items() if is_count(usage.get(name))}
     thoughts = usage.get("thoughtTokens")
-    if _is_count(thoughts) and usage.get("totalTokens") == sum(counters.values()) + thoughts:
+    if is_count(thoughts) and usage.get("totalTokens") == sum(counters.values()) + thoughts:
         counters["output_tokens"] = counters.get("output_tokens", 0) + thoughts  # counted beside the output
     if counters:
         yield NO_MODEL, counters
@@ -163,7 +161,7 @@ def _turn_by_model(meta: object) -> Iterator[tuple[str, dict[str, int]]]:
     for each in usage if isinstance(usage, list) else ():
         counts = each.get("token_count") if isinstance(each, dict) else None
         if isinstance(counts, dict):
-            counters = {name: counts[name] for name in ("input_tokens", "output_tokens") if _is_count(counts.get(name))}
+            counters = {name: counts[name] for name in ("input_tokens", "output_tokens") if is_count(counts.get(name))}
             model = each.get("model")
             name = sanitize_name(model, {}).strip()[:MAX_MODEL_CHARACTERS] if isinstance(model, str) else NO_MODEL
             if counters:
@@ -173,18 +171,7 @@ def _turn_by_model(meta: object) -> Iterator[tuple[str, dict[str, int]]]:
 def _cost_of(update: Mapping[str, Any]) -> Cost | None:
     """Return the cost in an update, None if it has none of which a report can be made."""
     cost = update.get("cost")
-    if not isinstance(cost, dict):
-        return None
-    amount, currency = cost.get("amount"), cost.get("currency")
-    if not isinstance(amount, int | float) or isinstance(amount, bool) or not 0 <= amount <= _MAX_AMOUNT:
-        return None
-    if not isinstance(currency, str) or currency not in CURRENCIES:
-        return None
-    return Cost(Decimal(repr(amount)).quantize(_DIGIT, ROUND_HALF_EVEN), currency)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS
+    return as_cost(cost.get("amount"), cost.get("currency")) if isinstance(cost, dict) else None
 
 
 def _amounts(texts: Mapping[str, str]) -> dict[str, Decimal]:
