@@ -27,7 +27,10 @@ USER_TOOLS = {
     "coder_list_templates": set(),
     "coder_send_task_input": {"task_id", "input"},
 }
-AGENT_TOOLS = {"coder_report_task": {"summary", "link", "state"}}
+AGENT_TOOLS = {
+    "coder_report_task": {"summary", "link", "state"},
+    "report_usage": {"model", *mcp_tools.TOKENS, "cost", "currency"},
+}
 
 
 @asynccontextmanager
@@ -100,7 +103,7 @@ async def test_an_assistant_uses_all_tools(api_harness: ApiHarness) -> None:
 
 
 async def test_an_agent_reports_its_own_task(api_harness: ApiHarness) -> None:
-    """With its agent token, an agent has one tool, whose reports become the task's state."""
+    """With its agent token, an agent has tools of its own; what it says it is doing becomes the task's state."""
     task_id = uuid.UUID((await api_harness.active())["id"])
     token = agent_token(SECRET, task_id, 1)
     async with mcp_client(CODER_AGENT_URL=api_harness.base, CODER_AGENT_TOKEN=token) as client:
@@ -110,6 +113,26 @@ async def test_an_agent_reports_its_own_task(api_harness: ApiHarness) -> None:
         assert api_harness.worker.state(task_id)["uri"] == "https://example.com/pull/7"
         refused = await client.call_tool("coder_report_task", {"summary": "?", "link": "", "state": "dancing"})
         assert refused.is_error
+
+
+async def test_an_agent_reports_what_it_used(api_harness: ApiHarness) -> None:
+    """What an agent reports as used becomes the task's usage; an amount that is none is refused with words."""
+    task_id = uuid.UUID((await api_harness.active())["id"])
+    token = agent_token(SECRET, task_id, 1)
+    async with mcp_client(CODER_AGENT_URL=api_harness.base, CODER_AGENT_TOKEN=token) as client:
+        await call(client, "report_usage", model="opus", input_tokens=7, cost="0.25")
+        await api_harness.worker.until(lambda: api_harness.worker.document(task_id).get("usage"))
+        usage = api_harness.worker.document(task_id)["usage"]
+        assert (usage["input_tokens"], usage["cost"]) == (7, [{"amount": "0.25", "currency": "USD"}])
+        for wrong in (
+            {"cost": "a quarter"},
+            {"cost": "1", "currency": "gold"},
+            {"input_tokens": "7"},
+            {"output_tokens": -1},
+        ):
+            refused = await client.call_tool("report_usage", wrong)
+            assert refused.is_error
+            assert next(iter(wrong)) in str(refused.content) or "currency" in str(refused.content)
 
 
 async def test_an_error_of_the_api_reaches_the_model(api_harness: ApiHarness) -> None:

@@ -117,6 +117,7 @@ ADDED: Final[Mapping[str, str]] = {
     "ResumeTaskResponse.workspace_build_id": "as in earlier versions of Coder",
     "Task.agent_exit": "how the agent ended",
     "Task.stalled_since": "since when the agent has been busy without a sign of progress",
+    "Task.usage": "what its agents used and cost",
     "TasksListResponse.next": "the next page",
 }
 """Fields that Go does not know, which its clients ignore."""

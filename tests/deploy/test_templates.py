@@ -110,6 +110,16 @@ def test_claude_as_stdio(tmp_path: Path) -> None:
     assert ended.stdout.splitlines() == ["claude", "-p", "--dangerously-skip-permissions", home], ended.stderr
 
 
+def test_claude_by_its_events(tmp_path: Path) -> None:
+    """It speaks its own protocol, from a HOME of the task's own; a resume names the session to continue."""
+    ended = start(tmp_path, "claude-stream.yaml")
+    formats = ["--input-format", "stream-json", "--output-format", "stream-json", "--verbose"]
+    arguments = ["claude", "-p", *formats, "--dangerously-skip-permissions"]
+    assert ended.stdout.splitlines() == [*arguments, str(tmp_path / 'it\'s "work"' / "home")], ended.stderr
+    run = template.parse(shipped_run("claude-stream.yaml"))
+    assert run.resume_command == (*run.command, "--resume", "{session}")
+
+
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [

@@ -20,7 +20,7 @@ SESSION = f"session-{os.getpid()}"
 FOLDER = Path.cwd()
 inbox: "queue.Queue[dict[str, Any]]" = queue.Queue()
 responses: "dict[object, dict[str, Any]]" = {}
-state: dict[str, Any] = {"cancelled": False, "session": SESSION}
+state: dict[str, Any] = {"cancelled": False, "session": SESSION, "turn": None}
 
 
 def send(message: dict[str, Any]) -> None:
@@ -127,6 +127,11 @@ def step(verb: str, argument: str) -> "str | None":  # noqa: PLR0915
         case "done":
             content = [{"type": "content", "content": text(rest)}]
             update("tool_call_update", toolCallId=first, status="completed", content=content)
+        case "usage":
+            amount, _, turn = rest.partition(" ")
+            cost = {"amount": float(amount), "currency": "USD"} if amount else None
+            update("usage_update", used=int(first), size=1000, cost=cost)
+            state["turn"] = {"inputTokens": int(turn), "outputTokens": 1} if turn else None
         case "ask":
             kind, _, title = rest.partition(" ")
             ask(first, title, kind)
@@ -190,7 +195,9 @@ def prompt(message: dict[str, Any]) -> None:
         send({"id": message["id"], "error": {"code": -32603, "message": "Internal error", "data": "the model is away"}})
         return
     for _ in range(2 if reason == "twice" else 1):
-        send({"id": message["id"], "result": {"stopReason": "end_turn" if reason in {None, "twice"} else reason}})
+        usage = {} if state["turn"] is None else {"usage": state["turn"]}
+        stop = "end_turn" if reason in {None, "twice"} else reason
+        send({"id": message["id"], "result": {"stopReason": stop, **usage}})
 
 
 def answer(message: dict[str, Any]) -> None:
@@ -222,6 +229,9 @@ def answer(message: dict[str, Any]) -> None:
             if message["method"] == "session/load":
                 update("user_message_chunk", content=text("replayed prompt"))
                 say("replayed answer")
+                for trait in TRAITS:
+                    if trait.startswith("replay-cost="):
+                        step("usage", f"7 {trait.partition('=')[2]}")
             send({"id": message["id"], "result": {}})
         case "session/prompt":
             prompt(message)

@@ -33,6 +33,7 @@ def test_no_label_is_an_id() -> None:
         "why",
         "template",
         "pool",
+        "currency",
         "route",
         "method",
         "role",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
@@ -28,6 +29,7 @@ from taskherd.domain.reports import (
     WorkspaceBuild,
 )
 from taskherd.domain.task import Deletion, Inbox, LastLog, LossRestarts, Silence, Stall, Stamped, TaskState, TimedOut
+from taskherd.domain.usage import ContextTokens, TaskUsage, UsageAmounts
 from taskherd.domain.value import replace
 from taskherd.store import task_state_codec
 
@@ -38,7 +40,7 @@ KEYS = {
     "guessed_from",
     "builds", "build", "workspace", "runner", "agent", "app", "lifecycle", "app_health", "app_status", "connection",
     "heard", "appeared", "asked", "unanswered", "silence", "given_up", "inbox", "deletion",
-    "agent_exit", "restarts", "last_log", "stall", "loss_restarts",
+    "agent_exit", "restarts", "last_log", "stall", "loss_restarts", "usage",
 }  # fmt: skip
 """The keys in stored rows; renaming one means rewriting the rows."""
 
@@ -99,6 +101,11 @@ def full_state() -> TaskState:
         loss_restarts=LossRestarts(2, at(30)),
         inbox=Inbox(2, INPUT, at(8)),
         deletion=Deletion(1, at(20), done=True),
+        usage=TaskUsage(
+            UsageAmounts((1, 2, 3, 4), {"USD": Decimal("0.000000001")}),
+            ContextTokens(3, 7, 90),
+            ContextTokens(3, 6, 100),
+        ),
     )
 
 

@@ -22,7 +22,8 @@ from taskherd.runner import journal as journals
 from taskherd.runner.activity import ProcessMonitor
 from taskherd.runner.agents.acp.follower import AcpFollower
 from taskherd.runner.agents.acp.people import AgentRequest
-from taskherd.runner.agents.context import AgentContext, DeliveryUnknown, NotDelivered, RecordAttempt
+from taskherd.runner.agents.context import AgentContext, DeliveryUnknown, Follower, NotDelivered, RecordAttempt
+from taskherd.runner.agents.kinds import follower_class
 from taskherd.runner.agents.log_budget import LogBudget, LogRates
 from taskherd.runner.agents.session import AgentSession
 from taskherd.runner.inputs import TaskInputs
@@ -35,6 +36,7 @@ from tests.harness.runner import eventually
 
 KILLER = 65_533
 """The user that ends processes of an agent with a user of its own."""
+_NO_USAGE = {"type", "task_id", "build_number", "seq", "model"}
 AGENT = Path(__file__).parents[1] / "harness" / "acp_agent.py"
 
 
@@ -96,7 +98,8 @@ class AcpRun:
         self.journal.gives_prompt = not given
         spec = processes.RunSpec(
             argv=self.argv, cwd=self.task.work, env=self.env, uid=self.uid, killer_uid=KILLER,
-            grace=self.run.grace, timeout=None, memory=None, cpu=None, cgroup=None, stdin=None, protocol=True,
+            grace=self.run.grace, timeout=None, memory=None, cpu=None, cgroup=None, protocol=True,
+            stdin=None if self.run.stdin_kind == "pipe" else Path(os.devnull),
         )  # fmt: skip
         handle = await processes.start(self.task.run(self.build), spec)
         self.follow(handle)
@@ -137,7 +140,7 @@ class AcpRun:
         """Deliver an input as ``TaskWorkspace.deliver`` does."""
         assert self.session is not None
         try:
-            await self.session.run_while_alive(self.follower.deliver(text, record_attempt))
+            await self.session.run_while_alive(self.session.follower.deliver(text, record_attempt))
         except (NotDelivered, DeliveryUnknown) as error:
             return str(error)
         return None
@@ -172,6 +175,16 @@ class AcpRun:
         """Return the contents of the entries of a kind."""
         return [entry["content"] for entry in self.entries() if entry.get("kind") == kind]
 
+    def usage(self) -> dict[tuple[int, str], dict[str, Any]]:
+        """Return what was reported as used, by build and model: the latest of each number."""
+        latest: dict[tuple[int, str], dict[str, Any]] = {}
+        for report in self.reports("agent.usage"):
+            numbers = {name: number for name, number in report.items() if name not in _NO_USAGE}
+            if "cost" in numbers:
+                numbers["cost"] = numbers["cost"]["amount"]
+            latest.setdefault((report["build_number"], report.get("model", "")), {}).update(numbers)
+        return latest
+
     def received(self) -> list[dict[str, Any]]:
         """Return the messages that the agent has received."""
         path = self.task.work / "received.jsonl"
@@ -204,9 +217,9 @@ class AcpRun:
             self.journal, self.build, transition=start, runner="r", outbox=self.outbox, sequence=sequence, now=now
         )
 
-    def _make_follower(self) -> AcpFollower:
+    def _make_follower(self) -> Follower:
         assert self.journal.start is not None
-        return AcpFollower(
+        return follower_class(self.run)(
             AgentContext(
                 run=self.run,
                 journal=self.journal,

@@ -13,12 +13,13 @@ from taskherd.api.agents.routes import ROUTES as AGENTS
 from taskherd.api.directory.routes import ROUTES as DIRECTORY
 from taskherd.api.http.route import Route
 from taskherd.api.tasks.routes import ROUTES as TASKS
+from taskherd.api.usage.routes import ROUTES as USAGE
 from taskherd.api.workspaces.routes import ROUTES as WORKSPACES
 from taskherd.api.workspaces.routes import SOCKETS
 
 PREFIX: Final = "/api/v2"
 EXPERIMENTAL: Final = "/api/experimental"
 
-ROUTES: Final[tuple[Route, ...]] = (*TASKS, *WORKSPACES, *AGENTS, *DIRECTORY, *ACTIONS)
+ROUTES: Final[tuple[Route, ...]] = (*TASKS, *WORKSPACES, *AGENTS, *DIRECTORY, *ACTIONS, *USAGE)
 
 __all__ = ["EXPERIMENTAL", "PREFIX", "ROUTES", "SOCKETS"]

@@ -30,11 +30,11 @@ GROUPS: Final = {
 }
 """Commands with subcommands, and the module of each."""
 
-SINGLE: Final = ("worker", "api", "runner", "mcp", "dev", "doctor", "config")
+SINGLE: Final = ("worker", "api", "runner", "mcp", "usage", "dev", "doctor", "config")
 """Commands without subcommands, each in a module of the same name."""
 
 
-WITHOUT_SETTINGS: Final = ("task", "mcp")
+WITHOUT_SETTINGS: Final = ("task", "mcp", "usage")
 """Commands that are clients of the API: started often, they import neither settings nor logs."""
 
 

@@ -16,7 +16,7 @@ def mcp() -> None:
     """Serve tools for tasks to AI assistants and agents, over MCP on stdin and stdout.
 
     With TASKHERD_URL and TASKHERD_TOKEN it offers tools to list templates, and to create, list, read, send input to and
-    delete tasks. Inside an agent that a runner started it offers coder_report_task, with which the agent reports its
-    progress.
+    delete tasks. Inside an agent that a runner started it offers coder_report_task and report_usage, with which the
+    agent reports its progress and what it used.
     """
     raise typer.Exit(serve())

@@ -68,11 +68,22 @@ def task(document: Task, *, following: str = "") -> None:
         ("ended", moment_and_age(ended["at"]) if ended else ""),
         ("workspace", f"{document['workspace_name']} {document.get('workspace_status') or ''}".rstrip()),
         ("template", document["template_display_name"] or document["template_name"]),
+        ("usage", _usage(document.get("usage") or {})),
         ("created", moment_and_age(document["created_at"])),
         ("updated", moment_and_age(document["updated_at"])),
         ("prompt", document["initial_prompt"]),
         ("next", following),
     )
+
+
+def _usage(usage: Mapping[str, Any]) -> str:
+    """Return what a task's agents used, "" if nothing is known."""
+    if not usage:
+        return ""
+    cost = [f"{each['amount']} {each['currency']}" for each in usage["cost"]]
+    tokens = f"{usage['input_tokens']:,} tokens in, {usage['output_tokens']:,} out"
+    cached = usage["cache_read_tokens"] + usage["cache_write_tokens"]
+    return ", ".join([tokens, *([f"{cached:,} of a cache"] if cached else []), *cost])
 
 
 def agent_note(document: Task, *, words: bool = False) -> str:

@@ -34,17 +34,25 @@ BUSY: Final = -32000
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """An argument of a tool, always a text; ``required`` ones are not empty, others default to "".
+    """An argument of a tool, a text or a number; ``required`` ones are not empty, others default to "" or to None.
 
-    ``choices``: the allowed values; none allows every text.
+    ``choices``: the allowed values; none allows every text. ``is_number``: it is a whole number, not negative.
     """
 
     description: str
     required: bool = False
     choices: tuple[str, ...] = ()
+    is_number: bool = False
+
+    @property
+    def default(self) -> str | None:
+        """The value of an argument that is absent."""
+        return None if self.is_number else ""
 
     def schema(self) -> dict[str, Any]:
         """Return the JSON schema of the argument."""
+        if self.is_number:
+            return {"type": "integer", "minimum": 0, "description": self.description}
         schema: dict[str, Any] = {"type": "string", "description": self.description}
         if self.choices:
             schema["enum"] = list(self.choices) if self.required else ["", *self.choices]
@@ -54,6 +62,9 @@ class Argument:
 
     def error(self, value: Any) -> str:
         """Return what is wrong with a value, or ""."""
+        if self.is_number:
+            is_number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+            return "" if is_number or value is None else "expected a whole number that is not negative"
         if not isinstance(value, str):
             return "expected a string"
         if self.required and not value:
@@ -195,7 +206,9 @@ class Server:
 
 def call(tool: Tool, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Call a tool and return the result for the model, in which every failure is a text that the model reads."""
-    values = {name: arguments.get(name, "") for name in tool.arguments}  # others are ignored, as they always were
+    values = {
+        name: arguments.get(name, argument.default) for name, argument in tool.arguments.items()
+    }  # others are ignored, as they always were
     wrong = [f"{name}: {error}" for name, argument in tool.arguments.items() if (error := argument.error(values[name]))]
     if wrong:
         return _failure(f"Invalid arguments. {'; '.join(wrong)}")

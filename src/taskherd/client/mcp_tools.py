@@ -1,4 +1,4 @@
-"""The tools of ``taskherd mcp``: report_task for agents, and task management for the assistants of users.
+"""The tools of ``taskherd mcp``: two reports for agents, and task management for the assistants of users.
 
 Names and arguments are those of Coder's MCP server, so prompts and configurations written for it keep working.
 The descriptions of the tools and of their arguments are shown to models.
@@ -29,6 +29,16 @@ TEMPLATE_FIELDS: Final = ("display_name", "id", "name", "description", "active_v
 AGENT_FIELDS: Final = ("agent_exit", "stalled_since", "workspace_agent_health")
 """The fields of a task that say whether its agent still runs; Coder's tool returns only status and state."""
 
+TOKENS: Final = {
+    "input_tokens": "read by the model, without those from a cache",
+    "output_tokens": "written by the model",
+    "cache_read_tokens": "read from a cache",
+    "cache_write_tokens": "written to a cache",
+    "context_used": "in the model's context now",
+    "context_size": "that the model's context can hold",
+}
+"""The numbers of a report of usage, and what each counts."""
+
 STATUSES: Final = ("pending", "initializing", "active", "paused", "unknown", "error")
 TASK_ID: Final = Argument("The task: its id, or [owner/]name; the default owner is you.", required=True)
 USER: Final = Argument("A username or id. Default: the user who owns the token.")
@@ -36,7 +46,7 @@ Document = dict[str, Any]
 
 
 class AgentTools:
-    """The tool of an agent, which reports the state of its own task."""
+    """The tools of an agent, which reports the state of its own task and what it used."""
 
     def __init__(self, client: Client, app_slug: str) -> None:
         self._client = client
@@ -59,13 +69,33 @@ class AgentTools:
                     "link": Argument("A related URL, such as a pull request."),
                 },
                 self.report_task,
-            )
+            ),
+            Tool(
+                "report_usage",
+                "Report what you used a model for, if you know it: the totals since you were started, not what was"
+                " added since the last report. Leave out what you do not know.",
+                {
+                    "model": Argument("The name of the model."),
+                    **{name: Argument(f"Tokens: {meaning}.", is_number=True) for name, meaning in TOKENS.items()},
+                    "cost": Argument("What that cost, as a decimal number in a text, such as 0.0123."),
+                    "currency": Argument("The currency of the cost, such as USD, which is the default."),
+                },
+                self.report_usage,
+            ),
         ]
 
     def report_task(self, summary: str, state: str, link: str) -> Document:
         """Report the state of the agent's own task."""
         body = {"app_slug": self._app_slug, "state": state, "message": summary, "uri": link}
         self._client.request("PATCH", "workspaceagents", "me", "app-status", body=body)
+        return {"message": "Thanks for reporting!"}
+
+    def report_usage(self, cost: str, currency: str, **fields: Any) -> Document:
+        """Report what the agent of the own task used."""
+        body = {name: value for name, value in fields.items() if value not in (None, "")}
+        if cost:
+            body["cost"] = {"amount": cost, "currency": currency or "USD"}
+        self._client.request("POST", "workspaceagents", "me", "usage", body=body)
         return {"message": "Thanks for reporting!"}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, TypeAlias, get_args
+from typing import Annotated, Literal, TypeAlias, assert_never, get_args
 
 from pydantic import (
     AfterValidator,
@@ -28,6 +28,9 @@ RESERVED_PREFIXES = ("TASKHERD_", "CODER_")
 AgentKind: TypeAlias = Literal["stdio", "agentapi", "acp", "self"]
 """How the runner follows the agent: its output, its AgentAPI, the Agent Client Protocol over stdin and stdout, or not
 at all (the agent reports its own status)."""
+
+OutputKind: TypeAlias = Literal["text", "claude-stream-json"]
+"""What an agent writes to its stdout: text for people, or Claude Code's events."""
 
 StdinKind: TypeAlias = Literal["pipe", "none", "prompt"]
 """What an agent reads from its stdin: inputs, nothing (end of file), or the prompt and then end of file."""
@@ -143,6 +146,11 @@ class RunConfig(TemplateModel):
         None, description="What a resume gives the agent. Absent: the prompt, unless the agent had finished with it."
     )
     stdin: StdinKind | None = Field(None, description="Absent: ``none`` for ``agentapi``, else ``pipe``.")
+    output: OutputKind = Field(
+        "text",
+        description="``claude-stream-json``: ``stdio`` whose stdout carries Claude Code's events. Its stdin takes"
+        " messages, the prompt first, unless ``stdin`` says otherwise.",
+    )
     on_exit: Literal["complete", "idle"] = Field("complete", description="The state after exit status 0.")
     workdir: TextWithoutNul = Field(".", description="The working directory, relative to the task's ``work`` folder.")
     env: Environment = Field(default_factory=Environment)
@@ -192,6 +200,8 @@ class RunConfig(TemplateModel):
             raise ValueError("`stdin: prompt` does not suit `agentapi`, which gets its prompt as the first message")
         if self.agent == "acp" and self.stdin is not None:
             raise ValueError("`stdin` does not suit `acp`, whose stdin carries the protocol")
+        if self.agent != "stdio" and self.output != "text":
+            raise ValueError(f"`output: {self.output}` requires `agent: stdio`")
         if self.agent != "acp" and (fields := self.model_fields_set & _ONLY_ACP):
             raise ValueError(f"`{min(fields)}` requires `agent: acp`")
         return self
@@ -207,6 +217,26 @@ class RunConfig(TemplateModel):
                 "`workdir` must be inside the task's `work` folder with `sandbox: bwrap`, which hides others"
             )
         return self
+
+    @property
+    def speaks(self) -> bool:
+        """True if the agent's stdout carries lines of a protocol, of which none may be lost."""
+        return self.agent == "acp" or self.output != "text"
+
+    @property
+    def takes_prompt_as_input(self) -> bool:
+        """True if the prompt is the first of the agent's inputs."""
+        match self.agent:
+            case "acp":
+                return True
+            case "agentapi":
+                return self.post_prompt
+            case "stdio":
+                return self.output != "text" and self.stdin_kind == "pipe"
+            case "self":
+                return False
+            case _:
+                assert_never(self.agent)
 
     @property
     def stdin_kind(self) -> StdinKind:

@@ -35,6 +35,7 @@ REPORTS: Final[Mapping[str, str]] = {
     "app.status": "the agent's state was reported",
     "task.log": "the agent's log was reported",
     "task.input": "what became of an input was reported",
+    "agent.usage": "the agent's use of its models was reported",
 }
 """What each type of report says."""
 

@@ -19,7 +19,7 @@ def erase(task: Task, now: datetime) -> Task:
 
 
 def scrub(state: TaskState) -> TaskState:
-    """Return what the delete and late reports of builds need of a state, without texts of people, agents or runners."""
+    """Return what the delete and late reports of builds and usage need, without texts of people, agents or runners."""
     return TaskState(
         build=_scrub_report(state.build),
         runner=None if state.runner is None else _scrub_report(state.runner),
@@ -27,6 +27,7 @@ def scrub(state: TaskState) -> TaskState:
         unanswered_build=state.unanswered_build,
         timed_out=state.timed_out,
         deletion=state.deletion,
+        usage=state.usage,
     )
 
 

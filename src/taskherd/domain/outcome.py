@@ -20,6 +20,7 @@ class DeadLetterReason(StrEnum):
     BUILD_OUT_OF_RANGE = "build_out_of_range"
     UNKNOWN_INPUT = "unknown_input"
     UNTRUSTED_SENDER = "untrusted_sender"
+    USAGE_OVERFLOW = "usage_overflow"
     PARKED_EXPIRED = "parked_expired"
     PARKED_OVERFLOW = "parked_overflow"
     COMMAND_REFUSED = "command_refused"
@@ -76,6 +77,11 @@ class ReportOutcome(Enum):
         "The build number is more than 1,000 above the highest one that the worker requested.",
     )
     UNKNOWN_INPUT = ("invalid", DeadLetterReason.UNKNOWN_INPUT, "The task has no input with this id.")
+    USAGE_OVERFLOW = (
+        "invalid",
+        DeadLetterReason.USAGE_OVERFLOW,
+        "The build has reported the usage of 16 other models already, or the task's total would exceed 2^63 - 1.",
+    )
     UNTRUSTED_SENDER = (
         "invalid",
         DeadLetterReason.UNTRUSTED_SENDER,

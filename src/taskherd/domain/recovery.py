@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from taskherd.domain import builds
 from taskherd.domain.liveness import silence_duration, silence_start
 from taskherd.domain.outcome import ReportOutcome
-from taskherd.domain.reports import AgentHeartbeat, InputOutcomeReport, JobStatus, TaskLog, Transition
+from taskherd.domain.reports import AgentHeartbeat, AgentUsage, InputOutcomeReport, JobStatus, TaskLog, Transition
 from taskherd.domain.task import LastLog, LossRestarts, Stall
 from taskherd.domain.value import replace, value
 from taskherd.domain.view import is_lost, is_working
@@ -47,7 +47,7 @@ def record_word(state: TaskState, report: Report, outcome: ReportOutcome, now: d
     number = report.sort_key[0]
     if state.stall is not None and state.stall.build_number == number:
         state = replace(state, stall=None)
-    if isinstance(report, TaskLog):
+    if isinstance(report, TaskLog | AgentUsage):
         latest = state.last_log
         is_newer = latest is None or number > latest.build_number
         if latest is not None and number == latest.build_number:

@@ -7,6 +7,7 @@ Reports in this layer are well formed: texts are sanitized and truncated, ids ar
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from enum import StrEnum
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar, TypeAlias, assert_never
@@ -268,6 +269,32 @@ class InputOutcomeReport(BaseReport):
     detail: str | None = None
 
 
+@value(frozen=True, slots=True)
+class Cost:
+    """An amount of money, with at most nine fractional digits; ``currency`` is a code of ISO 4217."""
+
+    amount: Decimal
+    currency: str
+
+
+@value(frozen=True, slots=True, kw_only=True)
+class AgentUsage(BaseReport):
+    """What a model was used for and has cost since the build began, as far as the reporter knows: None says nothing.
+
+    ``context_used`` and ``context_size`` are the tokens in the model's context now, and the most that it may hold.
+    """
+
+    type: ClassVar[str] = "agent.usage"
+    model: str | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_read_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    cost: Cost | None = None
+    context_used: int | None = None
+    context_size: int | None = None
+
+
 Report: TypeAlias = (
     WorkspaceBuild
     | AgentLifecycle
@@ -278,6 +305,7 @@ Report: TypeAlias = (
     | AppStatus
     | TaskLog
     | InputOutcomeReport
+    | AgentUsage
 )
 
 
@@ -343,8 +371,30 @@ def _type_fields(report: Report) -> dict[str, object]:  # noqa: PLR0911 - one re
             return {"entries": [_entry(entry) for entry in report.entries]}
         case InputOutcomeReport():
             return {"input_id": str(report.input_id), "outcome": report.outcome, "detail": report.detail}
+        case AgentUsage():
+            return _usage(report)
         case _:
             assert_never(report)
+
+
+def format_amount(amount: Decimal) -> str:
+    """Return an amount of money in its one canonical form: ``0.0012``, without an exponent or final zeros."""
+    text = f"{amount:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _usage(report: AgentUsage) -> dict[str, object]:
+    cost = report.cost
+    return {
+        "model": report.model,
+        "input_tokens": report.input_tokens,
+        "output_tokens": report.output_tokens,
+        "cache_read_tokens": report.cache_read_tokens,
+        "cache_write_tokens": report.cache_write_tokens,
+        "cost": None if cost is None else {"amount": format_amount(cost.amount), "currency": cost.currency},
+        "context_used": report.context_used,
+        "context_size": report.context_size,
+    }
 
 
 def _workspace(workspace: Workspace | None) -> dict[str, str] | None:

@@ -21,6 +21,7 @@ from taskherd.domain.reports import (
     Transition,
     WorkspaceBuild,
 )
+from taskherd.domain.usage import TaskUsage
 from taskherd.domain.value import value
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Silence:
 
 @value(frozen=True, slots=True)
 class LastLog:
-    """The latest build with log entries, and when its latest ones were received, to ``recovery.LOG_RESOLUTION``."""
+    """The latest build with log entries or usage, and when the latest was received, to ``recovery.LOG_RESOLUTION``."""
 
     build_number: int
     at: datetime
@@ -158,6 +159,7 @@ class TaskState:
     loss_restarts: LossRestarts = field(default_factory=LossRestarts)
     inbox: Inbox = field(default_factory=Inbox)
     deletion: Deletion | None = None
+    usage: TaskUsage | None = None
 
     @property
     def build_number(self) -> int:

@@ -13,7 +13,15 @@ from taskherd.domain import builds, erasure, fold, inbox, liveness, recovery
 from taskherd.domain.handle_command import CommandAccepted, CommandRefused, handle_command
 from taskherd.domain.lease import is_steady
 from taskherd.domain.outcome import ReportOutcome
-from taskherd.domain.reports import AgentHeartbeat, InputOutcome, InputOutcomeReport, TaskLog, WorkspaceBuild
+from taskherd.domain.reports import (
+    AgentHeartbeat,
+    AgentUsage,
+    InputOutcome,
+    InputOutcomeReport,
+    TaskLog,
+    WorkspaceBuild,
+)
+from taskherd.domain.usage import UsageLedger
 from taskherd.domain.value import replace, value
 from taskherd.domain.view import is_connected
 
@@ -88,6 +96,7 @@ class TaskUpdate:
         timed_out: the transition of the build that timed out.
         inputs_expired: number of user inputs that no runner picked up in time.
         erased: True if the contents of the task are erased.
+        usage: the task's usage by build and model, if it is loaded or reported.
     """
 
     before: Task | None
@@ -108,6 +117,7 @@ class TaskUpdate:
     delete_retried: bool = False
     erased: bool = False
     cause: Cause | None = None
+    usage: UsageLedger | None = None
 
     @property
     def existing_task(self) -> Task:
@@ -148,7 +158,7 @@ class UpdateContext:
 def apply_report(update: TaskUpdate, report: Report, now: datetime, context: UpdateContext) -> ReportOutcome:
     """Fold one report into the task, which must exist, and return its outcome."""
     task = update.existing_task
-    if task.deleted_at is not None and not isinstance(report, WorkspaceBuild):
+    if task.deleted_at is not None and not isinstance(report, WorkspaceBuild | AgentUsage):
         return ReportOutcome.TOMBSTONE
     state = task.state
     if fold.is_out_of_range(report, state):
@@ -156,6 +166,8 @@ def apply_report(update: TaskUpdate, report: Report, now: datetime, context: Upd
     report = fold.with_build_number(report, state)
     if isinstance(report, InputOutcomeReport):
         return _apply_input_outcome(update, report, now, context)
+    if isinstance(report, AgentUsage):
+        return _apply_usage(update, report, now)
     folded = fold.fold(state, report, now)
     after = recovery.record_word(folded.state, report, folded.outcome, now)
     if isinstance(report, TaskLog):
@@ -195,6 +207,20 @@ def _apply_input_outcome(
     state = inbox.record_outcome(task.state, report.input_id, now, delivered=delivered)
     update.task = replace(task, state=state)
     return ReportOutcome.APPLIED
+
+
+def _apply_usage(update: TaskUpdate, report: AgentUsage, now: datetime) -> ReportOutcome:
+    """Fold a report of usage, also of a deleted task: what it used was used."""
+    task = update.existing_task
+    ledger = update.usage = update.usage or UsageLedger()
+    usage, outcome = ledger.fold(task.state.usage, report)
+    if outcome is ReportOutcome.APPLIED:
+        state = replace(task.state, usage=usage)
+        if task.deleted_at is None:
+            state = recovery.record_word(state, report, outcome, now)
+            update.note_cause(Cause("report", report.type))
+        update.task = replace(task, state=state)
+    return outcome
 
 
 def apply_command(update: TaskUpdate, command: Command, now: datetime, context: UpdateContext) -> None:

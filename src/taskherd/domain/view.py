@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from taskherd.domain.reports import AgentExit, App, AppStatus
     from taskherd.domain.task import Facet, Stamped, Task, TaskState
+    from taskherd.domain.usage import TaskUsage
 
 
 LOST_CONNECTION = "agent has lost connection"
@@ -126,6 +127,7 @@ class TaskView:
     current_state: CurrentState | None
     agent_exit: EndedAgent | None
     stalled_since: datetime | None
+    usage: TaskUsage | None
 
 
 @value(frozen=True, slots=True)
@@ -156,6 +158,7 @@ def derive_view(state: TaskState, task_name: str) -> TaskView:
         current_state=current_state_of(state, status, agent),
         agent_exit=ended_agent_of(state),
         stalled_since=stalled_since(state),
+        usage=state.usage,
     )
 
 

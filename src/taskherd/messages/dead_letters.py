@@ -38,6 +38,7 @@ MEANINGS: Mapping[DeadLetterReason, str] = {
     DeadLetterReason.BUILD_OUT_OF_RANGE: "A build number more than 1,000 above the highest that the worker requested.",
     DeadLetterReason.UNKNOWN_INPUT: "An outcome was reported for an input the task does not have.",
     DeadLetterReason.UNTRUSTED_SENDER: "Its property user_id is missing, or names a user that may not send it.",
+    DeadLetterReason.USAGE_OVERFLOW: "Usage of a 17th model of a build, or beyond what the total of a task can hold.",
     DeadLetterReason.PARKED_EXPIRED: "A report whose task was not created within parked_ttl.",
     DeadLetterReason.PARKED_OVERFLOW: "Too many reports are parked for the task already.",
     DeadLetterReason.COMMAND_REFUSED: "A command that was refused and has no reply_to.",

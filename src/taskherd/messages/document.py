@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from taskherd.domain.reports import ExitReason, Lifecycle, format_rfc3339
 from taskherd.domain.view import Status
+from taskherd.messages.usage import UsageOut, render_usage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -78,6 +79,7 @@ class TaskDocument(BaseModel):
     current_state: CurrentStateOut | None
     agent_exit: AgentExitOut | None
     stalled_since: datetime | None
+    usage: UsageOut | None
     created_at: datetime
     updated_at: datetime
 
@@ -100,6 +102,7 @@ def core_document(view: TaskView, task: Task) -> dict[str, Any]:
         "current_state": None,
         "agent_exit": None,
         "stalled_since": None if view.stalled_since is None else format_rfc3339(view.stalled_since),
+        "usage": None if view.usage is None else render_usage(view.usage),
         "created_at": format_rfc3339(task.created_at),
     }
     if view.workspace_status:

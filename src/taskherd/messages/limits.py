@@ -40,5 +40,11 @@ MAX_URI_CHARACTERS: Final = 2048
 MAX_NAME_CHARACTERS: Final = 64
 """Maximum length of the name of a workspace, app or runner; ``domain.names`` limits the names of tasks."""
 
+MAX_MODEL_CHARACTERS: Final = 128
+"""Maximum length of the name of a model."""
+
+MAX_TOKENS: Final = 2**53 - 1
+"""Maximum number of tokens in one counter of a report: the largest integer that every JSON parser reads exactly."""
+
 MAX_SEQ: Final = 2**53 - 1
 """Maximum seq: the largest integer that every JSON parser reads exactly."""

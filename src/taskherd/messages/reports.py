@@ -33,6 +33,7 @@ from taskherd.messages.fields import (
 )
 from taskherd.messages.limits import MAX_BODY_BYTES, MAX_DATA_BYTES, MAX_ELEMENTS, MAX_SEQ
 from taskherd.messages.texts import SanitizeCounts
+from taskherd.messages.usage import UsageFields
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SPACE = b" \t\n\r"
@@ -314,6 +315,23 @@ class TaskInputIn(BaseReportIn):
         )
 
 
+class AgentUsageIn(UsageFields, BaseReportIn):
+    """What a model was used for and has cost since the build began; a counter that is absent says nothing."""
+
+    type: Literal["agent.usage"]
+
+    def to_domain(self, now: datetime, counts: SanitizeCounts) -> domain.AgentUsage:
+        """Return the report as a domain value, with sanitized texts."""
+        return domain.AgentUsage(
+            task_id=self.task_id,
+            build_number=self.build_number,
+            seq=self.seq_at(now),
+            observed_at=self.observed_at,
+            agent_id=self.agent_id,
+            **self.to_fields(counts),
+        )
+
+
 ReportIn: TypeAlias = Annotated[
     WorkspaceBuildIn
     | AgentLifecycleIn
@@ -323,7 +341,8 @@ ReportIn: TypeAlias = Annotated[
     | AppHealthIn
     | AppStatusIn
     | TaskLogIn
-    | TaskInputIn,
+    | TaskInputIn
+    | AgentUsageIn,
     Field(discriminator="type"),
 ]
 

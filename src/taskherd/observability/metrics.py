@@ -208,6 +208,20 @@ class Metrics:
             "why",
             *TEMPLATE_AND_POOL,
         )
+        self.usage_tokens = self._counter(
+            "usage_tokens",
+            "Tokens that agents reported as used, by type (input, output, cache_read or cache_write), template and "
+            "pool.",
+            "type",
+            *TEMPLATE_AND_POOL,
+        )
+        self.usage_cost = self._counter(
+            "usage_cost",
+            "Cost that agents reported, in units of its currency (ISO 4217), by currency, template and pool. It is "
+            "rounded; the exact sums are in `GET /api/v2/usage`.",
+            "currency",
+            *TEMPLATE_AND_POOL,
+        )
         self.parked = self._gauge("parked_reports", "Reports parked until their task is created.")
         self.sweeps = self._counter("sweeps", "Checks for overdue tasks. One worker at a time makes them.")
         self.sweeps_held = self._counter(

@@ -61,6 +61,7 @@ class Journal(BaseModel):
     given_prompt: str = Field("", description="Digest of the prompt that an agent here was given last; empty if none.")
     agent_uid: int | None = Field(None, description="The user that the task's agents run as; null: the runner's.")
     acp_session: str | None = Field(None, description="The session of the agent that speaks ACP, to be continued.")
+    stream_session: str | None = Field(None, description="The session in the agent's stream of events, likewise.")
     interrupted: bool = Field(default=False, description="Whether this build's agent is ended by an interrupt.")
     ended_because: str | None = Field(None, description="Why the runner ends this build's agent; null: it does not.")
     port: int | None = Field(None, description="The port on which the agent serves AgentAPI.")

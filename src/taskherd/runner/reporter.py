@@ -170,6 +170,12 @@ class Reporter:
             guessed_from=guessed_from,
         )
 
+    def usage_report(self, **fields: Any) -> Report:
+        """Return a report of what the agent used since the build began, to be passed to ``log``."""
+        return reports.AgentUsage(
+            task_id=self._task_id, build_number=self.build_number, seq=self._sequence.next(), **fields
+        )
+
     def log(self, entries: Sequence[LogEntry], *others: Report, checkpoint: Checkpoint | None = None) -> None:
         """Report log entries and other reports in one record, with the follower's checkpoint after them."""
         batch = list(others)

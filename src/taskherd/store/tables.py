@@ -15,12 +15,14 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Date,
     ForeignKey,
     Identity,
     Index,
     Integer,
     LargeBinary,
     MetaData,
+    Numeric,
     PrimaryKeyConstraint,
     Sequence,
     Table,
@@ -323,6 +325,39 @@ task_log_heads = Table(
     Column("omitted_since", Time),
     Column("notice_log_id", BigInteger, comment="the entry that says what was left out"),
     comment="The next log id and the size of each task's log; kept when its logs are pruned",
+)
+
+
+def _tokens(kind: Any) -> list[Column[Any]]:
+    return [_column(f"{name}_tokens", kind) for name in ("input", "output", "cache_read", "cache_write")]
+
+
+task_usage = Table(
+    "task_usage",
+    METADATA,
+    _column("task_id", Uuid),
+    _column("build_number", Integer),
+    _column("model", Text, comment="empty if it is not known"),
+    _column("currency", Text, comment="empty in the row with the tokens"),
+    *_tokens(BigInteger),
+    _column("amount", Numeric(21, 9)),
+    PrimaryKeyConstraint("task_id", "build_number", "model", "currency"),
+    comment="What agents used and cost, by task, build and model: the greatest that was reported; deleted tasks stay",
+)
+
+daily_usage = Table(
+    "daily_usage",
+    METADATA,
+    _column("day", Date, comment="the day in UTC on which it was reported"),
+    _column("organization_id", Uuid),
+    _column("user_id", Uuid),
+    _column("template_id", Uuid),
+    _column("model", Text),
+    _column("currency", Text, comment="empty in the row with the tokens"),
+    *_tokens(Numeric(38, 0)),
+    _column("amount", Numeric(38, 9)),
+    PrimaryKeyConstraint("day", "organization_id", "user_id", "template_id", "model", "currency"),
+    comment="What agents used and cost, by day: the sum of what was new in task_usage",
 )
 
 # History and outbox.

@@ -9,6 +9,7 @@ functions instead of models.
 from __future__ import annotations
 
 from datetime import datetime
+from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -31,6 +32,7 @@ from taskherd.domain.reports import (
     Transition,
     Workspace,
     WorkspaceBuild,
+    format_amount,
 )
 from taskherd.domain.task import (
     Deletion,
@@ -44,6 +46,7 @@ from taskherd.domain.task import (
     TaskState,
     TimedOut,
 )
+from taskherd.domain.usage import ContextTokens, TaskUsage, UsageAmounts
 from taskherd.domain.value import replace
 
 if TYPE_CHECKING:
@@ -132,6 +135,17 @@ def _dump_own_fields(state: TaskState, out: dict[str, object]) -> None:
         out["inbox"] = (inbox.queued, _plain_uuid(inbox.in_flight), inbox.delivered_at)
     if state.deletion:
         out["deletion"] = (state.deletion.attempts, state.deletion.retry_at, state.deletion.done)
+    if state.usage:
+        out["usage"] = _dump_usage(state.usage)
+
+
+def _dump_usage(usage: TaskUsage) -> tuple[object, ...]:
+    contexts = [
+        None if each is None else (each.build_number, each.seq, each.tokens)
+        for each in (usage.context_used, usage.context_size)
+    ]
+    cost = {currency: format_amount(amount) for currency, amount in usage.total.cost.items()}
+    return (usage.total.tokens, cost, *contexts)
 
 
 def _dump_recovery(state: TaskState, out: dict[str, object]) -> None:
@@ -232,7 +246,14 @@ def loads(task_id: uuid.UUID, text: str | bytes) -> TaskState:
         loss_restarts=LossRestarts(loss_restarts[0], _at(loss_restarts[1])) if loss_restarts else NO_LOSS_RESTARTS,
         inbox=Inbox(inbox[0], _id(inbox[1]), _at(inbox[2])) if inbox else NO_INBOX,
         deletion=Deletion(deletion[0], _at(deletion[1]), deletion[2]) if deletion else None,
+        usage=_load_usage(usage) if (usage := get("usage")) else None,
     )
+
+
+def _load_usage(row: list[Any]) -> TaskUsage:
+    tokens, cost, used, size = row
+    total = UsageAmounts(tuple(tokens), {currency: Decimal(amount) for currency, amount in cost.items()})
+    return TaskUsage(total, ContextTokens(*used) if used else None, ContextTokens(*size) if size else None)
 
 
 def _load_build(task_id: uuid.UUID, row: list[Any]) -> WorkspaceBuild:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from taskherd.domain.reports import Report
     from taskherd.domain.task import Task
     from taskherd.domain.task_update import TimerCheck
+    from taskherd.domain.usage import UsageAmounts
     from taskherd.messages.events import EventKind
     from taskherd.store.work_request_details import WorkRequestDetails
     from taskherd.store.work_requests import WorkRequestRow
@@ -111,6 +112,7 @@ class BatchResult:
         given_up: type, template and pool of the work requests that timed out: of builds and of inputs.
         deletes_retried: number of deletes that were requested again after a failure.
         agent_events: what happened to agents.
+        new_usage: what agents used since the last report, with their templates and pools.
     """
 
     now: datetime
@@ -123,3 +125,4 @@ class BatchResult:
     given_up: list[tuple[str, TemplatePool]] = field(default_factory=list)
     deletes_retried: int = 0
     agent_events: list[AgentEvent] = field(default_factory=list)
+    new_usage: list[tuple[TemplatePool, UsageAmounts]] = field(default_factory=list)

@@ -30,7 +30,8 @@ MAX_ENTRIES = 50_000
 MAX_TEMPLATE_POOLS = 50
 """Maximum number of pairs of template and pool that metrics name, and so of either; all others are ``OTHER``.
 
-Each pair has about 40 series, so a worker exposes at most 2,000 of them, whatever the directory contains.
+Each pair has about 45 series, so a worker exposes at most 2,250 of them, whatever the directory contains, and one more
+for each further currency in which its agents report costs.
 """
 
 

@@ -18,6 +18,7 @@ from taskherd.domain.reports import (
     AgentDisconnected,
     AgentHeartbeat,
     AgentLifecycle,
+    AgentUsage,
     InputOutcomeReport,
     WorkspaceBuild,
 )
@@ -26,6 +27,7 @@ from taskherd.messages.reports import decode_stored_report
 from taskherd.store import build_claims, command_log, command_preconditions, inputs, leases, tasks
 from taskherd.store import parked_reports as parked
 from taskherd.worker.directory_cache import NO_ENTRIES, DirectoryEntries
+from taskherd.worker.usage import load_ledgers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -96,6 +98,7 @@ async def load_batch(
     input_keys |= {(task_id, each) for task_id, check in batch.timer_checks.items() for each in check.expired_inputs}
     known_inputs, open_inputs = await _find_inputs(connection, input_keys)
     await _load_queues(connection, updates, input_keys)
+    await load_ledgers(connection, updates, [report for report in reports if isinstance(report, AgentUsage)])
     entries = await _load_entries(connection, context, batch.commands, preconditions)
     command_context = await load_command_context(connection, context, batch.commands, preconditions, entries)
     versions = {row.task.template_version_id for row in rows.values()}

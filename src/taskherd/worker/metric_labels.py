@@ -15,6 +15,7 @@ from taskherd.messages.claims import BUILD_CLAIM, RUNNER_HELLO, TASK_OWNED
 from taskherd.messages.texts import CONTROL, CUT, URI
 from taskherd.messages.work import REQUEST_TYPES
 from taskherd.worker.agent_events import COUNTED
+from taskherd.worker.usage import TOKEN_TYPES, USUAL_CURRENCY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -55,8 +56,10 @@ VALUES_PER_TEMPLATE: Final[Mapping[str, Sequence[str]]] = {
     "agent_events": tuple(COUNTED),
     "agent_exits": tuple(why.value for why in ExitReason),
     "requests_given_up": REQUEST_TYPES,
+    "usage_tokens": TOKEN_TYPES,
+    "usage_cost": (USUAL_CURRENCY,),
 }
-"""The counters by template and pool, and all values of their first label."""
+"""The counters by template and pool, and all values of their first label; of currencies the usual one."""
 
 
 def initialize(metrics: Metrics) -> None:

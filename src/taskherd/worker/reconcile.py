@@ -24,6 +24,7 @@ from taskherd.worker.batch import Batch, BatchResult, ParkingChanges
 from taskherd.worker.load import CONNECTION_REPORT_TYPES, load_batch
 from taskherd.worker.related_rows import save_parking
 from taskherd.worker.save import derive_writes, save_batch
+from taskherd.worker.usage import count_usage
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -59,6 +60,7 @@ async def reconcile(context: WorkerContext, batch: Batch, now: datetime) -> Batc
     if not_renewed:
         await run_transaction(context, Batch(batch.reports, report_pools=batch.report_pools), not_renewed, result)
     record(context, result.agent_events)
+    count_usage(context, result.new_usage)
     return result
 
 
@@ -156,6 +158,8 @@ def summarize(loaded: LoadedBatch, indexes: list[int], writes: Writes, result: B
         result.given_up.extend([("agent.input", template_pool)] * update.inputs_expired)
         result.deletes_retried += update.delete_retried
         result.agent_events.extend(agent_events(update, template_pool))
+        if update.usage is not None:
+            result.new_usage.extend((template_pool, growth) for growth in update.usage.new.values())
 
 
 def split_heartbeats(batch: Batch) -> tuple[dict[UUID, list[int]], list[int]]:

@@ -24,6 +24,7 @@ from taskherd.store.task_creation import AddedRows, insert_tasks
 from taskherd.worker import related_rows
 from taskherd.worker.batch import CommandReply, CommittedChange
 from taskherd.worker.build_rows import changed_builds
+from taskherd.worker.usage import save_usage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -151,6 +152,7 @@ async def save_batch(
     await _add(connection, writes.created, added)
     await related_rows.save_claims(connection, loaded.batch.claims, result.decisions, now)
     await _erase(connection, loaded, now)
+    await save_usage(connection, updates, now)
 
 
 def _new_requests(

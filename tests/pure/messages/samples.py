@@ -55,6 +55,18 @@ REPORTS: list[dict[str, Any]] = [
         ],
     },
     {"type": "task.input", "task_id": TASK, "input_id": OTHER, "outcome": "failed", "detail": "the agent is gone"},
+    {
+        "type": "agent.usage",
+        "task_id": TASK,
+        "model": "sonnet",
+        "input_tokens": 1200,
+        "output_tokens": 300,
+        "cache_read_tokens": 50_000,
+        "cache_write_tokens": 0,
+        "cost": {"amount": "0.0123", "currency": "USD"},
+        "context_used": 51_500,
+        "context_size": 200_000,
+    },
 ]
 
 REPORT_OF: dict[str, dict[str, Any]] = {fields["type"]: fields for fields in REPORTS}
@@ -140,6 +152,22 @@ any_report: st.SearchStrategy[dict[str, Any]] = st.one_of(
     _report(
         "task.input", {"input_id": _UUIDS, "outcome": st.sampled_from([*domain.InputOutcome]).map(str)}, detail=_TEXTS
     ),
+)
+
+_TOKENS = st.integers(0, 2**53 - 1)
+_AMOUNTS = st.decimals(0, "999999999999.999999999", places=9).map(lambda amount: f"{amount:.9f}")
+_COSTS = st.fixed_dictionaries({"amount": _AMOUNTS, "currency": st.sampled_from(["USD", "EUR", "JPY"])})
+any_report |= _report(
+    "agent.usage",
+    {},
+    model=_NAMES,
+    input_tokens=_TOKENS,
+    output_tokens=_TOKENS,
+    cache_read_tokens=_TOKENS,
+    cache_write_tokens=_TOKENS,
+    cost=_COSTS,
+    context_used=_TOKENS,
+    context_size=_TOKENS,
 )
 
 json_values: st.SearchStrategy[Any] = st.recursive(

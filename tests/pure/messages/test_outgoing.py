@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
@@ -16,6 +17,7 @@ from pydantic import ValidationError
 from taskherd.domain.directory import DirectoryNames
 from taskherd.domain.outcome import DeadLetterReason
 from taskherd.domain.reports import ExitReason, Lifecycle
+from taskherd.domain.usage import ContextTokens, TaskUsage, UsageAmounts
 from taskherd.domain.view import AgentHealth, CurrentState, EndedAgent, Status, TaskView
 from taskherd.messages import agent_tokens, document, events, work
 from taskherd.messages.dead_letters import DeadLetterHeaders
@@ -38,6 +40,10 @@ VIEW = TaskView(
     current_state=CurrentState(NOW, "working", "Running the tests", "https://example.com/pr/1"),
     agent_exit=EndedAgent(ExitReason.SIGNALLED, None, 9, "so long", NOW),
     stalled_since=NOW,
+    usage=TaskUsage(
+        UsageAmounts((1200, 300, 50_000, 0), {"USD": Decimal("0.0123"), "EUR": Decimal("3.0")}),
+        ContextTokens(1, 1, 51_500),
+    ),
 )
 BARE = TaskView(
     status=Status.PENDING,
@@ -52,6 +58,7 @@ BARE = TaskView(
     current_state=None,
     agent_exit=None,
     stalled_since=None,
+    usage=None,
 )
 THE_TASK = make_task(
     ID,
@@ -111,6 +118,15 @@ GOLDEN: dict[str, Any] = {
         "at": "2026-03-01T12:00:00.000000Z",
     },
     "stalled_since": "2026-03-01T12:00:00.000000Z",
+    "usage": {
+        "input_tokens": 1200,
+        "output_tokens": 300,
+        "cache_read_tokens": 50_000,
+        "cache_write_tokens": 0,
+        "cost": [{"amount": "3", "currency": "EUR"}, {"amount": "0.0123", "currency": "USD"}],
+        "context_used": 51_500,
+        "context_size": None,
+    },
     "created_at": "2026-03-01T12:00:00.000000Z",
     "updated_at": "2026-03-01T12:00:01.500000Z",
 }
@@ -144,6 +160,7 @@ def test_an_empty_document_has_nulls_and_omits_three_fields() -> None:
         "current_state",
         "agent_exit",
         "stalled_since",
+        "usage",
     }
     fields = rendered(BARE, replace(NAMES, owner_avatar_url=""))
     assert {name for name, value in fields.items() if value is None} == nulls

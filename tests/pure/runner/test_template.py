@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from taskherd.errors import Malformed
@@ -124,3 +126,30 @@ def test_fields_of_acp_are_checked(run: dict[str, object], problem: str) -> None
     with pytest.raises(Malformed) as caught:
         template.parse({"command": ["a"], **run})
     assert problem in caught.value.detail
+
+
+def test_a_session_is_continued_only_if_there_is_one() -> None:
+    """A command that names the session of the agent before it is not run without one: the prompt is given again."""
+    resumed = {"resume": "continue", "resume_command": ["claude", "--resume", "{session}"]}
+    run = template.parse({"command": ["claude"], "output": "claude-stream-json", **resumed})
+    plan = plan_launch(run, given=True, finished=True, has_session=True)
+    assert plan == LaunchPlan(("claude", "--resume", "{session}"), gives_prompt=False)
+    assert plan_launch(run, given=True, finished=True) == LaunchPlan(("claude",), gives_prompt=True)
+
+
+@pytest.mark.parametrize("agent", ["agentapi", "acp", "self"])
+def test_only_stdio_has_a_kind_of_output(agent: str) -> None:
+    """The output of other kinds of agents is not read as Claude Code's events."""
+    with pytest.raises(Malformed, match="requires `agent: stdio`"):
+        template.parse({"command": ["x"], "agent": agent, "output": "claude-stream-json"})
+
+
+def test_the_prompt_is_an_input_where_inputs_are_messages() -> None:
+    """Agents that are given messages get the prompt as the first; others have it from their start on."""
+    stream = {"output": "claude-stream-json"}
+    kinds: list[tuple[dict[str, Any], bool]] = [
+        ({}, False), (stream, True), ({**stream, "stdin": "none"}, False), ({"agent": "acp"}, True),
+        ({"agent": "agentapi"}, True), ({"agent": "agentapi", "post_prompt": False}, False), ({"agent": "self"}, False),
+    ]  # fmt: skip
+    for run, expected in kinds:
+        assert template.parse({"command": ["x"], **run}).takes_prompt_as_input is expected

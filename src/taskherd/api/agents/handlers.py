@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final
 
 from pydantic import Field
 
-from taskherd.api.agents.schemas import AppStatusPatch, LogSnapshot
+from taskherd.api.agents.schemas import AppStatusPatch, LogSnapshot, UsageReport
 from taskherd.api.http.errors import HTTPError, invalid, not_found, rate_limited
 from taskherd.api.http.ids import parse_uuid
 from taskherd.api.http.query_parameters import QueryModel, TextParameter
 from taskherd.api.http.responses import BufferedResponse, empty, json
-from taskherd.domain.reports import AgentState, AppStatus, LogEntry, LogSource, TaskLog
+from taskherd.domain.reports import AgentState, AgentUsage, AppStatus, LogEntry, LogSource, TaskLog
 from taskherd.messages import texts
 from taskherd.messages.limits import MAX_ELEMENTS
 from taskherd.store import agent_queries
@@ -71,6 +71,13 @@ async def app_status(request: RequestContext) -> BufferedResponse:
     )
     await _publish(request, [report])
     return json(None)
+
+
+async def usage(request: RequestContext) -> BufferedResponse:
+    """Publish what the agent used as a report."""
+    body: UsageReport = request.body
+    await _publish(request, [AgentUsage(**_common(request), **body.to_fields({}))])
+    return empty(204)
 
 
 async def log_snapshot(request: RequestContext) -> BufferedResponse:

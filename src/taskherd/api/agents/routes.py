@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from taskherd.api.agents import handlers
-from taskherd.api.agents.schemas import AppStatusPatch, LogSnapshot
+from taskherd.api.agents.schemas import AppStatusPatch, LogSnapshot, UsageReport
 from taskherd.api.http.route import Auth, ResponseSpec, Route
 
 MAX_SNAPSHOT_BYTES: Final = 64 * 1024
@@ -35,6 +35,18 @@ ROUTES: Final = (
         max_body=MAX_SNAPSHOT_BYTES,
         query=handlers.SnapshotQuery,
         responses={204: ResponseSpec("The snapshot was accepted.")},
+        tag="agents",
+    ),
+    Route(
+        method="POST",
+        path="/workspaceagents/me/usage",
+        handler=handlers.usage,
+        summary="Send usage of a workspace agent",
+        description="Reports what the agent used a model for since its build began, as the report `agent.usage` does."
+        " Of several reports, the greatest number of each counter counts, and the greatest cost in each currency.",
+        auth=Auth.AGENT,
+        body=UsageReport,
+        responses={204: ResponseSpec("The report was accepted.")},
         tag="agents",
     ),
 )

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from taskherd.messages.fields import EntryId, Instant
+from taskherd.messages.usage import UsageFields
 
 Strict = Annotated[str, Field(strict=True)]
 
@@ -36,3 +37,7 @@ class LogSnapshot(BaseModel):
     """The end of a conversation, as AgentAPI's ``GET /messages`` returns it."""
 
     messages: list[SnapshotMessage]
+
+
+class UsageReport(UsageFields):
+    """What the agent used a model for, and what that cost: totals since its build began, so a repeat adds nothing."""

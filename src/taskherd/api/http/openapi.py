@@ -163,6 +163,8 @@ def _response(status: int, spec: ResponseSpec, schemas: _Schemas) -> dict[str, A
         response["content"] = {spec.media: {"schema": _event(spec.events) if spec.events else {"type": "string"}}}
     elif body is not None:
         response["content"] = {_JSON: {"schema": schemas.of(body, "serialization")}}
+        if spec.also:
+            response["content"][spec.also] = {"schema": {"type": "string"}}
     return response
 
 

@@ -57,7 +57,7 @@ class ResponseSpec:
     """A documented response: description, type of the body (None if it is empty) and headers.
 
     ``media`` is the content type if it is not JSON; the description explains the format then. ``events`` are the names
-    of the events of a stream.
+    of the events of a stream. ``also`` is a content type in which the same may come as text.
     """
 
     description: str
@@ -65,6 +65,7 @@ class ResponseSpec:
     headers: Mapping[str, str] = field(default_factory=dict)
     media: str = ""
     events: tuple[str, ...] = ()
+    also: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,21 +5,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeAlias, assert_never
 
 from taskherd.runner.agents.agentapi import AgentApiFollower
+from taskherd.runner.agents.claude_stream.follower import ClaudeStreamFollower
 from taskherd.runner.agents.self_reporting import SelfReportingFollower
 from taskherd.runner.agents.stdio import StdioFollower
 
 if TYPE_CHECKING:
-    from taskherd.directory_file.run import AgentKind
+    from taskherd.directory_file.run import RunConfig
     from taskherd.runner.agents.acp.follower import AcpFollower
 
-FollowerClass: TypeAlias = "type[StdioFollower | AgentApiFollower | SelfReportingFollower | AcpFollower]"
+FollowerClass: TypeAlias = (
+    "type[StdioFollower | ClaudeStreamFollower | AgentApiFollower | SelfReportingFollower | AcpFollower]"
+)
 
 
-def follower_class(kind: AgentKind) -> FollowerClass:
-    """Return the class that follows agents of a kind."""
-    match kind:
+def follower_class(run: RunConfig) -> FollowerClass:
+    """Return the class that follows agents of a template."""
+    match run.agent:
         case "stdio":
-            return StdioFollower
+            return StdioFollower if run.output == "text" else ClaudeStreamFollower
         case "agentapi":
             return AgentApiFollower
         case "self":
@@ -30,4 +33,4 @@ def follower_class(kind: AgentKind) -> FollowerClass:
 
             return AcpFollower
         case _:
-            assert_never(kind)
+            assert_never(run.agent)

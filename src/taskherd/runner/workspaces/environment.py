@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 MAX_ARGUMENT = 128 * 1024 - 1
 """Maximum size in bytes of one argument or environment string on Linux (MAX_ARG_STRLEN, execve(2))."""
-_PLACEHOLDER = re.compile(r"\{(prompt|prompt_file|port|task_id|task_name|parameter\.[A-Za-z0-9_.-]+)\}")
+_PLACEHOLDER = re.compile(r"\{(prompt|prompt_file|port|session|task_id|task_name|parameter\.[A-Za-z0-9_.-]+)\}")
 _NOT_IN_VARIABLES = re.compile(r"[^A-Za-z0-9_]")
 
 
@@ -37,6 +37,8 @@ class LaunchPaths:
     """HOME of an agent that cannot use the runner's: one in a sandbox or with a user of its own."""
     tmp: Path | None = None
     """Its folder for temporary files, as it sees it."""
+    session: str = ""
+    """The session of an earlier agent, to be continued."""
 
 
 def command(run: RunConfig, request: WorkspaceStart, paths: LaunchPaths) -> list[str]:
@@ -110,6 +112,7 @@ def _placeholders(request: WorkspaceStart, paths: LaunchPaths) -> dict[str, str]
         "prompt": request.prompt.replace("\0", ""),
         "prompt_file": str(paths.prompt_file),
         "port": str(paths.port or ""),
+        "session": paths.session,
         "task_id": str(request.task_id),
         "task_name": request.task_name,
         **{f"parameter.{name}": str(value).replace("\0", "") for name, value in parameters.items()},

@@ -197,7 +197,7 @@ class TaskWorkspace:
                 await session.stop()
             await self._end_processes()
             return problem
-        self.health = follower_class(run.agent).initial_health
+        self.health = follower_class(run).initial_health
         return None
 
     async def _launch(self, run: RunConfig, request: WorkspaceStart, reporter: Reporter) -> None:
@@ -207,13 +207,15 @@ class TaskWorkspace:
                 "the workspace starts with an empty folder: this runner has no files of its earlier builds.",
             )
         uid = await self._isolate(run)
-        plan = plan_launch(run, given=self._journal.was_given(request.prompt), finished=self._has_finished())
+        given = self._journal.was_given(request.prompt)
+        session = self._journal.stream_session
+        plan = plan_launch(run, given=given, finished=self._has_finished(), has_session=session is not None)
         self._journal.gives_prompt = plan.gives_prompt
         self._folder.remove_runs()
         run = run.model_copy(update={"command": plan.command})
         launched = request if plan.gives_prompt else request.model_copy(update={"prompt": ""})
         self._folder.write_prompt(launched.prompt, uid)
-        self._journal.port = _free_port() if follower_class(run.agent).needs_port else None
+        self._journal.port = _free_port() if follower_class(run).needs_port else None
         await self._save()
         shim = await processes.start(self._folder.run(request.build_number), self._spec(run, launched, uid))
         self._open_session(shim, request)
@@ -257,8 +259,7 @@ class TaskWorkspace:
     def _open_session(self, shim: ShimHandle, start: WorkspaceStart) -> None:
         reporter = self._start_reporter(start.build_number)
         run = template.parse(start.run)
-        is_posted = run.agent == "acp" or (run.agent == "agentapi" and run.post_prompt)
-        if self._journal.gives_prompt and not is_posted:
+        if self._journal.gives_prompt and not run.takes_prompt_as_input:
             self._journal.record_prompt()
         make_follower = self._follower_factory(run, reporter)
         self._session = AgentSession(shim, make_follower, reporter, self._record_exit)
@@ -280,6 +281,7 @@ class TaskWorkspace:
         home = folder.home if is_sandboxed or uid is not None else None
         tmp = Path("/tmp") if is_sandboxed else folder.tmp if uid is not None else None  # noqa: S108 - the sandbox's own
         paths = environment.LaunchPaths(folder.work, folder.prompt, context.api_url, self._journal.port, home, tmp)
+        paths = replace(paths, session=self._journal.stream_session or "")
         cwd = environment.workdir(run, paths)
         argv = environment.command(run, request, paths)
         limits, cgroups = run.limits, isolation.cgroups
@@ -296,7 +298,7 @@ class TaskWorkspace:
             uid=uid,
             killer_uid=isolation.users.killer_uid if isolation.users else None,
             sandboxed=is_sandboxed,
-            protocol=run.agent == "acp",
+            protocol=run.speaks,
         )
 
     def _mcp_servers(self, run: RunConfig) -> list[dict[str, Any]]:
@@ -335,7 +337,7 @@ class TaskWorkspace:
             interrupt_agent=self._interrupt_agent,
             stop_agent=self._stop_agent,
         )
-        return partial(follower_class(run.agent), context)
+        return partial(follower_class(run), context)
 
 
 def _free_port() -> int:

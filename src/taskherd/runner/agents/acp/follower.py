@@ -37,6 +37,7 @@ from taskherd.runner.agents.acp.opening import SessionOpening
 from taskherd.runner.agents.acp.people import RequestClosed
 from taskherd.runner.agents.acp.recorder import Recorder
 from taskherd.runner.agents.acp.requests import AgentRequests
+from taskherd.runner.agents.acp.usage import UsageMeter
 from taskherd.runner.agents.context import (
     NOT_RUNNING,
     TAIL_BYTES,
@@ -96,6 +97,8 @@ class AcpFollower:
             people=context.people,
             now=context.reporter.now,
         )
+        earlier = context.outbox.checkpoint.get("usage") or {}
+        self._usage = UsageMeter(checkpoint.get("usage", {}), earlier)
         self._client = ClientMethods(context, self._requests, self)
         self._opening = SessionOpening(context, self._conversation, self._call, checkpoint)
         self._recorder = Recorder(
@@ -103,6 +106,7 @@ class AcpFollower:
             self._connection,
             self._conversation,
             self._requests,
+            self._usage,
             state=checkpoint.get("state", ""),
             checkpoint=self._checkpoint,
         )
@@ -334,6 +338,10 @@ class AcpFollower:
         if message.method == "$/cancel_request":
             self._requests.cancel_call(message.params.get("requestId"))
             self._report_state()
+        elif message.method == "session/update" and self._usage.handle(
+            message.params, self._opening.session, in_turn=self._turn is not None
+        ):
+            return  # reported with the next record
         elif message.method == "session/update" and self._opening.session is not None:
             try:
                 notification = schema.SessionNotification.model_validate(message.params)
@@ -346,6 +354,8 @@ class AcpFollower:
     def _handle_response(self, response: AgentResponse) -> None:
         if response.method != "session/prompt":
             self._opening.handle(response)
+            if self._opening.session is not None:
+                self._usage.open(self._opening.session)
             self._recorder.commit()
             if self._opening.failure is not None:
                 self._fail(self._opening.failure)
@@ -367,6 +377,7 @@ class AcpFollower:
         for request_id in self._requests.ids:
             self._requests.cancel(request_id)
         self._conversation.end_turn()
+        self._usage.end_turn(response.result)
         state, message = turns.state_after(
             response.result,
             response.error,
@@ -469,6 +480,7 @@ class AcpFollower:
             "cancelled": self._cancelled,
             "bad_lines": self._bad_lines,
             "bad_line_logged": self._bad_line_logged,
+            "usage": self._usage.checkpoint(),
         }
 
     def _in(self, seconds: float) -> float:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from taskherd.runner.agents.acp.connection import Connection
     from taskherd.runner.agents.acp.conversation import Conversation
     from taskherd.runner.agents.acp.requests import AgentRequests
+    from taskherd.runner.agents.acp.usage import UsageMeter
     from taskherd.runner.agents.context import AgentContext
 
 FLUSH_EVERY: Final = 0.5
@@ -43,6 +44,7 @@ class Recorder:
         connection: Connection,
         conversation: Conversation,
         requests: AgentRequests,
+        usage: UsageMeter,
         *,
         state: str,
         checkpoint: Callable[[], dict[str, Any]],
@@ -52,6 +54,7 @@ class Recorder:
         self._connection = connection
         self._conversation = conversation
         self._requests = requests
+        self._usage = usage
         self._checkpoint = checkpoint
         self.state = state
         self._message = ""
@@ -109,7 +112,8 @@ class Recorder:
             **self._checkpoint(),
         }
         frozen = orjson.loads(orjson.dumps(checkpoint))  # what it refers to changes before the next one
-        reporter.log(entries, *reports, *self._requests.take_reports(), checkpoint=frozen)
+        others = (*reports, *self._requests.take_reports(), *self._usage.take_reports(reporter))
+        reporter.log(entries, *others, checkpoint=frozen)
         self._offset = self._connection.reader.offset
         self._flushed_at = asyncio.get_running_loop().time()
         self._connection.submit()

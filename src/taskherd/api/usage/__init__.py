@@ -1,0 +1,1 @@
+"""What agents used and cost, added up over days."""

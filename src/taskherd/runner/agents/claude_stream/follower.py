@@ -1,0 +1,256 @@
+"""The follower of Claude Code through its own stream of events, and through messages on its stdin.
+
+Rules:
+
+- The state is what the stream says: ``working`` from the beginning of a turn to its ``result``. No timer takes part.
+- What follows from a line is one record of the outbox, with the offset after the line, so the next runner continues at
+  a line boundary and tells nothing twice.
+- An input is one message on stdin, which the shim acknowledges once it has written all of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+import orjson
+
+from taskherd.domain.reports import AgentState, Health, LogKind, LogSource
+from taskherd.runner.agents import output
+from taskherd.runner.agents.acp.lines import LineReader, LineWriter
+from taskherd.runner.agents.claude_stream.events import ClaudeStream
+from taskherd.runner.agents.context import (
+    NOT_RUNNING,
+    TAIL_BYTES,
+    DeliveryUnknown,
+    NotDelivered,
+    report_exit,
+    shorten,
+)
+from taskherd.runner.agents.words import last_with_words, last_words
+
+if TYPE_CHECKING:
+    from taskherd.domain.reports import Report
+    from taskherd.runner.agents.context import AgentContext, RecordAttempt
+    from taskherd.runner.workspaces.processes import ExitRecord
+
+POLL_INTERVAL: Final = 0.1
+"""Seconds between two looks at what the agent wrote."""
+WRITE_TIMEOUT: Final = 60.0
+"""Seconds within which the agent must take an input from its stdin."""
+STATUS_EVERY: Final = 2.0
+"""Minimum number of seconds between two statuses that differ only in their message."""
+ENTRIES_PER_REPORT: Final = 4
+"""Maximum number of entries in one report, so that it fits a message."""
+GUESSED_FROM: Final = "Claude Code's stream of events"
+_IN_TURN: Final = "The agent ended with exit status 0 in the middle of its turn."
+_MALFORMED: Final = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+
+
+class ClaudeStreamFollower:
+    """The follower of a ``claude -p --output-format stream-json``."""
+
+    needs_port: ClassVar[bool] = False
+    initial_health: ClassVar[Health] = Health.HEALTHY
+    start_outcome: str | None = ""
+
+    def __init__(self, context: AgentContext) -> None:
+        self._context = context
+        checkpoint: dict[str, Any] = context.checkpoint
+        self._is_new = not checkpoint
+        self._reader = LineReader(
+            context.folder, checkpoint.get("offset", 0), skipping=checkpoint.get("skipping", False)
+        )
+        self._writer = LineWriter(context.folder)
+        self._stream = ClaudeStream(checkpoint.get("stream", {}))
+        self._line: int | None = checkpoint.get("line")
+        """The line of the input that the agent may not have been given yet."""
+        self._next_line: int = checkpoint.get("next_line", 0)
+        self._reported: tuple[str, str] = tuple(checkpoint.get("reported", ("", "")))
+        self._status_at = 0.0
+        self._delivery = asyncio.Lock()
+
+    async def follow(self) -> None:
+        """Report what the agent does, until cancelled."""
+        context, loop = self._context, asyncio.get_running_loop()
+        self._recover()
+        self._report_start()
+        if not context.journal.ready_reported:
+            context.reporter.ready()
+            context.journal.ready_reported = True
+            await context.save()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._give_prompt())
+            while True:
+                await context.outbox.wait_room()
+                has_read = context.log_budget.has_room and self._read()
+                if not has_read and self._reported != self._status and loop.time() - self._status_at >= STATUS_EVERY:
+                    self._commit()
+                if self._note_session():
+                    await context.save()
+                await asyncio.sleep(0 if has_read else POLL_INTERVAL)
+
+    async def deliver(self, text: str, record_attempt: RecordAttempt) -> None:
+        """Give the agent a message. Raise ``NotDelivered`` or ``DeliveryUnknown``."""
+        if self._context.run.stdin_kind != "pipe":
+            kind = self._context.run.stdin_kind
+            raise NotDelivered(f"The agent takes no inputs: its template has `stdin: {kind}`.")
+        async with self._delivery:
+            await record_attempt()
+            self._line, self._next_line = self._next_line, self._next_line + 1
+            line = self._line
+            self._stream.begin_turn(text)
+            self._commit()
+            message = {"type": "user", "message": {"role": "user", "content": text}}
+            self._writer.submit(line, orjson.dumps(message))
+            await self._wait_written(line)
+
+    def conclude(self, agent_exit: ExitRecord) -> None:
+        """Report the agent's last output, and how it ended."""
+        self._report_start()
+        while self._reader.has_more and self._read():
+            pass
+        self._note_session()  # saved together with the exit
+        in_turn, self._stream.in_turn = self._stream.in_turn, False
+        self._stream.close_calls()
+        words = last_words(output.tail(self._context.folder.log, TAIL_BYTES))
+        if words and agent_exit.reason not in {"stopped", "interrupted"} and not agent_exit.succeeded:
+            self._stream.add(LogSource.OUTPUT, f"taskherd: the agent's last output:\n{words}", LogKind.NOTICE)
+        if in_turn and agent_exit.succeeded:
+            agent_exit = replace(agent_exit, ended_because=_IN_TURN)
+        state = self._stream.state
+        self._record()
+        last = shorten(self._stream.last_words or words.rpartition("\n")[2])
+        report_exit(self._context, agent_exit, state, last, words)
+
+    def _recover(self) -> None:
+        """Deal with an input that an earlier runner recorded and did not submit: it began no turn."""
+        if self._line is None:
+            return
+        if self._line not in self._writer.known():
+            self._stream.in_turn, self._stream.state = False, AgentState.IDLE
+        self._line = None
+        self._commit()
+
+    def _report_start(self) -> None:
+        """Log the prompt of an agent that was given it at its start, and is working from then on."""
+        if self._is_new and self._context.run.stdin_kind != "pipe":
+            self._is_new = False
+            if self._context.prompt:
+                self._stream.begin_turn(self._context.prompt)
+            self._stream.state = AgentState.WORKING
+            self._commit()
+
+    async def _give_prompt(self) -> None:
+        """Give the agent the prompt as its first message."""
+        context = self._context
+        if context.run.stdin_kind != "pipe":
+            return
+        error = await context.post_prompt()
+        if error:
+            self._stream.add(LogSource.OUTPUT, f"taskherd: prompt delivery failed: {error}", LogKind.NOTICE)
+        if not self._stream.state:
+            self._stream.state = AgentState.IDLE
+        self._commit()
+
+    def _note_session(self) -> bool:
+        """Put the session into the journal, to be continued, and return whether it is another one."""
+        journal, session = self._context.journal, self._stream.session
+        if session is None or session == journal.stream_session:
+            return False
+        journal.stream_session = session
+        return True
+
+    def _read(self) -> bool:
+        """Read and report a chunk of output, and return whether there was one."""
+        before = self._reader.offset
+        for line in self._reader.read():
+            if line is None:
+                self._stream.add(LogSource.OUTPUT, "taskherd: a line of the agent is too long", LogKind.NOTICE)
+            elif line.strip():
+                self._apply(line)
+        if self._reader.offset == before:
+            return False
+        self._commit()
+        return True
+
+    def _apply(self, line: bytes) -> None:
+        """Apply an event; what is none, such as an error in words, is output."""
+        try:
+            event = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            text = output.rendered_line(line.decode(errors="replace"))
+            self._stream.add(LogSource.OUTPUT, text)
+            self._stream.last_words = last_with_words([text], self._stream.last_words)
+            return
+        try:
+            self._stream.apply(event)
+        except _MALFORMED:
+            self._context.metrics.runner_agent_events_bad.inc()  # or of a newer version
+
+    @property
+    def _status(self) -> tuple[str, str]:
+        """The state and its message; an agent that takes no inputs works until it ends."""
+        stream, state = self._stream, self._stream.state
+        message = stream.activity if stream.in_turn else stream.last_words
+        if state == AgentState.IDLE and self._context.run.stdin_kind != "pipe":
+            state = AgentState.WORKING
+        return state, shorten(message)
+
+    def _commit(self) -> None:
+        """Record what has changed, and the state if it is due."""
+        now, status = asyncio.get_running_loop().time(), self._status
+        is_due = status[0] != self._reported[0] or now - self._status_at >= STATUS_EVERY
+        if not status[0] or status == self._reported or not is_due:
+            self._record()
+            return
+        self._reported, self._status_at = status, now
+        state = AgentState(status[0])
+        self._record(self._context.reporter.status_report(state, status[1], guessed_from=GUESSED_FROM))
+
+    def _record(self, *reports: Report) -> None:
+        reporter = self._context.reporter
+        entries = self._stream.take_entries(reporter)
+        size = sum(len(entry.content.encode(errors="replace")) + len(entry.data or "") for entry in entries)
+        self._context.log_budget.spend(len(entries), size)
+        while len(entries) > ENTRIES_PER_REPORT:
+            reporter.log(entries[:ENTRIES_PER_REPORT])
+            entries = entries[ENTRIES_PER_REPORT:]
+        checkpoint = {
+            "build": reporter.build_number,
+            "state": str(self._stream.state),
+            "offset": self._reader.offset,
+            "skipping": self._reader.skipping,
+            "stream": self._stream.checkpoint(),
+            "line": self._line,
+            "next_line": self._next_line,
+            "reported": self._reported,
+        }
+        frozen = orjson.loads(orjson.dumps(checkpoint))  # what it refers to changes before the next one
+        reporter.log(entries, *reports, *self._stream.take_usage(reporter), checkpoint=frozen)
+        self._reader.discard_read()
+
+    async def _wait_written(self, line: int) -> None:
+        """Wait until the agent was given an input. Raise ``NotDelivered`` or ``DeliveryUnknown`` if it was not."""
+        words, was_written = NOT_RUNNING, None
+        try:
+            async with asyncio.timeout(WRITE_TIMEOUT):
+                while (was_written := self._writer.endings().get(line)) is None and not self._has_exited:  # noqa: ASYNC110 - files send no notification
+                    await asyncio.sleep(POLL_INTERVAL)
+        except TimeoutError:
+            words = f"The agent did not read the input from its stdin within {WRITE_TIMEOUT:g} s."
+        is_back = was_written is None and self._writer.take_back(line)
+        if was_written is None and not is_back:
+            raise DeliveryUnknown(f"{words} It may have received a part of the input.")
+        self._line = None
+        if not was_written:
+            self._stream.in_turn, self._stream.state = False, AgentState.IDLE
+        self._commit()
+        self._writer.forget(line)
+        if not was_written:
+            raise NotDelivered(words)
+
+    @property
+    def _has_exited(self) -> bool:
+        return self._context.folder.exit.exists()
