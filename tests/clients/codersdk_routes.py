@@ -46,6 +46,7 @@ ROUTES: Final[Mapping[str, Compared]] = {
     "POST /tasks/{user}/{task}/resume": Compared("ResumeTaskResponse"),
     "GET /tasks/watch": _EXTENSION,
     "GET /tasks/{user}/{task}/watch": _EXTENSION,
+    "POST /tasks/{user}/{task}/interrupt": _EXTENSION,
     "GET /tasks/{user}/{task}/events": _EXTENSION,
     "GET /tasks/{user}/{task}/explain": _EXTENSION,
     "POST /task-batches": _EXTENSION,
@@ -116,6 +117,7 @@ ADDED: Final[Mapping[str, str]] = {
     "PauseTaskResponse.workspace_build_id": "as in earlier versions of Coder",
     "ResumeTaskResponse.workspace_build_id": "as in earlier versions of Coder",
     "Task.agent_exit": "how the agent ended",
+    "Task.interrupt": "the interrupt that is going on",
     "Task.stalled_since": "since when the agent has been busy without a sign of progress",
     "TasksListResponse.next": "the next page",
 }

@@ -21,24 +21,37 @@ from taskherd.domain.reports import (
     AppStatus,
     ExitReason,
     Health,
+    InterruptOutcome,
     JobStatus,
     Lifecycle,
     Transition,
     Workspace,
     WorkspaceBuild,
 )
-from taskherd.domain.task import Deletion, Inbox, LastLog, LossRestarts, Silence, Stall, Stamped, TaskState, TimedOut
+from taskherd.domain.task import (
+    Deletion,
+    EndedInterrupt,
+    Inbox,
+    LastLog,
+    LossRestarts,
+    OpenInterrupt,
+    Silence,
+    Stall,
+    Stamped,
+    TaskState,
+    TimedOut,
+)
 from taskherd.domain.value import replace
 from taskherd.store import task_state_codec
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
-TASK, AGENT, APP, WORKSPACE, INPUT = (UUID(int=number) for number in range(1, 6))
+TASK, AGENT, APP, WORKSPACE, INPUT, INTERRUPT = (UUID(int=number) for number in range(1, 7))
 
 KEYS = {
     "guessed_from",
     "builds", "build", "workspace", "runner", "agent", "app", "lifecycle", "app_health", "app_status", "connection",
     "heard", "appeared", "asked", "unanswered", "silence", "given_up", "inbox", "deletion",
-    "agent_exit", "restarts", "last_log", "stall", "loss_restarts",
+    "agent_exit", "restarts", "last_log", "stall", "loss_restarts", "interrupt", "last_interrupt",
 }  # fmt: skip
 """The keys in stored rows; renaming one means rewriting the rows."""
 
@@ -99,6 +112,8 @@ def full_state() -> TaskState:
         loss_restarts=LossRestarts(2, at(30)),
         inbox=Inbox(2, INPUT, at(8)),
         deletion=Deletion(1, at(20), done=True),
+        interrupt=OpenInterrupt(INTERRUPT, 3, at(9)),
+        last_interrupt=EndedInterrupt(INPUT, InterruptOutcome.FAILED, at(8), "why", unreported=True, overruled=(3, 3)),
     )
 
 

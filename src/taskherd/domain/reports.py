@@ -77,6 +77,17 @@ class InputOutcome(StrEnum):
     FAILED = "failed"
 
 
+class InterruptOutcome(StrEnum):
+    """Result of an interrupt of an agent."""
+
+    STOPPED = "stopped"
+    """What the agent did was ended, in the end by ending the agent."""
+    ENDED = "ended"
+    """The agent did nothing any more, or no longer ran."""
+    FAILED = "failed"
+    """The agent cannot be interrupted, or could not be ended."""
+
+
 class ExitReason(StrEnum):
     """How an agent's process ended."""
 
@@ -268,6 +279,16 @@ class InputOutcomeReport(BaseReport):
     detail: str | None = None
 
 
+@value(frozen=True, slots=True, kw_only=True)
+class AgentInterrupted(BaseReport):
+    """What became of an interrupt, by the record of who carried it out."""
+
+    type: ClassVar[str] = "agent.interrupted"
+    interrupt_id: UUID
+    outcome: InterruptOutcome
+    detail: str | None = None
+
+
 Report: TypeAlias = (
     WorkspaceBuild
     | AgentLifecycle
@@ -278,6 +299,7 @@ Report: TypeAlias = (
     | AppStatus
     | TaskLog
     | InputOutcomeReport
+    | AgentInterrupted
 )
 
 
@@ -343,6 +365,8 @@ def _type_fields(report: Report) -> dict[str, object]:  # noqa: PLR0911 - one re
             return {"entries": [_entry(entry) for entry in report.entries]}
         case InputOutcomeReport():
             return {"input_id": str(report.input_id), "outcome": report.outcome, "detail": report.detail}
+        case AgentInterrupted():
+            return {"interrupt_id": str(report.interrupt_id), "outcome": report.outcome, "detail": report.detail}
         case _:
             assert_never(report)
 

@@ -126,6 +126,7 @@ class TaskView:
     current_state: CurrentState | None
     agent_exit: EndedAgent | None
     stalled_since: datetime | None
+    interrupted_since: datetime | None
 
 
 @value(frozen=True, slots=True)
@@ -156,6 +157,7 @@ def derive_view(state: TaskState, task_name: str) -> TaskView:
         current_state=current_state_of(state, status, agent),
         agent_exit=ended_agent_of(state),
         stalled_since=stalled_since(state),
+        interrupted_since=None if state.interrupt is None else state.interrupt.since,
     )
 
 

@@ -50,6 +50,12 @@ class AgentExitOut(BaseModel):
     at: datetime
 
 
+class InterruptOut(BaseModel):
+    """An open interrupt of the agent."""
+
+    since: datetime
+
+
 class TaskDocument(BaseModel):
     """A task as users see it. Fields with a default are omitted if they are empty."""
 
@@ -78,6 +84,7 @@ class TaskDocument(BaseModel):
     current_state: CurrentStateOut | None
     agent_exit: AgentExitOut | None
     stalled_since: datetime | None
+    interrupt: InterruptOut | None
     created_at: datetime
     updated_at: datetime
 
@@ -100,6 +107,7 @@ def core_document(view: TaskView, task: Task) -> dict[str, Any]:
         "current_state": None,
         "agent_exit": None,
         "stalled_since": None if view.stalled_since is None else format_rfc3339(view.stalled_since),
+        "interrupt": None if view.interrupted_since is None else {"since": format_rfc3339(view.interrupted_since)},
         "created_at": format_rfc3339(task.created_at),
     }
     if view.workspace_status:

@@ -13,7 +13,7 @@ from taskherd.messages.work import AgentInput
 from taskherd.runner.journal import InputDelivery
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Collection
     from uuid import UUID
 
     from taskherd.runner.journal import Journal
@@ -55,6 +55,7 @@ class TaskInputs:
         self._queue: asyncio.Queue[PendingRequest] = asyncio.Queue()
         self._pending: set[UUID] = set()
         self._draining = False
+        self._decided = asyncio.Condition()
         self._accepted = asyncio.Event()
         self._accepted.set()
 
@@ -62,6 +63,11 @@ class TaskInputs:
     def pending(self) -> bool:
         """True while an input waits or is being delivered."""
         return bool(self._pending)
+
+    @property
+    def waiting(self) -> frozenset[UUID]:
+        """The inputs that wait or are being delivered."""
+        return frozenset(self._pending)
 
     def submit(self, pending: PendingRequest) -> None:
         """Queue an input for delivery."""
@@ -120,6 +126,15 @@ class TaskInputs:
                 self._count(request.type, "repeated")
             self._pending.discard(request.input_id)
             pending.on_accepted()
+            async with self._decided:
+                self._decided.notify_all()
+
+    async def wait_delivered(self, waiting: Collection[UUID], seconds: float) -> bool:
+        """Wait until these inputs are delivered or failed. Return whether any was delivered in time."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds), self._decided:
+                await self._decided.wait_for(lambda: self._pending.isdisjoint(waiting))
+        return any(self._journal.inputs.get(each) is InputDelivery.DELIVERED for each in waiting)
 
     async def deliver_once(self, workspace: TaskWorkspace, input_id: UUID, text: str) -> str | None:
         """Deliver an input at most once.

@@ -26,6 +26,7 @@ from taskherd.domain.reports import (
     AppStatus,
     ExitReason,
     Health,
+    InterruptOutcome,
     JobStatus,
     Lifecycle,
     Transition,
@@ -34,10 +35,12 @@ from taskherd.domain.reports import (
 )
 from taskherd.domain.task import (
     Deletion,
+    EndedInterrupt,
     Facet,
     Inbox,
     LastLog,
     LossRestarts,
+    OpenInterrupt,
     Silence,
     Stall,
     Stamped,
@@ -132,6 +135,23 @@ def _dump_own_fields(state: TaskState, out: dict[str, object]) -> None:
         out["inbox"] = (inbox.queued, _plain_uuid(inbox.in_flight), inbox.delivered_at)
     if state.deletion:
         out["deletion"] = (state.deletion.attempts, state.deletion.retry_at, state.deletion.done)
+    _dump_interrupts(state, out)
+
+
+def _dump_interrupts(state: TaskState, out: dict[str, object]) -> None:
+    """Add the open interrupt and the last one that ended."""
+    interrupt, last = state.interrupt, state.last_interrupt
+    if interrupt:
+        out["interrupt"] = (_plain_uuid(interrupt.id), interrupt.build_number, interrupt.since)
+    if last:
+        out["last_interrupt"] = (
+            _plain_uuid(last.id),
+            last.outcome,
+            last.at,
+            last.detail,
+            last.unreported,
+            last.overruled,
+        )
 
 
 def _dump_recovery(state: TaskState, out: dict[str, object]) -> None:
@@ -210,6 +230,8 @@ def loads(task_id: uuid.UUID, text: str | bytes) -> TaskState:
     last_log = get("last_log")
     stall = get("stall")
     loss_restarts = get("loss_restarts")
+    interrupt = get("interrupt")
+    last_interrupt = get("last_interrupt")
     return TaskState(
         build=build,
         workspace=build_facet("workspace"),
@@ -232,7 +254,15 @@ def loads(task_id: uuid.UUID, text: str | bytes) -> TaskState:
         loss_restarts=LossRestarts(loss_restarts[0], _at(loss_restarts[1])) if loss_restarts else NO_LOSS_RESTARTS,
         inbox=Inbox(inbox[0], _id(inbox[1]), _at(inbox[2])) if inbox else NO_INBOX,
         deletion=Deletion(deletion[0], _at(deletion[1]), deletion[2]) if deletion else None,
+        interrupt=OpenInterrupt(UUID(interrupt[0]), interrupt[1], _instant(interrupt[2])) if interrupt else None,
+        last_interrupt=_load_last_interrupt(last_interrupt) if last_interrupt else None,
     )
+
+
+def _load_last_interrupt(row: list[Any]) -> EndedInterrupt:
+    interrupt_id, outcome, at, detail, unreported, overruled = row
+    key = (overruled[0], overruled[1]) if overruled else None
+    return EndedInterrupt(UUID(interrupt_id), InterruptOutcome(outcome), _instant(at), detail, unreported, key)
 
 
 def _load_build(task_id: uuid.UUID, row: list[Any]) -> WorkspaceBuild:

@@ -9,7 +9,7 @@ from taskherd.domain.claims import ClaimOutcome
 from taskherd.domain.commands import Command
 from taskherd.domain.directory import OTHER
 from taskherd.domain.outcome import EXTERNAL_REASONS, DeadLetterReason, ReportOutcome
-from taskherd.domain.reports import ExitReason, Report
+from taskherd.domain.reports import ExitReason, InterruptOutcome, Report
 from taskherd.domain.view import Status
 from taskherd.messages.claims import BUILD_CLAIM, RUNNER_HELLO, TASK_OWNED
 from taskherd.messages.texts import CONTROL, CUT, URI
@@ -55,6 +55,7 @@ VALUES_PER_TEMPLATE: Final[Mapping[str, Sequence[str]]] = {
     "agent_events": tuple(COUNTED),
     "agent_exits": tuple(why.value for why in ExitReason),
     "requests_given_up": REQUEST_TYPES,
+    "interrupts": tuple(outcome.value for outcome in InterruptOutcome),
 }
 """The counters by template and pool, and all values of their first label."""
 

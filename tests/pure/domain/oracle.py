@@ -93,6 +93,7 @@ class _ExpectedView:
             "current_state": self.current_state(),
             "agent_exit": self.agent_exit(),
             "stalled_since": None,
+            "interrupted_since": None,
         }
 
     def agent_id(self) -> str | None:

@@ -38,6 +38,7 @@ VIEW = TaskView(
     current_state=CurrentState(NOW, "working", "Running the tests", "https://example.com/pr/1"),
     agent_exit=EndedAgent(ExitReason.SIGNALLED, None, 9, "so long", NOW),
     stalled_since=NOW,
+    interrupted_since=NOW,
 )
 BARE = TaskView(
     status=Status.PENDING,
@@ -52,6 +53,7 @@ BARE = TaskView(
     current_state=None,
     agent_exit=None,
     stalled_since=None,
+    interrupted_since=None,
 )
 THE_TASK = make_task(
     ID,
@@ -111,6 +113,7 @@ GOLDEN: dict[str, Any] = {
         "at": "2026-03-01T12:00:00.000000Z",
     },
     "stalled_since": "2026-03-01T12:00:00.000000Z",
+    "interrupt": {"since": "2026-03-01T12:00:00.000000Z"},
     "created_at": "2026-03-01T12:00:00.000000Z",
     "updated_at": "2026-03-01T12:00:01.500000Z",
 }
@@ -144,6 +147,7 @@ def test_an_empty_document_has_nulls_and_omits_three_fields() -> None:
         "current_state",
         "agent_exit",
         "stalled_since",
+        "interrupt",
     }
     fields = rendered(BARE, replace(NAMES, owner_avatar_url=""))
     assert {name for name, value in fields.items() if value is None} == nulls
@@ -265,6 +269,7 @@ def test_work_requests_survive_a_round_trip(request_type: str) -> None:
     by_type: dict[str, dict[str, Any]] = {
         "workspace.start": {"prompt": "Fix it", "preset": None, "agent_token": "secret-token"},
         "agent.input": {"input_id": OTHER, "input": "go on"},
+        "agent.interrupt": {"interrupt_id": OTHER},
     }
     fields |= by_type.get(request_type, {})
     request = work.decode_request(orjson.dumps(fields))
