@@ -118,6 +118,17 @@ def record_outcome(state: TaskState, input_id: UUID, now: datetime, *, delivered
     return replace(state, inbox=replace(inbox, in_flight=None, delivered_at=at))
 
 
+def requeue_undelivered(state: TaskState) -> tuple[TaskState, UUID | None]:
+    """Put the input in flight back into the queue if the agent was interrupted and has ended: it did not get the input.
+
+    Return the new state, and that input, or None if there is none. A runner reports what an agent got before its end.
+    """
+    inbox = state.inbox
+    if inbox.in_flight is None or not _was_interrupted(state):
+        return state, None
+    return replace(state, inbox=replace(inbox, queued=inbox.queued + 1, in_flight=None)), inbox.in_flight
+
+
 def fail_all(state: TaskState) -> TaskState:
     """Empty the inbox, because all undelivered inputs failed or got an outcome."""
     return replace(state, inbox=replace(state.inbox, queued=0, in_flight=None))

@@ -14,6 +14,7 @@ from taskherd.domain.handle_command import CommandAccepted, CommandRefused, hand
 from taskherd.domain.lease import is_steady
 from taskherd.domain.outcome import ReportOutcome
 from taskherd.domain.reports import (
+    AgentExit,
     AgentHeartbeat,
     AgentInterrupted,
     InputOutcome,
@@ -100,6 +101,7 @@ class TaskUpdate:
         inputs_failed: True if the task's delete fails all inputs without an outcome.
         timed_out: the transition of the build that timed out.
         inputs_expired: number of user inputs that no runner picked up in time.
+        requeued_input: the user input in flight that the agent did not get before an interrupt ended it.
         opened_interrupt: the interrupt to send a work request for.
         closed_interrupt: the interrupt whose work request is closed.
         interrupt_expired: True if nothing was reported in time about the interrupt.
@@ -121,6 +123,7 @@ class TaskUpdate:
     inputs_failed: bool = False
     timed_out: str | None = None
     inputs_expired: int = 0
+    requeued_input: UUID | None = None
     opened_interrupt: UUID | None = None
     closed_interrupt: UUID | None = None
     interrupt_expired: bool = False
@@ -173,12 +176,12 @@ def apply_report(update: TaskUpdate, report: Report, now: datetime, context: Upd
     if fold.is_out_of_range(report, state):
         return ReportOutcome.BUILD_OUT_OF_RANGE
     report = fold.with_build_number(report, state)
-    if isinstance(report, InputOutcomeReport):
-        return _apply_input_outcome(update, report, now, context)
-    if isinstance(report, AgentInterrupted):
-        return _apply_interrupted(update, report, now)
+    if isinstance(report, InputOutcomeReport | AgentInterrupted):
+        return _apply_outcome(update, report, now, context)
     folded = fold.fold(state, report, now)
     after = recovery.record_word(folded.state, report, folded.outcome, now)
+    if isinstance(report, AgentExit) and after is not state:
+        after, update.requeued_input = inbox.requeue_undelivered(after)
     if isinstance(report, TaskLog):
         update.logs.append(report)
     if after is not state and task.erased_at is not None:
@@ -199,6 +202,14 @@ def _close_answered_request(update: TaskUpdate, unanswered: int | None, after: T
         return after
     update.closed_requests.append(unanswered)
     return after if after.unanswered_build is None else replace(after, unanswered_build=None)
+
+
+def _apply_outcome(
+    update: TaskUpdate, report: InputOutcomeReport | AgentInterrupted, now: datetime, context: UpdateContext
+) -> ReportOutcome:
+    if isinstance(report, AgentInterrupted):
+        return _apply_interrupted(update, report, now)
+    return _apply_input_outcome(update, report, now, context)
 
 
 def _apply_input_outcome(

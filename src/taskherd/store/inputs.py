@@ -90,6 +90,10 @@ MARK_SENT: Final = text("""
 UPDATE inputs SET state = 'sent', sent_at = :at WHERE input_id = ANY(CAST(:ids AS uuid[])) AND state = 'queued'
 """)
 
+REQUEUE: Final = text("""
+UPDATE inputs SET state = 'queued', sent_at = NULL WHERE input_id = ANY(CAST(:ids AS uuid[])) AND state = 'sent'
+""")
+
 RECORD_OUTCOMES: Final = text(f"""
 UPDATE inputs AS i SET state = o.state, decided_at = o.decided_at, detail = o.detail
 FROM {OUTCOMES.unnest("o")}
@@ -126,6 +130,11 @@ async def first_queued(connection: AsyncConnection, limit: Mapping[UUID, int]) -
 async def mark_sent(connection: AsyncConnection, ids: Sequence[UUID], at: datetime) -> None:
     """Mark queued inputs as sent."""
     await connection.execute(MARK_SENT, {"ids": ids, "at": at})
+
+
+async def requeue(connection: AsyncConnection, ids: Sequence[UUID]) -> None:
+    """Mark inputs as queued again that were sent, and that their agents did not get."""
+    await connection.execute(REQUEUE, {"ids": ids})
 
 
 async def record_outcomes(connection: AsyncConnection, outcomes: Sequence[InputOutcomeRow]) -> set[UUID]:

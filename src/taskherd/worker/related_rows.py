@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 async def save_inbox(connection: AsyncConnection, updates: Mapping[UUID, TaskUpdate], now: datetime) -> None:
-    """Append new user inputs, record outcomes, fail the open ones of deleted tasks, and mark those to be sent."""
+    """Append new user inputs, record outcomes, fail the open ones of deleted tasks, and mark others queued or sent."""
     new = [(task_id, item) for task_id, update in updates.items() for item in update.new_inputs]
     if new:
         rows = [
@@ -45,6 +45,9 @@ async def save_inbox(connection: AsyncConnection, updates: Mapping[UUID, TaskUpd
     failed = [task_id for task_id, update in updates.items() if update.inputs_failed]
     if failed:
         await inputs.fail_all(connection, failed, now, "The task was deleted.")
+    requeued = [update.requeued_input for update in updates.values() if update.requeued_input]
+    if requeued:
+        await inputs.requeue(connection, requeued)
     sent = [update.sent_input for update in updates.values() if update.sent_input]
     if sent:
         await inputs.mark_sent(connection, sent, now)
@@ -92,6 +95,7 @@ async def close_requests(connection: AsyncConnection, updates: Mapping[UUID, Tas
     if closed:
         await work_requests.delete_of_builds(connection, closed)
     decided = [(task_id, report.input_id) for task_id, update in updates.items() for report in update.input_outcomes]
+    decided += [(task_id, update.requeued_input) for task_id, update in updates.items() if update.requeued_input]
     if decided:
         await work_requests.delete_of_inputs(connection, decided)
     interrupts = [(task_id, each.closed_interrupt) for task_id, each in updates.items() if each.closed_interrupt]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from taskherd.broker.publisher import OutgoingMessage
 from taskherd.errors import Unavailable
 from taskherd.messages import work
+from taskherd.observability.failpoints import Failpoint
 from taskherd.store import work_request_details, work_requests
 from taskherd.store.engine import transaction
 
@@ -51,6 +52,7 @@ async def send_due(context: WorkerContext, now: datetime) -> int:
         input_texts = await work_request_details.input_contents(
             connection, [row.input_id for row in due if row.input_id]
         )
+    context.failpoint(Failpoint.REQUEST_SEND)
     known = [(row, details[row.task_id]) for row in due if row.task_id in details]
     await send(context, known, now, input_texts)
     return len(due)

@@ -161,6 +161,18 @@ def test_inputs_wait_for_the_agent_after_one_that_was_ended(core: Core) -> None:
     assert core.inbox.is_ready(state, NOON)
 
 
+def test_an_input_that_an_interrupted_agent_did_not_get_is_queued_again(core: Core) -> None:
+    """After an interrupt that ended the agent, the input in flight waits again; after another it stays in flight."""
+    state = core.inbox.mark_sent(core.inbox.enqueue(core.inbox.enqueue(active(core))), ONE)
+    assert core.inbox.requeue_undelivered(state) == (state, None)
+    ended = AgentExit(task_id=TASK, build_number=1, seq=8, why=ExitReason.INTERRUPTED)
+    exited = core.fold.fold(state, replace(ended, why=ExitReason.SIGNALLED), NOON).state
+    assert core.inbox.requeue_undelivered(exited) == (exited, None)
+    after, requeued = core.inbox.requeue_undelivered(core.fold.fold(state, ended, NOON).state)
+    assert (requeued, after.inbox.queued, after.inbox.in_flight) == (ONE, 2, None)
+    assert core.inbox.requeue_undelivered(after) == (after, None)
+
+
 def test_inputs_that_steer_go_first(core: Core) -> None:
     """Steers go before other inputs, each kind in its order."""
     kinds = [core.inbox.QueuedInput(UUID(int=n), steers) for n, steers in ((1, True), (2, False), (3, False))]
@@ -308,6 +320,8 @@ class World:
     now: datetime = NOON
     seq: int = 0
     queue: list[QueuedInput] = field(default_factory=list)
+    accepted: list[UUID] = field(default_factory=list)
+    steers: set[UUID] = field(default_factory=set)
     sent: list[UUID] = field(default_factory=list)
     opened: list[UUID] = field(default_factory=list)
     closed: list[UUID] = field(default_factory=list)
@@ -367,6 +381,13 @@ class World:
     def _finish(self, update: TaskUpdate) -> None:
         finalize(update, self.now, self.context())
         before, after = self.state, update.existing_task.state
+        if update.requeued_input:
+            assert update.requeued_input == before.inbox.in_flight
+            steered = update.requeued_input in self.steers
+            self.queue.append(QueuedInput(update.requeued_input, steered))
+            self.queue.sort(key=lambda each: self.accepted.index(each.input_id))
+        self.steers |= {new.input_id for new in update.new_inputs if new.steers}
+        self.accepted += [new.input_id for new in update.new_inputs]
         self.queue += [QueuedInput(new.input_id, new.steers) for new in update.new_inputs]
         if update.opened_interrupt:
             self.opened.append(update.opened_interrupt)

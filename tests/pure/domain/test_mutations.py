@@ -236,6 +236,16 @@ INBOX: list[Mutation] = [
     ),
     ("not each.steers", "True", interrupts.test_inputs_that_steer_go_first),
     (
+        "inbox.in_flight is None or not _was_interrupted(state):",
+        "inbox.in_flight is None:",
+        interrupts.test_an_input_that_an_interrupted_agent_did_not_get_is_queued_again,
+    ),
+    (
+        "inbox.in_flight is None or not _was_interrupted(state):",
+        "not _was_interrupted(state):",
+        interrupts.test_an_input_that_an_interrupted_agent_did_not_get_is_queued_again,
+    ),
+    (
         "is not Status.ACTIVE or is_busy(state):",
         "is not Status.ACTIVE:",
         inbox.test_inputs_are_sent_to_active_tasks_that_are_not_busy,

@@ -57,7 +57,7 @@ class AgentSession:
 
     @property
     def has_exited(self) -> bool:
-        """True once the agent's shim has exited, whether that was reported yet or not."""
+        """True once the agent has exited, whether that was reported yet or not."""
         return self._exited.is_set() or self._shim.has_exited
 
     async def interrupt_turn(self) -> InterruptOutcome:

@@ -156,10 +156,10 @@ class ShimHandle:
 
     @property
     def has_exited(self) -> bool:
-        """True once the shim has exited."""
+        """True once the shim has recorded the agent's exit, or has exited itself."""
         poll = select.poll()
         poll.register(self._descriptor, select.POLLIN)
-        return bool(poll.poll(0))
+        return self._folder.exit.exists() or bool(poll.poll(0))
 
     async def wait(self) -> ExitRecord:
         """Wait until the shim has exited, kill processes that it left, and return how the run ended."""
