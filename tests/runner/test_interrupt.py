@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import uuid
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.harness.runner import RunnerHarness, eventually, eventually_async, is_alive
+from tests.runner.acp import acp_run
 from tests.runner.test_acp_runner import acp_task
 from tests.runner.test_agentapi import create_agentapi_task
 
@@ -106,6 +108,17 @@ async def resume(harness: RunnerHarness, task_id: uuid.UUID, build_number: int) 
     """Resume a task, and wait until its build has this number."""
     assert (await harness.worker.command("task.resume", task_id))["ok"]
     await harness.until(lambda: harness.worker.document(task_id)["workspace_build_number"] == build_number)
+
+
+async def test_an_agent_that_ended_by_itself_was_not_interrupted(tmp_path: Path) -> None:
+    """An interrupt that comes after the end of the agent finds that, and does not change what is said about it."""
+    async with acp_run(tmp_path) as run:
+        await run.start("line: bye\nexit: 3")
+        assert run.session is not None
+        await eventually(lambda: run.session is not None and run.session.has_exited())
+        assert await run.session.interrupt_turn() == "ended"
+        await run.until_ended()
+        assert (run.reports("agent.exit")[-1]["why"], run.journal.interrupted) == ("exited", False)
 
 
 async def test_a_program_that_ends_at_once(harness: RunnerHarness) -> None:

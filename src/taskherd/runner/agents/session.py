@@ -55,13 +55,15 @@ class AgentSession:
         """Send SIGINT to the agent's process group."""
         self._shim.interrupt()
 
-    @property
     def has_exited(self) -> bool:
-        """True once the agent has exited, whether that was reported yet or not."""
+        """Return whether the agent has exited, reported or not."""
         return self._exited.is_set() or self._shim.has_exited
 
     async def interrupt_turn(self) -> InterruptOutcome:
         """End what the agent does, and return when that is done and reported. Raise ``NotInterrupted``."""
+        if self.has_exited():  # by itself
+            await asyncio.wait({self._loop}, timeout=EXIT_TIMEOUT)
+            return InterruptOutcome.ENDED
         work = asyncio.create_task(self.follower.interrupt())
         exit_wait = asyncio.create_task(self._exited.wait())
         try:
@@ -71,7 +73,7 @@ class AgentSession:
             exit_wait.cancel()
             work.cancel()
         await asyncio.wait({work})
-        if self.has_exited:  # what comes after the interrupt must not be sent to it
+        if self.has_exited():  # what comes after the interrupt must not be sent to it
             await asyncio.wait({self._loop}, timeout=EXIT_TIMEOUT)
         return InterruptOutcome.STOPPED if work.cancelled() else work.result()
 

@@ -170,7 +170,7 @@ class TaskWorkspace:
         if session is None or session.reporter.build_number != build_number:
             return InterruptOutcome.ENDED
         outcome = await session.interrupt_turn()
-        if journal.interrupted and not session.has_exited:
+        if journal.interrupted and not session.has_exited():
             journal.interrupted = False  # an earlier runner was about to end it, and its turn has ended since
         return outcome
 
