@@ -13,12 +13,16 @@ from urllib.parse import urlsplit, urlunsplit
 import aio_pika
 import asyncpg
 import pytest
+from hypothesis import HealthCheck, settings
 
 from taskherd.dev.services import Services, start
 from tests.harness.pgbouncer import StartPgBouncer, running_pgbouncer
 
 EXCHANGES = ("reports", "commands", "claims", "events", "wakeups", "work", "dead")
 QUEUES = ("reports", "commands", "claims", "dead", "work.default")
+
+settings.register_profile("taskherd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("taskherd")  # how long an example takes says how busy the machine is
 
 
 @pytest.fixture(scope="session")

@@ -19,4 +19,5 @@ def timeouts_of(settings: Settings) -> Timeouts:
         build_timeout=timedelta(seconds=settings.build_timeout),
         request_ttl=timedelta(seconds=settings.request_ttl),
         mass_silence_hold=timedelta(seconds=settings.mass_silence_hold),
+        interrupt_timeout=timedelta(seconds=settings.interrupt_timeout),
     )

@@ -18,6 +18,8 @@ from taskherd.cli.follow import app as task_app
 from taskherd.cli.main import app
 from taskherd.observability import logs
 from tests.api.conftest import StartApi
+from tests.api.test_interrupts import end as end_interrupt
+from tests.api.test_interrupts import working
 from tests.api.test_sse import until_subscribers
 from tests.harness.api import CAROL, ApiHarness
 from tests.harness.worker import build_report, make_report
@@ -111,6 +113,27 @@ async def test_send_logs_explain_pause_and_resume(api_harness: ApiHarness) -> No
     code, stderr = await shell.code("send", "talk", "Hello?")
     assert (code, "Task is paused. Resume the task to send messages." in stderr) == (6, True)
     assert "Build 3 (start) was requested" in (await shell.run("resume", "talk")).stdout
+
+
+async def test_interrupt_and_send_on_the_command_line(api_harness: ApiHarness) -> None:
+    """`interrupt` says what happens, `send --interrupt` steers, and `show` and `explain` tell of it."""
+    task = await working(api_harness, "shell")
+    shell = Shell(api_harness)
+    interrupt_id = (await shell.json("interrupt", "shell"))["interrupt_id"]
+    assert "is being interrupted" in (await shell.run("interrupt", "shell")).stdout
+    assert "interrupt  since" in (await shell.run("show", "shell")).stdout
+    assert "The agent is being interrupted" in (await shell.run("explain", "shell")).stdout
+    assert (await shell.run("send", "shell", "Now", "--interrupt")).stdout == "Queued until the agent is idle.\n"
+    await end_interrupt(api_harness, task, interrupt_id, "stopped")
+    assert "ended what the agent did." in (await shell.run("explain", "shell")).stdout
+    await api_harness.worker.until(lambda: api_harness.worker.requests_of(task, "agent.input"))
+    code, stderr = await shell.code("send", "All", "--query", "owner:me", "--interrupt")
+    assert (code, "--interrupt is for one task" in stderr) == (2, True)
+    await api_harness.active(name="quiet")
+    code, stderr = await shell.code("interrupt", "quiet")
+    assert (code, "The agent is not working." in stderr) == (6, True)
+    result = await shell.run("interrupt", "--query", "owner:me state:working", "--yes")
+    assert result.stdout == "Interrupted 1 of 1 tasks.\n"
 
 
 async def test_the_exit_codes_of_wait(api_harness: ApiHarness) -> None:
@@ -393,11 +416,13 @@ async def test_each_command_prints_json(api_harness: ApiHarness) -> None:
     await api_harness.active(name="one")
     shell = Shell(api_harness)
     assert set(typer.main.get_group(task_app).list_commands(None)) == {  # type: ignore[arg-type]
-        *("create", "list", "show", "send", "pause", "resume", "delete", "explain", "events", "wait", "watch", "logs")
+        *("create", "list", "show", "send", "interrupt", "pause", "resume", "delete", "explain", "events", "wait"),
+        *("watch", "logs"),
     }
     for words in (
         *(("create", "x"), ("list",), ("show", "one"), ("logs", "one"), ("explain", "one"), ("events", "one")),
-        *(("send", "one", "Hello"), ("wait", "one", "--until", "active"), ("pause", "one"), ("delete", "one")),
+        *(("send", "one", "Hello"), ("interrupt", "one"), ("wait", "one", "--until", "active")),
+        *(("pause", "one"), ("delete", "one")),
     ):
         assert await shell.json(*words) is not None
 

@@ -25,7 +25,8 @@ USER_TOOLS = {
     "coder_get_task_status": {"task_id"},
     "coder_list_tasks": {"status", "user"},
     "coder_list_templates": set(),
-    "coder_send_task_input": {"task_id", "input"},
+    "coder_send_task_input": {"task_id", "input", "interrupt"},
+    "interrupt_task": {"task_id"},
 }
 AGENT_TOOLS = {
     "coder_report_task": {"summary", "link", "state"},
@@ -86,6 +87,11 @@ async def test_an_assistant_uses_all_tools(api_harness: ApiHarness) -> None:
         assert (
             "waits" in (await call(client, "coder_send_task_input", task_id=created["name"], input="Hurry"))["message"]
         )
+        steered = await call(client, "coder_send_task_input", task_id=created["name"], input="Stop", interrupt="true")
+        assert "waits" in steered["message"]
+        joined = await call(client, "interrupt_task", task_id=created["id"])
+        request = await api_harness.worker.database.fetchval("SELECT interrupt_id FROM work_requests")
+        assert (joined["interrupt_id"], "being interrupted" in joined["message"]) == (str(request), True)
         await api_harness.worker.report(make_report("agent.exit", task_id, why="exited", status=3, words="disk full"))
         await api_harness.worker.until(lambda: api_harness.worker.document(task_id).get("agent_exit"))
         status = await call(client, "coder_get_task_status", task_id=created["id"])

@@ -16,7 +16,7 @@ from tests.harness.chaos import ChaosHarness
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
-REPORT_FAILPOINTS = [each for each in Failpoint if each is not Failpoint.POST_CLAIM]
+REPORT_FAILPOINTS = [each for each in Failpoint if each not in {Failpoint.POST_CLAIM, Failpoint.REQUEST_SEND}]
 """The failpoints that a report reaches."""
 ROUNDS = 2
 KILLS_PER_FAILPOINT = 25

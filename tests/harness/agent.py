@@ -40,7 +40,20 @@ def chatter(seconds: float) -> None:
         time.sleep(0.005)
 
 
-def main(steps: list[str]) -> None:
+def obey() -> None:
+    """Work on each line until SIGINT interrupts that, then wait for the next one, as a program for people does."""
+    say("> ")
+    while True:
+        try:
+            line = sys.stdin.readline().rstrip()
+            say(f"working on {line}")
+            while True:
+                sum(range(100_000))
+        except KeyboardInterrupt:
+            say("^C")
+
+
+def main(steps: list[str]) -> None:  # noqa: PLR0915 - one case for each verb
     """Execute the steps; each is a verb, with its argument after a colon."""
     for step in steps:
         verb, _, argument = step.partition(":")
@@ -58,6 +71,10 @@ def main(steps: list[str]) -> None:
                 os.kill(os.getpid(), signal.SIGSEGV)
             case "ignore-sigterm":
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            case "ignore-sigint":
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+            case "obey":
+                obey()
             case "env":
                 for name in sorted(os.environ):
                     say(f"{name}={os.environ[name]}")

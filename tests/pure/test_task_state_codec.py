@@ -22,25 +22,39 @@ from taskherd.domain.reports import (
     AppStatus,
     ExitReason,
     Health,
+    InterruptOutcome,
     JobStatus,
     Lifecycle,
     Transition,
     Workspace,
     WorkspaceBuild,
 )
-from taskherd.domain.task import Deletion, Inbox, LastLog, LossRestarts, Silence, Stall, Stamped, TaskState, TimedOut
+from taskherd.domain.task import (
+    Deletion,
+    EndedInterrupt,
+    Inbox,
+    LastLog,
+    LossRestarts,
+    OpenInterrupt,
+    Silence,
+    Stall,
+    Stamped,
+    TaskState,
+    TimedOut,
+)
 from taskherd.domain.usage import ContextTokens, TaskUsage, UsageAmounts
 from taskherd.domain.value import replace
 from taskherd.store import task_state_codec
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
-TASK, AGENT, APP, WORKSPACE, INPUT = (UUID(int=number) for number in range(1, 6))
+TASK, AGENT, APP, WORKSPACE, INPUT, INTERRUPT = (UUID(int=number) for number in range(1, 7))
 
 KEYS = {
     "guessed_from",
     "builds", "build", "workspace", "runner", "agent", "app", "lifecycle", "app_health", "app_status", "connection",
     "heard", "appeared", "asked", "unanswered", "silence", "given_up", "inbox", "deletion",
-    "agent_exit", "restarts", "last_log", "stall", "loss_restarts", "usage",
+    "agent_exit", "restarts", "last_log", "stall", "loss_restarts", "usage", "interrupt",
+    "last_interrupt",
 }  # fmt: skip
 """The keys in stored rows; renaming one means rewriting the rows."""
 
@@ -106,6 +120,8 @@ def full_state() -> TaskState:
             ContextTokens(3, 7, 90),
             ContextTokens(3, 6, 100),
         ),
+        interrupt=OpenInterrupt(INTERRUPT, 3, at(9)),
+        last_interrupt=EndedInterrupt(INPUT, InterruptOutcome.FAILED, at(8), "why", unreported=True, overruled=(3, 3)),
     )
 
 

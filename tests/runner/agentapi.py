@@ -16,7 +16,9 @@ compares the two:
 
 The message selects the behaviour: ``work`` takes two steps with a pause between them, ``slow`` answers the post only
 after the turn, as the transport ``acp`` does, ``redraw`` redraws the screen after the turn, ``error`` sends an
-agent_error, ``cut`` breaks all streams, ``die`` ends the agent with an error, and ``/exit`` ends it without one.
+agent_error, ``cut`` breaks all streams, ``die`` ends the agent with an error, and ``/exit`` ends it without one;
+``long`` works until Escape is typed (a message of type ``raw``, which is accepted at any time), and ``stubborn``
+whatever is typed.
 """
 
 from __future__ import annotations
@@ -60,6 +62,8 @@ class AgentApi:
         self.status = "running"
         self.streams: list[asyncio.StreamWriter] = []
         self.posting = asyncio.Lock()
+        self.typed: list[str] = []
+        """What was written to the terminal as it is."""
         self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     async def start(self, initial_prompt: str) -> None:
@@ -130,6 +134,13 @@ class AgentApi:
             await asyncio.sleep(PAUSE)
             await self.set_status("running")
             await asyncio.sleep(PAUSE)
+        step = 0
+        while text == "stubborn" or (text == "long" and "\x1b" not in self.typed):
+            step += 1
+            await self.set_message(
+                "agent", screen("● I work.", "", f"✻ Pondering… ({step}s · esc to interrupt)"), number
+            )
+            await asyncio.sleep(0.05)
         await self.set_message("agent", screen("● Did: " + text, "", "✻ Cooked for 6s"), number)
         await asyncio.sleep(STABLE)
         await self.set_status("stable")
@@ -149,6 +160,10 @@ class AgentApi:
 
     async def post(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """Handle a posted message and return status and body of the response."""
+        if body["type"] == "raw":
+            async with self.posting:
+                self.typed.append(body["content"])
+            return 200, {"ok": True}
         text = body["content"].strip()
         if not text:
             return problem("message must not be empty")

@@ -115,6 +115,22 @@ async def test_how_an_agent_ends(tmp_path: Path, last: str, why: str, state: str
         assert await run.send("say: hello?")
 
 
+async def test_an_interrupt_ends_it(tmp_path: Path) -> None:
+    """In a turn an interrupt ends the agent, which counts as interrupted, not as failed; between turns it does not."""
+    async with acp_run(tmp_path, **STREAM) as run:
+        drive(run)
+        await run.start("say: Hm.")
+        await run.until_state("idle", "Hm.")
+        assert run.session is not None
+        assert await run.session.follower.interrupt() == "ended"
+        assert await run.send(steps("tool: Bash make", "wait: never")) is None
+        await run.until_state("working", "Bash: make")
+        assert await run.session.follower.interrupt() == "stopped"
+        await run.until_ended()
+        assert run.state[0] == "idle"
+        assert [report["why"] for report in run.reports("agent.exit")] == ["interrupted"]
+
+
 async def test_claude_that_runs_once_is_complete(tmp_path: Path) -> None:
     """What Claude Code 2.1.197 wrote, as recorded, is a log, a usage and a session; it works until it ends."""
     rows = [json.loads(line) for line in RECORDING.read_text().splitlines()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from uuid import UUID, uuid4
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -36,7 +37,7 @@ async def test_the_delay_of_each_attempt_is_that_of_backoff(engine: AsyncEngine)
             await work_requests.delete(connection, [row.request_id])
 
 
-async def test_an_answer_deletes_only_the_request_of_its_build_or_input(engine: AsyncEngine) -> None:
+async def test_an_answer_deletes_only_the_request_of_its_build_input_or_interrupt(engine: AsyncEngine) -> None:
     """A report about a build deletes its workspace request, the outcome of an input its request; others stay due."""
     task_id, input_id = uuid4(), uuid4()
     start, stop, send = work_request(task_id, 1), work_request(task_id, 2), work_request(task_id, 1, input_id)
@@ -45,6 +46,13 @@ async def test_an_answer_deletes_only_the_request_of_its_build_or_input(engine: 
         assert await work_requests.delete_of_builds(connection, [(task_id, 1), (uuid4(), 2)]) == {start.request_id}
         assert await work_requests.delete_of_inputs(connection, [(task_id, input_id)]) == {send.request_id}
         assert [row.request_id for row in await work_requests.of_tasks(connection, [task_id])] == [stop.request_id]
+        interrupt_id = uuid4()
+        interrupt = replace(work_request(task_id, 1), type="agent.interrupt", interrupt_id=interrupt_id)
+        await work_requests.add(connection, [interrupt])
+        assert await work_requests.delete_of_builds(connection, [(task_id, 1)]) == set()
+        await work_requests.delete_of_interrupts(connection, [(uuid4(), interrupt_id), (task_id, uuid4())])
+        assert len(await work_requests.of_tasks(connection, [task_id])) == 2
+        await work_requests.delete_of_interrupts(connection, [(task_id, interrupt_id)])
         await work_requests.delete(connection, [stop.request_id])
         assert await work_requests.pick_due(connection, NOW, 10, first_delay=5, max_delay=60) == []
 

@@ -11,7 +11,8 @@ from typing import Any
 from tests.harness.worker import ALICE, WorkerHarness, build_report, make_report
 
 CREATED = [
-    "agent_exit", "created_at", "current_state", "display_name", "id", "initial_prompt", "name", "owner_id",
+    "agent_exit", "created_at", "current_state", "display_name", "id", "initial_prompt", "interrupt", "name",
+    "owner_id",
     "stalled_since", "status",
     "template_version_id", "usage", "workspace_agent_health", "workspace_agent_id", "workspace_agent_lifecycle",
     "workspace_app_id", "workspace_build_number", "workspace_id", "workspace_name", "workspace_status",

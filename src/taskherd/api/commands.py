@@ -67,6 +67,8 @@ class CommandResult:
     """True if the input waits in the inbox because the agent is busy."""
     repeated: bool
     """True if an earlier request with the same command id made the change."""
+    interrupt_id: UUID | None = None
+    """The interrupt that the command opened or joined."""
 
 
 async def send_command(request: RequestContext, command: Command) -> CommandResult:
@@ -111,7 +113,7 @@ async def _call(api: ApiContext, command: Command) -> CommandResult | CommandRef
         raise Unavailable(str(error)) from None
     if isinstance(response, CommandRefused):
         return response
-    return CommandResult(response.task, response.queued, REPEATED_HEADER in reply.headers)
+    return CommandResult(response.task, response.queued, REPEATED_HEADER in reply.headers, response.interrupt_id)
 
 
 def _record_of(api: ApiContext, command: Command, body: bytes) -> Callable[[], Awaitable[Reply | None]]:

@@ -1,4 +1,4 @@
-"""``taskherd task`` for many tasks: ``create --from``, and ``--query`` of pause, resume, delete and send."""
+"""``taskherd task`` for many tasks: ``create --from``, and ``--query`` of pause, resume, delete, send and interrupt."""
 
 from __future__ import annotations
 
@@ -28,7 +28,13 @@ MAX_LINES: Final = 10_000
 """Maximum size in characters, and number of tasks, of a file with tasks to create."""
 MAX_SHOWN: Final = 20
 """Maximum number of refusals, and of tasks of a dry run, that are printed for people."""
-DONE: Final[Mapping[str, str]] = {"pause": "Paused", "resume": "Resumed", "delete": "Deleted", "send": "Sent to"}
+DONE: Final[Mapping[str, str]] = {
+    "pause": "Paused",
+    "resume": "Resumed",
+    "delete": "Deleted",
+    "send": "Sent to",
+    "interrupt": "Interrupted",
+}
 
 QueryOption = Annotated[
     str | None,

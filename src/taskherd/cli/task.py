@@ -194,6 +194,12 @@ def send(
     task: TaskArgument,
     text: TextArgument = None,
     *,
+    interrupt_first: Annotated[
+        bool,
+        typer.Option(
+            "--interrupt", help="Interrupt an agent that works; then this goes before all that waits in the inbox."
+        ),
+    ] = False,
     query: bulk.QueryOption = None,
     dry_run: bulk.DryRunOption = False,
     yes: bulk.YesOption = False,
@@ -201,18 +207,38 @@ def send(
 ) -> None:
     """Send input to a task's agent; it is queued while the agent is busy. With --query, give only the text."""
     if query is not None:
+        if interrupt_first:
+            raise ClientError(ExitCode.USAGE, "--interrupt is for one task", "interrupt the others first")
         bulk.one_of([] if text is None else [task], query)
         bulk.act("send", query, text=read(task), dry_run=dry_run, yes=yes, output=output)
         return
     if text is None:
         raise ClientError(ExitCode.USAGE, "give the task and the text to send")
     path = tasks.path_of(task)
-    response = tasks.change(http.from_environment(), "POST", *path, "send", body={"input": read(text)})
+    body = {"input": read(text), **({"interrupt": True} if interrupt_first else {})}
+    response = tasks.change(http.from_environment(), "POST", *path, "send", body=body)
     queued = response.headers.get("x-taskherd-queued") == "true"
     if output is OutputFormat.JSON:
         document({"queued": queued})
     else:
         typer.echo("Queued until the agent is idle." if queued else "Sent.")
+
+
+@app.command(epilog=EXIT_CODES)
+def interrupt(
+    task: TasksArgument = None,
+    *,
+    query: bulk.QueryOption = None,
+    dry_run: bulk.DryRunOption = False,
+    yes: bulk.YesOption = False,
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
+    """End what agents do: their turn, or the agent itself if nothing less helps; `task resume` starts that again.
+
+    Each task is judged by itself; the exit code is that of the first one that is refused. With --query, all tasks that
+    match are changed in the background, at a limited rate; Ctrl-C cancels what is left.
+    """
+    _change_all("interrupt", task, query, dry_run=dry_run, yes=yes, output=output)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -278,6 +304,7 @@ def explain(task: TaskArgument, output: OutputOption = OutputFormat.TABLE) -> No
     fields(
         *((title, body[name]["because"]) for name, title in names),
         ("stalled", body["stalled_since"]["because"] if body["stalled_since"]["value"] else ""),
+        ("interrupt", "" if body["interrupt"]["rule"] == "interrupt.none" else body["interrupt"]["because"]),
         ("last", f"{command['words']}, {moment(command['time'])} UTC" if command else ""),
         *(
             (title, ", ".join(f"{key} {value}" for key, value in item.items() if value is not None))
@@ -315,6 +342,8 @@ def _change_all(
         raise ClientError(ExitCode.USAGE, "--dry-run and --yes are for --query")
     elif action == "delete":
         _delete_each(references or [], output)
+    elif action == "interrupt":
+        _interrupt_each(references or [], output)
     else:
         _request_builds(references or [], action, output)
 
@@ -328,6 +357,18 @@ def _delete_each(references: list[str], output: OutputFormat) -> None:
         change=lambda path: tasks.change(client, "DELETE", *path),
         result=lambda reference, _: {"task": reference, "deleted": True},
         sentence=lambda _: "Deleted; its workspace will be removed.",
+    )
+
+
+def _interrupt_each(references: list[str], output: OutputFormat) -> None:
+    """Interrupt the agent of each task."""
+    client = http.from_environment()
+    _change_each(
+        references,
+        output,
+        change=lambda path: tasks.change(client, "POST", *path, "interrupt"),
+        result=lambda reference, body: {"task": reference, **body},
+        sentence=lambda _: "The agent is being interrupted; `taskherd task explain` says what became of it.",
     )
 
 

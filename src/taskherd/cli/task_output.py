@@ -55,7 +55,7 @@ def _row(document: Task) -> tuple[str, ...]:
 def task(document: Task, *, following: str = "") -> None:
     """Print a task, one field per line; ``following`` is the command to run next."""
     state, health = document["current_state"] or {}, document["workspace_agent_health"] or {}
-    ended = document.get("agent_exit")
+    ended, interrupt = document.get("agent_exit"), document.get("interrupt")
     fields(
         ("task", f"{document['owner_name']}/{document['name']}"),
         ("id", document["id"]),
@@ -66,6 +66,7 @@ def task(document: Task, *, following: str = "") -> None:
         ("uri", state.get("uri", "")),
         ("agent", agent_note(document, words=True) or ("is healthy" if health.get("healthy") else "")),
         ("ended", moment_and_age(ended["at"]) if ended else ""),
+        ("interrupt", f"since {moment_and_age(interrupt['since'])}" if interrupt else ""),
         ("workspace", f"{document['workspace_name']} {document.get('workspace_status') or ''}".rstrip()),
         ("template", document["template_display_name"] or document["template_name"]),
         ("usage", _usage(document.get("usage") or {})),

@@ -89,7 +89,7 @@ def start_action(client: Client, action: str, query: str, text: str | None = Non
 
     Args:
         client: the server and token to use.
-        action: ``pause``, ``resume``, ``delete`` or ``send``.
+        action: ``pause``, ``resume``, ``delete``, ``send`` or ``interrupt``.
         query: search terms, as of the list of tasks.
         text: what a ``send`` sends.
         key: the idempotency key, with which a repeated call returns the same action; a random one by default.

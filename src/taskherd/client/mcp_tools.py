@@ -100,7 +100,7 @@ class AgentTools:
 
 
 class UserTools:
-    """The tools of a user: list templates; create, list, read, send input to and delete tasks."""
+    """The tools of a user: list templates; create, list, read, send input to, interrupt and delete tasks."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -154,8 +154,21 @@ class UserTools:
             Tool(
                 "coder_send_task_input",
                 "Send input to a task's agent. If the agent is busy, the input is queued until it is idle.",
-                {"task_id": TASK_ID, "input": Argument("The text to send.", required=True)},
+                {
+                    "task_id": TASK_ID,
+                    "input": Argument("The text to send.", required=True),
+                    "interrupt": Argument(
+                        "true: interrupt an agent that is working, and send this before all that is queued.",
+                        choices=("true", "false"),
+                    ),
+                },
                 self.send_task_input,
+            ),
+            Tool(
+                "interrupt_task",
+                "Interrupt the agent of a task: end what it does now. Refused if the agent is not working.",
+                {"task_id": TASK_ID},
+                self.interrupt_task,
             ),
             Tool(
                 "coder_delete_task",
@@ -200,16 +213,22 @@ class UserTools:
         logs: Document = self._client.request("GET", *tasks.path_of(_task_reference(task_id)), "logs").body
         return logs
 
-    def send_task_input(self, task_id: str, input: str) -> Document:  # noqa: A002 - as above
+    def send_task_input(self, task_id: str, input: str, interrupt: str) -> Document:  # noqa: A002 - as above
         """Send an input, and return whether it waits."""
         path = tasks.path_of(_task_reference(task_id))
-        response = tasks.change(self._client, "POST", *path, "send", body={"input": input})
+        body: Document = {"input": input, **({"interrupt": True} if interrupt == "true" else {})}
+        response = tasks.change(self._client, "POST", *path, "send", body=body)
         queued = response.headers.get("x-taskherd-queued") == "true"
         return {
             "message": "Input queued: it waits until the agent is idle."
             if queued
             else "Input sent to task successfully."
         }
+
+    def interrupt_task(self, task_id: str) -> Document:
+        """Interrupt the agent of a task."""
+        response = tasks.change(self._client, "POST", *tasks.path_of(_task_reference(task_id)), "interrupt")
+        return {"message": "The agent is being interrupted.", "interrupt_id": response.body["interrupt_id"]}
 
     def delete_task(self, task_id: str) -> Document:
         """Delete a task."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from taskherd.domain.explanations import how_ended
-from taskherd.domain.reports import AgentExit
+from taskherd.domain.reports import AgentExit, InterruptOutcome
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,6 +22,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "task.send": "sent an input",
     "task.pause": "paused the task",
     "task.resume": "resumed the task",
+    "task.interrupt": "interrupted the agent",
 }
 """What the actor of each type of command did."""
 
@@ -36,6 +37,7 @@ REPORTS: Final[Mapping[str, str]] = {
     "task.log": "the agent's log was reported",
     "task.input": "what became of an input was reported",
     "agent.usage": "the agent's use of its models was reported",
+    "agent.interrupted": "what became of an interrupt was reported",
 }
 """What each type of report says."""
 
@@ -44,13 +46,32 @@ FINDINGS: Final[Mapping[str, str]] = {
     "agent.silent": "no heartbeat of the agent came in time",
     "agent.stalled": "the agent stalled: nothing but heartbeats came from it",
     "agent.lost": "the worker started the agent again after it was lost",
+    "agent.interrupt_expired": "the interrupt failed: the runner did not report in time what became of it",
     "runner.drained": "the worker started the agent again after the runner was drained",
     "task.looked_at": "the worker checked the task",
 }
 """What each finding of the worker means."""
 
 
-def describe(kind: str, message_type: str, actor: str, ended: EndedAgent | None = None) -> str:
+INTERRUPTS: Final[Mapping[str, str]] = {
+    InterruptOutcome.STOPPED: "the interrupt ended what the agent did",
+    InterruptOutcome.ENDED: "the interrupt found that the agent did nothing any more",
+    InterruptOutcome.FAILED: "the interrupt failed",
+}
+"""What the report about an interrupt says, by its outcome."""
+STEERED: Final = "interrupted the agent and sent an input"
+"""What the actor did who sent an input that steers."""
+
+
+def describe(
+    kind: str,
+    message_type: str,
+    actor: str,
+    ended: EndedAgent | None = None,
+    *,
+    outcome: str = "",
+    steers: bool = False,
+) -> str:
     """Return the cause of a change in words; a type that this release does not know is named as it is.
 
     Args:
@@ -58,9 +79,15 @@ def describe(kind: str, message_type: str, actor: str, ended: EndedAgent | None 
         message_type: the type of the command or report, or the finding of the sweep.
         actor: the name of who sent a command, "" if it is not known.
         ended: how the agent ended, for the report about that.
+        outcome: the outcome of the interrupt, for the report about that.
+        steers: True for a send that interrupted the agent.
     """
+    if steers:
+        return f"{actor or 'somebody'} {STEERED}"
     if kind == "command":
         return f"{actor or 'somebody'} {COMMANDS.get(message_type, f'sent {message_type}')}"
     if message_type == AgentExit.type and ended is not None:
         return f"the agent {how_ended(ended)}"
+    if outcome in INTERRUPTS:
+        return INTERRUPTS[outcome]
     return (REPORTS if kind == "report" else FINDINGS).get(message_type, message_type)

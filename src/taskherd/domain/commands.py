@@ -54,10 +54,11 @@ class UpdateInput(BaseCommand):
 
 @value(frozen=True, slots=True, kw_only=True)
 class Send(BaseCommand):
-    """A command that appends an input to the task's inbox."""
+    """A command that appends an input to the task's inbox; with ``interrupt`` it steers an agent that works."""
 
     type: ClassVar[str] = "task.send"
     input: str
+    interrupt: bool = False
 
 
 @value(frozen=True, slots=True, kw_only=True)
@@ -74,18 +75,25 @@ class Resume(BaseCommand):
     type: ClassVar[str] = "task.resume"
 
 
-Command: TypeAlias = Create | Delete | UpdateInput | Send | Pause | Resume
+@value(frozen=True, slots=True, kw_only=True)
+class Interrupt(BaseCommand):
+    """A command that ends what the task's agent does. The id of the interrupt is that of the command."""
+
+    type: ClassVar[str] = "task.interrupt"
+
+
+Command: TypeAlias = Create | Delete | UpdateInput | Send | Pause | Resume | Interrupt
 
 
 def canonical_json(command: Command) -> str:
-    """Return a command as canonical JSON: keys sorted, absent fields omitted.
+    """Return a command as canonical JSON: keys sorted, fields that are absent or false omitted.
 
     Its digest distinguishes a repeated command from a different one under the same ``command_id``.
     """
     content: dict[str, Any] = {"type": command.type}
     for field in fields(command):
         value = getattr(command, field.name)
-        if value is not None:
+        if value is not None and value is not False:
             content[field.name] = str(value) if isinstance(value, UUID) else value
     return json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 

@@ -66,6 +66,7 @@ class Explanation:
     health: ExplainedValue[AgentHealth | None]
     agent_exit: ExplainedValue[EndedAgent | None]
     stalled_since: ExplainedValue[datetime | None]
+    interrupt: ExplainedValue[datetime | None]
     resume: ExplainedValue[bool]
     restart_at: datetime | None
 
@@ -79,6 +80,7 @@ def explain(state: TaskState, timeouts: Timeouts) -> Explanation:
         _health(state, timeouts),
         _agent_exit(state),
         _stalled_since(state),
+        _interrupt(state, timeouts),
         _resume(state),
         state.loss_restarts.retry_at,
     )
@@ -96,6 +98,14 @@ def _stalled_since(state: TaskState) -> ExplainedValue[datetime | None]:
     return ExplainedValue(
         since, rule, explanations.stalled(since), None if since is None else current_app_status(state)
     )
+
+
+def _interrupt(state: TaskState, timeouts: Timeouts) -> ExplainedValue[datetime | None]:
+    if state.interrupt is not None:
+        return ExplainedValue(state.interrupt.since, "interrupt.open", explanations.open_interrupt(timeouts))
+    last = state.last_interrupt
+    rule = "interrupt.none" if last is None else f"interrupt.{last.outcome}"
+    return ExplainedValue(None, rule, explanations.last_interrupt(last))
 
 
 def _resume(state: TaskState) -> ExplainedValue[bool]:

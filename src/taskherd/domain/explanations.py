@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING, Final, assert_never
 
-from taskherd.domain.reports import ExitReason, Health, JobStatus, Lifecycle, Transition
+from taskherd.domain.reports import ExitReason, Health, InterruptOutcome, JobStatus, Lifecycle, Transition
 from taskherd.domain.view import LOST_CONNECTION, NOT_RUNNING, agent_exit_of, has_failed, is_lost
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from taskherd.domain.liveness import Timeouts
     from taskherd.domain.reports import AgentExit
-    from taskherd.domain.task import TaskState
+    from taskherd.domain.task import EndedInterrupt, TaskState
     from taskherd.domain.view import EndedAgent
 
 MAX_WORDS: Final = 160
@@ -243,6 +243,31 @@ def stalled(since: datetime | None) -> str:
         f" {since:%Y-%m-%d %H:%M:%S} UTC. Its next report changes this. To start it again, pause the task, and"
         " resume it when it is paused."
     )
+
+
+def open_interrupt(timeouts: Timeouts) -> str:
+    """Explain an open interrupt, and what ends it."""
+    return (
+        "The agent is being interrupted, and is given no input meanwhile. The report of its runner about the interrupt"
+        f" changes this; after {format_duration(timeouts.interrupt_timeout)} without one it counts as failed."
+    )
+
+
+def last_interrupt(interrupt: EndedInterrupt | None) -> str:
+    """Explain that no interrupt is open, and what became of the last one."""
+    if interrupt is None:
+        return "Nobody has interrupted the agent. An interrupt is accepted while it works."
+    detail = f" ({interrupt.detail.rstrip('.')})" if interrupt.detail else ""
+    match interrupt.outcome:
+        case InterruptOutcome.STOPPED:
+            what = "ended what the agent did"
+        case InterruptOutcome.ENDED:
+            what = "found that the agent did nothing any more"
+        case InterruptOutcome.FAILED:
+            what = "failed"
+        case _:
+            assert_never(interrupt.outcome)
+    return f"No interrupt is open. The last one, of {interrupt.at:%Y-%m-%d %H:%M:%S} UTC, {what}{detail}."
 
 
 def resume(refusal: str | None) -> str:

@@ -24,6 +24,7 @@ from taskherd.domain.reports import (
     AgentDisconnected,
     AgentExit,
     AgentHeartbeat,
+    AgentInterrupted,
     AgentLifecycle,
     AgentUsage,
     AppHealth,
@@ -71,7 +72,7 @@ def is_out_of_range(report: Report, state: TaskState) -> bool:
 def fold(state: TaskState, report: Report, now: datetime) -> FoldResult:  # noqa: PLR0911 - one return for each facet
     """Fold a report, received at ``now`` and with its build number set, into the task state.
 
-    Log entries and input outcomes are not part of the task state and leave it unchanged; ``usage`` folds usage.
+    Log entries and the outcomes of inputs and interrupts are not folded and leave it unchanged; ``usage`` folds usage.
     """
     match report:
         case WorkspaceBuild():
@@ -95,7 +96,7 @@ def fold(state: TaskState, report: Report, now: datetime) -> FoldResult:  # noqa
         case AppStatus():
             status = _greater(state.app_status, report, now)
             return _fold_result(state, state if status is state.app_status else replace(state, app_status=status))
-        case TaskLog() | InputOutcomeReport() | AgentUsage():
+        case TaskLog() | InputOutcomeReport() | AgentUsage() | AgentInterrupted():
             return FoldResult(state, ReportOutcome.APPLIED)
         case _:
             assert_never(report)

@@ -10,12 +10,20 @@ from dataclasses import field
 from typing import TYPE_CHECKING, assert_never
 from uuid import UUID
 
-from taskherd.domain import builds, inbox, names
-from taskherd.domain.commands import Create, Delete, Pause, Resume, Send, UpdateInput
-from taskherd.domain.reports import JobStatus, Transition
+from taskherd.domain import builds, inbox, interrupts, names
+from taskherd.domain.commands import Create, Delete, Interrupt, Pause, Resume, Send, UpdateInput
+from taskherd.domain.reports import AgentState, JobStatus, Transition
 from taskherd.domain.task import Deletion, LossRestarts, Task
 from taskherd.domain.value import replace, value
-from taskherd.domain.view import Status, agent_of, app_health_of, is_agent_gone, is_running, status_of
+from taskherd.domain.view import (
+    Status,
+    agent_of,
+    app_health_of,
+    current_app_status,
+    is_agent_gone,
+    is_running,
+    status_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Mapping
@@ -44,6 +52,7 @@ class CommandRefused:
 class CommandAccepted:
     """The task after a command. ``input``: the text to append to the inbox; ``queued``: it cannot be sent right now.
 
+    ``steers``: the input goes before those that do not; ``interrupt_id``: the interrupt that was opened or joined.
     ``repeated``: an earlier execution of the command made the change.
     """
 
@@ -52,6 +61,8 @@ class CommandAccepted:
     input: str | None = None
     queued: bool = False
     repeated: bool = False
+    steers: bool = False
+    interrupt_id: UUID | None = None
 
 
 @value(frozen=True, slots=True)
@@ -113,6 +124,7 @@ NO_INPUT = CommandRefused(400, "Task input is required.")
 NO_OWNER = CommandRefused(400, "Owner not found.")
 COMMAND_ID_REUSED = CommandRefused(409, "command_id was used for another command.")
 BUILD_ACTIVE = CommandRefused(409, "A workspace build is already active.")
+NOT_WORKING = CommandRefused(409, "The agent is not working.")
 ALREADY_RUNNING = CommandRefused(409, "Task workspace is already running.")
 NO_BUILDS_LEFT = CommandRefused(409, "This task has reached the maximum number of builds.")
 
@@ -143,6 +155,8 @@ def handle_command(  # noqa: PLR0911 - one return for each command
             return _pause(task, now)
         case Resume():
             return _resume(task, now, context)
+        case Interrupt():
+            return _interrupt(task, command, now)
         case _:
             assert_never(command)
 
@@ -206,7 +220,7 @@ def _choose_name(command: Create, context: CommandContext) -> str | CommandRefus
 
 
 def _delete(task: Task, now: datetime) -> CommandAccepted:
-    state = replace(inbox.fail_all(task.state), deletion=Deletion())
+    state = replace(inbox.fail_all(task.state), deletion=Deletion(), interrupt=None)
     return CommandAccepted(replace(task, deleted_at=now, state=state))
 
 
@@ -230,13 +244,42 @@ def _send(task: Task, command: Send, now: datetime, *, strict: bool) -> CommandA
         case Status.ERROR | Status.UNKNOWN:
             return CommandRefused(400, "Task must be active.", f"The task's status is {status.value}.")
         case Status.ACTIVE:
-            sent_now = task.state.inbox.queued == 0 and inbox.is_ready(task.state, now)
-            if strict and not sent_now:
-                return CommandRefused(409, "Task app is not ready to accept input.")
-            after = replace(task, state=inbox.enqueue(task.state))
-            return CommandAccepted(after, command.command_id, command.input, queued=not sent_now)
+            return _append_input(task, command, now, strict=strict)
         case _:
             assert_never(status)
+
+
+def _append_input(task: Task, command: Send, now: datetime, *, strict: bool) -> CommandAccepted | CommandRefused:
+    """Append an input to the inbox of an active task, and interrupt an agent that works if the input is to steer it."""
+    if command.interrupt and (interrupted := _begin_interrupt(task, command.command_id, now)):
+        return _steer(interrupted, command)
+    sent_now = task.state.inbox.queued == 0 and inbox.is_ready(task.state, now)
+    if strict and not sent_now:
+        return CommandRefused(409, "Task app is not ready to accept input.")
+    after = replace(task, state=inbox.enqueue(task.state))
+    return CommandAccepted(after, command.command_id, command.input, queued=not sent_now)
+
+
+def _steer(interrupted: CommandAccepted, command: Send) -> CommandAccepted:
+    """Append an input that goes before those that do not steer, once the interrupt has ended."""
+    task = replace(interrupted.task, state=inbox.enqueue(interrupted.task.state))
+    return replace(interrupted, task=task, input_id=command.command_id, input=command.input, queued=True, steers=True)
+
+
+def _interrupt(task: Task, command: Interrupt, now: datetime) -> CommandAccepted | CommandRefused:
+    return _begin_interrupt(task, command.command_id, now) or NOT_WORKING
+
+
+def _begin_interrupt(task: Task, interrupt_id: UUID, now: datetime) -> CommandAccepted | None:
+    """Open an interrupt, or join the open one. Return None if there is nothing to interrupt."""
+    state = task.state
+    if state.interrupt is not None:
+        return CommandAccepted(task, interrupt_id=state.interrupt.id)
+    stamped = current_app_status(state)
+    reported_working = stamped is not None and stamped.report.state is AgentState.WORKING
+    if current_status(state) is not Status.ACTIVE or not (reported_working or inbox.is_busy(state)):
+        return None
+    return CommandAccepted(replace(task, state=interrupts.begin(state, interrupt_id, now)), interrupt_id=interrupt_id)
 
 
 def _repeat_send(task: Task, command: Send, earlier: EarlierInput) -> CommandAccepted | CommandRefused:

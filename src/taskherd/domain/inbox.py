@@ -5,9 +5,10 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from taskherd.domain.reports import AgentState
-from taskherd.domain.value import replace
-from taskherd.domain.view import Status, agent_of, app_health_of, current_app_status, status_of
+from taskherd.domain.interrupts import counts_as_working
+from taskherd.domain.reports import ExitReason
+from taskherd.domain.value import replace, value
+from taskherd.domain.view import Status, agent_exit_of, agent_of, app_health_of, current_app_status, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -20,19 +21,28 @@ SETTLE_TIME = timedelta(seconds=5)
 """Maximum time to wait, after a delivery, for a new state of the agent before the next input is sent."""
 
 
+@value(frozen=True, slots=True)
+class QueuedInput:
+    """An input that waits; one that ``steers`` was sent with an interrupt, and goes before those that do not."""
+
+    input_id: UUID
+    steers: bool
+
+
 def is_busy(state: TaskState) -> bool:
-    """Return whether the agent is working or an input is in flight."""
-    stamped = current_app_status(state)
-    return state.inbox.in_flight is not None or (stamped is not None and stamped.report.state is AgentState.WORKING)
+    """Return whether the agent is working or being interrupted, or an input is in flight."""
+    return state.inbox.in_flight is not None or state.interrupt is not None or counts_as_working(state)
 
 
 def is_ready(state: TaskState, now: datetime) -> bool:
     """Return whether an input may be sent now.
 
     The task must be active, its agent not busy, and since the last delivery either a new state of the agent was
-    received or ``SETTLE_TIME`` has passed.
+    received or ``SETTLE_TIME`` has passed. Inputs for an agent that an interrupt had to end wait for the next one.
     """
     if status_of(state, agent_of(state), app_health_of(state)) is not Status.ACTIVE or is_busy(state):
+        return False
+    if _was_interrupted(state):
         return False
     delivered = state.inbox.delivered_at
     stamped = current_app_status(state)
@@ -44,7 +54,7 @@ def is_ready(state: TaskState, now: datetime) -> bool:
 def next_check_at(state: TaskState) -> datetime | None:
     """Return when the next input can be sent without another report, or None if only a report can make it possible."""
     inbox = state.inbox
-    if not inbox.queued or is_busy(state) or inbox.delivered_at is None:
+    if not inbox.queued or is_busy(state) or inbox.delivered_at is None or _was_interrupted(state):
         return None
     if status_of(state, agent_of(state), app_health_of(state)) is not Status.ACTIVE:
         return None
@@ -72,6 +82,22 @@ def send_next(
     return fail_all(state), None  # all inputs that were counted as queued got an outcome before they were sent
 
 
+def in_order(queue: Iterable[QueuedInput], new: Iterable[QueuedInput]) -> list[UUID]:
+    """Return queued inputs in the order in which they are sent: steers first, each kind first come, first served.
+
+    Args:
+        queue: the first inputs of the queue, in this order.
+        new: inputs that are to be appended, in the order in which they were accepted.
+    """
+    return [each.input_id for each in sorted((*queue, *new), key=lambda each: not each.steers)]
+
+
+def _was_interrupted(state: TaskState) -> bool:
+    """Return whether the agent of the latest build was ended because a user interrupted it."""
+    stamped = agent_exit_of(state)
+    return stamped is not None and stamped.report.why is ExitReason.INTERRUPTED
+
+
 def enqueue(state: TaskState) -> TaskState:
     """Count one more queued input."""
     return replace(state, inbox=replace(state.inbox, queued=state.inbox.queued + 1))
@@ -90,6 +116,17 @@ def record_outcome(state: TaskState, input_id: UUID, now: datetime, *, delivered
         return state
     at = now if delivered else inbox.delivered_at
     return replace(state, inbox=replace(inbox, in_flight=None, delivered_at=at))
+
+
+def requeue_undelivered(state: TaskState) -> tuple[TaskState, UUID | None]:
+    """Put the input in flight back into the queue if the agent was interrupted and has ended: it did not get the input.
+
+    Return the new state, and that input, or None if there is none. A runner reports what an agent got before its end.
+    """
+    inbox = state.inbox
+    if inbox.in_flight is None or not _was_interrupted(state):
+        return state, None
+    return replace(state, inbox=replace(inbox, queued=inbox.queued + 1, in_flight=None)), inbox.in_flight
 
 
 def fail_all(state: TaskState) -> TaskState:

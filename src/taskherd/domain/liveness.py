@@ -52,6 +52,7 @@ class Timeouts:
     build_timeout: timedelta
     request_ttl: timedelta
     mass_silence_hold: timedelta
+    interrupt_timeout: timedelta
 
 
 def shared_watermark(workers: Sequence[WorkerWatermark], now: datetime, stale_after: timedelta) -> datetime | None:

@@ -78,6 +78,17 @@ class InputOutcome(StrEnum):
     FAILED = "failed"
 
 
+class InterruptOutcome(StrEnum):
+    """Result of an interrupt of an agent."""
+
+    STOPPED = "stopped"
+    """What the agent did was ended, in the end by ending the agent."""
+    ENDED = "ended"
+    """The agent did nothing any more, or no longer ran."""
+    FAILED = "failed"
+    """The agent cannot be interrupted, or could not be ended."""
+
+
 class ExitReason(StrEnum):
     """How an agent's process ended."""
 
@@ -295,6 +306,16 @@ class AgentUsage(BaseReport):
     context_size: int | None = None
 
 
+@value(frozen=True, slots=True, kw_only=True)
+class AgentInterrupted(BaseReport):
+    """What became of an interrupt, by the record of who carried it out."""
+
+    type: ClassVar[str] = "agent.interrupted"
+    interrupt_id: UUID
+    outcome: InterruptOutcome
+    detail: str | None = None
+
+
 Report: TypeAlias = (
     WorkspaceBuild
     | AgentLifecycle
@@ -306,6 +327,7 @@ Report: TypeAlias = (
     | TaskLog
     | InputOutcomeReport
     | AgentUsage
+    | AgentInterrupted
 )
 
 
@@ -339,7 +361,7 @@ def _json_fields(report: Report) -> dict[str, object]:
     return fields
 
 
-def _type_fields(report: Report) -> dict[str, object]:  # noqa: PLR0911 - one return for each report type
+def _type_fields(report: Report) -> dict[str, object]:  # noqa: C901, PLR0911 - one case for each report type
     match report:
         case WorkspaceBuild():
             return {
@@ -373,6 +395,8 @@ def _type_fields(report: Report) -> dict[str, object]:  # noqa: PLR0911 - one re
             return {"input_id": str(report.input_id), "outcome": report.outcome, "detail": report.detail}
         case AgentUsage():
             return _usage(report)
+        case AgentInterrupted():
+            return {"interrupt_id": str(report.interrupt_id), "outcome": report.outcome, "detail": report.detail}
         case _:
             assert_never(report)
 

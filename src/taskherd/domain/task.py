@@ -17,6 +17,7 @@ from taskherd.domain.reports import (
     AgentLifecycle,
     AppHealth,
     AppStatus,
+    InterruptOutcome,
     JobStatus,
     Transition,
     WorkspaceBuild,
@@ -117,6 +118,31 @@ class Inbox:
 
 
 @value(frozen=True, slots=True)
+class OpenInterrupt:
+    """An interrupt of the agent of a build, which is the id of the command, and since when it is open."""
+
+    id: UUID
+    build_number: int
+    since: datetime
+
+
+@value(frozen=True, slots=True)
+class EndedInterrupt:
+    """What became of an interrupt, and when the worker learned it.
+
+    ``unreported``: the worker concluded it without a report. ``overruled``: the key of the app status that no longer
+    counts, since the agent has stopped what that says.
+    """
+
+    id: UUID
+    outcome: InterruptOutcome
+    at: datetime
+    detail: str | None = None
+    unreported: bool = False
+    overruled: tuple[int, int] | None = None
+
+
+@value(frozen=True, slots=True)
 class Deletion:
     """An accepted delete: the number of times its build was requested, and when it is to be requested again."""
 
@@ -160,6 +186,8 @@ class TaskState:
     inbox: Inbox = field(default_factory=Inbox)
     deletion: Deletion | None = None
     usage: TaskUsage | None = None
+    interrupt: OpenInterrupt | None = None
+    last_interrupt: EndedInterrupt | None = None
 
     @property
     def build_number(self) -> int:

@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from taskherd.domain import builds, erasure, fold, inbox, liveness, recovery
+from taskherd.domain import builds, erasure, fold, inbox, interrupts, liveness, recovery
 from taskherd.domain.handle_command import CommandAccepted, CommandRefused, handle_command
 from taskherd.domain.lease import is_steady
 from taskherd.domain.outcome import ReportOutcome
 from taskherd.domain.reports import (
+    AgentExit,
     AgentHeartbeat,
+    AgentInterrupted,
     AgentUsage,
     InputOutcome,
     InputOutcomeReport,
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from taskherd.backoff import Backoff
     from taskherd.domain.commands import Command
     from taskherd.domain.handle_command import CommandContext
+    from taskherd.domain.inbox import QueuedInput
     from taskherd.domain.liveness import Timeouts
     from taskherd.domain.recovery import RecoveryPolicy
     from taskherd.domain.reports import Report
@@ -41,21 +44,26 @@ if TYPE_CHECKING:
 
 @value(frozen=True, slots=True)
 class Cause:
-    """Why a task changed: ``kind`` is report, command or sweep; ``type`` is the message type or the sweep's finding."""
+    """Why a task changed: ``kind`` is report, command or sweep; ``type`` is the message type or the sweep's finding.
+
+    ``outcome`` is that of an interrupt, for the report about it.
+    """
 
     kind: str
     type: str
     id: UUID | None = None
     actor_id: UUID | None = None
+    outcome: str | None = None
 
 
 @value(frozen=True, slots=True)
 class AcceptedInput:
-    """An accepted user input, to be appended to the inbox."""
+    """An accepted user input, to be appended to the inbox; one that ``steers`` goes before those that do not."""
 
     input_id: UUID
     content: str
     actor_id: UUID
+    steers: bool = False
 
 
 @value(frozen=True, slots=True)
@@ -95,6 +103,10 @@ class TaskUpdate:
         inputs_failed: True if the task's delete fails all inputs without an outcome.
         timed_out: the transition of the build that timed out.
         inputs_expired: number of user inputs that no runner picked up in time.
+        requeued_input: the user input in flight that the agent did not get before an interrupt ended it.
+        opened_interrupt: the interrupt to send a work request for.
+        closed_interrupt: the interrupt whose work request is closed.
+        interrupt_expired: True if nothing was reported in time about the interrupt.
         erased: True if the contents of the task are erased.
         usage: the task's usage by build and model, if it is loaded or reported.
     """
@@ -102,7 +114,7 @@ class TaskUpdate:
     before: Task | None
     task: Task | None
     core_document: str = ""
-    queue: Sequence[UUID] = ()
+    queue: Sequence[QueuedInput] = ()
     command_result: CommandAccepted | CommandRefused | None = None
     sent_input: UUID | None = None
     requested_builds: list[int] = field(default_factory=list)
@@ -114,6 +126,10 @@ class TaskUpdate:
     inputs_failed: bool = False
     timed_out: str | None = None
     inputs_expired: int = 0
+    requeued_input: UUID | None = None
+    opened_interrupt: UUID | None = None
+    closed_interrupt: UUID | None = None
+    interrupt_expired: bool = False
     delete_retried: bool = False
     erased: bool = False
     cause: Cause | None = None
@@ -164,12 +180,12 @@ def apply_report(update: TaskUpdate, report: Report, now: datetime, context: Upd
     if fold.is_out_of_range(report, state):
         return ReportOutcome.BUILD_OUT_OF_RANGE
     report = fold.with_build_number(report, state)
-    if isinstance(report, InputOutcomeReport):
-        return _apply_input_outcome(update, report, now, context)
-    if isinstance(report, AgentUsage):
-        return _apply_usage(update, report, now)
+    if isinstance(report, InputOutcomeReport | AgentInterrupted | AgentUsage):
+        return _apply_unfolded(update, report, now, context)
     folded = fold.fold(state, report, now)
     after = recovery.record_word(folded.state, report, folded.outcome, now)
+    if isinstance(report, AgentExit) and after is not state:
+        after, update.requeued_input = inbox.requeue_undelivered(after)
     if isinstance(report, TaskLog):
         update.logs.append(report)
     if after is not state and task.erased_at is not None:
@@ -190,6 +206,19 @@ def _close_answered_request(update: TaskUpdate, unanswered: int | None, after: T
         return after
     update.closed_requests.append(unanswered)
     return after if after.unanswered_build is None else replace(after, unanswered_build=None)
+
+
+def _apply_unfolded(
+    update: TaskUpdate,
+    report: InputOutcomeReport | AgentInterrupted | AgentUsage,
+    now: datetime,
+    context: UpdateContext,
+) -> ReportOutcome:
+    if isinstance(report, AgentUsage):
+        return _apply_usage(update, report, now)
+    if isinstance(report, AgentInterrupted):
+        return _apply_interrupted(update, report, now)
+    return _apply_input_outcome(update, report, now, context)
 
 
 def _apply_input_outcome(
@@ -223,12 +252,23 @@ def _apply_usage(update: TaskUpdate, report: AgentUsage, now: datetime) -> Repor
     return outcome
 
 
+def _apply_interrupted(update: TaskUpdate, report: AgentInterrupted, now: datetime) -> ReportOutcome:
+    task = update.existing_task
+    state = interrupts.record_outcome(task.state, report, now)
+    if state is task.state:
+        return ReportOutcome.STALE
+    update.note_cause(Cause("report", report.type, report.interrupt_id, outcome=report.outcome))
+    update.task = replace(task, state=state)
+    return ReportOutcome.APPLIED
+
+
 def apply_command(update: TaskUpdate, command: Command, now: datetime, context: UpdateContext) -> None:
     """Execute one command on the task, which may not exist."""
     result = handle_command(update.task, command, now, context.command_context)
     if isinstance(result, CommandAccepted):
         if result.input is not None and result.input_id is not None:
-            update.new_inputs.append(AcceptedInput(result.input_id, result.input, command.actor_id))
+            accepted = AcceptedInput(result.input_id, result.input, command.actor_id, result.steers)
+            update.new_inputs.append(accepted)
         if result.task.deleted_at is not None:
             update.inputs_failed = True
         context.command_context.note_change(update.task, result.task)
@@ -264,6 +304,11 @@ def apply_timer_check(update: TaskUpdate, check: TimerCheck, now: datetime, cont
         if checked is not after:
             update.note_cause(Cause("sweep", "agent.stalled"))
         after = checked
+        checked = interrupts.expire(after, check.watermark, now, context.timeouts)
+        if checked is not after:
+            update.interrupt_expired = True
+            update.note_cause(Cause("sweep", "agent.interrupt_expired"))
+        after = checked
     update.task = replace(task, state=after)
 
 
@@ -284,7 +329,7 @@ def _expire(update: TaskUpdate, input_id: UUID, now: datetime, context: UpdateCo
 
 
 def finalize(update: TaskUpdate, now: datetime, context: UpdateContext) -> None:
-    """Finish the update after its last message: advance a delete, send the next input, collect new build requests."""
+    """Finish the update after its last message: advance a delete, send the next input, collect new requests."""
     task = update.task
     if task is None:
         return
@@ -292,6 +337,7 @@ def finalize(update: TaskUpdate, now: datetime, context: UpdateContext) -> None:
         task = update.task = _advance_delete(update, task, now, context)
     elif task.deleted_at is None:
         task = update.task = _restart_agent(update, task, now, context.policy_of(task))
+    task = update.task = _follow_interrupt(update, task, now)
     if task.state.inbox.queued and task.deleted_at is None:
         task = update.task = _send_next_input(update, task, now)
     before = update.before.state.requested_builds if update.before else {}
@@ -322,8 +368,19 @@ def _restart_agent(update: TaskUpdate, task: Task, now: datetime, policy: Recove
     return replace(task, state=state)
 
 
+def _follow_interrupt(update: TaskUpdate, task: Task, now: datetime) -> Task:
+    """End the interrupt of an earlier build's agent, and note which work requests to send and close."""
+    state = interrupts.end_superseded(task.state, now)
+    before = update.before.state.interrupt if update.before else None
+    if before is not None and before != state.interrupt:
+        update.closed_interrupt = before.id
+    if state.interrupt is not None and before != state.interrupt:
+        update.opened_interrupt = state.interrupt.id
+    return task if state is task.state else replace(task, state=state)
+
+
 def _send_next_input(update: TaskUpdate, task: Task, now: datetime) -> Task:
-    queue = [*update.queue, *(new.input_id for new in update.new_inputs)]
+    queue = inbox.in_order(update.queue, (inbox.QueuedInput(new.input_id, new.steers) for new in update.new_inputs))
     decided = {report.input_id for report in update.input_outcomes}
     state, update.sent_input = inbox.send_next(task.state, queue, decided, now)
     return task if state is task.state else replace(task, state=state)
@@ -343,6 +400,7 @@ def due_at(
     deadlines = (
         liveness.next_deadline(state, timeouts, now, watermark),
         inbox.next_check_at(state),
+        interrupts.deadline(state, watermark, now, timeouts),
         recovery.stall_deadline(state, watermark, now, policy),
         state.deletion.retry_at if state.deletion else None,
         state.loss_restarts.retry_at,

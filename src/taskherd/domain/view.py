@@ -128,6 +128,7 @@ class TaskView:
     agent_exit: EndedAgent | None
     stalled_since: datetime | None
     usage: TaskUsage | None
+    interrupted_since: datetime | None
 
 
 @value(frozen=True, slots=True)
@@ -159,6 +160,7 @@ def derive_view(state: TaskState, task_name: str) -> TaskView:
         agent_exit=ended_agent_of(state),
         stalled_since=stalled_since(state),
         usage=state.usage,
+        interrupted_since=None if state.interrupt is None else state.interrupt.since,
     )
 
 

@@ -86,11 +86,20 @@ class SendIn(BaseCommandIn):
 
     type: Literal["task.send"]
     input: Input
+    interrupt: Annotated[bool, Field(strict=True)] | None = Field(
+        None, description="Interrupt an agent that works; then this input goes before those without it."
+    )
 
     def to_domain(self, counts: SanitizeCounts) -> domain.Send:
         """Return the command as a domain value, with sanitized texts."""
         text = texts.sanitize(self.input, counts)
-        return domain.Send(command_id=self.command_id, task_id=self.task_id, actor_id=self.actor_id, input=text)
+        return domain.Send(
+            command_id=self.command_id,
+            task_id=self.task_id,
+            actor_id=self.actor_id,
+            input=text,
+            interrupt=bool(self.interrupt),
+        )
 
 
 class PauseIn(BaseCommandIn):
@@ -113,8 +122,18 @@ class ResumeIn(BaseCommandIn):
         return domain.Resume(command_id=self.command_id, task_id=self.task_id, actor_id=self.actor_id)
 
 
+class InterruptIn(BaseCommandIn):
+    """A command that ends what the task's agent does; while an interrupt is open, another one joins it."""
+
+    type: Literal["task.interrupt"]
+
+    def to_domain(self, counts: SanitizeCounts) -> domain.Interrupt:  # noqa: ARG002 - the same signature for all commands
+        """Return the command as a domain value, with sanitized texts."""
+        return domain.Interrupt(command_id=self.command_id, task_id=self.task_id, actor_id=self.actor_id)
+
+
 CommandIn: TypeAlias = Annotated[
-    CreateIn | DeleteIn | UpdateInputIn | SendIn | PauseIn | ResumeIn, Field(discriminator="type")
+    CreateIn | DeleteIn | UpdateInputIn | SendIn | PauseIn | ResumeIn | InterruptIn, Field(discriminator="type")
 ]
 
 _COMMAND: TypeAdapter[CommandIn] = TypeAdapter(CommandIn)

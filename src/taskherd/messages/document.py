@@ -51,6 +51,12 @@ class AgentExitOut(BaseModel):
     at: datetime
 
 
+class InterruptOut(BaseModel):
+    """An open interrupt of the agent."""
+
+    since: datetime
+
+
 class TaskDocument(BaseModel):
     """A task as users see it. Fields with a default are omitted if they are empty."""
 
@@ -80,6 +86,7 @@ class TaskDocument(BaseModel):
     agent_exit: AgentExitOut | None
     stalled_since: datetime | None
     usage: UsageOut | None
+    interrupt: InterruptOut | None
     created_at: datetime
     updated_at: datetime
 
@@ -103,6 +110,7 @@ def core_document(view: TaskView, task: Task) -> dict[str, Any]:
         "agent_exit": None,
         "stalled_since": None if view.stalled_since is None else format_rfc3339(view.stalled_since),
         "usage": None if view.usage is None else render_usage(view.usage),
+        "interrupt": None if view.interrupted_since is None else {"since": format_rfc3339(view.interrupted_since)},
         "created_at": format_rfc3339(task.created_at),
     }
     if view.workspace_status:

@@ -16,7 +16,7 @@ from uuid import UUID, uuid5
 import orjson
 from pydantic import BaseModel, Field
 
-from taskherd.domain.reports import format_rfc3339
+from taskherd.domain.reports import InterruptOutcome, format_rfc3339
 from taskherd.domain.value import value
 from taskherd.messages.document import TaskDocument
 from taskherd.messages.limits import MAX_MESSAGE_BYTES
@@ -70,6 +70,7 @@ class CauseOut(BaseModel):
     type: str = Field(description="Type of the report or command, or finding of the sweep.")
     id: str | None = None
     actor_id: UUID | None = None
+    outcome: InterruptOutcome | None = Field(None, description="Of an interrupt, for the report about it.")
 
 
 class ChangeOut(BaseModel):

@@ -48,6 +48,9 @@ class AcceptedReply(BaseModel):
     version: int
     input_id: UUID | None = Field(None, description="For a task.send.")
     queued: bool | None = Field(None, description="For a task.send: the input could not be sent immediately.")
+    interrupt_id: UUID | None = Field(
+        None, description="For a task.interrupt, and a task.send that steers: the interrupt that it opened or joined."
+    )
 
 
 class RefusedReply(BaseModel):
@@ -58,12 +61,19 @@ class RefusedReply(BaseModel):
 
 
 def accepted_reply(
-    task: Mapping[str, Any], version: int, *, input_id: UUID | None = None, queued: bool = False
+    task: Mapping[str, Any],
+    version: int,
+    *,
+    input_id: UUID | None = None,
+    queued: bool = False,
+    interrupt_id: UUID | None = None,
 ) -> bytes:
     """Encode the reply to an executed command; ``queued`` is included only with an ``input_id``."""
     reply: dict[str, Any] = {"ok": True, "task": task, "version": version}
     if input_id is not None:
         reply |= {"input_id": str(input_id), "queued": queued}
+    if interrupt_id is not None:
+        reply["interrupt_id"] = str(interrupt_id)
     return orjson.dumps(reply)
 
 
@@ -88,11 +98,15 @@ def invalid_message_reply(invalid: InvalidMessage) -> bytes:
 
 @value(frozen=True, slots=True)
 class Accepted:
-    """A decoded reply to an executed command: the document and version after it; ``queued`` belongs to a send."""
+    """A decoded reply to an executed command: the document and version after it.
+
+    ``queued`` belongs to a send, ``interrupt_id`` to an interrupt and a send that steers.
+    """
 
     task: dict[str, Any]
     version: int
     queued: bool = False
+    interrupt_id: UUID | None = None
 
 
 def decode_reply(body: bytes) -> Accepted | CommandRefused:
@@ -100,11 +114,13 @@ def decode_reply(body: bytes) -> Accepted | CommandRefused:
     try:
         match orjson.loads(body):
             case {"ok": True, "task": dict() as task, "version": int() as version, **optional}:
-                return Accepted(task, version, queued=optional.get("queued") is True)
+                interrupt_id = optional.get("interrupt_id")
+                interrupt_id = None if interrupt_id is None else UUID(str(interrupt_id))
+                return Accepted(task, version, optional.get("queued") is True, interrupt_id)
             case {"ok": False, "error": {"status": int() as status, "message": str() as message} as error}:
                 validations = [(entry["field"], entry["detail"]) for entry in error.get("validations", ())]
                 return CommandRefused(status, message, error.get("detail"), tuple(validations))
             case _:
                 raise Malformed("not_a_reply")
-    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise Malformed("not_a_reply", str(error)) from None

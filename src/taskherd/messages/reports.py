@@ -332,6 +332,28 @@ class AgentUsageIn(UsageFields, BaseReportIn):
         )
 
 
+class AgentInterruptedIn(BaseReportIn):
+    """What became of an interrupt."""
+
+    type: Literal["agent.interrupted"]
+    interrupt_id: UUID = Field(description="Of the work request; the first outcome stands.")
+    outcome: domain.InterruptOutcome = Field(description="ended: the agent did nothing any more.")
+    detail: StrictText | None = None
+
+    def to_domain(self, now: datetime, counts: SanitizeCounts) -> domain.AgentInterrupted:
+        """Return the report as a domain value, with sanitized texts."""
+        return domain.AgentInterrupted(
+            task_id=self.task_id,
+            build_number=self.build_number,
+            seq=self.seq_at(now),
+            observed_at=self.observed_at,
+            agent_id=self.agent_id,
+            interrupt_id=self.interrupt_id,
+            outcome=self.outcome,
+            detail=None if self.detail is None else texts.sanitize_message(self.detail, counts),
+        )
+
+
 ReportIn: TypeAlias = Annotated[
     WorkspaceBuildIn
     | AgentLifecycleIn
@@ -342,7 +364,8 @@ ReportIn: TypeAlias = Annotated[
     | AppStatusIn
     | TaskLogIn
     | TaskInputIn
-    | AgentUsageIn,
+    | AgentUsageIn
+    | AgentInterruptedIn,
     Field(discriminator="type"),
 ]
 

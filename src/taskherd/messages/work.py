@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from taskherd.domain.task import MAX_BUILD_NUMBER
 from taskherd.messages.decoding import InvalidMessage, Undecodable, decode
 
+AGENT_INTERRUPT: Final = "agent.interrupt"
+
 
 class WorkRequestOwner(BaseModel):
     """The owner of the task."""
@@ -71,8 +73,15 @@ class AgentInput(BaseWorkRequest):
     input: str
 
 
+class AgentInterrupt(BaseWorkRequest):
+    """A request to end what the agent does, in the end by ending it; carry out each ``interrupt_id`` once."""
+
+    type: Literal["agent.interrupt"] = "agent.interrupt"
+    interrupt_id: UUID
+
+
 WorkRequest: TypeAlias = Annotated[
-    WorkspaceStart | WorkspaceStop | WorkspaceDelete | AgentInput, Field(discriminator="type")
+    WorkspaceStart | WorkspaceStop | WorkspaceDelete | AgentInput | AgentInterrupt, Field(discriminator="type")
 ]
 
 REQUEST_TYPES: Final[tuple[str, ...]] = tuple(

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 class Failpoint(StrEnum):
-    """The failpoints, in the order in which a report reaches them; at the last one a claim is committed."""
+    """The failpoints, in the order in which a report reaches them.
+
+    At the last two a claim is committed, and the attempt to send work requests.
+    """
 
     RECEIVE = "receive"
     WRITE = "write"
@@ -26,6 +29,7 @@ class Failpoint(StrEnum):
     RELAY_CONFIRM = "relay_confirm"
     RELAY_MARK = "relay_mark"
     POST_CLAIM = "post_claim"
+    REQUEST_SEND = "request_send"
 
 
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}

@@ -222,6 +222,13 @@ class Metrics:
             "currency",
             *TEMPLATE_AND_POOL,
         )
+        self.interrupts = self._counter(
+            "interrupts",
+            "Interrupts of agents that ended, by outcome (stopped, ended (the agent did nothing any more) or failed), "
+            "template and pool.",
+            "outcome",
+            *TEMPLATE_AND_POOL,
+        )
         self.parked = self._gauge("parked_reports", "Reports parked until their task is created.")
         self.sweeps = self._counter("sweeps", "Checks for overdue tasks. One worker at a time makes them.")
         self.sweeps_held = self._counter(

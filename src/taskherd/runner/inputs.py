@@ -13,7 +13,7 @@ from taskherd.messages.work import AgentInput
 from taskherd.runner.journal import InputDelivery
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Collection
     from uuid import UUID
 
     from taskherd.runner.journal import Journal
@@ -55,6 +55,7 @@ class TaskInputs:
         self._queue: asyncio.Queue[PendingRequest] = asyncio.Queue()
         self._pending: set[UUID] = set()
         self._draining = False
+        self._decided = asyncio.Condition()
         self._accepted = asyncio.Event()
         self._accepted.set()
 
@@ -62,6 +63,11 @@ class TaskInputs:
     def pending(self) -> bool:
         """True while an input waits or is being delivered."""
         return bool(self._pending)
+
+    @property
+    def waiting(self) -> frozenset[UUID]:
+        """The inputs that wait or are being delivered."""
+        return frozenset(self._pending)
 
     def submit(self, pending: PendingRequest) -> None:
         """Queue an input for delivery."""
@@ -110,21 +116,38 @@ class TaskInputs:
             assert isinstance(request, AgentInput)
             if request.input_id not in self._journal.inputs:
                 error = await self._deliver_safely(workspace, request.input_id, request.input)
-                reporter = self._start_reporter(request.build_number)
-                reporter.input(request.input_id, InputOutcome.FAILED if error else InputOutcome.DELIVERED, error)
-                if error:
-                    workspace.append_notice(reporter, f"input delivery failed: {error}")
-                self._count(request.type, "failed" if error else "done")
-                await save_if_possible()
+                if request.input_id in self._journal.inputs:
+                    self._report(workspace, request, error)
+                    await save_if_possible()
+                else:
+                    self._count(request.type, "ignored")  # the worker sends it again to the next agent
             else:
                 self._count(request.type, "repeated")
             self._pending.discard(request.input_id)
             pending.on_accepted()
+            async with self._decided:
+                self._decided.notify_all()
+
+    def _report(self, workspace: TaskWorkspace, request: AgentInput, error: str | None) -> None:
+        """Report the outcome of an input."""
+        reporter = self._start_reporter(request.build_number)
+        reporter.input(request.input_id, InputOutcome.FAILED if error else InputOutcome.DELIVERED, error)
+        if error:
+            workspace.append_notice(reporter, f"input delivery failed: {error}")
+        self._count(request.type, "failed" if error else "done")
+
+    async def wait_delivered(self, waiting: Collection[UUID], seconds: float) -> bool:
+        """Wait until these inputs are delivered or failed. Return whether any was delivered in time."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds), self._decided:
+                await self._decided.wait_for(lambda: self._pending.isdisjoint(waiting))
+        return any(self._journal.inputs.get(each) is InputDelivery.DELIVERED for each in waiting)
 
     async def deliver_once(self, workspace: TaskWorkspace, input_id: UUID, text: str) -> str | None:
         """Deliver an input at most once.
 
-        Return an error message, or None if it was delivered or a delivery was attempted before.
+        Return an error message, or None if it was delivered or a delivery was attempted before. Nothing is recorded of
+        an input that the agent did not get because an interrupt has ended it: the worker keeps it for the next one.
         """
         if input_id in self._journal.inputs:
             return None
@@ -134,6 +157,8 @@ class TaskInputs:
             await self._save()
 
         error = await workspace.deliver(text, record_attempt)
+        if error and self._journal.interrupted and input_id not in self._journal.inputs:
+            return error
         self._journal.record_input(input_id, InputDelivery.FAILED if error else InputDelivery.DELIVERED)
         return error
 

@@ -20,6 +20,9 @@ from taskherd.messages.work import WorkspaceDelete, WorkspaceStart, WorkspaceSto
 MAX_RECORDED_INPUTS = 500
 """Maximum number of recorded inputs, the latest; the worker sends one at a time and repeats none with an outcome."""
 
+MAX_RECORDED_INTERRUPTS = 50
+"""Maximum number of recorded interrupts, the latest; the worker repeats only the last one, until it has an outcome."""
+
 Transition: TypeAlias = Literal["start", "stop", "delete"]
 
 
@@ -39,6 +42,14 @@ class InputDelivery(StrEnum):
     """The agent may have received it."""
     DELIVERED = "delivered"
     FAILED = "failed"
+
+
+class AcceptedInterrupt(BaseModel):
+    """An interrupt that is being carried out."""
+
+    interrupt_id: UUID
+    build_number: int
+    at_work: bool = Field(description="Whether the agent was at work when the interrupt was accepted.")
 
 
 class Journal(BaseModel):
@@ -63,6 +74,8 @@ class Journal(BaseModel):
     acp_session: str | None = Field(None, description="The session of the agent that speaks ACP, to be continued.")
     stream_session: str | None = Field(None, description="The session in the agent's stream of events, likewise.")
     interrupted: bool = Field(default=False, description="Whether this build's agent is ended by an interrupt.")
+    interrupt: AcceptedInterrupt | None = Field(None, description="The interrupt that is being carried out.")
+    ended_interrupts: list[UUID] = Field(default_factory=list, description="The latest interrupts with an outcome.")
     ended_because: str | None = Field(None, description="Why the runner ends this build's agent; null: it does not.")
     port: int | None = Field(None, description="The port on which the agent serves AgentAPI.")
     inputs: dict[UUID, InputDelivery] = Field(default_factory=dict)
@@ -118,6 +131,11 @@ class Journal(BaseModel):
         """Record that the agent was given the prompt of the latest start."""
         if self.start is not None:
             self.given_prompt = _digest(self.start.prompt)
+
+    def record_interrupt(self, interrupt_id: UUID) -> None:
+        """Record that an interrupt has an outcome, and drop the oldest one above ``MAX_RECORDED_INTERRUPTS``."""
+        self.interrupt = None
+        self.ended_interrupts = [*self.ended_interrupts, interrupt_id][-MAX_RECORDED_INTERRUPTS:]
 
     def record_input(self, input_id: UUID, delivery: InputDelivery) -> None:
         """Record the progress of an input, and drop the oldest one above ``MAX_RECORDED_INPUTS``."""

@@ -13,7 +13,16 @@ from taskherd.messages.reports import encode_report
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from taskherd.domain.reports import AgentState, Health, InputOutcome, JobStatus, Lifecycle, LogEntry, Report
+    from taskherd.domain.reports import (
+        AgentState,
+        Health,
+        InputOutcome,
+        InterruptOutcome,
+        JobStatus,
+        Lifecycle,
+        LogEntry,
+        Report,
+    )
     from taskherd.runner.journal import Journal
     from taskherd.runner.outbox import Checkpoint, Outbox
 
@@ -199,6 +208,19 @@ class Reporter:
                 build_number=self.build_number,
                 seq=self._sequence.next(),
                 input_id=input_id,
+                outcome=outcome,
+                detail=texts.sanitize_message(detail, {}) if detail else None,
+            )
+        )
+
+    def interrupted(self, interrupt_id: UUID, outcome: InterruptOutcome, detail: str | None = None) -> None:
+        """Report what became of an interrupt."""
+        self._report(
+            reports.AgentInterrupted(
+                task_id=self._task_id,
+                build_number=self.build_number,
+                seq=self._sequence.next(),
+                interrupt_id=interrupt_id,
                 outcome=outcome,
                 detail=texts.sanitize_message(detail, {}) if detail else None,
             )

@@ -15,11 +15,12 @@ from uuid import UUID
 import structlog
 
 from taskherd.domain.reports import JobStatus, Transition
-from taskherd.messages.work import AgentInput, WorkspaceStart
+from taskherd.messages.work import AgentInput, AgentInterrupt, WorkspaceStart
 from taskherd.runner import journal as journals
 from taskherd.runner.claims import Claim
 from taskherd.runner.drain import NOTICE, REASON
 from taskherd.runner.inputs import TaskInputs
+from taskherd.runner.interrupts import TaskInterrupts
 from taskherd.runner.journal import Journal, Phase
 from taskherd.runner.outbox import Outbox
 from taskherd.runner.reporter import Reporter, SequenceGenerator
@@ -82,6 +83,9 @@ class TaskSupervisor:
         self._background_saves: set[asyncio.Task[None]] = set()
         self._sequence = SequenceGenerator(journal, context.now, self._save_in_background)
         self._inputs = TaskInputs(journal, start_reporter=self._start_reporter, save=self._save, count=self._count)
+        self._interrupts = TaskInterrupts(
+            journal, self._inputs, start_reporter=self._start_reporter, save=self._save_if_possible, count=self._count
+        )
         context.isolation.hold_user(journal.task_id, journal.agent_uid)
         self._workspace = TaskWorkspace(
             context,
@@ -132,13 +136,16 @@ class TaskSupervisor:
         """Queue a request for execution."""
         if isinstance(pending.request, AgentInput):
             self._inputs.submit(pending)
+        elif isinstance(pending.request, AgentInterrupt):
+            self._interrupts.submit(pending)
         else:
             self._builds.put_nowait(pending)
 
     def take_pending(self) -> list[PendingRequest]:
         """Remove and return the requests that were submitted and not started."""
         builds = [self._builds.get_nowait() for _ in range(self._builds.qsize())]
-        return [each for each in builds if isinstance(each, PendingRequest)] + self._inputs.take_pending()
+        requests = [each for each in builds if isinstance(each, PendingRequest)]
+        return requests + self._inputs.take_pending() + self._interrupts.take_pending()
 
     def hold_starts(self) -> None:
         """Leave starts that are not accepted yet to the next runner."""
@@ -169,7 +176,11 @@ class TaskSupervisor:
         """Finish what an earlier runner started, then execute requests until the task is removed from this runner."""
         delivery = self._inputs.run(self._workspace, self._save_if_possible)
         inputs = asyncio.create_task(delivery, name=f"inputs of {self.task_id}")
+        interrupts: asyncio.Task[None] | None = None
         try:
+            await self._workspace.recover()
+            interruption = self._interrupts.run(self._workspace)
+            interrupts = asyncio.create_task(interruption, name=f"interrupts of {self.task_id}")
             await self._recover()
             while not self._is_finished():
                 item = await self._builds.get()
@@ -191,14 +202,16 @@ class TaskSupervisor:
                 for pending in self.take_pending():  # requests after the delete cannot be executed
                     pending.on_accepted()
         finally:
-            inputs.cancel()
-            await asyncio.gather(inputs, *self._background_saves, return_exceptions=True)
+            loops = [inputs] if interrupts is None else [inputs, interrupts]
+            for loop in loops:
+                loop.cancel()
+            await asyncio.gather(*loops, *self._background_saves, return_exceptions=True)
             await self._workspace.detach()
             self._context.drop_outbox(self._outbox)
             self._outbox.close()
 
     async def _recover(self) -> None:
-        await self._workspace.recover()
+        """Finish what an earlier runner began, after its agent was adopted."""
         if self._inputs.fail_interrupted():
             await self._save()
         is_drained = self._journal.restart_reason is not None
@@ -211,13 +224,14 @@ class TaskSupervisor:
         """Return whether the task was deleted, or this runner never claimed it; nothing is kept then."""
         journal = self._journal
         if not journal.build_number:
-            return self._not_claimed and self._builds.empty() and not self._inputs.pending
+            is_waiting = self._inputs.pending or self._interrupts.pending
+            return self._not_claimed and self._builds.empty() and not is_waiting
         return journal.transition == "delete" and journal.phase is Phase.DONE
 
     async def _handle(self, pending: PendingRequest) -> None:
         """Execute a build request, unless it was executed before or another runner claimed it."""
         request, journal = pending.request, self._journal
-        assert not isinstance(request, AgentInput)
+        assert not isinstance(request, AgentInput | AgentInterrupt)
         if self._holds_starts and isinstance(request, WorkspaceStart):
             return  # it is not acknowledged, so the broker delivers it again
         if journal.is_superseded(request):

@@ -156,6 +156,13 @@ class Settings(BaseSettings):
         description="How long a running build may send no report before it counts as failed. Raise it if starts "
         "legitimately take longer without reporting.",
     )
+    interrupt_timeout: Seconds = Field(
+        60.0,
+        ge=1,
+        le=_HOUR,
+        description="How long the outcome of an interrupt may take before it counts as failed. Only time in which the "
+        "report queues were drained counts. Runners need up to 50 s to end an agent that does not react.",
+    )
     stalled_after: Seconds = Field(
         1800.0,
         ge=0,

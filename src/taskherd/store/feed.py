@@ -126,7 +126,7 @@ TIMELINE_NEWEST: Final = _TIMELINE.format(order="DESC")
 # What people did with a task that changes nothing in its document and so has no version; the newest, oldest first.
 ACTIONS: Final = f"""
 SELECT i.input_id, left(i.content, 2000) AS input, i.state, i.created_at, i.sent_at, i.decided_at, i.detail,
-       i.actor_id, COALESCE(w.username, CAST(i.actor_id AS text)) AS actor_name
+       i.steers, i.actor_id, COALESCE(w.username, CAST(i.actor_id AS text)) AS actor_name
 FROM (
     SELECT * FROM inputs
     WHERE task_id = $2 AND EXISTS (SELECT 1 FROM tasks AS t WHERE t.id = $2 AND t.deleted_at IS NULL AND {CAN_SEE})

@@ -11,6 +11,7 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from taskherd.domain.inbox import QueuedInput
 from taskherd.store.statements import ColumnArrays, column_names
 from taskherd.store.tables import inputs
 
@@ -26,6 +27,7 @@ class NewInput:
     content: str
     created_at: datetime
     actor_id: UUID | None
+    steers: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,7 @@ class InputRow:
     decided_at: datetime | None
     detail: str | None
     actor_id: UUID | None
+    steers: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,7 @@ class InputOutcomeRow:
     detail: str | None
 
 
-NEW: Final = [inputs.c[name] for name in ("input_id", "task_id", "content", "created_at", "actor_id")]
+NEW: Final = [inputs.c[name] for name in ("input_id", "task_id", "content", "created_at", "actor_id", "steers")]
 NEW_ROWS: Final = ColumnArrays(NEW)
 OUTCOMES: Final = ColumnArrays([inputs.c[name] for name in ("input_id", "task_id", "state", "decided_at", "detail")])
 
@@ -72,19 +75,23 @@ SELECT {column_names(inputs.c)} FROM inputs WHERE input_id = ANY(CAST(:ids AS uu
 """)
 
 FIRST_QUEUED: Final = text("""
-SELECT inboxes.task_id, queued.input_id
+SELECT inboxes.task_id, queued.input_id, queued.steers
 FROM unnest(CAST(:task_id AS uuid[]), CAST(:max_inputs AS integer[])) AS inboxes(task_id, max_inputs)
 CROSS JOIN LATERAL (
-    SELECT i.input_id, i.ordinal FROM inputs AS i
+    SELECT i.input_id, i.ordinal, i.steers FROM inputs AS i
     WHERE i.task_id = inboxes.task_id AND i.decided_at IS NULL AND i.state = 'queued'
-    ORDER BY i.ordinal
+    ORDER BY i.steers DESC, i.ordinal
     LIMIT inboxes.max_inputs
 ) AS queued
-ORDER BY inboxes.task_id, queued.ordinal
+ORDER BY inboxes.task_id, queued.steers DESC, queued.ordinal
 """)
 
 MARK_SENT: Final = text("""
 UPDATE inputs SET state = 'sent', sent_at = :at WHERE input_id = ANY(CAST(:ids AS uuid[])) AND state = 'queued'
+""")
+
+REQUEUE: Final = text("""
+UPDATE inputs SET state = 'queued', sent_at = NULL WHERE input_id = ANY(CAST(:ids AS uuid[])) AND state = 'sent'
 """)
 
 RECORD_OUTCOMES: Final = text(f"""
@@ -111,18 +118,23 @@ async def load(connection: AsyncConnection, ids: Sequence[UUID]) -> list[InputRo
     return [InputRow(*row) for row in await connection.execute(LOAD, {"ids": ids})]
 
 
-async def first_queued(connection: AsyncConnection, limit: Mapping[UUID, int]) -> dict[UUID, list[UUID]]:
-    """Return, by task id, the ids of the first queued inputs in order, up to ``limit[task_id]`` for each task."""
-    queues: dict[UUID, list[UUID]] = {}
+async def first_queued(connection: AsyncConnection, limit: Mapping[UUID, int]) -> dict[UUID, list[QueuedInput]]:
+    """Return, by task id, the first queued inputs in order, up to ``limit[task_id]`` for each task: steers first."""
+    queues: dict[UUID, list[QueuedInput]] = {}
     values = {"task_id": list(limit), "max_inputs": list(limit.values())}
-    for task_id, input_id in await connection.execute(FIRST_QUEUED, values):
-        queues.setdefault(task_id, []).append(input_id)
+    for task_id, input_id, steers in await connection.execute(FIRST_QUEUED, values):
+        queues.setdefault(task_id, []).append(QueuedInput(input_id, steers))
     return queues
 
 
 async def mark_sent(connection: AsyncConnection, ids: Sequence[UUID], at: datetime) -> None:
     """Mark queued inputs as sent."""
     await connection.execute(MARK_SENT, {"ids": ids, "at": at})
+
+
+async def requeue(connection: AsyncConnection, ids: Sequence[UUID]) -> None:
+    """Mark inputs as queued again that were sent, and that their agents did not get."""
+    await connection.execute(REQUEUE, {"ids": ids})
 
 
 async def record_outcomes(connection: AsyncConnection, outcomes: Sequence[InputOutcomeRow]) -> set[UUID]:

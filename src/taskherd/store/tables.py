@@ -247,6 +247,12 @@ inputs = Table(
     Column("decided_at", Time),
     Column("detail", Text),
     Column("actor_id", Uuid),
+    _column(
+        "steers",
+        Boolean,
+        server_default=text("false"),
+        comment="sent with an interrupt: goes before inputs that do not steer",
+    ),
     UniqueConstraint("task_id", "ordinal", name="inputs_task_id_ordinal_key"),
     Index("inputs_open_idx", "task_id", "ordinal", postgresql_where=text("decided_at IS NULL")),
     CheckConstraint("state IN ('queued', 'sent', 'delivered', 'failed')", name="inputs_state_check"),
@@ -267,6 +273,7 @@ work_requests = Table(
     _column("created_at", Time),
     _column("next_at", Time),
     Column("first_sent_at", Time),
+    Column("interrupt_id", Uuid),
     Index("work_requests_task_id_idx", "task_id"),
     Index("work_requests_next_at_idx", "next_at"),
     comment="Requests to runners that no report has answered yet",
@@ -462,7 +469,7 @@ task_actions = Table(
     Column("failure", Text),
     Index("task_actions_next_at_idx", "next_at", postgresql_where=text("finished_at IS NULL")),
     Index("task_actions_user_idx", "user_id", text("created_at DESC"), text("id DESC")),
-    CheckConstraint("action IN ('pause', 'resume', 'delete', 'send')", name="task_actions_action_check"),
+    CheckConstraint("action IN ('pause', 'resume', 'delete', 'send', 'interrupt')", name="task_actions_action_check"),
     comment="Jobs that do one thing to many tasks; API processes write and execute them",
 )
 

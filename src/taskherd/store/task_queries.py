@@ -240,10 +240,12 @@ SELECT t.id, t.version, CAST(t.state AS text) AS state,
             (SELECT 'task.send', created_at, actor_id FROM inputs WHERE task_id = t.id ORDER BY ordinal DESC LIMIT 1)
         ) AS c LEFT JOIN users AS w ON w.id = c.actor_id ORDER BY c.at DESC LIMIT 1)::text AS last_command,
        (SELECT json_agg(i) FROM (
-           SELECT input_id, state, left(content, 2000) AS input, created_at, sent_at FROM inputs
-           WHERE task_id = t.id AND decided_at IS NULL ORDER BY ordinal LIMIT 100) AS i)::text AS inbox,
+           SELECT input_id, state, left(content, 2000) AS input, steers, created_at, sent_at FROM inputs
+           WHERE task_id = t.id AND decided_at IS NULL
+           ORDER BY state = 'queued', steers DESC, ordinal LIMIT 100) AS i)::text AS inbox,
        (SELECT json_agg(r) FROM (
-           SELECT request_id, type, build_number, input_id, target_runner, attempt, created_at, first_sent_at, next_at
+           SELECT request_id, type, build_number, input_id, interrupt_id, target_runner, attempt, created_at,
+                  first_sent_at, next_at
            FROM work_requests WHERE task_id = t.id ORDER BY created_at, request_id LIMIT 100) AS r)::text AS requests
 FROM tasks AS t
 """

@@ -27,6 +27,7 @@ from taskherd.domain.reports import (
     AppStatus,
     ExitReason,
     Health,
+    InterruptOutcome,
     JobStatus,
     Lifecycle,
     Transition,
@@ -36,10 +37,12 @@ from taskherd.domain.reports import (
 )
 from taskherd.domain.task import (
     Deletion,
+    EndedInterrupt,
     Facet,
     Inbox,
     LastLog,
     LossRestarts,
+    OpenInterrupt,
     Silence,
     Stall,
     Stamped,
@@ -137,6 +140,7 @@ def _dump_own_fields(state: TaskState, out: dict[str, object]) -> None:
         out["deletion"] = (state.deletion.attempts, state.deletion.retry_at, state.deletion.done)
     if state.usage:
         out["usage"] = _dump_usage(state.usage)
+    _dump_interrupts(state, out)
 
 
 def _dump_usage(usage: TaskUsage) -> tuple[object, ...]:
@@ -146,6 +150,22 @@ def _dump_usage(usage: TaskUsage) -> tuple[object, ...]:
     ]
     cost = {currency: format_amount(amount) for currency, amount in usage.total.cost.items()}
     return (usage.total.tokens, cost, *contexts)
+
+
+def _dump_interrupts(state: TaskState, out: dict[str, object]) -> None:
+    """Add the open interrupt and the last one that ended."""
+    interrupt, last = state.interrupt, state.last_interrupt
+    if interrupt:
+        out["interrupt"] = (_plain_uuid(interrupt.id), interrupt.build_number, interrupt.since)
+    if last:
+        out["last_interrupt"] = (
+            _plain_uuid(last.id),
+            last.outcome,
+            last.at,
+            last.detail,
+            last.unreported,
+            last.overruled,
+        )
 
 
 def _dump_recovery(state: TaskState, out: dict[str, object]) -> None:
@@ -224,6 +244,8 @@ def loads(task_id: uuid.UUID, text: str | bytes) -> TaskState:
     last_log = get("last_log")
     stall = get("stall")
     loss_restarts = get("loss_restarts")
+    interrupt = get("interrupt")
+    last_interrupt = get("last_interrupt")
     return TaskState(
         build=build,
         workspace=build_facet("workspace"),
@@ -247,6 +269,8 @@ def loads(task_id: uuid.UUID, text: str | bytes) -> TaskState:
         inbox=Inbox(inbox[0], _id(inbox[1]), _at(inbox[2])) if inbox else NO_INBOX,
         deletion=Deletion(deletion[0], _at(deletion[1]), deletion[2]) if deletion else None,
         usage=_load_usage(usage) if (usage := get("usage")) else None,
+        interrupt=OpenInterrupt(UUID(interrupt[0]), interrupt[1], _instant(interrupt[2])) if interrupt else None,
+        last_interrupt=_load_last_interrupt(last_interrupt) if last_interrupt else None,
     )
 
 
@@ -254,6 +278,12 @@ def _load_usage(row: list[Any]) -> TaskUsage:
     tokens, cost, used, size = row
     total = UsageAmounts(tuple(tokens), {currency: Decimal(amount) for currency, amount in cost.items()})
     return TaskUsage(total, ContextTokens(*used) if used else None, ContextTokens(*size) if size else None)
+
+
+def _load_last_interrupt(row: list[Any]) -> EndedInterrupt:
+    interrupt_id, outcome, at, detail, unreported, overruled = row
+    key = (overruled[0], overruled[1]) if overruled else None
+    return EndedInterrupt(UUID(interrupt_id), InterruptOutcome(outcome), _instant(at), detail, unreported, key)
 
 
 def _load_build(task_id: uuid.UUID, row: list[Any]) -> WorkspaceBuild:

@@ -30,6 +30,7 @@ class WorkRequestRow:
     created_at: datetime
     next_at: datetime
     first_sent_at: datetime | None
+    interrupt_id: UUID | None = None
 
 
 _ROWS: Final = ColumnArrays(work_requests.c, prefix="r_")
@@ -44,7 +45,7 @@ ADD: Final = text(INSERT)
 DELETE_OF_BUILDS: Final = text("""
 DELETE FROM work_requests AS r
 USING unnest(CAST(:task_id AS uuid[]), CAST(:build_number AS integer[])) AS a(task_id, build_number)
-WHERE r.task_id = a.task_id AND r.build_number = a.build_number AND r.input_id IS NULL
+WHERE r.task_id = a.task_id AND r.build_number = a.build_number AND r.type LIKE 'workspace.%'
 RETURNING r.request_id
 """)
 
@@ -53,6 +54,12 @@ DELETE FROM work_requests AS r
 USING unnest(CAST(:task_id AS uuid[]), CAST(:input_id AS uuid[])) AS a(task_id, input_id)
 WHERE r.task_id = a.task_id AND r.input_id = a.input_id
 RETURNING r.request_id
+""")
+
+DELETE_OF_INTERRUPTS: Final = text("""
+DELETE FROM work_requests AS r
+USING unnest(CAST(:task_id AS uuid[]), CAST(:interrupt_id AS uuid[])) AS a(task_id, interrupt_id)
+WHERE r.task_id = a.task_id AND r.interrupt_id = a.interrupt_id
 """)
 
 # The wait is ``Backoff(first, maximum).longest(attempt)`` of ``taskherd.backoff``, in SQL because one statement updates
@@ -108,6 +115,12 @@ async def delete_of_inputs(connection: AsyncConnection, inputs: Sequence[tuple[U
     """Delete the input requests of these (task id, input id) pairs and return their ids."""
     values = {"task_id": [task_id for task_id, _ in inputs], "input_id": [input_id for _, input_id in inputs]}
     return {request_id for (request_id,) in await connection.execute(DELETE_OF_INPUTS, values)}
+
+
+async def delete_of_interrupts(connection: AsyncConnection, interrupts: Sequence[tuple[UUID, UUID]]) -> None:
+    """Delete the requests of these (task id, interrupt id) pairs."""
+    values = {"task_id": [task_id for task_id, _ in interrupts], "interrupt_id": [each for _, each in interrupts]}
+    await connection.execute(DELETE_OF_INTERRUPTS, values)
 
 
 async def pick_due(

@@ -1,4 +1,4 @@
-"""What happened to agents in a batch (started, ended, lost, stalled): counted and logged after the commit."""
+"""What happened to agents in a batch (started, ended, lost, stalled, interrupted): counted and logged after commit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from taskherd.domain.directory import TemplatePool
     from taskherd.domain.reports import AgentExit
-    from taskherd.domain.task import Task, TaskState
+    from taskherd.domain.task import EndedInterrupt, Task, TaskState
     from taskherd.domain.task_update import TaskUpdate
     from taskherd.worker.context import WorkerContext
 
@@ -27,12 +27,16 @@ COUNTED: Final = {"started": "agent started", "lost": "agent lost", "stalled": "
 
 @value(frozen=True, slots=True)
 class AgentEvent:
-    """Something that happened to the agent of a task's latest build; ``agent_exit`` is the report of its end."""
+    """Something that happened to the agent of a task's latest build.
+
+    ``agent_exit`` is the report of its end, ``interrupt`` what became of an interrupt.
+    """
 
     task: Task
     template_pool: TemplatePool
     event: str
     agent_exit: AgentExit | None = None
+    interrupt: EndedInterrupt | None = None
 
 
 def agent_events(update: TaskUpdate, template_pool: TemplatePool) -> Iterator[AgentEvent]:
@@ -51,6 +55,9 @@ def agent_events(update: TaskUpdate, template_pool: TemplatePool) -> Iterator[Ag
         yield AgentEvent(task, template_pool, "lost")
     if after.stall is not None and (before is None or after.stall is not before.stall) and stalled_since(after):
         yield AgentEvent(task, template_pool, "stalled")
+    last = after.last_interrupt
+    if last is not None and (before is None or last != before.last_interrupt):
+        yield AgentEvent(task, template_pool, "interrupted", interrupt=last)
 
 
 def record(context: WorkerContext, events: Iterable[AgentEvent]) -> None:
@@ -58,7 +65,11 @@ def record(context: WorkerContext, events: Iterable[AgentEvent]) -> None:
     for each in events:
         fields = {"task_id": str(each.task.id), "task": each.task.name, "build_number": each.task.state.build_number}
         ended, label = each.agent_exit, context.directory_cache.metric_label(each.template_pool)
-        if ended is None:
+        if each.interrupt is not None:
+            context.metrics.interrupts.labels(each.interrupt.outcome.value, *label).inc()
+            outcome = {"outcome": each.interrupt.outcome.value, "detail": each.interrupt.detail}
+            log.info("interrupt ended", **fields, interrupt_id=str(each.interrupt.id), **outcome)
+        elif ended is None:
             context.metrics.agent_events.labels(each.event, *label).inc()
             log.info(COUNTED[each.event], **fields)
         else:

@@ -9,7 +9,7 @@ from taskherd.domain.claims import ClaimOutcome
 from taskherd.domain.commands import Command
 from taskherd.domain.directory import OTHER
 from taskherd.domain.outcome import EXTERNAL_REASONS, DeadLetterReason, ReportOutcome
-from taskherd.domain.reports import ExitReason, Report
+from taskherd.domain.reports import ExitReason, InterruptOutcome, Report
 from taskherd.domain.view import Status
 from taskherd.messages.claims import BUILD_CLAIM, RUNNER_HELLO, TASK_OWNED
 from taskherd.messages.texts import CONTROL, CUT, URI
@@ -58,6 +58,7 @@ VALUES_PER_TEMPLATE: Final[Mapping[str, Sequence[str]]] = {
     "requests_given_up": REQUEST_TYPES,
     "usage_tokens": TOKEN_TYPES,
     "usage_cost": (USUAL_CURRENCY,),
+    "interrupts": tuple(outcome.value for outcome in InterruptOutcome),
 }
 """The counters by template and pool, and all values of their first label; of currencies the usual one."""
 

@@ -156,6 +156,7 @@ def summarize(loaded: LoadedBatch, indexes: list[int], writes: Writes, result: B
         if update.timed_out:
             result.given_up.append((f"workspace.{update.timed_out}", template_pool))
         result.given_up.extend([("agent.input", template_pool)] * update.inputs_expired)
+        result.given_up.extend([("agent.interrupt", template_pool)] * update.interrupt_expired)
         result.deletes_retried += update.delete_retried
         result.agent_events.extend(agent_events(update, template_pool))
         if update.usage is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid5
@@ -26,10 +27,13 @@ if TYPE_CHECKING:
 
 
 async def save_inbox(connection: AsyncConnection, updates: Mapping[UUID, TaskUpdate], now: datetime) -> None:
-    """Append new user inputs, record outcomes, fail the open ones of deleted tasks, and mark those to be sent."""
+    """Append new user inputs, record outcomes, fail the open ones of deleted tasks, and mark others queued or sent."""
     new = [(task_id, item) for task_id, update in updates.items() for item in update.new_inputs]
     if new:
-        rows = [inputs.NewInput(item.input_id, task_id, item.content, now, item.actor_id) for task_id, item in new]
+        rows = [
+            inputs.NewInput(item.input_id, task_id, item.content, now, item.actor_id, item.steers)
+            for task_id, item in new
+        ]
         await inputs.append(connection, rows)
     decided = [(task_id, report) for task_id, update in updates.items() for report in update.input_outcomes]
     if decided:
@@ -41,6 +45,9 @@ async def save_inbox(connection: AsyncConnection, updates: Mapping[UUID, TaskUpd
     failed = [task_id for task_id, update in updates.items() if update.inputs_failed]
     if failed:
         await inputs.fail_all(connection, failed, now, "The task was deleted.")
+    requeued = [update.requeued_input for update in updates.values() if update.requeued_input]
+    if requeued:
+        await inputs.requeue(connection, requeued)
     sent = [update.sent_input for update in updates.values() if update.sent_input]
     if sent:
         await inputs.mark_sent(connection, sent, now)
@@ -88,8 +95,12 @@ async def close_requests(connection: AsyncConnection, updates: Mapping[UUID, Tas
     if closed:
         await work_requests.delete_of_builds(connection, closed)
     decided = [(task_id, report.input_id) for task_id, update in updates.items() for report in update.input_outcomes]
+    decided += [(task_id, update.requeued_input) for task_id, update in updates.items() if update.requeued_input]
     if decided:
         await work_requests.delete_of_inputs(connection, decided)
+    interrupts = [(task_id, each.closed_interrupt) for task_id, each in updates.items() if each.closed_interrupt]
+    if interrupts:
+        await work_requests.delete_of_interrupts(connection, interrupts)
     failed = [task_id for task_id, update in updates.items() if update.inputs_failed]
     if failed:
         open_requests = await work_requests.of_tasks(connection, failed)
@@ -97,11 +108,11 @@ async def close_requests(connection: AsyncConnection, updates: Mapping[UUID, Tas
 
 
 def new_requests(updates: Mapping[UUID, TaskUpdate], now: datetime) -> list[WorkRequestRow]:
-    """Return the work requests of the builds that were requested, and of the inputs that are sent now."""
+    """Return the work requests of the builds that were requested, the inputs that are sent now, and new interrupts."""
     return [
         row
         for update in updates.values()
-        if update.requested_builds or update.sent_input
+        if update.requested_builds or update.sent_input or update.opened_interrupt
         for row in _requests_of(update, now)
     ]
 
@@ -142,6 +153,10 @@ def _requests_of(update: TaskUpdate, now: datetime) -> list[WorkRequestRow]:
     ]
     if update.sent_input:
         rows.append(request(update.sent_input, task.state.build_number, "agent.input", update.sent_input))
+    if update.opened_interrupt:  # its id may also be that of an input, and so of that one's request
+        interrupt = uuid5(task.id, f"interrupt/{update.opened_interrupt}")
+        row = request(interrupt, task.state.build_number, "agent.interrupt", None)
+        rows.append(replace(row, interrupt_id=update.opened_interrupt))
     return rows
 
 

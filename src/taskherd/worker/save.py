@@ -233,7 +233,13 @@ _CAUSES: dict[tuple[str, str], str] = {}
 
 def _cause_text(cause: Cause) -> str:
     """Return a cause as it appears in events, without the fields that are not set."""
-    fields = {"kind": cause.kind, "type": cause.type, "id": cause.id, "actor_id": cause.actor_id}
+    fields = {
+        "kind": cause.kind,
+        "type": cause.type,
+        "id": cause.id,
+        "actor_id": cause.actor_id,
+        "outcome": cause.outcome,
+    }
     return orjson.dumps({name: str(value) for name, value in fields.items() if value is not None}).decode()
 
 
@@ -309,7 +315,11 @@ def _new_reply(update: TaskUpdate, names: Mapping[tuple[UUID, UUID], DirectoryNa
     task_names = names[task.owner_id, task.template_version_id]
     rendered = document.render(orjson.loads(update.core_document), task.prompt, task_names, task.updated_at)
     body = replies.accepted_reply(
-        rendered, task.version, input_id=command_result.input_id, queued=command_result.queued
+        rendered,
+        task.version,
+        input_id=command_result.input_id,
+        queued=command_result.queued,
+        interrupt_id=command_result.interrupt_id,
     )
     return CommandReply(body, repeated=command_result.repeated)
 

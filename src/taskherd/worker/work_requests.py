@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from taskherd.broker.publisher import OutgoingMessage
 from taskherd.errors import Unavailable
 from taskherd.messages import work
+from taskherd.observability.failpoints import Failpoint
 from taskherd.store import work_request_details, work_requests
 from taskherd.store.engine import transaction
 
@@ -51,6 +52,7 @@ async def send_due(context: WorkerContext, now: datetime) -> int:
         input_texts = await work_request_details.input_contents(
             connection, [row.input_id for row in due if row.input_id]
         )
+    context.failpoint(Failpoint.REQUEST_SEND)
     known = [(row, details[row.task_id]) for row in due if row.task_id in details]
     await send(context, known, now, input_texts)
     return len(due)
@@ -90,11 +92,19 @@ def _messages(
     now: datetime,
 ) -> list[OutgoingMessage]:
     body = work.encode_request(_request(context, row, task, input_texts))
-    ttl = context.request_retry.ttl.total_seconds()
+    ttl = _expiration(context, row, now)
     return [
         OutgoingMessage(context.names.work, work.routing_key(row.type, target), body, mandatory=True, expiration=ttl)
         for target in targets(row, task.run, now, context.request_retry.runner_answer_timeout)
     ]
+
+
+def _expiration(context: WorkerContext, row: WorkRequestRow, now: datetime) -> float:
+    """Return the seconds after which a request is no longer delivered; an interrupt does not outlive its timeout."""
+    if row.type != work.AGENT_INTERRUPT:
+        return context.request_retry.ttl.total_seconds()
+    left = row.created_at + context.timeouts.interrupt_timeout - now
+    return max(1.0, left.total_seconds())
 
 
 def _request(
@@ -121,6 +131,8 @@ def _request(
             return work.WorkspaceDelete(**common)
         case "agent.input" if row.input_id is not None:
             return work.AgentInput(**common, input_id=row.input_id, input=input_texts.get(row.input_id, ""))
+        case work.AGENT_INTERRUPT if row.interrupt_id is not None:
+            return work.AgentInterrupt(**common, interrupt_id=row.interrupt_id)
         case _:
             raise AssertionError(row.type)
 

@@ -61,6 +61,7 @@ def test_summaries_are_imperative_phrases() -> None:
         "Explain",
         "Follow",
         "Get",
+        "Interrupt",
         "List",
         "Pause",
         "Resume",

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 PACKAGE = "taskherd.domain"
-MODULES = ("task", "fold", "view", "liveness", "builds", "inbox")
+MODULES = ("task", "fold", "view", "liveness", "builds", "interrupts", "inbox")
 """In import order: each module imports only earlier ones."""
 
 
@@ -22,6 +22,7 @@ class Core:
     view: ModuleType
     liveness: ModuleType
     builds: ModuleType
+    interrupts: ModuleType
     inbox: ModuleType
 
 

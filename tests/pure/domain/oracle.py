@@ -94,6 +94,7 @@ class _ExpectedView:
             "agent_exit": self.agent_exit(),
             "stalled_since": None,
             "usage": None,
+            "interrupted_since": None,
         }
 
     def agent_id(self) -> str | None:

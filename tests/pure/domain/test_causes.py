@@ -9,7 +9,7 @@ from typing import get_args
 
 from taskherd.domain import causes
 from taskherd.domain.commands import Command
-from taskherd.domain.reports import ExitReason, Report
+from taskherd.domain.reports import ExitReason, InterruptOutcome, Report
 from taskherd.domain.view import EndedAgent
 
 
@@ -36,3 +36,12 @@ def test_a_cause_names_who_acted() -> None:
     assert causes.describe("report", "agent.exit", "", ended) == "the agent exited with status 3"
     assert causes.describe("report", "agent.exit", "") == "the end of the agent was reported"
     assert causes.describe("sweep", "agent.dreams", "") == "agent.dreams"
+
+
+def test_what_became_of_an_interrupt_has_words() -> None:
+    """The report about an interrupt is described by its outcome, and a send that interrupted the agent as one."""
+    texts = {causes.describe("report", "agent.interrupted", "", outcome=each) for each in InterruptOutcome}
+    assert len(texts) == len(InterruptOutcome)
+    assert causes.describe("report", "agent.interrupted", "", outcome="failed") == "the interrupt failed"
+    assert causes.describe("report", "agent.interrupted", "", outcome="?") == causes.REPORTS["agent.interrupted"]
+    assert causes.describe("command", "task.send", "bob", steers=True) == "bob interrupted the agent and sent an input"

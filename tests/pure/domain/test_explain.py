@@ -47,6 +47,7 @@ TIMEOUTS = Timeouts(
     build_timeout=timedelta(minutes=30),
     request_ttl=timedelta(minutes=10),
     mass_silence_hold=timedelta(minutes=5),
+    interrupt_timeout=timedelta(seconds=60),
 )
 UP = WorkspaceBuild(
     task_id=TASK,
@@ -94,6 +95,7 @@ def checked_explanation(state: TaskState) -> Explanation:
     assert explanation.health.value == view.health
     assert explanation.agent_exit.value == view.agent_exit
     assert explanation.stalled_since.value == view.stalled_since
+    assert explanation.interrupt.value == view.interrupted_since
     accepted = isinstance(handle_command(task_with(state), RESUME, NOON, NO_CONTEXT), CommandAccepted)
     assert explanation.resume.value is accepted
     for part in (
@@ -102,6 +104,7 @@ def checked_explanation(state: TaskState) -> Explanation:
         explanation.health,
         explanation.agent_exit,
         explanation.stalled_since,
+        explanation.interrupt,
         explanation.resume,
     ):
         text = part.explanation

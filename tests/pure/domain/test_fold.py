@@ -67,6 +67,7 @@ def timeouts(core: Core) -> Any:
         build_timeout=timedelta(minutes=30),
         request_ttl=timedelta(minutes=10),
         mass_silence_hold=timedelta(minutes=5),
+        interrupt_timeout=timedelta(seconds=60),
     )
 
 

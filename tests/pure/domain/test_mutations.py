@@ -10,6 +10,7 @@ import pytest
 
 from tests.pure.domain import test_builds as builds
 from tests.pure.domain import test_inbox as inbox
+from tests.pure.domain import test_interrupts as interrupts
 from tests.pure.domain import test_liveness as liveness
 from tests.pure.domain import test_view as view
 from tests.pure.domain.mutated_core import with_mutation
@@ -193,12 +194,56 @@ BUILDS: list[Mutation] = [
     ("    if deletion.retry_at is None:\n", "    if True:\n", builds.test_a_failed_delete_is_retried_after_a_backoff),
 ]
 
+INTERRUPTS: list[Mutation] = [
+    ("and state.interrupt.id == report.interrupt_id", "", interrupts.test_an_interrupt_ends_with_its_outcome),
+    ("        state = replace(state, interrupt=None)\n    elif", "        pass\n    elif",
+     interrupts.test_an_interrupt_ends_with_its_outcome),
+    (" and last.unreported", "", interrupts.test_an_interrupt_ends_with_its_outcome),
+    ("last.id == report.interrupt_id and", "", interrupts.test_an_interrupt_without_an_outcome_fails),
+    ("interrupt.build_number == state.build_number", "True", interrupts.test_a_later_build_ends_an_interrupt),
+    ("InterruptOutcome.ENDED, NEXT_BUILD, now, unreported=True", "InterruptOutcome.ENDED, NEXT_BUILD, now",
+     interrupts.test_a_later_build_ends_an_interrupt),
+    ("<= timeouts.interrupt_timeout", "< timeouts.interrupt_timeout",
+     interrupts.test_an_interrupt_without_an_outcome_fails),
+    ("InterruptOutcome.FAILED, NOT_REPORTED, now, unreported=True", "InterruptOutcome.FAILED, NOT_REPORTED, now",
+     interrupts.test_an_interrupt_without_an_outcome_fails),
+    ("last is None or last.overruled != stamped.report.sort_key", "True",
+     interrupts.test_stopped_and_ended_count_as_another_state),
+    ("last is None or last.overruled != stamped.report.sort_key", "last is None",
+     interrupts.test_stopped_and_ended_count_as_another_state),
+    ("if outcome is InterruptOutcome.FAILED:", "if False:", interrupts.test_stopped_and_ended_count_as_another_state),
+    (", inbox=replace(state.inbox, delivered_at=None)", "", interrupts.test_stopped_and_ended_count_as_another_state),
+]  # fmt: skip
+
 INBOX: list[Mutation] = [
     ("state.inbox.in_flight is not None or", "", inbox.test_one_input_is_in_flight_at_a_time),
+    ("or counts_as_working(state)", "", inbox.test_inputs_are_sent_to_active_tasks_that_are_not_busy),
+    ("or state.interrupt is not None", "", interrupts.test_nothing_leaves_the_inbox_while_an_interrupt_is_open),
     (
-        "or (stamped is not None and stamped.report.state is AgentState.WORKING)",
+        "    if _was_interrupted(state):\n        return False\n",
         "",
-        inbox.test_inputs_are_sent_to_active_tasks_that_are_not_busy,
+        interrupts.test_inputs_wait_for_the_agent_after_one_that_was_ended,
+    ),
+    (
+        "inbox.delivered_at is None or _was_interrupted(state):",
+        "inbox.delivered_at is None:",
+        interrupts.test_inputs_wait_for_the_agent_after_one_that_was_ended,
+    ),
+    (
+        "stamped.report.why is ExitReason.INTERRUPTED",
+        "stamped.report.why",
+        interrupts.test_inputs_wait_for_the_agent_after_one_that_was_ended,
+    ),
+    ("not each.steers", "True", interrupts.test_inputs_that_steer_go_first),
+    (
+        "inbox.in_flight is None or not _was_interrupted(state):",
+        "inbox.in_flight is None:",
+        interrupts.test_an_input_that_an_interrupted_agent_did_not_get_is_queued_again,
+    ),
+    (
+        "inbox.in_flight is None or not _was_interrupted(state):",
+        "not _was_interrupted(state):",
+        interrupts.test_an_input_that_an_interrupted_agent_did_not_get_is_queued_again,
     ),
     (
         "is not Status.ACTIVE or is_busy(state):",
@@ -263,6 +308,7 @@ MUTATIONS = [
         "task": TASK,
         "liveness": LIVENESS,
         "builds": BUILDS,
+        "interrupts": INTERRUPTS,
         "inbox": INBOX,
     }.items()
     for mutation in mutations

@@ -9,6 +9,7 @@ from uuid import UUID
 from taskherd.backoff import Backoff
 from taskherd.domain.commands import Delete, Pause, Send
 from taskherd.domain.handle_command import CommandContext
+from taskherd.domain.inbox import QueuedInput
 from taskherd.domain.outcome import ReportOutcome
 from taskherd.domain.reports import AgentState, InputOutcome, InputOutcomeReport, JobStatus, Transition
 from taskherd.domain.task import Inbox
@@ -50,7 +51,7 @@ def context(*known: UUID, decided: tuple[UUID, ...] = (), of: UUID = TASK) -> Up
 def new_update(state: Any, queue: tuple[UUID, ...] = ()) -> TaskUpdate:
     """Return the update of a task with this state and queue, before any input is applied."""
     task = make_task(TASK, state=state)
-    return TaskUpdate(task, task, queue=queue)
+    return TaskUpdate(task, task, queue=[QueuedInput(input_id, steers=False) for input_id in queue])
 
 
 def waiting(queued: int, in_flight: UUID | None = None, *reports: Any) -> Any:

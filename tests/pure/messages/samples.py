@@ -67,6 +67,13 @@ REPORTS: list[dict[str, Any]] = [
         "context_used": 51_500,
         "context_size": 200_000,
     },
+    {
+        "type": "agent.interrupted",
+        "task_id": TASK,
+        "interrupt_id": OTHER,
+        "outcome": "failed",
+        "detail": "it cannot be interrupted",
+    },
 ]
 
 REPORT_OF: dict[str, dict[str, Any]] = {fields["type"]: fields for fields in REPORTS}
@@ -87,9 +94,17 @@ COMMANDS: list[dict[str, Any]] = [
     },
     {"type": "task.delete", "command_id": OTHER, "task_id": TASK, "actor_id": AGENT},
     {"type": "task.update_input", "command_id": OTHER, "task_id": TASK, "actor_id": AGENT, "input": "again"},
-    {"type": "task.send", "command_id": OTHER, "task_id": TASK, "actor_id": AGENT, "input": "go on"},
+    {
+        "type": "task.send",
+        "command_id": OTHER,
+        "task_id": TASK,
+        "actor_id": AGENT,
+        "input": "go on",
+        "interrupt": True,
+    },
     {"type": "task.pause", "command_id": OTHER, "task_id": TASK, "actor_id": AGENT},
     {"type": "task.resume", "command_id": OTHER, "task_id": TASK, "actor_id": AGENT},
+    {"type": "task.interrupt", "command_id": OTHER, "task_id": TASK, "actor_id": AGENT},
 ]
 
 _TEXTS = st.text(max_size=30) | st.text("a\x00\x1b\x85\n\té…", max_size=30)
@@ -151,6 +166,11 @@ any_report: st.SearchStrategy[dict[str, Any]] = st.one_of(
     _report("task.log", {"entries": st.lists(_ENTRIES, max_size=3)}),
     _report(
         "task.input", {"input_id": _UUIDS, "outcome": st.sampled_from([*domain.InputOutcome]).map(str)}, detail=_TEXTS
+    ),
+    _report(
+        "agent.interrupted",
+        {"interrupt_id": _UUIDS, "outcome": st.sampled_from([*domain.InterruptOutcome]).map(str)},
+        detail=_TEXTS,
     ),
 )
 

@@ -44,6 +44,7 @@ VIEW = TaskView(
         UsageAmounts((1200, 300, 50_000, 0), {"USD": Decimal("0.0123"), "EUR": Decimal("3.0")}),
         ContextTokens(1, 1, 51_500),
     ),
+    interrupted_since=NOW,
 )
 BARE = TaskView(
     status=Status.PENDING,
@@ -59,6 +60,7 @@ BARE = TaskView(
     agent_exit=None,
     stalled_since=None,
     usage=None,
+    interrupted_since=None,
 )
 THE_TASK = make_task(
     ID,
@@ -127,6 +129,7 @@ GOLDEN: dict[str, Any] = {
         "context_used": 51_500,
         "context_size": None,
     },
+    "interrupt": {"since": "2026-03-01T12:00:00.000000Z"},
     "created_at": "2026-03-01T12:00:00.000000Z",
     "updated_at": "2026-03-01T12:00:01.500000Z",
 }
@@ -161,6 +164,7 @@ def test_an_empty_document_has_nulls_and_omits_three_fields() -> None:
         "agent_exit",
         "stalled_since",
         "usage",
+        "interrupt",
     }
     fields = rendered(BARE, replace(NAMES, owner_avatar_url=""))
     assert {name for name, value in fields.items() if value is None} == nulls
@@ -282,6 +286,7 @@ def test_work_requests_survive_a_round_trip(request_type: str) -> None:
     by_type: dict[str, dict[str, Any]] = {
         "workspace.start": {"prompt": "Fix it", "preset": None, "agent_token": "secret-token"},
         "agent.input": {"input_id": OTHER, "input": "go on"},
+        "agent.interrupt": {"interrupt_id": OTHER},
     }
     fields |= by_type.get(request_type, {})
     request = work.decode_request(orjson.dumps(fields))

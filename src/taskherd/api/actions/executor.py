@@ -20,7 +20,7 @@ import structlog
 from taskherd.api.actions.schemas import ActionType
 from taskherd.api.commands import execute_in_bulk
 from taskherd.backoff import Backoff
-from taskherd.domain.commands import Delete, Pause, Resume, Send
+from taskherd.domain.commands import Delete, Interrupt, Pause, Resume, Send
 from taskherd.domain.handle_command import NOT_FOUND, CommandRefused
 from taskherd.errors import TaskherdError, Unavailable
 from taskherd.store import task_actions
@@ -193,5 +193,7 @@ def _command(step: ClaimedStep, action: ActionType, task_id: UUID) -> Command:
             return Delete(command_id=command_id, task_id=task_id, actor_id=step.user_id)
         case ActionType.SEND:
             return Send(command_id=command_id, task_id=task_id, actor_id=step.user_id, input=step.input or "")
+        case ActionType.INTERRUPT:
+            return Interrupt(command_id=command_id, task_id=task_id, actor_id=step.user_id)
         case _:
             assert_never(action)

@@ -25,6 +25,7 @@ class ActionType(StrEnum):
     RESUME = "resume"
     DELETE = "delete"
     SEND = "send"
+    INTERRUPT = "interrupt"
 
 
 class ActionState(StrEnum):

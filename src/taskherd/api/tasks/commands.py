@@ -12,7 +12,7 @@ from taskherd.api.http.responses import BufferedResponse, empty, json
 from taskherd.api.tasks import documents
 from taskherd.api.tasks.queries import task_ref_of
 from taskherd.api.workspaces import builds
-from taskherd.domain.commands import Create, Delete, Pause, Resume, Send, UpdateInput
+from taskherd.domain.commands import Create, Delete, Interrupt, Pause, Resume, Send, UpdateInput
 from taskherd.domain.handle_command import NO_VERSION
 from taskherd.messages import texts
 from taskherd.store import task_queries
@@ -101,10 +101,25 @@ async def update_input(request: RequestContext) -> BufferedResponse:
 
 async def send(request: RequestContext) -> BufferedResponse:
     """Send an input to a task's agent; while the agent is busy, the input waits in the inbox."""
+    common, body = await _common(request), request.body
+    text = texts.sanitize(body.input or "", {})
     result = await send_command(
-        request, Send(**await _common(request), input=texts.sanitize(request.body.input or "", {}))
+        request,
+        Send(
+            command_id=common["command_id"],
+            task_id=common["task_id"],
+            actor_id=common["actor_id"],
+            input=text,
+            interrupt=bool(body.interrupt),
+        ),
     )
     return empty(204, {"X-Taskherd-Queued": "true"} if result.queued else None)
+
+
+async def interrupt(request: RequestContext) -> BufferedResponse:
+    """End what a task's agent does; a request during an interrupt joins it."""
+    result = await send_command(request, Interrupt(**await _common(request)))
+    return json({"interrupt_id": str(result.interrupt_id)}, 202)
 
 
 async def pause(request: RequestContext) -> BufferedResponse:

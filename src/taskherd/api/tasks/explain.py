@@ -86,8 +86,9 @@ def _send_json(row: Row) -> dict[str, Any]:
         "time": format_rfc3339(row["created_at"]),
         "actor_id": row["actor_id"],
         "actor_name": row["actor_name"],
-        "words": causes.describe("command", Send.type, row["actor_name"] or ""),
+        "words": causes.describe("command", Send.type, row["actor_name"] or "", steers=row["steers"]),
         "input": row["input"],
+        "steers": row["steers"],
         "state": row["state"],
         "sent_at": row["sent_at"] and format_rfc3339(row["sent_at"]),
         "decided_at": row["decided_at"] and format_rfc3339(row["decided_at"]),
@@ -103,7 +104,14 @@ def _event_json(row: Row) -> dict[str, Any]:
     if "actor_id" in cause:
         cause["actor_name"] = row["actor_name"] or cause["actor_id"]
     ended = _ended_agent(after.get("agent_exit")) if cause["type"] == AgentExit.type else None
-    cause["words"] = causes.describe(cause["kind"], cause["type"], cause.get("actor_name", ""), ended)
+    cause["words"] = causes.describe(
+        cause["kind"],
+        cause["type"],
+        cause.get("actor_name", ""),
+        ended,
+        outcome=cause.get("outcome", ""),
+        steers=cause["type"] == Send.type and after.get("interrupt") is not None,
+    )
     return {
         "position": row["position"],
         "version": row["version"],
@@ -136,6 +144,10 @@ async def explain_task(request: RequestContext) -> BufferedResponse:
             "health": _reason_json(explanation.health, _health_json(explanation.health.value)),
             "agent_exit": _reason_json(explanation.agent_exit, ended and document.agent_exit(ended)),
             "stalled_since": _reason_json(explanation.stalled_since, since and format_rfc3339(since)),
+            "interrupt": _reason_json(
+                explanation.interrupt,
+                explanation.interrupt.value and {"since": format_rfc3339(explanation.interrupt.value)},
+            ),
             "resume": _reason_json(explanation.resume, explanation.resume.value),
             "restart_at": explanation.restart_at and format_rfc3339(explanation.restart_at),
             "last_command": _last_command_json(row["last_command"]),

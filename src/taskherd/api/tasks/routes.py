@@ -11,6 +11,8 @@ from taskherd.api.tasks.schemas import (
     CreateResults,
     CreateTask,
     CreateTasks,
+    RequestedInterrupt,
+    SendRequest,
     TaskExplanation,
     TaskInputRequest,
     TaskLogs,
@@ -158,7 +160,7 @@ ROUTES: Final = (
         path=f"{_ONE}/send",
         handler=commands.send,
         summary="Send input to an AI task",
-        body=TaskInputRequest,
+        body=SendRequest,
         headers=(KEY_HEADER,),
         responses={
             204: ResponseSpec(
@@ -202,6 +204,21 @@ ROUTES: Final = (
             409: ResponseSpec(_CONFLICT),
         },
         experimental=True,
+    ),
+    Route(
+        method="POST",
+        path=f"{_ONE}/interrupt",
+        handler=commands.interrupt,
+        summary="Interrupt the agent of an AI task",
+        description=(
+            "Ends what the agent does: its turn, or the agent itself if nothing less helps. Until that is done,"
+            " `interrupt` of the task says since when it is going on, and no input is sent; another request joins it."
+        ),
+        headers=(KEY_HEADER,),
+        responses={
+            202: ResponseSpec("The interrupt.", RequestedInterrupt),
+            409: ResponseSpec("The agent is not working."),
+        },
     ),
     Route(
         method="GET",

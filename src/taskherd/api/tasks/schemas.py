@@ -12,7 +12,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from taskherd.domain.view import Status
-from taskherd.messages.document import AgentExitOut, AgentHealthOut, CurrentStateOut, TaskDocument
+from taskherd.messages.document import AgentExitOut, AgentHealthOut, CurrentStateOut, InterruptOut, TaskDocument
 from taskherd.messages.events import CauseOut
 from taskherd.messages.fields import Input
 
@@ -77,6 +77,22 @@ class TaskInputRequest(BaseModel):
         json_schema_extra={"required": ["input"], "properties": {"input": {"type": "string", "minLength": 1}}}
     )
     input: Input | None = None
+
+
+class SendRequest(TaskInputRequest):
+    """An input for the agent: 1 byte to 256 KiB of UTF-8."""
+
+    interrupt: Annotated[bool, Field(strict=True)] | None = Field(
+        None,
+        description="`true`: interrupt an agent that works; then this input goes before all that were sent without it."
+        " To an agent that does not work, this is an ordinary input.",
+    )
+
+
+class RequestedInterrupt(BaseModel):
+    """The interrupt that the request opened, or joined because it was open already."""
+
+    interrupt_id: UUID
 
 
 class TasksList(BaseModel):
@@ -181,6 +197,7 @@ class TimelineAction(BaseModel):
     actor_id: UUID | None
     actor_name: str | None = Field(description="Username; the id if the directory has no such user.")
     input: str = Field(description="Truncated to 2,000 characters.")
+    steers: bool = Field(description="It was sent with an interrupt, and goes before inputs that were not.")
     words: str = Field(description="Who did what, for people.")
     state: Literal["queued", "sent", "delivered", "failed"]
     sent_at: datetime | None
@@ -249,6 +266,15 @@ class ExplainedStall(BaseModel):
     report: ReportOut | None
 
 
+class ExplainedInterrupt(BaseModel):
+    """The open interrupt, null without one, and what became of the last one; ``rule`` names its outcome."""
+
+    value: InterruptOut | None
+    because: str
+    rule: str
+    report: ReportOut | None
+
+
 class ExplainedResume(BaseModel):
     """Whether a resume is accepted right now; if it is not, ``because`` is the message of the refusal."""
 
@@ -274,6 +300,7 @@ class UndeliveredInput(BaseModel):
     input_id: UUID
     state: Literal["queued", "sent"]
     input: str = Field(description="Truncated to 2,000 characters.")
+    steers: bool
     created_at: datetime
     sent_at: datetime | None
 
@@ -285,6 +312,7 @@ class UnansweredRequest(BaseModel):
     type: str
     build_number: int
     input_id: UUID | None
+    interrupt_id: UUID | None
     target_runner: str | None
     attempt: int
     created_at: datetime
@@ -300,6 +328,7 @@ class TaskExplanation(BaseModel):
     health: ExplainedHealth
     agent_exit: ExplainedAgentExit
     stalled_since: ExplainedStall
+    interrupt: ExplainedInterrupt
     resume: ExplainedResume
     restart_at: datetime | None = Field(
         description="When the worker starts the lost agent again by itself (`run.on_loss`); null if it does not."

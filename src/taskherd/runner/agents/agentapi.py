@@ -16,9 +16,16 @@ import httpx
 import orjson
 
 from taskherd import retry, sse
-from taskherd.domain.reports import AgentState, Health, Lifecycle, LogSource
+from taskherd.domain.reports import AgentState, Health, InterruptOutcome, Lifecycle, LogSource
 from taskherd.messages.fields import parse_instant
 from taskherd.runner.agents.context import DeliveryUnknown, NotDelivered, log_last_output, report_exit, shorten
+from taskherd.runner.agents.interrupting import (
+    INTERRUPTED,
+    REACTION_TIMEOUT,
+    as_interrupted,
+    end_agent,
+    mark_interrupted,
+)
 from taskherd.runner.agents.words import last_with_words
 from taskherd.runner.log_ids import FIRST_ERROR_ID
 
@@ -38,6 +45,11 @@ STABLE_TIMEOUT = 300.0
 """Seconds for which an input waits until the agent is stable."""
 ACCEPT_TIMEOUT = 120.0
 """Seconds after posting within which AgentAPI must echo the message or respond."""
+ESCAPE = "\x1b"
+"""What a person types to interrupt an agent in a terminal."""
+QUIET_TIME = 2.0
+"""Maximum number of seconds for which the screen must be stable after Escape; a shorter ``idle_after`` counts."""
+_QUIET_POLL_INTERVAL = 0.1
 MAX_TURN = 86_400.0
 """Maximum duration of a turn of the agent, in seconds."""
 UNREACHABLE_AFTER = 3
@@ -76,6 +88,7 @@ class AgentApiFollower:
         self._errors: int = checkpoint.get("errors", 0)
         self._stable = asyncio.Event()
         self._stable_since = 0.0
+        self._status_known = asyncio.Event()
         self._errors_seen: dict[int, None] = dict.fromkeys(checkpoint.get("errors_seen", ()))
         self._failures = 0
         self._unreachable = False
@@ -118,8 +131,30 @@ class AgentApiFollower:
                 await asyncio.sleep(1)
                 await self._wait_stable(deadline)
 
+    @property
+    def is_at_work(self) -> bool:
+        """Whether the agent's screen changes, or a message is being posted."""
+        return not self._stable.is_set() or self._posted is not None
+
+    async def interrupt(self) -> InterruptOutcome:
+        """Type Escape, and wait until the screen is stable; end an agent that goes on. Raise ``NotInterrupted``."""
+        context = self._context
+        with suppress(TimeoutError):
+            async with asyncio.timeout(REACTION_TIMEOUT):
+                await self._status_known.wait()  # a second Escape means something else to some agents
+                if not self.is_at_work:
+                    return InterruptOutcome.ENDED
+                await self._type_escape()
+                await self._wait_quiet(min(context.run.idle_after, QUIET_TIME))
+                self._state = AgentState.IDLE
+                self._report([], self._guess(AgentState.IDLE, INTERRUPTED))
+                return InterruptOutcome.STOPPED
+        await mark_interrupted(context, interrupted=True)
+        return await end_agent(context)
+
     def conclude(self, agent_exit: ExitRecord) -> None:
         """Report the last messages and the exit."""
+        agent_exit = as_interrupted(self._context, agent_exit)
         self._report(list(self._changed.values()))
         self._changed.clear()
         words = log_last_output(self._context, agent_exit)
@@ -257,6 +292,7 @@ class AgentApiFollower:
                     self._stable.set()
             case _:
                 return  # a newer AgentAPI may send other statuses
+        self._status_known.set()
 
     async def _flush_regularly(self) -> None:
         """Report changed messages at regular intervals, and whether the agent has become idle."""
@@ -310,6 +346,28 @@ class AgentApiFollower:
             "errors": self._errors,
             "errors_seen": list(self._errors_seen),
         }
+
+    async def _type_escape(self) -> None:
+        """Type Escape into the agent's terminal; repeat it until AgentAPI says that it has done so.
+
+        A message of type ``raw`` is written to the terminal as it is, at any time, but not before the message that is
+        being posted (``createMessage`` in lib/httpapi/server.go).
+        """
+        while True:
+            with suppress(httpx.HTTPError):
+                response = await self._client.post(
+                    "/message", json={"content": ESCAPE, "type": "raw"}, timeout=REACTION_TIMEOUT
+                )
+                if response.is_success:
+                    return
+            await asyncio.sleep(_QUIET_POLL_INTERVAL)
+
+    async def _wait_quiet(self, seconds: float) -> None:
+        """Wait until the screen has been stable for that long since now."""
+        loop = asyncio.get_running_loop()
+        since = loop.time()
+        while not self._stable.is_set() or loop.time() - max(since, self._stable_since) < seconds:  # noqa: ASYNC110
+            await asyncio.sleep(_QUIET_POLL_INTERVAL)  # time itself sends no event
 
     async def _wait_stable(self, deadline: float) -> None:
         """Wait until the agent is stable. Raise ``NotDelivered`` after ``deadline``."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol, TypeAlias
 from uuid import UUID, uuid5
 
 from taskherd.directory_file.run import RunConfig
-from taskherd.domain.reports import AgentState, Health, Lifecycle, LogSource
+from taskherd.domain.reports import AgentState, Health, InterruptOutcome, Lifecycle, LogSource
 from taskherd.errors import TaskherdError
 from taskherd.observability.metrics import Metrics
 from taskherd.runner import log_ids
@@ -37,6 +37,10 @@ RecordAttempt: TypeAlias = Callable[[], Awaitable[None]]
 
 class NotDelivered(TaskherdError):  # noqa: N818 - named for its meaning, as the errors in ``errors``
     """The agent did not receive the input."""
+
+
+class NotInterrupted(TaskherdError):  # noqa: N818 - as above
+    """What the agent does could not be ended."""
 
 
 class DeliveryUnknown(TaskherdError):  # noqa: N818 - as above
@@ -117,6 +121,16 @@ class Follower(Protocol):
 
     async def deliver(self, text: str, record_attempt: RecordAttempt) -> None:
         """Deliver an input, after awaiting ``record_attempt``. Raise ``NotDelivered`` or ``DeliveryUnknown``."""
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether the agent is at work, so that there is something to interrupt."""
+
+    async def interrupt(self) -> InterruptOutcome:
+        """End what the agent does, in the end by ending the agent, and return when that is done.
+
+        The outcome is that of our own record, whatever the agent claims. Raise ``NotInterrupted``.
+        """
 
     def conclude(self, agent_exit: ExitRecord) -> None:
         """Report the remaining output and the exit, after the agent has exited."""

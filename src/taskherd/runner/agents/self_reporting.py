@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from taskherd.domain.reports import Health, LogSource
 from taskherd.runner.agents import stdin
-from taskherd.runner.agents.context import log_last_output, report_exit, shorten
+from taskherd.runner.agents.context import NotInterrupted, log_last_output, report_exit, shorten
+from taskherd.runner.agents.interrupting import as_interrupted
 from taskherd.runner.log_ids import FIRST_INPUT_ID
 
 if TYPE_CHECKING:
+    from taskherd.domain.reports import InterruptOutcome
     from taskherd.runner.agents.context import AgentContext, RecordAttempt
     from taskherd.runner.workspaces.processes import ExitRecord
+
+
+CANNOT_INTERRUPT: Final = (
+    "Agents that report their own status (`agent: self`) cannot be interrupted. Pause the task to end its agent."
+)
 
 
 class SelfReportingFollower:
@@ -43,8 +50,18 @@ class SelfReportingFollower:
         await stdin.deliver(self._context, text, record_attempt)
         self._log_input(text)
 
+    @property
+    def is_at_work(self) -> bool:
+        """False: only the agent knows."""
+        return False
+
+    async def interrupt(self) -> InterruptOutcome:
+        """Raise ``NotInterrupted``: nothing says when such an agent's turn has ended."""
+        raise NotInterrupted(CANNOT_INTERRUPT)
+
     def conclude(self, agent_exit: ExitRecord) -> None:
         """Report how the agent ended and its final state, which it can no longer report itself."""
+        agent_exit = as_interrupted(self._context, agent_exit)
         words = log_last_output(self._context, agent_exit)
         report_exit(self._context, agent_exit, "", shorten(words.rpartition("\n")[2]), words)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from taskherd import retry
+from taskherd.domain.reports import InterruptOutcome
 from taskherd.runner.agents.context import NotDelivered
 
 if TYPE_CHECKING:
@@ -21,7 +22,9 @@ log = structlog.get_logger(__name__)
 
 _START_POLL_INTERVAL = 0.05
 SETTLE_TIMEOUT = 2.0
-"""Seconds that the delivery of an input may go on after the agent has exited."""
+"""Seconds that the delivery of an input, and an interrupt, may go on after the agent has exited."""
+EXIT_TIMEOUT = 10.0
+"""Seconds for which the outcome of an interrupt waits until the agent's exit was reported."""
 
 
 class AgentSession:
@@ -51,6 +54,28 @@ class AgentSession:
     def interrupt(self) -> None:
         """Send SIGINT to the agent's process group."""
         self._shim.interrupt()
+
+    def has_exited(self) -> bool:
+        """Return whether the agent has exited, reported or not."""
+        return self._exited.is_set() or self._shim.has_exited
+
+    async def interrupt_turn(self) -> InterruptOutcome:
+        """End what the agent does, and return when that is done and reported. Raise ``NotInterrupted``."""
+        if self.has_exited():  # by itself
+            await asyncio.wait({self._loop}, timeout=EXIT_TIMEOUT)
+            return InterruptOutcome.ENDED
+        work = asyncio.create_task(self.follower.interrupt())
+        exit_wait = asyncio.create_task(self._exited.wait())
+        try:
+            await asyncio.wait({work, exit_wait}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({work}, timeout=SETTLE_TIMEOUT)
+        finally:
+            exit_wait.cancel()
+            work.cancel()
+        await asyncio.wait({work})
+        if self.has_exited():  # what comes after the interrupt must not be sent to it
+            await asyncio.wait({self._loop}, timeout=EXIT_TIMEOUT)
+        return InterruptOutcome.STOPPED if work.cancelled() else work.result()
 
     def end(self) -> None:
         """End the agent and its descendants as ``stop`` does, without waiting."""

@@ -9,13 +9,23 @@ import asyncio
 import re
 from dataclasses import dataclass
 from datetime import UTC
+from math import inf
 from typing import TYPE_CHECKING, ClassVar
 
-from taskherd.domain.reports import AgentState, Health, LogSource
+from taskherd.domain.reports import AgentState, Health, InterruptOutcome, LogSource
 from taskherd.messages.limits import MAX_CONTENT_BYTES
 from taskherd.runner.activity import LOOK_INTERVAL, ActivityWatch
 from taskherd.runner.agents import output, stdin
 from taskherd.runner.agents.context import TAIL_BYTES, report_exit, shorten
+from taskherd.runner.agents.interrupting import (
+    INTERRUPTED,
+    REACTION_TIMEOUT,
+    as_interrupted,
+    end_agent,
+    has_exited,
+    mark_interrupted,
+)
+from taskherd.runner.agents.reaction import QUIET_TIME, InterruptReaction
 from taskherd.runner.agents.words import last_with_words, last_words
 
 if TYPE_CHECKING:
@@ -93,6 +103,8 @@ class StdioFollower:
         self._status_at = 0.0
         self._activity = ActivityWatch(context.processes, context.folder)
         self._look_at = 0.0
+        self._input_at = -inf
+        """When the agent was given its last input, in seconds of the event loop."""
         self._read_at = context.reporter.now()
         """When output was last read: what is missing before the next output was written since."""
 
@@ -117,13 +129,37 @@ class StdioFollower:
             await self._handle_silence(now - last_output_at)
             await asyncio.sleep(_POLL_INTERVAL)
 
+    @property
+    def is_at_work(self) -> bool:
+        """Whether the agent counts as working, or was just given an input."""
+        now = asyncio.get_running_loop().time()
+        return self._state == AgentState.WORKING or now - self._input_at < self._context.run.idle_after
+
+    async def interrupt(self) -> InterruptOutcome:
+        """Send SIGINT, and wait for silence; end an agent that does not react. Raise ``NotInterrupted``."""
+        context = self._context
+        if not self.is_at_work:
+            return InterruptOutcome.ENDED
+        reaction = InterruptReaction(context)
+        await mark_interrupted(context, interrupted=True)
+        context.interrupt_agent()
+        if not await reaction.wait(min(context.run.idle_after, QUIET_TIME), REACTION_TIMEOUT):
+            return await end_agent(context)
+        if not has_exited(context):
+            await mark_interrupted(context, interrupted=False)
+            self._state, self._input_at = AgentState.IDLE, -inf
+            self._report_lines([], [self._guess(AgentState.IDLE, "its silence after an interrupt", INTERRUPTED)])
+        return InterruptOutcome.STOPPED
+
     async def deliver(self, text: str, record_attempt: RecordAttempt) -> None:
         """Write an input to the agent's stdin. Raise ``NotDelivered`` or ``DeliveryUnknown``."""
         await stdin.deliver(self._context, text, record_attempt)
+        self._input_at = asyncio.get_running_loop().time()
         self._report([self._entry(LogSource.INPUT, text)])
 
     def conclude(self, agent_exit: ExitRecord) -> None:
         """Report the remaining output and the exit."""
+        agent_exit = as_interrupted(self._context, agent_exit)
         unread = output.size(self._context.folder.output) - self._offset
         if unread > MAX_FINAL_BYTES:
             self._lines = output.LineSplitter()
@@ -211,8 +247,9 @@ class StdioFollower:
         """True if the agent can wait for a person: one that takes no inputs works until it ends."""
         return self._context.run.stdin_kind == "pipe"
 
-    def _guess(self, state: AgentState, guessed_from: str) -> Report:
-        return self._context.reporter.status_report(state, shorten(self._last_line), guessed_from=guessed_from)
+    def _guess(self, state: AgentState, guessed_from: str, message: str = "") -> Report:
+        message = message or shorten(self._last_line)
+        return self._context.reporter.status_report(state, message, guessed_from=guessed_from)
 
     def _report_gap(self, count: int) -> None:
         self._context.metrics.runner_output_lost.inc(count)

@@ -7,6 +7,7 @@ import fcntl
 import json
 import marshal
 import os
+import select
 import signal
 import sys
 from contextlib import suppress
@@ -94,9 +95,7 @@ class ExitRecord:
     def _describe(self) -> str:  # noqa: PLR0911 - one return for each way to end
         match self.reason:
             case "interrupted":
-                return (
-                    "The agent did not end its turn when it was interrupted, and was ended. Resume the task to go on."
-                )
+                return "The agent was ended by an interrupt. Resume the task to start it again."
             case "not started":
                 return f"The agent could not be started: {self.detail}"
             case "timeout":
@@ -154,6 +153,13 @@ class ShimHandle:
         """Request that the shim sends SIGINT to the agent's process group."""
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._descriptor, signal.SIGINT)
+
+    @property
+    def has_exited(self) -> bool:
+        """True once the shim has recorded the agent's exit, or has exited itself."""
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLIN)
+        return self._folder.exit.exists() or bool(poll.poll(0))
 
     async def wait(self) -> ExitRecord:
         """Wait until the shim has exited, kill processes that it left, and return how the run ended."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 import structlog
 
-from taskherd.domain.reports import AgentState, ExitReason, Health, Lifecycle, LogSource
+from taskherd.domain.reports import AgentState, ExitReason, Health, InterruptOutcome, Lifecycle, LogSource
 from taskherd.errors import Malformed, Unavailable
 from taskherd.runner import log_ids, template
 from taskherd.runner.agents.context import NOT_RUNNING, AgentContext, DeliveryUnknown, NotDelivered
@@ -158,6 +158,21 @@ class TaskWorkspace:
         except OSError as error:
             return f"The input was not delivered: the runner cannot write its journal ({error})."
         return None
+
+    def is_at_work(self, build_number: int) -> bool:
+        """Return whether the agent of a build is running, and at work as far as this runner can tell."""
+        session = self._session
+        return session is not None and session.reporter.build_number == build_number and session.follower.is_at_work
+
+    async def interrupt(self, build_number: int) -> InterruptOutcome:
+        """End what the agent of a build does, in the end by ending it. Raise ``NotInterrupted``."""
+        session, journal = self._session, self._journal
+        if session is None or session.reporter.build_number != build_number:
+            return InterruptOutcome.ENDED
+        outcome = await session.interrupt_turn()
+        if journal.interrupted and not session.has_exited():
+            journal.interrupted = False  # an earlier runner was about to end it, and its turn has ended since
+        return outcome
 
     def append_notice(self, reporter: Reporter, text: str) -> None:
         """Append a notice by the runner to the task's log."""

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import structlog
 from acp import schema
 from pydantic import ValidationError
 
-from taskherd.domain.reports import AgentState, Health
+from taskherd.domain.reports import AgentState, Health, InterruptOutcome
 from taskherd.runner.agents import output
 from taskherd.runner.agents.acp import turns
 from taskherd.runner.agents.acp.client import ClientMethods
@@ -46,6 +46,7 @@ from taskherd.runner.agents.context import (
     report_exit,
     shorten,
 )
+from taskherd.runner.agents.interrupting import as_interrupted, end_agent, mark_interrupted
 from taskherd.runner.agents.words import last_words
 
 if TYPE_CHECKING:
@@ -58,9 +59,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-InterruptOutcome: TypeAlias = Literal["stopped", "ended", "failed"]
-"""What an interrupt did: it stopped a turn, or none ran any more, or the agent's processes could not be ended."""
-
 POLL_INTERVAL: Final = 0.1
 """Seconds between two looks at what the agent wrote and at what is due."""
 WRITE_TIMEOUT: Final = 60.0
@@ -70,9 +68,7 @@ READY_TIMEOUT: Final = 300.0
 CANCEL_TIMEOUT: Final = 10.0
 """Seconds within which a cancelled turn must end; then the agent is interrupted with SIGINT."""
 INTERRUPT_TIMEOUT: Final = 5.0
-"""Seconds within which the turn must end after SIGINT; then the agent is stopped with SIGTERM and SIGKILL."""
-END_TIMEOUT: Final = 45.0
-"""Seconds after the template's ``grace`` within which an agent must have ended that is stopped and killed."""
+"""Seconds within which the turn must end after SIGINT; then the agent is ended with SIGTERM and SIGKILL."""
 LATE: Final = "The agent did not end its turn in time (`turn_timeout`), nor when it was cancelled."
 MAX_BAD_LINES: Final = 100
 """Number of lines in a row that are no messages of the protocol, after which the agent is ended."""
@@ -155,26 +151,32 @@ class AcpFollower:
             turn = self._send_prompt(text)
             await self._wait_written(turn)
 
+    @property
+    def is_at_work(self) -> bool:
+        """Whether a turn is in flight."""
+        return self._turn is not None
+
     async def interrupt(self) -> InterruptOutcome:
-        """End the turn in flight, in the end by ending the agent. Return when that is done.
+        """End the turn in flight, in the end by ending the agent. Raise ``NotInterrupted``.
 
         What the agent claims about it does not count.
         """
-        if self._turn is None:
-            return "ended"
+        context, turn = self._context, self._turn
+        if turn is None:
+            for request_id in self._requests.ids:  # asked outside of a turn
+                self._requests.cancel(request_id)
+            self._report_state()
+            return InterruptOutcome.ENDED
         self._cancel_turn()
-        if await self._turn_ends(CANCEL_TIMEOUT):
-            return "stopped"
-        self._context.journal.interrupted = True
-        await self._context.save()
-        self._context.interrupt_agent()
-        if await self._turn_ends(INTERRUPT_TIMEOUT) and not self._has_exited:
-            self._context.journal.interrupted = False
-            await self._context.save()
-            return "stopped"
-        self._context.stop_agent()
-        ended = await self._turn_ends(self._context.run.grace + END_TIMEOUT)
-        return "stopped" if ended else "failed"
+        if await self._ends(turn, CANCEL_TIMEOUT):
+            return InterruptOutcome.STOPPED
+        await mark_interrupted(context, interrupted=True)
+        context.interrupt_agent()
+        if not await self._ends(turn, INTERRUPT_TIMEOUT):
+            return await end_agent(context)
+        if not self._has_exited:
+            await mark_interrupted(context, interrupted=False)
+        return InterruptOutcome.STOPPED
 
     async def answer_request(self, request_id: UUID, option_id: str | None, text: str | None = None) -> None:
         """Give the agent a person's answer. Return once it was written; raise ``RequestClosed`` if that cannot be."""
@@ -220,8 +222,8 @@ class AcpFollower:
         journal = self._context.journal
         if self._opening.session is None:
             return replace(agent_exit, reason="not started", detail=self._opening.failure or agent_exit.describe())
-        if journal.interrupted:
-            return replace(agent_exit, reason="interrupted")
+        if (interrupted := as_interrupted(self._context, agent_exit)) is not agent_exit:
+            return interrupted
         if journal.ended_because is not None:
             return replace(agent_exit, reason="exited", ended_because=journal.ended_because)
         if in_turn and agent_exit.succeeded:
@@ -401,11 +403,11 @@ class AcpFollower:
     def _has_exited(self) -> bool:
         return self._exited.is_set() or self._context.folder.exit.exists()
 
-    async def _turn_ends(self, seconds: float) -> bool:
-        """Wait until no turn is in flight or the agent has exited; return False if neither happens in time."""
+    async def _ends(self, turn: int, seconds: float) -> bool:
+        """Wait until that turn is not in flight or the agent has exited; return False if neither happens in time."""
         try:
             async with asyncio.timeout(seconds):
-                while self._turn is not None and not self._has_exited:  # noqa: ASYNC110 - files send no notification
+                while self._turn == turn and not self._has_exited:  # noqa: ASYNC110 - files send no notification
                     await asyncio.sleep(POLL_INTERVAL)
         except TimeoutError:
             return False

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 from taskherd.domain.reports import AgentState
 from taskherd.runner.agents.acp.handshake import describe_error
+from taskherd.runner.agents.interrupting import INTERRUPTED
 
-INTERRUPTED: Final = "The turn was interrupted."
 _LIMITS: Final = {
     "refusal": "The model refused to go on (refusal).",
     "max_tokens": "The turn ended at the model's limit of tokens (max_tokens).",

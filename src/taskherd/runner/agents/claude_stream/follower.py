@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import orjson
 
-from taskherd.domain.reports import AgentState, Health, LogKind, LogSource
+from taskherd.domain.reports import AgentState, Health, InterruptOutcome, LogKind, LogSource
 from taskherd.runner.agents import output
 from taskherd.runner.agents.acp.lines import LineReader, LineWriter
 from taskherd.runner.agents.claude_stream.events import ClaudeStream
@@ -27,6 +27,13 @@ from taskherd.runner.agents.context import (
     NotDelivered,
     report_exit,
     shorten,
+)
+from taskherd.runner.agents.interrupting import (
+    REACTION_TIMEOUT,
+    as_interrupted,
+    end_agent,
+    has_exited,
+    mark_interrupted,
 )
 from taskherd.runner.agents.words import last_with_words, last_words
 
@@ -106,8 +113,37 @@ class ClaudeStreamFollower:
             self._writer.submit(line, orjson.dumps(message))
             await self._wait_written(line)
 
+    @property
+    def is_at_work(self) -> bool:
+        """Whether a turn has begun and not ended."""
+        return self._stream.in_turn
+
+    async def interrupt(self) -> InterruptOutcome:
+        """Send SIGINT, which ends Claude Code; a resume continues its session. Raise ``NotInterrupted``."""
+        context = self._context
+        if not self.is_at_work:
+            return InterruptOutcome.ENDED
+        await mark_interrupted(context, interrupted=True)
+        context.interrupt_agent()
+        if not await self._turn_ends():
+            return await end_agent(context)
+        if not has_exited(context):
+            await mark_interrupted(context, interrupted=False)
+        return InterruptOutcome.STOPPED
+
+    async def _turn_ends(self) -> bool:
+        """Wait until the turn or the agent has ended; return False if neither does in time."""
+        try:
+            async with asyncio.timeout(REACTION_TIMEOUT):
+                while self._stream.in_turn and not has_exited(self._context):  # noqa: ASYNC110 - files send no notification
+                    await asyncio.sleep(POLL_INTERVAL)
+        except TimeoutError:
+            return False
+        return True
+
     def conclude(self, agent_exit: ExitRecord) -> None:
         """Report the agent's last output, and how it ended."""
+        agent_exit = as_interrupted(self._context, agent_exit)
         self._report_start()
         while self._reader.has_more and self._read():
             pass
