@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import re
@@ -19,6 +20,15 @@ from tests.harness.api import TIMEOUT
 from tests.harness.programs import find_program
 
 START_TIMEOUT = 60.0
+_KEYS = {
+    "Enter": (13, "\r"),
+    "Tab": (9, ""),
+    "Escape": (27, ""),
+    " ": (32, " "),
+    "ArrowDown": (40, ""),
+    "ArrowUp": (38, ""),
+}
+"""Code and text of keys that are no plain character."""
 _ADDRESS = re.compile(rb"DevTools listening on (ws://\S+)")
 
 
@@ -28,26 +38,60 @@ def find_chromium(announce: Callable[[str], None]) -> str:
 
 
 @dataclass
-class Tab:
-    """One tab, and the errors that it has logged."""
+class Browser:
+    """A running browser."""
 
     socket: ClientConnection
-    session: str = ""
-    errors: list[str] = field(default_factory=list)
+    tabs: dict[str, Tab] = field(default_factory=dict)
+    """By their sessions."""
     _count: int = 0
     _answers: dict[int, asyncio.Future[dict[str, Any]]] = field(default_factory=dict)
 
-    async def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """Call a method of the protocol."""
+    async def call(self, method: str, session: str = "", **params: Any) -> dict[str, Any]:
+        """Call a method of the protocol, for the whole browser or for one of its tabs."""
         self._count += 1
         self._answers[self._count] = answer = asyncio.get_running_loop().create_future()
-        session = {"sessionId": self.session} if self.session else {}
-        await self.socket.send(json.dumps({"id": self._count, "method": method, "params": params, **session}))
+        target = {"sessionId": session} if session else {}
+        await self.socket.send(json.dumps({"id": self._count, "method": method, "params": params, **target}))
         async with asyncio.timeout(TIMEOUT):
             message = await answer
         assert "error" not in message, (method, message)
         result: dict[str, Any] = message["result"]
         return result
+
+    async def new_tab(self, *, private: bool = False) -> Tab:
+        """Open a tab; a ``private`` one shares no session, storage or messages with others, like another browser."""
+        context = {}
+        if private:
+            context = {"browserContextId": (await self.call("Target.createBrowserContext"))["browserContextId"]}
+        target = await self.call("Target.createTarget", url="about:blank", **context)
+        attached = await self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
+        tab = self.tabs[attached["sessionId"]] = Tab(self, attached["sessionId"])
+        for domain in ("Page", "Runtime", "Log", "Accessibility"):
+            await tab.call(f"{domain}.enable")
+        return tab
+
+    async def listen(self) -> None:
+        """Receive responses and events."""
+        async for text in self.socket:
+            message = json.loads(text)
+            if "id" in message:
+                self._answers.pop(message["id"]).set_result(message)
+            elif message.get("sessionId") in self.tabs:
+                self.tabs[message["sessionId"]].receive(message["method"], message["params"])
+
+
+@dataclass
+class Tab:
+    """One tab, and the errors that it has logged."""
+
+    browser: Browser
+    session: str
+    errors: list[str] = field(default_factory=list)
+
+    async def call(self, method: str, **params: Any) -> dict[str, Any]:
+        """Call a method of the protocol."""
+        return await self.browser.call(method, self.session, **params)
 
     async def evaluate(self, script: str) -> Any:
         """Return the value of an expression, or that of its promise."""
@@ -74,28 +118,54 @@ class Tab:
                 continue
         await self.evaluate(loaded)
 
+    async def insert(self, text: str) -> None:
+        """Type into the focused element."""
+        await self.call("Input.insertText", text=text)
+
     async def type(self, text: str) -> None:
         """Type into the focused element and press Enter."""
-        await self.call("Input.insertText", text=text)
-        for kind in ("keyDown", "keyUp"):
-            enter = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13}
-            await self.call("Input.dispatchKeyEvent", type=kind, text="\r" if kind == "keyDown" else "", **enter)
+        await self.insert(text)
+        await self.press("Enter")
 
-    async def listen(self) -> None:
-        """Receive responses and events of the browser."""
-        async for text in self.socket:
-            message = json.loads(text)
-            if "id" in message:
-                self._answers.pop(message["id"]).set_result(message)
-            elif message["method"] == "Runtime.exceptionThrown":
-                self.errors.append(str(message["params"]["exceptionDetails"]))
-            elif message["method"] == "Log.entryAdded" and message["params"]["entry"]["source"] != "network":
-                self.errors.append(str(message["params"]["entry"]))
+    async def press(self, *keys: str) -> None:
+        """Press keys one after the other: characters, or names such as ``Tab`` and ``ArrowDown``."""
+        for key in keys:
+            code, text = _KEYS.get(key, (ord(key.upper()) if len(key) == 1 else 0, key))
+            shown = {"key": key, "windowsVirtualKeyCode": code}
+            await self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **shown)
+            await self.call("Input.dispatchKeyEvent", type="keyUp", **shown)
+
+    async def resize(self, width: int, height: int, *, scale: float = 1, mobile: bool = False) -> None:
+        """Give the page a size in CSS pixels."""
+        size = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": mobile}
+        await self.call("Emulation.setDeviceMetricsOverride", **size)
+
+    async def prefer(self, scheme: str) -> None:
+        """Make the page believe that the person prefers ``dark`` or ``light`` colours."""
+        await self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+    async def screenshot(self) -> bytes:
+        """Return a picture of the visible part of the page, as PNG."""
+        return base64.b64decode((await self.call("Page.captureScreenshot", format="png"))["data"])
+
+    def receive(self, method: str, params: dict[str, Any]) -> None:
+        """Keep the errors among the events."""
+        if method == "Runtime.exceptionThrown":
+            self.errors.append(str(params["exceptionDetails"]))
+        elif method == "Log.entryAdded" and params["entry"]["source"] != "network":
+            self.errors.append(str(params["entry"]))
 
 
 @asynccontextmanager
 async def open_browser(program: str) -> AsyncIterator[Tab]:
     """Run a browser with one tab and a new profile while the block runs."""
+    async with run_browser(program) as browser:
+        yield await browser.new_tab()
+
+
+@asynccontextmanager
+async def run_browser(program: str) -> AsyncIterator[Browser]:
+    """Run a browser with a new profile while the block runs."""
     with tempfile.TemporaryDirectory(prefix="taskherd-chromium-", ignore_cleanup_errors=True) as folder:
         sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
         process = await asyncio.create_subprocess_exec(
@@ -114,11 +184,10 @@ async def open_browser(program: str) -> AsyncIterator[Tab]:
                     assert line, "chromium exited"
             draining = asyncio.create_task(_drain(process.stderr))
             async with connect(match[1].decode(), max_size=None, open_timeout=TIMEOUT) as socket:
-                tab = Tab(socket)
-                listening = asyncio.create_task(tab.listen())
+                browser = Browser(socket)
+                listening = asyncio.create_task(browser.listen())
                 try:
-                    await _attach(tab)
-                    yield tab
+                    yield browser
                 finally:
                     listening.cancel()
                     await asyncio.wait({listening})
@@ -131,14 +200,6 @@ async def open_browser(program: str) -> AsyncIterator[Tab]:
             except TimeoutError:
                 process.kill()
                 await process.wait()
-
-
-async def _attach(tab: Tab) -> None:
-    target = await tab.call("Target.createTarget", url="about:blank")
-    attached = await tab.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
-    tab.session = attached["sessionId"]
-    for domain in ("Page", "Runtime", "Log", "Accessibility"):
-        await tab.call(f"{domain}.enable")
 
 
 async def _drain(stream: asyncio.StreamReader) -> None:
