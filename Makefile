@@ -36,7 +36,7 @@ agents: $(READY) ## run Claude Code, Codex, OpenCode, Gemini CLI and AgentAPI (A
 	npm ci --silent --no-fund --no-audit --prefix .agents
 	AGENTAPI=$(AGENTAPI) CLAUDE=$(CURDIR)/.agents/node_modules/.bin $(BIN)/pytest -q -m agents --timeout 300 $(or $(TEST),tests/real_agents)
 
-demo: $(READY) ## run the whole system on this machine for a minute
+demo: $(READY) ## run the whole system on this machine for a minute; STAY=1 keeps it up, to look at the board
 	@$(BIN)/python -m examples.demo
 
 bare: ## run demo and tests on a bare Debian 13 in a chroot (needs root); TEST=tests/dev selects tests, WAYS= and more in .ci/bare

@@ -22,7 +22,7 @@ async def board(services: Services, template_database: str, announce: Callable[[
     await _execute(services.database_url, f'CREATE DATABASE "{name}" TEMPLATE "{template_database}"')
     url = _with_database(services.database_url, name)
     async with (
-        open_api_harness(url, services.amqp_url, prefix, stalled_after=3600) as harness,
+        open_api_harness(url, services.amqp_url, prefix, agent_lost_after=3_600) as harness,
         run_browser(find_chromium(announce)) as browser,
     ):
         yield Board(harness, browser)

@@ -11,6 +11,7 @@ import tempfile
 import uuid
 from pathlib import Path
 
+from taskherd.api.board.files import board_files
 from taskherd.dev import services
 from taskherd.store import migrate
 from tests.board.pages import Board
@@ -44,11 +45,13 @@ def main() -> None:
 
 async def _run(running: services.Services, options: argparse.Namespace) -> None:
     prefix = f"s{uuid.uuid4().hex[:8]}"
-    async with open_api_harness(running.database_url, running.amqp_url, prefix, api_port=0) as harness:
+    async with open_api_harness(running.database_url, running.amqp_url, prefix, agent_lost_after=3_600) as harness:
         await fill(harness)
         if options.serve:
             print(harness.base, harness.tokens, flush=True)  # noqa: T201 - for the person at the terminal
-            await asyncio.Event().wait()
+            while True:  # what was edited meanwhile is served
+                await asyncio.sleep(1)
+                board_files.cache_clear()
         await take(harness, options.folder, options.pages or list(PAGES))
 
 
@@ -56,7 +59,9 @@ async def take(harness: ApiHarness, folder: Path, names: list[str]) -> None:
     """Take the pictures of these pages."""
     await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
     async with run_browser(find_chromium(print)) as browser:
-        page = await Board(harness, browser).open("/")
+        page = await Board(harness, browser).open("/", "carol")
+        await page.tab.evaluate("localStorage.setItem('taskherd-home-scope', 'everyone')")
+        await page.tab.call("Emulation.setScrollbarsHidden", hidden=True)
         for name in names:
             for size, (width, height, is_phone) in SIZES.items():
                 await page.tab.resize(width, height, scale=2 if is_phone else 1, mobile=is_phone)

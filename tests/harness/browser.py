@@ -29,6 +29,8 @@ _KEYS = {
     "ArrowUp": (38, ""),
 }
 """Code and text of keys that are no plain character."""
+_NAVIGATED = "Inspected target navigated"
+"""What the browser says of an expression whose page was left."""
 _ADDRESS = re.compile(rb"DevTools listening on (ws://\S+)")
 
 
@@ -100,14 +102,23 @@ class Tab:
         return result["result"].get("value")
 
     async def until(self, condition: str) -> None:
-        """Wait until a condition is true on the page, evaluated at each change of the page."""
-        await self.evaluate(f"""new Promise((done) => {{
+        """Wait until a condition is true on the page, evaluated at each change of the page, also over navigations."""
+        script = f"""new Promise((done) => {{
             const check = () => {{ if ({condition}) {{ observer.disconnect(); done(true); }} }};
             const observer = new MutationObserver(check);
             const all = {{subtree: true, childList: true, attributes: true, characterData: true}};
             observer.observe(document, all);
             check();
-        }})""")
+        }})"""
+        async with asyncio.timeout(TIMEOUT):
+            while True:
+                try:
+                    await self.evaluate(script)
+                except AssertionError as error:
+                    if _NAVIGATED not in str(error):
+                        raise
+                else:
+                    return
 
     async def open(self, url: str) -> None:
         """Open a URL and wait until it is loaded."""
@@ -127,11 +138,11 @@ class Tab:
         await self.insert(text)
         await self.press("Enter")
 
-    async def press(self, *keys: str) -> None:
+    async def press(self, *keys: str, ctrl: bool = False) -> None:
         """Press keys one after the other: characters, or names such as ``Tab`` and ``ArrowDown``."""
         for key in keys:
             code, text = _KEYS.get(key, (ord(key.upper()) if len(key) == 1 else 0, key))
-            shown = {"key": key, "windowsVirtualKeyCode": code}
+            shown = {"key": key, "windowsVirtualKeyCode": code, "modifiers": 2 if ctrl else 0}
             await self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **shown)
             await self.call("Input.dispatchKeyEvent", type="keyUp", **shown)
 
@@ -141,8 +152,10 @@ class Tab:
         await self.call("Emulation.setDeviceMetricsOverride", **size)
 
     async def prefer(self, scheme: str) -> None:
-        """Make the page believe that the person prefers ``dark`` or ``light`` colours."""
-        await self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        """Make the page believe that the person prefers ``dark`` or ``light`` colours, and no motion."""
+        preferences = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}
+        features = [{"name": name, "value": value} for name, value in preferences.items()]
+        await self.call("Emulation.setEmulatedMedia", features=features)
 
     async def screenshot(self) -> bytes:
         """Return a picture of the visible part of the page, as PNG."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from tests.harness.api import BOB, CAROL, ApiHarness
@@ -19,6 +20,7 @@ INSERT INTO templates (id, organization_id, name, display_name, icon, active_ver
 INSERT INTO template_versions (id, template_id, name, run) VALUES
     ('{CODEX_VERSION}', '{CODEX}', 'v4', '{{}}'), ('{OPENCODE_VERSION}', '{OPENCODE}', 'v2', '{{}}');
 """
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 SHOP = "https://github.com/acme/shop/pull"
 
 
@@ -36,6 +38,8 @@ class Example:
     uri: str = ""
     ends: dict[str, Any] = field(default_factory=dict)
     status: str = "active"
+    age: float = 8
+    """Minutes since what it shows began."""
 
 
 EXAMPLES = (
@@ -48,6 +52,7 @@ EXAMPLES = (
         "complete",
         "Opened a pull request with 41 pages",
         "https://github.com/acme/docs/pull/418",
+        age=64,
     ),
     Example(
         "drop-python-39",
@@ -57,6 +62,7 @@ EXAMPLES = (
         state="complete",
         message="All 214 tests pass",
         uri=f"{SHOP}/1192",
+        age=190,
     ),
     Example(
         "flaky-search",
@@ -65,6 +71,7 @@ EXAMPLES = (
         state="complete",
         message="It was the index refresh; fixed and documented",
         uri=f"{SHOP}/1201",
+        age=31,
     ),
     Example(
         "nightly-audit",
@@ -72,6 +79,7 @@ EXAMPLES = (
         "Audit all dependencies and report what is outdated",
         BOB,
         status="lost",
+        age=6,
     ),
     Example(
         "migrate-db",
@@ -80,6 +88,7 @@ EXAMPLES = (
         BOB,
         CODEX_VERSION,
         ends={"why": "exited", "status": 3, "words": "alembic: target database is not up to date."},
+        age=2,
     ),
     Example(
         "profile-import",
@@ -88,11 +97,23 @@ EXAMPLES = (
         state="working",
         message="Loading the whole file",
         ends={"why": "out_of_memory", "words": "Killed"},
+        age=17,
     ),
     Example(
-        "upgrade-django", "Upgrade Django to 5.2", "Upgrade Django to 5.2 and fix what breaks", CAROL, status="pending"
+        "upgrade-django",
+        "Upgrade Django to 5.2",
+        "Upgrade Django to 5.2 and fix what breaks",
+        CAROL,
+        status="pending",
+        age=3,
     ),
-    Example("rename-cart", "Rename Cart to Basket", "Rename Cart to Basket in code, API and texts", status="paused"),
+    Example(
+        "rename-cart",
+        "Rename Cart to Basket",
+        "Rename Cart to Basket in code, API and texts",
+        status="paused",
+        age=1500,
+    ),
     Example(
         "tidy-css",
         "Tidy up the style sheets",
@@ -100,6 +121,7 @@ EXAMPLES = (
         BOB,
         OPENCODE_VERSION,
         status="initializing",
+        age=0.4,
     ),
     Example(
         "release-notes",
@@ -108,6 +130,7 @@ EXAMPLES = (
         version=CODEX_VERSION,
         state="idle",
         message="May I run `npm publish --dry-run` to list the files?",
+        age=12,
     ),
     Example(
         "flaky-checkout",
@@ -116,6 +139,7 @@ EXAMPLES = (
         version=CODEX_VERSION,
         state="idle",
         message="Which one shall I take: pin the clock, or mock the network?",
+        age=4,
     ),
     Example(
         "slow-invoices",
@@ -125,12 +149,14 @@ EXAMPLES = (
         state="idle",
         message="Done so far: 2.9 s to 340 ms. Shall I also cache the totals?",
         uri=f"{SHOP}/1210",
+        age=26,
     ),
     Example(
         "checkout-timeouts",
         "Retry payments that time out",
         "Retry payments that time out, at most three times and never twice at once",
         message="Running the tests in services/checkout (214 of 980)",
+        age=8,
     ),
     Example(
         "typed-events",
@@ -138,6 +164,7 @@ EXAMPLES = (
         "Give every event of the bus a type",
         BOB,
         message="Writing types for 38 events",
+        age=1.2,
     ),
     Example(
         "docs-links",
@@ -146,6 +173,7 @@ EXAMPLES = (
         version=OPENCODE_VERSION,
         message="Following 1,204 links; 17 are dead so far",
         uri="https://github.com/acme/docs/pull/420",
+        age=21,
     ),
     Example(
         "a11y-forms",
@@ -153,6 +181,7 @@ EXAMPLES = (
         "Make all forms of the shop accessible and add axe to their tests",
         CAROL,
         message="Labelling the address form, then every field of the checkout that only has a placeholder",
+        age=0.6,
     ),
 )
 
@@ -173,7 +202,27 @@ async def fill(harness: ApiHarness) -> dict[str, uuid.UUID]:
         )
     for example in EXAMPLES:
         await _report(harness, example, ids[example.name])
+    for example in EXAMPLES:
+        await _age(harness, ids[example.name], timedelta(minutes=example.age))
     return ids
+
+
+async def _age(harness: ApiHarness, task_id: uuid.UUID, by: timedelta) -> None:
+    """Make a task look as if all that happened to it was earlier; the next report undoes that in part."""
+    row = await harness.worker.database.fetchrow("SELECT document, updated_at FROM tasks WHERE id = $1", task_id)
+    assert row is not None
+
+    def earlier(match: re.Match[str]) -> str:
+        return (datetime.fromisoformat(match[0]) - by).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+    document = _TIME.sub(earlier, row["document"])
+    await harness.worker.database.execute(
+        "UPDATE tasks SET document = $2, updated_at = updated_at - $3::interval, created_at = created_at - $3::interval"
+        " WHERE id = $1",
+        task_id,
+        document,
+        by,
+    )
 
 
 async def _report(harness: ApiHarness, example: Example, task_id: uuid.UUID) -> None:
@@ -194,5 +243,5 @@ async def _report(harness: ApiHarness, example: Example, task_id: uuid.UUID) -> 
         await worker.report(build_report(task_id, 2, "stop", "succeeded"))
     ends = {"why": "lost"} if example.status == "lost" else example.ends
     if ends:
-        at = (datetime.now(UTC) - timedelta(seconds=90)).isoformat()
-        await worker.report(make_report("agent.exit", task_id, build_number=1, observed_at=at, **ends))
+        await worker.report(make_report("agent.exit", task_id, build_number=1, **ends))
+        await worker.until(lambda: worker.document(task_id).get("agent_exit"))

@@ -8,7 +8,7 @@ import { html, nothing, render } from "./vendor/lit-html/lit-html.js";
  * @typedef {object} DialogOptions
  * @property {string} title
  * @property {any} [content] a template or text
- * @property {Action[]} actions the last is usually the main one
+ * @property {Action[]} actions one of them is the main one, which Enter takes
  * @property {string} [className]
  */
 
@@ -25,18 +25,21 @@ export function showDialog({ title, content = nothing, actions, className = "" }
   document.body.append(dialog);
   return new Promise((done) => {
     let chosen = "";
+    const choose = (/** @type {string} */ value) => {
+      chosen = value;
+      dialog.close();
+    };
     render(html`
-      <form method="dialog" @submit=${(/** @type {SubmitEvent} */ event) => {
+      <form method="dialog" @submit=${(/** @type {SubmitEvent} */ event) => { // Enter in a field takes the main action
         event.preventDefault();
-        chosen = /** @type {HTMLButtonElement | null} */ (event.submitter)?.value ?? mainValue(actions);
-        dialog.close();
+        choose(actions.find((each) => each.main)?.value || "");
       }}>
         <h2 id="dialog-title">${title}</h2>
         <div class="dialog-body">${content}</div>
         <div class="dialog-actions">
           ${actions.map(({ label, value, main, danger }) => html`
-            <button class=${main ? (danger ? "button danger" : "button go") : "button"} value=${value}
-              ?formnovalidate=${!main} ?autofocus=${main && !danger}>${label}</button>`)}
+            <button type=${main ? "submit" : "button"} class=${main ? (danger ? "button danger" : "button go") : "button"} value=${value}
+              ?autofocus=${main && !danger} @click=${main ? nothing : () => choose(value)}>${label}</button>`)}
         </div>
       </form>`, dialog);
     dialog.addEventListener("click", (event) => { // outside of the form is the backdrop
@@ -50,11 +53,6 @@ export function showDialog({ title, content = nothing, actions, className = "" }
     });
     dialog.showModal();
   });
-}
-
-/** @param {Action[]} actions */
-function mainValue(actions) {
-  return actions.find((each) => each.main)?.value || "";
 }
 
 /**

@@ -3,6 +3,7 @@
 // EventSource cannot send a token in a header. It resumes by position, so nothing is missed and nothing is read twice.
 import * as api from "./api.js";
 import * as session from "./session.js";
+import { readEvents } from "./sse.js";
 
 const MERGE_FOR = 250; // milliseconds over which changes are collected
 const PAUSE_AFTER = 10_000; // milliseconds in a hidden tab after which the stream is closed
@@ -137,7 +138,12 @@ class Feed {
       return;
     }
     try {
-      await this.read(opened.value);
+      this.set("live");
+      await readEvents(opened.value, {
+        event: (name, data) => this.handle(name, data),
+        id: (position) => this.setPosition(position),
+        bytes: () => this.listenForSilence(),
+      });
     } catch {
       // the connection broke; the next one resumes
     }
@@ -147,32 +153,6 @@ class Feed {
   listenForSilence() {
     clearTimeout(this.silenceTimer);
     this.silenceTimer = setTimeout(() => this.connection.abort(), SILENT_FOR);
-  }
-
-  /**
-   * https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
-   * @param {Response} response
-   */
-  async read(response) {
-    const body = /** @type {ReadableStream<BufferSource>} */ (/** @type {unknown} */ (response.body));
-    const reader = body.pipeThrough(new TextDecoderStream()).getReader();
-    let incomplete = "", event = "", data = "";
-    this.set("live");
-    for (;;) {
-      const { value, done } = await reader.read();
-      if (done) return;
-      this.listenForSilence();
-      const lines = (incomplete + value).split("\n");
-      incomplete = lines.pop() || "";
-      for (const line of lines) {
-        if (line === "") {
-          if (data || event) this.handle(event, data);
-          event = data = "";
-        } else if (line.startsWith("id: ")) this.setPosition(line.slice(4));
-        else if (line.startsWith("event: ")) event = line.slice(7);
-        else if (line.startsWith("data: ")) data += line.slice(6);
-      }
-    }
   }
 
   /** @param {string} position */

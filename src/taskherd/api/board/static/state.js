@@ -42,6 +42,9 @@ export function describe(task) {
   if (isFailed(task)) return shown("failed", "failed", false, failure(task), exit?.at || state?.timestamp || task.updated_at);
   const workspace = WORKSPACE[task.workspace_status];
   if (workspace && status !== "active") return shown(workspace[0], "paused", true, workspace[1], task.updated_at);
+  if (status === "unknown" && task.workspace_status === "pending") { // a stop that no runner has taken up yet
+    return shown("pausing", "paused", true, "Its agent is to be stopped", task.updated_at);
+  }
   if (status === "paused") return shown("paused", "paused", false, message || "Paused. Resume it to go on.", task.updated_at);
   if (status === "pending") return shown("queued", "paused", false, "No runner has taken it up yet", task.updated_at);
   if (status === "initializing") return shown("starting", "paused", true, message || "Its workspace starts", state?.timestamp || task.updated_at);
@@ -75,7 +78,7 @@ function shown(word, color, live, says, since) {
 
 /** @param {any} task */
 export function isLost(task) {
-  if (task.status === "paused" || task.status === "pending") return false;
+  if (task.status === "paused" || task.status === "pending" || task.current_state?.state === "complete") return false;
   return task.agent_exit?.why === "lost" || (!task.agent_exit && task.workspace_agent_health?.reason === LOST);
 }
 
@@ -84,6 +87,15 @@ export function isFailed(task) {
   if (task.status === "paused" || task.status === "pending" || isLost(task)) return false;
   return task.status === "error" || task.current_state?.state === "failed"
     || (task.workspace_agent_health?.reason === NOT_RUNNING && hasFailed(task.agent_exit));
+}
+
+/**
+ * Return whether no agent runs any more, so that a resume starts one.
+ * @param {any} task
+ */
+export function canResume(task) {
+  return task.status === "paused" || task.status === "error" || Boolean(task.agent_exit) || isLost(task)
+    || task.workspace_agent_health?.reason === NOT_RUNNING;
 }
 
 /** @param {any} exit */
