@@ -241,7 +241,12 @@ async def _report(harness: ApiHarness, example: Example, task_id: uuid.UUID) -> 
         actor = {"actor_id": str(example.owner)}
         assert (await worker.command("task.pause", task_id, **actor))["ok"]
         await worker.report(build_report(task_id, 2, "stop", "succeeded"))
-    ends = {"why": "lost"} if example.status == "lost" else example.ends
+    if example.status == "lost":
+        await worker.report(make_report("agent.disconnected", task_id, build_number=1))
+        await worker.until(lambda: worker.document(task_id)["workspace_agent_health"]["healthy"] is False)
+    ends = example.ends
     if ends:
+        failed = {"state": "failed", "message": "The agent ended"}
+        await worker.report(make_report("app.status", task_id, build_number=1, **failed))
         await worker.report(make_report("agent.exit", task_id, build_number=1, **ends))
         await worker.until(lambda: worker.document(task_id).get("agent_exit"))

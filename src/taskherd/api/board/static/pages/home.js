@@ -3,11 +3,12 @@
 import * as api from "../api.js";
 import * as attention from "../attention.js";
 import { showFeedState } from "../connection.js";
-import { announce, submitOnEnter, toast } from "../dialog.js";
+import { announce, toast } from "../dialog.js";
 import { follow } from "../feed.js";
 import { count, link, plural } from "../format.js";
 import { bind } from "../keys.js";
-import { badge, canResume, describe, dot, exitSays, firstLine, prose, title } from "../state.js";
+import { badge, describe, prose, title } from "../state.js";
+import { requestRow, taskRow } from "./home-rows.js";
 import { SteadyList, inUse, onLeave } from "../steady.js";
 import { html, nothing, render } from "../vendor/lit-html/lit-html.js";
 import { repeat } from "../vendor/lit-html/directives/repeat.js";
@@ -330,87 +331,8 @@ class Home {
     const row = this.rows?.get(id);
     if (!row) return nothing;
     const became = this.done.get(id) || (current ? "" : "No longer needs you");
-    if (row.kind === "request") return this.requestRow(row.request, became);
-    return this.taskRow(row, became);
-  }
-
-  /**
-   * @param {any} request
-   * @param {string} became
-   */
-  requestRow(request, became) {
-    const { id, options } = request;
-    const task = { owner_name: request.owner_name, name: request.task_name };
-    const path = api.taskPath(task);
-    const answer = (/** @type {any} */ body, /** @type {string} */ said) =>
-      this.act(id, "POST", `${path}/requests/${id}/answer`, body, said);
-    const actions = options.length
-      ? options.map((/** @type {any} */ option) => html`<button class=${/^allow/.test(option.kind) && option === this.mainOption(options) ? "button go" : "button"}
-          ?disabled=${this.busy.has(id)} @click=${() => answer({ option_id: option.id }, `${option.label}: sent to the agent`)}>${option.label}</button>`)
-      : html`<button class="button" aria-expanded=${this.open.has(id)} @click=${() => this.toggle(id)}>Answer…</button>`;
-    return html`<li class="need ask ${became ? "over" : ""}" data-id=${id} tabindex="-1">
-      <div class="what"><p class="title">${dot({ word: "", color: "waiting", live: !became, says: "", since: "" })}<span>${prose(request.title)}</span></p>
-        <p class="sub"><a href=${path}>${request.task_display_name || request.task_name}</a> · ${request.owner_name} · ${request.template_display_name || request.template_name}
-          · asked <time-ago at=${request.since}></time-ago>${request.expires_at ? html` · expires <time-ago at=${request.expires_at}></time-ago>` : nothing}</p>
-        ${request.detail || request.tool?.input ? html`<details class="detail"><summary>Details</summary>
-          ${request.detail ? html`<pre>${request.detail}</pre>` : nothing}
-          ${request.tool?.input ? html`<pre>${JSON.stringify(request.tool.input, null, 2)}</pre>` : nothing}</details>` : nothing}</div>
-      <div class="acts">${became ? html`<span class="soft" role="status">${became}</span>` : actions}</div>
-      ${this.open.has(id) && !became ? this.reply(id, "Your answer", (text) => answer({ text }, "Answered")) : nothing}
-    </li>`;
-  }
-
-  /** @param {any[]} options */
-  mainOption(options) {
-    return options.find((each) => each.kind === "allow_once") || options.find((each) => each.kind === "allow_always");
-  }
-
-  /**
-   * @param {{kind: string, task: any, since: string}} row
-   * @param {string} became
-   */
-  taskRow({ kind, task, since }, became) {
-    const { id } = task;
-    const path = api.taskPath(task);
-    const state = describe(task);
-    const target = link(task.current_state?.uri);
-    const who = html`${this.scope === "everyone" ? html` · ${task.owner_name}` : nothing} · ${task.template_display_name || task.template_name}${target
-      ? html` · <a class="link" href=${target.href} rel="noopener noreferrer" target="_blank">${target.text}</a>` : nothing}
-      · <span class="state ${state.color}">${state.word}</span> <time-ago at=${since}></time-ago>`;
-    const resume = html`<button class="button" ?disabled=${this.busy.has(id)}
-      @click=${() => this.act(id, "POST", `${path}/resume`, undefined, "Resumed")}>Resume</button>`;
-    const send = (/** @type {string} */ text) => this.act(id, "POST", `${path}/send`, { input: text }, "Sent");
-    const waits = kind === "idle" || kind === "waiting";
-    const headline = waits ? state.says : `${title(task)} ${HEADLINES[kind]?.(task) || ""}`;
-    const about = waits ? html`<a href=${path}>${title(task)}</a>`
-      : html`<span class="truncate">${quote(task, kind)}</span>`;
-    return html`<li class="need ${became ? "over" : ""}" data-id=${id} tabindex="-1">
-      <div class="what"><p class="title">${dot(state)}<a href=${path}>${prose(headline)}</a></p>
-        <p class="sub">${about}${who}</p></div>
-      <div class="acts">${became ? html`<span class="soft" role="status">${became}</span>` : html`
-        ${waits ? nothing : html`<a class="button quiet" href=${path} aria-label="Why? ${title(task)}">Why?</a>`}
-        ${canResume(task) ? resume : html`<button class="button" aria-expanded=${this.open.has(id)} @click=${() => this.toggle(id)}>Reply…</button>`}`}</div>
-      ${this.open.has(id) && !became ? this.reply(id, `Your message to ${title(task)}`, send) : nothing}
-    </li>`;
-  }
-
-  /**
-   * @param {string} id
-   * @param {string} label
-   * @param {(text: string) => void} send
-   */
-  reply(id, label, send) {
-    const submit = (/** @type {SubmitEvent} */ event) => {
-      event.preventDefault();
-      const text = String(new FormData(/** @type {HTMLFormElement} */ (event.currentTarget)).get("text"));
-      if (text.trim()) send(text);
-    };
-    const escape = (/** @type {KeyboardEvent} */ event) => {
-      if (event.key === "Escape") this.toggle(id);
-      else submitOnEnter(event);
-    };
-    return html`<form class="reply" @submit=${submit}><textarea name="text" rows="3" required aria-label=${label} placeholder=${label} @keydown=${escape}></textarea>
-      <div class="acts"><span class="faint tiny"><kbd>Ctrl</kbd> <kbd>⏎</kbd></span><button class="button go" ?disabled=${this.busy.has(id)}>Send</button></div></form>`;
+    if (row.kind === "request") return requestRow(this, row.request, became);
+    return taskRow(this, row, became);
   }
 
   /** @param {string} id */
@@ -451,26 +373,3 @@ class Home {
     rows[Math.min(rows.length - 1, Math.max(0, at + by))]?.focus();
   }
 }
-
-/** @type {Record<string, (task: any) => string>} */
-const HEADLINES = {
-  failed: (task) => (task.agent_exit ? lower(exitSays({ ...task.agent_exit, words: "" })) : "failed"),
-  lost: () => "is lost: its machine is silent",
-  stalled: () => "has stalled: nothing but heartbeats",
-};
-
-/** @param {string} text */
-function lower(text) {
-  return text[0].toLowerCase() + text.slice(1);
-}
-
-/**
- * The last words of an agent that ended, or what it said last.
- * @param {any} task
- * @param {string} kind
- */
-function quote(task, kind) {
-  const words = (kind === "failed" && task.agent_exit?.words.trim().split("\n").pop()) || firstLine(task.current_state?.message);
-  return words ? html`“${prose(words)}”` : task.name;
-}
-
