@@ -98,4 +98,5 @@ async def test_home_is_answered_with_the_keyboard_alone(board: Board) -> None:
     await page.tab.insert("Yes")
     await page.tab.press("Enter", ctrl=True)
     await page.sees("Sent", ".needs")
+    assert await page.tab.evaluate("document.activeElement.matches('.need')")  # so that j goes on from there
     assert page.tab.errors == []

@@ -27,11 +27,11 @@ export class SteadyList {
 }
 
 /**
- * Return whether somebody is about to use an element: it is pointed at, or the focus is in one of its fields.
+ * Return whether somebody is about to use an element: it is pointed at, or it has the focus of the keyboard.
  * @param {Element | null} element
  */
 export function inUse(element) {
-  return element !== null && (element.matches(":hover") || element.querySelector("textarea:focus, input:focus") !== null);
+  return element !== null && (element.matches(":hover") || element.querySelector("textarea:focus, input:focus, :focus-visible") !== null);
 }
 
 /**

@@ -353,6 +353,8 @@ class Home {
    * @param {string} said
    */
   async act(id, method, path, body, said) {
+    const row = /** @type {HTMLElement | null} */ (this.view.root.querySelector(`[data-id="${CSS.escape(id)}"]`));
+    if (row?.contains(document.activeElement)) row.focus({ preventScroll: true }); // its buttons are about to go
     this.busy.add(id);
     this.draw();
     const answer = await api.send(method, path, body);
