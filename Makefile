@@ -1,6 +1,6 @@
 # `make` lists the targets. They run in .venv, which is created from requirements.lock when a target first needs it.
 .DEFAULT_GOAL := help
-.PHONY: help bare check test pure agents demo dev bench bench-quick chaos cluster mutants fuzz clients lint format docs lock lock-image audit sbom image clean
+.PHONY: help bare check test pure agents shots demo dev bench bench-quick chaos cluster mutants fuzz clients lint format docs lock lock-image audit sbom image clean
 BIN := .venv/bin
 READY := .venv/ready
 FIGURES := .taskherd/chaos.jsonl
@@ -23,6 +23,7 @@ lint: $(READY)
 	$(BIN)/vulture
 	$(BIN)/deptry . --no-ansi
 	$(BIN)/deptry src --no-ansi --optional-dependencies-dev-groups dev
+	@sh .ci/board-types
 
 pure: $(READY)
 	$(BIN)/pytest -q tests/pure
@@ -35,7 +36,7 @@ agents: $(READY) ## run Claude Code, Codex, OpenCode, Gemini CLI and AgentAPI (A
 	npm ci --silent --no-fund --no-audit --prefix .agents
 	AGENTAPI=$(AGENTAPI) CLAUDE=$(CURDIR)/.agents/node_modules/.bin $(BIN)/pytest -q -m agents --timeout 300 $(or $(TEST),tests/real_agents)
 
-demo: $(READY) ## run the whole system on this machine for a minute
+demo: $(READY) ## run the whole system on this machine for a minute; STAY=1 keeps it up, to look at the board
 	@$(BIN)/python -m examples.demo
 
 bare: ## run demo and tests on a bare Debian 13 in a chroot (needs root); TEST=tests/dev selects tests, WAYS= and more in .ci/bare
@@ -82,6 +83,9 @@ audit: $(READY) ## look for known vulnerabilities and risky code, and write an S
 format: $(READY) ## format the code and apply automatic fixes
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
+
+shots: $(READY) ## take pictures of the board's pages into build/shots; PAGES="home tasks" selects them
+	$(BIN)/python -m tests.board.shots $(PAGES)
 
 docs: $(READY) ## regenerate the generated documents
 	$(BIN)/python -m taskherd.messages.asyncapi > docs/asyncapi.yaml

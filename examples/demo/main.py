@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -29,6 +31,8 @@ from taskherd.store import migrate
 
 DATA: Final = dev.DATA / "demo"
 INTERRUPTED: Final = 130
+STAY: Final = "STAY"
+"""Environment variable with which everything stays up after the scenarios."""
 _WIDTH: Final = 150
 """Columns of the output if stdout is not a terminal."""
 _SETTINGS: Final = {
@@ -110,10 +114,15 @@ def _run(data: Path, console: Console) -> DemoResult:
         with DemoProcesses(data, environment, users) as demo_processes:
             meter, *_ = demo_processes.start("worker", "api", "runner", worker_port=ops_port)
             announce(f"worker, API ({demo_processes.url}) and runner are ready; their logs are in {data}/*.log")
+            announce(f"watch it in a browser at {demo_processes.url}; sign in with the token {token}")
             names = TopologyNames(load("amqp_prefix").amqp_prefix)
             client = DemoClient(demo_processes.url, token)
             context = session.SessionContext(running, names, demo_scenarios, meter, demo_processes, client, console)
             expectations = _run_session(context)
+            if os.environ.get(STAY):
+                announce(f"the board stays at {demo_processes.url} until Ctrl-C; token: {token}")
+                with suppress(KeyboardInterrupt):
+                    threading.Event().wait()
             codes = demo_processes.stop()
             leftovers = demo_processes.leftovers()
         exit_codes = ", ".join(f"{command} {code}" for command, code in codes.items())

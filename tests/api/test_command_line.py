@@ -68,7 +68,9 @@ async def test_a_task_is_created_shown_listed_and_deleted(api_harness: ApiHarnes
     assert await shell.json("show", "flaky") == created == await shell.json("show", created["id"])
     assert await shell.json("list") == [created]
     assert await shell.json("list", "--status", "active") == []
-    for words, expected in ((("show", "alice/flaky"), "Fix the flaky test"), (("list",), "alice/flaky")):
+    page = f"{api_harness.base}/tasks/alice/flaky"
+    shown = ("show", "alice/flaky")
+    for words, expected in ((shown, "Fix the flaky test"), (shown, page), (("list",), "alice/flaky")):
         result = await shell.run(*words)
         assert expected in result.stdout
     assert (await shell.code("delete", "flaky"))[0] == 0

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.api.browser import find_chromium, open_browser
 from tests.api.conftest import StartApi
 from tests.harness.api import ApiHarness
+from tests.harness.browser import find_chromium, open_browser
 from tests.harness.worker import bring_to_status, build_report, make_report
 
 POLICY = "default-src 'none'"

@@ -43,6 +43,25 @@ async def report_state(api_harness: ApiHarness, task_id: str, seq: int, state: s
     await api_harness.worker.report(make_report("app.status", uuid.UUID(task_id), **fields))
 
 
+async def test_without_a_snapshot_the_stream_starts_with_a_position(api_harness: ApiHarness) -> None:
+    """A client that reads lists itself gets a position at once, the changes after it, and the same after a reset."""
+    first = await api_harness.create(name="listed")
+    async with sse_client(api_harness.alice, "/tasks/watch", snapshot="false") as stream:
+        await stream.ready()
+        listed = (await api_harness.alice.get("/tasks")).json()["tasks"]
+        assert [each["id"] for each in listed] == [first["id"]]
+        second = await api_harness.create(name="changed")
+        await stream.until(lambda: "changed" in names(stream))
+        assert set(stream.types()) == {"task.created"}  # the first one too, if its event was not yet published
+        assert stream.events[-1].task["id"] == second["id"]
+    unknown = "9000000000000000000"
+    async with sse_client(api_harness.alice, "/tasks/watch", unknown, snapshot="false") as stream:
+        await stream.ready()
+        assert stream.types() == ["reset"]
+    invalid = await api_harness.alice.get("/tasks/watch?snapshot=no")
+    assert (invalid.status_code, invalid.json()["validations"][0]["field"]) == (400, "snapshot")
+
+
 async def test_a_snapshot_then_changes(api_harness: ApiHarness) -> None:
     """A client receives each task's document, then each change as a CloudEvent with its position, until the delete."""
     first, second = await api_harness.create(name="one"), await api_harness.create(name="two")

@@ -178,3 +178,16 @@ def test_the_wheel_has_the_example_directory(wheel: Path) -> None:
     """The directory that ``taskherd dev`` loads is in the wheel, as a file with its content."""
     with zipfile.ZipFile(wheel) as archive:
         assert archive.read("taskherd/directory_file/example.yaml") == EXAMPLE.read_bytes()
+
+
+def test_the_wheel_has_the_board(wheel: Path) -> None:
+    """Every file of the board is in the wheel, as it is in this checkout, with the licence of what is vendored."""
+    folder = ROOT / "src" / "taskherd" / "api" / "board" / "static"
+    files = {str(each.relative_to(folder)): each.read_bytes() for each in folder.rglob("*") if each.is_file()}
+    prefix = "taskherd/api/board/static/"
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {
+            name.removeprefix(prefix): archive.read(name) for name in archive.namelist() if name.startswith(prefix)
+        }
+    assert packed == files
+    assert {"index.html", "app.js", "style.css", "vendor/lit-html/LICENSE"} <= set(packed)

@@ -140,7 +140,7 @@ def create(
         body["name"] = name
     if title:
         body["display_name"] = title
-    _print_task(tasks.change(client, "POST", "tasks", owner, body=body, key=key).body, output)
+    _print_task(client, tasks.change(client, "POST", "tasks", owner, body=body, key=key).body, output)
 
 
 @app.command("list", epilog=EXIT_CODES)
@@ -186,7 +186,7 @@ def show(task: TaskArgument, output: OutputOption = OutputFormat.TABLE) -> None:
         document(shown)
     else:
         following = task_output.next_step(tasks.explain(client, _id_of(shown)), task)
-        task_output.task(shown, following=following)
+        task_output.task(shown, page=_page_of(client, shown), following=following)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -426,8 +426,12 @@ def _id_of(task: tasks.Task) -> str:
     return f"{task['owner_id']}/{task['id']}"
 
 
-def _print_task(task: tasks.Task, output: OutputFormat) -> None:
+def _page_of(client: http.Client, task: tasks.Task) -> str:
+    return client.page("tasks", task["owner_name"], task["name"])
+
+
+def _print_task(client: http.Client, task: tasks.Task, output: OutputFormat) -> None:
     if output is OutputFormat.JSON:
         document(task)
     else:
-        task_output.task(task)
+        task_output.task(task, page=_page_of(client, task))

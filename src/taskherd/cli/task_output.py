@@ -52,8 +52,8 @@ def _row(document: Task) -> tuple[str, ...]:
     )
 
 
-def task(document: Task, *, following: str = "") -> None:
-    """Print a task, one field per line; ``following`` is the command to run next."""
+def task(document: Task, *, page: str, following: str = "") -> None:
+    """Print a task, one field per line, with the address of its page; ``following`` is the command to run next."""
     state, health = document["current_state"] or {}, document["workspace_agent_health"] or {}
     ended, interrupt = document.get("agent_exit"), document.get("interrupt")
     fields(
@@ -73,6 +73,7 @@ def task(document: Task, *, following: str = "") -> None:
         ("created", moment_and_age(document["created_at"])),
         ("updated", moment_and_age(document["updated_at"])),
         ("prompt", document["initial_prompt"]),
+        ("page", page),
         ("next", following),
     )
 

@@ -51,6 +51,10 @@ class Client:
         self._token = token
         self._opener = build_opener(_NoRedirect())
 
+    def page(self, *path: str) -> str:
+        """Return the address of a page of the board, such as that of a task: the segments of its path, unquoted."""
+        return "/".join((self._base.removesuffix("/api/v2"), *(quote(each, safe="") for each in path)))
+
     def request(
         self,
         method: str,

@@ -29,10 +29,15 @@ def token(environ: Mapping[str, str]) -> str:
 
 
 def lines(url: str, secret: str) -> list[str]:
-    """Return the lines to print: the API's URL, a token, and commands to try."""
+    """Return the lines to print: the URL of board and API, a token, and commands to try."""
     if not secret:
-        return [f"the API is at {url}; create a token with `taskherd token create --user NAME`"]
-    return [f"the API is at {url}; API token for {USER}: {secret}", "try it:", *commands(url, secret)]
+        return [f"the board and the API are at {url}; create a token with `taskherd token create --user NAME`"]
+    return [
+        f"the board is at {url} (open it in a browser, and sign in with the token), the API below {url}/api/v2",
+        f"API token for {USER}: {secret}",
+        "try it:",
+        *commands(url, secret),
+    ]
 
 
 def commands(url: str, secret: str) -> list[str]:

@@ -15,7 +15,7 @@ from taskherd.api.actions.schemas import MAX_PREVIEW, MAX_TASKS, ActionState, Ac
 from taskherd.api.commands import IDEMPOTENCY_KEY, command_id_of
 from taskherd.api.http.errors import HTTPError, invalid, not_found
 from taskherd.api.http.ids import parse_uuid
-from taskherd.api.http.query_parameters import QueryModel, TextParameter, whole_number
+from taskherd.api.http.query_parameters import FLAG, QueryModel, whole_number
 from taskherd.api.http.responses import BufferedResponse, json
 from taskherd.api.tasks import search
 from taskherd.domain.handle_command import NO_INPUT, NOT_FOUND
@@ -35,13 +35,6 @@ MAX_UNFINISHED: Final = 10
 MAX_LIMIT: Final = 500
 _AFTER_ALL: Final = (datetime(9999, 12, 31, tzinfo=UTC), UUID(int=0))
 """A cursor before the first page."""
-
-
-def _flag(text: str) -> bool:
-    if text not in {"true", "false"}:
-        message = 'Expected "true" or "false".'
-        raise ValueError(message)
-    return text == "true"
 
 
 class ActionListQuery(QueryModel):
@@ -65,9 +58,7 @@ class ResultQuery(QueryModel):
     after: Annotated[int | None, whole_number(0, MAX_TASKS)] = Field(
         None, description="Position of a task; only results after it are returned. By default all are."
     )
-    refused: Annotated[bool, TextParameter(_flag, {"type": "boolean"})] = Field(
-        default=False, description="`true`: only results that are errors."
-    )
+    refused: Annotated[bool, FLAG] = Field(default=False, description="`true`: only results that are errors.")
 
 
 async def create(request: RequestContext) -> BufferedResponse:

@@ -1,1 +1,1 @@
-"""Routes of the web page of a task."""
+"""The board, the web interface: pages that run in the browser and read the API."""

@@ -1,7 +1,7 @@
-"""Routes that serve the web page of a task: HTML, a script and a style sheet, which contain no secrets.
+"""Routes that serve the board: documents, scripts and style sheets, which contain no secrets.
 
-The page itself needs no token. It loads its data from the API with a token that the user enters, and that is kept in
-the session storage of the tab.
+They need no token. A page loads its data from the API with a token that the user enters, and that is kept in the
+session storage of the tab.
 """
 
 from __future__ import annotations
@@ -11,11 +11,21 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
+from taskherd.api.board.files import board_files
+from taskherd.api.http.errors import not_found
 from taskherd.api.http.responses import BufferedResponse
 from taskherd.api.http.route import Auth, ResponseSpec, Route
 
 if TYPE_CHECKING:
     from taskherd.api.context import RequestContext
+    from taskherd.api.http.route import Handler
+
+PAGES: Final = {
+    "/": ("taskherd", "pages/home.js"),
+    "/tasks": ("Tasks · taskherd", "pages/tasks.js"),
+    "/new": ("New task · taskherd", "pages/new.js"),
+}
+"""Path of each page, its first title, and its module; ``static/routes.js`` has the same paths."""
 
 _ASSETS_FOLDER: Final = files("taskherd.api.board")
 _HTML: Final = (_ASSETS_FOLDER / "task.html").read_text("utf-8")
@@ -34,6 +44,23 @@ _HEADERS: Final = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-cache",
 }
+
+
+def _shell(title: str, module: str) -> Handler:
+    """Return the handler of one page."""
+
+    async def shell(request: RequestContext) -> BufferedResponse:
+        return board_files().shell(title, module, request.headers)
+
+    return shell
+
+
+async def asset(request: RequestContext) -> BufferedResponse:
+    """Return one of the files that the pages load."""
+    found = board_files().asset(request.params["version"], request.params["file"], request.headers)
+    if found is None:
+        raise not_found()
+    return found
 
 
 async def page(request: RequestContext) -> BufferedResponse:
@@ -71,6 +98,25 @@ def _asset(name: str) -> BufferedResponse:
 _PAGE_RESPONSE: Final = {200: ResponseSpec("A file of the page.")}
 
 ROUTES: Final = (
+    *(
+        Route(
+            method="GET",
+            path=path,
+            handler=_shell(title, module),
+            summary="Get a page of the board",
+            auth=Auth.NONE,
+            responses=_PAGE_RESPONSE,
+        )
+        for path, (title, module) in PAGES.items()
+    ),
+    Route(
+        method="GET",
+        path="/assets/{version}/{file:path}",
+        handler=asset,
+        summary="Get a file of the board",
+        auth=Auth.NONE,
+        responses=_PAGE_RESPONSE,
+    ),
     Route(
         method="GET",
         path="/tasks/{user}/{task}",

@@ -113,3 +113,14 @@ def whole_number(minimum: int, maximum: int, *, expected: str = "", empty: int |
 
     bounds = {"minimum": minimum, **({"maximum": maximum} if maximum <= _MAX_JSON_INTEGER else {})}
     return TextParameter(read, {"type": "integer", **bounds})
+
+
+def _flag(text: str) -> bool:
+    if text not in {"true", "false"}:
+        message = 'Expected "true" or "false".'
+        raise ValueError(message)
+    return text == "true"
+
+
+FLAG: Final = TextParameter(_flag, {"type": "boolean"})
+"""Annotation of a parameter that is `true` or `false`."""

@@ -9,7 +9,7 @@ import orjson
 from pydantic import Field
 
 from taskherd.api.http.errors import not_found
-from taskherd.api.http.query_parameters import MAX_POSITION, QueryModel, TextParameter, whole_number
+from taskherd.api.http.query_parameters import FLAG, MAX_POSITION, QueryModel, whole_number
 from taskherd.api.http.responses import BufferedResponse, json
 from taskherd.api.tasks import queries
 from taskherd.domain import causes
@@ -33,13 +33,6 @@ MAX_ACTIONS: Final = 100
 """Maximum number of actions in a timeline, the newest ones; unlike changes they have no pages."""
 
 
-def _flag(text: str) -> bool:
-    if text not in {"true", "false"}:
-        message = "Expected true or false."
-        raise ValueError(message)
-    return text == "true"
-
-
 class TimelineQuery(QueryModel):
     """Query parameters of a timeline."""
 
@@ -50,7 +43,7 @@ class TimelineQuery(QueryModel):
         DEFAULT_LIMIT,
         description=f"Maximum number of changes in the response, 1 to {MAX_LIMIT}; by default {DEFAULT_LIMIT}.",
     )
-    newest: Annotated[bool, TextParameter(_flag, {"type": "boolean"})] = Field(
+    newest: Annotated[bool, FLAG] = Field(
         default=False,
         description="If more than `limit` changes follow `after`: true returns the last of them instead of the first.",
     )

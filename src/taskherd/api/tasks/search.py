@@ -13,7 +13,7 @@ from pydantic import Field
 from taskherd.api.context import ME
 from taskherd.api.http import search_query
 from taskherd.api.http.ids import is_searchable, parse_uuid
-from taskherd.api.http.query_parameters import QueryModel, TextParameter, whole_number
+from taskherd.api.http.query_parameters import FLAG, QueryModel, TextParameter, whole_number
 from taskherd.domain.reports import AgentState
 from taskherd.domain.view import Status
 from taskherd.store import task_queries
@@ -59,6 +59,11 @@ class WatchQuery(QueryModel):
     """Query parameters of the stream of all tasks."""
 
     q: str = Field("", description=_Q)
+    snapshot: Annotated[bool, FLAG] = Field(
+        default=True,
+        description="`false`: no snapshots; the stream starts with a position, and has the changes after it. A list"
+        " that is requested after that is at least as new.",
+    )
 
 
 class ListQuery(QueryModel):

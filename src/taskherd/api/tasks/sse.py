@@ -42,7 +42,8 @@ LAST_EVENT_ID: Final = "Last-Event-ID"
 async def watch_all(request: RequestContext) -> EventStream:
     """Stream the changes of all tasks that the caller may see and that match ``q``."""
     request.follows = True
-    tasks = await search.task_filter(request, request.parameters(search.WatchQuery))
+    query = request.parameters(search.WatchQuery)
+    tasks = await search.task_filter(request, query)
     change_filter = ChangeFilter(
         request.caller.user_id,
         tasks.owner,
@@ -51,7 +52,7 @@ async def watch_all(request: RequestContext) -> EventStream:
         state=tasks.state,
         template=tasks.template,
     )
-    return _stream(request, change_filter, _last_event_id(request))
+    return _stream(request, change_filter, _last_event_id(request), snapshot=query.snapshot)
 
 
 async def watch_one(request: RequestContext) -> EventStream:
@@ -76,23 +77,28 @@ def _last_event_id(request: RequestContext) -> int | None:
     return int(text)
 
 
-def _stream(request: RequestContext, change_filter: ChangeFilter, last: int | None) -> EventStream:
+def _stream(
+    request: RequestContext, change_filter: ChangeFilter, last: int | None, *, snapshot: bool = True
+) -> EventStream:
     if request.api.change_feed.is_full:  # subscribing would fail too, but only after the status 200 was sent
         raise unavailable("Too many streams are open.")
-    frames = _TaskStream(request, change_filter, last).frames()
+    frames = _TaskStream(request, change_filter, last, snapshot=snapshot).frames()
     return EventStream(request, frames, task_id=change_filter.task, last=changes.RESUME)
 
 
 class _TaskStream:
     """The stream of one client."""
 
-    def __init__(self, request: RequestContext, change_filter: ChangeFilter, last: int | None) -> None:
+    def __init__(
+        self, request: RequestContext, change_filter: ChangeFilter, last: int | None, *, snapshot: bool
+    ) -> None:
         self._request = request
         self._api = request.api
         self._reader = request.api.reader
         self._feed = request.api.change_feed
         self._filter = change_filter
         self._last = last
+        self._snapshot = snapshot
         self._subscriber: Subscriber | None = None
         self._finished = False
         """True once the watched task was deleted."""
@@ -128,9 +134,10 @@ class _TaskStream:
                 if self._last is not None:
                     yield changes.RESET
                 after = await self._feed.position()
-                async with aclosing(self._documents(after)) as pages:
-                    async for page in pages:
-                        yield page
+                if self._snapshot:
+                    async with aclosing(self._documents(after)) as pages:
+                        async for page in pages:
+                            yield page
                 yield changes.position_frame(after)
             self._subscriber = self._feed.subscribe(self._filter, after)
             while self._subscriber is None and after is not None and not self._finished:

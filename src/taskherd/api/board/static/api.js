@@ -1,0 +1,166 @@
+// @ts-check
+// Requests to the API. Errors are values with the API's own message; nothing here throws.
+import * as session from "./session.js";
+
+const BASE = "/api/v2";
+const MAX_CACHED = 60;
+const UNREACHABLE = "The server cannot be reached.";
+
+/**
+ * What a request came to. `status` 0: no answer; `aborted`: the page was left meanwhile, so nothing is to be shown.
+ * @template T
+ * @typedef {{ok: true, status: number, value: T, headers: Headers, unchanged: boolean}
+ *   | {ok: false, status: number, message: string, detail: string, validations: {field: string, detail: string}[],
+ *      retryAfter: number, aborted: boolean}} Result
+ */
+
+/** @typedef {{signal?: AbortSignal, cached?: boolean}} ReadOptions */
+
+/** @type {Map<string, {etag: string, value: any}>} */
+const cache = new Map();
+let skew = 0;
+
+/** The server's time in milliseconds since the epoch, as far as its answers have told it. */
+export function now() {
+  return Date.now() + skew;
+}
+
+/** Forget all that was read, as after signing out. */
+export function forget() {
+  cache.clear();
+}
+session.onChange(forget);
+
+/**
+ * Read a path below `/api/v2`. What was read before is sent again only if it has changed (`unchanged` is then true).
+ * @param {string} path
+ * @param {ReadOptions} [options]
+ * @returns {Promise<Result<any>>}
+ */
+export async function get(path, { signal, cached = true } = {}) {
+  const known = cached ? cache.get(path) : undefined;
+  const result = await request("GET", path, { signal, headers: known ? { "If-None-Match": known.etag } : {} });
+  if (!result.ok) return result;
+  if (result.status === 304 && known) return { ...result, value: known.value, unchanged: true };
+  const etag = result.headers.get("ETag");
+  if (etag && cached) {
+    cache.delete(path);
+    cache.set(path, { etag, value: result.value });
+    if (cache.size > MAX_CACHED) cache.delete(/** @type {string} */ (cache.keys().next().value));
+  }
+  return result;
+}
+
+/**
+ * Change something. The request has an idempotency key, and is repeated once with it if no answer came.
+ * @param {"POST" | "PATCH" | "DELETE"} method
+ * @param {string} path
+ * @param {any} [body]
+ * @param {{signal?: AbortSignal, key?: string}} [options]
+ * @returns {Promise<Result<any>>}
+ */
+export async function send(method, path, body = undefined, { signal, key = newKey() } = {}) {
+  /** @type {Record<string, string>} */
+  const headers = { "Idempotency-Key": key };
+  if (body !== undefined) headers["Content-Type"] = "application/json";
+  const options = { signal, headers, body: body === undefined ? undefined : JSON.stringify(body) };
+  const first = await request(method, path, options);
+  if (first.ok || first.status !== 0 || first.aborted) return first;
+  return request(method, path, options);
+}
+
+/**
+ * Return why a token is not accepted, or "".
+ * @param {string} token
+ */
+export async function check(token) {
+  const answer = await request("GET", "/users/me", { headers: { "Coder-Session-Token": token } });
+  if (answer.ok) return "";
+  return answer.status === 401 ? "The token is not valid." : explain(answer);
+}
+
+/** A random UUID. `crypto.randomUUID` exists in secure contexts only. */
+export function newKey() {
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  bytes[6] = (bytes[6] & 0x0f) | 0x40;
+  bytes[8] = (bytes[8] & 0x3f) | 0x80;
+  const hex = [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+  return [hex.slice(0, 8), hex.slice(8, 12), hex.slice(12, 16), hex.slice(16, 20), hex.slice(20)].join("-");
+}
+
+/**
+ * Open a stream, such as one of server-sent events; its body has not been read.
+ * @param {string} path
+ * @param {{signal: AbortSignal, headers?: Record<string, string>}} options
+ * @returns {Promise<Result<Response>>}
+ */
+export function open(path, options) {
+  return request("GET", path, { ...options, stream: true });
+}
+
+/**
+ * @param {string} method
+ * @param {string} path
+ * @param {{signal?: AbortSignal, headers?: Record<string, string>, body?: string, stream?: boolean}} options
+ * @returns {Promise<Result<any>>}
+ */
+async function request(method, path, { signal, headers = {}, body, stream = false }) {
+  const token = session.token();
+  let response, value;
+  try {
+    response = await fetch(BASE + path, {
+      method, body, signal, cache: "no-store", credentials: "omit", redirect: "error",
+      headers: { Accept: stream ? "text/event-stream" : "application/json", "Coder-Session-Token": token, ...headers },
+    });
+    if (response.ok && stream) value = response;
+    else value = await parse(response);
+  } catch (error) {
+    return failure(0, { message: UNREACHABLE, detail: "Check the connection, then try again." }, signal?.aborted);
+  }
+  const date = Date.parse(response.headers.get("Date") || "");
+  if (date && Math.abs(date + 500 - Date.now() - skew) > 1500) skew = date + 500 - Date.now();
+  if (response.ok || response.status === 304) {
+    return { ok: true, status: response.status, value, headers: response.headers, unchanged: false };
+  }
+  if (response.status === 401 && token === session.token()) session.expired();
+  return failure(response.status, value, false, Number(response.headers.get("Retry-After")) || 0);
+}
+
+/** @param {Response} response */
+async function parse(response) {
+  const text = await response.text();
+  try {
+    return text ? JSON.parse(text) : null;
+  } catch {
+    return null; // a proxy's page: the status says enough
+  }
+}
+
+/**
+ * @param {number} status
+ * @param {any} body
+ * @returns {Result<any>}
+ */
+function failure(status, body, aborted = false, retryAfter = 0) {
+  const message = typeof body?.message === "string" ? body.message : `The server answered ${status}.`;
+  return {
+    ok: false, status, message, detail: body?.detail || "", validations: body?.validations || [], retryAfter, aborted,
+  };
+}
+
+/**
+ * A failure in one or two sentences, for people.
+ * @param {{message: string, detail?: string, validations?: {field: string, detail: string}[]}} failed
+ */
+export function explain(failed) {
+  const rest = failed.validations?.length ? failed.validations.map((each) => each.detail).join(" ") : failed.detail;
+  return rest && rest !== failed.message ? `${failed.message} ${rest}` : failed.message;
+}
+
+/**
+ * The path of a task, or of something below it.
+ * @param {{owner_name: string, name: string}} task
+ */
+export function taskPath(task, rest = "") {
+  return `/tasks/${encodeURIComponent(task.owner_name)}/${encodeURIComponent(task.name)}${rest}`;
+}

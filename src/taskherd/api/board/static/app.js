@@ -1,0 +1,150 @@
+// @ts-check
+// The frame of every page: sign-in, navigation, offline banner, theme, and what title and icon say.
+import * as api from "./api.js";
+import * as attention from "./attention.js";
+import { toast } from "./dialog.js";
+import * as keys from "./keys.js";
+import * as router from "./router.js";
+import { ROUTES } from "./routes.js";
+import * as session from "./session.js";
+import { html, nothing, render } from "./vendor/lit-html/lit-html.js";
+
+const THEMES = /** @type {const} */ (["system", "light", "dark"]);
+const THEME_KEY = "taskherd-theme";
+
+const top_ = /** @type {HTMLElement} */ (document.getElementById("top"));
+const main = /** @type {HTMLElement} */ (document.getElementById("main"));
+let username = "";
+
+function frame() {
+  const signedIn = session.token() !== "";
+  const current = router.match(location.pathname)?.route.name;
+  const theme = localStorage.getItem(THEME_KEY) || "system";
+  render(html`
+    <header class="bar">
+      <a class="brand" href="/"><img src=${new URL("icon.svg", import.meta.url).pathname} alt="" width="20" height="20">taskherd</a>
+      <nav aria-label="Pages">
+        ${ROUTES.filter((each) => each.nav).map(({ name, nav }) => html`
+          <a href=${nav?.href || ""} aria-current=${name === current ? "page" : nothing}>${nav?.label}</a>`)}
+      </nav>
+      ${signedIn ? html`
+        <form class="find" role="search" @submit=${find}>
+          <input name="q" type="search" placeholder="Find or filter tasks" aria-label="Find or filter tasks" autocomplete="off" spellcheck="false">
+          <kbd aria-hidden="true">/</kbd>
+        </form>
+        <a class="button go new" href="/new"><span class="wide">New task</span><span class="narrow" aria-hidden="true">+</span></a>` : nothing}
+      <details class="menu" @focusout=${closeMenu}>
+        <summary aria-label="Menu"><span class="avatar" aria-hidden="true">${username ? username[0].toUpperCase() : "☰"}</span></summary>
+        <div class="menu-items">
+          ${username ? html`<p class="soft">Signed in as <b>${username}</b></p>` : nothing}
+          <fieldset class="segments" @change=${setTheme}><legend>Appearance</legend>
+            ${THEMES.map((each) => html`<label><input type="radio" name="theme" value=${each} .checked=${each === theme}><span>${each}</span></label>`)}
+          </fieldset>
+          <button class="item" @click=${keys.help}>Keyboard <kbd>?</kbd></button>
+          ${signedIn ? html`<button class="item" @click=${session.signOut}>Sign out</button>` : nothing}
+        </div>
+      </details>
+    </header>
+    <div id="offline" class="offline" role="status" hidden>Not connected. Trying again…</div>`, top_);
+}
+
+/** @param {FocusEvent} event */
+function closeMenu(event) {
+  const menu = /** @type {HTMLDetailsElement} */ (event.currentTarget);
+  if (event.relatedTarget && !menu.contains(/** @type {Node} */ (event.relatedTarget))) menu.open = false;
+}
+
+/** @param {Event} event */
+function setTheme(event) {
+  const theme = /** @type {HTMLInputElement} */ (event.target).value;
+  if (theme === "system") delete document.documentElement.dataset.theme;
+  else document.documentElement.dataset.theme = theme;
+  localStorage.setItem(THEME_KEY, theme);
+}
+
+/** @param {SubmitEvent} event */
+function find(event) {
+  event.preventDefault();
+  const form = /** @type {HTMLFormElement} */ (event.currentTarget);
+  const text = String(new FormData(form).get("q")).trim();
+  form.reset();
+  /** @type {HTMLElement} */ (document.activeElement)?.blur();
+  const query = text && !text.includes(":") ? `name:${text.split(/\s+/)[0]}` : text;
+  router.go(query ? `/tasks?q=${encodeURIComponent(query).replaceAll("%3A", ":")}` : "/tasks");
+}
+
+/** @param {string} [reason] */
+function signInPage(reason = "") {
+  router.close();
+  attention.stop();
+  username = "";
+  frame();
+  document.title = "Sign in · taskherd";
+  const page = document.createElement("div");
+  page.className = "page sign-in";
+  main.replaceChildren(page);
+  const show = (/** @type {string} */ failed, busy = false) => render(html`
+    <form class="card" @submit=${submit}>
+      <h1>Sign in</h1>
+      <p class="soft" id="token-help">An API token: <code>taskherd token create --user NAME</code> prints one. It is kept until you close the browser's tabs, and nowhere else.</p>
+      <label class="field"><span>Token</span>
+        <input id="token" name="token" type="password" autocomplete="off" spellcheck="false" required aria-describedby="token-help"></label>
+      ${failed ? html`<p class="problem" role="alert">${failed}</p>` : nothing}
+      <button class="button go" ?disabled=${busy}>Sign in</button>
+    </form>`, page);
+  /** @param {SubmitEvent} event */
+  async function submit(event) {
+    event.preventDefault();
+    const field = /** @type {HTMLInputElement} */ (page.querySelector("#token"));
+    const token = field.value.trim();
+    field.value = "";
+    if (!token) return;
+    show("", true);
+    const failed = await api.check(token);
+    if (failed) {
+      show(failed);
+      return field.focus();
+    }
+    session.signIn(token);
+  }
+  show(reason);
+  /** @type {HTMLElement} */ (page.querySelector("#token")).focus();
+}
+
+async function signedIn() {
+  main.replaceChildren();
+  frame();
+  attention.start();
+  const opening = router.show();
+  const me = await api.get("/users/me");
+  if (me.ok) username = me.value.username;
+  frame();
+  await opening;
+}
+
+keys.bind("Everywhere", [
+  { keys: "?", does: "Show this help", run: keys.help },
+  { keys: "/", does: "Find or filter tasks", run: () => focusFilter() },
+  { keys: "n", does: "New task", run: () => router.go("/new") },
+  ...ROUTES.flatMap(({ nav }) => (nav ? [{ keys: nav.key, does: `Go to ${nav.label}`, run: () => router.go(nav.href) }] : [])),
+]);
+
+function focusFilter() {
+  const fields = /** @type {NodeListOf<HTMLInputElement>} */ (document.querySelectorAll("input[type=search], input[role=combobox]"));
+  const field = [...fields].reverse().find((each) => each.offsetParent); // the page's own before the bar's
+  if (field) field.select();
+  else router.go("/tasks");
+}
+
+session.onChange((change) => {
+  if (change === "in") signedIn();
+  else signInPage(change === "expired" ? "Your token is not valid any more. Sign in again." : "");
+});
+router.onNavigate(frame);
+router.start(attention.setTitle);
+addEventListener("unhandledrejection", ({ reason }) => {
+  console.error(reason);
+  toast("Something went wrong on this page. Reload it; if that does not help, tell whoever runs taskherd.", { bad: true });
+});
+if (await session.restore()) signedIn();
+else signInPage();

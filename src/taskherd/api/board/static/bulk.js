@@ -1,0 +1,132 @@
+// @ts-check
+// What is done to many tasks at once: a durable job of the API, with a question before, its progress, and who could not.
+import * as api from "./api.js";
+import { ask, showDialog, toast } from "./dialog.js";
+import { count, plural } from "./format.js";
+import { readEvents } from "./sse.js";
+import { html, nothing } from "./vendor/lit-html/lit-html.js";
+
+const SHOWN = 5; // names in a question
+const RETRY = 1_000; // milliseconds before a broken stream of progress is opened again
+
+/** @type {Record<string, {label: string, doing: string, done: string, danger?: boolean}>} */
+export const ACTIONS = {
+  pause: { label: "Pause", doing: "Pausing", done: "Paused" },
+  resume: { label: "Resume", doing: "Resuming", done: "Resumed" },
+  interrupt: { label: "Interrupt", doing: "Interrupting", done: "Interrupted" },
+  send: { label: "Send…", doing: "Sending to", done: "Sent to" },
+  delete: { label: "Delete", doing: "Deleting", done: "Deleted", danger: true },
+};
+
+/** Whether the API knows the action `interrupt`; asked once. @type {Promise<boolean> | undefined} */
+let interrupts;
+
+/** @param {string} id of any task */
+export function canInterrupt(id) {
+  interrupts ||= api.send("POST", "/task-actions", { action: "interrupt", ids: [id], dry_run: true }).then((answer) => answer.ok);
+  return interrupts;
+}
+
+/**
+ * Ask whether to do something to many tasks, and have it done. Return the job, or null.
+ * @param {string} action
+ * @param {{q: string} | {ids: string[]}} target
+ * @param {string} whose the target in words, such as `the 3 selected tasks`
+ */
+export async function start(action, target, whose) {
+  const { label, danger } = ACTIONS[action];
+  const body = /** @type {Record<string, any>} */ ({ action, ...target });
+  if (action === "send") {
+    const input = await ask({ title: `Send to ${whose}`, label: "Message", action: "Go on" });
+    if (input === null) return null;
+    body.input = input;
+  }
+  const preview = await api.send("POST", "/task-actions", { ...body, dry_run: true });
+  if (!preview.ok) return refused(api.explain(preview));
+  const { total, missing, tasks } = preview.value;
+  if (!total) return refused("No task matches any more.");
+  const name = `${label.replace("…", "")} ${action === "send" ? "to " : ""}${plural(total, "task")}`;
+  const more = total - Math.min(SHOWN, tasks.length) - missing;
+  const content = html`
+    ${danger ? html`<p>Their workspaces are deleted with everything in them. This cannot be undone.</p>` : nothing}
+    ${"q" in target ? html`<p>All that match <code>${target.q}</code> now:</p>` : nothing}
+    <ul class="names">${tasks.slice(0, SHOWN).map((/** @type {any} */ each) => html`<li><b>${each.name}</b> <span class="faint">${each.owner_name} · ${each.status}</span></li>`)}
+      ${more > 0 ? html`<li class="soft">and ${count(more)} more</li>` : nothing}</ul>
+    ${missing ? html`<p>${plural(missing, "task")} of your selection no longer exist.</p>` : nothing}
+    ${action === "send" ? html`<blockquote class="truncate">${body.input}</blockquote>` : nothing}`;
+  const actions = [{ label: "Cancel", value: "" }, { label: name, value: "yes", main: true, danger }];
+  if ((await showDialog({ title: `${name}?`, content, actions })).value !== "yes") return null;
+  const created = await api.send("POST", "/task-actions", body);
+  if (!created.ok) return refused(api.explain(created));
+  return created.value;
+}
+
+/**
+ * @param {string} reason
+ * @returns {null}
+ */
+function refused(reason) {
+  toast(reason, { bad: true });
+  return null;
+}
+
+/**
+ * Follow a job until it is finished, over broken connections.
+ * @param {string} id
+ * @param {(job: any) => void} changed
+ * @param {AbortSignal} signal
+ */
+export async function watch(id, changed, signal) {
+  let finished = false;
+  while (!finished && !signal.aborted) {
+    const opened = await api.open(`/task-actions/${id}/watch`, { signal });
+    if (!opened.ok && (opened.status === 404 || opened.status === 401)) return;
+    if (opened.ok) {
+      const event = (/** @type {string} */ name, /** @type {string} */ data) => {
+        if (name !== "action.progress") return;
+        const job = JSON.parse(data);
+        finished = job.finished_at !== null;
+        changed(job);
+      };
+      await readEvents(opened.value, { event }).catch(() => {});
+    }
+    if (!finished) await new Promise((done) => setTimeout(done, RETRY));
+  }
+}
+
+/**
+ * The tasks that a job could not change, with the reasons: the first hundred.
+ * @param {string} id
+ * @param {AbortSignal} signal
+ * @returns {Promise<any[]>}
+ */
+export async function refusals(id, signal) {
+  const answer = await api.get(`/task-actions/${id}/results?refused=true&limit=100`, { signal, cached: false });
+  return answer.ok ? answer.value.results : [];
+}
+
+/**
+ * One job with its progress.
+ * @param {any} job
+ * @param {any[]} refused
+ * @param {{cancel: () => void, dismiss: () => void}} on
+ */
+export function panel(job, refused, { cancel, dismiss }) {
+  const { doing, done } = ACTIONS[job.action] || { doing: job.action, done: job.action };
+  const over = job.finished_at !== null;
+  const headline = over ? `${done} ${plural(job.succeeded, "task")}` : `${doing} ${plural(job.total, "task")}`;
+  const rest = [
+    !over && `${count(job.succeeded)} done`, job.refused && `${count(job.refused)} could not`,
+    over && job.pending && `${count(job.pending)} left as they were`, job.state === "canceling" && "canceling",
+  ].filter(Boolean).join(" · ");
+  return html`<section class="card job" aria-label="Progress of ${doing.toLowerCase()}">
+    <div class="job-line"><b role="status">${headline}</b><span class="soft small">${rest}${job.q ? html` · <code>${job.q}</code>` : nothing}</span>
+      <span class="right">${over ? html`<button class="button quiet small" @click=${dismiss}>Dismiss</button>`
+        : html`<button class="button small" ?disabled=${job.state === "canceling"} @click=${cancel}>Stop</button>`}</span></div>
+    ${over ? nothing : html`<progress max=${job.total} value=${job.succeeded + job.refused} aria-label=${headline}></progress>`}
+    ${job.failure ? html`<p class="problem">${job.failure}</p>` : nothing}
+    ${refused.length ? html`<details open><summary>${plural(job.refused, "task")} could not be changed</summary><ul class="refused">
+      ${refused.map((each) => html`<li>${each.name ? html`<a class="link" href=${api.taskPath(each)}>${each.name}</a>` : html`<code>${each.task_id}</code>`}
+        <span class="soft">${each.error?.message || `status ${each.status}`} ${each.error?.detail || ""}</span></li>`)}</ul></details>` : nothing}
+  </section>`;
+}

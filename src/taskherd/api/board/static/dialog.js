@@ -1,0 +1,113 @@
+// @ts-check
+// Dialogs in the browser's own `<dialog>`: the focus stays inside, Escape closes, and the focus returns.
+import { html, nothing, render } from "./vendor/lit-html/lit-html.js";
+
+/** @typedef {{label: string, value: string, main?: boolean, danger?: boolean}} Action */
+
+/**
+ * @typedef {object} DialogOptions
+ * @property {string} title
+ * @property {any} [content] a template or text
+ * @property {Action[]} actions one of them is the main one, which Enter takes
+ * @property {string} [className]
+ */
+
+/**
+ * Show a dialog. Return the value of the action that was chosen, with the fields of the form; "" if it was closed.
+ * @param {DialogOptions} options
+ * @returns {Promise<{value: string, fields: FormData}>}
+ */
+export function showDialog({ title, content = nothing, actions, className = "" }) {
+  const dialog = document.createElement("dialog");
+  dialog.className = className;
+  dialog.setAttribute("aria-labelledby", "dialog-title");
+  const before = /** @type {HTMLElement | null} */ (document.activeElement);
+  document.body.append(dialog);
+  return new Promise((done) => {
+    let chosen = "";
+    const choose = (/** @type {string} */ value) => {
+      chosen = value;
+      dialog.close();
+    };
+    render(html`
+      <form method="dialog" @submit=${(/** @type {SubmitEvent} */ event) => { // Enter in a field takes the main action
+        event.preventDefault();
+        choose(actions.find((each) => each.main)?.value || "");
+      }}>
+        <h2 id="dialog-title">${title}</h2>
+        <div class="dialog-body">${content}</div>
+        <div class="dialog-actions">
+          ${actions.map(({ label, value, main, danger }) => html`
+            <button type=${main ? "submit" : "button"} class=${main ? (danger ? "button danger" : "button go") : "button"} value=${value}
+              ?autofocus=${main && !danger} @click=${main ? nothing : () => choose(value)}>${label}</button>`)}
+        </div>
+      </form>`, dialog);
+    dialog.addEventListener("click", (event) => { // outside of the form is the backdrop
+      if (event.target === dialog) dialog.close();
+    });
+    dialog.addEventListener("close", () => {
+      const fields = new FormData(/** @type {HTMLFormElement} */ (dialog.querySelector("form")));
+      dialog.remove();
+      before?.focus();
+      done({ value: chosen, fields });
+    });
+    dialog.showModal();
+  });
+}
+
+/**
+ * Ask whether to do something. `action` names it, as on its button.
+ * @param {{title: string, content?: any, action: string, danger?: boolean}} options
+ */
+export async function confirm({ title, content, action, danger = false }) {
+  const actions = [{ label: "Cancel", value: "" }, { label: action, value: "yes", main: true, danger }];
+  return (await showDialog({ title, content, actions })).value === "yes";
+}
+
+/**
+ * Ask for a text; null if it was not given.
+ * @param {{title: string, label: string, action: string, value?: string, content?: any, rows?: number}} options
+ */
+export async function ask({ title, label, action, value = "", content = nothing, rows = 4 }) {
+  const field = html`${content}<label class="field"><span>${label}</span>
+    <textarea name="text" rows=${rows} required autofocus .value=${value} @keydown=${submitOnEnter}></textarea></label>`;
+  const actions = [{ label: "Cancel", value: "" }, { label: action, value: "yes", main: true }];
+  const answer = await showDialog({ title, content: field, actions });
+  return answer.value === "yes" ? String(answer.fields.get("text")) : null;
+}
+
+/**
+ * Submit the form of a text field with Ctrl-Enter or ⌘-Enter.
+ * @param {KeyboardEvent} event
+ */
+export function submitOnEnter(event) {
+  if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
+  event.preventDefault();
+  /** @type {HTMLTextAreaElement} */ (event.currentTarget).form?.requestSubmit();
+}
+
+/**
+ * Say something that is over soon, at the bottom of the page and to screen readers.
+ * @param {string} text
+ * @param {{bad?: boolean, action?: {label: string, run: () => void}}} [options]
+ */
+export function toast(text, { bad = false, action } = {}) {
+  document.querySelector(".toast")?.remove();
+  const shown = document.createElement("div");
+  shown.className = bad ? "toast bad" : "toast";
+  shown.setAttribute("role", bad ? "alert" : "status");
+  render(html`<span>${text}</span>${action
+    ? html`<button class="link" @click=${() => (shown.remove(), action.run())}>${action.label}</button>` : nothing}
+    <button class="icon" aria-label="Dismiss" @click=${() => shown.remove()}>×</button>`, shown);
+  document.body.append(shown);
+  if (!bad) setTimeout(() => shown.remove(), 6_000);
+}
+
+/**
+ * Tell screen readers something without showing it.
+ * @param {string} text
+ */
+export function announce(text) {
+  const live = document.getElementById("live");
+  if (live) live.textContent = text;
+}

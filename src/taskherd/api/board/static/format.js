@@ -1,0 +1,165 @@
+// @ts-check
+// Numbers and times for people. `<time-ago at="…">` keeps itself up to date and shows the exact time on hover.
+import { now } from "./api.js";
+
+const MINUTE = 60, HOUR = 60 * MINUTE, DAY = 24 * HOUR;
+const TICK = 5_000; // milliseconds between two looks at the clock
+
+const exactFormat = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "long" });
+const clockFormat = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" });
+const dayFormat = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short" });
+const numberFormat = new Intl.NumberFormat();
+const compactFormat = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
+
+/**
+ * How long a span is, in its largest unit: `12 s`, `4 min`, `3 h`, `5 d`.
+ * @param {number} seconds
+ */
+export function span(seconds) {
+  if (seconds < MINUTE) return `${Math.max(0, Math.floor(seconds))} s`;
+  if (seconds < HOUR) return `${Math.floor(seconds / MINUTE)} min`;
+  if (seconds < 2 * DAY) return `${Math.floor(seconds / HOUR)} h`;
+  return `${Math.floor(seconds / DAY)} d`;
+}
+
+/**
+ * The age of a time: `4 min`; a few seconds are `now`, so that nothing flickers.
+ * @param {string} time RFC 3339
+ */
+export function age(time) {
+  const seconds = (now() - Date.parse(time)) / 1000;
+  return seconds < 10 ? "now" : span(seconds);
+}
+
+/**
+ * A time as people say it: `just now`, `4 min ago`, `in 10 min`.
+ * @param {string} time RFC 3339
+ */
+export function ago(time) {
+  const seconds = (now() - Date.parse(time)) / 1000;
+  if (seconds < -1) return `in ${span(-seconds)}`;
+  return seconds < 10 ? "just now" : `${span(seconds)} ago`;
+}
+
+/**
+ * The exact time, in the reader's zone.
+ * @param {string} time
+ */
+export function exact(time) {
+  return exactFormat.format(new Date(time));
+}
+
+/**
+ * The time of day, with the day if it is another one.
+ * @param {string} time
+ */
+export function clock(time) {
+  const at = new Date(time);
+  const today = new Date(now());
+  const text = clockFormat.format(at);
+  return at.toDateString() === today.toDateString() ? text : `${dayFormat.format(at)}, ${text}`;
+}
+
+/** @param {number} value */
+export function count(value) {
+  return numberFormat.format(value);
+}
+
+/**
+ * A number and its noun: `1 task`, `12 tasks`.
+ * @param {number} value
+ * @param {string} noun
+ */
+export function plural(value, noun, nouns = `${noun}s`) {
+  return `${count(value)} ${value === 1 ? noun : nouns}`;
+}
+
+/**
+ * A large number, shortened: `182K`, `1.2M`.
+ * @param {number} value
+ */
+export function compact(value) {
+  return compactFormat.format(value);
+}
+
+/** @param {number} value */
+export function bytes(value) {
+  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+  let unit = 0;
+  while (value >= 1024 && unit < units.length - 1) {
+    value /= 1024;
+    unit += 1;
+  }
+  return `${value < 10 && unit ? value.toFixed(1) : Math.round(value)} ${units[unit]}`;
+}
+
+/**
+ * Amounts of money in their currencies: `$1.92`, or `""` for none. Small ones keep the digits that matter.
+ * @param {{amount: string, currency: string}[] | undefined} costs
+ */
+export function money(costs) {
+  return (costs || []).map(({ amount, currency }) => {
+    const value = Number(amount);
+    const digits = value && value < 0.01 ? 4 : 2;
+    const options = { minimumFractionDigits: 2, maximumFractionDigits: digits };
+    try {
+      return new Intl.NumberFormat(undefined, { style: "currency", currency, currencyDisplay: "narrowSymbol", ...options }).format(value);
+    } catch {
+      return `${value.toFixed(digits)} ${currency}`;
+    }
+  }).join(" + ");
+}
+
+/**
+ * A link to a pull request, an issue or anything else, shortened: `acme/shop#1207`, `example.com/x`; null if it is no
+ * http(s) link.
+ * @param {string | undefined | null} uri
+ */
+export function link(uri) {
+  if (!uri || !/^https?:\/\//i.test(uri)) return null;
+  let url;
+  try {
+    url = new URL(uri);
+  } catch {
+    return null;
+  }
+  const numbered = /^\/(.+?)\/(?:-\/)?(?:pull|pulls|issues|merge_requests|pull-requests)\/(\d+)/.exec(url.pathname);
+  if (numbered) return { href: url.href, text: `${numbered[1]}#${numbered[2]}` };
+  const path = url.pathname === "/" ? "" : url.pathname;
+  return { href: url.href, text: `${url.host}${path}` };
+}
+
+const FORMS = { ago, age, clock, exact };
+
+/** `<time-ago at="2026-…" form="ago|age|clock">` */
+class TimeAgo extends HTMLElement {
+  static observedAttributes = ["at", "form"];
+
+  connectedCallback() {
+    shown.add(this);
+    this.update();
+  }
+
+  disconnectedCallback() {
+    shown.delete(this);
+  }
+
+  attributeChangedCallback() {
+    this.update();
+  }
+
+  update() {
+    const at = this.getAttribute("at") || "";
+    const isTime = !Number.isNaN(Date.parse(at));
+    const form = /** @type {keyof typeof FORMS} */ (this.getAttribute("form") || "ago");
+    const text = isTime ? FORMS[form](at) : "";
+    if (this.textContent !== text) this.textContent = text;
+    if (isTime) this.title = exact(at);
+  }
+}
+
+/** @type {Set<TimeAgo>} */
+const shown = new Set();
+setInterval(() => document.hidden || shown.forEach((each) => each.update()), TICK);
+document.addEventListener("visibilitychange", () => shown.forEach((each) => each.update()));
+customElements.define("time-ago", TimeAgo);

@@ -1,0 +1,65 @@
+// @ts-check
+// Keyboard shortcuts: single keys and sequences of two (`g t`). They do nothing while somebody types or a dialog is open.
+import { html } from "./vendor/lit-html/lit-html.js";
+import { showDialog } from "./dialog.js";
+
+const SEQUENCE_WITHIN = 1_000; // milliseconds between the two keys of a sequence
+
+/** @typedef {{keys: string, does: string, run: (event: KeyboardEvent) => void}} Shortcut */
+
+/** @type {{shortcuts: Shortcut[], group: string}[]} */
+const groups = [];
+let first = "";
+let firstAt = 0;
+
+/**
+ * Add shortcuts, until the signal aborts. Later ones win.
+ * @param {string} group heading in the help
+ * @param {Shortcut[]} shortcuts
+ * @param {AbortSignal} [signal]
+ */
+export function bind(group, shortcuts, signal) {
+  const added = { group, shortcuts };
+  groups.unshift(added);
+  signal?.addEventListener("abort", () => groups.splice(groups.indexOf(added), 1), { once: true });
+}
+
+/** @param {Element | null} element */
+function isTyping(element) {
+  return element instanceof HTMLElement && (element.isContentEditable || /^(INPUT|TEXTAREA|SELECT)$/.test(element.tagName)
+    && !/^(checkbox|radio|button|submit)$/.test(/** @type {HTMLInputElement} */ (element).type));
+}
+
+/** @param {string} keys */
+function find(keys) {
+  for (const group of groups) {
+    const found = group.shortcuts.find((each) => each.keys === keys);
+    if (found) return found;
+  }
+  return null;
+}
+
+document.addEventListener("keydown", (event) => {
+  if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (isTyping(document.activeElement) || document.querySelector("dialog[open]")) return;
+  const sequence = first && event.timeStamp - firstAt < SEQUENCE_WITHIN ? find(`${first} ${event.key}`) : null;
+  const found = sequence || find(event.key);
+  first = found || event.key.length > 1 ? "" : event.key;
+  firstAt = event.timeStamp;
+  if (!found) return;
+  event.preventDefault();
+  found.run(event);
+});
+
+/** Show which keys do what. */
+export function help() {
+  const content = groups.filter((each) => each.shortcuts.length).map(({ group, shortcuts }) => html`
+    <h3>${group}</h3>
+    <dl class="keys">
+      ${shortcuts.map(({ keys, does }) => html`<dt>${keys.split(" ").map((key) => html`<kbd>${NAMES[key] || key}</kbd> `)}</dt><dd>${does}</dd>`)}
+    </dl>`);
+  showDialog({ title: "Keyboard", content, actions: [{ label: "Close", value: "close", main: true }] });
+}
+
+/** @type {Record<string, string>} */
+const NAMES = { Enter: "⏎", Escape: "Esc", ArrowUp: "↑", ArrowDown: "↓" };

@@ -1,0 +1,124 @@
+// @ts-check
+// The rows of Home that need a person, each with what can be done about it.
+import * as api from "../api.js";
+import { submitOnEnter } from "../dialog.js";
+import { link } from "../format.js";
+import { canResume, describe, dot, exitSays, firstLine, prose, title } from "../state.js";
+import { html, nothing } from "../vendor/lit-html/lit-html.js";
+
+/**
+ * The page that the rows are on.
+ * @typedef {object} Rows
+ * @property {string} scope `mine` or `everyone`
+ * @property {Set<string>} open rows with an open text field, by id
+ * @property {Set<string>} busy rows that wait for the API
+ * @property {(id: string) => void} toggle opens or closes the text field of a row
+ * @property {(id: string, method: "POST", path: string, body: any, said: string) => void} act does something about a row
+ */
+
+/**
+ * A request of an agent, with the answers to choose from or a field for one.
+ * @param {Rows} page
+ * @param {any} request
+ * @param {string} became
+ */
+export function requestRow(page, request, became) {
+  const { id, options } = request;
+  const task = { owner_name: request.owner_name, name: request.task_name };
+  const path = api.taskPath(task);
+  const answer = (/** @type {any} */ body, /** @type {string} */ said) =>
+    page.act(id, "POST", `${path}/requests/${id}/answer`, body, said);
+  const actions = options.length
+    ? options.map((/** @type {any} */ option) => html`<button class=${/^allow/.test(option.kind) && option === mainOption(options) ? "button go" : "button"}
+        ?disabled=${page.busy.has(id)} @click=${() => answer({ option_id: option.id }, `${option.label}: sent to the agent`)}>${option.label}</button>`)
+    : html`<button class="button" aria-expanded=${page.open.has(id)} @click=${() => page.toggle(id)}>Answer…</button>`;
+  return html`<li class="need ask ${became ? "over" : ""}" data-id=${id} tabindex="-1">
+    <div class="what"><p class="title">${dot({ word: "", color: "waiting", live: !became, says: "", since: "" })}<span>${prose(request.title)}</span></p>
+      <p class="sub"><a href=${path}>${request.task_display_name || request.task_name}</a> · ${request.owner_name} · ${request.template_display_name || request.template_name}
+        · asked <time-ago at=${request.since}></time-ago>${request.expires_at ? html` · expires <time-ago at=${request.expires_at}></time-ago>` : nothing}</p>
+      ${request.detail || request.tool?.input ? html`<details class="detail"><summary>Details</summary>
+        ${request.detail ? html`<pre>${request.detail}</pre>` : nothing}
+        ${request.tool?.input ? html`<pre>${JSON.stringify(request.tool.input, null, 2)}</pre>` : nothing}</details>` : nothing}</div>
+    <div class="acts">${became ? html`<span class="soft" role="status">${became}</span>` : actions}</div>
+    ${page.open.has(id) && !became ? reply(page, id, "Your answer", (text) => answer({ text }, "Answered")) : nothing}
+  </li>`;
+}
+
+/** @param {any[]} options */
+function mainOption(options) {
+  return options.find((each) => each.kind === "allow_once") || options.find((each) => each.kind === "allow_always");
+}
+
+/**
+ * A task whose agent waits, or ended badly.
+ * @param {Rows} page
+ * @param {{kind: string, task: any, since: string}} row
+ * @param {string} became
+ */
+export function taskRow(page, { kind, task, since }, became) {
+  const { id } = task;
+  const path = api.taskPath(task);
+  const state = describe(task);
+  const target = link(task.current_state?.uri);
+  const who = html`${page.scope === "everyone" ? html` · ${task.owner_name}` : nothing} · ${task.template_display_name || task.template_name}${target
+    ? html` · <a class="link" href=${target.href} rel="noopener noreferrer" target="_blank">${target.text}</a>` : nothing}
+    · <span class="state ${state.color}">${state.word}</span> <time-ago at=${since}></time-ago>`;
+  const resume = html`<button class="button" ?disabled=${page.busy.has(id)}
+    @click=${() => page.act(id, "POST", `${path}/resume`, undefined, "Resumed")}>Resume</button>`;
+  const send = (/** @type {string} */ text) => page.act(id, "POST", `${path}/send`, { input: text }, "Sent");
+  const waits = kind === "idle" || kind === "waiting";
+  const headline = waits ? state.says : `${title(task)} ${HEADLINES[kind]?.(task) || ""}`;
+  const about = waits ? html`<a href=${path}>${title(task)}</a>`
+    : html`<span class="truncate">${quote(task, kind)}</span>`;
+  return html`<li class="need ${became ? "over" : ""}" data-id=${id} tabindex="-1">
+    <div class="what"><p class="title">${dot(state)}<a href=${path}>${prose(headline)}</a></p>
+      <p class="sub">${about}${who}</p></div>
+    <div class="acts">${became ? html`<span class="soft" role="status">${became}</span>` : html`
+      ${waits ? nothing : html`<a class="button quiet" href=${path} aria-label="Why? ${title(task)}">Why?</a>`}
+      ${canResume(task) ? resume : html`<button class="button" aria-expanded=${page.open.has(id)} @click=${() => page.toggle(id)}>Reply…</button>`}`}</div>
+    ${page.open.has(id) && !became ? reply(page, id, `Your message to ${title(task)}`, send) : nothing}
+  </li>`;
+}
+
+/**
+ * @param {Rows} page
+ * @param {string} id
+ * @param {string} label
+ * @param {(text: string) => void} send
+ */
+function reply(page, id, label, send) {
+  const submit = (/** @type {SubmitEvent} */ event) => {
+    event.preventDefault();
+    const text = String(new FormData(/** @type {HTMLFormElement} */ (event.currentTarget)).get("text"));
+    if (text.trim()) send(text);
+  };
+  const escape = (/** @type {KeyboardEvent} */ event) => {
+    if (event.key === "Escape") page.toggle(id);
+    else submitOnEnter(event);
+  };
+  return html`<form class="reply" @submit=${submit}><textarea name="text" rows="3" required aria-label=${label} placeholder=${label} @keydown=${escape}></textarea>
+    <div class="acts"><span class="faint tiny"><kbd>Ctrl</kbd> <kbd>⏎</kbd></span><button class="button go" ?disabled=${page.busy.has(id)}>Send</button></div></form>`;
+}
+
+/** @type {Record<string, (task: any) => string>} */
+const HEADLINES = {
+  failed: (task) => (task.agent_exit ? lower(exitSays({ ...task.agent_exit, words: "" })) : "failed"),
+  lost: () => "is lost: its machine is silent",
+  stalled: () => "has stalled: nothing but heartbeats",
+};
+
+/** @param {string} text */
+function lower(text) {
+  return text[0].toLowerCase() + text.slice(1);
+}
+
+/**
+ * The last words of an agent that ended, or what it said last.
+ * @param {any} task
+ * @param {string} kind
+ */
+function quote(task, kind) {
+  const words = (kind === "failed" && task.agent_exit?.words.trim().split("\n").pop()) || firstLine(task.current_state?.message);
+  return words ? html`“${prose(words)}”` : task.name;
+}
+

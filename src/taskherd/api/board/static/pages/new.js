@@ -1,0 +1,241 @@
+// @ts-check
+// New task. A link such as `/new?template=codex&prompt=…` fills the form; nothing but the person's own press starts a task.
+import * as api from "../api.js";
+import { submitOnEnter } from "../dialog.js";
+import { bytes } from "../format.js";
+import { bind } from "../keys.js";
+import * as router from "../router.js";
+import { html, nothing, render } from "../vendor/lit-html/lit-html.js";
+import { live } from "../vendor/lit-html/directives/live.js";
+
+const DRAFT_KEY = "taskherd-new-task";
+const LAST_TEMPLATE_KEY = "taskherd-last-template";
+const MAX_PROMPT = 256 * 1024; // bytes
+const MAX_CARDS = 8; // templates that are shown as cards instead of a list
+
+/** @typedef {{template: string, preset: string, prompt: string, display_name: string, name: string, labels: string}} Fields */
+
+/** @type {import("../router.js").Page} */
+export default function newTask(view) {
+  new NewTask(view).start();
+}
+
+class NewTask {
+  /** @param {import("../router.js").View} view */
+  constructor(view) {
+    this.view = view;
+    /** @type {Fields} */
+    this.fields = { template: "", preset: "", prompt: "", display_name: "", name: "", labels: "" };
+    /** @type {any[]} */
+    this.templates = [];
+    /** @type {any[]} */
+    this.presets = [];
+    this.loaded = false;
+    this.isLink = false;
+    this.busy = false;
+    this.key = api.newKey(); // repeating the same submission starts nothing twice
+    /** @type {any} */
+    this.failed = null;
+    /** @type {Record<string, string>} what is wrong, by the field of the API */
+    this.problems = {};
+  }
+
+  async start() {
+    const { signal, query } = this.view;
+    this.view.setTitle("New task");
+    bind("New task", [{ keys: "p", does: "Write the prompt", run: () => this.prompt?.focus() }], signal);
+    const read = api.get("/templates", { signal });
+    await this.fill(query);
+    const answer = await read;
+    if (signal.aborted) return;
+    this.failed = answer.ok ? null : answer;
+    this.templates = answer.ok ? answer.value : [];
+    this.loaded = true;
+    this.chooseTemplate(this.fields.template || localStorage.getItem(LAST_TEMPLATE_KEY) || "");
+    this.draw();
+    this.view.shown();
+    this.prompt?.focus();
+  }
+
+  get prompt() {
+    return /** @type {HTMLTextAreaElement | null} */ (this.view.root.querySelector("#prompt"));
+  }
+
+  /** @param {URLSearchParams} query */
+  async fill(query) {
+    const from = query.get("from")?.split("/");
+    if (from?.length === 2) {
+      const answer = await api.get(api.taskPath({ owner_name: from[0], name: from[1] }), { signal: this.view.signal });
+      if (answer.ok) Object.assign(this.fields, { template: answer.value.template_name, prompt: answer.value.initial_prompt });
+      this.isLink = true;
+    }
+    for (const name of /** @type {(keyof Fields)[]} */ (["template", "preset", "prompt", "display_name", "name"])) {
+      const value = query.get(name);
+      if (value === null) continue;
+      this.fields[name] = value;
+      this.isLink = true;
+    }
+    const labels = query.getAll("label");
+    if (labels.length) this.fields.labels = labels.join("\n");
+    if (this.isLink) return;
+    try {
+      Object.assign(this.fields, JSON.parse(sessionStorage.getItem(DRAFT_KEY) || "{}"));
+    } catch {
+      sessionStorage.removeItem(DRAFT_KEY);
+    }
+  }
+
+  /** @param {string} name of a template, or its id */
+  chooseTemplate(name) {
+    const wanted = name.toLowerCase();
+    const found = this.templates.find((each) => each.id === wanted || each.name.toLowerCase() === wanted);
+    const chosen = found || (name && this.isLink ? null : this.templates[0]);
+    this.missing = !found && this.isLink && this.fields.template ? this.fields.template : "";
+    this.fields.template = chosen?.name || "";
+    this.presets = [];
+    if (chosen) this.loadPresets(chosen);
+  }
+
+  get template() {
+    return this.templates.find((each) => each.name === this.fields.template);
+  }
+
+  /** @param {any} template */
+  async loadPresets(template) {
+    const answer = await api.get(`/templateversions/${template.active_version_id}/presets`, { signal: this.view.signal });
+    if (!answer.ok || this.template?.id !== template.id) return;
+    this.presets = answer.value;
+    const wanted = this.fields.preset.toLowerCase();
+    const found = this.presets.find((each) => each.ID === wanted || each.Name.toLowerCase() === wanted) || this.presets.find((each) => each.Default);
+    this.fields.preset = found?.ID || "";
+    this.draw();
+  }
+
+  /**
+   * @param {keyof Fields} name
+   * @param {string} value
+   */
+  set(name, value) {
+    this.fields[name] = value;
+    this.key = api.newKey();
+    delete this.problems[name];
+    if (name === "template") {
+      this.fields.preset = "";
+      this.chooseTemplate(value);
+      localStorage.setItem(LAST_TEMPLATE_KEY, value);
+    }
+    if (!this.isLink) sessionStorage.setItem(DRAFT_KEY, JSON.stringify(this.fields));
+    this.draw();
+  }
+
+  /** @param {SubmitEvent} event */
+  async submit(event) {
+    event.preventDefault();
+    const { template, fields } = this;
+    if (this.busy || !template) return;
+    const labels = parseLabels(fields.labels);
+    this.problems = {};
+    if (!fields.prompt.trim()) this.problems.input = "Say what the agent is to do.";
+    if (labels === null) this.problems.labels = "Expected one label on each line: key=value.";
+    if (Object.keys(this.problems).length) return this.showProblems();
+    this.busy = true;
+    this.failed = null;
+    this.draw();
+    const answer = await api.send("POST", "/tasks/me", {
+      template_version_id: template.active_version_id,
+      input: fields.prompt,
+      ...(fields.preset && { template_version_preset_id: fields.preset }),
+      ...(fields.display_name.trim() && { display_name: fields.display_name.trim() }),
+      ...(fields.name.trim() && { name: fields.name.trim() }),
+      ...(labels && Object.keys(labels).length && { labels }),
+    }, { key: this.key });
+    this.busy = false;
+    if (answer.ok) {
+      sessionStorage.removeItem(DRAFT_KEY);
+      return router.go(api.taskPath(answer.value));
+    }
+    this.key = answer.status ? api.newKey() : this.key;
+    for (const { field, detail } of answer.validations) this.problems[field] = detail;
+    this.failed = answer.validations.some((each) => each.field in FIELDS) ? null : answer;
+    this.showProblems();
+  }
+
+  showProblems() {
+    this.draw();
+    const first = /** @type {HTMLElement | null} */ (this.view.root.querySelector("[aria-invalid=true]"));
+    if (first) first.closest("details")?.setAttribute("open", "");
+    first?.focus();
+  }
+
+  draw() {
+    if (this.view.signal.aborted) return;
+    render(this.loaded ? this.form() : html`<h1>New task</h1><div class="card"><div class="loading"></div></div>`, this.view.root);
+  }
+
+  form() {
+    if (this.loaded && !this.failed && !this.templates.length) {
+      return html`<div class="card empty"><h1>There is no template yet</h1>
+        <p>A template says which agent runs, and how. Whoever runs taskherd loads some with <code>taskherd directory apply</code>.</p></div>`;
+    }
+    const { fields, problems } = this;
+    const size = new TextEncoder().encode(fields.prompt).length;
+    const on = (/** @type {keyof Fields} */ name) => (/** @type {Event} */ event) =>
+      this.set(name, /** @type {HTMLInputElement} */ (event.target).value);
+    const problem = (/** @type {string} */ name) => (problems[name] ? html`<span class="problem" id="problem-${name}">${problems[name]}</span>` : nothing);
+    return html`<form class="new-task" novalidate @submit=${(/** @type {SubmitEvent} */ event) => this.submit(event)}>
+      <h1>New task</h1>
+      ${this.isLink ? html`<p class="notice">A link has filled this form. Read it before you start the task.</p>` : nothing}
+      ${this.missing ? html`<p class="notice bad" role="alert">There is no template <code>${this.missing}</code> that you may use. Choose another.</p>` : nothing}
+      <label class="field"><span>Prompt</span>
+        <textarea id="prompt" rows="9" placeholder="What is the agent to do, and how will you know that it is done?" .value=${live(fields.prompt)}
+          aria-invalid=${problems.input ? "true" : nothing} aria-describedby=${problems.input ? "problem-input" : nothing} @input=${on("prompt")} @keydown=${submitOnEnter}></textarea>
+        ${problem("input")}${size > MAX_PROMPT * 0.9 ? html`<small class=${size > MAX_PROMPT ? "problem" : ""}>${bytes(size)} of ${bytes(MAX_PROMPT)}</small>` : nothing}</label>
+      ${this.templateField(on("template"))}
+      ${this.presets.length ? html`<fieldset class="field"><legend>Preset</legend><div class="segments">
+        ${this.presets.map((each) => html`<label title=${each.Parameters.map((/** @type {any} */ one) => `${one.Name}: ${one.Value}`).join("\n")}>
+          <input type="radio" name="preset" value=${each.ID} .checked=${live(each.ID === fields.preset)} @change=${on("preset")}><span>${each.Name}</span></label>`)}</div></fieldset>` : nothing}
+      <details class="more-fields" ?open=${Boolean(fields.display_name || fields.name || fields.labels)}><summary>Name and labels</summary><div class="more-grid">
+        <label class="field"><span>Title</span><input id="display_name" type="text" maxlength="64" placeholder="from the prompt" .value=${live(fields.display_name)}
+          aria-invalid=${problems.display_name ? "true" : nothing} @input=${on("display_name")}>${problem("display_name")}</label>
+        <label class="field"><span>Name</span><input id="name" type="text" maxlength="32" spellcheck="false" autocapitalize="none" placeholder="generated" .value=${live(fields.name)}
+          aria-invalid=${problems.name ? "true" : nothing} @input=${on("name")}>${problem("name")}<small>In addresses and commands: letters, digits, hyphens.</small></label>
+        <label class="field wide-field"><span>Labels</span><textarea id="labels" class="mono" rows="2" spellcheck="false" placeholder="repo=acme/app" .value=${live(fields.labels)}
+          aria-invalid=${problems.labels ? "true" : nothing} @input=${on("labels")}></textarea>${problem("labels")}</label>
+      </div></details>
+      ${this.failed ? html`<div class="notice bad" role="alert"><b>${this.failed.message}</b>${this.failed.detail ? html`<br>${this.failed.detail}` : nothing}</div>` : nothing}
+      <div class="acts"><span class="faint small keyboard"><kbd>Ctrl</kbd> <kbd>⏎</kbd></span>
+        <button class="button go" ?disabled=${this.busy || !this.template || size > MAX_PROMPT}>${this.busy ? "Starting…" : "Start task"}</button></div>
+    </form>`;
+  }
+
+  /** @param {(event: Event) => void} on */
+  templateField(on) {
+    const many = new Set(this.templates.map((each) => each.organization_id)).size > 1;
+    if (this.templates.length > MAX_CARDS) {
+      return html`<label class="field"><span>Template</span><select @change=${on}>
+        ${this.fields.template ? nothing : html`<option value="" selected>Choose…</option>`}
+        ${this.templates.map((each) => html`<option value=${each.name} .selected=${each.name === this.fields.template}>${each.display_name || each.name}${many ? ` (${each.organization_display_name})` : ""}</option>`)}</select></label>`;
+    }
+    return html`<fieldset class="field"><legend>Template</legend><div class="choices">
+      ${this.templates.map((each) => html`<label class="choice"><input type="radio" name="template" value=${each.name} .checked=${live(each.name === this.fields.template)} @change=${on}>
+        <span><b>${each.display_name || each.name}</b><small>${many ? `${each.organization_display_name} · ` : ""}${each.description || each.name}</small></span></label>`)}</div></fieldset>`;
+  }
+}
+
+/** The fields of the API whose problems the form shows beside them. */
+const FIELDS = { input: 1, display_name: 1, name: 1, labels: 1 };
+
+/**
+ * @param {string} text
+ * @returns {Record<string, string> | null}
+ */
+function parseLabels(text) {
+  /** @type {Record<string, string>} */
+  const labels = {};
+  for (const line of text.split("\n").map((each) => each.trim()).filter(Boolean)) {
+    const at = line.indexOf("=");
+    if (at < 1) return null;
+    labels[line.slice(0, at).trim()] = line.slice(at + 1).trim();
+  }
+  return labels;
+}

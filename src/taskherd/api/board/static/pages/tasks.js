@@ -1,0 +1,393 @@
+// @ts-check
+// Tasks: a table in pages, a filter that the address holds, and what is done to many at once. Rows never jump: what is
+// shown changes in place, and what would come or go is counted until somebody wants to see it.
+import * as api from "../api.js";
+import * as attention from "../attention.js";
+import * as bulk from "../bulk.js";
+import { FilterField } from "../combobox.js";
+import { showFeedState } from "../connection.js";
+import { announce, showDialog, toast } from "../dialog.js";
+import { follow } from "../feed.js";
+import { count, link, money, plural } from "../format.js";
+import { bind } from "../keys.js";
+import { liveQuery, matches, sentence } from "../query.js";
+import * as router from "../router.js";
+import { badge, describe, prose, title } from "../state.js";
+import * as views from "../views.js";
+import { html, nothing, render } from "../vendor/lit-html/lit-html.js";
+import { live } from "../vendor/lit-html/directives/live.js";
+import { repeat } from "../vendor/lit-html/directives/repeat.js";
+
+const PAGE = 50;
+const MAX_JOBS = 3; // unfinished jobs of the caller that are shown
+
+/** @type {import("../router.js").Page} */
+export default function tasks(view) {
+  new Tasks(view).start();
+}
+
+class Tasks {
+  /** @param {import("../router.js").View} view */
+  constructor(view) {
+    this.view = view;
+    this.q = view.query.get("q") || "";
+    this.sort = view.query.get("sort") || "";
+    this.after = view.query.get("after") || "";
+    /** @type {any[]} */
+    this.rows = [];
+    this.next = "";
+    this.loaded = false;
+    /** @type {any} */
+    this.failed = null;
+    /** @type {Set<string>} ids of tasks that would come or go */
+    this.pending = new Set();
+    /** @type {Map<string, string>} why a row should not be here any more, by its id */
+    this.gone = new Map();
+    /** @type {Set<string>} */
+    this.selected = new Set();
+    this.all = false; // all that match are selected
+    this.interrupts = false;
+    /** @type {Map<string, {job: any, refused: any[]}>} */
+    this.jobs = new Map();
+    /** @type {any} */
+    this.totals = null;
+    this.feed = new AbortController();
+    this.last = -1; // index of the row that was selected last, for selecting a range
+  }
+
+  start() {
+    const { signal, root } = this.view;
+    signal.addEventListener("abort", () => this.feed.abort());
+    this.view.setTitle("Tasks");
+    render(html`<h1 class="unseen">Tasks</h1><div class="filter"></div><div class="list"></div>`, root);
+    this.list = /** @type {HTMLElement} */ (root.querySelector(".list"));
+    this.filter = new FilterField(/** @type {HTMLElement} */ (root.querySelector(".filter")), (q) => this.setFilter(q));
+    this.filter.set(this.q);
+    bind("Tasks", [
+      { keys: "j", does: "Next task", run: () => this.move(1) },
+      { keys: "k", does: "The one before", run: () => this.move(-1) },
+      { keys: "x", does: "Select it", run: () => this.toggleFocused() },
+      { keys: "a", does: "Select the page", run: () => this.selectPage(!this.isPageSelected()) },
+      { keys: ".", does: "Show what changed", run: () => this.load() },
+      { keys: "Escape", does: "Select nothing", run: () => this.selectNone() },
+    ], signal);
+    this.draw();
+    this.connect();
+    this.loadJobs();
+  }
+
+  /** @param {string} q */
+  setFilter(q, sort = this.sort) {
+    this.q = q;
+    this.sort = sort;
+    this.after = "";
+    this.selectNone();
+    this.filter?.set(q);
+    this.putAddress();
+    this.loaded = false;
+    this.connect();
+    this.draw();
+  }
+
+  putAddress(replace = false) {
+    const query = new URLSearchParams();
+    if (this.q) query.set("q", this.q);
+    if (this.sort) query.set("sort", this.sort);
+    if (this.after) query.set("after", this.after);
+    router.setQuery(query, { replace });
+  }
+
+  connect() {
+    this.feed.abort();
+    this.feed = new AbortController();
+    follow({
+      query: liveQuery(this.q),
+      signal: this.feed.signal,
+      onState: showFeedState,
+      onLive: () => this.load(),
+      onChanges: (changes) => this.apply(changes),
+    });
+    this.load();
+  }
+
+  async load() {
+    const { signal } = this.feed;
+    const query = new URLSearchParams({ limit: String(PAGE), q: this.q, ...(this.sort && { sort: this.sort }), ...(this.after && { after: this.after }) });
+    const [answer] = await Promise.all([api.get(`/tasks?${query}`, { signal }), this.loadTotals(signal)]);
+    if (signal.aborted) return;
+    this.failed = answer.ok ? null : answer;
+    this.rows = answer.ok ? answer.value.tasks : [];
+    this.next = (answer.ok && answer.value.next) || "";
+    this.loaded = true;
+    this.pending.clear();
+    this.gone.clear();
+    if (!this.all) this.selected = new Set(this.rows.map((each) => each.id).filter((id) => this.selected.has(id)));
+    this.draw();
+    this.view.shown();
+    announce(this.failed ? "" : plural(this.rows.length, "task"));
+  }
+
+  /** @param {AbortSignal} signal */
+  async loadTotals(signal) {
+    const answer = await api.get(`/task-totals${this.q ? `?q=${encodeURIComponent(this.q)}` : ""}`, { signal });
+    this.totals = answer.ok ? answer.value : null; // 400: not every term is counted by
+  }
+
+  /** @param {Map<string, import("../feed.js").TaskChange>} changes */
+  apply(changes) {
+    for (const { kind, task } of changes.values()) {
+      const at = this.rows.findIndex((each) => each.id === task.id);
+      if (at >= 0) {
+        if (this.rows[at].updated_at > task.updated_at) continue;
+        this.rows[at] = task;
+        const why = kind === "deleted" ? "deleted" : matches(this.q, task) ? "" : "no longer matches";
+        if (why) this.gone.set(task.id, why);
+        else this.gone.delete(task.id);
+        if (why) this.pending.add(task.id);
+      } else if (kind !== "deleted" && !this.after && this.isNew(task)) this.pending.add(task.id);
+      else if (kind === "deleted") this.pending.delete(task.id);
+    }
+    attention.changed();
+    this.draw();
+  }
+
+  /**
+   * Return whether a task that is not shown belongs on the first page now.
+   * @param {any} task
+   */
+  isNew(task) {
+    if (!matches(this.q, task)) return this.pending.delete(task.id), false;
+    const last = this.rows.at(-1);
+    return this.rows.length < PAGE || this.isByChange() || task.created_at > last.created_at;
+  }
+
+  isByChange() {
+    return this.sort === "changed" || (!this.sort && /(^| )changed:/.test(this.q));
+  }
+
+  // Selection and jobs
+
+  isPageSelected() {
+    return this.rows.length > 0 && this.rows.every((each) => this.selected.has(each.id));
+  }
+
+  /** @param {boolean} on */
+  selectPage(on) {
+    this.all = false;
+    for (const { id } of this.rows) this.selected[on ? "add" : "delete"](id);
+    this.selectionChanged();
+  }
+
+  selectNone() {
+    this.selected.clear();
+    this.all = false;
+    this.draw();
+  }
+
+  /**
+   * @param {string} id
+   * @param {boolean} on
+   * @param {boolean} range whether all between this one and the one before are meant
+   */
+  select(id, on, range) {
+    const at = this.rows.findIndex((each) => each.id === id);
+    const from = range && this.last >= 0 ? this.last : at;
+    this.all = false;
+    for (const each of this.rows.slice(Math.min(from, at), Math.max(from, at) + 1)) this.selected[on ? "add" : "delete"](each.id);
+    this.last = at;
+    this.selectionChanged();
+  }
+
+  selectionChanged() {
+    const [id] = this.selected;
+    if (id && !this.interrupts) bulk.canInterrupt(id).then((can) => ((this.interrupts = can), this.draw()));
+    this.draw();
+  }
+
+  /** @param {string} action */
+  async act(action) {
+    const target = this.all ? { q: this.q } : { ids: [...this.selected] };
+    const whose = this.all ? "all that match" : plural(this.selected.size, "selected task");
+    const job = await bulk.start(action, target, whose);
+    if (!job || this.view.signal.aborted) return;
+    this.selectNone();
+    this.followJob(job);
+  }
+
+  async loadJobs() {
+    const answer = await api.get("/task-actions?limit=10", { signal: this.view.signal, cached: false });
+    if (!answer.ok) return;
+    const open = answer.value.actions.filter((/** @type {any} */ each) => each.finished_at === null);
+    open.slice(0, MAX_JOBS).forEach((/** @type {any} */ job) => this.followJob(job));
+  }
+
+  /** @param {any} job */
+  followJob(job) {
+    const { signal } = this.view;
+    const shown = { job, refused: /** @type {any[]} */ ([]) };
+    this.jobs.set(job.id, shown);
+    this.draw();
+    bulk.watch(job.id, async (changed) => {
+      shown.job = changed;
+      if (changed.finished_at && changed.refused) shown.refused = await bulk.refusals(job.id, signal);
+      if (!signal.aborted) this.draw();
+    }, signal);
+  }
+
+  /** @param {string} id */
+  async cancelJob(id) {
+    const answer = await api.send("POST", `/task-actions/${id}/cancel`);
+    if (!answer.ok) toast(api.explain(answer), { bad: true });
+  }
+
+  // Keyboard
+
+  /** @returns {HTMLElement[]} */
+  get names() {
+    return [...(this.list?.querySelectorAll("tbody a.name") || [])].map((each) => /** @type {HTMLElement} */ (each));
+  }
+
+  /** @param {number} by */
+  move(by) {
+    const { names } = this;
+    const at = names.findIndex((each) => each.closest("tr")?.contains(document.activeElement));
+    names[Math.min(names.length - 1, Math.max(0, at + by))]?.focus();
+  }
+
+  toggleFocused() {
+    const id = document.activeElement?.closest("tr")?.dataset.id;
+    if (id) this.select(id, !this.selected.has(id), false);
+  }
+
+  // Views
+
+  async saveView() {
+    const content = html`<p>${sentence(this.q)}.</p><label class="field"><span>Name</span><input name="name" type="text" maxlength="40" required autofocus></label>`;
+    const actions = [{ label: "Cancel", value: "" }, { label: "Save", value: "yes", main: true }];
+    const { value, fields } = await showDialog({ title: "Save this view", content, actions });
+    const name = String(fields.get("name")).trim();
+    if (value === "yes" && name) views.save({ name, q: this.q, sort: this.sort });
+    this.draw();
+  }
+
+  // Templates
+
+  draw() {
+    if (!this.list || this.view.signal.aborted) return;
+    render(html`
+      ${this.viewBar()}
+      ${repeat(this.jobs.values(), (/** @type {any} */ each) => each.job.id, (/** @type {any} */ { job, refused }) => bulk.panel(job, refused, {
+        cancel: () => this.cancelJob(job.id), dismiss: () => (this.jobs.delete(job.id), this.draw()),
+      }))}
+      <div class="list-head">${this.selected.size || this.all ? this.selectionBar() : this.summary()}</div>
+      ${this.failed ? this.failure() : !this.loaded && !this.rows.length ? this.skeleton() : this.rows.length ? this.table() : this.empty()}
+      ${this.pages()}`, this.list);
+  }
+
+  viewBar() {
+    const current = (/** @type {views.View} */ view) => view.q === this.q && view.sort === this.sort;
+    const all = views.list();
+    return html`<nav class="views" aria-label="Views">
+      ${repeat(all, (/** @type {views.View} */ each) => each.name, (/** @type {views.View} */ each) => html`<span class="view">
+        <a href=${views.address(each)} aria-current=${current(each) ? "true" : nothing} @click=${(/** @type {MouseEvent} */ event) => {
+          if (event.metaKey || event.ctrlKey || event.shiftKey) return;
+          event.preventDefault();
+          this.setFilter(each.q, each.sort);
+        }}>${each.name}</a>${each.saved ? html`<button class="icon" aria-label="Remove the view ${each.name}" @click=${() => (views.remove(each.name), this.draw())}>×</button>` : nothing}</span>`)}
+      ${this.q && !all.some(current) ? html`<button class="link small" @click=${() => this.saveView()}>Save view</button>` : nothing}
+    </nav>`;
+  }
+
+  summary() {
+    const changed = this.pending.size;
+    return html`<p class="soft small">${this.loaded && !this.failed && this.totals ? html`<b class="count">${count(this.totals.total)}</b> · ` : nothing}${sentence(this.q)}, ${this.isByChange() ? "last changed" : "newest"} first</p>
+      <button class="pill right" ?hidden=${!changed} @click=${() => (scrollTo(0, 0), this.load())}><span role="status">${changed ? `${count(changed)} changed` : ""}</span> · show</button>`;
+  }
+
+  selectionBar() {
+    const many = this.all ? html`All that match${this.totals ? html` (${count(this.totals.total)})` : nothing}` : html`${plural(this.selected.size, "task")} selected`;
+    const offer = !this.all && this.q && this.isPageSelected() && (this.next || this.after);
+    return html`<div class="selection"><b role="status">${many}</b>
+      ${offer ? html`<button class="link" @click=${() => ((this.all = true), this.draw())}>Select all that match</button>` : nothing}
+      <span class="acts right">${Object.entries(bulk.ACTIONS).filter(([action]) => action !== "interrupt" || this.interrupts).map(([action, { label, danger }]) => html`
+        <button class=${danger ? "button small danger" : "button small"} @click=${() => this.act(action)}>${label}</button>`)}
+        <button class="button small quiet" @click=${() => this.selectNone()}>Cancel</button></span></div>`;
+  }
+
+  failure() {
+    return html`<div class="notice bad" role="alert"><p><b>${this.failed.message}</b></p>
+      ${this.failed.validations.map((/** @type {any} */ each) => html`<p>${each.detail}</p>`)}
+      ${!this.failed.validations.length && this.failed.detail ? html`<p>${this.failed.detail}</p>` : nothing}
+      <p class="acts left"><button class="button small" @click=${() => this.load()}>Try again</button>${this.q ? html`<button class="button small quiet" @click=${() => this.setFilter("")}>Show all tasks</button>` : nothing}</p></div>`;
+  }
+
+  skeleton() {
+    return html`<div class="card rows" aria-busy="true">${[0, 1, 2, 3, 4].map(() => html`<div class="loading"></div>`)}</div>`;
+  }
+
+  empty() {
+    if (this.q) {
+      return html`<div class="card empty"><h2>No task matches</h2><p>${sentence(this.q)}: there are none right now. They will be counted above as soon as there are.</p>
+        <button class="button" @click=${() => this.setFilter("")}>Show all tasks</button></div>`;
+    }
+    return html`<div class="card empty"><h2>There are no tasks yet</h2>
+      <p>A task is one prompt for one agent in a workspace of its own. Start one here, or with <code>taskherd task create</code>.</p><a class="button go" href="/new">New task</a></div>`;
+  }
+
+  table() {
+    const hasCost = this.rows.some((each) => each.usage);
+    const byChange = this.isByChange();
+    const order = (/** @type {string} */ label, /** @type {string} */ sort, /** @type {boolean} */ on) => html`
+      <button class="order" aria-pressed=${on} @click=${() => this.setFilter(this.q, sort)}>${label}${on ? html`<span aria-hidden="true"> ↓</span>` : nothing}</button>`;
+    return html`<div class="card table-frame"><table role="table" class="tasks-table ${hasCost ? "has-cost" : ""}" aria-label="Tasks">
+      <thead role="rowgroup"><tr role="row">
+        <th role="columnheader" scope="col" class="check"><input type="checkbox" aria-label="Select this page" .checked=${live(this.isPageSelected())}
+          .indeterminate=${live(this.selected.size > 0 && !this.isPageSelected())} @change=${(/** @type {Event} */ event) => this.selectPage(/** @type {HTMLInputElement} */ (event.target).checked)}></th>
+        <th role="columnheader" scope="col" aria-sort=${byChange ? "none" : "descending"}>${order("Task", "created", !byChange)}</th>
+        <th role="columnheader" scope="col">Doing now</th>
+        <th role="columnheader" scope="col" aria-sort=${byChange ? "descending" : "none"}>${order("State", "changed", byChange)}</th>
+        <th role="columnheader" scope="col" class="owner">Owner</th>
+        <th role="columnheader" scope="col" class="template">Template</th>
+        <th role="columnheader" scope="col" class="target">Link</th>
+        ${hasCost ? html`<th role="columnheader" scope="col" class="cost">Cost</th>` : nothing}
+      </tr></thead>
+      <tbody role="rowgroup">${repeat(this.rows, (/** @type {any} */ task) => task.id, (/** @type {any} */ task) => this.row(task, hasCost))}</tbody>
+    </table></div>`;
+  }
+
+  /**
+   * @param {any} task
+   * @param {boolean} hasCost
+   */
+  row(task, hasCost) {
+    const { id } = task;
+    const state = describe(task);
+    const target = link(task.current_state?.uri);
+    const gone = this.gone.get(id);
+    const selected = this.all || this.selected.has(id);
+    return html`<tr role="row" data-id=${id} class="${gone ? "gone" : ""} ${selected ? "selected" : ""}">
+      <td role="cell" class="check"><input type="checkbox" aria-label="Select ${title(task)}" .checked=${live(selected)}
+        @click=${(/** @type {MouseEvent} */ event) => this.select(id, /** @type {HTMLInputElement} */ (event.target).checked, event.shiftKey)}></td>
+      <th role="rowheader" scope="row" class="task"><a class="name truncate" href=${api.taskPath(task)} title="${title(task)}&#10;${task.owner_name}/${task.name}">${title(task)}</a></th>
+      <td role="cell" class="says"><span class="truncate" title=${state.says}>${gone ? html`<i>${gone}</i> · ` : nothing}${prose(state.says)}</span></td>
+      <td role="cell" class="stand">${badge(state)}</td>
+      <td role="cell" class="owner truncate">${task.owner_name}</td>
+      <td role="cell" class="template truncate">${task.template_display_name || task.template_name}</td>
+      <td role="cell" class="target truncate">${target ? html`<a class="link" href=${target.href} title=${target.href} rel="noopener noreferrer" target="_blank">${target.text}</a>` : html`<span class="faint" aria-hidden="true">–</span>`}</td>
+      ${hasCost ? html`<td role="cell" class="cost">${money(task.usage?.cost) || html`<span class="faint" aria-hidden="true">–</span>`}</td>` : nothing}
+    </tr>`;
+  }
+
+  pages() {
+    if (!this.next && !this.after) return nothing;
+    const turn = (/** @type {string} */ after) => {
+      this.after = after;
+      this.putAddress();
+      scrollTo(0, 0);
+      this.load();
+    };
+    return html`<nav class="pages" aria-label="Pages of the list">
+      <button class="button" ?disabled=${!this.after} @click=${() => turn("")}>First page</button>
+      <button class="button" ?disabled=${!this.next} @click=${() => turn(this.next)}>Next ${PAGE}</button></nav>`;
+  }
+}

@@ -1,0 +1,171 @@
+// @ts-check
+// The search terms of lists, `key:value`: what there is, what each value may be, and what a query means in words.
+import * as api from "./api.js";
+import { plural } from "./format.js";
+
+/** @typedef {{insert: string, label: string, hint: string}} Option */
+
+/**
+ * @typedef {object} Term
+ * @property {string} key
+ * @property {string} hint
+ * @property {boolean} [live] whether the feed of changes knows it
+ * @property {(typed: string) => Option[] | Promise<Option[]>} values
+ */
+
+const STATUSES = ["pending", "initializing", "active", "paused", "error", "unknown"];
+const STATES = ["working", "idle", "complete", "failed"];
+const HEALTHS = ["healthy", "unhealthy", "connecting", "late", "lost", "not_running", "start_error", "shutting_down"];
+const AGES = /** @type {[string, string][]} */ ([
+  ["<1h", "within the last hour"], ["<1d", "within the last day"], ["<7d", "within the last week"],
+  [">1h", "more than an hour ago"], [">1d", "more than a day ago"], [">7d", "more than a week ago"],
+]);
+
+/** @param {[string, string][]} pairs */
+const fixed = (pairs) => () => pairs.map(([label, hint]) => ({ insert: label, label, hint }));
+/** @param {string[]} values */
+const words = (values) => fixed(values.map((each) => [each, ""]));
+const none = () => [];
+
+/** @type {Term[]} */
+export const TERMS = [
+  { key: "owner", hint: "whose: a username, or me", live: true, values: owners },
+  { key: "status", hint: "of the workspace: active, paused, error, …", live: true, values: words(STATUSES) },
+  { key: "state", hint: "of the agent: working, idle, complete, failed", live: true, values: words(STATES) },
+  { key: "waiting", hint: "asks something of a person", live: true, values: fixed([["true", "an agent asks"], ["false", ""]]) },
+  { key: "stalled", hint: "works, but says nothing any more", live: true, values: fixed([["true", "says nothing any more"], ["false", ""]]) },
+  { key: "health", hint: "of the agent: lost, unhealthy, …", live: true, values: words(HEALTHS) },
+  { key: "template", hint: "the template it was made from", live: true, values: templates },
+  { key: "name", hint: "how its name begins", live: true, values: none },
+  { key: "label", hint: "a label, key=value", live: true, values: none },
+  { key: "created", hint: "<2h: less than two hours ago; >7d: more than a week ago", values: fixed(AGES) },
+  { key: "changed", hint: "when something last happened: <1d, >7d", values: fixed(AGES) },
+  { key: "pool", hint: "the pool of runners that it is for", values: none },
+  { key: "runner", hint: "the machine that it runs on", values: none },
+  { key: "organization", hint: "the organization that it belongs to", live: true, values: organizations },
+];
+
+/** @param {string} typed */
+async function owners(typed) {
+  const answer = await api.get(`/users?limit=8&q=${encodeURIComponent(typed)}`);
+  const users = answer.ok ? answer.value.users : [];
+  const found = users.map((/** @type {any} */ each) => ({ insert: each.username, label: each.username, hint: each.name || "" }));
+  return [{ insert: "me", label: "me", hint: "yourself" }, ...found];
+}
+
+async function templates() {
+  const answer = await api.get("/templates");
+  if (!answer.ok) return [];
+  return answer.value.map((/** @type {any} */ each) => ({ insert: each.name, label: each.name, hint: each.display_name || "" }));
+}
+
+async function organizations() {
+  const answer = await api.get("/organizations");
+  if (!answer.ok) return [];
+  return answer.value.map((/** @type {any} */ each) => ({ insert: each.name, label: each.name, hint: each.display_name || "" }));
+}
+
+/**
+ * The terms of a query, in their order; words without a colon have the key "".
+ * @param {string} q
+ * @returns {{key: string, value: string}[]}
+ */
+export function parse(q) {
+  const parts = q.match(/[^\s"]*"[^"]*"?|[^\s"]+/g) || [];
+  return parts.map((part) => {
+    const at = part.indexOf(":");
+    return { key: at < 0 ? "" : part.slice(0, at).toLowerCase(), value: part.slice(at + 1).replaceAll('"', "") };
+  });
+}
+
+/**
+ * The part of a query that the feed of changes can follow.
+ * @param {string} q
+ */
+export function liveQuery(q) {
+  const live = new Set(TERMS.filter((each) => each.live).map((each) => each.key));
+  return parse(q).filter(({ key }) => key === "" || live.has(key)).map(({ key, value }) => {
+    const text = /\s/.test(value) ? `"${value}"` : value;
+    return key ? `${key}:${text}` : text;
+  }).join(" ");
+}
+
+/**
+ * Return whether a task matches a query, as far as its document says that; a change may have taken it out of a list.
+ * @param {string} q
+ * @param {any} task
+ */
+export function matches(q, task) {
+  return parse(q).every(({ key, value }) => {
+    if (key === "status") return task.status === value;
+    if (key === "state") return task.current_state?.state === value;
+    if (key === "waiting") return Boolean(task.requests_open) === (value === "true");
+    if (key === "stalled") return Boolean(task.stalled_since) === (value === "true");
+    if (key === "template") return task.template_name.toLowerCase() === value.toLowerCase();
+    if (key === "name") return task.name.toLowerCase().startsWith(value.toLowerCase());
+    return true;
+  });
+}
+
+/**
+ * What can be typed where the caret is: terms, or the values of one.
+ * @param {string} text
+ * @param {number} caret
+ * @returns {Promise<{from: number, to: number, options: Option[]}>}
+ */
+export async function complete(text, caret) {
+  const from = text.lastIndexOf(" ", caret - 1) + 1;
+  const next = text.indexOf(" ", caret);
+  const to = next < 0 ? text.length : next;
+  const word = text.slice(from, caret);
+  const at = word.indexOf(":");
+  if (at < 0) {
+    const used = new Set(parse(text.slice(0, from) + text.slice(to)).map((each) => each.key));
+    const typed = word.toLowerCase();
+    const options = TERMS.filter(({ key }) => key.startsWith(typed) && !used.has(key))
+      .map(({ key, hint }) => ({ insert: `${key}:`, label: `${key}:`, hint }));
+    return { from, to, options };
+  }
+  const term = TERMS.find((each) => each.key === word.slice(0, at).toLowerCase());
+  const typed = word.slice(at + 1).toLowerCase();
+  const values = term ? await term.values(typed) : [];
+  return { from: from + at + 1, to, options: values.filter((each) => each.label.toLowerCase().startsWith(typed)).slice(0, 12) };
+}
+
+const UNITS = /** @type {Record<string, string>} */ ({ s: "second", m: "minute", h: "hour", d: "day", w: "week" });
+
+/** @type {Record<string, (value: string) => string>} */
+const CLAUSES = {
+  status: (value) => `with the status ${value}`,
+  state: (value) => `whose agent is ${value}`,
+  waiting: (value) => (value === "true" ? "whose agent asks something" : "whose agent asks nothing"),
+  stalled: (value) => (value === "true" ? "that have stalled" : "that have not stalled"),
+  health: (value) => `whose agent is ${value.replace("_", " ")}`,
+  template: (value) => `made from ${value}`,
+  name: (value) => `whose name begins with ${value}`,
+  label: (value) => `labelled ${value}`,
+  pool: (value) => `for the pool ${value}`,
+  runner: (value) => `on ${value}`,
+  organization: (value) => `of the organization ${value}`,
+  created: (value) => `created ${ageWords(value)}`,
+  changed: (value) => `changed ${ageWords(value)}`,
+};
+
+/** @param {string} value */
+function ageWords(value) {
+  const found = /^([<>])(\d+)([smhdw])$/.exec(value);
+  if (!found) return value;
+  return `${found[1] === "<" ? "less" : "more"} than ${plural(Number(found[2]), UNITS[found[3]])} ago`;
+}
+
+/**
+ * What a query selects, in words.
+ * @param {string} q
+ */
+export function sentence(q) {
+  const terms = parse(q);
+  const owner = terms.find(({ key }) => key === "owner" || key === "")?.value;
+  const subject = !owner ? "All tasks that you may see" : owner === "me" ? "Your tasks" : `Tasks of ${owner}`;
+  const clauses = terms.filter(({ key }) => key && key !== "owner").map(({ key, value }) => CLAUSES[key]?.(value) || `with ${key} ${value}`);
+  return [subject, ...(clauses.length ? [clauses.join(", ")] : [])].join(" ");
+}

@@ -1,0 +1,133 @@
+// @ts-check
+// Which page an address shows. Links inside the board change the page without loading the document again.
+import { ROUTES } from "./routes.js";
+
+/**
+ * What a page gets when it is opened.
+ * @typedef {object} View
+ * @property {HTMLElement} root where the page renders
+ * @property {Record<string, string>} params the parts of the path that the route names
+ * @property {URLSearchParams} query
+ * @property {AbortSignal} signal aborts when the page is left: ends its feed, requests, shortcuts and listeners
+ * @property {(title: string) => void} setTitle
+ * @property {() => void} shown to be called once the first content is there: the scroll position is restored then
+ */
+
+/** @typedef {(view: View) => void} Page */
+
+/** @type {AbortController | null} */
+let opened = null;
+/** @type {(title: string) => void} */
+let setTitle = () => {};
+/** @type {Set<() => void>} */
+const listeners = new Set();
+
+/** @param {string} path */
+export function match(path) {
+  for (const route of ROUTES) {
+    const found = route.pattern.exec(path);
+    if (!found) continue;
+    const params = Object.fromEntries(Object.entries(found.groups || {}).map(([key, value]) => [key, decode(value)]));
+    return { route, params };
+  }
+  return null;
+}
+
+/** @param {string} text */
+function decode(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}
+
+/**
+ * Go to an address of the board. One that is no page of the board is loaded by the browser.
+ * @param {string} address path and query
+ * @param {{replace?: boolean}} [options]
+ */
+export function go(address, { replace = false } = {}) {
+  const url = new URL(address, location.href);
+  if (url.origin !== location.origin || !match(url.pathname)) return location.assign(url);
+  history.replaceState({ ...history.state, scroll: scrollY }, "");
+  history[replace ? "replaceState" : "pushState"]({ scroll: 0 }, "", url);
+  show();
+}
+
+/**
+ * Change the query of this page's address without opening the page again.
+ * @param {URLSearchParams} query
+ * @param {{replace?: boolean}} [options]
+ */
+export function setQuery(query, { replace = true } = {}) {
+  const text = query.toString().replaceAll("%3A", ":").replaceAll("%2F", "/");
+  history[replace ? "replaceState" : "pushState"](history.state, "", location.pathname + (text ? `?${text}` : ""));
+}
+
+/** @param {() => void} listener called after each change of the page */
+export function onNavigate(listener) {
+  listeners.add(listener);
+}
+
+/** Open the page of the current address again, as after signing in. */
+export async function show() {
+  opened?.abort();
+  const controller = (opened = new AbortController());
+  const root = /** @type {HTMLElement} */ (document.getElementById("main"));
+  const found = match(location.pathname);
+  for (const listener of listeners) listener();
+  if (!found) return notFound(root);
+  const page = /** @type {{default: Page}} */ (await found.route.load());
+  if (controller.signal.aborted) return;
+  const fresh = document.createElement("div"); // each page has its own, so that one never renders into another's
+  fresh.className = `page ${found.route.name}`;
+  root.replaceChildren(fresh);
+  const scroll = history.state?.scroll || 0;
+  if (!scroll) scrollTo(0, 0);
+  page.default({
+    root: fresh,
+    params: found.params,
+    query: new URLSearchParams(location.search),
+    signal: controller.signal,
+    setTitle: (title) => controller.signal.aborted || setTitle(title),
+    shown: () => {
+      fresh.dataset.ready = "";
+      if (scroll) requestAnimationFrame(() => scrollTo(0, scroll));
+    },
+  });
+}
+
+/** End the page that is open, as for the sign-in form. */
+export function close() {
+  opened?.abort();
+}
+
+/** @param {HTMLElement} root */
+function notFound(root) {
+  setTitle("Not found");
+  const text = document.createElement("div");
+  text.className = "page empty";
+  const heading = document.createElement("h1");
+  heading.textContent = "There is no such page";
+  const hint = document.createElement("p");
+  hint.textContent = "Go to the tasks, or press ? for what the keyboard can do.";
+  text.append(heading, hint);
+  root.replaceChildren(text);
+}
+
+/** @param {(title: string) => void} titled sets the title of the window */
+export function start(titled) {
+  setTitle = titled;
+  history.scrollRestoration = "manual";
+  addEventListener("popstate", show);
+  document.addEventListener("click", (event) => {
+    if (event.defaultPrevented || event.button || event.metaKey || event.ctrlKey || event.shiftKey || event.altKey) return;
+    const link = /** @type {HTMLAnchorElement | null} */ (/** @type {Element} */ (event.target).closest("a[href]"));
+    if (!link || link.target || link.download || link.origin !== location.origin) return;
+    if (link.hash && link.pathname === location.pathname) return;
+    if (!match(link.pathname)) return;
+    event.preventDefault();
+    go(link.href);
+  });
+}

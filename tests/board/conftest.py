@@ -1,0 +1,35 @@
+"""Fixtures: one API with a worker and one browser for all tests of a file; each test has a tab of its own."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Callable
+
+import aio_pika
+import pytest
+
+from taskherd.dev.services import Services
+from tests.board.pages import Board
+from tests.conftest import EXCHANGES, QUEUES, _execute, _with_database
+from tests.harness.api import open_api_harness
+from tests.harness.browser import find_chromium, run_browser
+
+
+@pytest.fixture(scope="module")
+async def board(services: Services, template_database: str, announce: Callable[[str], None]) -> AsyncIterator[Board]:
+    """Run an API, a worker and a browser on a database and queues of their own."""
+    name, prefix = f"taskherd_test_{uuid.uuid4().hex[:8]}", f"t{uuid.uuid4().hex[:8]}"
+    await _execute(services.database_url, f'CREATE DATABASE "{name}" TEMPLATE "{template_database}"')
+    url = _with_database(services.database_url, name)
+    async with (
+        open_api_harness(url, services.amqp_url, prefix, agent_lost_after=3_600) as harness,
+        run_browser(find_chromium(announce)) as browser,
+    ):
+        yield Board(harness, browser)
+    await _execute(services.database_url, f'DROP DATABASE "{name}" WITH (FORCE)')
+    async with await aio_pika.connect(services.amqp_url, timeout=10) as connection:
+        channel = await connection.channel()
+        for queue in QUEUES:
+            await channel.queue_delete(f"{prefix}.{queue}", timeout=10)
+        for exchange in EXCHANGES:
+            await channel.exchange_delete(f"{prefix}.{exchange}", timeout=10)

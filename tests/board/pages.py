@@ -1,0 +1,101 @@
+"""What tests of the board do in a browser: sign in, open a page, look at it, and find what makes it hard to use."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from tests.harness.api import ApiHarness
+from tests.harness.browser import Browser, Tab
+
+AXE = Path(__file__).parent / "axe" / "axe.min.js.gz"
+AXE_SHA256 = "29348999450cdf2849a8e70b7912fc2da85a849da39c0d0d5394f51d4a9ed95c"
+_RULES = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice")
+SIGN_IN = "document.getElementById('token')"
+
+
+@cache
+def axe() -> str:
+    """Return the source of axe-core."""
+    source = gzip.decompress(AXE.read_bytes())
+    assert sha256(source).hexdigest() == AXE_SHA256
+    return source.decode()
+
+
+@dataclass
+class Board:
+    """An API with a worker, and a browser."""
+
+    harness: ApiHarness
+    browser: Browser
+
+    async def open(self, path: str, user: str = "alice", *, private: bool = True) -> Page:
+        """Open a page in a new tab, sign in, and wait until the page is there."""
+        tab = await self.browser.new_tab(private=private)
+        await tab.prefer("light")
+        page = Page(tab, self.harness.base)
+        await page.go(path)
+        await tab.until(f"{SIGN_IN} || document.querySelector('.page:not(.sign-in)')")
+        if await tab.evaluate(f"{SIGN_IN} !== null"):
+            await page.sign_in(self.harness.tokens[user])
+        return page
+
+
+@dataclass
+class Page:
+    """A page of the board in a tab."""
+
+    tab: Tab
+    base: str
+
+    async def go(self, path: str) -> None:
+        """Load a page by its address."""
+        await self.tab.open(self.base + path)
+
+    async def sign_in(self, token: str) -> None:
+        """Enter a token, and wait until the page is there."""
+        await self.tab.until("document.activeElement?.id === 'token'")
+        await self.tab.type(token)
+        await self.tab.until("document.querySelector('.page:not(.sign-in)')")
+
+    async def sees(self, text: str, within: str = "#main") -> None:
+        """Wait until an element shows a text, and fail with what the page shows instead."""
+        shown = f"document.querySelector({json.dumps(within)})?.innerText.includes({json.dumps(text)})"
+        try:
+            await self.tab.until(shown)
+        except TimeoutError:
+            raise AssertionError(f"no {text!r} within {within}: {await self.text('body')}") from None
+
+    async def text(self, within: str = "#main") -> str:
+        """Return what an element shows."""
+        shown = await self.tab.evaluate(f"document.querySelector({json.dumps(within)})?.innerText ?? ''")
+        return str(shown)
+
+    async def violations(self, *rules: str) -> list[str]:
+        """Return what axe-core finds on the page, by these rules or all: each with the elements that break it."""
+        if not await self.tab.evaluate("'axe' in window"):
+            await self.tab.evaluate(f"{axe()};0")
+        run = f"axe.run(document, {{runOnly: {json.dumps(rules or _RULES)}}}).then((found) => found.violations)"
+        found: list[dict[str, Any]] = await self.tab.evaluate(run)
+        return [f"{each['id']}: {node['html']} {node['failureSummary']}" for each in found for node in each["nodes"]]
+
+    async def click(self, selector: str, text: str = "") -> None:
+        """Wait for an element, with this text if one is given, and click on it."""
+        found = (
+            f"[...document.querySelectorAll({json.dumps(selector)})]"
+            f".find((each) => each.innerText.trim().startsWith({json.dumps(text)}) && !each.disabled)"
+        )
+        await self.tab.until(found)
+        await self.tab.evaluate(f"{found}.click()")
+
+    async def point(self, selector: str) -> None:
+        """Move the pointer onto an element."""
+        place = "(({left, top, width, height}) => [left + width / 2, top + height / 2])"
+        found = f"document.querySelector({json.dumps(selector)}).getBoundingClientRect()"
+        x, y = await self.tab.evaluate(f"{place}({found})")
+        await self.tab.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)

@@ -1,0 +1,83 @@
+"""Pictures of the board (``make shots``): each page, phone and desktop, light and dark, from a fleet of examples.
+
+``python -m tests.board.shots --serve`` keeps everything running instead, and prints the address and tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import tempfile
+import uuid
+from pathlib import Path
+
+from taskherd.api.board.files import board_files
+from taskherd.dev import services
+from taskherd.store import migrate
+from tests.board.pages import Board
+from tests.harness.api import ApiHarness, open_api_harness
+from tests.harness.browser import find_chromium, run_browser
+from tests.harness.fleet import fill
+
+FOLDER = Path("build/shots")
+PAGES = {"home": "/", "tasks": "/tasks", "new": "/new?template=codex"}
+"""Name of each picture and path of its page."""
+SIZES = {"wide": (1280, 900, False), "phone": (390, 844, True)}
+"""Width and height in CSS pixels, and whether it is a phone."""
+MAX_HEIGHT = 3_000
+"""Maximum height of a picture in CSS pixels."""
+
+
+def main() -> None:
+    """Start services, an API, a worker and a browser, and take the pictures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--serve", action="store_true", help="keep running and take no pictures")
+    parser.add_argument("--folder", type=Path, default=FOLDER)
+    parser.add_argument("pages", nargs="*", help=f"which pages, of {', '.join(PAGES)}; default: all")
+    options = parser.parse_args()
+    with (
+        tempfile.TemporaryDirectory(prefix="taskherd-shots-") as folder,
+        services.start(Path(folder), announce=print, fast=True) as running,
+    ):
+        migrate.upgrade(running.database_url)
+        asyncio.run(_run(running, options))
+
+
+async def _run(running: services.Services, options: argparse.Namespace) -> None:
+    prefix = f"s{uuid.uuid4().hex[:8]}"
+    async with open_api_harness(running.database_url, running.amqp_url, prefix, agent_lost_after=3_600) as harness:
+        await fill(harness)
+        if options.serve:
+            print(harness.base, harness.tokens, flush=True)  # noqa: T201 - for the person at the terminal
+            while True:  # what was edited meanwhile is served
+                await asyncio.sleep(1)
+                board_files.cache_clear()
+        await take(harness, options.folder, options.pages or list(PAGES))
+
+
+async def take(harness: ApiHarness, folder: Path, names: list[str]) -> None:
+    """Take the pictures of these pages."""
+    await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
+    async with run_browser(find_chromium(print)) as browser:
+        page = await Board(harness, browser).open("/", "carol")
+        await page.tab.evaluate("localStorage.setItem('taskherd-home-scope', 'everyone')")
+        await page.tab.call("Emulation.setScrollbarsHidden", hidden=True)
+        for name in names:
+            for size, (width, height, is_phone) in SIZES.items():
+                await page.tab.resize(width, height, scale=2 if is_phone else 1, mobile=is_phone)
+                for scheme in ("light", "dark"):
+                    await page.tab.prefer(scheme)
+                    await page.go(PAGES[name])
+                    await page.tab.until("document.querySelector('.page[data-ready]')")
+                    full = min(
+                        MAX_HEIGHT, max(height, await page.tab.evaluate("document.documentElement.scrollHeight"))
+                    )
+                    await page.tab.resize(width, full, scale=2 if is_phone else 1, mobile=is_phone)
+                    picture = await page.tab.screenshot()
+                    await asyncio.to_thread((folder / f"{name}-{size}-{scheme}.png").write_bytes, picture)
+                    await page.tab.resize(width, height, scale=2 if is_phone else 1, mobile=is_phone)
+        assert page.tab.errors == [], page.tab.errors
+
+
+if __name__ == "__main__":
+    main()

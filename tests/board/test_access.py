@@ -1,0 +1,102 @@
+"""The board for everybody: axe-core finds nothing in light, dark, on a phone and at 200 %, with hostile texts in it."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+
+from tests.board.pages import Board, Page
+from tests.harness.fleet import fill
+from tests.harness.worker import make_report
+
+pytestmark = pytest.mark.timeout(240)  # a browser on a busy machine takes its time to start
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>"
+LONG = "W" * 1_900
+PATHS = ("/", "/tasks", "/tasks?q=status:nonsense", "/tasks?q=name:nothing-has-this-name", "/new")
+WIDE, PHONE, ZOOMED = (1280, 900), (390, 844), (640, 450)
+"""Sizes in CSS pixels; the last is the first at 200 %."""
+CONTRAST = ("color-contrast", "link-in-text-block")
+VIEWS = (("light", WIDE, ()), ("dark", WIDE, CONTRAST), ("dark", PHONE, ()), ("light", ZOOMED, ("target-size",)))
+"""Colour scheme, size, and which rules of axe-core; without any, all: most do not depend on colours and sizes."""
+
+
+async def test_nothing_that_axe_finds(board: Board) -> None:
+    """Every page, in both colour schemes, wide, on a phone and at 200 %, has no violation and fits its width."""
+    ids = await fill(board.harness)
+    for name, message in (("typed-events", HOSTILE), ("docs-links", LONG)):
+        report = make_report(
+            "app.status", ids[name], build_number=1, state="idle", message=message, uri="javascript:alert(1)"
+        )
+        await board.harness.worker.report(report)
+    page = await board.open("/", "carol")
+    await page.tab.evaluate("localStorage.setItem('taskherd-home-scope', 'everyone')")
+    problems = []
+    for path in PATHS:
+        await page.go(path)
+        await page.tab.until("document.querySelector('.page[data-ready]')")
+        for scheme, size, rules in VIEWS:
+            await page.tab.resize(*size)
+            await page.tab.prefer(scheme)
+            problems += [f"{path} {scheme} {size}: {each}" for each in await page.violations(*rules)]
+            overflow = await page.tab.evaluate("document.documentElement.scrollWidth - innerWidth")
+            assert overflow <= 0, (path, size, overflow)
+    assert not problems, "\n".join(problems)
+    assert await page.tab.evaluate("document.querySelectorAll('main script, main img').length") == 0
+    assert page.tab.errors == []
+
+
+async def test_dialogs_and_menus_too(board: Board) -> None:
+    """What opens over a page has no violations either: the sign-in, the menu, the help, a question, the completion."""
+    task = await board.harness.active(display_name="One")
+    await board.harness.worker.report(
+        make_report("app.status", uuid.UUID(task["id"]), build_number=1, state="idle", message="Go on?")
+    )
+    page = Page(await board.browser.new_tab(private=True), board.harness.base)
+    await page.tab.prefer("dark")
+    await page.go("/")
+    await page.tab.until("document.activeElement?.id === 'token'")
+    problems: list[str] = []
+    problems.extend(await page.violations())
+    await page.sign_in(board.harness.tokens["alice"])
+    await page.sees("Go on?")
+    await page.click(".need button", "Reply")
+    await page.click("summary")
+    problems.extend(await page.violations())
+    await page.click(".menu button", "Keyboard")
+    await page.tab.until("document.querySelector('dialog')")
+    problems.extend(await page.violations())
+    await page.tab.press("Escape")
+    await page.go("/tasks?q=owner:me")
+    await page.sees("One", "tbody")
+    await page.click("thead input")
+    await page.click(".list-head button", "Delete")
+    await page.sees("This cannot be undone", "dialog")
+    problems.extend(await page.violations())
+    await page.tab.press("Escape")
+    await page.tab.until("!document.querySelector('dialog')")
+    await page.tab.evaluate("document.querySelector('[role=combobox]').focus()")
+    await page.tab.press(" ")
+    await page.tab.until("document.querySelector('[role=option]')")
+    await page.tab.press("ArrowDown")
+    problems.extend(await page.violations())
+    assert not problems, "\n".join(problems)
+    assert page.tab.errors == []
+
+
+async def test_home_is_answered_with_the_keyboard_alone(board: Board) -> None:
+    """From the address bar: j to the first that needs somebody, Tab to its button, the answer, Ctrl-Enter."""
+    task = await board.harness.create(board.harness.bob, display_name="Keyboard")
+    task_id = await board.harness.worker.make_active(uuid.UUID(task["id"]))
+    await board.harness.worker.report(make_report("app.status", task_id, build_number=1, state="idle", message="Well?"))
+    page = await board.open("/", "bob")
+    await page.sees("Well?", ".needs")
+    await page.tab.press("j", "Tab", "Tab", "Tab")
+    await page.tab.until("document.activeElement.textContent === 'Reply…'")
+    await page.tab.press("Enter")
+    await page.tab.until("document.activeElement.tagName === 'TEXTAREA'")
+    await page.tab.insert("Yes")
+    await page.tab.press("Enter", ctrl=True)
+    await page.sees("Sent", ".needs")
+    assert await page.tab.evaluate("document.activeElement.matches('.need')")  # so that j goes on from there
+    assert page.tab.errors == []

@@ -1,0 +1,98 @@
+"""Home in a real browser: what needs a person, what runs, what ended, and that it follows the API."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+
+from tests.board.pages import Board
+from tests.harness.worker import build_report, make_report
+
+pytestmark = pytest.mark.timeout(180)  # a browser on a busy machine takes its time to start
+HOSTILE = "<img src=x onerror=alert(1)> `code` </script>"
+
+
+async def status(board: Board, task_id: str, state: str, message: str = "", uri: str = "") -> None:
+    """Report what an agent says."""
+    fields = {"state": state, "message": message, "uri": uri, "build_number": 1}
+    await board.harness.worker.report(make_report("app.status", uuid.UUID(task_id), **fields))
+
+
+async def test_an_empty_home_says_what_to_do_next(board: Board) -> None:
+    """Without any task, the page leads to the form for a new one."""
+    page = await board.open("/", "bob")
+    await page.sees("You have no tasks yet")
+    await page.click(".empty a", "New task")
+    await page.tab.until("location.pathname === '/new' && document.querySelector('#prompt')")
+    assert page.tab.errors == []
+
+
+async def test_an_agent_that_waits_is_answered_inline(board: Board) -> None:
+    """An agent that waits comes to the top by itself, with what it says; a reply goes to it from there."""
+    harness = board.harness
+    page = await board.open("/")
+    await page.tab.until("document.querySelector('.page[data-ready]')")
+    task = await harness.active(display_name="Count <b>lines</b>")
+    await status(board, task["id"], "working", "Counting")
+    await page.sees("Counting", "section[aria-labelledby=running]")
+    await status(board, task["id"], "idle", f"Which package? {HOSTILE}")
+    await page.sees("1 needs you", "h1")
+    await page.sees("Which package?", ".needs")
+    await page.tab.until("document.title.startsWith('(1) ')")
+    assert await page.tab.evaluate("document.querySelectorAll('.needs img, .needs script, .needs b').length") == 0
+    await page.click(".need button", "Reply")
+    await page.tab.until("document.activeElement.tagName === 'TEXTAREA'")
+    await page.tab.insert("The domain")
+    await page.click(".reply button", "Send")
+    await page.sees("Sent", ".needs")
+    (sent,) = await harness.worker.database.fetch(
+        "SELECT content FROM inputs WHERE task_id = $1", uuid.UUID(task["id"])
+    )
+    assert sent["content"] == "The domain"
+    await status(board, task["id"], "complete", "3,388 lines", "https://github.com/acme/app/pull/7")
+    await page.sees("Nothing needs you", "h1")
+    await page.sees("acme/app#7", "section[aria-labelledby=ended]")
+    await page.tab.until("!document.title.startsWith('(')")
+    assert page.tab.errors == []
+
+
+async def test_a_failure_says_why_and_is_resumed_with_one_click(board: Board) -> None:
+    """An agent that failed is shown with how it ended and its last words, and with what can be done about it."""
+    harness = board.harness
+    task = await harness.active(display_name="Migrate")
+    task_id = uuid.UUID(task["id"])
+    await status(board, task["id"], "failed", "No space left")
+    page = await board.open("/")
+    await page.sees("Migrate failed", ".needs")
+    await page.sees("“No space left”", ".needs")
+    await page.click(".need button", "Reply")  # its agent still runs, so that there is nothing to resume
+    await page.tab.press("Escape")
+    exit_report = make_report("agent.exit", task_id, why="exited", status=3, words=f"oh\n{HOSTILE}", build_number=1)
+    await harness.worker.report(exit_report)
+    await page.sees("Migrate exited with status 3", ".needs")
+    await page.sees("<img src=x onerror=alert(1)>", ".needs")
+    await page.click(".need button", "Resume")
+    await page.sees("Migrate", "section[aria-labelledby=running]")
+    await harness.worker.report(build_report(task_id, 2, "start", "failed", error="quota"))
+    await page.sees("quota", ".needs")
+    assert page.tab.errors == []
+
+
+async def test_rows_stay_while_somebody_points_at_them(board: Board) -> None:
+    """While the pointer is on the list, a new row is held back, and one that is over stays; both when it leaves."""
+    harness = board.harness
+    first, second = await harness.active(display_name="First"), await harness.active(display_name="Second")
+    await status(board, first["id"], "idle", "One?")
+    page = await board.open("/")
+    await page.sees("One?", ".needs")
+    await page.point(".need button")
+    await status(board, second["id"], "idle", "Two?")
+    await page.sees("1 more when you leave this list", ".needs")
+    await status(board, first["id"], "working", "Going on")
+    await page.sees("No longer needs you", ".needs")
+    assert "Two?" not in await page.text(".needs")
+    await page.point(".brand")
+    await page.sees("Two?", ".needs")
+    assert "One?" not in await page.text(".needs")
+    assert page.tab.errors == []

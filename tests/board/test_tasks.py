@@ -1,0 +1,151 @@
+"""The list of tasks in a real browser: filter, pages, changes in place, selection and jobs for many."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+
+from tests.board.pages import Board
+from tests.harness.worker import make_report
+
+pytestmark = pytest.mark.timeout(180)  # a browser on a busy machine takes its time to start
+ROWS = "[...document.querySelectorAll('tbody tr')].map((row) => row.querySelector('.name').textContent)"
+
+
+async def test_the_filter_completes_terms_and_the_address_holds_it(board: Board) -> None:
+    """Terms and values are completed with the keyboard; the address has the filter, and going back undoes it."""
+    await board.harness.create(display_name="Pending")
+    await board.harness.active(display_name="Active")
+    page = await board.open("/tasks")
+    await page.sees("Active", "tbody")
+    await page.tab.press("/")
+    await page.tab.until("document.activeElement.getAttribute('role') === 'combobox'")
+    await page.tab.insert("stat")
+    await page.tab.until("document.querySelectorAll('[role=option]').length === 2")
+    await page.tab.press("ArrowDown", "Tab")
+    await page.tab.until("document.querySelector('.filter input').value === 'status:'")
+    await page.sees("initializing", "[role=listbox]")
+    await page.tab.insert("act")
+    await page.tab.until("document.querySelectorAll('[role=option]').length === 1")
+    await page.tab.press("ArrowDown", "Enter")
+    await page.tab.until(f"location.search === '?q=status:active' && {ROWS}.join() === 'Active'")
+    await page.sees("All tasks that you may see with the status active")
+    await page.tab.evaluate("history.back()")
+    await page.tab.until(f"location.search === '' && {ROWS}.length === 2")
+    assert await page.tab.evaluate("document.querySelector('.filter input').value") == ""
+    await page.go("/tasks?q=status:nonsense")
+    await page.sees('"nonsense" is not a valid value')
+    await page.click("button", "Show all tasks")
+    await page.tab.until(f"{ROWS}.length === 2")
+    assert page.tab.errors == []
+
+
+async def test_rows_change_in_place_and_never_jump(board: Board) -> None:
+    """A shown row changes where it is; what would come or go is counted until somebody asks for it."""
+    harness = board.harness
+    tasks = [await harness.active(display_name=f"Steady {number}") for number in range(3)]
+    page = await board.open("/tasks?q=status:active+name:steady")
+    await page.go("/tasks?q=status:active")
+    await page.sees("Steady 2", "tbody")
+    before = await page.tab.evaluate(ROWS)
+    await harness.create(display_name="Another")  # pending: does not match
+    newest = await harness.active(display_name="Newest")
+    await page.sees("1 changed", ".list-head")
+    task_id = uuid.UUID(tasks[0]["id"])
+    report = make_report("app.status", task_id, state="working", message="Reading <i>this</i>", build_number=1)
+    await harness.worker.report(report)
+    await page.sees("Reading <i>this</i>", "tbody")
+    await harness.alice.post(f"/tasks/me/{tasks[1]['id']}/pause")
+    await page.sees("no longer matches", "tbody")
+    await page.sees("2 changed", ".list-head")
+    assert await page.tab.evaluate(ROWS) == before
+    await page.tab.press(".")
+    await page.tab.until(f"{ROWS}[0] === 'Newest' && !{ROWS}.includes('Steady 1')")
+    await harness.alice.delete(f"/tasks/me/{newest['id']}")
+    await page.sees("deleted", "tbody")
+    assert page.tab.errors == []
+
+
+async def test_many_are_changed_at_once_and_those_that_could_not_are_named(board: Board) -> None:
+    """A selection, then all that match, with a question that names the number, progress, and the refusals."""
+    harness = board.harness
+    for number in range(3):
+        await harness.active(display_name=f"Many {number}")
+    await harness.create(display_name="Not yet started")
+    page = await board.open("/tasks?q=owner:me")
+    await page.sees("Many 2", "tbody")
+    await page.click("thead input")
+    await page.sees("selected", ".list-head")
+    count = await page.tab.evaluate(f"{ROWS}.length")
+    await page.click(".list-head button", "Pause")
+    await page.sees(f"Pause {count} tasks?", "dialog")
+    await page.tab.press("Escape")
+    await page.tab.until("!document.querySelector('dialog')")
+    await page.click(".list-head button", "Pause")
+    await page.click("dialog button", "Pause")
+    await page.sees("Paused", ".job")
+    await page.sees("could not be changed", ".job")
+    await page.sees("pausing", "tbody")
+    await page.click(".job button", "Dismiss")
+    await page.tab.until("!document.querySelector('.job')")
+    assert page.tab.errors == []
+
+
+async def test_two_browsers_see_each_others_changes(board: Board) -> None:
+    """What one person does in one browser shows in that of another, without a reload."""
+    harness = board.harness
+    task = await harness.active(display_name="Shared")
+    member, admin = await board.open("/tasks"), await board.open("/tasks", "carol")
+    for page in (member, admin):
+        await page.sees("Shared", "tbody")
+    row = f"tr[data-id='{task['id']}']"
+    await admin.click(f"{row} input")
+    await admin.click(".list-head button", "Delete")
+    await admin.sees("This cannot be undone", "dialog")
+    await admin.click("dialog button", "Delete 1 task")
+    await member.sees("deleted", row)
+    await admin.sees("Deleted 1 task", ".job")
+    assert member.tab.errors == admin.tab.errors == []
+
+
+async def test_views_are_saved_in_the_browser(board: Board) -> None:
+    """A filter is saved under a name, opened again with one click, and removed."""
+    await board.harness.create()
+    page = await board.open("/tasks?q=owner:me+state:idle")
+    await page.click("button", "Save view")
+    await page.sees("Your tasks whose agent is idle", "dialog")
+    await page.tab.type("My idle ones")
+    await page.sees("My idle ones", ".views")
+    await page.click(".views a", "All")
+    await page.tab.until("location.search === ''")
+    await page.go("/tasks")
+    await page.click(".views a", "My idle ones")
+    await page.tab.until("location.search === '?q=owner:me+state:idle'")
+    await page.click("[aria-label='Remove the view My idle ones']")
+    await page.tab.until("!document.querySelector('.views').textContent.includes('My idle')")
+    assert page.tab.errors == []
+
+
+async def test_pages_follow_each_other(board: Board) -> None:
+    """More tasks than one page shows are on the next, whose address can be shared."""
+    harness = board.harness
+    created = await harness.alice.post(
+        "/task-batches",
+        json={"tasks": [_new(number) for number in range(60)]},
+    )
+    assert created.json()["created"] == 60
+    page = await board.open("/tasks?q=owner:me")
+    await page.tab.until(f"{ROWS}.length === 50")
+    first = await page.tab.evaluate(ROWS)
+    await page.click(".pages button", "Next")
+    await page.tab.until("location.search.includes('after=') && document.querySelectorAll('tbody tr').length < 50")
+    assert not set(first) & set(await page.tab.evaluate(ROWS))
+    await page.click(".pages button", "First")
+    await page.tab.until(f"{ROWS}.join() === {first!r}.join()")
+    assert page.tab.errors == []
+
+
+def _new(number: int) -> dict[str, str]:
+    version = "00000000-0000-4000-8000-0000000000c1"
+    return {"template_version_id": version, "input": f"Number {number}", "display_name": f"Page {number}"}
