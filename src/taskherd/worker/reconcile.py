@@ -59,6 +59,7 @@ async def reconcile(context: WorkerContext, batch: Batch, now: datetime) -> Batc
     if not_renewed:
         await run_transaction(context, Batch(batch.reports, report_pools=batch.report_pools), not_renewed, result)
     record(context, result.agent_events)
+    context.rates.count_changes(result.changes, now)
     return result
 
 

@@ -6,11 +6,12 @@ from typing import Final
 
 from taskherd.api.commands import KEY_HEADER
 from taskherd.api.http.route import Header, ResponseSpec, Route
-from taskherd.api.tasks import batches, commands, explain, long_poll, queries, search, sse
+from taskherd.api.tasks import batches, commands, durations, explain, log_follow, long_poll, queries, search, sse
 from taskherd.api.tasks.schemas import (
     CreateResults,
     CreateTask,
     CreateTasks,
+    Durations,
     TaskExplanation,
     TaskInputRequest,
     TaskLogs,
@@ -178,6 +179,33 @@ ROUTES: Final = (
         query=queries.TaskLogQuery,
         responses={200: ResponseSpec("The log entries.", TaskLogs)},
         experimental=True,
+    ),
+    Route(
+        method="GET",
+        path=f"{_ONE}/logs/watch",
+        handler=log_follow.watch,
+        summary="Watch the logs of an AI task",
+        description=(
+            "Streams the newest entries of the task's log, then entries that are added, and that are replaced while a"
+            " tool call or a message goes on. It ends when the task is deleted."
+        ),
+        query=log_follow.LogStreamQuery,
+        headers=(_LAST_EVENT_ID,),
+        responses={
+            200: ResponseSpec(
+                "Server-sent events `task.logs`, each a `LogChanges` with its revision as id. `resume`: the stream"
+                " ends, connect again with the last id. A comment is sent after at most 15 seconds without an event.",
+                media="text/event-stream",
+                events=("task.logs", "resume"),
+            )
+        },
+    ),
+    Route(
+        method="GET",
+        path=f"{_ONE}/durations",
+        handler=durations.durations,
+        summary="Get how long an AI task was in each state",
+        responses={200: ResponseSpec("The durations.", Durations)},
     ),
     Route(
         method="POST",
