@@ -10,7 +10,7 @@ from taskherd.api.tasks import log_follow
 from tests.api.conftest import StartApi
 from tests.harness.api import TIMEOUT, ApiHarness
 from tests.harness.sse import SseClient, sse_client
-from tests.harness.worker import make_report
+from tests.harness.worker import build_report, make_report
 
 TIME = "2026-03-01T12:00:00Z"
 
@@ -119,6 +119,25 @@ async def test_the_streams_end_when_the_api_stops(api_harness: ApiHarness) -> No
         async with asyncio.timeout(TIMEOUT):
             await stream.until(lambda: stream.ended)
         assert stream.events[-1].event == "resume"
+
+
+async def test_the_builds_of_a_task_are_listed_the_newest_first(api_harness: ApiHarness) -> None:
+    """Each start and stop is a build with a log of its own, which only those who may see the task can read."""
+    task = (await api_harness.active(name="built-twice"))["id"]
+    await api_harness.alice.post(f"/tasks/me/{task}/pause")
+    await api_harness.worker.report(build_report(uuid.UUID(task), 2, "stop", "failed", error="disk is full"))
+    await api_harness.worker.until(lambda: api_harness.worker.document(uuid.UUID(task)).get("status") == "error")
+    path = f"/workspaces/{task}/builds"
+    builds = (await api_harness.alice.get(path)).json()
+    assert [(each["build_number"], each["transition"], each["job"]["status"]) for each in builds] == [
+        (2, "stop", "failed"), (1, "start", "succeeded"),
+    ]  # fmt: skip
+    assert (await api_harness.alice.get(path, params={"limit": 1, "offset": 1})).json() == builds[1:]
+    assert (await api_harness.alice.get(path, params={"limit": 101})).status_code == 400
+    logs = (await api_harness.alice.get(f"/workspacebuilds/{builds[0]['id']}/logs")).json()
+    assert logs[-1]["output"] == "disk is full"
+    for client in (api_harness.bob, api_harness.mallory):
+        assert (await client.get(path)).status_code == 404
 
 
 async def test_the_durations_of_a_task_add_up_to_its_life(api_harness: ApiHarness) -> None:

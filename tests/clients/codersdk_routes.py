@@ -65,6 +65,7 @@ ROUTES: Final[Mapping[str, Compared]] = {
     "GET /users/{user}/workspace/{workspace}": Compared("Workspace"),
     "POST /organizations/{organization}/members/{user}/workspaces": Compared("Workspace", "CreateWorkspaceRequest"),
     "POST /users/{user}/workspaces": Compared("Workspace", "CreateWorkspaceRequest"),
+    "GET /workspaces/{id}/builds": Compared("[]WorkspaceBuild"),
     "POST /workspaces/{id}/builds": Compared("WorkspaceBuild", "CreateWorkspaceBuildRequest"),
     "GET /workspacebuilds/{id}": Compared("WorkspaceBuild"),
     "GET /workspacebuilds/{id}/parameters": Compared("[]WorkspaceBuildParameter"),
