@@ -26,6 +26,12 @@ def contents(stream: SseClient) -> list[list[str]]:
     return [[entry["content"] for entry in event.data["logs"]] for event in stream.events]
 
 
+def contents_of_logs(stream: SseClient) -> list[list[str]]:
+    """Return the contents of the entries of each event that has some."""
+    logs = (event.data["logs"] for event in stream.events if event.event == log_follow.EVENT)
+    return [[entry["content"] for entry in entries] for entries in logs]
+
+
 async def until_said(api_harness: ApiHarness, task_id: uuid.UUID, message: str) -> None:
     """Wait until an event with this message of the agent was published."""
     await api_harness.worker.until(lambda: api_harness.worker.state(task_id).get("message") == message)
@@ -119,6 +125,37 @@ async def test_the_streams_end_when_the_api_stops(api_harness: ApiHarness) -> No
         async with asyncio.timeout(TIMEOUT):
             await stream.until(lambda: stream.ended)
         assert stream.events[-1].event == "resume"
+
+
+async def test_one_stream_has_the_changes_of_a_task_and_its_log(api_harness: ApiHarness) -> None:
+    """The task's document comes first, then both as they happen; the id of an event resumes both where they were."""
+    document = await api_harness.active(name="both-in-one")
+    task = document["id"]
+    await api_harness.worker.report(logged(task, 1, (0, "Said before")))
+    path = f"/tasks/me/{task}/watch"
+    async with sse_client(api_harness.alice, path, logs="10") as stream:
+        await stream.until(lambda: len(stream.events) == 2)
+        assert [event.event for event in stream.events] == ["task.snapshot", log_follow.EVENT]
+        await api_harness.worker.report(make_report("app.status", uuid.UUID(task), state="working", message="At it"))
+        await stream.until(lambda: "task.updated" in stream.types())
+        await api_harness.worker.report(logged(task, 2, (1, "Said while working")))
+        await stream.until(lambda: len(stream.events) == 4)
+        last = stream.last
+    position, revision = last.split(".")
+    assert (int(position) > 0, revision) == (True, "2")
+    await api_harness.worker.report(logged(task, 3, (2, "Said meanwhile")))
+    await api_harness.worker.report(make_report("app.status", uuid.UUID(task), state="idle", message="Waiting"))
+    await until_said(api_harness, uuid.UUID(task), "Waiting")
+    async with sse_client(api_harness.alice, path, last, logs="10") as stream:
+        await stream.until(lambda: len(stream.events) == 2)
+        assert sorted(stream.types()) == [log_follow.EVENT, "task.updated"]
+        assert [each for each in contents_of_logs(stream) if each] == [["Said meanwhile"]]
+        await api_harness.alice.delete(f"/tasks/me/{task}")
+        await stream.until(lambda: stream.ended)
+        assert stream.types()[-1] == "task.deleted"
+    for wrong in ("12", "x.y", "1.2.3", f"{2**63}.1"):
+        answer = await api_harness.alice.get(f"{path}?logs=10", headers={"Last-Event-ID": wrong})
+        assert answer.status_code == 400, wrong
 
 
 async def test_the_builds_of_a_task_are_listed_the_newest_first(api_harness: ApiHarness) -> None:

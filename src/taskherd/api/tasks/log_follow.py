@@ -53,9 +53,16 @@ async def watch(request: RequestContext) -> EventStream:
     task_id = await task_queries.find_id(request.api.reader, queries.task_ref_of(request))
     if task_id is None:
         raise not_found()
+    return EventStream(request, changes_of_log(request, task_id, after, limit), task_id=task_id, last=changes.RESUME)
+
+
+def changes_of_log(
+    request: RequestContext, task_id: UUID, after: int | None, limit: int
+) -> AsyncGenerator[bytes, None]:
+    """Return the frames of a stream of a task's log. Raise a 503 if there is no room for it."""
     if request.api.log_streams.is_full(request.caller.user_id):
         raise unavailable(TOO_MANY)
-    return EventStream(request, _frames(request, task_id, after, limit), task_id=task_id, last=changes.RESUME)
+    return _frames(request, task_id, after, limit)
 
 
 def _last_event_id(request: RequestContext) -> int | None:

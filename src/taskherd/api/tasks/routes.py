@@ -6,7 +6,18 @@ from typing import Final
 
 from taskherd.api.commands import KEY_HEADER
 from taskherd.api.http.route import Header, ResponseSpec, Route
-from taskherd.api.tasks import batches, commands, durations, explain, log_follow, long_poll, queries, search, sse
+from taskherd.api.tasks import (
+    batches,
+    commands,
+    durations,
+    explain,
+    log_follow,
+    long_poll,
+    queries,
+    search,
+    sse,
+    task_follow,
+)
 from taskherd.api.tasks.schemas import (
     CreateResults,
     CreateTask,
@@ -61,9 +72,10 @@ ROUTES: Final = (
     Route(
         method="GET",
         path=f"{_ONE}/watch",
-        handler=sse.watch_one,
+        handler=task_follow.watch,
         summary="Watch an AI task",
-        description="Streams the changes of one task, and ends when it is deleted.",
+        description="Streams the changes of one task, with `logs` also its log, and ends when it is deleted.",
+        query=task_follow.WatchTaskQuery,
         headers=(_LAST_EVENT_ID,),
         responses={200: _STREAM},
     ),
