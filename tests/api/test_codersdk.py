@@ -188,6 +188,7 @@ async def life_of_a_task(comparison: Comparison) -> None:
     await worker.until(lambda: worker.document(task_id).get("agent_exit"))
     await comparison.read_all(task, 1, WORKSPACE, "flaky")
     await comparison.request("POST /tasks/{user}/{task}/pause", **of_task, status=202)
+    await comparison.request("GET /workspaces/{id}/builds", id=task)
     await comparison.request("GET /workspacebuilds/{id}", id=expected_build_id(task, 2))
     await worker.report(build_report(task_id, 2, "stop", "succeeded"))
     await worker.until(lambda: worker.document(task_id).get("status") == "paused")

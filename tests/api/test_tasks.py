@@ -241,6 +241,9 @@ async def test_logs(api_harness: ApiHarness) -> None:
     await api_harness.worker.report(make_report("task.log", task_id, build_number=1, entries=entries))
     await api_harness.worker.until_row("SELECT count(*) FROM task_logs", is_=2)
     logs = (await api_harness.alice.get(f"/tasks/alice/{task_id}/logs")).json()
+    places = [entry.pop("place") for entry in logs["logs"]]
+    assert places == sorted(places)
+    assert [place[-1] for place in places] == [0, 1]
     assert logs == {
         "logs": [
             {"id": 0, "content": "Hello", "type": "input", "time": "2026-01-02T02:04:05.000000Z"},
@@ -252,6 +255,7 @@ async def test_logs(api_harness: ApiHarness) -> None:
     await api_harness.worker.report(build_report(task_id, 2, "stop", "succeeded"))
     await api_harness.worker.until(lambda: api_harness.worker.document(task_id).get("status") == "paused")
     paused = (await api_harness.alice.get(f"/tasks/me/{task_id}/logs")).json()
+    assert [entry.pop("place") for entry in paused["logs"]] == places
     assert (paused["snapshot"], paused["logs"]) == (True, logs["logs"])
     assert TIME.fullmatch(paused["snapshot_at"])
 

@@ -11,16 +11,28 @@ import tempfile
 import uuid
 from pathlib import Path
 
+from aio_pika.abc import AbstractIncomingMessage
+
 from taskherd.api.board.files import board_files
 from taskherd.dev import services
 from taskherd.store import migrate
 from tests.board.pages import Board
-from tests.harness.api import ApiHarness, open_api_harness
+from tests.harness.api import CAROL, OTHER, ApiHarness, open_api_harness
 from tests.harness.browser import find_chromium, run_browser
+from tests.harness.conversation import converse
 from tests.harness.fleet import fill
+from tests.harness.worker import ORGANIZATION
 
 FOLDER = Path("build/shots")
-PAGES = {"home": "/", "tasks": "/tasks", "new": "/new?template=codex"}
+PAGES = {
+    "home": "/",
+    "tasks": "/tasks",
+    "new": "/new?template=codex",
+    "task": "/tasks/alice/flaky-checkout",
+    "task-working": "/tasks/alice/checkout-timeouts",
+    "task-failed": "/tasks/bob/migrate-db",
+    "fleet": "/fleet",
+}
 """Name of each picture and path of its page."""
 SIZES = {"wide": (1280, 900, False), "phone": (390, 844, True)}
 """Width and height in CSS pixels, and whether it is a phone."""
@@ -46,13 +58,42 @@ def main() -> None:
 async def _run(running: services.Services, options: argparse.Namespace) -> None:
     prefix = f"s{uuid.uuid4().hex[:8]}"
     async with open_api_harness(running.database_url, running.amqp_url, prefix, agent_lost_after=3_600) as harness:
-        await fill(harness)
+        await fill_all(harness)
         if options.serve:
             print(harness.base, harness.tokens, flush=True)  # noqa: T201 - for the person at the terminal
             while True:  # what was edited meanwhile is served
                 await asyncio.sleep(1)
                 board_files.cache_clear()
         await take(harness, options.folder, options.pages or list(PAGES))
+
+
+async def _ack(message: AbstractIncomingMessage) -> None:
+    await message.ack()
+
+
+async def fill_all(harness: ApiHarness) -> None:
+    """Fill the fleet, with a conversation in some of its tasks, runners, and the rates of a day."""
+    ids = await fill(harness)
+    for name in ("flaky-checkout", "checkout-timeouts", "migrate-db"):
+        await converse(harness, ids[name])
+    for runner, pool in (("runner-3", "default"), ("runner-7", "default"), ("gpu-1", "gpu")):
+        assert (await harness.worker.ask({"type": "runner.hello", "runner": runner, "pool": pool}))["ok"]
+    for target in ("default", "runner-3", "gpu-1"):  # connected; runner-7 is not
+        queue = await harness.worker.channel.get_queue(f"{harness.worker.prefix}.work.{target}", ensure=False)
+        await queue.consume(_ack)
+    await harness.worker.database.execute(
+        f"""INSERT INTO build_claims
+        SELECT task_id, build_number, CASE WHEN random() < 0.7 THEN 'runner-3' ELSE 'gpu-1' END, now() FROM leases
+        ON CONFLICT DO NOTHING;
+        UPDATE runner_hellos SET hello_at = now() - interval '6 minutes' WHERE name = 'runner-7';
+        UPDATE organizations SET active = false WHERE id = '{OTHER}';
+        INSERT INTO dead_letter_rates (hour, reason, letters) VALUES
+            (date_trunc('hour', now()), 'unknown_type', 12), (date_trunc('hour', now()), 'build_conflict', 2);
+        INSERT INTO task_rates
+        SELECT date_trunc('hour', now()) - make_interval(hours => h), '{ORGANIZATION}', '{CAROL}',
+               (14 + 10 * sin(h / 3.0))::int, (11 + 9 * sin((h - 1) / 3.0))::int, (h * 7 % 5)
+        FROM generate_series(1, 23) AS h"""
+    )
 
 
 async def take(harness: ApiHarness, folder: Path, names: list[str]) -> None:

@@ -170,13 +170,6 @@ class Tab:
 
 
 @asynccontextmanager
-async def open_browser(program: str) -> AsyncIterator[Tab]:
-    """Run a browser with one tab and a new profile while the block runs."""
-    async with run_browser(program) as browser:
-        yield await browser.new_tab()
-
-
-@asynccontextmanager
 async def run_browser(program: str) -> AsyncIterator[Browser]:
     """Run a browser with a new profile while the block runs."""
     with tempfile.TemporaryDirectory(prefix="taskherd-chromium-", ignore_cleanup_errors=True) as folder:

@@ -24,6 +24,7 @@ from taskherd.api.agents.report_publisher import ReportPublisher
 from taskherd.api.bulk_slots import BulkSlots
 from taskherd.api.change_feed import ChangeFeed
 from taskherd.api.context import ApiContext
+from taskherd.api.fleet.snapshots import FleetSnapshots, QueueDepths
 from taskherd.api.http import asgi, server
 from taskherd.api.http.authenticator import NOTE_USE_INTERVAL, Authenticator
 from taskherd.api.http.client_address import ClientAddresses
@@ -32,9 +33,10 @@ from taskherd.api.http.connections import ClientConnections, ConnectionLimits
 from taskherd.api.http.open_requests import AccessMonitor
 from taskherd.api.http.rate_limit import RateLimits
 from taskherd.api.http.sign_in_failures import LOG_INTERVAL, SignInFailures
+from taskherd.api.log_revisions import LogRevisions
 from taskherd.api.metric_labels import LABEL_VALUES
 from taskherd.api.read_routing import STANDBY_TIMEOUT, ReadRouting
-from taskherd.api.tasks import batches
+from taskherd.api.tasks import batches, log_follow
 from taskherd.broker import topology
 from taskherd.broker.command_client import CommandClient
 from taskherd.broker.connection import SupervisedConnection
@@ -109,6 +111,7 @@ class ApiProcess:
             self.metrics,
             nullable_ids_as_objects=settings.api_nullable_ids == "object",
         )
+        self._log_revisions = LogRevisions(self._reader)
         self._ops = OpsServer(self.metrics, self._readiness)
 
     def _make_standby(self, size: int, name: str) -> ReadPool | None:
@@ -145,6 +148,10 @@ class ApiProcess:
             commands=commands,
             bulk_slots=BulkSlots(now),
             change_feed=self.change_feed,
+            log_revisions=self._log_revisions,
+            log_streams=ConcurrencyLimit(log_follow.MAX_STREAMS, log_follow.MAX_STREAMS_OF_USER, log_follow.TOO_MANY),
+            fleet_snapshots=FleetSnapshots(now),
+            queue_depths=QueueDepths(self._connections.publish, topology.TopologyNames(settings.amqp_prefix)),
             reports=reports,
             tracing=self._tracing,
             stopping=self._stopping,
@@ -202,6 +209,7 @@ class ApiProcess:
             asyncio.create_task(self._stopping.wait(), name="stopping"),
             asyncio.create_task(self._refuse_misconfigured_database(), name="database settings"),
             asyncio.create_task(self.change_feed.run(), name="change feed"),
+            asyncio.create_task(self._log_revisions.run(), name="log revisions"),
             asyncio.create_task(note_uses, name="token uses"),
             asyncio.create_task(_repeat(LOG_INTERVAL, api.sign_in_failures.log_summaries), name="sign-in failures"),
             asyncio.create_task(api.reads.run(), name="standby"),
@@ -214,6 +222,7 @@ class ApiProcess:
         await asyncio.wait({http, actions, *tasks}, return_when=asyncio.FIRST_COMPLETED)
         self._stopping.set()
         self.change_feed.stop()
+        self._log_revisions.stop()
         await self._shut_down(http_server, (http, actions), tasks)
         await commands.close()
         with suppress(TaskherdError):

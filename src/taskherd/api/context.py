@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from taskherd.api.agents.report_publisher import ReportPublisher
     from taskherd.api.bulk_slots import BulkSlots
     from taskherd.api.change_feed import ChangeFeed
+    from taskherd.api.fleet.snapshots import FleetSnapshots, QueueDepths
     from taskherd.api.http.authenticator import Authenticator, Caller
     from taskherd.api.http.client_address import ClientAddresses
     from taskherd.api.http.concurrency import ConcurrencyLimit
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from taskherd.api.http.open_requests import AccessMonitor
     from taskherd.api.http.rate_limit import RateLimits
     from taskherd.api.http.sign_in_failures import SignInFailures
+    from taskherd.api.log_revisions import LogRevisions
     from taskherd.api.read_routing import ReadRouting
     from taskherd.broker.repeating_client import RepeatingClient
     from taskherd.observability.metrics import Metrics
@@ -60,6 +62,11 @@ class ApiContext:
     bulk_slots: BulkSlots
     reports: ReportPublisher
     change_feed: ChangeFeed
+    log_revisions: LogRevisions
+    log_streams: ConcurrencyLimit
+    """The open streams of task logs."""
+    fleet_snapshots: FleetSnapshots
+    queue_depths: QueueDepths
     tracing: Tracing
     stopping: asyncio.Event
     """Set when the process stops; streams and long polls then end."""

@@ -11,6 +11,7 @@ from typing import Final
 from taskherd.api.actions.routes import ROUTES as ACTIONS
 from taskherd.api.agents.routes import ROUTES as AGENTS
 from taskherd.api.directory.routes import ROUTES as DIRECTORY
+from taskherd.api.fleet.routes import ROUTES as FLEET
 from taskherd.api.http.route import Route
 from taskherd.api.tasks.routes import ROUTES as TASKS
 from taskherd.api.usage.routes import ROUTES as USAGE
@@ -20,6 +21,6 @@ from taskherd.api.workspaces.routes import SOCKETS
 PREFIX: Final = "/api/v2"
 EXPERIMENTAL: Final = "/api/experimental"
 
-ROUTES: Final[tuple[Route, ...]] = (*TASKS, *WORKSPACES, *AGENTS, *DIRECTORY, *ACTIONS, *USAGE)
+ROUTES: Final[tuple[Route, ...]] = (*TASKS, *WORKSPACES, *AGENTS, *DIRECTORY, *ACTIONS, *USAGE, *FLEET)
 
 __all__ = ["EXPERIMENTAL", "PREFIX", "ROUTES", "SOCKETS"]

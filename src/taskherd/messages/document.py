@@ -7,6 +7,7 @@ rises if it changes. The directory's names, the prompt and ``updated_at`` are ad
 from __future__ import annotations
 
 from datetime import datetime
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -14,7 +15,7 @@ import orjson
 from pydantic import BaseModel
 
 from taskherd.domain.reports import ExitReason, Lifecycle, format_rfc3339
-from taskherd.domain.view import Status
+from taskherd.domain.view import LOST_CONNECTION, NOT_RUNNING, Status
 from taskherd.messages.usage import UsageOut, render_usage
 
 if TYPE_CHECKING:
@@ -89,6 +90,26 @@ class TaskDocument(BaseModel):
     interrupt: InterruptOut | None
     created_at: datetime
     updated_at: datetime
+
+
+class Ending(StrEnum):
+    """What became of a task whose agent needs nothing more, or cannot go on."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+def ending_of(fields: Mapping[str, Any]) -> Ending | None:
+    """Return whether a task with these fields of the core document has completed or failed; None: neither.
+
+    It has failed if its start or its agent failed, or the agent ended badly or is lost, whatever it said before.
+    """
+    state, health = fields["current_state"], fields["workspace_agent_health"]
+    is_gone = health is not None and health.get("reason") in {LOST_CONNECTION, NOT_RUNNING}
+    said = "" if state is None else state["state"]
+    if fields["status"] == Status.ERROR.value or is_gone or said == "failed":
+        return Ending.FAILED
+    return Ending.COMPLETED if said == "complete" else None
 
 
 def core_document(view: TaskView, task: Task) -> dict[str, Any]:

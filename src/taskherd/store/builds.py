@@ -81,6 +81,9 @@ BUILD: Final = f"{_SELECT} WHERE b.build_id = $2 AND {_CAN_SEE}"
 WORKSPACE: Final = f"{_SELECT} WHERE b.workspace_id = $2 AND {_CAN_SEE}"
 AGENT: Final = f"{_SELECT} WHERE b.agent_id = $2 AND {_CAN_SEE}"
 OF_TASK: Final = f"{_SELECT} WHERE b.task_id = $2 AND {_CAN_SEE}"
+ALL_OF_TASK: Final = f"""
+{_SELECT} WHERE b.task_id = $2 AND t.deleted_at IS NULL AND {CAN_SEE} ORDER BY b.number DESC LIMIT $3 OFFSET $4
+"""
 OF_TASKS: Final = f"""{_SELECT}
 WHERE b.task_id = ANY($2::uuid[]) AND l.is_latest AND t.deleted_at IS NULL AND {CAN_SEE}
 ORDER BY t.created_at DESC, t.id DESC
@@ -137,6 +140,11 @@ async def latest_of_workspace(pool: Reader, caller: UUID, workspace_id: UUID) ->
 async def of_task(pool: Reader, caller: UUID, task_id: UUID) -> Row | None:
     """Return the latest build of a task, or None if there is none or the caller may not see it."""
     return await pool.fetch_one(OF_TASK, caller, task_id)
+
+
+async def all_of_task(pool: Reader, caller: UUID, task_id: UUID, limit: int, offset: int) -> Sequence[Row]:
+    """Return the builds of a task as far as the caller may see them, the newest first."""
+    return await pool.fetch(ALL_OF_TASK, caller, task_id, limit, offset)
 
 
 async def of_tasks(pool: Reader, caller: UUID, task_ids: Sequence[UUID]) -> Sequence[Row]:

@@ -136,6 +136,19 @@ ORDER BY i.ordinal
 """
 
 
+# The newest changes of a task, oldest first, with only what tells its state.
+STATES: Final = f"""
+SELECT e.occurred_at, e.document ->> 'status' AS status, e.document #>> '{{current_state,state}}' AS state,
+       e.document #>> '{{workspace_agent_health,reason}}' AS health, e.document #>> '{{agent_exit,why}}' AS exit,
+       COALESCE(CAST(e.document ->> 'requests_open' AS integer), 0) AS requests_open
+FROM (
+    SELECT version, occurred_at, document FROM task_events
+    WHERE task_id = $2 AND EXISTS (SELECT 1 FROM tasks AS t WHERE t.id = $2 AND t.deleted_at IS NULL AND {CAN_SEE})
+    ORDER BY version DESC LIMIT $3) AS e
+ORDER BY e.version
+"""
+
+
 async def latest(pool: Reader) -> int:
     """Return the greatest position, or 0 if the feed is empty."""
     row = await pool.fetch_one(LATEST)
@@ -190,6 +203,11 @@ async def timeline(
     """
     values: tuple[Any, ...] = (caller, task_id, after, limit)
     return await pool.fetch(TIMELINE_NEWEST if newest else TIMELINE, *values)
+
+
+async def states(pool: Reader, caller: UUID, task_id: UUID, limit: int) -> Sequence[Row]:
+    """Return the newest changes of a task, oldest first, with what tells its state; none if the caller may not see."""
+    return await pool.fetch(STATES, caller, task_id, limit)
 
 
 async def actions(pool: Reader, caller: UUID, task_id: UUID, limit: int) -> Sequence[Row]:

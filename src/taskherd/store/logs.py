@@ -4,6 +4,9 @@ Reports may arrive in another order than they were made, since some of them wait
 the order of commit and never change, so that readers can ask for what is new. The order to read in is that of
 ``ORDER``: by build, and in a build by the lowest ``seq`` with which each entry was reported.
 
+Each change of a log, of one or several of its entries, raises its *revision*, and the entries that changed carry it. A
+follower asks for the entries with a greater revision than its own, and so learns of replaced entries too.
+
 A log that has reached its limits is *full*: what comes later is left out, and counted in ``task_log_heads``. Its last
 entry is a notice about that, whose id no agent can give.
 """
@@ -101,7 +104,8 @@ WITH incoming AS (
     FROM incoming AS i JOIN task_logs AS l
         ON l.task_id = i.task_id AND l.build_number = i.build_number AND l.entry_id = i.entry_id
 ), before AS (
-    SELECT t.task_id, COALESCE(h.next_log_id, 0) AS next_log_id, COALESCE(h.content_bytes, 0) AS content_bytes,
+    SELECT t.task_id, COALESCE(h.revision, 0) + 1 AS revision,
+           COALESCE(h.next_log_id, 0) AS next_log_id, COALESCE(h.content_bytes, 0) AS content_bytes,
            COALESCE(h.omitted_entries, 0) AS omitted_entries, COALESCE(h.omitted_bytes, 0) AS omitted_bytes,
            h.omitted_since, h.notice_log_id, t.growth,
            t.growth <= 0 OR COALESCE(h.content_bytes, 0) + t.growth <= :max_bytes AS may_grow
@@ -120,13 +124,15 @@ WITH incoming AS (
         title = CASE WHEN i.replaces THEN i.title ELSE l.title END,
         status = CASE WHEN i.replaces THEN i.status ELSE l.status END,
         data = CASE WHEN i.replaces THEN CAST(i.data AS json) ELSE l.data END,
-        first_seq = CASE WHEN i.first_seq < l.first_seq THEN i.first_seq ELSE l.first_seq END
+        first_seq = CASE WHEN i.first_seq < l.first_seq THEN i.first_seq ELSE l.first_seq END,
+        revision = i.revision
     FROM (
-        SELECT e.*, e.is_newer AND (b.may_grow OR e.growth <= 0) AS replaces
+        SELECT e.*, b.revision, e.is_newer AND (b.may_grow OR e.growth <= 0) AS replaces
         FROM existing AS e JOIN before AS b USING (task_id)
     ) AS i
     WHERE l.task_id = i.task_id AND l.build_number = i.build_number AND l.entry_id = i.entry_id
       AND (i.replaces OR i.first_seq < l.first_seq)
+    RETURNING l.task_id
 ), new_entries AS (
     SELECT i.*,
            row_number() OVER (PARTITION BY i.task_id ORDER BY i.position) AS rank,
@@ -140,8 +146,8 @@ WITH incoming AS (
            AND b.content_bytes + (CASE WHEN b.may_grow THEN b.growth ELSE 0 END) + n.running_bytes <= :max_bytes AS fits
     FROM new_entries AS n JOIN before AS b USING (task_id)
 ), added AS (
-    INSERT INTO task_logs ({column_names(ENTRY)}, log_id, logged_at)
-    SELECT {stored(ENTRY, "n")}, b.next_log_id + n.rank - 1, :logged_at
+    INSERT INTO task_logs ({column_names(ENTRY)}, log_id, logged_at, revision)
+    SELECT {stored(ENTRY, "n")}, b.next_log_id + n.rank - 1, :logged_at, b.revision
     FROM judged AS n JOIN before AS b USING (task_id) WHERE n.fits
 ), counted AS (
     SELECT task_id, count(*) FILTER (WHERE fits) AS entries,
@@ -156,8 +162,8 @@ WITH incoming AS (
     ) AS each GROUP BY task_id
 ), heads AS (
     INSERT INTO task_log_heads AS h
-        (task_id, next_log_id, content_bytes, omitted_entries, omitted_bytes, omitted_since, notice_log_id)
-    SELECT b.task_id,
+        (task_id, revision, next_log_id, content_bytes, omitted_entries, omitted_bytes, omitted_since, notice_log_id)
+    SELECT b.task_id, b.revision,
            b.next_log_id + COALESCE(c.entries, 0)
                + CASE WHEN b.notice_log_id IS NULL AND c.omitted > 0 THEN 1 ELSE 0 END,
            b.content_bytes + (CASE WHEN b.may_grow THEN b.growth ELSE 0 END) + COALESCE(c.bytes, 0),
@@ -167,9 +173,10 @@ WITH incoming AS (
            COALESCE(b.notice_log_id, CASE WHEN c.omitted > 0 THEN b.next_log_id + c.entries END)
     FROM before AS b LEFT JOIN counted AS c USING (task_id)
     WHERE c.entries > 0 OR c.omitted > 0 OR (b.may_grow AND b.growth <> 0)
+       OR b.task_id IN (SELECT task_id FROM replaced)
     ORDER BY b.task_id
     ON CONFLICT (task_id) DO UPDATE SET
-        next_log_id = excluded.next_log_id, content_bytes = excluded.content_bytes,
+        revision = excluded.revision, next_log_id = excluded.next_log_id, content_bytes = excluded.content_bytes,
         omitted_entries = excluded.omitted_entries, omitted_bytes = excluded.omitted_bytes,
         omitted_since = excluded.omitted_since, notice_log_id = excluded.notice_log_id
     RETURNING h.task_id, h.notice_log_id, h.omitted_entries, h.omitted_bytes, h.omitted_since
@@ -181,11 +188,14 @@ ORDER BY h.task_id
 """)
 
 WRITE_NOTICE: Final = text("""
-WITH existing AS (
-    UPDATE task_logs SET content = :content WHERE task_id = :task_id AND log_id = :log_id RETURNING 1
+WITH head AS (
+    SELECT max(revision) AS revision FROM task_log_heads WHERE task_id = :task_id
+), existing AS (
+    UPDATE task_logs SET content = :content, revision = (SELECT revision FROM head)
+    WHERE task_id = :task_id AND log_id = :log_id RETURNING 1
 )
-INSERT INTO task_logs (task_id, log_id, build_number, entry_id, seq, type, content, time, logged_at)
-SELECT :task_id, :log_id, :build_number, :entry_id, 0, 'output', :content, :now, :now
+INSERT INTO task_logs (task_id, log_id, build_number, entry_id, seq, type, content, time, logged_at, revision)
+SELECT :task_id, :log_id, :build_number, :entry_id, 0, 'output', :content, :now, :now, revision FROM head
 WHERE :is_new AND NOT EXISTS (SELECT 1 FROM existing)
 """)
 

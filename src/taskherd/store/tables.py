@@ -312,6 +312,11 @@ task_logs = Table(
         BigInteger,
         comment="the lowest seq with which it was reported, by which readers order it; null: older than this column",
     ),
+    Column(
+        "revision",
+        BigInteger,
+        comment="revision of the log with which it was added or last changed; null: older than this column",
+    ),
     PrimaryKeyConstraint("task_id", "log_id", "logged_at"),
     Index("task_logs_entry_idx", "task_id", "build_number", "entry_id"),
     CheckConstraint("type IN ('input', 'output')", name="task_logs_type_check"),
@@ -331,6 +336,9 @@ task_log_heads = Table(
     _column("omitted_bytes", BigInteger, server_default=text("0")),
     Column("omitted_since", Time),
     Column("notice_log_id", BigInteger, comment="the entry that says what was left out"),
+    _column(
+        "revision", BigInteger, server_default=text("0"), comment="rises with each change of the log, for its followers"
+    ),
     comment="The next log id and the size of each task's log; kept when its logs are pruned",
 )
 
@@ -520,6 +528,29 @@ runner_hellos = Table(
     _column("pool", Text),
     _column("hello_at", Time),
     comment="Runners that said hello, whose queues the workers declare",
+)
+
+task_rates = Table(
+    "task_rates",
+    METADATA,
+    _column("hour", Time),
+    _column("organization_id", Uuid),
+    _column("owner_id", Uuid),
+    _column("created", BigInteger),
+    _column("completed", BigInteger),
+    _column("failed", BigInteger, comment="tasks that came to need a person: their start, their agent or they failed"),
+    PrimaryKeyConstraint("hour", "organization_id", "owner_id"),
+    comment="What became of tasks in each hour; workers add what they counted every few seconds",
+)
+
+dead_letter_rates = Table(
+    "dead_letter_rates",
+    METADATA,
+    _column("hour", Time),
+    _column("reason", Text),
+    _column("letters", BigInteger),
+    PrimaryKeyConstraint("hour", "reason"),
+    comment="What workers dead-lettered in each hour",
 )
 
 workers = Table(

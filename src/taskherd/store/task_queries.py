@@ -198,32 +198,75 @@ def _selection(criteria: TaskFilter, statement: _Statement, columns: str) -> str
     ) AS t {ordered}"""
 
 
+_LOG_COLUMNS: Final = """l.log_id, l.type, l.content, l.time, l.logged_at, l.build_number, l.entry_id, l.first_seq,
+       l.kind, l.title, l.status AS entry_status, CAST(l.data AS text) AS data"""
+
+_LOG_TASK: Final = f"""
+WITH task AS (
+    SELECT t.id, t.status, COALESCE((SELECT revision FROM task_log_heads WHERE task_id = t.id), 0) AS revision
+    FROM tasks AS t WHERE t.id = $2 AND t.deleted_at IS NULL AND {CAN_SEE}
+)"""
+
 # The newest entries after the id $5 that fit, in the order in which they were made. A task without entries gives one
 # row with only its status.
 LOGS: Final = f"""
-WITH task AS (SELECT t.id, t.status FROM tasks AS t WHERE t.id = $2 AND t.deleted_at IS NULL AND {CAN_SEE}), newest AS (
+{_LOG_TASK}, newest AS (
     SELECT log_id, type, content, time, logged_at, build_number, entry_id, first_seq,
-           kind, title, status, CAST(data AS text) AS data,
+           kind, title, status, data,
            sum(octet_length(content) + COALESCE(octet_length(CAST(data AS text)), 0))
                OVER (ORDER BY log_id DESC ROWS UNBOUNDED PRECEDING) AS bytes
-    FROM (SELECT * FROM task_logs WHERE task_id = $2 AND log_id > $5 ORDER BY log_id DESC LIMIT $3) AS limited
+    FROM (SELECT * FROM task_logs WHERE task_id = $2 AND log_id > $5 AND log_id < $6
+          ORDER BY log_id DESC LIMIT $3) AS limited
 )
-SELECT task.status, l.log_id, l.type, l.content, l.time, l.logged_at, l.kind, l.title, l.status AS entry_status, l.data
+SELECT task.status, task.revision AS log_revision, {_LOG_COLUMNS}
 FROM task LEFT JOIN newest AS l ON l.bytes <= $4
 ORDER BY {LOG_ORDER}
 """
 
+# The entries that were added or replaced after revision $5, the newest changes that fit; found: how many there are.
+CHANGED_LOGS: Final = f"""
+{_LOG_TASK}, changed AS (
+    SELECT *, sum(octet_length(content) + COALESCE(octet_length(CAST(data AS text)), 0))
+               OVER (ORDER BY revision DESC, log_id DESC ROWS UNBOUNDED PRECEDING) AS bytes,
+           row_number() OVER (ORDER BY revision DESC, log_id DESC) AS rank
+    FROM (SELECT * FROM task_logs WHERE task_id = $2 AND revision > $5
+          ORDER BY revision DESC, log_id DESC LIMIT $3 + 1) AS limited
+)
+SELECT task.status, task.revision AS log_revision, (SELECT count(*) FROM changed) AS found, {_LOG_COLUMNS}
+FROM task LEFT JOIN changed AS l ON l.bytes <= $4 AND l.rank <= $3
+ORDER BY {LOG_ORDER}
+"""
+
+LOG_REVISIONS: Final = """
+SELECT t.id, t.deleted_at IS NOT NULL AS deleted, COALESCE(h.revision, 0) AS revision
+FROM unnest($1::uuid[]) AS k(id)
+CROSS JOIN LATERAL (SELECT id, deleted_at FROM tasks WHERE id = k.id LIMIT 1) AS t
+LEFT JOIN LATERAL (SELECT revision FROM task_log_heads WHERE task_id = k.id LIMIT 1) AS h ON true
+"""
+
 
 async def logs(
-    pool: Reader, caller: UUID, task_id: UUID, *, after: int, entries: int, content_bytes: int
+    pool: Reader, caller: UUID, task_id: UUID, *, after: int, before: int, entries: int, content_bytes: int
 ) -> Sequence[Row]:
-    """Return the newest log entries of a task after an id, in the order in which they were made, with its status.
+    """Return the newest log entries of a task between two ids, in the order in which they were made, with its status.
 
     An entry that arrives late has a greater id than those after it, so the last entry may not have the greatest.
 
     No row is returned if the caller may not see the task.
     """
-    return await pool.fetch(LOGS, caller, task_id, entries, content_bytes, after)
+    return await pool.fetch(LOGS, caller, task_id, entries, content_bytes, after, before)
+
+
+async def changed_logs(
+    pool: Reader, caller: UUID, task_id: UUID, *, after: int, entries: int, content_bytes: int
+) -> Sequence[Row]:
+    """Return the log entries of a task that were added or replaced after a revision of the log, as ``logs`` does."""
+    return await pool.fetch(CHANGED_LOGS, caller, task_id, entries, content_bytes, after)
+
+
+async def log_revisions(pool: Reader, task_ids: Sequence[UUID]) -> Sequence[Row]:
+    """Return the revisions of the logs of tasks, and whether the tasks were deleted."""
+    return await pool.fetch(LOG_REVISIONS, task_ids)
 
 
 # Only open inputs and requests; the outcomes of earlier ones are in the timeline. A send has no change of its

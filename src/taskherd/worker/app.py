@@ -50,6 +50,7 @@ from taskherd.worker.command_consumer import MAX_WAITING, CommandConsumer
 from taskherd.worker.context import RequestRetryPolicy, Retention, WorkerContext
 from taskherd.worker.directory_cache import DirectoryCache
 from taskherd.worker.probe import Probe
+from taskherd.worker.rates import Rates
 from taskherd.worker.relay import Relay
 from taskherd.worker.report_consumer import ReportConsumer
 from taskherd.worker.sender_pools import SenderPools
@@ -161,6 +162,7 @@ class Worker:
             generate_name=partial(task_names.generate, randomness=randomness),
             command_senders=settings.trusted_command_senders,
             senders=SenderPools(settings.sender_pools),
+            rates=Rates(),
             strict_send=settings.send_mode == "strict",
             max_running=settings.tasks_running_most,
             log_limits=LogLimits(settings.log_entries_most, settings.log_bytes_most),
@@ -236,6 +238,7 @@ class Worker:
             asyncio.create_task(self._wakeups.run(), name="wakeups"),
             asyncio.create_task(self._wakeup_publisher.run(), name="wakeup publisher"),
             asyncio.create_task(self._update_gauges(), name="gauges"),
+            asyncio.create_task(self._context.rates.run(self._engine), name="rates"),
         ]
         stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
         await asyncio.wait({stopping, relay, unconfirmed, *consumers, *background}, return_when=asyncio.FIRST_COMPLETED)
@@ -260,6 +263,7 @@ class Worker:
                 await asyncio.wait(senders)
                 with suppress(Unavailable):
                     await self._sweeper.deregister()
+                    await self._context.rates.write_once(self._engine)
         tasks = [*consumers, *senders, *background]
         for task in tasks:
             task.cancel()

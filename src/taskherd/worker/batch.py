@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from taskherd.domain.task import Task
     from taskherd.domain.task_update import TimerCheck
     from taskherd.domain.usage import UsageAmounts
+    from taskherd.messages.document import Ending
     from taskherd.messages.events import EventKind
     from taskherd.store.work_request_details import WorkRequestDetails
     from taskherd.store.work_requests import WorkRequestRow
@@ -81,6 +82,7 @@ class CommittedChange:
         core_document: the stored part of the document, as JSON text.
         changes: the names of the changed fields.
         cause: the cause of the change, as JSON text.
+        ending: whether the task completed or failed with this change, None if it did neither.
     """
 
     task: Task
@@ -88,6 +90,7 @@ class CommittedChange:
     core_document: str
     changes: tuple[str, ...]
     cause: str
+    ending: Ending | None = None
 
 
 @dataclass(slots=True)

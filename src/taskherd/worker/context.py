@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from taskherd.store.logs import LogLimits
     from taskherd.store.work_requests import WorkRequestRow
     from taskherd.worker.directory_cache import DirectoryCache
+    from taskherd.worker.rates import Rates
     from taskherd.worker.sender_pools import SenderPools
     from taskherd.worker.wakeups import Wakeups
 
@@ -84,6 +85,7 @@ class WorkerContext:
         make_agent_token: creates the agent token for a task and build number.
         max_running: maximum number of running tasks of one owner, 0 for no maximum.
         command_senders: the RabbitMQ users whose commands count; empty: any.
+        rates: count what becomes of tasks, by hour.
         senders: the RabbitMQ users whose reports and claims count, and about which tasks.
         generate_name: returns a task name for a prompt that is not among the given names.
     """
@@ -110,6 +112,7 @@ class WorkerContext:
     log_limits: LogLimits
     command_senders: frozenset[str]
     senders: SenderPools
+    rates: Rates
     tracing: Tracing
 
     async def until_stopped(self, work: Callable[[], Awaitable[T]], dependency: str) -> T:

@@ -9,9 +9,10 @@ from taskherd.broker.dead_letters import build_dead_letter, publish_dead_letter
 from taskherd.domain.outcome import DeadLetterReason
 from taskherd.domain.task_update import TimerCheck
 from taskherd.messages.dead_letters import Origin, encode
-from taskherd.store import command_log, erasure, parked_reports, partitions, stats, task_actions, workers
+from taskherd.store import command_log, erasure, parked_reports, partitions, rates, stats, task_actions, workers
 from taskherd.store.engine import transaction
 from taskherd.worker.batch import Batch
+from taskherd.worker.rates import RETENTION as RATES_RETENTION
 from taskherd.worker.reconcile import reconcile
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class Maintenance:
                 dead_letter = build_dead_letter(context.names, origin.routing_key, body, headers)
                 await publish_dead_letter(context.publisher, dead_letter)
                 context.metrics.dead_lettered.labels(reason.value).inc()
+                context.rates.count_dead_letter(reason.value, now)
             if rows:
                 await parked_reports.delete(connection, [row.id for row in rows])
         return len(rows)
@@ -121,6 +123,7 @@ class Maintenance:
             )
         await self._prune_in_rounds(partitions.prune_feed, now - retention.history_retention)
         await self._prune_in_rounds(command_log.prune, now - retention.command_retention)
+        await self._prune_in_rounds(rates.prune, now - RATES_RETENTION)
         await self._prune_in_rounds(_prune_actions, now - retention.action_retention)
         async with transaction(context.engine) as connection:
             await workers.prune(connection, now - WORKER_RETENTION)

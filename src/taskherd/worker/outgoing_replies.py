@@ -74,3 +74,4 @@ async def publish_rejected(context: WorkerContext, rejected: Sequence[Rejected])
     await context.until_stopped(partial(publish_dead_letters, context.publisher, messages), "broker")
     for _, invalid in rejected:
         context.metrics.dead_lettered.labels(invalid.reason.value).inc()
+        context.rates.count_dead_letter(invalid.reason.value, context.now())

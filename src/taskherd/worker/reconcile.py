@@ -61,6 +61,7 @@ async def reconcile(context: WorkerContext, batch: Batch, now: datetime) -> Batc
         await run_transaction(context, Batch(batch.reports, report_pools=batch.report_pools), not_renewed, result)
     record(context, result.agent_events)
     count_usage(context, result.new_usage)
+    context.rates.count_changes(result.changes, now)
     return result
 
 

@@ -211,6 +211,7 @@ class ReportConsumer:
         await self._context.until_stopped(partial(publish_dead_letters, self._context.publisher, messages), "broker")
         for _, invalid in rejected:
             self._context.metrics.dead_lettered.labels(invalid.reason.value).inc()
+            self._context.rates.count_dead_letter(invalid.reason.value, self._context.now())
         first = [(invalid.reason.value, invalid.detail[:100]) for _, invalid in rejected[:MAX_LOGGED]]
         log.warning("dead letters published", count=len(rejected), first=first)
 

@@ -208,13 +208,17 @@ def _change(update: TaskUpdate, view: TaskView, now: datetime) -> tuple[str, Com
         )
     if core == update.core_document and task.prompt == before.prompt:
         return core, None
-    changed = document.changed_fields(orjson.loads(update.core_document), fields)
+    fields_before = orjson.loads(update.core_document)
+    changed = document.changed_fields(fields_before, fields)
     version = before.version + 1
     prompt_version = task.prompt_version
     if task.prompt != before.prompt:
         changed, prompt_version = tuple(sorted({*changed, "initial_prompt"})), version
     task = replace(task, version=version, updated_at=now, prompt_version=prompt_version)
-    return core, CommittedChange(task, events.EventKind.UPDATED, core, changed, _cause(update))
+    ending = document.ending_of(fields)
+    if ending is document.ending_of(fields_before):
+        ending = None
+    return core, CommittedChange(task, events.EventKind.UPDATED, core, changed, _cause(update), ending)
 
 
 def _cause(update: TaskUpdate) -> str:

@@ -6,8 +6,6 @@ session storage of the tab.
 
 from __future__ import annotations
 
-from html import escape
-from importlib.resources import files
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
@@ -23,27 +21,11 @@ if TYPE_CHECKING:
 PAGES: Final = {
     "/": ("taskherd", "pages/home.js"),
     "/tasks": ("Tasks · taskherd", "pages/tasks.js"),
+    "/tasks/{user}/{task}": ("Task · taskherd", "pages/task.js"),
+    "/fleet": ("Fleet · taskherd", "pages/fleet.js"),
     "/new": ("New task · taskherd", "pages/new.js"),
 }
 """Path of each page, its first title, and its module; ``static/routes.js`` has the same paths."""
-
-_ASSETS_FOLDER: Final = files("taskherd.api.board")
-_HTML: Final = (_ASSETS_FOLDER / "task.html").read_text("utf-8")
-_ASSETS: Final = {
-    "task.js": ((_ASSETS_FOLDER / "task.js").read_bytes(), "text/javascript; charset=utf-8"),
-    "task.css": ((_ASSETS_FOLDER / "task.css").read_bytes(), "text/css; charset=utf-8"),
-}
-_POLICY: Final = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:;"
-    " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-_HEADERS: Final = {
-    "Content-Security-Policy": _POLICY,
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cache-Control": "no-cache",
-}
 
 
 def _shell(title: str, module: str) -> Handler:
@@ -63,13 +45,6 @@ async def asset(request: RequestContext) -> BufferedResponse:
     return found
 
 
-async def page(request: RequestContext) -> BufferedResponse:
-    """Return the page of the task that the path names."""
-    title = f"{request.params['task']} · {request.params['user']}"
-    html = _HTML.replace("{{title}}", escape(title)).replace("{{task}}", escape(request.params["task"]))
-    return BufferedResponse(200, html.encode("utf-8", "replace"), _HEADERS, "text/html; charset=utf-8")
-
-
 async def redirect(request: RequestContext) -> BufferedResponse:
     """Redirect a link to a workspace, its builds or its apps, as Coder's clients make them, to the page of the task.
 
@@ -78,21 +53,6 @@ async def redirect(request: RequestContext) -> BufferedResponse:
     workspace = request.params["workspace"].partition(".")[0]  # an agent's name or a workspace's id may follow
     location = f"/tasks/{quote(request.params['owner'], safe='')}/{quote(workspace, safe='')}"
     return BufferedResponse(307, b"", {"Location": location, "Cache-Control": "no-cache"})
-
-
-async def script(_request: RequestContext) -> BufferedResponse:
-    """Return the script of the page."""
-    return _asset("task.js")
-
-
-async def style(_request: RequestContext) -> BufferedResponse:
-    """Return the style sheet of the page."""
-    return _asset("task.css")
-
-
-def _asset(name: str) -> BufferedResponse:
-    body, content_type = _ASSETS[name]
-    return BufferedResponse(200, body, _HEADERS, content_type)
 
 
 _PAGE_RESPONSE: Final = {200: ResponseSpec("A file of the page.")}
@@ -117,14 +77,6 @@ ROUTES: Final = (
         auth=Auth.NONE,
         responses=_PAGE_RESPONSE,
     ),
-    Route(
-        method="GET",
-        path="/tasks/{user}/{task}",
-        handler=page,
-        summary="Get the page of a task",
-        auth=Auth.NONE,
-        responses=_PAGE_RESPONSE,
-    ),
     *(
         Route(
             method="GET",
@@ -135,22 +87,6 @@ ROUTES: Final = (
             responses={307: ResponseSpec("The page of the workspace's task.")},
         )
         for rest in ("", "/{rest:path}")
-    ),
-    Route(
-        method="GET",
-        path="/assets/task.js",
-        handler=script,
-        summary="Get the script of the page",
-        auth=Auth.NONE,
-        responses=_PAGE_RESPONSE,
-    ),
-    Route(
-        method="GET",
-        path="/assets/task.css",
-        handler=style,
-        summary="Get the style sheet of the page",
-        auth=Auth.NONE,
-        responses=_PAGE_RESPONSE,
     ),
 )
 """Routes outside ``/api``, which the OpenAPI document omits."""

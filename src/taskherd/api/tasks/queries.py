@@ -40,6 +40,13 @@ class TaskLogQuery(QueryModel):
         description="ID of an entry; only entries that came after it are returned. By default all entries are. To "
         "follow a log, give the greatest id so far: an entry that came late is listed before entries with lower ids.",
     )
+    before: Annotated[int, whole_number(0, MAX_POSITION, expected="Expected the id of an entry.")] = Field(
+        MAX_POSITION,
+        description="ID of an entry; only entries with lower ids are returned. With `limit`, it pages back in a log.",
+    )
+    limit: Annotated[int | None, whole_number(1, MAX_LOG_ENTRIES)] = Field(
+        None, description=f"Maximum number of entries, the newest; at most and by default {MAX_LOG_ENTRIES}."
+    )
 
 
 def task_ref_of(request: RequestContext) -> TaskRef:
@@ -101,15 +108,15 @@ def _etag_parts(rows: Sequence[Row], *, more: bool) -> list[object]:
 
 async def logs(request: RequestContext) -> BufferedResponse:
     """Return the log of a task in any status, in the order in which it was made; of a very long one the newest part."""
-    ref, after = task_ref_of(request), request.parameters(TaskLogQuery).after
+    ref, query = task_ref_of(request), request.parameters(TaskLogQuery)
     by_id = ref.task if isinstance(ref.task, UUID) and ref.user == request.caller.user_id else None
-    rows = await _logs(request, by_id, after) if by_id else ()
+    rows = await _logs(request, by_id, query) if by_id else ()
     if not rows:
         task_id = await task_queries.find_id(request.reader, ref)
-        rows = await _logs(request, task_id, after) if task_id else ()
+        rows = await _logs(request, task_id, query) if task_id else ()
     if not rows:
         raise not_found()
-    body: dict[str, Any] = {"logs": [_log_entry(row) for row in rows if row["log_id"] is not None]}
+    body: dict[str, Any] = {"logs": [log_entry(row) for row in rows if row["log_id"] is not None]}
     if rows[0]["status"] in _SNAPSHOT_STATUSES:
         body["snapshot"] = True
         if body["logs"]:
@@ -117,9 +124,10 @@ async def logs(request: RequestContext) -> BufferedResponse:
     return json(body)
 
 
-def _log_entry(row: Row) -> dict[str, Any]:
+def log_entry(row: Row) -> dict[str, Any]:
     """Return a log entry as it is sent: Coder's fields, and those of ours that it has."""
     entry = {"id": row["log_id"], "content": row["content"], "type": row["type"], "time": format_rfc3339(row["time"])}
+    entry["place"] = [int(row["entry_id"] < 0), row["build_number"], row["first_seq"] or 0, row["log_id"]]
     ours = {"kind": row["kind"], "title": row["title"], "status": row["entry_status"]}
     entry |= {name: value for name, value in ours.items() if value is not None}
     if row["data"] is not None:
@@ -127,12 +135,13 @@ def _log_entry(row: Row) -> dict[str, Any]:
     return entry
 
 
-async def _logs(request: RequestContext, task_id: UUID, after: int | None) -> Sequence[Row]:
+async def _logs(request: RequestContext, task_id: UUID, query: TaskLogQuery) -> Sequence[Row]:
     return await task_queries.logs(
         request.reader,
         request.caller.user_id,
         task_id,
-        after=-1 if after is None else after,
-        entries=MAX_LOG_ENTRIES,
+        after=-1 if query.after is None else query.after,
+        before=query.before,
+        entries=query.limit or MAX_LOG_ENTRIES,
         content_bytes=MAX_LOG_BYTES,
     )

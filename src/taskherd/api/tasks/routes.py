@@ -6,11 +6,23 @@ from typing import Final
 
 from taskherd.api.commands import KEY_HEADER
 from taskherd.api.http.route import Header, ResponseSpec, Route
-from taskherd.api.tasks import batches, commands, explain, long_poll, queries, search, sse
+from taskherd.api.tasks import (
+    batches,
+    commands,
+    durations,
+    explain,
+    log_follow,
+    long_poll,
+    queries,
+    search,
+    sse,
+    task_follow,
+)
 from taskherd.api.tasks.schemas import (
     CreateResults,
     CreateTask,
     CreateTasks,
+    Durations,
     RequestedInterrupt,
     SendRequest,
     TaskExplanation,
@@ -62,9 +74,10 @@ ROUTES: Final = (
     Route(
         method="GET",
         path=f"{_ONE}/watch",
-        handler=sse.watch_one,
+        handler=task_follow.watch,
         summary="Watch an AI task",
-        description="Streams the changes of one task, and ends when it is deleted.",
+        description="Streams the changes of one task, with `logs` also its log, and ends when it is deleted.",
+        query=task_follow.WatchTaskQuery,
         headers=(_LAST_EVENT_ID,),
         responses={200: _STREAM},
     ),
@@ -180,6 +193,33 @@ ROUTES: Final = (
         query=queries.TaskLogQuery,
         responses={200: ResponseSpec("The log entries.", TaskLogs)},
         experimental=True,
+    ),
+    Route(
+        method="GET",
+        path=f"{_ONE}/logs/watch",
+        handler=log_follow.watch,
+        summary="Watch the logs of an AI task",
+        description=(
+            "Streams the newest entries of the task's log, then entries that are added, and that are replaced while a"
+            " tool call or a message goes on. It ends when the task is deleted."
+        ),
+        query=log_follow.LogStreamQuery,
+        headers=(_LAST_EVENT_ID,),
+        responses={
+            200: ResponseSpec(
+                "Server-sent events `task.logs`, each a `LogChanges` with its revision as id. `resume`: the stream"
+                " ends, connect again with the last id. A comment is sent after at most 15 seconds without an event.",
+                media="text/event-stream",
+                events=("task.logs", "resume"),
+            )
+        },
+    ),
+    Route(
+        method="GET",
+        path=f"{_ONE}/durations",
+        handler=durations.durations,
+        summary="Get how long an AI task was in each state",
+        responses={200: ResponseSpec("The durations.", Durations)},
     ),
     Route(
         method="POST",

@@ -108,6 +108,11 @@ class TasksList(BaseModel):
 class LogEntryOut(BaseModel):
     """One log entry; ids count from 0. An entry that changes keeps its id; the last four fields may be absent."""
 
+    place: list[int] = Field(
+        description="Entries are in the order of these lists, compared number by number; an entry that came late has"
+        " its place among earlier ones."
+    )
+
     id: int
     content: str
     type: Literal["input", "output"]
@@ -124,6 +129,46 @@ class TaskLogs(BaseModel):
     logs: list[LogEntryOut]
     snapshot: bool | None = None
     snapshot_at: datetime | None = None
+
+
+class LogChanges(BaseModel):
+    """An event of a stream of a log: entries that are new or were replaced, by id, in their order."""
+
+    logs: list[LogEntryOut]
+    revision: int
+    truncated: bool = Field(
+        description="In the first event: there are older entries. Later: some changes are missing; read the log again."
+    )
+
+
+class StateDuration(BaseModel):
+    """How long the task was in a state, in seconds, up to now if it still is."""
+
+    state: str
+    seconds: float
+
+
+class StateSpan(BaseModel):
+    """A time that the task spent in one state; ``until`` is null if it still is in it."""
+
+    state: str = Field(
+        description="`starting`, `working`, `waiting` (a request is open), `idle`, `complete`, `failed`, `lost`,"
+        " `paused` or `unknown`."
+    )
+    since: datetime
+    until: datetime | None
+
+
+class Durations(BaseModel):
+    """How long a task was in each state, and the newest 200 spans, oldest first.
+
+    Only the newest 10,000 changes count; ``since`` is the time of the first.
+    """
+
+    since: datetime
+    now: datetime
+    totals: list[StateDuration]
+    spans: list[StateSpan]
 
 
 class ValidationOut(BaseModel):

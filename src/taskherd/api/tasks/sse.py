@@ -59,13 +59,24 @@ async def watch_one(request: RequestContext) -> EventStream:
     """Stream the changes of one task until it is deleted; a client that resumes may name a deleted task by its id."""
     request.follows = True
     last = _last_event_id(request)
+    return _stream(request, ChangeFilter(request.caller.user_id, task=await find_watched(request, last)), last)
+
+
+async def find_watched(request: RequestContext, last: int | None) -> UUID:
+    """Return the id of the task to watch. Raise a 404, unless the client resumes and may see a deleted task."""
     ref = queries.task_ref_of(request)
     task_id = await task_queries.find_id(request.api.reader, ref)
     if task_id is None and last is not None and isinstance(ref.task, UUID):
         task_id = ref.task if await feed.visible_even_deleted(request.api.reader, ref.caller, ref.task) else None
     if task_id is None:
         raise not_found()
-    return _stream(request, ChangeFilter(request.caller.user_id, task=task_id), last)
+    return task_id
+
+
+def changes_of_task(request: RequestContext, task_id: UUID, last: int | None) -> AsyncGenerator[bytes, None]:
+    """Return the frames of a stream of one task's changes. Raise a 503 if there is no room for it."""
+    _check_room(request)
+    return _TaskStream(request, ChangeFilter(request.caller.user_id, task=task_id), last, snapshot=True).frames()
 
 
 def _last_event_id(request: RequestContext) -> int | None:
@@ -80,10 +91,14 @@ def _last_event_id(request: RequestContext) -> int | None:
 def _stream(
     request: RequestContext, change_filter: ChangeFilter, last: int | None, *, snapshot: bool = True
 ) -> EventStream:
-    if request.api.change_feed.is_full:  # subscribing would fail too, but only after the status 200 was sent
-        raise unavailable("Too many streams are open.")
+    _check_room(request)
     frames = _TaskStream(request, change_filter, last, snapshot=snapshot).frames()
     return EventStream(request, frames, task_id=change_filter.task, last=changes.RESUME)
+
+
+def _check_room(request: RequestContext) -> None:
+    if request.api.change_feed.is_full:  # subscribing would fail too, but only after the status 200 was sent
+        raise unavailable("Too many streams are open.")
 
 
 class _TaskStream:

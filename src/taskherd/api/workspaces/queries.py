@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, assert_never
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias, assert_never
 from uuid import UUID
+
+from pydantic import Field
 
 from taskherd.api.commands import command_id_of, send_command
 from taskherd.api.directory import templates
 from taskherd.api.http.errors import not_found
 from taskherd.api.http.ids import is_searchable, parse_uuid
+from taskherd.api.http.query_parameters import QueryModel, whole_number
 from taskherd.api.http.responses import BufferedResponse, json
 from taskherd.api.workspaces import builds as build_documents
 from taskherd.api.workspaces.resources import MAX_STATUSES, latest_status
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
     from taskherd.api.context import RequestContext
     from taskherd.store.read_pool import Reader, Row
 
+MAX_BUILDS: Final = 100
+MAX_OFFSET: Final = 100_000
 BuildLookup: TypeAlias = "Callable[[Reader, UUID, UUID], Awaitable[Row | None]]"
 """A query of ``store.builds`` for one build."""
 
@@ -90,6 +95,24 @@ async def build_parameters(request: RequestContext) -> BufferedResponse:
         raise not_found()
     values = {**templates.preset_parameters(row["parameters"]), templates.PROMPT_PARAMETER: task["prompt"]}
     return json([{"name": name, "value": value} for name, value in sorted(values.items())])
+
+
+class BuildsQuery(QueryModel):
+    """Query parameters of the list of builds."""
+
+    limit: Annotated[int, whole_number(0, MAX_BUILDS, empty=0)] = Field(
+        0, description=f"Maximum number of builds, at most {MAX_BUILDS}. Empty or 0: as many as possible."
+    )
+    offset: Annotated[int, whole_number(0, MAX_OFFSET, empty=0)] = Field(0, description="Number of builds to skip.")
+
+
+async def list_builds(request: RequestContext) -> BufferedResponse:
+    """Return the builds of a workspace, the newest first."""
+    query = request.parameters(BuildsQuery)
+    row = await get_or_404(request, builds.latest_of_workspace)
+    limit = query.limit or MAX_BUILDS
+    rows = await builds.all_of_task(request.reader, request.caller.user_id, row["task_id"], limit, query.offset)
+    return json([build_documents.build_json(each) for each in rows])
 
 
 async def request_build(request: RequestContext) -> BufferedResponse:

@@ -79,6 +79,15 @@ ROUTES: Final = (
         )
     ),
     Route(
+        method="GET",
+        path="/workspaces/{id}/builds",
+        handler=queries.list_builds,
+        summary="Get workspace builds by workspace ID",
+        query=queries.BuildsQuery,
+        responses={200: ResponseSpec("The builds, the newest first.", list[BuildOut])},
+        tag="workspaces",
+    ),
+    Route(
         method="POST",
         path="/workspaces/{id}/builds",
         handler=queries.request_build,

@@ -68,6 +68,8 @@ class Feed {
     const onOnline = () => this.retryNow();
     document.addEventListener("visibilitychange", onVisibility);
     addEventListener("online", onOnline);
+    addEventListener("pagehide", () => this.pause(), { signal }); // or a page kept for going back holds a connection
+    addEventListener("pageshow", ({ persisted }) => persisted && this.retryNow(), { signal });
     signal.addEventListener("abort", () => {
       document.removeEventListener("visibilitychange", onVisibility);
       removeEventListener("online", onOnline);
@@ -107,10 +109,12 @@ class Feed {
   onVisibility() {
     clearTimeout(this.hideTimer);
     if (!document.hidden) return this.retryNow();
-    this.hideTimer = setTimeout(() => {
-      this.set("paused");
-      this.connection.abort();
-    }, PAUSE_AFTER);
+    this.hideTimer = setTimeout(() => this.pause(), PAUSE_AFTER);
+  }
+
+  pause() {
+    this.set("paused");
+    this.connection.abort();
   }
 
   retryNow() {

@@ -12,5 +12,10 @@ export const ROUTES = [
     name: "tasks", pattern: /^\/tasks\/?$/, load: () => import("./pages/tasks.js"),
     nav: { label: "Tasks", href: "/tasks", key: "g t" },
   },
+  { name: "task", pattern: /^\/tasks\/(?<user>[^/]+)\/(?<task>[^/]+)\/?$/, load: () => import("./pages/task.js") },
+  {
+    name: "fleet", pattern: /^\/fleet\/?$/, load: () => import("./pages/fleet.js"),
+    nav: { label: "Fleet", href: "/fleet", key: "g f" },
+  },
   { name: "new", pattern: /^\/new\/?$/, load: () => import("./pages/new.js") },
 ];

@@ -1,0 +1,58 @@
+// @ts-check
+// What waits for a runner, and the parts of taskherd itself: workers, queues, dead letters.
+import "../format.js";
+import { taskPath } from "../api.js";
+import { count, plural } from "../format.js";
+import { html, nothing } from "../vendor/lit-html/lit-html.js";
+
+const WANTS = /** @type {Record<string, string>} */ ({
+  "workspace.start": "to start", "workspace.stop": "to be stopped", "workspace.delete": "to be deleted", "agent.input": "for a message to be taken",
+  "agent.answer": "for an answer to be taken", "agent.interrupt": "to be interrupted",
+});
+
+/**
+ * @param {any[]} waiting
+ * @param {any[]} pools
+ */
+export function waitingView(waiting, pools) {
+  if (!waiting.length) return nothing;
+  const all = pools.reduce((sum, each) => sum + each.waiting, 0);
+  return html`<div class="card"><table class="waits"><thead><tr><th scope="col">Task</th><th scope="col">Waits</th><th scope="col">For</th><th scope="col">Since</th></tr></thead>
+    <tbody>${waiting.map((each) => html`<tr>
+      <th scope="row">${each.deleted ? html`${each.name} <span class="faint">deleted</span>` : html`<a href=${taskPath(each)}>${each.name}</a>`} <span class="faint">${each.owner_name}</span></th>
+      <td class="soft">${WANTS[each.type] || each.type}</td>
+      <td>${each.runner ? html`runner <b>${each.runner}</b>` : html`any runner of pool <b>${each.pool}</b>`}</td>
+      <td class="soft"><time-ago at=${each.since} form="age"></time-ago>${each.attempt > 1 ? html` <span class="faint">asked ${each.attempt} times</span>` : nothing}</td></tr>`)}</tbody></table></div>
+    ${all > waiting.length ? html`<p class="faint small">These wait longest, of ${count(all)}.</p>` : nothing}`;
+}
+
+/** @param {any[]} workers */
+export function workersView(workers) {
+  if (!workers.length) return html`<p class="notice bad">No worker has been seen in the last minutes. Start one: <code>taskherd worker</code></p>`;
+  return html`<ul class="card system-rows">${workers.map((each) => html`<li><b class="truncate">${each.id}</b>
+    <span class="state ${each.drained_since ? "done" : "paused"}"><i class="dot"></i>${each.drained_since ? "up to date" : "behind"}</span>
+    <span class="faint small">seen <time-ago at=${each.seen_at}></time-ago>, runs since <time-ago at=${each.started_at} form="clock"></time-ago></span></li>`)}</ul>`;
+}
+
+/**
+ * @param {any[]} queues
+ * @param {any[]} workers
+ */
+export function queuesView(queues, workers) {
+  if (!queues.length) return html`<p class="soft small">Nothing is known about the queues at the moment.</p>`;
+  const drained = workers.map((each) => each.drained_since).filter(Boolean).sort().at(-1);
+  return html`<ul class="card system-rows">${queues.map((each) => html`<li><b class="truncate">${each.name}</b><span class="number">${count(each.messages)} waiting</span>
+    <span class="faint small">${plural(each.consumers, "consumer")}</span></li>`)}</ul>
+    <p class="faint small under">${drained ? html`Reports have been taken up at once since <time-ago at=${drained} form="clock"></time-ago>.` : "Reports wait; RabbitMQ does not tell for how long."}</p>`;
+}
+
+/** @param {{messages: number | null, reasons: {reason: string, last_day: number}[]}} letters */
+export function deadLettersView({ messages, reasons }) {
+  return html`<div class="card dead-letters"><p class=${messages ? "" : "soft"}><b>${messages === null ? "An unknown number" : count(messages)}</b> in the queue${messages === 0 ? ": nothing to do" : nothing}</p>
+    ${reasons.length ? html`<table><thead><tr><th scope="col">Reason</th><th scope="col" class="number">Last day</th></tr></thead>
+      <tbody>${reasons.map((each) => html`<tr><th scope="row"><code>${each.reason}</code></th><td class="number">${count(each.last_day)}</td></tr>`)}</tbody></table>` : nothing}
+    <p class="faint small">The API may not read them, so it cannot replay what nobody vouches for. On the command line, as a RabbitMQ user who may:</p>
+    <pre class="code" tabindex="0" role="group" aria-label="Commands">taskherd dead list
+taskherd dead show ID
+taskherd dead replay ID</pre></div>`;
+}

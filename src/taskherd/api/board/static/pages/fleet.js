@@ -1,0 +1,81 @@
+// @ts-check
+// The fleet: what waits for what, pools and runners, workers and queues, dead letters, and the rates of the last day.
+import * as api from "../api.js";
+import * as keys from "../keys.js";
+import { showFeedState } from "../connection.js";
+import { count, plural } from "../format.js";
+import { html, nothing, render } from "../vendor/lit-html/lit-html.js";
+import { ratesChart } from "../fleet/chart.js";
+import { poolsView } from "../fleet/pools.js";
+import { deadLettersView, queuesView, waitingView, workersView } from "../fleet/system.js";
+import { showSource } from "../task/commands.js";
+
+const EVERY = 5_000; // milliseconds between two reads
+
+/** @type {import("../router.js").Page} */
+export default function fleet(view) {
+  const { root, signal } = view;
+  view.setTitle("Fleet");
+  let timer = 0;
+  let failed = "";
+  /** @type {any} */
+  let known = null;
+  const read = async () => {
+    clearTimeout(timer);
+    if (!document.hidden) {
+      const answer = await api.get("/fleet", { signal });
+      if (signal.aborted) return;
+      if (answer.ok) known = answer.value;
+      failed = answer.ok || answer.status === 0 ? "" : api.explain(answer);
+      showFeedState(answer.ok || answer.status ? "live" : "offline");
+      show();
+    }
+    timer = setTimeout(read, EVERY);
+  };
+  const show = () => {
+    render(html`${failed ? html`<p class="notice bad" role="alert">${failed}</p>` : nothing}${known ? page(known) : failed ? nothing : html`<div class="loading"></div>`}`, root);
+    if (!known && !failed) return;
+    root.dataset.ready = "";
+    view.shown();
+  };
+  show();
+  read();
+  document.addEventListener("visibilitychange", () => document.hidden || read(), { signal });
+  signal.addEventListener("abort", () => clearTimeout(timer), { once: true });
+  keys.bind("Fleet", [{ keys: "y", does: "Commands and raw JSON", run: () => showSource(SOURCE) }], signal);
+}
+
+const SOURCE = { title: "The fleet", path: "/fleet", cli: ["doctor"] };
+
+/** @param {any} known */
+function page(known) {
+  return html`
+    <section><div class="head"><h1>${bottleneck(known)}</h1>
+      <button class="source-button right" title="Commands and raw JSON" aria-label="Commands and raw JSON: the fleet" @click=${() => showSource(SOURCE)}>{ }</button></div>
+      ${known.broker ? nothing : html`<p class="notice">RabbitMQ does not answer the API at the moment, so the depths of queues are not known.</p>`}
+      ${waitingView(known.waiting, known.pools)}</section>
+    <section><div class="head"><h2>Last 24 hours</h2>${known.sees_all ? nothing : html`<span class="faint small">of the tasks that you may see</span>`}</div>${ratesChart(known.rates)}</section>
+    <section><div class="head"><h2>Pools and runners</h2><span class="faint">${count(known.pools.length)}</span></div>${poolsView(known.pools)}</section>
+    ${known.sees_all ? html`
+      <section class="fleet-system">
+        <div><div class="head"><h2>Workers</h2><span class="faint">${count(known.workers.length)}</span></div>${workersView(known.workers)}</div>
+        <div><div class="head"><h2>Queues</h2></div>${queuesView(known.queues, known.workers)}</div>
+        <div><div class="head"><h2>Dead letters</h2></div>${deadLettersView(known.dead_letters)}</div></section>`
+    : html`<p class="faint small">Workers, queues and dead letters are shown to admins of all organizations.</p>`}`;
+}
+
+/**
+ * What holds the fleet up, in one line.
+ * @param {any} known
+ */
+function bottleneck({ pools, workers }) {
+  const stuck = pools.filter((/** @type {any} */ each) => each.waiting);
+  if (workers && !workers.length) return "No worker runs: nothing is processed";
+  const alone = stuck.find((/** @type {any} */ each) => !each.runners.some((/** @type {any} */ runner) => runner.queue?.consumers));
+  if (alone) return `${plural(alone.waiting, "task")} ${alone.waiting === 1 ? "waits" : "wait"}: no runner of pool ${alone.name} is connected`;
+  if (workers?.some((/** @type {any} */ each) => !each.drained_since)) return "Reports wait: the workers are behind";
+  const most = stuck.sort((/** @type {any} */ one, /** @type {any} */ other) => other.waiting - one.waiting)[0];
+  if (most) return `${plural(most.waiting, "task")} ${most.waiting === 1 ? "waits" : "wait"} for pool ${most.name}`;
+  const agents = pools.reduce((/** @type {number} */ sum, /** @type {any} */ each) => sum + each.agents, 0);
+  return agents ? `${plural(agents, "agent")} connected, nothing waits` : "Nothing waits";
+}

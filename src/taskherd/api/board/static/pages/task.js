@@ -1,0 +1,267 @@
+// @ts-check
+// One task: what it does now, the conversation as it happens, what it asks, and everything that people do about it.
+import * as api from "../api.js";
+import * as attention from "../attention.js";
+import { showFeedState } from "../connection.js";
+import { toast } from "../dialog.js";
+import * as feed from "../feed.js";
+import { link } from "../format.js";
+import * as keys from "../keys.js";
+import * as router from "../router.js";
+import { badge, describe, exitSays, firstLine, prose, title } from "../state.js";
+import { html, nothing, render } from "../vendor/lit-html/lit-html.js";
+import { ACTIONS } from "../task/actions.js";
+import { Builds } from "../task/builds.js";
+import { quote, showSource, sourceButton } from "../task/commands.js";
+import { composer } from "../task/composer.js";
+import { Conversation, PAGE } from "../task/conversation.js";
+import { factsView, inboxView, whyView } from "../task/facts.js";
+import { requestCards } from "../task/requests.js";
+import { spentView } from "../task/spent.js";
+import { Timeline } from "../task/timeline.js";
+
+const DETAILS_EVERY = 2_000; // milliseconds between two reads of what stands beside the conversation
+const WIDE = matchMedia("(min-width: 961px)");
+
+/** @type {import("../router.js").Page} */
+export default function task(view) {
+  new TaskPage(view).start();
+}
+
+class TaskPage {
+  /** @param {import("../router.js").View} view */
+  constructor(view) {
+    this.view = view;
+    this.path = `/tasks/${encodeURIComponent(view.params.user)}/${encodeURIComponent(view.params.task)}`;
+    this.cliName = quote(`${view.params.user}/${view.params.task}`);
+    /** @type {any} */
+    this.task = null;
+    /** @type {any} */
+    this.explained = null;
+    /** @type {import("../task/requests.js").AgentRequest[]} */
+    this.requests = [];
+    /** @type {import("../task/spent.js").Durations | null} */
+    this.durations = null;
+    this.timeline = new Timeline();
+    this.builds = new Builds(() => this.render());
+    this.ended = ""; // why there is nothing to show any more
+    this.hasNoRequests = false;
+    this.readAt = 0;
+    this.timer = 0;
+    this.reading = false;
+    this.renderFrame();
+    this.conversation = new Conversation(/** @type {HTMLElement} */ (view.root.querySelector(".conversation-log")), {
+      path: this.path, signal: view.signal, onRead: () => this.opened(),
+    });
+  }
+
+  start() {
+    const { signal } = this.view;
+    this.view.setTitle(this.view.params.task);
+    signal.addEventListener("abort", () => clearTimeout(this.timer), { once: true });
+    feed.follow({
+      path: `${this.path}/watch?logs=${PAGE}`, // one stream for both: browsers have six connections for all pages
+      snapshot: true,
+      signal,
+      onChanges: (changes) => changes.forEach((change) => this.changed(change)),
+      onLive: () => this.readSoon(),
+      onOther: (event, data) => event === "task.logs" && this.conversation.receive(data),
+      onState: showFeedState,
+      onRefused: ({ status, message }) => this.end(status === 404 ? "There is no such task, or you may not see it." : message),
+    });
+    this.conversation.start();
+    keys.bind("This task", [
+      ...ACTIONS.map((action) => ({ keys: action.key, does: action.label.replace("…", ""), run: () => this.run(action) })),
+      { keys: "m", does: "Say something to the agent", run: () => this.focus(".composer textarea") },
+      { keys: "a", does: "Answer what it asks", run: () => this.focus(".answer button, .answer textarea") },
+      { keys: "x", does: "Unfold or fold all tool calls", run: () => this.conversation.toggleAll() },
+      { keys: "o", does: "Open its pull request", run: () => this.openLink() },
+      { keys: "G", does: "Go to the end of the conversation", run: () => this.conversation.toEnd() },
+      { keys: "y", does: "Commands and raw JSON", run: () => showSource(this.source()) },
+    ], signal);
+    const onWidth = () => this.render();
+    WIDE.addEventListener("change", onWidth, { signal });
+    const clock = setInterval(() => document.hidden || this.render(), 15_000); // the bar of time goes on
+    signal.addEventListener("abort", () => clearInterval(clock), { once: true });
+  }
+
+  /** Show the page as ready once the conversation and what stands beside it are there. */
+  opened() {
+    if ("ready" in this.view.root.dataset || !this.conversation.read || !this.explained) return;
+    this.view.root.dataset.ready = "";
+    this.view.shown();
+    if (!history.state?.scroll && this.task && !this.isOver()) this.conversation.scrollToEnd();
+  }
+
+  isOver() {
+    return /^(complete|failed|lost|paused|ended)$/.test(describe(this.task).word);
+  }
+
+  /** @param {import("../feed.js").TaskChange} change */
+  changed({ kind, task: document_, fields }) {
+    if (kind === "deleted") return this.end("The task was deleted.");
+    const before = this.task;
+    this.task = document_;
+    this.view.setTitle(title(document_));
+    attention.changed();
+    const asks = (document_.requests_open || 0) > 0;
+    if (!asks) this.requests = [];
+    const isMore = kind === "snapshot" || !before || fields.has("requests") || fields.has("requests_open");
+    if (asks && isMore) this.readRequests();
+    this.render();
+    this.readSoon();
+  }
+
+  /** @param {string} reason */
+  end(reason) {
+    this.ended = reason;
+    this.view.setTitle(this.task ? title(this.task) : "Not found");
+    render(html`<div class="empty"><h1>${this.task ? title(this.task) : this.view.params.task}</h1><p>${reason}</p>
+      <p><a class="button" href="/tasks">Go to the tasks</a></p></div>`, this.view.root);
+    this.view.root.dataset.ready = "";
+  }
+
+  async readRequests() {
+    if (this.hasNoRequests) return;
+    const answer = await api.get(`${this.path}/requests`, { signal: this.view.signal, cached: false });
+    this.hasNoRequests = !answer.ok && answer.status === 404; // an API of an earlier release
+    if (!answer.ok || this.ended) return;
+    const all = [...answer.value.requests].reverse(); // the oldest first
+    this.requests = all.filter((each) => each.state === "open");
+    this.timeline.addRequests(all);
+    this.render();
+  }
+
+  /** Read what stands beside the conversation, at most every two seconds. */
+  readSoon() {
+    if (this.timer || this.reading) {
+      this.readAgain = true;
+      return;
+    }
+    this.timer = setTimeout(() => this.read(), Math.max(0, this.readAt + DETAILS_EVERY - Date.now()));
+  }
+
+  async read() {
+    this.timer = 0;
+    this.readAt = Date.now();
+    this.reading = true;
+    this.readAgain = false;
+    const { signal } = this.view;
+    const [explained, events, durations, builds] = await Promise.all([
+      api.get(`${this.path}/explain`, { signal, cached: false }),
+      api.get(`${this.path}/events?after=${this.timeline.position}&limit=500&newest=true`, { signal, cached: false }),
+      api.get(`${this.path}/durations`, { signal, cached: false }),
+      api.get(`/workspaces/${this.task?.id}/builds?limit=20`, { signal, cached: false }),
+      this.readRequests(),
+    ]);
+    this.reading = false;
+    if (signal.aborted || this.ended) return;
+    if (explained.ok) this.explained = explained.value;
+    if (events.ok) this.timeline.add(events.value);
+    if (durations.ok) this.durations = durations.value;
+    if (builds.ok) this.builds.builds = builds.value;
+    this.render();
+    this.opened();
+    if (this.readAgain) this.readSoon();
+  }
+
+  /** @param {import("../task/actions.js").Action} action */
+  run(action) {
+    if (!this.task || !action.may(this.task, this.explained)) return;
+    const context = { task: this.task, path: this.path, changed: () => this.readSoon(), gone: () => { toast(`${title(this.task)} was deleted.`); router.go("/tasks"); } };
+    action.run(context);
+  }
+
+  /** @param {string} selector */
+  focus(selector) {
+    const found = /** @type {HTMLElement | null} */ (this.view.root.querySelector(selector));
+    found?.focus();
+    found?.scrollIntoView({ block: "nearest" });
+  }
+
+  openLink() {
+    const found = link(this.task?.current_state?.uri);
+    if (found) open(found.href, "_blank", "noopener,noreferrer");
+  }
+
+  source() {
+    return { title: "This task", path: this.path, cli: [`task show ${this.cliName}`, `task watch ${this.cliName}`] };
+  }
+
+  logSource() {
+    return { title: "The conversation", path: `${this.path}/logs?limit=100`, cli: [`task logs -f ${this.cliName}`] };
+  }
+
+  renderFrame() {
+    render(html`<div class="task-head"></div><div class="task-columns">
+      <section class="conversation" aria-label="Conversation"><div class="conversation-log"></div><div class="conversation-end"></div></section>
+      <aside class="task-side" aria-label="About this task"></aside></div>`, this.view.root);
+  }
+
+  render() {
+    const { root } = this.view;
+    if (this.ended || !this.task) return;
+    const part = (/** @type {string} */ name) => /** @type {HTMLElement} */ (root.querySelector(name));
+    render(this.head(), part(".task-head"));
+    render(this.side(), part(".task-side"));
+    const { status, current_state: state } = this.task;
+    const working = status === "active" && state?.state === "working" && !this.task.agent_exit;
+    render(composer({ path: this.path, working, paused: status === "paused", sent: () => this.readSoon() }), part(".conversation-end"));
+    const cards = requestCards(this.requests, this.path, () => { this.readRequests(); attention.changed(); });
+    this.conversation.setTail(html`${inboxView(this.explained)}${cards}${this.stopped(working)}`, this.task.template_display_name || "Agent");
+  }
+
+  head() {
+    const shown = describe(this.task);
+    const pull = link(this.task.current_state?.uri);
+    const may = ACTIONS.filter((each) => each.may(this.task, this.explained));
+    const prompt = this.task.initial_prompt;
+    const button = (/** @type {import("../task/actions.js").Action} */ each, className = "button") => html`
+      <button class=${each.name === "resume" ? "button go" : className} aria-keyshortcuts=${each.key} @click=${() => this.run(each)}>${each.label}</button>`;
+    return html`<div class="task-title"><h1>${title(this.task)}</h1>${badge(shown)}
+        ${pull ? html`<a class="pill" href=${pull.href} rel="noopener noreferrer" target="_blank">${pull.text}<span class="unseen"> (opens in a new tab)</span></a>` : nothing}</div>
+      <div class="task-actions">${may.filter((each) => !each.rare).map((each) => button(each))}
+        <details class="menu" @click=${closeAfterwards} @focusout=${closeOutside}><summary class="button" aria-label="More actions">⋯</summary><div class="menu-items">
+          ${may.filter((each) => each.rare).map((each) => html`<button class=${each.danger ? "item danger" : "item"} @click=${() => this.run(each)}>${each.label} <kbd>${each.key}</kbd></button>`)}
+          <a class="item" href=${`/new?template=${encodeURIComponent(this.task.template_name)}&prompt=${encodeURIComponent(prompt.slice(0, 4000))}`}>Start one like it</a>
+          <button class="item" @click=${() => showSource(this.source())}>Commands and raw JSON <kbd>y</kbd></button>
+          <button class="item" @click=${() => showSource(this.logSource())}>The same of the conversation</button></div></details></div>
+      <p class="now">${prose(shown.says)}</p>
+      <details class="prompt"><summary><span class="truncate"><span class="faint">Prompt</span> ${firstLine(prompt)}</span></summary><div class="prose">${prompt}</div></details>`;
+  }
+
+  /** @param {boolean} working */
+  stopped(working) {
+    const { agent_exit: exit } = this.task;
+    if (working) return html`<p class="doing"><i class="dot working live"></i>${prose(describe(this.task).says)}</p>`;
+    if (!exit || exit.why === "stopped") return nothing;
+    const { color } = describe(this.task);
+    return html`<section class="ended ${color}" aria-label="How it ended"><h2><i class="dot"></i>${exitSays({ ...exit, words: "" })} <time-ago class="faint tiny" at=${exit.at}></time-ago></h2>
+      ${exit.words ? html`<pre>${exit.words}</pre>` : nothing}
+      ${this.explained?.resume.value ? html`<p class="soft small">Resume starts its agent again in the same workspace.</p>` : nothing}</section>`;
+  }
+
+  side() {
+    const part = (/** @type {string} */ name, /** @type {any} */ content, /** @type {{path: string, cli?: string[]}} */ source) => (content === nothing ? nothing : html`
+      <section><div class="side-head"><h2>${name}</h2>${sourceButton({ title: name, ...source })}</div>${content}</section>`);
+    const { path, cliName: name } = this;
+    return html`<details class="side" ?open=${WIDE.matches}><summary>About this task</summary>
+      ${this.durations ? part("Time", spentView(this.durations), { path: `${path}/durations` }) : nothing}
+      ${part("Facts", factsView(this.task), { path, cli: [`task show ${name}`] })}
+      ${part("Why", whyView(this.explained), { path: `${path}/explain`, cli: [`task explain ${name}`] })}
+      ${part("Timeline", this.timeline.view(() => this.render()), { path: `${path}/events?newest=true`, cli: [`task events ${name}`] })}
+      ${this.builds.builds.length ? part("Starts and stops", this.builds.view(), { path: `/workspaces/${this.task.id}/builds` }) : nothing}</details>`;
+  }
+}
+
+/** @param {Event} event */
+function closeAfterwards(event) {
+  const menu = /** @type {HTMLDetailsElement} */ (event.currentTarget);
+  if (/** @type {Element} */ (event.target).closest(".item")) menu.open = false;
+}
+
+/** @param {FocusEvent} event */
+function closeOutside(event) {
+  const menu = /** @type {HTMLDetailsElement} */ (event.currentTarget);
+  if (event.relatedTarget && !menu.contains(/** @type {Node} */ (event.relatedTarget))) menu.open = false;
+}

@@ -1,0 +1,64 @@
+// @ts-check
+// What people do with a task, each by a button and a key, with a confirmation where it destroys something.
+import * as api from "../api.js";
+import { ask, confirm, toast } from "../dialog.js";
+import { title } from "../state.js";
+
+/** @typedef {{task: any, path: string, changed: () => void, gone: () => void}} Context */
+
+/** @typedef {{name: string, label: string, key: string, may: (task: any, explained: any) => boolean, run: (context: Context) => Promise<void>, danger?: boolean, rare?: boolean}} Action */
+
+/** @type {Action[]} */
+export const ACTIONS = [
+  { name: "interrupt", label: "Interrupt", key: "i", may: isInterruptible, run: (context) => post(context, "interrupt", "Interrupting…") },
+  { name: "resume", label: "Resume", key: "r", may: (_task, explained) => Boolean(explained?.resume?.value), run: (context) => post(context, "resume", "Starting the agent…") },
+  { name: "pause", label: "Pause", key: "p", may: (task) => /^(active|initializing|pending)$/.test(task.status), run: pause },
+  { name: "edit", label: "Edit the prompt…", key: "e", may: () => true, run: editPrompt, rare: true },
+  { name: "delete", label: "Delete…", key: "#", may: () => true, run: remove, danger: true, rare: true },
+];
+
+/** @param {any} task */
+function isInterruptible(task) {
+  if (task.status !== "active" || task.agent_exit || task.interrupt) return false;
+  return task.current_state?.state === "working" || Boolean(task.requests_open);
+}
+
+/**
+ * @param {Context} context
+ * @param {string} verb
+ * @param {string} done
+ */
+async function post({ path, changed }, verb, done) {
+  const answer = await api.send("POST", `${path}/${verb}`);
+  if (answer.ok) toast(done);
+  else if (!answer.aborted) toast(api.explain(answer), { bad: true });
+  changed();
+}
+
+/** @param {Context} context */
+async function pause(context) {
+  const content = "Its agent is stopped, in the middle of what it does. Its files stay, and you can resume it.";
+  const isBusy = context.task.current_state?.state === "working" && context.task.status === "active";
+  if (isBusy && !(await confirm({ title: `Pause ${title(context.task)}?`, content, action: "Pause" }))) return;
+  await post(context, "pause", "Pausing…");
+}
+
+/** @param {Context} context */
+async function editPrompt({ task, path, changed }) {
+  const content = "The agent gets it with the next start. Only the prompt of a paused task can be changed.";
+  const text = await ask({ title: "Edit the prompt", label: "Prompt", action: "Save", value: task.initial_prompt, content, rows: 10 });
+  if (text === null || text === task.initial_prompt) return;
+  const answer = await api.send("PATCH", `${path}/input`, { input: text });
+  if (answer.ok) toast("The prompt was changed.");
+  else if (!answer.aborted) toast(api.explain(answer), { bad: true });
+  changed();
+}
+
+/** @param {Context} context */
+async function remove({ task, path, gone }) {
+  const content = "Its workspace is deleted with all files, its agent is stopped, and the conversation is not shown any more. This cannot be undone.";
+  if (!(await confirm({ title: `Delete ${title(task)}?`, content, action: "Delete", danger: true }))) return;
+  const answer = await api.send("DELETE", path);
+  if (answer.ok) gone();
+  else if (!answer.aborted) toast(api.explain(answer), { bad: true });
+}

@@ -1,0 +1,55 @@
+// @ts-check
+// What somebody says to the agent: sent when it is ready for it, or at once as a steer that interrupts it.
+import * as api from "../api.js";
+import { toast } from "../dialog.js";
+import { html, nothing } from "../vendor/lit-html/lit-html.js";
+
+/**
+ * @param {{path: string, working: boolean, paused: boolean, sent: () => void}} options
+ */
+export function composer({ path, working, paused, sent }) {
+  const submit = async (/** @type {SubmitEvent} */ event) => {
+    event.preventDefault();
+    const form = /** @type {HTMLFormElement} */ (event.currentTarget);
+    const field = /** @type {HTMLTextAreaElement} */ (form.elements.namedItem("input"));
+    const steer = /** @type {HTMLButtonElement | null} */ (event.submitter)?.value === "steer";
+    const input = field.value;
+    if (!input.trim()) return field.focus();
+    form.dataset.busy = "";
+    const answer = await api.send("POST", `${path}/send`, { input, ...(steer ? { interrupt: true } : {}) });
+    delete form.dataset.busy;
+    if (!answer.ok) return answer.aborted ? undefined : toast(api.explain(answer), { bad: true });
+    if (field.value === input) field.value = "";
+    grow(field);
+    field.focus();
+    if (answer.headers.get("X-Taskherd-Queued")) toast("Queued: the agent gets it when it is ready.");
+    sent();
+  };
+  return html`<form class="composer" @submit=${submit}>
+    <textarea name="input" rows="1" aria-label="Message to the agent" autocomplete="off"
+      placeholder=${paused ? "The task is paused: a message waits until it is resumed" : "Say something to the agent…"}
+      @input=${(/** @type {Event} */ event) => grow(/** @type {HTMLTextAreaElement} */ (event.currentTarget))}
+      @keydown=${onKey}></textarea>
+    <div class="composer-keys">
+      <span class="tiny faint wide"><kbd>⏎</kbd> send · <kbd>Ctrl</kbd> <kbd>⏎</kbd> steer now</span>
+      ${working ? html`<button class="button small" value="steer" title="Interrupt the agent, then say this">Steer now</button>` : nothing}
+      <button class="button go small" value="send">Send</button>
+    </div></form>`;
+}
+
+/** @param {KeyboardEvent} event */
+function onKey(event) {
+  const field = /** @type {HTMLTextAreaElement} */ (event.currentTarget);
+  if (event.key === "Escape") return field.blur();
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  const form = /** @type {HTMLFormElement} */ (field.form);
+  const steer = /** @type {HTMLButtonElement | null} */ (form.querySelector("button[value=steer]"));
+  const send = /** @type {HTMLButtonElement} */ (form.querySelector("button[value=send]"));
+  form.requestSubmit((event.ctrlKey || event.metaKey) && steer ? steer : send);
+}
+
+/** @param {HTMLTextAreaElement} field */
+function grow(field) {
+  field.rows = Math.min(8, Math.max(1, field.value.split("\n").length));
+}

@@ -1,0 +1,148 @@
+// @ts-check
+// The conversation as it happens: takes the log's entries from the page's stream, stays at its end while that is on the screen, and reads
+// older entries when somebody scrolls up.
+import * as api from "../api.js";
+import { plural } from "../format.js";
+import { html, nothing, render } from "../vendor/lit-html/lit-html.js";
+import { repeat } from "../vendor/lit-html/directives/repeat.js";
+import { entryView } from "./entry.js";
+import { Log } from "./log.js";
+
+export const PAGE = 100; // entries that are read at once
+const NEAR = 160; // pixels from the end of the page within which it is followed
+
+export class Conversation {
+  /**
+   * @param {HTMLElement} root
+   * @param {{path: string, signal: AbortSignal, onRead: () => void}} options `onRead` is called when entries were shown
+   */
+  constructor(root, { path, signal, onRead }) {
+    this.root = root;
+    this.path = path;
+    this.signal = signal;
+    this.onRead = onRead;
+    this.log = new Log();
+    this.agent = "Agent";
+    this.read = false;
+    this.loading = false;
+    this.problem = "";
+    /** @type {Set<number>} */
+    this.opened = new Set();
+    /** @type {any} what stands where the conversation stopped */
+    this.tail = nothing;
+    this.observer = new IntersectionObserver((seen) => seen.some((each) => each.isIntersecting) && this.readOlder(), { rootMargin: "400px" });
+    signal.addEventListener("abort", () => this.observer.disconnect(), { once: true });
+  }
+
+  start() {
+    this.render();
+  }
+
+  /** @param {string} message */
+  fail(message) {
+    this.problem = message;
+    this.render();
+  }
+
+  /** @param {{logs: import("./log.js").Entry[], truncated: boolean}} event */
+  receive({ logs, truncated }) {
+    const following = this.atEnd();
+    if (!this.read) {
+      this.log.reset(logs, truncated);
+      this.read = true;
+    } else if (truncated) {
+      this.toEnd();
+      return;
+    } else {
+      this.log.apply(logs, following);
+    }
+    this.render(following);
+    this.onRead();
+  }
+
+  /** Whether the end of the conversation is on the screen, so that what is added is to be shown. */
+  atEnd() {
+    return !this.log.newer && innerHeight + scrollY >= document.documentElement.scrollHeight - NEAR;
+  }
+
+  scrollToEnd() {
+    scrollTo({ top: document.documentElement.scrollHeight, behavior: "instant" });
+  }
+
+  async readOlder() {
+    if (this.loading || !this.log.older || !this.read) return;
+    this.loading = true;
+    const page = await api.get(`${this.path}/logs?before=${this.log.lowest}&limit=${PAGE}`, { signal: this.signal, cached: false });
+    this.loading = false;
+    if (this.signal.aborted) return;
+    if (!page.ok) return this.fail(api.explain(page));
+    const [height, top] = [document.documentElement.scrollHeight, scrollY];
+    this.log.prepend(page.value.logs);
+    this.render();
+    const moved = document.documentElement.scrollHeight - height; // nothing moves under the pointer
+    if (scrollY === top) scrollTo({ top: top + moved, behavior: "instant" });
+  }
+
+  /** Show the newest entries, after those in between were left out. */
+  async toEnd() {
+    const page = await api.get(`${this.path}/logs?limit=${PAGE}`, { signal: this.signal, cached: false });
+    if (this.signal.aborted) return;
+    if (!page.ok) return this.fail(api.explain(page));
+    const { logs } = page.value;
+    this.log.reset(logs, logs.length > 0 && this.idsOf(logs) > 0);
+    this.render();
+    this.scrollToEnd();
+  }
+
+  /** @param {import("./log.js").Entry[]} logs */
+  idsOf(logs) {
+    return Math.min(...logs.map((each) => each.id));
+  }
+
+  /** Fold everything, or unfold all tool calls that are kept. */
+  toggleAll() {
+    const foldable = this.log.entries.filter((each) => each.kind === "tool_call" || each.kind === "thought");
+    if (foldable.some((each) => !this.opened.has(each.id))) for (const each of foldable) this.opened.add(each.id);
+    else this.opened.clear();
+    this.render();
+  }
+
+  /**
+   * @param {any} tail
+   * @param {string} agent how the agent is called
+   */
+  setTail(tail, agent) {
+    const following = this.read && this.atEnd();
+    this.tail = tail;
+    this.agent = agent;
+    this.render(following);
+  }
+
+  render(following = false) {
+    const { entries, older, newer } = this.log;
+    const plans = entries.filter((each) => each.kind === "plan");
+    const folds = {
+      opened: this.opened,
+      agent: this.agent,
+      isLast: (/** @type {import("./log.js").Entry} */ entry) => entry === plans.at(-1),
+      toggle: (/** @type {number} */ id, /** @type {boolean} */ open) => {
+        if (open === this.opened.has(id)) return;
+        if (open) this.opened.add(id);
+        else this.opened.delete(id);
+        this.render();
+      },
+    };
+    render(html`
+      ${older ? html`<p class="log-more"><button class="button small" @click=${() => this.readOlder()}>Earlier entries</button></p>` : nothing}
+      ${this.problem ? html`<p class="notice bad" role="alert">${this.problem} <button class="link" @click=${() => { this.problem = ""; this.toEnd(); }}>Try again</button></p>` : nothing}
+      ${!this.read && !this.problem ? html`<div class="loading"></div>` : nothing}
+      <div class="log">${repeat(entries, (/** @type {import("./log.js").Entry} */ each) => each.id, (/** @type {import("./log.js").Entry} */ each, /** @type {number} */ index) => html`<div class="entry">${entryView(each, entries[index - 1], folds)}</div>`)}</div>
+      ${this.read && !entries.length ? html`<p class="soft log-empty">Nothing has been said yet.</p>` : nothing}
+      ${newer ? html`<p class="log-more newer"><button class="pill" @click=${() => this.toEnd()}>${plural(newer, "newer entry", "newer entries")} · go to the end</button></p>` : nothing}
+      ${this.tail}`, this.root);
+    const more = this.root.querySelector(".log-more:not(.newer)");
+    this.observer.disconnect();
+    if (more) this.observer.observe(more);
+    if (following) this.scrollToEnd();
+  }
+}

@@ -1,0 +1,207 @@
+// @ts-check
+// One entry of the conversation: what somebody said or thought, a tool call folded to one line, a plan, a notice.
+import "../format.js";
+import { bytes, plural } from "../format.js";
+import { html, nothing } from "../vendor/lit-html/lit-html.js";
+import { diff } from "./diff.js";
+import { rich } from "./text.js";
+
+/** @typedef {import("./log.js").Entry} Entry */
+
+/**
+ * What is unfolded, by the ids of entries.
+ * @typedef {{opened: Set<number>, toggle: (id: number, open: boolean) => void, agent: string, isLast: (entry: Entry) => boolean}} Folds
+ */
+
+const LONG = 4_000; // characters after which a text is folded
+const HEAD = 2_400; // characters of it that are shown
+const GAP = 10 * 60_000; // milliseconds after which the time is told again
+
+/**
+ * @param {Entry} entry
+ * @param {Entry | undefined} before the entry above it
+ * @param {Folds} folds
+ */
+export function entryView(entry, before, folds) {
+  const isNewBuild = before && before.place[1] !== entry.place[1];
+  return html`
+    ${isNewBuild ? html`<p class="rule"><span>Started again · <time-ago at=${entry.time} form="clock"></time-ago></span></p>` : nothing}
+    ${bodyOf(entry, before, folds)}`;
+}
+
+/**
+ * @param {Entry} entry
+ * @param {Entry | undefined} before
+ * @param {Folds} folds
+ */
+function bodyOf(entry, before, folds) {
+  switch (entry.kind) {
+    case "tool_call": return toolCall(entry, folds);
+    case "plan": return plan(entry, folds);
+    case "thought": return thought(entry, folds);
+    case "notice": return html`<p class="log-notice">${entry.content}</p>`;
+    default: return said(entry, before, folds);
+  }
+}
+
+/**
+ * @param {Entry} entry
+ * @param {Entry | undefined} before
+ * @param {Folds} folds
+ */
+function said(entry, before, folds) {
+  const isPerson = entry.type === "input";
+  const speaks = !before || before.type !== entry.type || before.kind === "notice"
+    || Date.parse(entry.time) - Date.parse(before.time) > GAP;
+  const name = isPerson ? "Message to the agent" : folds.agent;
+  return html`<div class=${isPerson ? "said person" : "said"}>
+    ${speaks ? html`<p class="who">${name} · <time-ago at=${entry.time} form="clock"></time-ago></p>` : nothing}
+    ${foldedText(entry, folds)}</div>`;
+}
+
+/**
+ * @param {Entry} entry
+ * @param {Folds} folds
+ */
+function foldedText(entry, folds) {
+  const text = entry.content;
+  if (text.length <= LONG || folds.opened.has(entry.id)) return html`<div class="prose">${rich(text)}</div>`;
+  return html`<div class="prose">${rich(text.slice(0, HEAD))}…</div>
+    <button class="link" @click=${() => folds.toggle(entry.id, true)}>Show all of it (${bytes(text.length)})</button>`;
+}
+
+/**
+ * @param {Entry} entry
+ * @param {Folds} folds
+ */
+function thought(entry, folds) {
+  const isOpen = folds.opened.has(entry.id);
+  const [first] = entry.content.trim().split("\n", 1);
+  return html`<details class="thought" ?open=${isOpen} @toggle=${onToggle(entry, folds)}>
+    <summary><span class="truncate">${isOpen ? "Thought" : `Thought: ${first.replaceAll("**", "")}`}</span></summary>
+    ${isOpen ? html`<div class="prose">${rich(entry.content)}</div>` : nothing}</details>`;
+}
+
+/**
+ * @param {Entry} entry
+ * @param {Folds} folds
+ */
+function plan(entry, folds) {
+  const steps = /** @type {{content: string, status: string}[]} */ (entry.data?.entries || []);
+  const done = steps.filter((each) => each.status === "completed").length;
+  const isOpen = folds.opened.has(entry.id) !== folds.isLast(entry); // the last plan is open until it is folded
+  return html`<details class="tool plan" ?open=${isOpen} @toggle=${onToggle(entry, folds, folds.isLast(entry))}>
+    <summary><i class="mark plan-mark" aria-hidden="true"></i><span class="truncate">Plan</span>
+      <span class="outcome">${steps.length ? `${done} of ${steps.length} done` : nothing}</span></summary>
+    ${!isOpen ? nothing : steps.length ? html`<ol class="steps">${steps.map(({ content, status }) => html`
+      <li class=${`step ${STEPS[status] || ""}`}><span class="unseen">${STEP_WORDS[status] || status}: </span>${content}</li>`)}</ol>`
+      : html`<pre>${entry.content}</pre>`}</details>`;
+}
+
+const STEPS = /** @type {Record<string, string>} */ ({ completed: "step-done", in_progress: "step-now", pending: "step-later" });
+const STEP_WORDS = /** @type {Record<string, string>} */ ({ completed: "done", in_progress: "now", pending: "later" });
+
+/** @type {Record<string, string>} */
+const DEEDS = {
+  read: "Read", edit: "Edited", delete: "Deleted", move: "Moved", search: "Searched", execute: "Ran", think: "Thought", fetch: "Fetched",
+};
+/** @type {Record<string, [string, string, string]>} the mark, the word for it, and its class */
+const OUTCOMES = {
+  completed: ["✓", "done", "done"], failed: ["✗", "failed", "failed"], in_progress: ["", "running", "working"], pending: ["", "pending", "working"],
+};
+
+/**
+ * @param {Entry} entry
+ * @param {Folds} folds
+ */
+function toolCall(entry, folds) {
+  const { data = {}, title = "A tool call", status = "" } = entry;
+  const [mark, word, color] = OUTCOMES[status] || ["·", "", "idle"];
+  const isOpen = folds.opened.has(entry.id);
+  const change = data.diff ? diff(data.diff.old, data.diff.new) : null;
+  return html`<details class="tool" ?open=${isOpen} @toggle=${onToggle(entry, folds)}>
+    <summary><i class="mark ${color} ${mark ? "" : "busy"}" aria-hidden="true">${mark}</i><span class="unseen">${word}</span>
+      <span class="truncate">${deed(title, data.kind)}</span>
+      <span class="outcome">${change ? counts(change) : outcome(entry, title)}</span></summary>
+    ${isOpen ? html`${change ? diffView(data.diff.path, change, title) : nothing}${details(entry, title, change !== null)}` : nothing}</details>`;
+}
+
+/**
+ * What was done, in words; the title is the agent's own, often a command or a path.
+ * @param {string} title
+ * @param {string | undefined} kind
+ */
+function deed(title, kind) {
+  const word = DEEDS[kind || ""];
+  const text = title.replaceAll("`", "");
+  if (!word || text.toLowerCase().startsWith(String(kind))) return text;
+  return /\s/.test(text) && !/[/.=-]/.test(text) ? text : html`${word} <code>${text}</code>`;
+}
+
+/** @param {{added: number, removed: number}} change */
+function counts({ added, removed }) {
+  return html`${added || !removed ? html`<span class="plus">+${added}</span>` : nothing}${removed ? html`<span class="minus">−${removed}</span>` : nothing}`;
+}
+
+/**
+ * The last line of what a tool call gave.
+ * @param {Entry} entry
+ * @param {string} title
+ */
+function outcome(entry, title) {
+  const lines = textOf(entry, title).trimEnd().split("\n");
+  return html`<span class="truncate">${lines.at(-1)}</span>`;
+}
+
+/**
+ * The text of a tool call without its first lines, which say what the title and the diff say.
+ * @param {Entry} entry
+ * @param {string} title
+ */
+function textOf(entry, title) {
+  const lines = entry.content.split("\n");
+  if (lines[0] === title || lines[0] === `${title} (failed)`) lines.shift();
+  while (lines[0]?.startsWith("changes ")) lines.shift();
+  return lines.join("\n");
+}
+
+/**
+ * @param {Entry} entry
+ * @param {string} title
+ * @param {boolean} hasDiff
+ */
+function details(entry, title, hasDiff) {
+  const text = textOf(entry, title);
+  const { locations = [], also_changes: also = [] } = entry.data || {};
+  const places = hasDiff ? [] : locations.filter((/** @type {any} */ each) => !title.includes(each.path))
+    .map((/** @type {any} */ each) => (each.line ? `${each.path}:${each.line}` : each.path));
+  return html`
+    ${also.length ? html`<p class="places">Also changes ${also.map((/** @type {string} */ path) => html`<code>${path}</code> `)}</p>` : nothing}
+    ${places.length ? html`<p class="places">${places.map((/** @type {string} */ place) => html`<code>${place}</code> `)}</p>` : nothing}
+    ${text ? html`<pre>${text}</pre>` : nothing}
+    ${!text && !hasDiff && !places.length ? html`<p class="places">Nothing more was reported.</p>` : nothing}`;
+}
+
+const SIGNS = /** @type {Record<string, [string, string]>} */ ({ "+": ["line add", "+"], "-": ["line del", "−"], " ": ["line", " "], "…": ["line gap", ""] });
+
+/**
+ * @param {string} path
+ * @param {ReturnType<typeof diff>} change
+ * @param {string} title
+ */
+function diffView(path, { lines }, title) {
+  return html`${title.includes(path) ? nothing : html`<p class="places"><code>${path}</code></p>`}
+    <div class="diff" tabindex="0" role="group" aria-label=${`Changes of ${path}`}>${lines.map(({ sign, text }) => html`<div class=${SIGNS[sign][0]}><span class="sign">${SIGNS[sign][1]}</span>${sign === "…" ? plural(Number(text), "unchanged line") : text || " "}</div>`)}</div>`;
+}
+
+/**
+ * @param {Entry} entry
+ * @param {Folds} folds
+ * @param {boolean} [inverted] whether it is open unless it is in the set
+ */
+function onToggle(entry, folds, inverted = false) {
+  return (/** @type {Event} */ event) => {
+    const { open } = /** @type {HTMLDetailsElement} */ (event.currentTarget);
+    folds.toggle(entry.id, open !== inverted);
+  };
+}

@@ -1,0 +1,68 @@
+// @ts-check
+// Facts about a task, and why it is as it is.
+import "../format.js";
+import { compact, money } from "../format.js";
+import { html, nothing } from "../vendor/lit-html/lit-html.js";
+
+/** @param {any} task */
+export function factsView(task) {
+  const health = task.workspace_agent_health;
+  const template = task.template_display_name || task.template_name;
+  /** @type {[string, any][]} */
+  const facts = [
+    ["Owner", html`<a class="link" href=${`/tasks?q=owner:${encodeURIComponent(task.owner_name)}`}>${task.owner_name}</a>`],
+    ["Template", html`<a class="link" href=${`/tasks?q=template:${encodeURIComponent(task.template_name)}`}>${template}</a>`],
+    ["Name", html`<code>${task.owner_name}/${task.name}</code>`],
+    ["Workspace", `${task.workspace_status || "not built yet"}${task.workspace_build_number > 1 ? `, start ${task.workspace_build_number}` : ""}`],
+    ["Agent", health ? (health.healthy ? "connected" : health.reason) : "none yet"],
+    ["Usage", usage(task.usage)],
+    ["Context", task.usage?.context_size ? context(task.usage) : ""],
+    ["Labels", Object.entries(task.labels || {}).map(([key, value]) => html`<a class="chip" href=${`/tasks?q=${encodeURIComponent(`label:${key}=${value}`)}`}>${key}=${value}</a> `)],
+    ["Created", html`<time-ago at=${task.created_at}></time-ago>`],
+    ["Changed", html`<time-ago at=${task.updated_at}></time-ago>`],
+  ];
+  return html`<dl class="facts">${facts.map(([name, value]) => (value && value.length !== 0 ? html`<dt>${name}</dt><dd>${value}</dd>` : nothing))}</dl>`;
+}
+
+/** @param {any} used */
+function usage(used) {
+  if (!used) return "";
+  const cached = (used.cache_read_tokens || 0) + (used.cache_write_tokens || 0);
+  const tokens = (used.input_tokens || 0) + (used.output_tokens || 0) + cached;
+  const parts = [tokens ? `${compact(tokens)} tokens` : "", money(used.cost)].filter(Boolean);
+  const detail = `${compact(used.input_tokens || 0)} in, ${compact(used.output_tokens || 0)} out, ${compact(cached)} cached`;
+  return parts.length ? html`<span title=${detail}>${parts.join(" · ")}</span>` : "";
+}
+
+/** @param {any} used */
+function context(used) {
+  return `${Math.round((100 * used.context_used) / used.context_size)} % of ${compact(used.context_size)}`;
+}
+
+/**
+ * Why the task is as it is, and what would change it, in the words of the API.
+ * @param {any} explained
+ */
+export function whyView(explained) {
+  if (!explained) return nothing;
+  const { status, current_state: state, health, agent_exit: exit, stalled_since: stalled } = explained;
+  const reasons = new Map([[status.rule, status.because]]);
+  if (exit.value) reasons.set(exit.rule, exit.because);
+  if (stalled.value) reasons.set(stalled.rule, stalled.because);
+  if (state.value) reasons.set(state.rule, state.because);
+  if (health.value && !health.value.healthy) reasons.set(health.rule, health.because);
+  return html`${[...new Set(reasons.values())].map((each) => html`<p>${each}</p>`)}
+    ${explained.restart_at ? html`<p>It is started again by itself <time-ago at=${explained.restart_at}></time-ago>.</p>` : nothing}
+    ${explained.requests.length ? html`<p class="soft">No runner has answered yet: ${explained.requests.map((/** @type {any} */ each) => html`
+      <span class="waiting-for"><code>${each.type}</code>${each.target_runner ? html` for ${each.target_runner}` : nothing}, asked ${each.attempt} ${each.attempt === 1 ? "time" : "times"} since <time-ago at=${each.created_at} form="clock"></time-ago></span>`)}</p>` : nothing}`;
+}
+
+/**
+ * What waits for the agent, below the conversation.
+ * @param {any} explained
+ */
+export function inboxView(explained) {
+  return (explained?.inbox || []).map((/** @type {any} */ each) => html`<div class="said person queued">
+    <p class="who">${each.state === "queued" ? "Waits until the agent is ready" : "On its way to the agent"} · <time-ago at=${each.created_at} form="clock"></time-ago></p>
+    <div class="prose">${each.input}</div></div>`);
+}

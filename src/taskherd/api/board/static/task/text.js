@@ -1,0 +1,44 @@
+// @ts-check
+// Text of agents and people: code, links and emphasis are set as such, everything else stays text. No HTML is parsed.
+import { html } from "../vendor/lit-html/lit-html.js";
+
+const FENCE = /^```[^\n`]*\n([\s\S]*?)(?:\n```[^\S\n]*$|(?![\s\S]))/m;
+const INLINE = /(`[^`\n]+`)|(\*\*[^*\n]+\*\*)|(?<=^|[\s(])(\*\w[^*\n]*\w\*)(?=$|[\s.,;:!?)])|(https?:\/\/[^\s<>"'`]+[^\s<>"'`.,;:!?)\]}])/g;
+const MAX_RICH = 20_000; // characters; longer texts stay as they are
+
+/**
+ * @param {string} text
+ * @returns {any} what lit-html renders
+ */
+export function rich(text) {
+  if (text.length > MAX_RICH) return text;
+  const parts = [];
+  let rest = text;
+  while (rest) {
+    const fence = FENCE.exec(rest);
+    if (!fence) break;
+    const before = rest.slice(0, fence.index).replace(/\n+$/, "");
+    if (before) parts.push(html`<div>${inline(before)}</div>`);
+    parts.push(html`<pre class="code">${fence[1]}</pre>`);
+    rest = rest.slice(fence.index + fence[0].length).replace(/^\n+/, "");
+  }
+  if (rest) parts.push(html`<div>${inline(rest)}</div>`);
+  return parts;
+}
+
+/** @param {string} text */
+function inline(text) {
+  const parts = [];
+  let last = 0;
+  for (const match of text.matchAll(INLINE)) {
+    parts.push(text.slice(last, match.index));
+    const [whole, code, bold, emphasis] = match;
+    if (code) parts.push(html`<code>${code.slice(1, -1)}</code>`);
+    else if (bold) parts.push(html`<b>${bold.slice(2, -2)}</b>`);
+    else if (emphasis) parts.push(html`<em>${emphasis.slice(1, -1)}</em>`);
+    else parts.push(html`<a class="link" href=${whole} rel="noopener noreferrer" target="_blank">${whole}</a>`);
+    last = match.index + whole.length;
+  }
+  parts.push(text.slice(last));
+  return parts;
+}

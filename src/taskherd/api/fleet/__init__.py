@@ -1,0 +1,1 @@
+"""The state of the fleet: pools, runners, workers, queues, what waits, and rates."""

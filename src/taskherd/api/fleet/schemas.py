@@ -1,0 +1,104 @@
+"""The response body of the fleet's route, which is only documented."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from uuid import UUID
+
+from pydantic import BaseModel, Field
+
+
+class QueueOut(BaseModel):
+    """A queue: its messages that no consumer has yet, and its consumers."""
+
+    name: str
+    messages: int
+    consumers: int
+
+
+class RunnerOut(BaseModel):
+    """A runner. It is connected while it consumes from its queue; ``queue`` is null if the broker does not say."""
+
+    name: str
+    listed: bool = Field(description="Whether the directory has it; other runners said hello.")
+    agents: int = Field(description="Connected agents of tasks that the caller may see.")
+    last_heard_at: datetime | None = Field(description="Its hello, or a later heartbeat of one of those agents.")
+    queue: QueueOut | None
+
+
+class PoolOut(BaseModel):
+    """A pool of runners; ``waiting`` tasks have a work request for it that no runner has answered."""
+
+    name: str
+    templates: list[str] = Field(description="Names of the caller's templates whose tasks it runs.")
+    agents: int
+    waiting: int
+    waiting_since: datetime | None
+    queue: QueueOut | None
+    runners: list[RunnerOut]
+
+
+class WaitingTask(BaseModel):
+    """A task that waits for an answer to a work request."""
+
+    id: UUID
+    name: str
+    owner_name: str
+    type: str = Field(description="The type of the work request, as `workspace.start`.")
+    pool: str
+    runner: str | None = Field(description="The runner that it is for; null: any of the pool.")
+    since: datetime
+    attempt: int
+    deleted: bool
+
+
+class WorkerOut(BaseModel):
+    """A worker; ``drained_since`` is null while reports wait for it."""
+
+    id: str
+    started_at: datetime
+    seen_at: datetime
+    drained_since: datetime | None
+
+
+class DeadLetterReasonOut(BaseModel):
+    """How many messages workers dead-lettered in the last day for a reason."""
+
+    reason: str
+    last_day: int
+
+
+class DeadLettersOut(BaseModel):
+    """The dead letters: how many are in the queue now, and why workers dead-lettered messages in the last day.
+
+    The API may not read that queue; `taskherd dead` lists, shows and replays them.
+    """
+
+    messages: int | None = Field(description="Null if the broker does not say.")
+    reasons: list[DeadLetterReasonOut]
+
+
+class RateOut(BaseModel):
+    """What became of tasks in one hour; a task that fails, goes on and fails again counts each time."""
+
+    hour: datetime
+    created: int
+    completed: int
+    failed: int
+
+
+class FleetOut(BaseModel):
+    """The fleet as the caller may know it.
+
+    Workers, shared queues and dead letters are null unless the caller is an admin of every active organization.
+    """
+
+    sees_all: bool
+    now: datetime
+    broker: bool = Field(description="False if the broker could not be asked: all queues are null.")
+    pools: list[PoolOut]
+    waiting: list[WaitingTask] = Field(description="The 100 tasks that wait longest.")
+    workers: list[WorkerOut] | None
+    queues: list[QueueOut] | None
+    dead_letters: DeadLettersOut | None
+    rates: list[RateOut] = Field(description="The last 24 hours, the current one last.")

@@ -1,0 +1,104 @@
+"""The fleet: what people may know of pools, runners, workers, queues, dead letters and rates."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+
+from taskherd.api.fleet import snapshots
+from tests.api.conftest import StartApi
+from tests.harness.api import OTHER, ApiHarness
+from tests.harness.worker import ALICE, ORGANIZATION, make_report
+
+RATES = "SELECT sum(created) = $1 AND sum(completed) = $2 AND sum(failed) = $3 FROM task_rates WHERE owner_id = $4"
+
+
+async def test_members_see_their_pools_and_an_admin_of_all_organizations_everything(
+    start_api: StartApi,
+) -> None:
+    """A tenant sees its pools, and of tasks its own; workers, shared queues and dead letters are for the operator."""
+    async with start_api() as harness:
+        await harness.worker.database.execute(
+            f"""INSERT INTO runners (name, pool) VALUES ('r1', 'default'), ('secret-runner', 'secret-pool');
+            UPDATE template_versions SET run = '{{"pool": "other-pool"}}' WHERE template_id <> (
+                SELECT id FROM templates WHERE organization_id = '{ORGANIZATION}')"""
+        )
+        task_id = uuid.UUID((await harness.create(name="fleet-one"))["id"])
+        waiting = await harness.create(harness.bob, name="fleet-two")
+        claim = {"type": "build.claim", "task_id": str(task_id), "build_number": 1, "runner": "r1"}
+        assert (await harness.worker.ask(claim))["granted"]
+        await harness.worker.make_active(task_id)
+        fleet = (await harness.alice.get("/fleet")).json()
+        assert (fleet["sees_all"], fleet["workers"], fleet["queues"], fleet["dead_letters"]) == (
+            False,
+            None,
+            None,
+            None,
+        )
+        (pool,) = fleet["pools"]
+        assert (pool["name"], pool["templates"], pool["agents"], pool["waiting"]) == ("default", ["claude"], 1, 0)
+        (runner,) = pool["runners"]
+        assert (runner["name"], runner["agents"], runner["listed"]) == ("r1", 1, True)
+        assert runner["last_heard_at"] is not None
+        assert pool["queue"]["name"].endswith(".work.default")
+        bobs = (await harness.bob.get("/fleet")).json()
+        assert [(each["name"], each["owner_name"], each["pool"]) for each in bobs["waiting"]] == [
+            ("fleet-two", "bob", "default")
+        ]
+        assert bobs["pools"][0]["runners"][0]["agents"] == 0
+        assert bobs["pools"][0]["waiting_since"] == bobs["waiting"][0]["since"]
+        mallorys = (await harness.mallory.get("/fleet")).json()
+        assert [each["name"] for each in mallorys["pools"]] == ["other-pool"]
+        assert (mallorys["waiting"], mallorys["sees_all"]) == ([], False)
+        await harness.worker.database.execute(f"UPDATE organizations SET active = false WHERE id = '{OTHER}'")
+        carols = (await harness.carol.get("/fleet")).json()
+        assert carols["sees_all"] is True
+        assert {each["name"] for each in carols["pools"]} >= {"default", "secret-pool"}
+        assert [each["id"] for each in carols["waiting"]] == [waiting["id"]]
+        (worker,) = carols["workers"]
+        assert worker["drained_since"] is not None or worker["seen_at"]
+        assert [each["name"].rpartition(".")[2] for each in carols["queues"]] == ["reports", "commands", "claims"]
+        assert carols["dead_letters"]["messages"] == 0
+
+
+async def test_rates_count_each_task_once_in_its_hour(api_harness: ApiHarness) -> None:
+    """Creates, completions and failures are counted when they are committed, also if their reports are repeated."""
+    worker = api_harness.worker
+    completed = uuid.UUID((await api_harness.active(name="rate-completed"))["id"])
+    failed = uuid.UUID((await api_harness.active(name="rate-failed"))["id"])
+    for _ in range(2):
+        await worker.report(make_report("app.status", completed, state="complete", message="Done", seq=10))
+        await worker.report(make_report("agent.exit", failed, why="exited", status=3, seq=10))
+    await worker.report({"type": "no.such.type"})
+    await worker.until(lambda: worker.dead_letters)
+    await worker.until_row(RATES, 2, 1, 1, ALICE)
+    await worker.until_row("SELECT sum(letters) FROM dead_letter_rates", is_=1)
+    fleet = (await api_harness.alice.get("/fleet")).json()
+    assert len(fleet["rates"]) == 24
+    assert {name: sum(hour[name] for hour in fleet["rates"]) for name in ("created", "completed", "failed")} == {
+        "created": 2, "completed": 1, "failed": 1,
+    }  # fmt: skip
+    assert sum(hour["created"] for hour in (await api_harness.bob.get("/fleet")).json()["rates"]) == 0
+    assert sum(hour["created"] for hour in (await api_harness.carol.get("/fleet")).json()["rates"]) == 2
+    assert sum(hour["created"] for hour in (await api_harness.mallory.get("/fleet")).json()["rates"]) == 0
+
+
+async def test_many_readers_at_once_cost_one_read() -> None:
+    """Requests that come while a snapshot is made wait for it; one that failed is made again."""
+    made, clock = [], [100.0]
+    kept = snapshots.FleetSnapshots(lambda: clock[0])
+    user = uuid.uuid4()
+
+    async def make() -> dict[str, int]:
+        made.append(1)
+        await asyncio.sleep(0)
+        if len(made) == 1:
+            raise ValueError
+        return {"number": len(made)}
+
+    first = await asyncio.gather(*(kept.get(user, make) for _ in range(10)), return_exceptions=True)
+    assert all(isinstance(each, ValueError) for each in first)
+    assert await asyncio.gather(*(kept.get(user, make) for _ in range(10))) == [{"number": 2}] * 10
+    clock[0] += snapshots.MAX_AGE + 1
+    assert await kept.get(user, make) == {"number": 3}
+    assert await kept.get(uuid.uuid4(), make) == {"number": 4}

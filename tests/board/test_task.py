@@ -1,0 +1,302 @@
+"""The page of a task in a real browser: the conversation as it happens, what people do, and how it ended."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from typing import Any
+
+import pytest
+
+from tests.board.pages import Board, Page
+from tests.harness.conversation import CONVERSATION, converse, said, tool
+from tests.harness.worker import build_report, make_report
+
+pytestmark = pytest.mark.timeout(180)  # a browser on a busy machine takes its time to start
+HOSTILE = "<img src=x onerror=alert(1)> <b>bold</b> `code` </script><script>alert(2)</script>"
+READY = "document.querySelector('.page.task[data-ready]')"
+MAX_KEPT = 600
+"""As in ``static/task/log.js``."""
+
+
+async def open_task(board: Board, task: str, user: str = "alice", owner: str = "alice") -> Page:
+    """Open the page of a task and wait until all of it was read."""
+    page = await board.open(f"/tasks/{owner}/{task}", user)
+    await page.tab.resize(1280, 900)
+    await page.tab.until(READY)
+    return page
+
+
+async def prefer(page: Page, scheme: str) -> None:
+    """Make the page believe that the person prefers these colours, and no motion: what moves has no contrast yet."""
+    wanted = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}
+    features = [{"name": name, "value": value} for name, value in wanted.items()]
+    await page.tab.call("Emulation.setEmulatedMedia", features=features)
+
+
+async def status(board: Board, task: str, state: str, message: str = "", **fields: Any) -> None:
+    """Report what an agent says."""
+    report = make_report(
+        "app.status", uuid.UUID(task), state=state, message=message, **{"uri": "", "build_number": 1, **fields}
+    )
+    await board.harness.worker.report(report)
+
+
+async def test_the_page_follows_its_task(board: Board) -> None:
+    """State, conversation, timeline and actions follow the reports, without anybody touching the page."""
+    harness = board.harness
+    task = await harness.active(name="follow-me", display_name="Mend the build")
+    page = await open_task(board, "follow-me")
+    await page.sees("Nothing has been said yet.")
+    await status(board, task["id"], "working", "Reading the code", uri="https://github.com/acme/app/pull/7")
+    await page.sees("Reading the code", ".now")
+    await page.sees("working", ".task-title .state")
+    await page.sees("acme/app#7", ".task-title .pill")
+    await page.sees("“Reading the code”", ".timeline")
+    await page.sees("Interrupt", ".task-actions")
+    running = tool("make test", "execute", status="in_progress")
+    await converse(harness, uuid.UUID(task["id"]), (said("I'll run the tests."), running))
+    await page.sees("I'll run the tests.", ".log")
+    await page.tab.until("document.querySelector('.log .mark.busy')")
+    entry = {"id": 1, "time": "2026-01-02T03:04:05Z", **tool("make test", "execute", "14 passed in 3.1 s")}
+    await harness.worker.report(make_report("task.log", uuid.UUID(task["id"]), build_number=1, seq=2, entries=[entry]))
+    await page.sees("14 passed in 3.1 s", ".log")
+    await page.tab.until("!document.querySelector('.log .mark.busy')")
+    assert await page.tab.evaluate("document.querySelectorAll('.log .entry').length") == 2
+    assert "Mend the build" in await page.tab.evaluate("document.title")
+    await page.tab.call("Page.reload")
+    await page.tab.until(f"{READY} && document.querySelector('.log').innerText.includes('14 passed')")
+    assert page.tab.errors == []
+
+
+async def test_what_agents_and_people_write_stays_text(board: Board) -> None:
+    """Nothing that comes from outside becomes an element, a link that runs a script, or a style of the page."""
+    harness = board.harness
+    task = await harness.active(name="hostile", display_name=HOSTILE[:64], input=f"Prompt {HOSTILE}")
+    task_id = uuid.UUID(task["id"])
+    await status(board, task["id"], "working", f"Message {HOSTILE}", uri="javascript:alert(1)")
+    edit = tool(
+        f"Title {HOSTILE}",
+        "edit",
+        f"Text {HOSTILE}",
+        diff={"path": HOSTILE, "old": HOSTILE, "new": f"{HOSTILE}\n{HOSTILE}"},
+    )
+    plan = {
+        **said(HOSTILE, "plan"),
+        "data": {"entries": [{"content": f"Step {HOSTILE}", "status": HOSTILE, "priority": "low"}]},
+    }
+    places = tool(HOSTILE, HOSTILE, HOSTILE, locations=[{"path": HOSTILE, "line": 3}], also_changes=[HOSTILE])
+    fenced = said(f"Said {HOSTILE}\n```html\n{HOSTILE}\n```\n[x](javascript:alert(3)) **{HOSTILE}**")
+    entries = ({"type": "input", "content": f"Input {HOSTILE}"}, fenced, said(HOSTILE, "thought"))
+    await converse(harness, task_id, (*entries, edit, plan, places, said(HOSTILE, "notice")))
+    assert (await harness.carol.post(f"/tasks/alice/{task_id}/send", json={"input": HOSTILE})).status_code == 204
+    await harness.worker.report(
+        make_report("agent.exit", task_id, why="exited", status=3, words=f"Words {HOSTILE}", build_number=1)
+    )
+    page = await open_task(board, "hostile")
+    await page.sees("Exited with status 3", ".ended")
+    await page.tab.press("x")
+    await page.tab.until("document.querySelectorAll('.log details.tool[open] .diff').length === 1")
+    for text in ("Said", "Input", "Title", "Text", "Step", "Words"):
+        await page.sees(f"{text} <img src=x onerror=alert(1)>")
+    made = "#main :is(img, script, iframe, style, object), #main b:not(.timeline b, .prose b)"
+    assert await page.tab.evaluate(f"document.querySelectorAll({json.dumps(made)}).length") == 0
+    assert await page.tab.evaluate("[...document.querySelectorAll('a')].every((a) => /^https?:/.test(a.href))")
+    assert await page.tab.evaluate("document.querySelector('.prose b').textContent") == HOSTILE
+    await page.tab.press("y")
+    await page.sees("onerror=alert(1)", "dialog .raw")
+    assert await page.tab.evaluate("document.querySelectorAll('dialog :is(img, script)').length") == 0
+    assert page.tab.errors == []
+
+
+async def test_everything_can_be_done_with_the_keyboard(board: Board) -> None:
+    """Send, pause, edit the prompt, resume and delete by keys; what destroys something asks first."""
+    harness = board.harness
+    task = await harness.active(name="keyboard", display_name="Only keys")
+    task_id = uuid.UUID(task["id"])
+    await status(board, task["id"], "working", "Typing")
+    page = await open_task(board, "keyboard")
+    tab = page.tab
+    await tab.press("m")
+    await tab.until("document.activeElement.name === 'input'")
+    await tab.type("Mind the tests")
+    await page.sees("Queued", ".toast")
+    await page.sees("Mind the tests", ".said.queued")
+    await page.sees("Alice sent an input", ".timeline")
+    await tab.press("Escape")
+    await tab.press("p")
+    await tab.until("document.querySelector('dialog[open]')")
+    await page.sees("Pause Only keys?", "dialog")
+    await tab.press("Escape")
+    await tab.until("!document.querySelector('dialog')")
+    assert (await harness.get("keyboard"))["status"] == "active"
+    await tab.press("p")
+    await page.sees("Pause Only keys?", "dialog")
+    await tab.press("Enter")
+    await harness.worker.until(lambda: harness.worker.document(task_id).get("workspace_build_number") == 2)
+    await harness.worker.report(build_report(task_id, 2, "stop", "succeeded"))
+    await page.sees("paused", ".task-title .state")
+    await tab.press("e")
+    await tab.until("document.activeElement?.name === 'text'")
+    await tab.call("Input.insertText", text=" And be quick.")
+    await tab.press("Enter", ctrl=True)
+    await page.sees("The prompt was changed.", ".toast")
+    assert (await harness.get("keyboard"))["initial_prompt"].endswith("And be quick.")
+    await page.sees("Resume", ".task-actions")
+    await tab.press("r")
+    await page.sees("queued", ".task-title .state")
+    await tab.press("#")
+    await page.sees("Delete Only keys?", "dialog")
+    await tab.press("Enter")  # the focus is not on what destroys
+    await tab.until("!document.querySelector('dialog')")
+    await harness.get("keyboard")
+    await tab.press("#")
+    await tab.until("document.querySelector('dialog')")
+    await tab.until("[...document.querySelectorAll('dialog button')].some((each) => each.matches('.danger'))")
+    while await tab.evaluate("!document.activeElement.matches('.danger')"):
+        await tab.press("Tab")
+    await tab.press("Enter")
+    await tab.until("location.pathname === '/tasks'")
+    assert (await harness.alice.get("/tasks/me/keyboard")).status_code == 404
+    assert tab.errors == []
+
+
+async def test_two_people_see_what_the_other_does(board: Board) -> None:
+    """Who did what is told by name on both pages at once; a refusal says why, and a deleted task says so."""
+    harness = board.harness
+    task_id = uuid.UUID((await harness.active(name="shared", display_name="Ours"))["id"])
+    alices, carols = await open_task(board, "shared"), await open_task(board, "shared", "carol")
+    await harness.worker.report(make_report("agent.exit", task_id, why="exited", status=3, words="No space left"))
+    for page in (alices, carols):
+        await page.sees("Exited with status 3", ".ended")
+        await page.sees("No space left", ".ended pre")
+        await page.sees("Resume", ".task-actions")
+        await page.sees("Resume the task", ".side")
+    await carols.click(".task-actions button", "Resume")
+    await alices.sees("Carol resumed the task", ".timeline")
+    await carols.sees("Carol resumed the task", ".timeline")
+    await harness.worker.make_active(task_id, 2)
+    await alices.tab.until(
+        "![...document.querySelectorAll('.task-actions button')].some((b) => b.innerText === 'Resume')"
+    )
+    await alices.click(".builds summary", "Start 2")
+    await alices.sees("The workspace is running.", ".build-log")
+    await carols.tab.press("#")
+    await carols.click("dialog button", "Delete")
+    await alices.sees("The task was deleted.")
+    await carols.tab.until("location.pathname === '/tasks'")
+    unknown = await board.open("/tasks/alice/no-such-task")
+    await unknown.sees("There is no such task, or you may not see it.")
+    foreign = await board.open("/tasks/alice/follow-me", "mallory")
+    await foreign.sees("There is no such task, or you may not see it.")
+    for page in (alices, carols, unknown, foreign):
+        assert page.tab.errors == []
+
+
+async def test_a_long_conversation_keeps_a_bounded_part(board: Board) -> None:
+    """The page begins at the end, reads older entries when somebody scrolls up, and never keeps more than its limit."""
+    harness = board.harness
+    task = await harness.active(name="long-talk", display_name="A long talk")
+    task_id = uuid.UUID(task["id"])
+    lines = tuple(said(f"Line {number} of a long talk") for number in range(1_000))
+    await converse(harness, task_id, lines)
+    await status(board, task["id"], "working", "Talking")
+    page = await open_task(board, "long-talk")
+    await page.sees("Line 999 of a long talk", ".log")
+    entries = "document.querySelectorAll('.log .entry').length"
+    await page.tab.until("innerHeight + scrollY >= document.documentElement.scrollHeight - 2")
+    assert await page.tab.evaluate(entries) <= 200
+    scroll_up = "document.querySelector('.log-more:not(.newer)') && (scrollTo(0, 0), false)"
+    await page.tab.until(f"{scroll_up} || document.querySelector('.log').innerText.includes('Line 0 of')")
+    assert await page.tab.evaluate(entries) <= MAX_KEPT
+    await page.sees("newer entries · go to the end", ".log-more.newer")
+    await converse_more(board, task_id, 1_000, "Said meanwhile")
+    await page.click(".log-more.newer button")
+    await page.sees("Said meanwhile", ".log")
+    assert await page.tab.evaluate(entries) <= MAX_KEPT
+    await converse_more(board, task_id, 1_001, "And at the end")
+    await page.sees("And at the end", ".log")
+    await page.tab.until("innerHeight + scrollY >= document.documentElement.scrollHeight - 2")
+    assert page.tab.errors == []
+
+
+async def converse_more(board: Board, task: uuid.UUID, number: int, text: str) -> None:
+    """Report one more entry."""
+    entry = {"id": number, "time": "2030-01-02T03:04:05Z", **said(text)}
+    await board.harness.worker.report(make_report("task.log", task, build_number=1, seq=number, entries=[entry]))
+
+
+async def test_what_an_agent_asks_is_answered_with_one_click(board: Board) -> None:
+    """Options are buttons, a refusal before the others; free text has a field; the answer goes to the API."""
+    await board.harness.active(name="asks", display_name="It asks")
+    page = await open_task(board, "asks")
+    asked = [
+        {
+            "id": "r1",
+            "kind": "approval",
+            "title": "May I run `make` <b>now</b>?",
+            "tool": {"input": {"command": "make"}},
+        }
+        | {
+            "options": [
+                {"id": "yes", "label": "Allow once", "kind": "allow_once"},
+                {"id": "no", "label": "No", "kind": "reject_once"},
+            ]
+        },
+        {"id": "r2", "kind": "question", "title": "Which one?", "detail": "Two are possible.", "options": []},
+    ]
+    modules = "document.querySelector('script[type=module]').src.replace('app.js', '')"
+    await page.tab.evaluate(f"""(async () => {{
+        const base = {modules};
+        const [{{ requestCards }}, {{ render }}] = await Promise.all([
+            import(base + 'task/requests.js'), import(base + 'vendor/lit-html/lit-html.js')]);
+        window.answers = [];
+        const fetch = window.fetch;
+        window.fetch = (url, options) => url.endsWith('/answer')
+            ? (answers.push([url, options.body]), Promise.resolve(new Response(null, {{ status: 204 }})))
+            : fetch(url, options);
+        const place = document.createElement('div');
+        document.querySelector('.conversation').prepend(place);
+        render(requestCards({json.dumps(asked)}, '/tasks/alice/asks', () => {{}}), place);
+    }})()""")
+    await page.sees("May I run make <b>now</b>?", ".agent-asks")
+    labels = await page.tab.evaluate(
+        "[...document.querySelectorAll('.agent-asks .answer-options button')].map((b) => b.innerText)"
+    )
+    assert labels == ["No", "Allow once", "Answer"]
+    assert await page.violations() == []
+    await page.tab.press("a")
+    await page.tab.until("document.activeElement.innerText === 'No'")
+    await page.tab.press("Tab", "Enter")
+    await page.tab.until("answers.length === 1")
+    await page.tab.evaluate("document.querySelectorAll('.agent-asks textarea')[1].focus()")
+    await page.tab.insert("The first")
+    await page.tab.press("Enter", ctrl=True)
+    await page.tab.until("answers.length === 2")
+    assert await page.tab.evaluate("answers") == [
+        ["/api/v2/tasks/alice/asks/requests/r1/answer", '{"option_id":"yes"}'],
+        ["/api/v2/tasks/alice/asks/requests/r2/answer", '{"text":"The first"}'],
+    ]
+    assert page.tab.errors == []
+
+
+async def test_the_page_is_usable_by_everybody(board: Board) -> None:
+    """Axe finds nothing: light and dark, phone and 200 % zoom, with everything unfolded and a dialog open."""
+    harness = board.harness
+    task = await harness.active(name="usable", display_name="For everybody")
+    await converse(harness, uuid.UUID(task["id"]), CONVERSATION)
+    await status(board, task["id"], "working", "Pinning the clock", uri="https://github.com/acme/shop/pull/7")
+    page = await open_task(board, "usable")
+    await page.sees("All pass", ".log")
+    await page.tab.press("x")
+    await page.tab.until("document.querySelector('.diff')")
+    for width, height, scale in ((1280, 900, 1), (390, 844, 2), (640, 450, 2)):
+        await page.tab.resize(width, height, scale=scale)
+        for scheme in ("light", "dark"):
+            await prefer(page, scheme)
+            assert await page.violations() == [], (width, scheme)
+            assert await page.tab.evaluate("document.documentElement.scrollWidth <= innerWidth"), (width, scheme)
+    await page.tab.press("y")
+    await page.tab.until("document.querySelector('dialog .raw')")
+    assert await page.violations() == []
+    assert page.tab.errors == []
