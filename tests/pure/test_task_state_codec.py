@@ -38,7 +38,7 @@ KEYS = {
     "guessed_from",
     "builds", "build", "workspace", "runner", "agent", "app", "lifecycle", "app_health", "app_status", "connection",
     "heard", "appeared", "asked", "unanswered", "silence", "given_up", "inbox", "deletion",
-    "agent_exit", "restarts", "last_log", "stall", "loss_restarts",
+    "agent_exit", "restarts", "last_log", "stall", "loss_restarts", "labels",
 }  # fmt: skip
 """The keys in stored rows; renaming one means rewriting the rows."""
 
@@ -99,6 +99,7 @@ def full_state() -> TaskState:
         loss_restarts=LossRestarts(2, at(30)),
         inbox=Inbox(2, INPUT, at(8)),
         deletion=Deletion(1, at(20), done=True),
+        labels={"repo": "acme/app", "team": "blue"},
     )
 
 

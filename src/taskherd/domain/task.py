@@ -135,6 +135,7 @@ class TaskState:
         first_seen: when the first report by or about the agent was received.
         requested_builds: the transitions of the builds that the worker requested itself.
         unanswered_build: the number of the requested build that no report has answered yet.
+        labels: the labels that people gave the task, by key.
     """
 
     build: Stamped[WorkspaceBuild]
@@ -158,6 +159,7 @@ class TaskState:
     loss_restarts: LossRestarts = field(default_factory=LossRestarts)
     inbox: Inbox = field(default_factory=Inbox)
     deletion: Deletion | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def build_number(self) -> int:

@@ -48,7 +48,7 @@ from taskherd.domain.value import replace
 
 if TYPE_CHECKING:
     import uuid
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from taskherd.domain.reports import BaseReport
 
@@ -56,6 +56,7 @@ R = TypeVar("R", bound="Facet")
 
 NO_INBOX = Inbox()
 NO_LOSS_RESTARTS = LossRestarts()
+NO_LABELS: Final[Mapping[str, str]] = {}
 
 TRANSITIONS = {each.value: each for each in Transition}
 JOBS = {each.value: each for each in JobStatus}
@@ -130,6 +131,8 @@ def _dump_own_fields(state: TaskState, out: dict[str, object]) -> None:
     inbox = state.inbox
     if inbox is not NO_INBOX and inbox != NO_INBOX:
         out["inbox"] = (inbox.queued, _plain_uuid(inbox.in_flight), inbox.delivered_at)
+    if state.labels:
+        out["labels"] = state.labels
     if state.deletion:
         out["deletion"] = (state.deletion.attempts, state.deletion.retry_at, state.deletion.done)
 
@@ -232,6 +235,7 @@ def loads(task_id: uuid.UUID, text: str | bytes) -> TaskState:
         loss_restarts=LossRestarts(loss_restarts[0], _at(loss_restarts[1])) if loss_restarts else NO_LOSS_RESTARTS,
         inbox=Inbox(inbox[0], _id(inbox[1]), _at(inbox[2])) if inbox else NO_INBOX,
         deletion=Deletion(deletion[0], _at(deletion[1]), deletion[2]) if deletion else None,
+        labels=get("labels") or NO_LABELS,
     )
 
 

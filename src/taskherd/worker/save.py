@@ -24,6 +24,7 @@ from taskherd.store.task_creation import AddedRows, insert_tasks
 from taskherd.worker import related_rows
 from taskherd.worker.batch import CommandReply, CommittedChange
 from taskherd.worker.build_rows import changed_builds
+from taskherd.worker.index_rows import changed_index
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from taskherd.domain.view import TaskView
     from taskherd.store import AsyncConnection
     from taskherd.store.command_log import RecordedCommand
+    from taskherd.store.task_index import IndexedTask
     from taskherd.worker.batch import BatchResult
     from taskherd.worker.context import WorkerContext
     from taskherd.worker.directory_cache import DirectoryCache
@@ -57,6 +59,8 @@ class Writes:
     started: list[tuple[UUID, UUID]] = field(default_factory=list)
     """The tasks that run now and did not before, each with its owner."""
     ended: list[UUID] = field(default_factory=list)
+    indexed: list[IndexedTask] = field(default_factory=list)
+    """What the index should have of the tasks for which that changes."""
 
 
 def derive_writes(loaded: LoadedBatch, timeouts: Timeouts, now: datetime) -> Writes:
@@ -69,10 +73,14 @@ def derive_writes(loaded: LoadedBatch, timeouts: Timeouts, now: datetime) -> Wri
         if update.before is not None and update.task is update.before and task_id not in checks:
             continue
         view = derive_view(update.task.state, update.task.name)
+        stored_core = update.core_document
         core, change = _change(update, view, now)
         if change:
             update.task = change.task
             writes.changes.append(change)
+        indexed = changed_index(loaded, update, stored_core, core, change)
+        if indexed:
+            writes.indexed.append(indexed)
         update.core_document = core
         check = checks.get(task_id)
         policy = loaded.update_context.policy_of(update.task)
@@ -134,12 +142,14 @@ async def save_batch(
         requests=_new_requests(context, loaded, result),
         running=writes.started,
         commands=_executed(loaded, result.replies, now),
+        indexed=[row for row in writes.indexed if updates[row.task_id].before is None],
     )
     await related_rows.save_inbox(connection, updates, now)
     await related_rows.save_logs(connection, updates, context.log_limits, now)
     changed = [_event(change) for change in writes.changes if change.kind is not events.EventKind.CREATED]
     if writes.saved or changed:
-        await tasks.save(connection, writes.saved, changed)
+        indexed = [row for row in writes.indexed if updates[row.task_id].before is not None]
+        await tasks.save(connection, writes.saved, changed, indexed)
     if writes.ended:
         await running_tasks.delete(connection, writes.ended)
     await _save_prompts(connection, writes.changes)

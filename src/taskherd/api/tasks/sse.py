@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
@@ -21,7 +22,7 @@ from taskherd.api.http.sse import COMMENT, EventStream
 from taskherd.api.tasks import documents, queries, search
 from taskherd.errors import Retry, Unavailable
 from taskherd.store import feed, task_queries
-from taskherd.store.task_queries import TaskRef
+from taskherd.store.task_queries import TaskFilter, TaskRef
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -42,16 +43,22 @@ LAST_EVENT_ID: Final = "Last-Event-ID"
 async def watch_all(request: RequestContext) -> EventStream:
     """Stream the changes of all tasks that the caller may see and that match ``q``."""
     request.follows = True
-    tasks = await search.task_filter(request, request.parameters(search.WatchQuery))
+    watched = await search.watched(request, request.parameters(search.WatchQuery))
+    listed = watched.tasks.listed
     change_filter = ChangeFilter(
         request.caller.user_id,
-        tasks.owner,
-        tasks.organization,
-        tasks.status,
-        state=tasks.state,
-        template=tasks.template,
+        watched.tasks.owner,
+        watched.tasks.organization,
+        listed.status,
+        state=listed.state,
+        template=listed.template,
+        health=listed.health,
+        waiting=listed.waiting,
+        stalled=listed.stalled,
+        name=watched.name,
+        label=listed.term or None,
     )
-    return _stream(request, change_filter, _last_event_id(request))
+    return _stream(request, change_filter, _last_event_id(request), watched.tasks)
 
 
 async def watch_one(request: RequestContext) -> EventStream:
@@ -76,18 +83,23 @@ def _last_event_id(request: RequestContext) -> int | None:
     return int(text)
 
 
-def _stream(request: RequestContext, change_filter: ChangeFilter, last: int | None) -> EventStream:
+def _stream(
+    request: RequestContext, change_filter: ChangeFilter, last: int | None, tasks: TaskFilter | None = None
+) -> EventStream:
     if request.api.change_feed.is_full:  # subscribing would fail too, but only after the status 200 was sent
         raise unavailable("Too many streams are open.")
-    frames = _TaskStream(request, change_filter, last).frames()
+    frames = _TaskStream(request, change_filter, last, tasks).frames()
     return EventStream(request, frames, task_id=change_filter.task, last=changes.RESUME)
 
 
 class _TaskStream:
     """The stream of one client."""
 
-    def __init__(self, request: RequestContext, change_filter: ChangeFilter, last: int | None) -> None:
+    def __init__(
+        self, request: RequestContext, change_filter: ChangeFilter, last: int | None, tasks: TaskFilter | None
+    ) -> None:
         self._request = request
+        self._tasks = tasks
         self._api = request.api
         self._reader = request.api.reader
         self._feed = request.api.change_feed
@@ -176,19 +188,10 @@ class _TaskStream:
         if wanted.task is not None:
             row = await task_queries.task(self._reader, TaskRef(wanted.caller, wanted.caller, wanted.task))
             return [] if row is None else [row]
-        return await task_queries.tasks(
-            self._reader,
-            task_queries.TaskFilter(
-                caller=wanted.caller,
-                limit=PAGE_SIZE,
-                owner=wanted.owner,
-                organization=wanted.organization,
-                status=wanted.status,
-                state=wanted.state,
-                template=wanted.template,
-                after=after,
-            ),
-        )
+        assert self._tasks is not None
+        if wanted.name is not None and after is None:
+            self._tasks = replace(self._tasks, ids=await search.named(self._request, self._tasks, wanted.name))
+        return await task_queries.tasks(self._reader, replace(self._tasks, limit=PAGE_SIZE, after=after))
 
     async def _catch_up(self, after: int) -> tuple[int | None, list[Change]]:
         """Read a page of the stored feed. Return the position after it, or None if it has gaps, and its new changes."""
