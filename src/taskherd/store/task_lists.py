@@ -18,7 +18,7 @@ from uuid import UUID
 from taskherd.store.read_pool import Reader
 from taskherd.store.task_index import ALL_OWNERS, LISTED
 
-MAX_NAMES: Final = 5_000
+MAX_NAMES: Final = 2_000
 """Maximum number of tasks whose names begin with what a list asks for."""
 
 

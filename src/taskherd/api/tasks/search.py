@@ -45,7 +45,7 @@ _Q: Final = (
 )
 _SORT: Final = ("created", "changed")
 _RANGES: Final = ("created", "changed")
-_TERMS: Final = (
+TERMS: Final = (
     *("owner", "organization", "status", "state", "template", "pool", "health", "waiting", "stalled"),
     *("runner", "label", "name", *_RANGES),
 )
@@ -131,7 +131,7 @@ class WatchedTasks(NamedTuple):
 
 async def watched(request: RequestContext, query: WatchQuery) -> WatchedTasks:
     """Return the tasks to watch. Raise a 400 that names an invalid term, or one that changes do not say."""
-    terms = search_query.read(query.q, bare="owner", allowed=_TERMS, message=MESSAGE, repeatable=_RANGES)
+    terms = search_query.read(query.q, bare="owner", allowed=TERMS, message=MESSAGE, repeatable=_RANGES)
     for term in (*_RANGES, "pool", "runner"):
         if term in terms:
             detail = f"A change does not say it: leave out {term}, or read the list with it."
@@ -141,7 +141,7 @@ async def watched(request: RequestContext, query: WatchQuery) -> WatchedTasks:
 
 async def totals_filter(request: RequestContext, query: TotalsQuery) -> TaskFilter:
     """Return the tasks to count. Raise a 400 that names an invalid term, or one that totals are not kept by."""
-    terms = search_query.read(query.q, bare="owner", allowed=_TERMS, message=MESSAGE, repeatable=_RANGES)
+    terms = search_query.read(query.q, bare="owner", allowed=TERMS, message=MESSAGE, repeatable=_RANGES)
     for term in terms:
         if term not in COUNTED:
             detail = f"Totals are not kept by it: leave out {term}, or count the pages of the list."
@@ -151,7 +151,7 @@ async def totals_filter(request: RequestContext, query: TotalsQuery) -> TaskFilt
 
 async def task_filter(request: RequestContext, query: ListQuery | WatchQuery | TotalsQuery) -> TaskFilter:
     """Return the filter for a request. Raise a 400 that names an invalid term, or why no index serves the list."""
-    terms = search_query.read(query.q, bare="owner", allowed=_TERMS, message=MESSAGE, repeatable=_RANGES)
+    terms = search_query.read(query.q, bare="owner", allowed=TERMS, message=MESSAGE, repeatable=_RANGES)
     page = query if isinstance(query, ListQuery) else ListQuery()
     selected = TaskFilter(
         caller=request.caller.user_id,
@@ -159,8 +159,8 @@ async def task_filter(request: RequestContext, query: ListQuery | WatchQuery | T
         owner=await owner(request, terms["owner"], MESSAGE) if "owner" in terms else None,
         organization=await organization(request, terms["organization"], MESSAGE) if "organization" in terms else None,
         listed=listed(terms),
-        created=_between(terms, "created", timedelta(0)),
-        changed=_between(terms, "changed", INDEX_RESOLUTION),
+        created=between(terms, "created", timedelta(0)),
+        changed=between(terms, "changed", INDEX_RESOLUTION),
         by_change=page.sort == "changed" or (not page.sort and "changed" in terms),
         after=page.after,
     )
@@ -240,7 +240,7 @@ def _label(terms: Mapping[str, str]) -> str:
     return terms["label"]
 
 
-def _between(terms: Mapping[str, str], term: str, resolution: timedelta) -> Between:
+def between(terms: Mapping[str, str], term: str, resolution: timedelta) -> Between:
     """Return the range of times that the ages of a term give; a time is exact to ``resolution``."""
     now = datetime.now(UTC)
     after = before = None
