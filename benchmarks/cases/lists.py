@@ -55,7 +55,7 @@ SINGLE: Final = (
     "health:lost",
     "waiting:true",
     "stalled:true",
-    "name:task-12",
+    "name:task-123",
     "created:>30d",
     "created:<1d",
     "changed:<1d",
@@ -279,7 +279,8 @@ async def _read(reader: ExplainingReader, case: Case, users: Mapping[str, UUID],
         return
     ids = None
     if "name" in terms:
-        ids = await task_lists.ids_by_name(reader, caller, terms["name"], owner, within)
+        found = await task_lists.by_name(reader, caller, terms["name"], owner, within)
+        ids = [task_id for _, task_id in found[: PAGE + 1]]
     wanted = TaskFilter(
         caller,
         PAGE,

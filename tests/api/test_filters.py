@@ -193,6 +193,11 @@ async def test_a_beginning_that_too_many_names_have_is_refused(
     assert field == "name"
     assert detail.endswith("the names of more than 2 tasks begin with it; give more of the name, or an owner")
     assert await found(api_harness.alice, "name:nightly-2") == ["nightly-20", "nightly-2"]
+    first = (await api_harness.alice.get("/tasks", params={"q": "name:nightly-2", "limit": "1"})).json()
+    assert [task["name"] for task in first["tasks"]] == ["nightly-20"]
+    second = {"limit": "1", "after": first["next"]}
+    assert await found(api_harness.alice, "name:nightly-2", **second) == ["nightly-2"]
+    assert await found(api_harness.alice, "name:nightly-2 created:>1d", limit="1") == []
 
 
 async def test_pages_by_the_last_change_have_every_task_once(api_harness: ApiHarness) -> None:

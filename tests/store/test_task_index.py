@@ -25,7 +25,7 @@ from taskherd.store.engine import transaction
 from taskherd.store.read_pool import ReadPool
 from taskherd.store.task_creation import AddedRows, insert_tasks
 from taskherd.store.task_index import IndexedTask
-from taskherd.store.task_lists import Between, Listed, ids_by_name
+from taskherd.store.task_lists import Between, Listed, by_name
 from taskherd.store.task_queries import TaskFilter
 from tests.harness.tasks import make_task
 from tests.store.conftest import NOW, waits_for_lock
@@ -217,8 +217,8 @@ async def check_list(reader: ReadPool, fleet: Fleet) -> None:
     """Read a random list page by page, and compare it with what a look at all tasks finds."""
     wanted, prefix = random_filter(fleet.random)
     if prefix:
-        ids = await ids_by_name(reader, wanted.caller, prefix, wanted.owner, wanted.organization)
-        wanted = with_fields(wanted, ids=ids)
+        named = await by_name(reader, wanted.caller, prefix, wanted.owner, wanted.organization)
+        wanted = with_fields(wanted, ids=[task_id for _, task_id in named])
     matching = [
         task for task in fleet.listed.values() if matches(task, fleet.rows[task.task_id].task.name, wanted, prefix)
     ]

@@ -185,10 +185,12 @@ def time_conditions(column: str, between: Between, statement: Statement) -> str:
     return conditions
 
 
-async def ids_by_name(
+async def by_name(
     pool: Reader, caller: UUID, prefix: str, owner: UUID | None, organization: UUID | None
-) -> list[UUID]:
-    """Return the ids of the tasks that the caller may see and whose names begin with a lowercase ``prefix``.
+) -> list[tuple[datetime, UUID]]:
+    """Return the tasks that the caller may see and whose names begin with a lowercase ``prefix``, newest first.
+
+    Each is its time of creation and its id.
 
     One more than ``MAX_NAMES`` is returned if there are more.
     """
@@ -204,11 +206,12 @@ async def ids_by_name(
         parts = [(f"(a.role = 'admin' OR {chosen} = $1)", f"AND t.owner_id = {chosen}")]
     selects = [
         f"""(
-        SELECT t.id FROM memberships AS a CROSS JOIN LATERAL (
-            SELECT t.id FROM tasks AS t
+        SELECT t.id, t.created_at FROM memberships AS a CROSS JOIN LATERAL (
+            SELECT t.id, t.created_at FROM tasks AS t
             WHERE t.organization_id = a.organization_id {own} AND {named} LIMIT {limit}) AS t
         WHERE a.user_id = $1 AND a.active AND {access} {within} LIMIT {limit})"""
         for access, own in parts
     ]
-    rows = await pool.fetch(f"SELECT id FROM ({' UNION ALL '.join(selects)}) AS t LIMIT {limit}", *statement.values)
-    return [row["id"] for row in rows]
+    union = " UNION ALL ".join(selects)
+    rows = await pool.fetch(f"SELECT id, created_at FROM ({union}) AS t LIMIT {limit}", *statement.values)
+    return sorted(((row["created_at"], row["id"]) for row in rows), reverse=True)

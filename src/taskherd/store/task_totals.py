@@ -44,7 +44,8 @@ async def totals(
         WHERE NOT c.deleted AND {owned.format(row="c")} {listed.conditions("c", statement)}
         UNION ALL
         SELECT {_columns("i")}, -1
-        FROM task_index_changes AS c JOIN task_index AS i ON i.task_id = c.task_id AND i.term = ''
+        FROM task_index_changes AS c
+        CROSS JOIN LATERAL (SELECT * FROM task_index WHERE task_id = c.task_id AND term = '' LIMIT 1) AS i
         JOIN seen AS a ON a.organization_id = i.organization_id
         WHERE {owned.format(row="i")} {listed.conditions("i", statement)}
     ) AS counted

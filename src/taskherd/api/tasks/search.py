@@ -167,7 +167,10 @@ async def task_filter(request: RequestContext, query: ListQuery | WatchQuery | T
     _check_served(terms, selected)
     if "name" not in terms:
         return selected
-    return replace(selected, ids=await named(request, selected, _searchable(terms, "name")))
+    found = await named(request, selected, _searchable(terms, "name"))
+    if page.paged and selected.listed == Listed() and not selected.by_change:
+        found = _page(found, selected)
+    return replace(selected, ids=[task_id for _, task_id in found])
 
 
 def listed(terms: Mapping[str, str]) -> Listed:
@@ -192,14 +195,26 @@ def listed(terms: Mapping[str, str]) -> Listed:
     )
 
 
-async def named(request: RequestContext, selected: TaskFilter, prefix: str) -> Sequence[UUID]:
-    """Return the ids of the tasks whose names begin like this. Raise a 400 if there are too many to sort."""
+def _page(found: Sequence[tuple[datetime, UUID]], selected: TaskFilter) -> Sequence[tuple[datetime, UUID]]:
+    """Return those of the sorted tasks that the page may have, which saves looking the others up."""
+    after, before = selected.created.after, selected.created.before
+    return [
+        each
+        for each in found
+        if (selected.after is None or each < selected.after)
+        and (after is None or each[0] > after)
+        and (before is None or each[0] < before)
+    ][: selected.limit + 1]
+
+
+async def named(request: RequestContext, selected: TaskFilter, prefix: str) -> Sequence[tuple[datetime, UUID]]:
+    """Return the tasks whose names begin like this, as ``by_name`` does. Raise a 400 if there are too many to sort."""
     reader = request.reader
-    ids = await task_lists.ids_by_name(reader, selected.caller, prefix, selected.owner, selected.organization)
-    if len(ids) > MAX_NAMES:
+    found = await task_lists.by_name(reader, selected.caller, prefix, selected.owner, selected.organization)
+    if len(found) > MAX_NAMES:
         reason = f"the names of more than {MAX_NAMES:,} tasks begin with it; give more of the name, or an owner"
         raise search_query.invalid_value(MESSAGE, "name", reason)
-    return ids
+    return found
 
 
 def _check_served(terms: Mapping[str, str], selected: TaskFilter) -> None:

@@ -190,7 +190,8 @@ class _TaskStream:
             return [] if row is None else [row]
         assert self._tasks is not None
         if wanted.name is not None and after is None:
-            self._tasks = replace(self._tasks, ids=await search.named(self._request, self._tasks, wanted.name))
+            found = await search.named(self._request, self._tasks, wanted.name)
+            self._tasks = replace(self._tasks, ids=[task_id for _, task_id in found])
         return await task_queries.tasks(self._reader, replace(self._tasks, limit=PAGE_SIZE, after=after))
 
     async def _catch_up(self, after: int) -> tuple[int | None, list[Change]]:

@@ -83,14 +83,16 @@ COMMENT ON TABLE task_totals IS
     ),
 )
 
+_COLUMNS = f"organization_id, owner_id, {_KEY}"
+
 # The same as messages.listing does; no task has labels or requests yet.
-_LISTED_TASKS = """
-CREATE TEMPORARY TABLE listed ON COMMIT DROP AS
-SELECT t.id AS task_id, t.organization_id, t.owner_id, t.template_id,
+_TASKS = f"""
+INSERT INTO task_index (task_id, term, {_COLUMNS}, created_at, changed_at)
+SELECT t.id, '', t.organization_id, t.owner_id, t.template_id,
        COALESCE(NULLIF(v.run ->> 'pool', ''), 'default') AS pool, t.status,
-       COALESCE(t.document #>> '{current_state,state}', 'none') AS state,
-       CASE WHEN t.document #>> '{workspace_agent_health,healthy}' = 'true' THEN 'healthy'
-            ELSE CASE t.document #>> '{workspace_agent_health,reason}'
+       COALESCE(t.document #>> '{{current_state,state}}', 'none') AS state,
+       CASE WHEN t.document #>> '{{workspace_agent_health,healthy}}' = 'true' THEN 'healthy'
+            ELSE CASE t.document #>> '{{workspace_agent_health,reason}}'
                 WHEN 'agent is not running' THEN 'not_running'
                 WHEN 'agent has not yet connected' THEN 'connecting'
                 WHEN 'agent is taking too long to connect' THEN 'late'
@@ -98,32 +100,34 @@ SELECT t.id AS task_id, t.organization_id, t.owner_id, t.template_id,
                 WHEN 'agent startup script exited with an error' THEN 'start_error'
                 WHEN 'agent is shutting down' THEN 'shutting_down'
                 ELSE 'none' END END AS health,
-       false AS waiting, t.document ->> 'stalled_since' IS NOT NULL AS stalled, t.created_at,
-       t.updated_at AS changed_at,
-       lower(t.state -> 'builds' -> CASE json_typeof(t.state -> 'runner')
-           WHEN 'array' THEN CAST(t.state -> 'runner' ->> 0 AS integer)
-           ELSE CAST(t.state ->> 'runner' AS integer) END ->> 8) AS runner
+       false AS waiting, t.document ->> 'stalled_since' IS NOT NULL AS stalled, t.created_at, t.updated_at
 FROM tasks AS t JOIN template_versions AS v ON v.id = t.template_version_id
 WHERE t.deleted_at IS NULL
 """
 
-_COLUMNS = f"organization_id, owner_id, {_KEY}"
-
 _ROWS = (
-    f"""
-INSERT INTO task_index (task_id, term, {_COLUMNS}, created_at, changed_at)
-SELECT task_id, '', {_COLUMNS}, created_at, changed_at FROM listed
-UNION ALL
-SELECT task_id, 'runner:' || runner, {_COLUMNS}, created_at, changed_at FROM listed WHERE runner <> ''
-""",
+    _TASKS,
     f"""
 INSERT INTO task_totals ({_COLUMNS}, tasks)
-SELECT {_COLUMNS}, count(*) FROM listed GROUP BY {_COLUMNS}
+SELECT {_COLUMNS}, count(*) FROM task_index GROUP BY {_COLUMNS}
 """,
     f"""
 INSERT INTO task_totals ({_COLUMNS}, tasks)
 SELECT organization_id, '00000000-0000-0000-0000-000000000000', {_KEY}, count(*)
-FROM listed GROUP BY organization_id, {_KEY}
+FROM task_index GROUP BY organization_id, {_KEY}
+""",
+    f"""
+INSERT INTO task_index (task_id, term, {_COLUMNS}, created_at, changed_at)
+SELECT i.task_id, 'runner:' || t.runner, {", ".join(f"i.{column}" for column in _COLUMNS.split(", "))}, i.created_at,
+       i.changed_at
+FROM task_index AS i
+JOIN (
+    SELECT t.id, lower(t.state -> 'builds' -> CASE json_typeof(t.state -> 'runner')
+        WHEN 'array' THEN CAST(t.state -> 'runner' ->> 0 AS integer)
+        ELSE CAST(t.state ->> 'runner' AS integer) END ->> 8) AS runner
+    FROM tasks AS t WHERE t.deleted_at IS NULL
+) AS t ON t.id = i.task_id
+WHERE t.runner <> ''
 """,
 )
 
@@ -148,5 +152,5 @@ CREATE INDEX tasks_organization_name_idx ON tasks (organization_id, lower(name) 
 def upgrade() -> None:
     """Create the tables, fill them with the tasks that exist, and index the beginnings of names."""
     run = op.get_bind().exec_driver_sql
-    for statement in (*_TABLES, _LISTED_TASKS, *_ROWS, *_INDEXES):
+    for statement in (*_TABLES, *_ROWS, *_INDEXES):
         run(statement)
