@@ -24,7 +24,7 @@ from taskherd.store.task_creation import AddedRows, insert_tasks
 from taskherd.worker import related_rows
 from taskherd.worker.batch import CommandReply, CommittedChange
 from taskherd.worker.build_rows import changed_builds
-from taskherd.worker.index_rows import changed_index
+from taskherd.worker.index_rows import Documents, changed_index
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -73,12 +73,11 @@ def derive_writes(loaded: LoadedBatch, timeouts: Timeouts, now: datetime) -> Wri
         if update.before is not None and update.task is update.before and task_id not in checks:
             continue
         view = derive_view(update.task.state, update.task.name)
-        stored_core = update.core_document
-        core, change = _change(update, view, now)
+        core, change, documents = _change(update, view, now)
         if change:
             update.task = change.task
             writes.changes.append(change)
-        indexed = changed_index(loaded, update, stored_core, core, change)
+        indexed = changed_index(loaded, update, documents, change)
         if indexed:
             writes.indexed.append(indexed)
         update.core_document = core
@@ -199,30 +198,35 @@ async def _add(connection: AsyncConnection, created: Sequence[tasks.StoredTask],
         raise Retry("a command with this id was executed concurrently")
 
 
-def _change(update: TaskUpdate, view: TaskView, now: datetime) -> tuple[str, CommittedChange | None]:
-    """Return the stored part of the task's document as JSON text, and the change if it is visible to readers."""
+def _change(update: TaskUpdate, view: TaskView, now: datetime) -> tuple[str, CommittedChange | None, Documents]:
+    """Return the stored part of the task's document as JSON text, and the change if it is visible to readers.
+
+    The documents are the stored parts before and after the batch as JSON types; before is empty if nothing changed.
+    """
     task, before = update.existing_task, update.before
     fields = document.core_document(view, task)
     core = orjson.dumps(fields).decode()
     if before is None:
         changed = tuple(sorted({*fields, "initial_prompt"}))
-        return core, CommittedChange(task, events.EventKind.CREATED, core, changed, _cause(update))
+        change = CommittedChange(task, events.EventKind.CREATED, core, changed, _cause(update))
+        return core, change, Documents({}, fields)
     if before.deleted_at is not None:
-        return core, None
+        return core, None, Documents({}, fields)
     if task.deleted_at is not None:  # publish the last document, without the build that was requested for the delete
         task = replace(task, version=before.version + 1, updated_at=now)
-        return update.core_document, CommittedChange(
-            task, events.EventKind.DELETED, update.core_document, (), _cause(update)
-        )
+        change = CommittedChange(task, events.EventKind.DELETED, update.core_document, (), _cause(update))
+        return update.core_document, change, Documents({}, fields)
     if core == update.core_document and task.prompt == before.prompt:
-        return core, None
-    changed = document.changed_fields(orjson.loads(update.core_document), fields)
+        return core, None, Documents({}, fields)
+    stored = orjson.loads(update.core_document)
+    changed = document.changed_fields(stored, fields)
     version = before.version + 1
     prompt_version = task.prompt_version
     if task.prompt != before.prompt:
         changed, prompt_version = tuple(sorted({*changed, "initial_prompt"})), version
     task = replace(task, version=version, updated_at=now, prompt_version=prompt_version)
-    return core, CommittedChange(task, events.EventKind.UPDATED, core, changed, _cause(update))
+    change = CommittedChange(task, events.EventKind.UPDATED, core, changed, _cause(update))
+    return core, change, Documents(stored, fields)
 
 
 def _cause(update: TaskUpdate) -> str:

@@ -52,8 +52,8 @@ MAX_TASKS = 500
 MAX_ROUNDS = 40
 """Maximum number of such batches in one sweep; the next sweep continues."""
 
-MAX_INDEXED = 500
-"""Maximum number of tasks whose changes are applied to the index in one transaction, and in one sweep twice as many.
+MAX_INDEXED = 250
+"""Maximum number of tasks whose changes are applied to the index in one sweep.
 
 The limit bounds what the index costs while many tasks change; readers find what it lacks among the changes.
 """
@@ -185,14 +185,8 @@ class Sweeper:
 
     async def update_index(self) -> int:
         """Apply the recorded changes of tasks to their index and totals, at a limited rate, and return their number."""
-        applied = 0
-        for _ in range(2):
-            async with transaction(self._context.engine) as connection:
-                count = await task_index.apply(connection, MAX_INDEXED)
-            applied += count
-            if count < MAX_INDEXED:
-                break
-        return applied
+        async with transaction(self._context.engine) as connection:
+            return await task_index.apply(connection, MAX_INDEXED)
 
     async def _check_silent(self, watermark: datetime, now: datetime) -> int:
         """Check the agents of the next leases that have sent no heartbeat for too long, unless their loss is held."""
