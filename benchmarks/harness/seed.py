@@ -68,6 +68,23 @@ SELECT c.id, l.build_number, c.agent_id, l.seq, l.observed_at, now()
 FROM leases AS l, copies AS c WHERE l.task_id = '{task}';
 INSERT INTO task_deadlines (task_id, due_at)
 SELECT c.id, d.due_at FROM task_deadlines AS d, copies AS c WHERE d.task_id = '{task}';
+INSERT INTO task_index (task_id, term, organization_id, owner_id, template_id, pool, status, state, health, waiting,
+                        stalled, created_at, changed_at)
+SELECT c.id, i.term, i.organization_id, c.owner_id, i.template_id, i.pool, i.status, i.state, i.health, i.waiting,
+       i.stalled, i.created_at + c.g * interval '1 microsecond', i.changed_at
+FROM task_index AS i, copies AS c WHERE i.task_id = '{task}';
+INSERT INTO task_totals (organization_id, owner_id, template_id, pool, status, state, health, waiting, stalled, tasks)
+SELECT organization_id, owner_id, template_id, pool, status, state, health, waiting, stalled, count(*)
+FROM (
+    SELECT * FROM task_index WHERE term = ''
+    UNION ALL
+    SELECT task_id, term, organization_id, '00000000-0000-0000-0000-000000000000', template_id, pool, status, state,
+           health, waiting, stalled, created_at, changed_at
+    FROM task_index WHERE term = ''
+) AS counted
+GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9
+ON CONFLICT (organization_id, owner_id, template_id, pool, status, state, health, waiting, stalled)
+DO UPDATE SET tasks = excluded.tasks;
 DROP TABLE copies;
 """
 
@@ -106,7 +123,7 @@ async def create_first(database_url: str, amqp_url: str, names: TopologyNames, e
                 database_url,
                 "SELECT EXISTS (SELECT FROM tasks JOIN leases ON task_id = id WHERE id = $1 AND status = 'active'"
                 " AND document::text LIKE '%under way%') AND NOT EXISTS (SELECT FROM outbox)"
-                " AND NOT EXISTS (SELECT FROM work_requests)",
+                " AND NOT EXISTS (SELECT FROM work_requests) AND NOT EXISTS (SELECT FROM task_index_changes)",
             )
 
 

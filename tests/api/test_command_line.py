@@ -311,6 +311,30 @@ async def test_a_list_is_filtered_by_state_and_template(api_harness: ApiHarness)
     assert (len(result.stdout.splitlines()), "newest 1" in result.stderr) == (2, True)
 
 
+async def test_labels_are_set_listed_and_removed(api_harness: ApiHarness) -> None:
+    """A task is created with labels, found by one, and shown with them in a column that only labelled tasks need."""
+    shell = Shell(api_harness)
+    assert (await shell.code("create", "Fix it", "--name", "fix", "--label", "repo=acme/app", "--label", "team=a b"))[
+        0
+    ] == 0
+    assert "LABELS" in (await shell.run("list")).stdout
+    assert (await shell.run("show", "fix")).stdout.count("repo=acme/app, team=a b") == 1
+    assert [each["name"] for each in await shell.json("list", "--label", "repo=ACME/app")] == ["fix"]
+    assert [each["name"] for each in await shell.json("list", "--query", 'label:"team=a b" status:pending')] == ["fix"]
+    assert [each["name"] for each in await shell.json("list", "--sort", "changed")] == ["fix"]
+    assert await shell.json("list", "--query", "label:repo=other") == []
+    changed = await shell.json("label", "fix", "repo=acme/docs", "team-")
+    assert changed["labels"] == {"repo": "acme/docs"}
+    await shell.json("label", "fix", "repo-")
+    assert "LABELS" not in (await shell.run("list")).stdout
+    for words in (
+        *(("label", "fix", "repo"), ("create", "x", "--label", "repo")),
+        ("list", "--query", "status:active", "--label", "a=b"),
+    ):
+        assert (await shell.code(*words))[0] == 2
+    assert (await shell.code("label", "fix", "a b=c"))[0] == 6
+
+
 async def test_a_followed_conversation_ends_with_its_agent(api_harness: ApiHarness) -> None:
     """New entries are printed as they arrive, each once; the exit code is 0 once the agent has ended."""
     task = uuid.UUID((await api_harness.active(name="talk"))["id"])
@@ -419,12 +443,12 @@ async def test_each_command_prints_json(api_harness: ApiHarness) -> None:
     shell = Shell(api_harness)
     assert set(typer.main.get_group(task_app).list_commands(None)) == {  # type: ignore[arg-type]
         *("create", "list", "show", "send", "interrupt", "pause", "resume", "delete", "explain", "events", "wait"),
-        *("watch", "logs"),
+        *("watch", "logs", "label"),
     }
     for words in (
         *(("create", "x"), ("list",), ("show", "one"), ("logs", "one"), ("explain", "one"), ("events", "one")),
         *(("send", "one", "Hello"), ("interrupt", "one"), ("wait", "one", "--until", "active")),
-        *(("pause", "one"), ("delete", "one")),
+        *(("pause", "one"), ("label", "one", "a=b"), ("delete", "one")),
     ):
         assert await shell.json(*words) is not None
 

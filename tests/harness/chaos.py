@@ -30,6 +30,7 @@ from taskherd.store.engine import dispose, open_engine, transaction
 from tests.chaos import workload
 from tests.chaos.ledger import Ledger
 from tests.chaos.workload import ChaosWorkload
+from tests.harness.task_index import index_violations
 
 T = TypeVar("T")
 
@@ -238,6 +239,11 @@ class ChaosHarness:
         await self.stop_worker(worker)
         assert await self.remaining_messages() == []
         assert await self.ledger.violations() == []
+        connection = await asyncpg.connect(self.ledger.database_url, timeout=5, command_timeout=10)
+        try:
+            assert await index_violations(connection) == []
+        finally:
+            await connection.close(timeout=5)
 
     async def remaining_messages(self) -> list[bool]:
         """Return for each message in the queues of reports and commands whether it was delivered before; keep them."""

@@ -55,6 +55,7 @@ KEYS = {
     "heard", "appeared", "asked", "unanswered", "silence", "given_up", "inbox", "deletion",
     "agent_exit", "restarts", "last_log", "stall", "loss_restarts", "usage", "interrupt",
     "last_interrupt",
+    "labels",
 }  # fmt: skip
 """The keys in stored rows; renaming one means rewriting the rows."""
 
@@ -122,6 +123,7 @@ def full_state() -> TaskState:
         ),
         interrupt=OpenInterrupt(INTERRUPT, 3, at(9)),
         last_interrupt=EndedInterrupt(INPUT, InterruptOutcome.FAILED, at(8), "why", unreported=True, overruled=(3, 3)),
+        labels={"repo": "acme/app", "team": "blue"},
     )
 
 

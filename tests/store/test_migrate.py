@@ -7,6 +7,7 @@ from time import monotonic
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
+import orjson
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
@@ -14,11 +15,18 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from taskherd.domain.builds import initial_state
+from taskherd.domain.fold import fold
 from taskherd.domain.lease import Lease
+from taskherd.domain.reports import JobStatus, Transition, WorkspaceBuild
+from taskherd.domain.value import replace
+from taskherd.domain.view import derive_view
 from taskherd.errors import Misconfigured
-from taskherd.store import leases, migrate, tasks
+from taskherd.messages.document import core_document
+from taskherd.store import leases, migrate, task_state_codec, tasks
 from taskherd.store.engine import dispose, open_engine, transaction
 from taskherd.store.tables import METADATA, SCHEMA_VERSION_TABLE
+from tests.harness.task_index import index_violations
 from tests.store.conftest import NOW, task_row
 
 
@@ -155,6 +163,49 @@ async def test_renamed_columns_keep_their_values(empty_url: str) -> None:
     await dispose(engine)
     assert stored.task.state == row.task.state
     assert lease == Lease(task, 1, None, 5, None, NOW)
+
+
+FIRST_TEMPLATE = """
+INSERT INTO organizations (id, name, display_name) VALUES ($1, 'acme', '');
+INSERT INTO templates (id, organization_id, name, display_name, icon, active_version_id)
+VALUES ($1, $1, 'claude', '', '', $1);
+INSERT INTO template_versions (id, template_id, name, run) VALUES ($1, $1, 'v1', '{"pool": "gpu"}');
+"""
+
+
+async def test_tasks_of_earlier_releases_are_listed_and_counted(empty_url: str) -> None:
+    """The index and the totals have every live task as its document says, with the runner that its state names."""
+    await migrate.upgrade_async(empty_url, "0010")
+    connection = await asyncpg.connect(empty_url, timeout=10)
+    template = uuid.uuid4()
+    await connection.execute(FIRST_TEMPLATE.replace("$1", f"'{template}'"))
+    base = replace(task_row().task, template_version_id=template, template_id=template, organization_id=template)
+    expected = {}
+    for number, (job, runner) in enumerate(((JobStatus.RUNNING, "rack-1"), (JobStatus.FAILED, None))):
+        task_id = uuid.uuid4()
+        report = WorkspaceBuild(
+            task_id=task_id, build_number=1, seq=1, transition=Transition.START, job_status=job, runner=runner
+        )
+        state = fold(initial_state(task_id, NOW), report, NOW).state
+        task = replace(base, id=task_id, name=f"task-{number}", state=state)
+        document = orjson.dumps(core_document(derive_view(state, task.name), task)).decode()
+        await connection.execute(
+            """
+            INSERT INTO tasks (id, owner_id, organization_id, template_id, template_version_id, name, display_name,
+                               created_at, version, updated_at, status, document, state, prompt_version)
+            VALUES ($1, $2, $3, $3, $3, $4, '', $5, 1, $5, $6, $7, $8, 1)
+            """,
+            *(task_id, task.owner_id, template, task.name, NOW),
+            *(derive_view(state, task.name).status.value, document, task_state_codec.dumps(state)),
+        )
+        expected[task_id] = ["", *([f"runner:{runner}"] if runner else [])]
+    await migrate.upgrade_async(empty_url)
+    try:
+        assert await index_violations(connection) == []
+        rows = await connection.fetch("SELECT task_id, array_agg(term ORDER BY term) FROM task_index GROUP BY task_id")
+        assert {row[0]: row[1] for row in rows} == expected
+    finally:
+        await connection.close(timeout=5)
 
 
 async def test_the_previous_release_is_migrated_while_it_runs(empty_url: str) -> None:

@@ -15,6 +15,7 @@ from taskherd.domain import fold
 from taskherd.domain.view import derive_view
 from taskherd.messages.document import core_document
 from tests.harness.histories import NOON, history, report_fields, shuffled_batches
+from tests.harness.task_index import index_violations
 from tests.harness.tasks import make_task
 from tests.harness.worker import ALICE, ORGANIZATION, TEMPLATE, VERSION, WorkerHarness
 from tests.worker.conftest import StartWorker
@@ -140,3 +141,4 @@ async def check_convergence(harness: WorkerHarness) -> None:
         assert without_timestamp({**document, **harness.document(task_id)}) == without_timestamp(
             harness.document(task_id)
         )
+    assert await index_violations(harness.database) == []

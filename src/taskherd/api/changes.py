@@ -15,6 +15,7 @@ from taskherd.api.tasks.documents import names_of
 from taskherd.domain.reports import ExitReason
 from taskherd.domain.view import LOST_CONNECTION, NOT_RUNNING
 from taskherd.messages import document, events
+from taskherd.messages.listing import listing, terms
 
 if TYPE_CHECKING:
     from taskherd.store.read_pool import Row
@@ -33,6 +34,14 @@ class ChangeFilter:
     """The state that the agent reported."""
     template: str | None = None
     """The lowercase name of the template."""
+    health: tuple[str, ...] = ()
+    """The values of ``messages.listing.Health`` of which a task has one; empty: any."""
+    waiting: bool | None = None
+    stalled: bool | None = None
+    name: str | None = None
+    """The lowercase beginning of the name."""
+    label: str | None = None
+    """The term of a label, see ``messages.listing``."""
 
 
 class Change:
@@ -100,21 +109,42 @@ class Change:
     def matches(self, change_filter: ChangeFilter) -> bool:
         """Return whether the change passes the filter; whether the caller may see it is not checked here.
 
-        With a filter by status or state, a change matches if the task has that value or had it before the change. A
-        client that maintains a list thus learns that a task has left it.
+        With a filter by status, state, health, waiting, stalled or label, a change matches if the task has that value
+        or had it before the change, or may have had it. A client that maintains a list thus learns that a task has left
+        it.
         """
         wanted = change_filter
-        if wanted.task is not None and wanted.task != self.task_id:
-            return False
-        if wanted.owner is not None and wanted.owner != self.owner_id:
-            return False
-        if wanted.organization is not None and wanted.organization != self._row["organization_id"]:
-            return False
-        if wanted.template is not None and wanted.template != self._row["name"].lower():
+        if not self._is_of(wanted):
             return False
         if wanted.status is not None and not self._has_or_had_status(wanted.status):
             return False
-        return wanted.state is None or self._has_or_had_state(wanted.state)
+        if wanted.state is not None and not self._has_or_had_state(wanted.state):
+            return False
+        return self._has_or_had_listing(wanted)
+
+    def _is_of(self, wanted: ChangeFilter) -> bool:
+        """Return whether the change is of one of these tasks, by what a task never changes."""
+        fixed = (
+            (wanted.task, self.task_id),
+            (wanted.owner, self.owner_id),
+            (wanted.organization, self._row["organization_id"]),
+            (wanted.template, self._row["name"].lower()),
+        )
+        if any(value is not None and value != own for value, own in fixed):
+            return False
+        return wanted.name is None or self.core_document["name"].lower().startswith(wanted.name)
+
+    def _has_or_had_listing(self, wanted: ChangeFilter) -> bool:
+        """Return whether the change passes by health, waiting, stalled and label; earlier values are not known."""
+        core = self.core_document
+        has = listing(core)
+        if wanted.health and has.health not in wanted.health and not self._altered("workspace_agent_health"):
+            return False
+        if wanted.waiting not in {None, has.waiting} and not self._altered("requests_open"):
+            return False
+        if wanted.stalled not in {None, has.stalled} and not self._altered("stalled_since"):
+            return False
+        return wanted.label is None or wanted.label in terms(None, core.get("labels", {})) or self._altered("labels")
 
     def _has_or_had_status(self, status: str) -> bool:
         return self.core_document["status"] == status or self._had("status", self._row["previous_status"], status)
@@ -127,8 +157,10 @@ class Change:
 
     def _had(self, field: str, before: str | None, value: str) -> bool:
         """Return whether this change altered a field from ``value``; ``before`` is None if that is not known."""
-        altered = field in self._row["changes"] and self._row["kind"] != events.EventKind.CREATED.value
-        return altered and before in {None, value}  # the previous version may be pruned
+        return self._altered(field) and before in {None, value}  # the previous version may be pruned
+
+    def _altered(self, field: str) -> bool:
+        return field in self._row["changes"] and self._row["kind"] != events.EventKind.CREATED.value
 
 
 ENDED: Final = "ended"

@@ -26,7 +26,7 @@ GROUPS: Final = {
     "topology": "topology",
     "dead": "dead",
     "token": "token",
-    "task": "follow",
+    "task": "labels",
 }
 """Commands with subcommands, and the module of each."""
 

@@ -48,6 +48,13 @@ app = typer.Typer(
 )
 
 
+def _label(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ClientError(ExitCode.USAGE, f"invalid label {text!r}", "expected KEY=VALUE")
+    return key, value
+
+
 def _complete_names(_ctx: typer.Context, incomplete: str) -> list[str]:
     """Return names of the caller's tasks for shell completion; none if the API does not answer within 2 seconds."""
     query = {"q": "owner:me", "limit": "100"}
@@ -96,8 +103,8 @@ def create(
         typer.Option(
             "--from",
             metavar="FILE",
-            help="Create a task for each line of a file: a prompt, or a JSON object with input, name, display_name or "
-            "owner; - reads stdin.",
+            help="Create a task for each line of a file: a prompt, or a JSON object with input, name, display_name, "
+            "owner or labels; - reads stdin.",
         ),
     ] = None,
     template: Annotated[
@@ -111,6 +118,10 @@ def create(
         str | None, typer.Option("--title", help="Title to display. Default: derived from the prompt.")
     ] = None,
     owner: Annotated[str, typer.Option("--owner", help="User who will own the task.")] = "me",
+    label: Annotated[
+        list[str] | None,
+        typer.Option("--label", metavar="KEY=VALUE", help="Label, such as repo=acme/app; may be repeated."),
+    ] = None,
     key: Annotated[
         str | None,
         typer.Option("--idempotency-key", help="Repeating the command with the same key returns the task it created."),
@@ -126,6 +137,8 @@ def create(
     client = http.from_environment()
     version = tasks.template_version(client, template)
     body: dict[str, Any] = {"template_version_id": version}
+    if label:
+        body["labels"] = dict(map(_label, label))
     if preset:
         body["template_version_preset_id"] = tasks.preset(client, version, preset)
     if file is not None:
@@ -141,40 +154,6 @@ def create(
     if title:
         body["display_name"] = title
     _print_task(client, tasks.change(client, "POST", "tasks", owner, body=body, key=key).body, output)
-
-
-@app.command("list", epilog=EXIT_CODES)
-def list_(
-    *,
-    owner: Annotated[str, typer.Option("--owner", help="Only tasks of this user.")] = "me",
-    all_owners: Annotated[bool, typer.Option("--all", help="All tasks visible to you.")] = False,
-    status: Annotated[
-        str | None,
-        typer.Option("--status", help="Only tasks that are pending, initializing, active, paused, error or unknown."),
-    ] = None,
-    state: Annotated[
-        str | None, typer.Option("--state", help="Only tasks whose agent is working, idle, complete or failed.")
-    ] = None,
-    template: Annotated[str | None, typer.Option("--template", help="Only tasks of the template of this name.")] = None,
-    organization: Annotated[str | None, typer.Option("--organization", help="Only tasks of this organization.")] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Maximum number of tasks.")] = 100,
-    output: OutputOption = OutputFormat.TABLE,
-) -> None:
-    """List tasks, newest first, with the time since they were created (AGE) and since their last change (UPDATED)."""
-    filters = {"status": status, "state": state, "template": template, "organization": organization}
-    terms = {key: value for key, value in {"owner": None if all_owners else owner, **filters}.items() if value}
-    found = list(tasks.list_tasks(http.from_environment(), terms, limit + 1))
-    documents = found[:limit]
-    if output is OutputFormat.JSON:
-        document(documents)
-    elif documents:
-        task_output.tasks(documents)
-    elif any(filters.values()) or owner != "me":
-        print_note("No tasks match.", "  leave out a filter, or add --all for the tasks of all owners")
-    else:
-        print_note("No tasks.", '  create one with: taskherd task create "PROMPT"')
-    if len(found) > limit:
-        print_note(f"Only the newest {limit} are listed; see more with --limit.")
 
 
 @app.command(epilog=EXIT_CODES)

@@ -24,13 +24,23 @@ _TASK_COLUMNS: Final = (
     Column("TEMPLATE", optional=5),
     Column("MESSAGE", optional=3, shortest=16),
 )
+_LABELS: Final = Column("LABELS", optional=3, shortest=16)
 _MAX_DETAIL: Final = 200
 """Maximum number of characters of the details of an entry of a timeline."""
 
 
 def tasks(documents: Iterable[Task]) -> None:
-    """Print a table of tasks, one per line."""
-    table(_TASK_COLUMNS, map(_row, documents))
+    """Print a table of tasks, one per line, with their labels if any of them has some."""
+    shown = list(documents)
+    if any(document.get("labels") for document in shown):
+        table((*_TASK_COLUMNS, _LABELS), [(*_row(document), labels(document)) for document in shown])
+    else:
+        table(_TASK_COLUMNS, map(_row, shown))
+
+
+def labels(document: Task) -> str:
+    """Return the labels of a task: ``repo=acme/app, team=blue``."""
+    return ", ".join(f"{key}={value}" for key, value in document.get("labels", {}).items())
 
 
 def _row(document: Task) -> tuple[str, ...]:
@@ -70,6 +80,7 @@ def task(document: Task, *, page: str, following: str = "") -> None:
         ("workspace", f"{document['workspace_name']} {document.get('workspace_status') or ''}".rstrip()),
         ("template", document["template_display_name"] or document["template_name"]),
         ("usage", _usage(document.get("usage") or {})),
+        ("labels", labels(document)),
         ("created", moment_and_age(document["created_at"])),
         ("updated", moment_and_age(document["updated_at"])),
         ("prompt", document["initial_prompt"]),

@@ -53,20 +53,24 @@ def show(client: Client, task: str) -> Task:
     return body
 
 
-def list_tasks(client: Client, terms: Mapping[str, str], limit: int) -> Iterator[Task]:
+def list_tasks(
+    client: Client, terms: Mapping[str, str], limit: int, *, query: str | None = None, sort: str | None = None
+) -> Iterator[Task]:
     """Yield up to ``limit`` task documents, newest first, requested page by page.
 
     Args:
         client: the server and token to use.
-        terms: the search terms, all of which must match: ``owner``, ``status``, ``state``, ``template`` and
-            ``organization``.
+        terms: the search terms, all of which must match: ``owner``, ``status``, ``state``, ``label`` and others.
         limit: the maximum number of tasks.
+        query: the search terms as one text instead.
+        sort: ``created``, or ``changed`` for the last changed first; by default what the server chooses.
     """
-    query = {"q": " ".join(f'{key}:"{value}"' for key, value in terms.items())}
+    q = query if query is not None else " ".join(f'{key}:"{value}"' for key, value in terms.items())
+    parameters = {"q": q, **({"sort": sort} if sort else {})}
     after: str | None = ""
     while limit > 0 and after is not None:
         page = client.request(
-            "GET", "tasks", query={**query, "limit": str(min(PAGE, limit)), **({"after": after} if after else {})}
+            "GET", "tasks", query={**parameters, "limit": str(min(PAGE, limit)), **({"after": after} if after else {})}
         ).body
         yield from page["tasks"]
         limit -= len(page["tasks"])

@@ -19,6 +19,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "task.create": "created the task",
     "task.delete": "deleted the task",
     "task.update_input": "changed the prompt",
+    "task.update_labels": "changed the labels",
     "task.send": "sent an input",
     "task.pause": "paused the task",
     "task.resume": "resumed the task",

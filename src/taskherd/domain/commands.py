@@ -11,6 +11,7 @@ from uuid import UUID
 from taskherd.domain.value import value
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
 
@@ -35,6 +36,7 @@ class Create(BaseCommand):
     input: str
     name: str | None = None
     display_name: str | None = None
+    labels: Mapping[str, str] | None = None
 
 
 @value(frozen=True, slots=True, kw_only=True)
@@ -50,6 +52,14 @@ class UpdateInput(BaseCommand):
 
     type: ClassVar[str] = "task.update_input"
     input: str
+
+
+@value(frozen=True, slots=True, kw_only=True)
+class UpdateLabels(BaseCommand):
+    """A command that sets labels of a task, and removes those whose value is None."""
+
+    type: ClassVar[str] = "task.update_labels"
+    labels: Mapping[str, str | None]
 
 
 @value(frozen=True, slots=True, kw_only=True)
@@ -82,7 +92,7 @@ class Interrupt(BaseCommand):
     type: ClassVar[str] = "task.interrupt"
 
 
-Command: TypeAlias = Create | Delete | UpdateInput | Send | Pause | Resume | Interrupt
+Command: TypeAlias = Create | Delete | UpdateInput | UpdateLabels | Send | Pause | Resume | Interrupt
 
 
 def canonical_json(command: Command) -> str:

@@ -10,8 +10,8 @@ from dataclasses import field
 from typing import TYPE_CHECKING, assert_never
 from uuid import UUID
 
-from taskherd.domain import builds, inbox, interrupts, names
-from taskherd.domain.commands import Create, Delete, Interrupt, Pause, Resume, Send, UpdateInput
+from taskherd.domain import builds, inbox, interrupts, labels, names
+from taskherd.domain.commands import Create, Delete, Interrupt, Pause, Resume, Send, UpdateInput, UpdateLabels
 from taskherd.domain.reports import AgentState, JobStatus, Transition
 from taskherd.domain.task import Deletion, LossRestarts, Task
 from taskherd.domain.value import replace, value
@@ -146,11 +146,10 @@ def handle_command(  # noqa: PLR0911 - one return for each command
             return _delete(task, now)
         case UpdateInput():
             return _update_input(task, command)
+        case UpdateLabels():
+            return _update_labels(task, command)
         case Send():
-            earlier = context.earlier_inputs.get(command.command_id)
-            if earlier is not None:
-                return _repeat_send(task, command, earlier)
-            return _send(task, command, now, strict=context.strict_send)
+            return _send_once(task, command, now, context)
         case Pause():
             return _pause(task, now)
         case Resume():
@@ -159,6 +158,14 @@ def handle_command(  # noqa: PLR0911 - one return for each command
             return _interrupt(task, command, now)
         case _:
             assert_never(command)
+
+
+def _send_once(task: Task, command: Send, now: datetime, context: CommandContext) -> CommandAccepted | CommandRefused:
+    """Send an input, unless an earlier command with the same id did."""
+    earlier = context.earlier_inputs.get(command.command_id)
+    if earlier is not None:
+        return _repeat_send(task, command, earlier)
+    return _send(task, command, now, strict=context.strict_send)
 
 
 def _create(command: Create, now: datetime, context: CommandContext) -> CommandAccepted | CommandRefused:
@@ -175,10 +182,11 @@ def _create(command: Create, now: datetime, context: CommandContext) -> CommandA
         return CommandRefused(400, "Preset not found.")
     if not command.input.strip():
         return NO_INPUT
-    name = _refuse_bad_names(command) or _choose_name(command, context)
+    name = _refuse_bad_names(command) or _refuse_bad_labels(command.labels or {}) or _choose_name(command, context)
     if isinstance(name, CommandRefused):
         return name
     display = (command.display_name or "").strip()
+    state = builds.initial_state(command.task_id, now)
     task = Task(
         id=command.task_id,
         owner_id=command.owner_id,
@@ -194,7 +202,7 @@ def _create(command: Create, now: datetime, context: CommandContext) -> CommandA
         updated_at=now,
         version=1,
         deleted_at=None,
-        state=builds.initial_state(command.task_id, now),
+        state=replace(state, labels=labels.changed({}, command.labels)) if command.labels else state,
     )
     return _running_refusal(task.owner_id, context) or CommandAccepted(task)
 
@@ -207,6 +215,11 @@ def _refuse_bad_names(command: Create) -> CommandRefused | None:
     if len((command.display_name or "").strip()) > names.MAX_DISPLAY_NAME:
         return CommandRefused(400, "Display name must be 64 characters or less.")
     return None
+
+
+def _refuse_bad_labels(wanted: Mapping[str, str]) -> CommandRefused | None:
+    error = labels.error(wanted)
+    return None if error is None else CommandRefused(400, "Invalid labels.", None, (("labels", error),))
 
 
 def _choose_name(command: Create, context: CommandContext) -> str | CommandRefused:
@@ -230,6 +243,15 @@ def _update_input(task: Task, command: UpdateInput) -> CommandAccepted | Command
     if current_status(task.state) is not Status.PAUSED:
         return CommandRefused(409, "Unable to update task input, task must be paused.")
     return CommandAccepted(replace(task, prompt=command.input))
+
+
+def _update_labels(task: Task, command: UpdateLabels) -> CommandAccepted | CommandRefused:
+    """Set and remove labels, whatever the task's status; the same labels again change nothing."""
+    changed = labels.changed(task.state.labels, command.labels)
+    refusal = _refuse_bad_labels(changed)
+    if refusal is not None:
+        return refusal
+    return CommandAccepted(replace(task, state=replace(task.state, labels=changed)))
 
 
 def _send(task: Task, command: Send, now: datetime, *, strict: bool) -> CommandAccepted | CommandRefused:

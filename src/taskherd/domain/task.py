@@ -162,6 +162,7 @@ class TaskState:
         first_seen: when the first report by or about the agent was received.
         requested_builds: the transitions of the builds that the worker requested itself.
         unanswered_build: the number of the requested build that no report has answered yet.
+        labels: the labels that people gave the task, by key.
     """
 
     build: Stamped[WorkspaceBuild]
@@ -188,6 +189,7 @@ class TaskState:
     usage: TaskUsage | None = None
     interrupt: OpenInterrupt | None = None
     last_interrupt: EndedInterrupt | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def build_number(self) -> int:

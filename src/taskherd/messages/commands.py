@@ -24,6 +24,12 @@ _UncheckedName = Annotated[str, StringConstraints(strict=True, max_length=1024)]
 """A name that ``domain.names`` validates, so that the reply has the reason; this limit only bounds the message."""
 
 
+_UncheckedText = Annotated[str, StringConstraints(strict=True, max_length=256)]
+_Labels = Annotated[dict[_UncheckedText, _UncheckedText], Field(max_length=256)]
+"""Labels that ``domain.labels`` validates; these limits only bound the message."""
+_ChangedLabels = Annotated[dict[_UncheckedText, _UncheckedText | None], Field(max_length=256)]
+
+
 class BaseCommandIn(IncomingModel):
     """Fields of every command."""
 
@@ -42,6 +48,7 @@ class CreateIn(BaseCommandIn):
     input: Input = Field(description="The prompt; a blank one is refused.")
     name: _UncheckedName | None = Field(None, description="Absent: generated from the input.")
     display_name: _UncheckedName | None = Field(None, description="Absent: generated from the input.")
+    labels: _Labels | None = Field(None, description="At most 16, with keys and values of up to 64 characters.")
 
     def to_domain(self, counts: SanitizeCounts) -> domain.Create:
         """Return the command as a domain value, with sanitized texts."""
@@ -56,6 +63,7 @@ class CreateIn(BaseCommandIn):
             input=texts.sanitize(self.input, counts),
             name=self.name,
             display_name=None if self.display_name is None else texts.sanitize_name(self.display_name, counts),
+            labels=self.labels,
         )
 
 
@@ -79,6 +87,19 @@ class UpdateInputIn(BaseCommandIn):
         """Return the command as a domain value, with sanitized texts."""
         text = texts.sanitize(self.input, counts)
         return domain.UpdateInput(command_id=self.command_id, task_id=self.task_id, actor_id=self.actor_id, input=text)
+
+
+class UpdateLabelsIn(BaseCommandIn):
+    """A command that sets labels of a task, and removes those whose value is null."""
+
+    type: Literal["task.update_labels"]
+    labels: _ChangedLabels
+
+    def to_domain(self, counts: SanitizeCounts) -> domain.UpdateLabels:  # noqa: ARG002 - the same signature for all commands
+        """Return the command as a domain value."""
+        return domain.UpdateLabels(
+            command_id=self.command_id, task_id=self.task_id, actor_id=self.actor_id, labels=self.labels
+        )
 
 
 class SendIn(BaseCommandIn):
@@ -133,7 +154,8 @@ class InterruptIn(BaseCommandIn):
 
 
 CommandIn: TypeAlias = Annotated[
-    CreateIn | DeleteIn | UpdateInputIn | SendIn | PauseIn | ResumeIn | InterruptIn, Field(discriminator="type")
+    CreateIn | DeleteIn | UpdateInputIn | UpdateLabelsIn | SendIn | PauseIn | ResumeIn | InterruptIn,
+    Field(discriminator="type"),
 ]
 
 _COMMAND: TypeAdapter[CommandIn] = TypeAdapter(CommandIn)

@@ -88,6 +88,7 @@ class TaskDocument(BaseModel):
     stalled_since: datetime | None
     usage: UsageOut | None
     interrupt: InterruptOut | None
+    labels: dict[str, str] = {}
     created_at: datetime
     updated_at: datetime
 
@@ -149,6 +150,8 @@ def core_document(view: TaskView, task: Task) -> dict[str, Any]:
             "message": state.message,
             "uri": state.uri,
         }
+    if task.state.labels:
+        core["labels"] = {**task.state.labels}
     if view.agent_exit is not None:
         core["agent_exit"] = agent_exit(view.agent_exit)
     return core

@@ -107,4 +107,4 @@ def _array_type(column: Column[Any]) -> str:
 
 
 def _type(column: Column[Any]) -> str:
-    return column.type.compile(DIALECT).lower()
+    return column.type.compile(DIALECT).partition(" COLLATE ")[0].lower()

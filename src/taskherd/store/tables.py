@@ -29,6 +29,8 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     Uuid,
+    func,
+    literal_column,
     text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP
@@ -43,6 +45,8 @@ METADATA: Final = MetaData(
 )
 
 Time: Final = TIMESTAMP(timezone=True)
+Symbol: Final = Text(collation="C")
+"""A short text that is only compared with equal ones, for which the byte order is enough."""
 
 
 def _id(name: str = "id", **kwargs: Any) -> Column[Any]:
@@ -60,6 +64,14 @@ def _active() -> Column[Any]:
 
 
 LIVE: Final = text("deleted_at IS NULL")
+
+
+def _names(name: str, column: str, *, unique: bool = False) -> Index:
+    """Return an index for whole names and for beginnings of names, whatever the collation of the database."""
+    lower = func.lower(literal_column("name")).label("lower_name")
+    return Index(
+        name, column, lower, unique=unique, postgresql_where=LIVE, postgresql_ops={"lower_name": "text_pattern_ops"}
+    )
 
 
 def _newest_live(name: str, column: str) -> Index:
@@ -187,7 +199,8 @@ tasks = Table(
     Column("due_at", Time, comment="when the task must be checked even if nothing was reported; see task_deadlines"),
     _column("prompt_version", BigInteger, comment="version of the current prompt in task_prompts"),
     Column("erased_at", Time, info=SET_ONCE, comment="set for a tombstone whose contents were erased"),
-    Index("tasks_owner_name_key", "owner_id", text("lower(name)"), unique=True, postgresql_where=LIVE),
+    _names("tasks_owner_name_key", "owner_id", unique=True),
+    _names("tasks_organization_name_idx", "organization_id"),
     _newest_live("tasks_owner_created_idx", "owner_id"),
     _newest_live("tasks_organization_created_idx", "organization_id"),
     Index("tasks_unerased_idx", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL AND erased_at IS NULL")),
@@ -211,6 +224,70 @@ running_tasks = Table(
     _column("owner_id", Uuid),
     Index("running_tasks_owner_id_idx", "owner_id"),
     comment="The running tasks, to count those of an owner; written when a task starts or ends, unlike tasks",
+)
+
+
+def _listed() -> list[Column[Any]]:
+    """Return the columns by which lists select tasks and totals count them."""
+    return [
+        _column("template_id", Uuid),
+        _column("pool", Symbol),
+        _column("status", Symbol),
+        _column("state", Symbol, comment="what the agent said that it does, or none"),
+        _column("health", Symbol, comment="see messages.listing.Health"),
+        _column("waiting", Boolean, comment="true while the agent has an open request"),
+        _column("stalled", Boolean),
+    ]
+
+
+_LISTED_KEY: Final = ("template_id", "pool", "status", "state", "health", "waiting", "stalled")
+
+
+def _newest_listed(name: str, time: str, *first: str) -> Index:
+    return Index(name, *first, *_LISTED_KEY, text(f"{time} DESC"), text("task_id DESC"))
+
+
+task_index = Table(
+    "task_index",
+    METADATA,
+    _column("task_id", Uuid),
+    _column("term", Symbol, comment="empty for the task itself; runner:NAME or label:KEY=VALUE, in lower case"),
+    _column("organization_id", Uuid),
+    _column("owner_id", Uuid),
+    *_listed(),
+    _column("created_at", Time),
+    _column("changed_at", Time, comment="when the task last changed, exact to a minute"),
+    PrimaryKeyConstraint("task_id", "term"),
+    _newest_listed("task_index_template_created_idx", "created_at", "term"),
+    _newest_listed("task_index_template_changed_idx", "changed_at", "term"),
+    _newest_listed("task_index_owner_created_idx", "created_at", "owner_id", "term"),
+    _newest_listed("task_index_owner_changed_idx", "changed_at", "owner_id", "term"),
+    comment="The tasks by what lists select them by, as of before task_index_changes; workers keep it up to date",
+)
+
+task_index_changes = Table(
+    "task_index_changes",
+    METADATA,
+    _id("task_id"),
+    _column("organization_id", Uuid),
+    _column("owner_id", Uuid),
+    *_listed(),
+    _column("created_at", Time),
+    _column("changed_at", Time),
+    _column("terms", JSON, comment="the terms of the task besides the empty one"),
+    _column("deleted", Boolean),
+    comment="Tasks whose rows in task_index and task_totals are out of date, with what those should be",
+)
+
+task_totals = Table(
+    "task_totals",
+    METADATA,
+    _column("organization_id", Uuid),
+    _column("owner_id", Uuid, comment="the nil UUID: the tasks of all owners together"),
+    *_listed(),
+    _column("tasks", BigInteger),
+    PrimaryKeyConstraint("organization_id", "owner_id", *_LISTED_KEY),
+    comment="How many tasks have the same values of all these columns, as of before task_index_changes",
 )
 
 task_deadlines = Table(

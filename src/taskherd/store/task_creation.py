@@ -11,7 +11,7 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from taskherd.store import builds, command_log, running_tasks, work_requests
+from taskherd.store import builds, command_log, running_tasks, task_index, work_requests
 from taskherd.store.direct import DirectStatement
 from taskherd.store.statements import ColumnArrays, column_names, stored
 from taskherd.store.tables import outbox, task_events, task_prompts, tasks
@@ -29,6 +29,7 @@ class AddedRows(NamedTuple):
     requests: Sequence[work_requests.WorkRequestRow] = ()
     running: Sequence[tuple[UUID, UUID]] = ()
     commands: Sequence[command_log.ExecutedCommand] = ()
+    indexed: Sequence[task_index.IndexedTask] = ()
 
 
 NOTHING_ADDED: Final = AddedRows()
@@ -62,6 +63,7 @@ WITH new AS MATERIALIZED (
 ), added_builds AS ({builds.UPSERT}
 ), requested AS ({work_requests.INSERT}
 ), started AS ({running_tasks.INSERT}
+), indexed AS ({task_index.RECORD}
 ), executed AS ({command_log.INSERT}
     RETURNING 1
 )
@@ -92,6 +94,7 @@ async def insert_tasks(
         **work_requests.parameters(added.requests),
         **running_tasks.parameters(added.running),
         **command_log.parameters(added.commands),
+        **task_index.parameters(added.indexed),
     }
     rows = await INSERT.fetch(connection, values)
     return Inserted({row[0] for row in rows}, rows[0][1] if rows else 0)

@@ -9,13 +9,14 @@ LIMIT 1, which is an index lookup per row whatever the planner assumes about a L
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
 from taskherd.store.logs import ORDER as LOG_ORDER
 from taskherd.store.read_pool import Reader, Row
+from taskherd.store.task_lists import Between, IndexedList, Listed, Statement, time_conditions
 
 
 def can_see(user: str) -> str:
@@ -62,33 +63,46 @@ class TaskRef:
 
 @dataclass(frozen=True, slots=True)
 class TaskFilter:
-    """The tasks to list, newest first: up to ``limit``, starting after the (creation time, id) ``after``."""
+    """The tasks to list, newest first: up to ``limit``, starting after the (time, id) ``after``.
+
+    They are sorted by their creation, or by their last change if ``by_change``.
+    """
 
     caller: UUID
     limit: int
     owner: UUID | None = None
     organization: UUID | None = None
-    status: str | None = None
-    state: str | None = None
-    """The state that the agent reported."""
+    listed: Listed = field(default_factory=Listed)
+    created: Between = field(default_factory=Between)
+    changed: Between = field(default_factory=Between)
+    by_change: bool = False
+    ids: Sequence[UUID] | None = None
+    """Only these tasks, all of which the caller may see."""
     after: tuple[datetime, UUID] | None = None
     name: str | None = None
     """A lowercase part of the name."""
-    template: str | None = None
-    """The lowercase name of the template."""
     workspace_status: str | None = None
 
+    @property
+    def indexed(self) -> IndexedList | None:
+        """The list that ``task_index`` serves, or None for one that the indexes of ``tasks`` serve.
 
-@dataclass(slots=True)
-class _Statement:
-    """The parameter values of a statement that is being built."""
-
-    values: list[Any]
-
-    def bind(self, value: Any) -> str:
-        """Append a value and return its placeholder."""
-        self.values.append(value)
-        return f"${len(self.values)}"
+        A part of a name, or the status of a workspace, is in no index.
+        """
+        searched = self.name is not None or self.workspace_status is not None
+        if searched or (self.listed == Listed() and not self.by_change and self.ids is None):
+            return None
+        return IndexedList(
+            self.caller,
+            self.limit + 1,
+            "changed_at" if self.by_change else "created_at",
+            self.owner,
+            self.organization,
+            self.listed,
+            self.changed if self.by_change else self.created,
+            self.after,
+            None if self.ids is None else list(self.ids),
+        )
 
 
 async def task(pool: Reader, ref: TaskRef) -> Row | None:
@@ -106,7 +120,7 @@ async def _find(pool: Reader, select: str, ref: TaskRef) -> Row | None:
     """Look the task up by id, where the user in the path only has to be known, then by name among the user's tasks."""
     row = None
     if isinstance(ref.task, UUID):
-        statement = _Statement([ref.caller, ref.task])
+        statement = Statement(ref.caller, ref.task)
         exists = (
             ""
             if ref.user == ref.caller
@@ -119,7 +133,7 @@ async def _find(pool: Reader, select: str, ref: TaskRef) -> Row | None:
             row = await pool.fetch_one(text, *statement.values)
     name = _possible_name(ref.task)
     if row is None and name:
-        statement = _Statement([ref.caller, name])
+        statement = Statement(ref.caller, name)
         owner = f"(SELECT w.id FROM users AS w WHERE {_is_user(ref, statement)})"
         text = (
             f"{select} WHERE t.owner_id = {owner} AND lower(t.name) = lower($2) AND t.deleted_at IS NULL AND {CAN_SEE}"
@@ -133,45 +147,51 @@ def _possible_name(task: UUID | str) -> str:
     return task.hex if isinstance(task, UUID) else task
 
 
-def _is_user(ref: TaskRef, statement: _Statement) -> str:
+def _is_user(ref: TaskRef, statement: Statement) -> str:
     placeholder = statement.bind(ref.user)
     return f"w.id = {placeholder}" if isinstance(ref.user, UUID) else f"lower(w.username) = lower({placeholder})"
 
 
 async def tasks(pool: Reader, criteria: TaskFilter) -> Sequence[Row]:
-    """Return tasks with the columns of their documents (``DOCUMENT``), newest first.
+    """Return tasks with the columns of their documents (``DOCUMENT``) and ``sorted_at``, newest first.
 
     One task more than ``limit`` is returned if there are more.
     """
-    statement = _Statement([criteria.caller])
-    selection = _selection(criteria, statement, "t.*")
-    text = f"SELECT {DOCUMENT} FROM ({selection}) AS t {JOINED} ORDER BY t.created_at DESC, t.id DESC"
+    statement = Statement(criteria.caller)
+    indexed = criteria.indexed
+    if indexed is None:
+        selection = f"SELECT s.*, s.created_at AS sorted_at FROM ({_selection(criteria, statement, 't.*')}) AS s"
+    else:
+        selection = f"""
+        SELECT s.*, page.sorted_at FROM ({indexed.select(statement)}) AS page
+        CROSS JOIN LATERAL (SELECT * FROM tasks WHERE id = page.task_id LIMIT 1) AS s"""
+    text = f"SELECT {DOCUMENT}, t.sorted_at FROM ({selection}) AS t {JOINED} ORDER BY t.sorted_at DESC, t.id DESC"
     return await pool.fetch(text, *statement.values)
 
 
 async def task_ids(pool: Reader, criteria: TaskFilter) -> Sequence[UUID]:
     """Return the ids of tasks, newest first; one more than ``limit`` if there are more."""
-    statement = _Statement([criteria.caller])
+    statement = Statement(criteria.caller)
+    indexed = criteria.indexed
+    if indexed is not None:
+        rows = await pool.fetch(indexed.select(statement), *statement.values)
+        return [row["task_id"] for row in rows]
     rows = await pool.fetch(_selection(criteria, statement, "t.id, t.created_at"), *statement.values)
     return [row["id"] for row in rows]
 
 
-def _selection(criteria: TaskFilter, statement: _Statement, columns: str) -> str:
+def _selection(criteria: TaskFilter, statement: Statement, columns: str) -> str:
     """Return a statement that selects columns of the tasks, among them id and creation time."""
-    conditions = ""
+    conditions = time_conditions("t.created_at", criteria.created, statement)
     if criteria.organization is not None:
         conditions += f" AND t.organization_id = {statement.bind(criteria.organization)}"
-    if criteria.status is not None:
-        conditions += f" AND t.status = {statement.bind(criteria.status)}"
-    if criteria.state is not None:
-        conditions += f" AND t.document #>> '{{current_state,state}}' = {statement.bind(criteria.state)}"
     if criteria.after is not None:
         created_at, task_id = criteria.after
         conditions += f" AND (t.created_at, t.id) < ({statement.bind(created_at)}, {statement.bind(task_id)})"
     if criteria.name is not None:
         conditions += f" AND strpos(lower(t.name), {statement.bind(criteria.name)}) > 0"
-    if criteria.template is not None:
-        name = statement.bind(criteria.template)
+    if criteria.listed.template is not None:
+        name = statement.bind(criteria.listed.template)
         conditions += f" AND t.template_id IN (SELECT m.id FROM templates AS m WHERE lower(m.name) = {name})"
     if criteria.workspace_status is not None:
         conditions += f" AND t.document ->> 'workspace_status' = {statement.bind(criteria.workspace_status)}"

@@ -54,7 +54,7 @@ from taskherd.domain.value import replace
 
 if TYPE_CHECKING:
     import uuid
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from taskherd.domain.reports import BaseReport
 
@@ -62,6 +62,7 @@ R = TypeVar("R", bound="Facet")
 
 NO_INBOX = Inbox()
 NO_LOSS_RESTARTS = LossRestarts()
+NO_LABELS: Final[Mapping[str, str]] = {}
 
 TRANSITIONS = {each.value: each for each in Transition}
 JOBS = {each.value: each for each in JobStatus}
@@ -133,14 +134,21 @@ def _dump_own_fields(state: TaskState, out: dict[str, object]) -> None:
     if state.timed_out:
         out["given_up"] = (state.timed_out.build_number, state.timed_out.seq, state.timed_out.error)
     _dump_recovery(state, out)
+    _dump_decisions(state, out)
+    _dump_interrupts(state, out)
+
+
+def _dump_decisions(state: TaskState, out: dict[str, object]) -> None:
+    """Add what people decided about the task, and what it used."""
     inbox = state.inbox
     if inbox is not NO_INBOX and inbox != NO_INBOX:
         out["inbox"] = (inbox.queued, _plain_uuid(inbox.in_flight), inbox.delivered_at)
+    if state.labels:
+        out["labels"] = state.labels
     if state.deletion:
         out["deletion"] = (state.deletion.attempts, state.deletion.retry_at, state.deletion.done)
     if state.usage:
         out["usage"] = _dump_usage(state.usage)
-    _dump_interrupts(state, out)
 
 
 def _dump_usage(usage: TaskUsage) -> tuple[object, ...]:
@@ -271,6 +279,7 @@ def loads(task_id: uuid.UUID, text: str | bytes) -> TaskState:
         usage=_load_usage(usage) if (usage := get("usage")) else None,
         interrupt=OpenInterrupt(UUID(interrupt[0]), interrupt[1], _instant(interrupt[2])) if interrupt else None,
         last_interrupt=_load_last_interrupt(last_interrupt) if last_interrupt else None,
+        labels=get("labels") or NO_LABELS,
     )
 
 

@@ -15,7 +15,7 @@ from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from taskherd.domain.task import Task, TaskState
-from taskherd.store import task_state_codec
+from taskherd.store import task_index, task_state_codec
 from taskherd.store.statements import ColumnArrays, assignments, changing, column_names, selected, stored
 from taskherd.store.tables import outbox, task_events, task_prompts, tasks
 
@@ -112,6 +112,7 @@ WITH incoming AS MATERIALIZED (
     FROM events AS e LEFT JOIN incoming AS s ON s.id = e.task_id
 ), unpublished AS (
     INSERT INTO outbox ({column_names(outbox.c)}) SELECT {column_names(outbox.c)} FROM events
+), indexed AS ({task_index.RECORD}
 )
 SELECT count(*) FROM saved
 """)
@@ -164,15 +165,23 @@ async def _replaced_prompts(connection: AsyncConnection, ids: Sequence[UUID]) ->
     return {row.task_id: row.prompt for row in await connection.execute(PROMPTS, {"ids": ids})}
 
 
-async def save(connection: AsyncConnection, rows: Sequence[StoredTask], events: Sequence[TaskEventRow]) -> int:
+async def save(
+    connection: AsyncConnection,
+    rows: Sequence[StoredTask],
+    events: Sequence[TaskEventRow],
+    indexed: Sequence[task_index.IndexedTask] = (),
+) -> int:
     """Save tasks locked in this transaction and append events to history and outbox, all in one statement.
 
-    Return the number of tasks saved. There is at most one row per task; rows and events are independent of each other.
+    ``indexed`` is what the index should have of these tasks, where that changes. Return the number of tasks saved.
+    There is at most one row per task; rows and events are independent of each other.
     """
-    return int((await connection.execute(SAVE, save_parameters(rows, events))).scalar_one())
+    return int((await connection.execute(SAVE, save_parameters(rows, events, indexed))).scalar_one())
 
 
-def save_parameters(rows: Sequence[StoredTask], events: Sequence[TaskEventRow]) -> dict[str, Any]:
+def save_parameters(
+    rows: Sequence[StoredTask], events: Sequence[TaskEventRow], indexed: Sequence[task_index.IndexedTask] = ()
+) -> dict[str, Any]:
     """Return the parameters of ``SAVE``."""
     due_changed = [row for row in rows if row.due_changed and row.due_at is not None]
     return {
@@ -181,6 +190,7 @@ def save_parameters(rows: Sequence[StoredTask], events: Sequence[TaskEventRow]) 
         "due_changed": [row.task.id for row in due_changed],
         "new_due_at": [row.due_at for row in due_changed],
         **event_parameters(rows, events),
+        **task_index.parameters(indexed),
     }
 
 

@@ -9,7 +9,17 @@ from taskherd.broker.dead_letters import build_dead_letter, publish_dead_letter
 from taskherd.domain.outcome import DeadLetterReason
 from taskherd.domain.task_update import TimerCheck
 from taskherd.messages.dead_letters import Origin, encode
-from taskherd.store import command_log, erasure, parked_reports, partitions, rates, stats, task_actions, workers
+from taskherd.store import (
+    command_log,
+    erasure,
+    parked_reports,
+    partitions,
+    rates,
+    stats,
+    task_actions,
+    task_index,
+    workers,
+)
 from taskherd.store.engine import transaction
 from taskherd.worker.batch import Batch
 from taskherd.worker.rates import RETENTION as RATES_RETENTION
@@ -127,6 +137,8 @@ class Maintenance:
         await self._prune_in_rounds(_prune_actions, now - retention.action_retention)
         async with transaction(context.engine) as connection:
             await workers.prune(connection, now - WORKER_RETENTION)
+        async with transaction(context.engine) as connection:
+            await task_index.prune(connection)
 
     async def _prune_in_rounds(
         self, prune: Callable[[AsyncConnection, datetime, int], Awaitable[int]], before: datetime

@@ -24,6 +24,7 @@ from taskherd.store.task_creation import AddedRows, insert_tasks
 from taskherd.worker import related_rows
 from taskherd.worker.batch import CommandReply, CommittedChange
 from taskherd.worker.build_rows import changed_builds
+from taskherd.worker.index_rows import Documents, changed_index
 from taskherd.worker.usage import save_usage
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from taskherd.domain.view import TaskView
     from taskherd.store import AsyncConnection
     from taskherd.store.command_log import RecordedCommand
+    from taskherd.store.task_index import IndexedTask
     from taskherd.worker.batch import BatchResult
     from taskherd.worker.context import WorkerContext
     from taskherd.worker.directory_cache import DirectoryCache
@@ -58,6 +60,8 @@ class Writes:
     started: list[tuple[UUID, UUID]] = field(default_factory=list)
     """The tasks that run now and did not before, each with its owner."""
     ended: list[UUID] = field(default_factory=list)
+    indexed: list[IndexedTask] = field(default_factory=list)
+    """What the index should have of the tasks for which that changes."""
 
 
 def derive_writes(loaded: LoadedBatch, timeouts: Timeouts, now: datetime) -> Writes:
@@ -70,10 +74,13 @@ def derive_writes(loaded: LoadedBatch, timeouts: Timeouts, now: datetime) -> Wri
         if update.before is not None and update.task is update.before and task_id not in checks:
             continue
         view = derive_view(update.task.state, update.task.name)
-        core, change = _change(update, view, now)
+        core, change, documents = _change(update, view, now)
         if change:
             update.task = change.task
             writes.changes.append(change)
+        indexed = changed_index(loaded, update, documents, change)
+        if indexed:
+            writes.indexed.append(indexed)
         update.core_document = core
         check = checks.get(task_id)
         policy = loaded.update_context.policy_of(update.task)
@@ -135,12 +142,14 @@ async def save_batch(
         requests=_new_requests(context, loaded, result),
         running=writes.started,
         commands=_executed(loaded, result.replies, now),
+        indexed=[row for row in writes.indexed if updates[row.task_id].before is None],
     )
     await related_rows.save_inbox(connection, updates, now)
     await related_rows.save_logs(connection, updates, context.log_limits, now)
     changed = [_event(change) for change in writes.changes if change.kind is not events.EventKind.CREATED]
     if writes.saved or changed:
-        await tasks.save(connection, writes.saved, changed)
+        indexed = [row for row in writes.indexed if updates[row.task_id].before is not None]
+        await tasks.save(connection, writes.saved, changed, indexed)
     if writes.ended:
         await running_tasks.delete(connection, writes.ended)
     await _save_prompts(connection, writes.changes)
@@ -191,34 +200,38 @@ async def _add(connection: AsyncConnection, created: Sequence[tasks.StoredTask],
         raise Retry("a command with this id was executed concurrently")
 
 
-def _change(update: TaskUpdate, view: TaskView, now: datetime) -> tuple[str, CommittedChange | None]:
-    """Return the stored part of the task's document as JSON text, and the change if it is visible to readers."""
+def _change(update: TaskUpdate, view: TaskView, now: datetime) -> tuple[str, CommittedChange | None, Documents]:
+    """Return the stored part of the task's document as JSON text, and the change if it is visible to readers.
+
+    The documents are the stored parts before and after the batch as JSON types; before is empty if nothing changed.
+    """
     task, before = update.existing_task, update.before
     fields = document.core_document(view, task)
     core = orjson.dumps(fields).decode()
     if before is None:
         changed = tuple(sorted({*fields, "initial_prompt"}))
-        return core, CommittedChange(task, events.EventKind.CREATED, core, changed, _cause(update))
+        change = CommittedChange(task, events.EventKind.CREATED, core, changed, _cause(update))
+        return core, change, Documents({}, fields)
     if before.deleted_at is not None:
-        return core, None
+        return core, None, Documents({}, fields)
     if task.deleted_at is not None:  # publish the last document, without the build that was requested for the delete
         task = replace(task, version=before.version + 1, updated_at=now)
-        return update.core_document, CommittedChange(
-            task, events.EventKind.DELETED, update.core_document, (), _cause(update)
-        )
+        change = CommittedChange(task, events.EventKind.DELETED, update.core_document, (), _cause(update))
+        return update.core_document, change, Documents({}, fields)
     if core == update.core_document and task.prompt == before.prompt:
-        return core, None
-    fields_before = orjson.loads(update.core_document)
-    changed = document.changed_fields(fields_before, fields)
+        return core, None, Documents({}, fields)
+    stored = orjson.loads(update.core_document)
+    changed = document.changed_fields(stored, fields)
     version = before.version + 1
     prompt_version = task.prompt_version
     if task.prompt != before.prompt:
         changed, prompt_version = tuple(sorted({*changed, "initial_prompt"})), version
     task = replace(task, version=version, updated_at=now, prompt_version=prompt_version)
     ending = document.ending_of(fields)
-    if ending is document.ending_of(fields_before):
+    if ending is document.ending_of(stored):
         ending = None
-    return core, CommittedChange(task, events.EventKind.UPDATED, core, changed, _cause(update), ending)
+    change = CommittedChange(task, events.EventKind.UPDATED, core, changed, _cause(update), ending)
+    return core, change, Documents(stored, fields)
 
 
 def _cause(update: TaskUpdate) -> str:

@@ -24,7 +24,7 @@ from taskherd.domain.liveness import (
 from taskherd.domain.task_update import TimerCheck
 from taskherd.domain.value import replace
 from taskherd.errors import Retry, Unavailable
-from taskherd.store import database_clock, directory, tasks, work_requests, workers
+from taskherd.store import database_clock, directory, task_index, tasks, work_requests, workers
 from taskherd.store.engine import DataError, transaction
 from taskherd.worker import metric_labels
 from taskherd.worker.batch import Batch
@@ -51,6 +51,12 @@ MAX_TASKS = 500
 
 MAX_ROUNDS = 40
 """Maximum number of such batches in one sweep; the next sweep continues."""
+
+MAX_INDEXED = 250
+"""Maximum number of tasks whose changes are applied to the index in one sweep.
+
+The limit bounds what the index costs while many tasks change; readers find what it lacks among the changes.
+"""
 
 CHECK_TIME = 2.0
 """Seconds after which a sweep starts no further batch of one kind; the next sweep continues."""
@@ -131,6 +137,7 @@ class Sweeper:
         if watermark is not None:
             checked += await self._check_expired_inputs(watermark, check)
         checked += await self._check_due(check)
+        await self.update_index()
         await self._maintenance.run_maintenance(now, watermark)
         return checked
 
@@ -175,6 +182,11 @@ class Sweeper:
             if len(due) < MAX_TASKS or monotonic() > until:
                 break
         return checked
+
+    async def update_index(self) -> int:
+        """Apply the recorded changes of tasks to their index and totals, at a limited rate, and return their number."""
+        async with transaction(self._context.engine) as connection:
+            return await task_index.apply(connection, MAX_INDEXED)
 
     async def _check_silent(self, watermark: datetime, now: datetime) -> int:
         """Check the agents of the next leases that have sent no heartbeat for too long, unless their loss is held."""

@@ -6,8 +6,10 @@ from dataclasses import replace as with_fields
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from taskherd.domain import inbox
-from taskherd.domain.commands import Pause, Resume, Send
+import pytest
+
+from taskherd.domain import inbox, labels
+from taskherd.domain.commands import Pause, Resume, Send, UpdateLabels
 from taskherd.domain.handle_command import CommandAccepted, CommandContext, CommandRefused, handle_command
 from taskherd.domain.reports import AgentState, JobStatus, Transition
 from tests.harness.histories import NOON, TASK
@@ -73,6 +75,58 @@ def test_a_pause_requests_a_stop_and_a_resume_a_start() -> None:
     assert isinstance(resumed, CommandAccepted)
     assert resumed.task.state.requested_builds[3] is Transition.START
     assert resumed.task.state.build.received_at == NOON
+
+
+def test_labels_are_set_and_removed_by_key() -> None:
+    """Labels that a command does not name stay; the same labels again change nothing."""
+
+    def update(task: Task, number: int, **changes: str | None) -> CommandAccepted | CommandRefused:
+        command = UpdateLabels(command_id=UUID(int=number), task_id=TASK, actor_id=ACTOR, labels=changes)
+        return handle_command(task, command, NOON, LENIENT)
+
+    first = update(active(), 131, team="blue", repo="acme/app")
+    assert isinstance(first, CommandAccepted)
+    assert list(first.task.state.labels.items()) == [("repo", "acme/app"), ("team", "blue")]
+    second = update(first.task, 132, team=None, repo="acme/docs", absent=None)
+    assert isinstance(second, CommandAccepted)
+    assert second.task.state.labels == {"repo": "acme/docs"}
+    again = update(second.task, 133, repo="acme/docs")
+    assert isinstance(again, CommandAccepted)
+    assert again.task == second.task
+    full = update(second.task, 134, **{f"key-{number}": "x" for number in range(15)})
+    assert isinstance(full, CommandAccepted)
+    too_many = update(full.task, 135, another="y")
+    assert isinstance(too_many, CommandRefused)
+    assert (too_many.status, too_many.message) == (400, "Invalid labels.")
+    assert too_many.validations == (("labels", "A task has at most 16 labels."),)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "is_valid"),
+    [
+        ("repo", "acme/app", True),
+        ("a", "b", True),
+        ("k" * 64, "v" * 64, True),
+        ("app.example.com/a_b-c", "größe 1:2=3", True),
+        ("k" * 65, "v", False),
+        ("k", "v" * 65, False),
+        ("", "v", False),
+        ("k", "", False),
+        ("-k", "v", False),
+        ("k-", "v", False),
+        ("k=k", "v", False),
+        ("k k", "v", False),
+        ("k\n", "v", False),
+        ("é", "v", False),
+        ("k", 'a"b', False),
+        ("k", "a\nb", False),
+        ("k", " v", False),
+        ("k", "v\u202e", False),
+    ],
+)
+def test_the_form_of_a_label(key: str, value: str, is_valid: bool) -> None:  # noqa: FBT001 - a case
+    """A key can be written before an equals sign, a value within quotation marks, and both are short."""
+    assert (labels.error({key: value}) is None) is is_valid
 
 
 def test_what_commands_of_a_batch_start_and_stop_counts_for_the_next() -> None:

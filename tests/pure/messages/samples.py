@@ -91,6 +91,7 @@ COMMANDS: list[dict[str, Any]] = [
         "input": "Fix the login",
         "name": "fix-login",
         "display_name": "Fix the login",
+        "labels": {"repo": "acme/app"},
     },
     {"type": "task.delete", "command_id": OTHER, "task_id": TASK, "actor_id": AGENT},
     {"type": "task.update_input", "command_id": OTHER, "task_id": TASK, "actor_id": AGENT, "input": "again"},
@@ -105,6 +106,13 @@ COMMANDS: list[dict[str, Any]] = [
     {"type": "task.pause", "command_id": OTHER, "task_id": TASK, "actor_id": AGENT},
     {"type": "task.resume", "command_id": OTHER, "task_id": TASK, "actor_id": AGENT},
     {"type": "task.interrupt", "command_id": OTHER, "task_id": TASK, "actor_id": AGENT},
+    {
+        "type": "task.update_labels",
+        "command_id": OTHER,
+        "task_id": TASK,
+        "actor_id": AGENT,
+        "labels": {"repo": "acme/app", "team": None},
+    },
 ]
 
 _TEXTS = st.text(max_size=30) | st.text("a\x00\x1b\x85\n\té…", max_size=30)

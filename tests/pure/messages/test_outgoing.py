@@ -14,9 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from taskherd.domain.builds import initial_state
 from taskherd.domain.directory import DirectoryNames
 from taskherd.domain.outcome import DeadLetterReason
 from taskherd.domain.reports import ExitReason, Lifecycle
+from taskherd.domain.task import Task
 from taskherd.domain.usage import ContextTokens, TaskUsage, UsageAmounts
 from taskherd.domain.view import AgentHealth, CurrentState, EndedAgent, Status, TaskView
 from taskherd.messages import agent_tokens, document, events, work
@@ -73,6 +75,7 @@ THE_TASK = make_task(
     prompt="Fix the login",
     created_at=NOW,
     updated_at=NOW,
+    state=replace(initial_state(ID, NOW), labels={"repo": "acme/app"}),
 )
 NAMES = DirectoryNames(
     owner_name="alice",
@@ -130,15 +133,16 @@ GOLDEN: dict[str, Any] = {
         "context_size": None,
     },
     "interrupt": {"since": "2026-03-01T12:00:00.000000Z"},
+    "labels": {"repo": "acme/app"},
     "created_at": "2026-03-01T12:00:00.000000Z",
     "updated_at": "2026-03-01T12:00:01.500000Z",
 }
 LATER = NOW + timedelta(seconds=1.5)
 
 
-def rendered(view: TaskView, names: DirectoryNames = NAMES) -> dict[str, Any]:
+def rendered(view: TaskView, names: DirectoryNames = NAMES, task: Task = THE_TASK) -> dict[str, Any]:
     """Return the rendered document after JSON encoding, which both ways of rendering must give."""
-    core = document.core_document(view, THE_TASK)
+    core = document.core_document(view, task)
     fields: dict[str, Any] = orjson.loads(orjson.dumps(document.render(core, THE_TASK.prompt, names, LATER)))
     text = document.render_json(orjson.dumps(core).decode(), THE_TASK.prompt, names, LATER)
     assert orjson.loads(text) == fields
@@ -152,8 +156,8 @@ def test_a_full_document_is_the_golden_one() -> None:
     TaskDocument.model_validate_json(orjson.dumps(GOLDEN))
 
 
-def test_an_empty_document_has_nulls_and_omits_three_fields() -> None:
-    """Ids, state, lifecycle and health are null; avatar, workspace status and build number are omitted if empty."""
+def test_an_empty_document_has_nulls_and_omits_four_fields() -> None:
+    """Ids, state, lifecycle and health are null; avatar, workspace status, build number and labels are left out."""
     nulls = {
         "workspace_id",
         "workspace_agent_id",
@@ -166,9 +170,11 @@ def test_an_empty_document_has_nulls_and_omits_three_fields() -> None:
         "usage",
         "interrupt",
     }
-    fields = rendered(BARE, replace(NAMES, owner_avatar_url=""))
+    fields = rendered(BARE, replace(NAMES, owner_avatar_url=""), replace(THE_TASK, state=initial_state(ID, NOW)))
     assert {name for name, value in fields.items() if value is None} == nulls
-    assert GOLDEN.keys() - fields.keys() == {"owner_avatar_url", "workspace_status", "workspace_build_number"}
+    assert GOLDEN.keys() - fields.keys() == {
+        *("owner_avatar_url", "workspace_status", "workspace_build_number", "labels")
+    }
     TaskDocument.model_validate_json(orjson.dumps(fields))
 
 

@@ -173,7 +173,8 @@ async def list_actions(request: RequestContext) -> BufferedResponse:
     rows = await request.api.reader.fetch(
         task_actions.LIST, request.caller.user_id, created_at, action_id, query.limit + 1
     )
-    after = search.cursor(rows[query.limit - 1]) if len(rows) > query.limit else None
+    last = rows[query.limit - 1] if len(rows) > query.limit else None
+    after = None if last is None else search.cursor(last["created_at"], last["id"])
     return json({"actions": [action_json(row) for row in rows[: query.limit]], "next": after})
 
 

@@ -6,7 +6,7 @@ a colon are one value.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 from taskherd.api.http.errors import HTTPError, invalid
 
@@ -14,8 +14,12 @@ MAX_QUERY = 4_096
 """Maximum length of a query, in characters."""
 
 
-def read(query: str, *, bare: str, allowed: Iterable[str], message: str) -> Mapping[str, str]:
+def read(
+    query: str, *, bare: str, allowed: Iterable[str], message: str, repeatable: Container[str] = ()
+) -> Mapping[str, str]:
     """Return the terms of a query by key. Words without a colon are the value of the key ``bare``.
+
+    The values of a key in ``repeatable`` are joined by a space.
 
     Raises:
         HTTPError: a 400 with this ``message``, if the query is malformed or a key is not one of ``allowed``.
@@ -29,7 +33,7 @@ def read(query: str, *, bare: str, allowed: Iterable[str], message: str) -> Mapp
         key, value = _pair(element, bare, message)
         terms.setdefault(key, []).append(value)
     for key, values in terms.items():
-        if len(values) > 1:
+        if len(values) > 1 and key not in repeatable:
             raise _term_error(
                 message, "q", f'Query parameter "{key}" provided more than once, found {len(values)} times'
             )
@@ -37,7 +41,7 @@ def read(query: str, *, bare: str, allowed: Iterable[str], message: str) -> Mapp
     unknown = [(key, f'"{key}" is not a valid query param') for key in terms if key not in allowed]
     if unknown:
         raise invalid(*unknown, message=message)
-    return {key: values[0] for key, values in terms.items()}
+    return {key: " ".join(values) for key, values in terms.items()}
 
 
 def invalid_value(message: str, key: str, reason: str) -> HTTPError:

@@ -12,7 +12,7 @@ from taskherd.api.http.responses import BufferedResponse, empty, json
 from taskherd.api.tasks import documents
 from taskherd.api.tasks.queries import task_ref_of
 from taskherd.api.workspaces import builds
-from taskherd.domain.commands import Create, Delete, Interrupt, Pause, Resume, Send, UpdateInput
+from taskherd.domain.commands import Create, Delete, Interrupt, Pause, Resume, Send, UpdateInput, UpdateLabels
 from taskherd.domain.handle_command import NO_VERSION
 from taskherd.messages import texts
 from taskherd.store import task_queries
@@ -60,6 +60,7 @@ def create_command(
         input=texts.sanitize(body.input or "", {}),
         name=(body.name or "")[:_MAX_SENT_NAME],
         display_name=(body.display_name or "").strip()[:_MAX_SENT_NAME],
+        labels=body.labels or None,
     )
 
 
@@ -97,6 +98,13 @@ async def update_input(request: RequestContext) -> BufferedResponse:
         request, UpdateInput(**await _common(request), input=texts.sanitize(request.body.input or "", {}))
     )
     return empty(204)
+
+
+async def update_labels(request: RequestContext) -> BufferedResponse:
+    """Set and remove labels of a task, and return the task."""
+    result = await send_command(request, UpdateLabels(**await _common(request), labels=request.body.labels))
+    as_objects = request.api.nullable_ids_as_objects
+    return BufferedResponse(200, documents.render_reply(result.task, nullable_ids_as_objects=as_objects))
 
 
 async def send(request: RequestContext) -> BufferedResponse:

@@ -80,7 +80,7 @@ def task_response(request: RequestContext, row: Row) -> BufferedResponse:
 
 
 async def list_tasks(request: RequestContext) -> BufferedResponse:
-    """Return the tasks that the caller may see, newest first."""
+    """Return the tasks that the caller may see and that match, newest or last changed first."""
     query = request.parameters(search.ListQuery)
     task_filter = await search.task_filter(request, query)
     rows = await task_queries.tasks(request.reader, task_filter)
@@ -92,7 +92,7 @@ async def list_tasks(request: RequestContext) -> BufferedResponse:
     as_objects = request.api.nullable_ids_as_objects
     counts: dict[str, Any] = {"count": len(rows)}
     if query.paged:
-        counts["next"] = search.cursor(rows[-1]) if more else None
+        counts["next"] = search.cursor(rows[-1]["sorted_at"], rows[-1]["id"]) if more else None
     elif more:
         headers["X-Taskherd-Truncated"] = "true"
     tasks = b",".join([documents.render_row(row, nullable_ids_as_objects=as_objects) for row in rows])

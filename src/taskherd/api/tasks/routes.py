@@ -17,6 +17,7 @@ from taskherd.api.tasks import (
     search,
     sse,
     task_follow,
+    totals,
 )
 from taskherd.api.tasks.schemas import (
     CreateResults,
@@ -29,7 +30,9 @@ from taskherd.api.tasks.schemas import (
     TaskInputRequest,
     TaskLogs,
     TasksList,
+    TaskTotals,
     Timeline,
+    UpdateLabels,
 )
 from taskherd.api.workspaces.schemas import RequestedBuild
 from taskherd.messages.document import TaskDocument
@@ -86,7 +89,10 @@ ROUTES: Final = (
         path="/tasks",
         handler=queries.list_tasks,
         summary="List AI tasks",
-        description="Returns all tasks that the caller may see, newest first; in pages with `limit` or `after`.",
+        description=(
+            "Returns all tasks that the caller may see and that match `q`, newest first; in pages with `limit` or"
+            " `after`. What no index serves is refused, and the answer says what to leave out."
+        ),
         query=search.ListQuery,
         headers=(_IF_NONE_MATCH,),
         responses={
@@ -96,6 +102,19 @@ ROUTES: Final = (
             304: _UNCHANGED,
         },
         experimental=True,
+    ),
+    Route(
+        method="GET",
+        path="/task-totals",
+        handler=totals.get,
+        summary="Get the totals of AI tasks",
+        description=(
+            "Returns how many tasks the caller may see and match `q`, by status, state and health, and how many of them"
+            " need a person. The totals are maintained with the tasks: the cost does not depend on their number."
+        ),
+        query=search.TotalsQuery,
+        headers=(_IF_NONE_MATCH,),
+        responses={200: ResponseSpec("The totals.", TaskTotals, _ETAG), 304: _UNCHANGED},
     ),
     Route(
         method="POST",
@@ -167,6 +186,15 @@ ROUTES: Final = (
         headers=(KEY_HEADER,),
         responses={204: ResponseSpec("The prompt was replaced."), 409: ResponseSpec(_CONFLICT)},
         experimental=True,
+    ),
+    Route(
+        method="PATCH",
+        path=f"{_ONE}/labels",
+        handler=commands.update_labels,
+        summary="Update the labels of an AI task",
+        body=UpdateLabels,
+        headers=(KEY_HEADER,),
+        responses={200: ResponseSpec("The task.", TaskDocument)},
     ),
     Route(
         method="POST",

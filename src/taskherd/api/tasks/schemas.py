@@ -17,6 +17,8 @@ from taskherd.messages.events import CauseOut
 from taskherd.messages.fields import Input
 
 Strict = Annotated[str, Field(strict=True)]
+Label = Annotated[str, Field(strict=True, max_length=256)]
+"""A key or a value of a label, whose form the worker checks."""
 
 
 class CreateTask(BaseModel):
@@ -31,6 +33,9 @@ class CreateTask(BaseModel):
         None, description="Name, unique among the owner's tasks: 1 to 32 letters, digits and single hyphens."
     )
     display_name: Strict | None = Field(None, description="Display name, at most 64 characters.")
+    labels: Annotated[dict[Label, Label], Field(max_length=256)] | None = Field(
+        None, description="Up to 16 labels: texts by key, both of up to 64 characters, by which lists select tasks."
+    )
 
 
 MAX_BATCH: Final = 1_000
@@ -95,14 +100,43 @@ class RequestedInterrupt(BaseModel):
     interrupt_id: UUID
 
 
+class UpdateLabels(BaseModel):
+    """Labels to set, by key, and with null to remove; the others stay."""
+
+    labels: Annotated[dict[Label, Label | None], Field(min_length=1, max_length=256)]
+
+
 class TasksList(BaseModel):
-    """Tasks, newest first; ``count`` is the number of tasks in this response."""
+    """Tasks, newest or last changed first; ``count`` is the number of tasks in this response."""
 
     tasks: list[TaskDocument]
     count: int
     next: str | None = Field(
         None, description="With `limit` or `after`: the value of `after` for the next page, or null on the last page."
     )
+
+
+class Attention(BaseModel):
+    """How many tasks need a person; a task may be in several of these.
+
+    ``waiting``: the agent has an open request; ``failed``: the status is error or the state is failed; ``lost``: the
+    agent is lost; ``stalled``: it works, but nothing came from it for long.
+    """
+
+    waiting: int
+    failed: int
+    lost: int
+    stalled: int
+
+
+class TaskTotals(BaseModel):
+    """Numbers of tasks, each of which is in one of each ``by_…``; the state ``none``: ``current_state`` is null."""
+
+    total: int
+    by_status: dict[str, int]
+    by_state: dict[str, int]
+    by_health: dict[str, int]
+    attention: Attention
 
 
 class LogEntryOut(BaseModel):

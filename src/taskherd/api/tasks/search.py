@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 from uuid import UUID
 
 from pydantic import Field
 
 from taskherd.api.context import ME
 from taskherd.api.http import search_query
+from taskherd.api.http.errors import invalid
 from taskherd.api.http.ids import is_searchable, parse_uuid
 from taskherd.api.http.query_parameters import FLAG, QueryModel, TextParameter, whole_number
 from taskherd.domain.reports import AgentState
 from taskherd.domain.view import Status
-from taskherd.store import task_queries
+from taskherd.messages.listing import UNHEALTHY, Health, label_term, runner_term
+from taskherd.store import task_lists, task_queries
+from taskherd.store.task_index import INDEX_RESOLUTION
+from taskherd.store.task_lists import MAX_NAMES, Between, Listed
 from taskherd.store.task_queries import TaskFilter
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
     from taskherd.api.context import RequestContext
-    from taskherd.store.read_pool import Row
 
 MESSAGE: Final = "Invalid task search query."
 MAX_LIMIT: Final = 500
@@ -30,14 +36,34 @@ _MICROSECOND: Final = timedelta(microseconds=1)
 _CURSOR: Final = re.compile(r"[A-Za-z0-9_-]{32}", re.ASCII)
 _INSTANT_BYTES: Final = 8
 _Q: Final = (
-    "Search terms, separated by spaces: `owner:<username, ID or me>`, `organization:<name, ID or default>`,"
-    " `status:<status>`, `state:<state of the agent>`, `template:<name>`. A word without a colon is an owner."
+    "Search terms, separated by spaces; all must match. `owner:<username, ID or me>`, `organization:<name, ID or"
+    " default>`, `template:<name>`, `pool:<name>`, `runner:<name>`, `status:<status>`, `state:<state of the agent>`,"
+    f" `health:<{', '.join(Health)} or unhealthy>`, `waiting:<bool>`: whether the agent has an open request,"
+    " `stalled:<bool>`, `name:<beginning of the name>`, `created:>2h`: more than two hours ago, `changed:<7d`: less"
+    " than seven days ago, exact to a minute, `label:<key>=<value>`. A word without a colon is an owner."
     " At most 4,096 characters."
 )
-_TERMS: Final = ("owner", "organization", "status", "state", "template")
+_SORT: Final = ("created", "changed")
+_RANGES: Final = ("created", "changed")
+TERMS: Final = (
+    *("owner", "organization", "status", "state", "template", "pool", "health", "waiting", "stalled"),
+    *("runner", "label", "name", *_RANGES),
+)
+COUNTED: Final = ("owner", "organization", "status", "state", "template", "pool", "health", "waiting", "stalled")
+"""The terms by which totals are kept."""
 _STATES: Final = tuple(state for state in AgentState if state is not AgentState.FAILURE)  # that is shown as failed
+_HEALTHS: Final = (*Health, "unhealthy")
+_AGE: Final = re.compile(r"([<>])(\d{1,5})([smhdw])", re.ASCII)
+_UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _MAX_INSTANT: Final = 253_402_300_799_999_999
 """The last microsecond of the year 9999, since the epoch."""
+
+
+def _sort(text: str) -> str:
+    if text and text not in _SORT:
+        message = f"Expected {' or '.join(_SORT)}."
+        raise ValueError(message)
+    return text
 
 
 def _cursor(text: str) -> tuple[datetime, UUID] | None:
@@ -58,11 +84,23 @@ PAGE_CURSOR: Final = TextParameter(_cursor, {"type": "string", "pattern": "^(A[A
 class WatchQuery(QueryModel):
     """Query parameters of the stream of all tasks."""
 
-    q: str = Field("", description=_Q)
+    q: str = Field(
+        "",
+        description=f"{_Q} `created`, `changed`, `pool` and `runner` are only for lists: changes do not say them.",
+    )
     snapshot: Annotated[bool, FLAG] = Field(
         default=True,
         description="`false`: no snapshots; the stream starts with a position, and has the changes after it. A list"
         " that is requested after that is at least as new.",
+    )
+
+
+class TotalsQuery(QueryModel):
+    """Query parameters of the totals."""
+
+    q: str = Field(
+        "",
+        description=f"Search terms as of the list of tasks, of which totals have: {', '.join(COUNTED)}.",
     )
 
 
@@ -77,6 +115,11 @@ class ListQuery(QueryModel):
         None,
         description="Cursor of the page: the value of `next` in the previous response. Empty for the first page.",
     )
+    sort: Annotated[str, TextParameter(_sort, {"type": "string", "enum": ["", *_SORT]})] = Field(
+        "",
+        description="`created`: newest first; `changed`: the last changed first, exact to a minute. Default: `changed`"
+        " if `q` has that term, else `created`.",
+    )
 
     @property
     def paged(self) -> bool:
@@ -84,32 +127,163 @@ class ListQuery(QueryModel):
         return not self.model_fields_set.isdisjoint({"limit", "after"})
 
 
-async def task_filter(request: RequestContext, query: ListQuery | WatchQuery) -> TaskFilter:
-    """Return the filter for a request. Raise a 400 that names an invalid term."""
-    terms = search_query.read(query.q, bare="owner", allowed=_TERMS, message=MESSAGE)
-    for term, values in (("status", Status), ("state", _STATES)):
-        value = terms.get(term)
-        if value is not None and value not in set(values):
-            reason = f'"{value}" is not a valid value. Valid values: {", ".join(values)}'
-            raise search_query.invalid_value(MESSAGE, term, reason)
-    limit = request.api.settings.api_list_most
+class WatchedTasks(NamedTuple):
+    """The tasks whose changes a stream has; ``name`` is the beginning of their names."""
+
+    tasks: TaskFilter
+    name: str | None
+
+
+async def watched(request: RequestContext, query: WatchQuery) -> WatchedTasks:
+    """Return the tasks to watch. Raise a 400 that names an invalid term, or one that changes do not say."""
+    terms = search_query.read(query.q, bare="owner", allowed=TERMS, message=MESSAGE, repeatable=_RANGES)
+    for term in (*_RANGES, "pool", "runner"):
+        if term in terms:
+            detail = f"A change does not say it: leave out {term}, or read the list with it."
+            raise invalid((term, detail), message=MESSAGE)
+    return WatchedTasks(await task_filter(request, query), terms.get("name"))
+
+
+async def totals_filter(request: RequestContext, query: TotalsQuery) -> TaskFilter:
+    """Return the tasks to count. Raise a 400 that names an invalid term, or one that totals are not kept by."""
+    terms = search_query.read(query.q, bare="owner", allowed=TERMS, message=MESSAGE, repeatable=_RANGES)
+    for term in terms:
+        if term not in COUNTED:
+            detail = f"Totals are not kept by it: leave out {term}, or count the pages of the list."
+            raise invalid((term, detail), message=MESSAGE)
+    return await task_filter(request, query)
+
+
+async def task_filter(request: RequestContext, query: ListQuery | WatchQuery | TotalsQuery) -> TaskFilter:
+    """Return the filter for a request. Raise a 400 that names an invalid term, or why no index serves the list."""
+    terms = search_query.read(query.q, bare="owner", allowed=TERMS, message=MESSAGE, repeatable=_RANGES)
     page = query if isinstance(query, ListQuery) else ListQuery()
-    return TaskFilter(
+    selected = TaskFilter(
         caller=request.caller.user_id,
-        limit=page.limit if page.paged else limit,
+        limit=page.limit if page.paged else request.api.settings.api_list_most,
         owner=await owner(request, terms["owner"], MESSAGE) if "owner" in terms else None,
         organization=await organization(request, terms["organization"], MESSAGE) if "organization" in terms else None,
+        listed=listed(terms),
+        created=between(terms, "created", timedelta(0)),
+        changed=between(terms, "changed", INDEX_RESOLUTION),
+        by_change=page.sort == "changed" or (not page.sort and "changed" in terms),
+        after=page.after,
+    )
+    _check_served(terms, selected)
+    if "name" not in terms:
+        return selected
+    found = await named(request, selected, _searchable(terms, "name"))
+    if page.paged and selected.listed == Listed() and not selected.by_change:
+        found = _page(found, selected)
+    return replace(selected, ids=[task_id for _, task_id in found])
+
+
+def listed(terms: Mapping[str, str]) -> Listed:
+    """Return what the terms of a query select by that an index has. Raise a 400 that names an invalid value."""
+    _choice(terms, "status", Status)
+    _choice(terms, "state", _STATES)
+    _choice(terms, "health", _HEALTHS)
+    health = terms.get("health")
+    for term in ("template", "pool", "runner"):
+        if term in terms:
+            _searchable(terms, term)
+    term = label_term(_label(terms)) if "label" in terms else ""
+    return Listed(
+        template=terms.get("template"),
+        pool=terms.get("pool"),
         status=terms.get("status"),
         state=terms.get("state"),
-        template=terms.get("template"),
-        after=page.after,
+        health=tuple(UNHEALTHY) if health == "unhealthy" else () if health is None else (health,),
+        waiting=_flag(terms, "waiting"),
+        stalled=_flag(terms, "stalled"),
+        term=runner_term(terms["runner"]) if "runner" in terms else term,
     )
 
 
-def cursor(row: Row) -> str:
-    """Return the value of ``after`` for the page that starts after this row, by its creation time and id."""
-    instant = (row["created_at"] - _EPOCH) // _MICROSECOND
-    return urlsafe_b64encode(instant.to_bytes(_INSTANT_BYTES, "big", signed=True) + row["id"].bytes).decode()
+def _page(found: Sequence[tuple[datetime, UUID]], selected: TaskFilter) -> Sequence[tuple[datetime, UUID]]:
+    """Return those of the sorted tasks that the page may have, which saves looking the others up."""
+    after, before = selected.created.after, selected.created.before
+    return [
+        each
+        for each in found
+        if (selected.after is None or each < selected.after)
+        and (after is None or each[0] > after)
+        and (before is None or each[0] < before)
+    ][: selected.limit + 1]
+
+
+async def named(request: RequestContext, selected: TaskFilter, prefix: str) -> Sequence[tuple[datetime, UUID]]:
+    """Return the tasks whose names begin like this, as ``by_name`` does. Raise a 400 if there are too many to sort."""
+    reader = request.reader
+    found = await task_lists.by_name(reader, selected.caller, prefix, selected.owner, selected.organization)
+    if len(found) > MAX_NAMES:
+        reason = f"the names of more than {MAX_NAMES:,} tasks begin with it; give more of the name, or an owner"
+        raise search_query.invalid_value(MESSAGE, "name", reason)
+    return found
+
+
+def _check_served(terms: Mapping[str, str], selected: TaskFilter) -> None:
+    """Raise a 400 for a list that would have to look at every task, with what to do instead."""
+    if "label" in terms and "runner" in terms:
+        detail = "A list has a label or a runner, not both: leave out one of them, or select by pool."
+        raise invalid(("runner", detail), message=MESSAGE)
+    if selected.created and selected.by_change:
+        detail = "A list by the last change has no condition on the creation: leave out created, or changed and sort."
+        raise invalid(("created", detail), message=MESSAGE)
+    if selected.changed and not selected.by_change:
+        detail = "A list by creation has no condition on the last change: leave out changed, or give sort=changed."
+        raise invalid(("changed", detail), message=MESSAGE)
+
+
+def _choice(terms: Mapping[str, str], term: str, values: Iterable[str]) -> None:
+    value = terms.get(term)
+    if value is not None and value not in set(values):
+        reason = f'"{value}" is not a valid value. Valid values: {", ".join(values)}'
+        raise search_query.invalid_value(MESSAGE, term, reason)
+
+
+def _flag(terms: Mapping[str, str], term: str) -> bool | None:
+    _choice(terms, term, ("true", "false"))
+    return None if term not in terms else terms[term] == "true"
+
+
+def _searchable(terms: Mapping[str, str], term: str) -> str:
+    if not is_searchable(terms[term]):
+        raise search_query.invalid_value(MESSAGE, term, "expected at most 256 printable characters")
+    return terms[term]
+
+
+def _label(terms: Mapping[str, str]) -> str:
+    key, equals, value = _searchable(terms, "label").partition("=")
+    if not (key and equals and value):
+        raise search_query.invalid_value(MESSAGE, "label", "expected a key and a value, such as repo=acme/app")
+    return terms["label"]
+
+
+def between(terms: Mapping[str, str], term: str, resolution: timedelta) -> Between:
+    """Return the range of times that the ages of a term give; a time is exact to ``resolution``."""
+    now = datetime.now(UTC)
+    after = before = None
+    for age in terms.get(term, "").split():
+        found = _AGE.fullmatch(age)
+        is_second = found is not None and (after if found[1] == "<" else before) is not None
+        if found is None or is_second:
+            reason = (
+                f'"{age}" is not an age. Expected at most one of each, such as <7d and >2h; the units are s, m, h, d, w'
+            )
+            raise search_query.invalid_value(MESSAGE, term, reason)
+        instant = now - timedelta(**{_UNITS[found[3]]: int(found[2])})
+        if found[1] == "<":
+            after = instant - resolution
+        else:
+            before = instant
+    return Between(after, before)
+
+
+def cursor(time: datetime, task_id: UUID) -> str:
+    """Return the value of ``after`` for the page that starts after this entry."""
+    instant = (time - _EPOCH) // _MICROSECOND
+    return urlsafe_b64encode(instant.to_bytes(_INSTANT_BYTES, "big", signed=True) + task_id.bytes).decode()
 
 
 async def owner(request: RequestContext, text: str, message: str) -> UUID:

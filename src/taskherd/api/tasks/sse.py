@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
@@ -21,7 +22,7 @@ from taskherd.api.http.sse import COMMENT, EventStream
 from taskherd.api.tasks import documents, queries, search
 from taskherd.errors import Retry, Unavailable
 from taskherd.store import feed, task_queries
-from taskherd.store.task_queries import TaskRef
+from taskherd.store.task_queries import TaskFilter, TaskRef
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -43,16 +44,22 @@ async def watch_all(request: RequestContext) -> EventStream:
     """Stream the changes of all tasks that the caller may see and that match ``q``."""
     request.follows = True
     query = request.parameters(search.WatchQuery)
-    tasks = await search.task_filter(request, query)
+    watched = await search.watched(request, query)
+    listed = watched.tasks.listed
     change_filter = ChangeFilter(
         request.caller.user_id,
-        tasks.owner,
-        tasks.organization,
-        tasks.status,
-        state=tasks.state,
-        template=tasks.template,
+        watched.tasks.owner,
+        watched.tasks.organization,
+        listed.status,
+        state=listed.state,
+        template=listed.template,
+        health=listed.health,
+        waiting=listed.waiting,
+        stalled=listed.stalled,
+        name=watched.name,
+        label=listed.term or None,
     )
-    return _stream(request, change_filter, _last_event_id(request), snapshot=query.snapshot)
+    return _stream(request, change_filter, _last_event_id(request), watched.tasks, snapshot=query.snapshot)
 
 
 async def watch_one(request: RequestContext) -> EventStream:
@@ -76,7 +83,7 @@ async def find_watched(request: RequestContext, last: int | None) -> UUID:
 def changes_of_task(request: RequestContext, task_id: UUID, last: int | None) -> AsyncGenerator[bytes, None]:
     """Return the frames of a stream of one task's changes. Raise a 503 if there is no room for it."""
     _check_room(request)
-    return _TaskStream(request, ChangeFilter(request.caller.user_id, task=task_id), last, snapshot=True).frames()
+    return _TaskStream(request, ChangeFilter(request.caller.user_id, task=task_id), last).frames()
 
 
 def _last_event_id(request: RequestContext) -> int | None:
@@ -89,10 +96,15 @@ def _last_event_id(request: RequestContext) -> int | None:
 
 
 def _stream(
-    request: RequestContext, change_filter: ChangeFilter, last: int | None, *, snapshot: bool = True
+    request: RequestContext,
+    change_filter: ChangeFilter,
+    last: int | None,
+    tasks: TaskFilter | None = None,
+    *,
+    snapshot: bool = True,
 ) -> EventStream:
     _check_room(request)
-    frames = _TaskStream(request, change_filter, last, snapshot=snapshot).frames()
+    frames = _TaskStream(request, change_filter, last, tasks, snapshot=snapshot).frames()
     return EventStream(request, frames, task_id=change_filter.task, last=changes.RESUME)
 
 
@@ -105,9 +117,16 @@ class _TaskStream:
     """The stream of one client."""
 
     def __init__(
-        self, request: RequestContext, change_filter: ChangeFilter, last: int | None, *, snapshot: bool
+        self,
+        request: RequestContext,
+        change_filter: ChangeFilter,
+        last: int | None,
+        tasks: TaskFilter | None = None,
+        *,
+        snapshot: bool = True,
     ) -> None:
         self._request = request
+        self._tasks = tasks
         self._api = request.api
         self._reader = request.api.reader
         self._feed = request.api.change_feed
@@ -198,19 +217,11 @@ class _TaskStream:
         if wanted.task is not None:
             row = await task_queries.task(self._reader, TaskRef(wanted.caller, wanted.caller, wanted.task))
             return [] if row is None else [row]
-        return await task_queries.tasks(
-            self._reader,
-            task_queries.TaskFilter(
-                caller=wanted.caller,
-                limit=PAGE_SIZE,
-                owner=wanted.owner,
-                organization=wanted.organization,
-                status=wanted.status,
-                state=wanted.state,
-                template=wanted.template,
-                after=after,
-            ),
-        )
+        assert self._tasks is not None
+        if wanted.name is not None and after is None:
+            found = await search.named(self._request, self._tasks, wanted.name)
+            self._tasks = replace(self._tasks, ids=[task_id for _, task_id in found])
+        return await task_queries.tasks(self._reader, replace(self._tasks, limit=PAGE_SIZE, after=after))
 
     async def _catch_up(self, after: int) -> tuple[int | None, list[Change]]:
         """Read a page of the stored feed. Return the position after it, or None if it has gaps, and its new changes."""

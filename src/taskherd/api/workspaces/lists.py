@@ -12,6 +12,7 @@ from taskherd.api.http.responses import BufferedResponse, json
 from taskherd.api.tasks import search
 from taskherd.api.workspaces.queries import workspace_json
 from taskherd.store import builds, task_queries
+from taskherd.store.task_lists import Listed
 from taskherd.store.task_queries import TaskFilter
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ async def _filter(request: RequestContext, terms: Mapping[str, str], most: int) 
             await search.organization(request, terms["organization"], MESSAGE) if "organization" in terms else None
         ),
         name=_printable(name, "name") or None,
-        template=_printable(terms["template"], "template") if "template" in terms else None,
+        listed=Listed(template=_printable(terms["template"], "template") if "template" in terms else None),
         workspace_status=_printable(terms["status"], "status") if "status" in terms else None,
     )
 

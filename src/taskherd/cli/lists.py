@@ -1,0 +1,64 @@
+"""``taskherd task list``: the tasks that match."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from taskherd.cli import task_output
+from taskherd.cli.follow import app
+from taskherd.cli.output import OutputFormat, OutputOption, document, print_note
+from taskherd.cli.task import EXIT_CODES
+from taskherd.client import http, tasks
+from taskherd.client.errors import ClientError, ExitCode
+
+__all__ = ["app"]
+
+
+@app.command("list", epilog=EXIT_CODES)
+def list_(
+    *,
+    owner: Annotated[str, typer.Option("--owner", help="Only tasks of this user.")] = "me",
+    all_owners: Annotated[bool, typer.Option("--all", help="All tasks visible to you.")] = False,
+    status: Annotated[
+        str | None,
+        typer.Option("--status", help="Only tasks that are pending, initializing, active, paused, error or unknown."),
+    ] = None,
+    state: Annotated[
+        str | None, typer.Option("--state", help="Only tasks whose agent is working, idle, complete or failed.")
+    ] = None,
+    template: Annotated[str | None, typer.Option("--template", help="Only tasks of the template of this name.")] = None,
+    organization: Annotated[str | None, typer.Option("--organization", help="Only tasks of this organization.")] = None,
+    label: Annotated[
+        str | None, typer.Option("--label", metavar="KEY=VALUE", help="Only tasks with this label.")
+    ] = None,
+    query: Annotated[
+        str | None,
+        typer.Option(
+            "--query", metavar="Q", help="Search terms instead, such as 'health:lost runner:rack-7 changed:<1d'."
+        ),
+    ] = None,
+    sort: Annotated[
+        str | None, typer.Option("--sort", help="created: newest first, the default; changed: last changed first.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Maximum number of tasks.")] = 100,
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
+    """List tasks, newest first, with the time since they were created (AGE) and since their last change (UPDATED)."""
+    filters = {"status": status, "state": state, "template": template, "organization": organization, "label": label}
+    if query is not None and any(filters.values()):
+        raise ClientError(ExitCode.USAGE, "give either --query or single filters", "write all of them as search terms")
+    terms = {key: value for key, value in {"owner": None if all_owners else owner, **filters}.items() if value}
+    found = list(tasks.list_tasks(http.from_environment(), terms, limit + 1, query=query, sort=sort))
+    documents = found[:limit]
+    if output is OutputFormat.JSON:
+        document(documents)
+    elif documents:
+        task_output.tasks(documents)
+    elif any(filters.values()) or owner != "me" or query is not None:
+        print_note("No tasks match.", "  leave out a filter, or add --all for the tasks of all owners")
+    else:
+        print_note("No tasks.", '  create one with: taskherd task create "PROMPT"')
+    if len(found) > limit:
+        print_note(f"Only the newest {limit} are listed; see more with --limit.")

@@ -1,0 +1,93 @@
+"""What lists select tasks by and totals count them by: derived from the task document, so that it never contradicts it.
+
+A task has one value of each. Its terms, the runner and the labels, are of its own: there may be any number of values.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from taskherd.domain.view import LOST_CONNECTION, NOT_RUNNING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+NO_STATE: Final = "none"
+"""The state of a task whose ``current_state`` is null."""
+
+
+class Health(StrEnum):
+    """The health of a task's agent in one word."""
+
+    HEALTHY = "healthy"
+    CONNECTING = "connecting"
+    LATE = "late"
+    LOST = "lost"
+    NOT_RUNNING = "not_running"
+    START_ERROR = "start_error"
+    SHUTTING_DOWN = "shutting_down"
+    NONE = "none"
+
+
+UNHEALTHY: Final = tuple(each for each in Health if each not in {Health.HEALTHY, Health.NONE})
+
+HEALTH_BY_REASON: Final[Mapping[str, Health]] = {
+    NOT_RUNNING: Health.NOT_RUNNING,
+    "agent has not yet connected": Health.CONNECTING,
+    "agent is taking too long to connect": Health.LATE,
+    LOST_CONNECTION: Health.LOST,
+    "agent startup script exited with an error": Health.START_ERROR,
+    "agent is shutting down": Health.SHUTTING_DOWN,
+}
+"""The reasons of ``domain.view.health_of``."""
+
+FIELDS: Final = frozenset(
+    {"status", "current_state", "workspace_agent_health", "requests_open", "stalled_since", "labels"}
+)
+"""The fields of the document from which a listing and the labels are derived."""
+
+
+class Listing(NamedTuple):
+    """The values of a task."""
+
+    status: str
+    state: str
+    health: str
+    waiting: bool
+    stalled: bool
+
+
+def listing(core: Mapping[str, Any]) -> Listing:
+    """Return the listing of a task with this core document, which may be one of an earlier release."""
+    state = core["current_state"]
+    return Listing(
+        core["status"],
+        NO_STATE if state is None else state["state"],
+        health(core["workspace_agent_health"]).value,
+        bool(core.get("requests_open")),
+        core.get("stalled_since") is not None,
+    )
+
+
+def health(document: Mapping[str, Any] | None) -> Health:
+    """Return the health that a document's ``workspace_agent_health`` means."""
+    if document is None:
+        return Health.NONE
+    return Health.HEALTHY if document["healthy"] else HEALTH_BY_REASON[document["reason"]]
+
+
+def runner_term(runner: str) -> str:
+    """Return the term of the tasks that are on this runner."""
+    return f"runner:{runner.lower()}"
+
+
+def label_term(label: str) -> str:
+    """Return the term of the tasks with this label, ``key=value``; upper and lower case are not distinguished."""
+    return f"label:{label.lower()}"
+
+
+def terms(runner: str | None, labels: Mapping[str, str]) -> list[str]:
+    """Return the terms of a task, sorted; keys that differ only in case may share one."""
+    found = {label_term(f"{key}={value}") for key, value in labels.items()}
+    return sorted(found | ({runner_term(runner)} if runner else set()))

@@ -1,0 +1,50 @@
+"""What lists select tasks by, derived from the document."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+import pytest
+
+from taskherd.domain import view
+from taskherd.messages.listing import HEALTH_BY_REASON, Health, Listing, listing, terms
+
+BARE: dict[str, Any] = {"status": "pending", "current_state": None, "workspace_agent_health": None}
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, Listing("pending", "none", "none", waiting=False, stalled=False)),
+        (
+            {
+                "status": "active",
+                "current_state": {"state": "working"},
+                "workspace_agent_health": {"healthy": True},
+                "stalled_since": "2026-03-01T12:00:00.000000Z",
+            },
+            Listing("active", "working", "healthy", waiting=False, stalled=True),
+        ),
+        ({"requests_open": 2, "stalled_since": None}, Listing("pending", "none", "none", waiting=True, stalled=False)),
+        ({"requests_open": 0}, Listing("pending", "none", "none", waiting=False, stalled=False)),
+    ],
+)
+def test_a_listing_follows_the_document(fields: dict[str, Any], expected: Listing) -> None:
+    """Fields that documents of earlier releases lack count as empty."""
+    assert listing({**BARE, **fields}) == expected
+
+
+def test_every_reason_of_an_unhealthy_agent_has_a_word() -> None:
+    """The reasons are exactly those of the view, and each has another word."""
+    source = inspect.getsource(view.health_of)
+    reasons = set(re.findall(r'"(agent [a-z -]+)"', source)) | {view.LOST_CONNECTION, view.NOT_RUNNING}
+    assert reasons == HEALTH_BY_REASON.keys()
+    assert len(set(HEALTH_BY_REASON.values())) == len(HEALTH_BY_REASON) == len(Health) - 2
+
+
+def test_terms_do_not_distinguish_case() -> None:
+    """A query is in lower case, so are terms; labels whose keys differ only in case may share one."""
+    assert terms("rack-1", {"Team": "Blue", "team": "blue"}) == ["label:team=blue", "runner:rack-1"]
+    assert terms(None, {}) == []
