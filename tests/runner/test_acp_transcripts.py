@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 from acp import schema
@@ -22,33 +22,46 @@ REQUESTS: dict[str, Any] = {
     "session/prompt": schema.PromptRequest,
     "session/cancel": schema.CancelNotification,
 }
-UNCACHED = {"cache_read_tokens": 0, "cache_write_tokens": 0}
-IN_CODEX = {**UNCACHED, "context_size": 258_400, "context_used": 120}
-IN_CLAUDE = {**UNCACHED, "context_size": 1_000_000, "context_used": 120}
-CLAUDE, CODEX = "claude-agent-acp-0.101.0", "codex-acp-2.6.0"
-GEMINI, OPENCODE = "gemini-cli-0.61.0", "opencode-1.18.33"
-ONCE = {"input_tokens": 100, "output_tokens": 20}
-USAGE: dict[str, dict[tuple[int, str], dict[str, Any]]] = {
-    f"{CLAUDE}-person": {(1, ""): {"input_tokens": 400, "output_tokens": 80, "cost": "0.00402", **IN_CLAUDE}},
-    f"{CLAUDE}-policy": {(1, ""): {"input_tokens": 400, "output_tokens": 80, "cost": "0.00322", **IN_CLAUDE}},
-    f"{CLAUDE}-resume": {
-        (1, ""): {**ONCE, "cost": "0.00082", **IN_CLAUDE},
-        (2, ""): {**ONCE, "cost": "0.0008", **IN_CLAUDE},
-    },
-    f"{CODEX}-person": {(1, ""): {"input_tokens": 300, "output_tokens": 60, **IN_CODEX}},
-    f"{CODEX}-policy": {(1, ""): {"input_tokens": 400, "output_tokens": 80, **IN_CODEX}},
-    f"{CODEX}-resume": {(1, ""): {**ONCE, **IN_CODEX}, (2, ""): {**ONCE, **IN_CODEX}},
-    f"{GEMINI}-person": {(1, "gemini-2.5-pro"): {"input_tokens": 400, "output_tokens": 80}},
-    f"{GEMINI}-policy": {(1, "gemini-2.5-pro"): {"input_tokens": 300, "output_tokens": 60}},
-    f"{GEMINI}-resume": {(1, "gemini-2.5-pro"): ONCE, (2, "gemini-2.5-pro"): ONCE},
-    f"{OPENCODE}-person": {(1, ""): {"input_tokens": 200, "output_tokens": 40}},
-    f"{OPENCODE}-policy": {(1, ""): {"input_tokens": 200, "output_tokens": 40}},
-    f"{OPENCODE}-resume": {(1, ""): ONCE, (2, ""): ONCE},
-}
-"""What each recorded agent used, by build and model: 100 tokens in and 20 out for each request to the model.
+Usage: TypeAlias = dict[tuple[int, str], dict[str, Any]]
+CLAUDE, CODEX, GEMINI, OPENCODE = "claude-agent-acp-0.101.0", "codex-acp-2.6.0", "gemini-cli-0.61.0", "opencode-1.18.33"
 
-Codex ended its turn with the rejection. Gemini tells nothing of an interrupted turn, and OpenCode neither of that nor
-of any request of a turn but the last.
+
+def used(requests: int, *, cached: bool = False, **more: Any) -> dict[str, Any]:
+    """Return what a number of requests to the model use, each 100 tokens in and 20 out; ``cached``: caches are told."""
+    caches = {"cache_read_tokens": 0, "cache_write_tokens": 0} if cached else {}
+    return {"input_tokens": 100 * requests, "output_tokens": 20 * requests, **caches, **more}
+
+
+def by_claude(build: int, opus: int, haiku: int, cost: str) -> Usage:
+    """Return what a build's Claude Code used, with the cost of its session beside the tokens of its models."""
+    usage: Usage = {(build, ""): {"cost": cost, "context_used": 120, "context_size": 1_000_000}}
+    usage[build, "claude-opus-5-5"] = used(opus, cached=True)
+    return usage | ({(build, "claude-haiku-5-5"): used(haiku, cached=True)} if haiku else {})
+
+
+def by_codex(build: int, requests: int) -> Usage:
+    """Return what a build's Codex used; it tells no cost."""
+    context = {"context_used": 120, "context_size": 258_400}
+    return {(build, ""): context, (build, "scripted"): used(requests, cached=True)}
+
+
+USAGE: dict[str, Usage] = {
+    f"{CLAUDE}-person": by_claude(1, 5, 1, "0.00402"),
+    f"{CLAUDE}-policy": by_claude(1, 4, 1, "0.00322"),
+    f"{CLAUDE}-resume": by_claude(1, 1, 1, "0.00082") | by_claude(2, 1, 0, "0.0008"),
+    f"{CODEX}-person": by_codex(1, 3),
+    f"{CODEX}-policy": by_codex(1, 4),
+    f"{CODEX}-resume": by_codex(1, 1) | by_codex(2, 1),
+    f"{GEMINI}-person": {(1, "gemini-2.5-pro"): used(4)},
+    f"{GEMINI}-policy": {(1, "gemini-2.5-pro"): used(3)},
+    f"{GEMINI}-resume": {(1, "gemini-2.5-pro"): used(1), (2, "gemini-2.5-pro"): used(1)},
+    f"{OPENCODE}-person": {(1, ""): used(2)},
+    f"{OPENCODE}-policy": {(1, ""): used(2)},
+    f"{OPENCODE}-resume": {(1, ""): used(1), (2, ""): used(1)},
+}
+"""What each recorded agent used, by build and model.
+
+Claude Code goes on with the cost of its session when it continues it: it told 0.00162 USD after the second build.
 """
 pytestmark = pytest.mark.timeout(180)
 

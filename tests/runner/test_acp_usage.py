@@ -149,6 +149,23 @@ def test_thoughts_are_output() -> None:
         assert meter.checkpoint()["tokens"] == {"": {"input_tokens": 5, "output_tokens": output}}
 
 
+@pytest.mark.parametrize(
+    ("total", "expected"),
+    [
+        (150, {"input_tokens": 60, "output_tokens": 50, "cache_read_tokens": 30, "cache_write_tokens": 10}),
+        (190, {"input_tokens": 100, "output_tokens": 50, "cache_read_tokens": 30, "cache_write_tokens": 10}),
+        (None, {"input_tokens": 100, "output_tokens": 50, "cache_read_tokens": 30, "cache_write_tokens": 10}),
+    ],
+)
+def test_each_token_is_counted_once(total: int | None, expected: dict[str, int]) -> None:
+    """Tokens of a cache that an agent tells as a part of its input, as the total shows, are no input besides."""
+    meter = UsageMeter({}, {})
+    counts = {"inputTokens": 100, "outputTokens": 50, "cachedInputTokens": 30, "cacheWriteInputTokens": 10}
+    quota = {"model_usage": [{"model": "m", "token_count": {**counts, "totalTokens": total}}]}
+    meter.end_turn({"_meta": {"quota": quota}})
+    assert meter.checkpoint()["tokens"] == {"m": expected}
+
+
 def test_models_beyond_the_limit_are_counted_without_a_name() -> None:
     """A build has at most 16 models; the tokens of further ones are counted without one, so that the sum stays."""
     meter = UsageMeter({}, {})

@@ -1,7 +1,7 @@
 """What an agent says it used becomes reports of usage: totals since the build began, by model.
 
 ACP tells the cost of the session so far and the tokens in the context (the session update ``usage_update``), and the
-tokens of a turn (``usage`` in the response to a prompt, not yet stable); Gemini CLI tells those by model, in ``_meta``.
+tokens of a turn (``usage`` in the response to a prompt, not yet stable). Many agents tell those by model, in ``_meta``.
 https://agentclientprotocol.com/rfds/session-usage
 
 A session outlives builds, and some agents go on with its cost when they continue it, while others begin again. So a
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from taskherd.runner.reporter import Reporter
 
 _COUNTERS: Final = {
-    "inputTokens": "input_tokens",
-    "outputTokens": "output_tokens",
-    "cachedReadTokens": "cache_read_tokens",
-    "cachedWriteTokens": "cache_write_tokens",
+    "input_tokens": ("inputTokens", "input_tokens"),
+    "output_tokens": ("outputTokens", "output_tokens"),
+    "cache_read_tokens": ("cachedReadTokens", "cachedInputTokens"),
+    "cache_write_tokens": ("cachedWriteTokens", "cacheWriteInputTokens"),
 }
-"""The counters of a turn in ACP, and in a report."""
+"""The counters of a report, and their names in ACP, where it has any, and as agents write them in ``_meta``."""
 _CONTEXT: Final = {"used": "context_used", "size": "context_size"}
 
 
@@ -142,30 +142,35 @@ class UsageMeter:
 def _turn(result: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, int]]]:
     """Yield the tokens of a turn: by model if the agent tells that, else without one."""
     by_model = list(_turn_by_model(result.get("_meta")))
-    usage = result.get("usage")
-    if by_model or not isinstance(usage, dict):
-        yield from by_model
-        return
-    counters = {field: usage[name] for name, field in _COUNTERS.items() if is_count(usage.get(name))}
-    thoughts = usage.get("thoughtTokens")
-    if is_count(thoughts) and usage.get("totalTokens") == sum(counters.values()) + thoughts:
-        counters["output_tokens"] = counters.get("output_tokens", 0) + thoughts  # counted beside the output
-    if counters:
-        yield NO_MODEL, counters
+    yield from by_model or [(NO_MODEL, counters) for counters in [_counters(result.get("usage"))] if counters]
 
 
 def _turn_by_model(meta: object) -> Iterator[tuple[str, dict[str, int]]]:
-    """Yield the tokens in Gemini CLI's ``_meta``: ``quota.model_usage``, a list of ``model`` and ``token_count``."""
+    """Yield the tokens in ``_meta``: ``quota.model_usage``, a list of ``model`` and ``token_count``."""
     quota = meta.get("quota") if isinstance(meta, dict) else None
     usage = quota.get("model_usage") if isinstance(quota, dict) else None
     for each in usage if isinstance(usage, list) else ():
-        counts = each.get("token_count") if isinstance(each, dict) else None
-        if isinstance(counts, dict):
-            counters = {name: counts[name] for name in ("input_tokens", "output_tokens") if is_count(counts.get(name))}
+        if isinstance(each, dict) and (counters := _counters(each.get("token_count"))):
             model = each.get("model")
             name = sanitize_name(model, {}).strip()[:MAX_MODEL_CHARACTERS] if isinstance(model, str) else NO_MODEL
-            if counters:
-                yield name, counters
+            yield name, counters
+
+
+def _counters(usage: object) -> dict[str, int]:
+    """Return the counters in what an agent tells about tokens, each token in one of them.
+
+    The total says whether tokens of a cache are part of the input, and tokens of thoughts part of the output.
+    """
+    if not isinstance(usage, dict):
+        return {}
+    counters = {field: usage[name] for field, names in _COUNTERS.items() for name in names if is_count(usage.get(name))}
+    thoughts, total = usage.get("thoughtTokens"), usage.get("totalTokens")
+    if is_count(thoughts) and total == sum(counters.values()) + thoughts:
+        counters["output_tokens"] = counters.get("output_tokens", 0) + thoughts
+    cached = counters.get("cache_read_tokens", 0) + counters.get("cache_write_tokens", 0)
+    if "input_tokens" in counters and total == sum(counters.values()) - cached:
+        counters["input_tokens"] = max(counters["input_tokens"] - cached, 0)
+    return counters
 
 
 def _cost_of(update: Mapping[str, Any]) -> Cost | None:
