@@ -202,3 +202,21 @@ async def test_the_retention_time(start_api: StartApi, monkeypatch: pytest.Monke
         assert "recent words" in text
         assert await database.fetchval("SELECT count(*) FROM tasks WHERE erased_at IS NOT NULL") == 1
         assert (await api_harness.get(str(live)))["initial_prompt"] == "Live words"
+
+
+async def test_usage_outlives_the_contents(start_api: StartApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an erased task used stays, and a late report adds only what is new, because it was used."""
+    monkeypatch.setattr(maintenance, "EVERY", timedelta(0))
+    async with start_api(deleted_retention=0) as api_harness:
+        worker = api_harness.worker
+        task_id = uuid.UUID((await api_harness.active())["id"])
+        await worker.report(make_report("agent.usage", task_id, build_number=1, model="opus", input_tokens=3))
+        await worker.until(lambda: worker.document(task_id).get("usage"))
+        assert (await worker.command("task.delete", task_id))["ok"]
+        await worker.until_row("SELECT erased_at IS NOT NULL FROM tasks WHERE id = $1", task_id)
+        await worker.report(make_report("agent.usage", task_id, build_number=1, model="opus", input_tokens=5))
+        await worker.until_row("SELECT sum(input_tokens)::int FROM daily_usage", is_=5)
+        assert await worker.database.fetchval("SELECT input_tokens FROM task_usage") == 5
+        assert (await api_harness.alice.get("/usage")).json()["total"]["input_tokens"] == 5
+        usage = await worker.database.fetchval("SELECT document #>> '{usage,input_tokens}' FROM tasks")
+        assert usage == "5"
