@@ -104,7 +104,8 @@ async def test_the_task_of_another_user_looks_like_a_missing_one(api_harness: Ap
             (str(uuid.uuid4()), "private"),
         ):
             filled = path.replace("{user}", user).replace("{task}", name)
-            response = await api_harness.bob.request(method, f"{api_harness.base}{filled}", json={"input": "x"})
+            body = {"input": "x", "labels": {"repo": "x"}}
+            response = await api_harness.bob.request(method, f"{api_harness.base}{filled}", json=body)
             headers = {name: value for name, value in response.headers.items() if name != "date"}
             answers.add((response.status_code, response.content, tuple(sorted(headers.items()))))
         assert len(answers) == 1, (method, path, answers)
