@@ -5,18 +5,19 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import aio_pika
 import asyncpg
 import pytest
 
-from taskherd.dev import docker_engine, postgres, processes, services
-from taskherd.errors import Misconfigured
+from taskherd.dev import docker_engine, ports, postgres, processes, services
+from taskherd.errors import Misconfigured, Unavailable
 from tests.dev.conftest import HOMES
 
 NO_ENVIRONMENT: dict[str, str] = {}
@@ -25,6 +26,26 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 def ignore(_line: str) -> None:
     """Ignore an announcement."""
+
+
+def test_a_server_whose_port_is_taken_starts_on_another_one() -> None:
+    """If another process takes a port before the server listens, the server starts again; other failures are raised."""
+    taken = socket.create_server((ports.HOST, 0))
+    chosen: list[Sequence[int | None]] = []
+
+    def start() -> None:
+        chosen.append(ports.find_free([None]) if chosen else [taken.getsockname()[1]])
+        if len(chosen) == 1 or fails:
+            raise Unavailable("it exited")
+
+    fails = False
+    with closing(taken):
+        ports.start_on_free(start, lambda: chosen[-1])
+        assert len(chosen) == 2
+        fails = True
+        with pytest.raises(Unavailable, match="it exited"):
+            ports.start_on_free(start, lambda: chosen[-1])
+    assert len(chosen) == 3
 
 
 @contextmanager

@@ -5,15 +5,19 @@ from __future__ import annotations
 import random
 import socket
 from contextlib import ExitStack, closing
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from taskherd.errors import Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 HOST: Final = "127.0.0.1"
 # Below the range of ports that Linux and macOS use for outgoing connections, so that no connection occupies the port of
 # a node that restarts.
 _RANGE: Final = range(20_000, 32_000)
 _ATTEMPTS: Final = 200
+_MAX_STARTS: Final = 3
 _CONNECT_TIMEOUT: Final = 0.5
 """Seconds to wait for a port to accept a connection."""
 
@@ -26,6 +30,21 @@ def find_free(wanted: list[int | None]) -> list[int]:
     """
     with ExitStack() as listeners:
         return [_bind(port, listeners) for port in wanted]
+
+
+def start_on_free(start: Callable[[], None], chosen: Callable[[], Sequence[int | None]]) -> None:
+    """Call ``start``, which chooses free ports, and again if another process takes one before the server does.
+
+    ``chosen`` returns the ports. Raise what ``start`` raises, for any other reason and after the third time.
+    """
+    for attempt in range(1, _MAX_STARTS + 1):
+        try:
+            start()
+        except Unavailable:
+            if attempt == _MAX_STARTS or find_free([*chosen()]) == [*chosen()]:
+                raise
+        else:
+            return
 
 
 def is_open(port: int) -> bool:

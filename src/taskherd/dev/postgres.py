@@ -116,8 +116,10 @@ class PostgresNode:
         Raises:
             Unavailable: if it is not ready within ``_START_TIMEOUT`` seconds, or the data is of another major version.
         """
-        if self.pid is not None:
-            return
+        if self.pid is None:
+            ports.start_on_free(self._start, lambda: [self._identity.port])
+
+    def _start(self) -> None:
         self.stop()
         self._prepare()
         (self._identity.port,) = ports.find_free([self._identity.port])

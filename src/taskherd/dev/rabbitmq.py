@@ -118,8 +118,15 @@ class RabbitNode:
         Raises:
             Unavailable: if it is not ready within ``_START_TIMEOUT`` seconds.
         """
-        if self.pid is not None:
-            return
+        if self.pid is None:
+            ports.start_on_free(self._start, self._ports)
+
+    def _ports(self) -> list[int | None]:
+        identity = self._identity
+        own = [identity.amqp_port, identity.dist_port]
+        return own if self._seed is not None else [*own, identity.epmd_port]
+
+    def _start(self) -> None:
         self.stop()
         identity = self._identity
         identity.amqp_port, identity.dist_port, identity.epmd_port = ports.find_free(
