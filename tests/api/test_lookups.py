@@ -231,7 +231,7 @@ async def test_unknown_paths_and_methods_get_a_json_error(api_harness: ApiHarnes
         ("POST", "/buildinfo", "GET, HEAD"),
         ("DELETE", "/users/me", "GET, HEAD"),
         ("GET", "/users/me/keys", "POST"),
-        ("PUT", "/workspaces/x/builds", "POST"),
+        ("PUT", "/workspaces/x/builds", "GET, HEAD, POST"),
         ("POST", "/workspacebuilds/x/logs", "GET, HEAD"),
         ("GET", "/workspaceagents/me/app-status", "PATCH"),
     ):

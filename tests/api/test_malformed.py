@@ -43,7 +43,6 @@ async def test_unknown_paths_and_methods(api_harness: ApiHarness) -> None:
             "/api/v2/nothing",
             "/api/v2/tasks/",
             "/api/v3/tasks",
-            "/",
             "/api",
             "/api/v2/tasks/a/b/c/d",
             "/livez",
