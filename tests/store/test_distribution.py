@@ -47,6 +47,7 @@ STATEMENTS: Final = {
     "command_log.PRUNE": "command_log",
     "inputs.LOAD": "inputs",
     "inputs.MARK_SENT": "inputs",
+    "inputs.REQUEUE": "inputs",
     "leases.SCAN": "leases",
     "outbox.MARK_PUBLISHED": "outbox",
     "outbox.STALE": "outbox",
