@@ -358,12 +358,12 @@ async def test_a_delete_that_is_executed_twice_keeps_its_result(api_harness: Api
 async def test_resuming_more_than_may_run(start_api: StartApi) -> None:
     """The limit of running tasks holds: those beyond it are refused, with what to do."""
     async with start_api(tasks_running_most=2) as api_harness:
+        query = "SELECT count(*) FROM tasks WHERE status = 'error'"
         for number in range(3):
             task = await api_harness.create(input=f"Paused {number}")
             report = build_report(uuid.UUID(task["id"]), 1, "start", "failed", error="no machine")
             await api_harness.worker.report(report)
-        query = "SELECT count(*) FROM tasks WHERE status = 'error'"
-        await api_harness.worker.until_row(query, is_=3)
+            await api_harness.worker.until_row(query, is_=number + 1)
         done = await finished(api_harness.alice, await act(api_harness.alice, "resume", q="owner:me status:error"))
         assert (done["succeeded"], done["refused"]) == (2, 1)
         (refused,) = await results(api_harness.alice, done, refused="true")

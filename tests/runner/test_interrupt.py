@@ -55,6 +55,12 @@ async def send(harness: RunnerHarness, task_id: uuid.UUID, text: str, **fields: 
     return reply
 
 
+async def all_delivered(harness: RunnerHarness, task_id: uuid.UUID, count: int) -> list[str]:
+    """Wait until so many inputs were delivered, and return them in order; their outcomes follow the agent's words."""
+    await eventually_async(lambda: delivered(harness, task_id), lambda texts: len(texts) >= count)
+    return await delivered(harness, task_id)
+
+
 async def delivered(harness: RunnerHarness, task_id: uuid.UUID) -> list[str]:
     """Return the inputs that were delivered, in the order in which that was decided."""
     query = "SELECT content FROM inputs WHERE task_id = $1 AND state = 'delivered' ORDER BY decided_at"
@@ -150,7 +156,7 @@ async def test_a_program_that_goes_on_waiting(harness: RunnerHarness) -> None:
         await harness.until_output(task_id, f"working on {text}")
         await harness.until_state(task_id, "working")
         assert await ended(harness, task_id) == ("stopped", None)
-    assert await delivered(harness, task_id) == ["first", "steer 1", "steer 2", "ordinary"]
+    assert await all_delivered(harness, task_id, 4) == ["first", "steer 1", "steer 2", "ordinary"]
     assert exit_reason(harness, task_id) == ""
     await harness.until_state(task_id, "idle", "The turn was interrupted.")
 
@@ -194,7 +200,7 @@ async def test_an_agent_that_reports_its_own_state_cannot_be_interrupted(harness
     await report("working")
     await report("idle")
     await harness.worker.until_row(inputs, task_id, is_=2)
-    assert await delivered(harness, task_id) == ["steer", "ordinary"]
+    assert await all_delivered(harness, task_id, 2) == ["steer", "ordinary"]
 
 
 async def test_escape_interrupts_an_agent_in_a_terminal(harness: RunnerHarness) -> None:
@@ -208,7 +214,7 @@ async def test_escape_interrupts_an_agent_in_a_terminal(harness: RunnerHarness) 
     await send(harness, task_id, "ordinary")
     await send(harness, task_id, "steered", interrupt=True)
     await harness.until_output(task_id, "Did: ordinary")
-    assert await delivered(harness, task_id) == ["long", "steered", "ordinary"]
+    assert await all_delivered(harness, task_id, 3) == ["long", "steered", "ordinary"]
     assert exit_reason(harness, task_id) == ""
 
 
@@ -242,7 +248,7 @@ async def test_a_steer_to_an_agent_that_works(harness: RunnerHarness) -> None:
     await send(harness, task_id, "line: ordinary")
     await send(harness, task_id, "line: steered", interrupt=True)
     await harness.until_state(task_id, "idle", "ordinary")
-    assert await delivered(harness, task_id) == ["line: steered", "line: ordinary"]
+    assert await all_delivered(harness, task_id, 2) == ["line: steered", "line: ordinary"]
 
 
 async def test_an_input_in_flight_is_interrupted_too(harness: RunnerHarness) -> None:
