@@ -68,6 +68,13 @@ class OpenRequest:
             await self._checked.wait()
         return self.loss is None
 
+    async def next_check(self) -> None:
+        """Wait for a check that begins after this call, or until the access is lost."""
+        asked_at = self._now()
+        while self.loss is None and self.checked_at < asked_at:
+            self._checked.clear()
+            await self._checked.wait()
+
     async def wait_lost(self) -> AccessLoss:
         """Wait until the access is lost."""
         await self._lost.wait()

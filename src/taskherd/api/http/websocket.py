@@ -14,7 +14,7 @@ from taskherd.api.http import errors
 from taskherd.api.http.auth import authenticate
 from taskherd.api.http.endpoint import request_context
 from taskherd.api.http.errors import HTTPError
-from taskherd.api.http.open_requests import AccessLoss
+from taskherd.api.http.open_requests import MAX_CHECK_AGE, AccessLoss
 from taskherd.api.http.responses import BufferedResponse
 from taskherd.api.http.route import Auth, SocketRoute
 from taskherd.errors import TaskherdError
@@ -81,7 +81,15 @@ async def serve(
             if await access.may_send():
                 await socket.send_text(text)
 
-        sending = asyncio.ensure_future(send_all(send_text))
+        async def send_and_check() -> int:
+            """Send all. If that has ended because the caller lost its access, the next check says so."""
+            code = await send_all(send_text)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(MAX_CHECK_AGE):
+                    await access.next_check()
+            return code
+
+        sending = asyncio.create_task(send_and_check())
         disconnect = asyncio.create_task(_wait_disconnect(socket))
         stopping = asyncio.create_task(request.api.stopping.wait())
         lost = asyncio.create_task(access.wait_lost())
