@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from datetime import datetime, timedelta
 
@@ -31,3 +32,16 @@ async def test_dead_letters_have_the_time_of_the_worker_clock(
     for letter in harness.dead_letters:
         time = datetime.fromisoformat(str(letter.headers["x-taskherd-time"])) - AHEAD
         assert before - timedelta(seconds=5) < time < after + timedelta(seconds=5)
+
+
+async def test_data_of_many_levels_are_a_dead_letter(start_worker: StartWorker) -> None:
+    """Data deeper than any stack become a dead letter by themselves, and the worker goes on."""
+    async with start_worker() as harness:
+        task_id = await harness.create()
+        entry = {"id": 0, "type": "output", "content": "Here", "time": "2026-01-01T10:00:00Z"}
+        deep = {**entry, "id": 1, "data": {"deep": "DEEP"}}
+        body = json.dumps(make_report("task.log", task_id, entries=[deep]))
+        await harness.report(raw=body.replace('"DEEP"', "[" * 5_000 + "]" * 5_000).encode())
+        await harness.until(lambda: harness.reasons() == ["invalid"])
+        await harness.report(make_report("task.log", task_id, entries=[entry]))
+        await harness.until_row("SELECT count(*) FROM task_logs WHERE task_id = $1", task_id, is_=1)

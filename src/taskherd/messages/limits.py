@@ -25,6 +25,9 @@ MAX_CONTENT_BYTES: Final = 64 * 1024
 MAX_DATA_BYTES: Final = 16 * 1024
 """Maximum size of the data of a log entry, as canonical JSON; an entry with more is rejected."""
 
+MAX_DATA_LEVELS: Final = 100
+"""Maximum number of levels of lists and objects in the data of a log entry: no stack decides whether it is valid."""
+
 MAX_TITLE_CHARACTERS: Final = 200
 """Maximum length of the title of a log entry; longer ones are truncated."""
 

@@ -17,6 +17,7 @@ from taskherd.domain.names import BIDI_CONTROL
 from taskherd.messages.limits import (
     MAX_CONTENT_BYTES,
     MAX_DATA_BYTES,
+    MAX_DATA_LEVELS,
     MAX_TEXT_CHARACTERS,
     MAX_TITLE_CHARACTERS,
     MAX_URI_CHARACTERS,
@@ -102,23 +103,25 @@ def sanitize_title(text: str, counts: SanitizeCounts) -> str:
 def canonical_data(data: Any, counts: SanitizeCounts) -> str:
     """Return the data of a log entry as canonical JSON, with sanitized texts.
 
-    Raise ``ValueError`` if it is larger than ``MAX_DATA_BYTES`` or no JSON, such as NaN.
+    Raise ``ValueError`` if it is no JSON (NaN), larger than ``MAX_DATA_BYTES`` or deeper than ``MAX_DATA_LEVELS``.
     """
     options: dict[str, Any] = {"sort_keys": True, "ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
-    text = json.dumps(_sanitized(data, counts), **options)
+    text = json.dumps(_sanitized(data, counts, MAX_DATA_LEVELS), **options)
     if len(text.encode()) > MAX_DATA_BYTES:
         raise ValueError(f"at most {MAX_DATA_BYTES} bytes of JSON were expected")
     return text
 
 
-def _sanitized(data: Any, counts: SanitizeCounts) -> Any:
+def _sanitized(data: Any, counts: SanitizeCounts, levels: int) -> Any:
+    if not levels and isinstance(data, list | dict):
+        raise ValueError(f"at most {MAX_DATA_LEVELS} levels of lists and objects were expected")
     match data:
         case str():
             return sanitize(data, counts)
         case list():
-            return [_sanitized(each, counts) for each in data]
+            return [_sanitized(each, counts, levels - 1) for each in data]
         case dict():
-            return {sanitize(name, counts): _sanitized(each, counts) for name, each in data.items()}
+            return {sanitize(name, counts): _sanitized(each, counts, levels - 1) for name, each in data.items()}
         case _:
             return data
 

@@ -193,3 +193,16 @@ def test_the_title_and_data_of_a_log_entry_are_bounded() -> None:
     assert report.entries[0].data == '{"a":"é","b":[1]}'
     for data in ({"a": "x" * 16_384}, ["a"], "a"):
         assert invalid({**LOG, "entries": [{**entry, "data": data}]}).reason is DeadLetterReason.INVALID
+
+
+@pytest.mark.parametrize("levels", [100, 101, 1_500, 5_000])
+def test_the_data_of_a_log_entry_has_at_most_100_levels(levels: int) -> None:
+    """Data with more are rejected, whatever the stack allows; what stands beside them in an array counts."""
+    data = '{"a":' * levels + "1" + "}" * levels
+    entry = f'{{"id":1,"type":"output","content":"","time":"2026-03-01T12:00:00Z","data":{data}}}'
+    body = f'{{"type":"task.log","task_id":"{TASK}","entries":[{entry}]}}'
+    alone = decode_reports(body.encode(), NOW)
+    in_array = decode_reports(f"[{json.dumps(HEARTBEAT)},{body}]".encode(), NOW)
+    assert isinstance(in_array[0], DecodedReport)
+    for element in (alone[0], in_array[1]):
+        assert isinstance(element, DecodedReport) == (levels == 100)
