@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from taskherd.domain import builds
 from taskherd.domain.value import replace
-from taskherd.messages.listing import Health
+from taskherd.messages.listing import ListedHealth
 from taskherd.store import task_index, task_queries, task_totals, tasks
 from taskherd.store.engine import transaction
 from taskherd.store.read_pool import ReadPool
@@ -43,7 +43,7 @@ MEMBERS = {
 }
 STATUSES = ("active", "paused", "error")
 STATES = ("working", "idle", "failed", "none")
-HEALTHS = (Health.HEALTHY.value, Health.LOST.value, Health.NONE.value)
+HEALTHS = (ListedHealth.HEALTHY.value, ListedHealth.LOST.value, ListedHealth.NONE.value)
 TERMS = ("runner:rack-1", "runner:rack-2", "label:repo=acme/app", "label:team=blue")
 STEPS = 60
 
@@ -91,7 +91,7 @@ class Fleet:
             owner,
             template,
             self.random.choice(["default", "gpu"]),
-            *("active", "none", Health.NONE.value),
+            *("active", "none", ListedHealth.NONE.value),
             waiting=False,
             stalled=False,
             created_at=at,

@@ -35,7 +35,7 @@ class ChangeFilter:
     template: str | None = None
     """The lowercase name of the template."""
     health: tuple[str, ...] = ()
-    """The values of ``messages.listing.Health`` of which a task has one; empty: any."""
+    """The values of ``messages.listing.ListedHealth`` of which a task has one; empty: any."""
     waiting: bool | None = None
     stalled: bool | None = None
     name: str | None = None

@@ -1,4 +1,4 @@
-"""Read how many messages and consumers queues have; a passive declaration needs no permission.
+"""Read how many messages and consumers queues have: a passive declaration needs no permission.
 
 https://www.rabbitmq.com/docs/access-control#authorisation lists what each operation needs.
 """

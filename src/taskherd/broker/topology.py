@@ -196,7 +196,7 @@ async def _declare_passively(channel: AbstractChannel, exchanges: Iterable[str],
 async def declare_work_queue(channel: AbstractChannel, names: TopologyNames, target: str) -> str:
     """Declare and bind the queue of the pool or runner ``target`` and return its name. Raise as ``declare`` does.
 
-    Without the exchange no queue is declared: whoever finds a queue may take it for bound. It has no dead-letter
+    The exchange must exist: an unbound queue would look complete to later checks. The queue has no dead-letter
     exchange: the worker itself repeats a request that is not executed, and eventually gives up.
     """
     queue = names.work_queue(target)

@@ -17,7 +17,7 @@ NO_STATE: Final = "none"
 """The state of a task whose ``current_state`` is null."""
 
 
-class Health(StrEnum):
+class ListedHealth(StrEnum):
     """The health of a task's agent in one word."""
 
     HEALTHY = "healthy"
@@ -30,15 +30,15 @@ class Health(StrEnum):
     NONE = "none"
 
 
-UNHEALTHY: Final = tuple(each for each in Health if each not in {Health.HEALTHY, Health.NONE})
+UNHEALTHY: Final = tuple(each for each in ListedHealth if each not in {ListedHealth.HEALTHY, ListedHealth.NONE})
 
-HEALTH_BY_REASON: Final[Mapping[str, Health]] = {
-    NOT_RUNNING: Health.NOT_RUNNING,
-    "agent has not yet connected": Health.CONNECTING,
-    "agent is taking too long to connect": Health.LATE,
-    LOST_CONNECTION: Health.LOST,
-    "agent startup script exited with an error": Health.START_ERROR,
-    "agent is shutting down": Health.SHUTTING_DOWN,
+HEALTH_BY_REASON: Final[Mapping[str, ListedHealth]] = {
+    NOT_RUNNING: ListedHealth.NOT_RUNNING,
+    "agent has not yet connected": ListedHealth.CONNECTING,
+    "agent is taking too long to connect": ListedHealth.LATE,
+    LOST_CONNECTION: ListedHealth.LOST,
+    "agent startup script exited with an error": ListedHealth.START_ERROR,
+    "agent is shutting down": ListedHealth.SHUTTING_DOWN,
 }
 """The reasons of ``domain.view.health_of``."""
 
@@ -70,11 +70,11 @@ def listing(core: Mapping[str, Any]) -> Listing:
     )
 
 
-def health(document: Mapping[str, Any] | None) -> Health:
+def health(document: Mapping[str, Any] | None) -> ListedHealth:
     """Return the health that a document's ``workspace_agent_health`` means."""
     if document is None:
-        return Health.NONE
-    return Health.HEALTHY if document["healthy"] else HEALTH_BY_REASON[document["reason"]]
+        return ListedHealth.NONE
+    return ListedHealth.HEALTHY if document["healthy"] else HEALTH_BY_REASON[document["reason"]]
 
 
 def runner_term(runner: str) -> str:

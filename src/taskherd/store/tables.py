@@ -234,7 +234,7 @@ def _listed() -> list[Column[Any]]:
         _column("pool", Symbol),
         _column("status", Symbol),
         _column("state", Symbol, comment="what the agent said that it does, or none"),
-        _column("health", Symbol, comment="see messages.listing.Health"),
+        _column("health", Symbol, comment="see messages.listing.ListedHealth"),
         _column("waiting", Boolean, comment="true while the agent has an open request"),
         _column("stalled", Boolean),
     ]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from taskherd.domain import view
-from taskherd.messages.listing import HEALTH_BY_REASON, Health, Listing, listing, terms
+from taskherd.messages.listing import HEALTH_BY_REASON, ListedHealth, Listing, listing, terms
 
 BARE: dict[str, Any] = {"status": "pending", "current_state": None, "workspace_agent_health": None}
 
@@ -41,7 +41,7 @@ def test_every_reason_of_an_unhealthy_agent_has_a_word() -> None:
     source = inspect.getsource(view.health_of)
     reasons = set(re.findall(r'"(agent [a-z -]+)"', source)) | {view.LOST_CONNECTION, view.NOT_RUNNING}
     assert reasons == HEALTH_BY_REASON.keys()
-    assert len(set(HEALTH_BY_REASON.values())) == len(HEALTH_BY_REASON) == len(Health) - 2
+    assert len(set(HEALTH_BY_REASON.values())) == len(HEALTH_BY_REASON) == len(ListedHealth) - 2
 
 
 def test_terms_do_not_distinguish_case() -> None:

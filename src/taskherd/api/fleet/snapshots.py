@@ -54,7 +54,7 @@ async def _awaited(make: Callable[[], Awaitable[Snapshot]]) -> Snapshot:
 
 
 class QueueDepths:
-    """What the broker says about queues, without more rights than the API has: nobody needs any to ask for depths."""
+    """The depths of the queues, which the broker tells every user."""
 
     def __init__(self, connection: SupervisedConnection, names: TopologyNames) -> None:
         self.names = names

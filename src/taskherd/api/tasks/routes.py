@@ -24,6 +24,7 @@ from taskherd.api.tasks.schemas import (
     CreateTask,
     CreateTasks,
     Durations,
+    LabelsRequest,
     RequestedInterrupt,
     SendRequest,
     TaskExplanation,
@@ -32,7 +33,6 @@ from taskherd.api.tasks.schemas import (
     TasksList,
     TaskTotals,
     Timeline,
-    UpdateLabels,
 )
 from taskherd.api.workspaces.schemas import RequestedBuild
 from taskherd.messages.document import TaskDocument
@@ -192,7 +192,7 @@ ROUTES: Final = (
         path=f"{_ONE}/labels",
         handler=commands.update_labels,
         summary="Update the labels of an AI task",
-        body=UpdateLabels,
+        body=LabelsRequest,
         headers=(KEY_HEADER,),
         responses={200: ResponseSpec("The task.", TaskDocument)},
     ),

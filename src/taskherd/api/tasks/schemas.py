@@ -100,7 +100,7 @@ class RequestedInterrupt(BaseModel):
     interrupt_id: UUID
 
 
-class UpdateLabels(BaseModel):
+class LabelsRequest(BaseModel):
     """Labels to set, by key, and with null to remove; the others stay."""
 
     labels: Annotated[dict[Label, Label | None], Field(min_length=1, max_length=256)]

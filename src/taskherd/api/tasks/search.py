@@ -18,7 +18,7 @@ from taskherd.api.http.ids import is_searchable, parse_uuid
 from taskherd.api.http.query_parameters import FLAG, QueryModel, TextParameter, whole_number
 from taskherd.domain.reports import AgentState
 from taskherd.domain.view import Status
-from taskherd.messages.listing import UNHEALTHY, Health, label_term, runner_term
+from taskherd.messages.listing import UNHEALTHY, ListedHealth, label_term, runner_term
 from taskherd.store import task_lists, task_queries
 from taskherd.store.task_index import INDEX_RESOLUTION
 from taskherd.store.task_lists import MAX_NAMES, Between, Listed
@@ -38,7 +38,7 @@ _INSTANT_BYTES: Final = 8
 _Q: Final = (
     "Search terms, separated by spaces; all must match. `owner:<username, ID or me>`, `organization:<name, ID or"
     " default>`, `template:<name>`, `pool:<name>`, `runner:<name>`, `status:<status>`, `state:<state of the agent>`,"
-    f" `health:<{', '.join(Health)} or unhealthy>`, `waiting:<bool>`: whether the agent has an open request,"
+    f" `health:<{', '.join(ListedHealth)} or unhealthy>`, `waiting:<bool>`: whether the agent has an open request,"
     " `stalled:<bool>`, `name:<beginning of the name>`, `created:>2h`: more than two hours ago, `changed:<7d`: less"
     " than seven days ago, exact to a minute, `label:<key>=<value>`. A word without a colon is an owner."
     " At most 4,096 characters."
@@ -52,7 +52,7 @@ TERMS: Final = (
 COUNTED: Final = ("owner", "organization", "status", "state", "template", "pool", "health", "waiting", "stalled")
 """The terms by which totals are kept."""
 _STATES: Final = tuple(state for state in AgentState if state is not AgentState.FAILURE)  # that is shown as failed
-_HEALTHS: Final = (*Health, "unhealthy")
+_HEALTHS: Final = (*ListedHealth, "unhealthy")
 _AGE: Final = re.compile(r"([<>])(\d{1,5})([smhdw])", re.ASCII)
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _MAX_INSTANT: Final = 253_402_300_799_999_999

@@ -9,7 +9,7 @@ from taskherd.api.http.responses import BufferedResponse, json
 from taskherd.api.tasks import search
 from taskherd.domain.reports import AgentState
 from taskherd.domain.view import Status
-from taskherd.messages.listing import NO_STATE, Health
+from taskherd.messages.listing import NO_STATE, ListedHealth
 from taskherd.store import task_totals
 
 if TYPE_CHECKING:
@@ -39,14 +39,14 @@ def totals_json(rows: Sequence[Row | Mapping[str, Any]]) -> dict[str, Any]:
         "failed": sum(
             row["tasks"] for row in rows if row["status"] == Status.ERROR or row["state"] == AgentState.FAILED
         ),
-        "lost": sum(row["tasks"] for row in rows if row["health"] == Health.LOST),
+        "lost": sum(row["tasks"] for row in rows if row["health"] == ListedHealth.LOST),
         "stalled": sum(row["tasks"] for row in rows if row["stalled"]),
     }
     return {
         "total": sum(row["tasks"] for row in rows),
         "by_status": _by(rows, "status", Status),
         "by_state": _by(rows, "state", _STATES),
-        "by_health": _by(rows, "health", Health),
+        "by_health": _by(rows, "health", ListedHealth),
         "attention": attention,
     }
 

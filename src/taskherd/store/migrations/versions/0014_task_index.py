@@ -77,7 +77,7 @@ COMMENT ON TABLE task_totals IS
         for table in ("task_index", "task_index_changes", "task_totals")
         for column, comment in (
             ("state", "what the agent said that it does, or none"),
-            ("health", "see messages.listing.Health"),
+            ("health", "see messages.listing.ListedHealth"),
             ("waiting", "true while the agent has an open request"),
         )
     ),
