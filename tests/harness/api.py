@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -32,6 +33,9 @@ from tests.harness.worker import (
 BOB, CAROL, MALLORY = (uuid.UUID(f"00000000-0000-4000-8000-0000000000a{number}") for number in (2, 3, 4))
 OTHER = uuid.UUID("00000000-0000-4000-8000-000000000002")
 OTHER_TEMPLATE, OTHER_VERSION = uuid.UUID(int=0xB2), uuid.UUID(int=0xC9)
+
+TLS = ssl.create_default_context()
+"""For all clients: httpx would read the certificates anew for each, in 50 ms."""
 
 USERS = f"""
 INSERT INTO organizations (id, name, display_name) VALUES ('{OTHER}', 'other', 'Other');
@@ -106,12 +110,19 @@ class ApiHarness:
 
 async def token_for(database_url: str, username: str) -> str:
     """Create a token for this user, as ``taskherd token create`` does."""
-    token, stored = user_tokens.generate()
+    return (await tokens_for(database_url, username))[username]
+
+
+async def tokens_for(database_url: str, *usernames: str) -> dict[str, str]:
+    """Create a token for each of these users, and return them by user."""
+    created: dict[str, str] = {}
     engine = open_engine(database_url, size=1, application_name="tests")
     async with transaction(engine) as connection:
-        assert await tokens.add(connection, stored.id, stored.secret_hash, username, None)
+        for username in usernames:
+            created[username], stored = user_tokens.generate()
+            assert await tokens.add(connection, stored.id, stored.secret_hash, username, None)
     await dispose(engine)
-    return token
+    return created
 
 
 @asynccontextmanager
@@ -150,11 +161,11 @@ async def open_api_harness(
             await stack.enter_async_context(running_worker(worker_harness, **worker_settings))
         api = await stack.enter_async_context(running_api(served_url or database_url, amqp_url, prefix, **settings))
         harness = ApiHarness(worker_harness, api, f"http://127.0.0.1:{api.port}")
-        for username in ("alice", "bob", "carol", "mallory", ""):
-            token = await token_for(database_url, username) if username else ""
-            harness.tokens[username] = token
+        harness.tokens = {**await tokens_for(database_url, "alice", "bob", "carol", "mallory"), "": ""}
+        for username, token in harness.tokens.items():
             headers = {"Coder-Session-Token": token} if token else {}
-            client = httpx.AsyncClient(base_url=f"{harness.base}/api/v2", headers=headers, timeout=TIMEOUT)
+            base = f"{harness.base}/api/v2"
+            client = httpx.AsyncClient(base_url=base, headers=headers, timeout=TIMEOUT, verify=TLS)
             harness.clients[username] = await stack.enter_async_context(client)
         yield harness
 

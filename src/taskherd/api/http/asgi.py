@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from functools import cache
 from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
@@ -32,10 +34,14 @@ _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "O
 
 def application(api: ApiContext, routes: Sequence[Route] = ROUTES, sockets: Sequence[SocketRoute] = SOCKETS) -> ASGIApp:
     """Return an application that serves these routes, the OpenAPI document about them, and the web page."""
-    openapi_json = openapi.encoded(routes, sockets)
+
+    @cache
+    def openapi_json() -> bytes:
+        return openapi.encoded(routes, sockets)
 
     async def get_openapi(_request: RequestContext) -> BufferedResponse:
-        return BufferedResponse(200, openapi_json)
+        # made for the first request, in a thread, since it takes as long as all the rest of the start
+        return BufferedResponse(200, await asyncio.to_thread(openapi_json))
 
     document = Route(
         method="GET",
