@@ -66,7 +66,7 @@ async def template_database(services: Services) -> AsyncIterator[str]:
 async def database_url(services: Services, template_database: str) -> AsyncIterator[str]:
     """Yield the URL of a migrated database for this test alone."""
     name = f"taskherd_test_{uuid.uuid4().hex[:8]}"
-    await _execute(services.database_url, f'CREATE DATABASE "{name}" TEMPLATE "{template_database}"')
+    await _execute(services.database_url, f'CREATE DATABASE "{name}" TEMPLATE "{template_database}" STRATEGY FILE_COPY')
     yield _with_database(services.database_url, name)
     await _execute(services.database_url, f'DROP DATABASE "{name}" WITH (FORCE)')
 
