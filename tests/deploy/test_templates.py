@@ -17,12 +17,18 @@ NAMES = sorted(path.name for path in TEMPLATES.iterdir())
 KEY = "sk-of-the-test-0123456789-0123456789"
 PROGRAMS = {
     "claude-acp.yaml": "claude-agent-acp",
+    "codex-exec.yaml": "codex",
     "codex.yaml": "codex-acp",
     "gemini.yaml": "gemini",
     "opencode.yaml": "opencode",
 }
 """The program of each template whose program is not ``claude``."""
-KEYS = {"codex.yaml": "OPENAI_API_KEY", "gemini.yaml": "GEMINI_API_KEY", "opencode.yaml": "OPENAI_API_KEY"}
+KEYS = {
+    "codex-exec.yaml": "OPENAI_API_KEY",
+    "codex.yaml": "OPENAI_API_KEY",
+    "gemini.yaml": "GEMINI_API_KEY",
+    "opencode.yaml": "OPENAI_API_KEY",
+}
 """The variable with the key of each template whose key is not ``ANTHROPIC_API_KEY``."""
 
 
@@ -118,6 +124,18 @@ def test_claude_by_its_events(tmp_path: Path) -> None:
     assert ended.stdout.splitlines() == [*arguments, str(tmp_path / 'it\'s "work"' / "home")], ended.stderr
     run = template.parse(shipped_run("claude-stream.yaml"))
     assert run.resume_command == (*run.command, "--resume", "{session}")
+
+
+def test_codex_by_its_events(tmp_path: Path) -> None:
+    """It reads its prompt from stdin, from a HOME of the task's own with the runner's configuration."""
+    ended = start(tmp_path, "codex-exec.yaml", environment={"CODEX_CONFIG_TOML": 'model = "m"'})
+    home = tmp_path / 'it\'s "work"' / "home"
+    options = ["exec", "--json", "--skip-git-repo-check", "-c", 'sandbox_mode="workspace-write"']
+    assert ended.stdout.splitlines() == ["codex", *options, "-", str(home)], ended.stderr
+    assert (home / ".codex/config.toml").read_text() == 'model = "m"\n'
+    run = template.parse(shipped_run("codex-exec.yaml"))
+    assert run.resume_command == (*run.command[:-1], "resume", "{session}", "Go on.")
+    assert run.stdin_kind == "prompt"
 
 
 @pytest.mark.parametrize(

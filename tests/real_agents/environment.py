@@ -23,6 +23,10 @@ def environment(url: str) -> dict[str, str]:
             }
         },
     }
+    config_toml = (
+        f'model = "{MODEL}"\nmodel_provider = "{MODEL}"\n[model_providers.{MODEL}]\nname = "{MODEL}"\n'
+        f'base_url = "{url}/v1"\nwire_api = "responses"\nenv_key = "OPENAI_API_KEY"\n'
+    )
     provider = {
         "npm": "@ai-sdk/openai-compatible",
         "name": "Scripted",
@@ -48,5 +52,6 @@ def environment(url: str) -> dict[str, str]:
         "MODEL_PROVIDER": MODEL,
         "INITIAL_AGENT_MODE": "workspace-write",
         "CODEX_CONFIG": json.dumps(codex),
+        "CODEX_CONFIG_TOML": config_toml,
         "OPENCODE_CONFIG_CONTENT": json.dumps(opencode),
     }

@@ -22,6 +22,10 @@ EXTRA: Final = {
     "bash": {"description": "Run the command of the script"},
 }
 """Further arguments of these tools. Codex asks for permission only outside of its sandbox."""
+NEVER_ASKS: Final = "Approval policy is currently never"
+"""What Codex tells a model that may not ask, as that of `codex exec`."""
+_THINK = re.compile(r"think: (?P<thought>.+)")
+_REFUSE = re.compile(r"refuse: (?P<words>.+)")
 _RUN = re.compile(r"run: (?P<command>.+)", re.DOTALL)
 _OUTPUT = re.compile(r"Output:\n(?P<output>.*)", re.DOTALL)
 
@@ -43,13 +47,13 @@ def printed(result: str) -> str:
     return (found["output"] if found else result).strip()
 
 
-def script(said: str, result: str | None, tools: list[Item]) -> tuple[str, Item | None]:
-    """Return the text that answers, and the call of a tool: its name and arguments."""
+def script(said: str, result: str | None, tools: list[Item], *, asks: bool = True) -> tuple[str, Item | None]:
+    """Return the text that answers, and the call of a tool: its name and arguments. ``asks``: whether it may ask."""
     if result is not None:
         return f"The command printed: {printed(result)}", None
     tool = shell(tools)
     if tool is not None and (match := _RUN.search(said)):
-        arguments = {tool[1]: match["command"].strip(), **EXTRA[tool[0]]}
+        arguments = {tool[1]: match["command"].strip(), **(EXTRA[tool[0]] if asks else {})}
         return BEFORE_TOOL, {"name": tool[0], "arguments": json.dumps(arguments)}
     return f"You said: {said}", None
 
@@ -59,9 +63,15 @@ def response_items(body: Item) -> list[Item]:
     last = body["input"][-1]
     is_result = last["type"].endswith("_output")
     result = text_of(last["output"]) if is_result else None
-    text, call = script("" if is_result else text_of(last["content"]).strip(), result, body.get("tools") or [])
+    said = "" if is_result else text_of(last["content"]).strip()
+    asks = NEVER_ASKS not in json.dumps(body["input"])
+    text, call = script(said, result, body.get("tools") or [], asks=asks)
     content = [{"type": "output_text", "text": text, "annotations": []}]
-    items: list[Item] = [
+    items: list[Item] = []
+    if match := _THINK.search(said):
+        summary = [{"type": "summary_text", "text": match["thought"]}]
+        items.append({"type": "reasoning", "id": f"rs_{len(body['input']):04d}", "summary": summary})
+    items.append(
         {
             "type": "message",
             "id": f"msg_{len(body['input']):04d}",
@@ -69,7 +79,7 @@ def response_items(body: Item) -> list[Item]:
             "status": "completed",
             "content": content,
         }
-    ]
+    )
     if call is not None:
         name = f"call_{len(body['input']):04d}"
         items.append({"type": "function_call", "id": f"fc_{name}", "call_id": name, "status": "completed", **call})
@@ -93,7 +103,7 @@ def response_events(items: list[Item], number: int) -> Iterator[Item]:
         if item["type"] == "message":
             text = item["content"][0]["text"]
             yield {"type": "response.output_text.delta", **place, "content_index": 0, "delta": text}
-        else:
+        elif item["type"] == "function_call":
             yield {"type": "response.function_call_arguments.done", **place, "arguments": item["arguments"]}
         yield {"type": "response.output_item.done", "output_index": index, "item": item}
     details = {"input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 0}}
@@ -104,8 +114,11 @@ def response_events(items: list[Item], number: int) -> Iterator[Item]:
 
 
 async def responses(request: Request) -> Response:
-    """Answer ``POST /v1/responses``, streamed."""
+    """Answer ``POST /v1/responses``, streamed; what is to be refused, with an error."""
     body = await request.json()
+    last = body["input"][-1]
+    if refusal := _REFUSE.search(text_of(last.get("content") or "")):
+        return JSONResponse({"error": {"message": refusal["words"], "type": "invalid_request_error"}}, 400)
     events = [
         {**event, "sequence_number": number}
         for number, event in enumerate(response_events(response_items(body), len(body["input"])))
