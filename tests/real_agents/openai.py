@@ -15,15 +15,22 @@ Item = dict[str, Any]
 BEFORE_TOOL = "I run the command."
 MODEL: Final = "gpt-scripted"
 USAGE: Final = {"input_tokens": 100, "output_tokens": 20, "total_tokens": 120}
-SHELLS: Final = {"exec_command": "cmd", "bash": "command"}
-"""The tools of Codex and OpenCode that run a command, each with the name of its argument."""
+SHELLS: Final = {"exec_command": "cmd", "bash": "command", "terminal": "command"}
+"""The tools of Codex, OpenCode and OpenHands that run a command, each with the name of its argument."""
 EXTRA: Final = {
     "exec_command": {"sandbox_permissions": "require_escalated", "justification": "May I run the command?"},
     "bash": {"description": "Run the command of the script"},
+    "terminal": {"security_risk": "LOW", "summary": "Run the command of the script"},
 }
 """Further arguments of these tools. Codex asks for permission only outside of its sandbox."""
 NEVER_ASKS: Final = "Approval policy is currently never"
 """What Codex tells a model that may not ask, as that of `codex exec`."""
+SUBMIT: Final = "echo COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT"
+"""The command with which a model tells mini-SWE-agent, by that agent's own instructions, that it is done."""
+_AIDER = "\n\nTo suggest changes to a file"
+"""With what Aider's own instructions begin, below what the user wrote."""
+_WRITE = re.compile(r"write: (?P<path>\S+) (?P<text>.+)")
+_MINI = re.compile(r"Please solve this issue: (?P<task>.*?)\n\nYou can execute", re.DOTALL)
 _THINK = re.compile(r"think: (?P<thought>.+)")
 _REFUSE = re.compile(r"refuse: (?P<words>.+)")
 _RUN = re.compile(r"run: (?P<command>.+)", re.DOTALL)
@@ -55,6 +62,8 @@ def script(said: str, result: str | None, tools: list[Item], *, asks: bool = Tru
     if tool is not None and (match := _RUN.search(said)):
         arguments = {tool[1]: match["command"].strip(), **(EXTRA[tool[0]] if asks else {})}
         return BEFORE_TOOL, {"name": tool[0], "arguments": json.dumps(arguments)}
+    if match := _WRITE.search(said):  # as Aider wants a file that is changed
+        return f"I write the file.\n\n{match['path']}\n```\n{match['text']}\n```", None
     return f"You said: {said}", None
 
 
@@ -113,12 +122,18 @@ def response_events(items: list[Item], number: int) -> Iterator[Item]:
     }
 
 
+def refused(last: Item) -> Response | None:
+    """Return the error with which the script answers a message that is to be refused, None for others."""
+    match = _REFUSE.search(text_of(last.get("content") or ""))
+    error = {"message": match["words"], "type": "invalid_request_error"} if match else None
+    return JSONResponse({"error": error}, 400) if error else None
+
+
 async def responses(request: Request) -> Response:
     """Answer ``POST /v1/responses``, streamed; what is to be refused, with an error."""
     body = await request.json()
-    last = body["input"][-1]
-    if refusal := _REFUSE.search(text_of(last.get("content") or "")):
-        return JSONResponse({"error": {"message": refusal["words"], "type": "invalid_request_error"}}, 400)
+    if refusal := refused(body["input"][-1]):
+        return refusal
     events = [
         {**event, "sequence_number": number}
         for number, event in enumerate(response_events(response_items(body), len(body["input"])))
@@ -132,7 +147,13 @@ def completion(body: Item) -> Item:
     last = body["messages"][-1]
     is_result = last["role"] == "tool"
     content = text_of(last["content"]).strip()
+    content = content.partition(_AIDER)[0]
+    submits = SUBMIT in json.dumps(body["messages"])
+    if task := _MINI.search(content):
+        content = task["task"]
     text, call = script(content, content if is_result else None, body.get("tools") or [])
+    if submits and call is None:
+        call = {"name": "bash", "arguments": json.dumps({"command": SUBMIT})}
     message: Item = {"role": "assistant", "content": text}
     if call is not None:
         name = f"call_{len(body['messages']):04d}"
@@ -141,8 +162,10 @@ def completion(body: Item) -> Item:
 
 
 async def chat_completions(request: Request) -> Response:
-    """Answer ``POST /v1/chat/completions``, streamed or whole."""
+    """Answer ``POST /v1/chat/completions``, streamed or whole; what is to be refused, with an error."""
     body = await request.json()
+    if refusal := refused(body["messages"][-1]):
+        return refusal
     message = completion(body)
     reason = "tool_calls" if "tool_calls" in message else "stop"
     usage = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
