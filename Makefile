@@ -31,10 +31,17 @@ pure: $(READY)
 test: $(READY) ## run all tests except the long chaos campaigns, on real RabbitMQ and PostgreSQL; about a quarter of an hour
 	$(BIN)/pytest -q -m "not chaos and not cluster and not agents" -n 3 --dist loadfile --no-loadscope-reorder tests
 
-agents: $(READY) ## run Claude Code, Codex, OpenCode, Gemini CLI and AgentAPI (AGENTAPI=program) against a scripted model; TEST= selects (needs npm)
+# npm install, which checks the lock's hashes as npm ci does: npm 11 refuses a lock without OpenCode's builds for other systems.
+# Aider does not run on Python 3.13, so it needs PYTHON_3_12.
+PYTHON_3_12 ?= python3.12
+agents: $(READY) ## run real agents from npm and PyPI, and AgentAPI (AGENTAPI=program), against a scripted model; TEST= selects (needs npm, PYTHON_3_12)
 	@mkdir -p .agents && cp tests/real_agents/npm/*.json .agents/
-	npm ci --silent --no-fund --no-audit --prefix .agents
-	AGENTAPI=$(AGENTAPI) CLAUDE=$(CURDIR)/.agents/node_modules/.bin $(BIN)/pytest -q -m agents --timeout 300 $(or $(TEST),tests/real_agents)
+	npm install --silent --no-fund --no-audit --prefix .agents
+	@$(BIN)/python -m venv .agents/mini && .agents/mini/bin/pip install -q --require-hashes -r tests/real_agents/python/mini-swe-agent.txt
+	@if command -v $(PYTHON_3_12) > /dev/null; then $(PYTHON_3_12) -m venv .agents/aider-chat && \
+		.agents/aider-chat/bin/pip install -q --require-hashes -r tests/real_agents/python/aider-chat.txt; fi
+	AGENTAPI=$(AGENTAPI) CLAUDE=$(CURDIR)/.agents/node_modules/.bin \
+	PYTHON_AGENTS=$(CURDIR)/.agents/mini/bin:$(CURDIR)/.agents/aider-chat/bin $(BIN)/pytest -q -m agents --timeout 300 $(or $(TEST),tests/real_agents)
 
 demo: $(READY) ## run the whole system on this machine for a minute; STAY=1 keeps it up, to look at the board
 	@$(BIN)/python -m examples.demo

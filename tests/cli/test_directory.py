@@ -11,7 +11,7 @@ import pytest
 
 from taskherd.dev import dev
 from tests.cli.conftest import Run
-from tests.harness.templates import EXAMPLE
+from tests.harness.templates import EXAMPLE, TEMPLATES
 
 pytestmark = pytest.mark.timeout(300)  # a busy machine needs ten seconds for each command
 
@@ -35,6 +35,15 @@ def test_the_example_is_applied_from_stdin_and_again_changes_nothing(run: Run) -
     assert applied(run, example) == (0, "No changes; the directory is at revision 1.\n", "")
     assert run("directory", "apply", str(EXAMPLE)).stdout == b"No changes; the directory is at revision 1.\n"
     assert applied(run, example, "--dry-run") == (0, "No changes; this was a dry run.\n", "")
+
+
+def test_the_shipped_templates_are_applied(run: Run) -> None:
+    """Each template of ``deploy/templates`` can be put below those of the example, all of them together."""
+    paths = sorted(TEMPLATES.iterdir())
+    entries = [path.read_bytes().split(b"templates:\n", 1)[1] for path in paths]
+    code, shown, errors = applied(run, EXAMPLE.read_bytes() + b"".join(entries))
+    assert (code, errors) == (0, "")
+    assert shown.startswith(f"{11 + 2 * len(paths)} added")
 
 
 def test_an_invalid_file_changes_nothing(run: Run) -> None:

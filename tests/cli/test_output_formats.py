@@ -20,6 +20,7 @@ from tests.harness.templates import EXAMPLE
 Invoke: TypeAlias = Callable[..., Any]
 
 APPLY = ("directory", "apply", str(EXAMPLE))
+CHECK = f"template check claude --file {EXAMPLE}"
 COMMANDS = {
     "db upgrade": {"found", "needed", "status"},
     "db current": {"found", "needed", "status"},
@@ -37,6 +38,7 @@ COMMANDS = {
     },
     "dead replay LETTER": {"replayed", "stayed"},
     "dead purge LETTER": {"purged"},
+    CHECK: {"check", "result", "found", "advice"},
     "db role-settings": {"statements", "applied"},
     "token create --user alice": {"id", "token"},
     "token list": {"id", "user", "state", "created_at", "expires_at", "last_used_at"},
@@ -45,9 +47,9 @@ COMMANDS = {
     "config": {"variable", "value", "source", "default", "expected", "description"},
 }
 """Commands, and the fields of the object that each prints, or of each object in its list."""
-LISTS = ("dead list", "token list", "doctor", "config")
-FAILING = {"doctor": 1}
-"""Exit codes other than 0. Here no worker runs, and the findings say so in JSON all the same."""
+LISTS = ("dead list", "token list", "doctor", "config", CHECK)
+FAILING = {"doctor": 1, CHECK: 1}
+"""Exit codes other than 0. Here no worker runs and no agent is installed, and the findings say so in JSON."""
 WITHOUT_RESULT = {"worker", "api", "runner", "mcp", "dev", "directory example", "usage"}
 """Commands that run until they are stopped, one that prints a file, and one that is tested beside the API it needs."""
 

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from taskherd.directory_file.parse import parse
 from taskherd.runner import template
@@ -16,14 +17,34 @@ from tests.harness.templates import EXAMPLE, TEMPLATES, shipped_run
 NAMES = sorted(path.name for path in TEMPLATES.iterdir())
 KEY = "sk-of-the-test-0123456789-0123456789"
 PROGRAMS = {
-    "claude-acp.yaml": "claude-agent-acp",
+    "aider.yaml": "aider",
+    "claude-code.yaml": "claude-agent-acp",
+    "codex-exec.yaml": "codex",
     "codex.yaml": "codex-acp",
     "gemini.yaml": "gemini",
+    "goose.yaml": "goose",
+    "mini-swe-agent.yaml": "mini",
     "opencode.yaml": "opencode",
+    "openhands.yaml": "openhands",
 }
 """The program of each template whose program is not ``claude``."""
-KEYS = {"codex.yaml": "OPENAI_API_KEY", "gemini.yaml": "GEMINI_API_KEY", "opencode.yaml": "OPENAI_API_KEY"}
-"""The variable with the key of each template whose key is not ``ANTHROPIC_API_KEY``."""
+KEYS = {
+    "aider.yaml": "AIDER_MODEL",
+    "codex-exec.yaml": "OPENAI_API_KEY",
+    "codex.yaml": "OPENAI_API_KEY",
+    "gemini.yaml": "GEMINI_API_KEY",
+    "goose.yaml": "GOOSE_PROVIDER",
+    "mini-swe-agent.yaml": "MSWEA_MODEL_NAME",
+    "opencode.yaml": "OPENAI_API_KEY",
+    "openhands.yaml": "LLM_API_KEY",
+}
+"""The variable that each template needs whose variable is not ``ANTHROPIC_API_KEY``."""
+ALSO_NEEDED = {"GOOSE_MODEL": "m", "LLM_MODEL": "m"}
+EXPECTED = {
+    *("claude-code.yaml", "codex.yaml", "gemini.yaml", "opencode.yaml"),
+    *("goose.yaml", "openhands.yaml", "mini-swe-agent.yaml", "aider.yaml"),
+}
+"""Where a user looks for an agent, by the agent's own name."""
 
 
 def start(
@@ -47,11 +68,27 @@ def start(
         "PATH": f"{stubs}:{os.environ['PATH']}",
         KEYS.get(name, "ANTHROPIC_API_KEY"): KEY,
         "AGENTAPI_PORT": "3284",
+        **ALSO_NEEDED,
         "TASKHERD_PROMPT_FILE": str(prompt),
     }
     command = ("/bin/sh", *template.parse(shipped_run(name)).command[1:])
     env = {**variables, **(environment or {})}
     return subprocess.run(command, cwd=project, env=env, capture_output=True, text=True, check=False, timeout=30)
+
+
+def test_each_agent_has_a_template_of_its_name() -> None:
+    """An agent's template is found by the agent's name, and is called so; no two have an id in common."""
+    entries = {name: yaml.safe_load((TEMPLATES / name).read_text())["templates"][0] for name in NAMES}
+    assert entries.keys() >= EXPECTED
+    assert {name: entry["name"] for name, entry in entries.items()} == {name: name[:-5] for name in NAMES}
+    ids = [each["id"] for entry in entries.values() for each in (entry, *entry["versions"])]
+    assert len(ids) == len(set(ids))
+
+
+def test_all_shipped_templates_can_be_applied_together() -> None:
+    """Put into the example one below the other, all of them form one valid directory."""
+    entries = b"".join((TEMPLATES / name).read_bytes().split(b"templates:\n", 1)[1] for name in NAMES)
+    assert len(parse(EXAMPLE.read_bytes() + entries).templates) == 2 + len(NAMES)
 
 
 def test_the_example_runs_claude_as_the_complete_template_does() -> None:
@@ -120,13 +157,58 @@ def test_claude_by_its_events(tmp_path: Path) -> None:
     assert run.resume_command == (*run.command, "--resume", "{session}")
 
 
+def test_codex_by_its_events(tmp_path: Path) -> None:
+    """It reads its prompt from stdin, from a HOME of the task's own with the runner's configuration."""
+    ended = start(tmp_path, "codex-exec.yaml", environment={"CODEX_CONFIG_TOML": 'model = "m"'})
+    home = tmp_path / 'it\'s "work"' / "home"
+    options = ["exec", "--json", "--skip-git-repo-check", "-c", 'sandbox_mode="workspace-write"']
+    assert ended.stdout.splitlines() == ["codex", *options, "-", str(home)], ended.stderr
+    assert (home / ".codex/config.toml").read_text() == 'model = "m"\n'
+    run = template.parse(shipped_run("codex-exec.yaml"))
+    assert run.resume_command == (*run.command[:-1], "resume", "{session}", "Go on.")
+    assert run.stdin_kind == "prompt"
+
+
+@pytest.mark.parametrize("url", ["", "http://127.0.0.1:1/v1"])
+def test_openhands_has_settings(tmp_path: Path, url: str) -> None:
+    """Its settings, which only the user can read, have what the runner's environment says: model, key and address."""
+    ended = start(tmp_path, "openhands.yaml", environment={"LLM_MODEL": 'a"b\\c', "LLM_BASE_URL": url})
+    settings = tmp_path / 'it\'s "work"' / "home/.openhands/agent_settings.json"
+    llm = json.loads(settings.read_text())["llm"]
+    assert llm == {"usage_id": "agent", "model": 'a"b\\c', "base_url": url or None, "api_key": KEY}, ended.stderr
+    assert settings.stat().st_mode & 0o077 == 0
+
+
+def test_mini_swe_agent_says_how_it_ended(tmp_path: Path) -> None:
+    """It is given the prompt as an argument; it has failed unless its own record says that it submitted its work."""
+    home = tmp_path / 'it\'s "work"' / "home"
+    ended = start(tmp_path, "mini-swe-agent.yaml")
+    options = ["--yolo", "--exit-immediately", "--cost-limit", "3", "--output", f"{home}/trajectory.json"]
+    assert ended.stdout.splitlines() == ["mini", *options, "--task", "Do it", str(home)], ended.stderr
+    assert (ended.returncode, "gave up" in ended.stderr) == (1, True)
+    (home / "trajectory.json").write_text('{"info": {"exit_status": "Submitted"}}')
+    ended = start(tmp_path, "mini-swe-agent.yaml")
+    assert (ended.returncode, "has submitted" in ended.stdout) == (0, True)
+
+
+def test_aider_is_given_a_file(tmp_path: Path) -> None:
+    """It reads its prompt from the task's file, and asks nothing."""
+    ended = start(tmp_path, "aider.yaml")
+    options = ["--yes-always", "--no-pretty", "--no-fancy-input", "--restore-chat-history"]
+    home = str(tmp_path / 'it\'s "work"' / "home")
+    expected = ["aider", *options, "--message-file", str(tmp_path / "prompt"), home]
+    assert ended.stdout.splitlines() == expected, ended.stderr
+
+
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        ("claude-acp.yaml", ["claude-agent-acp"]),
+        ("claude-code.yaml", ["claude-agent-acp"]),
         ("codex.yaml", ["codex-acp"]),
         ("gemini.yaml", ["gemini", "--acp", "--model", "gemini-2.5-pro"]),
+        ("goose.yaml", ["goose", "acp"]),
         ("opencode.yaml", ["opencode", "acp"]),
+        ("openhands.yaml", ["openhands", "acp"]),
     ],
 )
 def test_an_agent_over_acp(tmp_path: Path, name: str, arguments: list[str]) -> None:
@@ -137,9 +219,9 @@ def test_an_agent_over_acp(tmp_path: Path, name: str, arguments: list[str]) -> N
 
 def test_claude_over_acp_asks(tmp_path: Path) -> None:
     """It asks for permission by the protocol; settings that are there already are left alone."""
-    start(tmp_path, "claude-acp.yaml")
+    start(tmp_path, "claude-code.yaml")
     settings = tmp_path / 'it\'s "work"' / "home/.claude/settings.json"
     assert json.loads(settings.read_text()) == {"permissions": {"defaultMode": "default"}}
     settings.write_text("{}")
-    start(tmp_path, "claude-acp.yaml")
+    start(tmp_path, "claude-code.yaml")
     assert settings.read_text() == "{}"

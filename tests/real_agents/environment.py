@@ -11,7 +11,7 @@ CLAUDE_SETTINGS = json.dumps({"permissions": {"defaultMode": "default"}})
 
 
 def environment(url: str) -> dict[str, str]:
-    """Return the variables that lead Claude Code, Codex, Gemini CLI and OpenCode to the model server at ``url``."""
+    """Return the variables that lead the agents to the model server at ``url``."""
     codex = {
         "model": MODEL,
         "model_providers": {
@@ -23,6 +23,10 @@ def environment(url: str) -> dict[str, str]:
             }
         },
     }
+    config_toml = (
+        f'model = "{MODEL}"\nmodel_provider = "{MODEL}"\n[model_providers.{MODEL}]\nname = "{MODEL}"\n'
+        f'base_url = "{url}/v1"\nwire_api = "responses"\nenv_key = "OPENAI_API_KEY"\n'
+    )
     provider = {
         "npm": "@ai-sdk/openai-compatible",
         "name": "Scripted",
@@ -47,6 +51,15 @@ def environment(url: str) -> dict[str, str]:
         "DEFAULT_AUTH_REQUEST": json.dumps({"methodId": "api-key"}),
         "MODEL_PROVIDER": MODEL,
         "INITIAL_AGENT_MODE": "workspace-write",
+        "AIDER_MODEL": f"openai/{MODEL}",
+        "LLM_API_KEY": "of-the-scripted-model",
+        "LLM_BASE_URL": f"{url}/v1",
+        "LLM_MODEL": f"openai/{MODEL}",
+        "MSWEA_COST_TRACKING": "ignore_errors",
+        "MSWEA_MODEL_NAME": f"openai/{MODEL}",
+        "OPENAI_API_BASE": f"{url}/v1",
+        "OPENAI_BASE_URL": f"{url}/v1",
         "CODEX_CONFIG": json.dumps(codex),
+        "CODEX_CONFIG_TOML": config_toml,
         "OPENCODE_CONFIG_CONTENT": json.dumps(opencode),
     }

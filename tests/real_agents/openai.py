@@ -15,13 +15,24 @@ Item = dict[str, Any]
 BEFORE_TOOL = "I run the command."
 MODEL: Final = "gpt-scripted"
 USAGE: Final = {"input_tokens": 100, "output_tokens": 20, "total_tokens": 120}
-SHELLS: Final = {"exec_command": "cmd", "bash": "command"}
-"""The tools of Codex and OpenCode that run a command, each with the name of its argument."""
+SHELLS: Final = {"exec_command": "cmd", "bash": "command", "terminal": "command"}
+"""The tools of Codex, OpenCode and OpenHands that run a command, each with the name of its argument."""
 EXTRA: Final = {
     "exec_command": {"sandbox_permissions": "require_escalated", "justification": "May I run the command?"},
     "bash": {"description": "Run the command of the script"},
+    "terminal": {"security_risk": "LOW", "summary": "Run the command of the script"},
 }
 """Further arguments of these tools. Codex asks for permission only outside of its sandbox."""
+NEVER_ASKS: Final = "Approval policy is currently never"
+"""What Codex tells a model that may not ask, as that of `codex exec`."""
+SUBMIT: Final = "echo COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT"
+"""The command with which a model tells mini-SWE-agent, by that agent's own instructions, that it is done."""
+_AIDER = "\n\nTo suggest changes to a file"
+"""With what Aider's own instructions begin, below what the user wrote."""
+_WRITE = re.compile(r"write: (?P<path>\S+) (?P<text>.+)")
+_MINI = re.compile(r"Please solve this issue: (?P<task>.*?)\n\nYou can execute", re.DOTALL)
+_THINK = re.compile(r"think: (?P<thought>.+)")
+_REFUSE = re.compile(r"refuse: (?P<words>.+)")
 _RUN = re.compile(r"run: (?P<command>.+)", re.DOTALL)
 _OUTPUT = re.compile(r"Output:\n(?P<output>.*)", re.DOTALL)
 
@@ -43,14 +54,16 @@ def printed(result: str) -> str:
     return (found["output"] if found else result).strip()
 
 
-def script(said: str, result: str | None, tools: list[Item]) -> tuple[str, Item | None]:
-    """Return the text that answers, and the call of a tool: its name and arguments."""
+def script(said: str, result: str | None, tools: list[Item], *, asks: bool = True) -> tuple[str, Item | None]:
+    """Return the text that answers, and the call of a tool: its name and arguments. ``asks``: whether it may ask."""
     if result is not None:
         return f"The command printed: {printed(result)}", None
     tool = shell(tools)
     if tool is not None and (match := _RUN.search(said)):
-        arguments = {tool[1]: match["command"].strip(), **EXTRA[tool[0]]}
+        arguments = {tool[1]: match["command"].strip(), **(EXTRA[tool[0]] if asks else {})}
         return BEFORE_TOOL, {"name": tool[0], "arguments": json.dumps(arguments)}
+    if match := _WRITE.search(said):  # as Aider wants a file that is changed
+        return f"I write the file.\n\n{match['path']}\n```\n{match['text']}\n```", None
     return f"You said: {said}", None
 
 
@@ -59,9 +72,15 @@ def response_items(body: Item) -> list[Item]:
     last = body["input"][-1]
     is_result = last["type"].endswith("_output")
     result = text_of(last["output"]) if is_result else None
-    text, call = script("" if is_result else text_of(last["content"]).strip(), result, body.get("tools") or [])
+    said = "" if is_result else text_of(last["content"]).strip()
+    asks = NEVER_ASKS not in json.dumps(body["input"])
+    text, call = script(said, result, body.get("tools") or [], asks=asks)
     content = [{"type": "output_text", "text": text, "annotations": []}]
-    items: list[Item] = [
+    items: list[Item] = []
+    if match := _THINK.search(said):
+        summary = [{"type": "summary_text", "text": match["thought"]}]
+        items.append({"type": "reasoning", "id": f"rs_{len(body['input']):04d}", "summary": summary})
+    items.append(
         {
             "type": "message",
             "id": f"msg_{len(body['input']):04d}",
@@ -69,7 +88,7 @@ def response_items(body: Item) -> list[Item]:
             "status": "completed",
             "content": content,
         }
-    ]
+    )
     if call is not None:
         name = f"call_{len(body['input']):04d}"
         items.append({"type": "function_call", "id": f"fc_{name}", "call_id": name, "status": "completed", **call})
@@ -93,7 +112,7 @@ def response_events(items: list[Item], number: int) -> Iterator[Item]:
         if item["type"] == "message":
             text = item["content"][0]["text"]
             yield {"type": "response.output_text.delta", **place, "content_index": 0, "delta": text}
-        else:
+        elif item["type"] == "function_call":
             yield {"type": "response.function_call_arguments.done", **place, "arguments": item["arguments"]}
         yield {"type": "response.output_item.done", "output_index": index, "item": item}
     details = {"input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 0}}
@@ -103,9 +122,18 @@ def response_events(items: list[Item], number: int) -> Iterator[Item]:
     }
 
 
+def refused(last: Item) -> Response | None:
+    """Return the error with which the script answers a message that is to be refused, None for others."""
+    match = _REFUSE.search(text_of(last.get("content") or ""))
+    error = {"message": match["words"], "type": "invalid_request_error"} if match else None
+    return JSONResponse({"error": error}, 400) if error else None
+
+
 async def responses(request: Request) -> Response:
-    """Answer ``POST /v1/responses``, streamed."""
+    """Answer ``POST /v1/responses``, streamed; what is to be refused, with an error."""
     body = await request.json()
+    if refusal := refused(body["input"][-1]):
+        return refusal
     events = [
         {**event, "sequence_number": number}
         for number, event in enumerate(response_events(response_items(body), len(body["input"])))
@@ -119,7 +147,13 @@ def completion(body: Item) -> Item:
     last = body["messages"][-1]
     is_result = last["role"] == "tool"
     content = text_of(last["content"]).strip()
+    content = content.partition(_AIDER)[0]
+    submits = SUBMIT in json.dumps(body["messages"])
+    if task := _MINI.search(content):
+        content = task["task"]
     text, call = script(content, content if is_result else None, body.get("tools") or [])
+    if submits and call is None:
+        call = {"name": "bash", "arguments": json.dumps({"command": SUBMIT})}
     message: Item = {"role": "assistant", "content": text}
     if call is not None:
         name = f"call_{len(body['messages']):04d}"
@@ -128,8 +162,10 @@ def completion(body: Item) -> Item:
 
 
 async def chat_completions(request: Request) -> Response:
-    """Answer ``POST /v1/chat/completions``, streamed or whole."""
+    """Answer ``POST /v1/chat/completions``, streamed or whole; what is to be refused, with an error."""
     body = await request.json()
+    if refusal := refused(body["messages"][-1]):
+        return refusal
     message = completion(body)
     reason = "tool_calls" if "tool_calls" in message else "stop"
     usage = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}

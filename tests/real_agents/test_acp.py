@@ -16,7 +16,7 @@ async def test_claude_over_acp_survives_its_runner_and_a_pause(
 ) -> None:
     """A runner is killed in a turn, the next one sees its end; a resumed task continues its session."""
     harness = acp_runner
-    await harness.template(shipped_run("claude-acp.yaml"))
+    await harness.template(shipped_run("claude-code.yaml"))
     task_id = await harness.worker.create(input="run: sleep 8; echo it is done > result; cat result")
     await harness.until_state(task_id, "working", "sleep 8")
     await harness.runners[0].kill()

@@ -96,10 +96,11 @@ class AcpRun:
         given = self.journal.was_given(prompt)
         self.journal.accept(WorkspaceStart.model_validate(request))
         self.journal.gives_prompt = not given
+        self.task.write_prompt(prompt, self.uid)
         spec = processes.RunSpec(
             argv=self.argv, cwd=self.task.work, env=self.env, uid=self.uid, killer_uid=KILLER,
             grace=self.run.grace, timeout=None, memory=None, cpu=None, cgroup=None, protocol=True,
-            stdin=None if self.run.stdin_kind == "pipe" else Path(os.devnull),
+            stdin={"pipe": None, "none": Path(os.devnull), "prompt": self.task.prompt}[self.run.stdin_kind],
         )  # fmt: skip
         handle = await processes.start(self.task.run(self.build), spec)
         self.follow(handle)

@@ -12,7 +12,9 @@ from tests.harness.runner import eventually
 from tests.runner.acp import acp_run
 from tests.runner.acp_scenarios import SCENARIOS, scenario_of
 
-TRANSCRIPTS = sorted((Path(__file__).parent / "transcripts").glob("*.jsonl"))
+TRANSCRIPTS = [
+    path for path in sorted((Path(__file__).parent / "transcripts").glob("*.jsonl")) if "-exec-" not in path.name
+]
 REPLAY = Path(__file__).parents[1] / "harness" / "replay_agent.py"
 REQUESTS: dict[str, Any] = {
     "initialize": schema.InitializeRequest,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from taskherd.runner.agents.claude_stream.events import ClaudeStream
+from taskherd.runner.agents.event_stream.claude import ClaudeStream
 from tests.harness.runner import eventually
 from tests.runner.acp import AcpRun, acp_run
 
@@ -162,7 +162,7 @@ async def test_claude_that_runs_once_is_complete(tmp_path: Path) -> None:
 
 def test_a_cost_without_models_counts() -> None:
     """A result of an earlier version tells the cost only."""
-    stream = ClaudeStream({})
+    stream = ClaudeStream({}, {})
     stream.apply({"type": "result", "subtype": "success", "total_cost_usd": 0.5, "result": "Done."})
     assert (stream.state, stream.last_words) == ("idle", "Done.")
     assert str(stream._usage[""]["cost"].amount) == "0.500000000"

@@ -23,6 +23,7 @@ _PACKAGE: Final = "taskherd"
 GROUPS: Final = {
     "db": "db",
     "directory": "directory",
+    "template": "template",
     "topology": "topology",
     "dead": "dead",
     "token": "token",

@@ -112,6 +112,12 @@ class Directory(DirectoryPart):
         return {str(version.run.get("pool", "default")) for version in versions} | {each.pool for each in self.runners}
 
 
+class TemplateFile(DirectoryPart):
+    """A file with templates only, to be put into a directory file."""
+
+    templates: Annotated[list[TemplatePart], Field(min_length=1)]
+
+
 Contradiction: TypeAlias = tuple[Location, str]
 """Where an entry contradicts another one, and what is wrong there."""
 

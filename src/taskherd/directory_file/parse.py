@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from pydantic import ValidationError
 
 from taskherd.directory_file import document
 from taskherd.directory_file.document import Document, Location
-from taskherd.directory_file.model import Contradiction, Directory, broken_references, contradictions, path
+from taskherd.directory_file.model import (
+    Contradiction,
+    Directory,
+    TemplateFile,
+    TemplatePart,
+    broken_references,
+    contradictions,
+    path,
+)
 from taskherd.errors import TaskherdError
 
 MAX_PROBLEMS: Final = 100
@@ -42,6 +50,26 @@ def parse(content: bytes) -> Directory:
     if directory is None or mistakes:
         raise InvalidDirectory(_problem(line, problem) for line, problem in sorted(mistakes))
     return directory
+
+
+def parse_templates(content: bytes) -> Sequence[TemplatePart]:
+    """Return the templates of a directory file, or of a file with nothing but ``templates:``, such as a shipped one.
+
+    Raise ``InvalidDirectory``.
+    """
+    try:
+        written = document.read(content)
+    except document.UnreadableFile as error:
+        raise InvalidDirectory([_problem(error.line, error.problem)]) from None
+    values = written.root.value
+    if not isinstance(values, dict) or values.keys() != {"templates"}:
+        return parse(content).templates
+    try:
+        return TemplateFile.model_validate(values).templates
+    except ValidationError as error:
+        errors = [(each["loc"], _message(each)) for each in error.errors(include_url=False, include_input=False)]
+        mistakes = sorted([*written.mistakes, *_located(written, errors)])
+        raise InvalidDirectory(_problem(line, problem) for line, problem in mistakes) from None
 
 
 def _validate(values: object) -> tuple[Directory | None, list[Contradiction]]:

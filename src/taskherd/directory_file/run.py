@@ -29,8 +29,8 @@ AgentKind: TypeAlias = Literal["stdio", "agentapi", "acp", "self"]
 """How the runner follows the agent: its output, its AgentAPI, the Agent Client Protocol over stdin and stdout, or not
 at all (the agent reports its own status)."""
 
-OutputKind: TypeAlias = Literal["text", "claude-stream-json"]
-"""What an agent writes to its stdout: text for people, or Claude Code's events."""
+OutputKind: TypeAlias = Literal["text", "claude-stream-json", "codex-json"]
+"""What an agent writes to its stdout: text for people, or the events of Claude Code or of Codex."""
 
 StdinKind: TypeAlias = Literal["pipe", "none", "prompt"]
 """What an agent reads from its stdin: inputs, nothing (end of file), or the prompt and then end of file."""
@@ -145,11 +145,14 @@ class RunConfig(TemplateModel):
     resume: ResumeKind | None = Field(
         None, description="What a resume gives the agent. Absent: the prompt, unless the agent had finished with it."
     )
-    stdin: StdinKind | None = Field(None, description="Absent: ``none`` for ``agentapi``, else ``pipe``.")
+    stdin: StdinKind | None = Field(
+        None, description="Absent: ``none`` for ``agentapi``, ``prompt`` for ``output: codex-json``, else ``pipe``."
+    )
     output: OutputKind = Field(
         "text",
-        description="``claude-stream-json``: ``stdio`` whose stdout carries Claude Code's events. Its stdin takes"
-        " messages, the prompt first, unless ``stdin`` says otherwise.",
+        description="``stdio`` whose stdout carries events. ``claude-stream-json``: Claude Code's; its stdin takes"
+        " messages, the prompt first, unless ``stdin`` says otherwise. ``codex-json``: those of ``codex exec``, which"
+        " takes one prompt.",
     )
     on_exit: Literal["complete", "idle"] = Field("complete", description="The state after exit status 0.")
     workdir: TextWithoutNul = Field(".", description="The working directory, relative to the task's ``work`` folder.")
@@ -200,6 +203,8 @@ class RunConfig(TemplateModel):
             raise ValueError("`stdin: prompt` does not suit `agentapi`, which gets its prompt as the first message")
         if self.agent == "acp" and self.stdin is not None:
             raise ValueError("`stdin` does not suit `acp`, whose stdin carries the protocol")
+        if self.output == "codex-json" and self.stdin == "pipe":
+            raise ValueError("`stdin: pipe` does not suit `output: codex-json`: Codex reads it to its end first")
         if self.agent != "stdio" and self.output != "text":
             raise ValueError(f"`output: {self.output}` requires `agent: stdio`")
         if self.agent != "acp" and (fields := self.model_fields_set & _ONLY_ACP):
@@ -241,4 +246,6 @@ class RunConfig(TemplateModel):
     @property
     def stdin_kind(self) -> StdinKind:
         """What the agent reads from its stdin."""
+        if self.stdin is None and self.output == "codex-json":
+            return "prompt"
         return self.stdin or ("none" if self.agent == "agentapi" else "pipe")

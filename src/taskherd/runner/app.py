@@ -98,7 +98,7 @@ class RunnerProcess:
         self._hellos = Hellos(
             self._claims, self._connections.consume, self._names, RunnerHello(self._name, settings.runner_pool)
         )
-        self._isolation = _make_isolation(settings)
+        self._isolation = make_isolation(settings)
         self._dispatcher = Dispatcher(self._make_context(), self._consumer)
         self._drain = self._make_drain(settings.drain_wait)
         self._ops = OpsServer(self.metrics, self._readiness)
@@ -249,7 +249,7 @@ class RunnerProcess:
         log.warning("broker operation failed, retrying", reason=reason)
 
 
-def _make_isolation(settings: Settings) -> Isolation:
+def make_isolation(settings: Settings) -> Isolation:
     """Return what separates agents from each other and from the runner. Raise ``Misconfigured`` if it cannot be had."""
     uids = parse_uids(settings.runner_agent_uids)
     cgroups = Cgroups(Path(settings.runner_cgroup)) if settings.runner_cgroup else None

@@ -137,6 +137,14 @@ def test_a_session_is_continued_only_if_there_is_one() -> None:
     assert plan_launch(run, given=True, finished=True) == LaunchPlan(("claude",), gives_prompt=True)
 
 
+def test_codex_takes_one_prompt() -> None:
+    """Codex reads its stdin to its end before it begins, so that is its prompt, never a pipe for inputs."""
+    assert template.parse({"command": ["codex"], "output": "codex-json"}).stdin_kind == "prompt"
+    assert template.parse({"command": ["codex"], "output": "codex-json", "stdin": "none"}).stdin_kind == "none"
+    with pytest.raises(Malformed, match="to its end first"):
+        template.parse({"command": ["codex"], "output": "codex-json", "stdin": "pipe"})
+
+
 @pytest.mark.parametrize("agent", ["agentapi", "acp", "self"])
 def test_only_stdio_has_a_kind_of_output(agent: str) -> None:
     """The output of other kinds of agents is not read as Claude Code's events."""
@@ -149,7 +157,8 @@ def test_the_prompt_is_an_input_where_inputs_are_messages() -> None:
     stream = {"output": "claude-stream-json"}
     kinds: list[tuple[dict[str, Any], bool]] = [
         ({}, False), (stream, True), ({**stream, "stdin": "none"}, False), ({"agent": "acp"}, True),
-        ({"agent": "agentapi"}, True), ({"agent": "agentapi", "post_prompt": False}, False), ({"agent": "self"}, False),
+        ({"output": "codex-json"}, False), ({"agent": "agentapi"}, True),
+        ({"agent": "agentapi", "post_prompt": False}, False), ({"agent": "self"}, False),
     ]  # fmt: skip
     for run, expected in kinds:
         assert template.parse({"command": ["x"], **run}).takes_prompt_as_input is expected

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeAlias, assert_never
 
 from taskherd.runner.agents.agentapi import AgentApiFollower
-from taskherd.runner.agents.claude_stream.follower import ClaudeStreamFollower
+from taskherd.runner.agents.event_stream.follower import EventStreamFollower
 from taskherd.runner.agents.self_reporting import SelfReportingFollower
 from taskherd.runner.agents.stdio import StdioFollower
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from taskherd.runner.agents.acp.follower import AcpFollower
 
 FollowerClass: TypeAlias = (
-    "type[StdioFollower | ClaudeStreamFollower | AgentApiFollower | SelfReportingFollower | AcpFollower]"
+    "type[StdioFollower | EventStreamFollower | AgentApiFollower | SelfReportingFollower | AcpFollower]"
 )
 
 
@@ -22,7 +22,7 @@ def follower_class(run: RunConfig) -> FollowerClass:
     """Return the class that follows agents of a template."""
     match run.agent:
         case "stdio":
-            return StdioFollower if run.output == "text" else ClaudeStreamFollower
+            return StdioFollower if run.output == "text" else EventStreamFollower
         case "agentapi":
             return AgentApiFollower
         case "self":

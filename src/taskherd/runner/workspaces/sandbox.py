@@ -71,6 +71,12 @@ class Sandbox:
             raise Unavailable(f"{lines[-1]}; allow user namespaces to the runner's agents, see user_namespaces(7)")
         self._works.add(network)
 
+    def shows(self, path: str) -> bool:
+        """Return whether a sandbox shows a program of the machine, and what it is a link to."""
+        visible = (*_SYSTEM, *self._paths)
+        prefixes = tuple(f"{folder}/" for folder in visible)
+        return all(each.startswith(prefixes) for each in (path, os.path.realpath(path)))
+
     def wrap(self, argv: Sequence[str], folder: TaskFolder, cwd: Path, network: Network) -> list[str]:
         """Return the command that runs ``argv`` in a sandbox with this task's files only."""
         own = [("--bind", folder.work), ("--bind", folder.home), ("--ro-bind", folder.prompt)]

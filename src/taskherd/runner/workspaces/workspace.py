@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import sys
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, assert_never
 
 import structlog
@@ -21,8 +19,9 @@ from taskherd.runner.agents.kinds import follower_class
 from taskherd.runner.agents.log_budget import LogBudget
 from taskherd.runner.agents.session import AgentSession
 from taskherd.runner.journal import Phase
-from taskherd.runner.workspaces import environment, processes
+from taskherd.runner.workspaces import processes
 from taskherd.runner.workspaces.launch_plan import plan_launch
+from taskherd.runner.workspaces.run_spec import make_run_spec
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -230,7 +229,7 @@ class TaskWorkspace:
         run = run.model_copy(update={"command": plan.command})
         launched = request if plan.gives_prompt else request.model_copy(update={"prompt": ""})
         self._folder.write_prompt(launched.prompt, uid)
-        self._journal.port = _free_port() if follower_class(run).needs_port else None
+        self._journal.port = free_port() if follower_class(run).needs_port else None
         await self._save()
         shim = await processes.start(self._folder.run(request.build_number), self._spec(run, launched, uid))
         self._open_session(shim, request)
@@ -291,30 +290,9 @@ class TaskWorkspace:
             log.warning("cannot write journal", task_id=str(self._journal.task_id), reason=str(error))
 
     def _spec(self, run: RunConfig, request: WorkspaceStart, uid: int | None) -> processes.RunSpec:
-        context, folder, isolation = self._context, self._folder, self._context.isolation
-        is_sandboxed = run.sandbox == "bwrap"
-        home = folder.home if is_sandboxed or uid is not None else None
-        tmp = Path("/tmp") if is_sandboxed else folder.tmp if uid is not None else None  # noqa: S108 - the sandbox's own
-        paths = environment.LaunchPaths(folder.work, folder.prompt, context.api_url, self._journal.port, home, tmp)
-        paths = replace(paths, session=self._journal.stream_session or "")
-        cwd = environment.workdir(run, paths)
-        argv = environment.command(run, request, paths)
-        limits, cgroups = run.limits, isolation.cgroups
-        return processes.RunSpec(
-            argv=isolation.sandbox.wrap(argv, folder, cwd, run.network) if is_sandboxed else argv,
-            cwd=cwd,
-            env=environment.variables(run, request, paths, context.environ),
-            grace=run.grace,
-            timeout=limits.timeout,
-            memory=limits.memory if cgroups is None else None,
-            cpu=limits.cpu if cgroups is None else None,
-            cgroup=cgroups.create(request.task_id, request.build_number, limits) if cgroups else None,
-            stdin={"pipe": None, "none": Path(os.devnull), "prompt": folder.prompt}[run.stdin_kind],
-            uid=uid,
-            killer_uid=isolation.users.killer_uid if isolation.users else None,
-            sandboxed=is_sandboxed,
-            protocol=run.speaks,
-        )
+        journal = self._journal
+        session = journal.stream_session or ""
+        return make_run_spec(run, request, self._context, self._folder, uid=uid, port=journal.port, session=session)
 
     def _mcp_servers(self, run: RunConfig) -> list[dict[str, Any]]:
         """Return the MCP servers for an agent that is given some, as ACP describes them."""
@@ -355,7 +333,7 @@ class TaskWorkspace:
         return partial(follower_class(run), context)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Return a port that is free now; if another process takes it before the agent does, the agent fails to start."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -1,8 +1,8 @@
-"""The follower of Claude Code through its own stream of events, and through messages on its stdin.
+"""The follower of an agent through its own stream of events, and of Claude Code through messages on its stdin, too.
 
 Rules:
 
-- The state is what the stream says: ``working`` from the beginning of a turn to its ``result``. No timer takes part.
+- The state is what the stream says: ``working`` from the beginning of a turn to its end. No timer takes part.
 - What follows from a line is one record of the outbox, with the offset after the line, so the next runner continues at
   a line boundary and tells nothing twice.
 - An input is one message on stdin, which the shim acknowledges once it has written all of it.
@@ -19,7 +19,6 @@ import orjson
 from taskherd.domain.reports import AgentState, Health, InterruptOutcome, LogKind, LogSource
 from taskherd.runner.agents import output
 from taskherd.runner.agents.acp.lines import LineReader, LineWriter
-from taskherd.runner.agents.claude_stream.events import ClaudeStream
 from taskherd.runner.agents.context import (
     NOT_RUNNING,
     TAIL_BYTES,
@@ -28,6 +27,8 @@ from taskherd.runner.agents.context import (
     report_exit,
     shorten,
 )
+from taskherd.runner.agents.event_stream.claude import ClaudeStream
+from taskherd.runner.agents.event_stream.codex import CodexStream
 from taskherd.runner.agents.interrupting import (
     REACTION_TIMEOUT,
     as_interrupted,
@@ -38,6 +39,9 @@ from taskherd.runner.agents.interrupting import (
 from taskherd.runner.agents.words import last_with_words, last_words
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from taskherd.directory_file.run import OutputKind
     from taskherd.domain.reports import Report
     from taskherd.runner.agents.context import AgentContext, RecordAttempt
     from taskherd.runner.workspaces.processes import ExitRecord
@@ -50,13 +54,19 @@ STATUS_EVERY: Final = 2.0
 """Minimum number of seconds between two statuses that differ only in their message."""
 ENTRIES_PER_REPORT: Final = 4
 """Maximum number of entries in one report, so that it fits a message."""
-GUESSED_FROM: Final = "Claude Code's stream of events"
 _IN_TURN: Final = "The agent ended with exit status 0 in the middle of its turn."
 _MALFORMED: Final = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
-class ClaudeStreamFollower:
-    """The follower of a ``claude -p --output-format stream-json``."""
+STREAMS: Final[Mapping[OutputKind, type[ClaudeStream | CodexStream]]] = {
+    "claude-stream-json": ClaudeStream,
+    "codex-json": CodexStream,
+}
+"""The streams of events, by the ``output`` of the template."""
+
+
+class EventStreamFollower:
+    """The follower of an agent that writes a stream of events."""
 
     needs_port: ClassVar[bool] = False
     initial_health: ClassVar[Health] = Health.HEALTHY
@@ -70,7 +80,8 @@ class ClaudeStreamFollower:
             context.folder, checkpoint.get("offset", 0), skipping=checkpoint.get("skipping", False)
         )
         self._writer = LineWriter(context.folder)
-        self._stream = ClaudeStream(checkpoint.get("stream", {}))
+        earlier = {} if checkpoint else context.outbox.checkpoint.get("stream", {})
+        self._stream = STREAMS[context.run.output](checkpoint.get("stream", {}), earlier)
         self._line: int | None = checkpoint.get("line")
         """The line of the input that the agent may not have been given yet."""
         self._next_line: int = checkpoint.get("next_line", 0)
@@ -119,7 +130,7 @@ class ClaudeStreamFollower:
         return self._stream.in_turn
 
     async def interrupt(self) -> InterruptOutcome:
-        """Send SIGINT, which ends Claude Code; a resume continues its session. Raise ``NotInterrupted``."""
+        """Send SIGINT, which ends the agent; a resume continues its session. Raise ``NotInterrupted``."""
         context = self._context
         if not self.is_at_work:
             return InterruptOutcome.ENDED
@@ -243,7 +254,7 @@ class ClaudeStreamFollower:
             return
         self._reported, self._status_at = status, now
         state = AgentState(status[0])
-        self._record(self._context.reporter.status_report(state, status[1], guessed_from=GUESSED_FROM))
+        self._record(self._context.reporter.status_report(state, status[1], guessed_from=self._stream.guessed_from))
 
     def _record(self, *reports: Report) -> None:
         reporter = self._context.reporter

@@ -1,1 +1,0 @@
-"""Claude Code's own stream of events: ``claude -p --output-format stream-json --verbose``."""
