@@ -24,6 +24,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "task.pause": "paused the task",
     "task.resume": "resumed the task",
     "task.interrupt": "interrupted the agent",
+    "task.answer": "answered a request of the agent",
 }
 """What the actor of each type of command did."""
 
@@ -39,6 +40,7 @@ REPORTS: Final[Mapping[str, str]] = {
     "task.input": "what became of an input was reported",
     "agent.usage": "the agent's use of its models was reported",
     "agent.interrupted": "what became of an interrupt was reported",
+    "agent.request": "a request of the agent was reported",
 }
 """What each type of report says."""
 

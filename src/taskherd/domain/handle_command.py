@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, assert_never
 from uuid import UUID
 
 from taskherd.domain import builds, inbox, interrupts, labels, names
-from taskherd.domain.commands import Create, Delete, Interrupt, Pause, Resume, Send, UpdateInput, UpdateLabels
+from taskherd.domain.commands import Answer, Create, Delete, Interrupt, Pause, Resume, Send, UpdateInput, UpdateLabels
 from taskherd.domain.reports import AgentState, JobStatus, Transition
 from taskherd.domain.task import Deletion, LossRestarts, Task
 from taskherd.domain.value import replace, value
@@ -119,6 +119,7 @@ class CommandContext:
 
 
 NOT_FOUND = CommandRefused(404, "Resource not found or you do not have access to this resource")
+REQUEST_NOT_FOUND = CommandRefused(404, "Request not found.")
 NO_VERSION = CommandRefused(400, "Template version not found or you do not have access to this resource")
 NO_INPUT = CommandRefused(400, "Task input is required.")
 NO_OWNER = CommandRefused(400, "Owner not found.")
@@ -129,7 +130,7 @@ ALREADY_RUNNING = CommandRefused(409, "Task workspace is already running.")
 NO_BUILDS_LEFT = CommandRefused(409, "This task has reached the maximum number of builds.")
 
 
-def handle_command(  # noqa: PLR0911 - one return for each command
+def handle_command(  # noqa: C901, PLR0911 - one return for each command
     task: Task | None, command: Command, now: datetime, context: CommandContext
 ) -> CommandAccepted | CommandRefused:
     """Execute a command on a task, which is None if no task has its id."""
@@ -156,6 +157,8 @@ def handle_command(  # noqa: PLR0911 - one return for each command
             return _resume(task, now, context)
         case Interrupt():
             return _interrupt(task, command, now)
+        case Answer():
+            return REQUEST_NOT_FOUND
         case _:
             assert_never(command)
 

@@ -17,6 +17,7 @@ from taskherd.domain.reports import (
     AgentExit,
     AgentHeartbeat,
     AgentInterrupted,
+    AgentRequest,
     AgentUsage,
     InputOutcome,
     InputOutcomeReport,
@@ -180,7 +181,7 @@ def apply_report(update: TaskUpdate, report: Report, now: datetime, context: Upd
     if fold.is_out_of_range(report, state):
         return ReportOutcome.BUILD_OUT_OF_RANGE
     report = fold.with_build_number(report, state)
-    if isinstance(report, InputOutcomeReport | AgentInterrupted | AgentUsage):
+    if isinstance(report, InputOutcomeReport | AgentInterrupted | AgentUsage | AgentRequest):
         return _apply_unfolded(update, report, now, context)
     folded = fold.fold(state, report, now)
     after = recovery.record_word(folded.state, report, folded.outcome, now)
@@ -210,12 +211,14 @@ def _close_answered_request(update: TaskUpdate, unanswered: int | None, after: T
 
 def _apply_unfolded(
     update: TaskUpdate,
-    report: InputOutcomeReport | AgentInterrupted | AgentUsage,
+    report: InputOutcomeReport | AgentInterrupted | AgentUsage | AgentRequest,
     now: datetime,
     context: UpdateContext,
 ) -> ReportOutcome:
     if isinstance(report, AgentUsage):
         return _apply_usage(update, report, now)
+    if isinstance(report, AgentRequest):
+        return ReportOutcome.STALE
     if isinstance(report, AgentInterrupted):
         return _apply_interrupted(update, report, now)
     return _apply_input_outcome(update, report, now, context)

@@ -15,7 +15,7 @@ from uuid import UUID
 import structlog
 
 from taskherd.domain.reports import JobStatus, Transition
-from taskherd.messages.work import AgentInput, AgentInterrupt, WorkspaceStart
+from taskherd.messages.work import AgentAnswer, AgentInput, AgentInterrupt, WorkspaceStart
 from taskherd.runner import journal as journals
 from taskherd.runner.claims import Claim
 from taskherd.runner.drain import NOTICE, REASON
@@ -138,6 +138,8 @@ class TaskSupervisor:
             self._inputs.submit(pending)
         elif isinstance(pending.request, AgentInterrupt):
             self._interrupts.submit(pending)
+        elif isinstance(pending.request, AgentAnswer):
+            pending.on_accepted()  # it is repeated until a report closes the agent's request
         else:
             self._builds.put_nowait(pending)
 
@@ -231,7 +233,7 @@ class TaskSupervisor:
     async def _handle(self, pending: PendingRequest) -> None:
         """Execute a build request, unless it was executed before or another runner claimed it."""
         request, journal = pending.request, self._journal
-        assert not isinstance(request, AgentInput | AgentInterrupt)
+        assert not isinstance(request, AgentInput | AgentInterrupt | AgentAnswer)
         if self._holds_starts and isinstance(request, WorkspaceStart):
             return  # it is not acknowledged, so the broker delivers it again
         if journal.is_superseded(request):

@@ -10,7 +10,7 @@ from uuid import UUID, uuid5
 from taskherd.domain import fold
 from taskherd.domain.claims import ClaimOutcome
 from taskherd.domain.outcome import DeadLetterReason
-from taskherd.domain.reports import canonical_json
+from taskherd.domain.report_json import canonical_json
 from taskherd.store import build_claims, inputs, logs, parked_reports, work_requests
 from taskherd.store.work_request_details import WorkRequestDetails
 from taskherd.store.work_requests import WorkRequestRow

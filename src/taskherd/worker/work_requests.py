@@ -133,6 +133,8 @@ def _request(
             return work.AgentInput(**common, input_id=row.input_id, input=input_texts.get(row.input_id, ""))
         case work.AGENT_INTERRUPT if row.interrupt_id is not None:
             return work.AgentInterrupt(**common, interrupt_id=row.interrupt_id)
+        case work.AGENT_ANSWER:
+            return work.AgentAnswer(**common)
         case _:
             raise AssertionError(row.type)
 

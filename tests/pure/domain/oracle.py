@@ -10,7 +10,7 @@ import json
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from taskherd.domain.reports import canonical_json
+from taskherd.domain.report_json import canonical_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

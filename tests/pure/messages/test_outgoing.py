@@ -293,6 +293,7 @@ def test_work_requests_survive_a_round_trip(request_type: str) -> None:
         "workspace.start": {"prompt": "Fix it", "preset": None, "agent_token": "secret-token"},
         "agent.input": {"input_id": OTHER, "input": "go on"},
         "agent.interrupt": {"interrupt_id": OTHER},
+        "agent.answer": {"option_id": "allow", "text": None},
     }
     fields |= by_type.get(request_type, {})
     request = work.decode_request(orjson.dumps(fields))
