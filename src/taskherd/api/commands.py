@@ -10,8 +10,8 @@ from uuid import UUID, uuid4, uuid5
 from taskherd.api.http.errors import HTTPError, invalid, unavailable
 from taskherd.api.http.route import Header
 from taskherd.broker.command_client import Reply
+from taskherd.domain.command_results import COMMAND_ID_REUSED, CommandRefused
 from taskherd.domain.commands import digest
-from taskherd.domain.handle_command import COMMAND_ID_REUSED, CommandRefused
 from taskherd.errors import Malformed, Misconfigured, Retry, Unavailable
 from taskherd.messages.commands import decode_command, encode_command
 from taskherd.messages.decoding import InvalidMessage

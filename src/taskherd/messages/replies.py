@@ -8,7 +8,7 @@ from uuid import UUID
 import orjson
 from pydantic import BaseModel, Field
 
-from taskherd.domain.handle_command import CommandRefused
+from taskherd.domain.command_results import CommandRefused
 from taskherd.domain.outcome import DeadLetterReason
 from taskherd.domain.value import value
 from taskherd.errors import Malformed

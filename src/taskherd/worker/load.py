@@ -22,7 +22,7 @@ from taskherd.domain.reports import (
     InputOutcomeReport,
     WorkspaceBuild,
 )
-from taskherd.domain.task_update import TaskUpdate, UpdateContext
+from taskherd.domain.updates import TaskUpdate, UpdateContext
 from taskherd.messages.reports import decode_stored_report
 from taskherd.store import build_claims, command_log, command_preconditions, inputs, leases, tasks
 from taskherd.store import parked_reports as parked

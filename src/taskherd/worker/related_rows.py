@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from taskherd.domain.claims import BuildClaim, ClaimDecision
-    from taskherd.domain.task_update import TaskUpdate
+    from taskherd.domain.updates import TaskUpdate
     from taskherd.store import AsyncConnection
     from taskherd.worker.batch import ParkingChanges
     from taskherd.worker.directory_cache import DirectoryEntries

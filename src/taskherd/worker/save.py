@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import orjson
 
 from taskherd.domain import lease as lease_module
+from taskherd.domain.command_results import COMMAND_ID_REUSED, CommandRefused
 from taskherd.domain.commands import digest
-from taskherd.domain.handle_command import COMMAND_ID_REUSED, CommandRefused
-from taskherd.domain.task_update import Cause, due_at
+from taskherd.domain.task_update import due_at
+from taskherd.domain.updates import Cause
 from taskherd.domain.value import replace
 from taskherd.domain.view import derive_view, is_running
 from taskherd.errors import Retry
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from taskherd.domain.lease import Lease
     from taskherd.domain.liveness import Timeouts
     from taskherd.domain.task import Task
-    from taskherd.domain.task_update import TaskUpdate
+    from taskherd.domain.updates import TaskUpdate
     from taskherd.domain.view import TaskView
     from taskherd.store import AsyncConnection
     from taskherd.store.command_log import RecordedCommand

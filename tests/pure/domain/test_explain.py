@@ -12,9 +12,10 @@ from hypothesis import given, settings
 
 from taskherd.domain import explanations, fold
 from taskherd.domain.builds import initial_state, request_next_build
+from taskherd.domain.command_results import CommandAccepted
 from taskherd.domain.commands import Resume
 from taskherd.domain.explain import Explanation, explain
-from taskherd.domain.handle_command import CommandAccepted, CommandContext, handle_command
+from taskherd.domain.handle_command import CommandContext, handle_command
 from taskherd.domain.liveness import Timeouts, detect_loss, time_out_build
 from taskherd.domain.reports import (
     AgentDisconnected,

@@ -9,8 +9,8 @@ from uuid import UUID
 import orjson
 import pytest
 
+from taskherd.domain.command_results import CommandRefused
 from taskherd.domain.commands import Create, Send, canonical_json
-from taskherd.domain.handle_command import CommandRefused
 from taskherd.domain.outcome import DeadLetterReason
 from taskherd.errors import Malformed
 from taskherd.messages import replies
