@@ -16,7 +16,15 @@ from tests.harness.chaos import ChaosHarness
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
-REPORT_FAILPOINTS = [each for each in Failpoint if each not in {Failpoint.POST_CLAIM, Failpoint.REQUEST_SEND}]
+OTHER_FAILPOINTS = {
+    Failpoint.POST_CLAIM,
+    Failpoint.REQUEST_SEND,
+    Failpoint.AGENT_REQUESTS_SAVED,
+    Failpoint.ANSWER_COMMITTED,
+    Failpoint.ANSWER_SEND,
+    Failpoint.ANSWER_SENT,
+}
+REPORT_FAILPOINTS = [each for each in Failpoint if each not in OTHER_FAILPOINTS]
 """The failpoints that a report reaches."""
 ROUNDS = 2
 KILLS_PER_FAILPOINT = 25

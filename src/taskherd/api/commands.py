@@ -69,6 +69,8 @@ class CommandResult:
     """True if an earlier request with the same command id made the change."""
     interrupt_id: UUID | None = None
     """The interrupt that the command opened or joined."""
+    answered: UUID | None = None
+    """The request of the agent that the command answered."""
 
 
 async def send_command(request: RequestContext, command: Command) -> CommandResult:
@@ -113,7 +115,9 @@ async def _call(api: ApiContext, command: Command) -> CommandResult | CommandRef
         raise Unavailable(str(error)) from None
     if isinstance(response, CommandRefused):
         return response
-    return CommandResult(response.task, response.queued, REPEATED_HEADER in reply.headers, response.interrupt_id)
+    return CommandResult(
+        response.task, response.queued, REPEATED_HEADER in reply.headers, response.interrupt_id, response.answered
+    )
 
 
 def _record_of(api: ApiContext, command: Command, body: bytes) -> Callable[[], Awaitable[Reply | None]]:

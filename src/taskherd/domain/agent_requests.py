@@ -174,6 +174,13 @@ def answers_to_deliver(state: TaskState) -> dict[UUID, str | None]:
     return dict.fromkeys(requests, runner)
 
 
+def restore(state: TaskState, record: AgentRequestRecord) -> TaskState:
+    """Return the task state with the request, if it is open: a worker of an earlier release saves a state without."""
+    if record.is_closed or record.report.request_id in state.agent_requests:
+        return state
+    return _follow(state, record, record.received_at)
+
+
 def prune(state: TaskState) -> TaskState:
     """Forget the requests of earlier builds, whose agents cannot ask any more."""
     kept = {each.id: each for each in state.agent_requests.values() if each.build_number >= state.build_number}

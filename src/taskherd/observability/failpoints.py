@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 class Failpoint(StrEnum):
     """The failpoints, in the order in which a report reaches them.
 
-    At the last two a claim is committed, and the attempt to send work requests.
+    At ``post_claim`` a claim is committed, and at ``request_send`` the attempt to send work requests. Those after it
+    are for requests of agents: their rows are written but not committed; their commands are committed, but not replied
+    to; the attempt to send answers is committed; and the answers are sent.
     """
 
     RECEIVE = "receive"
@@ -30,6 +32,10 @@ class Failpoint(StrEnum):
     RELAY_MARK = "relay_mark"
     POST_CLAIM = "post_claim"
     REQUEST_SEND = "request_send"
+    AGENT_REQUESTS_SAVED = "agent_requests_saved"
+    ANSWER_COMMITTED = "answer_committed"
+    ANSWER_SEND = "answer_send"
+    ANSWER_SENT = "answer_sent"
 
 
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}

@@ -29,6 +29,7 @@ from taskherd.domain.command_results import (
     CommandRefused,
 )
 from taskherd.domain.commands import Answer, Delete, Interrupt, Pause, Resume, Send
+from taskherd.domain.explain import explain
 from taskherd.domain.outcome import DeadLetterReason, ReportOutcome
 from taskherd.domain.reports import AgentExit, AgentState, ExitReason, JobStatus, Transition
 from taskherd.domain.request_values import RequestState
@@ -41,7 +42,7 @@ from tests.harness.histories import NOON, TASK, histories, randoms, shuffled_bat
 from tests.harness.tasks import make_task
 from tests.pure.domain.mutated_core import unchanged_core
 from tests.pure.domain.oracle import expected_open
-from tests.pure.domain.test_fold import build, heartbeat, lifecycle, status
+from tests.pure.domain.test_fold import build, heartbeat, lifecycle, status, timeouts
 from tests.pure.domain.test_inbox import active
 from tests.pure.domain.test_recovery import HALF_HOUR, POLICY
 from tests.pure.domain.test_task_update import context
@@ -495,6 +496,27 @@ def test_a_task_has_at_most_a_hundred_open_requests() -> None:
     assert len(desk.document()) == MAX_OPEN
     assert desk.report(agent_request(UUID(int=5000))) == [ReportOutcome.APPLIED]
     assert desk.shown[UUID(int=5000)] is WITHDRAWN
+
+
+def test_the_explanation_says_what_is_waited_for() -> None:
+    """Its value is that of the document, and its rule says whether a person or the runner is waited for."""
+    limits = timeouts(unchanged_core())
+    desk = Desk()
+    assert explain(desk.state, limits).waiting.rule == "request.none"
+    desk.report(agent_request(title="Which package…"))
+    waiting = explain(desk.state, limits).waiting
+    assert (waiting.value, waiting.rule) == (True, "request.open")
+    assert "waits for an answer: “Which package”, since 2026-03-01 12:00:00 UTC. " in waiting.explanation
+    desk.report(approval(seq=0), approval(THIRD))
+    text = explain(desk.state, limits).waiting.explanation
+    assert "waits for approval: “Run make”" in text
+    assert "UTC, and 2 more. " in text
+    for request_id, answered in ((QUESTION, (None, "core")), (APPROVAL, ("allow",)), (THIRD, ("allow",))):
+        desk.answer(request_id, *answered)
+    assert (explain(desk.state, limits).waiting.value, explain(desk.state, limits).waiting.rule) == (
+        False,
+        "request.answered",
+    )
 
 
 def random_step(rng: Random, desk: Desk) -> None:

@@ -97,6 +97,7 @@ def checked_explanation(state: TaskState) -> Explanation:
     assert explanation.agent_exit.value == view.agent_exit
     assert explanation.stalled_since.value == view.stalled_since
     assert explanation.interrupt.value == view.interrupted_since
+    assert explanation.waiting.value == bool(view.requests)
     accepted = isinstance(handle_command(task_with(state), RESUME, NOON, NO_CONTEXT), CommandAccepted)
     assert explanation.resume.value is accepted
     for part in (
@@ -106,6 +107,7 @@ def checked_explanation(state: TaskState) -> Explanation:
         explanation.agent_exit,
         explanation.stalled_since,
         explanation.interrupt,
+        explanation.waiting,
         explanation.resume,
     ):
         text = part.explanation
