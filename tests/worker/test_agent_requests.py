@@ -95,6 +95,7 @@ async def test_a_question_is_asked_answered_and_delivered(harness: WorkerHarness
     request = harness.requests_of(task_id, "agent.answer")[0]
     assert (request["request_id"], request["text"], request["option_id"]) == (request_id, "core", None)
     assert (request["build_number"], "agent.answer.r1" in harness.routes(task_id)) == (1, True)
+    await harness.until(lambda: shown_open(harness, task_id) == [])
     cause = harness.events_of(task_id)[-1]["cause"]
     assert (cause["actor_id"], cause["request"], cause["answer"]) == (str(ALICE), "Which package?", "core")
     assert (await harness.send(command)) == reply
@@ -169,7 +170,7 @@ async def test_the_end_of_the_agent_withdraws_what_it_asked(harness: WorkerHarne
     task_id = await harness.make_active()
     asked = [await ask(harness, task_id, f"Question {number}?", seq=number) for number in range(3)]
     await answer(harness, task_id, asked[0], text="core")
-    assert shown_open(harness, task_id) == asked[1:]
+    await harness.until(lambda: shown_open(harness, task_id) == asked[1:])
     query = "SELECT waiting FROM task_index_changes WHERE task_id = $1 UNION ALL SELECT waiting FROM task_index"
     assert await harness.database.fetchval(query, task_id) is True
     await harness.report(make_report("agent.exit", task_id, build_number=1, why="exited", status=0))

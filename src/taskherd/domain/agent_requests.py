@@ -176,7 +176,7 @@ def answers_to_deliver(state: TaskState) -> dict[UUID, str | None]:
 
 def restore(state: TaskState, record: AgentRequestRecord) -> TaskState:
     """Return the task state with the request, if it is open: a worker of an earlier release saves a state without."""
-    if record.is_closed or record.report.request_id in state.agent_requests:
+    if record.report.request_id in state.agent_requests:
         return state
     return _follow(state, record, record.received_at)
 
@@ -266,16 +266,21 @@ def _what_became(state: TaskState, record: AgentRequestRecord) -> str:
     reported = format_rfc3339(record.received_at)
     shown = shown_state(state, record)
     if answer is not None and shown is RequestState.ANSWERED and (answer.delivered_at or not record.is_closed):
-        who, at = answer.actor_name or f"user {answer.actor_id}", format_rfc3339(answer.at)
-        return f"It was answered with “{shorten(describe_answer(report, answer))}” by {who} at {at}."
+        what = shorten(describe_answer(report, answer))
+        return f"It was answered with “{what}” by {_who(answer)} at {format_rfc3339(answer.at)}."
     if shown is RequestState.ANSWERED:
         what = shorten(_answer_text(report, report.option_id, report.text))
         return f"It was answered with “{what}” without a person, as was reported at {reported}."
+    lost = "" if answer is None else f" The answer of {_who(answer)} did not reach the agent."
     if shown is RequestState.EXPIRED:
-        return f"It expired, as was reported at {reported}."
+        return f"It expired, as was reported at {reported}.{lost}"
     if record.is_closed:
-        return f"It was withdrawn, as was reported at {reported}."
-    return "It is withdrawn, because the agent that asked has ended, or its build is over."
+        return f"It was withdrawn, as was reported at {reported}.{lost}"
+    return f"It is withdrawn, because the agent that asked has ended, or its build is over.{lost}"
+
+
+def _who(answer: RequestAnswer) -> str:
+    return answer.actor_name or f"user {answer.actor_id}"
 
 
 def _answer_text(report: AgentRequest, option_id: str | None, text: str | None) -> str:

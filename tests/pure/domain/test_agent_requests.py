@@ -322,6 +322,16 @@ def test_a_closed_request_is_not_answered(report: Any, detail: str) -> None:
     )
 
 
+def test_a_refusal_says_that_an_answer_did_not_arrive() -> None:
+    """Who answered first may want to know: the agent gave up, or its build ended, before it got the answer."""
+    for ending in (closing(approval(), WITHDRAWN), closing(approval(), EXPIRED), build(2)):
+        desk = _desk_of(approval())
+        desk.answer(APPROVAL, "allow")
+        desk.report(ending)
+        detail = desk.answer(APPROVAL, "reject", command_id=UUID(int=5)).detail
+        assert detail.endswith(f". The answer of user {ALICE} did not reach the agent.")
+
+
 def test_the_first_answer_stands_and_the_report_decides() -> None:
     """A report with the same answer delivers it; one with another state shows, and our answer is undelivered."""
     for answered, request_id, closed, delivered in (
