@@ -66,7 +66,13 @@ class SentAnswer:
     """An answer that a person sent: the command, and the reply to come."""
 
     command: dict[str, Any]
-    reply: asyncio.Future[dict[str, Any]]
+    replies: list[asyncio.Future[dict[str, Any]]]
+    """One for each time that it was sent; a reply is lost with a worker that dies before it is sent."""
+
+    @property
+    def reply(self) -> dict[str, Any] | None:
+        """The first reply that has come."""
+        return next((reply.result() for reply in self.replies if reply.done()), None)
 
     @property
     def text(self) -> str:
@@ -76,7 +82,7 @@ class SentAnswer:
     @property
     def is_unknown(self) -> bool:
         """True if the request was not known yet."""
-        return self.reply.done() and not self.reply.result()["ok"] and self.reply.result()["error"]["status"] == 404
+        return self.reply is not None and not self.reply["ok"] and self.reply["error"]["status"] == 404
 
 
 @dataclass
@@ -105,19 +111,19 @@ class World:
                 for _ in range(2):
                     text = f"answer {uuid.uuid4()}"
                     command = make_command("task.answer", request.task_id, request_id=request_id, text=text)
-                    self.answers[request_id].append(SentAnswer(command, await self.harness.post(command)))
+                    self.answers[request_id].append(SentAnswer(command, [await self.harness.post(command)]))
 
     async def repeat(self) -> None:
         """Send the answers again whose replies were lost with their worker: with the same ids, as clients do."""
         for sent in self.answers.values():
             for each in sent:
-                if not each.reply.done():
-                    each.reply = await self.harness.post(each.command)
+                if each.reply is None:
+                    each.replies.append(await self.harness.post(each.command))
 
     async def give_up(self) -> None:
         """Let some agents stop waiting, as when their turn is cancelled."""
         for request in self.asked.values():
-            if request.got is None and self.rng.random() < 0.05:
+            if request.got is None and self.rng.random() < 0.01:
                 await self._close(request, "")
 
     async def deliver(self) -> None:
@@ -152,7 +158,7 @@ class World:
 
     def accepted(self, request_id: str) -> list[str]:
         """Return the texts of the answers that were accepted."""
-        return [each.text for each in self.answers[request_id] if each.reply.done() and each.reply.result()["ok"]]
+        return [each.text for each in self.answers[request_id] if each.reply is not None and each.reply["ok"]]
 
 
 async def run_to_failpoint(world: World, failpoint: Failpoint) -> None:
@@ -190,7 +196,7 @@ async def settle(world: World) -> None:
             await world.deliver()
             if step % REPEAT_EVERY == REPEAT_EVERY - 1:
                 await world.repeat()
-            replied = all(each.reply.done() for sent in world.answers.values() for each in sent)
+            replied = all(each.reply is not None for sent in world.answers.values() for each in sent)
             query = "SELECT count(*) FROM agent_requests WHERE report->>'state' <> 'open'"
             closed = await world.harness.database.fetchval(query)
             if replied and closed == len(world.asked) and all(each.got is not None for each in world.asked.values()):
