@@ -489,3 +489,16 @@ async def test_a_diff_is_cut_visibly(tmp_path: Path) -> None:
         assert data["diff"]["path"] == "/a"
         assert data["diff"]["old"].endswith(" more characters)")
         assert len(json.dumps(data, ensure_ascii=False)) <= 16_500
+
+
+async def test_an_agent_that_has_answered_its_prompt_was_given_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its response says so before the shim's acknowledgement is seen, so that the next build does not give it again."""
+    monkeypatch.setattr(Connection, "acknowledged", lambda _: {})
+    async with acp_run(tmp_path) as run:
+        await run.start("line: one")
+        await run.until_state("idle", "one")
+        await eventually(lambda: run.journal.was_given("line: one"), 5)
+        assert await run.send("line: two") is None
+        await run.until_state("idle", "two")

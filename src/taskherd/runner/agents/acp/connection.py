@@ -46,9 +46,10 @@ class Notification(NamedTuple):
 
 
 class AgentResponse(NamedTuple):
-    """A response of the agent to the call of ``method``; exactly one of ``result`` and ``error`` is set."""
+    """A response of the agent to the call of ``method``, made in ``line``; one of ``result`` and ``error`` is set."""
 
     number: int
+    line: int
     method: str
     result: dict[str, Any] | None
     error: dict[str, Any] | None
@@ -183,5 +184,5 @@ class Connection:
         error, result = message.get("error"), message.get("result")
         if "error" in message:
             fields = error if isinstance(error, dict) else {}
-            return AgentResponse(number, call["method"], None, {"code": 0, "message": str(error), **fields})
-        return AgentResponse(number, call["method"], result if isinstance(result, dict) else {}, None)
+            return AgentResponse(number, call["line"], call["method"], None, {"code": 0, "message": str(error), **fields})
+        return AgentResponse(number, call["line"], call["method"], result if isinstance(result, dict) else {}, None)

@@ -354,6 +354,8 @@ class AcpFollower:
                 self._conversation.apply(notification.update)
 
     def _handle_response(self, response: AgentResponse) -> None:
+        if response.line in self._awaited:
+            self._awaited[response.line] = True  # what the agent answers, it was given
         if response.method != "session/prompt":
             self._opening.handle(response)
             if self._opening.session is not None:
