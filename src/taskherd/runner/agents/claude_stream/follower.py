@@ -25,6 +25,7 @@ from taskherd.runner.agents.context import (
     TAIL_BYTES,
     DeliveryUnknown,
     NotDelivered,
+    OpensNoRequests,
     report_exit,
     shorten,
 )
@@ -55,7 +56,7 @@ _IN_TURN: Final = "The agent ended with exit status 0 in the middle of its turn.
 _MALFORMED: Final = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
-class ClaudeStreamFollower:
+class ClaudeStreamFollower(OpensNoRequests):
     """The follower of a ``claude -p --output-format stream-json``."""
 
     needs_port: ClassVar[bool] = False
