@@ -237,7 +237,7 @@ class AcpRun:
         def now() -> datetime:
             return datetime.now(UTC)
 
-        sequence = SequenceGenerator(self.journal, now, lambda: None)
+        sequence = SequenceGenerator(self.journal, now, lambda: None, above=self.outbox.last_seq)
         start = Transition.START
         return Reporter(
             self.journal, self.build, transition=start, runner="r", outbox=self.outbox, sequence=sequence, now=now

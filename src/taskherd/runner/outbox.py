@@ -63,6 +63,8 @@ class Outbox:
         self._empty.set()
         self._discarding = False
         self.checkpoint: Checkpoint = {}
+        self.last_seq = 0
+        """The greatest seq of the reports that an earlier runner left here, confirmed or not."""
         self._file: int | None = None
         self._load()
 
@@ -166,6 +168,7 @@ class Outbox:
                     checkpoint, reports = json.loads(line)
                     self.checkpoint = checkpoint or self.checkpoint
                     self._store([str(report) for report in reports])
+                    self.last_seq = max([self.last_seq, *map(_seq, reports)])
 
     def _rewrite(self) -> None:
         """Replace the file by one with only the unconfirmed reports."""
@@ -181,3 +184,8 @@ class Outbox:
                 self._file = None
             self._confirmed = 0
             self._torn = False
+
+
+def _seq(report: str) -> int:
+    fields = json.loads(report)
+    return int(fields["seq"]) if isinstance(fields, dict) and "seq" in fields else 0

@@ -40,12 +40,18 @@ class SequenceGenerator:
     None exceeds the ceiling in the journal, so the next runner continues above the ceiling even if the clock went back.
     """
 
-    def __init__(self, journal: Journal, now: Callable[[], datetime], save: Callable[[], None]) -> None:
-        """Continue above the ceiling in ``journal``; ``save`` writes the journal to disk, now or in the background."""
+    def __init__(
+        self, journal: Journal, now: Callable[[], datetime], save: Callable[[], None], *, above: int = 0
+    ) -> None:
+        """Continue above the ceiling in ``journal``; ``save`` writes the journal to disk, now or in the background.
+
+        ``above`` is the greatest seq that an earlier runner is known to have used: it may have been killed before its
+        journal was written.
+        """
         self._journal = journal
         self._now = now
         self._save = save
-        self._last = journal.seq_ceiling
+        self._last = max(journal.seq_ceiling, above)
 
     def next(self) -> int:
         """Return the next sequence number."""

@@ -82,7 +82,8 @@ class TaskSupervisor:
         self._outbox = Outbox(folder.outbox, context.budget, context.schedule_outbox)
         self._saving = asyncio.Lock()
         self._background_saves: set[asyncio.Task[None]] = set()
-        self._sequence = SequenceGenerator(journal, context.now, self._save_in_background)
+        above = self._outbox.last_seq
+        self._sequence = SequenceGenerator(journal, context.now, self._save_in_background, above=above)
         self._inputs = TaskInputs(journal, start_reporter=self._start_reporter, save=self._save, count=self._count)
         self._interrupts = TaskInterrupts(
             journal, self._inputs, start_reporter=self._start_reporter, save=self._save_if_possible, count=self._count
