@@ -83,7 +83,8 @@ async def test_a_person_answers(tmp_path: Path, option_id: str) -> None:
         await run.until_state("idle", "done")
         assert run.answers("1") == [selected(option_id)]
         await eventually(lambda: run.became("Run make")[:2] == ["open", "answered"])
-        assert run.requests()["Run make"][-1].option_id == option_id
+        answered = run.requests()["Run make"][-1]
+        assert (answered.option_id, answered.text) == (option_id, None)
 
 
 async def test_a_late_answer_is_told_what_became_of_the_request(tmp_path: Path) -> None:
@@ -349,6 +350,7 @@ async def test_options_are_passed_on_only_as_they_are(tmp_path: Path) -> None:
         assert len(request.title) == 200
         assert request.tool is not None
         assert request.tool.input is None
+        assert "too large to be shown" in request.detail
         assert run.answer(request, "3") == "done"
         await eventually(lambda: run.answers("1") == [selected("3")])
 

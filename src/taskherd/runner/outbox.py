@@ -24,6 +24,8 @@ MAX_TASK_BYTES = 1024 * 1024
 """Bytes of unconfirmed reports of one task at which its follower stops reading."""
 MAX_CONFIRMED_BYTES = 64 * 1024
 """Bytes of confirmed reports in the file above which it is rewritten without them."""
+MAX_WRITTEN_BYTES = 4 * 1024 * 1024
+"""Bytes that are appended to the file before it is rewritten in any case, with the last checkpoint only."""
 
 Checkpoint: TypeAlias = dict[str, Any]
 
@@ -56,6 +58,8 @@ class Outbox:
         self._waiting: deque[bytes] = deque()
         self._size = 0
         self._confirmed = 0
+        self._written = 0
+        """Bytes appended to the file since it was opened or rewritten."""
         self._room = asyncio.Event()
         self._room.set()
         self._torn = False
@@ -93,6 +97,8 @@ class Outbox:
         if not self._discarding:
             self._write(reports, checkpoint)
             self._store(reports)
+            if self._written > MAX_WRITTEN_BYTES:
+                self._rewrite()
 
     def discard(self) -> None:
         """Discard all pending reports and accept no more."""
@@ -154,6 +160,7 @@ class Outbox:
                 flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
                 self._file = os.open(self._path, flags, 0o600)
             line += json.dumps([checkpoint, list(reports)]).encode() + b"\n"
+            self._written += len(line)
             if os.write(self._file, line) < len(line):
                 self._torn = True
         except OSError:
@@ -173,6 +180,7 @@ class Outbox:
     def _rewrite(self) -> None:
         """Replace the file by one with only the unconfirmed reports."""
         temporary = self._path.with_suffix(".new")
+        self._written = 0  # also if it fails, which must not be tried with each record
         with suppress(OSError):
             record = json.dumps([self.checkpoint, [report.decode() for report in self._waiting]]) + "\n"
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)

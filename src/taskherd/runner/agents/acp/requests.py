@@ -52,6 +52,9 @@ PERMISSION: Final = "session/request_permission"
 ELICITATION: Final = "elicitation/create"
 MAX_OPEN: Final = 20
 """Maximum number of open requests of one agent; the runner rejects further ones itself."""
+MAX_ID: Final = 1_024
+"""Maximum length of the id of an option that rejects, in characters."""
+_TOO_LARGE: Final = "(The tool's input is too large to be shown here.)"
 _DECIDE: Final = "(the template's `run.approvals` can decide instead)"
 _REJECTING: Final = {OptionKind.REJECT_ONCE, OptionKind.REJECT_ALWAYS}
 
@@ -120,18 +123,24 @@ class AgentRequests:
         self._conversation.apply(tool)
         known = self._conversation.tool(tool.tool_call_id) or {}
         kind = permissions.tool_kind(known.get("kind"))
+        described = permissions.describe_tool(kind, given.get("name"), tool.raw_input)
+        detail = self._conversation.describe(tool.tool_call_id)
+        if tool.raw_input is not None and described.input is None:
+            detail = f"{_TOO_LARGE}\n{detail}".rstrip()
         asked = OpenRequest(
             self._reporter.request_report(
                 request_id=uuid4(),
                 kind=RequestKind.APPROVAL,
                 title=sanitize_title(str(known.get("title")), {}) or "The agent asks for permission",
-                detail=sanitize_detail(self._conversation.describe(tool.tool_call_id), {}),
-                tool=permissions.describe_tool(kind, given.get("name"), tool.raw_input),
+                detail=sanitize_detail(detail, {}),
+                tool=described,
                 options=permissions.options_for_people(params.options),
                 expires_at=self._expiry(),
             ),
             call.id,
-            rejecting=permissions.find_option(params.options, OptionKind.REJECT_ONCE),
+            rejecting=permissions.find_option(
+                [each for each in params.options if _is_short(each)], OptionKind.REJECT_ONCE
+            ),
         )
         decision = permissions.decide(self._approvals, kind, params.options)
         if not decision.asks:
@@ -161,7 +170,7 @@ class AgentRequests:
         self._ask(OpenRequest(request, call.id, question.field, question.is_boolean))
 
     def answer(self, request_id: UUID, option_id: str | None, text: str | None) -> AnswerOutcome:
-        """Record a person's answer.
+        """Record a person's answer. A text beside an option is no part of it; the worker sends that as an input.
 
         An answer to a request that is not open changes nothing; what closed that is reported again, if it is known.
         """
@@ -170,7 +179,8 @@ class AgentRequests:
         if not asked.takes(option_id, text):
             return AnswerOutcome.IGNORED
         self._note_rejection(asked, option_id)
-        self._close(asked, asked.result(option_id, text), RequestState.ANSWERED, option_id=option_id, text=text)
+        given = {"option_id": option_id, "text": text if option_id is None else None}
+        self._close(asked, asked.result(option_id, text), RequestState.ANSWERED, **given)
         return AnswerOutcome.DONE
 
     def answer_again(self, line: int) -> bool:
@@ -275,6 +285,11 @@ class AgentRequests:
 
 def _withdrawn(request: AgentRequest) -> AgentRequest:
     return replace(request, state=RequestState.WITHDRAWN, option_id=None, text=None)
+
+
+def _is_short(option: schema.PermissionOption) -> bool:
+    """Return whether the id of an option is short enough to be kept."""
+    return len(option.option_id) <= MAX_ID
 
 
 def _is_same(rpc: RpcId, other: object) -> bool:
