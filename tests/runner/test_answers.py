@@ -168,3 +168,37 @@ async def test_agents_of_other_kinds_get_no_answers(harness: RunnerHarness) -> N
     await until_counted(runner, "ignored")
     assert (await harness.worker.command("task.send", task_id, input="hello"))["ok"]
     await harness.until_output(task_id, "hello")
+
+
+async def test_a_person_answers_over_the_worker(harness: RunnerHarness) -> None:
+    """From the agent's question to the task's document, to a person's answer, and back to the same process."""
+    first = await harness.start()
+    task_id = await acp_task(harness, prompt=PROMPT)
+    await harness.until(lambda: harness.worker.document(task_id).get("requests_open") == 1)
+    (shown,) = harness.worker.document(task_id)["requests"]
+    assert (shown["kind"], shown["title"]) == ("approval", "Run make")
+    await first.kill()
+    fields = {"request_id": shown["id"], "option_id": "o-allow_once"}
+    assert (await harness.worker.command("task.answer", task_id, **fields))["ok"]
+    await harness.start()
+    await harness.until_state(task_id, "idle", "It is done.")
+    await harness.until(lambda: harness.worker.document(task_id)["requests_open"] == 0)
+    refused = await harness.worker.refused_command("task.answer", task_id, **fields)
+    assert (refused["status"], refused["message"]) == (409, "The request is no longer open.")
+    assert received(harness, task_id) == [ALLOWED]
+    assert states(harness, task_id) == ["open", "answered"]
+
+
+async def test_a_text_beside_an_option_comes_after_the_answer(harness: RunnerHarness) -> None:
+    """The worker sends it as a steer, which interrupts the turn if that goes on after the answer."""
+    await harness.start()
+    task_id = await acp_task(harness, prompt=f"{ASK}\nhang")
+    await harness.until(lambda: harness.worker.document(task_id).get("requests_open") == 1)
+    (shown,) = harness.worker.document(task_id)["requests"]
+    fields = {"request_id": shown["id"], "option_id": "o-reject_once", "text": "line: Use tox instead."}
+    assert (await harness.worker.command("task.answer", task_id, **fields))["ok"]
+    await harness.until_state(task_id, "idle", "Use tox instead.")
+    lines = harness.work(task_id).joinpath("received.jsonl").read_text().splitlines()
+    given = [each.get("method", "answer") for each in map(json.loads, lines)]
+    assert given[-3:] == ["answer", "session/cancel", "session/prompt"]
+    assert received(harness, task_id) == [{"outcome": {"outcome": "selected", "optionId": "o-reject_once"}}]
