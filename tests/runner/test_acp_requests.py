@@ -161,10 +161,10 @@ async def test_an_answer_that_was_recorded_and_not_submitted_is_given_once(
 
 
 async def give_without_record(run: AcpRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Answer the open request on a full disk, on which nothing of it is recorded, and kill the runner."""
+    """Answer the open request, lose the record of that, and kill the runner."""
     request = await run.opened()
     with monkeypatch.context() as patch:
-        patch.setattr(Outbox, "_write", lambda *_: None)
+        patch.setattr(Outbox, "_write", lambda *_: True)
         assert run.answer(request, "o-allow_once") == "done"
         await eventually(lambda: run.answers("1"))
         await run.take_over()
@@ -197,7 +197,7 @@ async def test_a_policys_answer_whose_record_is_lost_is_not_given_again(
         await run.start(steps("line: before", "wait: go", ASK, "wait: on", "line: done"))
         await run.until_state("working", "before")
         with monkeypatch.context() as patch:
-            patch.setattr(Outbox, "_write", lambda *_: None)
+            patch.setattr(Outbox, "_write", lambda *_: True)
             run.touch("go")
             await eventually(lambda: run.answers("1"))
             await run.take_over()
@@ -225,6 +225,38 @@ async def test_a_full_disk_is_survived(tmp_path: Path, monkeypatch: pytest.Monke
             await run.until_became(request.title, "open", "answered")
             assert run.answers(number) == [selected("o-allow_once")]
         await run.until_state("idle", "done")
+
+
+async def test_nothing_is_given_that_cannot_be_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk an answer waits, and an acknowledgement that was not recorded is found by the next runner."""
+    async with acp_run(tmp_path) as run:
+        await run.start(steps("ask: 1 edit Change a", "ask: 2 edit Change b", "line: done"))
+        request = await run.opened()
+        with monkeypatch.context() as patch:
+            patch.setattr(Outbox, "_write", lambda *_: False)
+            with pytest.raises(OSError, match="cannot be recorded"):
+                run.answer(request, "o-allow_once")
+            assert run.answers("1") == []
+        await run.until_became("Change a", "open", "answered")
+        request = await run.opened()
+        acknowledged = Connection.acknowledged
+
+        def acknowledge_on_a_full_disk(connection: Connection) -> dict[int, bool]:
+            monkeypatch.setattr(Outbox, "_write", lambda *_: False)
+            return acknowledged(connection)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Connection, "acknowledged", lambda _: {})
+            assert run.answer(request, "o-allow_once") == "done"
+            await eventually(lambda: run.answers("2"))
+            write = Outbox._write
+            patch.setattr(Connection, "acknowledged", acknowledge_on_a_full_disk)
+            await eventually(lambda: not run.outbox.is_saved)
+            await run.take_over()
+            monkeypatch.setattr(Outbox, "_write", write)
+        await run.until_state("idle", "done")
+        await run.until_became("Change b", "open", "answered")
+        assert run.answers("2") == [selected("o-allow_once")]
 
 
 async def test_a_request_expires_by_the_runners_clock(tmp_path: Path) -> None:

@@ -67,6 +67,8 @@ class Outbox:
         self._empty.set()
         self._discarding = False
         self.checkpoint: Checkpoint = {}
+        self.is_saved = True
+        """Whether ``checkpoint`` is on disk."""
         self.last_seq = 0
         """The greatest seq of the reports that an earlier runner left here, confirmed or not."""
         self._file: int | None = None
@@ -95,7 +97,9 @@ class Outbox:
         """Append JSON reports to be sent; if the disk is full they are kept only in memory until it has room again."""
         self.checkpoint = checkpoint or self.checkpoint
         if not self._discarding:
-            self._write(reports, checkpoint)
+            is_written = self._write(reports, checkpoint)
+            if checkpoint:
+                self.is_saved = is_written
             self._store(reports)
             if self._written > MAX_WRITTEN_BYTES:
                 self._rewrite()
@@ -153,7 +157,8 @@ class Outbox:
         else:
             self._room.clear()
 
-    def _write(self, reports: Sequence[str], checkpoint: Checkpoint | None) -> None:
+    def _write(self, reports: Sequence[str], checkpoint: Checkpoint | None) -> bool:
+        """Append a record to the file, and return whether all of it was written."""
         line = b"\n" if self._torn else b""
         try:
             if self._file is None:
@@ -161,10 +166,11 @@ class Outbox:
                 self._file = os.open(self._path, flags, 0o600)
             line += json.dumps([checkpoint, list(reports)]).encode() + b"\n"
             self._written += len(line)
-            if os.write(self._file, line) < len(line):
-                self._torn = True
+            is_written = os.write(self._file, line) == len(line)
         except OSError:
-            self._torn = True
+            is_written = False
+        self._torn |= not is_written
+        return is_written
 
     def _load(self) -> None:
         with suppress(OSError):
@@ -192,6 +198,7 @@ class Outbox:
                 self._file = None
             self._confirmed = 0
             self._torn = False
+            self.is_saved = True
 
 
 def _seq(report: str) -> int:

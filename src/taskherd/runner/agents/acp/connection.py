@@ -86,6 +86,8 @@ class Connection:
         self._given: list[RpcId] = checkpoint.get("given", [])
         """Requests of the agent that are not read yet (again), and were answered before a record was lost."""
         self._recorded: dict[int, bytes] = {}
+        self.unrecorded = self._find_unrecorded()
+        """The messages that an earlier runner submitted, and whose record was lost since, with the disk for example."""
 
     def checkpoint(self) -> dict[str, Any]:
         """Return what the next runner needs."""
@@ -98,25 +100,6 @@ class Connection:
             "next_line": self._next_line,
             "given": self._given,
         }
-
-    def unrecorded_lines(self) -> list[dict[str, Any]]:
-        """Return the messages that an earlier runner submitted, and whose record is lost: the disk was full.
-
-        The agent may have been given them, so their numbers and ids are not used again. Lines that the shim has not
-        begun to write are taken back.
-        """
-        messages: list[dict[str, Any]] = []
-        for number in sorted(known for known in self.writer.known() if known >= self._next_line):
-            self._next_line = number + 1
-            if self.writer.take_back(number):
-                continue
-            self.lines[number] = {"deadline": self.deadline(WRITE_TIMEOUT)}
-            with suppress(ValueError):
-                message = orjson.loads(self.writer.content(number))
-                messages.append(message)
-                if "method" in message:
-                    self._next_id = max(self._next_id, message.get("id", -1) + 1)
-        return messages
 
     def ignore_call(self, request: RpcId) -> None:
         """Ignore the next request of the agent with this id: it was answered before."""
@@ -199,6 +182,24 @@ class Connection:
                     self._given.remove(message.id)
                 else:
                     yield message
+
+    def _find_unrecorded(self) -> list[dict[str, Any]]:
+        """Return the messages of lines that no record knows, and take back those that the shim has not begun to write.
+
+        The agent may have been given the others, so their numbers and ids are not used again.
+        """
+        messages: list[dict[str, Any]] = []
+        for number in sorted(known for known in self.writer.known() if known >= self._next_line):
+            self._next_line = number + 1
+            if self.writer.take_back(number):
+                continue
+            self.lines[number] = {"deadline": self.deadline(WRITE_TIMEOUT)}
+            with suppress(ValueError):
+                message = orjson.loads(self.writer.content(number))
+                messages.append(message)
+                if "method" in message:
+                    self._next_id = max(self._next_id, message.get("id", -1) + 1)
+        return messages
 
     def _record(self, message: dict[str, Any], about: dict[str, Any]) -> int:
         number, self._next_line = self._next_line, self._next_line + 1

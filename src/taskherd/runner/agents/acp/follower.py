@@ -55,8 +55,8 @@ READY_TIMEOUT: Final = 300.0
 """Seconds for which an input waits until no turn is in flight."""
 LATE: Final = "The agent did not end its turn in time (`turn_timeout`), nor when it was cancelled."
 UNKNOWN_ANSWER: Final = (
-    "the runner ended before it had recorded an answer, so it is unknown whether the agent got it. The turn is "
-    "cancelled: {}"
+    "the record of an answer was lost with the runner that gave it, so it is unknown whether the agent got it. The "
+    "turn is cancelled: {}"
 )
 
 
@@ -190,7 +190,7 @@ class AcpFollower:
 
     def _recover(self) -> None:
         """Deal with what an earlier runner recorded and did not submit, or submitted and did not record."""
-        self._withdraw_unknown(self._connection.unrecorded_lines())
+        self._withdraw_unknown(self._connection.unrecorded)
         for line, lost in self._connection.lost_lines().items():
             request = lost.get("answers")
             if request is not None and not self._requests.answer_again(line):
@@ -252,8 +252,9 @@ class AcpFollower:
         for line, is_written in ended.items():
             self._requests.acknowledge(line, written=is_written)
         self._recorder.commit()
-        for line in ended:
-            self._connection.writer.forget(line)
+        if self._context.outbox.is_saved:  # else the next runner looks again
+            for line in ended:
+                self._connection.writer.forget(line)
         self._awaited |= {line: ended[line] for line in ended.keys() & self._awaited.keys()}
         if not all(ended.values()):
             await self._ending.end("The agent has closed its stdin.")

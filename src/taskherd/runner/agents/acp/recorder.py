@@ -6,6 +6,7 @@ Only when that is saved are the lines submitted that it causes.
 from __future__ import annotations
 
 import asyncio
+import errno
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -101,7 +102,7 @@ class Recorder:
     def commit(self, *reports: Report) -> None:
         """Report entries and ``reports`` with a checkpoint after them, then submit the lines that were recorded.
 
-        Raise ``OSError`` if these cannot be written to disk.
+        Raise ``OSError`` if either cannot be written to disk; lines whose record is not on disk are not submitted.
         """
         reporter = self._context.reporter
         entries = self._conversation.take_entries(reporter)
@@ -126,6 +127,8 @@ class Recorder:
         self._offset = self._connection.reader.offset
         self._flushed_at = asyncio.get_running_loop().time()
         if self._connection.has_recorded:
+            if not self._context.outbox.is_saved:
+                raise OSError(errno.ENOSPC, "what the agent is to be given cannot be recorded")
             self._context.failpoint(Failpoint.LINE_RECORD)
             self._connection.submit()
             self._context.failpoint(Failpoint.LINE_SUBMIT)
