@@ -359,6 +359,17 @@ async def test_a_diff_is_cut_visibly(tmp_path: Path) -> None:
         assert len(json.dumps(data, ensure_ascii=False)) <= 16_500
 
 
+async def test_an_agent_that_ends_at_once_was_given_its_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shim's acknowledgement counts, also if it is seen only after the end."""
+    acknowledged = Connection.acknowledged
+    async with acp_run(tmp_path) as run:
+        monkeypatch.setattr(Connection, "acknowledged", lambda self: acknowledged(self) if run.exits_now() else {})
+        await run.start("exit: 0")
+        await run.until_ended()
+        assert run.journal.was_given("exit: 0")
+        assert [delivery.value for delivery in run.journal.inputs.values()] == ["delivered"]
+
+
 async def test_an_agent_that_has_answered_its_prompt_was_given_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -122,6 +122,14 @@ class AgentContext:
             await self.save()
         return error
 
+    def conclude_prompt(self) -> None:
+        """Record that the agent was given its prompt, if it ended before that was noted."""
+        start = self.journal.start
+        prompt_id = uuid5(start.build_id, "prompt") if start is not None else None
+        if prompt_id is not None and self.journal.inputs.get(prompt_id) is InputDelivery.DELIVERING:
+            self.journal.record_input(prompt_id, InputDelivery.DELIVERED)
+            self.journal.record_prompt()
+
     @property
     def checkpoint(self) -> Checkpoint:
         """The last checkpoint of this run's follower; empty if there is none yet."""

@@ -168,7 +168,9 @@ class AcpFollower:
 
     def conclude(self, agent_exit: ExitRecord) -> None:
         """Report the agent's last output, and how it ended."""
-        for line, is_written in self._connection.acknowledged().items():
+        turn = None if self._turn.number is None else self._connection.calls.get(self._turn.number)
+        ended = self._connection.acknowledged()
+        for line, is_written in ended.items():
             self._requests.acknowledge(line, written=is_written)
         while self._connection.reader.has_more:
             before = self._connection.reader.offset
@@ -176,6 +178,8 @@ class AcpFollower:
                 self._messages.handle(message)
             if self._connection.reader.offset == before:
                 break
+        if turn is not None and (ended.get(turn["line"]) or not self._turn.is_open):
+            self._context.conclude_prompt()
         self._requests.withdraw_all()
         self._conversation.end_turn()
         words = last_words(output.tail(self._context.folder.log, TAIL_BYTES))
