@@ -16,7 +16,10 @@ from tests.harness.api import ApiHarness
 from tests.harness.sse import sse_client
 from tests.harness.worker import ALICE, VERSION, build_report, make_command, make_report
 
-SECRETS = ("xanadu", "kublai", "pleasuredome", "alph", "caverns", "sunless", "damsel", "dulcimer", "honeydew")
+SECRETS = (
+    *("xanadu", "kublai", "pleasuredome", "alph", "caverns", "fertile", "incense", "abora", "sunless", "damsel"),
+    *("dulcimer", "honeydew"),
+)
 """A word for each place in which a task keeps texts; none of them occurs anywhere else."""
 
 
@@ -68,6 +71,13 @@ async def create_with_secrets(api_harness: ApiHarness, suffix: str = "") -> tupl
         ),
     )
     await worker.until(lambda: worker.state(task_id).get("state") == "idle")
+    request_id = str(uuid.uuid4())
+    asked = {"build_number": 1, "title": "Fertile ground?", "detail": "Many an incense-bearing tree", "state": "open"}
+    await worker.report(
+        {**make_report("agent.request", task_id, request_id=request_id, **asked), "seq": 1, "kind": "question"}
+    )
+    await worker.until(lambda: worker.document(task_id).get("requests_open") == 1)
+    assert (await worker.command("task.answer", task_id, request_id=request_id, text="Singing of Mount Abora"))["ok"]
     assert (await worker.command("task.send", task_id, input="Down to a sunless sea"))["ok"]
     assert (await worker.command("task.pause", task_id))["ok"]
     await worker.report(build_report(task_id, 2, "stop", "succeeded"))

@@ -9,7 +9,8 @@ from uuid import UUID
 
 from taskherd.domain import builds, fold
 from taskherd.domain.outcome import ReportOutcome
-from taskherd.domain.reports import Report, canonical_json
+from taskherd.domain.report_json import canonical_json
+from taskherd.domain.reports import Report
 from taskherd.domain.task import TaskState
 from taskherd.domain.view import derive_view
 from taskherd.messages import document

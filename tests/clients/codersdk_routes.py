@@ -126,6 +126,8 @@ ADDED: Final[Mapping[str, str]] = {
     "ResumeTaskResponse.workspace_build_id": "as in earlier versions of Coder",
     "Task.agent_exit": "how the agent ended",
     "Task.interrupt": "the interrupt that is going on",
+    "Task.requests": "what its agent asks: the first ten open requests",
+    "Task.requests_open": "how many open requests its agent has",
     "Task.stalled_since": "since when the agent has been busy without a sign of progress",
     "Task.usage": "what its agents used and cost",
     "TasksListResponse.next": "the next page",

@@ -138,6 +138,10 @@ def step(verb: str, argument: str) -> "str | None":  # noqa: PLR0915
             answer_of(first)
         case "ask-only":
             ask(first, rest, "edit")
+        case "ask-options":
+            kinds, _, title = rest.partition(" ")
+            ask(first, title, "edit", kinds.split(","))
+            answer_of(first)
         case "ask-nothing":
             ask(first, rest, "edit", [])
             answer_of(first)

@@ -14,6 +14,7 @@ from uuid import UUID
 
 from hypothesis import strategies as st
 
+from taskherd.domain.report_json import canonical_json
 from taskherd.domain.reports import (
     AgentDisconnected,
     AgentExit,
@@ -30,7 +31,6 @@ from taskherd.domain.reports import (
     Transition,
     Workspace,
     WorkspaceBuild,
-    canonical_json,
 )
 
 if TYPE_CHECKING:

@@ -238,7 +238,9 @@ class WorkerHarness:
         await self._ack(message)
 
     async def _on_reply(self, message: AbstractIncomingMessage) -> None:
-        self.answers[message.correlation_id or ""].set_result(json.loads(message.body))
+        reply = self.answers[message.correlation_id or ""]
+        if not reply.done():  # a worker that died before it acked the command replies again
+            reply.set_result(json.loads(message.body))
         await self._ack(message)
 
     async def _ack(self, message: AbstractIncomingMessage) -> None:
@@ -266,7 +268,7 @@ def make_command(kind: str, task_id: uuid.UUID, **fields: Any) -> dict[str, Any]
     return {**command, **fields}
 
 
-def make_report(kind: str, task_id: uuid.UUID, **fields: Any) -> dict[str, Any]:
+def make_report(kind: str, task_id: uuid.UUID, /, **fields: Any) -> dict[str, Any]:
     """Return a report."""
     return {"type": kind, "task_id": str(task_id), **fields}
 

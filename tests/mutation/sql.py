@@ -63,7 +63,9 @@ def changes(text: str) -> Iterator[Change]:
 
 def mask(text: str) -> str:
     """Return the text with what Python fills in (``{…}``) replaced by letters, comments by spaces."""
-    filled = re.sub(r"\{[^{}]*\}", lambda match: "x" * len(match[0]), text)
+    filled, found = text, 1
+    while found:  # what is filled in may be an f-string itself
+        filled, found = re.subn(r"\{[^{}]*\}", lambda match: "x" * len(match[0]), filled)
     return re.sub(r"--[^\n]*", lambda match: " " * len(match[0]), filled)
 
 

@@ -6,11 +6,12 @@ from collections.abc import Container
 from uuid import UUID, uuid4
 
 from taskherd.backoff import Backoff
+from taskherd.domain.command_results import CommandAccepted
 from taskherd.domain.commands import Create
-from taskherd.domain.handle_command import CommandAccepted, CommandContext, TemplateVersionInfo
+from taskherd.domain.handle_command import CommandContext, TemplateVersionInfo
 from taskherd.domain.outcome import ReportOutcome
 from taskherd.domain.reports import AgentState, AppStatus, JobStatus, Transition
-from taskherd.domain.task_update import UpdateContext
+from taskherd.domain.updates import UpdateContext
 from taskherd.domain.value import replace
 from taskherd.messages.run_policy import default_policy
 from taskherd.store.command_log import RecordedCommand

@@ -29,12 +29,14 @@ from taskherd.domain.reports import (
     Workspace,
     WorkspaceBuild,
 )
+from taskherd.domain.request_values import RequestKind
 from taskherd.domain.task import (
     Deletion,
     EndedInterrupt,
     Inbox,
     LastLog,
     LossRestarts,
+    OpenAgentRequest,
     OpenInterrupt,
     Silence,
     Stall,
@@ -55,7 +57,7 @@ KEYS = {
     "heard", "appeared", "asked", "unanswered", "silence", "given_up", "inbox", "deletion",
     "agent_exit", "restarts", "last_log", "stall", "loss_restarts", "usage", "interrupt",
     "last_interrupt",
-    "labels",
+    "labels", "requests",
 }  # fmt: skip
 """The keys in stored rows; renaming one means rewriting the rows."""
 
@@ -124,6 +126,10 @@ def full_state() -> TaskState:
         interrupt=OpenInterrupt(INTERRUPT, 3, at(9)),
         last_interrupt=EndedInterrupt(INPUT, InterruptOutcome.FAILED, at(8), "why", unreported=True, overruled=(3, 3)),
         labels={"repo": "acme/app", "team": "blue"},
+        agent_requests={
+            INPUT: OpenAgentRequest(INPUT, 4, 9, RequestKind.QUESTION, "Which?", at(9), wants_text=True),
+            APP: OpenAgentRequest(APP, 5, 0, RequestKind.APPROVAL, "May I?", at(8), answered=True),
+        },
     )
 
 

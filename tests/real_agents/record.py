@@ -63,8 +63,7 @@ async def record(name: str, transcript: Path, command: list[str]) -> None:
             written.touch()
             written.chmod(0o666)
             scenario = SCENARIOS[name]
-            people = scenario.people() if scenario.people is not None else None
-            async with acp_run(root, people=people, **scenario.run) as run:
+            async with acp_run(root, **scenario.run) as run:
                 prepare(run, written, command)
                 try:
                     await scenario.carry_out(run)

@@ -11,7 +11,12 @@ from tests.real_agents.conftest import ModelServer, start_runner
 pytestmark = [pytest.mark.agents, pytest.mark.timeout(300)]
 
 TEMPLATES = ("claude-code", "codex", "gemini", "opencode")
-REJECTED = {"claude-code": "refused permission", "codex": "cancelled", "gemini": "by the user", "opencode": "I run the"}
+REJECTED = {
+    "claude-code": "refused permission",
+    "codex": "was rejected",
+    "gemini": "by the user",
+    "opencode": "I run the",
+}
 """Part of the state's message after a tool was rejected: what the agent's model or the agent itself says then."""
 SESSIONS = ("claude-code", "codex", "opencode")
 """The agents that can continue a session."""

@@ -6,22 +6,21 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 from taskherd.directory_file.run import RunConfig
-from taskherd.domain.reports import Transition
+from taskherd.domain.reports import AgentRequest, Transition
+from taskherd.messages.reports import decode_stored_report
 from taskherd.messages.work import WorkspaceStart
 from taskherd.observability.metrics import Metrics
 from taskherd.runner import journal as journals
 from taskherd.runner.activity import ProcessMonitor
 from taskherd.runner.agents.acp.follower import AcpFollower
-from taskherd.runner.agents.acp.people import AgentRequest
 from taskherd.runner.agents.context import AgentContext, DeliveryUnknown, Follower, NotDelivered, RecordAttempt
 from taskherd.runner.agents.kinds import follower_class
 from taskherd.runner.agents.log_budget import LogBudget, LogRates
@@ -40,38 +39,15 @@ _NO_USAGE = {"type", "task_id", "build_number", "seq", "model"}
 AGENT = Path(__file__).parents[1] / "harness" / "acp_agent.py"
 
 
-@dataclass
-class People:
-    """The way to people, as the runner will have it: it keeps what was reported."""
-
-    reported: list[AgentRequest] = field(default_factory=list)
-
-    def reports(self, requests: Sequence[AgentRequest]) -> Sequence[Any]:
-        """Keep the requests."""
-        self.reported += requests
-        return ()
-
-    @property
-    def open(self) -> list[AgentRequest]:
-        """The requests whose latest report says that they are open."""
-        latest = {request.request_id: request for request in self.reported}
-        return [request for request in latest.values() if request.state == "open"]
-
-    def state(self, request_id: UUID) -> str:
-        """Return the latest state of a request."""
-        return [request for request in self.reported if request.request_id == request_id][-1].state
-
-
 class AcpRun:
     """A task's agent that speaks ACP, and the runner's part that follows it."""
 
-    def __init__(self, root: Path, run: dict[str, Any], traits: Sequence[str], people: People | None) -> None:
+    def __init__(self, root: Path, run: dict[str, Any], traits: Sequence[str]) -> None:
         self.task = TaskFolder(root, uuid4())
         self.task.create()
         self.argv = [sys.executable, str(AGENT), *traits]
         self.env = {"PATH": os.environ["PATH"]}
         self.uid: int | None = None
-        self.people = people
         self.run = RunConfig.model_validate({"command": ["agent"], "agent": "acp", "grace": 1, **run})
         self.session: AgentSession | None = None
         self.exits: list[processes.ExitRecord] = []
@@ -109,17 +85,32 @@ class AcpRun:
         """Follow the agent."""
         self.session = AgentSession(handle, self._make_follower, self._reporter(), self._record_exit)
 
-    async def take_over(self) -> None:
-        """Follow the agent as the next runner does, after this one was killed."""
+    async def take_over(self, meanwhile: Callable[[], None] | None = None) -> None:
+        """Follow the agent as the next runner does, after this one was killed.
+
+        With ``meanwhile``, which lets the agent end, no runner is up until that has happened.
+        """
         assert self.session is not None  # nothing is saved on the way: the follower is cancelled, as by a SIGKILL
         self.session._loop.cancel()
         await asyncio.gather(self.session._loop, return_exceptions=True)
         self.outbox.close()
         self.journal = journals.load(self.task.journal) or self.journal
         self.outbox = self._open_outbox()
-        handle = await processes.adopt(self.task.run(self.build))
+        folder = self.task.run(self.build)
+        if meanwhile is not None:
+            meanwhile()
+            await eventually(folder.exit.exists)
+            agent_exit = processes.read_exit(folder)
+            self._make_follower().conclude(agent_exit)
+            await self._record_exit(agent_exit)
+            return
+        handle = await processes.adopt(folder)
         assert handle is not None
         self.follow(handle)
+
+    def exits_now(self) -> bool:
+        """Return whether the agent has exited, reported or not."""
+        return self.task.run(self.build).exit.exists()
 
     def end(self) -> None:
         """End the agent, unless it has exited."""
@@ -155,6 +146,41 @@ class AcpRun:
             _, texts = json.loads(line)
             found += [report for report in map(json.loads, texts) if report["type"] == kind]
         return found
+
+    def requests(self) -> dict[str, list[AgentRequest]]:
+        """Return what was reported about the agent's requests, by title; each report as the worker decodes it."""
+        found: dict[str, list[AgentRequest]] = {}
+        for report in self.reports("agent.request"):
+            request = decode_stored_report(json.dumps(report), datetime.now(UTC))
+            assert isinstance(request, AgentRequest)
+            found.setdefault(request.title, []).append(request)
+        return found
+
+    def open_requests(self) -> list[AgentRequest]:
+        """Return the requests whose latest report says that they are open, the first one first."""
+        latest = {each.request_id: each for reported in self.requests().values() for each in reported}
+        return [request for request in latest.values() if request.state == "open"]
+
+    def became(self, title: str) -> list[str]:
+        """Return the states that were reported of the request with this title, in order."""
+        return [str(request.state) for request in self.requests().get(title, ())]
+
+    async def until_became(self, title: str, *states: str) -> None:
+        """Wait until these are the states that were reported of the request with this title, in order."""
+        await eventually(lambda: self.became(title) == [*states])
+
+    async def opened(self) -> AgentRequest:
+        """Wait until a request is open, and return the first one."""
+        await eventually(self.open_requests)
+        return self.open_requests()[0]
+
+    def answer(self, request: AgentRequest, option_id: str | None, text: str | None = None) -> str:
+        """Give the agent an answer, and return the outcome."""
+        return str(self.follower.answer(request.request_id, option_id, text))
+
+    def answers(self, number: str) -> list[dict[str, Any]]:
+        """Return the results that the agent was given to its request ``ask-`` and this number."""
+        return [each["result"] for each in self.received() if "method" not in each and each["id"] == f"ask-{number}"]
 
     def states(self) -> list[tuple[str, str]]:
         """Return the states that were reported, with their messages."""
@@ -212,7 +238,7 @@ class AcpRun:
         def now() -> datetime:
             return datetime.now(UTC)
 
-        sequence = SequenceGenerator(self.journal, now, lambda: None)
+        sequence = SequenceGenerator(self.journal, now, lambda: None, above=self.outbox.last_seq)
         start = Transition.START
         return Reporter(
             self.journal, self.build, transition=start, runner="r", outbox=self.outbox, sequence=sequence, now=now
@@ -234,7 +260,6 @@ class AcpRun:
                 log_budget=LogBudget(LogRates(2**30, 2**20)),
                 work=self.task.work,
                 workdir=self.task.work,
-                people=self.people,
                 interrupt_agent=lambda: None if self.session is None or self.exits else self.session.interrupt(),
                 stop_agent=self.end,
             )
@@ -254,9 +279,9 @@ class AcpRun:
 
 
 @asynccontextmanager
-async def acp_run(root: Path, *traits: str, people: People | None = None, **run: Any) -> AsyncIterator[AcpRun]:
+async def acp_run(root: Path, *traits: str, **run: Any) -> AsyncIterator[AcpRun]:
     """Open a run; on exit, kill its agents."""
-    started = AcpRun(root, run, traits, people)
+    started = AcpRun(root, run, traits)
     try:
         yield started
     finally:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.harness.runner import eventually
-from tests.runner.acp import AcpRun, People
+from tests.runner.acp import AcpRun
 
 COMMAND = "echo it is done > result; cat result"
 ANSWER = "The command printed: it is done"
@@ -20,7 +20,6 @@ class Scenario:
 
     carry_out: Callable[[AcpRun], Awaitable[None]]
     run: dict[str, Any] = field(default_factory=dict)
-    people: type[People] | None = None
 
 
 async def _policy(run: AcpRun) -> None:
@@ -37,17 +36,21 @@ async def _policy(run: AcpRun) -> None:
 
 async def _person(run: AcpRun) -> None:
     """A prompt whose tool a person permits once, and rejects once."""
-    assert run.people is not None
     await run.start(f"run: {COMMAND}")
-    for kind in ("allow_once", "reject_once"):
-        await eventually(lambda: run.people is not None and run.people.open)
-        (request,) = run.people.open
+    for kind, title in (("allow_once", COMMAND), ("reject_once", "echo never > never")):
+        request = await run.opened()
+        await run.until_state("idle", request.title)
+        assert (request.kind, request.tool is not None and request.tool.kind) == ("approval", "execute")
+        assert title in f"{request.title} {request.tool} {request.detail}"
         (option,) = [option.id for option in request.options if option.kind == kind]
-        await run.follower.answer_request(request.request_id, option)
+        assert run.answer(request, option) == "done"
+        assert run.answer(request, option) == "repeated"
+        await run.until_became(request.title, "open", "answered")
+        assert run.requests()[request.title][-1].option_id == option
         if kind == "allow_once":
             await run.until_state("idle", ANSWER)
             assert await run.send("run: echo never > never") is None
-    await eventually(lambda: run.people is not None and not run.people.open and run.state[0] == "idle")
+    await eventually(lambda: not run.open_requests() and run.state[0] == "idle")
 
 
 async def _resume(run: AcpRun) -> None:
@@ -64,7 +67,7 @@ async def _resume(run: AcpRun) -> None:
 
 SCENARIOS = {
     "policy": Scenario(_policy, {"approvals": {"default": "allow"}}),
-    "person": Scenario(_person, people=People),
+    "person": Scenario(_person),
     "resume": Scenario(_resume),
 }
 

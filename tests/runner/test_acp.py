@@ -7,13 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from taskherd.runner.agents.acp import follower
+from taskherd.runner.agents.acp import cancelling, connection
 from taskherd.runner.agents.acp.connection import Connection
 from taskherd.runner.agents.acp.conversation import Conversation
-from taskherd.runner.agents.acp.lines import LineWriter
-from taskherd.runner.agents.acp.people import RequestClosed
 from tests.harness.runner import eventually, is_alive
-from tests.runner.acp import People, acp_run
+from tests.runner.acp import acp_run
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -133,117 +131,6 @@ async def test_the_next_runner_takes_over_in_the_middle_of_a_turn(tmp_path: Path
         await run.until_state("idle", "next")
 
 
-async def test_a_policy_answers_by_the_kind_of_tool(tmp_path: Path) -> None:
-    """``allow`` chooses to allow once, ``deny`` to reject once; each is reported once, as answered."""
-    people = People()
-    policy = {"default": "deny", "read": "allow"}
-    prompt = steps("ask: 1 read Read a", "ask: 2 execute Run rm", "ask: 3 switch_mode Leave the plan")
-    async with acp_run(tmp_path, people=people, approvals=policy) as run:
-        await run.start(prompt)
-        await run.until_state("idle")
-        await eventually(lambda: len(people.reported) == 3)
-        chosen = [(request.tool and request.tool["kind"], request.option_id) for request in people.reported]
-        assert chosen == [("read", "o-allow_once"), ("execute", "o-reject_once"), ("other", "o-reject_once")]
-        assert {request.state for request in people.reported} == {"answered"}
-        answers = "".join(run.texts())
-        assert '1: {"outcome": {"optionId": "o-allow_once", "outcome": "selected"}}' in answers
-        assert any("Run rm" in text for text in run.texts("notice"))
-
-
-async def test_nobody_can_be_asked_yet(tmp_path: Path) -> None:
-    """Without a way to people a request is rejected, or cancelled if it offers no rejection, and the log says so."""
-    async with acp_run(tmp_path) as run:
-        await run.start(steps("ask: 1 edit Change a", "ask-nothing: 2 Change b"))
-        await run.until_state("idle")
-        answers = "".join(run.texts())
-        assert '1: {"outcome": {"optionId": "o-reject_once", "outcome": "selected"}}' in answers
-        assert '2: {"outcome": {"outcome": "cancelled"}}' in answers
-        assert any("no way to ask a person: Change a" in text for text in run.texts("notice"))
-
-
-async def test_a_request_stays_open_and_answerable_over_runners(tmp_path: Path) -> None:
-    """A request for a person shows as idle with its title; the next runner gives the answer to the same process."""
-    people = People()
-    async with acp_run(tmp_path, people=people) as run:
-        await run.start(steps("ask: 1 execute Run make", "line: done"))
-        await run.until_state("idle", "Run make")
-        (request,) = people.open
-        assert request.tool == {"kind": "execute", "input": {"command": "Run make"}}
-        assert [option.id for option in request.options] == ["o-allow_once", "o-allow_always", "o-reject_once"]
-        await run.take_over()
-        await run.take_over()
-        await run.follower.answer_request(request.request_id, "o-allow_once")
-        with pytest.raises(RequestClosed):
-            await run.follower.answer_request(request.request_id, "o-reject_once")
-        await run.until_state("idle", "done")
-        assert people.state(request.request_id) == "answered"
-        assert len([each for each in run.received() if each.get("id") == "ask-1"]) == 1
-
-
-async def test_an_answer_that_was_recorded_and_not_submitted_is_given_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """If the runner dies between the record of an answer and its submission, the next one submits it."""
-    people = People()
-    async with acp_run(tmp_path, people=people) as run:
-        await run.start(steps("ask: 1 execute Run make", "line: done"))
-        await run.until_state("idle", "Run make")
-        (request,) = people.open
-        with monkeypatch.context() as patch:
-            patch.setattr(Connection, "submit", lambda _: None)
-            run.follower._requests.answer(request.request_id, "o-allow_once", None)
-            run.follower._recorder.commit()
-        await run.take_over()
-        await run.until_state("idle", "done")
-        assert people.state(request.request_id) == "answered"
-        assert len([each for each in run.received() if each.get("id") == "ask-1"]) == 1
-
-
-async def test_a_request_expires_by_the_runners_clock(tmp_path: Path) -> None:
-    """The runner rejects what was not answered in time."""
-    people = People()
-    async with acp_run(tmp_path, people=people, approvals={"expire_after": "500ms"}) as run:
-        await run.start("ask: 1 edit Change a")
-        await run.until_state("idle", "Change a")
-        await eventually(lambda: "o-reject_once" in "".join(run.texts()))
-        await eventually(lambda: {people.state(request.request_id) for request in people.reported} == {"expired"})
-
-
-async def test_the_21st_open_request_is_rejected(tmp_path: Path) -> None:
-    """An agent can have 20 requests open; the runner rejects a further one itself."""
-    people = People()
-    many = [f"ask-only: {number} Change {number}" for number in range(21)]
-    async with acp_run(tmp_path, people=people) as run:
-        await run.start(steps(*many, "answer-of: 20", "hang"))
-        await eventually(lambda: "20: " in "".join(run.texts()))
-        assert len(people.open) == 20
-        assert await run.follower.interrupt() == "stopped"
-        await eventually(lambda: not people.open)
-        answers = [each["result"]["outcome"]["outcome"] for each in run.received() if "result" in each]
-        assert answers == ["selected", *["cancelled"] * 20]
-
-
-async def test_a_form_with_one_field_is_a_question(tmp_path: Path) -> None:
-    """A field with choices has options, a text field none; any other form is declined, and the log says so."""
-    people = People()
-    choice = json.dumps({"color": {"type": "string", "enum": ["red", "blue"]}})
-    words = json.dumps({"name": {"type": "string"}})
-    number = json.dumps({"count": {"type": "integer"}})
-    async with acp_run(tmp_path, people=people) as run:
-        await run.start(steps(f"form: 1 {choice}", f"form: 2 {words}", f"form: 3 {number}"))
-        for option_id, text in (("blue", None), (None, "Ada")):
-            await eventually(lambda: people.open)
-            await run.follower.answer_request(people.open[0].request_id, option_id, text)
-        await eventually(lambda: "3: " in "".join(run.texts()))
-        results = [each["result"] for each in run.received() if "result" in each]
-        assert results == [
-            {"action": "accept", "content": {"color": "blue"}},
-            {"action": "accept", "content": {"name": "Ada"}},
-            {"action": "decline"},
-        ]
-        assert any("form cannot be passed on" in text for text in run.texts("notice"))
-
-
 async def test_files_are_read_and_written_only_in_the_tasks_folder(tmp_path: Path) -> None:
     """What leads out of the folder is refused: other paths, links, pipes; so is what the template does not allow."""
     async with acp_run(tmp_path, client_files="write") as run:
@@ -280,13 +167,12 @@ async def test_files_are_read_and_written_only_in_the_tasks_folder(tmp_path: Pat
 
 async def test_lines_that_are_no_messages_are_counted_and_logged_once(tmp_path: Path) -> None:
     """A banner, garbage and a line of 10 MB do no harm; a second response and a repeated request change nothing."""
-    people = People()
     noise = ("garbage: 50", "flood: 10000000", "ask-only: 1 Change a", "ask-only: 1 Change b")
     prompt = steps(*noise, "wait: go", "line: done", "stop: twice")
-    async with acp_run(tmp_path, "banner", people=people) as run:
+    async with acp_run(tmp_path, "banner") as run:
         await run.start(prompt)
         await run.until_state("idle", "Change a")
-        assert [request.title for request in people.open] == ["Change a"]
+        assert [request.title for request in run.open_requests()] == ["Change a"]
         run.touch("go")
         await run.until_state("idle", "done")
         (notice,) = run.texts("notice")
@@ -322,8 +208,8 @@ async def test_an_interrupt_always_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, traits: tuple[str, ...]
 ) -> None:
     """An agent that ignores it gets SIGINT, SIGTERM and SIGKILL; it was interrupted, and has not failed."""
-    monkeypatch.setattr(follower, "CANCEL_TIMEOUT", 0.5)
-    monkeypatch.setattr(follower, "INTERRUPT_TIMEOUT", 0.5)
+    monkeypatch.setattr(cancelling, "CANCEL_TIMEOUT", 0.5)
+    monkeypatch.setattr(cancelling, "INTERRUPT_TIMEOUT", 0.5)
     async with acp_run(tmp_path, "ignore-cancel", *traits) as run:
         await run.start("hang")
         await run.until_state("working")
@@ -337,8 +223,8 @@ async def test_an_interrupt_always_ends(
 
 async def test_a_turn_has_a_time_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A turn that exceeds it is cancelled, and an agent that ignores this is ended and has failed."""
-    monkeypatch.setattr(follower, "CANCEL_TIMEOUT", 0.5)
-    monkeypatch.setattr(follower, "INTERRUPT_TIMEOUT", 0.5)
+    monkeypatch.setattr(cancelling, "CANCEL_TIMEOUT", 0.5)
+    monkeypatch.setattr(cancelling, "INTERRUPT_TIMEOUT", 0.5)
     async with acp_run(tmp_path, turn_timeout="1s") as run:
         await run.start("hang")
         await run.until_state("idle", "interrupted")
@@ -365,7 +251,7 @@ async def test_an_agent_that_ends_in_its_turn_has_failed(tmp_path: Path, last: s
 
 async def test_an_agent_that_does_not_read_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it did not take from its stdin in time was not delivered for certain, and it has failed."""
-    monkeypatch.setattr(follower, "WRITE_TIMEOUT", 1.0)
+    monkeypatch.setattr(connection, "WRITE_TIMEOUT", 1.0)
     async with acp_run(tmp_path, "deaf") as run:
         await run.start("line: " + "x" * 200_000)
         await run.until_ended()
@@ -392,24 +278,6 @@ async def test_a_prompt_that_was_recorded_and_not_submitted_was_not_given(
         assert await run.send("line: two") is None
         await run.until_state("idle", "two")
         assert not any("lost" in json.dumps(message) for message in run.received())
-
-
-async def test_a_full_disk_is_survived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If an answer cannot be written, the follower begins again from its record, and the agent gets the answer."""
-    people = People()
-    async with acp_run(tmp_path, people=people) as run:
-        await run.start(steps("ask: 1 edit Change a", "line: done"))
-        await run.until_state("idle", "Change a")
-
-        def fail(*_: object) -> None:
-            raise OSError(28, "No space left on device")
-
-        with monkeypatch.context() as patch:
-            patch.setattr(LineWriter, "submit", fail)
-            with pytest.raises(OSError, match="No space"):
-                await run.follower.answer_request(people.open[0].request_id, "o-allow_once")
-        await run.take_over()
-        await run.until_state("idle", "done")
 
 
 async def test_a_follower_that_failed_begins_again_where_it_was(
@@ -489,3 +357,27 @@ async def test_a_diff_is_cut_visibly(tmp_path: Path) -> None:
         assert data["diff"]["path"] == "/a"
         assert data["diff"]["old"].endswith(" more characters)")
         assert len(json.dumps(data, ensure_ascii=False)) <= 16_500
+
+
+async def test_an_agent_that_ends_at_once_was_given_its_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shim's acknowledgement counts, also if it is seen only after the end."""
+    acknowledged = Connection.acknowledged
+    async with acp_run(tmp_path) as run:
+        monkeypatch.setattr(Connection, "acknowledged", lambda self: acknowledged(self) if run.exits_now() else {})
+        await run.start("exit: 0")
+        await run.until_ended()
+        assert run.journal.was_given("exit: 0")
+        assert [delivery.value for delivery in run.journal.inputs.values()] == ["delivered"]
+
+
+async def test_an_agent_that_has_answered_its_prompt_was_given_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its response says so before the shim's acknowledgement is seen, so that the next build does not give it again."""
+    monkeypatch.setattr(Connection, "acknowledged", lambda _: {})
+    async with acp_run(tmp_path) as run:
+        await run.start("line: one")
+        await run.until_state("idle", "one")
+        await eventually(lambda: run.journal.was_given("line: one"), 5)
+        assert await run.send("line: two") is None
+        await run.until_state("idle", "two")

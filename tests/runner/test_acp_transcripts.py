@@ -77,13 +77,14 @@ def test_each_scenario_was_recorded() -> None:
 async def test_a_recorded_agent_is_followed(tmp_path: Path, transcript: Path) -> None:
     """What a real agent wrote, byte by byte, leads to the turns, answers, states and usage of when it was recorded."""
     scenario = SCENARIOS[scenario_of(transcript)]
-    people = scenario.people() if scenario.people is not None else None
-    async with acp_run(tmp_path, people=people, **scenario.run) as run:
+    async with acp_run(tmp_path, **scenario.run) as run:
         run.argv = [sys.executable, str(REPLAY), str(transcript), str(tmp_path / "position")]
         await scenario.carry_out(run)
         forgets = transcript.stem.startswith("gemini-cli") and "resume" in transcript.stem
         assert [("cannot continue" in text) for text in run.texts("notice")] == [True] * forgets
         await eventually(lambda: run.usage() == USAGE[transcript.stem])
+        if transcript.stem == f"{CODEX}-person":  # a rejection ends its turn
+            assert run.state == ("idle", "The agent ended its turn because this was rejected: echo never > never")
 
 
 @pytest.mark.parametrize("transcript", TRANSCRIPTS, ids=lambda path: path.stem)

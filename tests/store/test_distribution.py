@@ -19,15 +19,15 @@ from taskherd.store import __main__ as printing
 from taskherd.store import tables
 
 HOT: Final = {
-    "build_claims", "command_log", "inputs", "leases", "outbox", "parked", "running_tasks", "task_builds",
-    "task_deadlines", "task_events", "task_feed", "task_log_heads", "task_logs", "task_prompts", "tasks",
+    "agent_requests", "build_claims", "command_log", "inputs", "leases", "outbox", "parked", "running_tasks",
+    "task_builds", "task_deadlines", "task_events", "task_feed", "task_log_heads", "task_logs", "task_prompts", "tasks",
     "work_requests",
 }  # fmt: skip
 """Tables with rows of single tasks, whose size or rate of changes grows with the number of tasks."""
 
 MODULES: Final = {
-    "build_claims", "builds", "command_log", "inputs", "leases", "logs", "outbox", "parked_reports", "running_tasks",
-    "task_creation", "tasks", "work_requests",
+    "agent_requests", "build_claims", "builds", "command_log", "inputs", "leases", "logs", "outbox", "parked_reports",
+    "running_tasks", "task_creation", "tasks", "work_requests",
 }  # fmt: skip
 """Modules of the statements of a batch, a sweep and the relay."""
 

@@ -12,7 +12,7 @@ from tests.harness.worker import ALICE, WorkerHarness, build_report, make_report
 
 CREATED = [
     "agent_exit", "created_at", "current_state", "display_name", "id", "initial_prompt", "interrupt", "name",
-    "owner_id",
+    "owner_id", "requests", "requests_open",
     "stalled_since", "status",
     "template_version_id", "usage", "workspace_agent_health", "workspace_agent_id", "workspace_agent_lifecycle",
     "workspace_app_id", "workspace_build_number", "workspace_id", "workspace_name", "workspace_status",

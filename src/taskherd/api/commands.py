@@ -10,8 +10,8 @@ from uuid import UUID, uuid4, uuid5
 from taskherd.api.http.errors import HTTPError, invalid, unavailable
 from taskherd.api.http.route import Header
 from taskherd.broker.command_client import Reply
+from taskherd.domain.command_results import COMMAND_ID_REUSED, CommandRefused
 from taskherd.domain.commands import digest
-from taskherd.domain.handle_command import COMMAND_ID_REUSED, CommandRefused
 from taskherd.errors import Malformed, Misconfigured, Retry, Unavailable
 from taskherd.messages.commands import decode_command, encode_command
 from taskherd.messages.decoding import InvalidMessage
@@ -69,6 +69,8 @@ class CommandResult:
     """True if an earlier request with the same command id made the change."""
     interrupt_id: UUID | None = None
     """The interrupt that the command opened or joined."""
+    answered: UUID | None = None
+    """The request of the agent that the command answered."""
 
 
 async def send_command(request: RequestContext, command: Command) -> CommandResult:
@@ -113,7 +115,9 @@ async def _call(api: ApiContext, command: Command) -> CommandResult | CommandRef
         raise Unavailable(str(error)) from None
     if isinstance(response, CommandRefused):
         return response
-    return CommandResult(response.task, response.queued, REPEATED_HEADER in reply.headers, response.interrupt_id)
+    return CommandResult(
+        response.task, response.queued, REPEATED_HEADER in reply.headers, response.interrupt_id, response.answered
+    )
 
 
 def _record_of(api: ApiContext, command: Command, body: bytes) -> Callable[[], Awaitable[Reply | None]]:

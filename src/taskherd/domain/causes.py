@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from taskherd.domain.explanations import how_ended
-from taskherd.domain.reports import AgentExit, InterruptOutcome
+from taskherd.domain.reports import AgentExit, AgentRequest, InterruptOutcome
+from taskherd.domain.request_values import RequestState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,6 +25,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "task.pause": "paused the task",
     "task.resume": "resumed the task",
     "task.interrupt": "interrupted the agent",
+    "task.answer": "answered a request of the agent",
 }
 """What the actor of each type of command did."""
 
@@ -39,6 +41,7 @@ REPORTS: Final[Mapping[str, str]] = {
     "task.input": "what became of an input was reported",
     "agent.usage": "the agent's use of its models was reported",
     "agent.interrupted": "what became of an interrupt was reported",
+    "agent.request": "a request of the agent was reported",
 }
 """What each type of report says."""
 
@@ -60,6 +63,13 @@ INTERRUPTS: Final[Mapping[str, str]] = {
     InterruptOutcome.FAILED: "the interrupt failed",
 }
 """What the report about an interrupt says, by its outcome."""
+REQUESTS: Final[Mapping[str, str]] = {
+    RequestState.OPEN: "the agent asks “{}”",
+    RequestState.ANSWERED: "the agent got the answer to “{}”",
+    RequestState.WITHDRAWN: "the agent's request “{}” was withdrawn",
+    RequestState.EXPIRED: "the agent's request “{}” expired",
+}
+"""What the report about a request says, by the state of the request."""
 STEERED: Final = "interrupted the agent and sent an input"
 """What the actor did who sent an input that steers."""
 
@@ -72,6 +82,8 @@ def describe(
     *,
     outcome: str = "",
     steers: bool = False,
+    request: str = "",
+    answer: str | None = None,
 ) -> str:
     """Return the cause of a change in words; a type that this release does not know is named as it is.
 
@@ -80,15 +92,18 @@ def describe(
         message_type: the type of the command or report, or the finding of the sweep.
         actor: the name of who sent a command, "" if it is not known.
         ended: how the agent ended, for the report about that.
-        outcome: the outcome of the interrupt, for the report about that.
+        outcome: the outcome of the interrupt, or the state of the request, for the report about that.
         steers: True for a send that interrupted the agent.
+        request: the title of the agent's request that was reported or answered.
+        answer: the answer that the actor gave to that, in words.
     """
-    if steers:
-        return f"{actor or 'somebody'} {STEERED}"
     if kind == "command":
-        return f"{actor or 'somebody'} {COMMANDS.get(message_type, f'sent {message_type}')}"
+        what = STEERED if steers else COMMANDS.get(message_type, f"sent {message_type}")
+        return f"{actor or 'somebody'} {what if answer is None else f'answered “{request}”: {answer}'}"
     if message_type == AgentExit.type and ended is not None:
         return f"the agent {how_ended(ended)}"
+    if message_type == AgentRequest.type and outcome in REQUESTS:
+        return REQUESTS[outcome].format(request)
     if outcome in INTERRUPTS:
         return INTERRUPTS[outcome]
     return (REPORTS if kind == "report" else FINDINGS).get(message_type, message_type)

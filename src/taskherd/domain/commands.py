@@ -92,7 +92,17 @@ class Interrupt(BaseCommand):
     type: ClassVar[str] = "task.interrupt"
 
 
-Command: TypeAlias = Create | Delete | UpdateInput | UpdateLabels | Send | Pause | Resume | Interrupt
+@value(frozen=True, slots=True, kw_only=True)
+class Answer(BaseCommand):
+    """A command that answers a request of the task's agent: with an option and perhaps a text, or with a text alone."""
+
+    type: ClassVar[str] = "task.answer"
+    request_id: UUID
+    option_id: str | None = None
+    text: str | None = None
+
+
+Command: TypeAlias = Create | Delete | UpdateInput | UpdateLabels | Send | Pause | Resume | Interrupt | Answer
 
 
 def canonical_json(command: Command) -> str:

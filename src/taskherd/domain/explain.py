@@ -20,6 +20,7 @@ from taskherd.domain.view import (
     agent_exit_of,
     agent_of,
     app_health_of,
+    asking_requests,
     current_app_status,
     current_state_of,
     ended_agent_of,
@@ -27,6 +28,7 @@ from taskherd.domain.view import (
     health_of,
     is_current,
     is_lost,
+    open_requests,
     stalled_since,
     status_of,
 )
@@ -56,7 +58,7 @@ class ExplainedValue(Generic[V]):
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """The explanation of a task's status, current state, agent and whether a resume is accepted.
+    """The explanation of a task's status, current state and agent, whether that waits for a person, and a resume.
 
     ``restart_at`` is when the worker starts a lost agent again by itself, None if it does not.
     """
@@ -67,6 +69,7 @@ class Explanation:
     agent_exit: ExplainedValue[EndedAgent | None]
     stalled_since: ExplainedValue[datetime | None]
     interrupt: ExplainedValue[datetime | None]
+    waiting: ExplainedValue[bool]
     resume: ExplainedValue[bool]
     restart_at: datetime | None
 
@@ -81,6 +84,7 @@ def explain(state: TaskState, timeouts: Timeouts) -> Explanation:
         _agent_exit(state),
         _stalled_since(state),
         _interrupt(state, timeouts),
+        _waiting(state),
         _resume(state),
         state.loss_restarts.retry_at,
     )
@@ -106,6 +110,15 @@ def _interrupt(state: TaskState, timeouts: Timeouts) -> ExplainedValue[datetime 
     last = state.last_interrupt
     rule = "interrupt.none" if last is None else f"interrupt.{last.outcome}"
     return ExplainedValue(None, rule, explanations.last_interrupt(last))
+
+
+def _waiting(state: TaskState) -> ExplainedValue[bool]:
+    requests = open_requests(state)
+    if requests:
+        return ExplainedValue(value=True, rule="request.open", explanation=explanations.waits_for_person(requests))
+    if asking_requests(state):
+        return ExplainedValue(value=False, rule="request.answered", explanation=explanations.ANSWER_ON_ITS_WAY)
+    return ExplainedValue(value=False, rule="request.none", explanation=explanations.NOTHING_ASKED)
 
 
 def _resume(state: TaskState) -> ExplainedValue[bool]:

@@ -10,15 +10,16 @@ import signal
 from typing import TYPE_CHECKING, Final, assert_never
 
 from taskherd.domain.reports import ExitReason, Health, InterruptOutcome, JobStatus, Lifecycle, Transition
+from taskherd.domain.request_values import RequestKind
 from taskherd.domain.view import LOST_CONNECTION, NOT_RUNNING, agent_exit_of, has_failed, is_lost
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from datetime import datetime, timedelta
 
     from taskherd.domain.liveness import Timeouts
     from taskherd.domain.reports import AgentExit
-    from taskherd.domain.task import EndedInterrupt, TaskState
+    from taskherd.domain.task import EndedInterrupt, OpenAgentRequest, TaskState
     from taskherd.domain.view import EndedAgent
 
 MAX_WORDS: Final = 160
@@ -268,6 +269,25 @@ def last_interrupt(interrupt: EndedInterrupt | None) -> str:
         case _:
             assert_never(interrupt.outcome)
     return f"No interrupt is open. The last one, of {interrupt.at:%Y-%m-%d %H:%M:%S} UTC, {what}{detail}."
+
+
+NOTHING_ASKED: Final = "The agent asks nothing: it has no open request."
+ANSWER_ON_ITS_WAY: Final = (
+    "The agent's request is answered. The answer is sent to the runner of the agent until that reports what became of"
+    " the request."
+)
+
+
+def waits_for_person(requests: Sequence[OpenAgentRequest]) -> str:
+    """Explain that the agent waits for a person: what it asks, since when, and how to answer."""
+    first = requests[0]
+    kind = "approval" if first.kind is RequestKind.APPROVAL else "an answer"
+    more = f", and {len(requests) - 1} more" if len(requests) > 1 else ""
+    title = first.title.rstrip(".…")
+    return (
+        f"The agent waits for {kind}: “{title}”, since {first.since:%Y-%m-%d %H:%M:%S} UTC{more}. Meanwhile no input is"
+        " sent to it. An answer changes this, and so does the end of the agent."
+    )
 
 
 def resume(refusal: str | None) -> str:

@@ -20,19 +20,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar, assert_never
 
 from taskherd.domain.outcome import ReportOutcome
+from taskherd.domain.report_json import canonical_json
 from taskherd.domain.reports import (
     AgentDisconnected,
     AgentExit,
     AgentHeartbeat,
     AgentInterrupted,
     AgentLifecycle,
+    AgentRequest,
     AgentUsage,
     AppHealth,
     AppStatus,
     InputOutcomeReport,
     TaskLog,
     WorkspaceBuild,
-    canonical_json,
 )
 from taskherd.domain.task import MAX_BUILDS_AHEAD, MAX_TRACKED_BUILDS, Stamped, TaskState
 from taskherd.domain.value import replace, value
@@ -96,7 +97,7 @@ def fold(state: TaskState, report: Report, now: datetime) -> FoldResult:  # noqa
         case AppStatus():
             status = _greater(state.app_status, report, now)
             return _fold_result(state, state if status is state.app_status else replace(state, app_status=status))
-        case TaskLog() | InputOutcomeReport() | AgentUsage() | AgentInterrupted():
+        case TaskLog() | InputOutcomeReport() | AgentUsage() | AgentInterrupted() | AgentRequest():
             return FoldResult(state, ReportOutcome.APPLIED)
         case _:
             assert_never(report)

@@ -7,11 +7,26 @@ because clients match on them.
 from __future__ import annotations
 
 from dataclasses import field
-from typing import TYPE_CHECKING, assert_never
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, assert_never
 from uuid import UUID
 
-from taskherd.domain import builds, inbox, interrupts, labels, names
-from taskherd.domain.commands import Create, Delete, Interrupt, Pause, Resume, Send, UpdateInput, UpdateLabels
+from taskherd.domain import agent_requests, builds, inbox, interrupts, labels, names
+from taskherd.domain.command_results import (
+    ALREADY_RUNNING,
+    BUILD_ACTIVE,
+    COMMAND_ID_REUSED,
+    NO_BUILDS_LEFT,
+    NO_INPUT,
+    NO_OWNER,
+    NO_VERSION,
+    NOT_FOUND,
+    NOT_WORKING,
+    REQUEST_NOT_FOUND,
+    CommandAccepted,
+    CommandRefused,
+)
+from taskherd.domain.commands import Answer, Create, Delete, Interrupt, Pause, Resume, Send, UpdateInput, UpdateLabels
 from taskherd.domain.reports import AgentState, JobStatus, Transition
 from taskherd.domain.task import Deletion, LossRestarts, Task
 from taskherd.domain.value import replace, value
@@ -29,40 +44,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container, Mapping
     from datetime import datetime
 
+    from taskherd.domain.agent_requests import AgentRequestRecord
     from taskherd.domain.commands import Command
     from taskherd.domain.task import TaskState
 
 NIL = UUID(int=0)
-
-
-@value(frozen=True, slots=True)
-class CommandRefused:
-    """A valid command that was not executed, with an HTTP status and a message for the user.
-
-    ``validations`` are pairs of a field and what is wrong with it.
-    """
-
-    status: int
-    message: str
-    detail: str | None = None
-    validations: tuple[tuple[str, str], ...] = ()
-
-
-@value(frozen=True, slots=True)
-class CommandAccepted:
-    """The task after a command. ``input``: the text to append to the inbox; ``queued``: it cannot be sent right now.
-
-    ``steers``: the input goes before those that do not; ``interrupt_id``: the interrupt that was opened or joined.
-    ``repeated``: an earlier execution of the command made the change.
-    """
-
-    task: Task
-    input_id: UUID | None = None
-    input: str | None = None
-    queued: bool = False
-    repeated: bool = False
-    steers: bool = False
-    interrupt_id: UUID | None = None
+NO_REQUESTS: Final[Mapping[UUID, AgentRequestRecord]] = MappingProxyType({})
 
 
 @value(frozen=True, slots=True)
@@ -118,21 +105,17 @@ class CommandContext:
         self.running[after.owner_id] = self.running.get(after.owner_id, 0) + change
 
 
-NOT_FOUND = CommandRefused(404, "Resource not found or you do not have access to this resource")
-NO_VERSION = CommandRefused(400, "Template version not found or you do not have access to this resource")
-NO_INPUT = CommandRefused(400, "Task input is required.")
-NO_OWNER = CommandRefused(400, "Owner not found.")
-COMMAND_ID_REUSED = CommandRefused(409, "command_id was used for another command.")
-BUILD_ACTIVE = CommandRefused(409, "A workspace build is already active.")
-NOT_WORKING = CommandRefused(409, "The agent is not working.")
-ALREADY_RUNNING = CommandRefused(409, "Task workspace is already running.")
-NO_BUILDS_LEFT = CommandRefused(409, "This task has reached the maximum number of builds.")
-
-
-def handle_command(  # noqa: PLR0911 - one return for each command
-    task: Task | None, command: Command, now: datetime, context: CommandContext
+def handle_command(  # noqa: C901, PLR0911 - one return for each command
+    task: Task | None,
+    command: Command,
+    now: datetime,
+    context: CommandContext,
+    requests: Mapping[UUID, AgentRequestRecord] = NO_REQUESTS,
 ) -> CommandAccepted | CommandRefused:
-    """Execute a command on a task, which is None if no task has its id."""
+    """Execute a command on a task, which is None if no task has its id.
+
+    ``requests`` are those of the task's agent that the command may answer, by id.
+    """
     if isinstance(command, Create):
         return (
             _create(command, now, context)
@@ -149,23 +132,27 @@ def handle_command(  # noqa: PLR0911 - one return for each command
         case UpdateLabels():
             return _update_labels(task, command)
         case Send():
-            return _send_once(task, command, now, context)
+            return _send_once(task, command, now, context, requests)
         case Pause():
             return _pause(task, now)
         case Resume():
             return _resume(task, now, context)
         case Interrupt():
             return _interrupt(task, command, now)
+        case Answer():
+            return _answer(task, command, now, requests)
         case _:
             assert_never(command)
 
 
-def _send_once(task: Task, command: Send, now: datetime, context: CommandContext) -> CommandAccepted | CommandRefused:
+def _send_once(
+    task: Task, command: Send, now: datetime, context: CommandContext, requests: Mapping[UUID, AgentRequestRecord]
+) -> CommandAccepted | CommandRefused:
     """Send an input, unless an earlier command with the same id did."""
     earlier = context.earlier_inputs.get(command.command_id)
     if earlier is not None:
         return _repeat_send(task, command, earlier)
-    return _send(task, command, now, strict=context.strict_send)
+    return _send(task, command, now, requests, strict=context.strict_send)
 
 
 def _create(command: Create, now: datetime, context: CommandContext) -> CommandAccepted | CommandRefused:
@@ -254,7 +241,9 @@ def _update_labels(task: Task, command: UpdateLabels) -> CommandAccepted | Comma
     return CommandAccepted(replace(task, state=replace(task.state, labels=changed)))
 
 
-def _send(task: Task, command: Send, now: datetime, *, strict: bool) -> CommandAccepted | CommandRefused:
+def _send(
+    task: Task, command: Send, now: datetime, requests: Mapping[UUID, AgentRequestRecord], *, strict: bool
+) -> CommandAccepted | CommandRefused:
     if not command.input:
         return NO_INPUT
     status = current_status(task.state)
@@ -266,6 +255,9 @@ def _send(task: Task, command: Send, now: datetime, *, strict: bool) -> CommandA
         case Status.ERROR | Status.UNKNOWN:
             return CommandRefused(400, "Task must be active.", f"The task's status is {status.value}.")
         case Status.ACTIVE:
+            question = None if command.interrupt else agent_requests.question_for_text(task.state)
+            if question is not None and question.id in requests:
+                return _answer_by_input(task, command, requests[question.id], now)
             return _append_input(task, command, now, strict=strict)
         case _:
             assert_never(status)
@@ -274,7 +266,7 @@ def _send(task: Task, command: Send, now: datetime, *, strict: bool) -> CommandA
 def _append_input(task: Task, command: Send, now: datetime, *, strict: bool) -> CommandAccepted | CommandRefused:
     """Append an input to the inbox of an active task, and interrupt an agent that works if the input is to steer it."""
     if command.interrupt and (interrupted := _begin_interrupt(task, command.command_id, now)):
-        return _steer(interrupted, command)
+        return _steer(interrupted, command.command_id, command.input)
     sent_now = task.state.inbox.queued == 0 and inbox.is_ready(task.state, now)
     if strict and not sent_now:
         return CommandRefused(409, "Task app is not ready to accept input.")
@@ -282,10 +274,39 @@ def _append_input(task: Task, command: Send, now: datetime, *, strict: bool) -> 
     return CommandAccepted(after, command.command_id, command.input, queued=not sent_now)
 
 
-def _steer(interrupted: CommandAccepted, command: Send) -> CommandAccepted:
+def _answer_by_input(
+    task: Task, command: Send, record: AgentRequestRecord, now: datetime
+) -> CommandAccepted | CommandRefused:
+    """Answer the agent's question with an input: clients of Coder's API have no other way to do that."""
+    if not command.input.strip():
+        return NO_INPUT
+    answer = agent_requests.RequestAnswer(None, command.input, command.actor_id, now, command.command_id)
+    state, record = agent_requests.accept(task.state, record, answer, now)
+    return CommandAccepted(replace(task, state=state), answered=record)
+
+
+def _answer(
+    task: Task, command: Answer, now: datetime, requests: Mapping[UUID, AgentRequestRecord]
+) -> CommandAccepted | CommandRefused:
+    """Answer a request of the agent. The text to an option steers the agent, which has its answer before."""
+    record = requests.get(command.request_id)
+    refusal = agent_requests.refusal(task.state, record, command)
+    if record is None or refusal is not None:
+        return refusal or REQUEST_NOT_FOUND
+    text = command.text if record.wants_text else None
+    answer = agent_requests.RequestAnswer(command.option_id, text, command.actor_id, now, command.command_id)
+    state, record = agent_requests.accept(task.state, record, answer, now)
+    task = replace(task, state=state)
+    if record.wants_text or not (command.text or "").strip():
+        return CommandAccepted(task, answered=record)
+    interrupted = _begin_interrupt(task, command.command_id, now) or CommandAccepted(task)
+    return replace(_steer(interrupted, command.command_id, command.text), answered=record)
+
+
+def _steer(interrupted: CommandAccepted, input_id: UUID, text: str | None) -> CommandAccepted:
     """Append an input that goes before those that do not steer, once the interrupt has ended."""
     task = replace(interrupted.task, state=inbox.enqueue(interrupted.task.state))
-    return replace(interrupted, task=task, input_id=command.command_id, input=command.input, queued=True, steers=True)
+    return replace(interrupted, task=task, input_id=input_id, input=text, queued=True, steers=True)
 
 
 def _interrupt(task: Task, command: Interrupt, now: datetime) -> CommandAccepted | CommandRefused:

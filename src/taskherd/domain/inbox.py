@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 from taskherd.domain.interrupts import counts_as_working
 from taskherd.domain.reports import ExitReason
 from taskherd.domain.value import replace, value
-from taskherd.domain.view import Status, agent_exit_of, agent_of, app_health_of, current_app_status, status_of
+from taskherd.domain.view import (
+    Status,
+    agent_exit_of,
+    agent_of,
+    app_health_of,
+    asking_requests,
+    current_app_status,
+    status_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -30,8 +38,10 @@ class QueuedInput:
 
 
 def is_busy(state: TaskState) -> bool:
-    """Return whether the agent is working or being interrupted, or an input is in flight."""
-    return state.inbox.in_flight is not None or state.interrupt is not None or counts_as_working(state)
+    """Return whether the agent works, asks something or is being interrupted, or an input is in flight."""
+    if state.inbox.in_flight is not None or state.interrupt is not None or counts_as_working(state):
+        return True
+    return bool(asking_requests(state))
 
 
 def is_ready(state: TaskState, now: datetime) -> bool:

@@ -21,6 +21,7 @@ class DeadLetterReason(StrEnum):
     UNKNOWN_INPUT = "unknown_input"
     UNTRUSTED_SENDER = "untrusted_sender"
     USAGE_OVERFLOW = "usage_overflow"
+    REQUESTS_OVERFLOW = "requests_overflow"
     PARKED_EXPIRED = "parked_expired"
     PARKED_OVERFLOW = "parked_overflow"
     COMMAND_REFUSED = "command_refused"
@@ -81,6 +82,11 @@ class ReportOutcome(Enum):
         "invalid",
         DeadLetterReason.USAGE_OVERFLOW,
         "The build has reported the usage of 16 other models already, or the task's total would exceed 2^63 - 1.",
+    )
+    REQUESTS_OVERFLOW = (
+        "invalid",
+        DeadLetterReason.REQUESTS_OVERFLOW,
+        "The task has 100 open requests of its agent already.",
     )
     UNTRUSTED_SENDER = (
         "invalid",

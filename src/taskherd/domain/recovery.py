@@ -8,10 +8,18 @@ from typing import TYPE_CHECKING
 from taskherd.domain import builds
 from taskherd.domain.liveness import silence_duration, silence_start
 from taskherd.domain.outcome import ReportOutcome
-from taskherd.domain.reports import AgentHeartbeat, AgentUsage, InputOutcomeReport, JobStatus, TaskLog, Transition
+from taskherd.domain.reports import (
+    AgentHeartbeat,
+    AgentRequest,
+    AgentUsage,
+    InputOutcomeReport,
+    JobStatus,
+    TaskLog,
+    Transition,
+)
 from taskherd.domain.task import LastLog, LossRestarts, Stall
 from taskherd.domain.value import replace, value
-from taskherd.domain.view import is_lost, is_working
+from taskherd.domain.view import asking_requests, is_lost, is_working
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -47,7 +55,7 @@ def record_word(state: TaskState, report: Report, outcome: ReportOutcome, now: d
     number = report.sort_key[0]
     if state.stall is not None and state.stall.build_number == number:
         state = replace(state, stall=None)
-    if isinstance(report, TaskLog | AgentUsage):
+    if isinstance(report, TaskLog | AgentUsage | AgentRequest):
         latest = state.last_log
         is_newer = latest is None or number > latest.build_number
         if latest is not None and number == latest.build_number:
@@ -114,7 +122,7 @@ def restart_lost(task_id: UUID, state: TaskState, now: datetime, policy: Recover
 
 def _can_stall(state: TaskState, policy: RecoveryPolicy) -> bool:
     is_stalled = state.stall is not None and state.stall.build_number == state.build_number
-    return policy.stalled_after > timedelta() and not is_stalled and is_working(state)
+    return policy.stalled_after > timedelta() and not is_stalled and is_working(state) and not asking_requests(state)
 
 
 def _last_word_at(state: TaskState) -> datetime:

@@ -6,17 +6,19 @@ Reports in this layer are well formed: texts are sanitized and truncated, ids ar
 
 from __future__ import annotations
 
-import json
-from decimal import Decimal
 from enum import StrEnum
 from functools import lru_cache
-from typing import TYPE_CHECKING, ClassVar, TypeAlias, assert_never
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
+from taskherd.domain.request_values import RequestState
 from taskherd.domain.value import value
 
 if TYPE_CHECKING:
     from datetime import datetime
+    from decimal import Decimal
     from uuid import UUID
+
+    from taskherd.domain.request_values import RequestKind, RequestOption, RequestTool
 
 
 class Transition(StrEnum):
@@ -316,6 +318,28 @@ class AgentInterrupted(BaseReport):
     detail: str | None = None
 
 
+@value(frozen=True, slots=True, kw_only=True)
+class AgentRequest(BaseReport):
+    """A request of an agent as a whole: what it asks people for, and what became of it.
+
+    ``option_id`` and ``text`` are the answer as the agent got it. A question without options wants text; an approval
+    always has options. With ``pull`` the agent fetches the answer itself, else its runner delivers it.
+    """
+
+    type: ClassVar[str] = "agent.request"
+    request_id: UUID
+    kind: RequestKind
+    title: str
+    detail: str = ""
+    tool: RequestTool | None = None
+    options: tuple[RequestOption, ...] = ()
+    state: RequestState = RequestState.OPEN
+    option_id: str | None = None
+    text: str | None = None
+    expires_at: datetime | None = None
+    pull: bool = False
+
+
 Report: TypeAlias = (
     WorkspaceBuild
     | AgentLifecycle
@@ -328,6 +352,7 @@ Report: TypeAlias = (
     | InputOutcomeReport
     | AgentUsage
     | AgentInterrupted
+    | AgentRequest
 )
 
 
@@ -337,110 +362,7 @@ def format_rfc3339(instant: datetime) -> str:
     return instant.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-def canonical_json(report: Report) -> str:
-    """Return a report as canonical JSON: keys sorted at every level, known fields only, absent ones omitted.
-
-    It decides which of two different reports with the same ``(build_number, seq)`` is kept, so it depends only on the
-    report itself.
-    """
-    return json.dumps(_json_fields(report), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-
-
-def _json_fields(report: Report) -> dict[str, object]:
-    fields: dict[str, object] = {
-        "type": report.type,
-        "task_id": str(report.task_id),
-        "build_number": report.build_number,
-        "seq": report.seq,
-    }
-    if report.observed_at is not None:
-        fields["observed_at"] = format_rfc3339(report.observed_at)
-    if report.agent_id is not None:
-        fields["agent_id"] = str(report.agent_id)
-    fields.update((name, value) for name, value in _type_fields(report).items() if value is not None)
-    return fields
-
-
-def _type_fields(report: Report) -> dict[str, object]:  # noqa: C901, PLR0911 - one case for each report type
-    match report:
-        case WorkspaceBuild():
-            return {
-                "transition": report.transition,
-                "job_status": report.job_status,
-                "workspace": _workspace(report.workspace),
-                "app": _app(report.app),
-                "runner": report.runner,
-                "error": report.error,
-                "restart": report.restart or None,
-                "reason": report.reason,
-            }
-        case AgentLifecycle():
-            return {"lifecycle": report.lifecycle}
-        case AgentHeartbeat() | AgentDisconnected():
-            return {}
-        case AgentExit():
-            return {"why": report.why, "status": report.status, "signal": report.signal, "words": report.words}
-        case AppHealth():
-            return {"health": report.health}
-        case AppStatus():
-            return {
-                "state": report.state,
-                "message": report.message or None,
-                "uri": report.uri or None,
-                "guessed_from": report.guessed_from or None,
-            }
-        case TaskLog():
-            return {"entries": [_entry(entry) for entry in report.entries]}
-        case InputOutcomeReport():
-            return {"input_id": str(report.input_id), "outcome": report.outcome, "detail": report.detail}
-        case AgentUsage():
-            return _usage(report)
-        case AgentInterrupted():
-            return {"interrupt_id": str(report.interrupt_id), "outcome": report.outcome, "detail": report.detail}
-        case _:
-            assert_never(report)
-
-
 def format_amount(amount: Decimal) -> str:
     """Return an amount of money in its one canonical form: ``0.0012``, without an exponent or final zeros."""
     text = f"{amount:f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-def _usage(report: AgentUsage) -> dict[str, object]:
-    cost = report.cost
-    return {
-        "model": report.model,
-        "input_tokens": report.input_tokens,
-        "output_tokens": report.output_tokens,
-        "cache_read_tokens": report.cache_read_tokens,
-        "cache_write_tokens": report.cache_write_tokens,
-        "cost": None if cost is None else {"amount": format_amount(cost.amount), "currency": cost.currency},
-        "context_used": report.context_used,
-        "context_size": report.context_size,
-    }
-
-
-def _workspace(workspace: Workspace | None) -> dict[str, str] | None:
-    return None if workspace is None else {"id": str(workspace.id), "name": workspace.name}
-
-
-def _app(app: App | None) -> dict[str, str] | None:
-    if app is None:
-        return None
-    fields = {"id": str(app.id), "slug": app.slug, "url": app.url, "health": app.health}
-    return {name: value for name, value in fields.items() if value is not None}
-
-
-def _entry(entry: LogEntry) -> dict[str, object]:
-    fields = {
-        "id": entry.id,
-        "type": entry.type,
-        "content": entry.content,
-        "time": format_rfc3339(entry.time),
-        "kind": entry.kind,
-        "title": entry.title,
-        "status": entry.status,
-        "data": None if entry.data is None else json.loads(entry.data),
-    }
-    return {name: value for name, value in fields.items() if value is not None}

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
+    from taskherd.domain.request_values import RequestKind
+
 MAX_BUILD_NUMBER = 2**31 - 1
 """Maximum build number in the message contract."""
 
@@ -71,7 +73,10 @@ class Silence:
 
 @value(frozen=True, slots=True)
 class LastLog:
-    """The latest build with log entries or usage, and when the latest was received, to ``recovery.LOG_RESOLUTION``."""
+    """The latest build with log entries, usage or requests, and when the latest of them was received.
+
+    The time is kept to ``recovery.LOG_RESOLUTION``.
+    """
 
     build_number: int
     at: datetime
@@ -143,6 +148,24 @@ class EndedInterrupt:
 
 
 @value(frozen=True, slots=True)
+class OpenAgentRequest:
+    """A request of an agent whose greatest report, with this build number and ``seq``, is open.
+
+    ``since`` is when it was first reported. ``wants_text``: it is a question without options. ``answered``: an answer
+    was accepted, and is on its way to the agent.
+    """
+
+    id: UUID
+    build_number: int
+    seq: int
+    kind: RequestKind
+    title: str
+    since: datetime
+    wants_text: bool = False
+    answered: bool = False
+
+
+@value(frozen=True, slots=True)
 class Deletion:
     """An accepted delete: the number of times its build was requested, and when it is to be requested again."""
 
@@ -163,6 +186,7 @@ class TaskState:
         requested_builds: the transitions of the builds that the worker requested itself.
         unanswered_build: the number of the requested build that no report has answered yet.
         labels: the labels that people gave the task, by key.
+        agent_requests: the open requests of the agents of the latest build and later ones, by id.
     """
 
     build: Stamped[WorkspaceBuild]
@@ -190,6 +214,7 @@ class TaskState:
     interrupt: OpenInterrupt | None = None
     last_interrupt: EndedInterrupt | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
+    agent_requests: Mapping[UUID, OpenAgentRequest] = field(default_factory=dict)
 
     @property
     def build_number(self) -> int:

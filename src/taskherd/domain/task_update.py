@@ -5,170 +5,41 @@ Nothing is read or written here: the worker loads what an update needs, and save
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from taskherd.domain import builds, erasure, fold, inbox, interrupts, liveness, recovery
-from taskherd.domain.handle_command import CommandAccepted, CommandRefused, handle_command
+from taskherd.domain import agent_requests, builds, erasure, fold, inbox, interrupts, liveness, recovery
+from taskherd.domain.command_results import CommandAccepted
+from taskherd.domain.handle_command import NO_REQUESTS, handle_command
 from taskherd.domain.lease import is_steady
 from taskherd.domain.outcome import ReportOutcome
 from taskherd.domain.reports import (
     AgentExit,
     AgentHeartbeat,
     AgentInterrupted,
+    AgentRequest,
     AgentUsage,
     InputOutcome,
     InputOutcomeReport,
     TaskLog,
     WorkspaceBuild,
 )
+from taskherd.domain.request_values import RequestState
+from taskherd.domain.updates import AcceptedInput, Cause
 from taskherd.domain.usage import UsageLedger
-from taskherd.domain.value import replace, value
+from taskherd.domain.value import replace
 from taskherd.domain.view import is_connected
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
     from datetime import datetime
     from uuid import UUID
 
-    from taskherd.backoff import Backoff
     from taskherd.domain.commands import Command
-    from taskherd.domain.handle_command import CommandContext
-    from taskherd.domain.inbox import QueuedInput
     from taskherd.domain.liveness import Timeouts
     from taskherd.domain.recovery import RecoveryPolicy
     from taskherd.domain.reports import Report
     from taskherd.domain.task import Task, TaskState
-
-
-@value(frozen=True, slots=True)
-class Cause:
-    """Why a task changed: ``kind`` is report, command or sweep; ``type`` is the message type or the sweep's finding.
-
-    ``outcome`` is that of an interrupt, for the report about it.
-    """
-
-    kind: str
-    type: str
-    id: UUID | None = None
-    actor_id: UUID | None = None
-    outcome: str | None = None
-
-
-@value(frozen=True, slots=True)
-class AcceptedInput:
-    """An accepted user input, to be appended to the inbox; one that ``steers`` goes before those that do not."""
-
-    input_id: UUID
-    content: str
-    actor_id: UUID
-    steers: bool = False
-
-
-@value(frozen=True, slots=True)
-class TimerCheck:
-    """The sweeper's check of the timers of a task.
-
-    Attributes:
-        watermark: the start of drained time; None while silence is inconclusive; the check then has no
-            effect.
-        mass_held: True while a mass loss is held: no agent is marked as lost.
-        silence_counted_at: when the sweeper last counted the silent agents, None for now. An agent that was not
-            overdue then is not marked as lost, because the decision about a mass loss did not count it.
-        expired_inputs: user inputs that no runner picked up in time.
-        erase: the retention time of the task, which is deleted, has passed.
-    """
-
-    watermark: datetime | None
-    mass_held: bool = False
-    silence_counted_at: datetime | None = None
-    expired_inputs: tuple[UUID, ...] = ()
-    erase: bool = False
-
-
-@dataclass(slots=True)
-class TaskUpdate:
-    """The task before and after a batch, and what else has to be saved or sent. Mutable while messages are applied.
-
-    Attributes:
-        before: the task as it was loaded, or None if it does not exist.
-        task: the task with all messages applied so far.
-        core_document: the stored part of the document as JSON, first as it was loaded, later as it is saved.
-        queue: the first queued user inputs as they were loaded, in order, see ``inbox.send_next``.
-        sent_input: the user input to send to the agent now.
-        requested_builds: the numbers of the builds to send work requests for.
-        closed_requests: the numbers of the builds whose work requests are closed.
-        superseded: the task states from just before a later build became the latest.
-        inputs_failed: True if the task's delete fails all inputs without an outcome.
-        timed_out: the transition of the build that timed out.
-        inputs_expired: number of user inputs that no runner picked up in time.
-        requeued_input: the user input in flight that the agent did not get before an interrupt ended it.
-        opened_interrupt: the interrupt to send a work request for.
-        closed_interrupt: the interrupt whose work request is closed.
-        interrupt_expired: True if nothing was reported in time about the interrupt.
-        erased: True if the contents of the task are erased.
-        usage: the task's usage by build and model, if it is loaded or reported.
-    """
-
-    before: Task | None
-    task: Task | None
-    core_document: str = ""
-    queue: Sequence[QueuedInput] = ()
-    command_result: CommandAccepted | CommandRefused | None = None
-    sent_input: UUID | None = None
-    requested_builds: list[int] = field(default_factory=list)
-    closed_requests: list[int] = field(default_factory=list)
-    superseded: list[TaskState] = field(default_factory=list)
-    logs: list[TaskLog] = field(default_factory=list)
-    new_inputs: list[AcceptedInput] = field(default_factory=list)
-    input_outcomes: list[InputOutcomeReport] = field(default_factory=list)
-    inputs_failed: bool = False
-    timed_out: str | None = None
-    inputs_expired: int = 0
-    requeued_input: UUID | None = None
-    opened_interrupt: UUID | None = None
-    closed_interrupt: UUID | None = None
-    interrupt_expired: bool = False
-    delete_retried: bool = False
-    erased: bool = False
-    cause: Cause | None = None
-    usage: UsageLedger | None = None
-
-    @property
-    def existing_task(self) -> Task:
-        """The task, for callers that know that it exists."""
-        if self.task is None:
-            raise AssertionError
-        return self.task
-
-    def note_cause(self, cause: Cause) -> None:
-        """Set the cause of the update; a command stays it, whatever reports and timer checks follow in the batch."""
-        if self.cause is None or self.cause.kind != "command":
-            self.cause = cause
-
-
-@value(frozen=True, slots=True)
-class UpdateContext:
-    """What the decisions of a batch depend on: timeouts, recovery policies, and the rows loaded for it.
-
-    ``policies`` are those of template versions that differ from ``default_policy``.
-
-    Of the user inputs that the batch refers to, each as (task id, input id), ``known_inputs`` exist and belong to that
-    task, and ``open_inputs`` also have no outcome yet.
-    """
-
-    timeouts: Timeouts
-    delete_backoff: Backoff
-    command_context: CommandContext
-    default_policy: RecoveryPolicy
-    policies: Mapping[UUID, RecoveryPolicy] = field(default_factory=dict)
-    open_inputs: frozenset[tuple[UUID, UUID]] = frozenset()
-    known_inputs: frozenset[tuple[UUID, UUID]] = frozenset()
-
-    def policy_of(self, task: Task) -> RecoveryPolicy:
-        """Return the recovery policy of the task's template version."""
-        return self.policies.get(task.template_version_id, self.default_policy)
+    from taskherd.domain.updates import TaskUpdate, TimerCheck, UpdateContext
 
 
 def apply_report(update: TaskUpdate, report: Report, now: datetime, context: UpdateContext) -> ReportOutcome:
@@ -180,7 +51,7 @@ def apply_report(update: TaskUpdate, report: Report, now: datetime, context: Upd
     if fold.is_out_of_range(report, state):
         return ReportOutcome.BUILD_OUT_OF_RANGE
     report = fold.with_build_number(report, state)
-    if isinstance(report, InputOutcomeReport | AgentInterrupted | AgentUsage):
+    if isinstance(report, InputOutcomeReport | AgentInterrupted | AgentUsage | AgentRequest):
         return _apply_unfolded(update, report, now, context)
     folded = fold.fold(state, report, now)
     after = recovery.record_word(folded.state, report, folded.outcome, now)
@@ -210,12 +81,14 @@ def _close_answered_request(update: TaskUpdate, unanswered: int | None, after: T
 
 def _apply_unfolded(
     update: TaskUpdate,
-    report: InputOutcomeReport | AgentInterrupted | AgentUsage,
+    report: InputOutcomeReport | AgentInterrupted | AgentUsage | AgentRequest,
     now: datetime,
     context: UpdateContext,
 ) -> ReportOutcome:
     if isinstance(report, AgentUsage):
         return _apply_usage(update, report, now)
+    if isinstance(report, AgentRequest):
+        return _apply_request(update, report, now)
     if isinstance(report, AgentInterrupted):
         return _apply_interrupted(update, report, now)
     return _apply_input_outcome(update, report, now, context)
@@ -252,6 +125,16 @@ def _apply_usage(update: TaskUpdate, report: AgentUsage, now: datetime) -> Repor
     return outcome
 
 
+def _apply_request(update: TaskUpdate, report: AgentRequest, now: datetime) -> ReportOutcome:
+    task = update.existing_task
+    ledger = update.requests = update.requests or agent_requests.RequestLedger()
+    state, outcome = ledger.fold(task.state, report, now)
+    if outcome is ReportOutcome.APPLIED:
+        update.note_cause(Cause("report", report.type, report.request_id, outcome=report.state, request=report.title))
+        update.task = replace(task, state=recovery.record_word(state, report, outcome, now))
+    return outcome
+
+
 def _apply_interrupted(update: TaskUpdate, report: AgentInterrupted, now: datetime) -> ReportOutcome:
     task = update.existing_task
     state = interrupts.record_outcome(task.state, report, now)
@@ -264,7 +147,8 @@ def _apply_interrupted(update: TaskUpdate, report: AgentInterrupted, now: dateti
 
 def apply_command(update: TaskUpdate, command: Command, now: datetime, context: UpdateContext) -> None:
     """Execute one command on the task, which may not exist."""
-    result = handle_command(update.task, command, now, context.command_context)
+    known = update.requests.known if update.requests else NO_REQUESTS
+    result = handle_command(update.task, command, now, context.command_context, known)
     if isinstance(result, CommandAccepted):
         if result.input is not None and result.input_id is not None:
             accepted = AcceptedInput(result.input_id, result.input, command.actor_id, result.steers)
@@ -273,8 +157,19 @@ def apply_command(update: TaskUpdate, command: Command, now: datetime, context: 
             update.inputs_failed = True
         context.command_context.note_change(update.task, result.task)
         update.task = result.task
-        update.note_cause(Cause("command", command.type, command.command_id, command.actor_id))
+        update.note_cause(_cause_of(command, result))
+        if result.answered is not None and update.requests is not None:
+            update.requests.record(result.answered)
     update.command_result = result
+
+
+def _cause_of(command: Command, result: CommandAccepted) -> Cause:
+    cause = Cause("command", command.type, command.command_id, command.actor_id)
+    record = result.answered
+    if record is None or record.answer is None:
+        return cause
+    answer = agent_requests.describe_answer(record.report, record.answer)
+    return replace(cause, request=record.report.title, answer=agent_requests.shorten(answer))
 
 
 def apply_timer_check(update: TaskUpdate, check: TimerCheck, now: datetime, context: UpdateContext) -> None:
@@ -338,6 +233,7 @@ def finalize(update: TaskUpdate, now: datetime, context: UpdateContext) -> None:
     elif task.deleted_at is None:
         task = update.task = _restart_agent(update, task, now, context.policy_of(task))
     task = update.task = _follow_interrupt(update, task, now)
+    task = update.task = _follow_requests(update, task)
     if task.state.inbox.queued and task.deleted_at is None:
         task = update.task = _send_next_input(update, task, now)
     before = update.before.state.requested_builds if update.before else {}
@@ -376,6 +272,25 @@ def _follow_interrupt(update: TaskUpdate, task: Task, now: datetime) -> Task:
         update.closed_interrupt = before.id
     if state.interrupt is not None and before != state.interrupt:
         update.opened_interrupt = state.interrupt.id
+    return task if state is task.state else replace(task, state=state)
+
+
+def _follow_requests(update: TaskUpdate, task: Task) -> Task:
+    """Note how the agent's requests show now, and which answers are to be delivered, or no longer."""
+    before = update.before.state if update.before else None
+    if not task.state.agent_requests and not (before and before.agent_requests):
+        return task
+    state = agent_requests.prune(task.state)
+    shown, shown_before = agent_requests.shown_states(state), agent_requests.shown_states(before) if before else {}
+    recorded = update.requests.changed if update.requests else ()
+    for request_id in sorted((shown.keys() | shown_before.keys()).difference(recorded)):
+        now_shown = shown.get(request_id, RequestState.WITHDRAWN)
+        if now_shown is not shown_before.get(request_id):
+            update.shown_requests[request_id] = now_shown
+    answers = agent_requests.answers_to_deliver(state)
+    answers_before = agent_requests.answers_to_deliver(before) if before else {}
+    update.opened_answers = dict(answers.items() - answers_before.items())
+    update.closed_answers = sorted(dict(answers_before.items() - answers.items()))
     return task if state is task.state else replace(task, state=state)
 
 

@@ -13,12 +13,12 @@ from taskherd.domain.reports import AgentDisconnected, AgentState, ExitReason, H
 from taskherd.domain.value import value
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
     from uuid import UUID
 
     from taskherd.domain.reports import AgentExit, App, AppStatus
-    from taskherd.domain.task import Facet, Stamped, Task, TaskState
+    from taskherd.domain.task import Facet, OpenAgentRequest, Stamped, Task, TaskState
     from taskherd.domain.usage import TaskUsage
 
 
@@ -129,6 +129,8 @@ class TaskView:
     stalled_since: datetime | None
     usage: TaskUsage | None
     interrupted_since: datetime | None
+    requests: tuple[OpenAgentRequest, ...]
+    """The requests of the agent that wait for a person, in order."""
 
 
 @value(frozen=True, slots=True)
@@ -161,6 +163,7 @@ def derive_view(state: TaskState, task_name: str) -> TaskView:
         stalled_since=stalled_since(state),
         usage=state.usage,
         interrupted_since=None if state.interrupt is None else state.interrupt.since,
+        requests=tuple(open_requests(state)),
     )
 
 
@@ -312,6 +315,25 @@ def stalled_since(state: TaskState) -> datetime | None:
     stall = state.stall
     is_stalled = stall is not None and stall.build_number == state.build_number and is_working(state)
     return stall.since if stall is not None and is_stalled else None
+
+
+def asking_requests(state: TaskState) -> Sequence[OpenAgentRequest]:
+    """Return the requests of the latest build's agent that wait for a person, or whose answer is on its way.
+
+    There are none once the build has failed, its agent has ended, or the task is to be deleted: nothing can be answered
+    then. A lost agent may come back.
+    """
+    if not state.agent_requests or not state.is_start or state.deletion is not None:
+        return ()
+    if state.job_status in {JobStatus.FAILED, JobStatus.CANCELED} or agent_exit_of(state) is not None:
+        return ()
+    current = [each for each in state.agent_requests.values() if each.build_number == state.build_number]
+    return sorted(current, key=lambda request: (request.build_number, request.seq, request.id))
+
+
+def open_requests(state: TaskState) -> Sequence[OpenAgentRequest]:
+    """Return the requests that wait for a person: the only definition of what a task waits for."""
+    return [request for request in asking_requests(state) if not request.answered]
 
 
 SHUTTING_DOWN = frozenset({Lifecycle.SHUTTING_DOWN, Lifecycle.SHUTDOWN_TIMEOUT, Lifecycle.SHUTDOWN_ERROR})

@@ -153,8 +153,31 @@ class InterruptIn(BaseCommandIn):
         return domain.Interrupt(command_id=self.command_id, task_id=self.task_id, actor_id=self.actor_id)
 
 
+class AnswerIn(BaseCommandIn):
+    """A command that answers an open request of the task's agent; the first accepted answer stands."""
+
+    type: Literal["task.answer"]
+    request_id: UUID
+    option_id: _UncheckedText | None = Field(None, description="Required if the request has options.")
+    text: Input | None = Field(
+        None,
+        description="Required if the request has no options; else it goes to the agent as an input that interrupts it.",
+    )
+
+    def to_domain(self, counts: SanitizeCounts) -> domain.Answer:
+        """Return the command as a domain value, with sanitized texts."""
+        return domain.Answer(
+            command_id=self.command_id,
+            task_id=self.task_id,
+            actor_id=self.actor_id,
+            request_id=self.request_id,
+            option_id=self.option_id,
+            text=None if self.text is None else texts.sanitize(self.text, counts),
+        )
+
+
 CommandIn: TypeAlias = Annotated[
-    CreateIn | DeleteIn | UpdateInputIn | UpdateLabelsIn | SendIn | PauseIn | ResumeIn | InterruptIn,
+    CreateIn | DeleteIn | UpdateInputIn | UpdateLabelsIn | SendIn | PauseIn | ResumeIn | InterruptIn | AnswerIn,
     Field(discriminator="type"),
 ]
 

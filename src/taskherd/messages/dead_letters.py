@@ -39,6 +39,7 @@ MEANINGS: Mapping[DeadLetterReason, str] = {
     DeadLetterReason.UNKNOWN_INPUT: "An outcome was reported for an input the task does not have.",
     DeadLetterReason.UNTRUSTED_SENDER: "Its property user_id is missing, or names a user that may not send it.",
     DeadLetterReason.USAGE_OVERFLOW: "Usage of a 17th model of a build, or beyond what the total of a task can hold.",
+    DeadLetterReason.REQUESTS_OVERFLOW: "A request of an agent whose task has 100 open ones already.",
     DeadLetterReason.PARKED_EXPIRED: "A report whose task was not created within parked_ttl.",
     DeadLetterReason.PARKED_OVERFLOW: "Too many reports are parked for the task already.",
     DeadLetterReason.COMMAND_REFUSED: "A command that was refused and has no reply_to.",

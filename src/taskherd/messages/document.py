@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 import orjson
 from pydantic import BaseModel
 
 from taskherd.domain.reports import ExitReason, Lifecycle, format_rfc3339
+from taskherd.domain.request_values import RequestKind
 from taskherd.domain.view import LOST_CONNECTION, NOT_RUNNING, Status
 from taskherd.messages.usage import UsageOut, render_usage
 
@@ -22,8 +23,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from taskherd.domain.directory import DirectoryNames
-    from taskherd.domain.task import Task
+    from taskherd.domain.task import OpenAgentRequest, Task
     from taskherd.domain.view import EndedAgent, TaskView
+
+
+MAX_SUMMARIES: Final = 10
+"""Maximum number of open requests in the document; ``requests_open`` counts all."""
 
 
 class CurrentStateOut(BaseModel):
@@ -58,6 +63,15 @@ class InterruptOut(BaseModel):
     since: datetime
 
 
+class RequestSummaryOut(BaseModel):
+    """An open request of the agent; ``since`` is when it was first reported."""
+
+    id: UUID
+    kind: RequestKind
+    title: str
+    since: datetime
+
+
 class TaskDocument(BaseModel):
     """A task as users see it. Fields with a default are omitted if they are empty."""
 
@@ -88,6 +102,8 @@ class TaskDocument(BaseModel):
     stalled_since: datetime | None
     usage: UsageOut | None
     interrupt: InterruptOut | None
+    requests: list[RequestSummaryOut]
+    requests_open: int
     labels: dict[str, str] = {}
     created_at: datetime
     updated_at: datetime
@@ -133,6 +149,8 @@ def core_document(view: TaskView, task: Task) -> dict[str, Any]:
         "stalled_since": None if view.stalled_since is None else format_rfc3339(view.stalled_since),
         "usage": None if view.usage is None else render_usage(view.usage),
         "interrupt": None if view.interrupted_since is None else {"since": format_rfc3339(view.interrupted_since)},
+        "requests": [_request(request) for request in view.requests[:MAX_SUMMARIES]],
+        "requests_open": len(view.requests),
         "created_at": format_rfc3339(task.created_at),
     }
     if view.workspace_status:
@@ -155,6 +173,15 @@ def core_document(view: TaskView, task: Task) -> dict[str, Any]:
     if view.agent_exit is not None:
         core["agent_exit"] = agent_exit(view.agent_exit)
     return core
+
+
+def _request(request: OpenAgentRequest) -> dict[str, Any]:
+    return {
+        "id": str(request.id),
+        "kind": request.kind.value,
+        "title": request.title,
+        "since": format_rfc3339(request.since),
+    }
 
 
 def agent_exit(ended: EndedAgent) -> dict[str, Any]:

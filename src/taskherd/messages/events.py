@@ -17,6 +17,7 @@ import orjson
 from pydantic import BaseModel, Field
 
 from taskherd.domain.reports import InterruptOutcome, format_rfc3339
+from taskherd.domain.request_values import RequestState
 from taskherd.domain.value import value
 from taskherd.messages.document import TaskDocument
 from taskherd.messages.limits import MAX_MESSAGE_BYTES
@@ -70,7 +71,11 @@ class CauseOut(BaseModel):
     type: str = Field(description="Type of the report or command, or finding of the sweep.")
     id: str | None = None
     actor_id: UUID | None = None
-    outcome: InterruptOutcome | None = Field(None, description="Of an interrupt, for the report about it.")
+    outcome: InterruptOutcome | RequestState | None = Field(
+        None, description="Of an interrupt, or the state of a request of the agent, for the report about it."
+    )
+    request: str | None = Field(None, description="The title of the agent's request that was reported or answered.")
+    answer: str | None = Field(None, description="The answer of the actor in words, at most 200 characters.")
 
 
 class ChangeOut(BaseModel):

@@ -23,13 +23,22 @@ MAX_CONTENT_BYTES: Final = 64 * 1024
 """Maximum size of a log entry; longer ones are truncated."""
 
 MAX_DATA_BYTES: Final = 16 * 1024
-"""Maximum size of the data of a log entry, as canonical JSON; an entry with more is rejected."""
+"""Maximum size of the data of a log entry, and of a tool's input, as canonical JSON; more is rejected."""
 
 MAX_DATA_LEVELS: Final = 100
-"""Maximum number of levels of lists and objects in the data of a log entry: no stack decides whether it is valid."""
+"""Maximum number of levels of lists and objects in such data: no stack decides whether it is valid."""
 
 MAX_TITLE_CHARACTERS: Final = 200
-"""Maximum length of the title of a log entry; longer ones are truncated."""
+"""Maximum length of the title of a log entry or a request of an agent; longer ones are truncated."""
+
+MAX_DETAIL_BYTES: Final = 16 * 1024
+"""Maximum size of the detail of a request of an agent; longer ones are truncated."""
+
+MAX_OPTIONS: Final = 16
+"""Maximum number of options of a request of an agent."""
+
+MAX_OPTION_CHARACTERS: Final = 64
+"""Maximum length of the id of an option."""
 
 LOG_BURST: Final = 4
 """Seconds of the rate of a task's log that may come at once."""

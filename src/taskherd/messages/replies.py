@@ -8,7 +8,7 @@ from uuid import UUID
 import orjson
 from pydantic import BaseModel, Field
 
-from taskherd.domain.handle_command import CommandRefused
+from taskherd.domain.command_results import CommandRefused
 from taskherd.domain.outcome import DeadLetterReason
 from taskherd.domain.value import value
 from taskherd.errors import Malformed
@@ -51,6 +51,9 @@ class AcceptedReply(BaseModel):
     interrupt_id: UUID | None = Field(
         None, description="For a task.interrupt, and a task.send that steers: the interrupt that it opened or joined."
     )
+    answered: UUID | None = Field(
+        None, description="For a task.answer, and a task.send that answers a question: the agent's request."
+    )
 
 
 class RefusedReply(BaseModel):
@@ -67,6 +70,7 @@ def accepted_reply(
     input_id: UUID | None = None,
     queued: bool = False,
     interrupt_id: UUID | None = None,
+    answered: UUID | None = None,
 ) -> bytes:
     """Encode the reply to an executed command; ``queued`` is included only with an ``input_id``."""
     reply: dict[str, Any] = {"ok": True, "task": task, "version": version}
@@ -74,6 +78,8 @@ def accepted_reply(
         reply |= {"input_id": str(input_id), "queued": queued}
     if interrupt_id is not None:
         reply["interrupt_id"] = str(interrupt_id)
+    if answered is not None:
+        reply["answered"] = str(answered)
     return orjson.dumps(reply)
 
 
@@ -100,13 +106,15 @@ def invalid_message_reply(invalid: InvalidMessage) -> bytes:
 class Accepted:
     """A decoded reply to an executed command: the document and version after it.
 
-    ``queued`` belongs to a send, ``interrupt_id`` to an interrupt and a send that steers.
+    ``queued`` belongs to a send, ``interrupt_id`` to an interrupt and a send that steers, ``answered`` to an answer and
+    a send that answers: the id of the agent's request.
     """
 
     task: dict[str, Any]
     version: int
     queued: bool = False
     interrupt_id: UUID | None = None
+    answered: UUID | None = None
 
 
 def decode_reply(body: bytes) -> Accepted | CommandRefused:
@@ -114,9 +122,8 @@ def decode_reply(body: bytes) -> Accepted | CommandRefused:
     try:
         match orjson.loads(body):
             case {"ok": True, "task": dict() as task, "version": int() as version, **optional}:
-                interrupt_id = optional.get("interrupt_id")
-                interrupt_id = None if interrupt_id is None else UUID(str(interrupt_id))
-                return Accepted(task, version, optional.get("queued") is True, interrupt_id)
+                interrupt_id, answered = _optional_id(optional, "interrupt_id"), _optional_id(optional, "answered")
+                return Accepted(task, version, optional.get("queued") is True, interrupt_id, answered)
             case {"ok": False, "error": {"status": int() as status, "message": str() as message} as error}:
                 validations = [(entry["field"], entry["detail"]) for entry in error.get("validations", ())]
                 return CommandRefused(status, message, error.get("detail"), tuple(validations))
@@ -124,3 +131,8 @@ def decode_reply(body: bytes) -> Accepted | CommandRefused:
                 raise Malformed("not_a_reply")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise Malformed("not_a_reply", str(error)) from None
+
+
+def _optional_id(fields: Mapping[Any, Any], name: str) -> UUID | None:
+    identifier = fields.get(name)
+    return None if identifier is None else UUID(str(identifier))

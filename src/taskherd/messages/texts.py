@@ -18,6 +18,7 @@ from taskherd.messages.limits import (
     MAX_CONTENT_BYTES,
     MAX_DATA_BYTES,
     MAX_DATA_LEVELS,
+    MAX_DETAIL_BYTES,
     MAX_TEXT_CHARACTERS,
     MAX_TITLE_CHARACTERS,
     MAX_URI_CHARACTERS,
@@ -81,14 +82,28 @@ def sanitize_message(text: str, counts: SanitizeCounts) -> str:
 
 def sanitize_content(text: str, counts: SanitizeCounts) -> str:
     """Sanitize the content of a log entry, and truncate it to 64 KiB of UTF-8, the end of which is ``…``."""
-    text = sanitize(text, counts)
-    if len(text) * _MAX_CHARACTER_BYTES <= MAX_CONTENT_BYTES:
+    return _truncate(sanitize(text, counts), MAX_CONTENT_BYTES, counts)
+
+
+def sanitize_detail(text: str, counts: SanitizeCounts) -> str:
+    """Sanitize the detail of a request, escape bidirectional control characters, and truncate it to 16 KiB of UTF-8."""
+    return _truncate(_sanitize_visibly(text, counts), MAX_DETAIL_BYTES, counts)
+
+
+def _sanitize_visibly(text: str, counts: SanitizeCounts) -> str:
+    """Sanitize a text, and escape its bidirectional control characters."""
+    return _replace_bidi_controls(sanitize(text, counts), _escape, counts)
+
+
+def _truncate(text: str, max_bytes: int, counts: SanitizeCounts) -> str:
+    """Truncate a text to a number of bytes of UTF-8, the end of which is ``…``."""
+    if len(text) * _MAX_CHARACTER_BYTES <= max_bytes:
         return text
     encoded = text.encode()
-    if len(encoded) <= MAX_CONTENT_BYTES:
+    if len(encoded) <= max_bytes:
         return text
     add_count(counts, CUT)
-    return encoded[: MAX_CONTENT_BYTES - len("…".encode())].decode(errors="ignore") + "…"
+    return encoded[: max_bytes - len("…".encode())].decode(errors="ignore") + "…"
 
 
 def sanitize_title(text: str, counts: SanitizeCounts) -> str:
@@ -100,28 +115,31 @@ def sanitize_title(text: str, counts: SanitizeCounts) -> str:
     return text[: MAX_TITLE_CHARACTERS - 1] + "…"
 
 
-def canonical_data(data: Any, counts: SanitizeCounts) -> str:
-    """Return the data of a log entry as canonical JSON, with sanitized texts.
+def canonical_data(data: Any, counts: SanitizeCounts, *, visible: bool = False) -> str:
+    """Return the data of a log entry or a tool's input as canonical JSON, with sanitized texts.
+
+    ``visible``: bidirectional control characters are escaped.
 
     Raise ``ValueError`` if it is no JSON (NaN), larger than ``MAX_DATA_BYTES`` or deeper than ``MAX_DATA_LEVELS``.
     """
     options: dict[str, Any] = {"sort_keys": True, "ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
-    text = json.dumps(_sanitized(data, counts, MAX_DATA_LEVELS), **options)
+    clean = _sanitize_visibly if visible else sanitize
+    text = json.dumps(_sanitized(data, counts, MAX_DATA_LEVELS, clean), **options)
     if len(text.encode()) > MAX_DATA_BYTES:
         raise ValueError(f"at most {MAX_DATA_BYTES} bytes of JSON were expected")
     return text
 
 
-def _sanitized(data: Any, counts: SanitizeCounts, levels: int) -> Any:
+def _sanitized(data: Any, counts: SanitizeCounts, levels: int, clean: Callable[[str, SanitizeCounts], str]) -> Any:
     if not levels and isinstance(data, list | dict):
         raise ValueError(f"at most {MAX_DATA_LEVELS} levels of lists and objects were expected")
     match data:
         case str():
-            return sanitize(data, counts)
+            return clean(data, counts)
         case list():
-            return [_sanitized(each, counts, levels - 1) for each in data]
+            return [_sanitized(each, counts, levels - 1, clean) for each in data]
         case dict():
-            return {sanitize(name, counts): _sanitized(each, counts, levels - 1) for name, each in data.items()}
+            return {clean(name, counts): _sanitized(each, counts, levels - 1, clean) for name, each in data.items()}
         case _:
             return data
 

@@ -11,6 +11,7 @@ from taskherd.domain.task import MAX_BUILD_NUMBER
 from taskherd.messages.decoding import InvalidMessage, Undecodable, decode
 
 AGENT_INTERRUPT: Final = "agent.interrupt"
+AGENT_ANSWER: Final = "agent.answer"
 
 
 class WorkRequestOwner(BaseModel):
@@ -80,8 +81,22 @@ class AgentInterrupt(BaseWorkRequest):
     interrupt_id: UUID
 
 
+class AgentAnswer(BaseWorkRequest):
+    """A request to give the agent the answer to its request; its ``request_id`` is that of the agent's request.
+
+    It is repeated until a report closes the agent's request. Deliver each answer at most once; where it is unknown
+    whether the agent got it, report the request as withdrawn.
+    """
+
+    type: Literal["agent.answer"] = "agent.answer"
+    request_id: UUID = Field(description="The id of the agent's request; the same for each repetition.")
+    option_id: str | None = Field(None, description="The chosen option; null for a question without options.")
+    text: str | None = Field(None, description="The answer to a question without options; else null.")
+
+
 WorkRequest: TypeAlias = Annotated[
-    WorkspaceStart | WorkspaceStop | WorkspaceDelete | AgentInput | AgentInterrupt, Field(discriminator="type")
+    WorkspaceStart | WorkspaceStop | WorkspaceDelete | AgentInput | AgentInterrupt | AgentAnswer,
+    Field(discriminator="type"),
 ]
 
 REQUEST_TYPES: Final[tuple[str, ...]] = tuple(

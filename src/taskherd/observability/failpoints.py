@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 class Failpoint(StrEnum):
     """The failpoints, in the order in which a report reaches them.
 
-    At the last two a claim is committed, and the attempt to send work requests.
+    At ``post_claim`` a claim is committed, and at ``request_send`` the attempt to send work requests. Those after it
+    are for requests of agents: their rows are written but not committed; their commands are committed, but not replied
+    to; the attempt to send answers is committed; and the answers are sent. The last five are those of a runner: a
+    request of an agent is recorded; an answer was received; and a line for an agent is recorded, submitted to the shim,
+    and known to be written.
     """
 
     RECEIVE = "receive"
@@ -30,6 +34,15 @@ class Failpoint(StrEnum):
     RELAY_MARK = "relay_mark"
     POST_CLAIM = "post_claim"
     REQUEST_SEND = "request_send"
+    AGENT_REQUESTS_SAVED = "agent_requests_saved"
+    ANSWER_COMMITTED = "answer_committed"
+    ANSWER_SEND = "answer_send"
+    ANSWER_SENT = "answer_sent"
+    REQUEST_RECORD = "request_record"
+    ANSWER_RECEIVE = "answer_receive"
+    LINE_RECORD = "line_record"
+    LINE_SUBMIT = "line_submit"
+    LINE_WRITTEN = "line_written"
 
 
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}

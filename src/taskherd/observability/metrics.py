@@ -275,7 +275,8 @@ class Metrics:
         )
         self.runner_requests = self._counter(
             "runner_requests",
-            "Work requests, by type and outcome: done, failed, repeated, ignored (an older build), lost (claimed by "
+            "Work requests, by type and outcome: done, failed, repeated, ignored (an older build, or an "
+            "answer to a request that is not known), lost (claimed by "
             "another runner), left (not started: the build is gone, or no worker answered the claim of a repeated "
             "request) or invalid. A claim that is won is not counted itself.",
             "type",

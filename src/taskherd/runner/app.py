@@ -25,7 +25,7 @@ from taskherd.broker.subscription import Source
 from taskherd.clock import Clock
 from taskherd.errors import Misconfigured, Unavailable
 from taskherd.messages.claims import RunnerHello
-from taskherd.observability import logs
+from taskherd.observability import failpoints, logs
 from taskherd.observability.metrics import Metrics
 from taskherd.observability.ops import OpsServer
 from taskherd.observability.readiness import Readiness
@@ -118,6 +118,7 @@ class RunnerProcess:
             schedule_outbox=self._sender.schedule,
             drop_outbox=self._sender.drop,
             isolation=self._isolation,
+            failpoint=failpoints.failpoint_hook(settings.failpoint),
         )
 
     def _make_drain(self, wait: float | None) -> Drain | None:
@@ -264,6 +265,7 @@ def _initialize_metrics(metrics: Metrics, settings: Settings) -> None:
     """Set constant gauges, and all counters to 0."""
     metrics.build_info.labels(__version__).set(1)
     metrics.process_info.labels("runner", settings.installation).set(1)
+    metrics.failpoint_armed.set(bool(settings.failpoint))
     metrics.initialize(LABEL_VALUES)
 
 

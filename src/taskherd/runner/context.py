@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from taskherd.runner.activity import ProcessMonitor
 
 if TYPE_CHECKING:
+    from taskherd.observability.failpoints import Failpoint
     from taskherd.observability.metrics import Metrics
     from taskherd.runner.agents.log_budget import LogRates
     from taskherd.runner.claims import Claims
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 class RunnerContext:
     """The runner's name, settings and shared parts.
 
-    ``schedule_outbox`` registers an outbox that has reports to send, ``drop_outbox`` removes one that is to be closed.
+    ``schedule_outbox`` registers an outbox that has reports to send, ``drop_outbox`` removes one that is to be closed;
+    ``failpoint`` kills or freezes the process if that failpoint is armed.
     """
 
     name: str
@@ -37,4 +39,5 @@ class RunnerContext:
     schedule_outbox: Callable[[Outbox], None]
     drop_outbox: Callable[[Outbox], None]
     isolation: Isolation
+    failpoint: Callable[[Failpoint], None]
     processes: ProcessMonitor = field(default_factory=ProcessMonitor)

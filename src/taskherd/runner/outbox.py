@@ -24,6 +24,8 @@ MAX_TASK_BYTES = 1024 * 1024
 """Bytes of unconfirmed reports of one task at which its follower stops reading."""
 MAX_CONFIRMED_BYTES = 64 * 1024
 """Bytes of confirmed reports in the file above which it is rewritten without them."""
+MAX_WRITTEN_BYTES = 4 * 1024 * 1024
+"""Bytes that are appended to the file before it is rewritten in any case, with the last checkpoint only."""
 
 Checkpoint: TypeAlias = dict[str, Any]
 
@@ -56,6 +58,8 @@ class Outbox:
         self._waiting: deque[bytes] = deque()
         self._size = 0
         self._confirmed = 0
+        self._written = 0
+        """Bytes appended to the file since it was opened or rewritten."""
         self._room = asyncio.Event()
         self._room.set()
         self._torn = False
@@ -63,6 +67,10 @@ class Outbox:
         self._empty.set()
         self._discarding = False
         self.checkpoint: Checkpoint = {}
+        self.is_saved = True
+        """Whether ``checkpoint`` is on disk."""
+        self.last_seq = 0
+        """The greatest seq of the reports that an earlier runner left here, confirmed or not."""
         self._file: int | None = None
         self._load()
 
@@ -89,8 +97,12 @@ class Outbox:
         """Append JSON reports to be sent; if the disk is full they are kept only in memory until it has room again."""
         self.checkpoint = checkpoint or self.checkpoint
         if not self._discarding:
-            self._write(reports, checkpoint)
+            is_written = self._write(reports, checkpoint)
+            if checkpoint:
+                self.is_saved = is_written
             self._store(reports)
+            if self._written > MAX_WRITTEN_BYTES:
+                self._rewrite()
 
     def discard(self) -> None:
         """Discard all pending reports and accept no more."""
@@ -145,17 +157,20 @@ class Outbox:
         else:
             self._room.clear()
 
-    def _write(self, reports: Sequence[str], checkpoint: Checkpoint | None) -> None:
+    def _write(self, reports: Sequence[str], checkpoint: Checkpoint | None) -> bool:
+        """Append a record to the file, and return whether all of it was written."""
         line = b"\n" if self._torn else b""
         try:
             if self._file is None:
                 flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
                 self._file = os.open(self._path, flags, 0o600)
             line += json.dumps([checkpoint, list(reports)]).encode() + b"\n"
-            if os.write(self._file, line) < len(line):
-                self._torn = True
+            self._written += len(line)
+            is_written = os.write(self._file, line) == len(line)
         except OSError:
-            self._torn = True
+            is_written = False
+        self._torn |= not is_written
+        return is_written
 
     def _load(self) -> None:
         with suppress(OSError):
@@ -166,10 +181,12 @@ class Outbox:
                     checkpoint, reports = json.loads(line)
                     self.checkpoint = checkpoint or self.checkpoint
                     self._store([str(report) for report in reports])
+                    self.last_seq = max([self.last_seq, *map(_seq, reports)])
 
     def _rewrite(self) -> None:
         """Replace the file by one with only the unconfirmed reports."""
         temporary = self._path.with_suffix(".new")
+        self._written = 0  # also if it fails, which must not be tried with each record
         with suppress(OSError):
             record = json.dumps([self.checkpoint, [report.decode() for report in self._waiting]]) + "\n"
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -181,3 +198,9 @@ class Outbox:
                 self._file = None
             self._confirmed = 0
             self._torn = False
+            self.is_saved = True
+
+
+def _seq(report: str) -> int:
+    fields = json.loads(report)
+    return int(fields["seq"]) if isinstance(fields, dict) and "seq" in fields else 0

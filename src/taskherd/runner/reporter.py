@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid5
 
 from taskherd.domain import reports
+from taskherd.domain.value import replace
 from taskherd.messages import texts
 from taskherd.messages.reports import encode_report
 
@@ -39,12 +40,18 @@ class SequenceGenerator:
     None exceeds the ceiling in the journal, so the next runner continues above the ceiling even if the clock went back.
     """
 
-    def __init__(self, journal: Journal, now: Callable[[], datetime], save: Callable[[], None]) -> None:
-        """Continue above the ceiling in ``journal``; ``save`` writes the journal to disk, now or in the background."""
+    def __init__(
+        self, journal: Journal, now: Callable[[], datetime], save: Callable[[], None], *, above: int = 0
+    ) -> None:
+        """Continue above the ceiling in ``journal``; ``save`` writes the journal to disk, now or in the background.
+
+        ``above`` is the greatest seq that an earlier runner is known to have used: it may have been killed before its
+        journal was written.
+        """
         self._journal = journal
         self._now = now
         self._save = save
-        self._last = journal.seq_ceiling
+        self._last = max(journal.seq_ceiling, above)
 
     def next(self) -> int:
         """Return the next sequence number."""
@@ -184,6 +191,20 @@ class Reporter:
         return reports.AgentUsage(
             task_id=self._task_id, build_number=self.build_number, seq=self._sequence.next(), **fields
         )
+
+    def request_report(self, **fields: Any) -> reports.AgentRequest:
+        """Return a report of a request of the agent, to be passed to ``log``."""
+        return reports.AgentRequest(
+            task_id=self._task_id, build_number=self.build_number, seq=self._sequence.next(), **fields
+        )
+
+    def renewed(self, request: reports.AgentRequest) -> reports.AgentRequest:
+        """Return the report of a request that has changed, to be passed to ``log``."""
+        return replace(request, seq=self._sequence.next())
+
+    def repeat(self, encoded: str) -> None:
+        """Send an encoded report again, in case it was lost."""
+        self._outbox.append([encoded])
 
     def log(self, entries: Sequence[LogEntry], *others: Report, checkpoint: Checkpoint | None = None) -> None:
         """Report log entries and other reports in one record, with the follower's checkpoint after them."""

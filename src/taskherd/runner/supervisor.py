@@ -15,8 +15,9 @@ from uuid import UUID
 import structlog
 
 from taskherd.domain.reports import JobStatus, Transition
-from taskherd.messages.work import AgentInput, AgentInterrupt, WorkspaceStart
+from taskherd.messages.work import AgentAnswer, AgentInput, AgentInterrupt, WorkspaceStart
 from taskherd.runner import journal as journals
+from taskherd.runner.answers import TaskAnswers
 from taskherd.runner.claims import Claim
 from taskherd.runner.drain import NOTICE, REASON
 from taskherd.runner.inputs import TaskInputs
@@ -81,11 +82,13 @@ class TaskSupervisor:
         self._outbox = Outbox(folder.outbox, context.budget, context.schedule_outbox)
         self._saving = asyncio.Lock()
         self._background_saves: set[asyncio.Task[None]] = set()
-        self._sequence = SequenceGenerator(journal, context.now, self._save_in_background)
+        above = self._outbox.last_seq
+        self._sequence = SequenceGenerator(journal, context.now, self._save_in_background, above=above)
         self._inputs = TaskInputs(journal, start_reporter=self._start_reporter, save=self._save, count=self._count)
         self._interrupts = TaskInterrupts(
             journal, self._inputs, start_reporter=self._start_reporter, save=self._save_if_possible, count=self._count
         )
+        self._answers = TaskAnswers(failpoint=context.failpoint, count=self._count)
         context.isolation.hold_user(journal.task_id, journal.agent_uid)
         self._workspace = TaskWorkspace(
             context,
@@ -138,6 +141,8 @@ class TaskSupervisor:
             self._inputs.submit(pending)
         elif isinstance(pending.request, AgentInterrupt):
             self._interrupts.submit(pending)
+        elif isinstance(pending.request, AgentAnswer):
+            self._answers.submit(pending)
         else:
             self._builds.put_nowait(pending)
 
@@ -145,7 +150,8 @@ class TaskSupervisor:
         """Remove and return the requests that were submitted and not started."""
         builds = [self._builds.get_nowait() for _ in range(self._builds.qsize())]
         requests = [each for each in builds if isinstance(each, PendingRequest)]
-        return requests + self._inputs.take_pending() + self._interrupts.take_pending()
+        others = self._inputs.take_pending() + self._interrupts.take_pending() + self._answers.take_pending()
+        return requests + others
 
     def hold_starts(self) -> None:
         """Leave starts that are not accepted yet to the next runner."""
@@ -175,12 +181,12 @@ class TaskSupervisor:
     async def run(self) -> None:
         """Finish what an earlier runner started, then execute requests until the task is removed from this runner."""
         delivery = self._inputs.run(self._workspace, self._save_if_possible)
-        inputs = asyncio.create_task(delivery, name=f"inputs of {self.task_id}")
-        interrupts: asyncio.Task[None] | None = None
+        loops = [asyncio.create_task(delivery, name=f"inputs of {self.task_id}")]
         try:
             await self._workspace.recover()
-            interruption = self._interrupts.run(self._workspace)
-            interrupts = asyncio.create_task(interruption, name=f"interrupts of {self.task_id}")
+            answering, interruption = self._answers.run(self._workspace), self._interrupts.run(self._workspace)
+            loops.append(asyncio.create_task(answering, name=f"answers of {self.task_id}"))
+            loops.append(asyncio.create_task(interruption, name=f"interrupts of {self.task_id}"))
             await self._recover()
             while not self._is_finished():
                 item = await self._builds.get()
@@ -202,7 +208,6 @@ class TaskSupervisor:
                 for pending in self.take_pending():  # requests after the delete cannot be executed
                     pending.on_accepted()
         finally:
-            loops = [inputs] if interrupts is None else [inputs, interrupts]
             for loop in loops:
                 loop.cancel()
             await asyncio.gather(*loops, *self._background_saves, return_exceptions=True)
@@ -231,7 +236,7 @@ class TaskSupervisor:
     async def _handle(self, pending: PendingRequest) -> None:
         """Execute a build request, unless it was executed before or another runner claimed it."""
         request, journal = pending.request, self._journal
-        assert not isinstance(request, AgentInput | AgentInterrupt)
+        assert not isinstance(request, AgentInput | AgentInterrupt | AgentAnswer)
         if self._holds_starts and isinstance(request, WorkspaceStart):
             return  # it is not acknowledged, so the broker delivers it again
         if journal.is_superseded(request):

@@ -31,6 +31,7 @@ STEPS: Final = (
     text(_STEP.format(table="task_logs", key="task_id, log_id, logged_at", condition="")),
     text(_STEP.format(table="task_events", key="task_id, version, occurred_at", condition="AND kind <> 'deleted'")),
     text(_STEP.format(table="inputs", key="input_id", condition="")),
+    text(_STEP.format(table="agent_requests", key="task_id, request_id", condition="")),
 )
 
 FINISH: Final = tuple(
@@ -67,7 +68,7 @@ async def due(connection: AsyncConnection, before: datetime, limit: int) -> list
 
 
 async def delete_contents(connection: AsyncConnection, task_ids: Sequence[UUID], limit: int) -> int:
-    """Delete up to ``limit`` rows each of the logs, the history and the inputs of these deleted tasks.
+    """Delete up to ``limit`` rows each of the logs, the history, the inputs and the agents' requests of deleted tasks.
 
     Return the greatest number deleted of one table; call it until that is less than ``limit``.
     """

@@ -351,6 +351,7 @@ work_requests = Table(
     _column("next_at", Time),
     Column("first_sent_at", Time),
     Column("interrupt_id", Uuid),
+    Column("agent_request_id", Uuid, comment="of an agent.answer: the request of the agent that was answered"),
     Index("work_requests_task_id_idx", "task_id"),
     Index("work_requests_next_at_idx", "next_at"),
     comment="Requests to runners that no report has answered yet",
@@ -450,6 +451,34 @@ daily_usage = Table(
     _column("amount", Numeric(38, 9)),
     PrimaryKeyConstraint("day", "organization_id", "user_id", "template_id", "model", "currency"),
     comment="What agents used and cost, by day: the sum of what was new in task_usage",
+)
+
+agent_requests = Table(
+    "agent_requests",
+    METADATA,
+    _column("task_id", Uuid),
+    _column("request_id", Uuid, comment="chosen by the reporter, and unique within its task only"),
+    _column("organization_id", Uuid, info=SET_ONCE),
+    _column("owner_id", Uuid, info=SET_ONCE),
+    _column("build_number", Integer),
+    _column(
+        "shown",
+        Text,
+        comment="what became of the request, as users see it: derived from its report, its answer and the task",
+    ),
+    _column("report", JSON, comment="the greatest report of the request, in its canonical form"),
+    _column("since", Time, comment="when the first report of the request was received"),
+    _column("received_at", Time, comment="when the greatest report of the request was received"),
+    Column("answer_option_id", Text),
+    Column("answer_text", Text),
+    Column("answered_by", Uuid),
+    Column("answered_at", Time),
+    Column("answer_command_id", Uuid),
+    Column("delivered_at", Time, comment="when it was known that the agent got the answer"),
+    PrimaryKeyConstraint("task_id", "request_id"),
+    Index("agent_requests_open_idx", "since", "task_id", "request_id", postgresql_where=text("shown = 'open'")),
+    CheckConstraint("shown IN ('open', 'answered', 'withdrawn', 'expired')", name="agent_requests_shown_check"),
+    comment="What agents asked people for, and what became of it",
 )
 
 # History and outbox.

@@ -307,8 +307,8 @@ SELECT t.id, t.version, CAST(t.state AS text) AS state,
            WHERE task_id = t.id AND decided_at IS NULL
            ORDER BY state = 'queued', steers DESC, ordinal LIMIT 100) AS i)::text AS inbox,
        (SELECT json_agg(r) FROM (
-           SELECT request_id, type, build_number, input_id, interrupt_id, target_runner, attempt, created_at,
-                  first_sent_at, next_at
+           SELECT request_id, type, build_number, input_id, interrupt_id, agent_request_id, target_runner, attempt,
+                  created_at, first_sent_at, next_at
            FROM work_requests WHERE task_id = t.id ORDER BY created_at, request_id LIMIT 100) AS r)::text AS requests
 FROM tasks AS t
 """

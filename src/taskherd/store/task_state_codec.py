@@ -9,7 +9,6 @@ functions instead of models.
 from __future__ import annotations
 
 from datetime import datetime
-from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -27,21 +26,19 @@ from taskherd.domain.reports import (
     AppStatus,
     ExitReason,
     Health,
-    InterruptOutcome,
     JobStatus,
     Lifecycle,
     Transition,
     Workspace,
     WorkspaceBuild,
-    format_amount,
 )
 from taskherd.domain.task import (
     Deletion,
-    EndedInterrupt,
     Facet,
     Inbox,
     LastLog,
     LossRestarts,
+    OpenAgentRequest,
     OpenInterrupt,
     Silence,
     Stall,
@@ -49,8 +46,16 @@ from taskherd.domain.task import (
     TaskState,
     TimedOut,
 )
-from taskherd.domain.usage import ContextTokens, TaskUsage, UsageAmounts
 from taskherd.domain.value import replace
+from taskherd.store.decisions_codec import (
+    dump_interrupts,
+    dump_requests,
+    dump_usage,
+    load_last_interrupt,
+    load_requests,
+    load_usage,
+    plain_uuid,
+)
 
 if TYPE_CHECKING:
     import uuid
@@ -63,6 +68,7 @@ R = TypeVar("R", bound="Facet")
 NO_INBOX = Inbox()
 NO_LOSS_RESTARTS = LossRestarts()
 NO_LABELS: Final[Mapping[str, str]] = {}
+NO_REQUESTS: Final[Mapping[uuid.UUID, OpenAgentRequest]] = {}
 
 TRANSITIONS = {each.value: each for each in Transition}
 JOBS = {each.value: each for each in JobStatus}
@@ -135,45 +141,22 @@ def _dump_own_fields(state: TaskState, out: dict[str, object]) -> None:
         out["given_up"] = (state.timed_out.build_number, state.timed_out.seq, state.timed_out.error)
     _dump_recovery(state, out)
     _dump_decisions(state, out)
-    _dump_interrupts(state, out)
+    dump_interrupts(state, out)
 
 
 def _dump_decisions(state: TaskState, out: dict[str, object]) -> None:
     """Add what people decided about the task, and what it used."""
     inbox = state.inbox
     if inbox is not NO_INBOX and inbox != NO_INBOX:
-        out["inbox"] = (inbox.queued, _plain_uuid(inbox.in_flight), inbox.delivered_at)
+        out["inbox"] = (inbox.queued, plain_uuid(inbox.in_flight), inbox.delivered_at)
     if state.labels:
         out["labels"] = state.labels
     if state.deletion:
         out["deletion"] = (state.deletion.attempts, state.deletion.retry_at, state.deletion.done)
     if state.usage:
-        out["usage"] = _dump_usage(state.usage)
-
-
-def _dump_usage(usage: TaskUsage) -> tuple[object, ...]:
-    contexts = [
-        None if each is None else (each.build_number, each.seq, each.tokens)
-        for each in (usage.context_used, usage.context_size)
-    ]
-    cost = {currency: format_amount(amount) for currency, amount in usage.total.cost.items()}
-    return (usage.total.tokens, cost, *contexts)
-
-
-def _dump_interrupts(state: TaskState, out: dict[str, object]) -> None:
-    """Add the open interrupt and the last one that ended."""
-    interrupt, last = state.interrupt, state.last_interrupt
-    if interrupt:
-        out["interrupt"] = (_plain_uuid(interrupt.id), interrupt.build_number, interrupt.since)
-    if last:
-        out["last_interrupt"] = (
-            _plain_uuid(last.id),
-            last.outcome,
-            last.at,
-            last.detail,
-            last.unreported,
-            last.overruled,
-        )
+        out["usage"] = dump_usage(state.usage)
+    if state.agent_requests:
+        out["requests"] = dump_requests(state.agent_requests)
 
 
 def _dump_recovery(state: TaskState, out: dict[str, object]) -> None:
@@ -201,19 +184,14 @@ def _build(report: WorkspaceBuild) -> tuple[object, ...]:
         report.build_number,
         report.seq,
         report.observed_at,
-        _plain_uuid(report.agent_id),
+        plain_uuid(report.agent_id),
         report.transition,
         report.job_status,
-        (_plain_uuid(workspace.id), workspace.name) if workspace else None,
-        (_plain_uuid(app.id), app.slug, app.url, app.health) if app else None,
+        (plain_uuid(workspace.id), workspace.name) if workspace else None,
+        (plain_uuid(app.id), app.slug, app.url, app.health) if app else None,
         report.runner,
         report.error,
     )
-
-
-def _plain_uuid(identifier: uuid.UUID | None) -> object:
-    """Return an id that orjson can encode: asyncpg's UUID as text, which is cheap, Python's own unchanged."""
-    return str(identifier) if isinstance(identifier, UUID) else identifier
 
 
 def _facet(stamped: Stamped[Any], value: object) -> tuple[object, ...]:
@@ -222,7 +200,7 @@ def _facet(stamped: Stamped[Any], value: object) -> tuple[object, ...]:
         report.build_number,
         report.seq,
         report.observed_at,
-        _plain_uuid(report.agent_id),
+        plain_uuid(report.agent_id),
         stamped.received_at,
         value,
     )
@@ -276,23 +254,12 @@ def loads(task_id: uuid.UUID, text: str | bytes) -> TaskState:
         loss_restarts=LossRestarts(loss_restarts[0], _at(loss_restarts[1])) if loss_restarts else NO_LOSS_RESTARTS,
         inbox=Inbox(inbox[0], _id(inbox[1]), _at(inbox[2])) if inbox else NO_INBOX,
         deletion=Deletion(deletion[0], _at(deletion[1]), deletion[2]) if deletion else None,
-        usage=_load_usage(usage) if (usage := get("usage")) else None,
+        usage=load_usage(usage) if (usage := get("usage")) else None,
         interrupt=OpenInterrupt(UUID(interrupt[0]), interrupt[1], _instant(interrupt[2])) if interrupt else None,
-        last_interrupt=_load_last_interrupt(last_interrupt) if last_interrupt else None,
+        last_interrupt=load_last_interrupt(last_interrupt) if last_interrupt else None,
         labels=get("labels") or NO_LABELS,
+        agent_requests=load_requests(requests) if (requests := get("requests")) else NO_REQUESTS,
     )
-
-
-def _load_usage(row: list[Any]) -> TaskUsage:
-    tokens, cost, used, size = row
-    total = UsageAmounts(tuple(tokens), {currency: Decimal(amount) for currency, amount in cost.items()})
-    return TaskUsage(total, ContextTokens(*used) if used else None, ContextTokens(*size) if size else None)
-
-
-def _load_last_interrupt(row: list[Any]) -> EndedInterrupt:
-    interrupt_id, outcome, at, detail, unreported, overruled = row
-    key = (overruled[0], overruled[1]) if overruled else None
-    return EndedInterrupt(UUID(interrupt_id), InterruptOutcome(outcome), _instant(at), detail, unreported, key)
 
 
 def _load_build(task_id: uuid.UUID, row: list[Any]) -> WorkspaceBuild:

@@ -31,6 +31,7 @@ class WorkRequestRow:
     next_at: datetime
     first_sent_at: datetime | None
     interrupt_id: UUID | None = None
+    agent_request_id: UUID | None = None
 
 
 _ROWS: Final = ColumnArrays(work_requests.c, prefix="r_")
@@ -62,6 +63,12 @@ USING unnest(CAST(:task_id AS uuid[]), CAST(:interrupt_id AS uuid[])) AS a(task_
 WHERE r.task_id = a.task_id AND r.interrupt_id = a.interrupt_id
 """)
 
+DELETE_OF_ANSWERS: Final = text("""
+DELETE FROM work_requests AS r
+USING unnest(CAST(:task_id AS uuid[]), CAST(:agent_request_id AS uuid[])) AS a(task_id, agent_request_id)
+WHERE r.task_id = a.task_id AND r.agent_request_id = a.agent_request_id
+""")
+
 # The wait is ``Backoff(first, maximum).longest(attempt)`` of ``taskherd.backoff``, in SQL because one statement updates
 # all rows; a test compares the two. Jitter of 10 % keeps the requests of one outage from becoming due together.
 PICK_DUE: Final = text(f"""
@@ -78,7 +85,7 @@ WITH due AS (
     FROM due WHERE r.request_id = due.request_id
     RETURNING {column_names(work_requests.c, "r")}
 )
-SELECT * FROM started ORDER BY created_at, request_id
+SELECT * FROM started ORDER BY created_at, type, request_id
 """)
 
 OF_TASKS: Final = text(f"""
@@ -123,10 +130,18 @@ async def delete_of_interrupts(connection: AsyncConnection, interrupts: Sequence
     await connection.execute(DELETE_OF_INTERRUPTS, values)
 
 
+async def delete_of_answers(connection: AsyncConnection, answers: Sequence[tuple[UUID, UUID]]) -> None:
+    """Delete the requests that deliver the answers to these (task id, id of the agent's request) pairs."""
+    values = {"task_id": [task_id for task_id, _ in answers], "agent_request_id": [each for _, each in answers]}
+    await connection.execute(DELETE_OF_ANSWERS, values)
+
+
 async def pick_due(
     connection: AsyncConnection, now: datetime, limit: int, *, first_delay: float, max_delay: float
 ) -> list[WorkRequestRow]:
     """Return up to ``limit`` requests that are due, after counting the attempt and setting the time of the next one.
+
+    Of those that were created at once, an answer comes before an interrupt, so that the agent gets it first.
 
     The next attempt is due after ``first_delay`` seconds, doubled by each further attempt up to ``max_delay`` seconds.
     Requests that another worker is processing are skipped.

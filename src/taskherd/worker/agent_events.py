@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from taskherd.domain.directory import TemplatePool
     from taskherd.domain.reports import AgentExit
     from taskherd.domain.task import EndedInterrupt, Task, TaskState
-    from taskherd.domain.task_update import TaskUpdate
+    from taskherd.domain.updates import TaskUpdate
     from taskherd.worker.context import WorkerContext
 
 log = structlog.get_logger(__name__)

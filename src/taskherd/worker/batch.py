@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from taskherd.domain.claims import BuildClaim, ClaimDecision
+    from taskherd.domain.command_results import CommandRefused
     from taskherd.domain.commands import Command
     from taskherd.domain.directory import TemplatePool
-    from taskherd.domain.handle_command import CommandRefused
     from taskherd.domain.outcome import DeadLetterReason, ReportOutcome
     from taskherd.domain.reports import Report
     from taskherd.domain.task import Task
-    from taskherd.domain.task_update import TimerCheck
+    from taskherd.domain.updates import TimerCheck
     from taskherd.domain.usage import UsageAmounts
     from taskherd.messages.document import Ending
     from taskherd.messages.events import EventKind

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from taskherd.domain.task import TaskState
-    from taskherd.domain.task_update import TaskUpdate
+    from taskherd.domain.updates import TaskUpdate
 
 
 def changed_builds(updates: Mapping[UUID, TaskUpdate], now: datetime) -> list[BuildRow]:

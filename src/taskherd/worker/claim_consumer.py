@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from taskherd.domain.claims import BuildClaim
-from taskherd.domain.handle_command import CommandRefused
+from taskherd.domain.command_results import CommandRefused
 from taskherd.domain.outcome import DeadLetterReason, ReportOutcome
 from taskherd.errors import Unavailable
 from taskherd.messages import claims, replies

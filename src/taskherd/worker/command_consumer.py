@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from taskherd.domain.commands import Answer
 from taskherd.domain.outcome import DeadLetterReason
 from taskherd.errors import Unavailable
 from taskherd.messages import replies
 from taskherd.messages.commands import decode_command
 from taskherd.messages.decoding import InvalidMessage
+from taskherd.observability.failpoints import Failpoint
 from taskherd.observability.tracing import MAX_LINKS, extract
 from taskherd.store.engine import DataError
 from taskherd.worker.batch import MESSAGE_ERRORS, Batch
@@ -125,6 +127,8 @@ class CommandConsumer:
             self._context.metrics.batch_failures.labels("bisected").inc()
             half = len(batch) // 2
             return [*await self._execute(batch[:half]), *await self._execute(batch[half:])]
+        if any(isinstance(command, Answer) for command in commands):
+            self._context.failpoint(Failpoint.ANSWER_COMMITTED)
         self._offer(batch, result)
         return [*result.replies]
 

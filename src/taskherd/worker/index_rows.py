@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from taskherd.domain.task import Task
-    from taskherd.domain.task_update import TaskUpdate
+    from taskherd.domain.updates import TaskUpdate
     from taskherd.worker.batch import CommittedChange
     from taskherd.worker.load import LoadedBatch
 

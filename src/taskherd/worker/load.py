@@ -22,10 +22,11 @@ from taskherd.domain.reports import (
     InputOutcomeReport,
     WorkspaceBuild,
 )
-from taskherd.domain.task_update import TaskUpdate, UpdateContext
+from taskherd.domain.updates import TaskUpdate, UpdateContext
 from taskherd.messages.reports import decode_stored_report
 from taskherd.store import build_claims, command_log, command_preconditions, inputs, leases, tasks
 from taskherd.store import parked_reports as parked
+from taskherd.worker.agent_requests import load_requests
 from taskherd.worker.directory_cache import NO_ENTRIES, DirectoryEntries
 from taskherd.worker.usage import load_ledgers
 
@@ -99,6 +100,7 @@ async def load_batch(
     known_inputs, open_inputs = await _find_inputs(connection, input_keys)
     await _load_queues(connection, updates, input_keys)
     await load_ledgers(connection, updates, [report for report in reports if isinstance(report, AgentUsage)])
+    await load_requests(connection, updates, reports, batch.commands)
     entries = await _load_entries(connection, context, batch.commands, preconditions)
     command_context = await load_command_context(connection, context, batch.commands, preconditions, entries)
     versions = {row.task.template_version_id for row in rows.values()}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from taskherd.broker.dead_letters import build_dead_letter, publish_dead_letter
 from taskherd.domain.outcome import DeadLetterReason
-from taskherd.domain.task_update import TimerCheck
+from taskherd.domain.updates import TimerCheck
 from taskherd.messages.dead_letters import Origin, encode
 from taskherd.store import (
     command_log,

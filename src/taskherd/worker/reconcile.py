@@ -15,7 +15,8 @@ from taskherd.domain.directory import OTHER
 from taskherd.domain.lease import summarize_heartbeats
 from taskherd.domain.outcome import DeadLetterReason, ReportOutcome
 from taskherd.domain.reports import AgentHeartbeat
-from taskherd.domain.task_update import TaskUpdate, apply_command, apply_report, apply_timer_check, finalize
+from taskherd.domain.task_update import apply_command, apply_report, apply_timer_check, finalize
+from taskherd.domain.updates import TaskUpdate
 from taskherd.observability.failpoints import Failpoint
 from taskherd.store import leases
 from taskherd.store.engine import transaction

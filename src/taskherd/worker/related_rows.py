@@ -10,7 +10,7 @@ from uuid import UUID, uuid5
 from taskherd.domain import fold
 from taskherd.domain.claims import ClaimOutcome
 from taskherd.domain.outcome import DeadLetterReason
-from taskherd.domain.reports import canonical_json
+from taskherd.domain.report_json import canonical_json
 from taskherd.store import build_claims, inputs, logs, parked_reports, work_requests
 from taskherd.store.work_request_details import WorkRequestDetails
 from taskherd.store.work_requests import WorkRequestRow
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from taskherd.domain.claims import BuildClaim, ClaimDecision
-    from taskherd.domain.task_update import TaskUpdate
+    from taskherd.domain.updates import TaskUpdate
     from taskherd.store import AsyncConnection
     from taskherd.worker.batch import ParkingChanges
     from taskherd.worker.directory_cache import DirectoryEntries
@@ -101,6 +101,9 @@ async def close_requests(connection: AsyncConnection, updates: Mapping[UUID, Tas
     interrupts = [(task_id, each.closed_interrupt) for task_id, each in updates.items() if each.closed_interrupt]
     if interrupts:
         await work_requests.delete_of_interrupts(connection, interrupts)
+    answers = [(task_id, each) for task_id, update in updates.items() for each in update.closed_answers]
+    if answers:
+        await work_requests.delete_of_answers(connection, answers)
     failed = [task_id for task_id, update in updates.items() if update.inputs_failed]
     if failed:
         open_requests = await work_requests.of_tasks(connection, failed)
@@ -108,11 +111,11 @@ async def close_requests(connection: AsyncConnection, updates: Mapping[UUID, Tas
 
 
 def new_requests(updates: Mapping[UUID, TaskUpdate], now: datetime) -> list[WorkRequestRow]:
-    """Return the work requests of the builds that were requested, the inputs that are sent now, and new interrupts."""
+    """Return the work requests of requested builds, of inputs and answers that are sent now, and of new interrupts."""
     return [
         row
         for update in updates.values()
-        if update.requested_builds or update.sent_input or update.opened_interrupt
+        if update.requested_builds or update.sent_input or update.opened_interrupt or update.opened_answers
         for row in _requests_of(update, now)
     ]
 
@@ -157,6 +160,9 @@ def _requests_of(update: TaskUpdate, now: datetime) -> list[WorkRequestRow]:
         interrupt = uuid5(task.id, f"interrupt/{update.opened_interrupt}")
         row = request(interrupt, task.state.build_number, "agent.interrupt", None)
         rows.append(replace(row, interrupt_id=update.opened_interrupt))
+    for request_id, build_runner in update.opened_answers.items():  # an agent chose its id
+        row = request(uuid5(task.id, f"answer/{request_id}"), task.state.build_number, "agent.answer", None)
+        rows.append(replace(row, agent_request_id=request_id, target_runner=build_runner))
     return rows
 
 

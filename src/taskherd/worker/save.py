@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import orjson
 
 from taskherd.domain import lease as lease_module
+from taskherd.domain.command_results import COMMAND_ID_REUSED, CommandRefused
 from taskherd.domain.commands import digest
-from taskherd.domain.handle_command import COMMAND_ID_REUSED, CommandRefused
-from taskherd.domain.task_update import Cause, due_at
+from taskherd.domain.task_update import due_at
+from taskherd.domain.updates import Cause
 from taskherd.domain.value import replace
 from taskherd.domain.view import derive_view, is_running
 from taskherd.errors import Retry
@@ -22,6 +23,7 @@ from taskherd.messages import document, events, replies
 from taskherd.store import builds, command_log, directory, erasure, leases, running_tasks, tasks, work_requests
 from taskherd.store.task_creation import AddedRows, insert_tasks
 from taskherd.worker import related_rows
+from taskherd.worker.agent_requests import save_requests
 from taskherd.worker.batch import CommandReply, CommittedChange
 from taskherd.worker.build_rows import changed_builds
 from taskherd.worker.index_rows import Documents, changed_index
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from taskherd.domain.lease import Lease
     from taskherd.domain.liveness import Timeouts
     from taskherd.domain.task import Task
-    from taskherd.domain.task_update import TaskUpdate
+    from taskherd.domain.updates import TaskUpdate
     from taskherd.domain.view import TaskView
     from taskherd.store import AsyncConnection
     from taskherd.store.command_log import RecordedCommand
@@ -145,6 +147,7 @@ async def save_batch(
         indexed=[row for row in writes.indexed if updates[row.task_id].before is None],
     )
     await related_rows.save_inbox(connection, updates, now)
+    await save_requests(context, connection, updates)
     await related_rows.save_logs(connection, updates, context.log_limits, now)
     changed = [_event(change) for change in writes.changes if change.kind is not events.EventKind.CREATED]
     if writes.saved or changed:
@@ -256,6 +259,8 @@ def _cause_text(cause: Cause) -> str:
         "id": cause.id,
         "actor_id": cause.actor_id,
         "outcome": cause.outcome,
+        "request": cause.request,
+        "answer": cause.answer,
     }
     return orjson.dumps({name: str(value) for name, value in fields.items() if value is not None}).decode()
 
@@ -337,6 +342,7 @@ def _new_reply(update: TaskUpdate, names: Mapping[tuple[UUID, UUID], DirectoryNa
         input_id=command_result.input_id,
         queued=command_result.queued,
         interrupt_id=command_result.interrupt_id,
+        answered=None if command_result.answered is None else command_result.answered.report.request_id,
     )
     return CommandReply(body, repeated=command_result.repeated)
 

@@ -21,7 +21,7 @@ from taskherd.domain.liveness import (
     is_mass_loss,
     shared_watermark,
 )
-from taskherd.domain.task_update import TimerCheck
+from taskherd.domain.updates import TimerCheck
 from taskherd.domain.value import replace
 from taskherd.errors import Retry, Unavailable
 from taskherd.store import database_clock, directory, task_index, tasks, work_requests, workers

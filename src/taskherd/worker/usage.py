@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from taskherd.domain.directory import TemplatePool
     from taskherd.domain.reports import AgentUsage
-    from taskherd.domain.task_update import TaskUpdate
+    from taskherd.domain.updates import TaskUpdate
     from taskherd.store import AsyncConnection
     from taskherd.worker.context import WorkerContext
 

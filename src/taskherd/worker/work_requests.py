@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from taskherd.broker.publisher import OutgoingMessage
+from taskherd.domain.value import value
 from taskherd.errors import Unavailable
 from taskherd.messages import work
 from taskherd.observability.failpoints import Failpoint
-from taskherd.store import work_request_details, work_requests
+from taskherd.store import agent_requests, work_request_details, work_requests
 from taskherd.store.engine import transaction
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
     from uuid import UUID
 
+    from taskherd.store import AsyncConnection
+    from taskherd.store.agent_requests import StoredAnswer
     from taskherd.store.work_request_details import WorkRequestDetails
     from taskherd.store.work_requests import WorkRequestRow
     from taskherd.worker.context import WorkerContext
@@ -25,7 +27,16 @@ DEFAULT_POOL = "default"
 MAX_REQUESTS = 500
 """Maximum number of requests that are sent at a time."""
 
-NO_TEXTS: Final[Mapping[UUID, str]] = MappingProxyType({})
+
+@value(frozen=True, slots=True)
+class RequestContents:
+    """What requests deliver: the texts of inputs by their ids, and answers by the ids of task and agent's request."""
+
+    inputs: Mapping[UUID, str]
+    answers: Mapping[tuple[UUID, UUID], StoredAnswer]
+
+
+NO_CONTENTS: Final = RequestContents({}, {})
 
 POOL_FALLBACK = frozenset({"workspace.start", "workspace.delete"})
 """The types of requests that also go to the pool if the task's runner does not answer."""
@@ -49,23 +60,35 @@ async def send_due(context: WorkerContext, now: datetime) -> int:
         if not due:
             return 0
         details = await work_request_details.read(connection, [row.task_id for row in due])
-        input_texts = await work_request_details.input_contents(
-            connection, [row.input_id for row in due if row.input_id]
-        )
+        contents = await _read_contents(connection, due)
     context.failpoint(Failpoint.REQUEST_SEND)
+    if contents.answers:
+        context.failpoint(Failpoint.ANSWER_SEND)
     known = [(row, details[row.task_id]) for row in due if row.task_id in details]
-    await send(context, known, now, input_texts)
+    await send(context, known, now, contents)
+    if contents.answers:
+        context.failpoint(Failpoint.ANSWER_SENT)
     return len(due)
+
+
+async def _read_contents(connection: AsyncConnection, due: Sequence[WorkRequestRow]) -> RequestContents:
+    """Read the inputs and answers that these requests deliver."""
+    input_ids = [row.input_id for row in due if row.input_id]
+    answered = [(row.task_id, row.agent_request_id) for row in due if row.agent_request_id]
+    return RequestContents(
+        await work_request_details.input_contents(connection, input_ids) if input_ids else {},
+        await agent_requests.answers(connection, answered) if answered else {},
+    )
 
 
 async def send(
     context: WorkerContext,
     requests: Sequence[tuple[WorkRequestRow, WorkRequestDetails]],
     now: datetime,
-    input_texts: Mapping[UUID, str] = NO_TEXTS,
+    contents: RequestContents = NO_CONTENTS,
 ) -> None:
     """Send requests, whose attempts are committed. Raise ``Unavailable`` if the broker did not confirm all of them."""
-    messages = [message for row, details in requests for message in _messages(context, row, details, input_texts, now)]
+    messages = [message for row, details in requests for message in _messages(context, row, details, contents, now)]
     outcomes = await context.publisher.publish_many(messages)
     for row, _ in requests:
         context.metrics.requests_sent.labels(row.type).inc()
@@ -75,11 +98,14 @@ async def send(
 
 
 def targets(row: WorkRequestRow, run: Mapping[str, Any], now: datetime, runner_answer_timeout: timedelta) -> list[str]:
-    """Return the targets: the task's runner, the pool if there is none, or both if a start or delete is unanswered."""
+    """Return the targets: the task's runner, the pool if there is none, or both if a start or delete is unanswered.
+
+    An answer goes to the runner of the agent only, and waits while that is not known.
+    """
     pool = run.get("pool")
     pool = pool if isinstance(pool, str) and pool else DEFAULT_POOL
     if row.target_runner is None:
-        return [pool]
+        return [] if row.type == work.AGENT_ANSWER else [pool]
     unanswered = row.first_sent_at is not None and now - row.first_sent_at >= runner_answer_timeout
     return [row.target_runner, pool] if unanswered and row.type in POOL_FALLBACK else [row.target_runner]
 
@@ -88,10 +114,13 @@ def _messages(
     context: WorkerContext,
     row: WorkRequestRow,
     task: WorkRequestDetails,
-    input_texts: Mapping[UUID, str],
+    contents: RequestContents,
     now: datetime,
 ) -> list[OutgoingMessage]:
-    body = work.encode_request(_request(context, row, task, input_texts))
+    request = _request(context, row, task, contents)
+    if request is None:
+        return []
+    body = work.encode_request(request)
     ttl = _expiration(context, row, now)
     return [
         OutgoingMessage(context.names.work, work.routing_key(row.type, target), body, mandatory=True, expiration=ttl)
@@ -108,8 +137,9 @@ def _expiration(context: WorkerContext, row: WorkRequestRow, now: datetime) -> f
 
 
 def _request(
-    context: WorkerContext, row: WorkRequestRow, task: WorkRequestDetails, input_texts: Mapping[UUID, str]
-) -> work.WorkRequest:
+    context: WorkerContext, row: WorkRequestRow, task: WorkRequestDetails, contents: RequestContents
+) -> work.WorkRequest | None:
+    """Return the request to send, or None if there is no longer an answer to deliver."""
     common: dict[str, Any] = {
         "request_id": row.request_id,
         "attempt": row.attempt,
@@ -130,9 +160,13 @@ def _request(
         case "workspace.delete":
             return work.WorkspaceDelete(**common)
         case "agent.input" if row.input_id is not None:
-            return work.AgentInput(**common, input_id=row.input_id, input=input_texts.get(row.input_id, ""))
+            return work.AgentInput(**common, input_id=row.input_id, input=contents.inputs.get(row.input_id, ""))
         case work.AGENT_INTERRUPT if row.interrupt_id is not None:
             return work.AgentInterrupt(**common, interrupt_id=row.interrupt_id)
+        case work.AGENT_ANSWER if row.agent_request_id is not None:
+            answer = contents.answers.get((row.task_id, row.agent_request_id))
+            common["request_id"] = row.agent_request_id
+            return answer and work.AgentAnswer(**common, option_id=answer.option_id, text=answer.text)
         case _:
             raise AssertionError(row.type)
 

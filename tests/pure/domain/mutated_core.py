@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 PACKAGE = "taskherd.domain"
-MODULES = ("task", "fold", "view", "liveness", "builds", "interrupts", "inbox")
+MODULES = ("task", "fold", "view", "liveness", "builds", "interrupts", "agent_requests", "inbox")
 """In import order: each module imports only earlier ones."""
 
 
@@ -23,6 +23,7 @@ class Core:
     liveness: ModuleType
     builds: ModuleType
     interrupts: ModuleType
+    agent_requests: ModuleType
     inbox: ModuleType
 
 

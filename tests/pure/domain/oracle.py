@@ -10,10 +10,12 @@ import json
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from taskherd.domain.reports import canonical_json
+from taskherd.domain.report_json import canonical_json
+from tests.harness.agent_requests import expected_requests
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from uuid import UUID
 
     from taskherd.domain.reports import Report
 
@@ -34,6 +36,12 @@ REQUESTED: Fields = {
 def expected(reports: Sequence[Report], silence: timedelta) -> Fields:
     """Return the view of a new task after these reports and ``silence``, in drained time."""
     return _ExpectedView([json.loads(canonical_json(report)) for report in reports], silence).view()
+
+
+def expected_open(reports: Sequence[Report]) -> dict[UUID, str]:
+    """Return how each request of the task's agents shows after these reports."""
+    view = _ExpectedView([json.loads(canonical_json(report)) for report in reports], timedelta())
+    return expected_requests(reports, view.build, agent_ended=view.exit is not None)
 
 
 def _latest(reports: Iterable[Fields]) -> Fields | None:
@@ -95,6 +103,7 @@ class _ExpectedView:
             "stalled_since": None,
             "usage": None,
             "interrupted_since": None,
+            "requests": (),
         }
 
     def agent_id(self) -> str | None:

@@ -10,6 +10,7 @@ from typing import get_args
 from taskherd.domain import causes
 from taskherd.domain.commands import Command
 from taskherd.domain.reports import ExitReason, InterruptOutcome, Report
+from taskherd.domain.request_values import RequestState
 from taskherd.domain.view import EndedAgent
 
 
@@ -45,3 +46,15 @@ def test_what_became_of_an_interrupt_has_words() -> None:
     assert causes.describe("report", "agent.interrupted", "", outcome="failed") == "the interrupt failed"
     assert causes.describe("report", "agent.interrupted", "", outcome="?") == causes.REPORTS["agent.interrupted"]
     assert causes.describe("command", "task.send", "bob", steers=True) == "bob interrupted the agent and sent an input"
+
+
+def test_requests_of_agents_have_words() -> None:
+    """A report says what became of the request, and an answer who answered what, whether it was an input or not."""
+    texts = {causes.describe("report", "agent.request", "", outcome=each, request="Run make") for each in RequestState}
+    assert len(texts) == len(RequestState)
+    assert all("“Run make”" in text for text in texts)
+    assert causes.describe("report", "agent.request", "", outcome="?") == causes.REPORTS["agent.request"]
+    for command in ("task.answer", "task.send"):
+        words = causes.describe("command", command, "bob", request="Which?", answer="core")
+        assert words == "bob answered “Which?”: core"
+    assert causes.describe("command", "task.answer", "", request="", answer="") == "somebody answered “”: "

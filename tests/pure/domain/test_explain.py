@@ -12,9 +12,10 @@ from hypothesis import given, settings
 
 from taskherd.domain import explanations, fold
 from taskherd.domain.builds import initial_state, request_next_build
+from taskherd.domain.command_results import CommandAccepted
 from taskherd.domain.commands import Resume
 from taskherd.domain.explain import Explanation, explain
-from taskherd.domain.handle_command import CommandAccepted, CommandContext, handle_command
+from taskherd.domain.handle_command import CommandContext, handle_command
 from taskherd.domain.liveness import Timeouts, detect_loss, time_out_build
 from taskherd.domain.reports import (
     AgentDisconnected,
@@ -96,6 +97,7 @@ def checked_explanation(state: TaskState) -> Explanation:
     assert explanation.agent_exit.value == view.agent_exit
     assert explanation.stalled_since.value == view.stalled_since
     assert explanation.interrupt.value == view.interrupted_since
+    assert explanation.waiting.value == bool(view.requests)
     accepted = isinstance(handle_command(task_with(state), RESUME, NOON, NO_CONTEXT), CommandAccepted)
     assert explanation.resume.value is accepted
     for part in (
@@ -105,6 +107,7 @@ def checked_explanation(state: TaskState) -> Explanation:
         explanation.agent_exit,
         explanation.stalled_since,
         explanation.interrupt,
+        explanation.waiting,
         explanation.resume,
     ):
         text = part.explanation

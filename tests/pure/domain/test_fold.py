@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taskherd.domain.outcome import ReportOutcome
+from taskherd.domain.report_json import canonical_json
 from taskherd.domain.reports import (
     AgentDisconnected,
     AgentHeartbeat,
@@ -32,7 +33,6 @@ from taskherd.domain.reports import (
     Transition,
     Workspace,
     WorkspaceBuild,
-    canonical_json,
 )
 from taskherd.domain.task import Facet
 from tests.harness.histories import AGENTS, NOON, TASK, corpus, histories, randoms, shuffled_batches

@@ -9,8 +9,9 @@ from uuid import UUID
 import pytest
 
 from taskherd.domain import inbox, labels
+from taskherd.domain.command_results import CommandAccepted, CommandRefused
 from taskherd.domain.commands import Pause, Resume, Send, UpdateLabels
-from taskherd.domain.handle_command import CommandAccepted, CommandContext, CommandRefused, handle_command
+from taskherd.domain.handle_command import CommandContext, handle_command
 from taskherd.domain.reports import AgentState, JobStatus, Transition
 from tests.harness.histories import NOON, TASK
 from tests.pure.domain.test_explain import folded, task_with

@@ -10,8 +10,9 @@ from uuid import UUID
 import pytest
 from hypothesis import given, settings
 
+from taskherd.domain.command_results import NOT_FOUND, NOT_WORKING, CommandAccepted, CommandRefused
 from taskherd.domain.commands import Delete, Interrupt, Pause, Resume, Send, canonical_json
-from taskherd.domain.handle_command import NOT_FOUND, NOT_WORKING, CommandAccepted, CommandRefused, handle_command
+from taskherd.domain.handle_command import handle_command
 from taskherd.domain.inbox import QueuedInput
 from taskherd.domain.outcome import ReportOutcome
 from taskherd.domain.reports import (
@@ -27,16 +28,8 @@ from taskherd.domain.reports import (
     Lifecycle,
     Transition,
 )
-from taskherd.domain.task_update import (
-    TaskUpdate,
-    TimerCheck,
-    UpdateContext,
-    apply_command,
-    apply_report,
-    apply_timer_check,
-    due_at,
-    finalize,
-)
+from taskherd.domain.task_update import apply_command, apply_report, apply_timer_check, due_at, finalize
+from taskherd.domain.updates import TaskUpdate, TimerCheck, UpdateContext
 from taskherd.domain.value import replace
 from taskherd.domain.view import derive_view
 from taskherd.messages.run_policy import default_policy

@@ -12,6 +12,7 @@ from tests.pure.domain import test_builds as builds
 from tests.pure.domain import test_inbox as inbox
 from tests.pure.domain import test_interrupts as interrupts
 from tests.pure.domain import test_liveness as liveness
+from tests.pure.domain import test_request_rules as requests
 from tests.pure.domain import test_view as view
 from tests.pure.domain.mutated_core import with_mutation
 from tests.pure.domain.mutations import FOLD, VIEW, DomainTest, Mutation
@@ -215,7 +216,57 @@ INTERRUPTS: list[Mutation] = [
     (", inbox=replace(state.inbox, delivered_at=None)", "", interrupts.test_stopped_and_ended_count_as_another_state),
 ]  # fmt: skip
 
+REQUESTS: list[Mutation] = [
+    ("return report.state is not RequestState.OPEN, report", "return False, report",
+     requests.test_the_greatest_report_counts),
+    ("report.sort_key, canonical_json(report)", "report.sort_key, ''", requests.test_the_greatest_report_counts),
+    ("report.sort_key, canonical_json(report)", "report.seq, canonical_json(report)",
+     requests.test_the_greatest_report_counts),
+    ("_rank(report) <= _rank(before.report)", "_rank(report) < _rank(before.report)",
+     requests.test_the_greatest_report_counts),
+    ("if report.state is RequestState.OPEN and not _has_room(state, report):", "if not _has_room(state, report):",
+     requests.test_how_many_may_be_open),
+    ("for each in state.agent_requests.values()) < MAX_OPEN", "for each in state.agent_requests.values()) <= MAX_OPEN",
+     requests.test_how_many_may_be_open),
+    ("report.request_id in state.agent_requests or report.sort_key[0] < state.build_number:",
+     "report.sort_key[0] < state.build_number:", requests.test_how_many_may_be_open),
+    ("sum(each.build_number >= state.build_number for", "sum(True for", requests.test_how_many_may_be_open),
+    ("if each.build_number >= state.build_number}", "}", requests.test_how_many_may_be_open),
+    (" and (report.option_id is not None or report.text == answer.text)", "",
+     requests.test_an_answer_is_delivered_if_the_report_has_the_same),
+    ("report.option_id == answer.option_id and (", "(",
+     requests.test_an_answer_is_delivered_if_the_report_has_the_same),
+    ("report.option_id is not None or report.text == answer.text", "report.text == answer.text",
+     requests.test_an_answer_is_delivered_if_the_report_has_the_same),
+    ("report.state is not RequestState.ANSWERED or not is_same", "not is_same",
+     requests.test_an_answer_is_delivered_if_the_report_has_the_same),
+    ("not in {RequestState.ANSWERED, RequestState.EXPIRED}", "is not RequestState.ANSWERED",
+     requests.test_an_agent_that_asks_is_busy),
+    ("if request.answered]", "]", requests.test_which_answers_are_to_be_delivered),
+    (" and named.build_number == state.build_number", "", requests.test_which_answers_are_to_be_delivered),
+    ("if len(waiting) == 1 and waiting[0].wants_text", "if waiting and waiting[0].wants_text",
+     requests.test_which_question_an_input_answers),
+    ("if len(waiting) == 1 and waiting[0].wants_text", "if len(waiting) == 1",
+     requests.test_which_question_an_input_answers),
+]  # fmt: skip
+
+WAITING: list[Mutation] = [
+    (" or state.deletion is not None:\n        return ()", ":\n        return ()",
+     requests.test_when_a_request_waits_for_a_person),
+    ("{JobStatus.FAILED, JobStatus.CANCELED} or agent_exit_of(state) is not None:",
+     "{JobStatus.FAILED, JobStatus.CANCELED}:", requests.test_when_a_request_waits_for_a_person),
+    ("state.job_status in {JobStatus.FAILED, JobStatus.CANCELED} or", "state.job_status is JobStatus.FAILED or",
+     requests.test_when_a_request_waits_for_a_person),
+    ("if each.build_number == state.build_number]", "]", requests.test_when_a_request_waits_for_a_person),
+    ("not state.agent_requests or not state.is_start or", "not state.agent_requests or",
+     requests.test_when_a_request_waits_for_a_person),
+    ("if not request.answered]", "]", requests.test_when_a_request_waits_for_a_person),
+    ("(request.build_number, request.seq, request.id)", "(request.id,)",
+     requests.test_when_a_request_waits_for_a_person),
+]  # fmt: skip
+
 INBOX: list[Mutation] = [
+    ("    return bool(asking_requests(state))", "    return False", requests.test_an_agent_that_asks_is_busy),
     ("state.inbox.in_flight is not None or", "", inbox.test_one_input_is_in_flight_at_a_time),
     ("or counts_as_working(state)", "", inbox.test_inputs_are_sent_to_active_tasks_that_are_not_busy),
     ("or state.interrupt is not None", "", interrupts.test_nothing_leaves_the_inbox_while_an_interrupt_is_open),
@@ -304,11 +355,12 @@ MUTATIONS = [
     pytest.param(module, *mutation, id=f"{module}: {mutation[0].strip()} -> {mutation[1].strip()}")
     for module, mutations in {
         "fold": FOLD,
-        "view": VIEW,
+        "view": [*VIEW, *WAITING],
         "task": TASK,
         "liveness": LIVENESS,
         "builds": BUILDS,
         "interrupts": INTERRUPTS,
+        "agent_requests": REQUESTS,
         "inbox": INBOX,
     }.items()
     for mutation in mutations

@@ -13,16 +13,8 @@ from taskherd.domain.inbox import QueuedInput
 from taskherd.domain.outcome import ReportOutcome
 from taskherd.domain.reports import AgentState, InputOutcome, InputOutcomeReport, JobStatus, Transition
 from taskherd.domain.task import Inbox
-from taskherd.domain.task_update import (
-    Cause,
-    TaskUpdate,
-    TimerCheck,
-    UpdateContext,
-    apply_command,
-    apply_report,
-    apply_timer_check,
-    finalize,
-)
+from taskherd.domain.task_update import apply_command, apply_report, apply_timer_check, finalize
+from taskherd.domain.updates import Cause, TaskUpdate, TimerCheck, UpdateContext
 from taskherd.domain.value import replace
 from taskherd.messages.run_policy import default_policy
 from tests.harness.histories import NOON, TASK

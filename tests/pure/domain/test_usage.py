@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from taskherd.domain import erasure, recovery
 from taskherd.domain.outcome import ReportOutcome
 from taskherd.domain.reports import AgentUsage, Cost, Transition
-from taskherd.domain.task_update import TaskUpdate, apply_report
+from taskherd.domain.task_update import apply_report
+from taskherd.domain.updates import TaskUpdate
 from taskherd.domain.usage import MAX_MODELS, NOTHING, UsageAmounts, UsageKey, UsageLedger, total_of
 from taskherd.domain.value import replace
 from taskherd.domain.view import derive_view

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 
 from hypothesis import strategies as st
 
+from taskherd.directory_file.run import ToolKind
 from taskherd.domain import reports as domain
+from taskherd.domain.request_values import OptionKind, RequestKind, RequestState
 
 TASK = "497f6eca-6276-4993-bfeb-53cbbbba6f08"
 AGENT = "8826ee2e-7933-4665-aef2-2393f84a0d05"
@@ -74,6 +76,24 @@ REPORTS: list[dict[str, Any]] = [
         "outcome": "failed",
         "detail": "it cannot be interrupted",
     },
+    {
+        "type": "agent.request",
+        "task_id": TASK,
+        "request_id": OTHER,
+        "kind": "approval",
+        "title": "Run make test",
+        "detail": "in /home/agent\nwith the network",
+        "tool": {"kind": "execute", "name": "Bash", "input": {"command": "make test"}},
+        "options": [
+            {"id": "once", "label": "Allow", "kind": "allow_once"},
+            {"id": "never", "label": "Never", "kind": "reject_always"},
+        ],
+        "state": "answered",
+        "option_id": "once",
+        "text": "but only once",
+        "expires_at": "2026-03-01T13:00:00Z",
+        "pull": True,
+    },
 ]
 
 REPORT_OF: dict[str, dict[str, Any]] = {fields["type"]: fields for fields in REPORTS}
@@ -106,6 +126,15 @@ COMMANDS: list[dict[str, Any]] = [
     {"type": "task.pause", "command_id": OTHER, "task_id": TASK, "actor_id": AGENT},
     {"type": "task.resume", "command_id": OTHER, "task_id": TASK, "actor_id": AGENT},
     {"type": "task.interrupt", "command_id": OTHER, "task_id": TASK, "actor_id": AGENT},
+    {
+        "type": "task.answer",
+        "command_id": OTHER,
+        "task_id": TASK,
+        "actor_id": AGENT,
+        "request_id": OTHER,
+        "option_id": "once",
+        "text": "but only once",
+    },
     {
         "type": "task.update_labels",
         "command_id": OTHER,
@@ -196,6 +225,38 @@ any_report |= _report(
     cost=_COSTS,
     context_used=_TOKENS,
     context_size=_TOKENS,
+)
+
+_OPTIONS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "id": st.text("abc-é ", min_size=1, max_size=64),
+            "label": _NAMES,
+            "kind": st.sampled_from([*OptionKind]).map(str),
+        }
+    ),
+    max_size=16,
+    unique_by=lambda option: option["id"],
+)
+_TOOLS = st.fixed_dictionaries(
+    {"kind": st.sampled_from(get_args(ToolKind))},
+    optional={"name": _TEXTS, "input": st.dictionaries(_TEXTS, st.none() | st.booleans() | _TEXTS, max_size=3)},
+)
+any_report |= _report(
+    "agent.request",
+    {
+        "request_id": _UUIDS,
+        "kind": st.sampled_from([*RequestKind]).map(str),
+        "title": _TEXTS.map(lambda text: "t" + text),
+        "state": st.sampled_from([*RequestState]).map(str),
+    },
+    detail=_TEXTS,
+    tool=_TOOLS,
+    options=_OPTIONS,
+    option_id=st.sampled_from(["allow", "once"]),
+    text=_TEXTS,
+    expires_at=_TIMES,
+    pull=st.booleans(),
 )
 
 json_values: st.SearchStrategy[Any] = st.recursive(

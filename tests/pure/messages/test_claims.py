@@ -5,7 +5,7 @@ from uuid import uuid4
 import pytest
 
 from taskherd.domain.claims import BuildClaim, ClaimDecision, ClaimOutcome, Ownership
-from taskherd.domain.handle_command import CommandRefused
+from taskherd.domain.command_results import CommandRefused
 from taskherd.errors import Malformed
 from taskherd.messages import claims, replies
 from taskherd.messages.decoding import InvalidMessage

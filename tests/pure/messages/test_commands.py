@@ -9,8 +9,8 @@ from uuid import UUID
 import orjson
 import pytest
 
+from taskherd.domain.command_results import CommandRefused
 from taskherd.domain.commands import Create, Send, canonical_json
-from taskherd.domain.handle_command import CommandRefused
 from taskherd.domain.outcome import DeadLetterReason
 from taskherd.errors import Malformed
 from taskherd.messages import replies
@@ -78,6 +78,10 @@ def test_a_reply_survives_a_round_trip() -> None:
     assert replies.decode_reply(replies.accepted_reply({"id": "x"}, 3)) == replies.Accepted({"id": "x"}, 3)
     sent = replies.accepted_reply({}, 4, input_id=UUID(int=1), queued=True)
     assert replies.decode_reply(sent) == replies.Accepted({}, 4, queued=True)
+    answered = replies.accepted_reply({}, 5, answered=UUID(int=2))
+    assert replies.decode_reply(answered) == replies.Accepted({}, 5, answered=UUID(int=2))
+    steered = replies.accepted_reply({}, 6, input_id=UUID(int=1), interrupt_id=UUID(int=3), answered=UUID(int=2))
+    assert replies.decode_reply(steered) == replies.Accepted({}, 6, False, UUID(int=3), UUID(int=2))  # noqa: FBT003
     for refusal in (CommandRefused(404, "Not there."), CommandRefused(409, "Taken.", "Really.", (("name", "in use"),))):
         assert replies.decode_reply(replies.refused_reply(refusal)) == refusal
     for body in (b"", b"\xff", b"[]", b'{"ok":true}', b'{"ok":false,"error":{}}', b'{"ok":1,"task":{},"version":"1"}'):

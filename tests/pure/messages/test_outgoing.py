@@ -18,7 +18,8 @@ from taskherd.domain.builds import initial_state
 from taskherd.domain.directory import DirectoryNames
 from taskherd.domain.outcome import DeadLetterReason
 from taskherd.domain.reports import ExitReason, Lifecycle
-from taskherd.domain.task import Task
+from taskherd.domain.request_values import RequestKind
+from taskherd.domain.task import OpenAgentRequest, Task
 from taskherd.domain.usage import ContextTokens, TaskUsage, UsageAmounts
 from taskherd.domain.view import AgentHealth, CurrentState, EndedAgent, Status, TaskView
 from taskherd.messages import agent_tokens, document, events, work
@@ -47,6 +48,10 @@ VIEW = TaskView(
         ContextTokens(1, 1, 51_500),
     ),
     interrupted_since=NOW,
+    requests=tuple(
+        OpenAgentRequest(UUID(int=number), 1, number, RequestKind.QUESTION, f"Question {number}?", NOW)
+        for number in range(12)
+    ),
 )
 BARE = TaskView(
     status=Status.PENDING,
@@ -63,6 +68,7 @@ BARE = TaskView(
     stalled_since=None,
     usage=None,
     interrupted_since=None,
+    requests=(),
 )
 THE_TASK = make_task(
     ID,
@@ -133,6 +139,16 @@ GOLDEN: dict[str, Any] = {
         "context_size": None,
     },
     "interrupt": {"since": "2026-03-01T12:00:00.000000Z"},
+    "requests": [
+        {
+            "id": str(UUID(int=number)),
+            "kind": "question",
+            "title": f"Question {number}?",
+            "since": "2026-03-01T12:00:00.000000Z",
+        }
+        for number in range(10)
+    ],
+    "requests_open": 12,
     "labels": {"repo": "acme/app"},
     "created_at": "2026-03-01T12:00:00.000000Z",
     "updated_at": "2026-03-01T12:00:01.500000Z",
@@ -153,7 +169,8 @@ def test_a_full_document_is_the_golden_one() -> None:
     """The document has the fields, names and formats of the Tasks API, as its servers send them."""
     assert rendered(VIEW) == GOLDEN
     assert GOLDEN.keys() == TaskDocument.model_fields.keys()
-    TaskDocument.model_validate_json(orjson.dumps(GOLDEN))
+    model = TaskDocument.model_validate_json(orjson.dumps(GOLDEN))
+    assert (len(model.requests), model.requests_open) == (10, 12), "the first 10 requests, and how many there are"
 
 
 def test_an_empty_document_has_nulls_and_omits_four_fields() -> None:
@@ -293,6 +310,7 @@ def test_work_requests_survive_a_round_trip(request_type: str) -> None:
         "workspace.start": {"prompt": "Fix it", "preset": None, "agent_token": "secret-token"},
         "agent.input": {"input_id": OTHER, "input": "go on"},
         "agent.interrupt": {"interrupt_id": OTHER},
+        "agent.answer": {"option_id": "allow", "text": None},
     }
     fields |= by_type.get(request_type, {})
     request = work.decode_request(orjson.dumps(fields))

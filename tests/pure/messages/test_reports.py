@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from taskherd.domain import reports as domain
 from taskherd.domain.outcome import DeadLetterReason
+from taskherd.domain.report_json import canonical_json
 from taskherd.messages.decoding import InvalidMessage
 from taskherd.messages.reports import DecodedReport, DecodeResult, decode_reports
 from tests.pure.messages.samples import NOW, REPORT_OF, REPORTS, TASK, any_report, json_values
@@ -44,7 +45,7 @@ def invalid(value: object) -> InvalidMessage:
 @pytest.mark.parametrize("fields", REPORTS, ids=lambda fields: str(fields["type"]))
 def test_every_type_is_decoded(fields: dict[str, Any]) -> None:
     """Each report type of the contract is decoded as its domain value, with every field."""
-    decoded = json.loads(domain.canonical_json(valid(fields)))
+    decoded = json.loads(canonical_json(valid(fields)))
     assert decoded["type"] == fields["type"]
     assert set(fields) <= set(decoded)
 
@@ -53,9 +54,9 @@ def test_every_type_is_decoded(fields: dict[str, Any]) -> None:
 def test_canonical_json_survives_a_round_trip(fields: dict[str, Any]) -> None:
     """A decoded report, encoded as canonical JSON and decoded again, is equal and needs no sanitizing."""
     report = valid(fields)
-    again = one(json.loads(domain.canonical_json(report)))
+    again = one(json.loads(canonical_json(report)))
     assert isinstance(again, DecodedReport)
-    assert domain.canonical_json(again.report) == domain.canonical_json(report)
+    assert canonical_json(again.report) == canonical_json(report)
     assert again.report == report
     assert again.sanitize_counts == {}
 

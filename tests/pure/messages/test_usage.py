@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from taskherd.domain import reports as domain
 from taskherd.domain.outcome import DeadLetterReason
+from taskherd.domain.report_json import canonical_json
 from taskherd.messages.decoding import InvalidMessage
 from taskherd.messages.reports import DecodedReport, decode_reports
 from tests.pure.messages.samples import NOW, TASK
@@ -93,7 +94,7 @@ def test_an_amount_stays_exact(whole: int, fraction: str | None) -> None:
     report = decoded({"cost": {"amount": text, "currency": "EUR"}})
     assert report.cost is not None
     assert report.cost.amount == Decimal(text)
-    canonical = json.loads(domain.canonical_json(report))["cost"]["amount"]
+    canonical = json.loads(canonical_json(report))["cost"]["amount"]
     assert Decimal(canonical) == Decimal(text)
     longer = decoded({"cost": {"amount": f"{whole}.{(fraction or '').ljust(9, '0')}", "currency": "EUR"}})
-    assert domain.canonical_json(longer) == domain.canonical_json(report)
+    assert canonical_json(longer) == canonical_json(report)

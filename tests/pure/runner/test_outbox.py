@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from taskherd.runner.outbox import MAX_CONFIRMED_BYTES, Budget, Outbox
+from taskherd.runner.outbox import MAX_CONFIRMED_BYTES, MAX_WRITTEN_BYTES, Budget, Outbox
 
 
 def open_outbox(path: Path, budget: Budget | None = None) -> Outbox:
@@ -43,6 +43,18 @@ async def test_confirmed_reports_are_removed_from_the_file(tmp_path: Path) -> No
         outbox.confirm(1)
         assert path.stat().st_size < 2 * MAX_CONFIRMED_BYTES
     assert open_outbox(path).checkpoint == {"offset": 999}
+
+
+async def test_checkpoints_without_reports_do_not_fill_the_disk(tmp_path: Path) -> None:
+    """The file is rewritten although nothing was confirmed; what is not confirmed stays in it."""
+    path = tmp_path / "outbox.jsonl"
+    outbox = open_outbox(path)
+    outbox.append(["1", "2"])
+    for number in range(200):
+        outbox.append([], {"offset": number, "open": "x" * 100_000})
+        assert path.stat().st_size < 2 * MAX_WRITTEN_BYTES
+    again = open_outbox(path)
+    assert (again.peek(9, 99), again.checkpoint["offset"]) == ([b"1", b"2"], 199)
 
 
 async def test_an_outbox_is_full_at_its_own_limit_or_at_the_common_one(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ import structlog
 from taskherd.api.actions.schemas import ActionType
 from taskherd.api.commands import execute_in_bulk
 from taskherd.backoff import Backoff
+from taskherd.domain.command_results import NOT_FOUND, CommandRefused
 from taskherd.domain.commands import Delete, Interrupt, Pause, Resume, Send
-from taskherd.domain.handle_command import NOT_FOUND, CommandRefused
 from taskherd.errors import TaskherdError, Unavailable
 from taskherd.store import task_actions
 from taskherd.store.engine import transaction

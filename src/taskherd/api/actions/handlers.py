@@ -18,7 +18,7 @@ from taskherd.api.http.ids import parse_uuid
 from taskherd.api.http.query_parameters import FLAG, QueryModel, whole_number
 from taskherd.api.http.responses import BufferedResponse, json
 from taskherd.api.tasks import search
-from taskherd.domain.handle_command import NO_INPUT, NOT_FOUND
+from taskherd.domain.command_results import NO_INPUT, NOT_FOUND
 from taskherd.domain.reports import format_rfc3339
 from taskherd.messages import texts
 from taskherd.store import task_actions, task_queries

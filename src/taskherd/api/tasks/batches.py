@@ -21,7 +21,7 @@ from taskherd.api.http.responses import BufferedResponse
 from taskherd.api.tasks import documents
 from taskherd.api.tasks.commands import charge_create, create_command, find_owner
 from taskherd.api.tasks.schemas import BatchTask
-from taskherd.domain.handle_command import CommandRefused
+from taskherd.domain.command_results import CommandRefused
 from taskherd.errors import Misconfigured, Retry, Unavailable
 from taskherd.store import command_log
 

@@ -12,8 +12,8 @@ from taskherd.api.http.responses import BufferedResponse, empty, json
 from taskherd.api.tasks import documents
 from taskherd.api.tasks.queries import task_ref_of
 from taskherd.api.workspaces import builds
+from taskherd.domain.command_results import NO_VERSION
 from taskherd.domain.commands import Create, Delete, Interrupt, Pause, Resume, Send, UpdateInput, UpdateLabels
-from taskherd.domain.handle_command import NO_VERSION
 from taskherd.messages import texts
 from taskherd.store import task_queries
 

@@ -104,6 +104,8 @@ def _event_json(row: Row) -> dict[str, Any]:
         ended,
         outcome=cause.get("outcome", ""),
         steers=cause["type"] == Send.type and after.get("interrupt") is not None,
+        request=cause.get("request", ""),
+        answer=cause.get("answer"),
     )
     return {
         "position": row["position"],
@@ -141,6 +143,7 @@ async def explain_task(request: RequestContext) -> BufferedResponse:
                 explanation.interrupt,
                 explanation.interrupt.value and {"since": format_rfc3339(explanation.interrupt.value)},
             ),
+            "waiting": _reason_json(explanation.waiting, explanation.waiting.value),
             "resume": _reason_json(explanation.resume, explanation.resume.value),
             "restart_at": explanation.restart_at and format_rfc3339(explanation.restart_at),
             "last_command": _last_command_json(row["last_command"]),

@@ -363,6 +363,15 @@ class ExplainedResume(BaseModel):
     report: ReportOut | None
 
 
+class ExplainedWaiting(BaseModel):
+    """Whether the agent waits for a person, and what it asks; ``rule`` is ``request.`` open, answered or none."""
+
+    value: bool
+    because: str
+    rule: str
+    report: ReportOut | None
+
+
 class LastCommand(BaseModel):
     """The latest command that was accepted; ``actor_name`` as in the timeline, null without an actor."""
 
@@ -392,6 +401,7 @@ class UnansweredRequest(BaseModel):
     build_number: int
     input_id: UUID | None
     interrupt_id: UUID | None
+    agent_request_id: UUID | None = Field(description="Of an `agent.answer`: the request of the agent.")
     target_runner: str | None
     attempt: int
     created_at: datetime
@@ -408,6 +418,7 @@ class TaskExplanation(BaseModel):
     agent_exit: ExplainedAgentExit
     stalled_since: ExplainedStall
     interrupt: ExplainedInterrupt
+    waiting: ExplainedWaiting
     resume: ExplainedResume
     restart_at: datetime | None = Field(
         description="When the worker starts the lost agent again by itself (`run.on_loss`); null if it does not."

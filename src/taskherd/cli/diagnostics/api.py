@@ -69,7 +69,7 @@ async def _check(url: str, now: clocks.Now, *, is_needed: bool) -> list[Finding]
     return [finding, clocks.compare("the API", (shown, shown + _DATE_AGE), (before, now()))]
 
 
-def _version(answer: http.Answer) -> str | None:
+def _version(answer: http.SmallResponse) -> str | None:
     """Return the version of taskherd, which follows Coder's, or None if this is another server."""
     try:
         version = str(orjson.loads(answer.body)["version"])
@@ -79,7 +79,7 @@ def _version(answer: http.Answer) -> str | None:
     return own if coder and own and answer.status == http.OK else None
 
 
-def _date(answer: http.Answer) -> datetime | None:
+def _date(answer: http.SmallResponse) -> datetime | None:
     try:
         return parsedate_to_datetime(answer.headers.get("date", "")).astimezone(UTC)
     except ValueError:

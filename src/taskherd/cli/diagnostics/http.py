@@ -26,7 +26,7 @@ class Refused(Unavailable):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class SmallResponse:
     """The status, headers (case-insensitive names) and body of an answer."""
 
     status: int
@@ -34,7 +34,7 @@ class Answer:
     body: bytes
 
 
-async def get(url: str, *, through_proxy: bool = False) -> Answer:
+async def get(url: str, *, through_proxy: bool = False) -> SmallResponse:
     """Return the answer to a GET request; redirects are not followed.
 
     Args:
@@ -56,7 +56,7 @@ async def get(url: str, *, through_proxy: bool = False) -> Answer:
                 body += chunk
                 if len(body) > MAX_BODY:
                     break
-            return Answer(response.status_code, response.headers, bytes(body[:MAX_BODY]))
+            return SmallResponse(response.status_code, response.headers, bytes(body[:MAX_BODY]))
     except httpx.ConnectError as error:
         raise _connect_error(error) from error
     except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, OSError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from taskherd.cli.diagnostics.findings import Finding, error, note, ok
@@ -38,13 +38,13 @@ class AcpClient:
 
     def __init__(self, trial: Trial) -> None:
         self._trial = trial
-        self._connection = Connection(trial.files, {})
+        self._connection = Connection(trial.files, {}, lambda: datetime.now(UTC))
         self._bad_lines = 0
 
     async def call(self, method: str, params: dict[str, Any]) -> AgentResponse:
         """Return the response to a call. Raise ``NotTheProtocol``."""
-        connection, by = self._connection, time.time() + _FAR
-        number = connection.call(method, params, by, by)
+        connection = self._connection
+        number = connection.call(method, params, _FAR)
         while True:
             connection.submit()
             has_ended = self._trial.how_it_ended() is not None  # what it wrote is read after this
@@ -53,7 +53,7 @@ class AcpClient:
                     case AgentResponse() if message.number == number:
                         return message
                     case AgentCall():
-                        connection.refuse(message.id, METHOD_NOT_FOUND, "a check offers nothing", by)
+                        connection.refuse(message.id, METHOD_NOT_FOUND, "a check offers nothing")
                     case BadLine():
                         self._count_bad(message)
                     case _:
@@ -79,7 +79,7 @@ async def probe_acp(trial: Trial) -> list[Finding]:
 
 
 async def _handshake(trial: Trial, client: AcpClient) -> list[Finding]:
-    params = handshake.initialize_params(trial.run.client_files, asks_people=False)
+    params = handshake.initialize_params(trial.run.client_files)
     initialized = await client.call("initialize", params)
     if initialized.error is not None:
         words = f"it refused `initialize`: {handshake.describe_error(initialized.error)}"

@@ -18,7 +18,14 @@ import orjson
 from taskherd import retry, sse
 from taskherd.domain.reports import AgentState, Health, InterruptOutcome, Lifecycle, LogSource
 from taskherd.messages.fields import parse_instant
-from taskherd.runner.agents.context import DeliveryUnknown, NotDelivered, log_last_output, report_exit, shorten
+from taskherd.runner.agents.context import (
+    DeliveryUnknown,
+    FollowerWithoutRequests,
+    NotDelivered,
+    log_last_output,
+    report_exit,
+    shorten,
+)
 from taskherd.runner.agents.interrupting import (
     INTERRUPTED,
     REACTION_TIMEOUT,
@@ -72,7 +79,7 @@ _PROGRESS = re.compile(r"[·✢✳✶✻✽*] \S+(…| for \d)")
 """Claude Code's progress line, as ``✽ Pondering… (3s)`` and afterwards ``✻ Cooked for 6s``."""
 
 
-class AgentApiFollower:
+class AgentApiFollower(FollowerWithoutRequests):
     """The follower of an agent behind AgentAPI."""
 
     needs_port: ClassVar[bool] = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeAlias
 from uuid import UUID, uuid5
@@ -11,11 +12,11 @@ from uuid import UUID, uuid5
 from taskherd.directory_file.run import RunConfig
 from taskherd.domain.reports import AgentState, Health, InterruptOutcome, Lifecycle, LogSource
 from taskherd.errors import TaskherdError
+from taskherd.observability.failpoints import Failpoint
 from taskherd.observability.metrics import Metrics
 from taskherd.runner import log_ids
 from taskherd.runner.activity import ProcessMonitor
 from taskherd.runner.agents import output
-from taskherd.runner.agents.acp.people import PeopleChannel
 from taskherd.runner.agents.log_budget import LogBudget
 from taskherd.runner.agents.words import last_words
 from taskherd.runner.journal import InputDelivery, Journal
@@ -47,8 +48,33 @@ class DeliveryUnknown(TaskherdError):  # noqa: N818 - as above
     """It is unknown whether the agent received the input."""
 
 
+class AnswerOutcome(StrEnum):
+    """What became of an answer to a request of an agent."""
+
+    DONE = "done"
+    """It was recorded, and is given to the agent."""
+    REPEATED = "repeated"
+    """The request is closed already; what closed it is reported again."""
+    IGNORED = "ignored"
+    """No such request of this agent is known, or this is no answer to it."""
+    LATER = "later"
+    """Nothing can be recorded yet: it is still being found out what an earlier runner has given the agent."""
+
+
+class FollowerWithoutRequests:
+    """A follower whose agent opens its requests itself, over HTTP, and fetches the answers."""
+
+    def answer(self, *_: object) -> AnswerOutcome:
+        """Ignore an answer: none is meant for this runner."""
+        return AnswerOutcome.IGNORED
+
+
 def _do_nothing() -> None:
     """Do nothing: the agent has exited."""
+
+
+def _pass_failpoint(_: Failpoint) -> None:
+    """Do nothing: no failpoint is armed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +98,11 @@ class AgentContext:
     """The agent's working directory."""
     mcp_servers: Sequence[dict[str, Any]] = ()
     """The MCP servers that an agent is given, as ACP describes them."""
-    people: PeopleChannel | None = None
-    """The way to people who answer what an agent asks; None while there is none."""
     interrupt_agent: Callable[[], None] = _do_nothing
     """Send SIGINT to the agent's process group."""
     stop_agent: Callable[[], None] = _do_nothing
     """End the agent and its descendants: SIGTERM, the template's ``grace``, SIGKILL."""
+    failpoint: Callable[[Failpoint], None] = _pass_failpoint
 
     @property
     def prompt(self) -> str:
@@ -96,6 +121,14 @@ class AgentContext:
             self.journal.record_prompt()
             await self.save()
         return error
+
+    def conclude_prompt(self) -> None:
+        """Record that the agent was given its prompt, if it ended before that was noted."""
+        start = self.journal.start
+        prompt_id = uuid5(start.build_id, "prompt") if start is not None else None
+        if prompt_id is not None and self.journal.inputs.get(prompt_id) is InputDelivery.DELIVERING:
+            self.journal.record_input(prompt_id, InputDelivery.DELIVERED)
+            self.journal.record_prompt()
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -125,6 +158,9 @@ class Follower(Protocol):
     @property
     def is_at_work(self) -> bool:
         """Whether the agent is at work, so that there is something to interrupt."""
+
+    def answer(self, request_id: UUID, option_id: str | None, text: str | None) -> AnswerOutcome:
+        """Give the agent the answer to a request that its runner has opened, at most once."""
 
     async def interrupt(self) -> InterruptOutcome:
         """End what the agent does, in the end by ending the agent, and return when that is done.

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from taskherd.domain.reports import Health, LogSource
 from taskherd.runner.agents import stdin
-from taskherd.runner.agents.context import NotInterrupted, log_last_output, report_exit, shorten
+from taskherd.runner.agents.context import (
+    FollowerWithoutRequests,
+    NotInterrupted,
+    log_last_output,
+    report_exit,
+    shorten,
+)
 from taskherd.runner.agents.interrupting import as_interrupted
 from taskherd.runner.log_ids import FIRST_INPUT_ID
 
@@ -22,7 +28,7 @@ CANNOT_INTERRUPT: Final = (
 )
 
 
-class SelfReportingFollower:
+class SelfReportingFollower(FollowerWithoutRequests):
     """The follower of a self-reporting agent: it follows nothing."""
 
     needs_port: ClassVar[bool] = False

@@ -16,7 +16,7 @@ from taskherd.domain.reports import AgentState, Health, InterruptOutcome, LogSou
 from taskherd.messages.limits import MAX_CONTENT_BYTES
 from taskherd.runner.activity import LOOK_INTERVAL, ActivityWatch
 from taskherd.runner.agents import output, stdin
-from taskherd.runner.agents.context import TAIL_BYTES, report_exit, shorten
+from taskherd.runner.agents.context import TAIL_BYTES, FollowerWithoutRequests, report_exit, shorten
 from taskherd.runner.agents.interrupting import (
     INTERRUPTED,
     REACTION_TIMEOUT,
@@ -82,7 +82,7 @@ def parse_status_line(line: str) -> StatusLine | None:
     )
 
 
-class StdioFollower:
+class StdioFollower(FollowerWithoutRequests):
     """The follower of an agent's output; its checkpoint contains the offset read so far and the derived state."""
 
     needs_port: ClassVar[bool] = False

@@ -14,7 +14,8 @@ import structlog
 from taskherd.domain.reports import AgentState, ExitReason, Health, InterruptOutcome, Lifecycle, LogSource
 from taskherd.errors import Malformed, Unavailable
 from taskherd.runner import log_ids, template
-from taskherd.runner.agents.context import NOT_RUNNING, AgentContext, DeliveryUnknown, NotDelivered
+from taskherd.runner.agents.acp.closed_requests import ClosedRequests
+from taskherd.runner.agents.context import NOT_RUNNING, AgentContext, AnswerOutcome, DeliveryUnknown, NotDelivered
 from taskherd.runner.agents.kinds import follower_class
 from taskherd.runner.agents.log_budget import LogBudget
 from taskherd.runner.agents.session import AgentSession
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from taskherd.directory_file.run import RunConfig
-    from taskherd.messages.work import WorkspaceStart
+    from taskherd.messages.work import AgentAnswer, WorkspaceStart
     from taskherd.runner.agents.context import Follower, RecordAttempt
     from taskherd.runner.context import RunnerContext
     from taskherd.runner.journal import Journal
@@ -78,11 +79,12 @@ class TaskWorkspace:
     def is_working(self, now: float) -> bool:
         """Return whether an agent is running that is not known to wait; ``now`` is in seconds of the event loop.
 
-        The runner does not know the states of agents that report their own, so these always count as working.
+        One that waits for an answer in the middle of its turn works, and so do all agents that report their own states,
+        which the runner does not know.
         """
         checkpoint, start = self._outbox.checkpoint, self._journal.start
         is_current = start is not None and checkpoint.get("build") == start.build_number
-        state = checkpoint.get("state") if is_current else None
+        state = checkpoint.get("state") if is_current and checkpoint.get("turn") is None else None
         if state not in {AgentState.COMPLETE, AgentState.FAILED}:
             self._ending_since = None
             return self.running and state != AgentState.IDLE
@@ -173,6 +175,23 @@ class TaskWorkspace:
             journal.interrupted = False  # an earlier runner was about to end it, and its turn has ended since
         return outcome
 
+    def answer(self, request: AgentAnswer) -> AnswerOutcome:
+        """Give the agent of a build the answer to its request, at most once. Raise ``OSError`` if that is not recorded.
+
+        If it has ended, report again what became of the request.
+        """
+        session = self._session
+        if session is not None and session.reporter.build_number == request.build_number:
+            return session.follower.answer(request.request_id, request.option_id, request.text)
+        checkpoint = self._outbox.checkpoint
+        if session is not None or checkpoint.get("build") != request.build_number:
+            return AnswerOutcome.IGNORED
+        report = ClosedRequests(checkpoint.get("requests", {}).get("closed", ())).report_of(request.request_id)
+        if report is None:
+            return AnswerOutcome.IGNORED
+        self._start_reporter(request.build_number).repeat(report)
+        return AnswerOutcome.REPEATED
+
     def append_notice(self, reporter: Reporter, text: str) -> None:
         """Append a notice by the runner to the task's log."""
         self._last_notice = max(self._last_notice + 1, round(self._context.now().timestamp() * 1_000))
@@ -259,7 +278,8 @@ class TaskWorkspace:
 
     def _has_finished(self) -> bool:
         """Return whether the latest agent in this folder had done what it was given: it waited, or exited with 0."""
-        if self._outbox.checkpoint.get("state") in {AgentState.IDLE, AgentState.COMPLETE}:
+        checkpoint = self._outbox.checkpoint
+        if checkpoint.get("state") in {AgentState.IDLE, AgentState.COMPLETE} and checkpoint.get("turn") is None:
             return True
         return any(processes.has_succeeded(run) for run in self._folder.list_runs())
 
@@ -329,6 +349,7 @@ class TaskWorkspace:
             mcp_servers=self._mcp_servers(run),
             interrupt_agent=self._interrupt_agent,
             stop_agent=self._stop_agent,
+            failpoint=self._context.failpoint,
         )
         return partial(follower_class(run), context)
 

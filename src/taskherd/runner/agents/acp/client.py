@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 class ClientMethods:
     """The methods of the runner as a client of one agent."""
 
-    def __init__(self, context: AgentContext, open_requests: AgentRequests, respond: Respond) -> None:
+    def __init__(self, context: AgentContext, agent_requests: AgentRequests, respond: Respond) -> None:
         self._context = context
-        self._requests = open_requests
+        self._requests = agent_requests
         self._respond = respond
 
     def handle(self, call: AgentCall, session: str | None) -> None:

@@ -8,6 +8,8 @@ finds by the shim's files whether a line that it did not submit itself was writt
 from __future__ import annotations
 
 import json
+import math
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import orjson
@@ -15,10 +17,13 @@ import orjson
 from taskherd.runner.agents.acp.lines import LineReader, LineWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from datetime import datetime
 
     from taskherd.runner.workspaces.folders import RunFolder
 
+WRITE_TIMEOUT: Final = 60.0
+"""Seconds within which the agent must take a line from its stdin."""
 METHOD_NOT_FOUND: Final = -32601
 INVALID_PARAMS: Final = -32602
 INTERNAL_ERROR: Final = -32603
@@ -46,9 +51,10 @@ class Notification(NamedTuple):
 
 
 class AgentResponse(NamedTuple):
-    """A response of the agent to the call of ``method``; exactly one of ``result`` and ``error`` is set."""
+    """A response of the agent to the call of ``method``, made in ``line``; one of ``result`` and ``error`` is set."""
 
     number: int
+    line: int
     method: str
     result: dict[str, Any] | None
     error: dict[str, Any] | None
@@ -67,7 +73,8 @@ Incoming: TypeAlias = AgentCall | Notification | AgentResponse | BadLine
 class Connection:
     """The messages to and from one agent."""
 
-    def __init__(self, folder: RunFolder, checkpoint: dict[str, Any]) -> None:
+    def __init__(self, folder: RunFolder, checkpoint: dict[str, Any], now: Callable[[], datetime]) -> None:
+        self._now = now
         self.reader = LineReader(folder, checkpoint.get("offset", 0), skipping=checkpoint.get("skipping", False))
         self.writer = LineWriter(folder)
         self.calls: dict[int, dict[str, Any]] = {int(key): value for key, value in checkpoint.get("calls", {}).items()}
@@ -76,7 +83,11 @@ class Connection:
         """Lines that are not acknowledged: ``answers`` (the id of the agent's request), ``deadline``."""
         self._next_id: int = checkpoint.get("next_id", 0)
         self._next_line: int = checkpoint.get("next_line", 0)
+        self._given: list[RpcId] = checkpoint.get("given", [])
+        """Requests of the agent that are not read yet (again), and were answered before a record was lost."""
         self._recorded: dict[int, bytes] = {}
+        self.unrecorded = self._find_unrecorded()
+        """The messages that an earlier runner submitted, and whose record was lost since, with the disk for example."""
 
     def checkpoint(self) -> dict[str, Any]:
         """Return what the next runner needs."""
@@ -87,7 +98,12 @@ class Connection:
             "lines": {str(key): value for key, value in self.lines.items()},
             "next_id": self._next_id,
             "next_line": self._next_line,
+            "given": self._given,
         }
+
+    def ignore_call(self, request: RpcId) -> None:
+        """Ignore the next request of the agent with this id: it was answered before."""
+        self._given.append(request)
 
     def lost_lines(self) -> dict[int, dict[str, Any]]:
         """Return the lines that an earlier runner recorded and did not submit, and forget them.
@@ -102,25 +118,36 @@ class Connection:
             del self.calls[call_id]
         return {number: self.lines.pop(number) for number in lost}
 
-    def call(self, method: str, params: dict[str, Any], deadline: float, write_by: float) -> int:
-        """Record a call, and return its id; ``submit`` makes it."""
+    def call(self, method: str, params: dict[str, Any], timeout: float, *, write_within: float = math.inf) -> int:
+        """Record a call to be answered in ``timeout`` seconds, and return its id; ``submit`` makes it."""
         number, self._next_id = self._next_id, self._next_id + 1
+        write_by = self.deadline(min(write_within, WRITE_TIMEOUT))
         line = self._record({"id": number, "method": method, "params": params}, {"deadline": write_by})
-        self.calls[number] = {"method": method, "deadline": deadline, "line": line}
+        self.calls[number] = {"method": method, "deadline": self.deadline(timeout), "line": line}
         return number
 
-    def notify(self, method: str, params: dict[str, Any], write_by: float) -> None:
+    def notify(self, method: str, params: dict[str, Any]) -> None:
         """Record a notification."""
-        self._record({"method": method, "params": params}, {"deadline": write_by})
+        self._record({"method": method, "params": params}, {"deadline": self.deadline(WRITE_TIMEOUT)})
 
-    def answer(self, request: RpcId, result: dict[str, Any] | None, write_by: float) -> int:
+    def answer(self, request: RpcId, result: dict[str, Any] | None) -> int:
         """Record the answer to a request of the agent, and return its line."""
-        return self._record({"id": request, "result": result}, {"deadline": write_by, "answers": request})
+        about = {"deadline": self.deadline(WRITE_TIMEOUT), "answers": request}
+        return self._record({"id": request, "result": result}, about)
 
-    def refuse(self, request: RpcId, code: int, message: str, write_by: float) -> None:
+    def refuse(self, request: RpcId, code: int, message: str) -> None:
         """Record an error as the answer to a request of the agent."""
-        error = {"code": code, "message": message}
-        self._record({"id": request, "error": error}, {"deadline": write_by, "answers": request})
+        about = {"deadline": self.deadline(WRITE_TIMEOUT), "answers": request}
+        self._record({"id": request, "error": {"code": code, "message": message}}, about)
+
+    def deadline(self, seconds: float) -> float:
+        """Return the time in ``seconds``, in seconds since the epoch."""
+        return self._now().timestamp() + seconds
+
+    @property
+    def has_recorded(self) -> bool:
+        """Whether there are recorded lines to be submitted."""
+        return bool(self._recorded)
 
     def submit(self) -> None:
         """Submit the recorded lines; the checkpoint with them must be saved. Raise ``OSError`` if that fails."""
@@ -150,7 +177,29 @@ class Connection:
             if line is None:
                 yield BadLine("it is too long", "")
             elif line.strip():
-                yield self._decode(line)
+                message = self._decode(line)
+                if isinstance(message, AgentCall) and message.id in self._given:
+                    self._given.remove(message.id)
+                else:
+                    yield message
+
+    def _find_unrecorded(self) -> list[dict[str, Any]]:
+        """Return the messages of lines that no record knows, and take back those that the shim has not begun to write.
+
+        The agent may have been given the others, so their numbers and ids are not used again.
+        """
+        messages: list[dict[str, Any]] = []
+        for number in sorted(known for known in self.writer.known() if known >= self._next_line):
+            self._next_line = number + 1
+            if self.writer.take_back(number):
+                continue
+            self.lines[number] = {"deadline": self.deadline(WRITE_TIMEOUT)}
+            with suppress(ValueError):
+                message = orjson.loads(self.writer.content(number))
+                messages.append(message)
+                if "method" in message:
+                    self._next_id = max(self._next_id, message.get("id", -1) + 1)
+        return messages
 
     def _record(self, message: dict[str, Any], about: dict[str, Any]) -> int:
         number, self._next_line = self._next_line, self._next_line + 1
@@ -183,5 +232,6 @@ class Connection:
         error, result = message.get("error"), message.get("result")
         if "error" in message:
             fields = error if isinstance(error, dict) else {}
-            return AgentResponse(number, call["method"], None, {"code": 0, "message": str(error), **fields})
-        return AgentResponse(number, call["method"], result if isinstance(result, dict) else {}, None)
+            fields = {"code": 0, "message": str(error), **fields}
+            return AgentResponse(number, call["line"], call["method"], None, fields)
+        return AgentResponse(number, call["line"], call["method"], result if isinstance(result, dict) else {}, None)

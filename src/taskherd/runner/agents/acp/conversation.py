@@ -6,13 +6,11 @@ of the runner is part of its checkpoint.
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any, Final
 
 from acp import schema
 
 from taskherd.domain.reports import LogKind, LogSource, LogStatus
-from taskherd.messages.limits import MAX_DATA_BYTES
 from taskherd.messages.texts import canonical_data
 from taskherd.runner.agents.words import last_with_words
 
@@ -99,6 +97,19 @@ class Conversation:
     def tool(self, call_id: str) -> dict[str, Any] | None:
         """Return what is known of a tool call: ``title``, ``kind``."""
         return self._calls.get(call_id[:MAX_ID])
+
+    def describe(self, call_id: str) -> str:
+        """Return what a tool call is about to do, as far as its content says: its text, and the files that it changes.
+
+        Lines before a change begin with ``-``, those after it with ``+``.
+        """
+        call = self._calls.get(call_id[:MAX_ID], {})
+        lines = [call["text"]] if call.get("text") else []
+        for diff in call.get("diffs", ()):
+            lines.append(f"changes {diff['path']}")
+            lines += [f"-{line}" for line in diff["old"].splitlines()]
+            lines += [f"+{line}" for line in diff["new"].splitlines()]
+        return "\n".join(lines)
 
     def apply(self, update: object) -> None:
         """Apply a session update; those that show nothing in a log are ignored."""
@@ -280,11 +291,3 @@ def _text_of(content: Any) -> str:
 def _cut(text: str, limit: int) -> str:
     """Return a text with at most about ``limit`` characters, which says how many are missing."""
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text) - limit} more characters)"
-
-
-def fits_input(value: object) -> bool:
-    """Return whether a tool's input is small enough to be passed on."""
-    try:
-        return len(json.dumps(value, ensure_ascii=False).encode(errors="replace")) <= MAX_DATA_BYTES
-    except (ValueError, RecursionError):
-        return False

@@ -8,7 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from taskherd.runner.agents.acp.people import MAX_LABEL, MAX_OPTIONS, Option
+from taskherd.domain.request_values import OptionKind, RequestOption
+from taskherd.messages.limits import MAX_OPTIONS
+from taskherd.runner.agents.acp.permissions import make_option
 
 DECLINED: Final = {"action": "decline"}
 CANCELLED: Final = {"action": "cancel"}
@@ -20,9 +22,11 @@ MAX_FIELD: Final = 256
 class Question:
     """A question with options, or one without, which wants text; ``field`` is that of the form."""
 
-    title: str
+    message: str
     field: str
-    options: tuple[Option, ...]
+    options: tuple[RequestOption, ...]
+    is_boolean: bool = False
+    """Whether the field is a boolean: the options are ``true`` and ``false``."""
 
 
 def parse_question(params: dict[str, Any]) -> Question | None:
@@ -32,28 +36,26 @@ def parse_question(params: dict[str, Any]) -> Question | None:
     if params.get("mode") != "form" or not isinstance(fields, dict) or len(fields) != 1:
         return None
     ((name, field),) = fields.items()
-    title = str(params.get("message") or name)
+    message = str(params.get("message") or name)
     if not isinstance(field, dict) or len(name) > MAX_FIELD:
         return None
     match field.get("type"):
         case "boolean":
-            return Question(title, name, (Option("true", "Yes", "other"), Option("false", "No", "other")))
+            options = tuple(RequestOption(*each, OptionKind.OTHER) for each in (("true", "Yes"), ("false", "No")))
+            return Question(message, name, options, is_boolean=True)
         case "string":
             choices = _choices(field)
-            return None if choices is None else Question(title, name, choices)
+            return None if choices is None else Question(message, name, choices)
         case _:
             return None
 
 
-def accept(question_field: str, option_id: str | None, text: str | None) -> dict[str, Any]:
-    """Return the result that gives the field its value."""
-    value: object = text
-    if option_id is not None:
-        value = {"true": True, "false": False}.get(option_id, option_id) if text is None else option_id
-    return {"action": "accept", "content": {question_field: value}}
+def accept(field: str, value: object) -> dict[str, Any]:
+    """Return the result that gives the form's field its value."""
+    return {"action": "accept", "content": {field: value}}
 
 
-def _choices(field: dict[str, Any]) -> tuple[Option, ...] | None:
+def _choices(field: dict[str, Any]) -> tuple[RequestOption, ...] | None:
     """Return the choices of a text field, () if it takes any text, or None if they cannot be passed on."""
     titled = field.get("oneOf")
     if isinstance(titled, list):
@@ -62,8 +64,9 @@ def _choices(field: dict[str, Any]) -> tuple[Option, ...] | None:
         pairs = [(value, value) for value in field["enum"]]
     else:
         return ()
-    if not 0 < len(pairs) <= MAX_OPTIONS or not all(
-        isinstance(value, str) and 0 < len(value) <= MAX_LABEL for value, _ in pairs
-    ):
-        return None
-    return tuple(Option(str(value), str(label or value)[:MAX_LABEL], "other") for value, label in pairs)
+    options = [
+        make_option(value, str(label or value), OptionKind.OTHER) for value, label in pairs if isinstance(value, str)
+    ]
+    usable = tuple(option for option in options if option is not None)
+    are_all = len(usable) == len(pairs) == len({option.id for option in usable})
+    return usable if are_all and 0 < len(usable) <= MAX_OPTIONS else None

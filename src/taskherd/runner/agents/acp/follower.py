@@ -13,65 +13,51 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-import structlog
-from acp import schema
-from pydantic import ValidationError
-
 from taskherd.domain.reports import AgentState, Health, InterruptOutcome
+from taskherd.observability.failpoints import Failpoint
 from taskherd.runner.agents import output
-from taskherd.runner.agents.acp import turns
-from taskherd.runner.agents.acp.client import ClientMethods
-from taskherd.runner.agents.acp.connection import (
-    INTERNAL_ERROR,
-    AgentCall,
-    AgentResponse,
-    BadLine,
-    Connection,
-    Notification,
-)
+from taskherd.runner.agents.acp import cancelling
+from taskherd.runner.agents.acp import connection as connections
+from taskherd.runner.agents.acp.cancelling import TurnCancellation
+from taskherd.runner.agents.acp.connection import INTERNAL_ERROR, AgentResponse, Connection
 from taskherd.runner.agents.acp.conversation import Conversation
+from taskherd.runner.agents.acp.ending import Ending
+from taskherd.runner.agents.acp.incoming import MessageHandler
 from taskherd.runner.agents.acp.opening import SessionOpening
-from taskherd.runner.agents.acp.people import RequestClosed
+from taskherd.runner.agents.acp.parts import Parts
 from taskherd.runner.agents.acp.recorder import Recorder
 from taskherd.runner.agents.acp.requests import AgentRequests
+from taskherd.runner.agents.acp.turns import Turn
 from taskherd.runner.agents.acp.usage import UsageMeter
 from taskherd.runner.agents.context import (
     NOT_RUNNING,
     TAIL_BYTES,
+    AnswerOutcome,
     DeliveryUnknown,
     NotDelivered,
     report_exit,
     shorten,
 )
-from taskherd.runner.agents.interrupting import as_interrupted, end_agent, mark_interrupted
 from taskherd.runner.agents.words import last_words
 
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from taskherd.runner.agents.acp.connection import Incoming, RpcId
     from taskherd.runner.agents.context import AgentContext, RecordAttempt
     from taskherd.runner.outbox import Checkpoint
     from taskherd.runner.workspaces.processes import ExitRecord
 
-log = structlog.get_logger(__name__)
-
 POLL_INTERVAL: Final = 0.1
 """Seconds between two looks at what the agent wrote and at what is due."""
-WRITE_TIMEOUT: Final = 60.0
-"""Seconds within which the agent must take a line from its stdin."""
 READY_TIMEOUT: Final = 300.0
 """Seconds for which an input waits until no turn is in flight."""
-CANCEL_TIMEOUT: Final = 10.0
-"""Seconds within which a cancelled turn must end; then the agent is interrupted with SIGINT."""
-INTERRUPT_TIMEOUT: Final = 5.0
-"""Seconds within which the turn must end after SIGINT; then the agent is ended with SIGTERM and SIGKILL."""
 LATE: Final = "The agent did not end its turn in time (`turn_timeout`), nor when it was cancelled."
-MAX_BAD_LINES: Final = 100
-"""Number of lines in a row that are no messages of the protocol, after which the agent is ended."""
+UNKNOWN_ANSWER: Final = (
+    "the record of an answer was lost with the runner that gave it, so it is unknown whether the agent got it. The "
+    "turn is cancelled: {}"
+)
 
 
 class AcpFollower:
@@ -83,19 +69,19 @@ class AcpFollower:
     def __init__(self, context: AgentContext) -> None:
         self._context = context
         checkpoint: dict[str, Any] = context.checkpoint
-        self._connection = Connection(context.folder, checkpoint.get("connection", {}))
+        self._turn = Turn(checkpoint)
+        self._connection = Connection(context.folder, checkpoint.get("connection", {}), context.reporter.now)
         self._conversation = Conversation(checkpoint.get("conversation", {}))
         self._requests = AgentRequests(
             checkpoint.get("requests", {}),
-            respond=self,
+            respond=self._connection,
             conversation=self._conversation,
+            turn=self._turn,
             approvals=context.run.approvals,
-            people=context.people,
-            now=context.reporter.now,
+            reporter=context.reporter,
         )
         earlier = context.outbox.checkpoint.get("usage") or {}
         self._usage = UsageMeter(checkpoint.get("usage", {}), earlier)
-        self._client = ClientMethods(context, self._requests, self)
         self._opening = SessionOpening(context, self._conversation, self._call, checkpoint)
         self._recorder = Recorder(
             context,
@@ -106,19 +92,27 @@ class AcpFollower:
             state=checkpoint.get("state", ""),
             checkpoint=self._checkpoint,
         )
-        self._turn: int | None = checkpoint.get("turn")
-        """The id of the prompt in flight."""
-        self._cancelled: bool = checkpoint.get("cancelled", False)
-        self._bad_lines: int = checkpoint.get("bad_lines", 0)
-        self._bad_line_logged: bool = checkpoint.get("bad_line_logged", False)
-        self._is_ending = False
+        self._parts = Parts(
+            context=context,
+            connection=self._connection,
+            conversation=self._conversation,
+            requests=self._requests,
+            usage=self._usage,
+            opening=self._opening,
+            turn=self._turn,
+            recorder=self._recorder,
+        )
+        self._cancellation = TurnCancellation(self._parts)
+        self._ending = Ending(self._parts)
+        self._messages = MessageHandler(self._parts, checkpoint, self._ending.fail)
+        self._is_recovered = False
+        """True once it is known what an earlier runner has given the agent."""
         self._is_detached = False
         """True once ``follow`` has ended: another follower may go on from the checkpoint."""
         self._changed = asyncio.Condition()
         self._awaited: dict[int, bool | None] = {}
         """Lines whose writing a caller awaits: whether they were written, None until that is known."""
         self._delivery = asyncio.Lock()
-        self._exited = asyncio.Event()
 
     @property
     def start_outcome(self) -> str | None:
@@ -144,7 +138,7 @@ class AcpFollower:
         async with self._delivery:
             try:
                 async with asyncio.timeout(READY_TIMEOUT):
-                    await self._until(lambda: self._opening.session is not None and self._turn is None)
+                    await self._until(lambda: self._opening.session is not None and not self._turn.is_open)
             except TimeoutError:
                 raise NotDelivered(f"The agent did not end its turn within {READY_TIMEOUT:g} s.") from None
             await record_attempt()
@@ -154,60 +148,42 @@ class AcpFollower:
     @property
     def is_at_work(self) -> bool:
         """Whether a turn is in flight."""
-        return self._turn is not None
+        return self._turn.is_open
+
+    def answer(self, request_id: UUID, option_id: str | None, text: str | None) -> AnswerOutcome:
+        """Give the agent the answer to a request, at most once; a report says what became of it.
+
+        Raise ``OSError`` if it cannot be written to disk; it is then tried again.
+        """
+        if not self._is_recovered or self._is_detached:
+            return AnswerOutcome.LATER
+        outcome = self._requests.answer(request_id, option_id, text)
+        if outcome is AnswerOutcome.DONE:
+            self._parts.report_state()
+        return outcome
 
     async def interrupt(self) -> InterruptOutcome:
-        """End the turn in flight, in the end by ending the agent. Raise ``NotInterrupted``.
-
-        What the agent claims about it does not count.
-        """
-        context, turn = self._context, self._turn
-        if turn is None:
-            for request_id in self._requests.ids:  # asked outside of a turn
-                self._requests.cancel(request_id)
-            self._report_state()
-            return InterruptOutcome.ENDED
-        self._cancel_turn()
-        if await self._ends(turn, CANCEL_TIMEOUT):
-            return InterruptOutcome.STOPPED
-        await mark_interrupted(context, interrupted=True)
-        context.interrupt_agent()
-        if not await self._ends(turn, INTERRUPT_TIMEOUT):
-            return await end_agent(context)
-        if not self._has_exited:
-            await mark_interrupted(context, interrupted=False)
-        return InterruptOutcome.STOPPED
-
-    async def answer_request(self, request_id: UUID, option_id: str | None, text: str | None = None) -> None:
-        """Give the agent a person's answer. Return once it was written; raise ``RequestClosed`` if that cannot be."""
-        line = self._requests.answer(request_id, option_id, text)
-        self._awaited[line] = None
-        self._report_state()
-        await self._until(lambda: self._awaited[line] is not None or self._is_detached)
-        if not self._awaited.pop(line):
-            raise RequestClosed("The agent ended before it was given the answer.")
-
-    def answer(self, request: RpcId, result: dict[str, Any] | None) -> int:
-        """Record the result of a request of the agent, and return its line."""
-        return self._connection.answer(request, result, self._in(WRITE_TIMEOUT))
-
-    def refuse(self, request: RpcId, code: int, message: str) -> None:
-        """Record an error as the answer to a request of the agent."""
-        self._connection.refuse(request, code, message, self._in(WRITE_TIMEOUT))
+        """End the turn in flight, in the end by ending the agent. Raise ``NotInterrupted``."""
+        return await self._cancellation.interrupt()
 
     def conclude(self, agent_exit: ExitRecord) -> None:
         """Report the agent's last output, and how it ended."""
+        turn = None if self._turn.number is None else self._connection.calls.get(self._turn.number)
+        ended = self._connection.acknowledged()
+        for line, is_written in ended.items():
+            self._requests.acknowledge(line, written=is_written)
         while self._connection.reader.has_more:
             before = self._connection.reader.offset
             for message in self._connection.receive():
-                self._handle_safely(message)
+                self._messages.handle(message)
             if self._connection.reader.offset == before:
                 break
-        turn, self._turn = self._turn, None
+        if turn is not None and (ended.get(turn["line"]) or not self._turn.is_open):
+            self._context.conclude_prompt()
         self._requests.withdraw_all()
         self._conversation.end_turn()
         words = last_words(output.tail(self._context.folder.log, TAIL_BYTES))
-        agent_exit = self._judge(agent_exit, in_turn=turn is not None)
+        agent_exit = self._ending.judge(agent_exit)
         if words and agent_exit.reason not in {"stopped", "interrupted"} and not agent_exit.succeeded:
             self._conversation.add_notice(f"the agent's last output:\n{words}")
         if self._opening.session is None and self._opening.failure is None:
@@ -215,40 +191,47 @@ class AcpFollower:
         self._recorder.commit()
         last = shorten(self._conversation.last_words or words.rpartition("\n")[2])
         report_exit(self._context, agent_exit, self._recorder.state, last, words)
-        self._exited.set()
-
-    def _judge(self, agent_exit: ExitRecord, *, in_turn: bool) -> ExitRecord:
-        """Return how the agent ended, with what only this side knows."""
-        journal = self._context.journal
-        if self._opening.session is None:
-            return replace(agent_exit, reason="not started", detail=self._opening.failure or agent_exit.describe())
-        if (interrupted := as_interrupted(self._context, agent_exit)) is not agent_exit:
-            return interrupted
-        if journal.ended_because is not None:
-            return replace(agent_exit, reason="exited", ended_because=journal.ended_because)
-        if in_turn and agent_exit.succeeded:
-            return replace(agent_exit, ended_because="The agent ended with exit status 0 in the middle of its turn.")
-        return agent_exit
 
     def _recover(self) -> None:
-        """Deal with what an earlier runner recorded and did not submit."""
+        """Deal with what an earlier runner recorded and did not submit, or submitted and did not record."""
+        self._withdraw_unknown(self._connection.unrecorded)
         for line, lost in self._connection.lost_lines().items():
             request = lost.get("answers")
             if request is not None and not self._requests.answer_again(line):
-                self.refuse(request, INTERNAL_ERROR, "taskherd was restarted while it handled this request")
-        if self._turn is not None and self._turn not in self._connection.calls:
-            self._turn = None
+                self._connection.refuse(request, INTERNAL_ERROR, "taskherd was restarted while it handled this request")
+        if self._turn.number is not None and self._turn.number not in self._connection.calls:
+            self._turn.end()
             self._recorder.set_state(AgentState.IDLE, "")
+        self._is_recovered = True
         self._recorder.commit()
+
+    def _withdraw_unknown(self, messages: list[dict[str, Any]]) -> None:
+        """Cancel the turn if an answer may have reached the agent, or a prompt of which this runner knows nothing."""
+        is_unknown = False
+        for message in messages:
+            if "method" in message:
+                is_unknown |= message["method"] == "session/prompt"
+            elif (title := self._requests.withdraw_unknown(message["id"])) is not None:
+                self._conversation.add_notice(UNKNOWN_ANSWER.format(title))
+                is_unknown = True
+            else:
+                self._connection.ignore_call(message["id"])
+        if is_unknown and self._turn.is_open:
+            self._turn.cancelled = False  # the agent may not have been asked that either
+            self._cancellation.cancel()
+        elif is_unknown and self._opening.session is not None:
+            self._cancellation.notify()
 
     async def _read(self) -> None:
         """Handle what the agent writes."""
         while True:
             await self._context.outbox.wait_room()
             before = self._connection.reader.offset
-            if self._context.log_budget.has_room or self._cancelled:
+            if self._context.log_budget.has_room or self._turn.cancelled:
                 for message in self._connection.receive():
-                    self._handle_safely(message)
+                    if isinstance(message, AgentResponse) and message.line in self._awaited:
+                        self._awaited[message.line] = True  # what the agent answers, it was given
+                    self._messages.handle(message)
                     await self._notify()
             is_idle = self._connection.reader.offset == before
             await asyncio.sleep(POLL_INTERVAL if is_idle else 0)
@@ -256,38 +239,47 @@ class AcpFollower:
     async def _watch(self) -> None:
         """Look regularly at what is due: acknowledgements, deadlines, and entries to report."""
         while True:
-            ended = self._connection.acknowledged()
-            if ended:
-                for line, is_written in ended.items():
-                    self._requests.acknowledge(line, written=is_written)
-                self._recorder.commit()
-                for line in ended:
-                    self._connection.writer.forget(line)
-                self._awaited |= {line: ended[line] for line in ended.keys() & self._awaited.keys()}
-                if not all(ended.values()):
-                    await self._end("The agent has closed its stdin.")
+            await self._acknowledge()
             if self._requests.expire():
-                self._report_state()
-            self._recorder.flush(in_turn=self._turn is not None)
+                self._parts.report_state()
+            self._recorder.flush(in_turn=self._turn.is_open)
             await self._check_deadlines()
             await self._notify()
             await asyncio.sleep(POLL_INTERVAL)
 
+    async def _acknowledge(self) -> None:
+        """Record which lines the shim has written."""
+        ended = self._connection.acknowledged()
+        if not ended:
+            return
+        self._context.failpoint(Failpoint.LINE_WRITTEN)
+        for line, is_written in ended.items():
+            self._requests.acknowledge(line, written=is_written)
+        self._recorder.commit()
+        if self._context.outbox.is_saved:  # else the next runner looks again
+            for line in ended:
+                self._connection.writer.forget(line)
+        self._awaited |= {line: ended[line] for line in ended.keys() & self._awaited.keys()}
+        if not all(ended.values()):
+            await self._ending.end("The agent has closed its stdin.")
+
     async def _check_deadlines(self) -> None:
-        now = self._in(0)
+        now = self._connection.deadline(0)
         if any(line["deadline"] < now for line in self._connection.lines.values()):
-            await self._end(f"The agent did not read from its stdin for {WRITE_TIMEOUT:g} s.")
+            await self._ending.end(f"The agent did not read from its stdin for {connections.WRITE_TIMEOUT:g} s.")
         late = [(number, call) for number, call in self._connection.calls.items() if call["deadline"] < now]
         for number, call in late:
-            if number == self._turn:
-                call["deadline"] = self._in(CANCEL_TIMEOUT + INTERRUPT_TIMEOUT)
-                if self._cancelled:
-                    await self._end(LATE)
+            if number == self._turn.number:
+                grace = cancelling.CANCEL_TIMEOUT + cancelling.INTERRUPT_TIMEOUT
+                call["deadline"] = self._connection.deadline(grace)
+                if self._turn.cancelled:
+                    await self._ending.end(LATE)
                 else:
                     self._conversation.add_notice("the turn exceeded its time limit (`turn_timeout`) and is cancelled")
-                    self._cancel_turn()
+                    self._cancellation.cancel()
             elif call["method"] != "session/prompt":
-                self._fail(f"The agent did not answer `{call['method']}` within {self._context.run.start_timeout:g} s.")
+                timeout = self._context.run.start_timeout
+                self._ending.fail(f"The agent did not answer `{call['method']}` within {timeout:g} s.")
                 del self._connection.calls[number]
 
     async def _begin(self) -> None:
@@ -307,145 +299,19 @@ class AcpFollower:
             self._recorder.set_state(AgentState.IDLE, "")
         self._recorder.commit()
 
-    def _handle_safely(self, message: Incoming) -> None:
-        """Handle a message; one that causes an unexpected error is a bad line, or its next reading would fail too."""
-        try:
-            self._handle(message)
-        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
-            log.exception("message of an agent failed", task_id=str(self._context.journal.task_id))
-            self._handle_bad_line(BadLine("it could not be handled", str(message)[:200]))
-
-    def _handle(self, message: Incoming) -> None:
-        """Handle one message, record what follows from it, and submit the lines that it causes."""
-        if not isinstance(message, BadLine):
-            self._bad_lines = 0
-        match message:
-            case AgentCall():
-                self._handle_call(message)
-            case Notification():
-                self._handle_notification(message)
-            case AgentResponse():
-                self._handle_response(message)
-            case BadLine():
-                self._handle_bad_line(message)
-
-    def _handle_call(self, call: AgentCall) -> None:
-        if self._requests.has(call.id):
-            self._handle_bad_line(BadLine("its id is that of an open request", str(call.id)))
-            return
-        self._client.handle(call, self._opening.session)
-        self._report_state()
-
-    def _handle_notification(self, message: Notification) -> None:
-        if message.method == "$/cancel_request":
-            self._requests.cancel_call(message.params.get("requestId"))
-            self._report_state()
-        elif message.method == "session/update" and self._usage.handle(
-            message.params, self._opening.session, in_turn=self._turn is not None
-        ):
-            return  # reported with the next record
-        elif message.method == "session/update" and self._opening.session is not None:
-            try:
-                notification = schema.SessionNotification.model_validate(message.params)
-            except ValidationError:
-                self._context.metrics.runner_agent_events_bad.inc()  # or of a newer version
-                return
-            if notification.session_id == self._opening.session:
-                self._conversation.apply(notification.update)
-
-    def _handle_response(self, response: AgentResponse) -> None:
-        if response.method != "session/prompt":
-            self._opening.handle(response)
-            if self._opening.session is not None:
-                self._usage.open(self._opening.session)
-            self._recorder.commit()
-            if self._opening.failure is not None:
-                self._fail(self._opening.failure)
-        elif response.number == self._turn:
-            self._end_turn(response)
-
     def _send_prompt(self, text: str) -> int:
         """Begin a turn, and return its id."""
         block = {"type": "text", "text": text}
         params = {"sessionId": self._opening.session, "prompt": [block]}
-        timeout = self._context.run.turn_timeout
-        self._turn = self._connection.call("session/prompt", params, self._in(timeout), self._in(WRITE_TIMEOUT))
-        self._cancelled = False
+        number = self._connection.call("session/prompt", params, self._context.run.turn_timeout)
+        self._turn.begin(number)
         self._conversation.begin_turn(text)
-        self._report_state()
-        return self._turn
-
-    def _end_turn(self, response: AgentResponse) -> None:
-        for request_id in self._requests.ids:
-            self._requests.cancel(request_id)
-        self._conversation.end_turn()
-        self._usage.end_turn(response.result)
-        state, message = turns.state_after(
-            response.result,
-            response.error,
-            cancelled=self._cancelled,
-            completes=self._context.run.complete_after_turn,
-            last_words=self._conversation.last_words,
-        )
-        self._turn, self._cancelled = None, False
-        self._recorder.set_state(state, message)
-
-    def _cancel_turn(self) -> None:
-        """Ask the agent to end its turn, and answer its open requests as cancelled."""
-        if not self._cancelled:
-            self._cancelled = True
-            for request_id in self._requests.ids:
-                self._requests.cancel(request_id)
-            self._connection.notify("session/cancel", {"sessionId": self._opening.session}, self._in(WRITE_TIMEOUT))
-            self._report_state()
-
-    @property
-    def _has_exited(self) -> bool:
-        return self._exited.is_set() or self._context.folder.exit.exists()
-
-    async def _ends(self, turn: int, seconds: float) -> bool:
-        """Wait until that turn is not in flight or the agent has exited; return False if neither happens in time."""
-        try:
-            async with asyncio.timeout(seconds):
-                while self._turn == turn and not self._has_exited:  # noqa: ASYNC110 - files send no notification
-                    await asyncio.sleep(POLL_INTERVAL)
-        except TimeoutError:
-            return False
-        return True
-
-    def _handle_bad_line(self, line: BadLine) -> None:
-        """Count a line that is no message of the protocol, and log the first; many in a row end the agent."""
-        self._context.metrics.runner_agent_events_bad.inc()
-        self._bad_lines += 1
-        if not self._bad_line_logged:
-            self._bad_line_logged = True
-            self._conversation.add_notice(
-                f"a line of the agent is ignored, because {line.reason}: {line.excerpt} (others are only counted)"
-            )
-        if self._bad_lines >= MAX_BAD_LINES:
-            self._fail(f"The agent does not speak the protocol: {MAX_BAD_LINES} lines in a row are no messages of it.")
-
-    def _fail(self, reason: str) -> None:
-        """Give the agent up: its start fails, or it is ended."""
-        if self._opening.session is None:
-            self._opening.fail(reason)
-        else:
-            self._conversation.add_notice(reason)
-        self._recorder.commit()
-        self._context.journal.ended_because = self._context.journal.ended_because or reason
-        if self._opening.session is not None and not self._is_ending:
-            self._is_ending = True
-            self._context.stop_agent()
-
-    async def _end(self, reason: str) -> None:
-        """End the agent; its exit is reported with this reason."""
-        if not self._is_ending:
-            self._fail(reason)
-            await self._context.save()
+        self._parts.report_state()
+        return number
 
     def _call(self, method: str, params: dict[str, Any]) -> None:
         timeout = self._context.run.start_timeout
-        self._connection.call(method, params, self._in(timeout), self._in(min(timeout, WRITE_TIMEOUT)))
+        self._connection.call(method, params, timeout, write_within=timeout)
         self._recorder.commit()
 
     async def _wait_written(self, turn: int) -> None:
@@ -453,10 +319,10 @@ class AcpFollower:
         line = self._connection.calls[turn]["line"]
         self._awaited[line] = None
         try:
-            async with asyncio.timeout(WRITE_TIMEOUT):
+            async with asyncio.timeout(connections.WRITE_TIMEOUT):
                 await self._until(lambda: self._awaited[line] is not None or self._is_detached)
         except TimeoutError:
-            words = f"The agent did not read the input from its stdin within {WRITE_TIMEOUT:g} s."
+            words = f"The agent did not read the input from its stdin within {connections.WRITE_TIMEOUT:g} s."
         else:
             words = NOT_RUNNING
         was_written = self._awaited.pop(line)
@@ -465,29 +331,20 @@ class AcpFollower:
         if was_written:
             return
         is_back = turn in self._connection.calls and self._connection.take_back(turn)
-        if not self._is_detached and self._turn == turn:
-            self._turn = None
+        if not self._is_detached and self._turn.number == turn:
+            self._turn.end()
             self._recorder.set_state(AgentState.IDLE, words)
         if is_back or was_written is False:
             raise NotDelivered(words)
         raise DeliveryUnknown(f"{words} It may have received a part of the input.")
 
-    def _report_state(self) -> None:
-        self._recorder.report_state(in_turn=self._turn is not None)
-
     def _checkpoint(self) -> Checkpoint:
         return {
             **self._opening.checkpoint(),
-            "turn": self._turn,
-            "cancelled": self._cancelled,
-            "bad_lines": self._bad_lines,
-            "bad_line_logged": self._bad_line_logged,
+            **self._turn.checkpoint(),
+            **self._messages.checkpoint(),
             "usage": self._usage.checkpoint(),
         }
-
-    def _in(self, seconds: float) -> float:
-        """Return the time in ``seconds``, in seconds since the epoch."""
-        return self._context.reporter.now().timestamp() + seconds
 
     async def _until(self, condition: Any) -> None:
         async with self._changed:

@@ -16,14 +16,13 @@ PROTOCOL_VERSION: Final = 1
 Continuation: TypeAlias = Literal["session/resume", "session/load", "session/new"]
 
 
-def initialize_params(client_files: str, *, asks_people: bool) -> dict[str, Any]:
+def initialize_params(client_files: str) -> dict[str, Any]:
     """Return the parameters of ``initialize``: what the runner offers as a client."""
-    capabilities: dict[str, Any] = {
+    capabilities = {
         "fs": {"readTextFile": client_files != "none", "writeTextFile": client_files == "write"},
         "terminal": False,
+        "elicitation": {"form": {}},
     }
-    if asks_people:
-        capabilities["elicitation"] = {"form": {}}
     return {
         "protocolVersion": PROTOCOL_VERSION,
         "clientCapabilities": capabilities,

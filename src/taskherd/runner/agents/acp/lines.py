@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from taskherd.runner.agents import output
-from taskherd.runner.line_feeder import DONE, FAILED
+from taskherd.runner.line_feeder import DONE, FAILED, OPEN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -104,6 +104,13 @@ class LineWriter:
     def known(self) -> set[int]:
         """Return the lines that were submitted and not forgotten."""
         return {int(name.partition(".")[0]) for name in self._names() if name[0].isdigit()}
+
+    def content(self, number: int) -> bytes:
+        """Return a line that the shim has begun to write, or b"" if it is no longer there."""
+        for suffix in (OPEN, DONE, FAILED):
+            with suppress(OSError):
+                return (self._folder.stdin / f"{number}{suffix}").read_bytes()
+        return b""
 
     def take_back(self, number: int) -> bool:
         """Remove a line unless the shim has begun to write it; return whether it was removed."""

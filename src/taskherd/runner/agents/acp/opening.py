@@ -42,9 +42,7 @@ class SessionOpening:
 
     def begin(self) -> None:
         """Call ``initialize``."""
-        asks_people = self._context.people is not None
-        params = handshake.initialize_params(self._context.run.client_files, asks_people=asks_people)
-        self._call("initialize", params)
+        self._call("initialize", handshake.initialize_params(self._context.run.client_files))
 
     def fail(self, reason: str) -> None:
         """Give up; the first reason counts."""

@@ -1,4 +1,4 @@
-"""Decide what an agent may do, by the policy of its template; pure.
+"""Decide what an agent may do, by the policy of its template, and offer the rest to people; pure.
 
 The kind of a tool is the agent's own word, so a policy is a convenience and no boundary.
 """
@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 from acp.schema import PermissionOption
 
 from taskherd.directory_file.run import ToolKind
-from taskherd.runner.agents.acp.people import MAX_LABEL, MAX_OPTIONS, Option
+from taskherd.domain.request_values import OptionKind, RequestOption, RequestTool
+from taskherd.messages import texts
+from taskherd.messages.limits import MAX_NAME_CHARACTERS, MAX_OPTION_CHARACTERS, MAX_OPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,15 +37,15 @@ def decide(approvals: Approvals, kind: str, options: Sequence[PermissionOption])
     """Return what the policy says about a tool of this kind. It never allows for more than once."""
     match approvals.of(kind):
         case "allow":
-            once = find_option(options, "allow_once")
+            once = find_option(options, OptionKind.ALLOW_ONCE)
             return Decision(asks=once is None, option_id=once, allows=True)
         case "deny":
-            return Decision(asks=False, option_id=find_option(options, "reject_once"))
+            return Decision(asks=False, option_id=find_option(options, OptionKind.REJECT_ONCE))
         case _:
             return Decision(asks=True)
 
 
-def find_option(options: Sequence[PermissionOption], kind: str) -> str | None:
+def find_option(options: Sequence[PermissionOption], kind: OptionKind) -> str | None:
     """Return the id of the first option of a kind."""
     return next((option.option_id for option in options if option.kind == kind), None)
 
@@ -53,12 +55,32 @@ def outcome(option_id: str | None) -> dict[str, Any]:
     return CANCELLED if option_id is None else {"outcome": {"outcome": "selected", "optionId": option_id}}
 
 
-def options_for_people(options: Sequence[PermissionOption]) -> tuple[Option, ...]:
-    """Return the options as people are shown them; those with an id that is too long cannot be offered."""
-    usable = [option for option in options if 0 < len(option.option_id) <= MAX_LABEL][:MAX_OPTIONS]
-    return tuple(
-        Option(option.option_id, option.name[:MAX_LABEL] or option.option_id, option.kind) for option in usable
-    )
+def options_for_people(options: Sequence[PermissionOption]) -> tuple[RequestOption, ...]:
+    """Return the first options as people are shown them, without those that cannot be offered."""
+    offered: dict[str, RequestOption] = {}
+    for each in options:
+        option = make_option(each.option_id, each.name, OptionKind(each.kind))
+        if option is not None:
+            offered.setdefault(option.id, option)
+    return tuple(offered.values())[:MAX_OPTIONS]
+
+
+def make_option(option_id: str, label: str, kind: OptionKind) -> RequestOption | None:
+    """Return an option as a request has it, or None if its id does not fit: the agent must get it back as it is."""
+    if not 0 < len(option_id) <= MAX_OPTION_CHARACTERS or texts.sanitize_name(option_id, {}) != option_id:
+        return None
+    shown = texts.sanitize_name(label, {}).strip() or option_id
+    return RequestOption(option_id, shown[:MAX_NAME_CHARACTERS], kind)
+
+
+def describe_tool(kind: str, name: object, given: Any) -> RequestTool:
+    """Return the tool that asks; an input that is too large is left out."""
+    label = texts.sanitize_title(name, {}) if isinstance(name, str) else ""
+    try:
+        canonical = None if given is None else texts.canonical_data(given, {}, visible=True)
+    except (ValueError, RecursionError):
+        canonical = None
+    return RequestTool(kind, label or None, canonical)
 
 
 def tool_kind(kind: str | None) -> str:

@@ -6,11 +6,13 @@ Only when that is saved are the lines submitted that it causes.
 from __future__ import annotations
 
 import asyncio
+import errno
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
 from taskherd.domain.reports import AgentState
+from taskherd.observability.failpoints import Failpoint
 from taskherd.runner.agents.context import shorten
 
 if TYPE_CHECKING:
@@ -88,13 +90,19 @@ class Recorder:
         is_new = in_turn and not self._requests.titles and shorten(self._conversation.activity) != self._message
         if is_new and now - self._state_at >= STATUS_EVERY:
             self.report_state(in_turn=in_turn)
-        elif self._conversation.has_changes or self._connection.reader.offset != self._offset:
+        elif self._has_changes:
             self.commit()
+
+    @property
+    def _has_changes(self) -> bool:
+        """Whether there is something to record, or to submit because an attempt has failed."""
+        is_read = self._connection.reader.offset != self._offset
+        return is_read or self._conversation.has_changes or self._connection.has_recorded
 
     def commit(self, *reports: Report) -> None:
         """Report entries and ``reports`` with a checkpoint after them, then submit the lines that were recorded.
 
-        Raise ``OSError`` if these cannot be written to disk.
+        Raise ``OSError`` if either cannot be written to disk; lines whose record is not on disk are not submitted.
         """
         reporter = self._context.reporter
         entries = self._conversation.take_entries(reporter)
@@ -112,9 +120,16 @@ class Recorder:
             **self._checkpoint(),
         }
         frozen = orjson.loads(orjson.dumps(checkpoint))  # what it refers to changes before the next one
-        others = (*reports, *self._requests.take_reports(), *self._usage.take_reports(reporter))
-        reporter.log(entries, *others, checkpoint=frozen)
+        requests = self._requests.take_reports()
+        reporter.log(entries, *reports, *requests, *self._usage.take_reports(reporter), checkpoint=frozen)
+        if requests:
+            self._context.failpoint(Failpoint.REQUEST_RECORD)
         self._offset = self._connection.reader.offset
         self._flushed_at = asyncio.get_running_loop().time()
-        self._connection.submit()
+        if self._connection.has_recorded:
+            if not self._context.outbox.is_saved:
+                raise OSError(errno.ENOSPC, "what the agent is to be given cannot be recorded")
+            self._context.failpoint(Failpoint.LINE_RECORD)
+            self._connection.submit()
+            self._context.failpoint(Failpoint.LINE_SUBMIT)
         self._connection.reader.discard_read()

@@ -1,40 +1,48 @@
 """What an agent asks its client: permissions and forms. The policy answers, or a person.
 
-An open request is part of the checkpoint until its answer was recorded, so that it stays open, and answerable to the
-same process, whatever becomes of the runner.
+- An open request is part of the checkpoint until its answer was recorded, so that it stays open, and answerable to the
+  same process, whatever becomes of the runner.
+- A request is reported as answered once the shim has written the whole answer. Where that cannot be known it is
+  reported as withdrawn: no answer is given twice.
+- Only this side judges when a request has expired.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from acp import schema
 from pydantic import ValidationError
 
-from taskherd.messages.texts import sanitize_title
-from taskherd.runner.agents.acp import elicitation, permissions
+from taskherd.domain.request_values import OptionKind, RequestKind, RequestState
+from taskherd.domain.value import replace
+from taskherd.messages.reports import encode_report
+from taskherd.messages.texts import sanitize_detail, sanitize_title
+from taskherd.runner.agents.acp import elicitation, open_request, permissions
+from taskherd.runner.agents.acp.closed_requests import ClosedRequests
 from taskherd.runner.agents.acp.connection import INVALID_PARAMS
-from taskherd.runner.agents.acp.conversation import fits_input
-from taskherd.runner.agents.acp.people import MAX_OPEN, AgentRequest, Option, RequestClosed
+from taskherd.runner.agents.acp.open_request import OpenRequest
+from taskherd.runner.agents.context import AnswerOutcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
     from typing import Protocol
+    from uuid import UUID
 
     from taskherd.directory_file.run import Approvals
-    from taskherd.domain.reports import Report
+    from taskherd.domain.reports import AgentRequest, Report
     from taskherd.runner.agents.acp.connection import AgentCall, RpcId
     from taskherd.runner.agents.acp.conversation import Conversation
-    from taskherd.runner.agents.acp.people import PeopleChannel, RequestState
+    from taskherd.runner.agents.acp.turns import Turn
+    from taskherd.runner.reporter import Reporter
 
     class Respond(Protocol):
         """Records responses to the agent."""
 
         def answer(self, request: RpcId, result: dict[str, Any] | None) -> int:
-            """Record a result."""
+            """Record a result, and return its line."""
 
         def refuse(self, request: RpcId, code: int, message: str) -> None:
             """Record an error."""
@@ -42,10 +50,17 @@ if TYPE_CHECKING:
 
 PERMISSION: Final = "session/request_permission"
 ELICITATION: Final = "elicitation/create"
+MAX_OPEN: Final = 20
+"""Maximum number of open requests of one agent; the runner rejects further ones itself."""
+MAX_ID: Final = 1_024
+"""Maximum length of the id of an option that rejects, in characters."""
+_TOO_LARGE: Final = "(The tool's input is too large to be shown here.)"
+_DECIDE: Final = "(the template's `run.approvals` can decide instead)"
+_REJECTING: Final = {OptionKind.REJECT_ONCE, OptionKind.REJECT_ALWAYS}
 
 
 class AgentRequests:
-    """The open requests of one agent."""
+    """The requests of one agent that are open, and the latest ones that are closed."""
 
     def __init__(
         self,
@@ -53,57 +68,40 @@ class AgentRequests:
         *,
         respond: Respond,
         conversation: Conversation,
+        turn: Turn,
         approvals: Approvals,
-        people: PeopleChannel | None,
-        now: Callable[[], datetime],
+        reporter: Reporter,
     ) -> None:
         self._respond = respond
         self._conversation = conversation
+        self._turn = turn
         self._approvals = approvals
-        self._people = people
-        self._now = now
-        self._open: dict[UUID, tuple[RpcId, str | None, AgentRequest]] = {
-            request.request_id: (rpc, field, request) for rpc, field, request in map(_load, checkpoint.get("open", ()))
+        self._reporter = reporter
+        now = reporter.now()
+        waiting = [open_request.load(record, now) for record in checkpoint.get("open", ())]
+        self._open: dict[UUID, OpenRequest] = {each.request.request_id: each for each in waiting}
+        self._answered: dict[int, tuple[OpenRequest, dict[str, Any]]] = {
+            line: (open_request.load(record, now), result) for line, result, record in checkpoint.get("answers", ())
         }
-        """By ``request_id``: the agent's id, the form's field for a question, and the request as people see it."""
-        self._answered: dict[int, tuple[RpcId, dict[str, Any], AgentRequest]] = {
-            int(line): (rpc, result, request)
-            for line, result, record in checkpoint.get("answered", ())
-            for rpc, _, request in [_load(record)]
-        }
-        """By the line of the answer that the agent may not have been given yet: its id, the result, and the request."""
+        """By the line of the answer that the agent may not have been given yet: the closed request, and the result."""
+        self._closed = ClosedRequests(checkpoint.get("closed", ()))
         self._unreported: list[AgentRequest] = []
 
     def checkpoint(self) -> dict[str, Any]:
         """Return what the next runner needs."""
-        answered = [
-            [line, result, _dump(rpc, None, request)] for line, (rpc, result, request) in self._answered.items()
-        ]
-        return {"open": [_dump(*each) for each in self._open.values()], "answered": answered}
+        answers = [[line, result, each.dump()] for line, (each, result) in self._answered.items()]
+        waiting = [each.dump() for each in self._open.values()]
+        return {"open": waiting, "answers": answers, "closed": self._closed.checkpoint()}
 
     def take_reports(self) -> Sequence[Report]:
         """Return the reports on requests that were opened or closed since the last call."""
         unreported, self._unreported = self._unreported, []
-        return self._people.reports(unreported) if self._people is not None and unreported else ()
-
-    def answer_again(self, line: int) -> bool:
-        """Record an answer again, which was recorded as a line and never submitted. Return whether it was one."""
-        if line not in self._answered:
-            return False
-        rpc, result, request = self._answered.pop(line)
-        self._answered[self._respond.answer(rpc, result)] = (rpc, result, request)
-        return True
-
-    def acknowledge(self, line: int, *, written: bool) -> None:
-        """Report the request as closed whose answer was this line: as withdrawn if the agent was not given it."""
-        if line in self._answered:
-            _, _, request = self._answered.pop(line)
-            self._unreported.append(request if written else replace(request, state="withdrawn"))
+        return unreported
 
     @property
     def titles(self) -> list[str]:
         """The titles of the open requests, the first one first."""
-        return [request.title for _, _, request in self._open.values()]
+        return [each.request.title for each in self._open.values()]
 
     @property
     def ids(self) -> Iterable[UUID]:
@@ -112,7 +110,7 @@ class AgentRequests:
 
     def has(self, rpc: RpcId) -> bool:
         """Return whether a request with this id of the agent's is open."""
-        return any(each == rpc and type(each) is type(rpc) for each, _, _ in self._open.values())
+        return any(_is_same(each.rpc, rpc) for each in self._open.values())
 
     def handle_permission(self, call: AgentCall) -> None:
         """Answer a request for permission by the policy, or open it for people."""
@@ -121,147 +119,178 @@ class AgentRequests:
         except ValidationError:
             self._respond.refuse(call.id, INVALID_PARAMS, "the parameters do not fit the schema")
             return
-        tool = params.tool_call
+        tool, given = params.tool_call, call.params["toolCall"]
         self._conversation.apply(tool)
         known = self._conversation.tool(tool.tool_call_id) or {}
         kind = permissions.tool_kind(known.get("kind"))
-        title = sanitize_title(str(known.get("title")), {}) or "The agent asks for permission"
-        decision = permissions.decide(self._approvals, kind, params.options)
-        about: dict[str, Any] = {"kind": kind}
-        if tool.raw_input is not None and fits_input(tool.raw_input):
-            about["input"] = tool.raw_input
-        request = AgentRequest(
-            uuid4(), "approval", title, "", about, permissions.options_for_people(params.options), self._expiry()
+        described = permissions.describe_tool(kind, given.get("name"), tool.raw_input)
+        detail = self._conversation.describe(tool.tool_call_id)
+        if tool.raw_input is not None and described.input is None:
+            detail = f"{_TOO_LARGE}\n{detail}".rstrip()
+        asked = OpenRequest(
+            self._reporter.request_report(
+                request_id=uuid4(),
+                kind=RequestKind.APPROVAL,
+                title=sanitize_title(str(known.get("title")), {}) or "The agent asks for permission",
+                detail=sanitize_detail(detail, {}),
+                tool=described,
+                options=permissions.options_for_people(params.options),
+                expires_at=self._expiry(),
+            ),
+            call.id,
+            rejecting=permissions.find_option(
+                [each for each in params.options if _is_short(each)], OptionKind.REJECT_ONCE
+            ),
         )
-        if decision.asks:
-            self._ask(call.id, None, request, permissions.find_option(params.options, "reject_once"))
+        decision = permissions.decide(self._approvals, kind, params.options)
+        if not decision.asks:
+            self._decide(asked, decision)
+        elif not asked.request.options:
+            self._reject(asked, "it offers nothing to choose from")
         else:
-            result = permissions.outcome(decision.option_id)
-            self._give(call.id, result, replace(request, state="answered", option_id=decision.option_id))
-            if not decision.allows:
-                self._conversation.add_notice(f"by the template's policy, this was not permitted: {title}")
+            self._ask(asked)
 
     def handle_elicitation(self, call: AgentCall) -> None:
         """Open a form with one field for people, and decline any other."""
         question = elicitation.parse_question(call.params)
-        title = sanitize_title(str(call.params.get("message") or ""), {}) or "The agent asks a question"
-        if question is None or self._people is None or len(self._open) >= MAX_OPEN:
-            why = "its form cannot be passed on" if question is None else "no person can be asked"
-            self._conversation.add_notice(f"a question of the agent was declined, because {why}: {title}")
+        message = call.params.get("message") if question is None else question.message
+        title = sanitize_title(str(message or ""), {}) or "The agent asks a question"
+        if question is None:
+            self._conversation.add_notice(f"a question was declined, because its form cannot be passed on: {title}")
             self._respond.answer(call.id, elicitation.DECLINED)
             return
-        request = AgentRequest(uuid4(), "question", title, "", None, question.options, self._expiry())
-        self._ask(call.id, question.field, request, None)
+        request = self._reporter.request_report(
+            request_id=uuid4(),
+            kind=RequestKind.QUESTION,
+            title=title,
+            detail=sanitize_detail(question.message, {}) if question.message.strip() != title else "",
+            options=question.options,
+            expires_at=self._expiry(),
+        )
+        self._ask(OpenRequest(request, call.id, question.field, question.is_boolean))
 
-    def answer(self, request_id: UUID, option_id: str | None, text: str | None) -> int:
-        """Record a person's answer, and return its line. Raise ``RequestClosed`` if the request is not open."""
-        _, field, request = self._get(request_id)
-        offered = {option.id for option in request.options}
-        if offered and option_id not in offered:
-            raise RequestClosed(f"The request has no option {option_id!r}.")
-        result = permissions.outcome(option_id) if field is None else elicitation.accept(field, option_id, text)
-        return self._close(request_id, result, "answered", option_id, text)
+    def answer(self, request_id: UUID, option_id: str | None, text: str | None) -> AnswerOutcome:
+        """Record a person's answer. A text beside an option is no part of it; the worker sends that as an input.
 
-    def cancel(self, request_id: UUID) -> None:
-        """Answer an open request as cancelled."""
-        _, field, _ = self._get(request_id)
-        self._close(request_id, permissions.CANCELLED if field is None else elicitation.CANCELLED, "withdrawn")
+        An answer to a request that is not open changes nothing; what closed that is reported again, if it is known.
+        """
+        if (asked := self._open.get(request_id)) is None:
+            return self._repeat(request_id)
+        if not asked.takes(option_id, text):
+            return AnswerOutcome.IGNORED
+        self._note_rejection(asked, option_id)
+        given = {"option_id": option_id, "text": text if option_id is None else None}
+        self._close(asked, asked.result(option_id, text), RequestState.ANSWERED, **given)
+        return AnswerOutcome.DONE
+
+    def answer_again(self, line: int) -> bool:
+        """Record an answer again, which was recorded as a line and never submitted. Return whether it was one."""
+        if line not in self._answered:
+            return False
+        asked, result = self._answered.pop(line)
+        self._answered[self._respond.answer(asked.rpc, result)] = asked, result
+        return True
+
+    def acknowledge(self, line: int, *, written: bool) -> None:
+        """Report the request as closed whose answer was this line: as withdrawn if the agent was not given it."""
+        if line in self._answered:
+            asked, _ = self._answered.pop(line)
+            self._report_closed(asked.request if written else _withdrawn(asked.request))
+
+    def withdraw_unknown(self, rpc: RpcId) -> str | None:
+        """Report an open request as withdrawn that an earlier runner may have answered, and return its title."""
+        for request_id, asked in list(self._open.items()):
+            if _is_same(asked.rpc, rpc):
+                del self._open[request_id]
+                self._report_closed(_withdrawn(asked.request))
+                return asked.request.title
+        return None
+
+    def cancel_all(self) -> None:
+        """Answer all open requests as cancelled."""
+        for asked in list(self._open.values()):
+            self._close(asked, asked.cancellation, RequestState.WITHDRAWN)
 
     def cancel_call(self, rpc: object) -> None:
         """Answer the open request with this id of the agent's as cancelled, if there is one."""
-        for request_id in [key for key, (each, _, _) in self._open.items() if each == rpc]:
-            self.cancel(request_id)
+        for asked in [each for each in self._open.values() if _is_same(each.rpc, rpc)]:
+            self._close(asked, asked.cancellation, RequestState.WITHDRAWN)
 
     def withdraw_all(self) -> None:
-        """Report all open requests as withdrawn: the agent has ended, so that no answer can reach it."""
-        for _, _, request in (*self._open.values(), *self._answered.values()):
-            self._unreported.append(replace(request, state="withdrawn"))
+        """Report all requests as withdrawn whose answer has not reached the agent: it has ended."""
+        for asked in (*self._open.values(), *(each for each, _ in self._answered.values())):
+            self._report_closed(_withdrawn(asked.request))
         self._open.clear()
         self._answered.clear()
 
     def expire(self) -> bool:
         """Reject the requests whose time is over, and return whether there were any."""
-        now = self._now()
-        due = [
-            key for key, (_, _, each) in self._open.items() if each.expires_at is not None and each.expires_at <= now
-        ]
-        for request_id in due:
-            _, field, request = self._open[request_id]
-            rejecting = next((each.id for each in request.options if each.kind == "reject_once"), None)
-            result = permissions.outcome(rejecting) if field is None else elicitation.DECLINED
-            self._close(request_id, result, "expired", rejecting)
-            self._conversation.add_notice(f"no answer in time: {request.title}")
+        now = self._reporter.now()
+        due = [each for each in self._open.values() if each.request.expires_at and each.request.expires_at <= now]
+        for asked in due:
+            self._turn.rejected = asked.request.title
+            self._close(asked, asked.rejection, RequestState.EXPIRED)
+            self._conversation.add_notice(f"this was rejected, because no answer came in time: {asked.request.title}")
         return bool(due)
 
-    def _ask(self, rpc: RpcId, field: str | None, request: AgentRequest, rejecting: str | None) -> None:
-        """Open a request for people; without a way to them, or with too many open ones, reject it."""
-        if self._people is not None and len(self._open) < MAX_OPEN:
-            self._open[request.request_id] = (rpc, field, request)
-            self._unreported.append(request)
+    def _ask(self, asked: OpenRequest) -> None:
+        """Open a request for people; with too many open ones, reject it."""
+        if len(self._open) >= MAX_OPEN:
+            self._reject(asked, f"{MAX_OPEN} requests are open already")
             return
-        why = "there is no way to ask a person" if self._people is None else f"{MAX_OPEN} requests are open already"
-        self._conversation.add_notice(
-            f"this was rejected, because {why}: {request.title} (the template's `run.approvals` can decide instead)"
-        )
-        self._respond.answer(rpc, permissions.outcome(rejecting))
+        self._open[asked.request.request_id] = asked
+        self._unreported.append(asked.request)
 
-    def _close(
-        self,
-        request_id: UUID,
-        result: dict[str, Any],
-        state: RequestState,
-        option_id: str | None = None,
-        text: str | None = None,
-    ) -> int:
-        rpc, _, request = self._open.pop(request_id)
-        return self._give(rpc, result, replace(request, state=state, option_id=option_id, text=text))
+    def _reject(self, asked: OpenRequest, why: str) -> None:
+        """Reject a request that is not passed on to people."""
+        self._turn.rejected = asked.request.title
+        advice = f" {_DECIDE}" if asked.field is None else ""
+        self._conversation.add_notice(f"this was rejected, because {why}: {asked.request.title}{advice}")
+        self._respond.answer(asked.rpc, asked.rejection)
 
-    def _give(self, rpc: RpcId, result: dict[str, Any], request: AgentRequest) -> int:
-        """Record the answer to a request, which is reported as closed once the agent was given it. Return its line."""
-        line = self._respond.answer(rpc, result)
-        self._answered[line] = (rpc, result, request)
-        return line
+    def _decide(self, asked: OpenRequest, decision: permissions.Decision) -> None:
+        """Answer a request by the policy."""
+        if not decision.allows:
+            self._turn.rejected = asked.request.title
+            self._conversation.add_notice(f"by the template's policy, this was not permitted: {asked.request.title}")
+        option_id = decision.option_id if asked.takes(decision.option_id, None) else None  # or its id cannot be told
+        self._close(asked, permissions.outcome(decision.option_id), RequestState.ANSWERED, option_id=option_id)
 
-    def _get(self, request_id: UUID) -> tuple[RpcId, str | None, AgentRequest]:
-        try:
-            return self._open[request_id]
-        except KeyError:
-            raise RequestClosed("The request is no longer open.") from None
+    def _note_rejection(self, asked: OpenRequest, option_id: str | None) -> None:
+        if any(option.id == option_id and option.kind in _REJECTING for option in asked.request.options):
+            self._turn.rejected = asked.request.title
+
+    def _close(self, asked: OpenRequest, result: dict[str, Any], state: RequestState, **answer: str | None) -> None:
+        """Record the answer to a request, which is reported as closed once the agent was given it."""
+        self._open.pop(asked.request.request_id, None)
+        line = self._respond.answer(asked.rpc, result)
+        self._answered[line] = asked.with_request(state=state, **answer), result
+
+    def _report_closed(self, request: AgentRequest) -> None:
+        report = self._reporter.renewed(request)
+        self._unreported.append(report)
+        self._closed.add(report.request_id, encode_report(report).decode())
+
+    def _repeat(self, request_id: UUID) -> AnswerOutcome:
+        if (report := self._closed.report_of(request_id)) is not None:
+            self._reporter.repeat(report)
+            return AnswerOutcome.REPEATED
+        is_answered = any(each.request.request_id == request_id for each, _ in self._answered.values())
+        return AnswerOutcome.REPEATED if is_answered else AnswerOutcome.IGNORED
 
     def _expiry(self) -> datetime | None:
         seconds = self._approvals.expire_after
-        return None if seconds is None else self._now() + timedelta(seconds=seconds)
+        return None if seconds is None else self._reporter.now() + timedelta(seconds=seconds)
 
 
-def _dump(rpc: RpcId, field: str | None, request: AgentRequest) -> dict[str, Any]:
-    return {
-        "rpc": rpc,
-        "field": field,
-        "id": str(request.request_id),
-        "kind": request.kind,
-        "title": request.title,
-        "detail": request.detail,
-        "tool": request.tool,
-        "options": [[option.id, option.label, option.kind] for option in request.options],
-        "state": request.state,
-        "option_id": request.option_id,
-        "text": request.text,
-        "expires_at": request.expires_at.timestamp() if request.expires_at else None,
-    }
+def _withdrawn(request: AgentRequest) -> AgentRequest:
+    return replace(request, state=RequestState.WITHDRAWN, option_id=None, text=None)
 
 
-def _load(record: dict[str, Any]) -> tuple[RpcId, str | None, AgentRequest]:
-    expires_at = record["expires_at"]
-    request = AgentRequest(
-        UUID(record["id"]),
-        record["kind"],
-        record["title"],
-        record["detail"],
-        record["tool"],
-        tuple(Option(*option) for option in record["options"]),
-        None if expires_at is None else datetime.fromtimestamp(expires_at, UTC),
-        record["state"],
-        record["option_id"],
-        record["text"],
-    )
-    return record["rpc"], record["field"], request
+def _is_short(option: schema.PermissionOption) -> bool:
+    """Return whether the id of an option is short enough to be kept."""
+    return len(option.option_id) <= MAX_ID
+
+
+def _is_same(rpc: RpcId, other: object) -> bool:
+    return rpc == other and type(rpc) is type(other)

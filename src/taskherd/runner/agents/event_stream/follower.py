@@ -23,6 +23,7 @@ from taskherd.runner.agents.context import (
     NOT_RUNNING,
     TAIL_BYTES,
     DeliveryUnknown,
+    FollowerWithoutRequests,
     NotDelivered,
     report_exit,
     shorten,
@@ -65,7 +66,7 @@ STREAMS: Final[Mapping[OutputKind, type[ClaudeStream | CodexStream]]] = {
 """The streams of events, by the ``output`` of the template."""
 
 
-class EventStreamFollower:
+class EventStreamFollower(FollowerWithoutRequests):
     """The follower of an agent that writes a stream of events."""
 
     needs_port: ClassVar[bool] = False
