@@ -110,9 +110,9 @@ class Change:
     def matches(self, change_filter: ChangeFilter) -> bool:
         """Return whether the change passes the filter; whether the caller may see it is not checked here.
 
-        With a filter by status, state, health, waiting, stalled, failed or label, a change matches if the task has that value
-        or had it before the change, or may have had it. A client that maintains a list thus learns that a task has left
-        it.
+        With a filter by status, state, health, waiting, stalled, failed or label, a change matches if the task has that
+        value or had it before the change, or may have had it. A client that maintains a list thus learns that a task
+        has left it.
         """
         wanted = change_filter
         if not self._is_of(wanted):

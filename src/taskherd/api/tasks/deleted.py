@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final
-from uuid import UUID
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from taskherd.api.http import search_query
 from taskherd.api.http.query_parameters import QueryModel, whole_number
 from taskherd.api.http.responses import BufferedResponse, json
 from taskherd.api.tasks import search
+from taskherd.api.tasks.schemas import DeletedTask
 from taskherd.domain.reports import format_rfc3339
 from taskherd.store import deleted_tasks
 
@@ -34,26 +33,6 @@ class DeletedQuery(QueryModel):
     limit: Annotated[int, whole_number(1, MAX_LIMIT)] = Field(
         MAX_LIMIT, description=f"Maximum number of tasks in the response, 1 to {MAX_LIMIT}."
     )
-
-
-class DeletedTask(BaseModel):
-    """A task that was deleted and is not erased yet; its name may be in use again."""
-
-    id: UUID
-    name: str
-    display_name: str
-    owner_name: str
-    template_name: str
-    template_display_name: str
-    created_at: datetime
-    deleted_at: datetime
-    deleted_by: str | None = Field(description="The username of who deleted it; null if that is not known any more.")
-
-
-class DeletedTasks(BaseModel):
-    """Deleted tasks, last deleted first."""
-
-    tasks: list[DeletedTask]
 
 
 async def list_deleted(request: RequestContext) -> BufferedResponse:

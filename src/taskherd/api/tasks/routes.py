@@ -24,6 +24,7 @@ from taskherd.api.tasks.schemas import (
     CreateResults,
     CreateTask,
     CreateTasks,
+    DeletedTasks,
     Durations,
     LabelsRequest,
     RequestedInterrupt,
@@ -127,7 +128,7 @@ ROUTES: Final = (
             " each, until they are erased. Only the 10,000 last deleted tasks of all users are looked at."
         ),
         query=deleted.DeletedQuery,
-        responses={200: ResponseSpec("The deleted tasks.", deleted.DeletedTasks)},
+        responses={200: ResponseSpec("The deleted tasks.", DeletedTasks)},
     ),
     Route(
         method="POST",
