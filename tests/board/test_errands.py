@@ -136,7 +136,7 @@ async def resume_all_lost(board: Board) -> Person:
         )
     person = await at_home(board)
     await person.click("nav a", "Fleet")
-    await person.click("[aria-label='Tasks lost on r1']")
+    await person.click("[aria-label='lost tasks of r1']")
     await person.sees("Lost 1", "tbody")
     await person.click("[aria-label='Select this page']")
     await person.click(".selection button", "Resume")

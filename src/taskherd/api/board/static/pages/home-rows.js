@@ -75,8 +75,8 @@ export function taskRow(page, { kind, task, since }, became) {
       <p class="sub">${about}${who}</p></div>
     <div class="acts">${became ? html`<span class="soft" role="status">${became}</span>` : html`
       ${waits ? nothing : html`<a class="button quiet" href=${path} aria-label="Why? ${title(task)}">Why?</a>`}
-      ${againLink(task)}
-      ${canResume(task) ? resume : html`<button class="button" aria-expanded=${page.open.has(id)} @click=${() => page.toggle(id)}>Reply…</button>`}`}</div>
+      ${canResume(task) ? resume : html`<button class="button" aria-expanded=${page.open.has(id)} @click=${() => page.toggle(id)}>Reply…</button>`}
+      ${againLink(task)}`}</div>
     ${page.open.has(id) && !became ? reply(page, id, `Your message to ${title(task)}`, send) : nothing}
   </li>`;
 }
