@@ -6,7 +6,8 @@ from typing import Any
 
 import httpx
 
-from tests.harness.api import ApiHarness
+from taskherd.store import deleted_tasks
+from tests.harness.api import ALICE, ApiHarness
 
 
 async def listed(client: httpx.AsyncClient, **params: Any) -> list[dict[str, Any]]:
@@ -61,3 +62,14 @@ async def test_an_erased_task_is_not_listed(api_harness: ApiHarness) -> None:
     await database.execute("DELETE FROM task_events WHERE kind = 'deleted'")
     (pruned,) = await listed(api_harness.alice)
     assert (pruned["name"], pruned["deleted_by"]) == ("pruned", None)
+
+
+async def test_the_list_scans_no_table(api_harness: ApiHarness) -> None:
+    """Deleted tasks come from the index of those that are not erased, and history only from where the deletion is."""
+    database = api_harness.worker.database
+    text, values = deleted_tasks.select(ALICE, 100, ALICE, "of")
+    async with database.transaction():
+        await database.execute("SET LOCAL enable_seqscan = off")
+        plan = "\n".join(row[0] for row in await database.fetch(f"EXPLAIN {text}", *values))
+    assert "Index Scan Backward using tasks_unerased_idx" in plan
+    assert "Seq Scan" not in plan

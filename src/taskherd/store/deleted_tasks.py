@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from taskherd.store.read_pool import Reader, Row
@@ -28,6 +28,15 @@ async def deleted_tasks(
         owner: only the tasks of this user.
         prefix: only tasks whose names begin with this lowercase text.
     """
+    text, values = select(caller, limit, owner, prefix)
+    return await pool.fetch(text, *values)
+
+
+def select(caller: UUID, limit: int, owner: UUID | None, prefix: str) -> tuple[str, list[Any]]:
+    """Return the statement of ``deleted_tasks`` and its parameters.
+
+    An event is near the time of the deletion, which leaves one or two partitions of the history to look at.
+    """
     statement = Statement(caller)
     scanned, most = statement.bind(MAX_SCANNED), statement.bind(limit)
     of_owner = "" if owner is None else f"AND t.owner_id = {statement.bind(owner)}"
@@ -46,8 +55,10 @@ async def deleted_tasks(
     CROSS JOIN LATERAL (SELECT name, display_name FROM templates WHERE id = t.template_id LIMIT 1) AS m
     LEFT JOIN LATERAL (
         SELECT CAST(cause ->> 'actor_id' AS uuid) AS actor_id FROM task_events
-        WHERE task_id = t.id AND kind = 'deleted' ORDER BY version DESC LIMIT 1) AS e ON true
+        WHERE task_id = t.id AND kind = 'deleted'
+          AND occurred_at BETWEEN t.deleted_at - interval '1 hour' AND t.deleted_at + interval '1 hour'
+        ORDER BY version DESC LIMIT 1) AS e ON true
     LEFT JOIN LATERAL (SELECT username FROM users WHERE id = e.actor_id LIMIT 1) AS w ON true
     ORDER BY t.deleted_at DESC
     """
-    return await pool.fetch(text, *statement.values)
+    return text, statement.values
