@@ -29,6 +29,8 @@ async def test_nothing_that_axe_finds(board: Board) -> None:
             "app.status", ids[name], build_number=1, state="idle", message=message, uri="javascript:alert(1)"
         )
         await board.harness.worker.report(report)
+    gone = await board.harness.create(display_name=HOSTILE[:64])
+    assert (await board.harness.carol.delete(f"/tasks/alice/{gone['name']}")).status_code == 202
     page = await board.open("/", "carol")
     await page.tab.evaluate("localStorage.setItem('taskherd-home-scope', 'everyone')")
     problems = []
