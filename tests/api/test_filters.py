@@ -80,6 +80,9 @@ FOUND = {
     "label:repo=acme/none": [],
     "waiting:true": [],
     "waiting:false": ["docs", "fix-2", "fix-1"],
+    "failed:true": [],
+    "failed:false": ["docs", "fix-2", "fix-1"],
+    "failed:false state:working": ["fix-1"],
     "stalled:true": [],
     "stalled:false status:pending": ["docs"],
     "name:fix": ["fix-2", "fix-1"],
@@ -145,6 +148,7 @@ async def test_every_filter_finds_its_tasks_before_and_after_the_index_has_them(
             'Query param "health" has invalid value: "ill" is not a valid value. Valid values: ',
         ),
         ("waiting:yes", {}, "waiting", 'Query param "waiting" has invalid value: "yes" is not a valid value. '),
+        ("failed:1", {}, "failed", 'Query param "failed" has invalid value: "1" is not a valid value. '),
         ("stalled:1", {}, "stalled", 'Query param "stalled" has invalid value: "1" is not a valid value. '),
         ("created:7d", {}, "created", 'Query param "created" has invalid value: "7d" is not an age. Expected at most '),
         ("created:<7", {}, "created", 'Query param "created" has invalid value: "<7" is not an age. '),
@@ -260,6 +264,34 @@ async def test_totals_count_what_the_caller_sees(api_harness: ApiHarness) -> Non
     await alice.delete("/tasks/me/fix-1")
     assert (await totals(alice))["total"] == 2
     assert (await totals(alice))["attention"] == {}
+
+
+async def test_failed_tasks_are_those_that_the_totals_count(api_harness: ApiHarness) -> None:
+    """A build that failed and an agent that failed are found with one term; a stream tells when one is resumed."""
+    await fleet(api_harness)
+    alice, worker = api_harness.alice, api_harness.worker
+    tasks = {name: (await api_harness.get(name))["id"] for name in ("docs", "fix-1")}
+    await worker.report(
+        make_report("app.status", tasks["fix-1"], state="failed", message="broken", uri=""),
+        build_report(tasks["docs"], 1, "start", "failed", error="quota"),
+    )
+    await worker.until_row("SELECT status FROM tasks WHERE id = $1", tasks["docs"], is_="error")
+    await worker.until_row(
+        "SELECT document #>> '{current_state,state}' FROM tasks WHERE id = $1", tasks["fix-1"], is_="failed"
+    )
+    for _ in range(2):
+        assert await found(alice, "failed:true") == ["docs", "fix-1"]
+        assert await found(alice, "owner:me failed:true name:fix") == ["fix-1"]
+        assert sorted(await found(alice, "failed:true changed:<1d")) == ["docs", "fix-1"]
+        assert await found(alice, "failed:false") == ["fix-2"]
+        assert (await totals(alice, "failed:true"))["total"] == 2
+        await index_settles(api_harness)
+    async with sse_client(alice, "/tasks/watch", q="failed:true") as stream:
+        await stream.ready()
+        assert [each.task["name"] for each in stream.events] == ["docs", "fix-1"]
+        await worker.report(make_report("app.status", tasks["fix-1"], state="working", message="again", uri=""))
+        await stream.until(lambda: len(stream.events) == 3)
+        assert stream.events[-1].task["current_state"]["state"] == "working"
 
 
 async def test_an_action_and_a_stream_have_the_same_language(api_harness: ApiHarness) -> None:

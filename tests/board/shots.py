@@ -32,6 +32,7 @@ PAGES = {
     "task-working": "/tasks/alice/checkout-timeouts",
     "task-failed": "/tasks/bob/migrate-db",
     "fleet": "/fleet",
+    "deleted": "/deleted",
 }
 """Name of each picture and path of its page."""
 SIZES = {"wide": (1280, 900, False), "phone": (390, 844, True)}

@@ -13,7 +13,7 @@ from tests.harness.worker import make_report
 pytestmark = pytest.mark.timeout(240)  # a browser on a busy machine takes its time to start
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>"
 LONG = "W" * 1_900
-PATHS = ("/", "/tasks", "/tasks?q=status:nonsense", "/tasks?q=name:nothing-has-this-name", "/new")
+PATHS = ("/", "/tasks", "/deleted", "/tasks?q=status:nonsense", "/tasks?q=name:nothing-has-this-name", "/new")
 WIDE, PHONE, ZOOMED = (1280, 900), (390, 844), (640, 450)
 """Sizes in CSS pixels; the last is the first at 200 %."""
 CONTRAST = ("color-contrast", "link-in-text-block")
@@ -29,6 +29,8 @@ async def test_nothing_that_axe_finds(board: Board) -> None:
             "app.status", ids[name], build_number=1, state="idle", message=message, uri="javascript:alert(1)"
         )
         await board.harness.worker.report(report)
+    gone = await board.harness.create(display_name=HOSTILE[:64])
+    assert (await board.harness.carol.delete(f"/tasks/alice/{gone['name']}")).status_code == 202
     page = await board.open("/", "carol")
     await page.tab.evaluate("localStorage.setItem('taskherd-home-scope', 'everyone')")
     problems = []

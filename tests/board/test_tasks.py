@@ -149,3 +149,27 @@ async def test_pages_follow_each_other(board: Board) -> None:
 def _new(number: int) -> dict[str, str]:
     version = "00000000-0000-4000-8000-0000000000c1"
     return {"template_version_id": version, "input": f"Number {number}", "display_name": f"Page {number}"}
+
+
+async def test_deleted_tasks_say_who_deleted_them(board: Board) -> None:
+    """The page of a task that was deleted leads to the list of deleted tasks, where names stay text."""
+    hostile = "<img src=x onerror=alert(1)> <b>x</b>"
+    task = await board.harness.active(name="soon-gone", display_name=hostile)
+    page = await board.open("/tasks/alice/soon-gone")
+    await page.tab.until("document.querySelector('.page.task[data-ready]')")
+    await page.tab.press("c")
+    await page.tab.until("location.search === '?from=alice/soon-gone' && document.activeElement?.id === 'prompt'")
+    assert await page.tab.evaluate("document.activeElement.value") == task["initial_prompt"]
+    await page.tab.evaluate("history.back()")
+    await page.tab.until("document.querySelector('.page.task[data-ready]')")
+    assert (await board.harness.carol.delete("/tasks/alice/soon-gone")).status_code == 202
+    await page.sees("The task was deleted.")
+    await page.click("a.button", "Deleted tasks")
+    await page.sees(hostile, ".deleted .name")
+    await page.sees("Deleted by carol", ".deleted")
+    assert await page.tab.evaluate("document.querySelectorAll('main img, .name b').length") == 0
+    await page.go("/deleted?q=name:no-such-name")
+    await page.sees("No deleted tasks")
+    await page.go("/deleted?q=status:active")
+    await page.sees("Invalid task search query.", "[role=alert]")
+    assert page.tab.errors == []

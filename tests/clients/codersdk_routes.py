@@ -53,6 +53,7 @@ ROUTES: Final[Mapping[str, Compared]] = {
     "GET /tasks/{user}/{task}/durations": _EXTENSION,
     "PATCH /tasks/{user}/{task}/labels": _EXTENSION,
     "GET /task-totals": _EXTENSION,
+    "GET /deleted-tasks": _EXTENSION,
     "GET /usage": _EXTENSION,
     "GET /fleet": _EXTENSION,
     "POST /task-batches": _EXTENSION,

@@ -38,6 +38,7 @@ class ChangeFilter:
     """The values of ``messages.listing.ListedHealth`` of which a task has one; empty: any."""
     waiting: bool | None = None
     stalled: bool | None = None
+    failed: bool | None = None
     name: str | None = None
     """The lowercase beginning of the name."""
     label: str | None = None
@@ -109,9 +110,9 @@ class Change:
     def matches(self, change_filter: ChangeFilter) -> bool:
         """Return whether the change passes the filter; whether the caller may see it is not checked here.
 
-        With a filter by status, state, health, waiting, stalled or label, a change matches if the task has that value
-        or had it before the change, or may have had it. A client that maintains a list thus learns that a task has left
-        it.
+        With a filter by status, state, health, waiting, stalled, failed or label, a change matches if the task has that
+        value or had it before the change, or may have had it. A client that maintains a list thus learns that a task
+        has left it.
         """
         wanted = change_filter
         if not self._is_of(wanted):
@@ -135,7 +136,7 @@ class Change:
         return wanted.name is None or self.core_document["name"].lower().startswith(wanted.name)
 
     def _has_or_had_listing(self, wanted: ChangeFilter) -> bool:
-        """Return whether the change passes by health, waiting, stalled and label; earlier values are not known."""
+        """Return whether the change passes by what a listing has, and label; earlier values are not known."""
         core = self.core_document
         has = listing(core)
         if wanted.health and has.health not in wanted.health and not self._altered("workspace_agent_health"):
@@ -143,6 +144,8 @@ class Change:
         if wanted.waiting not in {None, has.waiting} and not self._altered("requests_open"):
             return False
         if wanted.stalled not in {None, has.stalled} and not self._altered("stalled_since"):
+            return False
+        if wanted.failed not in {None, has.failed} and not (self._altered("status") or self._altered("current_state")):
             return False
         return wanted.label is None or wanted.label in terms(None, core.get("labels", {})) or self._altered("labels")
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from taskherd.domain.view import LOST_CONNECTION, NOT_RUNNING
+from taskherd.domain.reports import AgentState
+from taskherd.domain.view import LOST_CONNECTION, NOT_RUNNING, Status
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,6 +57,11 @@ class Listing(NamedTuple):
     health: str
     waiting: bool
     stalled: bool
+
+    @property
+    def failed(self) -> bool:
+        """True if the last build or the agent failed."""
+        return self.status == Status.ERROR or self.state == AgentState.FAILED
 
 
 def listing(core: Mapping[str, Any]) -> Listing:

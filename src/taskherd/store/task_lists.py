@@ -15,6 +15,8 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
+from taskherd.domain.reports import AgentState
+from taskherd.domain.view import Status
 from taskherd.store.read_pool import Reader
 from taskherd.store.task_index import ALL_OWNERS, LISTED
 
@@ -62,6 +64,8 @@ class Listed:
     health: tuple[str, ...] = ()
     waiting: bool | None = None
     stalled: bool | None = None
+    failed: bool | None = None
+    """Whether the status is error or the state is failed."""
     term: str = ""
 
     def conditions(self, alias: str, statement: Statement) -> str:
@@ -74,6 +78,9 @@ class Listed:
             value = getattr(self, column)
             if value is not None:
                 conditions += f" AND {alias}.{column} = {statement.bind(value)}"
+        if self.failed is not None:
+            failed = f"({alias}.status = '{Status.ERROR}' OR {alias}.state = '{AgentState.FAILED}')"
+            conditions += f" AND {failed if self.failed else f'NOT {failed}'}"
         if self.health:
             conditions += f" AND {alias}.health = ANY(CAST({statement.bind(list(self.health))} AS text[]))"
         return conditions

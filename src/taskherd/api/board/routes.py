@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 PAGES: Final = {
     "/": ("taskherd", "pages/home.js"),
     "/tasks": ("Tasks · taskherd", "pages/tasks.js"),
+    "/deleted": ("Deleted tasks · taskherd", "pages/deleted.js"),
     "/tasks/{user}/{task}": ("Task · taskherd", "pages/task.js"),
     "/fleet": ("Fleet · taskherd", "pages/fleet.js"),
     "/new": ("New task · taskherd", "pages/new.js"),

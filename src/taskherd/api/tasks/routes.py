@@ -9,6 +9,7 @@ from taskherd.api.http.route import Header, ResponseSpec, Route
 from taskherd.api.tasks import (
     batches,
     commands,
+    deleted,
     durations,
     explain,
     log_follow,
@@ -23,6 +24,7 @@ from taskherd.api.tasks.schemas import (
     CreateResults,
     CreateTask,
     CreateTasks,
+    DeletedTasks,
     Durations,
     LabelsRequest,
     RequestedInterrupt,
@@ -115,6 +117,18 @@ ROUTES: Final = (
         query=search.TotalsQuery,
         headers=(_IF_NONE_MATCH,),
         responses={200: ResponseSpec("The totals.", TaskTotals, _ETAG), 304: _UNCHANGED},
+    ),
+    Route(
+        method="GET",
+        path="/deleted-tasks",
+        handler=deleted.list_deleted,
+        summary="List deleted AI tasks",
+        description=(
+            "Returns the deleted tasks that the caller may see and that match `q`, last deleted first, with who deleted"
+            " each, until they are erased. Only the 10,000 last deleted tasks of all users are looked at."
+        ),
+        query=deleted.DeletedQuery,
+        responses={200: ResponseSpec("The deleted tasks.", DeletedTasks)},
     ),
     Route(
         method="POST",

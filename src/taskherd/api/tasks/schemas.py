@@ -139,6 +139,26 @@ class TaskTotals(BaseModel):
     attention: Attention
 
 
+class DeletedTask(BaseModel):
+    """A task that was deleted and is not erased yet; its name may be in use again."""
+
+    id: UUID
+    name: str
+    display_name: str
+    owner_name: str
+    template_name: str
+    template_display_name: str
+    created_at: datetime
+    deleted_at: datetime
+    deleted_by: str | None = Field(description="The username of who deleted it; null if that is not known any more.")
+
+
+class DeletedTasks(BaseModel):
+    """Deleted tasks, last deleted first."""
+
+    tasks: list[DeletedTask]
+
+
 class LogEntryOut(BaseModel):
     """One log entry; ids count from 0. An entry that changes keeps its id; the last four fields may be absent."""
 

@@ -39,7 +39,8 @@ _Q: Final = (
     "Search terms, separated by spaces; all must match. `owner:<username, ID or me>`, `organization:<name, ID or"
     " default>`, `template:<name>`, `pool:<name>`, `runner:<name>`, `status:<status>`, `state:<state of the agent>`,"
     f" `health:<{', '.join(ListedHealth)} or unhealthy>`, `waiting:<bool>`: whether the agent has an open request,"
-    " `stalled:<bool>`, `name:<beginning of the name>`, `created:>2h`: more than two hours ago, `changed:<7d`: less"
+    " `stalled:<bool>`, `failed:<bool>`: whether its status is error or its state is failed,"
+    " `name:<beginning of the name>`, `created:>2h`: more than two hours ago, `changed:<7d`: less"
     " than seven days ago, exact to a minute, `label:<key>=<value>`. A word without a colon is an owner."
     " At most 4,096 characters."
 )
@@ -47,9 +48,20 @@ _SORT: Final = ("created", "changed")
 _RANGES: Final = ("created", "changed")
 TERMS: Final = (
     *("owner", "organization", "status", "state", "template", "pool", "health", "waiting", "stalled"),
-    *("runner", "label", "name", *_RANGES),
+    *("failed", "runner", "label", "name", *_RANGES),
 )
-COUNTED: Final = ("owner", "organization", "status", "state", "template", "pool", "health", "waiting", "stalled")
+COUNTED: Final = (
+    "owner",
+    "organization",
+    "status",
+    "state",
+    "template",
+    "pool",
+    "health",
+    "waiting",
+    "stalled",
+    "failed",
+)
 """The terms by which totals are kept."""
 _STATES: Final = tuple(state for state in AgentState if state is not AgentState.FAILURE)  # that is shown as failed
 _HEALTHS: Final = (*ListedHealth, "unhealthy")
@@ -172,7 +184,7 @@ async def task_filter(request: RequestContext, query: ListQuery | WatchQuery | T
     _check_served(terms, selected)
     if "name" not in terms:
         return selected
-    found = await named(request, selected, _searchable(terms, "name"))
+    found = await named(request, selected, searchable(terms, "name"))
     if page.paged and selected.listed == Listed() and not selected.by_change:
         found = _page(found, selected)
     return replace(selected, ids=[task_id for _, task_id in found])
@@ -186,7 +198,7 @@ def listed(terms: Mapping[str, str]) -> Listed:
     health = terms.get("health")
     for term in ("template", "pool", "runner"):
         if term in terms:
-            _searchable(terms, term)
+            searchable(terms, term)
     term = label_term(_label(terms)) if "label" in terms else ""
     return Listed(
         template=terms.get("template"),
@@ -196,6 +208,7 @@ def listed(terms: Mapping[str, str]) -> Listed:
         health=tuple(UNHEALTHY) if health == "unhealthy" else () if health is None else (health,),
         waiting=_flag(terms, "waiting"),
         stalled=_flag(terms, "stalled"),
+        failed=_flag(terms, "failed"),
         term=runner_term(terms["runner"]) if "runner" in terms else term,
     )
 
@@ -247,14 +260,15 @@ def _flag(terms: Mapping[str, str], term: str) -> bool | None:
     return None if term not in terms else terms[term] == "true"
 
 
-def _searchable(terms: Mapping[str, str], term: str) -> str:
+def searchable(terms: Mapping[str, str], term: str) -> str:
+    """Return the value of a term that is searched for. Raise a 400 if no name could contain it."""
     if not is_searchable(terms[term]):
         raise search_query.invalid_value(MESSAGE, term, "expected at most 256 printable characters")
     return terms[term]
 
 
 def _label(terms: Mapping[str, str]) -> str:
-    key, equals, value = _searchable(terms, "label").partition("=")
+    key, equals, value = searchable(terms, "label").partition("=")
     if not (key and equals and value):
         raise search_query.invalid_value(MESSAGE, "label", "expected a key and a value, such as repo=acme/app")
     return terms["label"]

@@ -56,6 +56,7 @@ async def watch_all(request: RequestContext) -> EventStream:
         health=listed.health,
         waiting=listed.waiting,
         stalled=listed.stalled,
+        failed=listed.failed,
         name=watched.name,
         label=listed.term or None,
     )

@@ -164,3 +164,11 @@ export function explain(failed) {
 export function taskPath(task, rest = "") {
   return `/tasks/${encodeURIComponent(task.owner_name)}/${encodeURIComponent(task.name)}${rest}`;
 }
+
+/**
+ * The page that starts a task like this one: with its template, prompt and labels.
+ * @param {{owner_name: string, name: string}} task
+ */
+export function likePath(task) {
+  return `/new?from=${encodeURIComponent(task.owner_name)}/${encodeURIComponent(task.name)}`;
+}

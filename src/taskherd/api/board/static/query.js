@@ -33,6 +33,7 @@ export const TERMS = [
   { key: "status", hint: "of the workspace: active, paused, error, …", live: true, values: words(STATUSES) },
   { key: "state", hint: "of the agent: working, idle, complete, failed", live: true, values: words(STATES) },
   { key: "waiting", hint: "asks something of a person", live: true, values: fixed([["true", "an agent asks"], ["false", ""]]) },
+  { key: "failed", hint: "its build or its agent failed", live: true, values: fixed([["true", "one of them failed"], ["false", ""]]) },
   { key: "stalled", hint: "works, but says nothing any more", live: true, values: fixed([["true", "says nothing any more"], ["false", ""]]) },
   { key: "health", hint: "of the agent: lost, unhealthy, …", live: true, values: words(HEALTHS) },
   { key: "template", hint: "the template it was made from", live: true, values: templates },
@@ -100,6 +101,7 @@ export function matches(q, task) {
     if (key === "status") return task.status === value;
     if (key === "state") return task.current_state?.state === value;
     if (key === "waiting") return Boolean(task.requests_open) === (value === "true");
+    if (key === "failed") return (task.status === "error" || task.current_state?.state === "failed") === (value === "true");
     if (key === "stalled") return Boolean(task.stalled_since) === (value === "true");
     if (key === "template") return task.template_name.toLowerCase() === value.toLowerCase();
     if (key === "name") return task.name.toLowerCase().startsWith(value.toLowerCase());
@@ -139,6 +141,7 @@ const CLAUSES = {
   status: (value) => `with the status ${value}`,
   state: (value) => `whose agent is ${value}`,
   waiting: (value) => (value === "true" ? "whose agent asks something" : "whose agent asks nothing"),
+  failed: (value) => (value === "true" ? "that failed" : "that have not failed"),
   stalled: (value) => (value === "true" ? "that have stalled" : "that have not stalled"),
   health: (value) => `whose agent is ${value.replace("_", " ")}`,
   template: (value) => `made from ${value}`,

@@ -12,6 +12,7 @@ export const ROUTES = [
     name: "tasks", pattern: /^\/tasks\/?$/, load: () => import("./pages/tasks.js"),
     nav: { label: "Tasks", href: "/tasks", key: "g t" },
   },
+  { name: "deleted", pattern: /^\/deleted\/?$/, load: () => import("./pages/deleted.js") },
   { name: "task", pattern: /^\/tasks\/(?<user>[^/]+)\/(?<task>[^/]+)\/?$/, load: () => import("./pages/task.js") },
   {
     name: "fleet", pattern: /^\/fleet\/?$/, load: () => import("./pages/fleet.js"),

@@ -13,7 +13,8 @@ const BUILT_IN = [
   { name: "Waiting for someone", q: "waiting:true", sort: "" },
   { name: "Working", q: "state:working", sort: "" },
   { name: "Idle", q: "state:idle", sort: "" },
-  { name: "Failed", q: "state:failed", sort: "changed" },
+  { name: "Failed", q: "failed:true", sort: "changed" },
+  { name: "My failed of today", q: "owner:me failed:true changed:<1d", sort: "" },
   { name: "Lost", q: "health:lost", sort: "changed" },
 ];
 

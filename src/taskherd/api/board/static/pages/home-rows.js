@@ -75,9 +75,19 @@ export function taskRow(page, { kind, task, since }, became) {
       <p class="sub">${about}${who}</p></div>
     <div class="acts">${became ? html`<span class="soft" role="status">${became}</span>` : html`
       ${waits ? nothing : html`<a class="button quiet" href=${path} aria-label="Why? ${title(task)}">Why?</a>`}
-      ${canResume(task) ? resume : html`<button class="button" aria-expanded=${page.open.has(id)} @click=${() => page.toggle(id)}>Reply…</button>`}`}</div>
+      ${canResume(task) ? resume : html`<button class="button" aria-expanded=${page.open.has(id)} @click=${() => page.toggle(id)}>Reply…</button>`}
+      ${againLink(task)}`}</div>
     ${page.open.has(id) && !became ? reply(page, id, `Your message to ${title(task)}`, send) : nothing}
   </li>`;
+}
+
+/**
+ * The link to the form for a task with the same template, prompt and labels.
+ * @param {any} task
+ */
+export function againLink(task) {
+  return html`<a class="again" href=${api.likePath(task)} title="Start one like it" aria-label="Start one like ${title(task)}">
+    <svg viewBox="0 0 16 16" width="14" height="14" aria-hidden="true"><path d="M5.5 5.5h8v8h-8z M10.5 3v-.5h-8v8H3"/></svg></a>`;
 }
 
 /**

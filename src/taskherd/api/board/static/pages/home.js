@@ -8,7 +8,7 @@ import { follow } from "../feed.js";
 import { count, link, plural } from "../format.js";
 import { bind } from "../keys.js";
 import { badge, describe, prose, title } from "../state.js";
-import { requestRow, taskRow } from "./home-rows.js";
+import { againLink, requestRow, taskRow } from "./home-rows.js";
 import { SteadyList, inUse, onLeave } from "../steady.js";
 import { html, nothing, render } from "../vendor/lit-html/lit-html.js";
 import { repeat } from "../vendor/lit-html/directives/repeat.js";
@@ -35,7 +35,7 @@ const NUMBERS = /** @type {const} */ ([
   ["waiting", "waiting for someone", "waiting:true", (/** @type {any} */ totals) => totals.attention.waiting],
   ["idle", "idle", "state:idle", (/** @type {any} */ totals) => totals.by_state.idle],
   ["paused", "queued", "status:pending", (/** @type {any} */ totals) => totals.by_status.pending],
-  ["failed", "failed", "state:failed", (/** @type {any} */ totals) => totals.by_state.failed],
+  ["failed", "failed", "failed:true", (/** @type {any} */ totals) => totals.attention.failed],
   ["lost", "lost", "health:lost", (/** @type {any} */ totals) => totals.by_health.lost],
 ]);
 
@@ -248,6 +248,7 @@ class Home {
           <h1 id="needs">${needing.size ? `${count(needing.size)} ${needing.size === 1 ? "needs" : "need"} you` : "Nothing needs you"}</h1>
           ${oldest ? html`<span class="faint">oldest <time-ago at=${oldest} form="age"></time-ago></span>` : nothing}
           ${this.needs.heldBack ? html`<span class="faint" role="status">${plural(this.needs.heldBack, "more")} when you leave this list</span>` : nothing}
+          ${this.totals?.attention.failed ? html`<a class="link small" href="/tasks?q=${this.scopeTerm("failed:true changed:<1d")}">Failed today</a>` : nothing}
           <fieldset class="segments right"><legend class="unseen">Whose tasks</legend>${scope("mine", "Mine")}${scope("everyone", "Everyone’s")}</fieldset>
         </div>
         ${this.failed ? html`<p class="notice bad" role="alert">${api.explain(this.failed)}</p>` : nothing}
@@ -317,7 +318,7 @@ class Home {
           <span class="says truncate soft">${prose(state.says)}</span>
           <span class="where truncate">${target ? html`<a class="link" href=${target.href} rel="noopener noreferrer" target="_blank">${target.text}</a>` : html`<span class="faint">${task.template_display_name || task.template_name}</span>`}</span>
           ${this.scope === "everyone" ? html`<span class="owner truncate faint">${task.owner_name}</span>` : nothing}
-          ${badge(state)}
+          ${badge(state)}${againLink(task)}
         </li>`;
       })}</ul></section>`;
   }

@@ -66,7 +66,10 @@ class NewTask {
     const from = query.get("from")?.split("/");
     if (from?.length === 2) {
       const answer = await api.get(api.taskPath({ owner_name: from[0], name: from[1] }), { signal: this.view.signal });
-      if (answer.ok) Object.assign(this.fields, { template: answer.value.template_name, prompt: answer.value.initial_prompt });
+      if (answer.ok) {
+        const { template_name: template, initial_prompt: prompt, labels } = answer.value;
+        Object.assign(this.fields, { template, prompt, labels: Object.entries(labels || {}).map((each) => each.join("=")).join("\n") });
+      }
       this.isLink = true;
     }
     for (const name of /** @type {(keyof Fields)[]} */ (["template", "preset", "prompt", "display_name", "name"])) {

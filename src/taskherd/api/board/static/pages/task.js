@@ -117,7 +117,7 @@ class TaskPage {
     this.ended = reason;
     this.view.setTitle(this.task ? title(this.task) : "Not found");
     render(html`<div class="empty"><h1>${this.task ? title(this.task) : this.view.params.task}</h1><p>${reason}</p>
-      <p><a class="button" href="/tasks">Go to the tasks</a></p></div>`, this.view.root);
+      <p><a class="button" href="/tasks">Go to the tasks</a> <a class="button" href="/deleted">Deleted tasks</a></p></div>`, this.view.root);
     this.view.root.dataset.ready = "";
   }
 
@@ -223,7 +223,6 @@ class TaskPage {
       <div class="task-actions">${may.filter((each) => !each.rare).map((each) => button(each))}
         <details class="menu" @click=${closeAfterwards} @focusout=${closeOutside}><summary class="button" aria-label="More actions">⋯</summary><div class="menu-items">
           ${may.filter((each) => each.rare).map((each) => html`<button class=${each.danger ? "item danger" : "item"} @click=${() => this.run(each)}>${each.label} <kbd>${each.key}</kbd></button>`)}
-          <a class="item" href=${`/new?template=${encodeURIComponent(this.task.template_name)}&prompt=${encodeURIComponent(prompt.slice(0, 4000))}`}>Start one like it</a>
           <button class="item" @click=${() => showSource(this.source())}>Commands and raw JSON <kbd>y</kbd></button>
           <button class="item" @click=${() => showSource(this.logSource())}>The same of the conversation</button></div></details></div>
       <p class="now">${prose(shown.says)}</p>

@@ -295,6 +295,7 @@ class Tasks {
           this.setFilter(each.q, each.sort);
         }}>${each.name}</a>${each.saved ? html`<button class="icon" aria-label="Remove the view ${each.name}" @click=${() => (views.remove(each.name), this.draw())}>×</button>` : nothing}</span>`)}
       ${this.q && !all.some(current) ? html`<button class="link small" @click=${() => this.saveView()}>Save view</button>` : nothing}
+      <a class="link small right" href="/deleted">Deleted</a>
     </nav>`;
   }
 

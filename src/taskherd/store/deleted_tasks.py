@@ -1,0 +1,64 @@
+"""The newest deleted tasks, with who deleted each, until they are erased."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+from uuid import UUID
+
+from taskherd.store.read_pool import Reader, Row
+from taskherd.store.task_lists import Statement
+from taskherd.store.task_queries import CAN_SEE
+
+MAX_SCANNED: Final = 10_000
+"""Maximum number of deleted tasks that are looked at, the newest; those that the caller may not see count, too."""
+
+
+async def deleted_tasks(
+    pool: Reader, caller: UUID, limit: int, *, owner: UUID | None = None, prefix: str = ""
+) -> Sequence[Row]:
+    """Return up to ``limit`` deleted tasks that the caller may see, last deleted first.
+
+    ``deleted_by`` is null if the history of the deletion was pruned, or names a user who does not exist any more.
+
+    Args:
+        pool: where to read.
+        caller: the user who asks.
+        limit: maximum number of tasks.
+        owner: only the tasks of this user.
+        prefix: only tasks whose names begin with this lowercase text.
+    """
+    text, values = select(caller, limit, owner, prefix)
+    return await pool.fetch(text, *values)
+
+
+def select(caller: UUID, limit: int, owner: UUID | None, prefix: str) -> tuple[str, list[Any]]:
+    """Return the statement of ``deleted_tasks`` and its parameters.
+
+    An event is near the time of the deletion, which leaves one or two partitions of the history to look at.
+    """
+    statement = Statement(caller)
+    scanned, most = statement.bind(MAX_SCANNED), statement.bind(limit)
+    of_owner = "" if owner is None else f"AND t.owner_id = {statement.bind(owner)}"
+    named = f"AND starts_with(lower(t.name), {statement.bind(prefix)})" if prefix else ""
+    text = f"""
+    SELECT t.id, t.name, t.display_name, t.created_at, t.deleted_at, o.username AS owner_name,
+           m.name AS template_name, m.display_name AS template_display_name, w.username AS deleted_by
+    FROM (
+        SELECT * FROM (
+            SELECT id, name, display_name, created_at, deleted_at, owner_id, organization_id, template_id
+            FROM tasks WHERE deleted_at IS NOT NULL AND erased_at IS NULL
+            ORDER BY deleted_at DESC LIMIT {scanned}) AS t
+        WHERE {CAN_SEE} {of_owner} {named}
+        ORDER BY deleted_at DESC LIMIT {most}) AS t
+    CROSS JOIN LATERAL (SELECT username FROM users WHERE id = t.owner_id LIMIT 1) AS o
+    CROSS JOIN LATERAL (SELECT name, display_name FROM templates WHERE id = t.template_id LIMIT 1) AS m
+    LEFT JOIN LATERAL (
+        SELECT CAST(cause ->> 'actor_id' AS uuid) AS actor_id FROM task_events
+        WHERE task_id = t.id AND kind = 'deleted'
+          AND occurred_at BETWEEN t.deleted_at - interval '1 hour' AND t.deleted_at + interval '1 hour'
+        ORDER BY version DESC LIMIT 1) AS e ON true
+    LEFT JOIN LATERAL (SELECT username FROM users WHERE id = e.actor_id LIMIT 1) AS w ON true
+    ORDER BY t.deleted_at DESC
+    """
+    return text, statement.values

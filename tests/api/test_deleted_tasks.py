@@ -1,0 +1,75 @@
+"""The list of deleted tasks: who deleted each, what callers see of it, and that erasure empties it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+
+from taskherd.store import deleted_tasks
+from tests.harness.api import ALICE, ApiHarness
+
+
+async def listed(client: httpx.AsyncClient, **params: Any) -> list[dict[str, Any]]:
+    """Return the deleted tasks that a caller sees."""
+    response = await client.get("/deleted-tasks", params=params)
+    assert response.status_code == 200, response.text
+    tasks: list[dict[str, Any]] = response.json()["tasks"]
+    return tasks
+
+
+async def test_a_deleted_task_says_who_deleted_it(api_harness: ApiHarness) -> None:
+    """The newest deletion is first, with the person who asked for it, who may be another than the owner."""
+    own = await api_harness.create(name="own", display_name="My own")
+    other = await api_harness.create(name="other")
+    await api_harness.create(name="stays")
+    assert await listed(api_harness.alice) == []
+    assert (await api_harness.alice.delete("/tasks/me/own")).status_code == 202
+    assert (await api_harness.carol.delete("/tasks/alice/other")).status_code == 202
+    newest, oldest = await listed(api_harness.alice)
+    assert (newest["id"], newest["name"], newest["deleted_by"]) == (other["id"], "other", "carol")
+    assert (oldest["id"], oldest["display_name"], oldest["deleted_by"]) == (own["id"], "My own", "alice")
+    assert (oldest["owner_name"], oldest["template_name"]) == ("alice", own["template_name"])
+    assert newest["deleted_at"] > oldest["deleted_at"] >= oldest["created_at"]
+
+
+async def test_callers_see_only_deleted_tasks_that_they_saw_before(api_harness: ApiHarness) -> None:
+    """Members see their own, admins those of their organization, other tenants none."""
+    await api_harness.create(name="of-alice")
+    await api_harness.create(api_harness.bob, name="of-bob")
+    await api_harness.alice.delete("/tasks/me/of-alice")
+    await api_harness.bob.delete("/tasks/me/of-bob")
+    assert [each["name"] for each in await listed(api_harness.alice)] == ["of-alice"]
+    assert [each["name"] for each in await listed(api_harness.carol)] == ["of-bob", "of-alice"]
+    assert await listed(api_harness.mallory) == []
+    assert [each["name"] for each in await listed(api_harness.carol, limit=1)] == ["of-bob"]
+    assert [each["name"] for each in await listed(api_harness.carol, q="owner:alice")] == ["of-alice"]
+    assert [each["name"] for each in await listed(api_harness.carol, q="name:OF-B")] == ["of-bob"]
+    assert await listed(api_harness.alice, q="name:of%_") == []
+    assert (await api_harness.anonymous.get("/deleted-tasks")).status_code == 401
+    for query in ({"q": "owner:mallory"}, {"q": "status:active"}, {"limit": 0}, {"limit": 101}):
+        assert (await api_harness.alice.get("/deleted-tasks", params=query)).status_code == 400
+
+
+async def test_an_erased_task_is_not_listed(api_harness: ApiHarness) -> None:
+    """Nothing is left to tell of a task whose contents were erased; one whose history was pruned names nobody."""
+    await api_harness.create(name="erased")
+    await api_harness.create(name="pruned")
+    await api_harness.alice.delete("/tasks/me/erased")
+    await api_harness.alice.delete("/tasks/me/pruned")
+    database = api_harness.worker.database
+    await database.execute("UPDATE tasks SET erased_at = now() WHERE name = 'erased'")
+    await database.execute("DELETE FROM task_events WHERE kind = 'deleted'")
+    (pruned,) = await listed(api_harness.alice)
+    assert (pruned["name"], pruned["deleted_by"]) == ("pruned", None)
+
+
+async def test_the_list_scans_no_table(api_harness: ApiHarness) -> None:
+    """Deleted tasks come from the index of those that are not erased, and history only from where the deletion is."""
+    database = api_harness.worker.database
+    text, values = deleted_tasks.select(ALICE, 100, ALICE, "of")
+    async with database.transaction():
+        await database.execute("SET LOCAL enable_seqscan = off")
+        plan = "\n".join(row[0] for row in await database.fetch(f"EXPLAIN {text}", *values))
+    assert "Index Scan Backward using tasks_unerased_idx" in plan
+    assert "Seq Scan" not in plan
