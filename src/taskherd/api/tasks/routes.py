@@ -19,6 +19,7 @@ from taskherd.api.tasks import (
     task_follow,
     totals,
 )
+from taskherd.api.tasks.explain_schemas import TaskExplanation, Timeline
 from taskherd.api.tasks.schemas import (
     CreateResults,
     CreateTask,
@@ -27,12 +28,10 @@ from taskherd.api.tasks.schemas import (
     LabelsRequest,
     RequestedInterrupt,
     SendRequest,
-    TaskExplanation,
     TaskInputRequest,
     TaskLogs,
     TasksList,
     TaskTotals,
-    Timeline,
 )
 from taskherd.api.workspaces.schemas import RequestedBuild
 from taskherd.messages.document import TaskDocument
