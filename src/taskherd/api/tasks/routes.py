@@ -206,7 +206,11 @@ ROUTES: Final = (
             204: ResponseSpec(
                 "The input was accepted.",
                 None,
-                {"X-Taskherd-Queued": "`true` if the input waits for an idle agent."},
+                {
+                    "X-Taskherd-Queued": "`true` if the input waits for an idle agent.",
+                    "X-Taskherd-Answered": "ID of the agent's request that the input answered: its only open one, if"
+                    " that wants a text.",
+                },
             ),
             409: ResponseSpec(_CONFLICT),
         },
