@@ -186,9 +186,11 @@ def send(
     path = tasks.path_of(task)
     body = {"input": read(text), **({"interrupt": True} if interrupt_first else {})}
     response = tasks.change(http.from_environment(), "POST", *path, "send", body=body)
-    queued = response.headers.get("x-taskherd-queued") == "true"
+    queued, answered = response.headers.get("x-taskherd-queued") == "true", response.headers.get("x-taskherd-answered")
     if output is OutputFormat.JSON:
-        document({"queued": queued})
+        document({"queued": queued, **({"answered": answered} if answered else {})})
+    elif answered:
+        typer.echo("Sent: it answered what the agent asked.")
     else:
         typer.echo("Queued until the agent is idle." if queued else "Sent.")
 
@@ -206,6 +208,7 @@ def explain(task: TaskArgument, output: OutputOption = OutputFormat.TABLE) -> No
         *((title, body[name]["because"]) for name, title in names),
         ("stalled", body["stalled_since"]["because"] if body["stalled_since"]["value"] else ""),
         ("interrupt", "" if body["interrupt"]["rule"] == "interrupt.none" else body["interrupt"]["because"]),
+        ("waiting", body["waiting"]["because"] if body["waiting"]["rule"] != "request.none" else ""),
         ("last", f"{command['words']}, {moment(command['time'])} UTC" if command else ""),
         *(
             (title, ", ".join(f"{key} {value}" for key, value in item.items() if value is not None))
