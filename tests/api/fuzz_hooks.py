@@ -17,6 +17,7 @@ import schemathesis
 TASKS = os.environ["FUZZ_TASKS"].split(",")
 VERSION = os.environ["FUZZ_VERSION"]
 ACTION = os.environ["FUZZ_ACTION"]
+REQUEST = os.environ["FUZZ_REQUEST"]
 
 
 @schemathesis.hook
@@ -29,6 +30,8 @@ def map_path_parameters(_context: schemathesis.HookContext, path_parameters: dic
         parameters["task"] = TASKS[_bucket(parameters["task"], len(TASKS))]
     if "action" in parameters and _bucket(parameters["action"], 3) != 0:
         parameters["action"] = ACTION
+    if "request" in parameters and _bucket(parameters["request"], 3) != 0:
+        parameters["request"] = REQUEST
     return parameters
 
 

@@ -14,7 +14,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from taskherd.cli.follow import app as task_app
+from taskherd.cli.agent_requests import app as task_app
 from taskherd.cli.main import app
 from taskherd.observability import logs
 from tests.api.conftest import StartApi
@@ -443,12 +443,12 @@ async def test_each_command_prints_json(api_harness: ApiHarness) -> None:
     shell = Shell(api_harness)
     assert set(typer.main.get_group(task_app).list_commands(None)) == {  # type: ignore[arg-type]
         *("create", "list", "show", "send", "interrupt", "pause", "resume", "delete", "explain", "events", "wait"),
-        *("watch", "logs", "label"),
+        *("watch", "logs", "label", "requests", "answer"),
     }
     for words in (
         *(("create", "x"), ("list",), ("show", "one"), ("logs", "one"), ("explain", "one"), ("events", "one")),
         *(("send", "one", "Hello"), ("interrupt", "one"), ("wait", "one", "--until", "active")),
-        *(("pause", "one"), ("label", "one", "a=b"), ("delete", "one")),
+        *(("requests", "one"), ("pause", "one"), ("label", "one", "a=b"), ("delete", "one")),
     ):
         assert await shell.json(*words) is not None
 

@@ -14,6 +14,7 @@ import pytest
 from taskherd.messages.agent_tokens import agent_token
 from tests.api.conftest import StartApi
 from tests.harness.api import VERSION
+from tests.harness.asking import asked
 from tests.harness.worker import SECRET
 
 SECONDS = int(os.environ.get("FUZZ_SECONDS", "60"))
@@ -31,6 +32,7 @@ async def test_responses_conform_to_the_document(
         task = await api_harness.active(name=names[0])
         for name in names[1:]:
             await api_harness.create(name=name)
+        request_id = await asked(api_harness, uuid.UUID(task["id"]))
         body = {"action": "resume", "q": "owner:me"}
         action = (await api_harness.alice.post("/task-actions", json=body)).json()
         process = await asyncio.create_subprocess_exec(
@@ -49,6 +51,7 @@ async def test_responses_conform_to_the_document(
                 "FUZZ_TASKS": ",".join(names),
                 "FUZZ_VERSION": str(VERSION),
                 "FUZZ_ACTION": action["id"],
+                "FUZZ_REQUEST": str(request_id),
                 "FUZZ_AGENT_TOKEN": agent_token(SECRET, uuid.UUID(task["id"]), 1),
             },
             stdout=asyncio.subprocess.PIPE,

@@ -26,11 +26,13 @@ USER_TOOLS = {
     "coder_list_tasks": {"status", "user"},
     "coder_list_templates": set(),
     "coder_send_task_input": {"task_id", "input", "interrupt"},
+    "answer_task_request": {"task_id", "request_id", "option", "text"},
     "interrupt_task": {"task_id"},
 }
 AGENT_TOOLS = {
     "coder_report_task": {"summary", "link", "state"},
     "report_usage": {"model", *mcp_tools.TOKENS, "cost", "currency"},
+    "ask_person": {"question", "detail", "options"},
 }
 
 

@@ -15,6 +15,7 @@ from taskherd.messages.agent_tokens import agent_token
 from tests.api.test_clients import AGENT, WORKSPACE, expected_build_id, report_idle, socket, start_build
 from tests.api.test_open_requests import leave
 from tests.harness.api import ALICE, OTHER, OTHER_TEMPLATE, OTHER_VERSION, VERSION, ApiHarness
+from tests.harness.asking import asked
 from tests.harness.sse import sse_client
 from tests.harness.worker import SECRET
 
@@ -59,6 +60,8 @@ async def test_who_leaves_an_organization_loses_its_tasks(
         ("GET", "/watch", None),
         ("GET", "?wait=1s", None),
         ("POST", "/send", {"input": "And now?"}),
+        ("GET", "/requests", None),
+        ("POST", f"/requests/{NEW}/answer", {"text": "Yes"}),
         ("PATCH", "/input", {"input": "Something else"}),
         ("POST", "/pause", None),
         ("POST", "/resume", None),
@@ -123,6 +126,10 @@ PROBES: tuple[tuple[str, str, Any, str, str], ...] = (
     ("GET", "/tasks?q=organization:{}", None, "{acme}", "{new}"),
     ("GET", "/tasks/watch?q=owner:{}", None, "alice", "nobodyx"),
     ("GET", "/tasks/watch?q=organization:{}", None, "acme", "nothing"),
+    ("GET", "/requests?q=owner:{}", None, "alice", "nobodyx"),
+    ("GET", "/requests?q=owner:{}", None, "{alice}", "{new}"),
+    ("GET", "/requests?q=organization:{}", None, "acme", "nothing"),
+    ("GET", "/requests?q=template:{}", None, "claude", "nothing"),
     ("GET", "/workspaces?q=owner:{}", None, "alice", "nobodyx"),
     ("GET", "/workspaces?q=organization:{}", None, "acme", "nothing"),
     ("GET", "/workspaces?q=template:{}", None, "claude", "nothing"),
@@ -176,6 +183,9 @@ PROBES: tuple[tuple[str, str, Any, str, str], ...] = (
     ("GET", "/tasks/me/{}/logs", None, "{task}", "{new}"),
     ("GET", "/tasks/me/{}/watch", None, "{task}", "{new}"),
     ("POST", "/tasks/me/{}/send", {"input": "x"}, "{task}", "{new}"),
+    ("GET", "/tasks/me/{}/requests", None, "{task}", "{new}"),
+    ("POST", "/tasks/me/{}/requests/{request}/answer", {"text": "x"}, "{task}", "{new}"),
+    ("POST", "/tasks/me/{mine}/requests/{}/answer", {"text": "x"}, "{request}", "{new}"),
     ("DELETE", "/tasks/me/{}", None, "{task}", "{new}"),
     ("GET", "/workspaces/{}", None, "{workspace}", "{new}"),
     ("GET", "/workspaces/{}/watch", None, "{workspace}", "{new}"),
@@ -210,6 +220,7 @@ async def test_what_exists_elsewhere_answers_as_what_does_not_exist(api_harness:
         "build": expected_build_id(task, 1),
         "agent": AGENT,
         "mine": mine["id"],
+        "request": await asked(api_harness, uuid.UUID(task)),
     }
 
     def filled(text: str, word: str) -> str:

@@ -226,60 +226,6 @@ async def converse_more(board: Board, task: uuid.UUID, number: int, text: str) -
     await board.harness.worker.report(make_report("task.log", task, build_number=1, seq=number, entries=[entry]))
 
 
-async def test_what_an_agent_asks_is_answered_with_one_click(board: Board) -> None:
-    """Options are buttons, a refusal before the others; free text has a field; the answer goes to the API."""
-    await board.harness.active(name="asks", display_name="It asks")
-    page = await open_task(board, "asks")
-    asked = [
-        {
-            "id": "r1",
-            "kind": "approval",
-            "title": "May I run `make` <b>now</b>?",
-            "tool": {"input": {"command": "make"}},
-        }
-        | {
-            "options": [
-                {"id": "yes", "label": "Allow once", "kind": "allow_once"},
-                {"id": "no", "label": "No", "kind": "reject_once"},
-            ]
-        },
-        {"id": "r2", "kind": "question", "title": "Which one?", "detail": "Two are possible.", "options": []},
-    ]
-    modules = "document.querySelector('script[type=module]').src.replace('app.js', '')"
-    await page.tab.evaluate(f"""(async () => {{
-        const base = {modules};
-        const [{{ requestCards }}, {{ render }}] = await Promise.all([
-            import(base + 'task/requests.js'), import(base + 'vendor/lit-html/lit-html.js')]);
-        window.answers = [];
-        const fetch = window.fetch;
-        window.fetch = (url, options) => url.endsWith('/answer')
-            ? (answers.push([url, options.body]), Promise.resolve(new Response(null, {{ status: 204 }})))
-            : fetch(url, options);
-        const place = document.createElement('div');
-        document.querySelector('.conversation').prepend(place);
-        render(requestCards({json.dumps(asked)}, '/tasks/alice/asks', () => {{}}), place);
-    }})()""")
-    await page.sees("May I run make <b>now</b>?", ".agent-asks")
-    labels = await page.tab.evaluate(
-        "[...document.querySelectorAll('.agent-asks .answer-options button')].map((b) => b.innerText)"
-    )
-    assert labels == ["No", "Allow once", "Answer"]
-    assert await page.violations() == []
-    await page.tab.press("a")
-    await page.tab.until("document.activeElement.innerText === 'No'")
-    await page.tab.press("Tab", "Enter")
-    await page.tab.until("answers.length === 1")
-    await page.tab.evaluate("document.querySelectorAll('.agent-asks textarea')[1].focus()")
-    await page.tab.insert("The first")
-    await page.tab.press("Enter", ctrl=True)
-    await page.tab.until("answers.length === 2")
-    assert await page.tab.evaluate("answers") == [
-        ["/api/v2/tasks/alice/asks/requests/r1/answer", '{"option_id":"yes"}'],
-        ["/api/v2/tasks/alice/asks/requests/r2/answer", '{"text":"The first"}'],
-    ]
-    assert page.tab.errors == []
-
-
 async def test_the_page_is_usable_by_everybody(board: Board) -> None:
     """Axe finds nothing: light and dark, phone and 200 % zoom, with everything unfolded and a dialog open."""
     harness = board.harness

@@ -50,8 +50,8 @@ COMMANDS = {
 LISTS = ("dead list", "token list", "doctor", "config", CHECK)
 FAILING = {"doctor": 1, CHECK: 1}
 """Exit codes other than 0. Here no worker runs and no agent is installed, and the findings say so in JSON."""
-WITHOUT_RESULT = {"worker", "api", "runner", "mcp", "dev", "directory example", "usage"}
-"""Commands that run until they are stopped, one that prints a file, and one that is tested beside the API it needs."""
+WITHOUT_RESULT = {"worker", "api", "runner", "mcp", "dev", "directory example", "usage", "requests"}
+"""Commands that run until they are stopped, one that prints a file, and those that are tested beside their API."""
 
 
 @pytest.fixture

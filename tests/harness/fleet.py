@@ -21,6 +21,17 @@ INSERT INTO template_versions (id, template_id, name, run) VALUES
     ('{CODEX_VERSION}', '{CODEX}', 'v4', '{{}}'), ('{OPENCODE_VERSION}', '{OPENCODE}', 'v2', '{{}}');
 """
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
+OPTIONS = [
+    {"id": "once", "label": "Allow once", "kind": "allow_once"},
+    {"id": "always", "label": "Always allow", "kind": "allow_always"},
+    {"id": "no", "label": "No", "kind": "reject_once"},
+]
+EDIT = {
+    "file_path": "tests/conftest.py",
+    "old_string": "@pytest.fixture\ndef client():\n    return Client(app)\n",
+    "new_string": "@pytest.fixture\ndef client(monkeypatch):\n    monkeypatch.setattr(clock, 'now', lambda: NOON)\n"
+    "    return Client(app)\n",
+}
 SHOP = "https://github.com/acme/shop/pull"
 
 
@@ -38,6 +49,8 @@ class Example:
     uri: str = ""
     ends: dict[str, Any] = field(default_factory=dict)
     status: str = "active"
+    asks: tuple[dict[str, Any], ...] = ()
+    """The requests of its agent that are open."""
     age: float = 8
     """Minutes since what it shows began."""
 
@@ -130,6 +143,14 @@ EXAMPLES = (
         version=CODEX_VERSION,
         state="idle",
         message="May I run `npm publish --dry-run` to list the files?",
+        asks=(
+            {
+                "kind": "approval",
+                "title": "May I run `npm publish --dry-run` to list the files?",
+                "tool": {"kind": "execute", "name": "Bash", "input": {"command": "npm publish --dry-run"}},
+                "options": OPTIONS,
+            },
+        ),
         age=12,
     ),
     Example(
@@ -139,6 +160,23 @@ EXAMPLES = (
         version=CODEX_VERSION,
         state="idle",
         message="Which one shall I take: pin the clock, or mock the network?",
+        asks=(
+            {
+                "kind": "question",
+                "title": "Which one shall I take: pin the clock, or mock the network?",
+                "detail": "Pinning is two lines in `conftest.py`. Mocking touches 14 tests, but ends **timeouts** too.",
+                "options": [
+                    {"id": "clock", "label": "Pin the clock", "kind": "other"},
+                    {"id": "network", "label": "Mock the network", "kind": "other"},
+                ],
+            },
+            {
+                "kind": "approval",
+                "title": "May I edit `tests/conftest.py`?",
+                "tool": {"kind": "edit", "name": "Edit", "input": EDIT},
+                "options": OPTIONS,
+            },
+        ),
         age=4,
     ),
     Example(
@@ -148,6 +186,13 @@ EXAMPLES = (
         CAROL,
         state="idle",
         message="Done so far: 2.9 s to 340 ms. Shall I also cache the totals?",
+        asks=(
+            {
+                "kind": "question",
+                "title": "Shall I also cache the totals?",
+                "detail": "Done so far: 2.9 s to 340 ms.",
+            },
+        ),
         uri=f"{SHOP}/1210",
         age=26,
     ),
@@ -223,6 +268,8 @@ async def _age(harness: ApiHarness, task_id: uuid.UUID, by: timedelta) -> None:
         document,
         by,
     )
+    statement = "UPDATE agent_requests SET since = since - $2::interval WHERE task_id = $1"
+    await harness.worker.database.execute(statement, task_id, by)
 
 
 async def _report(harness: ApiHarness, example: Example, task_id: uuid.UUID) -> None:
@@ -237,6 +284,10 @@ async def _report(harness: ApiHarness, example: Example, task_id: uuid.UUID) -> 
         status = {"state": example.state, "message": example.message, "uri": example.uri}
         await worker.report(make_report("app.status", task_id, build_number=1, **status))
         await worker.until(lambda: worker.state(task_id).get("message") == example.message)
+    for asked in example.asks:
+        request = {"request_id": str(uuid.uuid4()), "state": "open", "build_number": 1, **asked}
+        await worker.report(make_report("agent.request", task_id, **request))
+    await worker.until(lambda: worker.document(task_id).get("requests_open", 0) == len(example.asks))
     if example.status == "paused":
         actor = {"actor_id": str(example.owner)}
         assert (await worker.command("task.pause", task_id, **actor))["ok"]

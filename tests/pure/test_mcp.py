@@ -8,6 +8,8 @@ import os
 import resource
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from threading import Event
 from typing import Any
 
@@ -168,3 +170,45 @@ def test_a_model_reads_what_was_wrong_with_its_call() -> None:
 
     assert call(Tool("refuse", "", {}, refuse), {})["content"][0]["text"] == "Not now. (try later)"
     assert "KeyError" in call(Tool("bug", "", {}, lambda: ENVIRONMENT["missing"]), {})["content"][0]["text"]
+
+
+def test_a_call_that_waits_is_cancelled_by_the_client_or_its_end() -> None:
+    """What waits for people holds up no other call, and ends when the client cancels it or closes its input."""
+    started, cancelled = [Event(), Event()], [Event(), Event()]
+
+    def wait(number: int, is_cancelled: Callable[[], bool]) -> dict[str, Any]:
+        started[number].set()
+        while not is_cancelled():
+            time.sleep(0.005)
+        cancelled[number].set()
+        return {"waited": number}
+
+    class Source(io.BytesIO):
+        """Cancels the first of two calls once both run, and ends once it has ended; the other then still runs."""
+
+        def readline(self, size: int | None = -1, /) -> bytes:
+            line = super().readline(size)
+            if b"cancelled" in line:
+                assert all(each.wait(20) for each in started)
+            if not line:
+                assert cancelled[0].wait(20)
+                assert not cancelled[1].is_set()
+            return line
+
+    argument = {"number": Argument("Which.", is_number=True)}
+    tools = (Tool("wait", "", argument, wait, waits=True), Tool("quick", "", {}, lambda: {"quick": True}))
+    messages = (
+        *(request(each, "tools/call", name="wait", arguments={"number": each}) for each in (0, 1)),
+        request(2, "tools/call", name="quick"),
+        *(
+            {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params}
+            for params in (None, {"requestId": [0]}, {"requestId": 7}, {"requestId": 0})
+        ),
+    )
+    output = io.BytesIO()
+    lines = b"".join(json.dumps(each).encode() + b"\n" for each in messages)
+    Server("test", "1", tools, output).run(Source(lines))
+    answers = {
+        each["id"]: each["result"]["structuredContent"] for each in map(json.loads, output.getvalue().splitlines())
+    }
+    assert answers == {0: {"waited": 0}, 1: {"waited": 1}, 2: {"quick": True}}

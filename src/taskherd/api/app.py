@@ -20,6 +20,7 @@ import uvloop
 from taskherd import __version__
 from taskherd.api.actions import progress
 from taskherd.api.actions.executor import ActionExecutor
+from taskherd.api.agents import requests
 from taskherd.api.agents.report_publisher import ReportPublisher
 from taskherd.api.bulk_slots import BulkSlots
 from taskherd.api.change_feed import ChangeFeed
@@ -150,6 +151,7 @@ class ApiProcess:
             change_feed=self.change_feed,
             log_revisions=self._log_revisions,
             log_streams=ConcurrencyLimit(log_follow.MAX_STREAMS, log_follow.MAX_STREAMS_OF_USER, log_follow.TOO_MANY),
+            agent_waits=ConcurrencyLimit(requests.MAX_WAITING, requests.MAX_WAITING_OF_TASK, requests.TOO_MANY),
             fleet_snapshots=FleetSnapshots(now),
             queue_depths=QueueDepths(self._connections.publish, topology.TopologyNames(settings.amqp_prefix)),
             reports=reports,

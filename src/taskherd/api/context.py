@@ -65,6 +65,8 @@ class ApiContext:
     log_revisions: LogRevisions
     log_streams: ConcurrencyLimit
     """The open streams of task logs."""
+    agent_waits: ConcurrencyLimit
+    """The requests of agents that wait for answers, by task."""
     fleet_snapshots: FleetSnapshots
     queue_depths: QueueDepths
     tracing: Tracing

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from taskherd.api.actions.routes import ROUTES as ACTIONS
+from taskherd.api.agent_requests.routes import ROUTES as AGENT_REQUESTS
 from taskherd.api.agents.routes import ROUTES as AGENTS
 from taskherd.api.directory.routes import ROUTES as DIRECTORY
 from taskherd.api.fleet.routes import ROUTES as FLEET
@@ -21,6 +22,6 @@ from taskherd.api.workspaces.routes import SOCKETS
 PREFIX: Final = "/api/v2"
 EXPERIMENTAL: Final = "/api/experimental"
 
-ROUTES: Final[tuple[Route, ...]] = (*TASKS, *WORKSPACES, *AGENTS, *DIRECTORY, *ACTIONS, *USAGE, *FLEET)
+ROUTES: Final[tuple[Route, ...]] = (*TASKS, *AGENT_REQUESTS, *AGENTS, *WORKSPACES, *DIRECTORY, *ACTIONS, *USAGE, *FLEET)
 
 __all__ = ["EXPERIMENTAL", "PREFIX", "ROUTES", "SOCKETS"]

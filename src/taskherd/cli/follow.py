@@ -8,8 +8,9 @@ import typer
 
 from taskherd import durations
 from taskherd.cli import task_output
+from taskherd.cli.lifecycle import app
 from taskherd.cli.output import OutputFormat, OutputOption, document, line, print_error, print_note, printable
-from taskherd.cli.task import EXIT_CODES, TaskArgument, app
+from taskherd.cli.task import EXIT_CODES, TaskArgument
 from taskherd.client import events, http, task_logs, tasks
 from taskherd.client.errors import ClientError, ExitCode
 

@@ -27,15 +27,15 @@ GROUPS: Final = {
     "topology": "topology",
     "dead": "dead",
     "token": "token",
-    "task": "labels",
+    "task": "agent_requests",
 }
 """Commands with subcommands, and the module of each."""
 
-SINGLE: Final = ("worker", "api", "runner", "mcp", "usage", "dev", "doctor", "config")
+SINGLE: Final = ("worker", "api", "runner", "mcp", "requests", "usage", "dev", "doctor", "config")
 """Commands without subcommands, each in a module of the same name."""
 
 
-WITHOUT_SETTINGS: Final = ("task", "mcp", "usage")
+WITHOUT_SETTINGS: Final = ("task", "mcp", "requests", "usage")
 """Commands that are clients of the API: started often, they import neither settings nor logs."""
 
 

@@ -6,17 +6,16 @@ The server is read from ``TASKHERD_URL``, the caller's token from ``TASKHERD_TOK
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from taskherd.cli import bulk, task_output
-from taskherd.cli.output import OutputFormat, OutputOption, document, line, moment, print_error, print_note, printable
+from taskherd.cli.output import OutputFormat, OutputOption, document, moment, print_error, print_note, printable
 from taskherd.cli.tables import fields
 from taskherd.client import http, tasks
-from taskherd.client.errors import ApiError, ClientError, ExitCode
+from taskherd.client.errors import ClientError, ExitCode
 
 EXIT_CODES = (
     "Exit codes: 0 success, 1 server unreachable or failed, 2 invalid command line or environment, "
@@ -55,7 +54,7 @@ def _label(text: str) -> tuple[str, str]:
     return key, value
 
 
-def _complete_names(_ctx: typer.Context, incomplete: str) -> list[str]:
+def complete_names(_ctx: typer.Context, incomplete: str) -> list[str]:
     """Return names of the caller's tasks for shell completion; none if the API does not answer within 2 seconds."""
     query = {"q": "owner:me", "limit": "100"}
     try:
@@ -68,16 +67,7 @@ def _complete_names(_ctx: typer.Context, incomplete: str) -> list[str]:
 TaskArgument = Annotated[
     str,
     typer.Argument(
-        metavar="TASK", help="Id, name, or owner/name of the task.", autocompletion=_complete_names, show_default=False
-    ),
-]
-TasksArgument = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[TASK...]",
-        help="Ids, names, or owner/name of the tasks.",
-        autocompletion=_complete_names,
-        show_default=False,
+        metavar="TASK", help="Id, name, or owner/name of the task.", autocompletion=complete_names, show_default=False
     ),
 ]
 PromptArgument = Annotated[
@@ -196,79 +186,13 @@ def send(
     path = tasks.path_of(task)
     body = {"input": read(text), **({"interrupt": True} if interrupt_first else {})}
     response = tasks.change(http.from_environment(), "POST", *path, "send", body=body)
-    queued = response.headers.get("x-taskherd-queued") == "true"
+    queued, answered = response.headers.get("x-taskherd-queued") == "true", response.headers.get("x-taskherd-answered")
     if output is OutputFormat.JSON:
-        document({"queued": queued})
+        document({"queued": queued, **({"answered": answered} if answered else {})})
+    elif answered:
+        typer.echo("Sent: it answered what the agent asked.")
     else:
         typer.echo("Queued until the agent is idle." if queued else "Sent.")
-
-
-@app.command(epilog=EXIT_CODES)
-def interrupt(
-    task: TasksArgument = None,
-    *,
-    query: bulk.QueryOption = None,
-    dry_run: bulk.DryRunOption = False,
-    yes: bulk.YesOption = False,
-    output: OutputOption = OutputFormat.TABLE,
-) -> None:
-    """End what agents do: their turn, or the agent itself if nothing less helps; `task resume` starts that again.
-
-    Each task is judged by itself; the exit code is that of the first one that is refused. With --query, all tasks that
-    match are changed in the background, at a limited rate; Ctrl-C cancels what is left.
-    """
-    _change_all("interrupt", task, query, dry_run=dry_run, yes=yes, output=output)
-
-
-@app.command(epilog=EXIT_CODES)
-def pause(
-    task: TasksArgument = None,
-    *,
-    query: bulk.QueryOption = None,
-    dry_run: bulk.DryRunOption = False,
-    yes: bulk.YesOption = False,
-    output: OutputOption = OutputFormat.TABLE,
-) -> None:
-    """Pause tasks: stop their workspaces and keep their files.
-
-    Each task is judged by itself; the exit code is that of the first one that is refused. With --query, all tasks that
-    match are changed in the background, at a limited rate; Ctrl-C cancels what is left.
-    """
-    _change_all("pause", task, query, dry_run=dry_run, yes=yes, output=output)
-
-
-@app.command(epilog=EXIT_CODES)
-def resume(
-    task: TasksArgument = None,
-    *,
-    query: bulk.QueryOption = None,
-    dry_run: bulk.DryRunOption = False,
-    yes: bulk.YesOption = False,
-    output: OutputOption = OutputFormat.TABLE,
-) -> None:
-    """Start tasks again that are paused, or whose agent ended, is lost, or did not start.
-
-    Each task is judged by itself; the exit code is that of the first one that is refused. With --query, all tasks that
-    match are changed in the background, at a limited rate; Ctrl-C cancels what is left.
-    """
-    _change_all("resume", task, query, dry_run=dry_run, yes=yes, output=output)
-
-
-@app.command(epilog=EXIT_CODES)
-def delete(
-    task: TasksArgument = None,
-    *,
-    query: bulk.QueryOption = None,
-    dry_run: bulk.DryRunOption = False,
-    yes: bulk.YesOption = False,
-    output: OutputOption = OutputFormat.TABLE,
-) -> None:
-    """Delete tasks and their workspaces.
-
-    Each task is judged by itself; the exit code is that of the first one that is refused. With --query, all tasks that
-    match are changed in the background, at a limited rate; Ctrl-C cancels what is left.
-    """
-    _change_all("delete", task, query, dry_run=dry_run, yes=yes, output=output)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -284,6 +208,7 @@ def explain(task: TaskArgument, output: OutputOption = OutputFormat.TABLE) -> No
         *((title, body[name]["because"]) for name, title in names),
         ("stalled", body["stalled_since"]["because"] if body["stalled_since"]["value"] else ""),
         ("interrupt", "" if body["interrupt"]["rule"] == "interrupt.none" else body["interrupt"]["because"]),
+        ("waiting", body["waiting"]["because"] if body["waiting"]["rule"] != "request.none" else ""),
         ("last", f"{command['words']}, {moment(command['time'])} UTC" if command else ""),
         *(
             (title, ", ".join(f"{key} {value}" for key, value in item.items() if value is not None))
@@ -308,97 +233,6 @@ def events(
         task_output.timeline(entries)
     else:
         print_note("No entries: the task's history was deleted after its retention.")
-
-
-def _change_all(
-    action: str, references: list[str] | None, query: str | None, *, dry_run: bool, yes: bool, output: OutputFormat
-) -> None:
-    """Do one thing to the tasks that are named, or to all that match a search."""
-    bulk.one_of(references, query)
-    if query is not None:
-        bulk.act(action, query, dry_run=dry_run, yes=yes, output=output)
-    elif dry_run or yes:
-        raise ClientError(ExitCode.USAGE, "--dry-run and --yes are for --query")
-    elif action == "delete":
-        _delete_each(references or [], output)
-    elif action == "interrupt":
-        _interrupt_each(references or [], output)
-    else:
-        _request_builds(references or [], action, output)
-
-
-def _delete_each(references: list[str], output: OutputFormat) -> None:
-    """Delete each task."""
-    client = http.from_environment()
-    _change_each(
-        references,
-        output,
-        change=lambda path: tasks.change(client, "DELETE", *path),
-        result=lambda reference, _: {"task": reference, "deleted": True},
-        sentence=lambda _: "Deleted; its workspace will be removed.",
-    )
-
-
-def _interrupt_each(references: list[str], output: OutputFormat) -> None:
-    """Interrupt the agent of each task."""
-    client = http.from_environment()
-    _change_each(
-        references,
-        output,
-        change=lambda path: tasks.change(client, "POST", *path, "interrupt"),
-        result=lambda reference, body: {"task": reference, **body},
-        sentence=lambda _: "The agent is being interrupted; `taskherd task explain` says what became of it.",
-    )
-
-
-def _request_builds(references: list[str], action: str, output: OutputFormat) -> None:
-    """Request a build of each task."""
-    client = http.from_environment()
-    _change_each(
-        references,
-        output,
-        change=lambda path: tasks.change(client, "POST", *path, action),
-        result=lambda _, body: body,
-        sentence=_requested_build,
-    )
-
-
-def _requested_build(body: Any) -> str:
-    build = body["workspace_build"]
-    return f"Build {build['build_number']} ({build['transition']}) was requested; its id is {build['id']}."
-
-
-def _change_each(
-    references: list[str],
-    output: OutputFormat,
-    *,
-    change: Callable[[tuple[str, str, str]], http.ApiResponse],
-    result: Callable[[str, Any], Any],
-    sentence: Callable[[Any], str],
-) -> None:
-    """Change each task; go on after a refusal, and exit with the code of the first one at the end.
-
-    ``result`` is called with the reference and the response's body, and returns the JSON to print; ``sentence`` returns
-    what people read instead.
-    """
-    paths = [tasks.path_of(each) for each in references]  # a wrong reference is found before anything is changed
-    refused: list[ApiError] = []
-    for reference, path in zip(references, paths, strict=True):
-        try:
-            body = change(path).body
-        except ApiError as error:
-            if len(references) == 1:
-                raise
-            refused.append(error)
-            print_error(f"{printable(reference)}: {printable(error.message)}", printable(error.advice))
-            continue
-        if output is OutputFormat.JSON:
-            (document if len(references) == 1 else line)(result(reference, body))
-        else:
-            name = f"{printable(reference)}: " if len(references) > 1 else ""
-            typer.echo(name + sentence(body))
-    if refused:
-        raise typer.Exit(refused[0].code)
 
 
 def _id_of(task: tasks.Task) -> str:

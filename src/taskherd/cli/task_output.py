@@ -51,6 +51,8 @@ def _row(document: Task) -> tuple[str, ...]:
         message = last_words.splitlines()[-1]
     if note:
         message = f"agent {note}; {message}" if message else f"agent {note}"
+    elif document.get("requests_open"):
+        message = f"asks: {asks(document)}"
     return (
         f"{document['owner_name']}/{document['name']}",
         document["status"],
@@ -74,6 +76,7 @@ def task(document: Task, *, page: str, following: str = "") -> None:
         ("state", state.get("state", "")),
         ("message", state.get("message", "")),
         ("uri", state.get("uri", "")),
+        ("asks", asks(document)),
         ("agent", agent_note(document, words=True) or ("is healthy" if health.get("healthy") else "")),
         ("ended", moment_and_age(ended["at"]) if ended else ""),
         ("interrupt", f"since {moment_and_age(interrupt['since'])}" if interrupt else ""),
@@ -87,6 +90,13 @@ def task(document: Task, *, page: str, following: str = "") -> None:
         ("page", page),
         ("next", following),
     )
+
+
+def asks(document: Task) -> str:
+    """Return what a task's agent asks people for: the title of its first open request, and how many more there are."""
+    titles = [each["title"] for each in document.get("requests", ())]
+    more = document.get("requests_open", 0) - 1
+    return "" if not titles else f"{titles[0]} (and {more} more)" if more > 0 else str(titles[0])
 
 
 def _usage(usage: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from threading import BoundedSemaphore, Lock
+from threading import BoundedSemaphore, Event, Lock
 from typing import Any, BinaryIO, Final
 
 from taskherd.client.errors import ClientError
@@ -23,6 +23,8 @@ MAX_CALLS: Final = 32
 """Maximum number of tool calls in progress or waiting; a further one is answered with an error."""
 THREADS: Final = 8
 """Number of tool calls that run at the same time."""
+WAITING_THREADS: Final = 16
+"""Number of calls at the same time of tools that wait for people; they hold up no others."""
 
 PARSE_ERROR: Final = -32700
 INVALID_REQUEST: Final = -32600
@@ -76,12 +78,17 @@ class Argument:
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A tool. ``call`` receives its arguments by name, blocks, returns JSON, and raises ``ClientError``."""
+    """A tool. ``call`` receives its arguments by name, blocks, returns JSON, and raises ``ClientError``.
+
+    The call of a tool that ``waits`` for people may take days. It also receives ``is_cancelled``, a function that says
+    whether nobody waits for the result any more: the client has cancelled the call, or is gone.
+    """
 
     name: str
     description: str
     arguments: Mapping[str, Argument]
     call: Callable[..., Any]
+    waits: bool = False
 
     def listing(self) -> dict[str, Any]:
         """Return the tool as it appears in ``tools/list``."""
@@ -111,23 +118,28 @@ class Server:
         self._output = output
         self._writing = Lock()
         self._free = BoundedSemaphore(MAX_CALLS)
+        self._ended = Event()
+        self._waiting: dict[str | int, Event] = {}
 
     def run(self, source: BinaryIO) -> None:
-        """Serve until ``source`` ends, and answer the calls in progress before returning.
+        """Serve until ``source`` ends, cancel what waits for people, and answer all other calls before returning.
 
         Raises:
             OSError: the client no longer reads.
         """
-        with ThreadPoolExecutor(THREADS, "mcp") as pool:
-            while line := source.readline(MAX_LINE + 1):
-                if len(line) > MAX_LINE:
-                    while line and not line.endswith(b"\n"):
-                        line = source.readline(MAX_LINE)
-                    self._send_error(None, ProtocolError(INVALID_REQUEST, f"Message over {MAX_LINE} bytes"))
-                elif line.strip():
-                    self._receive(line, pool)
+        with ThreadPoolExecutor(THREADS, "mcp") as pool, ThreadPoolExecutor(WAITING_THREADS, "mcp waiting") as waiting:
+            try:
+                while line := source.readline(MAX_LINE + 1):
+                    if len(line) > MAX_LINE:
+                        while line and not line.endswith(b"\n"):
+                            line = source.readline(MAX_LINE)
+                        self._send_error(None, ProtocolError(INVALID_REQUEST, f"Message over {MAX_LINE} bytes"))
+                    elif line.strip():
+                        self._receive(line, pool, waiting)
+            finally:
+                self._ended.set()
 
-    def _receive(self, line: bytes, pool: ThreadPoolExecutor) -> None:
+    def _receive(self, line: bytes, pool: ThreadPoolExecutor, waiting: ThreadPoolExecutor) -> None:
         try:
             message = json.loads(line)
         except (ValueError, RecursionError):
@@ -137,7 +149,8 @@ class Server:
             self._send_error(None, ProtocolError(INVALID_REQUEST, "Invalid Request"))
             return
         if "method" in message and "id" not in message:
-            return  # a notification: none needs an action, as a call in progress cannot be taken back
+            self._notice(message)
+            return
         if "method" not in message and ("result" in message or "error" in message):
             return  # a response, although this server requests nothing
         request_id = message.get("id")
@@ -145,15 +158,25 @@ class Server:
             self._send_error(None, ProtocolError(INVALID_REQUEST, "Invalid Request"))
             return
         try:
-            self._handle(request_id, message.get("method"), message.get("params", {}), pool)
+            self._handle(request_id, message.get("method"), message.get("params", {}), (pool, waiting))
         except ProtocolError as error:
             self._send_error(request_id, error)
 
-    def _handle(self, request_id: str | int, method: Any, params: Any, pool: ThreadPoolExecutor) -> None:
+    def _notice(self, notification: Mapping[str, Any]) -> None:
+        """Cancel a call that waits for people; others cannot be taken back, and other notifications need no action."""
+        params = notification.get("params")
+        if notification["method"] != "notifications/cancelled" or not isinstance(params, dict):
+            return
+        request_id = params.get("requestId")
+        cancelled = self._waiting.get(request_id) if isinstance(request_id, str | int) else None
+        if cancelled is not None:
+            cancelled.set()
+
+    def _handle(self, request_id: str | int, method: Any, params: Any, pools: Sequence[ThreadPoolExecutor]) -> None:
         if not isinstance(params, dict):
             raise ProtocolError(INVALID_PARAMS, "Invalid params: expected an object")
         if method == "tools/call":
-            self._start_call(request_id, params, pool)
+            self._start_call(request_id, params, pools)
         else:
             self._send({"id": request_id, "result": self._answer(method, params)})
 
@@ -175,7 +198,9 @@ class Server:
             case _:
                 raise ProtocolError(INVALID_REQUEST, "Invalid Request")
 
-    def _start_call(self, request_id: str | int, params: Mapping[str, Any], pool: ThreadPoolExecutor) -> None:
+    def _start_call(
+        self, request_id: str | int, params: Mapping[str, Any], pools: Sequence[ThreadPoolExecutor]
+    ) -> None:
         name, arguments = params.get("name"), params.get("arguments") or {}
         tool = self._tools.get(name) if isinstance(name, str) else None
         if tool is None:
@@ -184,14 +209,19 @@ class Server:
             raise ProtocolError(INVALID_PARAMS, "Invalid params: arguments must be an object")
         if not self._free.acquire(blocking=False):
             raise ProtocolError(BUSY, f"More than {MAX_CALLS} calls are in progress; try again later")
-        pool.submit(self._finish_call, request_id, tool, arguments)
+        if tool.waits:
+            self._waiting[request_id] = Event()
+        pools[tool.waits].submit(self._finish_call, request_id, tool, arguments)
 
     def _finish_call(self, request_id: str | int, tool: Tool, arguments: Mapping[str, Any]) -> None:
+        cancelled = self._waiting.get(request_id) if tool.waits else None
+        more = {} if cancelled is None else {"is_cancelled": lambda: cancelled.is_set() or self._ended.is_set()}
         try:
-            self._send({"id": request_id, "result": call(tool, arguments)})
+            self._send({"id": request_id, "result": call(tool, arguments, **more)})
         except OSError:
             pass  # the client no longer reads; the loop ends with its stdin
         finally:
+            self._waiting.pop(request_id, None)
             self._free.release()
 
     def _send_error(self, request_id: str | int | None, error: ProtocolError) -> None:
@@ -204,8 +234,11 @@ class Server:
             self._output.flush()
 
 
-def call(tool: Tool, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Call a tool and return the result for the model, in which every failure is a text that the model reads."""
+def call(tool: Tool, arguments: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """Call a tool and return the result for the model, in which every failure is a text that the model reads.
+
+    ``more`` is what the tool receives beside its arguments.
+    """
     values = {
         name: arguments.get(name, argument.default) for name, argument in tool.arguments.items()
     }  # others are ignored, as they always were
@@ -213,7 +246,7 @@ def call(tool: Tool, arguments: Mapping[str, Any]) -> dict[str, Any]:
     if wrong:
         return _failure(f"Invalid arguments. {'; '.join(wrong)}")
     try:
-        value = tool.call(**values)
+        value = tool.call(**values, **more)
     except ClientError as error:
         return _failure(f"{error.message} ({error.advice})" if error.advice else error.message)
     except Exception as error:  # noqa: BLE001 - a bug in one tool must leave no call unanswered

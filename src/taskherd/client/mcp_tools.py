@@ -1,4 +1,4 @@
-"""The tools of ``taskherd mcp``: two reports for agents, and task management for the assistants of users.
+"""The tools of ``taskherd mcp``: reports and questions of agents, and task management for the assistants of users.
 
 Names and arguments are those of Coder's MCP server, so prompts and configurations written for it keep working.
 The descriptions of the tools and of their arguments are shown to models.
@@ -6,11 +6,11 @@ The descriptions of the tools and of their arguments are shown to models.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from taskherd.client import tasks
+from taskherd.client import agent_requests, asking, tasks
 from taskherd.client.errors import ClientError, ExitCode
 from taskherd.client.http import TOKEN, URL, Client
 from taskherd.client.mcp_stdio import Argument, Tool
@@ -26,8 +26,8 @@ USER_URL: Final = (URL, "CODER_URL")
 TEMPLATE_FIELDS: Final = ("display_name", "id", "name", "description", "active_version_id", "active_user_count")
 """The fields of a template that a model sees, those of Coder's tool."""
 
-AGENT_FIELDS: Final = ("agent_exit", "stalled_since", "workspace_agent_health")
-"""The fields of a task that say whether its agent still runs; Coder's tool returns only status and state."""
+AGENT_FIELDS: Final = ("agent_exit", "stalled_since", "workspace_agent_health", "requests", "requests_open")
+"""The fields of a task that say whether its agent still runs, and what it asks; Coder's tool returns none of them."""
 
 TOKENS: Final = {
     "input_tokens": "read by the model, without those from a cache",
@@ -46,7 +46,7 @@ Document = dict[str, Any]
 
 
 class AgentTools:
-    """The tools of an agent, which reports the state of its own task and what it used."""
+    """The tools of an agent, which reports the state of its own task and what it used, and asks people."""
 
     def __init__(self, client: Client, app_slug: str) -> None:
         self._client = client
@@ -82,7 +82,32 @@ class AgentTools:
                 },
                 self.report_usage,
             ),
+            Tool(
+                "ask_person",
+                "Ask the people who follow your task, and wait for their answer, however long that takes. Use it when"
+                " you cannot go on without a decision or a permission; do not ask what you can find out yourself.",
+                {
+                    "question": Argument("The question, in a sentence of at most 200 characters.", required=True),
+                    "detail": Argument("What they need to know to answer it."),
+                    "options": Argument("The answers to choose from, up to 16, one per line. Without any, they write."),
+                },
+                self.ask_person,
+                waits=True,
+            ),
         ]
+
+    def ask_person(self, question: str, detail: str, options: str, is_cancelled: Callable[[], bool]) -> Document:
+        """Ask people, and return their answer once there is one."""
+        labels = list(dict.fromkeys(filter(None, map(str.strip, options.splitlines()))))
+        fields: Document = {"kind": "question", "title": question, **({"detail": detail} if detail else {})}
+        fields["options"] = [
+            {"id": str(number), "label": label, "kind": "other"} for number, label in enumerate(labels, start=1)
+        ]
+        found = asking.ask(self._client, fields, is_cancelled)
+        if found["state"] != "answered":
+            return {"state": found["state"], "message": "Nobody answered: decide yourself, or stop."}
+        chosen = None if found["option_id"] is None else labels[int(found["option_id"]) - 1]
+        return {"state": found["state"], "option": chosen, "text": found["text"]}
 
     def report_task(self, summary: str, state: str, link: str) -> Document:
         """Report the state of the agent's own task."""
@@ -165,6 +190,18 @@ class UserTools:
                 self.send_task_input,
             ),
             Tool(
+                "answer_task_request",
+                "Answer what the agent of a task asks people for: an approval or a question. The first answer counts."
+                " If it is not clear which request or option is meant, nothing is answered and they are listed.",
+                {
+                    "task_id": TASK_ID,
+                    "request_id": Argument("The id of the request; not needed if only one is open."),
+                    "option": Argument("The id or label of the option, unless the request has none."),
+                    "text": Argument("The answer to a question without options, or what to say with the option."),
+                },
+                self.answer_task_request,
+            ),
+            Tool(
                 "interrupt_task",
                 "Interrupt the agent of a task: end what it does now. Refused if the agent is not working.",
                 {"task_id": TASK_ID},
@@ -218,12 +255,22 @@ class UserTools:
         path = tasks.path_of(_task_reference(task_id))
         body: Document = {"input": input, **({"interrupt": True} if interrupt == "true" else {})}
         response = tasks.change(self._client, "POST", *path, "send", body=body)
+        if "x-taskherd-answered" in response.headers:
+            return {"message": "Input sent to task: it answered what the agent asked."}
         queued = response.headers.get("x-taskherd-queued") == "true"
         return {
             "message": "Input queued: it waits until the agent is idle."
             if queued
             else "Input sent to task successfully."
         }
+
+    def answer_task_request(self, task_id: str, request_id: str, option: str, text: str) -> Document:
+        """Answer an open request of a task's agent."""
+        task = _task_reference(task_id)
+        words = [word for word in (request_id, option) if word]
+        chosen, body = agent_requests.choose(agent_requests.open_of(self._client, task), words, text)
+        agent_requests.answer(self._client, task, chosen, body)
+        return {"message": "Answered.", "request_id": chosen["id"], "title": chosen["title"]}
 
     def interrupt_task(self, task_id: str) -> Document:
         """Interrupt the agent of a task."""
@@ -237,7 +284,7 @@ class UserTools:
 
 
 def available(environ: Mapping[str, str]) -> list[Tool]:
-    """Return the agent's tool if there is an agent token, and the user's tools if there is a user's.
+    """Return the agent's tools if there is an agent token, and the user's tools if there is a user's.
 
     Raise ``ClientError`` if there is no token, or no valid URL for a token.
     """

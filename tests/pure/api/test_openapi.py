@@ -54,6 +54,9 @@ def test_references_exist() -> None:
 def test_summaries_are_imperative_phrases() -> None:
     """Every operation has a summary that starts with a verb and has no full stop; every parameter has a description."""
     verbs = {
+        "Add",
+        "Answer",
+        "Ask",
         "Cancel",
         "Check",
         "Create",

@@ -8,7 +8,7 @@ import orjson
 import pytest
 from pydantic import Field
 
-from taskherd.api.agents.handlers import SnapshotQuery
+from taskherd.api.agents.logs import SnapshotQuery
 from taskherd.api.http import query_parameters
 from taskherd.api.http.errors import HTTPError
 from taskherd.api.http.query_parameters import MAX_POSITION, NoQuery, QueryModel, whole_number

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from typing import Final
 
-from taskherd.api.agents import handlers
-from taskherd.api.agents.schemas import AppStatusPatch, LogSnapshot, UsageReport
+from taskherd.api.agents import handlers, logs, requests
+from taskherd.api.agents.schemas import (
+    AgentRequestReport,
+    AppStatusPatch,
+    LogReport,
+    LogSnapshot,
+    OwnRequest,
+    ReportedRequest,
+    UsageReport,
+)
 from taskherd.api.http.route import Auth, ResponseSpec, Route
 
 MAX_SNAPSHOT_BYTES: Final = 64 * 1024
@@ -26,14 +34,14 @@ ROUTES: Final = (
     Route(
         method="POST",
         path="/workspaceagents/me/tasks/{id}/log-snapshot",
-        handler=handlers.log_snapshot,
+        handler=logs.log_snapshot,
         summary="Upload a snapshot of the task log",
         description="Stores the end of the conversation, so that it can be read while no agent is running. A user's"
         " message is an input only if the agent was given it, else output.",
         auth=Auth.AGENT,
         body=LogSnapshot,
         max_body=MAX_SNAPSHOT_BYTES,
-        query=handlers.SnapshotQuery,
+        query=logs.SnapshotQuery,
         responses={204: ResponseSpec("The snapshot was accepted.")},
         tag="agents",
     ),
@@ -47,6 +55,45 @@ ROUTES: Final = (
         auth=Auth.AGENT,
         body=UsageReport,
         responses={204: ResponseSpec("The report was accepted.")},
+        tag="agents",
+    ),
+    Route(
+        method="POST",
+        path="/workspaceagents/me/logs",
+        handler=logs.add_entries,
+        summary="Add entries to the task log",
+        description="Adds entries to the conversation, or replaces earlier ones, as the report `task.log` does. What"
+        " the agent says a person said is an input only if the agent was given it, else output.",
+        auth=Auth.AGENT,
+        body=LogReport,
+        responses={204: ResponseSpec("The entries were accepted.")},
+        tag="agents",
+    ),
+    Route(
+        method="POST",
+        path="/workspaceagents/me/requests",
+        handler=requests.report,
+        summary="Ask people for an approval or an answer",
+        description="Opens a request of the agent, as the report `agent.request` does, or withdraws it. The agent"
+        " itself fetches the answer. The request stays open if the agent is interrupted, and ends with its build.",
+        auth=Auth.AGENT,
+        body=AgentRequestReport,
+        responses={202: ResponseSpec("The request was accepted.", ReportedRequest)},
+        tag="agents",
+    ),
+    Route(
+        method="GET",
+        path="/workspaceagents/me/requests/{request}",
+        handler=requests.get,
+        summary="Get what became of a request",
+        description="Returns a request of the agent and its build, with the answer. With `wait`, the response is sent"
+        " once the request is no longer open, or on timeout. It may come into being during the wait.",
+        auth=Auth.AGENT,
+        query=requests.OwnRequestQuery,
+        responses={
+            200: ResponseSpec("The request.", OwnRequest),
+            429: ResponseSpec("The agent waits for too many requests at once."),
+        },
         tag="agents",
     ),
 )

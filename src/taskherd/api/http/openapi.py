@@ -30,6 +30,7 @@ _PATH_PARAMETERS: Final = {
     "user": "Username or ID of a user; `me` is the authenticated user.",
     "task": "ID or name of a task.",
     "action": "ID of an action.",
+    "request": "ID of a request of an agent.",
     "workspace": "Name of a workspace, which is that of its task.",
     "id": "ID in the form of a UUID.",
     "organization": "Name or ID of an organization; `default` is the one of that name, else the caller's first one.",

@@ -88,28 +88,28 @@ async def find_owner(request: RequestContext, user: UUID | str, version: UUID | 
 
 async def delete(request: RequestContext) -> BufferedResponse:
     """Delete a task: it is hidden immediately, and its workspace is deleted once the current build has ended."""
-    await send_command(request, Delete(**await _common(request)))
+    await send_command(request, Delete(**await command_fields(request)))
     return empty(202)
 
 
 async def update_input(request: RequestContext) -> BufferedResponse:
     """Replace the prompt of a paused task."""
     await send_command(
-        request, UpdateInput(**await _common(request), input=texts.sanitize(request.body.input or "", {}))
+        request, UpdateInput(**await command_fields(request), input=texts.sanitize(request.body.input or "", {}))
     )
     return empty(204)
 
 
 async def update_labels(request: RequestContext) -> BufferedResponse:
     """Set and remove labels of a task, and return the task."""
-    result = await send_command(request, UpdateLabels(**await _common(request), labels=request.body.labels))
+    result = await send_command(request, UpdateLabels(**await command_fields(request), labels=request.body.labels))
     as_objects = request.api.nullable_ids_as_objects
     return BufferedResponse(200, documents.render_reply(result.task, nullable_ids_as_objects=as_objects))
 
 
 async def send(request: RequestContext) -> BufferedResponse:
-    """Send an input to a task's agent; while the agent is busy, the input waits in the inbox."""
-    common, body = await _common(request), request.body
+    """Send an input to a task's agent; while the agent is busy, the input waits in the inbox, unless it answers it."""
+    common, body = await command_fields(request), request.body
     text = texts.sanitize(body.input or "", {})
     result = await send_command(
         request,
@@ -121,23 +121,26 @@ async def send(request: RequestContext) -> BufferedResponse:
             interrupt=bool(body.interrupt),
         ),
     )
-    return empty(204, {"X-Taskherd-Queued": "true"} if result.queued else None)
+    headers = {"X-Taskherd-Queued": "true"} if result.queued else {}
+    if result.answered is not None:
+        headers["X-Taskherd-Answered"] = str(result.answered)
+    return empty(204, headers)
 
 
 async def interrupt(request: RequestContext) -> BufferedResponse:
     """End what a task's agent does; a request during an interrupt joins it."""
-    result = await send_command(request, Interrupt(**await _common(request)))
+    result = await send_command(request, Interrupt(**await command_fields(request)))
     return json({"interrupt_id": str(result.interrupt_id)}, 202)
 
 
 async def pause(request: RequestContext) -> BufferedResponse:
     """Stop a task's workspace."""
-    return await _build(request, Pause(**await _common(request)), "stop")
+    return await _build(request, Pause(**await command_fields(request)), "stop")
 
 
 async def resume(request: RequestContext) -> BufferedResponse:
     """Start a task's workspace again."""
-    return await _build(request, Resume(**await _common(request)), "start")
+    return await _build(request, Resume(**await command_fields(request)), "start")
 
 
 async def _build(request: RequestContext, command: Pause | Resume, transition: str) -> BufferedResponse:
@@ -147,7 +150,7 @@ async def _build(request: RequestContext, command: Pause | Resume, transition: s
     )
 
 
-async def _common(request: RequestContext) -> dict[str, UUID]:
+async def command_fields(request: RequestContext) -> dict[str, UUID]:
     """Return the fields that all commands for the path's task have. Raise a 404 if the caller may not see it."""
     task_id = await task_queries.find_id(request.reader, task_ref_of(request))
     if task_id is None:

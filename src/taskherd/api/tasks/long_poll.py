@@ -59,6 +59,12 @@ def _wait(text: str) -> float:
     return wait
 
 
+WAIT_PARAMETER: Final = TextParameter(
+    _wait, {"type": "string", "pattern": r"^(([0-5]?[0-9](\.[0-9]{1,3})?|60)s?|([0-5]?[0-9]{1,4}|60000)ms)$"}
+)
+"""Annotation of a duration of at most ``MAX_WAIT``, in seconds."""
+
+
 class TaskQuery(QueryModel):
     """Query parameters of a task."""
 
@@ -73,12 +79,7 @@ class TaskQuery(QueryModel):
             " no other value follows by itself, unless the template restarts lost agents."
         ),
     )
-    wait: Annotated[
-        float | None,
-        TextParameter(
-            _wait, {"type": "string", "pattern": r"^(([0-5]?[0-9](\.[0-9]{1,3})?|60)s?|([0-5]?[0-9]{1,4}|60000)ms)$"}
-        ),
-    ] = Field(
+    wait: Annotated[float | None, WAIT_PARAMETER] = Field(
         None,
         description=(
             "Maximum time to wait, as a number with the unit `s` (the default) or `ms`, at most 60 seconds."

@@ -20,6 +20,7 @@ from taskherd.api.tasks import (
     task_follow,
     totals,
 )
+from taskherd.api.tasks.explain_schemas import TaskExplanation, Timeline
 from taskherd.api.tasks.schemas import (
     CreateResults,
     CreateTask,
@@ -29,12 +30,10 @@ from taskherd.api.tasks.schemas import (
     LabelsRequest,
     RequestedInterrupt,
     SendRequest,
-    TaskExplanation,
     TaskInputRequest,
     TaskLogs,
     TasksList,
     TaskTotals,
-    Timeline,
 )
 from taskherd.api.workspaces.schemas import RequestedBuild
 from taskherd.messages.document import TaskDocument
@@ -221,7 +220,11 @@ ROUTES: Final = (
             204: ResponseSpec(
                 "The input was accepted.",
                 None,
-                {"X-Taskherd-Queued": "`true` if the input waits for an idle agent."},
+                {
+                    "X-Taskherd-Queued": "`true` if the input waits for an idle agent.",
+                    "X-Taskherd-Answered": "ID of the agent's request that the input answered: its only open one, if"
+                    " that wants a text.",
+                },
             ),
             409: ResponseSpec(_CONFLICT),
         },

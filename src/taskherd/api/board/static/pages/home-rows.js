@@ -1,9 +1,12 @@
 // @ts-check
 // The rows of Home that need a person, each with what can be done about it.
+import { inOrder } from "../answers.js";
 import * as api from "../api.js";
 import { submitOnEnter } from "../dialog.js";
 import { link } from "../format.js";
 import { canResume, describe, dot, exitSays, firstLine, prose, title } from "../state.js";
+import { rich } from "../task/text.js";
+import { toolView } from "../task/tool-input.js";
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 
 /**
@@ -29,24 +32,18 @@ export function requestRow(page, request, became) {
   const answer = (/** @type {any} */ body, /** @type {string} */ said) =>
     page.act(id, "POST", `${path}/requests/${id}/answer`, body, said);
   const actions = options.length
-    ? options.map((/** @type {any} */ option) => html`<button class=${/^allow/.test(option.kind) && option === mainOption(options) ? "button go" : "button"}
+    ? inOrder(options).map(({ option, isMain }) => html`<button class=${isMain ? "button go" : "button"}
         ?disabled=${page.busy.has(id)} @click=${() => answer({ option_id: option.id }, `${option.label}: sent to the agent`)}>${option.label}</button>`)
     : html`<button class="button" aria-expanded=${page.open.has(id)} @click=${() => page.toggle(id)}>Answer…</button>`;
   return html`<li class="need ask ${became ? "over" : ""}" data-id=${id} tabindex="-1">
     <div class="what"><p class="title">${dot({ word: "", color: "waiting", live: !became, says: "", since: "" })}<span>${prose(request.title)}</span></p>
       <p class="sub"><a href=${path}>${request.task_display_name || request.task_name}</a> · ${request.owner_name} · ${request.template_display_name || request.template_name}
         · asked <time-ago at=${request.since}></time-ago>${request.expires_at ? html` · expires <time-ago at=${request.expires_at}></time-ago>` : nothing}</p>
-      ${request.detail || request.tool?.input ? html`<details class="detail"><summary>Details</summary>
-        ${request.detail ? html`<pre>${request.detail}</pre>` : nothing}
-        ${request.tool?.input ? html`<pre>${JSON.stringify(request.tool.input, null, 2)}</pre>` : nothing}</details>` : nothing}</div>
+      ${became ? nothing : html`<div class="about">${toolView(request.tool)}
+        ${request.detail ? html`<details class="detail"><summary>Details</summary><div class="prose">${rich(request.detail)}</div></details>` : nothing}</div>`}</div>
     <div class="acts">${became ? html`<span class="soft" role="status">${became}</span>` : actions}</div>
     ${page.open.has(id) && !became ? reply(page, id, "Your answer", (text) => answer({ text }, "Answered")) : nothing}
   </li>`;
-}
-
-/** @param {any[]} options */
-function mainOption(options) {
-  return options.find((each) => each.kind === "allow_once") || options.find((each) => each.kind === "allow_always");
 }
 
 /**

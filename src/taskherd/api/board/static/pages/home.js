@@ -52,6 +52,7 @@ class Home {
     this.tasks = new Map();
     /** @type {Map<string, any>} open requests by id */
     this.requests = new Map();
+    this.hasMoreRequests = false;
     /** @type {any} */
     this.totals = null;
     /** @type {Scope} */
@@ -81,6 +82,7 @@ class Home {
     bind("Home", [
       { keys: "j", does: "Next that needs you", run: () => this.move(1) },
       { keys: "k", does: "The one before", run: () => this.move(-1) },
+      { keys: "a", does: "Answer what is asked", run: () => this.answer() },
       { keys: "m", does: "Mine or everyone's", run: () => this.setScope(this.scope === "mine" ? "everyone" : "mine") },
     ], signal);
     this.draw();
@@ -154,7 +156,8 @@ class Home {
   async loadRequests(signal) {
     const q = this.terms ? `&q=${encodeURIComponent(this.terms)}` : "";
     const answer = await api.get(`/requests?limit=50${q}`, { signal });
-    if (!answer.ok || answer.unchanged) return; // 404: a server without requests
+    if (!answer.ok || answer.unchanged) return;
+    this.hasMoreRequests = answer.value.next !== null;
     this.requests = new Map(answer.value.requests.map((/** @type {any} */ each) => [each.id, each]));
   }
 
@@ -205,7 +208,7 @@ class Home {
     for (const task of this.tasks.values()) {
       if (asking.has(task.id)) continue;
       const { word, since } = describe(task);
-      if (word === "waiting" && !this.requests.size) groups.idle.push({ kind: "waiting", since, task });
+      if (word === "waiting" && this.hasMoreRequests) groups.idle.push({ kind: "waiting", since, task });
       else if (word === "idle") groups.idle.push({ kind: "idle", since, task });
       else if (word === "stalled" || ((word === "failed" || word === "lost") && since > old)) groups.bad.push({ kind: word, since, task });
     }
@@ -367,6 +370,12 @@ class Home {
       announce(said);
     } else if (!answer.aborted) toast(api.explain(answer), { bad: true });
     this.draw();
+  }
+
+  /** Go to the answers of the row with the focus, or of the first that asks something. */
+  answer() {
+    const row = document.activeElement?.closest(".need.ask:not(.over)") || this.view.root.querySelector(".need.ask:not(.over)");
+    /** @type {HTMLElement | null | undefined} */ (row?.querySelector(".reply textarea, .acts button"))?.focus();
   }
 
   /** @param {number} by */

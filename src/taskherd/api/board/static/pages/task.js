@@ -9,6 +9,7 @@ import { link } from "../format.js";
 import * as keys from "../keys.js";
 import * as router from "../router.js";
 import { badge, describe, exitSays, firstLine, prose, title } from "../state.js";
+import { inUse, SteadyList } from "../steady.js";
 import { html, nothing, render } from "../vendor/lit-html/lit-html.js";
 import { ACTIONS } from "../task/actions.js";
 import { Builds } from "../task/builds.js";
@@ -16,7 +17,7 @@ import { quote, showSource, sourceButton } from "../task/commands.js";
 import { composer } from "../task/composer.js";
 import { Conversation, PAGE } from "../task/conversation.js";
 import { factsView, inboxView, whyView } from "../task/facts.js";
-import { requestCards } from "../task/requests.js";
+import { pendingAnswers, requestCards } from "../task/requests.js";
 import { spentView } from "../task/spent.js";
 import { Timeline } from "../task/timeline.js";
 
@@ -38,14 +39,14 @@ class TaskPage {
     this.task = null;
     /** @type {any} */
     this.explained = null;
-    /** @type {import("../task/requests.js").AgentRequest[]} */
-    this.requests = [];
+    /** @type {Map<string, import("../task/requests.js").AgentRequest>} by their ids, in their order */
+    this.requests = new Map();
+    this.asked = new SteadyList();
     /** @type {import("../task/spent.js").Durations | null} */
     this.durations = null;
     this.timeline = new Timeline();
     this.builds = new Builds(() => this.render());
     this.ended = ""; // why there is nothing to show any more
-    this.hasNoRequests = false;
     this.readAt = 0;
     this.timer = 0;
     this.reading = false;
@@ -104,10 +105,7 @@ class TaskPage {
     this.task = document_;
     this.view.setTitle(title(document_));
     attention.changed();
-    const asks = (document_.requests_open || 0) > 0;
-    if (!asks) this.requests = [];
-    const isMore = kind === "snapshot" || !before || fields.has("requests") || fields.has("requests_open");
-    if (asks && isMore) this.readRequests();
+    if (kind === "snapshot" || !before || fields.has("requests") || fields.has("requests_open")) this.readRequests();
     this.render();
     this.readSoon();
   }
@@ -122,13 +120,9 @@ class TaskPage {
   }
 
   async readRequests() {
-    if (this.hasNoRequests) return;
     const answer = await api.get(`${this.path}/requests`, { signal: this.view.signal, cached: false });
-    this.hasNoRequests = !answer.ok && answer.status === 404; // an API of an earlier release
     if (!answer.ok || this.ended) return;
-    const all = [...answer.value.requests].reverse(); // the oldest first
-    this.requests = all.filter((each) => each.state === "open");
-    this.timeline.addRequests(all);
+    this.requests = new Map(answer.value.requests.map((/** @type {any} */ each) => [each.id, each]));
     this.render();
   }
 
@@ -207,8 +201,19 @@ class TaskPage {
     const { status, current_state: state } = this.task;
     const working = status === "active" && state?.state === "working" && !this.task.agent_exit;
     render(composer({ path: this.path, working, paused: status === "paused", sent: () => this.readSoon() }), part(".conversation-end"));
-    const cards = requestCards(this.requests, this.path, () => { this.readRequests(); attention.changed(); });
-    this.conversation.setTail(html`${inboxView(this.explained)}${cards}${this.stopped(working)}`, this.task.template_display_name || "Agent");
+    this.conversation.setTail(html`${inboxView(this.explained)}${this.asks()}${this.stopped(working)}`, this.task.template_display_name || "Agent");
+  }
+
+  /** What it asks; nothing moves while somebody is about to answer. */
+  asks() {
+    const { root } = this.view;
+    const open = [...this.requests.values()].filter((each) => each.state === "open").map((each) => each.id);
+    const ids = this.asked.update(open, inUse(root.querySelector(".asks")));
+    const shown = /** @type {import("../task/requests.js").AgentRequest[]} */ (ids.map((id) => this.requests.get(id)).filter(Boolean));
+    const pending = [...this.requests.values()].filter((each) => each.state === "answered" && !each.closed_at && !each.answer.delivered_at && !ids.includes(each.id));
+    if (!shown.length) return pendingAnswers(pending);
+    const answered = () => { this.readRequests(); attention.changed(); };
+    return html`${pendingAnswers(pending)}${requestCards(shown, { heldBack: this.asked.heldBack, path: this.path, answered, left: () => this.render() })}`;
   }
 
   head() {

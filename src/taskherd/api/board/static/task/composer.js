@@ -22,7 +22,8 @@ export function composer({ path, working, paused, sent }) {
     if (field.value === input) field.value = "";
     grow(field);
     field.focus();
-    if (answer.headers.get("X-Taskherd-Queued")) toast("Queued: the agent gets it when it is ready.");
+    if (answer.headers.get("X-Taskherd-Answered")) toast("This answered what the agent asked.");
+    else if (answer.headers.get("X-Taskherd-Queued")) toast("Queued: the agent gets it when it is ready.");
     sent();
   };
   return html`<form class="composer" @submit=${submit}>

@@ -1,8 +1,9 @@
 // @ts-check
 // One entry of the conversation: what somebody said or thought, a tool call folded to one line, a plan, a notice.
 import "../format.js";
-import { bytes, plural } from "../format.js";
+import { bytes } from "../format.js";
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
+import { counts, diffView } from "./diff-view.js";
 import { diff } from "./diff.js";
 import { rich } from "./text.js";
 
@@ -123,7 +124,7 @@ function toolCall(entry, folds) {
     <summary><i class="mark ${color} ${mark ? "" : "busy"}" aria-hidden="true">${mark}</i><span class="unseen">${word}</span>
       <span class="truncate">${deed(title, data.kind)}</span>
       <span class="outcome">${change ? counts(change) : outcome(entry, title)}</span></summary>
-    ${isOpen ? html`${change ? diffView(data.diff.path, change, title) : nothing}${details(entry, title, change !== null)}` : nothing}</details>`;
+    ${isOpen ? html`${change ? html`${title.includes(data.diff.path) ? nothing : html`<p class="places"><code>${data.diff.path}</code></p>`}${diffView(data.diff.path, change)}` : nothing}${details(entry, title, change !== null)}` : nothing}</details>`;
 }
 
 /**
@@ -136,11 +137,6 @@ function deed(title, kind) {
   const text = title.replaceAll("`", "");
   if (!word || text.toLowerCase().startsWith(String(kind))) return text;
   return /\s/.test(text) && !/[/.=-]/.test(text) ? text : html`${word} <code>${text}</code>`;
-}
-
-/** @param {{added: number, removed: number}} change */
-function counts({ added, removed }) {
-  return html`${added || !removed ? html`<span class="plus">+${added}</span>` : nothing}${removed ? html`<span class="minus">−${removed}</span>` : nothing}`;
 }
 
 /**
@@ -180,18 +176,6 @@ function details(entry, title, hasDiff) {
     ${places.length ? html`<p class="places">${places.map((/** @type {string} */ place) => html`<code>${place}</code> `)}</p>` : nothing}
     ${text ? html`<pre>${text}</pre>` : nothing}
     ${!text && !hasDiff && !places.length ? html`<p class="places">Nothing more was reported.</p>` : nothing}`;
-}
-
-const SIGNS = /** @type {Record<string, [string, string]>} */ ({ "+": ["line add", "+"], "-": ["line del", "−"], " ": ["line", " "], "…": ["line gap", ""] });
-
-/**
- * @param {string} path
- * @param {ReturnType<typeof diff>} change
- * @param {string} title
- */
-function diffView(path, { lines }, title) {
-  return html`${title.includes(path) ? nothing : html`<p class="places"><code>${path}</code></p>`}
-    <div class="diff" tabindex="0" role="group" aria-label=${`Changes of ${path}`}>${lines.map(({ sign, text }) => html`<div class=${SIGNS[sign][0]}><span class="sign">${SIGNS[sign][1]}</span>${sign === "…" ? plural(Number(text), "unchanged line") : text || " "}</div>`)}</div>`;
 }
 
 /**

@@ -1,42 +1,69 @@
 // @ts-check
 // What the agent asks, with the answer one click or key away: options as buttons, a field for free text.
+import { became, inOrder } from "../answers.js";
 import * as api from "../api.js";
 import { submitOnEnter, toast } from "../dialog.js";
-import "../format.js";
+import { bytes, plural } from "../format.js";
 import { prose } from "../state.js";
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
+import { repeat } from "../vendor/lit-html/directives/repeat.js";
+import { rich } from "./text.js";
+import { toolView } from "./tool-input.js";
 
 /**
  * @typedef {{id: string, kind: "approval" | "question", title: string, detail?: string, tool?: any, since?: string,
- *   options?: {id: string, label: string, kind: string}[], state?: string, expires_at?: string | null}} AgentRequest
+ *   options?: import("../answers.js").Option[], state: string, answer?: any, expires_at?: string | null,
+ *   closed_at?: string | null}} AgentRequest
  */
 
-const REJECTS = new Set(["reject_once", "reject_always"]);
+const LONG = 1_200; // characters after which a detail is folded
+const LONG_LINES = 12; // lines, as above
 
 /**
- * The open requests of a task, as cards.
+ * Requests of a task, as cards: the open ones, and those that are over but stay while somebody points at them.
  * @param {AgentRequest[]} requests
- * @param {string} path of the task
- * @param {() => void} answered called after each answer
+ * @param {object} options
+ * @param {number} options.heldBack how many more are shown later
+ * @param {string} options.path of the task
+ * @param {() => void} options.answered called after each answer
+ * @param {() => void} options.left called when nobody points at them any more
  */
-export function requestCards(requests, path, answered) {
-  return requests.map((each) => html`<section class="agent-asks" aria-label=${each.kind === "approval" ? "Approval" : "Question"}>
-    <h2 class="ask-title"><i class="dot waiting live"></i><span>${prose(each.title)}</span></h2>
-    ${each.detail ? html`<p class="ask-detail">${each.detail}</p>` : nothing}
-    ${each.tool?.input ? html`<pre tabindex="0" role="group" aria-label="What it is about">${inputText(each.tool.input)}</pre>` : nothing}
-    ${answerForm(each, path, answered)}
-    <p class="tiny soft">Your answer goes to the agent at once.${each.since ? html` Asked <time-ago at=${each.since}></time-ago>.` : nothing}${
-      each.expires_at ? html` It expires <time-ago at=${each.expires_at}></time-ago>.` : nothing}</p></section>`);
+export function requestCards(requests, { heldBack, path, answered, left }) {
+  return html`<div class="asks" @pointerleave=${left} @focusout=${() => setTimeout(left, 0)}>${repeat(requests, (/** @type {AgentRequest} */ each) => each.id, (/** @type {AgentRequest} */ each) => card(each, path, answered))}
+    ${heldBack ? html`<p class="tiny soft" role="status">${plural(heldBack, "more request")} when you leave this one</p>` : nothing}</div>`;
 }
 
 /**
- * A command as people write it, anything else as JSON.
- * @param {any} input
+ * Answers that the agent does not have yet.
+ * @param {AgentRequest[]} requests
  */
-function inputText(input) {
-  const { command, ...others } = typeof input === "object" && input ? input : { command: undefined };
-  const line = Array.isArray(command) ? command.join(" ") : command;
-  return typeof line === "string" && !Object.keys(others).length ? `$ ${line}` : JSON.stringify(input, null, 2);
+export function pendingAnswers(requests) {
+  return requests.map((each) => html`<p class="small soft pending-answer" role="status">${became(each)} · “${prose(each.title)}” · the agent does not have it yet</p>`);
+}
+
+/**
+ * @param {AgentRequest} asked
+ * @param {string} path
+ * @param {() => void} answered
+ */
+function card(asked, path, answered) {
+  const isOpen = asked.state === "open";
+  const { id, kind, title, detail, tool, since, expires_at: expires } = asked;
+  return html`<section class=${isOpen ? "agent-asks" : "agent-asks over"} data-id=${id} tabindex="-1" aria-label=${`${kind === "approval" ? "Approval" : "Question"}: ${title}`}>
+    <h2 class="ask-title"><i class=${isOpen ? "dot waiting live" : "dot"}></i><span>${prose(title)}</span></h2>
+    ${isOpen ? html`${detail ? detailView(detail) : nothing}
+      ${toolView(tool)}
+      ${answerForm(asked, path, answered)}
+      <p class="tiny soft">Your answer goes to the agent at once.${since ? html` Asked <time-ago at=${since}></time-ago>.` : nothing}${
+        expires ? html` It expires <time-ago at=${expires}></time-ago>.` : nothing}</p>`
+    : html`<p class="soft" role="status">${became(asked)}</p>`}</section>`;
+}
+
+/** @param {string} detail */
+function detailView(detail) {
+  const text = html`<div class="ask-detail prose" tabindex="0" role="group" aria-label="Details">${rich(detail)}</div>`;
+  const isLong = detail.length > LONG || detail.split("\n").length > LONG_LINES;
+  return isLong ? html`<details class="with-words"><summary>Details (${bytes(detail.length)})</summary>${text}</details>` : text;
 }
 
 /**
@@ -46,13 +73,13 @@ function inputText(input) {
  */
 function answerForm(asked, path, answered) {
   const options = asked.options || [];
-  const main = options.find((each) => !REJECTS.has(each.kind))?.id;
   const submit = async (/** @type {SubmitEvent} */ event) => {
     event.preventDefault();
     const form = /** @type {HTMLFormElement} */ (event.currentTarget);
     const option = /** @type {HTMLButtonElement | null} */ (event.submitter)?.value;
     const text = String(new FormData(form).get("text") || "").trim();
-    if (!options.length && !text) return;
+    if (options.length ? !option : !text) return; // Ctrl-Enter in the field chooses no option
+    if (form.contains(document.activeElement)) /** @type {HTMLElement} */ (form.closest("section")).focus({ preventScroll: true }); // the form is about to go
     const buttons = form.querySelectorAll("button");
     buttons.forEach((each) => (each.disabled = true));
     const body = { ...(options.length ? { option_id: option } : {}), ...(text ? { text } : {}) };
@@ -64,8 +91,8 @@ function answerForm(asked, path, answered) {
   };
   return html`<form class="answer" @submit=${submit}>
     ${options.length ? html`
-      <div class="answer-options">${[...options].sort((one, other) => Number(REJECTS.has(other.kind)) - Number(REJECTS.has(one.kind))).map((each) => html`
-        <button class=${each.id === main ? "button go" : "button"} value=${each.id}>${each.label}</button>`)}</div>
+      <div class="answer-options">${inOrder(options).map(({ option, isMain }) => html`
+        <button class=${isMain ? "button go" : "button"} value=${option.id}>${option.label}</button>`)}</div>
       <details class="with-words"><summary>Say something with it</summary>${textField(asked, false)}</details>`
     : html`${textField(asked, true)}<div class="answer-options"><button class="button go">Answer</button></div>`}
   </form>`;

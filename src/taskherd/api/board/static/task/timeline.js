@@ -1,6 +1,7 @@
 // @ts-check
 // What happened to the task, the newest first: what changed, why, and who did it.
 import "../format.js";
+import { prose } from "../state.js";
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 
 const SHOWN = 40; // at first
@@ -32,13 +33,6 @@ export class Timeline {
     if (excess > 0) for (const [key] of this.newestFirst().slice(-excess)) this.items.delete(key);
   }
 
-  /** @param {any[]} requests what the agent asked; those that are not open any more are told with what became of them */
-  addRequests(requests) {
-    for (const each of requests) {
-      if (each.state !== "open") this.items.set(`r${each.id}`, { request: each, time: each.answer?.at || each.state_since });
-    }
-  }
-
   newestFirst() { // times are in one format, so their texts are in order
     return [...this.items].sort(([, one], [, other]) => (one.time < other.time ? 1 : one.time > other.time ? -1 : (other.position || 0) - (one.position || 0)));
   }
@@ -47,7 +41,7 @@ export class Timeline {
   view(redraw) {
     const items = this.newestFirst().map(([, item]) => item);
     const shown = this.all ? items : items.slice(0, SHOWN);
-    return html`<ol class="timeline">${shown.map((item) => html`<li>${item.cause ? change(item) : item.request ? request(item.request, item.time) : action(item)}</li>`)}</ol>
+    return html`<ol class="timeline">${shown.map((item) => html`<li>${item.cause ? change(item) : action(item)}</li>`)}</ol>
       ${shown.length < items.length ? html`<button class="link small" @click=${() => { this.all = true; redraw(); }}>Show all ${items.length}</button>` : nothing}`;
   }
 }
@@ -58,24 +52,12 @@ export class Timeline {
  * @param {string} [by] who said so, if not the words
  */
 function heading(words, time, by = "") {
-  return html`<p><b>${sentence(words)}</b> <span class="faint tiny"><time-ago at=${time} form="clock"></time-ago>${by}</span></p>`;
+  return html`<p><b>${prose(sentence(words))}</b> <span class="faint tiny"><time-ago at=${time} form="clock"></time-ago>${by}</span></p>`;
 }
 
 /** @param {any} item an input that somebody sent */
 function action({ words, time, input, state, detail }) {
   return html`${heading(words, time)}<p class="quote">${input}</p><p class="faint tiny">${state}${detail ? `: ${detail}` : nothing}</p>`;
-}
-
-/**
- * @param {any} asked
- * @param {string} time
- */
-function request(asked, time) {
-  const { answer, title, options = [], state } = asked;
-  const chosen = options.find((/** @type {any} */ each) => each.id === answer?.option_id)?.label;
-  const by = answer?.by || (answer ? "The template's policy" : "");
-  const words = answer ? `${by} answered${chosen ? `: ${chosen}` : ""}` : `What the agent asked is ${state}`;
-  return html`${heading(words, time)}<p class="soft">${title}</p>${answer?.text ? html`<p class="quote">${answer.text}</p>` : nothing}`;
 }
 
 /** @param {any} item a change of the document */

@@ -1,0 +1,105 @@
+"""Handlers of what agents ask people for with their own token: open or withdraw a request, and fetch its answer.
+
+An agent sees only requests of its own task and build, and can answer none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated, Final
+from uuid import UUID, uuid4
+
+from pydantic import Field
+
+from taskherd.api.agent_requests.documents import own_request
+from taskherd.api.agents.reporting import common_fields, publish
+from taskherd.api.changes import ChangeFilter
+from taskherd.api.http.errors import not_found, unauthorized
+from taskherd.api.http.ids import parse_uuid
+from taskherd.api.http.query_parameters import QueryModel
+from taskherd.api.http.responses import BufferedResponse, json
+from taskherd.api.tasks.long_poll import WAIT_PARAMETER
+from taskherd.domain.reports import AgentRequest
+from taskherd.domain.request_values import RequestState
+from taskherd.store import agent_queries, agent_request_queries
+
+if TYPE_CHECKING:
+    from taskherd.api.agents.schemas import AgentRequestReport
+    from taskherd.api.context import RequestContext
+    from taskherd.store.read_pool import Row
+
+MAX_WAITING: Final = 2_000
+"""Maximum number of requests of agents in one process that wait for answers, half of the change feed's subscribers."""
+MAX_WAITING_OF_TASK: Final = 20
+TOO_MANY: Final = "Too many requests of this agent wait for answers. Please wait."
+READ_EVERY: Final = 10.0
+"""Seconds between two reads without a change: the changes of a task whose owner has left are not in their feed."""
+
+
+class OwnRequestQuery(QueryModel):
+    """Query parameters of a request of an agent."""
+
+    wait: Annotated[float | None, WAIT_PARAMETER] = Field(
+        None,
+        description=(
+            "Maximum time to wait until the request is no longer open, as a number with the unit `s` (the default) or"
+            " `ms`, at most 60 seconds. Without it the response is immediate."
+        ),
+    )
+
+
+async def report(request: RequestContext) -> BufferedResponse:
+    """Publish a request of the agent as a report."""
+    body: AgentRequestReport = request.body
+    request_id = body.request_id or uuid4()
+    fields = {**body.to_fields({}), "state": body.state or RequestState.OPEN, "pull": True}
+    await publish(request, [AgentRequest(**common_fields(request), request_id=request_id, **fields)])
+    return json({"request_id": request_id}, 202)
+
+
+async def get(request: RequestContext) -> BufferedResponse:
+    """Return a request of the agent, immediately or once it is no longer open."""
+    request_id = parse_uuid(request.params["request"])
+    wait = request.parameters(OwnRequestQuery).wait
+    if request_id is None or request.agent is None:
+        raise not_found()
+    row = await _read(request, request_id)
+    if wait and _may_change(row):
+        with request.api.agent_waits.enter(request.agent[0]):
+            row = await _wait(request, request_id, wait)
+        if not await agent_queries.is_latest_start(request.api.reader, *request.agent):
+            raise unauthorized()
+    if row is None:
+        raise not_found()
+    return json(own_request(row))
+
+
+async def _wait(request: RequestContext, request_id: UUID, wait: float) -> Row | None:
+    """Return the request once it can change no more, or as it is at the end of the wait; None: there is none."""
+    assert request.agent is not None
+    loop, feed = asyncio.get_running_loop(), request.api.change_feed
+    deadline = loop.time() + wait
+    owner = await agent_request_queries.owner(request.api.reader, request.agent[0])
+    if owner is None:
+        return None
+    async with feed.subscription():
+        subscriber = feed.subscribe(ChangeFilter(owner, task=request.agent[0]), await feed.position())
+        assert subscriber is not None  # the position cannot change between the two calls
+        try:
+            row = await _read(request, request_id)  # includes the changes before the subscription
+            while _may_change(row) and not subscriber.ended and (remaining := deadline - loop.time()) > 0:
+                await subscriber.next(min(remaining, READ_EVERY))
+                row = await _read(request, request_id)
+            return row
+        finally:
+            feed.unsubscribe(subscriber)
+
+
+async def _read(request: RequestContext, request_id: UUID) -> Row | None:
+    assert request.agent is not None
+    return await agent_request_queries.own(request.api.reader, *request.agent, request_id)
+
+
+def _may_change(row: Row | None) -> bool:
+    """Return whether there is something to wait for: the request is open, or the worker has not taken it yet."""
+    return row is None or row["shown"] == RequestState.OPEN

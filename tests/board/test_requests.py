@@ -1,0 +1,207 @@
+"""What agents ask, in real browsers: it appears by itself, is answered where it stands, and others see the answer."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from typing import Any
+
+import pytest
+
+from tests.board.pages import Board, Page
+from tests.board.test_task import READY, open_task, prefer, status
+from tests.harness.asking import OPTIONS, active, approval, asked, closed, give, requests_of, shows
+
+pytestmark = pytest.mark.timeout(180)  # a browser on a busy machine takes its time to start
+HOSTILE = "<img src=x onerror=alert(1)> `code` </script>"
+EDIT = {"file_path": "src/clock.py", "old_string": "import time\nnow = time.time()\n", "new_string": "import time\n"}
+
+
+async def home(board: Board, user: str = "alice") -> Page:
+    """Open Home and wait until it is there."""
+    page = await board.open("/", user)
+    await page.tab.resize(1280, 900)
+    await page.tab.until("document.querySelector('.page[data-ready]')")
+    return page
+
+
+async def buttons(page: Page, within: str) -> list[str]:
+    """Return what the buttons in an element say."""
+    found: list[str] = await page.tab.evaluate(
+        f"[...document.querySelectorAll({json.dumps(within + ' button')})].map((each) => each.innerText)"
+    )
+    return found
+
+
+async def answered(board: Board, task_id: uuid.UUID, request_id: uuid.UUID) -> dict[str, Any]:
+    """Wait until a request is answered, and return the answer."""
+    await board.harness.worker.until(lambda: not shows(board.harness, task_id, request_id))
+    found = {each["id"]: each for each in await requests_of(board.harness.alice, task_id)}
+    answer: dict[str, Any] = found[str(request_id)]["answer"]
+    return answer
+
+
+async def test_home_shows_what_is_asked_and_answers_it(board: Board) -> None:
+    """A request comes to the top by itself, with its command in full; one click on an option answers it."""
+    page = await home(board)
+    task_id = await active(board.harness, name="home-asks", display_name="Clean up")
+    tool = {"kind": "execute", "input": {"command": "rm -r build"}}
+    request_id = await approval(board.harness, task_id, title=f"May I run `rm`? {HOSTILE}", tool=tool, detail="**Why**")
+    await page.sees("1 needs you", "h1")
+    await page.sees("May I run rm? <img src=x onerror=alert(1)>", ".need.ask")
+    await page.sees("$ rm -r build", ".need.ask")
+    await page.sees("Clean up", ".need.ask")
+    assert await page.tab.evaluate("document.querySelectorAll('.needs img, .needs script').length") == 0
+    assert await buttons(page, ".need.ask .acts") == ["No", "Allow once", "Always allow"]
+    await page.sees("1\nwaiting for someone", ".totals")
+    await page.tab.until("document.title.startsWith('(1) ')")
+    assert await page.violations() == []
+    await page.point(".need.ask .acts button")
+    await page.click(".need.ask .acts button", "Allow once")
+    await page.sees("Allow once: sent to the agent", ".need.ask")
+    answer = await answered(board, task_id, request_id)
+    assert (answer["option_id"], answer["by"]) == ("yes", "alice")
+    await page.point(".brand")
+    await page.sees("Nothing needs you", "h1")
+    assert page.tab.errors == []
+
+
+async def test_home_answers_a_question_with_the_keyboard(board: Board) -> None:
+    """`a` goes to the answer of what is asked; a question for a text has a field, which Ctrl-Enter sends."""
+    page = await home(board)
+    task_id = await active(board.harness, name="home-question", display_name="Choose")
+    request_id = await asked(board.harness, task_id, title="Which of the two?", detail="One is slow.")
+    await page.sees("Which of the two?", ".need.ask")
+    await page.tab.press("a")
+    await page.tab.until("document.activeElement.innerText === 'Answer…'")
+    await page.tab.press("Enter")
+    await page.tab.until("document.activeElement.tagName === 'TEXTAREA'")
+    await page.tab.insert("The fast one")
+    await page.tab.press("Enter", ctrl=True)
+    await page.sees("Answered", ".need.ask")
+    assert (await answered(board, task_id, request_id))["text"] == "The fast one"
+    assert page.tab.errors == []
+
+
+async def test_two_people_see_each_others_answer(board: Board) -> None:
+    """What one answers is answered for the other at once, by name; who was too late is told so."""
+    harness = board.harness
+    task_id = await active(harness, name="shared-asks", display_name="Ours")
+    first = await approval(harness, task_id, title="May I push?")
+    alices, carols = await open_task(board, "shared-asks"), await open_task(board, "shared-asks", "carol")
+    alices_home = await home(board)
+    for page in (alices, carols):
+        await page.sees("May I push?", ".agent-asks")
+        await page.sees("waiting", ".task-title .state")
+    await alices_home.sees("May I push?", ".need.ask")
+    await carols.click(".agent-asks .answer-options button", "No")
+    await alices.tab.until("!document.querySelector('.agent-asks')")
+    await alices.sees("carol answered: No · “May I push?” · the agent does not have it yet", ".conversation")
+    await alices.sees("Carol answered “May I push?”: No", ".timeline")
+    await carols.sees("Carol answered “May I push?”: No", ".timeline")
+    await alices_home.sees("Nothing needs you", "h1")
+    fields: dict[str, Any] = {"kind": "approval", "options": OPTIONS, "title": "May I push?"}
+    await closed(harness, task_id, first, state="answered", option_id="no", **fields)
+    second = await approval(harness, task_id, title="May I push again?")
+    await alices.sees("May I push again?", ".agent-asks")
+    await alices.point(".agent-asks .answer-options button")
+    assert (await give(harness.carol, task_id, second, option_id="yes")).status_code == 204
+    await alices.sees("carol answered: Allow once", ".agent-asks.over")
+    await alices.point(".brand")
+    await alices.tab.until("!document.querySelector('.agent-asks')")
+    for page in (alices, carols, alices_home):
+        assert page.tab.errors == []
+
+
+async def test_who_is_too_late_is_told_so(board: Board) -> None:
+    """An answer to what is over is refused with the API's words, by whom it was answered and how."""
+    harness = board.harness
+    task_id = await active(harness, name="late", display_name="Late")
+    request_id = await approval(harness, task_id, title="May I?")
+    page = await open_task(board, "late")
+    await page.sees("May I?", ".agent-asks")
+    # the answer of the other is under way while the page still shows the question
+    await page.tab.evaluate(
+        f"""fetch('/api/v2/tasks/alice/late/requests/{request_id}/answer', {{method: 'POST',
+            headers: {{'Coder-Session-Token': {json.dumps(harness.tokens["carol"])}}}, body: '{{"option_id": "no"}}'}})
+            .then(() => document.querySelector('.answer-options button.go').click())"""
+    )
+    await page.sees("The request is no longer open.", ".toast.bad")
+    await page.sees("It was answered with “No” by carol", ".toast.bad")
+    assert (await answered(board, task_id, request_id))["option_id"] == "no"
+    assert [each for each in page.tab.errors if "409" not in each] == []
+
+
+async def test_the_answer_box_of_a_task(board: Board) -> None:
+    """Several requests stand in order, each with its own answer; diffs and long inputs are folded, detail is set."""
+    harness = board.harness
+    task_id = await active(harness, name="box", display_name="Boxes")
+    edit = {"kind": "edit", "name": "Edit", "input": EDIT}
+    long = {"kind": "execute", "input": {"command": "\n".join(f"echo {number}" for number in range(40))}}
+    first = await approval(
+        harness, task_id, title=f"May I edit {HOSTILE}?", tool=edit, detail=f"Because `x`. {HOSTILE}"
+    )
+    second = await approval(harness, task_id, title="May I run this?", tool=long)
+    third = await asked(harness, task_id, title="And which name?")
+    page = await open_task(board, "box")
+    card = "document.querySelectorAll('.agent-asks')"
+    await page.tab.until(f"{card}.length === 3")
+    assert [await page.tab.evaluate(f"{card}[{number}].dataset.id") for number in range(3)] == [
+        str(each) for each in (first, second, third)
+    ]
+    summaries = await page.tab.evaluate("[...document.querySelectorAll('.tool-input summary')].map((s) => s.innerText)")
+    assert summaries[0].split() == ["Changes", "src/clock.py", "\u22121"]
+    assert summaries[1].split() == ["$", "echo", "0", "40", "lines"]
+    assert await page.tab.evaluate("document.querySelectorAll('.tool-input[open]').length") == 0
+    await page.click(".tool-input summary", "Changes")
+    await page.sees("now = time.time()", ".tool-input .line.del")
+    assert await page.tab.evaluate("document.querySelectorAll('#main :is(img, script)').length") == 0
+    for scheme in ("light", "dark"):
+        await prefer(page, scheme)
+        assert await page.violations() == [], scheme
+    await page.tab.press("a")
+    await page.tab.until("document.activeElement.innerText === 'No'")
+    await page.tab.evaluate(f"{card}[2].querySelector('textarea').focus()")
+    await page.tab.insert("For the third")
+    await page.tab.evaluate(f"{card}[0].querySelector('.answer-options button').click()")
+    assert (await answered(board, task_id, first))["option_id"] == "no"
+    assert await page.tab.evaluate(f"{card}[2].querySelector('textarea').value") == "For the third"
+    await page.click(f".agent-asks[data-id='{second}'] .with-words summary")
+    await page.tab.evaluate(f"document.querySelector(\".agent-asks[data-id='{second}'] textarea\").focus()")
+    await page.tab.insert("But only once")
+    await page.click(f".agent-asks[data-id='{second}'] .answer-options button", "Allow once")
+    answer = await answered(board, task_id, second)
+    assert answer["option_id"] == "yes"
+    await page.sees("But only once", ".said.queued")
+    assert page.tab.errors == []
+
+
+async def test_the_composer_says_that_it_answered(board: Board) -> None:
+    """A message to an agent that asks for a text is the answer, and the page says so."""
+    harness = board.harness
+    task_id = await active(harness, name="talks", display_name="Talks")
+    await status(board, str(task_id), "idle", "Which one?")
+    request_id = await asked(harness, task_id, title="Which one?")
+    page = await open_task(board, "talks")
+    await page.sees("Which one?", ".agent-asks")
+    await page.tab.press("m")
+    await page.tab.type("The second")
+    await page.sees("This answered what the agent asked.", ".toast")
+    assert (await answered(board, task_id, request_id))["text"] == "The second"
+    await page.tab.until("!document.querySelector('.agent-asks')")
+    assert page.tab.errors == []
+
+
+async def test_a_reload_shows_what_is_still_open(board: Board) -> None:
+    """After a reload, and with the agent's end, the page shows what is open, and then nothing."""
+    harness = board.harness
+    task_id = await active(harness, name="again", display_name="Again")
+    await approval(harness, task_id, title="Still there?")
+    page = await open_task(board, "again")
+    await page.sees("Still there?", ".agent-asks")
+    await page.tab.call("Page.reload")
+    await page.tab.until(f"{READY} && document.querySelector('.agent-asks')")
+    assert (await harness.alice.post(f"/tasks/me/{task_id}/pause")).status_code == 202
+    await page.tab.until("!document.querySelector('.agent-asks')")
+    await page.sees("Alice paused the task", ".timeline")
+    assert page.tab.errors == []

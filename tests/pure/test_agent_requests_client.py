@@ -1,0 +1,84 @@
+"""Which request of an agent, and which answer, the words of a person mean."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from taskherd.client.agent_requests import choose
+from taskherd.client.errors import ClientError, ExitCode
+
+ALLOW = {"id": "allow", "label": "Allow once", "kind": "allow_once"}
+REJECT = {"id": "reject", "label": "Not now", "kind": "reject_once"}
+
+
+def request(request_id: str, *options: dict[str, str], title: str = "May I?") -> dict[str, Any]:
+    """Return an open request whose id begins like this."""
+    return {"id": request_id.ljust(36, "0"), "title": title, "options": list(options), "state": "open"}
+
+
+APPROVAL = request("beef1", ALLOW, REJECT)
+QUESTION = request("cafe2", title="Which one?")
+
+
+@pytest.mark.parametrize(
+    ("words", "text", "body"),
+    [
+        (("allow",), "", {"option_id": "allow"}),
+        (("ALLOW ONCE",), "", {"option_id": "allow"}),
+        (("beef", "reject"), "But why?", {"option_id": "reject", "text": "But why?"}),
+        ((APPROVAL["id"], "Not now"), "", {"option_id": "reject"}),
+    ],
+)
+def test_an_option_is_named_by_id_or_label(words: tuple[str, ...], text: str, body: dict[str, str]) -> None:
+    """The only open request needs no id; upper and lower case of labels are not distinguished."""
+    assert choose([APPROVAL], words, text) == (APPROVAL, body)
+
+
+@pytest.mark.parametrize(
+    ("words", "text", "answer"),
+    [
+        (("The first",), "", "The first"),
+        ((), "The first", "The first"),
+        (("CAFE2", "reject"), "", "reject"),
+        (("cafe",), "beef", "beef"),
+    ],
+)
+def test_a_question_without_options_takes_a_text(words: tuple[str, ...], text: str, answer: str) -> None:
+    """In the place of an option, or with --text."""
+    assert choose([QUESTION], words, text) == (QUESTION, {"text": answer})
+
+
+def test_one_of_several_is_named_by_the_beginning_of_its_id() -> None:
+    """At least four characters, with which no other one begins."""
+    assert choose([APPROVAL, QUESTION], ("cafe", "Both"), "") == (QUESTION, {"text": "Both"})
+    other = request("beef3", ALLOW)
+    assert choose([APPROVAL, other], ("beef3", "allow"), "") == (other, {"option_id": "allow"})
+
+
+@pytest.mark.parametrize(
+    ("requests", "words", "text", "code", "said"),
+    [
+        ([], ("allow",), "", ExitCode.REFUSED, "asks nothing"),
+        ([APPROVAL, QUESTION], ("allow",), "", ExitCode.USAGE, "cafe2000  Which one?"),
+        ([APPROVAL, QUESTION], ("caf", "allow"), "", ExitCode.NOT_FOUND, "beef1000  May I?"),
+        ([APPROVAL, request("beef3")], ("beef", "allow"), "", ExitCode.NOT_FOUND, "beef3000"),
+        ([APPROVAL], ("dead0", "allow"), "", ExitCode.NOT_FOUND, "no open request"),
+        ([APPROVAL], (), "", ExitCode.USAGE, "allow, reject"),
+        ([APPROVAL], (), "Yes", ExitCode.USAGE, "allow, reject"),
+        ([APPROVAL], ("yes",), "", ExitCode.USAGE, "no option 'yes'"),
+        ([request("beef1", ALLOW, {**REJECT, "label": "Allow Once"})], ("allow once",), "", ExitCode.USAGE, "reject"),
+        ([QUESTION], (), "", ExitCode.USAGE, "with a text"),
+        ([QUESTION], (" ",), "", ExitCode.USAGE, "with a text"),
+        ([QUESTION], ("This",), "That", ExitCode.USAGE, "once"),
+    ],
+)
+def test_what_is_not_clear_is_not_answered(
+    requests: list[dict[str, Any]], words: tuple[str, ...], text: str, code: ExitCode, said: str
+) -> None:
+    """The error says what there is to choose from."""
+    with pytest.raises(ClientError) as refused:
+        choose(requests, words, text)
+    assert refused.value.code is code
+    assert said in f"{refused.value.message} {refused.value.advice}"
