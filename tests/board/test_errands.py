@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.board.pages import Board, Page
+from tests.harness.asking import active, asked, requests_of, shows
 from tests.harness.conversation import CONVERSATION, converse
 from tests.harness.worker import build_report, make_report
 
@@ -80,6 +81,24 @@ async def says(board: Board, task: dict[str, Any], state: str, message: str, **f
     await board.harness.worker.until_row(
         "SELECT document #>> '{current_state,message}' FROM tasks WHERE id = $1", uuid.UUID(task["id"]), is_=message
     )
+
+
+async def answer_the_oldest_question(board: Board) -> Person:
+    """The agent that asked first gets the answer, though its task is the newer; the other still waits."""
+    harness = board.harness
+    later, first = [await active(harness, display_name=name) for name in ("Asks later", "Asks first")]
+    oldest = await asked(harness, first, title="Which of the two?")
+    newest = await asked(harness, later, title="And which of these?")
+    person = await at_home(board)
+    await person.sees("Which of the two?", ".need:first-child")
+    await person.click(".need:first-child button", "Answer…")
+    await person.fill("The fast one")
+    await person.press("Enter", ctrl=True)
+    await harness.worker.until(lambda: not shows(harness, first, oldest))
+    (answered,) = await requests_of(harness.alice, first)
+    assert answered["answer"]["text"] == "The fast one"
+    assert shows(harness, later, newest)
+    return person
 
 
 async def find_my_failed_tasks(board: Board) -> Person:
@@ -230,6 +249,7 @@ async def what_is_the_bottleneck(board: Board) -> Person:
 
 
 ERRANDS: dict[str, Callable[[Board], Awaitable[Person]]] = {
+    "Answer the oldest question": answer_the_oldest_question,
     "Find my failed tasks of today": find_my_failed_tasks,
     "Why did this one die?": why_did_it_die,
     "Resume all that were lost on one machine": resume_all_lost,
@@ -258,6 +278,7 @@ def _count(cell: str) -> int | None:
 def test_ours_is_never_more() -> None:
     """The document has ten errands, each of which we can do, with no more than any other product."""
     counts = documented()
+    assert set(counts) == set(ERRANDS)
     assert len(counts) == 10
     for title, (ours, *others) in counts.items():
         assert ours is not None, title
