@@ -10,7 +10,7 @@ from taskherd.api import bulk_slots
 from taskherd.api.tasks import batches
 from tests.api.conftest import StartApi
 from tests.api.test_tasks import GOLDEN
-from tests.harness.api import BOB, OTHER_VERSION, VERSION, ApiHarness
+from tests.harness.api import ALICE, BOB, OTHER_VERSION, VERSION, ApiHarness
 from tests.harness.worker import running_worker
 
 
@@ -247,11 +247,15 @@ async def test_batches_in_progress_are_limited(start_api: StartApi) -> None:
             assert statuses(await post(api_harness, [entry("Fourth")])) == [201]
 
 
-async def test_a_batch_leaves_room_for_other_users(api_harness: ApiHarness) -> None:
-    """While one user's batch of 1,000 is executed, another's creates are confirmed, not only after it."""
-    batch = asyncio.create_task(post(api_harness, [entry(f"One of many {number}") for number in range(1_000)], "many"))
-    await api_harness.worker.until_row("SELECT EXISTS (SELECT FROM tasks)")
-    for number in range(3):
-        await api_harness.create(api_harness.bob, input=f"In between {number}")
-    assert not batch.done()
-    assert statuses(await batch) == [201] * 1_000
+async def test_a_batch_leaves_room_for_other_users(start_api: StartApi) -> None:
+    """While one user's batch of 1,000 is executed, another's creates are executed, not only after it."""
+    async with start_api(api_command_timeout=20) as api_harness:
+        tasks = [entry(f"One of many {number}") for number in range(1_000)]
+        batch = asyncio.create_task(post(api_harness, tasks, "many"))
+        await api_harness.worker.until_row("SELECT EXISTS (SELECT FROM tasks)")
+        for number in range(3):
+            await api_harness.create(api_harness.bob, input=f"In between {number}")
+        assert statuses(await batch) == [201] * 1_000
+        last = "SELECT max(created_at) FROM tasks WHERE owner_id = $1"
+        database = api_harness.worker.database
+        assert await database.fetchval(last, BOB) < await database.fetchval(last, ALICE)

@@ -28,9 +28,10 @@ async def api_through(harness: WorkerHarness, amqp_url: str) -> AsyncIterator[ht
             yield client
 
 
-async def create(client: httpx.AsyncClient, prompt: str) -> httpx.Response:
+async def create(client: httpx.AsyncClient, prompt: str, key: str | None = None) -> httpx.Response:
     """Create a task over HTTP."""
-    return await client.post("/tasks/me", json={"template_version_id": str(VERSION), "input": prompt})
+    headers = {"Idempotency-Key": key} if key else {}
+    return await client.post("/tasks/me", json={"template_version_id": str(VERSION), "input": prompt}, headers=headers)
 
 
 @pytest.fixture
@@ -65,6 +66,26 @@ async def test_a_write_over_a_frozen_connection_is_answered_over_another(
                 if asyncio.get_running_loop().time() - began < REPEAT_AFTER:
                     break
         assert not external.dead_letters
+        first.thaw()
+    await first.stop()
+    await second.stop()
+
+
+async def test_a_repeat_of_the_api_is_not_one_of_the_caller(external: WorkerHarness, amqp_url: str) -> None:
+    """If the first reply to come is that to a repeated command, the caller's one request has made the task."""
+    first, second = await TcpProxy.before(amqp_url), await TcpProxy.before(amqp_url)
+    async with api_through(external, through(amqp_url, first, second)) as client:
+        async with running_worker(external):
+            assert (await create(client, "Before the freeze")).status_code == 201
+        first.freeze_responses()
+        creating = asyncio.create_task(create(client, "Sent into the freeze", "once"))
+        async with asyncio.timeout(TIMEOUT):
+            while (await external.queue_counts("commands"))[0] < 2:  # noqa: ASYNC110 - the broker does not notify
+                await asyncio.sleep(0.05)
+        async with running_worker(external):
+            response = await creating
+            assert response.status_code == 201, response.text
+            assert (await create(client, "Sent into the freeze", "once")).status_code == 200
         first.thaw()
     await first.stop()
     await second.stop()
