@@ -251,7 +251,7 @@ async def test_an_agent_that_ends_in_its_turn_has_failed(tmp_path: Path, last: s
 
 async def test_an_agent_that_does_not_read_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it did not take from its stdin in time was not delivered for certain, and it has failed."""
-    monkeypatch.setattr(connection, "WRITE_TIMEOUT", 1.0)
+    monkeypatch.setattr(connection, "WRITE_TIMEOUT", 5.0)
     async with acp_run(tmp_path, "deaf") as run:
         await run.start("line: " + "x" * 200_000)
         await run.until_ended()
