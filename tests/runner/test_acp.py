@@ -257,7 +257,7 @@ async def test_an_agent_that_does_not_read_is_ended(tmp_path: Path, monkeypatch:
         await run.until_ended()
         assert run.state[0] == "failed"
         assert "did not read from its stdin" in run.state[1]
-        assert any("may have received a part" in text for text in run.texts("notice"))
+        assert any("may have received a part" in text for text in run.texts("notice")), run.texts("notice")
 
 
 async def test_a_prompt_that_was_recorded_and_not_submitted_was_not_given(

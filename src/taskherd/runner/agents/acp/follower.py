@@ -53,6 +53,8 @@ POLL_INTERVAL: Final = 0.1
 """Seconds between two looks at what the agent wrote and at what is due."""
 READY_TIMEOUT: Final = 300.0
 """Seconds for which an input waits until no turn is in flight."""
+NOTICE_TIME: Final = 2.0
+"""Seconds for which an agent that did not read its input goes on, so that the log says so before its end."""
 LATE: Final = "The agent did not end its turn in time (`turn_timeout`), nor when it was cancelled."
 UNKNOWN_ANSWER: Final = (
     "the record of an answer was lost with the runner that gave it, so it is unknown whether the agent got it. The "
@@ -265,7 +267,8 @@ class AcpFollower:
 
     async def _check_deadlines(self) -> None:
         now = self._connection.deadline(0)
-        if any(line["deadline"] < now for line in self._connection.lines.values()):
+        lines = self._connection.lines.items()
+        if any(line["deadline"] < now for number, line in lines if number not in self._awaited):
             await self._ending.end(f"The agent did not read from its stdin for {connections.WRITE_TIMEOUT:g} s.")
         late = [(number, call) for number, call in self._connection.calls.items() if call["deadline"] < now]
         for number, call in late:
@@ -331,6 +334,8 @@ class AcpFollower:
         if was_written:
             return
         is_back = turn in self._connection.calls and self._connection.take_back(turn)
+        if line in self._connection.lines:  # the agent is ended, but not before this is told
+            self._connection.lines[line]["deadline"] = self._connection.deadline(NOTICE_TIME)
         if not self._is_detached and self._turn.number == turn:
             self._turn.end()
             self._recorder.set_state(AgentState.IDLE, words)
