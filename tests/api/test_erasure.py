@@ -77,7 +77,17 @@ async def create_with_secrets(api_harness: ApiHarness, suffix: str = "") -> tupl
         {**make_report("agent.request", task_id, request_id=request_id, **asked), "seq": 1, "kind": "question"}
     )
     await worker.until(lambda: worker.document(task_id).get("requests_open") == 1)
+    refused = await worker.refused_command("task.answer", task_id, request_id=request_id, option_id="None")
+    assert refused["status"] == 400
     assert (await worker.command("task.answer", task_id, request_id=request_id, text="Singing of Mount Abora"))["ok"]
+    too_late = await worker.refused_command("task.answer", task_id, request_id=request_id, text="Of another")
+    assert "Mount Abora" in too_late["detail"]
+    chosen = {"request_id": str(uuid.uuid4()), "kind": "approval", "title": "Which ground?", "state": "open"}
+    options = [{"id": "incense", "label": "Incense", "kind": "other"}]
+    await worker.report(make_report("agent.request", task_id, build_number=1, **chosen, options=options))
+    await worker.until(lambda: worker.document(task_id).get("requests_open") == 1)
+    refused = await worker.refused_command("task.answer", task_id, request_id=chosen["request_id"], option_id="x")
+    assert "incense" in refused["validations"][0]["detail"]
     assert (await worker.command("task.send", task_id, input="Down to a sunless sea"))["ok"]
     assert (await worker.command("task.pause", task_id))["ok"]
     await worker.report(build_report(task_id, 2, "stop", "succeeded"))

@@ -205,3 +205,36 @@ async def test_a_reload_shows_what_is_still_open(board: Board) -> None:
     await page.tab.until("!document.querySelector('.agent-asks')")
     await page.sees("Alice paused the task", ".timeline")
     assert page.tab.errors == []
+
+
+async def test_a_change_of_a_file_hides_nothing(board: Board) -> None:
+    """Whatever else is in the input of a tool is shown with its changes, or people would allow what they do not see."""
+    inputs: list[tuple[Any, bool]] = [
+        ({"path": "a.txt", "content": "", "command": "rm -r src"}, False),
+        ({"diff": {"path": "a.txt", "new": "x"}, "command": "rm -r src"}, False),
+        ({"diff": {"path": "a.txt", "new": "x"}, "diffs": [{"path": "rm -r src", "new": "y"}]}, True),
+        ({"diff": [[{"path": "a.txt", "new": "x"}, {"path": "b.txt", "new": "y"}], "rm -r src"]}, True),
+    ]
+    for number, (given, is_folded) in enumerate(inputs):
+        task_id = await active(board.harness, name=f"hides-{number}")
+        await approval(board.harness, task_id, title=f"May I edit {number}?", tool={"kind": "edit", "input": given})
+        page = await open_task(board, f"hides-{number}")
+        await page.sees(f"May I edit {number}?", ".agent-asks")
+        if is_folded:
+            opened = "document.querySelectorAll('.agent-asks details').forEach((each) => (each.open = true))"
+            await page.tab.evaluate(opened)
+        await page.sees("rm -r src", ".agent-asks")
+        assert page.tab.errors == []
+
+
+async def test_two_options_with_the_same_label_can_be_told_apart(board: Board) -> None:
+    """Their buttons have the ids, which the agent gets back."""
+    task_id = await active(board.harness, name="twins", display_name="Twins")
+    options = [{"id": name, "label": "Allow", "kind": name} for name in ("allow_once", "allow_always")]
+    request_id = await approval(board.harness, task_id, title="May I?", options=[*options, OPTIONS[-1]])
+    page = await open_task(board, "twins")
+    await page.sees("May I?", ".agent-asks")
+    assert await buttons(page, ".agent-asks .answer-options") == ["No", "Allow (allow_once)", "Allow (allow_always)"]
+    await page.click(".agent-asks .answer-options button", "Allow (allow_always)")
+    assert (await answered(board, task_id, request_id))["option_id"] == "allow_always"
+    assert page.tab.errors == []

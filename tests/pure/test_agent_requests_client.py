@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from taskherd.client.agent_requests import choose
+from taskherd.client.agent_requests import choose, choose_named
 from taskherd.client.errors import ClientError, ExitCode
 
 ALLOW = {"id": "allow", "label": "Allow once", "kind": "allow_once"}
@@ -82,3 +82,32 @@ def test_what_is_not_clear_is_not_answered(
         choose(requests, words, text)
     assert refused.value.code is code
     assert said in f"{refused.value.message} {refused.value.advice}"
+
+
+@pytest.mark.parametrize(
+    ("requests", "given", "code", "said"),
+    [
+        ([QUESTION], (APPROVAL["id"], "", ""), ExitCode.NOT_FOUND, "cafe2000  Which one?"),
+        ([QUESTION], (APPROVAL["id"], "allow", ""), ExitCode.NOT_FOUND, "no open request"),
+        ([QUESTION], (APPROVAL["id"], "", "The first"), ExitCode.NOT_FOUND, "no open request"),
+        ([QUESTION], ("", "allow", ""), ExitCode.USAGE, "no options"),
+        ([QUESTION], (QUESTION["id"], "allow", "The first"), ExitCode.USAGE, "no options"),
+        ([APPROVAL, QUESTION], ("", "allow", ""), ExitCode.USAGE, "2 things"),
+        ([], (APPROVAL["id"], "allow", ""), ExitCode.REFUSED, "asks nothing"),
+    ],
+)
+def test_a_late_answer_is_not_given_to_another_request(
+    requests: list[dict[str, Any]], given: tuple[str, str, str], code: ExitCode, said: str
+) -> None:
+    """An assistant that names a request or an option means that one, also if only another request is open by now."""
+    with pytest.raises(ClientError) as refused:
+        choose_named(requests, *given)
+    assert refused.value.code is code
+    assert said in f"{refused.value.message} {refused.value.advice}"
+
+
+def test_an_assistant_says_which_word_is_which() -> None:
+    """An option is never taken for the id of a request, whose beginning an agent may have chosen to be the same."""
+    question = request("allow", ALLOW, REJECT)
+    assert choose_named([question], "", "allow", "") == (question, {"option_id": "allow"})
+    assert choose_named([APPROVAL, QUESTION], "cafe", "", "Both") == (QUESTION, {"text": "Both"})

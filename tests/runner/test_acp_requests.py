@@ -199,7 +199,7 @@ async def test_options_are_passed_on_only_as_they_are(tmp_path: Path) -> None:
         assert len(request.title) == 200
         assert request.tool is not None
         assert request.tool.input is None
-        assert "too large to be shown" in request.detail
+        assert "cannot be shown here" in request.detail
         assert run.answer(request, "3") == "done"
         await eventually(lambda: run.answers("1") == [selected("3")])
 

@@ -79,15 +79,41 @@ def choose(requests: Sequence[AgentRequest], words: Sequence[str], text: str) ->
     elif len(requests) > 1:
         raise ClientError(ExitCode.USAGE, f"the agent asks {len(requests)} things", _listing(requests))
     request = named or requests[0]
+    return request, _body(request, rest, text)
+
+
+def choose_named(
+    requests: Sequence[AgentRequest], request_id: str, option: str, text: str
+) -> tuple[AgentRequest, dict[str, Any]]:
+    """Return the open request that is meant, and the body of its answer, as ``choose`` does.
+
+    The id of the request and the option are told apart here, so an answer that comes late is not taken for the text, or
+    the option, of another request. Both may be "".
+    """
+    if not request_id or not requests:
+        meant = requests
+    elif (named := _named(requests, request_id)) is not None:
+        meant = [named]
+    else:
+        raise ClientError(ExitCode.NOT_FOUND, f"there is no open request {request_id!r}", _listing(requests))
+    if len(meant) != 1:
+        return choose(meant, (), text)
+    if option and not meant[0]["options"]:
+        raise ClientError(ExitCode.USAGE, "the request has no options", "answer it with a text")
+    return meant[0], _body(meant[0], [option] if option else [], text)
+
+
+def _body(request: AgentRequest, words: Sequence[str], text: str) -> dict[str, Any]:
+    """Return the body of the answer to a request: with the option that the only word names, or else a text."""
     options = request["options"]
     if not options:
-        return request, {"text": _text_of(rest, text)}
-    option = _option(options, rest[0]) if rest else None
+        return {"text": _text_of(words, text)}
+    option = _option(options, words[0]) if words else None
     if option is None:
-        problem = f"there is no option {rest[0]!r}" if rest else f"it asks: {request['title']}"
+        problem = f"there is no option {words[0]!r}" if words else f"it asks: {request['title']}"
         choices = ", ".join(each["id"] for each in options)
         raise ClientError(ExitCode.USAGE, problem, f"choose one of: {choices}")
-    return request, {"option_id": option, **({"text": text} if text else {})}
+    return {"option_id": option, **({"text": text} if text else {})}
 
 
 def _named(requests: Sequence[AgentRequest], word: str) -> AgentRequest | None:

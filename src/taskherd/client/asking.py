@@ -18,6 +18,8 @@ WAIT: Final = 10.0
 """Seconds that one request waits for the answer; how late the end of the wait is noticed."""
 ACCEPTED_WITHIN: Final = 60.0
 """Seconds after which a request that the worker has not taken was not accepted."""
+WITHDRAWN_WITHIN: Final = 10.0
+"""Seconds for which withdrawing a request is tried during an outage."""
 PAUSE: Final = 2.0
 """Seconds before the next attempt during an outage."""
 _PATH: Final = ("workspaceagents", "me", "requests")
@@ -51,6 +53,24 @@ def ask(
         ClientError: the request was not accepted, or it or the agent's token has ended.
     """
     body = {**fields, "request_id": str(uuid4())}
+    try:
+        found = _answer_to(client, body, is_cancelled, now)
+    except (ApiError, Unreachable):
+        if not is_cancelled():
+            raise
+        found = None  # what failed may have been taken all the same
+    if found is not None:
+        return found
+    end = now() + WITHDRAWN_WITHIN
+    withdrawn = {**body, "state": "withdrawn"}
+    _persist(lambda: client.request("POST", *_PATH, body=withdrawn), lambda: now() >= end)
+    return {"request_id": body["request_id"], "state": "withdrawn", "option_id": None, "text": None}
+
+
+def _answer_to(
+    client: Client, body: Mapping[str, Any], is_cancelled: Callable[[], bool], now: Callable[[], float]
+) -> Mapping[str, Any] | None:
+    """Open a request, and return it once it is no longer open; None if nobody waits for that any more."""
     _persist(lambda: client.request("POST", *_PATH, body=body), is_cancelled)
     opened_at, is_known = now(), False
     while not is_cancelled():
@@ -65,8 +85,7 @@ def ask(
         is_known = True
         if found["state"] != "open":
             return found
-    client.request("POST", *_PATH, body={**body, "state": "withdrawn"})
-    return {"request_id": body["request_id"], "state": "withdrawn", "option_id": None, "text": None}
+    return None
 
 
 def _read(client: Client, request_id: str) -> Mapping[str, Any]:

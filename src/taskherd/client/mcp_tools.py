@@ -267,8 +267,8 @@ class UserTools:
     def answer_task_request(self, task_id: str, request_id: str, option: str, text: str) -> Document:
         """Answer an open request of a task's agent."""
         task = _task_reference(task_id)
-        words = [word for word in (request_id, option) if word]
-        chosen, body = agent_requests.choose(agent_requests.open_of(self._client, task), words, text)
+        asked = agent_requests.open_of(self._client, task)
+        chosen, body = agent_requests.choose_named(asked, request_id, option, text)
         agent_requests.answer(self._client, task, chosen, body)
         return {"message": "Answered.", "request_id": chosen["id"], "title": chosen["title"]}
 

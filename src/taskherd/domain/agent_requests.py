@@ -3,7 +3,8 @@
 Rules, which ``tests/pure/domain/test_agent_requests.py`` checks as laws:
 
 1. What is known of a request is the greatest report of it, by (closed, build number, seq, canonical JSON). So a closed
-   request stays closed, whatever comes later; asking again takes a new id.
+   request stays closed, whatever comes later; asking again takes a new id. Nor does an open report
+   change a request that has an answer, which was given to what was asked then.
 2. An open request waits for a person while its build is the latest, a start that has not failed, and its agent has not
    ended. Else it shows as withdrawn, which is derived and never part of the task state.
 3. The first accepted answer stands. It is on its way to the agent until a report closes the request: with the same
@@ -97,9 +98,10 @@ class RequestLedger:
     def fold(self, state: TaskState, report: AgentRequest, now: datetime) -> tuple[TaskState, ReportOutcome]:
         """Fold a report, with its build number set, into the task's requests."""
         before = self.known.get(report.request_id)
-        if before is not None and _rank(report) <= _rank(before.report):
+        is_open = report.state is RequestState.OPEN
+        if before is not None and (_rank(report) <= _rank(before.report) or (is_open and before.answer is not None)):
             return state, ReportOutcome.STALE
-        if report.state is RequestState.OPEN and not _has_room(state, report):
+        if is_open and not _has_room(state, report):
             return state, ReportOutcome.REQUESTS_OVERFLOW
         answer = None if before is None else _settle(before.answer, report, now)
         record = AgentRequestRecord(report, now if before is None else before.since, now, answer)
@@ -210,14 +212,12 @@ def _has_room(state: TaskState, report: AgentRequest) -> bool:
 
 
 def _settle(answer: RequestAnswer | None, report: AgentRequest, now: datetime) -> RequestAnswer | None:
-    """Return our answer as the report leaves it: delivered if that is what the agent got.
+    """Return our answer as the report that closes the request leaves it: delivered if that is what the agent got.
 
     The text to an option is not part of what the agent gets as the answer: it follows as an input.
     """
-    if answer is None or (report.state is RequestState.OPEN and not report.pull):
-        return answer
-    if report.state is RequestState.OPEN:
-        return replace(answer, delivered_at=answer.delivered_at or now)
+    if answer is None:
+        return None
     is_same = report.option_id == answer.option_id and (report.option_id is not None or report.text == answer.text)
     if report.state is not RequestState.ANSWERED or not is_same:
         return replace(answer, delivered_at=None)

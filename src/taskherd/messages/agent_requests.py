@@ -49,7 +49,7 @@ class RequestOptionIn(IncomingModel):
     """One of the answers to choose from."""
 
     id: OptionId = Field(description="Unique within the request; the agent gets it back as it is.")
-    label: Name
+    label: Name = Field(description="In one line; a blank one is replaced by the id.")
     kind: domain.OptionKind
 
 
@@ -67,6 +67,10 @@ class RequestToolIn(IncomingModel):
             texts.sanitize_title(self.name or "", counts) or None,
             None if self.input is None else texts.canonical_data(self.input, counts, visible=True),
         )
+
+
+def _one_line(label: str, counts: SanitizeCounts) -> str:
+    return " ".join(texts.sanitize_name(label, counts).split())
 
 
 def _check_options(options: Sequence[RequestOptionIn]) -> Sequence[RequestOptionIn]:
@@ -99,7 +103,7 @@ class AgentRequestFields(IncomingModel):
     def to_fields(self, counts: SanitizeCounts) -> dict[str, Any]:
         """Return the fields of ``domain.reports.AgentRequest`` but its id; only answered requests have an answer."""
         options = tuple(
-            domain.RequestOption(option.id, texts.sanitize_name(option.label, counts), option.kind)
+            domain.RequestOption(option.id, _one_line(option.label, counts) or option.id, option.kind)
             for option in self.options or ()
         )
         if not options and self.kind is domain.RequestKind.APPROVAL:

@@ -120,7 +120,8 @@ def canonical_data(data: Any, counts: SanitizeCounts, *, visible: bool = False) 
 
     ``visible``: bidirectional control characters are escaped.
 
-    Raise ``ValueError`` if it is no JSON (NaN), larger than ``MAX_DATA_BYTES`` or deeper than ``MAX_DATA_LEVELS``.
+    Raise ``ValueError`` if it is no JSON (NaN), larger than ``MAX_DATA_BYTES`` or deeper than ``MAX_DATA_LEVELS``, or,
+    with ``visible``, if two names in it would become one, which would hide the value of one.
     """
     options: dict[str, Any] = {"sort_keys": True, "ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
     clean = _sanitize_visibly if visible else sanitize
@@ -139,7 +140,10 @@ def _sanitized(data: Any, counts: SanitizeCounts, levels: int, clean: Callable[[
         case list():
             return [_sanitized(each, counts, levels - 1, clean) for each in data]
         case dict():
-            return {clean(name, counts): _sanitized(each, counts, levels - 1, clean) for name, each in data.items()}
+            cleaned = {clean(name, counts): _sanitized(each, counts, levels - 1, clean) for name, each in data.items()}
+            if clean is _sanitize_visibly and len(cleaned) < len(data):
+                raise ValueError("names that differ without their control characters were expected")
+            return cleaned
         case _:
             return data
 

@@ -53,12 +53,15 @@ FINISH: Final = tuple(
     )
 )
 
-# A repeated command still gets a reply of the same form.
+# A repeated command still gets a reply of the same form. The details of refusals quote answers, and options of agents.
 REPLACE_REPLIES: Final = text("""
 UPDATE command_log AS c
-SET reply = CAST(jsonb_set(CAST(c.reply AS jsonb), '{task}', CAST(e.document AS jsonb)) AS json)
+SET reply = CAST(
+    CASE WHEN c.reply -> 'task' IS NOT NULL
+        THEN jsonb_set(CAST(c.reply AS jsonb), '{task}', CAST(e.document AS jsonb))
+        ELSE CAST(c.reply AS jsonb) #- '{error,detail}' #- '{error,validations}' END AS json)
 FROM unnest(CAST(:ids AS uuid[]), CAST(:documents AS text[])) AS e(task_id, document)
-WHERE c.task_id = e.task_id AND c.reply -> 'task' IS NOT NULL
+WHERE c.task_id = e.task_id AND c.reply IS NOT NULL
 """)
 
 

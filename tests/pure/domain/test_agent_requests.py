@@ -360,14 +360,25 @@ def test_the_first_answer_stands_and_the_report_decides() -> None:
         assert again.delivered_at == (NOON + SECOND if delivered else None)
 
 
-def test_a_repeated_open_report_does_not_open_the_request_again() -> None:
-    """A new runner reports it as open once more: it stays answered, and the answer stays to be delivered."""
-    desk = _desk_of(approval())
+@pytest.mark.parametrize("pull", [False, True])
+def test_what_was_answered_stays_what_was_asked(*, pull: bool) -> None:
+    """An agent that repeats an answered request in other words gets no answer to these, nor does its next build."""
+    desk = _desk_of(approval(pull=pull))
+    assert desk.report(approval(seq=2, pull=pull, title="Run make check")) == [ReportOutcome.APPLIED]
     desk.answer(APPROVAL, "allow")
     desk.now += SECOND
-    assert desk.report(approval(seq=5, title="Again")) == [ReportOutcome.APPLIED]
-    assert (desk.shown, desk.to_deliver) == ({APPROVAL: ANSWERED}, {APPROVAL: "runner-1"})
-    assert desk.records[APPROVAL].since == NOON
+    for repeated in (
+        approval(seq=5, pull=pull, title="Run make clean"),
+        approval(seq=6, pull=not pull),
+        approval(build_number=2, pull=pull, title="Run make clean"),
+    ):
+        assert desk.report(repeated) == [ReportOutcome.STALE]
+    record = desk.records[APPROVAL]
+    assert (record.report.title, record.report.pull, record.since) == ("Run make check", pull, NOON)
+    assert (desk.shown, desk.to_deliver) == ({APPROVAL: ANSWERED}, {} if pull else {APPROVAL: "runner-1"})
+    desk.report(build(2, seq=1, runner="runner-2"))
+    assert (desk.shown, desk.to_deliver) == ({APPROVAL: ANSWERED if pull else WITHDRAWN}, {})
+    assert desk.report(closing(approval(seq=7), option_id="allow")) == [ReportOutcome.APPLIED]
 
 
 def test_an_answer_goes_to_the_runner_of_the_build() -> None:

@@ -126,6 +126,15 @@ def test_an_answer_is_delivered_if_the_report_has_the_same(core: Core) -> None:
         assert ledger.known[QUESTION].answer.delivered_at is None
 
 
+def test_what_was_answered_is_not_asked_again(core: Core) -> None:
+    """An open report changes nothing once there is an answer, not even one of the next build."""
+    state, ledger = asked(core, approval(), approval(seq=2, title="Run make check"))
+    state = answered(core, state, ledger, APPROVAL, option_id="allow")
+    for repeated in (approval(seq=3, title="Run make clean"), approval(build_number=2), approval(seq=3, pull=True)):
+        assert ledger.fold(state, repeated, LATER) == (state, ReportOutcome.STALE)
+    assert ledger.known[APPROVAL].report.title == "Run make check"
+
+
 def test_how_many_may_be_open(core: Core) -> None:
     """A task may have a hundred, of its latest build and later ones; one that it has already is no further one."""
     state, ledger = asked(core, *(agent_request(UUID(int=number)) for number in range(1, 101)))

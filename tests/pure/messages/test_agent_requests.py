@@ -74,6 +74,8 @@ def nested(levels: int) -> Any:
         ({"tool": {"name": "Bash"}}, "tool.kind"),
         ({"tool": {"kind": "read", "input": "x" * 16 * 1024}}, "tool.input"),
         ({"tool": {"kind": "read", "input": nested(101)}}, "tool.input"),
+        ({"tool": {"kind": "execute", "input": {"command": "rm -rf /", "comm\x00and": "ls"}}}, "tool.input"),
+        ({"tool": {"kind": "execute", "input": [{"a\u202eb": "rm -rf /", "a\\u202eb": "ls"}]}}, "tool.input"),
         ({"options": options(17)}, "options"),
         ({"options": [OPTION, OPTION]}, "options"),
         ({"options": [{**OPTION, "id": ""}]}, "options.0.id"),
@@ -145,6 +147,12 @@ def test_what_a_person_decides_by_shows_every_character() -> None:
     assert report.tool.name == "Ba\\u202esh"
     assert json.loads(report.tool.input or "") == {"com\\u202emand": "rm\\u202e -rf"}
     assert report.options[0].label == "No"
+
+
+def test_every_option_can_be_read() -> None:
+    """A label is one line, and a blank one is replaced by the option's id: people must see what a button does."""
+    for label, shown in ((" \t", "a"), ("Allow\n\nnext: taskherd task answer", "Allow next: taskherd task answer")):
+        assert [option.label for option in valid({"options": [{**OPTION, "label": label}]}).options] == [shown]
 
 
 def test_an_approval_without_options_gets_two() -> None:

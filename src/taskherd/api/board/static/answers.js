@@ -11,7 +11,17 @@
 export function inOrder(options) {
   const main = options.find((each) => each.kind === "allow_once");
   const rejects = (/** @type {Option} */ each) => Number(each.kind.startsWith("reject"));
-  return [...options].sort((one, other) => rejects(other) - rejects(one)).map((option) => ({ option, isMain: option === main }));
+  return [...options].sort((one, other) => rejects(other) - rejects(one)).map((option) => ({ option: named(option, options), isMain: option === main }));
+}
+
+/**
+ * The option, with its id in the label if another one has the same label.
+ * @param {Option} option
+ * @param {Option[]} options
+ */
+function named(option, options) {
+  const isLike = (/** @type {Option} */ each) => each !== option && each.label.toLowerCase() === option.label.toLowerCase();
+  return options.some(isLike) ? { ...option, label: `${option.label} (${option.id})` } : option;
 }
 
 /**

@@ -74,7 +74,7 @@ def make_option(option_id: str, label: str, kind: OptionKind) -> RequestOption |
 
 
 def describe_tool(kind: str, name: object, given: Any) -> RequestTool:
-    """Return the tool that asks; an input that is too large is left out."""
+    """Return the tool that asks; an input that cannot be shown as it is, such as one that is too large, is left out."""
     label = texts.sanitize_title(name, {}) if isinstance(name, str) else ""
     try:
         canonical = None if given is None else texts.canonical_data(given, {}, visible=True)

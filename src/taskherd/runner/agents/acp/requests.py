@@ -54,7 +54,7 @@ MAX_OPEN: Final = 20
 """Maximum number of open requests of one agent; the runner rejects further ones itself."""
 MAX_ID: Final = 1_024
 """Maximum length of the id of an option that rejects, in characters."""
-_TOO_LARGE: Final = "(The tool's input is too large to be shown here.)"
+_NOT_SHOWN: Final = "(The tool's input cannot be shown here: it is too large, or has names that look the same.)"
 _DECIDE: Final = "(the template's `run.approvals` can decide instead)"
 _REJECTING: Final = {OptionKind.REJECT_ONCE, OptionKind.REJECT_ALWAYS}
 
@@ -126,7 +126,7 @@ class AgentRequests:
         described = permissions.describe_tool(kind, given.get("name"), tool.raw_input)
         detail = self._conversation.describe(tool.tool_call_id)
         if tool.raw_input is not None and described.input is None:
-            detail = f"{_TOO_LARGE}\n{detail}".rstrip()
+            detail = f"{_NOT_SHOWN}\n{detail}".rstrip()
         asked = OpenRequest(
             self._reporter.request_report(
                 request_id=uuid4(),

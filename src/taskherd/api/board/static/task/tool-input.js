@@ -19,8 +19,11 @@ export function toolView(tool) {
   const input = tool?.input;
   if (input === undefined || input === null) return nothing;
   const changes = changesOf(input);
-  if (changes.length) return changes.map(changeView);
-  const text = inputText(input);
+  return changes.length ? changes.map(changeView) : textView(inputText(input));
+}
+
+/** @param {string} text */
+function textView(text) {
   const lines = text.split("\n");
   if (lines.length <= SHORT && text.length <= SHORT_LINE) return html`<pre class="tool-input" tabindex="0" role="group" aria-label="What it is about">${text}</pre>`;
   const first = lines.find((each) => /\w/.test(each)) || lines[0];
@@ -31,8 +34,8 @@ export function toolView(tool) {
 /** @param {{path: string, before: string, after: string, rest: any}} change */
 function changeView({ path, before, after, rest }) {
   const change = diff(before, after);
-  return folded(html`${before ? "Changes" : "Writes"} <code>${path}</code>`, counts(change),
-    html`${diffView(path, change)}${rest ? html`<pre>${JSON.stringify(rest, null, 2)}</pre>` : nothing}`);
+  return html`${folded(html`${before ? "Changes" : "Writes"} <code>${path}</code>`, counts(change),
+    diffView(path, change))}${rest ? textView(inputText(rest)) : nothing}`;
 }
 
 /**
@@ -51,12 +54,17 @@ function folded(summary, size, content) {
  */
 function changesOf(input) {
   if (Array.isArray(input)) {
-    const all = input.flatMap(changesOf);
-    return all.length === input.length ? all : [];
+    const all = input.map(changesOf);
+    return all.every((each) => each.length) ? all.flat() : [];
   }
   if (typeof input !== "object" || !input) return [];
-  const parts = input.diff || input.diffs;
-  if (parts) return changesOf(parts);
+  const { diff: one, diffs, ...others } = input;
+  if (one && diffs) return [];
+  if (one || diffs) {
+    const [first, ...more] = changesOf(one || diffs);
+    if (!first || !Object.keys(others).length) return first ? [first, ...more] : [];
+    return [{ ...first, rest: first.rest ? [others, first.rest] : others }, ...more];
+  }
   const named = (/** @type {string[]} */ names) => names.find((name) => typeof input[name] === "string");
   const [path, before, after] = [named(PATHS), named(BEFORE), named(AFTER)];
   if (!path || !after) return [];
