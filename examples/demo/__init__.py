@@ -1,1 +1,1 @@
-"""The demo (``make demo``): a dozen agents do real work on this machine, and the results are checked."""
+"""The demo (``make demo``): fourteen agents do real work on this machine, and the results are checked."""

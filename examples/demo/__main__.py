@@ -14,7 +14,7 @@ def main() -> int:
     """Parse the command line, run the demo and return its exit code: 2 for a wrong setting, 1 for an outage."""
     parser = argparse.ArgumentParser(
         prog="python -m examples.demo",
-        description="Run the whole system with a dozen agents for a minute, and check the results.",
+        description="Run the whole system with fourteen agents for a minute, and check the results.",
     )
     parser.add_argument("--data", type=Path, default=demo.DATA, help="Folder for all data (default: %(default)s).")
     try:

@@ -39,6 +39,14 @@ class Evidence:
     """The conversation with the agent that answers inputs, from the API."""
     repaired: str = ""
     """Output of the tests in the fixed repository and its last commit; "" unless the tests pass."""
+    requests: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What the agent that asks people has asked, by title, from the API."""
+    build_note: str = ""
+    """The file that this agent was allowed to write, and not to remove."""
+    steered_conversation: Sequence[Mapping[str, Any]] = ()
+    """The conversation with the agent that is interrupted, from the API."""
+    steered_timeline: Sequence[Mapping[str, Any]] = ()
+    """The changes of its task, from the API."""
 
 
 def check(evidence: Evidence) -> list[Expectation]:
@@ -62,7 +70,7 @@ def check_shutdown(
         processes: the pids of agents that are still running.
     """
     rows = [*rows]
-    not_paused = [_describe(row) for row in rows if not row.deleted and row.status != "paused"]
+    not_paused = [describe(row) for row in rows if not row.deleted and row.status != "paused"]
     paused = Expectation("every remaining task is paused", not not_paused, "; ".join(not_paused) or "all of them")
     has_ids = all(row.task_id is not None for row in rows)
     agents = Expectation(
@@ -73,7 +81,7 @@ def check_shutdown(
 
 def _each_role(rows: Sequence[DemoTask], evidence: Evidence) -> Iterator[Expectation]:
     yield _plain([row for row in rows if row.scenario.role is Role.PLAIN], evidence)
-    yield from (_OF_ROLE[row.scenario.role](row, evidence) for row in rows if row.scenario.role is not Role.PLAIN)
+    yield from (_OF_ROLE[row.scenario.role](row, evidence) for row in rows if row.scenario.role in _OF_ROLE)
 
 
 def _created(rows: Sequence[DemoTask], observations: Observations) -> Expectation:
@@ -85,7 +93,7 @@ def _plain(rows: Sequence[DemoTask], evidence: Evidence) -> Expectation:
     """Check the agents without a special role: they may fail, if their tasks show the failure."""
     wrong = [row for row in rows if not _ended_as_reported(row, evidence)]
     states = ", ".join(f"{row.scenario.job} {row.state}" for row in rows)
-    actual = "; ".join(_describe(row) for row in wrong) or states
+    actual = "; ".join(describe(row) for row in wrong) or states
     return Expectation("agents without a special role finish with the state they reported", not wrong, actual)
 
 
@@ -97,7 +105,7 @@ def _ended_as_reported(row: DemoTask, evidence: Evidence) -> bool:
 
 def _failed(row: DemoTask, evidence: Evidence) -> Expectation:
     met = _ended_as_reported(row, evidence) and row.state == "failed" and "SyntaxError" in row.message
-    return Expectation("the agent that compiles a broken file fails with the compiler's message", met, _describe(row))
+    return Expectation("the agent that compiles a broken file fails with the compiler's message", met, describe(row))
 
 
 def _fixed(row: DemoTask, evidence: Evidence) -> Expectation:
@@ -138,7 +146,7 @@ def _resumed(row: DemoTask, evidence: Evidence) -> Expectation:
 
 def _crashed(row: DemoTask, _evidence: Evidence) -> Expectation:
     met = row.state == "failed" and "SIGSEGV" in row.message and row.status == "error"
-    return Expectation("the task of the agent that crashed has failed, with the signal", met, _describe(row))
+    return Expectation("the task of the agent that crashed has failed, with the signal", met, describe(row))
 
 
 def _timed_out(row: DemoTask, evidence: Evidence) -> Expectation:
@@ -147,7 +155,7 @@ def _timed_out(row: DemoTask, evidence: Evidence) -> Expectation:
         and "exceeded its time limit" in row.message
         and evidence.observations.processes.get(row.scenario.job) == 0
     )
-    return Expectation("the agent that hung was stopped at its timeout", met and row.status == "error", _describe(row))
+    return Expectation("the agent that hung was stopped at its timeout", met and row.status == "error", describe(row))
 
 
 def _deleted(row: DemoTask, evidence: Evidence) -> Expectation:
@@ -159,7 +167,7 @@ def _deleted(row: DemoTask, evidence: Evidence) -> Expectation:
 
 def _self_reported(row: DemoTask, evidence: Evidence) -> Expectation:
     met = _ended_as_reported(row, evidence) and row.messages > 1
-    return Expectation("the agent that reports its own status finishes with the state it reported", met, _describe(row))
+    return Expectation("the agent that reports its own status finishes with the state it reported", met, describe(row))
 
 
 def _dead_lettered(row: DemoTask, evidence: Evidence) -> Expectation:
@@ -211,6 +219,7 @@ def _same(event: Mapping[str, Any], document: Mapping[str, Any]) -> bool:
     return bool(document) and all(event.get(name) == document.get(name) for name in names)
 
 
-def _describe(row: DemoTask) -> str:
+def describe(row: DemoTask) -> str:
+    """Return a task's status, state, agent health and message in one line."""
     status = f"status {row.status or '-'}, state {row.state or '-'}, agent {row.health or '-'}"
     return f"{row.scenario.job}: {status}, message: {row.message or '-'}"

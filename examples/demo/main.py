@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,8 @@ from examples.demo import database, session, summary, templates
 from examples.demo.checks import Expectation
 from examples.demo.client import DemoClient
 from examples.demo.processes import RUNNER, DemoProcesses
-from examples.demo.scenarios import Scenario, scenarios
+from examples.demo.scenario_runner import EFFECT_TIMEOUT
+from examples.demo.scenarios import ADMIN, MEMBER, Scenario, scenarios, waiting_scenario
 from taskherd.broker import diagnostics
 from taskherd.broker.topology import TopologyNames
 from taskherd.dev import dev, first_steps, ports, processes, services
@@ -109,20 +110,18 @@ def _run(data: Path, console: Console) -> DemoResult:
         migrate.upgrade(running.database_url)
         if not dev.apply_directory({**os.environ, **environment}, file, dev.ALLOW_DEACTIVATE):
             raise Unavailable(f"could not apply {file}")
-        token = first_steps.token({**os.environ, **environment})
+        tokens = {person: first_steps.token({**os.environ, **environment}, person) for person in (ADMIN, MEMBER)}
         users = dev.create_users(running, RUNNER, templates.POOL)
         with DemoProcesses(data, environment, users) as demo_processes:
             meter, *_ = demo_processes.start("worker", "api", "runner", worker_port=ops_port)
             announce(f"worker, API ({demo_processes.url}) and runner are ready; their logs are in {data}/*.log")
-            announce(f"watch it in a browser at {demo_processes.url}; sign in with the token {token}")
+            announce(f"watch it in a browser at {demo_processes.url}; sign in with the token {tokens[ADMIN]}")
             names = TopologyNames(load("amqp_prefix").amqp_prefix)
-            client = DemoClient(demo_processes.url, token)
+            client = DemoClient(demo_processes.url, tokens)
             context = session.SessionContext(running, names, demo_scenarios, meter, demo_processes, client, console)
             expectations = _run_session(context)
             if os.environ.get(STAY):
-                announce(f"the board stays at {demo_processes.url} until Ctrl-C; token: {token}")
-                with suppress(KeyboardInterrupt):
-                    threading.Event().wait()
+                _stay(client, announce, f"{demo_processes.url} until Ctrl-C; token: {tokens[ADMIN]}")
             codes = demo_processes.stop()
             leftovers = demo_processes.leftovers()
         exit_codes = ", ".join(f"{command} {code}" for command, code in codes.items())
@@ -133,6 +132,18 @@ def _run(data: Path, console: Console) -> DemoResult:
         summary.show(console, [ended, gone])
         private = running.rabbit is not None and running.postgres is not None
         return DemoResult([*expectations, ended, gone], private=private)
+
+
+def _stay(client: DemoClient, announce: Callable[[str], None], where: str) -> None:
+    """Leave one request open for the person who looks at the board, and wait for Ctrl-C."""
+    waiting = waiting_scenario()
+    with suppress(KeyboardInterrupt):
+        asyncio.run(client.create(waiting))
+        if asyncio.run(client.await_state(waiting, "idle", EFFECT_TIMEOUT)):
+            announce(f"{waiting.name} waits for your answer on the board")
+        announce(f"the board stays at {where}")
+        threading.Event().wait()
+    asyncio.run(client.pause_all(EFFECT_TIMEOUT))  # agents outlive their runner, also those that people started
 
 
 async def _check_broker(amqp_url: str) -> None:

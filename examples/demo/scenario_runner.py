@@ -8,9 +8,20 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Final, assert_never
 
+from examples import acp_agent
 from examples.demo.client import DemoClient
 from examples.demo.processes import DemoProcesses
-from examples.demo.scenarios import Role, Scenario
+from examples.demo.scenarios import (
+    ENDLESS,
+    LATER,
+    NAME,
+    PERMITTED,
+    QUESTION,
+    REJECTED,
+    STEER,
+    Role,
+    Scenario,
+)
 from examples.demo.screen import Screen
 from examples.demo.task_table import DemoTask, TaskTable
 from taskherd.broker.publisher import Publisher
@@ -24,7 +35,7 @@ WORK_TIMEOUT: Final = 60.0
 EFFECT_TIMEOUT: Final = 30.0
 """Maximum wait for the effect of a step, in seconds."""
 STAGGER: Final = 0.5
-"""Seconds between two creates, so that twelve agents do not start at the same time."""
+"""Seconds between two creates, so that the agents do not start at the same time."""
 QUESTIONS: Final = ("domain", "store", answers.LAST_INPUT)
 NEW_PROMPT: Final = "Count the functions, and continue where you stopped"
 GARBAGE: Final = b"\x89PNG\r\n\x1a\n is the beginning of a picture"
@@ -49,6 +60,14 @@ class Observations:
     """Number of processes left after a scenario, by job."""
     done_before_resume: list[str] = field(default_factory=list)
     folder_gone: bool = False
+    open_at_kill: set[str] = field(default_factory=set)
+    """Ids of the requests that waited for a person when the runner was killed."""
+    replied: str = ""
+    """Id of the question that an input answered."""
+    queued_before_steer: bool = False
+    agent_before_interrupt: int | None = None
+    agent_after_interrupt: int | None = None
+    """Pid of the interrupted agent, before and after."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +81,8 @@ class ScenarioRunner:
     names: TopologyNames
     screen: Screen
     observations: Observations
+    replaced: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once the runner was replaced, or was not killed."""
 
     async def run(self, scenarios: Sequence[Scenario]) -> None:
         """Create the tasks one after the other, and run each scenario to its end; every wait has a timeout."""
@@ -87,13 +108,31 @@ class ScenarioRunner:
                 await self._delete_while_working(scenario)
             case Role.GARBAGE:
                 await self._send_garbage(scenario)
+            case Role.ASKS:
+                await self._answer_requests(scenario)
+            case Role.INTERRUPTED:
+                await self._steer(scenario)
             case _:
                 assert_never(scenario.role)
 
     async def _replace_runner(self) -> None:
-        """Kill the runner while agents are working, and start another one."""
-        if not await self.table.until(lambda: len(self._undisturbed()) >= _MIN_WORKING, EFFECT_TIMEOUT):
-            return
+        """Kill the runner while agents are working, one is running a command, and one waits for permission."""
+        try:
+            if await self.table.until(self._is_time_to_kill, EFFECT_TIMEOUT):
+                await self._kill_and_start_runner()
+        finally:
+            self.replaced.set()
+
+    def _is_time_to_kill(self) -> bool:
+        return (
+            len(self._undisturbed()) >= _MIN_WORKING
+            and any(_open_request(row, PERMITTED) for row in self.table.rows.values())
+            and any(_is_watching(row) for row in self.table.rows.values())
+        )
+
+    async def _kill_and_start_runner(self) -> None:
+        waiting = (_open_request(row, PERMITTED) for row in self.table.rows.values())
+        self.observations.open_at_kill = {request_id for request_id in waiting if request_id}
         self.observations.alive_before = self._undisturbed_pids()
         self.screen.say("kill -9 of the runner while agents are working")
         await asyncio.to_thread(self.processes.kill, "runner")
@@ -154,7 +193,7 @@ class ScenarioRunner:
         row = self.table.of(scenario)
         await self._await_working(row)
         self.screen.say(f"deleting {scenario.name} while it works")
-        await self.client.delete(scenario.name)
+        await self.client.delete(scenario.owner, scenario.name)
         await self.table.until(lambda: row.deleted, EFFECT_TIMEOUT)
         assert row.task_id is not None
         folder, task_id = self.processes.folder(row.task_id).work, row.task_id
@@ -177,8 +216,55 @@ class ScenarioRunner:
             await self.publisher.publish(self.names.reports, str(row.task_id), body)
         await self._await_end(scenario)
 
+    async def _answer_requests(self, scenario: Scenario) -> None:
+        """Allow the first command, which the agent has asked for before its runner was replaced, reject the second one.
+
+        The question is answered as people do in Coder's clients, by sending a text.
+        """
+        row = self.table.of(scenario)
+        await self.replaced.wait()
+        for command, option in ((PERMITTED, acp_agent.ALLOW), (REJECTED, acp_agent.REJECT)):
+            if (request_id := await self._await_request(row, command)) is None:
+                return
+            self.screen.say(f"{scenario.name} asks whether it may run `{command}`: {option}")
+            await self.client.answer(scenario, request_id, option)
+        if await self._await_request(row, QUESTION) is not None:
+            self.screen.say(f"{scenario.name} asks a question, which is answered by sending {NAME!r}")
+            self.observations.replied = await self.client.reply(scenario, NAME)
+            await self._await_end(scenario)
+
+    async def _await_request(self, row: DemoTask, title: str) -> str | None:
+        """Wait until the agent asks this, and return the id of the request, or None if it does not ask."""
+        await self.table.until(lambda: _open_request(row, title) is not None, EFFECT_TIMEOUT)
+        return _open_request(row, title)
+
+    async def _steer(self, scenario: Scenario) -> None:
+        """Interrupt the agent in its turn, while an input waits for the end of it, and send another input with that."""
+        row = self.table.of(scenario)
+        await self.replaced.wait()
+        if not await self.table.until(lambda: _is_watching(row), EFFECT_TIMEOUT):
+            return
+        assert row.task_id is not None
+        self.observations.agent_before_interrupt = self.processes.agent(row.task_id)
+        self.observations.queued_before_steer = await self.client.send(scenario, LATER)
+        self.screen.say(f"interrupting {scenario.name} in its turn, with an input that goes before the one that waits")
+        await self.client.steer(scenario, STEER)
+        await self.table.until(lambda: row.state == "idle" and "goodbye" in row.message, EFFECT_TIMEOUT)
+        self.observations.agent_after_interrupt = self.processes.agent(row.task_id)
+
     async def _await_working(self, row: DemoTask) -> None:
         await self.table.until(lambda: row.messages >= _MIN_MESSAGES and row.health == "healthy", EFFECT_TIMEOUT)
+
+
+def _open_request(row: DemoTask, title: str) -> str | None:
+    """Return the id of the task's open request with this title."""
+    requests = row.document.get("requests") or ()
+    return next((each["id"] for each in requests if each["title"] == title), None)
+
+
+def _is_watching(row: DemoTask) -> bool:
+    """Return whether the task's agent runs the command that does not end."""
+    return row.state == "working" and row.message == ENDLESS
 
 
 async def _poll_until(holds: Callable[[], bool]) -> bool:

@@ -6,6 +6,28 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
+
+from taskherd.dev import first_steps
+
+ADMIN: Final = first_steps.USER
+"""The person who owns most tasks, and who may change all, as an administrator."""
+MEMBER: Final = "bob"
+"""A person who owns one task."""
+
+
+PERMITTED: Final = "uname -a > build.txt"
+REJECTED: Final = "rm build.txt"
+QUESTION: Final = "What is the release called?"
+"""What the agent with ``Role.ASKS`` asks, in this order."""
+NAME: Final = "Aurora"
+"""The answer to the question."""
+ENDLESS: Final = "tail -f /dev/null"
+"""The command that the agent with ``Role.INTERRUPTED`` runs until it is interrupted."""
+LATER: Final = "Say goodbye with `echo goodbye`."
+"""The input that waits for the end of its turn."""
+STEER: Final = "Stop watching, and say what time it is with `date`."
+"""The input that comes with the interrupt, and goes first."""
 
 
 class Role(StrEnum):
@@ -21,15 +43,18 @@ class Role(StrEnum):
     DELETED = "is deleted while it works"
     SELF_REPORTING = "reports its own status, over HTTP"
     GARBAGE = "is the subject of invalid messages"
+    ASKS = "asks people for permission, and a question"
+    INTERRUPTED = "is interrupted and steered by another person"
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One task of the demo: its agent's job, its prompt, its role, and its unique name."""
+    """One task of the demo: its agent's job, its prompt, its role, its owner, and its unique name."""
 
     job: str
     prompt: str
     role: Role = Role.PLAIN
+    owner: str = ADMIN
     name: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
@@ -37,10 +62,12 @@ class Scenario:
 
 
 def scenarios() -> Sequence[Scenario]:
-    """Return the twelve scenarios of one demo, with names that no other demo used."""
+    """Return the fourteen scenarios of one demo, with names that no other demo used."""
     return (
         Scenario("compile", "Compile the source"),
         Scenario("fixer", "Make the tests pass", Role.FIXES),
+        Scenario("release", f"Note the build with `{PERMITTED}`, clean up with `{REJECTED}`. {QUESTION}", Role.ASKS),
+        Scenario("watch", f"Watch the log with `{ENDLESS}`.", Role.INTERRUPTED, MEMBER),
         Scenario("answers", "Answer questions about the source", Role.ANSWERS),
         Scenario("count", "Count the functions", Role.PAUSED),
         Scenario("seeded", "Compile three drafts", Role.FAILS),
@@ -52,3 +79,8 @@ def scenarios() -> Sequence[Scenario]:
         Scenario("tests", "Run some pure tests"),
         Scenario("contract", "Check the AsyncAPI document"),
     )
+
+
+def waiting_scenario() -> Scenario:
+    """Return a further scenario for ``STAY``, with a request that is left for the person who looks at the board."""
+    return Scenario("release", "May I say good morning with `echo good morning`", Role.ASKS)

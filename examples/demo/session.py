@@ -19,6 +19,7 @@ from examples.demo.agent import DONE, RESULT
 from examples.demo.checks import Evidence, Expectation, check, check_shutdown
 from examples.demo.client import DemoClient
 from examples.demo.metrics import Meter
+from examples.demo.people_checks import check_people
 from examples.demo.processes import DemoProcesses
 from examples.demo.scenario_runner import EFFECT_TIMEOUT, Observations, ScenarioRunner
 from examples.demo.scenarios import Role, Scenario
@@ -93,7 +94,8 @@ class _Session:
                 await self._delete_leftovers()
                 await self._runner.run(context.scenarios)
                 dead = await self._dead_letters()
-                expectations = check(await self._evidence(dead))
+                evidence = await self._evidence(dead)
+                expectations = [*check(evidence), *check_people(evidence)]
                 table = screen.table(tasks, context.meter)
                 expectations += await self._pause_all()
                 await context.meter.read()
@@ -106,23 +108,27 @@ class _Session:
     async def _delete_leftovers(self) -> None:
         """Delete the tasks of an interrupted demo, whose folders are gone."""
         client = self._context.client
-        names = [name for each in self._context.scenarios for name in await client.left_over(each.job)]
-        for name in names:
+        left = [(each.owner, name) for each in self._context.scenarios for name in await client.left_over(each)]
+        for owner, name in left:
             self._screen.say(f"deleting {name}, which an interrupted demo left")
-            await client.delete(name)
+            await client.delete(owner, name)
 
     async def _evidence(self, dead: Sequence[DeadLetter]) -> Evidence:
         rows = self._tasks.rows
-        answering = next(each for each in self._context.scenarios if each.role is Role.ANSWERS)
-        fixing = next(row for row in rows.values() if row.scenario.role is Role.FIXES)
+        client, of_role = self._context.client, {row.scenario.role: row for row in rows.values()}
+        fixing, asking, steered = (of_role[role] for role in (Role.FIXES, Role.ASKS, Role.INTERRUPTED))
         return Evidence(
             rows,
             self._observations,
             dead,
             results={row.scenario.job: self._read(row, RESULT) for row in rows.values()},
             done={row.scenario.job: (self._read(row, DONE) or "").splitlines() for row in rows.values()},
-            conversation=await self._context.client.logs(answering),
+            conversation=await client.logs(of_role[Role.ANSWERS].scenario),
             repaired="" if fixing.task_id is None else await asyncio.to_thread(_tests_in, self._work(fixing.task_id)),
+            requests={each["title"]: each for each in await client.requests(asking.scenario)},
+            build_note=self._read(asking, "build.txt") or "",
+            steered_conversation=await client.logs(steered.scenario),
+            steered_timeline=await client.timeline(steered.scenario),
         )
 
     def _work(self, task_id: UUID) -> Path:

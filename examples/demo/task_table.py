@@ -75,7 +75,7 @@ class TaskTable:
         self.lags: list[float] = []
         self._names = names
         self._on_change = on_change
-        self._sent: dict[tuple[UUID, str], datetime] = {}  # stays small: twelve agents report for a minute
+        self._sent: dict[tuple[UUID, str], datetime] = {}  # stays small: fourteen agents report for a minute
         self._changed = asyncio.Event()
         self._subscribed = asyncio.Event()
         self._consumer = Consumer(consuming, self._prepare, prefetch=1000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -11,6 +12,7 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 
 import yaml
 
+from examples import acp_agent
 from examples.demo import agent, fixer
 from examples.demo.scenarios import Role, Scenario
 from taskherd.dev.agents import answers
@@ -18,10 +20,16 @@ from taskherd.dev.agents import answers
 POOL: Final = "demo"
 HANGING_TIMEOUT: Final = 12.0
 """Seconds after which the runner stops the agent that hangs (``limits.timeout``)."""
-"""Timeout of the agent that hangs, in seconds."""
 _CRASH_AFTER: Final = 4
 _HANG_AFTER: Final = 3
 _INHERIT: Final = ("PATH", "HOME", "LANG")
+_MAX_DISPLAY_NAME: Final = 64
+_KINDS: Final[Mapping[Role, Mapping[str, Any]]] = {
+    Role.SELF_REPORTING: {"agent": "self"},
+    Role.ASKS: {"agent": "acp", "complete_after_turn": True},
+    Role.INTERRUPTED: {"agent": "acp", "approvals": {"default": "allow"}},
+}
+"""How the runner follows an agent that is not of kind ``stdio``."""
 
 
 def template_id(job: str) -> UUID:
@@ -42,7 +50,7 @@ def directory(example: Mapping[str, Any], scenarios: Sequence[Scenario], root: P
             "id": str(template_id(scenario.job)),
             "organization": organization,
             "name": f"{POOL}-{scenario.job}",  # must differ from the names in the example
-            "display_name": scenario.prompt,
+            "display_name": textwrap.shorten(scenario.prompt, _MAX_DISPLAY_NAME, placeholder=" …"),
             "active_version": str(version_id(scenario.job)),
             "versions": [
                 {"id": str(version_id(scenario.job)), "name": "v1", "presets": [], "run": _run(scenario, root)}
@@ -59,7 +67,7 @@ def _run(scenario: Scenario, root: Path) -> dict[str, Any]:
     return {
         "pool": POOL,
         "command": [sys.executable, "-m", *_arguments(scenario, root)],
-        "agent": "self" if scenario.role is Role.SELF_REPORTING else "stdio",
+        **_KINDS.get(scenario.role, {"agent": "stdio"}),
         "env": {"inherit": list(_INHERIT), "set": {"PYTHONPATH": _python_path(root)}},
         "limits": limits,
         "grace": "3s",
@@ -73,16 +81,17 @@ def _python_path(root: Path) -> str:
 
 def _arguments(scenario: Scenario, root: Path) -> list[str]:
     checking = [agent.__name__, "--root", str(root), "--job", scenario.job]
+    options: Mapping[Role, Sequence[str]] = {
+        Role.SELF_REPORTING: ("--over", "http"),
+        Role.CRASHES: ("--crash-after", str(_CRASH_AFTER)),
+        Role.HANGS: ("--hang-after", str(_HANG_AFTER)),
+    }
     match scenario.role:
         case Role.FIXES:
             return [fixer.__name__]
         case Role.ANSWERS:
             return [answers.__name__, str(root / "src" / "taskherd")]
-        case Role.SELF_REPORTING:
-            return [*checking, "--over", "http"]
-        case Role.CRASHES:
-            return [*checking, "--crash-after", str(_CRASH_AFTER)]
-        case Role.HANGS:
-            return [*checking, "--hang-after", str(_HANG_AFTER)]
+        case Role.ASKS | Role.INTERRUPTED:
+            return [acp_agent.__name__]
         case _:
-            return checking
+            return [*checking, *options.get(scenario.role, ())]

@@ -1,14 +1,17 @@
 """Pictures of the board (``make shots``): each page, phone and desktop, light and dark, from a fleet of examples.
 
-``python -m tests.board.shots --serve`` keeps everything running instead, and prints the address and tokens.
+``python -m tests.board.shots --serve`` keeps everything running instead, until Ctrl-C or SIGTERM, and prints the
+address and tokens.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import tempfile
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 from aio_pika.abc import AbstractIncomingMessage
@@ -62,10 +65,21 @@ async def _run(running: services.Services, options: argparse.Namespace) -> None:
         await fill_all(harness)
         if options.serve:
             print(harness.base, harness.tokens, flush=True)  # noqa: T201 - for the person at the terminal
-            while True:  # what was edited meanwhile is served
-                await asyncio.sleep(1)
-                board_files.cache_clear()
-        await take(harness, options.folder, options.pages or list(PAGES))
+            await _serve()
+        else:
+            await take(harness, options.folder, options.pages or list(PAGES))
+
+
+async def _serve() -> None:
+    """Serve what is edited meanwhile, until Ctrl-C or SIGTERM, which the API in this process would take for itself."""
+    stopped = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    while not stopped.is_set():
+        with suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                await stopped.wait()
+        board_files.cache_clear()
 
 
 async def _ack(message: AbstractIncomingMessage) -> None:

@@ -17,6 +17,7 @@ import yaml
 
 from examples.demo import jobs, templates
 from examples.demo.checks import Evidence, check, check_shutdown
+from examples.demo.people_checks import check_people
 from examples.demo.scenario_runner import Observations
 from examples.demo.scenarios import Role, scenarios
 from examples.demo.task_table import DemoTask
@@ -24,17 +25,17 @@ from taskherd.directory_file.example import EXAMPLE
 from taskherd.directory_file.parse import parse
 
 ROOT = Path(__file__).parents[2]
-COUNT = 12
+COUNT = 14
 """Number of scenarios."""
 
 
 @contextmanager
-def started(data: Path) -> Iterator[subprocess.Popen[str]]:
+def started(data: Path, **variables: str) -> Iterator[subprocess.Popen[str]]:
     """Start the demo without a terminal in this checkout; it is killed at the end of the block."""
     process = subprocess.Popen(
         [sys.executable, "-m", "examples.demo", "--data", str(data)],
         cwd=ROOT,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -62,12 +63,29 @@ def leftovers(data: Path) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_demo_meets_all_expectations(tmp_path: Path) -> None:
-    """The demo exits with 0, all expectations are met, dead letters have reasons, and no process is left."""
-    with started(tmp_path) as process:
-        output, _ = process.communicate(timeout=290)
+    """The demo exits with 0, all expectations are met, dead letters have reasons, and no process is left.
+
+    It stays until Ctrl-C, with a request that waits for an answer.
+    """
+    with started(tmp_path, STAY="1") as process:
+        assert process.stdout is not None
+        output = ""
+        for line in process.stdout:
+            output += line
+            if "the board stays at" in line:
+                process.send_signal(signal.SIGINT)
+        process.wait(timeout=60)
     assert process.returncode == 0, output
     assert "✗" not in output
-    for text in ("SIGSEGV", "exceeded its time limit", "not_json", "SyntaxError", "p99", "everything is as expected"):
+    for text in (
+        "SIGSEGV",
+        "exceeded its time limit",
+        "not_json",
+        "SyntaxError",
+        "p99",
+        "waits for your answer",
+        "everything is as expected",
+    ):
         assert text in output
     assert leftovers(tmp_path) == []
 
@@ -89,19 +107,20 @@ def test_an_interrupt_stops_everything(tmp_path: Path) -> None:
 def test_without_events_no_expectation_is_met() -> None:
     """If no event arrived, every expectation fails, so the demo cannot succeed by observing nothing."""
     rows = {scenario.name: DemoTask(scenario) for scenario in scenarios()}
-    expectations = check(Evidence(rows, Observations()))
+    evidence = Evidence(rows, Observations())
+    expectations = [*check(evidence), *check_people(evidence)]
     expectations += check_shutdown(rows.values(), {}, {}, [])
     assert not any(each.met for each in expectations)
 
 
 def test_every_scenario_has_a_job_of_at_least_three_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """There are twelve scenarios, with every role; all jobs that run steps have at least three on this checkout."""
+    """There are fourteen scenarios, with every role; all jobs that run steps have at least three on this checkout."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     all_scenarios = scenarios()
     assert len(all_scenarios) == COUNT
     assert {each.role for each in all_scenarios} == set(Role)
     for each in all_scenarios:
-        if each.role not in {Role.FIXES, Role.ANSWERS}:
+        if each.role not in {Role.FIXES, Role.ANSWERS, Role.ASKS, Role.INTERRUPTED}:
             assert len(jobs.steps(each.job, ROOT)) >= 3
 
 

@@ -19,9 +19,9 @@ LIFETIME: Final = "30d"
 CREATE: Final = {"template_version_id": TEMPLATE_VERSION, "input": "How large is this program?"}
 
 
-def token(environ: Mapping[str, str]) -> str:
-    """Create a token of the example user; raise ``Unavailable`` if that fails."""
-    command = [sys.executable, "-m", "taskherd", "token", "create", "--user", USER, "--expires", LIFETIME]
+def token(environ: Mapping[str, str], user: str = USER) -> str:
+    """Create a token of a user of the example; raise ``Unavailable`` if that fails."""
+    command = [sys.executable, "-m", "taskherd", "token", "create", "--user", user, "--expires", LIFETIME]
     process = subprocess.run(command, env=environ, timeout=60, check=False, capture_output=True, text=True)
     if process.returncode != 0:
         raise Unavailable(f"could not create a token: {process.stderr.strip()}")
