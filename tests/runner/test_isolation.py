@@ -248,7 +248,10 @@ async def test_nothing_outlives_an_interrupted_start(
     await start()
     await harness.until_state(task_id, "failed", "lost")
     try:
-        assert bool(running(argument)) == (mode in UNCONTAINED)
+        if mode in UNCONTAINED:
+            assert running(argument)
+        else:
+            await eventually(lambda: not running(argument))  # on a busy machine a killed process takes its time
     finally:
         kill_all(argument)
 
