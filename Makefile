@@ -1,6 +1,6 @@
 # `make` lists the targets. They run in .venv, which is created from requirements.lock when a target first needs it.
 .DEFAULT_GOAL := help
-.PHONY: help bare check test pure agents shots demo dev bench bench-quick chaos cluster mutants fuzz clients lint format docs lock lock-image audit sbom image clean
+.PHONY: help bare check test pure agents shots demo dev bench bench-quick bench-board chaos cluster mutants fuzz clients lint format docs lock lock-image audit sbom image clean
 BIN := .venv/bin
 READY := .venv/ready
 FIGURES := .taskherd/chaos.jsonl
@@ -57,6 +57,9 @@ bench: $(READY) ## measure reports/s end to end, compared with an ack-only consu
 
 bench-quick: $(READY) ## the same with smaller runs
 	$(BIN)/python -m benchmarks --quick
+
+bench-board: $(READY) ## measure the board: weight, time until it is usable, filters, feeds, memory; PARTS= selects, OPTIONS=--quick
+	$(BIN)/python -m benchmarks.cases.board $(PARTS) $(OPTIONS)
 
 chaos: $(READY) ## kill, freeze and starve worker, broker and database for half an hour; ROW=word selects tests
 	@mkdir -p $(dir $(FIGURES)) && : > $(FIGURES)

@@ -184,18 +184,23 @@ async def measure(run: Run) -> str:
     blocks: dict[Case, dict[int, int]] = {case: {} for case in CASES}
     plans = ""
     for size in sizes:
-        await _fill(run.services, size)
+        await fill(run.services, size)
         plans = await _read_blocks(run.services, size, blocks)
         tokens = {name: await make_token(run.services, name) for name in (ADMIN, OWNER)}
         with running_api(run.services, TASKHERD_API) as port:
             for case in CASES:
-                plan = LoadPlan(port, [request("GET", f"/api/v2/{case.path}", tokens[case.caller])], 1, SECONDS, 200)
-                times[case][size] = await asyncio.to_thread(http_load.run, plan)
+                times[case][size] = await load(case, port, tokens[case.caller], SECONDS)
                 run.record(
                     f"lists: {size:,} tasks: {case.title}, {case.caller}: {times[case][size].description}, "
                     f"{blocks[case][size]} blocks"
                 )
     return f"{_table(times, blocks, sizes)}\n\nPlans with {sizes[-1]:,} tasks:\n\n```\n{plans}\n```"
+
+
+async def load(case: Case, port: int, token: str, seconds: float) -> LoadResult:
+    """Send one request after the other for so long."""
+    plan = LoadPlan(port, [request("GET", f"/api/v2/{case.path}", token)], 1, seconds, 200)
+    return await asyncio.to_thread(http_load.run, plan)
 
 
 def _table(
@@ -212,7 +217,7 @@ def _table(
     return "p50 / p99 over HTTP, one request at a time, and blocks that the statements touch:\n\n" + "\n".join(lines)
 
 
-async def _fill(services: BenchmarkServices, size: int) -> None:
+async def fill(services: BenchmarkServices, size: int) -> None:
     """Create a database with a fleet of this size."""
     await services.prepare_tasks(0)
     async with connected(services.database_url) as connection:

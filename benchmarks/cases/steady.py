@@ -85,11 +85,11 @@ async def _measure(run: Run, workers: int, rate: int, environment: Mapping[str, 
     work = Workload(TASKS, int(rate * (WARM_UP + seconds)))
     await services.prepare(work)
     processes = [start_process(services, WORKER.module, **environment) for _ in range(workers)]
-    draining = [asyncio.create_task(asyncio.to_thread(_drain, process)) for process in processes]
+    draining = [asyncio.create_task(asyncio.to_thread(drain, process)) for process in processes]
     try:
         async with await aio_pika.connect(services.amqp_url, timeout=10) as connection:
             channel = await connection.channel()
-            await _until_consumers(channel, workers)
+            await until_consumers(channel, workers)
             reader = Reader(rate)
             queue = await channel.get_queue(EVENTS_READER)
             await queue.consume(reader.on_message, no_ack=True, timeout=10)
@@ -114,7 +114,7 @@ async def _measure(run: Run, workers: int, rate: int, environment: Mapping[str, 
     return Steady(used / reports * 1e6, p50 * 1e3, p99 * 1e3, commits / reports * 100)
 
 
-async def _until_consumers(channel: aio_pika.abc.AbstractChannel, count: int) -> None:
+async def until_consumers(channel: aio_pika.abc.AbstractChannel, count: int) -> None:
     """Wait until all workers consume."""
     async with asyncio.timeout(30):
         while await _consumers(channel) < count:  # noqa: ASYNC110 - of other processes, which send no event
@@ -126,7 +126,7 @@ async def _consumers(channel: aio_pika.abc.AbstractChannel) -> int:
     return queue.declaration_result.consumer_count or 0
 
 
-def _drain(process: subprocess.Popen[bytes]) -> None:
+def drain(process: subprocess.Popen[bytes]) -> None:
     """Read the meter's output, so that its pipe never fills."""
     assert process.stdout is not None
     for _ in process.stdout:

@@ -81,12 +81,19 @@ async def _fill_peer(connection: asyncpg.Connection) -> None:
 @contextmanager
 def running_api(services: BenchmarkServices, module: str) -> Iterator[int]:
     """Run an API process during the block, which gets its port."""
+    with running_api_process(services, module) as (_, port):
+        yield port
+
+
+@contextmanager
+def running_api_process(services: BenchmarkServices, module: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Run an API process during the block, which gets it and its port."""
     port = _free_port()
     environment = {"TASKHERD_API_PORT": str(port), "TASKHERD_API_RATE_LIMIT": "0", "BENCH_PORT": str(port)}
     process = start_process(services, module, **environment)
     try:
         _await_port(process, port)
-        yield port
+        yield process, port
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(40)

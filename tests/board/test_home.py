@@ -28,6 +28,29 @@ async def test_an_empty_home_says_what_to_do_next(board: Board) -> None:
     assert page.tab.errors == []
 
 
+async def test_each_list_is_read_once(board: Board) -> None:
+    """A page that opens reads each list once, after its stream stands: not before, to read it again then."""
+    task = await board.harness.active(display_name="Read once")
+    page = await board.open("/")
+    await page.sees("Read once", "section[aria-labelledby=running]")
+    await status(board, task["id"], "working", "Still reading")
+    await page.sees("Still reading", "section[aria-labelledby=running]")
+    names = "performance.getEntriesByType('resource').map(({name}) => name).filter((name) => name.includes('limit=12'))"
+    read = await page.tab.evaluate(names)
+    assert len(read) == len(set(read)) > 5, read
+
+
+async def test_home_shows_its_lists_without_a_stream(board: Board) -> None:
+    """Where no stream can be opened, as when too many are open, the page still shows what there is."""
+    await board.harness.active(display_name="Without a stream")
+    page = await board.open("/new")
+    await page.tab.call("Network.enable")
+    await page.tab.call("Network.setBlockedURLs", urls=["*/tasks/watch*"])
+    await page.go("/")
+    await page.sees("Without a stream", "section[aria-labelledby=running]")
+    assert page.tab.errors == []
+
+
 async def test_an_agent_that_waits_is_answered_inline(board: Board) -> None:
     """An agent that waits comes to the top by itself, with what it says; a reply goes to it from there."""
     harness = board.harness

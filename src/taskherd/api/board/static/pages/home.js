@@ -112,15 +112,17 @@ class Home {
     follow({
       query: this.terms,
       signal,
-      onState: showFeedState,
-      onLive: () => this.load(signal),
+      onState: (state) => {
+        showFeedState(state);
+        if (state === "offline" && !this.loaded) this.load(signal); // what there is, until the stream stands
+      },
+      onLive: () => this.load(signal), // not before: all lists would be read twice
       onChanges: (changes) => this.apply(changes),
       onRefused: (failed) => {
         this.failed = failed;
         this.draw();
       },
     });
-    this.load(signal);
   }
 
   /** @param {AbortSignal} signal */

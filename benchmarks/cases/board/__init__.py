@@ -1,0 +1,1 @@
+"""The board: what its home page weighs, how soon it can be used, how its filters, feeds and memory grow."""

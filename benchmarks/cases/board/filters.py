@@ -1,0 +1,101 @@
+"""The list of tasks by each filter alone and by the ten commonest pairs, as the number of tasks grows.
+
+Tasks, requests and plans are those of the case ``lists``; its table has the blocks that each statement touches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+from typing import TYPE_CHECKING, Final
+from urllib.error import HTTPError
+from urllib.parse import quote
+from urllib.request import Request, urlopen
+
+from benchmarks.cases import lists
+from benchmarks.cases.board.figures import Figure
+from benchmarks.harness.api_databases import TASKHERD_API, make_token, running_api
+
+if TYPE_CHECKING:
+    from benchmarks.cases.board.plan import Plan
+    from benchmarks.harness.http_load import LoadResult
+
+MOST: Final = 100.0
+"""Milliseconds, p99 of a list."""
+FLAT: Final = 2.0
+"""Times by which p50 may be longer with the most tasks than with the fewest, for lists with a full page of each."""
+
+CASES: Final = tuple(
+    lists.Case(query, caller) for query in (*lists.SINGLE, *lists.PAIRS) for caller in (lists.ADMIN, lists.OWNER)
+)
+FULL: Final = f"200, {lists.PAGE} tasks"
+REFUSED: Final = (
+    "runner:rack-7 label:repo=acme/r7",
+    "created:<1d changed:<1d",
+    "name:task-",
+)
+"""Queries that no index serves; with 2,000 tasks or less, the last one is served."""
+
+
+async def measure(plan: Plan) -> list[Figure]:
+    """Request each list again and again with each number of tasks."""
+    results: dict[int, dict[lists.Case, LoadResult]] = {}
+    full: dict[int, set[lists.Case]] = {}
+    for size in plan.sizes:
+        await lists.fill(plan.services, size)
+        tokens = {name: await make_token(plan.services, name) for name in (lists.ADMIN, lists.OWNER)}
+        with running_api(plan.services, TASKHERD_API) as port:
+            results[size], full[size] = {}, set()
+            for case in CASES:
+                result = await lists.load(case, port, tokens[case.caller], plan.list_seconds)
+                results[size][case] = result
+                if await asyncio.to_thread(answer, port, tokens[case.caller], case.query) == FULL:
+                    full[size].add(case)
+                plan.log(f"filters: {size:,} tasks: {case.title}, {case.caller}: {result.description}")
+            for query in REFUSED:
+                said = await asyncio.to_thread(answer, port, tokens[lists.ADMIN], query)
+                plan.log(f"filters: {size:,} tasks: `{query}`: {said}")
+    return [figure for size, measured in results.items() for figure in summarize(size, measured)] + flatness(
+        results, full
+    )
+
+
+def summarize(size: int, measured: dict[lists.Case, LoadResult]) -> list[Figure]:
+    """Return the slowest filter alone and the slowest pair."""
+    figures = []
+    for what, queries in (("filter alone", lists.SINGLE), ("pair of filters", lists.PAIRS)):
+        of = {case: result for case, result in measured.items() if case.query in queries}
+        slowest = max(of, key=lambda case: of[case].p99)
+        detail = (
+            f"{slowest.title} of {slowest.caller}; {sum(r.p99 * 1e3 <= MOST for r in of.values())} of {len(of)} within"
+        )
+        figures.append(Figure(f"{size:,} tasks, slowest {what}, p99", of[slowest].p99 * 1e3, "ms", MOST, detail))
+    return figures
+
+
+def flatness(results: dict[int, dict[lists.Case, LoadResult]], full: dict[int, set[lists.Case]]) -> list[Figure]:
+    """Return by how much p50 grows from the fewest to the most tasks, for the list with full pages that grows most."""
+    small, large = min(results), max(results)
+    cases = full[small] & full[large]
+    if small == large or not cases:
+        return []
+    ratios = {case: results[large][case].p50 / results[small][case].p50 for case in cases}
+    most = max(ratios, key=lambda case: ratios[case])
+    what = f"p50 with {large:,} tasks, compared with {small:,}, of the list that grows most"
+    detail = (
+        f"{most.title} of {most.caller}; median {statistics.median(ratios.values()):.1f} of {len(cases)} full pages"
+    )
+    return [Figure(what, ratios[most], "times", FLAT, detail)]
+
+
+def answer(port: int, token: str, query: str) -> str:
+    """Return the status and the number of tasks, or the words, with which the API answers a query."""
+    url = f"http://127.0.0.1:{port}/api/v2/tasks?limit={lists.PAGE}&q={quote(query)}"
+    try:
+        with urlopen(Request(url, headers={"Coder-Session-Token": token}), timeout=60) as response:
+            return f"{response.status}, {len(json.load(response)['tasks'])} tasks"
+    except HTTPError as error:
+        body = json.load(error)
+        words = [body["message"], *(each["detail"] for each in body.get("validations") or [])]
+        return f"{error.code}: {' '.join(words)}"

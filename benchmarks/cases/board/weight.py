@@ -1,0 +1,73 @@
+"""The bytes of the home page: its files as they are served, and the answers of the API that it reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from benchmarks.cases.board import home
+from benchmarks.cases.board.figures import Figure
+from benchmarks.harness.api_databases import TASKHERD_API, make_token, running_api
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from benchmarks.cases.board.plan import Plan
+
+TASKS, OWNERS = 1_000, 20
+KB: Final = 1_024
+MOST: Final = 100.0
+"""KB of the page in all."""
+
+# The browser lists everything but the icon, which it may load whenever it likes.
+_LOADED: Final = """(async () => {
+  const icon = document.getElementById("favicon").href;
+  await (await fetch(icon, {cache: "reload"})).arrayBuffer();
+  await new Promise((done) => setTimeout(done, 100));
+  return [...performance.getEntriesByType("navigation"), ...performance.getEntriesByType("resource")].map(
+    ({ name, encodedBodySize, decodedBodySize }) => ({ name, encodedBodySize, decodedBodySize }));
+})()"""
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """Number of files and of answers of the API, and their bytes as served and decoded."""
+
+    files: int
+    file_bytes: int
+    decoded_bytes: int
+    answers: int
+    answer_bytes: int
+
+
+async def measure(plan: Plan) -> list[Figure]:
+    """Load the page once with an empty cache."""
+    await home.fill(plan.services, TASKS, OWNERS)
+    token = await make_token(plan.services, home.ADMIN)
+    with running_api(plan.services, TASKHERD_API) as port:
+        async with home.chromium() as browser:
+            tab = await home.new_tab(browser, token)
+            await tab.open(f"http://127.0.0.1:{port}/")
+            await tab.until(home.READY)
+            loaded = await tab.evaluate(_LOADED)
+    weight = weigh(loaded)
+    plan.log(f"weight: {weight}")
+    files = f"{weight.files} files, {weight.decoded_bytes / KB:.0f} KB unpacked"
+    answers = f"{weight.answers} answers of the API, {weight.answer_bytes / KB:.0f} KB, not compressed; all lists full"
+    return [
+        Figure("home page, all files as served", weight.file_bytes / KB, "KB", MOST, files),
+        Figure("the same with what it reads", (weight.file_bytes + weight.answer_bytes) / KB, "KB", MOST, answers),
+    ]
+
+
+def weigh(loaded: Sequence[dict[str, Any]]) -> Weight:
+    """Add up what a browser has loaded, each a ``name`` with ``encodedBodySize`` and ``decodedBodySize`` in bytes."""
+    answers = [each for each in loaded if "/api/" in each["name"]]
+    files = list({each["name"]: each for each in loaded if "/api/" not in each["name"]}.values())
+    return Weight(
+        len(files),
+        sum(each["encodedBodySize"] for each in files),
+        sum(each["decodedBodySize"] for each in files),
+        len(answers),
+        sum(each["encodedBodySize"] for each in answers),
+    )
