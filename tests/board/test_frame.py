@@ -27,3 +27,23 @@ async def test_one_sign_in_is_enough_for_all_tabs_until_somebody_signs_out(board
     await second.tab.type("wrong-token")
     await second.sees("The token is not valid.")
     assert first.tab.errors == second.tab.errors == []
+
+
+CHURN = """(async () => {
+    const vendor = new URL("vendor/lit-html/", document.querySelector("script[type=module]").src);
+    const { html, render } = await import(new URL("lit-html.js", vendor));
+    const { repeat } = await import(new URL("directives/repeat.js", vendor));
+    const list = document.createElement("ul");
+    const show = (first) => render(
+        repeat([first, first + 1, first + 2], (row) => row, (row) => html`<li>${row}</li>`), list);
+    show(0);
+    const before = list.childNodes.length;
+    for (let first = 1; first < 100; first += 1) show(first);
+    return [list.children.length, list.childNodes.length - before];
+})()"""
+
+
+async def test_rows_that_leave_a_list_leave_nothing_behind(board: Board) -> None:
+    """A page that is open for days changes its lists all the time."""
+    page = await board.open("/")
+    assert await page.tab.evaluate(CHURN) == [3, 0]
