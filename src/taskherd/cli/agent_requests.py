@@ -49,7 +49,7 @@ def answer(
     ] = "",
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
-    """Answer what a task's agent asks. The first answer counts; a later one is refused and told who was first."""
+    """Answer what a task's agent asks. The first answer counts; a later one is refused, with who gave the first."""
     client = http.from_environment()
     given = words or []
     if len(given) > request_output.MAX_WORDS:

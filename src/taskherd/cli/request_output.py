@@ -65,9 +65,9 @@ def outcome(request: AgentRequest) -> str:
     if given is None:
         return ""
     labels = {each["id"]: each["label"] for each in request["options"]}
-    said = [labels.get(given["option_id"], given["option_id"]), given["text"]]
+    parts = [labels.get(given["option_id"], given["option_id"]), given["text"]]
     late = "" if given["delivered_at"] or request["state"] == "answered" else " (not delivered)"
-    return f"{given['by'] or 'policy'}: {', '.join(filter(None, said))}{late}"
+    return f"{given['by'] or 'policy'}: {', '.join(filter(None, parts))}{late}"
 
 
 def _details(request: AgentRequest, task: str) -> None:

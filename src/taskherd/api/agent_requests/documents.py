@@ -36,7 +36,7 @@ def request_json(row: Row) -> dict[str, Any]:
 
 
 def _answer(row: Row, report: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the answer of a person, or else the one that was reported, which nobody gave."""
+    """Return the answer of a person, or else the one that was reported without a person."""
     if row["answered_at"] is not None:
         return {
             "option_id": row["answer_option_id"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from taskherd.api.agent_requests import handlers
-from taskherd.api.agent_requests.schemas import AgentRequests, AnswerBody, WaitingRequests
+from taskherd.api.agent_requests.schemas import AgentRequestPage, AnswerBody, WaitingRequests
 from taskherd.api.commands import KEY_HEADER
 from taskherd.api.http.route import ResponseSpec, Route
 
@@ -34,7 +34,7 @@ ROUTES: Final = (
         summary="List what the agent of an AI task has asked",
         description="Returns the requests of the task with what became of them, open ones first.",
         query=handlers.TaskRequestsQuery,
-        responses={200: ResponseSpec("The requests.", AgentRequests)},
+        responses={200: ResponseSpec("The requests.", AgentRequestPage)},
         tag="requests",
     ),
     Route(

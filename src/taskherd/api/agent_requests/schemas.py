@@ -46,7 +46,7 @@ class RequestAnswerOut(BaseModel):
     """The answer that was accepted, or with which the template's policy answered."""
 
     option_id: str | None
-    text: str | None = Field(description="Only of a question without options: what is said with an option is an input.")
+    text: str | None = Field(description="The answer to a question; a text sent with an option is an input.")
     by: str | None = Field(description="Username of who answered; null: the template's policy.")
     by_id: UUID | None
     at: datetime
@@ -71,7 +71,7 @@ class AgentRequestOut(BaseModel):
     answer: RequestAnswerOut | None
 
 
-class AgentRequests(BaseModel):
+class AgentRequestPage(BaseModel):
     """Requests of one task, open ones first, oldest first; then the others, newest first."""
 
     requests: list[AgentRequestOut]

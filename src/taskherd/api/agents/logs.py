@@ -52,7 +52,7 @@ class SnapshotQuery(QueryModel):
 async def add_entries(request: RequestContext) -> BufferedResponse:
     """Publish entries of the conversation as a report, as a runner does.
 
-    What a person said counts as input only if the agent was given it.
+    An entry of the type `input` stays one only if the agent was given its text; else it becomes output.
     """
     body: LogReport = request.body
     entries = [entry.to_domain({}) for entry in body.entries]

@@ -62,8 +62,8 @@ ROUTES: Final = (
         path="/workspaceagents/me/logs",
         handler=logs.add_entries,
         summary="Add entries to the task log",
-        description="Adds entries to the conversation, or replaces earlier ones, as the report `task.log` does. What"
-        " the agent says a person said is an input only if the agent was given it, else output.",
+        description="Adds entries to the conversation, or replaces earlier ones, as the report `task.log` does. An"
+        " entry of the type `input` stays one only if the agent was given its text; else it becomes output.",
         auth=Auth.AGENT,
         body=LogReport,
         responses={204: ResponseSpec("The entries were accepted.")},

@@ -78,5 +78,5 @@ class OwnRequest(BaseModel):
     state: RequestState
     option_id: str | None = Field(description="The chosen option; null without an answer, or if there are no options.")
     text: str | None = Field(
-        description="The answer to a question without options; what is said with an option is an input."
+        description="The answer to a question without options; a text sent with an option is an input."
     )

@@ -159,7 +159,7 @@ async def _probe_agentapi(trial: Trial) -> Finding:
 
 
 def _ended(trial: Trial) -> Finding:
-    """Return what is to be said about an agent that ended at once."""
+    """Return the finding about an agent that ended at once."""
     agent_exit, run = trial.how_it_ended(), trial.run
     assert agent_exit is not None
     found = f"{agent_exit.describe()}{_quoted(trial.last_words())}"

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from taskherd.runner.workspaces.processes import ExitRecord
 
 
-class Ending:
+class AgentEnding:
     """The end of one agent."""
 
     def __init__(self, parts: Parts) -> None:

@@ -23,7 +23,7 @@ from taskherd.runner.agents.acp import connection as connections
 from taskherd.runner.agents.acp.cancelling import TurnCancellation
 from taskherd.runner.agents.acp.connection import INTERNAL_ERROR, AgentResponse, Connection
 from taskherd.runner.agents.acp.conversation import Conversation
-from taskherd.runner.agents.acp.ending import Ending
+from taskherd.runner.agents.acp.ending import AgentEnding
 from taskherd.runner.agents.acp.incoming import MessageHandler
 from taskherd.runner.agents.acp.opening import SessionOpening
 from taskherd.runner.agents.acp.parts import Parts
@@ -105,7 +105,7 @@ class AcpFollower:
             recorder=self._recorder,
         )
         self._cancellation = TurnCancellation(self._parts)
-        self._ending = Ending(self._parts)
+        self._ending = AgentEnding(self._parts)
         self._messages = MessageHandler(self._parts, checkpoint, self._ending.fail)
         self._is_recovered = False
         """True once it is known what an earlier runner has given the agent."""

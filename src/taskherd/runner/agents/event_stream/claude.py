@@ -13,7 +13,7 @@ from taskherd.domain.reports import AgentState
 from taskherd.domain.usage import MAX_MODELS
 from taskherd.messages.limits import MAX_MODEL_CHARACTERS
 from taskherd.messages.texts import sanitize_name
-from taskherd.runner.agents.event_stream.stream import MAX_ID, EventStream
+from taskherd.runner.agents.event_stream.stream import MAX_ID, AgentEventStream
 from taskherd.runner.agents.usage_numbers import as_cost, is_count
 from taskherd.runner.agents.words import last_with_words
 
@@ -46,7 +46,7 @@ _CONTEXT: Final = ("input_tokens", "cache_read_input_tokens", "cache_creation_in
 """The tokens that are in the context after a message of the model."""
 
 
-class ClaudeStream(EventStream):
+class ClaudeStream(AgentEventStream):
     """The conversation, state and usage of one build's Claude Code."""
 
     guessed_from: ClassVar[str] = "Claude Code's stream of events"

@@ -18,7 +18,7 @@ import orjson
 
 from taskherd.domain.reports import AgentState, LogKind, LogSource
 from taskherd.messages.limits import MAX_TITLE_CHARACTERS, MAX_TOKENS
-from taskherd.runner.agents.event_stream.stream import EventStream
+from taskherd.runner.agents.event_stream.stream import AgentEventStream
 from taskherd.runner.agents.usage_numbers import is_count
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ _VERBS: Final[Mapping[object, str]] = {"add": "Write", "delete": "Delete"}
 """What a change does to a file, for people; others edit it."""
 
 
-class CodexStream(EventStream):
+class CodexStream(AgentEventStream):
     """The conversation, state and usage of one build's Codex."""
 
     guessed_from: ClassVar[str] = "Codex's stream of events"

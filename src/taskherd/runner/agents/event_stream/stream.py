@@ -29,7 +29,7 @@ STARTED: Final = "The agent has begun its turn."
 _NOT_DATA: Final = frozenset({"entry", "title", "status", "text"})
 
 
-class EventStream(ABC):
+class AgentEventStream(ABC):
     """The conversation, state and usage of one build's agent; ``apply`` of each kind says what its events mean."""
 
     guessed_from: ClassVar[str]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class OpenRequest:
+class UnansweredRequest:
     """A request that waits for its answer, or for the acknowledgement that the agent was given it."""
 
     request: AgentRequest
@@ -54,10 +54,10 @@ class OpenRequest:
         """The result that decides nothing, because the turn was cancelled."""
         return permissions.CANCELLED if self.field is None else elicitation.CANCELLED
 
-    def with_request(self, **changes: Any) -> OpenRequest:
+    def with_request(self, **changes: Any) -> UnansweredRequest:
         """Return a copy with some fields of the request changed."""
         changed = replace(self.request, **changes)
-        return OpenRequest(changed, self.rpc, self.field, self.is_boolean, self.rejecting)
+        return UnansweredRequest(changed, self.rpc, self.field, self.is_boolean, self.rejecting)
 
     def dump(self) -> dict[str, Any]:
         """Return what the next runner needs."""
@@ -70,8 +70,8 @@ class OpenRequest:
         }
 
 
-def load(record: Mapping[str, Any], now: datetime) -> OpenRequest:
+def load(record: Mapping[str, Any], now: datetime) -> UnansweredRequest:
     """Return the request that ``dump`` wrote."""
     request = decode_stored_report(record["report"], now)
     assert isinstance(request, AgentRequest)
-    return OpenRequest(request, record["rpc"], record["field"], record["is_boolean"], record["rejecting"])
+    return UnansweredRequest(request, record["rpc"], record["field"], record["is_boolean"], record["rejecting"])
