@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from taskherd.directory_file.run import ToolKind
 from taskherd.domain import reports as domain
 from taskherd.domain.request_values import OptionKind, RequestKind, RequestState
+from taskherd.messages import texts
 
 TASK = "497f6eca-6276-4993-bfeb-53cbbbba6f08"
 AGENT = "8826ee2e-7933-4665-aef2-2393f84a0d05"
@@ -238,9 +239,11 @@ _OPTIONS = st.lists(
     max_size=16,
     unique_by=lambda option: option["id"],
 )
+_TOOL_INPUTS = st.dictionaries(_TEXTS, st.none() | st.booleans() | _TEXTS, max_size=3).filter(
+    lambda fields: len({texts.sanitize(name, {}) for name in fields}) == len(fields)  # else it is refused
+)
 _TOOLS = st.fixed_dictionaries(
-    {"kind": st.sampled_from(get_args(ToolKind))},
-    optional={"name": _TEXTS, "input": st.dictionaries(_TEXTS, st.none() | st.booleans() | _TEXTS, max_size=3)},
+    {"kind": st.sampled_from(get_args(ToolKind))}, optional={"name": _TEXTS, "input": _TOOL_INPUTS}
 )
 any_report |= _report(
     "agent.request",
