@@ -21,7 +21,8 @@ ACCEPTED_WITHIN: Final = 60.0
 WITHDRAWN_WITHIN: Final = 10.0
 """Seconds for which withdrawing a request is tried during an outage."""
 PAUSE: Final = 2.0
-"""Seconds before the next attempt during an outage."""
+MAX_PAUSE: Final = 30.0
+"""Minimum and maximum number of seconds before the next attempt during an outage, whatever the server asks for."""
 _PATH: Final = ("workspaceagents", "me", "requests")
 _OUTAGES: Final = frozenset(
     {
@@ -41,12 +42,12 @@ def ask(
 ) -> Mapping[str, Any]:
     """Open a request, and return it once it is answered, withdrawn or expired, however long that takes.
 
-    It outlives outages of the API. If nobody waits for the answer any more, the request is withdrawn.
+    It outlives outages of the API. A call that is cancelled withdraws the request.
 
     Args:
         client: the server, and the agent's token.
         fields: ``kind``, ``title`` and what else the request has.
-        is_cancelled: whether nobody waits for the answer any more.
+        is_cancelled: whether the caller has given up waiting.
         now: the clock, in seconds.
 
     Raises:
@@ -70,7 +71,7 @@ def ask(
 def _answer_to(
     client: Client, body: Mapping[str, Any], is_cancelled: Callable[[], bool], now: Callable[[], float]
 ) -> Mapping[str, Any] | None:
-    """Open a request, and return it once it is no longer open; None if nobody waits for that any more."""
+    """Open a request, and return it once it is no longer open; None if the call is cancelled."""
     _persist(lambda: client.request("POST", *_PATH, body=body), is_cancelled)
     opened_at, is_known = now(), False
     while not is_cancelled():
@@ -97,7 +98,7 @@ def _read(client: Client, request_id: str) -> Mapping[str, Any]:
 
 
 def _persist(attempt: Callable[[], Any], is_cancelled: Callable[[], bool]) -> Any:
-    """Return the result of an attempt that is repeated during an outage, unless nobody waits for it any more."""
+    """Return the result of an attempt that is repeated during an outage, until the call is cancelled."""
     while True:
         try:
             return attempt()
@@ -108,5 +109,5 @@ def _persist(attempt: Callable[[], Any], is_cancelled: Callable[[], bool]) -> An
         except ApiError as error:
             if is_cancelled() or error.status not in _OUTAGES:
                 raise
-            pause = max(PAUSE, error.retry_after)
+            pause = min(max(PAUSE, error.retry_after), MAX_PAUSE)
         time.sleep(pause)
