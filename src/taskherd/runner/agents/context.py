@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol, TypeAlias
 from uuid import UUID, uuid5
 
 from taskherd.directory_file.run import RunConfig
-from taskherd.domain.reports import AgentState, Health, InterruptOutcome, Lifecycle, LogSource
+from taskherd.domain.reports import AgentState, Health, InterruptOutcome, Lifecycle, LogEntry, LogSource
 from taskherd.errors import TaskherdError
 from taskherd.observability.failpoints import Failpoint
 from taskherd.observability.metrics import Metrics
@@ -29,6 +29,8 @@ MAX_STATUS = 160
 """Maximum length, in characters, of a status message that is made from an agent's output."""
 TAIL_BYTES = 16 * 1024
 """Bytes at the end of an agent's output in which its last words are looked for."""
+ENTRIES_PER_REPORT = 4
+"""Maximum number of log entries in one report, so that it fits a message."""
 NOT_RUNNING = "The agent is not running."
 """The error of an input for an agent that has exited."""
 
@@ -109,6 +111,15 @@ class AgentContext:
         """The prompt that this build's agent is given, or "" if it is given none."""
         start = self.journal.start
         return start.prompt if start is not None and self.journal.gives_prompt else ""
+
+    def log_all_but_last(self, entries: list[LogEntry]) -> list[LogEntry]:
+        """Count entries against the log's budget, and report them, but return those of the last report."""
+        size = sum(len(entry.content.encode(errors="replace")) + len(entry.data or "") for entry in entries)
+        self.log_budget.spend(len(entries), size)
+        while len(entries) > ENTRIES_PER_REPORT:
+            self.reporter.log(entries[:ENTRIES_PER_REPORT])
+            entries = entries[ENTRIES_PER_REPORT:]
+        return entries
 
     async def post_prompt(self) -> str | None:
         """Deliver the prompt as the first input, at most once. Return an error message, or None."""

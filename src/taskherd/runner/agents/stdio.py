@@ -16,7 +16,7 @@ from taskherd.domain.reports import AgentState, Health, InterruptOutcome, LogSou
 from taskherd.messages.limits import MAX_CONTENT_BYTES
 from taskherd.runner.activity import LOOK_INTERVAL, ActivityWatch
 from taskherd.runner.agents import output, stdin
-from taskherd.runner.agents.context import TAIL_BYTES, FollowerWithoutRequests, report_exit, shorten
+from taskherd.runner.agents.context import ENTRIES_PER_REPORT, TAIL_BYTES, FollowerWithoutRequests, report_exit, shorten
 from taskherd.runner.agents.interrupting import (
     INTERRUPTED,
     REACTION_TIMEOUT,
@@ -42,8 +42,6 @@ MAX_FINAL_BYTES = 1024 * 1024
 
 Earlier output is skipped, and the log marks the gap.
 """
-ENTRIES_PER_REPORT = 4
-"""Maximum number of entries in one report, so that it fits a message."""
 STATUS_EVERY = 2.0
 """Minimum number of seconds between two statuses that differ only in the latest line."""
 IDLE_LOOK_INTERVAL = 5.0

@@ -29,8 +29,6 @@ FLUSH_EVERY: Final = 0.5
 """Seconds for which what an agent tells is collected."""
 STATUS_EVERY: Final = 2.0
 """Minimum number of seconds between two statuses that differ only in their message."""
-ENTRIES_PER_REPORT: Final = 4
-"""Maximum number of entries in one report, so that it fits a message."""
 _GUESSED_FROM: Final = "the protocol (ACP), in which {}"
 _IN_FLIGHT: Final = _GUESSED_FROM.format("its turn is open")
 _ENDED: Final = _GUESSED_FROM.format("its turn has ended")
@@ -105,12 +103,7 @@ class Recorder:
         Raise ``OSError`` if either cannot be written to disk; lines whose record is not on disk are not submitted.
         """
         reporter = self._context.reporter
-        entries = self._conversation.take_entries(reporter)
-        size = sum(len(entry.content.encode(errors="replace")) + len(entry.data or "") for entry in entries)
-        self._context.log_budget.spend(len(entries), size)
-        while len(entries) > ENTRIES_PER_REPORT:
-            reporter.log(entries[:ENTRIES_PER_REPORT])
-            entries = entries[ENTRIES_PER_REPORT:]
+        entries = self._context.log_all_but_last(self._conversation.take_entries(reporter))
         checkpoint = {
             "build": reporter.build_number,
             "state": str(self.state),

@@ -53,8 +53,6 @@ WRITE_TIMEOUT: Final = 60.0
 """Seconds within which the agent must take an input from its stdin."""
 STATUS_EVERY: Final = 2.0
 """Minimum number of seconds between two statuses that differ only in their message."""
-ENTRIES_PER_REPORT: Final = 4
-"""Maximum number of entries in one report, so that it fits a message."""
 _IN_TURN: Final = "The agent ended with exit status 0 in the middle of its turn."
 _MALFORMED: Final = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
@@ -259,12 +257,7 @@ class EventStreamFollower(FollowerWithoutRequests):
 
     def _record(self, *reports: Report) -> None:
         reporter = self._context.reporter
-        entries = self._stream.take_entries(reporter)
-        size = sum(len(entry.content.encode(errors="replace")) + len(entry.data or "") for entry in entries)
-        self._context.log_budget.spend(len(entries), size)
-        while len(entries) > ENTRIES_PER_REPORT:
-            reporter.log(entries[:ENTRIES_PER_REPORT])
-            entries = entries[ENTRIES_PER_REPORT:]
+        entries = self._context.log_all_but_last(self._stream.take_entries(reporter))
         checkpoint = {
             "build": reporter.build_number,
             "state": str(self._stream.state),
