@@ -223,13 +223,13 @@ def test_a_check_that_is_ended(tmp_path: Path, number: signal.Signals) -> None:
     checker.write({"agent": "acp", "command": [*ACP, "hang-initialize", "ignore-sigterm"]})
     errors = tmp_path / "errors"
     with errors.open("w") as file:
-        process = subprocess.Popen(checker.command("--timeout", "10"), env=checker.env, stderr=file)
+        process = subprocess.Popen(checker.command("--timeout", "40"), env=checker.env, stderr=file)
     while not any("acp_agent" in each for each in checker.left()):
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(number)
     assert process.wait(timeout=30) == (-9 if number == signal.SIGKILL else 1)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 50
     while checker.left() and number == signal.SIGKILL and time.monotonic() < deadline:
         time.sleep(0.05)
     assert checker.left() == []

@@ -192,7 +192,8 @@ async def scraped(tools: Tools, external: WorkerHarness, tmp_path: Path) -> Asyn
         started.append(await _prometheus(tools, tmp_path, port, targets))
         server = PrometheusServer(port)
         await until(server.ready, bool, 30)
-        await WorkerProcess(started[0], tmp_path / "worker.log").until_ready(30)
+        await WorkerProcess(started[0], tmp_path / "worker.log").until_ready()
+        await WorkerProcess(started[1], tmp_path / "api.log").until_ready()
         await until(lambda: server.value('min_over_time(taskherd_drained{job="taskherd-worker"}[1m])'), bool, 30)
         await _generate_activity(external, f"http://127.0.0.1:{http}/api/v2")
         yield server

@@ -54,7 +54,7 @@ REDELIVERED = (
 )
 
 
-async def until(read: Callable[[], Awaitable[T]], holds: Callable[[T], bool], within: float = 30.0) -> T:
+async def until(read: Callable[[], Awaitable[T]], holds: Callable[[T], bool], within: float = 60.0) -> T:
     """Poll a value until it ``holds``, and return it."""
     async with asyncio.timeout(within):
         while not holds(value := await read()):  # noqa: ASYNC110 - other processes must be polled

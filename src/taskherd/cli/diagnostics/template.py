@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import TYPE_CHECKING, Final
 
 import httpx
@@ -110,14 +109,13 @@ async def _try(trial: Trial, deadline: float) -> list[Finding]:
         advice = "install it below /usr, or add its folder to TASKHERD_RUNNER_SANDBOX_PATHS"
         return [error("program", f"{program} is not visible in the sandbox", advice)]
     findings = [ok("program", program)]
-    began = time.monotonic()
     try:
         async with trial.started(deadline), asyncio.timeout_at(deadline):
             findings += await _probe(trial)
     except AgentEnded:
         findings.append(_ended(trial))
     except TimeoutError:
-        words = f"it did not answer within {time.monotonic() - began:.0f} s{_quoted(trial.last_words())}"
+        words = f"it did not answer within the time limit.{_quoted(trial.last_words())}"
         findings.append(error(_QUESTIONS[trial.run.agent], words, "see its last words, or give it more with --timeout"))
     except (OSError, Unavailable) as problem:
         findings.append(error("start", f"it could not be started: {problem}", "make it executable for its user"))
