@@ -118,9 +118,9 @@ async def _cost(services: BenchmarkServices, work: Workload) -> RunCost:
         (port,) = ports.find_free([None])
         process = start_process(services, WORKER.module, TASKHERD_OPS_PORT=str(port))
         try:
-            before = _cpu(server)
+            before = database_cpu(server)
             measured = await measure_process(services, WORKER, work, process)
-            used = _cpu(server) - before
+            used = database_cpu(server) - before
             batches = await asyncio.to_thread(_batches, port)
         finally:
             process.send_signal(signal.SIGTERM)
@@ -134,7 +134,7 @@ async def _counted(admin: asyncpg.Connection, database: int) -> tuple[int, int, 
     return int(row[0]), int(row[1]), float(row[2]), int(row[3]), int(row[4]), int(row[5])
 
 
-def _cpu(server: psutil.Process) -> float:
+def database_cpu(server: psutil.Process) -> float:
     """Return the CPU seconds of the database server and of all its child processes, including those that exited."""
     total = 0.0
     for process in (server, *server.children()):

@@ -53,7 +53,10 @@ MAX_ROUNDS = 40
 """Maximum number of such batches in one sweep; the next sweep continues."""
 
 MAX_INDEXED = 250
-"""Maximum number of tasks whose changes are applied to the index in one sweep.
+"""Maximum number of tasks whose changes are applied to the index in one transaction."""
+
+INDEX_TIME = 0.25
+"""Seconds after which a sweep begins no further such transaction.
 
 The limit bounds what the index costs while many tasks change; readers find what it lacks among the changes.
 """
@@ -184,9 +187,15 @@ class Sweeper:
         return checked
 
     async def update_index(self) -> int:
-        """Apply the recorded changes of tasks to their index and totals, at a limited rate, and return their number."""
-        async with transaction(self._context.engine) as connection:
-            return await task_index.apply(connection, MAX_INDEXED)
+        """Apply recorded changes of tasks to their index and totals, for a limited time, and return their number."""
+        indexed = 0
+        until = monotonic() + INDEX_TIME
+        while True:
+            async with transaction(self._context.engine) as connection:
+                applied = await task_index.apply(connection, MAX_INDEXED)
+            indexed += applied
+            if applied < MAX_INDEXED or monotonic() > until:
+                return indexed
 
     async def _check_silent(self, watermark: datetime, now: datetime) -> int:
         """Check the agents of the next leases that have sent no heartbeat for too long, unless their loss is held."""
