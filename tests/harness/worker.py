@@ -323,9 +323,9 @@ async def running_worker(harness: WorkerHarness, **settings: Any) -> AsyncIterat
     defaults = {
         "ops_port": 0,
         "amqp_prefix": harness.prefix,
-        "sweep_every": 0.1,
-        "relay_every": 0.2,
-        "probe_every": 0.1,
+        "sweep_every": 0.5,
+        "relay_every": 0.5,
+        "probe_every": 0.5,
         "tasks_running_most": 0,
     }
     worker = Worker(

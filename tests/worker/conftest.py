@@ -13,6 +13,9 @@ from tests.harness.worker import WorkerHarness, external_harness, worker_harness
 
 StartWorker: TypeAlias = Callable[..., AbstractAsyncContextManager[WorkerHarness]]
 
+TIMERS = {"sweep_every": 0.1, "relay_every": 0.2, "probe_every": 0.1}
+"""Tests of the worker are often about its timers; for others, frequent sweeps only cost CPU."""
+
 
 @pytest.fixture
 async def harness(start_worker: StartWorker) -> AsyncIterator[WorkerHarness]:
@@ -24,7 +27,7 @@ async def harness(start_worker: StartWorker) -> AsyncIterator[WorkerHarness]:
 @pytest.fixture
 def start_worker(database_url: str, amqp_url: str, amqp_prefix: str) -> StartWorker:
     """Return a function that starts such a worker with the settings passed to it."""
-    return partial(worker_harness, database_url, amqp_url, amqp_prefix)
+    return partial(worker_harness, database_url, amqp_url, amqp_prefix, **TIMERS)
 
 
 @pytest.fixture
