@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import uuid
 from typing import Any
 
@@ -131,3 +132,28 @@ async def test_a_list_without_a_limit_is_truncated(start_api: StartApi) -> None:
         paged = await api_harness.alice.get("/tasks", params={"limit": 500})
         rest = await api_harness.alice.get("/tasks", params={"after": paged.json()["next"]})
         assert (paged.json()["count"], rest.json()["count"], rest.json()["next"]) == (500, 1, None)
+
+
+async def test_a_large_list_is_compressed_for_clients_that_accept_it(api_harness: ApiHarness) -> None:
+    """The bytes on the wire are gzip, the tag is weak, and a 304 follows for both forms; one task stays plain."""
+    for number in range(4):
+        await api_harness.create(name=f"packed-{number}")
+    alice = api_harness.alice
+    plain = await alice.get("/tasks", headers={"Accept-Encoding": "identity"})
+    async with alice.stream("GET", "/tasks", headers={"Accept-Encoding": "gzip"}) as response:
+        wire = b"".join([each async for each in response.aiter_raw()])
+    assert gzip.decompress(wire) == plain.content
+    assert int(response.headers["Content-Length"]) == len(wire) < len(plain.content) / 2
+    assert response.headers["Content-Encoding"] == "gzip"
+    assert response.headers["ETag"] == f"W/{plain.headers['ETag']}"
+    assert response.headers["Vary"] == plain.headers["Vary"] == "Accept-Encoding"
+    for tag in (plain.headers["ETag"], response.headers["ETag"]):
+        for encoding in ("gzip", "identity"):
+            unchanged = await alice.get("/tasks", headers={"Accept-Encoding": encoding, "If-None-Match": tag})
+            assert (unchanged.status_code, unchanged.content) == (304, b"")
+            assert unchanged.headers["Vary"] == "Accept-Encoding"
+    head = await alice.head("/tasks", headers={"Accept-Encoding": "gzip"})
+    assert (head.headers["Content-Length"], head.content) == (str(len(wire)), b"")
+    task = await alice.get("/tasks/me/packed-0", headers={"Accept-Encoding": "gzip"})
+    assert "Content-Encoding" not in task.headers
+    assert "Vary" not in task.headers

@@ -43,6 +43,7 @@ ROUTES: Final = (
         description="Returns the actions of the caller, newest first.",
         query=handlers.ActionListQuery,
         responses={200: ResponseSpec("The actions.", Actions)},
+        compressed=True,
         tag="actions",
     ),
     Route(
@@ -61,6 +62,7 @@ ROUTES: Final = (
         description="Returns what became of each task. For the next page, set `after` to the value of `next`.",
         query=handlers.ResultQuery,
         responses={200: ResponseSpec("The results.", ActionResults)},
+        compressed=True,
         tag="actions",
     ),
     Route(

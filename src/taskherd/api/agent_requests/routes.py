@@ -25,6 +25,7 @@ ROUTES: Final = (
                 {"X-Taskherd-Truncated": "`true` if more tasks wait than are looked at; then the newest of them are."},
             )
         },
+        compressed=True,
         tag="requests",
     ),
     Route(
@@ -35,6 +36,7 @@ ROUTES: Final = (
         description="Returns the requests of the task with what became of them, open ones first.",
         query=handlers.TaskRequestsQuery,
         responses={200: ResponseSpec("The requests.", AgentRequestPage)},
+        compressed=True,
         tag="requests",
     ),
     Route(

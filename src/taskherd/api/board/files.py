@@ -14,6 +14,7 @@ from posixpath import dirname, join, normpath
 from typing import TYPE_CHECKING, Final
 
 from taskherd.api.http import etags
+from taskherd.api.http.compression import accepts_gzip
 from taskherd.api.http.responses import BufferedResponse
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Body:
         if unchanged is not None:
             return BufferedResponse(304, b"", {**unchanged.headers, **HEADERS, "Cache-Control": cache_control})
         sent = {**HEADERS, "ETag": self.etag, "Cache-Control": cache_control}
-        if self.compressed is not None and _accepts_gzip(headers.get("accept-encoding", "")):
+        if self.compressed is not None and accepts_gzip(headers.get("accept-encoding", "")):
             return BufferedResponse(200, self.compressed, {**sent, "Content-Encoding": "gzip"}, self.content_type)
         return BufferedResponse(200, self.content, sent, self.content_type)
 
@@ -71,15 +72,6 @@ def make_body(content: bytes, content_type: str) -> Body:
     compressed = gzip.compress(content, 9, mtime=0) if len(content) >= MIN_COMPRESSED else None
     etag = f'"{sha256(content).hexdigest()[:24]}"'
     return Body(content, content_type, compressed, etag)
-
-
-def _accepts_gzip(header: str) -> bool:
-    """Return whether a client accepts gzip (RFC 9110, section 12.5.3)."""
-    for each in header.lower().split(","):
-        name, _, weight = each.partition(";")
-        if name.strip() in {"gzip", "*"}:
-            return weight.strip().replace(" ", "") not in {"q=0", "q=0.0", "q=0.00", "q=0.000"}
-    return False
 
 
 class BoardFiles:

@@ -70,6 +70,7 @@ ROUTES: Final = (
         description="Returns the users who share an organization with the caller.",
         query=users.UsersQuery,
         responses={200: ResponseSpec("The users.", UsersList)},
+        compressed=True,
         tag="users",
     ),
     Route(
@@ -126,6 +127,7 @@ ROUTES: Final = (
         summary="Get the templates of an organization",
         query=templates.TemplatesQuery,
         responses={200: ResponseSpec("The templates.", list[TemplateOut])},
+        compressed=True,
         tag="templates",
     ),
     Route(
@@ -151,6 +153,7 @@ ROUTES: Final = (
         summary="Get all templates",
         query=templates.TemplatesQuery,
         responses={200: ResponseSpec("The templates of the caller's organizations.", list[TemplateOut])},
+        compressed=True,
         tag="templates",
     ),
     Route(

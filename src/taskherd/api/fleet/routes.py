@@ -21,6 +21,7 @@ ROUTES: Final = (
             " response may be two seconds old."
         ),
         responses={200: ResponseSpec("The fleet.", FleetOut)},
+        compressed=True,
         tag="fleet",
     ),
 )

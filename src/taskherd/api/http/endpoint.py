@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 import structlog
 
 from taskherd.api.context import ApiContext, RequestContext
-from taskherd.api.http import bodies, errors
+from taskherd.api.http import bodies, compression, errors
 from taskherd.api.http.auth import authenticate
 from taskherd.api.http.errors import HTTPError
 from taskherd.api.http.responses import BufferedResponse
@@ -97,7 +97,10 @@ class HttpEndpoint:
             request.body = bodies.parse(body, route.body)
         tracing = self._api.tracing
         with tracing.span("request", parent=extract(request.headers), method=request.method, route=self._path):
-            return await route.handler(request)
+            response = await route.handler(request)
+        if route.compressed and isinstance(response, BufferedResponse):
+            return await compression.negotiate(response, request.headers)
+        return response
 
     def _log(self, request: RequestContext, method: str, status: int, seconds: float) -> None:
         quiet = method in {"GET", "HEAD"} or status in {401, 404, 405, 429}

@@ -72,7 +72,8 @@ class ResponseSpec:
 class Route:
     """One operation. ``path`` is relative to the prefix; ``responses`` adds to those that all routes have in common.
 
-    An ``experimental`` route is also served under ``/api/experimental``, where the GitHub Action expects it.
+    An ``experimental`` route is also served under ``/api/experimental``, where the GitHub Action expects it. Large
+    answers of a ``compressed`` route are sent as gzip to clients that accept it: for what has no secret and no stream.
     """
 
     method: str
@@ -88,6 +89,7 @@ class Route:
     query: type[QueryModel] = NoQuery
     headers: tuple[Header, ...] = ()
     experimental: bool = False
+    compressed: bool = False
     tag: str = "tasks"
 
 

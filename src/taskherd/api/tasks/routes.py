@@ -103,6 +103,7 @@ ROUTES: Final = (
             304: _UNCHANGED,
         },
         experimental=True,
+        compressed=True,
     ),
     Route(
         method="GET",
@@ -128,6 +129,7 @@ ROUTES: Final = (
         ),
         query=deleted.DeletedQuery,
         responses={200: ResponseSpec("The deleted tasks.", DeletedTasks)},
+        compressed=True,
     ),
     Route(
         method="POST",
@@ -238,6 +240,7 @@ ROUTES: Final = (
         query=queries.TaskLogQuery,
         responses={200: ResponseSpec("The log entries.", TaskLogs)},
         experimental=True,
+        compressed=True,
     ),
     Route(
         method="GET",
@@ -313,6 +316,7 @@ ROUTES: Final = (
         description="Returns the changes of the task in order. For the next page, set `after` to the last position.",
         query=explain.TimelineQuery,
         responses={200: ResponseSpec("The changes.", Timeline)},
+        compressed=True,
     ),
     Route(
         method="GET",

@@ -20,6 +20,7 @@ ROUTES: Final = (
         " currency, so that each column of numbers can be added up.",
         query=handlers.UsageQuery,
         responses={200: ResponseSpec("The sums.", UsageReportOut, also=handlers.CSV)},
+        compressed=True,
         tag="usage",
     ),
 )

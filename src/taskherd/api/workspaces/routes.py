@@ -26,6 +26,7 @@ ROUTES: Final = (
         summary="List workspaces",
         query=lists.WorkspacesQuery,
         responses={200: ResponseSpec("The workspaces of the tasks that the caller may see.", WorkspacesList)},
+        compressed=True,
         tag="workspaces",
     ),
     Route(
@@ -85,6 +86,7 @@ ROUTES: Final = (
         summary="Get workspace builds by workspace ID",
         query=queries.BuildsQuery,
         responses={200: ResponseSpec("The builds, the newest first.", list[BuildOut])},
+        compressed=True,
         tag="workspaces",
     ),
     Route(
@@ -124,6 +126,7 @@ ROUTES: Final = (
         summary="Get the logs of a workspace build",
         query=logs.LogQuery,
         responses={200: ResponseSpec("The log so far.", list[BuildLogOut])},
+        compressed=True,
         tag="logs",
     ),
     Route(
@@ -133,6 +136,7 @@ ROUTES: Final = (
         summary="Get the logs of a workspace agent",
         query=logs.LogQuery,
         responses={200: ResponseSpec("The log so far.", list[AgentLogOut])},
+        compressed=True,
         tag="logs",
     ),
 )
