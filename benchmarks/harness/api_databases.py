@@ -79,17 +79,19 @@ async def _fill_peer(connection: asyncpg.Connection) -> None:
 
 
 @contextmanager
-def running_api(services: BenchmarkServices, module: str) -> Iterator[int]:
+def running_api(services: BenchmarkServices, module: str, **environment: str) -> Iterator[int]:
     """Run an API process during the block, which gets its port."""
-    with running_api_process(services, module) as (_, port):
+    with running_api_process(services, module, **environment) as (_, port):
         yield port
 
 
 @contextmanager
-def running_api_process(services: BenchmarkServices, module: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+def running_api_process(
+    services: BenchmarkServices, module: str, **environment: str
+) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """Run an API process during the block, which gets it and its port."""
     port = _free_port()
-    environment = {"TASKHERD_API_PORT": str(port), "TASKHERD_API_RATE_LIMIT": "0", "BENCH_PORT": str(port)}
+    environment |= {"TASKHERD_API_PORT": str(port), "TASKHERD_API_RATE_LIMIT": "0", "BENCH_PORT": str(port)}
     process = start_process(services, module, **environment)
     try:
         _await_port(process, port)

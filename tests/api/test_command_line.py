@@ -77,6 +77,36 @@ async def test_a_task_is_created_shown_listed_and_deleted(api_harness: ApiHarnes
     assert (await shell.code("show", "flaky"))[0] == 5
 
 
+async def test_deleted_tasks_are_listed_with_who_deleted_them(api_harness: ApiHarness) -> None:
+    """The owner sees who deleted a task, its name stays text, and filters and the limit hold."""
+    alice, carol, bob = (Shell(api_harness, name) for name in ("alice", "carol", "bob"))
+    assert await alice.json("deleted") == []
+    assert "No deleted tasks." in (await alice.code("deleted"))[1]
+    await alice.json("create", "Fix it", "--name", "first", "--title", "\x1b[31mFirst")
+    await alice.json("create", "Fix that", "--name", "second")
+    assert (await alice.code("delete", "first"))[0] == 0
+    assert (await carol.code("delete", "alice/second"))[0] == 0
+    second, first = await alice.json("deleted")
+    assert (first["name"], first["deleted_by"], second["name"], second["deleted_by"]) == (
+        *("first", "alice"),
+        *("second", "carol"),
+    )
+    assert await alice.json("deleted", "--name", "sec") == [second]
+    assert await alice.json("deleted", "--limit", "1") == [second]
+    assert await carol.json("deleted") == []
+    assert await carol.json("deleted", "--all") == await carol.json("deleted", "--owner", "alice") == [second, first]
+    assert await bob.json("deleted", "--all") == []
+    shown = await alice.run("deleted", "--limit", "2")
+    assert shown.stdout.split("\n")[0].split() == ["TASK", "DELETED", "BY", "AGE", "TEMPLATE", "TITLE"]
+    assert [shown.stdout.split("\n")[1].split()[each] for each in (0, 2)] == ["alice/second", "carol"]
+    assert "\x1b" not in shown.stdout
+    assert "At most the last 2" in shown.stderr
+    assert (await alice.code("deleted", "--limit", "101"))[0] == 2
+    code, message = await alice.code("deleted", "--owner", "nobody")
+    assert (code, "owner" in message) == (6, True)
+    assert "No deleted tasks match." in (await alice.code("deleted", "--name", "third"))[1]
+
+
 async def test_a_list_combines_pages(api_harness: ApiHarness) -> None:
     """A list longer than a page is printed in full, or up to ``--limit``."""
     for number in range(4):

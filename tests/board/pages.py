@@ -76,6 +76,14 @@ class Page:
         shown = await self.tab.evaluate(f"document.querySelector({json.dumps(within)})?.innerText ?? ''")
         return str(shown)
 
+    async def reads(self, path: str) -> list[str]:
+        """Return the search terms of each request to the API since the page was loaded whose path begins like this."""
+        script = f"""performance.getEntriesByType("resource").map((each) => new URL(each.name))
+            .filter((each) => (each.pathname + each.search).startsWith({json.dumps("/api/v2" + path)}))
+            .map((each) => each.searchParams.get("q") ?? "")"""
+        found: list[str] = await self.tab.evaluate(script)
+        return found
+
     async def violations(self, *rules: str) -> list[str]:
         """Return what axe-core finds on the page, by these rules or all: each with the elements that break it."""
         if not await self.tab.evaluate("'axe' in window"):

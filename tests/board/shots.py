@@ -1,5 +1,7 @@
 """Pictures of the board (``make shots``): each page, phone and desktop, light and dark, from a fleet of examples.
 
+The page ``readme`` is the top of Home, light and dark, in ``docs/pictures``, where the README shows it.
+
 ``python -m tests.board.shots --serve`` keeps everything running instead, until Ctrl-C or SIGTERM, and prints the
 address and tokens.
 """
@@ -19,7 +21,7 @@ from aio_pika.abc import AbstractIncomingMessage
 from taskherd.api.board.files import board_files
 from taskherd.dev import services
 from taskherd.store import migrate
-from tests.board.pages import Board
+from tests.board.pages import Board, Page
 from tests.harness.api import CAROL, OTHER, ApiHarness, open_api_harness
 from tests.harness.browser import find_chromium, run_browser
 from tests.harness.conversation import converse
@@ -27,6 +29,9 @@ from tests.harness.fleet import fill
 from tests.harness.worker import ORGANIZATION
 
 FOLDER = Path("build/shots")
+README, README_FOLDER = "readme", Path("docs/pictures")
+README_SIZE = (1180, 892)
+"""Width and height in CSS pixels: what needs a person and the totals are on it."""
 PAGES = {
     "home": "/",
     "tasks": "/tasks",
@@ -40,6 +45,8 @@ PAGES = {
 """Name of each picture and path of its page."""
 SIZES = {"wide": (1280, 900, False), "phone": (390, 844, True)}
 """Width and height in CSS pixels, and whether it is a phone."""
+NO_GUTTER = "document.documentElement.style.scrollbarGutter = 'auto'"
+"""Room for a scroll bar, which is on no picture, would be a stripe."""
 MAX_HEIGHT = 3_000
 """Maximum height of a picture in CSS pixels."""
 
@@ -49,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--serve", action="store_true", help="keep running and take no pictures")
     parser.add_argument("--folder", type=Path, default=FOLDER)
-    parser.add_argument("pages", nargs="*", help=f"which pages, of {', '.join(PAGES)}; default: all")
+    parser.add_argument("pages", nargs="*", help=f"which pages, of {', '.join(PAGES)} and {README}; default: all those")
     options = parser.parse_args()
     with (
         tempfile.TemporaryDirectory(prefix="taskherd-shots-") as folder,
@@ -91,6 +98,9 @@ async def fill_all(harness: ApiHarness) -> None:
     ids = await fill(harness)
     for name in ("flaky-checkout", "checkout-timeouts", "migrate-db"):
         await converse(harness, ids[name])
+    for name, title, user in (("spike-bun", "Try Bun", "alice"), ("spike-vite", "Try Vite for the shop", "carol")):
+        await harness.create(harness.alice, name=name, display_name=title)
+        assert (await harness.clients[user].delete(f"/tasks/alice/{name}")).status_code == 202
     for runner, pool in (("runner-3", "default"), ("runner-7", "default"), ("gpu-1", "gpu")):
         assert (await harness.worker.ask({"type": "runner.hello", "runner": runner, "pool": pool}))["ok"]
     for target in ("default", "runner-3", "gpu-1"):  # connected; runner-7 is not
@@ -118,13 +128,16 @@ async def take(harness: ApiHarness, folder: Path, names: list[str]) -> None:
         page = await Board(harness, browser).open("/", "carol")
         await page.tab.evaluate("localStorage.setItem('taskherd-home-scope', 'everyone')")
         await page.tab.call("Emulation.setScrollbarsHidden", hidden=True)
-        for name in names:
+        if README in names:
+            await _take_for_readme(page)
+        for name in (each for each in names if each != README):
             for size, (width, height, is_phone) in SIZES.items():
                 await page.tab.resize(width, height, scale=2 if is_phone else 1, mobile=is_phone)
                 for scheme in ("light", "dark"):
                     await page.tab.prefer(scheme)
                     await page.go(PAGES[name])
                     await page.tab.until("document.querySelector('.page[data-ready]')")
+                    await page.tab.evaluate(NO_GUTTER)
                     full = min(
                         MAX_HEIGHT, max(height, await page.tab.evaluate("document.documentElement.scrollHeight"))
                     )
@@ -133,6 +146,18 @@ async def take(harness: ApiHarness, folder: Path, names: list[str]) -> None:
                     await asyncio.to_thread((folder / f"{name}-{size}-{scheme}.png").write_bytes, picture)
                     await page.tab.resize(width, height, scale=2 if is_phone else 1, mobile=is_phone)
         assert page.tab.errors == [], page.tab.errors
+
+
+async def _take_for_readme(page: Page) -> None:
+    await asyncio.to_thread(README_FOLDER.mkdir, parents=True, exist_ok=True)
+    await page.tab.resize(*README_SIZE)
+    for scheme in ("light", "dark"):
+        await page.tab.prefer(scheme)
+        await page.go(PAGES["home"])
+        await page.tab.until("document.querySelector('.page[data-ready]')")
+        await page.tab.evaluate(NO_GUTTER)
+        picture = await page.tab.screenshot()
+        await asyncio.to_thread((README_FOLDER / f"home-{scheme}.png").write_bytes, picture)
 
 
 if __name__ == "__main__":

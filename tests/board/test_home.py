@@ -10,6 +10,14 @@ from tests.board.pages import Board
 from tests.harness.worker import build_report, make_report
 
 pytestmark = pytest.mark.timeout(180)  # a browser on a busy machine takes its time to start
+READY = "document.querySelector('.page.home[data-ready]')"
+SHIFTS = """new Promise((done) => {
+    new PerformanceObserver((list) => done(list.getEntries().map(({value, sources}) => (
+        {value, of: sources.map((each) => [each.node?.className, each.previousRect.y, each.currentRect.y])}))))
+        .observe({type: "layout-shift", buffered: true});
+    setTimeout(() => done([]), 500);
+})"""
+"""What moved on the page so far, and by how much: the sum is Chromium's cumulative layout shift."""
 HOSTILE = "<img src=x onerror=alert(1)> `code` </script>"
 
 
@@ -28,16 +36,39 @@ async def test_an_empty_home_says_what_to_do_next(board: Board) -> None:
     assert page.tab.errors == []
 
 
-async def test_each_list_is_read_once(board: Board) -> None:
-    """A page that opens reads each list once, after its stream stands: not before, to read it again then."""
+async def test_home_reads_once_what_has_something_in_it(board: Board) -> None:
+    """A page that opens reads the totals, and once each list that they say is not empty; nothing else."""
     task = await board.harness.active(display_name="Read once")
     page = await board.open("/")
     await page.sees("Read once", "section[aria-labelledby=running]")
     await status(board, task["id"], "working", "Still reading")
     await page.sees("Still reading", "section[aria-labelledby=running]")
-    names = "performance.getEntriesByType('resource').map(({name}) => name).filter((name) => name.includes('limit=12'))"
-    read = await page.tab.evaluate(names)
-    assert len(read) == len(set(read)) > 5, read
+    await page.go("/")
+    await page.tab.until(READY)
+    assert sorted(await page.reads("/tasks?")) == ["owner:me status:active state:working"]
+    assert len(await page.reads("/task-totals")) == 2  # before the stream stands, and after
+    assert await page.reads("/requests") == []
+
+
+async def test_each_section_shows_as_soon_as_its_own_lists_are_there(board: Board) -> None:
+    """A list that takes long holds up nothing but its section, which shows that it is being read."""
+    harness = board.harness
+    running, done = await harness.active(display_name="On it"), await harness.active(display_name="All done")
+    await status(board, running["id"], "working", "Reading")
+    await status(board, done["id"], "complete", "Finished")
+    page = await board.open("/new")
+    await page.tab.call("Fetch.enable", patterns=[{"urlPattern": "*/tasks?*state%3Acomplete*"}])  # held until disabled
+    await page.go("/")
+    await page.sees("On it", "section[aria-labelledby=running]")
+    await page.sees("Nothing needs you", "h1")
+    assert await page.tab.evaluate("document.querySelector('section[aria-labelledby=ended] [aria-busy=true]') !== null")
+    assert "All done" not in await page.text()
+    assert await page.violations() == []
+    await page.tab.call("Fetch.disable")
+    await page.sees("All done", "section[aria-labelledby=ended]")
+    await page.tab.until(READY)
+    assert await page.tab.evaluate("document.querySelector('[aria-busy=true]')") is None
+    assert page.tab.errors == []
 
 
 async def test_home_shows_its_lists_without_a_stream(board: Board) -> None:
@@ -119,3 +150,19 @@ async def test_rows_stay_while_somebody_points_at_them(board: Board) -> None:
     await page.sees("Two?", ".needs")
     assert "One?" not in await page.text(".needs")
     assert page.tab.errors == []
+
+
+async def test_nothing_moves_while_home_is_read(board: Board) -> None:
+    """The room of each section is kept from when the totals are there: rows that arrive move nothing that is seen."""
+    harness = board.harness
+    for number, state in enumerate(("idle", "failed", "working", "working", "complete")):
+        task = await harness.create(harness.bob, display_name=f"Row {number}")
+        await harness.worker.make_active(uuid.UUID(task["id"]))
+        await status(board, task["id"], state, "It goes on")
+    page = await board.open("/new", "bob")
+    for width, height in ((1280, 900), (390, 844)):
+        await page.tab.resize(width, height)
+        await page.go("/")
+        await page.tab.until(READY)
+        moved = await page.tab.evaluate(SHIFTS)
+        assert sum(each["value"] for each in moved) < 0.05, moved

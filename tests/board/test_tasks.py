@@ -41,6 +41,32 @@ async def test_the_filter_completes_terms_and_the_address_holds_it(board: Board)
     assert page.tab.errors == []
 
 
+async def test_the_list_is_read_once(board: Board) -> None:
+    """A page that opens reads its list once, after its stream stands, and so it does with another filter."""
+    await board.harness.active(display_name="Read once")
+    page = await board.open("/tasks?q=status:active")
+    await page.tab.until(f"document.querySelector('.page[data-ready]') && {ROWS}.length")
+    assert await page.reads("/tasks?") == ["status:active"]
+    await page.click(".views a", "All")
+    await page.tab.until("location.search === ''")
+    await page.tab.until("performance.getEntriesByType('resource').some((each) => each.name.endsWith('limit=50&q='))")
+    await board.harness.active(display_name="Comes by the stream")
+    await page.sees("1 changed", ".list-head")
+    assert await page.reads("/tasks?") == ["status:active", ""]
+    assert page.tab.errors == []
+
+
+async def test_the_list_is_shown_without_a_stream(board: Board) -> None:
+    """Where no stream can be opened, as when too many are open, the list still shows what there is."""
+    await board.harness.active(display_name="Without a stream")
+    page = await board.open("/new")
+    await page.tab.call("Network.enable")
+    await page.tab.call("Network.setBlockedURLs", urls=["*/tasks/watch*"])
+    await page.go("/tasks")
+    await page.sees("Without a stream", "tbody")
+    assert page.tab.errors == []
+
+
 async def test_rows_change_in_place_and_never_jump(board: Board) -> None:
     """A shown row changes where it is; what would come or go is counted until somebody asks for it."""
     harness = board.harness

@@ -46,6 +46,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, metavar="N", help="tab: duration (10)")
     parser.add_argument("--samples", type=int, metavar="N", help="tab: how often to look at the memory (10)")
     parser.add_argument("--rounds", type=int, metavar="N", help="interactive: loads of the page (9)")
+    parser.add_argument("--than", metavar="FOLDER", default="", help="interactive: compare with this checkout")
     usual = {"tasks": SIZES, "list_seconds": 1.5, "boards": 1_000, "seconds": 60.0, "rate": 500, "minutes": 10.0}
     usual |= {"samples": 10, "rounds": 9}
     quick = {"tasks": QUICK_SIZES, "list_seconds": 0.3, "boards": 50, "seconds": 5.0, "rate": 100, "minutes": 0.2}
@@ -76,6 +77,7 @@ async def run(arguments: argparse.Namespace) -> bool:
             samples=arguments.samples,
             rounds=arguments.rounds,
             list_seconds=arguments.list_seconds,
+            than=arguments.than,
         )
         for name, (_, measure) in PARTS.items():
             if not arguments.parts or name in arguments.parts:

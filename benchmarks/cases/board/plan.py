@@ -16,7 +16,8 @@ class Plan:
     ``sizes``: numbers of tasks of ``filters``; ``boards`` and ``seconds``: number of feeds and duration of ``boards``,
     of which each has all tasks if ``everyone``, else those of an owner of its own; ``rate``: changes per second of
     ``boards`` and ``tab``; ``minutes`` and ``samples``: duration of ``tab``, and how often it looks at the memory;
-    ``rounds``: loads of the page of ``interactive``; ``list_seconds``: duration of each list of ``filters``.
+    ``rounds``: loads of the page of ``interactive``; ``than``: folder of a checkout to compare them with, or none;
+    ``list_seconds``: duration of each list of ``filters``.
     """
 
     services: BenchmarkServices
@@ -29,6 +30,7 @@ class Plan:
     samples: int
     rounds: int
     list_seconds: float
+    than: str = ""
 
     def log(self, line: str) -> None:
         """Print a line."""

@@ -1,4 +1,4 @@
-"""``taskherd task list``: the tasks that match."""
+"""``taskherd task list`` and ``task deleted``: the tasks that match, and those that were deleted."""
 
 from __future__ import annotations
 
@@ -62,3 +62,29 @@ def list_(
         print_note("No tasks.", '  create one with: taskherd task create "PROMPT"')
     if len(found) > limit:
         print_note(f"Only the newest {limit} are listed; see more with --limit.")
+
+
+@app.command("deleted", epilog=EXIT_CODES)
+def deleted(
+    *,
+    owner: Annotated[str, typer.Option("--owner", help="Only tasks of this user.")] = "me",
+    all_owners: Annotated[bool, typer.Option("--all", help="All deleted tasks visible to you.")] = False,
+    name: Annotated[str | None, typer.Option("--name", help="Only tasks whose names begin like this.")] = None,
+    limit: Annotated[
+        int, typer.Option("--limit", min=1, max=tasks.MAX_DELETED, help="Maximum number of tasks.")
+    ] = tasks.MAX_DELETED,
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
+    """List deleted tasks, last deleted first, with who deleted each and when, until their contents are erased."""
+    terms = {key: value for key, value in {"owner": None if all_owners else owner, "name": name}.items() if value}
+    found = tasks.list_deleted(http.from_environment(), terms, limit)
+    if output is OutputFormat.JSON:
+        document(found)
+    elif found:
+        task_output.deleted(found)
+    elif name or all_owners or owner != "me":
+        print_note("No deleted tasks match.", "  leave out a filter, or add --all for the tasks of all owners")
+    else:
+        print_note("No deleted tasks.", "  see those of all owners with: taskherd task deleted --all")
+    if len(found) == limit:
+        print_note(f"At most the last {limit} deleted are listed; see others with --name or --owner.")

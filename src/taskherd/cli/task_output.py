@@ -25,6 +25,14 @@ _TASK_COLUMNS: Final = (
     Column("MESSAGE", optional=3, shortest=16),
 )
 _LABELS: Final = Column("LABELS", optional=3, shortest=16)
+_DELETED_COLUMNS: Final = (
+    Column("TASK"),
+    Column("DELETED"),
+    Column("BY"),
+    Column("AGE", optional=3),
+    Column("TEMPLATE", optional=2),
+    Column("TITLE", optional=1, shortest=16),
+)
 _MAX_DETAIL: Final = 200
 """Maximum number of characters of the details of an entry of a timeline."""
 
@@ -36,6 +44,24 @@ def tasks(documents: Iterable[Task]) -> None:
         table((*_TASK_COLUMNS, _LABELS), [(*_row(document), labels(document)) for document in shown])
     else:
         table(_TASK_COLUMNS, map(_row, shown))
+
+
+def deleted(documents: Iterable[Task]) -> None:
+    """Print a table of deleted tasks, one per line."""
+    table(
+        _DELETED_COLUMNS,
+        [
+            (
+                f"{document['owner_name']}/{document['name']}",
+                age(document["deleted_at"]),
+                document["deleted_by"] or "unknown",
+                age(document["created_at"]),
+                document["template_name"],
+                document["display_name"],
+            )
+            for document in documents
+        ],
+    )
 
 
 def labels(document: Task) -> str:

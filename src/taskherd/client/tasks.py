@@ -16,6 +16,8 @@ Task = Mapping[str, Any]
 
 PAGE: Final = 100
 """Maximum number of tasks in one list request."""
+MAX_DELETED: Final = 100
+"""Maximum number of deleted tasks in a list, which has one page."""
 MAX_ATTEMPTS: Final = 3
 """Attempts to send a write while the server answers 503 or 429; its Idempotency-Key makes repeats safe."""
 MAX_WAIT: Final = 60.0
@@ -75,6 +77,19 @@ def list_tasks(
         yield from page["tasks"]
         limit -= len(page["tasks"])
         after = page.get("next")
+
+
+def list_deleted(client: Client, terms: Mapping[str, str], limit: int) -> list[Task]:
+    """Return up to ``limit`` deleted tasks, at most ``MAX_DELETED``, last deleted first.
+
+    Args:
+        client: the server and token to use.
+        terms: the search terms, all of which must match: ``owner``, and ``name``, the beginning of it.
+        limit: the maximum number of tasks.
+    """
+    q = " ".join(f'{key}:"{value}"' for key, value in terms.items())
+    found: list[Task] = client.request("GET", "deleted-tasks", query={"q": q, "limit": str(limit)}).body["tasks"]
+    return found
 
 
 def change(

@@ -113,13 +113,12 @@ function signInPage(reason = "") {
 
 async function signedIn() {
   main.replaceChildren();
-  frame();
-  attention.start();
-  const opening = router.show();
+  const opening = router.show(); // which draws the frame, too
   const me = await api.get("/users/me");
   if (me.ok) username = me.value.username;
   frame();
   await opening;
+  if (session.token()) attention.start(); // not before: Home says itself what needs a person
 }
 
 keys.bind("Everywhere", [

@@ -7,11 +7,11 @@ const AT_LEAST = 2_000; // milliseconds between two looks that changes cause
 const NAME = "taskherd";
 
 let page = "";
+/** @type {AbortSignal | null} */
+let owner = null; // of the page that says itself what needs a person
 let needs = 0;
 let timer = 0;
 let lastLook = 0;
-/** @type {Set<(count: number) => void>} */
-const listeners = new Set();
 
 /** @param {string} title */
 export function setTitle(title) {
@@ -20,25 +20,19 @@ export function setTitle(title) {
 }
 
 /**
- * Call a function with the number of open requests, now and whenever it changes.
- * @param {(count: number) => void} listener
+ * From now on a page sets what needs a person, and nobody looks, until the page is left.
  * @param {AbortSignal} signal
  */
-export function onCount(listener, signal) {
-  listeners.add(listener);
-  signal.addEventListener("abort", () => listeners.delete(listener), { once: true });
-  listener(needs);
+export function own(signal) {
+  owner = signal;
+  signal.addEventListener("abort", changed, { once: true });
 }
 
-/**
- * Set what needs a person, if a page knows it already.
- * @param {number} count
- */
+/** @param {number} count */
 export function set(count) {
   if (count === needs) return;
   needs = count;
   show();
-  for (const listener of listeners) listener(count);
 }
 
 /** Look soon: something changed. */
@@ -49,7 +43,7 @@ export function changed() {
 }
 
 export function start() {
-  stop();
+  clearTimeout(timer);
   timer = setTimeout(look, 0);
 }
 
@@ -61,8 +55,10 @@ export function stop() {
 
 async function look() {
   lastLook = Date.now();
-  const answer = await api.get("/requests?limit=100");
-  if (answer.ok) set(answer.value.requests.length);
+  if (!owner || owner.aborted) {
+    const answer = await api.get("/task-totals");
+    if (answer.ok && (!owner || owner.aborted)) set(answer.value.attention.waiting);
+  }
   if (timer) timer = setTimeout(look, EVERY);
 }
 

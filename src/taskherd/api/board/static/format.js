@@ -36,8 +36,8 @@ export function age(time) {
  * @param {string} time RFC 3339
  */
 export function ago(time) {
-  const seconds = (now() - Date.parse(time)) / 1000;
-  if (seconds < -1) return `in ${span(-seconds)}`;
+  const seconds = (now() - Date.parse(time)) / 1000; // the server's clock is known to two seconds
+  if (seconds < -3) return `in ${span(-seconds)}`;
   return seconds < 10 ? "just now" : `${span(seconds)} ago`;
 }
 
@@ -138,6 +138,7 @@ class TimeAgo extends HTMLElement {
   connectedCallback() {
     shown.add(this);
     this.update();
+    this.onpointerenter = () => this.explain(); // the exact time takes longer to format than all else of a row
   }
 
   disconnectedCallback() {
@@ -154,7 +155,12 @@ class TimeAgo extends HTMLElement {
     const form = /** @type {keyof typeof FORMS} */ (this.getAttribute("form") || "ago");
     const text = isTime ? FORMS[form](at) : "";
     if (this.textContent !== text) this.textContent = text;
-    if (isTime) this.title = exact(at);
+    if (this.title) this.explain();
+  }
+
+  explain() {
+    const at = this.getAttribute("at") || "";
+    this.title = Number.isNaN(Date.parse(at)) ? "" : exact(at);
   }
 }
 

@@ -76,9 +76,10 @@ export async function show() {
   const controller = (opened = new AbortController());
   const root = /** @type {HTMLElement} */ (document.getElementById("main"));
   const found = match(location.pathname);
+  const loading = found?.route.load();
   for (const listener of listeners) listener();
   if (!found) return notFound(root);
-  const page = /** @type {{default: Page}} */ (await found.route.load());
+  const page = /** @type {{default: Page}} */ (await loading);
   if (controller.signal.aborted) return;
   const fresh = document.createElement("div"); // each page has its own, so that one never renders into another's
   fresh.className = `page ${found.route.name}`;

@@ -1,13 +1,25 @@
 // @ts-check
-// The rows of Home that need a person, each with what can be done about it.
+// The rows of Home: those that need a person, each with what can be done about it, and those of its other lists.
 import { inOrder } from "../answers.js";
 import * as api from "../api.js";
 import { submitOnEnter } from "../dialog.js";
-import { link } from "../format.js";
-import { canResume, describe, dot, exitSays, firstLine, prose, title } from "../state.js";
+import { count, link } from "../format.js";
+import { badge, canResume, describe, dot, exitSays, firstLine, prose, title } from "../state.js";
 import { rich } from "../task/text.js";
 import { toolView } from "../task/tool-input.js";
+import { repeat } from "../vendor/lit-html/directives/repeat.js";
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
+
+/** @typedef {{task: any, state: import("../state.js").Shown}} Listed */
+
+const NUMBERS = /** @type {const} */ ([
+  ["working", "working", "state:working", (/** @type {any} */ totals) => totals.by_state.working],
+  ["waiting", "waiting for someone", "waiting:true", (/** @type {any} */ totals) => totals.attention.waiting],
+  ["idle", "idle", "state:idle", (/** @type {any} */ totals) => totals.by_state.idle],
+  ["paused", "queued", "status:pending", (/** @type {any} */ totals) => totals.by_status.pending],
+  ["failed", "failed", "failed:true", (/** @type {any} */ totals) => totals.attention.failed],
+  ["lost", "lost", "health:lost", (/** @type {any} */ totals) => totals.by_health.lost],
+]);
 
 /**
  * The page that the rows are on.
@@ -129,3 +141,50 @@ function quote(task, kind) {
   return words ? html`“${prose(words)}”` : task.name;
 }
 
+/**
+ * Rows that keep the place of those that are being read. Each keeps its own place, too, when one above it is there.
+ * @param {number} rows
+ * @param {"need" | "need tall" | "line"} kind
+ * @param {number} above rows that are shown above them
+ */
+export function rowsToCome(rows, kind, above) {
+  const places = Array.from({ length: rows }, (_, index) => above + index);
+  return repeat(places, (/** @type {number} */ place) => place, () => html`<li class="loading ${kind}" aria-hidden="true"></li>`);
+}
+
+/**
+ * The numbers of tasks by state, each a link to those that it counts.
+ * @param {any} totals
+ * @param {(q: string) => string} address of the list of the tasks that match
+ */
+export function totalsStrip(totals, address) {
+  return html`<section aria-label="Totals"><ul class="card totals">${NUMBERS.map(([color, label, q, value]) => {
+    const number = value(totals) || 0;
+    return html`<li><a href=${address(q)} class=${number ? "" : "none"}><b>${count(number)}</b>
+      <span><i class="dot ${color}"></i>${label}</span></a></li>`;
+  })}</ul></section>`;
+}
+
+/**
+ * A list of tasks that need nobody.
+ * @param {string} name
+ * @param {string} heading
+ * @param {Listed[]} rows
+ * @param {number} late rows that are being read
+ * @param {{address: (q: string) => string, owners: boolean}} page
+ * @param {string} q
+ */
+export function taskList(name, heading, rows, late, { address, owners }, q, more = "") {
+  return html`<section aria-labelledby=${name}>
+    <div class="head"><h2 id=${name}>${heading}</h2><a class="link small right" href="${address(q)}${more}">All</a></div>
+    <ul class=${owners ? "card lines owners" : "card lines"} aria-busy=${late ? "true" : "false"}>${repeat(rows, (/** @type {Listed} */ each) => each.task.id, (/** @type {Listed} */ { task, state }) => {
+      const target = link(task.current_state?.uri);
+      return html`<li>
+        <a class="name truncate" href=${api.taskPath(task)} title=${task.name}>${title(task)}</a>
+        <span class="says truncate soft">${prose(state.says)}</span>
+        <span class="where truncate">${target ? html`<a class="link" href=${target.href} rel="noopener noreferrer" target="_blank">${target.text}</a>` : html`<span class="faint">${task.template_display_name || task.template_name}</span>`}</span>
+        ${owners ? html`<span class="owner truncate faint">${task.owner_name}</span>` : nothing}
+        ${badge(state)}${againLink(task)}
+      </li>`;
+    })}${rowsToCome(late, "line", rows.length)}</ul></section>`;
+}

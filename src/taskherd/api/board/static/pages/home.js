@@ -5,39 +5,23 @@ import * as attention from "../attention.js";
 import { showFeedState } from "../connection.js";
 import { announce, toast } from "../dialog.js";
 import { follow } from "../feed.js";
-import { count, link, plural } from "../format.js";
+import { count, plural } from "../format.js";
 import { bind } from "../keys.js";
-import { badge, describe, prose, title } from "../state.js";
-import { againLink, requestRow, taskRow } from "./home-rows.js";
+import { describe } from "../state.js";
+import { ASKED, ENDED, IDLE, PARTS, room } from "./home-lists.js";
+import { requestRow, rowsToCome, taskList, taskRow, totalsStrip } from "./home-rows.js";
 import { SteadyList, inUse, onLeave } from "../steady.js";
 import { html, nothing, render } from "../vendor/lit-html/lit-html.js";
 import { repeat } from "../vendor/lit-html/directives/repeat.js";
 
 const SCOPE_KEY = "taskherd-home-scope";
-const PER_LIST = 12; // tasks that are read for each list
+const PER_LIST = 12; // rows
 const NEEDS_SHOWN = 12;
 const RECENT = 24 * 3600; // seconds after which a failure is history
 const MAX_KNOWN = 400;
 const TOTALS_EVERY = 2_000; // milliseconds between two reads of the totals
 
 /** @typedef {"mine" | "everyone"} Scope */
-/** @typedef {{task: any, state: import("../state.js").Shown}} Listed */
-
-/** What is read, beside the scope. Where the API is older than a term, that list stays empty. */
-const LISTS = [
-  "", "state:failed", "status:error", "health:not_running", "health:lost", "stalled:true", "status:active state:idle",
-  "status:active state:working", "status:initializing", "status:pending",
-];
-const ENDED = "state:complete";
-
-const NUMBERS = /** @type {const} */ ([
-  ["working", "working", "state:working", (/** @type {any} */ totals) => totals.by_state.working],
-  ["waiting", "waiting for someone", "waiting:true", (/** @type {any} */ totals) => totals.attention.waiting],
-  ["idle", "idle", "state:idle", (/** @type {any} */ totals) => totals.by_state.idle],
-  ["paused", "queued", "status:pending", (/** @type {any} */ totals) => totals.by_status.pending],
-  ["failed", "failed", "failed:true", (/** @type {any} */ totals) => totals.attention.failed],
-  ["lost", "lost", "health:lost", (/** @type {any} */ totals) => totals.by_health.lost],
-]);
 
 /** @type {import("../router.js").Page} */
 export default function home(view) {
@@ -57,8 +41,11 @@ class Home {
     this.totals = null;
     /** @type {Scope} */
     this.scope = localStorage.getItem(SCOPE_KEY) === "everyone" ? "everyone" : "mine";
-    this.isMember = false; // whether everyone's tasks are only the caller's own
-    this.loaded = false;
+    /** @type {Set<import("./home-lists.js").Part>} what is being read */
+    this.late = new Set(PARTS);
+    this.waiting = { idle: 0, bad: 0 }; // rows that were read and wait for those above them
+    this.loaded = false; // whether all lists are there
+    this.drawing = false;
     /** @type {{message: string, detail?: string} | null} */
     this.failed = null;
     this.needs = new SteadyList();
@@ -75,6 +62,7 @@ class Home {
   start() {
     const { signal } = this.view;
     this.view.setTitle("Home");
+    attention.own(signal);
     signal.addEventListener("abort", () => {
       this.feed.abort();
       clearTimeout(this.totalsTimer);
@@ -85,17 +73,14 @@ class Home {
       { keys: "a", does: "Answer what is asked", run: () => this.answer() },
       { keys: "m", does: "Mine or everyone's", run: () => this.setScope(this.scope === "mine" ? "everyone" : "mine") },
     ], signal);
+    this.connect(); // before anything is drawn, so that the API works meanwhile
     this.draw();
-    this.connect();
   }
 
   /** @param {Scope} scope */
   setScope(scope) {
     this.scope = scope;
     localStorage.setItem(SCOPE_KEY, scope);
-    this.loaded = false;
-    this.tasks.clear();
-    this.requests.clear();
     this.needs = new SteadyList();
     this.connect();
     this.draw();
@@ -109,14 +94,20 @@ class Home {
     this.feed.abort();
     this.feed = new AbortController();
     const { signal } = this.feed;
+    this.loaded = false;
+    this.totals = null;
+    this.late = new Set(PARTS);
+    this.tasks.clear();
+    this.requests.clear();
+    const totals = this.loadTotals(signal).then(() => this.tryEveryone(signal)); // while the stream is being opened
     follow({
       query: this.terms,
       signal,
       onState: (state) => {
         showFeedState(state);
-        if (state === "offline" && !this.loaded) this.load(signal); // what there is, until the stream stands
+        if (state === "offline" && !this.loaded) this.load(signal, totals); // what there is, until the stream stands
       },
-      onLive: () => this.load(signal), // not before: all lists would be read twice
+      onLive: () => this.load(signal, totals), // not before: all lists would be read twice
       onChanges: (changes) => this.apply(changes),
       onRefused: (failed) => {
         this.failed = failed;
@@ -125,22 +116,47 @@ class Home {
     });
   }
 
-  /** @param {AbortSignal} signal */
-  async load(signal) {
-    const read = (/** @type {string} */ q, /** @type {string} */ more = "") =>
-      api.get(`/tasks?limit=${PER_LIST}${more}&q=${encodeURIComponent(`${this.terms} ${q}`.trim())}`, { signal });
-    const answers = await Promise.all([
-      read(ENDED, "&sort=changed"), ...LISTS.map((q) => read(q)), this.loadRequests(signal), this.loadTotals(signal),
-    ]);
+  /**
+   * Read the lists that have something in them; the totals, read again, say also which have got something meanwhile.
+   * @param {AbortSignal} signal
+   * @param {Promise<void>} known
+   */
+  async load(signal, known) {
+    await known;
     if (signal.aborted) return;
-    const lists = /** @type {any[]} */ (answers.slice(0, LISTS.length + 1));
-    const failed = lists.find((each) => !each.ok && each.status !== 400);
-    this.failed = failed && !lists.some((each) => each.ok) ? failed : null;
-    for (const answer of lists) if (answer.ok) answer.value.tasks.forEach((/** @type {any} */ task) => this.take(task));
+    /** @type {Set<import("./home-lists.js").Part>} */
+    const asked = new Set();
+    /** @type {any[]} */
+    const answers = [];
+    const read = async () => {
+      const parts = PARTS.filter((part) => !asked.has(part) && (!this.totals || part.most(this.totals) > 0));
+      if (!asked.size) this.late.clear();
+      for (const part of parts) asked.add(part) && this.late.add(part);
+      this.drawSoon();
+      answers.push(...await Promise.all(parts.map((part) => this.read(part, signal))));
+    };
+    await Promise.all([read(), this.loadTotals(signal).then(() => (signal.aborted ? undefined : read()))]);
+    if (signal.aborted) return;
+    const failed = answers.find((each) => !each.ok && each.status !== 400); // 400: the API is older than a term
+    this.failed = failed && !answers.some((each) => each.ok) ? failed : null;
     this.loaded = true;
-    if (this.scope === "mine" && !this.tasks.size && !localStorage.getItem(SCOPE_KEY)) await this.tryEveryone(signal);
     this.draw();
     this.view.shown();
+  }
+
+  /**
+   * @param {import("./home-lists.js").Part} part
+   * @param {AbortSignal} signal
+   */
+  async read(part, signal) {
+    const q = `${this.terms} ${part.q}`.trim();
+    const answer = await api.get(`${part.path}${q ? `&q=${encodeURIComponent(q)}` : ""}`, { signal });
+    if (signal.aborted) return answer;
+    this.late.delete(part);
+    if (answer.ok && part === ASKED) this.takeRequests(answer.value);
+    else if (answer.ok) answer.value.tasks.forEach((/** @type {any} */ task) => this.take(task));
+    this.drawSoon();
+    return answer;
   }
 
   /**
@@ -148,25 +164,25 @@ class Home {
    * @param {AbortSignal} signal
    */
   async tryEveryone(signal) {
-    const any = await api.get("/tasks?limit=1", { signal });
-    if (!any.ok || !any.value.tasks.length || signal.aborted) return;
+    if (signal.aborted || this.scope !== "mine" || !this.totals || this.totals.total || localStorage.getItem(SCOPE_KEY)) return;
+    const all = await api.get("/task-totals", { signal });
+    if (!all.ok || !all.value.total || signal.aborted) return;
     this.scope = "everyone";
     this.connect();
   }
 
-  /** @param {AbortSignal} signal */
-  async loadRequests(signal) {
-    const q = this.terms ? `&q=${encodeURIComponent(this.terms)}` : "";
-    const answer = await api.get(`/requests?limit=50${q}`, { signal });
-    if (!answer.ok || answer.unchanged) return;
-    this.hasMoreRequests = answer.value.next !== null;
-    this.requests = new Map(answer.value.requests.map((/** @type {any} */ each) => [each.id, each]));
+  /** @param {any} page */
+  takeRequests(page) {
+    this.hasMoreRequests = page.next !== null;
+    this.requests = new Map(page.requests.map((/** @type {any} */ each) => [each.id, each]));
   }
 
   /** @param {AbortSignal} signal */
   async loadTotals(signal) {
     const answer = await api.get(`/task-totals${this.terms ? `?q=${this.terms}` : ""}`, { signal });
-    if (answer.ok) this.totals = answer.value;
+    if (!answer.ok || signal.aborted) return;
+    this.totals = answer.value;
+    this.drawSoon();
   }
 
   /** @param {any} task */
@@ -187,24 +203,28 @@ class Home {
     }
     while (this.tasks.size > MAX_KNOWN) this.tasks.delete(/** @type {string} */ (this.tasks.keys().next().value));
     const { signal } = this.feed;
-    if (asks) this.loadRequests(signal).then(() => signal.aborted || this.draw());
+    if (asks) this.read(ASKED, signal);
     if (!this.totalsTimer) {
       this.totalsTimer = setTimeout(() => {
         this.totalsTimer = 0;
-        this.loadTotals(signal).then(() => signal.aborted || this.draw());
+        this.loadTotals(signal);
       }, TOTALS_EVERY);
     }
-    attention.changed();
     this.draw();
   }
 
-  /** The rows that need a person, by id: requests oldest first, then agents that wait, then what ended badly. */
+  /**
+   * The rows that need a person, by id: requests oldest first, then agents that wait, then what ended badly. Each of
+   * these comes when those above it are there, so that nothing is pushed down.
+   */
   needing() {
     /** @type {Map<string, {kind: string, since: string, request?: any, task?: any}>} */
     const found = new Map();
     const requests = [...this.requests.values()].sort((a, b) => a.since.localeCompare(b.since));
     const asking = new Set(requests.map((each) => each.task_id));
     for (const request of requests) found.set(request.id, { kind: "request", since: request.since, request });
+    const isIdleThere = !this.late.has(ASKED) && !this.late.has(IDLE);
+    const isBadThere = isIdleThere && ![...this.late].some(({ section }) => section === "needs");
     const old = new Date(api.now() - RECENT * 1000).toISOString();
     const groups = { idle: /** @type {any[]} */ ([]), bad: /** @type {any[]} */ ([]) };
     for (const task of this.tasks.values()) {
@@ -216,11 +236,22 @@ class Home {
     }
     groups.idle.sort((a, b) => a.since.localeCompare(b.since));
     groups.bad.sort((a, b) => b.since.localeCompare(a.since));
-    for (const each of [...groups.idle, ...groups.bad]) found.set(each.task.id, each);
+    this.waiting = { idle: isIdleThere ? 0 : groups.idle.length, bad: isBadThere ? 0 : groups.bad.length };
+    for (const each of [...(isIdleThere ? groups.idle : []), ...(isBadThere ? groups.bad : [])]) found.set(each.task.id, each);
     return found;
   }
 
+  /** Answers that come together are drawn together. */
+  drawSoon() {
+    if (this.drawing) return;
+    this.drawing = true;
+    const draw = () => this.drawing && this.draw();
+    if (document.hidden) setTimeout(draw);
+    else requestAnimationFrame(draw);
+  }
+
   draw() {
+    this.drawing = false;
     if (this.view.signal.aborted) return;
     const needing = this.needing();
     const section = this.view.root.querySelector(".needs");
@@ -242,38 +273,45 @@ class Home {
    * @param {string[]} ids
    */
   template(needing, ids) {
-    if (!this.loaded && !this.failed) return this.skeleton();
     const oldest = [...needing.values()].map((each) => each.since).filter(Boolean).sort()[0];
     const { running, ended } = this.lists();
+    const late = this.room(ids.length, running.length, ended.length);
+    const heading = needing.size ? `${count(needing.size)} ${needing.size === 1 ? "needs" : "need"} you` : late.asks + late.needs ? "Needs you" : "Nothing needs you";
+    const address = (/** @type {string} */ q) => `/tasks?q=${this.scopeTerm(q)}`;
+    const shared = { address, owners: this.scope === "everyone" };
     const scope = (/** @type {Scope} */ value, /** @type {string} */ label) => html`<label>
       <input type="radio" name="scope" .checked=${this.scope === value} @change=${() => this.setScope(value)}><span>${label}</span></label>`;
     return html`
       <section class="needs" aria-labelledby="needs">
         <div class="head">
-          <h1 id="needs">${needing.size ? `${count(needing.size)} ${needing.size === 1 ? "needs" : "need"} you` : "Nothing needs you"}</h1>
-          ${oldest ? html`<span class="faint">oldest <time-ago at=${oldest} form="age"></time-ago></span>` : nothing}
+          <h1 id="needs">${heading}</h1>
+          ${oldest ? html`<span class="faint">oldest <time-ago at=${oldest} form="age"></time-ago></span>` : late.asks + late.needs ? html`<span class="faint">reading…</span>` : nothing}
           ${this.needs.heldBack ? html`<span class="faint" role="status">${plural(this.needs.heldBack, "more")} when you leave this list</span>` : nothing}
-          ${this.totals?.attention.failed ? html`<a class="link small" href="/tasks?q=${this.scopeTerm("failed:true changed:<1d")}">Failed today</a>` : nothing}
+          ${this.totals?.attention.failed ? html`<a class="link small" href=${address("failed:true changed:<1d")}>Failed today</a>` : nothing}
           <fieldset class="segments right"><legend class="unseen">Whose tasks</legend>${scope("mine", "Mine")}${scope("everyone", "Everyone’s")}</fieldset>
         </div>
         ${this.failed ? html`<p class="notice bad" role="alert">${api.explain(this.failed)}</p>` : nothing}
-        ${ids.length ? html`<ul class="card rows">${repeat(ids.slice(0, NEEDS_SHOWN), (/** @type {string} */ id) => id, (/** @type {string} */ id) => this.need(id, needing.has(id)))}</ul>` : this.calm(running.length)}
-        ${ids.length > NEEDS_SHOWN ? html`<p class="more"><a class="link" href="/tasks?q=${this.scopeTerm("state:idle")}">${plural(ids.length - NEEDS_SHOWN, "more")}</a></p>` : nothing}
+        ${ids.length || late.asks + late.needs ? html`<ul class="card rows" aria-busy=${late.asks + late.needs ? "true" : "false"}>
+          ${repeat(ids.slice(0, NEEDS_SHOWN), (/** @type {string} */ id) => id, (/** @type {string} */ id) => this.need(id, needing.has(id)))}${rowsToCome(late.asks, "need tall", ids.length)}${rowsToCome(late.needs, "need", ids.length + late.asks)}</ul>` : this.calm(running.length)}
+        ${ids.length > NEEDS_SHOWN ? html`<p class="more"><a class="link" href=${address("state:idle")}>${plural(ids.length - NEEDS_SHOWN, "more")}</a></p>` : nothing}
       </section>
-      ${this.totals && this.totals.total ? this.strip() : nothing}
-      ${running.length ? this.taskList("running", "Running", running, "status:active state:working") : nothing}
-      ${ended.length ? this.taskList("ended", "Ended lately", ended, ENDED, "&sort=changed") : nothing}`;
+      ${this.totals && this.totals.total ? totalsStrip(this.totals, address) : nothing}
+      ${running.length || late.running ? taskList("running", "Running", running, late.running, shared, "status:active state:working") : nothing}
+      ${ended.length || late.ended ? taskList("ended", "Ended lately", ended, late.ended, shared, ENDED, "&sort=changed") : nothing}`;
   }
 
-  skeleton() {
-    return html`<section class="needs"><div class="head"><h1>Home</h1></div><div class="card rows" aria-busy="true">
-      ${[0, 1, 2].map(() => html`<div class="loading"></div>`)}</div></section>`;
+  /** @type {(needs: number, running: number, ended: number) => Record<string, number>} rows to keep free below those */
+  room(needs, running, ended) {
+    const rows = room(this.late, this.totals, this.waiting);
+    const free = (/** @type {number} */ wanted, /** @type {number} */ shown) => Math.min(wanted, Math.max(0, PER_LIST - shown));
+    const asks = free(rows.asks, needs);
+    return { asks, needs: free(rows.needs, needs + asks), running: free(rows.running, running), ended: free(rows.ended, ended) };
   }
 
   /** @param {number} running */
   calm(running) {
     if (this.tasks.size || (this.totals && this.totals.total)) {
-      return html`<p class="calm soft">${running ? `${plural(running, "agent")} at work; you will see here when one asks, waits or fails.` : "No agent is at work."}</p>`;
+      return html`<p class="calm soft">${running || this.totals?.by_state.working ? `${plural(running || this.totals.by_state.working, "agent")} at work; you will see here when one asks, waits or fails.` : "No agent is at work."}</p>`;
     }
     return html`<div class="card empty">
       <h2>${this.scope === "mine" ? "You have no tasks yet" : "There are no tasks yet"}</h2>
@@ -287,14 +325,6 @@ class Home {
     return encodeURIComponent(`${this.terms} ${q}`.trim()).replaceAll("%3A", ":").replaceAll("%20", "+");
   }
 
-  strip() {
-    return html`<section aria-label="Totals"><ul class="card totals">${NUMBERS.map(([color, label, q, value]) => {
-      const number = value(this.totals) || 0;
-      return html`<li><a href="/tasks?q=${this.scopeTerm(q)}" class=${number ? "" : "none"}><b>${count(number)}</b>
-        <span><i class="dot ${color}"></i>${label}</span></a></li>`;
-    })}</ul></section>`;
-  }
-
   lists() {
     const running = [], ended = [];
     for (const task of this.tasks.values()) {
@@ -305,27 +335,6 @@ class Home {
     running.sort((a, b) => b.task.created_at.localeCompare(a.task.created_at));
     ended.sort((a, b) => b.state.since.localeCompare(a.state.since));
     return { running: running.slice(0, PER_LIST), ended: ended.slice(0, PER_LIST) };
-  }
-
-  /**
-   * @param {string} name
-   * @param {string} heading
-   * @param {Listed[]} rows
-   * @param {string} q
-   */
-  taskList(name, heading, rows, q, more = "") {
-    return html`<section aria-labelledby=${name}>
-      <div class="head"><h2 id=${name}>${heading}</h2><a class="link small right" href="/tasks?q=${this.scopeTerm(q)}${more}">All</a></div>
-      <ul class="card lines">${repeat(rows, (/** @type {Listed} */ each) => each.task.id, (/** @type {Listed} */ { task, state }) => {
-        const target = link(task.current_state?.uri);
-        return html`<li>
-          <a class="name truncate" href=${api.taskPath(task)} title=${task.name}>${title(task)}</a>
-          <span class="says truncate soft">${prose(state.says)}</span>
-          <span class="where truncate">${target ? html`<a class="link" href=${target.href} rel="noopener noreferrer" target="_blank">${target.text}</a>` : html`<span class="faint">${task.template_display_name || task.template_name}</span>`}</span>
-          ${this.scope === "everyone" ? html`<span class="owner truncate faint">${task.owner_name}</span>` : nothing}
-          ${badge(state)}${againLink(task)}
-        </li>`;
-      })}</ul></section>`;
   }
 
   /**
@@ -382,7 +391,7 @@ class Home {
 
   /** @param {number} by */
   move(by) {
-    const rows = /** @type {HTMLElement[]} */ ([...this.view.root.querySelectorAll(".need")]);
+    const rows = /** @type {HTMLElement[]} */ ([...this.view.root.querySelectorAll(".need[data-id]")]);
     const at = rows.findIndex((each) => each.contains(document.activeElement));
     rows[Math.min(rows.length - 1, Math.max(0, at + by))]?.focus();
   }

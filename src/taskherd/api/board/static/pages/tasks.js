@@ -103,11 +103,14 @@ class Tasks {
     follow({
       query: liveQuery(this.q),
       signal: this.feed.signal,
-      onState: showFeedState,
-      onLive: () => this.load(),
+      onState: (state) => {
+        showFeedState(state);
+        if (state === "offline" && !this.loaded) this.load(); // what there is, until the stream stands
+      },
+      onLive: () => this.load(), // not before: the list would be read twice
       onChanges: (changes) => this.apply(changes),
+      onRefused: () => this.load(), // whose own refusal says more
     });
-    this.load();
   }
 
   async load() {
