@@ -1,7 +1,7 @@
 #!/bin/sh
 # Creates the secrets that deploy/compose.yaml mounts as files. Existing ones are kept, so it can be run again.
 # Other users of this machine cannot open the folder. The files in it are readable, for the containers' users, except
-# runner_amqp_url: the runner is root, and its agents are other users in the same container.
+# the URLs of the runner: it is root, and its agents are other users in the same container.
 set -eu
 cd "$(dirname "$0")"
 mkdir -p secrets && chmod 700 secrets && cd secrets
@@ -23,7 +23,9 @@ users='{"name": "taskherd", "password": "'"$(cat rabbitmq_password)"'", "tags": 
 permissions='{"user": "taskherd", "vhost": "/", "configure": ".*", "write": ".*", "read": ".*"}'
 user() { # NAME CONFIGURE WRITE READ
     make "rabbitmq_$1_password" "$(random 24)"
-    printf '%s\n' "amqp://taskherd-$1:$(cat "rabbitmq_$1_password")@rabbitmq:5672/" >"$1_amqp_url"
+    login="taskherd-$1:$(cat "rabbitmq_$1_password")"
+    printf '%s\n' "amqp://$login@rabbitmq:5672/" >"$1_amqp_url"
+    printf '%s\n' "amqp://$login@rabbitmq:5672,rabbitmq2:5672,rabbitmq3:5672/" >"$1_amqp_cluster_url" # compose.cluster.yaml
     users="$users, "'{"name": "taskherd-'"$1"'", "password": "'"$(cat "rabbitmq_$1_password")"'", "tags": []}'
     permissions="$permissions, "'{"user": "taskherd-'"$1"'", "vhost": "/", "configure": "'"^($2)\$"'", "write": "'"^($3)\$"'", "read": "'"^($4)\$"'"}'
 }
@@ -33,4 +35,4 @@ user api "$own" "taskherd\\\\.(commands|reports)|$own" "taskherd\\\\.wakeups|$ow
 user runner "" "taskherd\\\\.(claims|reports)" "taskherd\\\\.work\\\\.(default|runner)"
 printf '%s\n' '{"vhosts": [{"name": "/"}], "users": ['"$users"'], "permissions": ['"$permissions"']}' >rabbitmq.json
 printf '%s\n' 'load_definitions = /etc/rabbitmq/taskherd.json' >rabbitmq.conf
-chmod 600 runner_amqp_url
+chmod 600 runner_amqp_url runner_amqp_cluster_url

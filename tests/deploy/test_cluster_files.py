@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,8 @@ import pytest
 import yaml
 from sqlalchemy import text
 
+from taskherd.dev import rabbitmq
+from taskherd.dev.sources import Missing
 from taskherd.settings import Settings
 from taskherd.store import role_settings
 from taskherd.store.engine import dispose, open_engine, transaction
@@ -31,6 +35,7 @@ def _override(loader: yaml.SafeLoader, node: Any) -> dict[Any, Any]:
 
 
 _Loader.add_constructor("!override", _override)
+BASE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 COMPOSE: dict[str, Any] = yaml.load((DEPLOY / "compose.cluster.yaml").read_text(), _Loader)  # noqa: S506 - a SafeLoader
 
 
@@ -55,16 +60,64 @@ async def test_taskherd_works_behind_this_pgbouncer(start_pgbouncer: StartPgBoun
         await dispose(engine)
 
 
-def test_every_secret_is_made_and_every_file_is_there() -> None:
+def test_every_secret_is_made_and_every_file_is_there(tmp_path: Path) -> None:
     """``secrets.sh`` makes all secrets, and everything that containers mount exists."""
-    script = (DEPLOY / "compose" / "secrets.sh").read_text()
+    script = shutil.copy(DEPLOY / "compose" / "secrets.sh", tmp_path)
+    subprocess.run(["sh", script], check=True, timeout=60)
     for secret in COMPOSE["secrets"].values():
-        assert f"make {Path(secret['file']).name} " in script
+        assert (tmp_path / "secrets" / Path(secret["file"]).name).read_text().strip(), secret
     mounted = [volume for service in COMPOSE["services"].values() for volume in service.get("volumes", ())]
     for path in (volume.partition(":")[0] for volume in mounted if volume.startswith("./")):
         assert (DEPLOY / path).is_file(), path
     named = {volume.partition(":")[0] for volume in mounted if not volume.startswith("./")}
     assert named == set(COMPOSE["volumes"])
+
+
+def test_the_name_of_each_rabbitmq_node_leads_to_it_alone() -> None:
+    """The nodes form a cluster by these names, and HAProxy checks them, so none may be an alias of another node."""
+    names = re.findall(r"nodes\.\d = rabbit@(\S+)", (CLUSTER / "rabbitmq.conf").read_text())
+    assert len(names) == 3
+    assert names == re.findall(r"server (\S+) \1:5672 check", (CLUSTER / "haproxy.cfg").read_text())
+    services = BASE["services"] | COMPOSE["services"]
+    assert [services[name].get("hostname", BASE["services"].get(name, {}).get("hostname")) for name in names] == names
+    networks = [service["networks"] for service in services.values() if isinstance(service.get("networks"), dict)]
+    aliases = {alias for each in networks for network in each.values() for alias in network.get("aliases", ())}
+    assert not aliases & set(names)
+
+
+def test_each_process_knows_all_rabbitmq_nodes(tmp_path: Path) -> None:
+    """The URLs of the cluster are those of the single node, with the other nodes as further hosts."""
+    script = shutil.copy(DEPLOY / "compose" / "secrets.sh", tmp_path)
+    subprocess.run(["sh", script], check=True, timeout=60)
+    names = re.findall(r"nodes\.\d = rabbit@(\S+)", (CLUSTER / "rabbitmq.conf").read_text())
+    for process in ("worker", "api", "runner"):
+        single, cluster = (
+            (tmp_path / "secrets" / Path(compose["secrets"][f"{process}_amqp_url"]["file"]).name).read_text().strip()
+            for compose in (BASE, COMPOSE)
+        )
+        assert cluster == single.replace("@rabbitmq:5672", "@" + ",".join(f"{name}:5672" for name in names))
+        assert Settings(amqp_url=cluster).amqp_url == cluster
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+async def test_rabbitmq_accepts_its_configuration(tmp_path: Path) -> None:
+    """A node with this file and with nobody else to form a cluster with starts, and does what the file says."""
+    found = rabbitmq.find()
+    assert not isinstance(found, Missing)
+    node = rabbitmq.RabbitNode(found, tmp_path / "node")
+    own = re.sub(r"nodes\.1 = \S+", f"nodes.1 = {node.name}", (CLUSTER / "rabbitmq.conf").read_text())
+    alone = re.sub(r".*nodes\.[23] = .*\n", "", own)
+    (tmp_path / "node" / "conf.d").mkdir(parents=True)
+    (tmp_path / "node" / "conf.d" / "80-cluster.conf").write_text(alone)
+    await asyncio.to_thread(node.start)
+    try:
+        environment = await asyncio.to_thread(node.ctl, "eval", "application:get_all_env(rabbit).")
+    finally:
+        await asyncio.to_thread(node.stop)
+    assert "{cluster_partition_handling,pause_minority}" in environment
+    assert "{default_queue_type,rabbit_quorum_queue}" in environment
+    assert f"{{cluster_nodes,{{['{node.name}'],disc}}}}" in environment
 
 
 def test_the_url_says_what_pgbouncer_does() -> None:

@@ -60,7 +60,7 @@ def test_agents_are_users_of_their_own_who_cannot_read_the_runners_secret(tmp_pa
     for _ in range(2):
         subprocess.run(["sh", script], check=True)
     modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "secrets").iterdir()}
-    assert modes.pop("runner_amqp_url") == 0o600
+    assert modes.pop("runner_amqp_url") == modes.pop("runner_amqp_cluster_url") == 0o600
     assert set(modes.values()) == {0o644}
     for name, service in SERVICES.items():
         assert name == "runner" or ("user" not in service and "cap_add" not in service), name
