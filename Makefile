@@ -66,10 +66,11 @@ chaos: $(READY) ## kill, freeze and starve worker, broker and database for half 
 	@CHAOS_FIGURES=$(FIGURES) $(BIN)/pytest -q --timeout 3600 $(if $(ROW),-k "$(ROW)") tests/chaos; ended=$$?; \
 	$(BIN)/python -m tests.chaos.figures $(FIGURES) $(if $(ROW),,docs/reliability.md); exit $$ended
 
-cluster: $(READY) ## fail a Patroni cluster over under load, in a quarter of an hour (installs Debian's patroni and etcd-server)
-	@mkdir -p $(dir $(CLUSTER_FIGURES)) && : > $(CLUSTER_FIGURES)
-	@CHAOS_FIGURES=$(CLUSTER_FIGURES) $(BIN)/pytest -q --timeout 900 $(if $(ROW),-k "$(ROW)") tests/cluster; ended=$$?; \
-	$(BIN)/python -m tests.chaos.figures $(CLUSTER_FIGURES) $(if $(ROW),,docs/reliability.md "make cluster"); exit $$ended
+cluster: $(READY) ## break clusters of RabbitMQ (as root) and PostgreSQL under load, in an hour; ROW=word selects (installs Debian's haproxy, patroni, etcd-server)
+	@if [ -z "$(ROW)" ]; then $(MAKE) cluster ROW=RabbitMQ; ended=$$?; $(MAKE) cluster ROW=PostgreSQL && exit $$ended; exit 1; fi; \
+	mkdir -p $(dir $(CLUSTER_FIGURES)) && : > $(CLUSTER_FIGURES); \
+	CHAOS_FIGURES=$(CLUSTER_FIGURES) $(BIN)/pytest -q --timeout 900 -k "$(ROW)" tests/cluster; ended=$$?; \
+	$(BIN)/python -m tests.chaos.figures $(CLUSTER_FIGURES) $(if $(filter RabbitMQ PostgreSQL,$(ROW)),docs/reliability.md "make cluster ROW=$(ROW)"); exit $$ended
 
 mutants: $(READY) ## change the code in COUNT small ways drawn by SEED, and print the changes that no test notices; hours (needs bubblewrap)
 	$(BIN)/python -m tests.mutation --seed $(or $(SEED),1) --count $(or $(COUNT),200)

@@ -37,7 +37,10 @@ VARIABLE: Final = "CHAOS_FIGURES"
 MAX_REASON_LENGTH = 500
 MARKERS: Final = {
     "make chaos": ("<!-- figures -->", "<!-- end of figures -->"),
-    "make cluster": ("<!-- cluster figures -->", "<!-- end of cluster figures -->"),
+    **{
+        f"make cluster ROW={service}": (f"<!-- {service} figures -->", f"<!-- end of {service} figures -->")
+        for service in ("RabbitMQ", "PostgreSQL")
+    },
 }
 """The markers around the table of each command."""
 COLUMNS = (

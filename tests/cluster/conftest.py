@@ -1,7 +1,7 @@
-"""Fixtures of the campaign: one PostgreSQL cluster for all tests, and a harness on a database of its own for each.
+"""Fixtures of failovers of PostgreSQL: one cluster for all tests, and a harness on a database of its own for each.
 
-RabbitMQ is the single node of the test run. To break a RabbitMQ cluster in the same campaign, override ``amqp_url``
-here, and add its faults to a module beside ``test_failovers.py``.
+There RabbitMQ is the single node of the test run. ``test_broker_failovers.py`` breaks a cluster of RabbitMQ, and there
+PostgreSQL is the single server.
 """
 
 from __future__ import annotations

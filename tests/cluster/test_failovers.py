@@ -56,10 +56,10 @@ Fault: TypeAlias = Callable[[PatroniCluster, PatroniMember], Awaitable[PatroniMe
 """A function that makes another member the leader, and returns it."""
 
 FAULTS: dict[str, tuple[Fault, int]] = {
-    "primary killed with its Patroni, then back": (_kill, 2),
-    "primary frozen (SIGSTOP) until another leads, then back": (_freeze, 2),
-    "primary's PostgreSQL killed alone": (_kill_postgres, 1),
-    "planned switchover": (_switch_over, 1),
+    "PostgreSQL primary killed with its Patroni, then back": (_kill, 2),
+    "PostgreSQL primary frozen (SIGSTOP) until another leads, then back": (_freeze, 2),
+    "PostgreSQL primary's PostgreSQL killed alone": (_kill_postgres, 1),
+    "PostgreSQL planned switchover": (_switch_over, 1),
 }
 """By row: what is done, and how often."""
 
@@ -100,7 +100,7 @@ async def test_nothing_is_lost_in_a_failover(
     await harness.stop_worker(worker)
     assert await harness.ledger.violations() == []
     note = "worker behind PgBouncer" if settings else ""
-    await figures.record_run(harness, f"PostgreSQL {row}{note and ', '}{note}", faults=times, seconds=seconds)
+    await figures.record_run(harness, f"{row}{note and ', '}{note}", faults=times, seconds=seconds)
 
 
 async def _until_progress(harness: ChaosHarness) -> None:

@@ -63,18 +63,18 @@ async def until(read: Callable[[], Awaitable[T]], holds: Callable[[T], bool], wi
 
 
 class WorkerProcess:
-    """A ``taskherd worker`` process, with its log in a file."""
+    """A ``taskherd worker`` process, or another one of taskherd, with its log in a file."""
 
     def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
         self._process = process
         self.log = log
 
     @classmethod
-    async def start(cls, environment: dict[str, str], log: Path) -> WorkerProcess:
+    async def start(cls, environment: dict[str, str], log: Path, program: str = "worker") -> WorkerProcess:
         """Start the process; it is not ready yet."""
         with log.open("wb") as output:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "taskherd", "worker", env=environment, stdout=output, stderr=output
+                sys.executable, "-m", "taskherd", program, env=environment, stdout=output, stderr=output
             )
         return cls(process, log)
 
@@ -162,8 +162,8 @@ class ChaosHarness:
 
     redelivered_before: int = 0
 
-    async def start(self, **settings: str) -> WorkerProcess:
-        """Start a worker. ``settings`` are environment variables, in lower case and without the prefix."""
+    async def start(self, program: str = "worker", **settings: str) -> WorkerProcess:
+        """Start a worker or an API. ``settings`` are environment variables, in lower case and without the prefix."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("TASKHERD_")}
         services = {
             "TASKHERD_DATABASE_URL": self.ledger.database_url,
@@ -171,8 +171,8 @@ class ChaosHarness:
             "TASKHERD_AMQP_PREFIX": self.names.prefix,
         }
         variables = {f"TASKHERD_{name.upper()}": value for name, value in settings.items()}
-        log = self.folder / f"worker-{len(self.workers)}.log"
-        worker = await WorkerProcess.start({**inherited, **SETTINGS, **services, **variables}, log)
+        log = self.folder / f"{program}-{len(self.workers)}.log"
+        worker = await WorkerProcess.start({**inherited, **SETTINGS, **services, **variables}, log, program)
         self.workers.append(worker)
         return worker
 
@@ -295,14 +295,19 @@ class ChaosHarness:
 
 
 @asynccontextmanager
-async def chaos_harness(database_url: str, amqp_url: str, prefix: str, folder: Path) -> AsyncIterator[ChaosHarness]:
-    """Create a harness on a migrated database and an AMQP prefix of the test; kill its workers at the end."""
+async def chaos_harness(
+    database_url: str, amqp_url: str, prefix: str, folder: Path, *, ledger_url: str = ""
+) -> AsyncIterator[ChaosHarness]:
+    """Create a harness on a migrated database and an AMQP prefix of the test; kill its workers at the end.
+
+    The ledger needs a URL of its own, ``ledger_url``, if ``amqp_url`` has several hosts.
+    """
     await _fill_directory(database_url)
     names = TopologyNames(prefix)
     connection = SupervisedConnection(amqp_url, "chaos sends")
     connection.start()
     await topology.declare(await connection.channel(), names)
-    ledger = Ledger(database_url, amqp_url, names)
+    ledger = Ledger(database_url, ledger_url or amqp_url, names)
     await ledger.open()
     harness = ChaosHarness(names, ledger, folder, Publisher(connection))
     try:

@@ -189,7 +189,7 @@ class RabbitNode:
         Raises:
             Unavailable: if it fails or takes longer than ``within`` seconds.
         """
-        command = [str(self.binaries.folder / "rabbitmqctl"), "--quiet", "--node", self._identity.name, *arguments]
+        command = [*self._ctl_command(), *arguments]
         try:
             process = subprocess.run(
                 command, env=self._env(), cwd=self.home, capture_output=True, text=True, timeout=within, check=True
@@ -199,6 +199,9 @@ class RabbitNode:
         except subprocess.TimeoutExpired as error:
             raise Unavailable(f"rabbitmqctl {arguments[0]} took longer than {within:.0f} s") from error
         return process.stdout
+
+    def _ctl_command(self) -> list[str]:
+        return [str(self.binaries.folder / "rabbitmqctl"), "--quiet", "--node", self._identity.name]
 
     def flush_definitions(self) -> None:
         """Write the definitions of queues and exchanges to disk.
